@@ -1,0 +1,35 @@
+# Each target is a few lines; what needs more lives in scripts/. `make` alone lists them.
+PORT ?= 8080
+
+.PHONY: help demo test check soak drill bench
+help:
+	@echo 'make demo    install redis-server if there is none, build, serve on 127.0.0.1:$(PORT) (PORT=… for another)'
+	@echo 'make test    install what the tests need, then format, lints, doctests and every test'
+	@echo 'make check   dependencies (cargo-deny), fuzz targets, loom: what needs more tools or more time'
+	@echo 'make soak    the long runs: the same tests over and over, then the 45 s outage'
+	@echo 'make drill   every built-in drill, reports under target/drills/'
+	@echo 'make bench   timings; never part of the tests'
+
+# `exec` and cargo, which replaces itself by the program it runs, leave nothing between Ctrl-C and the service.
+demo:
+	@scripts/install redis
+	@exec cargo run --locked --package steadfast-cli -- demo --listen 127.0.0.1:$(PORT)
+
+test:
+	@scripts/install redis mariadb postgres
+	@scripts/test
+
+check:
+	@scripts/check
+
+soak:
+	@scripts/install redis mariadb postgres
+	@scripts/soak
+
+drill:
+	@scripts/install redis
+	@scripts/drill
+
+bench:
+	@scripts/install redis
+	@scripts/bench
