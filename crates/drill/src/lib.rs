@@ -1,1 +1,3 @@
-//! placeholder
+//! Breaks Redis on purpose and judges what the users of an application would have felt.
+
+pub mod subject;

@@ -1,0 +1,203 @@
+//! The lab breaks things for whoever can answer these few questions, and knows nothing else of what it drives. So a drill
+//! can be run on a resilient cache, on a plain client beside it, or on a stand-in in a test, and each is judged alike.
+//!
+//! A subject is an application in small: numbered rows in SQL, each holding a version that only grows, read through
+//! whatever cache the subject has. The lab remembers which version was committed when, so it needs to believe nobody:
+//! an answer that is older than it may be, and does not say so, is wrong.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+/// What the lab drives. Every method may be called from many tasks at once, at any time between `start` and `shutdown`.
+pub trait Subject: Send + Sync {
+    /// Makes the rows `0..keys` exist with version 0, and fills the caches with them as far as that can be done.
+    /// Called once, before any load and with nothing broken. The lab allows it 30 s.
+    fn warm(&self, keys: u64) -> BoxFuture<'_, Result<(), SetUpError>>;
+
+    /// Reads one row as a user would. It ends within the subject's own deadline; the lab measures, and does not hurry it.
+    fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>>;
+
+    /// Raises the row's version to `version`, and returns once that is committed and invalidated as well as the subject can.
+    ///
+    /// A version never goes down, whatever the order in which writes arrive: `SET version = :v WHERE id = :k AND version < :v`.
+    /// A failure means that the write may or may not have happened.
+    fn write(&self, key: u64, version: u64) -> BoxFuture<'_, Result<(), Failure>>;
+
+    /// Slows or breaks the subject's own database from now on, or heals it. It acts on every query and statement that
+    /// `read` and `write` cause (an embedded database has no wire that could be cut). Must take effect at once.
+    fn database_fault(&self, fault: DatabaseFault);
+
+    /// Counts since the start, and the states now. Cheap: asked ten times a second.
+    fn facts(&self) -> Facts;
+
+    /// Ends every task and connection of the subject. The lab allows it 5 s, then drops it.
+    fn shutdown(&self) -> BoxFuture<'_, ()>;
+}
+
+/// Makes subjects: one that is resilient and, for comparison, one that is not.
+pub trait SubjectFactory: Send + Sync {
+    /// Starts a subject of that role with a new, empty database of its own.
+    fn start(
+        &self,
+        role: Role,
+        endpoint: Endpoint,
+    ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>>;
+}
+
+/// Which of the two subjects of a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Role {
+    /// The one that is judged.
+    Resilient,
+    /// The control: the same application as it is written without thought of outages.
+    Plain,
+}
+
+/// Where a subject finds its Redis. It belongs to this subject alone, and the lab is about to break it.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endpoint {
+    /// `redis://[user:password@]host:port/0`; the password is the one valid at the start.
+    pub redis_url: String,
+    /// If set, the current password stands in this file and may change while the drill runs, as a token would. A subject that can
+    /// follow it should; others use the password of the URL.
+    pub password_file: Option<PathBuf>,
+}
+
+impl Endpoint {
+    /// An endpoint whose password, if any, stands in the URL for good.
+    pub fn new(redis_url: impl Into<String>) -> Self {
+        Self {
+            redis_url: redis_url.into(),
+            password_file: None,
+        }
+    }
+
+    /// The same, with a file in which the current password is kept.
+    #[must_use]
+    pub fn with_password_file(mut self, file: PathBuf) -> Self {
+        self.password_file = Some(file);
+        self
+    }
+}
+
+/// The URL may hold a password, so it is not shown.
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint")
+            .field("password_file", &self.password_file)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A read that was answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Answer {
+    /// Who answered.
+    pub source: Source,
+    /// The version of the row in the answer.
+    pub version: u64,
+    /// How long ago the answer was read from the database, by the subject's own account.
+    pub age: Duration,
+    /// Whether the subject said that the answer may be out of date.
+    pub stale: bool,
+}
+
+/// Who answered a read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Source {
+    /// The memory of the process.
+    Memory,
+    /// Redis.
+    Redis,
+    /// SQL.
+    Database,
+}
+
+/// A call that failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// Why, as one of a handful of labels: `timeout`, `redis`, `database`, `overloaded`, `unavailable`…
+    pub kind: &'static str,
+}
+
+/// A subject could not be started or warmed.
+#[derive(Debug, thiserror::Error)]
+#[error("the subject could not be set up: {0}")]
+pub struct SetUpError(pub String);
+
+/// What is wrong with a subject's database.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DatabaseFault {
+    /// Nothing.
+    Healthy,
+    /// Each query takes this much longer.
+    Slow(Duration),
+    /// Each query fails at once.
+    Down,
+}
+
+/// What a subject knows of itself. Counts only grow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// The connection to Redis now.
+    pub connection: Connection,
+    /// The circuit breaker now; one that has none is always closed.
+    pub breaker: Breaker,
+    /// Attempts to connect to Redis.
+    pub attempts: u64,
+    /// Connections made after the first.
+    pub reconnects: u64,
+    /// Times a supervisor was found stuck and reset.
+    pub stuck_resets: u64,
+    /// Calls to Redis that were answered.
+    pub redis_ok: u64,
+    /// Calls to Redis that failed, or were refused without being sent.
+    pub redis_failed: u64,
+    /// Queries and statements sent to the database.
+    pub sql_queries: u64,
+}
+
+impl Default for Facts {
+    fn default() -> Self {
+        Self {
+            connection: Connection::Connecting,
+            breaker: Breaker::Closed,
+            attempts: 0,
+            reconnects: 0,
+            stuck_resets: 0,
+            redis_ok: 0,
+            redis_failed: 0,
+            sql_queries: 0,
+        }
+    }
+}
+
+/// The state of a subject's connection to Redis.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Connection {
+    /// Not there yet, or being made anew.
+    Connecting,
+    /// In service.
+    Ready,
+    /// Believed not to answer.
+    Down,
+}
+
+/// The state of a subject's circuit breaker.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Breaker {
+    /// Calls pass.
+    Closed,
+    /// Calls are refused.
+    Open,
+    /// A few calls pass, on trial.
+    HalfOpen,
+}
