@@ -1,0 +1,193 @@
+//! A server process that cannot outlive the process that started it.
+//!
+//! Drop covers success, failure and panic. It does not cover SIGKILL, so somebody else must watch. The kernel's
+//! parent-death signal would, but it is tied to the *thread* that spawned the child, and the threads of a tokio
+//! runtime come and go; setting it also takes unsafe code between fork and exec. So a pipe is watched instead:
+//! this process holds the only write end, in [`Child`], and the kernel closes it when this process ends, in whatever way.
+//!
+//! The child begins as a shell, which forks the watcher and then becomes the server by `exec`. So the server is
+//! this process's own child, with a pid known at once, and there is no moment in which it runs unwatched. Both are
+//! in a process group of their own: Ctrl-C in a terminal does not reach them behind this process's back, and
+//! since the watcher belongs to the group whose number is the server's pid, the kernel gives that number to nobody
+//! else while the watcher lives. Its kill cannot hit a stranger.
+//!
+//! No other child inherits the write end: the standard library opens it with O_CLOEXEC.
+
+use super::ProcessError;
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// `$1` is the folder to remove when the parent died (or empty), `$2` the signal that ends the server, the rest the server.
+const SCRIPT: &str = r#"
+folder=$1 signal=$2; shift 2
+exec 3<&0 </dev/null
+(
+  read -r _ <&3
+  kill -CONT $$; kill -s "$signal" $$
+  turns=0
+  while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 20 ]; do sleep 0.1; turns=$((turns + 1)); done
+  kill -KILL $$
+  [ -z "$folder" ] || rm -rf -- "$folder"
+  kill -KILL 0
+) >/dev/null 2>&1 &
+exec 3<&- "$@"
+"#;
+
+/// How a server is made to go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Death {
+    /// SIGKILL: nothing of the server's own happens any more, as in a crash.
+    Killed,
+    /// SIGTERM: as an operator stops it.
+    Asked,
+    /// SIGQUIT: at once, but giving back what the kernel would keep (PostgreSQL's shared memory).
+    Quit,
+}
+
+impl Death {
+    fn signal(self) -> (Signal, &'static str) {
+        match self {
+            Self::Killed => (Signal::KILL, "KILL"),
+            Self::Asked => (Signal::TERM, "TERM"),
+            Self::Quit => (Signal::QUIT, "QUIT"),
+        }
+    }
+}
+
+/// A running server and the watcher beside it. Dropped, both end.
+#[derive(Debug)]
+pub struct Child {
+    /// Its stdin is the write end of the pipe.
+    process: std::process::Child,
+    pid: Pid,
+    drop_by: Death,
+}
+
+impl Child {
+    /// Starts `program`, its output going to `log`, in `folder`. When this process dies, `drop_by` is what befalls
+    /// the server, and `remove` (a temporary folder) is removed after it.
+    ///
+    /// # Errors
+    /// [`ProcessError::Folder`] when `log` cannot be written, [`ProcessError::Spawn`] when the system refuses to fork.
+    pub fn spawn(
+        program: &Path,
+        args: &[OsString],
+        folder: &Path,
+        remove: Option<&Path>,
+        drop_by: Death,
+    ) -> Result<Self, ProcessError> {
+        let path = folder.join(super::LOG);
+        let log = File::options().create(true).append(true).open(&path);
+        let log = log.and_then(|log| Ok((log.try_clone()?, log)));
+        let (out, err) = log.map_err(|cause| ProcessError::Folder { path, cause })?;
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(SCRIPT).arg("sh");
+        command
+            .arg(remove.map_or(OsStr::new(""), Path::as_os_str))
+            .arg(drop_by.signal().1);
+        command
+            .arg(program)
+            .args(args)
+            .current_dir(folder)
+            .process_group(0);
+        command.stdin(Stdio::piped()).stdout(out).stderr(err);
+        let failed = |cause| ProcessError::Spawn {
+            program: program.display().to_string(),
+            cause,
+        };
+        let process = command.spawn().map_err(failed)?;
+        let pid = Pid::from_child(&process);
+        Ok(Self {
+            process,
+            pid,
+            drop_by,
+        })
+    }
+
+    /// The server's pid.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.process.id()
+    }
+
+    /// Whether the server has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        // What was waited for is remembered, and the watcher keeps the pid from being used again.
+        !matches!(self.process.try_wait(), Ok(None))
+    }
+
+    /// SIGSTOP: the server keeps its sockets, and the kernel goes on accepting for it, but it does nothing.
+    ///
+    /// # Errors
+    /// When the server is no more.
+    pub fn freeze(&self) -> io::Result<()> {
+        Ok(kill_process(self.pid, Signal::STOP)?)
+    }
+
+    /// SIGCONT: it goes on from where it stopped.
+    ///
+    /// # Errors
+    /// When the server is no more.
+    pub fn resume(&self) -> io::Result<()> {
+        Ok(kill_process(self.pid, Signal::CONT)?)
+    }
+
+    /// Ends the server and waits until it is gone. One that does not go when asked is killed after `patience`.
+    pub async fn end(mut self, death: Death, patience: Duration) {
+        let until = tokio::time::Instant::now() + patience;
+        if death != Death::Killed {
+            let _ = self.signal(death);
+            while !self.has_ended() && tokio::time::Instant::now() < until {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        }
+        self.kill_group();
+        while !self.has_ended() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    fn signal(&self, death: Death) -> io::Result<()> {
+        if death != Death::Killed {
+            kill_process(self.pid, Signal::CONT)?;
+        }
+        Ok(kill_process(self.pid, death.signal().0)?)
+    }
+
+    /// The server if it still runs, what it forked, and the watcher.
+    fn kill_group(&self) {
+        let _ = kill_process_group(self.pid, Signal::KILL);
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if self.drop_by != Death::Killed && !self.has_ended() && self.signal(self.drop_by).is_ok() {
+            for _ in 0..DROP_TURNS {
+                if self.has_ended() {
+                    break;
+                }
+                pause();
+            }
+        }
+        self.kill_group();
+        let _ = self.process.wait();
+    }
+}
+
+/// How often [`pause`] is repeated before a dropped server that does not go is killed: two seconds.
+const DROP_TURNS: usize = 400;
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "drop cannot await; the wait is for a process that was told to go"
+)]
+fn pause() {
+    std::thread::sleep(Duration::from_millis(5));
+}

@@ -1,0 +1,193 @@
+//! Real servers, started for a test or a drill and ended with it.
+//!
+//! A fault is only worth what it breaks, so what is broken here is the real thing: `redis-server`, `mariadbd`
+//! and `postgres` on free ports of 127.0.0.1, in folders of their own. Three rules hold for each of them:
+//!
+//! * It dies with the process that started it, however that ends, SIGKILL included (see [`Child`]).
+//! * Its port stays its own while it is down, so that it can be started again on it (see [`Port`]).
+//! * What goes wrong at the start is one line that names the cause, not the log of a server.
+
+mod child;
+mod port;
+mod program;
+mod redis;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+pub use child::{Child, Death};
+pub use port::Port;
+pub use program::find;
+pub use redis::{Redis, RedisBuilder, Tls};
+
+/// Why a server could not be started, signalled or asked. Each is one line that names the cause.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProcessError {
+    /// None of the programs was found.
+    #[error("no {} on the PATH; install the package {package}", names.join(" or "))]
+    NotInstalled {
+        /// The programs that would have served.
+        names: Vec<&'static str>,
+        /// The Debian package that brings one of them.
+        package: &'static str,
+    },
+    /// Another process listens on the port that was asked for.
+    #[error("port {port} of 127.0.0.1 is taken; choose another, or none to have a free one found")]
+    PortTaken {
+        /// The port asked for.
+        port: u16,
+    },
+    /// The server's folder cannot be made or written.
+    #[error("cannot write to the folder {}: {cause}", path.display())]
+    Folder {
+        /// The folder, or the file in it.
+        path: PathBuf,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// There is no room left for the server's files.
+    #[error("no room left for the files of {program} in {}: {line}", path.display())]
+    DiskFull {
+        /// The program.
+        program: String,
+        /// Its folder.
+        path: PathBuf,
+        /// The line of its log that says so.
+        line: String,
+    },
+    /// The system did not start the program.
+    #[error("cannot start {program}: {cause}")]
+    Spawn {
+        /// The program.
+        program: String,
+        /// What the system said.
+        cause: io::Error,
+    },
+    /// The program started and ended again before it answered.
+    #[error("{program} ended as it started: {line}")]
+    Ended {
+        /// The program.
+        program: String,
+        /// What its log says last of why.
+        line: String,
+    },
+    /// The program runs, but does not answer.
+    #[error("{program} did not answer within {waited:?}: {line}")]
+    Silent {
+        /// The program.
+        program: String,
+        /// How long it was waited for.
+        waited: Duration,
+        /// What its log says last.
+        line: String,
+    },
+    /// Something was asked of a server that is not running.
+    #[error("{program} is not running")]
+    Down {
+        /// The program.
+        program: String,
+    },
+    /// The server refused a command, or the connection to it failed.
+    #[error("{program} did not do as told: {cause}")]
+    Command {
+        /// The program.
+        program: String,
+        /// What it answered, or what became of the connection.
+        cause: String,
+    },
+    /// A restart from a snapshot was asked for, and none was saved.
+    #[error("no snapshot of {program} was saved; call save_snapshot first")]
+    NoSnapshot {
+        /// The program.
+        program: String,
+    },
+}
+
+impl ProcessError {
+    /// Explains why a program ended or kept silent by the last lines of its log.
+    fn from_log(program: &str, folder: &Path, waited: Option<Duration>) -> Self {
+        let log = std::fs::read(folder.join(LOG)).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let line = telling_line(&log);
+        let program = program.to_owned();
+        if log.contains("No space left on device") {
+            return Self::DiskFull {
+                program,
+                path: folder.to_owned(),
+                line,
+            };
+        }
+        match waited {
+            Some(waited) => Self::Silent {
+                program,
+                waited,
+                line,
+            },
+            None => Self::Ended { program, line },
+        }
+    }
+}
+
+/// The file in a server's folder to which its output goes.
+const LOG: &str = "server.log";
+
+/// How long a server may take to answer after its start. Generous: a loaded machine is no failure.
+const START_LIMIT: Duration = Duration::from_secs(30);
+
+/// The line of a log that tells most of a failure: the last that speaks of one, else the last.
+fn telling_line(log: &str) -> String {
+    const TELLING: [&str; 9] = [
+        "fatal",
+        "error",
+        "can't",
+        "cannot",
+        "could not",
+        "failed",
+        "bad directive",
+        "denied",
+        "No space left",
+    ];
+    let lines = || {
+        log.lines()
+            .rev()
+            .map(str::trim)
+            .filter(|line| !line.is_empty())
+    };
+    let tells = |line: &&str| {
+        let line = line.to_lowercase();
+        TELLING
+            .iter()
+            .any(|word| line.contains(&word.to_lowercase()))
+    };
+    lines()
+        .find(tells)
+        .or_else(|| lines().next())
+        .unwrap_or("its log is empty")
+        .to_owned()
+}
+
+/// Makes a folder under the system's folder for temporary files.
+fn temporary_folder(prefix: &str) -> Result<tempfile::TempDir, ProcessError> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .tempdir()
+        .map_err(|cause| ProcessError::Folder {
+            path: std::env::temp_dir(),
+            cause,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_that_names_the_failure_is_told() {
+        let log = "1:C starting\n1:M # Failed listening on port 7 (TCP), aborting.\n1:M bye\n";
+        assert!(telling_line(log).contains("port 7"));
+        assert_eq!(telling_line("a\nb\n\n"), "b");
+        assert_eq!(telling_line(""), "its log is empty");
+    }
+}

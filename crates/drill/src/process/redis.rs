@@ -1,0 +1,591 @@
+//! A private `redis-server` or `valkey-server`, to be killed, frozen, restarted and brought back with old data.
+//!
+//! It is asked and told things over a socket in its own folder, as a user of its own: that works with TLS on, with
+//! passwords changed and users deleted, and its connections are not among those that a proxy in front of the
+//! port sees. (They do count towards `maxclients`, while they last.)
+
+use super::child::{Child, Death};
+use super::{Port, ProcessError, START_LIMIT, find, temporary_folder};
+use std::ffi::OsString;
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep, timeout};
+
+/// A running (or killed, or frozen) server. Dropped, it is killed and its folder removed.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), steadfast_drill::process::ProcessError> {
+/// use steadfast_drill::process::Redis;
+///
+/// let redis = Redis::builder().config("maxclients", "10").start().await?;
+/// redis.command(&["SET", "k", "v"]).await?;
+/// redis.kill().await;
+/// redis.restart().await?; // on the same port, and empty
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Redis {
+    settings: RedisBuilder,
+    program: PathBuf,
+    port: Port,
+    folder: TempDir,
+    running: Mutex<Option<Child>>,
+}
+
+/// What a [`Redis`] is started with. By default: a free port, no persistence, no password, no TLS, a primary.
+#[derive(Debug, Clone, Default)]
+pub struct RedisBuilder {
+    program: Option<PathBuf>,
+    port: Option<u16>,
+    save: bool,
+    password: Option<String>,
+    users: Vec<String>,
+    tls: Option<Tls>,
+    primary: Option<Primary>,
+    config: Vec<(String, String)>,
+}
+
+/// The files by which a server speaks TLS, as paths that its user can read. PEM.
+#[derive(Debug, Clone)]
+pub struct Tls {
+    /// The server's certificate, with the chain if there is one.
+    pub cert: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// The authority by which certificates of clients (and of a primary) are judged.
+    pub ca: PathBuf,
+    /// Whether clients must show a certificate. Plain server authentication: `false`.
+    pub client_certificates: bool,
+}
+
+#[derive(Debug, Clone)]
+struct Primary {
+    addr: SocketAddr,
+    password: String,
+    tls: bool,
+}
+
+impl RedisBuilder {
+    /// A given program instead of the `redis-server` or `valkey-server` on the PATH.
+    #[must_use]
+    pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
+        self.program = Some(program.into());
+        self
+    }
+
+    /// This port of 127.0.0.1. Default: one that is free.
+    #[must_use]
+    pub fn port(mut self, port: u16) -> Self {
+        self.port = Some(port);
+        self
+    }
+
+    /// Whether data outlives a crash (an append-only file). Default: `false`, a restarted server is empty.
+    #[must_use]
+    pub fn save(mut self, save: bool) -> Self {
+        self.save = save;
+        self
+    }
+
+    /// `requirepass`: the password of the default user. Default: none.
+    #[must_use]
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
+        self
+    }
+
+    /// A user, as `ACL SETUSER` takes it: `"ada on >secret ~* +@read"`. May be repeated.
+    #[must_use]
+    pub fn acl(mut self, user: impl Into<String>) -> Self {
+        self.users.push(user.into());
+        self
+    }
+
+    /// TLS on its port, and no plain TCP. Default: plain TCP.
+    #[must_use]
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// A replica of `primary`, which must have been started by this module. Default: a primary.
+    #[must_use]
+    pub fn replica_of(mut self, primary: &Redis) -> Self {
+        self.primary = Some(Primary {
+            addr: primary.addr(),
+            password: primary.secret(),
+            tls: primary.settings.tls.is_some(),
+        });
+        self
+    }
+
+    /// Any other line of `redis.conf`. May be repeated; comes last, and so wins.
+    #[must_use]
+    pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.push((key.into(), value.into()));
+        self
+    }
+
+    /// Starts the server and waits until it answers PING.
+    ///
+    /// # Errors
+    /// [`ProcessError::NotInstalled`], [`ProcessError::PortTaken`], [`ProcessError::Folder`], [`ProcessError::DiskFull`],
+    /// [`ProcessError::Ended`] with the line of its log that tells why, [`ProcessError::Silent`] after 30 s.
+    pub async fn start(self) -> Result<Redis, ProcessError> {
+        let program = match &self.program {
+            Some(program) => program.clone(),
+            None => find(&["redis-server", "valkey-server"], &[], "redis-server")?,
+        };
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match self.clone().attempt(program.clone()).await {
+                // Somebody asked for the free port by its number before the server had bound it: take another.
+                Err(ProcessError::PortTaken { .. }) if self.port.is_none() && attempts < 5 => {}
+                outcome => return outcome,
+            }
+        }
+    }
+
+    async fn attempt(self, program: PathBuf) -> Result<Redis, ProcessError> {
+        let port = match self.port {
+            Some(number) => Port::numbered(number)?,
+            None => Port::free().map_err(|cause| ProcessError::Spawn {
+                program: NAME.to_owned(),
+                cause,
+            })?,
+        };
+        let folder = temporary_folder("steadfast-redis-")?;
+        let redis = Redis {
+            settings: self,
+            program,
+            port,
+            folder,
+            running: Mutex::new(None),
+        };
+        redis.relaunch()?;
+        redis.answers().await?;
+        Ok(redis)
+    }
+}
+
+impl Redis {
+    /// A server with settings of its own.
+    #[must_use]
+    pub fn builder() -> RedisBuilder {
+        RedisBuilder::default()
+    }
+
+    /// A server without persistence, password or TLS, on a free port.
+    ///
+    /// # Errors
+    /// See [`RedisBuilder::start`].
+    pub async fn start() -> Result<Self, ProcessError> {
+        Self::builder().start().await
+    }
+
+    /// What a client connects to: `redis://127.0.0.1:port`, `rediss://` with TLS, with the password if there is one.
+    #[must_use]
+    pub fn url(&self) -> String {
+        let scheme = if self.settings.tls.is_some() {
+            "rediss"
+        } else {
+            "redis"
+        };
+        match &self.settings.password {
+            Some(password) => format!("{scheme}://:{}@{}", percent_encoded(password), self.addr()),
+            None => format!("{scheme}://{}", self.addr()),
+        }
+    }
+
+    /// Its port; the same after every restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// Its address and port.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.port.addr()
+    }
+
+    /// Its pid, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.running().as_ref().map(Child::pid)
+    }
+
+    /// Its folder, which is removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// SIGKILL, and waits until it is gone. Its port refuses connections from then on. Nothing happens if it is down.
+    pub async fn kill(&self) {
+        self.end(Death::Killed).await;
+    }
+
+    /// SIGTERM, as an operator stops it: a server with persistence writes first.
+    pub async fn stop(&self) {
+        self.end(Death::Asked).await;
+    }
+
+    /// SIGSTOP: connections are still accepted, by the kernel, and nothing is answered.
+    ///
+    /// # Errors
+    /// [`ProcessError::Down`] when it does not run.
+    pub fn freeze(&self) -> Result<(), ProcessError> {
+        self.running()
+            .as_ref()
+            .and_then(|child| child.freeze().ok())
+            .ok_or_else(down)
+    }
+
+    /// SIGCONT: it goes on, beginning with what was sent to it meanwhile.
+    ///
+    /// # Errors
+    /// [`ProcessError::Down`] when it does not run.
+    pub fn resume(&self) -> Result<(), ProcessError> {
+        self.running()
+            .as_ref()
+            .and_then(|child| child.resume().ok())
+            .ok_or_else(down)
+    }
+
+    /// Kills it if it runs, and starts it again on the same port; waits until it answers.
+    /// Without persistence it comes back empty, and with its first settings whatever `CONFIG SET` changed.
+    ///
+    /// # Errors
+    /// See [`RedisBuilder::start`].
+    pub async fn restart(&self) -> Result<(), ProcessError> {
+        self.kill().await;
+        self.relaunch()?;
+        self.answers().await
+    }
+
+    /// Starts a killed server and does not wait until it answers: it may be refusing or LOADING for a while.
+    /// Does nothing to one that runs.
+    ///
+    /// # Errors
+    /// Those of [`RedisBuilder::start`] that come before the server runs.
+    pub fn relaunch(&self) -> Result<(), ProcessError> {
+        if !self.settings.save {
+            let _ = std::fs::remove_file(self.folder().join(DUMP));
+        }
+        self.launch(self.settings.save)
+    }
+
+    /// Keeps its present data for [`Redis::restart_from_snapshot`].
+    ///
+    /// # Errors
+    /// When it is down or cannot write.
+    pub async fn save_snapshot(&self) -> Result<(), ProcessError> {
+        self.command(&["SAVE"]).await?;
+        let (dump, kept) = (self.folder().join(DUMP), self.folder().join(SNAPSHOT));
+        std::fs::copy(dump, &kept)
+            .map(drop)
+            .map_err(|cause| ProcessError::Folder { path: kept, cause })
+    }
+
+    /// Kills it and starts it with the data of the snapshot, whatever came after that: a backup put back, or a disk that lied.
+    ///
+    /// # Errors
+    /// [`ProcessError::NoSnapshot`], and see [`RedisBuilder::start`].
+    pub async fn restart_from_snapshot(&self) -> Result<(), ProcessError> {
+        let (dump, kept) = (self.folder().join(DUMP), self.folder().join(SNAPSHOT));
+        if !kept.exists() {
+            return Err(ProcessError::NoSnapshot {
+                program: NAME.to_owned(),
+            });
+        }
+        self.kill().await;
+        let _ = std::fs::remove_dir_all(self.folder().join("appendonlydir"));
+        std::fs::copy(&kept, &dump).map_err(|cause| ProcessError::Folder { path: dump, cause })?;
+        self.launch(false)?;
+        self.answers().await?;
+        if self.settings.save {
+            // A server that starts with an append-only file does not look at the dump; so it begins one only now.
+            self.command(&["CONFIG", "SET", "appendonly", "yes"])
+                .await?;
+            let until = Instant::now() + START_LIMIT;
+            while !self
+                .info("persistence")
+                .await?
+                .contains("aof_rewrite_in_progress:0")
+                && Instant::now() < until
+            {
+                sleep(Duration::from_millis(5)).await;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a replica a primary (REPLICAOF NO ONE), with what it has received so far.
+    ///
+    /// # Errors
+    /// When it is down.
+    pub async fn promote(&self) -> Result<(), ProcessError> {
+        self.command(&["REPLICAOF", "NO", "ONE"]).await.map(drop)
+    }
+
+    /// Waits until this replica has all that `primary` has been told so far.
+    ///
+    /// # Errors
+    /// [`ProcessError::Silent`] when it has not after 30 s.
+    pub async fn in_sync_with(&self, primary: &Redis) -> Result<(), ProcessError> {
+        let offset = primary.replication_offset("master_repl_offset").await?;
+        let until = Instant::now() + START_LIMIT;
+        while self.replication_offset("slave_repl_offset").await? < offset {
+            if Instant::now() > until {
+                return Err(ProcessError::from_log(
+                    NAME,
+                    self.folder(),
+                    Some(START_LIMIT),
+                ));
+            }
+            sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    }
+
+    /// A number of INFO replication; -1 while there is none, and for a replica whose link is down.
+    async fn replication_offset(&self, name: &str) -> Result<i64, ProcessError> {
+        let info = self.info("replication").await?;
+        if info.contains("master_link_status:down") {
+            return Ok(-1);
+        }
+        let number = info.lines().find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix(':')?
+                .trim()
+                .parse()
+                .ok()
+        });
+        Ok(number.unwrap_or(-1))
+    }
+
+    /// A section of INFO, as text.
+    ///
+    /// # Errors
+    /// As [`Redis::command`].
+    pub async fn info(&self, section: &str) -> Result<String, ProcessError> {
+        let value = self.command(&["INFO", section]).await?;
+        redis::from_redis_value(value).map_err(|error| refused(&error))
+    }
+
+    /// Runs a command as the drill's own user, over the socket in the folder. At most 10 s.
+    ///
+    /// # Errors
+    /// [`ProcessError::Command`] with what the server answered, or that it did not.
+    pub async fn command(&self, args: &[&str]) -> Result<redis::Value, ProcessError> {
+        let asked = async {
+            let mut connection = self.client()?.get_multiplexed_async_connection().await?;
+            command_of(args).query_async(&mut connection).await
+        };
+        let outcome = timeout(COMMAND_LIMIT, asked).await;
+        outcome
+            .map_err(|_| refused(&format!("no answer within {COMMAND_LIMIT:?}")))?
+            .map_err(|error| refused(&error))
+    }
+
+    /// As [`Redis::command`], for code that is not asynchronous.
+    ///
+    /// # Errors
+    /// As [`Redis::command`].
+    pub fn command_blocking(&self, args: &[&str]) -> Result<redis::Value, ProcessError> {
+        let asked = || {
+            let mut connection = self.client()?.get_connection()?;
+            connection.set_read_timeout(Some(COMMAND_LIMIT))?;
+            command_of(args).query(&mut connection)
+        };
+        asked().map_err(|error: redis::RedisError| refused(&error))
+    }
+
+    fn client(&self) -> redis::RedisResult<redis::Client> {
+        let socket = self.folder().join(SOCKET);
+        redis::Client::open(format!(
+            "unix://{}?user={USER}&pass={}",
+            socket.display(),
+            self.secret()
+        ))
+    }
+
+    /// The password of the drill's own user: the random part of the folder's name.
+    fn secret(&self) -> String {
+        let name = self.folder().file_name().unwrap_or_default();
+        name.to_string_lossy()
+            .rsplit('-')
+            .next()
+            .unwrap_or_default()
+            .to_owned()
+    }
+
+    fn running(&self) -> MutexGuard<'_, Option<Child>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn end(&self, death: Death) {
+        let child = self.running().take();
+        if let Some(child) = child {
+            child.end(death, START_LIMIT).await;
+        }
+    }
+
+    fn launch(&self, append: bool) -> Result<(), ProcessError> {
+        let mut running = self.running();
+        if running.as_mut().is_some_and(|child| !child.has_ended()) {
+            return Ok(());
+        }
+        *running = None;
+        let folder = self.folder();
+        let path = folder.join("redis.conf");
+        std::fs::write(&path, self.conf(append)).map_err(|cause| ProcessError::Folder {
+            path: path.clone(),
+            cause,
+        })?;
+        let _ = std::fs::remove_file(folder.join(SOCKET));
+        let _ = std::fs::remove_file(folder.join(super::LOG));
+        let args = [OsString::from(path)];
+        *running = Some(Child::spawn(
+            &self.program,
+            &args,
+            folder,
+            Some(folder),
+            Death::Killed,
+        )?);
+        Ok(())
+    }
+
+    /// Waits until it answers PING (that is, also until it has loaded its data).
+    async fn answers(&self) -> Result<(), ProcessError> {
+        let until = Instant::now() + START_LIMIT;
+        loop {
+            if self.folder().join(SOCKET).exists() && self.command(&["PING"]).await.is_ok() {
+                return Ok(());
+            }
+            if self.running().as_mut().is_none_or(Child::has_ended) {
+                return Err(self.ended());
+            }
+            if Instant::now() > until {
+                return Err(ProcessError::from_log(
+                    NAME,
+                    self.folder(),
+                    Some(START_LIMIT),
+                ));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    fn ended(&self) -> ProcessError {
+        match ProcessError::from_log(NAME, self.folder(), None) {
+            ProcessError::Ended { line, .. }
+                if line.contains("in use") || line.contains("listening on port") =>
+            {
+                ProcessError::PortTaken { port: self.port() }
+            }
+            other => other,
+        }
+    }
+
+    fn conf(&self, append: bool) -> String {
+        let (settings, port) = (&self.settings, self.port());
+        let mut conf = format!(
+            "bind 127.0.0.1\ndir {}\nunixsocket {SOCKET}\nunixsocketperm 700\ndbfilename {DUMP}\nsave \"\"\nappendonly {}\n\
+             repl-diskless-sync-delay 0\nuser {USER} on >{} ~* &* +@all\n",
+            quoted(&self.folder().display().to_string()),
+            if append { "yes" } else { "no" },
+            self.secret(),
+        );
+        let mut line = |key: &str, value: &str| {
+            let _ = writeln!(conf, "{key} {value}");
+        };
+        if let Some(tls) = &settings.tls {
+            line("port", "0");
+            line("tls-port", &port.to_string());
+            line(
+                "tls-auth-clients",
+                if tls.client_certificates { "yes" } else { "no" },
+            );
+            for (key, path) in [
+                ("tls-cert-file", &tls.cert),
+                ("tls-key-file", &tls.key),
+                ("tls-ca-cert-file", &tls.ca),
+            ] {
+                line(key, &quoted(&path.display().to_string()));
+            }
+        } else {
+            line("port", &port.to_string());
+        }
+        if let Some(primary) = &settings.primary {
+            line(
+                "replicaof",
+                &format!("{} {}", primary.addr.ip(), primary.addr.port()),
+            );
+            line("masteruser", USER);
+            line("masterauth", &primary.password);
+            line("tls-replication", if primary.tls { "yes" } else { "no" });
+        }
+        if let Some(password) = &settings.password {
+            line("requirepass", &quoted(password));
+        }
+        for user in &settings.users {
+            line("user", user);
+        }
+        for (key, value) in &settings.config {
+            line(key, if value.is_empty() { "\"\"" } else { value });
+        }
+        conf
+    }
+}
+
+const NAME: &str = "redis-server";
+const USER: &str = "steadfast-drill";
+const SOCKET: &str = "control.sock";
+const DUMP: &str = "dump.rdb";
+const SNAPSHOT: &str = "snapshot.rdb";
+const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+
+fn command_of(args: &[&str]) -> redis::Cmd {
+    let mut command = redis::Cmd::new();
+    for arg in args {
+        command.arg(arg);
+    }
+    command
+}
+
+fn down() -> ProcessError {
+    ProcessError::Down {
+        program: NAME.to_owned(),
+    }
+}
+
+fn refused(cause: &dyn std::fmt::Display) -> ProcessError {
+    ProcessError::Command {
+        program: NAME.to_owned(),
+        cause: cause.to_string(),
+    }
+}
+
+/// A value of `redis.conf` that may hold spaces.
+fn quoted(value: &str) -> String {
+    format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+fn percent_encoded(text: &str) -> String {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        if plain(byte) {
+            encoded.push(char::from(byte));
+        } else {
+            let _ = write!(encoded, "%{byte:02X}");
+        }
+        encoded
+    })
+}

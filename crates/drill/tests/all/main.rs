@@ -1,0 +1,5 @@
+//! The faults, each shown on real sockets or a real server to be what its name says.
+
+#![allow(clippy::unwrap_used)]
+
+mod process_redis;
