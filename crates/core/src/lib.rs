@@ -1,1 +1,14 @@
-//! placeholder
+//! The part of Steadfast that can be tested without a network, a clock or a runtime.
+//!
+//! Whatever makes a resilient client hard to get right is a matter of order and time: which byte came
+//! first, which deadline passed, which attempt is the last. So all of it lives here, where time is an
+//! argument, bytes are slices and randomness is a seeded generator that is handed in. Nothing in this crate
+//! reads a clock, sleeps, spawns, opens a socket or draws unseeded randomness; a test can therefore drive it
+//! through a thousand outages in a second and see the same thing each time.
+//!
+//! - [`command`]: what a command does, by its name and arguments: may it be repeated, does it block, where
+//!   are its keys.
+//! - [`resp`]: the Redis protocol, both ways, incrementally.
+
+pub mod command;
+pub mod resp;
