@@ -207,6 +207,7 @@ impl Decoder {
             b'$' => self.bulk(input, at),
             b':' => integer(rest, at),
             b'+' if rest.starts_with(b"+OK\r\n") => {
+                self.searched = 0;
                 *at += 5;
                 Ok(Step::Value(Value::Okay))
             }
