@@ -8,7 +8,9 @@
 //!
 //! - [`command`]: what a command does, by its name and arguments: may it be repeated, does it block, where
 //!   are its keys.
+//! - [`policy`]: whether and when to try, pause, refuse or give up.
 //! - [`resp`]: the Redis protocol, both ways, incrementally.
 
 pub mod command;
+pub mod policy;
 pub mod resp;

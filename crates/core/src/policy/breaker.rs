@@ -1,0 +1,551 @@
+//! Trying a server that is down costs every caller a timeout, and costs the server its recovery. A breaker
+//! remembers, refuses at once, and finds out with a few calls when it may stop refusing.
+//!
+//! **Closed** lets calls through and counts. It *opens* on the rate of failures over a window, on failures in a row
+//! (the rate alone would sleep through an outage at five calls a second), and on the rate of slow calls.
+//! **Open** refuses, saying since when and when to try again, for a time that grows while health does not last.
+//! **Half-open** admits a bounded number of probes. A permit belongs to the half-open cycle that issued it: a result
+//! that comes late can neither close nor reopen a newer one. Probes that never report lose their places after
+//! `open_cap`, so that leaked permits cannot wedge the breaker.
+//! After closing, a [ramp](BreakerConfig::ramp) spreads the waiting crowd out in time.
+//!
+//! On the healthy path nobody needs to ask: while [`passes_freely`](Breaker::passes_freely) is true, callers may go with
+//! [`Permit::passed`] and the shell folds its own count of successes in with [`record_successes`](Breaker::record_successes),
+//! before it records a failure (else failures would seem to come in a row).
+//!
+//! Two promises are the caller's: only failures of the infrastructure are reported as such, and a lost connection is
+//! reported once, by [`record_loss`](Breaker::record_loss), while the calls it took with it are forgotten.
+//!
+//! ```
+//! # #![allow(clippy::disallowed_methods)]
+//! use std::time::Instant;
+//! use steadfast_core::policy::breaker::{Admission, Breaker, BreakerConfig, Outcome, State};
+//!
+//! let now = Instant::now();
+//! let mut breaker = Breaker::new(BreakerConfig::default(), now)?;
+//! for _ in 0..5 {
+//!     let Ok(Admission::Now(permit)) = breaker.try_acquire(now) else { panic!("closed") };
+//!     breaker.record(permit, Outcome::Failure, now);
+//! }
+//! let refused = breaker.try_acquire(now).unwrap_err();
+//! let Ok(Admission::Now(probe)) = breaker.try_acquire(now + refused.retry_after) else { panic!("a probe") };
+//! assert_eq!(probe.transition().map(|t| t.to), Some(State::HalfOpen));
+//! # Ok::<(), steadfast_core::policy::InvalidSetting>(())
+//! ```
+
+use std::time::{Duration, Instant};
+
+mod config;
+mod ramp;
+
+pub use config::BreakerConfig;
+
+use self::ramp::Ramp;
+use super::{
+    InvalidSetting,
+    backoff::grown,
+    instant::after,
+    window::{Counts, Window},
+};
+
+/// Decides whether a call should be tried at all. Owned by one lock; every operation is constant time.
+#[derive(Clone, Debug)]
+pub struct Breaker {
+    config: BreakerConfig,
+    mode: Mode,
+    phase: Phase,
+    /// Changes whenever permits issued before must no longer count.
+    generation: u64,
+    window: Window,
+    in_a_row: u32,
+    /// Openings since health last lasted.
+    openings: u32,
+    closed_since: Instant,
+    /// When the present trouble began; kept through half-open.
+    trouble_since: Instant,
+}
+
+impl Breaker {
+    /// A closed breaker, without a ramp. Errors: a setting that [`BreakerConfig::validate`] refuses.
+    pub fn new(config: BreakerConfig, now: Instant) -> Result<Self, InvalidSetting> {
+        config.validate()?;
+        Ok(Self {
+            window: Window::new(config.window, now),
+            config,
+            mode: Mode::Automatic,
+            phase: Phase::Closed { ramp: None },
+            generation: 1,
+            in_a_row: 0,
+            openings: 0,
+            closed_since: now,
+            trouble_since: now,
+        })
+    }
+
+    /// May a call go? If it may, `record` or `forget` its permit when it is over.
+    ///
+    /// Errors: [`Refused`], which costs nanoseconds and says when to try again.
+    pub fn try_acquire(&mut self, now: Instant) -> Result<Admission, Refused> {
+        let began = self.handle_timeout(now);
+        let generation = self.generation;
+        match &mut self.phase {
+            Phase::Closed { ramp } => {
+                let permit = Permit {
+                    generation,
+                    probe: false,
+                    began: None,
+                };
+                Ok(match ramp.as_mut().map(|ramp| ramp.admit(now)) {
+                    Some(until) if until > now => Admission::Delay { until, permit },
+                    _ => Admission::Now(permit),
+                })
+            }
+            Phase::HalfOpen { placed, .. } if *placed < self.config.probes => {
+                *placed += 1;
+                Ok(Admission::Now(Permit {
+                    generation,
+                    probe: true,
+                    began,
+                }))
+            }
+            Phase::HalfOpen { .. } => Err(self.refusal(self.config.open_first, now)),
+            Phase::Open { until } => {
+                let retry_after = until.map_or(self.config.open_cap, |until| {
+                    until.saturating_duration_since(now)
+                });
+                Err(self.refusal(retry_after, now))
+            }
+        }
+    }
+
+    /// A call that held a permit is over. Results of an earlier generation are ignored.
+    pub fn record(&mut self, permit: Permit, outcome: Outcome, now: Instant) -> Option<Transition> {
+        if permit.generation != self.generation {
+            return None;
+        }
+        match &mut self.phase {
+            Phase::Closed { .. } => self.count(outcome, now),
+            Phase::HalfOpen {
+                placed, succeeded, ..
+            } if permit.probe => {
+                *placed = placed.saturating_sub(1);
+                if outcome != Outcome::Success {
+                    return Some(self.open(Cause::ProbeFailed, now));
+                }
+                *succeeded += 1;
+                (*succeeded >= self.config.probe_successes)
+                    .then(|| self.close(Cause::ProbesSucceeded, now))
+            }
+            Phase::HalfOpen { .. } | Phase::Open { .. } => None,
+        }
+    }
+
+    /// So many calls have ended well since the last report: the shell's own count, folded in.
+    pub fn record_successes(&mut self, n: u64, now: Instant) {
+        if n > 0 && self.counts() {
+            self.in_a_row = 0;
+            self.window.add(Counts::ok(n), now);
+        }
+    }
+
+    /// A connection was lost: one failure, however many calls it took with it. Half-open, it is a failed probe.
+    pub fn record_loss(&mut self, now: Instant) -> Option<Transition> {
+        match self.phase {
+            Phase::Closed { .. } => self.count(Outcome::Failure, now),
+            Phase::HalfOpen { .. } => Some(self.open(Cause::ProbeFailed, now)),
+            Phase::Open { .. } => None,
+        }
+    }
+
+    /// A call that held a permit ended without telling anything of the server: it was dropped, or refused elsewhere.
+    /// A probe gives its place back.
+    pub fn forget(&mut self, permit: Permit) {
+        if let Phase::HalfOpen { placed, .. } = &mut self.phase
+            && permit.probe
+            && permit.generation == self.generation
+        {
+            *placed = placed.saturating_sub(1);
+        }
+    }
+
+    /// The client's own probe has been answered (a handshake with a server fit for service): no need to spend callers
+    /// on finding out. Closes at once, with a ramp.
+    pub fn probe_succeeded(&mut self, now: Instant) -> Option<Transition> {
+        match (self.mode, &self.phase) {
+            (Mode::Automatic, Phase::Open { .. } | Phase::HalfOpen { .. }) => {
+                Some(self.close(Cause::OwnProbe, now))
+            }
+            _ => None,
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do: the open time or the ramp ends, or the probes
+    /// of a half-open cycle have kept their places too long.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        match &self.phase {
+            Phase::Closed { ramp } => ramp.as_ref().map(Ramp::end),
+            Phase::Open { until } => *until,
+            Phase::HalfOpen { began, placed, .. } => {
+                (*placed >= self.config.probes).then(|| after(*began, self.config.open_cap))
+            }
+        }
+    }
+
+    /// Does what has become due. Not needed for correctness: [`try_acquire`](Self::try_acquire) does it too. It is for
+    /// those who want the transition to be known when it is due and not when the next call comes.
+    pub fn handle_timeout(&mut self, now: Instant) -> Option<Transition> {
+        if self.poll_timeout().is_none_or(|due| due > now) {
+            return None;
+        }
+        if let Phase::Closed { ramp } = &mut self.phase {
+            *ramp = None;
+            return None;
+        }
+        let from = self.state();
+        self.generation += 1;
+        self.phase = Phase::HalfOpen {
+            began: now,
+            placed: 0,
+            succeeded: 0,
+        };
+        (from == State::Open).then_some(Transition {
+            from,
+            to: State::HalfOpen,
+            cause: Cause::OpenTimeOver,
+            at: now,
+        })
+    }
+
+    /// The state as it was left by the last operation.
+    pub fn state(&self) -> State {
+        match self.phase {
+            Phase::Closed { .. } => State::Closed,
+            Phase::Open { .. } => State::Open,
+            Phase::HalfOpen { .. } => State::HalfOpen,
+        }
+    }
+
+    /// Closed, and no ramp: calls may pass without asking, with [`Permit::passed`]. A shell keeps this in an atomic
+    /// beside the [`generation`](Self::generation), and renews both after each operation.
+    pub fn passes_freely(&self) -> bool {
+        matches!(self.phase, Phase::Closed { ramp: None })
+    }
+
+    /// Closed, and calls are being spread out in time.
+    pub fn ramps(&self) -> bool {
+        matches!(self.phase, Phase::Closed { ramp: Some(_) })
+    }
+
+    /// The number of the present stretch of one state; permits of another are void.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// Since when calls have not been let through, if the breaker is not closed.
+    pub fn trouble_since(&self) -> Option<Instant> {
+        (self.state() != State::Closed).then_some(self.trouble_since)
+    }
+
+    /// The settings.
+    pub fn config(&self) -> &BreakerConfig {
+        &self.config
+    }
+
+    /// Who is in charge.
+    pub fn mode(&self) -> Mode {
+        self.mode
+    }
+
+    /// By hand: refuses everything until [`enable`](Self::enable).
+    pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
+        self.by_hand(Mode::ForcedOpen, Phase::Open { until: None }, now)
+    }
+
+    /// By hand: lets everything through until [`enable`](Self::enable), and goes on counting.
+    pub fn force_closed(&mut self, now: Instant) -> Option<Transition> {
+        self.by_hand(Mode::ForcedClosed, Phase::Closed { ramp: None }, now)
+    }
+
+    /// By hand: lets everything through and counts nothing until [`enable`](Self::enable).
+    pub fn disable(&mut self, now: Instant) -> Option<Transition> {
+        self.by_hand(Mode::Disabled, Phase::Closed { ramp: None }, now)
+    }
+
+    /// Gives charge back to the breaker, which begins closed and with nothing counted; with a ramp if it was open.
+    pub fn enable(&mut self, now: Instant) -> Option<Transition> {
+        if self.mode == Mode::Automatic {
+            return None;
+        }
+        let ramp = match self.phase {
+            Phase::Closed { .. } => None,
+            _ => Ramp::begin(self.config.ramp, self.config.ramp_start, now),
+        };
+        self.openings = 0;
+        self.by_hand(Mode::Automatic, Phase::Closed { ramp }, now)
+    }
+
+    fn counts(&self) -> bool {
+        matches!(self.phase, Phase::Closed { .. }) && self.mode != Mode::Disabled
+    }
+
+    /// Counts one call while closed, and opens if that is one too many. A success never opens.
+    fn count(&mut self, outcome: Outcome, now: Instant) -> Option<Transition> {
+        if !self.counts() {
+            return None;
+        }
+        let (counts, in_a_row) = match outcome {
+            Outcome::Success => (Counts::ok(1), 0),
+            Outcome::Slow => (Counts::slow(), 0),
+            Outcome::Failure => (Counts::failure(), self.in_a_row.saturating_add(1)),
+        };
+        self.in_a_row = in_a_row;
+        self.window.add(counts, now);
+        if outcome == Outcome::Success || self.mode != Mode::Automatic {
+            return None;
+        }
+        self.one_too_many(now).map(|cause| self.open(cause, now))
+    }
+
+    fn one_too_many(&mut self, now: Instant) -> Option<Cause> {
+        if self
+            .config
+            .consecutive_failures
+            .is_some_and(|limit| self.in_a_row >= limit)
+        {
+            return Some(Cause::ConsecutiveFailures {
+                failed: self.in_a_row,
+            });
+        }
+        let counts = self.window.counts(now);
+        let (calls, Counts { failed, slow, .. }) = (counts.total(), counts);
+        if calls < u64::from(self.config.minimum_calls) {
+            return None;
+        }
+        let reaches = |part: u64, rate: f64| part as f64 >= rate * calls as f64;
+        if reaches(failed, self.config.failure_rate) {
+            return Some(Cause::FailureRate { failed, calls });
+        }
+        reaches(slow, self.config.slow_rate).then_some(Cause::SlowCalls { slow, calls })
+    }
+
+    fn open(&mut self, cause: Cause, now: Instant) -> Transition {
+        let from = self.state();
+        if from == State::Closed {
+            self.trouble_since = now;
+            if now.saturating_duration_since(self.closed_since) >= self.config.healthy_after {
+                self.openings = 0;
+            }
+        }
+        self.openings = self.openings.saturating_add(1);
+        let config = &self.config;
+        let open_time = grown(
+            config.open_first,
+            config.open_cap,
+            config.open_factor,
+            self.openings,
+        );
+        self.go(
+            Phase::Open {
+                until: Some(after(now, open_time)),
+            },
+            cause,
+            now,
+        )
+    }
+
+    fn close(&mut self, cause: Cause, now: Instant) -> Transition {
+        let ramp = Ramp::begin(self.config.ramp, self.config.ramp_start, now);
+        self.go(Phase::Closed { ramp }, cause, now)
+    }
+
+    fn by_hand(&mut self, mode: Mode, phase: Phase, now: Instant) -> Option<Transition> {
+        self.mode = mode;
+        if matches!(phase, Phase::Open { .. }) && self.state() == State::Closed {
+            self.trouble_since = now;
+        }
+        let transition = self.go(phase, Cause::ByHand, now);
+        (transition.from != transition.to).then_some(transition)
+    }
+
+    fn go(&mut self, phase: Phase, cause: Cause, now: Instant) -> Transition {
+        let from = self.state();
+        self.generation += 1;
+        self.window.clear();
+        self.in_a_row = 0;
+        self.phase = phase;
+        if self.state() == State::Closed {
+            self.closed_since = now;
+        }
+        Transition {
+            from,
+            to: self.state(),
+            cause,
+            at: now,
+        }
+    }
+
+    fn refusal(&self, retry_after: Duration, now: Instant) -> Refused {
+        Refused {
+            since: self.trouble_since.min(now),
+            retry_after,
+        }
+    }
+}
+
+/// A call may go, at once or in a moment.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a permit that is neither recorded nor forgotten keeps a probe's place"]
+pub enum Admission {
+    /// Go.
+    Now(Permit),
+    /// Go then: the breaker closed a moment ago and spreads the crowd out. The place is kept; do not ask again.
+    Delay {
+        /// The call's turn, never later than the end of the ramp.
+        until: Instant,
+        /// Valid now.
+        permit: Permit,
+    },
+}
+
+/// The right to make one call, to be given back by [`Breaker::record`] or [`Breaker::forget`].
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "a permit that is neither recorded nor forgotten keeps a probe's place"]
+pub struct Permit {
+    generation: u64,
+    probe: bool,
+    began: Option<Transition>,
+}
+
+impl Permit {
+    /// For a call that went without asking, while the breaker of that [generation](Breaker::generation)
+    /// [passed freely](Breaker::passes_freely).
+    pub fn passed(generation: u64) -> Self {
+        Self {
+            generation,
+            probe: false,
+            began: None,
+        }
+    }
+
+    /// Does this call find out for the others whether the server is back?
+    pub fn is_probe(&self) -> bool {
+        self.probe
+    }
+
+    /// The change from open to half-open, if this is the call that brought it about.
+    pub fn transition(&self) -> Option<&Transition> {
+        self.began.as_ref()
+    }
+}
+
+/// The server is not to be tried now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the circuit breaker is open; try again in {} ms", retry_after.as_millis())]
+pub struct Refused {
+    /// When the trouble began.
+    pub since: Instant,
+    /// When the next call has a chance.
+    pub retry_after: Duration,
+}
+
+/// How a call ended, in the eyes of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// Answered in time; a server's "wrong type" is an answer too.
+    Success,
+    /// The infrastructure failed: timeout, loss, or a server that says it cannot serve.
+    Failure,
+    /// Answered, but later than [`BreakerConfig::slow_call`]. Of a probe it is a failure.
+    Slow,
+}
+
+/// What a breaker does with calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Lets them through.
+    Closed,
+    /// Refuses them.
+    Open,
+    /// Lets a few through, to find out.
+    HalfOpen,
+}
+
+/// Who is in charge of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The breaker.
+    Automatic,
+    /// A person, who refuses everything.
+    ForcedOpen,
+    /// A person, who lets everything through.
+    ForcedClosed,
+    /// A person, who switched it off.
+    Disabled,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The state before.
+    pub from: State,
+    /// The state since.
+    pub to: State,
+    /// What brought it about.
+    pub cause: Cause,
+    /// When.
+    pub at: Instant,
+}
+
+/// Why a breaker changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// So many failures with no success between them.
+    ConsecutiveFailures {
+        /// Failures in a row.
+        failed: u32,
+    },
+    /// Too large a share of the calls in the window failed.
+    FailureRate {
+        /// Failures in the window.
+        failed: u64,
+        /// Calls in the window.
+        calls: u64,
+    },
+    /// Too large a share of the calls in the window was slow.
+    SlowCalls {
+        /// Slow calls in the window.
+        slow: u64,
+        /// Calls in the window.
+        calls: u64,
+    },
+    /// The open time is over.
+    OpenTimeOver,
+    /// A probe failed, was slow, or lost its connection.
+    ProbeFailed,
+    /// Enough probes succeeded.
+    ProbesSucceeded,
+    /// The client's own probe succeeded.
+    OwnProbe,
+    /// A person asked for it.
+    ByHand,
+}
+
+#[derive(Clone, Debug)]
+enum Phase {
+    Closed {
+        ramp: Option<Ramp>,
+    },
+    /// Without `until`, by hand.
+    Open {
+        until: Option<Instant>,
+    },
+    HalfOpen {
+        began: Instant,
+        placed: u32,
+        succeeded: u32,
+    },
+}
+
+#[cfg(test)]
+mod tests;

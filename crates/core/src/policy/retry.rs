@@ -1,0 +1,242 @@
+//! One call's attempts, counted against one deadline. A pause that would end after the deadline is not taken:
+//! the caller learns at once what it would otherwise learn late.
+//!
+//! Whether an error *may* be repeated is not decided here, nor whether the fleet can afford it (the budget);
+//! this says only how often and how far apart.
+//!
+//! ```
+//! # #![allow(clippy::disallowed_methods)]
+//! use std::time::{Duration, Instant};
+//! use steadfast_core::policy::retry::{GiveUp, RetryPolicy, RetryState, Step};
+//!
+//! let now = Instant::now();
+//! let mut retry = RetryState::new(RetryPolicy::default(), now, None, fastrand::Rng::with_seed(1));
+//! assert!(matches!(retry.next(now), Step::Pause(_)));      // the first attempt failed
+//! assert!(matches!(retry.next(now), Step::Pause(_)));      // the second
+//! assert_eq!(retry.next(now), Step::GiveUp(GiveUp::Attempts)); // the third
+//! ```
+
+use std::time::{Duration, Instant};
+
+use super::{Backoff, InvalidSetting, Stop, stop::Limit};
+
+/// How often to try, and how far apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct RetryPolicy {
+    /// The pauses between attempts. Default: full jitter from 10 ms to 1 s, doubling.
+    pub backoff: Backoff,
+    /// When to give up. Default: after 3 attempts.
+    pub stop: Stop,
+}
+
+impl RetryPolicy {
+    /// Pauses and a stop of one's own.
+    pub fn new(backoff: Backoff, stop: Stop) -> Self {
+        Self { backoff, stop }
+    }
+
+    /// A single attempt.
+    pub fn none() -> Self {
+        Self::new(Backoff::fixed(Duration::ZERO), Stop::after_attempts(1))
+    }
+
+    /// Refuses pauses that cannot work; see [`Backoff::validate`].
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        self.backoff.validate()
+    }
+
+    /// The most time the pauses of one call can take if attempts themselves take none, or `None` if it is
+    /// without end (or holds more than 10 000 pauses). A deadline shorter than this cuts retries off.
+    pub fn longest_pauses(&self) -> Option<Duration> {
+        let mut sum = Duration::ZERO;
+        for attempt in 1..=10_000 {
+            if self.stop.stops(attempt, sum) {
+                return Some(sum);
+            }
+            sum = sum.saturating_add(self.backoff.longest(attempt));
+        }
+        None
+    }
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        let backoff = Backoff::full_jitter(Duration::from_millis(10), Duration::from_secs(1));
+        Self::new(backoff, Stop::after_attempts(3))
+    }
+}
+
+/// One call on its way through its attempts. Made when the first attempt fails or before, but told of the moment
+/// at which that attempt began.
+#[derive(Clone, Debug)]
+pub struct RetryState {
+    policy: RetryPolicy,
+    started: Instant,
+    deadline: Option<Instant>,
+    attempts: u32,
+    rng: fastrand::Rng,
+}
+
+impl RetryState {
+    /// A call whose first attempt begins, or began, at `started`, and which must be over by `deadline`.
+    pub fn new(
+        policy: RetryPolicy,
+        started: Instant,
+        deadline: Option<Instant>,
+        rng: fastrand::Rng,
+    ) -> Self {
+        Self {
+            policy,
+            started,
+            deadline,
+            attempts: 0,
+            rng,
+        }
+    }
+
+    /// An attempt has failed in a way that allows another: pause, or give up.
+    pub fn next(&mut self, now: Instant) -> Step {
+        self.next_no_sooner(now, Duration::ZERO)
+    }
+
+    /// As [`next`](Self::next), when the failure said not to come back within `at_least`.
+    pub fn next_no_sooner(&mut self, now: Instant, at_least: Duration) -> Step {
+        self.attempts = self.attempts.saturating_add(1);
+        let elapsed = now.saturating_duration_since(self.started);
+        if let Some(limit) = self.policy.stop.limit_reached(self.attempts, elapsed) {
+            return Step::GiveUp(limit.into());
+        }
+        let pause = self
+            .policy
+            .backoff
+            .pause(self.attempts, &mut self.rng)
+            .max(at_least);
+        match self.remaining(now) {
+            Some(remaining) if pause >= remaining => Step::GiveUp(GiveUp::Deadline),
+            _ => Step::Pause(pause),
+        }
+    }
+
+    /// Attempts that have failed so far.
+    pub fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
+    /// Time left until the deadline; `None` without one.
+    pub fn remaining(&self, now: Instant) -> Option<Duration> {
+        self.deadline
+            .map(|deadline| deadline.saturating_duration_since(now))
+    }
+}
+
+/// What to do after a failed attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Wait so long, then try again.
+    Pause(Duration),
+    /// Hand the last error to the caller.
+    GiveUp(GiveUp),
+}
+
+/// Why there is no further attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum GiveUp {
+    /// The policy's attempts are used up.
+    Attempts,
+    /// The policy's time is used up.
+    Delay,
+    /// The call's deadline has passed, or would pass within the pause.
+    Deadline,
+}
+
+impl From<Limit> for GiveUp {
+    fn from(limit: Limit) -> Self {
+        match limit {
+            Limit::Attempts => Self::Attempts,
+            Limit::Delay => Self::Delay,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::disallowed_methods)]
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn fixed(pause: Duration, stop: Stop, deadline: Option<Duration>) -> (RetryState, Instant) {
+        let now = Instant::now();
+        let policy = RetryPolicy::new(Backoff::fixed(pause), stop);
+        (
+            RetryState::new(
+                policy,
+                now,
+                deadline.map(|d| now + d),
+                fastrand::Rng::with_seed(3),
+            ),
+            now,
+        )
+    }
+
+    #[test]
+    fn by_default_a_call_is_tried_three_times() {
+        let now = Instant::now();
+        let mut retry = RetryState::new(
+            RetryPolicy::default(),
+            now,
+            None,
+            fastrand::Rng::with_seed(3),
+        );
+        assert!(matches!(retry.next(now), Step::Pause(p) if p <= ms(10)));
+        assert!(matches!(retry.next(now), Step::Pause(p) if p <= ms(20)));
+        assert_eq!(retry.next(now), Step::GiveUp(GiveUp::Attempts));
+        assert_eq!(retry.attempts(), 3);
+    }
+
+    #[test]
+    fn none_tries_once() {
+        let now = Instant::now();
+        let mut retry =
+            RetryState::new(RetryPolicy::none(), now, None, fastrand::Rng::with_seed(3));
+        assert_eq!(retry.next(now), Step::GiveUp(GiveUp::Attempts));
+    }
+
+    #[test]
+    fn c1_a_pause_that_would_outlive_the_deadline_is_not_taken() {
+        let (mut retry, now) = fixed(ms(40), Stop::never(), Some(ms(100)));
+        assert_eq!(retry.next(now), Step::Pause(ms(40)));
+        assert_eq!(retry.next(now + ms(60)), Step::GiveUp(GiveUp::Deadline));
+        assert_eq!(retry.next(now + ms(500)), Step::GiveUp(GiveUp::Deadline));
+    }
+
+    #[test]
+    fn a_delay_is_counted_from_the_start_of_the_first_attempt() {
+        let (mut retry, now) = fixed(ms(1), Stop::after_delay(ms(50)), None);
+        assert_eq!(retry.next(now + ms(49)), Step::Pause(ms(1)));
+        assert_eq!(retry.next(now + ms(50)), Step::GiveUp(GiveUp::Delay));
+    }
+
+    #[test]
+    fn what_the_failure_asked_for_is_waited_for() {
+        let (mut retry, now) = fixed(ms(1), Stop::never(), Some(ms(100)));
+        assert_eq!(retry.next_no_sooner(now, ms(30)), Step::Pause(ms(30)));
+        assert_eq!(
+            retry.next_no_sooner(now, Duration::MAX),
+            Step::GiveUp(GiveUp::Deadline)
+        );
+    }
+
+    #[test]
+    fn the_longest_pauses_are_summed() {
+        assert_eq!(RetryPolicy::default().longest_pauses(), Some(ms(30)));
+        assert_eq!(
+            RetryPolicy::new(Backoff::fixed(ms(1)), Stop::never()).longest_pauses(),
+            None
+        );
+        let by_time = RetryPolicy::new(Backoff::fixed(ms(30)), Stop::after_delay(ms(100)));
+        assert_eq!(by_time.longest_pauses(), Some(ms(120)));
+    }
+}
