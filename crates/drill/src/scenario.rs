@@ -1,0 +1,526 @@
+//! A drill that cannot be read cannot be trusted, so what happens in one stands in a short file that anyone can review:
+//! the load, what is broken when and for how long, and what is still good enough. Everything here is pure; a scenario that
+//! parses can be run, and one that does not says at which line and column it is wrong.
+//!
+//! ```
+//! let scenario = steadfast_drill::scenario::Scenario::parse(r#"
+//!     name = "lunch break"
+//!     about = "Redis is gone for two seconds"
+//!     phases = { baseline = "2s", fault = "2s", recovery = "2s", recovered = "2s" }
+//!     [[steps]]
+//!     fault = "crash"
+//! "#)?;
+//! assert_eq!(scenario.phases.total(), std::time::Duration::from_secs(9)); // with 1 s to warm up
+//! # Ok::<(), steadfast_drill::scenario::ScenarioError>(())
+//! ```
+
+mod builtin;
+mod source;
+
+use std::ops::Range;
+use std::time::Duration;
+
+use serde::Serialize;
+
+pub use builtin::{all, builtin};
+
+/// A drill, as its file describes it and with everything checked.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scenario {
+    /// What it is called.
+    pub name: String,
+    /// What it shows, in a sentence.
+    pub about: String,
+    /// What all chance in the drill is drawn from. Default 1.
+    pub seed: u64,
+    /// What the users do.
+    pub load: Load,
+    /// How long each part takes.
+    pub phases: Phases,
+    /// What is broken, and when.
+    pub steps: Vec<Step>,
+    /// What is still good enough.
+    pub thresholds: Thresholds,
+}
+
+/// What the users do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Load {
+    /// When calls start.
+    pub arrivals: Arrivals,
+    /// Rows in the table; reads and writes choose among them. Default 1 000.
+    pub keys: u64,
+    /// The exponent of Zipf's law by which keys are chosen: 0 is evenly, 1 (the default) gives the first key of 1 000 one call in seven.
+    pub zipf: f64,
+    /// The share of calls that write, 0 to 1. Default 0.02.
+    pub writes: f64,
+    /// Calls running at once at most; an arrival past that is skipped, and counted. Default 1 024.
+    pub in_flight: usize,
+    /// The load ends after this many calls (the last phase is made longer or shorter to fit, up to 10 min). Default: no such end.
+    pub calls: Option<u64>,
+}
+
+/// When calls start.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arrivals {
+    /// So many a second, whether or not earlier ones have ended, as users do.
+    Open {
+        /// Calls a second.
+        rate: f64,
+    },
+    /// So many callers, each of which waits for its answer, then for `pause`, and calls again.
+    Closed {
+        /// Callers at once.
+        callers: usize,
+        /// What each waits between two calls.
+        pause: Duration,
+    },
+}
+
+/// How long each part of the drill takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Phases {
+    /// Load that is not judged, while connections and caches get warm. Default 1 s.
+    pub warm_up: Duration,
+    /// All is well: what the rest is compared with.
+    pub baseline: Duration,
+    /// The steps happen in here; whatever is still broken at its end is healed then.
+    pub fault: Duration,
+    /// All is healed, and the subject finds its way back.
+    pub recovery: Duration,
+    /// All should be as it was.
+    pub recovered: Duration,
+}
+
+impl Phases {
+    /// The names of the phases and when they begin and end, from the start of the load.
+    pub fn spans(&self) -> [(Phase, Range<Duration>); 5] {
+        let mut from = Duration::ZERO;
+        [
+            (Phase::WarmUp, self.warm_up),
+            (Phase::Baseline, self.baseline),
+            (Phase::Fault, self.fault),
+            (Phase::Recovery, self.recovery),
+            (Phase::Recovered, self.recovered),
+        ]
+        .map(|(phase, length)| {
+            let span = from..from + length;
+            from += length;
+            (phase, span)
+        })
+    }
+
+    /// The phase at that time from the start of the load.
+    pub fn at(&self, time: Duration) -> Phase {
+        self.spans()
+            .into_iter()
+            .find(|(_, span)| time < span.end)
+            .map_or(Phase::Recovered, |(phase, _)| phase)
+    }
+
+    /// From the start of the load to its end.
+    pub fn total(&self) -> Duration {
+        self.warm_up + self.baseline + self.fault + self.recovery + self.recovered
+    }
+}
+
+/// A part of a drill.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Before anything is judged.
+    WarmUp,
+    /// All is well.
+    Baseline,
+    /// Something is broken.
+    Fault,
+    /// All was healed just now.
+    Recovery,
+    /// All should be as it was.
+    Recovered,
+}
+
+impl Phase {
+    /// All of them in their order.
+    pub const ALL: [Phase; 5] = [
+        Phase::WarmUp,
+        Phase::Baseline,
+        Phase::Fault,
+        Phase::Recovery,
+        Phase::Recovered,
+    ];
+
+    /// The name as in the report.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::WarmUp => "warm_up",
+            Phase::Baseline => "baseline",
+            Phase::Fault => "fault",
+            Phase::Recovery => "recovery",
+            Phase::Recovered => "recovered",
+        }
+    }
+}
+
+/// One thing that is broken, once or several times.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Step {
+    /// When, from the start of the fault phase. Default 0.
+    pub at: Duration,
+    /// How long it stays broken. Default: to the end of the fault phase.
+    pub lasts: Duration,
+    /// From one time to the next.
+    pub every: Duration,
+    /// How many times. Default once.
+    pub times: u32,
+    /// What is broken.
+    pub fault: Fault,
+}
+
+impl Step {
+    /// When it is broken, from the start of the fault phase.
+    pub fn spans(&self) -> impl Iterator<Item = Range<Duration>> + '_ {
+        (0..self.times).map(|n| {
+            let from = self.at + self.every * n;
+            from..from + self.lasts
+        })
+    }
+}
+
+/// What can be broken.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The server is killed, and started again empty at the end.
+    Crash,
+    /// The server is killed, and started again with the data of a snapshot taken at the start of the baseline.
+    OldSnapshot,
+    /// The server is stopped where it stands (`SIGSTOP`): connections stay open, nothing answers.
+    Freeze,
+    /// The server drops its clients and accepts only so many.
+    MaxClients(u32),
+    /// The server refuses what would take memory.
+    OutOfMemory,
+    /// The server is back from a restart, but answers LOADING.
+    Loading,
+    /// The server has become a replica: it refuses writes.
+    ReadOnly,
+    /// The password was changed, and connections that used the old one are closed.
+    PasswordChanged,
+    /// The user was deleted, and their connections are closed.
+    UserDeleted,
+    /// A new token was issued some time before the old one ended; connections that used the old one are closed.
+    TokenExpired,
+    /// The wire between subject and server.
+    Wire(Wire, Direction),
+    /// The answers to some commands.
+    Resp {
+        /// What happens to them.
+        answer: Resp,
+        /// Which commands, by name in upper case; empty: all.
+        commands: Vec<String>,
+        /// The share of them, 0 to 1.
+        share: f64,
+    },
+    /// Every query of the database fails.
+    DatabaseDown,
+    /// Every query of the database takes this much longer.
+    DatabaseSlow(Duration),
+}
+
+impl Fault {
+    /// Whether a proxy must stand between the subject and its server.
+    pub fn needs_proxy(&self) -> bool {
+        matches!(self, Fault::Wire(..) | Fault::Resp { .. } | Fault::Loading)
+    }
+
+    /// Whether the server must ask for a user and a password.
+    pub fn needs_users(&self) -> bool {
+        matches!(
+            self,
+            Fault::PasswordChanged | Fault::UserDeleted | Fault::TokenExpired
+        )
+    }
+
+    /// The name as in a scenario file.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Fault::Crash => "crash",
+            Fault::OldSnapshot => "old_snapshot",
+            Fault::Freeze => "freeze",
+            Fault::MaxClients(_) => "maxclients",
+            Fault::OutOfMemory => "oom",
+            Fault::Loading => "loading",
+            Fault::ReadOnly => "readonly",
+            Fault::PasswordChanged => "password_changed",
+            Fault::UserDeleted => "user_deleted",
+            Fault::TokenExpired => "token_expired",
+            Fault::Wire(wire, _) => match wire {
+                Wire::Down => "down",
+                Wire::Timeout => "timeout",
+                Wire::ResetPeer => "reset_peer",
+                Wire::SlowClose { .. } => "slow_close",
+                Wire::Latency { .. } => "latency",
+                Wire::Bandwidth { .. } => "bandwidth",
+                Wire::Slicer { .. } => "slicer",
+                Wire::LimitData { .. } => "limit_data",
+                Wire::Corrupt { .. } => "corrupt",
+            },
+            Fault::Resp { answer, .. } => match answer {
+                Resp::Error(_) => "resp_error",
+                Resp::Delay(_) => "resp_delay",
+                Resp::Silence => "resp_silence",
+            },
+            Fault::DatabaseDown => "database_down",
+            Fault::DatabaseSlow(_) => "database_slow",
+        }
+    }
+}
+
+/// What happens to the bytes between subject and server; the names are Toxiproxy's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Wire {
+    /// Connections are closed, and new ones refused.
+    Down,
+    /// Bytes vanish; connections stay open.
+    Timeout,
+    /// Connections are reset.
+    ResetPeer,
+    /// Closing a connection takes this long.
+    SlowClose {
+        /// How long.
+        delay: Duration,
+    },
+    /// Bytes come later.
+    Latency {
+        /// How much later.
+        latency: Duration,
+        /// Give or take.
+        jitter: Duration,
+    },
+    /// Bytes come slowly.
+    Bandwidth {
+        /// Kilobytes a second.
+        rate: u64,
+    },
+    /// Bytes come in small pieces.
+    Slicer {
+        /// Bytes in a piece.
+        size: u64,
+        /// Between two pieces.
+        delay: Duration,
+    },
+    /// A connection is closed after so many bytes.
+    LimitData {
+        /// How many.
+        bytes: u64,
+    },
+    /// Bytes are changed on their way.
+    Corrupt {
+        /// The share of pieces that are, 0 to 1.
+        share: f64,
+    },
+}
+
+/// Which way the bytes go that a wire fault touches.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// From the subject to the server.
+    Upstream,
+    /// From the server to the subject.
+    Downstream,
+    /// Both.
+    Both,
+}
+
+/// What happens to the answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Resp {
+    /// It is this error instead, and the command is not run.
+    Error(String),
+    /// It comes this much later.
+    Delay(Duration),
+    /// It never comes.
+    Silence,
+}
+
+/// What is still good enough. The first five are the KPIs.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Thresholds {
+    /// The share of calls to Redis that are answered, in baseline and recovered, is above this. Default 0.99.
+    pub connection_success: f64,
+    /// The share of reads answered by the database, in the baseline, is below this. Default 0.05.
+    pub fallback: f64,
+    /// From healing to full recovery takes less than this. Default 1 s.
+    pub recovery: Duration,
+    /// The share of answered reads that came from memory or Redis, in baseline and recovered, is above this. Default 0.80.
+    pub hit_rate: f64,
+    /// The share of reads that fail, in the whole run, is below this. Default 0.01.
+    pub errors: f64,
+    /// No call takes longer than this. Default 1.25 s: the usual deadline of one second, and what a busy machine adds.
+    pub slowest: Duration,
+    /// An answer this much older than the database is wrong, unless it says that it is stale. Default 2 s.
+    pub allowed_age: Duration,
+    /// Whether the control is expected to fail: what the scenario is there to show. Default true.
+    pub control_fails: bool,
+}
+
+impl Default for Thresholds {
+    fn default() -> Self {
+        Self {
+            connection_success: 0.99,
+            fallback: 0.05,
+            recovery: Duration::from_secs(1),
+            hit_rate: 0.80,
+            errors: 0.01,
+            slowest: Duration::from_millis(1250),
+            allowed_age: Duration::from_secs(2),
+            control_fails: true,
+        }
+    }
+}
+
+impl Scenario {
+    /// Reads a scenario from the text of its file. The first mistake found is the error.
+    pub fn parse(text: &str) -> Result<Self, ScenarioError> {
+        source::parse(text)
+    }
+
+    /// The same scenario with another number of calls after which it ends; for `loop`.
+    #[must_use]
+    pub fn with_calls(mut self, calls: u64) -> Self {
+        self.load.calls = Some(calls.max(1));
+        self
+    }
+}
+
+/// What is wrong with the text of a scenario, and where.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("line {line}, column {column}: {message}")]
+pub struct ScenarioError {
+    /// What is wrong, and what would be right.
+    pub message: String,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+    /// The place in bytes.
+    pub span: Range<usize>,
+}
+
+impl ScenarioError {
+    fn new(text: &str, span: Range<usize>, message: impl Into<String>) -> Self {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        Self {
+            message: message.into(),
+            line: before.matches('\n').count() + 1,
+            column: before[line_start..].chars().count() + 1,
+            span,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SMALL: &str = "name = 'x'\nphases = { baseline = '1s', fault = '2s', recovery = '1s', recovered = '1s' }\n";
+
+    fn error(rest: &str) -> ScenarioError {
+        Scenario::parse(&format!("{SMALL}{rest}")).unwrap_err()
+    }
+
+    #[test]
+    fn d2_every_builtin_scenario_parses_and_says_in_a_sentence_what_it_shows() {
+        for scenario in all() {
+            assert!(
+                scenario.about.ends_with('.') && scenario.about.len() > 20,
+                "{}",
+                scenario.name
+            );
+            assert_eq!(builtin(&scenario.name).as_ref(), Some(&scenario));
+        }
+    }
+
+    #[test]
+    fn d2_a_builtin_scenario_is_over_in_half_a_minute_unless_its_length_is_the_point() {
+        for scenario in all()
+            .iter()
+            .filter(|s| !["restart-45s", "high-load"].contains(&s.name.as_str()))
+        {
+            assert!(
+                scenario.phases.total() <= Duration::from_secs(28),
+                "{} takes {:?}",
+                scenario.name,
+                scenario.phases.total()
+            );
+        }
+    }
+
+    #[test]
+    fn d2_a_mistake_is_reported_at_its_line_and_column() {
+        let cases = [
+            ("[load]\nrate = 0\n", (4, 8), "more than 0"),
+            ("[load]\nrate = 5\ncallers = 5\n", (5, 11), "both"),
+            ("[load]\nwrites = 1.5\n", (4, 10), "between 0 and 1"),
+            ("[load]\nwrites = nan\n", (4, 10), "between 0 and 1"),
+            ("[load]\nspeed = 5\n", (4, 1), "unknown field"),
+            ("[[steps]]\nfault = 'earthquake'\n", (4, 9), "earthquake"),
+            (
+                "[[steps]]\nfault = 'crash'\nlatency = '5ms'\n",
+                (5, 11),
+                "takes no latency",
+            ),
+            ("[[steps]]\nfault = 'latency'\n", (4, 9), "needs `latency`"),
+            (
+                "[[steps]]\nfault = 'crash'\nat = '1s'\nfor = '5s'\n",
+                (6, 7),
+                "after the fault phase",
+            ),
+            (
+                "[[steps]]\nfault = 'crash'\nfor = '5 parsecs'\n",
+                (5, 7),
+                "parsecs",
+            ),
+            ("[[steps]]\nfault = 'crash'\ntimes = 3\n", (5, 9), "`every`"),
+            ("[thresholds]\nerrors = '5'\n", (4, 10), "percentage"),
+            ("seed = 'x'\n", (3, 8), "invalid type"),
+        ];
+        for (text, place, says) in cases {
+            let error = error(text);
+            assert_eq!((error.line, error.column), place, "{text:?}: {error}");
+            assert!(error.message.contains(says), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn phases_follow_each_other() {
+        let phases = Scenario::parse(SMALL).unwrap().phases;
+        assert_eq!(phases.at(Duration::from_millis(999)), Phase::WarmUp);
+        assert_eq!(phases.at(Duration::from_millis(1000)), Phase::Baseline);
+        assert_eq!(phases.at(Duration::from_millis(3999)), Phase::Fault);
+        assert_eq!(phases.at(Duration::from_millis(9999)), Phase::Recovered);
+    }
+
+    #[test]
+    fn a_repeated_step_repeats_at_its_interval() {
+        let text = format!(
+            "{SMALL}[[steps]]\nfault = 'freeze'\nat = '100ms'\nfor = '200ms'\nevery = '500ms'\ntimes = 3\n"
+        );
+        let scenario = Scenario::parse(&text).unwrap();
+        let starts: Vec<_> = scenario.steps[0]
+            .spans()
+            .map(|span| span.start.as_millis())
+            .collect();
+        assert_eq!(starts, [100, 600, 1100]);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_parsed_or_refused_but_never_panics(text in "(?s).{0,200}") {
+            let _ = Scenario::parse(&text);
+        }
+    }
+}
