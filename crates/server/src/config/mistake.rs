@@ -1,0 +1,119 @@
+//! A configuration that is refused one mistake at a time is corrected one restart at a time. So every mistake is
+//! collected, each with the place it stands at, and the caller decides how to draw them.
+
+use std::fmt;
+use std::ops::Range;
+
+/// A configuration that cannot be used, with everything that is wrong with it.
+///
+/// `Display` lists every mistake on a line of its own (`file:line:column: message (help)`). A terminal may draw
+/// [`text`](Self::text) and the spans in [`Place::File`] instead.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ConfigError {
+    /// What the file is called: its path, or a name such as `sample`.
+    pub source_name: String,
+    /// The file as it was read; empty where there is none. It may hold secrets: draw only the lines that are wrong.
+    pub text: String,
+    /// All that is wrong, in the order of the file, never empty.
+    pub mistakes: Vec<Mistake>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, mistake) in self.mistakes.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            match &mistake.place {
+                Place::File { line, column, .. } => {
+                    write!(f, "{}:{line}:{column}: ", self.source_name)?;
+                }
+                Place::Environment { name } => write!(f, "{name}: ")?,
+                Place::Flag { name } => write!(f, "{name}: ")?,
+                Place::Nowhere => {}
+            }
+            f.write_str(&mistake.message)?;
+            if let Some(help) = &mistake.help {
+                write!(f, " ({help})")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+/// One thing that is wrong: what, where, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Mistake {
+    /// What is wrong, lower case, without a full stop.
+    pub message: String,
+    /// What to do about it.
+    pub help: Option<String>,
+    /// Where it stands.
+    pub place: Place,
+}
+
+impl Mistake {
+    pub(crate) fn new(place: Place, message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+            help: None,
+            place,
+        }
+    }
+
+    pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
+        self.help = Some(help.into());
+        self
+    }
+}
+
+/// Where a setting comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// The file; line and column count from 1, the span is in bytes.
+    File {
+        /// Line, from 1.
+        line: usize,
+        /// Column in characters, from 1.
+        column: usize,
+        /// Bytes of the file it covers.
+        span: Range<usize>,
+    },
+    /// An environment variable.
+    Environment {
+        /// The variable's name.
+        name: String,
+    },
+    /// A flag on the command line.
+    Flag {
+        /// The flag as it was given, `--listen`.
+        name: String,
+    },
+    /// Nowhere: something that is missing altogether.
+    Nowhere,
+}
+
+impl Place {
+    pub(crate) fn in_file(text: &str, span: Range<usize>) -> Self {
+        let before = text.get(..span.start).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let line_start = before.rfind('\n').map_or(0, |at| at + 1);
+        let column = before[line_start..].chars().count() + 1;
+        Self::File { line, column, span }
+    }
+
+    /// Sorts mistakes as a reader meets them: the file from the top, then the rest.
+    pub(crate) fn order(&self) -> usize {
+        match self {
+            Self::File { span, .. } => span.start,
+            Self::Environment { .. } => usize::MAX - 2,
+            Self::Flag { .. } => usize::MAX - 1,
+            Self::Nowhere => usize::MAX,
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! One file, a few variables and a few flags decide how the service behaves; a wrong one must be found before the
+//! service starts, not at three in the morning. So everything is read and held against everything else at once, and
+//! all that is wrong is told together, with its place.
+
+mod mistake;
+mod queries;
+mod secret;
+mod section;
+mod settings;
+mod tree;
+mod units;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Serialize;
+
+pub use mistake::{ConfigError, Mistake, Place};
+pub use queries::{Invalidates, QueryConfig, StatementConfig};
+pub use secret::SecretUrl;
+pub use settings::{
+    BreakerConfig, CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig,
+    LogConfig, LogFormat, MetricsConfig, RedisConfig, RetryConfig, ServerConfig, TracingConfig,
+    TtlConfig,
+};
+pub use units::Bytes;
+
+use section::{Mistakes, Section};
+
+pub use crate::query::param::{Match, ParamConfig, ParamKind, Value};
+
+/// A configuration to begin with: the table `users`, searched by name or phone number, listed and added to.
+pub const SAMPLE: &str = include_str!("../../sample.toml");
+
+/// Everything that can be set, checked and complete.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Config {
+    /// Prefix of every key in Redis, and name in the tables that several services share; default `steadfast`.
+    pub namespace: String,
+    /// `[server]`
+    pub server: ServerConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[redis]`
+    pub redis: RedisConfig,
+    /// `[database]`
+    pub database: DatabaseConfig,
+    /// `[cache]`
+    pub cache: CacheConfig,
+    /// `[limits]`
+    pub limits: LimitsConfig,
+    /// `[drill]`
+    pub drill: DrillConfig,
+    /// `[metrics]`
+    pub metrics: MetricsConfig,
+    /// `[tracing]`
+    pub tracing: TracingConfig,
+    /// `[ttl.NAME]`
+    pub ttl: BTreeMap<String, TtlConfig>,
+    /// `[queries.NAME]`
+    pub queries: BTreeMap<String, QueryConfig>,
+    /// `[statements.NAME]`
+    pub statements: BTreeMap<String, StatementConfig>,
+}
+
+impl Config {
+    /// Reads everything, flags over `STEADFAST__…` over `REDIS_URL`, `DATABASE_URL` and `HEALTH_CHECK_REDIS_TIMEOUT`
+    /// over the file over the defaults.
+    ///
+    /// # Errors
+    /// All mistakes at once: what is not TOML, unknown keys, wrong types and limits, and contradictions.
+    pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
+        let mut unreadable = Vec::new();
+        let mut root = tree::parse(&sources.text, &mut unreadable);
+        // A file that is not TOML is complained about as such, not for what its rest seems to lack.
+        let stop_here = !unreadable.is_empty();
+        let mistakes = Mistakes::from(unreadable);
+        sources.lay_over(&mut root, &mistakes);
+        let section = Section::root(&root, &mistakes);
+        let config = (!stop_here).then(|| Self::read(&section));
+        if config.is_some() {
+            section.finish();
+        }
+        let mistakes = mistakes.into_sorted();
+        match config {
+            Some(config) if mistakes.is_empty() => Ok(config),
+            _ => Err(ConfigError {
+                source_name: sources.name.clone(),
+                text: sources.text.clone(),
+                mistakes,
+            }),
+        }
+    }
+
+    /// What is in force, as TOML, with every secret as `***`.
+    #[must_use]
+    pub fn show(&self) -> String {
+        toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+
+    fn read(root: &Section<'_>) -> Self {
+        let within = |name: &str| root.section(name);
+        let (server, log, redis) = (within("server"), within("log"), within("redis"));
+        let (database, cache, limits) = (within("database"), within("cache"), within("limits"));
+        let (drill, metrics, tracing) = (within("drill"), within("metrics"), within("tracing"));
+        let database_config = DatabaseConfig::read(&database);
+        let ttl = TtlConfig::read_all(root);
+        let config = Self {
+            namespace: read_namespace(root),
+            server: ServerConfig::read(&server),
+            log: LogConfig::read(&log),
+            redis: RedisConfig::read(&redis),
+            cache: CacheConfig::read(&cache),
+            limits: LimitsConfig::read(&limits),
+            drill: DrillConfig::read(&drill),
+            metrics: MetricsConfig::read(&metrics),
+            tracing: TracingConfig::read(&tracing),
+            queries: QueryConfig::read_all(root, database_config.dialect(), &ttl),
+            statements: StatementConfig::read_all(root, database_config.dialect()),
+            database: database_config,
+            ttl,
+        };
+        let deadline = config.redis.deadline;
+        if config.cache.redis_limit > deadline {
+            let message = "is longer than `redis.deadline`, which ends the call first";
+            cache.refuse(cache.mistake("redis_limit", message));
+        }
+        for section in [
+            server, log, redis, database, cache, limits, drill, metrics, tracing,
+        ] {
+            section.finish();
+        }
+        config
+    }
+}
+
+fn read_namespace(root: &Section<'_>) -> String {
+    let Some(namespace) = root.string("namespace") else {
+        return "steadfast".to_owned();
+    };
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-.".contains(c);
+    if namespace.is_empty() || namespace.len() > 64 || !namespace.chars().all(plain) {
+        let message = "must have 1 to 64 letters, digits, `_`, `-` or `.`";
+        root.refuse(root.mistake("namespace", message));
+    }
+    namespace
+}
+
+/// Where settings are read from.
+#[derive(Debug, Clone)]
+pub struct Sources {
+    name: String,
+    text: String,
+    environment: Vec<(String, String)>,
+    flags: Vec<(String, String, String)>,
+}
+
+impl Default for Sources {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Sources {
+    /// The defaults, and nothing else.
+    #[must_use]
+    pub fn new() -> Self {
+        Self {
+            name: "configuration".to_owned(),
+            text: String::new(),
+            environment: Vec::new(),
+            flags: Vec::new(),
+        }
+    }
+
+    /// The file at `path`.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is not UTF-8.
+    pub fn file(mut self, path: &Path) -> Result<Self, ConfigError> {
+        self.name = path.display().to_string();
+        match std::fs::read_to_string(path) {
+            Ok(text) => {
+                self.text = text;
+                Ok(self)
+            }
+            Err(error) => Err(ConfigError {
+                text: String::new(),
+                mistakes: vec![Mistake::new(
+                    Place::Nowhere,
+                    format!("{} cannot be read: {error}", self.name),
+                )],
+                source_name: self.name,
+            }),
+        }
+    }
+
+    /// A text in place of a file, called `name` in complaints.
+    #[must_use]
+    pub fn text(mut self, name: &str, text: &str) -> Self {
+        self.name = name.to_owned();
+        self.text = text.to_owned();
+        self
+    }
+
+    /// The environment, of which only the variables that mean settings are kept.
+    #[must_use]
+    pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.environment = variables
+            .into_iter()
+            .filter(|(name, _)| {
+                name.starts_with(PREFIX) || SHORT.iter().any(|(short, _)| short == name)
+            })
+            .collect();
+        self.environment.sort();
+        self
+    }
+
+    /// A flag as the user knows it (`--listen`), the setting it stands for (`server.listen`) and its value.
+    #[must_use]
+    pub fn flag(mut self, flag: &str, setting: &str, value: impl Into<String>) -> Self {
+        self.flags
+            .push((flag.to_owned(), setting.to_owned(), value.into()));
+        self
+    }
+
+    fn lay_over(&self, root: &mut tree::Node, mistakes: &Mistakes) {
+        for (name, setting) in SHORT {
+            let Some((_, value)) = self.environment.iter().find(|(n, _)| n == name) else {
+                continue;
+            };
+            let place = Place::Environment {
+                name: (*name).to_owned(),
+            };
+            let Some(value) = in_seconds(name, value) else {
+                let message = "must be a number of seconds above zero";
+                mistakes.push(Mistake::new(place, message));
+                continue;
+            };
+            tree::overlay(root, &path(setting, "."), &value, &place);
+        }
+        for (name, value) in &self.environment {
+            if let Some(setting) = name.strip_prefix(PREFIX) {
+                let place = Place::Environment { name: name.clone() };
+                tree::overlay(root, &path(&setting.to_lowercase(), "__"), value, &place);
+            }
+        }
+        for (flag, setting, value) in &self.flags {
+            let place = Place::Flag { name: flag.clone() };
+            tree::overlay(root, &path(setting, "."), value, &place);
+        }
+    }
+}
+
+const PREFIX: &str = "STEADFAST__";
+
+/// Variables with names of their own, as other programs know them.
+const SHORT: &[(&str, &str)] = &[
+    ("REDIS_URL", "redis.url"),
+    ("DATABASE_URL", "database.url"),
+    (SECONDS, "redis.health_timeout"),
+];
+const SECONDS: &str = "HEALTH_CHECK_REDIS_TIMEOUT";
+
+fn path(setting: &str, separator: &str) -> Vec<String> {
+    setting.split(separator).map(str::to_owned).collect()
+}
+
+/// The one variable that is a bare number of seconds, as a duration with its unit.
+fn in_seconds(name: &str, value: &str) -> Option<String> {
+    if name != SECONDS {
+        return Some(value.to_owned());
+    }
+    let seconds: f64 = value.parse().ok()?;
+    let allowed = seconds > 0.0 && seconds < 86_400.0;
+    allowed.then(|| format!("{}us", (seconds * 1e6).round()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,216 @@
+use super::*;
+use std::time::Duration;
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    Config::load(&Sources::new().text("test.toml", text))
+}
+
+fn variables(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+#[test]
+fn s10_three_mistakes_are_reported_at_once_with_line_and_column() {
+    let text = "[server]\nlisten = \"nowhere\"\n\n[redis]\ndeadline = 5\n\n[cahce]\nmemory_bytes = \"1MiB\"\n";
+    let error = load(text).unwrap_err();
+    let places: Vec<(usize, usize)> = error
+        .mistakes
+        .iter()
+        .map(|mistake| match &mistake.place {
+            Place::File { line, column, .. } => (*line, *column),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(places, [(2, 10), (5, 12), (7, 2)]);
+    let shown = error.to_string();
+    assert!(
+        shown.contains("test.toml:5:12: `redis.deadline` is 5"),
+        "{shown}"
+    );
+    assert!(shown.contains("did you mean `cache`?"), "{shown}");
+}
+
+#[test]
+fn s10_flags_win_over_variables_over_the_file_over_defaults() {
+    let text =
+        "[redis]\nurl = \"redis://file\"\nconnections = 2\n[server]\nlisten = \"127.0.0.1:1\"";
+    let sources = Sources::new().text("t", text).environment(variables(&[
+        ("REDIS_URL", "redis://short"),
+        ("DATABASE_URL", "sqlite://other.db"),
+        ("HEALTH_CHECK_REDIS_TIMEOUT", "1.5"),
+        ("PATH", "/bin"),
+    ]));
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.redis.url.expose(), "redis://short");
+    assert_eq!(config.database.url.expose(), "sqlite://other.db");
+    assert_eq!(config.redis.health_timeout, Duration::from_millis(1500));
+    assert_eq!(config.redis.connections, 2);
+    assert_eq!(config.redis.in_flight, 8192);
+
+    let sources = sources
+        .environment(variables(&[
+            ("REDIS_URL", "redis://short"),
+            ("STEADFAST__REDIS__URL", "redis://long"),
+            ("STEADFAST__REDIS__CONNECTIONS", "3"),
+        ]))
+        .flag("--listen", "server.listen", "127.0.0.1:2");
+    let config = Config::load(&sources).unwrap();
+    assert_eq!(config.redis.url.expose(), "redis://long");
+    assert_eq!(config.redis.connections, 3);
+    assert_eq!(config.server.listen.port(), 2);
+}
+
+#[test]
+fn s10_a_wrong_variable_or_flag_is_named() {
+    let sources = Sources::new()
+        .environment(variables(&[
+            ("STEADFAST__REDIS__DEADLINE", "soon"),
+            ("STEADFAST__REDSI__URL", "redis://x"),
+            ("HEALTH_CHECK_REDIS_TIMEOUT", "-1"),
+        ]))
+        .flag("--listen", "server.listen", "here");
+    let shown = Config::load(&sources).unwrap_err().to_string();
+    for name in [
+        "STEADFAST__REDIS__DEADLINE: ",
+        "STEADFAST__REDSI__URL: ",
+        "HEALTH_CHECK_REDIS_TIMEOUT: ",
+        "--listen: ",
+    ] {
+        assert!(shown.contains(name), "{name} in {shown}");
+    }
+}
+
+#[test]
+fn s10_settings_that_contradict_each_other_are_named() {
+    for (text, key, word) in [
+        (
+            "[redis]\nexpected_rate = 1\n[redis.breaker]\nconsecutive = 0",
+            "redis.breaker.min_calls",
+            "can never trip",
+        ),
+        (
+            "[redis.retry]\nattempts = 9\nfirst = \"100ms\"",
+            "redis.retry.attempts",
+            "contradicts `redis.deadline`",
+        ),
+        (
+            "[redis]\nblip_wait = \"5s\"",
+            "redis.blip_wait",
+            "longer than `deadline`",
+        ),
+        (
+            "[ttl.a]\nsoft_limit = \"5s\"",
+            "ttl.a.soft_limit",
+            "longer than `hard_limit`",
+        ),
+        (
+            "[cache]\nvalue_max = \"1GiB\"",
+            "cache.value_max",
+            "cache.memory_bytes",
+        ),
+        (
+            "[cache]\noutbox_poll = \"5s\"",
+            "cache.outbox_poll",
+            "outbox_lag_max",
+        ),
+        (
+            "[database]\nmax_connections = 2\nguard.concurrency = 3",
+            "database.guard.concurrency",
+            "max_connections",
+        ),
+    ] {
+        let error = load(text).unwrap_err();
+        assert_eq!(error.mistakes.len(), 1, "{text}: {error}");
+        let message = &error.mistakes[0].message;
+        assert!(message.contains(key) && message.contains(word), "{message}");
+    }
+    assert!(load("[redis]\nexpected_rate = 1").is_ok());
+}
+
+#[test]
+fn s1_a_wrong_query_is_refused_before_a_caller_meets_it() {
+    for (text, word) in [
+        ("", "is missing"),
+        ("sql = 'DELETE FROM t'", "only reads"),
+        ("sql = 'SELECT :a'", "does not describe"),
+        (
+            "sql = 'SELECT 1'\nparams.a.type = 'integer'",
+            "does not use",
+        ),
+        (
+            "sql = 'SELECT :a'\nparams.a.type = 'uuid'",
+            "must be one of",
+        ),
+        ("sql = 'SELECT :a'\nparams.a.type = 'pattern'", "ESCAPE '!'"),
+        (
+            "sql = 'SELECT :a'\nkey = 'k'\nparams.a.type = 'integer'",
+            "leaves out `{a}`",
+        ),
+        ("sql = 'SELECT 1'\ntags = ['t:{b}']", "no parameter"),
+        ("sql = 'SELECT 1'\nttl = 'usr'", "there is no `[ttl.usr]`"),
+        (
+            "sql = 'SELECT :a'\nparams.a = {type='integer', max=5, default=9}",
+            "must be between",
+        ),
+    ] {
+        let error = load(&format!("[queries.q]\n{text}\n[ttl.user]\n")).unwrap_err();
+        assert_eq!(error.mistakes.len(), 1, "{text}: {error}");
+        assert!(error.to_string().contains(word), "{text}: {error}");
+    }
+}
+
+#[test]
+fn the_sample_is_right_for_every_database() {
+    for url in [
+        "sqlite://x.db",
+        "mysql://localhost/x",
+        "postgres://localhost/x",
+    ] {
+        let sources = Sources::new()
+            .text("sample", SAMPLE)
+            .flag("--database", "database.url", url);
+        let config = Config::load(&sources).unwrap();
+        assert_eq!(config.queries.len(), 3);
+        assert_eq!(config.ttl["user"].fresh, Duration::from_secs(360));
+    }
+}
+
+#[test]
+fn s10_what_is_shown_is_complete_redacted_and_readable_again() {
+    let sources = Sources::new()
+        .text("sample", SAMPLE)
+        .flag("--redis", "redis.url", "redis://u:hunter2@h:1/0")
+        .flag(
+            "--db",
+            "database.url",
+            "mysql://u:hunter2@h/d?password=hunter2",
+        );
+    let config = Config::load(&sources).unwrap();
+    let shown = config.show();
+    assert!(!shown.contains("hunter2"), "{shown}");
+    let again = load(&shown).unwrap();
+    assert_eq!(again.show(), shown);
+    assert_eq!(again.queries, config.queries);
+    assert_eq!(again.cache, config.cache);
+}
+
+#[test]
+fn what_is_not_toml_is_told_once_and_as_such() {
+    let error = load("[server\nlisten = 1\n").unwrap_err();
+    assert!(error.to_string().contains("not valid TOML"), "{error}");
+    assert!(!error.to_string().contains("server.listen"), "{error}");
+}
+
+#[test]
+fn a_refused_secret_is_not_quoted() {
+    let error = load("[redis]\nurl = \"hunter2\"\n[database]\nurl = 123456").unwrap_err();
+    assert_eq!(error.mistakes.len(), 2);
+    let shown = error.to_string();
+    assert!(
+        !shown.contains("hunter2") && !shown.contains("123456"),
+        "{shown}"
+    );
+}
