@@ -15,7 +15,7 @@
 
 use super::ProcessError;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -23,7 +23,8 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// `$1` is the folder to remove when the parent died (or empty), `$2` the signal that ends the server, the rest the server.
+/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, the rest the server.
+/// One that is asked rather than killed gets eight seconds, more than PostgreSQL takes to kill its own stopped children.
 const SCRIPT: &str = r#"
 folder=$1 signal=$2; shift 2
 exec 3<&0 </dev/null
@@ -31,9 +32,9 @@ exec 3<&0 </dev/null
   read -r _ <&3
   kill -CONT $$; kill -s "$signal" $$
   turns=0
-  while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 20 ]; do sleep 0.1; turns=$((turns + 1)); done
+  while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 80 ]; do sleep 0.1; turns=$((turns + 1)); done
   kill -KILL $$
-  [ -z "$folder" ] || rm -rf -- "$folder"
+  rm -rf -- "$folder"
   kill -KILL 0
 ) >/dev/null 2>&1 &
 exec 3<&- "$@"
@@ -46,6 +47,8 @@ pub enum Death {
     Killed,
     /// SIGTERM: as an operator stops it.
     Asked,
+    /// SIGINT: what PostgreSQL calls a fast shutdown, without waiting for its clients to go.
+    Interrupted,
     /// SIGQUIT: at once, but giving back what the kernel would keep (PostgreSQL's shared memory).
     Quit,
 }
@@ -55,6 +58,7 @@ impl Death {
         match self {
             Self::Killed => (Signal::KILL, "KILL"),
             Self::Asked => (Signal::TERM, "TERM"),
+            Self::Interrupted => (Signal::INT, "INT"),
             Self::Quit => (Signal::QUIT, "QUIT"),
         }
     }
@@ -70,16 +74,15 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts `program`, its output going to `log`, in `folder`. When this process dies, `drop_by` is what befalls
-    /// the server, and `remove` (a temporary folder) is removed after it.
+    /// Starts `program`, its output going to a log in `folder`. When this process dies, `drop_by` is what befalls
+    /// the server, and then the folder, which must be a temporary one, is removed.
     ///
     /// # Errors
-    /// [`ProcessError::Folder`] when `log` cannot be written, [`ProcessError::Spawn`] when the system refuses to fork.
+    /// [`ProcessError::Folder`] when the log cannot be written, [`ProcessError::Spawn`] when the system refuses to fork.
     pub fn spawn(
         program: &Path,
         args: &[OsString],
         folder: &Path,
-        remove: Option<&Path>,
         drop_by: Death,
     ) -> Result<Self, ProcessError> {
         let path = folder.join(super::LOG);
@@ -88,14 +91,9 @@ impl Child {
         let (out, err) = log.map_err(|cause| ProcessError::Folder { path, cause })?;
         let mut command = Command::new("/bin/sh");
         command.arg("-c").arg(SCRIPT).arg("sh");
-        command
-            .arg(remove.map_or(OsStr::new(""), Path::as_os_str))
-            .arg(drop_by.signal().1);
-        command
-            .arg(program)
-            .args(args)
-            .current_dir(folder)
-            .process_group(0);
+        command.arg(folder).arg(drop_by.signal().1);
+        command.arg(program).args(args);
+        command.current_dir(folder).process_group(0);
         command.stdin(Stdio::piped()).stdout(out).stderr(err);
         let failed = |cause| ProcessError::Spawn {
             program: program.display().to_string(),
@@ -127,7 +125,10 @@ impl Child {
     /// # Errors
     /// When the server is no more.
     pub fn freeze(&self) -> io::Result<()> {
-        Ok(kill_process(self.pid, Signal::STOP)?)
+        kill_process(self.pid, Signal::STOP)?;
+        self.workers()
+            .into_iter()
+            .try_for_each(|worker| Ok(kill_process(worker, Signal::STOP)?))
     }
 
     /// SIGCONT: it goes on from where it stopped.
@@ -135,6 +136,9 @@ impl Child {
     /// # Errors
     /// When the server is no more.
     pub fn resume(&self) -> io::Result<()> {
+        for worker in self.workers() {
+            let _ = kill_process(worker, Signal::CONT);
+        }
         Ok(kill_process(self.pid, Signal::CONT)?)
     }
 
@@ -154,15 +158,44 @@ impl Child {
     }
 
     fn signal(&self, death: Death) -> io::Result<()> {
-        if death != Death::Killed {
-            kill_process(self.pid, Signal::CONT)?;
-        }
+        self.resume()?;
         Ok(kill_process(self.pid, death.signal().0)?)
     }
 
     /// The server if it still runs, what it forked, and the watcher.
     fn kill_group(&self) {
+        if kill_process(self.pid, Signal::STOP).is_ok() {
+            for worker in self.workers() {
+                let _ = kill_process(worker, Signal::KILL);
+            }
+        }
         let _ = kill_process_group(self.pid, Signal::KILL);
+    }
+
+    /// The processes that the server forked and that left its group: PostgreSQL serves each connection by one. They are
+    /// its children until it waits for them, which a stopped server does not; so their pids are safe to signal then.
+    fn workers(&self) -> Vec<Pid> {
+        let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        numbers
+            .filter(|number| self.is_worker(*number))
+            .filter_map(Pid::from_raw)
+            .collect()
+    }
+
+    fn is_worker(&self, number: i32) -> bool {
+        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
+        // The name, in brackets, may hold anything; after it come state, parent and group.
+        let mut fields = stat
+            .rsplit(')')
+            .next()
+            .unwrap_or_default()
+            .split_whitespace()
+            .skip(1)
+            .map(str::parse::<i32>);
+        let (parent, group) = (fields.next(), fields.next());
+        let own = self.pid.as_raw_nonzero().get();
+        parent == Some(Ok(own)) && group != Some(Ok(own))
     }
 }
 
@@ -181,8 +214,8 @@ impl Drop for Child {
     }
 }
 
-/// How often [`pause`] is repeated before a dropped server that does not go is killed: two seconds.
-const DROP_TURNS: usize = 400;
+/// How often [`pause`] is repeated before a dropped server that does not go is killed: eight seconds.
+const DROP_TURNS: usize = 1600;
 
 #[expect(
     clippy::disallowed_methods,

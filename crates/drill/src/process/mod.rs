@@ -8,16 +8,21 @@
 //! * What goes wrong at the start is one line that names the cause, not the log of a server.
 
 mod child;
+mod mariadb;
 mod port;
+mod postgres;
 mod program;
 mod redis;
+mod server;
 
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use child::{Child, Death};
+pub use mariadb::MariaDb;
 pub use port::Port;
+pub use postgres::Postgres;
 pub use program::find;
 pub use redis::{Redis, RedisBuilder, Tls};
 
@@ -81,6 +86,22 @@ pub enum ProcessError {
         /// How long it was waited for.
         waited: Duration,
         /// What its log says last.
+        line: String,
+    },
+    /// A database that refuses to run as root, and no user as whom it could.
+    #[error(
+        "root cannot run this database and there is no user {name}; install the package that makes one, or run as another user"
+    )]
+    NoUser {
+        /// The user that its package makes.
+        name: &'static str,
+    },
+    /// The tool that fills a new database's folder failed.
+    #[error("{program} failed: {line}")]
+    Setup {
+        /// The tool.
+        program: String,
+        /// What it said last of why.
         line: String,
     },
     /// Something was asked of a server that is not running.
@@ -168,15 +189,29 @@ fn telling_line(log: &str) -> String {
         .to_owned()
 }
 
-/// Makes a folder under the system's folder for temporary files.
-fn temporary_folder(prefix: &str) -> Result<tempfile::TempDir, ProcessError> {
-    tempfile::Builder::new()
-        .prefix(prefix)
-        .tempdir()
-        .map_err(|cause| ProcessError::Folder {
-            path: std::env::temp_dir(),
-            cause,
-        })
+/// The user as whom a server must run that refuses to be root's, with its ids; none when this process is not root's.
+fn unprivileged(name: &'static str) -> Result<Option<User>, ProcessError> {
+    if !rustix::process::geteuid().is_root() {
+        return Ok(None);
+    }
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let line = passwd
+        .lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+    let ids = line.and_then(|line| {
+        let mut fields = line.split(':').skip(1).map(|id| id.parse().ok());
+        Some((fields.next()??, fields.next()??))
+    });
+    let (uid, gid) = ids.ok_or(ProcessError::NoUser { name })?;
+    Ok(Some(User { name, uid, gid }))
+}
+
+/// A line of /etc/passwd, as far as it matters here.
+#[derive(Debug, Clone, Copy)]
+struct User {
+    name: &'static str,
+    uid: u32,
+    gid: u32,
 }
 
 #[cfg(test)]

@@ -4,15 +4,14 @@
 //! passwords changed and users deleted, and its connections are not among those that a proxy in front of the
 //! port sees. (They do count towards `maxclients`, while they last.)
 
-use super::child::{Child, Death};
-use super::{Port, ProcessError, START_LIMIT, find, temporary_folder};
+use super::child::Death;
+use super::server::Server;
+use super::{ProcessError, START_LIMIT, find};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
-use tempfile::TempDir;
 use tokio::time::{Instant, sleep, timeout};
 
 /// A running (or killed, or frozen) server. Dropped, it is killed and its folder removed.
@@ -31,9 +30,7 @@ use tokio::time::{Instant, sleep, timeout};
 pub struct Redis {
     settings: RedisBuilder,
     program: PathBuf,
-    port: Port,
-    folder: TempDir,
-    running: Mutex<Option<Child>>,
+    server: Server,
 }
 
 /// What a [`Redis`] is started with. By default: a free port, no persistence, no password, no TLS, a primary.
@@ -152,20 +149,11 @@ impl RedisBuilder {
     }
 
     async fn attempt(self, program: PathBuf) -> Result<Redis, ProcessError> {
-        let port = match self.port {
-            Some(number) => Port::numbered(number)?,
-            None => Port::free().map_err(|cause| ProcessError::Spawn {
-                program: NAME.to_owned(),
-                cause,
-            })?,
-        };
-        let folder = temporary_folder("steadfast-redis-")?;
+        let server = Server::new("redis", self.port, Death::Killed)?;
         let redis = Redis {
             settings: self,
             program,
-            port,
-            folder,
-            running: Mutex::new(None),
+            server,
         };
         redis.relaunch()?;
         redis.answers().await?;
@@ -205,35 +193,35 @@ impl Redis {
     /// Its port; the same after every restart.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port.number()
+        self.server.port.number()
     }
 
     /// Its address and port.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        self.port.addr()
+        self.server.port.addr()
     }
 
     /// Its pid, while it runs.
     #[must_use]
     pub fn pid(&self) -> Option<u32> {
-        self.running().as_ref().map(Child::pid)
+        self.server.pid()
     }
 
     /// Its folder, which is removed with it.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        self.server.folder()
     }
 
     /// SIGKILL, and waits until it is gone. Its port refuses connections from then on. Nothing happens if it is down.
     pub async fn kill(&self) {
-        self.end(Death::Killed).await;
+        self.server.end(Death::Killed).await;
     }
 
     /// SIGTERM, as an operator stops it: a server with persistence writes first.
     pub async fn stop(&self) {
-        self.end(Death::Asked).await;
+        self.server.end(Death::Asked).await;
     }
 
     /// SIGSTOP: connections are still accepted, by the kernel, and nothing is answered.
@@ -241,10 +229,7 @@ impl Redis {
     /// # Errors
     /// [`ProcessError::Down`] when it does not run.
     pub fn freeze(&self) -> Result<(), ProcessError> {
-        self.running()
-            .as_ref()
-            .and_then(|child| child.freeze().ok())
-            .ok_or_else(down)
+        self.server.freeze()
     }
 
     /// SIGCONT: it goes on, beginning with what was sent to it meanwhile.
@@ -252,10 +237,7 @@ impl Redis {
     /// # Errors
     /// [`ProcessError::Down`] when it does not run.
     pub fn resume(&self) -> Result<(), ProcessError> {
-        self.running()
-            .as_ref()
-            .and_then(|child| child.resume().ok())
-            .ok_or_else(down)
+        self.server.resume()
     }
 
     /// Kills it if it runs, and starts it again on the same port; waits until it answers.
@@ -343,11 +325,7 @@ impl Redis {
         let until = Instant::now() + START_LIMIT;
         while self.replication_offset("slave_repl_offset").await? < offset {
             if Instant::now() > until {
-                return Err(ProcessError::from_log(
-                    NAME,
-                    self.folder(),
-                    Some(START_LIMIT),
-                ));
+                return Err(self.server.explained(Some(START_LIMIT)));
             }
             sleep(Duration::from_millis(10)).await;
         }
@@ -426,23 +404,7 @@ impl Redis {
             .to_owned()
     }
 
-    fn running(&self) -> MutexGuard<'_, Option<Child>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    async fn end(&self, death: Death) {
-        let child = self.running().take();
-        if let Some(child) = child {
-            child.end(death, START_LIMIT).await;
-        }
-    }
-
     fn launch(&self, append: bool) -> Result<(), ProcessError> {
-        let mut running = self.running();
-        if running.as_mut().is_some_and(|child| !child.has_ended()) {
-            return Ok(());
-        }
-        *running = None;
         let folder = self.folder();
         let path = folder.join("redis.conf");
         std::fs::write(&path, self.conf(append)).map_err(|cause| ProcessError::Folder {
@@ -450,48 +412,15 @@ impl Redis {
             cause,
         })?;
         let _ = std::fs::remove_file(folder.join(SOCKET));
-        let _ = std::fs::remove_file(folder.join(super::LOG));
-        let args = [OsString::from(path)];
-        *running = Some(Child::spawn(
-            &self.program,
-            &args,
-            folder,
-            Some(folder),
-            Death::Killed,
-        )?);
-        Ok(())
+        self.server.launch(&self.program, &[OsString::from(path)])
     }
 
     /// Waits until it answers PING (that is, also until it has loaded its data).
     async fn answers(&self) -> Result<(), ProcessError> {
-        let until = Instant::now() + START_LIMIT;
-        loop {
-            if self.folder().join(SOCKET).exists() && self.command(&["PING"]).await.is_ok() {
-                return Ok(());
-            }
-            if self.running().as_mut().is_none_or(Child::has_ended) {
-                return Err(self.ended());
-            }
-            if Instant::now() > until {
-                return Err(ProcessError::from_log(
-                    NAME,
-                    self.folder(),
-                    Some(START_LIMIT),
-                ));
-            }
-            sleep(Duration::from_millis(5)).await;
-        }
-    }
-
-    fn ended(&self) -> ProcessError {
-        match ProcessError::from_log(NAME, self.folder(), None) {
-            ProcessError::Ended { line, .. }
-                if line.contains("in use") || line.contains("listening on port") =>
-            {
-                ProcessError::PortTaken { port: self.port() }
-            }
-            other => other,
-        }
+        let socket = self.folder().join(SOCKET);
+        self.server
+            .until(async || socket.exists() && self.command(&["PING"]).await.is_ok())
+            .await
     }
 
     fn conf(&self, append: bool) -> String {
@@ -558,12 +487,6 @@ fn command_of(args: &[&str]) -> redis::Cmd {
         command.arg(arg);
     }
     command
-}
-
-fn down() -> ProcessError {
-    ProcessError::Down {
-        program: NAME.to_owned(),
-    }
 }
 
 fn refused(cause: &dyn std::fmt::Display) -> ProcessError {

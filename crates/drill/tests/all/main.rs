@@ -3,3 +3,4 @@
 #![allow(clippy::unwrap_used)]
 
 mod process_redis;
+mod process_sql;

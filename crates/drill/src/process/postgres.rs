@@ -1,0 +1,256 @@
+//! A private PostgreSQL, for a source of truth that can be killed, frozen and made slow.
+//!
+//! PostgreSQL differs from the other servers in that it serves each connection by a process of its own, which outlives
+//! its parent for a moment and goes on while the parent is stopped; so the family is signalled as one. And it
+//! keeps a segment of System V shared memory that no crash removes; so that is given back here.
+
+use super::child::Death;
+use super::server::Server;
+use super::{ProcessError, User, find, telling_line, unprivileged};
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// A running (or killed, or frozen) PostgreSQL; its superuser is `postgres`, without a password.
+#[derive(Debug)]
+pub struct Postgres {
+    program: PathBuf,
+    args: Vec<OsString>,
+    server: Server,
+}
+
+impl Postgres {
+    /// Starts one on a free port and waits until it answers. As root, it runs as the user `postgres`.
+    ///
+    /// # Errors
+    /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`], [`ProcessError::Setup`],
+    /// [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
+    pub async fn start() -> Result<Self, ProcessError> {
+        let postgres = find(&["postgres"], &versions(), PACKAGE)?;
+        let initdb = find(&["initdb"], &versions(), PACKAGE)?;
+        let server = Server::new("postgres", None, Death::Quit)?;
+        let folder = server.folder();
+        let user = unprivileged("postgres")?;
+        if let Some(user) = user {
+            let chowned = std::os::unix::fs::chown(folder, Some(user.uid), Some(user.gid));
+            chowned.map_err(|cause| ProcessError::Folder {
+                path: folder.to_owned(),
+                cause,
+            })?;
+        }
+        let data = folder.join("data");
+        install(&initdb, &data, user).await?;
+        let (program, mut args) = as_user(user, &postgres)?;
+        args.extend([
+            OsString::from("-D"),
+            data.into(),
+            "-p".into(),
+            server.port.number().to_string().into(),
+        ]);
+        for setting in SETTINGS {
+            args.extend([OsString::from("-c"), setting.into()]);
+        }
+        let postgres = Self {
+            program,
+            args,
+            server,
+        };
+        postgres.launch().await?;
+        Ok(postgres)
+    }
+
+    /// `postgres://postgres@127.0.0.1:port/postgres`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("postgres://postgres@{}/postgres", self.addr())
+    }
+
+    /// Its port; the same after every restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.server.port.number()
+    }
+
+    /// Its address and port.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.server.port.addr()
+    }
+
+    /// The pid of its first process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.server.pid()
+    }
+
+    /// SIGKILL to all its processes, and waits until the first is gone.
+    pub async fn kill(&self) {
+        let segment = self.segment();
+        self.server.end(Death::Killed).await;
+        if let Some(segment) = segment {
+            let mut ipcrm = tokio::process::Command::new("ipcrm");
+            let _ = ipcrm
+                .args(["-m", &segment])
+                .stdout(Stdio::null())
+                .stderr(Stdio::null())
+                .status()
+                .await;
+        }
+    }
+
+    /// SIGINT, as an operator stops it: clients are cut off, what is committed is written.
+    pub async fn stop(&self) {
+        self.server.end(Death::Interrupted).await;
+    }
+
+    /// SIGSTOP to all its processes: connections are accepted, by the kernel, and nothing is answered.
+    ///
+    /// # Errors
+    /// [`ProcessError::Down`] when it does not run.
+    pub fn freeze(&self) -> Result<(), ProcessError> {
+        self.server.freeze()
+    }
+
+    /// SIGCONT to all its processes: it goes on from where it stopped.
+    ///
+    /// # Errors
+    /// [`ProcessError::Down`] when it does not run.
+    pub fn resume(&self) -> Result<(), ProcessError> {
+        self.server.resume()
+    }
+
+    /// Kills it if it runs, and starts it again on the same port with the data it had; waits until it answers.
+    ///
+    /// # Errors
+    /// See [`Postgres::start`].
+    pub async fn restart(&self) -> Result<(), ProcessError> {
+        self.kill().await;
+        self.launch().await
+    }
+
+    async fn launch(&self) -> Result<(), ProcessError> {
+        self.server.launch(&self.program, &self.args)?;
+        self.server
+            .until(async || is_ready(self.addr()).await)
+            .await
+    }
+
+    /// The id of its shared memory: the last word of the seventh line of its lock file.
+    fn segment(&self) -> Option<String> {
+        let lock =
+            std::fs::read_to_string(self.server.folder().join("data/postmaster.pid")).ok()?;
+        lock.lines()
+            .nth(6)?
+            .split_whitespace()
+            .last()
+            .map(str::to_owned)
+    }
+}
+
+const PACKAGE: &str = "postgresql";
+
+/// Small, without a wait for a disk, and with no shared memory but one segment and what is in its folder.
+const SETTINGS: [&str; 8] = [
+    "listen_addresses=127.0.0.1",
+    "unix_socket_directories=",
+    "fsync=off",
+    "synchronous_commit=off",
+    "full_page_writes=off",
+    "shared_buffers=16MB",
+    "dynamic_shared_memory_type=mmap",
+    "logging_collector=off",
+];
+
+/// Where Debian keeps the programs of each version, the newest first.
+fn versions() -> Vec<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut versions: Vec<_> = versions.map(|version| version.path()).collect();
+    let number = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str()?.parse::<u32>().ok())
+    };
+    versions.sort_by_key(|path| std::cmp::Reverse(number(path)));
+    versions
+        .into_iter()
+        .map(|version| version.join("bin"))
+        .collect()
+}
+
+/// A program and its first arguments, as that user.
+fn as_user(user: Option<User>, program: &Path) -> Result<(PathBuf, Vec<OsString>), ProcessError> {
+    let Some(user) = user else {
+        return Ok((program.to_owned(), Vec::new()));
+    };
+    let args = [
+        format!("--reuid={}", user.uid),
+        format!("--regid={}", user.gid),
+        "--clear-groups".to_owned(),
+    ];
+    let args = args
+        .into_iter()
+        .map(OsString::from)
+        .chain([program.into()])
+        .collect();
+    Ok((find(&["setpriv"], &[], "util-linux")?, args))
+}
+
+async fn install(initdb: &Path, data: &Path, user: Option<User>) -> Result<(), ProcessError> {
+    let name = initdb.display().to_string();
+    let (program, args) = as_user(user, initdb)?;
+    let mut command = tokio::process::Command::new(program);
+    command.args(args).arg("-D").arg(data);
+    command.args([
+        "-U",
+        "postgres",
+        "-A",
+        "trust",
+        "-E",
+        "UTF8",
+        "--locale=C",
+        "--no-sync",
+        "--no-instructions",
+    ]);
+    command
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let output = command
+        .output()
+        .await
+        .map_err(|cause| ProcessError::Spawn {
+            program: name.clone(),
+            cause,
+        })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(ProcessError::Setup {
+        program: name,
+        line: telling_line(&String::from_utf8_lossy(&output.stderr)),
+    })
+}
+
+/// Whether the server lets `postgres` in: an authentication request, rather than an error, answers the start-up message.
+async fn is_ready(addr: SocketAddr) -> bool {
+    const START: &[u8] = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    const TERMINATE: &[u8] = b"X\0\0\0\x04";
+    let asked = async {
+        let mut stream = TcpStream::connect(addr).await?;
+        stream.write_u32(START.len() as u32 + 4).await?;
+        stream.write_all(START).await?;
+        let answer = stream.read_u8().await?;
+        stream.write_all(TERMINATE).await?;
+        std::io::Result::Ok(answer == b'R')
+    };
+    matches!(
+        tokio::time::timeout(Duration::from_secs(2), asked).await,
+        Ok(Ok(true))
+    )
+}

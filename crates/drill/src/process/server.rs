@@ -1,0 +1,150 @@
+//! What all servers have in common: a port, a folder, a child that may be down at the moment, and a log.
+
+use super::child::{Child, Death};
+use super::{LOG, Port, ProcessError, START_LIMIT};
+use std::ffi::OsString;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+
+/// A server of whatever kind. Its methods take `&self`, so that a drill can break what others hold too.
+#[derive(Debug)]
+pub(super) struct Server {
+    name: &'static str,
+    drop_by: Death,
+    // Dropped in this order: the child first, so that nothing writes into a folder that is being removed.
+    child: Mutex<Option<Child>>,
+    pub(super) port: Port,
+    folder: TempDir,
+}
+
+impl Server {
+    /// A server that has a port and an empty folder, and does not run yet.
+    pub(super) fn new(
+        name: &'static str,
+        port: Option<u16>,
+        drop_by: Death,
+    ) -> Result<Self, ProcessError> {
+        let port = match port {
+            Some(number) => Port::numbered(number)?,
+            None => Port::free().map_err(|cause| ProcessError::Spawn {
+                program: name.to_owned(),
+                cause,
+            })?,
+        };
+        let folder = tempfile::Builder::new()
+            .prefix(&format!("steadfast-{name}-"))
+            .tempdir()
+            .map_err(|cause| ProcessError::Folder {
+                path: std::env::temp_dir(),
+                cause,
+            })?;
+        Ok(Self {
+            name,
+            drop_by,
+            child: Mutex::new(None),
+            port,
+            folder,
+        })
+    }
+
+    pub(super) fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub(super) fn pid(&self) -> Option<u32> {
+        let mut child = self.child();
+        let child = child.as_mut()?;
+        (!child.has_ended()).then(|| child.pid())
+    }
+
+    pub(super) fn freeze(&self) -> Result<(), ProcessError> {
+        self.child()
+            .as_ref()
+            .and_then(|child| child.freeze().ok())
+            .ok_or_else(|| self.down())
+    }
+
+    pub(super) fn resume(&self) -> Result<(), ProcessError> {
+        self.child()
+            .as_ref()
+            .and_then(|child| child.resume().ok())
+            .ok_or_else(|| self.down())
+    }
+
+    /// Ends it and waits until it is gone; nothing happens if it is down.
+    pub(super) async fn end(&self, death: Death) {
+        let child = self.child().take();
+        if let Some(child) = child {
+            child.end(death, START_LIMIT).await;
+        }
+    }
+
+    /// Starts `program`, unless it runs.
+    pub(super) fn launch(&self, program: &Path, args: &[OsString]) -> Result<(), ProcessError> {
+        let mut child = self.child();
+        if child.as_mut().is_some_and(|child| !child.has_ended()) {
+            return Ok(());
+        }
+        *child = None;
+        let _ = std::fs::remove_file(self.folder().join(LOG));
+        *child = Some(Child::spawn(program, args, self.folder(), self.drop_by)?);
+        Ok(())
+    }
+
+    /// Waits until `answers` says that it does, or the server has ended, or 30 s are over.
+    pub(super) async fn until(
+        &self,
+        mut answers: impl AsyncFnMut() -> bool,
+    ) -> Result<(), ProcessError> {
+        let limit = Instant::now() + START_LIMIT;
+        loop {
+            // Looked at first: who answers on the port of a server that has ended is somebody else.
+            let ended = self.child().as_mut().is_none_or(Child::has_ended);
+            if ended {
+                return Err(self.explained(None));
+            }
+            if answers().await {
+                return Ok(());
+            }
+            if Instant::now() > limit {
+                return Err(self.explained(Some(START_LIMIT)));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Why it ended, or kept silent for `waited`, by its log.
+    pub(super) fn explained(&self, waited: Option<Duration>) -> ProcessError {
+        match ProcessError::from_log(self.name, self.folder(), waited) {
+            ProcessError::Ended { line, .. }
+                if PORT_TAKEN.iter().any(|said| line.contains(said)) =>
+            {
+                ProcessError::PortTaken {
+                    port: self.port.number(),
+                }
+            }
+            other => other,
+        }
+    }
+
+    fn down(&self) -> ProcessError {
+        ProcessError::Down {
+            program: self.name.to_owned(),
+        }
+    }
+
+    fn child(&self) -> MutexGuard<'_, Option<Child>> {
+        self.child.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How Redis, MariaDB and PostgreSQL say that somebody else listens on their port.
+const PORT_TAKEN: [&str; 4] = [
+    "Address already in use",
+    "listening on port",
+    "Is there already another",
+    "could not bind IPv4 address",
+];

@@ -1,0 +1,116 @@
+//! The faults of a database's process, on real ones.
+
+use std::process::Command;
+use std::time::Duration;
+use steadfast_drill::process::{MariaDb, Postgres};
+
+/// What the database's own client says, or none if it has no answer within the seconds given.
+fn asked(client: &str, args: &[&str], seconds: &str) -> Option<String> {
+    let output = Command::new("timeout")
+        .arg(seconds)
+        .arg(client)
+        .args(args)
+        .output()
+        .unwrap();
+    output
+        .status
+        .success()
+        .then(|| String::from_utf8(output.stdout).unwrap().trim().to_owned())
+}
+
+fn mariadb(server: &MariaDb, sql: &str, seconds: &str) -> Option<String> {
+    let port = server.port().to_string();
+    asked(
+        "mariadb",
+        &[
+            "--no-defaults",
+            "-h127.0.0.1",
+            "-P",
+            &port,
+            "-uroot",
+            "-N",
+            "-e",
+            sql,
+            "steadfast",
+        ],
+        seconds,
+    )
+}
+
+fn postgres(server: &Postgres, sql: &str, seconds: &str) -> Option<String> {
+    asked("psql", &["-X", "-At", "-c", sql, &server.url()], seconds)
+}
+
+#[tokio::test]
+async fn d1_a_mariadb_is_killed_frozen_and_restarted_with_its_data() {
+    let server = MariaDb::start().await.unwrap();
+    mariadb(
+        &server,
+        "CREATE TABLE t (n INT); INSERT INTO t VALUES (7)",
+        "20",
+    )
+    .unwrap();
+
+    server.freeze().unwrap();
+    assert_eq!(mariadb(&server, "SELECT n FROM t", "0.5"), None);
+    server.resume().unwrap();
+    assert_eq!(mariadb(&server, "SELECT n FROM t", "20").unwrap(), "7");
+
+    server.kill().await;
+    assert!(std::net::TcpStream::connect(server.addr()).is_err());
+    server.restart().await.unwrap();
+    assert_eq!(mariadb(&server, "SELECT n FROM t", "20").unwrap(), "7");
+    server.stop().await;
+    assert_eq!(server.pid(), None);
+}
+
+#[tokio::test]
+async fn d1_a_postgres_is_killed_frozen_and_restarted_with_its_data() {
+    let server = Postgres::start().await.unwrap();
+    postgres(
+        &server,
+        "CREATE TABLE t (n INT); INSERT INTO t VALUES (7)",
+        "20",
+    )
+    .unwrap();
+
+    server.freeze().unwrap();
+    assert_eq!(postgres(&server, "SELECT n FROM t", "0.5"), None);
+    server.resume().unwrap();
+    assert_eq!(postgres(&server, "SELECT n FROM t", "20").unwrap(), "7");
+
+    server.kill().await;
+    assert!(std::net::TcpStream::connect(server.addr()).is_err());
+    server.restart().await.unwrap();
+    assert_eq!(postgres(&server, "SELECT n FROM t", "20").unwrap(), "7");
+    server.stop().await;
+    assert_eq!(server.pid(), None);
+}
+
+#[tokio::test]
+async fn d1_a_frozen_postgres_answers_nothing_on_a_connection_that_was_there_before() {
+    let server = Postgres::start().await.unwrap();
+    let url = server.url();
+    let mut client = Command::new("psql")
+        .args([
+            "-X",
+            "-At",
+            "-c",
+            "SELECT 1",
+            "-c",
+            "SELECT pg_sleep(1)",
+            "-c",
+            "SELECT 2",
+            &url,
+        ])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND pid <> pg_backend_pid()";
+    while postgres(&server, sleeping, "20").unwrap() != "1" {}
+    server.freeze().unwrap();
+    tokio::time::sleep(Duration::from_millis(1500)).await;
+    assert!(client.try_wait().unwrap().is_none());
+    server.resume().unwrap();
+    assert!(client.wait().unwrap().success());
+}
