@@ -11,17 +11,27 @@
 //! | [`retry`] | both of these, for one call |
 //! | [`window`] | what happened lately |
 //! | [`breaker`] | should this call be tried at all |
+//! | [`budget`] | can the fleet afford a retry |
+//! | [`bulkhead`] | is there room for one more |
+//! | [`deadline`] | when must it be over, and can it be |
 
 pub mod backoff;
 pub mod breaker;
+pub mod budget;
+pub mod bulkhead;
+pub mod deadline;
 pub mod retry;
 pub mod stop;
 pub mod window;
 
+mod atomic;
 mod instant;
 
 pub use backoff::Backoff;
 pub use breaker::{Breaker, BreakerConfig};
+pub use budget::{Budget, BudgetConfig};
+pub use bulkhead::Bulkhead;
+pub use deadline::{Deadline, LatencyEstimate};
 pub use retry::{RetryPolicy, RetryState};
 pub use stop::Stop;
 
