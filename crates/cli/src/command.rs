@@ -1,0 +1,30 @@
+//! The commands, a file each. A command prints what it has to say and returns; how the process ends is decided by the
+//! [`Failure`] that it returns, or by there being none.
+
+mod completions;
+mod config;
+mod drill;
+
+use crate::failure::Failure;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// Break a private Redis on purpose, and judge what users would have felt
+    #[command(subcommand)]
+    Drill(drill::Command),
+    /// Check a configuration, or show what it comes to
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Print a completion script for a shell
+    Completions(completions::Args),
+}
+
+impl Command {
+    pub(crate) async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Drill(command) => command.run().await,
+            Self::Config(command) => command.run(),
+            Self::Completions(args) => args.run(),
+        }
+    }
+}

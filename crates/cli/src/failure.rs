@@ -1,0 +1,118 @@
+//! Why a command did not do what it was asked, as a person can act on it: what is wrong, what to do, and an exit status
+//! of its own kind so that a script need not read the words.
+
+use std::fmt::Display;
+use std::io;
+use std::process::ExitCode;
+
+use crate::mistakes::Mistakes;
+
+/// What the process ends with. The numbers are those of `sysexits.h` where it has one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Status {
+    /// The work failed, or its verdict did.
+    Failed = 1,
+    /// The command line makes no sense. Clap uses the same number.
+    Usage = 2,
+    /// Something needed is not there: a port is taken, no server to be found.
+    Unavailable = 69,
+    /// The configuration is wrong.
+    Config = 78,
+    /// Stopped from outside.
+    Interrupted = 130,
+}
+
+/// A command that ended badly.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    status: Status,
+    words: Words,
+}
+
+#[derive(Debug)]
+enum Words {
+    /// All has been said already, or nobody listens any more.
+    None,
+    Plain {
+        cause: String,
+        hint: Option<String>,
+    },
+    /// Says where in a file.
+    Mistakes(Mistakes),
+}
+
+impl Failure {
+    pub(crate) fn new(status: Status, cause: impl Display) -> Self {
+        let words = Words::Plain {
+            cause: cause.to_string(),
+            hint: None,
+        };
+        Self { status, words }
+    }
+
+    /// Ends with `status` without a further word: the report just printed is the word.
+    pub(crate) fn said(status: Status) -> Self {
+        Self {
+            status,
+            words: Words::None,
+        }
+    }
+
+    /// A file with mistakes in it, each shown with its line and column.
+    pub(crate) fn mistakes(status: Status, mistakes: Mistakes) -> Self {
+        Self {
+            status,
+            words: Words::Mistakes(mistakes),
+        }
+    }
+
+    /// What to do about it, as a whole sentence or a command.
+    #[must_use]
+    pub(crate) fn hint(mut self, text: impl Display) -> Self {
+        if let Words::Plain { hint, .. } = &mut self.words {
+            *hint = Some(text.to_string());
+        }
+        self
+    }
+
+    /// Says it on standard error, and turns into the exit status.
+    pub(crate) fn report(self) -> ExitCode {
+        match self.words {
+            Words::None => {}
+            Words::Plain { cause, hint } => {
+                eprintln!("error: {cause}");
+                if let Some(hint) = hint {
+                    eprintln!("  hint: {hint}");
+                }
+            }
+            Words::Mistakes(mistakes) => eprintln!("{mistakes}"),
+        }
+        ExitCode::from(self.status as u8)
+    }
+}
+
+/// Mostly a reader of our output that went away (`steadfast drill list | head -1`): that is no error of ours.
+impl From<io::Error> for Failure {
+    fn from(error: io::Error) -> Self {
+        if error.kind() == io::ErrorKind::BrokenPipe {
+            return Self::said(Status::Failed);
+        }
+        Self::new(Status::Failed, error)
+    }
+}
+
+/// An error and all its causes in one line, without saying the same thing twice.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let words = next.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = next.source();
+    }
+    text
+}

@@ -1,0 +1,6 @@
+//! The built program as its users meet it: what it prints, how it ends, what it leaves behind.
+#![allow(clippy::unwrap_used, dead_code)]
+
+mod config;
+mod help;
+mod program;
