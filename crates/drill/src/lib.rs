@@ -1,5 +1,13 @@
 //! Breaks Redis on purpose and judges what the users of an application would have felt.
 
+pub mod load;
+pub mod plain;
 pub mod process;
+pub mod record;
+pub mod report;
+pub mod run;
 pub mod scenario;
+mod site;
 pub mod subject;
+pub mod truth;
+pub mod verdict;

@@ -197,11 +197,11 @@ pub enum Fault {
     OldSnapshot,
     /// The server is stopped where it stands (`SIGSTOP`): connections stay open, nothing answers.
     Freeze,
-    /// The server drops its clients and accepts only so many.
-    MaxClients(u32),
+    /// The server drops its clients, and others take all their places.
+    MaxClients,
     /// The server refuses what would take memory.
     OutOfMemory,
-    /// The server is back from a restart, but answers LOADING.
+    /// The server was restarted with its data, and answers LOADING while it reads them.
     Loading,
     /// The server has become a replica: it refuses writes.
     ReadOnly,
@@ -231,7 +231,7 @@ pub enum Fault {
 impl Fault {
     /// Whether a proxy must stand between the subject and its server.
     pub fn needs_proxy(&self) -> bool {
-        matches!(self, Fault::Wire(..) | Fault::Resp { .. } | Fault::Loading)
+        matches!(self, Fault::Wire(..) | Fault::Resp { .. })
     }
 
     /// Whether the server must ask for a user and a password.
@@ -248,7 +248,7 @@ impl Fault {
             Fault::Crash => "crash",
             Fault::OldSnapshot => "old_snapshot",
             Fault::Freeze => "freeze",
-            Fault::MaxClients(_) => "maxclients",
+            Fault::MaxClients => "maxclients",
             Fault::OutOfMemory => "oom",
             Fault::Loading => "loading",
             Fault::ReadOnly => "readonly",

@@ -127,7 +127,7 @@ impl MariaDb {
 
     async fn launch(&self) -> Result<(), ProcessError> {
         self.server.launch(&self.program, &self.args)?;
-        self.server.until(async || greets(self.addr()).await).await
+        self.server.until(|| greets(self.addr())).await
     }
 }
 

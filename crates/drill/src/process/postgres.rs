@@ -134,9 +134,7 @@ impl Postgres {
 
     async fn launch(&self) -> Result<(), ProcessError> {
         self.server.launch(&self.program, &self.args)?;
-        self.server
-            .until(async || is_ready(self.addr()).await)
-            .await
+        self.server.until(|| is_ready(self.addr())).await
     }
 
     /// The id of its shared memory: the last word of the seventh line of its lock file.

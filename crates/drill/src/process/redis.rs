@@ -419,7 +419,7 @@ impl Redis {
     async fn answers(&self) -> Result<(), ProcessError> {
         let socket = self.folder().join(SOCKET);
         self.server
-            .until(async || socket.exists() && self.command(&["PING"]).await.is_ok())
+            .until(|| async { socket.exists() && self.command(&["PING"]).await.is_ok() })
             .await
     }
 

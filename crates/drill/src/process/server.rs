@@ -95,9 +95,10 @@ impl Server {
     }
 
     /// Waits until `answers` says that it does, or the server has ended, or 30 s are over.
-    pub(super) async fn until(
+    // Not an `AsyncFnMut`: of the futures of those the compiler cannot yet see that they may be sent to another thread.
+    pub(super) async fn until<F: Future<Output = bool>>(
         &self,
-        mut answers: impl AsyncFnMut() -> bool,
+        mut answers: impl FnMut() -> F,
     ) -> Result<(), ProcessError> {
         let limit = Instant::now() + START_LIMIT;
         loop {

@@ -2,5 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod drills;
 mod process_redis;
 mod process_sql;
+mod subjects;

@@ -1,0 +1,281 @@
+//! Users do not wait for each other. A generator that sends the next call only once the last was answered sends almost none
+//! while everything stands still, and so misses just what it was to measure. Here calls start when they are due, their
+//! latency counts from then, and those that cannot be started are counted too.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+use rand_distr::{Distribution, Zipf};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::record::{Ended, Record};
+use crate::scenario::{Arrivals, Load, Phases};
+use crate::subject::Subject;
+use crate::truth::Truth;
+
+/// Timers wake to the millisecond. That much of a late start is the generator's own, and not charged to the subject.
+const GRAIN: Duration = Duration::from_millis(1);
+/// A call that takes longer than this will never end.
+const HUNG: Duration = Duration::from_secs(30);
+/// What calls still running at the end of the load are given to end.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How much longer than its phases a load may take to reach its number of calls.
+const OVERTIME: Duration = Duration::from_secs(600);
+
+/// A subject under load, and what was seen of it.
+pub struct Lane {
+    subject: Arc<dyn Subject>,
+    start: Instant,
+    seen: Mutex<Seen>,
+}
+
+struct Seen {
+    record: Record,
+    truth: Truth,
+}
+
+impl Lane {
+    /// A subject whose load starts at `start`.
+    pub fn new(
+        subject: Arc<dyn Subject>,
+        start: Instant,
+        phases: Phases,
+        allowed_age: Duration,
+    ) -> Self {
+        let seen = Seen {
+            record: Record::new(phases),
+            truth: Truth::new(allowed_age),
+        };
+        Self {
+            subject,
+            start,
+            seen: Mutex::new(seen),
+        }
+    }
+
+    /// The subject.
+    pub fn subject(&self) -> &dyn Subject {
+        &*self.subject
+    }
+
+    /// The time from the start of the load.
+    pub fn now(&self) -> Duration {
+        Instant::now().saturating_duration_since(self.start)
+    }
+
+    /// Reads or writes the record. For moments only: calls that end wait meanwhile.
+    pub fn record<T>(&self, with: impl FnOnce(&mut Record) -> T) -> T {
+        with(&mut self.seen().record)
+    }
+
+    fn seen(&self) -> MutexGuard<'_, Seen> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn call(self: &Arc<Self>, choice: Choice, due: Duration) {
+        let begun = self.now();
+        let mut call = Open {
+            lane: self.clone(),
+            due,
+            charged: begun.min(due + GRAIN),
+            write: choice.write,
+            ended: None,
+        };
+        call.ended = Some(if choice.write {
+            let version = self.seen().truth.next_version(choice.key);
+            match timeout(HUNG, self.subject.write(choice.key, version)).await {
+                Ok(Ok(())) => {
+                    let now = self.now();
+                    self.seen().truth.confirm(choice.key, version, now);
+                    Ended::Written
+                }
+                Ok(Err(failure)) => Ended::WriteFailed(failure.kind),
+                Err(_) => Ended::WriteFailed("hung"),
+            }
+        } else {
+            match timeout(HUNG, self.subject.read(choice.key)).await {
+                Ok(Ok(answer)) => {
+                    let wrong = self.seen().truth.is_wrong(choice.key, &answer, begun);
+                    Ended::Read { answer, wrong }
+                }
+                Ok(Err(failure)) => Ended::ReadFailed(failure.kind),
+                Err(_) => Ended::ReadFailed("hung"),
+            }
+        });
+    }
+}
+
+/// A call under way. Whatever becomes of it, a panic of the subject included, it is recorded.
+struct Open {
+    lane: Arc<Lane>,
+    due: Duration,
+    charged: Duration,
+    write: bool,
+    ended: Option<Ended>,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let unfinished = if self.write {
+            Ended::WriteFailed("unfinished")
+        } else {
+            Ended::ReadFailed("unfinished")
+        };
+        let ended = self.ended.unwrap_or(unfinished);
+        let now = self.lane.now();
+        self.lane
+            .seen()
+            .record
+            .call(self.due, self.charged, now, ended);
+    }
+}
+
+/// Puts the load on the lane until its phases are over (or its number of calls is made), or until `stop`.
+/// When it returns, no call is running.
+pub async fn drive(
+    lane: Arc<Lane>,
+    load: Load,
+    length: Duration,
+    seed: u64,
+    stop: CancellationToken,
+) {
+    let abandon = CancellationToken::new();
+    let places = Arc::new(Semaphore::new(load.in_flight));
+    let loading = async {
+        match load.arrivals {
+            Arrivals::Open { rate } => {
+                open_loop(&lane, &load, rate, length, seed, &places, &abandon).await
+            }
+            Arrivals::Closed { callers, pause } => {
+                closed_loop(&lane, &load, callers, pause, length, seed, &abandon).await;
+            }
+        }
+    };
+    tokio::select! {
+        () = loading => {}
+        () = stop.cancelled() => abandon.cancel(),
+    }
+    let all = u32::try_from(load.in_flight).expect("a scenario allows fewer");
+    if timeout(DRAIN, places.acquire_many(all)).await.is_err() {
+        abandon.cancel();
+        let _ = places.acquire_many(all).await;
+    }
+}
+
+async fn open_loop(
+    lane: &Arc<Lane>,
+    load: &Load,
+    rate: f64,
+    length: Duration,
+    seed: u64,
+    places: &Arc<Semaphore>,
+    abandon: &CancellationToken,
+) {
+    let mut choices = Choices::new(load, seed);
+    let calls = load.calls.unwrap_or((length.as_secs_f64() * rate) as u64);
+    for number in 0..calls {
+        let due = Duration::from_secs_f64(number as f64 / rate);
+        if due > length + OVERTIME {
+            break;
+        }
+        if due > lane.now() {
+            sleep_until(lane.start + due).await;
+        } else if number % 64 == 0 {
+            // Behind: the calls already started must get their turn.
+            tokio::task::yield_now().await;
+        }
+        let choice = choices.next();
+        match places.clone().try_acquire_owned() {
+            Ok(place) => {
+                let (lane, abandon) = (lane.clone(), abandon.clone());
+                tokio::spawn(async move {
+                    let _place = place;
+                    abandon.run_until_cancelled(lane.call(choice, due)).await;
+                });
+            }
+            Err(_) => lane.seen().record.skip(due),
+        }
+    }
+    sleep_until(lane.start + length).await;
+}
+
+async fn closed_loop(
+    lane: &Arc<Lane>,
+    load: &Load,
+    callers: usize,
+    pause: Duration,
+    length: Duration,
+    seed: u64,
+    abandon: &CancellationToken,
+) {
+    let left = Arc::new(std::sync::atomic::AtomicU64::new(
+        load.calls.unwrap_or(u64::MAX),
+    ));
+    let end = if load.calls.is_some() {
+        length + OVERTIME
+    } else {
+        length
+    };
+    let mut tasks = tokio::task::JoinSet::new();
+    for caller in 0..callers {
+        let (lane, left, abandon) = (lane.clone(), left.clone(), abandon.clone());
+        let mut choices = Choices::new(load, seed.wrapping_add(caller as u64));
+        tasks.spawn(async move {
+            let calling = async {
+                while lane.now() < end && take_one(&left) {
+                    lane.call(choices.next(), lane.now()).await;
+                    // Even without a pause a caller lets others have their turn.
+                    if pause.is_zero() {
+                        tokio::task::yield_now().await
+                    } else {
+                        sleep(pause).await
+                    }
+                }
+            };
+            abandon.run_until_cancelled(calling).await;
+        });
+    }
+    while tasks.join_next().await.is_some() {}
+    sleep_until(lane.start + length).await;
+}
+
+fn take_one(left: &std::sync::atomic::AtomicU64) -> bool {
+    use std::sync::atomic::Ordering::Relaxed;
+    left.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1))
+        .is_ok()
+}
+
+struct Choices {
+    rng: SmallRng,
+    keys: Zipf<f64>,
+    writes: f64,
+}
+
+#[derive(Clone, Copy)]
+struct Choice {
+    key: u64,
+    write: bool,
+}
+
+impl Choices {
+    fn new(load: &Load, seed: u64) -> Self {
+        Self {
+            rng: SmallRng::seed_from_u64(seed),
+            keys: Zipf::new(load.keys as f64, load.zipf)
+                .expect("a scenario allows no other numbers"),
+            writes: load.writes,
+        }
+    }
+
+    fn next(&mut self) -> Choice {
+        let key = self.keys.sample(&mut self.rng) as u64 - 1;
+        Choice {
+            key,
+            write: self.rng.random_bool(self.writes),
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! What was seen in a drill, kept in a size that does not grow with its length or its rate: histograms per phase, at most
+//! six hundred intervals for the plots, and a running search for the moment of recovery. Pure: times are given, as lengths
+//! from the start of the load.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+use crate::scenario::{Phase, Phases};
+use crate::subject::{Answer, Breaker, Connection, Facts, Source};
+
+/// How long all must be well before recovery is called full.
+pub const QUIET: Duration = Duration::from_secs(1);
+/// Changes of state that are kept; a subject that flaps faster than that is bad enough with what is kept.
+const CHANGES: usize = 10_000;
+/// Latencies beyond this are recorded as this.
+const LONGEST: Duration = Duration::from_secs(120);
+const INTERVALS: u32 = 600;
+
+/// How one call ended.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Ended {
+    /// A read was answered, rightly or wrongly.
+    Read {
+        /// With what.
+        answer: Answer,
+        /// Whether it should not have been.
+        wrong: bool,
+    },
+    /// A write was confirmed.
+    Written,
+    /// A read failed.
+    ReadFailed(&'static str),
+    /// A write failed.
+    WriteFailed(&'static str),
+}
+
+/// All that was seen of one subject.
+#[derive(Debug)]
+pub struct Record {
+    phases: Phases,
+    counts: [Counts; 5],
+    interval: Duration,
+    intervals: Vec<Interval>,
+    changes: Vec<Change>,
+    facts: Facts,
+    search: Search,
+    end: Duration,
+}
+
+/// What happened in one phase. Calls count for the phase in which they were meant to start.
+#[derive(Debug, Clone)]
+pub struct Counts {
+    /// Reads answered, by source: memory, Redis, database.
+    pub sources: [u64; 3],
+    /// Writes confirmed.
+    pub written: u64,
+    /// Reads that failed.
+    pub reads_failed: u64,
+    /// Writes that failed.
+    pub writes_failed: u64,
+    /// Calls that could not be started.
+    pub skipped: u64,
+    /// Answers that said they were stale.
+    pub stale: u64,
+    /// Answers that were wrong.
+    pub wrong: u64,
+    /// Failed calls by kind; of writes with `write_` before it.
+    pub errors: BTreeMap<String, u64>,
+    /// Latency of all calls that ended, in microseconds, from the moment they were meant to start.
+    pub latency: Histogram<u64>,
+    /// Calls to Redis that were answered.
+    pub redis_ok: u64,
+    /// Calls to Redis that failed.
+    pub redis_failed: u64,
+    /// Queries of the database.
+    pub sql_queries: u64,
+}
+
+impl Counts {
+    fn new() -> Self {
+        Self {
+            sources: [0; 3],
+            written: 0,
+            reads_failed: 0,
+            writes_failed: 0,
+            skipped: 0,
+            stale: 0,
+            wrong: 0,
+            errors: BTreeMap::new(),
+            latency: Histogram::new_with_bounds(1, micros(LONGEST), 3)
+                .expect("these bounds are valid"),
+            redis_ok: 0,
+            redis_failed: 0,
+            sql_queries: 0,
+        }
+    }
+
+    /// Reads that were answered.
+    pub fn answered(&self) -> u64 {
+        self.sources.iter().sum()
+    }
+
+    /// Calls that were answered or confirmed.
+    pub fn ok(&self) -> u64 {
+        self.answered() + self.written
+    }
+
+    /// Calls that were started.
+    pub fn calls(&self) -> u64 {
+        self.ok() + self.reads_failed + self.writes_failed
+    }
+
+    /// Adds those of another phase.
+    pub fn add(&mut self, other: &Counts) {
+        for (mine, theirs) in self.sources.iter_mut().zip(other.sources) {
+            *mine += theirs;
+        }
+        self.written += other.written;
+        self.reads_failed += other.reads_failed;
+        self.writes_failed += other.writes_failed;
+        self.skipped += other.skipped;
+        self.stale += other.stale;
+        self.wrong += other.wrong;
+        for (kind, count) in &other.errors {
+            *self.errors.entry(kind.clone()).or_default() += count;
+        }
+        self.latency
+            .add(&other.latency)
+            .expect("both have the same bounds");
+        self.redis_ok += other.redis_ok;
+        self.redis_failed += other.redis_failed;
+        self.sql_queries += other.sql_queries;
+    }
+}
+
+/// What happened in one interval of the plots.
+#[derive(Debug, Clone)]
+pub struct Interval {
+    /// Reads answered, by source: memory, Redis, database.
+    pub sources: [u32; 3],
+    /// Writes confirmed.
+    pub written: u32,
+    /// Calls that failed.
+    pub failed: u32,
+    /// Calls that could not be started.
+    pub skipped: u32,
+    /// Answers that said they were stale.
+    pub stale: u32,
+    /// Answers that were wrong.
+    pub wrong: u32,
+    /// Calls to Redis that failed or were refused.
+    pub redis_failed: u32,
+    /// Queries of the database.
+    pub sql_queries: u32,
+    /// Connections made anew.
+    pub reconnects: u32,
+    /// As in [`Counts`], to one digit.
+    pub latency: Histogram<u32>,
+}
+
+impl Interval {
+    fn new() -> Self {
+        Self {
+            sources: [0; 3],
+            written: 0,
+            failed: 0,
+            skipped: 0,
+            stale: 0,
+            wrong: 0,
+            redis_failed: 0,
+            sql_queries: 0,
+            reconnects: 0,
+            latency: Histogram::new_with_bounds(1, micros(LONGEST), 1)
+                .expect("these bounds are valid"),
+        }
+    }
+}
+
+/// From here on the subject was in these states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Change {
+    /// When it was seen.
+    pub at: Duration,
+    /// The connection.
+    pub connection: Connection,
+    /// The breaker.
+    pub breaker: Breaker,
+}
+
+/// The moments that recovery is judged by.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Moments {
+    /// From the first thing broken to the first sign that the subject noticed.
+    pub detect: Option<Duration>,
+    /// From the last healing to the first call that Redis answered.
+    pub first_success: Option<Duration>,
+    /// From the last healing to the start of the first second without a failed read, a failed call to Redis or a
+    /// connection out of service.
+    pub full: Option<Duration>,
+}
+
+#[derive(Debug, Default)]
+struct Search {
+    broken: Option<Duration>,
+    noticed: Option<Duration>,
+    healed: Option<Healed>,
+}
+
+#[derive(Debug)]
+struct Healed {
+    at: Duration,
+    redis_ok: u64,
+    first_success: Option<Duration>,
+    last_bad: Duration,
+}
+
+impl Search {
+    fn bad(&mut self, at: Duration) {
+        if self.broken.is_some_and(|broken| at >= broken) && self.noticed.is_none() {
+            self.noticed = Some(at);
+        }
+        if let Some(healed) = &mut self.healed
+            && at > healed.last_bad
+            && at < healed.last_bad + QUIET
+        {
+            healed.last_bad = at;
+        }
+    }
+}
+
+impl Record {
+    /// Nothing seen yet.
+    pub fn new(phases: Phases) -> Self {
+        Self {
+            phases,
+            counts: std::array::from_fn(|_| Counts::new()),
+            interval: (phases.total() / INTERVALS).max(Duration::from_millis(100)),
+            intervals: Vec::new(),
+            changes: Vec::new(),
+            facts: Facts::default(),
+            search: Search::default(),
+            end: Duration::ZERO,
+        }
+    }
+
+    /// A call that was meant to start at `start` and was charged from `charged` ended at `end`.
+    pub fn call(&mut self, start: Duration, charged: Duration, end: Duration, ended: Ended) {
+        self.end = self.end.max(end);
+        let latency = micros(end.saturating_sub(charged)).max(1);
+        let counts = &mut self.counts[self.phases.at(start) as usize];
+        counts.latency.saturating_record(latency);
+        match ended {
+            Ended::Read { answer, wrong } => {
+                counts.sources[index(answer.source)] += 1;
+                counts.stale += u64::from(answer.stale);
+                counts.wrong += u64::from(wrong);
+            }
+            Ended::Written => counts.written += 1,
+            Ended::ReadFailed(kind) => {
+                counts.reads_failed += 1;
+                *counts.errors.entry(kind.to_owned()).or_default() += 1;
+                self.search.bad(end);
+            }
+            Ended::WriteFailed(kind) => {
+                counts.writes_failed += 1;
+                *counts.errors.entry(format!("write_{kind}")).or_default() += 1;
+            }
+        }
+        let Some(interval) = self.interval_at(start) else {
+            return;
+        };
+        interval.latency.saturating_record(latency);
+        match ended {
+            Ended::Read { answer, wrong } => {
+                interval.sources[index(answer.source)] += 1;
+                interval.stale += u32::from(answer.stale);
+                interval.wrong += u32::from(wrong);
+            }
+            Ended::Written => interval.written += 1,
+            Ended::ReadFailed(_) | Ended::WriteFailed(_) => interval.failed += 1,
+        }
+    }
+
+    /// A call that was meant to start at `start` could not be started.
+    pub fn skip(&mut self, start: Duration) {
+        self.counts[self.phases.at(start) as usize].skipped += 1;
+        if let Some(interval) = self.interval_at(start) {
+            interval.skipped += 1;
+        }
+    }
+
+    /// What the subject knows of itself at `at`. Asked often: the moments of recovery are as exact as these are close.
+    pub fn sample(&mut self, at: Duration, facts: Facts) {
+        self.end = self.end.max(at);
+        let before = std::mem::replace(&mut self.facts, facts);
+        let ok = facts.redis_ok.saturating_sub(before.redis_ok);
+        let failed = facts.redis_failed.saturating_sub(before.redis_failed);
+        let sql = facts.sql_queries.saturating_sub(before.sql_queries);
+        let counts = &mut self.counts[self.phases.at(at) as usize];
+        counts.redis_ok += ok;
+        counts.redis_failed += failed;
+        counts.sql_queries += sql;
+        if let Some(interval) = self.interval_at(at) {
+            interval.redis_failed += small(failed);
+            interval.sql_queries += small(sql);
+            interval.reconnects += small(facts.reconnects.saturating_sub(before.reconnects));
+        }
+        let change = Change {
+            at,
+            connection: facts.connection,
+            breaker: facts.breaker,
+        };
+        let same =
+            |last: &Change| (last.connection, last.breaker) == (change.connection, change.breaker);
+        if !self.changes.last().is_some_and(same) && self.changes.len() < CHANGES {
+            self.changes.push(change);
+        }
+        if facts.connection != Connection::Ready || failed > 0 {
+            self.search.bad(at);
+        }
+        if let Some(healed) = &mut self.search.healed
+            && healed.first_success.is_none()
+            && facts.connection == Connection::Ready
+            && facts.redis_ok > healed.redis_ok
+        {
+            healed.first_success = Some(at);
+        }
+    }
+
+    /// Something was broken at `at`.
+    pub fn broken(&mut self, at: Duration) {
+        self.search.broken.get_or_insert(at);
+        self.search.healed = None;
+    }
+
+    /// The last thing that was broken was healed at `at`.
+    pub fn healed(&mut self, at: Duration) {
+        let redis_ok = self.facts.redis_ok;
+        self.search.healed = Some(Healed {
+            at,
+            redis_ok,
+            first_success: None,
+            last_bad: at,
+        });
+    }
+
+    /// What was seen so far in that phase.
+    pub fn counts(&self, phase: Phase) -> &Counts {
+        &self.counts[phase as usize]
+    }
+
+    /// The intervals from the start of the load, and the length of each.
+    pub fn intervals(&self) -> (Duration, &[Interval]) {
+        (self.interval, &self.intervals)
+    }
+
+    /// The changes of state.
+    pub fn changes(&self) -> &[Change] {
+        &self.changes
+    }
+
+    /// The last facts seen.
+    pub fn facts(&self) -> Facts {
+        self.facts
+    }
+
+    /// The time of the last thing seen.
+    pub fn end(&self) -> Duration {
+        self.end
+    }
+
+    /// The moments of recovery, as far as they have come.
+    pub fn moments(&self) -> Moments {
+        let healed = self.search.healed.as_ref();
+        Moments {
+            detect: self
+                .search
+                .broken
+                .zip(self.search.noticed)
+                .map(|(broken, noticed)| noticed - broken),
+            first_success: healed.and_then(|h| h.first_success.map(|at| at - h.at)),
+            full: healed.and_then(|h| (self.end >= h.last_bad + QUIET).then(|| h.last_bad - h.at)),
+        }
+    }
+
+    fn interval_at(&mut self, at: Duration) -> Option<&mut Interval> {
+        let index = (at.as_micros() / self.interval.as_micros().max(1)) as usize;
+        // A load that goes on past its phases (until so many calls are made) may take as long again; past that it is not plotted.
+        if index >= 2 * INTERVALS as usize {
+            return None;
+        }
+        if self.intervals.len() <= index {
+            self.intervals.resize_with(index + 1, Interval::new);
+        }
+        self.intervals.get_mut(index)
+    }
+}
+
+fn index(source: Source) -> usize {
+    match source {
+        Source::Memory => 0,
+        Source::Redis => 1,
+        Source::Database => 2,
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn small(count: u64) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn record() -> Record {
+        let second = ms(1000);
+        let phases = Phases {
+            warm_up: ms(0),
+            baseline: second,
+            fault: second,
+            recovery: second,
+            recovered: second * 2,
+        };
+        Record::new(phases)
+    }
+
+    fn facts(connection: Connection, redis_ok: u64, redis_failed: u64) -> Facts {
+        Facts {
+            connection,
+            redis_ok,
+            redis_failed,
+            ..Facts::default()
+        }
+    }
+
+    #[test]
+    fn d4_recovery_is_full_at_the_start_of_the_first_quiet_second() {
+        let mut record = record();
+        record.sample(ms(900), facts(Connection::Ready, 100, 0));
+        record.broken(ms(1000));
+        record.sample(ms(1040), facts(Connection::Down, 100, 1));
+        record.healed(ms(2000));
+        record.sample(ms(2020), facts(Connection::Down, 100, 1));
+        record.sample(ms(2060), facts(Connection::Ready, 101, 1));
+        record.call(ms(2100), ms(2100), ms(2150), Ended::ReadFailed("timeout"));
+        record.sample(ms(3149), facts(Connection::Ready, 300, 1));
+        assert_eq!(record.moments().full, None, "a second has not passed");
+        record.sample(ms(3150), facts(Connection::Ready, 301, 1));
+        let expected = Moments {
+            detect: Some(ms(40)),
+            first_success: Some(ms(60)),
+            full: Some(ms(150)),
+        };
+        assert_eq!(record.moments(), expected);
+    }
+
+    #[test]
+    fn d4_a_failure_after_the_quiet_second_is_not_counted_as_recovering() {
+        let mut record = record();
+        record.broken(ms(1000));
+        record.healed(ms(2000));
+        record.sample(ms(3000), facts(Connection::Ready, 1, 0));
+        record.call(ms(3500), ms(3500), ms(3600), Ended::ReadFailed("timeout"));
+        assert_eq!(record.moments().full, Some(ms(0)));
+    }
+
+    #[test]
+    fn d4_a_subject_that_never_comes_back_never_recovers() {
+        let mut record = record();
+        record.broken(ms(1000));
+        record.healed(ms(2000));
+        for at in (2000..5000).step_by(10) {
+            record.sample(ms(at), facts(Connection::Down, 0, at));
+        }
+        assert_eq!(record.moments().full, None);
+        assert_eq!(record.moments().first_success, None);
+    }
+
+    #[test]
+    fn d3_memory_does_not_grow_with_the_length_of_the_run() {
+        let day = Duration::from_secs(24 * 3600);
+        let mut record = Record::new(Phases {
+            warm_up: ms(0),
+            baseline: day,
+            fault: day,
+            recovery: day,
+            recovered: day,
+        });
+        for hour in 0..1000 {
+            record.call(ms(hour * 3_600_000), ms(0), ms(1), Ended::Written);
+        }
+        assert!(record.intervals().1.len() <= 2 * INTERVALS as usize);
+    }
+
+    #[test]
+    fn calls_count_for_the_phase_in_which_they_were_meant_to_start() {
+        let mut record = record();
+        record.call(ms(999), ms(999), ms(1500), Ended::Written);
+        record.skip(ms(1500));
+        assert_eq!(record.counts(Phase::Baseline).calls(), 1);
+        assert_eq!(record.counts(Phase::Baseline).latency.max() / 1000, 501);
+        assert_eq!(record.counts(Phase::Fault).skipped, 1);
+    }
+}

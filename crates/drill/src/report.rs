@@ -1,0 +1,425 @@
+//! What a drill found, in the one shape that all its forms are made from: the table on a terminal, the JSON for machines,
+//! the page that people forward, and the JUnit file for CI.
+
+pub mod json;
+pub mod table;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::record::{Counts, Interval, Record};
+use crate::scenario::{Phase, Scenario};
+use crate::subject::{Breaker, Connection, Role};
+use crate::verdict::{Kpi, judge, ms};
+
+/// The version of the JSON form.
+pub const SCHEMA: &str = "steadfast-drill-report/1";
+
+/// What a drill found. Its serialised form is `report.json`.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// [`SCHEMA`].
+    pub schema: &'static str,
+    /// The name of the scenario.
+    pub scenario: String,
+    /// What it shows, in a sentence.
+    pub about: String,
+    /// What chance was drawn from.
+    pub seed: u64,
+    /// Which subject this is about.
+    pub subject: Role,
+    /// What happened in each phase.
+    pub phases: Vec<PhaseReport>,
+    /// How it noticed and came back.
+    pub recovery: Recovery,
+    /// What it is judged by.
+    pub kpis: Vec<Kpi>,
+    /// Its connection to Redis, over the whole run.
+    pub connection: ConnectionReport,
+    /// The load on its database.
+    pub database: DatabaseReport,
+    /// Whether every key figure is good enough.
+    pub verdict: Verdict,
+    /// When something was broken.
+    pub faults: Vec<FaultSpan>,
+    /// For plots.
+    pub timeline: Timeline,
+    /// The same of the control, if one ran.
+    pub control: Option<Box<Report>>,
+}
+
+/// Whether a subject did well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every key figure is good enough.
+    Passed,
+    /// Some are not.
+    Failed,
+}
+
+/// What happened in one phase.
+#[derive(Debug, Clone, Serialize)]
+pub struct PhaseReport {
+    /// Its name.
+    pub name: &'static str,
+    /// When it began, from the start of the load.
+    pub from_ms: u64,
+    /// When it ended.
+    pub to_ms: u64,
+    /// Calls that were meant to start in it, and did.
+    pub calls: u64,
+    /// Those that were answered or confirmed.
+    pub ok: u64,
+    /// Calls that were meant to start in it and could not.
+    pub skipped: u64,
+    /// Failed calls by kind.
+    pub errors: BTreeMap<String, u64>,
+    /// Answered reads by source.
+    pub sources: Sources,
+    /// Answers that said they were stale.
+    pub stale: u64,
+    /// Answers that were too old and did not say so.
+    pub wrong: u64,
+    /// Latency of its calls.
+    pub latency_ms: Latency,
+}
+
+/// Counts by source.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Sources {
+    /// From the memory of the process.
+    pub memory: u64,
+    /// From Redis.
+    pub redis: u64,
+    /// From SQL.
+    pub database: u64,
+}
+
+/// Latency in milliseconds, from when a call was meant to start. 0 if there were none.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Latency {
+    /// The median.
+    pub p50: f64,
+    /// One call in a hundred took longer.
+    pub p99: f64,
+    /// One call in a thousand took longer.
+    pub p999: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// How a subject noticed and came back, in milliseconds; null for what did not happen.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Recovery {
+    /// From the first thing broken to the first sign that it was noticed.
+    pub detect_ms: Option<f64>,
+    /// From the last healing to the first call answered by Redis.
+    pub first_success_ms: Option<f64>,
+    /// From the last healing to the start of the first second without a failure.
+    pub full_ms: Option<f64>,
+}
+
+/// The connection over the whole run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct ConnectionReport {
+    /// Attempts to connect.
+    pub attempts: u64,
+    /// Connections after the first.
+    pub reconnects: u64,
+    /// Times that a supervisor was found stuck.
+    pub stuck_resets: u64,
+}
+
+/// Queries a second.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct DatabaseReport {
+    /// On average in the baseline.
+    pub baseline_qps: f64,
+    /// In the busiest second from the start of the fault to the end of the recovery.
+    pub fault_max_qps: f64,
+}
+
+/// From when to when something was broken, from the start of the load.
+#[derive(Debug, Clone, Serialize)]
+pub struct FaultSpan {
+    /// What, as in a scenario file.
+    pub name: &'static str,
+    /// When it was broken.
+    pub from_ms: u64,
+    /// When it was healed.
+    pub to_ms: u64,
+}
+
+/// What the plots show: columns of equal length, one value for each interval.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct Timeline {
+    /// The length of an interval.
+    pub interval_ms: u64,
+    /// Reads a second answered from memory.
+    pub memory: Vec<f64>,
+    /// Reads a second answered by Redis.
+    pub redis: Vec<f64>,
+    /// Reads a second answered by SQL.
+    pub database: Vec<f64>,
+    /// Writes a second.
+    pub written: Vec<f64>,
+    /// Failed calls a second.
+    pub failed: Vec<f64>,
+    /// Calls a second that could not be started.
+    pub skipped: Vec<f64>,
+    /// Answers a second that said they were stale.
+    pub stale: Vec<f64>,
+    /// Answers a second that were wrong.
+    pub wrong: Vec<f64>,
+    /// Queries of the database a second.
+    pub sql: Vec<f64>,
+    /// Connections made anew in the interval.
+    pub reconnects: Vec<u32>,
+    /// The median latency in milliseconds; null where there were no calls.
+    pub p50_ms: Vec<Option<f64>>,
+    /// The 99th percentile.
+    pub p99_ms: Vec<Option<f64>>,
+    /// The longest.
+    pub max_ms: Vec<Option<f64>>,
+    /// From when on which states were seen.
+    pub states: Vec<StateChange>,
+}
+
+/// From here on these states were seen.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct StateChange {
+    /// When, from the start of the load.
+    pub at_ms: u64,
+    /// The connection to Redis.
+    pub connection: Connection,
+    /// The breaker.
+    pub breaker: Breaker,
+}
+
+impl Report {
+    /// What the record of one subject shows.
+    pub fn of(scenario: &Scenario, role: Role, record: &Record, faults: Vec<FaultSpan>) -> Self {
+        let kpis = judge(
+            record,
+            &scenario.thresholds,
+            role,
+            !scenario.steps.is_empty(),
+        );
+        let moments = record.moments();
+        let facts = record.facts();
+        Self {
+            schema: SCHEMA,
+            scenario: scenario.name.clone(),
+            about: scenario.about.clone(),
+            seed: scenario.seed,
+            subject: role,
+            phases: phases(scenario, record),
+            recovery: Recovery {
+                detect_ms: moments.detect.map(ms),
+                first_success_ms: moments.first_success.map(ms),
+                full_ms: moments.full.map(ms),
+            },
+            connection: ConnectionReport {
+                attempts: facts.attempts,
+                reconnects: facts.reconnects,
+                stuck_resets: facts.stuck_resets,
+            },
+            database: database(scenario, record),
+            verdict: if kpis.iter().all(|kpi| kpi.pass) {
+                Verdict::Passed
+            } else {
+                Verdict::Failed
+            },
+            kpis,
+            faults,
+            timeline: timeline(record),
+            control: None,
+        }
+    }
+
+    /// Whether the judged subject did well; the control does not count.
+    pub fn passed(&self) -> bool {
+        self.verdict == Verdict::Passed
+    }
+
+    /// The length of the run.
+    pub fn length(&self) -> Duration {
+        Duration::from_millis(self.phases.last().map_or(0, |phase| phase.to_ms))
+    }
+}
+
+fn phases(scenario: &Scenario, record: &Record) -> Vec<PhaseReport> {
+    let spans = scenario
+        .phases
+        .spans()
+        .into_iter()
+        .filter(|(_, span)| !span.is_empty());
+    spans
+        .map(|(phase, span)| {
+            let counts = record.counts(phase);
+            PhaseReport {
+                name: phase.name(),
+                from_ms: span.start.as_millis() as u64,
+                to_ms: span.end.as_millis() as u64,
+                calls: counts.calls(),
+                ok: counts.ok(),
+                skipped: counts.skipped,
+                errors: counts.errors.clone(),
+                sources: Sources {
+                    memory: counts.sources[0],
+                    redis: counts.sources[1],
+                    database: counts.sources[2],
+                },
+                stale: counts.stale,
+                wrong: counts.wrong,
+                latency_ms: latency(counts),
+            }
+        })
+        .collect()
+}
+
+fn latency(counts: &Counts) -> Latency {
+    let at = |quantile| counts.latency.value_at_quantile(quantile) as f64 / 1e3;
+    Latency {
+        p50: at(0.5),
+        p99: at(0.99),
+        p999: at(0.999),
+        max: counts.latency.max() as f64 / 1e3,
+    }
+}
+
+fn database(scenario: &Scenario, record: &Record) -> DatabaseReport {
+    let queries = record.counts(Phase::Baseline).sql_queries as f64;
+    let (length, intervals) = record.intervals();
+    let fault = scenario.phases.spans()[Phase::Fault as usize].1.start;
+    let recovered = scenario.phases.spans()[Phase::Recovery as usize].1.end;
+    let index = |at: Duration| (at.as_micros() / length.as_micros().max(1)) as usize;
+    let in_fault = intervals
+        .get(index(fault)..index(recovered).min(intervals.len()))
+        .unwrap_or(&[]);
+    let width = (Duration::from_secs(1).as_micros() / length.as_micros().max(1)).max(1) as usize;
+    let busiest = in_fault
+        .windows(width.min(in_fault.len().max(1)))
+        .map(|window| {
+            window
+                .iter()
+                .map(|interval| f64::from(interval.sql_queries))
+                .sum::<f64>()
+        })
+        .fold(0.0, f64::max);
+    DatabaseReport {
+        baseline_qps: rounded(queries / scenario.phases.baseline.as_secs_f64()),
+        fault_max_qps: rounded(busiest / (length.as_secs_f64() * width as f64)),
+    }
+}
+
+fn timeline(record: &Record) -> Timeline {
+    let (length, intervals) = record.intervals();
+    let per_second = |count: fn(&Interval) -> u32| -> Vec<f64> {
+        let rate = |interval| rounded(f64::from(count(interval)) / length.as_secs_f64());
+        intervals.iter().map(rate).collect()
+    };
+    let quantile = |at: f64| -> Vec<Option<f64>> {
+        let value = |interval: &Interval| {
+            (!interval.latency.is_empty())
+                .then(|| interval.latency.value_at_quantile(at) as f64 / 1e3)
+        };
+        intervals.iter().map(value).collect()
+    };
+    Timeline {
+        interval_ms: length.as_millis() as u64,
+        memory: per_second(|i| i.sources[0]),
+        redis: per_second(|i| i.sources[1]),
+        database: per_second(|i| i.sources[2]),
+        written: per_second(|i| i.written),
+        failed: per_second(|i| i.failed),
+        skipped: per_second(|i| i.skipped),
+        stale: per_second(|i| i.stale),
+        wrong: per_second(|i| i.wrong),
+        sql: per_second(|i| i.sql_queries),
+        reconnects: intervals.iter().map(|i| i.reconnects).collect(),
+        p50_ms: quantile(0.5),
+        p99_ms: quantile(0.99),
+        max_ms: quantile(1.0),
+        states: record
+            .changes()
+            .iter()
+            .map(|change| StateChange {
+                at_ms: change.at.as_millis() as u64,
+                connection: change.connection,
+                breaker: change.breaker,
+            })
+            .collect(),
+    }
+}
+
+/// To one decimal.
+fn rounded(number: f64) -> f64 {
+    (number * 10.0).round() / 10.0
+}
+
+/// A key figure as people read it: `99.2 %`, `214 ms`, `0`.
+pub(crate) fn figure(value: Option<f64>, unit: crate::verdict::Unit) -> String {
+    use crate::verdict::Unit;
+    match (value, unit) {
+        (None, Unit::Ms) => "never".to_owned(),
+        (None, _) => "–".to_owned(),
+        (Some(value), Unit::Ratio) => {
+            let percent = value * 100.0;
+            let digits = if percent > 99.0 && percent < 100.0 {
+                2
+            } else {
+                1
+            };
+            format!("{percent:.digits$} %").replace(".0 %", " %")
+        }
+        (Some(value), Unit::Ms) => duration(value),
+        (Some(value), Unit::Count) => format!("{value:.0}"),
+    }
+}
+
+/// What a key figure is held to, as people read it: `> 99 %`.
+pub(crate) fn target(kpi: &Kpi) -> String {
+    use crate::verdict::Bound;
+    let sign = match kpi.bound {
+        Bound::Above => ">",
+        Bound::Below => "<",
+        Bound::AtMost => "≤",
+    };
+    format!("{sign} {}", figure(Some(kpi.target), kpi.unit))
+}
+
+/// Milliseconds as people read them, with three digits that matter.
+pub(crate) fn duration(ms: f64) -> String {
+    match ms {
+        0.0 => "0 ms".to_owned(),
+        ms if ms < 1.0 => format!("{:.0} µs", ms * 1e3),
+        ms if ms < 10.0 => format!("{ms:.2} ms"),
+        ms if ms < 100.0 => format!("{ms:.1} ms"),
+        ms if ms < 1000.0 => format!("{ms:.0} ms"),
+        ms => {
+            format!("{:.2}", ms / 1e3)
+                .trim_end_matches('0')
+                .trim_end_matches('.')
+                .to_owned()
+                + " s"
+        }
+    }
+}
+
+/// A key figure's name as people read it.
+pub(crate) fn title(name: &str) -> &str {
+    match name {
+        "connection_success" => "Redis calls answered",
+        "fallback" => "Fallback to the database",
+        "recovery" => "Recovery",
+        "hit_rate" => "Hit rate",
+        "errors" => "Failed reads",
+        "wrong_answers" => "Wrong answers",
+        "slowest_call" => "Slowest call",
+        other => other,
+    }
+}

@@ -1,0 +1,219 @@
+//! The report on a terminal: what was felt in each phase, then what it is judged by, with the control beside it.
+
+use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
+
+use super::{PhaseReport, Report, Verdict, duration, figure, target, title};
+use crate::verdict::Kpi;
+
+/// The report as text. With `colour` the verdicts are green and red, by ANSI escapes.
+pub fn render(report: &Report, colour: bool) -> String {
+    let mut text = format!(
+        "{} · {}\nseed {}\n\n",
+        report.scenario, report.about, report.seed
+    );
+    text += &format!(
+        "{}\n\n{}\n\n",
+        phases(report),
+        finished(kpis(report, colour), colour)
+    );
+    text += &closing(report);
+    text
+}
+
+/// One line for each report, for a run of many.
+pub fn summary<'a>(reports: impl IntoIterator<Item = &'a Report>, colour: bool) -> String {
+    let mut table = new_table(&[
+        "scenario",
+        "steadfast",
+        "failed reads",
+        "slowest",
+        "recovery",
+        "control",
+        "failed reads",
+        "slowest",
+        "recovery",
+    ]);
+    for report in reports {
+        let mut row = vec![Cell::new(&report.scenario)];
+        row.extend(summarised(Some(report), colour));
+        row.extend(summarised(report.control.as_deref(), colour));
+        table.add_row(row);
+    }
+    align_right(&mut table, &[2, 3, 4, 6, 7, 8]);
+    finished(table, colour)
+}
+
+fn summarised(report: Option<&Report>, colour: bool) -> [Cell; 4] {
+    let Some(report) = report else {
+        return ["–"; 4].map(Cell::new);
+    };
+    let value = |name| {
+        let kpi = report.kpis.iter().find(|kpi| kpi.name == name);
+        Cell::new(kpi.map_or("–".to_owned(), |kpi| figure(kpi.value, kpi.unit)))
+    };
+    [
+        verdict(report.verdict, colour),
+        value("errors"),
+        value("slowest_call"),
+        value("recovery"),
+    ]
+}
+
+fn phases(report: &Report) -> Table {
+    let mut table = new_table(&[
+        "", "phase", "calls", "ok", "errors", "memory", "redis", "sql", "stale", "wrong", "p50",
+        "p99", "p99.9", "max",
+    ]);
+    for (who, report) in subjects(report) {
+        for (number, phase) in report.phases.iter().enumerate() {
+            let mut row = vec![if number == 0 {
+                who.to_owned()
+            } else {
+                String::new()
+            }];
+            row.extend(phase_row(phase));
+            table.add_row(row);
+        }
+    }
+    align_right(&mut table, &(2..14).collect::<Vec<_>>());
+    table
+}
+
+fn phase_row(phase: &PhaseReport) -> [String; 13] {
+    let skipped = if phase.skipped > 0 {
+        format!(" ({} skipped)", phase.skipped)
+    } else {
+        String::new()
+    };
+    [
+        phase.name.replace('_', "-"),
+        format!("{}{skipped}", phase.calls),
+        phase.ok.to_string(),
+        phase.errors.values().sum::<u64>().to_string(),
+        phase.sources.memory.to_string(),
+        phase.sources.redis.to_string(),
+        phase.sources.database.to_string(),
+        phase.stale.to_string(),
+        phase.wrong.to_string(),
+        duration(phase.latency_ms.p50),
+        duration(phase.latency_ms.p99),
+        duration(phase.latency_ms.p999),
+        duration(phase.latency_ms.max),
+    ]
+}
+
+fn kpis(report: &Report, colour: bool) -> Table {
+    let mut header = vec!["", "phase", "target", "steadfast", ""];
+    if report.control.is_some() {
+        header.extend(["control", ""]);
+    }
+    let mut table = new_table(&header);
+    for kpi in &report.kpis {
+        let mut row = vec![
+            Cell::new(title(kpi.name)),
+            Cell::new(kpi.phase),
+            Cell::new(target(kpi)),
+        ];
+        row.extend(judged(kpi, colour));
+        if let Some(control) = &report.control {
+            let theirs = control.kpis.iter().find(|theirs| theirs.name == kpi.name);
+            row.extend(theirs.map_or(["–", ""].map(Cell::new), |kpi| judged(kpi, colour)));
+        }
+        table.add_row(row);
+    }
+    align_right(&mut table, &[2, 3, 5]);
+    table
+}
+
+fn judged(kpi: &Kpi, colour: bool) -> [Cell; 2] {
+    let mark = if kpi.pass { "✓" } else { "✗" };
+    [
+        Cell::new(figure(kpi.value, kpi.unit)),
+        coloured(Cell::new(mark), kpi.pass, colour),
+    ]
+}
+
+fn closing(report: &Report) -> String {
+    let mut text = String::new();
+    for (who, report) in subjects(report) {
+        let moment = |ms: Option<f64>| ms.map_or("never".to_owned(), duration);
+        let errors = report.phases.iter().flat_map(|phase| &phase.errors);
+        let mut kinds = std::collections::BTreeMap::<&str, u64>::new();
+        errors.for_each(|(kind, count)| *kinds.entry(kind).or_default() += count);
+        let kinds: Vec<_> = kinds
+            .iter()
+            .map(|(kind, count)| format!("{kind} {count}"))
+            .collect();
+        text += &format!(
+            "{who}: {}; noticed after {}, first answer {} and all well {} after healing; {} reconnects, {} stuck; database {} → {} queries/s{}{}\n",
+            if report.passed() { "PASSED" } else { "FAILED" },
+            moment(report.recovery.detect_ms),
+            moment(report.recovery.first_success_ms),
+            moment(report.recovery.full_ms),
+            report.connection.reconnects,
+            report.connection.stuck_resets,
+            report.database.baseline_qps,
+            report.database.fault_max_qps,
+            if kinds.is_empty() { "" } else { "; errors: " },
+            kinds.join(", "),
+        );
+    }
+    text
+}
+
+fn subjects(report: &Report) -> impl Iterator<Item = (&'static str, &Report)> {
+    let control = report
+        .control
+        .as_deref()
+        .map(|control| ("control", control));
+    std::iter::once(("steadfast", report)).chain(control)
+}
+
+fn verdict(verdict: Verdict, colour: bool) -> Cell {
+    let passed = verdict == Verdict::Passed;
+    coloured(
+        Cell::new(if passed { "✓ passed" } else { "✗ failed" }),
+        passed,
+        colour,
+    )
+}
+
+fn coloured(cell: Cell, good: bool, colour: bool) -> Cell {
+    match (colour, good) {
+        (false, _) => cell,
+        (true, true) => cell.fg(Color::Green),
+        (true, false) => cell.fg(Color::Red),
+    }
+}
+
+fn new_table(header: &[&str]) -> Table {
+    let rule = LineStyle::none().fill('─').junction('─');
+    let style = TableStyle::new()
+        .top_border(rule)
+        .header_separator(rule)
+        .bottom_border(rule);
+    let mut table = Table::new();
+    table
+        .load_style(style)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(header);
+    table
+}
+
+fn align_right(table: &mut Table, columns: &[usize]) {
+    for column in columns {
+        if let Some(column) = table.column_mut(*column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+}
+
+/// Whether this is a terminal is for the caller to know, who says so by `colour`.
+fn finished(mut table: Table, colour: bool) -> String {
+    if colour {
+        table.enforce_styling()
+    } else {
+        table.force_no_tty()
+    };
+    table.to_string()
+}

@@ -1,0 +1,484 @@
+//! A drill from start to end: it sets up what it will break, puts the load on, breaks and heals at the times of the scenario,
+//! and takes everything down again, whatever happens in between. What is broken is private to the drill, and dies with it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::{join_all, try_join_all};
+use serde::Serialize;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use crate::load::{Lane, drive};
+use crate::process::ProcessError;
+use crate::record::Record;
+use crate::report::{FaultSpan, Report};
+use crate::scenario::{Fault, Phase, Scenario};
+use crate::site::{FAULT_LIMIT, Site};
+use crate::subject::{Breaker, Connection, Role, SetUpError, Subject, SubjectFactory};
+
+/// How often the subjects are asked for their facts: the moments of recovery are this exact.
+const SAMPLE: Duration = Duration::from_millis(10);
+/// How often progress is told.
+const TELL: Duration = Duration::from_millis(250);
+const WARM_LIMIT: Duration = Duration::from_secs(30);
+const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+
+/// How to run a scenario.
+#[derive(Clone, Default)]
+pub struct RunOptions {
+    /// Whether the control runs beside. Default: no.
+    pub control: bool,
+    /// Another seed than the scenario's.
+    pub seed: Option<u64>,
+    /// Told of progress four times a second. Must not block.
+    pub progress: Option<Listener>,
+    /// Ends the run early, as [`RunError::Interrupted`]; all is taken down first.
+    pub stop: CancellationToken,
+}
+
+/// Whoever wants to hear of progress.
+pub type Listener = Arc<dyn Fn(&Progress) + Send + Sync>;
+
+/// How far a drill has come.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Progress {
+    /// From the start of the load.
+    pub elapsed_ms: u64,
+    /// The planned length of the load.
+    pub total_ms: u64,
+    /// The phase it is in.
+    pub phase: Phase,
+    /// What is broken now.
+    pub broken: Vec<&'static str>,
+    /// The subject that is judged.
+    pub subject: Live,
+    /// The control, if one runs.
+    pub control: Option<Live>,
+}
+
+/// How a subject is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Live {
+    /// Calls that ended, warm-up included.
+    pub calls: u64,
+    /// Calls that failed.
+    pub failed: u64,
+    /// Calls that could not be started.
+    pub skipped: u64,
+    /// Calls a second, in the last quarter of a second.
+    pub rate: f64,
+    /// Reads answered from memory.
+    pub memory: u64,
+    /// Reads answered by Redis.
+    pub redis: u64,
+    /// Reads answered by SQL.
+    pub database: u64,
+    /// Answers that said they were stale.
+    pub stale: u64,
+    /// Answers that were wrong.
+    pub wrong: u64,
+    /// The connection now.
+    pub connection: Connection,
+    /// The breaker now.
+    pub breaker: Breaker,
+}
+
+/// Why a drill came to no verdict.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RunError {
+    /// It was stopped. Everything was taken down.
+    #[error("interrupted")]
+    Interrupted,
+    /// A server that the drill needs could not be started.
+    #[error("{0}")]
+    Server(ProcessError),
+    /// A subject could not be started or warmed.
+    #[error("{}: {cause}", role_name(*.role))]
+    SetUp {
+        /// Which.
+        role: Role,
+        /// Why.
+        cause: SetUpError,
+    },
+    /// A fault could not be made or healed.
+    #[error("the fault {fault} could not be {}: {cause}", if *.healing { "healed" } else { "made" })]
+    Fault {
+        /// Which, as in a scenario file.
+        fault: &'static str,
+        /// Whether it was to be healed.
+        healing: bool,
+        /// Why not.
+        cause: ProcessError,
+    },
+}
+
+impl RunError {
+    /// The exit status of a program that ends with this error.
+    pub fn exit_status(&self) -> u8 {
+        match self {
+            RunError::Interrupted => 130,
+            RunError::Server(_) => 69,
+            RunError::SetUp { .. } | RunError::Fault { .. } => 1,
+        }
+    }
+}
+
+/// Runs a scenario on subjects of the factory's.
+///
+/// # Errors
+/// When it came to no verdict. A failed verdict is a report, not an error.
+pub async fn run(
+    scenario: &Scenario,
+    factory: &dyn SubjectFactory,
+    options: RunOptions,
+) -> Result<Report, RunError> {
+    let mut scenario = scenario.clone();
+    scenario.seed = options.seed.unwrap_or(scenario.seed);
+    let setting_up = Stage::set_up(&scenario, factory, options.control);
+    let stage = tokio::select! {
+        stage = setting_up => stage?,
+        () = options.stop.cancelled() => return Err(RunError::Interrupted),
+    };
+    let outcome = stage.play(&scenario, &options).await;
+    stage.take_down().await;
+    outcome
+}
+
+struct Actor {
+    role: Role,
+    site: Site,
+    lane: Arc<Lane>,
+}
+
+/// The subjects with their servers, ready for the load.
+struct Stage {
+    actors: Vec<Actor>,
+    start: Instant,
+}
+
+impl Stage {
+    async fn set_up(
+        scenario: &Scenario,
+        factory: &dyn SubjectFactory,
+        control: bool,
+    ) -> Result<Self, RunError> {
+        let roles = if control {
+            &[Role::Resilient, Role::Plain][..]
+        } else {
+            &[Role::Resilient]
+        };
+        let ready = try_join_all(
+            roles
+                .iter()
+                .map(|role| set_up_one(scenario, factory, *role)),
+        )
+        .await?;
+        let start = Instant::now() + Duration::from_millis(20);
+        let lane = |subject| {
+            Lane::new(
+                subject,
+                start,
+                scenario.phases,
+                scenario.thresholds.allowed_age,
+            )
+        };
+        let actors = ready
+            .into_iter()
+            .map(|(role, site, subject)| Actor {
+                role,
+                site,
+                lane: Arc::new(lane(subject)),
+            })
+            .collect();
+        Ok(Self { actors, start })
+    }
+
+    async fn play(&self, scenario: &Scenario, options: &RunOptions) -> Result<Report, RunError> {
+        let total = scenario.phases.total();
+        // Ends the load early when the run is stopped and when a fault could not be made.
+        let stop = options.stop.child_token();
+        let broken = Broken::default();
+        let loads = join_all(self.actors.iter().map(|actor| {
+            drive(
+                actor.lane.clone(),
+                scenario.load.clone(),
+                total,
+                scenario.seed,
+                stop.clone(),
+            )
+        }));
+        let faults = async {
+            let outcome = self.break_and_heal(scenario, &broken, &stop).await;
+            if outcome.is_err() {
+                stop.cancel();
+            }
+            outcome
+        };
+        let playing = async { tokio::join!(loads, faults).1 };
+        let outcome = tokio::select! {
+            outcome = playing => outcome,
+            () = self.watch(total, scenario, options, &broken) => unreachable!("it watches for ever"),
+        };
+        let faults = outcome?;
+        if options.stop.is_cancelled() {
+            return Err(RunError::Interrupted);
+        }
+        Ok(self.report(scenario, &faults))
+    }
+
+    /// Carries the steps out at their times, and heals what is broken when `stop` comes.
+    async fn break_and_heal(
+        &self,
+        scenario: &Scenario,
+        broken: &Broken,
+        stop: &CancellationToken,
+    ) -> Result<Vec<FaultSpan>, RunError> {
+        let mut spans: Vec<FaultSpan> = Vec::new();
+        for action in plan(scenario) {
+            tokio::select! {
+                () = sleep_until(self.start + action.at) => {}
+                () = stop.cancelled() => {}
+            }
+            if stop.is_cancelled() && action.what != What::End {
+                continue;
+            }
+            let name = action.fault.map_or("", Fault::name);
+            if action.what == What::End && !broken.holds(name) {
+                continue;
+            }
+            self.carry_out(&action, scenario).await?;
+            let now = self.actors[0].lane.now();
+            match action.what {
+                What::Prepare => {}
+                What::Begin => {
+                    broken.add(name);
+                    let from = action.at.as_millis() as u64;
+                    spans.push(FaultSpan {
+                        name,
+                        from_ms: from,
+                        to_ms: from,
+                    });
+                    self.each_record(|record| record.broken(action.at));
+                }
+                What::End => {
+                    broken.remove(name);
+                    if let Some(span) = spans.iter_mut().rev().find(|span| span.name == name) {
+                        span.to_ms = now.as_millis() as u64;
+                    }
+                    if broken.is_empty() {
+                        self.each_record(|record| record.healed(now));
+                    }
+                }
+            }
+        }
+        Ok(spans)
+    }
+
+    async fn carry_out(&self, action: &Action<'_>, scenario: &Scenario) -> Result<(), RunError> {
+        let one = async |actor: &Actor| match (action.what, action.fault) {
+            (What::Begin, Some(fault)) => actor.site.begin(fault, actor.lane.subject()).await,
+            (What::End, Some(fault)) => actor.site.end(fault, actor.lane.subject()).await,
+            _ => actor.site.prepare(scenario).await,
+        };
+        let all = timeout(FAULT_LIMIT, try_join_all(self.actors.iter().map(one))).await;
+        let silent = || ProcessError::Command {
+            program: "redis-server".to_owned(),
+            cause: format!("it took more than {FAULT_LIMIT:?}"),
+        };
+        all.unwrap_or_else(|_| Err(silent()))
+            .map(drop)
+            .map_err(|cause| RunError::Fault {
+                fault: action.fault.map_or("old_snapshot", Fault::name),
+                healing: action.what == What::End,
+                cause,
+            })
+    }
+
+    /// Asks the subjects for their facts, and tells of progress. For ever.
+    async fn watch(
+        &self,
+        total: Duration,
+        scenario: &Scenario,
+        options: &RunOptions,
+        broken: &Broken,
+    ) {
+        let mut ticks = interval_at(self.start, SAMPLE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let (mut told, mut calls) = (self.start, vec![0; self.actors.len()]);
+        loop {
+            let now = ticks.tick().await;
+            for actor in &self.actors {
+                let facts = actor.lane.subject().facts();
+                let at = actor.lane.now();
+                actor.lane.record(|record| record.sample(at, facts));
+            }
+            let since = now.duration_since(told);
+            if let Some(progress) = &options.progress
+                && since >= TELL
+            {
+                told = now;
+                let mut live = self.actors.iter().zip(&mut calls).map(|(actor, before)| {
+                    let mut live = actor.lane.record(|record| live(record));
+                    live.rate = (live.calls - *before) as f64 / since.as_secs_f64();
+                    *before = live.calls;
+                    live
+                });
+                let elapsed = now.duration_since(self.start);
+                progress(&Progress {
+                    elapsed_ms: elapsed.as_millis() as u64,
+                    total_ms: total.as_millis() as u64,
+                    phase: scenario.phases.at(elapsed),
+                    broken: broken.names(),
+                    subject: live.next().expect("there is always one subject"),
+                    control: live.next(),
+                });
+            }
+        }
+    }
+
+    fn report(&self, scenario: &Scenario, faults: &[FaultSpan]) -> Report {
+        let mut reports = self.actors.iter().map(|actor| {
+            actor
+                .lane
+                .record(|record| Report::of(scenario, actor.role, record, faults.to_vec()))
+        });
+        let mut report = reports.next().expect("there is always one subject");
+        report.control = reports.next().map(Box::new);
+        report
+    }
+
+    fn each_record(&self, with: impl Fn(&mut Record)) {
+        for actor in &self.actors {
+            actor.lane.record(&with);
+        }
+    }
+
+    async fn take_down(self) {
+        let shutdown = |actor: Actor| async move {
+            let _ = timeout(SHUTDOWN_LIMIT, actor.lane.subject().shutdown()).await;
+        };
+        join_all(self.actors.into_iter().map(shutdown)).await;
+    }
+}
+
+async fn set_up_one(
+    scenario: &Scenario,
+    factory: &dyn SubjectFactory,
+    role: Role,
+) -> Result<(Role, Site, Arc<dyn Subject>), RunError> {
+    let site = Site::start(scenario).await.map_err(RunError::Server)?;
+    let failed = |cause| RunError::SetUp { role, cause };
+    let subject: Arc<dyn Subject> =
+        Arc::from(factory.start(role, site.endpoint()).await.map_err(failed)?);
+    match timeout(WARM_LIMIT, subject.warm(scenario.load.keys)).await {
+        Ok(warm) => warm.map_err(failed)?,
+        Err(_) => return Err(failed(SetUpError(format!("not warm after {WARM_LIMIT:?}")))),
+    }
+    Ok((role, site, subject))
+}
+
+struct Action<'a> {
+    at: Duration,
+    what: What,
+    fault: Option<&'a Fault>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum What {
+    Prepare,
+    End,
+    Begin,
+}
+
+/// Everything that happens, in the order of its times; what ends at a moment ends before anything begins.
+fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
+    let phases = scenario.phases.spans();
+    let fault_phase = phases[Phase::Fault as usize].1.start;
+    let mut actions = vec![Action {
+        at: phases[Phase::Baseline as usize].1.start,
+        what: What::Prepare,
+        fault: None,
+    }];
+    for step in &scenario.steps {
+        for span in step.spans() {
+            let fault = Some(&step.fault);
+            actions.push(Action {
+                at: fault_phase + span.start,
+                what: What::Begin,
+                fault,
+            });
+            actions.push(Action {
+                at: fault_phase + span.end,
+                what: What::End,
+                fault,
+            });
+        }
+    }
+    actions.sort_by_key(|action| (action.at, action.what));
+    actions
+}
+
+/// What is broken now.
+#[derive(Default)]
+struct Broken(std::sync::Mutex<Vec<&'static str>>);
+
+impl Broken {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<&'static str>> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn add(&self, name: &'static str) {
+        self.lock().push(name);
+    }
+
+    fn remove(&self, name: &str) {
+        let mut names = self.lock();
+        if let Some(at) = names.iter().position(|broken| *broken == name) {
+            names.remove(at);
+        }
+    }
+
+    fn holds(&self, name: &str) -> bool {
+        self.lock().contains(&name)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.lock().is_empty()
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        self.lock().clone()
+    }
+}
+
+fn live(record: &Record) -> Live {
+    let facts = record.facts();
+    let all = || Phase::ALL.iter().map(|phase| record.counts(*phase));
+    let source = |index: usize| all().map(|counts| counts.sources[index]).sum();
+    Live {
+        calls: all().map(|counts| counts.calls()).sum(),
+        failed: all()
+            .map(|counts| counts.reads_failed + counts.writes_failed)
+            .sum(),
+        skipped: all().map(|counts| counts.skipped).sum(),
+        rate: 0.0,
+        memory: source(0),
+        redis: source(1),
+        database: source(2),
+        stale: all().map(|counts| counts.stale).sum(),
+        wrong: all().map(|counts| counts.wrong).sum(),
+        connection: facts.connection,
+        breaker: facts.breaker,
+    }
+}
+
+fn role_name(role: Role) -> &'static str {
+    match role {
+        Role::Resilient => "the subject",
+        Role::Plain => "the control",
+    }
+}

@@ -1,0 +1,249 @@
+//! Where one subject lives: a Redis of its own, and what the lab does to it. Each fault is begun and ended here, by the means
+//! that come closest to how it happens in the field: a signal, a command of an operator, or the wire.
+
+use std::sync::Mutex;
+use std::time::Duration;
+
+use redis::aio::MultiplexedConnection;
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use crate::process::{ProcessError, Redis};
+use crate::scenario::{Fault, Scenario};
+use crate::subject::{DatabaseFault, Endpoint, Subject};
+
+const USER: &str = "app";
+const PASSWORD: &str = "first-password";
+const OTHER_PASSWORD: &str = "second-password";
+
+/// A Redis to be broken. Dropped, all of it is gone.
+pub(crate) struct Site {
+    redis: std::sync::Arc<Redis>,
+    token: Option<TempDir>,
+    /// Takes all places for clients, and is the only one who can give them back.
+    occupant: tokio::sync::Mutex<Option<MultiplexedConnection>>,
+    loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
+}
+
+impl Site {
+    pub(crate) async fn start(scenario: &Scenario) -> Result<Self, ProcessError> {
+        let mut builder = Redis::builder();
+        let faults = || scenario.steps.iter().map(|step| &step.fault);
+        let mut token = None;
+        if faults().any(Fault::needs_users) {
+            builder = builder
+                .acl(format!("{USER} on >{PASSWORD} ~* &* +@all"))
+                .acl("default off");
+            token = Some(token_folder()?);
+        }
+        if let Some(step) = scenario
+            .steps
+            .iter()
+            .find(|step| step.fault == Fault::Loading)
+        {
+            // With so long for each key, all keys together take as long as the step.
+            let delay = step.lasts.as_micros() / u128::from(scenario.load.keys.max(1));
+            builder = builder
+                .config("key-load-delay", delay.to_string())
+                .config("loading-process-events-interval-bytes", "1024");
+        }
+        let redis = std::sync::Arc::new(builder.start().await?);
+        Ok(Self {
+            redis,
+            token,
+            occupant: tokio::sync::Mutex::default(),
+            loading: Mutex::default(),
+        })
+    }
+
+    /// Where the subject finds this Redis.
+    pub(crate) fn endpoint(&self) -> Endpoint {
+        match &self.token {
+            None => Endpoint::new(self.redis.url()),
+            Some(folder) => {
+                Endpoint::new(format!("redis://{USER}:{PASSWORD}@{}/0", self.redis.addr()))
+                    .with_password_file(folder.path().join("token"))
+            }
+        }
+    }
+
+    /// Keeps the data of now, if some fault will bring them back.
+    pub(crate) async fn prepare(&self, scenario: &Scenario) -> Result<(), ProcessError> {
+        if scenario
+            .steps
+            .iter()
+            .any(|step| step.fault == Fault::OldSnapshot)
+        {
+            self.redis.save_snapshot().await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn begin(
+        &self,
+        fault: &Fault,
+        subject: &dyn Subject,
+    ) -> Result<(), ProcessError> {
+        let redis = &self.redis;
+        match fault {
+            Fault::Crash | Fault::OldSnapshot => redis.kill().await,
+            Fault::Freeze => redis.freeze()?,
+            Fault::MaxClients => self.occupy().await?,
+            Fault::OutOfMemory => config(redis, "maxmemory", "1").await?,
+            Fault::Loading => {
+                redis.save_snapshot().await?;
+                redis.kill().await;
+                let redis = redis.clone();
+                let restarted = tokio::spawn(async move { redis.restart_from_snapshot().await });
+                *lock(&self.loading) = Some(restarted);
+            }
+            // Nobody listens on port 1, so this replica keeps its data and never hears of new ones.
+            Fault::ReadOnly => drop(redis.command(&["REPLICAOF", "127.0.0.1", "1"]).await?),
+            Fault::PasswordChanged => {
+                let password = format!(">{OTHER_PASSWORD}");
+                redis
+                    .command(&["ACL", "SETUSER", USER, "resetpass", &password])
+                    .await?;
+                redis.command(&["CLIENT", "KILL", "USER", USER]).await?;
+            }
+            Fault::UserDeleted => drop(redis.command(&["ACL", "DELUSER", USER]).await?),
+            Fault::TokenExpired => {
+                self.write_token(OTHER_PASSWORD)?;
+                let password = format!(">{OTHER_PASSWORD}");
+                redis
+                    .command(&["ACL", "SETUSER", USER, "resetpass", &password])
+                    .await?;
+                redis.command(&["CLIENT", "KILL", "USER", USER]).await?;
+            }
+            Fault::DatabaseDown => subject.database_fault(DatabaseFault::Down),
+            Fault::DatabaseSlow(by) => subject.database_fault(DatabaseFault::Slow(*by)),
+            Fault::Wire(..) | Fault::Resp { .. } => {
+                return Err(ProcessError::Command {
+                    program: "the lab".to_owned(),
+                    cause: "it has no proxy before this server".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    pub(crate) async fn end(
+        &self,
+        fault: &Fault,
+        subject: &dyn Subject,
+    ) -> Result<(), ProcessError> {
+        let redis = &self.redis;
+        match fault {
+            Fault::Crash => redis.restart().await?,
+            Fault::OldSnapshot => redis.restart_from_snapshot().await?,
+            Fault::Freeze => redis.resume()?,
+            Fault::MaxClients => self.make_room().await?,
+            Fault::OutOfMemory => config(redis, "maxmemory", "0").await?,
+            Fault::Loading => {
+                let restarted = lock(&self.loading).take();
+                if let Some(restarted) = restarted {
+                    restarted.await.unwrap_or(Ok(()))?;
+                }
+            }
+            Fault::ReadOnly => redis.promote().await?,
+            Fault::PasswordChanged | Fault::UserDeleted => {
+                let user = ["ACL", "SETUSER", USER, "reset", "on", "~*", "&*", "+@all"];
+                let password = format!(">{PASSWORD}");
+                redis.command(&[&user[..], &[&password]].concat()).await?;
+            }
+            // A token that has expired does not come back.
+            Fault::TokenExpired => {}
+            Fault::DatabaseDown | Fault::DatabaseSlow(_) => {
+                subject.database_fault(DatabaseFault::Healthy)
+            }
+            Fault::Wire(..) | Fault::Resp { .. } => {
+                return Err(ProcessError::Command {
+                    program: "the lab".to_owned(),
+                    cause: "it has no proxy before this server".to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    async fn occupy(&self) -> Result<(), ProcessError> {
+        let client = redis::Client::open(self.endpoint().redis_url).map_err(refused)?;
+        let mut occupant = client
+            .get_multiplexed_async_connection()
+            .await
+            .map_err(refused)?;
+        let told: Result<(), _> = redis::pipe()
+            .cmd("CONFIG")
+            .arg(&["SET", "maxclients", "1"])
+            .cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
+            .cmd("CLIENT")
+            .arg(&["KILL", "TYPE", "pubsub"])
+            .exec_async(&mut occupant)
+            .await;
+        *self.occupant.lock().await = Some(occupant);
+        told.map_err(refused)
+    }
+
+    async fn make_room(&self) -> Result<(), ProcessError> {
+        let Some(mut occupant) = self.occupant.lock().await.take() else {
+            return Ok(());
+        };
+        let set = redis::cmd("CONFIG")
+            .arg(&["SET", "maxclients", "10000"])
+            .exec_async(&mut occupant)
+            .await;
+        set.map_err(refused)
+    }
+
+    fn write_token(&self, token: &str) -> Result<(), ProcessError> {
+        let Some(folder) = &self.token else {
+            return Ok(());
+        };
+        write_token(folder, token)
+    }
+}
+
+fn token_folder() -> Result<TempDir, ProcessError> {
+    let failed = |cause| ProcessError::Folder {
+        path: std::env::temp_dir(),
+        cause,
+    };
+    let folder = tempfile::Builder::new()
+        .prefix("steadfast-token-")
+        .tempdir()
+        .map_err(failed)?;
+    write_token(&folder, PASSWORD)?;
+    Ok(folder)
+}
+
+/// Replaced as a whole, so that nobody ever reads half a token.
+fn write_token(folder: &TempDir, token: &str) -> Result<(), ProcessError> {
+    let (path, new) = (folder.path().join("token"), folder.path().join("token.new"));
+    std::fs::write(&new, token)
+        .and_then(|()| std::fs::rename(&new, &path))
+        .map_err(|cause| ProcessError::Folder { path, cause })
+}
+
+async fn config(redis: &Redis, name: &str, value: &str) -> Result<(), ProcessError> {
+    redis
+        .command(&["CONFIG", "SET", name, value])
+        .await
+        .map(drop)
+}
+
+fn refused(error: redis::RedisError) -> ProcessError {
+    ProcessError::Command {
+        program: "redis-server".to_owned(),
+        cause: error.to_string(),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// The longest that a fault may take to begin or end.
+pub(crate) const FAULT_LIMIT: Duration = Duration::from_secs(40);

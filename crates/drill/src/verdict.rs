@@ -1,0 +1,334 @@
+//! Numbers become a judgement here and nowhere else, so that the table, the page and the exit status can never disagree.
+//! Pure: a record and thresholds in, key figures out.
+//!
+//! | figure | formula | phases | good when |
+//! |---|---|---|---|
+//! | connection_success | calls to Redis answered ÷ calls to Redis | baseline, recovered | > 99 % |
+//! | fallback | reads answered by the database ÷ reads answered | baseline | < 5 % |
+//! | recovery | from the last healing to full recovery | recovery | < 1 s (the control: 30 s) |
+//! | hit_rate | reads answered by memory or Redis ÷ reads answered | baseline, recovered | > 80 % |
+//! | errors | reads that failed ÷ reads | whole run | < 1 % |
+//! | wrong_answers | answers too old that do not say so | whole run | 0 |
+//! | slowest_call | the longest call | whole run | ≤ 1.25 s |
+
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::record::{Counts, Record};
+use crate::scenario::{Phase, Thresholds};
+use crate::subject::{Connection, Role};
+
+/// What recovery of the control is held to; ours is held to the scenario's own threshold.
+const RECOVERY_OF_CONTROL: Duration = Duration::from_secs(30);
+
+/// A key figure and whether it is good enough.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Kpi {
+    /// One of the names of the table above.
+    pub name: &'static str,
+    /// The phases it is taken from.
+    pub phase: &'static str,
+    /// A share from 0 to 1, milliseconds or a count, as `unit` says. Null if there was nothing to measure, or no recovery.
+    pub value: Option<f64>,
+    /// What it is held to, in the same unit.
+    pub target: f64,
+    /// Whether it is good enough.
+    pub pass: bool,
+    /// How value and target are compared.
+    pub bound: Bound,
+    /// Of value and target.
+    pub unit: Unit,
+    /// How it is computed, in words.
+    pub formula: &'static str,
+}
+
+/// How a value and its target are compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Bound {
+    /// The value must be greater.
+    Above,
+    /// The value must be smaller.
+    Below,
+    /// The value must not be greater.
+    AtMost,
+}
+
+/// What a number counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Unit {
+    /// A share from 0 to 1.
+    Ratio,
+    /// Milliseconds.
+    Ms,
+    /// A count.
+    Count,
+}
+
+/// The key figures of one subject. `breaks` says whether the scenario breaks anything that could be recovered from.
+pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool) -> Vec<Kpi> {
+    let baseline = record.counts(Phase::Baseline);
+    let normal = sum(record, &[Phase::Baseline, Phase::Recovered]);
+    let whole = sum(record, &Phase::ALL[1..]);
+    let recovery = match role {
+        Role::Resilient => thresholds.recovery,
+        Role::Plain => RECOVERY_OF_CONTROL,
+    };
+    let mut kpis = vec![
+        Kpi {
+            // Nothing may have needed Redis; then it is enough that it could have been asked.
+            pass: above(
+                share(normal.redis_ok, normal.redis_ok + normal.redis_failed),
+                thresholds.connection_success,
+            )
+            .unwrap_or(record.facts().connection == Connection::Ready),
+            ..ratio(
+                "connection_success",
+                "baseline, recovered",
+                share(normal.redis_ok, normal.redis_ok + normal.redis_failed),
+                thresholds.connection_success,
+                Bound::Above,
+                "calls to Redis answered ÷ calls to Redis",
+            )
+        },
+        ratio(
+            "fallback",
+            "baseline",
+            share(baseline.sources[2], baseline.answered()),
+            thresholds.fallback,
+            Bound::Below,
+            "reads answered by the database ÷ reads answered",
+        ),
+        ratio(
+            "hit_rate",
+            "baseline, recovered",
+            share(normal.sources[0] + normal.sources[1], normal.answered()),
+            thresholds.hit_rate,
+            Bound::Above,
+            "reads answered by memory or Redis ÷ reads answered",
+        ),
+        ratio(
+            "errors",
+            "whole run",
+            share(whole.reads_failed, whole.answered() + whole.reads_failed),
+            thresholds.errors,
+            Bound::Below,
+            "reads that failed ÷ reads",
+        ),
+        Kpi {
+            unit: Unit::Count,
+            ..ratio(
+                "wrong_answers",
+                "whole run",
+                Some(whole.wrong as f64),
+                0.0,
+                Bound::AtMost,
+                "answers too old that do not say so",
+            )
+        },
+        Kpi {
+            unit: Unit::Ms,
+            ..ratio(
+                "slowest_call",
+                "whole run",
+                Some(whole.latency.max() as f64 / 1e3),
+                ms(thresholds.slowest),
+                Bound::AtMost,
+                "the longest call, from when it was meant to start",
+            )
+        },
+    ];
+    if breaks {
+        let full = Kpi {
+            unit: Unit::Ms,
+            ..ratio(
+                "recovery",
+                "recovery",
+                record.moments().full.map(ms),
+                ms(recovery),
+                Bound::Below,
+                "from the last healing to a whole second without a failure",
+            )
+        };
+        kpis.insert(2, full);
+    }
+    kpis
+}
+
+fn ratio(
+    name: &'static str,
+    phase: &'static str,
+    value: Option<f64>,
+    target: f64,
+    bound: Bound,
+    formula: &'static str,
+) -> Kpi {
+    let pass = value.is_some_and(|value| match bound {
+        Bound::Above => value > target,
+        Bound::Below => value < target,
+        Bound::AtMost => value <= target,
+    });
+    Kpi {
+        name,
+        phase,
+        value,
+        target,
+        pass,
+        bound,
+        unit: Unit::Ratio,
+        formula,
+    }
+}
+
+fn above(value: Option<f64>, target: f64) -> Option<bool> {
+    value.map(|value| value > target)
+}
+
+fn share(part: u64, whole: u64) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}
+
+fn sum(record: &Record, phases: &[Phase]) -> Counts {
+    let mut all = record.counts(phases[0]).clone();
+    for phase in &phases[1..] {
+        all.add(record.counts(*phase));
+    }
+    all
+}
+
+/// Milliseconds, to the microsecond.
+pub(crate) fn ms(time: Duration) -> f64 {
+    time.as_micros() as f64 / 1e3
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Ended;
+    use crate::scenario::Phases;
+    use crate::subject::{Answer, Facts, Source};
+
+    const fn at(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    /// One phase a second, in each ten reads: as many from the database and as many failed as told.
+    fn record(database: [u64; 5], failed: [u64; 5]) -> Record {
+        let second = at(1000);
+        let phases = Phases {
+            warm_up: second,
+            baseline: second,
+            fault: second,
+            recovery: second,
+            recovered: second,
+        };
+        let mut record = Record::new(phases);
+        for phase in 0..5 {
+            for n in 0..10 {
+                let ended = if n < failed[phase] {
+                    Ended::ReadFailed("timeout")
+                } else {
+                    let source = if n < failed[phase] + database[phase] {
+                        Source::Database
+                    } else {
+                        Source::Redis
+                    };
+                    let answer = Answer {
+                        source,
+                        version: 0,
+                        age: at(0),
+                        stale: false,
+                    };
+                    Ended::Read {
+                        answer,
+                        wrong: false,
+                    }
+                };
+                let start = at(phase as u64 * 1000 + n * 100);
+                record.call(start, start, start + at(1), ended);
+            }
+        }
+        let facts = Facts {
+            connection: Connection::Ready,
+            redis_ok: 100,
+            ..Facts::default()
+        };
+        record.sample(at(1500), facts);
+        record
+    }
+
+    fn kpi(record: &Record, name: &str) -> Kpi {
+        let kpis = judge(record, &Thresholds::default(), Role::Resilient, true);
+        kpis.into_iter().find(|kpi| kpi.name == name).unwrap()
+    }
+
+    #[test]
+    fn d4_fallback_is_judged_in_the_baseline_only() {
+        let outage = record([10, 0, 10, 10, 0], [0; 5]);
+        assert_eq!(
+            (
+                kpi(&outage, "fallback").value,
+                kpi(&outage, "fallback").pass
+            ),
+            (Some(0.0), true)
+        );
+        let cold = record([0, 1, 0, 0, 0], [0; 5]);
+        assert_eq!(
+            (kpi(&cold, "fallback").value, kpi(&cold, "fallback").pass),
+            (Some(0.1), false)
+        );
+    }
+
+    #[test]
+    fn d4_hits_are_judged_in_baseline_and_recovered() {
+        let slow_to_refill = record([0, 0, 10, 10, 5], [0; 5]);
+        assert_eq!(kpi(&slow_to_refill, "hit_rate").value, Some(0.75));
+        assert!(!kpi(&slow_to_refill, "hit_rate").pass);
+    }
+
+    #[test]
+    fn d4_errors_are_judged_over_all_but_the_warm_up() {
+        let warming = record([0; 5], [10, 0, 0, 0, 0]);
+        assert_eq!(kpi(&warming, "errors").value, Some(0.0));
+        let failing = record([0; 5], [0, 0, 4, 0, 0]);
+        assert_eq!(
+            (kpi(&failing, "errors").value, kpi(&failing, "errors").pass),
+            (Some(0.1), false)
+        );
+    }
+
+    #[test]
+    fn d4_no_recovery_is_a_failed_recovery_and_nothing_broken_needs_none() {
+        let mut never = record([0; 5], [0; 5]);
+        never.broken(at(2000));
+        assert_eq!(
+            (kpi(&never, "recovery").value, kpi(&never, "recovery").pass),
+            (None, false)
+        );
+        let kpis = judge(&never, &Thresholds::default(), Role::Resilient, false);
+        assert!(kpis.iter().all(|kpi| kpi.name != "recovery"));
+    }
+
+    #[test]
+    fn d4_one_wrong_answer_fails_the_run() {
+        let mut record = record([0; 5], [0; 5]);
+        let answer = Answer {
+            source: Source::Redis,
+            version: 0,
+            age: at(0),
+            stale: false,
+        };
+        record.call(
+            at(2500),
+            at(2500),
+            at(2501),
+            Ended::Read {
+                answer,
+                wrong: true,
+            },
+        );
+        assert!(!kpi(&record, "wrong_answers").pass);
+    }
+}

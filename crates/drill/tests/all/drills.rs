@@ -1,0 +1,262 @@
+//! Whole drills, short ones, on real servers.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use steadfast_drill::load::{Lane, drive};
+use steadfast_drill::report::{json, table};
+use steadfast_drill::run::{RunError, RunOptions, run};
+use steadfast_drill::scenario::{Phase, Scenario};
+use steadfast_drill::subject::Source;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::subjects::{Factory, Null};
+
+/// A drill of a few seconds with that step.
+fn scenario(rest: &str) -> Scenario {
+    let text = format!(
+        "name = 'test'\nabout = 'A test.'\n\
+         phases = {{ warm_up = '200ms', baseline = '700ms', fault = '900ms', recovery = '1500ms', recovered = '1200ms' }}\n\
+         load = {{ rate = 150, keys = 50, writes = 0.05 }}\n{rest}"
+    );
+    Scenario::parse(&text).unwrap()
+}
+
+fn with_control() -> RunOptions {
+    RunOptions {
+        control: true,
+        ..RunOptions::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
+    let report = run(
+        &scenario("[[steps]]\nfault = 'crash'\n"),
+        &Factory,
+        with_control(),
+    )
+    .await
+    .unwrap();
+    let (text, json) = (table::render(&report, false), json::render(&report));
+    assert!(report.passed(), "{text}");
+    let control = report.control.as_deref().unwrap();
+    assert!(!control.passed(), "{text}");
+    let fault = |report: &steadfast_drill::report::Report| {
+        report
+            .phases
+            .iter()
+            .find(|p| p.name == "fault")
+            .unwrap()
+            .clone()
+    };
+    assert!(
+        fault(&report).sources.database > 50 && fault(&report).errors.is_empty(),
+        "{text}"
+    );
+    assert!(fault(control).errors.values().sum::<u64>() > 50, "{text}");
+    assert!(
+        report.recovery.detect_ms.is_some() && report.recovery.full_ms.is_some(),
+        "{text}"
+    );
+    assert_eq!(report.connection.reconnects, 1, "{text}");
+    assert!(
+        report.database.fault_max_qps > report.database.baseline_qps,
+        "{text}"
+    );
+    assert!(
+        json.contains("\"verdict\": \"passed\"") && json.contains("\"first_success_ms\""),
+        "{json}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_answers_from_an_old_snapshot_are_found_to_be_wrong() {
+    let text =
+        "[[steps]]\nfault = 'old_snapshot'\nat = '600ms'\n[thresholds]\nallowed_age = '100ms'\n";
+    let mut scenario = scenario(text);
+    scenario.load.writes = 0.5;
+    scenario.load.keys = 5;
+    let report = run(&scenario, &Factory, RunOptions::default())
+        .await
+        .unwrap();
+    let wrong: u64 = report.phases.iter().map(|phase| phase.wrong).sum();
+    assert!(
+        wrong > 0 && !report.passed(),
+        "{}",
+        table::render(&report, false)
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_a_drill_that_is_stopped_in_its_fault_takes_everything_down() {
+    let stop = CancellationToken::new();
+    let told = Arc::new(Mutex::new(Vec::new()));
+    let (stopping, telling) = (stop.clone(), told.clone());
+    let options = RunOptions {
+        progress: Some(Arc::new(move |progress| {
+            telling.lock().unwrap().push(progress.clone());
+            if progress.phase == Phase::Fault {
+                stopping.cancel();
+            }
+        })),
+        stop,
+        ..RunOptions::default()
+    };
+    let outcome = run(
+        &scenario("[[steps]]\nfault = 'freeze'\n"),
+        &Factory,
+        options,
+    )
+    .await;
+    assert!(
+        matches!(&outcome, Err(RunError::Interrupted)),
+        "{:?}",
+        outcome.err()
+    );
+    assert_eq!(outcome.err().map(|error| error.exit_status()), Some(130));
+    let last = told.lock().unwrap().pop().unwrap();
+    assert_eq!((last.phase, last.broken), (Phase::Fault, vec!["freeze"]));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_a_drill_that_is_stopped_before_it_began_ends_at_once() {
+    let stop = CancellationToken::new();
+    stop.cancel();
+    let options = RunOptions {
+        stop,
+        ..RunOptions::default()
+    };
+    assert!(matches!(
+        run(&scenario(""), &Factory, options).await,
+        Err(RunError::Interrupted)
+    ));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_arrivals_that_cannot_start_are_counted_and_calls_that_never_end_are_errors() {
+    let mut scenario = scenario("");
+    scenario.load.in_flight = 10;
+    scenario.load.writes = 0.0;
+    let lane = Arc::new(Lane::new(
+        Arc::new(Null { answers: false }),
+        Instant::now(),
+        scenario.phases,
+        Duration::ZERO,
+    ));
+    let stop = CancellationToken::new();
+    let stopping = stop.clone();
+    tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        stopping.cancel();
+    });
+    drive(
+        lane.clone(),
+        scenario.load.clone(),
+        Duration::from_secs(60),
+        1,
+        stop,
+    )
+    .await;
+    let (skipped, failed) = lane.record(|record| {
+        let sum = |count: fn(&steadfast_drill::record::Counts) -> u64| -> u64 {
+            Phase::ALL
+                .iter()
+                .map(|phase| count(record.counts(*phase)))
+                .sum()
+        };
+        (
+            sum(|counts| counts.skipped),
+            sum(|counts| counts.reads_failed),
+        )
+    });
+    assert_eq!(failed, 10);
+    assert!(skipped > 50, "{skipped}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_latency_counts_from_the_intended_start() {
+    // The runtime is blocked for a while, so arrivals start late; their latency must say so.
+    let scenario = scenario("");
+    let lane = Arc::new(Lane::new(
+        Arc::new(Null { answers: true }),
+        Instant::now(),
+        scenario.phases,
+        Duration::ZERO,
+    ));
+    let blocked = Duration::from_millis(300);
+    let load = tokio::spawn(drive(
+        lane.clone(),
+        scenario.load.clone(),
+        Duration::from_secs(1),
+        1,
+        CancellationToken::new(),
+    ));
+    for _ in 0..2 {
+        tokio::spawn(async move {
+            let until = Instant::now() + blocked;
+            while Instant::now() < until {
+                std::hint::spin_loop();
+            }
+        });
+    }
+    load.await.unwrap();
+    let longest = lane.record(|record| {
+        Phase::ALL
+            .iter()
+            .map(|phase| record.counts(*phase).latency.max())
+            .max()
+            .unwrap()
+    });
+    assert!(longest > 200_000, "{longest} µs");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d3_a_closed_loop_ends_after_its_calls() {
+    let mut scenario = scenario("");
+    scenario.load.arrivals = steadfast_drill::scenario::Arrivals::Closed {
+        callers: 3,
+        pause: Duration::ZERO,
+    };
+    let scenario = scenario.with_calls(500);
+    let lane = Arc::new(Lane::new(
+        Arc::new(Null { answers: true }),
+        Instant::now(),
+        scenario.phases,
+        Duration::ZERO,
+    ));
+    drive(
+        lane.clone(),
+        scenario.load.clone(),
+        Duration::from_millis(1),
+        1,
+        CancellationToken::new(),
+    )
+    .await;
+    let calls: u64 = lane.record(|record| {
+        Phase::ALL
+            .iter()
+            .map(|phase| record.counts(*phase).calls())
+            .sum()
+    });
+    assert_eq!(calls, 500);
+}
+
+#[test]
+fn a_drill_may_run_as_a_task_of_its_own() {
+    fn may_be_spawned(_: &(impl Future + Send + 'static)) {}
+    may_be_spawned(&async {
+        run(&scenario(""), &Factory, RunOptions::default())
+            .await
+            .map(drop)
+    });
+}
+
+#[test]
+fn sources_are_named_as_in_the_report() {
+    assert_eq!(
+        serde_json::to_string(&Source::Database).unwrap(),
+        "\"database\""
+    );
+}
