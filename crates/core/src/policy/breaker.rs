@@ -36,9 +36,13 @@
 use std::time::{Duration, Instant};
 
 mod config;
+mod permit;
 mod ramp;
+mod transition;
 
 pub use config::BreakerConfig;
+pub use permit::{Admission, Outcome, Permit, Refused};
+pub use transition::{Cause, Mode, State, Transition};
 
 use self::ramp::Ramp;
 use super::{
@@ -390,145 +394,6 @@ impl Breaker {
             retry_after,
         }
     }
-}
-
-/// A call may go, at once or in a moment.
-#[derive(Debug, PartialEq, Eq)]
-#[must_use = "a permit that is neither recorded nor forgotten keeps a probe's place"]
-pub enum Admission {
-    /// Go.
-    Now(Permit),
-    /// Go then: the breaker closed a moment ago and spreads the crowd out. The place is kept; do not ask again.
-    Delay {
-        /// The call's turn, never later than the end of the ramp.
-        until: Instant,
-        /// Valid now.
-        permit: Permit,
-    },
-}
-
-/// The right to make one call, to be given back by [`Breaker::record`] or [`Breaker::forget`].
-#[derive(Debug, PartialEq, Eq)]
-#[must_use = "a permit that is neither recorded nor forgotten keeps a probe's place"]
-pub struct Permit {
-    generation: u64,
-    probe: bool,
-    began: Option<Transition>,
-}
-
-impl Permit {
-    /// For a call that went without asking, while the breaker of that [generation](Breaker::generation)
-    /// [passed freely](Breaker::passes_freely).
-    pub fn passed(generation: u64) -> Self {
-        Self {
-            generation,
-            probe: false,
-            began: None,
-        }
-    }
-
-    /// Does this call find out for the others whether the server is back?
-    pub fn is_probe(&self) -> bool {
-        self.probe
-    }
-
-    /// The change from open to half-open, if this is the call that brought it about.
-    pub fn transition(&self) -> Option<&Transition> {
-        self.began.as_ref()
-    }
-}
-
-/// The server is not to be tried now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the circuit breaker is open; try again in {} ms", retry_after.as_millis())]
-pub struct Refused {
-    /// When the trouble began.
-    pub since: Instant,
-    /// When the next call has a chance.
-    pub retry_after: Duration,
-}
-
-/// How a call ended, in the eyes of a breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// Answered in time; a server's "wrong type" is an answer too.
-    Success,
-    /// The infrastructure failed: timeout, loss, or a server that says it cannot serve.
-    Failure,
-    /// Answered, but later than [`BreakerConfig::slow_call`]. Of a probe it is a failure.
-    Slow,
-}
-
-/// What a breaker does with calls.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Lets them through.
-    Closed,
-    /// Refuses them.
-    Open,
-    /// Lets a few through, to find out.
-    HalfOpen,
-}
-
-/// Who is in charge of a breaker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// The breaker.
-    Automatic,
-    /// A person, who refuses everything.
-    ForcedOpen,
-    /// A person, who lets everything through.
-    ForcedClosed,
-    /// A person, who switched it off.
-    Disabled,
-}
-
-/// A change of state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Transition {
-    /// The state before.
-    pub from: State,
-    /// The state since.
-    pub to: State,
-    /// What brought it about.
-    pub cause: Cause,
-    /// When.
-    pub at: Instant,
-}
-
-/// Why a breaker changed its state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Cause {
-    /// So many failures with no success between them.
-    ConsecutiveFailures {
-        /// Failures in a row.
-        failed: u32,
-    },
-    /// Too large a share of the calls in the window failed.
-    FailureRate {
-        /// Failures in the window.
-        failed: u64,
-        /// Calls in the window.
-        calls: u64,
-    },
-    /// Too large a share of the calls in the window was slow.
-    SlowCalls {
-        /// Slow calls in the window.
-        slow: u64,
-        /// Calls in the window.
-        calls: u64,
-    },
-    /// The open time is over.
-    OpenTimeOver,
-    /// A probe failed, was slow, or lost its connection.
-    ProbeFailed,
-    /// Enough probes succeeded.
-    ProbesSucceeded,
-    /// The client's own probe succeeded.
-    OwnProbe,
-    /// A person asked for it.
-    ByHand,
 }
 
 #[derive(Clone, Debug)]

@@ -45,17 +45,21 @@ impl RetryPolicy {
         self.backoff.validate()
     }
 
-    /// The most time the pauses of one call can take if attempts themselves take none, or `None` if it is
-    /// without end (or holds more than 10 000 pauses). A deadline shorter than this cuts retries off.
+    /// The most time that may pass between the first failure and the last attempt, if attempts themselves take none;
+    /// `None` if there is no such limit. A deadline shorter than this cuts retries off. Looks at 10 000 attempts at most.
     pub fn longest_pauses(&self) -> Option<Duration> {
-        let mut sum = Duration::ZERO;
+        let (mut longest, mut elapsed) = (Duration::ZERO, Duration::ZERO);
         for attempt in 1..=10_000 {
-            if self.stop.stops(attempt, sum) {
-                return Some(sum);
-            }
-            sum = sum.saturating_add(self.backoff.longest(attempt));
+            let Some(allowed) = self.stop.allowed_elapsed(attempt) else {
+                return Some(longest);
+            };
+            elapsed = elapsed
+                .min(allowed)
+                .saturating_add(self.backoff.longest(attempt));
+            longest = longest.max(elapsed);
         }
-        None
+        let endless = self.stop.allowed_elapsed(u32::MAX) == Some(Duration::MAX);
+        (!endless).then_some(longest)
     }
 }
 
@@ -237,6 +241,6 @@ mod tests {
             None
         );
         let by_time = RetryPolicy::new(Backoff::fixed(ms(30)), Stop::after_delay(ms(100)));
-        assert_eq!(by_time.longest_pauses(), Some(ms(120)));
+        assert_eq!(by_time.longest_pauses(), Some(ms(130)));
     }
 }

@@ -67,6 +67,23 @@ impl Stop {
                 .and_then(|_| pair.1.limit_reached(attempts, elapsed)),
         }
     }
+
+    /// The elapsed time below which so many attempts are not yet enough; `None` if they are enough at once.
+    pub(super) fn allowed_elapsed(&self, attempts: u32) -> Option<Duration> {
+        match &self.0 {
+            Kind::Attempts(max) => (attempts < *max).then_some(Duration::MAX),
+            Kind::Delay(max) => (!max.is_zero()).then_some(*max),
+            Kind::Never => Some(Duration::MAX),
+            Kind::Or(pair) => {
+                let first = pair.0.allowed_elapsed(attempts)?;
+                Some(first.min(pair.1.allowed_elapsed(attempts)?))
+            }
+            Kind::And(pair) => pair
+                .0
+                .allowed_elapsed(attempts)
+                .max(pair.1.allowed_elapsed(attempts)),
+        }
+    }
 }
 
 /// What was used up.

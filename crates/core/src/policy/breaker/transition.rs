@@ -1,0 +1,75 @@
+//! What a breaker tells of itself: one value, from which event, log line and metric are derived.
+
+use std::time::Instant;
+
+/// What a breaker does with calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum State {
+    /// Lets them through.
+    Closed,
+    /// Refuses them.
+    Open,
+    /// Lets a few through, to find out.
+    HalfOpen,
+}
+
+/// Who is in charge of a breaker.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Mode {
+    /// The breaker.
+    Automatic,
+    /// A person, who refuses everything.
+    ForcedOpen,
+    /// A person, who lets everything through.
+    ForcedClosed,
+    /// A person, who switched it off.
+    Disabled,
+}
+
+/// A change of state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Transition {
+    /// The state before.
+    pub from: State,
+    /// The state since.
+    pub to: State,
+    /// What brought it about.
+    pub cause: Cause,
+    /// When.
+    pub at: Instant,
+}
+
+/// Why a breaker changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// So many failures with no success between them.
+    ConsecutiveFailures {
+        /// Failures in a row.
+        failed: u32,
+    },
+    /// Too large a share of the calls in the window failed.
+    FailureRate {
+        /// Failures in the window.
+        failed: u64,
+        /// Calls in the window.
+        calls: u64,
+    },
+    /// Too large a share of the calls in the window was slow.
+    SlowCalls {
+        /// Slow calls in the window.
+        slow: u64,
+        /// Calls in the window.
+        calls: u64,
+    },
+    /// The open time is over.
+    OpenTimeOver,
+    /// A probe failed, was slow, or lost its connection.
+    ProbeFailed,
+    /// Enough probes succeeded.
+    ProbesSucceeded,
+    /// The client's own probe succeeded.
+    OwnProbe,
+    /// A person asked for it.
+    ByHand,
+}
