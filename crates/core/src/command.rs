@@ -5,8 +5,69 @@
 //! a lie. The same table says which commands block, which change the state of their connection and so have
 //! no place on a shared one, and where the keys are.
 
+mod effect;
+mod keys;
+mod table;
+mod wait;
+
 use std::time::Duration;
 
+use redis::{Arg, Cmd};
+
+use effect::Rule;
+pub use keys::Keys;
+
+/// Judges a command by its name, in any case, and its arguments. The name is the first of `args`.
+///
+/// ```
+/// use steadfast_core::command::{Effect, classify};
+///
+/// let words = |text: &'static str| text.split(' ').map(str::as_bytes);
+/// assert_eq!(classify(words("SET key value EX 60")).effect, Effect::LastWins);
+/// assert_eq!(classify(words("SET key value NX")).effect, Effect::Conditional);
+/// assert_eq!(classify(words("client kill ID 7")).name, "CLIENT KILL");
+/// ```
+///
+/// A command without a name is refused on a shared connection, as Redis would never answer it.
+#[inline]
+pub fn classify<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Class {
+    let args = Args(args);
+    let Some((group, name)) = args.group() else {
+        let instead = Shared::No(Instead::Unsupported);
+        return Class {
+            effect: Effect::Opaque,
+            blocking: None,
+            shared: instead,
+            first_key: None,
+            name: "UNKNOWN",
+        };
+    };
+    Class {
+        effect: group.rule.effect(group.keys, &args),
+        blocking: group.wait.of(&args),
+        shared: group.shared,
+        first_key: group.keys.first(&args),
+        name,
+    }
+}
+
+/// Where the keys are: their indices among `args`, of which the first is the name.
+///
+/// Keys that only a module, a script without declared keys or a pattern (`SORT … BY`) would touch cannot be
+/// told.
+pub fn keys<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Keys {
+    let args = Args(args);
+    args.group()
+        .map_or_else(Keys::new, |(group, _)| group.keys.all(&args))
+}
+
+/// The arguments of a redis-rs command, as [`classify`] and [`keys`] take them. A cursor is given as `0`.
+pub fn arguments(cmd: &Cmd) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
+    cmd.args_iter().map(|arg| match arg {
+        Arg::Simple(arg) => arg,
+        _ => b"0",
+    })
+}
 /// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its worst command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Effect {
@@ -69,3 +130,40 @@ pub enum Instead {
     /// Nothing does: it would take the connection from the client that manages it.
     Unsupported,
 }
+
+/// The name of a command and its arguments.
+struct Args<I>(I);
+
+impl<'a, I: Iterator<Item = &'a [u8]> + Clone> Args<I> {
+    fn at(&self, index: usize) -> Option<&'a [u8]> {
+        self.0.clone().nth(index)
+    }
+
+    fn from(&self, index: usize) -> impl Iterator<Item = &'a [u8]> + Clone + use<'a, I> {
+        self.0.clone().skip(index)
+    }
+
+    fn count(&self) -> usize {
+        self.0.clone().count()
+    }
+
+    /// What the table says, with the canonical name; `None` if there is no name at all.
+    #[inline]
+    fn group(&self) -> Option<(&'static table::Group, &'static str)> {
+        let mut args = self.0.clone();
+        let name = args.next()?;
+        let Some((group, known)) = table::find(name, None) else {
+            return Some((&table::UNKNOWN, "UNKNOWN"));
+        };
+        if matches!(group.rule, Rule::Container | Rule::BareCommand)
+            && let Some(sub) = args.next()
+            && let Some(found) = table::find(name, Some(sub))
+        {
+            return Some(found);
+        }
+        Some((group, known))
+    }
+}
+
+#[cfg(test)]
+mod tests;

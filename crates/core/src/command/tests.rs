@@ -1,0 +1,171 @@
+use proptest::prelude::*;
+
+use super::*;
+
+fn words(text: &str) -> impl Iterator<Item = &[u8]> + Clone {
+    text.split(' ').map(str::as_bytes)
+}
+
+fn effect(text: &str) -> Effect {
+    classify(words(text)).effect
+}
+
+#[test]
+fn every_name_is_found_in_any_case_and_once_only() {
+    let mut seen = std::collections::HashSet::new();
+    for name in table::names() {
+        assert!(seen.insert(name), "{name} is in two groups");
+        assert_eq!(classify(words(name)).name, name);
+        assert_eq!(classify(words(&name.to_lowercase())).name, name);
+    }
+    assert!(seen.len() > 350);
+}
+
+#[test]
+fn what_is_unknown_is_opaque_and_keeps_metrics_bounded() {
+    let long = "GET".repeat(1_000_000);
+    for name in [
+        "",
+        "GETS",
+        "GE",
+        "JSON.SET",
+        "CLIENT KILL",
+        "UNKNOWN",
+        "GET\0",
+        &long,
+    ] {
+        let class = classify([name.as_bytes(), b"KILL"].into_iter());
+        assert_eq!(
+            (class.name, class.effect, class.first_key),
+            ("UNKNOWN", Effect::Opaque, None)
+        );
+        assert_eq!(class.shared, Shared::Yes);
+    }
+}
+
+#[test]
+fn an_unknown_subcommand_of_client_may_change_the_connection() {
+    let class = classify(words("CLIENT SOMETHING-NEW"));
+    assert_eq!((class.name, class.effect), ("CLIENT", Effect::Opaque));
+    assert_eq!(class.shared, Shared::No(Instead::Session));
+    assert_eq!(classify(words("CONFIG SOMETHING-NEW")).shared, Shared::Yes);
+}
+
+#[test]
+fn a_command_without_a_name_is_refused() {
+    assert_eq!(
+        classify([].into_iter()).shared,
+        Shared::No(Instead::Unsupported)
+    );
+    assert!(keys([].into_iter()).is_empty());
+}
+
+#[test]
+fn effects_are_ordered_so_that_the_worst_of_a_pipeline_is_its_maximum() {
+    use Effect::*;
+    let order = [Read, LastWins, Conditional, Accumulating, Opaque, Control];
+    assert!(order.is_sorted());
+}
+
+/// What later servers added cannot be tried on the server at hand, so it is held to its documentation here.
+#[test]
+fn commands_of_later_servers_are_judged_by_their_arguments() {
+    use Effect::*;
+    for (command, expected) in [
+        ("SET k v IFEQ old", Conditional),
+        ("SET k v SOMETHING-NEW", Opaque),
+        ("GETEX k SOMETHING-NEW", Opaque),
+        ("HEXPIRE h 10 FIELDS 1 f", LastWins),
+        ("HEXPIRE h 0 FIELDS 1 f", Conditional),
+        ("HPEXPIRE h 10 NX FIELDS 1 f", Conditional),
+        ("HPERSIST h FIELDS 1 f", Conditional),
+        ("HGETEX h FIELDS 1 PERSIST", Read),
+        ("HGETEX h EX 10 FIELDS 1 f", LastWins),
+        ("HGETEX h EXAT 10 FIELDS 1 f", Accumulating),
+        ("HGETDEL h FIELDS 1 f", Accumulating),
+        ("HSETEX h EX 10 FIELDS 1 f NX", LastWins),
+        ("HSETEX h FNX EX 10 FIELDS 1 f v", Conditional),
+        ("MSETEX 2 a 1 NX 2 EX 10", LastWins),
+        ("MSETEX 1 a 1 NX", Conditional),
+        ("MSETEX 99999999999999999999 a 1 NX", LastWins),
+        ("XADD s KEEPREF MAXLEN ~ 10 LIMIT 5 * f v", Accumulating),
+        ("XADD s IDMPAUTO p * f v", Accumulating),
+        ("XACKDEL s g IDS 1 1-1", Conditional),
+        ("BITFIELD k SOMETHING-NEW", Opaque),
+        ("EXPIREAT k 1000000000", Conditional),
+        ("EXPIREAT k 4000000000", LastWins),
+        ("PEXPIREAT k 1000000000000", Conditional),
+        ("PEXPIREAT k 4000000000000", LastWins),
+    ] {
+        assert_eq!(effect(command), expected, "{command}");
+    }
+    assert_eq!(keys(words("MSETEX 2 a 1 b 2 EX 10")).as_slice(), [2, 4]);
+    assert_eq!(
+        classify(words("WAITAOF 1 1 250")).blocking,
+        Some(BlockFor::Time(Duration::from_millis(250)))
+    );
+    assert_eq!(
+        classify(words("WAITAOF 1 1 250")).shared,
+        Shared::No(Instead::Session)
+    );
+}
+
+#[test]
+fn the_timeout_of_a_blocking_command_is_read_in_its_own_unit_and_place() {
+    let ms = |ms| Some(BlockFor::Time(Duration::from_millis(ms)));
+    for (command, expected) in [
+        ("BLPOP a b 0", Some(BlockFor::Forever)),
+        ("BLPOP a b 0.0", Some(BlockFor::Forever)),
+        ("BRPOP a 1.5", ms(1_500)),
+        ("BZPOPMIN a 2", ms(2_000)),
+        ("BLMOVE a b LEFT RIGHT 3", ms(3_000)),
+        ("BRPOPLPUSH a b 4", ms(4_000)),
+        ("BLMPOP 0.25 1 a LEFT", ms(250)),
+        ("BZMPOP 0 1 a MIN", Some(BlockFor::Forever)),
+        ("XREAD BLOCK 750 STREAMS s $", ms(750)),
+        ("XREAD COUNT 5 BLOCK 0 STREAMS s $", Some(BlockFor::Forever)),
+        ("XREAD STREAMS BLOCK 0", None),
+        ("XREADGROUP GROUP g c BLOCK 20 STREAMS s >", ms(20)),
+        ("XREADGROUP GROUP g c STREAMS s >", None),
+        ("WAIT 1 100", ms(100)),
+        ("LPOP a", None),
+        // Refused by the server at once.
+        ("BLPOP a -1", ms(0)),
+        ("BLPOP a nan", ms(0)),
+        ("BLPOP a inf", ms(0)),
+        ("BLPOP", ms(0)),
+        ("XREAD BLOCK", ms(0)),
+    ] {
+        assert_eq!(classify(words(command)).blocking, expected, "{command}");
+    }
+}
+
+#[test]
+fn a_cursor_of_redis_rs_is_an_argument_like_any_other() {
+    let mut cmd = redis::cmd("HSCAN");
+    cmd.arg("h").cursor_arg(7).arg("COUNT").arg(10);
+    let class = classify(arguments(&cmd));
+    assert_eq!((class.name, class.first_key), ("HSCAN", Some(1)));
+    assert_eq!(arguments(&cmd).len(), 5);
+}
+
+proptest! {
+    #[test]
+    fn any_arguments_are_judged_without_panic_and_keys_lie_among_them(
+        name in prop::sample::select(table::names().collect::<Vec<_>>()),
+        rest in prop::collection::vec(prop_oneof![
+            prop::sample::select(vec![
+                "STORE", "STOREDIST", "STREAMS", "KEYS", "BLOCK", "COUNT", "GROUP", "EX", "NX", "GET", "FIELDS",
+                "MAXLEN", "~", "*", "", "0", "1", "2", "-1", "3", "99999999999999999999", "9223372036854775807",
+                "-9223372036854775808", "nan", "1e400", "REPLACE", "AUTH2",
+            ]).prop_map(|word| word.as_bytes().to_vec()),
+            prop::collection::vec(any::<u8>(), 0..6),
+        ], 0..12),
+    ) {
+        let args: Vec<&[u8]> = name.split(' ').map(str::as_bytes).chain(rest.iter().map(Vec::as_slice)).collect();
+        let class = classify(args.iter().copied());
+        let keys = keys(args.iter().copied());
+        prop_assert_eq!(class.first_key, keys.first().copied());
+        prop_assert!(keys.iter().all(|&key| (1..args.len()).contains(&key)));
+    }
+}

@@ -1,0 +1,69 @@
+//! How long a blocking command may keep its connection.
+//!
+//! The timeout of the server is what the client's own deadline has to follow, and servers take it in two
+//! units and at four places.
+
+use std::time::Duration;
+
+use super::{Args, BlockFor};
+
+/// Where a command says how long it blocks.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Wait {
+    Never,
+    /// Seconds, as the last argument.
+    SecondsLast,
+    /// Seconds, as the first argument.
+    SecondsFirst,
+    /// Milliseconds behind `BLOCK`, before `STREAMS`; without it the command does not block.
+    BlockOption,
+    /// Milliseconds, as the argument of that index.
+    Millis {
+        at: usize,
+    },
+}
+
+impl Wait {
+    #[inline]
+    pub(super) fn of<'a, I: Iterator<Item = &'a [u8]> + Clone>(
+        self,
+        args: &Args<I>,
+    ) -> Option<BlockFor> {
+        match self {
+            Wait::Never => None,
+            Wait::SecondsLast => Some(seconds(args.from(1).last())),
+            Wait::SecondsFirst => Some(seconds(args.at(1))),
+            Wait::Millis { at } => Some(millis(args.at(at))),
+            Wait::BlockOption => {
+                let mut options = args
+                    .from(1)
+                    .take_while(|arg| !arg.eq_ignore_ascii_case(b"STREAMS"));
+                options.find(|arg| arg.eq_ignore_ascii_case(b"BLOCK"))?;
+                Some(millis(options.next()))
+            }
+        }
+    }
+}
+
+fn seconds(arg: Option<&[u8]>) -> BlockFor {
+    let seconds: Option<f64> = arg
+        .and_then(|arg| str::from_utf8(arg).ok())
+        .and_then(|arg| arg.parse().ok());
+    block_for(seconds.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()))
+}
+
+fn millis(arg: Option<&[u8]>) -> BlockFor {
+    let millis = arg
+        .and_then(|arg| str::from_utf8(arg).ok())
+        .and_then(|arg| arg.parse().ok());
+    block_for(millis.map(Duration::from_millis))
+}
+
+/// A timeout that is missing, negative or no number is refused by the server at once, so it waits for nothing.
+fn block_for(timeout: Option<Duration>) -> BlockFor {
+    match timeout {
+        Some(Duration::ZERO) => BlockFor::Forever,
+        Some(timeout) => BlockFor::Time(timeout),
+        None => BlockFor::Time(Duration::ZERO),
+    }
+}
