@@ -100,7 +100,11 @@ impl KeySpec {
     ) -> Option<usize> {
         match self {
             KeySpec::None => None,
-            KeySpec::Range { first, last, .. } if last > 0 => args.at(first).map(|_| first),
+            // The furthest argument that must be there: behind a negative `last`, some are not keys.
+            KeySpec::Range { first, last, .. } => {
+                let behind = if last < 0 { last.unsigned_abs() - 1 } else { 0 };
+                args.at(first + behind).map(|_| first)
+            }
             KeySpec::Count { store: true, .. } | KeySpec::Sort | KeySpec::GeoRadius { .. } => {
                 args.at(1).map(|_| 1)
             }
