@@ -221,6 +221,7 @@ impl Breaker {
     }
 
     /// The state as it was left by the last operation.
+    #[inline]
     pub fn state(&self) -> State {
         match self.phase {
             Phase::Closed { .. } => State::Closed,
@@ -231,6 +232,7 @@ impl Breaker {
 
     /// Closed, and no ramp: calls may pass without asking, with [`Permit::passed`]. A shell keeps this in an atomic
     /// beside the [`generation`](Self::generation), and renews both after each operation.
+    #[inline]
     pub fn passes_freely(&self) -> bool {
         matches!(self.phase, Phase::Closed { ramp: None })
     }
@@ -241,6 +243,7 @@ impl Breaker {
     }
 
     /// The number of the present stretch of one state; permits of another are void.
+    #[inline]
     pub fn generation(&self) -> u64 {
         self.generation
     }

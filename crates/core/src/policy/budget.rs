@@ -108,6 +108,7 @@ impl Budget {
     }
 
     /// So many calls were made; retries are not counted.
+    #[inline]
     pub fn deposit(&self, calls: u64) {
         if self.level.load(Relaxed) >= self.full.load(Relaxed) {
             return;

@@ -99,31 +99,12 @@ impl LatencyEstimate {
     /// A call with so much time left arrives. Errors: [`Doomed`], if it would not be answered in time.
     ///
     /// `now` is looked at only if the last estimate speaks against the call.
+    #[inline]
     pub fn admit(&self, remaining: Duration, now: Instant) -> Result<(), Doomed> {
         if u128::from(self.nanos.load(Relaxed)) <= remaining.as_nanos() {
             return Ok(());
         }
-        let expected = self.expected(now);
-        if expected <= remaining {
-            return Ok(());
-        }
-        let now = self.since_start(now);
-        let next = self.next_pilot.load(Relaxed);
-        let following = now.saturating_add(nanos(PILOT_EVERY));
-        if now >= next
-            && self
-                .next_pilot
-                .compare_exchange(next, following, Relaxed, Relaxed)
-                .is_ok()
-        {
-            return Ok(());
-        }
-        let retry_after = Duration::from_nanos(next.saturating_sub(now));
-        Err(Doomed {
-            expected,
-            remaining,
-            retry_after,
-        })
+        self.look_closer(remaining, now)
     }
 
     /// A call ended after so long, waiting included. One that timed out counts too, with the time it was given:
@@ -151,6 +132,31 @@ impl LatencyEstimate {
             .saturating_sub(self.learnt_at.load(Relaxed));
         let halvings = idle as f64 / nanos(HALF_LIFE) as f64;
         Duration::from_nanos((self.nanos.load(Relaxed) as f64 * (-halvings).exp2()) as u64)
+    }
+
+    #[cold]
+    fn look_closer(&self, remaining: Duration, now: Instant) -> Result<(), Doomed> {
+        let expected = self.expected(now);
+        if expected <= remaining {
+            return Ok(());
+        }
+        let now = self.since_start(now);
+        let next = self.next_pilot.load(Relaxed);
+        let following = now.saturating_add(nanos(PILOT_EVERY));
+        if now >= next
+            && self
+                .next_pilot
+                .compare_exchange(next, following, Relaxed, Relaxed)
+                .is_ok()
+        {
+            return Ok(());
+        }
+        let retry_after = Duration::from_nanos(next.saturating_sub(now));
+        Err(Doomed {
+            expected,
+            remaining,
+            retry_after,
+        })
     }
 
     fn since_start(&self, now: Instant) -> u64 {

@@ -32,6 +32,7 @@ pub struct Permit {
 impl Permit {
     /// For a call that went without asking, while the breaker of that [generation](super::Breaker::generation)
     /// [passed freely](super::Breaker::passes_freely).
+    #[inline]
     pub fn passed(generation: u64) -> Self {
         Self {
             generation,
