@@ -1,8 +1,10 @@
 //! Breaks Redis on purpose and judges what the users of an application would have felt.
 
+pub mod fault;
 pub mod load;
 pub mod plain;
 pub mod process;
+pub mod proxy;
 pub mod record;
 pub mod report;
 pub mod run;

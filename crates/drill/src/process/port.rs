@@ -12,52 +12,63 @@ use socket2::{Domain, Socket, Type};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 
-/// A port of 127.0.0.1, kept for as long as this lives.
+/// A port, kept for as long as this lives.
 #[derive(Debug)]
 pub struct Port {
-    number: u16,
+    addr: SocketAddr,
     _kept: Socket,
 }
 
 impl Port {
-    /// Keeps a port that nobody uses.
+    /// Keeps a port of 127.0.0.1 that nobody uses.
     ///
     /// # Errors
-    /// When the system has no socket or no port left.
-    pub fn free() -> io::Result<Self> {
-        Self::keep(0)
+    /// [`ProcessError::Spawn`] when the system has no socket or no port left.
+    pub fn free() -> Result<Self, ProcessError> {
+        Self::numbered(0)
     }
 
-    /// Keeps the port of that number.
+    /// Keeps the port of 127.0.0.1 of that number.
     ///
     /// # Errors
     /// [`ProcessError::PortTaken`] when somebody listens on it.
     pub fn numbered(number: u16) -> Result<Self, ProcessError> {
-        Self::keep(number).map_err(|_| ProcessError::PortTaken { port: number })
+        Self::at(SocketAddr::from((Ipv4Addr::LOCALHOST, number)))
+    }
+
+    /// Keeps a port of any address.
+    ///
+    /// # Errors
+    /// As the two above.
+    pub fn at(addr: SocketAddr) -> Result<Self, ProcessError> {
+        Self::keep(addr).map_err(|cause| match cause.kind() {
+            io::ErrorKind::AddrInUse => ProcessError::PortTaken { port: addr.port() },
+            _ => ProcessError::Spawn {
+                program: format!("anything on {addr}"),
+                cause,
+            },
+        })
     }
 
     /// The port's number.
     #[must_use]
     pub fn number(&self) -> u16 {
-        self.number
+        self.addr.port()
     }
 
-    /// The port with its address, 127.0.0.1.
+    /// The port with its address.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        SocketAddr::from((Ipv4Addr::LOCALHOST, self.number))
+        self.addr
     }
 
-    fn keep(number: u16) -> io::Result<Self> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    fn keep(addr: SocketAddr) -> io::Result<Self> {
+        let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
         socket.set_reuse_address(true)?;
-        socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, number)).into())?;
-        let number = socket
-            .local_addr()?
-            .as_socket()
-            .map_or(number, |addr| addr.port());
+        socket.bind(&addr.into())?;
+        let addr = socket.local_addr()?.as_socket().unwrap_or(addr);
         Ok(Self {
-            number,
+            addr,
             _kept: socket,
         })
     }

@@ -29,10 +29,7 @@ impl Server {
     ) -> Result<Self, ProcessError> {
         let port = match port {
             Some(number) => Port::numbered(number)?,
-            None => Port::free().map_err(|cause| ProcessError::Spawn {
-                program: name.to_owned(),
-                cause,
-            })?,
+            None => Port::free()?,
         };
         let folder = tempfile::Builder::new()
             .prefix(&format!("steadfast-{name}-"))

@@ -5,4 +5,6 @@
 mod drills;
 mod process_redis;
 mod process_sql;
+mod proxy_resp;
+mod proxy_wire;
 mod subjects;

@@ -1,0 +1,88 @@
+//! What goes wrong on the wire, a file each, named as Toxiproxy names it, so that whoever knows that tool knows this one.
+//!
+//! A fault says nothing of sockets or tasks. It is given what comes along a connection, in pieces with the moment of
+//! their arrival, and answers with pieces and the moments at which they may go on. So each can be tested without
+//! a wire, and what it draws at random comes from a seed.
+//!
+//! Toxiproxy's: [`Latency`], [`Bandwidth`], [`SlowClose`], [`Timeout`], [`ResetPeer`], [`Slicer`], [`LimitData`], and [`Down`],
+//! which there is a property of the proxy. Ours: [`Stall`], [`Hold`], [`Corrupt`], [`RejectNext`], and those that know
+//! Redis' protocol: [`RespError`], [`RespReply`], [`RespDelay`], [`RespSilence`].
+
+mod bandwidth;
+mod corrupt;
+mod down;
+mod hold;
+mod latency;
+mod limit_data;
+mod reject_next;
+mod reset_peer;
+mod resp;
+mod resp_delay;
+mod resp_error;
+mod resp_reply;
+mod resp_silence;
+mod slicer;
+mod slow_close;
+mod stage;
+mod stall;
+mod timeout;
+mod toxic;
+
+pub use bandwidth::Bandwidth;
+pub use corrupt::Corrupt;
+pub use down::Down;
+pub use hold::Hold;
+pub use latency::Latency;
+pub use limit_data::LimitData;
+pub use reject_next::RejectNext;
+pub use reset_peer::ResetPeer;
+pub use resp_delay::RespDelay;
+pub use resp_error::RespError;
+pub use resp_reply::RespReply;
+pub use resp_silence::RespSilence;
+pub use slicer::Slicer;
+pub use slow_close::SlowClose;
+pub use stall::Stall;
+pub use timeout::Timeout;
+pub use toxic::{Direction, Fault, FaultError, Toxic};
+
+pub(crate) use resp::{RespFault, Treatment};
+pub(crate) use stage::{Admits, Item, Out, Stage};
+
+/// Durations as Toxiproxy writes them: whole milliseconds.
+mod millis {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_millis)
+    }
+}
+
+/// Durations as Toxiproxy's slicer writes them: whole microseconds.
+mod micros {
+    use serde::{Deserialize, Deserializer, Serializer};
+    use std::time::Duration;
+
+    pub(super) fn serialize<S: Serializer>(
+        duration: &Duration,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.serialize_u64(u64::try_from(duration.as_micros()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<Duration, D::Error> {
+        u64::deserialize(deserializer).map(Duration::from_micros)
+    }
+}

@@ -1,0 +1,32 @@
+//! The end comes late.
+
+use super::millis;
+use super::stage::{Item, Out, Stage};
+use serde::{Deserialize, Serialize};
+use std::time::{Duration, Instant};
+
+/// Delays the end of a connection (or its reset), and nothing else.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SlowClose {
+    /// How much later. Milliseconds when written.
+    #[serde(with = "millis")]
+    pub delay: Duration,
+}
+
+impl SlowClose {
+    pub(super) fn stage(self) -> impl Stage {
+        self
+    }
+}
+
+impl Stage for SlowClose {
+    fn pass(&mut self, item: Item, at: Instant, out: &mut Out) {
+        let late = if matches!(item, Item::Bytes(_)) {
+            Duration::ZERO
+        } else {
+            self.delay
+        };
+        out.push((at + late, item));
+    }
+}

@@ -1,0 +1,211 @@
+//! One client's connection: dials the server, and runs both lanes in one task until either side, or a fault, ends it.
+
+use super::exchange::Exchange;
+use super::lane::{Flow, Lane, Way};
+use super::{Open, Plan};
+use crate::fault::{Direction, Item};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::Sleep;
+
+/// How long the server may take to accept a connection. Beyond any client's patience: a frozen server with a full
+/// backlog is to look from behind the proxy as it does without.
+const DIAL_LIMIT: Duration = Duration::from_secs(60);
+
+/// All that a connection is started with.
+pub(super) struct Start {
+    pub(super) number: u64,
+    pub(super) seed: u64,
+    pub(super) resp: bool,
+    pub(super) upstream: SocketAddr,
+    pub(super) followed: watch::Receiver<Arc<Plan>>,
+    pub(super) plan: Arc<Plan>,
+    pub(super) open: Open,
+}
+
+/// Why there is no connection to the server.
+enum Undialled {
+    /// It refuses, or does not answer.
+    Unreachable,
+    /// The proxy has ended.
+    Ended,
+}
+
+struct Connection {
+    number: u64,
+    seed: u64,
+    up: Lane,
+    down: Lane,
+    exchange: Option<Exchange>,
+    /// For what the exchange keeps back.
+    timer: Option<Pin<Box<Sleep>>>,
+    open: Open,
+}
+
+impl Start {
+    pub(super) async fn run(mut self, mut client: TcpStream) {
+        let mut server = match self.dial().await {
+            Ok(server) => server,
+            Err(Undialled::Unreachable) => {
+                self.open.0.unreachable.fetch_add(1, Ordering::Relaxed);
+                let _ = client.set_zero_linger();
+                return;
+            }
+            Err(Undialled::Ended) => return,
+        };
+        let (Ok(()), Ok(())) = (client.set_nodelay(true), server.set_nodelay(true)) else {
+            return;
+        };
+        let Self {
+            number,
+            seed,
+            resp,
+            mut followed,
+            mut plan,
+            open,
+            ..
+        } = self;
+        let resp = resp
+            || plan
+                .toxics
+                .iter()
+                .any(|placed| placed.toxic.fault.resp().is_some());
+        let exchange = resp.then(Exchange::default);
+        let (up, down) = (Lane::new(Way::Up), Lane::new(Way::Down));
+        let mut connection = Connection {
+            number,
+            seed,
+            up,
+            down,
+            exchange,
+            timer: None,
+            open,
+        };
+        loop {
+            connection.follow(&plan);
+            let flow = tokio::select! {
+                biased;
+                changed = followed.changed() => match changed {
+                    Ok(()) => Flow::Open,
+                    Err(_) => Flow::Close,
+                },
+                flow = std::future::poll_fn(|cx| connection.poll(cx, &mut client, &mut server)) => flow,
+            };
+            match flow {
+                Flow::Open => plan = Arc::clone(&followed.borrow_and_update()),
+                Flow::Reset => {
+                    let _ = (client.set_zero_linger(), server.set_zero_linger());
+                    return;
+                }
+                Flow::Close | Flow::Finished => return,
+            }
+        }
+    }
+
+    /// Connects to the server; meanwhile, as always, follows the plan.
+    async fn dial(&mut self) -> Result<TcpStream, Undialled> {
+        let dialled = tokio::time::timeout(DIAL_LIMIT, TcpStream::connect(self.upstream));
+        tokio::pin!(dialled);
+        loop {
+            tokio::select! {
+                outcome = &mut dialled => return outcome.ok().and_then(Result::ok).ok_or(Undialled::Unreachable),
+                changed = self.followed.changed() => {
+                    changed.map_err(|_| Undialled::Ended)?;
+                    self.plan = Arc::clone(&self.followed.borrow_and_update());
+                }
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Puts the plan's faults to work, and ends those that are no longer in it.
+    fn follow(&mut self, plan: &Plan) {
+        let now = tokio::time::Instant::now().into_std();
+        let stays = |id| plan.toxics.iter().any(|placed| placed.id == id);
+        self.up.retain(now, stays);
+        self.down.retain(now, stays);
+        if let Some(exchange) = &mut self.exchange {
+            exchange.retain(stays);
+        }
+        for placed in &plan.toxics {
+            if !placed.toxic.takes(self.seed, self.number) {
+                continue;
+            }
+            let rng = || {
+                placed
+                    .toxic
+                    .rng(self.seed, self.number.wrapping_add(1) << 32)
+            };
+            let direction = placed.toxic.direction;
+            for (lane, other) in [
+                (&mut self.up, Direction::Downstream),
+                (&mut self.down, Direction::Upstream),
+            ] {
+                if direction != other && !lane.has_stage(placed.id) {
+                    let stage = placed.toxic.fault.stage(now, rng());
+                    stage
+                        .into_iter()
+                        .for_each(|stage| lane.add(placed.id, stage));
+                }
+            }
+            if let (Some(exchange), Some(fault)) = (&mut self.exchange, placed.toxic.fault.resp()) {
+                exchange.add(placed.id, fault, rng());
+            }
+        }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        client: &mut TcpStream,
+        server: &mut TcpStream,
+    ) -> Poll<Flow> {
+        let tally = &self.open.0;
+        loop {
+            let up = self
+                .up
+                .poll(cx, client, server, self.exchange.as_mut(), &tally.bytes_up);
+            if let Some(exchange) = &mut self.exchange {
+                let now = tokio::time::Instant::now().into_std();
+                let ready = exchange.ready(now);
+                if !ready.is_empty() {
+                    self.down.feed(Item::Bytes(ready), now);
+                }
+            }
+            let down = self.down.poll(
+                cx,
+                server,
+                client,
+                self.exchange.as_mut(),
+                &tally.bytes_down,
+            );
+            match (up, down) {
+                (Flow::Reset, _) | (_, Flow::Reset) => return Poll::Ready(Flow::Reset),
+                (Flow::Close, _) | (_, Flow::Close) => return Poll::Ready(Flow::Close),
+                (Flow::Finished, Flow::Finished) => return Poll::Ready(Flow::Finished),
+                _ => {}
+            }
+            let due = self.exchange.as_ref().and_then(Exchange::due);
+            if !due.is_some_and(|due| fires(&mut self.timer, due, cx)) {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+/// Asks to be woken at `due`; whether that is now or past.
+fn fires(timer: &mut Option<Pin<Box<Sleep>>>, due: Instant, cx: &mut Context<'_>) -> bool {
+    let due = tokio::time::Instant::from_std(due);
+    let timer = timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(due)));
+    if timer.deadline() != due {
+        timer.as_mut().reset(due);
+    }
+    timer.as_mut().poll(cx).is_ready()
+}

@@ -1,0 +1,413 @@
+//! A TCP proxy on loopback that stands between a client and its server, and breaks the wire while traffic flows.
+//!
+//! It passes bytes and understands none of them (so TLS passes too), except where a fault of Redis' protocol needs it. What
+//! makes it fit to measure with is that it is nearly not there while nothing is broken: one task per connection, which
+//! reads into a buffer and writes from it, with no channel, no copy and no timer in between. The price of a fault is paid
+//! only on the connections, and in the directions, that have one.
+//!
+//! Adding and removing faults returns once the change is in force on every connection.
+
+mod connection;
+mod exchange;
+mod lane;
+
+use crate::fault::{Fault, FaultError, Toxic};
+use crate::process::{Port, ProcessError};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+/// A running proxy. Dropped, its connections are closed and its port is free.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use steadfast_drill::fault::{Latency, Toxic};
+/// use steadfast_drill::process::Redis;
+/// use steadfast_drill::proxy::Proxy;
+///
+/// let redis = Redis::start().await?;
+/// let proxy = Proxy::start(redis.addr()).await?;
+/// let slow = proxy.add(Toxic::new(Latency::of_millis(200))).await?;
+/// // … a client of redis://{proxy.addr()} waits 200 ms for each answer …
+/// proxy.remove(slow).await;
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+pub struct Proxy {
+    addr: SocketAddr,
+    upstream: SocketAddr,
+    plan: watch::Sender<Arc<Plan>>,
+    /// Held while the plan is changed; fires when nobody follows the present plan any more.
+    left: Mutex<oneshot::Receiver<()>>,
+    next_id: AtomicU64,
+    tally: Arc<Tally>,
+    listening: JoinHandle<()>,
+}
+
+/// How a proxy is started. By default: on a free port of 127.0.0.1, seed 0, passing bytes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct ProxyBuilder {
+    listen: Option<SocketAddr>,
+    seed: u64,
+    resp: bool,
+}
+
+/// A toxic that was added to a proxy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ToxicId(u64);
+
+/// What a proxy has seen since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Connections accepted, those of the next three lines included.
+    pub accepted: u64,
+    /// Of these, connections that are open now.
+    pub open: u64,
+    /// Of these, connections reset by `reject_next`.
+    pub rejected: u64,
+    /// Of these, connections reset because the server could not be reached.
+    pub unreachable: u64,
+    /// Bytes read from clients.
+    pub bytes_up: u64,
+    /// Bytes read from the server.
+    pub bytes_down: u64,
+}
+
+/// Why a proxy could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProxyError {
+    /// Another process listens there.
+    #[error("{addr} is taken; choose another port, or 0 to have a free one found")]
+    Taken {
+        /// The address asked for.
+        addr: SocketAddr,
+    },
+    /// The system does not let it listen there.
+    #[error("cannot listen on {addr}: {cause}")]
+    Listen {
+        /// The address asked for.
+        addr: SocketAddr,
+        /// What the system said.
+        cause: std::io::Error,
+    },
+}
+
+impl ProxyBuilder {
+    /// Where to listen. Default: a free port of 127.0.0.1.
+    #[must_use]
+    pub fn listen(mut self, addr: SocketAddr) -> Self {
+        self.listen = Some(addr);
+        self
+    }
+
+    /// From which toxicity, jitter, sizes and percentages are drawn. Default: 0.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = seed;
+        self
+    }
+
+    /// Whether every connection is followed command by command from its start, which costs a parse of all bytes. Then RESP
+    /// faults take hold of connections that are open already. Default: `false`, they take hold of those opened after them only.
+    #[must_use]
+    pub fn resp(mut self, resp: bool) -> Self {
+        self.resp = resp;
+        self
+    }
+
+    /// Starts it in front of `upstream`, which need not be there yet.
+    ///
+    /// # Errors
+    /// [`ProxyError`] when it cannot listen.
+    pub async fn start(self, upstream: SocketAddr) -> Result<Proxy, ProxyError> {
+        let asked = self
+            .listen
+            .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+        let port = Port::at(asked).map_err(|error| match error {
+            ProcessError::Spawn { cause, .. } => ProxyError::Listen { addr: asked, cause },
+            _ => ProxyError::Taken { addr: asked },
+        })?;
+        let addr = port.addr();
+        let listener = listen(addr).map_err(|cause| match cause.kind() {
+            std::io::ErrorKind::AddrInUse => ProxyError::Taken { addr },
+            _ => ProxyError::Listen { addr, cause },
+        })?;
+        let (first, left) = Plan::new(Vec::new());
+        let (plan, followed) = watch::channel(Arc::new(first));
+        let tally = Arc::new(Tally::default());
+        let door = Door {
+            port,
+            upstream,
+            settings: self,
+            plan: followed,
+            tally: Arc::clone(&tally),
+        };
+        let listening = tokio::spawn(door.serve(listener));
+        Ok(Proxy {
+            addr,
+            upstream,
+            plan,
+            left: Mutex::new(left),
+            next_id: AtomicU64::new(0),
+            tally,
+            listening,
+        })
+    }
+}
+
+impl Proxy {
+    /// A proxy with settings of its own.
+    #[must_use]
+    pub fn builder() -> ProxyBuilder {
+        ProxyBuilder::default()
+    }
+
+    /// Starts a proxy in front of `upstream` on a free port of 127.0.0.1.
+    ///
+    /// # Errors
+    /// When the system has no port left.
+    pub async fn start(upstream: SocketAddr) -> Result<Self, ProxyError> {
+        Self::builder().start(upstream).await
+    }
+
+    /// Where it listens.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Where it connects to.
+    #[must_use]
+    pub fn upstream(&self) -> SocketAddr {
+        self.upstream
+    }
+
+    /// Adds a fault, after those that are there. Returns when it is in force.
+    ///
+    /// # Errors
+    /// A setting of it that means nothing.
+    pub async fn add(&self, toxic: Toxic) -> Result<ToxicId, FaultError> {
+        toxic.check()?;
+        let id = ToxicId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let left = match &toxic.fault {
+            Fault::RejectNext(reject) => reject.n,
+            _ => 0,
+        };
+        let placed = Arc::new(Placed {
+            id,
+            toxic,
+            rejects_left: AtomicU64::new(left),
+        });
+        self.change(|toxics| toxics.push(placed)).await;
+        Ok(id)
+    }
+
+    /// Removes a fault, and returns when it is no longer in force; whether there was such a fault.
+    pub async fn remove(&self, id: ToxicId) -> bool {
+        let before = self.plan.borrow().toxics.len();
+        self.change(|toxics| toxics.retain(|placed| placed.id != id))
+            .await;
+        before != self.plan.borrow().toxics.len()
+    }
+
+    /// Removes all faults, and returns when none is in force any more.
+    pub async fn clear(&self) {
+        self.change(Vec::clear).await;
+    }
+
+    /// The faults that are there, in the order in which they were added.
+    #[must_use]
+    pub fn toxics(&self) -> Vec<(ToxicId, Toxic)> {
+        self.plan
+            .borrow()
+            .toxics
+            .iter()
+            .map(|placed| (placed.id, placed.toxic.clone()))
+            .collect()
+    }
+
+    /// What it has seen so far.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        self.tally.counters()
+    }
+
+    async fn change(&self, change: impl FnOnce(&mut Vec<Arc<Placed>>)) {
+        let left = {
+            let mut left = self.left.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut toxics = self.plan.borrow().toxics.clone();
+            change(&mut toxics);
+            let (next, next_left) = Plan::new(toxics);
+            drop(self.plan.send_replace(Arc::new(next)));
+            std::mem::replace(&mut *left, next_left)
+        };
+        // Ends when the last follower of the plan before this one has let go of it.
+        let _ = left.await;
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.listening.abort();
+    }
+}
+
+/// What is to be broken at the moment. Those who follow it keep it until they have acted upon the next one.
+#[derive(Debug)]
+struct Plan {
+    toxics: Vec<Arc<Placed>>,
+    /// Dropped with the plan, which its receiver notices.
+    _followed: oneshot::Sender<()>,
+}
+
+impl Plan {
+    fn new(toxics: Vec<Arc<Placed>>) -> (Self, oneshot::Receiver<()>) {
+        let (followed, left) = oneshot::channel();
+        (
+            Self {
+                toxics,
+                _followed: followed,
+            },
+            left,
+        )
+    }
+
+    fn is_down(&self) -> bool {
+        self.toxics
+            .iter()
+            .any(|placed| matches!(placed.toxic.fault, Fault::Down(_)))
+    }
+
+    /// Takes one of the rejections that are left, if there is one.
+    fn rejects(&self) -> bool {
+        let one_less = |left: u64| left.checked_sub(1);
+        self.toxics.iter().any(|placed| {
+            placed
+                .rejects_left
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_less)
+                .is_ok()
+        })
+    }
+}
+
+#[derive(Debug)]
+struct Placed {
+    id: ToxicId,
+    toxic: Toxic,
+    rejects_left: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Tally {
+    accepted: AtomicU64,
+    open: AtomicU64,
+    rejected: AtomicU64,
+    unreachable: AtomicU64,
+    bytes_up: AtomicU64,
+    bytes_down: AtomicU64,
+}
+
+impl Tally {
+    fn counters(&self) -> Counters {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counters {
+            accepted: read(&self.accepted),
+            open: read(&self.open),
+            rejected: read(&self.rejected),
+            unreachable: read(&self.unreachable),
+            bytes_up: read(&self.bytes_up),
+            bytes_down: read(&self.bytes_down),
+        }
+    }
+}
+
+/// Counts one more for as long as it lives.
+struct Open(Arc<Tally>);
+
+impl Open {
+    fn new(tally: Arc<Tally>) -> Self {
+        tally.open.fetch_add(1, Ordering::Relaxed);
+        Self(tally)
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// The task that listens, and owns those of the connections.
+struct Door {
+    port: Port,
+    upstream: SocketAddr,
+    settings: ProxyBuilder,
+    plan: watch::Receiver<Arc<Plan>>,
+    tally: Arc<Tally>,
+}
+
+impl Door {
+    async fn serve(mut self, listener: TcpListener) {
+        let mut listener = Some(listener);
+        let mut connections = JoinSet::new();
+        loop {
+            let plan = Arc::clone(&self.plan.borrow_and_update());
+            if plan.is_down() {
+                // In this order: the port refuses before the plan counts as followed.
+                listener = None;
+                connections.shutdown().await;
+            } else if listener.is_none() {
+                listener = listen(self.port.addr()).ok();
+            }
+            tokio::select! {
+                biased;
+                changed = self.plan.changed() => if changed.is_err() { return },
+                Some(_) = connections.join_next() => {}
+                Ok((client, _)) = accept(listener.as_ref()) => self.admit(client, &plan, &mut connections),
+            }
+        }
+    }
+
+    fn admit(&self, client: TcpStream, plan: &Arc<Plan>, connections: &mut JoinSet<()>) {
+        let number = self.tally.accepted.fetch_add(1, Ordering::Relaxed);
+        if plan.rejects() {
+            self.tally.rejected.fetch_add(1, Ordering::Relaxed);
+            let _ = client.set_zero_linger();
+            return;
+        }
+        let start = connection::Start {
+            number,
+            seed: self.settings.seed,
+            resp: self.settings.resp,
+            upstream: self.upstream,
+            followed: self.plan.clone(),
+            plan: Arc::clone(plan),
+            open: Open::new(Arc::clone(&self.tally)),
+        };
+        connections.spawn(start.run(client));
+    }
+}
+
+async fn accept(listener: Option<&TcpListener>) -> std::io::Result<(TcpStream, SocketAddr)> {
+    match listener {
+        Some(listener) => listener.accept().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Listens beside the socket that keeps the port.
+fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if addr.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    socket.bind(addr)?;
+    socket.listen(1024)
+}

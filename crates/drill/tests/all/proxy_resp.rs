@@ -1,0 +1,298 @@
+//! Each fault of the protocol, on a real Redis behind the proxy; and TLS passed through.
+
+use redis::Value;
+use std::sync::Arc;
+use std::time::Duration;
+use steadfast_core::resp::Decoder;
+use steadfast_drill::fault::{Latency, RespDelay, RespError, RespReply, RespSilence, Toxic};
+use steadfast_drill::process::{Redis, Tls};
+use steadfast_drill::proxy::Proxy;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A client that sees the order of things.
+struct Client<S> {
+    stream: S,
+    decoder: Decoder,
+    read: Vec<u8>,
+}
+
+impl Client<TcpStream> {
+    async fn connect(proxy: &Proxy) -> Self {
+        Self::over(TcpStream::connect(proxy.addr()).await.unwrap())
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    fn over(stream: S) -> Self {
+        Self {
+            stream,
+            decoder: Decoder::default(),
+            read: Vec::new(),
+        }
+    }
+
+    async fn send(&mut self, commands: &[&str]) {
+        let packed = |command: &&str| {
+            let mut packed = redis::Cmd::new();
+            command.split(' ').for_each(|arg| {
+                packed.arg(arg);
+            });
+            packed.get_packed_command()
+        };
+        let bytes: Vec<u8> = commands.iter().flat_map(packed).collect();
+        self.stream.write_all(&bytes).await.unwrap();
+    }
+
+    async fn reply(&mut self) -> Value {
+        loop {
+            let decoded = self.decoder.decode(&self.read).unwrap();
+            self.read.drain(..decoded.consumed);
+            if let Some(value) = decoded.value {
+                return value;
+            }
+            let read = timeout(LIMIT, self.stream.read_buf(&mut self.read))
+                .await
+                .unwrap()
+                .unwrap();
+            assert!(read > 0, "the connection ended");
+        }
+    }
+
+    async fn ask(&mut self, command: &str) -> Value {
+        self.send(&[command]).await;
+        self.reply().await
+    }
+
+    async fn hears_nothing(&mut self) {
+        assert!(
+            timeout(Duration::from_millis(150), self.reply())
+                .await
+                .is_err()
+        );
+    }
+}
+
+/// Whether it is an error that begins with that word.
+fn is_error(value: &Value, word: &str) -> bool {
+    matches!(value, Value::ServerError(error) if error.code() == word)
+}
+
+fn text(value: &str) -> Value {
+    Value::BulkString(value.as_bytes().to_vec())
+}
+
+async fn redis_behind_proxy() -> (Redis, Proxy) {
+    let redis = Redis::start().await.unwrap();
+    let proxy = Proxy::builder()
+        .resp(true)
+        .start(redis.addr())
+        .await
+        .unwrap();
+    (redis, proxy)
+}
+
+#[tokio::test]
+async fn d1_errors_answer_the_chosen_commands_in_their_place_and_the_server_never_sees_them() {
+    let (redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    assert_eq!(client.ask("SET k v").await, Value::Okay);
+    let id = proxy.add(Toxic::new(RespError::oom())).await.unwrap();
+    client
+        .send(&["GET k", "SET k w", "GET k", "INCR n", "PING"])
+        .await;
+    assert_eq!(client.reply().await, text("v"));
+    assert!(is_error(&client.reply().await, "OOM"));
+    assert_eq!(client.reply().await, text("v"));
+    assert!(is_error(&client.reply().await, "OOM"));
+    assert_eq!(client.reply().await, Value::SimpleString("PONG".into()));
+    assert_eq!(
+        redis.command(&["EXISTS", "n"]).await.unwrap(),
+        Value::Int(0)
+    );
+    proxy.remove(id).await;
+    assert_eq!(client.ask("SET k w").await, Value::Okay);
+}
+
+#[tokio::test]
+async fn d1_every_state_of_a_server_can_be_had_on_demand() {
+    let (_redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    for (error, word) in [
+        (RespError::loading(), "LOADING"),
+        (RespError::readonly(), "READONLY"),
+        (RespError::moved(), "MOVED"),
+        (RespError::oom(), "OOM"),
+        (RespError::busy(), "BUSY"),
+        (RespError::noauth(), "NOAUTH"),
+        (RespError::new("MISCONF cannot persist"), "MISCONF"),
+    ] {
+        let id = proxy.add(Toxic::new(error)).await.unwrap();
+        let answer = client.ask("SET k v").await;
+        assert!(is_error(&answer, word), "{word}: {answer:?}");
+        proxy.remove(id).await;
+        assert_eq!(client.ask("SET k v").await, Value::Okay);
+    }
+}
+
+#[tokio::test]
+async fn d1_a_percentage_of_commands_fails_and_every_answer_belongs_to_its_question() {
+    let (_redis, proxy) = redis_behind_proxy().await;
+    proxy
+        .add(Toxic::new(
+            RespError::new("ERR drawn")
+                .percentage(30.0)
+                .commands(&["ECHO"]),
+        ))
+        .await
+        .unwrap();
+    let mut client = Client::connect(&proxy).await;
+    let commands: Vec<_> = (0..1_000).map(|n| format!("ECHO {n}")).collect();
+    client
+        .send(&commands.iter().map(String::as_str).collect::<Vec<_>>())
+        .await;
+    let mut failed = 0;
+    for n in 0..1_000 {
+        match client.reply().await {
+            Value::ServerError(_) => failed += 1,
+            answer => assert_eq!(answer, text(&n.to_string())),
+        }
+    }
+    assert!((230..370).contains(&failed), "{failed}");
+}
+
+#[tokio::test]
+async fn d1_a_delayed_answer_keeps_those_behind_it_waiting_in_order() {
+    let (redis, proxy) = redis_behind_proxy().await;
+    let delay = Duration::from_millis(200);
+    let toxic = RespDelay {
+        commands: vec!["get".into()],
+        percentage: 100.0,
+        delay,
+    };
+    proxy.add(Toxic::new(toxic)).await.unwrap();
+    let mut client = Client::connect(&proxy).await;
+    assert_eq!(client.ask("SET k v").await, Value::Okay);
+    let start = Instant::now();
+    client.send(&["GET k", "SET k w"]).await;
+    assert_eq!(client.reply().await, text("v"));
+    assert!(start.elapsed() >= delay);
+    assert_eq!(client.reply().await, Value::Okay);
+    assert_eq!(redis.command(&["GET", "k"]).await.unwrap(), text("w"));
+}
+
+#[tokio::test]
+async fn d1_silence_lets_the_command_run_and_answers_when_it_is_over() {
+    let (redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    let toxic = RespSilence {
+        commands: vec!["INCR".into()],
+        percentage: 100.0,
+    };
+    let id = proxy.add(Toxic::new(toxic)).await.unwrap();
+    assert_eq!(client.ask("PING").await, Value::SimpleString("PONG".into()));
+    client.send(&["INCR n", "PING"]).await;
+    client.hears_nothing().await;
+    assert_eq!(redis.command(&["GET", "n"]).await.unwrap(), text("1"));
+    proxy.remove(id).await;
+    assert_eq!(client.reply().await, Value::Int(1));
+    assert_eq!(client.reply().await, Value::SimpleString("PONG".into()));
+}
+
+#[tokio::test]
+async fn d1_a_false_reply_is_what_it_is_told_to_be() {
+    let (_redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    let toxic = RespReply {
+        commands: vec!["GET".into()],
+        percentage: 100.0,
+        reply: "*2\r\n:1\r\n+two\r\n".into(),
+    };
+    proxy.add(Toxic::new(toxic)).await.unwrap();
+    let lie = Value::Array(vec![Value::Int(1), Value::SimpleString("two".into())]);
+    assert_eq!(client.ask("GET k").await, lie);
+    assert_eq!(client.ask("STRLEN k").await, Value::Int(0));
+}
+
+#[tokio::test]
+async fn d1_pushes_and_subscriptions_pass_a_connection_that_is_followed() {
+    let (redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    client.ask("HELLO 3").await;
+    assert_eq!(client.ask("CLIENT TRACKING ON BCAST").await, Value::Okay);
+    redis.command(&["SET", "k", "v"]).await.unwrap();
+    assert!(matches!(client.reply().await, Value::Push { .. }));
+    assert_eq!(client.ask("GET k").await, text("v"));
+
+    let mut subscriber = Client::connect(&proxy).await;
+    subscriber.send(&["GET k", "SUBSCRIBE a b"]).await;
+    assert_eq!(subscriber.reply().await, text("v"));
+    subscriber.reply().await;
+    subscriber.reply().await;
+    redis.command(&["PUBLISH", "b", "news"]).await.unwrap();
+    assert_eq!(
+        subscriber.reply().await,
+        Value::Array(vec![text("message"), text("b"), text("news")])
+    );
+}
+
+#[tokio::test]
+async fn d1_a_proxy_that_passes_bytes_follows_connections_opened_after_a_resp_fault() {
+    let redis = Redis::start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let mut before = Client::connect(&proxy).await;
+    assert_eq!(before.ask("SET k v").await, Value::Okay);
+    proxy
+        .add(Toxic::new(RespError::new("ERR no")).toxicity(1.0))
+        .await
+        .unwrap();
+    let mut after = Client::connect(&proxy).await;
+    assert!(matches!(after.ask("GET k").await, Value::ServerError(_)));
+    assert_eq!(before.ask("GET k").await, text("v"));
+}
+
+#[tokio::test]
+async fn d1_tls_passes_and_is_broken_like_plain_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (cert, key) = (
+        folder.path().join("cert.pem"),
+        folder.path().join("key.pem"),
+    );
+    std::fs::write(&cert, made.cert.pem()).unwrap();
+    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
+    let tls = Tls {
+        ca: cert.clone(),
+        cert,
+        key,
+        client_certificates: false,
+    };
+    let redis = Redis::builder().tls(tls).start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(made.cert.der().clone()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap();
+    let config = config.with_root_certificates(roots).with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = TcpStream::connect(proxy.addr()).await.unwrap();
+    let stream = connector
+        .connect("localhost".try_into().unwrap(), stream)
+        .await
+        .unwrap();
+    let mut client = Client::over(stream);
+    assert_eq!(client.ask("PING").await, Value::SimpleString("PONG".into()));
+    proxy
+        .add(Toxic::new(Latency::of_millis(100)))
+        .await
+        .unwrap();
+    let start = Instant::now();
+    assert_eq!(client.ask("PING").await, Value::SimpleString("PONG".into()));
+    assert!(start.elapsed() >= Duration::from_millis(100));
+}
