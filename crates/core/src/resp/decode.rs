@@ -10,8 +10,13 @@
 //! The streamed strings and aggregates of the RESP3 specification (`$?`, `*?`) are sent by no server and
 //! refused as a bad length.
 
-use memchr::memchr;
-use redis::{PushKind, Value, VerbatimFormat};
+mod aggregate;
+mod scalar;
+
+use redis::Value;
+
+use aggregate::Frame;
+use scalar::{Blob, Header, Number, header, line_end, line_value, number};
 
 /// What one reply may cost. All limits hold per top-level value.
 ///
@@ -166,24 +171,52 @@ impl Decoder {
     /// [`DecodeError`] if the bytes are not RESP or the reply passes a limit. The stream is then lost.
     #[inline]
     pub fn decode(&mut self, input: &[u8]) -> Result<Decoded, DecodeError> {
+        if self.is_idle()
+            && let Some((value, consumed)) = self.usual(input)
+        {
+            self.searched = 0;
+            let value = Some(value);
+            return Ok(Decoded { consumed, value });
+        }
+        self.walk(input)
+    }
+
+    /// The replies that most commands get, if they are all there: what [`walk`](Self::walk) would make of
+    /// them, without its state.
+    #[inline]
+    fn usual(&self, input: &[u8]) -> Option<(Value, usize)> {
+        match input {
+            [b'+', b'O', b'K', b'\r', b'\n', ..] => Some((Value::Okay, 5)),
+            [b'$', ..] => {
+                let Header::Length(length, size) = header(input) else {
+                    return None;
+                };
+                let (content, rest) = input[size..].split_at_checked(length)?;
+                let admitted = length <= self.limits.bulk_bytes.min(self.limits.total_bytes);
+                (admitted && rest.starts_with(b"\r\n"))
+                    .then(|| (Value::BulkString(content.to_vec()), size + length + 2))
+            }
+            [b':', ..] => match number(input) {
+                Number::Value(value, size) => Some((Value::Int(value), size)),
+                Number::Starved | Number::Bad => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn walk(&mut self, input: &[u8]) -> Result<Decoded, DecodeError> {
         let mut at = 0;
         loop {
             let value = match self.step(input, &mut at)? {
-                Step::Value(value) => value,
                 Step::Opened => continue,
-                Step::Starved => {
-                    return Ok(Decoded {
-                        consumed: at,
-                        value: None,
-                    });
-                }
+                Step::Starved => None,
+                Step::Value(value) => match self.add(value)? {
+                    None => continue,
+                    value => value,
+                },
             };
-            if let Some(value) = self.add(value)? {
-                return Ok(Decoded {
-                    consumed: at,
-                    value: Some(value),
-                });
-            }
+            let consumed = at;
+            return Ok(Decoded { consumed, value });
         }
     }
 
@@ -399,174 +432,6 @@ enum Step {
     Starved,
 }
 
-/// An aggregate whose members are still coming.
-#[derive(Debug)]
-struct Frame {
-    sigil: u8,
-    missing: usize,
-    /// The members of an array, set or push.
-    members: Vec<Value>,
-    /// The members of a map, or the attributes of an attribute.
-    pairs: Vec<(Value, Value)>,
-    /// A key whose value has not come yet.
-    key: Option<Value>,
-}
-
-impl Frame {
-    fn new(sigil: u8, missing: usize, reserve: usize) -> Self {
-        let paired = matches!(sigil, b'%' | b'|');
-        Self {
-            sigil,
-            missing,
-            members: Vec::with_capacity(if paired { 0 } else { reserve }),
-            pairs: Vec::with_capacity(if paired { reserve / 2 } else { 0 }),
-            key: None,
-        }
-    }
-
-    #[inline]
-    fn add(&mut self, value: Value) {
-        self.missing -= 1;
-        if !matches!(self.sigil, b'%' | b'|') {
-            self.members.push(value);
-        } else if let Some(key) = self.key.take() {
-            self.pairs.push((key, value));
-        } else {
-            self.key = Some(value);
-        }
-    }
-
-    fn finish(self) -> Result<Value, DecodeError> {
-        match self.sigil {
-            b'*' => Ok(Value::Array(self.members)),
-            b'~' => Ok(Value::Set(self.members)),
-            b'%' => Ok(Value::Map(self.pairs)),
-            // The value that the attributes belong to comes last and finds no key to go with.
-            b'|' => Ok(Value::Attribute {
-                data: Box::new(self.key.unwrap_or(Value::Nil)),
-                attributes: self.pairs,
-            }),
-            _ => push(self.members),
-        }
-    }
-}
-
-fn push(mut members: Vec<Value>) -> Result<Value, DecodeError> {
-    if members.is_empty() {
-        return Ok(Value::Push {
-            kind: PushKind::Other(String::new()),
-            data: members,
-        });
-    }
-    let kind = match members.remove(0) {
-        Value::SimpleString(kind) => Some(kind),
-        Value::BulkString(kind) => String::from_utf8(kind).ok(),
-        _ => None,
-    };
-    let kind = match kind.ok_or(DecodeError::BadContent { sigil: '>' })? {
-        kind if kind == "invalidate" => PushKind::Invalidate,
-        kind if kind == "message" => PushKind::Message,
-        kind if kind == "pmessage" => PushKind::PMessage,
-        kind if kind == "smessage" => PushKind::SMessage,
-        kind if kind == "subscribe" => PushKind::Subscribe,
-        kind if kind == "psubscribe" => PushKind::PSubscribe,
-        kind if kind == "ssubscribe" => PushKind::SSubscribe,
-        kind if kind == "unsubscribe" => PushKind::Unsubscribe,
-        kind if kind == "punsubscribe" => PushKind::PUnsubscribe,
-        kind if kind == "sunsubscribe" => PushKind::SUnsubscribe,
-        kind => PushKind::Other(kind),
-    };
-    Ok(Value::Push {
-        kind,
-        data: members,
-    })
-}
-
-/// A string whose header has been read, and as much of its content as has come.
-#[derive(Debug)]
-struct Blob {
-    sigil: u8,
-    length: usize,
-    content: Vec<u8>,
-}
-
-impl Blob {
-    /// Takes what belongs to the string off the front of `input`; answers with how many bytes that was.
-    fn take(&mut self, input: &[u8]) -> usize {
-        let have = self.content.len();
-        let part = &input[..input.len().min(self.length - have)];
-        if self.content.capacity() < have + part.len() {
-            let target = (have + part.len()).max(2 * have).min(self.length);
-            self.content.reserve_exact(target - have);
-        }
-        self.content.extend_from_slice(part);
-        part.len()
-    }
-
-    fn finish(self) -> Result<Value, DecodeError> {
-        match self.sigil {
-            b'$' => Ok(Value::BulkString(self.content)),
-            b'!' => server_error(&self.content),
-            _ => verbatim(&String::from_utf8_lossy(&self.content)),
-        }
-    }
-}
-
-fn verbatim(content: &str) -> Result<Value, DecodeError> {
-    let (format, text) = content
-        .split_once(':')
-        .ok_or(DecodeError::BadContent { sigil: '=' })?;
-    let format = match format {
-        "txt" => VerbatimFormat::Text,
-        "mkd" => VerbatimFormat::Markdown,
-        other => VerbatimFormat::Unknown(other.to_owned()),
-    };
-    Ok(Value::VerbatimString {
-        format,
-        text: text.to_owned(),
-    })
-}
-
-/// The content of a line, without its sigil and line end, as a value.
-///
-/// Redis repeats bytes of a refused command in its error messages, so they need not be UTF-8; what is not is
-/// replaced, where redis-rs would give up the connection.
-fn line_value(sigil: u8, content: &[u8]) -> Result<Value, DecodeError> {
-    let text = || String::from_utf8_lossy(content);
-    let value = match sigil {
-        b'+' if content == b"OK" => Some(Value::Okay),
-        b'+' => Some(Value::SimpleString(text().into_owned())),
-        b'-' => return server_error(content),
-        b'_' => content.is_empty().then_some(Value::Nil),
-        b'#' => match content {
-            b"t" => Some(Value::Boolean(true)),
-            b"f" => Some(Value::Boolean(false)),
-            _ => None,
-        },
-        b',' => text().parse().ok().map(Value::Double),
-        _ => {
-            let digits = content
-                .strip_prefix(b"-")
-                .or(content.strip_prefix(b"+"))
-                .unwrap_or(content);
-            let numeric = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-            numeric.then(|| Value::BigNumber(content.to_vec()))
-        }
-    };
-    value.ok_or(DecodeError::BadContent {
-        sigil: char::from(sigil),
-    })
-}
-
-/// redis-rs keeps the making of its errors to its own parser, so that is what makes them. The form of a blob
-/// error carries any content.
-fn server_error(content: &[u8]) -> Result<Value, DecodeError> {
-    let mut frame = format!("!{}\r\n", content.len()).into_bytes();
-    frame.extend_from_slice(content);
-    frame.extend_from_slice(b"\r\n");
-    redis::parse_redis_value(&frame).map_err(|_| DecodeError::BadContent { sigil: '-' })
-}
-
 fn integer(rest: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
     match number(rest) {
         Number::Value(value, size) => {
@@ -577,88 +442,6 @@ fn integer(rest: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
         Number::Bad => Err(DecodeError::BadContent { sigil: ':' }),
     }
 }
-
-/// Where the first line end begins, in a value of which the first `searched` bytes hold none.
-fn line_end(rest: &[u8], searched: usize) -> Option<usize> {
-    let mut from = searched.min(rest.len());
-    loop {
-        let feed = from + memchr(b'\n', &rest[from..])?;
-        if feed > 1 && rest[feed - 1] == b'\r' {
-            return Some(feed - 1);
-        }
-        from = feed + 1;
-    }
-}
-
-enum Header {
-    /// The length claimed, and how many bytes the header takes.
-    Length(usize, usize),
-    /// Incomplete, negative or wrong.
-    Odd,
-}
-
-/// The usual header: a sigil, a few digits, a line end.
-#[inline]
-fn header(rest: &[u8]) -> Header {
-    let mut length: u64 = 0;
-    for (i, &byte) in rest.iter().enumerate().skip(1).take(MOST_DIGITS) {
-        let digit = byte.wrapping_sub(b'0');
-        if digit > 9 {
-            let ended = i > 1 && byte == b'\r' && rest.get(i + 1) == Some(&b'\n');
-            return match usize::try_from(length) {
-                Ok(length) if ended => Header::Length(length, i + 2),
-                _ => Header::Odd,
-            };
-        }
-        length = length * 10 + u64::from(digit);
-    }
-    Header::Odd
-}
-
-enum Number {
-    /// The number, and how many bytes its line takes with sigil and line end.
-    Value(i64, usize),
-    Starved,
-    Bad,
-}
-
-/// A line that holds an integer. It is at most 23 bytes long, so that looking at it again when it comes in
-/// pieces costs next to nothing.
-#[inline]
-fn number(rest: &[u8]) -> Number {
-    let negative = rest.get(1) == Some(&b'-');
-    let start = if negative || rest.get(1) == Some(&b'+') {
-        2
-    } else {
-        1
-    };
-    let mut magnitude: u64 = 0;
-    let mut i = start;
-    loop {
-        match rest.get(i) {
-            Some(byte @ b'0'..=b'9') if i - start < MOST_DIGITS => {
-                magnitude = magnitude * 10 + u64::from(byte - b'0');
-                i += 1;
-            }
-            Some(b'\r') if i > start => break,
-            Some(_) => return Number::Bad,
-            None => return Number::Starved,
-        }
-    }
-    let value = if negative {
-        0i64.checked_sub_unsigned(magnitude)
-    } else {
-        i64::try_from(magnitude).ok()
-    };
-    match (rest.get(i + 1), value) {
-        (Some(b'\n'), Some(value)) => Number::Value(value, i + 2),
-        (None, Some(_)) => Number::Starved,
-        _ => Number::Bad,
-    }
-}
-
-/// As many digits as any `i64` has; that many always fit a `u64`.
-const MOST_DIGITS: usize = 19;
 
 /// The bytes of the shortest value there is, `_` and a line end.
 const SHORTEST_VALUE: usize = 3;
