@@ -44,7 +44,7 @@ pub struct Record {
     interval: Duration,
     intervals: Vec<Interval>,
     changes: Vec<Change>,
-    facts: Facts,
+    facts: Option<Facts>,
     search: Search,
     end: Duration,
 }
@@ -239,7 +239,7 @@ impl Record {
             interval: (phases.total() / INTERVALS).max(Duration::from_millis(100)),
             intervals: Vec::new(),
             changes: Vec::new(),
-            facts: Facts::default(),
+            facts: None,
             search: Search::default(),
             end: Duration::ZERO,
         }
@@ -294,7 +294,8 @@ impl Record {
     /// What the subject knows of itself at `at`. Asked often: the moments of recovery are as exact as these are close.
     pub fn sample(&mut self, at: Duration, facts: Facts) {
         self.end = self.end.max(at);
-        let before = std::mem::replace(&mut self.facts, facts);
+        // What came before the load, as it warmed, is not the load's.
+        let before = self.facts.replace(facts).unwrap_or(facts);
         let ok = facts.redis_ok.saturating_sub(before.redis_ok);
         let failed = facts.redis_failed.saturating_sub(before.redis_failed);
         let sql = facts.sql_queries.saturating_sub(before.sql_queries);
@@ -337,7 +338,7 @@ impl Record {
 
     /// The last thing that was broken was healed at `at`.
     pub fn healed(&mut self, at: Duration) {
-        let redis_ok = self.facts.redis_ok;
+        let redis_ok = self.facts().redis_ok;
         self.search.healed = Some(Healed {
             at,
             redis_ok,
@@ -363,7 +364,7 @@ impl Record {
 
     /// The last facts seen.
     pub fn facts(&self) -> Facts {
-        self.facts
+        self.facts.unwrap_or_default()
     }
 
     /// The time of the last thing seen.

@@ -1,7 +1,10 @@
 //! What a drill found, in the one shape that all its forms are made from: the table on a terminal, the JSON for machines,
 //! the page that people forward, and the JUnit file for CI.
 
+pub mod html;
 pub mod json;
+pub mod junit;
+mod svg;
 pub mod table;
 
 use std::collections::BTreeMap;
@@ -384,6 +387,9 @@ pub(crate) fn figure(value: Option<f64>, unit: crate::verdict::Unit) -> String {
 /// What a key figure is held to, as people read it: `> 99 %`.
 pub(crate) fn target(kpi: &Kpi) -> String {
     use crate::verdict::Bound;
+    if kpi.bound == Bound::AtMost && kpi.target == 0.0 {
+        return "none".to_owned();
+    }
     let sign = match kpi.bound {
         Bound::Above => ">",
         Bound::Below => "<",

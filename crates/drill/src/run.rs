@@ -14,6 +14,7 @@ use crate::process::ProcessError;
 use crate::record::Record;
 use crate::report::{FaultSpan, Report};
 use crate::scenario::{Fault, Phase, Scenario};
+pub use crate::site::SiteError;
 use crate::site::{FAULT_LIMIT, Site};
 use crate::subject::{Breaker, Connection, Role, SetUpError, Subject, SubjectFactory};
 
@@ -93,7 +94,7 @@ pub enum RunError {
     Interrupted,
     /// A server that the drill needs could not be started.
     #[error("{0}")]
-    Server(ProcessError),
+    Server(SiteError),
     /// A subject could not be started or warmed.
     #[error("{}: {cause}", role_name(*.role))]
     SetUp {

@@ -22,7 +22,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::fault::Toxic;
+
 pub use builtin::{all, builtin};
+
+/// The JSON schema of a scenario file, for editors and for checks in CI.
+pub const SCHEMA: &str = include_str!("../scenarios/schema.json");
 
 /// A drill, as its file describes it and with everything checked.
 #[derive(Debug, Clone, PartialEq)]
@@ -211,17 +216,8 @@ pub enum Fault {
     UserDeleted,
     /// A new token was issued some time before the old one ended; connections that used the old one are closed.
     TokenExpired,
-    /// The wire between subject and server.
-    Wire(Wire, Direction),
-    /// The answers to some commands.
-    Resp {
-        /// What happens to them.
-        answer: Resp,
-        /// Which commands, by name in upper case; empty: all.
-        commands: Vec<String>,
-        /// The share of them, 0 to 1.
-        share: f64,
-    },
+    /// Something on the wire between subject and server, or in the protocol spoken on it.
+    Wire(Box<Toxic>),
     /// Every query of the database fails.
     DatabaseDown,
     /// Every query of the database takes this much longer.
@@ -231,7 +227,7 @@ pub enum Fault {
 impl Fault {
     /// Whether a proxy must stand between the subject and its server.
     pub fn needs_proxy(&self) -> bool {
-        matches!(self, Fault::Wire(..) | Fault::Resp { .. })
+        matches!(self, Fault::Wire(_))
     }
 
     /// Whether the server must ask for a user and a password.
@@ -255,94 +251,11 @@ impl Fault {
             Fault::PasswordChanged => "password_changed",
             Fault::UserDeleted => "user_deleted",
             Fault::TokenExpired => "token_expired",
-            Fault::Wire(wire, _) => match wire {
-                Wire::Down => "down",
-                Wire::Timeout => "timeout",
-                Wire::ResetPeer => "reset_peer",
-                Wire::SlowClose { .. } => "slow_close",
-                Wire::Latency { .. } => "latency",
-                Wire::Bandwidth { .. } => "bandwidth",
-                Wire::Slicer { .. } => "slicer",
-                Wire::LimitData { .. } => "limit_data",
-                Wire::Corrupt { .. } => "corrupt",
-            },
-            Fault::Resp { answer, .. } => match answer {
-                Resp::Error(_) => "resp_error",
-                Resp::Delay(_) => "resp_delay",
-                Resp::Silence => "resp_silence",
-            },
+            Fault::Wire(toxic) => toxic.fault.name(),
             Fault::DatabaseDown => "database_down",
             Fault::DatabaseSlow(_) => "database_slow",
         }
     }
-}
-
-/// What happens to the bytes between subject and server; the names are Toxiproxy's.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[non_exhaustive]
-pub enum Wire {
-    /// Connections are closed, and new ones refused.
-    Down,
-    /// Bytes vanish; connections stay open.
-    Timeout,
-    /// Connections are reset.
-    ResetPeer,
-    /// Closing a connection takes this long.
-    SlowClose {
-        /// How long.
-        delay: Duration,
-    },
-    /// Bytes come later.
-    Latency {
-        /// How much later.
-        latency: Duration,
-        /// Give or take.
-        jitter: Duration,
-    },
-    /// Bytes come slowly.
-    Bandwidth {
-        /// Kilobytes a second.
-        rate: u64,
-    },
-    /// Bytes come in small pieces.
-    Slicer {
-        /// Bytes in a piece.
-        size: u64,
-        /// Between two pieces.
-        delay: Duration,
-    },
-    /// A connection is closed after so many bytes.
-    LimitData {
-        /// How many.
-        bytes: u64,
-    },
-    /// Bytes are changed on their way.
-    Corrupt {
-        /// The share of pieces that are, 0 to 1.
-        share: f64,
-    },
-}
-
-/// Which way the bytes go that a wire fault touches.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Direction {
-    /// From the subject to the server.
-    Upstream,
-    /// From the server to the subject.
-    Downstream,
-    /// Both.
-    Both,
-}
-
-/// What happens to the answer to a command.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Resp {
-    /// It is this error instead, and the command is not run.
-    Error(String),
-    /// It comes this much later.
-    Delay(Duration),
-    /// It never comes.
-    Silence,
 }
 
 /// What is still good enough. The first five are the KPIs.
@@ -387,10 +300,30 @@ impl Scenario {
         source::parse(text)
     }
 
-    /// The same scenario with another number of calls after which it ends; for `loop`.
+    /// The same scenario with another number of calls after which it ends. At a rate, all its times grow or shrink with them.
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
-        self.load.calls = Some(calls.max(1));
+        let calls = calls.max(1);
+        self.load.calls = Some(calls);
+        if let Arrivals::Open { rate } = self.load.arrivals {
+            let factor = calls as f64 / rate / self.phases.total().as_secs_f64();
+            let scale = |time: &mut Duration| *time = time.mul_f64(factor);
+            let phases = &mut self.phases;
+            [
+                &mut phases.warm_up,
+                &mut phases.baseline,
+                &mut phases.fault,
+                &mut phases.recovery,
+                &mut phases.recovered,
+            ]
+            .into_iter()
+            .for_each(scale);
+            for step in &mut self.steps {
+                [&mut step.at, &mut step.lasts, &mut step.every]
+                    .into_iter()
+                    .for_each(scale);
+            }
+        }
         self
     }
 }
@@ -492,6 +425,58 @@ mod tests {
             let error = error(text);
             assert_eq!((error.line, error.column), place, "{text:?}: {error}");
             assert!(error.message.contains(says), "{text:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn more_calls_at_a_rate_take_longer_in_every_phase() {
+        let looped = builtin("loop").unwrap();
+        let doubled = looped.clone().with_calls(2000);
+        assert_eq!(looped.clone().with_calls(1000), looped);
+        assert_eq!(doubled.phases.fault, 2 * looped.phases.fault);
+        assert_eq!(doubled.steps[0].lasts, 2 * looped.steps[0].lasts);
+    }
+
+    #[test]
+    fn d2_the_schema_names_what_the_parser_takes() {
+        let schema: serde_json::Value = serde_json::from_str(SCHEMA).unwrap();
+        let names = |at: &str| -> Vec<String> {
+            schema
+                .pointer(at)
+                .unwrap()
+                .as_object()
+                .unwrap()
+                .keys()
+                .cloned()
+                .collect()
+        };
+        for (table, at) in [
+            ("", "/properties"),
+            ("[load]", "/properties/load/properties"),
+            ("[phases]", "/properties/phases/properties"),
+            ("[[steps]]", "/$defs/step/properties"),
+            ("[thresholds]", "/properties/thresholds/properties"),
+        ] {
+            for name in names(at) {
+                // A datetime is nowhere right, so it is refused for its type; an unknown name would be refused for itself.
+                let error =
+                    Scenario::parse(&format!("{table}\n{name} = 1979-05-27\n")).unwrap_err();
+                let unknown = format!("unknown field `{name}`");
+                assert!(!error.message.contains(&unknown), "{table} {name}: {error}");
+            }
+        }
+        for fault in schema
+            .pointer("/$defs/step/properties/fault/enum")
+            .unwrap()
+            .as_array()
+            .unwrap()
+        {
+            let error = Scenario::parse(&format!("{SMALL}[[steps]]\nfault = {fault}\nat = '9s'\n"))
+                .unwrap_err();
+            assert!(
+                error.message.contains("after the fault phase"),
+                "{fault}: {error}"
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! Where one subject lives: a Redis of its own, and what the lab does to it. Each fault is begun and ended here, by the means
 //! that come closest to how it happens in the field: a signal, a command of an operator, or the wire.
 
+use std::net::SocketAddr;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -8,13 +9,25 @@ use redis::aio::MultiplexedConnection;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
+use crate::fault::{FaultError, Toxic};
 use crate::process::{ProcessError, Redis};
+use crate::proxy::{Proxy, ProxyError, ToxicId};
 use crate::scenario::{Fault, Scenario};
 use crate::subject::{DatabaseFault, Endpoint, Subject};
 
 const USER: &str = "app";
 const PASSWORD: &str = "first-password";
 const OTHER_PASSWORD: &str = "second-password";
+
+/// Why there is nothing to be broken.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub enum SiteError {
+    /// No server.
+    Server(#[from] ProcessError),
+    /// No proxy.
+    Proxy(#[from] ProxyError),
+}
 
 /// A Redis to be broken. Dropped, all of it is gone.
 pub(crate) struct Site {
@@ -23,10 +36,12 @@ pub(crate) struct Site {
     /// Takes all places for clients, and is the only one who can give them back.
     occupant: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
+    proxy: Option<Proxy>,
+    wired: Mutex<Vec<(Toxic, ToxicId)>>,
 }
 
 impl Site {
-    pub(crate) async fn start(scenario: &Scenario) -> Result<Self, ProcessError> {
+    pub(crate) async fn start(scenario: &Scenario) -> Result<Self, SiteError> {
         let mut builder = Redis::builder();
         let faults = || scenario.steps.iter().map(|step| &step.fault);
         let mut token = None;
@@ -48,7 +63,19 @@ impl Site {
                 .config("loading-process-events-interval-bytes", "1024");
         }
         let redis = std::sync::Arc::new(builder.start().await?);
+        let proxy = if faults().any(Fault::needs_proxy) {
+            // RESP faults take hold of open connections only if those were followed from their start.
+            let resp = |fault: &Fault| fault.name().starts_with("resp_");
+            let builder = Proxy::builder()
+                .seed(scenario.seed)
+                .resp(faults().any(resp));
+            Some(builder.start(redis.addr()).await?)
+        } else {
+            None
+        };
         Ok(Self {
+            proxy,
+            wired: Mutex::default(),
             redis,
             token,
             occupant: tokio::sync::Mutex::default(),
@@ -56,10 +83,17 @@ impl Site {
         })
     }
 
+    /// Where the subject connects to: the server, or the proxy if one stands before it.
+    fn addr(&self) -> SocketAddr {
+        self.proxy
+            .as_ref()
+            .map_or_else(|| self.redis.addr(), Proxy::addr)
+    }
+
     /// Where the subject finds this Redis.
     pub(crate) fn endpoint(&self) -> Endpoint {
         match &self.token {
-            None => Endpoint::new(self.redis.url()),
+            None => Endpoint::new(format!("redis://{}/0", self.addr())),
             Some(folder) => {
                 Endpoint::new(format!("redis://{USER}:{PASSWORD}@{}/0", self.redis.addr()))
                     .with_password_file(folder.path().join("token"))
@@ -117,12 +151,7 @@ impl Site {
             }
             Fault::DatabaseDown => subject.database_fault(DatabaseFault::Down),
             Fault::DatabaseSlow(by) => subject.database_fault(DatabaseFault::Slow(*by)),
-            Fault::Wire(..) | Fault::Resp { .. } => {
-                return Err(ProcessError::Command {
-                    program: "the lab".to_owned(),
-                    cause: "it has no proxy before this server".to_owned(),
-                });
-            }
+            Fault::Wire(toxic) => self.wire(toxic).await?,
         }
         Ok(())
     }
@@ -156,14 +185,36 @@ impl Site {
             Fault::DatabaseDown | Fault::DatabaseSlow(_) => {
                 subject.database_fault(DatabaseFault::Healthy)
             }
-            Fault::Wire(..) | Fault::Resp { .. } => {
-                return Err(ProcessError::Command {
-                    program: "the lab".to_owned(),
-                    cause: "it has no proxy before this server".to_owned(),
-                });
-            }
+            Fault::Wire(toxic) => self.unwire(toxic).await,
         }
         Ok(())
+    }
+
+    async fn wire(&self, toxic: &Toxic) -> Result<(), ProcessError> {
+        let Some(proxy) = &self.proxy else {
+            return Ok(());
+        };
+        let refused = |error: FaultError| ProcessError::Command {
+            program: "the proxy".to_owned(),
+            cause: error.to_string(),
+        };
+        let id = proxy.add(toxic.clone()).await.map_err(refused)?;
+        lock(&self.wired).push((toxic.clone(), id));
+        Ok(())
+    }
+
+    async fn unwire(&self, toxic: &Toxic) {
+        let Some(proxy) = &self.proxy else { return };
+        let wired = {
+            let mut wired = lock(&self.wired);
+            wired
+                .iter()
+                .position(|(there, _)| there == toxic)
+                .map(|at| wired.remove(at))
+        };
+        if let Some((_, id)) = wired {
+            proxy.remove(id).await;
+        }
     }
 
     async fn occupy(&self) -> Result<(), ProcessError> {

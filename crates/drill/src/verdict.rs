@@ -250,6 +250,7 @@ mod tests {
                 record.call(start, start, start + at(1), ended);
             }
         }
+        record.sample(at(1400), Facts::default());
         let facts = Facts {
             connection: Connection::Ready,
             redis_ok: 100,

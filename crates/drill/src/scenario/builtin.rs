@@ -3,8 +3,26 @@
 use super::Scenario;
 
 const FILES: &[&str] = &[
+    include_str!("../../scenarios/blip-100ms.toml"),
     include_str!("../../scenarios/crash.toml"),
     include_str!("../../scenarios/restart-5s.toml"),
+    include_str!("../../scenarios/restart-45s.toml"),
+    include_str!("../../scenarios/partition.toml"),
+    include_str!("../../scenarios/half-open.toml"),
+    include_str!("../../scenarios/freeze.toml"),
+    include_str!("../../scenarios/slow-redis.toml"),
+    include_str!("../../scenarios/flapping.toml"),
+    include_str!("../../scenarios/auth-failure.toml"),
+    include_str!("../../scenarios/token-expiry.toml"),
+    include_str!("../../scenarios/high-load.toml"),
+    include_str!("../../scenarios/maxclients.toml"),
+    include_str!("../../scenarios/oom.toml"),
+    include_str!("../../scenarios/loading.toml"),
+    include_str!("../../scenarios/readonly-failover.toml"),
+    include_str!("../../scenarios/database-outage.toml"),
+    include_str!("../../scenarios/redis-and-database.toml"),
+    include_str!("../../scenarios/stale-after-recovery.toml"),
+    include_str!("../../scenarios/loop.toml"),
 ];
 
 /// All scenarios that come with the lab, in the order in which they are best met.

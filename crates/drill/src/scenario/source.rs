@@ -7,9 +7,8 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use toml::Spanned;
 
-use super::{
-    Arrivals, Direction, Fault, Load, Phases, Resp, Scenario, ScenarioError, Step, Thresholds, Wire,
-};
+use super::{Arrivals, Fault, Load, Phases, Scenario, ScenarioError, Step, Thresholds};
+use crate::fault::{self, Direction, Toxic};
 
 pub(super) fn parse(text: &str) -> Result<Scenario, ScenarioError> {
     let source: Source = toml::from_str(text).map_err(|error| {
@@ -214,10 +213,11 @@ struct StepSource {
     jitter: Option<Spanned<Time>>,
     delay: Option<Spanned<Time>>,
     rate: Option<Spanned<u64>>,
-    size: Option<Spanned<u64>>,
+    size: Option<Spanned<usize>>,
     bytes: Option<Spanned<u64>>,
     share: Option<Spanned<f64>>,
-    reply: Option<Spanned<String>>,
+    error: Option<Spanned<String>>,
+    timeout: Option<Spanned<Time>>,
     commands: Option<Spanned<Vec<String>>>,
     direction: Option<Spanned<String>>,
 }
@@ -288,78 +288,90 @@ fn checked_fault(mut given: StepSource) -> Result<Fault, Mistake> {
         "token_expired" => Fault::TokenExpired,
         "database_down" => Fault::DatabaseDown,
         "database_slow" => Fault::DatabaseSlow(needed(given.latency.take(), &name, "latency")?.0),
-        "resp_error" => resp(
-            Resp::Error(needed(given.reply.take(), &name, "reply")?),
-            &mut given,
-        )?,
-        "resp_delay" => resp(
-            Resp::Delay(needed(given.delay.take(), &name, "delay")?.0),
-            &mut given,
-        )?,
-        "resp_silence" => resp(Resp::Silence, &mut given)?,
         _ => wire(&name, &mut given)?,
     };
     given.refuse_leftovers(name.get_ref())?;
     Ok(fault)
 }
 
-fn resp(answer: Resp, given: &mut StepSource) -> Result<Fault, Mistake> {
-    let commands = given
-        .commands
-        .take()
-        .map_or_else(Vec::new, Spanned::into_inner);
-    Ok(Fault::Resp {
-        answer,
-        commands: commands
-            .iter()
-            .map(|name| name.to_ascii_uppercase())
-            .collect(),
-        share: share_of(given.share.take(), 0.0, 1.0)?.unwrap_or(1.0),
-    })
-}
-
+/// The faults of the proxy, by the names that they have there.
 fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake> {
-    let wire = match name.get_ref().as_str() {
-        "down" => Wire::Down,
-        "timeout" => Wire::Timeout,
-        "reset_peer" => Wire::ResetPeer,
-        "slow_close" => Wire::SlowClose {
+    let zero =
+        |time: Option<Spanned<Time>>| time.map_or(Duration::ZERO, |time| time.into_inner().0);
+    let mut commands = || {
+        given
+            .commands
+            .take()
+            .map_or_else(Vec::new, Spanned::into_inner)
+    };
+    let wire: fault::Fault = match name.get_ref().as_str() {
+        "down" => fault::Down {}.into(),
+        "timeout" => fault::Timeout {
+            timeout: zero(given.timeout.take()),
+        }
+        .into(),
+        "stall" => fault::Stall {}.into(),
+        "hold" => fault::Hold {}.into(),
+        "reset_peer" => fault::ResetPeer {
+            timeout: zero(given.timeout.take()),
+        }
+        .into(),
+        "slow_close" => fault::SlowClose {
             delay: needed(given.delay.take(), name, "delay")?.0,
-        },
-        "latency" => Wire::Latency {
-            latency: needed(given.latency.take(), name, "latency")?.0,
-            jitter: given
-                .jitter
-                .take()
-                .map_or(Duration::ZERO, |jitter| jitter.into_inner().0),
-        },
-        "bandwidth" => Wire::Bandwidth {
+        }
+        .into(),
+        "latency" => {
+            let latency = needed(given.latency.take(), name, "latency")?.0;
+            fault::Latency {
+                latency,
+                jitter: zero(given.jitter.take()),
+            }
+            .into()
+        }
+        "bandwidth" => fault::Bandwidth {
             rate: needed(given.rate.take(), name, "rate")?,
-        },
-        "slicer" => Wire::Slicer {
-            size: needed(given.size.take(), name, "size")?,
-            delay: given
-                .delay
-                .take()
-                .map_or(Duration::ZERO, |delay| delay.into_inner().0),
-        },
-        "limit_data" => Wire::LimitData {
+        }
+        .into(),
+        "slicer" => fault::Slicer {
+            average_size: needed(given.size.take(), name, "size")?,
+            size_variation: 0,
+            delay: zero(given.delay.take()),
+        }
+        .into(),
+        "limit_data" => fault::LimitData {
             bytes: needed(given.bytes.take(), name, "bytes")?,
-        },
-        "corrupt" => Wire::Corrupt {
-            share: share_of(given.share.take(), 0.0, 1.0)?.unwrap_or(0.01),
-        },
+        }
+        .into(),
+        "corrupt" => fault::Corrupt {
+            share: share_of(given.share.take(), 0.0, 1.0)?.unwrap_or(1.0),
+        }
+        .into(),
+        "resp_error" => fault::RespError {
+            commands: commands(),
+            percentage: percentage(given.share.take())?,
+            error: needed(given.error.take(), name, "error")?,
+        }
+        .into(),
+        "resp_delay" => fault::RespDelay {
+            commands: commands(),
+            percentage: percentage(given.share.take())?,
+            delay: needed(given.delay.take(), name, "delay")?.0,
+        }
+        .into(),
+        "resp_silence" => fault::RespSilence {
+            commands: commands(),
+            percentage: percentage(given.share.take())?,
+        }
+        .into(),
         other => {
-            return Err(Mistake::at(
-                name,
-                format!(
-                    "there is no fault {other:?}; there are {}",
-                    FAULTS.join(", ")
-                ),
-            ));
+            let message = format!(
+                "there is no fault {other:?}; there are {}",
+                FAULTS.join(", ")
+            );
+            return Err(Mistake::at(name, message));
         }
     };
-    let direction = match &given.direction.take() {
+    let direction = match given.direction.take() {
         None => Direction::Both,
         Some(way) => match way.get_ref().as_str() {
             "upstream" => Direction::Upstream,
@@ -367,13 +379,21 @@ fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake
             "both" => Direction::Both,
             _ => {
                 return Err(Mistake::at(
-                    way,
+                    &way,
                     "a direction is upstream, downstream or both",
                 ));
             }
         },
     };
-    Ok(Fault::Wire(wire, direction))
+    let toxic = Toxic::new(wire).direction(direction);
+    toxic
+        .check()
+        .map_err(|error| Mistake::at(name, error.to_string()))?;
+    Ok(Fault::Wire(Box::new(toxic)))
+}
+
+fn percentage(share: Option<Spanned<f64>>) -> Result<f64, Mistake> {
+    Ok(share_of(share, 0.0, 1.0)?.unwrap_or(1.0) * 100.0)
 }
 
 const FAULTS: &[&str] = &[
@@ -389,6 +409,8 @@ const FAULTS: &[&str] = &[
     "token_expired",
     "down",
     "timeout",
+    "stall",
+    "hold",
     "reset_peer",
     "slow_close",
     "latency",
@@ -425,7 +447,8 @@ impl StepSource {
             left("size", &self.size),
             left("bytes", &self.bytes),
             left("share", &self.share),
-            left("reply", &self.reply),
+            left("error", &self.error),
+            left("timeout", &self.timeout),
             left("commands", &self.commands),
             left("direction", &self.direction),
         ];

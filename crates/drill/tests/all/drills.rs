@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use steadfast_drill::load::{Lane, drive};
-use steadfast_drill::report::{json, table};
+use steadfast_drill::report::{html, json, junit, table};
 use steadfast_drill::run::{RunError, RunOptions, run};
 use steadfast_drill::scenario::{Phase, Scenario};
 use steadfast_drill::subject::Source;
@@ -68,6 +68,25 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
     assert!(
         json.contains("\"verdict\": \"passed\"") && json.contains("\"first_success_ms\""),
         "{json}"
+    );
+    let page = html::render(&report);
+    for outside in [
+        "src=\"", "href=", "url(", "@import", "fetch(", "http://", "https://",
+    ] {
+        assert!(
+            !page.contains(outside),
+            "the page asks for something outside: {outside}"
+        );
+    }
+    let junit = junit::render(std::slice::from_ref(&report));
+    assert!(
+        junit.contains("failures=\"0\"") && junit.contains("name=\"recovery\""),
+        "{junit}"
+    );
+    let junit = junit::render(&[control.clone()]);
+    assert!(
+        junit.contains("errors is ") && junit.contains("but should be &lt; 1 %"),
+        "{junit}"
     );
 }
 
@@ -259,4 +278,83 @@ fn sources_are_named_as_in_the_report() {
         serde_json::to_string(&Source::Database).unwrap(),
         "\"database\""
     );
+}
+
+/// Every fault, for a moment each.
+const FAULTS: &str = "
+    crash freeze maxclients oom loading readonly password_changed user_deleted down timeout stall hold reset_peer corrupt
+    resp_silence database_down old_snapshot";
+const WITH_ATTRIBUTES: &str = "
+    slow_close delay='10ms'|latency latency='10ms'|bandwidth rate=1|slicer size=3|limit_data bytes=10|
+    resp_error error='loading'|resp_delay delay='20ms'|database_slow latency='10ms'";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d2_every_fault_can_be_made_and_healed() {
+    let plain = FAULTS.split_whitespace().map(|name| (name, ""));
+    let more = WITH_ATTRIBUTES
+        .split('|')
+        .map(|text| text.trim().split_once(' ').unwrap());
+    let steps: String = plain
+        .chain(more)
+        .enumerate()
+        .map(|(at, (name, attributes))| {
+            format!(
+                "[[steps]]\nfault = '{name}'\nat = '{}ms'\nfor = '100ms'\n{attributes}\n",
+                at * 200
+            )
+        })
+        .collect();
+    let text = format!(
+        "name = 'all'\nphases = {{ warm_up = '0s', baseline = '300ms', fault = '6s', recovery = '1s', recovered = '1s' }}\n\
+         load = {{ rate = 200, keys = 100 }}\n{steps}"
+    );
+    let report = run(
+        &Scenario::parse(&text).unwrap(),
+        &Factory,
+        RunOptions::default(),
+    )
+    .await
+    .unwrap();
+    let text = table::render(&report, false);
+    assert_eq!(report.faults.len(), 25, "{text}");
+    assert!(
+        report
+            .faults
+            .iter()
+            .all(|fault| fault.to_ms > fault.from_ms),
+        "{:?}",
+        report.faults
+    );
+    let recovered = report.phases.last().unwrap();
+    assert!(
+        recovered.sources.redis > 100 && recovered.errors.is_empty(),
+        "{text}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_each_fault_of_redis_is_felt_by_the_control() {
+    let names = [
+        "crash",
+        "freeze",
+        "maxclients",
+        "loading",
+        "password_changed",
+        "user_deleted",
+        "down",
+        "timeout",
+        "stall",
+    ];
+    let drills = names.map(|name| async move {
+        let scenario = scenario(&format!("[[steps]]\nfault = '{name}'\n"));
+        let report = run(&scenario, &Factory, with_control()).await.unwrap();
+        let control = report.control.as_deref().unwrap();
+        let errors = control
+            .kpis
+            .iter()
+            .find(|kpi| kpi.name == "errors")
+            .unwrap();
+        assert!(!errors.pass, "{name}: {}", table::render(&report, false));
+    });
+    futures_util::future::join_all(drills).await;
 }

@@ -7,5 +7,4 @@ mod process_redis;
 mod process_sql;
 mod proxy_resp;
 mod proxy_wire;
-mod scripts;
 mod subjects;
