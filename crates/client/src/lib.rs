@@ -1,1 +1,61 @@
-//! placeholder
+//! A Redis client that keeps an application serving when Redis does not.
+//!
+//! redis-rs supplies commands and values; the connection is Steadfast's own, because what matters in an outage is decided there: what is known
+//! of a command whose answer never came, when a silent peer is dead, and how long a call may wait.
+//!
+//! ```no_run
+//! use redis::AsyncCommands;
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let mut redis = steadfast::Client::builder("redis://127.0.0.1/")?.build()?;
+//! redis.set::<_, _, ()>("greeting", "hello").await?;
+//! let greeting: String = redis.get("greeting").await?;
+//! # Ok(()) }
+//! ```
+//!
+//! - A call never outlives its deadline (1 s by default), waits, attempts and pauses included.
+//! - Every failure says what is known of the command: [`Certainty`]. Only what is safe is repeated.
+//! - A short interruption is not noticed; after it, calls to a server that is down are refused in microseconds.
+//! - The client starts without Redis, reconnects for ever, and says what it does: [`Client::status`], [`Client::events`].
+
+mod builder;
+mod call;
+mod client;
+mod clock;
+mod connect;
+pub mod credentials;
+mod dedicated;
+mod driver;
+mod error;
+mod event;
+mod guard;
+mod health;
+mod lane;
+mod link;
+mod metrics;
+mod options;
+mod pool;
+mod redis_rs;
+mod session;
+mod settings;
+mod shared;
+mod slot;
+mod stream;
+mod supervisor;
+mod tls;
+
+pub use builder::ClientBuilder;
+pub use client::{Client, Closed, Scoped, Status};
+pub use connect::{ConnectError, Resolve, SystemResolver};
+pub use error::{Bound, Certainty, ConfigError, Error, ErrorKind, certainty};
+pub use event::{Event, EventKind, EventOrGap, Events};
+pub use guard::BreakerSwitch;
+pub use health::Health;
+pub use link::ConnectionState;
+pub use options::CallOptions;
+pub use session::Session;
+pub use settings::Role;
+pub use shared::Fencing;
+pub use steadfast_core::command::{Effect, Instead};
+pub use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy, Stop};
+pub use tls::Tls;

@@ -6,11 +6,15 @@
 //! reads a clock, sleeps, spawns, opens a socket or draws unseeded randomness; a test can therefore drive it
 //! through a thousand outages in a second and see the same thing each time.
 //!
+//! - [`certainty`]: what is known of a command that failed.
+//! - [`conn`]: one pipelined connection as a state machine.
 //! - [`command`]: what a command does, by its name and arguments: may it be repeated, does it block, where
 //!   are its keys.
 //! - [`policy`]: whether and when to try, pause, refuse or give up.
 //! - [`resp`]: the Redis protocol, both ways, incrementally.
 
+pub mod certainty;
 pub mod command;
+pub mod conn;
 pub mod policy;
 pub mod resp;

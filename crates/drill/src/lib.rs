@@ -9,6 +9,8 @@ pub mod record;
 pub mod report;
 pub mod run;
 pub mod scenario;
+pub mod schedule;
+pub mod scripted;
 mod site;
 pub mod subject;
 pub mod truth;

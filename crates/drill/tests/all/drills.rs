@@ -83,7 +83,7 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
         junit.contains("failures=\"0\"") && junit.contains("name=\"recovery\""),
         "{junit}"
     );
-    let junit = junit::render(&[control.clone()]);
+    let junit = junit::render(std::slice::from_ref(control));
     assert!(
         junit.contains("errors is ") && junit.contains("but should be &lt; 1 %"),
         "{junit}"

@@ -7,4 +7,5 @@ mod process_redis;
 mod process_sql;
 mod proxy_resp;
 mod proxy_wire;
+mod scripts;
 mod subjects;

@@ -1,0 +1,221 @@
+//! How a client is set up. Every setting says its default and what it costs.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy};
+
+use crate::client::Client;
+use crate::clock;
+use crate::connect::{Connector, Resolve};
+use crate::credentials::{CredentialsProvider, StaticCredentials};
+use crate::error::{ConfigError, Error, ErrorKind};
+use crate::settings::{Role, Settings, Target};
+use crate::shared::Shared;
+use crate::tls::Tls;
+
+/// Sets up a [`Client`]. From [`Client::builder`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until build() or connect()"]
+pub struct ClientBuilder {
+    settings: Settings,
+    provider: Option<Arc<dyn CredentialsProvider>>,
+}
+
+impl ClientBuilder {
+    pub(crate) fn new(url: &str) -> Result<Self, ConfigError> {
+        let mut target = Target::parse(url)?;
+        let provider = target
+            .credentials
+            .take()
+            .map(|credentials| Arc::new(StaticCredentials::new(credentials)) as _);
+        let mut settings = Settings::new(target);
+        if settings.target.tls {
+            settings.tls = Some(Tls::new());
+        }
+        Ok(Self { settings, provider })
+    }
+
+    /// The absolute limit on a whole call: waiting, every attempt, every pause. Default: 1 s. Longer means that in the first moments of an
+    /// outage callers wait longer.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.settings.deadline = deadline;
+        self
+    }
+
+    /// No byte for so long while commands wait: a challenger is dialled. Default: 500 ms. Shorter notices a dead peer sooner, and costs a
+    /// connection attempt whenever the server pauses that long.
+    pub fn reply_overdue(mut self, after: Duration) -> Self {
+        self.settings.reply_overdue = after;
+        self
+    }
+
+    /// A connection that answers nothing is kept so long while no challenger succeeds, in case it wakes. Default: 30 s.
+    pub fn abandon_after(mut self, after: Duration) -> Self {
+        self.settings.abandon_after = after;
+        self
+    }
+
+    /// The limit on each phase of connecting: credentials, DNS, TCP, TLS, handshake. Default: 1 s each.
+    pub fn connect_timeout(mut self, limit: Duration) -> Self {
+        self.settings.connect_timeout = limit;
+        self
+    }
+
+    /// How failed calls are repeated, where that is safe. Default: 3 attempts, full jitter from 10 ms to 1 s.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.settings.retry = policy;
+        self
+    }
+
+    /// What bounds all repeats together. Default: 10 % of calls plus 10 a second.
+    pub fn budget(mut self, budget: BudgetConfig) -> Self {
+        self.settings.budget = budget;
+        self
+    }
+
+    /// When calls are refused without being tried. Default: 50 % of at least 20 calls in 10 s, or 5 in a row.
+    pub fn breaker(mut self, breaker: BreakerConfig) -> Self {
+        self.settings.breaker = breaker;
+        self
+    }
+
+    /// The pauses between attempts to connect; the first attempt after a loss is immediate. Default: full jitter from 20 ms to 250 ms. The cap
+    /// bounds how long after its return a server is in service again, and how often each client knocks in an outage.
+    pub fn reconnect(mut self, backoff: Backoff) -> Self {
+        self.settings.reconnect = backoff;
+        self
+    }
+
+    /// At the start of an outage, calls wait so long for the next connection; after that they are refused at once. The allowance comes back
+    /// after 5 s of health. Default: 250 ms. Zero: never wait.
+    pub fn blip_wait(mut self, wait: Duration) -> Self {
+        self.settings.blip_wait = wait;
+        self
+    }
+
+    /// An idle connection is pinged so often. Default: 1 s.
+    pub fn heartbeat(mut self, every: Duration) -> Self {
+        self.settings.heartbeat = every;
+        self
+    }
+
+    /// Connections to the server. Default: 1, which is faster than most pools. With more, the commands of one key still keep their order, and
+    /// the others lose theirs.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.settings.connections = connections;
+        self
+    }
+
+    /// Calls in flight per connection, beyond which calls fail as overloaded. Default: 8 192. Worst-case memory is this times the size of a
+    /// command and its reply.
+    pub fn in_flight(mut self, calls: usize) -> Self {
+        self.settings.in_flight = calls;
+        self
+    }
+
+    /// Bytes waiting to be sent per connection, beyond which calls fail as overloaded. Default: 64 MiB.
+    pub fn buffered_bytes(mut self, bytes: usize) -> Self {
+        self.settings.buffered_bytes = bytes;
+        self
+    }
+
+    /// Connections for commands that block, opened when needed. Default: 4.
+    pub fn blocking_connections(mut self, connections: usize) -> Self {
+        self.settings.blocking_connections = connections;
+        self
+    }
+
+    /// A connection older than this (up to a tenth less, at random) is replaced. Default: never. For load balancers that cut old connections.
+    pub fn max_age(mut self, age: Duration) -> Self {
+        self.settings.max_age = Some(age);
+        self
+    }
+
+    /// A supervisor without progress for so long is started anew. Default: 30 s.
+    pub fn stuck_after(mut self, after: Duration) -> Self {
+        self.settings.stuck_after = after;
+        self
+    }
+
+    /// Events kept for [`Client::history`]. Default: 100; each takes some 200 bytes.
+    pub fn history(mut self, events: usize) -> Self {
+        self.settings.history = events;
+        self
+    }
+
+    /// The name under which the server lists the connections (CLIENT LIST). Default: none.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = Some(name.into());
+        self
+    }
+
+    /// The role a server must have to be put into service. Default: [`Role::Primary`].
+    pub fn role(mut self, role: Role) -> Self {
+        self.settings.role = role;
+        self
+    }
+
+    /// How to speak TLS; also switches it on. Default for `rediss://`: the system's roots, TLS 1.2 or later.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.settings.tls = Some(tls);
+        self.settings.target.tls = true;
+        self
+    }
+
+    /// Where user name and password come from, instead of the URL.
+    pub fn credentials(mut self, provider: impl CredentialsProvider + 'static) -> Self {
+        self.provider = Some(Arc::new(provider));
+        self
+    }
+
+    /// What turns the host's name into addresses. Default: the system.
+    pub fn resolver(mut self, resolver: impl Resolve + 'static) -> Self {
+        self.settings.resolver = Arc::new(resolver);
+        self
+    }
+
+    /// Repeats last-wins writes of unknown outcome even where abandoned connections cannot be killed on the server. Default: no. A write that
+    /// was left in an abandoned connection may then be applied after a later one.
+    pub fn repeat_without_fence(mut self, allowed: bool) -> Self {
+        self.settings.repeat_without_fence = allowed;
+        self
+    }
+
+    /// The seed of all jitter, for tests that must repeat. Default: random.
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.settings.seed = seed;
+        self
+    }
+
+    /// Starts the client and returns at once, whether Redis is up or not.
+    ///
+    /// # Errors
+    /// A setting cannot work, or there is no tokio runtime.
+    pub fn build(mut self) -> Result<Client, ConfigError> {
+        if tokio::runtime::Handle::try_current().is_err() {
+            return Err(ConfigError::NoRuntime);
+        }
+        self.settings.validate()?;
+        if let Some(tls) = &mut self.settings.tls {
+            tls.prepare()?;
+        }
+        let shared = Arc::new(Shared::new(self.settings, clock::now())?);
+        let connector = Connector::new(Arc::clone(&shared.settings), self.provider);
+        Ok(Client::start(shared, Arc::new(connector)))
+    }
+
+    /// Starts the client and waits for its first connection, up to the deadline of a call.
+    ///
+    /// # Errors
+    /// A setting cannot work, or no connection came about; why is in the message.
+    pub async fn connect(self) -> Result<Client, Error> {
+        let client = self.build().map_err(|error| {
+            Error::not_sent(ErrorKind::Connect {
+                cause: error.to_string().into(),
+            })
+        })?;
+        client.first_connection(client.default_deadline()).await?;
+        Ok(client)
+    }
+}

@@ -1,0 +1,512 @@
+//! The one place where policies are ordered.
+//!
+//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal of doomed calls, the bounds of the lane,
+//! the connection, and then, if it failed, the judgement whether another attempt is safe and within budget. Every step is under the one
+//! deadline that the call began with. The first attempt allocates nothing; what follows a failure may take its time.
+
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Pipeline, Value};
+use steadfast_core::certainty::Refusal;
+use steadfast_core::command::{self, BlockFor, Class, Effect, Shared as MayShare};
+use steadfast_core::conn::Reply;
+use steadfast_core::policy::breaker::{Outcome, Permit};
+use steadfast_core::policy::retry::Step;
+use steadfast_core::policy::{RetryPolicy, RetryState, Stop};
+use steadfast_core::resp::encode;
+
+use crate::clock;
+use crate::error::{Bound, Certainty, Error, ErrorKind};
+use crate::guard::{Guard, Pass};
+use crate::lane::{Ask, Gate, Lane, Submitted};
+use crate::link::Link;
+use crate::options::CallOptions;
+use crate::shared::{Fencing, Shared};
+use crate::slot::Ended;
+
+/// What is to be sent.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'a> {
+    Command(&'a Cmd),
+    Pipeline(&'a Pipeline),
+}
+
+/// What was found out about a payload before it is sent.
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    pub(crate) effect: Effect,
+    pub(crate) blocking: Option<BlockFor>,
+    /// A script, a transaction, a pipeline: an error reply does not prove that nothing ran.
+    pub(crate) opaque: bool,
+    pub(crate) replies: u32,
+    pub(crate) lane: usize,
+}
+
+/// How long after its own timeout a blocking command may still be answered.
+const BLOCKING_GRACE: Duration = Duration::from_secs(1);
+
+impl<'a> Payload<'a> {
+    /// Judges the payload. Refused here is what can never run on a shared connection.
+    pub(crate) fn plan(self, lanes: usize, shared_connection: bool) -> Result<Plan, Error> {
+        let plan = match self {
+            Self::Command(cmd) => {
+                let class = classify(cmd)?;
+                Plan {
+                    name: class.name,
+                    effect: class.effect,
+                    blocking: class.blocking,
+                    opaque: class.effect == Effect::Opaque,
+                    replies: 1,
+                    lane: lane_of(cmd, &class, lanes),
+                }
+                .allowed(&class, shared_connection)?
+            }
+            Self::Pipeline(pipeline) => plan_pipeline(pipeline, lanes, shared_connection)?,
+        };
+        Ok(plan)
+    }
+
+    fn encode(self, out: &mut Vec<u8>) -> usize {
+        match self {
+            Self::Command(cmd) => {
+                encode::redis_cmd(cmd, out);
+                out.len()
+            }
+            Self::Pipeline(pipeline) => encode_pipeline(pipeline, out),
+        }
+    }
+}
+
+impl Plan {
+    fn allowed(self, class: &Class, shared_connection: bool) -> Result<Self, Error> {
+        match class.shared {
+            MayShare::No(instead) if shared_connection => {
+                Err(Error::not_sent(ErrorKind::Refused {
+                    command: class.name,
+                    instead,
+                }))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// The deadline of a call, from its options and, for a blocking command, from its own timeout.
+    pub(crate) fn limit(
+        &self,
+        options: &CallOptions,
+        default: Duration,
+    ) -> Result<Duration, Error> {
+        match (options.deadline, self.blocking) {
+            (Some(deadline), _) => Ok(deadline),
+            (None, None) => Ok(default),
+            (None, Some(BlockFor::Time(timeout))) => Ok(timeout.saturating_add(BLOCKING_GRACE)),
+            (None, Some(BlockFor::Forever)) => Err(Error::not_sent(ErrorKind::NeedsDeadline {
+                command: self.name,
+            })),
+        }
+    }
+}
+
+fn classify(cmd: &Cmd) -> Result<Class, Error> {
+    if cmd.args_iter().len() == 0 {
+        return Err(Error::not_sent(ErrorKind::Invalid {
+            why: "the command is empty",
+        }));
+    }
+    if cmd.is_no_response() {
+        return Err(Error::not_sent(ErrorKind::Invalid {
+            why: "a command without a response cannot be tracked: send it as an ordinary one",
+        }));
+    }
+    Ok(command::classify(command::arguments(cmd)))
+}
+
+/// A key always takes the same connection; commands without keys take the first.
+fn lane_of(cmd: &Cmd, class: &Class, lanes: usize) -> usize {
+    if lanes == 1 {
+        return 0;
+    }
+    class
+        .first_key
+        .and_then(|index| command::arguments(cmd).nth(index))
+        .map_or(0, |key| crate::pool::lane_of_key(key, lanes))
+}
+
+fn plan_pipeline(
+    pipeline: &Pipeline,
+    lanes: usize,
+    shared_connection: bool,
+) -> Result<Plan, Error> {
+    let transaction = pipeline.is_transaction();
+    let mut plan = Plan {
+        name: if transaction { "MULTI" } else { "PIPELINE" },
+        effect: Effect::Read,
+        blocking: None,
+        opaque: true,
+        replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
+        lane: usize::MAX,
+    };
+    for cmd in pipeline.cmd_iter() {
+        let class = classify(cmd)?;
+        plan = plan.allowed(&class, shared_connection)?;
+        plan.effect = plan.effect.max(class.effect);
+        // Inside a transaction nothing blocks.
+        if !transaction {
+            plan.blocking = longer(plan.blocking, class.blocking);
+        }
+        if plan.lane == usize::MAX && class.first_key.is_some() {
+            plan.lane = lane_of(cmd, &class, lanes);
+        }
+    }
+    if plan.replies == 0 {
+        return Err(Error::not_sent(ErrorKind::Invalid {
+            why: "the pipeline is empty",
+        }));
+    }
+    if plan.lane == usize::MAX {
+        plan.lane = 0;
+    }
+    Ok(plan)
+}
+
+fn longer(a: Option<BlockFor>, b: Option<BlockFor>) -> Option<BlockFor> {
+    match (a, b) {
+        (Some(BlockFor::Time(a)), Some(BlockFor::Time(b))) => {
+            Some(BlockFor::Time(a.saturating_add(b)))
+        }
+        (Some(BlockFor::Forever), _) | (_, Some(BlockFor::Forever)) => Some(BlockFor::Forever),
+        (a, b) => a.or(b),
+    }
+}
+
+fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
+    let transaction = pipeline.is_transaction();
+    if transaction {
+        out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+    }
+    let mut first_end = None;
+    for cmd in pipeline.cmd_iter() {
+        encode::redis_cmd(cmd, out);
+        first_end.get_or_insert(out.len());
+    }
+    if transaction {
+        // Nothing of a transaction runs before its EXEC has arrived whole.
+        out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+        return out.len();
+    }
+    first_end.unwrap_or(out.len())
+}
+
+/// One call from beginning to end.
+pub(crate) async fn call(
+    shared: &Shared,
+    payload: Payload<'_>,
+    plan: Plan,
+    options: &CallOptions,
+) -> Result<Reply, Error> {
+    let started = clock::now();
+    let limit = plan.limit(options, shared.settings.deadline)?;
+    let link = &shared.links[plan.lane];
+    let call = Call {
+        shared,
+        lane: &link.lane,
+        link: Some(link),
+        payload,
+        plan,
+        started,
+        limit,
+        deadline: started.checked_add(limit).unwrap_or(started),
+    };
+    let mut seq = None;
+    let result = match call.attempt(started, &mut seq).await {
+        Err(error) if call.may_repeat(&error) => Box::pin(call.repeat(error, options, seq)).await,
+        result => result,
+    };
+    if let Err(error) = &result {
+        crate::metrics::count_error(error);
+    }
+    result
+}
+
+/// One attempt on a connection of one's own, which nothing but its deadline limits.
+pub(crate) async fn call_dedicated(
+    shared: &Shared,
+    lane: &Lane,
+    payload: Payload<'_>,
+    plan: Plan,
+    options: &CallOptions,
+) -> Result<Reply, Error> {
+    let started = clock::now();
+    let limit = plan.limit(options, shared.settings.deadline)?;
+    let call = Call {
+        shared,
+        lane,
+        link: None,
+        payload,
+        plan,
+        started,
+        limit,
+        deadline: started.checked_add(limit).unwrap_or(started),
+    };
+    let ask = Ask {
+        replies: call.plan.replies,
+        deadline: call.deadline,
+        now: started,
+        seq: None,
+    };
+    let submitted = lane.submit(ask, |out| payload.encode(out))?;
+    let (_, result) = call.judge(submitted.pending.await);
+    result.inspect_err(crate::metrics::count_error)
+}
+
+struct Call<'a> {
+    shared: &'a Shared,
+    lane: &'a Lane,
+    /// `None` on a connection of one's own, where nothing is repeated and the breaker is not asked.
+    link: Option<&'a Link>,
+    payload: Payload<'a>,
+    plan: Plan,
+    started: Instant,
+    limit: Duration,
+    deadline: Instant,
+}
+
+impl Call<'_> {
+    /// One attempt: breaker, doomed calls, bounds, connection.
+    async fn attempt(&self, now: Instant, seq: &mut Option<u64>) -> Result<Reply, Error> {
+        let pass = self.admit(now)?;
+        let mut permit = Kept::new(&self.shared.guard, pass.permit);
+        if let Some(turn) = pass.not_before {
+            self.wait_for_turn(turn).await?;
+        }
+        self.refuse_if_doomed(now)?;
+        let ask = Ask {
+            replies: self.plan.replies,
+            deadline: self.deadline,
+            now,
+            seq: *seq,
+        };
+        let payload = self.payload;
+        let Submitted {
+            pending,
+            seq: place,
+        } = self.lane.submit(ask, |out| payload.encode(out))?;
+        *seq = Some(place);
+        let ended = pending.await;
+        let (outcome, result) = self.judge(ended);
+        if let (Some(outcome), Some(permit)) = (outcome, permit.take()) {
+            let transition =
+                self.shared
+                    .guard
+                    .record(permit, outcome, clock_if_needed(outcome, now));
+            self.shared.breaker_changed(transition);
+        }
+        result
+    }
+
+    /// The breaker, except within the allowance for a short interruption: then the call waits for the connection instead.
+    fn admit(&self, now: Instant) -> Result<Pass, Error> {
+        self.shared.guard.admit(now).or_else(|refused| {
+            match self.lane.gate() {
+                Gate::Waiting => Ok(Pass {
+                    permit: Permit::passed(0),
+                    not_before: None,
+                }),
+                // The better answer: since when, and why.
+                Gate::Down(..) | Gate::Closed => Err(self.lane.refusal(now)),
+                Gate::Open => Err(refused),
+            }
+        })
+    }
+
+    async fn wait_for_turn(&self, turn: Instant) -> Result<(), Error> {
+        if turn >= self.deadline {
+            return Err(doomed(turn.saturating_duration_since(self.started)));
+        }
+        clock::sleep_until(turn).await;
+        Ok(())
+    }
+
+    fn refuse_if_doomed(&self, now: Instant) -> Result<(), Error> {
+        let left = self.deadline.saturating_duration_since(now);
+        self.shared
+            .latency
+            .admit(left, now)
+            .map_err(|_| doomed(steadfast_core::policy::deadline::PILOT_EVERY))
+    }
+
+    /// What an end means for the caller and for the breaker.
+    fn judge(&self, ended: Ended) -> (Option<Outcome>, Result<Reply, Error>) {
+        match ended {
+            Ended::Answered { reply, at } => match refusal_in(&reply, self.plan.opaque) {
+                None => {
+                    let took = at.saturating_duration_since(self.started);
+                    self.shared.metrics.answered(self.plan.name, took);
+                    (Some(Outcome::Success), Ok(reply))
+                }
+                Some(error) => {
+                    let outcome = match error.refusal() {
+                        Some(Refusal::Lasting) | None => Outcome::Success,
+                        Some(Refusal::WrongServer) => {
+                            self.reset("the server became a replica");
+                            Outcome::Failure
+                        }
+                        Some(Refusal::Unauthenticated) => {
+                            self.reset("the connection lost its authentication");
+                            Outcome::Failure
+                        }
+                        Some(Refusal::Passing) => Outcome::Failure,
+                    };
+                    (Some(outcome), Err(error))
+                }
+            },
+            Ended::Expired(certainty) => {
+                let kind = ErrorKind::Timeout {
+                    deadline: self.limit,
+                };
+                (Some(Outcome::Failure), Err(Error::new(kind, certainty)))
+            }
+            // The supervisor counts the loss, once.
+            Ended::Lost { certainty, cause } => {
+                (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
+            }
+            Ended::Turned => (None, Err(self.lane.refusal(clock::now()))),
+        }
+    }
+
+    fn reset(&self, cause: &str) {
+        if let Some(link) = self.link {
+            link.reset(cause);
+        }
+    }
+
+    /// Is another attempt safe, and does it make sense?
+    fn may_repeat(&self, error: &Error) -> bool {
+        let passing = match error.kind() {
+            ErrorKind::Lost { .. } => true,
+            ErrorKind::Server(_) => error.refusal() != Some(Refusal::Lasting),
+            _ => false,
+        };
+        passing
+            && match error.certainty() {
+                Certainty::NotSent | Certainty::Rejected => true,
+                Certainty::Unknown => match self.plan.effect {
+                    Effect::Read => true,
+                    Effect::LastWins => {
+                        self.shared.fencing() == Fencing::Works
+                            || self.shared.settings.repeat_without_fence
+                    }
+                    _ => false,
+                },
+            }
+    }
+
+    /// Further attempts, each after a pause and within the budget. The first resend after a loss is free of both: it is what makes a short
+    /// interruption invisible.
+    async fn repeat(
+        &self,
+        mut error: Error,
+        options: &CallOptions,
+        mut seq: Option<u64>,
+    ) -> Result<Reply, Error> {
+        let mut policy = self.shared.settings.retry.clone();
+        if let Some(attempts) = options.attempts {
+            policy = RetryPolicy::new(policy.backoff, Stop::after_attempts(attempts));
+        }
+        let mut state =
+            RetryState::new(policy, self.started, Some(self.deadline), self.shared.rng());
+        let mut free = true;
+        loop {
+            let now = clock::now();
+            let lost = matches!(error.kind(), ErrorKind::Lost { .. });
+            let Step::Pause(pause) = state.next(now) else {
+                return Err(error);
+            };
+            if !(lost && std::mem::take(&mut free)) && self.shared.budget.try_withdraw(now).is_err()
+            {
+                return Err(error);
+            }
+            // After a loss, waiting for the next connection is the pause.
+            if !lost {
+                tokio::time::sleep(pause).await;
+            }
+            self.shared.metrics.retries.increment(1);
+            match self.attempt(clock::now(), &mut seq).await {
+                Err(next) if self.may_repeat(&next) => error = next,
+                // Refused at once, after an attempt that may have had an effect: that is what the caller must know.
+                Err(next)
+                    if next.certainty() == Certainty::NotSent
+                        && error.certainty() == Certainty::Unknown =>
+                {
+                    return Err(Error::new(next.kind().clone(), Certainty::Unknown));
+                }
+                result => return result,
+            }
+        }
+    }
+}
+
+fn doomed(retry_after: Duration) -> Error {
+    Error::not_sent(ErrorKind::Overloaded {
+        bound: Bound::Deadline,
+        retry_after,
+    })
+}
+
+fn clock_if_needed(outcome: Outcome, then: Instant) -> Instant {
+    match outcome {
+        Outcome::Success => then,
+        Outcome::Failure | Outcome::Slow => clock::now(),
+    }
+}
+
+/// The refusal in a reply, if it is one: of a single command any error; of a pipeline only if every reply is a passing one.
+fn refusal_in(reply: &Reply, opaque: bool) -> Option<Error> {
+    match reply {
+        Reply::One(Value::ServerError(error)) => Some(Error::server(error.clone(), opaque)),
+        Reply::One(_) => None,
+        Reply::Many(replies) => {
+            let mut first = None;
+            for reply in replies {
+                let Value::ServerError(error) = reply else {
+                    return None;
+                };
+                let error = Error::server(error.clone(), true);
+                if error.certainty() != Certainty::Rejected
+                    || error.refusal() == Some(Refusal::Lasting)
+                {
+                    return None;
+                }
+                first.get_or_insert(error);
+            }
+            first
+        }
+    }
+}
+
+/// A permit that is given back if its call is dropped.
+struct Kept<'a> {
+    guard: &'a Guard,
+    permit: Option<Permit>,
+}
+
+impl<'a> Kept<'a> {
+    fn new(guard: &'a Guard, permit: Permit) -> Self {
+        Self {
+            guard,
+            permit: Some(permit),
+        }
+    }
+
+    fn take(&mut self) -> Option<Permit> {
+        self.permit.take()
+    }
+}
+
+impl Drop for Kept<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.guard.forget(permit);
+        }
+    }
+}

@@ -1,0 +1,415 @@
+//! The client: cheap to clone, safe from many tasks, alive without Redis.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use futures_util::future::select_all;
+use parking_lot::Mutex;
+use redis::{Cmd, Pipeline, Value};
+use serde::Serialize;
+
+use crate::builder::ClientBuilder;
+use crate::call::{self, Payload};
+use crate::clock;
+use crate::connect::Connector;
+use crate::dedicated::{Dedicated, many, one};
+use crate::error::{ConfigError, Error, ErrorKind};
+use crate::event::{Event, EventKind, Events};
+use crate::guard::{BreakerSwitch, state_name};
+use crate::lane::{Gate, Order};
+use crate::link::{ConnectionState, Link};
+use crate::options::CallOptions;
+use crate::pool::Blocking;
+use crate::session::Session;
+use crate::shared::{Fencing, Shared};
+use crate::supervisor::{Owned, Supervisor};
+
+/// A Redis client that survives outages. See the [crate's documentation](crate).
+#[derive(Clone)]
+pub struct Client {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    connector: Arc<Connector>,
+    blocking: Blocking,
+    tasks: Mutex<Vec<Owned<()>>>,
+    closed: AtomicBool,
+    defaults: CallOptions,
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Client")
+            .field("address", &self.inner.shared.settings.target.address)
+            .field("state", &self.state())
+            .finish()
+    }
+}
+
+/// A client as it is now, for status pages and decisions by people.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Status {
+    /// Of the worst of its connections.
+    pub state: ConnectionState,
+    /// For how long it has been so.
+    pub state_for_ms: f64,
+    /// Where to.
+    pub address: String,
+    /// The server's version, once known.
+    pub server_version: Option<String>,
+    /// TLS version and cipher suite, if TLS is spoken.
+    pub tls: Option<String>,
+    /// Attempts to connect so far, successful ones included.
+    pub attempts: u64,
+    /// Times that a lost connection was replaced.
+    pub reconnects: u64,
+    /// Times that the watchdog had to start a supervisor anew.
+    pub stuck_resets: u64,
+    /// Mean time from the loss of a connection to the next in service.
+    pub mean_recovery_ms: Option<f64>,
+    /// What ended the last connection or attempt.
+    pub last_error: Option<String>,
+    /// `closed`, `open` or `half_open`.
+    pub breaker: &'static str,
+    /// Calls sent, or waiting to be sent, and not yet answered.
+    pub in_flight: usize,
+    /// Replies received so far.
+    pub answered: u64,
+    /// Round-trip time as smoothed.
+    pub rtt_ms: Option<f64>,
+    /// Whether abandoned connections can be killed on the server.
+    pub fencing: Fencing,
+}
+
+/// What [`Client::close`] could not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "calls that were not finished may or may not have taken effect"]
+pub struct Closed {
+    /// Calls that were not finished in time; each was told what is known of it.
+    pub unfinished: usize,
+}
+
+impl Client {
+    /// A client for this URL: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`.
+    ///
+    /// # Errors
+    /// The URL cannot be read.
+    pub fn builder(url: &str) -> Result<ClientBuilder, ConfigError> {
+        ClientBuilder::new(url)
+    }
+
+    pub(crate) fn start(shared: Arc<Shared>, connector: Arc<Connector>) -> Self {
+        let blocking = Blocking::new(shared.settings.blocking_connections);
+        let tasks = shared
+            .links
+            .iter()
+            .map(|link| {
+                let (shared, link) = (Arc::clone(&shared), Arc::clone(link));
+                let connector = Arc::clone(&connector);
+                Owned::new(tokio::spawn(watchdog(shared, link, connector)))
+            })
+            .collect();
+        Self {
+            inner: Arc::new(Inner {
+                shared,
+                connector,
+                blocking,
+                tasks: Mutex::new(tasks),
+                closed: AtomicBool::new(false),
+                defaults: CallOptions::new(),
+            }),
+        }
+    }
+
+    /// Sends one command and returns its reply.
+    ///
+    /// # Errors
+    /// [`Error::certainty`] says what is known of the command. A reply that is an error is an `Err` too.
+    pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
+        self.send_with(cmd, &self.inner.defaults).await
+    }
+
+    /// Sends a pipeline or transaction and returns all its replies in order; errors among them are values. A transaction's are those of MULTI,
+    /// of each command (`QUEUED`) and of EXEC.
+    ///
+    /// # Errors
+    /// The pipeline as a whole failed.
+    pub async fn send_pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        self.send_pipeline_with(pipeline, &self.inner.defaults)
+            .await
+    }
+
+    async fn send_with(&self, cmd: &Cmd, options: &CallOptions) -> Result<Value, Error> {
+        one(self.run(Payload::Command(cmd), options).await?)
+    }
+
+    async fn send_pipeline_with(
+        &self,
+        pipeline: &Pipeline,
+        options: &CallOptions,
+    ) -> Result<Vec<Value>, Error> {
+        if pipeline.is_empty() {
+            return Ok(Vec::new());
+        }
+        Ok(many(self.run(Payload::Pipeline(pipeline), options).await?))
+    }
+
+    async fn run(
+        &self,
+        payload: Payload<'_>,
+        options: &CallOptions,
+    ) -> Result<steadfast_core::conn::Reply, Error> {
+        let inner = &*self.inner;
+        let mut plan = payload.plan(inner.shared.links.len(), true)?;
+        if let Some(effect) = options.effect {
+            plan.effect = effect;
+        }
+        if plan.blocking.is_some() {
+            return Box::pin(inner.blocking.call(
+                &inner.shared,
+                &inner.connector,
+                payload,
+                plan,
+                options,
+            ))
+            .await;
+        }
+        call::call(&inner.shared, payload, plan, options).await
+    }
+
+    /// This client with other options for its calls; works through the traits of redis-rs too.
+    pub fn with(&self, options: CallOptions) -> Scoped {
+        Scoped {
+            client: self.clone(),
+            options,
+        }
+    }
+
+    /// A connection of one's own, for WATCH, a bare MULTI, SELECT and the like.
+    ///
+    /// # Errors
+    /// It could not be opened.
+    pub async fn session(&self) -> Result<Session, Error> {
+        let inner = &*self.inner;
+        if inner.closed.load(Ordering::Relaxed) {
+            return Err(Error::not_sent(ErrorKind::Closed));
+        }
+        let connection = Dedicated::open(&inner.shared, &inner.connector).await?;
+        Ok(Session::new(connection, self.db()))
+    }
+
+    /// The client, if Redis is believed to answer.
+    pub fn available(&self) -> Option<&Self> {
+        (self.state() == ConnectionState::Ready).then_some(self)
+    }
+
+    /// The state of the worst of its connections.
+    pub fn state(&self) -> ConnectionState {
+        let rank = |state: &ConnectionState| match state {
+            ConnectionState::Ready => 0,
+            ConnectionState::Connecting => 1,
+            ConnectionState::Down => 2,
+            ConnectionState::Closed => 3,
+        };
+        self.inner
+            .shared
+            .links
+            .iter()
+            .map(|link| link.state())
+            .max_by_key(rank)
+            .unwrap_or(ConnectionState::Closed)
+    }
+
+    /// Waits until the state changes, from whatever it is now.
+    pub async fn changed(&self) {
+        let mut watches: Vec<_> = self
+            .inner
+            .shared
+            .links
+            .iter()
+            .map(|link| link.state.subscribe())
+            .collect();
+        let changes = watches.iter_mut().map(|watch| Box::pin(watch.changed()));
+        let _ = select_all(changes).await;
+    }
+
+    /// A snapshot.
+    pub fn status(&self) -> Status {
+        let shared = &self.inner.shared;
+        let state = self.state();
+        let now = clock::now();
+        let worst = shared.links.iter().find(|link| link.state() == state);
+        let views: Vec<_> = shared.links.iter().map(|link| link.view.lock()).collect();
+        let sum = |field: fn(&crate::link::View) -> u64| views.iter().map(|view| field(view)).sum();
+        let reconnects: u64 = sum(|view| view.reconnects);
+        let recovery: Duration = views.iter().map(|view| view.recovery_total).sum();
+        let view = &views[worst.map_or(0, |link| link.index)];
+        Status {
+            state,
+            state_for_ms: clock::as_ms(now.saturating_duration_since(view.since)),
+            address: shared.settings.target.address.to_string(),
+            server_version: view.facts.as_ref().map(|facts| facts.version.clone()),
+            tls: view.facts.as_ref().and_then(|facts| facts.tls.clone()),
+            attempts: sum(|view| view.attempts),
+            reconnects,
+            stuck_resets: sum(|view| view.stuck_resets),
+            mean_recovery_ms: (reconnects > 0).then(|| clock::as_ms(recovery) / reconnects as f64),
+            last_error: view.last_error.as_deref().map(str::to_owned),
+            breaker: state_name(shared.guard.state()),
+            in_flight: shared.links.iter().map(|link| link.lane.in_flight()).sum(),
+            answered: shared.answered.load(Ordering::Relaxed),
+            rtt_ms: shared.rtt().map(clock::as_ms),
+            fencing: shared.fencing(),
+        }
+    }
+
+    /// The events from now on.
+    pub fn events(&self) -> Events {
+        self.inner.shared.hub.subscribe()
+    }
+
+    /// The last events, oldest first; 100 by default.
+    pub fn history(&self) -> Vec<Event> {
+        self.inner.shared.hub.history()
+    }
+
+    /// Switches the breaker by hand.
+    pub fn switch_breaker(&self, switch: BreakerSwitch) {
+        let shared = &self.inner.shared;
+        let transition = shared.guard.switch(switch, clock::now());
+        shared.breaker_changed(transition);
+    }
+
+    /// Connects anew, by hand. What is in flight ends as if the connection had been lost.
+    pub fn reconnect(&self) {
+        for link in &self.inner.shared.links {
+            link.reset("reset by hand");
+        }
+    }
+
+    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections.
+    pub async fn close(&self, deadline: Duration) -> Closed {
+        let inner = &*self.inner;
+        inner.closed.store(true, Ordering::Relaxed);
+        inner.blocking.close();
+        for link in &inner.shared.links {
+            link.lane.refuse_new();
+        }
+        let in_flight = || -> usize {
+            let links = inner.shared.links.iter();
+            links.map(|link| link.lane.in_flight()).sum()
+        };
+        let drained = async {
+            while in_flight() > 0 {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let _ = tokio::time::timeout(deadline, drained).await;
+        let unfinished = in_flight();
+        for link in &inner.shared.links {
+            link.set_state(ConnectionState::Closed, clock::now());
+            link.lane.set_gate(Gate::Closed);
+            link.lane
+                .order(Order::Abandon("the client was closed".into()));
+        }
+        if inner.tasks.lock().is_empty() {
+            return Closed { unfinished: 0 };
+        }
+        // The drivers end by their order; their supervisors must not dial anew.
+        tokio::task::yield_now().await;
+        inner.tasks.lock().clear();
+        inner.shared.hub.emit(0, EventKind::Closed { unfinished });
+        Closed { unfinished }
+    }
+
+    /// Waits until it is connected.
+    pub(crate) async fn first_connection(&self, deadline: Duration) -> Result<(), Error> {
+        let waiting = async {
+            for link in &self.inner.shared.links {
+                let mut watch = link.state.subscribe();
+                let _ = watch
+                    .wait_for(|state| *state == ConnectionState::Ready)
+                    .await;
+            }
+        };
+        tokio::time::timeout(deadline, waiting).await.map_err(|_| {
+            let last_error = self.status().last_error;
+            let cause = last_error.unwrap_or_else(|| format!("not within {deadline:?}"));
+            Error::not_sent(ErrorKind::Connect {
+                cause: cause.into(),
+            })
+        })
+    }
+
+    pub(crate) fn db(&self) -> i64 {
+        self.inner.shared.settings.target.db
+    }
+
+    pub(crate) fn default_deadline(&self) -> Duration {
+        self.inner.shared.settings.deadline
+    }
+}
+
+/// Keeps a supervisor running: starts it anew if it ends or makes no progress.
+async fn watchdog(shared: Arc<Shared>, link: Arc<Link>, connector: Arc<Connector>) {
+    let every = (shared.settings.stuck_after / 4).min(Duration::from_secs(1));
+    loop {
+        let supervisor = Supervisor {
+            rng: shared.rng(),
+            shared: Arc::clone(&shared),
+            link: Arc::clone(&link),
+            connector: Arc::clone(&connector),
+        };
+        let task = Owned::new(tokio::spawn(supervisor.run()));
+        let began = clock::now();
+        loop {
+            tokio::time::sleep(every).await;
+            let now = clock::now();
+            let overdue = link.stuck_at.lock().is_some_and(|at| at <= now);
+            if overdue || task.is_finished() {
+                link.view.lock().stuck_resets += 1;
+                let stuck_ms = clock::as_ms(now.saturating_duration_since(began));
+                shared
+                    .hub
+                    .emit(link.index, EventKind::StuckReset { stuck_ms });
+                *link.stuck_at.lock() = None;
+                break;
+            }
+        }
+    }
+}
+
+/// A client with options of its own for its calls. From [`Client::with`].
+#[derive(Clone, Debug)]
+pub struct Scoped {
+    client: Client,
+    options: CallOptions,
+}
+
+impl Scoped {
+    /// As [`Client::send`].
+    ///
+    /// # Errors
+    /// As [`Client::send`].
+    pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
+        self.client.send_with(cmd, &self.options).await
+    }
+
+    /// As [`Client::send_pipeline`].
+    ///
+    /// # Errors
+    /// As [`Client::send_pipeline`].
+    pub async fn send_pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        self.client
+            .send_pipeline_with(pipeline, &self.options)
+            .await
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+}

@@ -1,0 +1,85 @@
+//! Where user name and password come from, and how they change while connections live.
+//!
+//! A provider is asked at every handshake, and tells when what it gave changes or expires, so that live connections give the new credentials
+//! in time instead of being cut off.
+
+mod environment;
+mod file;
+mod fixed;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use secrecy::{ExposeSecret, SecretString};
+use thiserror::Error;
+
+pub use environment::EnvironmentCredentials;
+pub use file::FileCredentials;
+pub use fixed::StaticCredentials;
+
+/// A user name and a password. `Debug` shows neither.
+#[derive(Clone)]
+pub struct Credentials {
+    user: String,
+    password: SecretString,
+}
+
+impl Credentials {
+    /// Credentials; an empty user name means `default`.
+    pub fn new(user: impl Into<String>, password: impl Into<String>) -> Self {
+        Self {
+            user: user.into(),
+            password: password.into().into(),
+        }
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        if self.user.is_empty() {
+            "default"
+        } else {
+            &self.user
+        }
+    }
+
+    pub(crate) fn password(&self) -> &str {
+        self.password.expose_secret()
+    }
+
+    /// True if both give the same user name and password.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        self.user() == other.user() && self.password() == other.password()
+    }
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Credentials(redacted)")
+    }
+}
+
+/// Credentials could not be had.
+#[derive(Clone, Debug, Error)]
+#[error("{why}")]
+pub struct CredentialsError {
+    /// Why; never shows a secret.
+    pub why: Arc<str>,
+}
+
+impl CredentialsError {
+    /// An error; `why` must not hold a secret.
+    pub fn new(why: impl Into<Arc<str>>) -> Self {
+        Self { why: why.into() }
+    }
+}
+
+/// Gives credentials, again and again.
+pub trait CredentialsProvider: fmt::Debug + Send + Sync {
+    /// The credentials to use now. Called at each handshake and each time [`renew_in`](Self::renew_in) has passed; under the deadline of a
+    /// connect phase.
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>>;
+
+    /// When to ask again, for the sake of connections that live. `None`: never, these do not change.
+    fn renew_in(&self) -> Option<Duration>;
+}

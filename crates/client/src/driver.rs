@@ -1,0 +1,358 @@
+//! Owns one socket and its timers, and drives the connection's state machine.
+//!
+//! A hand-written poll loop, because this is where the time goes: as many commands as wait leave in one write, replies are decoded from one
+//! buffer, and they are handed out in small waves, so that callers and server work at the same time instead of in turns.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, Reply, Terms, Watch};
+use steadfast_core::resp::Limits;
+use tokio::io::AsyncWrite;
+use tokio::sync::mpsc;
+use tokio::time::Sleep;
+
+use crate::clock;
+use crate::lane::{Job, Lane, Order};
+use crate::shared::Shared;
+use crate::slot::Ended;
+use crate::stream::Stream;
+
+/// Replies handed out before callers get their turn.
+const WAVE: usize = 16;
+/// Deadline of the driver's own commands: they are watched by `reply_overdue` instead.
+const INTERNAL: Duration = Duration::from_secs(3600);
+
+/// What a driver tells its supervisor.
+#[derive(Debug)]
+pub(crate) enum Signal {
+    /// No byte has come for so long while commands wait.
+    Overdue(Duration),
+    /// A byte has come after all.
+    Woke(Duration),
+    /// New credentials were taken (`None`) or refused.
+    Reauthenticated(Option<String>),
+}
+
+/// A connection at work.
+pub(crate) struct Driver {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    index: usize,
+    stream: Stream,
+    conn: Conn<Job>,
+    spare: Batch<Job>,
+    timer: Pin<Box<Sleep>>,
+    armed: Option<Instant>,
+    signals: mpsc::UnboundedSender<Signal>,
+    overdue_since: Option<Instant>,
+    /// Replies since the breaker was last told.
+    successes: u32,
+    slow: u32,
+    slow_call: Option<Duration>,
+    last_took: Option<Duration>,
+    told_breaker: Instant,
+    needs_flush: bool,
+}
+
+/// How a driver ended: what still waits is in `conn`.
+pub(crate) struct Finished {
+    pub(crate) cause: Arc<str>,
+    pub(crate) conn: Conn<Job>,
+    /// Ended by order, not by the network.
+    pub(crate) ordered: bool,
+}
+
+struct End {
+    cause: Arc<str>,
+    ordered: bool,
+}
+
+impl End {
+    fn network(cause: impl Into<Arc<str>>) -> Self {
+        Self {
+            cause: cause.into(),
+            ordered: false,
+        }
+    }
+}
+
+impl Driver {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        lane: Arc<Lane>,
+        index: usize,
+        stream: Stream,
+        watch: Watch,
+        signals: mpsc::UnboundedSender<Signal>,
+    ) -> Self {
+        let now = clock::now();
+        Self {
+            conn: Conn::new(watch, Limits::default(), now),
+            lane,
+            index,
+            stream,
+            spare: Batch::default(),
+            timer: Box::pin(tokio::time::sleep_until(now.into())),
+            armed: None,
+            signals,
+            overdue_since: None,
+            successes: 0,
+            slow: 0,
+            slow_call: shared.settings.breaker.slow_call,
+            last_took: None,
+            told_breaker: now,
+            needs_flush: false,
+            shared,
+        }
+    }
+
+    /// Serves until the connection ends.
+    pub(crate) async fn run(mut self) -> Finished {
+        let end = std::future::poll_fn(|cx| self.poll(cx)).await;
+        self.tell_breaker(clock::now());
+        Finished {
+            cause: end.cause,
+            conn: self.conn,
+            ordered: end.ordered,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
+        match self.turn(cx) {
+            Ok(()) => Poll::Pending,
+            Err(end) => Poll::Ready(end),
+        }
+    }
+
+    /// Works until there is nothing to do (and parks), or until a wave is handed out (and yields).
+    fn turn(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        let mut now = clock::now();
+        loop {
+            self.take_submissions(now)?;
+            self.write(cx)?;
+            if self.hand_out(now)? {
+                cx.waker().wake_by_ref();
+                return Ok(());
+            }
+            if self.read(cx)? {
+                now = clock::now();
+                self.bytes_came(now);
+                continue;
+            }
+            self.keep_time(cx, &mut now)?;
+            if self.lane.park(cx.waker(), self.conn.awaiting()) {
+                return Ok(());
+            }
+            now = clock::now();
+        }
+    }
+
+    fn take_submissions(&mut self, now: Instant) -> Result<(), End> {
+        let orders = self
+            .lane
+            .take(&mut self.spare, self.conn.awaiting(), self.conn.unsent());
+        for order in orders {
+            self.obey(order, now)?;
+        }
+        self.conn.submit(&mut self.spare, now);
+        Ok(())
+    }
+
+    fn obey(&mut self, order: Order, now: Instant) -> Result<(), End> {
+        match order {
+            Order::Abandon(cause) => {
+                return Err(End {
+                    cause,
+                    ordered: true,
+                });
+            }
+            Order::Fence { id, command } => self.submit_own(Job::Fence(id), &command, now),
+            Order::Reauthenticate(command) => {
+                self.submit_own(Job::Reauthenticate, &command, now);
+            }
+        }
+        Ok(())
+    }
+
+    fn submit_own(&mut self, job: Job, command: &[u8], now: Instant) {
+        let mut batch = Batch::default();
+        let terms = Terms {
+            replies: 1,
+            deadline: now + INTERNAL,
+            submitted: now,
+            seq: 0,
+        };
+        batch.push(job, terms, |bytes| {
+            bytes.extend_from_slice(command);
+            bytes.len()
+        });
+        self.conn.submit(&mut batch, now);
+    }
+
+    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+        while !self.conn.transmit().is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, self.conn.transmit()) {
+                Poll::Ready(Ok(0)) => return Err(End::network("the connection takes no more")),
+                Poll::Ready(Ok(n)) => {
+                    self.conn.transmitted(n);
+                    self.needs_flush = matches!(self.stream, Stream::Tls(_));
+                }
+                Poll::Ready(Err(error)) => return Err(End::network(error.to_string())),
+                Poll::Pending => return Ok(()),
+            }
+        }
+        if self.needs_flush {
+            match Pin::new(&mut self.stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => self.needs_flush = false,
+                Poll::Ready(Err(error)) => return Err(End::network(error.to_string())),
+                Poll::Pending => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// True if bytes came.
+    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
+        match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, self.conn.input()) {
+            Poll::Ready(Ok(0)) => Err(End::network("the server closed the connection")),
+            Poll::Ready(Ok(_)) => Ok(true),
+            Poll::Ready(Err(error)) => Err(End::network(error.to_string())),
+            Poll::Pending => Ok(false),
+        }
+    }
+
+    fn bytes_came(&mut self, now: Instant) {
+        self.conn.handle_input(now);
+        if let Some(since) = self.overdue_since.take() {
+            let quiet = now.saturating_duration_since(since);
+            let _ = self.signals.send(Signal::Woke(quiet));
+        }
+    }
+
+    /// Hands out up to a wave of replies. True if there may be more.
+    fn hand_out(&mut self, now: Instant) -> Result<bool, End> {
+        for _ in 0..WAVE {
+            match self.conn.poll_incoming() {
+                Ok(Some(Incoming::Reply {
+                    ticket,
+                    reply,
+                    submitted,
+                })) => self.answer(ticket, reply, submitted, now),
+                Ok(Some(Incoming::Push(_))) => {}
+                Ok(None) => {
+                    self.learn_latency(now);
+                    if now.saturating_duration_since(self.told_breaker) > TELL_BREAKER_EVERY {
+                        self.tell_breaker(now);
+                    }
+                    return Ok(false);
+                }
+                Err(error) => return Err(End::network(error.to_string())),
+            }
+        }
+        self.learn_latency(now);
+        Ok(true)
+    }
+
+    /// Of each batch of replies, the last one tells how long calls take.
+    fn learn_latency(&mut self, now: Instant) {
+        if let Some(took) = self.last_took.take() {
+            self.shared.latency.record(took, now);
+            self.shared.observe_rtt(took);
+        }
+    }
+
+    fn answer(&mut self, job: Job, reply: Reply, submitted: Instant, now: Instant) {
+        let took = now.saturating_duration_since(submitted);
+        self.last_took = Some(took);
+        if self.slow_call.is_some_and(|slow_call| took > slow_call) {
+            self.slow += 1;
+        } else if !matches!(reply, Reply::One(Value::ServerError(_))) {
+            self.successes += 1;
+        }
+        match job {
+            Job::Call(ticket) => {
+                ticket.end(Ended::Answered { reply, at: now });
+            }
+            Job::Heartbeat => {}
+            Job::Fence(id) => self.shared.fence_answered(self.index, id, &reply),
+            Job::Reauthenticate => {
+                let refused = match reply {
+                    Reply::One(Value::ServerError(error)) => Some(error.code().to_owned()),
+                    _ => None,
+                };
+                let _ = self.signals.send(Signal::Reauthenticated(refused));
+            }
+        }
+    }
+
+    fn tell_breaker(&mut self, now: Instant) {
+        self.told_breaker = now;
+        let slow = std::mem::take(&mut self.slow);
+        if slow > 0 {
+            let transition = self.shared.guard.record_slow(slow, now);
+            self.shared.breaker_changed(transition);
+        }
+        // Ends the ramp after an outage, so that calls pass freely again.
+        let transition = self.shared.guard.settle(now);
+        self.shared.breaker_changed(transition);
+        let successes = std::mem::take(&mut self.successes);
+        if successes > 0 {
+            self.shared
+                .answered
+                .fetch_add(u64::from(successes), Ordering::Relaxed);
+            self.shared.budget.deposit(u64::from(successes));
+            self.shared.guard.record_successes(successes, now);
+        }
+    }
+
+    /// Handles what is due and sets the timer for what is not. One timer serves all deadlines of the connection: it is moved only when
+    /// something is due sooner, and may fire early.
+    fn keep_time(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Result<(), End> {
+        while let Some(at) = self.conn.poll_timeout() {
+            if at <= *now {
+                self.lapse(*now);
+                self.write(cx)?;
+                continue;
+            }
+            if self.armed.is_none_or(|armed| at < armed) {
+                self.timer.as_mut().reset(at.into());
+                self.armed = Some(at);
+            }
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return Ok(());
+            }
+            self.armed = None;
+            *now = clock::now();
+        }
+        Ok(())
+    }
+
+    /// Handles what time has brought.
+    fn lapse(&mut self, now: Instant) {
+        while let Some(lapse) = self.conn.poll_lapse(now) {
+            match lapse {
+                Lapse::Expired { ticket, certainty } => {
+                    if let Job::Call(ticket) = ticket {
+                        ticket.end(Ended::Expired(certainty));
+                    }
+                }
+                Lapse::Overdue { quiet } => {
+                    self.overdue_since = now.checked_sub(quiet).or(Some(now));
+                    let _ = self.signals.send(Signal::Overdue(quiet));
+                }
+                Lapse::Heartbeat => {
+                    self.submit_own(Job::Heartbeat, b"*1\r\n$4\r\nPING\r\n", now);
+                }
+            }
+        }
+    }
+}
+
+/// How often the count of successes is passed on.
+const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);

@@ -1,0 +1,350 @@
+//! Every failure says what is known of the command, and what to do.
+//!
+//! An error that leaves open whether a write took effect cannot be handled: so [`Error::certainty`] is on every one of them, also on those that
+//! reach the caller as a [`redis::RedisError`] (see [`certainty`]).
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{RedisError, ServerError};
+use thiserror::Error;
+
+pub use steadfast_core::certainty::Certainty;
+use steadfast_core::certainty::{Refusal, refusal, was_refused_before_running};
+use steadfast_core::command::Instead;
+
+/// Why a call failed, and what is known of its command.
+#[derive(Clone, Debug)]
+pub struct Error {
+    kind: ErrorKind,
+    certainty: Certainty,
+}
+
+/// What went wrong.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// The call's deadline passed.
+    Timeout {
+        /// The deadline that the call had.
+        deadline: Duration,
+    },
+    /// Redis is down, and the call was refused at once.
+    Down {
+        /// For how long it has been down.
+        down_for: Duration,
+        /// When the next attempt to connect is due: calling sooner is useless.
+        retry_after: Duration,
+        /// What ended the last attempt.
+        cause: Arc<str>,
+    },
+    /// Redis answers, but fails too often: the breaker refuses calls for a while.
+    BreakerOpen {
+        /// For how long it has been open.
+        open_for: Duration,
+        /// When calls may pass again.
+        retry_after: Duration,
+    },
+    /// A bound is reached.
+    Overloaded {
+        /// Which.
+        bound: Bound,
+        /// When a place may be free.
+        retry_after: Duration,
+    },
+    /// The connection was lost while the command was on its way.
+    Lost {
+        /// What ended it.
+        cause: Arc<str>,
+    },
+    /// The server answered with an error.
+    Server(ServerError),
+    /// The command cannot run on a connection that is shared.
+    Refused {
+        /// Its name.
+        command: &'static str,
+        /// What serves instead.
+        instead: Instead,
+    },
+    /// A blocking command that waits for ever was sent without a deadline of its own.
+    NeedsDeadline {
+        /// Its name.
+        command: &'static str,
+    },
+    /// The client is closed or closing.
+    Closed,
+    /// The command is empty, or a pipeline's replies do not add up.
+    Invalid {
+        /// What is wrong with it.
+        why: &'static str,
+    },
+    /// A connection of its own could not be had for this call.
+    Connect {
+        /// Why.
+        cause: Arc<str>,
+    },
+}
+
+/// A bound of the client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Bound {
+    /// Calls sent or waiting to be sent.
+    InFlight,
+    /// Bytes waiting to be sent.
+    Bytes,
+    /// Blocking connections.
+    Blocking,
+    /// At the latency now observed, the call could not finish within its deadline.
+    Deadline,
+}
+
+impl Bound {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::InFlight => "too many calls are in flight",
+            Self::Bytes => "too many bytes wait to be sent",
+            Self::Blocking => "every blocking connection is taken",
+            Self::Deadline => {
+                "at the latency now observed the call could not finish within its deadline"
+            }
+        }
+    }
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, certainty: Certainty) -> Self {
+        Self { kind, certainty }
+    }
+
+    pub(crate) fn not_sent(kind: ErrorKind) -> Self {
+        Self::new(kind, Certainty::NotSent)
+    }
+
+    /// An error reply. `opaque`: to a script, a transaction or a pipeline that may have run half way.
+    pub(crate) fn server(error: ServerError, opaque: bool) -> Self {
+        let certainty = if was_refused_before_running(error.code(), opaque) {
+            Certainty::Rejected
+        } else {
+            Certainty::Unknown
+        };
+        Self::new(ErrorKind::Server(error), certainty)
+    }
+
+    /// What is known of the command.
+    pub fn certainty(&self) -> Certainty {
+        self.certainty
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> &ErrorKind {
+        &self.kind
+    }
+
+    /// When a new call is worth it, where that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match &self.kind {
+            ErrorKind::Down { retry_after, .. }
+            | ErrorKind::BreakerOpen { retry_after, .. }
+            | ErrorKind::Overloaded { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+
+    /// True if the infrastructure failed, not the command: such errors count for the breaker, and a cache may degrade on them.
+    pub fn is_infrastructure(&self) -> bool {
+        match &self.kind {
+            ErrorKind::Server(error) => self.server_refusal(error) != Refusal::Lasting,
+            ErrorKind::Refused { .. }
+            | ErrorKind::NeedsDeadline { .. }
+            | ErrorKind::Invalid { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// A label of few values, for metrics and reports.
+    pub fn label(&self) -> &'static str {
+        match &self.kind {
+            ErrorKind::Timeout { .. } => "timeout",
+            ErrorKind::Down { .. } => "down",
+            ErrorKind::BreakerOpen { .. } => "breaker_open",
+            ErrorKind::Overloaded { .. } => "overloaded",
+            ErrorKind::Lost { .. } => "lost",
+            ErrorKind::Server(_) => "server",
+            ErrorKind::Refused { .. } => "refused",
+            ErrorKind::NeedsDeadline { .. } => "needs_deadline",
+            ErrorKind::Closed => "closed",
+            ErrorKind::Invalid { .. } => "invalid",
+            ErrorKind::Connect { .. } => "connect",
+        }
+    }
+
+    pub(crate) fn refusal(&self) -> Option<Refusal> {
+        match &self.kind {
+            ErrorKind::Server(error) => Some(self.server_refusal(error)),
+            _ => None,
+        }
+    }
+
+    fn server_refusal(&self, error: &ServerError) -> Refusal {
+        refusal(error.code(), error.details().unwrap_or_default())
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            ErrorKind::Timeout { deadline } => write!(f, "no answer within {deadline:?}")?,
+            ErrorKind::Down {
+                down_for,
+                retry_after,
+                cause,
+            } => write!(
+                f,
+                "redis has been down for {down_for:?} ({cause}); try again in {retry_after:?}"
+            )?,
+            ErrorKind::BreakerOpen {
+                open_for,
+                retry_after,
+            } => write!(
+                f,
+                "the breaker has been open for {open_for:?}; try again in {retry_after:?}"
+            )?,
+            ErrorKind::Overloaded { bound, .. } => {
+                write!(f, "overloaded: {}", bound.as_str())?;
+            }
+            ErrorKind::Lost { cause } => write!(f, "the connection was lost: {cause}")?,
+            ErrorKind::Server(error) => match error.details() {
+                Some(details) => write!(f, "{} {details}", error.code())?,
+                None => f.write_str(error.code())?,
+            },
+            ErrorKind::Refused { command, instead } => write!(
+                f,
+                "{command} cannot run on a shared connection: {}",
+                match instead {
+                    Instead::Session => "use client.session()",
+                    Instead::PubSub => "use client.pubsub()",
+                    Instead::Unsupported => "steadfast does not support it",
+                }
+            )?,
+            ErrorKind::NeedsDeadline { command } => write!(
+                f,
+                "{command} with a timeout of 0 waits for ever: give the call a deadline, \
+                 as in client.with(CallOptions::new().deadline(…))"
+            )?,
+            ErrorKind::Closed => f.write_str("the client is closed")?,
+            ErrorKind::Invalid { why } => f.write_str(why)?,
+            ErrorKind::Connect { cause } => write!(f, "no connection of its own: {cause}")?,
+        }
+        write!(f, " [{}]", self.certainty)
+    }
+}
+
+impl std::error::Error for Error {}
+
+/// An error of Steadfast inside an [`std::io::Error`] inside a [`RedisError`], so that redis-rs users find it by [`certainty`].
+impl From<Error> for RedisError {
+    fn from(error: Error) -> Self {
+        let kind = match &error.kind {
+            ErrorKind::Timeout { .. } => std::io::ErrorKind::TimedOut,
+            ErrorKind::Lost { .. } => std::io::ErrorKind::ConnectionReset,
+            ErrorKind::Down { .. } | ErrorKind::BreakerOpen { .. } => {
+                std::io::ErrorKind::ConnectionRefused
+            }
+            ErrorKind::Invalid { .. } | ErrorKind::Refused { .. } => {
+                std::io::ErrorKind::InvalidInput
+            }
+            ErrorKind::Server(server) => return server_error(server, error.certainty),
+            _ => std::io::ErrorKind::Other,
+        };
+        std::io::Error::new(kind, error).into()
+    }
+}
+
+/// Marks, in the text of an error reply, that the command may have run half way: a [`RedisError`] has no other room for it.
+const HALF_WAY: &str = " [outcome unknown]";
+
+/// An error reply stays one, with its code; where its command may have run half way, its text says so.
+fn server_error(error: &ServerError, certainty: Certainty) -> RedisError {
+    let detail = error.details().unwrap_or_default();
+    let mark = match certainty {
+        Certainty::Unknown => HALF_WAY,
+        _ => "",
+    };
+    let line = format!("-{} {detail}{mark}\r\n", error.code());
+    redis::parse_redis_value(line.as_bytes())
+        .and_then(redis::Value::extract_error)
+        .err()
+        .unwrap_or_else(|| std::io::Error::other("an error of the server").into())
+}
+
+/// What is known of a command that failed with a [`RedisError`] of this client.
+///
+/// An error that does not come from the connection (a value of another type than asked for, say) belongs to a command that was answered: it
+/// counts as `Unknown`, since its effect stands.
+pub fn certainty(error: &RedisError) -> Certainty {
+    let mut source = std::error::Error::source(error);
+    while let Some(inner) = source {
+        if let Some(shared) = inner.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()
+            && let Some(own) = own_error(shared.as_ref())
+        {
+            return own.certainty;
+        }
+        if let Some(own) = own_error(inner) {
+            return own.certainty;
+        }
+        if let Some(server) = inner.downcast_ref::<ServerError>() {
+            return match server.details() {
+                Some(details) if details.ends_with(HALF_WAY) => Certainty::Unknown,
+                _ => Certainty::Rejected,
+            };
+        }
+        source = inner.source();
+    }
+    Certainty::Unknown
+}
+
+fn own_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Error> {
+    error
+        .downcast_ref::<std::io::Error>()
+        .and_then(std::io::Error::get_ref)
+        .and_then(|inner| inner.downcast_ref())
+}
+
+/// A setting that cannot be.
+#[derive(Debug, Error)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// The URL cannot be read.
+    #[error(
+        "the redis URL cannot be read: {why}; write redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path"
+    )]
+    Url {
+        /// What is wrong with it; never shows the password.
+        why: String,
+    },
+    /// The scheme is unknown.
+    #[error("unknown scheme `{scheme}` in the redis URL: use redis, rediss (TLS) or unix")]
+    Scheme {
+        /// The scheme.
+        scheme: String,
+    },
+    /// A number or time is out of its range.
+    #[error("setting `{setting}`: {why}")]
+    Setting {
+        /// Its name.
+        setting: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// Certificates or keys for TLS cannot be used.
+    #[error("tls: {why}")]
+    Tls {
+        /// Which, and why.
+        why: String,
+    },
+    /// The builder was used outside a tokio runtime.
+    #[error("a client lives on a tokio runtime: call build() inside one")]
+    NoRuntime,
+}

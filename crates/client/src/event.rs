@@ -1,0 +1,278 @@
+//! One enum describes what happens to a connection; history, log lines and metrics are all derived from it.
+//!
+//! Feeding the three apart lets them disagree, at the moment when someone needs them to agree.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::clock;
+
+/// Something that happened to a connection.
+#[derive(Clone, Debug, Serialize)]
+pub struct Event {
+    /// Counts up by one per event of a client.
+    pub seq: u64,
+    /// Milliseconds since 1970.
+    pub at_ms: u64,
+    /// Which of the client's connections, from 0.
+    pub connection: usize,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum EventKind {
+    /// An attempt to connect succeeded; the connection is in service.
+    Connected {
+        /// Where to.
+        address: String,
+        /// The server's version.
+        version: String,
+        /// The attempts of this outage, this one included.
+        attempt: u32,
+        /// From the loss of the last connection to now; absent for the first.
+        outage_ms: Option<f64>,
+        /// How long the attempt took.
+        took_ms: f64,
+    },
+    /// An attempt to connect failed.
+    ConnectFailed {
+        /// The attempts of this outage, this one included.
+        attempt: u32,
+        /// Why.
+        cause: Arc<str>,
+        /// When the next one begins.
+        retry_in_ms: f64,
+    },
+    /// A connection ended that was in service.
+    Lost {
+        /// Why.
+        cause: Arc<str>,
+        /// Requests written and not answered: their outcome is unknown.
+        unknown: usize,
+        /// Requests that were not written.
+        not_sent: usize,
+    },
+    /// No byte came for a while although commands wait: a challenger is dialled.
+    Overdue {
+        /// For how long no byte has come.
+        quiet_ms: f64,
+    },
+    /// The connection that was overdue answers again.
+    Woke {
+        /// For how long no byte had come.
+        quiet_ms: f64,
+    },
+    /// A new connection takes the place of one that works, or that stopped answering.
+    Replaced {
+        /// Why.
+        cause: Arc<str>,
+    },
+    /// The allowance for short interruptions is spent: from now on calls are refused at once.
+    Down {
+        /// Why.
+        cause: Arc<str>,
+    },
+    /// The breaker changed its state.
+    Breaker {
+        /// From `closed`, `open` or `half_open`.
+        from: &'static str,
+        /// To.
+        to: &'static str,
+        /// Why.
+        cause: String,
+    },
+    /// An abandoned connection was killed on the server, so that nothing left in it can be applied.
+    Fenced {
+        /// The abandoned connection's id.
+        id: i64,
+    },
+    /// The server does not let this user kill connections: last-wins writes are not repeated after an unknown outcome.
+    FenceRefused {
+        /// The server's answer.
+        cause: Arc<str>,
+    },
+    /// A live connection gave new credentials.
+    Reauthenticated,
+    /// New credentials could not be had, or were refused.
+    CredentialsFailed {
+        /// Why.
+        cause: Arc<str>,
+    },
+    /// The watchdog found the supervisor stuck and started it anew.
+    StuckReset {
+        /// For how long it made no progress.
+        stuck_ms: f64,
+    },
+    /// The client was closed.
+    Closed {
+        /// Calls that it could not finish.
+        unfinished: usize,
+    },
+}
+
+impl EventKind {
+    /// Its name, for metrics.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Connected { .. } => "connected",
+            Self::ConnectFailed { .. } => "connect_failed",
+            Self::Lost { .. } => "lost",
+            Self::Overdue { .. } => "overdue",
+            Self::Woke { .. } => "woke",
+            Self::Replaced { .. } => "replaced",
+            Self::Down { .. } => "down",
+            Self::Breaker { .. } => "breaker",
+            Self::Fenced { .. } => "fenced",
+            Self::FenceRefused { .. } => "fence_refused",
+            Self::Reauthenticated => "reauthenticated",
+            Self::CredentialsFailed { .. } => "credentials_failed",
+            Self::StuckReset { .. } => "stuck_reset",
+            Self::Closed { .. } => "closed",
+        }
+    }
+}
+
+/// Where events go.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    seq: AtomicU64,
+    history: Mutex<VecDeque<Event>>,
+    keep: usize,
+    live: broadcast::Sender<Event>,
+}
+
+impl Hub {
+    pub(crate) fn new(keep: usize) -> Self {
+        Self {
+            seq: AtomicU64::new(0),
+            history: Mutex::new(VecDeque::with_capacity(keep.min(1024))),
+            keep,
+            live: broadcast::channel(256).0,
+        }
+    }
+
+    pub(crate) fn emit(&self, connection: usize, kind: EventKind) {
+        log(connection, &kind);
+        crate::metrics::count_event(&kind);
+        let mut history = self.history.lock();
+        let event = Event {
+            seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
+            at_ms: clock::unix_ms(),
+            connection,
+            kind,
+        };
+        if self.keep > 0 {
+            if history.len() == self.keep {
+                history.pop_front();
+            }
+            history.push_back(event.clone());
+        }
+        // Sent under the lock, so that every listener sees events in their order; it does not block.
+        let _ = self.live.send(event);
+    }
+
+    pub(crate) fn history(&self) -> Vec<Event> {
+        self.history.lock().iter().cloned().collect()
+    }
+
+    pub(crate) fn subscribe(&self) -> Events {
+        Events {
+            live: self.live.subscribe(),
+        }
+    }
+}
+
+fn log(connection: usize, kind: &EventKind) {
+    match kind {
+        EventKind::Connected {
+            address,
+            version,
+            attempt,
+            outage_ms,
+            took_ms,
+        } => tracing::info!(
+            connection,
+            address,
+            version,
+            attempt,
+            outage_ms,
+            took_ms,
+            "connected to redis"
+        ),
+        EventKind::ConnectFailed {
+            attempt,
+            cause,
+            retry_in_ms,
+        } => tracing::warn!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis"),
+        EventKind::Lost {
+            cause,
+            unknown,
+            not_sent,
+        } => tracing::warn!(connection, %cause, unknown, not_sent, "connection to redis lost"),
+        EventKind::Overdue { quiet_ms } => {
+            tracing::warn!(connection, quiet_ms, "redis is overdue with its answers");
+        }
+        EventKind::Down { cause } => {
+            tracing::error!(connection, %cause, "redis is down, calls are refused at once");
+        }
+        EventKind::Breaker { from, to, cause } => {
+            tracing::warn!(connection, from, to, cause, "breaker changed");
+        }
+        EventKind::StuckReset { stuck_ms } => {
+            tracing::error!(connection, stuck_ms, "supervisor was stuck, started anew");
+        }
+        EventKind::FenceRefused { cause } => tracing::warn!(
+            connection, %cause,
+            "redis does not allow CLIENT KILL: last-wins writes of unknown outcome are not repeated"
+        ),
+        EventKind::CredentialsFailed { cause } => {
+            tracing::error!(connection, %cause, "credentials failed");
+        }
+        EventKind::Replaced { cause } => {
+            tracing::warn!(connection, %cause, "connection to redis replaced");
+        }
+        EventKind::Woke { .. }
+        | EventKind::Fenced { .. }
+        | EventKind::Reauthenticated
+        | EventKind::Closed { .. } => {
+            tracing::info!(connection, event = kind.name(), details = ?kind, "redis connection");
+        }
+    }
+}
+
+/// The events of a client as they happen.
+#[derive(Debug)]
+pub struct Events {
+    live: broadcast::Receiver<Event>,
+}
+
+/// What [`Events::next`] yields.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum EventOrGap {
+    /// The next event.
+    Event(Event),
+    /// This listener was too slow (256 events are kept for it): so many were missed. [`Client::history`](crate::Client::history) has the last ones.
+    Gap(u64),
+}
+
+impl Events {
+    /// The next event; `None` once the client is gone.
+    pub async fn next(&mut self) -> Option<EventOrGap> {
+        match self.live.recv().await {
+            Ok(event) => Some(EventOrGap::Event(event)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(EventOrGap::Gap(missed)),
+            Err(broadcast::error::RecvError::Closed) => None,
+        }
+    }
+}

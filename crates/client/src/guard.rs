@@ -1,0 +1,164 @@
+//! The breaker as the shell keeps it: behind a lock that the healthy path never takes.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use steadfast_core::policy::breaker::{Admission, Outcome, Permit, State, Transition};
+use steadfast_core::policy::{Breaker, BreakerConfig};
+
+use crate::error::{Error, ErrorKind};
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Guard {
+    breaker: Mutex<Breaker>,
+    /// The breaker's generation while calls pass without asking, else 0.
+    free: AtomicU64,
+}
+
+/// The right to make one attempt.
+#[derive(Debug)]
+pub(crate) struct Pass {
+    pub(crate) permit: Permit,
+    /// Not before this instant.
+    pub(crate) not_before: Option<Instant>,
+}
+
+impl Guard {
+    pub(crate) fn new(
+        config: BreakerConfig,
+        now: Instant,
+    ) -> Result<Self, steadfast_core::policy::InvalidSetting> {
+        let breaker = Breaker::new(config, now)?;
+        let guard = Self {
+            free: AtomicU64::new(0),
+            breaker: Mutex::new(breaker),
+        };
+        guard.with(|_| ());
+        Ok(guard)
+    }
+
+    /// Asks for one attempt. On the healthy path this is one load.
+    pub(crate) fn admit(&self, now: Instant) -> Result<Pass, Error> {
+        let free = self.free.load(Ordering::Acquire);
+        if free != 0 {
+            return Ok(Pass {
+                permit: Permit::passed(free),
+                not_before: None,
+            });
+        }
+        self.with(|breaker| breaker.try_acquire(now))
+            .map(|admission| match admission {
+                Admission::Now(permit) => Pass {
+                    permit,
+                    not_before: None,
+                },
+                Admission::Delay { until, permit } => Pass {
+                    permit,
+                    not_before: Some(until),
+                },
+            })
+            .map_err(|refused| {
+                Error::not_sent(ErrorKind::BreakerOpen {
+                    open_for: now.saturating_duration_since(refused.since),
+                    retry_after: refused.retry_after,
+                })
+            })
+    }
+
+    /// An attempt is over. A success of a call that passed freely is counted by the driver, in batches.
+    pub(crate) fn record(
+        &self,
+        permit: Permit,
+        outcome: Outcome,
+        now: Instant,
+    ) -> Option<Transition> {
+        if outcome == Outcome::Success && !permit.is_probe() {
+            return None;
+        }
+        self.with(|breaker| breaker.record(permit, outcome, now))
+    }
+
+    /// An attempt ended without telling anything of the server.
+    pub(crate) fn forget(&self, permit: Permit) {
+        if permit.is_probe() {
+            self.with(|breaker| breaker.forget(permit));
+        }
+    }
+
+    pub(crate) fn record_successes(&self, n: u32, now: Instant) {
+        self.with(|breaker| breaker.record_successes(u64::from(n), now));
+    }
+
+    pub(crate) fn record_slow(&self, n: u32, now: Instant) -> Option<Transition> {
+        self.with(|breaker| {
+            let mut last = None;
+            for _ in 0..n {
+                let permit = Permit::passed(breaker.generation());
+                last = breaker.record(permit, Outcome::Slow, now).or(last);
+            }
+            last
+        })
+    }
+
+    pub(crate) fn record_loss(&self, now: Instant) -> Option<Transition> {
+        self.with(|breaker| breaker.record_loss(now))
+    }
+
+    pub(crate) fn probe_succeeded(&self, now: Instant) -> Option<Transition> {
+        self.with(|breaker| breaker.probe_succeeded(now))
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.breaker.lock().state()
+    }
+
+    /// By hand.
+    pub(crate) fn switch(&self, switch: BreakerSwitch, now: Instant) -> Option<Transition> {
+        self.with(|breaker| match switch {
+            BreakerSwitch::Automatic => breaker.enable(now),
+            BreakerSwitch::ForceOpen => breaker.force_open(now),
+            BreakerSwitch::ForceClosed => breaker.force_closed(now),
+            BreakerSwitch::Disable => breaker.disable(now),
+        })
+    }
+
+    /// Does what has become due: ends the ramp, so that calls pass freely again.
+    pub(crate) fn settle(&self, now: Instant) -> Option<Transition> {
+        self.with(|breaker| breaker.handle_timeout(now))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&mut Breaker) -> T) -> T {
+        let mut breaker = self.breaker.lock();
+        let result = work(&mut breaker);
+        let free = if breaker.passes_freely() {
+            breaker.generation()
+        } else {
+            0
+        };
+        self.free.store(free, Ordering::Release);
+        result
+    }
+}
+
+/// What an operator may do with the breaker by hand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BreakerSwitch {
+    /// It judges by itself (the default).
+    Automatic,
+    /// It refuses everything.
+    ForceOpen,
+    /// It lets everything through, and keeps counting.
+    ForceClosed,
+    /// It neither counts nor refuses.
+    Disable,
+}
+
+pub(crate) fn state_name(state: State) -> &'static str {
+    match state {
+        State::Closed => "closed",
+        State::Open => "open",
+        State::HalfOpen => "half_open",
+    }
+}

@@ -1,0 +1,90 @@
+//! The answer to: is Redis well, and how quick is it?
+
+use std::time::Duration;
+
+use redis::Value;
+use serde::Serialize;
+
+use crate::client::Client;
+use crate::clock;
+use crate::options::CallOptions;
+
+/// What a health check found. Fields that the server's ACL does not let us see are absent.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct Health {
+    /// It answered a PING in time.
+    pub healthy: bool,
+    /// How long the PING took, in milliseconds.
+    pub latency_ms: Option<f64>,
+    /// One line for a person.
+    pub message: String,
+    /// `master` or `slave`, as Redis words it.
+    pub role: Option<String>,
+    /// The server's version.
+    pub version: Option<String>,
+    /// Clients connected to the server.
+    pub clients: Option<u64>,
+    /// Memory that the server uses, in bytes.
+    pub memory_bytes: Option<u64>,
+}
+
+impl Client {
+    /// Pings the server, then asks what it says of itself. Takes `timeout` at most, and never fails: what went wrong is the message.
+    pub async fn health(&self, timeout: Duration) -> Health {
+        let began = clock::now();
+        let scoped = self.with(CallOptions::new().deadline(timeout));
+        let mut health = Health {
+            healthy: false,
+            latency_ms: None,
+            message: String::new(),
+            role: None,
+            version: None,
+            clients: None,
+            memory_bytes: None,
+        };
+        match scoped.send(&redis::cmd("PING")).await {
+            Ok(_) => {
+                let took = clock::now().saturating_duration_since(began);
+                health.healthy = true;
+                health.latency_ms = Some(clock::as_ms(took));
+                health.message = "redis answers".into();
+            }
+            Err(error) => {
+                health.message = error.to_string();
+                return health;
+            }
+        }
+        let left = timeout.saturating_sub(clock::now().saturating_duration_since(began));
+        let scoped = self.with(CallOptions::new().deadline(left));
+        if let Ok(info) = scoped.send(&redis::cmd("INFO")).await {
+            health.read(&text(&info));
+        }
+        health
+    }
+}
+
+impl Health {
+    fn read(&mut self, info: &str) {
+        for line in info.lines() {
+            let Some((name, value)) = line.split_once(':') else {
+                continue;
+            };
+            match name {
+                "role" => self.role = Some(value.to_owned()),
+                "redis_version" => self.version = Some(value.to_owned()),
+                "connected_clients" => self.clients = value.parse().ok(),
+                "used_memory" => self.memory_bytes = value.parse().ok(),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
+        Value::VerbatimString { text, .. } => text.clone(),
+        _ => String::new(),
+    }
+}

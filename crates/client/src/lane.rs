@@ -1,0 +1,311 @@
+//! Where callers hand over encoded commands and a driver picks them up.
+//!
+//! The lock is held for a few dozen nanoseconds, to append bytes and a ticket or to swap two buffers, and never across a system call. While
+//! there is no connection, commands wait here in their order, so that those of a short interruption reach the next connection as they were
+//! submitted.
+
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use steadfast_core::conn::{Batch, Terms};
+
+use crate::error::{Bound, Error, ErrorKind};
+use crate::slot::{self, Ended, Pending, Ticket};
+
+/// What travels through a connection.
+#[derive(Debug)]
+pub(crate) enum Job {
+    /// Somebody's call.
+    Call(Ticket),
+    /// A PING of the driver's own.
+    Heartbeat,
+    /// A CLIENT KILL for the connection of this id.
+    Fence(i64),
+    /// An AUTH with new credentials.
+    Reauthenticate,
+}
+
+/// Why calls are refused at once.
+#[derive(Debug)]
+pub(crate) struct Outage {
+    pub(crate) since: Instant,
+    pub(crate) cause: Arc<str>,
+}
+
+/// Whether calls may pass.
+#[derive(Debug, Clone)]
+pub(crate) enum Gate {
+    /// A driver is in service.
+    Open,
+    /// A short interruption: calls wait here.
+    Waiting,
+    /// The server is down: calls are refused. The second is when the next attempt to connect is due.
+    Down(Arc<Outage>, Instant),
+    /// The client is closed.
+    Closed,
+}
+
+/// What the supervisor tells a driver.
+#[derive(Debug)]
+pub(crate) enum Order {
+    /// End at once; what waits is lost.
+    Abandon(Arc<str>),
+    /// Kill this abandoned connection on the server, before the next command.
+    Fence { id: i64, command: Vec<u8> },
+    /// Give new credentials, before the next command.
+    Reauthenticate(Vec<u8>),
+}
+
+#[derive(Debug)]
+struct Queue {
+    gate: Gate,
+    batch: Batch<Job>,
+    /// In the hands of the driver, as of its last look.
+    awaiting: usize,
+    /// Bytes in the hands of the driver, as of its last look.
+    unsent: usize,
+    parked: Option<Waker>,
+    orders: Vec<Order>,
+    next_seq: u64,
+}
+
+/// Bounds on what may wait.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LaneBounds {
+    pub(crate) in_flight: usize,
+    pub(crate) bytes: usize,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Lane {
+    queue: Mutex<Queue>,
+    bounds: LaneBounds,
+}
+
+/// How to submit a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) replies: u32,
+    pub(crate) deadline: Instant,
+    pub(crate) now: Instant,
+    /// The place it had when it was first submitted.
+    pub(crate) seq: Option<u64>,
+}
+
+/// A request that was submitted.
+#[derive(Debug)]
+pub(crate) struct Submitted {
+    pub(crate) pending: Pending,
+    pub(crate) seq: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(bounds: LaneBounds) -> Self {
+        Self {
+            queue: Mutex::new(Queue {
+                gate: Gate::Waiting,
+                batch: Batch::default(),
+                awaiting: 0,
+                unsent: 0,
+                parked: None,
+                orders: Vec::new(),
+                next_seq: 0,
+            }),
+            bounds,
+        }
+    }
+
+    /// Hands a request over. `encode` as in [`Batch::push`].
+    pub(crate) fn submit(
+        &self,
+        ask: Ask,
+        encode: impl FnOnce(&mut Vec<u8>) -> usize,
+    ) -> Result<Submitted, Error> {
+        let mut queue = self.queue.lock();
+        match &queue.gate {
+            Gate::Open | Gate::Waiting => {}
+            Gate::Down(outage, retry_at) => return Err(down(outage, *retry_at, ask.now)),
+            Gate::Closed => return Err(Error::not_sent(ErrorKind::Closed)),
+        }
+        if queue.awaiting + queue.batch.len() >= self.bounds.in_flight {
+            return Err(overloaded(Bound::InFlight));
+        }
+        if queue.unsent + queue.batch.byte_len() >= self.bounds.bytes {
+            return Err(overloaded(Bound::Bytes));
+        }
+        let seq = ask.seq.unwrap_or(queue.next_seq);
+        if ask.seq.is_none() {
+            queue.next_seq += 1;
+        }
+        let (ticket, pending) = slot::pair();
+        let terms = Terms {
+            replies: ask.replies,
+            deadline: ask.deadline,
+            submitted: ask.now,
+            seq,
+        };
+        queue.batch.push(Job::Call(ticket), terms, encode);
+        let parked = queue.parked.take();
+        drop(queue);
+        if let Some(waker) = parked {
+            waker.wake();
+        }
+        Ok(Submitted { pending, seq })
+    }
+
+    /// For the driver: swaps what waits for the empty `spare`, and says how much it holds itself.
+    pub(crate) fn take(
+        &self,
+        spare: &mut Batch<Job>,
+        awaiting: usize,
+        unsent: usize,
+    ) -> Vec<Order> {
+        let mut queue = self.queue.lock();
+        std::mem::swap(&mut queue.batch, spare);
+        queue.awaiting = awaiting + spare.len();
+        queue.unsent = unsent + spare.byte_len();
+        std::mem::take(&mut queue.orders)
+    }
+
+    /// For whoever serves the lane: wakes it when something is submitted or ordered. False if something already was.
+    pub(crate) fn park(&self, waker: &Waker, awaiting: usize) -> bool {
+        let mut queue = self.queue.lock();
+        if !queue.batch.is_empty() || !queue.orders.is_empty() {
+            return false;
+        }
+        queue.awaiting = awaiting;
+        queue.parked = Some(waker.clone());
+        true
+    }
+
+    /// Tells the driver something.
+    pub(crate) fn order(&self, order: Order) {
+        let mut queue = self.queue.lock();
+        queue.orders.push(order);
+        let parked = queue.parked.take();
+        drop(queue);
+        if let Some(waker) = parked {
+            waker.wake();
+        }
+    }
+
+    /// Refuses what is new, and keeps what waits.
+    pub(crate) fn refuse_new(&self) {
+        self.queue.lock().gate = Gate::Closed;
+    }
+
+    /// Opens or shuts the lane. A closed one stays closed. What waits in it stays only while the gate is open or waiting.
+    pub(crate) fn set_gate(&self, gate: Gate) {
+        let mut queue = self.queue.lock();
+        let turned = match &gate {
+            Gate::Open | Gate::Waiting => Vec::new(),
+            Gate::Down(..) | Gate::Closed => queue.batch.drain().collect(),
+        };
+        if !matches!(queue.gate, Gate::Closed) {
+            queue.gate = gate;
+        }
+        drop(queue);
+        for job in turned {
+            if let Job::Call(ticket) = job {
+                ticket.end(Ended::Turned);
+            }
+        }
+    }
+
+    /// A driver has ended: it holds nothing any more, and its orders are void.
+    pub(crate) fn release(&self) {
+        let mut queue = self.queue.lock();
+        queue.awaiting = 0;
+        queue.unsent = 0;
+        queue.orders.clear();
+        queue.parked = None;
+    }
+
+    /// Moves the time of the next attempt, in the answer of refused calls.
+    pub(crate) fn set_retry_at(&self, at: Instant) {
+        if let Gate::Down(_, retry_at) = &mut self.queue.lock().gate {
+            *retry_at = at;
+        }
+    }
+
+    pub(crate) fn gate(&self) -> Gate {
+        self.queue.lock().gate.clone()
+    }
+
+    /// The error of a call that the gate turned away.
+    pub(crate) fn refusal(&self, now: Instant) -> Error {
+        match &self.queue.lock().gate {
+            Gate::Down(outage, retry_at) => down(outage, *retry_at, now),
+            Gate::Closed => Error::not_sent(ErrorKind::Closed),
+            Gate::Open | Gate::Waiting => Error::not_sent(ErrorKind::Lost {
+                cause: "the connection changed before the command was sent".into(),
+            }),
+        }
+    }
+
+    /// Requests submitted and not yet answered.
+    pub(crate) fn in_flight(&self) -> usize {
+        let queue = self.queue.lock();
+        queue.awaiting + queue.batch.len()
+    }
+
+    /// Ends those in the queue whose deadline has passed; returns the next deadline.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
+        let mut queue = self.queue.lock();
+        let expired = queue.batch.expire(now);
+        let next = queue.batch.earliest_deadline();
+        drop(queue);
+        for job in expired {
+            if let Job::Call(ticket) = job {
+                ticket.end(Ended::Expired(crate::error::Certainty::NotSent));
+            }
+        }
+        next
+    }
+
+    /// Keeps the deadlines of what waits while no driver does. Never ends.
+    pub(crate) async fn keep_deadlines(&self) {
+        loop {
+            let next = self.expire(crate::clock::now());
+            let submitted = std::future::poll_fn(|cx| {
+                let mut queue = self.queue.lock();
+                let earlier = match (queue.batch.earliest_deadline(), next) {
+                    (Some(first), Some(next)) => first < next,
+                    (first, _) => first.is_some(),
+                };
+                if earlier {
+                    return std::task::Poll::Ready(());
+                }
+                queue.parked = Some(cx.waker().clone());
+                std::task::Poll::Pending
+            });
+            match next {
+                Some(at) => {
+                    tokio::select! {
+                        () = submitted => {}
+                        () = crate::clock::sleep_until(at) => {}
+                    }
+                }
+                None => submitted.await,
+            }
+        }
+    }
+}
+
+fn down(outage: &Outage, retry_at: Instant, now: Instant) -> Error {
+    Error::not_sent(ErrorKind::Down {
+        down_for: now.saturating_duration_since(outage.since),
+        retry_after: retry_at.saturating_duration_since(now),
+        cause: Arc::clone(&outage.cause),
+    })
+}
+
+fn overloaded(bound: Bound) -> Error {
+    Error::not_sent(ErrorKind::Overloaded {
+        bound,
+        retry_after: Duration::from_millis(10),
+    })
+}

@@ -1,0 +1,75 @@
+//! A connection of one's own, for commands that change the connection's state: WATCH, a bare MULTI, SELECT.
+
+use std::sync::Arc;
+
+use redis::{Cmd, Pipeline, RedisError, RedisFuture, Value};
+
+use crate::dedicated::Dedicated;
+use crate::error::Error;
+use crate::options::CallOptions;
+
+/// A connection of one's own, from [`Client::session`](crate::Client::session). Clones share it. It is not replaced when it is lost: what it
+/// was in the middle of is lost with it, and every later call says so.
+#[derive(Clone, Debug)]
+pub struct Session {
+    connection: Arc<Dedicated>,
+    options: CallOptions,
+    db: i64,
+}
+
+impl Session {
+    pub(crate) fn new(connection: Dedicated, db: i64) -> Self {
+        Self {
+            connection: Arc::new(connection),
+            options: CallOptions::new(),
+            db,
+        }
+    }
+
+    /// The same session with other options for its calls.
+    pub fn with(&self, options: CallOptions) -> Self {
+        Self {
+            connection: Arc::clone(&self.connection),
+            options,
+            db: self.db,
+        }
+    }
+
+    /// Sends one command.
+    ///
+    /// # Errors
+    /// As [`Client::send`](crate::Client::send); nothing is ever repeated.
+    pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
+        self.connection.send(cmd, &self.options).await
+    }
+
+    /// False once its connection is lost.
+    pub fn is_open(&self) -> bool {
+        self.connection.is_open()
+    }
+}
+
+impl redis::aio::ConnectionLike for Session {
+    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+        Box::pin(async move { self.send(cmd).await.map_err(RedisError::from) })
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        Box::pin(async move {
+            let replies = self
+                .connection
+                .send_pipeline(pipeline, &self.options)
+                .await?;
+            crate::redis_rs::cut(replies, offset, count)
+        })
+    }
+
+    fn get_db(&self) -> i64 {
+        self.db
+    }
+}

@@ -1,0 +1,334 @@
+//! Every number that shapes a client, refused once, at the door.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy};
+use url::Url;
+
+use crate::connect::{Resolve, SystemResolver};
+use crate::credentials::Credentials;
+use crate::error::ConfigError;
+use crate::tls::Tls;
+
+/// Where the server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Address {
+    Tcp { host: String, port: u16 },
+    Unix(PathBuf),
+}
+
+impl std::fmt::Display for Address {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
+            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Unix(path) => write!(f, "{}", path.display()),
+        }
+    }
+}
+
+/// Which protocol the server is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Resp2,
+    Resp3,
+}
+
+/// Which role a server must have to be put into service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Role {
+    /// A primary: one that takes writes. A replica in its place is refused.
+    #[default]
+    Primary,
+    /// Any: a client that only reads may do with a replica.
+    Any,
+}
+
+/// What the URL says.
+#[derive(Clone, Debug)]
+pub(crate) struct Target {
+    pub(crate) address: Address,
+    pub(crate) tls: bool,
+    pub(crate) db: i64,
+    pub(crate) protocol: Protocol,
+    pub(crate) credentials: Option<Credentials>,
+}
+
+/// All settings of a client.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    pub(crate) target: Target,
+    pub(crate) name: Option<String>,
+    pub(crate) role: Role,
+    pub(crate) tls: Option<Tls>,
+    pub(crate) resolver: Arc<dyn Resolve>,
+    pub(crate) deadline: Duration,
+    pub(crate) reply_overdue: Duration,
+    pub(crate) abandon_after: Duration,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) retry: RetryPolicy,
+    pub(crate) budget: BudgetConfig,
+    pub(crate) breaker: BreakerConfig,
+    pub(crate) reconnect: Backoff,
+    pub(crate) blip_wait: Duration,
+    pub(crate) heartbeat: Duration,
+    pub(crate) connections: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) buffered_bytes: usize,
+    pub(crate) blocking_connections: usize,
+    pub(crate) max_age: Option<Duration>,
+    pub(crate) stuck_after: Duration,
+    pub(crate) history: usize,
+    pub(crate) repeat_without_fence: bool,
+    pub(crate) seed: u64,
+}
+
+/// Health that must last before the allowance for short interruptions is whole again.
+pub(crate) const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+
+impl Settings {
+    pub(crate) fn new(target: Target) -> Self {
+        Self {
+            target,
+            name: None,
+            role: Role::Primary,
+            tls: None,
+            resolver: Arc::new(SystemResolver::default()),
+            deadline: Duration::from_secs(1),
+            reply_overdue: Duration::from_millis(500),
+            abandon_after: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(1),
+            retry: RetryPolicy::default(),
+            budget: BudgetConfig::default(),
+            breaker: BreakerConfig::default(),
+            reconnect: Backoff::full_jitter(Duration::from_millis(20), Duration::from_millis(250)),
+            blip_wait: Duration::from_millis(250),
+            heartbeat: Duration::from_secs(1),
+            connections: 1,
+            in_flight: 8192,
+            buffered_bytes: 64 << 20,
+            blocking_connections: 4,
+            max_age: None,
+            stuck_after: Duration::from_secs(30),
+            history: 100,
+            repeat_without_fence: false,
+            seed: seed(),
+        }
+    }
+
+    /// Refuses what cannot work, naming the setting.
+    pub(crate) fn validate(&self) -> Result<(), ConfigError> {
+        let times = [
+            ("deadline", self.deadline),
+            ("reply_overdue", self.reply_overdue),
+            ("abandon_after", self.abandon_after),
+            ("connect_timeout", self.connect_timeout),
+            ("heartbeat", self.heartbeat),
+            ("stuck_after", self.stuck_after),
+        ];
+        for (setting, value) in times {
+            if value.is_zero() || value > Duration::from_secs(86_400) {
+                return refuse(setting, "must be more than nothing and at most a day");
+            }
+        }
+        if self.stuck_after < self.connect_timeout * 5 {
+            return refuse(
+                "stuck_after",
+                "must be at least 5 × connect_timeout, or a slow attempt to connect counts as stuck",
+            );
+        }
+        if self.connections == 0 || self.connections > 1024 {
+            return refuse("connections", "must be from 1 to 1024");
+        }
+        if self.in_flight == 0 {
+            return refuse("in_flight", "must be at least 1");
+        }
+        if self.buffered_bytes < 64 << 10 {
+            return refuse("buffered_bytes", "must be at least 64 KiB");
+        }
+        for (setting, result) in [
+            ("retry", self.retry.validate()),
+            ("breaker", self.breaker.validate()),
+            ("budget", self.budget.validate()),
+            ("reconnect", self.reconnect.validate()),
+        ] {
+            result.map_err(|error| ConfigError::Setting {
+                setting,
+                why: error.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn refuse(setting: &'static str, why: &str) -> Result<(), ConfigError> {
+    Err(ConfigError::Setting {
+        setting,
+        why: why.into(),
+    })
+}
+
+/// Jitter must differ from process to process, or a fleet reconnects in step.
+fn seed() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
+}
+
+impl Target {
+    /// Reads a URL as redis-rs does: `redis://[user[:password]@]host[:port][/db][?protocol=resp3]`, `rediss://…`, `unix:///path[?db=…]`.
+    pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
+        let url = Url::parse(text).map_err(|error| bad_url(error.to_string()))?;
+        let tls = match url.scheme() {
+            "redis" | "valkey" | "unix" | "redis+unix" => false,
+            "rediss" | "valkeys" => true,
+            other => {
+                return Err(ConfigError::Scheme {
+                    scheme: other.into(),
+                });
+            }
+        };
+        let unix = matches!(url.scheme(), "unix" | "redis+unix");
+        let mut target = Self {
+            address: if unix {
+                unix_address(&url)?
+            } else {
+                tcp_address(&url)?
+            },
+            tls,
+            db: 0,
+            protocol: Protocol::Resp2,
+            credentials: None,
+        };
+        let mut user = decoded(url.username(), "user name")?;
+        let mut password = url
+            .password()
+            .map(|password| decoded(password, "password"))
+            .transpose()?;
+        if !unix {
+            target.db = database(url.path().trim_matches('/'))?;
+        }
+        for (key, value) in url.query_pairs() {
+            match &*key {
+                "db" => target.db = database(&value)?,
+                "user" => user = value.into_owned(),
+                "pass" | "password" => password = Some(value.into_owned()),
+                "protocol" => target.protocol = protocol(&value)?,
+                other => return Err(bad_url(format!("unknown parameter `{other}`"))),
+            }
+        }
+        target.credentials = match (user, password) {
+            (user, Some(password)) => Some(Credentials::new(user, password)),
+            (user, None) if user.is_empty() => None,
+            _ => return Err(bad_url("a user name without a password".into())),
+        };
+        Ok(target)
+    }
+}
+
+fn bad_url(why: String) -> ConfigError {
+    ConfigError::Url { why }
+}
+
+fn tcp_address(url: &Url) -> Result<Address, ConfigError> {
+    let host = url
+        .host_str()
+        .filter(|host| !host.is_empty())
+        .ok_or_else(|| bad_url("it has no host".into()))?;
+    let host = host
+        .trim_start_matches('[')
+        .trim_end_matches(']')
+        .to_owned();
+    match url.port() {
+        Some(0) => Err(bad_url("port 0 cannot be connected to".into())),
+        port => Ok(Address::Tcp {
+            host,
+            port: port.unwrap_or(6379),
+        }),
+    }
+}
+
+fn unix_address(url: &Url) -> Result<Address, ConfigError> {
+    match decoded(url.path(), "path")? {
+        path if path.len() > 1 => Ok(Address::Unix(path.into())),
+        _ => Err(bad_url("it has no path".into())),
+    }
+}
+
+fn decoded(text: &str, what: &str) -> Result<String, ConfigError> {
+    percent_encoding::percent_decode_str(text)
+        .decode_utf8()
+        .map(std::borrow::Cow::into_owned)
+        .map_err(|_| bad_url(format!("the {what} is not UTF-8")))
+}
+
+fn database(text: &str) -> Result<i64, ConfigError> {
+    if text.is_empty() {
+        return Ok(0);
+    }
+    text.parse::<u32>()
+        .map(i64::from)
+        .map_err(|_| bad_url(format!("`{text}` is not a database number")))
+}
+
+fn protocol(text: &str) -> Result<Protocol, ConfigError> {
+    match text {
+        "2" | "resp2" => Ok(Protocol::Resp2),
+        "3" | "resp3" => Ok(Protocol::Resp3),
+        other => Err(bad_url(format!(
+            "unknown protocol `{other}`: use resp2 or resp3"
+        ))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_is_read_as_redis_rs_reads_it() {
+        let target = Target::parse("rediss://ada:p%40ss@db.example:7000/3?protocol=resp3")
+            .expect("a good url");
+        assert!(target.tls);
+        assert_eq!(target.db, 3);
+        assert_eq!(target.protocol, Protocol::Resp3);
+        assert_eq!(target.address.to_string(), "db.example:7000");
+        let target = Target::parse("redis://[::1]").expect("a good url");
+        assert_eq!(target.address.to_string(), "[::1]:6379");
+        let target = Target::parse("unix:///run/redis.sock?db=2").expect("a good url");
+        assert_eq!(
+            (target.address.to_string().as_str(), target.db),
+            ("/run/redis.sock", 2)
+        );
+    }
+
+    #[test]
+    fn a_bad_url_says_what_is_wrong_and_never_shows_the_password() {
+        for (url, want) in [
+            ("http://localhost", "unknown scheme `http`"),
+            ("redis://", "host"),
+            ("redis://:s3cret@h/x", "`x` is not a database number"),
+            ("redis://:s3cret@h?wat=1", "unknown parameter `wat`"),
+            ("redis://:s3cret@h:0", "port 0"),
+            ("not a url", "cannot be read"),
+            ("redis://u@h", "without a password"),
+        ] {
+            let error = Target::parse(url).expect_err(url).to_string();
+            assert!(error.contains(want), "{url}: {error}");
+            assert!(!error.contains("s3cret"), "{error}");
+        }
+    }
+
+    #[test]
+    fn settings_that_cannot_work_are_named() {
+        let mut settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        assert!(settings.validate().is_ok());
+        settings.heartbeat = Duration::ZERO;
+        let error = settings.validate().expect_err("it is nothing").to_string();
+        assert!(error.contains("heartbeat"), "{error}");
+    }
+}

@@ -1,0 +1,170 @@
+//! What the clones of a client, its supervisors and its drivers have in common.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use steadfast_core::conn::Reply;
+use steadfast_core::policy::breaker::Transition;
+use steadfast_core::policy::{Budget, LatencyEstimate};
+
+use crate::connect::{self, Identity};
+use crate::error::ConfigError;
+use crate::event::{EventKind, Hub};
+use crate::guard::{Guard, state_name};
+use crate::lane::{Gate, Order};
+use crate::link::Link;
+use crate::metrics::Metrics;
+use crate::settings::Settings;
+
+/// See the module.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) settings: Arc<Settings>,
+    pub(crate) hub: Hub,
+    pub(crate) guard: Guard,
+    pub(crate) budget: Budget,
+    pub(crate) metrics: Metrics,
+    pub(crate) links: Vec<Arc<Link>>,
+    /// Replies, of every kind.
+    pub(crate) answered: AtomicU64,
+    /// Round-trip time as smoothed, in nanoseconds; 0 while unknown.
+    rtt_ns: AtomicU64,
+    fence: AtomicU8,
+    seeds: AtomicU64,
+    /// What calls take, to refuse those that cannot be answered in time.
+    pub(crate) latency: LatencyEstimate,
+}
+
+/// Whether abandoned connections can be killed on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Fencing {
+    /// Not tried yet.
+    Untried,
+    /// Yes: last-wins writes of unknown outcome are repeated safely.
+    Works,
+    /// No: the server does not allow it, and such writes are not repeated unless the caller allows it.
+    Refused,
+}
+
+impl Shared {
+    pub(crate) fn new(settings: Settings, now: Instant) -> Result<Self, ConfigError> {
+        let setting = |setting: &'static str| {
+            move |error: steadfast_core::policy::InvalidSetting| ConfigError::Setting {
+                setting,
+                why: error.to_string(),
+            }
+        };
+        let settings = Arc::new(settings);
+        Ok(Self {
+            hub: Hub::new(settings.history),
+            guard: Guard::new(settings.breaker.clone(), now).map_err(setting("breaker"))?,
+            budget: Budget::new(settings.budget, now).map_err(setting("budget"))?,
+            metrics: Metrics::new(),
+            links: (0..settings.connections)
+                .map(|index| Arc::new(Link::new(index, &settings, now)))
+                .collect(),
+            answered: AtomicU64::new(0),
+            rtt_ns: AtomicU64::new(0),
+            fence: AtomicU8::new(Fencing::Untried as u8),
+            seeds: AtomicU64::new(settings.seed),
+            latency: LatencyEstimate::new(now),
+            settings,
+        })
+    }
+
+    /// A generator of its own for whoever asks, from the client's seed.
+    pub(crate) fn rng(&self) -> fastrand::Rng {
+        fastrand::Rng::with_seed(
+            self.seeds
+                .fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed),
+        )
+    }
+
+    /// Smoothed as TCP does (RFC 6298): an eighth of each new sample.
+    pub(crate) fn observe_rtt(&self, sample: Duration) {
+        let sample = sample.as_nanos() as u64;
+        let old = self.rtt_ns.load(Ordering::Relaxed);
+        let new = if old == 0 {
+            sample
+        } else {
+            old - old / 8 + sample / 8
+        };
+        self.rtt_ns.store(new, Ordering::Relaxed);
+    }
+
+    pub(crate) fn rtt(&self) -> Option<Duration> {
+        match self.rtt_ns.load(Ordering::Relaxed) {
+            0 => None,
+            ns => Some(Duration::from_nanos(ns)),
+        }
+    }
+
+    pub(crate) fn fencing(&self) -> Fencing {
+        match self.fence.load(Ordering::Relaxed) {
+            1 => Fencing::Works,
+            2 => Fencing::Refused,
+            _ => Fencing::Untried,
+        }
+    }
+
+    /// A handshake has shown whether connections can be killed.
+    pub(crate) fn fencing_known(&self, connection: usize, known: &Result<(), String>) {
+        let fencing = match known {
+            Ok(()) => Fencing::Works,
+            Err(_) => Fencing::Refused,
+        };
+        let before = self.fence.swap(fencing as u8, Ordering::Relaxed);
+        if let (Err(cause), true) = (known, before != fencing as u8) {
+            let cause = cause.as_str().into();
+            self.hub.emit(connection, EventKind::FenceRefused { cause });
+        }
+    }
+
+    /// The server answered a CLIENT KILL.
+    pub(crate) fn fenced(&self, connection: usize, id: i64, result: &Result<(), String>) {
+        if result.is_ok() {
+            self.hub.emit(connection, EventKind::Fenced { id });
+        }
+        if let Some(link) = self.links.get(connection) {
+            link.ghosts.lock().retain(|ghost| ghost.id != id);
+        }
+        self.fencing_known(connection, result);
+    }
+
+    /// A connection was abandoned with writes that may still be applied: every connection that goes on has it killed before its next
+    /// command. `own` is the link that lost it: its next connection does so as it begins.
+    pub(crate) fn bury(&self, identity: Option<Identity>, own: Option<usize>) {
+        let Some(identity) = identity else { return };
+        for link in &self.links {
+            if Some(link.index) == own || !matches!(link.lane.gate(), Gate::Open) {
+                link.ghosts.lock().push(identity.clone());
+            } else {
+                link.lane.order(Order::Fence {
+                    id: identity.id,
+                    command: identity.kill(),
+                });
+            }
+        }
+    }
+
+    pub(crate) fn fence_answered(&self, connection: usize, id: i64, reply: &Reply) {
+        if let Reply::One(value) = reply {
+            self.fenced(connection, id, &connect::fence_result(value));
+        }
+    }
+
+    /// Tells of a change of the breaker.
+    pub(crate) fn breaker_changed(&self, transition: Option<Transition>) {
+        if let Some(transition) = transition {
+            let kind = EventKind::Breaker {
+                from: state_name(transition.from),
+                to: state_name(transition.to),
+                cause: format!("{:?}", transition.cause),
+            };
+            self.hub.emit(0, kind);
+        }
+    }
+}

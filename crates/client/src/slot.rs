@@ -1,0 +1,182 @@
+//! The place where a caller waits for its reply, reused instead of allocated.
+//!
+//! The caller holds one half ([`Pending`]), the driver the other ([`Ticket`]). A slot goes back to its thread's free list only while nobody
+//! else holds it, so a caller that went away can never be handed another call's reply, nor leave its own to the next.
+
+use std::cell::RefCell;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use parking_lot::Mutex;
+use steadfast_core::certainty::Certainty;
+use steadfast_core::conn::Reply;
+
+/// How a request ended on its connection.
+#[derive(Debug)]
+pub(crate) enum Ended {
+    /// With a reply.
+    Answered { reply: Reply, at: Instant },
+    /// At its deadline.
+    Expired(Certainty),
+    /// With its connection.
+    Lost {
+        certainty: Certainty,
+        cause: Arc<str>,
+    },
+    /// Its wait for a connection was cut short: see the lane's state.
+    Turned,
+}
+
+#[derive(Debug, Default)]
+enum State {
+    #[default]
+    Idle,
+    Waiting(Waker),
+    Done(Ended),
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    state: Mutex<State>,
+}
+
+const FREE_SLOTS: usize = 1024;
+
+thread_local! {
+    static FREE: RefCell<Vec<Arc<Slot>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The caller's half.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    slot: Option<Arc<Slot>>,
+}
+
+/// The driver's half. Dropped without an end, it tells the caller that the connection is gone.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    slot: Option<Arc<Slot>>,
+}
+
+/// A new pair.
+pub(crate) fn pair() -> (Ticket, Pending) {
+    let slot = FREE
+        .with(|free| free.borrow_mut().pop())
+        .unwrap_or_default();
+    (
+        Ticket {
+            slot: Some(Arc::clone(&slot)),
+        },
+        Pending { slot: Some(slot) },
+    )
+}
+
+impl Ticket {
+    /// Ends the request and wakes its caller.
+    pub(crate) fn end(mut self, ended: Ended) {
+        if let Some(slot) = self.slot.take() {
+            finish(slot, ended);
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            finish(
+                slot,
+                Ended::Lost {
+                    certainty: Certainty::Unknown,
+                    cause: "the connection's task ended".into(),
+                },
+            );
+        }
+    }
+}
+
+fn finish(slot: Arc<Slot>, ended: Ended) {
+    let before = std::mem::replace(&mut *slot.state.lock(), State::Done(ended));
+    // Let go before waking: a slot that its caller alone holds can be reused.
+    drop(slot);
+    if let State::Waiting(waker) = before {
+        waker.wake();
+    }
+}
+
+impl Future for Pending {
+    type Output = Ended;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Ended> {
+        let Some(slot) = &self.slot else {
+            return Poll::Pending;
+        };
+        let mut state = slot.state.lock();
+        match std::mem::take(&mut *state) {
+            State::Done(ended) => {
+                drop(state);
+                recycle(self.slot.take());
+                Poll::Ready(ended)
+            }
+            State::Waiting(waker) if waker.will_wake(cx.waker()) => {
+                *state = State::Waiting(waker);
+                Poll::Pending
+            }
+            _ => {
+                *state = State::Waiting(cx.waker().clone());
+                Poll::Pending
+            }
+        }
+    }
+}
+
+fn recycle(slot: Option<Arc<Slot>>) {
+    if let Some(mut slot) = slot
+        && Arc::get_mut(&mut slot).is_some()
+    {
+        let _ = FREE.try_with(|free| {
+            let mut free = free.borrow_mut();
+            if free.len() < FREE_SLOTS {
+                free.push(slot);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn free_slots() -> usize {
+        FREE.with(|free| free.borrow().len())
+    }
+
+    #[tokio::test]
+    async fn a_slot_is_reused_only_when_nobody_else_holds_it() {
+        let before = free_slots();
+        let (ticket, pending) = pair();
+        ticket.end(Ended::Turned);
+        assert!(matches!(pending.await, Ended::Turned));
+        assert_eq!(free_slots(), before + 1);
+        let (ticket, pending) = pair();
+        drop(pending);
+        ticket.end(Ended::Turned);
+        assert_eq!(
+            free_slots(),
+            before,
+            "a cancelled call's slot is not reused"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_ticket_dropped_without_an_end_says_that_the_outcome_is_unknown() {
+        let (ticket, pending) = pair();
+        drop(ticket);
+        let Ended::Lost { certainty, .. } = pending.await else {
+            panic!("it was lost");
+        };
+        assert_eq!(certainty, Certainty::Unknown);
+    }
+}

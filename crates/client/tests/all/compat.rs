@@ -1,0 +1,179 @@
+//! What a user of redis-rs' `ConnectionManager` wrote runs with only the type swapped.
+
+use std::collections::HashMap;
+
+use redis::AsyncCommands;
+use redis::streams::StreamReadReply;
+
+use crate::support::{pair, pair_with};
+
+#[tokio::test]
+async fn strings_hashes_lists_sets_and_sorted_sets_work_through_the_traits() {
+    let (_redis, mut con) = pair().await;
+    let () = con.set("s", "v").await.unwrap();
+    assert_eq!(con.get::<_, String>("s").await.unwrap(), "v");
+    assert_eq!(con.get::<_, Option<String>>("none").await.unwrap(), None);
+    assert_eq!(con.incr::<_, _, i64>("n", 5).await.unwrap(), 5);
+    let () = con.hset_multiple("h", &[("a", 1), ("b", 2)]).await.unwrap();
+    let map: HashMap<String, i64> = con.hgetall("h").await.unwrap();
+    assert_eq!(map["b"], 2);
+    assert_eq!(con.rpush::<_, _, i64>("l", &[1, 2, 3]).await.unwrap(), 3);
+    assert_eq!(
+        con.lrange::<_, Vec<i64>>("l", 0, -1).await.unwrap(),
+        [1, 2, 3]
+    );
+    assert_eq!(con.sadd::<_, _, i64>("set", &["x", "y"]).await.unwrap(), 2);
+    assert!(con.sismember::<_, _, bool>("set", "x").await.unwrap());
+    let () = con
+        .zadd_multiple("z", &[(1.5, "one"), (2.5, "two")])
+        .await
+        .unwrap();
+    let ranked: Vec<(String, f64)> = con.zrange_withscores("z", 0, -1).await.unwrap();
+    assert_eq!(ranked[1], ("two".to_owned(), 2.5));
+}
+
+#[tokio::test]
+async fn streams_and_geo_work_through_the_traits() {
+    let (_redis, mut con) = pair().await;
+    let id: String = con.xadd("log", "*", &[("k", "v")]).await.unwrap();
+    let read: StreamReadReply = con.xread(&["log"], &["0"]).await.unwrap();
+    assert_eq!(read.keys[0].ids[0].id, id);
+    let () = con
+        .geo_add(
+            "places",
+            &[
+                (13.361_389, 38.115_556, "Palermo"),
+                (15.087_269, 37.502_669, "Catania"),
+            ],
+        )
+        .await
+        .unwrap();
+    let km: f64 = con
+        .geo_dist("places", "Palermo", "Catania", redis::geo::Unit::Kilometers)
+        .await
+        .unwrap();
+    assert!((km - 166.27).abs() < 0.1, "{km}");
+}
+
+#[tokio::test]
+async fn pipelines_transactions_scripts_and_scans_work_unchanged() {
+    let (_redis, mut con) = pair().await;
+    let (a, b): (i64, i64) = redis::pipe()
+        .set("a", 1)
+        .ignore()
+        .set("b", 2)
+        .ignore()
+        .get("a")
+        .get("b")
+        .query_async(&mut con)
+        .await
+        .unwrap();
+    assert_eq!((a, b), (1, 2));
+    let (n,): (i64,) = redis::pipe()
+        .atomic()
+        .set("k", 41)
+        .ignore()
+        .incr("k", 1)
+        .query_async(&mut con)
+        .await
+        .unwrap();
+    assert_eq!(n, 42);
+    let script = redis::Script::new("return redis.call('GET', KEYS[1]) .. ARGV[1]");
+    let text: String = script
+        .key("k")
+        .arg("!")
+        .invoke_async(&mut con)
+        .await
+        .unwrap();
+    assert_eq!(text, "42!");
+    let mut found = 0;
+    for n in 0..500 {
+        let () = con.set(format!("scan:{n}"), n).await.unwrap();
+    }
+    let mut scan = con.scan_match::<_, String>("scan:*").await.unwrap();
+    while let Some(key) = scan.next_item().await {
+        assert!(key.unwrap().starts_with("scan:"));
+        found += 1;
+    }
+    assert!(found >= 500, "{found}");
+}
+
+#[tokio::test]
+async fn an_aborted_transaction_tells_which_command_was_refused() {
+    let (_redis, mut con) = pair().await;
+    let error = redis::pipe()
+        .atomic()
+        .set("k", 1)
+        .cmd("NOSUCHCOMMAND")
+        .query_async::<()>(&mut con)
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("unknown command"), "{error}");
+    assert_eq!(con.get::<_, Option<i64>>("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn the_error_of_a_pipeline_is_found_at_its_place() {
+    let (_redis, mut con) = pair().await;
+    let results: Vec<redis::RedisResult<redis::Value>> = redis::pipe()
+        .set("k", "text")
+        .incr("k", 1)
+        .get("k")
+        .ignore_errors()
+        .query_async(&mut con)
+        .await
+        .unwrap();
+    assert!(results[0].is_ok() && results[1].is_err() && results[2].is_ok());
+}
+
+#[tokio::test]
+async fn resp3_a_database_and_a_name_are_taken_from_the_url_and_the_builder() {
+    let redis = steadfast_drill::process::Redis::start().await.unwrap();
+    let url = format!("{}/3?protocol=resp3", redis.url().trim_end_matches('/'));
+    let mut con = steadfast::Client::builder(&url)
+        .unwrap()
+        .name("compat")
+        .connect()
+        .await
+        .unwrap();
+    let () = con.hset("h", "f", 1).await.unwrap();
+    let map: HashMap<String, i64> = con.hgetall("h").await.unwrap();
+    assert_eq!(map["f"], 1);
+    let info: String = redis::cmd("CLIENT")
+        .arg("INFO")
+        .query_async(&mut con)
+        .await
+        .unwrap();
+    assert!(
+        info.contains("db=3") && info.contains("name=compat") && info.contains("resp=3"),
+        "{info}"
+    );
+}
+
+#[tokio::test]
+async fn a_unix_socket_serves_as_well() {
+    let redis = steadfast_drill::process::Redis::start().await.unwrap();
+    let socket = redis.folder().join("control.sock");
+    let mut con = steadfast::Client::builder(&format!("unix://{}", socket.display()))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let () = con.set("k", 1).await.unwrap();
+    assert_eq!(con.get::<_, i64>("k").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn large_values_and_ten_thousand_commands_in_one_pipeline_pass() {
+    let (_redis, mut con) = pair_with(|b| b.deadline(std::time::Duration::from_secs(20))).await;
+    let big = vec![7u8; 20 << 20];
+    let () = con.set("big", &big).await.unwrap();
+    assert_eq!(con.get::<_, Vec<u8>>("big").await.unwrap(), big);
+    let mut pipe = redis::pipe();
+    for n in 0..10_000 {
+        pipe.cmd("ECHO").arg(n);
+    }
+    let echoed: Vec<i64> = pipe.query_async(&mut con).await.unwrap();
+    assert_eq!(echoed.len(), 10_000);
+    assert!(echoed.iter().enumerate().all(|(n, e)| n as i64 == *e));
+}
