@@ -250,11 +250,11 @@ fn l_trim<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Effect {
     }
 }
 
-/// Removing all but the first or the last so many answers with a count that a repeat would not give; any
-/// other ranks are taken by those that follow, which a repeat would remove too.
+/// Removing all but so many at either end answers with a count that a repeat would not give; any other ranks
+/// are taken by those that follow, which a repeat would remove too.
 fn z_rem_range_by_rank<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Effect {
     match (args.at(2).and_then(number), args.at(3).and_then(number)) {
-        (Some(0), Some(..0)) | (Some(0..), Some(-1)) => Conditional,
+        (Some(0..), Some(..0)) => Conditional,
         _ => Accumulating,
     }
 }

@@ -238,6 +238,8 @@ pub(crate) static RUN: &[Sample] = &[
     s(ZSET, "ZREMRANGEBYRANK k -1 -1", Accumulating),
     s(ZSET, "ZREMRANGEBYRANK k 0 -3", Conditional),
     s(ZSET, "ZREMRANGEBYRANK k 2 -1", Conditional),
+    s(ZSET, "ZREMRANGEBYRANK k 1 -2", Conditional),
+    s(ZSET, "ZREMRANGEBYRANK k 1 2", Accumulating),
     s(ZSET, "ZPOPMAX k", Accumulating),
     s(ZSET, "ZPOPMIN k 2", Accumulating),
     s(ZSET, "ZMPOP 2 none k MIN", Accumulating),
