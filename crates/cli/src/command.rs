@@ -4,6 +4,8 @@
 mod completions;
 mod config;
 mod drill;
+mod probe;
+mod status;
 
 use crate::failure::Failure;
 
@@ -12,6 +14,10 @@ pub(crate) enum Command {
     /// Break a private Redis on purpose, and judge what users would have felt
     #[command(subcommand)]
     Drill(drill::Command),
+    /// Measure what a connection to Redis is worth, and say why there is none
+    Probe(probe::Args),
+    /// Ask a running service how it is
+    Status(status::Args),
     /// Check a configuration, or show what it comes to
     #[command(subcommand)]
     Config(config::Command),
@@ -23,6 +29,8 @@ impl Command {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         match self {
             Self::Drill(command) => command.run().await,
+            Self::Probe(args) => args.run().await,
+            Self::Status(args) => args.run().await,
             Self::Config(command) => command.run(),
             Self::Completions(args) => args.run(),
         }

@@ -5,14 +5,13 @@
     clippy::exit,
     reason = "printing and exiting are this crate's work"
 )]
-#![allow(dead_code, reason = "commands that use it land one after the other")]
-
 mod command;
 mod failure;
 mod figures;
 mod mistakes;
 mod output;
 mod settings;
+mod signals;
 
 use std::process::ExitCode;
 
@@ -27,8 +26,9 @@ use clap::Parser;
     name = "steadfast",
     version,
     arg_required_else_help = true,
-    after_help = "Start with `steadfast demo`. Exit status: 0 done or passed · 1 failed, or a failed verdict · 2 usage · \
-                  69 something needed is not there · 78 configuration · 130 interrupted."
+    after_help = "Start with `steadfast demo`.\n\
+                  Exit status: 0 done or passed · 1 failed, or a failed verdict · 2 usage ·\n\
+                  69 something needed is not there · 78 configuration · 130 interrupted"
 )]
 struct Cli {
     #[command(subcommand)]

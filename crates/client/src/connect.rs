@@ -688,7 +688,15 @@ impl<'a> Wire<'a> {
                     ));
                 }
                 Ok(_) => {}
-                Err(error) => return Err(ConnectError::Ended(tls::explain(&error))),
+                Err(error) => {
+                    return Err(ConnectError::Ended(match self.stream {
+                        Stream::Tls(_) => tls::explain(&error),
+                        // A TLS server that is told plain text may reset the connection before its alert is read.
+                        Stream::Tcp(_) | Stream::Unix(_) => {
+                            format!("{error}; if the server speaks TLS on this port, use rediss://")
+                        }
+                    }));
+                }
             }
         }
     }

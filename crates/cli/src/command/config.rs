@@ -17,8 +17,8 @@ Example:
     Check(Flags),
     /// Print the settings in force, defaults included, with secrets as ***
     #[command(after_help = "\
-Flags come before STEADFAST__… variables (STEADFAST__REDIS__URL), these before REDIS_URL, DATABASE_URL and
-HEALTH_CHECK_REDIS_TIMEOUT, these before the file, and the file before the defaults.
+Flags come before STEADFAST__… variables (STEADFAST__REDIS__URL), these before REDIS_URL,
+DATABASE_URL and HEALTH_CHECK_REDIS_TIMEOUT, these before the file, and the file before the defaults.
 
 Example:
   steadfast config show --config steadfast.toml")]

@@ -3,4 +3,6 @@
 
 mod config;
 mod help;
+mod probe;
 mod program;
+mod web;

@@ -1,0 +1,119 @@
+//! `steadfast status`: how a running service is, for a person at a terminal and, by its exit status, for a script.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
+use serde_json::Value;
+use tokio::time::timeout;
+
+use crate::failure::{Failure, Status, chain};
+use crate::figures;
+use crate::output::line;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Exit status: 0 if it serves, also if degraded; 1 if it does not; 69 if nothing answers.
+
+Examples:
+  steadfast status
+  steadfast status http://127.0.0.1:9000 --json")]
+pub(crate) struct Args {
+    /// Where the service is
+    #[arg(default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    url: String,
+    /// Print the answer as it came
+    #[arg(long)]
+    json: bool,
+}
+
+/// The service answers in microseconds; what takes longer than this is not well.
+const LIMIT: Duration = Duration::from_secs(5);
+const LARGEST_ANSWER: usize = 1 << 20;
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let url = format!("{}/health", self.url.trim_end_matches('/'));
+        let health = ask(&url).await?;
+        if self.json {
+            line(serde_json::to_string_pretty(&health).unwrap_or_default())?;
+        } else {
+            describe(&self.url, &health)?;
+        }
+        let serves = health["phase"] == "serving" && health["status"] != "unhealthy";
+        if serves {
+            Ok(())
+        } else {
+            Err(Failure::said(Status::Failed))
+        }
+    }
+}
+
+async fn ask(url: &str) -> Result<Value, Failure> {
+    let uri: http::Uri = url.parse().map_err(|error| {
+        Failure::new(
+            Status::Usage,
+            format_args!("`{url}` is not an address: {error}"),
+        )
+    })?;
+    if uri.scheme_str() != Some("http") || uri.host().is_none() {
+        return Err(Failure::new(
+            Status::Usage,
+            format_args!("`{url}` is not an address of the form http://host:port"),
+        ));
+    }
+    let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let absent = |why: String| {
+        Failure::new(
+            Status::Unavailable,
+            format_args!("no answer from {url}: {why}"),
+        )
+        .hint("is it running? `steadfast serve --config FILE` prints where it listens")
+    };
+    let asked = async {
+        let response = client
+            .get(uri)
+            .await
+            .map_err(|error| absent(chain(&error)))?;
+        let body = Limited::new(response.into_body(), LARGEST_ANSWER)
+            .collect()
+            .await;
+        body.map_err(|error| absent(error.to_string()))
+    };
+    let body = timeout(LIMIT, asked)
+        .await
+        .map_err(|_| absent(format!("nothing came within {LIMIT:?}")))??;
+    serde_json::from_slice(&body.to_bytes()).map_err(|error| {
+        absent(format!(
+            "what came is not the health of a steadfast service ({error})"
+        ))
+    })
+}
+
+fn describe(url: &str, health: &Value) -> Result<(), Failure> {
+    let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
+    let up = figures::duration(Duration::from_secs(
+        health["uptime_s"].as_u64().unwrap_or_default(),
+    ));
+    let (status, phase, version) = (
+        word(&health["status"]),
+        word(&health["phase"]),
+        word(&health["version"]),
+    );
+    line(format_args!(
+        "{url}  {status}, {phase}, version {version}, up {up}"
+    ))?;
+    for (name, check) in health["checks"].as_object().into_iter().flatten() {
+        let latency = check["latency_ms"]
+            .as_f64()
+            .map(|ms| figures::duration(Duration::from_secs_f64(ms.max(0.0) / 1e3)));
+        let (status, latency) = (word(&check["status"]), latency.unwrap_or_default());
+        let text = format!(
+            "  {name:<10} {status:<10} {latency:>8}  {}",
+            check["message"].as_str().unwrap_or_default()
+        );
+        line(text.trim_end())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,202 @@
+use std::time::Duration;
+
+use steadfast_drill::process::{Redis, Tls};
+use tokio::time::{Instant, sleep};
+
+use crate::program::{Ended, PATIENCE, finish, run, signal, steadfast};
+
+async fn keys(redis: &Redis) -> i64 {
+    redis::from_redis_value(redis.command(&["DBSIZE"]).await.unwrap()).unwrap()
+}
+
+/// A probe that cannot connect: status 69, and words that say why.
+fn assert_says(ended: &Ended, words: &[&str]) {
+    assert_eq!(ended.status, Some(69), "{}", ended.all());
+    let said = ended.stderr.to_lowercase();
+    for word in words {
+        assert!(
+            said.contains(&word.to_lowercase()),
+            "nothing of {word:?}: {}",
+            ended.all()
+        );
+    }
+    assert!(
+        ended.stderr.lines().count() <= 4,
+        "too many words: {}",
+        ended.all()
+    );
+}
+
+#[tokio::test]
+async fn a_server_that_is_well_gets_figures_and_keeps_no_key() {
+    let redis = Redis::start().await.unwrap();
+    let ended = run(&[
+        "probe",
+        &redis.url(),
+        "--operations",
+        "300",
+        "--workers",
+        "10",
+    ])
+    .await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    for word in [
+        "300", "100.00 %", "mean", "median", "p95", "p99", "primary", "no TLS", "breaker",
+        "closed", "deleted",
+    ] {
+        assert!(
+            ended.stdout.contains(word),
+            "nothing of {word:?}: {}",
+            ended.all()
+        );
+    }
+    assert_eq!(keys(&redis).await, 0);
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_a_probe_with_its_figures_and_without_its_keys() {
+    let redis = Redis::start().await.unwrap();
+    let url = redis.url();
+    let probe = steadfast(&[
+        "probe",
+        &url,
+        "--operations",
+        "100000000",
+        "--workers",
+        "50",
+    ])
+    .spawn()
+    .unwrap();
+    let until = Instant::now() + PATIENCE;
+    while keys(&redis).await == 0 {
+        assert!(Instant::now() < until, "the probe stores nothing");
+        sleep(Duration::from_millis(5)).await;
+    }
+    signal(probe.id(), "INT");
+    let ended = finish(probe).await;
+    assert_eq!(ended.status, Some(130), "{}", ended.all());
+    assert!(
+        ended.stdout.contains("p99") && ended.stdout.contains("interrupted"),
+        "{}",
+        ended.all()
+    );
+    assert_eq!(keys(&redis).await, 0);
+}
+
+#[tokio::test]
+async fn a_server_that_is_absent_frozen_full_or_a_replica_is_told_apart() {
+    let redis = Redis::builder()
+        .config("maxclients", "10")
+        .start()
+        .await
+        .unwrap();
+    let replica = Redis::builder().replica_of(&redis).start().await.unwrap();
+    replica.in_sync_with(&redis).await.unwrap();
+    assert_says(
+        &run(&["probe", &replica.url()]).await,
+        &["replica", "primary"],
+    );
+    drop(replica);
+
+    let mut others = Vec::new();
+    for _ in 0..10 {
+        others.push(tokio::net::TcpStream::connect(redis.addr()).await.unwrap());
+    }
+    assert_says(&run(&["probe", &redis.url()]).await, &["maxclients"]);
+    drop(others);
+
+    redis.freeze().unwrap();
+    assert_says(
+        &run(&["probe", &redis.url()]).await,
+        &["frozen", "handshake"],
+    );
+    redis.resume().unwrap();
+
+    redis.kill().await;
+    assert_says(
+        &run(&["probe", &redis.url()]).await,
+        &["refused", &redis.port().to_string()],
+    );
+}
+
+#[tokio::test]
+async fn a_wrong_password_and_a_missing_one_are_named_and_not_repeated() {
+    let redis = Redis::builder().password("right").start().await.unwrap();
+    let wrong = format!("redis://:hunter2@{}", redis.addr());
+    let ended = run(&["probe", &wrong]).await;
+    assert_says(&ended, &["WRONGPASS", "password"]);
+    assert!(!ended.all().contains("hunter2"), "{}", ended.all());
+    let none = format!("redis://{}", redis.addr());
+    assert_says(&run(&["probe", &none]).await, &["NOAUTH", "password"]);
+}
+
+#[tokio::test]
+async fn a_user_who_may_not_write_is_told_which_permission_is_missing() {
+    let redis = Redis::builder()
+        .acl("reader on >secret ~* +@read +@connection")
+        .start()
+        .await
+        .unwrap();
+    let url = format!("redis://reader:secret@{}", redis.addr());
+    let ended = run(&["probe", &url, "--operations", "3"]).await;
+    assert_eq!(ended.status, Some(1), "{}", ended.all());
+    assert!(ended.stdout.contains("NOPERM"), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_is_refused_before_anything_is_sent() {
+    assert_says(
+        &run(&["probe", "redis://no..such..name:6379"]).await,
+        &["resolve", "no..such..name"],
+    );
+    let ended = run(&["probe", "redjs://:hunter2@127.0.0.1:6379"]).await;
+    assert_eq!(ended.status, Some(2), "{}", ended.all());
+    assert!(
+        ended.stderr.contains("redjs") && !ended.stderr.contains("hunter2"),
+        "{}",
+        ended.all()
+    );
+}
+
+#[tokio::test]
+async fn tls_is_described_and_each_way_to_get_it_wrong_is_named() {
+    let own = rcgen::generate_simple_self_signed(["127.0.0.1".to_owned(), "localhost".to_owned()])
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (cert, key) = (
+        folder.path().join("cert.pem"),
+        folder.path().join("key.pem"),
+    );
+    std::fs::write(&cert, own.cert.pem()).unwrap();
+    std::fs::write(&key, own.signing_key.serialize_pem()).unwrap();
+    let tls = Tls {
+        cert: cert.clone(),
+        key,
+        ca: cert.clone(),
+        client_certificates: false,
+    };
+    let redis = Redis::builder().tls(tls).start().await.unwrap();
+    let (url, ca) = (redis.url(), cert.to_str().unwrap());
+
+    let ended = run(&["probe", &url, "--ca", ca, "--operations", "30"]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    assert!(ended.stdout.contains("TLSv1_3"), "{}", ended.all());
+
+    assert_says(&run(&["probe", &url]).await, &["tls", "certificate"]);
+    assert_says(
+        &run(&[
+            "probe",
+            &url,
+            "--ca",
+            ca,
+            "--server-name",
+            "elsewhere.example",
+        ])
+        .await,
+        &["tls", "name"],
+    );
+    assert_says(
+        &run(&["probe", &url.replace("rediss", "redis")]).await,
+        &["rediss://"],
+    );
+}
