@@ -11,6 +11,9 @@
 //! since the watcher belongs to the group whose number is the server's pid, the kernel gives that number to nobody
 //! else while the watcher lives. Its kill cannot hit a stranger.
 //!
+//! The watcher ignores the signals that it can: when the starter of a stopped server dies, the kernel finds an orphaned group with
+//! a stopped member, and sends SIGHUP to all of it.
+//!
 //! No other child inherits the write end: the standard library opens it with O_CLOEXEC.
 
 use super::ProcessError;
@@ -29,8 +32,9 @@ const SCRIPT: &str = r#"
 folder=$1 signal=$2; shift 2
 exec 3<&0 </dev/null
 (
+  trap '' HUP INT TERM QUIT
   read -r _ <&3
-  kill -CONT $$; kill -s "$signal" $$
+  kill -CONT $(cat /proc/$$/task/$$/children); kill -CONT $$; kill -s "$signal" $$
   turns=0
   while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 80 ]; do sleep 0.1; turns=$((turns + 1)); done
   kill -KILL $$

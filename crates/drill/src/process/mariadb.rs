@@ -8,7 +8,7 @@ use super::server::Server;
 use super::{LOG, ProcessError, find, telling_line, unprivileged};
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
@@ -90,6 +90,12 @@ impl MariaDb {
         self.server.pid()
     }
 
+    /// Its folder, which is removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.server.folder()
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub async fn kill(&self) {
         self.server.end(Death::Killed).await;
@@ -155,7 +161,7 @@ fn setting(name: &str, value: impl Into<OsString>) -> OsString {
     setting
 }
 
-fn folder_error(path: &std::path::Path, cause: std::io::Error) -> ProcessError {
+fn folder_error(path: &Path, cause: std::io::Error) -> ProcessError {
     ProcessError::Folder {
         path: path.to_owned(),
         cause,
@@ -163,11 +169,7 @@ fn folder_error(path: &std::path::Path, cause: std::io::Error) -> ProcessError {
 }
 
 /// Makes the system tables.
-async fn install(
-    installer: PathBuf,
-    args: &[OsString],
-    folder: &std::path::Path,
-) -> Result<(), ProcessError> {
+async fn install(installer: PathBuf, args: &[OsString], folder: &Path) -> Result<(), ProcessError> {
     let program = installer.display().to_string();
     let path = folder.join(LOG);
     let log = std::fs::File::create(&path).and_then(|log| Ok((log.try_clone()?, log)));

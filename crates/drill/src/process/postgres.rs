@@ -87,6 +87,12 @@ impl Postgres {
         self.server.pid()
     }
 
+    /// Its folder, which is removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
+        self.server.folder()
+    }
+
     /// SIGKILL to all its processes, and waits until the first is gone.
     pub async fn kill(&self) {
         let segment = self.segment();

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod drills;
+mod endings;
 mod process_redis;
 mod process_sql;
 mod proxy_resp;
