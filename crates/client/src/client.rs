@@ -21,6 +21,7 @@ use crate::lane::{Gate, Order};
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
 use crate::pool::Blocking;
+use crate::pubsub::PubSub;
 use crate::session::Session;
 use crate::shared::{Fencing, Shared};
 use crate::supervisor::{Owned, Supervisor};
@@ -200,6 +201,15 @@ impl Client {
         }
         let connection = Dedicated::open(&inner.shared, &inner.connector).await?;
         Ok(Session::new(connection, self.db()))
+    }
+
+    /// Subscriptions on a connection of their own, which resubscribe by themselves and report what may have been missed. Must be called within
+    /// a tokio runtime.
+    pub fn pubsub(&self) -> PubSub {
+        PubSub::start(
+            Arc::clone(&self.inner.shared),
+            Arc::clone(&self.inner.connector),
+        )
     }
 
     /// The client, if Redis is believed to answer.

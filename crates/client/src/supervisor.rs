@@ -29,6 +29,7 @@ pub(crate) struct Supervisor {
 }
 
 /// A task that ends with its owner.
+#[derive(Debug)]
 pub(crate) struct Owned<T>(JoinHandle<T>);
 
 impl<T> Owned<T> {

@@ -7,4 +7,5 @@
 mod compat;
 mod outage;
 mod promises;
+mod pubsub;
 mod support;
