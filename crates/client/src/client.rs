@@ -17,6 +17,7 @@ use crate::dedicated::{Dedicated, many, one};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{Event, EventKind, Events};
 use crate::guard::{BreakerSwitch, state_name};
+use crate::incident::Incident;
 use crate::lane::{Gate, Order};
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
@@ -285,6 +286,11 @@ impl Client {
     /// The last events, oldest first; 100 by default.
     pub fn history(&self) -> Vec<Event> {
         self.inner.shared.hub.history()
+    }
+
+    /// The last outages (50 are kept), oldest first: cause, time to notice, calls refused, unknown outcomes, time to recover.
+    pub fn incidents(&self) -> Vec<Incident> {
+        self.inner.shared.hub.incidents()
     }
 
     /// Switches the breaker by hand.

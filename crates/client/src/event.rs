@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::clock;
+use crate::incident::{Incident, Incidents};
 
 /// Something that happened to a connection.
 #[derive(Clone, Debug, Serialize)]
@@ -43,6 +44,8 @@ pub enum EventKind {
         outage_ms: Option<f64>,
         /// How long the attempt took.
         took_ms: f64,
+        /// Calls refused at once since the last connection was in service.
+        refused: u64,
     },
     /// An attempt to connect failed.
     ConnectFailed {
@@ -71,11 +74,15 @@ pub enum EventKind {
     Woke {
         /// For how long no byte had come.
         quiet_ms: f64,
+        /// Calls refused at once meanwhile.
+        refused: u64,
     },
     /// A new connection takes the place of one that works, or that stopped answering.
     Replaced {
         /// Why.
         cause: Arc<str>,
+        /// Requests written to the old one and not answered: their outcome is unknown.
+        unknown: usize,
     },
     /// The allowance for short interruptions is spent: from now on calls are refused at once.
     Down {
@@ -147,6 +154,7 @@ impl EventKind {
 pub(crate) struct Hub {
     seq: AtomicU64,
     history: Mutex<VecDeque<Event>>,
+    incidents: Mutex<Incidents>,
     keep: usize,
     live: broadcast::Sender<Event>,
 }
@@ -156,6 +164,7 @@ impl Hub {
         Self {
             seq: AtomicU64::new(0),
             history: Mutex::new(VecDeque::with_capacity(keep.min(1024))),
+            incidents: Mutex::default(),
             keep,
             live: broadcast::channel(256).0,
         }
@@ -171,6 +180,9 @@ impl Hub {
             connection,
             kind,
         };
+        self.incidents
+            .lock()
+            .note(connection, event.at_ms, &event.kind);
         if self.keep > 0 {
             if history.len() == self.keep {
                 history.pop_front();
@@ -183,6 +195,10 @@ impl Hub {
 
     pub(crate) fn history(&self) -> Vec<Event> {
         self.history.lock().iter().cloned().collect()
+    }
+
+    pub(crate) fn incidents(&self) -> Vec<Incident> {
+        self.incidents.lock().list()
     }
 
     pub(crate) fn subscribe(&self) -> Events {
@@ -200,6 +216,7 @@ fn log(connection: usize, kind: &EventKind) {
             attempt,
             outage_ms,
             took_ms,
+            refused,
         } => tracing::info!(
             connection,
             address,
@@ -207,6 +224,7 @@ fn log(connection: usize, kind: &EventKind) {
             attempt,
             outage_ms,
             took_ms,
+            refused,
             "connected to redis"
         ),
         EventKind::ConnectFailed {
@@ -238,8 +256,8 @@ fn log(connection: usize, kind: &EventKind) {
         EventKind::CredentialsFailed { cause } => {
             tracing::error!(connection, %cause, "credentials failed");
         }
-        EventKind::Replaced { cause } => {
-            tracing::warn!(connection, %cause, "connection to redis replaced");
+        EventKind::Replaced { cause, unknown } => {
+            tracing::warn!(connection, %cause, unknown, "connection to redis replaced");
         }
         EventKind::Woke { .. }
         | EventKind::Fenced { .. }

@@ -69,6 +69,8 @@ struct Queue {
     parked: Option<Waker>,
     orders: Vec<Order>,
     next_seq: u64,
+    /// Calls refused because the server is down, since the last connection was in service.
+    refused: u64,
 }
 
 /// Bounds on what may wait.
@@ -113,6 +115,7 @@ impl Lane {
                 parked: None,
                 orders: Vec::new(),
                 next_seq: 0,
+                refused: 0,
             }),
             bounds,
         }
@@ -127,7 +130,11 @@ impl Lane {
         let mut queue = self.queue.lock();
         match &queue.gate {
             Gate::Open | Gate::Waiting => {}
-            Gate::Down(outage, retry_at) => return Err(down(outage, *retry_at, ask.now)),
+            Gate::Down(outage, retry_at) => {
+                let error = down(outage, *retry_at, ask.now);
+                queue.refused += 1;
+                return Err(error);
+            }
             Gate::Closed => return Err(Error::not_sent(ErrorKind::Closed)),
         }
         if queue.awaiting + queue.batch.len() >= self.bounds.in_flight {
@@ -237,13 +244,23 @@ impl Lane {
 
     /// The error of a call that the gate turned away.
     pub(crate) fn refusal(&self, now: Instant) -> Error {
-        match &self.queue.lock().gate {
-            Gate::Down(outage, retry_at) => down(outage, *retry_at, now),
+        let mut queue = self.queue.lock();
+        match &queue.gate {
+            Gate::Down(outage, retry_at) => {
+                let error = down(outage, *retry_at, now);
+                queue.refused += 1;
+                error
+            }
             Gate::Closed => Error::not_sent(ErrorKind::Closed),
             Gate::Open | Gate::Waiting => Error::not_sent(ErrorKind::Lost {
                 cause: "the connection changed before the command was sent".into(),
             }),
         }
+    }
+
+    /// Calls refused since this was last asked.
+    pub(crate) fn take_refused(&self) -> u64 {
+        std::mem::take(&mut self.queue.lock().refused)
     }
 
     /// Requests submitted and not yet answered.

@@ -156,6 +156,7 @@ impl Supervisor {
                 attempt,
                 outage_ms: outage.map(clock::as_ms),
                 took_ms: clock::as_ms(now.saturating_duration_since(began)),
+                refused: self.link.lane.take_refused(),
             },
         );
         let transition = self.shared.guard.probe_succeeded(now);
@@ -247,6 +248,7 @@ impl Supervisor {
         let kind = if ordered {
             EventKind::Replaced {
                 cause: Arc::clone(&cause),
+                unknown,
             }
         } else {
             EventKind::Lost {
@@ -379,10 +381,11 @@ impl Watching {
                 self.challenge_at = None;
                 self.attempt = 0;
                 let quiet_ms = clock::as_ms(quiet);
+                let refused = link.lane.take_refused();
                 supervisor
                     .shared
                     .hub
-                    .emit(link.index, EventKind::Woke { quiet_ms });
+                    .emit(link.index, EventKind::Woke { quiet_ms, refused });
                 if link.state() == ConnectionState::Down {
                     link.view.lock().outage_ends(now);
                     link.lane.set_gate(Gate::Open);

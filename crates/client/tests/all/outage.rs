@@ -300,3 +300,19 @@ async fn c18_bytes_left_in_a_frozen_server_are_never_applied_after_a_later_write
         }
     }
 }
+
+#[tokio::test]
+async fn c14_an_outage_leaves_a_record_of_what_it_cost() {
+    let (redis, client) = pair().await;
+    redis.kill().await;
+    until_state(&client, ConnectionState::Down).await;
+    for _ in 0..7 {
+        client.send(&cmd("GET k")).await.unwrap_err();
+    }
+    redis.restart().await.unwrap();
+    until_state(&client, ConnectionState::Ready).await;
+    let incidents = client.incidents();
+    assert_eq!(incidents.len(), 1, "{incidents:?}");
+    assert_eq!(incidents[0].refused, 7);
+    assert!(incidents[0].failed_attempts > 0 && incidents[0].recovery_ms.is_some());
+}

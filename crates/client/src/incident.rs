@@ -1,0 +1,159 @@
+//! What each outage was like: derived from the events, for the morning after.
+
+use std::collections::VecDeque;
+
+use serde::Serialize;
+
+use crate::event::EventKind;
+
+/// One outage of one connection, from its first sign to the connection that ended it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct Incident {
+    /// Which of the client's connections, from 0.
+    pub connection: usize,
+    /// When it was noticed, in milliseconds since 1970.
+    pub noticed_at_ms: u64,
+    /// What was seen first.
+    pub cause: String,
+    /// How long the connection had been silent when it was noticed. A connection that the peer closed is noticed at once.
+    pub detection_ms: f64,
+    /// Attempts to connect that failed.
+    pub failed_attempts: u64,
+    /// Calls refused at once because it was down.
+    pub refused: u64,
+    /// Requests whose outcome is unknown.
+    pub unknown: usize,
+    /// From being noticed to being in service again; absent while it lasts.
+    pub recovery_ms: Option<u64>,
+}
+
+/// Incidents kept.
+const KEEP: usize = 50;
+
+#[derive(Debug, Default)]
+pub(crate) struct Incidents {
+    kept: VecDeque<Incident>,
+}
+
+impl Incidents {
+    /// Takes note of an event.
+    pub(crate) fn note(&mut self, connection: usize, at_ms: u64, kind: &EventKind) {
+        match kind {
+            EventKind::Overdue { quiet_ms } => {
+                let incident = self.open(connection, at_ms, "the server stopped answering");
+                incident.detection_ms = *quiet_ms;
+            }
+            EventKind::Lost { cause, unknown, .. } => {
+                self.open(connection, at_ms, cause).unknown += unknown;
+            }
+            EventKind::Replaced { cause, unknown } => {
+                if let Some(incident) = self.current(connection) {
+                    incident.unknown += unknown;
+                } else if *unknown > 0 {
+                    self.open(connection, at_ms, cause).unknown += unknown;
+                }
+            }
+            EventKind::ConnectFailed { cause, .. } => {
+                self.open(connection, at_ms, cause).failed_attempts += 1;
+            }
+            EventKind::Connected { refused, .. } | EventKind::Woke { refused, .. } => {
+                if let Some(incident) = self.current(connection) {
+                    incident.refused = *refused;
+                    incident.recovery_ms = Some(at_ms.saturating_sub(incident.noticed_at_ms));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn current(&mut self, connection: usize) -> Option<&mut Incident> {
+        self.kept
+            .iter_mut()
+            .rev()
+            .find(|incident| incident.connection == connection)
+            .filter(|incident| incident.recovery_ms.is_none())
+    }
+
+    fn open(&mut self, connection: usize, at_ms: u64, cause: &str) -> &mut Incident {
+        if self.current(connection).is_none() {
+            if self.kept.len() == KEEP {
+                self.kept.pop_front();
+            }
+            self.kept.push_back(Incident {
+                connection,
+                noticed_at_ms: at_ms,
+                cause: cause.to_owned(),
+                detection_ms: 0.0,
+                failed_attempts: 0,
+                refused: 0,
+                unknown: 0,
+                recovery_ms: None,
+            });
+        }
+        self.current(connection)
+            .expect("it was there, or was just added")
+    }
+
+    pub(crate) fn list(&self) -> Vec<Incident> {
+        self.kept.iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(cause: &str) -> EventKind {
+        EventKind::ConnectFailed {
+            attempt: 1,
+            cause: cause.into(),
+            retry_in_ms: 1.0,
+        }
+    }
+
+    fn connected(refused: u64) -> EventKind {
+        EventKind::Connected {
+            address: String::new(),
+            version: String::new(),
+            attempt: 1,
+            outage_ms: None,
+            took_ms: 1.0,
+            refused,
+        }
+    }
+
+    #[test]
+    fn an_outage_is_one_incident_from_its_first_sign_to_the_next_connection() {
+        let mut incidents = Incidents::default();
+        incidents.note(0, 1000, &EventKind::Overdue { quiet_ms: 500.0 });
+        incidents.note(
+            0,
+            1100,
+            &EventKind::Lost {
+                cause: "reset".into(),
+                unknown: 3,
+                not_sent: 1,
+            },
+        );
+        incidents.note(0, 1200, &failed("refused"));
+        incidents.note(1, 1250, &failed("refused"));
+        incidents.note(0, 1500, &connected(42));
+        let list = incidents.list();
+        assert_eq!(list.len(), 2);
+        assert_eq!(list[0].cause, "the server stopped answering");
+        assert_eq!(
+            (list[0].unknown, list[0].refused, list[0].failed_attempts),
+            (3, 42, 1)
+        );
+        assert_eq!(list[0].recovery_ms, Some(500));
+        assert_eq!(list[1].recovery_ms, None, "the other connection's goes on");
+    }
+
+    #[test]
+    fn a_first_connection_is_no_incident() {
+        let mut incidents = Incidents::default();
+        incidents.note(0, 1, &connected(0));
+        assert!(incidents.list().is_empty());
+    }
+}
