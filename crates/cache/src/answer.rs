@@ -1,0 +1,73 @@
+//! What a read answers: the value, and where it came from.
+
+use std::time::Duration;
+
+/// The value of a read with its provenance.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer<V> {
+    /// The value; `None` if the source says that there is none.
+    pub value: Option<V>,
+    /// Where it came from.
+    pub source: Source,
+    /// Time since it was loaded from the database; zero for a default.
+    pub age: Duration,
+    /// Why it is not fresh, if it is not.
+    pub stale: Option<StaleReason>,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum Source {
+    /// This process's memory.
+    Memory,
+    /// Redis.
+    Redis,
+    /// The caller's loader, which is to say the database.
+    Database,
+    /// The default that the caller gave, because all else failed.
+    Default,
+}
+
+/// Why an answer is not fresh: what kept the cache from loading a better one in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+#[non_exhaustive]
+pub enum StaleReason {
+    /// The load took longer than the soft limit and goes on.
+    Slow,
+    /// The database is at the limit of what it may be asked.
+    Overloaded,
+    /// The load failed, or the database is known to be failing.
+    Failed,
+}
+
+impl Source {
+    /// All sources.
+    pub const ALL: [Self; 4] = [Self::Memory, Self::Redis, Self::Database, Self::Default];
+
+    /// `memory`, `redis`, `database` or `default`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Memory => "memory",
+            Self::Redis => "redis",
+            Self::Database => "database",
+            Self::Default => "default",
+        }
+    }
+}
+
+impl StaleReason {
+    /// `slow`, `overloaded` or `failed`.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Slow => "slow",
+            Self::Overloaded => "overloaded",
+            Self::Failed => "failed",
+        }
+    }
+}

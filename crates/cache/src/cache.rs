@@ -1,0 +1,409 @@
+//! The cache as its callers see it.
+
+use std::error::Error;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use smallvec::SmallVec;
+use steadfast::{EventKind, EventOrGap};
+use tokio::sync::watch;
+
+use crate::answer::{Answer, Source, StaleReason};
+use crate::codec::Codec;
+use crate::coherence::Coherence;
+use crate::error::CacheError;
+use crate::flight::{Boarding, Flights, Loaded, Passenger};
+use crate::freshness::{Freshness, Ttl};
+use crate::generation::Generations;
+use crate::guard::Guard;
+use crate::load::{self, Job};
+use crate::relay::Relay;
+use crate::sabotage::Sabotage;
+use crate::source::Database;
+use crate::stats::Stats;
+use crate::status::CacheStatus;
+use crate::tier::memory::{Entry, Memory};
+use crate::tier::redis::RedisTier;
+use crate::trust::Trust;
+
+/// A read-through cache: memory, then Redis, then the caller's loader. Cheap to clone; clones share everything.
+///
+/// See the [crate documentation](crate) for an example.
+pub struct Cache<V> {
+    pub(crate) inner: Arc<Inner<V>>,
+}
+
+pub(crate) struct Inner<V> {
+    pub(crate) classes: Vec<(Box<str>, Ttl)>,
+    pub(crate) memory: Memory<V>,
+    pub(crate) generations: Generations,
+    pub(crate) flights: Arc<Flights<V>>,
+    pub(crate) guard: Guard,
+    pub(crate) coherence: Coherence,
+    pub(crate) redis: Option<Arc<RedisTier>>,
+    pub(crate) relay: Option<Arc<Relay>>,
+    pub(crate) database: Database,
+    pub(crate) codec: Codec<V>,
+    pub(crate) value_max: usize,
+    pub(crate) lease_wait: Duration,
+    /// The state of a generator of random numbers that needs no lock.
+    pub(crate) draws: AtomicU64,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) sabotage: Sabotage,
+    /// Dropped with the cache, which ends the tasks that serve it.
+    pub(crate) gone: watch::Sender<()>,
+}
+
+/// A read being put together; see [`Cache::read`].
+#[must_use = "a read does nothing until `get` is called and awaited"]
+pub struct Read<'a, V, K> {
+    cache: &'a Cache<V>,
+    key: K,
+    class: &'a str,
+    tags: SmallVec<[&'a [u8]; 2]>,
+    default: Option<V>,
+}
+
+impl<V> Clone for Cache<V> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: self.inner.clone(),
+        }
+    }
+}
+
+impl<V> std::fmt::Debug for Cache<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cache").finish_non_exhaustive()
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Cache<V> {
+    /// Starts the tasks that serve the cache; they end when its last clone is dropped.
+    pub(crate) fn start(inner: Inner<V>) -> Self {
+        if let (Some(redis), Some(relay)) = (&inner.redis, &inner.relay) {
+            tokio::spawn(Trust::run(redis.clone(), inner.gone.subscribe()));
+            tokio::spawn(relay.clone().run(inner.gone.subscribe()));
+            tokio::spawn(watch_connection(redis.clone(), inner.gone.subscribe()));
+        }
+        Self {
+            inner: Arc::new(inner),
+        }
+    }
+
+    /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says `None` if there is no such thing.
+    ///
+    /// The load runs in a task of its own and at most once at a time for a key; callers that come meanwhile wait for the same one. It is begun
+    /// again after an invalidation, so that nobody gets what was loaded before his own write.
+    ///
+    /// # Errors
+    /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
+    pub async fn get<K, L, F, E>(
+        &self,
+        key: K,
+        class: &str,
+        load: L,
+    ) -> Result<Answer<V>, CacheError>
+    where
+        K: AsRef<[u8]>,
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        self.read(key, class).get(load).await
+    }
+
+    /// The long form of [`get`](Self::get), with tags and a default.
+    pub fn read<'a, K: AsRef<[u8]>>(&'a self, key: K, class: &'a str) -> Read<'a, V, K> {
+        Read {
+            cache: self,
+            key,
+            class,
+            tags: SmallVec::new(),
+            default: None,
+        }
+    }
+
+    /// A snapshot of what the cache does and believes.
+    #[must_use]
+    pub fn status(&self) -> CacheStatus {
+        CacheStatus::of(&self.inner)
+    }
+
+    /// The database behind the cache.
+    #[must_use]
+    pub fn database(&self) -> &Database {
+        &self.inner.database
+    }
+}
+
+impl<'a, V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> Read<'a, V, K> {
+    /// The value belongs to this tag: invalidating the tag invalidates it. A key should be read with the same tags everywhere.
+    pub fn tag<T: AsRef<[u8]> + ?Sized>(mut self, tag: &'a T) -> Self {
+        self.tags.push(tag.as_ref());
+        self
+    }
+
+    /// The value belongs to all these tags.
+    pub fn tags<T: AsRef<[u8]> + 'a>(mut self, tags: impl IntoIterator<Item = &'a T>) -> Self {
+        self.tags.extend(tags.into_iter().map(AsRef::as_ref));
+        self
+    }
+
+    /// What to answer when there is nothing to serve and nothing can be loaded, rather than an error. It is never stored.
+    pub fn or(mut self, default: V) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// Answers; see [`Cache::get`].
+    ///
+    /// # Errors
+    /// As [`Cache::get`]; with a default only [`CacheError::UnknownClass`].
+    pub async fn get<L, F, E>(self, load: L) -> Result<Answer<V>, CacheError>
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        let inner = &self.cache.inner;
+        let class = inner.class(self.class)?;
+        let now = clock();
+        let key = self.key.as_ref();
+        let held = inner.memory.get(key, &inner.generations);
+        if let Some(entry) = &held
+            && inner.is_fresh(entry, now)
+        {
+            entry.count_hit();
+            inner.stats.answered(Source::Memory, false);
+            let answer = answer(entry, Source::Memory, None, now);
+            if inner.wants_refresh(entry, &class, now) {
+                let early = Job {
+                    class,
+                    tags: owned(&self.tags),
+                    held,
+                    early: true,
+                };
+                board(inner, key, &self.tags, early, load);
+            }
+            return Ok(answer);
+        }
+        let held = held.filter(|entry| inner.may_serve_stale(entry, &class, now));
+        let job = Job {
+            class,
+            tags: owned(&self.tags),
+            held: held.clone(),
+            early: false,
+        };
+        let passenger = board(inner, key, &self.tags, job, load);
+        let outcome = wait(inner, passenger, held, &class, now).await;
+        conclude(inner, outcome, self.default)
+    }
+}
+
+/// Whatever has just been connected to may not be what was believed in.
+async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
+    let mut events = redis.client().events();
+    loop {
+        let event = tokio::select! {
+            _ = gone.changed() => return,
+            event = events.next() => event,
+        };
+        match event {
+            Some(EventOrGap::Event(event)) => {
+                if matches!(
+                    event.kind,
+                    EventKind::Connected { .. } | EventKind::Replaced { .. }
+                ) {
+                    redis.trust.doubt_all();
+                }
+            }
+            Some(_) => redis.trust.doubt_all(),
+            None => return,
+        }
+    }
+}
+
+/// Joins or begins the flight for this key.
+fn board<V, L, F, E>(
+    inner: &Arc<Inner<V>>,
+    key: &[u8],
+    tags: &[&[u8]],
+    job: Job<V>,
+    load: L,
+) -> Passenger<V>
+where
+    V: Clone + Send + Sync + 'static,
+    L: FnOnce() -> F + Send + 'static,
+    F: Future<Output = Result<Option<V>, E>> + Send + 'static,
+    E: Into<Box<dyn Error + Send + Sync>> + 'static,
+{
+    match inner
+        .flights
+        .board(key, tags.iter().copied(), &inner.generations)
+    {
+        Boarding::Joined(passenger) => passenger,
+        Boarding::Leader(leader, passenger) => {
+            tokio::spawn(load::lead(inner.clone(), leader, job, load));
+            passenger
+        }
+    }
+}
+
+/// How a read ended: a value, perhaps stale; or why there is none.
+type Ending<V> = Result<(Loaded<V>, Option<StaleReason>), CacheError>;
+
+/// Waits for the flight to land, but not past the soft limit if there is something stale to serve.
+async fn wait<V>(
+    inner: &Inner<V>,
+    mut passenger: Passenger<V>,
+    held: Option<Arc<Entry<V>>>,
+    class: &Ttl,
+    began: Instant,
+) -> Ending<V>
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let mut fallback = held.map(|entry| Loaded {
+        entry,
+        source: Source::Memory,
+    });
+    let soft = began + class.soft_limit;
+    let hard = began + class.hard_limit + MARGIN;
+    loop {
+        {
+            let progress = passenger.borrow_and_update();
+            if let Some(found) = &progress.fallback
+                && fallback.is_none()
+                && inner.may_serve_stale(&found.entry, class, clock())
+            {
+                fallback = Some(found.clone());
+            }
+            match (&progress.outcome, &fallback) {
+                (Some(Ok(loaded)), _) => return Ok((loaded.clone(), None)),
+                (Some(Err(error)), Some(fallback)) => {
+                    return Ok((fallback.clone(), Some(reason(error))));
+                }
+                (Some(Err(error)), None) => return Err(error.clone()),
+                (None, Some(fallback)) if progress.queued => {
+                    return Ok((fallback.clone(), Some(StaleReason::Overloaded)));
+                }
+                (None, _) => {}
+            }
+        }
+        let limit = if fallback.is_some() { soft } else { hard };
+        match tokio::time::timeout_at(limit.into(), passenger.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(CacheError::Closed),
+            Err(_) => {
+                return match fallback {
+                    Some(fallback) => Ok((fallback, Some(StaleReason::Slow))),
+                    None => Err(CacheError::LoadTimeout {
+                        limit: class.hard_limit,
+                    }),
+                };
+            }
+        }
+    }
+}
+
+fn conclude<V: Clone>(
+    inner: &Inner<V>,
+    ending: Ending<V>,
+    default: Option<V>,
+) -> Result<Answer<V>, CacheError> {
+    match (ending, default) {
+        (Ok((loaded, stale)), _) => {
+            if loaded.source != Source::Database {
+                loaded.entry.count_hit();
+            }
+            inner.stats.answered(loaded.source, stale.is_some());
+            Ok(answer(&loaded.entry, loaded.source, stale, clock()))
+        }
+        (Err(error), Some(default)) => {
+            inner.stats.answered(Source::Default, true);
+            let stale = Some(reason(&error));
+            Ok(Answer {
+                value: Some(default),
+                source: Source::Default,
+                age: Duration::ZERO,
+                stale,
+            })
+        }
+        (Err(error), None) => {
+            inner.stats.failed(&error);
+            Err(error)
+        }
+    }
+}
+
+fn answer<V: Clone>(
+    entry: &Entry<V>,
+    source: Source,
+    stale: Option<StaleReason>,
+    now: Instant,
+) -> Answer<V> {
+    Answer {
+        value: entry.value.clone(),
+        source,
+        age: entry.age(now),
+        stale,
+    }
+}
+
+fn reason(error: &CacheError) -> StaleReason {
+    match error {
+        CacheError::Overloaded { .. } => StaleReason::Overloaded,
+        _ => StaleReason::Failed,
+    }
+}
+
+fn owned(tags: &[&[u8]]) -> Vec<Vec<u8>> {
+    tags.iter().map(|tag| tag.to_vec()).collect()
+}
+
+impl<V> Inner<V> {
+    pub(crate) fn class(&self, name: &str) -> Result<Ttl, CacheError> {
+        let found = self.classes.iter().find(|(class, _)| **class == *name);
+        found
+            .map(|(_, ttl)| *ttl)
+            .ok_or_else(|| CacheError::UnknownClass {
+                class: name.to_owned(),
+            })
+    }
+
+    fn is_fresh(&self, entry: &Entry<V>, now: Instant) -> bool {
+        entry.freshness(now) == Freshness::Fresh
+            && entry.era() == self.generations.era()
+            && self.coherence.is_proven(now)
+    }
+
+    pub(crate) fn may_serve_stale(&self, entry: &Entry<V>, class: &Ttl, now: Instant) -> bool {
+        !class.never_stale() && entry.freshness(now) != Freshness::Expired
+    }
+
+    fn wants_refresh(&self, entry: &Entry<V>, class: &Ttl, now: Instant) -> bool {
+        let (age, beta) = (entry.age(now), class.early_refresh);
+        entry.life.near_end(age, entry.cost, beta)
+            && entry.life.refresh_early(age, entry.cost, beta, self.draw())
+    }
+
+    /// A random number in `0..1` (splitmix64).
+    pub(crate) fn draw(&self) -> f64 {
+        let mut z = self
+            .draws
+            .fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
+    }
+}
+
+pub(crate) fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// The leader ends by the hard limit; a passenger allows for what comes after it.
+const MARGIN: Duration = Duration::from_millis(500);

@@ -1,0 +1,220 @@
+//! How a value is written into Redis.
+//!
+//! Redis outlives deployments and may be written to by older and newer programs, by a hand, or by a disk that
+//! lies. So every value carries a format version and a checksum over all the rest, and reading one has
+//! exactly two outcomes: the value as it was written, or a [`Damage`] that the caller counts and treats as a
+//! miss. Lengths in the bytes are checked against what is there, never trusted.
+//!
+//! Layout, little endian: version `u8`, flags `u8`, crc32 `u32` of flags and everything after it, kept for
+//! `u64` ms, fresh for `u64` ms, cost of loading `u64` µs, count of tags `u16`, each as length `u16`, name, token
+//! of 16 bytes; then the payload, which if compressed begins with its full length as `u32`.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use crate::freshness::Lifetime;
+
+/// The version written, and the only one read.
+pub(crate) const VERSION: u8 = 1;
+
+/// A random token of 128 bits.
+pub(crate) type Token = [u8; 16];
+
+/// A value with what a reader must know to judge it.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Envelope<'a> {
+    pub(crate) life: Lifetime,
+    /// How long the load took, for early refresh.
+    pub(crate) cost: Duration,
+    pub(crate) tags: Vec<(Cow<'a, [u8]>, Token)>,
+    /// `None` is absence, remembered.
+    pub(crate) payload: Option<Cow<'a, [u8]>>,
+}
+
+/// Why bytes from Redis are not a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum Damage {
+    #[error("of a format version that this program does not know")]
+    Version,
+    #[error("corrupt")]
+    Corrupt,
+    #[error("larger than the limit")]
+    TooLarge,
+}
+
+impl Envelope<'_> {
+    /// Encodes, compressing a payload longer than `compress_above` if that makes it shorter.
+    pub(crate) fn encode(&self, compress_above: usize) -> Vec<u8> {
+        let payload = self.payload.as_deref().unwrap_or_default();
+        let packed = (payload.len() > compress_above)
+            .then(|| lz4_flex::compress_prepend_size(payload))
+            .filter(|packed| packed.len() < payload.len());
+        let flags = if packed.is_some() { COMPRESSED } else { 0 }
+            | if self.payload.is_none() { ABSENT } else { 0 };
+        let body = packed.as_deref().unwrap_or(payload);
+
+        let mut out = Vec::with_capacity(
+            FIXED + self.tags.iter().map(|t| t.0.len() + 18).sum::<usize>() + body.len(),
+        );
+        out.extend([VERSION, flags, 0, 0, 0, 0]);
+        out.extend(millis(self.life.keep).to_le_bytes());
+        out.extend(millis(self.life.fresh).to_le_bytes());
+        out.extend((self.cost.as_micros() as u64).to_le_bytes());
+        out.extend((self.tags.len() as u16).to_le_bytes());
+        for (name, token) in &self.tags {
+            out.extend((name.len() as u16).to_le_bytes());
+            out.extend_from_slice(name);
+            out.extend(token);
+        }
+        out.extend_from_slice(body);
+        let sum = checksum(flags, &out[CHECKED_FROM..]);
+        out[2..CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
+        out
+    }
+
+    /// Decodes; a payload that unpacks to more than `value_max` bytes is refused before it is unpacked.
+    pub(crate) fn decode(bytes: &[u8], value_max: usize) -> Result<Envelope<'_>, Damage> {
+        let mut rest = Reader(bytes);
+        if rest.array::<1>()? != [VERSION] {
+            return Err(Damage::Version);
+        }
+        let [flags] = rest.array()?;
+        let sum = u32::from_le_bytes(rest.array()?);
+        if checksum(flags, rest.0) != sum {
+            return Err(Damage::Corrupt);
+        }
+        let keep = Duration::from_millis(u64::from_le_bytes(rest.array()?));
+        let fresh = Duration::from_millis(u64::from_le_bytes(rest.array()?));
+        let cost = Duration::from_micros(u64::from_le_bytes(rest.array()?));
+        let count = u16::from_le_bytes(rest.array()?);
+        let mut tags = Vec::new();
+        for _ in 0..count {
+            let length = u16::from_le_bytes(rest.array()?);
+            let name = rest.slice(usize::from(length))?;
+            tags.push((Cow::Borrowed(name), rest.array()?));
+        }
+        let payload = if flags & ABSENT != 0 {
+            None
+        } else if flags & COMPRESSED != 0 {
+            Some(Cow::Owned(unpack(rest, value_max)?))
+        } else {
+            Some(Cow::Borrowed(rest.0))
+        };
+        Ok(Envelope {
+            life: Lifetime { fresh, keep },
+            cost,
+            tags,
+            payload,
+        })
+    }
+}
+
+fn unpack(mut packed: Reader<'_>, value_max: usize) -> Result<Vec<u8>, Damage> {
+    let length = u32::from_le_bytes(packed.array()?) as usize;
+    if length > value_max {
+        return Err(Damage::TooLarge);
+    }
+    let unpacked = lz4_flex::decompress(packed.0, length).map_err(|_| Damage::Corrupt)?;
+    if unpacked.len() == length {
+        Ok(unpacked)
+    } else {
+        Err(Damage::Corrupt)
+    }
+}
+
+fn checksum(flags: u8, rest: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    hasher.update(&[flags]);
+    hasher.update(rest);
+    hasher.finalize()
+}
+
+fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], Damage> {
+        let (head, tail) = self.0.split_at_checked(length).ok_or(Damage::Corrupt)?;
+        self.0 = tail;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], Damage> {
+        let (head, tail) = self.0.split_first_chunk().ok_or(Damage::Corrupt)?;
+        self.0 = tail;
+        Ok(*head)
+    }
+}
+
+const COMPRESSED: u8 = 1;
+const ABSENT: u8 = 2;
+const CHECKED_FROM: usize = 6;
+const FIXED: usize = CHECKED_FROM + 26;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn envelope(payload: Option<Vec<u8>>, tags: Vec<(Vec<u8>, Token)>) -> Envelope<'static> {
+        Envelope {
+            life: Lifetime {
+                fresh: Duration::from_millis(7),
+                keep: Duration::from_millis(77),
+            },
+            cost: Duration::from_micros(1234),
+            tags: tags
+                .into_iter()
+                .map(|(name, token)| (Cow::Owned(name), token))
+                .collect(),
+            payload: payload.map(Cow::Owned),
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn k12_what_is_written_is_read(
+            payload in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..4096)),
+            tags in proptest::collection::vec((proptest::collection::vec(any::<u8>(), 0..40), any::<Token>()), 0..5),
+            above in 0usize..5000,
+        ) {
+            let written = envelope(payload, tags);
+            let bytes = written.encode(above);
+            prop_assert_eq!(Envelope::decode(&bytes, 4096), Ok(written));
+        }
+
+        #[test]
+        fn k12_any_single_changed_byte_is_noticed(payload in proptest::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>(), with in 1u8..) {
+            let mut bytes = envelope(Some(payload), vec![(b"tag".to_vec(), [9; 16])]).encode(100);
+            let at = at.index(bytes.len());
+            bytes[at] ^= with;
+            prop_assert!(Envelope::decode(&bytes, 4096).is_err());
+        }
+
+        #[test]
+        fn k12_no_bytes_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            let _ = Envelope::decode(&bytes, 1000);
+            let mut valid_sum = vec![VERSION, bytes.first().copied().unwrap_or(0)];
+            valid_sum.extend(checksum(valid_sum[1], &bytes).to_le_bytes());
+            valid_sum.extend(&bytes);
+            let _ = Envelope::decode(&valid_sum, 1000);
+        }
+    }
+
+    #[test]
+    fn k12_a_future_version_is_told_from_damage() {
+        let mut bytes = envelope(Some(b"x".to_vec()), vec![]).encode(100);
+        bytes[0] = VERSION + 1;
+        assert_eq!(Envelope::decode(&bytes, 100), Err(Damage::Version));
+    }
+
+    #[test]
+    fn k12_a_payload_that_claims_to_be_huge_is_refused_before_it_is_unpacked() {
+        let bytes = envelope(Some(vec![0; 1 << 20]), vec![]).encode(100);
+        assert!(bytes.len() < 10_000);
+        assert_eq!(Envelope::decode(&bytes, 1000), Err(Damage::TooLarge));
+    }
+}

@@ -1,0 +1,63 @@
+//! Why the cache has no answer, and when to ask again.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// A read that ends without a value: neither fresh, nor stale, nor a default.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CacheError {
+    /// The class was not given to the builder.
+    #[error("the class {class:?} is not known to this cache; add it with CacheBuilder::class")]
+    UnknownClass {
+        /// The name asked for.
+        class: String,
+    },
+    /// The database is at the limit of what it may be asked, and there was nothing stale to serve.
+    #[error("the database is at its limit; ask again in {retry_after:?}")]
+    Overloaded {
+        /// When asking again may succeed.
+        retry_after: Duration,
+    },
+    /// The database has been failing, so it is not asked for now.
+    #[error("the database is failing; ask again in {retry_after:?}")]
+    Unavailable {
+        /// When asking again may succeed.
+        retry_after: Duration,
+    },
+    /// The loader returned an error. Errors are never cached.
+    #[error("loading failed: {0}")]
+    Load(#[source] Arc<dyn Error + Send + Sync>),
+    /// The load did not end within the hard limit of its class.
+    #[error("loading did not end within {limit:?}")]
+    LoadTimeout {
+        /// The hard limit.
+        limit: Duration,
+    },
+    /// The loader panicked. The process and the cache go on.
+    #[error("the loader panicked: {message}")]
+    LoadPanicked {
+        /// What it said, if it was text.
+        message: String,
+    },
+    /// The value could not be encoded, so it can be neither stored nor shared.
+    #[error("the value cannot be encoded: {0}")]
+    Encode(#[source] Arc<dyn Error + Send + Sync>),
+    /// The cache is closed, or the runtime is shutting down.
+    #[error("the cache is closed")]
+    Closed,
+}
+
+impl CacheError {
+    /// When asking again may succeed, where that is known.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Overloaded { retry_after } | Self::Unavailable { retry_after } => {
+                Some(*retry_after)
+            }
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! One load per key at a time in this process.
+//!
+//! The leader is a task of its own, so a caller that goes away cancels nobody, and a caller that has something stale may
+//! leave early while the load goes on. A flight is joined only while nothing has been invalidated since it took off: after its own
+//! write a caller never joins a load that began before it, but starts another, which takes the place of the first in the table.
+
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::sync::watch;
+
+use crate::answer::Source;
+use crate::error::CacheError;
+use crate::generation::{Generations, Snapshot};
+use crate::tier::Key;
+use crate::tier::memory::Entry;
+
+pub(crate) struct Flights<V> {
+    shards: Box<[Shard<V>]>,
+    hasher: foldhash::quality::RandomState,
+    detach: bool,
+}
+
+type Shard<V> = Mutex<HashMap<Key, Arc<Flight<V>>>>;
+
+pub(crate) struct Flight<V> {
+    /// The counters before anything was read.
+    pub(crate) snapshot: Snapshot,
+    progress: watch::Sender<Progress<V>>,
+}
+
+/// How far a flight has come, as its passengers see it.
+#[derive(Debug)]
+pub(crate) struct Progress<V> {
+    /// Something stale that was found on the way.
+    pub(crate) fallback: Option<Loaded<V>>,
+    /// The load waits for admission to the database: who can do with something stale should.
+    pub(crate) queued: bool,
+    pub(crate) outcome: Option<Result<Loaded<V>, CacheError>>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Loaded<V> {
+    pub(crate) entry: Arc<Entry<V>>,
+    pub(crate) source: Source,
+}
+
+impl<V> Clone for Loaded<V> {
+    fn clone(&self) -> Self {
+        Self {
+            entry: self.entry.clone(),
+            source: self.source,
+        }
+    }
+}
+
+/// A place on a flight.
+pub(crate) enum Boarding<V> {
+    Leader(Leader<V>, Passenger<V>),
+    Joined(Passenger<V>),
+}
+
+pub(crate) type Passenger<V> = watch::Receiver<Progress<V>>;
+
+/// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends the flight as closed.
+pub(crate) struct Leader<V> {
+    pub(crate) key: Key,
+    pub(crate) flight: Arc<Flight<V>>,
+    flights: Arc<Flights<V>>,
+}
+
+impl<V> Flights<V> {
+    /// `detach` is false only in the test that proves why it must be true.
+    pub(crate) fn new(detach: bool) -> Self {
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Self {
+            shards,
+            hasher: foldhash::quality::RandomState::default(),
+            detach,
+        }
+    }
+
+    /// Joins the flight for this key, or begins one.
+    pub(crate) fn board<'t>(
+        self: &Arc<Self>,
+        key: &[u8],
+        tags: impl Iterator<Item = &'t [u8]>,
+        generations: &Generations,
+    ) -> Boarding<V> {
+        let mut shard = self.shard(key).lock();
+        if let Some(flight) = shard.get(key)
+            && (generations.is_current(&flight.snapshot) || !self.detach)
+        {
+            return Boarding::Joined(flight.progress.subscribe());
+        }
+        let (progress, passenger) = watch::channel(Progress {
+            fallback: None,
+            queued: false,
+            outcome: None,
+        });
+        let flight = Arc::new(Flight {
+            snapshot: generations.snapshot(key, tags),
+            progress,
+        });
+        let key: Key = Arc::from(key);
+        shard.insert(key.clone(), flight.clone());
+        Boarding::Leader(
+            Leader {
+                key,
+                flight,
+                flights: self.clone(),
+            },
+            passenger,
+        )
+    }
+
+    pub(crate) fn under_way(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().len()).sum()
+    }
+
+    fn shard(&self, key: &[u8]) -> &Shard<V> {
+        &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
+    }
+}
+
+impl<V> Leader<V> {
+    pub(crate) fn offer_fallback(&self, fallback: Loaded<V>) {
+        self.flight
+            .progress
+            .send_modify(|progress| progress.fallback = Some(fallback));
+    }
+
+    pub(crate) fn say_queued(&self) {
+        self.flight
+            .progress
+            .send_modify(|progress| progress.queued = true);
+    }
+
+    /// Ends the flight: from here on a new one may begin.
+    pub(crate) fn land(&self, outcome: Result<Loaded<V>, CacheError>) {
+        self.clear_table();
+        self.flight.progress.send_modify(|progress| {
+            progress.outcome.get_or_insert(outcome);
+        });
+    }
+
+    fn clear_table(&self) {
+        let mut shard = self.flights.shard(&self.key).lock();
+        if shard
+            .get(&self.key)
+            .is_some_and(|flight| Arc::ptr_eq(flight, &self.flight))
+        {
+            shard.remove(&self.key);
+        }
+    }
+}
+
+impl<V> Drop for Leader<V> {
+    fn drop(&mut self) {
+        self.land(Err(CacheError::Closed));
+    }
+}
+
+const SHARDS: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn none() -> std::iter::Empty<&'static [u8]> {
+        std::iter::empty()
+    }
+
+    #[test]
+    fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
+        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
+        let Boarding::Leader(leader, _) = flights.board(b"k", none(), &generations) else {
+            panic!("no leader")
+        };
+        assert!(matches!(
+            flights.board(b"k", none(), &generations),
+            Boarding::Joined(_)
+        ));
+        assert!(matches!(
+            flights.board(b"other", none(), &generations),
+            Boarding::Leader(..)
+        ));
+        leader.land(Err(CacheError::Closed));
+        assert!(matches!(
+            flights.board(b"k", none(), &generations),
+            Boarding::Leader(..)
+        ));
+    }
+
+    #[test]
+    fn k3_nobody_joins_a_load_older_than_an_invalidation() {
+        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
+        let Boarding::Leader(first, _) = flights.board(b"k", none(), &generations) else {
+            panic!("no leader")
+        };
+        generations.bump_key(b"k");
+        let Boarding::Leader(second, _) = flights.board(b"k", none(), &generations) else {
+            panic!("joined an old load")
+        };
+        drop(first); // must not take the second out of the table
+        assert!(matches!(
+            flights.board(b"k", none(), &generations),
+            Boarding::Joined(_)
+        ));
+        drop(second);
+        assert_eq!(flights.under_way(), 0);
+    }
+
+    #[tokio::test]
+    async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
+        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
+        let Boarding::Leader(leader, mut passenger) = flights.board(b"k", none(), &generations)
+        else {
+            panic!("no leader")
+        };
+        drop(leader);
+        passenger.changed().await.unwrap();
+        assert!(matches!(
+            passenger.borrow().outcome,
+            Some(Err(CacheError::Closed))
+        ));
+    }
+}

@@ -1,0 +1,258 @@
+//! How long a value may be believed, decided without a clock.
+//!
+//! Every rule about age lives here as a function of durations, so that each can be tested to the
+//! millisecond and none depends on which clock, process or tier the value came from. Ages are measured
+//! by the monotonic clock in memory and by Redis's own remaining time to live across processes; the
+//! calendar is never asked, so setting a host's clock changes nothing.
+
+use std::time::Duration;
+
+/// Time to live and limits of one class of data.
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast_cache::Ttl;
+///
+/// let user = Ttl { fresh: Duration::from_secs(360), ..Ttl::default() };
+/// assert!(user.validate().is_ok());
+/// assert!(Ttl { stale: Duration::ZERO, ..user }.never_stale());
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Ttl {
+    /// A value is served without question for this long after it was loaded. Default 6 minutes.
+    pub fresh: Duration,
+    /// After that it is kept for this long, to be served marked as stale when a load is slow, refused or
+    /// fails. Zero: the class never serves stale. Default 1 hour; costs memory in both tiers.
+    pub stale: Duration,
+    /// Share of `fresh`, from 0 to 1, by which a value's own time may be shortened at random, so that values
+    /// loaded together do not expire together. Default 0.1.
+    pub jitter: f64,
+    /// Absence (the loader answered `None`) is remembered for this long; zero: not at all. Default 10 s.
+    pub negative: Duration,
+    /// How eagerly a hot value is loaded again before it expires (the `beta` of XFetch); zero: never.
+    /// Default 1; at 1, a value that took 20 ms to load is typically refreshed within its last 20 ms to 100 ms.
+    pub early_refresh: f64,
+    /// A caller that holds a stale value waits this long for a load, then takes the stale one while the load
+    /// goes on. Default 100 ms; zero serves stale at once and refreshes behind it.
+    pub soft_limit: Duration,
+    /// A load, with its waiting for leases and admission, is given up after this long. Default 5 s.
+    pub hard_limit: Duration,
+}
+
+impl Default for Ttl {
+    fn default() -> Self {
+        Self {
+            fresh: Duration::from_secs(360),
+            stale: Duration::from_secs(3600),
+            jitter: 0.1,
+            negative: Duration::from_secs(10),
+            early_refresh: 1.0,
+            soft_limit: Duration::from_millis(100),
+            hard_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+impl Ttl {
+    /// Whether the class may never serve a stale value.
+    #[must_use]
+    pub fn never_stale(&self) -> bool {
+        self.stale.is_zero()
+    }
+
+    /// Refuses settings that cannot mean anything.
+    ///
+    /// # Errors
+    /// Names the setting and what is wrong with it.
+    pub fn validate(&self) -> Result<(), InvalidTtl> {
+        let refuse = |setting, problem| Err(InvalidTtl { setting, problem });
+        if self.fresh < Duration::from_millis(1) {
+            return refuse("fresh", "must be at least 1 ms");
+        }
+        if self.fresh > LONGEST || self.stale > LONGEST || self.negative > LONGEST {
+            return refuse("fresh, stale or negative", "must be at most 10 years");
+        }
+        if !(0.0..=1.0).contains(&self.jitter) {
+            return refuse("jitter", "must be a share from 0 to 1");
+        }
+        if !(0.0..=1000.0).contains(&self.early_refresh) {
+            return refuse("early_refresh", "must be from 0 to 1000");
+        }
+        if self.hard_limit.is_zero() || self.hard_limit > Duration::from_secs(3600) {
+            return refuse("hard_limit", "must be above zero and at most 1 hour");
+        }
+        if self.soft_limit > self.hard_limit {
+            return refuse("soft_limit", "must not be above hard_limit");
+        }
+        Ok(())
+    }
+
+    /// The life of a value loaded just now; `unit` is a random number in `0..1`.
+    pub(crate) fn lifetime(&self, absent: bool, unit: f64) -> Lifetime {
+        if absent {
+            return Lifetime {
+                fresh: self.negative,
+                keep: self.negative,
+            };
+        }
+        let fresh = self.fresh.mul_f64(1.0 - self.jitter * unit.clamp(0.0, 1.0));
+        Lifetime {
+            fresh,
+            keep: fresh + self.stale,
+        }
+    }
+}
+
+/// A setting of [`Ttl`] that means nothing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{setting} {problem}")]
+pub struct InvalidTtl {
+    /// The setting's name.
+    pub setting: &'static str,
+    /// What is wrong with it.
+    pub problem: &'static str,
+}
+
+/// How long one value is fresh, and how long it is kept, both counted from its loading.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Lifetime {
+    pub(crate) fresh: Duration,
+    pub(crate) keep: Duration,
+}
+
+/// What may be done with a value of some age.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Freshness {
+    Fresh,
+    /// Only when nothing better can be had in time, and marked.
+    Stale,
+    Expired,
+}
+
+impl Lifetime {
+    pub(crate) fn judge(self, age: Duration) -> Freshness {
+        if age < self.fresh {
+            Freshness::Fresh
+        } else if age < self.keep {
+            Freshness::Stale
+        } else {
+            Freshness::Expired
+        }
+    }
+
+    /// Whether the age is so near the end of `fresh` that XFetch can say yes at all: the cheap test that
+    /// spares nearly every hit the random number.
+    pub(crate) fn near_end(self, age: Duration, cost: Duration, beta: f64) -> bool {
+        beta > 0.0 && age + cost.mul_f64(beta * LARGEST_DRAW) >= self.fresh
+    }
+
+    /// Whether a fresh value should be loaded again already (XFetch: Vattani, Chierichetti, Lowenstein,
+    /// "Optimal probabilistic cache stampede prevention", VLDB 2015). `unit` is a random number in `0..1`.
+    pub(crate) fn refresh_early(self, age: Duration, cost: Duration, beta: f64, unit: f64) -> bool {
+        let draw = -unit.max((-LARGEST_DRAW).exp()).ln();
+        beta > 0.0 && age + cost.mul_f64(beta * draw) >= self.fresh
+    }
+}
+
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
+
+/// The random factor of XFetch is cut off here: beyond it lies one draw in nine million.
+const LARGEST_DRAW: f64 = 16.0;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn k4_fresh_then_stale_then_expired_to_the_millisecond() {
+        let life = Ttl {
+            jitter: 0.0,
+            fresh: 100 * MS,
+            stale: 50 * MS,
+            ..Ttl::default()
+        }
+        .lifetime(false, 0.7);
+        assert_eq!(life.judge(99 * MS), Freshness::Fresh);
+        assert_eq!(life.judge(100 * MS), Freshness::Stale);
+        assert_eq!(life.judge(149 * MS), Freshness::Stale);
+        assert_eq!(life.judge(150 * MS), Freshness::Expired);
+    }
+
+    #[test]
+    fn k4_a_class_without_stale_goes_from_fresh_to_expired() {
+        let life = Ttl {
+            jitter: 0.0,
+            fresh: 100 * MS,
+            stale: Duration::ZERO,
+            ..Ttl::default()
+        }
+        .lifetime(false, 0.0);
+        assert_eq!(life.judge(100 * MS), Freshness::Expired);
+    }
+
+    #[test]
+    fn k4_absence_is_never_stale() {
+        let life = Ttl {
+            negative: 10 * MS,
+            ..Ttl::default()
+        }
+        .lifetime(true, 0.5);
+        assert_eq!(life.judge(9 * MS), Freshness::Fresh);
+        assert_eq!(life.judge(10 * MS), Freshness::Expired);
+    }
+
+    #[test]
+    fn not_a_number_is_refused_by_name() {
+        let ttl = Ttl {
+            jitter: f64::NAN,
+            ..Ttl::default()
+        };
+        assert_eq!(ttl.validate().unwrap_err().setting, "jitter");
+        let ttl = Ttl {
+            early_refresh: f64::NAN,
+            ..Ttl::default()
+        };
+        assert_eq!(ttl.validate().unwrap_err().setting, "early_refresh");
+    }
+
+    proptest! {
+        #[test]
+        fn k4_jitter_only_shortens_and_stays_within_its_share(jitter in 0.0..=1.0f64, unit in 0.0..1.0f64, fresh_ms in 1u64..10_000_000) {
+            let ttl = Ttl { jitter, fresh: Duration::from_millis(fresh_ms), ..Ttl::default() };
+            let life = ttl.lifetime(false, unit);
+            prop_assert!(life.fresh <= ttl.fresh);
+            prop_assert!(life.fresh.as_secs_f64() >= ttl.fresh.as_secs_f64() * (1.0 - jitter) - 1e-6);
+            prop_assert_eq!(life.keep, life.fresh + ttl.stale);
+        }
+
+        #[test]
+        fn k4_what_is_not_near_the_end_is_never_refreshed_early(age_ms in 0u64..1000, cost_ms in 0u64..100, beta in 0.0..4.0f64, unit in 0.0..1.0f64) {
+            let life = Lifetime { fresh: 1000 * MS, keep: 2000 * MS };
+            let (age, cost) = (Duration::from_millis(age_ms), Duration::from_millis(cost_ms));
+            if life.refresh_early(age, cost, beta, unit) {
+                prop_assert!(life.near_end(age, cost, beta));
+            }
+        }
+    }
+
+    #[test]
+    fn k4_early_refresh_grows_likelier_towards_the_end() {
+        let life = Lifetime {
+            fresh: 1000 * MS,
+            keep: 2000 * MS,
+        };
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut share = |age| {
+            (0..10_000)
+                .filter(|_| life.refresh_early(age, 20 * MS, 1.0, rng.f64()))
+                .count()
+        };
+        let (far, near, last) = (share(800 * MS), share(960 * MS), share(999 * MS));
+        assert!(far < 10, "{far}");
+        assert!((800..2000).contains(&near), "{near}");
+        assert!(last > 9000, "{last}");
+    }
+}

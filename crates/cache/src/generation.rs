@@ -1,0 +1,178 @@
+//! What lets a slow load be told that it has been overtaken.
+//!
+//! A load that began before a change must not be stored after it. Remembering every change by its key would
+//! need memory without bound, so keys share 65 536 counters, and tags 65 536 more: an invalidation adds one to its
+//! counter, a load takes a [`Snapshot`] before it reads anything, and its value enters the memory tier only
+//! if the counters are still what they were. Two keys on one counter cost a needless refusal, never a wrong value.
+//!
+//! The *era* is one counter for all: it moves when the process may have missed invalidations that it cannot name.
+//! Entries of an earlier era are not fresh; they may still be served as stale by a class that allows it.
+
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use smallvec::SmallVec;
+
+pub(crate) struct Generations {
+    keys: Box<[AtomicU32]>,
+    tags: Box<[AtomicU32]>,
+    era: AtomicU64,
+    hasher: foldhash::quality::RandomState,
+}
+
+/// One counter as it was seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stripe {
+    index: u16,
+    seen: u32,
+}
+
+pub(crate) type TagStripes = SmallVec<[Stripe; 2]>;
+
+/// The counters of a key and its tags as they were before anything was read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Snapshot {
+    pub(crate) era: u64,
+    key: Stripe,
+    pub(crate) tags: TagStripes,
+}
+
+impl Generations {
+    pub(crate) fn new() -> Self {
+        let counters = || (0..STRIPES).map(|_| AtomicU32::new(0)).collect();
+        Self {
+            keys: counters(),
+            tags: counters(),
+            era: AtomicU64::new(0),
+            hasher: foldhash::quality::RandomState::default(),
+        }
+    }
+
+    pub(crate) fn snapshot<'t>(
+        &self,
+        key: &[u8],
+        tags: impl Iterator<Item = &'t [u8]>,
+    ) -> Snapshot {
+        let era = self.era();
+        Snapshot {
+            era,
+            key: self.look(&self.keys, key),
+            tags: tags.map(|tag| self.look(&self.tags, tag)).collect(),
+        }
+    }
+
+    /// Whether no invalidation of the key or one of the tags has come since, and the era is the same.
+    pub(crate) fn is_current(&self, snapshot: &Snapshot) -> bool {
+        self.era() == snapshot.era
+            && still(&self.keys, snapshot.key)
+            && self.tags_are_current(&snapshot.tags)
+    }
+
+    pub(crate) fn tags_are_current(&self, tags: &[Stripe]) -> bool {
+        tags.iter().all(|stripe| still(&self.tags, *stripe))
+    }
+
+    pub(crate) fn bump_key(&self, key: &[u8]) {
+        self.keys[self.index(key)].fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn bump_tag(&self, tag: &[u8]) {
+        self.tags[self.index(tag)].fetch_add(1, Ordering::SeqCst);
+    }
+
+    pub(crate) fn era(&self) -> u64 {
+        self.era.load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn begin_era(&self) {
+        self.era.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// All counters of keys, to be compared after a load of keys that were not known before it.
+    pub(crate) fn snapshot_all(&self) -> WholeSnapshot {
+        WholeSnapshot {
+            era: self.era(),
+            keys: self
+                .keys
+                .iter()
+                .map(|counter| counter.load(Ordering::SeqCst))
+                .collect(),
+        }
+    }
+
+    /// What a snapshot of this key and these tags would have been when the whole was taken, provided that the tags were looked at then.
+    pub(crate) fn narrow(&self, whole: &WholeSnapshot, key: &[u8], tags: TagStripes) -> Snapshot {
+        let index = self.index(key);
+        Snapshot {
+            era: whole.era,
+            key: Stripe {
+                index: index as u16,
+                seen: whole.keys[index],
+            },
+            tags,
+        }
+    }
+
+    pub(crate) fn tag_stripes<'t>(&self, tags: impl Iterator<Item = &'t [u8]>) -> TagStripes {
+        tags.map(|tag| self.look(&self.tags, tag)).collect()
+    }
+
+    fn look(&self, counters: &[AtomicU32], name: &[u8]) -> Stripe {
+        let index = self.index(name);
+        Stripe {
+            index: index as u16,
+            seen: counters[index].load(Ordering::SeqCst),
+        }
+    }
+
+    fn index(&self, name: &[u8]) -> usize {
+        self.hasher.hash_one(name) as usize % STRIPES
+    }
+}
+
+/// Every key's counter as it was seen.
+pub(crate) struct WholeSnapshot {
+    era: u64,
+    keys: Box<[u32]>,
+}
+
+fn still(counters: &[AtomicU32], stripe: Stripe) -> bool {
+    counters[usize::from(stripe.index)].load(Ordering::SeqCst) == stripe.seen
+}
+
+const STRIPES: usize = 65_536;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k6_a_snapshot_is_outdated_by_its_key_its_tags_and_the_era_only() {
+        let generations = Generations::new();
+        let take = || generations.snapshot(b"key", [b"tag".as_slice()].into_iter());
+        let overtaken = |by: &dyn Fn()| {
+            let snapshot = take();
+            assert!(generations.is_current(&snapshot));
+            by();
+            !generations.is_current(&snapshot)
+        };
+        assert!(overtaken(&|| generations.bump_key(b"key")));
+        assert!(overtaken(&|| generations.bump_tag(b"tag")));
+        assert!(overtaken(&|| generations.begin_era()));
+        assert!(!overtaken(&|| generations.bump_key(b"another")));
+        assert!(!overtaken(&|| generations.bump_tag(b"key")));
+    }
+
+    #[test]
+    fn k6_a_whole_snapshot_narrows_to_what_was_seen_then() {
+        let generations = Generations::new();
+        let whole = generations.snapshot_all();
+        generations.bump_key(b"changed");
+        assert!(generations.is_current(&generations.narrow(&whole, b"kept", TagStripes::new())));
+        assert!(!generations.is_current(&generations.narrow(
+            &whole,
+            b"changed",
+            TagStripes::new()
+        )));
+    }
+}

@@ -1,0 +1,587 @@
+//! What an outage of Redis can put on the database, bounded.
+//!
+//! Without Redis every read that memory cannot answer turns to SQL, and a database sized for one read in twenty falls over under all
+//! twenty. So loads pass a bulkhead (so many at once) and an admission rate (so many a second). What cannot go at once waits in
+//! a short queue, in which a load that a caller cannot do without stands before a refresh, and a hot key before a cold one;
+//! the queue is bounded in length and in time. After an outage refreshes are let in at a tenth of the rate, growing to
+//! all of it, so that refilling does not become the next outage. A breaker spares a database that fails.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use steadfast_core::policy::breaker::{self, Admission, Breaker, BreakerConfig, Outcome};
+use tokio::sync::oneshot;
+
+/// Bounds on what the cache asks of the database.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct GuardOptions {
+    /// Loads at once. Default 16. More than the pool has connections only queues them there.
+    pub concurrency: usize,
+    /// Loads a second, with bursts of a tenth of that. Default 500.
+    pub rate: f64,
+    /// Loads waiting for admission at most; past it the least wanted are refused. Default 1 024.
+    pub waiting: usize,
+    /// A load waits this long at most for admission. Default 500 ms.
+    pub wait: Duration,
+    /// After an outage, the share of the rate that refreshes may use grows from a tenth to all over this time. Default 5 s.
+    pub ramp: Duration,
+}
+
+impl Default for GuardOptions {
+    fn default() -> Self {
+        Self {
+            concurrency: 16,
+            rate: 500.0,
+            waiting: 1024,
+            wait: Duration::from_millis(500),
+            ramp: Duration::from_secs(5),
+        }
+    }
+}
+
+impl GuardOptions {
+    /// The defaults with these two bounds.
+    #[must_use]
+    pub fn new(concurrency: usize, rate: f64) -> Self {
+        Self {
+            concurrency,
+            rate,
+            ..Self::default()
+        }
+    }
+
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        if self.concurrency == 0 {
+            Some("guard.concurrency must be at least 1")
+        } else if !(self.rate.is_finite() && self.rate >= 0.1) {
+            Some("guard.rate must be at least 0.1 a second")
+        } else {
+            None
+        }
+    }
+}
+
+/// How much a load is wanted; the greater goes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Urgency {
+    /// There is something to serve meanwhile; the hotter the key, the more it matters.
+    Refresh { heat: u32 },
+    /// A caller has nothing without it.
+    Needed,
+}
+
+/// Not now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Overloaded { retry_after: Duration },
+    Unavailable { retry_after: Duration },
+}
+
+#[derive(Clone)]
+pub(crate) struct Guard {
+    shared: Arc<Mutex<State>>,
+    wait: Duration,
+}
+
+/// The right to one load; its place is given back when it is dropped.
+pub(crate) struct Permit {
+    guard: Guard,
+    breaker: Option<breaker::Permit>,
+}
+
+/// What is going on, for a status page.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct GuardStatus {
+    /// Loads under way.
+    pub running: usize,
+    /// Loads waiting for admission.
+    pub waiting: usize,
+    /// Whether the breaker keeps loads from a failing database.
+    pub open: bool,
+}
+
+impl Guard {
+    pub(crate) fn new(options: &GuardOptions, now: Instant) -> Self {
+        let breaker = Breaker::new(BreakerConfig::default(), now)
+            .expect("the default configuration is valid");
+        let state = State {
+            line: Line::new(options, now),
+            breaker,
+            pumping: false,
+        };
+        Self {
+            shared: Arc::new(Mutex::new(state)),
+            wait: options.wait,
+        }
+    }
+
+    /// Asks for admission; `queued` is called if that is not at once.
+    pub(crate) async fn admit(
+        &self,
+        urgency: Urgency,
+        deadline: Instant,
+        queued: impl FnOnce(),
+    ) -> Result<Permit, Refusal> {
+        let place = self.take_place(urgency, deadline, queued).await?;
+        let now = clock();
+        let admission = self.shared.lock().breaker.try_acquire(now);
+        match admission {
+            Ok(Admission::Now(permit)) => Ok(place.with(permit)),
+            Ok(Admission::Delay { until, permit }) => {
+                let place = place.with(permit);
+                tokio::time::sleep_until(until.min(deadline).into()).await;
+                Ok(place)
+            }
+            Err(refused) => Err(Refusal::Unavailable {
+                retry_after: refused.retry_after,
+            }),
+        }
+    }
+
+    async fn take_place(
+        &self,
+        urgency: Urgency,
+        deadline: Instant,
+        queued: impl FnOnce(),
+    ) -> Result<Permit, Refusal> {
+        let now = clock();
+        let mut turn = {
+            let mut state = self.shared.lock();
+            if let Some(refused) = state.refused_by_breaker(now) {
+                return Err(refused);
+            }
+            match state.line.enter(urgency, now) {
+                Entry::Admitted => return Ok(self.permit()),
+                Entry::Full { retry_after } => return Err(Refusal::Overloaded { retry_after }),
+                Entry::Waiting(turn) => turn,
+            }
+        };
+        queued();
+        self.pump();
+        let give_up = deadline.min(now + self.wait);
+        match tokio::time::timeout_at(give_up.into(), &mut turn).await {
+            Ok(Ok(())) => Ok(self.permit()),
+            Ok(Err(_pushed_out)) => Err(self.overloaded()),
+            Err(_too_late) => {
+                turn.close();
+                // The turn may have come in the very last moment; then the place is there to be used.
+                if turn.try_recv().is_ok() {
+                    Ok(self.permit())
+                } else {
+                    Err(self.overloaded())
+                }
+            }
+        }
+    }
+
+    fn permit(&self) -> Permit {
+        Permit {
+            guard: self.clone(),
+            breaker: None,
+        }
+    }
+
+    fn overloaded(&self) -> Refusal {
+        let line = &self.shared.lock().line;
+        Refusal::Overloaded {
+            retry_after: line.retry_after(),
+        }
+    }
+
+    /// An outage is over: let refreshes in gently.
+    pub(crate) fn begin_ramp(&self) {
+        self.shared.lock().line.ramp_from = Some(clock());
+    }
+
+    pub(crate) fn status(&self) -> GuardStatus {
+        let state = self.shared.lock();
+        GuardStatus {
+            running: state.line.running,
+            waiting: state.line.waiting.len(),
+            open: state.breaker.state() == breaker::State::Open,
+        }
+    }
+
+    /// Lets in who may go; if the rest only waits for time to pass, sees to it that somebody looks again then.
+    fn pump(&self) {
+        let mut state = self.shared.lock();
+        let Some(pause) = state.line.let_in(clock()) else {
+            return;
+        };
+        if std::mem::replace(&mut state.pumping, true) {
+            return;
+        }
+        drop(state);
+        let guard = self.clone();
+        let pumping = async move {
+            let mut pause = Some(pause);
+            while let Some(wait) = pause {
+                tokio::time::sleep(wait).await;
+                let mut state = guard.shared.lock();
+                pause = state.line.let_in(clock());
+                state.pumping = pause.is_some();
+            }
+        };
+        match tokio::runtime::Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(pumping)),
+            Err(_no_runtime) => self.shared.lock().pumping = false,
+        }
+    }
+}
+
+impl Permit {
+    fn with(mut self, breaker: breaker::Permit) -> Self {
+        self.breaker = Some(breaker);
+        self
+    }
+
+    /// Tells the breaker how the load went.
+    pub(crate) fn record(mut self, outcome: Outcome) {
+        if let Some(permit) = self.breaker.take() {
+            let transition = self
+                .guard
+                .shared
+                .lock()
+                .breaker
+                .record(permit, outcome, clock());
+            if let Some(transition) = transition {
+                tracing::warn!(from = ?transition.from, to = ?transition.to, cause = ?transition.cause, "breaker of the database");
+                if transition.to == breaker::State::Closed {
+                    self.guard.begin_ramp();
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        {
+            let mut state = self.guard.shared.lock();
+            state.line.running -= 1;
+            if let Some(permit) = self.breaker.take() {
+                state.breaker.forget(permit);
+            }
+        }
+        self.guard.pump();
+    }
+}
+
+struct State {
+    line: Line,
+    breaker: Breaker,
+    pumping: bool,
+}
+
+impl State {
+    /// Spares the queue those whom the breaker would refuse anyway.
+    fn refused_by_breaker(&mut self, now: Instant) -> Option<Refusal> {
+        if self.breaker.state() != breaker::State::Open {
+            return None;
+        }
+        match self.breaker.try_acquire(now) {
+            Err(refused) => Some(Refusal::Unavailable {
+                retry_after: refused.retry_after,
+            }),
+            Ok(Admission::Now(permit) | Admission::Delay { permit, .. }) => {
+                self.breaker.forget(permit);
+                None
+            }
+        }
+    }
+}
+
+/// Bulkhead, rate and queue: pure but for the channel that tells a waiter of its turn.
+struct Line {
+    concurrency: usize,
+    running: usize,
+    rate: f64,
+    all: Bucket,
+    refreshes: Bucket,
+    ramp: Duration,
+    ramp_from: Option<Instant>,
+    bound: usize,
+    /// By urgency, then by order of arrival, the earlier the greater.
+    waiting: BTreeMap<(Urgency, std::cmp::Reverse<u64>), oneshot::Sender<()>>,
+    arrivals: u64,
+}
+
+enum Entry {
+    Admitted,
+    Waiting(oneshot::Receiver<()>),
+    Full { retry_after: Duration },
+}
+
+impl Line {
+    fn new(options: &GuardOptions, now: Instant) -> Self {
+        let burst = (options.rate / 10.0).max(1.0);
+        Self {
+            concurrency: options.concurrency,
+            running: 0,
+            rate: options.rate,
+            all: Bucket::full(burst, now),
+            refreshes: Bucket::full(burst, now),
+            ramp: options.ramp,
+            ramp_from: None,
+            bound: options.waiting,
+            waiting: BTreeMap::new(),
+            arrivals: 0,
+        }
+    }
+
+    fn enter(&mut self, urgency: Urgency, now: Instant) -> Entry {
+        self.let_in(now);
+        if self.waiting.is_empty()
+            && self.running < self.concurrency
+            && self.pay(urgency, now).is_ok()
+        {
+            self.running += 1;
+            return Entry::Admitted;
+        }
+        if self.waiting.len() >= self.bound {
+            self.waiting.retain(|_, turn| !turn.is_closed());
+        }
+        let least = self.waiting.first_key_value().map(|(key, _)| key.0);
+        if self.waiting.len() >= self.bound {
+            if least.is_none_or(|least| least >= urgency) {
+                return Entry::Full {
+                    retry_after: self.retry_after(),
+                };
+            }
+            self.waiting.pop_first(); // its sender is dropped, which refuses it
+        }
+        let (turn, told) = oneshot::channel();
+        self.arrivals += 1;
+        self.waiting
+            .insert((urgency, std::cmp::Reverse(self.arrivals)), turn);
+        Entry::Waiting(told)
+    }
+
+    /// Admits in order of urgency; answers how long until the next could go, if only the rate holds it back.
+    fn let_in(&mut self, now: Instant) -> Option<Duration> {
+        while self.running < self.concurrency {
+            let (key, turn) = self.waiting.pop_last()?;
+            if turn.is_closed() {
+                continue;
+            }
+            if let Err(pause) = self.pay(key.0, now) {
+                self.waiting.insert(key, turn);
+                return Some(pause.max(Duration::from_millis(1)));
+            }
+            if turn.send(()).is_ok() {
+                self.running += 1;
+            }
+        }
+        None
+    }
+
+    fn pay(&mut self, urgency: Urgency, now: Instant) -> Result<(), Duration> {
+        let share = self.ramp_share(now);
+        self.all.refill(self.rate, now);
+        self.refreshes.refill(self.rate * share, now);
+        let refresh = matches!(urgency, Urgency::Refresh { .. });
+        if self.all.tokens < 1.0 {
+            return Err(self.all.until_one(self.rate));
+        }
+        if refresh && self.refreshes.tokens < 1.0 {
+            return Err(self.refreshes.until_one(self.rate * share));
+        }
+        self.all.tokens -= 1.0;
+        if refresh {
+            self.refreshes.tokens -= 1.0;
+        }
+        Ok(())
+    }
+
+    fn ramp_share(&mut self, now: Instant) -> f64 {
+        let Some(from) = self.ramp_from else {
+            return 1.0;
+        };
+        let passed =
+            now.saturating_duration_since(from).as_secs_f64() / self.ramp.as_secs_f64().max(0.001);
+        if passed >= 1.0 {
+            self.ramp_from = None;
+        }
+        (0.1 + 0.9 * passed).min(1.0)
+    }
+
+    fn retry_after(&self) -> Duration {
+        Duration::from_secs_f64(((self.waiting.len() + 1) as f64 / self.rate).clamp(0.01, 60.0))
+    }
+}
+
+struct Bucket {
+    tokens: f64,
+    burst: f64,
+    at: Instant,
+}
+
+impl Bucket {
+    fn full(burst: f64, now: Instant) -> Self {
+        Self {
+            tokens: burst,
+            burst,
+            at: now,
+        }
+    }
+
+    fn refill(&mut self, rate: f64, now: Instant) {
+        let passed = now.saturating_duration_since(self.at).as_secs_f64();
+        self.tokens = (self.tokens + passed * rate).min(self.burst);
+        self.at = self.at.max(now);
+    }
+
+    fn until_one(&self, rate: f64) -> Duration {
+        Duration::from_secs_f64(((1.0 - self.tokens) / rate).clamp(0.0, 60.0))
+    }
+}
+
+fn clock() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(concurrency: usize, rate: f64, waiting: usize) -> (Line, Instant) {
+        let now = clock();
+        (
+            Line::new(
+                &GuardOptions {
+                    waiting,
+                    ..GuardOptions::new(concurrency, rate)
+                },
+                now,
+            ),
+            now,
+        )
+    }
+
+    fn admitted(entry: Entry) -> bool {
+        matches!(entry, Entry::Admitted)
+    }
+
+    fn queued(entry: Entry) -> oneshot::Receiver<()> {
+        match entry {
+            Entry::Waiting(turn) => turn,
+            _ => panic!("not queued"),
+        }
+    }
+
+    #[test]
+    fn k9_no_more_at_once_than_the_bulkhead_holds() {
+        let (mut line, now) = line(3, 1e6, 10);
+        assert_eq!(
+            (0..10)
+                .filter(|_| admitted(line.enter(Urgency::Needed, now)))
+                .count(),
+            3
+        );
+    }
+
+    #[test]
+    fn k9_no_more_in_a_second_than_the_rate_and_its_burst() {
+        let (mut line, start) = line(1_000_000, 100.0, 0);
+        let went = (0..1000)
+            .filter(|ms| admitted(line.enter(Urgency::Needed, start + Duration::from_millis(*ms))))
+            .count();
+        assert!((105..=110).contains(&went), "{went}");
+    }
+
+    #[test]
+    fn k9_who_is_needed_goes_first_then_the_hottest() {
+        let (mut line, now) = line(1, 1e6, 10);
+        assert!(admitted(line.enter(Urgency::Needed, now)));
+        let mut cold = queued(line.enter(Urgency::Refresh { heat: 1 }, now));
+        let mut hot = queued(line.enter(Urgency::Refresh { heat: 9 }, now));
+        let mut needed = queued(line.enter(Urgency::Needed, now));
+        for turn in [&mut needed, &mut hot, &mut cold] {
+            assert!(turn.try_recv().is_err());
+            line.running -= 1;
+            line.let_in(now);
+            assert!(turn.try_recv().is_ok());
+        }
+    }
+
+    #[test]
+    fn k9_a_full_queue_pushes_out_the_coldest() {
+        let (mut line, now) = line(1, 1e6, 2);
+        assert!(admitted(line.enter(Urgency::Needed, now)));
+        let mut coldest = queued(line.enter(Urgency::Refresh { heat: 1 }, now));
+        let _warm = queued(line.enter(Urgency::Refresh { heat: 5 }, now));
+        assert!(matches!(
+            line.enter(Urgency::Refresh { heat: 0 }, now),
+            Entry::Full { .. }
+        ));
+        let _hot = queued(line.enter(Urgency::Refresh { heat: 9 }, now));
+        assert_eq!(
+            coldest.try_recv(),
+            Err(oneshot::error::TryRecvError::Closed)
+        );
+    }
+
+    #[test]
+    fn k9_after_an_outage_refreshes_ramp_and_the_needed_do_not() {
+        let (mut line, start) = line(1_000_000, 1000.0, 0);
+        line.refreshes.tokens = 0.0;
+        line.ramp_from = Some(start);
+        let refresh = |line: &mut Line, from: u64| {
+            let at = |ms| start + Duration::from_millis(from + ms);
+            (0..1000)
+                .filter(|ms| admitted(line.enter(Urgency::Refresh { heat: 1 }, at(*ms))))
+                .count()
+        };
+        let first = refresh(&mut line, 0);
+        assert!((150..=250).contains(&first), "{first}");
+        assert!(admitted(
+            line.enter(Urgency::Needed, start + Duration::from_secs(1))
+        ));
+        let fourth = refresh(&mut line, 3000);
+        assert!((600..=900).contains(&fourth), "{fourth}");
+    }
+
+    #[tokio::test]
+    async fn k9_a_waiting_load_is_let_in_when_another_ends() {
+        let guard = Guard::new(&GuardOptions::new(1, 1000.0), clock());
+        let deadline = clock() + Duration::from_secs(5);
+        let first = guard
+            .admit(Urgency::Needed, deadline, || ())
+            .await
+            .ok()
+            .unwrap();
+        let second = tokio::spawn({
+            let guard = guard.clone();
+            async move { guard.admit(Urgency::Needed, deadline, || ()).await.is_ok() }
+        });
+        while guard.status().waiting == 0 {
+            tokio::task::yield_now().await;
+        }
+        first.record(Outcome::Success);
+        assert!(second.await.unwrap());
+        assert_eq!(guard.status().running, 0);
+    }
+
+    #[tokio::test]
+    async fn k9_a_failing_database_is_left_alone() {
+        let guard = Guard::new(&GuardOptions::new(4, 1000.0), clock());
+        let deadline = clock() + Duration::from_secs(5);
+        let mut refusals = 0;
+        for _ in 0..20 {
+            match guard.admit(Urgency::Needed, deadline, || ()).await {
+                Ok(permit) => permit.record(Outcome::Failure),
+                Err(Refusal::Unavailable { retry_after }) => {
+                    assert!(retry_after > Duration::ZERO);
+                    refusals += 1;
+                }
+                Err(other) => panic!("{other:?}"),
+            }
+        }
+        assert!(refusals >= 10, "{refusals}");
+        assert_eq!(guard.status().running, 0);
+    }
+}

@@ -1,0 +1,318 @@
+//! What the leader of a flight does: ask Redis, get the right to fill, ask the database, store, tell.
+//!
+//! The order carries the proof that nothing overtaken is ever stored (K6). The counters of the memory tier were looked at when the
+//! flight began, before anything was read. The lease is taken before the database is asked, so whatever invalidates the key
+//! after the read takes the lease away. A step that fails only ever costs the right to store, never the answer.
+
+use std::error::Error;
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::FutureExt;
+use steadfast_core::policy::breaker::Outcome;
+
+use crate::answer::Source;
+use crate::cache::{Inner, clock};
+use crate::error::CacheError;
+use crate::flight::{Leader, Loaded};
+use crate::freshness::{Freshness, Ttl};
+use crate::guard::{Refusal, Urgency};
+use crate::source::SourceError;
+use crate::tier::memory::Entry;
+use crate::tier::redis::{Fill, Lease, Look, RedisTier, Stored, Trouble};
+
+/// What is known when a flight begins.
+pub(crate) struct Job<V> {
+    pub(crate) class: Ttl,
+    pub(crate) tags: Vec<Vec<u8>>,
+    /// What the caller could serve meanwhile.
+    pub(crate) held: Option<Arc<Entry<V>>>,
+    /// Begun before it was necessary: gives way to any other process that does the same.
+    pub(crate) early: bool,
+}
+
+/// What Redis had to say.
+enum Stage<V> {
+    Answered(Loaded<V>),
+    /// The database must be asked; with the lease its answer may be stored in Redis.
+    Load(Option<Lease>),
+}
+
+pub(crate) async fn lead<V, L, F, E>(inner: Arc<Inner<V>>, leader: Leader<V>, job: Job<V>, load: L)
+where
+    V: Clone + Send + Sync + 'static,
+    L: FnOnce() -> F + Send + 'static,
+    F: Future<Output = Result<Option<V>, E>> + Send + 'static,
+    E: Into<Box<dyn Error + Send + Sync>> + 'static,
+{
+    let deadline = clock() + job.class.hard_limit;
+    let lease = match &inner.redis {
+        None => None,
+        Some(_) if inner.is_pending(&leader.key, &job.tags) => None,
+        Some(redis) => match inner.ask_redis(redis, &leader, &job, deadline).await {
+            Stage::Answered(loaded) => return leader.land(Ok(loaded)),
+            Stage::Load(lease) => lease,
+        },
+    };
+    let loaded = inner.ask_database(&leader, &job, deadline, load).await;
+    match loaded {
+        Ok((value, cost)) => inner.store(&leader, &job, value, cost, lease).await,
+        Err(error) => {
+            leader.land(Err(error));
+            if let (Some(redis), Some(lease)) = (&inner.redis, lease) {
+                redis.release(&leader.key, &lease).await;
+            }
+        }
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Inner<V> {
+    /// Whether Redis may still hold what this process has overwritten.
+    fn is_pending(&self, key: &[u8], tags: &[Vec<u8>]) -> bool {
+        self.relay
+            .as_ref()
+            .is_some_and(|relay| relay.pending.concerns(key, tags))
+    }
+
+    /// Looks, and if there is nothing takes the lease; while another process holds it, looks again.
+    async fn ask_redis(
+        &self,
+        redis: &RedisTier,
+        leader: &Leader<V>,
+        job: &Job<V>,
+        deadline: Instant,
+    ) -> Stage<V> {
+        let give_up = deadline.min(clock() + self.lease_wait);
+        let mut pause = FIRST_LOOK;
+        loop {
+            match self.look_and_lease(redis, leader, job, deadline).await {
+                Ok(Some(stage)) => return stage,
+                Ok(None) => {}
+                Err(trouble) => {
+                    tracing::debug!(%trouble, "a read goes on without Redis");
+                    return Stage::Load(None);
+                }
+            }
+            if let (true, Some(held)) = (job.early, &job.held) {
+                return Stage::Answered(Loaded {
+                    entry: held.clone(),
+                    source: Source::Memory,
+                });
+            }
+            if clock() + pause >= give_up {
+                return Stage::Load(None);
+            }
+            tokio::time::sleep(pause).await;
+            pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+
+    /// `None`: another process is loading.
+    async fn look_and_lease(
+        &self,
+        redis: &RedisTier,
+        leader: &Leader<V>,
+        job: &Job<V>,
+        deadline: Instant,
+    ) -> Result<Option<Stage<V>>, Trouble> {
+        let standing = match redis.look(&leader.key, &job.tags).await? {
+            Look::Miss(standing) => standing,
+            Look::Hit(stored) => {
+                let standing = stored.standing.clone();
+                if let Some(loaded) = self.take_in(leader, job, stored) {
+                    return Ok(Some(Stage::Answered(loaded)));
+                }
+                standing
+            }
+        };
+        let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
+        let lease = redis
+            .take_lease(&leader.key, &job.tags, &standing, life)
+            .await?;
+        Ok(lease.map(|lease| Stage::Load(Some(lease))))
+    }
+
+    /// Takes a value from Redis into memory; `None` if it does not answer the read, in which case it may still be a fallback.
+    fn take_in(&self, leader: &Leader<V>, job: &Job<V>, stored: Stored) -> Option<Loaded<V>> {
+        let bytes = stored.payload.as_ref().map_or(0, Vec::len);
+        let value = match stored.payload.map(self.codec.decode).transpose() {
+            Ok(value) => value,
+            Err(error) => {
+                tracing::warn!(%error, "a value in Redis cannot be decoded and is treated as missing");
+                self.stats.damaged.add(1);
+                return None;
+            }
+        };
+        let snapshot = &leader.flight.snapshot;
+        let now = clock();
+        let loaded_at = now.checked_sub(stored.age).unwrap_or(now);
+        let entry = Arc::new(Entry::new(
+            value,
+            loaded_at,
+            stored.life,
+            stored.cost,
+            snapshot,
+            bytes,
+        ));
+        let loaded = Loaded {
+            entry,
+            source: Source::Redis,
+        };
+        let newer = |held: &Arc<Entry<V>>| loaded_at > held.loaded_at + Duration::from_millis(1);
+        match loaded.entry.freshness(now) {
+            Freshness::Fresh if !job.early || job.held.as_ref().is_none_or(newer) => {
+                self.memory
+                    .insert(&leader.key, &loaded.entry, snapshot, &self.generations);
+                Some(loaded)
+            }
+            Freshness::Stale
+                if self.may_serve_stale(&loaded.entry, &job.class, now) && job.held.is_none() =>
+            {
+                self.memory
+                    .insert(&leader.key, &loaded.entry, snapshot, &self.generations);
+                leader.offer_fallback(loaded);
+                None
+            }
+            _ => None,
+        }
+    }
+
+    async fn ask_database<L, F, E>(
+        &self,
+        leader: &Leader<V>,
+        job: &Job<V>,
+        deadline: Instant,
+        load: L,
+    ) -> Result<(Option<V>, Duration), CacheError>
+    where
+        L: FnOnce() -> F + Send,
+        F: Future<Output = Result<Option<V>, E>> + Send,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        let urgency = match &job.held {
+            Some(held) => Urgency::Refresh { heat: held.heat() },
+            None => Urgency::Needed,
+        };
+        let permit = self
+            .guard
+            .admit(urgency, deadline, || leader.say_queued())
+            .await
+            .map_err(|refusal| match refusal {
+                Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
+                Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
+            })?;
+        let began = clock();
+        let guarded = AssertUnwindSafe(async move { load().await }).catch_unwind();
+        let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
+        let cost = clock().saturating_duration_since(began);
+        let (outcome, result) = match ended {
+            Ok(Ok(Ok(value))) => (Outcome::Success, Ok((value, cost))),
+            Ok(Ok(Err(error))) => {
+                let error: Arc<dyn Error + Send + Sync> = Arc::from(error.into());
+                let outcome = if is_infrastructure(&*error) {
+                    Outcome::Failure
+                } else {
+                    Outcome::Success
+                };
+                (outcome, Err(CacheError::Load(error)))
+            }
+            Ok(Err(panic)) => (
+                Outcome::Success,
+                Err(CacheError::LoadPanicked {
+                    message: message(&*panic),
+                }),
+            ),
+            Err(_late) => (
+                Outcome::Failure,
+                Err(CacheError::LoadTimeout {
+                    limit: job.class.hard_limit,
+                }),
+            ),
+        };
+        permit.record(outcome);
+        self.stats.loaded(result.is_ok(), cost);
+        result
+    }
+
+    /// Puts what was loaded into memory, lands the flight, and then fills Redis: no caller waits for that.
+    async fn store(
+        &self,
+        leader: &Leader<V>,
+        job: &Job<V>,
+        value: Option<V>,
+        cost: Duration,
+        lease: Option<Lease>,
+    ) {
+        let encoded = match value.as_ref().map(self.codec.encode).transpose() {
+            Ok(encoded) => encoded,
+            Err(error) => return leader.land(Err(CacheError::Encode(error))),
+        };
+        let length = encoded.as_ref().map_or(0, bytes::Bytes::len);
+        let life = job.class.lifetime(value.is_none(), self.draw());
+        let snapshot = &leader.flight.snapshot;
+        let entry = Arc::new(Entry::new(value, clock(), life, cost, snapshot, length));
+        let keep = length <= self.value_max && !life.keep.is_zero();
+        if keep {
+            self.memory
+                .insert(&leader.key, &entry, snapshot, &self.generations);
+        } else {
+            self.memory.remove(&leader.key);
+        }
+        leader.land(Ok(Loaded {
+            entry,
+            source: Source::Database,
+        }));
+
+        let (Some(redis), Some(lease)) = (&self.redis, lease) else {
+            return;
+        };
+        if keep {
+            let filled = redis
+                .fill(
+                    &leader.key,
+                    &lease,
+                    &Fill {
+                        payload: encoded.as_deref(),
+                        life,
+                        cost,
+                    },
+                )
+                .await;
+            tracing::trace!(?filled, "fill");
+        } else {
+            if length > self.value_max {
+                self.stats.not_stored.add(1);
+            }
+            redis.release(&leader.key, &lease).await;
+        }
+    }
+}
+
+/// Whether a loader's error says something about the database, rather than about the question.
+fn is_infrastructure(error: &(dyn Error + Send + Sync + 'static)) -> bool {
+    let mut error: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(cause) = error {
+        if let Some(source) = cause.downcast_ref::<SourceError>() {
+            return source.is_passing();
+        }
+        if let Some(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed) =
+            cause.downcast_ref::<sqlx::Error>()
+        {
+            return true;
+        }
+        error = cause.source();
+    }
+    false
+}
+
+fn message(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "not a text".to_owned())
+}
+
+/// Another process is loading: how soon to look, at first and at last.
+const FIRST_LOOK: Duration = Duration::from_millis(5);
+const LAST_LOOK: Duration = Duration::from_millis(50);

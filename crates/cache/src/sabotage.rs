@@ -1,0 +1,17 @@
+//! Rules that a test may break, one at a time, to show that the history checker would notice.
+
+/// Which rule is broken. All false in every program that is not such a test.
+#[derive(Clone, Copy, Debug, Default)]
+#[doc(hidden)]
+pub struct Sabotage {
+    /// Invalidations are not written to the outbox.
+    pub outbox_off: bool,
+    /// A fill does not need its lease.
+    pub lease_unchecked: bool,
+    /// A Redis that was rolled back is believed.
+    pub watermark_ignored: bool,
+    /// Callers join loads that are older than an invalidation.
+    pub flight_not_detached: bool,
+    /// An invalidation leaves the generations in memory as they are.
+    pub stripe_not_bumped: bool,
+}

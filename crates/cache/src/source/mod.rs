@@ -1,0 +1,317 @@
+//! The SQL database behind the cache.
+//!
+//! Native pools in an enum rather than a common denominator: each database keeps its own types, placeholders
+//! and ways to begin a transaction, and a caller who wants the whole of sqlx takes the pool out by
+//! [`Database::pool`]. What the cache itself needs (its outbox, named queries as JSON) is written per dialect here.
+//!
+//! Pools connect on first use, so a process starts, in whatever state the database is.
+
+mod mysql;
+mod postgres;
+mod sqlite;
+mod tx;
+
+pub use tx::Tx;
+
+use std::future::Future;
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde_json::{Map, Value};
+use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool};
+
+/// One row: column names in the order of the query, with their values.
+pub type Row = Map<String, Value>;
+
+/// A database, cheap to clone: a pool of connections of its own kind.
+#[derive(Clone, Debug)]
+pub struct Database {
+    pool: Pool,
+    query_limit: Duration,
+}
+
+/// The pool inside a [`Database`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Pool {
+    /// SQLite, in WAL mode.
+    Sqlite(SqlitePool),
+    /// MySQL or MariaDB.
+    MySql(MySqlPool),
+    /// PostgreSQL.
+    Postgres(PgPool),
+}
+
+/// Limits of a [`Database`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DatabaseOptions {
+    /// Connections held at most. Default 10.
+    pub max_connections: u32,
+    /// A caller waits this long for a connection. Default 1 s.
+    pub acquire_timeout: Duration,
+    /// One statement of the cache's own may take this long. Default 5 s.
+    pub query_limit: Duration,
+}
+
+impl Default for DatabaseOptions {
+    fn default() -> Self {
+        Self {
+            max_connections: 10,
+            acquire_timeout: Duration::from_secs(1),
+            query_limit: Duration::from_secs(5),
+        }
+    }
+}
+
+/// A value bound to a placeholder: `?` in SQLite and MySQL, `$1` in PostgreSQL. Never spliced into the text.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Param {
+    /// SQL's NULL.
+    Null,
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A floating-point number.
+    Float(f64),
+    /// Text.
+    Text(String),
+    /// Bytes.
+    Bytes(Vec<u8>),
+}
+
+/// What a statement changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Executed {
+    /// Rows inserted, changed or deleted.
+    pub rows_affected: u64,
+    /// The id given to the last inserted row, where the database says so (not PostgreSQL: use RETURNING).
+    pub last_insert_id: Option<i64>,
+}
+
+/// A database could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The URL is not one of a database that is known here.
+    #[error(
+        "the database URL is not valid: {problem}; use sqlite://path, mysql://user:password@host/name or postgres://user:password@host/name"
+    )]
+    Url {
+        /// What is wrong with it, without the URL itself, which may hold a password.
+        problem: String,
+    },
+    /// Nothing came back in time.
+    #[error("the database did not answer within {limit:?}")]
+    Timeout {
+        /// The limit that was passed.
+        limit: Duration,
+    },
+    /// A column has a type that has no JSON form here.
+    #[error(
+        "column {column} has the type {type_name}, which cannot be shown as JSON; cast it to text in the query"
+    )]
+    ColumnType {
+        /// The column's name.
+        column: String,
+        /// Its type.
+        type_name: String,
+    },
+    /// The database, or the way to it, refused.
+    #[error("the database refused: {0}")]
+    Sql(#[from] sqlx::Error),
+}
+
+impl SourceError {
+    /// Whether the same statement might succeed if tried again later: the database was out of reach, busy or slow.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            Self::Sql(sqlx::Error::Database(error)) => error
+                .code()
+                .is_some_and(|code| PASSING_CODES.contains(&&*code)),
+            Self::Sql(error) => {
+                matches!(
+                    error,
+                    sqlx::Error::Io(_)
+                        | sqlx::Error::PoolTimedOut
+                        | sqlx::Error::WorkerCrashed
+                        | sqlx::Error::Tls(_)
+                )
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Database {
+    /// Prepares a pool for `sqlite://path`, `mysql://…`, `mariadb://…` or `postgres://…`. Connects on first use;
+    /// a SQLite file is created if it is missing, and kept in WAL mode. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// [`SourceError::Url`] names what is wrong with the URL.
+    pub fn connect(url: &str, options: DatabaseOptions) -> Result<Self, SourceError> {
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        let pool = match scheme {
+            "sqlite" => Pool::Sqlite(sqlite::connect(parse(url)?, &options)),
+            "mysql" | "mariadb" => Pool::MySql(mysql::connect(parse(url)?, &options)),
+            "postgres" | "postgresql" => Pool::Postgres(postgres::connect(parse(url)?, &options)),
+            _ => {
+                return Err(SourceError::Url {
+                    problem: format!("unknown scheme {scheme:?}"),
+                });
+            }
+        };
+        Ok(Self {
+            pool,
+            query_limit: options.query_limit,
+        })
+    }
+
+    /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout.
+    #[must_use]
+    pub fn from_pool(pool: Pool) -> Self {
+        Self {
+            pool,
+            query_limit: DatabaseOptions::default().query_limit,
+        }
+    }
+
+    /// The pool inside.
+    #[must_use]
+    pub fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    /// `sqlite`, `mysql` or `postgresql`: OpenTelemetry's names.
+    #[must_use]
+    pub fn system(&self) -> &'static str {
+        match self.pool {
+            Pool::Sqlite(_) => "sqlite",
+            Pool::MySql(_) => "mysql",
+            Pool::Postgres(_) => "postgresql",
+        }
+    }
+
+    /// Begins a transaction that is about to write. On SQLite it takes the write lock at once (`BEGIN IMMEDIATE`), since a
+    /// transaction that reads first and writes later can fail half way.
+    ///
+    /// # Errors
+    /// [`SourceError::Timeout`], or what the database said.
+    pub async fn begin(&self) -> Result<Tx, SourceError> {
+        let begin = async {
+            Ok(match &self.pool {
+                Pool::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+                Pool::MySql(pool) => Tx::MySql(pool.begin().await?),
+                Pool::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            })
+        };
+        within(self.query_limit, begin).await
+    }
+
+    /// Runs a query and gives its rows as JSON: numbers, text and booleans as such, bytes as hexadecimal text, points in time as
+    /// ISO 8601 text. What has no exact form here ([`SourceError::ColumnType`]) is cast to text in the query. A query that failed because
+    /// its connection was gone is asked once more.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub async fn select(&self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
+        match within(self.query_limit, self.select_once(sql, params)).await {
+            Err(SourceError::Sql(sqlx::Error::Io(error))) => {
+                tracing::debug!(%error, "query repeated on a new connection");
+                within(self.query_limit, self.select_once(sql, params)).await
+            }
+            other => other,
+        }
+    }
+
+    async fn select_once(&self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match &self.pool {
+            Pool::Sqlite(pool) => sqlite::select(pool, sql, params).await,
+            Pool::MySql(pool) => mysql::select(pool, sql, params).await,
+            Pool::Postgres(pool) => postgres::select(pool, sql, params).await,
+        }
+    }
+
+    /// Asks the database for a sign of life; the time it took is the caller's to measure.
+    ///
+    /// # Errors
+    /// [`SourceError::Timeout`] after `limit`, or what the database said.
+    pub async fn ping(&self, limit: Duration) -> Result<(), SourceError> {
+        within(limit, self.select_once("SELECT 1", &[]))
+            .await
+            .map(drop)
+    }
+
+    pub(crate) fn query_limit(&self) -> Duration {
+        self.query_limit
+    }
+
+    /// Closes the pool when all connections have come back.
+    pub async fn close(&self) {
+        match &self.pool {
+            Pool::Sqlite(pool) => pool.close().await,
+            Pool::MySql(pool) => pool.close().await,
+            Pool::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+/// Runs with a limit on time.
+pub(crate) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = Result<T, SourceError>>,
+) -> Result<T, SourceError> {
+    tokio::time::timeout(limit, work)
+        .await
+        .unwrap_or(Err(SourceError::Timeout { limit }))
+}
+
+fn parse<T: FromStr<Err = sqlx::Error>>(url: &str) -> Result<T, SourceError> {
+    url.parse().map_err(|error: sqlx::Error| SourceError::Url {
+        problem: match error {
+            sqlx::Error::Configuration(problem) => problem.to_string(),
+            _ => "cannot be parsed".to_owned(),
+        },
+    })
+}
+
+fn hex(bytes: &[u8]) -> Value {
+    Value::String(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn number(value: f64) -> Value {
+    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
+}
+
+/// Codes of errors that pass by themselves. SQLite: busy, locked. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide).
+/// PostgreSQL: serialization failure, deadlock, too many connections, starting up or shutting down.
+const PASSING_CODES: &[&str] = &[
+    "5", "6", "261", "517", "40001", "40P01", "53300", "57P01", "57P02", "57P03", "08004",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_bad_url_is_refused_without_its_password() {
+        for url in [
+            "",
+            "oracle://x",
+            "postgres://user:hunter2@host:notaport/db",
+            "mysql://user:hunter2@host:notaport/db",
+        ] {
+            let error = Database::connect(url, DatabaseOptions::default())
+                .unwrap_err()
+                .to_string();
+            assert!(error.contains("not valid"), "{error}");
+            assert!(!error.contains("hunter2"), "{error}");
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A transaction of any of the databases.
+
+use sqlx::{AssertSqlSafe, MySql, Postgres, Sqlite, Transaction};
+
+use super::{Executed, Param, Row, SourceError, mysql, postgres, sqlite};
+
+/// A transaction, rolled back when dropped. The variants hold sqlx's own, for use with everything that takes one:
+///
+/// ```no_run
+/// # async fn f(mut tx: steadfast_cache::Tx) -> Result<(), Box<dyn std::error::Error>> {
+/// if let steadfast_cache::Tx::Sqlite(tx) = &mut tx {
+///     sqlx::query("UPDATE users SET name = ? WHERE id = ?").bind("Ada").bind(7).execute(&mut **tx).await?;
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Tx {
+    /// SQLite's.
+    Sqlite(Transaction<'static, Sqlite>),
+    /// MySQL's or MariaDB's.
+    MySql(Transaction<'static, MySql>),
+    /// PostgreSQL's.
+    Postgres(Transaction<'static, Postgres>),
+}
+
+impl Tx {
+    /// Runs a statement.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<Executed, SourceError> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Sqlite(tx) => sqlite::execute(&mut **tx, sql, params).await,
+            Self::MySql(tx) => mysql::execute(&mut **tx, sql, params).await,
+            Self::Postgres(tx) => postgres::execute(&mut **tx, sql, params).await,
+        }
+    }
+
+    /// Runs a query, or a statement with RETURNING, and gives its rows as [`Database::select`](super::Database::select) does.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub async fn select(&mut self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
+        let sql = AssertSqlSafe(sql.to_owned());
+        match self {
+            Self::Sqlite(tx) => sqlite::select(&mut **tx, sql, params).await,
+            Self::MySql(tx) => mysql::select(&mut **tx, sql, params).await,
+            Self::Postgres(tx) => postgres::select(&mut **tx, sql, params).await,
+        }
+    }
+
+    /// Commits.
+    ///
+    /// # Errors
+    /// What the database said; whether the transaction was committed may then be unknown.
+    pub async fn commit(self) -> Result<(), SourceError> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await?,
+            Self::MySql(tx) => tx.commit().await?,
+            Self::Postgres(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+
+    /// Rolls back at once, rather than when the connection is next used.
+    ///
+    /// # Errors
+    /// What the database said.
+    pub async fn rollback(self) -> Result<(), SourceError> {
+        match self {
+            Self::Sqlite(tx) => tx.rollback().await?,
+            Self::MySql(tx) => tx.rollback().await?,
+            Self::Postgres(tx) => tx.rollback().await?,
+        }
+        Ok(())
+    }
+}

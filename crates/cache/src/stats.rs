@@ -1,0 +1,255 @@
+//! Counts, once, for both who asks this process ([`crate::Cache::status`]) and who scrapes it (the `metrics` facade).
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use crate::answer::Source;
+use crate::error::CacheError;
+
+/// A count kept here and, under the same step, in the metrics recorder that was installed when the cache was built.
+pub(crate) struct Tally {
+    own: AtomicU64,
+    exported: metrics::Counter,
+}
+
+impl Tally {
+    fn new(exported: metrics::Counter) -> Self {
+        Self {
+            own: AtomicU64::new(0),
+            exported,
+        }
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        self.own.fetch_add(count, Ordering::Relaxed);
+        self.exported.increment(count);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.own.load(Ordering::Relaxed)
+    }
+}
+
+pub(crate) struct Stats {
+    /// By source, fresh then stale.
+    answers: [[Tally; 2]; Source::ALL.len()],
+    errors: [Tally; ERRORS.len()],
+    loads_ok: Tally,
+    loads_failed: Tally,
+    load_seconds: metrics::Histogram,
+    fills_stored: Tally,
+    fills_refused: Tally,
+    pub(crate) redis_errors: Tally,
+    pub(crate) damaged: Tally,
+    pub(crate) not_stored: Tally,
+    pub(crate) invalidations: Tally,
+    pub(crate) relayed: Tally,
+    pub(crate) epochs: Tally,
+    pub(crate) outbox_lag: metrics::Gauge,
+    pub(crate) suspended: metrics::Gauge,
+    pub(crate) memory_bytes: metrics::Gauge,
+}
+
+impl Stats {
+    pub(crate) fn new() -> Self {
+        describe();
+        let answers = Source::ALL.map(|source| {
+            [("false", source.as_str()), ("true", source.as_str())].map(|(stale, source)| {
+                Tally::new(
+                    metrics::counter!("cache_requests_total", "source" => source, "stale" => stale),
+                )
+            })
+        });
+        Self {
+            answers,
+            errors: ERRORS
+                .map(|kind| Tally::new(metrics::counter!("cache_errors_total", "kind" => kind))),
+            loads_ok: Tally::new(metrics::counter!("cache_loads_total", "outcome" => "ok")),
+            loads_failed: Tally::new(metrics::counter!("cache_loads_total", "outcome" => "failed")),
+            load_seconds: metrics::histogram!("cache_load_seconds"),
+            fills_stored: Tally::new(
+                metrics::counter!("cache_redis_fills_total", "outcome" => "stored"),
+            ),
+            fills_refused: Tally::new(
+                metrics::counter!("cache_redis_fills_total", "outcome" => "refused"),
+            ),
+            redis_errors: Tally::new(metrics::counter!("cache_redis_errors_total")),
+            damaged: Tally::new(metrics::counter!("cache_damaged_values_total")),
+            not_stored: Tally::new(metrics::counter!("cache_oversized_values_total")),
+            invalidations: Tally::new(metrics::counter!("cache_invalidations_total")),
+            relayed: Tally::new(metrics::counter!("outbox_relayed_total")),
+            epochs: Tally::new(metrics::counter!("cache_epochs_total")),
+            outbox_lag: metrics::gauge!("outbox_lag_seconds"),
+            suspended: metrics::gauge!("cache_redis_suspended"),
+            memory_bytes: metrics::gauge!("cache_memory_bytes"),
+        }
+    }
+
+    pub(crate) fn answered(&self, source: Source, stale: bool) {
+        self.answers[source as usize][usize::from(stale)].add(1);
+    }
+
+    pub(crate) fn failed(&self, error: &CacheError) {
+        self.errors[kind(error)].add(1);
+    }
+
+    pub(crate) fn loaded(&self, ok: bool, took: Duration) {
+        if ok {
+            self.loads_ok.add(1)
+        } else {
+            self.loads_failed.add(1)
+        }
+        self.load_seconds.record(took.as_secs_f64());
+    }
+
+    pub(crate) fn fills(&self, stored: bool) -> &Tally {
+        if stored {
+            &self.fills_stored
+        } else {
+            &self.fills_refused
+        }
+    }
+
+    pub(crate) fn snapshot(&self) -> Counts {
+        let answers = |source: Source| self.answers[source as usize].iter().map(Tally::count).sum();
+        Counts {
+            memory: answers(Source::Memory),
+            redis: answers(Source::Redis),
+            database: answers(Source::Database),
+            default: answers(Source::Default),
+            stale: self.answers.iter().map(|pair| pair[1].count()).sum(),
+            overloaded: self.errors[OVERLOADED].count(),
+            errors: self.errors.iter().map(Tally::count).sum(),
+            loads: self.loads_ok.count() + self.loads_failed.count(),
+            loads_failed: self.loads_failed.count(),
+            fills: self.fills_stored.count(),
+            fills_refused: self.fills_refused.count(),
+            redis_errors: self.redis_errors.count(),
+            damaged: self.damaged.count(),
+            oversized: self.not_stored.count(),
+            invalidations: self.invalidations.count(),
+            relayed: self.relayed.count(),
+            epochs: self.epochs.count(),
+        }
+    }
+}
+
+/// What has been counted since the cache was built.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Reads answered from memory.
+    pub memory: u64,
+    /// Reads answered from Redis.
+    pub redis: u64,
+    /// Reads answered by a load.
+    pub database: u64,
+    /// Reads answered with the caller's default.
+    pub default: u64,
+    /// Of all these, the answers that were stale.
+    pub stale: u64,
+    /// Reads refused because the database was at its limit.
+    pub overloaded: u64,
+    /// Reads that failed, refusals included.
+    pub errors: u64,
+    /// Loads begun and ended.
+    pub loads: u64,
+    /// Loads that failed.
+    pub loads_failed: u64,
+    /// Values stored in Redis.
+    pub fills: u64,
+    /// Values that Redis refused because they had been overtaken.
+    pub fills_refused: u64,
+    /// Calls to Redis that failed or were late.
+    pub redis_errors: u64,
+    /// Values in Redis that were corrupt or of an unknown format.
+    pub damaged: u64,
+    /// Values too large to be stored.
+    pub oversized: u64,
+    /// Keys and tags invalidated by this process.
+    pub invalidations: u64,
+    /// Rows of the outbox applied to Redis by this process.
+    pub relayed: u64,
+    /// Times that Redis was found behind or empty and a new epoch was begun by this process.
+    pub epochs: u64,
+}
+
+fn kind(error: &CacheError) -> usize {
+    match error {
+        CacheError::Overloaded { .. } => OVERLOADED,
+        CacheError::Unavailable { .. } => 1,
+        CacheError::Load(_) => 2,
+        CacheError::LoadTimeout { .. } => 3,
+        CacheError::LoadPanicked { .. } => 4,
+        _ => 5,
+    }
+}
+
+fn describe() {
+    metrics::describe_counter!(
+        "cache_requests_total",
+        "Reads answered, by source and whether the answer was stale"
+    );
+    metrics::describe_counter!(
+        "cache_errors_total",
+        "Reads that ended without an answer, by kind"
+    );
+    metrics::describe_counter!("cache_loads_total", "Loads from the database, by outcome");
+    metrics::describe_histogram!(
+        "cache_load_seconds",
+        metrics::Unit::Seconds,
+        "Time of a load from the database"
+    );
+    metrics::describe_counter!(
+        "cache_redis_fills_total",
+        "Values offered to Redis, by whether it stored them"
+    );
+    metrics::describe_counter!(
+        "cache_redis_errors_total",
+        "Calls of the cache to Redis that failed or were late"
+    );
+    metrics::describe_counter!(
+        "cache_damaged_values_total",
+        "Values in Redis that were corrupt or of an unknown format"
+    );
+    metrics::describe_counter!(
+        "cache_oversized_values_total",
+        "Values too large to be stored"
+    );
+    metrics::describe_counter!(
+        "cache_invalidations_total",
+        "Keys and tags invalidated by this process"
+    );
+    metrics::describe_counter!(
+        "outbox_relayed_total",
+        "Rows of the outbox applied to Redis by this process"
+    );
+    metrics::describe_counter!(
+        "cache_epochs_total",
+        "New epochs begun because Redis was empty or behind"
+    );
+    metrics::describe_gauge!(
+        "outbox_lag_seconds",
+        metrics::Unit::Seconds,
+        "Age of the oldest invalidation not yet applied to Redis"
+    );
+    metrics::describe_gauge!(
+        "cache_redis_suspended",
+        "1 while Redis is not believed because the outbox lags"
+    );
+    metrics::describe_gauge!(
+        "cache_memory_bytes",
+        metrics::Unit::Bytes,
+        "Bytes in the memory tier"
+    );
+}
+
+const OVERLOADED: usize = 0;
+const ERRORS: [&str; 6] = [
+    "overloaded",
+    "unavailable",
+    "load",
+    "timeout",
+    "panic",
+    "other",
+];

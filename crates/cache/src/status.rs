@@ -1,0 +1,72 @@
+//! A snapshot for people and pages.
+
+use crate::cache::{Inner, clock};
+use crate::guard::GuardStatus;
+use crate::stats::Counts;
+
+/// What a cache does and believes at one moment. Taken from what is known already: asks nobody.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct CacheStatus {
+    /// What has been counted since the cache was built.
+    pub counts: Counts,
+    /// The database's guard.
+    pub guard: GuardStatus,
+    /// Bytes in the memory tier, overhead included; lags a little.
+    pub memory_bytes: u64,
+    /// Entries in the memory tier; lags a little.
+    pub memory_entries: u64,
+    /// Whether memory is known to have heard of every invalidation; while not, its entries count as stale.
+    pub memory_proven: bool,
+    /// Loads under way, by key.
+    pub flights: usize,
+    /// What is believed of Redis; `None` for a cache without one.
+    pub redis: Option<RedisTrust>,
+    /// Age of the oldest invalidation that waits in the outbox, as last seen.
+    pub outbox_lag_ms: Option<u64>,
+    /// Invalidations of this process that Redis has not applied yet.
+    pub outbox_pending: usize,
+}
+
+/// What a cache believes of its Redis.
+#[derive(Clone, Debug, serde::Serialize)]
+#[non_exhaustive]
+pub struct RedisTrust {
+    /// Whether values are read from it.
+    pub trusted: bool,
+    /// Why not, if it is because of the outbox.
+    pub suspended: Option<&'static str>,
+    /// The epoch of its values, if it is known to be current.
+    pub epoch: Option<String>,
+    /// The highest watermark known.
+    pub watermark: u64,
+}
+
+impl CacheStatus {
+    pub(crate) fn of<V: Clone + Send + Sync + 'static>(inner: &Inner<V>) -> Self {
+        let redis = inner.redis.as_ref().map(|redis| {
+            let (suspended, epoch) = (redis.trust.suspended(), redis.trust.epoch());
+            RedisTrust {
+                trusted: suspended.is_none() && epoch.is_some() && redis.is_reachable(),
+                suspended,
+                epoch: epoch.map(|epoch| epoch.to_string()),
+                watermark: redis.trust.known_watermark(),
+            }
+        });
+        let relay = inner.relay.as_ref();
+        inner.stats.memory_bytes.set(inner.memory.bytes() as f64);
+        Self {
+            counts: inner.stats.snapshot(),
+            guard: inner.guard.status(),
+            memory_bytes: inner.memory.bytes(),
+            memory_entries: inner.memory.entries(),
+            memory_proven: inner.coherence.is_proven(clock()),
+            flights: inner.flights.under_way(),
+            redis,
+            outbox_lag_ms: relay
+                .and_then(|relay| relay.lag())
+                .map(|lag| lag.as_millis() as u64),
+            outbox_pending: relay.map_or(0, |relay| relay.pending.len()),
+        }
+    }
+}

@@ -1,0 +1,149 @@
+use std::time::Duration;
+
+use steadfast::Client;
+use steadfast_cache::{CacheError, GuardOptions, Source, StaleReason};
+
+use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+
+#[tokio::test]
+async fn k2_a_redis_that_is_killed_fails_no_read() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let loader = Loader::default();
+    get(&cache, "held", "user", &loader).await.unwrap();
+    site.redis.kill().await;
+    assert_eq!(
+        get(&cache, "held", "user", &loader)
+            .await
+            .unwrap()
+            .value
+            .as_deref(),
+        Some("1")
+    );
+    assert_eq!(
+        get(&cache, "cold", "user", &loader).await.unwrap().source,
+        Source::Database
+    );
+    assert_eq!(
+        get(&cache, "cold strict", "strict", &loader)
+            .await
+            .unwrap()
+            .source,
+        Source::Database
+    );
+}
+
+#[tokio::test]
+async fn k2_a_redis_that_is_frozen_adds_no_more_than_its_limit() {
+    let site = Site::start().await;
+    let limit = Duration::from_millis(100);
+    let cache = site
+        .builder()
+        .await
+        .redis_limit(limit)
+        .build()
+        .await
+        .unwrap();
+    let loader = Loader::default();
+    get(&cache, "warm up", "user", &loader).await.unwrap();
+    site.redis.freeze().unwrap();
+    for n in 0..10 {
+        let began = tokio::time::Instant::now();
+        let answer = get(&cache, &format!("cold {n}"), "user", &loader)
+            .await
+            .unwrap();
+        assert_eq!(answer.source, Source::Database);
+        // A look, and the waiting of the machine that runs this.
+        assert!(
+            began.elapsed() < limit * 2 + Duration::from_secs(2),
+            "{:?}",
+            began.elapsed()
+        );
+    }
+    site.redis.resume().unwrap();
+    eventually("Redis is used again", || async {
+        let fresh = site.cache().await;
+        get(&fresh, "cold 1", "user", &loader).await.unwrap();
+        get(&cache, "back again", "user", &loader).await.unwrap();
+        get(&fresh, "back again", "user", &loader)
+            .await
+            .unwrap()
+            .source
+            == Source::Redis
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k2_a_cache_starts_without_redis_and_uses_it_once_it_is_there() {
+    let site = Site::start().await;
+    site.redis.kill().await;
+    let client = Client::builder(&site.redis.url()).unwrap().build().unwrap();
+    let cache = plain(&site.database).redis(client).build().await.unwrap();
+    let loader = Loader::default();
+    assert_eq!(
+        get(&cache, "a", "user", &loader).await.unwrap().source,
+        Source::Database
+    );
+    site.redis.restart().await.unwrap();
+    let mut n = 0;
+    eventually("Redis is filled", || {
+        n += 1;
+        let (cache, loader, site) = (&cache, &loader, &site);
+        async move {
+            let key = format!("later {n}");
+            get(cache, &key, "user", loader).await.unwrap();
+            let other = site.cache().await;
+            get(&other, &key, "user", loader).await.unwrap().source == Source::Redis
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k9_past_the_guard_stale_is_served_or_the_call_refused_with_when_to_ask_again() {
+    let (database, _folder) = sqlite().await;
+    let mut guard = GuardOptions::new(1, 1000.0);
+    guard.wait = Duration::from_millis(50);
+    let cache = plain(&database).guard(guard).build().await.unwrap();
+    get(&cache, "held", "brief", &Loader::default())
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let busy = tokio::spawn({
+        let cache = cache.clone();
+        let load = move || async move {
+            released.await.unwrap();
+            Ok::<_, std::io::Error>(Some("late".to_owned()))
+        };
+        async move { cache.get("busy", "user", load).await }
+    });
+    while cache.status().guard.running == 0 {
+        tokio::task::yield_now().await;
+    }
+    let stale = get(&cache, "held", "brief", &Loader::default())
+        .await
+        .unwrap();
+    assert_eq!(
+        (stale.source, stale.stale),
+        (Source::Memory, Some(StaleReason::Overloaded))
+    );
+    match get(&cache, "cold", "user", &Loader::default()).await {
+        Err(error @ CacheError::Overloaded { .. }) => {
+            assert!(error.retry_after().unwrap() > Duration::ZERO)
+        }
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(cache.status().counts.overloaded, 1);
+    release.send(()).unwrap();
+    assert!(busy.await.unwrap().is_ok());
+    assert_eq!(
+        get(&cache, "cold", "user", &Loader::default())
+            .await
+            .unwrap()
+            .source,
+        Source::Database
+    );
+}

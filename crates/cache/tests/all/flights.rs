@@ -1,0 +1,151 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use steadfast_cache::{Source, Target, Ttl};
+
+use crate::site::{Loader, Site, get, plain, sqlite};
+
+async fn ask_all(caches: &[&steadfast_cache::Cache<String>], callers: usize, loader: &Loader) {
+    let gate = Arc::new(tokio::sync::Semaphore::new(0));
+    let mut tasks = Vec::new();
+    for n in 0..callers {
+        let (cache, loader, gate) = (
+            caches[n % caches.len()].clone(),
+            loader.clone(),
+            gate.clone(),
+        );
+        tasks.push(tokio::spawn(async move {
+            let _started = gate.acquire().await.unwrap();
+            let load = move || async move {
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                loader.counting().await
+            };
+            cache.get("cold", "user", load).await.unwrap().value
+        }));
+    }
+    gate.add_permits(callers);
+    for task in tasks {
+        assert!(task.await.unwrap().is_some());
+    }
+}
+
+#[tokio::test]
+async fn k3_a_thousand_callers_of_a_cold_key_cause_one_load() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let loader = Loader::default();
+    ask_all(&[&cache], 1000, &loader).await;
+    assert_eq!(loader.loads(), 1);
+}
+
+#[tokio::test]
+async fn k3_two_processes_cause_one_load_while_redis_is_up() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    ask_all(&[&first, &second], 1000, &loader).await;
+    assert_eq!(loader.loads(), 1);
+}
+
+#[tokio::test]
+async fn k3_two_processes_cause_two_loads_at_most_while_redis_is_down() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    site.redis.kill().await;
+    let loader = Loader::default();
+    ask_all(&[&first, &second], 1000, &loader).await;
+    assert!(loader.loads() <= 2, "{}", loader.loads());
+}
+
+#[tokio::test]
+async fn k3_a_caller_that_goes_away_cancels_nobody() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let first = {
+        let cache = cache.clone();
+        tokio::spawn(async move {
+            let load = move || async move {
+                released.await.unwrap();
+                Ok::<_, std::io::Error>(Some("first".to_owned()))
+            };
+            cache.get("a", "user", load).await
+        })
+    };
+    while cache.status().flights == 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = tokio::spawn({
+        let cache = cache.clone();
+        async move { get(&cache, "a", "user", &Loader::default()).await }
+    });
+    tokio::task::yield_now().await;
+    first.abort();
+    assert!(first.await.unwrap_err().is_cancelled());
+    release.send(()).unwrap();
+    assert_eq!(
+        second.await.unwrap().unwrap().value.as_deref(),
+        Some("first")
+    );
+}
+
+#[tokio::test]
+async fn k3_nobody_joins_a_load_that_is_older_than_his_own_write() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let old = tokio::spawn({
+        let cache = cache.clone();
+        let load = move || async move {
+            released.await.unwrap();
+            Ok::<_, std::io::Error>(Some("old".to_owned()))
+        };
+        async move { cache.get("a", "user", load).await.unwrap() }
+    });
+    while cache.status().flights == 0 {
+        tokio::task::yield_now().await;
+    }
+    cache.invalidate(&[Target::key("a")]).await.unwrap();
+    let new = cache
+        .get("a", "user", || async {
+            Ok::<_, std::io::Error>(Some("new".to_owned()))
+        })
+        .await
+        .unwrap();
+    assert_eq!(new.value.as_deref(), Some("new"));
+    release.send(()).unwrap();
+    assert_eq!(old.await.unwrap().value.as_deref(), Some("old"));
+    let after = get(&cache, "a", "user", &Loader::default()).await.unwrap();
+    assert_eq!(
+        (after.value.as_deref(), after.source),
+        (Some("new"), Source::Memory)
+    );
+}
+
+#[tokio::test]
+async fn k3_a_holder_that_died_delays_a_load_by_no_more_than_the_wait() {
+    let site = Site::start().await;
+    let ttl = Ttl {
+        hard_limit: Duration::from_secs(60),
+        ..Ttl::default()
+    };
+    let builder = site
+        .builder()
+        .await
+        .class("long", ttl)
+        .lease_wait(Duration::from_millis(200));
+    let cache = builder.build().await.unwrap();
+    get(&cache, "other", "long", &Loader::default())
+        .await
+        .unwrap();
+    let epoch = cache.status().redis.unwrap().epoch.unwrap();
+    let lease = format!("test:l:{epoch}:{{a}}");
+    site.redis
+        .command(&["SET", &lease, "of a process that died", "PX", "60000"])
+        .await
+        .unwrap();
+    let loader = Loader::default();
+    let asked = get(&cache, "a", "long", &loader);
+    let asked = tokio::time::timeout(Duration::from_secs(20), asked);
+    assert_eq!(asked.await.unwrap().unwrap().source, Source::Database);
+}

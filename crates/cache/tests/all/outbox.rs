@@ -1,0 +1,200 @@
+use std::time::Duration;
+
+use steadfast_cache::{Param, SourceError, Target, Tx, WriteError};
+
+use crate::site::{Site, eventually, read_item, set_item};
+
+#[tokio::test]
+async fn k7_a_write_is_seen_by_its_process_at_once_and_by_another_through_redis() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    for version in 1..20i64 {
+        let written = first
+            .write(async |tx: &mut Tx| set_item(tx, 7, version).await)
+            .invalidates([Target::key("item:7")])
+            .commit()
+            .await
+            .unwrap();
+        assert!(written.applied);
+        assert_eq!(read_item(&first, 7).await, Some(version.to_string()));
+    }
+    assert_eq!(read_item(&second, 7).await, Some("19".to_owned()));
+}
+
+#[tokio::test]
+async fn k7_a_write_that_fails_invalidates_nothing_and_changes_nothing() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let failed = cache
+        .write(async |tx: &mut Tx| {
+            set_item(tx, 7, 1).await?;
+            tx.execute("nonsense", &[]).await
+        })
+        .invalidates([Target::key("item:7")])
+        .commit()
+        .await;
+    assert!(
+        matches!(failed, Err(WriteError::Work(SourceError::Sql(_)))),
+        "{failed:?}"
+    );
+    assert_eq!(read_item(&cache, 7).await, None);
+    let rows = site
+        .database
+        .select("SELECT * FROM steadfast_outbox", &[])
+        .await
+        .unwrap();
+    assert!(rows.is_empty());
+}
+
+#[tokio::test]
+async fn k7_a_write_while_redis_is_down_is_delivered_when_it_is_back() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let write = |version| {
+        let first = &first;
+        async move {
+            let work = async |tx: &mut Tx| set_item(tx, 7, version).await;
+            first
+                .write(work)
+                .invalidates([Target::key("item:7")])
+                .commit()
+                .await
+                .unwrap()
+                .applied
+        }
+    };
+    write(1).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
+    site.redis.freeze().unwrap();
+    assert!(!write(2).await);
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    assert!(first.status().outbox_pending > 0);
+    site.redis.resume().unwrap();
+    eventually("the outbox is drained", || async {
+        site.database
+            .select("SELECT * FROM steadfast_outbox", &[])
+            .await
+            .unwrap()
+            .is_empty()
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+    eventually("nothing is pending", || async {
+        first.status().outbox_pending == 0
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k7_what_a_dead_process_left_behind_is_delivered_by_another() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let mut tx = site.database.begin().await.unwrap();
+    set_item(&mut tx, 7, 1).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
+    // What a process writes that dies before its relay.
+    let mut tx = site.database.begin().await.unwrap();
+    set_item(&mut tx, 7, 2).await.unwrap();
+    let sql = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', ?, 0)";
+    tx.execute(sql, &[Param::Bytes(b"item:7".to_vec())])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    eventually("another process applies it", || async {
+        site.database
+            .select("SELECT * FROM steadfast_outbox", &[])
+            .await
+            .unwrap()
+            .is_empty()
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn k8_a_redis_restored_from_an_old_snapshot_is_not_believed() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    let write = |version| {
+        let first = &first;
+        async move {
+            let work = async |tx: &mut Tx| set_item(tx, 7, version).await;
+            first
+                .write(work)
+                .invalidates([Target::key("item:7")])
+                .commit()
+                .await
+                .unwrap()
+        }
+    };
+    write(1).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
+    eventually("Redis has it", || async {
+        let epoch = first.status().redis.unwrap().epoch.unwrap_or_default();
+        let found = site
+            .redis
+            .command(&["EXISTS", &format!("test:v:{epoch}:{{item:7}}")])
+            .await
+            .unwrap();
+        found == redis::Value::Int(1)
+    })
+    .await;
+    site.redis.save_snapshot().await.unwrap();
+    assert!(write(2).await.applied);
+    site.redis.restart_from_snapshot().await.unwrap();
+    let second = site.cache().await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    assert!(first.status().counts.epochs + second.status().counts.epochs >= 2);
+}
+
+#[tokio::test]
+async fn k8_a_redis_that_is_current_stays_warm_when_it_is_connected_to_again() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    let loader = crate::site::Loader::default();
+    crate::site::get(&first, "a", "user", &loader)
+        .await
+        .unwrap();
+    let epoch = first.status().redis.unwrap().epoch;
+    site.redis
+        .command(&["CLIENT", "KILL", "TYPE", "normal"])
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let second = site.cache().await;
+    assert_eq!(
+        crate::site::get(&second, "a", "user", &loader)
+            .await
+            .unwrap()
+            .source,
+        steadfast_cache::Source::Redis
+    );
+    assert_eq!(second.status().redis.unwrap().epoch, epoch);
+}
+
+#[tokio::test]
+async fn k8_an_invalidation_that_nobody_applies_suspends_redis() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    let loader = crate::site::Loader::default();
+    crate::site::get(&first, "a", "user", &loader)
+        .await
+        .unwrap();
+    // The state row is held, so that nobody can relay; on SQLite that needs a writer who stays.
+    let mut tx = site.database.begin().await.unwrap();
+    let sql = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', 'x', 0)";
+    tx.execute(sql, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    let holder = site.database.begin().await.unwrap();
+    eventually("Redis is suspended", || async {
+        first.status().redis.unwrap().suspended.is_some()
+    })
+    .await;
+    holder.rollback().await.unwrap();
+    eventually("Redis is read again", || async {
+        first.status().redis.unwrap().suspended.is_none()
+    })
+    .await;
+}

@@ -1,0 +1,261 @@
+use std::time::Duration;
+
+use steadfast_cache::{CacheError, Source, StaleReason, Ttl};
+
+use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+
+#[tokio::test]
+async fn k1_an_answer_says_where_it_came_from() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+
+    let answer = get(&first, "a", "user", &loader).await.unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.source, answer.stale),
+        (Some("1"), Source::Database, None)
+    );
+    let answer = get(&first, "a", "user", &loader).await.unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.source, answer.stale),
+        (Some("1"), Source::Memory, None)
+    );
+    let answer = get(&second, "a", "user", &loader).await.unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.source, answer.stale),
+        (Some("1"), Source::Redis, None)
+    );
+    assert_eq!(loader.loads(), 1);
+    let counts = first.status().counts;
+    assert_eq!((counts.database, counts.memory, counts.loads), (1, 1, 1));
+}
+
+#[tokio::test]
+async fn k1_age_is_counted_from_the_load_in_every_tier() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    get(&first, "a", "user", &loader).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    let memory = get(&first, "a", "user", &loader).await.unwrap();
+    let redis = get(&second, "a", "user", &loader).await.unwrap();
+    assert_eq!(
+        (memory.source, redis.source),
+        (Source::Memory, Source::Redis)
+    );
+    for age in [memory.age, redis.age] {
+        assert!(
+            age >= Duration::from_millis(250) && age < Duration::from_secs(20),
+            "{age:?}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn k1_a_stale_answer_says_so_and_why() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    get(&cache, "a", "brief", &Loader::default()).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    let answer = cache.get("a", "brief", failing).await.unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.source, answer.stale),
+        (Some("1"), Source::Memory, Some(StaleReason::Failed))
+    );
+}
+
+#[tokio::test]
+async fn k4_absence_is_cached_and_an_error_is_not() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    assert!(matches!(
+        cache.get("a", "user", failing).await,
+        Err(CacheError::Load(_))
+    ));
+    let absent = || async { Ok::<_, std::io::Error>(None) };
+    assert_eq!(
+        cache.get("a", "user", absent).await.unwrap().source,
+        Source::Database
+    );
+    let loader = Loader::default();
+    let answer = get(&cache, "a", "user", &loader).await.unwrap();
+    assert_eq!(
+        (answer.value, answer.source, loader.loads()),
+        (None, Source::Memory, 0)
+    );
+}
+
+#[tokio::test]
+async fn k4_a_class_that_may_not_be_stale_fails_rather() {
+    let (database, _folder) = sqlite().await;
+    let ttl = Ttl {
+        fresh: Duration::from_millis(50),
+        stale: Duration::ZERO,
+        ..Ttl::default()
+    };
+    let cache = plain(&database)
+        .class("session", ttl)
+        .build()
+        .await
+        .unwrap();
+    get(&cache, "a", "session", &Loader::default())
+        .await
+        .unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    assert!(matches!(
+        cache.get("a", "session", failing).await,
+        Err(CacheError::Load(_))
+    ));
+}
+
+#[tokio::test]
+async fn k4_a_hot_value_is_loaded_again_before_it_expires() {
+    let (database, _folder) = sqlite().await;
+    let ttl = Ttl {
+        fresh: Duration::from_secs(500),
+        jitter: 0.0,
+        early_refresh: 1000.0,
+        ..Ttl::default()
+    };
+    let cache = plain(&database).class("hot", ttl).build().await.unwrap();
+    let loader = Loader::default();
+    // The load takes 500 ms: at so large a beta the whole of its time is near the end.
+    let slow = loader.clone();
+    let load = move || async move {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        slow.counting().await
+    };
+    cache.get("a", "hot", load).await.unwrap();
+    eventually("refreshed early", || async {
+        let answer = get(&cache, "a", "hot", &loader).await.unwrap();
+        assert_eq!((answer.source, answer.stale), (Source::Memory, None));
+        loader.loads() >= 2
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k5_past_the_soft_limit_stale_is_served_and_the_load_goes_on() {
+    let (database, _folder) = sqlite().await;
+    let ttl = Ttl {
+        fresh: Duration::from_millis(50),
+        jitter: 0.0,
+        soft_limit: Duration::from_millis(50),
+        ..Ttl::default()
+    };
+    let cache = plain(&database).class("soft", ttl).build().await.unwrap();
+    let loader = Loader::default();
+    get(&cache, "a", "soft", &loader).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let answer = cache
+        .get("a", "soft", move || async move {
+            released.await.unwrap();
+            Ok::<_, std::io::Error>(Some("new".to_owned()))
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.stale),
+        (Some("1"), Some(StaleReason::Slow))
+    );
+    release.send(()).unwrap();
+    eventually("the load behind it arrives", || async {
+        get(&cache, "a", "soft", &loader)
+            .await
+            .unwrap()
+            .value
+            .as_deref()
+            != Some("1")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k5_past_the_hard_limit_the_load_is_given_up() {
+    let (database, _folder) = sqlite().await;
+    let ttl = Ttl {
+        soft_limit: Duration::ZERO,
+        hard_limit: Duration::from_millis(100),
+        ..Ttl::default()
+    };
+    let cache = plain(&database).class("hard", ttl).build().await.unwrap();
+    let never = || std::future::pending::<Result<Option<String>, std::io::Error>>();
+    assert!(matches!(
+        cache.get("a", "hard", never).await,
+        Err(CacheError::LoadTimeout { .. })
+    ));
+    assert_eq!(
+        get(&cache, "a", "hard", &Loader::default())
+            .await
+            .unwrap()
+            .source,
+        Source::Database
+    );
+    assert_eq!(cache.status().guard.running, 0);
+}
+
+#[tokio::test]
+async fn a_panicking_loader_is_an_error_and_nothing_more() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let panics = || async {
+        if true {
+            panic!("oh no")
+        } else {
+            Ok::<Option<String>, std::io::Error>(None)
+        }
+    };
+    match cache.get("a", "user", panics).await {
+        Err(CacheError::LoadPanicked { message }) => assert_eq!(message, "oh no"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(
+        get(&cache, "a", "user", &Loader::default())
+            .await
+            .unwrap()
+            .source,
+        Source::Database
+    );
+    assert_eq!(
+        (cache.status().guard.running, cache.status().flights),
+        (0, 0)
+    );
+}
+
+#[tokio::test]
+async fn an_unknown_class_is_named() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let error = get(&cache, "a", "nonesuch", &Loader::default())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("nonesuch"), "{error}");
+}
+
+#[tokio::test]
+async fn a_default_is_served_when_all_else_fails_and_is_not_stored() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    let answer = cache
+        .read("a", "user")
+        .or("nobody".to_owned())
+        .get(failing)
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.source, answer.stale),
+        (Some("nobody"), Source::Default, Some(StaleReason::Failed))
+    );
+    assert_eq!(
+        get(&cache, "a", "user", &Loader::default())
+            .await
+            .unwrap()
+            .source,
+        Source::Database
+    );
+}

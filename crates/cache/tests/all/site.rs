@@ -1,0 +1,180 @@
+//! What every test needs: a Redis, a database, a cache over both, and a loader that counts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use steadfast::Client;
+use steadfast_cache::{
+    Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, Param, SourceError, Ttl, Tx,
+};
+use steadfast_drill::process::Redis;
+
+pub(crate) struct Site {
+    pub(crate) redis: Redis,
+    pub(crate) database: Database,
+    _folder: tempfile::TempDir,
+}
+
+impl Site {
+    pub(crate) async fn start() -> Self {
+        let redis = Redis::start().await.unwrap();
+        let (database, folder) = sqlite().await;
+        Self {
+            redis,
+            database,
+            _folder: folder,
+        }
+    }
+
+    pub(crate) async fn client(&self) -> Client {
+        Client::builder(&self.redis.url())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap()
+    }
+
+    /// Like another process: a cache with a client of its own.
+    pub(crate) async fn builder(&self) -> CacheBuilder<String> {
+        plain(&self.database).redis(self.client().await)
+    }
+
+    pub(crate) async fn cache(&self) -> Cache<String> {
+        self.builder().await.build().await.unwrap()
+    }
+}
+
+pub(crate) async fn sqlite() -> (Database, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("test.db").display());
+    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    create_table(&database).await;
+    (database, folder)
+}
+
+pub(crate) async fn create_table(database: &Database) {
+    let mut tx = database.begin().await.unwrap();
+    tx.execute(
+        "CREATE TABLE items (id INTEGER PRIMARY KEY, version BIGINT NOT NULL)",
+        &[],
+    )
+    .await
+    .unwrap();
+    tx.commit().await.unwrap();
+}
+
+/// Limits are wide, so that a slow machine changes nothing; the classes differ in what they promise.
+pub(crate) fn plain(database: &Database) -> CacheBuilder<String> {
+    let ttl = Ttl {
+        jitter: 0.0,
+        early_refresh: 0.0,
+        soft_limit: Duration::from_secs(2),
+        ..Ttl::default()
+    };
+    Cache::builder(database.clone())
+        .namespace("test")
+        .redis_limit(Duration::from_millis(500))
+        .class("user", ttl)
+        .class(
+            "strict",
+            Ttl {
+                stale: Duration::ZERO,
+                ..ttl
+            },
+        )
+        .class(
+            "brief",
+            Ttl {
+                fresh: Duration::from_millis(200),
+                ..ttl
+            },
+        )
+}
+
+/// A loader that counts how often it was asked.
+#[derive(Clone, Default)]
+pub(crate) struct Loader {
+    loads: Arc<AtomicU64>,
+}
+
+impl Loader {
+    pub(crate) fn loads(&self) -> u64 {
+        self.loads.load(Ordering::SeqCst)
+    }
+
+    /// Answers with the number of the load.
+    pub(crate) fn counting(
+        &self,
+    ) -> impl Future<Output = Result<Option<String>, std::io::Error>> + Send + use<> {
+        let loads = self.loads.clone();
+        async move { Ok(Some((loads.fetch_add(1, Ordering::SeqCst) + 1).to_string())) }
+    }
+}
+
+pub(crate) async fn get(
+    cache: &Cache<String>,
+    key: &str,
+    class: &str,
+    loader: &Loader,
+) -> Result<Answer<String>, CacheError> {
+    let loader = loader.clone();
+    cache.get(key, class, move || loader.counting()).await
+}
+
+/// Reads an item's version from the database through the cache.
+pub(crate) async fn read_item(cache: &Cache<String>, id: i64) -> Option<String> {
+    let database = cache.database().clone();
+    let load = move || async move { select_item(&database, id).await };
+    cache
+        .get(format!("item:{id}"), "user", load)
+        .await
+        .unwrap()
+        .value
+}
+
+pub(crate) async fn select_item(
+    database: &Database,
+    id: i64,
+) -> Result<Option<String>, SourceError> {
+    let sql = match database.system() {
+        "postgresql" => "SELECT version FROM items WHERE id = $1",
+        _ => "SELECT version FROM items WHERE id = ?",
+    };
+    let rows = database.select(sql, &[Param::Int(id)]).await?;
+    Ok(rows.first().map(|row| row["version"].to_string()))
+}
+
+/// Sets an item's version within a transaction.
+pub(crate) async fn set_item(tx: &mut Tx, id: i64, version: i64) -> Result<(), SourceError> {
+    let (update, insert) = match tx {
+        Tx::Postgres(_) => (
+            "UPDATE items SET version = $1 WHERE id = $2",
+            "INSERT INTO items (version, id) VALUES ($1, $2)",
+        ),
+        _ => (
+            "UPDATE items SET version = ? WHERE id = ?",
+            "INSERT INTO items (version, id) VALUES (?, ?)",
+        ),
+    };
+    let params = [Param::Int(version), Param::Int(id)];
+    if tx.execute(update, &params).await?.rows_affected == 0 {
+        tx.execute(insert, &params).await?;
+    }
+    Ok(())
+}
+
+/// Asks again until it holds; fails after 20 s.
+pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let asking = async {
+        while !holds().await {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(20), asking)
+            .await
+            .is_ok(),
+        "never: {what}"
+    );
+}
