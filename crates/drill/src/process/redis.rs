@@ -308,6 +308,27 @@ impl Redis {
         Ok(())
     }
 
+    /// Shows another certificate from now on, to new connections; the next restart shows the first one again.
+    ///
+    /// # Errors
+    /// When it is down, or does not like the files.
+    pub async fn present(&self, tls: &Tls) -> Result<(), ProcessError> {
+        let (cert, key) = (
+            tls.cert.display().to_string(),
+            tls.key.display().to_string(),
+        );
+        self.command(&[
+            "CONFIG",
+            "SET",
+            "tls-cert-file",
+            &cert,
+            "tls-key-file",
+            &key,
+        ])
+        .await
+        .map(drop)
+    }
+
     /// Makes a replica a primary (REPLICAOF NO ONE), with what it has received so far.
     ///
     /// # Errors

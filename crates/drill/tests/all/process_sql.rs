@@ -2,7 +2,9 @@
 
 use std::process::Command;
 use std::time::Duration;
+use steadfast_drill::fault::{Down, Latency, Toxic};
 use steadfast_drill::process::{MariaDb, Postgres};
+use steadfast_drill::proxy::Proxy;
 
 /// What the database's own client says, or none if it has no answer within the seconds given.
 fn asked(client: &str, args: &[&str], seconds: &str) -> Option<String> {
@@ -113,4 +115,33 @@ async fn d1_a_frozen_postgres_answers_nothing_on_a_connection_that_was_there_bef
     assert!(client.try_wait().unwrap().is_none());
     server.resume().unwrap();
     assert!(client.wait().unwrap().success());
+}
+
+#[tokio::test]
+async fn d1_a_database_behind_the_proxy_is_slow_or_down_and_comes_back() {
+    let server = Postgres::start().await.unwrap();
+    let proxy = Proxy::start(server.addr()).await.unwrap();
+    let url = format!("postgres://postgres@{}/postgres", proxy.addr());
+    // The client is a process that is waited for; the proxy has to run meanwhile.
+    let select = |seconds: &'static str| {
+        let url = url.clone();
+        tokio::task::spawn_blocking(move || {
+            asked("psql", &["-X", "-At", "-c", "SELECT 7", &url], seconds)
+        })
+    };
+    assert_eq!(select("20").await.unwrap().unwrap(), "7");
+
+    let start = tokio::time::Instant::now();
+    let slow = proxy
+        .add(Toxic::new(Latency::of_millis(200)))
+        .await
+        .unwrap();
+    assert_eq!(select("20").await.unwrap().unwrap(), "7");
+    assert!(start.elapsed() >= Duration::from_millis(200));
+    proxy.remove(slow).await;
+
+    let down = proxy.add(Toxic::new(Down {})).await.unwrap();
+    assert_eq!(select("20").await.unwrap(), None);
+    proxy.remove(down).await;
+    assert_eq!(select("20").await.unwrap().unwrap(), "7");
 }

@@ -1,6 +1,8 @@
 //! Each fault of the protocol, on a real Redis behind the proxy; and TLS passed through.
 
 use redis::Value;
+use rustls_pki_types::CertificateDer;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use steadfast_core::resp::Decoder;
@@ -10,6 +12,7 @@ use steadfast_drill::proxy::Proxy;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::client::TlsStream;
 
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -254,39 +257,54 @@ async fn d1_a_proxy_that_passes_bytes_follows_connections_opened_after_a_resp_fa
     assert_eq!(before.ask("GET k").await, text("v"));
 }
 
-#[tokio::test]
-async fn d1_tls_passes_and_is_broken_like_plain_bytes() {
-    let folder = tempfile::tempdir().unwrap();
-    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
-    let (cert, key) = (
-        folder.path().join("cert.pem"),
-        folder.path().join("key.pem"),
-    );
-    std::fs::write(&cert, made.cert.pem()).unwrap();
-    std::fs::write(&key, made.signing_key.serialize_pem()).unwrap();
-    let tls = Tls {
-        ca: cert.clone(),
-        cert,
-        key,
-        client_certificates: false,
-    };
-    let redis = Redis::builder().tls(tls).start().await.unwrap();
-    let proxy = Proxy::start(redis.addr()).await.unwrap();
+/// A certificate for `name` that signs itself, valid until that year, in files of the folder.
+fn certificate(folder: &Path, name: &str, until: i32) -> (Tls, CertificateDer<'static>) {
+    let key_pair = rcgen::KeyPair::generate().unwrap();
+    let mut params = rcgen::CertificateParams::new([name.to_owned()]).unwrap();
+    params.not_after = rcgen::date_time_ymd(until, 1, 1);
+    let made = params.self_signed(&key_pair).unwrap();
+    let cert = folder.join(format!("{name}-{until}.pem"));
+    let key = folder.join(format!("{name}-{until}.key"));
+    std::fs::write(&cert, made.pem()).unwrap();
+    std::fs::write(&key, key_pair.serialize_pem()).unwrap();
+    (
+        Tls {
+            ca: cert.clone(),
+            cert,
+            key,
+            client_certificates: false,
+        },
+        made.der().clone(),
+    )
+}
 
+/// A TLS connection to `localhost` at the proxy, by a client that believes these authorities.
+async fn handshake(
+    proxy: &Proxy,
+    trusted: &[&CertificateDer<'static>],
+) -> std::io::Result<TlsStream<TcpStream>> {
     let mut roots = rustls::RootCertStore::empty();
-    roots.add(made.cert.der().clone()).unwrap();
+    trusted
+        .iter()
+        .for_each(|cert| roots.add((*cert).clone()).unwrap());
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .unwrap();
     let config = config.with_root_certificates(roots).with_no_client_auth();
-    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
     let stream = TcpStream::connect(proxy.addr()).await.unwrap();
-    let stream = connector
+    tokio_rustls::TlsConnector::from(Arc::new(config))
         .connect("localhost".try_into().unwrap(), stream)
         .await
-        .unwrap();
-    let mut client = Client::over(stream);
+}
+
+#[tokio::test]
+async fn d1_tls_passes_and_is_broken_like_plain_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let (tls, cert) = certificate(folder.path(), "localhost", 2999);
+    let redis = Redis::builder().tls(tls).start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let mut client = Client::over(handshake(&proxy, &[&cert]).await.unwrap());
     assert_eq!(client.ask("PING").await, Value::SimpleString("PONG".into()));
     proxy
         .add(Toxic::new(Latency::of_millis(100)))
@@ -295,4 +313,21 @@ async fn d1_tls_passes_and_is_broken_like_plain_bytes() {
     let start = Instant::now();
     assert_eq!(client.ask("PING").await, Value::SimpleString("PONG".into()));
     assert!(start.elapsed() >= Duration::from_millis(100));
+}
+
+#[tokio::test]
+async fn d1_a_running_redis_can_be_given_an_expired_or_a_wrong_certificate() {
+    let folder = tempfile::tempdir().unwrap();
+    let (good, cert) = certificate(folder.path(), "localhost", 2999);
+    let (expired, expired_cert) = certificate(folder.path(), "localhost", 2001);
+    let (wrong, wrong_cert) = certificate(folder.path(), "elsewhere", 2999);
+    let redis = Redis::builder().tls(good).start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let trusted = [&cert, &expired_cert, &wrong_cert];
+    handshake(&proxy, &trusted).await.unwrap();
+    for (tls, cause) in [(expired, "expired"), (wrong, "not valid for name")] {
+        redis.present(&tls).await.unwrap();
+        let error = handshake(&proxy, &trusted).await.unwrap_err().to_string();
+        assert!(error.contains(cause), "{cause}: {error}");
+    }
 }
