@@ -3,11 +3,29 @@
 //! events and a page that shows what is happening and why.
 
 pub mod config;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "read by the configuration, run by the routes to come"
-    )
-)]
+pub mod demo;
+pub mod drills;
+pub mod health;
+pub mod problem;
+
+mod app;
+mod backend;
+mod feed;
+mod http;
+mod lifecycle;
+mod pulse;
 mod query;
+mod serve;
+mod shutdown;
+mod tally;
+pub mod telemetry;
+mod vitals;
+
+pub use app::{App, StartError};
+pub use backend::BackendError;
+pub use config::Config;
+pub use demo::{Demo, DemoOptions};
+pub use http::router;
+pub use lifecycle::run;
+pub use serve::{BindError, Peer, Served, bind, serve};
+pub use shutdown::Shutdown;

@@ -11,7 +11,7 @@ mod tree;
 mod units;
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -152,6 +152,7 @@ fn read_namespace(root: &Section<'_>) -> String {
 pub struct Sources {
     name: String,
     text: String,
+    path: Option<PathBuf>,
     environment: Vec<(String, String)>,
     flags: Vec<(String, String, String)>,
 }
@@ -169,6 +170,7 @@ impl Sources {
         Self {
             name: "configuration".to_owned(),
             text: String::new(),
+            path: None,
             environment: Vec::new(),
             flags: Vec::new(),
         }
@@ -180,6 +182,7 @@ impl Sources {
     /// If it cannot be read, or is not UTF-8.
     pub fn file(mut self, path: &Path) -> Result<Self, ConfigError> {
         self.name = path.display().to_string();
+        self.path = Some(path.to_owned());
         match std::fs::read_to_string(path) {
             Ok(text) => {
                 self.text = text;
@@ -193,6 +196,14 @@ impl Sources {
                 )],
                 source_name: self.name,
             }),
+        }
+    }
+
+    /// The same sources with the file as it is now.
+    pub(crate) fn read_again(self) -> Result<Self, ConfigError> {
+        match self.path.clone() {
+            Some(path) => self.file(&path),
+            None => Ok(self),
         }
     }
 

@@ -1,5 +1,159 @@
-//! Named queries and statements: SQL that an operator wrote once, and that callers may only fill in.
+//! Named queries and statements: SQL that an operator wrote once, and that callers may only fill in. What the configuration
+//! describes is compiled here, when the service starts or is told to read it again, so that a call only looks it up,
+//! fills it in and binds.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use steadfast_cache::Param;
+
+use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
 
 pub(crate) mod param;
+pub(crate) mod read;
 pub(crate) mod sql;
 pub(crate) mod template;
+pub(crate) mod write;
+
+use param::{Value, Values};
+use sql::Sql;
+use template::Template;
+
+type Params = std::collections::BTreeMap<String, ParamConfig>;
+
+/// Every query and statement, by name.
+#[derive(Debug, Default)]
+pub(crate) struct Programs {
+    queries: HashMap<String, Arc<Query>>,
+    statements: HashMap<String, Arc<Statement>>,
+}
+
+/// A read.
+#[derive(Debug)]
+pub(crate) struct Query {
+    pub(crate) name: String,
+    pub(crate) params: Params,
+    pub(crate) class: String,
+    sql: Arc<Sql>,
+    key: Template,
+    tags: Vec<Template>,
+    max_rows: usize,
+}
+
+/// A change.
+#[derive(Debug)]
+pub(crate) struct Statement {
+    pub(crate) name: String,
+    pub(crate) params: Params,
+    sql: Sql,
+    keys: Vec<Template>,
+    tags: Vec<Template>,
+    /// Whether it hands rows back.
+    returns: bool,
+    max_rows: usize,
+}
+
+impl Programs {
+    /// What a checked configuration describes. What it could not have passed with is left out.
+    pub(crate) fn compile(config: &Config) -> Self {
+        let dialect = config.database.dialect();
+        let queries = config.queries.iter().filter_map(|(name, query)| {
+            Some((
+                name.clone(),
+                Arc::new(Query::compile(name, query, dialect)?),
+            ))
+        });
+        let statements = config.statements.iter().filter_map(|(name, statement)| {
+            let statement = Statement::compile(name, statement, dialect)?;
+            Some((name.clone(), Arc::new(statement)))
+        });
+        Self {
+            queries: queries.collect(),
+            statements: statements.collect(),
+        }
+    }
+
+    pub(crate) fn query(&self, name: &str) -> Option<&Arc<Query>> {
+        self.queries.get(name)
+    }
+
+    pub(crate) fn statement(&self, name: &str) -> Option<&Arc<Statement>> {
+        self.statements.get(name)
+    }
+
+    pub(crate) fn query_names(&self) -> Vec<&str> {
+        sorted(self.queries.keys())
+    }
+
+    pub(crate) fn statement_names(&self) -> Vec<&str> {
+        sorted(self.statements.keys())
+    }
+}
+
+impl Query {
+    fn compile(name: &str, config: &QueryConfig, dialect: Dialect) -> Option<Self> {
+        Some(Self {
+            name: name.to_owned(),
+            params: config.params.clone(),
+            class: config.ttl.clone(),
+            sql: Arc::new(Sql::parse(&config.sql, dialect).ok()?),
+            key: Template::parse(&config.key).ok()?,
+            tags: templates(&config.tags)?,
+            max_rows: config.max_rows,
+        })
+    }
+}
+
+impl Statement {
+    fn compile(name: &str, config: &StatementConfig, dialect: Dialect) -> Option<Self> {
+        let sql = Sql::parse(&config.sql, dialect).ok()?;
+        Some(Self {
+            name: name.to_owned(),
+            params: config.params.clone(),
+            returns: sql.returns(),
+            sql,
+            keys: templates(&config.invalidates.keys)?,
+            tags: templates(&config.invalidates.tags)?,
+            max_rows: config.max_rows,
+        })
+    }
+}
+
+fn templates(sources: &[String]) -> Option<Vec<Template>> {
+    sources
+        .iter()
+        .map(|source| Template::parse(source).ok())
+        .collect()
+}
+
+fn rendered(templates: &[Template], values: &Values) -> Vec<String> {
+    templates
+        .iter()
+        .map(|template| template.render(values))
+        .collect()
+}
+
+/// What is bound at each place of `sql`, in order.
+fn bound(sql: &Sql, params: &Params, values: &Values) -> Vec<Param> {
+    sql.places
+        .iter()
+        .map(|name| {
+            let value = values.get(name).unwrap_or(&Value::Null);
+            let value = params
+                .get(name)
+                .map_or_else(|| value.clone(), |param| param.kind.bound(value));
+            match value {
+                Value::Null => Param::Null,
+                Value::Text(text) => Param::Text(text),
+                Value::Integer(integer) => Param::Int(integer),
+                Value::Boolean(boolean) => Param::Bool(boolean),
+            }
+        })
+        .collect()
+}
+
+fn sorted<'a>(names: impl Iterator<Item = &'a String>) -> Vec<&'a str> {
+    let mut names: Vec<&str> = names.map(String::as_str).collect();
+    names.sort_unstable();
+    names
+}

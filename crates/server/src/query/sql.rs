@@ -70,6 +70,15 @@ impl Sql {
         })
     }
 
+    /// Whether it hands rows back, as a statement with RETURNING does.
+    pub(crate) fn returns(&self) -> bool {
+        self.reads()
+            || self
+                .text
+                .split(|c: char| !is_name(c))
+                .any(|word| word.eq_ignore_ascii_case("RETURNING"))
+    }
+
     /// Whether it only reads, as far as its first word tells.
     pub(crate) fn reads(&self) -> bool {
         matches!(self.verb.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE")

@@ -1,0 +1,419 @@
+//! One running service: its connections, its queries, what is counted and what is told. Everything a handler needs hangs
+//! here, behind one cheap clone, so that an embedding program can have the router without the loop around it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering::Relaxed};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use axum::http::StatusCode;
+use metrics::gauge;
+use parking_lot::{Mutex, RwLock};
+use serde::Serialize;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::backend::{Backend, BackendError};
+use crate::config::Config;
+use crate::drills::Drills;
+use crate::feed::Feed;
+use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
+use crate::http::guard::HostRule;
+use crate::pulse;
+use crate::query::Programs;
+use crate::shutdown::Shutdown;
+use crate::tally::Tally;
+use crate::telemetry;
+use crate::vitals::{self, Vitals};
+
+/// Why a service cannot start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The client, the database or the cache refused its settings.
+    #[error(transparent)]
+    Backend(#[from] BackendError),
+    /// Something the demo needs could not be made.
+    #[error("the demo cannot be set up: {0}")]
+    Demo(String),
+}
+
+/// A running service. Clones are the same one.
+#[derive(Clone)]
+pub struct App {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Config,
+    backend: Backend,
+    programs: ArcSwap<Programs>,
+    feed: Feed,
+    tally: Tally,
+    vitals: Arc<Vitals>,
+    registry: health::Registry,
+    phase: AtomicU8,
+    shutdown: RwLock<Shutdown>,
+    started: Instant,
+    in_flight: AtomicUsize,
+    places: Arc<Semaphore>,
+    subscribers: Arc<Semaphore>,
+    host_rule: HostRule,
+    notice: RwLock<Option<String>>,
+    drills: Drills,
+    tasks: Mutex<JoinSet<()>>,
+    closed: AtomicBool,
+}
+
+impl std::fmt::Debug for App {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("App")
+            .field("namespace", &self.inner.config.namespace)
+            .field("phase", &self.phase())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What every check of the service itself is called; others are an embedding program's.
+const OWN_CHECKS: &[&str] = &["redis", "database", "breaker", "outbox", "cpu", "memory"];
+
+impl App {
+    /// Starts a service as `config` says. Redis need not be there; the database is asked when it is needed.
+    ///
+    /// Must be called within a tokio runtime. The metrics recorder of the process is installed, if none is.
+    ///
+    /// # Errors
+    /// If a URL or a setting is refused by what it is for.
+    pub async fn start(config: Config) -> Result<Self, StartError> {
+        telemetry::metrics();
+        let backend = Backend::start(&config).await?;
+        let app = Self {
+            inner: Arc::new(Inner {
+                programs: ArcSwap::from_pointee(Programs::compile(&config)),
+                feed: Feed::new(unix_ms()),
+                tally: Tally::default(),
+                vitals: Arc::default(),
+                registry: health::Registry::default(),
+                phase: AtomicU8::new(Phase::Starting as u8),
+                shutdown: RwLock::default(),
+                started: now(),
+                in_flight: AtomicUsize::new(0),
+                places: Arc::new(Semaphore::new(config.limits.concurrency)),
+                subscribers: Arc::new(Semaphore::new(config.limits.subscribers)),
+                host_rule: HostRule::new(&config.server),
+                notice: RwLock::default(),
+                drills: Drills::new(config.drill.reports.clone()),
+                tasks: Mutex::new(JoinSet::new()),
+                closed: AtomicBool::new(false),
+                backend,
+                config,
+            }),
+        };
+        app.tell("started", serde_json::json!({ "version": VERSION }));
+        let mut tasks = app.inner.tasks.lock();
+        tasks.spawn(vitals::sample(
+            Arc::clone(&app.inner.vitals),
+            Duration::from_secs(2),
+        ));
+        tasks.spawn(pulse::beat(app.clone()));
+        tasks.spawn(pulse::relay(app.clone()));
+        tasks.spawn(pulse::watch(app.clone()));
+        drop(tasks);
+        Ok(app)
+    }
+
+    /// The configuration in force.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.inner.config
+    }
+
+    /// The client of Redis.
+    #[must_use]
+    pub fn client(&self) -> &steadfast::Client {
+        &self.inner.backend.client
+    }
+
+    /// The cache.
+    #[must_use]
+    pub fn cache(&self) -> &steadfast_cache::Cache<bytes::Bytes> {
+        &self.inner.backend.cache
+    }
+
+    /// The database.
+    #[must_use]
+    pub fn database(&self) -> &steadfast_cache::Database {
+        &self.inner.backend.database
+    }
+
+    /// Registers a check of the embedding program: asked every five seconds, shown by `/health` under `name`. If it is unhealthy, the
+    /// service is.
+    pub fn register_check(&self, name: &str, check: CustomCheck) {
+        self.inner.registry.register(name, check);
+    }
+
+    /// How the service is, from what is known already.
+    #[must_use]
+    pub fn health(&self) -> Health {
+        let mut checks: BTreeMap<String, Check> = self.inner.registry.results();
+        for (name, check) in self.inner.backend.checks() {
+            checks.insert(name.to_owned(), check);
+        }
+        for (name, check) in self.inner.vitals.checks() {
+            checks.insert(name.to_owned(), check);
+        }
+        Health {
+            status: health::judge(&checks, OWN_CHECKS),
+            phase: self.phase(),
+            version: VERSION,
+            uptime_s: self.uptime().as_secs(),
+            checks,
+        }
+    }
+
+    /// Whether callers should be sent here; cheaper than [`health`](Self::health).
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.phase() == Phase::Serving && self.health().status != Status::Unhealthy
+    }
+
+    /// Everything known, for `/v1/status` and `steadfast status`.
+    #[must_use]
+    pub fn status(&self) -> serde_json::Value {
+        let inner = &self.inner;
+        let programs = inner.programs.load();
+        serde_json::json!({
+            "service": {
+                "version": VERSION,
+                "phase": self.phase(),
+                "uptime_ms": millis(self.uptime()),
+                "namespace": inner.config.namespace,
+                "in_flight": self.in_flight(),
+                "subscribers": self.subscriber_count(),
+                "notice": *inner.notice.read(),
+                "queries": programs.query_names(),
+                "statements": programs.statement_names(),
+                "drills": inner.config.drill.enabled,
+            },
+            "health": self.health(),
+            "reads": inner.tally.counts(),
+            "redis": inner.backend.redis_status(),
+            "cache": inner.backend.cache_status(),
+            "system": {
+                "cpu_percent": inner.vitals.cpu_percent(),
+                "memory_percent": inner.vitals.memory_percent(),
+                "resident_bytes": inner.vitals.resident_bytes(),
+            },
+        })
+    }
+
+    /// Stops what runs in the background and closes cache, client and database. Whatever is asked afterwards fails.
+    pub async fn close(&self) {
+        if self.inner.closed.swap(true, Relaxed) {
+            return;
+        }
+        self.inner.drills.close().await;
+        let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        tasks.shutdown().await;
+        self.inner.backend.close().await;
+    }
+
+    /// Says something that everyone who looks at the page should read.
+    pub(crate) fn set_notice(&self, notice: Option<String>) {
+        *self.inner.notice.write() = notice;
+    }
+
+    /// Takes up what may change while the service runs, and names what would need a restart.
+    pub(crate) fn reload(&self, new: &Config) -> Vec<&'static str> {
+        telemetry::change_level(&new.log.level);
+        self.inner.programs.store(Arc::new(Programs::compile(new)));
+        let old = &self.inner.config;
+        let fixed = [
+            ("namespace", old.namespace == new.namespace),
+            ("server", old.server == new.server),
+            ("log.format", old.log.format == new.log.format),
+            ("redis", old.redis == new.redis),
+            ("database", old.database == new.database),
+            ("cache", old.cache == new.cache),
+            ("limits", old.limits == new.limits),
+            ("drill", old.drill == new.drill),
+            ("metrics", old.metrics == new.metrics),
+            ("tracing", old.tracing == new.tracing),
+            ("ttl", old.ttl == new.ttl),
+        ];
+        let changed: Vec<&str> = fixed
+            .iter()
+            .filter(|(_, same)| !same)
+            .map(|(name, _)| *name)
+            .collect();
+        self.tell("reloaded", serde_json::json!({ "needs_restart": changed }));
+        changed
+    }
+
+    pub(crate) fn serving(&self, shutdown: &Shutdown) {
+        *self.inner.shutdown.write() = shutdown.clone();
+        self.inner.phase.store(Phase::Serving as u8, Relaxed);
+        self.tell("serving", serde_json::json!({}));
+    }
+
+    pub(crate) fn draining(&self) {
+        self.inner.phase.store(Phase::Draining as u8, Relaxed);
+        self.tell("draining", serde_json::json!({}));
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.phase() == Phase::Draining
+    }
+
+    pub(crate) fn phase(&self) -> Phase {
+        Phase::from_number(self.inner.phase.load(Relaxed))
+    }
+
+    pub(crate) fn shutdown(&self) -> Shutdown {
+        self.inner.shutdown.read().clone()
+    }
+
+    pub(crate) fn uptime(&self) -> Duration {
+        now().saturating_duration_since(self.inner.started)
+    }
+
+    pub(crate) fn backend(&self) -> &Backend {
+        &self.inner.backend
+    }
+
+    pub(crate) fn programs(&self) -> arc_swap::Guard<Arc<Programs>> {
+        self.inner.programs.load()
+    }
+
+    pub(crate) fn feed(&self) -> &Feed {
+        &self.inner.feed
+    }
+
+    pub(crate) fn tally(&self) -> &Tally {
+        &self.inner.tally
+    }
+
+    pub(crate) fn vitals(&self) -> &Vitals {
+        &self.inner.vitals
+    }
+
+    pub(crate) fn registry(&self) -> &health::Registry {
+        &self.inner.registry
+    }
+
+    pub(crate) fn drills(&self) -> &Drills {
+        &self.inner.drills
+    }
+
+    pub(crate) fn places(&self) -> &Arc<Semaphore> {
+        &self.inner.places
+    }
+
+    pub(crate) fn subscribers(&self) -> &Arc<Semaphore> {
+        &self.inner.subscribers
+    }
+
+    pub(crate) fn subscriber_count(&self) -> usize {
+        self.inner.config.limits.subscribers - self.inner.subscribers.available_permits()
+    }
+
+    pub(crate) fn host_rule(&self) -> &HostRule {
+        &self.inner.host_rule
+    }
+
+    pub(crate) fn in_flight(&self) -> usize {
+        self.inner.in_flight.load(Relaxed)
+    }
+
+    /// Counts a request until the answer is there.
+    pub(crate) fn enter(&self) -> InFlight {
+        self.inner.in_flight.fetch_add(1, Relaxed);
+        InFlight { app: self.clone() }
+    }
+
+    pub(crate) fn observe_request(
+        &self,
+        method: &'static str,
+        route: &str,
+        status: StatusCode,
+        took: Duration,
+    ) {
+        metrics::histogram!(
+            "http_server_request_duration_seconds",
+            "http_request_method" => method,
+            "http_route" => route.to_owned(),
+            "http_response_status_code" => status.as_u16().to_string()
+        )
+        .record(took);
+    }
+
+    /// An event of the service itself, for pages and the history.
+    pub(crate) fn tell(&self, event: &str, details: serde_json::Value) {
+        #[derive(Serialize)]
+        struct Told<'a> {
+            at_ms: u64,
+            event: &'a str,
+            #[serde(flatten)]
+            details: serde_json::Value,
+        }
+        let at_ms = unix_ms();
+        self.inner.feed.event(
+            "service",
+            &Told {
+                at_ms,
+                event,
+                details,
+            },
+        );
+    }
+
+    /// Sets the gauges that are read rather than counted, just before they are rendered.
+    pub(crate) fn set_gauges(&self) {
+        gauge!("http_server_active_requests").set(self.in_flight() as f64);
+        gauge!("steadfast_event_subscribers").set(self.subscriber_count() as f64);
+        gauge!("steadfast_ready").set(if self.is_ready() { 1.0 } else { 0.0 });
+        for (name, check) in self.health().checks {
+            gauge!("steadfast_health", "check" => name).set(check.status.as_number());
+        }
+        let vitals = &self.inner.vitals;
+        gauge!("system_cpu_utilization_ratio").set(vitals.cpu_percent() / 100.0);
+        gauge!("system_memory_utilization_ratio").set(vitals.memory_percent() / 100.0);
+        gauge!("process_memory_usage_bytes").set(vitals.resident_bytes() as f64);
+        gauge!("process_uptime_seconds").set(self.uptime().as_secs_f64());
+        self.inner.backend.set_gauges();
+    }
+}
+
+/// A request that is under way.
+pub(crate) struct InFlight {
+    app: App,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.app.inner.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// The version of the service.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// Milliseconds since 1970, for people and other programs.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "events leave the process with a calendar date"
+)]
+pub(crate) fn unix_ms() -> u64 {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, millis)
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,267 @@
+//! What the service stands on: the client of Redis, the database, and the cache over both. Made from the configuration here,
+//! and asked here how they are, so that nothing else knows their settings.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use metrics::gauge;
+use parking_lot::RwLock;
+use serde_json::Value as Json;
+use steadfast::{Backoff, BudgetConfig, Client, ConnectionState, RetryPolicy, Stop};
+use steadfast_cache::{Cache, Database, DatabaseOptions, GuardOptions, Ttl};
+
+use crate::config::{Config, RedisConfig, TtlConfig};
+use crate::health::{Check, Status};
+
+/// Values are rows that are JSON already, so that a hit is served without decoding.
+pub(crate) type Rows = Cache<Bytes>;
+
+/// Why a service has nothing to stand on.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BackendError {
+    /// The client of Redis refused a setting.
+    #[error("redis: {0}")]
+    Redis(#[from] steadfast::ConfigError),
+    /// The database's URL was refused.
+    #[error(transparent)]
+    Database(#[from] steadfast_cache::SourceError),
+    /// The cache refused a setting.
+    #[error("cache: {0}")]
+    Cache(#[from] steadfast_cache::BuildError),
+}
+
+pub(crate) struct Backend {
+    pub(crate) client: Client,
+    pub(crate) database: Database,
+    pub(crate) cache: Rows,
+    /// How the database was when it was last asked.
+    database_check: RwLock<Check>,
+    outbox_lag_max: u64,
+}
+
+/// The connection to Redis, as pages and checks show it.
+#[derive(Debug, Clone)]
+pub(crate) struct RedisView {
+    pub(crate) state: &'static str,
+    pub(crate) breaker: &'static str,
+    pub(crate) rtt: Option<Duration>,
+}
+
+/// The database is given so long for a sign of life.
+const PING_LIMIT: Duration = Duration::from_secs(1);
+
+impl Backend {
+    pub(crate) async fn start(config: &Config) -> Result<Self, BackendError> {
+        let client = client(&config.redis)?;
+        let mut options = DatabaseOptions::default();
+        options.max_connections = config.database.max_connections;
+        options.acquire_timeout = config.database.acquire_timeout;
+        let database = Database::connect(config.database.url.expose(), options)?;
+        let cache = cache(config, database.clone(), client.clone()).await?;
+        Ok(Self {
+            client,
+            database,
+            cache,
+            outbox_lag_max: crate::app::millis(config.cache.outbox_lag_max),
+            database_check: RwLock::new(Check::new(Status::Healthy, "not asked yet")),
+        })
+    }
+
+    pub(crate) fn redis(&self) -> RedisView {
+        let status = self.client.status();
+        RedisView {
+            state: state_name(status.state),
+            breaker: status.breaker,
+            rtt: status.rtt_ms.map(|ms| Duration::from_secs_f64(ms / 1e3)),
+        }
+    }
+
+    pub(crate) fn redis_status(&self) -> Json {
+        serde_json::to_value(self.client.status()).unwrap_or_default()
+    }
+
+    pub(crate) fn cache_status(&self) -> Json {
+        serde_json::to_value(self.cache.status()).unwrap_or_default()
+    }
+
+    /// How long the oldest invalidation has waited to be applied; `None` if none waits, or it is not known.
+    pub(crate) fn outbox_lag_ms(&self) -> Option<u64> {
+        self.cache.status().outbox_lag_ms
+    }
+
+    fn outbox_check(&self) -> Check {
+        let status = self.cache.status();
+        let suspended = status.redis.and_then(|redis| redis.suspended);
+        match (suspended, status.outbox_lag_ms) {
+            (Some(why), _) => Check::new(Status::Degraded, format!("Redis is not read: {why}")),
+            (None, Some(lag)) if lag > self.outbox_lag_max => Check::new(
+                Status::Degraded,
+                format!("the oldest invalidation has waited for {lag} ms to be applied"),
+            ),
+            _ => Check::new(Status::Healthy, "every invalidation is applied in time"),
+        }
+    }
+
+    /// How Redis, the breaker, the database and the outbox are, from what is known.
+    pub(crate) fn checks(&self) -> Vec<(&'static str, Check)> {
+        let status = self.client.status();
+        let since = status.state_for_ms / 1e3;
+        let cause = status.last_error.as_deref().unwrap_or("never connected");
+        let address = &status.address;
+        let redis = match status.state {
+            ConnectionState::Ready => {
+                Check::new(Status::Healthy, format!("in service at {address}"))
+            }
+            ConnectionState::Connecting => Check::new(
+                Status::Degraded,
+                format!("connecting to {address} for {since:.1} s: {cause}"),
+            ),
+            _ => Check::new(
+                Status::Unhealthy,
+                format!(
+                    "{address} is down for {since:.1} s: {cause}; answers come from memory and the database"
+                ),
+            ),
+        };
+        let rtt = status.rtt_ms.map(|ms| Duration::from_secs_f64(ms / 1e3));
+        let breaker = match status.breaker {
+            "closed" => Check::new(Status::Healthy, "closed: calls pass"),
+            "half_open" => Check::new(Status::Degraded, "half-open: a few calls pass, on trial"),
+            _ => Check::new(Status::Degraded, "open: calls to Redis are refused at once"),
+        };
+        vec![
+            ("redis", redis.latency(rtt)),
+            ("breaker", breaker),
+            ("outbox", self.outbox_check()),
+            ("database", self.database_check.read().clone()),
+        ]
+    }
+
+    /// Asks the database for a sign of life and remembers the answer.
+    pub(crate) async fn ask_database(&self) {
+        let started = tokio::time::Instant::now();
+        let check = match self.database.ping(PING_LIMIT).await {
+            Ok(()) => Check::new(
+                Status::Healthy,
+                format!("{} answers", self.database.system()),
+            )
+            .latency(Some(started.elapsed())),
+            Err(error) => Check::new(Status::Unhealthy, error.to_string()),
+        };
+        *self.database_check.write() = check;
+    }
+
+    pub(crate) fn set_gauges(&self) {
+        let state = self.client.status();
+        for name in ["connecting", "ready", "down", "closed"] {
+            let is = f64::from(u8::from(name == state_name(state.state)));
+            gauge!("steadfast_redis_state", "state" => name).set(is);
+        }
+        for name in ["closed", "half_open", "open"] {
+            let is = f64::from(u8::from(name == state.breaker));
+            gauge!("steadfast_breaker_state", "state" => name).set(is);
+        }
+        gauge!("steadfast_redis_in_flight").set(state.in_flight as f64);
+        gauge!("steadfast_redis_reconnects").set(state.reconnects as f64);
+        gauge!("steadfast_redis_stuck_resets").set(state.stuck_resets as f64);
+    }
+
+    pub(crate) async fn close(&self) {
+        let _ = self.client.close(Duration::from_secs(1)).await;
+        self.database.close().await;
+    }
+}
+
+pub(crate) fn state_name(state: ConnectionState) -> &'static str {
+    match state {
+        ConnectionState::Connecting => "connecting",
+        ConnectionState::Ready => "ready",
+        ConnectionState::Closed => "closed",
+        _ => "down",
+    }
+}
+
+/// A client as `[redis]` says.
+pub(crate) fn client(config: &RedisConfig) -> Result<Client, steadfast::ConfigError> {
+    let breaker = &config.breaker;
+    let retry = &config.retry;
+    Client::builder(config.url.expose())?
+        .name("steadfast")
+        .deadline(config.deadline)
+        .reply_overdue(config.reply_overdue)
+        .abandon_after(config.abandon_after)
+        .connect_timeout(config.connect_timeout)
+        .reconnect(Backoff::full_jitter(
+            config.reconnect_first,
+            config.reconnect_cap,
+        ))
+        .blip_wait(config.blip_wait)
+        .heartbeat(config.heartbeat)
+        .connections(config.connections)
+        .in_flight(config.in_flight)
+        .history(config.history)
+        .retry(RetryPolicy::new(
+            Backoff::full_jitter(retry.first, retry.cap),
+            Stop::after_attempts(retry.attempts),
+        ))
+        .budget(BudgetConfig {
+            ratio: retry.budget_ratio,
+            per_second: retry.budget_per_second,
+            ..BudgetConfig::default()
+        })
+        .breaker(steadfast::BreakerConfig {
+            failure_rate: breaker.failure_rate,
+            minimum_calls: breaker.min_calls,
+            window: breaker.window,
+            consecutive_failures: (breaker.consecutive > 0).then_some(breaker.consecutive),
+            open_first: breaker.open_first,
+            open_cap: breaker.open_cap,
+            ..steadfast::BreakerConfig::default()
+        })
+        .build()
+}
+
+async fn cache(
+    config: &Config,
+    database: Database,
+    client: Client,
+) -> Result<Rows, steadfast_cache::BuildError> {
+    let settings = &config.cache;
+    let mut builder = Rows::builder_of_bytes(database)
+        .redis(client)
+        .namespace(config.namespace.clone())
+        .memory_bytes(settings.memory_bytes.0)
+        .value_max(settings.value_max.as_usize())
+        .compress_above(settings.compress_above.as_usize())
+        .redis_limit(settings.redis_limit)
+        .outbox_poll(settings.outbox_poll)
+        .outbox_lag_max(settings.outbox_lag_max)
+        .guard(guard(config));
+    for (name, class) in &config.ttl {
+        builder = builder.class(name.as_str(), ttl(class));
+    }
+    if !config.ttl.contains_key("default") {
+        builder = builder.class("default", Ttl::default());
+    }
+    builder.build().await
+}
+
+fn guard(config: &Config) -> GuardOptions {
+    let mut guard = GuardOptions::default();
+    guard.concurrency = config.database.guard.concurrency;
+    guard.rate = config.database.guard.rate;
+    guard
+}
+
+fn ttl(class: &TtlConfig) -> Ttl {
+    Ttl {
+        fresh: class.fresh,
+        stale: class.stale,
+        jitter: class.jitter,
+        negative: class.negative,
+        early_refresh: class.early_refresh,
+        soft_limit: class.soft_limit,
+        hard_limit: class.hard_limit,
+    }
+}

@@ -1,0 +1,220 @@
+//! The application in small that drills are run on: this service's own client and cache, as their defaults are, over a
+//! database of its own; and beside it the same application as it is written without thought of outages.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
+use steadfast::credentials::FileCredentials;
+use steadfast::{Client, ConnectionState};
+use steadfast_cache::{CacheError, Target, Ttl, Tx, WriteError};
+use steadfast_drill::plain::Plain;
+use steadfast_drill::subject::{
+    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source,
+    Subject, SubjectFactory,
+};
+
+use super::table::{PlainTable, Table, TableError};
+use crate::backend::Rows;
+
+/// Makes the subjects of a drill.
+#[derive(Debug, Default, Clone, Copy)]
+#[non_exhaustive]
+pub struct Subjects;
+
+impl SubjectFactory for Subjects {
+    fn start(
+        &self,
+        role: Role,
+        endpoint: Endpoint,
+    ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>> {
+        async move {
+            let table = Table::new()?;
+            Ok(match role {
+                Role::Resilient => Box::new(Resilient::start(&endpoint, table).await?) as _,
+                Role::Plain => Box::new(Plain::start(&endpoint, Box::new(PlainTable(table)))?) as _,
+            })
+        }
+        .boxed()
+    }
+}
+
+/// The client and the cache on their defaults.
+struct Resilient {
+    client: Client,
+    cache: Rows,
+    table: Arc<Table>,
+    sql_queries: Arc<AtomicU64>,
+}
+
+const CLASS: &str = "user";
+/// Reads at once while the caches are filled.
+const WARM_AT_ONCE: usize = 32;
+
+impl Resilient {
+    async fn start(endpoint: &Endpoint, table: Table) -> Result<Self, SetUpError> {
+        let failed = |error: &dyn std::fmt::Display| SetUpError(error.to_string());
+        let mut builder = Client::builder(&endpoint.redis_url).map_err(|error| failed(&error))?;
+        if let Some(file) = &endpoint.password_file {
+            let user = user_of(&endpoint.redis_url);
+            let credentials = FileCredentials::new(file, Some(&user));
+            builder = builder.credentials(credentials.look_every(Duration::from_millis(100)));
+        }
+        let client = builder
+            .name("steadfast-drill")
+            .build()
+            .map_err(|error| failed(&error))?;
+        let cache = Rows::builder_of_bytes(table.database.clone())
+            .redis(client.clone())
+            .namespace("drill")
+            .class(CLASS, Ttl::default())
+            .build()
+            .await
+            .map_err(|error| failed(&error))?;
+        Ok(Self {
+            client,
+            cache,
+            table: Arc::new(table),
+            sql_queries: Arc::default(),
+        })
+    }
+
+    async fn warm(&self, keys: u64) -> Result<(), SetUpError> {
+        self.table.create(keys).await?;
+        while self.client.state() == ConnectionState::Connecting {
+            // A change between the look and the wait is seen at the next look.
+            let _ = tokio::time::timeout(Duration::from_millis(50), self.client.changed()).await;
+        }
+        stream::iter(0..keys)
+            .map(|key| self.read(key))
+            .buffer_unordered(WARM_AT_ONCE)
+            .try_for_each(|_| std::future::ready(Ok(())))
+            .await
+            .map_err(|failure| SetUpError(format!("a row could not be read: {}", failure.kind)))
+    }
+
+    async fn read(&self, key: u64) -> Result<Answer, Failure> {
+        let (table, sql_queries) = (Arc::clone(&self.table), Arc::clone(&self.sql_queries));
+        let load = move || async move {
+            sql_queries.fetch_add(1, Relaxed);
+            let version = table.version(key).await?;
+            Ok::<_, TableError>(version.map(|version| Bytes::from(version.to_string())))
+        };
+        let answer = self
+            .cache
+            .get(name(key), CLASS, load)
+            .await
+            .map_err(failure)?;
+        let version = answer
+            .value
+            .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
+            .ok_or(Failure { kind: "missing" })?;
+        Ok(Answer {
+            source: match answer.source {
+                steadfast_cache::Source::Memory => Source::Memory,
+                steadfast_cache::Source::Redis => Source::Redis,
+                _ => Source::Database,
+            },
+            version,
+            age: answer.age,
+            stale: answer.stale.is_some(),
+        })
+    }
+
+    async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
+        self.sql_queries.fetch_add(1, Relaxed);
+        let table = &self.table;
+        let written = self
+            .cache
+            .write(async |tx: &mut Tx| table.raise(tx, key, version).await)
+            .invalidates([Target::key(name(key))])
+            .commit()
+            .await;
+        match written {
+            Ok(_) => Ok(()),
+            Err(WriteError::Work(_) | WriteError::Source(_) | WriteError::Commit(_)) => {
+                Err(Failure { kind: "database" })
+            }
+            Err(_) => Err(Failure { kind: "other" }),
+        }
+    }
+
+    fn facts(&self) -> Facts {
+        let status = self.client.status();
+        let failed = self.cache.status().counts.redis_errors;
+        Facts {
+            connection: match status.state {
+                ConnectionState::Ready => Connection::Ready,
+                ConnectionState::Connecting => Connection::Connecting,
+                _ => Connection::Down,
+            },
+            breaker: match status.breaker {
+                "open" => Breaker::Open,
+                "half_open" => Breaker::HalfOpen,
+                _ => Breaker::Closed,
+            },
+            attempts: status.attempts,
+            reconnects: status.reconnects,
+            stuck_resets: status.stuck_resets,
+            redis_ok: status.answered,
+            redis_failed: failed,
+            sql_queries: self.sql_queries.load(Relaxed),
+        }
+    }
+}
+
+impl Subject for Resilient {
+    fn warm(&self, keys: u64) -> BoxFuture<'_, Result<(), SetUpError>> {
+        self.warm(keys).boxed()
+    }
+
+    fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
+        self.read(key).boxed()
+    }
+
+    fn write(&self, key: u64, version: u64) -> BoxFuture<'_, Result<(), Failure>> {
+        self.write(key, version).boxed()
+    }
+
+    fn database_fault(&self, fault: DatabaseFault) {
+        self.table.set_fault(fault);
+    }
+
+    fn facts(&self) -> Facts {
+        self.facts()
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        async move {
+            let _ = self.client.close(Duration::from_secs(1)).await;
+            self.table.database.close().await;
+        }
+        .boxed()
+    }
+}
+
+fn name(key: u64) -> String {
+    format!("row:{key}")
+}
+
+fn user_of(url: &str) -> String {
+    let user = url::Url::parse(url).map(|url| url.username().to_owned());
+    user.ok()
+        .filter(|user| !user.is_empty())
+        .unwrap_or_else(|| "default".to_owned())
+}
+
+fn failure(error: CacheError) -> Failure {
+    Failure {
+        kind: match error {
+            CacheError::Overloaded { .. } => "overloaded",
+            CacheError::Unavailable { .. } => "unavailable",
+            CacheError::LoadTimeout { .. } => "timeout",
+            CacheError::Load(_) => "database",
+            _ => "other",
+        },
+    }
+}

@@ -1,0 +1,79 @@
+//! Live state as server-sent events. A subscriber costs a position in the feed and what its own socket holds; one that
+//! reads nothing is simply not asked for more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{Query, State};
+use axum::http::{HeaderMap, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::OwnedSemaphorePermit;
+
+use crate::app::App;
+use crate::problem::{Problem, ProblemKind};
+
+/// A comment is sent after so much silence, so that proxies keep the stream and a dead reader is found.
+const QUIET: Duration = Duration::from_secs(15);
+
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub(super) struct Resume {
+    last_event_id: Option<String>,
+}
+
+/// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens.
+pub(super) async fn events(
+    State(app): State<App>,
+    Query(resume): Query<Resume>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let place = place(&app)?;
+    let last = headers
+        .get("last-event-id")
+        .and_then(|value| value.to_str().ok())
+        .or(resume.last_event_id.as_deref());
+    let position = app.feed().subscribe(last);
+    let frames = stream::unfold((app, position, place), |(app, mut position, place)| async {
+        let shutdown = app.shutdown();
+        let frame = tokio::select! {
+            biased;
+            () = shutdown.closing() => return None,
+            frame = app.feed().next(&mut position, QUIET) => frame,
+        };
+        let frame = frame.unwrap_or(Bytes::from_static(b": quiet\n\n"));
+        Some((
+            Ok::<_, std::convert::Infallible>(frame),
+            (app, position, place),
+        ))
+    });
+    Ok(stream_of(Body::from_stream(frames)))
+}
+
+/// A place among the subscribers, held while the stream lasts.
+pub(super) fn place(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
+    Arc::clone(app.subscribers())
+        .try_acquire_owned()
+        .map_err(|_| {
+            Problem::new(
+                ProblemKind::Overloaded,
+                "there are as many event streams as `limits.subscribers` allows",
+            )
+            .retry_after(Some(Duration::from_secs(5)))
+        })
+}
+
+/// An answer that is an event stream.
+pub(super) fn stream_of(body: Body) -> Response {
+    let mut response = body.into_response();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("text/event-stream"),
+    );
+    headers.insert("x-accel-buffering", HeaderValue::from_static("no"));
+    response
+}

@@ -1,0 +1,296 @@
+//! What must hold for every request, before any handler sees it: that it was meant for this service (a page of another
+//! origin, or a name that points here by trickery, is refused, also on loopback), that there is room for it, and that
+//! it ends in time. And for every answer: that no browser guesses at it, frames it or keeps it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tokio::time::Instant;
+use tracing::Instrument;
+
+use crate::app::App;
+use crate::problem::{Problem, ProblemKind};
+use crate::telemetry;
+
+/// Which limits apply to a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lane {
+    /// Answers from known state, and must answer when all else is full.
+    Vital,
+    /// Lasts as long as its reader stays.
+    Stream,
+    /// All else.
+    Ordinary,
+}
+
+impl Lane {
+    fn of(path: &str) -> Self {
+        if path == "/v1/events" || (path.starts_with("/v1/drills/") && path.ends_with("/events")) {
+            Self::Stream
+        } else if path.starts_with("/health") || path == "/metrics" {
+            Self::Vital
+        } else {
+            Self::Ordinary
+        }
+    }
+}
+
+/// The middleware around every route.
+pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let _in_flight = app.enter();
+    let mut response = match meant_for_us(&app, &request) {
+        Ok(()) if telemetry::traces_are_enabled() => {
+            traced(&app, route.as_ref(), request, next).await
+        }
+        Ok(()) => admitted(&app, request, next).await,
+        Err(problem) => problem.into_response(),
+    };
+    let took = started.elapsed();
+    app.observe_request(
+        method_label(&method),
+        route.as_ref().map_or("unmatched", MatchedPath::as_str),
+        response.status(),
+        took,
+    );
+    if response.status().is_server_error() {
+        tracing::debug!(%method, route = ?route, status = response.status().as_u16(), ?took, "request failed");
+    }
+    harden(response.headers_mut());
+    if app.is_draining() {
+        // So that callers move to another instance before this one closes its connections.
+        response
+            .headers_mut()
+            .insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// As [`admitted`], within a span that continues the caller's trace.
+async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: Next) -> Response {
+    let route = route.map_or("unmatched", MatchedPath::as_str);
+    let span = tracing::info_span!(
+        "request",
+        otel.name = format!("{} {route}", request.method()),
+        otel.kind = "server",
+        http.request.method = %request.method(),
+        http.route = route,
+        http.response.status_code = tracing::field::Empty,
+    );
+    telemetry::adopt_parent(&span, request.headers());
+    let response = admitted(app, request, next).instrument(span.clone()).await;
+    span.record("http.response.status_code", response.status().as_u16());
+    response
+}
+
+async fn admitted(app: &App, request: Request, next: Next) -> Response {
+    let lane = Lane::of(request.uri().path());
+    let _place = match lane {
+        Lane::Ordinary => match Arc::clone(app.places()).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) => return overloaded().into_response(),
+        },
+        Lane::Vital | Lane::Stream => None,
+    };
+    if lane == Lane::Stream {
+        return next.run(request).await;
+    }
+    let limit = app.config().limits.request_timeout;
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Problem::new(
+            ProblemKind::Timeout,
+            format!("the request took longer than {} ms", limit.as_millis()),
+        )
+        .into_response(),
+    }
+}
+
+fn overloaded() -> Problem {
+    Problem::new(
+        ProblemKind::Overloaded,
+        "as many requests as `limits.concurrency` allows are under way",
+    )
+    .retry_after(Some(Duration::from_secs(1)))
+}
+
+/// Holds Host, Origin and Sec-Fetch-Site against what this service is called.
+fn meant_for_us(app: &App, request: &Request) -> Result<(), Problem> {
+    let headers = request.headers();
+    let host = request
+        .uri()
+        .authority()
+        .map(|authority| authority.as_str())
+        .or_else(|| text(headers, header::HOST));
+    let Some(host) = host else {
+        return Err(Problem::new(
+            ProblemKind::Plain,
+            "the request names no host",
+        ));
+    };
+    if !app.host_rule().allows(host) {
+        return Err(Problem::new(
+            ProblemKind::Forbidden,
+            "the host of the request is not one of this service; name it in `server.hosts`",
+        ));
+    }
+    if let Some(origin) = headers.get(header::ORIGIN) {
+        let same = origin
+            .to_str()
+            .ok()
+            .and_then(|origin| origin.split_once("://"))
+            .is_some_and(|(_, authority)| authority.eq_ignore_ascii_case(host));
+        if !same {
+            return Err(foreign());
+        }
+    }
+    let navigates =
+        request.method() == Method::GET && text(headers, FETCH_MODE) == Some("navigate");
+    if text(headers, FETCH_SITE) == Some("cross-site") && !navigates {
+        return Err(foreign());
+    }
+    Ok(())
+}
+
+fn foreign() -> Problem {
+    Problem::new(
+        ProblemKind::Forbidden,
+        "the request comes from a page of another origin",
+    )
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
+}
+
+const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
+
+fn harden(headers: &mut HeaderMap) {
+    let fixed = [
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (
+            HeaderName::from_static("cross-origin-resource-policy"),
+            "same-origin",
+        ),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    headers
+        .entry(header::X_FRAME_OPTIONS)
+        .or_insert(HeaderValue::from_static("DENY"));
+    headers
+        .entry(header::CONTENT_SECURITY_POLICY)
+        .or_insert(HeaderValue::from_static(
+            "default-src 'none'; frame-ancestors 'none'",
+        ));
+    headers
+        .entry(header::CACHE_CONTROL)
+        .or_insert(HeaderValue::from_static("no-store"));
+}
+
+/// A bounded label: whatever a caller invents is `OTHER`.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "POST" => "POST",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        _ => "OTHER",
+    }
+}
+
+/// Which values of Host are this service.
+#[derive(Debug, Clone)]
+pub(crate) struct HostRule {
+    named: Vec<String>,
+    loopback: bool,
+}
+
+impl HostRule {
+    pub(crate) fn new(config: &crate::config::ServerConfig) -> Self {
+        Self {
+            named: config
+                .hosts
+                .iter()
+                .map(|host| host.to_lowercase())
+                .collect(),
+            loopback: config.listen.ip().is_loopback(),
+        }
+    }
+
+    /// On loopback: its names and addresses, and those configured. Elsewhere those configured, or any if there are none,
+    /// since callers there bring a token that no foreign page has.
+    fn allows(&self, host: &str) -> bool {
+        let name = without_port(host);
+        if self
+            .named
+            .iter()
+            .any(|named| named.eq_ignore_ascii_case(name))
+        {
+            return true;
+        }
+        if !self.loopback {
+            return self.named.is_empty();
+        }
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        name.eq_ignore_ascii_case("localhost")
+            || address
+                .parse::<std::net::IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    }
+}
+
+fn without_port(host: &str) -> &str {
+    if let Some(end) = host.rfind(']') {
+        return &host[..=end];
+    }
+    host.rsplit_once(':').map_or(host, |(name, _)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rule(listen: &str, hosts: &[&str]) -> HostRule {
+        HostRule {
+            named: hosts.iter().map(|host| (*host).to_owned()).collect(),
+            loopback: listen.parse::<std::net::IpAddr>().unwrap().is_loopback(),
+        }
+    }
+
+    #[test]
+    fn s5_only_names_of_this_service_are_answered() {
+        let local = rule("127.0.0.1", &["steadfast.test"]);
+        for host in [
+            "127.0.0.1:8080",
+            "localhost",
+            "LOCALHOST:1",
+            "[::1]:8080",
+            "steadfast.test:80",
+        ] {
+            assert!(local.allows(host), "{host}");
+        }
+        for host in [
+            "evil.test",
+            "127.0.0.1.evil.test:8080",
+            "",
+            "[::2]",
+            "10.0.0.1",
+            "localhost.evil",
+        ] {
+            assert!(!local.allows(host), "{host}");
+        }
+        assert!(rule("0.0.0.0", &[]).allows("anything"));
+        assert!(!rule("0.0.0.0", &["a"]).allows("b"));
+    }
+}

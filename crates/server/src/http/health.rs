@@ -1,0 +1,39 @@
+//! Health as load balancers and people ask for it. Nothing here waits for anything.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::StatusCode;
+use axum::response::{IntoResponse, Response};
+
+use crate::app::App;
+
+/// `GET /health/live`: the process runs its tasks. Nothing else is touched.
+pub(super) async fn live() -> &'static str {
+    "alive\n"
+}
+
+/// `GET /health/ready`: 200 while callers should be sent here, serving or degraded; else 503.
+pub(super) async fn ready(State(app): State<App>) -> Response {
+    let health = app.health();
+    let ready = health.is_ready();
+    let body = serde_json::json!({
+        "ready": ready,
+        "phase": health.phase,
+        "status": health.status,
+    });
+    (status(ready), Json(body)).into_response()
+}
+
+/// `GET /health`: every check. The status of the answer is that of `/health/ready`.
+pub(super) async fn health(State(app): State<App>) -> Response {
+    let health = app.health();
+    (status(health.is_ready()), Json(health)).into_response()
+}
+
+fn status(ready: bool) -> StatusCode {
+    if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
+}

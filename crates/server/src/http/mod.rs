@@ -1,0 +1,63 @@
+//! What callers see. Each file holds the handlers of one part of the interface; the guard around them all holds what
+//! must be so for every request.
+
+use axum::Router;
+use axum::http::StatusCode;
+use axum::middleware;
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+
+use crate::app::App;
+use crate::problem::{Problem, ProblemKind};
+
+mod drills;
+mod events;
+pub(crate) mod guard;
+mod health;
+mod page;
+mod queries;
+mod status;
+
+/// A request as the connection hands it over.
+pub(crate) type Incoming = axum::http::Request<hyper::body::Incoming>;
+
+/// Everything the service answers, to be served by [`serve`](crate::serve) or put into a program's own router. Limits, checks of
+/// Host and Origin, and security headers are part of it.
+pub fn router(app: App) -> Router {
+    let mut router = Router::new()
+        .route("/v1/queries/{name}", get(queries::read))
+        .route("/v1/statements/{name}", post(queries::write))
+        .route("/v1/status", get(status::status))
+        .route("/v1/settings", get(status::settings))
+        .route("/v1/history", get(status::history))
+        .route("/v1/events", get(events::events))
+        .route("/v1/drills", get(drills::list).post(drills::start))
+        .route("/v1/drills/{id}", get(drills::one).delete(drills::stop))
+        .route("/v1/drills/{id}/events", get(drills::events))
+        .route("/v1/drills/{id}/report", get(drills::report))
+        .route("/health", get(health::health))
+        .route("/health/live", get(health::live))
+        .route("/health/ready", get(health::ready))
+        .route("/", get(page::index))
+        .route("/assets/{*path}", get(page::asset));
+    if app.config().metrics.enabled {
+        router = router.route("/metrics", get(status::metrics));
+    }
+    router
+        .fallback(unknown)
+        .method_not_allowed_fallback(wrong_method)
+        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .with_state(app)
+}
+
+async fn unknown() -> Response {
+    Problem::new(ProblemKind::Plain, "there is nothing at this address")
+        .status(StatusCode::NOT_FOUND)
+        .into_response()
+}
+
+async fn wrong_method() -> Response {
+    Problem::new(ProblemKind::Plain, "this address does not take that method")
+        .status(StatusCode::METHOD_NOT_ALLOWED)
+        .into_response()
+}

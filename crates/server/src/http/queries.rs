@@ -1,0 +1,173 @@
+//! Reads and writes by name.
+
+use axum::body::Body;
+use axum::extract::{Path, RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use steadfast_cache::Source;
+
+use crate::app::{App, millis};
+use crate::problem::{Problem, ProblemKind};
+use crate::query::param;
+use crate::query::read::Read;
+
+/// `GET /v1/queries/{name}?…`
+pub(super) async fn read(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    RawQuery(raw): RawQuery,
+) -> Result<Response, Problem> {
+    let query = app
+        .programs()
+        .query(&name)
+        .cloned()
+        .ok_or_else(|| unknown("query", &name, &app.programs().query_names()))?;
+    let pairs = url::form_urlencoded::parse(raw.as_deref().unwrap_or_default().as_bytes());
+    let values = param::from_pairs(&query.params, pairs).map_err(bad_parameter)?;
+    let read = query.read(&app, &values).await?;
+    Ok(answer(&query.name, &read))
+}
+
+/// `POST /v1/statements/{name}` with a JSON object of parameters.
+pub(super) async fn write(
+    State(app): State<App>,
+    Path(name): Path<String>,
+    request: Request,
+) -> Result<Response, Problem> {
+    let statement = app
+        .programs()
+        .statement(&name)
+        .cloned()
+        .ok_or_else(|| unknown("statement", &name, &app.programs().statement_names()))?;
+    let members = json_body(&app, request).await?;
+    let values = param::from_json(&statement.params, members).map_err(bad_parameter)?;
+    let written = statement.write(&app, &values).await?;
+    Ok((StatusCode::OK, axum::Json(written)).into_response())
+}
+
+/// `{"query","rows","truncated","source","stale","age_ms"}`, put together from rows that are JSON already.
+fn answer(name: &str, read: &Read) -> Response {
+    let source = read.source.as_str();
+    let age_ms = millis(read.age);
+    let mut body = Vec::with_capacity(read.rows.len() + name.len() + 96);
+    body.extend_from_slice(b"{\"query\":\"");
+    body.extend_from_slice(name.as_bytes());
+    body.extend_from_slice(b"\",");
+    body.extend_from_slice(&read.rows);
+    let tail = format!(
+        ",\"source\":\"{source}\",\"stale\":{},\"age_ms\":{age_ms}}}",
+        read.stale.is_some()
+    );
+    body.extend_from_slice(tail.as_bytes());
+
+    let mut response = Response::new(Body::from(body));
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    headers.insert("cache-status", cache_status(read));
+    headers.insert(header::AGE, HeaderValue::from(age_ms / 1000));
+    response
+}
+
+/// RFC 9211: a hit, or why it was forwarded.
+fn cache_status(read: &Read) -> HeaderValue {
+    let fixed = match (read.source, read.stale.is_some()) {
+        (Source::Memory, false) => "Steadfast; hit; detail=memory",
+        (Source::Redis, false) => "Steadfast; hit; detail=redis",
+        (Source::Memory, true) => "Steadfast; hit; ttl=-1; detail=memory-stale",
+        (Source::Redis, true) => "Steadfast; hit; ttl=-1; detail=redis-stale",
+        _ => "Steadfast; fwd=miss; detail=database",
+    };
+    HeaderValue::from_static(fixed)
+}
+
+/// The JSON object in a request's body, within `limits.body`.
+pub(super) async fn json_body(
+    app: &App,
+    request: Request,
+) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
+    let (parts, body) = request.into_parts();
+    let body = whole(app, &parts.headers, body).await?;
+    object(&parts.headers, &body)
+}
+
+async fn whole(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+    let limit = app.config().limits.body.as_usize();
+    let too_large = || {
+        Problem::new(
+            ProblemKind::TooLarge,
+            format!("the body is larger than `limits.body` ({limit} bytes)"),
+        )
+    };
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    if announced.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
+    match axum::body::to_bytes(body, limit).await {
+        Ok(bytes) => Ok(bytes),
+        Err(error) => {
+            let error = error.into_inner();
+            if error.is::<http_body_util::LengthLimitError>() {
+                Err(too_large())
+            } else {
+                Err(Problem::new(
+                    ProblemKind::Plain,
+                    "the body could not be read to its end",
+                ))
+            }
+        }
+    }
+}
+
+fn object(
+    headers: &HeaderMap,
+    body: &[u8],
+) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
+    let json = headers
+        .get(header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_some_and(|value| {
+            let kind = value.split(';').next().unwrap_or_default().trim();
+            kind.eq_ignore_ascii_case("application/json")
+        });
+    if !json {
+        let problem = Problem::new(
+            ProblemKind::BadParameter,
+            "parameters are sent as `content-type: application/json`",
+        );
+        return Err(problem.status(StatusCode::UNSUPPORTED_MEDIA_TYPE));
+    }
+    match serde_json::from_slice(body) {
+        Ok(serde_json::Value::Object(members)) => Ok(members),
+        Ok(_) => Err(Problem::new(
+            ProblemKind::BadParameter,
+            "the body must be a JSON object of parameters",
+        )),
+        Err(error) => Err(Problem::new(
+            ProblemKind::BadParameter,
+            format!("the body is not JSON: {error}"),
+        )),
+    }
+}
+
+fn bad_parameter(bad: param::BadParameter) -> Problem {
+    Problem::new(ProblemKind::BadParameter, bad.to_string()).parameter(bad.name)
+}
+
+fn unknown(what: &str, name: &str, names: &[&str]) -> Problem {
+    let name: String = name.chars().take(64).collect();
+    let known = if names.is_empty() {
+        format!("no {what} is configured")
+    } else {
+        format!("there are {}", names.join(", "))
+    };
+    Problem::new(
+        ProblemKind::UnknownQuery,
+        format!("there is no {what} `{name}`; {known}"),
+    )
+}

@@ -1,0 +1,43 @@
+//! What is known of the service, in full: for the page, for `steadfast status`, and for Prometheus.
+
+use axum::Json;
+use axum::extract::{Query, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::app::App;
+use crate::telemetry;
+
+/// `GET /v1/status`
+pub(super) async fn status(State(app): State<App>) -> Json<Value> {
+    Json(app.status())
+}
+
+/// `GET /v1/settings`: the configuration in force, secrets as `***`.
+pub(super) async fn settings(State(app): State<App>) -> Response {
+    Json(app.config()).into_response()
+}
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Depth {
+    limit: Option<usize>,
+}
+
+/// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`.
+pub(super) async fn history(State(app): State<App>, Query(depth): Query<Depth>) -> Json<Value> {
+    let limit = depth.limit.unwrap_or(app.config().redis.history);
+    Json(serde_json::json!({ "events": app.feed().history(limit) }))
+}
+
+/// `GET /metrics`, in Prometheus' text format.
+pub(super) async fn metrics(State(app): State<App>) -> Response {
+    app.set_gauges();
+    let text = telemetry::metrics().render();
+    let kind = (
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    );
+    ([kind], text).into_response()
+}

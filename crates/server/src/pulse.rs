@@ -1,0 +1,118 @@
+//! What a page shows once a second is computed once a second, however many pages look. The same beat keeps the metrics
+//! recorder tidy, and a slower one asks the database and the embedding program's checks how they are, so that health
+//! answers never have to.
+
+use std::time::Duration;
+
+use serde::Serialize;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::app::{App, unix_ms};
+use crate::health::{Phase, Status};
+use crate::tally::Counts;
+use crate::telemetry;
+
+/// One second of the service, as pages draw it.
+#[derive(Debug, Serialize)]
+struct Tick {
+    at_ms: u64,
+    phase: Phase,
+    status: Status,
+    ready: bool,
+    redis: String,
+    breaker: String,
+    rtt_ms: Option<f64>,
+    reads: Counts,
+    hit_rate: Option<f64>,
+    error_rate: Option<f64>,
+    p50_ms: Option<f64>,
+    p99_ms: Option<f64>,
+    in_flight: usize,
+    subscribers: usize,
+    outbox_lag_ms: Option<u64>,
+    cpu_percent: f64,
+    memory_percent: f64,
+}
+
+/// Counts a second and tells it, for ever.
+pub(crate) async fn beat(app: App) {
+    let mut ticker = interval(Duration::from_secs(1));
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut counts = app.tally().counts();
+    let mut latencies = app.tally().latencies();
+    let mut beats = 0_u64;
+    ticker.tick().await;
+    loop {
+        ticker.tick().await;
+        let (counts_now, latencies_now) = (app.tally().counts(), app.tally().latencies());
+        let reads = counts_now.since(counts);
+        let [p50_ms, p99_ms] = latencies_now.quantiles_since(&latencies, [0.5, 0.99]);
+        let redis = app.backend().redis();
+        let health = app.health();
+        app.feed().tick(&Tick {
+            at_ms: unix_ms(),
+            phase: health.phase,
+            status: health.status,
+            ready: health.is_ready(),
+            redis: redis.state.to_owned(),
+            breaker: redis.breaker.to_owned(),
+            rtt_ms: redis.rtt.map(|rtt| rtt.as_secs_f64() * 1e3),
+            hit_rate: reads.hit_rate(),
+            error_rate: reads.error_rate(),
+            reads,
+            p50_ms,
+            p99_ms,
+            in_flight: app.in_flight(),
+            subscribers: app.subscriber_count(),
+            outbox_lag_ms: app.backend().outbox_lag_ms(),
+            cpu_percent: round(app.vitals().cpu_percent()),
+            memory_percent: round(app.vitals().memory_percent()),
+        });
+        (counts, latencies) = (counts_now, latencies_now);
+        beats += 1;
+        if beats.is_multiple_of(5) {
+            telemetry::metrics().run_upkeep();
+        }
+    }
+}
+
+/// Hands the connection's events on to the feed, for ever.
+pub(crate) async fn relay(app: App) {
+    let mut events = app.client().events();
+    // Those from before anyone listened; what follows is told as it comes.
+    let mut last = 0;
+    for event in app.client().history() {
+        last = event.seq;
+        app.feed().event("connection", &event);
+    }
+    while let Some(next) = events.next().await {
+        match next {
+            steadfast::EventOrGap::Event(event) if event.seq > last => {
+                app.feed().event("connection", &event);
+            }
+            steadfast::EventOrGap::Gap(missed) => {
+                app.tell("missed", serde_json::json!({ "events": missed }));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Asks the database and registered checks how they are, for ever.
+pub(crate) async fn watch(app: App) {
+    let mut ticker = interval(Duration::from_secs(1));
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut beats = 0_u64;
+    loop {
+        ticker.tick().await;
+        app.backend().ask_database().await;
+        if beats.is_multiple_of(5) {
+            app.registry().refresh().await;
+        }
+        beats += 1;
+    }
+}
+
+fn round(value: f64) -> f64 {
+    (value * 10.0).round() / 10.0
+}

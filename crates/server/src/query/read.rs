@@ -1,0 +1,157 @@
+//! A read through the cache, and the translation of what can go wrong with it into what a caller can do about it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use metrics::counter;
+use steadfast_cache::{CacheError, Source, SourceError, StaleReason};
+
+use super::param::Values;
+use super::{Query, bound, rendered};
+use crate::app::{App, now};
+use crate::problem::{Problem, ProblemKind};
+use crate::tally::Outcome;
+
+/// What a caller is told when it is not known when waiting will help.
+const SOON: Duration = Duration::from_secs(1);
+
+/// What is kept of an empty answer, which the cache remembers as absence.
+const NO_ROWS: &[u8] = b"\"rows\":[],\"truncated\":false";
+
+/// Rows and where they came from.
+#[derive(Debug)]
+pub(crate) struct Read {
+    /// `"rows":[…],"truncated":…`
+    pub(crate) rows: Bytes,
+    pub(crate) source: Source,
+    pub(crate) age: Duration,
+    pub(crate) stale: Option<StaleReason>,
+}
+
+impl Query {
+    /// Answers from memory, Redis or the database, whichever has it first.
+    pub(crate) async fn read(&self, app: &App, values: &Values) -> Result<Read, Problem> {
+        let started = now();
+        let key = self.key.render(values);
+        let tags = rendered(&self.tags, values);
+        let database = app.database().clone();
+        let (sql, params) = (self.sql.clone(), bound(&self.sql, &self.params, values));
+        let max_rows = self.max_rows;
+        let load = move || async move {
+            let rows = database.select(&sql.text, &params).await?;
+            encode(&rows, max_rows)
+        };
+        let answer = app
+            .cache()
+            .read(&key, &self.class)
+            .tags(&tags)
+            .get(load)
+            .await;
+        let took = now().saturating_duration_since(started);
+        match answer {
+            Ok(answer) => {
+                app.tally()
+                    .read(outcome(answer.source), answer.stale.is_some(), took);
+                counter!(
+                    "steadfast_reads_total",
+                    "query" => self.name.clone(),
+                    "source" => answer.source.as_str(),
+                    "stale" => if answer.stale.is_some() { "true" } else { "false" }
+                )
+                .increment(1);
+                Ok(Read {
+                    rows: answer.value.unwrap_or(Bytes::from_static(NO_ROWS)),
+                    source: answer.source,
+                    age: answer.age,
+                    stale: answer.stale,
+                })
+            }
+            Err(error) => {
+                let problem = refusal(&self.name, &error);
+                app.tally().read(Outcome::Failed, false, took);
+                counter!(
+                    "steadfast_read_errors_total",
+                    "query" => self.name.clone(),
+                    "error_type" => problem.kind().name()
+                )
+                .increment(1);
+                Err(problem)
+            }
+        }
+    }
+}
+
+fn outcome(source: Source) -> Outcome {
+    match source {
+        Source::Memory => Outcome::Memory,
+        Source::Redis => Outcome::Redis,
+        _ => Outcome::Database,
+    }
+}
+
+/// `None` where there are none, so that absence is remembered for as long as the class says.
+fn encode(rows: &[steadfast_cache::Row], max_rows: usize) -> Result<Option<Bytes>, SourceError> {
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let kept = &rows[..rows.len().min(max_rows)];
+    let mut out = Vec::with_capacity(64 + kept.len() * 128);
+    out.extend_from_slice(b"\"rows\":");
+    // Rows are JSON values with text for keys, which can always be written.
+    if serde_json::to_writer(&mut out, kept).is_err() {
+        out.truncate(b"\"rows\":".len());
+        out.extend_from_slice(b"[]");
+    }
+    let truncated = kept.len() < rows.len();
+    out.extend_from_slice(if truncated {
+        b",\"truncated\":true"
+    } else {
+        b",\"truncated\":false"
+    });
+    Ok(Some(Bytes::from(out)))
+}
+
+fn refusal(query: &str, error: &CacheError) -> Problem {
+    match error {
+        CacheError::Overloaded { retry_after } => Problem::new(
+            ProblemKind::Overloaded,
+            "the database is asked for as much as it may be, and there is nothing stale to serve",
+        )
+        .retry_after(Some(*retry_after)),
+        CacheError::Unavailable { retry_after } => unavailable(Some(*retry_after)),
+        CacheError::LoadTimeout { .. } => Problem::new(
+            ProblemKind::Timeout,
+            "the database did not answer within the class's hard limit",
+        )
+        .retry_after(Some(SOON)),
+        CacheError::Load(cause) => {
+            let passing = cause
+                .downcast_ref::<SourceError>()
+                .is_none_or(SourceError::is_passing);
+            // What the database says may hold values, and is for the operator, not for the caller.
+            if passing {
+                tracing::warn!(query, error = %cause, "a query could not be loaded");
+                unavailable(Some(SOON))
+            } else {
+                tracing::error!(query, error = %cause, "a query was refused by the database; it is wrong in the configuration");
+                Problem::new(
+                    ProblemKind::Unavailable,
+                    format!("the query `{query}` was refused by the database; the log says why"),
+                )
+            }
+        }
+        CacheError::Closed => unavailable(None),
+        other => {
+            tracing::error!(query, error = %other, "a query could not be answered");
+            unavailable(Some(SOON))
+        }
+    }
+}
+
+fn unavailable(retry_after: Option<Duration>) -> Problem {
+    Problem::new(
+        ProblemKind::Unavailable,
+        "neither Redis nor the database can answer now, and there is nothing stale to serve",
+    )
+    .retry_after(retry_after)
+}

@@ -1,0 +1,105 @@
+//! A change, with what it makes invalid written down in the same transaction, so that no crash can come between the two.
+
+use metrics::counter;
+use serde::Serialize;
+use steadfast_cache::{SourceError, Target, Tx, WriteError};
+
+use super::param::Values;
+use super::{Statement, bound, rendered};
+use crate::app::App;
+use crate::problem::{Problem, ProblemKind};
+
+/// What a statement did.
+#[derive(Debug, Serialize)]
+pub(crate) struct Written {
+    statement: String,
+    /// Rows inserted, changed or deleted.
+    affected: u64,
+    /// The id of the row inserted last, where the database tells it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last_id: Option<i64>,
+    /// What a RETURNING clause handed back.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rows: Option<Vec<steadfast_cache::Row>>,
+}
+
+impl Statement {
+    /// Runs it in a transaction of its own, with its invalidations.
+    pub(crate) async fn write(&self, app: &App, values: &Values) -> Result<Written, Problem> {
+        let keys = rendered(&self.keys, values).into_iter().map(Target::key);
+        let tags = rendered(&self.tags, values).into_iter().map(Target::tag);
+        let result = app
+            .cache()
+            .write(async |tx: &mut Tx| self.run(tx, values).await)
+            .invalidates(keys.chain(tags))
+            .commit()
+            .await;
+        let outcome = if result.is_ok() { "ok" } else { "failed" };
+        counter!("steadfast_writes_total", "statement" => self.name.clone(), "outcome" => outcome)
+            .increment(1);
+        app.tally().write();
+        match result {
+            Ok(written) => Ok(written.value),
+            Err(WriteError::Work(error) | WriteError::Source(error)) => Err(self.refusal(&error)),
+            Err(error) => {
+                tracing::error!(statement = self.name, %error, "the outcome of a statement is unknown");
+                Err(Problem::new(
+                    ProblemKind::Unavailable,
+                    "the database broke off while it committed: whether the change was made is unknown",
+                ))
+            }
+        }
+    }
+
+    async fn run(&self, tx: &mut Tx, values: &Values) -> Result<Written, SourceError> {
+        let params = bound(&self.sql, &self.params, values);
+        let mut written = Written {
+            statement: self.name.clone(),
+            affected: 0,
+            last_id: None,
+            rows: None,
+        };
+        if self.returns {
+            let mut rows = tx.select(&self.sql.text, &params).await?;
+            written.affected = rows.len() as u64;
+            rows.truncate(self.max_rows);
+            written.rows = Some(rows);
+        } else {
+            let executed = tx.execute(&self.sql.text, &params).await?;
+            written.affected = executed.rows_affected;
+            written.last_id = executed
+                .last_insert_id
+                .filter(|id| self.sql.verb == "INSERT" && *id > 0);
+        }
+        Ok(written)
+    }
+
+    fn refusal(&self, error: &SourceError) -> Problem {
+        let name = &self.name;
+        if error.is_passing() {
+            tracing::warn!(statement = name, %error, "a statement could not be run");
+            return Problem::new(
+                ProblemKind::Unavailable,
+                "the database cannot be written to now",
+            )
+            .retry_after(Some(std::time::Duration::from_secs(1)));
+        }
+        if let SourceError::Sql(sqlx::Error::Database(cause)) = error
+            && (cause.is_unique_violation()
+                || cause.is_foreign_key_violation()
+                || cause.is_check_violation())
+        {
+            return Problem::new(
+                ProblemKind::Conflict,
+                format!(
+                    "`{name}` contradicts what is in the database: a key is taken, or a rule of the table forbids it"
+                ),
+            );
+        }
+        tracing::error!(statement = name, %error, "a statement was refused by the database");
+        Problem::new(
+            ProblemKind::Unavailable,
+            format!("the statement `{name}` was refused by the database; the log says why"),
+        )
+    }
+}

@@ -1,0 +1,160 @@
+//! Logs go to standard error, so that standard output stays the program's own; metrics are kept by one recorder in the
+//! process, which every part feeds through a facade and `/metrics` renders.
+
+use std::io::IsTerminal;
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Registry, reload};
+
+use crate::config::{Config, LogFormat};
+
+mod traces;
+
+pub(crate) use traces::{adopt_parent, are_enabled as traces_are_enabled};
+
+/// Why logs or traces could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TelemetryError {
+    /// Another subscriber is installed in this process.
+    #[error("logging is already set up in this process")]
+    AlreadySet,
+    /// The exporter of traces could not be built.
+    #[error("traces cannot be exported: {0}")]
+    Traces(String),
+}
+
+/// Keeps logs and traces going; [`shutdown`](Self::shutdown) sends what is still held.
+#[derive(Debug)]
+pub struct Telemetry {
+    traces: Option<traces::Exporter>,
+}
+
+/// Lets SIGHUP change what is logged.
+static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
+
+/// Starts logs as `[log]` says, and traces if `[tracing] endpoint` is set. Once in a process, within a tokio runtime.
+///
+/// # Errors
+/// See [`TelemetryError`].
+pub fn init(config: &Config) -> Result<Telemetry, TelemetryError> {
+    let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
+    let (filter, handle) = reload::Layer::new(filter);
+    let lines = match config.log.format {
+        LogFormat::Text => tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_target(false)
+            .boxed(),
+        LogFormat::Json => tracing_subscriber::fmt::layer()
+            .json()
+            .flatten_event(true)
+            .with_writer(std::io::stderr)
+            .boxed(),
+    };
+    let (layer, traces) = match traces::Exporter::start(&config.tracing)? {
+        Some((layer, exporter)) => (Some(layer), Some(exporter)),
+        None => (None, None),
+    };
+    // The filter is the log's alone: what is traced does not depend on what is logged.
+    let own =
+        |meta: &tracing::Metadata<'_>| meta.is_span() && meta.target().starts_with("steadfast");
+    tracing_subscriber::registry()
+        .with(lines.with_filter(filter))
+        .with(layer.with_filter(filter_fn(own)))
+        .try_init()
+        .map_err(|_| TelemetryError::AlreadySet)?;
+    let _ = FILTER.set(handle);
+    Ok(Telemetry { traces })
+}
+
+impl Telemetry {
+    /// Sends the traces that are still held.
+    pub fn shutdown(self) {
+        if let Some(traces) = self.traces {
+            traces.shutdown();
+        }
+    }
+}
+
+/// Changes what is logged from now on; no effect where [`init`] was not called.
+pub(crate) fn change_level(level: &str) {
+    if let (Some(handle), Ok(filter)) = (FILTER.get(), EnvFilter::try_new(level)) {
+        let _ = handle.reload(filter);
+    }
+}
+
+/// Edges of the latency histograms in seconds: OpenTelemetry's advice for database clients, and finer below a
+/// millisecond, where a cache lives.
+const SECONDS: &[f64] = &[
+    0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
+    1.0, 2.5, 5.0, 10.0,
+];
+
+/// The recorder of this process, installed by the first who asks.
+pub(crate) fn metrics() -> &'static PrometheusHandle {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    HANDLE.get_or_init(|| {
+        let builder = PrometheusBuilder::new();
+        let builder = builder
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+            .unwrap_or_else(|_| PrometheusBuilder::new());
+        let recorder = builder.build_recorder();
+        let handle = recorder.handle();
+        if metrics::set_global_recorder(recorder).is_err() {
+            tracing::warn!("an embedding program records metrics itself; /metrics shows none");
+        }
+        describe();
+        handle
+    })
+}
+
+fn describe() {
+    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
+    describe_histogram!(
+        "http_server_request_duration_seconds",
+        Unit::Seconds,
+        "Time to answer a request, by route, method and status"
+    );
+    describe_gauge!("http_server_active_requests", "Requests under way");
+    describe_counter!(
+        "steadfast_reads_total",
+        "Reads by query, where the answer came from, and whether it was stale"
+    );
+    describe_counter!(
+        "steadfast_read_errors_total",
+        "Reads that failed, by query and kind of problem"
+    );
+    describe_counter!(
+        "steadfast_writes_total",
+        "Statements run, by name and outcome"
+    );
+    describe_gauge!("steadfast_ready", "1 while /health/ready says 200");
+    describe_gauge!(
+        "steadfast_health",
+        "Health by check: 1 healthy, 0.5 degraded, 0 unhealthy"
+    );
+    describe_gauge!("steadfast_event_subscribers", "Event streams open");
+    describe_gauge!(
+        "system_cpu_utilization_ratio",
+        "Share of the machine's processors in use"
+    );
+    describe_gauge!(
+        "system_memory_utilization_ratio",
+        "Share of the machine's memory in use"
+    );
+    describe_gauge!(
+        "process_memory_usage_bytes",
+        Unit::Bytes,
+        "Resident memory of this process"
+    );
+    describe_gauge!(
+        "process_uptime_seconds",
+        Unit::Seconds,
+        "Time since the start"
+    );
+}

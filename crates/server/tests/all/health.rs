@@ -1,0 +1,90 @@
+use std::sync::Arc;
+
+use steadfast_server::health::{Check, Status};
+
+use crate::harness::{Service, redis};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_health_tells_each_part_and_ready_holds_without_redis() {
+    let redis = redis().await;
+    let service = Service::with(&[("redis.url", &redis.url())]).await;
+    let health = service
+        .health_when(|health| {
+            health["checks"]["redis"]["status"] == "healthy"
+                && health["checks"]["database"]["latency_ms"].is_number()
+        })
+        .await;
+    for check in ["redis", "database", "breaker", "outbox", "cpu", "memory"] {
+        let check = &health["checks"][check];
+        assert!(
+            check["status"].is_string() && check["message"].is_string(),
+            "{health}"
+        );
+    }
+    assert_eq!(service.get("/health/live").await.status, 200);
+
+    redis.kill().await;
+    let health = service
+        .health_when(|health| health["checks"]["redis"]["status"] == "unhealthy")
+        .await;
+    assert_eq!(health["status"], "degraded");
+    let ready = service.get("/health/ready").await;
+    assert_eq!(
+        (ready.status.as_u16(), &ready.json()["ready"]),
+        (200, &true.into())
+    );
+    let message = health["checks"]["redis"]["message"].as_str().unwrap();
+    assert!(message.contains("is down for"), "{message}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_without_redis_and_database_the_service_is_not_ready_but_alive() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("database.url", "postgres://nobody@127.0.0.1:1/nothing"),
+    ])
+    .await;
+    let health = service
+        .health_when(|health| health["status"] == "unhealthy")
+        .await;
+    assert_eq!(health["checks"]["database"]["status"], "unhealthy");
+    assert_eq!(service.get("/health/ready").await.status, 503);
+    assert_eq!(service.get("/health").await.status, 503);
+    assert_eq!(service.get("/health/live").await.status, 200);
+    let refused = service.get("/v1/queries/user_by_id?id=1").await;
+    assert_eq!(refused.status, 503);
+    assert_eq!(
+        refused.json()["type"],
+        "/problems/unavailable",
+        "{}",
+        refused.text()
+    );
+    assert!(!refused.header("retry-after").is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_checks_of_an_embedding_program_count() {
+    let service = Service::demo().await;
+    let check = || -> futures_util::future::BoxFuture<'static, Check> {
+        Box::pin(async { Check::new(Status::Unhealthy, "the mill stands still") })
+    };
+    service.app.register_check("mill", Arc::new(check));
+    let health = service
+        .health_when(|health| health["status"] == "unhealthy")
+        .await;
+    assert_eq!(health["checks"]["mill"]["message"], "the mill stands still");
+    assert_eq!(service.get("/health/ready").await.status, 503);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s11_a_service_starts_and_serves_without_redis() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("queries.one.sql", "SELECT 1 AS one"),
+    ])
+    .await;
+    let reply = service.get("/v1/queries/one").await;
+    assert_eq!(reply.json()["rows"][0]["one"], 1, "{}", reply.text());
+    assert_eq!(reply.json()["source"], "database");
+    assert_eq!(service.get("/health/ready").await.status, 200);
+}

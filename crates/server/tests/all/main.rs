@@ -1,0 +1,12 @@
+//! The service through real HTTP, on real servers that each test starts for itself.
+#![allow(clippy::unwrap_used)]
+
+mod drills;
+mod events;
+mod harness;
+mod health;
+mod input;
+mod life;
+mod metrics;
+mod page;
+mod queries;

@@ -1,0 +1,103 @@
+use crate::harness::Service;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s5_the_page_is_whole_and_asks_nobody_else() {
+    let service = Service::demo().await;
+    let page = service.get("/").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let policy = page.header("content-security-policy");
+    assert!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let html = page.text();
+    let mut files = 0;
+    for attribute in ["src=\"", "href=\""] {
+        for part in html.split(attribute).skip(1) {
+            let address = part.split('"').next().unwrap();
+            assert!(
+                address.starts_with('/') && !address.starts_with("//"),
+                "{address}"
+            );
+            let file = service.get(address).await;
+            assert_eq!(file.status, 200, "{address}");
+            files += 1;
+        }
+    }
+    assert!(files >= 3);
+    assert_eq!(service.get("/assets/../Cargo.toml").await.status, 404);
+    assert_eq!(service.get("/assets/none.js").await.status, 404);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s5_requests_of_another_host_or_origin_are_refused() {
+    let service = Service::demo().await;
+    let own = format!("http://{}", service.addr);
+    for (header, value, status) in [
+        ("host", "evil.test", 403),
+        ("host", "127.0.0.1.evil.test:8080", 403),
+        ("host", "localhost:9", 200),
+        ("origin", "http://evil.test", 403),
+        ("origin", "null", 403),
+        ("origin", own.as_str(), 200),
+        ("sec-fetch-site", "cross-site", 403),
+        ("sec-fetch-site", "same-origin", 200),
+    ] {
+        for path in [
+            "/v1/status",
+            "/health/live",
+            "/metrics",
+            "/v1/queries/user_by_id?id=1",
+        ] {
+            let reply = service.get_with(path, &[(header, value)]).await;
+            assert_eq!(reply.status.as_u16(), status, "{path} {header}: {value}");
+        }
+    }
+    let navigation = [
+        ("sec-fetch-site", "cross-site"),
+        ("sec-fetch-mode", "navigate"),
+    ];
+    assert_eq!(service.get_with("/", &navigation).await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s6_every_answer_carries_security_headers() {
+    let service = Service::demo().await;
+    for path in ["/", "/v1/status", "/nowhere", "/health"] {
+        let reply = service.get(path).await;
+        assert_eq!(reply.header("x-content-type-options"), "nosniff", "{path}");
+        assert_eq!(reply.header("x-frame-options"), "DENY", "{path}");
+        assert_eq!(reply.header("referrer-policy"), "no-referrer", "{path}");
+        assert!(
+            reply
+                .header("content-security-policy")
+                .contains("frame-ancestors 'none'"),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn s6_without_authentication_only_loopback_is_listened_on() {
+    let load = |listen: &str| {
+        let sources =
+            steadfast_server::config::Sources::new().flag("--listen", "server.listen", listen);
+        steadfast_server::Config::load(&sources).unwrap().server
+    };
+    let refused = steadfast_server::bind(&load("0.0.0.0:0"))
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(refused, steadfast_server::BindError::NotLoopback { .. }),
+        "{refused}"
+    );
+    let bound = steadfast_server::bind(&load("127.0.0.1:0")).await.unwrap();
+    let taken = bound.local_addr().unwrap().to_string();
+    let refused = steadfast_server::bind(&load(&taken)).await.unwrap_err();
+    assert!(
+        matches!(refused, steadfast_server::BindError::Taken { .. }),
+        "{refused}"
+    );
+    assert!(refused.to_string().contains(&taken));
+}

@@ -1,0 +1,172 @@
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{Service, redis};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_users_are_found_by_name_or_phone_number_and_added() {
+    let service = Service::demo().await;
+    let found = service.get("/v1/queries/search_users?q=ada").await;
+    assert_eq!(found.status, 200, "{}", found.text());
+    let found = found.json();
+    assert_eq!(found["query"], "search_users");
+    let rows = found["rows"].as_array().unwrap();
+    assert_eq!(rows.len(), 20);
+    assert!(
+        rows.iter()
+            .all(|row| { row["name"].as_str().unwrap().to_lowercase().contains("ada") })
+    );
+    let phone = service
+        .get("/v1/queries/search_users?q=7700%20900123&limit=3")
+        .await
+        .json();
+    assert!(!phone["rows"].as_array().unwrap().is_empty());
+
+    let name = "Zenobia Quite-Unheard-Of";
+    let before = service
+        .get("/v1/queries/search_users?q=Zenobia")
+        .await
+        .json();
+    assert_eq!(before["rows"], json!([]));
+    let person = json!({"name": name, "phone_number": "+44 7700 900000", "email": "z@example.org"});
+    let added = service.post("/v1/statements/create_user", &person).await;
+    assert_eq!(added.status, 200, "{}", added.text());
+    assert_eq!(added.json()["affected"], 1);
+    let id = added.json()["last_id"].as_i64().unwrap();
+    let after = service
+        .get("/v1/queries/search_users?q=Zenobia")
+        .await
+        .json();
+    assert_eq!(
+        after["rows"][0]["name"], name,
+        "the answer from before must not be served"
+    );
+    let one = service
+        .get(&format!("/v1/queries/user_by_id?id={id}"))
+        .await
+        .json();
+    assert_eq!(one["rows"][0]["email"], "z@example.org");
+
+    let changed = json!({"id": id, "phone_number": "12345"});
+    service
+        .post("/v1/statements/update_user_phone", &changed)
+        .await;
+    let one = service
+        .get(&format!("/v1/queries/user_by_id?id={id}"))
+        .await
+        .json();
+    assert_eq!(one["rows"][0]["phone_number"], "12345");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_parameters_are_bound_and_patterns_mean_themselves() {
+    let service = Service::demo().await;
+    for attempt in [
+        "%27%20OR%201%3D1%20--",
+        "%25",
+        "_da",
+        "ada%27%3B%20DROP%20TABLE%20users%3B--",
+        "!",
+        "%5C",
+    ] {
+        let reply = service
+            .get(&format!("/v1/queries/search_users?q={attempt}"))
+            .await;
+        assert_eq!(reply.status, 200);
+        assert_eq!(reply.json()["rows"], json!([]), "{attempt}");
+    }
+    let all = service.get("/v1/queries/list_users?limit=500").await.json();
+    assert_eq!(all["rows"].as_array().unwrap().len(), 500);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s2_every_read_says_where_it_came_from() {
+    let service = Service::demo().await;
+    let path = "/v1/queries/search_users?q=lovelace";
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    let first = service.get(path).await;
+    assert_eq!(first.json()["source"], "database");
+    assert_eq!(
+        first.header("cache-status"),
+        "Steadfast; fwd=miss; detail=database"
+    );
+    assert_eq!(first.header("age"), "0");
+    let second = service.get(path).await;
+    let body = second.json();
+    assert_eq!(
+        (&body["source"], &body["stale"]),
+        (&json!("memory"), &json!(false))
+    );
+    assert_eq!(
+        second.header("cache-status"),
+        "Steadfast; hit; detail=memory"
+    );
+    assert!(second.header("age").parse::<u64>().is_ok());
+    assert_eq!(first.json()["rows"], body["rows"]);
+
+    // Another process, with a memory of its own, finds it in Redis.
+    let config = service.app.config().clone();
+    let other = Service::of(config).await;
+    other
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    let third = other.get(path).await;
+    assert_eq!(third.json()["source"], "redis");
+    assert_eq!(third.header("cache-status"), "Steadfast; hit; detail=redis");
+    assert_eq!(third.json()["rows"], body["rows"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_answers_go_on_while_redis_is_killed_and_started_again() {
+    let redis = redis().await;
+    let service = Service::with(&[("redis.url", &redis.url())]).await;
+    let mut tx = service.app.database().begin().await.unwrap();
+    for sql in [
+        "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT, phone_number TEXT, email TEXT, created_at TEXT)",
+        "INSERT INTO users (name, phone_number, email, created_at) VALUES ('Ada', '1', 'a', 'now')",
+    ] {
+        tx.execute(sql, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    let ask = |n: usize| {
+        let path = format!("/v1/queries/search_users?q=a&limit={}", n % 100 + 1);
+        let service = &service;
+        async move {
+            let started = tokio::time::Instant::now();
+            let reply = service.get(&path).await;
+            assert_eq!(reply.status, 200, "{}", reply.text());
+            assert_eq!(reply.json()["rows"][0]["name"], "Ada");
+            assert!(started.elapsed() < Duration::from_secs(5));
+        }
+    };
+    for n in 0..50 {
+        ask(n).await;
+    }
+    redis.kill().await;
+    for n in 0..150 {
+        ask(n).await;
+        assert_eq!(service.get("/health/ready").await.status, 200);
+    }
+    let health = service
+        .health_when(|health| health["status"] == "degraded")
+        .await;
+    let message = health["checks"]["redis"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("answers come from memory and the database")
+            || message.contains("connecting"),
+        "{message}"
+    );
+    redis.restart().await.unwrap();
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    for n in 0..50 {
+        ask(n).await;
+    }
+}
