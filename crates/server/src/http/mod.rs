@@ -14,6 +14,7 @@ mod drills;
 mod events;
 pub(crate) mod guard;
 mod health;
+mod openapi;
 mod page;
 mod queries;
 mod status;
@@ -35,6 +36,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/drills/{id}", get(drills::one).delete(drills::stop))
         .route("/v1/drills/{id}/events", get(drills::events))
         .route("/v1/drills/{id}/report", get(drills::report))
+        .route("/openapi.json", get(openapi::openapi))
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))

@@ -32,6 +32,7 @@ pub(crate) struct Programs {
 #[derive(Debug)]
 pub(crate) struct Query {
     pub(crate) name: String,
+    pub(crate) description: Option<String>,
     pub(crate) params: Params,
     pub(crate) class: String,
     sql: Arc<Sql>,
@@ -44,6 +45,7 @@ pub(crate) struct Query {
 #[derive(Debug)]
 pub(crate) struct Statement {
     pub(crate) name: String,
+    pub(crate) description: Option<String>,
     pub(crate) params: Params,
     sql: Sql,
     keys: Vec<Template>,
@@ -81,6 +83,14 @@ impl Programs {
         self.statements.get(name)
     }
 
+    pub(crate) fn queries(&self) -> impl Iterator<Item = &Query> {
+        self.queries.values().map(Arc::as_ref)
+    }
+
+    pub(crate) fn statements(&self) -> impl Iterator<Item = &Statement> {
+        self.statements.values().map(Arc::as_ref)
+    }
+
     pub(crate) fn query_names(&self) -> Vec<&str> {
         sorted(self.queries.keys())
     }
@@ -94,6 +104,7 @@ impl Query {
     fn compile(name: &str, config: &QueryConfig, dialect: Dialect) -> Option<Self> {
         Some(Self {
             name: name.to_owned(),
+            description: config.description.clone(),
             params: config.params.clone(),
             class: config.ttl.clone(),
             sql: Arc::new(Sql::parse(&config.sql, dialect).ok()?),
@@ -109,6 +120,7 @@ impl Statement {
         let sql = Sql::parse(&config.sql, dialect).ok()?;
         Some(Self {
             name: name.to_owned(),
+            description: config.description.clone(),
             params: config.params.clone(),
             returns: sql.returns(),
             sql,

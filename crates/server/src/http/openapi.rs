@@ -1,0 +1,344 @@
+//! The interface depends on the configuration, so its description is made from it, on request: after a reload it tells
+//! what is in force, and it can never describe what is not served.
+
+use axum::Json;
+use axum::extract::State;
+use serde_json::{Map, Value, json};
+
+use crate::app::{App, VERSION};
+use crate::config::{ParamConfig, ParamKind};
+use crate::query::Programs;
+
+/// `GET /openapi.json`
+pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
+    Json(describe(&app.programs(), app.config().metrics.enabled))
+}
+
+fn describe(programs: &Programs, metrics: bool) -> Value {
+    let mut paths = fixed_paths();
+    if metrics {
+        paths.insert(
+            "/metrics".to_owned(),
+            get(
+                "Figures for Prometheus",
+                "text/plain",
+                json!({"type": "string"}),
+            ),
+        );
+    }
+    for query in programs.queries() {
+        let parameters: Vec<Value> = query
+            .params
+            .iter()
+            .map(|(name, param)| query_parameter(name, param))
+            .collect();
+        let operation = json!({
+            "operationId": format!("query_{}", query.name),
+            "summary": query.description.as_deref().unwrap_or("A read through the cache"),
+            "tags": ["queries"],
+            "parameters": parameters,
+            "responses": read_responses(),
+        });
+        paths.insert(
+            format!("/v1/queries/{}", query.name),
+            json!({ "get": operation }),
+        );
+    }
+    for statement in programs.statements() {
+        let operation = json!({
+            "operationId": format!("statement_{}", statement.name),
+            "summary": statement.description.as_deref().unwrap_or("A change"),
+            "tags": ["statements"],
+            "requestBody": {
+                "required": true,
+                "content": { "application/json": { "schema": body_schema(&statement.params) } },
+            },
+            "responses": responses(&reference("Written"), &["400", "403", "409", "413", "415", "503", "504"]),
+        });
+        paths.insert(
+            format!("/v1/statements/{}", statement.name),
+            json!({ "post": operation }),
+        );
+    }
+    json!({
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Steadfast",
+            "version": VERSION,
+            "description": "Named queries through a cache that stays correct through outages, and the state of the service.",
+        },
+        "paths": paths,
+        "components": { "schemas": schemas() },
+    })
+}
+
+fn fixed_paths() -> Map<String, Value> {
+    let any = json!({"type": "object"});
+    let mut paths = Map::new();
+    let mut add = |path: &str, item: Value| paths.insert(path.to_owned(), item);
+    add(
+        "/health/live",
+        get(
+            "Whether the process runs",
+            "text/plain",
+            json!({"type": "string"}),
+        ),
+    );
+    for (path, summary, schema) in [
+        (
+            "/health/ready",
+            "Whether callers should be sent here",
+            any.clone(),
+        ),
+        ("/health", "Every check", reference("Health")),
+    ] {
+        let content = json!({ "application/json": { "schema": schema } });
+        let mut item = get(summary, "application/json", schema);
+        item["get"]["responses"]["503"] = json!({
+            "description": "Starting, draining, unable to serve, or overloaded",
+            "content": content,
+        });
+        add(path, item);
+    }
+    add(
+        "/v1/status",
+        get(
+            "Everything known of the service",
+            "application/json",
+            any.clone(),
+        ),
+    );
+    add(
+        "/v1/settings",
+        get(
+            "The configuration in force, without secrets",
+            "application/json",
+            any.clone(),
+        ),
+    );
+    add(
+        "/openapi.json",
+        get("This description", "application/json", any.clone()),
+    );
+    let mut history = get(
+        "What happened, oldest first",
+        "application/json",
+        any.clone(),
+    );
+    history["get"]["parameters"] = json!([{
+        "name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 100_000},
+    }]);
+    add("/v1/history", history);
+    let drill = reference("Drill");
+    let mut drills = get(
+        "Scenarios, and drills that run or ran",
+        "application/json",
+        any,
+    );
+    drills["post"] = json!({
+        "operationId": "start_drill",
+        "summary": "Starts a drill",
+        "tags": ["drills"],
+        "requestBody": {
+            "required": true,
+            "content": { "application/json": { "schema": reference("Order") } },
+        },
+        "responses": {
+            "202": { "description": "Started", "content": { "application/json": { "schema": drill } } },
+        },
+    });
+    for status in ["400", "403", "404", "409", "413", "415", "503"] {
+        drills["post"]["responses"][status] = problem();
+    }
+    add("/v1/drills", drills);
+    paths
+}
+
+fn get(summary: &str, kind: &str, schema: Value) -> Value {
+    let mut responses = responses(&schema, &["400", "403", "503"]);
+    responses["200"] =
+        json!({ "description": "As asked", "content": { kind: { "schema": schema } } });
+    json!({ "get": { "summary": summary, "tags": ["service"], "responses": responses } })
+}
+
+fn read_responses() -> Value {
+    let mut responses = responses(&reference("Answer"), &["400", "403", "503", "504"]);
+    responses["200"]["headers"] = json!({
+        "Cache-Status": { "description": "Where it came from (RFC 9211)", "schema": {"type": "string"} },
+        "Age": { "description": "Seconds since it was read from the database", "schema": {"type": "integer"} },
+    });
+    responses
+}
+
+fn responses(schema: &Value, refusals: &[&str]) -> Value {
+    let mut responses = json!({
+        "200": { "description": "As asked", "content": { "application/json": { "schema": schema } } },
+    });
+    for status in refusals {
+        responses[*status] = problem();
+    }
+    responses
+}
+
+fn problem() -> Value {
+    json!({
+        "description": "Refused",
+        "content": { "application/problem+json": { "schema": reference("Problem") } },
+    })
+}
+
+fn reference(name: &str) -> Value {
+    json!({ "$ref": format!("#/components/schemas/{name}") })
+}
+
+fn query_parameter(name: &str, param: &ParamConfig) -> Value {
+    let mut described = json!({
+        "name": name,
+        "in": "query",
+        "required": is_required(param),
+        "schema": param_schema(param, false),
+    });
+    if let Some(description) = &param.description {
+        described["description"] = json!(description);
+    }
+    described
+}
+
+fn body_schema(params: &std::collections::BTreeMap<String, ParamConfig>) -> Value {
+    let properties: Map<String, Value> = params
+        .iter()
+        .map(|(name, param)| (name.clone(), param_schema(param, param.optional)))
+        .collect();
+    let required: Vec<&String> = params
+        .iter()
+        .filter(|(_, param)| is_required(param))
+        .map(|(name, _)| name)
+        .collect();
+    json!({
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": false,
+    })
+}
+
+fn is_required(param: &ParamConfig) -> bool {
+    param.default.is_none() && !param.optional
+}
+
+fn param_schema(param: &ParamConfig, nullable: bool) -> Value {
+    let (kind, mut schema) = match &param.kind {
+        ParamKind::String {
+            min_length,
+            max_length,
+        }
+        | ParamKind::Pattern {
+            min_length,
+            max_length,
+            ..
+        } => (
+            "string",
+            json!({ "minLength": min_length, "maxLength": max_length, "pattern": "^[^\\u0000]*$" }),
+        ),
+        ParamKind::Integer { min, max } => (
+            "integer",
+            json!({ "format": "int64", "minimum": min, "maximum": max }),
+        ),
+        ParamKind::Boolean => ("boolean", json!({})),
+    };
+    schema["type"] = if nullable {
+        json!([kind, "null"])
+    } else {
+        json!(kind)
+    };
+    if let Some(default) = &param.default {
+        schema["default"] = json!(default);
+    }
+    schema
+}
+
+fn schemas() -> Value {
+    let rows = json!({ "type": "array", "items": { "type": "object" } });
+    json!({
+        "Answer": {
+            "type": "object",
+            "required": ["query", "rows", "truncated", "source", "stale", "age_ms"],
+            "properties": {
+                "query": {"type": "string"},
+                "rows": rows,
+                "truncated": {"type": "boolean", "description": "Whether rows beyond `max_rows` were left out"},
+                "source": {"type": "string", "enum": ["memory", "redis", "database"]},
+                "stale": {"type": "boolean"},
+                "age_ms": {"type": "integer", "minimum": 0},
+            },
+        },
+        "Written": {
+            "type": "object",
+            "required": ["statement", "affected"],
+            "properties": {
+                "statement": {"type": "string"},
+                "affected": {"type": "integer", "minimum": 0},
+                "last_id": {"type": "integer"},
+                "rows": rows,
+            },
+        },
+        "Problem": {
+            "type": "object",
+            "required": ["type", "title", "status", "detail"],
+            "properties": {
+                "type": {"type": "string"},
+                "title": {"type": "string"},
+                "status": {"type": "integer"},
+                "detail": {"type": "string"},
+                "parameter": {"type": "string"},
+                "retry_after_ms": {"type": "integer", "minimum": 0},
+            },
+        },
+        "Health": {
+            "type": "object",
+            "required": ["status", "phase", "version", "uptime_s", "checks"],
+            "properties": {
+                "status": {"type": "string", "enum": ["healthy", "degraded", "unhealthy"]},
+                "phase": {"type": "string", "enum": ["starting", "serving", "draining"]},
+                "version": {"type": "string"},
+                "uptime_s": {"type": "integer", "minimum": 0},
+                "checks": {
+                    "type": "object",
+                    "additionalProperties": {
+                        "type": "object",
+                        "required": ["status", "latency_ms", "message"],
+                        "properties": {
+                            "status": {"type": "string", "enum": ["healthy", "degraded", "unhealthy"]},
+                            "latency_ms": {"type": ["number", "null"]},
+                            "message": {"type": "string"},
+                        },
+                    },
+                },
+            },
+        },
+        "Order": {
+            "type": "object",
+            "properties": {
+                "scenario": {"type": "string"},
+                "toml": {"type": "string"},
+                "control": {"type": "boolean", "default": false},
+                "seed": {"type": "integer", "minimum": 0},
+                "calls": {"type": "integer", "minimum": 1, "maximum": 200_000},
+            },
+            "additionalProperties": false,
+        },
+        "Drill": {
+            "type": "object",
+            "required": ["id", "scenario", "about", "control", "started_ms", "state"],
+            "properties": {
+                "id": {"type": "integer"},
+                "scenario": {"type": "string"},
+                "about": {"type": "string"},
+                "control": {"type": "boolean"},
+                "started_ms": {"type": "integer"},
+                "state": {"type": "string", "enum": ["running", "passed", "failed", "stopped", "broken"]},
+                "error": {"type": "string"},
+            },
+        },
+    })
+}
