@@ -96,7 +96,15 @@ fn d6_a_program_that_is_killed_ends_its_databases_too() {
     kill_process(program.pid(), Signal::KILL).unwrap();
     program.ends();
     program.left_nothing();
-    assert!(shared_memory() <= segments);
+    // Another test's server may be leaving at this moment; what is left behind stays.
+    let start = now();
+    while shared_memory() > segments {
+        assert!(
+            now() - start < Duration::from_secs(20),
+            "shared memory is left behind"
+        );
+        std::thread::yield_now();
+    }
 }
 
 #[test]
