@@ -1,5 +1,6 @@
 //! Breaks Redis on purpose and judges what the users of an application would have felt.
 
+pub mod api;
 pub mod fault;
 pub mod load;
 pub mod plain;
@@ -13,5 +14,6 @@ pub mod schedule;
 pub mod scripted;
 mod site;
 pub mod subject;
+pub mod target;
 pub mod truth;
 pub mod verdict;

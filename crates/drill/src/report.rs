@@ -426,6 +426,9 @@ pub(crate) fn title(name: &str) -> &str {
         "errors" => "Failed reads",
         "wrong_answers" => "Wrong answers",
         "slowest_call" => "Slowest call",
+        "exit_status" => "Exit status",
+        "used_redis" => "Answered by Redis before",
+        "lived" => "Lived through the fault",
         other => other,
     }
 }

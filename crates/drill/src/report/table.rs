@@ -3,6 +3,7 @@
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::{PhaseReport, Report, Verdict, duration, figure, target, title};
+use crate::target::TargetReport;
 use crate::verdict::Kpi;
 
 /// The report as text. With `colour` the verdicts are green and red, by ANSI escapes.
@@ -18,6 +19,47 @@ pub fn render(report: &Report, colour: bool) -> String {
     );
     text += &closing(report);
     text
+}
+
+/// The report on somebody's own application, as text.
+pub fn render_target(report: &TargetReport, colour: bool) -> String {
+    let mut phases = new_table(&["phase", "connections", "bytes sent", "bytes answered"]);
+    for phase in &report.phases {
+        let row = [
+            phase.name.replace('_', "-"),
+            phase.connections.to_string(),
+            phase.bytes_up.to_string(),
+            phase.bytes_down.to_string(),
+        ];
+        phases.add_row(row);
+    }
+    align_right(&mut phases, &[1, 2, 3]);
+    let mut kpis = new_table(&["", "phase", "target", "seen", ""]);
+    for kpi in &report.kpis {
+        let mut row = vec![
+            Cell::new(title(kpi.name)),
+            Cell::new(kpi.phase),
+            Cell::new(target(kpi)),
+        ];
+        row.extend(judged(kpi, colour));
+        kpis.add_row(row);
+    }
+    align_right(&mut kpis, &[2, 3]);
+    let ended = report
+        .exit_status
+        .map_or("was still running at the end".to_owned(), |status| {
+            format!("ended with status {status}")
+        });
+    format!(
+        "{} · {}\n{} before {}\n\n{}\n\n{}\n\n{}: the program {ended}\n",
+        report.scenario,
+        report.about,
+        report.command,
+        report.target,
+        finished(phases, colour),
+        finished(kpis, colour),
+        if report.passed() { "PASSED" } else { "FAILED" },
+    )
 }
 
 /// One line for each report, for a run of many.

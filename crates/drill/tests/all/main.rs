@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod api;
 mod drills;
 mod endings;
 mod process_redis;
@@ -10,3 +11,4 @@ mod proxy_resp;
 mod proxy_wire;
 mod scripts;
 mod subjects;
+mod targets;

@@ -1,0 +1,271 @@
+//! Toxiproxy's HTTP API, asked by a published client of it and by hand.
+
+use axum::Router;
+use axum::body::Body;
+use axum::http::{Request, StatusCode};
+use http_body_util::BodyExt;
+use redis::AsyncCommands;
+use serde_json::{Value, json};
+use steadfast_drill::api::{Proxies, router, serve};
+use steadfast_drill::process::Redis;
+use tower::ServiceExt;
+
+async fn ask(router: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
+    let body = if body.is_null() {
+        Body::empty()
+    } else {
+        Body::from(body.to_string())
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .body(body)
+        .unwrap();
+    let response = router.clone().oneshot(request).await.unwrap();
+    let status = response.status();
+    let bytes = response.into_body().collect().await.unwrap().to_bytes();
+    (
+        status,
+        serde_json::from_slice(&bytes).unwrap_or(Value::Null),
+    )
+}
+
+/// What the published client does, with a word after each step that the test looks for.
+const PROGRAM: &str = r#"
+import sys, time, redis
+from toxiproxy import Toxiproxy
+from toxiproxy.exceptions import ProxyExists, InvalidToxic
+port, upstream = int(sys.argv[1]), sys.argv[2]
+server = Toxiproxy()
+server.update_api_consumer("127.0.0.1", port)
+assert server.running() and b"2." in server.version()
+proxy = server.create(name="redis", upstream=upstream)
+host, at = proxy.listen.rsplit(":", 1)
+def ping(**options):
+    begun = time.monotonic()
+    redis.Redis(host=host, port=int(at), retry=None, **options).ping()
+    return time.monotonic() - begun
+ping()
+proxy.add_toxic(name="slow", type="latency", attributes={"latency": 300, "jitter": 0})
+assert ping() >= 0.3
+assert proxy.get_toxic("slow").attributes["latency"] == 300
+proxy.destroy_toxic("slow")
+proxy.add_toxic(type="timeout", attributes={"timeout": 0})
+try:
+    ping(socket_timeout=0.3)
+    sys.exit("an answer came through a timeout toxic")
+except (redis.TimeoutError, redis.ConnectionError):
+    pass
+proxy.destroy_toxic("timeout_downstream")
+ping()
+with proxy.down():
+    try:
+        ping()
+        sys.exit("a disabled proxy took a connection")
+    except redis.ConnectionError:
+        pass
+ping()
+try:
+    proxy.add_toxic(type="earthquake")
+    sys.exit("an earthquake was taken")
+except InvalidToxic:
+    pass
+assert proxy.toxics() == {}
+assert server.reset()
+server.destroy_all()
+assert server.proxies() == {}
+print("all well")
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_published_toxiproxy_client_adds_latency_and_a_timeout_and_removes_them() {
+    let redis = Redis::start().await.unwrap();
+    let python = tokio::task::spawn_blocking(crate::targets::python)
+        .await
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let serving = tokio::spawn(serve(listener, Proxies::new(1)));
+    let mut program = tokio::process::Command::new(python);
+    program.args(["-c", PROGRAM, &port.to_string(), &redis.addr().to_string()]);
+    let output = program.output().await.unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serving.abort();
+}
+
+#[tokio::test]
+async fn d7_the_api_answers_with_toxiproxys_status_codes_and_error_bodies() {
+    let redis = Redis::start().await.unwrap();
+    let router = router(Proxies::new(1));
+    let proxy =
+        json!({ "name": "p", "listen": "localhost:0", "upstream": redis.addr().to_string() });
+    let toxic = json!({ "type": "latency", "attributes": { "latency": 5 } });
+    let steps = [
+        (
+            "POST",
+            "/proxies",
+            json!({ "name": "p" }),
+            400,
+            "missing required field: upstream",
+        ),
+        (
+            "POST",
+            "/proxies",
+            json!({ "upstream": "x:1" }),
+            400,
+            "missing required field: name",
+        ),
+        ("POST", "/proxies", proxy.clone(), 201, ""),
+        (
+            "POST",
+            "/proxies",
+            proxy.clone(),
+            409,
+            "proxy already exists",
+        ),
+        ("GET", "/proxies/q", Value::Null, 404, "proxy not found"),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            json!({ "type": "earthquake" }),
+            400,
+            "invalid toxic type",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            json!({ "type": "latency", "stream": "sideways" }),
+            400,
+            "stream was invalid, can be either upstream or downstream",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            json!({ "type": "slicer", "toxicity": 2 }),
+            400,
+            "toxicity is 2",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            json!({ "type": "bandwidth" }),
+            200,
+            "",
+        ),
+        ("POST", "/proxies/p/toxics", toxic.clone(), 200, ""),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            toxic,
+            409,
+            "toxic already exists",
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics/latency_downstream",
+            json!({ "attributes": { "jitter": 1 } }),
+            200,
+            "",
+        ),
+        (
+            "GET",
+            "/proxies/p/toxics/none",
+            Value::Null,
+            404,
+            "toxic not found",
+        ),
+        (
+            "DELETE",
+            "/proxies/p/toxics/bandwidth_downstream",
+            Value::Null,
+            204,
+            "",
+        ),
+        ("POST", "/proxies/p", json!({ "enabled": false }), 200, ""),
+        ("POST", "/reset", Value::Null, 204, ""),
+        (
+            "POST",
+            "/populate",
+            json!([proxy, { "name": "r", "upstream": redis.addr().to_string(), "enabled": false }]),
+            201,
+            "",
+        ),
+        ("POST", "/populate", json!({}), 400, "bad request body"),
+        ("DELETE", "/proxies/p", Value::Null, 204, ""),
+        ("DELETE", "/proxies/p", Value::Null, 404, "proxy not found"),
+        ("GET", "/nowhere", Value::Null, 404, "no such path"),
+    ];
+    for (method, path, body, status, says) in steps {
+        let (code, answer) = ask(&router, method, path, body.clone()).await;
+        assert_eq!(code.as_u16(), status, "{method} {path} {body}: {answer}");
+        if status >= 400 {
+            assert!(
+                answer["error"].as_str().unwrap().contains(says),
+                "{method} {path}: {answer}"
+            );
+            assert_eq!(answer["status"], status, "{answer}");
+        }
+        if path == "/proxies/p/toxics/latency_downstream" {
+            assert_eq!(answer["attributes"], json!({ "latency": 5, "jitter": 1 }));
+        }
+    }
+    let (_, left) = ask(&router, "GET", "/proxies", Value::Null).await;
+    assert_eq!(left["r"]["enabled"], false);
+    assert_eq!(left.as_object().unwrap().len(), 1);
+}
+
+#[tokio::test]
+async fn d7_a_proxy_moves_to_another_upstream_on_its_own_port() {
+    let (first, second) = tokio::join!(Redis::start(), Redis::start());
+    let (first, second) = (first.unwrap(), second.unwrap());
+    first.command(&["SET", "which", "first"]).await.unwrap();
+    second.command(&["SET", "which", "second"]).await.unwrap();
+    let router = router(Proxies::new(1));
+    let (_, shown) = ask(
+        &router,
+        "POST",
+        "/proxies",
+        json!({ "name": "p", "upstream": first.addr().to_string() }),
+    )
+    .await;
+    let listen = shown["listen"].as_str().unwrap().to_owned();
+    let which = async || {
+        let client = redis::Client::open(format!("redis://{listen}")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        connection.get::<_, String>("which").await.unwrap()
+    };
+    assert_eq!(which().await, "first");
+    let (status, shown) = ask(
+        &router,
+        "POST",
+        "/proxies/p",
+        json!({ "upstream": second.addr().to_string() }),
+    )
+    .await;
+    assert_eq!(
+        (status.as_u16(), shown["listen"].as_str()),
+        (200, Some(listen.as_str())),
+        "{shown}"
+    );
+    assert_eq!(which().await, "second");
+}
+
+#[tokio::test]
+async fn d7_browsers_are_turned_away() {
+    for (name, value) in [
+        ("user-agent", "Mozilla/5.0"),
+        ("origin", "http://evil.example"),
+    ] {
+        let request = Request::builder()
+            .uri("/proxies")
+            .header(name, value)
+            .body(Body::empty())
+            .unwrap();
+        let response = router(Proxies::new(1)).oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::FORBIDDEN);
+    }
+}
