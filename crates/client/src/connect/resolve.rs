@@ -1,0 +1,115 @@
+//! From a name to an open socket: resolved anew each time, all addresses tried, both families in turns.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+
+/// Turns a name into addresses. The default asks the system, one look-up at a time.
+pub trait Resolve: std::fmt::Debug + Send + Sync {
+    /// The addresses of `host`. Asked anew at every attempt to connect; where it fails, the addresses of its last success serve.
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>>;
+}
+
+type Lookup = (String, u16, JoinHandle<io::Result<Vec<SocketAddr>>>);
+
+/// The system's resolver. A look-up that hangs is waited for by later attempts instead of being joined by another.
+#[derive(Debug, Default)]
+pub struct SystemResolver {
+    running: tokio::sync::Mutex<Option<Lookup>>,
+}
+
+impl Resolve for SystemResolver {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+        let host = host.to_owned();
+        Box::pin(async move {
+            if let Ok(ip) = host.parse::<IpAddr>() {
+                return Ok(vec![SocketAddr::new(ip, port)]);
+            }
+            let mut running = self.running.lock().await;
+            let (_, _, task) = match &mut *running {
+                Some(lookup) if lookup.0 == host && lookup.1 == port => lookup,
+                other => other.insert((
+                    host.clone(),
+                    port,
+                    tokio::spawn(async move {
+                        tokio::net::lookup_host((host, port))
+                            .await
+                            .map(Iterator::collect)
+                    }),
+                )),
+            };
+            let found = task.await;
+            *running = None;
+            found.unwrap_or_else(|error| Err(io::Error::other(error)))
+        })
+    }
+}
+
+/// IPv6 and IPv4 in turns, the resolver's first choice first (RFC 8305, section 4).
+pub(super) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut a, mut b): (Vec<_>, Vec<_>) = addresses
+        .into_iter()
+        .partition(|address| address.is_ipv6() == first_is_v6);
+    let mut mixed = Vec::with_capacity(a.len() + b.len());
+    a.reverse();
+    b.reverse();
+    while let Some(next) = a.pop() {
+        mixed.push(next);
+        mixed.extend(b.pop());
+    }
+    b.reverse();
+    mixed.extend(b);
+    mixed
+}
+
+/// Tries each address, the next one when the last has failed or is slow; the first that opens wins (RFC 8305, section 5).
+pub(super) async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut waiting = addresses.iter();
+    let mut attempts = FuturesUnordered::new();
+    let mut last_error = None;
+    loop {
+        match waiting.next() {
+            Some(address) => attempts.push(TcpStream::connect(*address)),
+            None if attempts.is_empty() => {
+                return Err(last_error.unwrap_or_else(|| io::Error::other("no address to try")));
+            }
+            None => {}
+        }
+        let patience = if waiting.len() == 0 {
+            Duration::from_secs(3600)
+        } else {
+            STAGGER
+        };
+        match tokio::time::timeout(patience, attempts.next()).await {
+            Ok(Some(Ok(stream))) => return Ok(stream),
+            Ok(Some(Err(error))) => last_error = Some(error),
+            Ok(None) | Err(_) => {}
+        }
+    }
+}
+
+/// Between attempts on the addresses of one name, as RFC 8305 recommends.
+const STAGGER: Duration = Duration::from_millis(250);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns() {
+        let v4 = |n| SocketAddr::from(([127, 0, 0, n], 1));
+        let v6 = |n| SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, n], 1));
+        assert_eq!(
+            interleave(vec![v6(1), v6(2), v4(1), v4(2)]),
+            vec![v6(1), v4(1), v6(2), v4(2)]
+        );
+        assert_eq!(interleave(vec![v4(1), v6(1)]), vec![v4(1), v6(1)]);
+    }
+}
