@@ -246,7 +246,11 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
             guard,
-            coherence: Coherence::alone(now),
+            coherence: if redis.is_some() {
+                Coherence::unproven(now)
+            } else {
+                Coherence::alone(now)
+            },
             redis,
             relay,
             database: self.database,
@@ -258,7 +262,9 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             sabotage: self.sabotage,
             gone: tokio::sync::watch::Sender::default(),
         };
-        Ok(Cache::start(inner))
+        let cache = Cache::start(inner);
+        cache.settle(self.redis_limit * 2).await;
+        Ok(cache)
     }
 
     fn check(&self) -> Result<(), BuildError> {

@@ -11,6 +11,7 @@ use steadfast::{EventKind, EventOrGap};
 use tokio::sync::watch;
 
 use crate::answer::{Answer, Source, StaleReason};
+use crate::channel;
 use crate::codec::Codec;
 use crate::coherence::Coherence;
 use crate::error::CacheError;
@@ -83,13 +84,32 @@ impl<V> std::fmt::Debug for Cache<V> {
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Starts the tasks that serve the cache; they end when its last clone is dropped.
     pub(crate) fn start(inner: Inner<V>) -> Self {
+        let inner = Arc::new(inner);
         if let (Some(redis), Some(relay)) = (&inner.redis, &inner.relay) {
-            tokio::spawn(Trust::run(redis.clone(), inner.gone.subscribe()));
-            tokio::spawn(relay.clone().run(inner.gone.subscribe()));
-            tokio::spawn(watch_connection(redis.clone(), inner.gone.subscribe()));
+            let gone = || inner.gone.subscribe();
+            tokio::spawn(Trust::run(redis.clone(), gone()));
+            tokio::spawn(relay.clone().run(gone()));
+            tokio::spawn(watch_connection(redis.clone(), gone()));
+            tokio::spawn(channel::listen(
+                Arc::downgrade(&inner),
+                redis.clone(),
+                gone(),
+            ));
         }
-        Self {
-            inner: Arc::new(inner),
+        Self { inner }
+    }
+
+    /// Waits for memory to be proven coherent, but not for a Redis that is not there.
+    pub(crate) async fn settle(&self, limit: Duration) {
+        let give_up = clock() + limit;
+        let is_there = || {
+            self.inner
+                .redis
+                .as_ref()
+                .is_some_and(|redis| redis.client().available().is_some())
+        };
+        while is_there() && !self.inner.coherence.is_proven(clock()) && clock() < give_up {
+            tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
 
@@ -253,10 +273,10 @@ where
 }
 
 /// How a read ended: a value, perhaps stale; or why there is none.
-type Ending<V> = Result<(Loaded<V>, Option<StaleReason>), CacheError>;
+pub(crate) type Ending<V> = Result<(Loaded<V>, Option<StaleReason>), CacheError>;
 
 /// Waits for the flight to land, but not past the soft limit if there is something stale to serve.
-async fn wait<V>(
+pub(crate) async fn wait<V>(
     inner: &Inner<V>,
     mut passenger: Passenger<V>,
     held: Option<Arc<Entry<V>>>,
@@ -309,7 +329,7 @@ where
     }
 }
 
-fn conclude<V: Clone>(
+pub(crate) fn conclude<V: Clone>(
     inner: &Inner<V>,
     ending: Ending<V>,
     default: Option<V>,
@@ -339,7 +359,7 @@ fn conclude<V: Clone>(
     }
 }
 
-fn answer<V: Clone>(
+pub(crate) fn answer<V: Clone>(
     entry: &Entry<V>,
     source: Source,
     stale: Option<StaleReason>,
@@ -374,7 +394,7 @@ impl<V> Inner<V> {
             })
     }
 
-    fn is_fresh(&self, entry: &Entry<V>, now: Instant) -> bool {
+    pub(crate) fn is_fresh(&self, entry: &Entry<V>, now: Instant) -> bool {
         entry.freshness(now) == Freshness::Fresh
             && entry.era() == self.generations.era()
             && self.coherence.is_proven(now)

@@ -29,11 +29,11 @@
 //! # Ok(()) }
 //! ```
 
-#![allow(dead_code, reason = "the channel and warming come next")]
-
 mod answer;
+mod batch;
 mod builder;
 mod cache;
+mod channel;
 mod codec;
 mod coherence;
 mod envelope;
@@ -57,6 +57,7 @@ mod trust;
 mod write;
 
 pub use answer::{Answer, Source, StaleReason};
+pub use batch::Warmed;
 pub use builder::{BuildError, CacheBuilder};
 pub use cache::{Cache, Read};
 pub use error::CacheError;

@@ -34,7 +34,7 @@ pub(crate) struct Job<V> {
 }
 
 /// What Redis had to say.
-enum Stage<V> {
+pub(crate) enum Stage<V> {
     Answered(Loaded<V>),
     /// The database must be asked; with the lease its answer may be stored in Redis.
     Load(Option<Lease>),
@@ -56,9 +56,16 @@ where
             Stage::Load(lease) => lease,
         },
     };
-    let loaded = inner.ask_database(&leader, &job, deadline, load).await;
+    let urgency = match &job.held {
+        Some(held) => Urgency::Refresh { heat: held.heat() },
+        None => Urgency::Needed,
+    };
+    let queued = || leader.say_queued();
+    let loaded = inner
+        .ask_database(urgency, &job.class, deadline, queued, load)
+        .await;
     match loaded {
-        Ok((value, cost)) => inner.store(&leader, &job, value, cost, lease).await,
+        Ok((value, cost)) => inner.store(&leader, &job.class, value, cost, lease).await,
         Err(error) => {
             leader.land(Err(error));
             if let (Some(redis), Some(lease)) = (&inner.redis, lease) {
@@ -70,7 +77,7 @@ where
 
 impl<V: Clone + Send + Sync + 'static> Inner<V> {
     /// Whether Redis may still hold what this process has overwritten.
-    fn is_pending(&self, key: &[u8], tags: &[Vec<u8>]) -> bool {
+    pub(crate) fn is_pending(&self, key: &[u8], tags: &[Vec<u8>]) -> bool {
         self.relay
             .as_ref()
             .is_some_and(|relay| relay.pending.concerns(key, tags))
@@ -110,26 +117,26 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     }
 
     /// `None`: another process is loading.
-    async fn look_and_lease(
+    pub(crate) async fn look_and_lease(
         &self,
         redis: &RedisTier,
         leader: &Leader<V>,
         job: &Job<V>,
         deadline: Instant,
     ) -> Result<Option<Stage<V>>, Trouble> {
-        let standing = match redis.look(&leader.key, &job.tags).await? {
-            Look::Miss(standing) => standing,
+        let seen = match redis.look(&leader.key, &job.tags).await? {
+            Look::Miss(seen) => seen,
             Look::Hit(stored) => {
-                let standing = stored.standing.clone();
+                let seen = stored.seen.clone();
                 if let Some(loaded) = self.take_in(leader, job, stored) {
                     return Ok(Some(Stage::Answered(loaded)));
                 }
-                standing
+                seen
             }
         };
         let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
         let lease = redis
-            .take_lease(&leader.key, &job.tags, &standing, life)
+            .take_lease(&leader.key, &job.tags, &seen, life)
             .await?;
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
     }
@@ -179,30 +186,25 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         }
     }
 
-    async fn ask_database<L, F, E>(
+    /// Runs a loader under the guard and within its limit; answers with what it loaded and how long that took.
+    pub(crate) async fn ask_database<T, L, F, E>(
         &self,
-        leader: &Leader<V>,
-        job: &Job<V>,
+        urgency: Urgency,
+        class: &Ttl,
         deadline: Instant,
+        queued: impl FnOnce(),
         load: L,
-    ) -> Result<(Option<V>, Duration), CacheError>
+    ) -> Result<(T, Duration), CacheError>
     where
         L: FnOnce() -> F + Send,
-        F: Future<Output = Result<Option<V>, E>> + Send,
+        F: Future<Output = Result<T, E>> + Send,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        let urgency = match &job.held {
-            Some(held) => Urgency::Refresh { heat: held.heat() },
-            None => Urgency::Needed,
-        };
-        let permit = self
-            .guard
-            .admit(urgency, deadline, || leader.say_queued())
-            .await
-            .map_err(|refusal| match refusal {
-                Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
-                Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
-            })?;
+        let permit = self.guard.admit(urgency, deadline, queued).await;
+        let permit = permit.map_err(|refusal| match refusal {
+            Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
+            Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
+        })?;
         let began = clock();
         let guarded = AssertUnwindSafe(async move { load().await }).catch_unwind();
         let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
@@ -211,25 +213,16 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             Ok(Ok(Ok(value))) => (Outcome::Success, Ok((value, cost))),
             Ok(Ok(Err(error))) => {
                 let error: Arc<dyn Error + Send + Sync> = Arc::from(error.into());
-                let outcome = if is_infrastructure(&*error) {
-                    Outcome::Failure
-                } else {
-                    Outcome::Success
-                };
-                (outcome, Err(CacheError::Load(error)))
+                (outcome_of(&*error), Err(CacheError::Load(error)))
             }
-            Ok(Err(panic)) => (
-                Outcome::Success,
-                Err(CacheError::LoadPanicked {
-                    message: message(&*panic),
-                }),
-            ),
-            Err(_late) => (
-                Outcome::Failure,
-                Err(CacheError::LoadTimeout {
-                    limit: job.class.hard_limit,
-                }),
-            ),
+            Ok(Err(panic)) => {
+                let message = message(&*panic);
+                (Outcome::Success, Err(CacheError::LoadPanicked { message }))
+            }
+            Err(_late) => {
+                let limit = class.hard_limit;
+                (Outcome::Failure, Err(CacheError::LoadTimeout { limit }))
+            }
         };
         permit.record(outcome);
         self.stats.loaded(result.is_ok(), cost);
@@ -237,10 +230,10 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     }
 
     /// Puts what was loaded into memory, lands the flight, and then fills Redis: no caller waits for that.
-    async fn store(
+    pub(crate) async fn store(
         &self,
         leader: &Leader<V>,
-        job: &Job<V>,
+        class: &Ttl,
         value: Option<V>,
         cost: Duration,
         lease: Option<Lease>,
@@ -250,9 +243,12 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             Err(error) => return leader.land(Err(CacheError::Encode(error))),
         };
         let length = encoded.as_ref().map_or(0, bytes::Bytes::len);
-        let life = job.class.lifetime(value.is_none(), self.draw());
+        let life = class.lifetime(value.is_none(), self.draw());
         let snapshot = &leader.flight.snapshot;
-        let entry = Arc::new(Entry::new(value, clock(), life, cost, snapshot, length));
+        // The database may have been read at any moment of the load: the age is counted from its beginning.
+        let now = clock();
+        let loaded_at = now.checked_sub(cost).unwrap_or(now);
+        let entry = Arc::new(Entry::new(value, loaded_at, life, cost, snapshot, length));
         let keep = length <= self.value_max && !life.keep.is_zero();
         if keep {
             self.memory
@@ -260,33 +256,35 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         } else {
             self.memory.remove(&leader.key);
         }
-        leader.land(Ok(Loaded {
-            entry,
-            source: Source::Database,
-        }));
-
+        let source = Source::Database;
+        leader.land(Ok(Loaded { entry, source }));
+        if length > self.value_max {
+            self.stats.not_stored.add(1);
+        }
         let (Some(redis), Some(lease)) = (&self.redis, lease) else {
             return;
         };
         if keep {
-            let filled = redis
-                .fill(
-                    &leader.key,
-                    &lease,
-                    &Fill {
-                        payload: encoded.as_deref(),
-                        life,
-                        cost,
-                    },
-                )
-                .await;
+            let payload = encoded.as_deref();
+            let fill = Fill {
+                payload,
+                life,
+                cost,
+                loaded_at,
+            };
+            let filled = redis.fill(&leader.key, &lease, &fill).await;
             tracing::trace!(?filled, "fill");
         } else {
-            if length > self.value_max {
-                self.stats.not_stored.add(1);
-            }
             redis.release(&leader.key, &lease).await;
         }
+    }
+}
+
+fn outcome_of(error: &(dyn Error + Send + Sync + 'static)) -> Outcome {
+    if is_infrastructure(error) {
+        Outcome::Failure
+    } else {
+        Outcome::Success
     }
 }
 

@@ -15,10 +15,6 @@ impl Names {
         }
     }
 
-    pub(crate) fn namespace(&self) -> &str {
-        &self.namespace
-    }
-
     pub(crate) fn value(&self, epoch: &str, key: &[u8]) -> Vec<u8> {
         self.join(&[b":v:", epoch.as_bytes(), b":{", key, b"}"])
     }
@@ -41,6 +37,11 @@ impl Names {
 
     pub(crate) fn channel(&self) -> Vec<u8> {
         self.join(&[b":inv"])
+    }
+
+    /// A channel on which a process hears only itself.
+    pub(crate) fn own_channel(&self, id: &str) -> Vec<u8> {
+        self.join(&[b":inv:", id.as_bytes()])
     }
 
     fn join(&self, parts: &[&[u8]]) -> Vec<u8> {

@@ -115,7 +115,7 @@ impl Trust {
             return Ok(());
         }
         self.doubt(&standing.epoch);
-        Err(Trouble::NotAsked("it has been replaced or rolled back"))
+        Err(Trouble::Replaced)
     }
 
     /// Believes no longer in this epoch; the next who asks verifies.

@@ -9,12 +9,13 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
 use steadfast::{CallOptions, Client, ConnectionState};
 
+use crate::cache::clock;
 use crate::envelope::{Damage, Envelope, Token};
 use crate::freshness::Lifetime;
 use crate::names::Names;
@@ -50,8 +51,16 @@ pub(crate) struct RedisOptions {
 /// What a look at Redis found.
 pub(crate) enum Look {
     Hit(Stored),
-    /// Nothing that may be served; in the epoch of that standing it may be filled.
-    Miss(Standing),
+    /// Nothing that may be served.
+    Miss(Seen),
+}
+
+/// What was there, well enough to know it again: whoever fills must not have been overtaken by another fill.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    standing: Standing,
+    /// The first bytes, which hold the checksum; none if there was nothing.
+    head: Vec<u8>,
 }
 
 /// A value as it lay in Redis, not yet decoded.
@@ -60,7 +69,7 @@ pub(crate) struct Stored {
     pub(crate) cost: Duration,
     pub(crate) age: Duration,
     pub(crate) payload: Option<Vec<u8>>,
-    pub(crate) standing: Standing,
+    pub(crate) seen: Seen,
 }
 
 /// The right to fill one key, proven to Redis by a random token.
@@ -70,11 +79,20 @@ pub(crate) struct Lease {
     tags: Vec<(Vec<u8>, Token)>,
 }
 
+/// A time in which nothing at all is invalidated.
+pub(crate) struct Season {
+    standing: Standing,
+    watermark: Vec<u8>,
+    tags: Vec<(Vec<u8>, Token)>,
+}
+
 /// Why Redis was not of use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     #[error("redis is not asked: {0}")]
     NotAsked(&'static str),
+    #[error("redis has been replaced or rolled back")]
+    Replaced,
     #[error("redis failed: {0}")]
     Failed(#[from] RedisError),
     #[error("redis did not answer within its limit")]
@@ -112,9 +130,19 @@ impl RedisTier {
         &self.names
     }
 
-    /// Asks for a value.
+    /// Asks for a value. If Redis turns out to be another than was believed, once more.
     pub(crate) async fn look(&self, key: &[u8], tags: &[Vec<u8>]) -> Answer<Look> {
         let standing = self.standing().await?;
+        match self.look_once(key, tags, standing).await {
+            Err(Trouble::Replaced) => {
+                let standing = self.standing().await?;
+                self.look_once(key, tags, standing).await
+            }
+            other => other,
+        }
+    }
+
+    async fn look_once(&self, key: &[u8], tags: &[Vec<u8>], standing: Standing) -> Answer<Look> {
         let value_key = self.names.value(&standing.epoch, key);
         let mut ask = redis::cmd("MGET");
         ask.arg(self.names.epoch())
@@ -123,16 +151,24 @@ impl RedisTier {
         for tag in tags {
             ask.arg(self.names.tag(tag));
         }
+        // The time left is asked first: if the value is replaced in between, it seems older than it is, not younger.
         let mut pipe = redis::pipe();
-        pipe.add_command(ask).cmd("PTTL").arg(&value_key);
-        let (found, remaining): (Vec<Option<Vec<u8>>>, i64) = self.ask_pipe(&pipe).await?;
+        pipe.cmd("PTTL").arg(&value_key).add_command(ask);
+        let (remaining, found): (i64, Vec<Option<Vec<u8>>>) = self.ask_pipe(&pipe).await?;
         let [epoch, watermark, bytes, tokens @ ..] = found.as_slice() else {
             return Err(Trouble::NotAsked("its answer has another shape"));
         };
         self.trust
             .check(&standing, epoch.as_deref(), watermark.as_deref())?;
-        let Some(bytes) = bytes else {
-            return Ok(Look::Miss(standing));
+        let Some(bytes) = bytes.as_ref().filter(|_| remaining != VANISHED) else {
+            return Ok(Look::Miss(Seen {
+                standing,
+                head: Vec::new(),
+            }));
+        };
+        let seen = Seen {
+            standing,
+            head: bytes.iter().take(HEAD).copied().collect(),
         };
         match self.open(bytes, remaining, tags, tokens).await? {
             Ok(Some((life, cost, age, payload))) => Ok(Look::Hit(Stored {
@@ -140,13 +176,13 @@ impl RedisTier {
                 cost,
                 age,
                 payload,
-                standing,
+                seen,
             })),
-            Ok(None) => Ok(Look::Miss(standing)),
+            Ok(None) => Ok(Look::Miss(seen)),
             Err(damage) => {
                 tracing::warn!(%damage, "a value in Redis is treated as missing");
                 self.stats.damaged.add(1);
-                Ok(Look::Miss(standing))
+                Ok(Look::Miss(seen))
             }
         }
     }
@@ -210,27 +246,30 @@ impl RedisTier {
         ))))
     }
 
-    /// Asks for the right to fill a key; `None` if another holds it. `life` bounds how long a holder that died stands in the way.
+    /// Asks for the right to fill a key; `None` if another holds it, or has filled it since it was seen. `life` bounds how long a holder that died stands in the way.
     pub(crate) async fn take_lease(
         &self,
         key: &[u8],
         tags: &[Vec<u8>],
-        standing: &Standing,
+        seen: &Seen,
         life: Duration,
     ) -> Answer<Option<Lease>> {
+        let standing = &seen.standing;
         let token = self.token_text();
         let mut ask = redis::cmd("EVAL");
         ask.arg(TAKE_LEASE)
-            .arg(2 + tags.len())
+            .arg(3 + tags.len())
             .arg(self.names.epoch())
-            .arg(self.names.lease(&standing.epoch, key));
+            .arg(self.names.lease(&standing.epoch, key))
+            .arg(self.names.value(&standing.epoch, key));
         for tag in tags {
             ask.arg(self.names.tag(tag));
         }
         ask.arg(&*standing.epoch)
             .arg(&token)
             .arg(millis(life))
-            .arg(millis(self.tag_life));
+            .arg(millis(self.tag_life))
+            .arg(&seen.head);
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
@@ -279,7 +318,7 @@ impl RedisTier {
         ask.arg(&**epoch)
             .arg(&lease.token)
             .arg(bytes)
-            .arg(millis(value.life.keep).max(1));
+            .arg(value.remaining());
         let stored: i64 = self.ask(&ask).await?;
         self.stats.fills(stored == 1).add(1);
         Ok(stored == 1)
@@ -293,6 +332,72 @@ impl RedisTier {
             .arg(self.names.lease(&lease.standing.epoch, key))
             .arg(&lease.token);
         let _: Answer<i64> = self.ask(&ask).await; // if it fails, the lease expires
+    }
+
+    /// Prepares for values whose keys are not known before they are loaded: they may be stored as long as nothing at all is
+    /// invalidated meanwhile.
+    pub(crate) async fn open_season(&self, tags: &[Vec<u8>]) -> Answer<Season> {
+        let standing = self.standing().await?;
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(OPEN_SEASON)
+            .arg(2 + tags.len())
+            .arg(self.names.epoch())
+            .arg(self.names.watermark());
+        for tag in tags {
+            ask.arg(self.names.tag(tag));
+        }
+        ask.arg(&*standing.epoch).arg(millis(self.tag_life));
+        for _ in tags {
+            ask.arg(self.token().as_slice());
+        }
+        let answer: Vec<Vec<u8>> = self.ask(&ask).await?;
+        let Some((watermark, tokens)) = answer.split_first() else {
+            self.trust.doubt(&standing.epoch);
+            return Err(Trouble::NotAsked("its epoch has changed"));
+        };
+        self.trust
+            .check(&standing, Some(standing.epoch.as_bytes()), Some(watermark))?;
+        let tokens = tokens
+            .iter()
+            .map(|token| Token::try_from(token.as_slice()).ok());
+        let tags: Option<Vec<_>> = tags
+            .iter()
+            .zip(tokens)
+            .map(|(tag, token)| Some((tag.clone(), token?)))
+            .collect();
+        let tags = tags.ok_or(Trouble::NotAsked(
+            "a tag holds something that is not a token",
+        ))?;
+        Ok(Season {
+            standing,
+            watermark: watermark.clone(),
+            tags,
+        })
+    }
+
+    /// Stores values loaded in that season; answers how many Redis took.
+    pub(crate) async fn fill_in_season(
+        &self,
+        season: &Season,
+        values: &[(&[u8], Fill<'_>)],
+    ) -> Answer<usize> {
+        let epoch = &season.standing.epoch;
+        let mut pipe = redis::pipe();
+        for (key, value) in values {
+            pipe.cmd("EVAL").arg(FILL_IN_SEASON).arg(3);
+            pipe.arg(self.names.epoch())
+                .arg(self.names.watermark())
+                .arg(self.names.value(epoch, key));
+            pipe.arg(&**epoch)
+                .arg(&season.watermark)
+                .arg(self.seal(value, &season.tags))
+                .arg(value.remaining());
+        }
+        let stored: Vec<i64> = self.ask_pipe(&pipe).await?;
+        let count = stored.iter().filter(|stored| **stored == 1).count();
+        self.stats.fills(true).add(count as u64);
+        self.stats.fills(false).add((stored.len() - count) as u64);
+        Ok(count)
     }
 
     /// Forgets what the targets name, raises the watermark and announces it, in one step. `watermark` is SQL's. Answers the new one.
@@ -420,6 +525,15 @@ pub(crate) struct Fill<'a> {
     pub(crate) payload: Option<&'a [u8]>,
     pub(crate) life: Lifetime,
     pub(crate) cost: Duration,
+    pub(crate) loaded_at: Instant,
+}
+
+impl Fill<'_> {
+    /// What is left of its life: Redis counts from the fill, its age is counted from the load.
+    fn remaining(&self) -> u64 {
+        let age = clock().saturating_duration_since(self.loaded_at);
+        millis(self.life.keep.saturating_sub(age)).max(1)
+    }
 }
 
 fn millis(duration: Duration) -> u64 {
@@ -428,6 +542,12 @@ fn millis(duration: Duration) -> u64 {
 
 /// A value may seem to have this much more time left than it was given: Redis rounds, and its clock is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
+
+/// As many bytes as `TAKE_LEASE` compares.
+const HEAD: usize = 6;
+
+/// The time left of a key that is not there.
+const VANISHED: i64 = -2;
 
 /// The client keeps its own deadlines; this is only for the case that it does not.
 const GRACE: Duration = Duration::from_millis(100);
@@ -449,17 +569,37 @@ if ARGV[6] ~= '' then redis.call('SET', KEYS[1], ARGV[6]) end \
 redis.call('PUBLISH', ARGV[4], new .. ' ' .. ARGV[5]) \
 return tonumber(new)";
 
-/// KEYS epoch, lease, tags… ARGV epoch, token, lease ms, tag ms, a new token per tag.
+/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, a new token per tag.
 const TAKE_LEASE: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'epoch'} end \
+local head = redis.pcall('GETRANGE', KEYS[3], 0, 5) \
+if type(head) == 'string' and head ~= ARGV[5] then return {'held'} end \
 if not redis.call('SET', KEYS[2], ARGV[2], 'NX', 'PX', ARGV[3]) then return {'held'} end \
 local out = {'taken'} \
-for i = 3, #KEYS do \
+for i = 4, #KEYS do \
   redis.call('SET', KEYS[i], ARGV[i + 2], 'NX') \
   redis.call('PEXPIRE', KEYS[i], ARGV[4]) \
   out[#out + 1] = redis.call('GET', KEYS[i]) \
 end \
 return out";
+
+/// KEYS epoch, watermark, tags… ARGV epoch, tag ms, a new token per tag. Answers the watermark and the tokens, or nothing.
+const OPEN_SEASON: &str = "\
+local at = redis.call('GET', KEYS[2]) \
+if redis.call('GET', KEYS[1]) ~= ARGV[1] or not at then return {} end \
+local out = {at} \
+for i = 3, #KEYS do \
+  redis.call('SET', KEYS[i], ARGV[i], 'NX') \
+  redis.call('PEXPIRE', KEYS[i], ARGV[2]) \
+  out[#out + 1] = redis.call('GET', KEYS[i]) \
+end \
+return out";
+
+/// KEYS epoch, watermark, value. ARGV epoch, watermark, bytes, ms.
+const FILL_IN_SEASON: &str = "\
+if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end \
+redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) \
+return 1";
 
 /// KEYS epoch, lease, value. ARGV epoch, token, bytes, ms.
 const FILL: &str = "\

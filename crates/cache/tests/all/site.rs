@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use steadfast::Client;
 use steadfast_cache::{
-    Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, Param, SourceError, Ttl, Tx,
+    Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, Param, SourceError, Target,
+    Ttl, Tx,
 };
 use steadfast_drill::process::Redis;
 
@@ -56,7 +57,7 @@ pub(crate) async fn sqlite() -> (Database, tempfile::TempDir) {
 pub(crate) async fn create_table(database: &Database) {
     let mut tx = database.begin().await.unwrap();
     tx.execute(
-        "CREATE TABLE items (id INTEGER PRIMARY KEY, version BIGINT NOT NULL)",
+        "CREATE TABLE items (id BIGINT PRIMARY KEY, version BIGINT NOT NULL)",
         &[],
     )
     .await
@@ -177,4 +178,15 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
             .is_ok(),
         "never: {what}"
     );
+}
+
+/// Writes an item's version through the cache; says whether Redis has applied the invalidation.
+pub(crate) async fn write_item(cache: &Cache<String>, id: i64, version: i64) -> bool {
+    let work = async |tx: &mut Tx| set_item(tx, id, version).await;
+    let written = cache
+        .write(work)
+        .invalidates([Target::key(format!("item:{id}"))])
+        .commit()
+        .await;
+    written.unwrap().applied
 }

@@ -1,0 +1,201 @@
+//! Hearing what other processes invalidate, and knowing when one has not heard.
+//!
+//! Pub/sub loses messages without a word, so silence proves nothing. Two things are held against it. Each announcement names the watermark
+//! before and after it, so a missing one shows in the next. And every quarter of a second this process sends itself a *beat* through Redis: since one
+//! connection delivers in order, a beat that comes back proves that all announcements published before it was sent have been heard, and it carries
+//! the watermark that SQL was known to be at, which must have been heard by then. From the moment that proof is too old, memory is not
+//! taken as fresh; after a gap, what was in memory before it is not either, until it has been loaded again.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use steadfast::{PubSub, PubSubEvent};
+use tokio::sync::watch;
+
+use crate::cache::{Inner, clock};
+use crate::target::Announcement;
+use crate::tier::redis::RedisTier;
+
+/// Listens until the cache is gone.
+pub(crate) async fn listen<V>(
+    cache: Weak<Inner<V>>,
+    redis: Arc<RedisTier>,
+    mut gone: watch::Receiver<()>,
+) where
+    V: Clone + Send + Sync + 'static,
+{
+    let own = redis.names().own_channel(&redis.token_text());
+    let mut pubsub = subscribe(&redis, &own);
+    let mut ear = Ear {
+        cache,
+        redis,
+        own,
+        base: clock(),
+        standing: false,
+        synced: false,
+        connection: 0,
+        heard: None,
+    };
+    let mut beats = tokio::time::interval(BEAT);
+    beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            _ = gone.changed() => return,
+            event = pubsub.next() => match event {
+                Some(event) => ear.hear(event).await,
+                None => return,
+            },
+            _ = beats.tick() => ear.beat().await,
+        }
+    }
+}
+
+fn subscribe(redis: &RedisTier, own: &[u8]) -> PubSub {
+    let pubsub = redis.client().pubsub();
+    for channel in [redis.names().channel(), own.to_vec()] {
+        let control = pubsub.control();
+        // It is kept and made again for ever; that it stands is told by an event.
+        tokio::spawn(async move { drop(control.subscribe(channel).await) });
+    }
+    pubsub
+}
+
+struct Ear<V> {
+    cache: Weak<Inner<V>>,
+    redis: Arc<RedisTier>,
+    own: Vec<u8>,
+    base: Instant,
+    /// Both subscriptions stand.
+    standing: bool,
+    /// What was missed while they did not is known.
+    synced: bool,
+    /// Counts the times that they have stood, so that a beat of an earlier one proves nothing.
+    connection: u64,
+    /// Everything up to this watermark has been heard.
+    heard: Option<u64>,
+}
+
+impl<V: Clone + Send + Sync + 'static> Ear<V> {
+    async fn hear(&mut self, event: PubSubEvent) {
+        let Some(cache) = self.cache.upgrade() else {
+            return;
+        };
+        match event {
+            PubSubEvent::Message {
+                channel, payload, ..
+            } if channel == self.own => self.hear_beat(&cache, &payload),
+            PubSubEvent::Message { payload, .. } => self.hear_announcement(&cache, &payload),
+            PubSubEvent::Resumed { .. } => {
+                (self.standing, self.synced) = (true, false);
+                self.connection += 1;
+                self.sync(&cache).await;
+                self.beat().await;
+            }
+            // Lost, or messages dropped because they came too fast, or something this program does not know: assume the worst.
+            PubSubEvent::Lost { .. } => {
+                (self.standing, self.synced) = (false, false);
+                cache.coherence.disprove();
+            }
+            _ => {
+                (self.synced, self.heard) = (false, None);
+                self.connection += 1;
+                cache.coherence.disprove();
+            }
+        }
+    }
+
+    fn hear_announcement(&mut self, cache: &Inner<V>, payload: &[u8]) {
+        let Some(announced) = Announcement::parse(payload) else {
+            tracing::warn!("an announcement that cannot be understood: memory is emptied");
+            return cache.forget(&[crate::Target::All]);
+        };
+        if self.heard.is_some_and(|heard| announced.before > heard) {
+            self.miss(cache, "an announcement is missing");
+        }
+        cache.forget(&announced.targets);
+        self.heard = self.heard.map(|heard| heard.max(announced.after));
+        self.redis.trust.learn(announced.after);
+    }
+
+    fn hear_beat(&mut self, cache: &Inner<V>, payload: &[u8]) {
+        let Some((connection, sent, known)) = parse_beat(payload) else {
+            return;
+        };
+        if connection != self.connection || !self.synced {
+            return;
+        }
+        if self.heard.is_none_or(|heard| known > heard) {
+            self.miss(cache, "an invalidation was never announced here");
+            self.heard = Some(known);
+        }
+        cache
+            .coherence
+            .prove(self.base + Duration::from_nanos(sent), SPAN);
+    }
+
+    /// Some invalidations were not heard, and which is not known.
+    fn miss(&self, cache: &Inner<V>, why: &'static str) {
+        tracing::warn!(
+            why,
+            "what is in memory counts as stale until it is loaded again"
+        );
+        cache.generations.begin_era();
+        cache.guard.begin_ramp();
+    }
+
+    /// Finds out whether anything was missed while nothing could be heard.
+    async fn sync(&mut self, cache: &Inner<V>) {
+        let mut ask = redis::cmd("GET");
+        ask.arg(self.redis.names().watermark());
+        let Ok(applied) = self.redis.ask::<Option<u64>>(&ask).await else {
+            return;
+        };
+        let now_at = applied.unwrap_or(0).max(self.redis.trust.known_watermark());
+        match self.heard {
+            Some(heard) if heard >= now_at => {}
+            Some(_) => self.miss(
+                cache,
+                "invalidations were applied while the channel was away",
+            ),
+            None => cache.generations.begin_era(),
+        }
+        self.heard = Some(self.heard.unwrap_or(0).max(now_at));
+        self.synced = true;
+    }
+
+    async fn beat(&mut self) {
+        if !self.standing || !self.redis.is_reachable() {
+            return;
+        }
+        if !self.synced {
+            let Some(cache) = self.cache.upgrade() else {
+                return;
+            };
+            self.sync(&cache).await;
+        }
+        let sent = clock().saturating_duration_since(self.base).as_nanos();
+        let known = self.redis.trust.known_watermark();
+        let mut publish = redis::cmd("PUBLISH");
+        publish
+            .arg(&self.own)
+            .arg(format!("{} {sent} {known}", self.connection));
+        let redis = self.redis.clone();
+        tokio::spawn(async move {
+            let _: Result<u64, _> = redis.ask(&publish).await;
+        });
+    }
+}
+
+fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
+    let mut numbers = std::str::from_utf8(payload)
+        .ok()?
+        .split(' ')
+        .map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??, numbers.next()??))
+}
+
+const BEAT: Duration = Duration::from_millis(250);
+
+/// A beat that came back proves so long from when it was sent.
+const SPAN: Duration = Duration::from_secs(1);

@@ -1,0 +1,158 @@
+use std::time::Duration;
+
+use steadfast::Client;
+use steadfast_cache::{Cache, Source, Target};
+use steadfast_drill::fault::{Direction, Fault, Stall, Toxic};
+use steadfast_drill::proxy::Proxy;
+
+use crate::site::{Loader, Site, eventually, get, plain, read_item, write_item};
+
+async fn through(site: &Site, proxy: &Proxy) -> Cache<String> {
+    let client = Client::builder(&format!("redis://{}", proxy.addr()))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    plain(&site.database).redis(client).build().await.unwrap()
+}
+
+fn cut() -> Toxic {
+    Toxic {
+        name: "cut".into(),
+        direction: Direction::Both,
+        toxicity: 1.0,
+        fault: Fault::Stall(Stall::default()),
+    }
+}
+
+#[tokio::test]
+async fn k10_what_another_process_writes_leaves_this_ones_memory() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    for version in 1..10i64 {
+        write_item(&first, 7, version).await;
+        let expected = Some(version.to_string());
+        eventually("the other process sees the write", || async {
+            read_item(&second, 7).await == expected
+        })
+        .await;
+        let answer = second
+            .get("item:7", "user", || async { Ok::<_, std::io::Error>(None) })
+            .await
+            .unwrap();
+        assert_eq!(answer.value, expected);
+    }
+}
+
+#[tokio::test]
+async fn k10_memory_is_not_fresh_from_the_moment_the_channel_is_not_proven() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let loader = Loader::default();
+    for class in ["user", "strict"] {
+        get(&cache, class, class, &loader).await.unwrap();
+        assert_eq!(
+            get(&cache, class, class, &loader).await.unwrap().source,
+            Source::Memory
+        );
+    }
+    site.redis.freeze().unwrap();
+    eventually("memory is not proven", || async {
+        !cache.status().memory_proven
+    })
+    .await;
+    assert_eq!(
+        get(&cache, "strict", "strict", &loader)
+            .await
+            .unwrap()
+            .source,
+        Source::Database
+    );
+    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    let stale = cache.get("user", "user", failing).await.unwrap();
+    assert!(stale.stale.is_some());
+    assert!(cache.get("strict", "strict", failing).await.is_err());
+    site.redis.resume().unwrap();
+    eventually("memory is proven again", || async {
+        cache.status().memory_proven
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k10_an_interruption_in_which_nothing_was_missed_leaves_memory_warm() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let loader = Loader::default();
+    get(&cache, "a", "user", &loader).await.unwrap();
+    site.redis
+        .command(&["CLIENT", "KILL", "TYPE", "pubsub"])
+        .await
+        .unwrap();
+    eventually("the loss is noticed", || async {
+        !cache.status().memory_proven
+    })
+    .await;
+    eventually("memory is proven again", || async {
+        cache.status().memory_proven
+    })
+    .await;
+    assert_eq!(
+        get(&cache, "a", "user", &loader).await.unwrap().source,
+        Source::Memory
+    );
+    assert_eq!(loader.loads(), 1);
+}
+
+#[tokio::test]
+async fn k10_a_process_that_was_cut_off_alone_does_not_believe_its_memory() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let (first, second) = (site.cache().await, through(&site, &proxy).await);
+    write_item(&first, 7, 1).await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
+    let toxic = proxy.add(cut()).await.unwrap();
+    write_item(&first, 7, 2).await;
+    // Nothing can tell the second process for as long as its last proof lasts; then it must ask SQL.
+    eventually("the cut is noticed", || async {
+        !second.status().memory_proven
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+    write_item(&first, 7, 3).await;
+    proxy.remove(toxic).await;
+    eventually("the channel is back", || async {
+        second.status().memory_proven
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("3"));
+}
+
+#[tokio::test]
+async fn k10_all_is_forgotten_everywhere_when_all_is_invalidated() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    for cache in [&first, &second] {
+        get(cache, "a", "user", &loader).await.unwrap();
+    }
+    first.invalidate(&[Target::All]).await.unwrap();
+    assert_eq!(
+        get(&first, "a", "user", &loader).await.unwrap().source,
+        Source::Database
+    );
+    eventually(
+        "the other process loads again or takes the new value",
+        || async {
+            get(&second, "a", "user", &loader)
+                .await
+                .unwrap()
+                .value
+                .as_deref()
+                == Some("2")
+        },
+    )
+    .await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert_eq!(loader.loads(), 2);
+}

@@ -1,0 +1,248 @@
+//! The same promises on each database.
+
+use std::time::Duration;
+
+use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Pool, Source, Target, Tx};
+use steadfast_drill::process::{MariaDb, Postgres, Redis};
+
+use crate::site::{create_table, eventually, plain, read_item, set_item, sqlite, write_item};
+
+async fn cache(database: &Database, redis: &Redis) -> Cache<String> {
+    let client = steadfast::Client::builder(&redis.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    plain(database).redis(client).build().await.unwrap()
+}
+
+async fn writes_are_seen_and_survive(database: Database) {
+    let redis = Redis::start().await.unwrap();
+    create_table(&database).await;
+    let (first, second) = (
+        cache(&database, &redis).await,
+        cache(&database, &redis).await,
+    );
+
+    // In health: at once here, soon elsewhere.
+    assert!(write_item(&first, 7, 1).await);
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
+
+    // In the caller's own transaction of sqlx.
+    match database.pool() {
+        Pool::Sqlite(pool) => {
+            let mut tx = pool.begin().await.unwrap();
+            sqlx::query("UPDATE items SET version = 2")
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            let invalidation = first
+                .invalidate_in(&mut tx, &[Target::key("item:7")])
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert!(invalidation.apply().await);
+        }
+        Pool::MySql(pool) => {
+            let mut tx = pool.begin().await.unwrap();
+            sqlx::query("UPDATE items SET version = 2")
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            let invalidation = first
+                .invalidate_in(&mut tx, &[Target::key("item:7")])
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert!(invalidation.apply().await);
+        }
+        Pool::Postgres(pool) => {
+            let mut tx = pool.begin().await.unwrap();
+            sqlx::query("UPDATE items SET version = 2")
+                .execute(&mut *tx)
+                .await
+                .unwrap();
+            let invalidation = first
+                .invalidate_in(&mut tx, &[Target::key("item:7")])
+                .await
+                .unwrap();
+            tx.commit().await.unwrap();
+            assert!(invalidation.apply().await);
+        }
+        _ => unreachable!(),
+    }
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    eventually("the other process has heard", || async {
+        read_item(&second, 7).await.as_deref() == Some("2")
+    })
+    .await;
+
+    // Rolled back: nothing is invalidated, in the end.
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, 7, 99).await.unwrap();
+    drop(
+        first
+            .invalidate_in(&mut tx, &[Target::key("item:7")])
+            .await
+            .unwrap(),
+    );
+    tx.rollback().await.unwrap();
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+
+    // Odd bytes survive the way through the table.
+    let odd = b"\xff\0\r\n {}".to_vec();
+    assert!(
+        first
+            .invalidate(&[Target::key(&odd), Target::tag(&odd)])
+            .await
+            .unwrap()
+            .applied
+    );
+
+    // Many at once: more than a batch.
+    let many: Vec<_> = (0..600).map(|n| Target::key(format!("item:{n}"))).collect();
+    assert!(first.invalidate(&many).await.is_ok());
+
+    // A write while Redis is away is delivered when it is back.
+    redis.freeze().unwrap();
+    write_item(&first, 7, 3).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("3"));
+    redis.resume().unwrap();
+    eventually("the outbox is drained", || async {
+        database
+            .select("SELECT id FROM steadfast_outbox", &[])
+            .await
+            .unwrap()
+            .is_empty()
+    })
+    .await;
+    eventually("the other process sees it", || async {
+        read_item(&second, 7).await.as_deref() == Some("3")
+    })
+    .await;
+}
+
+async fn rows_become_json(database: Database, sql: &str, expected: serde_json::Value) {
+    let rows = database.select(sql, &[]).await.unwrap();
+    assert_eq!(serde_json::to_value(&rows[0]).unwrap(), expected);
+}
+
+#[tokio::test]
+async fn k7_writes_are_seen_and_survive_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    writes_are_seen_and_survive(Database::connect(&url, DatabaseOptions::default()).unwrap()).await;
+}
+
+#[tokio::test]
+async fn k7_writes_are_seen_and_survive_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    writes_are_seen_and_survive(database.clone()).await;
+    let sql = "SELECT 1 AS n, 1.5e0 AS f, 'text' AS t, NULL AS nothing, CAST('2026-11-23 12:34:56' AS DATETIME) AS at, \
+               CAST(12.30 AS DECIMAL(6,2)) AS amount, X'00ff' AS raw, CAST(18446744073709551615 AS UNSIGNED) AS large";
+    let expected = serde_json::json!({"n": 1, "f": 1.5, "t": "text", "nothing": null, "at": "2026-11-23T12:34:56",
+        "amount": "12.30", "raw": "00ff", "large": 18_446_744_073_709_551_615u64});
+    rows_become_json(database, sql, expected).await;
+}
+
+#[tokio::test]
+async fn k7_writes_are_seen_and_survive_on_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    writes_are_seen_and_survive(database.clone()).await;
+    let sql = "SELECT 1 AS n, 2::bigint AS b, 1.5::float8 AS f, 'text' AS t, NULL::text AS nothing, true AS yes, \
+               TIMESTAMPTZ '2026-11-23 12:34:56+00' AS at, DATE '2026-11-23' AS day, '\\x00ff'::bytea AS raw, \
+               '{\"a\": [1]}'::jsonb AS doc, '0190a5b0-0000-7000-8000-000000000001'::uuid AS id";
+    let expected = serde_json::json!({"n": 1, "b": 2, "f": 1.5, "t": "text", "nothing": null, "yes": true,
+        "at": "2026-11-23T12:34:56.000000Z", "day": "2026-11-23", "raw": "00ff", "doc": {"a": [1]},
+        "id": "0190a5b0-0000-7000-8000-000000000001"});
+    rows_become_json(database.clone(), sql, expected).await;
+    let error = database
+        .select("SELECT 1.5::numeric AS amount", &[])
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("amount") && error.contains("NUMERIC"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn sqlite_rows_become_json_by_the_type_of_the_value() {
+    let (database, _folder) = sqlite().await;
+    let sql = "SELECT 1 AS n, 1.5 AS f, 'text' AS t, NULL AS empty, X'00ff' AS raw";
+    rows_become_json(
+        database,
+        sql,
+        serde_json::json!({"n": 1, "f": 1.5, "t": "text", "empty": null, "raw": "00ff"}),
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn parameters_are_bound_and_not_spliced() {
+    let (database, _folder) = sqlite().await;
+    let odd = "'; DROP TABLE items; --";
+    let rows = database
+        .select("SELECT ? AS given", &[Param::Text(odd.to_owned())])
+        .await
+        .unwrap();
+    assert_eq!(rows[0]["given"], odd);
+    assert!(
+        database
+            .select("SELECT * FROM items", &[])
+            .await
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[tokio::test]
+async fn k9_a_database_that_is_down_is_left_alone_and_used_again() {
+    let server = MariaDb::start().await.unwrap();
+    let mut options = DatabaseOptions::default();
+    options.acquire_timeout = Duration::from_millis(300);
+    let database = Database::connect(&server.url(), options).unwrap();
+    create_table(&database).await;
+    let redis = Redis::start().await.unwrap();
+    let cache = cache(&database, &redis).await;
+    write_item(&cache, 7, 1).await;
+    assert_eq!(read_item(&cache, 7).await.as_deref(), Some("1"));
+    server.kill().await;
+    // What is held is served; what is not is refused, and soon without being tried.
+    assert_eq!(read_item(&cache, 7).await.as_deref(), Some("1"));
+    let try_cold = |n: i64| {
+        let (cache, database) = (cache.clone(), database.clone());
+        async move {
+            let load = move || async move { crate::site::select_item(&database, n).await };
+            cache.get(format!("cold:{n}"), "user", load).await
+        }
+    };
+    let mut refused = false;
+    for n in 0..200 {
+        let error = try_cold(n).await.unwrap_err();
+        if let Some(pause) = error.retry_after() {
+            assert!(pause > Duration::ZERO);
+            refused = true;
+            break;
+        }
+    }
+    assert!(refused, "the breaker never opened");
+    server.restart().await.unwrap();
+    eventually("the database is used again", || async {
+        try_cold(1000)
+            .await
+            .is_ok_and(|answer| answer.source == Source::Database)
+    })
+    .await;
+    let written = cache
+        .write(async |tx: &mut Tx| set_item(tx, 7, 2).await)
+        .invalidates([Target::key("item:7")])
+        .commit()
+        .await;
+    assert!(written.is_ok());
+    assert_eq!(read_item(&cache, 7).await.as_deref(), Some("2"));
+}

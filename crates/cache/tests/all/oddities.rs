@@ -1,0 +1,246 @@
+use bytes::Bytes;
+use steadfast_cache::{Cache, Source, Ttl};
+
+use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+
+async fn of_bytes(site: &Site) -> Cache<Bytes> {
+    Cache::builder_of_bytes(site.database.clone())
+        .redis(site.client().await)
+        .namespace("test")
+        .redis_limit(std::time::Duration::from_millis(500))
+        .class("user", Ttl::default())
+        .build()
+        .await
+        .unwrap()
+}
+
+async fn value_key(cache: &Cache<String>, key: &str) -> String {
+    format!(
+        "test:v:{}:{{{key}}}",
+        cache.status().redis.unwrap().epoch.unwrap()
+    )
+}
+
+#[tokio::test]
+async fn k12_values_of_any_length_and_keys_of_any_bytes_come_back_as_they_were() {
+    let site = Site::start().await;
+    let (first, second) = (of_bytes(&site).await, of_bytes(&site).await);
+    let mut rng = fastrand::Rng::with_seed(12);
+    let noise: Vec<u8> = (0..1 << 20).map(|_| rng.u8(..)).collect();
+    let values = [
+        Bytes::new(),
+        Bytes::from_static(b"\0"),
+        Bytes::from(vec![b'x'; 1 << 20]),
+        Bytes::from(noise),
+    ];
+    let keys: [&[u8]; 6] = [
+        b"",
+        b"with spaces",
+        b"with\r\nnewlines",
+        b"with\0NUL",
+        b"\xff\xfe not UTF-8",
+        b"with {braces} }{",
+    ];
+    for key in keys {
+        for (n, value) in values.iter().enumerate() {
+            let key = [key, n.to_string().as_bytes()].concat();
+            let given = value.clone();
+            first
+                .get(&key, "user", move || async {
+                    Ok::<_, std::io::Error>(Some(given))
+                })
+                .await
+                .unwrap();
+            let never =
+                || async { Err::<Option<Bytes>, _>(std::io::Error::other("must come from Redis")) };
+            let answer = second.get(&key, "user", never).await.unwrap();
+            assert_eq!(
+                (answer.source, answer.value.as_ref()),
+                (Source::Redis, Some(value))
+            );
+        }
+    }
+}
+
+#[tokio::test]
+async fn k12_a_value_above_the_limit_is_answered_and_kept_nowhere() {
+    let site = Site::start().await;
+    let cache = site.builder().await.value_max(100).build().await.unwrap();
+    let large = || async { Ok::<_, std::io::Error>(Some("x".repeat(101))) };
+    for _ in 0..2 {
+        let answer = cache.get("a", "user", large).await.unwrap();
+        assert_eq!(
+            (answer.source, answer.value.map(|value| value.len())),
+            (Source::Database, Some(101))
+        );
+    }
+    assert_eq!(cache.status().counts.oversized, 2);
+}
+
+#[tokio::test]
+async fn k12_a_corrupt_foreign_or_future_value_is_a_counted_miss() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    let loader = Loader::default();
+    let (again, filled) = (loader.clone(), first.clone());
+    let load = || async move {
+        get(&filled, "good", "user", &again).await.unwrap();
+    };
+    load().await;
+    eventually("Redis is filled", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    let name = value_key(&first, "good").await;
+    // What is there, with one bit of the payload turned; a future version; nothing like it; another type; one that never expires.
+    let spoil: [(&str, &[&str]); 5] = [
+        (
+            "corrupt",
+            &[
+                "EVAL",
+                "local v = redis.call('GET', KEYS[1]); redis.call('SET', KEYS[2], v:sub(1, -2) .. '!', 'PX', 9000)",
+                "2",
+            ],
+        ),
+        (
+            "future",
+            &[
+                "EVAL",
+                "local v = redis.call('GET', KEYS[1]); redis.call('SET', KEYS[2], '\\7' .. v:sub(2), 'PX', 9000)",
+                "2",
+            ],
+        ),
+        (
+            "foreign",
+            &[
+                "EVAL",
+                "redis.call('SET', KEYS[2], 'by hand', 'PX', 9000)",
+                "2",
+            ],
+        ),
+        ("list", &["EVAL", "redis.call('LPUSH', KEYS[2], 'x')", "2"]),
+        (
+            "eternal",
+            &[
+                "EVAL",
+                "redis.call('SET', KEYS[2], redis.call('GET', KEYS[1]))",
+                "2",
+            ],
+        ),
+    ];
+    for (key, command) in spoil {
+        let target = value_key(&first, key).await;
+        let command: Vec<&str> = command
+            .iter()
+            .copied()
+            .chain([name.as_str(), target.as_str()])
+            .collect();
+        site.redis.command(&command).await.unwrap();
+        let loads = loader.loads();
+        assert_eq!(
+            get(&first, key, "user", &loader).await.unwrap().source,
+            Source::Database,
+            "{key}"
+        );
+        assert_eq!(loader.loads(), loads + 1);
+        let second = site.cache().await;
+        eventually("it is replaced by a good one", || async {
+            get(&second, key, "user", &loader).await.unwrap().source != Source::Database
+        })
+        .await;
+    }
+    assert!(
+        first.status().counts.damaged >= 4,
+        "{:?}",
+        first.status().counts
+    );
+}
+
+#[tokio::test]
+async fn k12_a_value_of_another_type_is_a_counted_miss() {
+    let site = Site::start().await;
+    let texts = site.cache().await;
+    get(&texts, "a", "user", &Loader::default()).await.unwrap();
+    eventually("Redis is filled", || async {
+        texts.status().counts.fills == 1
+    })
+    .await;
+    let numbers = Cache::<Vec<u64>>::builder(site.database.clone())
+        .redis(site.client().await)
+        .namespace("test")
+        .class("user", Ttl::default())
+        .build()
+        .await
+        .unwrap();
+    let answer = numbers
+        .get("a", "user", || async {
+            Ok::<_, std::io::Error>(Some(vec![1, 2]))
+        })
+        .await
+        .unwrap();
+    assert_eq!(
+        (answer.source, answer.value),
+        (Source::Database, Some(vec![1, 2]))
+    );
+    assert_eq!(numbers.status().counts.damaged, 1);
+}
+
+/// Redis judges expiry by its own clock. One that is set back makes values look as if they had more time left than they were
+/// given, which is not believed.
+#[tokio::test]
+async fn k4_a_value_with_more_time_left_than_it_was_given_is_not_believed() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    let loader = Loader::default();
+    get(&first, "a", "user", &loader).await.unwrap();
+    eventually("Redis is filled", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    let key = value_key(&first, "a").await;
+    site.redis
+        .command(&["PEXPIRE", &key, "90000000"])
+        .await
+        .unwrap();
+    let second = site.cache().await;
+    assert_eq!(
+        get(&second, "a", "user", &loader).await.unwrap().source,
+        Source::Database
+    );
+}
+
+#[tokio::test]
+async fn settings_that_mean_nothing_are_refused_by_name() {
+    let (database, _folder) = sqlite().await;
+    let nan = Ttl {
+        jitter: f64::NAN,
+        ..Ttl::default()
+    };
+    let error = plain(&database)
+        .class("bad", nan)
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("bad") && error.contains("jitter"), "{error}");
+    let error = plain(&database)
+        .class("user", Ttl::default())
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("twice"), "{error}");
+    let error = plain(&database)
+        .namespace("{a}")
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("namespace"), "{error}");
+    let error = Cache::<String>::builder(database)
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("class"), "{error}");
+}
