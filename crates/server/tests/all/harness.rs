@@ -82,6 +82,10 @@ impl Service {
         Self::serve(App::start(config).await.unwrap(), None).await
     }
 
+    pub(crate) async fn from_app(app: App) -> Self {
+        Self::serve(app, None).await
+    }
+
     async fn serve(app: App, demo: Option<Demo>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let addr = listener.local_addr().unwrap();

@@ -1,0 +1,145 @@
+//! The same configuration on each database: only the URL differs.
+
+use serde_json::{Value as Json, json};
+use steadfast_drill::process::{MariaDb, Postgres};
+use steadfast_server::config::{SAMPLE, Sources};
+use steadfast_server::{App, Config};
+
+use crate::harness::{Service, redis};
+
+const MORE: &str = r#"
+[queries.by_flag]
+sql = "SELECT name FROM users WHERE :all OR name = 'Grace Hopper' ORDER BY name"
+params.all = { type = "boolean", default = false }
+
+[queries.by_optional_email]
+sql = "SELECT id FROM users WHERE email = :email OR (:email IS NULL AND email IS NULL)"
+params.email = { type = "string", optional = true }
+
+[queries.few]
+sql = "SELECT id FROM users ORDER BY id"
+max_rows = 2
+"#;
+
+/// Everything the sample promises, through HTTP, on the database at `url`.
+async fn s1_holds_on(url: &str, table: &str) {
+    let redis = redis().await;
+    let more = if url.starts_with("postgres") {
+        // PostgreSQL must be told the type of a parameter that it sees only in IS NULL.
+        MORE.replace(":email IS NULL", "CAST(:email AS TEXT) IS NULL")
+    } else {
+        MORE.to_owned()
+    };
+    let sources = Sources::new()
+        .text("sample", &format!("{SAMPLE}{more}"))
+        .flag("test", "redis.url", redis.url())
+        .flag("test", "database.url", url);
+    let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
+    let mut tx = app.database().begin().await.unwrap();
+    tx.execute(table, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    let service = Service::from_app(app).await;
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+
+    let rows = |json: Json| {
+        json["rows"]
+            .as_array()
+            .cloned()
+            .unwrap_or_else(|| panic!("{json}"))
+    };
+    let search = "/v1/queries/search_users?q=Hopper";
+    assert_eq!(rows(service.get(search).await.json()), Vec::<Json>::new());
+    for (name, phone, email) in [
+        ("Grace Hopper", "100", Some("grace@example.org")),
+        ("Ada Lovelace", "200", None),
+        ("100%_Real!", "300", Some("Ünï@example.org")),
+    ] {
+        let person = json!({"name": name, "phone_number": phone, "email": email});
+        let added = service.post("/v1/statements/create_user", &person).await;
+        assert_eq!(added.status, 200, "{}", added.text());
+        assert_eq!(added.json()["affected"], 1);
+    }
+    let found = rows(service.get(search).await.json());
+    assert_eq!(found.len(), 1);
+    assert_eq!(found[0]["email"], "grace@example.org");
+    assert!(
+        found[0]["created_at"].as_str().unwrap().starts_with("20"),
+        "{found:?}"
+    );
+    assert_eq!(service.get(search).await.json()["source"], "memory");
+
+    let id = found[0]["id"].as_i64().unwrap();
+    let by_id = format!("/v1/queries/user_by_id?id={id}");
+    assert_eq!(
+        rows(service.get(&by_id).await.json())[0]["phone_number"],
+        "100"
+    );
+    let change = json!({"id": id, "phone_number": "101"});
+    service
+        .post("/v1/statements/update_user_phone", &change)
+        .await;
+    assert_eq!(
+        rows(service.get(&by_id).await.json())[0]["phone_number"],
+        "101"
+    );
+
+    for special in ["%25_R", "l!"] {
+        let found = rows(
+            service
+                .get(&format!("/v1/queries/search_users?q={special}"))
+                .await
+                .json(),
+        );
+        assert_eq!(found.len(), 1, "{special}");
+        assert_eq!(found[0]["name"], "100%_Real!");
+    }
+    let quote = service
+        .get("/v1/queries/search_users?q=%27%5C%27%20OR%201=1")
+        .await
+        .json();
+    assert_eq!(rows(quote), Vec::<Json>::new());
+    let count = |path: &'static str| {
+        let service = &service;
+        async move { rows(service.get(path).await.json()).len() }
+    };
+    assert_eq!(count("/v1/queries/by_flag").await, 1);
+    assert_eq!(count("/v1/queries/by_flag?all=true").await, 3);
+    assert_eq!(count("/v1/queries/by_optional_email").await, 1);
+    assert_eq!(
+        count("/v1/queries/by_optional_email?email=%C3%9Cn%C3%AF@example.org").await,
+        1
+    );
+    let few = service.get("/v1/queries/few").await.json();
+    assert_eq!(
+        (few["rows"].as_array().unwrap().len(), &few["truncated"]),
+        (2, &json!(true))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_holds_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("t.db").display());
+    let table = "CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT NOT NULL, phone_number TEXT NOT NULL, \
+                 email TEXT, created_at TEXT NOT NULL)";
+    s1_holds_on(&url, table).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_holds_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let table = "CREATE TABLE users (id BIGINT PRIMARY KEY AUTO_INCREMENT, name VARCHAR(200) NOT NULL, \
+                 phone_number VARCHAR(32) NOT NULL, email VARCHAR(254), created_at DATETIME NOT NULL) \
+                 CHARACTER SET utf8mb4";
+    s1_holds_on(&server.url(), table).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_holds_on_postgresql() {
+    let server = Postgres::start().await.unwrap();
+    let table = "CREATE TABLE users (id BIGSERIAL PRIMARY KEY, name TEXT NOT NULL, phone_number TEXT NOT NULL, \
+                 email TEXT, created_at TIMESTAMPTZ NOT NULL)";
+    s1_holds_on(&server.url(), table).await;
+}
