@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::gauge;
+use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use serde_json::Value as Json;
 use steadfast::{Backoff, BudgetConfig, Client, ConnectionState, RetryPolicy, Stop};
@@ -163,8 +163,15 @@ impl Backend {
             gauge!("steadfast_breaker_state", "state" => name).set(is);
         }
         gauge!("steadfast_redis_in_flight").set(state.in_flight as f64);
-        gauge!("steadfast_redis_reconnects").set(state.reconnects as f64);
-        gauge!("steadfast_redis_stuck_resets").set(state.stuck_resets as f64);
+        counter!("steadfast_redis_attempts_total").absolute(state.attempts);
+        counter!("steadfast_redis_reconnects_total").absolute(state.reconnects);
+        counter!("steadfast_redis_stuck_resets_total").absolute(state.stuck_resets);
+        gauge!("steadfast_redis_mean_recovery_seconds")
+            .set(state.mean_recovery_ms.unwrap_or_default() / 1e3);
+        gauge!("steadfast_redis_round_trip_seconds").set(state.rtt_ms.unwrap_or_default() / 1e3);
+        let guard = self.cache.status().guard;
+        gauge!("steadfast_database_loads_running").set(guard.running as f64);
+        gauge!("steadfast_database_loads_waiting").set(guard.waiting as f64);
     }
 
     pub(crate) async fn close(&self) {

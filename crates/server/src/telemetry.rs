@@ -138,6 +138,48 @@ fn describe() {
         "steadfast_health",
         "Health by check: 1 healthy, 0.5 degraded, 0 unhealthy"
     );
+    describe_gauge!(
+        "steadfast_redis_state",
+        "1 for the state that the connection to Redis is in"
+    );
+    describe_gauge!(
+        "steadfast_breaker_state",
+        "1 for the state that the breaker is in"
+    );
+    describe_gauge!(
+        "steadfast_redis_in_flight",
+        "Calls to Redis that are not answered yet"
+    );
+    describe_counter!(
+        "steadfast_redis_attempts_total",
+        "Attempts to connect to Redis"
+    );
+    describe_counter!(
+        "steadfast_redis_reconnects_total",
+        "Lost connections to Redis that were replaced"
+    );
+    describe_counter!(
+        "steadfast_redis_stuck_resets_total",
+        "Times that a stuck supervisor of a connection was started anew"
+    );
+    describe_gauge!(
+        "steadfast_redis_mean_recovery_seconds",
+        Unit::Seconds,
+        "Mean time from the loss of a connection to the next in service"
+    );
+    describe_gauge!(
+        "steadfast_redis_round_trip_seconds",
+        Unit::Seconds,
+        "Round trip to Redis, smoothed"
+    );
+    describe_gauge!(
+        "steadfast_database_loads_running",
+        "Loads that the database is busy with"
+    );
+    describe_gauge!(
+        "steadfast_database_loads_waiting",
+        "Loads that wait to be admitted to the database"
+    );
     describe_gauge!("steadfast_event_subscribers", "Event streams open");
     describe_gauge!(
         "system_cpu_utilization_ratio",

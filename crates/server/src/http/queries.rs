@@ -5,6 +5,7 @@ use axum::extract::{Path, RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
+use http_body_util::BodyExt;
 use steadfast_cache::Source;
 
 use crate::app::{App, millis};
@@ -94,35 +95,43 @@ pub(super) async fn json_body(
     object(&parts.headers, &body)
 }
 
-async fn whole(app: &App, headers: &HeaderMap, body: Body) -> Result<Bytes, Problem> {
+async fn whole(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
     let limit = app.config().limits.body.as_usize();
-    let too_large = || {
-        Problem::new(
-            ProblemKind::TooLarge,
-            format!("the body is larger than `limits.body` ({limit} bytes)"),
-        )
-    };
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    if announced.is_some_and(|length| length > limit) {
-        return Err(too_large());
-    }
-    match axum::body::to_bytes(body, limit).await {
-        Ok(bytes) => Ok(bytes),
-        Err(error) => {
-            let error = error.into_inner();
-            if error.is::<http_body_util::LengthLimitError>() {
-                Err(too_large())
-            } else {
-                Err(Problem::new(
-                    ProblemKind::Plain,
-                    "the body could not be read to its end",
-                ))
-            }
+    let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(limit));
+    let mut fits = announced.is_none_or(|length| length <= limit);
+    let mut discarded = 0;
+    while fits || discarded < DISCARDED {
+        let Some(frame) = body.frame().await else {
+            break;
+        };
+        let Ok(frame) = frame else {
+            let problem = "the body could not be read to its end";
+            return Err(Problem::new(ProblemKind::Plain, problem));
+        };
+        let Some(data) = frame.data_ref() else {
+            continue;
+        };
+        fits &= kept.len() + data.len() <= limit;
+        if fits {
+            kept.extend_from_slice(data);
+        } else {
+            // Read to the end and thrown away, so that the caller is still there to read why.
+            kept = Vec::new();
+            discarded += data.len();
         }
     }
+    if fits {
+        return Ok(Bytes::from(kept));
+    }
+    let detail = format!("the body is larger than `limits.body` ({limit} bytes)");
+    Err(Problem::new(ProblemKind::TooLarge, detail))
 }
+
+/// How much of a body that is too large is read, before the connection is closed on its sender.
+const DISCARDED: usize = 64 << 20;
 
 fn object(
     headers: &HeaderMap,

@@ -9,12 +9,14 @@ use steadfast_cache::Param;
 
 use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
 
+mod meters;
 pub(crate) mod param;
 pub(crate) mod read;
 pub(crate) mod sql;
 pub(crate) mod template;
 pub(crate) mod write;
 
+use meters::{ReadMeters, WriteMeters};
 use param::{Value, Values};
 use sql::Sql;
 use template::Template;
@@ -39,6 +41,7 @@ pub(crate) struct Query {
     key: Template,
     tags: Vec<Template>,
     max_rows: usize,
+    meters: ReadMeters,
 }
 
 /// A change.
@@ -53,6 +56,7 @@ pub(crate) struct Statement {
     /// Whether it hands rows back.
     returns: bool,
     max_rows: usize,
+    meters: WriteMeters,
 }
 
 impl Programs {
@@ -111,6 +115,7 @@ impl Query {
             key: Template::parse(&config.key).ok()?,
             tags: templates(&config.tags)?,
             max_rows: config.max_rows,
+            meters: ReadMeters::new(name, system_name(dialect)),
         })
     }
 }
@@ -123,6 +128,7 @@ impl Statement {
             description: config.description.clone(),
             params: config.params.clone(),
             returns: sql.returns(),
+            meters: WriteMeters::new(name, system_name(dialect), &sql.verb),
             sql,
             keys: templates(&config.invalidates.keys)?,
             tags: templates(&config.invalidates.tags)?,
@@ -162,6 +168,15 @@ fn bound(sql: &Sql, params: &Params, values: &Values) -> Vec<Param> {
             }
         })
         .collect()
+}
+
+/// OpenTelemetry's name of the database.
+fn system_name(dialect: Dialect) -> &'static str {
+    match dialect {
+        Dialect::Sqlite => "sqlite",
+        Dialect::Mysql => "mysql",
+        Dialect::Postgres => "postgresql",
+    }
 }
 
 fn sorted<'a>(names: impl Iterator<Item = &'a String>) -> Vec<&'a str> {

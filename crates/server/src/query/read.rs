@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use metrics::counter;
 use steadfast_cache::{CacheError, Source, SourceError, StaleReason};
 
 use super::param::Values;
@@ -36,9 +35,12 @@ impl Query {
         let tags = rendered(&self.tags, values);
         let database = app.database().clone();
         let (sql, params) = (self.sql.clone(), bound(&self.sql, &self.params, values));
-        let max_rows = self.max_rows;
+        let (max_rows, asked) = (self.max_rows, self.meters.asked());
         let load = move || async move {
-            let rows = database.select(&sql.text, &params).await?;
+            let begun = now();
+            let rows = database.select(&sql.text, &params).await;
+            asked.took(now().saturating_duration_since(begun));
+            let rows = rows?;
             encode(&rows, max_rows)
         };
         let answer = app
@@ -52,13 +54,7 @@ impl Query {
             Ok(answer) => {
                 app.tally()
                     .read(outcome(answer.source), answer.stale.is_some(), took);
-                counter!(
-                    "steadfast_reads_total",
-                    "query" => self.name.clone(),
-                    "source" => answer.source.as_str(),
-                    "stale" => if answer.stale.is_some() { "true" } else { "false" }
-                )
-                .increment(1);
+                self.meters.answered(answer.source, answer.stale.is_some());
                 Ok(Read {
                     rows: answer.value.unwrap_or(Bytes::from_static(NO_ROWS)),
                     source: answer.source,
@@ -69,12 +65,7 @@ impl Query {
             Err(error) => {
                 let problem = refusal(&self.name, &error);
                 app.tally().read(Outcome::Failed, false, took);
-                counter!(
-                    "steadfast_read_errors_total",
-                    "query" => self.name.clone(),
-                    "error_type" => problem.kind().name()
-                )
-                .increment(1);
+                self.meters.failed(problem.kind());
                 Err(problem)
             }
         }

@@ -1,12 +1,11 @@
 //! A change, with what it makes invalid written down in the same transaction, so that no crash can come between the two.
 
-use metrics::counter;
 use serde::Serialize;
 use steadfast_cache::{SourceError, Target, Tx, WriteError};
 
 use super::param::Values;
 use super::{Statement, bound, rendered};
-use crate::app::App;
+use crate::app::{App, now};
 use crate::problem::{Problem, ProblemKind};
 
 /// What a statement did.
@@ -30,14 +29,30 @@ impl Statement {
         let tags = rendered(&self.tags, values).into_iter().map(Target::tag);
         let result = app
             .cache()
-            .write(async |tx: &mut Tx| self.run(tx, values).await)
+            .write(async |tx: &mut Tx| {
+                let begun = now();
+                let written = self.run(tx, values).await;
+                self.meters
+                    .asked
+                    .took(now().saturating_duration_since(begun));
+                written
+            })
             .invalidates(keys.chain(tags))
             .commit()
             .await;
-        let outcome = if result.is_ok() { "ok" } else { "failed" };
-        counter!("steadfast_writes_total", "statement" => self.name.clone(), "outcome" => outcome)
-            .increment(1);
         app.tally().write();
+        let result = self.judge(result);
+        match &result {
+            Ok(_) => self.meters.done(),
+            Err(problem) => self.meters.failed(problem.kind()),
+        }
+        result
+    }
+
+    fn judge(
+        &self,
+        result: Result<steadfast_cache::Written<Written>, WriteError<SourceError>>,
+    ) -> Result<Written, Problem> {
         match result {
             Ok(written) => Ok(written.value),
             Err(WriteError::Work(error) | WriteError::Source(error)) => Err(self.refusal(&error)),

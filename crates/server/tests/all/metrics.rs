@@ -34,3 +34,76 @@ async fn s4_metrics_have_the_names_of_a_database_client() {
         "no value of a caller becomes a label"
     );
 }
+
+/// The names of metrics in a PromQL expression: what is left once labels, groupings and functions are taken away.
+fn names(expression: &str) -> Vec<String> {
+    let mut bare = String::new();
+    let mut depth = 0_usize;
+    let mut quoted = false;
+    for c in expression.chars() {
+        match c {
+            '"' => quoted = !quoted,
+            '{' | '[' if !quoted => depth += 1,
+            '}' | ']' if !quoted => depth -= 1,
+            _ if depth == 0 && !quoted => bare.push(c),
+            _ => {}
+        }
+    }
+    for grouping in ["by", "without"] {
+        while let Some(start) = bare.find(&format!("{grouping} (")) {
+            let end = start + bare[start..].find(')').unwrap();
+            bare.replace_range(start..=end, "");
+        }
+    }
+    bare.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_' || c == ':'))
+        .filter(|word| word.contains('_') && !word.contains(':') && *word != "histogram_quantile")
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn only_metrics_count_as_names_of_metrics() {
+    let expression = "histogram_quantile(0.9, sum by (le, db_name) (rate(a_b{c_d=\"e_{f}\",g=~\"$h\"}[5m]))) > x_y * 0.5 and r:e_c:5m > 1";
+    assert_eq!(names(expression), ["a_b", "x_y"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_each_metric_that_the_dashboard_and_the_alerts_name_is_exported() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
+    let rules = std::fs::read_to_string(format!("{root}/prometheus/rules.yml")).unwrap();
+    let dashboard = std::fs::read_to_string(format!("{root}/grafana/steadfast.json")).unwrap();
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    let mut expressions: Vec<String> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("expr: "))
+        .map(str::to_owned)
+        .collect();
+    assert!(expressions.len() > 15);
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().into_iter().flatten() {
+            expressions.push(target["expr"].as_str().unwrap().to_owned());
+        }
+    }
+    assert!(expressions.len() > 50);
+
+    let service = Service::demo().await;
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    service.get("/v1/queries/search_users?q=hopper").await;
+    let exported = service.get("/metrics").await.text();
+    for expression in expressions {
+        let names = names(&expression);
+        assert!(
+            !names.is_empty() || expression.contains("steadfast:"),
+            "{expression}"
+        );
+        for name in names {
+            let line = |end: &str| exported.contains(&format!("\n{name}{end}"));
+            assert!(
+                line("{") || line(" "),
+                "{name}, in {expression}, is not exported"
+            );
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Counters of one query or statement, looked up once: a name and three labels take longer to find than a hit in memory
+//! takes to answer. They exist from the start, so that a first error is a rise from nought and not a series from nowhere.
+
+use std::time::Duration;
+
+use metrics::{Counter, Histogram, counter, histogram};
+use steadfast_cache::Source;
+
+use crate::problem::ProblemKind;
+
+/// The kinds of problem that a read or a write can end in.
+const KINDS: [ProblemKind; 4] = [
+    ProblemKind::Overloaded,
+    ProblemKind::Unavailable,
+    ProblemKind::Timeout,
+    ProblemKind::Conflict,
+];
+
+/// How often a query was answered, and from where.
+#[derive(Debug)]
+pub(super) struct ReadMeters {
+    /// By memory, Redis and database; fresh, then stale.
+    answers: [[Meter; 2]; 3],
+    errors: [Meter; KINDS.len()],
+    asked: SqlMeter,
+}
+
+impl ReadMeters {
+    pub(super) fn new(query: &str, system: &'static str) -> Self {
+        let answers = ["memory", "redis", "database"].map(|source| {
+            ["false", "true"].map(|stale| {
+                Meter(counter!(
+                    "steadfast_reads_total",
+                    "query" => query.to_owned(),
+                    "source" => source,
+                    "stale" => stale
+                ))
+            })
+        });
+        let errors = KINDS.map(|kind| {
+            Meter(counter!(
+                "steadfast_read_errors_total",
+                "query" => query.to_owned(),
+                "error_type" => kind.name()
+            ))
+        });
+        Self {
+            answers,
+            errors,
+            asked: SqlMeter::new(system, "SELECT"),
+        }
+    }
+
+    pub(super) fn answered(&self, source: Source, stale: bool) {
+        let row = match source {
+            Source::Memory => 0,
+            Source::Redis => 1,
+            _ => 2,
+        };
+        self.answers[row][usize::from(stale)].0.increment(1);
+    }
+
+    pub(super) fn failed(&self, kind: ProblemKind) {
+        count_error(&self.errors, kind);
+    }
+
+    /// What times the questions to the database.
+    pub(super) fn asked(&self) -> SqlMeter {
+        self.asked.clone()
+    }
+}
+
+/// How often a statement was run, and how it ended.
+#[derive(Debug)]
+pub(super) struct WriteMeters {
+    ok: Meter,
+    errors: [Meter; KINDS.len()],
+    pub(super) asked: SqlMeter,
+}
+
+impl WriteMeters {
+    pub(super) fn new(statement: &str, system: &'static str, verb: &str) -> Self {
+        let meter = |outcome: &'static str| {
+            Meter(counter!(
+                "steadfast_writes_total",
+                "statement" => statement.to_owned(),
+                "outcome" => outcome
+            ))
+        };
+        let operation = ["INSERT", "UPDATE", "DELETE", "REPLACE"];
+        let operation = operation.into_iter().find(|known| *known == verb);
+        Self {
+            ok: meter("ok"),
+            errors: KINDS.map(|kind| meter(kind.name())),
+            asked: SqlMeter::new(system, operation.unwrap_or("OTHER")),
+        }
+    }
+
+    pub(super) fn done(&self) {
+        self.ok.0.increment(1);
+    }
+
+    pub(super) fn failed(&self, kind: ProblemKind) {
+        count_error(&self.errors, kind);
+    }
+}
+
+/// Times what is asked of the database, as OpenTelemetry names it.
+#[derive(Clone)]
+pub(super) struct SqlMeter(Histogram);
+
+impl SqlMeter {
+    fn new(system: &'static str, operation: &'static str) -> Self {
+        Self(histogram!(
+            "db_client_operation_duration_seconds",
+            "db_system_name" => system,
+            "db_operation_name" => operation
+        ))
+    }
+
+    pub(super) fn took(&self, duration: Duration) {
+        self.0.record(duration);
+    }
+}
+
+impl std::fmt::Debug for SqlMeter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SqlMeter")
+    }
+}
+
+struct Meter(Counter);
+
+impl std::fmt::Debug for Meter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meter")
+    }
+}
+
+fn count_error(errors: &[Meter; KINDS.len()], kind: ProblemKind) {
+    if let Some(index) = KINDS.iter().position(|known| *known == kind) {
+        errors[index].0.increment(1);
+    }
+}
