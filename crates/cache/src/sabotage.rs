@@ -3,6 +3,10 @@
 /// Which rule is broken. All false in every program that is not such a test.
 #[derive(Clone, Copy, Debug, Default)]
 #[doc(hidden)]
+#[cfg_attr(
+    not(any(test, feature = "sabotage")),
+    expect(unreachable_pub, reason = "only tests can reach it")
+)]
 pub struct Sabotage {
     /// Invalidations are not written to the outbox.
     pub outbox_off: bool,

@@ -3,14 +3,20 @@
 
 mod completions;
 mod config;
+mod demo;
 mod drill;
 mod probe;
+mod serve;
 mod status;
 
 use crate::failure::Failure;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
+    /// Serve queries and statements over HTTP, as a configuration file says
+    Serve(serve::Args),
+    /// Try it: the service with a Redis and a table of users of its own
+    Demo(demo::Args),
     /// Break a private Redis on purpose, and judge what users would have felt
     #[command(subcommand)]
     Drill(drill::Command),
@@ -28,6 +34,8 @@ pub(crate) enum Command {
 impl Command {
     pub(crate) async fn run(self) -> Result<(), Failure> {
         match self {
+            Self::Serve(args) => args.run().await,
+            Self::Demo(args) => args.run().await,
             Self::Drill(command) => command.run().await,
             Self::Probe(args) => args.run().await,
             Self::Status(args) => args.run().await,

@@ -1,7 +1,7 @@
 //! Standard output that may be a pipe whose reader has left: the macros of std panic then, these return the error.
 
 use std::fmt;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// One line on standard output, there before this returns.
 pub(crate) fn line(text: impl fmt::Display) -> io::Result<()> {
@@ -20,4 +20,9 @@ pub(crate) fn row(name: &str, text: impl fmt::Display) -> io::Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Whether whoever reads standard output can be expected to like colours (see no-color.org).
+pub(crate) fn has_colour() -> bool {
+    io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
 }

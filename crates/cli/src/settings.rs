@@ -22,9 +22,13 @@ pub(crate) struct Flags {
 impl Flags {
     /// Reads and checks everything.
     pub(crate) fn load(&self) -> Result<Config, Failure> {
-        self.sources()
-            .and_then(|sources| Config::load(&sources))
-            .map_err(refusal)
+        self.load_with_sources().map(|(config, _)| config)
+    }
+
+    /// The same, with where it came from, to be read again later.
+    pub(crate) fn load_with_sources(&self) -> Result<(Config, Sources), Failure> {
+        let sources = self.sources().map_err(refusal)?;
+        Ok((Config::load(&sources).map_err(refusal)?, sources))
     }
 
     fn sources(&self) -> Result<Sources, ConfigError> {

@@ -159,9 +159,12 @@ async fn populate(url: &str) -> Result<(), StartError> {
             .collect();
         tx.execute(&insert, &params).await.map_err(failed)?;
     }
-    tx.execute("CREATE INDEX users_by_name ON users (name)", &[])
-        .await
-        .map_err(failed)?;
+    tx.execute(
+        "CREATE INDEX users_search ON users (name, phone_number)",
+        &[],
+    )
+    .await
+    .map_err(failed)?;
     tx.commit().await.map_err(failed)?;
     database.close().await;
     Ok(())

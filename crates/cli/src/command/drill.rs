@@ -1,19 +1,31 @@
 //! `steadfast drill`: the lab at the command line.
 
 mod list;
+mod progress;
+mod run;
+
+use steadfast_drill::scenario;
 
 use crate::failure::Failure;
+use crate::output::line;
 
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Command {
     /// List the drills that come with the program, with a sentence each
     List(list::Args),
+    /// Run drills and report what users would have felt
+    Run(run::Args),
+    /// Print the JSON schema of scenario files, for editors
+    #[command(after_help = "Example:\n  steadfast drill schema > scenario.schema.json")]
+    Schema,
 }
 
 impl Command {
     pub(super) async fn run(self) -> Result<(), Failure> {
         match self {
             Self::List(args) => args.run(),
+            Self::Run(args) => args.run().await,
+            Self::Schema => Ok(line(scenario::SCHEMA.trim_end())?),
         }
     }
 }

@@ -1,7 +1,9 @@
 //! The built program as its users meet it: what it prints, how it ends, what it leaves behind.
-#![allow(clippy::unwrap_used, dead_code)]
+#![allow(clippy::unwrap_used)]
 
 mod config;
+mod demo;
+mod drill;
 mod help;
 mod probe;
 mod program;

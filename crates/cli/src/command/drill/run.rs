@@ -1,0 +1,186 @@
+//! `steadfast drill run`: breaks a private Redis as a scenario says, beside a control that takes it as it comes. Progress goes
+//! to standard error and the report to standard output, so that the one can be watched while the other is kept.
+
+use std::path::{Path, PathBuf};
+
+use steadfast_drill::report::{self, Report};
+use steadfast_drill::run::{RunError, RunOptions};
+use steadfast_drill::scenario::{self, Scenario};
+use steadfast_server::drills::Subjects;
+use tokio_util::sync::CancellationToken;
+
+use super::progress;
+use crate::failure::{Failure, Status};
+use crate::mistakes::{InFile, Mistakes};
+use crate::output::{has_colour, line};
+use crate::signals::Signals;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+The exit status is the verdict: 0 if every drill passed, 1 if one failed, 69 if there is no
+redis-server, 130 if interrupted. Nothing is broken but servers that the drill itself starts, and
+nothing is left running.
+
+Examples:
+  steadfast drill run crash
+  steadfast drill run restart-5s --out /tmp/restart
+  steadfast drill run crash freeze ./mine.toml --no-control")]
+pub(crate) struct Args {
+    /// Names from `steadfast drill list`, or paths of scenario files
+    #[arg(value_name = "NAME", required_unless_present = "all")]
+    names: Vec<String>,
+    /// Every drill that comes with the program
+    #[arg(long, conflicts_with = "names")]
+    all: bool,
+    /// Write report.json, report.html and junit.xml here; with several drills, into a folder for each
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Leave out the plain client that runs beside for comparison
+    #[arg(long)]
+    no_control: bool,
+    /// Draw all chance from another seed than the scenario's
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let signals = Signals::listen()?;
+        let scenarios = self.scenarios()?;
+        let folders: Vec<_> = scenarios
+            .iter()
+            .map(|scenario| self.folder(scenario))
+            .collect();
+        for folder in folders.iter().flatten() {
+            std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
+        }
+        let stop = CancellationToken::new();
+        let stopper = stop.clone();
+        tokio::spawn(async move {
+            signals.asked_to_stop().await;
+            stopper.cancel();
+        });
+
+        let mut reports = Vec::new();
+        for (scenario, folder) in scenarios.iter().zip(&folders) {
+            let report = self.run_one(scenario, stop.clone()).await?;
+            line(report::table::render(&report, has_colour()).trim_end())?;
+            if let Some(folder) = folder {
+                write_all(folder, &report)?;
+                line(format_args!(
+                    "\nthe same to look at and to keep: {}",
+                    folder.join("report.html").display()
+                ))?;
+            }
+            reports.push(report);
+        }
+        if let [_, _, ..] = reports[..] {
+            line(format_args!(
+                "\n{}",
+                report::table::summary(&reports, has_colour())
+            ))?;
+        }
+        match reports.iter().all(Report::passed) {
+            true => Ok(()),
+            false => Err(Failure::said(Status::Failed)),
+        }
+    }
+
+    fn scenarios(&self) -> Result<Vec<Scenario>, Failure> {
+        if self.all {
+            return Ok(scenario::all());
+        }
+        self.names.iter().map(|name| find(name)).collect()
+    }
+
+    fn folder(&self, scenario: &Scenario) -> Option<PathBuf> {
+        let out = self.out.as_ref()?;
+        let single = !self.all && self.names.len() == 1;
+        Some(if single {
+            out.clone()
+        } else {
+            out.join(scenario.name.replace('/', "-"))
+        })
+    }
+
+    async fn run_one(
+        &self,
+        scenario: &Scenario,
+        stop: CancellationToken,
+    ) -> Result<Report, Failure> {
+        let (shown, progress) = progress::start(scenario);
+        let options = RunOptions {
+            control: !self.no_control,
+            seed: self.seed,
+            progress: Some(progress),
+            stop,
+        };
+        let factory = Subjects::default();
+        let outcome = steadfast_drill::run::run(scenario, &factory, options).await;
+        shown.end();
+        outcome.map_err(|error| ended(&error))
+    }
+}
+
+/// A scenario by its name, or by the path of its file.
+fn find(name: &str) -> Result<Scenario, Failure> {
+    if let Some(scenario) = scenario::builtin(name) {
+        return Ok(scenario);
+    }
+    if !name.contains('/') && !name.ends_with(".toml") {
+        return Err(Failure::new(Status::Usage, format_args!("there is no drill `{name}`"))
+            .hint("`steadfast drill list` names them; a scenario of your own is given by its path, ./mine.toml"));
+    }
+    let text = std::fs::read_to_string(name).map_err(|error| {
+        Failure::new(
+            Status::Config,
+            format_args!("the scenario {name} cannot be read: {error}"),
+        )
+    })?;
+    Scenario::parse(&text).map_err(|error| {
+        let mut mistakes = Mistakes::default();
+        let at = InFile {
+            name,
+            text: &text,
+            line: error.line,
+            column: error.column,
+            span: error.span.clone(),
+        };
+        mistakes.in_file(&at, &error.message, None);
+        Failure::mistakes(Status::Config, mistakes)
+    })
+}
+
+fn write_all(folder: &Path, report: &Report) -> Result<(), Failure> {
+    let forms = [
+        ("report.json", report::json::render(report)),
+        ("report.html", report::html::render(report)),
+        (
+            "junit.xml",
+            report::junit::render(std::slice::from_ref(report)),
+        ),
+    ];
+    for (name, text) in forms {
+        let file = folder.join(name);
+        std::fs::write(&file, text).map_err(|error| unwritable(&file, &error))?;
+    }
+    Ok(())
+}
+
+fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
+    Failure::new(
+        Status::Failed,
+        format_args!("cannot write {}: {error}", path.display()),
+    )
+}
+
+fn ended(error: &RunError) -> Failure {
+    match error {
+        RunError::Interrupted => Failure::new(
+            Status::Interrupted,
+            "interrupted; all that the drill started has been ended",
+        ),
+        RunError::Server(_) => Failure::new(Status::Unavailable, error),
+        _ => Failure::new(Status::Failed, error),
+    }
+}

@@ -1,0 +1,68 @@
+//! `steadfast serve`: the service, as one file configures it.
+
+use steadfast_server::{App, BindError, Served, telemetry};
+
+use crate::failure::{Failure, Status, chain};
+use crate::output::line;
+use crate::settings::Flags;
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+SIGTERM or Ctrl-C drains and ends; a second one ends at once. SIGHUP reads the configuration again.
+
+Examples:
+  steadfast config sample > steadfast.toml
+  steadfast serve --config steadfast.toml
+  REDIS_URL=redis://cache:6379 steadfast serve --config steadfast.toml --listen 127.0.0.1:9000")]
+pub(crate) struct Args {
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Args {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        let (config, sources) = self.flags.load_with_sources()?;
+        let telemetry = telemetry::init(&config)
+            .map_err(|error| Failure::new(Status::Config, chain(&error)))?;
+        let listener = steadfast_server::bind(&config.server)
+            .await
+            .map_err(|error| unbound(&error))?;
+        let address = listener.local_addr()?;
+        let nothing = config.queries.is_empty() && config.statements.is_empty();
+        let app = App::start(config)
+            .await
+            .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
+        line(format_args!("steadfast serves at http://{address}"))?;
+        if nothing {
+            line("no query is configured; begin with: steadfast config sample > steadfast.toml")?;
+        }
+        let served = steadfast_server::run(listener, app, Some(sources)).await;
+        telemetry.shutdown();
+        finished(served?)
+    }
+}
+
+/// An address that cannot be listened on.
+pub(super) fn unbound(error: &BindError) -> Failure {
+    let status = match error {
+        BindError::NotLoopback { .. } => Status::Config,
+        _ => Status::Unavailable,
+    };
+    Failure::new(status, error)
+}
+
+/// What the end of a service means for the process.
+pub(super) fn finished(served: Served) -> Result<(), Failure> {
+    match served {
+        Served::Drained => Ok(()),
+        Served::Unfinished { requests } => Err(Failure::new(
+            Status::Failed,
+            format_args!("{requests} requests were not finished within the drain limit"),
+        )
+        .hint("raise `server.drain_limit`, or look for what keeps them")),
+        _ => Err(Failure::new(
+            Status::Interrupted,
+            "stopped at once, without draining",
+        )),
+    }
+}

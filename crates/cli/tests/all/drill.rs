@@ -1,0 +1,166 @@
+use crate::program::{finish, run, signal, steadfast};
+
+fn written(folder: &std::path::Path) -> serde_json::Value {
+    serde_json::from_str(&std::fs::read_to_string(folder.join("report.json")).unwrap()).unwrap()
+}
+
+/// The built-in drill of that name as a short one, since its length is not what is tested here.
+const SHORT: &str = "
+name = 'short crash'
+about = 'Redis is killed for a moment.'
+phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '1s', recovered = '1s' }
+[load]
+rate = 100
+keys = 100
+[[steps]]
+fault = 'crash'
+";
+
+#[tokio::test]
+async fn a_drill_ends_with_a_table_a_report_and_its_verdict_as_status() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
+    std::fs::write(&file, SHORT).unwrap();
+    let ended = run(&[
+        "drill",
+        "run",
+        file.to_str().unwrap(),
+        "--out",
+        out.to_str().unwrap(),
+        "--seed",
+        "7",
+    ])
+    .await;
+    let report = written(&out);
+    assert_eq!(report["verdict"], "passed", "{}", ended.all());
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    assert_eq!(report["seed"], 7);
+    for field in [
+        "schema",
+        "scenario",
+        "phases",
+        "recovery",
+        "kpis",
+        "connection",
+        "database",
+        "control",
+    ] {
+        assert!(!report[field].is_null(), "no {field} in {report}");
+    }
+    let phases: Vec<_> = report["phases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|phase| &phase["name"])
+        .collect();
+    assert!(phases.len() >= 3, "{phases:?}");
+    assert!(report["control"]["phases"].is_array(), "{report}");
+    assert!(
+        std::fs::read_to_string(out.join("report.html"))
+            .unwrap()
+            .contains("short crash")
+    );
+    assert!(
+        std::fs::read_to_string(out.join("junit.xml"))
+            .unwrap()
+            .contains("<testsuite")
+    );
+    assert!(
+        ended.stdout.contains("short crash") && ended.stdout.contains("recovery"),
+        "{}",
+        ended.all()
+    );
+    assert!(
+        ended.stderr.contains("fault"),
+        "no progress was told: {}",
+        ended.all()
+    );
+}
+
+#[tokio::test]
+async fn a_verdict_that_cannot_be_met_is_status_1() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("strict.toml");
+    std::fs::write(&file, format!("{SHORT}[thresholds]\nslowest = '1us'\n")).unwrap();
+    let ended = run(&["drill", "run", file.to_str().unwrap(), "--no-control"]).await;
+    assert_eq!(ended.status, Some(1), "{}", ended.all());
+    assert!(ended.stdout.contains("FAILED"), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn ctrl_c_ends_a_drill_with_status_130() {
+    let mut child = steadfast(&["drill", "run", "crash", "--no-control"])
+        .spawn()
+        .unwrap();
+    let stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut lines = std::io::BufRead::lines(stderr);
+    let first = lines.next().unwrap().unwrap();
+    assert!(first.starts_with("crash"), "{first}");
+    signal(child.id(), "INT");
+    let rest = tokio::task::spawn_blocking(move || {
+        lines.map_while(Result::ok).collect::<Vec<_>>().join("\n")
+    });
+    let ended = finish(child).await;
+    assert_eq!(ended.status, Some(130), "{}", ended.all());
+    assert!(rest.await.unwrap().contains("interrupted"));
+}
+
+#[tokio::test]
+async fn a_scenario_with_a_mistake_is_refused_at_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("bad.toml");
+    std::fs::write(&file, SHORT.replace("'crash'", "'earthquake'")).unwrap();
+    let ended = run(&["drill", "run", file.to_str().unwrap()]).await;
+    assert_eq!(ended.status, Some(78), "{}", ended.all());
+    assert!(
+        ended.stderr.contains("bad.toml:9:9") && ended.stderr.contains("earthquake"),
+        "{}",
+        ended.all()
+    );
+}
+
+#[tokio::test]
+async fn an_unknown_drill_is_status_2_and_a_missing_server_69() {
+    let ended = run(&["drill", "run", "brew-coffee"]).await;
+    assert_eq!(ended.status, Some(2), "{}", ended.all());
+    assert!(
+        ended.stderr.contains("brew-coffee") && ended.stderr.contains("drill list"),
+        "{}",
+        ended.all()
+    );
+
+    let empty = tempfile::tempdir().unwrap();
+    let mut command = steadfast(&["drill", "run", "crash"]);
+    let ended = finish(command.env("PATH", empty.path()).spawn().unwrap()).await;
+    assert_eq!(ended.status, Some(69), "{}", ended.all());
+    assert!(ended.stderr.contains("redis-server"), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn the_schema_is_json() {
+    let ended = run(&["drill", "schema"]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    let schema: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert!(schema["properties"]["phases"].is_object(), "{schema}");
+}
+
+#[tokio::test]
+async fn the_drills_are_listed_with_a_sentence_each() {
+    let ended = run(&["drill", "list"]).await;
+    for name in ["crash", "restart-5s"] {
+        assert!(
+            ended
+                .stdout
+                .lines()
+                .any(|line| line.starts_with(name) && line.ends_with('.')),
+            "{}",
+            ended.all()
+        );
+    }
+    let names = run(&["drill", "list", "--names"]).await;
+    assert!(
+        names.stdout.lines().all(|name| !name.contains(' ')),
+        "{}",
+        names.all()
+    );
+}
