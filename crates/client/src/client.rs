@@ -425,7 +425,7 @@ impl Scoped {
             .await
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    pub(crate) fn db(&self) -> i64 {
+        self.client.db()
     }
 }

@@ -3,48 +3,39 @@
 use redis::{Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value};
 
 use crate::client::{Client, Scoped};
+use crate::session::Session;
 
-impl redis::aio::ConnectionLike for Client {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move { self.send(cmd).await.map_err(RedisError::from) })
-    }
+/// The one way in which a type that sends becomes a connection of redis-rs.
+macro_rules! connection_like {
+    ($type:ty) => {
+        impl redis::aio::ConnectionLike for $type {
+            fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
+                Box::pin(async move { self.send(cmd).await.map_err(RedisError::from) })
+            }
 
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(async move { cut(self.send_pipeline(pipeline).await?, offset, count) })
-    }
+            fn req_packed_commands<'a>(
+                &'a mut self,
+                pipeline: &'a Pipeline,
+                offset: usize,
+                count: usize,
+            ) -> RedisFuture<'a, Vec<Value>> {
+                Box::pin(async move { cut(self.send_pipeline(pipeline).await?, offset, count) })
+            }
 
-    fn get_db(&self) -> i64 {
-        self.db()
-    }
+            fn get_db(&self) -> i64 {
+                self.db()
+            }
+        }
+    };
 }
 
-impl redis::aio::ConnectionLike for Scoped {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move { self.send(cmd).await.map_err(RedisError::from) })
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(async move { cut(self.send_pipeline(pipeline).await?, offset, count) })
-    }
-
-    fn get_db(&self) -> i64 {
-        self.client().db()
-    }
-}
+connection_like!(Client);
+connection_like!(Scoped);
+connection_like!(Session);
 
 /// What redis-rs asks for of all replies: `count` from `offset`. An error among those before is worth more than what follows it (the reason why
 /// a transaction was aborted, say).
-pub(crate) fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
+fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
     if offset > 0 {
         let kept = replies.split_off(offset.min(replies.len()));
         let aborted = kept

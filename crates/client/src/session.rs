@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use redis::{Cmd, Pipeline, RedisError, RedisFuture, Value};
+use redis::{Cmd, Pipeline, Value};
 
 use crate::dedicated::Dedicated;
 use crate::error::Error;
@@ -43,33 +43,21 @@ impl Session {
         self.connection.send(cmd, &self.options).await
     }
 
+    /// Sends a pipeline or transaction and returns all its replies in order, as
+    /// [`Client::send_pipeline`](crate::Client::send_pipeline) does.
+    ///
+    /// # Errors
+    /// The pipeline as a whole failed; nothing is ever repeated.
+    pub async fn send_pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
+        self.connection.send_pipeline(pipeline, &self.options).await
+    }
+
+    pub(crate) fn db(&self) -> i64 {
+        self.db
+    }
+
     /// False once its connection is lost.
     pub fn is_open(&self) -> bool {
         self.connection.is_open()
-    }
-}
-
-impl redis::aio::ConnectionLike for Session {
-    fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-        Box::pin(async move { self.send(cmd).await.map_err(RedisError::from) })
-    }
-
-    fn req_packed_commands<'a>(
-        &'a mut self,
-        pipeline: &'a Pipeline,
-        offset: usize,
-        count: usize,
-    ) -> RedisFuture<'a, Vec<Value>> {
-        Box::pin(async move {
-            let replies = self
-                .connection
-                .send_pipeline(pipeline, &self.options)
-                .await?;
-            crate::redis_rs::cut(replies, offset, count)
-        })
-    }
-
-    fn get_db(&self) -> i64 {
-        self.db
     }
 }
