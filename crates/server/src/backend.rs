@@ -124,7 +124,12 @@ impl Backend {
                 ),
             ),
         };
-        let rtt = status.rtt_ms.map(|ms| Duration::from_secs_f64(ms / 1e3));
+        // What a server took before it went away says nothing of it now.
+        let in_service = status.state == ConnectionState::Ready;
+        let rtt = status
+            .rtt_ms
+            .filter(|_| in_service)
+            .map(|ms| Duration::from_secs_f64(ms / 1e3));
         let breaker = match status.breaker {
             "closed" => Check::new(Status::Healthy, "closed: calls pass"),
             "half_open" => Check::new(Status::Degraded, "half-open: a few calls pass, on trial"),

@@ -102,6 +102,19 @@ impl Service {
         }
     }
 
+    /// One that something else serves.
+    pub(crate) fn at(app: App, addr: SocketAddr) -> Self {
+        Self {
+            app,
+            addr,
+            shutdown: Shutdown::new(),
+            serving: tokio::spawn(async { Served::Drained }),
+            client: Client::builder(TokioExecutor::new()).build_http(),
+            _demo: None,
+            _folder: None,
+        }
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
     }

@@ -2,7 +2,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use steadfast_server::Served;
+use serde_json::{Value as Json, json};
+use steadfast_server::config::Sources;
+use steadfast_server::{App, Config, Served, run};
 
 use crate::harness::{PATIENCE, Service};
 
@@ -82,4 +84,85 @@ async fn s9_a_service_told_not_to_wait_does_not() {
         .await
         .unwrap();
     assert_eq!(served.unwrap(), Served::Forced);
+}
+
+/// One test for all signals: they reach the whole process, so two such tests would hear each other's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s9_signals_reload_drain_and_end() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("steadfast.toml");
+    let write = |more: &str| {
+        let database = folder.path().join("t.db");
+        let text = format!(
+            "redis.url = 'redis://127.0.0.1:1'\ndatabase.url = 'sqlite://{}'\nserver.drain_delay = '1h'\n\
+             queries.one.sql = 'SELECT 1 AS n'\n{more}",
+            database.display()
+        );
+        std::fs::write(&file, text).unwrap();
+    };
+    write("");
+    let sources = Sources::new().file(&file).unwrap();
+    let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let addr = listener.local_addr().unwrap();
+    let running = tokio::spawn(run(listener, app.clone(), Some(sources)));
+    let service = Service::at(app, addr);
+    assert_eq!(service.get("/v1/queries/two").await.status, 404);
+
+    write(
+        "queries.two.sql = 'SELECT 2 AS n'\n[log]\nlevel = 'warn'\n[redis.breaker]\nmin_calls = 7",
+    );
+    signal("HUP");
+    let told = event(&service, "reloaded").await;
+    assert_eq!(told["needs_restart"], json!(["redis"]));
+    let two = service.get("/v1/queries/two").await;
+    assert_eq!(two.json()["rows"][0]["n"], 2, "{}", two.text());
+
+    write("queries.two.sql = 'DROP TABLE users'");
+    signal("HUP");
+    assert_eq!(event(&service, "reload_refused").await["mistakes"], 1);
+    assert_eq!(
+        service.get("/v1/queries/two").await.status,
+        200,
+        "the old configuration stays"
+    );
+
+    signal("TERM");
+    event(&service, "draining").await;
+    assert_eq!(service.get("/health/ready").await.status, 503);
+    assert_eq!(
+        service.get("/v1/queries/one").await.status,
+        200,
+        "it serves while it drains"
+    );
+    signal("INT");
+    let served = tokio::time::timeout(PATIENCE, running)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    assert_eq!(served, Served::Forced);
+}
+
+fn signal(name: &str) {
+    let pid = std::process::id().to_string();
+    let sent = std::process::Command::new("kill")
+        .args([&format!("-{name}"), &pid])
+        .status();
+    assert!(sent.unwrap().success());
+}
+
+/// The last event of that name, once it is told.
+async fn event(service: &Service, name: &str) -> Json {
+    let found = async {
+        loop {
+            let history = service.get("/v1/history").await.json();
+            let mut events = history["events"].as_array().unwrap().iter().rev();
+            if let Some(event) = events.find(|event| event["event"] == name) {
+                return event.clone();
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, found).await.unwrap()
 }
