@@ -2,7 +2,9 @@
 
 mod list;
 mod progress;
+mod proxy;
 mod run;
+mod target;
 
 use steadfast_drill::scenario;
 
@@ -15,6 +17,8 @@ pub(crate) enum Command {
     List(list::Args),
     /// Run drills and report what users would have felt
     Run(run::Args),
+    /// Stand in front of a server and break the wire, by the API of Toxiproxy
+    Proxy(proxy::Args),
     /// Print the JSON schema of scenario files, for editors
     #[command(after_help = "Example:\n  steadfast drill schema > scenario.schema.json")]
     Schema,
@@ -25,6 +29,7 @@ impl Command {
         match self {
             Self::List(args) => args.run(),
             Self::Run(args) => args.run().await,
+            Self::Proxy(args) => args.run().await,
             Self::Schema => Ok(line(scenario::SCHEMA.trim_end())?),
         }
     }

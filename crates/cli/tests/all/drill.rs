@@ -1,10 +1,15 @@
-use crate::program::{finish, run, signal, steadfast};
+use std::net::SocketAddr;
+
+use steadfast_drill::process::Redis;
+
+use crate::program::{Lines, finish, is_running, run, signal, steadfast, wait};
+use crate::web::get;
 
 fn written(folder: &std::path::Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(folder.join("report.json")).unwrap()).unwrap()
 }
 
-/// The built-in drill of that name as a short one, since its length is not what is tested here.
+/// A short drill that only a subject which does not work at all can fail: what is tested here is the program around it.
 const SHORT: &str = "
 name = 'short crash'
 about = 'Redis is killed for a moment.'
@@ -15,12 +20,22 @@ keys = 100
 [[steps]]
 fault = 'crash'
 ";
+const LENIENT: &str = "
+[thresholds]
+connection_success = '1%'
+fallback = '99%'
+recovery = '30s'
+hit_rate = '1%'
+errors = '99%'
+slowest = '1m'
+allowed_age = '1m'
+";
 
 #[tokio::test]
 async fn a_drill_ends_with_a_table_a_report_and_its_verdict_as_status() {
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
-    std::fs::write(&file, SHORT).unwrap();
+    std::fs::write(&file, format!("{SHORT}{LENIENT}")).unwrap();
     let ended = run(&[
         "drill",
         "run",
@@ -163,4 +178,71 @@ async fn the_drills_are_listed_with_a_sentence_each() {
         "{}",
         names.all()
     );
+}
+
+#[tokio::test]
+async fn an_application_of_the_users_own_is_judged_by_how_it_ends() {
+    let redis = Redis::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
+    std::fs::write(&file, SHORT.replace("rate = 100", "rate = 1")).unwrap();
+    let target = redis.addr().to_string();
+    let run_application = async |command: &str| {
+        let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());
+        run(&[
+            "drill",
+            "run",
+            file,
+            "--target",
+            &target,
+            "--command",
+            command,
+            "--out",
+            out,
+        ])
+        .await
+    };
+    let ended = run_application("test -n \"$REDIS_URL\" && exit 3").await;
+    assert_eq!(ended.status, Some(1), "{}", ended.all());
+    assert_eq!(written(&out)["exit_status"], 3, "{}", ended.all());
+    assert!(
+        redis.pid().is_some_and(is_running),
+        "the user's own server was broken"
+    );
+
+    redis.kill().await;
+    let ended = run_application("true").await;
+    assert_eq!(ended.status, Some(69), "{}", ended.all());
+    assert!(ended.stderr.contains(&target), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn d7_the_proxy_is_driven_by_toxiproxys_api_and_ends_with_ctrl_c() {
+    let redis = Redis::start().await.unwrap();
+    let upstream = redis.addr().to_string();
+    let mut proxy = steadfast(&[
+        "drill",
+        "proxy",
+        "--upstream",
+        &upstream,
+        "--api",
+        "127.0.0.1:0",
+    ])
+    .spawn()
+    .unwrap();
+    let mut lines = Lines::of(&mut proxy);
+    let address = |line: String| -> SocketAddr {
+        let found = line
+            .split([' ', '/', ','])
+            .find_map(|word| word.parse().ok());
+        found.unwrap_or_else(|| panic!("no address in {line:?}"))
+    };
+    let (listens, api) = (address(lines.next()), address(lines.next()));
+    let proxies = get(api, "/proxies").await;
+    assert_eq!(proxies.json()["redis"]["upstream"], upstream, "{proxies:?}");
+    let ended = run(&["probe", &format!("redis://{listens}"), "--operations", "30"]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+
+    signal(proxy.id(), "INT");
+    assert_eq!(wait(&mut proxy).await, Some(0));
 }

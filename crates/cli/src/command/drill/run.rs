@@ -10,6 +10,7 @@ use steadfast_server::drills::Subjects;
 use tokio_util::sync::CancellationToken;
 
 use super::progress;
+use super::target::{self, Target};
 use crate::failure::{Failure, Status};
 use crate::mistakes::{InFile, Mistakes};
 use crate::output::{has_colour, line};
@@ -24,7 +25,8 @@ nothing is left running.
 Examples:
   steadfast drill run crash
   steadfast drill run restart-5s --out /tmp/restart
-  steadfast drill run crash freeze ./mine.toml --no-control")]
+  steadfast drill run crash freeze ./mine.toml --no-control
+  steadfast drill run restart-5s --target 127.0.0.1:6379 --command './my-application'")]
 pub(crate) struct Args {
     /// Names from `steadfast drill list`, or paths of scenario files
     #[arg(value_name = "NAME", required_unless_present = "all")]
@@ -41,6 +43,11 @@ pub(crate) struct Args {
     /// Draw all chance from another seed than the scenario's
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Make this many calls, in phases as much longer or shorter; how many look-ups `loop` makes
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    calls: Option<u64>,
+    #[command(flatten)]
+    target: Target,
 }
 
 impl Args {
@@ -61,6 +68,15 @@ impl Args {
             stopper.cancel();
         });
 
+        if let Some(options) = self.target.options(&stop) {
+            let [scenario] = &scenarios[..] else {
+                return Err(Failure::new(
+                    Status::Usage,
+                    "an application is drilled by one drill at a time",
+                ));
+            };
+            return passed(target::run(scenario, options, folders[0].as_deref()).await?);
+        }
         let mut reports = Vec::new();
         for (scenario, folder) in scenarios.iter().zip(&folders) {
             let report = self.run_one(scenario, stop.clone()).await?;
@@ -80,17 +96,25 @@ impl Args {
                 report::table::summary(&reports, has_colour())
             ))?;
         }
-        match reports.iter().all(Report::passed) {
-            true => Ok(()),
-            false => Err(Failure::said(Status::Failed)),
-        }
+        passed(reports.iter().all(Report::passed))
     }
 
     fn scenarios(&self) -> Result<Vec<Scenario>, Failure> {
-        if self.all {
-            return Ok(scenario::all());
+        let found: Result<Vec<_>, _> = match self.all {
+            true => Ok(scenario::all()),
+            false => self.names.iter().map(|name| find(name)).collect(),
+        };
+        let mut scenarios = found?;
+        if let Some(calls) = self.calls {
+            scenarios = scenarios
+                .into_iter()
+                .map(|scenario| scenario.with_calls(calls))
+                .collect();
         }
-        self.names.iter().map(|name| find(name)).collect()
+        for scenario in &mut scenarios {
+            scenario.seed = self.seed.unwrap_or(scenario.seed);
+        }
+        Ok(scenarios)
     }
 
     fn folder(&self, scenario: &Scenario) -> Option<PathBuf> {
@@ -111,7 +135,7 @@ impl Args {
         let (shown, progress) = progress::start(scenario);
         let options = RunOptions {
             control: !self.no_control,
-            seed: self.seed,
+            seed: None,
             progress: Some(progress),
             stop,
         };
@@ -160,11 +184,24 @@ fn write_all(folder: &Path, report: &Report) -> Result<(), Failure> {
             report::junit::render(std::slice::from_ref(report)),
         ),
     ];
-    for (name, text) in forms {
-        let file = folder.join(name);
-        std::fs::write(&file, text).map_err(|error| unwritable(&file, &error))?;
+    forms
+        .iter()
+        .try_for_each(|(name, text)| write(folder, name, text).map(drop))
+}
+
+/// Writes a file, and says which.
+pub(super) fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf, Failure> {
+    let file = folder.join(name);
+    std::fs::write(&file, text).map_err(|error| unwritable(&file, &error))?;
+    Ok(file)
+}
+
+fn passed(all: bool) -> Result<(), Failure> {
+    if all {
+        Ok(())
+    } else {
+        Err(Failure::said(Status::Failed))
     }
-    Ok(())
 }
 
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
