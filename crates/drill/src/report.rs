@@ -424,6 +424,7 @@ pub(crate) fn title(name: &str) -> &str {
         "recovery" => "Recovery",
         "hit_rate" => "Hit rate",
         "errors" => "Failed reads",
+        "write_errors" => "Failed writes",
         "wrong_answers" => "Wrong answers",
         "slowest_call" => "Slowest call",
         "exit_status" => "Exit status",

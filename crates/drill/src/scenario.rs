@@ -271,6 +271,8 @@ pub struct Thresholds {
     pub hit_rate: f64,
     /// The share of reads that fail, in the whole run, is below this. Default 0.01.
     pub errors: f64,
+    /// The share of writes that fail, in the whole run, is below this. Default 0.01.
+    pub write_errors: f64,
     /// No call takes longer than this. Default 1.25 s: the usual deadline of one second, and what a busy machine adds.
     pub slowest: Duration,
     /// An answer this much older than the database is wrong, unless it says that it is stale. Default 2 s.
@@ -287,6 +289,7 @@ impl Default for Thresholds {
             recovery: Duration::from_secs(1),
             hit_rate: 0.80,
             errors: 0.01,
+            write_errors: 0.01,
             slowest: Duration::from_millis(1250),
             allowed_age: Duration::from_secs(2),
             control_fails: true,

@@ -8,6 +8,7 @@
 //! | recovery | from the last healing to full recovery | recovery | < 1 s (the control: 30 s) |
 //! | hit_rate | reads answered by memory or Redis ÷ reads answered | baseline, recovered | > 80 % |
 //! | errors | reads that failed ÷ reads | whole run | < 1 % |
+//! | write_errors | writes that failed ÷ writes, if there were any | whole run | < 1 % |
 //! | wrong_answers | answers too old that do not say so | whole run | 0 |
 //! | slowest_call | the longest call | whole run | ≤ 1.25 s |
 
@@ -140,6 +141,18 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
             )
         },
     ];
+    let writes = whole.written + whole.writes_failed;
+    if writes > 0 {
+        let failed = ratio(
+            "write_errors",
+            "whole run",
+            share(whole.writes_failed, writes),
+            thresholds.write_errors,
+            Bound::Below,
+            "writes that failed ÷ writes",
+        );
+        kpis.insert(4, failed);
+    }
     if breaks {
         let full = Kpi {
             unit: Unit::Ms,
@@ -310,6 +323,19 @@ mod tests {
         );
         let kpis = judge(&never, &Thresholds::default(), Role::Resilient, false);
         assert!(kpis.iter().all(|kpi| kpi.name != "recovery"));
+    }
+
+    #[test]
+    fn d4_failed_writes_count_by_themselves() {
+        let mut record = record([0; 5], [0; 5]);
+        assert!(
+            judge(&record, &Thresholds::default(), Role::Plain, false)
+                .iter()
+                .all(|kpi| kpi.name != "write_errors")
+        );
+        record.call(at(2500), at(2500), at(2501), Ended::WriteFailed("redis"));
+        assert_eq!(kpi(&record, "write_errors").value, Some(1.0));
+        assert!(kpi(&record, "errors").pass);
     }
 
     #[test]

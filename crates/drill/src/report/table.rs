@@ -64,30 +64,28 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
 
 /// One line for each report, for a run of many.
 pub fn summary<'a>(reports: impl IntoIterator<Item = &'a Report>, colour: bool) -> String {
-    let mut table = new_table(&[
-        "scenario",
-        "steadfast",
-        "failed reads",
-        "slowest",
-        "recovery",
-        "control",
-        "failed reads",
-        "slowest",
-        "recovery",
-    ]);
+    let figures = ["failed reads", "writes", "wrong", "slowest", "recovery"];
+    let header = [
+        &["scenario", "steadfast"][..],
+        &figures,
+        &["control"],
+        &figures,
+    ]
+    .concat();
+    let mut table = new_table(&header);
     for report in reports {
         let mut row = vec![Cell::new(&report.scenario)];
         row.extend(summarised(Some(report), colour));
         row.extend(summarised(report.control.as_deref(), colour));
         table.add_row(row);
     }
-    align_right(&mut table, &[2, 3, 4, 6, 7, 8]);
+    align_right(&mut table, &[2, 3, 4, 5, 6, 8, 9, 10, 11, 12]);
     finished(table, colour)
 }
 
-fn summarised(report: Option<&Report>, colour: bool) -> [Cell; 4] {
+fn summarised(report: Option<&Report>, colour: bool) -> [Cell; 6] {
     let Some(report) = report else {
-        return ["–"; 4].map(Cell::new);
+        return ["–"; 6].map(Cell::new);
     };
     let value = |name| {
         let kpi = report.kpis.iter().find(|kpi| kpi.name == name);
@@ -96,6 +94,8 @@ fn summarised(report: Option<&Report>, colour: bool) -> [Cell; 4] {
     [
         verdict(report.verdict, colour),
         value("errors"),
+        value("write_errors"),
+        value("wrong_answers"),
         value("slowest_call"),
         value("recovery"),
     ]
