@@ -1,11 +1,12 @@
 //! The cache's promises on real servers.
-#![allow(clippy::unwrap_used, missing_docs)]
+#![allow(clippy::unwrap_used, clippy::print_stdout, missing_docs)]
 
 mod batches;
 mod coherence;
 mod degradation;
 mod engines;
 mod flights;
+mod history;
 mod oddities;
 mod outbox;
 mod provenance;

@@ -1,0 +1,174 @@
+//! Every read compared with what SQL held.
+//!
+//! Several real processes read and write the same items through their caches, while Redis is killed, frozen, cut off from one of them,
+//! restored from an old snapshot, replaced by a lagging replica, and made to forget keys, and while processes die between a commit and its
+//! relay. Each process writes down what it did and when; afterwards each read is held against the contract in
+//! `docs/design/consistency.md`. A contract that nothing can break proves nothing, so each rule of the cache is also broken on purpose, and
+//! the checker must notice.
+//!
+//! `STEADFAST_SOAK_SECONDS` makes the runs longer, `STEADFAST_SEED` repeats a run.
+
+mod faults;
+mod judge;
+mod worker;
+
+use std::path::Path;
+use std::time::Duration;
+
+use steadfast_cache::{Database, DatabaseOptions};
+use steadfast_drill::process::{MariaDb, Postgres};
+
+use faults::{Fault, Stage};
+use judge::{History, Verdict};
+use worker::{Break, Order};
+
+/// Everything that can happen to Redis and to a process.
+const ALL: &[Fault] = &[
+    Fault::Restart,
+    Fault::Freeze,
+    Fault::CutOffOne,
+    Fault::RestoreSnapshot,
+    Fault::Failover,
+    Fault::Evict,
+    Fault::DieAfterCommit,
+];
+
+const WORKERS: usize = 3;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k8_no_read_breaks_the_contract_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let verdict = run(&url, soak(), ALL, None, folder.path()).await;
+    verdict.assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k8_no_read_breaks_the_contract_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run(&server.url(), soak(), ALL, None, folder.path())
+        .await
+        .assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k8_no_read_breaks_the_contract_on_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run(&server.url(), soak(), ALL, None, folder.path())
+        .await
+        .assert_kept();
+}
+
+/// Breaks a rule under the faults against which it is there; the checker must see it.
+async fn must_be_caught(rule: Break, faults: &[Fault]) {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let verdict = run(
+        &url,
+        Duration::from_secs(30),
+        faults,
+        Some(rule),
+        folder.path(),
+    )
+    .await;
+    assert!(
+        !verdict.violations.is_empty(),
+        "{rule:?} was not noticed in {} reads",
+        verdict.reads
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k7_the_checker_notices_that_the_outbox_is_off() {
+    must_be_caught(
+        Break::Outbox,
+        &[Fault::Freeze, Fault::CutOffOne, Fault::DieAfterCommit],
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k6_the_checker_notices_that_leases_are_not_checked() {
+    must_be_caught(Break::Lease, &[Fault::CutOffOne]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k8_the_checker_notices_that_the_watermark_is_ignored() {
+    must_be_caught(Break::Watermark, &[Fault::RestoreSnapshot]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k3_the_checker_notices_that_flights_are_not_detached() {
+    must_be_caught(Break::Flight, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k6_the_checker_notices_that_stripes_are_not_bumped() {
+    must_be_caught(Break::Stripe, &[]).await;
+}
+
+/// The other half of this file: what the processes above run. Started on its own it only shows that it cannot be given nonsense.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_of_the_history() {
+    match std::env::var(worker::ORDER) {
+        Ok(order) => worker::work(Order::parse(&order).unwrap()).await,
+        Err(_) => assert!(Order::parse("nonsense").is_none()),
+    }
+}
+
+/// Ten seconds, unless a soak is asked for.
+fn soak() -> Duration {
+    let seconds = std::env::var("STEADFAST_SOAK_SECONDS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    Duration::from_secs(seconds.unwrap_or(10))
+}
+
+fn seed() -> u64 {
+    std::env::var("STEADFAST_SEED")
+        .ok()
+        .and_then(|text| text.parse().ok())
+        .unwrap_or(2026)
+}
+
+/// Runs the processes and the faults. With a broken rule it ends as soon as a violation is found.
+async fn run(
+    url: &str,
+    span: Duration,
+    faults: &[Fault],
+    rule: Option<Break>,
+    folder: &Path,
+) -> Verdict {
+    let database = Database::connect(url, DatabaseOptions::default()).unwrap();
+    worker::create_items(&database).await;
+    let mut stage = Stage::set(WORKERS, faults, url, rule, folder, seed()).await;
+    let began = tokio::time::Instant::now();
+    // Writers fall silent before the end, so that what a reader then still gets wrong it would get wrong for ever.
+    let quiet = judge::BOUND + Duration::from_secs(1);
+    stage.begin(span + quiet, span);
+    while began.elapsed() < span {
+        stage.next_fault().await;
+        if rule.is_some() && !judge::judge(&History::read(folder)).violations.is_empty() {
+            break;
+        }
+    }
+    stage.heal().await;
+    if rule.is_none() {
+        stage
+            .wait_for_the_end(quiet + Duration::from_secs(20))
+            .await;
+    }
+    drop(stage);
+    let verdict = judge::judge(&History::read(folder));
+    println!(
+        "seed {}: {} reads, {} commits, {} refused; faults: {}",
+        seed(),
+        verdict.reads,
+        verdict.commits,
+        verdict.refused,
+        verdict.faults
+    );
+    verdict
+}
