@@ -183,12 +183,7 @@ impl Hub {
         self.incidents
             .lock()
             .note(connection, event.at_ms, &event.kind);
-        if self.keep > 0 {
-            if history.len() == self.keep {
-                history.pop_front();
-            }
-            history.push_back(event.clone());
-        }
+        remember(&mut history, self.keep, &event);
         // Sent under the lock, so that every listener sees events in their order; it does not block.
         let _ = self.live.send(event);
     }
@@ -205,6 +200,42 @@ impl Hub {
         Events {
             live: self.live.subscribe(),
         }
+    }
+}
+
+/// Attempts that fail for the same reason, one after another, are one entry that counts them: or a long outage would push its own beginning out.
+fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
+    if keep == 0 {
+        return;
+    }
+    if let Some(last) = history.back_mut()
+        && last.connection == event.connection
+        && same_failure(&last.kind, &event.kind)
+    {
+        *last = event.clone();
+        return;
+    }
+    if history.len() == keep {
+        history.pop_front();
+    }
+    history.push_back(event.clone());
+}
+
+fn same_failure(a: &EventKind, b: &EventKind) -> bool {
+    match (a, b) {
+        (
+            EventKind::ConnectFailed {
+                attempt: earlier,
+                cause: a,
+                ..
+            },
+            EventKind::ConnectFailed {
+                attempt: later,
+                cause: b,
+                ..
+            },
+        ) => a == b && later > earlier,
+        _ => false,
     }
 }
 
@@ -231,7 +262,14 @@ fn log(connection: usize, kind: &EventKind) {
             attempt,
             cause,
             retry_in_ms,
-        } => tracing::warn!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis"),
+        } => {
+            // An outage of an hour is some 14 000 attempts: the first tells what is wrong, a doubling number of them that it still is.
+            if attempt.is_power_of_two() {
+                tracing::warn!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
+            } else {
+                tracing::debug!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
+            }
+        }
         EventKind::Lost {
             cause,
             unknown,
@@ -292,5 +330,51 @@ impl Events {
             Err(broadcast::error::RecvError::Lagged(missed)) => Some(EventOrGap::Gap(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(attempt: u32, cause: &str) -> EventKind {
+        EventKind::ConnectFailed {
+            attempt,
+            cause: cause.into(),
+            retry_in_ms: 250.0,
+        }
+    }
+
+    #[test]
+    fn a_long_outage_does_not_push_its_own_beginning_out_of_the_history() {
+        let hub = Hub::new(10);
+        hub.emit(0, EventKind::Reauthenticated);
+        for attempt in 1..1000 {
+            hub.emit(0, failed(attempt, "refused"));
+        }
+        hub.emit(0, failed(1000, "loading"));
+        let history = hub.history();
+        let names: Vec<_> = history.iter().map(|event| event.kind.name()).collect();
+        assert_eq!(
+            names,
+            ["reauthenticated", "connect_failed", "connect_failed"]
+        );
+        assert!(matches!(
+            history[1].kind,
+            EventKind::ConnectFailed { attempt: 999, .. }
+        ));
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_too_slow_is_told_how_much_it_missed() {
+        let hub = Hub::new(10);
+        let mut events = hub.subscribe();
+        for attempt in 1..=300 {
+            hub.emit(0, failed(attempt, "refused"));
+        }
+        let Some(EventOrGap::Gap(missed)) = events.next().await else {
+            panic!("it missed some");
+        };
+        assert_eq!(missed, 300 - 256);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use steadfast_core::conn::Reply;
-use steadfast_core::policy::breaker::Transition;
+use steadfast_core::policy::breaker::{Cause, Transition};
 use steadfast_core::policy::{Budget, LatencyEstimate};
 
 use crate::connect::{self, Identity};
@@ -162,9 +162,23 @@ impl Shared {
             let kind = EventKind::Breaker {
                 from: state_name(transition.from),
                 to: state_name(transition.to),
-                cause: format!("{:?}", transition.cause),
+                cause: breaker_cause(transition.cause),
             };
             self.hub.emit(0, kind);
         }
+    }
+}
+
+fn breaker_cause(cause: Cause) -> String {
+    match cause {
+        Cause::ConsecutiveFailures { failed } => format!("{failed} failures in a row"),
+        Cause::FailureRate { failed, calls } => format!("{failed} of {calls} calls failed"),
+        Cause::SlowCalls { slow, calls } => format!("{slow} of {calls} calls were slow"),
+        Cause::OpenTimeOver => "its time is over: a few calls are let through on trial".into(),
+        Cause::ProbeFailed => "a trial failed".into(),
+        Cause::ProbesSucceeded => "the trials succeeded".into(),
+        Cause::OwnProbe => "the client's own probe succeeded".into(),
+        Cause::ByHand => "switched by hand".into(),
+        other => format!("{other:?}"),
     }
 }
