@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::certainty::Refusal;
-use steadfast_core::command::{self, BlockFor, Class, Effect, Shared as MayShare};
+use steadfast_core::command::{self, BlockFor, Class, Effect, Instead, Shared as MayShare};
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Outcome, Permit};
 use steadfast_core::policy::retry::Step;
@@ -21,8 +21,9 @@ use crate::guard::{Guard, Pass};
 use crate::lane::{Ask, Gate, Lane, Submitted};
 use crate::link::Link;
 use crate::options::CallOptions;
+use crate::settings::Role;
 use crate::shared::{Fencing, Shared};
-use crate::slot::Ended;
+use crate::slot::{Ended, Rejoin};
 
 /// What is to be sent.
 #[derive(Clone, Copy)]
@@ -32,6 +33,7 @@ pub(crate) enum Payload<'a> {
 }
 
 /// What was found out about a payload before it is sent.
+#[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) effect: Effect,
@@ -80,7 +82,7 @@ impl<'a> Payload<'a> {
 impl Plan {
     fn allowed(self, class: &Class, shared_connection: bool) -> Result<Self, Error> {
         match class.shared {
-            MayShare::No(instead) if shared_connection => {
+            MayShare::No(instead) if shared_connection || instead != Instead::Session => {
                 Err(Error::not_sent(ErrorKind::Refused {
                     command: class.name,
                     instead,
@@ -217,9 +219,9 @@ pub(crate) async fn call(
         limit,
         deadline: started.checked_add(limit).unwrap_or(started),
     };
-    let mut seq = None;
-    let result = match call.attempt(started, &mut seq).await {
-        Err(error) if call.may_repeat(&error) => Box::pin(call.repeat(error, options, seq)).await,
+    let mut place = Place::default();
+    let result = match call.attempt(started, &mut place).await {
+        Err(error) if call.may_repeat(&error) => Box::pin(call.repeat(error, options, place)).await,
         result => result,
     };
     if let Err(error) = &result {
@@ -234,10 +236,9 @@ pub(crate) async fn call_dedicated(
     lane: &Lane,
     payload: Payload<'_>,
     plan: Plan,
-    options: &CallOptions,
+    started: Instant,
+    limit: Duration,
 ) -> Result<Reply, Error> {
-    let started = clock::now();
-    let limit = plan.limit(options, shared.settings.deadline)?;
     let call = Call {
         shared,
         lane,
@@ -250,13 +251,25 @@ pub(crate) async fn call_dedicated(
     };
     let ask = Ask {
         replies: call.plan.replies,
+        started,
         deadline: call.deadline,
-        now: started,
+        now: clock::now(),
         seq: None,
     };
     let submitted = lane.submit(ask, |out| payload.encode(out))?;
-    let (_, result) = call.judge(submitted.pending.await);
-    result.inspect_err(crate::metrics::count_error)
+    let mut place = Place::default();
+    let (_, result) = call.judge(submitted.pending.await, &mut place);
+    result
+}
+
+/// Where a call stands in the order of submission.
+#[derive(Default)]
+struct Place {
+    seq: Option<u64>,
+    /// The connection in service when it was last submitted.
+    epoch: u64,
+    /// The next connection waits for this call to come again.
+    rejoin: Option<Rejoin>,
 }
 
 struct Call<'a> {
@@ -273,28 +286,36 @@ struct Call<'a> {
 
 impl Call<'_> {
     /// One attempt: breaker, doomed calls, bounds, connection.
-    async fn attempt(&self, now: Instant, seq: &mut Option<u64>) -> Result<Reply, Error> {
+    async fn attempt(&self, now: Instant, place: &mut Place) -> Result<Reply, Error> {
         let pass = self.admit(now)?;
+        let transition = pass.permit.transition().copied();
+        self.shared.breaker_changed(transition);
         let mut permit = Kept::new(&self.shared.guard, pass.permit);
+        let mut now = now;
         if let Some(turn) = pass.not_before {
             self.wait_for_turn(turn).await?;
+            now = clock::now();
         }
         self.refuse_if_doomed(now)?;
         let ask = Ask {
             replies: self.plan.replies,
+            started: self.started,
             deadline: self.deadline,
             now,
-            seq: *seq,
+            seq: place.seq,
         };
+        place.epoch = self.link.map_or(0, Link::epoch);
         let payload = self.payload;
-        let Submitted {
-            pending,
-            seq: place,
-        } = self.lane.submit(ask, |out| payload.encode(out))?;
-        *seq = Some(place);
-        let ended = pending.await;
-        let (outcome, result) = self.judge(ended);
-        if let (Some(outcome), Some(permit)) = (outcome, permit.take()) {
+        let Submitted { pending, seq } = self.lane.submit(ask, |out| payload.encode(out))?;
+        place.seq = Some(seq);
+        place.rejoin = None;
+        let (outcome, result) = self.judge(pending.await, place);
+        if let Some(mut outcome) = outcome
+            && let Some(permit) = permit.take()
+        {
+            if permit.is_probe() && outcome == Outcome::Success {
+                outcome = self.judge_probe(clock::now().saturating_duration_since(now));
+            }
             let transition =
                 self.shared
                     .guard
@@ -332,11 +353,21 @@ impl Call<'_> {
         self.shared
             .latency
             .admit(left, now)
-            .map_err(|_| doomed(steadfast_core::policy::deadline::PILOT_EVERY))
+            .map_err(|refused| doomed(refused.retry_after))
+    }
+
+    /// A probe that takes too long has not succeeded; one with a longer deadline of its own may take it.
+    fn judge_probe(&self, took: Duration) -> Outcome {
+        let settings = &self.shared.settings;
+        if self.limit > settings.deadline {
+            Outcome::Success
+        } else {
+            settings.breaker.judge(took)
+        }
     }
 
     /// What an end means for the caller and for the breaker.
-    fn judge(&self, ended: Ended) -> (Option<Outcome>, Result<Reply, Error>) {
+    fn judge(&self, ended: Ended, place: &mut Place) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
             Ended::Answered { reply, at } => match refusal_in(&reply, self.plan.opaque) {
                 None => {
@@ -347,12 +378,16 @@ impl Call<'_> {
                 Some(error) => {
                     let outcome = match error.refusal() {
                         Some(Refusal::Lasting) | None => Outcome::Success,
-                        Some(Refusal::WrongServer) => {
-                            self.reset("the server became a replica");
-                            Outcome::Failure
-                        }
+                        // Where any role will do, it is the command that is wrong here.
+                        Some(Refusal::WrongServer) => match self.shared.settings.role {
+                            Role::Primary => {
+                                self.reset(place.epoch, "the server became a replica");
+                                Outcome::Failure
+                            }
+                            Role::Any => Outcome::Success,
+                        },
                         Some(Refusal::Unauthenticated) => {
-                            self.reset("the connection lost its authentication");
+                            self.reset(place.epoch, "the connection lost its authentication");
                             Outcome::Failure
                         }
                         Some(Refusal::Passing) => Outcome::Failure,
@@ -367,16 +402,21 @@ impl Call<'_> {
                 (Some(Outcome::Failure), Err(Error::new(kind, certainty)))
             }
             // The supervisor counts the loss, once.
-            Ended::Lost { certainty, cause } => {
+            Ended::Lost {
+                certainty,
+                cause,
+                rejoin,
+            } => {
+                place.rejoin = rejoin;
                 (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
             }
             Ended::Turned => (None, Err(self.lane.refusal(clock::now()))),
         }
     }
 
-    fn reset(&self, cause: &str) {
+    fn reset(&self, epoch: u64, cause: &str) {
         if let Some(link) = self.link {
-            link.reset(cause);
+            link.reset(epoch, cause);
         }
     }
 
@@ -384,7 +424,10 @@ impl Call<'_> {
     fn may_repeat(&self, error: &Error) -> bool {
         let passing = match error.kind() {
             ErrorKind::Lost { .. } => true,
-            ErrorKind::Server(_) => error.refusal() != Some(Refusal::Lasting),
+            ErrorKind::Server(_) => match error.refusal() {
+                Some(Refusal::WrongServer) => self.shared.settings.role == Role::Primary,
+                refusal => refusal != Some(Refusal::Lasting),
+            },
             _ => false,
         };
         passing
@@ -407,7 +450,7 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut seq: Option<u64>,
+        mut place: Place,
     ) -> Result<Reply, Error> {
         let mut policy = self.shared.settings.retry.clone();
         if let Some(attempts) = options.attempts {
@@ -416,31 +459,27 @@ impl Call<'_> {
         let mut state =
             RetryState::new(policy, self.started, Some(self.deadline), self.shared.rng());
         let mut free = true;
+        // One attempt that may have had an effect outweighs all others that had none.
+        let mut unknown = false;
         loop {
+            unknown |= error.certainty() == Certainty::Unknown;
             let now = clock::now();
             let lost = matches!(error.kind(), ErrorKind::Lost { .. });
             let Step::Pause(pause) = state.next(now) else {
-                return Err(error);
+                return Err(error.at_best(unknown));
             };
             if !(lost && std::mem::take(&mut free)) && self.shared.budget.try_withdraw(now).is_err()
             {
-                return Err(error);
+                return Err(error.at_best(unknown));
             }
             // After a loss, waiting for the next connection is the pause.
             if !lost {
                 tokio::time::sleep(pause).await;
             }
             self.shared.metrics.retries.increment(1);
-            match self.attempt(clock::now(), &mut seq).await {
+            match self.attempt(clock::now(), &mut place).await {
                 Err(next) if self.may_repeat(&next) => error = next,
-                // Refused at once, after an attempt that may have had an effect: that is what the caller must know.
-                Err(next)
-                    if next.certainty() == Certainty::NotSent
-                        && error.certainty() == Certainty::Unknown =>
-                {
-                    return Err(Error::new(next.kind().clone(), Certainty::Unknown));
-                }
-                result => return result,
+                result => return result.map_err(|error| error.at_best(unknown)),
             }
         }
     }
@@ -460,11 +499,24 @@ fn clock_if_needed(outcome: Outcome, then: Instant) -> Instant {
     }
 }
 
-/// The refusal in a reply, if it is one: of a single command any error; of a pipeline only if every reply is a passing one.
+/// A transaction of which nothing ran.
+fn was_aborted(replies: &[Value]) -> bool {
+    matches!(replies.last(), Some(Value::ServerError(error)) if error.code() == "EXECABORT")
+}
+
+/// The refusal in a reply, if it is one: of a single command any error; of a pipeline only if every reply is a passing one; of a transaction
+/// that was aborted, the passing one that aborted it.
 fn refusal_in(reply: &Reply, opaque: bool) -> Option<Error> {
     match reply {
         Reply::One(Value::ServerError(error)) => Some(Error::server(error.clone(), opaque)),
         Reply::One(_) => None,
+        Reply::Many(replies) if was_aborted(replies) => replies
+            .iter()
+            .filter_map(|reply| match reply {
+                Value::ServerError(error) => Some(Error::server(error.clone(), false)),
+                _ => None,
+            })
+            .find(|error| error.refusal() != Some(Refusal::Lasting)),
         Reply::Many(replies) => {
             let mut first = None;
             for reply in replies {

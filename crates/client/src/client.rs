@@ -71,7 +71,7 @@ pub struct Status {
     pub reconnects: u64,
     /// Times that the watchdog had to start a supervisor anew.
     pub stuck_resets: u64,
-    /// Mean time from the loss of a connection to the next in service.
+    /// Mean length of the outages that are over.
     pub mean_recovery_ms: Option<f64>,
     /// What ended the last connection or attempt.
     pub last_error: Option<String>,
@@ -200,7 +200,8 @@ impl Client {
         if inner.closed.load(Ordering::Relaxed) {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
-        let connection = Dedicated::open(&inner.shared, &inner.connector).await?;
+        let limit = inner.shared.settings.deadline;
+        let connection = Dedicated::open(&inner.shared, &inner.connector, limit).await?;
         Ok(Session::new(connection, self.db()))
     }
 
@@ -257,6 +258,7 @@ impl Client {
         let views: Vec<_> = shared.links.iter().map(|link| link.view.lock()).collect();
         let sum = |field: fn(&crate::link::View) -> u64| views.iter().map(|view| field(view)).sum();
         let reconnects: u64 = sum(|view| view.reconnects);
+        let recoveries: u64 = sum(|view| view.recoveries);
         let recovery: Duration = views.iter().map(|view| view.recovery_total).sum();
         let view = &views[worst.map_or(0, |link| link.index)];
         Status {
@@ -268,7 +270,7 @@ impl Client {
             attempts: sum(|view| view.attempts),
             reconnects,
             stuck_resets: sum(|view| view.stuck_resets),
-            mean_recovery_ms: (reconnects > 0).then(|| clock::as_ms(recovery) / reconnects as f64),
+            mean_recovery_ms: (recoveries > 0).then(|| clock::as_ms(recovery) / recoveries as f64),
             last_error: view.last_error.as_deref().map(str::to_owned),
             breaker: state_name(shared.guard.state()),
             in_flight: shared.links.iter().map(|link| link.lane.in_flight()).sum(),
@@ -303,21 +305,23 @@ impl Client {
     /// Connects anew, by hand. What is in flight ends as if the connection had been lost.
     pub fn reconnect(&self) {
         for link in &self.inner.shared.links {
-            link.reset("reset by hand");
+            link.reset(link.epoch(), "reset by hand");
         }
     }
 
-    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections.
+    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections, those of sessions and blocking calls too.
     pub async fn close(&self, deadline: Duration) -> Closed {
         let inner = &*self.inner;
+        let shared = &inner.shared;
         inner.closed.store(true, Ordering::Relaxed);
         inner.blocking.close();
-        for link in &inner.shared.links {
+        for link in &shared.links {
             link.lane.refuse_new();
         }
         let in_flight = || -> usize {
-            let links = inner.shared.links.iter();
-            links.map(|link| link.lane.in_flight()).sum()
+            let links = shared.links.iter().map(|link| link.lane.in_flight());
+            let dedicated = shared.dedicated_lanes();
+            links.sum::<usize>() + dedicated.iter().map(|lane| lane.in_flight()).sum::<usize>()
         };
         let drained = async {
             while in_flight() > 0 {
@@ -326,19 +330,27 @@ impl Client {
         };
         let _ = tokio::time::timeout(deadline, drained).await;
         let unfinished = in_flight();
-        for link in &inner.shared.links {
+        let closed: Arc<str> = "the client was closed".into();
+        for lane in shared.dedicated_lanes() {
+            lane.order(Order::Abandon(Arc::clone(&closed)));
+        }
+        for link in &shared.links {
             link.set_state(ConnectionState::Closed, clock::now());
             link.lane.set_gate(Gate::Closed);
-            link.lane
-                .order(Order::Abandon("the client was closed".into()));
+            link.lane.order(Order::Abandon(Arc::clone(&closed)));
         }
-        if inner.tasks.lock().is_empty() {
+        let tasks = std::mem::take(&mut *inner.tasks.lock());
+        if tasks.is_empty() {
             return Closed { unfinished: 0 };
         }
-        // The drivers end by their order; their supervisors must not dial anew.
-        tokio::task::yield_now().await;
-        inner.tasks.lock().clear();
-        inner.shared.hub.emit(0, EventKind::Closed { unfinished });
+        // They end by themselves and tell each call what is known of it; whatever does not is ended.
+        let ended = async {
+            for task in tasks {
+                task.ended().await;
+            }
+        };
+        let _ = tokio::time::timeout(LAST_WORDS, ended).await;
+        shared.hub.emit(0, EventKind::Closed { unfinished });
         Closed { unfinished }
     }
 
@@ -370,28 +382,31 @@ impl Client {
     }
 }
 
-/// Keeps a supervisor running: starts it anew if it ends or makes no progress.
+/// How long the tasks of a closed client may take to end.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+/// Keeps a supervisor running: starts it anew if it ends or makes no progress. Ends when the client is closed.
 async fn watchdog(shared: Arc<Shared>, link: Arc<Link>, connector: Arc<Connector>) {
     let every = (shared.settings.stuck_after / 4).min(Duration::from_secs(1));
-    loop {
-        let supervisor = Supervisor {
-            rng: shared.rng(),
-            shared: Arc::clone(&shared),
-            link: Arc::clone(&link),
-            connector: Arc::clone(&connector),
-        };
-        let task = Owned::new(tokio::spawn(supervisor.run()));
+    while link.state() != ConnectionState::Closed {
+        let supervisor = Supervisor::new(
+            Arc::clone(&shared),
+            Arc::clone(&link),
+            Arc::clone(&connector),
+        );
+        let mut task = Owned::new(tokio::spawn(supervisor.run()));
         let began = clock::now();
         loop {
-            tokio::time::sleep(every).await;
+            let ended = tokio::select! {
+                _ = &mut task => true,
+                () = tokio::time::sleep(every) => false,
+            };
             let now = clock::now();
             let overdue = link.stuck_at.lock().is_some_and(|at| at <= now);
-            if overdue || task.is_finished() {
-                link.view.lock().stuck_resets += 1;
-                let stuck_ms = clock::as_ms(now.saturating_duration_since(began));
-                shared
-                    .hub
-                    .emit(link.index, EventKind::StuckReset { stuck_ms });
+            if (ended || overdue) && link.state() != ConnectionState::Closed {
+                shared.stuck(&link, now.saturating_duration_since(began));
+            }
+            if ended || overdue {
                 *link.stuck_at.lock() = None;
                 break;
             }

@@ -86,6 +86,9 @@ pub enum ConnectError {
         /// What is odd.
         why: String,
     },
+    /// The credentials provider or the resolver panicked.
+    #[error("the credentials provider or the resolver panicked")]
+    Panicked,
     /// The connection ended in the handshake.
     #[error("the connection ended during the handshake: {0}")]
     Ended(String),

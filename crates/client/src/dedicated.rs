@@ -3,7 +3,7 @@
 //! It is not replaced when it is lost, because what made it special (a transaction begun, a key watched) is lost with it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::conn::{Reply, Watch};
@@ -31,27 +31,50 @@ const UNWATCHED: Watch = Watch {
 pub(crate) struct Dedicated {
     shared: Arc<Shared>,
     lane: Arc<Lane>,
+    identity: Option<Identity>,
 }
 
 impl Dedicated {
-    /// Connects, under the client's connect deadlines.
-    pub(crate) async fn open(shared: &Arc<Shared>, connector: &Connector) -> Result<Self, Error> {
-        let limit = shared.settings.connect_timeout;
-        let established = connector.connect(limit, &[]).await.map_err(|error| {
-            Error::not_sent(ErrorKind::Connect {
-                cause: error.to_string().into(),
+    /// Connects, under the client's connect deadlines and within `limit`. In a short interruption it waits for its end; while the server is
+    /// down it is refused.
+    pub(crate) async fn open(
+        shared: &Arc<Shared>,
+        connector: &Connector,
+        limit: Duration,
+    ) -> Result<Self, Error> {
+        let opening = async {
+            believed_up(shared).await?;
+            Self::connect(shared, connector).await
+        };
+        tokio::time::timeout(limit, opening)
+            .await
+            .unwrap_or_else(|_| {
+                Err(Error::not_sent(ErrorKind::Connect {
+                    cause: format!("not within {limit:?}").into(),
+                }))
             })
-        })?;
+    }
+
+    async fn connect(shared: &Arc<Shared>, connector: &Connector) -> Result<Self, Error> {
         let lane = Arc::new(Lane::new(LaneBounds {
             in_flight: shared.settings.in_flight,
             bytes: shared.settings.buffered_bytes,
         }));
+        // Known first, so that none is missed that is abandoned from now on; then those of before.
+        shared.register(&lane);
+        let ghosts = shared.ghosts();
+        let limit = shared.settings.connect_timeout;
+        let established = connector.connect(limit, &ghosts).await.map_err(|error| {
+            Error::not_sent(ErrorKind::Connect {
+                cause: error.to_string().into(),
+            })
+        })?;
         lane.set_gate(Gate::Open);
         let (signals, _) = mpsc::unbounded_channel();
         let driver = Driver::new(
             Arc::clone(shared),
             Arc::clone(&lane),
-            0,
+            None,
             established.stream,
             UNWATCHED,
             signals,
@@ -61,11 +84,12 @@ impl Dedicated {
             Arc::clone(shared),
             Arc::clone(&lane),
             driver,
-            identity,
+            identity.clone(),
         ));
         Ok(Self {
             shared: Arc::clone(shared),
             lane,
+            identity,
         })
     }
 
@@ -77,15 +101,26 @@ impl Dedicated {
         &self,
         payload: Payload<'_>,
         plan: Plan,
-        options: &CallOptions,
+        started: Instant,
+        limit: Duration,
     ) -> Result<Reply, Error> {
-        call_dedicated(&self.shared, &self.lane, payload, plan, options).await
+        call_dedicated(&self.shared, &self.lane, payload, plan, started, limit).await
     }
 
     pub(crate) async fn send(&self, cmd: &Cmd, options: &CallOptions) -> Result<Value, Error> {
         let payload = Payload::Command(cmd);
         let plan = payload.plan(1, false)?;
-        one(self.call(payload, plan, options).await?)
+        let name = plan.name;
+        match name {
+            "MULTI" => self.lane.hold_orders(),
+            "EXEC" if self.lane.holds_a_fence() => return Err(self.give_up_transaction()),
+            _ => {}
+        }
+        let reply = self.run(payload, plan, options).await;
+        if matches!(name, "EXEC" | "DISCARD") {
+            self.lane.release_orders();
+        }
+        one(reply?)
     }
 
     pub(crate) async fn send_pipeline(
@@ -95,14 +130,54 @@ impl Dedicated {
     ) -> Result<Vec<Value>, Error> {
         let payload = Payload::Pipeline(pipeline);
         let plan = payload.plan(1, false)?;
-        Ok(many(self.call(payload, plan, options).await?))
+        Ok(many(self.run(payload, plan, options).await?))
+    }
+
+    async fn run(
+        &self,
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+    ) -> Result<Reply, Error> {
+        let limit = plan.limit(options, self.shared.settings.deadline)?;
+        let reply = self.call(payload, plan, clock::now(), limit).await;
+        reply.inspect_err(crate::metrics::count_error)
+    }
+
+    /// Another connection of this client was abandoned since MULTI. What is left in it must not be applied after this transaction, and it
+    /// cannot be killed from within one: so nothing of the transaction is done.
+    fn give_up_transaction(&self) -> Error {
+        let cause: Arc<str> = "another connection was abandoned during the transaction".into();
+        self.lane.order(Order::Abandon(Arc::clone(&cause)));
+        Error::not_sent(ErrorKind::Lost { cause })
     }
 }
 
 impl Drop for Dedicated {
+    /// What it has not been answered is buried here and now, so that whatever the caller does next comes after it.
     fn drop(&mut self) {
+        if self.lane.in_flight() > 0 {
+            self.shared.bury(self.identity.clone());
+        }
         self.lane
             .order(Order::Abandon("its owner let it go".into()));
+    }
+}
+
+/// Waits while the client's own connection is being replaced.
+async fn believed_up(shared: &Shared) -> Result<(), Error> {
+    let link = &shared.links[0];
+    let mut state = link.state.subscribe();
+    loop {
+        state.borrow_and_update();
+        match link.lane.gate() {
+            Gate::Open => return Ok(()),
+            Gate::Down(..) | Gate::Closed => return Err(link.lane.refusal(clock::now())),
+            Gate::Waiting => {}
+        }
+        if state.changed().await.is_err() {
+            return Ok(());
+        }
     }
 }
 
@@ -128,8 +203,9 @@ pub(crate) fn many(reply: Reply) -> Vec<Value> {
 async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, driver: Driver, identity: Option<Identity>) {
     let finished = driver.run().await;
     let mut conn = finished.conn;
+    // Before anyone hears of the loss.
     if conn.has_unanswered_writes() {
-        shared.bury(identity, None);
+        shared.bury(identity);
     }
     let cause = finished.cause;
     let now = clock::now();
@@ -142,7 +218,11 @@ async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, driver: Driver, identity: O
     for (job, certainty) in conn.close() {
         if let Job::Call(ticket) = job {
             let cause = Arc::clone(&cause);
-            ticket.end(Ended::Lost { certainty, cause });
+            ticket.end(Ended::Lost {
+                certainty,
+                cause,
+                rejoin: None,
+            });
         }
     }
 }

@@ -7,7 +7,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use redis::Value;
@@ -31,8 +31,8 @@ const INTERNAL: Duration = Duration::from_secs(3600);
 /// What a driver tells its supervisor.
 #[derive(Debug)]
 pub(crate) enum Signal {
-    /// No byte has come for so long while commands wait.
-    Overdue(Duration),
+    /// No byte has come for so long while commands wait; the last of them is given until the instant.
+    Overdue(Duration, Option<Instant>),
     /// A byte has come after all.
     Woke(Duration),
     /// New credentials were taken (`None`) or refused.
@@ -43,9 +43,12 @@ pub(crate) enum Signal {
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     lane: Arc<Lane>,
-    index: usize,
+    /// Which link's; `None` for a connection that one caller has to itself, which says nothing about what calls take.
+    link: Option<usize>,
     stream: Stream,
     conn: Conn<Job>,
+    /// Why this connection takes nothing new.
+    retiring: Option<Arc<str>>,
     spare: Batch<Job>,
     timer: Pin<Box<Sleep>>,
     armed: Option<Instant>,
@@ -55,6 +58,8 @@ pub(crate) struct Driver {
     successes: u32,
     slow: u32,
     slow_call: Option<Duration>,
+    /// What a call is given that does not say otherwise.
+    usual: Duration,
     last_took: Option<Duration>,
     told_breaker: Instant,
     needs_flush: bool,
@@ -86,7 +91,7 @@ impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
         lane: Arc<Lane>,
-        index: usize,
+        link: Option<usize>,
         stream: Stream,
         watch: Watch,
         signals: mpsc::UnboundedSender<Signal>,
@@ -95,8 +100,9 @@ impl Driver {
         Self {
             conn: Conn::new(watch, Limits::default(), now),
             lane,
-            index,
+            link,
             stream,
+            retiring: None,
             spare: Batch::default(),
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             armed: None,
@@ -105,6 +111,7 @@ impl Driver {
             successes: 0,
             slow: 0,
             slow_call: shared.settings.breaker.slow_call,
+            usual: shared.settings.deadline,
             last_took: None,
             told_breaker: now,
             needs_flush: false,
@@ -115,6 +122,9 @@ impl Driver {
     /// Serves until the connection ends.
     pub(crate) async fn run(mut self) -> Finished {
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
+        if end.ordered {
+            self.last_look();
+        }
         self.tell_breaker(clock::now());
         Finished {
             cause: end.cause,
@@ -146,14 +156,24 @@ impl Driver {
                 continue;
             }
             self.keep_time(cx, &mut now)?;
-            if self.lane.park(cx.waker(), self.conn.awaiting()) {
+            if self.park(cx) {
                 return Ok(());
             }
             now = clock::now();
         }
     }
 
+    fn park(&mut self, cx: &mut Context<'_>) -> bool {
+        match &self.retiring {
+            Some(_) => self.lane.park_for_orders(cx.waker()),
+            None => self.lane.park(cx.waker(), self.conn.awaiting()),
+        }
+    }
+
     fn take_submissions(&mut self, now: Instant) -> Result<(), End> {
+        if self.retiring.is_some() {
+            return self.retire(now);
+        }
         let orders = self
             .lane
             .take(&mut self.spare, self.conn.awaiting(), self.conn.unsent());
@@ -172,12 +192,52 @@ impl Driver {
                     ordered: true,
                 });
             }
-            Order::Fence { id, command } => self.submit_own(Job::Fence(id), &command, now),
+            Order::Yield(cause) => {
+                if self.overdue_since.is_some() && !self.last_look() {
+                    let ordered = true;
+                    return Err(End { cause, ordered });
+                }
+            }
+            Order::Retire(cause) => self.retiring = Some(cause),
+            Order::Fence(ghost) => {
+                let command = ghost.kill();
+                self.submit_own(Job::Fence(Box::new(ghost)), &command, now);
+            }
             Order::Reauthenticate(command) => {
                 self.submit_own(Job::Reauthenticate, &command, now);
             }
         }
         Ok(())
+    }
+
+    /// Ends once everything is answered; what is new stays in the lane for the successor.
+    fn retire(&mut self, now: Instant) -> Result<(), End> {
+        for order in self.lane.take_orders(self.conn.awaiting()) {
+            self.obey(order, now)?;
+        }
+        match &self.retiring {
+            Some(cause) if self.conn.awaiting() == 0 => Err(End {
+                cause: Arc::clone(cause),
+                ordered: true,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Before the end: hands out what has come already. True if anything had.
+    fn last_look(&mut self) -> bool {
+        let cx = &mut Context::from_waker(Waker::noop());
+        let now = clock::now();
+        let mut some = false;
+        for _ in 0..LAST_READS {
+            if !matches!(self.read(cx), Ok(true)) {
+                break;
+            }
+            some = true;
+            self.bytes_came(now);
+            while let Ok(true) = self.hand_out(now) {}
+        }
+        some
     }
 
     fn submit_own(&mut self, job: Job, command: &[u8], now: Instant) {
@@ -242,8 +302,13 @@ impl Driver {
                 Ok(Some(Incoming::Reply {
                     ticket,
                     reply,
-                    submitted,
-                })) => self.answer(ticket, reply, submitted, now),
+                    taken,
+                    given,
+                })) => {
+                    let took = now.saturating_duration_since(taken);
+                    self.judge(&ticket, &reply, took, given);
+                    self.answer(ticket, reply, now);
+                }
                 Ok(Some(Incoming::Push(_))) => {}
                 Ok(None) => {
                     self.learn_latency(now);
@@ -267,20 +332,30 @@ impl Driver {
         }
     }
 
-    fn answer(&mut self, job: Job, reply: Reply, submitted: Instant, now: Instant) {
-        let took = now.saturating_duration_since(submitted);
-        self.last_took = Some(took);
-        if self.slow_call.is_some_and(|slow_call| took > slow_call) {
+    /// What an answer says of the server. A call with a longer deadline of its own is meant to take long and says nothing; nor does one on a
+    /// connection that its caller has to itself.
+    fn judge(&mut self, job: &Job, reply: &Reply, took: Duration, given: Duration) {
+        if self.link.is_none() {
+            return;
+        }
+        let patient = matches!(job, Job::Call(_)) && given > self.usual;
+        if !patient {
+            self.last_took = Some(took);
+        }
+        if !patient && self.slow_call.is_some_and(|slow_call| took > slow_call) {
             self.slow += 1;
         } else if !matches!(reply, Reply::One(Value::ServerError(_))) {
             self.successes += 1;
         }
+    }
+
+    fn answer(&mut self, job: Job, reply: Reply, now: Instant) {
         match job {
             Job::Call(ticket) => {
                 ticket.end(Ended::Answered { reply, at: now });
             }
             Job::Heartbeat => {}
-            Job::Fence(id) => self.shared.fence_answered(self.index, id, &reply),
+            Job::Fence(ghost) => self.shared.fence_answered(self.link, &ghost, &reply),
             Job::Reauthenticate => {
                 let refused = match reply {
                     Reply::One(Value::ServerError(error)) => Some(error.code().to_owned()),
@@ -314,7 +389,16 @@ impl Driver {
     /// Handles what is due and sets the timer for what is not. One timer serves all deadlines of the connection: it is moved only when
     /// something is due sooner, and may fire early.
     fn keep_time(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Result<(), End> {
-        while let Some(at) = self.conn.poll_timeout() {
+        loop {
+            // A lane that nobody takes from has to be watched, too.
+            let waiting = match self.retiring {
+                Some(_) => self.lane.expire(*now),
+                None => None,
+            };
+            let next = [self.conn.poll_timeout(), waiting];
+            let Some(at) = next.into_iter().flatten().min() else {
+                return Ok(());
+            };
             if at <= *now {
                 self.lapse(*now);
                 self.write(cx)?;
@@ -330,29 +414,43 @@ impl Driver {
             self.armed = None;
             *now = clock::now();
         }
-        Ok(())
     }
 
     /// Handles what time has brought.
     fn lapse(&mut self, now: Instant) {
+        let mut timed_out = None;
         while let Some(lapse) = self.conn.poll_lapse(now) {
             match lapse {
-                Lapse::Expired { ticket, certainty } => {
+                Lapse::Expired {
+                    ticket,
+                    certainty,
+                    waited,
+                } => {
                     if let Job::Call(ticket) = ticket {
                         ticket.end(Ended::Expired(certainty));
+                    }
+                    // It would have taken at least that.
+                    if self.link.is_some() && waited <= self.usual {
+                        timed_out = timed_out.max(Some(waited));
                     }
                 }
                 Lapse::Overdue { quiet } => {
                     self.overdue_since = now.checked_sub(quiet).or(Some(now));
-                    let _ = self.signals.send(Signal::Overdue(quiet));
+                    let last = self.conn.latest_deadline(|job| matches!(job, Job::Call(_)));
+                    let _ = self.signals.send(Signal::Overdue(quiet, last));
                 }
                 Lapse::Heartbeat => {
                     self.submit_own(Job::Heartbeat, b"*1\r\n$4\r\nPING\r\n", now);
                 }
             }
         }
+        if let Some(waited) = timed_out {
+            self.shared.latency.record(waited, now);
+        }
     }
 }
 
+/// How often a connection that is to end is read once more, at most.
+const LAST_READS: usize = 64;
 /// How often the count of successes is passed on.
 const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);

@@ -132,6 +132,14 @@ impl Error {
         Self::new(ErrorKind::Server(error), certainty)
     }
 
+    /// This error, of a call one of whose attempts may have had an effect (`unknown`).
+    pub(crate) fn at_best(mut self, unknown: bool) -> Self {
+        if unknown {
+            self.certainty = Certainty::Unknown;
+        }
+        self
+    }
+
     /// What is known of the command.
     pub fn certainty(&self) -> Certainty {
         self.certainty

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use steadfast_core::conn::{Batch, Terms};
 
+use crate::connect::Identity;
 use crate::error::{Bound, Error, ErrorKind};
 use crate::slot::{self, Ended, Pending, Ticket};
 
@@ -21,8 +22,8 @@ pub(crate) enum Job {
     Call(Ticket),
     /// A PING of the driver's own.
     Heartbeat,
-    /// A CLIENT KILL for the connection of this id.
-    Fence(i64),
+    /// A CLIENT KILL for this abandoned connection.
+    Fence(Box<Identity>),
     /// An AUTH with new credentials.
     Reauthenticate,
 }
@@ -50,10 +51,14 @@ pub(crate) enum Gate {
 /// What the supervisor tells a driver.
 #[derive(Debug)]
 pub(crate) enum Order {
-    /// End at once; what waits is lost.
+    /// End at once; what waits is lost. Answers that have come already are still handed out.
     Abandon(Arc<str>),
+    /// End for the sake of a challenger, unless bytes have come after all.
+    Yield(Arc<str>),
+    /// Take nothing new, and end once everything is answered.
+    Retire(Arc<str>),
     /// Kill this abandoned connection on the server, before the next command.
-    Fence { id: i64, command: Vec<u8> },
+    Fence(Identity),
     /// Give new credentials, before the next command.
     Reauthenticate(Vec<u8>),
 }
@@ -68,6 +73,8 @@ struct Queue {
     unsent: usize,
     parked: Option<Waker>,
     orders: Vec<Order>,
+    /// Orders that would be queued in a transaction wait here for its end; `None` outside of one.
+    held: Option<Vec<Order>>,
     next_seq: u64,
     /// Calls refused because the server is down, since the last connection was in service.
     refused: u64,
@@ -91,6 +98,8 @@ pub(crate) struct Lane {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
     pub(crate) replies: u32,
+    /// When the call began, which may be attempts ago.
+    pub(crate) started: Instant,
     pub(crate) deadline: Instant,
     pub(crate) now: Instant,
     /// The place it had when it was first submitted.
@@ -114,6 +123,7 @@ impl Lane {
                 unsent: 0,
                 parked: None,
                 orders: Vec::new(),
+                held: None,
                 next_seq: 0,
                 refused: 0,
             }),
@@ -151,7 +161,7 @@ impl Lane {
         let terms = Terms {
             replies: ask.replies,
             deadline: ask.deadline,
-            submitted: ask.now,
+            submitted: ask.started,
             seq,
         };
         queue.batch.push(Job::Call(ticket), terms, encode);
@@ -188,10 +198,53 @@ impl Lane {
         true
     }
 
+    /// For a driver that takes nothing new: only what it is told.
+    pub(crate) fn take_orders(&self, awaiting: usize) -> Vec<Order> {
+        let mut queue = self.queue.lock();
+        queue.awaiting = awaiting;
+        std::mem::take(&mut queue.orders)
+    }
+
+    /// As [`park`](Self::park), for a driver that takes nothing new.
+    pub(crate) fn park_for_orders(&self, waker: &Waker) -> bool {
+        let mut queue = self.queue.lock();
+        if !queue.orders.is_empty() {
+            return false;
+        }
+        queue.parked = Some(waker.clone());
+        true
+    }
+
+    /// A transaction begins: what would become part of it waits for its end.
+    pub(crate) fn hold_orders(&self) {
+        self.queue.lock().held.get_or_insert_default();
+    }
+
+    /// True if an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
+    pub(crate) fn holds_a_fence(&self) -> bool {
+        let queue = self.queue.lock();
+        let mut held = queue.held.iter().flatten();
+        held.any(|order| matches!(order, Order::Fence(_)))
+    }
+
+    /// The transaction is over.
+    pub(crate) fn release_orders(&self) {
+        let held = self.queue.lock().held.take();
+        for order in held.into_iter().flatten() {
+            self.order(order);
+        }
+    }
+
     /// Tells the driver something.
     pub(crate) fn order(&self, order: Order) {
         let mut queue = self.queue.lock();
-        queue.orders.push(order);
+        match (&mut queue.held, &order) {
+            (Some(held), Order::Fence(_) | Order::Reauthenticate(_)) => {
+                held.push(order);
+                return;
+            }
+            _ => queue.orders.push(order),
+        }
         let parked = queue.parked.take();
         drop(queue);
         if let Some(waker) = parked {

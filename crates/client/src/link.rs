@@ -1,6 +1,7 @@
 //! One connection's place in the client: it stays while sockets come and go.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use crate::connect::{Identity, ServerFacts};
-use crate::lane::{Lane, LaneBounds};
+use crate::lane::{Gate, Lane, LaneBounds, Order};
 use crate::settings::{HEALTHY_AFTER, Settings};
 
 /// The state of a client's connection.
@@ -36,6 +37,8 @@ pub(crate) struct Link {
     pub(crate) state: watch::Sender<ConnectionState>,
     /// Asks the supervisor to connect anew; why is in the view.
     pub(crate) kick: Notify,
+    /// Which connection of this link is in service, counted from 1.
+    epoch: AtomicU64,
     /// Abandoned connections that the next one must have killed.
     pub(crate) ghosts: Mutex<Vec<Identity>>,
     /// When the supervisor counts as stuck. `None` while it serves.
@@ -52,6 +55,8 @@ pub(crate) struct View {
     pub(crate) attempt: u32,
     pub(crate) reconnects: u64,
     pub(crate) stuck_resets: u64,
+    /// Outages that ended.
+    pub(crate) recoveries: u64,
     pub(crate) recovery_total: Duration,
     pub(crate) last_error: Option<Arc<str>>,
     pub(crate) facts: Option<ServerFacts>,
@@ -60,8 +65,13 @@ pub(crate) struct View {
     pub(crate) was_up: bool,
     pub(crate) healthy_since: Instant,
     pub(crate) blip_left: Duration,
-    pub(crate) kick_cause: Option<Arc<str>>,
+    /// Why the connection in service is to be replaced.
+    pub(crate) kick: Option<Arc<str>>,
 }
+
+/// Abandoned connections remembered per link; there are as many only if connections are lost and abandoned over and over with no handshake
+/// in between. The oldest is forgotten then.
+const GHOSTS: usize = 256;
 
 impl Link {
     pub(crate) fn new(index: usize, settings: &Settings, now: Instant) -> Self {
@@ -78,6 +88,7 @@ impl Link {
                 attempt: 0,
                 reconnects: 0,
                 stuck_resets: 0,
+                recoveries: 0,
                 recovery_total: Duration::ZERO,
                 last_error: None,
                 facts: None,
@@ -85,10 +96,11 @@ impl Link {
                 was_up: false,
                 healthy_since: now,
                 blip_left: settings.blip_wait,
-                kick_cause: None,
+                kick: None,
             }),
             state: watch::Sender::new(ConnectionState::Connecting),
             kick: Notify::new(),
+            epoch: AtomicU64::new(0),
             ghosts: Mutex::new(Vec::new()),
             stuck_at: Mutex::new(None),
         }
@@ -105,10 +117,66 @@ impl Link {
         }
     }
 
-    /// Asks for a new connection.
-    pub(crate) fn reset(&self, cause: &str) {
-        self.view.lock().kick_cause = Some(cause.into());
+    /// The connection in service now, for [`reset`](Self::reset).
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Relaxed)
+    }
+
+    /// Asks for another connection in place of this one; if it has been replaced already, that was it.
+    pub(crate) fn reset(&self, epoch: u64, cause: &str) {
+        {
+            let mut view = self.view.lock();
+            if self.epoch() != epoch || view.kick.is_some() {
+                return;
+            }
+            view.kick = Some(cause.into());
+        }
         self.kick.notify_one();
+    }
+
+    /// A connection is put into service. Returns how long there was none, if there was one before.
+    pub(crate) fn connected(&self, facts: &ServerFacts, now: Instant) -> Option<Duration> {
+        let mut view = self.view.lock();
+        self.epoch.fetch_add(1, Ordering::Relaxed);
+        view.kick = None;
+        view.reconnects += u64::from(view.was_up);
+        view.facts = Some(facts.clone());
+        view.outage_ends(now)
+    }
+
+    /// An abandoned connection has to be killed before the next command.
+    pub(crate) fn remember(&self, ghost: Identity) {
+        let mut ghosts = self.ghosts.lock();
+        if ghosts.contains(&ghost) {
+            return;
+        }
+        if ghosts.len() == GHOSTS {
+            ghosts.remove(0);
+        }
+        if matches!(self.lane.gate(), Gate::Open) {
+            self.lane.order(Order::Fence(ghost.clone()));
+        }
+        ghosts.push(ghost);
+    }
+
+    /// Lets calls pass; ahead of them, whatever has to be killed is killed.
+    pub(crate) fn open(&self, now: Instant) {
+        // Under this lock nobody can remember another one between the last order and the opening.
+        let ghosts = self.ghosts.lock();
+        for ghost in ghosts.iter() {
+            self.lane.order(Order::Fence(ghost.clone()));
+        }
+        self.lane.set_gate(Gate::Open);
+        drop(ghosts);
+        self.set_state(ConnectionState::Ready, now);
+    }
+
+    /// Ends when the client is closed.
+    pub(crate) async fn closed(&self) {
+        let mut state = self.state.subscribe();
+        let _ = state
+            .wait_for(|state| *state == ConnectionState::Closed)
+            .await;
     }
 }
 
@@ -123,7 +191,7 @@ impl View {
         since + self.blip_left
     }
 
-    /// A connection is in service. Returns how long there was none, if there was one before.
+    /// Calls are answered (again). Returns how long they were not, if they ever were before.
     pub(crate) fn outage_ends(&mut self, now: Instant) -> Option<Duration> {
         let outage = now.saturating_duration_since(self.outage_since.take()?);
         self.blip_left = self.blip_left.saturating_sub(outage);
@@ -132,8 +200,90 @@ impl View {
         if first {
             return None;
         }
-        self.reconnects += 1;
+        self.recoveries += 1;
         self.recovery_total += outage;
         Some(outage)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn view() -> (Link, Instant) {
+        let target = crate::settings::Target::parse("redis://h").expect("a good url");
+        let now = crate::clock::now();
+        (Link::new(0, &Settings::new(target), now), now)
+    }
+
+    #[test]
+    fn the_allowance_is_spent_by_outages_and_comes_back_after_health() {
+        let (link, now) = view();
+        let mut view = link.view.lock();
+        assert_eq!(
+            view.outage_ends(now),
+            None,
+            "the first connection ends none"
+        );
+        let later = now + MS * 6000;
+        assert_eq!(view.outage_begins(MS * 250, later), later + MS * 250);
+        assert_eq!(view.outage_ends(later + MS * 100), Some(MS * 100));
+        let soon = later + MS * 1000;
+        assert_eq!(view.outage_begins(MS * 250, soon), soon + MS * 150);
+        view.outage_ends(soon + MS * 900);
+        let again = soon + MS * 1000;
+        assert_eq!(view.outage_begins(MS * 250, again), again, "it is spent");
+        view.outage_ends(again);
+        let healthy = again + HEALTHY_AFTER;
+        assert_eq!(view.outage_begins(MS * 250, healthy), healthy + MS * 250);
+    }
+
+    #[test]
+    fn a_connection_that_woke_ends_an_outage_and_is_no_reconnection() {
+        let (link, now) = view();
+        link.connected(&ServerFacts::default(), now);
+        {
+            let mut view = link.view.lock();
+            view.outage_since = Some(now + MS * 10);
+            view.outage_ends(now + MS * 30);
+            assert_eq!((view.reconnects, view.recoveries), (0, 1));
+            assert_eq!(view.recovery_total, MS * 20);
+            assert_eq!(view.outage_ends(now + MS * 40), None, "there is none");
+        }
+        link.connected(&ServerFacts::default(), now);
+        assert_eq!(link.view.lock().reconnects, 1);
+    }
+
+    #[test]
+    fn only_the_connection_that_was_meant_is_reset() {
+        let (link, now) = view();
+        link.connected(&ServerFacts::default(), now);
+        link.reset(1, "read only");
+        link.reset(1, "said twice");
+        assert_eq!(link.view.lock().kick.as_deref(), Some("read only"));
+        link.connected(&ServerFacts::default(), now);
+        link.reset(1, "an answer of the one before");
+        assert_eq!(link.view.lock().kick, None);
+    }
+
+    #[test]
+    fn a_ghost_is_ordered_killed_while_open_and_kept_until_it_is_answered() {
+        let (link, now) = view();
+        let ghost = |id| Identity {
+            id,
+            addr: "127.0.0.1:1".into(),
+        };
+        link.remember(ghost(1));
+        let orders = |link: &Link| link.lane.take_orders(0).len();
+        assert_eq!(orders(&link), 0, "there is nobody to tell while it waits");
+        link.open(now);
+        assert_eq!(orders(&link), 1);
+        link.remember(ghost(2));
+        assert_eq!(orders(&link), 1);
+        link.lane.release();
+        link.open(now);
+        assert_eq!(orders(&link), 2, "the next connection is told of both");
     }
 }

@@ -1,15 +1,18 @@
 //! Which connection serves a command: decided by its keys, and by whether it blocks. Nothing else assumes that there is one server.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, TryAcquireError};
 
 use crate::call::{Payload, Plan};
+use crate::clock;
 use crate::connect::Connector;
 use crate::dedicated::Dedicated;
-use crate::error::{Bound, Error, ErrorKind};
+use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 use crate::shared::Shared;
 
@@ -49,7 +52,7 @@ impl Blocking {
     }
 
     /// Runs one blocking call. Its connection is used again only after a clean answer: one that was given up may still pop an element, and is
-    /// killed instead.
+    /// killed instead. Where that is safe, a call whose connection was lost is made once more on another.
     pub(crate) async fn call(
         &self,
         shared: &Arc<Shared>,
@@ -58,24 +61,52 @@ impl Blocking {
         plan: Plan,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
+        let started = clock::now();
         let limit = plan.limit(options, shared.settings.deadline)?;
-        let _place = self.places.try_acquire().map_err(|_| {
-            Error::not_sent(ErrorKind::Overloaded {
-                bound: Bound::Blocking,
-                retry_after: limit,
+        let _place = self.places.try_acquire().map_err(|error| {
+            Error::not_sent(match error {
+                TryAcquireError::Closed => ErrorKind::Closed,
+                TryAcquireError::NoPermits => ErrorKind::Overloaded {
+                    bound: Bound::Blocking,
+                    retry_after: limit,
+                },
             })
         })?;
-        let idle = self.take_idle();
-        let connection = match idle {
-            Some(connection) => connection,
-            None => Dedicated::open(shared, connector).await?,
+        let once = options.attempts == Some(1);
+        let attempt = || self.attempt(shared, connector, payload, plan.clone(), started, limit);
+        let result = match attempt().await {
+            Err(error) if !once && may_repeat(&error, plan.effect) => {
+                shared.metrics.retries.increment(1);
+                let unknown = error.certainty() == Certainty::Unknown;
+                attempt().await.map_err(|error| error.at_best(unknown))
+            }
+            result => result,
         };
-        let result = connection.call(payload, plan, options).await;
+        result.inspect_err(crate::metrics::count_error)
+    }
+
+    async fn attempt(
+        &self,
+        shared: &Arc<Shared>,
+        connector: &Connector,
+        payload: Payload<'_>,
+        plan: Plan,
+        started: Instant,
+        limit: Duration,
+    ) -> Result<Reply, Error> {
+        let connection = match self.take_idle() {
+            Some(connection) => connection,
+            None => {
+                let passed = clock::now().saturating_duration_since(started);
+                Dedicated::open(shared, connector, limit.saturating_sub(passed)).await?
+            }
+        };
+        let result = connection.call(payload, plan, started, limit).await;
         let clean = match &result {
             Ok(_) => true,
             Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
         };
-        if clean {
+        if clean && !self.places.is_closed() {
             self.idle.lock().push(connection);
         }
         result
@@ -95,6 +126,11 @@ impl Blocking {
         self.places.close();
         self.idle.lock().clear();
     }
+}
+
+fn may_repeat(error: &Error, effect: Effect) -> bool {
+    matches!(error.kind(), ErrorKind::Lost { .. })
+        && (error.certainty() != Certainty::Unknown || effect == Effect::Read)
 }
 
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! What the clones of a client, its supervisors and its drivers have in common.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Cause, Transition};
 use steadfast_core::policy::{Budget, LatencyEstimate};
@@ -12,7 +13,7 @@ use crate::connect::{self, Identity};
 use crate::error::ConfigError;
 use crate::event::{EventKind, Hub};
 use crate::guard::{Guard, state_name};
-use crate::lane::{Gate, Order};
+use crate::lane::{Gate, Lane, Order};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
@@ -26,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) metrics: Metrics,
     pub(crate) links: Vec<Arc<Link>>,
+    /// Of the connections that one caller has to itself.
+    dedicated: Mutex<Vec<Weak<Lane>>>,
     /// Replies, of every kind.
     pub(crate) answered: AtomicU64,
     /// Round-trip time as smoothed, in nanoseconds; 0 while unknown.
@@ -66,6 +69,7 @@ impl Shared {
             links: (0..settings.connections)
                 .map(|index| Arc::new(Link::new(index, &settings, now)))
                 .collect(),
+            dedicated: Mutex::default(),
             answered: AtomicU64::new(0),
             rtt_ns: AtomicU64::new(0),
             fence: AtomicU8::new(Fencing::Untried as u8),
@@ -123,37 +127,81 @@ impl Shared {
         }
     }
 
-    /// The server answered a CLIENT KILL.
-    pub(crate) fn fenced(&self, connection: usize, id: i64, result: &Result<(), String>) {
+    /// The server answered a CLIENT KILL that a connection of this link sent.
+    pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, result: &Result<(), String>) {
         if result.is_ok() {
-            self.hub.emit(connection, EventKind::Fenced { id });
+            self.hub
+                .emit(link.index, EventKind::Fenced { id: ghost.id });
         }
-        if let Some(link) = self.links.get(connection) {
-            link.ghosts.lock().retain(|ghost| ghost.id != id);
-        }
-        self.fencing_known(connection, result);
+        link.ghosts.lock().retain(|known| known != ghost);
+        self.fencing_known(link.index, result);
     }
 
     /// A connection was abandoned with writes that may still be applied: every connection that goes on has it killed before its next
-    /// command. `own` is the link that lost it: its next connection does so as it begins.
-    pub(crate) fn bury(&self, identity: Option<Identity>, own: Option<usize>) {
+    /// command. A link remembers it until the server has answered, so that it survives the loss of the connection that was told.
+    pub(crate) fn bury(&self, identity: Option<Identity>) {
         let Some(identity) = identity else { return };
         for link in &self.links {
-            if Some(link.index) == own || !matches!(link.lane.gate(), Gate::Open) {
-                link.ghosts.lock().push(identity.clone());
-            } else {
-                link.lane.order(Order::Fence {
-                    id: identity.id,
-                    command: identity.kill(),
-                });
+            link.remember(identity.clone());
+        }
+        for lane in self.dedicated_lanes() {
+            lane.order(Order::Fence(identity.clone()));
+        }
+    }
+
+    /// Abandoned connections that some link has not had killed yet: a new connection does so in its handshake.
+    pub(crate) fn ghosts(&self) -> Vec<Identity> {
+        let mut all: Vec<Identity> = Vec::new();
+        for link in &self.links {
+            for ghost in link.ghosts.lock().iter() {
+                if !all.contains(ghost) {
+                    all.push(ghost.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// From now on this connection is told of those that are abandoned.
+    pub(crate) fn register(&self, lane: &Arc<Lane>) {
+        let mut dedicated = self.dedicated.lock();
+        dedicated.retain(|lane| lane.strong_count() > 0);
+        dedicated.push(Arc::downgrade(lane));
+    }
+
+    /// Those of the connections that one caller has to itself, as far as they are in use.
+    pub(crate) fn dedicated_lanes(&self) -> Vec<Arc<Lane>> {
+        let dedicated = self.dedicated.lock();
+        let lanes = dedicated.iter().filter_map(Weak::upgrade);
+        lanes
+            .filter(|lane| matches!(lane.gate(), Gate::Open | Gate::Waiting))
+            .collect()
+    }
+
+    /// Gives new credentials to this link's connection; the first link's to those that one caller has to itself, too.
+    pub(crate) fn reauthenticate(&self, link: &Link, command: &[u8]) {
+        link.lane.order(Order::Reauthenticate(command.to_vec()));
+        if link.index == 0 {
+            for lane in self.dedicated_lanes() {
+                lane.order(Order::Reauthenticate(command.to_vec()));
             }
         }
     }
 
-    pub(crate) fn fence_answered(&self, connection: usize, id: i64, reply: &Reply) {
-        if let Reply::One(value) = reply {
-            self.fenced(connection, id, &connect::fence_result(value));
+    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL.
+    pub(crate) fn fence_answered(&self, link: Option<usize>, ghost: &Identity, reply: &Reply) {
+        let link = link.and_then(|index| self.links.get(index));
+        if let (Some(link), Reply::One(value)) = (link, reply) {
+            self.fenced(link, ghost, &connect::fence_result(value));
         }
+    }
+
+    /// A supervisor, or its attempt to connect, had to be ended from without.
+    pub(crate) fn stuck(&self, link: &Link, after: Duration) {
+        link.view.lock().stuck_resets += 1;
+        let stuck_ms = crate::clock::as_ms(after);
+        self.hub
+            .emit(link.index, EventKind::StuckReset { stuck_ms });
     }
 
     /// Tells of a change of the breaker.

@@ -25,10 +25,15 @@ pub(crate) enum Ended {
     Lost {
         certainty: Certainty,
         cause: Arc<str>,
+        /// Held until the command has been submitted again, or will not be: the next connection waits for it, to keep the order.
+        rejoin: Option<Rejoin>,
     },
     /// Its wait for a connection was cut short: see the lane's state.
     Turned,
 }
+
+/// See [`Ended::Lost`]. All that matters is when the last one is dropped.
+pub(crate) type Rejoin = tokio::sync::mpsc::Sender<()>;
 
 #[derive(Debug, Default)]
 enum State {
@@ -91,6 +96,7 @@ impl Drop for Ticket {
                 Ended::Lost {
                     certainty: Certainty::Unknown,
                     cause: "the connection's task ended".into(),
+                    rejoin: None,
                 },
             );
         }

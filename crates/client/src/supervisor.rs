@@ -3,29 +3,35 @@
 //! Whatever ends an attempt, another follows: there is no error after which this loop gives up. A peer that stops answering is not taken at
 //! its word either: a challenger is dialled, and only its fate decides whether the old connection is replaced or the server is down.
 
+mod watching;
+
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use steadfast_core::conn::Watch;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 
+use self::watching::{Successor, Watching};
 use crate::clock;
-use crate::connect::{self, ConnectError, Connector, Established, Identity};
-use crate::credentials::Credentials;
-use crate::driver::{Driver, Finished, Signal};
+use crate::connect::{ConnectError, Connector, Established, Identity};
+use crate::driver::{Driver, Finished};
 use crate::event::EventKind;
-use crate::lane::{Gate, Job, Order, Outage};
+use crate::lane::{Gate, Job, Outage};
 use crate::link::{ConnectionState, Link};
 use crate::shared::Shared;
 use crate::slot::Ended;
 
 /// See the module.
 pub(crate) struct Supervisor {
-    pub(crate) shared: Arc<Shared>,
-    pub(crate) link: Arc<Link>,
-    pub(crate) connector: Arc<Connector>,
-    pub(crate) rng: fastrand::Rng,
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    connector: Arc<Connector>,
+    rng: fastrand::Rng,
+    /// Ends when every call of the last connection has been submitted again, or will not be.
+    rejoining: Option<mpsc::Receiver<()>>,
 }
 
 /// A task that ends with its owner.
@@ -37,8 +43,17 @@ impl<T> Owned<T> {
         Self(task)
     }
 
-    pub(crate) fn is_finished(&self) -> bool {
-        self.0.is_finished()
+    /// Waits for its end.
+    pub(crate) async fn ended(mut self) {
+        let _ = (&mut self.0).await;
+    }
+}
+
+impl<T> Future for Owned<T> {
+    type Output = Result<T, JoinError>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        Pin::new(&mut self.0).poll(cx)
     }
 }
 
@@ -48,21 +63,46 @@ impl<T> Drop for Owned<T> {
     }
 }
 
+/// An attempt to connect, in a task of its own: whatever a provider or a resolver does there, deadlines are kept here.
+struct Dial {
+    task: Owned<Result<Established, ConnectError>>,
+    /// What its handshake has killed.
+    ghosts: Vec<Identity>,
+    began: Instant,
+}
+
+/// How long the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
+/// rule while it is dialled; a caller that is not polled is not waited for.
+const REJOIN: Duration = Duration::from_millis(20);
+
 impl Supervisor {
-    /// Never ends by itself.
+    pub(crate) fn new(shared: Arc<Shared>, link: Arc<Link>, connector: Arc<Connector>) -> Self {
+        Self {
+            rng: shared.rng(),
+            shared,
+            link,
+            connector,
+            rejoining: None,
+        }
+    }
+
+    /// Ends when the client is closed, and never before.
     pub(crate) async fn run(mut self) {
         let mut ready = None;
         loop {
             let established = match ready.take() {
                 Some(established) => established,
-                None => self.connect_until_up().await,
+                None => match self.connect_until_up().await {
+                    Some(established) => established,
+                    None => return,
+                },
             };
             ready = self.serve(established).await;
         }
     }
 
-    /// Attempts with growing pauses. Calls wait while the allowance for short interruptions lasts, then they are refused.
-    async fn connect_until_up(&mut self) -> Established {
+    /// Attempts with growing pauses. Calls wait while the allowance for short interruptions lasts, then they are refused. `None` if closed.
+    async fn connect_until_up(&mut self) -> Option<Established> {
         let now = clock::now();
         let blip_until = {
             let mut view = self.link.view.lock();
@@ -71,19 +111,19 @@ impl Supervisor {
         let mut patience = Patience {
             link: Arc::clone(&self.link),
             shared: Arc::clone(&self.shared),
-            blip_until: Some(blip_until),
+            blip_until: (self.link.state() != ConnectionState::Down).then_some(blip_until),
         };
         loop {
             let limit = self.shared.settings.connect_timeout;
             let attempt = self.begin_attempt(limit * 5);
-            let began = clock::now();
-            let ghosts = self.link.ghosts.lock().clone();
-            let connector = Arc::clone(&self.connector);
-            let result = patience.during(connector.connect(limit, &ghosts)).await;
+            let dial = self.dial(limit);
+            let result = patience.during(self.dialled(dial)).await?;
             match result {
-                Ok(established) => {
+                Ok((established, ghosts, began)) => {
+                    // While it is not in service, their deadlines are still kept.
+                    patience.during(self.all_rejoined()).await?;
                     self.put_into_service(&established, &ghosts, attempt, began);
-                    return established;
+                    return Some(established);
                 }
                 Err(error) => {
                     let pause = self.attempt_failed(attempt, &error);
@@ -95,9 +135,49 @@ impl Supervisor {
                                 () = link.kick.notified() => {}
                             }
                         })
-                        .await;
+                        .await?;
                 }
             }
+        }
+    }
+
+    fn dial(&self, limit: Duration) -> Dial {
+        let ghosts = self.shared.ghosts();
+        let connector = Arc::clone(&self.connector);
+        let fences = ghosts.clone();
+        let task = async move { connector.connect(limit, &fences).await };
+        Dial {
+            task: Owned::new(tokio::spawn(task)),
+            ghosts,
+            began: clock::now(),
+        }
+    }
+
+    async fn dialled(
+        &self,
+        mut dial: Dial,
+    ) -> Result<(Established, Vec<Identity>, Instant), ConnectError> {
+        let result = (&mut dial.task).await;
+        let established = self.survived(result, dial.began)?;
+        Ok((established, dial.ghosts, dial.began))
+    }
+
+    /// The result of a task that runs what others wrote. A panic there ends one attempt, and counts as one that was stuck.
+    fn survived<T>(
+        &self,
+        result: Result<Result<T, ConnectError>, JoinError>,
+        began: Instant,
+    ) -> Result<T, ConnectError> {
+        result.unwrap_or_else(|_| {
+            let after = clock::now().saturating_duration_since(began);
+            self.shared.stuck(&self.link, after);
+            Err(ConnectError::Panicked)
+        })
+    }
+
+    async fn all_rejoined(&mut self) {
+        if let Some(mut rejoining) = self.rejoining.take() {
+            let _ = tokio::time::timeout(REJOIN, rejoining.recv()).await;
         }
     }
 
@@ -140,13 +220,9 @@ impl Supervisor {
         self.shared
             .fencing_known(self.link.index, &established.facts.fencing);
         for (ghost, result) in ghosts.iter().zip(&established.fences) {
-            self.shared.fenced(self.link.index, ghost.id, result);
+            self.shared.fenced(&self.link, ghost, result);
         }
-        let outage = {
-            let mut view = self.link.view.lock();
-            view.facts = Some(established.facts.clone());
-            view.outage_ends(now)
-        };
+        let outage = self.link.connected(&established.facts, now);
         *self.link.stuck_at.lock() = None;
         self.shared.hub.emit(
             self.link.index,
@@ -169,7 +245,7 @@ impl Supervisor {
         let driver = Driver::new(
             Arc::clone(&self.shared),
             Arc::clone(&self.link.lane),
-            self.link.index,
+            Some(self.link.index),
             established.stream,
             Watch {
                 reply_overdue: self.shared.settings.reply_overdue,
@@ -178,62 +254,66 @@ impl Supervisor {
             signals,
         );
         let identity = established.facts.identity;
-        // Those that this connection's handshake did not kill: of the connection that it replaces.
-        for ghost in self.link.ghosts.lock().iter() {
-            self.link.lane.order(Order::Fence {
-                id: ghost.id,
-                command: ghost.kill(),
-            });
-        }
+        // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
+        self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
-        self.link.lane.set_gate(Gate::Open);
-        self.link.set_state(ConnectionState::Ready, clock::now());
         let mut watch = Watching::new(self, established.credentials);
+        // Each branch may be dropped and asked again without losing what it waits for.
         let finished = loop {
             tokio::select! {
-                finished = &mut driver.0 => break finished,
+                finished = &mut driver => break finished,
                 Some(signal) = told.recv() => watch.heard(self, signal),
-                result = watch.challenge(&self.connector, &self.link) => watch.challenged(self, result),
-                () = watch.tick() => watch.ticked(self).await,
+                due = watch.next() => watch.handle(self, due),
                 () = self.link.kick.notified() => watch.kicked(self),
             }
         };
-        let successor = watch.successor.take();
+        let successor = watch.into_successor();
         match finished {
             Ok(finished) => self.ended(finished, identity, successor.is_some()),
             // The driver panicked: its tickets told their callers as they were dropped.
             Err(_) => {
-                self.shared.bury(identity, Some(self.link.index));
-                self.link.lane.release();
                 self.link.lane.set_gate(Gate::Waiting);
+                self.link
+                    .set_state(ConnectionState::Connecting, clock::now());
+                self.link.lane.release();
+                self.shared.bury(identity);
             }
         }
-        successor.map(|(established, ghosts, attempt, began)| {
-            self.put_into_service(&established, &ghosts, attempt, began);
-            established
-        })
+        let Successor {
+            established,
+            ghosts,
+            attempt,
+            began,
+        } = successor?;
+        self.all_rejoined().await;
+        self.put_into_service(&established, &ghosts, attempt, began);
+        Some(established)
     }
 
-    fn ended(&self, finished: Finished, identity: Option<Identity>, replaced: bool) {
+    fn ended(&mut self, finished: Finished, identity: Option<Identity>, replaced: bool) {
         let now = clock::now();
         let Finished {
             cause,
             mut conn,
             ordered,
         } = finished;
-        if conn.has_unanswered_writes() {
-            self.shared.bury(identity, Some(self.link.index));
-        }
-        self.link.lane.release();
-        self.link.view.lock().last_error = Some(Arc::clone(&cause));
+        // The gate first: a caller that hears of the loss and comes again shall wait here.
         if self.link.state() == ConnectionState::Ready {
-            // The gate first: a caller that hears of the loss and comes again shall wait here.
             self.link.lane.set_gate(Gate::Waiting);
             self.link.set_state(ConnectionState::Connecting, now);
         }
-        if !replaced {
-            self.link.view.lock().outage_since.get_or_insert(now);
+        self.link.lane.release();
+        if conn.has_unanswered_writes() {
+            self.shared.bury(identity);
         }
+        {
+            let mut view = self.link.view.lock();
+            view.last_error = Some(Arc::clone(&cause));
+            if !replaced {
+                view.outage_since.get_or_insert(now);
+            }
+        }
+        let (rejoin, rejoining) = mpsc::channel(1);
         let (mut unknown, mut not_sent) = (0, 0);
         let mut told = Vec::with_capacity(conn.awaiting());
         for (job, certainty) in conn.close() {
@@ -258,12 +338,19 @@ impl Supervisor {
             }
         };
         self.shared.hub.emit(self.link.index, kind);
-        let transition = self.shared.guard.record_loss(now);
-        self.shared.breaker_changed(transition);
-        for (ticket, certainty) in told {
-            let cause = Arc::clone(&cause);
-            ticket.end(Ended::Lost { certainty, cause });
+        // One that was replaced with nothing left in it tells nothing of the server.
+        if !(ordered && told.is_empty()) {
+            let transition = self.shared.guard.record_loss(now);
+            self.shared.breaker_changed(transition);
         }
+        for (ticket, certainty) in told {
+            ticket.end(Ended::Lost {
+                certainty,
+                cause: Arc::clone(&cause),
+                rejoin: Some(rejoin.clone()),
+            });
+        }
+        self.rejoining = Some(rejoining);
     }
 }
 
@@ -275,28 +362,38 @@ struct Patience {
 }
 
 impl Patience {
-    async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
-        let lane = Arc::clone(&self.link.lane);
+    /// `None` if the client was closed meanwhile.
+    async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let link = Arc::clone(&self.link);
         let mut work = std::pin::pin!(work);
-        let mut deadlines = std::pin::pin!(lane.keep_deadlines());
+        let mut deadlines = std::pin::pin!(link.lane.keep_deadlines());
+        let mut closed = std::pin::pin!(link.closed());
         loop {
-            match self.blip_until {
-                Some(until) => tokio::select! {
-                    biased;
-                    result = &mut work => return result,
-                    () = clock::sleep_until(until) => {
-                        self.blip_until = None;
-                        go_down(&self.shared, &self.link, None);
-                    }
-                    () = &mut deadlines => {}
-                },
-                None => return work.await,
+            let spent = async {
+                match self.blip_until {
+                    Some(until) => clock::sleep_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut closed => return None,
+                result = &mut work => return Some(result),
+                () = spent => {
+                    self.blip_until = None;
+                    go_down(&self.shared, &self.link, None);
+                }
+                () = &mut deadlines => {}
             }
         }
     }
 }
 
+/// Refuses calls from now on. Told once per outage.
 fn go_down(shared: &Shared, link: &Link, cause: Option<Arc<str>>) {
+    if link.state() == ConnectionState::Down {
+        return;
+    }
     let now = clock::now();
     let (since, cause) = {
         let mut view = link.view.lock();
@@ -314,224 +411,4 @@ fn go_down(shared: &Shared, link: &Link, cause: Option<Arc<str>>) {
     link.lane.set_gate(Gate::Down(outage, soon));
     link.set_state(ConnectionState::Down, now);
     shared.hub.emit(link.index, EventKind::Down { cause });
-}
-
-type Successor = (Established, Vec<Identity>, u32, Instant);
-
-/// What a supervisor keeps in mind while a connection serves.
-struct Watching {
-    /// When the next challenger is dialled; `None` while there is no reason to.
-    challenge_at: Option<Instant>,
-    why: Option<Arc<str>>,
-    /// How long a challenger's phases may take.
-    limit: Duration,
-    attempt: u32,
-    quiet_since: Option<Instant>,
-    abandon_at: Option<Instant>,
-    retire_at: Option<Instant>,
-    renew_at: Option<Instant>,
-    credentials: Option<Credentials>,
-    offered: Option<Credentials>,
-    successor: Option<Successor>,
-}
-
-impl Watching {
-    fn new(supervisor: &mut Supervisor, credentials: Option<Credentials>) -> Self {
-        let now = clock::now();
-        let settings = &supervisor.shared.settings;
-        // Up to a tenth less, so that the connections of a fleet do not all retire at once.
-        let spread = 1.0 - 0.1 * supervisor.rng.f64();
-        Self {
-            challenge_at: None,
-            why: None,
-            limit: settings.connect_timeout,
-            attempt: 0,
-            quiet_since: None,
-            abandon_at: None,
-            retire_at: settings
-                .max_age
-                .and_then(|age| now.checked_add(age.mul_f64(spread))),
-            renew_at: renewal(&supervisor.connector, now),
-            credentials,
-            offered: None,
-            successor: None,
-        }
-    }
-
-    fn heard(&mut self, supervisor: &Supervisor, signal: Signal) {
-        let link = &supervisor.link;
-        let settings = &supervisor.shared.settings;
-        let now = clock::now();
-        match signal {
-            Signal::Overdue(quiet) => {
-                let quiet_ms = clock::as_ms(quiet);
-                supervisor
-                    .shared
-                    .hub
-                    .emit(link.index, EventKind::Overdue { quiet_ms });
-                let since = now.checked_sub(quiet).unwrap_or(now);
-                self.quiet_since = Some(since);
-                self.abandon_at = since.checked_add(settings.abandon_after);
-                self.limit = settings.connect_timeout.min(settings.reply_overdue);
-                self.dial(now, "the server stopped answering");
-            }
-            Signal::Woke(quiet) if self.quiet_since.is_some() => {
-                self.quiet_since = None;
-                self.abandon_at = None;
-                self.challenge_at = None;
-                self.attempt = 0;
-                let quiet_ms = clock::as_ms(quiet);
-                let refused = link.lane.take_refused();
-                supervisor
-                    .shared
-                    .hub
-                    .emit(link.index, EventKind::Woke { quiet_ms, refused });
-                if link.state() == ConnectionState::Down {
-                    link.view.lock().outage_ends(now);
-                    link.lane.set_gate(Gate::Open);
-                    link.set_state(ConnectionState::Ready, now);
-                }
-                let transition = supervisor.shared.guard.probe_succeeded(now);
-                supervisor.shared.breaker_changed(transition);
-            }
-            Signal::Woke(_) => {}
-            Signal::Reauthenticated(None) => {
-                self.credentials = self.offered.take();
-                supervisor
-                    .shared
-                    .hub
-                    .emit(link.index, EventKind::Reauthenticated);
-            }
-            Signal::Reauthenticated(Some(code)) => {
-                let cause: Arc<str> =
-                    format!("the server refused the new credentials: {code}").into();
-                supervisor
-                    .shared
-                    .hub
-                    .emit(link.index, EventKind::CredentialsFailed { cause });
-                self.limit = settings.connect_timeout;
-                self.dial(now, "re-authentication failed");
-            }
-        }
-    }
-
-    fn dial(&mut self, now: Instant, why: &str) {
-        if self.challenge_at.is_none() {
-            self.challenge_at = Some(now);
-            self.why = Some(why.into());
-        }
-    }
-
-    /// Dials a challenger when its time has come; waits for ever while there is no reason to.
-    async fn challenge(
-        &self,
-        connector: &Connector,
-        link: &Link,
-    ) -> Result<Successor, ConnectError> {
-        match self.challenge_at {
-            Some(at) if self.successor.is_none() => {
-                clock::sleep_until(at).await;
-                let began = clock::now();
-                // Not the one it challenges, which may still be the better one: that is killed when it is abandoned.
-                let ghosts = link.ghosts.lock().clone();
-                let established = connector.connect(self.limit, &ghosts).await?;
-                Ok((established, ghosts, self.attempt + 1, began))
-            }
-            _ => std::future::pending().await,
-        }
-    }
-
-    fn challenged(&mut self, supervisor: &mut Supervisor, result: Result<Successor, ConnectError>) {
-        let now = clock::now();
-        match result {
-            Ok(successor) => {
-                self.successor = Some(successor);
-                self.challenge_at = None;
-                let why = self.why.take().unwrap_or_else(|| "replaced".into());
-                supervisor.link.lane.order(Order::Abandon(why));
-            }
-            Err(error) => {
-                self.attempt += 1;
-                let cause: Arc<str> = error.to_string().into();
-                if self.quiet_since.is_some() && supervisor.link.state() == ConnectionState::Ready {
-                    supervisor.link.view.lock().outage_since = self.quiet_since;
-                    supervisor.link.view.lock().last_error = Some(Arc::clone(&cause));
-                    go_down(&supervisor.shared, &supervisor.link, Some(cause));
-                }
-                {
-                    let mut view = supervisor.link.view.lock();
-                    view.attempts += 1;
-                    view.attempt = self.attempt;
-                }
-                let pause = supervisor.attempt_failed(self.attempt, &error);
-                *supervisor.link.stuck_at.lock() = None;
-                self.challenge_at = Some(now + pause);
-            }
-        }
-    }
-
-    /// Waits for the next of: abandon, retire, renew.
-    async fn tick(&self) {
-        let next = [self.abandon_at, self.retire_at, self.renew_at]
-            .into_iter()
-            .flatten()
-            .min();
-        match next {
-            Some(at) => clock::sleep_until(at).await,
-            None => std::future::pending().await,
-        }
-    }
-
-    async fn ticked(&mut self, supervisor: &Supervisor) {
-        let now = clock::now();
-        if self.abandon_at.is_some_and(|at| at <= now) {
-            self.abandon_at = None;
-            let after = supervisor.shared.settings.abandon_after;
-            supervisor.link.lane.order(Order::Abandon(
-                format!("no answer for {after:?}, given up").into(),
-            ));
-        }
-        if self.retire_at.is_some_and(|at| at <= now) {
-            self.retire_at = None;
-            self.limit = supervisor.shared.settings.connect_timeout;
-            self.dial(now, "its maximum age was reached");
-        }
-        if self.renew_at.is_some_and(|at| at <= now) {
-            self.renew(supervisor).await;
-            self.renew_at = renewal(&supervisor.connector, clock::now());
-        }
-    }
-
-    async fn renew(&mut self, supervisor: &Supervisor) {
-        let limit = supervisor.shared.settings.connect_timeout;
-        match supervisor.connector.credentials(limit).await {
-            Ok(Some(fresh)) => {
-                let known = self.offered.as_ref().or(self.credentials.as_ref());
-                if !known.is_some_and(|known| known.same(&fresh)) {
-                    let order = Order::Reauthenticate(connect::auth(&fresh));
-                    self.offered = Some(fresh);
-                    supervisor.link.lane.order(order);
-                }
-            }
-            Ok(None) => {}
-            Err(error) => {
-                let cause = error.to_string().into();
-                supervisor.shared.hub.emit(
-                    supervisor.link.index,
-                    EventKind::CredentialsFailed { cause },
-                );
-            }
-        }
-    }
-
-    fn kicked(&mut self, supervisor: &Supervisor) {
-        let cause = supervisor.link.view.lock().kick_cause.take();
-        let cause = cause.unwrap_or_else(|| "reset by hand".into());
-        supervisor.link.lane.order(Order::Abandon(cause));
-    }
-}
-
-fn renewal(connector: &Connector, now: Instant) -> Option<Instant> {
-    let every = connector.provider()?.renew_in()?;
-    now.checked_add(every.max(Duration::from_millis(10)))
 }

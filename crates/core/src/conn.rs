@@ -167,8 +167,10 @@ pub enum Incoming<T> {
         ticket: T,
         /// The answer.
         reply: Reply,
-        /// When the request was submitted.
-        submitted: Instant,
+        /// When this connection took the request over.
+        taken: Instant,
+        /// How long the request was given in all.
+        given: Duration,
     },
     /// The server said something unasked (RESP3).
     Push(Value),
@@ -183,6 +185,8 @@ pub enum Lapse<T> {
         ticket: T,
         /// `NotSent` if it was taken back before a byte of it was written.
         certainty: Certainty,
+        /// How long this connection had it, of the time that it was given.
+        waited: Duration,
     },
     /// No byte came for `reply_overdue` while requests waited. Told once until a byte comes.
     Overdue {
@@ -211,7 +215,8 @@ struct Open<T> {
     ticket: Option<T>,
     replies: u32,
     deadline: Instant,
-    submitted: Instant,
+    given: Duration,
+    taken: Instant,
     /// Stream offset of its first byte.
     start: u64,
     /// Stream offset past which it may have had an effect.
@@ -237,7 +242,7 @@ pub struct Conn<T> {
     partial: Vec<Value>,
     /// Lower bound of the deadlines that wait.
     earliest: Option<Instant>,
-    expired: VecDeque<(T, Certainty)>,
+    expired: VecDeque<(T, Certainty, Duration)>,
     /// When the last byte came, or the wait began.
     quiet_since: Instant,
     overdue_told: bool,
@@ -283,6 +288,10 @@ impl<T> Conn<T> {
         } else {
             self.out.append(&mut batch.bytes);
         }
+        // A burst is over: what it needed goes back.
+        if batch.bytes.capacity() > KEEP_BYTES {
+            batch.bytes.shrink_to(KEEP_BYTES);
+        }
         for request in batch.requests.drain(..) {
             let Terms {
                 replies,
@@ -297,7 +306,8 @@ impl<T> Conn<T> {
                 ticket: Some(request.ticket),
                 replies,
                 deadline,
-                submitted,
+                given: deadline.saturating_duration_since(submitted),
+                taken: now,
                 start: origin + request.start as u64,
                 commit: origin + request.commit as u64,
                 end: origin + request.end as u64,
@@ -389,7 +399,8 @@ impl<T> Conn<T> {
         Ok(open.ticket.map(|ticket| Incoming::Reply {
             ticket,
             reply,
-            submitted: open.submitted,
+            taken: open.taken,
+            given: open.given,
         }))
     }
 
@@ -410,8 +421,8 @@ impl<T> Conn<T> {
 
     /// The next thing that time has brought, until `None`.
     pub fn poll_lapse(&mut self, now: Instant) -> Option<Lapse<T>> {
-        if let Some((ticket, certainty)) = self.expired.pop_front() {
-            return Some(Lapse::Expired { ticket, certainty });
+        if let Some(lapse) = self.next_expired() {
+            return Some(lapse);
         }
         if self.awaiting.is_empty() {
             self.earliest = None;
@@ -429,11 +440,18 @@ impl<T> Conn<T> {
         }
         if self.earliest.is_some_and(|earliest| earliest <= now) {
             self.expire(now);
-            if let Some((ticket, certainty)) = self.expired.pop_front() {
-                return Some(Lapse::Expired { ticket, certainty });
-            }
+            return self.next_expired();
         }
         None
+    }
+
+    fn next_expired(&mut self) -> Option<Lapse<T>> {
+        let (ticket, certainty, waited) = self.expired.pop_front()?;
+        Some(Lapse::Expired {
+            ticket,
+            certainty,
+            waited,
+        })
     }
 
     /// Ends every request whose time is up. One of which no byte was written is taken back out of the stream, so that `NotSent` stays true.
@@ -449,14 +467,17 @@ impl<T> Conn<T> {
                 self.out
                     .drain((from - self.base) as usize..(to - self.base) as usize);
                 removed += to - from;
+                let ticket = open.ticket;
+                let waited = now.saturating_duration_since(open.taken);
                 self.expired
-                    .extend(open.ticket.map(|ticket| (ticket, Certainty::NotSent)));
+                    .extend(ticket.map(|ticket| (ticket, Certainty::NotSent, waited)));
                 continue;
             }
             if overdue {
                 let ticket = open.ticket.take();
+                let waited = now.saturating_duration_since(open.taken);
                 self.expired
-                    .extend(ticket.map(|ticket| (ticket, Certainty::Unknown)));
+                    .extend(ticket.map(|ticket| (ticket, Certainty::Unknown, waited)));
             } else if open.ticket.is_some() {
                 earliest = Some(earliest.map_or(open.deadline, |e| e.min(open.deadline)));
             }
@@ -479,6 +500,15 @@ impl<T> Conn<T> {
     /// Requests that wait for an answer or to be written, expired ones included.
     pub fn awaiting(&self) -> usize {
         self.awaiting.len()
+    }
+
+    /// The latest deadline of the requests that wait, of those that `counts`.
+    pub fn latest_deadline(&self, counts: impl Fn(&T) -> bool) -> Option<Instant> {
+        self.awaiting
+            .iter()
+            .filter(|open| open.ticket.as_ref().is_some_and(&counts))
+            .map(|open| open.deadline)
+            .max()
     }
 
     /// Bytes not yet written.
@@ -504,6 +534,7 @@ impl<T> Conn<T> {
         self.earliest = None;
         self.expired
             .drain(..)
+            .map(|(ticket, certainty, _)| (ticket, certainty))
             .chain(self.awaiting.drain(..).filter_map(move |open| {
                 let certainty = if open.commit > wire {
                     Certainty::NotSent
@@ -636,7 +667,10 @@ mod tests {
         push(&mut batch, 2, terms(now, SECOND * 9, 2));
         conn.submit(&mut batch, now);
         conn.transmitted(2);
-        let Some(Lapse::Expired { ticket, certainty }) = conn.poll_lapse(now + SECOND / 3) else {
+        let Some(Lapse::Expired {
+            ticket, certainty, ..
+        }) = conn.poll_lapse(now + SECOND / 3)
+        else {
             panic!("it has expired");
         };
         assert_eq!((ticket, certainty), (1, Certainty::NotSent));
@@ -654,7 +688,10 @@ mod tests {
         let later = now + SECOND;
         let mut expired = Vec::new();
         while let Some(lapse) = conn.poll_lapse(later) {
-            if let Lapse::Expired { ticket, certainty } = lapse {
+            if let Lapse::Expired {
+                ticket, certainty, ..
+            } = lapse
+            {
                 expired.push((ticket, certainty));
             }
         }
@@ -772,7 +809,7 @@ mod tests {
                     Op::Wait(ms) => {
                         now += Duration::from_millis(u64::from(ms));
                         while let Some(lapse) = conn.poll_lapse(now) {
-                            if let Lapse::Expired { ticket, certainty } = lapse {
+                            if let Lapse::Expired { ticket, certainty, .. } = lapse {
                                 prop_assert!(ended.insert(ticket, Some(certainty)).is_none());
                             }
                         }

@@ -1,0 +1,362 @@
+//! What a supervisor keeps in mind while a connection serves: is it silent, is it too old, are its credentials, and is a challenger under way?
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinError;
+
+use super::{Dial, Owned, Supervisor, go_down};
+use crate::clock;
+use crate::connect::{self, ConnectError, Connector, Established, Identity};
+use crate::credentials::Credentials;
+use crate::driver::Signal;
+use crate::event::EventKind;
+use crate::lane::Order;
+use crate::link::ConnectionState;
+
+/// A connection that is ready to take over.
+pub(super) struct Successor {
+    pub(super) established: Established,
+    /// What its handshake has killed.
+    pub(super) ghosts: Vec<Identity>,
+    pub(super) attempt: u32,
+    pub(super) began: Instant,
+}
+
+/// See the module.
+pub(super) struct Watching {
+    challenge: Option<Challenge>,
+    successor: Option<Successor>,
+    /// Since when no byte has come, if that is too long.
+    quiet_since: Option<Instant>,
+    abandon_at: Option<Instant>,
+    /// Why the connection is to be replaced although it works.
+    replaces_for: Option<Arc<str>>,
+    retire_at: Option<Instant>,
+    renew_at: Option<Instant>,
+    renewing: Option<Renewing>,
+    /// What the server has taken, and what it was offered since.
+    credentials: Option<Credentials>,
+    offered: Option<Credentials>,
+}
+
+/// A reason for another connection, and the attempts to get one.
+struct Challenge {
+    why: Arc<str>,
+    /// The old one works: it is not cut, it finishes what it has.
+    gently: bool,
+    /// How long each phase may take.
+    limit: Duration,
+    attempt: u32,
+    next_at: Instant,
+    dial: Option<Dial>,
+}
+
+struct Renewing {
+    task: Owned<Result<Option<Credentials>, ConnectError>>,
+    began: Instant,
+}
+
+/// What [`Watching::next`] found due.
+#[expect(
+    clippy::large_enum_variant,
+    reason = "handled at once and never stored"
+)]
+pub(super) enum Due {
+    /// An attempt to connect is over.
+    Dialled(Result<Result<Established, ConnectError>, JoinError>),
+    /// The credentials provider has answered.
+    Renewed(Result<Result<Option<Credentials>, ConnectError>, JoinError>),
+    /// It is time for something.
+    Time,
+}
+
+impl Watching {
+    pub(super) fn new(supervisor: &mut Supervisor, credentials: Option<Credentials>) -> Self {
+        let now = clock::now();
+        let settings = &supervisor.shared.settings;
+        // Up to a tenth less, so that the connections of a fleet do not all retire at once.
+        let spread = 1.0 - 0.1 * supervisor.rng.f64();
+        Self {
+            challenge: None,
+            successor: None,
+            quiet_since: None,
+            abandon_at: None,
+            replaces_for: None,
+            retire_at: settings
+                .max_age
+                .and_then(|age| now.checked_add(age.mul_f64(spread))),
+            renew_at: renewal_due(&supervisor.connector, now),
+            renewing: None,
+            credentials,
+            offered: None,
+        }
+    }
+
+    pub(super) fn into_successor(self) -> Option<Successor> {
+        self.successor
+    }
+
+    /// The driver told something.
+    pub(super) fn heard(&mut self, supervisor: &Supervisor, signal: Signal) {
+        match signal {
+            Signal::Overdue(quiet, last) => self.overdue(supervisor, quiet, last),
+            Signal::Woke(quiet) if self.quiet_since.is_some() => self.woke(supervisor, quiet),
+            Signal::Woke(_) => {}
+            Signal::Reauthenticated(None) => {
+                self.credentials = self.offered.take();
+                supervisor
+                    .shared
+                    .hub
+                    .emit(supervisor.link.index, EventKind::Reauthenticated);
+            }
+            Signal::Reauthenticated(Some(code)) => {
+                let cause = format!("the server refused the new credentials: {code}");
+                self.credentials_failed(supervisor, &cause);
+                self.replace(supervisor, "re-authentication failed");
+            }
+        }
+    }
+
+    fn overdue(&mut self, supervisor: &Supervisor, quiet: Duration, last: Option<Instant>) {
+        let settings = &supervisor.shared.settings;
+        let now = clock::now();
+        let quiet_ms = clock::as_ms(quiet);
+        supervisor
+            .shared
+            .hub
+            .emit(supervisor.link.index, EventKind::Overdue { quiet_ms });
+        let since = now.checked_sub(quiet).unwrap_or(now);
+        self.quiet_since = Some(since);
+        // A call that was given longer gets it, in case the server is merely busy with it.
+        self.abandon_at = since.checked_add(settings.abandon_after).max(last);
+        let why: Arc<str> = "the server stopped answering".into();
+        if self.successor.is_some() {
+            // It was to retire, and does not even finish.
+            supervisor.link.lane.order(Order::Abandon(why));
+            return;
+        }
+        let limit = settings.connect_timeout.min(settings.reply_overdue);
+        self.challenge = Some(Challenge::new(why, false, limit, now));
+    }
+
+    fn woke(&mut self, supervisor: &Supervisor, quiet: Duration) {
+        let (shared, link) = (&supervisor.shared, &supervisor.link);
+        let now = clock::now();
+        self.quiet_since = None;
+        self.abandon_at = None;
+        // Whatever was to take its place because it was silent is not needed.
+        self.challenge = None;
+        if self.replaces_for.is_none() {
+            self.successor = None;
+        }
+        let kind = EventKind::Woke {
+            quiet_ms: clock::as_ms(quiet),
+            refused: link.lane.take_refused(),
+        };
+        shared.hub.emit(link.index, kind);
+        if link.state() == ConnectionState::Down {
+            link.view.lock().outage_ends(now);
+            link.open(now);
+        }
+        let transition = shared.guard.probe_succeeded(now);
+        shared.breaker_changed(transition);
+        if let Some(why) = &self.replaces_for {
+            let why = Arc::clone(why);
+            self.replace(supervisor, &why);
+        }
+    }
+
+    /// The connection works, and another shall take its place.
+    fn replace(&mut self, supervisor: &Supervisor, why: &str) {
+        self.replaces_for = Some(why.into());
+        if self.challenge.is_none() && self.successor.is_none() {
+            let limit = supervisor.shared.settings.connect_timeout;
+            self.challenge = Some(Challenge::new(why.into(), true, limit, clock::now()));
+        }
+    }
+
+    /// The next thing that is due. May be dropped and asked again.
+    pub(super) async fn next(&mut self) -> Due {
+        let at = self.next_at();
+        let dialled = async {
+            match &mut self.challenge {
+                Some(Challenge {
+                    dial: Some(dial), ..
+                }) => (&mut dial.task).await,
+                _ => std::future::pending().await,
+            }
+        };
+        let renewed = async {
+            match &mut self.renewing {
+                Some(renewing) => (&mut renewing.task).await,
+                None => std::future::pending().await,
+            }
+        };
+        let time = async {
+            match at {
+                Some(at) => clock::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            result = dialled => Due::Dialled(result),
+            result = renewed => Due::Renewed(result),
+            () = time => Due::Time,
+        }
+    }
+
+    pub(super) fn handle(&mut self, supervisor: &mut Supervisor, due: Due) {
+        match due {
+            Due::Dialled(result) => self.challenged(supervisor, result),
+            Due::Renewed(result) => self.renewed(supervisor, result),
+            Due::Time => self.ticked(supervisor),
+        }
+    }
+
+    fn challenged(
+        &mut self,
+        supervisor: &mut Supervisor,
+        result: Result<Result<Established, ConnectError>, JoinError>,
+    ) {
+        let Some(challenge) = &mut self.challenge else {
+            return;
+        };
+        let Some(dial) = challenge.dial.take() else {
+            return;
+        };
+        challenge.attempt += 1;
+        let link = Arc::clone(&supervisor.link);
+        {
+            let mut view = link.view.lock();
+            view.attempts += 1;
+            view.attempt = challenge.attempt;
+        }
+        match supervisor.survived(result, dial.began) {
+            Ok(established) => {
+                let why = Arc::clone(&challenge.why);
+                self.successor = Some(Successor {
+                    established,
+                    ghosts: dial.ghosts,
+                    attempt: challenge.attempt,
+                    began: dial.began,
+                });
+                link.lane.order(if challenge.gently {
+                    Order::Retire(why)
+                } else {
+                    Order::Yield(why)
+                });
+                self.challenge = None;
+            }
+            Err(error) => {
+                let pause = supervisor.attempt_failed(challenge.attempt, &error);
+                *link.stuck_at.lock() = None;
+                challenge.next_at = clock::now() + pause;
+                if let Some(since) = self.quiet_since {
+                    let cause: Arc<str> = error.to_string().into();
+                    link.view.lock().outage_since.get_or_insert(since);
+                    go_down(&supervisor.shared, &link, Some(cause));
+                }
+            }
+        }
+    }
+
+    /// The next of: dial, abandon, retire, renew.
+    fn next_at(&self) -> Option<Instant> {
+        let dial_at = match &self.challenge {
+            Some(challenge) if challenge.dial.is_none() => Some(challenge.next_at),
+            _ => None,
+        };
+        let renew_at = self.renew_at.filter(|_| self.renewing.is_none());
+        let next = [dial_at, self.abandon_at, self.retire_at, renew_at];
+        next.into_iter().flatten().min()
+    }
+
+    fn ticked(&mut self, supervisor: &Supervisor) {
+        let now = clock::now();
+        if let Some(challenge) = &mut self.challenge
+            && challenge.dial.is_none()
+            && challenge.next_at <= now
+        {
+            challenge.dial = Some(supervisor.dial(challenge.limit));
+        }
+        if self.abandon_at.is_some_and(|at| at <= now) {
+            self.abandon_at = None;
+            let quiet = self.quiet_since.unwrap_or(now);
+            let quiet = now.saturating_duration_since(quiet);
+            supervisor.link.lane.order(Order::Abandon(
+                format!("no answer for {quiet:.1?}, given up").into(),
+            ));
+        }
+        if self.retire_at.is_some_and(|at| at <= now) {
+            self.retire_at = None;
+            self.replace(supervisor, "its maximum age was reached");
+        }
+        if self.renew_at.is_some_and(|at| at <= now) && self.renewing.is_none() {
+            self.renew_at = None;
+            let connector = Arc::clone(&supervisor.connector);
+            let limit = supervisor.shared.settings.connect_timeout;
+            let task = async move { connector.credentials(limit).await };
+            self.renewing = Some(Renewing {
+                task: Owned::new(tokio::spawn(task)),
+                began: now,
+            });
+        }
+    }
+
+    fn renewed(
+        &mut self,
+        supervisor: &Supervisor,
+        result: Result<Result<Option<Credentials>, ConnectError>, JoinError>,
+    ) {
+        let Some(renewing) = self.renewing.take() else {
+            return;
+        };
+        self.renew_at = renewal_due(&supervisor.connector, clock::now());
+        match supervisor.survived(result, renewing.began) {
+            Ok(Some(fresh)) => {
+                let known = self.offered.as_ref().or(self.credentials.as_ref());
+                if !known.is_some_and(|known| known.same(&fresh)) {
+                    let command = connect::auth(&fresh);
+                    self.offered = Some(fresh);
+                    supervisor.shared.reauthenticate(&supervisor.link, &command);
+                }
+            }
+            Ok(None) => {}
+            Err(error) => self.credentials_failed(supervisor, &error.to_string()),
+        }
+    }
+
+    fn credentials_failed(&self, supervisor: &Supervisor, cause: &str) {
+        let cause = cause.into();
+        supervisor.shared.hub.emit(
+            supervisor.link.index,
+            EventKind::CredentialsFailed { cause },
+        );
+    }
+
+    pub(super) fn kicked(&mut self, supervisor: &Supervisor) {
+        // A kick that was meant for the connection before has lost its reason.
+        if let Some(cause) = supervisor.link.view.lock().kick.take() {
+            supervisor.link.lane.order(Order::Abandon(cause));
+        }
+    }
+}
+
+impl Challenge {
+    fn new(why: Arc<str>, gently: bool, limit: Duration, now: Instant) -> Self {
+        Self {
+            why,
+            gently,
+            limit,
+            attempt: 0,
+            next_at: now,
+            dial: None,
+        }
+    }
+}
+
+fn renewal_due(connector: &Connector, now: Instant) -> Option<Instant> {
+    let every = connector.provider()?.renew_in()?;
+    now.checked_add(every.max(Duration::from_millis(10)))
+}
