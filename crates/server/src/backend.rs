@@ -7,10 +7,13 @@ use bytes::Bytes;
 use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use serde_json::Value as Json;
-use steadfast::{Backoff, BudgetConfig, Client, ConnectionState, RetryPolicy, Stop};
+use steadfast::credentials::{EnvironmentCredentials, FileCredentials};
+use steadfast::{Backoff, BudgetConfig, Client, ConnectionState, RetryPolicy, Stop, Tls};
 use steadfast_cache::{Cache, Database, DatabaseOptions, GuardOptions, Ttl};
 
-use crate::config::{Config, RedisConfig, TtlConfig};
+use crate::config::{
+    Config, CredentialsConfig, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
+};
 use crate::health::{Check, Status};
 
 /// Values are rows that are JSON already, so that a hit is served without decoding.
@@ -198,7 +201,29 @@ pub(crate) fn state_name(state: ConnectionState) -> &'static str {
 pub(crate) fn client(config: &RedisConfig) -> Result<Client, steadfast::ConfigError> {
     let breaker = &config.breaker;
     let retry = &config.retry;
-    Client::builder(config.url.expose())?
+    let mut builder = Client::builder(config.url.expose())?;
+    if let Some(settings) = &config.tls {
+        builder = builder.tls(tls(settings)?);
+    }
+    builder = match &config.credentials {
+        Some(CredentialsConfig::Environment {
+            user_variable,
+            password_variable,
+        }) => {
+            let user = user_variable.as_deref();
+            builder.credentials(EnvironmentCredentials::new(user, password_variable))
+        }
+        Some(CredentialsConfig::File {
+            path,
+            user,
+            look_every,
+        }) => {
+            let file = FileCredentials::new(path, user.as_deref());
+            builder.credentials(file.look_every(*look_every))
+        }
+        None => builder,
+    };
+    builder
         .name("steadfast")
         .deadline(config.deadline)
         .reply_overdue(config.reply_overdue)
@@ -232,6 +257,23 @@ pub(crate) fn client(config: &RedisConfig) -> Result<Client, steadfast::ConfigEr
             ..steadfast::BreakerConfig::default()
         })
         .build()
+}
+
+fn tls(config: &RedisTlsConfig) -> Result<Tls, steadfast::ConfigError> {
+    let mut tls = Tls::new();
+    if let Some(ca) = &config.ca {
+        tls = tls.ca_file(ca)?;
+    }
+    if let (Some(chain), Some(key)) = (&config.certificate, &config.key) {
+        tls = tls.client_certificate(chain, key)?;
+    }
+    if let Some(name) = &config.server_name {
+        tls = tls.server_name(name);
+    }
+    if config.min_version == TlsVersion::V13 {
+        tls = tls.only_tls13();
+    }
+    Ok(tls)
 }
 
 async fn cache(

@@ -220,21 +220,39 @@ impl Database {
     /// # Errors
     /// See [`SourceError`].
     pub async fn select(&self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
-        match within(self.query_limit, self.select_once(sql, params)).await {
+        self.select_at_most(usize::MAX, sql, params).await
+    }
+
+    /// As [`select`](Self::select), but no more than the first `most` rows are fetched: it bounds what a query may take of memory.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub async fn select_at_most(
+        &self,
+        most: usize,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Vec<Row>, SourceError> {
+        match within(self.query_limit, self.select_once(most, sql, params)).await {
             Err(SourceError::Sql(sqlx::Error::Io(error))) => {
                 tracing::debug!(%error, "query repeated on a new connection");
-                within(self.query_limit, self.select_once(sql, params)).await
+                within(self.query_limit, self.select_once(most, sql, params)).await
             }
             other => other,
         }
     }
 
-    async fn select_once(&self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
+    async fn select_once(
+        &self,
+        most: usize,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Vec<Row>, SourceError> {
         let sql = AssertSqlSafe(sql.to_owned());
         match &self.pool {
-            Pool::Sqlite(pool) => sqlite::select(pool, sql, params).await,
-            Pool::MySql(pool) => mysql::select(pool, sql, params).await,
-            Pool::Postgres(pool) => postgres::select(pool, sql, params).await,
+            Pool::Sqlite(pool) => sqlite::select(pool, sql, params, most).await,
+            Pool::MySql(pool) => mysql::select(pool, sql, params, most).await,
+            Pool::Postgres(pool) => postgres::select(pool, sql, params, most).await,
         }
     }
 
@@ -243,7 +261,7 @@ impl Database {
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.
     pub async fn ping(&self, limit: Duration) -> Result<(), SourceError> {
-        within(limit, self.select_once("SELECT 1", &[]))
+        within(limit, self.select_once(1, "SELECT 1", &[]))
             .await
             .map(drop)
     }

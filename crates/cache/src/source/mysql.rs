@@ -1,5 +1,6 @@
 //! MySQL and MariaDB.
 
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlPoolOptions, MySqlRow};
 use sqlx::{AssertSqlSafe, Column, Executor, MySql, MySqlPool, Row as _, TypeInfo, ValueRef};
@@ -17,14 +18,17 @@ pub(super) async fn select<'e, E>(
     executor: E,
     sql: AssertSqlSafe<String>,
     params: &[Param],
+    most: usize,
 ) -> Result<Vec<Row>, SourceError>
 where
     E: Executor<'e, Database = MySql>,
 {
-    let rows = sqlx::query_with(sql, bind(params)?)
-        .fetch_all(executor)
-        .await?;
-    rows.iter().map(json).collect()
+    sqlx::query_with(sql, bind(params)?)
+        .fetch(executor)
+        .map(|row| json(&row?))
+        .take(most)
+        .try_collect()
+        .await
 }
 
 pub(super) async fn execute<'e, E>(

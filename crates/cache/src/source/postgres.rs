@@ -1,5 +1,6 @@
 //! PostgreSQL.
 
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
 use sqlx::{AssertSqlSafe, Column, Executor, PgPool, Postgres, Row as _, TypeInfo, ValueRef};
@@ -17,14 +18,17 @@ pub(super) async fn select<'e, E>(
     executor: E,
     sql: AssertSqlSafe<String>,
     params: &[Param],
+    most: usize,
 ) -> Result<Vec<Row>, SourceError>
 where
     E: Executor<'e, Database = Postgres>,
 {
-    let rows = sqlx::query_with(sql, bind(params)?)
-        .fetch_all(executor)
-        .await?;
-    rows.iter().map(json).collect()
+    sqlx::query_with(sql, bind(params)?)
+        .fetch(executor)
+        .map(|row| json(&row?))
+        .take(most)
+        .try_collect()
+        .await
 }
 
 pub(super) async fn execute<'e, E>(

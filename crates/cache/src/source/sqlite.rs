@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
@@ -28,14 +29,17 @@ pub(super) async fn select<'e, E>(
     executor: E,
     sql: AssertSqlSafe<String>,
     params: &[Param],
+    most: usize,
 ) -> Result<Vec<Row>, SourceError>
 where
     E: Executor<'e, Database = Sqlite>,
 {
-    let rows = sqlx::query_with(sql, bind(params)?)
-        .fetch_all(executor)
-        .await?;
-    rows.iter().map(json).collect()
+    sqlx::query_with(sql, bind(params)?)
+        .fetch(executor)
+        .map(|row| json(&row?))
+        .take(most)
+        .try_collect()
+        .await
 }
 
 pub(super) async fn execute<'e, E>(

@@ -45,9 +45,9 @@ impl Tx {
     pub async fn select(&mut self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
         let sql = AssertSqlSafe(sql.to_owned());
         match self {
-            Self::Sqlite(tx) => sqlite::select(&mut **tx, sql, params).await,
-            Self::MySql(tx) => mysql::select(&mut **tx, sql, params).await,
-            Self::Postgres(tx) => postgres::select(&mut **tx, sql, params).await,
+            Self::Sqlite(tx) => sqlite::select(&mut **tx, sql, params, usize::MAX).await,
+            Self::MySql(tx) => mysql::select(&mut **tx, sql, params, usize::MAX).await,
+            Self::Postgres(tx) => postgres::select(&mut **tx, sql, params, usize::MAX).await,
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod mistake;
 mod queries;
+mod redis;
 mod secret;
 mod section;
 mod settings;
@@ -17,11 +18,13 @@ use serde::Serialize;
 
 pub use mistake::{ConfigError, Mistake, Place};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
+pub use redis::{
+    BreakerConfig, CredentialsConfig, RedisConfig, RedisTlsConfig, RetryConfig, TlsVersion,
+};
 pub use secret::SecretUrl;
 pub use settings::{
-    BreakerConfig, CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig,
-    LogConfig, LogFormat, MetricsConfig, RedisConfig, RetryConfig, ServerConfig, TracingConfig,
-    TtlConfig,
+    CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig, LogConfig,
+    LogFormat, MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
 };
 pub use units::Bytes;
 

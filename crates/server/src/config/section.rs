@@ -63,6 +63,10 @@ impl<'a> Section<'a> {
         }
     }
 
+    pub(crate) fn is_given(&self) -> bool {
+        self.table.is_some()
+    }
+
     pub(crate) fn path(&self) -> &str {
         &self.path
     }

@@ -10,17 +10,9 @@ use serde::Serialize;
 
 use super::secret::SecretUrl;
 use super::section::Section;
-use super::units::{Bytes, duration, show_duration};
+use super::units::{Bytes, duration, millis, secs};
 
 const MIB: u64 = 1 << 20;
-
-const fn secs(n: u64) -> Duration {
-    Duration::from_secs(n)
-}
-
-const fn millis(n: u64) -> Duration {
-    Duration::from_millis(n)
-}
 
 /// `[server]`: where the service listens and how it ends.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -94,232 +86,6 @@ impl LogConfig {
                 )
                 .unwrap_or(LogFormat::Text),
             level,
-        }
-    }
-}
-
-/// `[redis]`: the server, and how its client behaves.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct RedisConfig {
-    /// `redis://`, `rediss://` or `unix://`; default `redis://127.0.0.1:6379`. It need not answer for the service to start.
-    pub url: SecretUrl,
-    /// The longest a call may take with everything it includes; default 1 s.
-    #[serde(serialize_with = "duration")]
-    pub deadline: Duration,
-    /// Silence of a connection, while commands wait, after which a new one is tried; default 500 ms.
-    #[serde(serialize_with = "duration")]
-    pub reply_overdue: Duration,
-    /// Silence after which a connection is given up even if no other can be had; default 30 s.
-    #[serde(serialize_with = "duration")]
-    pub abandon_after: Duration,
-    /// Limit on each phase of connecting (DNS, TCP, TLS, handshake); default 1 s.
-    #[serde(serialize_with = "duration")]
-    pub connect_timeout: Duration,
-    /// First pause between attempts to reconnect; default 20 ms.
-    #[serde(serialize_with = "duration")]
-    pub reconnect_first: Duration,
-    /// Longest pause between attempts to reconnect; default 250 ms. A restarted server is noticed at most so much later.
-    #[serde(serialize_with = "duration")]
-    pub reconnect_cap: Duration,
-    /// How long calls wait at the start of an outage, in case it is short; default 250 ms.
-    #[serde(serialize_with = "duration")]
-    pub blip_wait: Duration,
-    /// How often an idle connection is asked whether it lives; default 1 s.
-    #[serde(serialize_with = "duration")]
-    pub heartbeat: Duration,
-    /// Limit on a health check by `steadfast status`; default 3 s. `HEALTH_CHECK_REDIS_TIMEOUT` sets it in seconds.
-    #[serde(serialize_with = "duration")]
-    pub health_timeout: Duration,
-    /// Connections; default 1. A key always takes the same one.
-    pub connections: usize,
-    /// Calls under way at once; default 8192. Past it calls are refused.
-    pub in_flight: usize,
-    /// Events kept for the connection history; default 100.
-    pub history: usize,
-    /// Calls a second that the client is expected to make, if it is known; it lets `config check` name a breaker that
-    /// such traffic can never trip. Changes nothing else.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_rate: Option<f64>,
-    /// `[redis.retry]`
-    pub retry: RetryConfig,
-    /// `[redis.breaker]`
-    pub breaker: BreakerConfig,
-}
-
-impl RedisConfig {
-    pub(crate) fn read(section: &Section<'_>) -> Self {
-        let retry = section.section("retry");
-        let breaker = section.section("breaker");
-        let config = Self {
-            url: SecretUrl::read(
-                section,
-                "url",
-                "redis://127.0.0.1:6379",
-                &["redis", "rediss", "unix"],
-            ),
-            deadline: section.positive("deadline").unwrap_or(secs(1)),
-            reply_overdue: section.positive("reply_overdue").unwrap_or(millis(500)),
-            abandon_after: section.positive("abandon_after").unwrap_or(secs(30)),
-            connect_timeout: section.positive("connect_timeout").unwrap_or(secs(1)),
-            reconnect_first: section.positive("reconnect_first").unwrap_or(millis(20)),
-            reconnect_cap: section.positive("reconnect_cap").unwrap_or(millis(250)),
-            blip_wait: section.duration("blip_wait").unwrap_or(millis(250)),
-            heartbeat: section.positive("heartbeat").unwrap_or(secs(1)),
-            health_timeout: section.positive("health_timeout").unwrap_or(secs(3)),
-            connections: section.count("connections", 1, 64).unwrap_or(1),
-            in_flight: section.count("in_flight", 1, 1_000_000).unwrap_or(8192),
-            history: section.count("history", 1, 100_000).unwrap_or(100),
-            expected_rate: section.number("expected_rate", 0.001, 1e9),
-            retry: RetryConfig::read(&retry),
-            breaker: BreakerConfig::read(&breaker),
-        };
-        config.contradictions(section, &retry, &breaker);
-        retry.finish();
-        breaker.finish();
-        config
-    }
-
-    fn contradictions(&self, redis: &Section<'_>, retry: &Section<'_>, breaker: &Section<'_>) {
-        let pauses = self.retry.longest_pauses();
-        if pauses >= self.deadline {
-            let message = format!(
-                "contradicts `redis.deadline`: the pauses between {} attempts may take {}, and a call is over after {}",
-                self.retry.attempts,
-                show_duration(pauses),
-                show_duration(self.deadline),
-            );
-            let key = if retry.has("attempts") {
-                "attempts"
-            } else {
-                "first"
-            };
-            let mistake = retry.mistake(key, message);
-            retry.refuse(mistake.help("fewer attempts, shorter pauses or a longer deadline"));
-        }
-        if let Some(rate) = self.expected_rate {
-            let seen = rate * self.breaker.window.as_secs_f64();
-            let needed = self.breaker.min_calls as f64;
-            if self.breaker.consecutive == 0 && seen < needed {
-                let message = format!(
-                    "can never trip: at `redis.expected_rate` {rate} a second {seen:.0} calls fall into its window, and it judges no fewer than {needed}",
-                );
-                let mistake = breaker.mistake("min_calls", message);
-                breaker.refuse(mistake.help("lower it, widen the window or set `consecutive`"));
-            }
-        }
-        self.ordered(
-            redis,
-            "reconnect_first",
-            self.reconnect_first,
-            "reconnect_cap",
-            self.reconnect_cap,
-        );
-        self.ordered(
-            redis,
-            "reply_overdue",
-            self.reply_overdue,
-            "abandon_after",
-            self.abandon_after,
-        );
-        self.ordered(
-            redis,
-            "blip_wait",
-            self.blip_wait,
-            "deadline",
-            self.deadline,
-        );
-    }
-
-    fn ordered(&self, section: &Section<'_>, a: &str, less: Duration, b: &str, more: Duration) {
-        if less > more {
-            let key = if section.has(a) { a } else { b };
-            let (less, more) = (show_duration(less), show_duration(more));
-            let message =
-                format!("makes no sense here: `{a}` ({less}) is longer than `{b}` ({more})");
-            section.refuse(section.mistake(key, message));
-        }
-    }
-}
-
-/// `[redis.retry]`: what is repeated and when. Only what is safe to repeat is repeated.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct RetryConfig {
-    /// Attempts in all; default 3, 1 repeats nothing.
-    pub attempts: u32,
-    /// Longest first pause, drawn with full jitter; default 10 ms. It doubles with each attempt.
-    #[serde(serialize_with = "duration")]
-    pub first: Duration,
-    /// Longest pause; default 1 s.
-    #[serde(serialize_with = "duration")]
-    pub cap: Duration,
-    /// Repetitions allowed as a share of calls; default 0.1.
-    pub budget_ratio: f64,
-    /// Repetitions allowed a second besides; default 10.
-    pub budget_per_second: f64,
-}
-
-impl RetryConfig {
-    fn read(section: &Section<'_>) -> Self {
-        let attempts = section.integer("attempts", 1, 100).unwrap_or(3);
-        Self {
-            attempts: u32::try_from(attempts).unwrap_or(3),
-            first: section.positive("first").unwrap_or(millis(10)),
-            cap: section.positive("cap").unwrap_or(secs(1)),
-            budget_ratio: section.number("budget_ratio", 0.0, 10.0).unwrap_or(0.1),
-            budget_per_second: section
-                .number("budget_per_second", 0.0, 1e6)
-                .unwrap_or(10.0),
-        }
-    }
-
-    fn longest_pauses(&self) -> Duration {
-        let mut pause = self.first.min(self.cap);
-        let mut sum = Duration::ZERO;
-        for _ in 1..self.attempts {
-            sum = sum.saturating_add(pause);
-            pause = pause.saturating_mul(2).min(self.cap);
-        }
-        sum
-    }
-}
-
-/// `[redis.breaker]`: when calls are refused at once because Redis fails.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-#[non_exhaustive]
-pub struct BreakerConfig {
-    /// Share of failures that trips it; default 0.5.
-    pub failure_rate: f64,
-    /// Calls that must fall into the window before the share is judged; default 20.
-    pub min_calls: u32,
-    /// The window; default 10 s.
-    #[serde(serialize_with = "duration")]
-    pub window: Duration,
-    /// Failures in a row that trip it whatever the share; default 5, 0 turns it off.
-    pub consecutive: u32,
-    /// First time it stays open; default 100 ms, doubled with each trip in a row.
-    #[serde(serialize_with = "duration")]
-    pub open_first: Duration,
-    /// Longest time it stays open; default 5 s.
-    #[serde(serialize_with = "duration")]
-    pub open_cap: Duration,
-}
-
-impl BreakerConfig {
-    fn read(section: &Section<'_>) -> Self {
-        let small = |value: Option<i64>, default: u32| {
-            value
-                .and_then(|value| u32::try_from(value).ok())
-                .unwrap_or(default)
-        };
-        Self {
-            failure_rate: section.number("failure_rate", 0.01, 1.0).unwrap_or(0.5),
-            min_calls: small(section.integer("min_calls", 1, 1_000_000), 20),
-            window: section.positive("window").unwrap_or(secs(10)),
-            consecutive: small(section.integer("consecutive", 0, 1_000_000), 5),
-            open_first: section.positive("open_first").unwrap_or(millis(100)),
-            open_cap: section.positive("open_cap").unwrap_or(secs(5)),
         }
     }
 }
@@ -413,9 +179,9 @@ pub struct CacheConfig {
     pub memory_bytes: Bytes,
     /// Largest value that is cached; default 1 MiB.
     pub value_max: Bytes,
-    /// Size from which values are compressed in Redis; default 1 KiB.
+    /// Size from which values are compressed in Redis; default 4 KiB.
     pub compress_above: Bytes,
-    /// The longest a read waits for Redis; default 50 ms.
+    /// the longest a read waits for Redis; default 100 ms.
     #[serde(serialize_with = "duration")]
     pub redis_limit: Duration,
     /// How often each process looks at the outbox; default 250 ms.
@@ -431,8 +197,8 @@ impl CacheConfig {
         let config = Self {
             memory_bytes: section.bytes("memory_bytes").unwrap_or(Bytes(64 * MIB)),
             value_max: section.bytes("value_max").unwrap_or(Bytes(MIB)),
-            compress_above: section.bytes("compress_above").unwrap_or(Bytes(1 << 10)),
-            redis_limit: section.positive("redis_limit").unwrap_or(millis(50)),
+            compress_above: section.bytes("compress_above").unwrap_or(Bytes(4 << 10)),
+            redis_limit: section.positive("redis_limit").unwrap_or(millis(100)),
             outbox_poll: section.positive("outbox_poll").unwrap_or(millis(250)),
             outbox_lag_max: section.positive("outbox_lag_max").unwrap_or(secs(1)),
         };
@@ -460,7 +226,7 @@ pub struct TtlConfig {
     pub stale: Duration,
     /// Share of `fresh` by which it is shortened at random, so that values do not expire together; default 0.1.
     pub jitter: f64,
-    /// How long an empty answer is kept; default 30 s, `0s` for not at all.
+    /// How long an empty answer is kept; default 10 s, `0s` for not at all.
     #[serde(serialize_with = "duration")]
     pub negative: Duration,
     /// Eagerness of the refresh ahead of expiry of what is hot; default 1, 0 turns it off.
@@ -468,7 +234,7 @@ pub struct TtlConfig {
     /// Time a load may take before a stale value is served in its stead; default 100 ms.
     #[serde(serialize_with = "duration")]
     pub soft_limit: Duration,
-    /// Time a load may take at all; default 2 s.
+    /// Time a load may take at all; default 5 s.
     #[serde(serialize_with = "duration")]
     pub hard_limit: Duration,
 }
@@ -479,10 +245,10 @@ impl TtlConfig {
             fresh: section.positive("fresh").unwrap_or(secs(360)),
             stale: section.duration("stale").unwrap_or(secs(3600)),
             jitter: section.number("jitter", 0.0, 0.9).unwrap_or(0.1),
-            negative: section.duration("negative").unwrap_or(secs(30)),
+            negative: section.duration("negative").unwrap_or(secs(10)),
             early_refresh: section.number("early_refresh", 0.0, 100.0).unwrap_or(1.0),
             soft_limit: section.positive("soft_limit").unwrap_or(millis(100)),
-            hard_limit: section.positive("hard_limit").unwrap_or(secs(2)),
+            hard_limit: section.positive("hard_limit").unwrap_or(secs(5)),
         };
         if config.soft_limit > config.hard_limit {
             let message = "is longer than `hard_limit`: a load would be given up before a stale value is tried";

@@ -97,12 +97,22 @@ fn s10_settings_that_contradict_each_other_are_named() {
             "contradicts `redis.deadline`",
         ),
         (
+            "[redis.tls]\nkey = 'k.pem'",
+            "redis.tls.key",
+            "without `redis.tls.certificate`",
+        ),
+        (
+            "[redis.credentials]\nsource = 'file'",
+            "redis.credentials.path",
+            "is missing",
+        ),
+        (
             "[redis]\nblip_wait = \"5s\"",
             "redis.blip_wait",
             "longer than `deadline`",
         ),
         (
-            "[ttl.a]\nsoft_limit = \"5s\"",
+            "[ttl.a]\nsoft_limit = \"6s\"",
             "ttl.a.soft_limit",
             "longer than `hard_limit`",
         ),

@@ -38,7 +38,9 @@ impl Query {
         let (max_rows, asked) = (self.max_rows, self.meters.asked());
         let load = move || async move {
             let begun = now();
-            let rows = database.select(&sql.text, &params).await;
+            let rows = database
+                .select_at_most(max_rows + 1, &sql.text, &params)
+                .await;
             asked.took(now().saturating_duration_since(begun));
             let rows = rows?;
             encode(&rows, max_rows)

@@ -9,5 +9,7 @@ mod health;
 mod input;
 mod life;
 mod metrics;
+mod openapi;
 mod page;
 mod queries;
+mod traces;

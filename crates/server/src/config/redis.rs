@@ -1,0 +1,366 @@
+//! `[redis]` and what belongs to it: the connection, how it speaks TLS and says who it is, what is repeated, and when calls
+//! are refused. The defaults are the client's own; the contradictions between them are named here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::secret::SecretUrl;
+use super::section::Section;
+use super::units::{duration, millis, secs, show_duration};
+
+/// `[redis]`: the server, and how its client behaves.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RedisConfig {
+    /// `redis://`, `rediss://` or `unix://`; default `redis://127.0.0.1:6379`. It need not answer for the service to start.
+    pub url: SecretUrl,
+    /// The longest a call may take with everything it includes; default 1 s.
+    #[serde(serialize_with = "duration")]
+    pub deadline: Duration,
+    /// Silence of a connection, while commands wait, after which a new one is tried; default 500 ms.
+    #[serde(serialize_with = "duration")]
+    pub reply_overdue: Duration,
+    /// Silence after which a connection is given up even if no other can be had; default 30 s.
+    #[serde(serialize_with = "duration")]
+    pub abandon_after: Duration,
+    /// Limit on each phase of connecting (DNS, TCP, TLS, handshake); default 1 s.
+    #[serde(serialize_with = "duration")]
+    pub connect_timeout: Duration,
+    /// First pause between attempts to reconnect; default 20 ms.
+    #[serde(serialize_with = "duration")]
+    pub reconnect_first: Duration,
+    /// Longest pause between attempts to reconnect; default 250 ms. A restarted server is noticed at most so much later.
+    #[serde(serialize_with = "duration")]
+    pub reconnect_cap: Duration,
+    /// How long calls wait at the start of an outage, in case it is short; default 250 ms.
+    #[serde(serialize_with = "duration")]
+    pub blip_wait: Duration,
+    /// How often an idle connection is asked whether it lives; default 1 s.
+    #[serde(serialize_with = "duration")]
+    pub heartbeat: Duration,
+    /// Limit on a health check by `steadfast status`; default 3 s. `HEALTH_CHECK_REDIS_TIMEOUT` sets it in seconds.
+    #[serde(serialize_with = "duration")]
+    pub health_timeout: Duration,
+    /// Connections; default 1. A key always takes the same one.
+    pub connections: usize,
+    /// Calls under way at once; default 8192. Past it calls are refused.
+    pub in_flight: usize,
+    /// Events kept for the connection history; default 100.
+    pub history: usize,
+    /// Calls a second that the client is expected to make, if it is known; it lets `config check` name a breaker that
+    /// such traffic can never trip. Changes nothing else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expected_rate: Option<f64>,
+    /// `[redis.retry]`
+    pub retry: RetryConfig,
+    /// `[redis.breaker]`
+    pub breaker: BreakerConfig,
+    /// `[redis.tls]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RedisTlsConfig>,
+    /// `[redis.credentials]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<CredentialsConfig>,
+}
+
+impl RedisConfig {
+    pub(crate) fn read(section: &Section<'_>) -> Self {
+        let retry = section.section("retry");
+        let breaker = section.section("breaker");
+        let tls = section.section("tls");
+        let credentials = section.section("credentials");
+        let config = Self {
+            url: SecretUrl::read(
+                section,
+                "url",
+                "redis://127.0.0.1:6379",
+                &["redis", "rediss", "unix"],
+            ),
+            deadline: section.positive("deadline").unwrap_or(secs(1)),
+            reply_overdue: section.positive("reply_overdue").unwrap_or(millis(500)),
+            abandon_after: section.positive("abandon_after").unwrap_or(secs(30)),
+            connect_timeout: section.positive("connect_timeout").unwrap_or(secs(1)),
+            reconnect_first: section.positive("reconnect_first").unwrap_or(millis(20)),
+            reconnect_cap: section.positive("reconnect_cap").unwrap_or(millis(250)),
+            blip_wait: section.duration("blip_wait").unwrap_or(millis(250)),
+            heartbeat: section.positive("heartbeat").unwrap_or(secs(1)),
+            health_timeout: section.positive("health_timeout").unwrap_or(secs(3)),
+            connections: section.count("connections", 1, 64).unwrap_or(1),
+            in_flight: section.count("in_flight", 1, 1_000_000).unwrap_or(8192),
+            history: section.count("history", 1, 100_000).unwrap_or(100),
+            expected_rate: section.number("expected_rate", 0.001, 1e9),
+            retry: RetryConfig::read(&retry),
+            breaker: BreakerConfig::read(&breaker),
+            tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),
+            credentials: CredentialsConfig::read(&credentials),
+        };
+        config.contradictions(section, &retry, &breaker);
+        for section in [retry, breaker, tls, credentials] {
+            section.finish();
+        }
+        config
+    }
+
+    fn contradictions(&self, redis: &Section<'_>, retry: &Section<'_>, breaker: &Section<'_>) {
+        let pauses = self.retry.longest_pauses();
+        if pauses >= self.deadline {
+            let message = format!(
+                "contradicts `redis.deadline`: the pauses between {} attempts may take {}, and a call is over after {}",
+                self.retry.attempts,
+                show_duration(pauses),
+                show_duration(self.deadline),
+            );
+            let key = if retry.has("attempts") {
+                "attempts"
+            } else {
+                "first"
+            };
+            let mistake = retry.mistake(key, message);
+            retry.refuse(mistake.help("fewer attempts, shorter pauses or a longer deadline"));
+        }
+        if let Some(rate) = self.expected_rate {
+            let seen = rate * self.breaker.window.as_secs_f64();
+            let needed = self.breaker.min_calls as f64;
+            if self.breaker.consecutive == 0 && seen < needed {
+                let message = format!(
+                    "can never trip: at `redis.expected_rate` {rate} a second {seen:.0} calls fall into its window, and it judges no fewer than {needed}",
+                );
+                let mistake = breaker.mistake("min_calls", message);
+                breaker.refuse(mistake.help("lower it, widen the window or set `consecutive`"));
+            }
+        }
+        self.ordered(
+            redis,
+            "reconnect_first",
+            self.reconnect_first,
+            "reconnect_cap",
+            self.reconnect_cap,
+        );
+        self.ordered(
+            redis,
+            "reply_overdue",
+            self.reply_overdue,
+            "abandon_after",
+            self.abandon_after,
+        );
+        self.ordered(
+            redis,
+            "blip_wait",
+            self.blip_wait,
+            "deadline",
+            self.deadline,
+        );
+    }
+
+    fn ordered(&self, section: &Section<'_>, a: &str, less: Duration, b: &str, more: Duration) {
+        if less > more {
+            let key = if section.has(a) { a } else { b };
+            let (less, more) = (show_duration(less), show_duration(more));
+            let message =
+                format!("makes no sense here: `{a}` ({less}) is longer than `{b}` ({more})");
+            section.refuse(section.mistake(key, message));
+        }
+    }
+}
+
+/// `[redis.tls]`: how TLS is spoken. `rediss://` alone speaks it with the system's roots; the section adds to that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct RedisTlsConfig {
+    /// PEM file of the authorities to believe, in place of the system's; default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// PEM file of the client's certificate chain, with `key`; default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// PEM file of the client's private key.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Name to expect in the server's certificate in place of the host's; default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    /// Lowest version, `1.2` (default) or `1.3`.
+    pub min_version: TlsVersion,
+}
+
+/// A version of TLS.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    #[serde(rename = "1.2")]
+    V12,
+    /// TLS 1.3.
+    #[serde(rename = "1.3")]
+    V13,
+}
+
+impl RedisTlsConfig {
+    fn read(section: &Section<'_>) -> Self {
+        let path = |key: &str| section.string(key).map(PathBuf::from);
+        let config = Self {
+            ca: path("ca"),
+            certificate: path("certificate"),
+            key: path("key"),
+            server_name: section.string("server_name"),
+            min_version: section
+                .choice(
+                    "min_version",
+                    &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)],
+                )
+                .unwrap_or(TlsVersion::V12),
+        };
+        if config.certificate.is_some() != config.key.is_some() {
+            let (given, missing) = if config.key.is_some() {
+                ("key", "certificate")
+            } else {
+                ("certificate", "key")
+            };
+            let message = format!("is of no use without `{}.{missing}`", section.path());
+            section.refuse(section.mistake(given, message));
+        }
+        config
+    }
+}
+
+/// `[redis.credentials]`: where user and password come from, in place of the URL; read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(tag = "source", rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum CredentialsConfig {
+    /// From environment variables.
+    Environment {
+        /// Variable that holds the user's name; default none, for the user `default`.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user_variable: Option<String>,
+        /// Variable that holds the password; default `REDIS_PASSWORD`.
+        password_variable: String,
+    },
+    /// From a file that something else rotates.
+    File {
+        /// The file: the password of `user`, or one line `user:password` where no user is named.
+        path: PathBuf,
+        /// The user; default none.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        user: Option<String>,
+        /// How often the file is looked at; default 5 s.
+        #[serde(serialize_with = "duration")]
+        look_every: Duration,
+    },
+}
+
+impl CredentialsConfig {
+    fn read(section: &Section<'_>) -> Option<Self> {
+        if !section.is_given() {
+            return None;
+        }
+        if !section.has("source") {
+            section.refuse(
+                section
+                    .mistake("source", "is missing")
+                    .help("environment or file"),
+            );
+        }
+        if section.choice("source", &[("environment", true), ("file", false)])? {
+            return Some(Self::Environment {
+                user_variable: section.string("user_variable"),
+                password_variable: section
+                    .string("password_variable")
+                    .unwrap_or_else(|| "REDIS_PASSWORD".to_owned()),
+            });
+        }
+        let path = section.string("path");
+        if path.is_none() {
+            section.refuse(section.mistake("path", "is missing: it names the file"));
+        }
+        Some(Self::File {
+            path: path.map(PathBuf::from)?,
+            user: section.string("user"),
+            look_every: section.positive("look_every").unwrap_or(secs(5)),
+        })
+    }
+}
+
+/// `[redis.retry]`: what is repeated and when. Only what is safe to repeat is repeated.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct RetryConfig {
+    /// Attempts in all; default 3, 1 repeats nothing.
+    pub attempts: u32,
+    /// Longest first pause, drawn with full jitter; default 10 ms. It doubles with each attempt.
+    #[serde(serialize_with = "duration")]
+    pub first: Duration,
+    /// Longest pause; default 1 s.
+    #[serde(serialize_with = "duration")]
+    pub cap: Duration,
+    /// Repetitions allowed as a share of calls; default 0.1.
+    pub budget_ratio: f64,
+    /// Repetitions allowed a second besides; default 10.
+    pub budget_per_second: f64,
+}
+
+impl RetryConfig {
+    fn read(section: &Section<'_>) -> Self {
+        let attempts = section.integer("attempts", 1, 100).unwrap_or(3);
+        Self {
+            attempts: u32::try_from(attempts).unwrap_or(3),
+            first: section.positive("first").unwrap_or(millis(10)),
+            cap: section.positive("cap").unwrap_or(secs(1)),
+            budget_ratio: section.number("budget_ratio", 0.0, 10.0).unwrap_or(0.1),
+            budget_per_second: section
+                .number("budget_per_second", 0.0, 1e6)
+                .unwrap_or(10.0),
+        }
+    }
+
+    fn longest_pauses(&self) -> Duration {
+        let mut pause = self.first.min(self.cap);
+        let mut sum = Duration::ZERO;
+        for _ in 1..self.attempts {
+            sum = sum.saturating_add(pause);
+            pause = pause.saturating_mul(2).min(self.cap);
+        }
+        sum
+    }
+}
+
+/// `[redis.breaker]`: when calls are refused at once because Redis fails.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[non_exhaustive]
+pub struct BreakerConfig {
+    /// Share of failures that trips it; default 0.5.
+    pub failure_rate: f64,
+    /// Calls that must fall into the window before the share is judged; default 20.
+    pub min_calls: u32,
+    /// The window; default 10 s.
+    #[serde(serialize_with = "duration")]
+    pub window: Duration,
+    /// Failures in a row that trip it whatever the share; default 5, 0 turns it off.
+    pub consecutive: u32,
+    /// First time it stays open; default 100 ms, doubled with each trip in a row.
+    #[serde(serialize_with = "duration")]
+    pub open_first: Duration,
+    /// Longest time it stays open; default 5 s.
+    #[serde(serialize_with = "duration")]
+    pub open_cap: Duration,
+}
+
+impl BreakerConfig {
+    fn read(section: &Section<'_>) -> Self {
+        let small = |value: Option<i64>, default: u32| {
+            value
+                .and_then(|value| u32::try_from(value).ok())
+                .unwrap_or(default)
+        };
+        Self {
+            failure_rate: section.number("failure_rate", 0.01, 1.0).unwrap_or(0.5),
+            min_calls: small(section.integer("min_calls", 1, 1_000_000), 20),
+            window: section.positive("window").unwrap_or(secs(10)),
+            consecutive: small(section.integer("consecutive", 0, 1_000_000), 5),
+            open_first: section.positive("open_first").unwrap_or(millis(100)),
+            open_cap: section.positive("open_cap").unwrap_or(secs(5)),
+        }
+    }
+}
