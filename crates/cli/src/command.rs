@@ -1,6 +1,7 @@
 //! The commands, a file each. A command prints what it has to say and returns; how the process ends is decided by the
 //! [`Failure`] that it returns, or by there being none.
 
+mod cache;
 mod completions;
 mod config;
 mod demo;
@@ -24,6 +25,9 @@ pub(crate) enum Command {
     Probe(probe::Args),
     /// Ask a running service how it is
     Status(status::Args),
+    /// Look into the cache of a service, or make it forget
+    #[command(subcommand)]
+    Cache(cache::Command),
     /// Check a configuration, or show what it comes to
     #[command(subcommand)]
     Config(config::Command),
@@ -39,6 +43,7 @@ impl Command {
             Self::Drill(command) => command.run().await,
             Self::Probe(args) => args.run().await,
             Self::Status(args) => args.run().await,
+            Self::Cache(command) => command.run().await,
             Self::Config(command) => command.run(),
             Self::Completions(args) => args.run(),
         }

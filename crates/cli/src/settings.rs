@@ -8,15 +8,38 @@ use steadfast_server::config::{Config, ConfigError, Place, Sources};
 use crate::failure::{Failure, Status};
 use crate::mistakes::{InFile, Mistakes};
 
-/// The flags by which settings are chosen.
+/// Which file to read.
 #[derive(Debug, Clone, clap::Args)]
-pub(crate) struct Flags {
+pub(crate) struct File {
     /// The configuration file; without one, the defaults hold
     #[arg(long, value_name = "FILE", env = "STEADFAST_CONFIG")]
     pub(crate) config: Option<PathBuf>,
+}
+
+/// The flags by which a service is configured.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct Flags {
+    #[command(flatten)]
+    pub(crate) file: File,
     /// Address and port to listen on, over the file's `server.listen`
     #[arg(long, value_name = "ADDR")]
-    pub(crate) listen: Option<String>,
+    listen: Option<String>,
+}
+
+impl File {
+    /// Reads and checks everything.
+    pub(crate) fn load(&self) -> Result<Config, Failure> {
+        let sources = self.sources().map_err(refusal)?;
+        Config::load(&sources).map_err(refusal)
+    }
+
+    fn sources(&self) -> Result<Sources, ConfigError> {
+        let sources = Sources::new().environment(environment());
+        match &self.config {
+            Some(file) => sources.file(file),
+            None => Ok(sources),
+        }
+    }
 }
 
 impl Flags {
@@ -32,14 +55,11 @@ impl Flags {
     }
 
     fn sources(&self) -> Result<Sources, ConfigError> {
-        let mut sources = Sources::new().environment(environment());
-        if let Some(file) = &self.config {
-            sources = sources.file(file)?;
-        }
-        if let Some(listen) = &self.listen {
-            sources = sources.flag("--listen", "server.listen", listen);
-        }
-        Ok(sources)
+        let sources = self.file.sources()?;
+        Ok(match &self.listen {
+            Some(listen) => sources.flag("--listen", "server.listen", listen),
+            None => sources,
+        })
     }
 }
 

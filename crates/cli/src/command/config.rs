@@ -34,6 +34,7 @@ impl Command {
             Self::Check(flags) => {
                 let config = flags.load()?;
                 let name = flags
+                    .file
                     .config
                     .map_or("the defaults".to_owned(), |file| file.display().to_string());
                 let (queries, statements) = (config.queries.len(), config.statements.len());

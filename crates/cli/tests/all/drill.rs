@@ -13,7 +13,7 @@ fn written(folder: &std::path::Path) -> serde_json::Value {
 const SHORT: &str = "
 name = 'short crash'
 about = 'Redis is killed for a moment.'
-phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '1s', recovered = '1s' }
+phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '2s', recovered = '1s' }
 [load]
 rate = 100
 keys = 100

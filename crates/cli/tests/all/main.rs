@@ -1,6 +1,7 @@
 //! The built program as its users meet it: what it prints, how it ends, what it leaves behind.
 #![allow(clippy::unwrap_used)]
 
+mod cache;
 mod config;
 mod demo;
 mod drill;

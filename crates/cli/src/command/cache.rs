@@ -1,0 +1,269 @@
+//! `steadfast cache`: look into the cache of a service and put it right, by the service's own configuration. It goes the ways
+//! that the service goes: an invalidation is in the outbox before it is anywhere else, so it reaches every process.
+
+use std::collections::BTreeMap;
+use std::io::BufRead;
+use std::time::Duration;
+
+use axum::body::Body;
+use http_body_util::BodyExt;
+use redis::Value;
+use serde_json::Value as Json;
+use steadfast::Client;
+use steadfast_cache::Target;
+use steadfast_server::App;
+use tower::ServiceExt;
+
+use crate::failure::{Failure, Status, chain};
+use crate::figures::count;
+use crate::output::line;
+use crate::settings::File;
+
+#[derive(Debug, clap::Subcommand)]
+pub(crate) enum Command {
+    /// List the keys that Redis holds for the service
+    #[command(after_help = "\
+Examples:
+  steadfast cache keys --config steadfast.toml
+  steadfast cache keys --config steadfast.toml --matching 'users:id:*'")]
+    Keys(Keys),
+    /// Ask one query as the service would, and print the answer with its source
+    #[command(
+        after_help = "Example:\n  steadfast cache get --config steadfast.toml search_users q=ada limit=3"
+    )]
+    Get(Get),
+    /// Forget keys and tags, in every process of the service
+    #[command(after_help = "\
+Examples:
+  steadfast cache invalidate --config steadfast.toml users:id:7
+  steadfast cache invalidate --config steadfast.toml --tag users
+  steadfast cache invalidate --config steadfast.toml --all")]
+    Invalidate(Invalidate),
+    /// Ask a query once for each line of standard input, so that Redis holds the answers
+    #[command(after_help = "\
+A line holds the parameters as in the URL: q=ada&limit=20
+
+Example:
+  seq 1 500 | sed 's/^/id=/' | steadfast cache warm --config steadfast.toml user_by_id")]
+    Warm(Warm),
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Keys {
+    #[command(flatten)]
+    file: File,
+    /// Only keys of this form; * stands for anything, ? for one character
+    #[arg(long, value_name = "PATTERN", default_value = "*")]
+    matching: String,
+    /// At most so many
+    #[arg(long, value_name = "N", default_value_t = 1_000)]
+    limit: usize,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Get {
+    #[command(flatten)]
+    file: File,
+    /// The query's name
+    query: String,
+    /// Its parameters
+    #[arg(value_name = "NAME=VALUE", value_parser = parameter)]
+    parameters: Vec<(String, String)>,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Invalidate {
+    #[command(flatten)]
+    file: File,
+    /// Keys, as `steadfast cache keys` prints them
+    #[arg(value_name = "KEY", required_unless_present_any = ["tag", "all"])]
+    keys: Vec<String>,
+    /// A tag: every value that carries it; may be repeated
+    #[arg(long)]
+    tag: Vec<String>,
+    /// Everything
+    #[arg(long, conflicts_with_all = ["keys", "tag"])]
+    all: bool,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Warm {
+    #[command(flatten)]
+    file: File,
+    /// The query's name
+    query: String,
+}
+
+impl Command {
+    pub(super) async fn run(self) -> Result<(), Failure> {
+        match self {
+            Self::Keys(args) => args.run().await,
+            Self::Get(args) => args.run().await,
+            Self::Invalidate(args) => args.run().await,
+            Self::Warm(args) => args.run().await,
+        }
+    }
+}
+
+impl Keys {
+    async fn run(self) -> Result<(), Failure> {
+        let config = self.file.load()?;
+        let unreachable =
+            |error: &dyn std::error::Error| Failure::new(Status::Unavailable, chain(error));
+        let builder =
+            Client::builder(config.redis.url.expose()).map_err(|error| unreachable(&error))?;
+        let client = builder
+            .connect()
+            .await
+            .map_err(|error| unreachable(&error))?;
+        let namespace = &config.namespace;
+        let epoch = client
+            .send(redis::cmd("GET").arg(format!("{namespace}:epoch")))
+            .await;
+        let Value::BulkString(epoch) = epoch.map_err(|error| unreachable(&error))? else {
+            eprintln!("the cache `{namespace}` has never been used on this Redis");
+            return Ok(());
+        };
+        let prefix = format!("{namespace}:v:{}:{{", String::from_utf8_lossy(&epoch));
+        let mut left = self.limit;
+        let mut cursor = "0".to_owned();
+        loop {
+            let mut scan = redis::cmd("SCAN");
+            scan.arg(&cursor)
+                .arg("MATCH")
+                .arg(format!("{prefix}{}}}", self.matching))
+                .arg("COUNT")
+                .arg(1_000);
+            let page = client
+                .send(&scan)
+                .await
+                .map_err(|error| unreachable(&error))?;
+            let (next, keys): (String, Vec<String>) = redis::from_redis_value(page)
+                .map_err(|error| Failure::new(Status::Failed, error))?;
+            for key in keys
+                .iter()
+                .filter_map(|key| key.strip_prefix(&prefix)?.strip_suffix('}'))
+            {
+                if left == 0 {
+                    eprintln!("and more; --limit shows more of them");
+                    return Ok(());
+                }
+                left -= 1;
+                line(key)?;
+            }
+            if next == "0" {
+                return Ok(());
+            }
+            cursor = next;
+        }
+    }
+}
+
+impl Get {
+    async fn run(self) -> Result<(), Failure> {
+        let app = start(&self.file).await?;
+        let mut query = url::form_urlencoded::Serializer::new(String::new());
+        let answer = ask(
+            &app,
+            &self.query,
+            &query.extend_pairs(&self.parameters).finish(),
+        )
+        .await;
+        app.close().await;
+        Ok(line(
+            serde_json::to_string_pretty(&answer?).unwrap_or_default(),
+        )?)
+    }
+}
+
+impl Invalidate {
+    async fn run(self) -> Result<(), Failure> {
+        let mut targets: Vec<_> = self.keys.iter().map(Target::key).collect();
+        targets.extend(self.tag.iter().map(Target::tag));
+        if self.all {
+            targets.push(Target::All);
+        }
+        let app = start(&self.file).await?;
+        let written = Box::pin(app.cache().invalidate(&targets)).await;
+        app.close().await;
+        let written = written.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
+        Ok(line(match written.applied {
+            true => "forgotten, in Redis and in every process",
+            false => "written down; Redis cannot be reached, and will forget as soon as it can",
+        })?)
+    }
+}
+
+impl Warm {
+    async fn run(self) -> Result<(), Failure> {
+        let app = start(&self.file).await?;
+        let mut sources: BTreeMap<String, u64> = BTreeMap::new();
+        let mut outcome = Ok(());
+        for parameters in std::io::stdin().lock().lines() {
+            match ask(&app, &self.query, parameters?.trim()).await {
+                Ok(answer) => {
+                    *sources
+                        .entry(answer["source"].as_str().unwrap_or("?").to_owned())
+                        .or_default() += 1
+                }
+                Err(failure) => {
+                    outcome = Err(failure);
+                    break;
+                }
+            }
+        }
+        app.close().await;
+        let told: Vec<_> = sources
+            .iter()
+            .map(|(source, n)| format!("{} from {source}", count(*n)))
+            .collect();
+        line(if told.is_empty() {
+            "nothing was asked".to_owned()
+        } else {
+            told.join(", ")
+        })?;
+        outcome
+    }
+}
+
+/// The service without its listener.
+async fn start(file: &File) -> Result<App, Failure> {
+    let app = Box::pin(App::start(file.load()?))
+        .await
+        .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
+    // So that the first read finds Redis, if there is one; without it everything works all the same.
+    if app.client().available().is_none() {
+        let _ = tokio::time::timeout(Duration::from_secs(1), app.client().changed()).await;
+    }
+    Ok(app)
+}
+
+/// Asks the service's own routes.
+async fn ask(app: &App, query: &str, parameters: &str) -> Result<Json, Failure> {
+    let path = format!("/v1/queries/{query}?{parameters}");
+    let request = http::Request::get(&path)
+        .header("host", "localhost")
+        .body(Body::empty());
+    let request =
+        request.map_err(|error| Failure::new(Status::Usage, format_args!("{path}: {error}")))?;
+    let Ok(response) = Box::pin(steadfast_server::router(app.clone()).oneshot(request)).await;
+    let good = response.status().is_success();
+    let body = response
+        .into_body()
+        .collect()
+        .await
+        .map_err(|error| Failure::new(Status::Failed, error))?;
+    let answer: Json = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
+    if good {
+        return Ok(answer);
+    }
+    Err(Failure::new(
+        Status::Failed,
+        format_args!("{path}: {}", answer["detail"].as_str().unwrap_or("refused")),
+    ))
+}
+
+fn parameter(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once('=').ok_or("must be NAME=VALUE")?;
+    Ok((name.to_owned(), value.to_owned()))
+}

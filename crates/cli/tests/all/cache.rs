@@ -1,0 +1,92 @@
+use std::io::Write;
+use std::process::Stdio;
+
+use steadfast_drill::process::Redis;
+
+use crate::program::{Ended, finish, run, steadfast};
+
+/// A service's Redis, and its configuration with a table in SQLite.
+struct Site {
+    redis: Redis,
+    folder: tempfile::TempDir,
+}
+
+impl Site {
+    async fn start() -> Self {
+        let (redis, folder) = (Redis::start().await.unwrap(), tempfile::tempdir().unwrap());
+        let config = format!(
+            "namespace = 'shop'\n[redis]\nurl = '{}'\n[database]\nurl = 'sqlite://{}'\n[ttl.long]\nfresh = '1h'\n\
+             [queries.square]\nsql = 'SELECT :n * :n AS square'\nkey = 'square:{{n}}'\nttl = 'long'\ntags = ['squares']\n\
+             params.n = {{ type = 'integer' }}\n",
+            redis.url(),
+            folder.path().join("shop.db").display()
+        );
+        std::fs::write(folder.path().join("shop.toml"), config).unwrap();
+        Self { redis, folder }
+    }
+
+    fn config(&self) -> String {
+        self.folder.path().join("shop.toml").display().to_string()
+    }
+
+    async fn cache(&self, args: &[&str]) -> Ended {
+        let config = self.config();
+        run(&[&["cache", args[0], "--config", &config], &args[1..]].concat()).await
+    }
+
+    async fn source(&self, n: &str) -> String {
+        let ended = self.cache(&["get", "square", &format!("n={n}")]).await;
+        assert_eq!(ended.status, Some(0), "{}", ended.all());
+        let answer: serde_json::Value = serde_json::from_str(&ended.stdout).unwrap();
+        answer["source"].as_str().unwrap().to_owned()
+    }
+}
+
+#[tokio::test]
+async fn what_is_cached_can_be_listed_asked_for_and_forgotten() {
+    let site = Site::start().await;
+    let mut warm = steadfast(&["cache", "warm", "square", "--config", &site.config()]);
+    let mut warm = warm.stdin(Stdio::piped()).spawn().unwrap();
+    warm.stdin
+        .take()
+        .unwrap()
+        .write_all(b"n=2\nn=3\nn=12\n")
+        .unwrap();
+    let warm = finish(warm).await;
+    assert_eq!(warm.status, Some(0), "{}", warm.all());
+    assert!(warm.stdout.contains("3 from database"), "{}", warm.all());
+
+    let keys = async |pattern: &str| {
+        let ended = site.cache(&["keys", "--matching", pattern]).await;
+        assert_eq!(ended.status, Some(0), "{}", ended.all());
+        let mut keys: Vec<_> = ended.stdout.lines().map(str::to_owned).collect();
+        keys.sort();
+        keys
+    };
+    assert_eq!(keys("*").await, ["square:12", "square:2", "square:3"]);
+    assert_eq!(keys("square:?").await, ["square:2", "square:3"]);
+    assert_eq!(site.source("2").await, "redis");
+
+    let ended = site.cache(&["invalidate", "square:2"]).await;
+    assert!(ended.stdout.contains("forgotten"), "{}", ended.all());
+    assert_eq!(
+        (site.source("2").await, site.source("3").await),
+        ("database".into(), "redis".into())
+    );
+    site.cache(&["invalidate", "--tag", "squares"]).await;
+    assert_eq!(site.source("3").await, "database");
+}
+
+#[tokio::test]
+async fn an_unknown_query_and_a_redis_that_is_away_are_clear_errors() {
+    let site = Site::start().await;
+    let ended = site.cache(&["get", "cube", "n=2"]).await;
+    assert_eq!(ended.status, Some(1), "{}", ended.all());
+    assert!(ended.stderr.contains("cube"), "{}", ended.all());
+
+    site.redis.kill().await;
+    let ended = site.cache(&["keys"]).await;
+    assert_eq!(ended.status, Some(69), "{}", ended.all());
+    assert!(ended.stderr.contains("refused"), "{}", ended.all());
+    assert_eq!(site.source("2").await, "database");
+}
