@@ -397,7 +397,7 @@ impl<V> Inner<V> {
     pub(crate) fn is_fresh(&self, entry: &Entry<V>, now: Instant) -> bool {
         entry.freshness(now) == Freshness::Fresh
             && entry.era() == self.generations.era()
-            && self.coherence.is_proven(now)
+            && self.coherence.vouches(entry.loaded_at, now)
     }
 
     pub(crate) fn may_serve_stale(&self, entry: &Entry<V>, class: &Ttl, now: Instant) -> bool {

@@ -95,12 +95,12 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
             // Lost, or messages dropped because they came too fast, or something this program does not know: assume the worst.
             PubSubEvent::Lost { .. } => {
                 (self.standing, self.synced) = (false, false);
-                cache.coherence.disprove();
+                cache.coherence.disprove(clock());
             }
             _ => {
                 (self.synced, self.heard) = (false, None);
                 self.connection += 1;
-                cache.coherence.disprove();
+                cache.coherence.disprove(clock());
             }
         }
     }
@@ -131,7 +131,7 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
         }
         cache
             .coherence
-            .prove(self.base + Duration::from_nanos(sent), SPAN);
+            .prove(self.base + Duration::from_nanos(sent));
     }
 
     /// Some invalidations were not heard, and which is not known.
@@ -196,6 +196,3 @@ fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
 }
 
 const BEAT: Duration = Duration::from_millis(250);
-
-/// A beat that came back proves so long from when it was sent.
-const SPAN: Duration = Duration::from_secs(1);

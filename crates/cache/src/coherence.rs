@@ -29,22 +29,36 @@ impl Coherence {
     }
 
     pub(crate) fn is_proven(&self, now: Instant) -> bool {
-        (now.saturating_duration_since(self.base).as_nanos() as u64)
-            < self.proven_until.load(Ordering::Acquire)
+        self.nanos(now) < self.proven_until.load(Ordering::Acquire)
     }
 
-    /// The channel answered to something sent at `sent`, which holds good for `span` from then.
-    pub(crate) fn prove(&self, sent: Instant, span: Duration) {
-        let until = (sent + span)
-            .saturating_duration_since(self.base)
-            .as_nanos() as u64;
-        self.proven_until.fetch_max(until, Ordering::AcqRel);
+    /// Whether a value loaded then may be taken as fresh now: the channel is proven alive; or it was loaded after the proof had ended,
+    /// in which case its own load proves for a span that nothing newer was there.
+    pub(crate) fn vouches(&self, loaded_at: Instant, now: Instant) -> bool {
+        let (now, loaded_at) = (self.nanos(now), self.nanos(loaded_at));
+        let proven_until = self.proven_until.load(Ordering::Acquire);
+        now < proven_until
+            || (loaded_at >= proven_until && now < loaded_at.saturating_add(SPAN.as_nanos() as u64))
     }
 
-    pub(crate) fn disprove(&self) {
-        self.proven_until.store(0, Ordering::Release);
+    /// The channel answered to something sent at `sent`, which holds good for a [`SPAN`] from then.
+    pub(crate) fn prove(&self, sent: Instant) {
+        self.proven_until
+            .fetch_max(self.nanos(sent + SPAN), Ordering::AcqRel);
+    }
+
+    pub(crate) fn disprove(&self, now: Instant) {
+        self.proven_until
+            .fetch_min(self.nanos(now), Ordering::AcqRel);
+    }
+
+    fn nanos(&self, moment: Instant) -> u64 {
+        moment.saturating_duration_since(self.base).as_nanos() as u64
     }
 }
+
+/// How long a proof lasts: the longest that memory can be behind without anybody knowing.
+pub(crate) const SPAN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
@@ -55,12 +69,24 @@ mod tests {
         let now = tokio::time::Instant::now().into_std();
         let coherence = Coherence::unproven(now);
         assert!(!coherence.is_proven(now));
-        coherence.prove(now, Duration::from_secs(1));
+        coherence.prove(now);
         assert!(coherence.is_proven(now + Duration::from_millis(999)));
-        assert!(!coherence.is_proven(now + Duration::from_secs(1)));
-        coherence.prove(now + Duration::from_secs(1), Duration::from_secs(1));
+        assert!(!coherence.is_proven(now + SPAN));
+        coherence.prove(now + SPAN);
         assert!(coherence.is_proven(now + Duration::from_millis(1999)));
-        coherence.disprove();
+        coherence.disprove(now);
         assert!(!coherence.is_proven(now));
+    }
+
+    #[test]
+    fn k10_without_proof_only_what_was_loaded_since_is_fresh_and_only_for_a_span() {
+        let now = tokio::time::Instant::now().into_std();
+        let ms = |ms| now + Duration::from_millis(ms);
+        let coherence = Coherence::unproven(now);
+        coherence.prove(now);
+        assert!(coherence.vouches(ms(100), ms(999)));
+        coherence.disprove(ms(500));
+        assert!(!coherence.vouches(ms(499), ms(500)), "before the loss");
+        assert!(coherence.vouches(ms(600), ms(1599)) && !coherence.vouches(ms(600), ms(1600)));
     }
 }

@@ -8,6 +8,7 @@ mod engines;
 mod flights;
 mod history;
 mod oddities;
+mod outage;
 mod outbox;
 mod provenance;
 mod site;
