@@ -196,8 +196,8 @@ pub struct Moments {
     pub detect: Option<Duration>,
     /// From the last healing to the first call that Redis answered.
     pub first_success: Option<Duration>,
-    /// From the last healing to the start of the first second without a failed read, a failed call to Redis or a
-    /// connection out of service.
+    /// From the last healing to the start of the first second without a failed read, a wrong answer, a failed call to Redis or
+    /// a connection out of service.
     pub full: Option<Duration>,
 }
 
@@ -256,6 +256,9 @@ impl Record {
                 counts.sources[index(answer.source)] += 1;
                 counts.stale += u64::from(answer.stale);
                 counts.wrong += u64::from(wrong);
+                if wrong {
+                    self.search.bad(end);
+                }
             }
             Ended::Written => counts.written += 1,
             Ended::ReadFailed(kind) => {

@@ -96,6 +96,16 @@ fn sentence(report: &Report) -> String {
             " The same application on a plain client: <strong>{}</strong>",
             failed(control)
         );
+        if let Some(wrong) = value(control, "wrong_answers")
+            .flatten()
+            .filter(|wrong| *wrong > 0.0)
+        {
+            let _ = write!(
+                text,
+                ", <strong>{} answers were wrong</strong>",
+                grouped(wrong as u64)
+            );
+        }
         match value(control, "recovery") {
             Some(None) => text.push_str(", and it had not recovered when the drill ended."),
             _ => text.push('.'),
@@ -393,7 +403,7 @@ fn notes(page: &mut String, report: &Report) {
         page,
         "</tbody></table></div>\n<p class=\"small\">Calls start when they are due, whether or not earlier ones have ended; latency counts from that moment. \
          An answer is wrong if the database had held a newer version for longer than the scenario allows and the answer did not say that it was stale. \
-         <em>Noticed</em> counts from the first fault, the other two from the last healing; all is well from the start of the first whole second without a failed read, \
+         <em>Noticed</em> counts from the first fault, the other two from the last healing; all is well from the start of the first whole second without a failed read, a wrong answer, \
          a failed call to Redis or a connection out of service. The plain client is redis-rs as its documentation shows it, with a read-through cache, in the same run, on a Redis and a database of its own.</p>\n\
          <p class=\"small\">steadfast drill run {} --seed {}</p>\n</section>\n",
         escaped(&report.scenario),
