@@ -49,6 +49,8 @@ pub struct Report {
     pub faults: Vec<FaultSpan>,
     /// For plots.
     pub timeline: Timeline,
+    /// Whether the control is expected to fail, which is what most scenarios are there to show.
+    pub control_fails: bool,
     /// The same of the control, if one ran.
     pub control: Option<Box<Report>>,
 }
@@ -239,6 +241,7 @@ impl Report {
             kpis,
             faults,
             timeline: timeline(record),
+            control_fails: scenario.thresholds.control_fails,
             control: None,
         }
     }
@@ -246,6 +249,13 @@ impl Report {
     /// Whether the judged subject did well; the control does not count.
     pub fn passed(&self) -> bool {
         self.verdict == Verdict::Passed
+    }
+
+    /// Whether the control, if one ran, did as the scenario says that it will.
+    pub fn control_as_expected(&self) -> bool {
+        self.control
+            .as_ref()
+            .is_none_or(|control| control.passed() != self.control_fails)
     }
 
     /// The length of the run.

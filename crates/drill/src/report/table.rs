@@ -62,7 +62,7 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
     )
 }
 
-/// One line for each report, for a run of many.
+/// One line for each report, for a run of many. A control that did not do as the scenario says it will is marked (!).
 pub fn summary<'a>(reports: impl IntoIterator<Item = &'a Report>, colour: bool) -> String {
     let figures = ["failed reads", "writes", "wrong", "slowest", "recovery"];
     let header = [
@@ -76,7 +76,15 @@ pub fn summary<'a>(reports: impl IntoIterator<Item = &'a Report>, colour: bool) 
     for report in reports {
         let mut row = vec![Cell::new(&report.scenario)];
         row.extend(summarised(Some(report), colour));
-        row.extend(summarised(report.control.as_deref(), colour));
+        let mut control = summarised(report.control.as_deref(), colour);
+        if !report.control_as_expected() {
+            control[0] = Cell::new(if report.control_fails {
+                "passed (!)"
+            } else {
+                "failed (!)"
+            });
+        }
+        row.extend(control);
         table.add_row(row);
     }
     align_right(&mut table, &[2, 3, 4, 5, 6, 8, 9, 10, 11, 12]);

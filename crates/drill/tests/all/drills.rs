@@ -6,7 +6,7 @@ use std::time::Duration;
 use steadfast_drill::load::{Lane, drive};
 use steadfast_drill::report::{html, json, junit, table};
 use steadfast_drill::run::{RunError, RunOptions, run};
-use steadfast_drill::scenario::{Phase, Scenario};
+use steadfast_drill::scenario::{Phase, Scenario, Thresholds};
 use steadfast_drill::subject::Source;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,7 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
         report.recovery.detect_ms.is_some() && report.recovery.full_ms.is_some(),
         "{text}"
     );
-    assert_eq!(report.connection.reconnects, 1, "{text}");
+    assert!(report.connection.reconnects >= 1, "{text}");
     assert!(
         report.database.fault_max_qps > report.database.baseline_qps,
         "{text}"
@@ -357,4 +357,36 @@ async fn d5_each_fault_of_redis_is_felt_by_the_control() {
         assert!(!errors.pass, "{name}: {}", table::render(&report, false));
     });
     futures_util::future::join_all(drills).await;
+}
+
+#[test]
+fn d2_the_page_on_drills_shows_a_scenario_that_runs_and_names_every_fault_and_drill() {
+    let page = include_str!("../../../../docs/drills.md");
+    let toml = page
+        .split("```toml")
+        .nth(1)
+        .unwrap()
+        .split("```")
+        .next()
+        .unwrap();
+    let scenario = Scenario::parse(toml).unwrap();
+    assert_eq!(scenario.thresholds, Thresholds::default());
+    let repeated = toml
+        .replace("# every", "every")
+        .replace("# times", "times")
+        .replace("for = \"2s\"", "for = \"500ms\"");
+    assert_eq!(
+        Scenario::parse(&repeated).unwrap().steps[0].spans().count(),
+        3
+    );
+    for name in FAULTS.split_whitespace() {
+        assert!(page.contains(&format!("`{name}`")), "{name}");
+    }
+    for drill in steadfast_drill::scenario::all() {
+        assert!(
+            page.contains(&format!("`{}`", drill.name)),
+            "{}",
+            drill.name
+        );
+    }
 }
