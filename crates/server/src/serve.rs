@@ -1,13 +1,14 @@
 //! The loop that accepts is written out, because what matters about it is what a ready-made one leaves open: a bound on
 //! connections, a limit on how long a caller may take to say what it wants, and an end in which no request that was
-//! accepted is lost.
+//! accepted is lost. It speaks HTTP/1.1: telling HTTP/2 from it without TLS means waiting, without a limit, for a caller
+//! to say which of the two it means.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{TcpListener, TcpStream};
@@ -117,7 +118,7 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 
 struct Acceptor {
     router: axum::Router,
-    server: auto::Builder<TokioExecutor>,
+    server: http1::Builder,
     graceful: GracefulShutdown,
     places: Arc<Semaphore>,
 }
@@ -125,17 +126,11 @@ struct Acceptor {
 impl Acceptor {
     fn new(app: &App) -> Self {
         let limits = &app.config().limits;
-        let mut server = auto::Builder::new(TokioExecutor::new());
+        let mut server = http1::Builder::new();
         server
-            .http1()
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(64 << 10);
-        server
-            .http2()
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(256)
-            .keep_alive_interval(Some(Duration::from_secs(20)));
         Self {
             router: http::router(app.clone()),
             server,
@@ -196,8 +191,7 @@ impl Acceptor {
         });
         let connection = self
             .server
-            .serve_connection_with_upgrades(TokioIo::new(stream), TowerToHyperService::new(service))
-            .into_owned();
+            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
         let connection = self.graceful.watch(connection);
         tokio::spawn(async move {
             // A caller that breaks off, or speaks no HTTP, is its own affair.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use axum::Json;
 use axum::body::Body;
-use axum::extract::{Path, Query, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -14,6 +14,7 @@ use serde::Deserialize;
 use steadfast_drill::report::{html, json, junit};
 
 use super::events::stream_of;
+use super::extract::{Asked, Named};
 use super::queries::json_body;
 use crate::app::App;
 use crate::drills::{Drill, Drills, Order, Summary};
@@ -52,7 +53,7 @@ pub(super) async fn start(State(app): State<App>, request: Request) -> Result<Re
 /// `GET /v1/drills/{id}`
 pub(super) async fn one(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Result<Json<Summary>, Problem> {
     Ok(Json(find(&app, &id)?.summary()))
 }
@@ -60,7 +61,7 @@ pub(super) async fn one(
 /// `DELETE /v1/drills/{id}`: stops it; answers once everything is healed and gone.
 pub(super) async fn stop(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Named(id): Named,
 ) -> Result<Json<Summary>, Problem> {
     let drill = find(&app, &id)?;
     drill.stop();
@@ -71,7 +72,7 @@ pub(super) async fn stop(
 /// `GET /v1/drills/{id}/events`: progress four times a second, from the beginning or from `Last-Event-ID`, to the end of the drill.
 pub(super) async fn events(
     State(app): State<App>,
-    Path(id): Path<String>,
+    Named(id): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let drill = find(&app, &id)?;
@@ -115,8 +116,8 @@ pub(super) struct Form {
 /// `GET /v1/drills/{id}/report?format=json|html|junit`
 pub(super) async fn report(
     State(app): State<App>,
-    Path(id): Path<String>,
-    Query(form): Query<Form>,
+    Named(id): Named,
+    Asked(form): Asked<Form>,
 ) -> Result<Response, Problem> {
     let report = find(&app, &id)?.report()?;
     let (kind, text) = match form.format.as_deref().unwrap_or("json") {

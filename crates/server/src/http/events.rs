@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
@@ -13,6 +13,7 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::extract::Asked;
 use crate::app::App;
 use crate::problem::{Problem, ProblemKind};
 
@@ -28,7 +29,7 @@ pub(super) struct Resume {
 /// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens.
 pub(super) async fn events(
     State(app): State<App>,
-    Query(resume): Query<Resume>,
+    Asked(resume): Asked<Resume>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let place = place(&app)?;

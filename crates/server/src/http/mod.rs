@@ -12,6 +12,7 @@ use crate::problem::{Problem, ProblemKind};
 
 mod drills;
 mod events;
+mod extract;
 pub(crate) mod guard;
 mod health;
 mod openapi;

@@ -1,11 +1,11 @@
 //! The page and what it needs, carried inside the program: an operator who has the binary has the page, and it asks
 //! nobody else for anything.
 
-use axum::extract::Path;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use rust_embed::RustEmbed;
 
+use super::extract::Named;
 use crate::problem::{Problem, ProblemKind};
 
 #[derive(RustEmbed)]
@@ -22,7 +22,7 @@ pub(super) async fn index() -> Response {
 }
 
 /// `GET /assets/…`
-pub(super) async fn asset(Path(path): Path<String>) -> Response {
+pub(super) async fn asset(Named(path): Named) -> Response {
     file(&format!("assets/{path}"))
 }
 

@@ -1,13 +1,14 @@
 //! Reads and writes by name.
 
 use axum::body::Body;
-use axum::extract::{Path, RawQuery, Request, State};
+use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use steadfast_cache::Source;
 
+use super::extract::Named;
 use crate::app::{App, millis};
 use crate::problem::{Problem, ProblemKind};
 use crate::query::param;
@@ -16,7 +17,7 @@ use crate::query::read::Read;
 /// `GET /v1/queries/{name}?…`
 pub(super) async fn read(
     State(app): State<App>,
-    Path(name): Path<String>,
+    Named(name): Named,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let query = app
@@ -33,7 +34,7 @@ pub(super) async fn read(
 /// `POST /v1/statements/{name}` with a JSON object of parameters.
 pub(super) async fn write(
     State(app): State<App>,
-    Path(name): Path<String>,
+    Named(name): Named,
     request: Request,
 ) -> Result<Response, Problem> {
     let statement = app

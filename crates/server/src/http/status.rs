@@ -1,12 +1,13 @@
 //! What is known of the service, in full: for the page, for `steadfast status`, and for Prometheus.
 
 use axum::Json;
-use axum::extract::{Query, State};
+use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::extract::Asked;
 use crate::app::App;
 use crate::telemetry;
 
@@ -26,7 +27,7 @@ pub(super) struct Depth {
 }
 
 /// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`.
-pub(super) async fn history(State(app): State<App>, Query(depth): Query<Depth>) -> Json<Value> {
+pub(super) async fn history(State(app): State<App>, Asked(depth): Asked<Depth>) -> Json<Value> {
     let limit = depth.limit.unwrap_or(app.config().redis.history);
     Json(serde_json::json!({ "events": app.feed().history(limit) }))
 }

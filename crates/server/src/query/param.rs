@@ -162,7 +162,7 @@ impl ParamKind {
             (Self::String { .. } | Self::Pattern { .. }, Json::String(text)) => {
                 Value::Text(text.clone())
             }
-            (Self::Integer { .. }, Json::Number(number)) => match number.as_i64() {
+            (Self::Integer { .. }, Json::Number(number)) => match whole(number) {
                 Some(integer) => Value::Integer(integer),
                 None => return Err("must be a whole number of 64 bits".to_owned()),
             },
@@ -231,6 +231,15 @@ impl ParamKind {
             Self::Boolean => "true or false",
         }
     }
+}
+
+/// `7` and `7.0` are the same number in JSON; a fraction is none of ours, nor is one too large to be exact.
+fn whole(number: &serde_json::Number) -> Option<i64> {
+    const EXACT: f64 = (1_u64 << 53) as f64;
+    number.as_i64().or_else(|| {
+        let value = number.as_f64()?;
+        (value.fract() == 0.0 && value.abs() <= EXACT).then_some(value as i64)
+    })
 }
 
 /// Takes the special meaning from `%`, `_` and the escape sign itself, for `ESCAPE '!'`. An exclamation mark, because
@@ -351,11 +360,13 @@ mod tests {
     fn json_is_typed_strictly() {
         let read = |json: Json| from_json(&params(), json.as_object().unwrap().clone());
         assert!(read(serde_json::json!({"name": "ada", "limit": 3, "active": null})).is_ok());
+        assert!(read(serde_json::json!({"name": "ada", "limit": 3.0})).is_ok());
         for json in [
             serde_json::json!({"name": 1}),
             serde_json::json!({"name": "ada", "limit": "3"}),
             serde_json::json!({"name": "ada", "limit": 1.5}),
             serde_json::json!({"name": null}),
+            serde_json::json!({"name": "ada", "limit": 1e300}),
         ] {
             assert!(read(json.clone()).is_err(), "{json}");
         }

@@ -41,6 +41,14 @@ async fn s1_a_wrong_request_is_told_what_is_wrong_with_it() {
         is_problem(&reply, 400, "/problems/bad-parameter");
         assert_eq!(reply.json()["parameter"], parameter, "{path}");
     }
+    for path in [
+        "/v1/history?limit=many",
+        "/v1/history?limit=1&limit=2",
+        "/v1/events?last_event_id=1&last_event_id=2",
+    ] {
+        is_problem(&service.get(path).await, 400, "/problems/bad-parameter");
+    }
+    is_problem(&service.get("/v1/queries/%FF").await, 400, "about:blank");
     is_problem(&service.get("/nowhere").await, 404, "about:blank");
     is_problem(
         &service.post("/v1/queries/search_users", &json!({})).await,

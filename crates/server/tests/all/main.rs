@@ -8,6 +8,7 @@ mod harness;
 mod health;
 mod input;
 mod life;
+mod limits;
 mod metrics;
 mod openapi;
 mod page;

@@ -1,0 +1,102 @@
+use std::sync::Arc;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+use crate::harness::{PATIENCE, Service};
+
+/// Counts for about a second, which no cache shortens the first time.
+const SLOW: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT count(*) AS n FROM n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_past_the_bound_a_request_is_refused_at_once_and_health_still_answers() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.concurrency", "1"),
+        ("queries.slow.sql", SLOW),
+    ])
+    .await;
+    let service = Arc::new(service);
+    let slow = {
+        let service = service.clone();
+        tokio::spawn(async move { service.get("/v1/queries/slow").await })
+    };
+    // Until the slow one is under way, another may still get the one place.
+    let refused = loop {
+        let reply = service.get("/v1/settings").await;
+        if reply.status != 200 {
+            break reply;
+        }
+    };
+    assert_eq!(
+        refused.json()["type"],
+        "/problems/overloaded",
+        "{}",
+        refused.text()
+    );
+    assert_eq!(refused.header("retry-after"), "1");
+    for path in ["/health/live", "/health", "/metrics"] {
+        assert_eq!(service.get(path).await.status, 200, "{path}");
+    }
+    assert_eq!(slow.await.unwrap().status, 200);
+    assert_eq!(
+        service.get("/v1/settings").await.status,
+        200,
+        "the place is free again"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_a_request_that_takes_too_long_is_ended() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.request_timeout", "50ms"),
+        ("queries.slow.sql", SLOW),
+    ])
+    .await;
+    let late = service.get("/v1/queries/slow").await;
+    assert_eq!(
+        (late.status.as_u16(), &late.json()["type"]),
+        (504, &"/problems/timeout".into())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_who_does_not_say_what_it_wants_is_hung_up_on() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.header_timeout", "200ms"),
+    ])
+    .await;
+    for words in [
+        &b""[..],
+        b"GET / HTT",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\n",
+        b"\x16\x03\x01 not http",
+    ] {
+        let mut stream = tokio::net::TcpStream::connect(service.addr).await.unwrap();
+        stream.write_all(words).await.unwrap();
+        let mut answer = Vec::new();
+        let ended = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
+        assert!(ended.is_ok(), "{words:?} holds its connection for ever");
+    }
+    assert_eq!(service.get("/health/live").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_event_streams_are_bounded() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.subscribers", "1"),
+    ])
+    .await;
+    let mut first = tokio::net::TcpStream::connect(service.addr).await.unwrap();
+    first
+        .write_all(b"GET /v1/events HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    let mut head = [0; 15];
+    first.read_exact(&mut head).await.unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200 OK");
+    let second = service.get("/v1/events").await;
+    assert_eq!(second.json()["type"], "/problems/overloaded");
+}
