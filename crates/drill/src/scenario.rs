@@ -16,6 +16,7 @@
 
 mod builtin;
 mod source;
+mod step;
 
 use std::ops::Range;
 use std::time::Duration;
