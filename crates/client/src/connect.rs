@@ -202,7 +202,12 @@ impl Connector {
             .ok_or_else(|| failed("tls is not prepared".into()))?;
         let connector = tokio_rustls::TlsConnector::from(config);
         let stream = within("tls", limit, connector.connect(name, tcp))
-            .await?
+            .await
+            .map_err(|_| {
+                failed(format!(
+                    "no answer within {limit:?}: does the server speak TLS on this port?"
+                ))
+            })?
             .map_err(|error| failed(tls::explain(&error)))?;
         Ok((Stream::Tls(Box::new(stream)), address))
     }

@@ -42,9 +42,23 @@ impl Dedicated {
         connector: &Connector,
         limit: Duration,
     ) -> Result<Self, Error> {
+        let began = clock::now();
+        let mut rng = shared.rng();
         let opening = async {
-            believed_up(shared).await?;
-            Self::connect(shared, connector).await
+            let mut attempt = 0;
+            loop {
+                attempt += 1;
+                believed_up(shared).await?;
+                let error = match Self::connect(shared, connector).await {
+                    Ok(connection) => return Ok(connection),
+                    Err(error) => error,
+                };
+                // The interruption may be one that the client's own connection is yet to notice.
+                if clock::now().saturating_duration_since(began) >= shared.settings.blip_wait {
+                    return Err(error);
+                }
+                tokio::time::sleep(shared.settings.reconnect.pause(attempt, &mut rng)).await;
+            }
         };
         tokio::time::timeout(limit, opening)
             .await

@@ -147,6 +147,10 @@ impl Driver {
             self.take_submissions(now)?;
             self.write(cx)?;
             if self.hand_out(now)? {
+                // A peer that never stops talking must not keep deadlines from being kept.
+                if self.conn.poll_timeout().is_some_and(|at| at <= now) {
+                    self.lapse(now);
+                }
                 cx.waker().wake_by_ref();
                 return Ok(());
             }

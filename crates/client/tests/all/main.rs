@@ -4,8 +4,16 @@
     reason = "tests say what they expect by unwrapping it"
 )]
 
+mod bounds;
 mod compat;
+mod credentials;
+mod ghosts;
+mod load;
+mod order;
 mod outage;
 mod promises;
 mod pubsub;
+mod supervisor;
 mod support;
+mod tls;
+mod wire;

@@ -1,9 +1,13 @@
 //! What several tests need.
 
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use steadfast::{Client, ClientBuilder, ConnectionState};
+use futures_util::future::BoxFuture;
+use steadfast::{Client, ClientBuilder, ConnectionState, Resolve};
 use steadfast_drill::process::Redis;
+use steadfast_drill::proxy::Proxy;
 
 /// A server of the test's own, and a client of it that is connected.
 pub(crate) async fn pair() -> (Redis, Client) {
@@ -43,4 +47,62 @@ pub(crate) fn cmd(words: &str) -> redis::Cmd {
         cmd.arg(word);
     }
     cmd
+}
+
+/// A server behind a proxy, and a client that is connected through it.
+pub(crate) async fn proxied(
+    set: impl FnOnce(ClientBuilder) -> ClientBuilder,
+) -> (Redis, Proxy, Client) {
+    let redis = Redis::start().await.unwrap();
+    let proxy = Proxy::builder()
+        .resp(true)
+        .start(redis.addr())
+        .await
+        .unwrap();
+    let builder = Client::builder(&format!("redis://{}", proxy.addr())).unwrap();
+    let client = set(builder).connect().await.unwrap();
+    (redis, proxy, client)
+}
+
+/// How often an event of this name has happened.
+pub(crate) fn seen(client: &Client, name: &str) -> usize {
+    client
+        .history()
+        .iter()
+        .filter(|event| event.kind.name() == name)
+        .count()
+}
+
+pub(crate) async fn until_seen(client: &Client, name: &str) {
+    until(name, || seen(client, name) > 0).await;
+}
+
+/// `make soak` runs the long forms.
+pub(crate) fn soaking() -> bool {
+    std::env::var_os("STEADFAST_SOAK").is_some()
+}
+
+pub(crate) fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+/// A name whose address changes.
+#[derive(Clone, Debug)]
+pub(crate) struct Name(Arc<Mutex<SocketAddr>>);
+
+impl Name {
+    pub(crate) fn at(addr: SocketAddr) -> Self {
+        Self(Arc::new(Mutex::new(addr)))
+    }
+
+    pub(crate) fn moves_to(&self, addr: SocketAddr) {
+        *self.0.lock().unwrap() = addr;
+    }
+}
+
+impl Resolve for Name {
+    fn resolve(&self, _host: &str, _port: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
+        let addr = *self.0.lock().unwrap();
+        Box::pin(std::future::ready(Ok(vec![addr])))
+    }
 }

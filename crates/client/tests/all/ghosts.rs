@@ -1,0 +1,191 @@
+//! C18: what was left in an abandoned connection is never applied after a later write.
+
+use std::time::Duration;
+
+use redis::AsyncCommands;
+use steadfast::{CallOptions, Certainty, Client, ConnectionState, Fencing};
+use steadfast_drill::fault::{Hold, RespSilence, Toxic};
+use steadfast_drill::process::Redis;
+use steadfast_drill::proxy::Proxy;
+
+use crate::support::{
+    Name, cmd, ms, now, pair_with, seen, soaking, until, until_seen, until_state,
+};
+
+fn rounds() -> usize {
+    if soaking() { 200 } else { 20 }
+}
+
+async fn send_until_ok(client: &Client, words: &str) {
+    let begun = now();
+    while client.send(&cmd(words)).await.is_err() {
+        assert!(
+            now().duration_since(begun) < Duration::from_secs(10),
+            "{words}"
+        );
+    }
+}
+
+/// More than a server reads at once, and behind it an old write; given up by its caller.
+async fn leave_behind(client: &Client, write: &str) {
+    let filler = "x".repeat(64 << 10);
+    let fill = cmd("SET").arg("filler").arg(&filler).to_owned();
+    let write = cmd(write);
+    let (a, b) = tokio::join!(client.send(&fill), client.send(&write));
+    a.unwrap_err();
+    assert_eq!(b.unwrap_err().certainty(), Certainty::Unknown);
+}
+
+#[tokio::test]
+async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
+    let redis = Redis::start().await.unwrap();
+    for round in 0..rounds() {
+        let proxy = Proxy::start(redis.addr()).await.unwrap();
+        let name = Name::at(proxy.addr());
+        let client = Client::builder("redis://the-name:6379")
+            .unwrap()
+            .resolver(name.clone())
+            .deadline(ms(100))
+            .connect()
+            .await
+            .unwrap();
+        proxy.add(Toxic::new(Hold {}).upstream()).await.unwrap();
+        leave_behind(&client, "SET k 1").await;
+        // The next connection takes another way; what was sent before is still under way.
+        name.moves_to(redis.addr());
+        client.reconnect();
+        send_until_ok(&client, "SET k 2").await;
+        proxy.clear().await;
+        until("what was held has arrived, or been refused", || {
+            proxy.counters().open == 0
+        })
+        .await;
+        let value: String = client.clone().get("k").await.unwrap();
+        assert_eq!(value, "2", "round {round}");
+    }
+}
+
+#[tokio::test]
+async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_writes() {
+    let (redis, client) = pair_with(|b| b.deadline(ms(400))).await;
+    let session = client.session().await.unwrap();
+    session.send(&cmd("PING")).await.unwrap();
+    redis.freeze().unwrap();
+    leave_behind(&client, "SET k 1").await;
+    client.reconnect();
+    until_seen(&client, "replaced").await;
+    redis.resume().unwrap();
+    session.send(&cmd("SET k 2")).await.unwrap();
+    for _ in 0..20 {
+        assert_eq!(
+            session.send(&cmd("GET k")).await.unwrap(),
+            redis::Value::BulkString(b"2".to_vec())
+        );
+    }
+}
+
+#[tokio::test]
+async fn c18_a_transaction_under_way_when_another_connection_is_abandoned_does_nothing() {
+    let (redis, client) = pair_with(|b| b.deadline(ms(400))).await;
+    let session = client.session().await.unwrap();
+    session.send(&cmd("MULTI")).await.unwrap();
+    session.send(&cmd("SET k 2")).await.unwrap();
+    redis.freeze().unwrap();
+    leave_behind(&client, "SET k 1").await;
+    client.reconnect();
+    until_seen(&client, "replaced").await;
+    redis.resume().unwrap();
+    let error = session.send(&cmd("EXEC")).await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::NotSent, "{error}");
+    until_state(&client, ConnectionState::Ready).await;
+    let value: Option<String> = client.clone().get("k").await.unwrap();
+    assert_ne!(value.as_deref(), Some("2"));
+}
+
+#[tokio::test]
+async fn c18_what_a_session_left_behind_is_killed_before_the_next_command_of_the_client() {
+    let (redis, client) = pair_with(|b| b.connections(2)).await;
+    for round in 0..5 {
+        let session = client.session().await.unwrap();
+        session.send(&cmd("PING")).await.unwrap();
+        redis
+            .command(&["CLIENT", "PAUSE", "60000", "WRITE"])
+            .await
+            .unwrap();
+        let hasty = session.with(CallOptions::new().deadline(ms(50)));
+        hasty.send(&cmd("SET k old")).await.unwrap_err();
+        drop((session, hasty));
+        let writing = tokio::spawn({
+            let client = client.clone();
+            async move { client.send(&cmd("SET k new")).await }
+        });
+        until("the old one is gone", || {
+            seen(&client, "fenced") >= 2 * (round + 1)
+        })
+        .await;
+        redis.command(&["CLIENT", "UNPAUSE"]).await.unwrap();
+        writing.await.unwrap().unwrap();
+        for _ in 0..10 {
+            let value: String = client.clone().get("k").await.unwrap();
+            assert_eq!(value, "new", "round {round}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn c18_without_the_right_to_kill_a_write_of_unknown_outcome_is_repeated_only_if_allowed() {
+    let redis = Redis::builder()
+        .acl("app on >secret ~* +@all -client|kill")
+        .start()
+        .await
+        .unwrap();
+    for allowed in [false, true] {
+        let proxy = Proxy::builder()
+            .resp(true)
+            .start(redis.addr())
+            .await
+            .unwrap();
+        let client = Client::builder(&format!("redis://app:secret@{}", proxy.addr()))
+            .unwrap()
+            .repeat_without_fence(allowed)
+            .connect()
+            .await
+            .unwrap();
+        assert_eq!(client.status().fencing, Fencing::Refused);
+        assert_eq!(seen(&client, "fence_refused"), 1);
+        // The write is run, and its answer is lost with the connection.
+        let silence = RespSilence {
+            commands: vec!["SET".into()],
+            percentage: 100.0,
+        };
+        proxy.add(Toxic::new(silence)).await.unwrap();
+        let writing = tokio::spawn({
+            let client = client.clone();
+            async move { client.send(&cmd(&format!("SET k {allowed}"))).await }
+        });
+        let mut control = Client::builder(&redis.url())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        loop {
+            let value: Option<String> = control.get("k").await.unwrap();
+            if value == Some(allowed.to_string()) {
+                break;
+            }
+        }
+        redis
+            .command(&["CLIENT", "KILL", "USER", "app"])
+            .await
+            .unwrap();
+        until("it has reconnected", || client.status().reconnects == 1).await;
+        proxy.clear().await;
+        match writing.await.unwrap() {
+            Ok(_) => assert!(allowed, "it was repeated"),
+            Err(error) => {
+                assert!(!allowed, "{error}");
+                assert_eq!(error.certainty(), Certainty::Unknown);
+            }
+        }
+    }
+}

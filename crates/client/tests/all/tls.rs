@@ -1,0 +1,201 @@
+//! C17: TLS, and a clear cause for each way in which it fails.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+};
+use redis::Value;
+use steadfast::{Client, ClientBuilder, ConnectionState, Tls};
+use steadfast_drill::process::{self, Redis};
+
+use crate::support::{cmd, ms, until, until_state};
+
+/// An authority of the test's own.
+struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Authority {
+    fn new() -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name = named(&format!("authority {number}"));
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer }
+    }
+
+    fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// A certificate for `name`, valid until the beginning of the year `until`, with its key.
+    fn certify(&self, name: &str, until: i32) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new([name.to_owned()]).unwrap();
+        params.distinguished_name = named(name);
+        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
+        params.not_after = rcgen::date_time_ymd(until, 1, 1);
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    async fn server(
+        &self,
+        name: &str,
+        until: i32,
+        client_certificates: bool,
+    ) -> (Redis, tempfile::TempDir) {
+        let folder = tempfile::tempdir().unwrap();
+        let (certificate, key) = self.certify(name, until);
+        let write = |file: &str, text: &str| {
+            let path = folder.path().join(file);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let tls = process::Tls {
+            cert: write("server.pem", &certificate),
+            key: write("server.key", &key),
+            ca: write("ca.pem", &self.pem()),
+            client_certificates,
+        };
+        let redis = Redis::builder().tls(tls).start().await.unwrap();
+        (redis, folder)
+    }
+
+    fn trusted(&self) -> Tls {
+        Tls::new().ca_pem(self.pem().as_bytes()).unwrap()
+    }
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut distinguished = DistinguishedName::new();
+    distinguished.push(DnType::CommonName, name);
+    distinguished
+}
+
+fn builder(scheme: &str, redis: &Redis) -> ClientBuilder {
+    let url = format!("{scheme}://localhost:{}", redis.port());
+    Client::builder(&url).unwrap()
+}
+
+/// Cannot connect, and says why in these words.
+async fn refused(builder: ClientBuilder, words: &str) {
+    let client = builder.connect_timeout(ms(1000)).build().unwrap();
+    until_state(&client, ConnectionState::Down).await;
+    until(words, || {
+        let error = client.status().last_error.unwrap_or_default();
+        error.contains(words)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn c17_a_server_certified_by_a_ca_of_ones_own_is_served_from() {
+    let authority = Authority::new();
+    let (redis, folder) = authority.server("localhost", 2999, false).await;
+    let file = Tls::new().ca_file(folder.path().join("ca.pem")).unwrap();
+    for tls in [authority.trusted(), file, authority.trusted().only_tls13()] {
+        let client = builder("rediss", &redis).tls(tls).connect().await.unwrap();
+        client.send(&cmd("SET k v")).await.unwrap();
+        let big = "x".repeat(3 << 20);
+        client.send(cmd("SET big").arg(&big)).await.unwrap();
+        let value = client.send(&cmd("GET big")).await.unwrap();
+        assert_eq!(value, Value::BulkString(big.into_bytes()));
+        let tls = client.status().tls.unwrap();
+        assert!(tls.starts_with("TLSv1"), "{tls}");
+        redis
+            .command(&["CLIENT", "KILL", "TYPE", "normal"])
+            .await
+            .unwrap();
+        client.send(&cmd("GET k")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn c17_an_expired_certificate_is_named() {
+    let authority = Authority::new();
+    let (redis, _folder) = authority.server("localhost", 2002, false).await;
+    refused(
+        builder("rediss", &redis).tls(authority.trusted()),
+        "expired",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn c17_a_certificate_for_another_name_is_named_unless_that_name_is_expected() {
+    let authority = Authority::new();
+    let (redis, _folder) = authority.server("redis.internal", 2999, false).await;
+    let plain = authority.trusted();
+    refused(builder("rediss", &redis).tls(plain), "for another name").await;
+    let expecting = authority.trusted().server_name("redis.internal");
+    builder("rediss", &redis)
+        .tls(expecting)
+        .connect()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn c17_an_unknown_ca_is_named() {
+    let (authority, other) = (Authority::new(), Authority::new());
+    let (redis, _folder) = authority.server("localhost", 2999, false).await;
+    refused(builder("rediss", &redis).tls(other.trusted()), "unknown CA").await;
+}
+
+#[tokio::test]
+async fn c17_a_server_that_wants_a_certificate_gets_ours_or_its_refusal_is_named() {
+    let authority = Authority::new();
+    let (redis, folder) = authority.server("localhost", 2999, true).await;
+    refused(
+        builder("rediss", &redis).tls(authority.trusted()),
+        "certificate",
+    )
+    .await;
+    let (certificate, key) = authority.certify("me", 2999);
+    let ours = authority
+        .trusted()
+        .client_certificate_pem(certificate.as_bytes(), key.as_bytes())
+        .unwrap();
+    let client = builder("rediss", &redis).tls(ours).connect().await.unwrap();
+    client.send(&cmd("PING")).await.unwrap();
+    let files = authority
+        .trusted()
+        .client_certificate(
+            folder.path().join("server.pem"),
+            folder.path().join("server.key"),
+        )
+        .unwrap();
+    builder("rediss", &redis)
+        .tls(files)
+        .connect()
+        .await
+        .unwrap();
+}
+
+#[tokio::test]
+async fn c17_plain_text_to_a_tls_port_and_tls_to_a_plain_one_are_named() {
+    let authority = Authority::new();
+    let (speaks_tls, _folder) = authority.server("localhost", 2999, false).await;
+    refused(builder("redis", &speaks_tls), "use rediss://").await;
+    let plain = Redis::start().await.unwrap();
+    refused(
+        builder("rediss", &plain).tls(authority.trusted()),
+        "speak TLS on this port",
+    )
+    .await;
+}
+
+#[test]
+fn c17_files_that_hold_no_certificate_are_named_before_anything_is_dialled() {
+    let error = Tls::new()
+        .ca_file(Path::new("/nowhere/ca.pem"))
+        .unwrap_err();
+    assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
+    let error = Tls::new().ca_pem(b"not a certificate").unwrap_err();
+    assert!(error.to_string().contains("no certificate"), "{error}");
+}
