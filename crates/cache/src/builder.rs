@@ -19,7 +19,7 @@ use crate::generation::Generations;
 use crate::guard::{Guard, GuardOptions};
 use crate::names::Names;
 use crate::outbox::Outbox;
-use crate::relay::{Relay, RelayOptions};
+use crate::relay::{Relay, RelayOptions, Served};
 use crate::sabotage::Sabotage;
 use crate::source::Database;
 use crate::stats::Stats;
@@ -220,6 +220,10 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             let trust = Trust::new(Some(outbox.clone()), !self.sabotage.watermark_ignored);
             Arc::new(RedisTier::new(client, options, trust, stats.clone()))
         });
+        let coherence = Arc::new(match &redis {
+            Some(_) => Coherence::unproven(now),
+            None => Coherence::alone(now),
+        });
         let guard = Guard::new(&self.guard, now);
         let relay_options = RelayOptions {
             poll: self.outbox_poll,
@@ -227,13 +231,13 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             rows_max: OUTBOX_ROWS,
         };
         let relay = redis.clone().map(|redis| {
-            Arc::new(Relay::new(
-                outbox,
+            let served = Served {
                 redis,
-                guard.clone(),
-                stats.clone(),
-                &relay_options,
-            ))
+                coherence: coherence.clone(),
+                guard: guard.clone(),
+                stats: stats.clone(),
+            };
+            Arc::new(Relay::new(outbox, served, &relay_options))
         });
         if let Some(relay) = &relay
             && let Err(error) = relay.prepare().await
@@ -246,11 +250,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
             guard,
-            coherence: if redis.is_some() {
-                Coherence::unproven(now)
-            } else {
-                Coherence::alone(now)
-            },
+            coherence,
             redis,
             relay,
             database: self.database,

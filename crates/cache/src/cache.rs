@@ -42,7 +42,7 @@ pub(crate) struct Inner<V> {
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights<V>>,
     pub(crate) guard: Guard,
-    pub(crate) coherence: Coherence,
+    pub(crate) coherence: Arc<Coherence>,
     pub(crate) redis: Option<Arc<RedisTier>>,
     pub(crate) relay: Option<Arc<Relay>>,
     pub(crate) database: Database,

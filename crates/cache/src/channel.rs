@@ -122,7 +122,9 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
         let Some((connection, sent, known)) = parse_beat(payload) else {
             return;
         };
-        if connection != self.connection || !self.synced {
+        // While an invalidation waits in the outbox it has not been announced: to have heard everything proves nothing.
+        let waiting = self.redis.trust.suspended().is_some();
+        if connection != self.connection || !self.synced || waiting {
             return;
         }
         if self.heard.is_none_or(|heard| known > heard) {

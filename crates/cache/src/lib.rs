@@ -72,3 +72,38 @@ pub use stats::Counts;
 pub use status::{CacheStatus, RedisTrust};
 pub use target::Target;
 pub use write::{Invalidation, Write, WriteError, Written};
+
+/// The format in Redis, for the benchmark that measures it.
+#[cfg(feature = "sabotage")]
+#[doc(hidden)]
+pub mod measured {
+    use std::borrow::Cow;
+    use std::time::Duration;
+
+    use crate::envelope::Envelope;
+    use crate::freshness::Lifetime;
+
+    /// Encodes a value.
+    pub fn seal(payload: &[u8], compress_above: usize) -> Vec<u8> {
+        let life = Lifetime {
+            fresh: Duration::from_secs(1),
+            keep: Duration::from_secs(2),
+        };
+        let payload = Some(Cow::Borrowed(payload));
+        Envelope {
+            life,
+            cost: Duration::ZERO,
+            tags: Vec::new(),
+            payload,
+        }
+        .encode(compress_above)
+    }
+
+    /// Decodes one; answers its length.
+    pub fn open(bytes: &[u8]) -> usize {
+        Envelope::decode(bytes, 1 << 20)
+            .ok()
+            .and_then(|envelope| envelope.payload)
+            .map_or(0, |payload| payload.len())
+    }
+}

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, watch};
 
 use crate::cache::clock;
+use crate::coherence::Coherence;
 use crate::guard::Guard;
 use crate::outbox::{Glance, Oldest, Outbox};
 use crate::pending::Pending;
@@ -22,9 +23,7 @@ use crate::tier::redis::RedisTier;
 
 pub(crate) struct Relay {
     outbox: Outbox,
-    redis: Arc<RedisTier>,
-    guard: Guard,
-    stats: Arc<Stats>,
+    served: Served,
     pub(crate) pending: Arc<Pending>,
     poll: Duration,
     lag_max: Duration,
@@ -33,6 +32,14 @@ pub(crate) struct Relay {
     rounds: watch::Sender<Rounds>,
     prepared: tokio::sync::OnceCell<()>,
     lag: parking_lot::Mutex<Option<Duration>>,
+}
+
+/// What the relay delivers to, and whom it tells how that goes.
+pub(crate) struct Served {
+    pub(crate) redis: Arc<RedisTier>,
+    pub(crate) coherence: Arc<Coherence>,
+    pub(crate) guard: Guard,
+    pub(crate) stats: Arc<Stats>,
 }
 
 /// A round that ends has found nothing left of what was committed before it began.
@@ -50,18 +57,10 @@ pub(crate) struct RelayOptions {
 }
 
 impl Relay {
-    pub(crate) fn new(
-        outbox: Outbox,
-        redis: Arc<RedisTier>,
-        guard: Guard,
-        stats: Arc<Stats>,
-        options: &RelayOptions,
-    ) -> Self {
+    pub(crate) fn new(outbox: Outbox, served: Served, options: &RelayOptions) -> Self {
         Self {
             outbox,
-            redis,
-            guard,
-            stats,
+            served,
             pending: Arc::default(),
             poll: options.poll,
             lag_max: options.lag_max,
@@ -154,7 +153,7 @@ impl Relay {
     async fn look(&self, watcher: &mut LagWatch) -> Result<bool, SourceError> {
         self.prepare().await?;
         let Glance { watermark, oldest } = self.outbox.glance().await?;
-        self.redis.trust.learn(watermark);
+        self.served.redis.trust.learn(watermark);
         let lag = watcher.lag(oldest, clock());
         self.note_lag(lag);
         let Some(oldest) = oldest else {
@@ -163,6 +162,7 @@ impl Relay {
         };
         if lag.is_some_and(|lag| lag > self.lag_max)
             && self
+                .served
                 .redis
                 .trust
                 .suspend(Some("invalidations wait in the outbox"))
@@ -171,7 +171,9 @@ impl Relay {
                 ?lag,
                 "invalidations wait in the outbox: redis is not read until they are applied"
             );
-            self.stats.suspended.set(1.0);
+            // What waits has not been announced either: memory may hold it too.
+            self.served.coherence.disprove(clock());
+            self.served.stats.suspended.set(1.0);
         }
         if oldest.spread > self.rows_max {
             tracing::warn!(
@@ -185,23 +187,24 @@ impl Relay {
 
     fn note_lag(&self, lag: Option<Duration>) {
         *self.lag.lock() = lag;
-        self.stats
+        self.served
+            .stats
             .outbox_lag
             .set(lag.unwrap_or_default().as_secs_f64());
     }
 
     fn resume(&self) {
-        if self.redis.trust.suspend(None) {
+        if self.served.redis.trust.suspend(None) {
             tracing::info!("the outbox is drained: redis is read again");
-            self.stats.suspended.set(0.0);
-            self.guard.begin_ramp();
+            self.served.stats.suspended.set(0.0);
+            self.served.guard.begin_ramp();
         }
     }
 
     /// Delivers batch after batch; false if Redis cannot be reached.
     async fn drain(&self) -> Result<bool, SourceError> {
         loop {
-            if !self.redis.is_reachable() {
+            if !self.served.redis.is_reachable() {
                 return Ok(false);
             }
             let Some(batch) = self.outbox.take_batch().await? else {
@@ -209,11 +212,16 @@ impl Relay {
                 return Ok(true);
             };
             let last = !batch.is_full();
-            match self.redis.apply(batch.watermark, &batch.targets).await {
+            match self
+                .served
+                .redis
+                .apply(batch.watermark, &batch.targets)
+                .await
+            {
                 Ok(watermark) => {
                     let rows = self.outbox.finish(batch, watermark).await?;
-                    self.redis.trust.learn(watermark);
-                    self.stats.relayed.add(rows as u64);
+                    self.served.redis.trust.learn(watermark);
+                    self.served.stats.relayed.add(rows as u64);
                 }
                 Err(trouble) => {
                     tracing::debug!(%trouble, "invalidations stay in the outbox");

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use steadfast_cache::{Param, SourceError, Target, Tx, WriteError};
 
-use crate::site::{Site, eventually, read_item, set_item};
+use crate::site::{Site, eventually, read_item, set_item, write_item};
 
 #[tokio::test]
 async fn k7_a_write_is_seen_by_its_process_at_once_and_by_another_through_redis() {
@@ -197,4 +197,38 @@ async fn k8_an_invalidation_that_nobody_applies_suspends_redis() {
         first.status().redis.unwrap().suspended.is_none()
     })
     .await;
+}
+
+/// A Redis that waits for replicas it does not have answers reads and carries messages, but takes no invalidation.
+#[tokio::test]
+async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let third = site.cache().await;
+    assert!(write_item(&first, 7, 1).await);
+    for cache in [&first, &second] {
+        assert_eq!(read_item(cache, 7).await.as_deref(), Some("1"));
+    }
+    site.redis
+        .command(&["CONFIG", "SET", "min-replicas-to-write", "1"])
+        .await
+        .unwrap();
+    assert!(!write_item(&first, 7, 2).await);
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    for cache in [&second, &third] {
+        eventually("the other process sees it", || async {
+            read_item(cache, 7).await.as_deref() == Some("2")
+        })
+        .await;
+    }
+    site.redis
+        .command(&["CONFIG", "SET", "min-replicas-to-write", "0"])
+        .await
+        .unwrap();
+    eventually("all is well again", || async {
+        let status = second.status();
+        status.memory_proven && status.redis.is_some_and(|redis| redis.suspended.is_none())
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
 }

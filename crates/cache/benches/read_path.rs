@@ -1,0 +1,165 @@
+//! What a hit costs, beside the map underneath it; and what the format in Redis costs.
+//!
+//! `cargo bench -p steadfast-cache`. The figures to compare are those of one run on one machine.
+#![allow(missing_docs, clippy::unwrap_used)]
+
+use std::hint::black_box;
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use futures_util::FutureExt;
+use steadfast_cache::{Cache, Database, DatabaseOptions, Ttl};
+
+const KEYS: usize = 10_000;
+
+fn keys() -> Vec<String> {
+    let mut rng = fastrand::Rng::with_seed(1);
+    let mut keys: Vec<_> = (0..KEYS).map(|n| format!("user:{n}")).collect();
+    rng.shuffle(&mut keys);
+    keys
+}
+
+fn filled() -> (tokio::runtime::Runtime, Cache<Bytes>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let cache = runtime.block_on(async {
+        let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
+        let ttl = Ttl {
+            fresh: Duration::from_secs(86_400),
+            ..Ttl::default()
+        };
+        let cache = Cache::builder_of_bytes(database)
+            .class("session", ttl)
+            .class("user", ttl)
+            .build()
+            .await
+            .unwrap();
+        for key in keys() {
+            let value = || async { Ok::<_, std::io::Error>(Some(Bytes::from_static(&[b'x'; 64]))) };
+            cache.get(&key, "user", value).await.unwrap();
+            cache
+                .read(format!("tagged:{key}"), "user")
+                .tag("users")
+                .get(value)
+                .await
+                .unwrap();
+        }
+        cache
+    });
+    (runtime, cache)
+}
+
+async fn never() -> Result<Option<Bytes>, std::io::Error> {
+    unreachable!("everything is in memory")
+}
+
+/// Runs the same on so many threads, and answers the time of the slowest.
+fn on_threads(threads: usize, rounds: u64, work: impl Fn(u64) + Sync) -> Duration {
+    let barrier = Barrier::new(threads);
+    std::thread::scope(|scope| {
+        let running: Vec<_> = (0..threads)
+            .map(|_| {
+                scope.spawn(|| {
+                    barrier.wait();
+                    let began = now();
+                    work(rounds);
+                    now() - began
+                })
+            })
+            .collect();
+        running
+            .into_iter()
+            .map(|thread| thread.join().unwrap())
+            .max()
+            .unwrap()
+    })
+}
+
+#[expect(clippy::disallowed_methods, reason = "a benchmark measures")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn hits(c: &mut Criterion) {
+    let (_runtime, cache) = filled();
+    let keys = keys();
+    let bare: moka::sync::Cache<String, Bytes> = moka::sync::Cache::new(1_000_000);
+    for key in &keys {
+        bare.insert(key.clone(), Bytes::from_static(&[b'x'; 64]));
+    }
+    let tagged: Vec<_> = keys.iter().map(|key| format!("tagged:{key}")).collect();
+    let mut group = c.benchmark_group("memory_hit");
+    for threads in [1, 2] {
+        group.bench_function(BenchmarkId::new("steadfast", threads), |b| {
+            b.iter_custom(|rounds| {
+                on_threads(threads, rounds, |rounds| {
+                    for n in 0..rounds as usize {
+                        let answer = cache.get(&keys[n % KEYS], "user", never).now_or_never();
+                        black_box(answer.unwrap().unwrap());
+                    }
+                })
+            });
+        });
+        group.bench_function(BenchmarkId::new("steadfast_with_a_tag", threads), |b| {
+            b.iter_custom(|rounds| {
+                on_threads(threads, rounds, |rounds| {
+                    for n in 0..rounds as usize {
+                        let answer = cache
+                            .read(&tagged[n % KEYS], "user")
+                            .tag("users")
+                            .get(never)
+                            .now_or_never();
+                        black_box(answer.unwrap().unwrap());
+                    }
+                })
+            });
+        });
+        group.bench_function(BenchmarkId::new("bare_moka", threads), |b| {
+            b.iter_custom(|rounds| {
+                on_threads(threads, rounds, |rounds| {
+                    for n in 0..rounds as usize {
+                        black_box(bare.get(&keys[n % KEYS]).unwrap());
+                    }
+                })
+            });
+        });
+    }
+    group.finish();
+}
+
+fn format(c: &mut Criterion) {
+    let rows: String = (0..40)
+        .map(|n| {
+            format!(
+                "{{\"id\":{n},\"name\":\"Ada Lovelace {n}\",\"email\":\"ada{n}@example.com\"}},"
+            )
+        })
+        .collect();
+    let mut group = c.benchmark_group("format");
+    for (name, length, compress_above) in [
+        ("64_bytes", 64, usize::MAX),
+        ("2_KiB", 2048, usize::MAX),
+        ("2_KiB_compressed", 2048, 0),
+    ] {
+        let payload = &rows.as_bytes()[..length];
+        let sealed = steadfast_cache::measured::seal(payload, compress_above);
+        group.bench_function(BenchmarkId::new("write", name), |b| {
+            b.iter(|| steadfast_cache::measured::seal(black_box(payload), compress_above))
+        });
+        group.bench_function(BenchmarkId::new("read", name), |b| {
+            b.iter(|| steadfast_cache::measured::open(black_box(&sealed)))
+        });
+    }
+    group.bench_function("checksum_alone_2_KiB", |b| {
+        b.iter(|| crc32fast::hash(black_box(&rows.as_bytes()[..2048])))
+    });
+    group.finish();
+}
+
+criterion_group!(benches, hits, format);
+criterion_main!(benches);
