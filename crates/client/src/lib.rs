@@ -65,3 +65,8 @@ pub use shared::Fencing;
 pub use steadfast_core::command::{Effect, Instead};
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
 pub use tls::Tls;
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+struct Readme;

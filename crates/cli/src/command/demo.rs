@@ -67,6 +67,6 @@ fn introduction(address: &str, demo: &Demo) -> String {
         .unwrap_or_default();
     format!(
         "http://{address} is up: 10 000 made-up users in SQLite, behind a cache.\n{notice}\n\
-         In another terminal, try:\n{tries}\n\nCtrl-C ends it and all that it started."
+         Open it in a browser, or try in another terminal:\n{tries}\n\nCtrl-C ends it and all that it started."
     )
 }

@@ -16,13 +16,17 @@ struct Demo {
     address: SocketAddr,
     redis_port: u16,
     redis_pid: u32,
+    /// What a killed demo leaves of its files goes with this.
+    _folder: tempfile::TempDir,
     /// Kept open: a program whose output nobody takes may end.
     _lines: Lines,
 }
 
 impl Demo {
     fn start() -> Self {
+        let folder = tempfile::tempdir().unwrap();
         let mut program = steadfast(&["demo", "--listen", "127.0.0.1:0"])
+            .env("TMPDIR", folder.path())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
@@ -48,6 +52,7 @@ impl Demo {
                 .unwrap_or_else(|| panic!("the first line names no address: {first:?}")),
             redis_pid: redis.0.unwrap(),
             redis_port: redis.1.unwrap().try_into().unwrap(),
+            _folder: folder,
             _lines: lines,
         }
     }

@@ -94,7 +94,7 @@ async fn c13_a_subscription_asked_for_while_redis_is_down_is_made_when_it_is_bac
     while !matches!(next(&mut pubsub).await, PubSubEvent::Resumed { .. }) {}
     let heard = async {
         loop {
-            let receivers: i64 = client.publish("news", "late").await.unwrap();
+            let receivers: i64 = client.publish("news", "late").await.unwrap_or(0);
             if receivers > 0 {
                 break;
             }
