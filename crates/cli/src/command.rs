@@ -9,6 +9,7 @@ mod drill;
 mod probe;
 mod serve;
 mod status;
+mod token;
 
 use crate::failure::Failure;
 
@@ -31,6 +32,8 @@ pub(crate) enum Command {
     /// Check a configuration, or show what it comes to
     #[command(subcommand)]
     Config(config::Command),
+    /// Issue a token for development, signed with a key of the configuration
+    Token(token::Args),
     /// Print a completion script for a shell
     Completions(completions::Args),
 }
@@ -45,6 +48,7 @@ impl Command {
             Self::Status(args) => args.run().await,
             Self::Cache(command) => command.run().await,
             Self::Config(command) => command.run(),
+            Self::Token(args) => args.run(),
             Self::Completions(args) => args.run(),
         }
     }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::auth::Auth;
 use crate::backend::{Backend, BackendError};
 use crate::config::Config;
 use crate::drills::Drills;
@@ -34,6 +35,9 @@ pub enum StartError {
     /// The client, the database or the cache refused its settings.
     #[error(transparent)]
     Backend(#[from] BackendError),
+    /// A key, or the audit log, cannot be used.
+    #[error("auth: {0}")]
+    Auth(String),
     /// Something the demo needs could not be made.
     #[error("the demo cannot be set up: {0}")]
     Demo(String),
@@ -60,6 +64,7 @@ struct Inner {
     places: Arc<Semaphore>,
     subscribers: Arc<Semaphore>,
     host_rule: HostRule,
+    auth: Option<Arc<Auth>>,
     notice: RwLock<Option<String>>,
     drills: Drills,
     tasks: Mutex<JoinSet<()>>,
@@ -87,6 +92,8 @@ impl App {
     /// If a URL or a setting is refused by what it is for.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         telemetry::metrics();
+        let auth = config.auth.as_ref().map(Auth::start).transpose();
+        let auth = auth.map_err(StartError::Auth)?;
         let backend = Backend::start(&config).await?;
         let app = Self {
             inner: Arc::new(Inner {
@@ -102,6 +109,7 @@ impl App {
                 places: Arc::new(Semaphore::new(config.limits.concurrency)),
                 subscribers: Arc::new(Semaphore::new(config.limits.subscribers)),
                 host_rule: HostRule::new(&config.server),
+                auth,
                 notice: RwLock::default(),
                 drills: Drills::new(config.drill.reports.clone()),
                 tasks: Mutex::new(JoinSet::new()),
@@ -119,6 +127,9 @@ impl App {
         tasks.spawn(pulse::beat(app.clone()));
         tasks.spawn(pulse::relay(app.clone()));
         tasks.spawn(pulse::watch(app.clone()));
+        if let Some(auth) = app.auth() {
+            tasks.spawn(Arc::clone(auth).keep());
+        }
         drop(tasks);
         Ok(app)
     }
@@ -237,6 +248,7 @@ impl App {
             ("database", old.database == new.database),
             ("cache", old.cache == new.cache),
             ("limits", old.limits == new.limits),
+            ("auth", old.auth == new.auth),
             ("drill", old.drill == new.drill),
             ("metrics", old.metrics == new.metrics),
             ("tracing", old.tracing == new.tracing),
@@ -320,6 +332,10 @@ impl App {
 
     pub(crate) fn host_rule(&self) -> &HostRule {
         &self.inner.host_rule
+    }
+
+    pub(crate) fn auth(&self) -> Option<&Arc<Auth>> {
+        self.inner.auth.as_ref()
     }
 
     pub(crate) fn in_flight(&self) -> usize {

@@ -2,6 +2,7 @@
 //! client and cache behind HTTP: named queries and statements from one configuration file, with health, metrics,
 //! events and a page that shows what is happening and why.
 
+pub mod auth;
 pub mod config;
 pub mod demo;
 pub mod drills;

@@ -16,7 +16,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use crate::app::App;
-use crate::config::ServerConfig;
+use crate::config::Config;
 use crate::http;
 use crate::shutdown::Shutdown;
 
@@ -54,9 +54,9 @@ pub enum BindError {
 ///
 /// # Errors
 /// See [`BindError`].
-pub async fn bind(config: &ServerConfig) -> Result<TcpListener, BindError> {
-    let addr = config.listen;
-    if !addr.ip().is_loopback() {
+pub async fn bind(config: &Config) -> Result<TcpListener, BindError> {
+    let addr = config.server.listen;
+    if config.auth.is_none() && !addr.ip().is_loopback() {
         return Err(BindError::NotLoopback { addr });
     }
     TcpListener::bind(addr).await.map_err(|cause| {

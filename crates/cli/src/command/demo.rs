@@ -31,7 +31,7 @@ impl Args {
         // The port first: it is what is most often in the way, and nothing is to be undone yet.
         let sources = Sources::new().flag("--listen", "server.listen", &self.listen);
         let config = Config::load(&sources).map_err(settings::refusal)?;
-        let listener = steadfast_server::bind(&config.server)
+        let listener = steadfast_server::bind(&config)
             .await
             .map_err(|error| unbound(&error))?;
         let address = listener.local_addr()?;

@@ -24,7 +24,7 @@ impl Args {
         let (config, sources) = self.flags.load_with_sources()?;
         let telemetry = telemetry::init(&config)
             .map_err(|error| Failure::new(Status::Config, chain(&error)))?;
-        let listener = steadfast_server::bind(&config.server)
+        let listener = steadfast_server::bind(&config)
             .await
             .map_err(|error| unbound(&error))?;
         let address = listener.local_addr()?;

@@ -8,4 +8,5 @@ mod drill;
 mod help;
 mod probe;
 mod program;
+mod token;
 mod web;

@@ -2,6 +2,7 @@
 //! service starts, not at three in the morning. So everything is read and held against everything else at once, and
 //! all that is wrong is told together, with its place.
 
+mod auth;
 mod mistake;
 mod queries;
 mod redis;
@@ -16,12 +17,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
 pub use mistake::{ConfigError, Mistake, Place};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use redis::{
     BreakerConfig, CredentialsConfig, RedisConfig, RedisTlsConfig, RetryConfig, TlsVersion,
 };
-pub use secret::SecretUrl;
+pub use secret::{SecretText, SecretUrl};
 pub use settings::{
     CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig, LogConfig,
     LogFormat, MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
@@ -53,6 +55,9 @@ pub struct Config {
     pub cache: CacheConfig,
     /// `[limits]`
     pub limits: LimitsConfig,
+    /// `[auth]`; default none: no caller is asked who it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auth: Option<AuthConfig>,
     /// `[drill]`
     pub drill: DrillConfig,
     /// `[metrics]`
@@ -116,6 +121,7 @@ impl Config {
             redis: RedisConfig::read(&redis),
             cache: CacheConfig::read(&cache),
             limits: LimitsConfig::read(&limits),
+            auth: AuthConfig::read(root),
             drill: DrillConfig::read(&drill),
             metrics: MetricsConfig::read(&metrics),
             tracing: TracingConfig::read(&tracing),
@@ -124,6 +130,11 @@ impl Config {
             database: database_config,
             ttl,
         };
+        if config.auth.is_none() && !config.server.listen.ip().is_loopback() {
+            let message = "can be reached from outside, but without [auth] the service listens on loopback only";
+            let mistake = server.mistake("listen", message);
+            server.refuse(mistake.help("use 127.0.0.1, or say in [auth] whom to believe"));
+        }
         let deadline = config.redis.deadline;
         if config.cache.redis_limit > deadline {
             let message = "is longer than `redis.deadline`, which ends the call first";

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::app::App;
+use crate::auth;
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry;
 
@@ -89,7 +90,21 @@ async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: 
     response
 }
 
-async fn admitted(app: &App, request: Request, next: Next) -> Response {
+/// Who asks and whether they may, then the rest.
+async fn admitted(app: &App, mut request: Request, next: Next) -> Response {
+    match auth::admit(app, &mut request).await {
+        Ok(passed) => {
+            let response = placed(app, request, next).await;
+            if let Some(passed) = passed {
+                passed.answered(response.status());
+            }
+            response
+        }
+        Err(response) => response,
+    }
+}
+
+async fn placed(app: &App, request: Request, next: Next) -> Response {
     let lane = Lane::of(request.uri().path());
     let _place = match lane {
         Lane::Ordinary => match Arc::clone(app.places()).try_acquire_owned() {

@@ -6,12 +6,17 @@ use axum::extract::State;
 use serde_json::{Map, Value, json};
 
 use crate::app::{App, VERSION};
+use crate::auth;
 use crate::config::{ParamConfig, ParamKind};
 use crate::query::Programs;
 
 /// `GET /openapi.json`
 pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
-    Json(describe(&app.programs(), app.config().metrics.enabled))
+    let mut described = describe(&app.programs(), app.config().metrics.enabled);
+    if app.auth().is_some() {
+        require_roles(&mut described);
+    }
+    Json(described)
 }
 
 fn describe(programs: &Programs, metrics: bool) -> Value {
@@ -70,6 +75,38 @@ fn describe(programs: &Programs, metrics: bool) -> Value {
         "paths": paths,
         "components": { "schemas": schemas() },
     })
+}
+
+/// Says of each operation which role it takes, as the table of roles has it.
+fn require_roles(described: &mut Value) {
+    described["components"]["securitySchemes"]["bearer"] = json!({
+        "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
+    });
+    for (path, item) in described["paths"].as_object_mut().into_iter().flatten() {
+        let routed = routed(path);
+        for (method, operation) in item.as_object_mut().into_iter().flatten() {
+            let needs = auth::RULES
+                .iter()
+                .find(|rule| rule.method.eq_ignore_ascii_case(method) && rule.path == routed)
+                .and_then(|rule| rule.needs);
+            let Some(role) = needs else { continue };
+            operation["security"] = json!([{ "bearer": [role.name()] }]);
+            for status in ["401", "403"] {
+                operation["responses"][status] = problem();
+            }
+        }
+    }
+}
+
+/// The path of the table that serves a path as it is described.
+fn routed(path: &str) -> &str {
+    if path.starts_with("/v1/queries/") {
+        "/v1/queries/{name}"
+    } else if path.starts_with("/v1/statements/") {
+        "/v1/statements/{name}"
+    } else {
+        path
+    }
 }
 
 fn fixed_paths() -> Map<String, Value> {

@@ -1,6 +1,7 @@
 //! The service through real HTTP, on real servers that each test starts for itself.
 #![allow(clippy::unwrap_used)]
 
+mod auth;
 mod databases;
 mod drills;
 mod events;

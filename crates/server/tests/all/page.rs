@@ -83,11 +83,20 @@ async fn s6_without_authentication_only_loopback_is_listened_on() {
     let load = |listen: &str| {
         let sources =
             steadfast_server::config::Sources::new().flag("--listen", "server.listen", listen);
-        steadfast_server::Config::load(&sources).unwrap().server
+        steadfast_server::Config::load(&sources).unwrap()
     };
-    let refused = steadfast_server::bind(&load("0.0.0.0:0"))
-        .await
-        .unwrap_err();
+    let outside =
+        steadfast_server::config::Sources::new().flag("--listen", "server.listen", "0.0.0.0:0");
+    let mistakes = steadfast_server::Config::load(&outside)
+        .unwrap_err()
+        .mistakes;
+    assert!(
+        mistakes[0].message.contains("loopback only"),
+        "{mistakes:?}"
+    );
+    let mut outside = load("127.0.0.1:0");
+    outside.server.listen = "0.0.0.0:0".parse().unwrap();
+    let refused = steadfast_server::bind(&outside).await.unwrap_err();
     assert!(
         matches!(refused, steadfast_server::BindError::NotLoopback { .. }),
         "{refused}"

@@ -1,0 +1,147 @@
+//! Who did what, and who was kept from it, one JSON object a line. Requests never wait for the disk: lines go through a
+//! bounded queue to a thread of their own, and lines that did not fit are counted, so that a gap is known to be one.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufWriter, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::PathBuf;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+
+use parking_lot::Mutex;
+use serde::Serialize;
+
+/// One line.
+#[derive(Debug, Serialize)]
+pub(crate) struct Entry<'a> {
+    pub(crate) at_ms: u64,
+    /// The subject of the token; `null` if nobody is known.
+    pub(crate) who: Option<&'a str>,
+    pub(crate) role: Option<&'a str>,
+    pub(crate) peer: Option<String>,
+    pub(crate) method: &'a str,
+    /// The address as it was asked for, without its query, whose values may be personal.
+    pub(crate) path: &'a str,
+    /// `allowed`, `unauthorized`, `forbidden` or `limited`.
+    pub(crate) outcome: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) reason: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) status: Option<u16>,
+}
+
+/// Where lines go.
+pub(crate) struct AuditLog {
+    queue: Option<SyncSender<Vec<u8>>>,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// Lines that may wait to be written: some 4 MB at most.
+const QUEUE: usize = 8192;
+
+impl AuditLog {
+    /// `stderr`, `off`, or a file that is appended to and read by its owner only.
+    pub(crate) fn open(target: &str) -> io::Result<Self> {
+        let mut sink = match target {
+            "off" => {
+                return Ok(Self {
+                    queue: None,
+                    writer: Mutex::new(None),
+                });
+            }
+            "stderr" => Sink::Stderr,
+            path => Sink::file(PathBuf::from(path))?,
+        };
+        let (queue, lines) = sync_channel(QUEUE);
+        let writer = std::thread::Builder::new()
+            .name("audit".to_owned())
+            .spawn(move || write_all(&lines, &mut sink))?;
+        Ok(Self {
+            queue: Some(queue),
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    pub(crate) fn write(&self, entry: &Entry<'_>) {
+        let Some(queue) = &self.queue else { return };
+        let mut line = serde_json::to_vec(entry).unwrap_or_default();
+        line.push(b'\n');
+        if queue.try_send(line).is_err() {
+            metrics::counter!("steadfast_audit_lost_total").increment(1);
+        }
+    }
+}
+
+/// Everything that was told is written before the program goes on to end.
+impl Drop for AuditLog {
+    fn drop(&mut self) {
+        self.queue = None;
+        if let Some(writer) = self.writer.lock().take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+enum Sink {
+    Stderr,
+    File {
+        path: PathBuf,
+        inode: u64,
+        file: BufWriter<File>,
+    },
+}
+
+impl Sink {
+    fn file(path: PathBuf) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&path)?;
+        let inode = file.metadata()?.ino();
+        Ok(Self::File {
+            path,
+            inode,
+            file: BufWriter::new(file),
+        })
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        match self {
+            Self::Stderr => io::stderr().lock().write_all(line),
+            Self::File { file, .. } => file.write_all(line),
+        }
+    }
+
+    /// Nothing waits: what is buffered is written out, and a file that was moved away is made anew.
+    fn rest(&mut self) -> io::Result<()> {
+        let Self::File { path, inode, file } = self else {
+            return Ok(());
+        };
+        file.flush()?;
+        if std::fs::metadata(&*path).map(|found| found.ino()).ok() != Some(*inode) {
+            *self = Self::file(path.clone())?;
+        }
+        Ok(())
+    }
+}
+
+fn write_all(lines: &Receiver<Vec<u8>>, sink: &mut Sink) {
+    let mut failing = false;
+    while let Ok(first) = lines.recv() {
+        let mut outcome = sink.write(&first);
+        while outcome.is_ok()
+            && let Ok(next) = lines.try_recv()
+        {
+            outcome = sink.write(&next);
+        }
+        let outcome = outcome.and_then(|()| sink.rest());
+        if let Err(error) = &outcome {
+            metrics::counter!("steadfast_audit_lost_total").increment(1);
+            if !failing {
+                tracing::error!(%error, "the audit log cannot be written");
+            }
+        }
+        failing = outcome.is_err();
+    }
+}

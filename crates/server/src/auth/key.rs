@@ -1,0 +1,213 @@
+//! A token says by which algorithm it was signed; believing it is the oldest hole there is (RFC 8725, 2.1). Here the
+//! key says it: each has one algorithm, and a token that names another is refused before its signature is looked at.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
+use secrecy::{ExposeSecret, SecretSlice};
+
+use crate::config::{AuthConfig, KeyConfig};
+
+/// One key and the one algorithm it is for.
+#[derive(Clone)]
+pub(crate) struct Key {
+    pub(crate) algorithm: Algorithm,
+    pub(crate) decoding: DecodingKey,
+}
+
+/// Keys by their `kid`.
+#[derive(Clone, Default)]
+pub(crate) struct KeySet {
+    keys: HashMap<String, Key>,
+}
+
+/// Keys of a set that are looked at; a set that has more is cut off.
+const MOST_KEYS: usize = 64;
+
+impl KeySet {
+    /// The keys that the configuration names, read from their files.
+    pub(crate) fn of_config(config: &AuthConfig) -> Result<Self, String> {
+        let mut keys = HashMap::new();
+        for (name, key) in &config.keys {
+            let key = load(key).map_err(|why| format!("`auth.keys.{name}` {why}"))?;
+            keys.insert(name.clone(), key);
+        }
+        Ok(Self { keys })
+    }
+
+    /// The usable public keys of a JWKS document. Symmetric keys, keys to encrypt with and keys without a name are passed over.
+    pub(crate) fn of_jwks(document: &[u8]) -> Result<Self, String> {
+        let set: JwkSet =
+            serde_json::from_slice(document).map_err(|error| format!("is not a JWKS: {error}"))?;
+        let keys: HashMap<String, Key> = set
+            .keys
+            .iter()
+            .take(MOST_KEYS)
+            .filter_map(|jwk| Some((jwk.common.key_id.clone()?, public(jwk)?)))
+            .collect();
+        if keys.is_empty() {
+            return Err("holds no public key with a `kid` that could check a signature".to_owned());
+        }
+        Ok(Self { keys })
+    }
+
+    /// The key of that name; a token without a name fits the only key, if there is just one.
+    pub(crate) fn find(&self, kid: Option<&str>) -> Option<&Key> {
+        match kid {
+            Some(kid) => self.keys.get(kid),
+            None if self.keys.len() == 1 => self.keys.values().next(),
+            None => None,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+}
+
+fn public(jwk: &Jwk) -> Option<Key> {
+    if matches!(&jwk.common.public_key_use, Some(PublicKeyUse::Encryption)) {
+        return None;
+    }
+    let natural = match &jwk.algorithm {
+        AlgorithmParameters::RSA(_) => Algorithm::RS256,
+        AlgorithmParameters::EllipticCurve(key) => match key.curve {
+            EllipticCurve::P256 => Algorithm::ES256,
+            EllipticCurve::P384 => Algorithm::ES384,
+            _ => return None,
+        },
+        AlgorithmParameters::OctetKeyPair(key) if key.curve == EllipticCurve::Ed25519 => {
+            Algorithm::EdDSA
+        }
+        // A shared secret in a public document is no secret.
+        _ => return None,
+    };
+    let algorithm = match jwk.common.key_algorithm {
+        Some(named) => named.to_string().parse().ok()?,
+        None => natural,
+    };
+    let decoding = DecodingKey::from_jwk(jwk).ok()?;
+    (decoding.family() == natural.family()
+        && algorithm.family() == natural.family()
+        && (natural.family() != jsonwebtoken::AlgorithmFamily::Ec || algorithm == natural))
+        .then_some(Key {
+            algorithm,
+            decoding,
+        })
+}
+
+/// The names under which algorithms are configured.
+pub(crate) const ALGORITHMS: &[(&str, Algorithm)] = &[
+    ("HS256", Algorithm::HS256),
+    ("HS384", Algorithm::HS384),
+    ("HS512", Algorithm::HS512),
+    ("RS256", Algorithm::RS256),
+    ("RS384", Algorithm::RS384),
+    ("RS512", Algorithm::RS512),
+    ("PS256", Algorithm::PS256),
+    ("PS384", Algorithm::PS384),
+    ("PS512", Algorithm::PS512),
+    ("ES256", Algorithm::ES256),
+    ("ES384", Algorithm::ES384),
+    ("EdDSA", Algorithm::EdDSA),
+];
+
+/// Bytes that a shared secret must have at least (RFC 7518, 3.2: as many as the hash).
+fn least_secret(algorithm: Algorithm) -> Option<usize> {
+    match algorithm {
+        Algorithm::HS256 => Some(32),
+        Algorithm::HS384 => Some(48),
+        Algorithm::HS512 => Some(64),
+        _ => None,
+    }
+}
+
+/// Reads the key as it is configured. What is told of a failure never holds the key.
+pub(crate) fn load(config: &KeyConfig) -> Result<Key, String> {
+    let algorithm = config.algorithm.0;
+    let bytes = material(config)?;
+    let bytes = bytes.expose_secret();
+    let decoding = match algorithm.family() {
+        jsonwebtoken::AlgorithmFamily::Hmac => {
+            let least = least_secret(algorithm).unwrap_or(32);
+            if bytes.len() < least {
+                return Err(format!(
+                    "has a secret of {} bytes, but {} needs {least} at least",
+                    bytes.len(),
+                    config.algorithm.name()
+                ));
+            }
+            return Ok(Key {
+                algorithm,
+                decoding: DecodingKey::from_secret(bytes),
+            });
+        }
+        jsonwebtoken::AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(bytes),
+        jsonwebtoken::AlgorithmFamily::Ec => DecodingKey::from_ec_pem(bytes),
+        _ => DecodingKey::from_ed_pem(bytes),
+    };
+    let decoding = decoding.map_err(|_| {
+        format!(
+            "is not a public key in PEM that {} could use",
+            config.algorithm.name()
+        )
+    })?;
+    Ok(Key {
+        algorithm,
+        decoding,
+    })
+}
+
+/// The key to sign with: the shared secret, or a private key from `file`.
+pub(crate) fn signing(
+    config: &KeyConfig,
+    private: Option<&Path>,
+) -> Result<(Algorithm, EncodingKey), String> {
+    let algorithm = config.algorithm.0;
+    if least_secret(algorithm).is_some() {
+        load(config)?;
+        let key = EncodingKey::from_secret(material(config)?.expose_secret());
+        return Ok((algorithm, key));
+    }
+    let Some(path) = private else {
+        return Err("is a public key; give the private one to sign with".to_owned());
+    };
+    let bytes = read(path)?;
+    let bytes = bytes.expose_secret();
+    let key = match algorithm.family() {
+        jsonwebtoken::AlgorithmFamily::Rsa => EncodingKey::from_rsa_pem(bytes),
+        jsonwebtoken::AlgorithmFamily::Ec => EncodingKey::from_ec_pem(bytes),
+        _ => EncodingKey::from_ed_pem(bytes),
+    };
+    let key = key.map_err(|_| {
+        format!(
+            "{} is not a private key in PEM (PKCS #8) that {} could use",
+            path.display(),
+            config.algorithm.name()
+        )
+    })?;
+    Ok((algorithm, key))
+}
+
+fn material(config: &KeyConfig) -> Result<SecretSlice<u8>, String> {
+    match (&config.secret, &config.file) {
+        (Some(secret), None) => Ok(SecretSlice::from(secret.expose().as_bytes().to_vec())),
+        (None, Some(file)) => read(file),
+        _ => Err("needs either `secret` or `file`".to_owned()),
+    }
+}
+
+fn read(path: &Path) -> Result<SecretSlice<u8>, String> {
+    let mut bytes = std::fs::read(path).map_err(|error| {
+        format!(
+            "has a file that cannot be read: {}: {error}",
+            path.display()
+        )
+    })?;
+    while matches!(bytes.last(), Some(b'\n' | b'\r')) {
+        bytes.pop();
+    }
+    Ok(SecretSlice::from(bytes))
+}

@@ -1,0 +1,214 @@
+//! No caller gets further than its role. Who a caller is, is told by a token that somebody else signed; what its role may
+//! do stands in one table; and what was done or refused is written down. One door, [`admit`], in front of every route.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::extract::{MatchedPath, Request};
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use metrics::counter;
+
+use crate::app::{App, unix_ms};
+use crate::config::AuthConfig;
+use crate::problem::{Problem, ProblemKind};
+use crate::serve::Peer;
+
+mod audit;
+mod fetch;
+mod jwks;
+mod key;
+mod role;
+mod token;
+
+pub(crate) use key::{ALGORITHMS, load as load_key};
+pub use role::{RULES, Role, Rule, rule_for};
+pub use token::{Caller, IssueError, Order, issue};
+
+use audit::{AuditLog, Entry};
+use token::{Refusal, Verifier};
+
+/// Everything that `[auth]` comes to.
+pub(crate) struct Auth {
+    verifier: Verifier,
+    audit: AuditLog,
+}
+
+impl Auth {
+    pub(crate) fn start(config: &AuthConfig) -> Result<Arc<Self>, String> {
+        Ok(Arc::new(Self {
+            verifier: Verifier::new(config)?,
+            audit: AuditLog::open(&config.audit)
+                .map_err(|error| format!("`auth.audit`: {}: {error}", config.audit))?,
+        }))
+    }
+
+    /// Keeps the keys current; ends only if there is nothing to keep.
+    pub(crate) async fn keep(self: Arc<Self>) {
+        if let Some(jwks) = &self.verifier.jwks {
+            jwks.keep().await;
+        }
+    }
+}
+
+/// What is known of a request when it is answered, for the audit log.
+pub(crate) struct Passed {
+    auth: Arc<Auth>,
+    method: Method,
+    path: String,
+    peer: Option<SocketAddr>,
+    caller: Option<Caller>,
+    audited: bool,
+}
+
+impl Passed {
+    /// Writes down what came of it, if it is of a kind that is written down.
+    pub(crate) fn answered(&self, status: StatusCode) {
+        let outcome = if status == StatusCode::TOO_MANY_REQUESTS {
+            "limited"
+        } else if self.audited {
+            "allowed"
+        } else {
+            return;
+        };
+        self.tell(outcome, None, Some(status));
+    }
+
+    fn tell(&self, outcome: &str, reason: Option<&str>, status: Option<StatusCode>) {
+        self.auth.audit.write(&Entry {
+            at_ms: unix_ms(),
+            who: self.caller.as_ref().map(|caller| &*caller.subject),
+            role: self.caller.as_ref().map(|caller| caller.role.name()),
+            peer: self.peer.map(|peer| peer.ip().to_string()),
+            method: self.method.as_str(),
+            path: self.path.get(..256).unwrap_or(&self.path),
+            outcome,
+            reason,
+            status: status.map(|status| status.as_u16()),
+        });
+    }
+}
+
+/// Lets a request pass or refuses it; the caller of one that passes is left in its extensions. `None` where nobody is asked.
+pub(crate) async fn admit(app: &App, request: &mut Request) -> Result<Option<Passed>, Response> {
+    let Some(auth) = app.auth() else {
+        return Ok(None);
+    };
+    let rule = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map(|path| rule_for(request.method(), path.as_str()));
+    let mut passed = Passed {
+        auth: Arc::clone(auth),
+        method: request.method().clone(),
+        path: request.uri().path().to_owned(),
+        peer: request.extensions().get::<Peer>().map(|peer| peer.0),
+        caller: None,
+        audited: false,
+    };
+    let needs = match rule {
+        // An address that does not exist, or not with that method, is nobody's secret.
+        None => return Ok(Some(passed)),
+        Some(None) => Role::Admin,
+        Some(Some(rule)) => {
+            passed.audited = rule.audited;
+            match rule.needs {
+                Some(role) => role,
+                None => {
+                    // Whoever brings a token all the same is shown what it allows.
+                    if let Ok(token) = bearer(request) {
+                        passed.caller = auth.verifier.verify(token).await.ok();
+                    }
+                    if let Some(caller) = &passed.caller {
+                        request.extensions_mut().insert(caller.clone());
+                    }
+                    return Ok(Some(passed));
+                }
+            }
+        }
+    };
+    let verdict = match bearer(request) {
+        Ok(token) => auth.verifier.verify(token).await,
+        Err(refusal) => Err(refusal),
+    };
+    let caller = match verdict {
+        Ok(caller) => caller,
+        Err(refusal) => return Err(refused(&passed, refusal)),
+    };
+    passed.caller = Some(caller.clone());
+    if caller.role < needs {
+        return Err(forbidden(&passed, needs, &caller));
+    }
+    request.extensions_mut().insert(caller);
+    Ok(Some(passed))
+}
+
+/// The token, which comes in one header and nowhere else: addresses end up in logs.
+fn bearer(request: &Request) -> Result<&str, Refusal> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(Refusal::Missing);
+    };
+    let text = value.to_str().map_err(|_| Refusal::NotAToken)?;
+    match text.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),
+        _ => Err(Refusal::Missing),
+    }
+}
+
+fn refused(passed: &Passed, refusal: Refusal) -> Response {
+    let name = refusal.name();
+    counter!("steadfast_auth_refused_total", "reason" => name).increment(1);
+    if refusal == Refusal::NoKeys {
+        passed.tell(
+            "unauthorized",
+            Some(name),
+            Some(StatusCode::SERVICE_UNAVAILABLE),
+        );
+        return Problem::new(ProblemKind::Unavailable, refusal.words())
+            .retry_after(Some(std::time::Duration::from_secs(5)))
+            .into_response();
+    }
+    if refusal == Refusal::NoRole {
+        passed.tell("forbidden", Some(name), Some(StatusCode::FORBIDDEN));
+        let response = Problem::new(ProblemKind::Forbidden, refusal.words()).into_response();
+        return challenge(response, "Bearer error=\"insufficient_scope\"");
+    }
+    passed.tell("unauthorized", Some(name), Some(StatusCode::UNAUTHORIZED));
+    let response = Problem::new(ProblemKind::Unauthorized, refusal.words()).into_response();
+    let said = match refusal {
+        // RFC 6750, 3.1: nothing is said to be wrong with a token that is not there.
+        Refusal::Missing => "Bearer realm=\"steadfast\"",
+        Refusal::Expired => {
+            "Bearer realm=\"steadfast\", error=\"invalid_token\", error_description=\"the token has expired\""
+        }
+        _ => "Bearer realm=\"steadfast\", error=\"invalid_token\"",
+    };
+    challenge(response, said)
+}
+
+fn forbidden(passed: &Passed, needs: Role, caller: &Caller) -> Response {
+    counter!("steadfast_auth_refused_total", "reason" => "role").increment(1);
+    passed.tell("forbidden", Some("role"), Some(StatusCode::FORBIDDEN));
+    let detail = format!(
+        "this takes the role {}, and the token has {}",
+        needs.name(),
+        caller.role.name()
+    );
+    let response = Problem::new(ProblemKind::Forbidden, detail).into_response();
+    challenge(
+        response,
+        match needs {
+            Role::Viewer => "Bearer error=\"insufficient_scope\", scope=\"viewer\"",
+            Role::Operator => "Bearer error=\"insufficient_scope\", scope=\"operator\"",
+            Role::Admin => "Bearer error=\"insufficient_scope\", scope=\"admin\"",
+        },
+    )
+}
+
+fn challenge(mut response: Response, words: &'static str) -> Response {
+    response
+        .headers_mut()
+        .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(words));
+    response
+}

@@ -1,0 +1,279 @@
+//! What a token must be, besides signed: of bounded size, for this service, from the issuer that is believed, in its
+//! time, and about somebody. Each refusal has a name of its own for the audit log; the caller learns less.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jsonwebtoken::errors::ErrorKind;
+use jsonwebtoken::{Header, Validation, decode, decode_header, encode};
+use secrecy::SecretString;
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::jwks::Jwks;
+use super::key::{Key, KeySet, signing};
+use super::role::Role;
+use crate::config::AuthConfig;
+
+/// Who asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Caller {
+    /// The claim `sub`.
+    pub subject: Arc<str>,
+    /// The highest role that the token names.
+    pub role: Role,
+}
+
+/// Why a token is not believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Missing,
+    TooLong,
+    NotAToken,
+    UnknownKey,
+    WrongAlgorithm,
+    BadSignature,
+    Expired,
+    NotYetValid,
+    MissingClaim,
+    WrongIssuer,
+    WrongAudience,
+    Critical,
+    NoRole,
+    NoKeys,
+}
+
+impl Refusal {
+    /// For the audit log and the metric.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Missing => "no_token",
+            Self::TooLong => "too_long",
+            Self::NotAToken => "not_a_token",
+            Self::UnknownKey => "unknown_key",
+            Self::WrongAlgorithm => "wrong_algorithm",
+            Self::BadSignature => "bad_signature",
+            Self::Expired => "expired",
+            Self::NotYetValid => "not_yet_valid",
+            Self::MissingClaim => "missing_claim",
+            Self::WrongIssuer => "wrong_issuer",
+            Self::WrongAudience => "wrong_audience",
+            Self::Critical => "critical_header",
+            Self::NoRole => "no_role",
+            Self::NoKeys => "keys_not_known",
+        }
+    }
+
+    /// What the caller is told.
+    pub(crate) fn words(self) -> &'static str {
+        match self {
+            Self::Missing => "send a token: `Authorization: Bearer …`",
+            Self::Expired => "the token has expired",
+            Self::NotYetValid => "the token is not valid yet",
+            Self::TooLong => "the token is longer than `auth.token_max`",
+            Self::NoRole => "the token names no role of this service",
+            Self::NoKeys => "the keys that tokens are checked with could not be read yet",
+            _ => "the token is not accepted",
+        }
+    }
+}
+
+pub(crate) struct Verifier {
+    issuer: String,
+    audience: String,
+    roles_claim: String,
+    leeway: Duration,
+    longest: usize,
+    fixed: KeySet,
+    pub(crate) jwks: Option<Jwks>,
+}
+
+#[derive(Deserialize)]
+struct Claims {
+    sub: String,
+    #[serde(flatten)]
+    others: BTreeMap<String, Value>,
+}
+
+/// A subject is cut off here, so that no log line and no key of a limit grows without end.
+const LONGEST_SUBJECT: usize = 256;
+
+impl Verifier {
+    pub(crate) fn new(config: &AuthConfig) -> Result<Self, String> {
+        let jwks = config.jwks.as_ref().and_then(|shown| {
+            let url = url::Url::parse(shown.expose()).ok()?;
+            let (refresh, cooldown) = (config.jwks_refresh, config.jwks_cooldown);
+            Some(Jwks::new(url, shown.to_string(), refresh, cooldown))
+        });
+        Ok(Self {
+            issuer: config.issuer.clone(),
+            audience: config.audience.clone(),
+            roles_claim: config.roles_claim.clone(),
+            leeway: config.leeway,
+            longest: config.token_max.as_usize(),
+            fixed: KeySet::of_config(config)?,
+            jwks,
+        })
+    }
+
+    pub(crate) async fn verify(&self, token: &str) -> Result<Caller, Refusal> {
+        if token.len() > self.longest {
+            return Err(Refusal::TooLong);
+        }
+        let header = decode_header(token).map_err(|_| Refusal::NotAToken)?;
+        if header.crit.is_some() {
+            // Whatever it is that must be understood, it is not (RFC 7515, 4.1.11).
+            return Err(Refusal::Critical);
+        }
+        let key = self.key(header.kid.as_deref()).await?;
+        if header.alg != key.algorithm {
+            return Err(Refusal::WrongAlgorithm);
+        }
+        let claims = decode::<Claims>(token, &key.decoding, &self.validation(&key))
+            .map_err(|error| refusal(error.kind()))?
+            .claims;
+        if claims.sub.is_empty() || claims.sub.len() > LONGEST_SUBJECT {
+            return Err(Refusal::MissingClaim);
+        }
+        let role = self.role(&claims.others).ok_or(Refusal::NoRole)?;
+        Ok(Caller {
+            subject: claims.sub.into(),
+            role,
+        })
+    }
+
+    async fn key(&self, kid: Option<&str>) -> Result<Key, Refusal> {
+        let Some(jwks) = &self.jwks else {
+            return self.fixed.find(kid).cloned().ok_or(Refusal::UnknownKey);
+        };
+        // A token without a name is not held against two sets of keys: that is a guess.
+        if let Some(key) = kid.and_then(|kid| self.fixed.find(Some(kid))) {
+            return Ok(key.clone());
+        }
+        if kid.is_none() && !self.fixed.is_empty() {
+            return Err(Refusal::UnknownKey);
+        }
+        match jwks.find(kid).await {
+            Some(key) => Ok(key),
+            None if jwks.is_known() => Err(Refusal::UnknownKey),
+            None => Err(Refusal::NoKeys),
+        }
+    }
+
+    fn validation(&self, key: &Key) -> Validation {
+        let mut validation = Validation::new(key.algorithm);
+        validation.leeway = self.leeway.as_secs();
+        validation.validate_nbf = true;
+        validation.set_issuer(&[&self.issuer]);
+        validation.set_audience(&[&self.audience]);
+        validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
+        validation
+    }
+
+    /// The highest of the roles that the token names.
+    fn role(&self, claims: &BTreeMap<String, Value>) -> Option<Role> {
+        match claims.get(&self.roles_claim)? {
+            Value::String(name) => Role::of_name(name),
+            Value::Array(names) => names
+                .iter()
+                .filter_map(|name| Role::of_name(name.as_str()?))
+                .max(),
+            _ => None,
+        }
+    }
+}
+
+fn refusal(kind: &ErrorKind) -> Refusal {
+    match kind {
+        ErrorKind::ExpiredSignature => Refusal::Expired,
+        ErrorKind::ImmatureSignature => Refusal::NotYetValid,
+        ErrorKind::InvalidIssuer => Refusal::WrongIssuer,
+        ErrorKind::InvalidAudience => Refusal::WrongAudience,
+        ErrorKind::InvalidAlgorithm => Refusal::WrongAlgorithm,
+        ErrorKind::InvalidSignature => Refusal::BadSignature,
+        ErrorKind::MissingRequiredClaim(_)
+        | ErrorKind::InvalidClaimFormat(_)
+        | ErrorKind::Json(_) => Refusal::MissingClaim,
+        _ => Refusal::NotAToken,
+    }
+}
+
+/// What `steadfast token` issues.
+#[derive(Debug, Clone)]
+pub struct Order<'a> {
+    /// About whom.
+    pub subject: &'a str,
+    /// What they may do.
+    pub role: Role,
+    /// How long it is valid.
+    pub lifetime: Duration,
+    /// Which key of `[auth.keys]` signs; `None` if there is just one.
+    pub key: Option<&'a str>,
+    /// The private key, for a key of which the configuration has only the public half.
+    pub private_key: Option<&'a std::path::Path>,
+    /// Now, in seconds since 1970.
+    pub now: u64,
+}
+
+/// Why no token can be issued.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum IssueError {
+    /// There is no key of that name, or none is named and there are several.
+    #[error("name one of the keys under [auth.keys]: {}", .known.join(", "))]
+    WhichKey {
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// The key cannot sign.
+    #[error("`auth.keys.{name}` {why}")]
+    Key {
+        /// Of the key.
+        name: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The subject is empty, or too long.
+    #[error("the subject must have 1 to {LONGEST_SUBJECT} bytes")]
+    Subject,
+}
+
+/// Signs a token that a service with this configuration accepts.
+///
+/// # Errors
+/// See [`IssueError`].
+pub fn issue(config: &AuthConfig, order: &Order<'_>) -> Result<SecretString, IssueError> {
+    if order.subject.is_empty() || order.subject.len() > LONGEST_SUBJECT {
+        return Err(IssueError::Subject);
+    }
+    let found = match order.key {
+        Some(name) => config.keys.get_key_value(name),
+        None if config.keys.len() == 1 => config.keys.first_key_value(),
+        None => None,
+    };
+    let Some((name, key)) = found else {
+        let known = config.keys.keys().cloned().collect();
+        return Err(IssueError::WhichKey { known });
+    };
+    let failed = |why: String| IssueError::Key {
+        name: name.clone(),
+        why,
+    };
+    let (algorithm, key) = signing(key, order.private_key).map_err(failed)?;
+    let mut header = Header::new(algorithm);
+    header.kid = Some(name.clone());
+    let mut claims = serde_json::json!({
+        "iss": config.issuer,
+        "aud": config.audience,
+        "sub": order.subject,
+        "iat": order.now,
+        "nbf": order.now,
+        "exp": order.now.saturating_add(order.lifetime.as_secs()),
+    });
+    claims[&config.roles_claim] = order.role.name().into();
+    encode(&header, &claims, &key)
+        .map(SecretString::from)
+        .map_err(|error| failed(format!("cannot sign: {error}")))
+}
