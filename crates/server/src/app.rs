@@ -263,13 +263,16 @@ impl App {
         changed
     }
 
-    pub(crate) fn serving(&self, shutdown: &Shutdown) {
+    /// Says that requests are answered from now on, until `shutdown` begins: `/health/ready` says 200. [`serve`](crate::serve) does it; a
+    /// program that serves the [`router`](crate::router) in a loop of its own must.
+    pub fn serving(&self, shutdown: &Shutdown) {
         *self.inner.shutdown.write() = shutdown.clone();
         self.inner.phase.store(Phase::Serving as u8, Relaxed);
         self.tell("serving", serde_json::json!({}));
     }
 
-    pub(crate) fn draining(&self) {
+    /// Says that the end is near: `/health/ready` says 503, and answers carry `Connection: close`. As [`serving`](Self::serving).
+    pub fn draining(&self) {
         self.inner.phase.store(Phase::Draining as u8, Relaxed);
         self.tell("draining", serde_json::json!({}));
     }

@@ -1,6 +1,21 @@
 //! A resilient read path is worth most to those who need not write a program for it. This crate puts Steadfast's
 //! client and cache behind HTTP: named queries and statements from one configuration file, with health, metrics,
 //! events and a page that shows what is happening and why.
+//!
+//! ```no_run
+//! use steadfast_server::config::{SAMPLE, Sources};
+//! use steadfast_server::{App, Config, bind, run};
+//!
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! let sources = Sources::new().text("sample", SAMPLE).environment(std::env::vars());
+//! let config = Config::load(&sources)?;
+//! let listener = bind(&config.server).await?;
+//! let app = App::start(config).await?;
+//! run(listener, app, Some(sources)).await?; // until SIGTERM or SIGINT
+//! # Ok(()) }
+//! ```
+//!
+//! A program with a router of its own merges [`router`] into it and calls [`App::serving`].
 
 pub mod auth;
 pub mod config;

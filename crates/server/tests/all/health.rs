@@ -88,3 +88,40 @@ async fn s11_a_service_starts_and_serves_without_redis() {
     assert_eq!(reply.json()["source"], "database");
     assert_eq!(service.get("/health/ready").await.status, 200);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_health_and_what_is_remembered_are_answered_while_redis_is_frozen() {
+    let redis = redis().await;
+    let service = Service::with(&[
+        ("redis.url", &redis.url()),
+        ("queries.one.sql", "SELECT 1 AS one"),
+    ])
+    .await;
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    service.get("/v1/queries/one").await;
+    redis.freeze().unwrap();
+    let mut slowest = std::time::Duration::ZERO;
+    for _ in 0..50 {
+        for path in [
+            "/health/live",
+            "/health/ready",
+            "/health",
+            "/metrics",
+            "/v1/queries/one",
+        ] {
+            let started = tokio::time::Instant::now();
+            assert_eq!(service.get(path).await.status, 200, "{path}");
+            slowest = slowest.max(started.elapsed());
+        }
+    }
+    assert!(slowest < std::time::Duration::from_secs(2), "{slowest:?}");
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] != "healthy")
+        .await;
+    redis.resume().unwrap();
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+}
