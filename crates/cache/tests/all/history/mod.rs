@@ -133,6 +133,18 @@ fn seed() -> u64 {
         .unwrap_or(2026)
 }
 
+/// Whether a violation shows in two readings. Processes go on writing while the files are read one after the other, so one reading
+/// may lack what explains a line.
+async fn is_caught(folder: &Path) -> bool {
+    let first = judge::judge(&History::read(folder)).violations;
+    if first.is_empty() {
+        return false;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let second = judge::judge(&History::read(folder)).violations;
+    first.iter().any(|violation| second.contains(violation))
+}
+
 /// Runs the processes and the faults. With a broken rule it ends as soon as a violation is found.
 async fn run(
     url: &str,
@@ -150,7 +162,7 @@ async fn run(
     stage.begin(span + quiet, span);
     while began.elapsed() < span {
         stage.next_fault().await;
-        if rule.is_some() && !judge::judge(&History::read(folder)).violations.is_empty() {
+        if rule.is_some() && is_caught(folder).await {
             break;
         }
     }

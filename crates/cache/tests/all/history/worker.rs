@@ -183,7 +183,7 @@ impl Process {
 
     async fn writes(self, mut rng: fastrand::Rng) {
         while now() < self.write_end {
-            let item = rng.i64(0..ITEMS);
+            let item = active(&mut rng);
             let dies = self.die_at.is_some_and(|at| now() > at);
             match self.write(item, dies).await {
                 Ok(()) => self.read(item, false, slow(&mut rng)).await,
@@ -240,9 +240,16 @@ async fn raise(tx: &mut Tx, item: i64) -> Result<i64, SourceError> {
     Ok(rows[0]["version"].as_i64().unwrap())
 }
 
+/// An item to be written. Each is written for three seconds of eight and then left alone, in turn, so that a value which is wrong
+/// stays so for long enough to be noticed.
+fn active(rng: &mut fastrand::Rng) -> i64 {
+    let second = (now() / 1_000_000) as i64;
+    (second + rng.i64(0..3)) % ITEMS
+}
+
 fn slow(rng: &mut fastrand::Rng) -> Duration {
-    if rng.u8(..4) == 0 {
-        Duration::from_millis(rng.u64(5..60))
+    if rng.bool() {
+        Duration::from_millis(rng.u64(5..100))
     } else {
         Duration::ZERO
     }

@@ -1,0 +1,57 @@
+//! Applying invalidations, as the relay does.
+
+use std::time::Duration;
+
+use super::scripts::APPLY;
+use super::{Answer, RedisTier, Trouble};
+use crate::target::{Announcement, Target};
+
+impl RedisTier {
+    /// Forgets what the targets name, raises the watermark and announces it, in one step. `watermark` is SQL's. Answers the new one.
+    pub(crate) async fn apply(&self, watermark: u64, targets: &[Target]) -> Answer<u64> {
+        self.trust.learn(watermark);
+        let body = Announcement::body(watermark, targets);
+        let everything = targets.contains(&Target::All);
+        for _ in 0..APPLY_ATTEMPTS {
+            let epoch = self
+                .trust
+                .epoch_to_write(self.limit.max(APPLY_LIMIT))
+                .await?;
+            let mut names = vec![self.names.epoch(), self.names.watermark()];
+            for target in targets {
+                match target {
+                    Target::Key(key) => {
+                        names.extend([self.names.value(&epoch, key), self.names.lease(&epoch, key)])
+                    }
+                    Target::Tag(tag) => names.push(self.names.tag(tag)),
+                    Target::All => {}
+                }
+            }
+            let mut ask = redis::cmd("EVAL");
+            ask.arg(APPLY).arg(names.len()).arg(names);
+            ask.arg(&*epoch)
+                .arg(watermark)
+                .arg(targets.len())
+                .arg(self.names.channel())
+                .arg(&body);
+            ask.arg(if everything {
+                self.token_text()
+            } else {
+                String::new()
+            });
+            let applied: i64 = self.ask_within(&ask, self.limit.max(APPLY_LIMIT)).await?;
+            if let Ok(applied) = u64::try_from(applied) {
+                if everything {
+                    self.trust.doubt(&epoch);
+                }
+                return Ok(applied);
+            }
+            self.trust.doubt(&epoch); // replaced or behind: find out which, and try again
+        }
+        Err(Trouble::NotAsked("its epoch keeps changing"))
+    }
+}
+
+/// Applying holds a lock in SQL, so it must not take for ever; and should not give up on a Redis that is only slow.
+const APPLY_LIMIT: Duration = Duration::from_millis(250);
+const APPLY_ATTEMPTS: usize = 3;

@@ -1,0 +1,209 @@
+//! Storing values, by those who have the right to.
+
+use std::borrow::Cow;
+use std::time::{Duration, Instant};
+
+use super::scripts::{FILL, FILL_IN_SEASON, FILL_UNCHECKED, OPEN_SEASON, RELEASE, TAKE_LEASE};
+use super::{Answer, RedisTier, Seen, Trouble, millis};
+use crate::cache::clock;
+use crate::envelope::{Envelope, Token};
+use crate::freshness::Lifetime;
+use crate::trust::Standing;
+
+/// The right to fill one key, proven to Redis by a random token.
+pub(crate) struct Lease {
+    standing: Standing,
+    token: String,
+    tags: Vec<(Vec<u8>, Token)>,
+}
+
+/// A time in which nothing at all is invalidated.
+pub(crate) struct Season {
+    standing: Standing,
+    watermark: Vec<u8>,
+    tags: Vec<(Vec<u8>, Token)>,
+}
+/// A value to be stored.
+pub(crate) struct Fill<'a> {
+    pub(crate) payload: Option<&'a [u8]>,
+    pub(crate) life: Lifetime,
+    pub(crate) cost: Duration,
+    pub(crate) loaded_at: Instant,
+}
+
+impl Fill<'_> {
+    /// What is left of its life: Redis counts from the fill, its age is counted from the load.
+    fn remaining(&self) -> u64 {
+        let age = clock().saturating_duration_since(self.loaded_at);
+        millis(self.life.keep.saturating_sub(age)).max(1)
+    }
+}
+impl RedisTier {
+    /// Asks for the right to fill a key; `None` if another holds it, or has filled it since it was seen. `life` bounds how long a holder that died stands in the way.
+    pub(crate) async fn take_lease(
+        &self,
+        key: &[u8],
+        tags: &[Vec<u8>],
+        seen: &Seen,
+        life: Duration,
+    ) -> Answer<Option<Lease>> {
+        let standing = &seen.standing;
+        let token = self.token_text();
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(TAKE_LEASE)
+            .arg(3 + tags.len())
+            .arg(self.names.epoch())
+            .arg(self.names.lease(&standing.epoch, key))
+            .arg(self.names.value(&standing.epoch, key));
+        for tag in tags {
+            ask.arg(self.names.tag(tag));
+        }
+        ask.arg(&*standing.epoch)
+            .arg(&token)
+            .arg(millis(life))
+            .arg(millis(self.tag_life))
+            .arg(&seen.head);
+        for _ in tags {
+            ask.arg(self.token().as_slice());
+        }
+        let answer: Vec<Vec<u8>> = self.ask(&ask).await?;
+        match answer.split_first() {
+            Some((verdict, tokens)) if verdict == b"taken" => {
+                let tokens = tokens
+                    .iter()
+                    .map(|token| Token::try_from(token.as_slice()).ok());
+                let tags: Option<Vec<_>> = tags
+                    .iter()
+                    .zip(tokens)
+                    .map(|(tag, token)| Some((tag.clone(), token?)))
+                    .collect();
+                let tags = tags.ok_or(Trouble::NotAsked(
+                    "a tag holds something that is not a token",
+                ))?;
+                Ok(Some(Lease {
+                    standing: standing.clone(),
+                    token,
+                    tags,
+                }))
+            }
+            Some((verdict, _)) if verdict == b"held" => Ok(None),
+            _ => {
+                self.trust.doubt(&standing.epoch);
+                Err(Trouble::NotAsked("its epoch has changed"))
+            }
+        }
+    }
+
+    /// Stores a value, if the lease is still the one in Redis. Says whether it did.
+    pub(crate) async fn fill(&self, key: &[u8], lease: &Lease, value: &Fill<'_>) -> Answer<bool> {
+        let bytes = self.seal(value, &lease.tags);
+        let epoch = &lease.standing.epoch;
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(if self.lease_checked {
+            FILL
+        } else {
+            FILL_UNCHECKED
+        })
+        .arg(3);
+        ask.arg(self.names.epoch())
+            .arg(self.names.lease(epoch, key))
+            .arg(self.names.value(epoch, key));
+        ask.arg(&**epoch)
+            .arg(&lease.token)
+            .arg(bytes)
+            .arg(value.remaining());
+        let stored: i64 = self.ask(&ask).await?;
+        self.stats.fills(stored == 1).add(1);
+        Ok(stored == 1)
+    }
+
+    /// Gives the right back unused, so that another may have it at once.
+    pub(crate) async fn release(&self, key: &[u8], lease: &Lease) {
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(RELEASE)
+            .arg(1)
+            .arg(self.names.lease(&lease.standing.epoch, key))
+            .arg(&lease.token);
+        let _: Answer<i64> = self.ask(&ask).await; // if it fails, the lease expires
+    }
+
+    /// Prepares for values whose keys are not known before they are loaded: they may be stored as long as nothing at all is
+    /// invalidated meanwhile.
+    pub(crate) async fn open_season(&self, tags: &[Vec<u8>]) -> Answer<Season> {
+        let standing = self.standing().await?;
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(OPEN_SEASON)
+            .arg(2 + tags.len())
+            .arg(self.names.epoch())
+            .arg(self.names.watermark());
+        for tag in tags {
+            ask.arg(self.names.tag(tag));
+        }
+        ask.arg(&*standing.epoch).arg(millis(self.tag_life));
+        for _ in tags {
+            ask.arg(self.token().as_slice());
+        }
+        let answer: Vec<Vec<u8>> = self.ask(&ask).await?;
+        let Some((watermark, tokens)) = answer.split_first() else {
+            self.trust.doubt(&standing.epoch);
+            return Err(Trouble::NotAsked("its epoch has changed"));
+        };
+        self.trust
+            .check(&standing, Some(standing.epoch.as_bytes()), Some(watermark))?;
+        let tokens = tokens
+            .iter()
+            .map(|token| Token::try_from(token.as_slice()).ok());
+        let tags: Option<Vec<_>> = tags
+            .iter()
+            .zip(tokens)
+            .map(|(tag, token)| Some((tag.clone(), token?)))
+            .collect();
+        let tags = tags.ok_or(Trouble::NotAsked(
+            "a tag holds something that is not a token",
+        ))?;
+        Ok(Season {
+            standing,
+            watermark: watermark.clone(),
+            tags,
+        })
+    }
+
+    /// Stores values loaded in that season; answers how many Redis took.
+    pub(crate) async fn fill_in_season(
+        &self,
+        season: &Season,
+        values: &[(&[u8], Fill<'_>)],
+    ) -> Answer<usize> {
+        let epoch = &season.standing.epoch;
+        let mut pipe = redis::pipe();
+        for (key, value) in values {
+            pipe.cmd("EVAL").arg(FILL_IN_SEASON).arg(3);
+            pipe.arg(self.names.epoch())
+                .arg(self.names.watermark())
+                .arg(self.names.value(epoch, key));
+            pipe.arg(&**epoch)
+                .arg(&season.watermark)
+                .arg(self.seal(value, &season.tags))
+                .arg(value.remaining());
+        }
+        let stored: Vec<i64> = self.ask_pipe(&pipe).await?;
+        let count = stored.iter().filter(|stored| **stored == 1).count();
+        self.stats.fills(true).add(count as u64);
+        self.stats.fills(false).add((stored.len() - count) as u64);
+        Ok(count)
+    }
+
+    fn seal(&self, value: &Fill<'_>, tags: &[(Vec<u8>, Token)]) -> Vec<u8> {
+        let tags = tags
+            .iter()
+            .map(|(tag, token)| (Cow::Borrowed(tag.as_slice()), *token))
+            .collect();
+        let envelope = Envelope {
+            life: value.life,
+            cost: value.cost,
+            tags,
+            payload: value.payload.map(Cow::Borrowed),
+        };
+        envelope.encode(self.compress_above)
+    }
+}
