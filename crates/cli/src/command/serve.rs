@@ -32,9 +32,12 @@ impl Args {
         let app = App::start(config)
             .await
             .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
-        line(format_args!("steadfast serves at http://{address}"))?;
+        // A service goes on, whoever stops reading what it says.
+        let _ = line(format_args!("steadfast serves at http://{address}"));
         if nothing {
-            line("no query is configured; begin with: steadfast config sample > steadfast.toml")?;
+            let _ = line(
+                "no query is configured; begin with: steadfast config sample > steadfast.toml",
+            );
         }
         let served = steadfast_server::run(listener, app, Some(sources)).await;
         telemetry.shutdown();

@@ -23,6 +23,9 @@ pub(crate) struct Args {
     /// Where the service is
     #[arg(default_value = "http://127.0.0.1:8080", value_name = "URL")]
     url: String,
+    /// A token, for a service that asks who calls; without one it tells no addresses
+    #[arg(long, env = "STEADFAST_TOKEN", hide_env_values = true)]
+    token: Option<String>,
     /// Print the answer as it came
     #[arg(long)]
     json: bool,
@@ -35,7 +38,7 @@ const LARGEST_ANSWER: usize = 1 << 20;
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let url = format!("{}/health", self.url.trim_end_matches('/'));
-        let health = ask(&url).await?;
+        let health = ask(&url, self.token.as_deref()).await?;
         if self.json {
             line(serde_json::to_string_pretty(&health).unwrap_or_default())?;
         } else {
@@ -50,7 +53,7 @@ impl Args {
     }
 }
 
-async fn ask(url: &str) -> Result<Value, Failure> {
+async fn ask(url: &str, token: Option<&str>) -> Result<Value, Failure> {
     let uri: http::Uri = url.parse().map_err(|error| {
         Failure::new(
             Status::Usage,
@@ -71,9 +74,16 @@ async fn ask(url: &str) -> Result<Value, Failure> {
         )
         .hint("is it running? `steadfast serve --config FILE` prints where it listens")
     };
+    let mut request = http::Request::get(uri);
+    if let Some(token) = token {
+        request = request.header("authorization", format!("Bearer {}", token.trim()));
+    }
+    let request = request
+        .body(Empty::new())
+        .map_err(|error| Failure::new(Status::Usage, error))?;
     let asked = async {
         let response = client
-            .get(uri)
+            .request(request)
             .await
             .map_err(|error| absent(chain(&error)))?;
         let body = Limited::new(response.into_body(), LARGEST_ANSWER)
@@ -93,9 +103,10 @@ async fn ask(url: &str) -> Result<Value, Failure> {
 
 fn describe(url: &str, health: &Value) -> Result<(), Failure> {
     let word = |value: &Value| value.as_str().unwrap_or("?").to_owned();
-    let up = figures::duration(Duration::from_secs(
-        health["uptime_s"].as_u64().unwrap_or_default(),
-    ));
+    let up = match health["uptime_s"].as_u64().unwrap_or_default() {
+        0 => "less than a second".to_owned(),
+        seconds => figures::duration(Duration::from_secs(seconds)),
+    };
     let (status, phase, version) = (
         word(&health["status"]),
         word(&health["phase"]),

@@ -1,6 +1,8 @@
 use std::io::Write;
+use std::net::SocketAddr;
 
-use crate::program::{finish, run, steadfast};
+use crate::program::{Lines, finish, run, signal, steadfast};
+use crate::web::{get, get_with};
 
 fn file(text: &str) -> tempfile::NamedTempFile {
     let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
@@ -69,4 +71,59 @@ async fn show_tells_what_is_in_force_and_no_secret() {
     for word in ["hunter", "from-file", "1111"] {
         assert!(!ended.all().contains(word), "{word}: {}", ended.all());
     }
+}
+
+#[tokio::test]
+async fn s6_a_token_that_was_issued_opens_what_a_stranger_may_not_see() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, database) = (
+        folder.path().join("shop.toml"),
+        folder.path().join("shop.db"),
+    );
+    let secret = "a secret of thirty-two bytes or more";
+    let text = format!(
+        "[server]\nlisten = '127.0.0.1:0'\ndrain_delay = '0s'\n[database]\nurl = 'sqlite://{}'\n\
+         [auth]\nissuer = 'me'\naudience = 'shop'\n[auth.keys.dev]\nalgorithm = 'HS256'\nsecret = '{secret}'\n",
+        database.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    let file = file.to_str().unwrap();
+    let token = run(&[
+        "token",
+        "--config",
+        file,
+        "--role",
+        "operator",
+        "--minutes",
+        "5",
+    ])
+    .await;
+    assert_eq!(token.status, Some(0), "{}", token.all());
+
+    let mut service = steadfast(&["serve", "--config", file]).spawn().unwrap();
+    let line = Lines::of(&mut service).next();
+    let address: SocketAddr = line.rsplit('/').next().unwrap().parse().unwrap();
+    let stranger = get(address, "/v1/status").await;
+    let bearer = format!("Authorization: Bearer {}\r\n", token.stdout.trim());
+    let known = get_with(address, "/v1/status", &bearer).await;
+    let status = run(&[
+        "status",
+        &format!("http://{address}"),
+        "--token",
+        token.stdout.trim(),
+    ])
+    .await;
+    signal(service.id(), "TERM");
+    let ended = finish(service).await;
+    assert_eq!(
+        (stranger.status, known.status),
+        (401, 200),
+        "{}",
+        ended.all()
+    );
+    assert_eq!(status.status, Some(0), "{}", status.all());
+    assert!(!ended.all().contains(secret), "{}", ended.all());
+
+    let none = run(&["token"]).await;
+    assert_eq!(none.status, Some(78), "{}", none.all());
 }

@@ -24,9 +24,15 @@ impl Answer {
 
 /// GET; fails the test if the server cannot be reached or does not end its answer.
 pub(crate) async fn get(server: SocketAddr, path: &str) -> Answer {
+    get_with(server, path, "").await
+}
+
+/// GET with more lines in its head, each ended by CR LF.
+pub(crate) async fn get_with(server: SocketAddr, path: &str, more: &str) -> Answer {
     let began = Instant::now();
     let mut stream = TcpStream::connect(server).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n");
+    let request =
+        format!("GET {path} HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n{more}\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut bytes = Vec::new();
     stream.read_to_end(&mut bytes).await.unwrap();
