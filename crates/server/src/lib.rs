@@ -9,7 +9,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let sources = Sources::new().text("sample", SAMPLE).environment(std::env::vars());
 //! let config = Config::load(&sources)?;
-//! let listener = bind(&config.server).await?;
+//! let listener = bind(&config).await?;
 //! let app = App::start(config).await?;
 //! run(listener, app, Some(sources)).await?; // until SIGTERM or SIGINT
 //! # Ok(()) }
