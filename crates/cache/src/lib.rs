@@ -47,6 +47,7 @@ mod names;
 mod outbox;
 mod pending;
 mod relay;
+mod repository;
 mod sabotage;
 mod source;
 mod stats;
@@ -64,6 +65,7 @@ pub use error::CacheError;
 pub use freshness::{InvalidTtl, Ttl};
 pub use guard::{GuardOptions, GuardStatus};
 pub use outbox::Transactional;
+pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
 #[doc(hidden)]
 pub use sabotage::Sabotage;

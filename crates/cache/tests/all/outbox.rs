@@ -1,8 +1,9 @@
+use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_cache::{Param, SourceError, Target, Tx, WriteError};
+use steadfast_cache::{Database, Param, Repository, SourceError, Target, Tx, WriteError};
 
-use crate::site::{Site, eventually, read_item, set_item, write_item};
+use crate::site::{Site, eventually, read_item, select_item, set_item, write_item};
 
 #[tokio::test]
 async fn k7_a_write_is_seen_by_its_process_at_once_and_by_another_through_redis() {
@@ -231,4 +232,38 @@ async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
     })
     .await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+}
+
+struct Versions(Database);
+
+impl Repository<String> for Versions {
+    type Error = SourceError;
+
+    async fn read(&self, key: Vec<u8>) -> Result<Option<String>, SourceError> {
+        select_item(&self.0, i64::from(key[0])).await
+    }
+
+    async fn write(&self, tx: &mut Tx, key: &[u8], version: &String) -> Result<(), SourceError> {
+        set_item(tx, i64::from(key[0]), version.parse().unwrap()).await
+    }
+}
+
+#[tokio::test]
+async fn k7_a_repository_of_the_callers_own_reads_and_writes_under_the_same_rules() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let versions = Arc::new(Versions(site.database.clone()));
+    for version in ["1", "2", "3"] {
+        assert!(
+            first
+                .put_to(&*versions, [7], &version.to_owned())
+                .await
+                .unwrap()
+                .applied
+        );
+        let answer = first.get_from(&versions, [7], "user").await.unwrap();
+        assert_eq!(answer.value.as_deref(), Some(version));
+    }
+    let answer = second.get_from(&versions, [7], "user").await.unwrap();
+    assert_eq!(answer.value.as_deref(), Some("3"));
 }
