@@ -1,0 +1,87 @@
+// The connection to Redis, the cache and the checks in full, for whoever wants to know why.
+import { at, h, icon, redraw, say, type Child } from './dom';
+import { ago, bytes, count, duration, text } from './format';
+import type { Store } from './store';
+import { breakerName, type Mood, redisName } from './words';
+import { MOOD_ICON } from './now';
+import type { Health } from './wire';
+
+const HEALTH: Record<Health, Mood> = { healthy: 'good', degraded: 'warn', unhealthy: 'bad' };
+
+export function pill(mood: Mood, words: string): HTMLElement {
+  return h('span', { class: `pill ${mood}` }, icon(MOOD_ICON[mood]), words);
+}
+
+export function drawConnection(store: Store): void {
+  const { status } = store;
+  say(at('status-age'), store.statusError ? `not up to date: ${store.statusError}` : '');
+  if (!status) {
+    for (const id of ['redis-facts', 'cache-facts', 'checks']) {
+      redraw(at(id), `wait${store.statusError ?? ''}`, () => [h(id === 'checks' ? 'li' : 'div', { class: 'empty' }, id === 'checks' ? (store.statusError ? capitalised(store.statusError) : 'Waiting for the service.') : '')].filter(() => id === 'checks'));
+    }
+    return;
+  }
+  const { redis, cache, health } = status;
+  const mood: Mood = redis.state === 'ready' ? 'good' : redis.state === 'connecting' ? 'warn' : 'bad';
+  redraw(at('redis-state'), redis.state, () => [pill(mood, redisName(redis.state))]);
+  drawBreaker(redis.breaker);
+  facts('redis-facts', [
+    ['Address', h('code', {}, redis.address)],
+    ['Server', redis.server_version ? `Redis ${redis.server_version}${redis.tls ? `, ${redis.tls}` : ', no TLS'}` : 'not known yet'],
+    [redis.state === 'ready' ? 'In service for' : 'Away for', text(duration(redis.state_for_ms))],
+    ['Attempts to connect', count(redis.attempts)],
+    ['Reconnected', times(redis.reconnects)],
+    ['Mean recovery', redis.mean_recovery_ms === null ? 'never lost' : text(duration(redis.mean_recovery_ms))],
+    ['Stuck and reset', times(redis.stuck_resets)],
+    ['Commands answered', count(redis.answered)],
+    ['In flight', count(redis.in_flight)],
+    ['Last error', redis.last_error ?? 'none'],
+  ]);
+  const trust = cache.redis;
+  const believed: [Mood, string] = trust?.trusted ? ['good', 'Redis is believed'] : trust?.suspended ? ['warn', 'Redis not believed'] : ['warn', redis.state === 'ready' ? 'Redis being checked' : 'Without Redis'];
+  redraw(at('cache-state'), believed.join(), () => [pill(...believed)]);
+  const counts = cache.counts;
+  facts('cache-facts', [
+    ['In memory', `${count(cache.memory_entries)} entries, ${text(bytes(cache.memory_bytes))}`],
+    ['Memory hears changes', cache.memory_proven ? 'yes' : 'no: its entries count as stale'],
+    ['Changes waiting for Redis', cache.outbox_pending === 0 ? 'none' : count(cache.outbox_pending)],
+    ['Keys and tags invalidated', count(counts.invalidations)],
+    ['Stale answers given', count(counts.stale)],
+    ['Loads from SQL', `${count(counts.loads)}, ${count(counts.loads_failed)} failed`],
+    ['Refused to spare SQL', count(counts.overloaded)],
+    ['Late fills refused', count(counts.fills_refused)],
+    ['Redis calls failed or late', count(counts.redis_errors)],
+    ['Redis found behind, began anew', times(Math.max(0, (counts.epochs ?? 0) - 0))],
+  ]);
+  const checks = Object.entries(health.checks).sort(([, a], [, b]) => rank(b.status) - rank(a.status));
+  redraw(at('checks'), JSON.stringify(checks), () =>
+    checks.map(([name, check]) => h('li', {}, h('span', { class: `mark ${HEALTH[check.status]}` }, icon(MOOD_ICON[HEALTH[check.status]])), h('div', {}, h('p', {}, h('b', {}, name === 'cpu' ? 'CPU' : capitalised(name)), h('span', { class: 'soft' }, check.latency_ms === null ? check.status : text(duration(check.latency_ms)))), h('p', { class: 'soft' }, check.message)))),
+  );
+  say(at('namespace'), status.service.namespace);
+  say(at('version'), `Steadfast ${status.service.version}, started ${ago(status.service.uptime_ms)}`);
+}
+
+function rank(status: Health): number {
+  return { healthy: 0, degraded: 1, unhealthy: 2 }[status];
+}
+
+function drawBreaker(state: string): void {
+  const nodes: [string, string][] = [['closed', 'calls pass'], ['open', 'calls are refused at once'], ['half_open', 'a few calls, on trial']];
+  redraw(at('breaker'), state, () =>
+    nodes.map(([name, words]) => h('li', { class: name === state ? `on ${name}` : name, 'aria-current': name === state ? 'true' : null }, h('b', {}, `${name === state ? 'Breaker ' : ''}${breakerName(name)}`), h('span', {}, words))),
+  );
+}
+
+function times(number: number): string {
+  if (number === 0) return 'never';
+  return number === 1 ? 'once' : `${count(number)} times`;
+}
+
+function facts(id: string, rows: [string, Child][]): void {
+  const key = rows.map(([, value]) => (value instanceof Node ? value.textContent : value)).join('|');
+  redraw(at(id), key, () => rows.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
+}
+
+function capitalised(words: string): string {
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}

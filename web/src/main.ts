@@ -1,0 +1,98 @@
+// Puts the page together: one stream feeds the store, the store feeds what is drawn, at most once a frame.
+import { hasToken, json, setToken, why } from './api';
+import { Charts } from './charts';
+import { drawConnection } from './connection';
+import { at, say } from './dom';
+import { loadDrills, remakeDrillCharts } from './drills';
+import { clock } from './format';
+import { drawHistory } from './history';
+import { drawNow } from './now';
+import { loadQueries } from './query';
+import { loadSettings } from './settings';
+import { Store } from './store';
+import { Stream } from './stream';
+import { themeButton } from './theme';
+import { drawTiles } from './tiles';
+import type { Status } from './wire';
+
+const STATUS_EVERY_MS = 2_000;
+
+const store = new Store();
+const charts = new Charts();
+let drawing = false;
+
+function draw(): void {
+  if (drawing) return;
+  drawing = true;
+  requestAnimationFrame(() => {
+    drawing = false;
+    drawNow(store);
+    drawTiles(store);
+    charts.draw(store.ticks);
+    drawConnection(store);
+    drawHistory(store);
+    drawLink();
+  });
+}
+
+function drawLink(): void {
+  const { link } = store;
+  document.body.dataset.link = link.state;
+  const heard = store.heardAt ? clock(store.heardAt) : '';
+  say(at('link-text'), { connecting: 'Connecting', live: 'Live', lost: heard ? `As of ${heard}` : 'No contact', refused: 'Token needed' }[link.state]);
+}
+
+const stream = new Stream('/v1/events', (frame) => {
+  store.take(frame);
+  draw();
+}, (link) => {
+  const back = link.state === 'live' && store.link.state !== 'live';
+  store.link = link;
+  if (back) void refresh();
+  draw();
+});
+
+/** What is not streamed: asked when the service comes back, since it may have been restarted with another configuration. */
+async function refresh(): Promise<void> {
+  await Promise.all([askStatus(), loadDrills(), loadSettings(), loadQueries()]);
+}
+
+async function askStatus(): Promise<void> {
+  try {
+    store.status = await json<Status>('/v1/status', { signal: AbortSignal.timeout(5_000) });
+    store.statusError = null;
+  } catch (error) {
+    store.statusError = why(error);
+  }
+  draw();
+}
+
+setInterval(() => {
+  if (store.link.state === 'live' && !document.hidden) void askStatus();
+  // So that ages and the time to the next attempt go on while nothing arrives.
+  else draw();
+}, STATUS_EVERY_MS);
+
+themeButton(at<HTMLButtonElement>('theme'), () => {
+  charts.remake();
+  remakeDrillCharts();
+  draw();
+});
+at('retry').addEventListener('click', () => stream.now());
+at('history-filter').addEventListener('change', draw);
+at('token-form').addEventListener('submit', (event) => {
+  event.preventDefault();
+  setToken(at<HTMLInputElement>('token').value.trim());
+  at<HTMLInputElement>('token').value = '';
+  stream.now();
+});
+if (hasToken()) at('token-help').append(' A token that was given before was refused.');
+addEventListener('online', () => stream.now());
+
+// Fonts first: a canvas does not draw itself again when they arrive.
+void document.fonts.load('12px Geist').finally(() => {
+  charts.remake();
+  draw();
+});
+void stream.run();
+draw();

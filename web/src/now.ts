@@ -1,0 +1,141 @@
+// The first view: is it serving, from where, how fast, and what happened last.
+import { at, h, icon, redraw, say, type Icon } from './dom';
+import { count, duration, type Figure, NONE, rate, share, text } from './format';
+import { spread, sum, type Store, type Sum } from './store';
+import { chartSummary, grouped, headline, type Mood, tellGroup } from './words';
+import type { Status, Tick } from './wire';
+
+export const MOOD_ICON: Record<Mood, Icon> = { good: 'good', warn: 'warn', bad: 'bad', idle: 'idle' };
+
+/** What is called "now". */
+const NOW_MS = 10_000;
+
+export function drawNow(store: Store): void {
+  const now = sum(store.recent(NOW_MS));
+  drawHeadline(store, now);
+  drawFigures(store, now);
+  const window = now.calls > 0 ? now : sum(store.ticks);
+  say(at('path-window'), now.calls > 0 || window.calls === 0 ? 'last 10 s' : 'last 5 min');
+  drawPath(store.status, store.tick, window, now.calls > 0);
+  drawLast(store);
+}
+
+function drawHeadline(store: Store, recent: Sum): void {
+  const { mood, title, detail } = headline({ link: store.link, tick: store.tick, status: store.status, recent, heardAt: store.heardAt, now: Date.now() });
+  at('hero').dataset.mood = mood;
+  redraw(at('lamp'), mood, () => [icon(MOOD_ICON[mood])]);
+  say(at('headline'), title);
+  say(at('detail'), detail);
+  at('rescue').hidden = store.link.state !== 'lost';
+  at('token-form').hidden = store.link.state !== 'refused';
+  document.title = `${{ good: '●', warn: '▲', bad: '✕', idle: '○' }[mood]} ${title} · Steadfast`;
+}
+
+function drawFigures(store: Store, now: Sum): void {
+  const ticks = store.recent(NOW_MS);
+  const all = sum(store.ticks);
+  figure('f-rate', now.seconds ? { value: rate(now.calls / now.seconds), unit: '' } : NONE);
+  figure('f-p50', duration(spread(ticks, (tick) => tick.p50_ms)?.median));
+  figure('f-p99', duration(spread(ticks, (tick) => tick.p99_ms)?.most));
+  figure('f-failed', all.seconds ? { value: count(all.failed), unit: all.calls ? `of ${count(all.calls)}` : '' } : NONE);
+  at('f-failed').classList.toggle('bad', all.failed > 0);
+}
+
+function figure(id: string, { value, unit }: Figure): void {
+  redraw(at(id), `${value}|${unit}`, () => [value, unit ? h('small', {}, `\u00a0${unit}`) : null]);
+}
+
+interface Station {
+  name: string;
+  icon: Icon;
+  reads: number;
+  mood: Mood;
+  words: string;
+}
+
+function drawPath(status: Status | null, tick: Tick | undefined, window: Sum, live: boolean): void {
+  const list = at('stations');
+  const stations = tick ? stationsOf(status, tick, window) : [];
+  const part = (reads: number) => (window.answered ? reads / window.answered : null);
+  if (list.childElementCount !== 4) list.replaceChildren(...['calls', 'memory', 'redis', 'database'].map((name) => h('li', { class: `station ${name}` })));
+  const [calls, ...places] = [...list.children] as HTMLElement[];
+  const perSecond = window.seconds && live ? `${rate(window.calls / window.seconds)} a second` : window.calls > 0 ? plural(window.calls) : 'none yet';
+  redraw(calls!, perSecond, () => [h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')), h('p', { class: 'station-share' }, window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–'), h('p', { class: 'station-words' }, live ? 'a second' : 'in 5 minutes')]);
+  let left = window.calls > 0 ? 1 : 0;
+  calls!.dataset.flow = flow(left);
+  places.forEach((place, index) => {
+    const station = stations[index];
+    if (!station) {
+      redraw(place, 'waiting', () => [h('p', { class: 'ghost' })]);
+      return;
+    }
+    place.dataset.mood = station.mood;
+    const figure = share(part(station.reads));
+    left = Math.max(0, left - (part(station.reads) ?? 0));
+    place.dataset.flow = flow(index === 2 ? 0 : left);
+    redraw(place, `${station.mood}|${text(figure)}|${station.words}`, () => [
+      h('div', { class: 'station-name' }, icon(station.icon), h('b', {}, station.name), station.mood === 'good' ? null : h('span', { class: `mark ${station.mood}` }, icon(MOOD_ICON[station.mood]))),
+      h('p', { class: 'station-share' }, figure.value, h('small', {}, figure.unit ? `\u202f${figure.unit}` : '')),
+      h('p', { class: 'station-words' }, station.words),
+    ]);
+  });
+  drawMix(window);
+}
+
+function plural(calls: number): string {
+  return `${count(calls)} in 5 minutes`;
+}
+
+/** How thick the line onward is drawn: nothing, a little, some, most. */
+function flow(left: number): string {
+  if (left <= 0.0005) return '0';
+  if (left < 0.1) return '1';
+  return left < 0.6 ? '2' : '3';
+}
+
+function stationsOf(status: Status | null, tick: Tick, window: Sum): Station[] {
+  const up = tick.redis === 'ready';
+  const suspended = status?.cache.redis?.suspended;
+  const database = status?.health.checks.database;
+  const proven = status?.cache.memory_proven ?? true;
+  const guard = status?.cache.guard;
+  const redisWords = !up
+    ? tick.redis === 'connecting' ? 'connecting' : 'away; passed over'
+    : suspended ? `not believed yet: ${suspended}` : tick.breaker !== 'closed' ? 'breaker lets few calls through' : tick.rtt_ms === null ? 'in service' : `answers in ${text(duration(tick.rtt_ms))}`;
+  const databaseWords = database?.status === 'unhealthy' ? database.message
+    : guard?.open ? 'guarded: loads are held back' : guard?.waiting ? `guarded: ${guard.waiting} loads wait` : `${rate(window.seconds ? window.database / window.seconds : 0)} reads a second`;
+  return [
+    { name: 'Memory', icon: 'memory', reads: window.memory, mood: proven ? 'good' : 'warn', words: proven ? 'hears of every change' : 'served as stale until Redis is heard' },
+    { name: 'Redis', icon: 'redis', reads: window.redis, mood: up ? (suspended || tick.breaker !== 'closed' ? 'warn' : 'good') : 'bad', words: redisWords },
+    { name: 'Database', icon: 'database', reads: window.database, mood: database?.status === 'unhealthy' ? 'bad' : guard?.open || guard?.waiting ? 'warn' : 'good', words: databaseWords },
+  ];
+}
+
+function drawMix(window: Sum): void {
+  const mix = at('mix');
+  const parts: [string, number][] = [['memory', window.memory], ['redis', window.redis], ['database', window.database], ['failed', window.failed]];
+  if (mix.childElementCount !== parts.length) mix.replaceChildren(...parts.map(([name]) => h('i', { class: name })));
+  parts.forEach(([, reads], index) => {
+    (mix.children[index] as HTMLElement).style.flexGrow = String(window.calls ? reads / window.calls : 0);
+  });
+  mix.setAttribute('aria-label', chartSummary(window));
+}
+
+function drawLast(store: Store): void {
+  const groups = grouped(store.events).slice(0, 5);
+  const now = store.now();
+  const list = at('last');
+  const key = groups.map((group) => `${group.last.id}${group.count}`).join() || `none${store.link.state}`;
+  redraw(list, key, () =>
+    groups.length === 0
+      ? [h('li', { class: 'empty' }, store.link.state === 'live' ? 'Nothing has happened yet.' : 'Waiting for the service.')]
+      : groups.map((group) => {
+          const told = tellGroup(group);
+          return h('li', { 'data-mood': told.mood }, h('span', { class: `mark ${told.mood}` }, icon(told.icon)), h('div', {}, h('p', {}, h('b', {}, told.title), h('time', { datetime: new Date(group.last.at_ms).toISOString() })), told.detail ? h('p', { class: 'soft', title: told.detail }, told.detail) : null));
+        }),
+  );
+  list.querySelectorAll('time').forEach((element, index) => {
+    const age = now - groups[index]!.last.at_ms;
+    say(element, age < 2_000 ? 'now' : text(duration(Math.floor(age / 1000) * 1000)));
+  });
+}

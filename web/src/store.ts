@@ -1,0 +1,103 @@
+// What the page knows. Both rings are as long as the service's own, so that a page that was away for a while shows what one that stayed shows.
+import type { Frame, Link } from './stream';
+import type { Happening, Reads, Status, Tick } from './wire';
+
+/** Seconds shown. */
+export const TICKS_KEPT = 300;
+/** Events shown. */
+export const EVENTS_KEPT = 100;
+
+export interface Noted extends Happening {
+  id: string;
+  source: 'connection' | 'service';
+}
+
+export class Store {
+  readonly ticks: Tick[] = [];
+  readonly events: Noted[] = [];
+  link: Link = { state: 'connecting' };
+  status: Status | null = null;
+  statusError: string | null = null;
+  heardAt = 0;
+  /** The service's clock minus this one's, in milliseconds. */
+  private skew = 0;
+  private readonly seen = new Set<string>();
+
+  get tick(): Tick | undefined {
+    return this.ticks.at(-1);
+  }
+
+  /** Now, by the service's clock. */
+  now(): number {
+    return Date.now() + this.skew;
+  }
+
+  take(frame: Frame): void {
+    this.heardAt = Date.now();
+    if (frame.id && this.seen.has(frame.id)) return;
+    let data: unknown;
+    try {
+      data = JSON.parse(frame.data);
+    } catch {
+      return;
+    }
+    if (frame.event === 'tick') this.takeTick(data as Tick);
+    else if (frame.event === 'connection' || frame.event === 'service') this.note(frame, data as Happening);
+  }
+
+  private takeTick(tick: Tick): void {
+    if (tick.at_ms <= (this.tick?.at_ms ?? 0)) return;
+    this.skew = tick.at_ms - Date.now();
+    this.ticks.push(tick);
+    if (this.ticks.length > TICKS_KEPT) this.ticks.shift();
+  }
+
+  private note(frame: Frame, happening: Happening): void {
+    if (frame.id) this.seen.add(frame.id);
+    const noted: Noted = { ...happening, id: frame.id, source: frame.event as Noted['source'] };
+    this.events.push(noted);
+    this.events.sort((a, b) => a.at_ms - b.at_ms);
+    while (this.events.length > EVENTS_KEPT) {
+      const gone = this.events.shift();
+      if (gone) this.seen.delete(gone.id);
+    }
+    // Those that fell out of the ring would be taken for new ones if the service told everything again.
+    if (noted.id && !this.events.includes(noted)) this.seen.add(noted.id);
+    if (this.seen.size > 5_000) this.seen.clear();
+  }
+
+  /** The last ticks that are no older than `ms`. */
+  recent(ms: number): Tick[] {
+    const newest = this.tick?.at_ms ?? 0;
+    return this.ticks.filter((tick) => tick.at_ms > newest - ms);
+  }
+}
+
+export interface Sum extends Reads {
+  seconds: number;
+  answered: number;
+  calls: number;
+}
+
+/** All of `ticks` together. */
+export function sum(ticks: readonly Tick[]): Sum {
+  const total: Sum = { memory: 0, redis: 0, database: 0, failed: 0, stale: 0, writes: 0, seconds: ticks.length, answered: 0, calls: 0 };
+  for (const { reads } of ticks) {
+    total.memory += reads.memory;
+    total.redis += reads.redis;
+    total.database += reads.database;
+    total.failed += reads.failed;
+    total.stale += reads.stale;
+    total.writes += reads.writes;
+  }
+  total.answered = total.memory + total.redis + total.database;
+  total.calls = total.answered + total.failed;
+  return total;
+}
+
+/** The median and the greatest of a figure over some ticks; `null` where there is none. */
+export function spread(ticks: readonly Tick[], of: (tick: Tick) => number | null | undefined): { median: number; most: number } | null {
+  const values = ticks.map(of).filter((value): value is number => typeof value === 'number').sort((a, b) => a - b);
+  if (values.length === 0) return null;
+  return { median: values[Math.floor((values.length - 1) / 2)]!, most: values.at(-1)! };
+}

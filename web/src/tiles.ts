@@ -1,0 +1,87 @@
+// Six figures that tell trouble early, each with its last five minutes and what is normal for it.
+import { at, h, icon, redraw, svg } from './dom';
+import { duration, type Figure, rate, share } from './format';
+import { spread, type Store, sum } from './store';
+import type { Mood } from './words';
+import { MOOD_ICON } from './now';
+import type { Tick } from './wire';
+
+interface Tile {
+  name: string;
+  normal: string;
+  colour: string;
+  of: (tick: Tick) => number | null | undefined;
+  /** The figure over the last ten seconds, and whether it is as it should be. */
+  now: (ticks: Tick[]) => { figure: Figure; mood: Mood };
+}
+
+const fine = (figure: Figure, good: boolean): { figure: Figure; mood: Mood } => ({ figure, mood: good ? 'good' : 'warn' });
+const fallback = (tick: Tick) => {
+  const { memory, redis, database } = tick.reads;
+  const answered = memory + redis + database;
+  return answered ? database / answered : null;
+};
+
+const TILES: Tile[] = [
+  { name: 'Hits', normal: 'over 80 %', colour: 'memory', of: (tick) => tick.hit_rate, now: (ticks) => {
+    const { memory, redis, answered } = sum(ticks);
+    return fine(share(answered ? (memory + redis) / answered : null), !answered || (memory + redis) / answered >= 0.8);
+  } },
+  { name: 'Errors', normal: 'under 1 %', colour: 'failed', of: (tick) => tick.error_rate, now: (ticks) => {
+    const { failed, calls } = sum(ticks);
+    return { figure: share(calls ? failed / calls : null), mood: !calls || failed / calls < 0.01 ? 'good' : 'bad' };
+  } },
+  { name: 'Fallback to the database', normal: 'under 5 %', colour: 'database', of: fallback, now: (ticks) => {
+    const { database, answered } = sum(ticks);
+    return fine(share(answered ? database / answered : null), !answered || database / answered < 0.05);
+  } },
+  { name: 'Redis round trip', normal: 'under 5 ms', colour: 'redis', of: (tick) => (tick.redis === 'ready' ? tick.rtt_ms : null), now: (ticks) => {
+    const last = ticks.at(-1);
+    const rtt = last?.redis === 'ready' ? last.rtt_ms : null;
+    return fine(duration(rtt), rtt !== null && rtt !== undefined && rtt < 5);
+  } },
+  { name: 'Loads on SQL, a second', normal: 'as in quiet times', colour: 'database', of: (tick) => tick.loads ?? tick.reads.database, now: (ticks) => {
+    const total = ticks.reduce((all, tick) => all + (tick.loads ?? tick.reads.database), 0);
+    return fine({ value: ticks.length ? rate(total / ticks.length) : '–', unit: '' }, true);
+  } },
+  { name: 'Oldest change not yet in Redis', normal: 'under 1 s', colour: 'p99', of: (tick) => tick.outbox_lag_ms ?? 0, now: (ticks) => {
+    const lag = ticks.at(-1)?.outbox_lag_ms ?? null;
+    return fine(lag === null ? { value: 'none', unit: '' } : duration(lag), (lag ?? 0) < 1_000);
+  } },
+];
+
+export function drawTiles(store: Store): void {
+  const list = at('tiles');
+  if (list.childElementCount !== TILES.length) list.replaceChildren(...TILES.map(() => h('li', { class: 'tile card' })));
+  const ticks = store.recent(10_000);
+  TILES.forEach((tile, index) => {
+    const { figure, mood } = tile.now(ticks);
+    const element = list.children[index] as HTMLElement;
+    element.dataset.mood = mood;
+    redraw(element, `${figure.value}${figure.unit}${mood}${store.tick?.at_ms}`, () => [
+      h('p', { class: 'tile-name' }, tile.name),
+      h('p', { class: 'tile-figure' }, figure.value, h('small', {}, figure.unit ? `\u202f${figure.unit}` : '')),
+      spark(store.ticks, tile),
+      h('p', { class: 'tile-normal' }, mood === 'good' ? null : h('span', { class: `mark ${mood}` }, icon(MOOD_ICON[mood])), `normal: ${tile.normal}`),
+    ]);
+  });
+}
+
+function spark(ticks: readonly Tick[], tile: Tile): SVGElement {
+  const newest = ticks.at(-1)?.at_ms ?? 0;
+  const top = spread(ticks, tile.of)?.most || 1;
+  let path = '';
+  let before = 0;
+  for (const tick of ticks) {
+    const value = tile.of(tick);
+    if (typeof value !== 'number') {
+      before = 0;
+      continue;
+    }
+    const x = 200 - ((newest - tick.at_ms) / 300_000) * 200;
+    const y = 31 - (value / top) * 28;
+    path += `${before && tick.at_ms - before < 3_500 ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}h.01`;
+    before = tick.at_ms;
+  }
+  return svg('svg', { viewBox: '0 0 200 32', preserveAspectRatio: 'none', class: `spark ${tile.colour}`, 'aria-hidden': 'true' }, svg('path', { d: path || 'M0 31' }));
+}
