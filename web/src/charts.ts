@@ -99,7 +99,7 @@ export const cursor: uPlot.Cursor = { y: false, points: { size: 7 }, drag: { x: 
 
 /** A time axis as a clock without a date. */
 function times({ axis }: Style): uPlot.Axis {
-  return axis({ grid: { show: false }, space: 90, values: (_, values) => values.map((value) => clock(value * 1000).slice(0, value % 60 === 0 ? 5 : 8)) });
+  return axis({ size: 28, grid: { show: false }, space: 60, incrs: [60, 120], values: (_, values) => values.map((value) => clock(value * 1000).slice(0, 5)) });
 }
 
 /** Options of a chart whose columns lie on top of each other; the last column given is the topmost sum. */
@@ -187,13 +187,17 @@ function latencyOptions(style: Style): Omit<uPlot.Options, 'width' | 'height'> {
     scales: { x: { time: false }, y: { distr: 3, range: (_, min, max) => decades(min, max) } },
     axes: [
       times(style),
-      style.axis({ size: 58, space: 30, values: (_, values) => values.map((value) => (value === null || !isDecade(value) ? null : text(duration(value)))) as string[] }),
+      style.axis({ size: 58, space: 30, grid: { stroke: style.colour('--grid'), width: 1, filter: onlyDecades }, values: (_, values) => values.map((value) => (value === null || !isDecade(value) ? null : text(duration(value)))) as string[] }),
     ],
     series: [
       {},
       ...LATENCIES.map(({ colour }) => ({ stroke: style.colour(colour), width: 1.75, spanGaps: false, points: { show: true, size: 3, fill: style.colour(colour) } })),
     ],
   };
+}
+
+function onlyDecades(_: uPlot, splits: number[]): (number | null)[] {
+  return splits.map((value) => (isDecade(value) ? value : null));
 }
 
 function isDecade(value: number): boolean {

@@ -63,9 +63,9 @@ function drawList(): void {
     return [
       h('p', { class: 'problem', id: 'drill-problem', role: 'alert' }),
       h('label', { class: 'control', for: 'control' }, control, h('span', {}, h('b', {}, 'Beside it, the same without resilience'), ' – a plain client under the same load and the same faults')),
-      h('ul', { class: 'offers' }, ...scenarios.map((offer) =>
+      h('ul', { class: 'offers' }, ...scenarios.toSorted((a, b) => Number(b.name === 'loop') - Number(a.name === 'loop')).map((offer) =>
         h('li', { class: 'offer' },
-          h('div', {}, h('h3', {}, offer.name === 'loop' ? 'Loop test' : human(offer.name), h('small', {}, text(duration(offer.length_ms)))), h('p', { class: 'soft' }, offer.about),
+          h('div', {}, h('h3', {}, human(offer.name), h('small', {}, text(duration(offer.length_ms)))), h('p', { class: 'soft' }, offer.about),
             offer.name === 'loop' ? h('label', { class: 'loop', for: 'loop-calls' }, 'Look-ups ', calls) : null),
           button(offer.name)))),
       drills.length > 0 ? h('div', { class: 'runs' }, h('h3', {}, 'Drills so far'), h('ul', {}, ...drills.map(past))) : null,
@@ -284,7 +284,7 @@ class Side {
 }
 
 function seconds({ axis }: Style): uPlot.Axis {
-  return axis({ grid: { show: false }, space: 60, values: (_, values) => values.map((value) => `${value}\u202fs`) });
+  return axis({ size: 28, grid: { show: false }, space: 60, values: (_, values) => values.map((value) => `${value}\u202fs`) });
 }
 
 const KPI_NAMES: Record<string, string> = {
@@ -339,9 +339,11 @@ function verdict(state: Drill['state']): string {
   return { running: 'Running', passed: 'Passed', failed: 'Failed', stopped: 'Stopped', broken: 'No verdict' }[state];
 }
 
+const NAMES: Record<string, string> = { oom: 'Out of memory', maxclients: 'Too many clients', loading: 'Still loading', freeze: 'Standstill', loop: 'Loop test', 'readonly-failover': 'Turned replica', 'half-open': 'Answers lost' };
+
 /** "restart-5s" as people say it. */
 function human(name: string): string {
-  return capital(name.replaceAll('-', ' ')).replace(/(\d+)(ms|s)\b/, '$1\u00a0$2');
+  return NAMES[name] ?? capital(name.replaceAll('-', ' ')).replace('redis', 'Redis').replace(/(\d+)(ms|s)\b/, '$1\u00a0$2');
 }
 
 function announce(words: string): void {

@@ -1,7 +1,7 @@
 // The last hundred things that happened, newest first.
 import { at, h, icon, redraw } from './dom';
 import { clock } from './format';
-import { EVENTS_KEPT, type Noted, type Store } from './store';
+import { SHOWN, type Noted, type Store } from './store';
 import { grouped, tell, tellGroup } from './words';
 
 const KEEP: Record<string, (event: Noted) => boolean> = {
@@ -13,7 +13,7 @@ const KEEP: Record<string, (event: Noted) => boolean> = {
 
 export function drawHistory(store: Store): void {
   const filter = at<HTMLSelectElement>('history-filter').value;
-  const groups = grouped(store.events.filter(KEEP[filter] ?? (() => true)));
+  const groups = grouped(store.events.filter(KEEP[filter] ?? (() => true))).slice(0, SHOWN);
   const key = `${filter}${groups.map((group) => `${group.last.id}:${group.count}`).join()}${store.link.state === 'live'}`;
   redraw(at('history-rows'), key, () =>
     groups.map((group) => {
@@ -26,5 +26,5 @@ export function drawHistory(store: Store): void {
   );
   const empty = at('history-empty');
   empty.hidden = groups.length > 0;
-  empty.textContent = store.link.state !== 'live' ? 'Waiting for the service.' : filter === 'all' ? 'Nothing has happened yet.' : `None of this kind among the last ${EVENTS_KEPT} events.`;
+  empty.textContent = store.link.state !== 'live' ? 'Waiting for the service.' : filter === 'all' ? 'Nothing has happened yet.' : `None of this kind among the last ${SHOWN} events.`;
 }

@@ -4,8 +4,10 @@ import type { Happening, Reads, Status, Tick } from './wire';
 
 /** Seconds shown. */
 export const TICKS_KEPT = 300;
-/** Events shown. */
-export const EVENTS_KEPT = 100;
+/** Things shown that happened; runs of the same failure count as one. */
+export const SHOWN = 100;
+/** Events kept: as many as the service keeps. */
+const EVENTS_KEPT = 1024;
 
 export interface Noted extends Happening {
   id: string;
@@ -56,14 +58,8 @@ export class Store {
     if (frame.id) this.seen.add(frame.id);
     const noted: Noted = { ...happening, id: frame.id, source: frame.event as Noted['source'] };
     this.events.push(noted);
-    this.events.sort((a, b) => a.at_ms - b.at_ms);
-    while (this.events.length > EVENTS_KEPT) {
-      const gone = this.events.shift();
-      if (gone) this.seen.delete(gone.id);
-    }
-    // Those that fell out of the ring would be taken for new ones if the service told everything again.
-    if (noted.id && !this.events.includes(noted)) this.seen.add(noted.id);
-    if (this.seen.size > 5_000) this.seen.clear();
+    if (happening.at_ms < (this.events.at(-2)?.at_ms ?? 0)) this.events.sort((a, b) => a.at_ms - b.at_ms);
+    if (this.events.length > EVENTS_KEPT) this.seen.delete(this.events.shift()!.id);
   }
 
   /** The last ticks that are no older than `ms`. */

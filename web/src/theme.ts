@@ -30,7 +30,7 @@ export function themeButton(button: HTMLButtonElement, changed: () => void): voi
   const say = () => {
     const theme = chosen();
     name.textContent = { system: 'Auto', light: 'Light', dark: 'Dark' }[theme];
-    button.setAttribute('aria-label', `Theme: ${theme === 'system' ? 'as the system' : theme}. Change`);
+    button.setAttribute('aria-label', `${name.textContent} theme; change`);
   };
   say();
   button.addEventListener('click', () => {

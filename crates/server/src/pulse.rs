@@ -27,8 +27,11 @@ struct Tick {
     error_rate: Option<f64>,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
+    p999_ms: Option<f64>,
     in_flight: usize,
     subscribers: usize,
+    /// Loads from SQL, refreshes behind a served value included.
+    loads: u64,
     outbox_lag_ms: Option<u64>,
     cpu_percent: f64,
     memory_percent: f64,
@@ -40,13 +43,16 @@ pub(crate) async fn beat(app: App) {
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut counts = app.tally().counts();
     let mut latencies = app.tally().latencies();
+    let mut loads = app.cache().status().counts.loads;
     let mut beats = 0_u64;
     ticker.tick().await;
     loop {
         ticker.tick().await;
         let (counts_now, latencies_now) = (app.tally().counts(), app.tally().latencies());
         let reads = counts_now.since(counts);
-        let [p50_ms, p99_ms] = latencies_now.quantiles_since(&latencies, [0.5, 0.99]);
+        let [p50_ms, p99_ms, p999_ms] =
+            latencies_now.quantiles_since(&latencies, [0.5, 0.99, 0.999]);
+        let loads_now = app.cache().status().counts.loads;
         let redis = app.backend().redis();
         let health = app.health();
         app.feed().tick(&Tick {
@@ -62,13 +68,15 @@ pub(crate) async fn beat(app: App) {
             reads,
             p50_ms,
             p99_ms,
+            p999_ms,
+            loads: loads_now.saturating_sub(loads),
             in_flight: app.in_flight(),
             subscribers: app.subscriber_count(),
             outbox_lag_ms: app.backend().outbox_lag_ms(),
             cpu_percent: round(app.vitals().cpu_percent()),
             memory_percent: round(app.vitals().memory_percent()),
         });
-        (counts, latencies) = (counts_now, latencies_now);
+        (counts, latencies, loads) = (counts_now, latencies_now, loads_now);
         beats += 1;
         if beats.is_multiple_of(5) {
             telemetry::metrics().run_upkeep();

@@ -1,1 +1,1 @@
-"use strict";(()=>{var o="steadfast-theme";function t(){try{let e=localStorage.getItem(o);return e==="light"||e==="dark"?e:"system"}catch{return"system"}}var s=t();s!=="system"&&(document.documentElement.dataset.theme=s);})();
+"use strict";(()=>{var s="steadfast-theme";function t(){try{let e=localStorage.getItem(s);return e==="light"||e==="dark"?e:"system"}catch{return"system"}}var o=t();o!=="system"&&(document.documentElement.dataset.theme=o);})();

@@ -1,0 +1,89 @@
+// The real program and a real browser, both ended with the test.
+import { spawn, spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+import { chromium } from 'playwright-core';
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+
+/** Nothing that is waited for takes so long, unless it never comes. */
+export const PATIENCE = 60_000;
+
+/** The program: $STEADFAST_BIN, or built from these sources. */
+function program() {
+  if (process.env.STEADFAST_BIN) return process.env.STEADFAST_BIN;
+  const built = spawnSync('cargo', ['build', '--locked', '--quiet', '--package', 'steadfast-cli'], { cwd: root, stdio: 'inherit' });
+  if (built.status !== 0) throw new Error('the program does not build');
+  return join(process.env.CARGO_TARGET_DIR ?? join(root, 'target'), 'debug', 'steadfast');
+}
+
+let built;
+
+/** A running demo. */
+export class Demo {
+  static async start(listen = '127.0.0.1:0') {
+    const demo = new Demo();
+    built ??= program();
+    demo.process = spawn(built, ['demo', '--listen', listen], { stdio: ['ignore', 'pipe', 'pipe'] });
+    demo.ended = new Promise((resolve) => demo.process.once('exit', resolve));
+    let said = '';
+    let complaints = '';
+    demo.process.stderr.on('data', (text) => (complaints = (complaints + text).slice(-4000)));
+    await new Promise((resolve, reject) => {
+      const timer = setTimeout(() => reject(new Error(`the demo did not start: ${said}${complaints}`)), PATIENCE);
+      demo.process.stdout.on('data', (text) => {
+        said += text;
+        // What it says last; by then all is up.
+        if (!said.includes('Ctrl-C')) return;
+        clearTimeout(timer);
+        resolve();
+      });
+      demo.ended.then((status) => reject(new Error(`the demo ended with ${status}: ${complaints}`)));
+    });
+    demo.url = said.match(/http:\/\/[\d.]+:\d+/)[0];
+    demo.redis = Number(said.match(/kill -9 (\d+)/)[1]);
+    return demo;
+  }
+
+  get address() {
+    return new URL(this.url).host;
+  }
+
+  async ask(times) {
+    for (let n = 0; n < times; n += 1) {
+      const answer = await fetch(`${this.url}/v1/queries/user_by_id?id=${(n % 20) + 1}`);
+      if (!answer.ok) throw new Error(`${answer.status}`);
+      await answer.arrayBuffer();
+    }
+  }
+
+  async stop() {
+    if (this.process.exitCode === null) this.process.kill('SIGTERM');
+    await this.ended;
+  }
+}
+
+export async function browser() {
+  const known = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
+  const executablePath = known.find((path) => path && existsSync(path));
+  if (!executablePath) throw new Error('there is no Chromium; install it, or name it in $CHROMIUM');
+  return chromium.launch({ executablePath, args: ['--no-sandbox', '--disable-quic', '--disable-background-networking', '--disable-component-update'] });
+}
+
+/** A page with what went wrong on it: errors of the console and of scripts, and requests to anybody else. */
+export async function open(chromium, demo, options = {}) {
+  const page = await chromium.newPage({ viewport: { width: 1440, height: 1000 }, reducedMotion: 'reduce', ...options });
+  page.setDefaultTimeout(PATIENCE);
+  const wrong = [];
+  page.on('pageerror', (error) => wrong.push(`script: ${error.message}`));
+  page.on('console', (message) => {
+    if (message.type() === 'error' || message.type() === 'warning') wrong.push(`console: ${message.text()}`);
+  });
+  page.on('request', (request) => {
+    const { protocol, host } = new URL(request.url());
+    if (protocol !== 'data:' && protocol !== 'blob:' && host !== demo.address) wrong.push(`outside request: ${request.url()}`);
+  });
+  await page.goto(demo.url);
+  return { page, wrong };
+}
