@@ -21,8 +21,10 @@ use crate::drills::Drills;
 use crate::feed::Feed;
 use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
 use crate::http::guard::HostRule;
+use crate::limit::Limiter;
 use crate::pulse;
 use crate::query::Programs;
+use crate::query::once::{self, Records};
 use crate::shutdown::Shutdown;
 use crate::tally::Tally;
 use crate::telemetry;
@@ -65,6 +67,8 @@ struct Inner {
     subscribers: Arc<Semaphore>,
     host_rule: HostRule,
     auth: Option<Arc<Auth>>,
+    records: Records,
+    limiter: Limiter,
     notice: RwLock<Option<String>>,
     drills: Drills,
     tasks: Mutex<JoinSet<()>>,
@@ -110,6 +114,8 @@ impl App {
                 subscribers: Arc::new(Semaphore::new(config.limits.subscribers)),
                 host_rule: HostRule::new(&config.server),
                 auth,
+                records: Records::default(),
+                limiter: Limiter::new(&config),
                 notice: RwLock::default(),
                 drills: Drills::new(config.drill.reports.clone()),
                 tasks: Mutex::new(JoinSet::new()),
@@ -127,6 +133,9 @@ impl App {
         tasks.spawn(pulse::beat(app.clone()));
         tasks.spawn(pulse::relay(app.clone()));
         tasks.spawn(pulse::watch(app.clone()));
+        if !app.config().statements.is_empty() {
+            tasks.spawn(once::sweep(app.clone()));
+        }
         if let Some(auth) = app.auth() {
             tasks.spawn(Arc::clone(auth).keep());
         }
@@ -335,6 +344,14 @@ impl App {
 
     pub(crate) fn host_rule(&self) -> &HostRule {
         &self.inner.host_rule
+    }
+
+    pub(crate) fn records(&self) -> &Records {
+        &self.inner.records
+    }
+
+    pub(crate) fn limiter(&self) -> &Limiter {
+        &self.inner.limiter
     }
 
     pub(crate) fn auth(&self) -> Option<&Arc<Auth>> {

@@ -29,6 +29,7 @@ mod backend;
 mod feed;
 mod http;
 mod lifecycle;
+mod limit;
 mod pulse;
 mod query;
 mod serve;

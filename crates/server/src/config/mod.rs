@@ -5,6 +5,7 @@
 mod auth;
 mod mistake;
 mod queries;
+mod rate;
 mod redis;
 mod secret;
 mod section;
@@ -20,6 +21,7 @@ use serde::Serialize;
 pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
 pub use mistake::{ConfigError, Mistake, Place};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
+pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{
     BreakerConfig, CredentialsConfig, RedisConfig, RedisTlsConfig, RetryConfig, TlsVersion,
 };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::rate::RateConfig;
 use super::secret::SecretUrl;
 use super::section::Section;
 use super::units::{Bytes, duration, millis, secs};
@@ -292,6 +293,13 @@ pub struct LimitsConfig {
     pub connections: usize,
     /// Event streams at once; default 2048.
     pub subscribers: usize,
+    /// How long an `Idempotency-Key` is remembered; default 24 h. Each costs a row in the database.
+    #[serde(serialize_with = "duration")]
+    pub idempotency_ttl: Duration,
+    /// Largest answer that is kept under an `Idempotency-Key`; default 64 KiB. A change with a larger one is refused.
+    pub idempotency_body: Bytes,
+    /// `[limits.rate.NAME]`: how often callers may ask; default no limit.
+    pub rate: BTreeMap<String, RateConfig>,
 }
 
 impl LimitsConfig {
@@ -303,6 +311,11 @@ impl LimitsConfig {
             concurrency: section.count("concurrency", 1, 1_000_000).unwrap_or(4096),
             connections: section.count("connections", 1, 1_000_000).unwrap_or(16384),
             subscribers: section.count("subscribers", 1, 1_000_000).unwrap_or(2048),
+            idempotency_ttl: section
+                .positive("idempotency_ttl")
+                .unwrap_or(secs(24 * 3600)),
+            idempotency_body: section.bytes("idempotency_body").unwrap_or(Bytes(64 << 10)),
+            rate: RateConfig::read_all(section),
         }
     }
 }

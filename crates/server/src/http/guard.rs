@@ -94,10 +94,23 @@ async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: 
 async fn admitted(app: &App, mut request: Request, next: Next) -> Response {
     match auth::admit(app, &mut request).await {
         Ok(passed) => {
-            let response = placed(app, request, next).await;
+            let response = counted(app, request, next).await;
             if let Some(passed) = passed {
                 passed.answered(response.status());
             }
+            response
+        }
+        Err(response) => response,
+    }
+}
+
+/// Within the caller's rate, or refused; either way the caller learns what is left.
+async fn counted(app: &App, request: Request, next: Next) -> Response {
+    let asked = app.limiter().look_at(&request);
+    match app.limiter().admit(app, asked).await {
+        Ok(told) => {
+            let mut response = placed(app, request, next).await;
+            told.write(response.headers_mut());
             response
         }
         Err(response) => response,

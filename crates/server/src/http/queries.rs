@@ -3,14 +3,16 @@
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use steadfast_cache::Source;
 
 use super::extract::Named;
 use crate::app::{App, millis};
+use crate::auth::Caller;
 use crate::problem::{Problem, ProblemKind};
+use crate::query::once::Once;
 use crate::query::param;
 use crate::query::read::Read;
 
@@ -31,7 +33,7 @@ pub(super) async fn read(
     Ok(answer(&query.name, &read))
 }
 
-/// `POST /v1/statements/{name}` with a JSON object of parameters.
+/// `POST /v1/statements/{name}` with a JSON object of parameters; with an `Idempotency-Key` it may be sent twice.
 pub(super) async fn write(
     State(app): State<App>,
     Named(name): Named,
@@ -42,10 +44,24 @@ pub(super) async fn write(
         .statement(&name)
         .cloned()
         .ok_or_else(|| unknown("statement", &name, &app.programs().statement_names()))?;
+    let headers = request.headers().clone();
+    let caller = request.extensions().get::<Caller>().cloned();
     let members = json_body(&app, request).await?;
+    let caller = caller.as_ref().map_or("", |caller| &caller.subject);
+    let once = Once::from_headers(&app, &headers, caller, &name, &members)?;
     let values = param::from_json(&statement.params, members).map_err(bad_parameter)?;
-    let written = statement.write(&app, &values).await?;
-    Ok((StatusCode::OK, axum::Json(written)).into_response())
+    let answer = statement.write(&app, &values, once.as_ref()).await?;
+    let mut response = Response::new(Body::from(answer.body));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or_default();
+    let headers = response.headers_mut();
+    headers.insert(
+        header::CONTENT_TYPE,
+        HeaderValue::from_static("application/json"),
+    );
+    if answer.replayed {
+        headers.insert("idempotency-replayed", HeaderValue::from_static("true"));
+    }
+    Ok(response)
 }
 
 /// `{"query","rows","truncated","source","stale","age_ms"}`, put together from rows that are JSON already.

@@ -10,6 +10,7 @@ use steadfast_cache::Param;
 use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
 
 mod meters;
+pub(crate) mod once;
 pub(crate) mod param;
 pub(crate) mod read;
 pub(crate) mod sql;

@@ -3,6 +3,7 @@
 use serde::Serialize;
 use steadfast_cache::{SourceError, Target, Tx, WriteError};
 
+use super::once::{Once, Recorded, Seen};
 use super::param::Values;
 use super::{Statement, bound, rendered};
 use crate::app::{App, now};
@@ -22,20 +23,53 @@ pub(crate) struct Written {
     rows: Option<Vec<steadfast_cache::Row>>,
 }
 
+/// Why a transaction was given up.
+#[derive(Debug)]
+enum Stopped {
+    Sql(SourceError),
+    /// Nothing is to be done: it was done before.
+    Before(Recorded),
+    Refused(Problem),
+}
+
+impl From<SourceError> for Stopped {
+    fn from(error: SourceError) -> Self {
+        Self::Sql(error)
+    }
+}
+
+/// The answer to a statement.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+    /// Whether it was given before, and nothing was done now.
+    pub(crate) replayed: bool,
+}
+
 impl Statement {
-    /// Runs it in a transaction of its own, with its invalidations.
-    pub(crate) async fn write(&self, app: &App, values: &Values) -> Result<Written, Problem> {
+    /// Runs it in a transaction of its own, with its invalidations, and with the record of `once` if the caller may ask twice.
+    pub(crate) async fn write(
+        &self,
+        app: &App,
+        values: &Values,
+        once: Option<&Once>,
+    ) -> Result<Answer, Problem> {
+        if once.is_some() {
+            let prepared = app.records().prepare(app.database()).await;
+            prepared.map_err(|error| self.refusal(&error))?;
+        }
         let keys = rendered(&self.keys, values).into_iter().map(Target::key);
         let tags = rendered(&self.tags, values).into_iter().map(Target::tag);
         let result = app
             .cache()
             .write(async |tx: &mut Tx| {
                 let begun = now();
-                let written = self.run(tx, values).await;
+                let answered = self.answer(tx, values, once).await;
                 self.meters
                     .asked
                     .took(now().saturating_duration_since(begun));
-                written
+                answered
             })
             .invalidates(keys.chain(tags))
             .commit()
@@ -49,20 +83,63 @@ impl Statement {
         result
     }
 
+    async fn answer(
+        &self,
+        tx: &mut Tx,
+        values: &Values,
+        once: Option<&Once>,
+    ) -> Result<Recorded, Stopped> {
+        if let Some(once) = once {
+            match once.take(tx).await? {
+                Seen::New => {}
+                Seen::Before(recorded) => return Err(Stopped::Before(recorded)),
+                Seen::Otherwise => return Err(Stopped::Refused(used_otherwise())),
+            }
+        }
+        let written = self.run(tx, values).await?;
+        let answer = Recorded {
+            status: 200,
+            body: serde_json::to_string(&written).unwrap_or_default(),
+        };
+        if let Some(once) = once {
+            if !once.can_keep(&answer.body) {
+                return Err(Stopped::Refused(Problem::new(
+                    ProblemKind::TooLarge,
+                    "nothing was changed: the answer is larger than `limits.idempotency_body`, and could not be given twice",
+                )));
+            }
+            once.record(tx, &answer).await?;
+        }
+        Ok(answer)
+    }
+
     fn judge(
         &self,
-        result: Result<steadfast_cache::Written<Written>, WriteError<SourceError>>,
-    ) -> Result<Written, Problem> {
+        result: Result<steadfast_cache::Written<Recorded>, WriteError<Stopped>>,
+    ) -> Result<Answer, Problem> {
+        let answer = |recorded: Recorded, replayed| Answer {
+            status: recorded.status,
+            body: recorded.body,
+            replayed,
+        };
         match result {
-            Ok(written) => Ok(written.value),
-            Err(WriteError::Work(error) | WriteError::Source(error)) => Err(self.refusal(&error)),
-            Err(error) => {
+            Ok(written) => Ok(answer(written.value, false)),
+            Err(WriteError::Work(Stopped::Before(recorded))) => Ok(answer(recorded, true)),
+            Err(WriteError::Work(Stopped::Refused(problem))) => Err(problem),
+            Err(WriteError::Work(Stopped::Sql(error)) | WriteError::Source(error)) => {
+                Err(self.refusal(&error))
+            }
+            Err(WriteError::Commit(error)) => {
                 tracing::error!(statement = self.name, %error, "the outcome of a statement is unknown");
                 Err(Problem::new(
                     ProblemKind::Unavailable,
                     "the database broke off while it committed: whether the change was made is unknown",
                 ))
             }
+            Err(_) => Err(Problem::new(
+                ProblemKind::Unavailable,
+                "whether the change was made is unknown",
+            )),
         }
     }
 
@@ -117,4 +194,12 @@ impl Statement {
             format!("the statement `{name}` was refused by the database; the log says why"),
         )
     }
+}
+
+fn used_otherwise() -> Problem {
+    Problem::new(
+        ProblemKind::Conflict,
+        "this Idempotency-Key was used for another request; take a new one for each change",
+    )
+    .status(axum::http::StatusCode::UNPROCESSABLE_ENTITY)
 }

@@ -1,0 +1,324 @@
+//! A caller whose connection broke cannot know whether its change was made, and dares not ask again. With an `Idempotency-Key`
+//! it may: the answer is written down in the transaction of the change itself, so either both are there or neither. Who comes
+//! second waits for the row of the first, finds it answered, and gets the same answer.
+
+use std::collections::BTreeMap;
+
+use axum::http::HeaderMap;
+use serde_json::Value as Json;
+use sha2::{Digest, Sha256};
+use steadfast_cache::{Database, Param, SourceError, Tx};
+use tokio::sync::OnceCell;
+
+use crate::app::{App, millis, unix_ms};
+use crate::problem::{Problem, ProblemKind};
+
+/// What a caller says so that it may ask twice.
+#[derive(Debug)]
+pub(crate) struct Once {
+    key: String,
+    caller: String,
+    request_hash: String,
+    expires_at: u64,
+    largest: usize,
+}
+
+/// What was answered the first time.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) status: u16,
+    pub(crate) body: String,
+}
+
+/// What the record says of a request.
+#[derive(Debug)]
+pub(crate) enum Seen {
+    /// Nothing: it is to be done now.
+    New,
+    /// It was done before.
+    Before(Recorded),
+    /// Something else was done under this key.
+    Otherwise,
+}
+
+/// A key may be so long.
+const LONGEST_KEY: usize = 255;
+
+impl Once {
+    /// From the header, if it is there; `caller` keeps the keys of different callers apart.
+    pub(crate) fn from_headers(
+        app: &App,
+        headers: &HeaderMap,
+        caller: &str,
+        statement: &str,
+        members: &serde_json::Map<String, Json>,
+    ) -> Result<Option<Self>, Problem> {
+        let mut values = headers.get_all("idempotency-key").iter();
+        let Some(value) = values.next() else {
+            return Ok(None);
+        };
+        let text = value.to_str().unwrap_or_default().trim();
+        let text = text
+            .strip_prefix('"')
+            .and_then(|text| text.strip_suffix('"'))
+            .unwrap_or(text);
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic());
+        if text.is_empty() || text.len() > LONGEST_KEY || !plain || values.next().is_some() {
+            return Err(Problem::new(
+                ProblemKind::BadParameter,
+                "`Idempotency-Key` must be one value of 1 to 255 visible ASCII characters",
+            ));
+        }
+        let limits = &app.config().limits;
+        Ok(Some(Self {
+            key: text.to_owned(),
+            caller: caller.to_owned(),
+            request_hash: hash(statement, members),
+            expires_at: unix_ms().saturating_add(millis(limits.idempotency_ttl)),
+            largest: limits.idempotency_body.as_usize(),
+        }))
+    }
+
+    /// Takes the key for this transaction, waiting for one that holds it. What was done before is told instead.
+    pub(crate) async fn take(&self, tx: &mut Tx) -> Result<Seen, SourceError> {
+        let sql = Sql::of(tx);
+        let now = unix_ms();
+        let mine = [
+            Param::Text(self.key.clone()),
+            Param::Text(self.caller.clone()),
+            Param::Text(self.request_hash.clone()),
+            integer(now),
+            integer(self.expires_at),
+        ];
+        tx.execute(&sql.insert, &mine).await?;
+        let rows = tx.select(&sql.select, &mine[..2]).await?;
+        let row = rows.first();
+        let number = |name: &str| row.and_then(|row| row[name].as_u64()).unwrap_or_default();
+        // Only the row that this transaction just wrote can be without an answer: every other was committed with one.
+        if number("status") == 0 {
+            return Ok(Seen::New);
+        }
+        let text = |name: &str| row.and_then(|row| row[name].as_str()).unwrap_or_default();
+        if number("expires_at") <= now {
+            tx.execute(
+                &sql.renew,
+                &[
+                    mine[2].clone(),
+                    integer(now),
+                    integer(self.expires_at),
+                    mine[0].clone(),
+                    mine[1].clone(),
+                ],
+            )
+            .await?;
+            return Ok(Seen::New);
+        }
+        if text("request_hash") != self.request_hash {
+            return Ok(Seen::Otherwise);
+        }
+        Ok(Seen::Before(Recorded {
+            status: u16::try_from(number("status")).unwrap_or(200),
+            body: text("body").to_owned(),
+        }))
+    }
+
+    /// Whether an answer is small enough to be kept.
+    pub(crate) fn can_keep(&self, body: &str) -> bool {
+        body.len() <= self.largest
+    }
+
+    /// Writes down what is answered.
+    pub(crate) async fn record(&self, tx: &mut Tx, answer: &Recorded) -> Result<(), SourceError> {
+        let sql = Sql::of(tx);
+        let params = [
+            Param::Int(i64::from(answer.status)),
+            Param::Text(answer.body.clone()),
+            Param::Text(self.key.clone()),
+            Param::Text(self.caller.clone()),
+        ];
+        tx.execute(&sql.answer, &params).await.map(drop)
+    }
+}
+
+fn integer(number: u64) -> Param {
+    Param::Int(i64::try_from(number).unwrap_or(i64::MAX))
+}
+
+fn hash(statement: &str, members: &serde_json::Map<String, Json>) -> String {
+    let sorted: BTreeMap<&String, &Json> = members.iter().collect();
+    let mut hasher = Sha256::new();
+    hasher.update(statement.as_bytes());
+    hasher.update([0]);
+    hasher.update(serde_json::to_vec(&sorted).unwrap_or_default());
+    hasher
+        .finalize()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect()
+}
+
+/// The statements, as each database wants them.
+struct Sql {
+    insert: String,
+    select: String,
+    renew: String,
+    answer: String,
+}
+
+impl Sql {
+    fn of(tx: &Tx) -> Self {
+        let (key, lock, kept) = match tx {
+            // Taking the row's lock at once: were it shared first, three who want the same key would wait for each other.
+            Tx::MySql(_) => (
+                "`key`",
+                " FOR UPDATE",
+                "ON DUPLICATE KEY UPDATE caller = caller",
+            ),
+            Tx::Postgres(_) => ("\"key\"", " FOR UPDATE", "ON CONFLICT DO NOTHING"),
+            _ => ("\"key\"", "", "ON CONFLICT DO NOTHING"),
+        };
+        let numbered = matches!(tx, Tx::Postgres(_));
+        let place = |text: String| if numbered { number(&text) } else { text };
+        Self {
+            insert: place(format!(
+                "INSERT INTO steadfast_idempotency ({key}, caller, request_hash, status, body, created_at, expires_at) \
+                 VALUES (?, ?, ?, 0, '', ?, ?) {kept}"
+            )),
+            select: place(format!(
+                "SELECT request_hash, status, body, expires_at FROM steadfast_idempotency WHERE {key} = ? AND caller = ?{lock}"
+            )),
+            renew: place(format!(
+                "UPDATE steadfast_idempotency SET request_hash = ?, status = 0, body = '', created_at = ?, expires_at = ? \
+                 WHERE {key} = ? AND caller = ?"
+            )),
+            answer: place(format!(
+                "UPDATE steadfast_idempotency SET status = ?, body = ? WHERE {key} = ? AND caller = ?"
+            )),
+        }
+    }
+}
+
+/// `?` as `$1`, `$2`, …
+fn number(text: &str) -> String {
+    let mut numbered = String::with_capacity(text.len() + 8);
+    for (n, part) in text.split('?').enumerate() {
+        if n > 0 {
+            numbered.push_str(&format!("${n}"));
+        }
+        numbered.push_str(part);
+    }
+    numbered
+}
+
+/// The table, made when it is first needed.
+#[derive(Debug, Default)]
+pub(crate) struct Records {
+    made: OnceCell<()>,
+}
+
+/// Rows that one sweep takes at a time, so that it holds no lock for long.
+const SWEPT: i64 = 1000;
+
+impl Records {
+    /// Makes the table if it is not there.
+    pub(crate) async fn prepare(&self, database: &Database) -> Result<(), SourceError> {
+        self.made
+            .get_or_try_init(|| async {
+                let there = "SELECT status FROM steadfast_idempotency WHERE 1 = 0";
+                if database.select(there, &[]).await.is_ok() {
+                    return Ok(());
+                }
+                let made = make(database).await;
+                // Another process may have been quicker.
+                match database.select(there, &[]).await {
+                    Ok(_) => Ok(()),
+                    Err(error) => made.and(Err(error)),
+                }
+            })
+            .await
+            .copied()
+    }
+
+    /// Forgets what has expired; tells how many.
+    pub(crate) async fn sweep(&self, database: &Database) -> Result<u64, SourceError> {
+        self.prepare(database).await?;
+        let mut gone = 0;
+        loop {
+            let mut tx = database.begin().await?;
+            let sql = match &tx {
+                Tx::MySql(_) => "DELETE FROM steadfast_idempotency WHERE expires_at <= ? LIMIT ?",
+                Tx::Postgres(_) => {
+                    "DELETE FROM steadfast_idempotency WHERE ctid IN \
+                     (SELECT ctid FROM steadfast_idempotency WHERE expires_at <= $1 LIMIT $2)"
+                }
+                _ => {
+                    "DELETE FROM steadfast_idempotency WHERE rowid IN \
+                     (SELECT rowid FROM steadfast_idempotency WHERE expires_at <= ? LIMIT ?)"
+                }
+            };
+            let done = tx
+                .execute(sql, &[integer(unix_ms()), Param::Int(SWEPT)])
+                .await?;
+            tx.commit().await?;
+            gone += done.rows_affected;
+            if done.rows_affected < SWEPT.unsigned_abs() {
+                return Ok(gone);
+            }
+        }
+    }
+}
+
+async fn make(database: &Database) -> Result<(), SourceError> {
+    let mut tx = database.begin().await?;
+    // Compared byte by byte: keys and callers that differ in case, or by a blank at the end, are different ones.
+    let (key, caller, text) = match &tx {
+        Tx::MySql(_) => ("`key` VARBINARY(255)", "VARBINARY(256)", "MEDIUMTEXT"),
+        _ => ("\"key\" TEXT", "TEXT", "TEXT"),
+    };
+    let name = key.split(' ').next().unwrap_or_default();
+    let table = format!(
+        "CREATE TABLE IF NOT EXISTS steadfast_idempotency ({key} NOT NULL, caller {caller} NOT NULL, request_hash CHAR(64) NOT NULL, \
+         status INTEGER NOT NULL, body {text} NOT NULL, created_at BIGINT NOT NULL, expires_at BIGINT NOT NULL, \
+         PRIMARY KEY (caller, {name}))"
+    );
+    tx.execute(&table, &[]).await?;
+    let index = "CREATE INDEX steadfast_idempotency_expiry ON steadfast_idempotency (expires_at)";
+    tx.execute(index, &[]).await?;
+    tx.commit().await
+}
+
+/// Forgets what has expired, for ever.
+pub(crate) async fn sweep(app: App) {
+    loop {
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        match app.records().sweep(app.database()).await {
+            Ok(0) => {}
+            Ok(gone) => tracing::debug!(gone, "idempotency keys expired"),
+            Err(error) => {
+                tracing::debug!(%error, "expired idempotency keys could not be forgotten")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn s8_the_order_of_members_makes_no_other_request_and_all_else_does() {
+        let members =
+            |text: &str| serde_json::from_str::<serde_json::Map<String, Json>>(text).unwrap();
+        let one = hash("add", &members(r#"{"a":1,"b":"x"}"#));
+        assert_eq!(one, hash("add", &members(r#"{"b":"x","a":1}"#)));
+        assert_ne!(one, hash("add", &members(r#"{"a":2,"b":"x"}"#)));
+        assert_ne!(one, hash("adda", &members(r#"{"a":1,"b":"x"}"#)));
+        assert_eq!(one.len(), 64);
+    }
+
+    #[test]
+    fn placeholders_are_numbered_in_order() {
+        assert_eq!(number("a ? b ?, ?"), "a $1 b $2, $3");
+    }
+}

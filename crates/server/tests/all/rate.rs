@@ -1,0 +1,201 @@
+//! How often callers may ask, over two services that share a Redis, and while they have none.
+
+use std::time::Duration;
+
+use steadfast_server::auth::{Order, Role, issue};
+use steadfast_server::config::{SAMPLE, Sources};
+use steadfast_server::{App, Config};
+use tokio::time::Instant;
+
+use crate::harness::{Service, redis};
+
+const AUTH: &str = "[auth]\nissuer = \"us\"\naudience = \"steadfast\"\naudit = \"off\"\n[auth.keys.dev]\nalgorithm = \"HS256\"\n\
+                    secret = \"0123456789abcdef0123456789abcdef\"\n";
+
+async fn service(redis: &str, folder: &tempfile::TempDir, rate: &str) -> Service {
+    let text = format!("{SAMPLE}\n{AUTH}\n{rate}");
+    let sources = Sources::new()
+        .text("test", &text)
+        .flag("test", "redis.url", redis)
+        .flag(
+            "test",
+            "database.url",
+            format!("sqlite://{}", folder.path().join("t.db").display()),
+        );
+    Service::of(Config::load(&sources).unwrap()).await
+}
+
+fn token(app: &App, subject: &str) -> String {
+    use secrecy::ExposeSecret;
+    let order = Order {
+        subject,
+        role: Role::Viewer,
+        lifetime: Duration::from_secs(600),
+        key: None,
+        private_key: None,
+        now: jsonwebtoken::get_current_timestamp(),
+    };
+    let token = issue(app.config().auth.as_ref().unwrap(), &order).unwrap();
+    format!("Bearer {}", token.expose_secret())
+}
+
+async fn ready(service: &Service) {
+    let up = |health: &serde_json::Value| health["checks"]["redis"]["status"] == "healthy";
+    service.health_when(up).await;
+}
+
+/// Asks both services as fast as they answer, for so long; tells how many passed, and in what time.
+async fn press(services: [&Service; 2], bearer: &str, time: Duration) -> (u32, f64) {
+    let begun = Instant::now();
+    let one = async |service: &Service| {
+        let mut passed = 0;
+        while begun.elapsed() < time {
+            let reply = service
+                .get_with("/v1/history?limit=1", &[("authorization", bearer)])
+                .await;
+            match reply.status.as_u16() {
+                200 => passed += 1,
+                429 => {
+                    assert_eq!(reply.json()["type"], "/problems/too-many-requests");
+                    assert_ne!(reply.header("retry-after"), "");
+                    assert!(
+                        reply.header("ratelimit").starts_with("\"each\";r=0;t="),
+                        "{}",
+                        reply.header("ratelimit")
+                    );
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                other => panic!("{other}: {}", reply.text()),
+            }
+        }
+        passed
+    };
+    let (a, b) = tokio::join!(one(services[0]), one(services[1]));
+    (a + b, begun.elapsed().as_secs_f64())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_a_caller_is_held_to_its_rate_by_the_fleet_and_in_an_outage_by_each_process() {
+    let redis = redis().await;
+    let folders = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let rate = "[limits.rate.each]\nrequests = 100\nburst = 10\n";
+    let one = service(&redis.url(), &folders[0], rate).await;
+    let two = service(&redis.url(), &folders[1], rate).await;
+    ready(&one).await;
+    ready(&two).await;
+    let (greedy, modest) = (token(&one.app, "greedy"), token(&one.app, "modest"));
+    let other = async |stop: Instant| {
+        while Instant::now() < stop {
+            let reply = two
+                .get_with("/v1/history?limit=1", &[("authorization", &modest)])
+                .await;
+            assert_eq!(reply.status, 200, "another caller is not held back");
+            assert!(
+                reply
+                    .header("ratelimit-policy")
+                    .starts_with("\"each\";q=100;w=1")
+            );
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let time = Duration::from_secs(3);
+    let stop = Instant::now() + time;
+    let ((passed, seconds), ()) = tokio::join!(press([&one, &two], &greedy, time), other(stop));
+    let most = 100.0 * seconds + 10.0;
+    assert!(f64::from(passed) <= most, "{passed} of {most}");
+    assert!(
+        passed >= 20,
+        "the limit lets hardly anything pass: {passed}"
+    );
+
+    redis.kill().await;
+    let stop = Instant::now() + time;
+    let ((passed, seconds), ()) = tokio::join!(press([&one, &two], &greedy, time), other(stop));
+    let most = 2.0 * (100.0 * seconds + 10.0);
+    assert!(f64::from(passed) <= most, "{passed} of {most}");
+    assert!(passed >= 20, "the outage closed the service: {passed}");
+}
+
+#[tokio::test]
+async fn s7_a_sliding_window_on_redis_lets_its_quota_pass_and_says_when_to_come_back() {
+    let redis = redis().await;
+    let folder = tempfile::tempdir().unwrap();
+    let rate = "[limits.rate.hour]\nrequests = 3\nper = \"1h\"\nalgorithm = \"sliding_window\"\nroutes = [\"/v1/history\"]\n";
+    let service = service(&redis.url(), &folder, rate).await;
+    ready(&service).await;
+    let bearer = token(&service.app, "ada");
+    let mut left = Vec::new();
+    for _ in 0..5 {
+        let reply = service
+            .get_with("/v1/history", &[("authorization", &bearer)])
+            .await;
+        left.push((
+            reply.status.as_u16(),
+            reply
+                .header("ratelimit")
+                .split(';')
+                .nth(1)
+                .unwrap_or("")
+                .to_owned(),
+        ));
+    }
+    let told: Vec<(u16, &str)> = left
+        .iter()
+        .map(|(status, left)| (*status, left.as_str()))
+        .collect();
+    assert_eq!(
+        told,
+        [
+            (200, "r=2"),
+            (200, "r=1"),
+            (200, "r=0"),
+            (429, "r=0"),
+            (429, "r=0")
+        ]
+    );
+    // Another route is not counted, nor are health and metrics.
+    for _ in 0..5 {
+        let reply = service
+            .get_with("/v1/status", &[("authorization", &bearer)])
+            .await;
+        assert_eq!(
+            (reply.status.as_u16(), reply.header("ratelimit")),
+            (200, "")
+        );
+    }
+    let keys = redis.command(&["KEYS", "sample:r:hour:*"]).await.unwrap();
+    assert!(
+        !format!("{keys:?}").contains("ada"),
+        "callers are not named in Redis: {keys:?}"
+    );
+}
+
+#[tokio::test]
+async fn s7_without_redis_a_limit_is_open_local_or_closed_as_it_was_told() {
+    let folder = tempfile::tempdir().unwrap();
+    for (mode, wanted) in [
+        ("open", [200, 200, 200]),
+        ("local", [200, 429, 429]),
+        ("closed", [503, 503, 503]),
+    ] {
+        let rate = format!("[limits.rate.x]\nrequests = 1\nper = \"1h\"\nwhen_down = \"{mode}\"\n");
+        let service = service("redis://127.0.0.1:1", &folder, &rate).await;
+        let bearer = token(&service.app, "ada");
+        for wanted in wanted {
+            let reply = service
+                .get_with("/v1/history", &[("authorization", &bearer)])
+                .await;
+            assert_eq!(reply.status, wanted, "{mode}: {}", reply.text());
+            assert_eq!(
+                reply.header("retry-after").is_empty(),
+                wanted == 200,
+                "{mode}"
+            );
+        }
+        assert_eq!(
+            service.get("/health/live").await.status,
+            200,
+            "health is never limited"
+        );
+    }
+}
