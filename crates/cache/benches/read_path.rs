@@ -8,6 +8,7 @@ use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use cached::Cached;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use futures_util::FutureExt;
 use steadfast_cache::{Cache, Database, DatabaseOptions, Ttl};
@@ -92,6 +93,12 @@ fn hits(c: &mut Criterion) {
     for key in &keys {
         bare.insert(key.clone(), Bytes::from_static(&[b'x'; 64]));
     }
+    // What `#[cached]` keeps behind a function: a map that orders by use, so that a hit writes, under one lock.
+    let mut lru = cached::LruCache::new(1_000_000);
+    for key in &keys {
+        lru.cache_set(key.clone(), Bytes::from_static(&[b'x'; 64]));
+    }
+    let lru = parking_lot::Mutex::new(lru);
     let tagged: Vec<_> = keys.iter().map(|key| format!("tagged:{key}")).collect();
     let mut group = c.benchmark_group("memory_hit");
     for threads in [1, 2] {
@@ -115,6 +122,15 @@ fn hits(c: &mut Criterion) {
                             .get(never)
                             .now_or_never();
                         black_box(answer.unwrap().unwrap());
+                    }
+                })
+            });
+        });
+        group.bench_function(BenchmarkId::new("cached_lru", threads), |b| {
+            b.iter_custom(|rounds| {
+                on_threads(threads, rounds, |rounds| {
+                    for n in 0..rounds as usize {
+                        black_box(lru.lock().cache_get(&keys[n % KEYS]).cloned().unwrap());
                     }
                 })
             });
