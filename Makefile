@@ -16,7 +16,7 @@ demo:
 	@exec cargo run --locked --package steadfast-cli -- demo --listen 127.0.0.1:$(PORT)
 
 test:
-	@scripts/install redis mariadb postgres
+	@scripts/install redis mariadb postgres node chromium
 	@scripts/test
 
 check:

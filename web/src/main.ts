@@ -44,6 +44,8 @@ function drawLink(): void {
 
 const stream = new Stream('/v1/events', (frame) => {
   store.take(frame);
+  // What has just happened has changed what is asked for, too.
+  if (frame.event === 'connection') soon();
   draw();
 }, (link) => {
   const back = link.state === 'live' && store.link.state !== 'live';
@@ -55,6 +57,15 @@ const stream = new Stream('/v1/events', (frame) => {
 /** What is not streamed: asked when the service comes back, since it may have been restarted with another configuration. */
 async function refresh(): Promise<void> {
   await Promise.all([askStatus(), loadDrills(), loadSettings(), loadQueries()]);
+}
+
+let asking: ReturnType<typeof setTimeout> | undefined;
+
+function soon(): void {
+  asking ??= setTimeout(() => {
+    asking = undefined;
+    void askStatus();
+  }, 250);
 }
 
 async function askStatus(): Promise<void> {

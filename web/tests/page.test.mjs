@@ -171,9 +171,9 @@ test('s5_a_redis_that_goes_away_is_told_in_plain_words', limits, async () => {
   await live(page);
   process.kill(demo.redis, 'SIGKILL');
   await headline(page, 'Serving without Redis');
-  assert.match(await page.textContent('#detail'), /refused|away|reset|closed/i);
+  await page.waitForFunction(() => /away for .*: .*(refused|reset|closed|ended)/i.test(document.querySelector('#detail').textContent));
   await history(page, 'Connection to Redis lost').first().waitFor();
-  assert.equal(await page.getAttribute('.station.redis', 'data-mood'), 'bad');
+  await page.waitForSelector('.station.redis[data-mood=bad]');
   await demo.ask(20);
   assert.deepEqual(wrong, []);
   await page.close();
