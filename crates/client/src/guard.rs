@@ -162,3 +162,61 @@ pub(crate) fn state_name(state: State) -> &'static str {
         State::HalfOpen => "half_open",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn failing() -> (Guard, Instant) {
+        let now = crate::clock::now();
+        let guard = Guard::new(BreakerConfig::default(), now).expect("good settings");
+        for _ in 0..5 {
+            let pass = guard.admit(now).expect("it is closed");
+            guard.record(pass.permit, Outcome::Failure, now);
+        }
+        (guard, now)
+    }
+
+    #[test]
+    fn calls_that_passed_freely_still_open_the_breaker() {
+        let (guard, now) = failing();
+        assert_eq!(guard.state(), State::Open);
+        let refused = guard.admit(now).expect_err("it is open");
+        assert!(matches!(refused.kind(), ErrorKind::BreakerOpen { .. }));
+    }
+
+    #[test]
+    fn probes_that_are_forgotten_give_their_places_back() {
+        let (guard, now) = failing();
+        let later = now + Duration::from_secs(6);
+        for _ in 0..100 {
+            let pass = guard.admit(later).expect("there is a place");
+            assert!(pass.permit.is_probe());
+            guard.forget(pass.permit);
+        }
+    }
+
+    #[test]
+    fn a_closed_breaker_costs_one_load_again_once_its_ramp_is_over() {
+        let (guard, now) = failing();
+        guard.probe_succeeded(now);
+        assert_eq!(guard.state(), State::Closed);
+        guard.settle(now + Duration::from_secs(60));
+        let pass = guard.admit(now).expect("it is closed");
+        assert!(pass.not_before.is_none() && !pass.permit.is_probe());
+        assert_ne!(guard.free.load(Ordering::Acquire), 0);
+    }
+
+    #[test]
+    fn a_breaker_forced_open_by_hand_stays_so_until_it_is_let_go() {
+        let now = crate::clock::now();
+        let guard = Guard::new(BreakerConfig::default(), now).expect("good settings");
+        guard.switch(BreakerSwitch::ForceOpen, now);
+        guard.probe_succeeded(now);
+        guard.admit(now).expect_err("it is forced open");
+        guard.switch(BreakerSwitch::Automatic, now);
+        guard.admit(now).expect("it judges by itself again");
+    }
+}

@@ -379,3 +379,126 @@ fn overloaded(bound: Bound) -> Error {
         retry_after: Duration::from_millis(10),
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::error::Certainty;
+
+    const BOUNDS: LaneBounds = LaneBounds {
+        in_flight: 3,
+        bytes: 100,
+    };
+
+    fn submit(lane: &Lane, bytes: usize, limit: Duration) -> Result<Submitted, Error> {
+        let now = clock::now();
+        let ask = Ask {
+            replies: 1,
+            started: now,
+            deadline: now + limit,
+            now,
+            seq: None,
+        };
+        lane.submit(ask, |out| {
+            out.resize(out.len() + bytes, b'x');
+            out.len()
+        })
+    }
+
+    fn down() -> Gate {
+        let now = clock::now();
+        let outage = Outage {
+            since: now,
+            cause: "it is gone".into(),
+        };
+        Gate::Down(Arc::new(outage), now + Duration::from_millis(70))
+    }
+
+    fn ghost() -> Identity {
+        Identity {
+            id: 7,
+            addr: "127.0.0.1:1".into(),
+        }
+    }
+
+    #[test]
+    fn a_full_lane_refuses_and_says_which_bound() {
+        let lane = Lane::new(BOUNDS);
+        let held: Vec<_> = (0..3).map(|_| submit(&lane, 10, BOUND)).collect();
+        assert!(held.iter().all(Result::is_ok));
+        let error = submit(&lane, 10, BOUND).expect_err("it is full");
+        let in_flight = matches!(
+            error.kind(),
+            ErrorKind::Overloaded {
+                bound: Bound::InFlight,
+                ..
+            }
+        );
+        assert!(in_flight, "{error}");
+        let lane = Lane::new(BOUNDS);
+        let _held = submit(&lane, 100, BOUND).expect("the first passes");
+        let error = submit(&lane, 1, BOUND).expect_err("it is full");
+        let bytes = matches!(
+            error.kind(),
+            ErrorKind::Overloaded {
+                bound: Bound::Bytes,
+                ..
+            }
+        );
+        assert!(bytes, "{error}");
+    }
+
+    const BOUND: Duration = Duration::from_secs(1);
+
+    #[tokio::test]
+    async fn what_waits_is_turned_away_when_the_server_is_down_and_so_is_what_comes() {
+        let lane = Lane::new(BOUNDS);
+        let waiting = submit(&lane, 1, BOUND).expect("it waits");
+        lane.set_gate(down());
+        assert!(matches!(waiting.pending.await, Ended::Turned));
+        let error = submit(&lane, 1, BOUND).expect_err("it is down");
+        assert_eq!(error.certainty(), Certainty::NotSent);
+        assert!(error.retry_after().expect("it says when") <= Duration::from_millis(70));
+        assert_eq!(lane.take_refused(), 1);
+        assert_eq!(lane.in_flight(), 0);
+    }
+
+    #[test]
+    fn a_closed_lane_stays_closed() {
+        let lane = Lane::new(BOUNDS);
+        lane.refuse_new();
+        lane.set_gate(Gate::Open);
+        let error = submit(&lane, 1, BOUND).expect_err("it is closed");
+        assert!(matches!(error.kind(), ErrorKind::Closed));
+    }
+
+    #[tokio::test]
+    async fn those_whose_time_is_up_end_and_the_others_keep_their_places() {
+        let lane = Lane::new(BOUNDS);
+        let hasty = submit(&lane, 5, Duration::ZERO).expect("it waits");
+        let patient = submit(&lane, 7, BOUND).expect("it waits");
+        assert!(lane.expire(clock::now()).is_some(), "one is left");
+        let Ended::Expired(certainty) = hasty.pending.await else {
+            panic!("it has expired");
+        };
+        assert_eq!(certainty, Certainty::NotSent);
+        let mut batch = Batch::default();
+        lane.take(&mut batch, 0, 0);
+        assert_eq!((batch.len(), batch.byte_len()), (1, 7));
+        drop(patient);
+    }
+
+    #[test]
+    fn a_transaction_is_not_interrupted_but_by_its_end() {
+        let lane = Lane::new(BOUNDS);
+        lane.hold_orders();
+        lane.order(Order::Fence(ghost()));
+        assert!(lane.holds_a_fence());
+        lane.order(Order::Abandon("over".into()));
+        assert_eq!(lane.take_orders(0).len(), 1, "only the end is told at once");
+        lane.release_orders();
+        assert!(!lane.holds_a_fence());
+        assert!(matches!(&lane.take_orders(0)[..], [Order::Fence(known)] if *known == ghost()));
+    }
+}

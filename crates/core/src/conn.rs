@@ -740,6 +740,33 @@ mod tests {
     }
 
     #[test]
+    fn what_a_burst_of_large_values_needed_is_given_back() {
+        let now = start();
+        let mut conn = conn(now);
+        let (mut batch, large) = (Batch::default(), 8 << 20);
+        for seq in 0..4u32 {
+            for ticket in [2 * seq, 2 * seq + 1] {
+                batch.push(ticket, terms(now, SECOND, u64::from(ticket)), |bytes| {
+                    bytes.resize(bytes.len() + large, b'x');
+                    bytes.len()
+                });
+                // The second finds the first still unwritten.
+                conn.submit(&mut batch, now);
+                assert!(batch.bytes.capacity() <= KEEP_BYTES);
+            }
+            conn.transmitted(conn.transmit().len());
+        }
+        let mut reply = format!("${large}\r\n").into_bytes();
+        reply.resize(reply.len() + large, b'x');
+        reply.extend_from_slice(b"\r\n");
+        for ticket in 0..8 {
+            assert_eq!(replies(&mut conn, &reply, now), [ticket]);
+        }
+        assert!(conn.out.capacity() <= KEEP_BYTES);
+        assert!(conn.input().capacity() <= KEEP_BYTES + READ_BYTES);
+    }
+
+    #[test]
     fn a_reply_that_nobody_asked_for_ends_the_connection() {
         let now = start();
         let mut conn = conn(now);

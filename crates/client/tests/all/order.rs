@@ -100,20 +100,20 @@ async fn c13_with_several_connections_a_key_keeps_its_order_and_its_connection()
     }
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c13_a_blocking_call_that_was_given_up_or_dropped_pops_nothing_of_what_is_pushed_next() {
     let (_redis, client) = pair().await;
-    for round in 0..20 {
+    for round in 0..60 {
         let list = format!("queue:{round}");
         if round % 2 == 0 {
-            let hasty = client.with(CallOptions::new().deadline(ms(30)));
+            let hasty = client.with(CallOptions::new().deadline(ms(10)));
             hasty
                 .send(&cmd(&format!("BLPOP {list} 30")))
                 .await
                 .unwrap_err();
         } else {
             let pop = cmd(&format!("BLPOP {list} 30"));
-            let _ = tokio::time::timeout(ms(30), client.send(&pop)).await;
+            let _ = tokio::time::timeout(ms(10), client.send(&pop)).await;
         }
         // The very next command finds it gone.
         client.send(&cmd(&format!("RPUSH {list} 7"))).await.unwrap();
