@@ -278,8 +278,15 @@ async fn c15_close_drains_what_is_in_flight_and_refuses_what_is_new() {
         async move { client.send(&cmd("DEBUG SLEEP 0.2")).await }
     });
     until("it is in flight", || client.status().in_flight > 0).await;
-    let closed = client.close(Duration::from_secs(5)).await;
-    assert_eq!(closed.unfinished, 0);
+    let closing = tokio::spawn({
+        let client = client.clone();
+        async move { client.close(Duration::from_secs(5)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    // It still drains, and takes nothing new.
+    let error = client.send(&cmd("GET k")).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Closed), "{error}");
+    assert_eq!(closing.await.unwrap().unfinished, 0);
     slow.await.unwrap().unwrap();
     let error = client.send(&cmd("GET k")).await.unwrap_err();
     assert!(matches!(error.kind(), ErrorKind::Closed), "{error}");

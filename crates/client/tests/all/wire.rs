@@ -121,27 +121,64 @@ async fn c7_a_slow_script_with_a_deadline_of_its_own_gets_its_answer() {
 }
 
 #[tokio::test]
-async fn c9_patient_calls_that_take_long_do_not_open_the_breaker() {
-    let (_redis, proxy, client) = proxied(|b| b.reply_overdue(ms(5000))).await;
-    let delay = RespDelay {
-        commands: vec!["EVAL".into()],
-        percentage: 100.0,
-        delay: ms(600),
-    };
-    proxy.add(Toxic::new(delay)).await.unwrap();
-    let patient = client.with(CallOptions::new().deadline(ms(20_000)));
-    let calls = (0..30).map(|_| {
-        let patient = patient.clone();
-        async move {
-            let eval = cmd("EVAL").arg("return 1").arg(0).to_owned();
-            patient.send(&eval).await
+async fn c9_slow_calls_open_the_breaker_unless_they_were_given_longer() {
+    for (limit, opens) in [(ms(3000), true), (ms(20_000), false)] {
+        let (_redis, proxy, client) =
+            proxied(|b| b.reply_overdue(ms(5000)).deadline(ms(3000))).await;
+        let delay = RespDelay {
+            commands: vec!["GET".into()],
+            percentage: 100.0,
+            delay: ms(600),
+        };
+        proxy.add(Toxic::new(delay)).await.unwrap();
+        let calls = (0..30).map(|_| {
+            let calls = client.with(CallOptions::new().deadline(limit));
+            async move { calls.send(&cmd("GET k")).await }
+        });
+        for result in futures_util::future::join_all(calls).await {
+            result.unwrap();
         }
-    });
-    for result in futures_util::future::join_all(calls).await {
-        result.unwrap();
+        // The driver passes on what was slow every 100 ms, when something is answered.
+        let begun = now();
+        while seen(&client, "breaker") == 0 && now().duration_since(begun) < ms(500) {
+            let _ = client.send(&cmd("ECHO x")).await;
+            tokio::time::sleep(ms(5)).await;
+        }
+        let opened = seen(&client, "breaker") > 0;
+        assert_eq!(opened, opens, "{limit:?}: {:?}", client.history());
     }
-    assert_eq!(client.status().breaker, "closed");
-    client.send(&cmd("GET k")).await.unwrap();
+}
+
+#[tokio::test]
+async fn c3_an_increment_that_ran_unanswered_is_not_made_again_and_a_read_beside_it_is() {
+    let (redis, proxy, client) = proxied(|b| b.deadline(ms(3000))).await;
+    for round in 1..=5 {
+        let silence = RespSilence {
+            commands: vec!["INCR".into(), "GET".into()],
+            percentage: 100.0,
+        };
+        proxy.add(Toxic::new(silence)).await.unwrap();
+        let spawn = |words: &'static str| {
+            let client = client.clone();
+            tokio::spawn(async move { client.send(&cmd(words)).await })
+        };
+        let (incr, get) = (spawn("INCR n"), spawn("GET n"));
+        let ran = Value::BulkString(round.to_string().into_bytes());
+        until("it has run", || {
+            redis.command_blocking(&["GET", "n"]).unwrap() == ran
+        })
+        .await;
+        redis
+            .command(&["CLIENT", "KILL", "TYPE", "normal"])
+            .await
+            .unwrap();
+        let error = incr.await.unwrap().unwrap_err();
+        assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+        proxy.clear().await;
+        get.await.unwrap().unwrap();
+        let now = client.send(&cmd("GET n")).await.unwrap();
+        assert_eq!(now, ran, "it was applied twice");
+    }
 }
 
 #[tokio::test]
