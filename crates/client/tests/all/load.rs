@@ -173,14 +173,19 @@ async fn outage_under_load(
     let (down, before) = (now(), memory());
     tokio::time::sleep(length).await;
     let (back, after) = (now(), memory());
+    // Nothing gathers: only what was in flight when it began may still be there.
+    let waiting = client.status().in_flight;
+    assert!(waiting < 4000, "{waiting} calls have gathered");
     end().await;
     until_state(client, ConnectionState::Ready).await;
     tokio::time::sleep(ms(500)).await;
     stop.store(true, Ordering::Relaxed);
     let outcomes = running.await.unwrap();
     judge(&outcomes, down, back);
-    // The outcomes themselves are kept, some 200 bytes each.
-    assert!(after < before + 20_000, "{before} KiB, then {after} KiB");
+    // Only where this test has the process to itself. The outcomes themselves are kept, some 200 bytes each.
+    if std::env::var_os("NEXTEST").is_some() {
+        assert!(after < before + 20_000, "{before} KiB, then {after} KiB");
+    }
     assert_eq!(client.status().in_flight, 0);
 }
 
