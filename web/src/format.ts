@@ -9,6 +9,7 @@ export const NONE: Figure = { value: '–', unit: '' };
 
 export function duration(ms: number | null | undefined): Figure {
   if (ms === null || ms === undefined || !Number.isFinite(ms)) return NONE;
+  if (ms === 0) return { value: '0', unit: 'ms' };
   if (ms < 1) return { value: String(Math.max(1, Math.round(ms * 1000))), unit: 'µs' };
   if (ms < 1000) return { value: digits(ms), unit: 'ms' };
   if (ms < 120_000) return { value: digits(ms / 1000), unit: 's' };
