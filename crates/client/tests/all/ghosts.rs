@@ -9,7 +9,7 @@ use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 
 use crate::support::{
-    Name, cmd, ms, now, pair_with, seen, soaking, until, until_seen, until_state,
+    Name, cmd, ms, now, pair, pair_with, seen, soaking, until, until_seen, until_state,
 };
 
 fn rounds() -> usize {
@@ -28,6 +28,7 @@ async fn send_until_ok(client: &Client, words: &str) {
 
 /// More than a server reads at once, and behind it an old write; given up by its caller.
 async fn leave_behind(client: &Client, write: &str) {
+    let client = client.with(CallOptions::new().deadline(ms(100)));
     let filler = "x".repeat(64 << 10);
     let fill = cmd("SET").arg("filler").arg(&filler).to_owned();
     let write = cmd(write);
@@ -45,7 +46,6 @@ async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
         let client = Client::builder("redis://the-name:6379")
             .unwrap()
             .resolver(name.clone())
-            .deadline(ms(100))
             .connect()
             .await
             .unwrap();
@@ -67,7 +67,7 @@ async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
 
 #[tokio::test]
 async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_writes() {
-    let (redis, client) = pair_with(|b| b.deadline(ms(400))).await;
+    let (redis, client) = pair().await;
     let session = client.session().await.unwrap();
     session.send(&cmd("PING")).await.unwrap();
     redis.freeze().unwrap();
@@ -86,7 +86,7 @@ async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_wr
 
 #[tokio::test]
 async fn c18_a_transaction_under_way_when_another_connection_is_abandoned_does_nothing() {
-    let (redis, client) = pair_with(|b| b.deadline(ms(400))).await;
+    let (redis, client) = pair().await;
     let session = client.session().await.unwrap();
     session.send(&cmd("MULTI")).await.unwrap();
     session.send(&cmd("SET k 2")).await.unwrap();
