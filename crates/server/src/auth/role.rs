@@ -70,6 +70,8 @@ const ADMIN: Option<Role> = Some(Role::Admin);
 pub const RULES: &[Rule] = &[
     rule("GET", "/", ANYONE),
     rule("GET", "/assets/{*path}", ANYONE),
+    rule("GET", "/docs", ANYONE),
+    rule("GET", "/docs/{*path}", ANYONE),
     rule("GET", "/health", ANYONE),
     rule("GET", "/health/live", ANYONE),
     rule("GET", "/health/ready", ANYONE),

@@ -41,6 +41,8 @@ pub fn router(app: App) -> Router {
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
         .route("/health/ready", get(health::ready))
+        .route("/docs", get(page::reference))
+        .route("/docs/{*path}", get(page::reference_asset))
         .route("/", get(page::index))
         .route("/assets/{*path}", get(page::asset));
     if app.config().metrics.enabled {

@@ -188,7 +188,56 @@ fn fixed_paths() -> Map<String, Value> {
         drills["post"]["responses"][status] = problem();
     }
     add("/v1/drills", drills);
+    for (path, item) in one_drill() {
+        add(path, item);
+    }
+    let events = get(
+        "Everything that happens, as it happens, and figures every second; goes on after Last-Event-ID",
+        "text/event-stream",
+        json!({"type": "string"}),
+    );
+    add("/v1/events", events);
     paths
+}
+
+/// The addresses below one drill.
+fn one_drill() -> [(&'static str, Value); 3] {
+    let text = json!({"type": "string"});
+    let mut one = get("One drill", "application/json", reference("Drill"));
+    let mut stop = one["get"].take();
+    one["get"] = stop.clone();
+    stop["summary"] = "Stops it".into();
+    stop["responses"]["202"] = stop["responses"]["200"].take();
+    stop["responses"]["202"]["description"] = "It heals what it broke, and ends".into();
+    if let Some(answers) = stop["responses"].as_object_mut() {
+        answers.remove("200");
+    }
+    one["delete"] = stop;
+    let mut events = get(
+        "Its progress, four times a second",
+        "text/event-stream",
+        text.clone(),
+    );
+    let mut report = get("Its report", "application/json", json!({"type": "object"}));
+    for (kind, schema) in [("text/html", &text), ("application/xml", &text)] {
+        report["get"]["responses"]["200"]["content"][kind] = json!({ "schema": schema });
+    }
+    let id = json!({"name": "id", "in": "path", "required": true, "schema": {"type": "integer", "minimum": 1}});
+    for item in [&mut one, &mut events, &mut report] {
+        for operation in item.as_object_mut().into_iter().flat_map(Map::values_mut) {
+            operation["tags"] = json!(["drills"]);
+            operation["parameters"] = json!([id]);
+            operation["responses"]["404"] = problem();
+        }
+    }
+    report["get"]["parameters"] = json!([id, {
+        "name": "format", "in": "query", "schema": {"type": "string", "enum": ["json", "html", "junit"], "default": "json"},
+    }]);
+    [
+        ("/v1/drills/{id}", one),
+        ("/v1/drills/{id}/events", events),
+        ("/v1/drills/{id}/report", report),
+    ]
 }
 
 fn get(summary: &str, kind: &str, schema: Value) -> Value {

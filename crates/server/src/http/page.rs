@@ -3,7 +3,7 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use rust_embed::RustEmbed;
+use rust_embed::{EmbeddedFile, RustEmbed};
 
 use super::extract::Named;
 use crate::problem::{Problem, ProblemKind};
@@ -11,6 +11,11 @@ use crate::problem::{Problem, ProblemKind};
 #[derive(RustEmbed)]
 #[folder = "../../web/dist"]
 struct Assets;
+
+/// The page of the interface: written by hand, served as it stands.
+#[derive(RustEmbed)]
+#[folder = "../../web/reference"]
+struct Reference;
 
 /// Scripts, styles and requests from here only; nothing inline, nothing framed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
@@ -26,8 +31,22 @@ pub(super) async fn asset(Named(path): Named) -> Response {
     file(&format!("assets/{path}"))
 }
 
+/// `GET /docs`: the interface, to be read and tried.
+pub(super) async fn reference() -> Response {
+    served("index.html", Reference::get("index.html"))
+}
+
+/// `GET /docs/…`: what that page needs beside the assets of the other.
+pub(super) async fn reference_asset(Named(path): Named) -> Response {
+    served(&path, Reference::get(&path))
+}
+
 fn file(path: &str) -> Response {
-    let Some(file) = Assets::get(path) else {
+    served(path, Assets::get(path))
+}
+
+fn served(path: &str, file: Option<EmbeddedFile>) -> Response {
+    let Some(file) = file else {
         return Problem::new(ProblemKind::Plain, "there is no such file")
             .status(StatusCode::NOT_FOUND)
             .into_response();

@@ -71,6 +71,8 @@ pub(crate) struct Limiter {
 const EXEMPT: &[&str] = &[
     "/",
     "/assets/{*path}",
+    "/docs",
+    "/docs/{*path}",
     "/health",
     "/health/live",
     "/health/ready",

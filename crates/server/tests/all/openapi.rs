@@ -38,7 +38,8 @@ async fn s1_the_interface_is_described_as_it_is_configured() {
             .into_iter()
             .flatten()
             .any(|p| p["required"] == true);
-        if get.is_null() || needs {
+        let streams = get["responses"]["200"]["content"]["text/event-stream"].is_object();
+        if get.is_null() || needs || streams {
             continue;
         }
         let reply = service.get(path).await;
@@ -55,6 +56,65 @@ async fn s1_the_interface_is_described_as_it_is_configured() {
             reply.status
         );
     }
+}
+
+/// The page itself and its files are not part of the interface.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_every_address_is_described() {
+    let service = Service::demo().await;
+    let api = service.get("/openapi.json").await.json();
+    for rule in steadfast_server::auth::RULES {
+        if ["/", "/assets/{*path}", "/docs", "/docs/{*path}"].contains(&rule.path) {
+            continue;
+        }
+        let path = match rule.path {
+            "/v1/queries/{name}" => "/v1/queries/search_users",
+            "/v1/statements/{name}" => "/v1/statements/create_user",
+            other => other,
+        };
+        let operation = &api["paths"][path][rule.method.to_ascii_lowercase()];
+        assert!(operation["summary"].is_string(), "{} {path}", rule.method);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_the_page_of_the_interface_asks_nobody_else() {
+    let service = Service::demo().await;
+    let page = service.get("/docs").await;
+    assert_eq!(page.status, 200);
+    let policy = page.header("content-security-policy");
+    assert!(
+        policy.contains("default-src 'none'") && !policy.contains("unsafe"),
+        "{policy}"
+    );
+    let html = page.text();
+    // The policy lets nothing inline run or colour: it would be seen here only, not by a person.
+    assert!(!html.contains("style=") && !html.contains("<style") && !html.contains(" onclick"));
+    let mut kinds = Vec::new();
+    for attribute in ["src=\"", "href=\""] {
+        for part in html.split(attribute).skip(1) {
+            let address = part.split('"').next().unwrap();
+            if address.starts_with('#') {
+                continue;
+            }
+            assert!(
+                address.starts_with('/') && !address.starts_with("//"),
+                "{address}"
+            );
+            let file = service.get(address).await;
+            assert_eq!(file.status, 200, "{address}");
+            assert!(!file.text().contains("https://"), "{address}");
+            kinds.push(file.header("content-type").to_owned());
+        }
+    }
+    for kind in ["text/javascript", "text/css", "application/json"] {
+        assert!(
+            kinds.iter().any(|found| found.starts_with(kind)),
+            "no {kind}"
+        );
+    }
+    assert_eq!(service.get("/docs/../Cargo.toml").await.status, 404);
+    assert_eq!(service.get("/docs/none.js").await.status, 404);
 }
 
 fn references(json: &Json) -> Vec<String> {
