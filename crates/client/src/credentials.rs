@@ -3,6 +3,8 @@
 //! A provider is asked at every handshake, and tells when what it gave changes or expires, so that live connections give the new credentials
 //! in time instead of being cut off.
 
+#[cfg(feature = "entra-id")]
+mod entra;
 mod environment;
 mod file;
 mod fixed;
@@ -15,6 +17,8 @@ use futures_util::future::BoxFuture;
 use secrecy::{ExposeSecret, SecretString};
 use thiserror::Error;
 
+#[cfg(feature = "entra-id")]
+pub use entra::EntraId;
 pub use environment::EnvironmentCredentials;
 pub use file::FileCredentials;
 pub use fixed::StaticCredentials;
@@ -82,4 +86,9 @@ pub trait CredentialsProvider: fmt::Debug + Send + Sync {
 
     /// When to ask again, for the sake of connections that live. `None`: never, these do not change.
     fn renew_in(&self) -> Option<Duration>;
+
+    /// What keeps the credentials from being renewed, while those that are held still work; told as an event long before it is an outage.
+    fn trouble(&self) -> Option<CredentialsError> {
+        None
+    }
 }

@@ -35,6 +35,8 @@ pub(super) struct Watching {
     retire_at: Option<Instant>,
     renew_at: Option<Instant>,
     renewing: Option<Renewing>,
+    /// What keeps the provider from renewing, as it was told last.
+    troubled: Option<Arc<str>>,
     /// What the server has taken, and what it was offered since.
     credentials: Option<Credentials>,
     offered: Option<Credentials>,
@@ -88,6 +90,7 @@ impl Watching {
                 .and_then(|age| now.checked_add(age.mul_f64(spread))),
             renew_at: renewal_due(&supervisor.connector, now),
             renewing: None,
+            troubled: None,
             credentials,
             offered: None,
         }
@@ -325,6 +328,16 @@ impl Watching {
             Ok(None) => {}
             Err(error) => self.credentials_failed(supervisor, &error.to_string()),
         }
+        let trouble = supervisor
+            .connector
+            .provider()
+            .and_then(|provider| provider.trouble());
+        if let Some(error) = &trouble
+            && self.troubled.as_ref() != Some(&error.why)
+        {
+            self.credentials_failed(supervisor, &error.to_string());
+        }
+        self.troubled = trouble.map(|error| error.why);
     }
 
     fn credentials_failed(&self, supervisor: &Supervisor, cause: &str) {

@@ -7,6 +7,8 @@
 mod bounds;
 mod compat;
 mod credentials;
+#[cfg(feature = "entra-id")]
+mod entra;
 mod ghosts;
 mod load;
 mod order;
