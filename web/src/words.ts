@@ -77,15 +77,16 @@ function withoutRedis(status: Status | null, recent: Sum, tick: Tick): Headline 
 function calm(tick: Tick, status: Status | null, recent: Sum): Headline {
   const machine = Object.entries(status?.health.checks ?? {}).filter(([, check]) => check.status !== 'healthy');
   const notice = status?.service.notice;
+  const title = recent.calls === 0 ? 'Ready. No calls yet.' : `Serving${from(recent)}.`;
   if (machine.length > 0) {
     const detail = machine.map(([name, check]) => `${name === 'cpu' ? 'The processors: ' : `${capital(name)}: `}${check.message}.`).join(' ');
-    return { mood: 'good', title: `Serving${from(recent)}.`, detail: `Redis and the database answer. One thing to watch. ${detail}` };
+    return { mood: 'good', title, detail: `Redis and the database answer. One thing to watch. ${detail}` };
   }
   const redis = tick.rtt_ms === null ? 'Redis answers' : `Redis answers in ${text(duration(tick.rtt_ms))}`;
   const database = status?.health.checks.database?.latency_ms;
   const both = typeof database === 'number' ? `${redis}, the database in ${text(duration(database))}` : redis;
-  if (recent.calls === 0) return { mood: 'good', title: 'Ready. No calls yet.', detail: notice ?? `${both}. The first call will show here within a second.` };
-  return { mood: 'good', title: `Serving${from(recent)}.`, detail: notice ?? `All is as it should be. ${both}.` };
+  if (recent.calls === 0) return { mood: 'good', title, detail: notice ?? `${both}. The first call will show here within a second.` };
+  return { mood: 'good', title, detail: notice ?? `All is as it should be. ${both}.` };
 }
 
 /** " from memory and Redis": whatever gives at least one answer in a hundred. */

@@ -191,7 +191,7 @@ test('s5_it_survives_the_restart_of_the_service_and_resumes', limits, async () =
   demo = await Demo.start(demo.address);
   await resumed;
   await live(page);
-  await headline(page, 'Ready').catch(() => headline(page, 'Serving'));
+  await headline(page, 'Ready');
   await page.waitForFunction((before) => [...document.querySelectorAll('#history-rows th')].filter((row) => row.textContent === 'Service started').length > before, before);
   await demo.ask(10);
   await headline(page, 'Serving from');
