@@ -1,0 +1,181 @@
+//! Steadfast's client and eight others, side by side in one run: what they do in a second, and what an outage costs their callers.
+//!
+//! `steadfast-bench [--quick] [--runs N] [--only NAME] [--out FILE]`. `--only` runs one client's GETs and nothing else: for a profiler.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use steadfast_drill::process::Redis;
+
+mod memory;
+mod outage;
+mod report;
+mod subjects;
+mod throughput;
+mod wire;
+mod workloads;
+
+use report::Run;
+use subjects::{Kind, SetUpError, Setup};
+use throughput::{CALLERS, Pace};
+use workloads::Workload;
+
+struct Arguments {
+    quick: bool,
+    runs: usize,
+    only: Option<String>,
+    out: PathBuf,
+}
+
+fn arguments() -> Result<Arguments, SetUpError> {
+    let mut parsed = Arguments {
+        quick: false,
+        runs: 1,
+        only: None,
+        out: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("RESULTS.md"),
+    };
+    let mut rest = std::env::args().skip(1);
+    while let Some(argument) = rest.next() {
+        let mut value = || rest.next().ok_or(format!("{argument} needs a value"));
+        match argument.as_str() {
+            "--quick" => parsed.quick = true,
+            "--runs" => parsed.runs = value()?.parse()?,
+            "--only" => parsed.only = Some(value()?),
+            "--out" => parsed.out = value()?.into(),
+            other => {
+                return Err(format!(
+                    "unknown argument {other}: try --quick, --runs N, --only NAME, --out FILE"
+                )
+                .into());
+            }
+        }
+    }
+    Ok(parsed)
+}
+
+#[tokio::main]
+async fn main() -> Result<(), SetUpError> {
+    let mut given = std::env::args().skip(1);
+    if let (Some(memory::ARGUMENT), Some(name), Some(url)) =
+        (given.next().as_deref(), given.next(), given.next())
+    {
+        return memory::be_measured(&name, &url).await;
+    }
+    let arguments = arguments()?;
+    if let Some(name) = &arguments.only {
+        return one(name).await;
+    }
+    let mut runs = Vec::new();
+    for number in 1..=arguments.runs {
+        eprintln!("run {number} of {}", arguments.runs);
+        runs.push(run(arguments.quick).await?);
+        write(&runs, &arguments).await?;
+        let run = runs.last_mut().expect("it was just put there");
+        measure_outages(run, arguments.quick).await;
+        write(&runs, &arguments).await?;
+    }
+    eprintln!("written to {}", arguments.out.display());
+    Ok(())
+}
+
+/// After each half of each run, so that one cut short leaves what it learnt.
+async fn write(runs: &[Run], arguments: &Arguments) -> Result<(), SetUpError> {
+    let text = report::render(runs, &machine().await?, arguments.quick);
+    Ok(std::fs::write(&arguments.out, text)?)
+}
+
+async fn run(quick: bool) -> Result<Run, SetUpError> {
+    let (began, load) = (Instant::now(), load());
+    let (repeats, turn) = if quick { (1, 100) } else { (5, 200) };
+    let pace = Pace {
+        repeats,
+        turn: Duration::from_millis(turn),
+    };
+    let redis = Redis::start().await?;
+    workloads::fill(&redis).await?;
+    let throughput = throughput::measure(&redis, pace).await?;
+    eprintln!("  redis-benchmark, memory");
+    let mut limits = Vec::new();
+    for (connections, pipelined, calls) in [
+        (1, 1, 10_000),
+        (64, 1, 100_000),
+        (1, 64, 500_000),
+        (8, 64, 1_000_000),
+    ] {
+        if let Some(speed) = throughput::limit(&redis, connections, pipelined, calls).await {
+            limits.push((connections, pipelined, speed));
+        }
+    }
+    workloads::fill(&redis).await?;
+    let mut memory = Vec::new();
+    for kind in Kind::ALL {
+        memory.extend(memory::measure(kind, &redis.url()).await);
+    }
+    redis.stop().await;
+    let minutes = began.elapsed().as_secs_f64() / 60.0;
+    Ok(Run {
+        throughput,
+        outages: Vec::new(),
+        memory,
+        limits,
+        load: (load, self::load()),
+        minutes,
+    })
+}
+
+async fn measure_outages(run: &mut Run, quick: bool) {
+    let began = Instant::now();
+    for kind in Kind::ALL {
+        eprintln!("  outages: {}", kind.name());
+        run.outages
+            .push(outage::measure(kind, if quick { 1 } else { 2 }).await);
+    }
+    run.minutes += began.elapsed().as_secs_f64() / 60.0;
+}
+
+/// One client's GETs, for a profiler.
+async fn one(name: &str) -> Result<(), SetUpError> {
+    let kind = Kind::ALL
+        .into_iter()
+        .find(|kind| kind.name() == name)
+        .ok_or("no such client")?;
+    let redis = Redis::start().await?;
+    workloads::fill(&redis).await?;
+    let subject = kind.connect(&redis.url(), Setup::AsItComes).await?;
+    for callers in CALLERS {
+        let figures =
+            throughput::turn(&subject, Workload::Get, callers, Duration::from_secs(3)).await?;
+        println!("{callers:4} callers {figures:.2?}");
+    }
+    Ok(())
+}
+
+/// Load of the machine over the last minute.
+fn load() -> f64 {
+    std::fs::read_to_string("/proc/loadavg")
+        .ok()
+        .and_then(|text| text.split(' ').next()?.parse().ok())
+        .unwrap_or(f64::NAN)
+}
+
+/// Where it ran.
+async fn machine() -> Result<String, SetUpError> {
+    let output = tokio::process::Command::new("redis-server")
+        .arg("--version")
+        .output()
+        .await?;
+    let server = String::from_utf8_lossy(&output.stdout)
+        .split_whitespace()
+        .nth(2)
+        .unwrap_or("?")
+        .replace("v=", "");
+    let processor = std::fs::read_to_string("/proc/cpuinfo")?;
+    let processor = processor
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(':'))
+        .map_or("unknown processor", |(_, name)| name.trim());
+    let cores = std::thread::available_parallelism()?;
+    Ok(format!(
+        "{cores} cores of {processor}; redis-server {server} on the same machine, over 127.0.0.1."
+    ))
+}

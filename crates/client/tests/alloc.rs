@@ -1,0 +1,105 @@
+//! How often a call asks for memory, counted: unlike times, counts are the same on every machine.
+//!
+//! A test binary of its own, because the counter is the process's allocator. Caller, driver and supervisor share one thread here, so what is
+//! counted is all that the client does for a call.
+#![allow(clippy::unwrap_used)]
+
+use std::future::Future;
+
+use redis::aio::ConnectionLike;
+use steadfast::{BreakerSwitch, Client};
+use steadfast_drill::process::Redis;
+use tokio::runtime::Runtime;
+
+const CALLS: u64 = 1_000;
+/// What may be asked for now and then, whatever the number of calls: a buffer that grows, a timer's wheel.
+const NOW_AND_THEN: u64 = 20;
+
+fn runtime() -> Runtime {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap()
+}
+
+fn connected(runtime: &Runtime) -> (Redis, Client) {
+    runtime.block_on(async {
+        let redis = Redis::start().await.unwrap();
+        let client = Client::builder(&redis.url())
+            .unwrap()
+            .connect()
+            .await
+            .unwrap();
+        client
+            .send(redis::cmd("SET").arg("key").arg([b'x'; 64].as_slice()))
+            .await
+            .unwrap();
+        (redis, client)
+    })
+}
+
+/// Allocations of `CALLS` calls, after as many to warm up.
+fn allocations<F: Future>(runtime: &Runtime, mut call: impl FnMut() -> F) -> u64 {
+    let mut calls = || {
+        runtime.block_on(async {
+            for _ in 0..CALLS {
+                call().await;
+            }
+        });
+    };
+    calls();
+    allocation_counter::measure(calls).count_total
+}
+
+#[track_caller]
+fn assert_per_call(counted: u64, most: u64) {
+    assert!(
+        counted <= most * CALLS + NOW_AND_THEN,
+        "{counted} allocations in {CALLS} calls; {most} a call are what it should take"
+    );
+}
+
+#[test]
+fn a_get_allocates_its_value_and_nothing_else() {
+    let runtime = runtime();
+    let (_redis, client) = connected(&runtime);
+    let mut get = redis::cmd("GET");
+    get.arg("key");
+    let counted = allocations(&runtime, || async { client.send(&get).await.unwrap() });
+    assert_per_call(counted, 1);
+    assert!(counted >= CALLS, "the counter counts: {counted}");
+}
+
+#[test]
+fn a_set_allocates_nothing() {
+    let runtime = runtime();
+    let (_redis, client) = connected(&runtime);
+    let mut set = redis::cmd("SET");
+    set.arg("key").arg([b'x'; 64].as_slice());
+    let counted = allocations(&runtime, || async { client.send(&set).await.unwrap() });
+    assert_per_call(counted, 0);
+}
+
+#[test]
+fn the_traits_of_redis_rs_cost_one_allocation_more() {
+    let runtime = runtime();
+    let (_redis, client) = connected(&runtime);
+    let mut set = redis::cmd("SET");
+    set.arg("key").arg([b'x'; 64].as_slice());
+    let counted = allocations(&runtime, || {
+        let (mut client, set) = (client.clone(), &set);
+        async move { client.req_packed_command(set).await.unwrap() }
+    });
+    assert_per_call(counted, 1);
+}
+
+#[test]
+fn a_call_refused_by_the_open_breaker_allocates_at_most_its_error() {
+    let runtime = runtime();
+    let (_redis, client) = connected(&runtime);
+    client.switch_breaker(BreakerSwitch::ForceOpen);
+    let mut get = redis::cmd("GET");
+    get.arg("key");
+    let counted = allocations(&runtime, || async { client.send(&get).await.unwrap_err() });
+    assert_per_call(counted, 1);
+}
