@@ -107,3 +107,25 @@ async fn s4_each_metric_that_the_dashboard_and_the_alerts_name_is_exported() {
         }
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_the_guide_explains_each_metric_that_is_exported() {
+    let guide = include_str!("../../../../docs/operations.md");
+    let service = Service::demo().await;
+    service.get("/v1/queries/search_users?q=hopper").await;
+    let exported = service.get("/metrics").await.text();
+    let mut names = 0;
+    for line in exported
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+    {
+        let name = line.split(' ').next().unwrap();
+        let row = guide.lines().any(|row| {
+            row.starts_with("| `")
+                && (row.contains(&format!("`{name}`")) || row.contains(&format!("`{name}{{")))
+        });
+        assert!(row, "docs/operations.md does not explain {name}");
+        names += 1;
+    }
+    assert!(names > 30, "only {names}");
+}
