@@ -120,6 +120,12 @@ impl LatencyEstimate {
         } else {
             let memory = nanos(MEMORY);
             let passed = now.saturating_sub(learnt_at).max(memory / LEAST_WEIGHT);
+            // After a pause one slow answer alone would be believed almost whole, and refuse calls to a server that is well again.
+            let passed = if took > known {
+                passed.min(memory / MOST_WEIGHT_OF_SLOW)
+            } else {
+                passed
+            };
             blend(known, took, passed, memory)
         };
         self.nanos.store(learnt, Relaxed);
@@ -178,6 +184,8 @@ pub struct Doomed {
 
 /// Results in the same instant weigh at least 1⁄65 each.
 const LEAST_WEIGHT: u64 = 64;
+/// A single slow result weighs at most 1⁄5, however long ago the one before it was.
+const MOST_WEIGHT_OF_SLOW: u64 = 4;
 
 /// `known + (took − known) · passed / (passed + memory)`, which lies between the two.
 fn blend(known: u64, took: u64, passed: u64, memory: u64) -> u64 {
@@ -283,6 +291,15 @@ mod tests {
             "{:?}",
             estimate.expected(later)
         );
+    }
+
+    #[test]
+    fn c11_one_slow_answer_after_a_pause_refuses_nobody() {
+        let (estimate, start) = after_calls_of(ms(1));
+        let later = start + Duration::from_secs(60);
+        estimate.record(ms(2_000), later);
+        let ordinary = Duration::from_secs(1);
+        assert!((0..100).all(|_| estimate.admit(ordinary, later).is_ok()));
     }
 
     #[test]
