@@ -43,6 +43,6 @@ pub use backend::BackendError;
 pub use config::Config;
 pub use demo::{Demo, DemoOptions};
 pub use http::router;
-pub use lifecycle::run;
+pub use lifecycle::{Signals, run};
 pub use serve::{BindError, Peer, Served, bind, serve};
 pub use shutdown::Shutdown;

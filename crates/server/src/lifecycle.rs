@@ -11,27 +11,25 @@ use crate::serve::{Served, serve};
 use crate::shutdown::Shutdown;
 
 /// Serves until a signal says otherwise: the first SIGTERM or SIGINT drains, the second ends at once, SIGHUP reads `sources` again.
+/// Without sources there is nothing to read, and SIGHUP ends as SIGTERM does: the terminal is gone.
 ///
 /// The app is closed when it returns.
-///
-/// # Errors
-/// If the system does not let signals be caught.
 pub async fn run(
     listener: TcpListener,
     app: App,
     sources: Option<Sources>,
-) -> Result<Served, std::io::Error> {
-    let mut signals = Signals::install()?;
+    signals: &mut Signals,
+) -> Served {
     let shutdown = Shutdown::new();
     let serving = serve(listener, app.clone(), shutdown.clone());
     tokio::pin!(serving);
     let served = loop {
         tokio::select! {
             served = &mut serving => break served,
-            heard = signals.next() => match heard {
-                Heard::Reload => reload(&app, sources.as_ref()).await,
-                Heard::End if shutdown.has_begun() => shutdown.force(),
-                Heard::End => {
+            heard = signals.next() => match (heard, &sources) {
+                (Heard::HangUp, Some(sources)) => reload(&app, sources).await,
+                _ if shutdown.has_begun() => shutdown.force(),
+                _ => {
                     tracing::info!("ending: not ready from now on, again to end at once");
                     shutdown.begin();
                 }
@@ -41,14 +39,10 @@ pub async fn run(
     if served != Served::Forced {
         app.close().await;
     }
-    Ok(served)
+    served
 }
 
-async fn reload(app: &App, sources: Option<&Sources>) {
-    let Some(sources) = sources else {
-        tracing::warn!("there is no configuration file to read again");
-        return;
-    };
+async fn reload(app: &App, sources: &Sources) {
     let again = sources.clone().read_again();
     match again.and_then(|sources| Config::load(&sources)) {
         Ok(config) => {
@@ -74,17 +68,24 @@ async fn reload(app: &App, sources: Option<&Sources>) {
 
 enum Heard {
     End,
-    Reload,
+    HangUp,
 }
 
-struct Signals {
+/// What is listened for. It is installed before anything is started or announced, and handed on: between two listeners there
+/// would be a moment in which a signal is lost.
+#[derive(Debug)]
+pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hang_up: Signal,
 }
 
 impl Signals {
-    fn install() -> Result<Self, std::io::Error> {
+    /// Catches SIGTERM, SIGINT and SIGHUP from now on; what comes is kept until it is asked for.
+    ///
+    /// # Errors
+    /// If the system does not let signals be caught.
+    pub fn install() -> Result<Self, std::io::Error> {
         Ok(Self {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
@@ -92,11 +93,24 @@ impl Signals {
         })
     }
 
+    /// Resolves at SIGTERM or SIGINT; a SIGHUP stays to be read by [`run`].
+    pub async fn asked_to_end(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+
+    /// Resolves at any of the three: for what has no configuration to read again.
+    pub async fn asked_to_end_or_hung_up(&mut self) {
+        self.next().await;
+    }
+
     async fn next(&mut self) -> Heard {
         tokio::select! {
             _ = self.terminate.recv() => Heard::End,
             _ = self.interrupt.recv() => Heard::End,
-            _ = self.hang_up.recv() => Heard::Reload,
+            _ = self.hang_up.recv() => Heard::HangUp,
         }
     }
 }

@@ -2,19 +2,19 @@
 //! a newcomer does next, ready to be pasted.
 
 use steadfast_server::config::{Config, Sources};
-use steadfast_server::{Demo, DemoOptions, telemetry};
+use steadfast_server::{Demo, DemoOptions, Signals, telemetry};
 
 use super::serve::{finished, unbound};
 use crate::failure::{Failure, Status, chain};
 use crate::output::line;
 use crate::settings;
-use crate::signals::Signals;
 
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The first line printed names the address. Everything is private to the demo: a redis-server on a
 free port, SQLite in a temporary folder. Without a redis-server on the PATH it starts degraded, and
-says what to install. Exit status: 0 after Ctrl-C, 69 if the port is taken.
+says what to install. Exit status: 0 after Ctrl-C or when the
+terminal closes, 69 if the port is taken.
 
 Examples:
   steadfast demo
@@ -27,7 +27,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let signals = Signals::listen()?;
+        let mut signals = Signals::install()?;
         // The port first: it is what is most often in the way, and nothing is to be undone yet.
         let sources = Sources::new().flag("--listen", "server.listen", &self.listen);
         let config = Config::load(&sources).map_err(settings::refusal)?;
@@ -38,16 +38,16 @@ impl Args {
 
         let demo = tokio::select! {
             demo = Demo::start(DemoOptions::new(address)) => demo,
-            () = signals.asked_to_stop() => return Err(Failure::said(Status::Interrupted)),
+            () = signals.asked_to_end_or_hung_up() => return Err(Failure::said(Status::Interrupted)),
         };
         let demo = demo.map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
         let telemetry = telemetry::init(demo.app().config())
             .map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
         line(introduction(&address.to_string(), &demo))?;
-        let served = steadfast_server::run(listener, demo.app().clone(), None).await;
+        let served = steadfast_server::run(listener, demo.app().clone(), None, &mut signals).await;
         demo.stop().await;
         telemetry.shutdown();
-        finished(served?)
+        finished(served)
     }
 }
 

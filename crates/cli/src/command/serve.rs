@@ -1,6 +1,6 @@
 //! `steadfast serve`: the service, as one file configures it.
 
-use steadfast_server::{App, BindError, Served, telemetry};
+use steadfast_server::{App, BindError, Served, Signals, telemetry};
 
 use crate::failure::{Failure, Status, chain};
 use crate::output::line;
@@ -21,6 +21,8 @@ pub(crate) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        // Before anything is said or started, so that no signal is lost to a moment in between.
+        let mut signals = Signals::install()?;
         let (config, sources) = self.flags.load_with_sources()?;
         let telemetry = telemetry::init(&config)
             .map_err(|error| Failure::new(Status::Config, chain(&error)))?;
@@ -29,9 +31,11 @@ impl Args {
             .map_err(|error| unbound(&error))?;
         let address = listener.local_addr()?;
         let nothing = config.queries.is_empty() && config.statements.is_empty();
-        let app = App::start(config)
-            .await
-            .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
+        let app = tokio::select! {
+            app = App::start(config) => app,
+            () = signals.asked_to_end() => return Err(Failure::said(Status::Interrupted)),
+        };
+        let app = app.map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
         // A service goes on, whoever stops reading what it says.
         let _ = line(format_args!("steadfast serves at http://{address}"));
         if nothing {
@@ -39,9 +43,9 @@ impl Args {
                 "no query is configured; begin with: steadfast config sample > steadfast.toml",
             );
         }
-        let served = steadfast_server::run(listener, app, Some(sources)).await;
+        let served = steadfast_server::run(listener, app, Some(sources), &mut signals).await;
         telemetry.shutdown();
-        finished(served?)
+        finished(served)
     }
 }
 

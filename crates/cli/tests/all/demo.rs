@@ -219,10 +219,16 @@ async fn load(address: SocketAddr, ended: Arc<AtomicBool>) -> Vec<Answer> {
 }
 
 #[tokio::test]
-async fn ctrl_c_ends_all_that_the_demo_started() {
+async fn ctrl_c_or_a_closed_terminal_ends_all_that_the_demo_started() {
+    for name in ["INT", "HUP"] {
+        ended_in_order_by(name).await;
+    }
+}
+
+async fn ended_in_order_by(name: &str) {
     let mut demo = Demo::start();
     assert!(is_running(demo.redis_pid));
-    signal(demo.program.id(), "INT");
+    signal(demo.program.id(), name);
     assert_eq!(wait(&mut demo.program).await, Some(0));
     assert!(
         !is_running(demo.redis_pid),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use steadfast_server::config::Sources;
-use steadfast_server::{App, Config, Served, run};
+use steadfast_server::{App, Config, Served, Signals, run};
 
 use crate::harness::{PATIENCE, Service};
 
@@ -105,7 +105,10 @@ async fn s9_signals_reload_drain_and_end() {
     let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
-    let running = tokio::spawn(run(listener, app.clone(), Some(sources)));
+    let mut signals = Signals::install().unwrap();
+    let served = app.clone();
+    let running =
+        tokio::spawn(async move { run(listener, served, Some(sources), &mut signals).await });
     let service = Service::at(app, addr);
     assert_eq!(service.get("/v1/queries/two").await.status, 404);
 
@@ -138,7 +141,6 @@ async fn s9_signals_reload_drain_and_end() {
     signal("INT");
     let served = tokio::time::timeout(PATIENCE, running)
         .await
-        .unwrap()
         .unwrap()
         .unwrap();
     assert_eq!(served, Served::Forced);
