@@ -162,7 +162,9 @@ fn meant_for_us(app: &App, request: &Request) -> Result<(), Problem> {
             "the request names no host",
         ));
     };
-    if !app.host_rule().allows(host) {
+    let rule = app.host_rule();
+    let probed = is_health(request.uri().path()) && names_an_address(host);
+    if !probed && !rule.allows(host) {
         return Err(Problem::new(
             ProblemKind::Forbidden,
             "the host of the request is not one of this service; name it in `server.hosts`",
@@ -270,12 +272,28 @@ impl HostRule {
         if !self.loopback {
             return self.named.is_empty();
         }
-        let address = name.trim_start_matches('[').trim_end_matches(']');
-        name.eq_ignore_ascii_case("localhost")
-            || address
-                .parse::<std::net::IpAddr>()
-                .is_ok_and(|address| address.is_loopback())
+        is_localhost(name) || literal(name).is_some_and(|address| address.is_loopback())
     }
+}
+
+fn is_health(path: &str) -> bool {
+    path == "/health" || path.starts_with("/health/")
+}
+
+/// How a probe calls an instance: by an address, or as this machine. A foreign page cannot make a browser say either of a
+/// name that it controls, so that health may be asked for so whatever `server.hosts` names.
+fn names_an_address(host: &str) -> bool {
+    let name = without_port(host);
+    is_localhost(name) || literal(name).is_some()
+}
+
+fn is_localhost(name: &str) -> bool {
+    name.eq_ignore_ascii_case("localhost")
+}
+
+fn literal(name: &str) -> Option<std::net::IpAddr> {
+    let address = name.trim_start_matches('[').trim_end_matches(']');
+    address.parse().ok()
 }
 
 fn without_port(host: &str) -> &str {
@@ -320,5 +338,24 @@ mod tests {
         }
         assert!(rule("0.0.0.0", &[]).allows("anything"));
         assert!(!rule("0.0.0.0", &["a"]).allows("b"));
+    }
+
+    #[test]
+    fn s5_a_probe_names_an_instance_by_address_and_nothing_else() {
+        for host in [
+            "10.1.2.3:8080",
+            "[fd00::7]:80",
+            "[::1]",
+            "localhost:80",
+            "127.0.0.1",
+        ] {
+            assert!(names_an_address(host), "{host}");
+        }
+        for host in ["evil.test", "10.1.2.3.evil.test:80", "", "localhost.evil"] {
+            assert!(!names_an_address(host), "{host}");
+        }
+        for path in ["/healthy", "/", "/v1/health"] {
+            assert!(!is_health(path), "{path}");
+        }
     }
 }

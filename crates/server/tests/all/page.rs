@@ -64,6 +64,21 @@ async fn s5_requests_of_another_host_or_origin_are_refused() {
     assert_eq!(service.get_with("/", &navigation).await.status, 200);
 }
 
+#[tokio::test]
+async fn s5_a_probe_that_names_an_address_learns_health_and_nothing_else() {
+    let service = Service::demo().await;
+    for (path, host, status) in [
+        ("/health/live", "10.1.2.3:8080", 200),
+        ("/health", "[fd00::7]:8080", 200),
+        ("/health/live", "evil.test", 403),
+        ("/", "10.1.2.3:8080", 403),
+        ("/metrics", "10.1.2.3:8080", 403),
+    ] {
+        let reply = service.get_with(path, &[("host", host)]).await;
+        assert_eq!(reply.status, status, "{path} of {host}: {}", reply.text());
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s6_every_answer_carries_security_headers() {
     let service = Service::demo().await;
