@@ -2,6 +2,8 @@
 //! A bad file changes nothing and is complained about loudly: a running service with last week's settings is worth
 //! more than none with this week's.
 
+use std::time::Duration;
+
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -10,10 +12,13 @@ use crate::config::{Config, Sources};
 use crate::serve::{Served, serve};
 use crate::shutdown::Shutdown;
 
+/// How long putting things away may take. What is left then dies with the process: everything started dies with its parent.
+const CLOSING_LIMIT: Duration = Duration::from_secs(5);
+
 /// Serves until a signal says otherwise: the first SIGTERM or SIGINT drains, the second ends at once, SIGHUP reads `sources` again.
 /// Without sources there is nothing to read, and SIGHUP ends as SIGTERM does: the terminal is gone.
 ///
-/// The app is closed when it returns.
+/// The app is closed when it returns, unless that took too long or a signal cut it short (see [`Signals::see_out`]).
 pub async fn run(
     listener: TcpListener,
     app: App,
@@ -36,8 +41,8 @@ pub async fn run(
             },
         }
     };
-    if served != Served::Forced {
-        app.close().await;
+    if served == Served::Forced || !signals.see_out(app.close()).await {
+        return Served::Forced;
     }
     served
 }
@@ -106,11 +111,51 @@ impl Signals {
         self.next().await;
     }
 
+    /// Lets what puts things away take up to 5 s, but no longer than until SIGTERM or SIGINT; then it is dropped.
+    /// False if a signal cut it short.
+    pub async fn see_out(&mut self, ending: impl Future<Output = ()>) -> bool {
+        tokio::select! {
+            () = self.asked_to_end() => false,
+            ended = tokio::time::timeout(CLOSING_LIMIT, ending) => {
+                if ended.is_err() {
+                    tracing::warn!("not everything was closed within {} s; ending without", CLOSING_LIMIT.as_secs());
+                }
+                true
+            }
+        }
+    }
+
     async fn next(&mut self) -> Heard {
         tokio::select! {
             _ = self.terminate.recv() => Heard::End,
             _ = self.interrupt.recv() => Heard::End,
             _ = self.hang_up.recv() => Heard::HangUp,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_does_not_close_is_given_up() {
+        let mut signals = Signals::install().unwrap();
+        let begun = tokio::time::Instant::now();
+        assert!(signals.see_out(std::future::pending()).await);
+        assert!(begun.elapsed() >= CLOSING_LIMIT);
+    }
+
+    #[tokio::test]
+    async fn a_signal_cuts_closing_short() {
+        let mut signals = Signals::install().unwrap();
+        let me = std::process::id().to_string();
+        let sent = std::process::Command::new("kill")
+            .args(["-TERM", &me])
+            .status();
+        assert!(sent.unwrap().success());
+        assert!(!signals.see_out(std::future::pending()).await);
     }
 }

@@ -2,7 +2,7 @@
 //! a newcomer does next, ready to be pasted.
 
 use steadfast_server::config::{Config, Sources};
-use steadfast_server::{Demo, DemoOptions, Signals, telemetry};
+use steadfast_server::{Demo, DemoOptions, Served, Signals, telemetry};
 
 use super::serve::{finished, unbound};
 use crate::failure::{Failure, Status, chain};
@@ -45,7 +45,9 @@ impl Args {
             .map_err(|error| Failure::new(Status::Failed, chain(&error)))?;
         line(introduction(&address.to_string(), &demo))?;
         let served = steadfast_server::run(listener, demo.app().clone(), None, &mut signals).await;
-        demo.stop().await;
+        // Dropped instead of stopped, its Redis is killed.
+        let in_order = served != Served::Forced && signals.see_out(demo.stop()).await;
+        let served = if in_order { served } else { Served::Forced };
         telemetry.shutdown();
         finished(served)
     }
