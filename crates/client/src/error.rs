@@ -124,7 +124,11 @@ impl Error {
 
     /// An error reply. `opaque`: to a script, a transaction or a pipeline that may have run half way.
     pub(crate) fn server(error: ServerError, opaque: bool) -> Self {
-        let certainty = if was_refused_before_running(error.code(), opaque) {
+        let certainty = if was_refused_before_running(
+            error.code(),
+            error.details().unwrap_or_default(),
+            opaque,
+        ) {
             Certainty::Rejected
         } else {
             Certainty::Unknown

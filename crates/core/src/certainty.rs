@@ -63,32 +63,35 @@ pub fn refusal(code: &str, detail: &str) -> Refusal {
     }
 }
 
-/// True where an error reply of this code cannot follow a partial effect.
+/// True where an error reply cannot follow a partial effect.
 ///
-/// A script or transaction that failed may have run half way; so may a command of a module. Everything else that Redis answers with an
-/// error was refused before it ran.
-pub fn was_refused_before_running(code: &str, opaque: bool) -> bool {
+/// A script or transaction that failed may have run half way, and a script may answer with any code it likes: so of those only the server's own
+/// words count, not the code alone. Everything else that Redis answers with an error was refused before it ran, but MIGRATE's `IOERR`.
+pub fn was_refused_before_running(code: &str, detail: &str, opaque: bool) -> bool {
     if !opaque {
-        return true;
+        return code != "IOERR";
     }
-    matches!(
-        code,
-        "LOADING"
-            | "READONLY"
-            | "MOVED"
-            | "ASK"
-            | "CROSSSLOT"
-            | "TRYAGAIN"
-            | "CLUSTERDOWN"
-            | "MASTERDOWN"
-            | "MISCONF"
-            | "BUSY"
-            | "NOAUTH"
-            | "NOPERM"
-            | "NOSCRIPT"
-            | "NOREPLICAS"
-            | "EXECABORT"
-    )
+    // Redis 7 says so when the error came from inside a script.
+    if detail.contains("script: ") {
+        return false;
+    }
+    let own_words = match code {
+        "LOADING" => "Redis is loading",
+        "BUSY" => "Redis is busy",
+        "MASTERDOWN" => "Link with MASTER",
+        "READONLY" => "You can't write against a read only",
+        "NOAUTH" => "Authentication required",
+        "NOSCRIPT" => "No matching script",
+        "EXECABORT" => "Transaction discarded",
+        "NOREPLICAS" => "Not enough good replicas",
+        "MISCONF" => "Redis is configured to save",
+        "NOPERM" => "this user has no permissions",
+        "CLUSTERDOWN" => "The cluster is down",
+        _ => return false,
+    };
+    detail
+        .to_ascii_lowercase()
+        .contains(&own_words.to_ascii_lowercase())
 }
 
 #[cfg(test)]
@@ -106,8 +109,26 @@ mod tests {
 
     #[test]
     fn an_error_of_a_script_does_not_prove_that_nothing_ran() {
-        assert!(!was_refused_before_running("WRONGTYPE", true));
-        assert!(was_refused_before_running("WRONGTYPE", false));
-        assert!(was_refused_before_running("LOADING", true));
+        let refused = was_refused_before_running;
+        let wrong = "Operation against a key holding the wrong kind of value";
+        assert!(!refused("WRONGTYPE", wrong, true));
+        assert!(refused("WRONGTYPE", wrong, false));
+        assert!(refused(
+            "LOADING",
+            "Redis is loading the dataset in memory",
+            true
+        ));
+        assert!(
+            !refused("BUSY", "half way", true),
+            "a script may answer with any code"
+        );
+        let inside =
+            "this user has no permissions to run the 'set' command script: 1f, on @user_script:1.";
+        assert!(!refused("NOPERM", inside, true));
+        assert!(!refused(
+            "IOERR",
+            "error or timeout reading from target",
+            false
+        ));
     }
 }

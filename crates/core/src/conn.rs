@@ -27,7 +27,6 @@ pub struct Watch {
 }
 
 /// Requests encoded and waiting to be submitted together.
-#[derive(Debug)]
 pub struct Batch<T> {
     bytes: Vec<u8>,
     requests: Vec<Submission<T>>,
@@ -55,6 +54,13 @@ struct Submission<T> {
     start: usize,
     commit: usize,
     end: usize,
+}
+
+/// Shows how much it holds, never what: commands carry data, and AUTH a password.
+impl<T> std::fmt::Debug for Batch<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Batch({} requests)", self.requests.len())
+    }
 }
 
 impl<T> Default for Batch<T> {
@@ -226,7 +232,6 @@ struct Open<T> {
 }
 
 /// One pipelined connection.
-#[derive(Debug)]
 pub struct Conn<T> {
     watch: Watch,
     decoder: Decoder,
@@ -252,6 +257,13 @@ pub struct Conn<T> {
 const KEEP_BYTES: usize = 1 << 20;
 /// Least space offered to a read.
 const READ_BYTES: usize = 64 << 10;
+
+/// Shows how much is under way, never what.
+impl<T> std::fmt::Debug for Conn<T> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Conn({} requests)", self.awaiting.len())
+    }
+}
 
 impl<T> Conn<T> {
     /// A connection whose handshake is done.

@@ -4,7 +4,7 @@
 //!
 //! ```
 //! let scenario = steadfast_drill::scenario::Scenario::parse(r#"
-//!     name = "lunch break"
+//!     name = "lunch-break"
 //!     about = "Redis is gone for two seconds"
 //!     phases = { baseline = "2s", fault = "2s", recovery = "2s", recovered = "2s" }
 //!     [[steps]]
@@ -307,7 +307,7 @@ impl Scenario {
     /// The same scenario with another number of calls after which it ends. At a rate, all its times grow or shrink with them.
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
-        let calls = calls.max(1);
+        let calls = calls.clamp(1, source::MOST_CALLS);
         self.load.calls = Some(calls);
         if let Arrivals::Open { rate } = self.load.arrivals {
             let factor = calls as f64 / rate / self.phases.total().as_secs_f64();
@@ -399,7 +399,7 @@ mod tests {
     #[test]
     fn d2_a_mistake_is_reported_at_its_line_and_column() {
         let cases = [
-            ("[load]\nrate = 0\n", (4, 8), "more than 0"),
+            ("[load]\nrate = 0\n", (4, 8), "from 0.01"),
             ("[load]\nrate = 5\ncallers = 5\n", (5, 11), "both"),
             ("[load]\nwrites = 1.5\n", (4, 10), "between 0 and 1"),
             ("[load]\nwrites = nan\n", (4, 10), "between 0 and 1"),
@@ -511,5 +511,31 @@ mod tests {
         fn any_text_is_parsed_or_refused_but_never_panics(text in "(?s).{0,200}") {
             let _ = Scenario::parse(&text);
         }
+    }
+
+    #[test]
+    fn d2_what_could_leave_its_folder_or_never_end_is_refused_at_its_place() {
+        let scenario = |name: &str, load: &str| {
+            let small = SMALL.replace("'x'", &format!("\"{name}\""));
+            format!("{small}[load]\n{load}\n")
+        };
+        assert!(Scenario::parse(&scenario("mine-2", "rate = 5")).is_ok());
+        for name in ["", "../../tmp/evil", "a/b", "Crash", "x y", "\u{e9}t\u{e9}"] {
+            assert!(
+                Scenario::parse(&scenario(name, "rate = 5")).is_err(),
+                "{name}"
+            );
+        }
+        for load in [
+            "rate = 1e-300",
+            "rate = nan",
+            "rate = 0",
+            "rate = 5\ncalls = 18446744073709551615",
+        ] {
+            assert!(Scenario::parse(&scenario("mine", load)).is_err(), "{load}");
+        }
+        let least = Scenario::parse(&scenario("mine", "rate = 0.01")).unwrap();
+        // However many are asked for, the times stay numbers.
+        assert!(least.with_calls(u64::MAX).phases.total() > Duration::ZERO);
     }
 }

@@ -270,8 +270,12 @@ impl Drill {
         options: RunOptions,
         folder: Option<PathBuf>,
     ) {
-        let outcome = run(&scenario, &Subjects, options).await;
-        let (state, error) = match outcome {
+        // In a task of its own: whatever goes wrong in there, this drill comes to an end that is seen.
+        let running = {
+            let scenario = scenario.clone();
+            tokio::spawn(async move { run(&scenario, &Subjects, options).await })
+        };
+        let (state, error) = match running.await.unwrap_or_else(|_| Err(RunError::Interrupted)) {
             Ok(report) => {
                 if let Some(folder) = folder {
                     keep(&report, &folder).await;

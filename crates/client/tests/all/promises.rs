@@ -325,3 +325,24 @@ async fn c4_a_caller_may_say_what_its_script_does() {
         .unwrap();
     assert_eq!(value, redis::Value::Nil);
 }
+
+#[tokio::test]
+async fn what_waits_in_a_connection_never_shows_in_debug() {
+    let (redis, client) = pair().await;
+    let session = client.session().await.unwrap();
+    redis.freeze().unwrap();
+    let secret = cmd("AUTH default marked-secret");
+    let pending = session.send(&secret);
+    let shown = futures_util::future::join(
+        async { tokio::time::timeout(Duration::from_millis(20), pending).await },
+        async { format!("{session:?} {client:?}") },
+    )
+    .await
+    .1;
+    redis.resume().unwrap();
+    let decimal = format!("{:?}", b"marked-secret").replace(['[', ']'], "");
+    assert!(
+        !shown.contains("marked-secret") && !shown.contains(&decimal),
+        "{shown}"
+    );
+}

@@ -169,3 +169,14 @@ proptest! {
         prop_assert!(keys.iter().all(|&key| (1..args.len()).contains(&key)));
     }
 }
+
+#[test]
+fn a_group_may_be_called_streams_or_block_and_still_waits_as_long_as_it_says() {
+    let blocking = |text| classify(words(text)).blocking;
+    assert_eq!(
+        blocking("XREADGROUP GROUP streams w BLOCK 0 STREAMS k >"),
+        Some(BlockFor::Forever)
+    );
+    assert_eq!(blocking("XREADGROUP GROUP block w STREAMS k >"), None);
+    assert_eq!(blocking("XREAD COUNT 2 STREAMS block 0"), None);
+}

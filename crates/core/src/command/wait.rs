@@ -34,15 +34,28 @@ impl Wait {
             Wait::SecondsLast => Some(seconds(args.from(1).last())),
             Wait::SecondsFirst => Some(seconds(args.at(1))),
             Wait::Millis { at } => Some(millis(args.at(at))),
-            Wait::BlockOption => {
-                let mut options = args
-                    .from(1)
-                    .take_while(|arg| !arg.eq_ignore_ascii_case(b"STREAMS"));
-                options.find(|arg| arg.eq_ignore_ascii_case(b"BLOCK"))?;
-                Some(millis(options.next()))
-            }
+            Wait::BlockOption => block_option(args),
         }
     }
+}
+
+/// BLOCK of XREAD and XREADGROUP. What follows GROUP and COUNT are names and numbers, not options: a group may be called `streams`.
+fn block_option<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Option<BlockFor> {
+    let mut options = args.from(1);
+    let mut found = None;
+    while let Some(option) = options.next() {
+        let is = |word: &[u8]| option.eq_ignore_ascii_case(word);
+        if is(b"BLOCK") {
+            found = Some(millis(options.next()));
+        } else if is(b"GROUP") {
+            options.by_ref().take(2).for_each(drop);
+        } else if is(b"COUNT") {
+            options.by_ref().take(1).for_each(drop);
+        } else if !is(b"NOACK") {
+            break;
+        }
+    }
+    found
 }
 
 fn seconds(arg: Option<&[u8]>) -> BlockFor {

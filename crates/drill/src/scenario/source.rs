@@ -55,8 +55,17 @@ struct Source {
 
 impl Source {
     fn checked(self) -> Result<Scenario, Mistake> {
-        if self.name.get_ref().trim().is_empty() {
-            return Err(Mistake::at(&self.name, "the name is empty"));
+        if !is_plain(self.name.get_ref()) {
+            return Err(Mistake::at(
+                &self.name,
+                "a name is 1 to 64 small letters, digits and dashes: it names files and folders too",
+            ));
+        }
+        if self.steps.len() > MOST_STEPS {
+            return Err(Mistake::at(
+                &self.name,
+                "a scenario has at most 1 000 steps; `times` repeats one",
+            ));
         }
         let phases = checked_phases(&self.phases)?;
         let steps = self
@@ -73,6 +82,20 @@ impl Source {
             thresholds: self.thresholds.checked(),
         })
     }
+}
+
+/// Steps of a scenario.
+const MOST_STEPS: usize = 1000;
+/// Calls a second, at least: below it a pause between two calls is no load.
+const LEAST_RATE: f64 = 0.01;
+/// Calls of a whole run.
+pub(super) const MOST_CALLS: u64 = 100_000_000;
+
+fn is_plain(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
 }
 
 #[derive(Default, serde::Deserialize)]
@@ -96,7 +119,7 @@ impl LoadSource {
             zipf: share_of(self.zipf, 0.0, 5.0)?.unwrap_or(1.0),
             writes: share_of(self.writes, 0.0, 1.0)?.unwrap_or(0.02),
             in_flight: within(self.in_flight, 1, 1 << 20, "calls at once")?.unwrap_or(1024),
-            calls: within(self.calls, 1, u64::MAX, "calls")?,
+            calls: within(self.calls, 1, MOST_CALLS, "calls")?,
         })
     }
 }
@@ -119,14 +142,12 @@ fn checked_arrivals(
                 ));
             }
             match rate {
-                Some(rate) if *rate.get_ref() > 0.0 && *rate.get_ref() <= 1e6 => {
-                    Ok(Arrivals::Open {
-                        rate: rate.into_inner(),
-                    })
-                }
+                Some(rate) if (LEAST_RATE..=1e6).contains(rate.get_ref()) => Ok(Arrivals::Open {
+                    rate: rate.into_inner(),
+                }),
                 Some(rate) => Err(Mistake::at(
                     &rate,
-                    "a rate is calls a second, more than 0 and at most a million",
+                    "a rate is calls a second, from 0.01 to a million",
                 )),
                 None => Ok(Arrivals::Open { rate: 200.0 }),
             }

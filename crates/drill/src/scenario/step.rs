@@ -36,7 +36,7 @@ pub(super) struct StepSource {
 pub(super) fn checked_step(step: Spanned<StepSource>, phase: Duration) -> Result<Step, Mistake> {
     let step = step.into_inner();
     let at = step.at.as_ref().map_or(Duration::ZERO, |at| at.get_ref().0);
-    let times = within(step.times.clone(), 1, 10_000, "times")?.unwrap_or(1);
+    let times = within(step.times.clone(), 1, 1_000, "times")?.unwrap_or(1);
     let every = match (&step.every, &step.times) {
         (Some(every), _) if every.get_ref().0.is_zero() => {
             return Err(Mistake::at(every, "`every` cannot be 0"));
