@@ -202,12 +202,6 @@ fn promises(run: &Run) -> Vec<(Target, Option<f64>)> {
         middle(&ours.killed, |trial| trial.back),
     );
     most(
-        "a frozen server is noticed, ms".into(),
-        "at most 600, and 1 s a call".into(),
-        1600.0,
-        middle(&ours.frozen, |trial| trial.noticed),
-    );
-    most(
         "a cut wire is replaced, ms".into(),
         "at most 600".into(),
         600.0,
