@@ -275,8 +275,8 @@ impl Drill {
             let scenario = scenario.clone();
             tokio::spawn(async move { run(&scenario, &Subjects, options).await })
         };
-        let (state, error) = match running.await.unwrap_or_else(|_| Err(RunError::Interrupted)) {
-            Ok(report) => {
+        let (state, error) = match running.await {
+            Ok(Ok(report)) => {
                 if let Some(folder) = folder {
                     keep(&report, &folder).await;
                 }
@@ -288,10 +288,14 @@ impl Drill {
                 *self.report.lock() = Some(Arc::new(report));
                 (state, None)
             }
-            Err(RunError::Interrupted) => (State::Stopped, None),
-            Err(error) => {
+            Ok(Err(RunError::Interrupted)) => (State::Stopped, None),
+            Ok(Err(error)) => {
                 tracing::warn!(scenario = scenario.name, %error, "a drill came to no verdict");
                 (State::Broken, Some(error.to_string()))
+            }
+            Err(_) => {
+                let error = "it ended in a fault of its own; the log has more";
+                (State::Broken, Some(error.to_owned()))
             }
         };
         {

@@ -88,7 +88,7 @@ fn provider(endpoint: &Arc<Endpoint>) -> EntraId {
 async fn redis_taking(tokens: std::ops::Range<u32>) -> Redis {
     let passwords: Vec<String> = tokens.map(|n| format!(">{}", token(n))).collect();
     Redis::builder()
-        .acl(&format!("{OBJECT} on {} ~* +@all", passwords.join(" ")))
+        .acl(format!("{OBJECT} on {} ~* +@all", passwords.join(" ")))
         .start()
         .await
         .unwrap()
