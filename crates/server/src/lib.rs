@@ -4,14 +4,15 @@
 //!
 //! ```no_run
 //! use steadfast_server::config::{SAMPLE, Sources};
-//! use steadfast_server::{App, Config, bind, run};
+//! use steadfast_server::{App, Config, Signals, bind, run};
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let sources = Sources::new().text("sample", SAMPLE).environment(std::env::vars());
+//! let mut signals = Signals::install()?; // before anybody is told that it is up
 //! let config = Config::load(&sources)?;
 //! let listener = bind(&config).await?;
 //! let app = App::start(config).await?;
-//! run(listener, app, Some(sources)).await?; // until SIGTERM or SIGINT
+//! run(listener, app, Some(sources), &mut signals).await; // until SIGTERM or SIGINT
 //! # Ok(()) }
 //! ```
 //!
