@@ -12,14 +12,9 @@ async fn k2_a_redis_that_is_killed_fails_no_read() {
     let loader = Loader::default();
     get(&cache, "held", "user", &loader).await.unwrap();
     site.redis.kill().await;
-    assert_eq!(
-        get(&cache, "held", "user", &loader)
-            .await
-            .unwrap()
-            .value
-            .as_deref(),
-        Some("1")
-    );
+    // From memory, or loaded again if the channel is already known to be lost.
+    let held = get(&cache, "held", "user", &loader).await.unwrap().value;
+    assert!(matches!(held.as_deref(), Some("1" | "2")), "{held:?}");
     assert_eq!(
         get(&cache, "cold", "user", &loader).await.unwrap().source,
         Source::Database
