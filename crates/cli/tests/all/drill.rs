@@ -11,7 +11,7 @@ fn written(folder: &std::path::Path) -> serde_json::Value {
 
 /// A short drill that only a subject which does not work at all can fail: what is tested here is the program around it.
 const SHORT: &str = "
-name = 'short crash'
+name = 'short-crash'
 about = 'Redis is killed for a moment.'
 phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '2s', recovered = '1s' }
 [load]
@@ -73,7 +73,7 @@ async fn a_drill_ends_with_a_table_a_report_and_its_verdict_as_status() {
     assert!(
         std::fs::read_to_string(out.join("report.html"))
             .unwrap()
-            .contains("short crash")
+            .contains("short-crash")
     );
     assert!(
         std::fs::read_to_string(out.join("junit.xml"))
@@ -81,7 +81,7 @@ async fn a_drill_ends_with_a_table_a_report_and_its_verdict_as_status() {
             .contains("<testsuite")
     );
     assert!(
-        ended.stdout.contains("short crash") && ended.stdout.contains("recovery"),
+        ended.stdout.contains("short-crash") && ended.stdout.contains("recovery"),
         "{}",
         ended.all()
     );
