@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -245,7 +246,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
         let inner = Inner {
-            classes: self.classes,
+            classes: ArcSwap::from_pointee(self.classes),
             memory: Memory::new(self.memory_bytes),
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
@@ -271,19 +272,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         if self.classes.is_empty() {
             return Err(BuildError::NoClass);
         }
-        for (at, (class, ttl)) in self.classes.iter().enumerate() {
-            let class = || class.to_string();
-            if self.classes[..at]
-                .iter()
-                .any(|(earlier, _)| **earlier == *class())
-            {
-                return Err(BuildError::ClassTwice { class: class() });
-            }
-            ttl.validate().map_err(|problem| BuildError::Class {
-                class: class(),
-                problem,
-            })?;
-        }
+        check_classes(&self.classes)?;
         if let Some(problem) = self.guard.problem() {
             return Err(BuildError::Setting(problem));
         }
@@ -310,6 +299,21 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         }
         Ok(())
     }
+}
+
+/// Refuses a class that is given twice, or whose times mean nothing.
+pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildError> {
+    for (at, (class, ttl)) in classes.iter().enumerate() {
+        let named = || class.to_string();
+        if classes[..at].iter().any(|(earlier, _)| earlier == class) {
+            return Err(BuildError::ClassTwice { class: named() });
+        }
+        ttl.validate().map_err(|problem| BuildError::Class {
+            class: named(),
+            problem,
+        })?;
+    }
+    Ok(())
 }
 
 /// Invalidations that may wait; past it one that invalidates everything takes their place.

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use steadfast::{EventKind, EventOrGap};
 use tokio::sync::watch;
 
 use crate::answer::{Answer, Source, StaleReason};
+use crate::builder::{BuildError, check_classes};
 use crate::channel;
 use crate::codec::Codec;
 use crate::coherence::Coherence;
@@ -37,7 +39,7 @@ pub struct Cache<V> {
 }
 
 pub(crate) struct Inner<V> {
-    pub(crate) classes: Vec<(Box<str>, Ttl)>,
+    pub(crate) classes: ArcSwap<Classes>,
     pub(crate) memory: Memory<V>,
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights<V>>,
@@ -56,6 +58,9 @@ pub(crate) struct Inner<V> {
     /// Dropped with the cache, which ends the tasks that serve it.
     pub(crate) gone: watch::Sender<()>,
 }
+
+/// Times to live by the name of their class: few, so that comparing names finds one soonest.
+pub(crate) type Classes = Vec<(Box<str>, Ttl)>;
 
 /// A read being put together; see [`Cache::read`].
 #[must_use = "a read does nothing until `get` is called and awaited"]
@@ -144,6 +149,26 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             tags: SmallVec::new(),
             default: None,
         }
+    }
+
+    /// Gives classes other times to live, or adds some, from the next load on: what is held keeps those it was loaded with. Classes that are not
+    /// named stay as they are, so that no read under way loses its own.
+    ///
+    /// # Errors
+    /// [`BuildError`] names the class whose times mean nothing; nothing is changed then.
+    pub fn change_classes(
+        &self,
+        classes: impl IntoIterator<Item = (Box<str>, Ttl)>,
+    ) -> Result<(), BuildError> {
+        let mut changed: Classes = classes.into_iter().collect();
+        check_classes(&changed)?;
+        for (class, ttl) in &**self.inner.classes.load() {
+            if !changed.iter().any(|(named, _)| named == class) {
+                changed.push((class.clone(), *ttl));
+            }
+        }
+        self.inner.classes.store(Arc::new(changed));
+        Ok(())
     }
 
     /// A snapshot of what the cache does and believes.
@@ -386,7 +411,8 @@ fn owned(tags: &[&[u8]]) -> Vec<Vec<u8>> {
 
 impl<V> Inner<V> {
     pub(crate) fn class(&self, name: &str) -> Result<Ttl, CacheError> {
-        let found = self.classes.iter().find(|(class, _)| **class == *name);
+        let classes = self.classes.load();
+        let found = classes.iter().find(|(class, _)| **class == *name);
         found
             .map(|(_, ttl)| *ttl)
             .ok_or_else(|| CacheError::UnknownClass {

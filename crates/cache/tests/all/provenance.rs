@@ -259,3 +259,46 @@ async fn a_default_is_served_when_all_else_fails_and_is_not_stored() {
         Source::Database
     );
 }
+
+#[tokio::test]
+async fn k4_classes_can_be_changed_while_the_cache_is_in_use() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let loader = Loader::default();
+    get(&cache, "a", "brief", &loader).await.unwrap();
+    assert!(matches!(
+        get(&cache, "n", "new", &loader).await,
+        Err(CacheError::UnknownClass { .. })
+    ));
+    let long = Ttl {
+        fresh: Duration::from_secs(600),
+        jitter: 0.0,
+        ..Ttl::default()
+    };
+    let senseless = Ttl {
+        jitter: f64::NAN,
+        ..long
+    };
+    let refused = cache.change_classes([("brief".into(), long), ("new".into(), senseless)]);
+    assert!(refused.unwrap_err().to_string().contains("\"new\""));
+    assert!(
+        get(&cache, "n", "new", &loader).await.is_err(),
+        "nothing was changed"
+    );
+
+    cache
+        .change_classes([("brief".into(), long), ("new".into(), long)])
+        .unwrap();
+    get(&cache, "n", "new", &loader).await.unwrap();
+    get(&cache, "b", "brief", &loader).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    for (key, class, source) in [
+        ("a", "brief", Source::Database), // what is held keeps the times it was loaded with
+        ("b", "brief", Source::Memory),
+        ("n", "new", Source::Memory),
+    ] {
+        let answer = get(&cache, key, class, &loader).await.unwrap();
+        assert_eq!(answer.source, source, "{key}");
+    }
+    get(&cache, "s", "strict", &loader).await.unwrap(); // not named, and there as before
+}
