@@ -17,6 +17,7 @@ use crate::app::{millis, unix_ms};
 use crate::feed::Feed;
 use crate::problem::{Problem, ProblemKind};
 
+mod aside;
 mod subject;
 mod table;
 
@@ -74,6 +75,12 @@ enum State {
     Failed,
     Stopped,
     Broken,
+}
+
+impl Summary {
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
 }
 
 /// A drill that runs or ran.
@@ -220,6 +227,13 @@ impl Drill {
         self.summary.lock().clone()
     }
 
+    /// The summary without its last progress, for the history.
+    pub(crate) fn outcome(&self) -> Summary {
+        let mut summary = self.summary();
+        summary.progress = None;
+        summary
+    }
+
     pub(crate) fn feed(&self) -> &Feed {
         &self.feed
     }
@@ -270,11 +284,11 @@ impl Drill {
         options: RunOptions,
         folder: Option<PathBuf>,
     ) {
-        // In a task of its own: whatever goes wrong in there, this drill comes to an end that is seen.
         let running = {
             let scenario = scenario.clone();
-            tokio::spawn(async move { run(&scenario, &Subjects, options).await })
+            aside::run(async move { run(&scenario, &Subjects, options).await })
         };
+        // Whatever goes wrong in there, this drill comes to an end that is seen.
         let (state, error) = match running.await {
             Ok(Ok(report)) => {
                 if let Some(folder) = folder {
@@ -293,7 +307,8 @@ impl Drill {
                 tracing::warn!(scenario = scenario.name, %error, "a drill came to no verdict");
                 (State::Broken, Some(error.to_string()))
             }
-            Err(_) => {
+            Err(fault) => {
+                tracing::error!(scenario = scenario.name, %fault, "a drill ended in a fault of its own");
                 let error = "it ended in a fault of its own; the log has more";
                 (State::Broken, Some(error.to_owned()))
             }

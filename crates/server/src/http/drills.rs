@@ -47,6 +47,14 @@ pub(super) async fn start(State(app): State<App>, request: Request) -> Result<Re
         .map_err(|error| Problem::new(ProblemKind::BadParameter, error.to_string()))?;
     let summary = app.drills().start(order)?;
     app.tell("drill", serde_json::json!({ "drill": summary }));
+    let started = find(&app, &summary.id().to_string())?;
+    tokio::spawn(async move {
+        started.over().await;
+        app.tell(
+            "drill_over",
+            serde_json::json!({ "drill": started.outcome() }),
+        );
+    });
     Ok((StatusCode::ACCEPTED, Json(summary)).into_response())
 }
 

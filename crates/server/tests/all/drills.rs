@@ -151,3 +151,40 @@ async fn s5_a_wrong_order_is_refused_and_drills_are_off_unless_asked_for() {
     assert_eq!(refused.json()["type"], "/problems/forbidden");
     assert_eq!(off.get("/v1/drills").await.json()["enabled"], false);
 }
+
+/// Every line of the metrics that a drill would change if it counted among the service's own, and that does not change by itself.
+fn counted(metrics: &str) -> Vec<String> {
+    let lines = metrics
+        .lines()
+        .filter(|line| line.starts_with("cache_") || line.starts_with("steadfast_client_"));
+    let mut lines: Vec<String> = lines.map(str::to_owned).collect();
+    lines.sort_unstable();
+    lines
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_a_drill_is_not_counted_among_the_service_s_own() {
+    let service = Service::demo().await;
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    service.get("/v1/queries/search_users?q=ada").await;
+    let settled = async {
+        loop {
+            let first = counted(&service.get("/metrics").await.text());
+            tokio::time::sleep(std::time::Duration::from_millis(1500)).await;
+            if first == counted(&service.get("/metrics").await.text()) {
+                return first;
+            }
+        }
+    };
+    let before = tokio::time::timeout(PATIENCE, settled).await.unwrap();
+    assert!(before.len() > 20, "{before:#?}");
+    let started = service.post("/v1/drills", &json!({"toml": SHORT})).await;
+    let drill = over(&service, &started.json()["id"]).await;
+    assert!(
+        drill["progress"]["subject"]["calls"].as_u64() > Some(300),
+        "{drill}"
+    );
+    assert_eq!(counted(&service.get("/metrics").await.text()), before);
+}
