@@ -21,6 +21,7 @@ use crate::drills::Drills;
 use crate::feed::Feed;
 use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
 use crate::http::guard::HostRule;
+use crate::http::meters::RequestMeters;
 use crate::limit::Limiter;
 use crate::pulse;
 use crate::query::Programs;
@@ -53,8 +54,11 @@ pub struct App {
 
 struct Inner {
     config: Config,
+    /// What a reload has changed included.
+    in_force: ArcSwap<Config>,
     backend: Backend,
     programs: ArcSwap<Programs>,
+    requests: RequestMeters,
     feed: Feed,
     tally: Tally,
     vitals: Arc<Vitals>,
@@ -102,6 +106,8 @@ impl App {
         let app = Self {
             inner: Arc::new(Inner {
                 programs: ArcSwap::from_pointee(Programs::compile(&config)),
+                requests: RequestMeters::default(),
+                in_force: ArcSwap::from_pointee(config.clone()),
                 feed: Feed::new(unix_ms()),
                 tally: Tally::default(),
                 vitals: Arc::default(),
@@ -133,9 +139,7 @@ impl App {
         tasks.spawn(pulse::beat(app.clone()));
         tasks.spawn(pulse::relay(app.clone()));
         tasks.spawn(pulse::watch(app.clone()));
-        if !app.config().statements.is_empty() {
-            tasks.spawn(once::sweep(app.clone()));
-        }
+        tasks.spawn(once::sweep(app.clone()));
         if let Some(auth) = app.auth() {
             tasks.spawn(Arc::clone(auth).keep());
         }
@@ -143,7 +147,7 @@ impl App {
         Ok(app)
     }
 
-    /// The configuration in force.
+    /// The configuration that the service was started with.
     #[must_use]
     pub fn config(&self) -> &Config {
         &self.inner.config
@@ -244,32 +248,44 @@ impl App {
         *self.inner.notice.write() = notice;
     }
 
-    /// Takes up what may change while the service runs, and names what would need a restart.
-    pub(crate) fn reload(&self, new: &Config) -> Vec<&'static str> {
-        telemetry::change_level(&new.log.level);
+    /// The configuration in force: that of the start, with what a reload has changed.
+    pub(crate) fn in_force(&self) -> Arc<Config> {
+        self.inner.in_force.load_full()
+    }
+
+    /// Takes up what may change while the service runs, all of it or nothing, and names what else differs and needs a restart.
+    ///
+    /// # Errors
+    /// Why the file cannot be taken up while this process runs.
+    pub(crate) fn reload(&self, new: &Config) -> Result<Vec<&'static str>, String> {
+        let started = &self.inner.config;
+        let (dialect, other) = (started.database.dialect(), new.database.dialect());
+        if dialect != other {
+            return Err(format!(
+                "its SQL is for {}, but this process is connected to {}; restart it",
+                other.name(),
+                dialect.name()
+            ));
+        }
+        // The only step that can be refused comes first; what it adds, nobody asks for before the queries are there.
+        let classes = new.ttl.iter().map(|(name, class)| (name, class.into()));
+        let classes = classes.map(|(name, ttl)| (name.as_str().into(), ttl));
+        let changed = self.cache().change_classes(classes);
+        changed.map_err(|error| error.to_string())?;
         self.inner.programs.store(Arc::new(Programs::compile(new)));
-        let old = &self.inner.config;
-        let fixed = [
-            ("namespace", old.namespace == new.namespace),
-            ("server", old.server == new.server),
-            ("log.format", old.log.format == new.log.format),
-            ("redis", old.redis == new.redis),
-            ("database", old.database == new.database),
-            ("cache", old.cache == new.cache),
-            ("limits", old.limits == new.limits),
-            ("auth", old.auth == new.auth),
-            ("drill", old.drill == new.drill),
-            ("metrics", old.metrics == new.metrics),
-            ("tracing", old.tracing == new.tracing),
-            ("ttl", old.ttl == new.ttl),
-        ];
-        let changed: Vec<&str> = fixed
-            .iter()
-            .filter(|(_, same)| !same)
-            .map(|(name, _)| *name)
-            .collect();
-        self.tell("reloaded", serde_json::json!({ "needs_restart": changed }));
-        changed
+        telemetry::change_level(&new.log.level);
+        let mut in_force = started.clone();
+        in_force.ttl = new.ttl.clone();
+        in_force.queries = new.queries.clone();
+        in_force.statements = new.statements.clone();
+        in_force.log.level = new.log.level.clone();
+        self.inner.in_force.store(Arc::new(in_force));
+        let needs_restart = differing(started, new);
+        self.tell(
+            "reloaded",
+            serde_json::json!({ "needs_restart": needs_restart }),
+        );
+        Ok(needs_restart)
     }
 
     /// Says that requests are answered from now on, until `shutdown` begins: `/health/ready` says 200. [`serve`](crate::serve) does it; a
@@ -375,13 +391,7 @@ impl App {
         status: StatusCode,
         took: Duration,
     ) {
-        metrics::histogram!(
-            "http_server_request_duration_seconds",
-            "http_request_method" => method,
-            "http_route" => route.to_owned(),
-            "http_response_status_code" => status.as_u16().to_string()
-        )
-        .record(took);
+        self.inner.requests.took(method, route, status, took);
     }
 
     /// An event of the service itself, for pages and the history.
@@ -419,6 +429,26 @@ impl App {
         gauge!("process_uptime_seconds").set(self.uptime().as_secs_f64());
         self.inner.backend.set_gauges();
     }
+}
+
+/// The sections in which two configurations differ, of those that a running service cannot change.
+fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
+    [
+        ("namespace", old.namespace == new.namespace),
+        ("server", old.server == new.server),
+        ("log.format", old.log.format == new.log.format),
+        ("redis", old.redis == new.redis),
+        ("database", old.database == new.database),
+        ("cache", old.cache == new.cache),
+        ("limits", old.limits == new.limits),
+        ("auth", old.auth == new.auth),
+        ("drill", old.drill == new.drill),
+        ("metrics", old.metrics == new.metrics),
+        ("tracing", old.tracing == new.tracing),
+    ]
+    .into_iter()
+    .filter_map(|(name, same)| (!same).then_some(name))
+    .collect()
 }
 
 /// A request that is under way.

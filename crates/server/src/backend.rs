@@ -293,7 +293,7 @@ async fn cache(
         .outbox_lag_max(settings.outbox_lag_max)
         .guard(guard(config));
     for (name, class) in &config.ttl {
-        builder = builder.class(name.as_str(), ttl(class));
+        builder = builder.class(name.as_str(), class.into());
     }
     if !config.ttl.contains_key("default") {
         builder = builder.class("default", Ttl::default());
@@ -308,14 +308,16 @@ fn guard(config: &Config) -> GuardOptions {
     guard
 }
 
-fn ttl(class: &TtlConfig) -> Ttl {
-    Ttl {
-        fresh: class.fresh,
-        stale: class.stale,
-        jitter: class.jitter,
-        negative: class.negative,
-        early_refresh: class.early_refresh,
-        soft_limit: class.soft_limit,
-        hard_limit: class.hard_limit,
+impl From<&TtlConfig> for Ttl {
+    fn from(class: &TtlConfig) -> Self {
+        Self {
+            fresh: class.fresh,
+            stale: class.stale,
+            jitter: class.jitter,
+            negative: class.negative,
+            early_refresh: class.early_refresh,
+            soft_limit: class.soft_limit,
+            hard_limit: class.hard_limit,
+        }
     }
 }

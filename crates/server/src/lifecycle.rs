@@ -50,21 +50,24 @@ pub async fn run(
 async fn reload(app: &App, sources: &Sources) {
     let again = sources.clone().read_again();
     match again.and_then(|sources| Config::load(&sources)) {
-        Ok(config) => {
-            let needs_restart = app.reload(&config);
-            if needs_restart.is_empty() {
+        Ok(config) => match app.reload(&config) {
+            Ok(needs_restart) if needs_restart.is_empty() => {
                 tracing::info!("configuration read again and in force");
-            } else {
-                tracing::warn!(
-                    settings = needs_restart.join(", "),
-                    "configuration read again; these settings changed and need a restart"
-                );
             }
-        }
+            Ok(needs_restart) => tracing::warn!(
+                settings = needs_restart.join(", "),
+                "configuration read again; these settings changed and need a restart"
+            ),
+            Err(why) => {
+                app.tell("reload_refused", serde_json::json!({ "cause": why }));
+                tracing::error!("configuration refused, the old one stays in force: {why}");
+            }
+        },
         Err(error) => {
+            let mistakes = error.mistakes.len();
             app.tell(
                 "reload_refused",
-                serde_json::json!({ "mistakes": error.mistakes.len() }),
+                serde_json::json!({ "mistakes": mistakes, "cause": format!("{mistakes} mistakes, named in the log") }),
             );
             tracing::error!("configuration refused, the old one stays in force:\n{error}");
         }

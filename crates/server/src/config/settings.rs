@@ -119,6 +119,17 @@ pub enum Dialect {
     Postgres,
 }
 
+impl Dialect {
+    /// OpenTelemetry's name of the database.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Sqlite => "sqlite",
+            Self::Mysql => "mysql",
+            Self::Postgres => "postgresql",
+        }
+    }
+}
+
 impl DatabaseConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let schemes = ["sqlite", "mysql", "mariadb", "postgres", "postgresql"];

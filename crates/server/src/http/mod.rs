@@ -15,6 +15,7 @@ mod events;
 mod extract;
 pub(crate) mod guard;
 mod health;
+pub(crate) mod meters;
 mod openapi;
 mod page;
 mod queries;

@@ -58,7 +58,7 @@ fn describe(programs: &Programs, metrics: bool) -> Value {
                 "required": true,
                 "content": { "application/json": { "schema": body_schema(&statement.params) } },
             },
-            "responses": responses(&reference("Written"), &["400", "403", "409", "413", "415", "503", "504"]),
+            "responses": responses(&reference("Written"), &["400", "403", "409", "413", "415", "422", "503", "504"]),
         });
         paths.insert(
             format!("/v1/statements/{}", statement.name),
@@ -163,7 +163,7 @@ fn fixed_paths() -> Map<String, Value> {
         any.clone(),
     );
     history["get"]["parameters"] = json!([{
-        "name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": 100_000},
+        "name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": super::status::DEEPEST},
     }]);
     add("/v1/history", history);
     let drill = reference("Drill");
@@ -411,6 +411,7 @@ fn schemas() -> Value {
                 "seed": {"type": "integer", "minimum": 0},
                 "calls": {"type": "integer", "minimum": 1, "maximum": 200_000},
             },
+            "oneOf": [{"required": ["scenario"]}, {"required": ["toml"]}],
             "additionalProperties": false,
         },
         "Drill": {

@@ -29,7 +29,7 @@ pub(super) async fn read(
         .ok_or_else(|| unknown("query", &name, &app.programs().query_names()))?;
     let pairs = url::form_urlencoded::parse(raw.as_deref().unwrap_or_default().as_bytes());
     let values = param::from_pairs(&query.params, pairs).map_err(bad_parameter)?;
-    let read = query.read(&app, &values).await?;
+    let read = query.read(&app, values).await?;
     Ok(answer(&query.name, &read))
 }
 
@@ -90,16 +90,23 @@ fn answer(name: &str, read: &Read) -> Response {
     response
 }
 
-/// RFC 9211: a hit, or why it was forwarded.
+/// RFC 9211: a hit with the seconds it has left, below nought if it is stale, or why it was forwarded.
 fn cache_status(read: &Read) -> HeaderValue {
-    let fixed = match (read.source, read.stale.is_some()) {
-        (Source::Memory, false) => "Steadfast; hit; detail=memory",
-        (Source::Redis, false) => "Steadfast; hit; detail=redis",
-        (Source::Memory, true) => "Steadfast; hit; ttl=-1; detail=memory-stale",
-        (Source::Redis, true) => "Steadfast; hit; ttl=-1; detail=redis-stale",
-        _ => "Steadfast; fwd=miss; detail=database",
+    let detail = match (read.source, read.stale.is_some()) {
+        (Source::Memory, false) => "memory",
+        (Source::Redis, false) => "redis",
+        (Source::Memory, true) => "memory-stale",
+        (Source::Redis, true) => "redis-stale",
+        _ => return HeaderValue::from_static("Steadfast; fwd=miss; detail=database"),
     };
-    HeaderValue::from_static(fixed)
+    let left = read.fresh.as_secs_f64() - read.age.as_secs_f64();
+    let ttl = match read.stale {
+        // It may be stale before its time, because nobody vouches for it.
+        Some(_) => left.min(-1.0),
+        None => left.max(0.0),
+    };
+    HeaderValue::try_from(format!("Steadfast; hit; ttl={ttl:.0}; detail={detail}"))
+        .unwrap_or(HeaderValue::from_static("Steadfast; hit"))
 }
 
 /// The JSON object in a request's body, within `limits.body`.

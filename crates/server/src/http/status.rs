@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::extract::Asked;
 use crate::app::App;
+use crate::problem::{Problem, ProblemKind};
 use crate::telemetry;
 
 /// `GET /v1/status`
@@ -18,7 +19,7 @@ pub(super) async fn status(State(app): State<App>) -> Json<Value> {
 
 /// `GET /v1/settings`: the configuration in force, secrets as `***`.
 pub(super) async fn settings(State(app): State<App>) -> Response {
-    Json(app.config()).into_response()
+    Json(&*app.in_force()).into_response()
 }
 
 #[derive(Debug, Deserialize)]
@@ -27,10 +28,22 @@ pub(super) struct Depth {
 }
 
 /// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`.
-pub(super) async fn history(State(app): State<App>, Asked(depth): Asked<Depth>) -> Json<Value> {
+pub(super) async fn history(
+    State(app): State<App>,
+    Asked(depth): Asked<Depth>,
+) -> Result<Json<Value>, Problem> {
     let limit = depth.limit.unwrap_or(app.config().redis.history);
-    Json(serde_json::json!({ "events": app.feed().history(limit) }))
+    if limit > DEEPEST {
+        let detail = format!("`limit` must be at most {DEEPEST}");
+        return Err(Problem::new(ProblemKind::BadParameter, detail).parameter("limit".to_owned()));
+    }
+    Ok(Json(
+        serde_json::json!({ "events": app.feed().history(limit) }),
+    ))
 }
+
+/// More is never kept.
+pub(super) const DEEPEST: usize = 100_000;
 
 /// `GET /metrics`, in Prometheus' text format.
 pub(super) async fn metrics(State(app): State<App>) -> Response {

@@ -22,7 +22,8 @@ pub(super) struct ReadMeters {
     /// By memory, Redis and database; fresh, then stale.
     answers: [[Meter; 2]; 3],
     errors: [Meter; KINDS.len()],
-    asked: SqlMeter,
+    /// Times the questions to the database.
+    pub(super) asked: SqlMeter,
 }
 
 impl ReadMeters {
@@ -63,11 +64,6 @@ impl ReadMeters {
     pub(super) fn failed(&self, kind: ProblemKind) {
         count_error(&self.errors, kind);
     }
-
-    /// What times the questions to the database.
-    pub(super) fn asked(&self) -> SqlMeter {
-        self.asked.clone()
-    }
 }
 
 /// How often a statement was run, and how it ended.
@@ -106,7 +102,6 @@ impl WriteMeters {
 }
 
 /// Times what is asked of the database, as OpenTelemetry names it.
-#[derive(Clone)]
 pub(super) struct SqlMeter(Histogram);
 
 impl SqlMeter {

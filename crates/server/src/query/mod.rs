@@ -4,8 +4,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use steadfast_cache::Param;
+use steadfast_cache::{Param, Ttl};
 
 use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
 
@@ -38,7 +39,9 @@ pub(crate) struct Query {
     pub(crate) description: Option<String>,
     pub(crate) params: Params,
     pub(crate) class: String,
-    sql: Arc<Sql>,
+    /// How long an answer is fresh, by its class.
+    fresh: Duration,
+    sql: Sql,
     key: Template,
     tags: Vec<Template>,
     max_rows: usize,
@@ -65,10 +68,10 @@ impl Programs {
     pub(crate) fn compile(config: &Config) -> Self {
         let dialect = config.database.dialect();
         let queries = config.queries.iter().filter_map(|(name, query)| {
-            Some((
-                name.clone(),
-                Arc::new(Query::compile(name, query, dialect)?),
-            ))
+            let class = config.ttl.get(&query.ttl);
+            let fresh = class.map_or(Ttl::default().fresh, |class| class.fresh);
+            let query = Query::compile(name, query, dialect, fresh)?;
+            Some((name.clone(), Arc::new(query)))
         });
         let statements = config.statements.iter().filter_map(|(name, statement)| {
             let statement = Statement::compile(name, statement, dialect)?;
@@ -106,17 +109,23 @@ impl Programs {
 }
 
 impl Query {
-    fn compile(name: &str, config: &QueryConfig, dialect: Dialect) -> Option<Self> {
+    fn compile(
+        name: &str,
+        config: &QueryConfig,
+        dialect: Dialect,
+        fresh: Duration,
+    ) -> Option<Self> {
         Some(Self {
             name: name.to_owned(),
             description: config.description.clone(),
             params: config.params.clone(),
             class: config.ttl.clone(),
-            sql: Arc::new(Sql::parse(&config.sql, dialect).ok()?),
+            fresh,
+            sql: Sql::parse(&config.sql, dialect).ok()?,
             key: Template::parse(&config.key).ok()?,
             tags: templates(&config.tags)?,
             max_rows: config.max_rows,
-            meters: ReadMeters::new(name, system_name(dialect)),
+            meters: ReadMeters::new(name, dialect.name()),
         })
     }
 }
@@ -129,7 +138,7 @@ impl Statement {
             description: config.description.clone(),
             params: config.params.clone(),
             returns: sql.returns(),
-            meters: WriteMeters::new(name, system_name(dialect), &sql.verb),
+            meters: WriteMeters::new(name, dialect.name(), &sql.verb),
             sql,
             keys: templates(&config.invalidates.keys)?,
             tags: templates(&config.invalidates.tags)?,
@@ -169,15 +178,6 @@ fn bound(sql: &Sql, params: &Params, values: &Values) -> Vec<Param> {
             }
         })
         .collect()
-}
-
-/// OpenTelemetry's name of the database.
-fn system_name(dialect: Dialect) -> &'static str {
-    match dialect {
-        Dialect::Sqlite => "sqlite",
-        Dialect::Mysql => "mysql",
-        Dialect::Postgres => "postgresql",
-    }
 }
 
 fn sorted<'a>(names: impl Iterator<Item = &'a String>) -> Vec<&'a str> {

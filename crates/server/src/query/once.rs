@@ -291,6 +291,10 @@ async fn make(database: &Database) -> Result<(), SourceError> {
 pub(crate) async fn sweep(app: App) {
     loop {
         tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        // A service that only reads may not be allowed to make the table, and needs none.
+        if app.in_force().statements.is_empty() {
+            continue;
+        }
         match app.records().sweep(app.database()).await {
             Ok(0) => {}
             Ok(gone) => tracing::debug!(gone, "idempotency keys expired"),

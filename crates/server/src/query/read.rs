@@ -1,5 +1,6 @@
 //! A read through the cache, and the translation of what can go wrong with it into what a caller can do about it.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,25 +26,27 @@ pub(crate) struct Read {
     pub(crate) source: Source,
     pub(crate) age: Duration,
     pub(crate) stale: Option<StaleReason>,
+    /// How long an answer of this class is fresh.
+    pub(crate) fresh: Duration,
 }
 
 impl Query {
     /// Answers from memory, Redis or the database, whichever has it first.
-    pub(crate) async fn read(&self, app: &App, values: &Values) -> Result<Read, Problem> {
+    pub(crate) async fn read(self: &Arc<Self>, app: &App, values: Values) -> Result<Read, Problem> {
         let started = now();
-        let key = self.key.render(values);
-        let tags = rendered(&self.tags, values);
-        let database = app.database().clone();
-        let (sql, params) = (self.sql.clone(), bound(&self.sql, &self.params, values));
-        let (max_rows, asked) = (self.max_rows, self.meters.asked());
+        let key = self.key.render(&values);
+        let tags = rendered(&self.tags, &values);
+        let (query, database) = (Arc::clone(self), app.database().clone());
+        // A hit needs nothing of this, so nothing of it is prepared before it is needed.
         let load = move || async move {
+            let params = bound(&query.sql, &query.params, &values);
             let begun = now();
             let rows = database
-                .select_at_most(max_rows + 1, &sql.text, &params)
+                .select_at_most(query.max_rows + 1, &query.sql.text, &params)
                 .await;
-            asked.took(now().saturating_duration_since(begun));
-            let rows = rows?;
-            encode(&rows, max_rows)
+            let took = now().saturating_duration_since(begun);
+            query.meters.asked.took(took);
+            encode(&rows?, query.max_rows)
         };
         let answer = app
             .cache()
@@ -62,6 +65,7 @@ impl Query {
                     source: answer.source,
                     age: answer.age,
                     stale: answer.stale,
+                    fresh: self.fresh,
                 })
             }
             Err(error) => {

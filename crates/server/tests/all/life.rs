@@ -93,10 +93,13 @@ async fn s9_signals_reload_drain_and_end() {
     let file = folder.path().join("steadfast.toml");
     let write = |more: &str| {
         let database = folder.path().join("t.db");
+        let database = match more.starts_with("# elsewhere") {
+            false => format!("sqlite://{}", database.display()),
+            true => "postgres://nobody@127.0.0.1:1/nothing".to_owned(),
+        };
         let text = format!(
-            "redis.url = 'redis://127.0.0.1:1'\ndatabase.url = 'sqlite://{}'\nserver.drain_delay = '1h'\n\
-             queries.one.sql = 'SELECT 1 AS n'\n{more}",
-            database.display()
+            "redis.url = 'redis://127.0.0.1:1'\ndatabase.url = '{database}'\nserver.drain_delay = '1h'\n\
+             queries.one.sql = 'SELECT 1 AS n'\n{more}"
         );
         std::fs::write(&file, text).unwrap();
     };
@@ -113,17 +116,42 @@ async fn s9_signals_reload_drain_and_end() {
     assert_eq!(service.get("/v1/queries/two").await.status, 404);
 
     write(
-        "queries.two.sql = 'SELECT 2 AS n'\n[log]\nlevel = 'warn'\n[redis.breaker]\nmin_calls = 7",
+        "queries.two.sql = 'SELECT 2 AS n'\nqueries.two.ttl = 'new'\nttl.new.fresh = '77s'\n[log]\nlevel = 'warn'\n\
+         [redis.breaker]\nmin_calls = 7",
     );
     signal("HUP");
     let told = event(&service, "reloaded").await;
     assert_eq!(told["needs_restart"], json!(["redis"]));
+    // A class that was not there before is taken up with the query that names it.
     let two = service.get("/v1/queries/two").await;
     assert_eq!(two.json()["rows"][0]["n"], 2, "{}", two.text());
+    let again = service.get("/v1/queries/two").await;
+    let status = again.header("cache-status");
+    assert!(status.starts_with("Steadfast; hit; ttl=7"), "{status}");
+    let settings = service.get("/v1/settings").await.json();
+    assert_eq!(settings["ttl"]["new"]["fresh"], "77s", "{settings}");
+    assert_eq!(settings["log"]["level"], "warn");
+    assert_ne!(
+        settings["redis"]["breaker"]["min_calls"], 7,
+        "what needs a restart is not in force"
+    );
+
+    // What was written for another database is taken up whole or not at all: not at all.
+    write("# elsewhere\nqueries.three.sql = 'SELECT 3 AS n'");
+    signal("HUP");
+    let refused = event(&service, "reload_refused").await;
+    let cause = refused["cause"].as_str().unwrap();
+    assert!(cause.contains("postgresql"), "{cause}");
+    assert_eq!(service.get("/v1/queries/three").await.status, 404);
 
     write("queries.two.sql = 'DROP TABLE users'");
     signal("HUP");
-    assert_eq!(event(&service, "reload_refused").await["mistakes"], 1);
+    let mistakes = async {
+        while event(&service, "reload_refused").await["mistakes"] != 1 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, mistakes).await.unwrap();
     assert_eq!(
         service.get("/v1/queries/two").await.status,
         200,

@@ -3,8 +3,10 @@
 
 mod auth;
 mod databases;
+mod deploy;
 mod drills;
 mod events;
+mod fuzz;
 mod harness;
 mod health;
 mod input;

@@ -100,10 +100,13 @@ async fn s2_every_read_says_where_it_came_from() {
         (&body["source"], &body["stale"]),
         (&json!("memory"), &json!(false))
     );
-    assert_eq!(
-        second.header("cache-status"),
-        "Steadfast; hit; detail=memory"
-    );
+    let ttl = |status: &str, detail: &str| -> i64 {
+        let ttl = status.strip_prefix("Steadfast; hit; ttl=");
+        let ttl = ttl.and_then(|rest| rest.strip_suffix(&format!("; detail={detail}")));
+        ttl.unwrap_or_else(|| panic!("{status}")).parse().unwrap()
+    };
+    let left = ttl(second.header("cache-status"), "memory");
+    assert!((1..=360).contains(&left), "{left} s of six minutes");
     assert!(second.header("age").parse::<u64>().is_ok());
     assert_eq!(first.json()["rows"], body["rows"]);
 
@@ -115,8 +118,49 @@ async fn s2_every_read_says_where_it_came_from() {
         .await;
     let third = other.get(path).await;
     assert_eq!(third.json()["source"], "redis");
-    assert_eq!(third.header("cache-status"), "Steadfast; hit; detail=redis");
+    assert!(ttl(third.header("cache-status"), "redis") > 0);
     assert_eq!(third.json()["rows"], body["rows"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s2_a_stale_answer_says_so_everywhere() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("ttl.brief.fresh", "1s"),
+        ("ttl.brief.jitter", "0"),
+        ("ttl.brief.early_refresh", "0"),
+        ("queries.gone.sql", "SELECT n FROM t"),
+        ("queries.gone.ttl", "brief"),
+    ])
+    .await;
+    let change = async |sql: &str| {
+        let mut tx = service.app.database().begin().await.unwrap();
+        tx.execute(sql, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    change("CREATE TABLE t (n INTEGER)").await;
+    change("INSERT INTO t VALUES (7)").await;
+    let path = "/v1/queries/gone";
+    assert_eq!(service.get(path).await.json()["rows"], json!([{"n": 7}]));
+    change("DROP TABLE t").await;
+    tokio::time::sleep(Duration::from_millis(2100)).await;
+    let stale = service.get(path).await;
+    assert_eq!(stale.status, 200, "{}", stale.text());
+    let body = stale.json();
+    assert_eq!(
+        (&body["stale"], &body["source"]),
+        (&json!(true), &json!("memory"))
+    );
+    assert!(body["age_ms"].as_u64() > Some(2000), "{body}");
+    let status = stale.header("cache-status");
+    let ttl = status
+        .strip_prefix("Steadfast; hit; ttl=-")
+        .and_then(|rest| rest.strip_suffix("; detail=memory-stale"));
+    assert!(
+        ttl.unwrap_or(status).parse::<u64>().unwrap() >= 1,
+        "{status}"
+    );
+    assert!(stale.header("age").parse::<u64>().unwrap() >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
