@@ -8,5 +8,6 @@ mod drill;
 mod help;
 mod probe;
 mod program;
+mod service;
 mod token;
 mod web;
