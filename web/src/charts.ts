@@ -3,7 +3,7 @@ import uPlot from '../vendor/uplot/uPlot.js';
 import { clock, duration, rate, text } from './format';
 import { at, h, say } from './dom';
 import { chartSummary } from './words';
-import { sum, TICKS_KEPT } from './store';
+import { spanOf, sum } from './store';
 import type { Tick } from './wire';
 
 export interface Line {
@@ -99,14 +99,15 @@ export const cursor: uPlot.Cursor = { y: false, points: { size: 7 }, drag: { x: 
 
 /** A time axis as a clock without a date. */
 function times({ axis }: Style): uPlot.Axis {
-  return axis({ size: 28, grid: { show: false }, space: 60, incrs: [60, 120], values: (_, values) => values.map((value) => clock(value * 1000).slice(0, 5)) });
+  const short = (values: number[]) => (values.every((value) => value % 60 === 0) ? 5 : 8);
+  return axis({ size: 28, grid: { show: false }, space: 70, incrs: [15, 30, 60, 120], values: (_, values) => values.map((value) => clock(value * 1000).slice(0, short(values))) });
 }
 
 /** Options of a chart whose columns lie on top of each other; the last column given is the topmost sum. */
-export function stackedOptions(lines: Line[], xAxis: (style: Style) => uPlot.Axis) {
+export function stackedOptions(lines: Line[], xAxis: (style: Style) => uPlot.Axis, top = (most: number) => most) {
   return (style: Style): Omit<uPlot.Options, 'width' | 'height'> => ({
     cursor,
-    scales: { x: { time: false }, y: { range: (_, __, max) => [0, Math.max(1, max * 1.1)] } },
+    scales: { x: { time: false }, y: { range: (_, __, max) => [0, Math.max(1, top(max) * 1.1)] } },
     axes: [xAxis(style), style.axis({ size: 46, space: 40, values: (_, values) => values.map((value) => rate(value)) })],
     series: [
       {},
@@ -158,13 +159,14 @@ export class Charts {
     this.shown = withGaps(ticks);
     let last = 0;
     const xs = this.shown.map((tick) => (last = tick ? tick.at_ms / 1000 : last + 1));
-    const range: [number, number] = [newest.at_ms / 1000 - TICKS_KEPT, newest.at_ms / 1000];
+    const range: [number, number] = [newest.at_ms / 1000 - spanOf(ticks), newest.at_ms / 1000];
     const reads = (name: 'memory' | 'redis' | 'database' | 'failed'): Column => this.shown.map((tick) => tick?.reads[name] ?? null);
     this.calls.draw([xs, ...stack([reads('memory'), reads('redis'), reads('database'), reads('failed')])] as uPlot.AlignedData, range);
     this.latency.draw([xs, ...LATENCIES.map(({ of }) => this.shown.map((tick) => (tick && of(tick)) ?? null))] as uPlot.AlignedData, range);
     at('calls-chart').setAttribute('aria-label', chartSummary(sum(ticks)));
     const slow = LATENCIES.map(({ name, of }) => `${name}: ${text(duration(of(newest) ?? null))}`).join(', ');
     at('latency-chart').setAttribute('aria-label', `Time to answer in the last second. ${slow}.`);
+    say(at('speed-window'), `last ${text(duration(spanOf(ticks) * 1000))}, a point a second`);
     this.legends();
   }
 

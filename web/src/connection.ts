@@ -57,6 +57,13 @@ export function drawConnection(store: Store): void {
   redraw(at('checks'), JSON.stringify(checks), () =>
     checks.map(([name, check]) => h('li', {}, h('span', { class: `mark ${HEALTH[check.status]}` }, icon(MOOD_ICON[HEALTH[check.status]])), h('div', {}, h('p', {}, h('b', {}, name === 'cpu' ? 'CPU' : capitalised(name)), h('span', { class: 'soft' }, check.latency_ms === null ? check.status : text(duration(check.latency_ms)))), h('p', { class: 'soft' }, check.message)))),
   );
+  const { service, system } = status;
+  facts('service-facts', [
+    ['Requests under way', count(service.in_flight)],
+    ['Event streams open', count(service.subscribers)],
+    ['Memory of the process', system ? text(bytes(system.resident_bytes)) : '–'],
+    ['Running for', text(duration(service.uptime_ms))],
+  ]);
   say(at('namespace'), status.service.namespace);
   say(at('version'), `Steadfast ${status.service.version}, started ${ago(status.service.uptime_ms)}`);
 }

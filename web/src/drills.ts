@@ -149,8 +149,9 @@ class Stage {
   private readonly sides: Side[];
 
   constructor(private readonly drill: Drill) {
-    this.sides = [new Side('With Steadfast')];
-    if (drill.control) this.sides.push(new Side('Without resilience'));
+    const scale = new Scale();
+    this.sides = [new Side('With Steadfast', scale)];
+    if (drill.control) this.sides.push(new Side('Without resilience', scale));
     charts.push(...this.sides.map((side) => side.chart));
     this.badge.append(pill('idle', 'Running'));
     this.element = h('article', { class: 'stage card', tabindex: -1, 'aria-labelledby': 'stage-title' },
@@ -239,6 +240,13 @@ class Stage {
   }
 }
 
+/** The top of both charts: side by side, they must be on one scale. */
+class Scale {
+  private most = 0;
+
+  readonly top = (most: number): number => (this.most = Math.max(this.most, most));
+}
+
 /** One of the two under load. */
 class Side {
   readonly element: HTMLElement;
@@ -251,8 +259,8 @@ class Side {
   private readonly xs: number[] = [];
   private readonly columns: number[][] = [[], [], [], []];
 
-  constructor(title: string) {
-    this.chart = new Chart(this.plot, stackedOptions(LINES, seconds), undefined, 150);
+  constructor(title: string, scale: Scale) {
+    this.chart = new Chart(this.plot, stackedOptions(LINES, seconds, scale.top), undefined, 150);
     this.element = h('section', { class: 'side', 'aria-label': title }, h('div', { class: 'side-head' }, h('h4', {}, title), this.state),
       h('dl', { class: 'side-figures' }, ...this.figures.map(({ name, value }) => h('div', {}, h('dt', {}, name), value))),
       h('ul', { class: 'legend plain' }, ...legendItems(LINES)), this.plot);

@@ -43,9 +43,11 @@ function drawLink(): void {
 }
 
 const stream = new Stream('/v1/events', (frame) => {
-  store.take(frame);
+  const happened = store.take(frame);
   // What has just happened has changed what is asked for, too.
   if (frame.event === 'connection') soon();
+  if (happened?.event === 'drill' || happened?.event === 'drill_over') soonDrills();
+  if (happened?.event === 'reloaded') void refresh();
   draw();
 }, (link) => {
   const back = link.state === 'live' && store.link.state !== 'live';
@@ -60,6 +62,15 @@ async function refresh(): Promise<void> {
 }
 
 let asking: ReturnType<typeof setTimeout> | undefined;
+let listing: ReturnType<typeof setTimeout> | undefined;
+
+/** A drill that somebody else started is watched here too. Put off, since a page that resumes hears of many at once. */
+function soonDrills(): void {
+  listing ??= setTimeout(() => {
+    listing = undefined;
+    void loadDrills();
+  }, 250);
+}
 
 function soon(): void {
   asking ??= setTimeout(() => {

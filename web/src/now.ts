@@ -1,8 +1,8 @@
 // The first view: is it serving, from where, how fast, and what happened last.
-import { at, h, icon, redraw, say, type Icon } from './dom';
+import { at, h, icon, redraw, say, svg, type Icon } from './dom';
 import { count, duration, type Figure, NONE, rate, share, text } from './format';
-import { spread, sum, type Store, type Sum } from './store';
-import { chartSummary, grouped, headline, type Mood, tellGroup } from './words';
+import { spanOf, spread, sum, type Store, type Sum } from './store';
+import { chartSummary, headline, type Mood, stories } from './words';
 import type { Status, Tick } from './wire';
 
 export const MOOD_ICON: Record<Mood, Icon> = { good: 'good', warn: 'warn', bad: 'bad', idle: 'idle' };
@@ -16,7 +16,7 @@ export function drawNow(store: Store): void {
   drawFigures(store, now);
   const window = now.calls > 0 ? now : sum(store.ticks);
   say(at('path-window'), now.calls > 0 || window.calls === 0 ? 'last 10 s' : 'last 5 min');
-  drawPath(store.status, store.tick, window, now.calls > 0);
+  drawPath(store, window, now.calls > 0);
   drawLast(store);
 }
 
@@ -53,33 +53,61 @@ interface Station {
   words: string;
 }
 
-function drawPath(status: Status | null, tick: Tick | undefined, window: Sum, live: boolean): void {
+function drawPath({ status, tick, ticks }: Store, window: Sum, live: boolean): void {
   const list = at('stations');
   const stations = tick ? stationsOf(status, tick, window) : [];
   const part = (reads: number) => (window.answered ? reads / window.answered : null);
-  if (list.childElementCount !== 4) list.replaceChildren(...['calls', 'memory', 'redis', 'database'].map((name) => h('li', { class: `station ${name}` })));
-  const [calls, ...places] = [...list.children] as HTMLElement[];
+  if (list.childElementCount !== 4) list.replaceChildren(...['calls', 'memory', 'redis', 'database'].map((name) => h('li', { class: `station ${name}` }, h('div'), trace())));
+  const all = [...list.children] as HTMLElement[];
+  const [calls, ...places] = all;
+  drawTraces(all, ticks);
   const perSecond = window.seconds && live ? `${rate(window.calls / window.seconds)} a second` : window.calls > 0 ? plural(window.calls) : 'none yet';
-  redraw(calls!, perSecond, () => [h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')), h('p', { class: 'station-share' }, window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–'), h('p', { class: 'station-words' }, live ? 'a second' : 'in 5 minutes')]);
+  redraw(calls!.firstElementChild as HTMLElement, perSecond, () => [h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')), h('p', { class: 'station-share' }, window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–'), h('p', { class: 'station-words' }, live ? 'a second' : 'in 5 minutes')]);
   let left = window.calls > 0 ? 1 : 0;
   calls!.dataset.flow = flow(left);
   places.forEach((place, index) => {
     const station = stations[index];
+    const words = place.firstElementChild as HTMLElement;
     if (!station) {
-      redraw(place, 'waiting', () => [h('p', { class: 'ghost' })]);
+      redraw(words, 'waiting', () => [h('p', { class: 'ghost' })]);
       return;
     }
     place.dataset.mood = station.mood;
     const figure = share(part(station.reads));
     left = Math.max(0, left - (part(station.reads) ?? 0));
     place.dataset.flow = flow(index === 2 ? 0 : left);
-    redraw(place, `${station.mood}|${text(figure)}|${station.words}`, () => [
+    redraw(words, `${station.mood}|${text(figure)}|${station.words}`, () => [
       h('div', { class: 'station-name' }, icon(station.icon), h('b', {}, station.name), station.mood === 'good' ? null : h('span', { class: `mark ${station.mood}` }, icon(MOOD_ICON[station.mood]))),
       h('p', { class: 'station-share' }, figure.value, h('small', {}, figure.unit ? `\u202f${figure.unit}` : '')),
       h('p', { class: 'station-words' }, station.words),
     ]);
   });
   drawMix(window);
+}
+
+/** Calls a second of one station in the minutes before, all on one scale. */
+function trace(): SVGElement {
+  return svg('svg', { viewBox: '0 0 200 60', preserveAspectRatio: 'none', class: 'trace', 'aria-hidden': 'true' }, svg('path', { class: 'area' }), svg('path', { class: 'line' }));
+}
+
+const TRACED: ((tick: Tick) => number)[] = [
+  ({ reads }) => reads.memory + reads.redis + reads.database + reads.failed,
+  ({ reads }) => reads.memory,
+  ({ reads }) => reads.redis,
+  ({ reads }) => reads.database,
+];
+
+function drawTraces(stations: HTMLElement[], ticks: readonly Tick[]): void {
+  const newest = ticks.at(-1)?.at_ms ?? 0;
+  const span = spanOf(ticks) * 1000;
+  const top = Math.max(1, ...ticks.map(TRACED[0]!));
+  stations.forEach((station, index) => {
+    const points = ticks.map((tick) => `${(200 - ((newest - tick.at_ms) / span) * 200).toFixed(1)} ${(58 - (TRACED[index]!(tick) / top) * 54).toFixed(1)}`);
+    const [area, line] = station.querySelectorAll('path');
+    const from = points[0]?.split(' ')[0] ?? '0';
+    line!.setAttribute('d', points.length > 1 ? `M${points.join('L')}` : '');
+    area!.setAttribute('d', points.length > 1 ? `M${from} 60L${points.join('L')}L200 60Z` : '');
+  });
 }
 
 function plural(calls: number): string {
@@ -122,20 +150,17 @@ function drawMix(window: Sum): void {
 }
 
 function drawLast(store: Store): void {
-  const groups = grouped(store.events).slice(0, 5);
+  const told = stories(store.events).slice(0, 5);
   const now = store.now();
   const list = at('last');
-  const key = groups.map((group) => `${group.last.id}${group.count}`).join() || `none${store.link.state}`;
-  redraw(list, key, () =>
-    groups.length === 0
+  redraw(list, told.map((story) => story.key).join() || `none${store.link.state}`, () =>
+    told.length === 0
       ? [h('li', { class: 'empty' }, store.link.state === 'live' ? 'Nothing has happened yet.' : 'Waiting for the service.')]
-      : groups.map((group) => {
-          const told = tellGroup(group);
-          return h('li', { 'data-mood': told.mood }, h('span', { class: `mark ${told.mood}` }, icon(told.icon)), h('div', {}, h('p', {}, h('b', {}, told.title), h('time', { datetime: new Date(group.last.at_ms).toISOString() })), told.detail ? h('p', { class: 'soft', title: told.detail }, told.detail) : null));
-        }),
+      : told.map((story) =>
+          h('li', { 'data-mood': story.mood }, h('span', { class: `mark ${story.mood}` }, icon(story.icon)), h('div', {}, h('p', {}, h('b', {}, story.title), h('time', { datetime: new Date(story.at).toISOString() })), story.detail ? h('p', { class: 'soft', title: story.detail }, story.detail) : null))),
   );
   list.querySelectorAll('time').forEach((element, index) => {
-    const age = now - groups[index]!.last.at_ms;
+    const age = now - told[index]!.at;
     say(element, age < 2_000 ? 'now' : text(duration(Math.floor(age / 1000) * 1000)));
   });
 }

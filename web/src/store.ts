@@ -34,17 +34,20 @@ export class Store {
     return Date.now() + this.skew;
   }
 
-  take(frame: Frame): void {
+  /** Takes an event; answers with what happened, if that is what it tells. */
+  take(frame: Frame): Happening | null {
     this.heardAt = Date.now();
-    if (frame.id && this.seen.has(frame.id)) return;
+    if (frame.id && this.seen.has(frame.id)) return null;
     let data: unknown;
     try {
       data = JSON.parse(frame.data);
     } catch {
-      return;
+      return null;
     }
     if (frame.event === 'tick') this.takeTick(data as Tick);
-    else if (frame.event === 'connection' || frame.event === 'service') this.note(frame, data as Happening);
+    if (frame.event !== 'connection' && frame.event !== 'service') return null;
+    this.note(frame, data as Happening);
+    return data as Happening;
   }
 
   private takeTick(tick: Tick): void {
@@ -67,6 +70,16 @@ export class Store {
     const newest = this.tick?.at_ms ?? 0;
     return this.ticks.filter((tick) => tick.at_ms > newest - ms);
   }
+}
+
+/** Fewer seconds are never shown: so much room a first minute needs. */
+const LEAST_SPAN = 60;
+
+/** How many seconds a chart of `ticks` shows: as many as there are, so that a service which has just started is not drawn at the edge. */
+export function spanOf(ticks: readonly Tick[]): number {
+  const [first, last] = [ticks[0], ticks.at(-1)];
+  if (!first || !last) return TICKS_KEPT;
+  return Math.min(TICKS_KEPT, Math.max(LEAST_SPAN, (last.at_ms - first.at_ms) / 1000));
 }
 
 export interface Sum extends Reads {

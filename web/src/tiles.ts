@@ -1,7 +1,7 @@
-// Six figures that tell trouble early, each with its last five minutes and what is normal for it.
+// Six figures that tell trouble early, each with its last minutes and what is normal for it.
 import { at, h, icon, redraw, svg } from './dom';
 import { duration, type Figure, rate, share } from './format';
-import { spread, type Store, sum } from './store';
+import { spanOf, spread, type Store, sum } from './store';
 import type { Mood } from './words';
 import { MOOD_ICON } from './now';
 import type { Tick } from './wire';
@@ -69,6 +69,7 @@ export function drawTiles(store: Store): void {
 
 function spark(ticks: readonly Tick[], tile: Tile): SVGElement {
   const newest = ticks.at(-1)?.at_ms ?? 0;
+  const span = spanOf(ticks) * 1000;
   const top = spread(ticks, tile.of)?.most || 1;
   let path = '';
   let before = 0;
@@ -78,7 +79,7 @@ function spark(ticks: readonly Tick[], tile: Tile): SVGElement {
       before = 0;
       continue;
     }
-    const x = 200 - ((newest - tick.at_ms) / 300_000) * 200;
+    const x = 200 - ((newest - tick.at_ms) / span) * 200;
     const y = 31 - (value / top) * 28;
     path += `${before && tick.at_ms - before < 3_500 ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}h.01`;
     before = tick.at_ms;

@@ -60,6 +60,7 @@ export interface Status {
     drills: boolean;
   };
   health: { status: Health; checks: Record<string, Check> };
+  system?: { cpu_percent: number; memory_percent: number; resident_bytes: number };
   reads: Reads;
   redis: {
     state: string;

@@ -152,6 +152,8 @@ export function tell(event: Noted): Told {
       return { mood: 'good', icon: 'service', title: 'Service listening', detail: '' };
     case 'draining':
       return { mood: 'warn', icon: 'service', title: 'Service draining', detail: 'it finishes what it has begun' };
+    case 'reload_refused':
+      return { mood: 'bad', icon: 'service', title: 'Configuration refused', detail: `the old one stays in force; ${word('cause')}` };
     case 'reloaded': {
       const restart = Array.isArray(event.needs_restart) ? event.needs_restart : [];
       return { mood: 'good', icon: 'service', title: 'Configuration read again', detail: restart.length > 0 ? `needs a restart: ${restart.join(', ')}` : 'all of it is in force' };
@@ -159,6 +161,12 @@ export function tell(event: Noted): Told {
     case 'drill': {
       const drill = event.drill as { scenario?: string } | undefined;
       return { mood: 'idle', icon: 'play', title: `Drill started: ${drill?.scenario ?? ''}`, detail: 'on servers of its own' };
+    }
+    case 'drill_over': {
+      const drill = event.drill as { scenario?: string; state?: string; error?: string } | undefined;
+      const state = drill?.state ?? '';
+      const mood = ({ passed: 'good', failed: 'warn', broken: 'warn' } as Record<string, Mood>)[state] ?? 'idle';
+      return { mood, icon: 'play', title: `Drill ${state === 'broken' ? 'came to no verdict' : state}: ${drill?.scenario ?? ''}`, detail: drill?.error ?? 'its report is kept below, with the drills' };
     }
     case 'missed':
       return { mood: 'warn', icon: 'warn', title: `${plural(number('events') ?? 0, 'event')} missed`, detail: 'they came faster than they could be told' };
@@ -194,6 +202,60 @@ export function tellGroup(group: Group): Told {
   if (group.count === 1) return told;
   const over = text(duration(group.last.at_ms - group.first.at_ms));
   return { ...told, detail: `${group.count} attempts in ${over}. ${told.detail}` };
+}
+
+/** Something that happened, told as one thing: an event, or an outage of Redis from its loss to its end. */
+export interface Story extends Told {
+  key: string;
+  /** When it began, if it goes on; else when it ended. */
+  at: number;
+}
+
+interface Outage {
+  first: Noted;
+  last: Noted;
+  attempts: number;
+  cause: string;
+}
+
+/** What belongs to an outage once it has begun. */
+const OF_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'overdue', 'breaker', 'fenced', 'credentials_failed']);
+const BEGIN_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'credentials_failed']);
+/** The breaker closes a moment after Redis is back: that is no news. */
+const AFTERMATH_MS = 10_000;
+
+/** Newest first. Forty attempts, a breaker and a connection are one outage. */
+export function stories(events: readonly Noted[]): Story[] {
+  const told: Story[] = [];
+  let outage: Outage | null = null;
+  let over = 0;
+  for (const event of events) {
+    if (outage && OF_OUTAGES.has(event.event)) {
+      outage.last = event;
+      outage.attempts += Number(event.event === 'connect_failed');
+      if (event.event === 'connect_failed' && event.cause) outage.cause = String(event.cause);
+    } else if (BEGIN_OUTAGES.has(event.event)) {
+      outage = { first: event, last: event, attempts: Number(event.event === 'connect_failed'), cause: String(event.cause ?? '') };
+    } else if (event.event === 'connected' && outage) {
+      told.push(ended(outage, event));
+      outage = null;
+      over = event.at_ms;
+    } else if (event.event !== 'breaker' || event.to !== 'closed' || event.at_ms - over > AFTERMATH_MS) {
+      told.push({ ...tell(event), key: event.id, at: event.at_ms });
+    }
+  }
+  if (outage) told.push(goesOn(outage));
+  return told.reverse();
+}
+
+function goesOn({ first, last, attempts, cause }: Outage): Story {
+  const tried = attempts > 0 ? `${plural(attempts, 'attempt')} so far. ` : '';
+  return { mood: 'bad', icon: 'cut', title: 'Redis is away', detail: `${tried}${capital(cause)}`, key: `${first.id}${last.id}`, at: first.at_ms };
+}
+
+function ended({ first, attempts, cause }: Outage, back: Noted): Story {
+  const away = typeof back.outage_ms === 'number' ? back.outage_ms : back.at_ms - first.at_ms;
+  return { mood: 'good', icon: 'link', title: 'Redis is back', detail: `It was away for ${text(duration(away))}, ${plural(attempts + 1, 'attempt')}. ${capital(cause)}`, key: back.id, at: back.at_ms };
 }
 
 export function breakerName(state: string): string {
