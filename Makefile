@@ -31,5 +31,5 @@ drill:
 	@scripts/drill
 
 bench:
-	@scripts/install redis
+	@scripts/install redis wrk
 	@scripts/bench
