@@ -57,7 +57,7 @@ impl<'a> Payload<'a> {
                     name: class.name,
                     effect: class.effect,
                     blocking: class.blocking,
-                    opaque: class.effect == Effect::Opaque,
+                    opaque: class.effect == Effect::Opaque || class.name == "MIGRATE",
                     replies: 1,
                     lane: lane_of(cmd, &class, lanes),
                 }
@@ -159,6 +159,11 @@ fn plan_pipeline(
         if plan.lane == usize::MAX && class.first_key.is_some() {
             plan.lane = lane_of(cmd, &class, lanes);
         }
+    }
+    if plan.effect == Effect::LastWins
+        && command::looks_before_it_writes(pipeline.cmd_iter().map(command::arguments))
+    {
+        plan.effect = Effect::Conditional;
     }
     if plan.replies == 0 {
         return Err(Error::not_sent(ErrorKind::Invalid {

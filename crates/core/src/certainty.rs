@@ -65,11 +65,11 @@ pub fn refusal(code: &str, detail: &str) -> Refusal {
 
 /// True where an error reply cannot follow a partial effect.
 ///
-/// A script or transaction that failed may have run half way, and a script may answer with any code it likes: so of those only the server's own
-/// words count, not the code alone. Everything else that Redis answers with an error was refused before it ran, but MIGRATE's `IOERR`.
+/// A script, a transaction or MIGRATE that failed may have run half way (`opaque`), and a script may answer with any code it likes: so of those only
+/// the server's own words count, not the code alone. Everything else that Redis answers with an error was refused before it ran.
 pub fn was_refused_before_running(code: &str, detail: &str, opaque: bool) -> bool {
     if !opaque {
-        return code != "IOERR";
+        return true;
     }
     // Redis 7 says so when the error came from inside a script.
     if detail.contains("script: ") {
@@ -125,10 +125,10 @@ mod tests {
         let inside =
             "this user has no permissions to run the 'set' command script: 1f, on @user_script:1.";
         assert!(!refused("NOPERM", inside, true));
-        assert!(!refused(
-            "IOERR",
-            "error or timeout reading from target",
-            false
-        ));
+        let moved = "error or timeout reading from target";
+        assert!(
+            !refused("IOERR", moved, true),
+            "MIGRATE may have moved some"
+        );
     }
 }

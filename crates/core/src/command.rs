@@ -7,6 +7,7 @@
 
 mod effect;
 mod keys;
+mod sequence;
 mod table;
 mod wait;
 
@@ -16,6 +17,7 @@ use redis::{Arg, Cmd};
 
 use effect::Rule;
 pub use keys::Keys;
+pub use sequence::looks_before_it_writes;
 
 /// Judges a command by its name, in any case, and its arguments. The name is the first of `args`.
 ///
@@ -68,7 +70,9 @@ pub fn arguments(cmd: &Cmd) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
         _ => b"0",
     })
 }
-/// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its worst command.
+
+/// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its worst command; but see
+/// [`looks_before_it_writes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Effect {
     /// Changes nothing, however often it is sent.

@@ -13,22 +13,23 @@ use super::{Args, Keys};
 pub(super) enum Rule {
     /// It does not: always the same.
     Is(Effect),
+    /// `LastWins`, whatever was there before.
+    Overwrite,
     Set,
     GetEx,
     HSetEx,
     MSetEx,
-    Expire,
-    ExpireAt {
+    Expire {
         millis: bool,
     },
     /// Repeatable with `REPLACE` among the options from that argument on; else an error the second time.
     Replace {
         from: usize,
     },
-    Migrate,
     FunctionLoad,
     FunctionRestore,
     BitField,
+    XRead,
     LTrim,
     LRem,
     ZAdd,
@@ -68,6 +69,7 @@ impl Rule {
     ) -> Effect {
         match self {
             Is(effect) => effect,
+            Rule::Overwrite => LastWins,
             Rule::Set => set(args.from(3)),
             Rule::GetEx => get_ex(args.from(2)),
             Rule::HSetEx => set(args.from(2)),
@@ -79,10 +81,8 @@ impl Rule {
                     .saturating_add(2);
                 set(args.from(options))
             }
-            Rule::Expire => expire(args, |after| after > 0),
-            Rule::ExpireAt { millis } => expire(args, |at| !surely_past(at, millis)),
+            Rule::Expire { millis } => expire(args, millis),
             Rule::Replace { from } => replace(args.from(from)),
-            Rule::Migrate => migrate(args.from(6)),
             Rule::FunctionLoad => match args.at(2) {
                 Some(option) if is(option, b"REPLACE") => LastWins,
                 _ => Conditional,
@@ -92,6 +92,7 @@ impl Rule {
                 _ => Conditional,
             },
             Rule::BitField => bit_field(args.from(2)),
+            Rule::XRead => x_read(keys, args),
             Rule::LTrim => l_trim(args),
             Rule::LRem => match args.at(2).and_then(number) {
                 // All of them at once: nothing is left for a repeat.
@@ -145,25 +146,25 @@ fn set<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     effect
 }
 
-/// GETEX and HGETEX: the value is read, and its time to live set.
+/// GETEX and HGETEX: the value is read, and its time to live set. A value that may be gone by the time of a repeat is
+/// lost with the answer, as by GETDEL.
 fn get_ex<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     let mut effect = Read;
     while let Some(option) = options.next() {
-        let millis = is(option, b"PXAT");
+        let millis = is(option, b"PX");
         if is(option, b"FIELDS") {
             break;
         } else if is(option, b"PERSIST") {
             effect = effect.max(LastWins);
-        } else if is(option, b"EX") || is(option, b"PX") {
-            options.next();
-            effect = effect.max(LastWins);
-        } else if is(option, b"EXAT") || millis {
-            // A time that has passed deletes the value that is read.
-            let past = options
+        } else if is(option, b"EX") || millis {
+            let lasts = options
                 .next()
                 .and_then(number)
-                .is_none_or(|at| surely_past(at, millis));
-            effect = effect.max(if past { Accumulating } else { LastWins });
+                .is_some_and(|after| outlasts_a_call(after, millis));
+            effect = effect.max(if lasts { LastWins } else { Accumulating });
+        } else if is(option, b"EXAT") || is(option, b"PXAT") {
+            options.next();
+            effect = effect.max(Accumulating);
         } else {
             return Opaque;
         }
@@ -171,17 +172,28 @@ fn get_ex<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     effect
 }
 
-/// The EXPIRE family: repeatable without a condition, if the time is one that `lasts`. One that does not
-/// deletes the key, and the repeat would answer that there was none.
-fn expire<'a, I: Iterator<Item = &'a [u8]> + Clone>(
-    args: &Args<I>,
-    lasts: impl Fn(i64) -> bool,
-) -> Effect {
-    let lasts = args.at(2).and_then(number).is_some_and(lasts);
+/// EXPIRE and its kin: repeatable without a condition, if the key is still there for the repeat. One that is not makes
+/// the repeat answer that there was none.
+fn expire<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>, millis: bool) -> Effect {
+    let lasts = args
+        .at(2)
+        .and_then(number)
+        .is_some_and(|after| outlasts_a_call(after, millis));
     match args.at(3) {
         Some(option) if !is(option, b"FIELDS") => Conditional,
         _ if lasts => LastWins,
         _ => Conditional,
+    }
+}
+
+/// An id of `$` or `+` is the last one at the moment of the call: a repeat asks from a later moment and says nothing of
+/// what came between.
+fn x_read<'a, I: Iterator<Item = &'a [u8]> + Clone>(keys: KeySpec, args: &Args<I>) -> Effect {
+    let ids = keys.all(args).last().map_or(usize::MAX, |last| last + 1);
+    if args.from(ids).any(|id| matches!(id, b"$" | b"+")) {
+        Conditional
+    } else {
+        Read
     }
 }
 
@@ -194,28 +206,6 @@ fn replace<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
         }
     }
     Conditional
-}
-
-/// MIGRATE takes the keys away, unless it copies; and a copy is in its own way, unless it replaces.
-fn migrate<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
-    let (mut copy, mut replace) = (false, false);
-    while let Some(option) = options.next() {
-        if is(option, b"KEYS") {
-            break;
-        }
-        copy |= is(option, b"COPY");
-        replace |= is(option, b"REPLACE");
-        if is(option, b"AUTH") {
-            options.next();
-        } else if is(option, b"AUTH2") {
-            options.nth(1);
-        }
-    }
-    if copy && replace {
-        LastWins
-    } else {
-        Conditional
-    }
 }
 
 fn bit_field<'a>(mut operations: impl Iterator<Item = &'a [u8]>) -> Effect {
@@ -315,9 +305,9 @@ fn store<'a, I: Iterator<Item = &'a [u8]> + Clone>(
     }
 }
 
-/// Whether a Unix time lies before this was written, and so before any time at which it runs.
-fn surely_past(at: i64, millis: bool) -> bool {
-    at / if millis { 1_000 } else { 1 } < WRITTEN
+/// Whether what lives so long is still there when a call is made again, however late within its deadline.
+fn outlasts_a_call(after: i64, millis: bool) -> bool {
+    after >= if millis { 60_000 } else { 60 }
 }
 
 fn number(arg: &[u8]) -> Option<i64> {
@@ -333,6 +323,3 @@ const CONDITIONS: [&[u8]; 5] = [b"NX", b"XX", b"GET", b"FNX", b"FXX"];
 
 /// Conditions that compare with the argument behind them.
 const COMPARISONS: [&[u8]; 4] = [b"IFEQ", b"IFNE", b"IFDEQ", b"IFDNE"];
-
-/// 1 January 2025, as a Unix time in seconds.
-const WRITTEN: i64 = 1_735_689_600;

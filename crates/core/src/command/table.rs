@@ -93,18 +93,17 @@ pub(super) static GROUPS: &[Group] = &[
     ]),
     // Scripts that the server itself holds to reading.
     group(Is(Read), COUNT_2, &["EVAL_RO", "EVALSHA_RO", "FCALL_RO"]),
-    group(Is(Read), KeySpec::Streams, &["XREAD"]).waits(Wait::BlockOption),
+    group(Rule::XRead, KeySpec::Streams, &["XREAD"]).waits(Wait::BlockOption),
     // The last one wins: the same state and the same answer. SETRANGE answers with a length that a repeat
     // does not change. A union or intersection stored over one of its sources stays what it is.
-    group(Is(LastWins), FIRST, &[
-        "SETEX", "PSETEX", "HMSET", "LSET", "SETRANGE", "XSETID", "VSETATTR",
-    ]),
-    group(Is(LastWins), PAIRS, &["MSET"]),
+    group(Rule::Overwrite, FIRST, &["SETEX", "PSETEX", "HMSET"]),
+    group(Rule::Overwrite, PAIRS, &["MSET"]),
+    group(Is(LastWins), FIRST, &["SETRANGE", "XSETID", "VSETATTR"]),
     group(Is(LastWins), ALL, &["SUNIONSTORE", "SINTERSTORE", "PFMERGE"]),
     group(Is(LastWins), SECOND, &["XGROUP SETID"]),
     // Emptying an empty database changes nothing; like any last-wins write, a repeat undoes what was written
     // meanwhile. A loaded script has the same digest each time.
-    group(Is(LastWins), NONE, &[
+    group(Rule::Overwrite, NONE, &[
         "FLUSHALL", "FLUSHDB", "FUNCTION FLUSH", "SCRIPT FLUSH", "SCRIPT LOAD",
     ]),
     // By their arguments.
@@ -112,12 +111,10 @@ pub(super) static GROUPS: &[Group] = &[
     group(Rule::GetEx, FIRST, &["GETEX", "HGETEX"]),
     group(Rule::HSetEx, FIRST, &["HSETEX"]),
     group(Rule::MSetEx, KeySpec::Count { at: 1, step: 2, store: false }, &["MSETEX"]),
-    group(Rule::Expire, FIRST, &["EXPIRE", "PEXPIRE", "HEXPIRE", "HPEXPIRE"]),
-    group(Rule::ExpireAt { millis: false }, FIRST, &["EXPIREAT", "HEXPIREAT"]),
-    group(Rule::ExpireAt { millis: true }, FIRST, &["PEXPIREAT", "HPEXPIREAT"]),
+    group(Rule::Expire { millis: false }, FIRST, &["EXPIRE", "HEXPIRE"]),
+    group(Rule::Expire { millis: true }, FIRST, &["PEXPIRE", "HPEXPIRE"]),
     group(Rule::Replace { from: 3 }, TWO, &["COPY"]),
     group(Rule::Replace { from: 4 }, FIRST, &["RESTORE", "RESTORE-ASKING"]),
-    group(Rule::Migrate, KeySpec::Migrate, &["MIGRATE"]),
     group(Rule::FunctionLoad, NONE, &["FUNCTION LOAD"]),
     group(Rule::FunctionRestore, NONE, &["FUNCTION RESTORE"]),
     group(Rule::BitField, FIRST, &["BITFIELD"]),
@@ -141,6 +138,10 @@ pub(super) static GROUPS: &[Group] = &[
         "SADD", "SREM", "ZREM", "ZREMRANGEBYLEX", "ZREMRANGEBYSCORE", "GEOADD", "PFADD", "XACK",
         "XACKDEL", "XDEL", "XDELEX", "XTRIM", "DELEX", "DELIFEQ", "VADD", "VREM",
     ]),
+    // Whether the moment has passed, and the key with it, cannot be told without a clock.
+    group(Is(Conditional), FIRST, &["EXPIREAT", "PEXPIREAT", "HEXPIREAT", "HPEXPIREAT"]),
+    // Even a copy: it goes to another server, where nothing keeps a late one from being applied.
+    group(Is(Conditional), KeySpec::Migrate, &["MIGRATE"]),
     group(Is(Conditional), TWO, &["RENAME", "RENAMENX", "SMOVE"]),
     group(Is(Conditional), ALL, &["DEL", "UNLINK"]),
     group(Is(Conditional), PAIRS, &["MSETNX"]),
@@ -149,11 +150,11 @@ pub(super) static GROUPS: &[Group] = &[
     ]),
     group(Is(Conditional), NONE, &["FUNCTION DELETE"]),
     // Once more each time. What is taken out is gone with the lost answer, so a repeat takes the next one.
-    // Claiming and reading as a group count the deliveries.
+    // Claiming and reading as a group count the deliveries. The index of LSET is another element's once something was pushed.
     group(Is(Accumulating), FIRST, &[
         "INCR", "INCRBY", "INCRBYFLOAT", "DECR", "DECRBY", "APPEND", "GETDEL", "HINCRBY",
         "HINCRBYFLOAT", "HGETDEL", "LPUSH", "LPUSHX", "RPUSH", "RPUSHX", "LINSERT", "LPOP", "RPOP",
-        "SPOP", "ZINCRBY", "ZPOPMAX", "ZPOPMIN", "XCLAIM", "XAUTOCLAIM", "SPUBLISH",
+        "LSET", "SPOP", "ZINCRBY", "ZPOPMAX", "ZPOPMIN", "XCLAIM", "XAUTOCLAIM", "SPUBLISH",
     ]),
     group(Is(Accumulating), TWO, &["LMOVE", "RPOPLPUSH"]),
     group(Is(Accumulating), COUNT_1, &["LMPOP", "ZMPOP"]),

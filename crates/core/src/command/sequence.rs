@@ -1,0 +1,96 @@
+//! What a repeat of several commands does that each alone could be repeated.
+//!
+//! "Same state, same answer" holds for one command, and is lost when two are put in a row: `GET c` and `SET c 0` are
+//! harmless each, but together they take a counter's value and reset it, and a repeat answers 0 while the value is gone with
+//! the first answer. So a command that looks at a key must not come before one that writes it.
+
+use std::collections::HashSet;
+
+use super::Effect::Read;
+use super::{Args, effect::Rule};
+
+/// True if one of the commands looks at what a later one writes, so that a repeat of all of them would find something else.
+/// Each is given by its name and its arguments.
+///
+/// ```
+/// use steadfast_core::command::looks_before_it_writes;
+///
+/// let words = |text: &'static str| text.split(' ').map(str::as_bytes);
+/// assert!(looks_before_it_writes(["GET counter", "SET counter 0"].map(words)));
+/// assert!(!looks_before_it_writes(["SET counter 0", "GET counter"].map(words)));
+/// assert!(!looks_before_it_writes(["GET other", "SET counter 0"].map(words)));
+/// ```
+///
+/// Errs on the safe side: a key that a command names counts as looked at and as written, a command without keys as concerned
+/// with all of them.
+pub fn looks_before_it_writes<'a, I>(commands: impl IntoIterator<Item = I>) -> bool
+where
+    I: Iterator<Item = &'a [u8]> + Clone,
+{
+    let (mut looked_at, mut at_all) = (HashSet::new(), false);
+    for args in commands {
+        let args = Args(args);
+        let Some((group, _)) = args.group() else {
+            return true;
+        };
+        let keys = group.keys.all(&args);
+        let mut names = keys.iter().filter_map(|&key| args.at(key));
+        if group.rule.effect(group.keys, &args) != Read {
+            let touches_all = keys.is_empty() && !looked_at.is_empty();
+            if at_all || touches_all || names.clone().any(|name| looked_at.contains(name)) {
+                return true;
+            }
+        }
+        if group.rule.looks() {
+            at_all |= keys.is_empty();
+            looked_at.extend(names.by_ref());
+        }
+    }
+    false
+}
+
+impl Rule {
+    /// Whether its answer, or what it leaves, depends on what was there before.
+    const fn looks(self) -> bool {
+        !matches!(
+            self,
+            Rule::Overwrite | Rule::Set | Rule::HSetEx | Rule::MSetEx
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_looks_at_a_key_before_it_is_written_is_found() {
+        let looks = |text: &'static str| {
+            looks_before_it_writes(text.split("; ").map(|c| c.split(' ').map(str::as_bytes)))
+        };
+        for found in [
+            "LRANGE q 0 -1; LTRIM q 1 0",
+            "COPY a b REPLACE; SET a 1",
+            "ZUNIONSTORE b 1 a; ZUNIONSTORE a 1 c",
+            "EXPIRE k 60; SET k v",
+            "SETRANGE k 10 x; SET k ab",
+            "MGET a b; MSET c 1 b 2",
+            "DBSIZE; SET k v",
+            "GET k; FLUSHALL",
+            "GET a; SET b 1; SET a 1",
+        ] {
+            assert!(looks(found), "{found}");
+        }
+        for missed in [
+            "SET k v; EXPIRE k 60",
+            "HMSET h f v; EXPIRE h 60",
+            "SET k v; SET k w",
+            "SETEX k 60 v; GET k",
+            "MSET a 1 b 2; MGET a b",
+            "FLUSHALL; SET k v",
+            "GET a; GET a",
+        ] {
+            assert!(!looks(missed), "{missed}");
+        }
+    }
+}
