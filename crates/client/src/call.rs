@@ -12,7 +12,7 @@ use steadfast_core::command::{self, BlockFor, Class, Effect, Instead, Shared as 
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Outcome, Permit};
 use steadfast_core::policy::retry::Step;
-use steadfast_core::policy::{RetryPolicy, RetryState, Stop};
+use steadfast_core::policy::{Deadline, RetryPolicy, RetryState, Stop};
 use steadfast_core::resp::encode;
 
 use crate::clock;
@@ -222,7 +222,7 @@ pub(crate) async fn call(
         plan,
         started,
         limit,
-        deadline: started.checked_add(limit).unwrap_or(started),
+        deadline: Deadline::after(started, limit).instant(),
     };
     let mut place = Place::default();
     let result = match call.attempt(started, &mut place).await {
@@ -252,7 +252,7 @@ pub(crate) async fn call_dedicated(
         plan,
         started,
         limit,
-        deadline: started.checked_add(limit).unwrap_or(started),
+        deadline: Deadline::after(started, limit).instant(),
     };
     let ask = Ask {
         replies: call.plan.replies,
@@ -470,15 +470,20 @@ impl Call<'_> {
             unknown |= error.certainty() == Certainty::Unknown;
             let now = clock::now();
             let lost = matches!(error.kind(), ErrorKind::Lost { .. });
-            let Step::Pause(pause) = state.next(now) else {
+            // After a loss, waiting for the next connection is the pause.
+            let step = if lost {
+                state.next_at_once(now)
+            } else {
+                state.next(now)
+            };
+            let Step::Pause(pause) = step else {
                 return Err(error.at_best(unknown));
             };
             if !(lost && std::mem::take(&mut free)) && self.shared.budget.try_withdraw(now).is_err()
             {
                 return Err(error.at_best(unknown));
             }
-            // After a loss, waiting for the next connection is the pause.
-            if !lost {
+            if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
             self.shared.metrics.retries.increment(1);

@@ -182,7 +182,7 @@ impl Connector {
         limit: Duration,
     ) -> Result<(Stream, String), ConnectError> {
         let addresses = self.resolve(host, port, limit).await?;
-        let tcp = within("tcp", limit, race(&addresses))
+        let tcp = within("tcp", limit, race(&addresses, limit))
             .await?
             .map_err(|error| tcp_error(&format!("{host}:{port}"), &error))?;
         tune(&tcp);

@@ -278,7 +278,7 @@ impl From<Error> for RedisError {
 const HALF_WAY: &str = " [outcome unknown]";
 
 /// An error reply stays one, with its code; where its command may have run half way, its text says so.
-fn server_error(error: &ServerError, certainty: Certainty) -> RedisError {
+pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisError {
     let detail = error.details().unwrap_or_default();
     let mark = match certainty {
         Certainty::Unknown => HALF_WAY,

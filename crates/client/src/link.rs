@@ -194,12 +194,13 @@ impl View {
     /// Calls are answered (again). Returns how long they were not, if they ever were before.
     pub(crate) fn outage_ends(&mut self, now: Instant) -> Option<Duration> {
         let outage = now.saturating_duration_since(self.outage_since.take()?);
-        self.blip_left = self.blip_left.saturating_sub(outage);
         self.healthy_since = now;
         let first = !std::mem::replace(&mut self.was_up, true);
         if first {
+            // Starting is no interruption: it costs nothing of the allowance for those.
             return None;
         }
+        self.blip_left = self.blip_left.saturating_sub(outage);
         self.recoveries += 1;
         self.recovery_total += outage;
         Some(outage)
@@ -222,11 +223,19 @@ mod tests {
     fn the_allowance_is_spent_by_outages_and_comes_back_after_health() {
         let (link, now) = view();
         let mut view = link.view.lock();
+        let now = now + MS * 900;
         assert_eq!(
             view.outage_ends(now),
             None,
             "the first connection ends none"
         );
+        let early = now + MS * 10;
+        assert_eq!(
+            view.outage_begins(MS * 250, early),
+            early + MS * 250,
+            "however long the first connection took, it has spent nothing"
+        );
+        view.outage_ends(early);
         let later = now + MS * 6000;
         assert_eq!(view.outage_begins(MS * 250, later), later + MS * 250);
         assert_eq!(view.outage_ends(later + MS * 100), Some(MS * 100));

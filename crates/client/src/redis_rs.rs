@@ -1,8 +1,9 @@
 //! The adapter to the traits of redis-rs: its users swap the type of their connection and keep their code.
 
-use redis::{Cmd, Pipeline, RedisError, RedisFuture, RedisResult, Value};
+use redis::{Cmd, Pipeline, RedisFuture, RedisResult, ServerError, Value};
 
 use crate::client::{Client, Scoped};
+use crate::error::{self, Certainty};
 use crate::session::Session;
 
 /// The one way in which a type that sends becomes a connection of redis-rs.
@@ -10,7 +11,7 @@ macro_rules! connection_like {
     ($type:ty) => {
         impl redis::aio::ConnectionLike for $type {
             fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-                Box::pin(async move { self.send(cmd).await.map_err(RedisError::from) })
+                Box::pin(async move { whole(self.send(cmd).await?) })
             }
 
             fn req_packed_commands<'a>(
@@ -32,6 +33,25 @@ macro_rules! connection_like {
 connection_like!(Client);
 connection_like!(Scoped);
 connection_like!(Session);
+
+/// redis-rs makes an error of an answer that holds one (of EXEC, of a script), and so would lose that the rest has run.
+fn whole(answer: Value) -> RedisResult<Value> {
+    match error_within(&answer) {
+        None => Ok(answer),
+        Some(error) => Err(error::server_error(error, Certainty::Unknown)),
+    }
+}
+
+fn error_within(value: &Value) -> Option<&ServerError> {
+    match value {
+        Value::ServerError(error) => Some(error),
+        Value::Array(values) | Value::Set(values) => values.iter().find_map(error_within),
+        Value::Map(pairs) => pairs
+            .iter()
+            .find_map(|(key, value)| error_within(key).or_else(|| error_within(value))),
+        _ => None,
+    }
+}
 
 /// What redis-rs asks for of all replies: `count` from `offset`. An error among those before is worth more than what follows it (the reason why
 /// a transaction was aborted, say).

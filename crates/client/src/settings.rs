@@ -134,6 +134,9 @@ impl Settings {
                 return refuse(setting, "must be more than nothing and at most a day");
             }
         }
+        if self.blip_wait > Duration::from_secs(86_400) {
+            return refuse("blip_wait", "must be at most a day");
+        }
         if self.stuck_after < self.connect_timeout * 5 {
             return refuse(
                 "stuck_after",
@@ -330,5 +333,9 @@ mod tests {
         settings.heartbeat = Duration::ZERO;
         let error = settings.validate().expect_err("it is nothing").to_string();
         assert!(error.contains("heartbeat"), "{error}");
+        settings.heartbeat = Duration::from_secs(1);
+        settings.blip_wait = Duration::MAX;
+        let error = settings.validate().expect_err("it never ends").to_string();
+        assert!(error.contains("blip_wait"), "{error}");
     }
 }

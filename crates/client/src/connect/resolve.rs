@@ -69,8 +69,11 @@ pub(super) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     mixed
 }
 
-/// Tries each address, the next one when the last has failed or is slow; the first that opens wins (RFC 8305, section 5).
-pub(super) async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+/// Tries each address, the next one when the last has failed or is slow; the first that opens wins (RFC 8305, section 5). However many swallow
+/// what is sent to them, each has its turn within `limit`.
+pub(super) async fn race(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
+    let share = limit / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
+    let stagger = share.clamp(LEAST_STAGGER, STAGGER);
     let mut waiting = addresses.iter();
     let mut attempts = FuturesUnordered::new();
     let mut last_error = None;
@@ -85,7 +88,7 @@ pub(super) async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
         let patience = if waiting.len() == 0 {
             Duration::from_secs(3600)
         } else {
-            STAGGER
+            stagger
         };
         match tokio::time::timeout(patience, attempts.next()).await {
             Ok(Some(Ok(stream))) => return Ok(stream),
@@ -97,10 +100,46 @@ pub(super) async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 
 /// Between attempts on the addresses of one name, as RFC 8305 recommends.
 const STAGGER: Duration = Duration::from_millis(250);
+/// And the least that it allows.
+const LEAST_STAGGER: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A peer that completes no handshake: the queue of a listener that accepts nothing is full.
+    async fn swallowing() -> (Vec<TcpStream>, tokio::net::TcpListener) {
+        let socket = tokio::net::TcpSocket::new_v4().expect("there is a socket");
+        socket
+            .bind(SocketAddr::from(([127, 0, 0, 1], 0)))
+            .expect("there is a free port");
+        let listener = socket.listen(0).expect("it listens");
+        let address = listener.local_addr().expect("it is bound");
+        let mut queued = Vec::new();
+        while let Ok(Ok(stream)) =
+            tokio::time::timeout(Duration::from_millis(200), TcpStream::connect(address)).await
+        {
+            queued.push(stream);
+        }
+        (queued, listener)
+    }
+
+    #[tokio::test]
+    async fn c8_addresses_that_swallow_what_is_sent_do_not_keep_the_last_from_its_turn() {
+        let (_queued, dead) = swallowing().await;
+        let alive = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("there is a free port");
+        let address = |listener: &tokio::net::TcpListener| listener.local_addr().expect("bound");
+        let mut addresses = vec![address(&dead); 8];
+        addresses.push(address(&alive));
+        let limit = Duration::from_secs(1);
+        let stream = tokio::time::timeout(limit, race(&addresses, limit))
+            .await
+            .expect("each has its turn within the limit")
+            .expect("the last one answers");
+        assert_eq!(stream.peer_addr().expect("it is open"), address(&alive));
+    }
 
     #[test]
     fn families_take_turns() {

@@ -4,8 +4,9 @@ use std::collections::HashMap;
 
 use redis::AsyncCommands;
 use redis::streams::StreamReadReply;
+use steadfast::Certainty;
 
-use crate::support::{pair, pair_with};
+use crate::support::{cmd, pair, pair_with};
 
 #[tokio::test]
 async fn strings_hashes_lists_sets_and_sorted_sets_work_through_the_traits() {
@@ -110,6 +111,28 @@ async fn an_aborted_transaction_tells_which_command_was_refused() {
         .unwrap_err();
     assert!(error.to_string().contains("unknown command"), "{error}");
     assert_eq!(con.get::<_, Option<i64>>("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn c2_a_transaction_or_script_that_ran_half_way_is_unknown_through_the_traits_too() {
+    let (_redis, client) = pair().await;
+    let mut session = client.session().await.unwrap();
+    for words in ["SET text x", "MULTI", "INCR n", "LPUSH text x"] {
+        let _: redis::Value = cmd(words).query_async(&mut session).await.unwrap();
+    }
+    let exec = cmd("EXEC").query_async::<redis::Value>(&mut session).await;
+    let error = exec.expect_err("LPUSH failed");
+    assert_eq!(error.code(), Some("WRONGTYPE"), "{error}");
+    assert_eq!(steadfast::certainty(&error), Certainty::Unknown, "INCR ran");
+    let half_way = "redis.call('INCR', 'n') return {redis.pcall('LPUSH', 'text', 'x')}";
+    let mut script = redis::cmd("EVAL");
+    script.arg(half_way).arg(0);
+    let answer = script
+        .query_async::<redis::Value>(&mut client.clone())
+        .await;
+    let error = answer.expect_err("it holds an error");
+    assert_eq!(steadfast::certainty(&error), Certainty::Unknown, "INCR ran");
+    assert_eq!(client.clone().get::<_, i64>("n").await.unwrap(), 2);
 }
 
 #[tokio::test]

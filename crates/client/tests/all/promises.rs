@@ -346,3 +346,10 @@ async fn what_waits_in_a_connection_never_shows_in_debug() {
         "{shown}"
     );
 }
+
+#[tokio::test]
+async fn c1_a_deadline_that_never_comes_is_one() {
+    let (_redis, client) = pair().await;
+    let patient = client.with(CallOptions::new().deadline(Duration::MAX));
+    patient.send(&cmd("PING")).await.unwrap();
+}

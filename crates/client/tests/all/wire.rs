@@ -182,6 +182,40 @@ async fn c3_an_increment_that_ran_unanswered_is_not_made_again_and_a_read_beside
 }
 
 #[tokio::test]
+async fn c3_a_value_that_a_transaction_took_and_reset_is_not_taken_for_the_one_after() {
+    let (redis, proxy, client) = proxied(|b| b.deadline(ms(3000))).await;
+    client.send(&cmd("SET c 57")).await.unwrap();
+    let silence = RespSilence {
+        commands: vec!["EXEC".into()],
+        percentage: 100.0,
+    };
+    proxy.add(Toxic::new(silence)).await.unwrap();
+    let taking = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let mut pipeline = redis::pipe();
+            pipeline.atomic().get("c").set("c", 0);
+            client.send_pipeline(&pipeline).await
+        }
+    });
+    let reset = Value::BulkString(b"0".to_vec());
+    until("it has run", || {
+        redis.command_blocking(&["GET", "c"]).unwrap() == reset
+    })
+    .await;
+    redis
+        .command(&["CLIENT", "KILL", "TYPE", "normal"])
+        .await
+        .unwrap();
+    proxy.clear().await;
+    let error = taking
+        .await
+        .unwrap()
+        .expect_err("57 is lost, and it says so");
+    assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+}
+
+#[tokio::test]
 async fn c7_a_peer_that_accepts_and_never_answers_is_down_and_then_replaced() {
     let silent = Server::start(Script::new()).await.unwrap();
     let redis = Redis::start().await.unwrap();

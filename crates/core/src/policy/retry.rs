@@ -105,10 +105,8 @@ impl RetryState {
 
     /// As [`next`](Self::next), when the failure said not to come back within `at_least`.
     pub fn next_no_sooner(&mut self, now: Instant, at_least: Duration) -> Step {
-        self.attempts = self.attempts.saturating_add(1);
-        let elapsed = now.saturating_duration_since(self.started);
-        if let Some(limit) = self.policy.stop.limit_reached(self.attempts, elapsed) {
-            return Step::GiveUp(limit.into());
+        if let Some(limit) = self.failed(now) {
+            return Step::GiveUp(limit);
         }
         let pause = self
             .policy
@@ -119,6 +117,26 @@ impl RetryState {
             Some(remaining) if pause >= remaining => Step::GiveUp(GiveUp::Deadline),
             _ => Step::Pause(pause),
         }
+    }
+
+    /// As [`next`](Self::next), when the next attempt waits by itself for what it needs: no pause is drawn, so none can
+    /// be too long for the time that is left.
+    pub fn next_at_once(&mut self, now: Instant) -> Step {
+        match self.failed(now) {
+            Some(limit) => Step::GiveUp(limit),
+            None if self.remaining(now) == Some(Duration::ZERO) => Step::GiveUp(GiveUp::Deadline),
+            None => Step::Pause(Duration::ZERO),
+        }
+    }
+
+    /// Counts an attempt, which may have been the last.
+    fn failed(&mut self, now: Instant) -> Option<GiveUp> {
+        self.attempts = self.attempts.saturating_add(1);
+        let elapsed = now.saturating_duration_since(self.started);
+        self.policy
+            .stop
+            .limit_reached(self.attempts, elapsed)
+            .map(GiveUp::from)
     }
 
     /// Attempts that have failed so far.
