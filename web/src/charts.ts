@@ -100,7 +100,13 @@ export const cursor: uPlot.Cursor = { y: false, points: { size: 7 }, drag: { x: 
 /** A time axis as a clock without a date. */
 function times({ axis }: Style): uPlot.Axis {
   const short = (values: number[]) => (values.every((value) => value % 60 === 0) ? 5 : 8);
-  return axis({ size: 28, grid: { show: false }, space: 70, incrs: [15, 30, 60, 120], values: (_, values) => values.map((value) => clock(value * 1000).slice(0, short(values))) });
+  return axis({ size: 28, grid: { show: false }, space: 70, incrs: [15, 30, 60, 120], values: (plot, values) => values.map((value) => (value < leftmost(plot) ? '' : clock(value * 1000).slice(0, short(values)))) });
+}
+
+/** Further left a label would run into those of the other axis. */
+function leftmost({ scales }: uPlot): number {
+  const { min = 0, max = 0 } = scales.x!;
+  return min! + (max! - min!) * 0.05;
 }
 
 /** Options of a chart whose columns lie on top of each other; the last column given is the topmost sum. */
@@ -166,7 +172,7 @@ export class Charts {
     at('calls-chart').setAttribute('aria-label', chartSummary(sum(ticks)));
     const slow = LATENCIES.map(({ name, of }) => `${name}: ${text(duration(of(newest) ?? null))}`).join(', ');
     at('latency-chart').setAttribute('aria-label', `Time to answer in the last second. ${slow}.`);
-    say(at('speed-window'), `last ${text(duration(spanOf(ticks) * 1000))}, a point a second`);
+    say(at('speed-window'), `last ${text(duration(Math.round(spanOf(ticks)) * 1000))}, a point a second`);
     this.legends();
   }
 

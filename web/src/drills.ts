@@ -323,7 +323,11 @@ function kpiTable(report: Report): HTMLElement {
   const cell = (kpi: Kpi | undefined) => h('td', { class: kpi && !kpi.pass ? 'bad' : null }, kpi ? icon(kpi.pass ? 'good' : 'bad', kpi.pass ? 'good' : 'bad') : null, h('span', { class: 'unseen' }, kpi ? (kpi.pass ? 'met: ' : 'missed: ') : ''), kpiValue(kpi, kpi?.value));
   return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Key figures' }, h('table', { class: 'kpis' },
     h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Key figure'), h('th', { scope: 'col' }, 'Target'), h('th', { scope: 'col' }, 'With Steadfast'), control ? h('th', { scope: 'col' }, 'Without resilience') : null)),
-    h('tbody', {}, ...report.kpis.map((kpi) => h('tr', {}, h('th', { scope: 'row' }, kpiName(kpi)), h('td', { class: 'soft' }, `${BOUNDS[String((kpi as { bound?: string }).bound)] ?? ''} ${kpiValue(kpi, kpi.target)}`), cell(kpi), control ? cell(control.kpis.find(({ name }) => name === kpi.name)) : null)))));
+    h('tbody', {}, ...report.kpis.map((kpi) => h('tr', {}, h('th', { scope: 'row' }, kpiName(kpi), h('small', { class: 'target' }, target(kpi))), h('td', { class: 'soft' }, target(kpi)), cell(kpi), control ? cell(control.kpis.find(({ name }) => name === kpi.name)) : null)))));
+}
+
+function target(kpi: Kpi): string {
+  return `${BOUNDS[String((kpi as { bound?: string }).bound)] ?? ''} ${kpiValue(kpi, kpi.target)}`.trim();
 }
 
 function felt(report: Report): string {

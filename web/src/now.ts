@@ -62,7 +62,7 @@ function drawPath({ status, tick, ticks }: Store, window: Sum, live: boolean): v
   const [calls, ...places] = all;
   drawTraces(all, ticks);
   const perSecond = window.seconds && live ? `${rate(window.calls / window.seconds)} a second` : window.calls > 0 ? plural(window.calls) : 'none yet';
-  redraw(calls!.firstElementChild as HTMLElement, perSecond, () => [h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')), h('p', { class: 'station-share' }, window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–'), h('p', { class: 'station-words' }, live ? 'a second' : 'in 5 minutes')]);
+  redraw(calls!.firstElementChild as HTMLElement, perSecond, () => [h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')), h('p', { class: 'station-share' }, window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–'), h('p', { class: 'station-words' }, live ? 'a second' : window.seconds ? 'in 5 minutes' : '')]);
   let left = window.calls > 0 ? 1 : 0;
   calls!.dataset.flow = flow(left);
   places.forEach((place, index) => {
@@ -103,7 +103,7 @@ function drawTraces(stations: HTMLElement[], ticks: readonly Tick[]): void {
   const top = Math.max(1, ...ticks.map(TRACED[0]!));
   stations.forEach((station, index) => {
     const points = ticks.map((tick) => `${(200 - ((newest - tick.at_ms) / span) * 200).toFixed(1)} ${(58 - (TRACED[index]!(tick) / top) * 54).toFixed(1)}`);
-    const [area, line] = station.querySelectorAll('path');
+    const [area, line] = station.querySelectorAll('.trace path');
     const from = points[0]?.split(' ')[0] ?? '0';
     line!.setAttribute('d', points.length > 1 ? `M${points.join('L')}` : '');
     area!.setAttribute('d', points.length > 1 ? `M${from} 60L${points.join('L')}L200 60Z` : '');

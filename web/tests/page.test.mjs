@@ -67,7 +67,11 @@ test('s5_a_query_tried_on_the_page_tells_its_source', limits, async () => {
 
 test('s5_a_drill_started_from_the_page_runs_to_its_verdict', limits, async () => {
   const { page, wrong } = await open(chromium, demo);
+  const other = await open(chromium, demo);
+  await live(other.page);
   await page.click('[data-drill="blip-100ms"]');
+  // Whoever else looks sees it too.
+  await other.page.locator('.stage h3', { hasText: 'Blip' }).waitFor();
   await page.waitForFunction(() => Number(document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow')) > 5);
   assert.equal(await page.locator('.side').count(), 2);
   await page.waitForSelector('#verdict', { timeout: 2 * PATIENCE });
@@ -78,6 +82,9 @@ test('s5_a_drill_started_from_the_page_runs_to_its_verdict', limits, async () =>
   assert.equal(await page.getAttribute('#whole-report', 'open'), '');
   await page.locator('#whole-report iframe').scrollIntoViewIfNeeded();
   await page.frameLocator('#whole-report iframe').locator('h1').waitFor();
+  await page.locator('#last li', { hasText: /Drill (passed|failed): blip/ }).waitFor();
+  await other.page.waitForSelector('#verdict');
+  await other.page.close();
   assert.deepEqual(wrong, []);
   await page.close();
 });
@@ -173,6 +180,9 @@ test('s5_a_redis_that_goes_away_is_told_in_plain_words', limits, async () => {
   await headline(page, 'Serving without Redis');
   await page.waitForFunction(() => /away for .*: .*(refused|reset|closed|ended)/i.test(document.querySelector('#detail').textContent));
   await history(page, 'Connection to Redis lost').first().waitFor();
+  // However many attempts there are, it is one thing that happened.
+  await page.locator('#last li:first-child', { hasText: /Redis is away.*attempts so far/s }).waitFor();
+  assert.equal(await page.locator('#last li', { hasText: 'Could not connect' }).count(), 0);
   await page.waitForSelector('.station.redis[data-mood=bad]');
   await demo.ask(20);
   assert.deepEqual(wrong, []);
