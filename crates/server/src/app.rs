@@ -139,6 +139,7 @@ impl App {
         tasks.spawn(pulse::beat(app.clone()));
         tasks.spawn(pulse::relay(app.clone()));
         tasks.spawn(pulse::watch(app.clone()));
+        tasks.spawn(pulse::watch_redis(app.clone()));
         tasks.spawn(once::sweep(app.clone()));
         if let Some(auth) = app.auth() {
             tasks.spawn(Arc::clone(auth).keep());
@@ -222,6 +223,7 @@ impl App {
             },
             "health": self.health(),
             "reads": inner.tally.counts(),
+            "rates": inner.tally.counts().rates(),
             "redis": inner.backend.redis_status(),
             "cache": inner.backend.cache_status(),
             "system": {

@@ -40,6 +40,9 @@ pub(crate) struct Backend {
     pub(crate) cache: Rows,
     /// How the database was when it was last asked.
     database_check: RwLock<Check>,
+    /// What Redis said of itself when it was last asked, and after how many reconnects.
+    redis_said: RwLock<Option<(u64, steadfast::Health)>>,
+    health_timeout: Duration,
     outbox_lag_max: u64,
 }
 
@@ -67,6 +70,8 @@ impl Backend {
             database,
             cache,
             outbox_lag_max: crate::app::millis(config.cache.outbox_lag_max),
+            redis_said: RwLock::default(),
+            health_timeout: config.redis.health_timeout,
             database_check: RwLock::new(Check::new(Status::Healthy, "not asked yet")),
         })
     }
@@ -113,9 +118,7 @@ impl Backend {
         let cause = status.last_error.as_deref().unwrap_or("never connected");
         let address = &status.address;
         let redis = match status.state {
-            ConnectionState::Ready => {
-                Check::new(Status::Healthy, format!("in service at {address}"))
-            }
+            ConnectionState::Ready => self.in_service(address, status.reconnects),
             ConnectionState::Connecting => Check::new(
                 Status::Degraded,
                 format!("connecting to {address} for {since:.1} s: {cause}"),
@@ -144,6 +147,44 @@ impl Backend {
             ("outbox", self.outbox_check()),
             ("database", self.database_check.read().clone()),
         ]
+    }
+
+    /// A connection in service, with what the server said of itself on it.
+    fn in_service(&self, address: &str, reconnects: u64) -> Check {
+        let said = self.redis_said.read();
+        let said = said.as_ref().filter(|(of, _)| *of == reconnects);
+        let Some((_, said)) = said else {
+            return Check::new(Status::Healthy, format!("in service at {address}"));
+        };
+        if !said.healthy {
+            let (limit, why) = (self.health_timeout, &said.message);
+            let message =
+                format!("connected to {address}, but a PING got no answer within {limit:?}: {why}");
+            return Check::new(Status::Degraded, message);
+        }
+        let mut message = format!("in service at {address}");
+        if let Some(version) = &said.version {
+            message.push_str(&format!(", version {version}"));
+        }
+        if let Some(clients) = said.clients {
+            message.push_str(&format!(", {clients} clients"));
+        }
+        if let Some(bytes) = said.memory_bytes {
+            message.push_str(&format!(
+                ", {:.1} MiB in use",
+                bytes as f64 / f64::from(1 << 20)
+            ));
+        }
+        Check::new(Status::Healthy, message)
+    }
+
+    /// Asks Redis how it is, within `redis.health_timeout`, and remembers the answer. Not while it is known to be away.
+    pub(crate) async fn ask_redis(&self) {
+        let reconnects = self.client.status().reconnects;
+        if self.client.available().is_some() {
+            let said = self.client.health(self.health_timeout).await;
+            *self.redis_said.write() = Some((reconnects, said));
+        }
     }
 
     /// Asks the database for a sign of life and remembers the answer.

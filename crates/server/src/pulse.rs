@@ -106,6 +106,16 @@ pub(crate) async fn relay(app: App) {
     }
 }
 
+/// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the connection itself is watched all the time.
+pub(crate) async fn watch_redis(app: App) {
+    let mut ticker = interval(Duration::from_secs(5));
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticker.tick().await;
+        app.backend().ask_redis().await;
+    }
+}
+
 /// Asks the database and registered checks how they are, for ever.
 pub(crate) async fn watch(app: App) {
     let mut ticker = interval(Duration::from_secs(1));

@@ -95,10 +95,32 @@ impl Counts {
         share(self.memory + self.redis, self.reads() - self.failed)
     }
 
+    /// Share of answered reads for which the database was asked; `None` without any.
+    pub(crate) fn fallback_rate(self) -> Option<f64> {
+        share(self.database, self.reads() - self.failed)
+    }
+
+    /// All of them by name.
+    pub(crate) fn rates(self) -> Rates {
+        Rates {
+            hit: self.hit_rate(),
+            fallback: self.fallback_rate(),
+            error: self.error_rate(),
+        }
+    }
+
     /// Share of reads that failed; `None` without any.
     pub(crate) fn error_rate(self) -> Option<f64> {
         share(self.failed, self.reads())
     }
+}
+
+/// Shares of reads, from 0 to 1; `None` without any.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Rates {
+    hit: Option<f64>,
+    fallback: Option<f64>,
+    error: Option<f64>,
 }
 
 fn share(part: u64, whole: u64) -> Option<f64> {
@@ -218,6 +240,8 @@ mod tests {
         );
         assert_eq!(interval.error_rate(), Some(0.01));
         assert_eq!(interval.hit_rate(), Some(1.0));
+        assert_eq!(interval.rates().fallback, Some(0.0));
+        assert_eq!(Counts::default().rates().hit, None);
         let now = tally.latencies();
         assert_eq!(now.quantiles_since(&now, [0.5]), [None]);
     }

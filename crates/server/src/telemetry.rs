@@ -14,7 +14,7 @@ use crate::config::{Config, LogFormat};
 
 mod traces;
 
-pub(crate) use traces::{adopt_parent, are_enabled as traces_are_enabled};
+pub(crate) use traces::{adopt_parent, answered, are_enabled as traces_are_enabled, operation};
 
 /// Why logs or traces could not be started.
 #[derive(Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ fn file(text: &str) -> tempfile::NamedTempFile {
 }
 
 #[tokio::test]
-async fn three_mistakes_are_all_reported_with_line_and_column_and_status_78() {
+async fn s10_three_mistakes_are_all_reported_with_line_and_column_and_status_78() {
     let text = "[redis]\nurl = 'redjs://:hunter2@localhost'\nconections = 3\n\n[server]\ndrain_limit = 'soon'\n";
     let file = file(text);
     let path = file.path().to_str().unwrap();
@@ -36,7 +36,7 @@ async fn three_mistakes_are_all_reported_with_line_and_column_and_status_78() {
 }
 
 #[tokio::test]
-async fn the_sample_passes_its_own_check() {
+async fn s10_the_sample_passes_its_own_check() {
     let sample = run(&["config", "sample"]).await;
     let file = file(&sample.stdout);
     let ended = run(&["config", "check", "--config", file.path().to_str().unwrap()]).await;
@@ -44,7 +44,7 @@ async fn the_sample_passes_its_own_check() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_not_there_is_status_78_and_named() {
+async fn s10_a_file_that_is_not_there_is_status_78_and_named() {
     let ended = run(&["config", "check", "--config", "/nowhere/steadfast.toml"]).await;
     assert_eq!(ended.status, Some(78), "{}", ended.all());
     assert!(
@@ -55,7 +55,7 @@ async fn a_file_that_is_not_there_is_status_78_and_named() {
 }
 
 #[tokio::test]
-async fn show_tells_what_is_in_force_and_no_secret() {
+async fn s10_show_tells_what_is_in_force_and_no_secret() {
     let file = file(
         "[redis]\nurl = 'redis://:hunter2@from-file:6379'\n[server]\nlisten = '127.0.0.1:1111'\n",
     );

@@ -127,7 +127,7 @@ impl Drop for Server {
 }
 
 #[tokio::test]
-async fn the_demo_answers_what_it_proposes_first_from_sql_and_then_from_a_cache() {
+async fn s11_the_demo_answers_what_it_proposes_first_from_sql_and_then_from_a_cache() {
     let demo = Demo::start();
     let first = demo.search("ada").await;
     assert_eq!(first.status, 200, "{first:?}");
@@ -219,7 +219,7 @@ async fn load(address: SocketAddr, ended: Arc<AtomicBool>) -> Vec<Answer> {
 }
 
 #[tokio::test]
-async fn ctrl_c_or_a_closed_terminal_ends_all_that_the_demo_started() {
+async fn s11_ctrl_c_or_a_closed_terminal_ends_all_that_the_demo_started() {
     for name in ["INT", "HUP"] {
         ended_in_order_by(name).await;
     }
@@ -237,7 +237,7 @@ async fn ended_in_order_by(name: &str) {
 }
 
 #[tokio::test]
-async fn a_demo_that_is_killed_takes_its_redis_with_it() {
+async fn s11_a_demo_that_is_killed_takes_its_redis_with_it() {
     let mut demo = Demo::start();
     signal(demo.program.id(), "KILL");
     wait(&mut demo.program).await;
@@ -267,7 +267,7 @@ async fn a_taken_port_is_one_clear_line_and_status_69() {
 }
 
 #[tokio::test]
-async fn without_a_redis_server_the_demo_starts_degraded_and_says_what_to_install() {
+async fn s11_without_a_redis_server_the_demo_starts_degraded_and_says_what_to_install() {
     let empty = tempfile::tempdir().unwrap();
     let mut command = steadfast(&["demo", "--listen", "127.0.0.1:0"]);
     let mut program = command

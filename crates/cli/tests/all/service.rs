@@ -17,7 +17,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::program::{Lines, PATIENCE, signal, steadfast, wait};
+use crate::program::{Lines, PATIENCE, finish, signal, steadfast, wait};
 
 /// People in the table.
 const PEOPLE: u64 = 40;
@@ -257,6 +257,42 @@ async fn s9_a_service_killed_at_work_loses_nothing_committed_and_leaves_nothing_
                 sleep(Duration::from_millis(20)).await;
             }
         }
+    }
+}
+
+#[tokio::test]
+async fn s4_log_lines_are_json_where_that_is_asked_for() {
+    let site = Site::start().await;
+    let file = site.folder.path().join("steadfast.toml");
+    let mut command = steadfast(&["serve", "--listen", ANYWHERE, "--config"]);
+    command
+        .arg(&file)
+        .env("REDIS_URL", site.redis.url())
+        .env("DATABASE_URL", url(site.folder.path()))
+        .env("STEADFAST__LOG__FORMAT", "json")
+        .env("STEADFAST__SERVER__DRAIN_DELAY", "0s");
+    let mut child = command.spawn().unwrap();
+    let mut lines = Lines::of(&mut child);
+    assert!(lines.next().contains("serves at"));
+    signal(child.id(), "HUP");
+    sleep(Duration::from_millis(300)).await;
+    signal(child.id(), "TERM");
+    let ended = finish(child).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    let mut messages = Vec::new();
+    for line in ended.stderr.lines() {
+        let line: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        assert!(
+            line["level"].is_string() && line["timestamp"].is_string(),
+            "{line}"
+        );
+        messages.push(line["message"].as_str().unwrap().to_owned());
+    }
+    for wanted in ["read again", "ending"] {
+        assert!(
+            messages.iter().any(|message| message.contains(wanted)),
+            "{messages:?}"
+        );
     }
 }
 

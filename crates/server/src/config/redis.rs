@@ -40,7 +40,8 @@ pub struct RedisConfig {
     /// How often an idle connection is asked whether it lives; default 1 s.
     #[serde(serialize_with = "duration")]
     pub heartbeat: Duration,
-    /// Limit on a health check by `steadfast status`; default 3 s. `HEALTH_CHECK_REDIS_TIMEOUT` sets it in seconds.
+    /// How long Redis may take over the PING by which `/health` tells how it is, sent every 5 s; default 3 s. Past it the check says degraded.
+    /// `HEALTH_CHECK_REDIS_TIMEOUT` sets it in seconds.
     #[serde(serialize_with = "duration")]
     pub health_timeout: Duration,
     /// Connections; default 1. A key always takes the same one.

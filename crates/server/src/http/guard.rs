@@ -83,6 +83,8 @@ async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: 
         http.request.method = %request.method(),
         http.route = route,
         http.response.status_code = tracing::field::Empty,
+        steadfast.source = tracing::field::Empty,
+        steadfast.stale = tracing::field::Empty,
     );
     telemetry::adopt_parent(&span, request.headers());
     let response = admitted(app, request, next).instrument(span.clone()).await;

@@ -90,23 +90,24 @@ fn answer(name: &str, read: &Read) -> Response {
     response
 }
 
-/// RFC 9211: a hit with the seconds it has left, below nought if it is stale, or why it was forwarded.
+/// RFC 9211: a hit with the seconds it has left, below nought and with the reason if it is stale; or that it was forwarded.
 fn cache_status(read: &Read) -> HeaderValue {
-    let detail = match (read.source, read.stale.is_some()) {
-        (Source::Memory, false) => "memory",
-        (Source::Redis, false) => "redis",
-        (Source::Memory, true) => "memory-stale",
-        (Source::Redis, true) => "redis-stale",
+    let source = match read.source {
+        Source::Memory => "memory",
+        Source::Redis => "redis",
         _ => return HeaderValue::from_static("Steadfast; fwd=miss; detail=database"),
     };
     let left = read.fresh.as_secs_f64() - read.age.as_secs_f64();
-    let ttl = match read.stale {
+    let value = match read.stale {
+        None => format!("Steadfast; hit; ttl={:.0}; detail={source}", left.max(0.0)),
         // It may be stale before its time, because nobody vouches for it.
-        Some(_) => left.min(-1.0),
-        None => left.max(0.0),
+        Some(why) => format!(
+            "Steadfast; hit; ttl={:.0}; detail={source}-stale-{}",
+            left.min(-1.0),
+            why.as_str()
+        ),
     };
-    HeaderValue::try_from(format!("Steadfast; hit; ttl={ttl:.0}; detail={detail}"))
-        .unwrap_or(HeaderValue::from_static("Steadfast; hit"))
+    HeaderValue::try_from(value).unwrap_or(HeaderValue::from_static("Steadfast; hit"))
 }
 
 /// The JSON object in a request's body, within `limits.body`.

@@ -7,6 +7,7 @@ use metrics::{Counter, Histogram, counter, histogram};
 use steadfast_cache::Source;
 
 use crate::problem::ProblemKind;
+use crate::telemetry;
 
 /// The kinds of problem that a read or a write can end in.
 const KINDS: [ProblemKind; 4] = [
@@ -102,19 +103,32 @@ impl WriteMeters {
 }
 
 /// Times what is asked of the database, as OpenTelemetry names it.
-pub(super) struct SqlMeter(Histogram);
+pub(super) struct SqlMeter {
+    system: &'static str,
+    operation: &'static str,
+    times: Histogram,
+}
 
 impl SqlMeter {
     fn new(system: &'static str, operation: &'static str) -> Self {
-        Self(histogram!(
-            "db_client_operation_duration_seconds",
-            "db_system_name" => system,
-            "db_operation_name" => operation
-        ))
+        Self {
+            system,
+            operation,
+            times: histogram!(
+                "db_client_operation_duration_seconds",
+                "db_system_name" => system,
+                "db_operation_name" => operation
+            ),
+        }
+    }
+
+    /// A span around such a question to the database, named for traces.
+    pub(super) fn span(&self, program: &str) -> tracing::Span {
+        telemetry::operation(self.system, self.operation, program)
     }
 
     pub(super) fn took(&self, duration: Duration) {
-        self.0.record(duration);
+        self.times.record(duration);
     }
 }
 

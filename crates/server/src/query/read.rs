@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_cache::{CacheError, Source, SourceError, StaleReason};
+use tracing::Instrument;
 
 use super::param::Values;
 use super::{Query, bound, rendered};
 use crate::app::{App, now};
 use crate::problem::{Problem, ProblemKind};
 use crate::tally::Outcome;
+use crate::telemetry;
 
 /// What a caller is told when it is not known when waiting will help.
 const SOON: Duration = Duration::from_secs(1);
@@ -37,16 +39,20 @@ impl Query {
         let key = self.key.render(&values);
         let tags = rendered(&self.tags, &values);
         let (query, database) = (Arc::clone(self), app.database().clone());
+        let span = self.meters.asked.span(&self.name);
         // A hit needs nothing of this, so nothing of it is prepared before it is needed.
-        let load = move || async move {
-            let params = bound(&query.sql, &query.params, &values);
-            let begun = now();
-            let rows = database
-                .select_at_most(query.max_rows + 1, &query.sql.text, &params)
-                .await;
-            let took = now().saturating_duration_since(begun);
-            query.meters.asked.took(took);
-            encode(&rows?, query.max_rows)
+        let load = move || {
+            async move {
+                let params = bound(&query.sql, &query.params, &values);
+                let begun = now();
+                let rows = database
+                    .select_at_most(query.max_rows + 1, &query.sql.text, &params)
+                    .await;
+                let took = now().saturating_duration_since(begun);
+                query.meters.asked.took(took);
+                encode(&rows?, query.max_rows)
+            }
+            .instrument(span)
         };
         let answer = app
             .cache()
@@ -60,6 +66,7 @@ impl Query {
                 app.tally()
                     .read(outcome(answer.source), answer.stale.is_some(), took);
                 self.meters.answered(answer.source, answer.stale.is_some());
+                telemetry::answered(answer.source.as_str(), answer.stale.is_some());
                 Ok(Read {
                     rows: answer.value.unwrap_or(Bytes::from_static(NO_ROWS)),
                     source: answer.source,

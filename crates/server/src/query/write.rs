@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 use steadfast_cache::{SourceError, Target, Tx, WriteError};
+use tracing::Instrument;
 
 use super::once::{Once, Recorded, Seen};
 use super::param::Values;
@@ -96,7 +97,8 @@ impl Statement {
                 Seen::Otherwise => return Err(Stopped::Refused(used_otherwise())),
             }
         }
-        let written = self.run(tx, values).await?;
+        let span = self.meters.asked.span(&self.name);
+        let written = self.run(tx, values).instrument(span).await?;
         let answer = Recorded {
             status: 200,
             body: serde_json::to_string(&written).unwrap_or_default(),

@@ -40,6 +40,30 @@ pub(crate) fn adopt_parent(span: &Span, headers: &HeaderMap) {
     let _ = span.set_parent(parent);
 }
 
+/// A span of an operation on the database, below that of the request; none where nobody would see it.
+pub(crate) fn operation(system: &'static str, operation: &'static str, program: &str) -> Span {
+    if !are_enabled() {
+        return Span::none();
+    }
+    tracing::info_span!(
+        "operation",
+        otel.name = format!("{operation} {program}"),
+        otel.kind = "client",
+        db.system.name = system,
+        db.operation.name = operation,
+        steadfast.program = program,
+    )
+}
+
+/// Notes on the request's span where its answer came from.
+pub(crate) fn answered(source: &'static str, stale: bool) {
+    if are_enabled() {
+        let span = Span::current();
+        span.record("steadfast.source", source);
+        span.record("steadfast.stale", stale);
+    }
+}
+
 type Layer<S> = OpenTelemetryLayer<S, opentelemetry_sdk::trace::SdkTracer>;
 
 /// Sends traces until it is shut down.

@@ -38,6 +38,34 @@ async fn s3_health_tells_each_part_and_ready_holds_without_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_redis_is_asked_how_it_is_within_its_time_limit() {
+    let redis = redis().await;
+    let service = Service::with(&[("redis.url", &redis.url())]).await;
+    let health = service
+        .health_when(|health| {
+            let message = health["checks"]["redis"]["message"].as_str();
+            message.is_some_and(|message| message.contains("MiB in use"))
+        })
+        .await;
+    let message = health["checks"]["redis"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("version ") && message.contains(" clients"),
+        "{message}"
+    );
+    // Nothing answers in a microsecond.
+    let hurried =
+        Service::with(&[("redis.url", &redis.url()), ("redis.health_timeout", "1us")]).await;
+    let health = hurried
+        .health_when(|health| {
+            let message = health["checks"]["redis"]["message"].as_str();
+            message.is_some_and(|message| message.contains("no answer within 1µs"))
+        })
+        .await;
+    assert_eq!(health["checks"]["redis"]["status"], "degraded", "{health}");
+    assert_eq!(hurried.get("/health/ready").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_without_redis_and_database_the_service_is_not_ready_but_alive() {
     let service = Service::with(&[
         ("redis.url", "redis://127.0.0.1:1"),

@@ -155,7 +155,7 @@ async fn s2_a_stale_answer_says_so_everywhere() {
     let status = stale.header("cache-status");
     let ttl = status
         .strip_prefix("Steadfast; hit; ttl=-")
-        .and_then(|rest| rest.strip_suffix("; detail=memory-stale"));
+        .and_then(|rest| rest.strip_suffix("; detail=memory-stale-failed"));
     assert!(
         ttl.unwrap_or(status).parse::<u64>().unwrap() >= 1,
         "{status}"

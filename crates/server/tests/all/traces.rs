@@ -69,6 +69,14 @@ async fn s4_a_trace_goes_on_through_the_service_and_reaches_the_collector() {
     tokio::time::timeout(PATIENCE, arrived).await.unwrap();
     assert!(holds(b"GET /v1/queries/{name}"));
     assert!(holds(b"traced-service"));
+    let spans = {
+        let taken = taken.lock();
+        taken.windows(trace.len()).filter(|id| *id == trace).count()
+    };
+    assert!(spans >= 2, "{spans}");
+    // Where the answer came from, and the question to the database that it took, within the same trace.
+    assert!(holds(b"steadfast.source"));
+    assert!(holds(b"SELECT search_users") && holds(b"db.system.name"));
     assert!(
         !holds(b"secret-word"),
         "what a caller looked for is not traced"
