@@ -77,16 +77,24 @@ fn targets(out: &mut String, runs: &[Run]) {
     out.push_str(&"---|".repeat(runs.len() + 1));
     out.push('\n');
     let columns: Vec<Vec<(Target, Option<f64>)>> = runs.iter().map(promises).collect();
-    let Some(first) = columns.first() else { return };
-    for (row, (target, _)) in first.iter().enumerate() {
-        let seen: Vec<Option<f64>> = columns
-            .iter()
-            .map(|column| column.get(row).and_then(|(_, seen)| *seen))
-            .collect();
+    let Some(last) = columns.last() else { return };
+    for (target, _) in last {
+        // Outages are tried in the last run only.
+        let tried = |column: &[(Target, Option<f64>)]| {
+            let found = column.iter().find(|(other, _)| other.name == target.name);
+            found.map(|(_, seen)| *seen)
+        };
+        let seen: Vec<Option<Option<f64>>> = columns.iter().map(|column| tried(column)).collect();
         let _ = write!(out, "| {} | {} |", target.name, target.promised);
         for value in &seen {
-            let _ = write!(out, " {} |", value.map_or("never".into(), number));
+            let shown = match value {
+                None => "–".into(),
+                Some(None) => "never".into(),
+                Some(Some(value)) => number(*value),
+            };
+            let _ = write!(out, " {shown} |");
         }
+        let seen: Vec<_> = seen.into_iter().flatten().collect();
         let met = seen.iter().filter(|value| target.keeps(**value)).count();
         let verdict = match met {
             all if all == seen.len() => "yes".to_owned(),
