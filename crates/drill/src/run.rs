@@ -147,10 +147,11 @@ pub async fn run(
     outcome
 }
 
+/// A subject and what it lives on, which goes last.
 struct Actor {
     role: Role,
-    site: Site,
     lane: Arc<Lane>,
+    site: Site,
 }
 
 /// The subjects with their servers, ready for the load.

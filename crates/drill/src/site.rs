@@ -2,15 +2,15 @@
 //! that come closest to how it happens in the field: a signal, a command of an operator, or the wire.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
 use redis::aio::MultiplexedConnection;
-use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
 use crate::fault::{FaultError, Toxic};
-use crate::process::{ProcessError, Redis};
+use crate::process::{ProcessError, Redis, Scratch};
 use crate::proxy::{Proxy, ProxyError, ToxicId};
 use crate::scenario::{Fault, Scenario};
 use crate::subject::{DatabaseFault, Endpoint, Subject};
@@ -18,6 +18,9 @@ use crate::subject::{DatabaseFault, Endpoint, Subject};
 const USER: &str = "app";
 const PASSWORD: &str = "first-password";
 const OTHER_PASSWORD: &str = "second-password";
+/// While it loads, a server looks at its clients once for each KiB that it has read. Rows are so small that it might not look
+/// once; so as many keys of that size lie between them.
+const BALLAST: u64 = 256;
 
 /// Why there is nothing to be broken.
 #[derive(Debug, thiserror::Error)]
@@ -32,24 +35,30 @@ pub enum SiteError {
 /// A Redis to be broken. Dropped, all of it is gone.
 pub(crate) struct Site {
     redis: std::sync::Arc<Redis>,
-    token: Option<TempDir>,
+    /// Where the current token stands.
+    token: Option<PathBuf>,
     /// Takes all places for clients, and is the only one who can give them back.
     occupant: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
     proxy: Option<Proxy>,
     wired: Mutex<Vec<(Toxic, ToxicId)>>,
+    /// Last, so that nothing writes into it any more when it goes.
+    scratch: Scratch,
 }
 
 impl Site {
     pub(crate) async fn start(scenario: &Scenario) -> Result<Self, SiteError> {
-        let mut builder = Redis::builder();
+        let scratch = Scratch::new("steadfast-drill-")?;
+        let mut builder = Redis::builder().within(scratch.path());
         let faults = || scenario.steps.iter().map(|step| &step.fault);
         let mut token = None;
         if faults().any(Fault::needs_users) {
             builder = builder
                 .acl(format!("{USER} on >{PASSWORD} ~* &* +@all"))
                 .acl("default off");
-            token = Some(token_folder()?);
+            let file = scratch.path().join("token");
+            write_token(&file, PASSWORD)?;
+            token = Some(file);
         }
         if let Some(step) = scenario
             .steps
@@ -57,8 +66,9 @@ impl Site {
             .find(|step| step.fault == Fault::Loading)
         {
             // With so long for each key, all keys together take as long as the step.
-            let delay = step.lasts.as_micros() / u128::from(scenario.load.keys.max(1));
+            let delay = step.lasts.as_micros() / u128::from(scenario.load.keys + BALLAST);
             builder = builder
+                .config("rdbcompression", "no")
                 .config("key-load-delay", delay.to_string())
                 .config("loading-process-events-interval-bytes", "1024");
         }
@@ -80,6 +90,7 @@ impl Site {
             token,
             occupant: tokio::sync::Mutex::default(),
             loading: Mutex::default(),
+            scratch,
         })
     }
 
@@ -92,12 +103,18 @@ impl Site {
 
     /// Where the subject finds this Redis.
     pub(crate) fn endpoint(&self) -> Endpoint {
+        let endpoint =
+            Endpoint::new(self.url(self.addr())).with_folder(self.scratch.path().to_owned());
         match &self.token {
-            None => Endpoint::new(format!("redis://{}/0", self.addr())),
-            Some(folder) => {
-                Endpoint::new(format!("redis://{USER}:{PASSWORD}@{}/0", self.redis.addr()))
-                    .with_password_file(folder.path().join("token"))
-            }
+            None => endpoint,
+            Some(file) => endpoint.with_password_file(file.clone()),
+        }
+    }
+
+    fn url(&self, addr: SocketAddr) -> String {
+        match &self.token {
+            None => format!("redis://{addr}/0"),
+            Some(_) => format!("redis://{USER}:{PASSWORD}@{addr}/0"),
         }
     }
 
@@ -125,6 +142,8 @@ impl Site {
             Fault::MaxClients => self.occupy().await?,
             Fault::OutOfMemory => config(redis, "maxmemory", "1").await?,
             Fault::Loading => {
+                let ballast = BALLAST.to_string();
+                redis.command(&["EVAL", FILL, "0", &ballast]).await?;
                 redis.save_snapshot().await?;
                 redis.kill().await;
                 let redis = redis.clone();
@@ -218,7 +237,7 @@ impl Site {
     }
 
     async fn occupy(&self) -> Result<(), ProcessError> {
-        let client = redis::Client::open(self.endpoint().redis_url).map_err(refused)?;
+        let client = redis::Client::open(self.url(self.redis.addr())).map_err(refused)?;
         let mut occupant = client
             .get_multiplexed_async_connection()
             .await
@@ -248,32 +267,22 @@ impl Site {
     }
 
     fn write_token(&self, token: &str) -> Result<(), ProcessError> {
-        let Some(folder) = &self.token else {
-            return Ok(());
-        };
-        write_token(folder, token)
+        match &self.token {
+            Some(file) => write_token(file, token),
+            None => Ok(()),
+        }
     }
 }
 
-fn token_folder() -> Result<TempDir, ProcessError> {
-    let failed = |cause| ProcessError::Folder {
-        path: std::env::temp_dir(),
-        cause,
-    };
-    let folder = tempfile::Builder::new()
-        .prefix("steadfast-token-")
-        .tempdir()
-        .map_err(failed)?;
-    write_token(&folder, PASSWORD)?;
-    Ok(folder)
-}
-
 /// Replaced as a whole, so that nobody ever reads half a token.
-fn write_token(folder: &TempDir, token: &str) -> Result<(), ProcessError> {
-    let (path, new) = (folder.path().join("token"), folder.path().join("token.new"));
+fn write_token(file: &Path, token: &str) -> Result<(), ProcessError> {
+    let new = file.with_extension("new");
     std::fs::write(&new, token)
-        .and_then(|()| std::fs::rename(&new, &path))
-        .map_err(|cause| ProcessError::Folder { path, cause })
+        .and_then(|()| std::fs::rename(&new, file))
+        .map_err(|cause| ProcessError::Folder {
+            path: file.to_owned(),
+            cause,
+        })
 }
 
 async fn config(redis: &Redis, name: &str, value: &str) -> Result<(), ProcessError> {
@@ -295,6 +304,10 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
         .lock()
         .unwrap_or_else(std::sync::PoisonError::into_inner)
 }
+
+/// Sets as many keys of 1 KiB as it is told.
+const FILL: &str =
+    "for n = 1, tonumber(ARGV[1]) do redis.call('SET', 'ballast:' .. n, string.rep('x', 1024)) end";
 
 /// The longest that a fault may take to begin or end.
 pub(crate) const FAULT_LIMIT: Duration = Duration::from_secs(40);

@@ -66,6 +66,8 @@ pub struct Endpoint {
     /// If set, the current password stands in this file and may change while the drill runs, as a token would. A subject that can
     /// follow it should; others use the password of the URL.
     pub password_file: Option<PathBuf>,
+    /// A folder for the subject's own files. It is gone with the drill, also when that is killed.
+    pub folder: Option<PathBuf>,
 }
 
 impl Endpoint {
@@ -74,6 +76,7 @@ impl Endpoint {
         Self {
             redis_url: redis_url.into(),
             password_file: None,
+            folder: None,
         }
     }
 
@@ -83,6 +86,13 @@ impl Endpoint {
         self.password_file = Some(file);
         self
     }
+
+    /// The same, with a folder for the subject's own files.
+    #[must_use]
+    pub fn with_folder(mut self, folder: PathBuf) -> Self {
+        self.folder = Some(folder);
+        self
+    }
 }
 
 /// The URL may hold a password, so it is not shown.
@@ -90,6 +100,7 @@ impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Endpoint")
             .field("password_file", &self.password_file)
+            .field("folder", &self.folder)
             .finish_non_exhaustive()
     }
 }

@@ -5,6 +5,7 @@ mod cache;
 mod config;
 mod demo;
 mod drill;
+mod drill_ends;
 mod help;
 mod probe;
 mod program;

@@ -13,6 +13,7 @@ mod port;
 mod postgres;
 mod program;
 mod redis;
+mod scratch;
 mod server;
 
 use std::io;
@@ -25,6 +26,7 @@ pub use port::Port;
 pub use postgres::Postgres;
 pub use program::find;
 pub use redis::{Redis, RedisBuilder, Tls};
+pub use scratch::Scratch;
 
 /// Why a server could not be started, signalled or asked. Each is one line that names the cause.
 #[derive(Debug, thiserror::Error)]

@@ -37,6 +37,7 @@ pub struct Redis {
 #[derive(Debug, Clone, Default)]
 pub struct RedisBuilder {
     program: Option<PathBuf>,
+    place: Option<PathBuf>,
     port: Option<u16>,
     save: bool,
     password: Option<String>,
@@ -71,6 +72,13 @@ impl RedisBuilder {
     #[must_use]
     pub fn program(mut self, program: impl Into<PathBuf>) -> Self {
         self.program = Some(program.into());
+        self
+    }
+
+    /// The folder within which its own one is made. Default: the system's place for temporary files.
+    #[must_use]
+    pub fn within(mut self, place: impl Into<PathBuf>) -> Self {
+        self.place = Some(place.into());
         self
     }
 
@@ -149,7 +157,8 @@ impl RedisBuilder {
     }
 
     async fn attempt(self, program: PathBuf) -> Result<Redis, ProcessError> {
-        let server = Server::new("redis", self.port, Death::Killed)?;
+        let place = self.place.clone().unwrap_or_else(std::env::temp_dir);
+        let server = Server::within(&place, "redis", self.port, Death::Killed)?;
         let redis = Redis {
             settings: self,
             program,

@@ -27,15 +27,25 @@ impl Server {
         port: Option<u16>,
         drop_by: Death,
     ) -> Result<Self, ProcessError> {
+        Self::within(&std::env::temp_dir(), name, port, drop_by)
+    }
+
+    /// The same, its folder being one of `place`.
+    pub(super) fn within(
+        place: &Path,
+        name: &'static str,
+        port: Option<u16>,
+        drop_by: Death,
+    ) -> Result<Self, ProcessError> {
         let port = match port {
             Some(number) => Port::numbered(number)?,
             None => Port::free()?,
         };
         let folder = tempfile::Builder::new()
             .prefix(&format!("steadfast-{name}-"))
-            .tempdir()
+            .tempdir_in(place)
             .map_err(|cause| ProcessError::Folder {
-                path: std::env::temp_dir(),
+                path: place.to_owned(),
                 cause,
             })?;
         Ok(Self {

@@ -32,7 +32,7 @@ impl SubjectFactory for Subjects {
         endpoint: Endpoint,
     ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>> {
         async move {
-            let table = Table::new()?;
+            let table = Table::new(endpoint.folder.as_deref())?;
             Ok(match role {
                 Role::Resilient => Box::new(Resilient::start(&endpoint, table).await?) as _,
                 Role::Plain => Box::new(Plain::start(&endpoint, Box::new(PlainTable(table)))?) as _,

@@ -1,6 +1,7 @@
 //! The database below a drill's subject: numbered rows with a version that only grows, in a SQLite file of its own. SQLite has
 //! no wire that could be cut, so an outage of it is made here, in front of every question and every change.
 
+use std::path::Path;
 use std::time::Duration;
 
 use futures_util::FutureExt;
@@ -22,11 +23,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// An empty table. Must be called within a tokio runtime.
-    pub(super) fn new() -> Result<Self, SetUpError> {
+    /// An empty table, its file in a folder of its own within `place`. Must be called within a tokio runtime.
+    pub(super) fn new(place: Option<&Path>) -> Result<Self, SetUpError> {
         let folder = tempfile::Builder::new()
-            .prefix("steadfast-drill-")
-            .tempdir()
+            .prefix("table-")
+            .tempdir_in(place.map_or_else(std::env::temp_dir, Path::to_owned))
             .map_err(|error| SetUpError(format!("no temporary folder: {error}")))?;
         let url = format!("sqlite://{}", folder.path().join("drill.db").display());
         let database = Database::connect(&url, DatabaseOptions::default()).map_err(set_up)?;

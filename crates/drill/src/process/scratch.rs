@@ -1,0 +1,66 @@
+//! A folder that goes with the process that made it. A server's own watcher removes the server's folder, but there is none while
+//! the server is killed, and a subject's database has none at all. So a drill keeps all its files in one folder, and that is watched
+//! for as long as the drill lasts, by the same means as a server (see [`super::Child`]).
+
+use super::ProcessError;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use tempfile::TempDir;
+
+/// Removes `$1` once the pipe on its standard input is closed. What still dies in there may write meanwhile, so it tries again.
+const SCRIPT: &str = r#"
+trap '' HUP INT TERM QUIT
+read -r _
+for turn in 1 2 3 4 5; do rm -rf -- "$1" && break; sleep 0.2; done
+"#;
+
+/// A folder for files. Dropped, it is removed; and also when this process is gone without having dropped anything.
+#[derive(Debug)]
+pub struct Scratch {
+    folder: TempDir,
+    watcher: Child,
+}
+
+impl Scratch {
+    /// A new folder within the system's place for temporary files, whose name begins with `prefix`.
+    ///
+    /// # Errors
+    /// [`ProcessError::Folder`] when it cannot be made, [`ProcessError::Spawn`] when the system refuses to fork.
+    pub fn new(prefix: &str) -> Result<Self, ProcessError> {
+        let folder = tempfile::Builder::new()
+            .prefix(prefix)
+            .tempdir()
+            .map_err(|cause| ProcessError::Folder {
+                path: std::env::temp_dir(),
+                cause,
+            })?;
+        let watcher = Command::new("/bin/sh")
+            .args(["-c", SCRIPT, "sh"])
+            .arg(folder.path())
+            .current_dir("/")
+            .process_group(0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .map_err(|cause| ProcessError::Spawn {
+                program: "/bin/sh".to_owned(),
+                cause,
+            })?;
+        Ok(Self { folder, watcher })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        self.folder.path()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = self.watcher.kill();
+        let _ = self.watcher.wait();
+    }
+}
