@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::record::{Ended, Record};
+use crate::record::{Ended, LATE, Record};
 use crate::scenario::{Arrivals, Load, Phases};
 use crate::subject::Subject;
 use crate::truth::Truth;
@@ -78,6 +78,9 @@ impl Lane {
 
     async fn call(self: &Arc<Self>, choice: Choice, due: Duration) {
         let begun = self.now();
+        if begun > due + LATE {
+            self.seen().record.late(begun - due);
+        }
         let mut call = Open {
             lane: self.clone(),
             due,

@@ -12,6 +12,8 @@ use crate::subject::{Answer, Breaker, Connection, Facts, Source};
 
 /// How long all must be well before recovery is called full.
 pub const QUIET: Duration = Duration::from_secs(1);
+/// A call that starts so long after it was due has started late: not for want of a place, but because the machine had no time for it.
+pub const LATE: Duration = Duration::from_millis(50);
 /// Changes of state that are kept; a subject that flaps faster than that is bad enough with what is kept.
 const CHANGES: usize = 10_000;
 /// Latencies beyond this are recorded as this.
@@ -46,7 +48,17 @@ pub struct Record {
     changes: Vec<Change>,
     facts: Option<Facts>,
     search: Search,
+    late: Late,
     end: Duration,
+}
+
+/// Calls that started later than they were due by more than [`LATE`]. What they took is partly the machine's own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Late {
+    /// How many, warm-up included.
+    pub calls: u64,
+    /// By how much the latest of them.
+    pub most: Duration,
 }
 
 /// What happened in one phase. Calls count for the phase in which they were meant to start.
@@ -241,8 +253,20 @@ impl Record {
             changes: Vec::new(),
             facts: None,
             search: Search::default(),
+            late: Late::default(),
             end: Duration::ZERO,
         }
+    }
+
+    /// A call started so much later than it was due, which was more than [`LATE`].
+    pub fn late(&mut self, by: Duration) {
+        self.late.calls += 1;
+        self.late.most = self.late.most.max(by);
+    }
+
+    /// The calls that started late.
+    pub fn started_late(&self) -> Late {
+        self.late
     }
 
     /// A call that was meant to start at `start` and was charged from `charged` ended at `end`.

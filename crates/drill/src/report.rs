@@ -4,8 +4,11 @@
 pub mod html;
 pub mod json;
 pub mod junit;
+pub mod summary;
 mod svg;
 pub mod table;
+pub mod timeline;
+pub mod traffic;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -33,6 +36,8 @@ pub struct Report {
     pub seed: u64,
     /// Which subject this is about.
     pub subject: Role,
+    /// Whether the load was what the scenario asks for.
+    pub load: LoadReport,
     /// What happened in each phase.
     pub phases: Vec<PhaseReport>,
     /// How it noticed and came back.
@@ -53,6 +58,17 @@ pub struct Report {
     pub control_fails: bool,
     /// The same of the control, if one ran.
     pub control: Option<Box<Report>>,
+}
+
+/// Whether the load was what the scenario asks for. If it was not, the machine could not keep up, and the figures are partly its own.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct LoadReport {
+    /// Calls that could not be started, as too many were running.
+    pub skipped: u64,
+    /// Calls that started more than 50 ms after they were due, as nothing found the time to start them.
+    pub late: u64,
+    /// By how much the latest of them, in milliseconds.
+    pub latest_ms: f64,
 }
 
 /// Whether a subject did well.
@@ -221,6 +237,14 @@ impl Report {
             about: scenario.about.clone(),
             seed: scenario.seed,
             subject: role,
+            load: LoadReport {
+                skipped: Phase::ALL
+                    .iter()
+                    .map(|phase| record.counts(*phase).skipped)
+                    .sum(),
+                late: record.started_late().calls,
+                latest_ms: ms(record.started_late().most),
+            },
             phases: phases(scenario, record),
             recovery: Recovery {
                 detect_ms: moments.detect.map(ms),
@@ -249,6 +273,28 @@ impl Report {
     /// Whether the judged subject did well; the control does not count.
     pub fn passed(&self) -> bool {
         self.verdict == Verdict::Passed
+    }
+
+    /// What is to be said of a load that was not what the scenario asks for.
+    pub fn caveat(&self) -> Option<String> {
+        let LoadReport {
+            skipped,
+            late,
+            latest_ms,
+        } = self.load;
+        let mut said = Vec::new();
+        if late > 0 {
+            said.push(format!(
+                "{late} calls started late, by up to {}: the machine had no time for them, and what they took is partly its own",
+                duration(latest_ms)
+            ));
+        }
+        if skipped > 0 {
+            said.push(format!(
+                "{skipped} calls could not start, as all places were taken"
+            ));
+        }
+        (!said.is_empty()).then(|| said.join("; "))
     }
 
     /// Whether the control, if one ran, did as the scenario says that it will.
@@ -437,6 +483,7 @@ pub(crate) fn title(name: &str) -> &str {
         "write_errors" => "Failed writes",
         "wrong_answers" => "Wrong answers",
         "slowest_call" => "Slowest call",
+        "fault_p99" => "p99 during the fault",
         "exit_status" => "Exit status",
         "used_redis" => "Answered by Redis before",
         "lived" => "Lived through the fault",

@@ -274,6 +274,8 @@ pub struct Thresholds {
     pub errors: f64,
     /// The share of writes that fail, in the whole run, is below this. Default 0.01.
     pub write_errors: f64,
+    /// 99 of 100 calls that are meant to start in the fault phase take no longer than this. Default 500 ms.
+    pub fault_p99: Duration,
     /// No call takes longer than this. Default 1.25 s: the usual deadline of one second, and what a busy machine adds.
     pub slowest: Duration,
     /// An answer this much older than the database is wrong, unless it says that it is stale. Default 2 s.
@@ -291,6 +293,7 @@ impl Default for Thresholds {
             hit_rate: 0.80,
             errors: 0.01,
             write_errors: 0.01,
+            fault_p99: Duration::from_millis(500),
             slowest: Duration::from_millis(1250),
             allowed_age: Duration::from_secs(2),
             control_fails: true,

@@ -24,6 +24,8 @@ use crate::verdict::{Bound, Kpi, Unit, ms};
 pub const SCHEMA: &str = "steadfast-drill-target/1";
 
 const SAMPLE: Duration = Duration::from_millis(20);
+/// Of the plots, at most, on a drill that is long.
+const INTERVALS: u32 = 600;
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// What a program that is told to end is given to do so.
 const END_LIMIT: Duration = Duration::from_secs(5);
@@ -69,6 +71,8 @@ pub struct TargetReport {
     pub exit_status: Option<i32>,
     /// The traffic of each phase.
     pub phases: Vec<Traffic>,
+    /// For plots.
+    pub timeline: TrafficTimeline,
     /// What it is judged by.
     pub kpis: Vec<Kpi>,
     /// When something was broken.
@@ -92,6 +96,19 @@ pub struct Traffic {
     pub bytes_up: u64,
     /// Bytes that Redis answered.
     pub bytes_down: u64,
+}
+
+/// What the plots show: columns of equal length, one value for each interval.
+#[derive(Debug, Clone, Default, Serialize)]
+pub struct TrafficTimeline {
+    /// The length of an interval.
+    pub interval_ms: u64,
+    /// Bytes that the application sent in it.
+    pub bytes_up: Vec<u64>,
+    /// Bytes that Redis answered in it.
+    pub bytes_down: Vec<u64>,
+    /// Connections that the application opened in it.
+    pub connections: Vec<u64>,
 }
 
 /// Why there is no verdict.
@@ -323,6 +340,7 @@ async fn end(mut program: Child) {
 
 struct Seen {
     traffic: Vec<Traffic>,
+    timeline: TrafficTimeline,
     spans: Vec<(Phase, Duration)>,
     last: Counters,
     last_at: Duration,
@@ -344,6 +362,10 @@ impl Seen {
         });
         Self {
             traffic: traffic.collect(),
+            timeline: TrafficTimeline {
+                interval_ms: millis(scenario.phases.total() / INTERVALS).max(100),
+                ..TrafficTimeline::default()
+            },
             spans: spans
                 .iter()
                 .map(|(phase, span)| (*phase, span.end))
@@ -365,9 +387,15 @@ impl Seen {
         let before = std::mem::replace(&mut self.last, counters);
         self.last_at = at;
         let traffic = &mut self.traffic[phase];
-        traffic.connections += counters.accepted - before.accepted;
-        traffic.bytes_up += counters.bytes_up - before.bytes_up;
-        traffic.bytes_down += counters.bytes_down - before.bytes_down;
+        let (connections, up, down) = (
+            counters.accepted - before.accepted,
+            counters.bytes_up - before.bytes_up,
+            counters.bytes_down - before.bytes_down,
+        );
+        traffic.connections += connections;
+        traffic.bytes_up += up;
+        traffic.bytes_down += down;
+        self.timeline.add(at, up, down, connections);
         if let Some((healed, bytes)) = self.healed
             && self.answered_again.is_none()
             && counters.bytes_down > bytes
@@ -503,6 +531,27 @@ impl Seen {
             },
             kpis,
             faults: self.faults,
+            timeline: self.timeline,
         }
     }
+}
+
+impl TrafficTimeline {
+    fn add(&mut self, at: Duration, up: u64, down: u64, connections: u64) {
+        let index = (millis(at) / self.interval_ms.max(1)) as usize;
+        for (column, seen) in [
+            (&mut self.bytes_up, up),
+            (&mut self.bytes_down, down),
+            (&mut self.connections, connections),
+        ] {
+            if column.len() <= index {
+                column.resize(index + 1, 0);
+            }
+            column[index] += seen;
+        }
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -10,6 +10,7 @@
 //! | errors | reads that failed ÷ reads | whole run | < 1 % |
 //! | write_errors | writes that failed ÷ writes, if there were any | whole run | < 1 % |
 //! | wrong_answers | answers too old that do not say so | whole run | 0 |
+//! | fault_p99 | what 99 of 100 calls took at most | fault | ≤ 500 ms |
 //! | slowest_call | the longest call | whole run | ≤ 1.25 s |
 
 use std::time::Duration;
@@ -152,6 +153,21 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
             "writes that failed ÷ writes",
         );
         kpis.insert(4, failed);
+    }
+    let fault = &record.counts(Phase::Fault).latency;
+    if breaks && !fault.is_empty() {
+        let p99 = Kpi {
+            unit: Unit::Ms,
+            ..ratio(
+                "fault_p99",
+                "fault",
+                Some(fault.value_at_quantile(0.99) as f64 / 1e3),
+                ms(thresholds.fault_p99),
+                Bound::AtMost,
+                "what 99 of 100 calls took at most, from when they were meant to start",
+            )
+        };
+        kpis.insert(kpis.len() - 1, p99);
     }
     if breaks {
         let full = Kpi {
@@ -336,6 +352,21 @@ mod tests {
         record.call(at(2500), at(2500), at(2501), Ended::WriteFailed("redis"));
         assert_eq!(kpi(&record, "write_errors").value, Some(1.0));
         assert!(kpi(&record, "errors").pass);
+    }
+
+    #[test]
+    fn d4_slow_calls_in_the_fault_are_judged_by_themselves_if_anything_is_broken() {
+        let mut record = record([0; 5], [0; 5]);
+        assert!(kpi(&record, "fault_p99").pass);
+        record.call(at(2500), at(2500), at(3200), Ended::Written);
+        let p99 = kpi(&record, "fault_p99");
+        assert!(
+            !p99.pass && p99.value.is_some_and(|ms| ms > 699.0),
+            "{p99:?}"
+        );
+        assert!(kpi(&record, "slowest_call").pass);
+        let kpis = judge(&record, &Thresholds::default(), Role::Resilient, false);
+        assert!(kpis.iter().all(|kpi| kpi.name != "fault_p99"));
     }
 
     #[test]

@@ -81,6 +81,11 @@ async fn a_drill_ends_with_a_table_a_report_and_its_verdict_as_status() {
             .contains("<testsuite")
     );
     assert!(
+        std::fs::read_to_string(out.join("timeline.svg"))
+            .unwrap()
+            .starts_with("<svg xmlns=")
+    );
+    assert!(
         ended.stdout.contains("short-crash") && ended.stdout.contains("recovery"),
         "{}",
         ended.all()
@@ -100,6 +105,44 @@ async fn a_verdict_that_cannot_be_met_is_status_1() {
     let ended = run(&["drill", "run", file.to_str().unwrap(), "--no-control"]).await;
     assert_eq!(ended.status, Some(1), "{}", ended.all());
     assert!(ended.stdout.contains("FAILED"), "{}", ended.all());
+}
+
+#[tokio::test]
+async fn several_drills_end_with_one_table_that_is_kept_beside_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let files: Vec<String> = ["one", "two"]
+        .map(|name| {
+            let file = folder.path().join(format!("{name}.toml"));
+            let text = format!("{SHORT}{LENIENT}").replace("short-crash", name);
+            std::fs::write(&file, text).unwrap();
+            file.to_str().unwrap().to_owned()
+        })
+        .to_vec();
+    let ended = run(&[
+        "drill",
+        "run",
+        &files[0],
+        &files[1],
+        "--out",
+        out.to_str().unwrap(),
+    ])
+    .await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    assert!(
+        ended
+            .stdout
+            .contains("Steadfast passes every one of 2 drills"),
+        "{}",
+        ended.all()
+    );
+    let table = std::fs::read_to_string(out.join("summary.md")).unwrap();
+    for name in ["one", "two"] {
+        assert!(table.contains(&format!("| `{name}` | passes |")), "{table}");
+        assert!(out.join(name).join("report.html").exists());
+    }
+    let junit = std::fs::read_to_string(out.join("junit.xml")).unwrap();
+    assert_eq!(junit.matches("<testsuite ").count(), 2, "{junit}");
 }
 
 #[tokio::test]
@@ -205,6 +248,13 @@ async fn an_application_of_the_users_own_is_judged_by_how_it_ends() {
     let ended = run_application("test -n \"$REDIS_URL\" && exit 3").await;
     assert_eq!(ended.status, Some(1), "{}", ended.all());
     assert_eq!(written(&out)["exit_status"], 3, "{}", ended.all());
+    for (file, says) in [
+        ("report.html", "ended with status 3"),
+        ("junit.xml", "exit_status is 3"),
+    ] {
+        let text = std::fs::read_to_string(out.join(file)).unwrap();
+        assert!(text.contains(says), "{file}: {text}");
+    }
     assert!(
         redis.pid().is_some_and(is_running),
         "the user's own server was broken"

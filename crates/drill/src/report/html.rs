@@ -6,50 +6,73 @@ use std::fmt::Write as _;
 use super::{FaultSpan, PhaseReport, Report, Verdict, duration, figure, svg, target, title};
 use crate::verdict::{Kpi, Unit};
 
-const STYLE: &str = include_str!("report.css");
+const STYLE: &str = concat!(
+    include_str!("palette.css"),
+    include_str!("plots.css"),
+    include_str!("report.css")
+);
 const SCRIPT: &str = include_str!("report.js");
 
 /// The report as a page.
 pub fn render(report: &Report) -> String {
-    let mut page = String::with_capacity(64 * 1024);
-    let name = escaped(&report.scenario);
-    let _ = write!(
-        page,
+    let mut main = String::with_capacity(64 * 1024);
+    header(&mut main, report);
+    felt(&mut main, report);
+    plots(&mut main, report);
+    kpis(&mut main, report);
+    phases(&mut main, report);
+    notes(&mut main, report);
+    framed(&report.scenario, report.verdict, &main, &hover_data(report))
+}
+
+/// A whole page around what is to be read on it.
+pub(super) fn framed(name: &str, verdict: Verdict, main: &str, data: &serde_json::Value) -> String {
+    let (name, verdict) = (escaped(name), verdict_word(verdict));
+    let data = data.to_string().replace('<', "\\u003c");
+    format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:\">\n\
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{name}: {} · Steadfast drill</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n",
-        verdict_word(report.verdict),
-    );
-    header(&mut page, report);
-    felt(&mut page, report);
-    plots(&mut page, report);
-    kpis(&mut page, report);
-    phases(&mut page, report);
-    notes(&mut page, report);
-    let data = serde_json::to_string(&hover_data(report)).expect("numbers and names only");
-    let _ = write!(
-        page,
-        "</main>\n<script type=\"application/json\" id=\"data\">{}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
-        data.replace('<', "\\u003c"),
-    );
-    page
+         <title>{name}: {verdict} · Steadfast drill</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{main}</main>\n\
+         <script type=\"application/json\" id=\"data\">{data}</script>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+    )
 }
 
 fn header(page: &mut String, report: &Report) {
-    let passed = report.passed();
+    title_and_verdict(
+        page,
+        (&report.scenario, &report.about),
+        report.verdict,
+        &sentence(report),
+    );
+    if let Some(caveat) = report.caveat() {
+        let _ = writeln!(
+            page,
+            "<p class=\"caveat\"><span aria-hidden=\"true\">⚠</span> {caveat}.</p>"
+        );
+    }
+}
+
+/// What a page begins with. `felt` is HTML, the rest is not.
+pub(super) fn title_and_verdict(
+    page: &mut String,
+    (name, about): (&str, &str),
+    verdict: Verdict,
+    felt: &str,
+) {
+    let passed = verdict == Verdict::Passed;
     let _ = write!(
         page,
         "<header>\n<div class=\"top\"><span class=\"brand\"><svg viewBox=\"0 0 24 24\" aria-hidden=\"true\"><path d=\"M12 2 4 5v6c0 5 3.4 9.2 8 11 4.6-1.8 8-6 8-11V5z\"/><path class=\"pulse\" d=\"M5.5 12h3.2l1.8-4 3 8 1.8-4h3.2\"/></svg>Steadfast <i>drill report</i></span>\
          <button id=\"theme\" type=\"button\" hidden><span aria-hidden=\"true\">◐</span> <span id=\"theme-name\">Theme</span></button></div>\n\
          <h1>{}</h1>\n<p class=\"about\">{}</p>\n\
          <div class=\"verdict {}\"><span class=\"mark\" aria-hidden=\"true\">{}</span><div><b>{}</b><p>{}</p></div></div>\n</header>\n",
-        escaped(&report.scenario),
-        escaped(&report.about),
-        if passed { "good" } else { "bad" },
-        if passed { "✓" } else { "✗" },
-        verdict_word(report.verdict),
-        sentence(report),
+        escaped(name),
+        escaped(about),
+        class(passed),
+        mark(passed),
+        verdict_word(verdict),
+        felt,
     );
 }
 
@@ -163,7 +186,7 @@ fn bar(kpi: &Kpi, other: &Kpi) -> f64 {
 
 fn plots(page: &mut String, report: &Report) {
     let subjects: Vec<(&str, &Report)> = subjects(report).collect();
-    let scales = svg::Scales::of(subjects.iter().map(|(_, report)| *report));
+    let scales = svg::Scales::of(subjects.iter().map(|(_, report)| *report), svg::WIDTH);
     let _ = write!(
         page,
         "<section><h2>What happened</h2>\n<p class=\"lead\">Shaded: {}.</p>\n",
@@ -241,7 +264,7 @@ fn plots(page: &mut String, report: &Report) {
     page.push_str("</div>\n<div id=\"tip\" role=\"status\" hidden></div>\n</section>\n");
 }
 
-fn fault_words(faults: &[FaultSpan]) -> String {
+pub(super) fn fault_words(faults: &[FaultSpan]) -> String {
     let at = |fault: &FaultSpan| {
         format!(
             "{:.1} s to {:.1} s",
@@ -304,20 +327,25 @@ fn kpis(page: &mut String, report: &Report) {
                 mark(theirs.pass)
             )
         });
-        let _ = writeln!(
-            page,
-            "<article class=\"card {}\"><h3>{}</h3><p class=\"value\">{}</p><p class=\"target\"><span class=\"chip\">{} {}</span> {} in {}</p><p class=\"formula\">{}</p>{beside}</article>",
-            class(kpi.pass),
-            title(kpi.name),
-            figure(kpi.value, kpi.unit),
-            mark(kpi.pass),
-            if kpi.pass { "good" } else { "missed" },
-            target(kpi).replace('<', "&lt;").replace('>', "&gt;"),
-            kpi.phase.replace("whole run", "the whole run"),
-            kpi.formula,
-        );
+        card(page, kpi, &beside);
     }
     page.push_str("</div>\n</section>\n");
+}
+
+/// A key figure, with what is to be said beside it.
+pub(super) fn card(page: &mut String, kpi: &Kpi, beside: &str) {
+    let _ = writeln!(
+        page,
+        "<article class=\"card {}\"><h3>{}</h3><p class=\"value\">{}</p><p class=\"target\"><span class=\"chip\">{} {}</span> {} in {}</p><p class=\"formula\">{}</p>{beside}</article>",
+        class(kpi.pass),
+        title(kpi.name),
+        figure(kpi.value, kpi.unit),
+        mark(kpi.pass),
+        if kpi.pass { "good" } else { "missed" },
+        target(kpi).replace('<', "&lt;").replace('>', "&gt;"),
+        kpi.phase.replace("whole run", "the whole run"),
+        kpi.formula,
+    );
 }
 
 fn phases(page: &mut String, report: &Report) {
@@ -448,7 +476,7 @@ fn mark(good: bool) -> &'static str {
 }
 
 /// 12 345, with narrow spaces.
-fn grouped(number: u64) -> String {
+pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut text = String::new();
     for (at, digit) in digits.chars().enumerate() {
@@ -460,7 +488,7 @@ fn grouped(number: u64) -> String {
     text
 }
 
-fn escaped(text: &str) -> String {
+pub(super) fn escaped(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for character in text.chars() {
         match character {

@@ -3,15 +3,21 @@
 
 use std::fmt::Write as _;
 
-use super::{FaultSpan, PhaseReport, Report, StateChange, Timeline, duration};
+use super::{FaultSpan, Report, StateChange, Timeline, duration};
 use crate::subject::{Breaker, Connection};
 
-const WIDTH: f64 = 560.0;
+/// The width of a plot on the page, in units of its drawing.
+pub(super) const WIDTH: f64 = 560.0;
+/// The heights of the plots that are shown elsewhere too.
+pub(super) const THROUGHPUT: f64 = 190.0;
+pub(super) const LATENCY: f64 = 180.0;
+pub(super) const STATES: f64 = 96.0;
 const LEFT: f64 = 68.0;
 const RIGHT: f64 = 10.0;
 
 /// What all plots of a page have in common, so that they can be compared at a glance.
 pub(super) struct Scales {
+    width: f64,
     length_ms: f64,
     calls: f64,
     failures: f64,
@@ -20,8 +26,20 @@ pub(super) struct Scales {
 }
 
 impl Scales {
-    /// The least that holds all of them.
-    pub(super) fn of<'a>(reports: impl Iterator<Item = &'a Report> + Clone) -> Self {
+    /// For plots of that width that share nothing but their time.
+    pub(super) fn of_time(length_ms: f64, width: f64) -> Self {
+        Self {
+            width,
+            length_ms: length_ms.max(1.0),
+            calls: 1.0,
+            failures: 1.0,
+            sql: 1.0,
+            latency: (0, 1),
+        }
+    }
+
+    /// The least that holds all of them, for plots of that width.
+    pub(super) fn of<'a>(reports: impl Iterator<Item = &'a Report> + Clone, width: f64) -> Self {
         let most = |column: fn(&Timeline, usize) -> f64| {
             let of = |report: &Report| {
                 (0..report.timeline.memory.len())
@@ -44,6 +62,7 @@ impl Scales {
         let lowest = latencies().fold(1.0, f64::min).max(1e-3);
         let highest = latencies().fold(10.0, f64::max);
         Self {
+            width,
             length_ms: reports
                 .clone()
                 .map(|report| report.length().as_millis() as f64)
@@ -63,12 +82,17 @@ pub(super) fn throughput(report: &Report, scales: &Scales) -> String {
     let timeline = &report.timeline;
     let mut plot = Plot::new(
         "Calls a second by who answered",
-        190.0,
+        THROUGHPUT,
         24.0,
         report,
         scales,
     );
-    plot.phases(&report.phases);
+    plot.phases(
+        report
+            .phases
+            .iter()
+            .map(|phase| (phase.name, phase.from_ms, phase.to_ms)),
+    );
     plot.grid(&linear_ticks(scales.calls), |value| value / scales.calls);
     let mut floor = vec![0.0; timeline.memory.len()];
     let layers: [(&str, &[f64]); 5] = [
@@ -102,7 +126,7 @@ pub(super) fn latency(report: &Report, scales: &Scales) -> String {
     let share = move |ms: f64| (ms.max(1e-6).log10() - f64::from(low)) / f64::from(high - low);
     let mut plot = Plot::new(
         "Latency, on a logarithmic scale",
-        180.0,
+        LATENCY,
         8.0,
         report,
         scales,
@@ -172,7 +196,7 @@ pub(super) fn sql(report: &Report, scales: &Scales) -> String {
 pub(super) fn states(report: &Report, scales: &Scales) -> String {
     let mut plot = Plot::new(
         "Connection to Redis, breaker, and connections made anew",
-        96.0,
+        STATES,
         4.0,
         report,
         scales,
@@ -201,7 +225,8 @@ pub(super) fn states(report: &Report, scales: &Scales) -> String {
     plot.finish(true)
 }
 
-struct Plot<'a> {
+/// A plot that is being drawn: time from left to right, what was broken shaded.
+pub(super) struct Plot<'a> {
     body: String,
     title: &'static str,
     height: f64,
@@ -222,7 +247,19 @@ impl<'a> Plot<'a> {
         report: &Report,
         scales: &'a Scales,
     ) -> Self {
-        let interval_ms = report.timeline.interval_ms.max(1) as f64;
+        let interval_ms = report.timeline.interval_ms;
+        Self::of(title, (height, top), &report.faults, interval_ms, scales)
+    }
+
+    /// An empty one, so high, with so much room above it.
+    pub(super) fn of(
+        title: &'static str,
+        (height, top): (f64, f64),
+        faults: &[FaultSpan],
+        interval_ms: u64,
+        scales: &'a Scales,
+    ) -> Self {
+        let interval_ms = interval_ms.max(1) as f64;
         let mut plot = Self {
             body: String::new(),
             title,
@@ -231,13 +268,13 @@ impl<'a> Plot<'a> {
             scales,
             interval_ms,
         };
-        plot.shade(&report.faults);
-        plot.cap(&report.faults);
+        plot.shade(faults);
+        plot.cap(faults);
         plot
     }
 
     fn x(&self, ms: f64) -> f64 {
-        LEFT + (ms / self.scales.length_ms).clamp(0.0, 1.0) * (WIDTH - LEFT - RIGHT)
+        LEFT + (ms / self.scales.length_ms).clamp(0.0, 1.0) * (self.scales.width - LEFT - RIGHT)
     }
 
     fn y(&self, share: f64) -> f64 {
@@ -271,11 +308,12 @@ impl<'a> Plot<'a> {
         }
     }
 
-    fn phases(&mut self, phases: &[PhaseReport]) {
-        for phase in phases {
-            let (from, to) = (self.x(phase.from_ms as f64), self.x(phase.to_ms as f64));
-            let name = phase.name.replace('_', "-");
-            if phase.from_ms > 0 {
+    /// The names of phases, and lines between them.
+    pub(super) fn phases(&mut self, phases: impl Iterator<Item = (&'static str, u64, u64)>) {
+        for (name, from_ms, to_ms) in phases {
+            let (from, to) = (self.x(from_ms as f64), self.x(to_ms as f64));
+            let name = name.replace('_', "-");
+            if from_ms > 0 {
                 let _ = write!(
                     self.body,
                     r#"<line class="phase-edge" x1="{from:.1}" x2="{from:.1}" y1="6" y2="{:.1}"/>"#,
@@ -292,20 +330,20 @@ impl<'a> Plot<'a> {
         }
     }
 
-    fn grid(&mut self, ticks: &[(f64, String)], share: impl Fn(f64) -> f64) {
+    pub(super) fn grid(&mut self, ticks: &[(f64, String)], share: impl Fn(f64) -> f64) {
         for (value, label) in ticks {
             let y = self.y(share(*value));
             let _ = write!(
                 self.body,
                 r#"<line class="grid" x1="{LEFT}" x2="{:.1}" y1="{y:.1}" y2="{y:.1}"/><text class="tick" x="{:.1}" y="{:.1}" text-anchor="end">{label}</text>"#,
-                WIDTH - RIGHT,
+                self.scales.width - RIGHT,
                 LEFT - 6.0,
                 y + 3.5,
             );
         }
     }
 
-    fn area(&mut self, class: &str, floor: &[f64], top: &[f64], full: f64) {
+    pub(super) fn area(&mut self, class: &str, floor: &[f64], top: &[f64], full: f64) {
         let mut path = String::new();
         for (at, value) in top.iter().enumerate() {
             let (x, y) = (
@@ -341,8 +379,8 @@ impl<'a> Plot<'a> {
         let _ = write!(self.body, r#"<path class="line {class}" d="{path}"/>"#);
     }
 
-    fn note(&mut self, text: &str) {
-        let (x, y) = ((LEFT + WIDTH - RIGHT) / 2.0, self.y(0.5) + 4.0);
+    pub(super) fn note(&mut self, text: &str) {
+        let (x, y) = ((LEFT + self.scales.width - RIGHT) / 2.0, self.y(0.5) + 4.0);
         let _ = write!(
             self.body,
             r#"<text class="note" x="{x:.1}" y="{y:.1}">{text}</text>"#
@@ -409,7 +447,7 @@ impl<'a> Plot<'a> {
             let _ = write!(
                 self.body,
                 r#"<text class="note" x="{:.1}" y="{:.1}">none</text>"#,
-                (LEFT + WIDTH - RIGHT) / 2.0,
+                (LEFT + self.scales.width - RIGHT) / 2.0,
                 y + 13.0
             );
         }
@@ -426,12 +464,12 @@ impl<'a> Plot<'a> {
         y
     }
 
-    fn finish(mut self, labels: bool) -> String {
+    pub(super) fn finish(mut self, labels: bool) -> String {
         let bottom = self.height - AXIS;
         let _ = write!(
             self.body,
             r#"<line class="axis" x1="{LEFT}" x2="{:.1}" y1="{bottom:.1}" y2="{bottom:.1}"/>"#,
-            WIDTH - RIGHT
+            self.scales.width - RIGHT
         );
         let step = time_step(self.scales.length_ms);
         let mut ms = 0.0;
@@ -453,8 +491,12 @@ impl<'a> Plot<'a> {
             ms += step;
         }
         format!(
-            r#"<svg viewBox="0 0 {WIDTH} {}" role="img" aria-label="{}" data-left="{LEFT}" data-right="{RIGHT}" data-width="{WIDTH}">{}<line class="cross" y1="{}" y2="{bottom}" x1="-9" x2="-9"/></svg>"#,
-            self.height, self.title, self.body, self.top,
+            r#"<svg viewBox="0 0 {width} {}" role="img" aria-label="{}" data-left="{LEFT}" data-right="{RIGHT}" data-width="{width}">{}<line class="cross" y1="{}" y2="{bottom}" x1="-9" x2="-9"/></svg>"#,
+            self.height,
+            self.title,
+            self.body,
+            self.top,
+            width = self.scales.width,
         )
     }
 }
@@ -474,7 +516,7 @@ fn time_step(length_ms: f64) -> f64 {
         .unwrap_or(6.0 * 3600e3)
 }
 
-fn linear_ticks(full: f64) -> Vec<(f64, String)> {
+pub(super) fn linear_ticks(full: f64) -> Vec<(f64, String)> {
     [0.0, 0.5, 1.0]
         .map(|share| (full * share, short(full * share)))
         .to_vec()
@@ -494,7 +536,7 @@ fn trimmed(number: f64) -> String {
 }
 
 /// The next number up that is 1, 2, 4, 5 or 8 with zeros.
-fn nice(number: f64) -> f64 {
+pub(super) fn nice(number: f64) -> f64 {
     let power = 10f64.powf(number.max(1.0).log10().floor());
     let steps = [1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0];
     steps

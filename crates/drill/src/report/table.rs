@@ -62,53 +62,6 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
     )
 }
 
-/// One line for each report, for a run of many. A control that did not do as the scenario says it will is marked (!).
-pub fn summary<'a>(reports: impl IntoIterator<Item = &'a Report>, colour: bool) -> String {
-    let figures = ["failed reads", "writes", "wrong", "slowest", "recovery"];
-    let header = [
-        &["scenario", "steadfast"][..],
-        &figures,
-        &["control"],
-        &figures,
-    ]
-    .concat();
-    let mut table = new_table(&header);
-    for report in reports {
-        let mut row = vec![Cell::new(&report.scenario)];
-        row.extend(summarised(Some(report), colour));
-        let mut control = summarised(report.control.as_deref(), colour);
-        if !report.control_as_expected() {
-            control[0] = Cell::new(if report.control_fails {
-                "passed (!)"
-            } else {
-                "failed (!)"
-            });
-        }
-        row.extend(control);
-        table.add_row(row);
-    }
-    align_right(&mut table, &[2, 3, 4, 5, 6, 8, 9, 10, 11, 12]);
-    finished(table, colour)
-}
-
-fn summarised(report: Option<&Report>, colour: bool) -> [Cell; 6] {
-    let Some(report) = report else {
-        return ["–"; 6].map(Cell::new);
-    };
-    let value = |name| {
-        let kpi = report.kpis.iter().find(|kpi| kpi.name == name);
-        Cell::new(kpi.map_or("–".to_owned(), |kpi| figure(kpi.value, kpi.unit)))
-    };
-    [
-        verdict(report.verdict, colour),
-        value("errors"),
-        value("write_errors"),
-        value("wrong_answers"),
-        value("slowest_call"),
-        value("recovery"),
-    ]
-}
-
 fn phases(report: &Report) -> Table {
     let mut table = new_table(&[
         "", "phase", "calls", "ok", "errors", "memory", "redis", "sql", "stale", "wrong", "p50",
@@ -207,6 +160,9 @@ fn closing(report: &Report) -> String {
             if kinds.is_empty() { "" } else { "; errors: " },
             kinds.join(", "),
         );
+        if let Some(caveat) = report.caveat() {
+            text += &format!("{who}: {caveat}\n");
+        }
     }
     text
 }
@@ -219,13 +175,24 @@ fn subjects(report: &Report) -> impl Iterator<Item = (&'static str, &Report)> {
     std::iter::once(("steadfast", report)).chain(control)
 }
 
-fn verdict(verdict: Verdict, colour: bool) -> Cell {
+pub(super) fn verdict(verdict: Verdict, colour: bool) -> Cell {
     let passed = verdict == Verdict::Passed;
     coloured(
         Cell::new(if passed { "✓ passed" } else { "✗ failed" }),
         passed,
         colour,
     )
+}
+
+/// The verdict as a word, with colour by an escape.
+pub(super) fn mark(verdict: Verdict, colour: bool) -> String {
+    let passed = verdict == Verdict::Passed;
+    let word = if passed { "✓ passed" } else { "✗ failed" };
+    match (colour, passed) {
+        (false, _) => word.to_owned(),
+        (true, true) => format!("\x1b[32m{word}\x1b[0m"),
+        (true, false) => format!("\x1b[31m{word}\x1b[0m"),
+    }
 }
 
 fn coloured(cell: Cell, good: bool, colour: bool) -> Cell {
@@ -236,7 +203,7 @@ fn coloured(cell: Cell, good: bool, colour: bool) -> Cell {
     }
 }
 
-fn new_table(header: &[&str]) -> Table {
+pub(super) fn new_table(header: &[&str]) -> Table {
     let rule = LineStyle::none().fill('─').junction('─');
     let style = TableStyle::new()
         .top_border(rule)
@@ -250,7 +217,7 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-fn align_right(table: &mut Table, columns: &[usize]) {
+pub(super) fn align_right(table: &mut Table, columns: &[usize]) {
     for column in columns {
         if let Some(column) = table.column_mut(*column) {
             column.set_cell_alignment(CellAlignment::Right);
@@ -259,7 +226,7 @@ fn align_right(table: &mut Table, columns: &[usize]) {
 }
 
 /// Whether this is a terminal is for the caller to know, who says so by `colour`.
-fn finished(mut table: Table, colour: bool) -> String {
+pub(super) fn finished(mut table: Table, colour: bool) -> String {
     if colour {
         table.enforce_styling()
     } else {

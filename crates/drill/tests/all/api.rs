@@ -71,7 +71,20 @@ try:
 except InvalidToxic:
     pass
 assert proxy.toxics() == {}
+proxy.add_toxic(type="resp_error", attributes={"error": "loading", "commands": ["PING"]})
+try:
+    ping()
+    sys.exit("an error of Redis' protocol was not answered")
+except redis.BusyLoadingError:
+    pass
+proxy.add_toxic(name="slow", type="latency", attributes={"latency": 300})
+proxy.disable()
 assert server.reset()
+assert server.get_proxy("redis").enabled and proxy.toxics() == {}
+assert ping() < 0.3
+wanted = [{"name": "redis", "upstream": upstream, "listen": proxy.listen}, {"name": "other", "upstream": upstream, "listen": "127.0.0.1:0"}]
+assert [made.name for made in server.populate(wanted)] == ["other"]
+assert sorted(server.proxies()) == ["other", "redis"]
 server.destroy_all()
 assert server.proxies() == {}
 print("all well")
@@ -88,6 +101,68 @@ async fn d7_a_published_toxiproxy_client_adds_latency_and_a_timeout_and_removes_
     let serving = tokio::spawn(serve(listener, Proxies::new(1)));
     let mut program = tokio::process::Command::new(python);
     program.args(["-c", PROGRAM, &port.to_string(), &redis.addr().to_string()]);
+    let output = program.output().await.unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    serving.abort();
+}
+
+/// The same by another published client, which populates by one call. Prints a dot for each thing that was as it should be.
+const SCRIPT: &str = r#"
+const { Toxiproxy } = require("toxiproxy-node-client");
+const net = require("node:net");
+const [, api, upstream] = process.argv;
+const assert = require("node:assert");
+const ping = ({ listen }) => new Promise((answered, failed) => {
+  const [host, port] = listen.split(":"), begun = performance.now();
+  const socket = net.connect(Number(port), host, () => socket.write("PING\r\n"));
+  socket.setTimeout(2000, () => socket.destroy(new Error("no answer")));
+  socket.once("data", data => { socket.destroy(); answered([String(data), performance.now() - begun]); });
+  socket.once("error", failed);
+  socket.once("close", () => failed(new Error("closed")));
+});
+(async () => {
+  const server = new Toxiproxy(`http://${api}`);
+  assert.match(await server.getVersion(), /2\./);
+  const wanted = [{ name: "one", listen: "127.0.0.1:0", upstream }, { name: "two", listen: "127.0.0.1:0", upstream, enabled: false }];
+  const { one, two } = await server.populate(wanted);
+  assert.equal((await ping(one))[0], "+PONG\r\n");
+  assert.equal(two.enabled, false);
+  await assert.rejects(ping(two));
+  const slow = await one.addToxic({ name: "slow", type: "latency", stream: "downstream", toxicity: 1, attributes: { latency: 300, jitter: 0 } });
+  assert.ok((await ping(one))[1] >= 300);
+  await slow.update({ attributes: { latency: 0 } });
+  assert.equal((await one.getToxic("slow")).attributes.latency, 0);
+  await slow.remove();
+  await one.addToxic({ name: "gone", type: "timeout", stream: "downstream", toxicity: 1, attributes: { timeout: 100 } });
+  await assert.rejects(ping(one), /closed/);
+  await server.reset();
+  assert.equal((await ping(one))[0], "+PONG\r\n");
+  assert.equal((await server.get("two")).enabled, true);
+  const { two: again } = await server.populate([wanted[1]]);
+  assert.equal(again.listen, two.listen);
+  await one.remove();
+  assert.deepEqual(Object.keys(await server.getAll()), ["two"]);
+  console.log("all well");
+})().catch(error => { console.error(error); process.exit(1); });
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_another_published_toxiproxy_client_populates_and_resets() {
+    let redis = Redis::start().await.unwrap();
+    let folder = tokio::task::spawn_blocking(crate::targets::node)
+        .await
+        .unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let api = listener.local_addr().unwrap().to_string();
+    let serving = tokio::spawn(serve(listener, Proxies::new(1)));
+    let mut program = tokio::process::Command::new("node");
+    program
+        .current_dir(folder)
+        .args(["-e", SCRIPT, "--", &api, &redis.addr().to_string()]);
     let output = program.output().await.unwrap();
     assert!(
         output.status.success(),

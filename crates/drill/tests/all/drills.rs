@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use steadfast_drill::load::{Lane, drive};
-use steadfast_drill::report::{html, json, junit, table};
+use steadfast_drill::report::{html, json, junit, summary, table, timeline};
 use steadfast_drill::run::{RunError, RunOptions, run};
 use steadfast_drill::scenario::{Phase, Scenario, Thresholds};
 use steadfast_drill::subject::Source;
@@ -78,6 +79,15 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
             "the page asks for something outside: {outside}"
         );
     }
+    let picture = timeline::render(&report);
+    for shown in [
+        "Plain client",
+        "class=\"fault\"",
+        "no read failed",
+        "prefers-color-scheme",
+    ] {
+        assert!(picture.contains(shown), "the picture lacks {shown}");
+    }
     let junit = junit::render(std::slice::from_ref(&report));
     assert!(
         junit.contains("failures=\"0\"") && junit.contains("name=\"recovery\""),
@@ -88,6 +98,121 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
         junit.contains("errors is ") && junit.contains("but should be &lt; 1 %"),
         "{junit}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_a_run_of_many_holds_the_control_to_what_each_scenario_expects_of_it() {
+    let crash = scenario("[[steps]]\nfault = 'crash'\n");
+    let crashed = run(&crash, &Factory, with_control()).await.unwrap();
+    let mut reports = vec![crashed.clone(), crashed];
+    assert!(summary::all_as_expected(&reports));
+    for report in &mut reports {
+        // Another test may have had the machine for itself meanwhile.
+        report.load.late = 0;
+    }
+    let said = summary::in_words(&reports);
+    assert_eq!(
+        said,
+        "Steadfast passes every one of 2 drills. The plain client fails the 2 that it should, and passes the other 0."
+    );
+    // The same control, but expected to do well.
+    reports[1].control_fails = false;
+    assert!(!summary::all_as_expected(&reports));
+    let said = summary::in_words(&reports);
+    assert!(
+        said.ends_with("does not as the scenario expects in test."),
+        "{said}"
+    );
+    let text = summary::render(&reports, false);
+    assert_eq!(text.matches("✗ failed").count(), 2, "{text}");
+    assert_eq!(text.matches("(!)").count(), 1, "{text}");
+    let markdown = summary::markdown(&reports);
+    let rows: Vec<_> = markdown
+        .lines()
+        .filter(|line| line.starts_with("| `test` | passes | fails"))
+        .collect();
+    assert!(
+        rows.len() == 2 && rows[1].contains("fails (unexpected)"),
+        "{markdown}"
+    );
+    assert!(rows[0].contains(" | 0 % / "), "{markdown}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d4_the_report_has_the_names_that_are_promised() {
+    let mut scenario = scenario("[[steps]]\nfault = 'crash'\nfor = '300ms'\n");
+    scenario.load.writes = 0.3;
+    let report = run(&scenario, &Factory, with_control()).await.unwrap();
+    let report: serde_json::Value = serde_json::from_str(&json::render(&report)).unwrap();
+    for report in [&report, &report["control"]] {
+        for (at, names) in [
+            (
+                "",
+                "schema scenario seed phases recovery kpis connection database verdict control",
+            ),
+            (
+                "/phases/2",
+                "name from_ms to_ms calls ok skipped errors sources stale wrong latency_ms",
+            ),
+            ("/phases/2/sources", "memory redis database"),
+            ("/phases/2/latency_ms", "p50 p99 p999 max"),
+            ("/recovery", "detect_ms first_success_ms full_ms"),
+            ("/kpis/0", "name phase value target pass"),
+            ("/connection", "attempts reconnects stuck_resets"),
+            ("/database", "baseline_qps fault_max_qps"),
+        ] {
+            let part = report.pointer(at).and_then(|part| part.as_object());
+            let part = part.unwrap_or_else(|| panic!("no {at} in {report}"));
+            for name in names.split(' ') {
+                assert!(part.contains_key(name), "no {name} in {at} of {report}");
+            }
+        }
+        let kpis = report["kpis"].as_array().unwrap();
+        let kpis: Vec<_> = kpis
+            .iter()
+            .map(|kpi| kpi["name"].as_str().unwrap())
+            .collect();
+        for name in [
+            "connection_success",
+            "fallback",
+            "recovery",
+            "hit_rate",
+            "errors",
+        ] {
+            assert!(kpis.contains(&name), "no {name} in {kpis:?}");
+        }
+        let phases = report["phases"].as_array().unwrap();
+        let phases: Vec<_> = phases
+            .iter()
+            .map(|phase| phase["name"].as_str().unwrap())
+            .collect();
+        assert_eq!(
+            phases,
+            ["warm_up", "baseline", "fault", "recovery", "recovered"]
+        );
+    }
+    assert!(report["control"]["control"].is_null(), "{report}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_a_step_that_fails_ends_the_drill_and_says_which() {
+    // A server that was killed cannot be told that it has no memory left.
+    let steps = "[[steps]]\nfault = 'crash'\n[[steps]]\nfault = 'oom'\nat = '300ms'\n";
+    let error = run(&scenario(steps), &Factory, with_control())
+        .await
+        .unwrap_err();
+    assert!(
+        matches!(
+            error,
+            RunError::Fault {
+                fault: "oom",
+                healing: false,
+                ..
+            }
+        ),
+        "{error}"
+    );
+    assert_eq!(error.exit_status(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -229,6 +354,12 @@ async fn d3_latency_counts_from_the_intended_start() {
             .unwrap()
     });
     assert!(longest > 200_000, "{longest} µs");
+    // And the report says that the machine had no time for them.
+    let late = lane.record(|record| record.started_late());
+    assert!(
+        late.calls > 0 && late.most > Duration::from_millis(200),
+        "{late:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -345,8 +476,11 @@ async fn d5_each_fault_of_redis_is_felt_by_the_control() {
         "timeout",
         "stall",
     ];
+    // Longer than a client waits for an answer, also if the fault begins late on a busy machine.
+    let long = Duration::from_secs(3);
     let drills = names.map(|name| async move {
-        let scenario = scenario(&format!("[[steps]]\nfault = '{name}'\n"));
+        let mut scenario = scenario(&format!("[[steps]]\nfault = '{name}'\n"));
+        (scenario.phases.fault, scenario.steps[0].lasts) = (long, long);
         let report = run(&scenario, &Factory, with_control()).await.unwrap();
         let control = report.control.as_deref().unwrap();
         let errors = control
@@ -356,7 +490,9 @@ async fn d5_each_fault_of_redis_is_felt_by_the_control() {
             .unwrap();
         assert!(!errors.pass, "{name}: {}", table::render(&report, false));
     });
-    futures_util::future::join_all(drills).await;
+    // A few at a time: each has two servers and two loads.
+    let drills = futures_util::stream::iter(drills).buffer_unordered(3);
+    drills.collect::<()>().await;
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use steadfast_drill::process::Redis;
-use steadfast_drill::report::table;
+use steadfast_drill::report::{junit, table, traffic};
 use steadfast_drill::scenario::Scenario;
 use steadfast_drill::target::{TargetError, TargetOptions, run_target};
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,25 @@ pub(crate) fn python() -> PathBuf {
         std::fs::write(done, "").unwrap();
     }
     python
+}
+
+/// A folder with another client of Toxiproxy, for node.
+pub(crate) fn node() -> PathBuf {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("node");
+    std::fs::create_dir_all(&folder).unwrap();
+    let lock = std::fs::File::create(folder.join("lock")).unwrap();
+    lock.lock().unwrap();
+    let done = folder.join("done");
+    if !done.exists() {
+        succeed(
+            Command::new("npm")
+                .args(["install", "--silent", "--no-audit", "--no-fund"])
+                .args(["--prefix", folder.to_str().unwrap()])
+                .arg("toxiproxy-node-client@4.1.0"),
+        );
+        std::fs::write(done, "").unwrap();
+    }
+    folder
 }
 
 fn succeed(command: &mut Command) {
@@ -85,6 +104,26 @@ async fn d7_a_python_program_is_drilled_through_the_proxy_and_its_redis_is_left_
     assert!(
         traffic("baseline").bytes_down > 0 && traffic("recovered").bytes_down > 0,
         "{text}"
+    );
+    let page = traffic::render(&report);
+    for shown in [
+        "page_views.py",
+        "Redis is down",
+        "ended with status 0",
+        "class=\"fault\"",
+    ] {
+        assert!(page.contains(shown), "the page lacks {shown}");
+    }
+    for outside in ["src=\"", "href=", "url(", "@import", "http://", "https://"] {
+        assert!(!page.contains(outside), "the page asks for {outside}");
+    }
+    let seen: u64 = report.timeline.bytes_down.iter().sum();
+    let told: u64 = report.phases.iter().map(|phase| phase.bytes_down).sum();
+    assert_eq!(seen, told);
+    let junit = junit::render_target(&report);
+    assert!(
+        junit.contains("name=\"exit_status\"") && junit.contains("failures=\"0\""),
+        "{junit}"
     );
     assert_eq!(redis.pid(), pid);
     redis.command(&["PING"]).await.unwrap();

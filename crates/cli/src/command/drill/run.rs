@@ -19,8 +19,9 @@ use crate::signals::Signals;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 The exit status is the verdict: 0 if every drill passed, 1 if one failed, 69 if there is no
-redis-server, 130 if interrupted. Nothing is broken but servers that the drill itself starts, and
-nothing is left running.
+redis-server, 130 if interrupted. With --all, the plain client beside must also do as each drill
+says that it will. Nothing is broken but servers that the drill itself starts, and nothing is left
+running.
 
 Examples:
   steadfast drill run crash
@@ -34,7 +35,8 @@ pub(crate) struct Args {
     /// Every drill that comes with the program
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Write report.json, report.html and junit.xml here; with several drills, into a folder for each
+    /// Write report.json, report.html, timeline.svg and junit.xml here; with several drills, into a folder for each, and summary.md
+    /// and junit.xml of all
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Leave out the plain client that runs beside for comparison
@@ -77,9 +79,8 @@ impl Args {
             };
             return passed(target::run(scenario, options, folders[0].as_deref()).await?);
         }
-        let mut reports = Vec::new();
-        for (scenario, folder) in scenarios.iter().zip(&folders) {
-            let report = self.run_one(scenario, stop.clone()).await?;
+        if let ([scenario], [folder]) = (&scenarios[..], &folders[..]) {
+            let report = self.run_one(scenario, &stop).await?;
             line(report::table::render(&report, has_colour()).trim_end())?;
             if let Some(folder) = folder {
                 write_all(folder, &report)?;
@@ -88,15 +89,56 @@ impl Args {
                     folder.join("report.html").display()
                 ))?;
             }
+            return passed(report.passed() && (!self.all || report.control_as_expected()));
+        }
+        self.run_several(&scenarios, &folders, &stop).await
+    }
+
+    /// One after the other: a line for each, all of one that failed, and one table in the end.
+    async fn run_several(
+        &self,
+        scenarios: &[Scenario],
+        folders: &[Option<PathBuf>],
+        stop: &CancellationToken,
+    ) -> Result<(), Failure> {
+        let mut reports = Vec::new();
+        for (number, (scenario, folder)) in scenarios.iter().zip(folders).enumerate() {
+            let report = self.run_one(scenario, stop).await?;
+            line(format_args!(
+                "{:>2} of {}  {}",
+                number + 1,
+                scenarios.len(),
+                report::summary::in_a_line(&report, has_colour())
+            ))?;
+            if !report.passed() {
+                line(format_args!(
+                    "\n{}",
+                    report::table::render(&report, has_colour())
+                ))?;
+            }
+            if let Some(folder) = folder {
+                write_all(folder, &report)?;
+            }
             reports.push(report);
         }
-        if let [_, _, ..] = reports[..] {
+        line(format_args!(
+            "\n{}\n\n{}",
+            report::summary::render(&reports, has_colour()),
+            report::summary::in_words(&reports)
+        ))?;
+        if let Some(out) = &self.out {
+            write(out, "summary.md", &report::summary::markdown(&reports))?;
+            write(out, "junit.xml", &report::junit::render(&reports))?;
             line(format_args!(
-                "\n{}",
-                report::table::summary(&reports, has_colour())
+                "\nthe same to look at and to keep: {}, and a folder for each drill beside it",
+                out.join("summary.md").display()
             ))?;
         }
-        passed(reports.iter().all(Report::passed))
+        passed(if self.all {
+            report::summary::all_as_expected(&reports)
+        } else {
+            reports.iter().all(Report::passed)
+        })
     }
 
     fn scenarios(&self) -> Result<Vec<Scenario>, Failure> {
@@ -130,14 +172,14 @@ impl Args {
     async fn run_one(
         &self,
         scenario: &Scenario,
-        stop: CancellationToken,
+        stop: &CancellationToken,
     ) -> Result<Report, Failure> {
         let (shown, progress) = progress::start(scenario);
         let options = RunOptions {
             control: !self.no_control,
             seed: None,
             progress: Some(progress),
-            stop,
+            stop: stop.clone(),
         };
         let factory = Subjects::default();
         let outcome = steadfast_drill::run::run(scenario, &factory, options).await;
@@ -179,6 +221,7 @@ fn write_all(folder: &Path, report: &Report) -> Result<(), Failure> {
     let forms = [
         ("report.json", report::json::render(report)),
         ("report.html", report::html::render(report)),
+        ("timeline.svg", report::timeline::render(report)),
         (
             "junit.xml",
             report::junit::render(std::slice::from_ref(report)),

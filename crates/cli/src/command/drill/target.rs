@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
-use steadfast_drill::report::table;
+use steadfast_drill::report::{json, junit, table, traffic};
 use steadfast_drill::scenario::Scenario;
 use steadfast_drill::target::{TargetError, TargetOptions, run_target};
 use tokio_util::sync::CancellationToken;
@@ -49,9 +49,13 @@ pub(super) async fn run(
         .map_err(|error| ended(&error))?;
     line(table::render_target(&report, has_colour()).trim_end())?;
     if let Some(folder) = out {
-        let text = serde_json::to_string_pretty(&report).unwrap_or_default();
-        let file = write(folder, "report.json", &text)?;
-        line(format_args!("\nthe same to keep: {}", file.display()))?;
+        write(folder, "report.json", &json::render_target(&report))?;
+        write(folder, "junit.xml", &junit::render_target(&report))?;
+        let page = write(folder, "report.html", &traffic::render(&report))?;
+        line(format_args!(
+            "\nthe same to look at and to keep: {}",
+            page.display()
+        ))?;
     }
     Ok(report.passed())
 }
