@@ -1,0 +1,364 @@
+//! Of the connection and its batches.
+
+use proptest::prelude::*;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn start() -> Instant {
+    tests_clock::start()
+}
+
+mod tests_clock {
+    use std::time::Instant;
+
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "an instant to count virtual time from"
+    )]
+    pub(super) fn start() -> Instant {
+        Instant::now()
+    }
+}
+
+fn conn(now: Instant) -> Conn<u32> {
+    let watch = Watch {
+        reply_overdue: SECOND / 2,
+        heartbeat: SECOND,
+    };
+    Conn::new(watch, Limits::default(), now)
+}
+
+fn terms(now: Instant, deadline: Duration, seq: u64) -> Terms {
+    Terms {
+        replies: 1,
+        deadline: now + deadline,
+        submitted: now,
+        seq,
+    }
+}
+
+fn push(batch: &mut Batch<u32>, ticket: u32, terms: Terms) {
+    batch.push(ticket, terms, |bytes| {
+        bytes.extend_from_slice(format!("{ticket:04}").as_bytes());
+        bytes.len()
+    });
+}
+
+fn submit(conn: &mut Conn<u32>, tickets: std::ops::Range<u32>, now: Instant) {
+    let mut batch = Batch::default();
+    for ticket in tickets {
+        push(&mut batch, ticket, terms(now, SECOND, u64::from(ticket)));
+    }
+    conn.submit(&mut batch, now);
+}
+
+fn replies(conn: &mut Conn<u32>, bytes: &[u8], now: Instant) -> Vec<u32> {
+    conn.input().extend_from_slice(bytes);
+    conn.handle_input(now);
+    let mut tickets = Vec::new();
+    while let Some(incoming) = conn.poll_incoming().expect("good replies") {
+        if let Incoming::Reply { ticket, .. } = incoming {
+            tickets.push(ticket);
+        }
+    }
+    tickets
+}
+
+#[test]
+fn a_request_is_not_sent_until_its_last_byte_is_written() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..3, now);
+    conn.transmitted(7);
+    let ends: Vec<_> = conn.close().collect();
+    assert_eq!(
+        ends,
+        [
+            (0, Certainty::Unknown),
+            (1, Certainty::NotSent),
+            (2, Certainty::NotSent)
+        ]
+    );
+}
+
+#[test]
+fn a_pipeline_is_unknown_as_soon_as_its_first_command_is_written() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    batch.push(1, terms(now, SECOND, 0), |bytes| {
+        bytes.extend_from_slice(b"firstsecond");
+        5
+    });
+    conn.submit(&mut batch, now);
+    conn.transmitted(5);
+    assert!(conn.has_unanswered_writes());
+    assert_eq!(conn.close().collect::<Vec<_>>(), [(1, Certainty::Unknown)]);
+}
+
+#[test]
+fn an_expired_request_is_cut_out_of_the_stream_before_it_is_called_not_sent() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    push(&mut batch, 0, terms(now, SECOND * 9, 0));
+    push(&mut batch, 1, terms(now, SECOND / 4, 1));
+    push(&mut batch, 2, terms(now, SECOND * 9, 2));
+    conn.submit(&mut batch, now);
+    conn.transmitted(2);
+    let Some(Lapse::Expired {
+        ticket, certainty, ..
+    }) = conn.poll_lapse(now + SECOND / 3)
+    else {
+        panic!("it has expired");
+    };
+    assert_eq!((ticket, certainty), (1, Certainty::NotSent));
+    assert_eq!(conn.transmit(), b"000002");
+    conn.transmitted(6);
+    assert_eq!(replies(&mut conn, b"+OK\r\n+OK\r\n", now), [0, 2]);
+}
+
+#[test]
+fn the_late_reply_of_an_expired_request_goes_to_nobody() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..2, now);
+    conn.transmitted(8);
+    let later = now + SECOND;
+    let mut expired = Vec::new();
+    while let Some(lapse) = conn.poll_lapse(later) {
+        if let Lapse::Expired {
+            ticket, certainty, ..
+        } = lapse
+        {
+            expired.push((ticket, certainty));
+        }
+    }
+    assert_eq!(expired, [(0, Certainty::Unknown), (1, Certainty::Unknown)]);
+    submit(&mut conn, 2..3, later);
+    assert_eq!(replies(&mut conn, b":0\r\n:1\r\n:2\r\n", later), [2]);
+}
+
+#[test]
+fn silence_is_told_once_and_again_only_after_a_byte() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..1, now);
+    conn.transmitted(4);
+    let overdue =
+        |conn: &mut Conn<u32>, at| matches!(conn.poll_lapse(at), Some(Lapse::Overdue { .. }));
+    assert!(!overdue(&mut conn, now + SECOND / 3));
+    assert!(overdue(&mut conn, now + SECOND / 2));
+    assert!(!overdue(&mut conn, now + SECOND * 2 / 3));
+    replies(&mut conn, b"$5\r\nhe", now + SECOND * 2 / 3);
+    assert!(overdue(&mut conn, now + SECOND * 7 / 6));
+}
+
+#[test]
+fn an_idle_connection_asks_for_a_heartbeat() {
+    let now = start();
+    let mut conn = conn(now);
+    assert_eq!(conn.poll_timeout(), Some(now + SECOND));
+    assert!(conn.poll_lapse(now + SECOND / 2).is_none());
+    assert!(matches!(
+        conn.poll_lapse(now + SECOND),
+        Some(Lapse::Heartbeat)
+    ));
+}
+
+#[test]
+fn what_is_sent_again_takes_its_old_place() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    push(&mut batch, 5, terms(now, SECOND, 5));
+    push(&mut batch, 6, terms(now, SECOND, 6));
+    push(&mut batch, 3, terms(now, SECOND, 3));
+    conn.submit(&mut batch, now);
+    assert_eq!(conn.transmit(), b"000300050006");
+}
+
+#[test]
+fn what_a_burst_of_large_values_needed_is_given_back() {
+    let now = start();
+    let mut conn = conn(now);
+    let (mut batch, large) = (Batch::default(), 8 << 20);
+    for seq in 0..4u32 {
+        for ticket in [2 * seq, 2 * seq + 1] {
+            batch.push(ticket, terms(now, SECOND, u64::from(ticket)), |bytes| {
+                bytes.resize(bytes.len() + large, b'x');
+                bytes.len()
+            });
+            // The second finds the first still unwritten.
+            conn.submit(&mut batch, now);
+            assert!(batch.bytes.capacity() <= KEEP_BYTES);
+        }
+        conn.transmitted(conn.transmit().len());
+    }
+    let mut reply = format!("${large}\r\n").into_bytes();
+    reply.resize(reply.len() + large, b'x');
+    reply.extend_from_slice(b"\r\n");
+    for ticket in 0..8 {
+        assert_eq!(replies(&mut conn, &reply, now), [ticket]);
+    }
+    assert!(conn.out.capacity() <= KEEP_BYTES);
+    assert!(conn.input().capacity() <= KEEP_BYTES + READ_BYTES);
+}
+
+#[test]
+fn c11_a_backlog_that_never_runs_dry_does_not_grow() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    let size = 64 << 10;
+    for ticket in 0..2000 {
+        batch.push(ticket, terms(now, SECOND, u64::from(ticket)), |bytes| {
+            bytes.resize(bytes.len() + size, b'x');
+            bytes.len()
+        });
+        conn.submit(&mut batch, now);
+        // One request is always left unwritten.
+        conn.transmitted(conn.unsent() - size);
+        assert_eq!(conn.unsent(), size);
+        if ticket > 0 {
+            assert_eq!(replies(&mut conn, b"+OK\r\n", now), [ticket - 1]);
+        }
+    }
+    assert!(
+        conn.out.capacity() <= 8 * KEEP_BYTES,
+        "{}",
+        conn.out.capacity()
+    );
+    assert_eq!(
+        conn.close().collect::<Vec<_>>(),
+        [(1999, Certainty::NotSent)]
+    );
+}
+
+#[test]
+fn many_that_expire_unwritten_leave_the_others_whole() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    for ticket in 0..6 {
+        let limit = if ticket % 2 == 0 {
+            SECOND / 4
+        } else {
+            SECOND * 9
+        };
+        push(&mut batch, ticket, terms(now, limit, u64::from(ticket)));
+    }
+    conn.submit(&mut batch, now);
+    // The first is begun, so it stays; the third and fifth go.
+    conn.transmitted(1);
+    let mut expired = Vec::new();
+    while let Some(Lapse::Expired {
+        ticket, certainty, ..
+    }) = conn.poll_lapse(now + SECOND / 3)
+    {
+        expired.push((ticket, certainty));
+    }
+    let (begun, unwritten) = (Certainty::Unknown, Certainty::NotSent);
+    assert_eq!(expired, [(0, begun), (2, unwritten), (4, unwritten)]);
+    assert_eq!(conn.transmit(), b"000000100030005");
+    conn.transmitted(15);
+    let answers = b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n";
+    assert_eq!(replies(&mut conn, answers, now), [1, 3, 5]);
+}
+
+#[test]
+fn a_reply_that_nobody_asked_for_ends_the_connection() {
+    let now = start();
+    let mut conn = conn(now);
+    conn.input().extend_from_slice(b"+OK\r\n");
+    assert!(conn.poll_incoming().is_err());
+}
+
+/// What may happen to a connection, one step at a time.
+#[derive(Clone, Debug)]
+enum Op {
+    Submit(Vec<u16>),
+    Write(usize),
+    Reply(usize),
+    Wait(u16),
+}
+
+fn ops() -> impl Strategy<Value = Vec<Op>> {
+    let op = prop_oneof![
+        proptest::collection::vec(1u16..3000, 1..5).prop_map(Op::Submit),
+        (0usize..40).prop_map(Op::Write),
+        (0usize..4).prop_map(Op::Reply),
+        (1u16..1500).prop_map(Op::Wait),
+    ];
+    proptest::collection::vec(op, 1..60)
+}
+
+proptest! {
+    /// Whatever happens, each request ends exactly once; `NotSent` only if its bytes never went out whole; answers go to their own.
+    #[test]
+    fn every_request_ends_once_and_truly(ops in ops()) {
+        let mut now = start();
+        let mut conn = conn(now);
+        let (mut next, mut ended, mut wire) = (0u32, std::collections::BTreeMap::new(), Vec::new());
+        let mut answered = 0usize;
+        for op in ops {
+            match op {
+                Op::Submit(deadlines) => {
+                    let mut batch = Batch::default();
+                    for ms in deadlines {
+                        let deadline = Duration::from_millis(u64::from(ms));
+                        push(&mut batch, next, terms(now, deadline, u64::from(next)));
+                        next += 1;
+                    }
+                    conn.submit(&mut batch, now);
+                }
+                Op::Write(bytes) => {
+                    let bytes = bytes.min(conn.transmit().len());
+                    wire.extend_from_slice(&conn.transmit()[..bytes]);
+                    conn.transmitted(bytes);
+                }
+                Op::Reply(count) => {
+                    // The server echoes what it has received whole, in order.
+                    for _ in 0..count {
+                        if wire.len() < (answered + 1) * 4 { break; }
+                        let id: i64 = std::str::from_utf8(&wire[answered * 4..answered * 4 + 4]).unwrap().parse().unwrap();
+                        answered += 1;
+                        conn.input().extend_from_slice(format!(":{id}\r\n").as_bytes());
+                        conn.handle_input(now);
+                    }
+                    while let Some(incoming) = conn.poll_incoming().unwrap() {
+                        if let Incoming::Reply { ticket, reply, .. } = incoming {
+                            prop_assert_eq!(reply, Reply::One(Value::Int(i64::from(ticket))));
+                            prop_assert!(ended.insert(ticket, None).is_none());
+                        }
+                    }
+                }
+                Op::Wait(ms) => {
+                    now += Duration::from_millis(u64::from(ms));
+                    while let Some(lapse) = conn.poll_lapse(now) {
+                        if let Lapse::Expired { ticket, certainty, .. } = lapse {
+                            prop_assert!(ended.insert(ticket, Some(certainty)).is_none());
+                        }
+                    }
+                    prop_assert!(conn.poll_timeout().is_none_or(|at| at > now));
+                }
+            }
+        }
+        for (ticket, certainty) in conn.close() {
+            prop_assert!(ended.insert(ticket, Some(certainty)).is_none());
+        }
+        prop_assert_eq!(ended.len(), next as usize);
+        let sent: std::collections::BTreeSet<u32> = wire.chunks_exact(4)
+            .map(|id| std::str::from_utf8(id).unwrap().parse().unwrap())
+            .collect();
+        for (ticket, end) in ended {
+            match end {
+                Some(Certainty::NotSent) => prop_assert!(!sent.contains(&ticket)),
+                Some(Certainty::Unknown) => prop_assert!(sent.contains(&ticket) || wire.len() % 4 != 0),
+                _ => prop_assert!(sent.contains(&ticket)),
+            }
+        }
+    }
+}
