@@ -7,7 +7,7 @@ use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy};
 
 use crate::client::Client;
 use crate::clock;
-use crate::connect::{Connector, Resolve};
+use crate::connect::{Connector, Network, Resolve, Transport};
 use crate::credentials::{CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::settings::{Role, Settings, Target};
@@ -192,7 +192,15 @@ impl ClientBuilder {
     ///
     /// # Errors
     /// A setting cannot work, or there is no tokio runtime.
-    pub fn build(mut self) -> Result<Client, ConfigError> {
+    pub fn build(self) -> Result<Client, ConfigError> {
+        self.build_over(|settings| Arc::new(Network::new(settings)))
+    }
+
+    /// The same, over sockets that come from elsewhere.
+    pub(crate) fn build_over(
+        mut self,
+        transport: impl FnOnce(Arc<Settings>) -> Arc<dyn Transport>,
+    ) -> Result<Client, ConfigError> {
         if tokio::runtime::Handle::try_current().is_err() {
             return Err(ConfigError::NoRuntime);
         }
@@ -201,7 +209,8 @@ impl ClientBuilder {
             tls.prepare()?;
         }
         let shared = Arc::new(Shared::new(self.settings, clock::now())?);
-        let connector = Connector::new(Arc::clone(&shared.settings), self.provider);
+        let transport = transport(Arc::clone(&shared.settings));
+        let connector = Connector::new(Arc::clone(&shared.settings), self.provider, transport);
         Ok(Client::start(shared, Arc::new(connector)))
     }
 

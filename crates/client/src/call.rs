@@ -7,7 +7,7 @@
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Pipeline, Value};
-use steadfast_core::certainty::Refusal;
+use steadfast_core::certainty::{self, Refusal};
 use steadfast_core::command::{self, BlockFor, Class, Effect, Instead, Shared as MayShare};
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Outcome, Permit};
@@ -24,6 +24,7 @@ use crate::options::CallOptions;
 use crate::settings::Role;
 use crate::shared::{Fencing, Shared};
 use crate::slot::{Ended, Rejoin};
+use crate::transaction::{Turn, Turns};
 
 /// What is to be sent.
 #[derive(Clone, Copy)]
@@ -66,6 +67,14 @@ impl<'a> Payload<'a> {
             Self::Pipeline(pipeline) => plan_pipeline(pipeline, lanes, shared_connection)?,
         };
         Ok(plan)
+    }
+
+    /// What it does to the transaction of a connection of one's own.
+    pub(crate) fn turns(self) -> Turns {
+        match self {
+            Self::Command(cmd) => Turn::of(cmd).map(|turn| (0, turn)).into_iter().collect(),
+            Self::Pipeline(pipeline) => Turn::all_of(pipeline),
+        }
     }
 
     fn encode(self, out: &mut Vec<u8>) -> usize {
@@ -244,6 +253,7 @@ pub(crate) async fn call_dedicated(
     started: Instant,
     limit: Duration,
 ) -> Result<Reply, Error> {
+    let turns = payload.turns();
     let call = Call {
         shared,
         lane,
@@ -261,7 +271,12 @@ pub(crate) async fn call_dedicated(
         now: clock::now(),
         seq: None,
     };
-    let submitted = lane.submit(ask, |out| payload.encode(out))?;
+    let encode = |out: &mut Vec<u8>| payload.encode(out);
+    let submitted = if turns.is_empty() {
+        lane.submit(ask, encode)?
+    } else {
+        lane.submit_turning(turns, ask, encode)?
+    };
     let mut place = Place::default();
     let (_, result) = call.judge(submitted.pending.await, &mut place);
     result
@@ -374,28 +389,20 @@ impl Call<'_> {
     /// What an end means for the caller and for the breaker.
     fn judge(&self, ended: Ended, place: &mut Place) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
-            Ended::Answered { reply, at } => match refusal_in(&reply, self.plan.opaque) {
+            Ended::Answered { reply, at } => match self.refusal_in(&reply) {
                 None => {
                     let took = at.saturating_duration_since(self.started);
                     self.shared.metrics.answered(self.plan.name, took);
-                    (Some(Outcome::Success), Ok(reply))
+                    let outcome = match &reply {
+                        Reply::One(_) => Outcome::Success,
+                        Reply::Many(replies) => self.judge_each(replies, place.epoch),
+                    };
+                    (Some(outcome), Ok(reply))
                 }
                 Some(error) => {
                     let outcome = match error.refusal() {
-                        Some(Refusal::Lasting) | None => Outcome::Success,
-                        // Where any role will do, it is the command that is wrong here.
-                        Some(Refusal::WrongServer) => match self.shared.settings.role {
-                            Role::Primary => {
-                                self.reset(place.epoch, "the server became a replica");
-                                Outcome::Failure
-                            }
-                            Role::Any => Outcome::Success,
-                        },
-                        Some(Refusal::Unauthenticated) => {
-                            self.reset(place.epoch, "the connection lost its authentication");
-                            Outcome::Failure
-                        }
-                        Some(Refusal::Passing) => Outcome::Failure,
+                        Some(refusal) => self.judge_refusal(refusal, place.epoch),
+                        None => Outcome::Success,
                     };
                     (Some(outcome), Err(error))
                 }
@@ -419,10 +426,52 @@ impl Call<'_> {
         }
     }
 
-    fn reset(&self, epoch: u64, cause: &str) {
-        if let Some(link) = self.link {
-            link.reset(epoch, cause);
+    /// The refusal in a reply, if it is one: of a single command any error; of a pipeline, as [`refusal_of_all`] says, however few its
+    /// commands are.
+    fn refusal_in(&self, reply: &Reply) -> Option<Error> {
+        match (reply, self.payload) {
+            (Reply::Many(replies), _) => refusal_of_all(replies),
+            (Reply::One(reply), Payload::Pipeline(_)) => {
+                refusal_of_all(std::slice::from_ref(reply))
+            }
+            (Reply::One(Value::ServerError(error)), Payload::Command(_)) => {
+                Some(Error::server(error.clone(), self.plan.opaque))
+            }
+            (Reply::One(_), Payload::Command(_)) => None,
         }
+    }
+
+    /// Some commands of a pipeline may have been answered, and others have shown that the server does not serve.
+    fn judge_each(&self, replies: &[Value], epoch: u64) -> Outcome {
+        let mut outcome = Outcome::Success;
+        for reply in replies {
+            if let Value::ServerError(error) = reply {
+                let details = error.details().unwrap_or_default();
+                let refusal = certainty::refusal(error.code(), details);
+                if self.judge_refusal(refusal, epoch) == Outcome::Failure {
+                    outcome = Outcome::Failure;
+                }
+            }
+        }
+        outcome
+    }
+
+    /// What a refusal says of the server. Where the connection cannot serve any more, another is asked for.
+    fn judge_refusal(&self, refusal: Refusal, epoch: u64) -> Outcome {
+        let why = match refusal {
+            Refusal::Lasting => return Outcome::Success,
+            Refusal::Passing => return Outcome::Failure,
+            // Where any role will do, it is the command that is wrong here.
+            Refusal::WrongServer if self.shared.settings.role != Role::Primary => {
+                return Outcome::Success;
+            }
+            Refusal::WrongServer => "the server became a replica",
+            Refusal::Unauthenticated => "the connection lost its authentication",
+        };
+        if let Some(link) = self.link {
+            link.reset(epoch, why);
+        }
+        Outcome::Failure
     }
 
     /// Is another attempt safe, and does it make sense?
@@ -514,36 +563,30 @@ fn was_aborted(replies: &[Value]) -> bool {
     matches!(replies.last(), Some(Value::ServerError(error)) if error.code() == "EXECABORT")
 }
 
-/// The refusal in a reply, if it is one: of a single command any error; of a pipeline only if every reply is a passing one; of a transaction
-/// that was aborted, the passing one that aborted it.
-fn refusal_in(reply: &Reply, opaque: bool) -> Option<Error> {
-    match reply {
-        Reply::One(Value::ServerError(error)) => Some(Error::server(error.clone(), opaque)),
-        Reply::One(_) => None,
-        Reply::Many(replies) if was_aborted(replies) => replies
+/// The refusal of a whole pipeline: only if every reply is a passing one; or, of a transaction that was aborted, the passing one that
+/// aborted it. Other errors stay at their places among the replies, as in redis-rs.
+fn refusal_of_all(replies: &[Value]) -> Option<Error> {
+    if was_aborted(replies) {
+        return replies
             .iter()
             .filter_map(|reply| match reply {
                 Value::ServerError(error) => Some(Error::server(error.clone(), false)),
                 _ => None,
             })
-            .find(|error| error.refusal() != Some(Refusal::Lasting)),
-        Reply::Many(replies) => {
-            let mut first = None;
-            for reply in replies {
-                let Value::ServerError(error) = reply else {
-                    return None;
-                };
-                let error = Error::server(error.clone(), true);
-                if error.certainty() != Certainty::Rejected
-                    || error.refusal() == Some(Refusal::Lasting)
-                {
-                    return None;
-                }
-                first.get_or_insert(error);
-            }
-            first
-        }
+            .find(|error| error.refusal() != Some(Refusal::Lasting));
     }
+    let mut first = None;
+    for reply in replies {
+        let Value::ServerError(error) = reply else {
+            return None;
+        };
+        let error = Error::server(error.clone(), true);
+        if error.certainty() != Certainty::Rejected || error.refusal() == Some(Refusal::Lasting) {
+            return None;
+        }
+        first.get_or_insert(error);
+    }
+    first
 }
 
 /// A permit that is given back if its call is dropped.

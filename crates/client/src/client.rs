@@ -1,7 +1,7 @@
 //! The client: cheap to clone, safe from many tasks, alive without Redis.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::select_all;
@@ -38,7 +38,6 @@ struct Inner {
     connector: Arc<Connector>,
     blocking: Blocking,
     tasks: Mutex<Vec<Owned<()>>>,
-    closed: AtomicBool,
     defaults: CallOptions,
 }
 
@@ -121,7 +120,6 @@ impl Client {
                 connector,
                 blocking,
                 tasks: Mutex::new(tasks),
-                closed: AtomicBool::new(false),
                 defaults: CallOptions::new(),
             }),
         }
@@ -197,7 +195,7 @@ impl Client {
     /// It could not be opened.
     pub async fn session(&self) -> Result<Session, Error> {
         let inner = &*self.inner;
-        if inner.closed.load(Ordering::Relaxed) {
+        if inner.shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
         let limit = inner.shared.settings.deadline;
@@ -309,14 +307,18 @@ impl Client {
         }
     }
 
-    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections, those of sessions and blocking calls too.
+    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections, those of sessions, blocking calls and
+    /// subscriptions too: a [`PubSub`] yields what it has heard, and then `None`.
     pub async fn close(&self, deadline: Duration) -> Closed {
         let inner = &*self.inner;
         let shared = &inner.shared;
-        inner.closed.store(true, Ordering::Relaxed);
+        shared.close();
         inner.blocking.close();
         for link in &shared.links {
             link.lane.refuse_new();
+        }
+        for lane in shared.dedicated_lanes() {
+            lane.refuse_new();
         }
         let in_flight = || -> usize {
             let links = shared.links.iter().map(|link| link.lane.in_flight());
@@ -398,6 +400,7 @@ async fn watchdog(shared: Arc<Shared>, link: Arc<Link>, connector: Arc<Connector
         let began = clock::now();
         loop {
             let ended = tokio::select! {
+                biased;
                 _ = &mut task => true,
                 () = tokio::time::sleep(every) => false,
             };

@@ -4,25 +4,25 @@
 //! password. Finding out here, before any call depends on it, is what keeps such a server out of service.
 
 mod handshake;
+mod network;
 mod resolve;
 
-use std::io;
-use std::net::SocketAddr;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use futures_util::future::BoxFuture;
 use thiserror::Error;
-use tokio::net::{TcpStream, UnixStream};
 
 use self::handshake::Handshake;
-pub(crate) use self::handshake::{Identity, ServerFacts, auth, fence_result};
+pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth};
+pub(crate) use self::network::Network;
 pub use self::resolve::{Resolve, SystemResolver};
-use self::resolve::{interleave, race};
-use crate::credentials::{Credentials, CredentialsProvider};
-use crate::settings::{Address, Settings};
+use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
+use crate::settings::{Protocol, Settings};
 use crate::stream::Stream;
-use crate::tls;
+use crate::supervisor::Owned;
 
 /// Why an attempt to connect failed.
 #[derive(Clone, Debug, Error)]
@@ -55,7 +55,7 @@ pub enum ConnectError {
     /// A phase took longer than it may.
     #[error("{phase} took longer than {limit:?}")]
     TimedOut {
-        /// `dns`, `tcp`, `tls`, `credentials` or `handshake`.
+        /// `dns`, `tcp`, `tls`, `credentials` or `handshake`; `attempt`, if something in it keeps its thread.
         phase: &'static str,
         /// Its deadline.
         limit: Duration,
@@ -101,54 +101,103 @@ pub(crate) struct Established {
     /// What the handshake authenticated with.
     pub(crate) credentials: Option<Credentials>,
     /// What was answered to the fences, in their order.
-    pub(crate) fences: Vec<Result<(), String>>,
+    pub(crate) fences: Vec<Fence>,
 }
 
-/// Connects. One per client, as it remembers the last good addresses.
+/// Opens sockets: the network, or in tests a simulation of it.
+pub(crate) trait Transport: fmt::Debug + Send + Sync {
+    /// An open stream, and the address of its peer for people to read. `limit` is each phase's deadline.
+    fn open(&self, limit: Duration) -> BoxFuture<'_, Result<(Stream, String), ConnectError>>;
+}
+
+/// What one attempt to connect is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Ask {
+    /// Each phase's deadline.
+    pub(crate) limit: Duration,
+    /// Connections to kill before anything else.
+    pub(crate) fences: Vec<Identity>,
+    pub(crate) protocol: Protocol,
+}
+
+impl Ask {
+    /// How long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake.
+    pub(crate) fn longest(&self) -> Duration {
+        self.limit.saturating_mul(5)
+    }
+}
+
+/// Connects. One per client.
 #[derive(Debug)]
 pub(crate) struct Connector {
     settings: Arc<Settings>,
     provider: Option<Arc<dyn CredentialsProvider>>,
-    last_good: Mutex<Vec<SocketAddr>>,
+    transport: Arc<dyn Transport>,
 }
 
 impl Connector {
     pub(crate) fn new(
         settings: Arc<Settings>,
         provider: Option<Arc<dyn CredentialsProvider>>,
+        transport: Arc<dyn Transport>,
     ) -> Self {
         Self {
             settings,
             provider,
-            last_good: Mutex::new(Vec::new()),
+            transport,
         }
     }
 
-    pub(crate) fn provider(&self) -> Option<&Arc<dyn CredentialsProvider>> {
-        self.provider.as_ref()
+    /// When the provider wants to be asked again. One that panics here is asked as if it had not said.
+    pub(crate) fn renew_in(&self) -> Option<Duration> {
+        let provider = self.provider.as_ref()?;
+        catch_unwind(AssertUnwindSafe(|| provider.renew_in())).unwrap_or(Some(RENEW_AFTER_PANIC))
     }
 
-    /// One attempt. `limit` is each phase's deadline; `fences` are connections to kill before anything else.
-    pub(crate) async fn connect(
-        &self,
-        limit: Duration,
-        fences: &[Identity],
-    ) -> Result<Established, ConnectError> {
+    /// What keeps the provider from renewing.
+    pub(crate) fn trouble(&self) -> Option<CredentialsError> {
+        let provider = self.provider.as_ref()?;
+        catch_unwind(AssertUnwindSafe(|| provider.trouble()))
+            .unwrap_or_else(|_| Some(CredentialsError::new("the credentials provider panicked")))
+    }
+
+    /// What a connection for commands asks for.
+    pub(crate) fn ask(&self, limit: Duration, fences: Vec<Identity>) -> Ask {
+        Ask {
+            limit,
+            fences,
+            protocol: self.settings.target.protocol,
+        }
+    }
+
+    /// Begins one attempt, in a task of its own: what a provider or a resolver does there ends an attempt, and nothing else.
+    pub(crate) fn dial(self: &Arc<Self>, ask: Ask) -> Owned<Result<Established, ConnectError>> {
+        let connector = Arc::clone(self);
+        Owned::new(tokio::spawn(async move { connector.connect(ask).await }))
+    }
+
+    /// One attempt from its beginning to its end.
+    pub(crate) async fn dialled(self: &Arc<Self>, ask: Ask) -> Result<Established, ConnectError> {
+        let limit = ask.longest() + MARGIN;
+        match tokio::time::timeout(limit, self.dial(ask)).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_)) => Err(ConnectError::Panicked),
+            Err(_) => Err(ConnectError::TimedOut {
+                phase: "attempt",
+                limit,
+            }),
+        }
+    }
+
+    async fn connect(&self, ask: Ask) -> Result<Established, ConnectError> {
+        let limit = ask.limit;
         let credentials = self.credentials(limit).await?;
-        let (stream, address) = match &self.settings.target.address {
-            Address::Unix(path) => {
-                let open = UnixStream::connect(path);
-                let stream = within("tcp", limit, open)
-                    .await?
-                    .map_err(|error| tcp_error(&path.display().to_string(), &error))?;
-                (Stream::Unix(stream), path.display().to_string())
-            }
-            Address::Tcp { host, port } => self.connect_tcp(host, *port, limit).await?,
-        };
+        let (stream, address) = self.transport.open(limit).await?;
         let handshake = Handshake {
             settings: &self.settings,
+            protocol: ask.protocol,
             credentials: credentials.as_ref(),
-            fences,
+            fences: &ask.fences,
             address: &address,
         };
         let (stream, mut facts, fences) =
@@ -162,6 +211,7 @@ impl Connector {
         })
     }
 
+    /// The provider's credentials, under the deadline of a phase.
     pub(crate) async fn credentials(
         &self,
         limit: Duration,
@@ -174,75 +224,12 @@ impl Connector {
             None => Ok(None),
         }
     }
-
-    async fn connect_tcp(
-        &self,
-        host: &str,
-        port: u16,
-        limit: Duration,
-    ) -> Result<(Stream, String), ConnectError> {
-        let addresses = self.resolve(host, port, limit).await?;
-        let tcp = within("tcp", limit, race(&addresses, limit))
-            .await?
-            .map_err(|error| tcp_error(&format!("{host}:{port}"), &error))?;
-        tune(&tcp);
-        let address = tcp
-            .peer_addr()
-            .map_or_else(|_| format!("{host}:{port}"), |peer| peer.to_string());
-        let Some(tls) = &self.settings.tls else {
-            return Ok((Stream::Tcp(tcp), address));
-        };
-        let failed = |cause| ConnectError::Tls {
-            address: address.clone(),
-            cause,
-        };
-        let name = tls.name_for(host).map_err(failed)?;
-        let config = tls
-            .config()
-            .ok_or_else(|| failed("tls is not prepared".into()))?;
-        let connector = tokio_rustls::TlsConnector::from(config);
-        let stream = within("tls", limit, connector.connect(name, tcp))
-            .await
-            .map_err(|_| {
-                failed(format!(
-                    "no answer within {limit:?}: does the server speak TLS on this port?"
-                ))
-            })?
-            .map_err(|error| failed(tls::explain(&error)))?;
-        Ok((Stream::Tls(Box::new(stream)), address))
-    }
-
-    async fn resolve(
-        &self,
-        host: &str,
-        port: u16,
-        limit: Duration,
-    ) -> Result<Vec<SocketAddr>, ConnectError> {
-        let found = within("dns", limit, self.settings.resolver.resolve(host, port)).await;
-        let error = match found {
-            Ok(Ok(addresses)) if !addresses.is_empty() => {
-                let addresses = interleave(addresses);
-                self.last_good.lock().clone_from(&addresses);
-                return Ok(addresses);
-            }
-            Ok(Ok(_)) => ConnectError::Dns {
-                host: host.into(),
-                cause: "it has no address".into(),
-            },
-            Ok(Err(error)) => ConnectError::Dns {
-                host: host.into(),
-                cause: error.to_string(),
-            },
-            Err(timed_out) => timed_out,
-        };
-        let last_good = self.last_good.lock().clone();
-        if last_good.is_empty() {
-            return Err(error);
-        }
-        tracing::debug!(host, %error, "name not resolved, using its last good addresses");
-        Ok(last_good)
-    }
 }
+
+/// When a provider is asked again that panicked as it was asked when to.
+const RENEW_AFTER_PANIC: Duration = Duration::from_secs(5);
+/// How much later than it should an attempt may be over before it counts as hanging.
+pub(crate) const MARGIN: Duration = Duration::from_secs(1);
 
 async fn within<T>(
     phase: &'static str,
@@ -252,31 +239,4 @@ async fn within<T>(
     tokio::time::timeout(limit, work)
         .await
         .map_err(|_| ConnectError::TimedOut { phase, limit })
-}
-
-fn tcp_error(address: &str, error: &io::Error) -> ConnectError {
-    let cause = match error.kind() {
-        io::ErrorKind::ConnectionRefused => {
-            "connection refused: nothing listens there, or it is not the right port".into()
-        }
-        io::ErrorKind::NotFound => "no such socket".into(),
-        _ => error.to_string(),
-    };
-    ConnectError::Tcp {
-        address: address.into(),
-        cause,
-    }
-}
-
-/// No delay for small writes; and the kernel gives up a peer that acknowledges nothing, should all our own watches fail.
-fn tune(tcp: &TcpStream) {
-    let socket = socket2::SockRef::from(tcp);
-    let _ = socket.set_tcp_nodelay(true);
-    let keepalive = socket2::TcpKeepalive::new()
-        .with_time(Duration::from_secs(5))
-        .with_interval(Duration::from_secs(1))
-        .with_retries(5);
-    let _ = socket.set_tcp_keepalive(&keepalive);
-    #[cfg(target_os = "linux")]
-    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
 }

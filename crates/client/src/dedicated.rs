@@ -3,6 +3,7 @@
 //! It is not replaced when it is lost, because what made it special (a transaction begun, a key watched) is lost with it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Pipeline, Value};
@@ -11,13 +12,16 @@ use tokio::sync::mpsc;
 
 use crate::call::{Payload, Plan, call_dedicated};
 use crate::clock;
-use crate::connect::{Connector, Identity};
-use crate::driver::Driver;
+use crate::connect::{self, Connector, Identity};
+use crate::driver::{Driver, Finished, Signal};
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::lane::{Gate, Job, Lane, LaneBounds, Order, Outage};
+use crate::lane::{Gate, Lane, Order, Outage};
 use crate::options::CallOptions;
+use crate::rotation::Rotation;
 use crate::shared::Shared;
 use crate::slot::Ended;
+use crate::supervisor::FENCE_AGAIN;
+use crate::transaction::Turn;
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be queued in a transaction, and silence is what
 /// a blocking command asks for.
@@ -32,6 +36,8 @@ pub(crate) struct Dedicated {
     shared: Arc<Shared>,
     lane: Arc<Lane>,
     identity: Option<Identity>,
+    /// The server refused it the credentials in force: it works for as long as the server lets it, and is not used anew.
+    stale: Arc<AtomicBool>,
 }
 
 impl Dedicated {
@@ -39,7 +45,7 @@ impl Dedicated {
     /// down it is refused.
     pub(crate) async fn open(
         shared: &Arc<Shared>,
-        connector: &Connector,
+        connector: &Arc<Connector>,
         limit: Duration,
     ) -> Result<Self, Error> {
         let began = clock::now();
@@ -69,22 +75,22 @@ impl Dedicated {
             })
     }
 
-    async fn connect(shared: &Arc<Shared>, connector: &Connector) -> Result<Self, Error> {
-        let lane = Arc::new(Lane::new(LaneBounds {
-            in_flight: shared.settings.in_flight,
-            bytes: shared.settings.buffered_bytes,
-        }));
+    async fn connect(shared: &Arc<Shared>, connector: &Arc<Connector>) -> Result<Self, Error> {
+        let lane = Arc::new(Lane::new(shared.settings.bulkhead()));
         // Known first, so that none is missed that is abandoned from now on; then those of before.
         shared.register(&lane);
         let ghosts = shared.ghosts();
-        let limit = shared.settings.connect_timeout;
-        let established = connector.connect(limit, &ghosts).await.map_err(|error| {
+        if shared.is_closing() {
+            return Err(Error::not_sent(ErrorKind::Closed));
+        }
+        let ask = connector.ask(shared.settings.connect_timeout, ghosts);
+        let established = connector.dialled(ask).await.map_err(|error| {
             Error::not_sent(ErrorKind::Connect {
                 cause: error.to_string().into(),
             })
         })?;
         lane.set_gate(Gate::Open);
-        let (signals, _) = mpsc::unbounded_channel();
+        let (signals, told) = mpsc::unbounded_channel();
         let driver = Driver::new(
             Arc::clone(shared),
             Arc::clone(&lane),
@@ -94,21 +100,31 @@ impl Dedicated {
             signals,
         );
         let identity = established.facts.identity;
-        tokio::spawn(serve(
-            Arc::clone(shared),
-            Arc::clone(&lane),
-            driver,
-            identity.clone(),
-        ));
+        let stale = Arc::new(AtomicBool::new(false));
+        let keeper = Keeper {
+            shared: Arc::clone(shared),
+            lane: Arc::clone(&lane),
+            told,
+            rotation: shared.credentials.rotation(established.credentials),
+            stale: Arc::clone(&stale),
+            unfenced: Vec::new(),
+        };
+        tokio::spawn(keeper.keep(driver, identity.clone()));
         Ok(Self {
             shared: Arc::clone(shared),
             lane,
             identity,
+            stale,
         })
     }
 
     pub(crate) fn is_open(&self) -> bool {
         matches!(self.lane.gate(), Gate::Open)
+    }
+
+    /// True if it may serve another caller.
+    pub(crate) fn is_reusable(&self) -> bool {
+        self.is_open() && !self.stale.load(Ordering::Relaxed)
     }
 
     pub(crate) async fn call(
@@ -122,19 +138,7 @@ impl Dedicated {
     }
 
     pub(crate) async fn send(&self, cmd: &Cmd, options: &CallOptions) -> Result<Value, Error> {
-        let payload = Payload::Command(cmd);
-        let plan = payload.plan(1, false)?;
-        let name = plan.name;
-        match name {
-            "MULTI" => self.lane.hold_orders(),
-            "EXEC" if self.lane.holds_a_fence() => return Err(self.give_up_transaction()),
-            _ => {}
-        }
-        let reply = self.run(payload, plan, options).await;
-        if matches!(name, "EXEC" | "DISCARD") {
-            self.lane.release_orders();
-        }
-        one(reply?)
+        one(self.run(Payload::Command(cmd), options).await?)
     }
 
     pub(crate) async fn send_pipeline(
@@ -142,17 +146,15 @@ impl Dedicated {
         pipeline: &Pipeline,
         options: &CallOptions,
     ) -> Result<Vec<Value>, Error> {
-        let payload = Payload::Pipeline(pipeline);
-        let plan = payload.plan(1, false)?;
-        Ok(many(self.run(payload, plan, options).await?))
+        Ok(many(self.run(Payload::Pipeline(pipeline), options).await?))
     }
 
-    async fn run(
-        &self,
-        payload: Payload<'_>,
-        plan: Plan,
-        options: &CallOptions,
-    ) -> Result<Reply, Error> {
+    async fn run(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Reply, Error> {
+        let plan = payload.plan(1, false)?;
+        let mut turns = payload.turns().into_iter();
+        if turns.any(|(_, turn)| turn == Turn::Exec) && self.lane.holds_a_fence() {
+            return Err(self.give_up_transaction());
+        }
         let limit = plan.limit(options, self.shared.settings.deadline)?;
         let reply = self.call(payload, plan, clock::now(), limit).await;
         reply.inspect_err(crate::metrics::count_error)
@@ -214,29 +216,83 @@ pub(crate) fn many(reply: Reply) -> Vec<Value> {
     }
 }
 
-async fn serve(shared: Arc<Shared>, lane: Arc<Lane>, driver: Driver, identity: Option<Identity>) {
-    let finished = driver.run().await;
-    let mut conn = finished.conn;
-    // Before anyone hears of the loss.
-    if conn.has_unanswered_writes() {
-        shared.bury(identity);
+/// What looks after a connection of one's own while it serves.
+struct Keeper {
+    shared: Arc<Shared>,
+    lane: Arc<Lane>,
+    told: mpsc::UnboundedReceiver<Signal>,
+    rotation: Rotation,
+    stale: Arc<AtomicBool>,
+    /// Abandoned connections that the server could not kill when it was asked.
+    unfenced: Vec<Identity>,
+}
+
+impl Keeper {
+    async fn keep(mut self, driver: Driver, identity: Option<Identity>) {
+        let mut serving = std::pin::pin!(driver.run());
+        let finished = loop {
+            let again = async {
+                match self.unfenced.is_empty() {
+                    true => std::future::pending().await,
+                    false => tokio::time::sleep(FENCE_AGAIN).await,
+                }
+            };
+            tokio::select! {
+                biased;
+                finished = &mut serving => break finished,
+                Some(signal) = self.told.recv() => self.heard(signal),
+                fresh = self.rotation.fresh() => {
+                    self.lane.order(Order::Reauthenticate(connect::auth(&fresh)));
+                }
+                () = again => {
+                    for ghost in self.unfenced.drain(..) {
+                        self.lane.order(Order::Fence(ghost));
+                    }
+                }
+            }
+        };
+        self.ended(finished, identity);
     }
-    let cause = finished.cause;
-    let now = clock::now();
-    let outage = Outage {
-        since: now,
-        cause: Arc::clone(&cause),
-    };
-    lane.set_gate(Gate::Down(Arc::new(outage), now));
-    lane.release();
-    for (job, certainty) in conn.close() {
-        if let Job::Call(ticket) = job {
-            let cause = Arc::clone(&cause);
-            ticket.end(Ended::Lost {
-                certainty,
-                cause,
-                rejoin: None,
-            });
+
+    fn heard(&mut self, signal: Signal) {
+        match signal {
+            Signal::Unfenced(ghost) => self.unfenced.push(*ghost),
+            Signal::Reauthenticated(refused) => {
+                if let Some(code) = &refused {
+                    tracing::warn!(
+                        code,
+                        "a session or blocking connection was refused new credentials"
+                    );
+                }
+                self.stale.store(refused.is_some(), Ordering::Relaxed);
+                self.rotation.answered(refused.is_none());
+            }
+            Signal::Overdue(..) | Signal::Woke(_) => {}
+        }
+    }
+
+    fn ended(self, finished: Finished, identity: Option<Identity>) {
+        let mut conn = finished.conn;
+        // Before anyone hears of the loss.
+        if conn.has_unanswered_writes() {
+            self.shared.bury(identity);
+        }
+        let cause = finished.cause;
+        let now = clock::now();
+        let outage = Outage {
+            since: now,
+            cause: Arc::clone(&cause),
+        };
+        self.lane.set_gate(Gate::Down(Arc::new(outage), now));
+        self.lane.release();
+        for (job, certainty) in conn.close() {
+            if let Some(ticket) = job.into_ticket() {
+                ticket.end(Ended::Lost {
+                    certainty,
+                    cause: Arc::clone(&cause),
+                    rejoin: None,
+                });
+            }
         }
     }
 }

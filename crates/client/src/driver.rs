@@ -11,6 +11,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use redis::Value;
+use steadfast_core::certainty::{Refusal, refusal};
 use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, Reply, Terms, Watch};
 use steadfast_core::resp::Limits;
 use tokio::io::AsyncWrite;
@@ -18,10 +19,13 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use crate::clock;
+use crate::connect::Identity;
+use crate::error::Certainty;
 use crate::lane::{Job, Lane, Order};
 use crate::shared::Shared;
 use crate::slot::Ended;
 use crate::stream::Stream;
+use crate::transaction::Turns;
 
 /// Replies handed out before callers get their turn.
 const WAVE: usize = 16;
@@ -35,6 +39,8 @@ pub(crate) enum Signal {
     Overdue(Duration, Option<Instant>),
     /// A byte has come after all.
     Woke(Duration),
+    /// The server could not kill this abandoned connection now: it is to be asked again.
+    Unfenced(Box<Identity>),
     /// New credentials were taken (`None`) or refused.
     Reauthenticated(Option<String>),
 }
@@ -54,8 +60,11 @@ pub(crate) struct Driver {
     armed: Option<Instant>,
     signals: mpsc::UnboundedSender<Signal>,
     overdue_since: Option<Instant>,
-    /// Replies since the breaker was last told.
-    successes: u32,
+    /// Good replies of this turn, which the breaker can see at its end.
+    successes: u64,
+    /// Those since the budget was last told.
+    passed_on: u64,
+    /// Slow ones of this turn.
     slow: u32,
     slow_call: Option<Duration>,
     /// What a call is given that does not say otherwise.
@@ -109,6 +118,7 @@ impl Driver {
             signals,
             overdue_since: None,
             successes: 0,
+            passed_on: 0,
             slow: 0,
             slow_call: shared.settings.breaker.slow_call,
             usual: shared.settings.deadline,
@@ -170,7 +180,10 @@ impl Driver {
     fn park(&mut self, cx: &mut Context<'_>) -> bool {
         match &self.retiring {
             Some(_) => self.lane.park_for_orders(cx.waker()),
-            None => self.lane.park(cx.waker(), self.conn.awaiting()),
+            None => {
+                let (awaiting, unsent) = (self.conn.awaiting(), self.conn.unsent());
+                self.lane.park(cx.waker(), awaiting, unsent)
+            }
         }
     }
 
@@ -181,11 +194,12 @@ impl Driver {
         let orders = self
             .lane
             .take(&mut self.spare, self.conn.awaiting(), self.conn.unsent());
-        for order in orders {
-            self.obey(order, now)?;
-        }
+        // Its own commands come first. What was submitted belongs to the connection even if this is its end: so it is told that it was not sent.
+        let obeyed = orders
+            .into_iter()
+            .try_for_each(|order| self.obey(order, now));
         self.conn.submit(&mut self.spare, now);
-        Ok(())
+        obeyed
     }
 
     fn obey(&mut self, order: Order, now: Instant) -> Result<(), End> {
@@ -315,7 +329,7 @@ impl Driver {
                 }
                 Ok(Some(Incoming::Push(_))) => {}
                 Ok(None) => {
-                    self.learn_latency(now);
+                    self.learn(now);
                     if now.saturating_duration_since(self.told_breaker) > TELL_BREAKER_EVERY {
                         self.tell_breaker(now);
                     }
@@ -324,12 +338,23 @@ impl Driver {
                 Err(error) => return Err(End::network(error.to_string())),
             }
         }
-        self.learn_latency(now);
+        self.learn(now);
         Ok(true)
     }
 
-    /// Of each batch of replies, the last one tells how long calls take.
-    fn learn_latency(&mut self, now: Instant) {
+    /// What a wave of replies tells: how many were good, how many slow, and by the last one, how long calls take.
+    fn learn(&mut self, now: Instant) {
+        if let Some(link) = self.link
+            && self.successes > 0
+        {
+            self.shared.guard.count_successes(link, self.successes);
+            self.passed_on += std::mem::take(&mut self.successes);
+        }
+        if self.slow > 0 {
+            let slow = std::mem::take(&mut self.slow);
+            let transition = self.shared.guard.record_slow(slow, now);
+            self.shared.breaker_changed(transition);
+        }
         if let Some(took) = self.last_took.take() {
             self.shared.latency.record(took, now);
             self.shared.observe_rtt(took);
@@ -348,7 +373,7 @@ impl Driver {
         }
         if !patient && self.slow_call.is_some_and(|slow_call| took > slow_call) {
             self.slow += 1;
-        } else if !matches!(reply, Reply::One(Value::ServerError(_))) {
+        } else if !is_refused(reply) {
             self.successes += 1;
         }
     }
@@ -358,8 +383,18 @@ impl Driver {
             Job::Call(ticket) => {
                 ticket.end(Ended::Answered { reply, at: now });
             }
+            Job::Turning(turning) => {
+                // First what has waited for the end: the caller's next command comes after it.
+                self.lane.answered(&turning.turns, &reply);
+                turning.ticket.end(Ended::Answered { reply, at: now });
+            }
             Job::Heartbeat => {}
-            Job::Fence(ghost) => self.shared.fence_answered(self.link, &ghost, &reply),
+            Job::Fence(ghost) => {
+                let done = self.shared.fence_answered(self.link, &ghost, &reply);
+                if !done {
+                    let _ = self.signals.send(Signal::Unfenced(ghost));
+                }
+            }
             Job::Reauthenticate => {
                 let refused = match reply {
                     Reply::One(Value::ServerError(error)) => Some(error.code().to_owned()),
@@ -372,21 +407,13 @@ impl Driver {
 
     fn tell_breaker(&mut self, now: Instant) {
         self.told_breaker = now;
-        let slow = std::mem::take(&mut self.slow);
-        if slow > 0 {
-            let transition = self.shared.guard.record_slow(slow, now);
-            self.shared.breaker_changed(transition);
-        }
         // Ends the ramp after an outage, so that calls pass freely again.
         let transition = self.shared.guard.settle(now);
         self.shared.breaker_changed(transition);
-        let successes = std::mem::take(&mut self.successes);
+        let successes = std::mem::take(&mut self.passed_on);
         if successes > 0 {
-            self.shared
-                .answered
-                .fetch_add(u64::from(successes), Ordering::Relaxed);
-            self.shared.budget.deposit(u64::from(successes));
-            self.shared.guard.record_successes(successes, now);
+            self.shared.answered.fetch_add(successes, Ordering::Relaxed);
+            self.shared.budget.deposit(successes);
         }
     }
 
@@ -430,7 +457,10 @@ impl Driver {
                     certainty,
                     waited,
                 } => {
-                    if let Job::Call(ticket) = ticket {
+                    if let Job::Turning(turning) = &ticket {
+                        self.lost_track(&turning.turns, certainty);
+                    }
+                    if let Some(ticket) = ticket.into_ticket() {
                         ticket.end(Ended::Expired(certainty));
                     }
                     // It would have taken at least that.
@@ -451,6 +481,30 @@ impl Driver {
         if let Some(waited) = timed_out {
             self.shared.latency.record(waited, now);
         }
+    }
+
+    /// A step of a transaction got no answer in time. If it was sent, nobody knows any more whether a transaction is open here.
+    fn lost_track(&self, turns: &Turns, certainty: Certainty) {
+        if certainty == Certainty::NotSent {
+            self.lane.never_sent(turns);
+        } else {
+            let cause = "a command of a transaction was not answered in time";
+            self.lane.order(Order::Abandon(cause.into()));
+        }
+    }
+}
+
+/// True of what says nothing good of the server: a refusal that is not the command's own fault, alone or in a pipeline.
+fn is_refused(reply: &Reply) -> bool {
+    let refuses = |value: &Value| match value {
+        Value::ServerError(error) => {
+            refusal(error.code(), error.details().unwrap_or_default()) != Refusal::Lasting
+        }
+        _ => false,
+    };
+    match reply {
+        Reply::One(value) => refuses(value),
+        Reply::Many(values) => values.iter().any(refuses),
     }
 }
 

@@ -12,10 +12,25 @@ use crate::error::{Error, ErrorKind};
 /// See the module.
 #[derive(Debug)]
 pub(crate) struct Guard {
-    breaker: Mutex<Breaker>,
+    kept: Mutex<Kept>,
     /// The breaker's generation while calls pass without asking, else 0.
     free: AtomicU64,
+    /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the breaker hears of anything else, or failures
+    /// would seem to come in a row that have thousands of successes between them.
+    successes: Box<[Count]>,
 }
+
+#[derive(Debug)]
+struct Kept {
+    breaker: Breaker,
+    /// What of `successes` the breaker has been told.
+    told: u64,
+}
+
+/// On a cache line of its own: its driver writes it while callers read the others.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Count(AtomicU64);
 
 /// The right to make one attempt.
 #[derive(Debug)]
@@ -28,15 +43,27 @@ pub(crate) struct Pass {
 impl Guard {
     pub(crate) fn new(
         config: BreakerConfig,
+        connections: usize,
         now: Instant,
     ) -> Result<Self, steadfast_core::policy::InvalidSetting> {
         let breaker = Breaker::new(config, now)?;
         let guard = Self {
             free: AtomicU64::new(0),
-            breaker: Mutex::new(breaker),
+            kept: Mutex::new(Kept { breaker, told: 0 }),
+            successes: (0..connections).map(|_| Count::default()).collect(),
         };
-        guard.with(|_| ());
+        guard.with(now, |_| ());
         Ok(guard)
+    }
+
+    /// So many more calls of this connection ended well. For its driver alone: one that writes needs no lock, nor an instruction that acts as one.
+    pub(crate) fn count_successes(&self, connection: usize, n: u64) {
+        if let Some(Count(count)) = self.successes.get(connection) {
+            count.store(
+                count.load(Ordering::Relaxed).wrapping_add(n),
+                Ordering::Relaxed,
+            );
+        }
     }
 
     /// Asks for one attempt. On the healthy path this is one load.
@@ -48,7 +75,7 @@ impl Guard {
                 not_before: None,
             });
         }
-        self.with(|breaker| breaker.try_acquire(now))
+        self.with(now, |breaker| breaker.try_acquire(now))
             .map(|admission| match admission {
                 Admission::Now(permit) => Pass {
                     permit,
@@ -77,22 +104,18 @@ impl Guard {
         if outcome == Outcome::Success && !permit.is_probe() {
             return None;
         }
-        self.with(|breaker| breaker.record(permit, outcome, now))
+        self.with(now, |breaker| breaker.record(permit, outcome, now))
     }
 
     /// An attempt ended without telling anything of the server.
     pub(crate) fn forget(&self, permit: Permit) {
         if permit.is_probe() {
-            self.with(|breaker| breaker.forget(permit));
+            self.kept.lock().breaker.forget(permit);
         }
     }
 
-    pub(crate) fn record_successes(&self, n: u32, now: Instant) {
-        self.with(|breaker| breaker.record_successes(u64::from(n), now));
-    }
-
     pub(crate) fn record_slow(&self, n: u32, now: Instant) -> Option<Transition> {
-        self.with(|breaker| {
+        self.with(now, |breaker| {
             let mut last = None;
             for _ in 0..n {
                 let permit = Permit::passed(breaker.generation());
@@ -103,20 +126,20 @@ impl Guard {
     }
 
     pub(crate) fn record_loss(&self, now: Instant) -> Option<Transition> {
-        self.with(|breaker| breaker.record_loss(now))
+        self.with(now, |breaker| breaker.record_loss(now))
     }
 
     pub(crate) fn probe_succeeded(&self, now: Instant) -> Option<Transition> {
-        self.with(|breaker| breaker.probe_succeeded(now))
+        self.with(now, |breaker| breaker.probe_succeeded(now))
     }
 
     pub(crate) fn state(&self) -> State {
-        self.breaker.lock().state()
+        self.kept.lock().breaker.state()
     }
 
     /// By hand.
     pub(crate) fn switch(&self, switch: BreakerSwitch, now: Instant) -> Option<Transition> {
-        self.with(|breaker| match switch {
+        self.with(now, |breaker| match switch {
             BreakerSwitch::Automatic => breaker.enable(now),
             BreakerSwitch::ForceOpen => breaker.force_open(now),
             BreakerSwitch::ForceClosed => breaker.force_closed(now),
@@ -126,12 +149,19 @@ impl Guard {
 
     /// Does what has become due: ends the ramp, so that calls pass freely again.
     pub(crate) fn settle(&self, now: Instant) -> Option<Transition> {
-        self.with(|breaker| breaker.handle_timeout(now))
+        self.with(now, |breaker| breaker.handle_timeout(now))
     }
 
-    fn with<T>(&self, work: impl FnOnce(&mut Breaker) -> T) -> T {
-        let mut breaker = self.breaker.lock();
-        let result = work(&mut breaker);
+    fn with<T>(&self, now: Instant, work: impl FnOnce(&mut Breaker) -> T) -> T {
+        let mut kept = self.kept.lock();
+        let counts = self.successes.iter();
+        let all = counts.fold(0, |sum: u64, Count(count)| {
+            sum.wrapping_add(count.load(Ordering::Relaxed))
+        });
+        let fresh = all.wrapping_sub(std::mem::replace(&mut kept.told, all));
+        let breaker = &mut kept.breaker;
+        breaker.record_successes(fresh, now);
+        let result = work(breaker);
         let free = if breaker.passes_freely() {
             breaker.generation()
         } else {
@@ -171,7 +201,7 @@ mod tests {
 
     fn failing() -> (Guard, Instant) {
         let now = crate::clock::now();
-        let guard = Guard::new(BreakerConfig::default(), now).expect("good settings");
+        let guard = Guard::new(BreakerConfig::default(), 1, now).expect("good settings");
         for _ in 0..5 {
             let pass = guard.admit(now).expect("it is closed");
             guard.record(pass.permit, Outcome::Failure, now);
@@ -185,6 +215,21 @@ mod tests {
         assert_eq!(guard.state(), State::Open);
         let refused = guard.admit(now).expect_err("it is open");
         assert!(matches!(refused.kind(), ErrorKind::BreakerOpen { .. }));
+    }
+
+    #[test]
+    fn c9_failures_with_successes_between_them_do_not_come_in_a_row() {
+        let now = crate::clock::now();
+        let config = BreakerConfig::default();
+        let guard = Guard::new(config, 2, now).expect("good settings");
+        for round in 0..50 {
+            let pass = guard.admit(now).expect("it is closed");
+            guard.record(pass.permit, Outcome::Failure, now);
+            // The driver has not told the breaker of these.
+            guard.count_successes(round % 2, 99);
+        }
+        assert_eq!(guard.state(), State::Closed);
+        assert!(guard.record_slow(20, now).is_none(), "20 of 5 000 are few");
     }
 
     #[test]
@@ -212,7 +257,7 @@ mod tests {
     #[test]
     fn a_breaker_forced_open_by_hand_stays_so_until_it_is_let_go() {
         let now = crate::clock::now();
-        let guard = Guard::new(BreakerConfig::default(), now).expect("good settings");
+        let guard = Guard::new(BreakerConfig::default(), 1, now).expect("good settings");
         guard.switch(BreakerSwitch::ForceOpen, now);
         guard.probe_succeeded(now);
         guard.admit(now).expect_err("it is forced open");

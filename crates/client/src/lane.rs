@@ -9,23 +9,39 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use steadfast_core::conn::{Batch, Terms};
+use steadfast_core::conn::{Batch, Reply, Terms};
+use steadfast_core::policy::Bulkhead;
+use steadfast_core::policy::bulkhead::Full;
 
 use crate::connect::Identity;
 use crate::error::{Bound, Error, ErrorKind};
 use crate::slot::{self, Ended, Pending, Ticket};
+use crate::transaction::{Transactions, Turning, Turns};
 
 /// What travels through a connection.
 #[derive(Debug)]
 pub(crate) enum Job {
     /// Somebody's call.
     Call(Ticket),
+    /// Somebody's call that begins or ends a transaction.
+    Turning(Box<Turning>),
     /// A PING of the driver's own.
     Heartbeat,
     /// A CLIENT KILL for this abandoned connection.
     Fence(Box<Identity>),
     /// An AUTH with new credentials.
     Reauthenticate,
+}
+
+impl Job {
+    /// Who waits for it, if anybody does.
+    pub(crate) fn into_ticket(self) -> Option<Ticket> {
+        match self {
+            Self::Call(ticket) => Some(ticket),
+            Self::Turning(turning) => Some(turning.ticket),
+            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate => None,
+        }
+    }
 }
 
 /// Why calls are refused at once.
@@ -71,24 +87,16 @@ struct Queue {
     unsent: usize,
     parked: Option<Waker>,
     orders: Vec<Order>,
-    /// Orders that would be queued in a transaction wait here for its end; `None` outside of one.
-    held: Option<Vec<Order>>,
+    transactions: Transactions,
     next_seq: u64,
     /// Calls refused because the server is down, since the last connection was in service.
     refused: u64,
 }
 
-/// Bounds on what may wait.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct LaneBounds {
-    pub(crate) in_flight: usize,
-    pub(crate) bytes: usize,
-}
-
 /// See the module.
 pub(crate) struct Lane {
     queue: Mutex<Queue>,
-    bounds: LaneBounds,
+    bulkhead: Bulkhead,
 }
 
 /// How to submit a request.
@@ -118,7 +126,7 @@ impl std::fmt::Debug for Lane {
 }
 
 impl Lane {
-    pub(crate) fn new(bounds: LaneBounds) -> Self {
+    pub(crate) fn new(bulkhead: Bulkhead) -> Self {
         Self {
             queue: Mutex::new(Queue {
                 gate: Gate::Waiting,
@@ -127,17 +135,43 @@ impl Lane {
                 unsent: 0,
                 parked: None,
                 orders: Vec::new(),
-                held: None,
+                transactions: Transactions::default(),
                 next_seq: 0,
                 refused: 0,
             }),
-            bounds,
+            bulkhead,
         }
     }
 
     /// Hands a request over. `encode` as in [`Batch::push`].
     pub(crate) fn submit(
         &self,
+        ask: Ask,
+        encode: impl FnOnce(&mut Vec<u8>) -> usize,
+    ) -> Result<Submitted, Error> {
+        self.submit_as(Job::Call, ask, encode)
+    }
+
+    /// The same, of a request that begins or ends a transaction.
+    pub(crate) fn submit_turning(
+        &self,
+        turns: Turns,
+        ask: Ask,
+        encode: impl FnOnce(&mut Vec<u8>) -> usize,
+    ) -> Result<Submitted, Error> {
+        // What is ordered from now on waits; what was ordered before is ahead of it.
+        self.queue.lock().transactions.begin(&turns);
+        let job = |ticket| {
+            let turns = turns.clone();
+            Job::Turning(Box::new(Turning { ticket, turns }))
+        };
+        self.submit_as(job, ask, encode)
+            .inspect_err(|_| self.never_sent(&turns))
+    }
+
+    fn submit_as(
+        &self,
+        job: impl FnOnce(Ticket) -> Job,
         ask: Ask,
         encode: impl FnOnce(&mut Vec<u8>) -> usize,
     ) -> Result<Submitted, Error> {
@@ -151,12 +185,9 @@ impl Lane {
             }
             Gate::Closed => return Err(Error::not_sent(ErrorKind::Closed)),
         }
-        if queue.awaiting + queue.batch.len() >= self.bounds.in_flight {
-            return Err(overloaded(Bound::InFlight));
-        }
-        if queue.unsent + queue.batch.byte_len() >= self.bounds.bytes {
-            return Err(overloaded(Bound::Bytes));
-        }
+        let inside = queue.awaiting + queue.batch.len();
+        let bytes = queue.unsent + queue.batch.byte_len();
+        self.bulkhead.admit(inside, bytes).map_err(overloaded)?;
         let seq = ask.seq.unwrap_or(queue.next_seq);
         if ask.seq.is_none() {
             queue.next_seq += 1;
@@ -168,7 +199,7 @@ impl Lane {
             submitted: ask.started,
             seq,
         };
-        queue.batch.push(Job::Call(ticket), terms, encode);
+        queue.batch.push(job(ticket), terms, encode);
         let parked = queue.parked.take();
         drop(queue);
         if let Some(waker) = parked {
@@ -192,12 +223,13 @@ impl Lane {
     }
 
     /// For whoever serves the lane: wakes it when something is submitted or ordered. False if something already was.
-    pub(crate) fn park(&self, waker: &Waker, awaiting: usize) -> bool {
+    pub(crate) fn park(&self, waker: &Waker, awaiting: usize, unsent: usize) -> bool {
         let mut queue = self.queue.lock();
         if !queue.batch.is_empty() || !queue.orders.is_empty() {
             return false;
         }
         queue.awaiting = awaiting;
+        queue.unsent = unsent;
         queue.parked = Some(waker.clone());
         true
     }
@@ -219,36 +251,30 @@ impl Lane {
         true
     }
 
-    /// A transaction begins: what would become part of it waits for its end.
-    pub(crate) fn hold_orders(&self) {
-        self.queue.lock().held.get_or_insert_default();
-    }
-
     /// True if an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
     pub(crate) fn holds_a_fence(&self) -> bool {
-        let queue = self.queue.lock();
-        let mut held = queue.held.iter().flatten();
-        held.any(|order| matches!(order, Order::Fence(_)))
+        self.queue.lock().transactions.holds_a_fence()
     }
 
-    /// The transaction is over.
-    pub(crate) fn release_orders(&self) {
-        let held = self.queue.lock().held.take();
-        for order in held.into_iter().flatten() {
-            self.order(order);
-        }
+    /// A request with these turns never reached the server.
+    pub(crate) fn never_sent(&self, turns: &Turns) {
+        let released = self.queue.lock().transactions.never_sent(turns);
+        released.into_iter().for_each(|order| self.order(order));
+    }
+
+    /// A request with these turns was answered: what has waited for its transaction's end comes before the next command.
+    pub(crate) fn answered(&self, turns: &Turns, reply: &Reply) {
+        let released = self.queue.lock().transactions.answered(turns, reply);
+        released.into_iter().for_each(|order| self.order(order));
     }
 
     /// Tells the driver something.
     pub(crate) fn order(&self, order: Order) {
         let mut queue = self.queue.lock();
-        match (&mut queue.held, &order) {
-            (Some(held), Order::Fence(_) | Order::Reauthenticate(_)) => {
-                held.push(order);
-                return;
-            }
-            _ => queue.orders.push(order),
-        }
+        let Some(order) = queue.transactions.hold(order) else {
+            return;
+        };
+        queue.orders.push(order);
         let parked = queue.parked.take();
         drop(queue);
         if let Some(waker) = parked {
@@ -272,10 +298,8 @@ impl Lane {
             queue.gate = gate;
         }
         drop(queue);
-        for job in turned {
-            if let Job::Call(ticket) = job {
-                ticket.end(Ended::Turned);
-            }
+        for ticket in turned.into_iter().filter_map(Job::into_ticket) {
+            ticket.end(Ended::Turned);
         }
     }
 
@@ -285,6 +309,7 @@ impl Lane {
         queue.awaiting = 0;
         queue.unsent = 0;
         queue.orders.clear();
+        queue.transactions = Transactions::default();
         queue.parked = None;
     }
 
@@ -333,7 +358,10 @@ impl Lane {
         let next = queue.batch.earliest_deadline();
         drop(queue);
         for job in expired {
-            if let Job::Call(ticket) = job {
+            if let Job::Turning(turning) = &job {
+                self.never_sent(&turning.turns);
+            }
+            if let Some(ticket) = job.into_ticket() {
                 ticket.end(Ended::Expired(crate::error::Certainty::NotSent));
             }
         }
@@ -359,6 +387,7 @@ impl Lane {
             match next {
                 Some(at) => {
                     tokio::select! {
+                        biased;
                         () = submitted => {}
                         () = crate::clock::sleep_until(at) => {}
                     }
@@ -377,9 +406,12 @@ fn down(outage: &Outage, retry_at: Instant, now: Instant) -> Error {
     })
 }
 
-fn overloaded(bound: Bound) -> Error {
+fn overloaded(full: Full) -> Error {
     Error::not_sent(ErrorKind::Overloaded {
-        bound,
+        bound: match full {
+            Full::Calls => Bound::InFlight,
+            Full::Bytes => Bound::Bytes,
+        },
         retry_after: Duration::from_millis(10),
     })
 }
@@ -389,11 +421,9 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::error::Certainty;
+    use crate::transaction::Turn;
 
-    const BOUNDS: LaneBounds = LaneBounds {
-        in_flight: 3,
-        bytes: 100,
-    };
+    const BOUNDS: Bulkhead = Bulkhead::new(3, 100);
 
     fn submit(lane: &Lane, bytes: usize, limit: Duration) -> Result<Submitted, Error> {
         let now = clock::now();
@@ -496,12 +526,23 @@ mod tests {
     #[test]
     fn a_transaction_is_not_interrupted_but_by_its_end() {
         let lane = Lane::new(BOUNDS);
-        lane.hold_orders();
+        let now = clock::now();
+        let ask = Ask {
+            replies: 1,
+            started: now,
+            deadline: now + BOUND,
+            now,
+            seq: None,
+        };
+        let multi = vec![(0, Turn::Multi)];
+        let begun = lane.submit_turning(multi, ask, |out| out.len());
+        assert!(begun.is_ok());
         lane.order(Order::Fence(ghost()));
         assert!(lane.holds_a_fence());
         lane.order(Order::Abandon("over".into()));
         assert_eq!(lane.take_orders(0).len(), 1, "only the end is told at once");
-        lane.release_orders();
+        let done = Reply::One(redis::Value::Nil);
+        lane.answered(&vec![(0, Turn::Exec)], &done);
         assert!(!lane.holds_a_fence());
         assert!(matches!(&lane.take_orders(0)[..], [Order::Fence(known)] if *known == ghost()));
     }

@@ -39,6 +39,7 @@ mod pool;
 mod pubsub;
 mod redis_rs;
 mod retry;
+mod rotation;
 mod session;
 mod settings;
 mod shared;
@@ -46,6 +47,7 @@ mod slot;
 mod stream;
 mod supervisor;
 mod tls;
+mod transaction;
 
 pub use builder::ClientBuilder;
 pub use client::{Client, Closed, Scoped, Status};

@@ -9,7 +9,7 @@ use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use crate::connect::{Identity, ServerFacts};
-use crate::lane::{Gate, Lane, LaneBounds, Order};
+use crate::lane::{Gate, Lane, Order};
 use crate::settings::{HEALTHY_AFTER, Settings};
 
 /// The state of a client's connection.
@@ -75,13 +75,10 @@ const GHOSTS: usize = 256;
 
 impl Link {
     pub(crate) fn new(index: usize, settings: &Settings, now: Instant) -> Self {
-        let bounds = LaneBounds {
-            in_flight: settings.in_flight,
-            bytes: settings.buffered_bytes,
-        };
+        let bulkhead = settings.bulkhead();
         Self {
             index,
-            lane: Arc::new(Lane::new(bounds)),
+            lane: Arc::new(Lane::new(bulkhead)),
             view: Mutex::new(View {
                 since: now,
                 attempts: 0,
@@ -157,6 +154,13 @@ impl Link {
             self.lane.order(Order::Fence(ghost.clone()));
         }
         ghosts.push(ghost);
+    }
+
+    /// Has killed, before the next command, whatever has not been yet.
+    pub(crate) fn fence(&self) {
+        for ghost in self.ghosts.lock().iter() {
+            self.lane.order(Order::Fence(ghost.clone()));
+        }
     }
 
     /// Lets calls pass; ahead of them, whatever has to be killed is killed.

@@ -56,7 +56,7 @@ impl Blocking {
     pub(crate) async fn call(
         &self,
         shared: &Arc<Shared>,
-        connector: &Connector,
+        connector: &Arc<Connector>,
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
@@ -88,7 +88,7 @@ impl Blocking {
     async fn attempt(
         &self,
         shared: &Arc<Shared>,
-        connector: &Connector,
+        connector: &Arc<Connector>,
         payload: Payload<'_>,
         plan: Plan,
         started: Instant,
@@ -106,7 +106,7 @@ impl Blocking {
             Ok(_) => true,
             Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
         };
-        if clean && !self.places.is_closed() {
+        if clean && connection.is_reusable() && !self.places.is_closed() {
             self.idle.lock().push(connection);
         }
         result
@@ -115,7 +115,7 @@ impl Blocking {
     fn take_idle(&self) -> Option<Dedicated> {
         let mut idle = self.idle.lock();
         while let Some(connection) = idle.pop() {
-            if connection.is_open() {
+            if connection.is_reusable() {
                 return Some(connection);
             }
         }

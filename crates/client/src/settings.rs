@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy};
+use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, Bulkhead, RetryPolicy};
 use url::Url;
 
 use crate::connect::{Resolve, SystemResolver};
@@ -117,6 +117,11 @@ impl Settings {
             repeat_without_fence: false,
             seed: seed(),
         }
+    }
+
+    /// What one connection may hold of calls.
+    pub(crate) fn bulkhead(&self) -> Bulkhead {
+        Bulkhead::new(self.in_flight, self.buffered_bytes)
     }
 
     /// Refuses what cannot work, naming the setting.

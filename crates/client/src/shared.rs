@@ -8,14 +8,16 @@ use parking_lot::Mutex;
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Cause, Transition};
 use steadfast_core::policy::{Budget, LatencyEstimate};
+use tokio::sync::watch;
 
-use crate::connect::{self, Identity};
+use crate::connect::{Fence, Identity};
 use crate::error::ConfigError;
 use crate::event::{EventKind, Hub};
 use crate::guard::{Guard, state_name};
 use crate::lane::{Gate, Lane, Order};
 use crate::link::Link;
 use crate::metrics::Metrics;
+use crate::rotation::InForce;
 use crate::settings::Settings;
 
 /// See the module.
@@ -37,6 +39,10 @@ pub(crate) struct Shared {
     seeds: AtomicU64,
     /// What calls take, to refuse those that cannot be answered in time.
     pub(crate) latency: LatencyEstimate,
+    /// The credentials in force.
+    pub(crate) credentials: InForce,
+    /// True once the client is closing: nothing new begins.
+    closing: watch::Sender<bool>,
 }
 
 /// Whether abandoned connections can be killed on the server.
@@ -63,7 +69,8 @@ impl Shared {
         let settings = Arc::new(settings);
         Ok(Self {
             hub: Hub::new(settings.history),
-            guard: Guard::new(settings.breaker.clone(), now).map_err(setting("breaker"))?,
+            guard: Guard::new(settings.breaker.clone(), settings.connections, now)
+                .map_err(setting("breaker"))?,
             budget: Budget::new(settings.budget, now).map_err(setting("budget"))?,
             metrics: Metrics::new(),
             links: (0..settings.connections)
@@ -75,8 +82,24 @@ impl Shared {
             fence: AtomicU8::new(Fencing::Untried as u8),
             seeds: AtomicU64::new(settings.seed),
             latency: LatencyEstimate::new(now),
+            credentials: InForce::new(),
+            closing: watch::Sender::new(false),
             settings,
         })
+    }
+
+    /// From now on nothing new begins.
+    pub(crate) fn close(&self) {
+        self.closing.send_replace(true);
+    }
+
+    pub(crate) fn is_closing(&self) -> bool {
+        *self.closing.borrow()
+    }
+
+    /// Ends when the client is closing.
+    pub(crate) async fn closing(&self) {
+        let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
     }
 
     /// A generator of its own for whoever asks, from the client's seed.
@@ -127,14 +150,19 @@ impl Shared {
         }
     }
 
-    /// The server answered a CLIENT KILL that a connection of this link sent.
-    pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, result: &Result<(), String>) {
-        if result.is_ok() {
-            self.hub
-                .emit(link.index, EventKind::Fenced { id: ghost.id });
-        }
+    /// The server answered a CLIENT KILL that a connection of this link sent. One that it could not obey now stays to be done.
+    pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, fence: &Fence) {
+        let known = match fence {
+            Fence::Done => {
+                let id = ghost.id;
+                self.hub.emit(link.index, EventKind::Fenced { id });
+                Ok(())
+            }
+            Fence::Refused(why) => Err(why.clone()),
+            Fence::NotNow => return,
+        };
         link.ghosts.lock().retain(|known| known != ghost);
-        self.fencing_known(link.index, result);
+        self.fencing_known(link.index, &known);
     }
 
     /// A connection was abandoned with writes that may still be applied: every connection that goes on has it killed before its next
@@ -169,31 +197,30 @@ impl Shared {
         dedicated.push(Arc::downgrade(lane));
     }
 
-    /// Those of the connections that one caller has to itself, as far as they are in use.
+    /// Those of the connections that one caller has to itself, as far as they live.
     pub(crate) fn dedicated_lanes(&self) -> Vec<Arc<Lane>> {
         let dedicated = self.dedicated.lock();
         let lanes = dedicated.iter().filter_map(Weak::upgrade);
         lanes
-            .filter(|lane| matches!(lane.gate(), Gate::Open | Gate::Waiting))
+            .filter(|lane| !matches!(lane.gate(), Gate::Down(..)))
             .collect()
     }
 
-    /// Gives new credentials to this link's connection; the first link's to those that one caller has to itself, too.
-    pub(crate) fn reauthenticate(&self, link: &Link, command: &[u8]) {
-        link.lane.order(Order::Reauthenticate(command.to_vec()));
-        if link.index == 0 {
-            for lane in self.dedicated_lanes() {
-                lane.order(Order::Reauthenticate(command.to_vec()));
-            }
+    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL. False if it has to ask again.
+    pub(crate) fn fence_answered(
+        &self,
+        link: Option<usize>,
+        ghost: &Identity,
+        reply: &Reply,
+    ) -> bool {
+        let fence = match reply {
+            Reply::One(value) => Fence::of(value),
+            Reply::Many(_) => Fence::NotNow,
+        };
+        if let Some(link) = link.and_then(|index| self.links.get(index)) {
+            self.fenced(link, ghost, &fence);
         }
-    }
-
-    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL.
-    pub(crate) fn fence_answered(&self, link: Option<usize>, ghost: &Identity, reply: &Reply) {
-        let link = link.and_then(|index| self.links.get(index));
-        if let (Some(link), Reply::One(value)) = (link, reply) {
-            self.fenced(link, ghost, &connect::fence_result(value));
-        }
+        fence != Fence::NotNow
     }
 
     /// A supervisor, or its attempt to connect, had to be ended from without.

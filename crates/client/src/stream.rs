@@ -14,6 +14,9 @@ pub(crate) enum Stream {
     Tcp(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
     Unix(UnixStream),
+    /// Of the simulation.
+    #[cfg(test)]
+    Memory(tokio::io::DuplexStream),
 }
 
 macro_rules! each {
@@ -22,6 +25,8 @@ macro_rules! each {
             Stream::Tcp($stream) => $call,
             Stream::Tls($stream) => $call,
             Stream::Unix($stream) => $call,
+            #[cfg(test)]
+            Stream::Memory($stream) => $call,
         }
     };
 }

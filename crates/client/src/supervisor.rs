@@ -14,12 +14,13 @@ use steadfast_core::conn::Watch;
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinHandle};
 
+pub(crate) use self::watching::FENCE_AGAIN;
 use self::watching::{Successor, Watching};
 use crate::clock;
-use crate::connect::{ConnectError, Connector, Established, Identity};
+use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
 use crate::driver::{Driver, Finished};
 use crate::event::EventKind;
-use crate::lane::{Gate, Job, Outage};
+use crate::lane::{Gate, Outage};
 use crate::link::{ConnectionState, Link};
 use crate::shared::Shared;
 use crate::slot::Ended;
@@ -41,6 +42,10 @@ pub(crate) struct Owned<T>(JoinHandle<T>);
 impl<T> Owned<T> {
     pub(crate) fn new(task: JoinHandle<T>) -> Self {
         Self(task)
+    }
+
+    pub(crate) fn is_finished(&self) -> bool {
+        self.0.is_finished()
     }
 
     /// Waits for its end.
@@ -69,6 +74,8 @@ struct Dial {
     /// What its handshake has killed.
     ghosts: Vec<Identity>,
     began: Instant,
+    /// When it is over, if every phase keeps to its deadline.
+    due: Instant,
 }
 
 /// How long the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
@@ -131,6 +138,7 @@ impl Supervisor {
                     patience
                         .during(async {
                             tokio::select! {
+                                biased;
                                 () = tokio::time::sleep(pause) => {}
                                 () = link.kick.notified() => {}
                             }
@@ -143,13 +151,13 @@ impl Supervisor {
 
     fn dial(&self, limit: Duration) -> Dial {
         let ghosts = self.shared.ghosts();
-        let connector = Arc::clone(&self.connector);
-        let fences = ghosts.clone();
-        let task = async move { connector.connect(limit, &fences).await };
+        let ask = self.connector.ask(limit, ghosts.clone());
+        let began = clock::now();
         Dial {
-            task: Owned::new(tokio::spawn(task)),
+            due: began + ask.longest() + MARGIN,
+            task: self.connector.dial(ask),
             ghosts,
-            began: clock::now(),
+            began,
         }
     }
 
@@ -237,6 +245,9 @@ impl Supervisor {
         );
         let transition = self.shared.guard.probe_succeeded(now);
         self.shared.breaker_changed(transition);
+        if let Some(credentials) = &established.credentials {
+            self.shared.credentials.offer(credentials);
+        }
     }
 
     /// Serves until the connection ends. Returns its successor if there is one already.
@@ -257,16 +268,22 @@ impl Supervisor {
         // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
+        let unburied = Unburied {
+            shared: Arc::clone(&self.shared),
+            identity: identity.clone(),
+        };
         let mut watch = Watching::new(self, established.credentials);
         // Each branch may be dropped and asked again without losing what it waits for.
         let finished = loop {
             tokio::select! {
+                biased;
                 finished = &mut driver => break finished,
                 Some(signal) = told.recv() => watch.heard(self, signal),
                 due = watch.next() => watch.handle(self, due),
                 () = self.link.kick.notified() => watch.kicked(self),
             }
         };
+        unburied.accounted_for();
         let successor = watch.into_successor();
         match finished {
             Ok(finished) => self.ended(finished, identity, successor.is_some()),
@@ -285,7 +302,12 @@ impl Supervisor {
             attempt,
             began,
         } = successor?;
-        self.all_rejoined().await;
+        let mut patience = Patience {
+            link: Arc::clone(&self.link),
+            shared: Arc::clone(&self.shared),
+            blip_until: None,
+        };
+        patience.during(self.all_rejoined()).await?;
         self.put_into_service(&established, &ghosts, attempt, began);
         Some(established)
     }
@@ -321,7 +343,7 @@ impl Supervisor {
                 crate::error::Certainty::NotSent => not_sent += 1,
                 _ => unknown += 1,
             }
-            if let Job::Call(ticket) = job {
+            if let Some(ticket) = job.into_ticket() {
                 told.push((ticket, certainty));
             }
         }
@@ -351,6 +373,24 @@ impl Supervisor {
             });
         }
         self.rejoining = Some(rejoining);
+    }
+}
+
+/// A connection that nobody has accounted for: if its supervisor is ended from without, and with it the driver, it is buried.
+struct Unburied {
+    shared: Arc<Shared>,
+    identity: Option<Identity>,
+}
+
+impl Unburied {
+    fn accounted_for(mut self) {
+        self.identity = None;
+    }
+}
+
+impl Drop for Unburied {
+    fn drop(&mut self) {
+        self.shared.bury(self.identity.take());
     }
 }
 

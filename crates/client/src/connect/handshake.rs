@@ -19,6 +19,8 @@ pub(crate) struct ServerFacts {
     pub(crate) address: String,
     pub(crate) version: String,
     pub(crate) role: String,
+    /// What is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
+    pub(crate) protocol: Protocol,
     pub(crate) tls: Option<String>,
     pub(crate) identity: Option<Identity>,
     /// Whether this user may kill connections, and if not, why.
@@ -31,6 +33,7 @@ impl Default for ServerFacts {
             address: String::new(),
             version: String::new(),
             role: String::new(),
+            protocol: Protocol::Resp2,
             tls: None,
             identity: None,
             fencing: Ok(()),
@@ -70,12 +73,13 @@ impl Identity {
 /// What a handshake needs to know.
 pub(super) struct Handshake<'a> {
     pub(super) settings: &'a Settings,
+    pub(super) protocol: Protocol,
     pub(super) credentials: Option<&'a Credentials>,
     pub(super) fences: &'a [Identity],
     pub(super) address: &'a str,
 }
 
-type Fenced = Vec<Result<(), String>>;
+type Fenced = Vec<Fence>;
 
 impl Handshake<'_> {
     pub(super) async fn perform(
@@ -89,17 +93,13 @@ impl Handshake<'_> {
         let hello = replies.remove(0);
         let mut facts = ServerFacts::default();
         match as_error(&hello) {
-            None => read_hello(&hello, &mut facts),
+            None => {
+                facts.protocol = self.protocol;
+                read_hello(&hello, &mut facts);
+            }
+            // Older than Redis 6, or an ACL without HELLO.
             Some((code, text)) if knows_no_hello(&code, &text) => {
-                // Older than Redis 6, or an ACL without HELLO.
-                let mut again = self.old_hello();
-                let own = again.len();
-                self.settle(&mut again);
-                replies = wire.exchange(&again).await?;
-                for reply in replies.drain(..own) {
-                    refused(&reply)?;
-                }
-                facts.role = "unknown".into();
+                replies = self.greet_without_hello(&mut wire, &mut facts).await?;
             }
             Some(_) => refused(&hello)?,
         }
@@ -112,8 +112,32 @@ impl Handshake<'_> {
         Ok((stream, facts, fences))
     }
 
+    /// The greeting of old, and the questions that HELLO answers by itself. Returns the replies to what follows the greeting.
+    async fn greet_without_hello(
+        &self,
+        wire: &mut Wire<'_>,
+        facts: &mut ServerFacts,
+    ) -> Result<Vec<Value>, ConnectError> {
+        let mut commands = self.old_hello();
+        let login = commands.len();
+        commands.push(command(&["ROLE"]));
+        commands.push(command(&["INFO"]));
+        if let Some(name) = &self.settings.name {
+            commands.push(command(&["CLIENT", "SETNAME", name]));
+        }
+        let greeting = commands.len();
+        self.settle(&mut commands);
+        let mut replies = wire.exchange(&commands).await?;
+        let settled = replies.split_off(greeting);
+        for reply in &replies[..login] {
+            refused(reply)?;
+        }
+        read_role(&replies[login], &replies[login + 1], facts);
+        Ok(settled)
+    }
+
     fn hello(&self) -> Vec<Vec<u8>> {
-        let protocol = match self.settings.target.protocol {
+        let protocol = match self.protocol {
             Protocol::Resp2 => "2",
             Protocol::Resp3 => "3",
         };
@@ -168,19 +192,58 @@ impl Handshake<'_> {
             Value::VerbatimString { text, .. } => parse_identity(text),
             _ => None,
         };
-        facts.fencing = match &facts.identity {
-            Some(_) => fence_result(&may_kill),
-            None => Err("CLIENT INFO does not tell who this connection is".into()),
+        facts.fencing = match (&facts.identity, Fence::of(&may_kill)) {
+            (None, _) => Err("CLIENT INFO does not tell who this connection is".into()),
+            (_, Fence::Done) => Ok(()),
+            (_, Fence::Refused(why)) => Err(why),
+            (_, Fence::NotNow) => return Err(not_now(&may_kill)),
         };
-        Ok(replies.map(|reply| fence_result(&reply)).collect())
+        replies
+            .map(|reply| match Fence::of(&reply) {
+                Fence::NotNow => Err(not_now(&reply)),
+                fence => Ok(fence),
+            })
+            .collect()
     }
 }
 
-/// What a server answered to CLIENT KILL: killed, or gone already, or not allowed.
-pub(crate) fn fence_result(reply: &Value) -> Result<(), String> {
-    match as_error(reply) {
-        Some((code, text)) if !text.contains("No such client") => Err(format!("{code} {text}")),
-        _ => Ok(()),
+/// What a server answered to CLIENT KILL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// Killed, or gone already.
+    Done,
+    /// Not allowed, or not known to this server.
+    Refused(String),
+    /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of what is allowed.
+    NotNow,
+}
+
+impl Fence {
+    pub(crate) fn of(reply: &Value) -> Self {
+        let Some((code, text)) = as_error(reply) else {
+            return match reply {
+                Value::Int(_) | Value::Okay => Self::Done,
+                _ => Self::NotNow,
+            };
+        };
+        let lower = text.to_ascii_lowercase();
+        let unknown = ["unknown", "syntax", "wrong number"];
+        match code.as_str() {
+            "NOPERM" => Self::Refused(format!("{code} {text}")),
+            "ERR" if lower.contains("no such client") => Self::Done,
+            "ERR" if unknown.iter().any(|word| lower.contains(word)) => {
+                Self::Refused(format!("{code} {text}"))
+            }
+            _ => Self::NotNow,
+        }
+    }
+}
+
+/// A connection that cannot kill those before it now is not fit for service now.
+fn not_now(reply: &Value) -> ConnectError {
+    match refused(reply) {
+        Err(error) => error,
+        Ok(()) => ConnectError::Refused("an odd answer to CLIENT KILL".into()),
     }
 }
 
@@ -199,9 +262,13 @@ fn as_error(reply: &Value) -> Option<(String, String)> {
 }
 
 fn refused(reply: &Value) -> Result<(), ConnectError> {
-    let Some((code, text)) = as_error(reply) else {
+    let Some((code, mut text)) = as_error(reply) else {
         return Ok(());
     };
+    // A server that does not know a command says what it was told with it; and AUTH is told a password.
+    if let Some(arguments) = text.find("with args") {
+        text.truncate(arguments);
+    }
     Err(match code.as_str() {
         "LOADING" => ConnectError::Loading,
         "MASTERDOWN" => ConnectError::Replica,
@@ -230,10 +297,27 @@ fn read_hello(hello: &Value, facts: &mut ServerFacts) {
     }
 }
 
+/// The role as ROLE tells it; where that is not allowed, as INFO does. Where neither is, it cannot be known and stays `unknown`.
+fn read_role(role: &Value, info: &Value, facts: &mut ServerFacts) {
+    let info = text(info);
+    let field = |name: &str| {
+        info.lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+            .map(|value| value.trim().to_owned())
+    };
+    facts.version = field("redis_version").unwrap_or_default();
+    facts.role = match role {
+        Value::Array(parts) => parts.first().map(text),
+        _ => field("role"),
+    }
+    .unwrap_or_else(|| "unknown".into());
+}
+
 fn text(value: &Value) -> String {
     match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::SimpleString(text) => text.clone(),
+        Value::VerbatimString { text, .. } => text.clone(),
         _ => String::new(),
     }
 }
@@ -257,7 +341,7 @@ fn tls_facts(stream: &Stream) -> Option<String> {
             let suite = session.negotiated_cipher_suite()?.suite();
             Some(format!("{version} {}", suite.as_str()?))
         }
-        Stream::Tcp(_) | Stream::Unix(_) => None,
+        _ => None,
     }
 }
 
@@ -333,7 +417,7 @@ impl<'a> Wire<'a> {
                     return Err(ConnectError::Ended(match self.stream {
                         Stream::Tls(_) => tls::explain(&error),
                         // A TLS server that is told plain text may reset the connection before its alert is read.
-                        Stream::Tcp(_) | Stream::Unix(_) => {
+                        _ => {
                             format!("{error}; if the server speaks TLS on this port, use rediss://")
                         }
                     }));
@@ -372,6 +456,59 @@ fn command(args: &[&str]) -> Vec<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn error(line: &str) -> Value {
+        redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error reply")
+    }
+
+    #[test]
+    fn c18_only_a_server_that_forbids_killing_or_knows_it_not_has_refused_it() {
+        for (reply, fence) in [
+            (Value::Int(1), Fence::Done),
+            (Value::Int(0), Fence::Done),
+            (error("ERR No such client"), Fence::Done),
+            (error("LOADING Redis is loading"), Fence::NotNow),
+            (error("BUSY Redis is busy"), Fence::NotNow),
+            (error("ERR max number of clients reached"), Fence::NotNow),
+            (Value::SimpleString("QUEUED".into()), Fence::NotNow),
+        ] {
+            assert_eq!(Fence::of(&reply), fence, "{reply:?}");
+        }
+        for line in [
+            "NOPERM this user has no permissions to run the 'client|kill' command",
+            "ERR unknown command 'CLIENT'",
+            "ERR syntax error",
+        ] {
+            assert!(
+                matches!(Fence::of(&error(line)), Fence::Refused(_)),
+                "{line}"
+            );
+        }
+    }
+
+    #[test]
+    fn c16_a_server_that_knows_no_auth_cannot_make_us_tell_the_password() {
+        let told = error("ERR unknown command 'AUTH', with args beginning with: 'ada' 's3cret' ");
+        let refusal = refused(&told).expect_err("it is an error").to_string();
+        assert!(refusal.contains("unknown command"), "{refusal}");
+        assert!(!refusal.contains("s3cret"), "{refusal}");
+    }
+
+    #[test]
+    fn c8_a_role_is_known_from_whichever_question_is_allowed() {
+        let role = Value::Array(vec![Value::BulkString(b"slave".to_vec())]);
+        let info = Value::BulkString(b"redis_version:5.0.7\r\nrole:master\r\n".to_vec());
+        let no = error("NOPERM this user has no permissions");
+        for (role, info, want) in [
+            (&role, &no, ("slave", "")),
+            (&no, &info, ("master", "5.0.7")),
+            (&no, &no, ("unknown", "")),
+        ] {
+            let mut facts = ServerFacts::default();
+            read_role(role, info, &mut facts);
+            assert_eq!((facts.role.as_str(), facts.version.as_str()), want);
+        }
+    }
 
     #[test]
     fn an_identity_is_read_from_client_info() {

@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinError;
 
+use steadfast_core::policy::Backoff;
+
 use super::{Dial, Owned, Supervisor, go_down};
 use crate::clock;
-use crate::connect::{self, ConnectError, Connector, Established, Identity};
+use crate::connect::{self, ConnectError, Connector, Established, Identity, MARGIN};
 use crate::credentials::Credentials;
 use crate::driver::Signal;
 use crate::event::EventKind;
@@ -33,8 +35,14 @@ pub(super) struct Watching {
     /// Why the connection is to be replaced although it works.
     replaces_for: Option<Arc<str>>,
     retire_at: Option<Instant>,
+    /// When to have those killed again that the server could not kill.
+    fence_at: Option<Instant>,
     renew_at: Option<Instant>,
     renewing: Option<Renewing>,
+    /// Renewals that failed, one after another.
+    renewals_failed: u32,
+    /// An attempt that keeps its thread, and cannot be ended. While it does there is no other.
+    hanging: Option<Dialling>,
     /// What keeps the provider from renewing, as it was told last.
     troubled: Option<Arc<str>>,
     /// What the server has taken, and what it was offered since.
@@ -54,9 +62,13 @@ struct Challenge {
     dial: Option<Dial>,
 }
 
+type Dialling = Owned<Result<Established, ConnectError>>;
+
 struct Renewing {
     task: Owned<Result<Option<Credentials>, ConnectError>>,
     began: Instant,
+    /// When it is told (again) that it hangs.
+    due: Instant,
 }
 
 /// What [`Watching::next`] found due.
@@ -88,8 +100,11 @@ impl Watching {
             retire_at: settings
                 .max_age
                 .and_then(|age| now.checked_add(age.mul_f64(spread))),
+            fence_at: None,
             renew_at: renewal_due(&supervisor.connector, now),
             renewing: None,
+            renewals_failed: 0,
+            hanging: None,
             troubled: None,
             credentials,
             offered: None,
@@ -106,10 +121,15 @@ impl Watching {
             Signal::Overdue(quiet, last) => self.overdue(supervisor, quiet, last),
             Signal::Woke(quiet) if self.quiet_since.is_some() => self.woke(supervisor, quiet),
             Signal::Woke(_) => {}
+            // It stays remembered; so does every other one.
+            Signal::Unfenced(_) => self.fence_at = Some(clock::now() + FENCE_AGAIN),
             Signal::Reauthenticated(None) => {
                 self.credentials = self.offered.take();
-                supervisor
-                    .shared
+                let shared = &supervisor.shared;
+                if let Some(taken) = &self.credentials {
+                    shared.credentials.offer(taken);
+                }
+                shared
                     .hub
                     .emit(supervisor.link.index, EventKind::Reauthenticated);
             }
@@ -164,9 +184,12 @@ impl Watching {
         }
         let transition = shared.guard.probe_succeeded(now);
         shared.breaker_changed(transition);
-        if let Some(why) = &self.replaces_for {
-            let why = Arc::clone(why);
-            self.replace(supervisor, &why);
+        if let Some(why) = self.replaces_for.clone() {
+            if self.successor.is_some() {
+                link.lane.order(Order::Retire(why));
+            } else {
+                self.replace(supervisor, &why);
+            }
         }
     }
 
@@ -203,6 +226,7 @@ impl Watching {
             }
         };
         tokio::select! {
+            biased;
             result = dialled => Due::Dialled(result),
             result = renewed => Due::Renewed(result),
             () = time => Due::Time,
@@ -252,6 +276,9 @@ impl Watching {
                 self.challenge = None;
             }
             Err(error) => {
+                if !dial.task.is_finished() {
+                    self.hanging = Some(dial.task);
+                }
                 let pause = supervisor.attempt_failed(challenge.attempt, &error);
                 *link.stuck_at.lock() = None;
                 challenge.next_at = clock::now() + pause;
@@ -266,23 +293,30 @@ impl Watching {
 
     /// The next of: dial, abandon, retire, renew.
     fn next_at(&self) -> Option<Instant> {
-        let dial_at = match &self.challenge {
-            Some(challenge) if challenge.dial.is_none() => Some(challenge.next_at),
-            _ => None,
+        let dial_at = self
+            .challenge
+            .as_ref()
+            .map(|challenge| match &challenge.dial {
+                Some(dial) => dial.due,
+                None => challenge.next_at,
+            });
+        let renew_at = match &self.renewing {
+            Some(renewing) => Some(renewing.due),
+            None => self.renew_at,
         };
-        let renew_at = self.renew_at.filter(|_| self.renewing.is_none());
-        let next = [dial_at, self.abandon_at, self.retire_at, renew_at];
+        let next = [
+            dial_at,
+            self.abandon_at,
+            self.retire_at,
+            self.fence_at,
+            renew_at,
+        ];
         next.into_iter().flatten().min()
     }
 
-    fn ticked(&mut self, supervisor: &Supervisor) {
+    fn ticked(&mut self, supervisor: &mut Supervisor) {
         let now = clock::now();
-        if let Some(challenge) = &mut self.challenge
-            && challenge.dial.is_none()
-            && challenge.next_at <= now
-        {
-            challenge.dial = Some(supervisor.dial(challenge.limit));
-        }
+        self.dial_if_due(supervisor, now);
         if self.abandon_at.is_some_and(|at| at <= now) {
             self.abandon_at = None;
             let quiet = self.quiet_since.unwrap_or(now);
@@ -291,47 +325,102 @@ impl Watching {
                 format!("no answer for {quiet:.1?}, given up").into(),
             ));
         }
+        if self.fence_at.is_some_and(|at| at <= now) {
+            self.fence_at = None;
+            supervisor.link.fence();
+        }
         if self.retire_at.is_some_and(|at| at <= now) {
             self.retire_at = None;
             self.replace(supervisor, "its maximum age was reached");
         }
-        if self.renew_at.is_some_and(|at| at <= now) && self.renewing.is_none() {
-            self.renew_at = None;
-            let connector = Arc::clone(&supervisor.connector);
-            let limit = supervisor.shared.settings.connect_timeout;
-            let task = async move { connector.credentials(limit).await };
-            self.renewing = Some(Renewing {
-                task: Owned::new(tokio::spawn(task)),
-                began: now,
-            });
+        self.renew_if_due(supervisor, now);
+    }
+
+    fn dial_if_due(&mut self, supervisor: &mut Supervisor, now: Instant) {
+        let Some(challenge) = &mut self.challenge else {
+            return;
+        };
+        match &challenge.dial {
+            None if challenge.next_at > now => {}
+            None if self
+                .hanging
+                .as_ref()
+                .is_some_and(|task| !task.is_finished()) =>
+            {
+                challenge.next_at = now + HANGING_LOOK;
+            }
+            None => challenge.dial = Some(supervisor.dial(challenge.limit)),
+            Some(dial) if dial.due <= now => {
+                let limit = now.saturating_duration_since(dial.began);
+                supervisor.shared.stuck(&supervisor.link, limit);
+                let phase = "attempt";
+                self.challenged(supervisor, Ok(Err(ConnectError::TimedOut { phase, limit })));
+            }
+            Some(_) => {}
+        }
+    }
+
+    fn renew_if_due(&mut self, supervisor: &Supervisor, now: Instant) {
+        match &mut self.renewing {
+            Some(renewing) if renewing.due <= now => {
+                let after = now.saturating_duration_since(renewing.began);
+                // Again after as long as it has taken so far.
+                renewing.due = now + after.min(RENEW_AGAIN_MAX);
+                supervisor.shared.stuck(&supervisor.link, after);
+                let cause =
+                    format!("the credentials provider keeps its thread, for {after:.1?} now");
+                self.credentials_failed(supervisor, &cause);
+            }
+            None if self.renew_at.is_some_and(|at| at <= now) => {
+                self.renew_at = None;
+                let connector = Arc::clone(&supervisor.connector);
+                let limit = supervisor.shared.settings.connect_timeout;
+                let task = async move { connector.credentials(limit).await };
+                self.renewing = Some(Renewing {
+                    task: Owned::new(tokio::spawn(task)),
+                    began: now,
+                    due: now + limit + MARGIN,
+                });
+            }
+            _ => {}
         }
     }
 
     fn renewed(
         &mut self,
-        supervisor: &Supervisor,
+        supervisor: &mut Supervisor,
         result: Result<Result<Option<Credentials>, ConnectError>, JoinError>,
     ) {
         let Some(renewing) = self.renewing.take() else {
             return;
         };
-        self.renew_at = renewal_due(&supervisor.connector, clock::now());
-        match supervisor.survived(result, renewing.began) {
+        let now = clock::now();
+        self.renew_at = renewal_due(&supervisor.connector, now);
+        let result = supervisor.survived(result, renewing.began);
+        match &result {
+            Ok(_) => self.renewals_failed = 0,
+            Err(_) => {
+                self.renewals_failed = self.renewals_failed.saturating_add(1);
+                let again = Backoff::full_jitter(RENEW_AGAIN, RENEW_AGAIN_MAX);
+                let at = now + again.pause(self.renewals_failed, &mut supervisor.rng);
+                // Sooner than usual, and for ever: there may be an hour between renewals.
+                self.renew_at = self.renew_at.map_or(Some(at), |usual| Some(usual.min(at)));
+            }
+        }
+        match result {
             Ok(Some(fresh)) => {
                 let known = self.offered.as_ref().or(self.credentials.as_ref());
                 if !known.is_some_and(|known| known.same(&fresh)) {
                     let command = connect::auth(&fresh);
+                    supervisor.link.lane.order(Order::Reauthenticate(command));
+                    supervisor.shared.credentials.offer(&fresh);
                     self.offered = Some(fresh);
-                    supervisor.shared.reauthenticate(&supervisor.link, &command);
                 }
             }
             Ok(None) => {}
             Err(error) => self.credentials_failed(supervisor, &error.to_string()),
         }
-        let trouble = supervisor
-            .connector
-            .provider()
-            .and_then(|provider| provider.trouble());
+        let trouble = supervisor.connector.trouble();
         if let Some(error) = &trouble
             && self.troubled.as_ref() != Some(&error.why)
         {
@@ -356,6 +445,14 @@ impl Watching {
     }
 }
 
+/// Between looks at an attempt that keeps its thread.
+const HANGING_LOOK: Duration = Duration::from_millis(250);
+/// Between renewals that fail: full jitter from the first to the second.
+const RENEW_AGAIN: Duration = Duration::from_secs(1);
+const RENEW_AGAIN_MAX: Duration = Duration::from_secs(30);
+/// Between attempts to have an abandoned connection killed by a server that cannot now.
+pub(crate) const FENCE_AGAIN: Duration = Duration::from_millis(20);
+
 impl Challenge {
     fn new(why: Arc<str>, gently: bool, limit: Duration, now: Instant) -> Self {
         Self {
@@ -370,6 +467,6 @@ impl Challenge {
 }
 
 fn renewal_due(connector: &Connector, now: Instant) -> Option<Instant> {
-    let every = connector.provider()?.renew_in()?;
+    let every = connector.renew_in()?;
     now.checked_add(every.max(Duration::from_millis(10)))
 }

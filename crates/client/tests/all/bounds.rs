@@ -312,3 +312,39 @@ async fn c1_a_blocking_call_is_under_its_deadline_while_it_still_connects() {
     let error = client.session().await.unwrap_err();
     assert!(now().duration_since(begun) < ms(2500), "{error}");
 }
+
+#[tokio::test]
+async fn c9_a_pipeline_of_which_nothing_was_done_is_no_success() {
+    let (_redis, proxy, client) = proxied(|b| b).await;
+    let loading = RespError::loading().commands(&["GET"]);
+    proxy.add(Toxic::new(loading)).await.unwrap();
+    for commands in [1, 3] {
+        client.switch_breaker(BreakerSwitch::Automatic);
+        let mut pipe = redis::pipe();
+        for _ in 0..commands {
+            pipe.cmd("GET").arg("k");
+        }
+        let begun = now();
+        while client.status().breaker == "closed" {
+            let error = client.send_pipeline(&pipe).await.unwrap_err();
+            assert_ne!(error.certainty(), Certainty::Unknown, "{error}");
+            assert!(now().duration_since(begun) < ms(10_000), "it does not open");
+        }
+        client.switch_breaker(BreakerSwitch::ForceClosed);
+    }
+}
+
+#[tokio::test]
+async fn c9_a_few_failures_among_many_successes_open_nothing() {
+    let (_redis, proxy, client) = proxied(|b| b).await;
+    let loading = RespError::loading().commands(&["HGET"]);
+    proxy.add(Toxic::new(loading)).await.unwrap();
+    let once = client.with(CallOptions::new().attempts(1));
+    for _ in 0..40 {
+        once.send(&cmd("HGET h f")).await.unwrap_err();
+        for _ in 0..5 {
+            client.send(&cmd("PING")).await.unwrap();
+        }
+    }
+    assert_eq!(seen(&client, "breaker"), 0, "{:?}", client.history());
+}

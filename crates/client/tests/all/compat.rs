@@ -200,3 +200,22 @@ async fn large_values_and_ten_thousand_commands_in_one_pipeline_pass() {
     assert_eq!(echoed.len(), 10_000);
     assert!(echoed.iter().enumerate().all(|(n, e)| n as i64 == *e));
 }
+
+#[tokio::test]
+async fn a_pipeline_of_one_command_answers_as_one_of_more_and_as_redis_rs_does() {
+    let (redis, mut con) = pair().await;
+    let theirs = redis::Client::open(redis.url()).unwrap();
+    let mut theirs = theirs.get_multiplexed_async_connection().await.unwrap();
+    con.set::<_, _, ()>("text", "x").await.unwrap();
+    let pipe = redis::pipe().incr("text", 1).to_owned();
+    let ours = pipe.query_async::<()>(&mut con).await.unwrap_err();
+    let theirs_said = pipe.query_async::<()>(&mut theirs).await.unwrap_err();
+    assert_eq!(ours.to_string(), theirs_said.to_string());
+    assert_eq!(ours.code(), theirs_said.code());
+    let mut ignoring = pipe.clone();
+    ignoring.ignore_errors();
+    let results: Vec<redis::RedisResult<i64>> = ignoring.query_async(&mut con).await.unwrap();
+    assert!(results.len() == 1 && results[0].is_err());
+    let replies = con.send_pipeline(&pipe).await.unwrap();
+    assert!(matches!(&replies[..], [redis::Value::ServerError(_)]));
+}

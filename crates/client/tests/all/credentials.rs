@@ -1,10 +1,14 @@
 //! C16: credentials that rotate while connections live.
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use futures_util::future::BoxFuture;
 use redis::Value;
-use steadfast::credentials::{EnvironmentCredentials, FileCredentials};
-use steadfast::{Client, ConnectionState};
+use steadfast::credentials::{
+    Credentials, CredentialsError, CredentialsProvider, EnvironmentCredentials, FileCredentials,
+};
+use steadfast::{Client, ConnectionState, PubSubEvent};
 use steadfast_drill::process::Redis;
 
 use crate::support::{cmd, ms, seen, until, until_seen, until_state};
@@ -183,4 +187,132 @@ async fn c16_the_file_may_name_the_user_and_the_environment_may_hold_both() {
         .connect()
         .await
         .unwrap();
+}
+
+/// Of the connections that bear this name: their ids, and the users they are of.
+async fn connections(redis: &Redis, name: &str) -> Vec<(String, String)> {
+    let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
+    let Value::BulkString(list) = list else {
+        panic!("a list")
+    };
+    let list = String::from_utf8_lossy(&list).into_owned();
+    let field = |line: &str, field: &str| {
+        let found = line.split(' ').find_map(|word| word.strip_prefix(field));
+        found.unwrap_or_default().to_owned()
+    };
+    list.lines()
+        .filter(|line| field(line, "name=") == name)
+        .map(|line| (field(line, "id="), field(line, "user=")))
+        .collect()
+}
+
+#[tokio::test]
+async fn c16_subscriptions_sessions_and_blocking_connections_take_new_credentials_as_they_live() {
+    let redis = Redis::builder()
+        .acl("app on >first ~* &* +@all")
+        .start()
+        .await
+        .unwrap();
+    redis
+        .command(&[
+            "ACL", "SETUSER", "next", "on", ">second", "~*", "&*", "+@all",
+        ])
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    std::fs::write(&file, "app:first").unwrap();
+    let client = Client::builder(&format!("redis://{}", redis.addr()))
+        .unwrap()
+        .name("rotating")
+        .credentials(FileCredentials::new(&file, None).look_every(ms(50)))
+        .connect()
+        .await
+        .unwrap();
+    let session = client.session().await.unwrap();
+    // Within a transaction they wait for its end.
+    session.send(&cmd("MULTI")).await.unwrap();
+    client.send(&cmd("BLPOP queue 0.01")).await.unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("news").await.unwrap();
+    let before = connections(&redis, "rotating").await;
+    assert_eq!(before.len(), 4, "{before:?}");
+    std::fs::write(&file, "next:second").unwrap();
+    until_seen(&client, "reauthenticated").await;
+    session.send(&cmd("PING")).await.unwrap();
+    let done = session.send(&cmd("EXEC")).await.unwrap();
+    let pong = Value::SimpleString("PONG".into());
+    assert_eq!(done, Value::Array(vec![pong]), "nothing came between");
+    let begun = crate::support::now();
+    let now = loop {
+        let now = connections(&redis, "rotating").await;
+        if now.iter().all(|(_, user)| user == "next") {
+            break now;
+        }
+        assert!(crate::support::now() - begun < ms(20_000), "{now:?}");
+        tokio::time::sleep(ms(10)).await;
+    };
+    let ids = |list: &[(String, String)]| list.iter().map(|(id, _)| id.clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&before), ids(&now), "they are the same connections");
+    client
+        .send(cmd("PUBLISH news").arg("still here"))
+        .await
+        .unwrap();
+    assert!(matches!(
+        pubsub.next().await,
+        Some(PubSubEvent::Resumed { .. })
+    ));
+    let Some(PubSubEvent::Message { payload, .. }) = pubsub.next().await else {
+        panic!("it was not lost");
+    };
+    assert_eq!(payload, b"still here");
+}
+
+/// Gives the password once, and then keeps its thread for a while each time it is asked.
+#[derive(Debug, Default)]
+struct Keeping(AtomicU32);
+
+impl CredentialsProvider for Keeping {
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>> {
+        let asked = self.0.fetch_add(1, Ordering::Relaxed);
+        Box::pin(async move {
+            if asked == 1 {
+                #[expect(
+                    clippy::disallowed_methods,
+                    reason = "a provider that blocks its thread"
+                )]
+                std::thread::sleep(ms(2500));
+            }
+            Ok(Credentials::new("", "secret"))
+        })
+    }
+
+    fn renew_in(&self) -> Option<std::time::Duration> {
+        match self.0.load(Ordering::Relaxed) {
+            3.. => panic!("a provider's own mistake"),
+            _ => Some(ms(50)),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 3)]
+async fn c16_a_provider_that_keeps_its_thread_while_the_client_serves_is_told_and_asked_again() {
+    let redis = Redis::builder().password("secret").start().await.unwrap();
+    let client = Client::builder(&format!("redis://{}", redis.addr()))
+        .unwrap()
+        .credentials(Keeping::default())
+        .connect_timeout(ms(100))
+        .connect()
+        .await
+        .unwrap();
+    until_seen(&client, "credentials_failed").await;
+    let history = serde_json::to_string(&client.history()).unwrap();
+    assert!(history.contains("keeps its thread"), "{history}");
+    client.send(&cmd("PING")).await.unwrap();
+    let stuck = client.status().stuck_resets;
+    assert!(stuck >= 1, "it is counted");
+    // It answers in the end, and from then on panics; the connection goes on.
+    tokio::time::sleep(ms(2000)).await;
+    client.send(&cmd("PING")).await.unwrap();
+    assert_eq!(client.status().reconnects, 0, "{:?}", client.history());
 }

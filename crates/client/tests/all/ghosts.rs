@@ -9,12 +9,8 @@ use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 
 use crate::support::{
-    Name, cmd, ms, now, pair, pair_with, seen, soaking, until, until_seen, until_state,
+    Name, cmd, ghosts, ms, now, pair, pair_with, seen, until, until_seen, until_state,
 };
-
-fn rounds() -> usize {
-    if soaking() { 200 } else { 20 }
-}
 
 async fn send_until_ok(client: &Client, words: &str) {
     let begun = now();
@@ -40,7 +36,7 @@ async fn leave_behind(client: &Client, write: &str) {
 #[tokio::test]
 async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
     let redis = Redis::start().await.unwrap();
-    for round in 0..rounds() {
+    for round in 0..ghosts() {
         let proxy = Proxy::start(redis.addr()).await.unwrap();
         let name = Name::at(proxy.addr());
         let client = Client::builder("redis://the-name:6379")
@@ -188,4 +184,50 @@ async fn c18_without_the_right_to_kill_a_write_of_unknown_outcome_is_repeated_on
             }
         }
     }
+}
+
+#[tokio::test]
+async fn c18_a_session_whose_exec_was_given_up_still_kills_what_was_left_behind() {
+    let (redis, client) = pair().await;
+    let session = client.session().await.unwrap();
+    session.send(&cmd("MULTI")).await.unwrap();
+    session.send(&cmd("INCR n")).await.unwrap();
+    // It is sent, and nobody waits for its answer.
+    let exec = cmd("EXEC");
+    let given_up = tokio::time::timeout(Duration::ZERO, session.send(&exec)).await;
+    given_up.unwrap_err();
+    session.send(&cmd("PING")).await.unwrap();
+    redis.freeze().unwrap();
+    leave_behind(&client, "SET k 1").await;
+    client.reconnect();
+    until_seen(&client, "replaced").await;
+    redis.resume().unwrap();
+    session.send(&cmd("SET k 2")).await.unwrap();
+    for _ in 0..20 {
+        let value = session.send(&cmd("GET k")).await.unwrap();
+        assert_eq!(value, redis::Value::BulkString(b"2".to_vec()));
+    }
+    // And the next transaction is one again.
+    session.send(&cmd("MULTI")).await.unwrap();
+    session.send(&cmd("INCR n")).await.unwrap();
+    let done = session.send(&cmd("EXEC")).await.unwrap();
+    assert_eq!(done, redis::Value::Array(vec![redis::Value::Int(2)]));
+}
+
+#[tokio::test]
+async fn c18_a_session_whose_exec_was_not_answered_in_time_is_over() {
+    let (redis, client) = pair().await;
+    let session = client.session().await.unwrap();
+    session.send(&cmd("MULTI")).await.unwrap();
+    session.send(&cmd("INCR n")).await.unwrap();
+    redis.freeze().unwrap();
+    let hasty = session.with(CallOptions::new().deadline(ms(50)));
+    let error = hasty.send(&cmd("EXEC")).await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+    redis.resume().unwrap();
+    until("nobody knows whether a transaction is open", || {
+        !session.is_open()
+    })
+    .await;
+    session.send(&cmd("INCR n")).await.unwrap_err();
 }

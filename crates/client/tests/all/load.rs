@@ -14,6 +14,9 @@ use tokio::task::JoinSet;
 
 use crate::support::{cmd, ms, now, pair, pair_with, proxied, soaking, until_state};
 
+/// Every half second, for 10 s.
+const ROUNDS: usize = 20;
+
 struct Outcome {
     key: usize,
     began: Instant,
@@ -90,31 +93,27 @@ async fn patient_pair() -> (Redis, Client) {
     .await
 }
 
-fn rounds() -> usize {
-    if soaking() { 20 } else { 10 }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c5_two_thousand_reads_a_second_notice_nothing_of_killed_connections() {
     let (redis, client) = patient_pair().await;
     let (stop, running) = start_load(&client, |n| cmd(&format!("GET key:{}", n % 100)));
-    kill_every_half_second(&redis, rounds()).await;
+    kill_every_half_second(&redis, ROUNDS).await;
     stop.store(true, Ordering::Relaxed);
     let outcomes = running.await.unwrap();
-    assert!(outcomes.len() > rounds() * 500, "{}", outcomes.len());
+    assert!(outcomes.len() > ROUNDS * 500, "{}", outcomes.len());
     for outcome in &outcomes {
         if let Err(error) = &outcome.result {
             panic!("{error} after {:?}", outcome.took);
         }
     }
-    assert!(client.status().reconnects as usize >= rounds() - 1);
+    assert!(client.status().reconnects as usize >= ROUNDS - 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c3_two_thousand_increments_a_second_are_applied_once_each_while_connections_are_killed() {
     let (redis, client) = patient_pair().await;
     let (stop, running) = start_load(&client, |n| cmd(&format!("INCR once:{n}")));
-    kill_every_half_second(&redis, rounds()).await;
+    kill_every_half_second(&redis, ROUNDS).await;
     stop.store(true, Ordering::Relaxed);
     let outcomes = running.await.unwrap();
     let (mut done, mut unknown) = (0, 0);
@@ -206,16 +205,12 @@ async fn outage_under_load(
     assert_eq!(client.status().in_flight, 0);
 }
 
-fn outage_length(usual: u64) -> Duration {
-    ms(if soaking() { usual } else { usual / 2 })
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c6_a_killed_server_under_load_costs_no_call_its_deadline() {
     let (redis, client) = pair().await;
     let begin = async || redis.kill().await;
     let end = async || redis.restart().await.unwrap();
-    outage_under_load(&client, outage_length(5000), begin, end).await;
+    outage_under_load(&client, ms(5000), begin, end).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -223,7 +218,7 @@ async fn c6_a_frozen_server_under_load_costs_no_call_more_than_its_deadline() {
     let (redis, client) = pair().await;
     let begin = async || redis.freeze().unwrap();
     let end = async || redis.resume().unwrap();
-    outage_under_load(&client, outage_length(3000), begin, end).await;
+    outage_under_load(&client, ms(3000), begin, end).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -233,7 +228,7 @@ async fn c6_a_cut_network_under_load_costs_no_call_more_than_its_deadline() {
         proxy.add(Toxic::new(Stall {}).both()).await.unwrap();
     };
     let end = async || proxy.clear().await;
-    outage_under_load(&client, outage_length(5000), begin, end).await;
+    outage_under_load(&client, ms(5000), begin, end).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -246,7 +241,7 @@ async fn c12_ten_thousand_callers_half_of_them_cancelled_get_their_own_replies()
             .await
             .unwrap();
     }
-    let until = now() + if soaking() { ms(30_000) } else { ms(5000) };
+    let until = now() + ms(if soaking() { 30_000 } else { 10_000 });
     let mut callers = JoinSet::new();
     for seed in 0..10_000u64 {
         let client = client.clone();

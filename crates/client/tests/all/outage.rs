@@ -8,7 +8,7 @@ use redis::AsyncCommands;
 use steadfast::{Certainty, Client, ConnectionState, ErrorKind};
 use steadfast_drill::process::Redis;
 
-use crate::support::{cmd, now, pair, pair_with, until, until_state};
+use crate::support::{cmd, ghosts, now, pair, pair_with, until, until_state};
 
 async fn kill_clients(redis: &Redis) {
     redis
@@ -276,7 +276,7 @@ async fn c9_calls_pass_at_once_after_the_supervisors_own_probe_has_closed_the_br
 
 #[tokio::test]
 async fn c18_bytes_left_in_a_frozen_server_are_never_applied_after_a_later_write() {
-    for round in 0..20 {
+    for round in 0..ghosts() {
         let (redis, client) = pair_with(|b| b.deadline(Duration::from_millis(400))).await;
         redis.freeze().unwrap();
         // More than the server reads at once, and the old write behind it.

@@ -6,13 +6,16 @@ use redis::AsyncCommands;
 use steadfast::{Client, PubSub, PubSubEvent};
 use steadfast_drill::process::Redis;
 
-use crate::support::pair;
+use crate::support::{cmd, pair, until};
 
 async fn next(pubsub: &mut PubSub) -> PubSubEvent {
+    next_or_end(pubsub).await.unwrap()
+}
+
+async fn next_or_end(pubsub: &mut PubSub) -> Option<PubSubEvent> {
     tokio::time::timeout(Duration::from_secs(20), pubsub.next())
         .await
         .expect("something is heard")
-        .unwrap()
 }
 
 async fn payload(pubsub: &mut PubSub) -> Vec<u8> {
@@ -48,7 +51,7 @@ async fn c13_messages_of_channels_and_patterns_are_heard() {
             (&*channel, pattern.as_deref(), &*payload),
             (&b"user:7"[..], Some(&b"user:*"[..]), &b"two"[..])
         );
-        pubsub.control().unsubscribe("news").await;
+        pubsub.control().unsubscribe("news").await.unwrap();
     }
 }
 
@@ -105,4 +108,94 @@ async fn c13_a_subscription_asked_for_while_redis_is_down_is_made_when_it_is_bac
         .await
         .unwrap();
     assert_eq!(payload(&mut pubsub).await, b"late");
+}
+
+#[tokio::test]
+async fn c13_orders_of_a_subscriber_are_taken_in_time_while_redis_is_down() {
+    let (redis, mut client) = pair().await;
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("old").await.unwrap();
+    assert_eq!(next(&mut pubsub).await, PubSubEvent::Resumed { gap: None });
+    redis.kill().await;
+    assert!(matches!(next(&mut pubsub).await, PubSubEvent::Lost { .. }));
+    let control = pubsub.control();
+    // More than may wait in a queue that nobody empties.
+    for n in 0..3000 {
+        let channel = format!("channel:{n}");
+        control.unsubscribe(channel).await.unwrap();
+    }
+    control.unsubscribe("old").await.unwrap();
+    control.subscribe("new").await.unwrap_err();
+    redis.restart().await.unwrap();
+    while !matches!(next(&mut pubsub).await, PubSubEvent::Resumed { .. }) {}
+    let begun = crate::support::now();
+    while client
+        .publish::<_, _, i64>("new", "heard")
+        .await
+        .unwrap_or(0)
+        == 0
+    {
+        assert!(crate::support::now() - begun < Duration::from_secs(10));
+    }
+    let nobody: i64 = client.publish("old", "unheard").await.unwrap();
+    assert_eq!(nobody, 0);
+    assert_eq!(payload(&mut pubsub).await, b"heard");
+}
+
+#[tokio::test]
+async fn c13_a_channel_that_is_forbidden_is_refused_and_the_others_stand() {
+    let redis = Redis::builder()
+        .acl("app on >secret ~* resetchannels &news +@all")
+        .start()
+        .await
+        .unwrap();
+    let url = format!("redis://app:secret@{}", redis.addr());
+    let mut client = Client::builder(&url).unwrap().connect().await.unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("news").await.unwrap();
+    let error = pubsub.subscribe("secrets").await.unwrap_err();
+    assert!(error.to_string().contains("NOPERM"), "{error}");
+    assert_eq!(next(&mut pubsub).await, PubSubEvent::Resumed { gap: None });
+    let receivers: i64 = client.publish("news", "one").await.unwrap();
+    assert_eq!(receivers, 1);
+    assert_eq!(payload(&mut pubsub).await, b"one");
+}
+
+#[tokio::test]
+async fn c15_closing_ends_subscriptions_sessions_and_blocking_connections() {
+    let redis = Redis::start().await.unwrap();
+    let client = Client::builder(&redis.url())
+        .unwrap()
+        .name("closing")
+        .connect()
+        .await
+        .unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("news").await.unwrap();
+    let session = client.session().await.unwrap();
+    session.send(&cmd("MULTI")).await.unwrap();
+    client.send(&cmd("BLPOP queue 0.01")).await.unwrap();
+    let ours = || {
+        let list = redis.command_blocking(&["CLIENT", "LIST"]).unwrap();
+        match list {
+            redis::Value::BulkString(text) => String::from_utf8_lossy(&text)
+                .matches("name=closing")
+                .count(),
+            _ => 0,
+        }
+    };
+    assert_eq!(ours(), 4);
+    assert_eq!(client.close(Duration::from_secs(5)).await.unfinished, 0);
+    until("every connection has ended", || ours() == 0).await;
+    assert_eq!(
+        next_or_end(&mut pubsub).await,
+        Some(PubSubEvent::Resumed { gap: None })
+    );
+    assert_eq!(next_or_end(&mut pubsub).await, None);
+    pubsub.subscribe("more").await.unwrap_err();
+    pubsub.control().unsubscribe("news").await.unwrap_err();
+    session.send(&cmd("EXEC")).await.unwrap_err();
+    client.session().await.unwrap_err();
+    assert_eq!(next_or_end(&mut client.pubsub()).await, None);
+    assert_eq!(ours(), 0);
 }

@@ -420,3 +420,64 @@ async fn c15_closing_tells_calls_that_wait_for_a_connection_and_blocking_ones() 
     let error = waiting.await.unwrap().unwrap_err();
     assert_eq!(error.certainty(), steadfast::Certainty::NotSent, "{error}");
 }
+
+#[tokio::test]
+async fn c8_a_replica_is_known_without_hello_by_whatever_the_acl_allows() {
+    let primary = Redis::start().await.unwrap();
+    for (forbidden, known) in [
+        ("-hello", true),
+        ("-hello -role", true),
+        ("-hello -info", true),
+        ("-hello -role -info", false),
+    ] {
+        let replica = Redis::builder()
+            .acl(&format!("app on >secret ~* +@all {forbidden}"))
+            .replica_of(&primary)
+            .start()
+            .await
+            .unwrap();
+        let client = Client::builder(&format!("redis://app:secret@{}", replica.addr()))
+            .unwrap()
+            .build()
+            .unwrap();
+        if known {
+            until_state(&client, ConnectionState::Down).await;
+            let error = client.status().last_error.unwrap();
+            assert!(error.contains("replica"), "{forbidden}: {error}");
+            replica.promote().await.unwrap();
+        }
+        until_state(&client, ConnectionState::Ready).await;
+        client.send(&cmd("PING")).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn c8_a_pipeline_of_reads_and_writes_shows_that_a_primary_became_a_replica() {
+    let (redis, client) = pair().await;
+    redis
+        .command(&["REPLICAOF", "127.0.0.1", "1"])
+        .await
+        .unwrap();
+    let mut pipe = redis::pipe();
+    pipe.get("a").set("b", 1);
+    let replies = client.send_pipeline(&pipe).await.unwrap();
+    assert!(matches!(&replies[..], [Value::Nil, Value::ServerError(_)]));
+    until_state(&client, ConnectionState::Down).await;
+    redis.command(&["REPLICAOF", "NO", "ONE"]).await.unwrap();
+    until_state(&client, ConnectionState::Ready).await;
+    client.send_pipeline(&pipe).await.unwrap();
+}
+
+#[tokio::test]
+async fn c2_a_call_that_meets_the_end_of_its_connection_unwritten_was_not_sent_and_is_made_again() {
+    let (_redis, client) = pair().await;
+    for n in 1..=20 {
+        let before = client.status().reconnects;
+        client.reconnect();
+        // The supervisor gives its order; the driver finds it together with this call.
+        tokio::task::yield_now().await;
+        let done = client.send(&cmd("INCR n")).await.unwrap();
+        assert_eq!(done, Value::Int(n));
+        until("it has reconnected", || client.status().reconnects > before).await;
+    }
+}

@@ -82,6 +82,11 @@ pub(crate) fn soaking() -> bool {
     std::env::var_os("STEADFAST_SOAK").is_some()
 }
 
+/// How many ghosts are raised.
+pub(crate) fn ghosts() -> usize {
+    if soaking() { 200 } else { 20 }
+}
+
 pub(crate) fn ms(ms: u64) -> Duration {
     Duration::from_millis(ms)
 }

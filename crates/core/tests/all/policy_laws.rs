@@ -7,7 +7,7 @@ use steadfast_core::policy::{
     Backoff, Breaker, BreakerConfig, Budget, BudgetConfig, Bulkhead, LatencyEstimate, RetryPolicy,
     RetryState, Stop,
     breaker::Admission,
-    bulkhead::{Entry, Released},
+    bulkhead::Full,
     deadline::PILOT_EVERY,
     retry::{GiveUp, Step},
     window::{BUCKETS, Counts, Window},
@@ -196,38 +196,22 @@ proptest! {
     }
 
     #[test]
-    fn c11_a_bulkhead_keeps_its_bounds_and_leaves_no_place_empty_while_calls_wait(
-        places in 0..5_usize, queue in 0..5_usize, steps in vec((0..5_u8, any::<prop::sample::Index>()), 1..200),
+    fn c11_a_bulkhead_keeps_its_bounds_and_refuses_only_at_them(
+        calls in 1..20_usize, bytes in 1..500_usize, steps in vec((any::<bool>(), 1..200_usize), 1..200),
     ) {
-        let mut bulkhead = Bulkhead::new(places, queue);
-        let (mut inside, mut waiting, mut called) = (Vec::new(), Vec::new(), Vec::new());
-        for (what, which) in steps {
-            let mut released = None;
-            match what {
-                0 | 1 => match bulkhead.try_enter() {
-                    Ok(Entry::Inside(place)) => inside.push(place),
-                    Ok(Entry::Waiting(turn)) => waiting.push(turn),
-                    Err(_) => prop_assert!(bulkhead.inside() == places.max(1) && bulkhead.waiting() == queue),
-                },
-                2 if !inside.is_empty() => released = Some(bulkhead.leave(inside.swap_remove(which.index(inside.len())))),
-                3 if !waiting.is_empty() => bulkhead.abandon(waiting.remove(which.index(waiting.len()))),
-                4 if !called.is_empty() => {
-                    let turn = called.swap_remove(which.index(called.len()));
-                    if which.index(2) == 0 {
-                        inside.push(bulkhead.admit(turn));
-                    } else {
-                        released = Some(bulkhead.decline(turn));
-                    }
-                }
-                _ => (),
+        let bulkhead = Bulkhead::new(calls, bytes);
+        let mut inside: Vec<usize> = Vec::new();
+        for (enters, size) in steps {
+            let held: usize = inside.iter().sum();
+            match bulkhead.admit(inside.len(), held) {
+                _ if !enters => drop(inside.pop()),
+                Ok(()) => inside.push(size),
+                Err(Full::Calls) => prop_assert_eq!(inside.len(), calls),
+                Err(Full::Bytes) => prop_assert!(held >= bytes && inside.len() < calls),
             }
-            if released == Some(Released::ToWaiter) {
-                called.push(waiting.remove(0));
-            }
-            prop_assert_eq!(bulkhead.inside(), inside.len() + called.len());
-            prop_assert_eq!(bulkhead.waiting(), waiting.len());
-            prop_assert!(bulkhead.inside() <= places.max(1) && bulkhead.waiting() <= queue);
-            prop_assert!(bulkhead.waiting() == 0 || bulkhead.inside() == places.max(1));
+            prop_assert!(inside.len() <= calls);
+            // Past the bound on bytes by the last call to enter, at most.
+            prop_assert!(inside.iter().rev().skip(1).sum::<usize>() < bytes);
         }
     }
 

@@ -1,0 +1,144 @@
+//! Sockets from the real network: a name is resolved anew, its addresses are raced, TLS is spoken if it is wanted.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::resolve::{interleave, race};
+use super::{ConnectError, Transport, within};
+use crate::settings::{Address, Settings};
+use crate::stream::Stream;
+use crate::tls;
+
+/// See the module. One per client, as it remembers the last good addresses.
+#[derive(Debug)]
+pub(crate) struct Network {
+    settings: Arc<Settings>,
+    last_good: Mutex<Vec<SocketAddr>>,
+}
+
+impl Transport for Network {
+    fn open(&self, limit: Duration) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
+        Box::pin(async move {
+            match &self.settings.target.address {
+                Address::Unix(path) => {
+                    let address = path.display().to_string();
+                    let stream = within("tcp", limit, UnixStream::connect(path))
+                        .await?
+                        .map_err(|error| tcp_error(&address, &error))?;
+                    Ok((Stream::Unix(stream), address))
+                }
+                Address::Tcp { host, port } => self.open_tcp(host, *port, limit).await,
+            }
+        })
+    }
+}
+
+impl Network {
+    pub(crate) fn new(settings: Arc<Settings>) -> Self {
+        Self {
+            settings,
+            last_good: Mutex::new(Vec::new()),
+        }
+    }
+
+    async fn open_tcp(
+        &self,
+        host: &str,
+        port: u16,
+        limit: Duration,
+    ) -> Result<(Stream, String), ConnectError> {
+        let addresses = self.resolve(host, port, limit).await?;
+        let tcp = within("tcp", limit, race(&addresses, limit))
+            .await?
+            .map_err(|error| tcp_error(&format!("{host}:{port}"), &error))?;
+        tune(&tcp);
+        let address = tcp
+            .peer_addr()
+            .map_or_else(|_| format!("{host}:{port}"), |peer| peer.to_string());
+        let Some(tls) = &self.settings.tls else {
+            return Ok((Stream::Tcp(tcp), address));
+        };
+        let failed = |cause| ConnectError::Tls {
+            address: address.clone(),
+            cause,
+        };
+        let name = tls.name_for(host).map_err(failed)?;
+        let config = tls
+            .config()
+            .ok_or_else(|| failed("tls is not prepared".into()))?;
+        let connector = tokio_rustls::TlsConnector::from(config);
+        let stream = within("tls", limit, connector.connect(name, tcp))
+            .await
+            .map_err(|_| {
+                failed(format!(
+                    "no answer within {limit:?}: does the server speak TLS on this port?"
+                ))
+            })?
+            .map_err(|error| failed(tls::explain(&error)))?;
+        Ok((Stream::Tls(Box::new(stream)), address))
+    }
+
+    async fn resolve(
+        &self,
+        host: &str,
+        port: u16,
+        limit: Duration,
+    ) -> Result<Vec<SocketAddr>, ConnectError> {
+        let found = within("dns", limit, self.settings.resolver.resolve(host, port)).await;
+        let error = match found {
+            Ok(Ok(addresses)) if !addresses.is_empty() => {
+                let addresses = interleave(addresses);
+                self.last_good.lock().clone_from(&addresses);
+                return Ok(addresses);
+            }
+            Ok(Ok(_)) => ConnectError::Dns {
+                host: host.into(),
+                cause: "it has no address".into(),
+            },
+            Ok(Err(error)) => ConnectError::Dns {
+                host: host.into(),
+                cause: error.to_string(),
+            },
+            Err(timed_out) => timed_out,
+        };
+        let last_good = self.last_good.lock().clone();
+        if last_good.is_empty() {
+            return Err(error);
+        }
+        tracing::debug!(host, %error, "name not resolved, using its last good addresses");
+        Ok(last_good)
+    }
+}
+
+fn tcp_error(address: &str, error: &io::Error) -> ConnectError {
+    let cause = match error.kind() {
+        io::ErrorKind::ConnectionRefused => {
+            "connection refused: nothing listens there, or it is not the right port".into()
+        }
+        io::ErrorKind::NotFound => "no such socket".into(),
+        _ => error.to_string(),
+    };
+    ConnectError::Tcp {
+        address: address.into(),
+        cause,
+    }
+}
+
+/// No delay for small writes; and the kernel gives up a peer that acknowledges nothing, should all our own watches fail.
+fn tune(tcp: &TcpStream) {
+    let socket = socket2::SockRef::from(tcp);
+    let _ = socket.set_tcp_nodelay(true);
+    let keepalive = socket2::TcpKeepalive::new()
+        .with_time(Duration::from_secs(5))
+        .with_interval(Duration::from_secs(1))
+        .with_retries(5);
+    let _ = socket.set_tcp_keepalive(&keepalive);
+    #[cfg(target_os = "linux")]
+    let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
+}

@@ -1,0 +1,275 @@
+//! The task behind a [`PubSub`](super::PubSub): connects, subscribes, listens, for ever.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use redis::{ServerError, Value};
+use steadfast_core::certainty::{Refusal, refusal};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+
+use super::feed::Feed;
+use super::wire::{Asked, Wire, parts};
+use super::{Done, Kind, Order, PubSubEvent};
+use crate::clock;
+use crate::connect::{Ask, ConnectError, Connector};
+use crate::settings::Protocol;
+use crate::shared::Shared;
+
+pub(super) struct Subscriber {
+    shared: Arc<Shared>,
+    connector: Arc<Connector>,
+    orders: mpsc::Receiver<Order>,
+    feed: Feed,
+    /// Every subscription that should stand, with those who wait for its confirmation.
+    wanted: BTreeMap<(Kind, Vec<u8>), Vec<Done>>,
+    /// When the last byte was heard of a connection on which everything stood.
+    last_heard: Option<Instant>,
+    rng: fastrand::Rng,
+}
+
+impl Subscriber {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        connector: Arc<Connector>,
+        orders: mpsc::Receiver<Order>,
+        feed: Feed,
+    ) -> Self {
+        Self {
+            rng: shared.rng(),
+            shared,
+            connector,
+            orders,
+            feed,
+            wanted: BTreeMap::new(),
+            last_heard: None,
+        }
+    }
+
+    /// Ends when the client is closed.
+    pub(super) async fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        tokio::select! {
+            biased;
+            () = shared.closing() => {}
+            () = self.listen_for_ever() => {}
+        }
+    }
+
+    async fn listen_for_ever(&mut self) {
+        let mut failed = 0u32;
+        loop {
+            match self.connect().await {
+                Ok(mut wire) => {
+                    let cause = self.serve(&mut wire).await;
+                    tracing::debug!(%cause, "subscriber's connection lost");
+                    if wire.resumed {
+                        self.feed.tell(PubSubEvent::Lost { cause });
+                        // The first attempt after a loss is immediate.
+                        failed = 0;
+                        continue;
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "subscriber cannot connect"),
+            }
+            failed = failed.saturating_add(1);
+            let pause = self.shared.settings.reconnect.pause(failed, &mut self.rng);
+            self.meanwhile(tokio::time::sleep(pause)).await;
+        }
+    }
+
+    async fn connect(&mut self) -> Result<Wire, ConnectError> {
+        let connector = Arc::clone(&self.connector);
+        let ask = Ask {
+            limit: self.shared.settings.connect_timeout,
+            fences: Vec::new(),
+            protocol: Protocol::Resp3,
+        };
+        let established = self
+            .meanwhile(async move { connector.dialled(ask).await })
+            .await?;
+        let mut wire = Wire::new(established, &self.shared);
+        for (kind, name) in self.wanted.keys().cloned() {
+            let written = wire.subscribe(kind, name).await;
+            written.map_err(|cause| ConnectError::Ended(cause.to_string()))?;
+        }
+        Ok(wire)
+    }
+
+    /// Takes orders while there is no connection to obey them on: the next one will.
+    async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut work => return result,
+                Some(order) = self.orders.recv() => self.note(order),
+                () = self.feed.room() => self.feed.settle(),
+            }
+        }
+    }
+
+    fn note(&mut self, order: Order) {
+        match order {
+            Order::Subscribe(kind, name, done) => {
+                let waiting = self.wanted.entry((kind, name)).or_default();
+                // Those who have gone away need no answer.
+                waiting.retain(|done| !done.is_closed());
+                waiting.push(done);
+            }
+            Order::Unsubscribe(kind, name) => {
+                self.wanted.remove(&(kind, name));
+            }
+        }
+    }
+
+    /// Serves until the connection is lost; says why it was.
+    async fn serve(&mut self, wire: &mut Wire) -> Arc<str> {
+        loop {
+            self.resume_if_confirmed(wire);
+            let tick = wire.next_tick(&self.shared);
+            let step = tokio::select! {
+                read = wire.stream.read_buf(&mut wire.input) => match read {
+                    Ok(0) => Err("the server closed the connection".into()),
+                    Ok(_) => self.heard(wire),
+                    Err(error) => Err(error.to_string().into()),
+                },
+                Some(order) = self.orders.recv() => self.obey(wire, order).await,
+                fresh = wire.rotation.fresh() => wire.give(&fresh).await,
+                () = self.feed.room() => {
+                    self.feed.settle();
+                    Ok(())
+                }
+                () = clock::sleep_until(tick) => wire.tick(&self.shared).await,
+            };
+            if let Err(cause) = step {
+                return cause;
+            }
+        }
+    }
+
+    fn resume_if_confirmed(&mut self, wire: &mut Wire) {
+        if !wire.resumed && wire.all_confirmed() {
+            wire.resumed = true;
+            let gap = self
+                .last_heard
+                .map(|heard| clock::now().saturating_duration_since(heard));
+            self.feed.tell(PubSubEvent::Resumed { gap });
+        }
+        if wire.resumed {
+            self.last_heard = Some(wire.heard_at);
+        }
+    }
+
+    async fn obey(&mut self, wire: &mut Wire, order: Order) -> Result<(), Arc<str>> {
+        let (begins, kind, name) = match &order {
+            Order::Subscribe(kind, name, _) => (true, *kind, name.clone()),
+            Order::Unsubscribe(kind, name) => (false, *kind, name.clone()),
+        };
+        self.note(order);
+        if begins {
+            wire.subscribe(kind, name).await
+        } else {
+            wire.unsubscribe(kind, name).await
+        }
+    }
+
+    fn heard(&mut self, wire: &mut Wire) -> Result<(), Arc<str>> {
+        wire.handle_input();
+        while let Some(value) = wire.poll_value()? {
+            self.understand(wire, value)?;
+        }
+        Ok(())
+    }
+
+    fn understand(&mut self, wire: &mut Wire, value: Value) -> Result<(), Arc<str>> {
+        let value = match value {
+            Value::ServerError(error) => return self.refused(wire, error),
+            // PONG, or the OK of an AUTH.
+            Value::SimpleString(_) | Value::Okay => {
+                if wire.answered() == Some(Asked::Auth) {
+                    wire.rotation.answered(true);
+                }
+                return Ok(());
+            }
+            value => value,
+        };
+        let Some((kind, parts)) = parts(value) else {
+            return Ok(());
+        };
+        let mut parts = parts.into_iter();
+        match kind.as_slice() {
+            b"message" => {
+                if let (Some(channel), Some(payload)) = (parts.next(), parts.next()) {
+                    self.message(channel, None, payload);
+                }
+            }
+            b"pmessage" => {
+                if let (Some(pattern), Some(channel), Some(payload)) =
+                    (parts.next(), parts.next(), parts.next())
+                {
+                    self.message(channel, Some(pattern), payload);
+                }
+            }
+            b"subscribe" => self.confirmed(wire, Kind::Channel, parts.next()),
+            b"psubscribe" => self.confirmed(wire, Kind::Pattern, parts.next()),
+            b"unsubscribe" => ended(wire, Kind::Channel, parts.next()),
+            b"punsubscribe" => ended(wire, Kind::Pattern, parts.next()),
+            b"pong" => wire.done(&Asked::Ping),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn confirmed(&mut self, wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) {
+        let Some(name) = name else { return };
+        wire.done(&Asked::Subscribe(kind, name.clone()));
+        if let Some(waiting) = self.wanted.get_mut(&(kind, name)) {
+            for done in waiting.drain(..) {
+                let _ = done.send(Ok(()));
+            }
+        }
+    }
+
+    /// The server answered the oldest question with an error.
+    fn refused(&mut self, wire: &mut Wire, error: ServerError) -> Result<(), Arc<str>> {
+        let details = error.details().unwrap_or_default();
+        let lasting = refusal(error.code(), details) == Refusal::Lasting;
+        match wire.answered() {
+            // It would be refused on the next connection as well, and take the others with it.
+            Some(Asked::Subscribe(kind, name)) if lasting => {
+                for done in self.wanted.remove(&(kind, name)).into_iter().flatten() {
+                    let _ = done.send(Err(error.clone()));
+                }
+                Ok(())
+            }
+            // It goes on under the old ones, and is told again when some connection was let in with the new.
+            Some(Asked::Auth) => {
+                tracing::warn!(
+                    code = error.code(),
+                    "a subscriber was refused new credentials"
+                );
+                wire.rotation.answered(false);
+                Ok(())
+            }
+            // Whoever answers is alive.
+            Some(Asked::Ping) if lasting => Ok(()),
+            _ => Err(format!("{} {details}", error.code()).into()),
+        }
+    }
+
+    fn message(&mut self, channel: Vec<u8>, pattern: Option<Vec<u8>>, payload: Vec<u8>) {
+        self.feed.tell(PubSubEvent::Message {
+            channel,
+            pattern,
+            payload,
+        });
+    }
+}
+
+fn ended(wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) {
+    if let Some(name) = name {
+        wire.done(&Asked::Unsubscribe(kind, name));
+    }
+}

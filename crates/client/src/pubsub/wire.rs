@@ -1,0 +1,187 @@
+//! A subscriber's connection: what was asked on it, in order, and when it was last heard.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use redis::{PushKind, Value};
+use steadfast_core::resp::{Decoder, Limits, encode};
+use tokio::io::AsyncWriteExt;
+
+use super::Kind;
+use crate::clock;
+use crate::connect::{self, Established};
+use crate::credentials::Credentials;
+use crate::rotation::Rotation;
+use crate::settings::Protocol;
+use crate::shared::Shared;
+use crate::stream::Stream;
+
+pub(super) struct Wire {
+    pub(super) stream: Stream,
+    pub(super) input: BytesMut,
+    pub(super) heard_at: Instant,
+    /// Every subscription stood, at some time.
+    pub(super) resumed: bool,
+    pub(super) rotation: Rotation,
+    decoder: Decoder,
+    protocol: Protocol,
+    pinged_at: Option<Instant>,
+    /// What the server has not answered, in the order in which it will.
+    asked: VecDeque<Asked>,
+}
+
+/// Something that the server answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    Subscribe(Kind, Vec<u8>),
+    Unsubscribe(Kind, Vec<u8>),
+    Ping,
+    Auth,
+}
+
+/// A peer that takes nothing holds the subscriber up for so long.
+const WRITE: Duration = Duration::from_secs(1);
+
+impl Wire {
+    pub(super) fn new(established: Established, shared: &Shared) -> Self {
+        Self {
+            stream: established.stream,
+            input: BytesMut::with_capacity(16 << 10),
+            heard_at: clock::now(),
+            resumed: false,
+            rotation: shared.credentials.rotation(established.credentials),
+            decoder: Decoder::new(Limits::default()),
+            protocol: established.facts.protocol,
+            pinged_at: None,
+            asked: VecDeque::new(),
+        }
+    }
+
+    pub(super) async fn subscribe(&mut self, kind: Kind, name: Vec<u8>) -> Result<(), Arc<str>> {
+        let command = encoded(&[kind.subscribe().as_bytes(), &name]);
+        self.ask(Asked::Subscribe(kind, name), &command).await
+    }
+
+    pub(super) async fn unsubscribe(&mut self, kind: Kind, name: Vec<u8>) -> Result<(), Arc<str>> {
+        let command = encoded(&[kind.unsubscribe().as_bytes(), &name]);
+        self.ask(Asked::Unsubscribe(kind, name), &command).await
+    }
+
+    /// Gives new credentials. In RESP2 a connection that has subscribed takes none.
+    pub(super) async fn give(&mut self, credentials: &Credentials) -> Result<(), Arc<str>> {
+        match self.protocol {
+            Protocol::Resp3 => self.ask(Asked::Auth, &connect::auth(credentials)).await,
+            Protocol::Resp2 => Err("new credentials, which RESP2 takes only anew".into()),
+        }
+    }
+
+    async fn ask(&mut self, asked: Asked, command: &[u8]) -> Result<(), Arc<str>> {
+        self.asked.push_back(asked);
+        let written = async {
+            self.stream.write_all(command).await?;
+            self.stream.flush().await
+        };
+        match tokio::time::timeout(WRITE, written).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string().into()),
+            Err(_) => Err("the server takes no more".into()),
+        }
+    }
+
+    /// Bytes came.
+    pub(super) fn handle_input(&mut self) {
+        self.heard_at = clock::now();
+        self.pinged_at = None;
+    }
+
+    /// The next thing that the server said, whole.
+    pub(super) fn poll_value(&mut self) -> Result<Option<Value>, Arc<str>> {
+        if self.input.is_empty() {
+            return Ok(None);
+        }
+        let decoded = self
+            .decoder
+            .decode(&self.input)
+            .map_err(|error| Arc::from(error.to_string()))?;
+        bytes::Buf::advance(&mut self.input, decoded.consumed);
+        Ok(decoded.value)
+    }
+
+    /// What an answer that does not name it is the answer to: the oldest.
+    pub(super) fn answered(&mut self) -> Option<Asked> {
+        self.asked.pop_front()
+    }
+
+    /// The server named what it has done.
+    pub(super) fn done(&mut self, done: &Asked) {
+        if let Some(place) = self.asked.iter().position(|asked| asked == done) {
+            self.asked.remove(place);
+        }
+    }
+
+    pub(super) fn all_confirmed(&self) -> bool {
+        let unconfirmed = |asked: &Asked| matches!(asked, Asked::Subscribe(..));
+        !self.asked.iter().any(unconfirmed)
+    }
+
+    pub(super) fn next_tick(&self, shared: &Shared) -> Instant {
+        match self.pinged_at {
+            Some(pinged) => pinged + shared.settings.reply_overdue,
+            None => self.heard_at + shared.settings.heartbeat,
+        }
+    }
+
+    /// A heartbeat is due, or the answer to the last one is overdue.
+    pub(super) async fn tick(&mut self, shared: &Shared) -> Result<(), Arc<str>> {
+        let now = clock::now();
+        if now < self.next_tick(shared) {
+            return Ok(());
+        }
+        if self.pinged_at.is_some() {
+            let overdue = shared.settings.reply_overdue;
+            return Err(format!("no answer to a heartbeat within {overdue:?}").into());
+        }
+        self.pinged_at = Some(now);
+        self.ask(Asked::Ping, &encoded(&[b"PING"])).await
+    }
+}
+
+fn encoded(args: &[&[u8]]) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode::command(args.iter().copied(), &mut out);
+    out
+}
+
+/// What a message is made of: an array in RESP2, a push in RESP3.
+pub(super) fn parts(value: Value) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
+    match value {
+        Value::Array(items) => {
+            let mut items = items.into_iter();
+            let kind = bytes_of(items.next()?);
+            Some((kind, items.map(bytes_of).collect()))
+        }
+        Value::Push { kind, data } => {
+            let kind: &[u8] = match kind {
+                PushKind::Message => b"message",
+                PushKind::PMessage => b"pmessage",
+                PushKind::Subscribe => b"subscribe",
+                PushKind::PSubscribe => b"psubscribe",
+                PushKind::Unsubscribe => b"unsubscribe",
+                PushKind::PUnsubscribe => b"punsubscribe",
+                _ => return None,
+            };
+            Some((kind.to_vec(), data.into_iter().map(bytes_of).collect()))
+        }
+        _ => None,
+    }
+}
+
+fn bytes_of(value: Value) -> Vec<u8> {
+    match value {
+        Value::BulkString(bytes) => bytes,
+        Value::SimpleString(text) => text.into_bytes(),
+        _ => Vec::new(),
+    }
+}

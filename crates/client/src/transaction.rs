@@ -1,0 +1,224 @@
+//! What must not come in the midst of a transaction, and when it is over.
+//!
+//! Between MULTI and EXEC the server queues whatever it is told: a CLIENT KILL would kill nobody until EXEC, and add a reply to the
+//! transaction's own. So such orders wait for its end. Only the server's replies tell when that is, whoever still waits for them: a caller that
+//! goes away, or whose EXEC was never sent, ends nothing.
+
+use redis::{Cmd, Pipeline, Value};
+use steadfast_core::conn::Reply;
+
+use crate::lane::Order;
+use crate::slot::Ticket;
+
+/// What a command does to the transaction of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Turn {
+    Multi,
+    Exec,
+    Discard,
+}
+
+/// The turns of a request, each with the place of its reply.
+pub(crate) type Turns = Vec<(usize, Turn)>;
+
+/// A request that begins or ends a transaction.
+#[derive(Debug)]
+pub(crate) struct Turning {
+    pub(crate) ticket: Ticket,
+    pub(crate) turns: Turns,
+}
+
+/// The transactions of one connection, and the orders that wait for their end.
+#[derive(Default)]
+pub(crate) struct Transactions {
+    /// Begun, as far as was asked, and not yet known to be over. More than one only if the next was begun before the end of the first was
+    /// answered.
+    open: usize,
+    held: Vec<Order>,
+}
+
+impl Turn {
+    pub(crate) fn of(cmd: &Cmd) -> Option<Self> {
+        let redis::Arg::Simple(name) = cmd.args_iter().next()? else {
+            return None;
+        };
+        [
+            ("MULTI", Self::Multi),
+            ("EXEC", Self::Exec),
+            ("DISCARD", Self::Discard),
+        ]
+        .into_iter()
+        .find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))
+        .map(|(_, turn)| turn)
+    }
+
+    /// The turns of a pipeline that is not a transaction as a whole: such a one begins and ends in one breath.
+    pub(crate) fn all_of(pipeline: &Pipeline) -> Turns {
+        if pipeline.is_transaction() {
+            return Turns::new();
+        }
+        pipeline
+            .cmd_iter()
+            .enumerate()
+            .filter_map(|(place, cmd)| Some((place, Self::of(cmd)?)))
+            .collect()
+    }
+
+    /// True if this reply ends a transaction, or shows that none was begun.
+    fn ends_one(self, reply: &Value) -> bool {
+        let error = match reply {
+            Value::ServerError(error) => Some(error.details().unwrap_or_default()),
+            _ => None,
+        };
+        let without = error.is_some_and(|details| details.contains("without MULTI"));
+        match self {
+            Self::Multi => error.is_some(),
+            // Whatever else it is answered, the server has put the transaction away.
+            Self::Exec => !without,
+            Self::Discard => error.is_none(),
+        }
+    }
+}
+
+impl Transactions {
+    /// Requests with these turns are about to be submitted.
+    pub(crate) fn begin(&mut self, turns: &Turns) {
+        self.open += multis(turns);
+    }
+
+    /// They never reached the server. Returns the orders that have waited long enough.
+    pub(crate) fn never_sent(&mut self, turns: &Turns) -> Vec<Order> {
+        self.open = self.open.saturating_sub(multis(turns));
+        self.released()
+    }
+
+    /// They were answered. Returns the orders that have waited long enough.
+    pub(crate) fn answered(&mut self, turns: &Turns, reply: &Reply) -> Vec<Order> {
+        let replies = match reply {
+            Reply::One(reply) => std::slice::from_ref(reply),
+            Reply::Many(replies) => replies,
+        };
+        for (place, turn) in turns {
+            if replies
+                .get(*place)
+                .is_some_and(|reply| turn.ends_one(reply))
+            {
+                self.open = self.open.saturating_sub(1);
+            }
+        }
+        self.released()
+    }
+
+    /// Keeps an order that would be queued; gives it back if it would not.
+    pub(crate) fn hold(&mut self, order: Order) -> Option<Order> {
+        match order {
+            Order::Fence(_) | Order::Reauthenticate(_) if self.open > 0 => {
+                self.held.push(order);
+                None
+            }
+            order => Some(order),
+        }
+    }
+
+    pub(crate) fn holds_a_fence(&self) -> bool {
+        let mut held = self.held.iter();
+        held.any(|order| matches!(order, Order::Fence(_)))
+    }
+
+    fn released(&mut self) -> Vec<Order> {
+        match self.open {
+            0 => std::mem::take(&mut self.held),
+            _ => Vec::new(),
+        }
+    }
+}
+
+fn multis(turns: &Turns) -> usize {
+    let multi = |(_, turn): &&(usize, Turn)| *turn == Turn::Multi;
+    turns.iter().filter(multi).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(line: &str) -> Reply {
+        Reply::One(redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error"))
+    }
+
+    fn order() -> Order {
+        Order::Reauthenticate(b"AUTH".to_vec())
+    }
+
+    fn begun() -> Transactions {
+        let mut transactions = Transactions::default();
+        transactions.begin(&vec![(0, Turn::Multi)]);
+        assert!(transactions.hold(order()).is_none(), "it waits");
+        transactions
+    }
+
+    #[test]
+    fn outside_of_a_transaction_nothing_waits() {
+        assert!(Transactions::default().hold(order()).is_some());
+    }
+
+    #[test]
+    fn the_end_is_what_the_server_says_is_the_end() {
+        let ok = || Reply::One(Value::Okay);
+        for (turn, reply, over) in [
+            (Turn::Exec, Reply::One(Value::Array(Vec::new())), true),
+            (Turn::Exec, Reply::One(Value::Nil), true),
+            (Turn::Exec, error("EXECABORT Transaction discarded"), true),
+            (Turn::Exec, error("ERR EXEC without MULTI"), false),
+            (Turn::Discard, ok(), true),
+            (Turn::Discard, error("NOPERM no permissions"), false),
+            (Turn::Multi, ok(), false),
+            (Turn::Multi, error("NOPERM no permissions"), true),
+        ] {
+            let mut transactions = begun();
+            let released = transactions.answered(&vec![(0, turn)], &reply);
+            assert_eq!(released.len(), usize::from(over), "{turn:?} {reply:?}");
+            assert_eq!(transactions.hold(order()).is_some(), over);
+        }
+    }
+
+    #[test]
+    fn a_nested_multi_and_the_next_transaction_leave_the_first_one_open() {
+        let mut transactions = begun();
+        transactions.begin(&vec![(0, Turn::Multi)]);
+        let nested = error("ERR MULTI calls can not be nested");
+        assert!(
+            transactions
+                .answered(&vec![(0, Turn::Multi)], &nested)
+                .is_empty()
+        );
+        let done = Reply::One(Value::Nil);
+        assert_eq!(
+            transactions.answered(&vec![(0, Turn::Exec)], &done).len(),
+            1
+        );
+    }
+
+    #[test]
+    fn a_multi_that_was_never_sent_has_begun_nothing() {
+        let mut transactions = begun();
+        assert_eq!(transactions.never_sent(&vec![(0, Turn::Multi)]).len(), 1);
+        let mut transactions = begun();
+        assert!(transactions.never_sent(&vec![(0, Turn::Exec)]).is_empty());
+    }
+
+    #[test]
+    fn a_pipeline_may_begin_one_and_leave_it_open() {
+        let mut pipeline = redis::pipe();
+        pipeline
+            .cmd("GET")
+            .arg("k")
+            .cmd("multi")
+            .cmd("SET")
+            .arg("k")
+            .arg(1);
+        assert_eq!(Turn::all_of(&pipeline), [(1, Turn::Multi)]);
+        pipeline.atomic();
+        assert!(Turn::all_of(&pipeline).is_empty());
+    }
+}
