@@ -43,6 +43,8 @@ mod rotation;
 mod session;
 mod settings;
 mod shared;
+#[cfg(test)]
+mod simulation;
 mod slot;
 mod stream;
 mod supervisor;

@@ -1,0 +1,406 @@
+//! The client against a server in memory, under virtual time.
+//!
+//! Real servers show what really happens, and only what happens often. Here an hour takes a second, and each seed is another history of cut
+//! connections, half replies, garbage, silence and commands that are run long after they were given up. The whole client runs: handshake, driver,
+//! supervisor, breaker, fences; only the sockets are not real. The same seed gives the same history, so what a seed has found it finds again:
+//! `STEADFAST_SIMULATED_SEED=n` runs that one alone, `STEADFAST_SIMULATED_SEEDS=n` so many.
+
+mod world;
+
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::{Cmd, Value};
+use tokio::task::JoinSet;
+
+use self::world::{Fault, Mode, Odds, World};
+use crate::clock;
+use crate::error::{Certainty, Error, ErrorKind};
+use crate::link::ConnectionState;
+use crate::{CallOptions, Client};
+
+const DEADLINE: Duration = Duration::from_secs(1);
+/// Timers are of whole milliseconds.
+const NOISE: Duration = Duration::from_millis(3);
+const VALUES: u32 = 50;
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn seeds(usual: u64) -> std::ops::Range<u64> {
+    let number = |name| std::env::var(name).ok()?.parse().ok();
+    match number("STEADFAST_SIMULATED_SEED") {
+        Some(seed) => seed..seed + 1,
+        None => 0..number("STEADFAST_SIMULATED_SEEDS").unwrap_or(usual),
+    }
+}
+
+/// A runtime of its own for each history, so that nothing of one is left for the next.
+fn in_virtual_time<T>(history: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime")
+        .block_on(history)
+}
+
+fn client_of(world: &World, seed: u64) -> Client {
+    for n in 0..VALUES {
+        world.put(&format!("v:{n}"), &format!("value {n}"));
+    }
+    let world = world.clone();
+    Client::builder("redis://simulated")
+        .expect("a good url")
+        .deadline(DEADLINE)
+        .seed(seed)
+        .build_over(|_| Arc::new(world))
+        .expect("good settings")
+}
+
+fn cmd(words: &str) -> Cmd {
+    let mut cmd = Cmd::new();
+    for word in words.split(' ') {
+        cmd.arg(word);
+    }
+    cmd
+}
+
+/// One call, and what became of it.
+struct Made {
+    words: String,
+    took: Duration,
+    /// `None` if its future was dropped.
+    result: Option<Result<Value, Error>>,
+}
+
+/// One of those who use the client at the same time.
+struct Caller {
+    client: Client,
+    number: u32,
+    rng: fastrand::Rng,
+    made: Vec<Made>,
+    /// The last value that was set, and the last of which the server said so.
+    set: u32,
+    acknowledged: u32,
+}
+
+impl Caller {
+    fn new(client: &Client, number: u32, seed: u64) -> Self {
+        Self {
+            client: client.clone(),
+            number,
+            rng: fastrand::Rng::with_seed(seed ^ u64::from(number) << 32),
+            made: Vec::new(),
+            set: 0,
+            acknowledged: 0,
+        }
+    }
+
+    async fn call_for(mut self, time: Duration) -> Self {
+        let until = clock::now() + time;
+        while clock::now() < until {
+            match self.rng.u32(0..5) {
+                0 => {
+                    let words = format!("INCR n:{}:{}", self.number, self.made.len());
+                    self.call(words).await;
+                }
+                1 => {
+                    self.set += 1;
+                    let words = format!("SET k:{} {}", self.number, self.set);
+                    if let Some(Ok(_)) = self.call(words).await {
+                        self.acknowledged = self.set;
+                    }
+                }
+                2 => self.look().await,
+                _ => {
+                    let n = self.rng.u32(0..VALUES);
+                    let heard = self.call(format!("GET v:{n}")).await;
+                    if let Some(Ok(value)) = heard {
+                        let own = format!("value {n}").into_bytes();
+                        assert_eq!(*value, Value::BulkString(own), "another call's reply");
+                    }
+                }
+            }
+            tokio::time::sleep(ms(self.rng.u64(0..25))).await;
+        }
+        self
+    }
+
+    /// Nobody else writes this key: it never goes back behind what was acknowledged.
+    async fn look(&mut self) {
+        let heard = self.call(format!("GET k:{}", self.number)).await;
+        let value = match heard {
+            Some(Ok(Value::BulkString(value))) => String::from_utf8_lossy(&value).into_owned(),
+            Some(Ok(_)) => "0".to_owned(),
+            _ => return,
+        };
+        let value: u32 = value.parse().expect("a number was set");
+        let known = self.acknowledged..=self.set;
+        assert!(
+            known.contains(&value),
+            "k:{} is {value}, not of {known:?}",
+            self.number
+        );
+    }
+
+    async fn call(&mut self, words: String) -> Option<&Result<Value, Error>> {
+        let command = cmd(&words);
+        // Now and then with little patience, or none left.
+        let limit = match self.rng.u32(0..12) {
+            0 => ms(self.rng.u64(1..60)),
+            _ => DEADLINE,
+        };
+        let patience = match self.rng.u32(0..8) {
+            0 => ms(self.rng.u64(0..30)),
+            _ => Duration::from_secs(60),
+        };
+        let began = clock::now();
+        let scoped = self.client.with(CallOptions::new().deadline(limit));
+        let result = tokio::time::timeout(patience, scoped.send(&command))
+            .await
+            .ok();
+        let took = clock::now() - began;
+        assert!(
+            took <= limit + NOISE,
+            "{words} took {took:?} of {limit:?}: {result:?}"
+        );
+        self.made.push(Made {
+            words,
+            took,
+            result,
+        });
+        self.made.last()?.result.as_ref()
+    }
+}
+
+/// A history: callers, and a world in which things go wrong for a while. Returns what can be compared with another run of it.
+async fn history(seed: u64, odds: Odds, modes: &[Mode]) -> (Vec<Made>, World, u64) {
+    let world = World::new(seed, odds);
+    let client = client_of(&world, seed);
+    let mut callers = JoinSet::new();
+    for number in 0..6 {
+        let caller = Caller::new(&client, number, seed);
+        callers.spawn(caller.call_for(ms(6_000)));
+    }
+    let mut rng = fastrand::Rng::with_seed(!seed);
+    let until = clock::now() + ms(4_500);
+    while clock::now() < until {
+        tokio::time::sleep(ms(rng.u64(100..1_200))).await;
+        if let Some(mode) = rng.choice(modes) {
+            world.turn(*mode);
+            tokio::time::sleep(ms(rng.u64(10..900))).await;
+            world.turn(Mode::Well);
+        }
+    }
+    world.set_odds(Odds::default());
+    let mut callers = callers.join_all().await;
+    callers.sort_by_key(|caller| caller.number);
+    it_serves_again(&client, &world, &mut callers).await;
+    let mut hash = DefaultHasher::new();
+    let mut made = Vec::new();
+    for caller in callers {
+        caller.set.hash(&mut hash);
+        for call in caller.made {
+            format!("{} {:?} {:?}", call.words, call.took, call.result).hash(&mut hash);
+            made.push(call);
+        }
+    }
+    // What stands still somewhere has gone on by then.
+    tokio::time::sleep(ms(30_000)).await;
+    let status = client.status();
+    (status.attempts, status.reconnects).hash(&mut hash);
+    (made, world, hash.finish())
+}
+
+/// Whatever it was, it is over: nothing is left of it, and what was acknowledged stands.
+async fn it_serves_again(client: &Client, world: &World, callers: &mut [Caller]) {
+    let begun = clock::now();
+    while client.state() != ConnectionState::Ready || client.status().breaker != "closed" {
+        let _ = client.send(&cmd("PING")).await;
+        tokio::time::sleep(ms(5)).await;
+        let waited = clock::now() - begun;
+        assert!(
+            waited < ms(15_000),
+            "not in service: {:?}",
+            client.history()
+        );
+    }
+    let status = client.status();
+    assert_eq!(status.stuck_resets, 0, "{:?}", client.history());
+    assert_eq!(status.in_flight, 0, "a place was leaked");
+    for caller in &mut *callers {
+        caller.set += 1;
+        let words = format!("SET k:{} {}", caller.number, caller.set);
+        client.send(&cmd(&words)).await.expect("it serves");
+        caller.acknowledged = caller.set;
+    }
+    // Whatever was given up and not killed has been run by now.
+    tokio::time::sleep(ms(30_000)).await;
+    for caller in callers {
+        let value = world.value(&format!("k:{}", caller.number));
+        let last = caller.set.to_string().into_bytes();
+        assert_eq!(
+            value,
+            Some(last),
+            "an old write of k:{} came last",
+            caller.number
+        );
+    }
+}
+
+/// What was said of each write, held against what the server did.
+fn every_word_was_true(made: &[Made], world: &World) {
+    for call in made.iter().filter(|call| !call.words.starts_with("GET")) {
+        let (words, ran) = (&call.words, world.ran(&call.words));
+        let once = words.starts_with("INCR");
+        assert!(!once || ran <= 1, "{words} was run {ran} times");
+        match &call.result {
+            Some(Ok(_)) => assert!(ran >= 1, "{words} was said to be done"),
+            Some(Err(error)) if error.certainty() != Certainty::Unknown => {
+                assert_eq!(ran, 0, "{words} was said not to be run: {error}");
+            }
+            _ => {}
+        }
+    }
+}
+
+const EVERYTHING: Odds = Odds {
+    cut_before: 4,
+    cut_after: 4,
+    half_reply: 3,
+    garbage: 2,
+    slow: 10,
+    stall: 2,
+};
+
+#[test]
+fn c1_c2_c3_c8_c12_c18_whatever_goes_wrong_every_call_ends_in_time_and_is_told_the_truth() {
+    let modes = [
+        Mode::Frozen,
+        Mode::Gone,
+        Mode::Void,
+        Mode::Loading,
+        Mode::Busy,
+    ];
+    let mut faults = BTreeSet::new();
+    let (mut calls, mut failed) = (0, 0);
+    for seed in seeds(40) {
+        let (made, world, _) = in_virtual_time(history(seed, EVERYTHING, &modes));
+        every_word_was_true(&made, &world);
+        faults.extend(world.faults().into_keys());
+        calls += made.len();
+        let errors = made
+            .iter()
+            .filter(|call| matches!(call.result, Some(Err(_))));
+        failed += errors.count();
+    }
+    assert!(
+        faults.len() == 6 || calls < 40_000,
+        "only {faults:?} were tried"
+    );
+    // Most of those that fail are refused at once, by a server that is known to be down.
+    assert!(failed * 4 < calls * 3, "{failed} of {calls} failed");
+}
+
+#[test]
+fn the_same_seed_gives_the_same_history() {
+    let modes = [Mode::Frozen, Mode::Gone, Mode::Busy];
+    for seed in seeds(3) {
+        let run = || in_virtual_time(history(seed, EVERYTHING, &modes)).2;
+        assert_eq!(run(), run(), "seed {seed}");
+    }
+}
+
+/// Reads and last-wins writes, of which none may fail.
+async fn nothing_is_noticed(client: &Client, time: Duration) {
+    let until = clock::now() + time;
+    let mut callers = JoinSet::new();
+    for number in 0..8u64 {
+        let client = client.clone();
+        callers.spawn(async move {
+            while clock::now() < until {
+                for words in [format!("SET k:{number} x"), "GET v:1".to_owned()] {
+                    let done = client.send(&cmd(&words)).await;
+                    assert!(done.is_ok(), "{words}: {done:?}");
+                }
+                tokio::time::sleep(ms(7 + number)).await;
+            }
+        });
+    }
+    callers.join_all().await;
+}
+
+#[test]
+fn c5_a_connection_that_is_cut_is_not_noticed_by_reads_and_last_wins_writes() {
+    for seed in seeds(4) {
+        in_virtual_time(async {
+            let world = World::new(seed, Odds::default());
+            let client = client_of(&world, seed);
+            let cutting = async {
+                for n in 0..20 {
+                    tokio::time::sleep(ms(300 + seed + n)).await;
+                    world.cut_all();
+                }
+            };
+            tokio::join!(nothing_is_noticed(&client, ms(7_000)), cutting);
+            assert_eq!(client.status().reconnects, 20);
+        });
+    }
+}
+
+#[test]
+fn c7_a_connection_that_falls_silent_is_replaced_within_the_deadline_of_its_calls() {
+    for seed in seeds(2) {
+        in_virtual_time(async {
+            let world = World::new(seed, Odds::default());
+            let client = client_of(&world, seed);
+            let stalling = async {
+                for round in 1..=4 {
+                    tokio::time::sleep(ms(6_000)).await;
+                    let stall = 1000;
+                    world.set_odds(Odds {
+                        stall,
+                        ..Odds::default()
+                    });
+                    // Until one has met it: the challenger is spared.
+                    while world.faults().get(&Fault::Stall) != Some(&round) {
+                        tokio::time::sleep(ms(1)).await;
+                    }
+                    world.set_odds(Odds::default());
+                    tokio::time::sleep(ms(1_500)).await;
+                }
+            };
+            tokio::join!(nothing_is_noticed(&client, ms(26_000)), stalling);
+            assert_eq!(client.state(), ConnectionState::Ready);
+            assert_eq!(client.status().reconnects, 4, "{:?}", client.history());
+        });
+    }
+}
+
+#[test]
+fn c6_a_server_that_is_gone_costs_its_callers_no_time() {
+    in_virtual_time(async {
+        let world = World::new(1, Odds::default());
+        let client = client_of(&world, 1);
+        client.send(&cmd("PING")).await.expect("it serves");
+        world.turn(Mode::Gone);
+        tokio::time::sleep(ms(300)).await;
+        let begun = clock::now();
+        for _ in 0..1_000 {
+            let error = client.send(&cmd("GET v:1")).await.expect_err("it is gone");
+            assert!(matches!(error.kind(), ErrorKind::Down { .. }), "{error}");
+        }
+        assert_eq!(clock::now(), begun, "not a moment was waited");
+        // An hour later it is still trying, and as soon as there is a server, it serves.
+        tokio::time::sleep(Duration::from_secs(3_600)).await;
+        assert!(client.status().attempts > 10_000);
+        world.turn(Mode::Well);
+        tokio::time::sleep(ms(300)).await;
+        client.send(&cmd("GET v:1")).await.expect("it serves");
+        assert_eq!(client.incidents().len(), 1);
+    });
+}
