@@ -1,13 +1,12 @@
 //! The breaker as the shell keeps it: behind a lock that the healthy path never takes.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use steadfast_core::policy::breaker::{Admission, Outcome, Permit, State, Transition};
 use steadfast_core::policy::{Breaker, BreakerConfig};
 
 use crate::error::{Error, ErrorKind};
+use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// See the module.
 #[derive(Debug)]
@@ -193,7 +192,7 @@ pub(crate) fn state_name(state: State) -> &'static str {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use std::time::Duration;
 
@@ -263,5 +262,56 @@ mod tests {
         guard.admit(now).expect_err("it is forced open");
         guard.switch(BreakerSwitch::Automatic, now);
         guard.admit(now).expect("it judges by itself again");
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::sync::Arc;
+    use loom::thread;
+
+    use super::*;
+
+    fn guard(now: Instant) -> Arc<Guard> {
+        let config = BreakerConfig {
+            consecutive_failures: Some(2),
+            ..BreakerConfig::default()
+        };
+        Arc::new(Guard::new(config, 1, now).expect("good settings"))
+    }
+
+    #[test]
+    fn c9_nobody_passes_freely_once_the_breaker_is_open() {
+        loom::model(|| {
+            let now = crate::clock::now();
+            let guard = guard(now);
+            let other = Arc::clone(&guard);
+            let other = thread::spawn(move || {
+                if let Ok(pass) = other.admit(now) {
+                    other.record(pass.permit, Outcome::Failure, now);
+                }
+            });
+            guard.switch(BreakerSwitch::ForceOpen, now);
+            assert!(guard.admit(now).is_err(), "whatever was under way");
+            other.join().expect("it ends");
+            assert!(guard.admit(now).is_err());
+        });
+    }
+
+    #[test]
+    fn c9_a_success_is_told_once_however_it_meets_a_failure() {
+        loom::model(|| {
+            let now = crate::clock::now();
+            let guard = guard(now);
+            let driver = Arc::clone(&guard);
+            let driver = thread::spawn(move || {
+                driver.count_successes(0, 3);
+                driver.count_successes(0, 4);
+            });
+            guard.record_loss(now);
+            driver.join().expect("it ends");
+            guard.settle(now);
+            assert_eq!(guard.kept.lock().told, 7);
+        });
     }
 }

@@ -48,6 +48,7 @@ mod simulation;
 mod slot;
 mod stream;
 mod supervisor;
+mod sync;
 mod tls;
 mod transaction;
 

@@ -134,7 +134,7 @@ impl Caller {
     async fn look(&mut self) {
         let heard = self.call(format!("GET k:{}", self.number)).await;
         let value = match heard {
-            Some(Ok(Value::BulkString(value))) => String::from_utf8_lossy(&value).into_owned(),
+            Some(Ok(Value::BulkString(value))) => String::from_utf8_lossy(value).into_owned(),
             Some(Ok(_)) => "0".to_owned(),
             _ => return,
         };

@@ -10,9 +10,10 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use steadfast_core::certainty::Certainty;
 use steadfast_core::conn::Reply;
+
+use crate::sync::{self, Mutex};
 
 /// How a request ended on its connection.
 #[derive(Debug)]
@@ -50,20 +51,20 @@ struct Slot {
 
 const FREE_SLOTS: usize = 1024;
 
-thread_local! {
-    static FREE: RefCell<Vec<Arc<Slot>>> = const { RefCell::new(Vec::new()) };
+sync::thread_local! {
+    static FREE: RefCell<Vec<sync::Arc<Slot>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The caller's half.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    slot: Option<Arc<Slot>>,
+    slot: Option<sync::Arc<Slot>>,
 }
 
 /// The driver's half. Dropped without an end, it tells the caller that the connection is gone.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    slot: Option<Arc<Slot>>,
+    slot: Option<sync::Arc<Slot>>,
 }
 
 /// A new pair.
@@ -73,7 +74,7 @@ pub(crate) fn pair() -> (Ticket, Pending) {
         .unwrap_or_default();
     (
         Ticket {
-            slot: Some(Arc::clone(&slot)),
+            slot: Some(sync::Arc::clone(&slot)),
         },
         Pending { slot: Some(slot) },
     )
@@ -103,7 +104,7 @@ impl Drop for Ticket {
     }
 }
 
-fn finish(slot: Arc<Slot>, ended: Ended) {
+fn finish(slot: sync::Arc<Slot>, ended: Ended) {
     let before = std::mem::replace(&mut *slot.state.lock(), State::Done(ended));
     // Let go before waking: a slot that its caller alone holds can be reused.
     drop(slot);
@@ -138,9 +139,9 @@ impl Future for Pending {
     }
 }
 
-fn recycle(slot: Option<Arc<Slot>>) {
+fn recycle(slot: Option<sync::Arc<Slot>>) {
     if let Some(mut slot) = slot
-        && Arc::get_mut(&mut slot).is_some()
+        && sync::Arc::get_mut(&mut slot).is_some()
     {
         let _ = FREE.try_with(|free| {
             let mut free = free.borrow_mut();
@@ -151,7 +152,7 @@ fn recycle(slot: Option<Arc<Slot>>) {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -184,5 +185,51 @@ mod tests {
             panic!("it was lost");
         };
         assert_eq!(certainty, Certainty::Unknown);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod models {
+    use loom::future::block_on;
+    use loom::thread;
+
+    use super::*;
+
+    #[test]
+    fn c12_whoever_waits_is_woken_however_the_end_and_the_wait_meet() {
+        loom::model(|| {
+            let (ticket, pending) = pair();
+            let driver = thread::spawn(move || ticket.end(Ended::Turned));
+            assert!(matches!(block_on(pending), Ended::Turned));
+            driver.join().expect("it ends");
+        });
+    }
+
+    #[test]
+    fn c12_a_place_whose_caller_went_away_is_not_handed_to_another_with_the_old_reply_in_it() {
+        loom::model(|| {
+            let (ticket, pending) = pair();
+            let driver = thread::spawn(move || ticket.end(Ended::Turned));
+            drop(pending);
+            let (ticket, pending) = pair();
+            let lost = Ended::Expired(Certainty::NotSent);
+            ticket.end(lost);
+            assert!(matches!(block_on(pending), Ended::Expired(_)));
+            driver.join().expect("it ends");
+        });
+    }
+
+    #[test]
+    fn c12_a_place_that_is_used_again_is_empty() {
+        loom::model(|| {
+            let (ticket, pending) = pair();
+            let driver = thread::spawn(move || ticket.end(Ended::Turned));
+            block_on(pending);
+            // Whether or not the driver has let go of it by now.
+            let (ticket, pending) = pair();
+            drop(ticket);
+            assert!(matches!(block_on(pending), Ended::Lost { .. }));
+            driver.join().expect("it ends");
+        });
     }
 }

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use redis::Value;
 use steadfast_core::resp::{Decoder, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::connect::{ConnectError, Transport};
 use crate::stream::Stream;
@@ -52,11 +52,13 @@ pub(super) struct World(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    mode: watch::Sender<Mode>,
+    /// Wakes in the order in which they wait, which a `watch` does not: the same seed shall give the same history.
+    turned: Notify,
 }
 
 struct State {
     rng: fastrand::Rng,
+    mode: Mode,
     odds: Odds,
     data: BTreeMap<Vec<u8>, Vec<u8>>,
     /// Every write that was ever run, with how often.
@@ -85,7 +87,8 @@ impl fmt::Debug for World {
 impl Transport for World {
     fn open(&self, limit: Duration) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
         Box::pin(async move {
-            match *self.0.mode.borrow() {
+            let mode = self.0.state.lock().mode;
+            match mode {
                 Mode::Gone => Err(ConnectError::Tcp {
                     address: "simulated".into(),
                     cause: "refused".into(),
@@ -101,6 +104,7 @@ impl World {
         Self(Arc::new(Inner {
             state: Mutex::new(State {
                 rng: fastrand::Rng::with_seed(seed),
+                mode: Mode::Well,
                 odds,
                 data: BTreeMap::new(),
                 ran: BTreeMap::new(),
@@ -108,12 +112,13 @@ impl World {
                 last_id: 0,
                 faults: BTreeMap::new(),
             }),
-            mode: watch::Sender::new(Mode::Well),
+            turned: Notify::new(),
         }))
     }
 
     pub(super) fn turn(&self, mode: Mode) {
-        self.0.mode.send_replace(mode);
+        self.0.state.lock().mode = mode;
+        self.0.turned.notify_waiters();
         if mode == Mode::Gone {
             self.cut_all();
         }
@@ -213,10 +218,14 @@ impl Connection {
 
     /// Waits while the server runs nothing.
     async fn runs(&self) {
-        let mut mode = self.world.0.mode.subscribe();
-        let _ = mode
-            .wait_for(|mode| !matches!(mode, Mode::Frozen | Mode::Void))
-            .await;
+        loop {
+            let turned = self.world.0.turned.notified();
+            let mode = self.world.0.state.lock().mode;
+            if !matches!(mode, Mode::Frozen | Mode::Void) {
+                return;
+            }
+            turned.await;
+        }
     }
 
     async fn answer(&mut self, words: &[Vec<u8>]) -> Result<(), Over> {
@@ -279,8 +288,8 @@ impl State {
 impl World {
     /// Runs one command, all at once, as Redis does.
     fn run(&self, id: i64, words: &[Vec<u8>]) -> Vec<u8> {
-        let mode = *self.0.mode.borrow();
         let mut state = self.0.state.lock();
+        let mode = state.mode;
         let text = |at: usize| {
             let word = words.get(at).map(Vec::as_slice).unwrap_or_default();
             String::from_utf8_lossy(word).to_uppercase()

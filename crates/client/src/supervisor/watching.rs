@@ -69,6 +69,7 @@ struct Renewing {
     began: Instant,
     /// When it is told (again) that it hangs.
     due: Instant,
+    told: bool,
 }
 
 /// What [`Watching::next`] found due.
@@ -366,10 +367,8 @@ impl Watching {
                 let after = now.saturating_duration_since(renewing.began);
                 // Again after as long as it has taken so far.
                 renewing.due = now + after.min(RENEW_AGAIN_MAX);
-                supervisor.shared.stuck(&supervisor.link, after);
-                let cause =
-                    format!("the credentials provider keeps its thread, for {after:.1?} now");
-                self.credentials_failed(supervisor, &cause);
+                renewing.told = true;
+                self.tell_hanging(supervisor, after);
             }
             None if self.renew_at.is_some_and(|at| at <= now) => {
                 self.renew_at = None;
@@ -380,6 +379,7 @@ impl Watching {
                     task: Owned::new(tokio::spawn(task)),
                     began: now,
                     due: now + limit + MARGIN,
+                    told: false,
                 });
             }
             _ => {}
@@ -396,6 +396,9 @@ impl Watching {
         };
         let now = clock::now();
         self.renew_at = renewal_due(&supervisor.connector, now);
+        if renewing.due <= now && !renewing.told {
+            self.tell_hanging(supervisor, now.saturating_duration_since(renewing.began));
+        }
         let result = supervisor.survived(result, renewing.began);
         match &result {
             Ok(_) => self.renewals_failed = 0,
@@ -427,6 +430,12 @@ impl Watching {
             self.credentials_failed(supervisor, &error.to_string());
         }
         self.troubled = trouble.map(|error| error.why);
+    }
+
+    fn tell_hanging(&self, supervisor: &Supervisor, after: Duration) {
+        supervisor.shared.stuck(&supervisor.link, after);
+        let cause = format!("the credentials provider keeps its thread, for {after:.1?} now");
+        self.credentials_failed(supervisor, &cause);
     }
 
     fn credentials_failed(&self, supervisor: &Supervisor, cause: &str) {

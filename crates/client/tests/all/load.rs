@@ -137,7 +137,7 @@ async fn c3_two_thousand_increments_a_second_are_applied_once_each_while_connect
             }
         }
     }
-    assert!(done > 100 * unknown, "{done} done, {unknown} unknown");
+    assert!(done > 5 * unknown, "{done} done, {unknown} unknown");
 }
 
 /// No call over its deadline; once it is known to be down, refusals are immediate; afterwards it serves.
