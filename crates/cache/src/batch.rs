@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Instant;
 
 use futures_util::future::join_all;
 
-use crate::answer::{Answer, Source};
-use crate::cache::{Cache, Inner, answer, clock, conclude, wait};
+use crate::answer::Answer;
+use crate::cache::{Cache, Class, Inner, clock, conclude, wait};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Leader};
-use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::load::{Job, Stage};
 use crate::tier::Key;
@@ -32,6 +32,17 @@ pub struct Warmed {
     pub memory: usize,
     /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could not be reached.
     pub redis: usize,
+}
+
+/// A read of many keys being put together; see [`Cache::read_many`].
+#[must_use = "a read does nothing until `get` is called and awaited"]
+pub struct ReadMany<'a, V, K> {
+    cache: &'a Cache<V>,
+    keys: &'a [K],
+    class: &'a str,
+    /// One set for each key.
+    tags: Vec<Vec<Vec<u8>>>,
+    default: Option<V>,
 }
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
@@ -52,51 +63,22 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         F: Future<Output = Result<HashMap<Vec<u8>, V>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        let inner = &self.inner;
-        let class = match inner.class(class) {
-            Ok(class) => class,
-            Err(error) => return keys.iter().map(|_| Err(error.clone())).collect(),
-        };
-        let now = clock();
-        let mut leaders = Vec::new();
-        let answers: Vec<_> = keys
-            .iter()
-            .map(|key| {
-                let key = key.as_ref();
-                let held = inner.memory.get(key, &inner.generations);
-                if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, now)) {
-                    entry.count_hit();
-                    inner.stats.answered(Source::Memory, false);
-                    return Place::Hit(answer(entry, Source::Memory, None, now));
-                }
-                let held = held.filter(|entry| inner.may_serve_stale(entry, &class, now));
-                let passenger =
-                    match inner
-                        .flights
-                        .board(key, std::iter::empty(), &inner.generations)
-                    {
-                        Boarding::Joined(passenger) => passenger,
-                        Boarding::Leader(leader, passenger) => {
-                            leaders.push((leader, held.clone()));
-                            passenger
-                        }
-                    };
-                Place::Flight(passenger, held)
-            })
-            .collect();
-        if !leaders.is_empty() {
-            tokio::spawn(lead_many(inner.clone(), leaders, class, load));
+        self.read_many(keys, class).get(load).await
+    }
+
+    /// The long form of [`get_many`](Self::get_many), with tags and a default.
+    pub fn read_many<'a, K: AsRef<[u8]>>(
+        &'a self,
+        keys: &'a [K],
+        class: &'a str,
+    ) -> ReadMany<'a, V, K> {
+        ReadMany {
+            cache: self,
+            keys,
+            class,
+            tags: vec![Vec::new(); keys.len()],
+            default: None,
         }
-        join_all(answers.into_iter().map(|place| async {
-            match place {
-                Place::Hit(answer) => Ok(answer),
-                Place::Flight(passenger, held) => {
-                    let ending = wait(inner, passenger, held, &class, now).await;
-                    conclude(inner, ending, None)
-                }
-            }
-        }))
-        .await
     }
 
     /// Loads many values by one query and puts them into memory and Redis, each with these tags, before anybody asks. What an
@@ -120,32 +102,30 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         let inner = &*self.inner;
         let class = inner.class(class)?;
         let tags: Vec<Vec<u8>> = tags.iter().map(|tag| tag.as_bytes().to_vec()).collect();
-        let stripes = inner
-            .generations
-            .tag_stripes(tags.iter().map(Vec::as_slice));
+        let stripes = inner.generations.tag_stripes(&tags);
         let whole = inner.generations.snapshot_all();
         let season = match &inner.redis {
             Some(redis) => redis.open_season(&tags).await.ok(),
             None => None,
         };
         let began = clock();
-        let deadline = began + class.hard_limit;
+        let (limit, urgency) = (class.ttl.hard_limit, Urgency::Refresh { heat: 0 });
         let (pairs, cost) = inner
-            .ask_database(Urgency::Refresh { heat: 0 }, &class, deadline, || (), load)
+            .ask_database((class.lane, urgency), limit, began + limit, || (), load)
             .await?;
 
         let mut warmed = Warmed::default();
         let mut kept = Vec::new();
         for (key, value) in pairs {
             warmed.loaded += 1;
-            let bytes = (inner.codec.encode)(&value).map_err(CacheError::Encode)?;
+            let bytes = inner.codec.encode(&value).map_err(CacheError::Encode)?;
             if bytes.len() > inner.value_max {
                 inner.stats.not_stored.add(1);
                 continue;
             }
             let key: Key = Arc::from(key.as_ref());
             let snapshot = inner.generations.narrow(&whole, &key, stripes.clone());
-            let life = class.lifetime(false, inner.draw());
+            let life = class.ttl.lifetime(false, inner.draw());
             let entry = Arc::new(Entry::new(
                 Some(value),
                 began,
@@ -169,12 +149,105 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 }
 
-/// A flight to lead, and what could be served meanwhile.
-type Led<V> = (Leader<V>, Option<Arc<Entry<V>>>);
+impl<V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> ReadMany<'_, V, K> {
+    /// All the values belong to this tag; see [`Read::tag`](crate::Read::tag).
+    pub fn tag<T: AsRef<[u8]> + ?Sized>(self, tag: &T) -> Self {
+        self.tags_of(|_| [tag.as_ref().to_vec()])
+    }
+
+    /// The value of each key belongs to the tags given for that key.
+    pub fn tags_of<I>(mut self, tags: impl Fn(&K) -> I) -> Self
+    where
+        I: IntoIterator<Item: Into<Vec<u8>>>,
+    {
+        for (key, named) in self.keys.iter().zip(&mut self.tags) {
+            named.extend(tags(key).into_iter().map(Into::into));
+        }
+        self
+    }
+
+    /// What to answer for a key when there is nothing to serve and nothing can be loaded, rather than an error. It is never stored.
+    pub fn or(mut self, default: V) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// Answers; see [`Cache::get_many`].
+    ///
+    /// # Errors
+    /// Each answer is its own: see [`Cache::get`]; with a default only [`CacheError::UnknownClass`].
+    pub async fn get<L, F, E>(self, load: L) -> Vec<Result<Answer<V>, CacheError>>
+    where
+        L: FnOnce(Vec<Vec<u8>>) -> F + Send + 'static,
+        F: Future<Output = Result<HashMap<Vec<u8>, V>, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        let inner = &self.cache.inner;
+        let class = match inner.class(self.class) {
+            Ok(class) => class,
+            Err(error) => return self.keys.iter().map(|_| Err(error.clone())).collect(),
+        };
+        let now = clock();
+        let mut led = Vec::new();
+        let places: Vec<_> = self
+            .keys
+            .iter()
+            .zip(self.tags)
+            .map(|(key, tags)| take_place(inner, key.as_ref(), tags, &class, now, &mut led))
+            .collect();
+        if !led.is_empty() {
+            tokio::spawn(lead_many(inner.clone(), led, class.lane, load));
+        }
+        let default = &self.default;
+        join_all(places.into_iter().map(|place| async {
+            match place {
+                Place::Hit(answer) => Ok(answer),
+                Place::Flight(passenger, held) => {
+                    let ending = wait(inner, passenger, held, &class.ttl, now).await;
+                    conclude(inner, ending, default.clone())
+                }
+            }
+        }))
+        .await
+    }
+}
+
+/// A flight to lead, and how.
+type Led<V> = (Leader<V>, Job<V>);
 
 enum Place<V> {
     Hit(Answer<V>),
     Flight(crate::flight::Passenger<V>, Option<Arc<Entry<V>>>),
+}
+
+/// Answers from memory, or finds a flight for the key; one that is still to be led is put into `led`.
+fn take_place<V: Clone + Send + Sync + 'static>(
+    inner: &Inner<V>,
+    key: &[u8],
+    tags: Vec<Vec<u8>>,
+    class: &Class,
+    now: Instant,
+    led: &mut Vec<Led<V>>,
+) -> Place<V> {
+    let held = inner.memory.get(key, &tags, &inner.generations);
+    if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, now)) {
+        return Place::Hit(inner.hit(entry, now));
+    }
+    let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
+    match inner.flights.board(key, &tags, &inner.generations) {
+        Boarding::Joined(passenger) => Place::Flight(passenger, held),
+        Boarding::Leader(leader, passenger) => {
+            let job = Job {
+                class: class.ttl,
+                lane: class.lane,
+                tags,
+                held: held.clone(),
+                early: false,
+            };
+            led.push((leader, job));
+            Place::Flight(passenger, held)
+        }
+    }
 }
 
 impl<V: Clone + Send + Sync + 'static> Inner<V> {
@@ -211,60 +284,51 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
 }
 
 /// Leads the flights of a batch: asks Redis for each, all at once, and the database for the rest in one call.
-async fn lead_many<V, L, F, E>(inner: Arc<Inner<V>>, leaders: Vec<Led<V>>, class: Ttl, load: L)
+async fn lead_many<V, L, F, E>(inner: Arc<Inner<V>>, led: Vec<Led<V>>, lane: usize, load: L)
 where
     V: Clone + Send + Sync + 'static,
     L: FnOnce(Vec<Vec<u8>>) -> F + Send + 'static,
     F: Future<Output = Result<HashMap<Vec<u8>, V>, E>> + Send + 'static,
     E: Into<Box<dyn Error + Send + Sync>> + 'static,
 {
+    let Some(class) = led.first().map(|(_, job)| job.class) else {
+        return;
+    };
     let deadline = clock() + class.hard_limit;
-    let asked = leaders.into_iter().map(|(leader, held)| {
+    let asked = led.into_iter().map(|(leader, job)| {
         let inner = &inner;
         async move {
-            let job = Job {
-                class,
-                tags: Vec::new(),
-                held,
-                early: false,
-            };
             let lease = ask_redis_once(inner, &leader, &job, deadline).await?;
-            Some((leader, lease))
+            Some((leader, job, lease))
         }
     });
-    let missing: Vec<(Leader<V>, Option<Lease>)> =
-        join_all(asked).await.into_iter().flatten().collect();
+    let missing: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
     if missing.is_empty() {
         return;
     }
+    // As urgent as the most urgent of them.
+    let urgency = missing.iter().map(|(_, job, _)| job.urgency()).max();
     let keys = missing
         .iter()
-        .map(|(leader, _)| leader.key.to_vec())
+        .map(|(leader, ..)| leader.key.to_vec())
         .collect();
-    let queued = || missing.iter().for_each(|(leader, _)| leader.say_queued());
+    let queued = || missing.iter().for_each(|(leader, ..)| leader.say_queued());
+    let place = (lane, urgency.unwrap_or(Urgency::Needed));
     let loaded = inner
-        .ask_database(Urgency::Needed, &class, deadline, queued, || load(keys))
+        .ask_database(place, class.hard_limit, deadline, queued, || load(keys))
         .await;
     let inner = &inner;
     match loaded {
         Ok((mut values, cost)) => {
-            let stores = missing.into_iter().map(|(leader, lease)| {
+            let stores = missing.into_iter().map(|(leader, _, lease)| {
                 let value = values.remove(&*leader.key);
                 async move { inner.store(&leader, &class, value, cost, lease).await }
             });
             join_all(stores).await;
         }
-        Err(error) => {
-            let releases = missing.into_iter().map(|(leader, lease)| {
-                leader.land(Err(error.clone()));
-                async move {
-                    if let (Some(redis), Some(lease)) = (&inner.redis, lease) {
-                        redis.release(&leader.key, &lease).await;
-                    }
-                }
-            });
-            join_all(releases).await;
-        }
+        Err(error) => missing
+            .iter()
+            .for_each(|(leader, ..)| leader.land(Err(error.clone()))),
     }
 }
 
@@ -274,19 +338,20 @@ async fn ask_redis_once<V>(
     inner: &Inner<V>,
     leader: &Leader<V>,
     job: &Job<V>,
-    deadline: std::time::Instant,
+    deadline: Instant,
 ) -> Option<Option<Lease>>
 where
     V: Clone + Send + Sync + 'static,
 {
-    let Some(redis) = inner
-        .redis
-        .as_ref()
-        .filter(|_| !inner.is_pending(&leader.key, &job.tags))
-    else {
+    let pending = inner.is_pending(Some(&leader.key), &job.tags);
+    let Some(redis) = inner.redis.as_ref().filter(|_| !pending) else {
         return Some(None);
     };
-    match inner.look_and_lease(redis, leader, job, deadline).await {
+    let mut patience = redis.patience();
+    match inner
+        .look_and_lease(redis, leader, job, deadline, &mut patience)
+        .await
+    {
         Ok(Some(Stage::Answered(loaded))) => {
             leader.land(Ok(loaded));
             None

@@ -11,13 +11,13 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use steadfast::Client;
 
-use crate::cache::{Cache, Inner};
+use crate::cache::{Cache, Class, Inner};
 use crate::codec::Codec;
 use crate::coherence::Coherence;
 use crate::flight::Flights;
 use crate::freshness::{InvalidTtl, Ttl};
 use crate::generation::Generations;
-use crate::guard::{Guard, GuardOptions};
+use crate::guard::{ClassGuard, Guard, GuardOptions};
 use crate::names::Names;
 use crate::outbox::Outbox;
 use crate::relay::{Relay, RelayOptions, Served};
@@ -37,6 +37,7 @@ pub struct CacheBuilder<V> {
     namespace: String,
     classes: Vec<(Box<str>, Ttl)>,
     guard: GuardOptions,
+    class_guards: Vec<(Box<str>, ClassGuard)>,
     memory_bytes: u64,
     value_max: usize,
     compress_above: usize,
@@ -44,6 +45,8 @@ pub struct CacheBuilder<V> {
     lease_wait: Duration,
     outbox_poll: Duration,
     outbox_lag_max: Duration,
+    outbox_rows: u32,
+    pending_names: usize,
     seed: Option<u64>,
     sabotage: Sabotage,
 }
@@ -68,6 +71,14 @@ pub enum BuildError {
         class: String,
         /// The setting and what is wrong with it.
         problem: InvalidTtl,
+    },
+    /// Bounds were given for a class that there is not.
+    #[error(
+        "class_guard is given for the class {class:?}, which is not a class; add it with CacheBuilder::class"
+    )]
+    GuardWithoutClass {
+        /// The name given.
+        class: String,
     },
     /// Another setting means nothing.
     #[error("{0}")]
@@ -98,6 +109,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             namespace: "steadfast".to_owned(),
             classes: Vec::new(),
             guard: GuardOptions::default(),
+            class_guards: Vec::new(),
             memory_bytes: 64 << 20,
             value_max: 1 << 20,
             compress_above: 4 << 10,
@@ -105,6 +117,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             lease_wait: Duration::from_secs(1),
             outbox_poll: Duration::from_millis(250),
             outbox_lag_max: Duration::from_secs(1),
+            outbox_rows: 100_000,
+            pending_names: 10_000,
             seed: None,
             sabotage: Sabotage::default(),
         }
@@ -136,8 +150,15 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
+    /// Bounds on what loads of one class may ask of the database, within those of the whole. Default none of its own.
+    pub fn class_guard(mut self, class: impl Into<Box<str>>, guard: ClassGuard) -> Self {
+        self.class_guards.push((class.into(), guard));
+        self
+    }
+
     /// The memory tier holds at most so many bytes of encoded values, keys and overhead. Default 64 MiB. Decoded values may take
-    /// more than their encoding.
+    /// more than their encoding. It is divided into as many parts as there are cores times four, as long as each has room for four values of
+    /// [`value_max`](Self::value_max); a value finds no room that is longer than its part.
     pub fn memory_bytes(mut self, bytes: u64) -> Self {
         self.memory_bytes = bytes;
         self
@@ -155,7 +176,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
-    /// What one question to Redis may add to a read. Default 100 ms.
+    /// What Redis may add to a read, all questions of the read together. Default 100 ms. Waiting for the value that another process is
+    /// loading is not counted: see [`lease_wait`](Self::lease_wait).
     pub fn redis_limit(mut self, limit: Duration) -> Self {
         self.redis_limit = limit;
         self
@@ -176,6 +198,20 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     /// Redis is not read while an invalidation has waited longer than this to be applied to it. Default 1 s.
     pub fn outbox_lag_max(mut self, lag: Duration) -> Self {
         self.outbox_lag_max = lag;
+        self
+    }
+
+    /// Invalidations that may wait in the outbox, counted from the number of the oldest row to that of the newest, which all namespaces share. Default
+    /// 100 000; in SQL that is some ten megabytes. Past it one row that invalidates the whole namespace takes the place of all.
+    pub fn outbox_rows(mut self, most: u32) -> Self {
+        self.outbox_rows = most;
+        self
+    }
+
+    /// Keys and tags that this process has invalidated and Redis has not yet heard of, kept apart so that Redis is passed by for these
+    /// only. Default 10 000; costs about 100 bytes each and their names. Past it Redis is passed by for every key until all are applied.
+    pub fn pending_names(mut self, most: usize) -> Self {
+        self.pending_names = most;
         self
     }
 
@@ -225,11 +261,22 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             Some(_) => Coherence::unproven(now),
             None => Coherence::alone(now),
         });
-        let guard = Guard::new(&self.guard, now);
+        let guard_of = |name: &str| {
+            let own = self.class_guards.iter().find(|(class, _)| **class == *name);
+            own.map(|(_, guard)| *guard)
+        };
+        let lanes: Vec<_> = self
+            .classes
+            .iter()
+            .map(|(name, _)| guard_of(name))
+            .chain([None]) // for classes that are added later
+            .collect();
+        let guard = Guard::new(&self.guard, &lanes, now);
         let relay_options = RelayOptions {
             poll: self.outbox_poll,
             lag_max: self.outbox_lag_max,
-            rows_max: OUTBOX_ROWS,
+            rows_max: i64::from(self.outbox_rows),
+            pending_names: self.pending_names,
         };
         let relay = redis.clone().map(|redis| {
             let served = Served {
@@ -246,8 +293,15 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
         let inner = Inner {
-            classes: ArcSwap::from_pointee(self.classes),
-            memory: Memory::new(self.memory_bytes),
+            classes: ArcSwap::from_pointee(
+                self.classes
+                    .into_iter()
+                    .enumerate()
+                    .map(|(lane, (name, ttl))| (name, Class { ttl, lane }))
+                    .collect(),
+            ),
+            lane_of_others: lanes.len() - 1,
+            memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
             guard,
@@ -273,6 +327,22 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             return Err(BuildError::NoClass);
         }
         check_classes(&self.classes)?;
+        for (name, guard) in &self.class_guards {
+            let problem = guard.problem();
+            if let Some(problem) = problem {
+                return Err(BuildError::Setting(problem));
+            }
+            if !self.classes.iter().any(|(class, _)| class == name) {
+                return Err(BuildError::GuardWithoutClass {
+                    class: name.to_string(),
+                });
+            }
+        }
+        if self.outbox_rows == 0 || self.pending_names == 0 {
+            return Err(BuildError::Setting(
+                "outbox_rows and pending_names must be above zero",
+            ));
+        }
         if let Some(problem) = self.guard.problem() {
             return Err(BuildError::Setting(problem));
         }
@@ -315,9 +385,6 @@ pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildErro
     }
     Ok(())
 }
-
-/// Invalidations that may wait; past it one that invalidates everything takes their place.
-const OUTBOX_ROWS: i64 = 100_000;
 
 /// A seed from the operating system, by way of the standard library's hash keys.
 fn entropy() -> u64 {

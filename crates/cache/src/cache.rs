@@ -40,6 +40,8 @@ pub struct Cache<V> {
 
 pub(crate) struct Inner<V> {
     pub(crate) classes: ArcSwap<Classes>,
+    /// The number at the guard of classes that were added later: they have no bounds of their own.
+    pub(crate) lane_of_others: usize,
     pub(crate) memory: Memory<V>,
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights<V>>,
@@ -59,8 +61,16 @@ pub(crate) struct Inner<V> {
     pub(crate) gone: watch::Sender<()>,
 }
 
-/// Times to live by the name of their class: few, so that comparing names finds one soonest.
-pub(crate) type Classes = Vec<(Box<str>, Ttl)>;
+/// Classes by their names: few, so that comparing names finds one soonest.
+pub(crate) type Classes = Vec<(Box<str>, Class)>;
+
+/// A class of data.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Class {
+    pub(crate) ttl: Ttl,
+    /// Its number at the guard.
+    pub(crate) lane: usize,
+}
 
 /// A read being put together; see [`Cache::read`].
 #[must_use = "a read does nothing until `get` is called and awaited"]
@@ -160,11 +170,16 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         &self,
         classes: impl IntoIterator<Item = (Box<str>, Ttl)>,
     ) -> Result<(), BuildError> {
-        let mut changed: Classes = classes.into_iter().collect();
-        check_classes(&changed)?;
-        for (class, ttl) in &**self.inner.classes.load() {
-            if !changed.iter().any(|(named, _)| named == class) {
-                changed.push((class.clone(), *ttl));
+        let given: Vec<_> = classes.into_iter().collect();
+        check_classes(&given)?;
+        let mut changed = Classes::clone(&self.inner.classes.load());
+        for (name, ttl) in given {
+            match changed.iter_mut().find(|(class, _)| *class == name) {
+                Some((_, class)) => class.ttl = ttl,
+                None => {
+                    let lane = self.inner.lane_of_others;
+                    changed.push((name, Class { ttl, lane }));
+                }
             }
         }
         self.inner.classes.store(Arc::new(changed));
@@ -185,7 +200,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
 }
 
 impl<'a, V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> Read<'a, V, K> {
-    /// The value belongs to this tag: invalidating the tag invalidates it. A key should be read with the same tags everywhere.
+    /// The value belongs to this tag: invalidating the tag invalidates it, for every reader. A value carries the tags that were named by the read
+    /// that loaded it; a read that names a tag takes no value that does not carry it. So name the same tags wherever the key is read: a value loaded by a
+    /// read that names none can be invalidated by its key alone.
     pub fn tag<T: AsRef<[u8]> + ?Sized>(mut self, tag: &'a T) -> Self {
         self.tags.push(tag.as_ref());
         self
@@ -217,16 +234,15 @@ impl<'a, V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> Read<'a, V, K> {
         let class = inner.class(self.class)?;
         let now = clock();
         let key = self.key.as_ref();
-        let held = inner.memory.get(key, &inner.generations);
+        let held = inner.memory.get(key, &self.tags, &inner.generations);
         if let Some(entry) = &held
             && inner.is_fresh(entry, now)
         {
-            entry.count_hit();
-            inner.stats.answered(Source::Memory, false);
-            let answer = answer(entry, Source::Memory, None, now);
-            if inner.wants_refresh(entry, &class, now) {
+            let answer = inner.hit(entry, now);
+            if inner.wants_refresh(entry, &class.ttl, answer.age) {
                 let early = Job {
-                    class,
+                    class: class.ttl,
+                    lane: class.lane,
                     tags: owned(&self.tags),
                     held,
                     early: true,
@@ -235,15 +251,16 @@ impl<'a, V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> Read<'a, V, K> {
             }
             return Ok(answer);
         }
-        let held = held.filter(|entry| inner.may_serve_stale(entry, &class, now));
+        let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
         let job = Job {
-            class,
+            class: class.ttl,
+            lane: class.lane,
             tags: owned(&self.tags),
             held: held.clone(),
             early: false,
         };
         let passenger = board(inner, key, &self.tags, job, load);
-        let outcome = wait(inner, passenger, held, &class, now).await;
+        let outcome = wait(inner, passenger, held, &class.ttl, now).await;
         conclude(inner, outcome, self.default)
     }
 }
@@ -285,10 +302,7 @@ where
     F: Future<Output = Result<Option<V>, E>> + Send + 'static,
     E: Into<Box<dyn Error + Send + Sync>> + 'static,
 {
-    match inner
-        .flights
-        .board(key, tags.iter().copied(), &inner.generations)
-    {
+    match inner.flights.board(key, tags, &inner.generations) {
         Boarding::Joined(passenger) => passenger,
         Boarding::Leader(leader, passenger) => {
             tokio::spawn(load::lead(inner.clone(), leader, job, load));
@@ -409,12 +423,21 @@ fn owned(tags: &[&[u8]]) -> Vec<Vec<u8>> {
     tags.iter().map(|tag| tag.to_vec()).collect()
 }
 
+impl<V: Clone> Inner<V> {
+    /// Answers from memory and counts it.
+    pub(crate) fn hit(&self, entry: &Entry<V>, now: Instant) -> Answer<V> {
+        entry.count_hit();
+        self.stats.hit();
+        answer(entry, Source::Memory, None, now)
+    }
+}
+
 impl<V> Inner<V> {
-    pub(crate) fn class(&self, name: &str) -> Result<Ttl, CacheError> {
+    pub(crate) fn class(&self, name: &str) -> Result<Class, CacheError> {
         let classes = self.classes.load();
         let found = classes.iter().find(|(class, _)| **class == *name);
         found
-            .map(|(_, ttl)| *ttl)
+            .map(|(_, class)| *class)
             .ok_or_else(|| CacheError::UnknownClass {
                 class: name.to_owned(),
             })
@@ -430,8 +453,8 @@ impl<V> Inner<V> {
         !class.never_stale() && entry.freshness(now) != Freshness::Expired
     }
 
-    fn wants_refresh(&self, entry: &Entry<V>, class: &Ttl, now: Instant) -> bool {
-        let (age, beta) = (entry.age(now), class.early_refresh);
+    fn wants_refresh(&self, entry: &Entry<V>, class: &Ttl, age: Duration) -> bool {
+        let beta = class.early_refresh;
         entry.life.near_end(age, entry.cost, beta)
             && entry.life.refresh_early(age, entry.cost, beta, self.draw())
     }

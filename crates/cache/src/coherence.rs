@@ -35,10 +35,12 @@ impl Coherence {
     /// Whether a value loaded then may be taken as fresh now: the channel is proven alive; or it was loaded after the proof had ended,
     /// in which case its own load proves for a span that nothing newer was there.
     pub(crate) fn vouches(&self, loaded_at: Instant, now: Instant) -> bool {
-        let (now, loaded_at) = (self.nanos(now), self.nanos(loaded_at));
+        let now = self.nanos(now);
         let proven_until = self.proven_until.load(Ordering::Acquire);
-        now < proven_until
-            || (loaded_at >= proven_until && now < loaded_at.saturating_add(SPAN.as_nanos() as u64))
+        now < proven_until || {
+            let loaded_at = self.nanos(loaded_at);
+            loaded_at >= proven_until && now < loaded_at.saturating_add(SPAN.as_nanos() as u64)
+        }
     }
 
     /// The channel answered to something sent at `sent`, which holds good for a [`SPAN`] from then.

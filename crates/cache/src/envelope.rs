@@ -43,8 +43,10 @@ pub(crate) enum Damage {
 }
 
 impl Envelope<'_> {
-    /// Encodes, compressing a payload longer than `compress_above` if that makes it shorter.
-    pub(crate) fn encode(&self, compress_above: usize) -> Vec<u8> {
+    /// Encodes, compressing a payload longer than `compress_above` if that makes it shorter. `None` if there are more than 65 535 tags, or one
+    /// of them is longer than that.
+    pub(crate) fn encode(&self, compress_above: usize) -> Option<Vec<u8>> {
+        let tag_count = u16::try_from(self.tags.len()).ok()?;
         let payload = self.payload.as_deref().unwrap_or_default();
         let packed = (payload.len() > compress_above)
             .then(|| lz4_flex::compress_prepend_size(payload))
@@ -60,16 +62,16 @@ impl Envelope<'_> {
         out.extend(millis(self.life.keep).to_le_bytes());
         out.extend(millis(self.life.fresh).to_le_bytes());
         out.extend((self.cost.as_micros() as u64).to_le_bytes());
-        out.extend((self.tags.len() as u16).to_le_bytes());
+        out.extend(tag_count.to_le_bytes());
         for (name, token) in &self.tags {
-            out.extend((name.len() as u16).to_le_bytes());
+            out.extend(u16::try_from(name.len()).ok()?.to_le_bytes());
             out.extend_from_slice(name);
             out.extend(token);
         }
         out.extend_from_slice(body);
         let sum = checksum(flags, &out[CHECKED_FROM..]);
         out[2..CHECKED_FROM].copy_from_slice(&sum.to_le_bytes());
-        out
+        Some(out)
     }
 
     /// Decodes; a payload that unpacks to more than `value_max` bytes is refused before it is unpacked.
@@ -182,13 +184,13 @@ mod tests {
             above in 0usize..5000,
         ) {
             let written = envelope(payload, tags);
-            let bytes = written.encode(above);
+            let bytes = written.encode(above).unwrap();
             prop_assert_eq!(Envelope::decode(&bytes, 4096), Ok(written));
         }
 
         #[test]
         fn k12_any_single_changed_byte_is_noticed(payload in proptest::collection::vec(any::<u8>(), 0..300), at in any::<prop::sample::Index>(), with in 1u8..) {
-            let mut bytes = envelope(Some(payload), vec![(b"tag".to_vec(), [9; 16])]).encode(100);
+            let mut bytes = envelope(Some(payload), vec![(b"tag".to_vec(), [9; 16])]).encode(100).unwrap();
             let at = at.index(bytes.len());
             bytes[at] ^= with;
             prop_assert!(Envelope::decode(&bytes, 4096).is_err());
@@ -206,14 +208,23 @@ mod tests {
 
     #[test]
     fn k12_a_future_version_is_told_from_damage() {
-        let mut bytes = envelope(Some(b"x".to_vec()), vec![]).encode(100);
+        let mut bytes = envelope(Some(b"x".to_vec()), vec![]).encode(100).unwrap();
         bytes[0] = VERSION + 1;
         assert_eq!(Envelope::decode(&bytes, 100), Err(Damage::Version));
     }
 
     #[test]
+    fn k12_a_tag_that_is_too_long_to_be_written_is_not_cut() {
+        let tagged = |length| envelope(Some(vec![]), vec![(vec![b'x'; length], [9; 16])]);
+        assert!(tagged(65_535).encode(100).is_some());
+        assert_eq!(tagged(65_536).encode(100), None);
+    }
+
+    #[test]
     fn k12_a_payload_that_claims_to_be_huge_is_refused_before_it_is_unpacked() {
-        let bytes = envelope(Some(vec![0; 1 << 20]), vec![]).encode(100);
+        let bytes = envelope(Some(vec![0; 1 << 20]), vec![])
+            .encode(100)
+            .unwrap();
         assert!(bytes.len() < 10_000);
         assert_eq!(Envelope::decode(&bytes, 1000), Err(Damage::TooLarge));
     }

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::answer::Source;
 use crate::error::CacheError;
-use crate::generation::{Generations, Snapshot};
+use crate::generation::{Generations, Snapshot, TagStripes};
 use crate::tier::Key;
 use crate::tier::memory::Entry;
 
@@ -27,7 +27,9 @@ type Shard<V> = Mutex<HashMap<Key, Arc<Flight<V>>>>;
 
 pub(crate) struct Flight<V> {
     /// The counters before anything was read.
-    pub(crate) snapshot: Snapshot,
+    snapshot: Snapshot,
+    /// Those of the tags that a value found in Redis carries and the leader did not name, from before their tokens were asked for.
+    found: Mutex<TagStripes>,
     progress: watch::Sender<Progress<V>>,
 }
 
@@ -67,7 +69,7 @@ pub(crate) type Passenger<V> = watch::Receiver<Progress<V>>;
 /// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends the flight as closed.
 pub(crate) struct Leader<V> {
     pub(crate) key: Key,
-    pub(crate) flight: Arc<Flight<V>>,
+    flight: Arc<Flight<V>>,
     flights: Arc<Flights<V>>,
 }
 
@@ -83,15 +85,15 @@ impl<V> Flights<V> {
     }
 
     /// Joins the flight for this key, or begins one.
-    pub(crate) fn board<'t>(
+    pub(crate) fn board<T: AsRef<[u8]>>(
         self: &Arc<Self>,
         key: &[u8],
-        tags: impl Iterator<Item = &'t [u8]>,
+        tags: &[T],
         generations: &Generations,
     ) -> Boarding<V> {
         let mut shard = self.shard(key).lock();
         if let Some(flight) = shard.get(key)
-            && (generations.is_current(&flight.snapshot) || !self.detach)
+            && (flight.may_be_joined(tags, generations) || !self.detach)
         {
             return Boarding::Joined(flight.progress.subscribe());
         }
@@ -102,6 +104,7 @@ impl<V> Flights<V> {
         });
         let flight = Arc::new(Flight {
             snapshot: generations.snapshot(key, tags),
+            found: Mutex::default(),
             progress,
         });
         let key: Key = Arc::from(key);
@@ -125,7 +128,31 @@ impl<V> Flights<V> {
     }
 }
 
+impl<V> Flight<V> {
+    /// Whether it took off after the last invalidation, and brings a value that carries the tags named.
+    fn may_be_joined<T: AsRef<[u8]>>(&self, tags: &[T], generations: &Generations) -> bool {
+        generations.is_current(&self.snapshot)
+            && generations.tags_are_current(&self.found.lock())
+            && generations.cover(&self.snapshot.tags, tags)
+    }
+}
+
 impl<V> Leader<V> {
+    /// The value that is being looked at carries these tags too: from now on they outdate the flight.
+    pub(crate) fn carries(&self, tags: TagStripes) {
+        self.flight.found.lock().extend(tags);
+    }
+
+    /// The counters that a value loaded here is governed by.
+    pub(crate) fn snapshot(&self) -> &Snapshot {
+        &self.flight.snapshot
+    }
+
+    /// Those that a value found in Redis is governed by.
+    pub(crate) fn snapshot_of_found(&self) -> Snapshot {
+        self.flight.snapshot.with(&self.flight.found.lock())
+    }
+
     pub(crate) fn offer_fallback(&self, fallback: Loaded<V>) {
         self.flight
             .progress
@@ -169,27 +196,25 @@ const SHARDS: usize = 64;
 mod tests {
     use super::*;
 
-    fn none() -> std::iter::Empty<&'static [u8]> {
-        std::iter::empty()
-    }
+    const NONE: &[&str] = &[];
 
     #[test]
     fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
         let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(leader, _) = flights.board(b"k", none(), &generations) else {
+        let Boarding::Leader(leader, _) = flights.board(b"k", NONE, &generations) else {
             panic!("no leader")
         };
         assert!(matches!(
-            flights.board(b"k", none(), &generations),
+            flights.board(b"k", NONE, &generations),
             Boarding::Joined(_)
         ));
         assert!(matches!(
-            flights.board(b"other", none(), &generations),
+            flights.board(b"other", NONE, &generations),
             Boarding::Leader(..)
         ));
         leader.land(Err(CacheError::Closed));
         assert!(matches!(
-            flights.board(b"k", none(), &generations),
+            flights.board(b"k", NONE, &generations),
             Boarding::Leader(..)
         ));
     }
@@ -197,26 +222,64 @@ mod tests {
     #[test]
     fn k3_nobody_joins_a_load_older_than_an_invalidation() {
         let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(first, _) = flights.board(b"k", none(), &generations) else {
+        let Boarding::Leader(first, _) = flights.board(b"k", NONE, &generations) else {
             panic!("no leader")
         };
         generations.bump_key(b"k");
-        let Boarding::Leader(second, _) = flights.board(b"k", none(), &generations) else {
+        let Boarding::Leader(second, _) = flights.board(b"k", NONE, &generations) else {
             panic!("joined an old load")
         };
         drop(first); // must not take the second out of the table
         assert!(matches!(
-            flights.board(b"k", none(), &generations),
+            flights.board(b"k", NONE, &generations),
             Boarding::Joined(_)
         ));
         drop(second);
         assert_eq!(flights.under_way(), 0);
     }
 
+    #[test]
+    fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
+        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
+        let Boarding::Leader(_bare, _) = flights.board(b"k", NONE, &generations) else {
+            panic!("no leader")
+        };
+        let Boarding::Leader(_tagged, _) = flights.board(b"k", &["red"], &generations) else {
+            panic!("joined a load without the tag")
+        };
+        assert!(matches!(
+            flights.board(b"k", NONE, &generations),
+            Boarding::Joined(_)
+        ));
+        assert!(matches!(
+            flights.board(b"k", &["red"], &generations),
+            Boarding::Joined(_)
+        ));
+    }
+
+    #[test]
+    fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
+        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
+        let Boarding::Leader(leader, _) = flights.board(b"k", NONE, &generations) else {
+            panic!("no leader")
+        };
+        leader.carries(generations.tag_stripes(&["red"]));
+        assert!(matches!(
+            flights.board(b"k", NONE, &generations),
+            Boarding::Joined(_)
+        ));
+        generations.bump_tag(b"red");
+        assert!(!generations.is_current(&leader.snapshot_of_found()));
+        assert!(matches!(
+            flights.board(b"k", NONE, &generations),
+            Boarding::Leader(..)
+        ));
+    }
+
     #[tokio::test]
     async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
         let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(leader, mut passenger) = flights.board(b"k", none(), &generations)
+        let Boarding::Leader(leader, mut passenger) = flights.board(b"k", NONE, &generations)
         else {
             panic!("no leader")
         };

@@ -143,14 +143,19 @@ impl Lifetime {
     /// Whether the age is so near the end of `fresh` that XFetch can say yes at all: the cheap test that
     /// spares nearly every hit the random number.
     pub(crate) fn near_end(self, age: Duration, cost: Duration, beta: f64) -> bool {
-        beta > 0.0 && age + cost.mul_f64(beta * LARGEST_DRAW) >= self.fresh
+        self.is_due(age, cost, beta, LARGEST_DRAW)
     }
 
     /// Whether a fresh value should be loaded again already (XFetch: Vattani, Chierichetti, Lowenstein,
     /// "Optimal probabilistic cache stampede prevention", VLDB 2015). `unit` is a random number in `0..1`.
     pub(crate) fn refresh_early(self, age: Duration, cost: Duration, beta: f64, unit: f64) -> bool {
         let draw = -unit.max((-LARGEST_DRAW).exp()).ln();
-        beta > 0.0 && age + cost.mul_f64(beta * draw) >= self.fresh
+        self.is_due(age, cost, beta, draw)
+    }
+
+    fn is_due(self, age: Duration, cost: Duration, beta: f64, draw: f64) -> bool {
+        let ahead = cost.as_secs_f64() * (beta * draw);
+        beta > 0.0 && age.as_secs_f64() + ahead >= self.fresh.as_secs_f64()
     }
 }
 

@@ -5,6 +5,9 @@
 //! counter, a load takes a [`Snapshot`] before it reads anything, and its value enters the memory tier only
 //! if the counters are still what they were. Two keys on one counter cost a needless refusal, never a wrong value.
 //!
+//! A value that comes from Redis may carry tags that no reader named. Their counters are looked at when the tags become known, and only
+//! then are the tags' tokens asked of Redis: what was invalidated before that look shows in the tokens, what comes after it in the counters.
+//!
 //! The *era* is one counter for all: it moves when the process may have missed invalidations that it cannot name.
 //! Entries of an earlier era are not fresh; they may still be served as stale by a class that allows it.
 
@@ -37,6 +40,15 @@ pub(crate) struct Snapshot {
     pub(crate) tags: TagStripes,
 }
 
+impl Snapshot {
+    /// The same, with more tags.
+    pub(crate) fn with(&self, tags: &[Stripe]) -> Self {
+        let mut all = self.clone();
+        all.tags.extend_from_slice(tags);
+        all
+    }
+}
+
 impl Generations {
     pub(crate) fn new() -> Self {
         let counters = || (0..STRIPES).map(|_| AtomicU32::new(0)).collect();
@@ -48,16 +60,12 @@ impl Generations {
         }
     }
 
-    pub(crate) fn snapshot<'t>(
-        &self,
-        key: &[u8],
-        tags: impl Iterator<Item = &'t [u8]>,
-    ) -> Snapshot {
+    pub(crate) fn snapshot<T: AsRef<[u8]>>(&self, key: &[u8], tags: &[T]) -> Snapshot {
         let era = self.era();
         Snapshot {
             era,
             key: self.look(&self.keys, key),
-            tags: tags.map(|tag| self.look(&self.tags, tag)).collect(),
+            tags: self.tag_stripes(tags),
         }
     }
 
@@ -113,8 +121,18 @@ impl Generations {
         }
     }
 
-    pub(crate) fn tag_stripes<'t>(&self, tags: impl Iterator<Item = &'t [u8]>) -> TagStripes {
-        tags.map(|tag| self.look(&self.tags, tag)).collect()
+    pub(crate) fn tag_stripes<T: AsRef<[u8]>>(&self, tags: &[T]) -> TagStripes {
+        tags.iter()
+            .map(|tag| self.look(&self.tags, tag.as_ref()))
+            .collect()
+    }
+
+    /// Whether an invalidation of any of these tags would move one of the counters.
+    pub(crate) fn cover<T: AsRef<[u8]>>(&self, stripes: &[Stripe], tags: &[T]) -> bool {
+        tags.iter().all(|tag| {
+            let index = self.index(tag.as_ref()) as u16;
+            stripes.iter().any(|stripe| stripe.index == index)
+        })
     }
 
     fn look(&self, counters: &[AtomicU32], name: &[u8]) -> Stripe {
@@ -149,7 +167,7 @@ mod tests {
     #[test]
     fn k6_a_snapshot_is_outdated_by_its_key_its_tags_and_the_era_only() {
         let generations = Generations::new();
-        let take = || generations.snapshot(b"key", [b"tag".as_slice()].into_iter());
+        let take = || generations.snapshot(b"key", &["tag"]);
         let overtaken = |by: &dyn Fn()| {
             let snapshot = take();
             assert!(generations.is_current(&snapshot));
@@ -161,6 +179,17 @@ mod tests {
         assert!(overtaken(&|| generations.begin_era()));
         assert!(!overtaken(&|| generations.bump_key(b"another")));
         assert!(!overtaken(&|| generations.bump_tag(b"key")));
+    }
+
+    #[test]
+    fn k11_a_tag_that_becomes_known_later_outdates_a_snapshot_too() {
+        let generations = Generations::new();
+        let bare = generations.snapshot::<&str>(b"key", &[]);
+        let found = generations.tag_stripes(&["found"]);
+        assert!(generations.cover(&found, &["found"]) && !generations.cover(&found, &["other"]));
+        let both = bare.with(&found);
+        generations.bump_tag(b"found");
+        assert!(generations.is_current(&bare) && !generations.is_current(&both));
     }
 
     #[test]

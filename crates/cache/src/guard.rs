@@ -4,7 +4,8 @@
 //! twenty. So loads pass a bulkhead (so many at once) and an admission rate (so many a second). What cannot go at once waits in
 //! a short queue, in which a load that a caller cannot do without stands before a refresh, and a hot key before a cold one;
 //! the queue is bounded in length and in time. After an outage refreshes are let in at a tenth of the rate, growing to
-//! all of it, so that refilling does not become the next outage. A breaker spares a database that fails.
+//! all of it, so that refilling does not become the next outage. A breaker spares a database that fails. A class may have bounds of its own
+//! within those of the whole, so that reports do not stand in the way of log-ins.
 
 mod line;
 
@@ -57,13 +58,39 @@ impl GuardOptions {
     }
 
     pub(crate) fn problem(&self) -> Option<&'static str> {
-        if self.concurrency == 0 {
-            Some("guard.concurrency must be at least 1")
-        } else if !(self.rate.is_finite() && self.rate >= 0.1) {
-            Some("guard.rate must be at least 0.1 a second")
-        } else {
-            None
-        }
+        problem(self.concurrency, self.rate)
+    }
+}
+
+/// Bounds of one class of data, within those of the whole. Without them a class may use all that [`GuardOptions`] allow.
+#[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
+pub struct ClassGuard {
+    /// Loads of the class at once.
+    pub concurrency: usize,
+    /// Loads of the class a second, with bursts of a tenth of that.
+    pub rate: f64,
+}
+
+impl ClassGuard {
+    /// These two bounds.
+    #[must_use]
+    pub fn new(concurrency: usize, rate: f64) -> Self {
+        Self { concurrency, rate }
+    }
+
+    pub(crate) fn problem(&self) -> Option<&'static str> {
+        problem(self.concurrency, self.rate)
+    }
+}
+
+fn problem(concurrency: usize, rate: f64) -> Option<&'static str> {
+    if concurrency == 0 {
+        Some("guard.concurrency must be at least 1")
+    } else if !(rate.is_finite() && rate >= 0.1) {
+        Some("guard.rate must be at least 0.1 a second")
+    } else {
+        None
     }
 }
 
@@ -92,6 +119,7 @@ pub(crate) struct Guard {
 /// The right to one load; its place is given back when it is dropped.
 pub(crate) struct Permit {
     guard: Guard,
+    lane: usize,
     breaker: Option<breaker::Permit>,
 }
 
@@ -108,11 +136,16 @@ pub struct GuardStatus {
 }
 
 impl Guard {
-    pub(crate) fn new(options: &GuardOptions, now: Instant) -> Self {
+    /// `classes` are the bounds of each class, in the order in which [`admit`](Self::admit) numbers them.
+    pub(crate) fn new(
+        options: &GuardOptions,
+        classes: &[Option<ClassGuard>],
+        now: Instant,
+    ) -> Self {
         let breaker = Breaker::new(BreakerConfig::default(), now)
             .expect("the default configuration is valid");
         let state = State {
-            line: Line::new(options, now),
+            line: Line::new(options, classes, now),
             breaker,
             pumping: false,
         };
@@ -125,11 +158,12 @@ impl Guard {
     /// Asks for admission; `queued` is called if that is not at once.
     pub(crate) async fn admit(
         &self,
+        lane: usize,
         urgency: Urgency,
         deadline: Instant,
         queued: impl FnOnce(),
     ) -> Result<Permit, Refusal> {
-        let place = self.take_place(urgency, deadline, queued).await?;
+        let place = self.take_place(lane, urgency, deadline, queued).await?;
         let now = clock();
         let admission = self.shared.lock().breaker.try_acquire(now);
         match admission {
@@ -147,6 +181,7 @@ impl Guard {
 
     async fn take_place(
         &self,
+        lane: usize,
         urgency: Urgency,
         deadline: Instant,
         queued: impl FnOnce(),
@@ -157,8 +192,8 @@ impl Guard {
             if let Some(refused) = state.refused_by_breaker(now) {
                 return Err(refused);
             }
-            match state.line.enter(urgency, now) {
-                Entry::Admitted => return Ok(self.permit()),
+            match state.line.enter(lane, urgency, now) {
+                Entry::Admitted => return Ok(self.permit(lane)),
                 Entry::Full { retry_after } => return Err(Refusal::Overloaded { retry_after }),
                 Entry::Waiting(turn) => turn,
             }
@@ -167,31 +202,32 @@ impl Guard {
         self.pump();
         let give_up = deadline.min(now + self.wait);
         match tokio::time::timeout_at(give_up.into(), &mut turn).await {
-            Ok(Ok(())) => Ok(self.permit()),
-            Ok(Err(_pushed_out)) => Err(self.overloaded()),
+            Ok(Ok(())) => Ok(self.permit(lane)),
+            Ok(Err(_pushed_out)) => Err(self.overloaded(lane)),
             Err(_too_late) => {
                 turn.close();
                 // The turn may have come in the very last moment; then the place is there to be used.
                 if turn.try_recv().is_ok() {
-                    Ok(self.permit())
+                    Ok(self.permit(lane))
                 } else {
-                    Err(self.overloaded())
+                    Err(self.overloaded(lane))
                 }
             }
         }
     }
 
-    fn permit(&self) -> Permit {
+    fn permit(&self, lane: usize) -> Permit {
         Permit {
             guard: self.clone(),
+            lane,
             breaker: None,
         }
     }
 
-    fn overloaded(&self) -> Refusal {
+    fn overloaded(&self, lane: usize) -> Refusal {
         let line = &self.shared.lock().line;
         Refusal::Overloaded {
-            retry_after: line.retry_after(),
+            retry_after: line.retry_after(lane),
         }
     }
 
@@ -204,7 +240,7 @@ impl Guard {
         let state = self.shared.lock();
         GuardStatus {
             running: state.line.running,
-            waiting: state.line.waiting.len(),
+            waiting: state.line.waiting(),
             open: state.breaker.state() == breaker::State::Open,
         }
     }
@@ -265,7 +301,7 @@ impl Drop for Permit {
     fn drop(&mut self) {
         {
             let mut state = self.guard.shared.lock();
-            state.line.running -= 1;
+            state.line.leave(self.lane);
             if let Some(permit) = self.breaker.take() {
                 state.breaker.forget(permit);
             }
@@ -304,16 +340,21 @@ mod tests {
 
     #[tokio::test]
     async fn k9_a_waiting_load_is_let_in_when_another_ends() {
-        let guard = Guard::new(&GuardOptions::new(1, 1000.0), clock());
+        let guard = Guard::new(&GuardOptions::new(1, 1000.0), &[None], clock());
         let deadline = clock() + Duration::from_secs(5);
         let first = guard
-            .admit(Urgency::Needed, deadline, || ())
+            .admit(0, Urgency::Needed, deadline, || ())
             .await
             .ok()
             .unwrap();
         let second = tokio::spawn({
             let guard = guard.clone();
-            async move { guard.admit(Urgency::Needed, deadline, || ()).await.is_ok() }
+            async move {
+                guard
+                    .admit(0, Urgency::Needed, deadline, || ())
+                    .await
+                    .is_ok()
+            }
         });
         while guard.status().waiting == 0 {
             tokio::task::yield_now().await;
@@ -325,11 +366,11 @@ mod tests {
 
     #[tokio::test]
     async fn k9_a_failing_database_is_left_alone() {
-        let guard = Guard::new(&GuardOptions::new(4, 1000.0), clock());
+        let guard = Guard::new(&GuardOptions::new(4, 1000.0), &[None], clock());
         let deadline = clock() + Duration::from_secs(5);
         let mut refusals = 0;
         for _ in 0..20 {
-            match guard.admit(Urgency::Needed, deadline, || ()).await {
+            match guard.admit(0, Urgency::Needed, deadline, || ()).await {
                 Ok(permit) => permit.record(Outcome::Failure),
                 Err(Refusal::Unavailable { retry_after }) => {
                     assert!(retry_after > Duration::ZERO);

@@ -58,12 +58,12 @@ mod trust;
 mod write;
 
 pub use answer::{Answer, Source, StaleReason};
-pub use batch::Warmed;
+pub use batch::{ReadMany, Warmed};
 pub use builder::{BuildError, CacheBuilder};
 pub use cache::{Cache, Read};
 pub use error::CacheError;
 pub use freshness::{InvalidTtl, Ttl};
-pub use guard::{GuardOptions, GuardStatus};
+pub use guard::{ClassGuard, GuardOptions, GuardStatus};
 pub use outbox::Transactional;
 pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
@@ -99,6 +99,7 @@ pub mod measured {
             payload,
         }
         .encode(compress_above)
+        .expect("there are no tags")
     }
 
     /// Decodes one; answers its length.

@@ -2,7 +2,8 @@
 //!
 //! The order carries the proof that nothing overtaken is ever stored (K6). The counters of the memory tier were looked at when the
 //! flight began, before anything was read. The lease is taken before the database is asked, so whatever invalidates the key
-//! after the read takes the lease away. A step that fails only ever costs the right to store, never the answer.
+//! after the read takes the lease away. A step that fails only ever costs the right to store, never the answer; and all the steps that
+//! ask Redis before the answer share one limit (K2).
 
 use std::error::Error;
 use std::future::Future;
@@ -15,22 +16,34 @@ use steadfast_core::policy::breaker::Outcome;
 
 use crate::answer::Source;
 use crate::cache::{Inner, clock};
+use crate::codec::message;
 use crate::error::CacheError;
 use crate::flight::{Leader, Loaded};
 use crate::freshness::{Freshness, Ttl};
 use crate::guard::{Refusal, Urgency};
 use crate::source::SourceError;
 use crate::tier::memory::Entry;
-use crate::tier::redis::{Fill, Lease, Look, RedisTier, Stored, Trouble};
+use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Stored, Trouble};
 
 /// What is known when a flight begins.
 pub(crate) struct Job<V> {
     pub(crate) class: Ttl,
+    /// The number of the class at the guard.
+    pub(crate) lane: usize,
     pub(crate) tags: Vec<Vec<u8>>,
     /// What the caller could serve meanwhile.
     pub(crate) held: Option<Arc<Entry<V>>>,
     /// Begun before it was necessary: gives way to any other process that does the same.
     pub(crate) early: bool,
+}
+
+impl<V> Job<V> {
+    pub(crate) fn urgency(&self) -> Urgency {
+        match &self.held {
+            Some(held) => Urgency::Refresh { heat: held.heat() },
+            None => Urgency::Needed,
+        }
+    }
 }
 
 /// What Redis had to say.
@@ -50,34 +63,26 @@ where
     let deadline = clock() + job.class.hard_limit;
     let lease = match &inner.redis {
         None => None,
-        Some(_) if inner.is_pending(&leader.key, &job.tags) => None,
+        Some(_) if inner.is_pending(Some(&leader.key), &job.tags) => None,
         Some(redis) => match inner.ask_redis(redis, &leader, &job, deadline).await {
             Stage::Answered(loaded) => return leader.land(Ok(loaded)),
             Stage::Load(lease) => lease,
         },
     };
-    let urgency = match &job.held {
-        Some(held) => Urgency::Refresh { heat: held.heat() },
-        None => Urgency::Needed,
-    };
+    let place = (job.lane, job.urgency());
     let queued = || leader.say_queued();
     let loaded = inner
-        .ask_database(urgency, &job.class, deadline, queued, load)
+        .ask_database(place, job.class.hard_limit, deadline, queued, load)
         .await;
     match loaded {
         Ok((value, cost)) => inner.store(&leader, &job.class, value, cost, lease).await,
-        Err(error) => {
-            leader.land(Err(error));
-            if let (Some(redis), Some(lease)) = (&inner.redis, lease) {
-                redis.release(&leader.key, &lease).await;
-            }
-        }
+        Err(error) => leader.land(Err(error)),
     }
 }
 
 impl<V: Clone + Send + Sync + 'static> Inner<V> {
     /// Whether Redis may still hold what this process has overwritten.
-    pub(crate) fn is_pending(&self, key: &[u8], tags: &[Vec<u8>]) -> bool {
+    pub(crate) fn is_pending<T: AsRef<[u8]>>(&self, key: Option<&[u8]>, tags: &[T]) -> bool {
         self.relay
             .as_ref()
             .is_some_and(|relay| relay.pending.concerns(key, tags))
@@ -86,15 +91,19 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     /// Looks, and if there is nothing takes the lease; while another process holds it, looks again.
     async fn ask_redis(
         &self,
-        redis: &RedisTier,
+        redis: &Arc<RedisTier>,
         leader: &Leader<V>,
         job: &Job<V>,
         deadline: Instant,
     ) -> Stage<V> {
+        let mut patience = redis.patience();
         let give_up = deadline.min(clock() + self.lease_wait);
         let mut pause = FIRST_LOOK;
         loop {
-            match self.look_and_lease(redis, leader, job, deadline).await {
+            match self
+                .look_and_lease(redis, leader, job, deadline, &mut patience)
+                .await
+            {
                 Ok(Some(stage)) => return stage,
                 Ok(None) => {}
                 Err(trouble) => {
@@ -119,12 +128,17 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     /// `None`: another process is loading.
     pub(crate) async fn look_and_lease(
         &self,
-        redis: &RedisTier,
+        redis: &Arc<RedisTier>,
         leader: &Leader<V>,
         job: &Job<V>,
         deadline: Instant,
+        patience: &mut Patience,
     ) -> Result<Option<Stage<V>>, Trouble> {
-        let seen = match redis.look(&leader.key, &job.tags).await? {
+        let carries = |tags: &[&[u8]]| self.may_carry(leader, tags);
+        let seen = match redis
+            .look(&leader.key, &job.tags, patience, &carries)
+            .await?
+        {
             Look::Miss(seen) => seen,
             Look::Hit(stored) => {
                 let seen = stored.seen.clone();
@@ -136,15 +150,29 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         };
         let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
         let lease = redis
-            .take_lease(&leader.key, &job.tags, &seen, life)
+            .take_lease(&leader.key, &job.tags, &seen, life, patience)
             .await?;
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
+    }
+
+    /// A value with tags that nobody named has been found: from here on they outdate the flight, and what this process has invalidated
+    /// and Redis has not heard of makes it none. Whatever was invalidated before shows in the tokens, which are asked for after this.
+    fn may_carry(&self, leader: &Leader<V>, tags: &[&[u8]]) -> bool {
+        if self.sabotage.tags_dropped {
+            return true;
+        }
+        leader.carries(self.generations.tag_stripes(tags));
+        !self.is_pending(None, tags)
     }
 
     /// Takes a value from Redis into memory; `None` if it does not answer the read, in which case it may still be a fallback.
     fn take_in(&self, leader: &Leader<V>, job: &Job<V>, stored: Stored) -> Option<Loaded<V>> {
         let bytes = stored.payload.as_ref().map_or(0, Vec::len);
-        let value = match stored.payload.map(self.codec.decode).transpose() {
+        let value = match stored
+            .payload
+            .map(|bytes| self.codec.decode(bytes))
+            .transpose()
+        {
             Ok(value) => value,
             Err(error) => {
                 tracing::warn!(%error, "a value in Redis cannot be decoded and is treated as missing");
@@ -152,7 +180,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
                 return None;
             }
         };
-        let snapshot = &leader.flight.snapshot;
+        let snapshot = &leader.snapshot_of_found();
         let now = clock();
         let loaded_at = now.checked_sub(stored.age).unwrap_or(now);
         let entry = Arc::new(Entry::new(
@@ -189,8 +217,8 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     /// Runs a loader under the guard and within its limit; answers with what it loaded and how long that took.
     pub(crate) async fn ask_database<T, L, F, E>(
         &self,
-        urgency: Urgency,
-        class: &Ttl,
+        (lane, urgency): (usize, Urgency),
+        limit: Duration,
         deadline: Instant,
         queued: impl FnOnce(),
         load: L,
@@ -200,7 +228,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         F: Future<Output = Result<T, E>> + Send,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        let permit = self.guard.admit(urgency, deadline, queued).await;
+        let permit = self.guard.admit(lane, urgency, deadline, queued).await;
         let permit = permit.map_err(|refusal| match refusal {
             Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
             Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
@@ -219,10 +247,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
                 let message = message(&*panic);
                 (Outcome::Success, Err(CacheError::LoadPanicked { message }))
             }
-            Err(_late) => {
-                let limit = class.hard_limit;
-                (Outcome::Failure, Err(CacheError::LoadTimeout { limit }))
-            }
+            Err(_late) => (Outcome::Failure, Err(CacheError::LoadTimeout { limit })),
         };
         permit.record(outcome);
         self.stats.loaded(result.is_ok(), cost);
@@ -238,13 +263,17 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         cost: Duration,
         lease: Option<Lease>,
     ) {
-        let encoded = match value.as_ref().map(self.codec.encode).transpose() {
+        let encoded = match value
+            .as_ref()
+            .map(|value| self.codec.encode(value))
+            .transpose()
+        {
             Ok(encoded) => encoded,
             Err(error) => return leader.land(Err(CacheError::Encode(error))),
         };
         let length = encoded.as_ref().map_or(0, bytes::Bytes::len);
         let life = class.lifetime(value.is_none(), self.draw());
-        let snapshot = &leader.flight.snapshot;
+        let snapshot = leader.snapshot();
         // The database may have been read at any moment of the load: the age is counted from its beginning.
         let now = clock();
         let loaded_at = now.checked_sub(cost).unwrap_or(now);
@@ -261,10 +290,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         if length > self.value_max {
             self.stats.not_stored.add(1);
         }
-        let (Some(redis), Some(lease)) = (&self.redis, lease) else {
-            return;
-        };
-        if keep {
+        if let Some(lease) = lease.filter(|_| keep) {
             let payload = encoded.as_deref();
             let fill = Fill {
                 payload,
@@ -272,10 +298,8 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
                 cost,
                 loaded_at,
             };
-            let filled = redis.fill(&leader.key, &lease, &fill).await;
+            let filled = lease.fill(&fill).await;
             tracing::trace!(?filled, "fill");
-        } else {
-            redis.release(&leader.key, &lease).await;
         }
     }
 }
@@ -303,12 +327,6 @@ fn is_infrastructure(error: &(dyn Error + Send + Sync + 'static)) -> bool {
         error = cause.source();
     }
     false
-}
-
-fn message(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "not a text".to_owned())
 }
 
 /// Another process is loading: how soon to look, at first and at last.

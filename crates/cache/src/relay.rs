@@ -54,6 +54,7 @@ pub(crate) struct RelayOptions {
     pub(crate) poll: Duration,
     pub(crate) lag_max: Duration,
     pub(crate) rows_max: i64,
+    pub(crate) pending_names: usize,
 }
 
 impl Relay {
@@ -61,7 +62,7 @@ impl Relay {
         Self {
             outbox,
             served,
-            pending: Arc::default(),
+            pending: Arc::new(Pending::new(options.pending_names)),
             poll: options.poll,
             lag_max: options.lag_max,
             rows_max: options.rows_max,

@@ -18,4 +18,6 @@ pub struct Sabotage {
     pub flight_not_detached: bool,
     /// An invalidation leaves the generations in memory as they are.
     pub stripe_not_bumped: bool,
+    /// A value from Redis is governed in memory only by the tags that its reader named.
+    pub tags_dropped: bool,
 }

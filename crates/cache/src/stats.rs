@@ -1,6 +1,6 @@
 //! Counts, once, for both who asks this process ([`crate::Cache::status`]) and who scrapes it (the `metrics` facade).
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::answer::Source;
@@ -30,7 +30,40 @@ impl Tally {
     }
 }
 
+/// A count that every hit raises: with one cell for all threads, they would wait for one another here.
+#[derive(Default)]
+struct Spread([Cell; CELLS]);
+
+/// A cache line, and its neighbour, which is fetched with it.
+#[derive(Default)]
+#[repr(align(128))]
+struct Cell(AtomicU64);
+
+impl Spread {
+    fn add_one(&self) {
+        let at = PLACE.with(|place| *place);
+        self.0[at].0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count(&self) -> u64 {
+        self.0
+            .iter()
+            .map(|cell| cell.0.load(Ordering::Relaxed))
+            .sum()
+    }
+}
+
+thread_local! {
+    static PLACE: usize = NEXT_PLACE.fetch_add(1, Ordering::Relaxed) % CELLS;
+}
+
+static NEXT_PLACE: AtomicUsize = AtomicUsize::new(0);
+const CELLS: usize = 16;
+
 pub(crate) struct Stats {
+    /// Fresh answers from memory, which are not counted in `answers`.
+    hits: Spread,
+    hits_exported: metrics::Counter,
     /// By source, fresh then stale.
     answers: [[Tally; 2]; Source::ALL.len()],
     errors: [Tally; ERRORS.len()],
@@ -61,6 +94,8 @@ impl Stats {
             })
         });
         Self {
+            hits: Spread::default(),
+            hits_exported: metrics::counter!("cache_requests_total", "source" => Source::Memory.as_str(), "stale" => "false"),
             answers,
             errors: ERRORS
                 .map(|kind| Tally::new(metrics::counter!("cache_errors_total", "kind" => kind))),
@@ -83,6 +118,11 @@ impl Stats {
             suspended: metrics::gauge!("cache_redis_suspended"),
             memory_bytes: metrics::gauge!("cache_memory_bytes"),
         }
+    }
+
+    pub(crate) fn hit(&self) {
+        self.hits.add_one();
+        self.hits_exported.increment(1);
     }
 
     pub(crate) fn answered(&self, source: Source, stale: bool) {
@@ -113,7 +153,7 @@ impl Stats {
     pub(crate) fn snapshot(&self) -> Counts {
         let answers = |source: Source| self.answers[source as usize].iter().map(Tally::count).sum();
         Counts {
-            memory: answers(Source::Memory),
+            memory: answers(Source::Memory) + self.hits.count(),
             redis: answers(Source::Redis),
             database: answers(Source::Database),
             default: answers(Source::Default),

@@ -1,11 +1,13 @@
 //! Bulkhead, rate and queue: pure but for the channel that tells a waiter of its turn.
 
+use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
+use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::{GuardOptions, Urgency};
+use super::{ClassGuard, GuardOptions, Urgency};
 
 /// See the module.
 pub(super) struct Line {
@@ -17,10 +19,22 @@ pub(super) struct Line {
     ramp: Duration,
     pub(super) ramp_from: Option<Instant>,
     bound: usize,
-    /// By urgency, then by order of arrival, the earlier the greater.
-    pub(super) waiting: BTreeMap<(Urgency, std::cmp::Reverse<u64>), oneshot::Sender<()>>,
+    /// One for each class.
+    lanes: Box<[Lane]>,
     arrivals: u64,
 }
+
+/// The loads of one class, with the bounds of its own.
+struct Lane {
+    concurrency: usize,
+    running: usize,
+    rate: f64,
+    bucket: Bucket,
+    waiting: BTreeMap<Place, oneshot::Sender<()>>,
+}
+
+/// By urgency, then by order of arrival, the earlier the greater.
+type Place = (Urgency, Reverse<u64>);
 
 pub(super) enum Entry {
     Admitted,
@@ -29,8 +43,20 @@ pub(super) enum Entry {
 }
 
 impl Line {
-    pub(super) fn new(options: &GuardOptions, now: Instant) -> Self {
+    pub(super) fn new(options: &GuardOptions, lanes: &[Option<ClassGuard>], now: Instant) -> Self {
         let burst = (options.rate / 10.0).max(1.0);
+        let lane = |own: &Option<ClassGuard>| {
+            let (concurrency, rate) = own.map_or((usize::MAX, f64::INFINITY), |own| {
+                (own.concurrency, own.rate)
+            });
+            Lane {
+                concurrency,
+                running: 0,
+                rate,
+                bucket: Bucket::full((rate / 10.0).max(1.0), now),
+                waiting: BTreeMap::new(),
+            }
+        };
         Self {
             concurrency: options.concurrency,
             running: 0,
@@ -40,69 +66,119 @@ impl Line {
             ramp: options.ramp,
             ramp_from: None,
             bound: options.waiting,
-            waiting: BTreeMap::new(),
+            lanes: lanes.iter().map(lane).collect(),
             arrivals: 0,
         }
     }
 
-    pub(super) fn enter(&mut self, urgency: Urgency, now: Instant) -> Entry {
+    pub(super) fn enter(&mut self, lane: usize, urgency: Urgency, now: Instant) -> Entry {
         self.let_in(now);
-        if self.waiting.is_empty()
-            && self.running < self.concurrency
-            && self.pay(urgency, now).is_ok()
+        if self.running < self.concurrency
+            && self.lanes[lane].is_open_to(urgency)
+            && self.pay(lane, urgency, now).is_ok()
         {
-            self.running += 1;
+            self.take(lane);
             return Entry::Admitted;
         }
-        if self.waiting.len() >= self.bound {
-            self.waiting.retain(|_, turn| !turn.is_closed());
-        }
-        let least = self.waiting.first_key_value().map(|(key, _)| key.0);
-        if self.waiting.len() >= self.bound {
-            if least.is_none_or(|least| least >= urgency) {
-                return Entry::Full {
-                    retry_after: self.retry_after(),
-                };
-            }
-            self.waiting.pop_first(); // its sender is dropped, which refuses it
+        if self.waiting() >= self.bound && !self.make_room_for(urgency) {
+            return Entry::Full {
+                retry_after: self.retry_after(lane),
+            };
         }
         let (turn, told) = oneshot::channel();
         self.arrivals += 1;
-        self.waiting
-            .insert((urgency, std::cmp::Reverse(self.arrivals)), turn);
+        let place = (urgency, Reverse(self.arrivals));
+        self.lanes[lane].waiting.insert(place, turn);
         Entry::Waiting(told)
     }
 
-    /// Admits in order of urgency; answers how long until the next could go, if only the rate holds it back.
+    /// Admits in order of urgency whom the bounds of his class allow; answers how long until the next could go, if only a rate holds him back.
     pub(super) fn let_in(&mut self, now: Instant) -> Option<Duration> {
+        let mut soonest: Option<Duration> = None;
+        let mut held_back: SmallVec<[usize; 8]> = SmallVec::new();
         while self.running < self.concurrency {
-            let (key, turn) = self.waiting.pop_last()?;
-            if turn.is_closed() {
+            let open = self.lanes.iter_mut().enumerate();
+            let open = open.filter(|(at, lane)| lane.has_room() && !held_back.contains(at));
+            let next = open
+                .filter_map(|(at, lane)| Some((lane.first()?, at)))
+                .max();
+            let Some((place, lane)) = next else {
+                return soonest;
+            };
+            if let Err(pause) = self.pay(lane, place.0, now) {
+                let pause = pause.max(Duration::from_millis(1));
+                soonest = Some(soonest.map_or(pause, |soonest| soonest.min(pause)));
+                held_back.push(lane);
                 continue;
             }
-            if let Err(pause) = self.pay(key.0, now) {
-                self.waiting.insert(key, turn);
-                return Some(pause.max(Duration::from_millis(1)));
-            }
-            if turn.send(()).is_ok() {
-                self.running += 1;
+            let turn = self.lanes[lane].waiting.remove(&place);
+            if turn.is_some_and(|turn| turn.send(()).is_ok()) {
+                self.take(lane);
             }
         }
         None
     }
 
-    fn pay(&mut self, urgency: Urgency, now: Instant) -> Result<(), Duration> {
+    pub(super) fn leave(&mut self, lane: usize) {
+        self.running -= 1;
+        self.lanes[lane].running -= 1;
+    }
+
+    pub(super) fn waiting(&self) -> usize {
+        self.lanes.iter().map(|lane| lane.waiting.len()).sum()
+    }
+
+    pub(super) fn retry_after(&self, lane: usize) -> Duration {
+        let lane = &self.lanes[lane];
+        let all = (self.waiting() + 1) as f64 / self.rate;
+        let own = (lane.waiting.len() + 1) as f64 / lane.rate;
+        Duration::from_secs_f64(all.max(own).clamp(0.01, 60.0))
+    }
+
+    fn take(&mut self, lane: usize) {
+        self.running += 1;
+        self.lanes[lane].running += 1;
+    }
+
+    /// Of a full queue: drops who has gone away, else the least wanted of all if he is less wanted than this; which refuses him.
+    fn make_room_for(&mut self, urgency: Urgency) -> bool {
+        for lane in &mut self.lanes {
+            lane.waiting.retain(|_, turn| !turn.is_closed());
+        }
+        if self.waiting() < self.bound {
+            return true;
+        }
+        let last = |lane: &Lane| lane.waiting.first_key_value().map(|(place, _)| *place);
+        let least = (0..self.lanes.len())
+            .filter_map(|lane| Some((last(&self.lanes[lane])?, lane)))
+            .min();
+        match least {
+            Some((place, lane)) if place.0 < urgency => {
+                self.lanes[lane].waiting.remove(&place);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn pay(&mut self, lane: usize, urgency: Urgency, now: Instant) -> Result<(), Duration> {
         let share = self.ramp_share(now);
+        let lane = &mut self.lanes[lane];
         self.all.refill(self.rate, now);
         self.refreshes.refill(self.rate * share, now);
+        lane.bucket.refill(lane.rate, now);
         let refresh = matches!(urgency, Urgency::Refresh { .. });
         if self.all.tokens < 1.0 {
             return Err(self.all.until_one(self.rate));
+        }
+        if lane.bucket.tokens < 1.0 {
+            return Err(lane.bucket.until_one(lane.rate));
         }
         if refresh && self.refreshes.tokens < 1.0 {
             return Err(self.refreshes.until_one(self.rate * share));
         }
         self.all.tokens -= 1.0;
+        lane.bucket.tokens -= 1.0;
         if refresh {
             self.refreshes.tokens -= 1.0;
         }
@@ -120,9 +196,28 @@ impl Line {
         }
         (0.1 + 0.9 * passed).min(1.0)
     }
+}
 
-    pub(super) fn retry_after(&self) -> Duration {
-        Duration::from_secs_f64(((self.waiting.len() + 1) as f64 / self.rate).clamp(0.01, 60.0))
+impl Lane {
+    fn has_room(&self) -> bool {
+        self.running < self.concurrency
+    }
+
+    /// Whether nobody of this class waits who is wanted as much.
+    fn is_open_to(&self, urgency: Urgency) -> bool {
+        let ahead = self.waiting.last_key_value();
+        self.has_room() && ahead.is_none_or(|(place, _)| place.0 < urgency)
+    }
+
+    /// Who would go first; forgets those before him who have gone away.
+    fn first(&mut self) -> Option<Place> {
+        while let Some(first) = self.waiting.last_entry() {
+            if !first.get().is_closed() {
+                return Some(*first.key());
+            }
+            first.remove();
+        }
+        None
     }
 }
 
@@ -143,7 +238,9 @@ impl Bucket {
 
     fn refill(&mut self, rate: f64, now: Instant) {
         let passed = now.saturating_duration_since(self.at).as_secs_f64();
-        self.tokens = (self.tokens + passed * rate).min(self.burst);
+        if self.burst.is_finite() {
+            self.tokens = (self.tokens + passed * rate).min(self.burst);
+        }
         self.at = self.at.max(now);
     }
 
@@ -165,6 +262,7 @@ mod tests {
                     waiting,
                     ..GuardOptions::new(concurrency, rate)
                 },
+                &[None, None],
                 now,
             ),
             now,
@@ -187,7 +285,7 @@ mod tests {
         let (mut line, now) = line(3, 1e6, 10);
         assert_eq!(
             (0..10)
-                .filter(|_| admitted(line.enter(Urgency::Needed, now)))
+                .filter(|_| admitted(line.enter(0, Urgency::Needed, now)))
                 .count(),
             3
         );
@@ -197,7 +295,9 @@ mod tests {
     fn k9_no_more_in_a_second_than_the_rate_and_its_burst() {
         let (mut line, start) = line(1_000_000, 100.0, 0);
         let went = (0..1000)
-            .filter(|ms| admitted(line.enter(Urgency::Needed, start + Duration::from_millis(*ms))))
+            .filter(|ms| {
+                admitted(line.enter(0, Urgency::Needed, start + Duration::from_millis(*ms)))
+            })
             .count();
         assert!((105..=110).contains(&went), "{went}");
     }
@@ -205,13 +305,13 @@ mod tests {
     #[test]
     fn k9_who_is_needed_goes_first_then_the_hottest() {
         let (mut line, now) = line(1, 1e6, 10);
-        assert!(admitted(line.enter(Urgency::Needed, now)));
-        let mut cold = queued(line.enter(Urgency::Refresh { heat: 1 }, now));
-        let mut hot = queued(line.enter(Urgency::Refresh { heat: 9 }, now));
-        let mut needed = queued(line.enter(Urgency::Needed, now));
+        assert!(admitted(line.enter(0, Urgency::Needed, now)));
+        let mut cold = queued(line.enter(0, Urgency::Refresh { heat: 1 }, now));
+        let mut hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now));
+        let mut needed = queued(line.enter(0, Urgency::Needed, now));
         for turn in [&mut needed, &mut hot, &mut cold] {
             assert!(turn.try_recv().is_err());
-            line.running -= 1;
+            line.leave(0);
             line.let_in(now);
             assert!(turn.try_recv().is_ok());
         }
@@ -220,18 +320,44 @@ mod tests {
     #[test]
     fn k9_a_full_queue_pushes_out_the_coldest() {
         let (mut line, now) = line(1, 1e6, 2);
-        assert!(admitted(line.enter(Urgency::Needed, now)));
-        let mut coldest = queued(line.enter(Urgency::Refresh { heat: 1 }, now));
-        let _warm = queued(line.enter(Urgency::Refresh { heat: 5 }, now));
+        assert!(admitted(line.enter(0, Urgency::Needed, now)));
+        let mut coldest = queued(line.enter(0, Urgency::Refresh { heat: 1 }, now));
+        let _warm = queued(line.enter(0, Urgency::Refresh { heat: 5 }, now));
         assert!(matches!(
-            line.enter(Urgency::Refresh { heat: 0 }, now),
+            line.enter(0, Urgency::Refresh { heat: 0 }, now),
             Entry::Full { .. }
         ));
-        let _hot = queued(line.enter(Urgency::Refresh { heat: 9 }, now));
+        let _hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now));
         assert_eq!(
             coldest.try_recv(),
             Err(oneshot::error::TryRecvError::Closed)
         );
+    }
+
+    #[test]
+    fn k9_a_class_at_its_own_bounds_holds_up_no_other() {
+        let now = clock();
+        let reports = ClassGuard::new(1, 10.0);
+        let lanes = [Some(reports), None];
+        let mut line = Line::new(&GuardOptions::new(3, 1e6), &lanes, now);
+        assert!(admitted(line.enter(0, Urgency::Needed, now)));
+        let mut second = queued(line.enter(0, Urgency::Needed, now));
+        let mut third = queued(line.enter(0, Urgency::Needed, now));
+        assert!(admitted(line.enter(1, Urgency::Refresh { heat: 0 }, now)));
+        assert!(admitted(line.enter(1, Urgency::Needed, now)));
+        let mut other = queued(line.enter(1, Urgency::Refresh { heat: 0 }, now));
+        // A place of the whole is free, but none of the class that waited first.
+        line.leave(1);
+        assert_eq!(line.let_in(now), None);
+        assert!(second.try_recv().is_err() && other.try_recv().is_ok());
+        // A place of the class is free, but its rate is used up: when to look again is told.
+        line.leave(0);
+        let pause = line.let_in(now).unwrap();
+        assert!(pause > Duration::from_millis(50) && pause <= Duration::from_millis(100));
+        assert!(line.let_in(now + pause).is_some() || second.try_recv().is_ok());
+        assert!(third.try_recv().is_err());
+        assert!(line.retry_after(0) >= Duration::from_millis(200));
+        assert!(line.retry_after(1) < Duration::from_millis(50));
     }
 
     #[test]
@@ -242,14 +368,16 @@ mod tests {
         let refresh = |line: &mut Line, from: u64| {
             let at = |ms| start + Duration::from_millis(from + ms);
             (0..1000)
-                .filter(|ms| admitted(line.enter(Urgency::Refresh { heat: 1 }, at(*ms))))
+                .filter(|ms| admitted(line.enter(0, Urgency::Refresh { heat: 1 }, at(*ms))))
                 .count()
         };
         let first = refresh(&mut line, 0);
         assert!((150..=250).contains(&first), "{first}");
-        assert!(admitted(
-            line.enter(Urgency::Needed, start + Duration::from_secs(1))
-        ));
+        assert!(admitted(line.enter(
+            0,
+            Urgency::Needed,
+            start + Duration::from_secs(1)
+        )));
         let fourth = refresh(&mut line, 3000);
         assert!((600..=900).contains(&fourth), "{fourth}");
     }

@@ -1,7 +1,8 @@
 //! The tier in this process's memory.
 //!
 //! A hit must cost no more than a look-up: no lock that all keys share, no decoding, nothing allocated. So values are
-//! kept decoded, and everything that decides whether one may be served is in the entry or in an atomic.
+//! kept decoded, and everything that decides whether one may be served is in the entry or in an atomic. The map is cut into shards, in which a
+//! hit takes a lock for reading and writes one byte; `docs/design/speed-of-the-cache.md` says why this map.
 //!
 //! An entry becomes visible in two steps. It is put into the map unpublished, then the counters are looked at, and only if
 //! no invalidation has come is it published. An invalidation first moves the counters, then removes. So whichever comes second sees the other:
@@ -11,13 +12,26 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use quick_cache::sync::{Cache as Map, DefaultLifecycle};
+use quick_cache::{OptionsBuilder, Weighter};
+
 use crate::freshness::{Freshness, Lifetime};
 use crate::generation::{Generations, Snapshot, TagStripes};
 
 use super::Key;
 
 pub(crate) struct Memory<V> {
-    map: moka::sync::Cache<Key, Arc<Entry<V>>, foldhash::quality::RandomState>,
+    map: Map<Key, Arc<Entry<V>>, Weigh, foldhash::quality::RandomState>,
+}
+
+/// Bytes of an entry with its key.
+#[derive(Clone)]
+struct Weigh;
+
+impl<V> Weighter<Key, Arc<Entry<V>>> for Weigh {
+    fn weight(&self, key: &Key, entry: &Arc<Entry<V>>) -> u64 {
+        u64::from(entry.weight) + key.len() as u64
+    }
 }
 
 #[derive(Debug)]
@@ -82,21 +96,36 @@ impl<V> Entry<V> {
 }
 
 impl<V: Clone + Send + Sync + 'static> Memory<V> {
-    pub(crate) fn new(bytes: u64) -> Self {
-        let map = moka::sync::Cache::builder()
-            .max_capacity(bytes)
-            .weigher(|key: &Key, entry: &Arc<Entry<V>>| {
-                entry.weight.saturating_add(key.len() as u32)
-            })
-            .build_with_hasher(foldhash::quality::RandomState::default());
-        Self { map }
+    /// `value_max` is the longest value that has to find room: a shard must hold several of that length.
+    pub(crate) fn new(bytes: u64, value_max: usize) -> Self {
+        let longest = (value_max + OVERHEAD) as u64;
+        let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+        // The map rounds up to a power of two, so this must be one already.
+        let shards = (bytes / (longest * 4)).clamp(1, (cores * 4).next_power_of_two());
+        let shards = 1 << shards.ilog2();
+        let options = OptionsBuilder::new()
+            .weight_capacity(bytes)
+            .estimated_items_capacity((bytes / TYPICAL).clamp(64, 1 << 24) as usize)
+            .shards(shards)
+            .build()
+            .expect("both of the settings that it asks for are given");
+        let hasher = foldhash::quality::RandomState::default();
+        Self {
+            map: Map::with_options(options, Weigh, hasher, DefaultLifecycle::default()),
+        }
     }
 
-    /// What is there, unless it has been invalidated. Freshness is the caller's to judge.
-    pub(crate) fn get(&self, key: &[u8], generations: &Generations) -> Option<Arc<Entry<V>>> {
+    /// What is there, unless it has been invalidated or does not carry a tag that the reader names. Freshness is the caller's to judge.
+    pub(crate) fn get<T: AsRef<[u8]>>(
+        &self,
+        key: &[u8],
+        tags: &[T],
+        generations: &Generations,
+    ) -> Option<Arc<Entry<V>>> {
         let entry = self.map.get(key)?;
-        let valid =
-            entry.published.load(Ordering::SeqCst) && generations.tags_are_current(&entry.tags);
+        let valid = entry.published.load(Ordering::SeqCst)
+            && generations.tags_are_current(&entry.tags)
+            && generations.cover(&entry.tags, tags);
         valid.then_some(entry)
     }
 
@@ -111,7 +140,7 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
         if !generations.is_current(snapshot) {
             return false;
         }
-        if let Some(previous) = self.map.get(&**key) {
+        if let Some(previous) = self.map.peek(&**key) {
             entry.hits.store(previous.heat() / 2, Ordering::Relaxed);
         }
         self.map.insert(key.clone(), entry.clone());
@@ -119,38 +148,44 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
         if current {
             entry.published.store(true, Ordering::SeqCst);
         } else {
-            self.map.invalidate(&**key);
+            self.map
+                .remove_if(&**key, |there| Arc::ptr_eq(there, entry));
         }
         current
     }
 
     pub(crate) fn remove(&self, key: &[u8]) {
-        self.map.invalidate(key);
+        self.map.remove(key);
     }
 
     pub(crate) fn clear(&self) {
-        self.map.invalidate_all();
+        self.map.clear();
     }
 
     /// Bytes held, keys and an estimate of the overhead included.
     pub(crate) fn bytes(&self) -> u64 {
-        self.map.weighted_size()
+        self.map.weight()
     }
 
     pub(crate) fn entries(&self) -> u64 {
-        self.map.entry_count()
+        self.map.len() as u64
     }
 }
 
 /// What the map and the entry take beside key and value, roughly.
 const OVERHEAD: usize = 200;
 
+/// What an entry may weigh; only sizes the map's own books.
+const TYPICAL: u64 = 512;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const NONE: &[&str] = &[];
+
     fn entry(generations: &Generations, key: &[u8], value: u32) -> (Arc<Entry<u32>>, Snapshot) {
-        let snapshot = generations.snapshot(key, [b"tag".as_slice()].into_iter());
+        let snapshot = generations.snapshot(key, &["tag"]);
         let now = tokio::time::Instant::now().into_std();
         let life = Lifetime {
             fresh: Duration::from_secs(1),
@@ -171,34 +206,61 @@ mod tests {
 
     #[test]
     fn k6_a_value_loaded_before_an_invalidation_does_not_enter() {
-        let (memory, generations) = (Memory::new(1 << 20), Generations::new());
+        let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
         let key: Key = Arc::from(b"k".as_slice());
         let (value, snapshot) = entry(&generations, &key, 1);
         generations.bump_key(&key);
         assert!(!memory.insert(&key, &value, &snapshot, &generations));
-        assert!(memory.get(&key, &generations).is_none());
+        assert!(memory.get(&key, NONE, &generations).is_none());
     }
 
     #[test]
     fn k11_a_tag_takes_its_entries_out() {
-        let (memory, generations) = (Memory::new(1 << 20), Generations::new());
+        let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
         let key: Key = Arc::from(b"k".as_slice());
         let (value, snapshot) = entry(&generations, &key, 1);
         assert!(memory.insert(&key, &value, &snapshot, &generations));
-        assert!(memory.get(&key, &generations).is_some());
+        assert!(memory.get(&key, NONE, &generations).is_some());
         generations.bump_tag(b"tag");
-        assert!(memory.get(&key, &generations).is_none());
+        assert!(memory.get(&key, NONE, &generations).is_none());
+    }
+
+    #[test]
+    fn k11_a_reader_who_names_a_tag_gets_only_what_carries_it() {
+        let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
+        let key: Key = Arc::from(b"k".as_slice());
+        let (value, snapshot) = entry(&generations, &key, 1);
+        assert!(memory.insert(&key, &value, &snapshot, &generations));
+        assert!(memory.get(&key, &["tag"], &generations).is_some());
+        assert!(memory.get(&key, NONE, &generations).is_some());
+        assert!(memory.get(&key, &["tag", "other"], &generations).is_none());
+    }
+
+    #[test]
+    fn k10_the_longest_value_finds_room_on_any_number_of_cores() {
+        for (bytes, value_max) in [(64 << 20, 1 << 20), (1 << 20, 200_000), (4000, 1000)] {
+            let (memory, generations) = (Memory::new(bytes, value_max), Generations::new());
+            let key: Key = Arc::from(b"k".as_slice());
+            let snapshot = generations.snapshot(&key, NONE);
+            let now = tokio::time::Instant::now().into_std();
+            let life = Lifetime {
+                fresh: Duration::from_secs(1),
+                keep: Duration::from_secs(2),
+            };
+            let longest = Entry::new(Some(1u32), now, life, Duration::ZERO, &snapshot, value_max);
+            memory.insert(&key, &Arc::new(longest), &snapshot, &generations);
+            assert!(memory.get(&key, NONE, &generations).is_some(), "{bytes}");
+        }
     }
 
     #[test]
     fn k10_memory_is_bounded_in_bytes() {
-        let (memory, generations) = (Memory::new(100_000), Generations::new());
+        let (memory, generations) = (Memory::new(100_000, 1000), Generations::new());
         for n in 0..10_000u32 {
             let key: Key = Arc::from(n.to_le_bytes().as_slice());
             let (value, snapshot) = entry(&generations, &key, n);
             memory.insert(&key, &value, &snapshot, &generations);
         }
-        memory.map.run_pending_tasks();
         assert!(memory.bytes() <= 100_000, "{}", memory.bytes());
         assert!(memory.entries() > 100);
     }
@@ -208,7 +270,7 @@ mod tests {
     #[test]
     fn k6_no_interleaving_shows_an_overtaken_value() {
         use std::sync::atomic::AtomicU32;
-        let memory = Arc::new(Memory::new(1 << 20));
+        let memory = Arc::new(Memory::new(1 << 20, 1000));
         let generations = Arc::new(Generations::new());
         let (truth, floor) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
         let key: Key = Arc::from(b"k".as_slice());
@@ -216,7 +278,7 @@ mod tests {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        let snapshot = generations.snapshot(&key, std::iter::empty());
+                        let snapshot = generations.snapshot(&key, NONE);
                         let read = truth.load(Ordering::SeqCst);
                         let now = tokio::time::Instant::now().into_std();
                         let life = Lifetime {
@@ -233,7 +295,7 @@ mod tests {
                         ));
                         memory.insert(&key, &entry, &snapshot, &generations);
                         let least = floor.load(Ordering::SeqCst);
-                        if let Some(found) = memory.get(&key, &generations) {
+                        if let Some(found) = memory.get(&key, NONE, &generations) {
                             assert!(found.value.unwrap() >= least);
                         }
                     }

@@ -9,9 +9,11 @@
 
 mod apply;
 mod fill;
+mod patience;
 mod scripts;
 
 pub(crate) use fill::{Fill, Lease, Season};
+pub(crate) use patience::Patience;
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -120,19 +122,38 @@ impl RedisTier {
         &self.names
     }
 
-    /// Asks for a value. If Redis turns out to be another than was believed, once more.
-    pub(crate) async fn look(&self, key: &[u8], tags: &[Vec<u8>]) -> Answer<Look> {
-        let standing = self.standing().await?;
-        match self.look_once(key, tags, standing).await {
+    /// What one read may spend here.
+    pub(crate) fn patience(&self) -> Patience {
+        Patience::new(self.limit)
+    }
+
+    /// Asks for a value. If Redis turns out to be another than was believed, once more. A value that lacks one of the tags is none. `carries`
+    /// is told of the tags that it has beside them, before their tokens are asked for, and may refuse the value.
+    pub(crate) async fn look(
+        &self,
+        key: &[u8],
+        tags: &[Vec<u8>],
+        patience: &mut Patience,
+        carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
+    ) -> Answer<Look> {
+        let standing = self.standing(patience).await?;
+        match self.look_once(key, tags, standing, patience, carries).await {
             Err(Trouble::Replaced) => {
-                let standing = self.standing().await?;
-                self.look_once(key, tags, standing).await
+                let standing = self.standing(patience).await?;
+                self.look_once(key, tags, standing, patience, carries).await
             }
             other => other,
         }
     }
 
-    async fn look_once(&self, key: &[u8], tags: &[Vec<u8>], standing: Standing) -> Answer<Look> {
+    async fn look_once(
+        &self,
+        key: &[u8],
+        tags: &[Vec<u8>],
+        standing: Standing,
+        patience: &mut Patience,
+        carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
+    ) -> Answer<Look> {
         let value_key = self.names.value(&standing.epoch, key);
         let mut ask = redis::cmd("MGET");
         ask.arg(self.names.epoch())
@@ -144,7 +165,8 @@ impl RedisTier {
         // The time left is asked first: if the value is replaced in between, it seems older than it is, not younger.
         let mut pipe = redis::pipe();
         pipe.cmd("PTTL").arg(&value_key).add_command(ask);
-        let (remaining, found): (i64, Vec<Option<Vec<u8>>>) = self.ask_pipe(&pipe).await?;
+        let (remaining, found): (i64, Vec<Option<Vec<u8>>>) =
+            patience.spend(|limit| self.ask_pipe(&pipe, limit)).await?;
         let [epoch, watermark, bytes, tokens @ ..] = found.as_slice() else {
             return Err(Trouble::NotAsked("its answer has another shape"));
         };
@@ -160,81 +182,71 @@ impl RedisTier {
             standing,
             head: bytes.iter().take(HEAD).copied().collect(),
         };
-        match self.open(bytes, remaining, tags, tokens).await? {
-            Ok(Some((life, cost, age, payload))) => Ok(Look::Hit(Stored {
-                life,
-                cost,
-                age,
-                payload,
-                seen,
-            })),
-            Ok(None) => Ok(Look::Miss(seen)),
+        let (envelope, age) = match self.open(bytes, remaining) {
+            Ok(opened) => opened,
             Err(damage) => {
                 tracing::warn!(%damage, "a value in Redis is treated as missing");
                 self.stats.damaged.add(1);
-                Ok(Look::Miss(seen))
+                return Ok(Look::Miss(seen));
             }
-        }
-    }
-
-    /// Judges the bytes of a value: `None` if one of its tags has been invalidated.
-    #[allow(
-        clippy::type_complexity,
-        reason = "two failures of different kind, told apart at the only caller"
-    )]
-    async fn open(
-        &self,
-        bytes: &[u8],
-        remaining_ms: i64,
-        tags: &[Vec<u8>],
-        tokens: &[Option<Vec<u8>>],
-    ) -> Answer<Result<Option<(Lifetime, Duration, Duration, Option<Vec<u8>>)>, Damage>> {
-        let envelope = match Envelope::decode(bytes, self.value_max) {
-            Ok(envelope) => envelope,
-            Err(damage) => return Ok(Err(damage)),
         };
-        // The time it has left, by Redis's own clock, tells its age; the host's clock is not asked.
-        let keep = envelope.life.keep;
-        let Ok(remaining) = u64::try_from(remaining_ms).map(Duration::from_millis) else {
-            return Ok(Err(Damage::Corrupt));
+        let Some(unnamed) = unnamed(&envelope, tags, tokens) else {
+            return Ok(Look::Miss(seen));
         };
-        let Some(age) = (keep + TOLERANCE).checked_sub(remaining) else {
-            return Ok(Err(Damage::Corrupt));
-        };
-        let age = age.saturating_sub(TOLERANCE);
-
-        let mut unnamed = Vec::new();
-        for (tag, token) in &envelope.tags {
-            match tags.iter().position(|name| name == &**tag) {
-                Some(at)
-                    if tokens
-                        .get(at)
-                        .is_some_and(|now| now.as_deref() == Some(token)) => {}
-                Some(_) => return Ok(Ok(None)),
-                None => unnamed.push((self.names.tag(tag), *token)),
-            }
-        }
         if !unnamed.is_empty() {
-            let mut ask = redis::cmd("MGET");
-            for (name, _) in &unnamed {
-                ask.arg(name);
-            }
-            let tokens: Vec<Option<Vec<u8>>> = self.ask(&ask).await?;
-            if unnamed
-                .iter()
-                .zip(&tokens)
-                .any(|((_, token), now)| now.as_deref() != Some(token))
-            {
-                return Ok(Ok(None));
+            let names: Vec<&[u8]> = unnamed.iter().map(|(name, _)| *name).collect();
+            if !carries(&names) || !self.hold(&unnamed, &seen.standing, patience).await? {
+                return Ok(Look::Miss(seen));
             }
         }
-        Ok(Ok(Some((
-            envelope.life,
-            envelope.cost,
+        Ok(Look::Hit(Stored {
+            life: envelope.life,
+            cost: envelope.cost,
             age,
-            envelope.payload.map(Cow::into_owned),
-        ))))
+            payload: envelope.payload.map(Cow::into_owned),
+            seen,
+        }))
     }
+
+    /// Judges the bytes of a value, and tells its age.
+    fn open<'b>(
+        &self,
+        bytes: &'b [u8],
+        remaining_ms: i64,
+    ) -> Result<(Envelope<'b>, Duration), Damage> {
+        let envelope = Envelope::decode(bytes, self.value_max)?;
+        // The time it has left, by Redis's own clock, tells its age; the host's clock is not asked.
+        let remaining = u64::try_from(remaining_ms).map_err(|_| Damage::Corrupt)?;
+        let age = (envelope.life.keep + TOLERANCE)
+            .checked_sub(Duration::from_millis(remaining))
+            .ok_or(Damage::Corrupt)?;
+        Ok((envelope, age.saturating_sub(TOLERANCE)))
+    }
+
+    /// Whether these tags still have these tokens, in the Redis that the value came from.
+    async fn hold(
+        &self,
+        tags: &[(&[u8], Token)],
+        standing: &Standing,
+        patience: &mut Patience,
+    ) -> Answer<bool> {
+        let mut ask = redis::cmd("MGET");
+        ask.arg(self.names.epoch()).arg(self.names.watermark());
+        for (tag, _) in tags {
+            ask.arg(self.names.tag(tag));
+        }
+        let found: Vec<Option<Vec<u8>>> =
+            patience.spend(|limit| self.ask_within(&ask, limit)).await?;
+        let [epoch, watermark, tokens @ ..] = found.as_slice() else {
+            return Err(Trouble::NotAsked("its answer has another shape"));
+        };
+        self.trust
+            .check(standing, epoch.as_deref(), watermark.as_deref())?;
+        let same =
+            |((_, token), now): (&(&[u8], Token), &Option<Vec<u8>>)| now.as_deref() == Some(token);
+        Ok(tokens.len() == tags.len() && tags.iter().zip(tokens).all(same))
+    }
+
     /// Whether it is worth asking: down means down, in a short interruption the client waits.
     pub(crate) fn is_reachable(&self) -> bool {
         !matches!(
@@ -242,12 +254,13 @@ impl RedisTier {
             ConnectionState::Down | ConnectionState::Closed
         )
     }
+
     /// The epoch to read in, if Redis may be believed.
-    pub(crate) async fn standing(&self) -> Answer<Standing> {
+    pub(crate) async fn standing(&self, patience: &mut Patience) -> Answer<Standing> {
         if !self.is_reachable() {
             return Err(Trouble::NotAsked("it is down"));
         }
-        self.trust.standing(self.limit).await
+        patience.spend(|limit| self.trust.standing(limit)).await
     }
 
     pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> Answer<T> {
@@ -263,11 +276,13 @@ impl RedisTier {
         self.count(tokio::time::timeout(limit + GRACE, cmd.query_async(&mut connection)).await)
     }
 
-    async fn ask_pipe<T: FromRedisValue>(&self, pipe: &redis::Pipeline) -> Answer<T> {
-        let mut connection = self.client.with(CallOptions::new().deadline(self.limit));
-        self.count(
-            tokio::time::timeout(self.limit + GRACE, pipe.query_async(&mut connection)).await,
-        )
+    async fn ask_pipe<T: FromRedisValue>(
+        &self,
+        pipe: &redis::Pipeline,
+        limit: Duration,
+    ) -> Answer<T> {
+        let mut connection = self.client.with(CallOptions::new().deadline(limit));
+        self.count(tokio::time::timeout(limit + GRACE, pipe.query_async(&mut connection)).await)
     }
 
     fn count<T>(
@@ -295,6 +310,29 @@ impl RedisTier {
         format!("{:032x}", self.tokens.lock().u128(..))
     }
 }
+
+/// The tags of a value that were not named, with their tokens; `None` if it lacks a tag that was named, or has an earlier token of it.
+fn unnamed<'e>(
+    envelope: &'e Envelope<'_>,
+    named: &[Vec<u8>],
+    tokens: &[Option<Vec<u8>>],
+) -> Option<Vec<(&'e [u8], Token)>> {
+    let token_of = |name: &[u8]| envelope.tags.iter().find(|(tag, _)| **tag == *name);
+    let named_hold = named.len() == tokens.len()
+        && named.iter().zip(tokens).all(|(name, now)| {
+            token_of(name).is_some_and(|(_, token)| now.as_deref() == Some(token))
+        });
+    let is_unnamed = |tag: &[u8]| !named.iter().any(|name| name == tag);
+    named_hold.then(|| {
+        envelope
+            .tags
+            .iter()
+            .filter(|(tag, _)| is_unnamed(tag))
+            .map(|(tag, token)| (&**tag, *token))
+            .collect()
+    })
+}
+
 fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
@@ -309,4 +347,4 @@ const HEAD: usize = 6;
 const VANISHED: i64 = -2;
 
 /// The client keeps its own deadlines; this is only for the case that it does not.
-const GRACE: Duration = Duration::from_millis(100);
+const GRACE: Duration = Duration::from_millis(20);

@@ -90,6 +90,179 @@ async fn k11_a_tag_that_the_reader_does_not_name_counts_too() {
     );
 }
 
+/// Puts a tagged value into Redis through one process, and has another take it without naming the tag.
+async fn taken_without_its_tag(site: &Site) -> (Cache<String>, Cache<String>, Loader) {
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    tagged(&first, "a", &["red"], &loader).await;
+    eventually("Redis is filled", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    for source in [Source::Redis, Source::Memory] {
+        let answer = get(&second, "a", "user", &loader).await.unwrap();
+        assert_eq!(
+            (answer.value.as_deref(), answer.source),
+            (Some("1"), source)
+        );
+    }
+    (first, second, loader)
+}
+
+#[tokio::test]
+async fn k11_a_tag_that_the_reader_does_not_name_governs_what_it_has_in_memory() {
+    let site = Site::start().await;
+    let (first, second, loader) = taken_without_its_tag(&site).await;
+    assert!(
+        first
+            .invalidate(&[Target::tag("red")])
+            .await
+            .unwrap()
+            .applied
+    );
+    eventually("the announcement is heard", || async {
+        get(&second, "a", "user", &loader)
+            .await
+            .unwrap()
+            .value
+            .as_deref()
+            == Some("2")
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k11_after_its_own_invalidation_of_an_unnamed_tag_a_process_reads_nothing_older() {
+    let site = Site::start().await;
+    let (_first, second, loader) = taken_without_its_tag(&site).await;
+    assert!(
+        second
+            .invalidate(&[Target::tag("red")])
+            .await
+            .unwrap()
+            .applied
+    );
+    let answer = get(&second, "a", "user", &loader).await.unwrap();
+    assert_eq!(answer.value.as_deref(), Some("2"));
+}
+
+/// Redis still has the value, its tag and the tag's token: only this process knows that they are overtaken.
+#[tokio::test]
+async fn k11_a_value_is_not_taken_from_redis_while_the_invalidation_of_an_unnamed_tag_waits() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    tagged(&first, "a", &["red"], &loader).await;
+    eventually("Redis is filled", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    site.take_no_writes(true).await;
+    let invalidated = second.invalidate(&[Target::tag("red")]).await.unwrap();
+    assert!(!invalidated.applied);
+    let answer = get(&second, "a", "user", &loader).await.unwrap();
+    assert_eq!(answer.value.as_deref(), Some("2"));
+    site.take_no_writes(false).await;
+}
+
+#[tokio::test]
+async fn k11_a_reader_who_names_a_tag_takes_no_value_without_it() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    get(&first, "a", "user", &loader).await.unwrap();
+    eventually("Redis is filled", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    for cache in [&first, &second] {
+        let answer = tagged(cache, "a", &["red"], &loader).await;
+        assert_ne!(answer.value.as_deref(), Some("1"));
+    }
+    assert!(
+        second
+            .invalidate(&[Target::tag("red")])
+            .await
+            .unwrap()
+            .applied
+    );
+    let answer = get(&second, "a", "user", &loader).await.unwrap();
+    assert_eq!(answer.source, Source::Database);
+}
+
+#[tokio::test]
+async fn k11_a_tag_too_long_to_be_written_still_governs_memory() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let loader = Loader::default();
+    let long = "x".repeat(70_000);
+    for source in [Source::Database, Source::Memory] {
+        assert_eq!(tagged(&cache, "a", &[&long], &loader).await.source, source);
+    }
+    let other = tagged(&site.cache().await, "a", &[&long], &loader).await;
+    assert_eq!(other.source, Source::Database);
+    cache.invalidate(&[Target::tag(&long)]).await.unwrap();
+    let answer = tagged(&cache, "a", &[&long], &loader).await;
+    assert_eq!(answer.source, Source::Database);
+    assert_eq!(cache.status().counts.damaged, 0);
+}
+
+#[tokio::test]
+async fn k11_each_key_of_a_batch_carries_its_own_tags() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loads = Loads::default();
+    let read = |cache: &Cache<String>| {
+        let (cache, loads) = (cache.clone(), loads.clone());
+        async move {
+            let load = move |keys: Vec<Vec<u8>>| async move {
+                loads.fetch_add(keys.len() as u64, Ordering::SeqCst);
+                let value = |key: Vec<u8>| (key.clone(), String::from_utf8(key).unwrap());
+                Ok::<_, std::io::Error>(keys.into_iter().map(value).collect::<HashMap<_, _>>())
+            };
+            let answers = cache
+                .read_many(&["a", "b"], "user")
+                .tag("letters")
+                .tags_of(|key| [format!("of {key}")])
+                .get(load)
+                .await;
+            let source = |answer: Result<Answer<String>, CacheError>| answer.unwrap().source;
+            answers.into_iter().map(source).collect::<Vec<_>>()
+        }
+    };
+    use Source::{Database, Memory, Redis};
+    assert_eq!(read(&first).await, [Database, Database]);
+    eventually("Redis is filled", || async {
+        first.status().counts.fills == 2
+    })
+    .await;
+    assert_eq!(read(&second).await, [Redis, Redis]);
+    let of_b = second.invalidate(&[Target::tag("of b")]).await.unwrap();
+    assert!(of_b.applied);
+    assert_eq!(read(&second).await, [Memory, Database]);
+    let all = second.invalidate(&[Target::tag("letters")]).await.unwrap();
+    assert!(all.applied);
+    assert_eq!(read(&second).await, [Database, Database]);
+}
+
+#[tokio::test]
+async fn k11_a_batch_has_a_default_for_what_cannot_be_loaded() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    get_many(&cache, &["held"], &Loads::default()).await;
+    let failing = |_| async { Err::<HashMap<Vec<u8>, String>, _>(std::io::Error::other("no")) };
+    let answers = cache
+        .read_many(&["held", "cold"], "user")
+        .or("nobody".to_owned())
+        .get(failing)
+        .await;
+    let sources: Vec<_> = answers
+        .into_iter()
+        .map(|answer| answer.unwrap().source)
+        .collect();
+    assert_eq!(sources, [Source::Memory, Source::Default]);
+}
+
 type Loads = Arc<AtomicU64>;
 
 async fn get_many(

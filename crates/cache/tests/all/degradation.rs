@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use steadfast::Client;
-use steadfast_cache::{CacheError, GuardOptions, Source, StaleReason};
+use steadfast_cache::{CacheError, ClassGuard, GuardOptions, Source, StaleReason};
+use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
+use steadfast_drill::proxy::Proxy;
 
 use crate::site::{Loader, Site, eventually, get, plain, sqlite};
 
@@ -67,6 +69,44 @@ async fn k2_a_redis_that_is_frozen_adds_no_more_than_its_limit() {
             == Source::Redis
     })
     .await;
+}
+
+/// Each question is answered within the limit, all of them together are not: the second is cut short, and the read goes on without it.
+#[tokio::test]
+async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let client = Client::builder(&url).unwrap().connect().await.unwrap();
+    let cache = plain(&site.database)
+        .redis(client)
+        .redis_limit(Duration::from_millis(450))
+        .build()
+        .await
+        .unwrap();
+    let loader = Loader::default();
+    get(&cache, "warm up", "user", &loader).await.unwrap();
+    eventually("the first value is stored", || async {
+        cache.status().counts.fills == 1
+    })
+    .await;
+    let slow = Latency {
+        latency: Duration::from_millis(300),
+        jitter: Duration::ZERO,
+    };
+    let toxic = Toxic {
+        name: "slow".into(),
+        direction: Direction::Downstream,
+        toxicity: 1.0,
+        fault: Fault::Latency(slow),
+    };
+    proxy.add(toxic).await.unwrap();
+    let errors = cache.status().counts.redis_errors;
+    let answer = get(&cache, "cold", "user", &loader).await.unwrap();
+    assert_eq!(answer.source, Source::Database);
+    assert!(cache.status().counts.redis_errors > errors);
+    // Nor was it given the right to store, which it would have waited for.
+    assert_eq!(cache.status().counts.fills, 1);
 }
 
 #[tokio::test]
@@ -141,4 +181,38 @@ async fn k9_past_the_guard_stale_is_served_or_the_call_refused_with_when_to_ask_
             .source,
         Source::Database
     );
+}
+
+#[tokio::test]
+async fn k9_a_class_with_bounds_of_its_own_leaves_room_for_the_others() {
+    let (database, _folder) = sqlite().await;
+    let mut guard = GuardOptions::new(8, 1000.0);
+    guard.wait = Duration::from_millis(50);
+    let cache = plain(&database)
+        .guard(guard)
+        .class("report", steadfast_cache::Ttl::default())
+        .class_guard("report", ClassGuard::new(1, 1000.0))
+        .build()
+        .await
+        .unwrap();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let busy = tokio::spawn({
+        let cache = cache.clone();
+        let load = move || async move {
+            released.await.unwrap();
+            Ok::<_, std::io::Error>(Some("late".to_owned()))
+        };
+        async move { cache.get("busy", "report", load).await }
+    });
+    while cache.status().guard.running == 0 {
+        tokio::task::yield_now().await;
+    }
+    let second = get(&cache, "second", "report", &Loader::default()).await;
+    assert!(matches!(second, Err(CacheError::Overloaded { .. })));
+    let other = get(&cache, "other", "user", &Loader::default()).await;
+    assert_eq!(other.unwrap().source, Source::Database);
+    release.send(()).unwrap();
+    assert!(busy.await.unwrap().is_ok());
+    let second = get(&cache, "second", "report", &Loader::default()).await;
+    assert_eq!(second.unwrap().source, Source::Database);
 }

@@ -1,9 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_cache::{Source, Target, Ttl};
+use steadfast_cache::{Cache, CacheError, Source, Target, Ttl};
 
-use crate::site::{Loader, Site, get, plain, sqlite};
+use crate::site::{Loader, Site, eventually, get, plain, sqlite};
 
 async fn ask_all(caches: &[&steadfast_cache::Cache<String>], callers: usize, loader: &Loader) {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -148,4 +148,67 @@ async fn k3_a_holder_that_died_delays_a_load_by_no_more_than_the_wait() {
     let asked = get(&cache, "a", "long", &loader);
     let asked = tokio::time::timeout(Duration::from_secs(20), asked);
     assert_eq!(asked.await.unwrap().unwrap().source, Source::Database);
+}
+
+/// Whatever ends a load without a value gives its lease back at once, though it would stand for another minute.
+#[tokio::test]
+async fn k3_a_load_that_fails_leaves_no_lease_in_the_way() {
+    let site = Site::start().await;
+    let long = Ttl {
+        hard_limit: Duration::from_secs(60),
+        ..Ttl::default()
+    };
+    let strict_text = Cache::<Fragile>::builder(site.database.clone())
+        .redis(site.client().await)
+        .namespace("test")
+        .redis_limit(Duration::from_millis(500))
+        .class("long", long)
+        .build()
+        .await
+        .unwrap();
+    let ended = async |key: &str, outcome: Result<Fragile, &'static str>| {
+        let load = move || async move {
+            match outcome {
+                Err("panic") => panic!("oh no"),
+                outcome => outcome.map(Some),
+            }
+        };
+        let answer = strict_text.get(key, "long", load).await;
+        eventually("no lease is left", || async {
+            let leases = site.redis.command(&["KEYS", "test:l:*"]).await.unwrap();
+            leases == redis::Value::Array(Vec::new())
+        })
+        .await;
+        answer.map(|answer| answer.source)
+    };
+    use CacheError::{Encode, Load, LoadPanicked};
+    assert!(matches!(ended("a", Err("no")).await, Err(Load(_))));
+    assert!(matches!(
+        ended("b", Err("panic")).await,
+        Err(LoadPanicked { .. })
+    ));
+    let refused = ended("c", Ok(Fragile("cannot be written".into()))).await;
+    assert!(matches!(refused, Err(Encode(_))));
+    let panicked = ended("d", Ok(Fragile("panics when written".into()))).await;
+    match panicked {
+        Err(Encode(error)) => assert!(error.to_string().contains("oh no"), "{error}"),
+        other => panic!("{other:?}"),
+    }
+    let too_large = Fragile("x".repeat(2 << 20));
+    assert_eq!(ended("e", Ok(too_large)).await.unwrap(), Source::Database);
+    assert_eq!(strict_text.status().flights, 0);
+}
+
+/// A text that can be made not to be written.
+#[derive(Clone, Debug, serde::Deserialize)]
+struct Fragile(String);
+
+impl serde::Serialize for Fragile {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.0.as_str() {
+            "cannot be written" => Err(serde::ser::Error::custom("no")),
+            "panics when written" => panic!("oh no"),
+            text => serializer.serialize_str(text),
+        }
+    }
 }

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use steadfast_cache::{Cache, Source, Ttl};
+use steadfast_cache::{Cache, ClassGuard, Source, Ttl};
 
 use crate::site::{Loader, Site, eventually, get, plain, sqlite};
 
@@ -237,6 +237,20 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("namespace"), "{error}");
+    let error = plain(&database)
+        .class_guard("reprot", ClassGuard::new(1, 1.0))
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("reprot"), "{error}");
+    let error = plain(&database)
+        .class_guard("user", ClassGuard::new(0, 1.0))
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("concurrency"), "{error}");
     let error = Cache::<String>::builder(database)
         .build()
         .await

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_cache::{Database, Param, Repository, SourceError, Target, Tx, WriteError};
+use steadfast_cache::{Database, Param, Repository, Source, SourceError, Target, Tx, WriteError};
 
 use crate::site::{Site, eventually, read_item, select_item, set_item, write_item};
 
@@ -200,7 +200,6 @@ async fn k8_an_invalidation_that_nobody_applies_suspends_redis() {
     .await;
 }
 
-/// A Redis that waits for replicas it does not have answers reads and carries messages, but takes no invalidation.
 #[tokio::test]
 async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
     let site = Site::start().await;
@@ -210,10 +209,7 @@ async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
     for cache in [&first, &second] {
         assert_eq!(read_item(cache, 7).await.as_deref(), Some("1"));
     }
-    site.redis
-        .command(&["CONFIG", "SET", "min-replicas-to-write", "1"])
-        .await
-        .unwrap();
+    site.take_no_writes(true).await;
     assert!(!write_item(&first, 7, 2).await);
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
     for cache in [&second, &third] {
@@ -222,16 +218,113 @@ async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
         })
         .await;
     }
-    site.redis
-        .command(&["CONFIG", "SET", "min-replicas-to-write", "0"])
-        .await
-        .unwrap();
+    site.take_no_writes(false).await;
     eventually("all is well again", || async {
         let status = second.status();
         status.memory_proven && status.redis.is_some_and(|redis| redis.suspended.is_none())
     })
     .await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+}
+
+/// What has to be done is in the outbox; what must not be read meanwhile is in memory, and that has a bound.
+#[tokio::test]
+async fn k7_past_the_bound_on_what_is_pending_redis_is_passed_by_for_every_key() {
+    let site = Site::start().await;
+    let builder = site.builder().await.pending_names(10);
+    let cache = builder
+        .outbox_lag_max(Duration::from_secs(600))
+        .build()
+        .await
+        .unwrap();
+    let other = site.cache().await;
+    let loader = crate::site::Loader::default();
+    for key in ["x", "y", "z"] {
+        crate::site::get(&other, key, "user", &loader)
+            .await
+            .unwrap();
+    }
+    eventually("Redis is filled", || async {
+        other.status().counts.fills == 3
+    })
+    .await;
+    site.take_no_writes(true).await;
+    let names = |from, to| -> Vec<_> { (from..to).map(|n| Target::key(format!("k{n}"))).collect() };
+    let source = async |key| {
+        let answer = crate::site::get(&cache, key, "user", &loader).await;
+        answer.unwrap().source
+    };
+    cache.invalidate(&names(0, 10)).await.unwrap();
+    assert_eq!(source("x").await, Source::Redis);
+    cache.invalidate(&names(10, 500)).await.unwrap();
+    assert!(cache.status().outbox_pending <= 11);
+    assert_eq!(source("y").await, Source::Database);
+    site.take_no_writes(false).await;
+    eventually("all is applied", || async {
+        cache.status().outbox_pending == 0
+    })
+    .await;
+    assert_eq!(source("z").await, Source::Redis);
+}
+
+#[tokio::test]
+async fn k7_an_outbox_that_is_full_is_replaced_by_one_row_that_invalidates_everything() {
+    let site = Site::start().await;
+    let full = || async { site.builder().await.outbox_rows(50).build().await.unwrap() };
+    let (first, second) = (full().await, full().await);
+    for id in 0..3 {
+        assert!(write_item(&first, id, 1).await);
+        assert_eq!(read_item(&second, id).await.as_deref(), Some("1"));
+    }
+    site.take_no_writes(true).await;
+    let work = async |tx: &mut Tx| set_item(tx, 1, 2).await;
+    let filler = (0..200).map(|n| Target::key(format!("filler:{n}")));
+    let written = first
+        .write(work)
+        .invalidates([Target::key("item:1")])
+        .invalidates(filler)
+        .commit()
+        .await;
+    assert!(!written.unwrap().applied);
+    eventually("one row is left", || async {
+        let rows = site
+            .database
+            .select("SELECT kind FROM steadfast_outbox", &[])
+            .await
+            .unwrap();
+        rows.len() == 1 && rows[0]["kind"] == "all"
+    })
+    .await;
+    assert_eq!(read_item(&first, 1).await.as_deref(), Some("2"));
+    site.take_no_writes(false).await;
+    eventually("the other process sees it", || async {
+        read_item(&second, 1).await.as_deref() == Some("2")
+    })
+    .await;
+    let third = site.cache().await;
+    assert_eq!(read_item(&third, 1).await.as_deref(), Some("2"));
+}
+
+/// A database whose clock was set back by an hour after the row was written: by that clock the row has not been written yet.
+#[tokio::test]
+async fn k8_a_clock_that_is_set_back_an_hour_hides_no_waiting_invalidation() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    site.take_no_writes(true).await;
+    let mut tx = site.database.begin().await.unwrap();
+    let sql = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) \
+               VALUES ('test', 'key', 'x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER) + 3600000)";
+    tx.execute(sql, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    eventually("Redis is suspended", || async {
+        cache.status().redis.unwrap().suspended.is_some()
+    })
+    .await;
+    site.take_no_writes(false).await;
+    eventually("Redis is read again", || async {
+        cache.status().redis.unwrap().suspended.is_none()
+    })
+    .await;
 }
 
 struct Versions(Database);

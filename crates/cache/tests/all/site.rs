@@ -41,6 +41,13 @@ impl Site {
         plain(&self.database).redis(self.client().await)
     }
 
+    /// A Redis that waits for replicas it does not have answers reads and carries messages, but takes no invalidation.
+    pub(crate) async fn take_no_writes(&self, none: bool) {
+        let replicas = if none { "1" } else { "0" };
+        let set = ["CONFIG", "SET", "min-replicas-to-write", replicas];
+        self.redis.command(&set).await.unwrap();
+    }
+
     pub(crate) async fn cache(&self) -> Cache<String> {
         self.builder().await.build().await.unwrap()
     }

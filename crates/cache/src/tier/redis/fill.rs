@@ -1,20 +1,27 @@
 //! Storing values, by those who have the right to.
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::scripts::{FILL, FILL_IN_SEASON, FILL_UNCHECKED, OPEN_SEASON, RELEASE, TAKE_LEASE};
-use super::{Answer, RedisTier, Seen, Trouble, millis};
+use super::{Answer, Patience, RedisTier, Seen, Trouble, millis};
 use crate::cache::clock;
 use crate::envelope::{Envelope, Token};
 use crate::freshness::Lifetime;
+use crate::tier::Key;
 use crate::trust::Standing;
 
-/// The right to fill one key, proven to Redis by a random token.
+/// The right to fill one key, proven to Redis by a random token. Others wait for its holder, so it is given back as soon as it is of no
+/// more use, whatever ended that: an error, a panic, a cancelled task, an answer that never came.
 pub(crate) struct Lease {
+    redis: Arc<RedisTier>,
+    key: Key,
     standing: Standing,
     token: String,
     tags: Vec<(Vec<u8>, Token)>,
+    /// Whether Redis may hold it.
+    held: bool,
 }
 
 /// A time in which nothing at all is invalidated.
@@ -38,17 +45,26 @@ impl Fill<'_> {
         millis(self.life.keep.saturating_sub(age)).max(1)
     }
 }
+
 impl RedisTier {
     /// Asks for the right to fill a key; `None` if another holds it, or has filled it since it was seen. `life` bounds how long a holder that died stands in the way.
     pub(crate) async fn take_lease(
-        &self,
-        key: &[u8],
+        self: &Arc<Self>,
+        key: &Key,
         tags: &[Vec<u8>],
         seen: &Seen,
         life: Duration,
+        patience: &mut Patience,
     ) -> Answer<Option<Lease>> {
         let standing = &seen.standing;
-        let token = self.token_text();
+        let mut lease = Lease {
+            redis: self.clone(),
+            key: key.clone(),
+            standing: standing.clone(),
+            token: self.token_text(),
+            tags: Vec::new(),
+            held: true,
+        };
         let mut ask = redis::cmd("EVAL");
         ask.arg(TAKE_LEASE)
             .arg(3 + tags.len())
@@ -59,78 +75,42 @@ impl RedisTier {
             ask.arg(self.names.tag(tag));
         }
         ask.arg(&*standing.epoch)
-            .arg(&token)
+            .arg(&lease.token)
             .arg(millis(life))
             .arg(millis(self.tag_life))
             .arg(&seen.head);
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
-        let answer: Vec<Vec<u8>> = self.ask(&ask).await?;
+        let answer: Vec<Vec<u8>> = patience.spend(|limit| self.ask_within(&ask, limit)).await?;
         match answer.split_first() {
             Some((verdict, tokens)) if verdict == b"taken" => {
-                let tokens = tokens
-                    .iter()
-                    .map(|token| Token::try_from(token.as_slice()).ok());
-                let tags: Option<Vec<_>> = tags
-                    .iter()
-                    .zip(tokens)
-                    .map(|(tag, token)| Some((tag.clone(), token?)))
-                    .collect();
-                let tags = tags.ok_or(Trouble::NotAsked(
-                    "a tag holds something that is not a token",
-                ))?;
-                Ok(Some(Lease {
-                    standing: standing.clone(),
-                    token,
-                    tags,
-                }))
+                lease.tags = with_tokens(tags, tokens)?;
+                Ok(Some(lease))
             }
-            Some((verdict, _)) if verdict == b"held" => Ok(None),
+            Some((verdict, _)) if verdict == b"held" => {
+                lease.held = false;
+                Ok(None)
+            }
             _ => {
+                lease.held = false;
                 self.trust.doubt(&standing.epoch);
                 Err(Trouble::NotAsked("its epoch has changed"))
             }
         }
     }
 
-    /// Stores a value, if the lease is still the one in Redis. Says whether it did.
-    pub(crate) async fn fill(&self, key: &[u8], lease: &Lease, value: &Fill<'_>) -> Answer<bool> {
-        let bytes = self.seal(value, &lease.tags);
-        let epoch = &lease.standing.epoch;
-        let mut ask = redis::cmd("EVAL");
-        ask.arg(if self.lease_checked {
-            FILL
-        } else {
-            FILL_UNCHECKED
-        })
-        .arg(3);
-        ask.arg(self.names.epoch())
-            .arg(self.names.lease(epoch, key))
-            .arg(self.names.value(epoch, key));
-        ask.arg(&**epoch)
-            .arg(&lease.token)
-            .arg(bytes)
-            .arg(value.remaining());
-        let stored: i64 = self.ask(&ask).await?;
-        self.stats.fills(stored == 1).add(1);
-        Ok(stored == 1)
-    }
-
     /// Gives the right back unused, so that another may have it at once.
-    pub(crate) async fn release(&self, key: &[u8], lease: &Lease) {
+    async fn release(&self, name: Vec<u8>, token: String) {
         let mut ask = redis::cmd("EVAL");
-        ask.arg(RELEASE)
-            .arg(1)
-            .arg(self.names.lease(&lease.standing.epoch, key))
-            .arg(&lease.token);
+        ask.arg(RELEASE).arg(1).arg(name).arg(token);
         let _: Answer<i64> = self.ask(&ask).await; // if it fails, the lease expires
     }
 
     /// Prepares for values whose keys are not known before they are loaded: they may be stored as long as nothing at all is
     /// invalidated meanwhile.
     pub(crate) async fn open_season(&self, tags: &[Vec<u8>]) -> Answer<Season> {
-        let standing = self.standing().await?;
+        let standing = self.standing(&mut self.patience()).await?;
         let mut ask = redis::cmd("EVAL");
         ask.arg(OPEN_SEASON)
             .arg(2 + tags.len())
@@ -150,17 +130,7 @@ impl RedisTier {
         };
         self.trust
             .check(&standing, Some(standing.epoch.as_bytes()), Some(watermark))?;
-        let tokens = tokens
-            .iter()
-            .map(|token| Token::try_from(token.as_slice()).ok());
-        let tags: Option<Vec<_>> = tags
-            .iter()
-            .zip(tokens)
-            .map(|(tag, token)| Some((tag.clone(), token?)))
-            .collect();
-        let tags = tags.ok_or(Trouble::NotAsked(
-            "a tag holds something that is not a token",
-        ))?;
+        let tags = with_tokens(tags, tokens)?;
         Ok(Season {
             standing,
             watermark: watermark.clone(),
@@ -177,23 +147,29 @@ impl RedisTier {
         let epoch = &season.standing.epoch;
         let mut pipe = redis::pipe();
         for (key, value) in values {
+            let Some(bytes) = self.seal(value, &season.tags) else {
+                return Err(Trouble::NotAsked(
+                    "the tags are too many or too long to be written",
+                ));
+            };
             pipe.cmd("EVAL").arg(FILL_IN_SEASON).arg(3);
             pipe.arg(self.names.epoch())
                 .arg(self.names.watermark())
                 .arg(self.names.value(epoch, key));
             pipe.arg(&**epoch)
                 .arg(&season.watermark)
-                .arg(self.seal(value, &season.tags))
+                .arg(bytes)
                 .arg(value.remaining());
         }
-        let stored: Vec<i64> = self.ask_pipe(&pipe).await?;
+        let stored: Vec<i64> = self.ask_pipe(&pipe, self.limit).await?;
         let count = stored.iter().filter(|stored| **stored == 1).count();
         self.stats.fills(true).add(count as u64);
         self.stats.fills(false).add((stored.len() - count) as u64);
         Ok(count)
     }
 
-    fn seal(&self, value: &Fill<'_>, tags: &[(Vec<u8>, Token)]) -> Vec<u8> {
+    /// `None` if its tags are too many or too long to be written.
+    fn seal(&self, value: &Fill<'_>, tags: &[(Vec<u8>, Token)]) -> Option<Vec<u8>> {
         let tags = tags
             .iter()
             .map(|(tag, token)| (Cow::Borrowed(tag.as_slice()), *token))
@@ -206,4 +182,64 @@ impl RedisTier {
         };
         envelope.encode(self.compress_above)
     }
+}
+
+impl Lease {
+    /// Stores a value, if the lease is still the one in Redis. Says whether it did.
+    pub(crate) async fn fill(mut self, value: &Fill<'_>) -> Answer<bool> {
+        let redis = self.redis.clone();
+        let Some(bytes) = redis.seal(value, &self.tags) else {
+            tracing::warn!(
+                "a value has tags too many or too long to be written, and is kept in memory only"
+            );
+            redis.stats.not_stored.add(1);
+            return Ok(false);
+        };
+        let epoch = &self.standing.epoch;
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(if redis.lease_checked {
+            FILL
+        } else {
+            FILL_UNCHECKED
+        })
+        .arg(3);
+        ask.arg(redis.names.epoch())
+            .arg(redis.names.lease(epoch, &self.key))
+            .arg(redis.names.value(epoch, &self.key));
+        ask.arg(&**epoch)
+            .arg(&self.token)
+            .arg(bytes)
+            .arg(value.remaining());
+        let stored: i64 = redis.ask(&ask).await?;
+        self.held = false; // stored and deleted, or it was another's
+        redis.stats.fills(stored == 1).add(1);
+        Ok(stored == 1)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if !self.held || !self.redis.is_reachable() {
+            return;
+        }
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            let (redis, token) = (self.redis.clone(), std::mem::take(&mut self.token));
+            let name = redis.names.lease(&self.standing.epoch, &self.key);
+            runtime.spawn(async move { redis.release(name, token).await });
+        }
+    }
+}
+
+fn with_tokens(tags: &[Vec<u8>], tokens: &[Vec<u8>]) -> Answer<Vec<(Vec<u8>, Token)>> {
+    let tokens = tokens
+        .iter()
+        .map(|token| Token::try_from(token.as_slice()).ok());
+    let tags: Option<Vec<_>> = tags
+        .iter()
+        .zip(tokens)
+        .map(|(tag, token)| Some((tag.clone(), token?)))
+        .collect();
+    tags.ok_or(Trouble::NotAsked(
+        "a tag holds something that is not a token",
+    ))
 }

@@ -2,7 +2,8 @@
 //!
 //! Several real processes read and write the same items through their caches, while Redis is killed, frozen, cut off from one of them,
 //! restored from an old snapshot, replaced by a lagging replica, and made to forget keys, and while processes die between a commit and its
-//! relay. Each process writes down what it did and when; afterwards each read is held against the contract in
+//! relay. Items are read alone, in batches, and by readers who do not name the tags that an item carries; half of them are invalidated by a tag.
+//! Each process writes down what it did and when; afterwards each read is held against the contract in
 //! `docs/design/consistency.md`. A contract that nothing can break proves nothing, so each rule of the cache is also broken on purpose, and
 //! the checker must notice.
 //!
@@ -107,6 +108,11 @@ async fn k3_the_checker_notices_that_flights_are_not_detached() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k6_the_checker_notices_that_stripes_are_not_bumped() {
     must_be_caught(Break::Stripe, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k11_the_checker_notices_that_tags_of_a_value_from_redis_are_dropped() {
+    must_be_caught(Break::Tags, &[]).await;
 }
 
 /// The other half of this file: what the processes above run. Started on its own it only shows that it cannot be given nonsense.

@@ -1,5 +1,6 @@
 //! What one process does: read and write items through its cache, and write down what happened.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
@@ -9,7 +10,8 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 use steadfast::Client;
 use steadfast_cache::{
-    Cache, Database, DatabaseOptions, GuardOptions, Param, Sabotage, SourceError, Target, Ttl, Tx,
+    Answer, Cache, CacheError, Database, DatabaseOptions, GuardOptions, Param, Sabotage,
+    SourceError, Target, Ttl, Tx,
 };
 
 use super::judge::Line;
@@ -42,6 +44,17 @@ pub(crate) enum Break {
     Watermark,
     Flight,
     Stripe,
+    Tags,
+}
+
+/// How an item is read.
+#[derive(Clone, Copy)]
+enum Form {
+    Alone,
+    /// Together with another of its class.
+    InBatch,
+    /// By somebody who names no tag and can load nothing: only what is there already, and whatever it carries.
+    Peek,
 }
 
 impl Order {
@@ -118,6 +131,7 @@ async fn build(order: &Order) -> Cache<String> {
         Some(Break::Watermark) => sabotage.watermark_ignored = true,
         Some(Break::Flight) => sabotage.flight_not_detached = true,
         Some(Break::Stripe) => sabotage.stripe_not_bumped = true,
+        Some(Break::Tags) => sabotage.tags_dropped = true,
         None => {}
     }
     Cache::builder(database)
@@ -146,39 +160,72 @@ impl Process {
 
     async fn reads(self, mut rng: fastrand::Rng) {
         while now() < self.end {
-            let item = rng.i64(0..ITEMS);
-            self.read(item, rng.bool(), slow(&mut rng)).await;
+            let (item, form) = (rng.i64(0..ITEMS), any_form(&mut rng));
+            for _ in 0..=u8::from(rng.bool()) {
+                self.read(item, form, slow(&mut rng)).await;
+            }
             tokio::time::sleep(Duration::from_micros(rng.u64(500..8000))).await;
         }
     }
 
-    /// Half the items belong to each class; a load may dawdle between asking SQL and handing over what it got.
-    async fn read(&self, item: i64, twice: bool, dawdle: Duration) {
-        let class = if item % 2 == 0 { "user" } else { "strict" };
-        for _ in 0..=u8::from(twice) {
-            let database = self.cache.database().clone();
-            let load = move || async move {
-                let found = select_item(&database, item).await;
-                tokio::time::sleep(dawdle).await;
-                found
-            };
-            let from = now();
-            let answer = self.cache.get(format!("item:{item}"), class, load).await;
-            self.note(&match answer {
-                Ok(answer) => Line::Read {
-                    item,
-                    version: answer
-                        .value
-                        .and_then(|text| text.parse().ok())
-                        .unwrap_or(-1),
-                    from,
-                    to: now(),
-                    stale: answer.stale.is_some(),
-                    strict: class == "strict",
-                },
-                Err(_) => Line::Refused,
-            });
+    /// A load may dawdle between asking SQL and handing over what it got.
+    async fn read(&self, item: i64, form: Form, dawdle: Duration) {
+        let database = self.cache.database().clone();
+        let from = now();
+        match form {
+            Form::Alone => {
+                let load = move || async move {
+                    let found = select_item(&database, item).await;
+                    tokio::time::sleep(dawdle).await;
+                    found
+                };
+                let shelf = shelf(item);
+                let read = self.cache.read(key(item), class(item)).tags(&shelf);
+                self.note_answer(item, from, read.get(load).await);
+            }
+            Form::Peek => {
+                let load = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+                let answer = self.cache.get(key(item), class(item), load).await;
+                if answer.is_ok() {
+                    self.note_answer(item, from, answer);
+                }
+            }
+            Form::InBatch => {
+                let items = [item, (item + 2) % ITEMS];
+                let load = move |_keys: Vec<Vec<u8>>| async move {
+                    let mut found = HashMap::new();
+                    for item in items {
+                        let value = select_item(&database, item).await?;
+                        found.extend(value.map(|value| (key(item).into_bytes(), value)));
+                    }
+                    tokio::time::sleep(dawdle).await;
+                    Ok::<_, SourceError>(found)
+                };
+                let keys = items.map(key);
+                let read = self.cache.read_many(&keys, class(item));
+                let read = read.tags_of(|name| shelf(item_of(name)));
+                for (item, answer) in items.into_iter().zip(read.get(load).await) {
+                    self.note_answer(item, from, answer);
+                }
+            }
         }
+    }
+
+    fn note_answer(&self, item: i64, from: u64, answer: Result<Answer<String>, CacheError>) {
+        self.note(&match answer {
+            Ok(answer) => Line::Read {
+                item,
+                version: answer
+                    .value
+                    .and_then(|text| text.parse().ok())
+                    .unwrap_or(-1),
+                from,
+                to: now(),
+                stale: answer.stale.is_some(),
+                strict: class(item) == "strict",
+            },
+            Err(_) => Line::Refused,
+        });
     }
 
     async fn writes(self, mut rng: fastrand::Rng) {
@@ -186,7 +233,10 @@ impl Process {
             let item = active(&mut rng);
             let dies = self.die_at.is_some_and(|at| now() > at);
             match self.write(item, dies).await {
-                Ok(()) => self.read(item, false, slow(&mut rng)).await,
+                Ok(()) => {
+                    let form = any_form(&mut rng);
+                    self.read(item, form, slow(&mut rng)).await;
+                }
                 Err(error) => tracing::debug!(%error, "a write failed"),
             }
             tokio::time::sleep(Duration::from_millis(rng.u64(10..80))).await;
@@ -196,10 +246,7 @@ impl Process {
     async fn write(&self, item: i64, dies: bool) -> Result<(), SourceError> {
         let mut tx = self.cache.database().begin().await?;
         let version = raise(&mut tx, item).await?;
-        let invalidation = self
-            .cache
-            .invalidate_in(&mut tx, &[Target::key(format!("item:{item}"))])
-            .await?;
+        let invalidation = self.cache.invalidate_in(&mut tx, &[target(item)]).await?;
         self.note(&Line::Begun {
             item,
             version,
@@ -222,6 +269,32 @@ impl Process {
         });
         Ok(())
     }
+}
+
+fn key(item: i64) -> String {
+    format!("item:{item}")
+}
+
+fn item_of(key: &str) -> i64 {
+    key.trim_start_matches("item:").parse().unwrap()
+}
+
+/// Half the items belong to each class.
+fn class(item: i64) -> &'static str {
+    if item % 2 == 0 { "user" } else { "strict" }
+}
+
+/// Half the items stand on a shelf, and are invalidated by it alone.
+fn shelf(item: i64) -> Option<String> {
+    (item % 4 >= 2).then(|| format!("shelf:{}", item / 4))
+}
+
+fn target(item: i64) -> Target {
+    shelf(item).map_or_else(|| Target::key(key(item)), Target::tag)
+}
+
+fn any_form(rng: &mut fastrand::Rng) -> Form {
+    [Form::Alone, Form::Alone, Form::InBatch, Form::Peek][rng.usize(..4)]
 }
 
 async fn raise(tx: &mut Tx, item: i64) -> Result<i64, SourceError> {

@@ -1,0 +1,59 @@
+//! What one read may spend on Redis, altogether.
+//!
+//! A limit on each question would let a slow Redis delay a read by as many limits as the read has questions: for what to believe, for the
+//! value, for its tags, for the lease. So a read carries one allowance through all of them. Waiting for the value that another process
+//! is loading is not charged: that is the load's time, not Redis's.
+
+use std::time::Duration;
+
+use super::{Answer, Trouble};
+use crate::cache::clock;
+
+#[derive(Debug)]
+pub(crate) struct Patience {
+    left: Duration,
+}
+
+impl Patience {
+    pub(super) fn new(limit: Duration) -> Self {
+        Self { left: limit }
+    }
+
+    /// Asks something within what is left, and takes off what it took.
+    pub(super) async fn spend<T, F>(&mut self, ask: impl FnOnce(Duration) -> F) -> Answer<T>
+    where
+        F: Future<Output = Answer<T>>,
+    {
+        if self.left.is_zero() {
+            return Err(Trouble::Slow);
+        }
+        let began = clock();
+        let answer = ask(self.left).await;
+        self.left = self
+            .left
+            .saturating_sub(clock().saturating_duration_since(began));
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn k2_all_questions_of_a_read_share_one_limit() {
+        let (limit, took) = (Duration::from_secs(60), Duration::from_millis(20));
+        let asking = |limit: Duration| async move {
+            tokio::time::sleep(took).await;
+            Ok(limit)
+        };
+        let mut patience = Patience::new(limit);
+        assert_eq!(patience.spend(asking).await.unwrap(), limit);
+        assert!(patience.spend(asking).await.unwrap() <= limit - took);
+        assert!(patience.spend(asking).await.unwrap() <= limit - took * 2);
+        let mut patience = Patience::new(took);
+        patience.spend(asking).await.unwrap();
+        let asked = patience.spend(asking).await;
+        assert!(matches!(asked, Err(Trouble::Slow)));
+    }
+}
