@@ -17,10 +17,10 @@ use crate::cache::{Cache, Class, Inner, clock, conclude, wait};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Leader};
 use crate::guard::Urgency;
-use crate::load::{Job, Stage};
+use crate::load::{Job, Kept, Stage};
 use crate::tier::Key;
 use crate::tier::memory::Entry;
-use crate::tier::redis::{Fill, Lease, Season};
+use crate::tier::redis::{Fill, Lease, Patience, Season};
 
 /// What a warming did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -47,7 +47,7 @@ pub struct ReadMany<'a, V, K> {
 
 impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Answers for many keys, in their order. What neither memory nor Redis has is loaded by one call of `load`, which is given
-    /// those keys and answers with the values there are; a key it leaves out is absent.
+    /// those keys and answers with the values there are; a key it leaves out is absent. However many keys it is, that is one load to the guard.
     ///
     /// # Errors
     /// Each answer is its own: see [`Cache::get`].
@@ -295,14 +295,7 @@ where
         return;
     };
     let deadline = clock() + class.hard_limit;
-    let asked = led.into_iter().map(|(leader, job)| {
-        let inner = &inner;
-        async move {
-            let lease = ask_redis_once(inner, &leader, &job, deadline).await?;
-            Some((leader, job, lease))
-        }
-    });
-    let missing: Vec<_> = join_all(asked).await.into_iter().flatten().collect();
+    let missing = ask_redis_for_all(&inner, led, deadline).await;
     if missing.is_empty() {
         return;
     }
@@ -320,16 +313,57 @@ where
     let inner = &inner;
     match loaded {
         Ok((mut values, cost)) => {
-            let stores = missing.into_iter().map(|(leader, _, lease)| {
+            let kept = missing.into_iter().filter_map(|(leader, _, lease)| {
                 let value = values.remove(&*leader.key);
-                async move { inner.store(&leader, &class, value, cost, lease).await }
+                inner.keep(&leader, &class, value, cost, lease)
             });
-            join_all(stores).await;
+            // All of them have landed before the first is sent to Redis.
+            let kept: Vec<_> = kept.collect();
+            for chunk in in_chunks(kept) {
+                join_all(chunk.into_iter().map(Kept::fill)).await;
+            }
         }
         Err(error) => missing
             .iter()
             .for_each(|(leader, ..)| leader.land(Err(error.clone()))),
     }
+}
+
+/// Asks for each key, many at once but not all, so that a large batch leaves room on the client for others. They share what one read may
+/// spend on Redis. Answers with those that have to be loaded.
+async fn ask_redis_for_all<V>(
+    inner: &Inner<V>,
+    led: Vec<Led<V>>,
+    deadline: Instant,
+) -> Vec<(Leader<V>, Job<V>, Option<Lease>)>
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let mut missing = Vec::new();
+    let mut patience = inner.redis.as_ref().map(|redis| redis.patience());
+    for chunk in in_chunks(led) {
+        let began = clock();
+        let asked = chunk.into_iter().map(|(leader, job)| {
+            let patience = patience.clone();
+            async move {
+                let lease = ask_redis_once(inner, &leader, &job, deadline, patience).await?;
+                Some((leader, job, lease))
+            }
+        });
+        missing.extend(join_all(asked).await.into_iter().flatten());
+        if let Some(patience) = &mut patience {
+            patience.charge(clock().saturating_duration_since(began));
+        }
+    }
+    missing
+}
+
+fn in_chunks<T>(all: Vec<T>) -> impl Iterator<Item = Vec<T>> {
+    let mut all = all.into_iter();
+    std::iter::from_fn(move || {
+        let chunk: Vec<T> = all.by_ref().take(ASKED_AT_ONCE).collect();
+        (!chunk.is_empty()).then_some(chunk)
+    })
 }
 
 /// `None` if Redis answered. A batch does not wait for another process that is loading one of its keys: it loads that one too,
@@ -339,15 +373,16 @@ async fn ask_redis_once<V>(
     leader: &Leader<V>,
     job: &Job<V>,
     deadline: Instant,
+    patience: Option<Patience>,
 ) -> Option<Option<Lease>>
 where
     V: Clone + Send + Sync + 'static,
 {
     let pending = inner.is_pending(Some(&leader.key), &job.tags);
-    let Some(redis) = inner.redis.as_ref().filter(|_| !pending) else {
+    let (Some(redis), Some(mut patience)) = (inner.redis.as_ref().filter(|_| !pending), patience)
+    else {
         return Some(None);
     };
-    let mut patience = redis.patience();
     match inner
         .look_and_lease(redis, leader, job, deadline, &mut patience)
         .await
@@ -364,6 +399,9 @@ where
         }
     }
 }
+
+/// Keys of a batch that are asked for at once: a sixteenth of what a client lets be in flight by default.
+const ASKED_AT_ONCE: usize = 512;
 
 /// Fills sent to Redis in one go.
 const FILLS_AT_ONCE: usize = 64;

@@ -124,8 +124,9 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         }
     }
 
-    /// The Redis that the processes share. Without one the cache lives in this process alone, and hears of no
-    /// invalidation by another.
+    /// The Redis that the processes share. Without one the cache lives in this process alone: it hears of no invalidation by another, and **tells no
+    /// other of its own**, since it writes none into the outbox, where there might be nobody to take them out. A program that changes what others cache
+    /// needs their Redis and their namespace.
     pub fn redis(mut self, client: Client) -> Self {
         self.redis = Some(client);
         self
@@ -354,6 +355,20 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
                 "namespace must have 1 to 64 bytes and no braces",
             ));
         }
+        let guard = &self.guard;
+        let waits = [
+            self.redis_limit,
+            self.lease_wait,
+            self.outbox_poll,
+            self.outbox_lag_max,
+            guard.wait,
+            guard.ramp,
+        ];
+        if waits.iter().any(|wait| *wait > LONGEST) {
+            return Err(BuildError::Setting(
+                "redis_limit, lease_wait, outbox_poll, outbox_lag_max, guard.wait and guard.ramp must be at most 1 day",
+            ));
+        }
         if self.redis_limit.is_zero() {
             return Err(BuildError::Setting("redis_limit must be above zero"));
         }
@@ -385,6 +400,8 @@ pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildErro
     }
     Ok(())
 }
+
+const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// A seed from the operating system, by way of the standard library's hash keys.
 fn entropy() -> u64 {

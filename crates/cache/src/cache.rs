@@ -104,6 +104,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             let gone = || inner.gone.subscribe();
             tokio::spawn(Trust::run(redis.clone(), gone()));
             tokio::spawn(relay.clone().run(gone()));
+            tokio::spawn(relay.clone().keep_watch(gone()));
             tokio::spawn(watch_connection(redis.clone(), gone()));
             tokio::spawn(channel::listen(
                 Arc::downgrade(&inner),

@@ -10,7 +10,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use steadfast::{PubSub, PubSubEvent};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::cache::{Inner, clock};
 use crate::target::Announcement;
@@ -25,12 +25,13 @@ pub(crate) async fn listen<V>(
     V: Clone + Send + Sync + 'static,
 {
     let own = redis.names().own_channel(&redis.token_text());
-    let mut pubsub = subscribe(&redis, &own);
+    let (mut pubsub, mut subscribed) = subscribe(&redis, &own);
     let mut ear = Ear {
         cache,
         redis,
         own,
         base: clock(),
+        subscribed: false,
         standing: false,
         synced: false,
         connection: 0,
@@ -46,19 +47,31 @@ pub(crate) async fn listen<V>(
                 Some(event) => ear.hear(event).await,
                 None => return,
             },
+            Ok(()) = &mut subscribed, if !ear.subscribed => {
+                ear.subscribed = true;
+                ear.stand().await;
+            }
             _ = beats.tick() => ear.beat().await,
         }
     }
 }
 
-fn subscribe(redis: &RedisTier, own: &[u8]) -> PubSub {
+/// Subscribes to both channels, and tells when both have been confirmed for the first time. From then on they are made again by themselves,
+/// and an event tells that all stand; before, such an event may be about one of them, or none.
+fn subscribe(redis: &RedisTier, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
     let pubsub = redis.client().pubsub();
-    for channel in [redis.names().channel(), own.to_vec()] {
-        let control = pubsub.control();
-        // It is kept and made again for ever; that it stands is told by an event.
-        tokio::spawn(async move { drop(control.subscribe(channel).await) });
-    }
-    pubsub
+    let (tell, subscribed) = oneshot::channel();
+    let (control, channels) = (pubsub.control(), [redis.names().channel(), own.to_vec()]);
+    tokio::spawn(async move {
+        for channel in channels {
+            // Each waits for its confirmation as long as a call may; while Redis is away, that is again and again.
+            while control.subscribe(channel.clone()).await.is_err() {
+                tokio::time::sleep(BEAT).await;
+            }
+        }
+        let _ = tell.send(());
+    });
+    (pubsub, subscribed)
 }
 
 struct Ear<V> {
@@ -66,6 +79,8 @@ struct Ear<V> {
     redis: Arc<RedisTier>,
     own: Vec<u8>,
     base: Instant,
+    /// Both subscriptions have stood once, so that both are made again after a loss.
+    subscribed: bool,
     /// Both subscriptions stand.
     standing: bool,
     /// What was missed while they did not is known.
@@ -86,12 +101,8 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
                 channel, payload, ..
             } if channel == self.own => self.hear_beat(&cache, &payload),
             PubSubEvent::Message { payload, .. } => self.hear_announcement(&cache, &payload),
-            PubSubEvent::Resumed { .. } => {
-                (self.standing, self.synced) = (true, false);
-                self.connection += 1;
-                self.sync(&cache).await;
-                self.beat().await;
-            }
+            PubSubEvent::Resumed { .. } if !self.subscribed => {}
+            PubSubEvent::Resumed { .. } => self.stand().await,
             // Lost, or messages dropped because they came too fast, or something this program does not know: assume the worst.
             PubSubEvent::Lost { .. } => {
                 (self.standing, self.synced) = (false, false);
@@ -103,6 +114,17 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
                 cache.coherence.disprove(clock());
             }
         }
+    }
+
+    /// Both subscriptions stand, for the first time or again: what was missed has to be found out, and the channel to be proven.
+    async fn stand(&mut self) {
+        let Some(cache) = self.cache.upgrade() else {
+            return;
+        };
+        (self.standing, self.synced) = (true, false);
+        self.connection += 1;
+        self.sync(&cache).await;
+        self.beat().await;
     }
 
     fn hear_announcement(&mut self, cache: &Inner<V>, payload: &[u8]) {
@@ -135,6 +157,10 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
         cache
             .coherence
             .prove(self.base + Duration::from_nanos(sent));
+        // It may have been suspended just now, which must not be undone by this.
+        if self.redis.trust.suspended().is_some() {
+            cache.coherence.disprove(clock());
+        }
     }
 
     /// Some invalidations were not heard, and which is not known.

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use steadfast_core::policy::breaker::{self, Admission, Breaker, BreakerConfig, Outcome};
+use tokio::sync::oneshot;
 
 use crate::cache::clock;
 use line::{Entry, Line};
@@ -187,7 +188,7 @@ impl Guard {
         queued: impl FnOnce(),
     ) -> Result<Permit, Refusal> {
         let now = clock();
-        let mut turn = {
+        let turn = {
             let mut state = self.shared.lock();
             if let Some(refused) = state.refused_by_breaker(now) {
                 return Err(refused);
@@ -201,13 +202,18 @@ impl Guard {
         queued();
         self.pump();
         let give_up = deadline.min(now + self.wait);
-        match tokio::time::timeout_at(give_up.into(), &mut turn).await {
+        let mut waiter = Waiter {
+            guard: self,
+            lane,
+            turn,
+        };
+        match tokio::time::timeout_at(give_up.into(), &mut waiter.turn).await {
             Ok(Ok(())) => Ok(self.permit(lane)),
             Ok(Err(_pushed_out)) => Err(self.overloaded(lane)),
             Err(_too_late) => {
-                turn.close();
+                waiter.turn.close();
                 // The turn may have come in the very last moment; then the place is there to be used.
-                if turn.try_recv().is_ok() {
+                if waiter.turn.try_recv().is_ok() {
                     Ok(self.permit(lane))
                 } else {
                     Err(self.overloaded(lane))
@@ -268,6 +274,22 @@ impl Guard {
         match tokio::runtime::Handle::try_current() {
             Ok(runtime) => drop(runtime.spawn(pumping)),
             Err(_no_runtime) => self.shared.lock().pumping = false,
+        }
+    }
+}
+
+/// Waits for its turn. Dropped in the moment in which it comes, it gives the place back.
+struct Waiter<'g> {
+    guard: &'g Guard,
+    lane: usize,
+    turn: oneshot::Receiver<()>,
+}
+
+impl Drop for Waiter<'_> {
+    fn drop(&mut self) {
+        self.turn.close();
+        if self.turn.try_recv().is_ok() {
+            drop(self.guard.permit(self.lane));
         }
     }
 }
@@ -362,6 +384,20 @@ mod tests {
         first.record(Outcome::Success);
         assert!(second.await.unwrap());
         assert_eq!(guard.status().running, 0);
+    }
+
+    #[tokio::test]
+    async fn k9_who_goes_away_when_his_turn_comes_leaves_his_place() {
+        let guard = Guard::new(&GuardOptions::new(1, 1000.0), &[None], clock());
+        let deadline = clock() + Duration::from_secs(5);
+        let admit = || guard.admit(0, Urgency::Needed, deadline, || ());
+        let first = admit().await.ok().unwrap();
+        let mut second = Box::pin(admit());
+        assert!(futures_util::poll!(&mut second).is_pending());
+        drop(first); // his turn is told to him
+        drop(second); // and he does not hear it
+        assert_eq!(guard.status().running, 0);
+        assert!(admit().await.is_ok());
     }
 
     #[tokio::test]

@@ -11,6 +11,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use steadfast_core::policy::breaker::Outcome;
 
@@ -19,7 +20,7 @@ use crate::cache::{Inner, clock};
 use crate::codec::message;
 use crate::error::CacheError;
 use crate::flight::{Leader, Loaded};
-use crate::freshness::{Freshness, Ttl};
+use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::guard::{Refusal, Urgency};
 use crate::source::SourceError;
 use crate::tier::memory::Entry;
@@ -75,7 +76,11 @@ where
         .ask_database(place, job.class.hard_limit, deadline, queued, load)
         .await;
     match loaded {
-        Ok((value, cost)) => inner.store(&leader, &job.class, value, cost, lease).await,
+        Ok((value, cost)) => {
+            if let Some(kept) = inner.keep(&leader, &job.class, value, cost, lease) {
+                kept.fill().await;
+            }
+        }
         Err(error) => leader.land(Err(error)),
     }
 }
@@ -111,7 +116,12 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
                     return Stage::Load(None);
                 }
             }
-            if let (true, Some(held)) = (job.early, &job.held) {
+            // Another process refreshes it: as long as the value is fresh that is soon enough. Once it is not, whoever has joined waits for the other's.
+            if let Some(held) = job
+                .held
+                .as_ref()
+                .filter(|held| job.early && self.is_fresh(held, clock()))
+            {
                 return Stage::Answered(Loaded {
                     entry: held.clone(),
                     source: Source::Memory,
@@ -254,24 +264,27 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         result
     }
 
-    /// Puts what was loaded into memory, lands the flight, and then fills Redis: no caller waits for that.
-    pub(crate) async fn store(
+    /// Puts what was loaded into memory and lands the flight. What is to be stored in Redis is left to be sent: no caller waits for that.
+    pub(crate) fn keep(
         &self,
         leader: &Leader<V>,
         class: &Ttl,
         value: Option<V>,
         cost: Duration,
         lease: Option<Lease>,
-    ) {
+    ) -> Option<Kept> {
         let encoded = match value
             .as_ref()
             .map(|value| self.codec.encode(value))
             .transpose()
         {
             Ok(encoded) => encoded,
-            Err(error) => return leader.land(Err(CacheError::Encode(error))),
+            Err(error) => {
+                leader.land(Err(CacheError::Encode(error)));
+                return None;
+            }
         };
-        let length = encoded.as_ref().map_or(0, bytes::Bytes::len);
+        let length = encoded.as_ref().map_or(0, Bytes::len);
         let life = class.lifetime(value.is_none(), self.draw());
         let snapshot = leader.snapshot();
         // The database may have been read at any moment of the load: the age is counted from its beginning.
@@ -290,17 +303,35 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         if length > self.value_max {
             self.stats.not_stored.add(1);
         }
-        if let Some(lease) = lease.filter(|_| keep) {
-            let payload = encoded.as_deref();
-            let fill = Fill {
-                payload,
-                life,
-                cost,
-                loaded_at,
-            };
-            let filled = lease.fill(&fill).await;
-            tracing::trace!(?filled, "fill");
-        }
+        lease.filter(|_| keep).map(|lease| Kept {
+            lease,
+            encoded,
+            life,
+            cost,
+            loaded_at,
+        })
+    }
+}
+
+/// What was loaded, and the right to store it in Redis.
+pub(crate) struct Kept {
+    lease: Lease,
+    encoded: Option<Bytes>,
+    life: Lifetime,
+    cost: Duration,
+    loaded_at: Instant,
+}
+
+impl Kept {
+    pub(crate) async fn fill(self) {
+        let fill = Fill {
+            payload: self.encoded.as_deref(),
+            life: self.life,
+            cost: self.cost,
+            loaded_at: self.loaded_at,
+        };
+        let filled = self.lease.fill(&fill).await;
+        tracing::trace!(?filled, "fill");
     }
 }
 

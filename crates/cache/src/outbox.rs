@@ -74,8 +74,11 @@ impl Outbox {
         }
     }
 
-    /// Creates what is missing of the tables, and the namespace's row.
+    /// Creates what is missing of the tables, and the namespace's row. Where all is there already no more rights are needed than to read and write.
     pub(crate) async fn prepare(&self) -> Result<(), SourceError> {
+        if matches!(self.glance().await, Ok(Some(_))) {
+            return Ok(());
+        }
         match self.prepare_once().await {
             // Two processes may create the same table at the same moment; the second time it is there.
             Err(SourceError::Sql(sqlx::Error::Database(_))) => self.prepare_once().await,
@@ -84,7 +87,10 @@ impl Outbox {
     }
 
     async fn prepare_once(&self) -> Result<(), SourceError> {
+        // A glance that finds no row has found the tables.
+        let tables_are_there = self.glance().await.is_ok();
         let statements = match self.database.pool() {
+            _ if tables_are_there => &[],
             Pool::Sqlite(_) => SQLITE_TABLES,
             Pool::MySql(_) => MYSQL_TABLES,
             Pool::Postgres(_) => POSTGRES_TABLES,
@@ -112,8 +118,8 @@ impl Outbox {
         tx.commit().await
     }
 
-    /// Looks without locking anything.
-    pub(crate) async fn glance(&self) -> Result<Glance, SourceError> {
+    /// Looks without locking anything; `None` if the namespace has no row.
+    pub(crate) async fn glance(&self) -> Result<Option<Glance>, SourceError> {
         type Seen = (i64, Option<i64>, Option<i64>, Option<i64>);
         let limit = self.database.query_limit();
         let seen: Option<Seen> = within(limit, async {
@@ -145,19 +151,37 @@ impl Outbox {
             })
         })
         .await?;
-        let (watermark, id, age_ms, newest) = seen.unwrap_or((0, None, None, None));
+        let Some((watermark, id, age_ms, newest)) = seen else {
+            return Ok(None);
+        };
         let oldest = id.map(|id| Oldest {
             id,
             age_ms: age_ms.unwrap_or(0),
             spread: newest.unwrap_or(id) - id,
         });
-        Ok(Glance {
+        Ok(Some(Glance {
             watermark: u64::try_from(watermark).unwrap_or(0),
             oldest,
-        })
+        }))
     }
 
-    /// Locks the namespace's state and takes the oldest rows; `None` if there are none.
+    /// Counts, but not further than that.
+    pub(crate) async fn holds_more_than(&self, rows: i64) -> Result<bool, SourceError> {
+        let place = match self.database.pool() {
+            Pool::Postgres(_) => "$1",
+            _ => "?",
+        };
+        let sql = format!(
+            "SELECT COUNT(*) AS rows_there FROM (SELECT id FROM steadfast_outbox WHERE namespace = {place} LIMIT {}) AS counted",
+            rows.saturating_add(1)
+        );
+        let namespace = [crate::source::Param::Text(self.namespace.to_string())];
+        let counted = self.database.select(&sql, &namespace).await?;
+        let there = counted.first().and_then(|row| row["rows_there"].as_i64());
+        Ok(there.is_some_and(|there| there > rows))
+    }
+
+    /// Locks the namespace's state and takes the oldest rows; `None` if there are none. Fails if the state has no row to be locked.
     pub(crate) async fn take_batch(&self) -> Result<Option<Batch>, SourceError> {
         within(self.database.query_limit(), async {
             let mut tx = self.database.begin().await?;
@@ -196,10 +220,11 @@ impl Outbox {
                         .await?,
                 ),
             };
-            let Some((watermark,)) = watermark.filter(|_| !rows.is_empty()) else {
+            if rows.is_empty() {
                 tx.rollback().await?;
                 return Ok(None);
-            };
+            }
+            let (watermark,) = watermark.ok_or(sqlx::Error::RowNotFound)?;
             let ids = rows.iter().map(|row| row.0).collect();
             let targets = rows.into_iter().map(|(_, kind, target)| Target::from_row(&kind, target)).collect();
             Ok(Some(Batch { tx, watermark: u64::try_from(watermark).unwrap_or(0), ids, targets }))

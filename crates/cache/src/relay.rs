@@ -109,29 +109,36 @@ impl Relay {
             .is_ok_and(|ended| ended.is_ok())
     }
 
-    /// Runs until the cache is gone.
+    /// Delivers whenever something was committed or was seen to wait, until the cache is gone.
     pub(crate) async fn run(self: Arc<Self>, mut gone: watch::Receiver<()>) {
-        let mut watcher = LagWatch::default();
-        let mut next_look = clock();
         loop {
-            let woken = tokio::select! {
+            tokio::select! {
                 _ = gone.changed() => return,
-                () = self.wake.notified() => true,
-                () = tokio::time::sleep_until(next_look.into()) => false,
-            };
-            let round = self.begin_round();
-            let drained = if woken {
-                self.drain().await
-            } else {
-                self.look(&mut watcher).await
-            };
-            if !woken {
-                next_look = clock() + self.poll;
+                () = self.wake.notified() => {}
             }
-            match drained {
+            let round = self.begin_round();
+            match self.drain().await {
                 Ok(true) => self.end_round(round),
                 Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "the outbox cannot be drained"),
+            }
+        }
+    }
+
+    /// Looks every so often, until the cache is gone. Apart from the delivering, which may have to wait for a lock: that nobody gets to
+    /// deliver is just what has to be noticed.
+    pub(crate) async fn keep_watch(self: Arc<Self>, mut gone: watch::Receiver<()>) {
+        let mut watcher = LagWatch::default();
+        loop {
+            let round = self.begin_round();
+            match self.look(&mut watcher).await {
+                Ok(true) => self.end_round(round),
+                Ok(false) => self.wake(),
                 Err(error) => tracing::debug!(%error, "the outbox cannot be looked at"),
+            }
+            tokio::select! {
+                _ = gone.changed() => return,
+                () = tokio::time::sleep(self.poll) => {}
             }
         }
     }
@@ -147,13 +154,18 @@ impl Relay {
 
     fn end_round(&self, round: u64) {
         self.pending.settle(round);
-        self.rounds.send_modify(|rounds| rounds.ended = round);
+        self.rounds
+            .send_modify(|rounds| rounds.ended = rounds.ended.max(round));
     }
 
-    /// The regular look: learns the watermark, judges the lag, delivers what is there.
+    /// Learns the watermark and judges the lag; true if nothing waits.
     async fn look(&self, watcher: &mut LagWatch) -> Result<bool, SourceError> {
         self.prepare().await?;
-        let Glance { watermark, oldest } = self.outbox.glance().await?;
+        let Some(Glance { watermark, oldest }) = self.outbox.glance().await? else {
+            tracing::warn!("the outbox has lost its state row; it is made again");
+            self.outbox.prepare().await?;
+            return Ok(false);
+        };
         self.served.redis.trust.learn(watermark);
         let lag = watcher.lag(oldest, clock());
         self.note_lag(lag);
@@ -161,13 +173,22 @@ impl Relay {
             self.resume();
             return Ok(true);
         };
-        if lag.is_some_and(|lag| lag > self.lag_max)
-            && self
-                .served
-                .redis
-                .trust
-                .suspend(Some("invalidations wait in the outbox"))
-        {
+        if lag.is_some_and(|lag| lag > self.lag_max) {
+            self.suspend(lag);
+        }
+        if oldest.spread > self.rows_max && self.outbox.holds_more_than(self.rows_max).await? {
+            tracing::warn!(
+                more_than = self.rows_max,
+                "the outbox is full: its rows are replaced by one that invalidates everything"
+            );
+            self.outbox.collapse().await?;
+        }
+        Ok(false)
+    }
+
+    fn suspend(&self, lag: Option<Duration>) {
+        let reason = "invalidations wait in the outbox";
+        if self.served.redis.trust.suspend(Some(reason)) {
             tracing::warn!(
                 ?lag,
                 "invalidations wait in the outbox: redis is not read until they are applied"
@@ -176,14 +197,6 @@ impl Relay {
             self.served.coherence.disprove(clock());
             self.served.stats.suspended.set(1.0);
         }
-        if oldest.spread > self.rows_max {
-            tracing::warn!(
-                rows = oldest.spread,
-                "the outbox is full: its rows are replaced by one that invalidates everything"
-            );
-            self.outbox.collapse().await?;
-        }
-        self.drain().await
     }
 
     fn note_lag(&self, lag: Option<Duration>) {
@@ -206,6 +219,10 @@ impl Relay {
     async fn drain(&self) -> Result<bool, SourceError> {
         loop {
             if !self.served.redis.is_reachable() {
+                return Ok(false);
+            }
+            // What to believe is found out before anything is locked.
+            if self.served.redis.epoch_to_write().await.is_err() {
                 return Ok(false);
             }
             let Some(batch) = self.outbox.take_batch().await? else {

@@ -176,7 +176,7 @@ impl Trust {
         if let (true, Some(outbox)) = (ask_sql, &self.outbox) {
             // A database that cannot be reached does not stand in the way: what is known is held against Redis then, and the
             // next look at the outbox catches up.
-            if let Ok(Ok(glance)) = tokio::time::timeout(SQL_LIMIT, outbox.glance()).await {
+            if let Ok(Ok(Some(glance))) = tokio::time::timeout(SQL_LIMIT, outbox.glance()).await {
                 self.learn(glance.watermark);
             }
         }

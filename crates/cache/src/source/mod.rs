@@ -214,8 +214,9 @@ impl Database {
     }
 
     /// Runs a query and gives its rows as JSON: numbers, text and booleans as such, bytes as hexadecimal text, points in time as
-    /// ISO 8601 text. What has no exact form here ([`SourceError::ColumnType`]) is cast to text in the query. A query that failed because
-    /// its connection was gone is asked once more.
+    /// ISO 8601 text. What has no exact form here ([`SourceError::ColumnType`]) is cast to text in the query. A SELECT that failed because
+    /// its connection was gone, or for another reason that passes by itself (a deadlock, a server that shuts down), is asked once more; what has run out
+    /// of time is not.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -234,8 +235,8 @@ impl Database {
         params: &[Param],
     ) -> Result<Vec<Row>, SourceError> {
         match within(self.query_limit, self.select_once(most, sql, params)).await {
-            Err(SourceError::Sql(sqlx::Error::Io(error))) => {
-                tracing::debug!(%error, "query repeated on a new connection");
+            Err(error) if may_be_repeated(sql, &error) => {
+                tracing::debug!(%error, "a query is asked once more");
                 within(self.query_limit, self.select_once(most, sql, params)).await
             }
             other => other,
@@ -278,6 +279,17 @@ impl Database {
             Pool::Postgres(pool) => pool.close().await,
         }
     }
+}
+
+/// What begins with SELECT changes nothing, or is the caller's to answer for.
+fn may_be_repeated(sql: &str, error: &SourceError) -> bool {
+    let first = sql.split_whitespace().next().unwrap_or_default();
+    let passing = match error {
+        SourceError::Sql(sqlx::Error::Io(_)) => true,
+        SourceError::Sql(sqlx::Error::Database(_)) => error.is_passing(),
+        _ => false,
+    };
+    passing && first.eq_ignore_ascii_case("select")
 }
 
 /// Runs with a limit on time.

@@ -200,6 +200,81 @@ async fn parameters_are_bound_and_not_spliced() {
     );
 }
 
+/// As it is in most places: tables are made by their owner, and the application may only read and write them.
+#[tokio::test]
+async fn k7_an_application_without_the_right_to_create_tables_uses_those_that_are_there() {
+    let server = Postgres::start().await.unwrap();
+    let owner = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    create_table(&owner).await;
+    let redis = Redis::start().await.unwrap();
+    cache(&owner, &redis).await;
+    let mut tx = owner.begin().await.unwrap();
+    for statement in [
+        "CREATE ROLE app LOGIN",
+        "REVOKE CREATE ON SCHEMA public FROM PUBLIC",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO app",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app",
+    ] {
+        tx.execute(statement, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let url = server.url().replace("postgres@", "app@");
+    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let refused = database.select("CREATE TABLE mine (id INT)", &[]).await;
+    assert!(
+        refused.is_err(),
+        "the test gives more rights than it means to"
+    );
+    let (first, second) = (
+        cache(&database, &redis).await,
+        cache(&database, &redis).await,
+    );
+    assert!(write_item(&first, 7, 1).await);
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
+    assert!(write_item(&first, 7, 2).await);
+    eventually("the other process has heard", || async {
+        read_item(&second, 7).await.as_deref() == Some("2")
+    })
+    .await;
+    // Another namespace needs a row of its own, and no table.
+    let client = steadfast::Client::builder(&redis.url()).unwrap();
+    let other = plain(&database)
+        .namespace("other")
+        .redis(client.connect().await.unwrap())
+        .build()
+        .await
+        .unwrap();
+    assert!(write_item(&other, 8, 1).await);
+}
+
+#[tokio::test]
+async fn k9_a_query_whose_connection_is_ended_is_asked_once_more_if_it_only_reads() {
+    let server = Postgres::start().await.unwrap();
+    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    create_table(&database).await;
+    let ended_while = async |sql: &'static str| {
+        let other = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+        let asked = tokio::spawn({
+            let database = database.clone();
+            async move { database.select(sql, &[]).await }
+        });
+        let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
+                   WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()";
+        eventually("it is ended", || async {
+            !other.select(end, &[]).await.unwrap().is_empty()
+        })
+        .await;
+        asked.await.unwrap()
+    };
+    let rows = ended_while("SELECT 7 AS seven, pg_sleep(1)::text AS slept").await;
+    assert_eq!(rows.unwrap()[0]["seven"], 7);
+    let insert =
+        "WITH slept AS (SELECT pg_sleep(1)) INSERT INTO items SELECT 1, 1 FROM slept RETURNING id";
+    assert!(ended_while(insert).await.is_err());
+    let rows = database.select("SELECT id FROM items", &[]).await.unwrap();
+    assert!(rows.is_empty(), "it was repeated");
+}
+
 #[tokio::test]
 async fn k9_a_database_that_is_down_is_left_alone_and_used_again() {
     let server = MariaDb::start().await.unwrap();

@@ -3,6 +3,9 @@ use std::time::Duration;
 
 use steadfast_cache::{Cache, CacheError, Source, Target, Ttl};
 
+use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
+use steadfast_drill::proxy::Proxy;
+
 use crate::site::{Loader, Site, eventually, get, plain, sqlite};
 
 async fn ask_all(caches: &[&steadfast_cache::Cache<String>], callers: usize, loader: &Loader) {
@@ -148,6 +151,67 @@ async fn k3_a_holder_that_died_delays_a_load_by_no_more_than_the_wait() {
     let asked = get(&cache, "a", "long", &loader);
     let asked = tokio::time::timeout(Duration::from_secs(20), asked);
     assert_eq!(asked.await.unwrap().unwrap().source, Source::Database);
+}
+
+/// While a hot value is refreshed early and another process does the same, the value expires: who comes then gets none that is too old.
+#[tokio::test]
+async fn k4_an_early_refresh_that_gives_way_hands_nobody_an_expired_value() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let client = steadfast::Client::builder(&url).unwrap().connect().await;
+    let hot = Ttl {
+        fresh: Duration::from_millis(500),
+        stale: Duration::ZERO,
+        jitter: 0.0,
+        early_refresh: 1000.0,
+        ..Ttl::default()
+    };
+    let cache = plain(&site.database)
+        .redis(client.unwrap())
+        .class("hot", hot)
+        .build()
+        .await
+        .unwrap();
+    let loader = Loader::default();
+    let read = || async {
+        let loader = loader.clone();
+        let load = move || async move {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            loader.counting().await
+        };
+        cache.get("a", "hot", load).await.unwrap()
+    };
+    read().await;
+    eventually("Redis is filled", || async {
+        cache.status().counts.fills == 1
+    })
+    .await;
+    let epoch = cache.status().redis.unwrap().epoch.unwrap();
+    let (value, lease) = (
+        format!("test:v:{epoch}:{{a}}"),
+        format!("test:l:{epoch}:{{a}}"),
+    );
+    site.redis.command(&["DEL", &value]).await.unwrap();
+    let held = ["SET", &lease, "another's", "PX", "60000"];
+    site.redis.command(&held).await.unwrap();
+    let slow = Latency {
+        latency: Duration::from_millis(150),
+        jitter: Duration::ZERO,
+    };
+    let toxic = Toxic {
+        name: "slow".into(),
+        direction: Direction::Downstream,
+        toxicity: 1.0,
+        fault: Fault::Latency(slow),
+    };
+    proxy.add(toxic).await.unwrap();
+    for _ in 0..60 {
+        let answer = read().await;
+        let first = answer.value.as_deref() == Some("1");
+        assert!(!first || answer.age < hot.fresh, "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// Whatever ends a load without a value gives its lease back at once, though it would stand for another minute.

@@ -238,6 +238,13 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .to_string();
     assert!(error.contains("namespace"), "{error}");
     let error = plain(&database)
+        .lease_wait(std::time::Duration::MAX)
+        .build()
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("lease_wait"), "{error}");
+    let error = plain(&database)
         .class_guard("reprot", ClassGuard::new(1, 1.0))
         .build()
         .await

@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use steadfast_cache::{Database, Param, Repository, Source, SourceError, Target, Tx, WriteError};
+use steadfast_cache::{
+    Database, DatabaseOptions, Param, Repository, Source, SourceError, Target, Tx, WriteError,
+};
 
 use crate::site::{Site, eventually, read_item, select_item, set_item, write_item};
 
@@ -225,6 +227,64 @@ async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
     })
     .await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
+}
+
+/// Whoever would deliver waits for a lock; that must not keep anybody from noticing.
+#[tokio::test]
+async fn k8_an_invalidation_is_seen_to_wait_while_the_delivering_is_locked_out() {
+    let site = Site::start().await;
+    let mut patient = DatabaseOptions::default();
+    patient.query_limit = Duration::from_secs(120);
+    let database = Database::connect(&site.database_url(), patient).unwrap();
+    let cache = crate::site::plain(&database)
+        .redis(site.client().await)
+        .build()
+        .await
+        .unwrap();
+    let sql = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) \
+               VALUES ('test', 'key', 'x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))";
+    let waiting = "SELECT id FROM steadfast_outbox";
+    let holder = loop {
+        let mut tx = site.database.begin().await.unwrap();
+        tx.execute(sql, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+        let mut holder = site.database.begin().await.unwrap();
+        if !holder.select(waiting, &[]).await.unwrap().is_empty() {
+            break holder;
+        }
+        holder.rollback().await.unwrap(); // it was delivered in between
+    };
+    eventually("Redis is suspended", || async {
+        cache.status().redis.unwrap().suspended.is_some()
+    })
+    .await;
+    assert!(!cache.status().memory_proven);
+    holder.rollback().await.unwrap();
+    eventually("Redis is read again", || async {
+        cache.status().redis.unwrap().suspended.is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k7_a_state_row_that_is_lost_is_made_again_and_nothing_waits_for_ever() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    assert!(write_item(&first, 7, 1).await);
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
+    let mut tx = site.database.begin().await.unwrap();
+    tx.execute("DELETE FROM steadfast_outbox_state", &[])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    write_item(&first, 7, 2).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    eventually("it is delivered", || async {
+        let rows = "SELECT id FROM steadfast_outbox";
+        let delivered = site.database.select(rows, &[]).await.unwrap().is_empty();
+        delivered && read_item(&second, 7).await.as_deref() == Some("2")
+    })
+    .await;
 }
 
 /// What has to be done is in the outbox; what must not be read meanwhile is in memory, and that has a bound.

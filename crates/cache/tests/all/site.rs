@@ -14,7 +14,7 @@ use steadfast_drill::process::Redis;
 pub(crate) struct Site {
     pub(crate) redis: Redis,
     pub(crate) database: Database,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Site {
@@ -24,8 +24,12 @@ impl Site {
         Self {
             redis,
             database,
-            _folder: folder,
+            folder,
         }
+    }
+
+    pub(crate) fn database_url(&self) -> String {
+        format!("sqlite://{}", self.folder.path().join("test.db").display())
     }
 
     pub(crate) async fn client(&self) -> Client {

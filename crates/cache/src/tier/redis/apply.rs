@@ -1,9 +1,10 @@
 //! Applying invalidations, as the relay does.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::scripts::APPLY;
-use super::{Answer, RedisTier, Trouble};
+use super::{Answer, Patience, RedisTier, Trouble};
 use crate::target::{Announcement, Target};
 
 impl RedisTier {
@@ -12,10 +13,10 @@ impl RedisTier {
         self.trust.learn(watermark);
         let body = Announcement::body(watermark, targets);
         let everything = targets.contains(&Target::All);
+        let mut patience = Patience::new(self.limit.max(APPLY_LIMIT));
         for _ in 0..APPLY_ATTEMPTS {
-            let epoch = self
-                .trust
-                .epoch_to_write(self.limit.max(APPLY_LIMIT))
+            let epoch = patience
+                .spend(|limit| self.trust.epoch_to_write(limit))
                 .await?;
             let mut names = vec![self.names.epoch(), self.names.watermark()];
             for target in targets {
@@ -39,7 +40,7 @@ impl RedisTier {
             } else {
                 String::new()
             });
-            let applied: i64 = self.ask_within(&ask, self.limit.max(APPLY_LIMIT)).await?;
+            let applied: i64 = patience.spend(|limit| self.ask_within(&ask, limit)).await?;
             if let Ok(applied) = u64::try_from(applied) {
                 if everything {
                     self.trust.doubt(&epoch);
@@ -50,8 +51,13 @@ impl RedisTier {
         }
         Err(Trouble::NotAsked("its epoch keeps changing"))
     }
+
+    /// The epoch to write in, also while Redis is not read.
+    pub(crate) async fn epoch_to_write(&self) -> Answer<Arc<str>> {
+        self.trust.epoch_to_write(self.limit.max(APPLY_LIMIT)).await
+    }
 }
 
-/// Applying holds a lock in SQL, so it must not take for ever; and should not give up on a Redis that is only slow.
+/// Applying holds a lock in SQL, so all of its attempts together must not take for ever; and should not give up on a Redis that is only slow.
 const APPLY_LIMIT: Duration = Duration::from_millis(250);
 const APPLY_ATTEMPTS: usize = 3;

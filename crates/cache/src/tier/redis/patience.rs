@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Answer, Trouble};
 use crate::cache::clock;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Patience {
     left: Duration,
 }
@@ -29,10 +29,12 @@ impl Patience {
         }
         let began = clock();
         let answer = ask(self.left).await;
-        self.left = self
-            .left
-            .saturating_sub(clock().saturating_duration_since(began));
+        self.charge(clock().saturating_duration_since(began));
         answer
+    }
+
+    pub(crate) fn charge(&mut self, took: Duration) {
+        self.left = self.left.saturating_sub(took);
     }
 }
 
