@@ -86,7 +86,13 @@ impl Backend {
     }
 
     pub(crate) fn redis_status(&self) -> Json {
-        serde_json::to_value(self.client.status()).unwrap_or_default()
+        let status = self.client.status();
+        let (answered, failed) = (status.answered, self.cache.status().counts.redis_errors);
+        let mut json = serde_json::to_value(status).unwrap_or_default();
+        // Of what the service asked of it since the start, so much was answered, and in time.
+        let share = (answered + failed > 0).then(|| answered as f64 / (answered + failed) as f64);
+        json["success_rate"] = share.into();
+        json
     }
 
     pub(crate) fn cache_status(&self) -> Json {
