@@ -163,9 +163,7 @@ impl Backend {
             return Check::new(Status::Healthy, format!("in service at {address}"));
         };
         if !said.healthy {
-            let (limit, why) = (self.health_timeout, &said.message);
-            let message =
-                format!("connected to {address}, but a PING got no answer within {limit:?}: {why}");
+            let message = format!("connected to {address}, but a PING fails: {}", said.message);
             return Check::new(Status::Degraded, message);
         }
         let mut message = format!("in service at {address}");
