@@ -14,6 +14,8 @@ use steadfast_core::policy::breaker::{Outcome, Permit};
 use steadfast_core::policy::retry::Step;
 use steadfast_core::policy::{Deadline, RetryPolicy, RetryState, Stop};
 use steadfast_core::resp::encode;
+use tracing::field::Empty;
+use tracing::{Instrument, Level};
 
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
@@ -233,15 +235,11 @@ pub(crate) async fn call(
         limit,
         deadline: Deadline::after(started, limit).instant(),
     };
-    let mut place = Place::default();
-    let result = match call.attempt(started, &mut place).await {
-        Err(error) if call.may_repeat(&error) => Box::pin(call.repeat(error, options, place)).await,
-        result => result,
-    };
-    if let Err(error) = &result {
-        crate::metrics::count_error(error);
+    // One look at a level that is known, where nobody listens.
+    if tracing::enabled!(Level::DEBUG) {
+        return Box::pin(call.run_in_span(options)).await;
     }
-    result
+    call.run(options).await
 }
 
 /// One attempt on a connection of one's own, which nothing but its deadline limits.
@@ -305,6 +303,40 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
+    async fn run(&self, options: &CallOptions) -> Result<Reply, Error> {
+        let mut place = Place::default();
+        let result = match self.attempt(self.started, &mut place).await {
+            Err(error) if self.may_repeat(&error) => {
+                Box::pin(self.repeat(error, options, place)).await
+            }
+            result => result,
+        };
+        if let Err(error) = &result {
+            crate::metrics::count_error(error);
+        }
+        result
+    }
+
+    /// In a span of its own, with OpenTelemetry's names for a call to a database.
+    async fn run_in_span(&self, options: &CallOptions) -> Result<Reply, Error> {
+        let span = tracing::debug_span!(
+            "redis",
+            otel.name = self.plan.name,
+            otel.kind = "client",
+            db.system.name = "redis",
+            db.operation.name = self.plan.name,
+            server.address = %self.shared.settings.target.address,
+            error.type = Empty,
+            steadfast.certainty = Empty,
+        );
+        let result = self.run(options).instrument(span.clone()).await;
+        if let Err(error) = &result {
+            span.record("error.type", error.label());
+            span.record("steadfast.certainty", error.certainty().as_str());
+        }
+        result
+    }
+
     /// One attempt: breaker, doomed calls, bounds, connection.
     async fn attempt(&self, now: Instant, place: &mut Place) -> Result<Reply, Error> {
         let pass = self.admit(now)?;
@@ -487,15 +519,19 @@ impl Call<'_> {
         passing
             && match error.certainty() {
                 Certainty::NotSent | Certainty::Rejected => true,
-                Certainty::Unknown => match self.plan.effect {
-                    Effect::Read => true,
-                    Effect::LastWins => {
-                        self.shared.fencing() == Fencing::Works
-                            || self.shared.settings.repeat_without_fence
-                    }
-                    _ => false,
-                },
+                Certainty::Unknown => self.bears_another(),
             }
+    }
+
+    /// May it be sent again although it may have run?
+    fn bears_another(&self) -> bool {
+        match self.plan.effect {
+            Effect::Read => true,
+            Effect::LastWins => {
+                self.shared.fencing() == Fencing::Works || self.shared.settings.repeat_without_fence
+            }
+            _ => false,
+        }
     }
 
     /// Further attempts, each after a pause and within the budget. The first resend after a loss is free of both: it is what makes a short
@@ -537,7 +573,10 @@ impl Call<'_> {
             }
             self.shared.metrics.retries.increment(1);
             match self.attempt(clock::now(), &mut place).await {
-                Err(next) if self.may_repeat(&next) => error = next,
+                // What may have run in an earlier attempt may have run, whatever became of this one.
+                Err(next) if self.may_repeat(&next) && (!unknown || self.bears_another()) => {
+                    error = next;
+                }
                 result => return result.map_err(|error| error.at_best(unknown)),
             }
         }

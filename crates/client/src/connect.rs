@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use thiserror::Error;
+use tracing::Instrument;
 
 use self::handshake::Handshake;
 pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth};
@@ -173,7 +174,10 @@ impl Connector {
     /// Begins one attempt, in a task of its own: what a provider or a resolver does there ends an attempt, and nothing else.
     pub(crate) fn dial(self: &Arc<Self>, ask: Ask) -> Owned<Result<Established, ConnectError>> {
         let connector = Arc::clone(self);
-        Owned::new(tokio::spawn(async move { connector.connect(ask).await }))
+        let span =
+            tracing::debug_span!("connect to redis", address = %self.settings.target.address);
+        let attempt = async move { connector.connect(ask).await };
+        Owned::new(tokio::spawn(attempt.instrument(span)))
     }
 
     /// One attempt from its beginning to its end.

@@ -267,7 +267,7 @@ impl Keeper {
                 self.stale.store(refused.is_some(), Ordering::Relaxed);
                 self.rotation.answered(refused.is_none());
             }
-            Signal::Overdue(..) | Signal::Woke(_) => {}
+            Signal::Overdue(..) | Signal::Woke(..) => {}
         }
     }
 

@@ -37,8 +37,8 @@ const INTERNAL: Duration = Duration::from_secs(3600);
 pub(crate) enum Signal {
     /// No byte has come for so long while commands wait; the last of them is given until the instant.
     Overdue(Duration, Option<Instant>),
-    /// A byte has come after all.
-    Woke(Duration),
+    /// A byte has come after all; how long none had, and how many calls were given up meanwhile.
+    Woke(Duration, usize),
     /// The server could not kill this abandoned connection now: it is to be asked again.
     Unfenced(Box<Identity>),
     /// New credentials were taken (`None`) or refused.
@@ -60,6 +60,8 @@ pub(crate) struct Driver {
     armed: Option<Instant>,
     signals: mpsc::UnboundedSender<Signal>,
     overdue_since: Option<Instant>,
+    /// Calls given up since then, of unknown outcome.
+    given_up: usize,
     /// Good replies of this turn, which the breaker can see at its end.
     successes: u64,
     /// Those since the budget was last told.
@@ -78,6 +80,8 @@ pub(crate) struct Driver {
 pub(crate) struct Finished {
     pub(crate) cause: Arc<str>,
     pub(crate) conn: Conn<Job>,
+    /// Calls given up since it fell silent, of unknown outcome.
+    pub(crate) given_up: usize,
     /// Ended by order, not by the network.
     pub(crate) ordered: bool,
 }
@@ -117,6 +121,7 @@ impl Driver {
             armed: None,
             signals,
             overdue_since: None,
+            given_up: 0,
             successes: 0,
             passed_on: 0,
             slow: 0,
@@ -139,6 +144,7 @@ impl Driver {
         Finished {
             cause: end.cause,
             conn: self.conn,
+            given_up: self.given_up,
             ordered: end.ordered,
         }
     }
@@ -309,7 +315,8 @@ impl Driver {
         self.conn.handle_input(now);
         if let Some(since) = self.overdue_since.take() {
             let quiet = now.saturating_duration_since(since);
-            let _ = self.signals.send(Signal::Woke(quiet));
+            let given_up = std::mem::take(&mut self.given_up);
+            let _ = self.signals.send(Signal::Woke(quiet, given_up));
         }
     }
 
@@ -457,6 +464,9 @@ impl Driver {
                     certainty,
                     waited,
                 } => {
+                    if self.overdue_since.is_some() && certainty == Certainty::Unknown {
+                        self.given_up += 1;
+                    }
                     if let Job::Turning(turning) = &ticket {
                         self.lost_track(&turning.turns, certainty);
                     }

@@ -60,7 +60,7 @@ pub enum EventKind {
     Lost {
         /// Why.
         cause: Arc<str>,
-        /// Requests written and not answered: their outcome is unknown.
+        /// Requests written and not answered, those given up while it was silent included: their outcome is unknown.
         unknown: usize,
         /// Requests that were not written.
         not_sent: usize,
@@ -76,6 +76,8 @@ pub enum EventKind {
         quiet_ms: f64,
         /// Calls refused at once meanwhile.
         refused: u64,
+        /// Requests given up meanwhile at their deadlines: their outcome was told as unknown.
+        unknown: usize,
     },
     /// A new connection takes the place of one that works, or that stopped answering.
     Replaced {

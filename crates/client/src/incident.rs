@@ -60,6 +60,9 @@ impl Incidents {
             EventKind::Connected { refused, .. } | EventKind::Woke { refused, .. } => {
                 if let Some(incident) = self.current(connection) {
                     incident.refused = *refused;
+                    if let EventKind::Woke { unknown, .. } = kind {
+                        incident.unknown += unknown;
+                    }
                     incident.recovery_ms = Some(at_ms.saturating_sub(incident.noticed_at_ms));
                 }
             }
@@ -148,6 +151,22 @@ mod tests {
         );
         assert_eq!(list[0].recovery_ms, Some(500));
         assert_eq!(list[1].recovery_ms, None, "the other connection's goes on");
+    }
+
+    #[test]
+    fn what_was_given_up_in_silence_counts_though_the_connection_woke() {
+        let mut incidents = Incidents::default();
+        incidents.note(0, 1000, &EventKind::Overdue { quiet_ms: 500.0 });
+        let woke = EventKind::Woke {
+            quiet_ms: 900.0,
+            refused: 7,
+            unknown: 3,
+        };
+        incidents.note(0, 1400, &woke);
+        let incident = &incidents.list()[0];
+        assert_eq!((incident.unknown, incident.refused), (3, 7));
+        assert_eq!(incident.detection_ms, 500.0);
+        assert_eq!(incident.recovery_ms, Some(400));
     }
 
     #[test]

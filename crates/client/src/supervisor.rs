@@ -317,6 +317,7 @@ impl Supervisor {
         let Finished {
             cause,
             mut conn,
+            given_up,
             ordered,
         } = finished;
         // The gate first: a caller that hears of the loss and comes again shall wait here.
@@ -336,7 +337,7 @@ impl Supervisor {
             }
         }
         let (rejoin, rejoining) = mpsc::channel(1);
-        let (mut unknown, mut not_sent) = (0, 0);
+        let (mut unknown, mut not_sent) = (given_up, 0);
         let mut told = Vec::with_capacity(conn.awaiting());
         for (job, certainty) in conn.close() {
             match certainty {

@@ -120,8 +120,10 @@ impl Watching {
     pub(super) fn heard(&mut self, supervisor: &Supervisor, signal: Signal) {
         match signal {
             Signal::Overdue(quiet, last) => self.overdue(supervisor, quiet, last),
-            Signal::Woke(quiet) if self.quiet_since.is_some() => self.woke(supervisor, quiet),
-            Signal::Woke(_) => {}
+            Signal::Woke(quiet, given_up) if self.quiet_since.is_some() => {
+                self.woke(supervisor, quiet, given_up);
+            }
+            Signal::Woke(..) => {}
             // It stays remembered; so does every other one.
             Signal::Unfenced(_) => self.fence_at = Some(clock::now() + FENCE_AGAIN),
             Signal::Reauthenticated(None) => {
@@ -164,7 +166,7 @@ impl Watching {
         self.challenge = Some(Challenge::new(why, false, limit, now));
     }
 
-    fn woke(&mut self, supervisor: &Supervisor, quiet: Duration) {
+    fn woke(&mut self, supervisor: &Supervisor, quiet: Duration, unknown: usize) {
         let (shared, link) = (&supervisor.shared, &supervisor.link);
         let now = clock::now();
         self.quiet_since = None;
@@ -177,6 +179,7 @@ impl Watching {
         let kind = EventKind::Woke {
             quiet_ms: clock::as_ms(quiet),
             refused: link.lane.take_refused(),
+            unknown,
         };
         shared.hub.emit(link.index, kind);
         if link.state() == ConnectionState::Down {

@@ -17,5 +17,6 @@ mod promises;
 mod pubsub;
 mod supervisor;
 mod support;
+mod telemetry;
 mod tls;
 mod wire;
