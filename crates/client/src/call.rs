@@ -236,7 +236,7 @@ pub(crate) async fn call(
         deadline: Deadline::after(started, limit).instant(),
     };
     // One look at a level that is known, where nobody listens.
-    if tracing::enabled!(Level::DEBUG) {
+    if tracing::span_enabled!(Level::DEBUG) {
         return Box::pin(call.run_in_span(options)).await;
     }
     call.run(options).await
