@@ -475,8 +475,7 @@ async fn c2_a_call_that_meets_the_end_of_its_connection_unwritten_was_not_sent_a
     for n in 1..=20 {
         let before = client.status().reconnects;
         client.reconnect();
-        // The supervisor gives its order; the driver finds it together with this call.
-        tokio::task::yield_now().await;
+        // On one thread the supervisor comes next, with its order; then the driver, which finds it together with this call.
         let done = client.send(&cmd("INCR n")).await.unwrap();
         assert_eq!(done, Value::Int(n));
         until("it has reconnected", || client.status().reconnects > before).await;
