@@ -200,7 +200,16 @@ impl Backend {
                 format!("{} answers", self.database.system()),
             )
             .latency(Some(started.elapsed())),
-            Err(error) => Check::new(Status::Unhealthy, error.to_string()),
+            Err(error) => {
+                // One late answer is not yet a database that is gone.
+                let again = self.database_check.read().status != Status::Healthy;
+                let status = if again {
+                    Status::Unhealthy
+                } else {
+                    Status::Degraded
+                };
+                Check::new(status, error.to_string())
+            }
         };
         *self.database_check.write() = check;
     }

@@ -3,9 +3,11 @@
 //! only what makes serving impossible makes the service unready.
 
 use std::collections::BTreeMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use serde::Serialize;
@@ -171,10 +173,13 @@ impl Registry {
         let checks: Vec<(String, CustomCheck)> = self.checks.read().clone();
         let asked = checks.into_iter().map(|(name, check)| async move {
             let started = tokio::time::Instant::now();
-            let result = tokio::time::timeout(CHECK_LIMIT, check()).await;
-            let mut result = result.unwrap_or_else(|_| {
-                Check::new(Status::Unhealthy, "the check did not end within 3 s")
-            });
+            // A check that panics ends itself, and not the watch over the others.
+            let asking = AssertUnwindSafe(async { check().await }).catch_unwind();
+            let mut result = match tokio::time::timeout(CHECK_LIMIT, asking).await {
+                Ok(Ok(result)) => result,
+                Ok(Err(_)) => Check::new(Status::Unhealthy, "the check panicked"),
+                Err(_) => Check::new(Status::Unhealthy, "the check did not end within 3 s"),
+            };
             if result.latency_ms.is_none() {
                 result = result.latency(Some(started.elapsed()));
             }
@@ -199,6 +204,21 @@ mod tests {
             .iter()
             .map(|(name, status)| ((*name).to_owned(), Check::new(*status, "")))
             .collect()
+    }
+
+    #[tokio::test]
+    async fn s3_a_check_that_panics_is_unhealthy_and_the_others_are_asked_on() {
+        let registry = Registry::default();
+        registry.register("broken", Arc::new(|| panic!("one night")));
+        registry.register(
+            "well",
+            Arc::new(|| Box::pin(async { Check::new(Status::Healthy, "") })),
+        );
+        registry.refresh().await;
+        let results = registry.results();
+        assert_eq!(results["broken"].status, Status::Unhealthy);
+        assert_eq!(results["broken"].message, "the check panicked");
+        assert_eq!(results["well"].status, Status::Healthy);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 
 mod mysql;
 mod postgres;
+mod pulse;
 mod sqlite;
 mod tx;
 
@@ -17,6 +18,7 @@ use std::future::Future;
 use std::str::FromStr;
 use std::time::Duration;
 
+use pulse::Pulse;
 use serde_json::{Map, Value};
 use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool};
 
@@ -27,6 +29,7 @@ pub type Row = Map<String, Value>;
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: Pool,
+    pulse: Pulse,
     query_limit: Duration,
 }
 
@@ -168,6 +171,7 @@ impl Database {
         };
         Ok(Self {
             pool,
+            pulse: Pulse::default(),
             query_limit: options.query_limit,
         })
     }
@@ -177,6 +181,7 @@ impl Database {
     pub fn from_pool(pool: Pool) -> Self {
         Self {
             pool,
+            pulse: Pulse::default(),
             query_limit: DatabaseOptions::default().query_limit,
         }
     }
@@ -257,14 +262,13 @@ impl Database {
         }
     }
 
-    /// Asks the database for a sign of life; the time it took is the caller's to measure.
+    /// Asks the database for a sign of life, by one connection beside the pool's, which therefore may all be busy; the time it took is the
+    /// caller's to measure.
     ///
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.
     pub async fn ping(&self, limit: Duration) -> Result<(), SourceError> {
-        within(limit, self.select_once(1, "SELECT 1", &[]))
-            .await
-            .map(drop)
+        self.pulse.feel(&self.pool, limit).await
     }
 
     pub(crate) fn query_limit(&self) -> Duration {
@@ -273,6 +277,7 @@ impl Database {
 
     /// Closes the pool when all connections have come back.
     pub async fn close(&self) {
+        self.pulse.close().await;
         match &self.pool {
             Pool::Sqlite(pool) => pool.close().await,
             Pool::MySql(pool) => pool.close().await,

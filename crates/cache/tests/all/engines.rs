@@ -321,3 +321,16 @@ async fn k9_a_database_that_is_down_is_left_alone_and_used_again() {
     assert!(written.is_ok());
     assert_eq!(read_item(&cache, 7).await.as_deref(), Some("2"));
 }
+
+#[tokio::test]
+async fn a_pool_whose_connections_are_all_taken_is_no_database_that_is_down() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut options = DatabaseOptions::default();
+    options.max_connections = 1;
+    let url = format!("sqlite://{}", folder.path().join("busy.db").display());
+    let database = Database::connect(&url, options).unwrap();
+    let held = database.begin().await.unwrap();
+    database.ping(Duration::from_secs(5)).await.unwrap();
+    drop(held);
+    database.close().await;
+}

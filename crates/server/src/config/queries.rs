@@ -72,6 +72,7 @@ impl QueryConfig {
         let mut queries = BTreeMap::new();
         for (name, section) in root.sections("queries") {
             if let Some(query) = Self::read(&name, &section, dialect, ttl) {
+                refuse_shared_key(&query, &queries, &section);
                 queries.insert(name, query);
             }
             section.finish();
@@ -92,6 +93,15 @@ impl QueryConfig {
             .string("key")
             .unwrap_or_else(|| default_key(name, &params));
         check_template(section, "key", &key, &params, true);
+        if let Ok(template) = Template::parse(&key)
+            && let Some((a, b)) = template.unseparated()
+        {
+            let message = format!(
+                "has nothing between `{{{a}}}` and `{{{b}}}` that a value could not hold: two callers' answers could share one key"
+            );
+            let mistake = section.mistake("key", message);
+            section.refuse(mistake.help(format!("write {{{a}}}:{{{b}}}")));
+        }
         let tags = section.strings("tags").unwrap_or_default();
         for tag in &tags {
             check_template(section, "tags", tag, &params, false);
@@ -154,6 +164,30 @@ impl StatementConfig {
     }
 }
 
+/// A key that two queries have in common would answer one with the rows of the other.
+fn refuse_shared_key(
+    query: &QueryConfig,
+    before: &BTreeMap<String, QueryConfig>,
+    section: &Section<'_>,
+) {
+    let Ok(key) = Template::parse(&query.key) else {
+        return;
+    };
+    for (name, other) in before {
+        let Ok(others) = Template::parse(&other.key) else {
+            continue;
+        };
+        if key.can_equal(&query.params, &others, &other.params) {
+            let message = format!(
+                "\"{}\" can be the same as \"{}\" of `queries.{name}`: one would be answered with the rows of the other",
+                query.key, other.key
+            );
+            let mistake = section.mistake("key", message);
+            section.refuse(mistake.help("begin each with the name of its query"));
+        }
+    }
+}
+
 fn check_name(name: &str, section: &Section<'_>) {
     let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if name.is_empty() || name.len() > 64 || !name.chars().all(plain) {
@@ -195,7 +229,10 @@ fn read_sql(
         }
     };
     if reads && !sql.reads() {
-        let message = format!("begins with {}, but a query only reads", sql.verb);
+        let message = match sql.writes.as_deref() {
+            Some(word) => format!("holds {word}, but a query only reads"),
+            None => format!("begins with {}, but a query only reads", sql.verb),
+        };
         let mistake = section.mistake("sql", message);
         section.refuse(mistake.help("what changes data belongs under `[statements]`"));
     }

@@ -224,3 +224,41 @@ fn a_refused_secret_is_not_quoted() {
         "{shown}"
     );
 }
+
+#[test]
+fn s10_keys_that_could_serve_one_caller_the_rows_of_another_are_refused() {
+    let text = r#"
+[queries.by_pair]
+sql = "SELECT 1 FROM t WHERE a = :a AND b = :b"
+params.a.type = "string"
+params.b.type = "string"
+key = "pair:{a}-{b}"
+
+[queries.by_name]
+sql = "SELECT 1 FROM t WHERE name = :name"
+params.name.type = "string"
+key = "users:{name}"
+
+[queries.list]
+sql = "SELECT name FROM t"
+key = "users:list"
+"#;
+    let shown = load(text).unwrap_err().to_string();
+    for said in [
+        "test.toml:6:7: `queries.by_pair.key` has nothing between `{a}` and `{b}`",
+        "test.toml:15:7: `queries.list.key` \"users:list\" can be the same as \"users:{name}\" of `queries.by_name`",
+    ] {
+        assert!(shown.contains(said), "{shown}");
+    }
+}
+
+#[test]
+fn s10_a_query_that_changes_data_is_refused_wherever_it_says_so() {
+    let text =
+        "[queries.take]\nsql = \"WITH d AS (DELETE FROM jobs RETURNING id) SELECT id FROM d\"\n";
+    let shown = load(text).unwrap_err().to_string();
+    assert!(
+        shown.contains("holds DELETE, but a query only reads"),
+        "{shown}"
+    );
+}

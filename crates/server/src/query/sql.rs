@@ -17,6 +17,10 @@ pub(crate) struct Sql {
     pub(crate) verb: String,
     /// Whether `ESCAPE '!'` stands in it, which LIKE patterns need.
     pub(crate) escapes: bool,
+    /// The first of the words outside of texts, names in quotes and comments that change data, in capitals.
+    pub(crate) writes: Option<String>,
+    /// Whether RETURNING is among those words.
+    returning: bool,
 }
 
 /// Why a statement cannot be used.
@@ -49,6 +53,7 @@ impl Sql {
             at: 0,
             dialect,
             out: String::with_capacity(source.len()),
+            bare: String::with_capacity(source.len()),
             places: Vec::new(),
         };
         reader.run()?;
@@ -62,7 +67,11 @@ impl Sql {
             return Err(SqlMistake::Empty);
         }
         let compact: String = reader.out.split_whitespace().collect();
+        let bare = reader.bare.to_ascii_uppercase();
+        let mut words = bare.split(|c: char| !is_name(c));
         Ok(Self {
+            returning: words.clone().any(|word| word == "RETURNING"),
+            writes: words.find(|word| CHANGES.contains(word)).map(str::to_owned),
             escapes: compact.to_ascii_uppercase().contains("ESCAPE'!'"),
             verb: verb.to_ascii_uppercase(),
             text: reader.out.trim().to_owned(),
@@ -72,18 +81,18 @@ impl Sql {
 
     /// Whether it hands rows back, as a statement with RETURNING does.
     pub(crate) fn returns(&self) -> bool {
-        self.reads()
-            || self
-                .text
-                .split(|c: char| !is_name(c))
-                .any(|word| word.eq_ignore_ascii_case("RETURNING"))
+        self.reads() || self.returning
     }
 
-    /// Whether it only reads, as far as its first word tells.
+    /// Whether it only reads, as far as its words tell: a `WITH` may end in a DELETE, and a SELECT go INTO a table.
     pub(crate) fn reads(&self) -> bool {
-        matches!(self.verb.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE")
+        let verb = matches!(self.verb.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE");
+        verb && self.writes.is_none()
     }
 }
+
+/// Reserved in each dialect, so that a bare word is no name of a column.
+const CHANGES: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "MERGE", "INTO"];
 
 /// Copies the statement, leaving comments out and putting the dialect's signs in.
 struct Reader<'a> {
@@ -91,6 +100,8 @@ struct Reader<'a> {
     at: usize,
     dialect: Dialect,
     out: String,
+    /// The same without what stands in quotes.
+    bare: String,
     places: Vec<String>,
 }
 
@@ -101,6 +112,7 @@ impl Reader<'_> {
             let start = self.at;
             if self.comment()? {
                 self.out.push(' ');
+                self.bare.push(' ');
                 continue;
             }
             if ended && !next.is_whitespace() && next != ';' {
@@ -125,9 +137,13 @@ impl Reader<'_> {
                 }
                 other => {
                     self.out.push(other);
+                    self.bare.push(other);
                     self.at += other.len_utf8();
+                    continue;
                 }
             }
+            // A quote, a sign or a colon parts two words.
+            self.bare.push(' ');
         }
         Ok(())
     }
@@ -346,6 +362,28 @@ mod tests {
                 .unwrap()
                 .reads()
         );
+    }
+
+    #[test]
+    fn a_change_behind_with_or_into_is_no_read_and_words_in_quotes_change_nothing() {
+        let sql = |source| Sql::parse(source, Dialect::Sqlite).unwrap();
+        for writes in [
+            "WITH d AS (DELETE FROM t RETURNING *) SELECT * FROM d",
+            "WITH t AS (SELECT 1) update u SET a = 1",
+            "SELECT a INTO b FROM t",
+            "WITH t AS (SELECT 1) INSERT INTO u SELECT * FROM t",
+        ] {
+            assert!(!sql(writes).reads(), "{writes}");
+        }
+        for reads in [
+            "WITH t AS (SELECT 1) SELECT * FROM t",
+            "SELECT 'delete', \"update\", updated_at, replace(a, 'x', 'y') FROM t -- insert",
+        ] {
+            assert!(sql(reads).reads(), "{reads}");
+        }
+        assert!(!sql("UPDATE t SET state = 'returning'").returns());
+        assert!(!sql("WITH x AS (SELECT 1) UPDATE t SET a = 1").returns());
+        assert!(sql("WITH x AS (SELECT 1) UPDATE t SET a = 1 RETURNING id").returns());
     }
 
     proptest! {

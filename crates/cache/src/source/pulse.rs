@@ -1,0 +1,64 @@
+//! A sign of life, by a connection of its own.
+//!
+//! Asked through the pool, a database that is merely busy looks dead: in an outage of Redis every connection is taken, and each instance of a
+//! service would leave its load balancer just when it is needed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sqlx::{ConnectOptions, Connection, MySqlConnection, PgConnection, SqliteConnection};
+use tokio::sync::Mutex;
+
+use super::{Pool, SourceError, within};
+
+/// The connection, opened when it is first needed and again after it has failed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pulse(Arc<Mutex<Option<Line>>>);
+
+#[derive(Debug)]
+enum Line {
+    Sqlite(Box<SqliteConnection>),
+    MySql(Box<MySqlConnection>),
+    Postgres(Box<PgConnection>),
+}
+
+impl Pulse {
+    pub(super) async fn feel(&self, pool: &Pool, limit: Duration) -> Result<(), SourceError> {
+        within(limit, async {
+            let mut kept = self.0.lock().await;
+            // Taken out: whoever gives up half way leaves no connection in an unknown state behind.
+            let mut line = match kept.take() {
+                Some(line) => line,
+                None => Line::open(pool).await?,
+            };
+            line.ping().await?;
+            *kept = Some(line);
+            Ok(())
+        })
+        .await
+    }
+
+    pub(super) async fn close(&self) {
+        *self.0.lock().await = None;
+    }
+}
+
+impl Line {
+    async fn open(pool: &Pool) -> Result<Self, sqlx::Error> {
+        Ok(match pool {
+            Pool::Sqlite(pool) => Self::Sqlite(Box::new(pool.connect_options().connect().await?)),
+            Pool::MySql(pool) => Self::MySql(Box::new(pool.connect_options().connect().await?)),
+            Pool::Postgres(pool) => {
+                Self::Postgres(Box::new(pool.connect_options().connect().await?))
+            }
+        })
+    }
+
+    async fn ping(&mut self) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Sqlite(connection) => connection.ping().await,
+            Self::MySql(connection) => connection.ping().await,
+            Self::Postgres(connection) => connection.ping().await,
+        }
+    }
+}
