@@ -444,7 +444,12 @@ pub(crate) fn figure(value: Option<f64>, unit: crate::verdict::Unit) -> String {
 pub(crate) fn target(kpi: &Kpi) -> String {
     use crate::verdict::Bound;
     if kpi.bound == Bound::AtMost && kpi.target == 0.0 {
-        return "none".to_owned();
+        return if kpi.name == "exit_status" {
+            "0"
+        } else {
+            "none"
+        }
+        .to_owned();
     }
     let sign = match kpi.bound {
         Bound::Above => ">",

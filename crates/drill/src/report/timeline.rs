@@ -39,7 +39,7 @@ pub fn render(report: &Report) -> String {
         label = escaped(&report.about),
         name = escaped(&report.scenario),
         words = escaped(&shaded(report)),
-        legend = legend(width),
+        legend = legend(&SOURCES, width - MARGIN, 31.0),
     )
 }
 
@@ -85,9 +85,13 @@ fn plots(body: &mut String, left: f64, report: &Report, scales: &svg::Scales) ->
             &format!("<svg x=\"{left}\" y=\"{top}\" width=\"{WIDTH}\" height=\"{height}\" "),
             1,
         );
+        let beside = match title {
+            "Latency" => legend(&LATENCIES, left + WIDTH, top - 6.0),
+            _ => String::new(),
+        };
         let _ = writeln!(
             body,
-            "<text class=\"plot\" x=\"{left}\" y=\"{}\">{title}</text>{plot}",
+            "<text class=\"plot\" x=\"{left}\" y=\"{}\">{title}</text>{beside}{plot}",
             top - 6.0
         );
         top += height + HEADING;
@@ -95,24 +99,31 @@ fn plots(body: &mut String, left: f64, report: &Report, scales: &svg::Scales) ->
     top - HEADING
 }
 
-/// What the colours mean, from the right edge.
-fn legend(width: f64) -> String {
-    let entries = [
-        ("memory", "memory", 62.0),
-        ("redis", "Redis", 52.0),
-        ("database", "database", 70.0),
-        ("written", "writes", 54.0),
-        ("failed", "failed", 52.0),
-        ("p50", "median", 60.0),
-        ("p99", "99th percentile", 104.0),
-        ("max", "maximum", 70.0),
-    ];
-    let mut left = width - MARGIN - entries.iter().map(|(_, _, room)| room).sum::<f64>();
+/// A class, what it means, and the room that it takes.
+type Entry = (&'static str, &'static str, f64);
+
+const SOURCES: [Entry; 5] = [
+    ("memory", "memory", 66.0),
+    ("redis", "Redis", 54.0),
+    ("database", "database", 72.0),
+    ("written", "writes", 56.0),
+    ("failed", "failed", 50.0),
+];
+const LATENCIES: [Entry; 3] = [
+    ("p50", "median", 62.0),
+    ("p99", "99th percentile", 104.0),
+    ("max", "maximum", 66.0),
+];
+
+/// What the colours mean, in a line that ends at `right`.
+fn legend(entries: &[Entry], right: f64, y: f64) -> String {
+    let mut left = right - entries.iter().map(|(_, _, room)| room).sum::<f64>();
     let mut text = String::new();
     for (class, label, room) in entries {
         let _ = write!(
             text,
-            "<rect class=\"key {class}\" x=\"{left}\" y=\"23\" width=\"9\" height=\"9\" rx=\"2\"/><text class=\"label\" x=\"{}\" y=\"31\">{label}</text>",
+            "<rect class=\"key {class}\" x=\"{left}\" y=\"{}\" width=\"9\" height=\"9\" rx=\"2\"/><text class=\"label\" x=\"{}\" y=\"{y}\">{label}</text>",
+            y - 8.0,
             left + 13.0
         );
         left += room;

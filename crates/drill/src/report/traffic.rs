@@ -9,8 +9,8 @@ use crate::target::TargetReport;
 use crate::verdict::Kpi;
 
 /// The plots stand alone on this page, so they are wider than those of two subjects side by side.
-const WIDTH: f64 = 1100.0;
-const HEIGHT: f64 = 170.0;
+const WIDTH: f64 = 760.0;
+const HEIGHT: f64 = 130.0;
 const TOP: f64 = 24.0;
 
 /// The report as a page.
