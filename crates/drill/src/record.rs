@@ -208,8 +208,8 @@ pub struct Moments {
     pub detect: Option<Duration>,
     /// From the last healing to the first call that Redis answered.
     pub first_success: Option<Duration>,
-    /// From the last healing to the start of the first second without a failed read, a wrong answer, a failed call to Redis or
-    /// a connection out of service.
+    /// From the last healing to the start of the first second without a failed read, a read that could not start, a wrong answer, a
+    /// failed call to Redis or a connection out of service; and not before a read that began after the healing was answered.
     pub full: Option<Duration>,
 }
 
@@ -225,7 +225,16 @@ struct Healed {
     at: Duration,
     redis_ok: u64,
     first_success: Option<Duration>,
+    /// When the first read that began after the healing was answered. Silence is no sign of health.
+    answered: Option<Duration>,
     last_bad: Duration,
+}
+
+impl Healed {
+    /// When the quiet second began, if nothing disturbs it.
+    fn well(&self) -> Option<Duration> {
+        Some(self.last_bad.max(self.answered?))
+    }
 }
 
 impl Search {
@@ -235,9 +244,17 @@ impl Search {
         }
         if let Some(healed) = &mut self.healed
             && at > healed.last_bad
-            && at < healed.last_bad + QUIET
+            && healed.well().is_none_or(|well| at < well + QUIET)
         {
             healed.last_bad = at;
+        }
+    }
+
+    fn answered(&mut self, began: Duration, at: Duration) {
+        if let Some(healed) = &mut self.healed
+            && began >= healed.at
+        {
+            healed.answered.get_or_insert(at);
         }
     }
 }
@@ -282,12 +299,16 @@ impl Record {
                 counts.wrong += u64::from(wrong);
                 if wrong {
                     self.search.bad(end);
+                } else {
+                    self.search.answered(start, end);
                 }
             }
             Ended::Written => counts.written += 1,
             Ended::ReadFailed(kind) => {
                 counts.reads_failed += 1;
                 *counts.errors.entry(kind.to_owned()).or_default() += 1;
+                // Whoever waits in vain is not well from the start.
+                self.search.bad(start);
                 self.search.bad(end);
             }
             Ended::WriteFailed(kind) => {
@@ -313,6 +334,7 @@ impl Record {
     /// A call that was meant to start at `start` could not be started.
     pub fn skip(&mut self, start: Duration) {
         self.counts[self.phases.at(start) as usize].skipped += 1;
+        self.search.bad(start);
         if let Some(interval) = self.interval_at(start) {
             interval.skipped += 1;
         }
@@ -370,6 +392,7 @@ impl Record {
             at,
             redis_ok,
             first_success: None,
+            answered: None,
             last_bad: at,
         });
     }
@@ -409,7 +432,10 @@ impl Record {
                 .zip(self.search.noticed)
                 .map(|(broken, noticed)| noticed - broken),
             first_success: healed.and_then(|h| h.first_success.map(|at| at - h.at)),
-            full: healed.and_then(|h| (self.end >= h.last_bad + QUIET).then(|| h.last_bad - h.at)),
+            full: healed.and_then(|h| {
+                let well = h.well()?;
+                (self.end >= well + QUIET).then(|| well - h.at)
+            }),
         }
     }
 
@@ -462,6 +488,16 @@ mod tests {
         Record::new(phases)
     }
 
+    const ANSWERED: Ended = Ended::Read {
+        answer: Answer {
+            source: Source::Memory,
+            version: 0,
+            age: Duration::ZERO,
+            stale: false,
+        },
+        wrong: false,
+    };
+
     fn facts(connection: Connection, redis_ok: u64, redis_failed: u64) -> Facts {
         Facts {
             connection,
@@ -480,6 +516,7 @@ mod tests {
         record.healed(ms(2000));
         record.sample(ms(2020), facts(Connection::Down, 100, 1));
         record.sample(ms(2060), facts(Connection::Ready, 101, 1));
+        record.call(ms(2080), ms(2080), ms(2090), ANSWERED);
         record.call(ms(2100), ms(2100), ms(2150), Ended::ReadFailed("timeout"));
         record.sample(ms(3149), facts(Connection::Ready, 300, 1));
         assert_eq!(record.moments().full, None, "a second has not passed");
@@ -497,9 +534,35 @@ mod tests {
         let mut record = record();
         record.broken(ms(1000));
         record.healed(ms(2000));
-        record.sample(ms(3000), facts(Connection::Ready, 1, 0));
+        record.call(ms(2000), ms(2000), ms(2002), ANSWERED);
+        record.sample(ms(3100), facts(Connection::Ready, 1, 0));
         record.call(ms(3500), ms(3500), ms(3600), Ended::ReadFailed("timeout"));
-        assert_eq!(record.moments().full, Some(ms(0)));
+        assert_eq!(record.moments().full, Some(ms(2)));
+    }
+
+    #[test]
+    fn d4_a_subject_that_hangs_after_the_healing_is_not_well_before_it_answers() {
+        let mut record = record();
+        record.broken(ms(1000));
+        record.healed(ms(2000));
+        record.sample(ms(2900), facts(Connection::Ready, 1, 0));
+        assert_eq!(record.moments().full, None, "nothing was answered yet");
+        // What began at once failed only after more than a second; the next was answered.
+        record.call(ms(2010), ms(2010), ms(3210), Ended::ReadFailed("timeout"));
+        record.call(ms(3300), ms(3300), ms(3301), ANSWERED);
+        record.sample(ms(4301), facts(Connection::Ready, 2, 0));
+        assert_eq!(record.moments().full, Some(ms(1301)));
+    }
+
+    #[test]
+    fn d4_a_call_that_could_not_start_disturbs_the_quiet_second() {
+        let mut record = record();
+        record.broken(ms(1000));
+        record.healed(ms(2000));
+        record.call(ms(2000), ms(2000), ms(2001), ANSWERED);
+        record.skip(ms(2400));
+        record.sample(ms(4000), facts(Connection::Ready, 1, 0));
+        assert_eq!(record.moments().full, Some(ms(400)));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
 use serde::Serialize;
-use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::load::{Lane, drive};
@@ -24,6 +24,8 @@ const SAMPLE: Duration = Duration::from_millis(10);
 const TELL: Duration = Duration::from_millis(250);
 const WARM_LIMIT: Duration = Duration::from_secs(30);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
+/// What healing may take once the drill is stopped.
+const LAST_LIMIT: Duration = Duration::from_secs(2);
 
 /// How to run a scenario.
 #[derive(Clone, Default)]
@@ -154,6 +156,34 @@ struct Actor {
     site: Site,
 }
 
+impl Actor {
+    /// Does it to this subject's own, whose record learns of it at that moment: another's server may take longer.
+    async fn carry_out(
+        &self,
+        action: &Action<'_>,
+        scenario: &Scenario,
+        heals: bool,
+    ) -> Result<Duration, ProcessError> {
+        let before = self.lane.now();
+        match (action.what, action.fault) {
+            (What::Begin, Some(fault)) => {
+                self.lane.record(|record| record.broken(before));
+                self.site.begin(fault, self.lane.subject()).await?;
+                Ok(before)
+            }
+            (What::End, Some(fault)) => {
+                self.site.end(fault, self.lane.subject()).await?;
+                let now = self.lane.now();
+                if heals {
+                    self.lane.record(|record| record.healed(now));
+                }
+                Ok(now)
+            }
+            _ => self.site.prepare(scenario).await.map(|()| before),
+        }
+    }
+}
+
 /// The subjects with their servers, ready for the load.
 struct Stage {
     actors: Vec<Actor>,
@@ -237,7 +267,7 @@ impl Stage {
         broken: &Broken,
         stop: &CancellationToken,
     ) -> Result<Vec<FaultSpan>, RunError> {
-        let mut spans: Vec<FaultSpan> = Vec::new();
+        let mut spans: Vec<(Id, FaultSpan)> = Vec::new();
         for action in plan(scenario) {
             tokio::select! {
                 () = sleep_until(self.start + action.at) => {}
@@ -246,56 +276,70 @@ impl Stage {
             if stop.is_cancelled() && action.what != What::End {
                 continue;
             }
-            let name = action.fault.map_or("", Fault::name);
-            if action.what == What::End && !broken.holds(name) {
+            if action.what == What::End && !broken.holds(action.id) {
                 continue;
             }
-            self.carry_out(&action, scenario).await?;
-            let now = self.actors[0].lane.now();
+            let heals = action.what == What::End && broken.is_only(action.id);
+            let at = self.carry_out(&action, scenario, heals, stop).await?;
+            let name = action.fault.map_or("", Fault::name);
+            let at_ms = at.as_millis() as u64;
             match action.what {
                 What::Prepare => {}
                 What::Begin => {
-                    broken.add(name);
-                    let from = action.at.as_millis() as u64;
-                    spans.push(FaultSpan {
+                    broken.add(action.id, name);
+                    let span = FaultSpan {
                         name,
-                        from_ms: from,
-                        to_ms: from,
-                    });
-                    self.each_record(|record| record.broken(action.at));
+                        from_ms: at_ms,
+                        to_ms: at_ms,
+                    };
+                    spans.push((action.id, span));
                 }
                 What::End => {
-                    broken.remove(name);
-                    if let Some(span) = spans.iter_mut().rev().find(|span| span.name == name) {
-                        span.to_ms = now.as_millis() as u64;
-                    }
-                    if broken.is_empty() {
-                        self.each_record(|record| record.healed(now));
+                    broken.remove(action.id);
+                    if let Some((_, span)) = spans.iter_mut().find(|(id, _)| *id == action.id) {
+                        span.to_ms = at_ms;
                     }
                 }
             }
         }
-        Ok(spans)
+        Ok(spans.into_iter().map(|(_, span)| span).collect())
     }
 
-    async fn carry_out(&self, action: &Action<'_>, scenario: &Scenario) -> Result<(), RunError> {
-        let one = async |actor: &Actor| match (action.what, action.fault) {
-            (What::Begin, Some(fault)) => actor.site.begin(fault, actor.lane.subject()).await,
-            (What::End, Some(fault)) => actor.site.end(fault, actor.lane.subject()).await,
-            _ => actor.site.prepare(scenario).await,
+    /// Does it to all, and says when: the time at which it began for the first of them, or had ended.
+    async fn carry_out(
+        &self,
+        action: &Action<'_>,
+        scenario: &Scenario,
+        heals: bool,
+        stop: &CancellationToken,
+    ) -> Result<Duration, RunError> {
+        let all = try_join_all(
+            self.actors
+                .iter()
+                .map(|actor| actor.carry_out(action, scenario, heals)),
+        );
+        // What is healed only to be taken down need not be healed to its end.
+        let limit = async {
+            tokio::select! {
+                () = sleep(FAULT_LIMIT) => {}
+                () = async { stop.cancelled().await; sleep(LAST_LIMIT).await } => {}
+            }
         };
-        let all = timeout(FAULT_LIMIT, try_join_all(self.actors.iter().map(one))).await;
-        let silent = || ProcessError::Command {
-            program: "redis-server".to_owned(),
-            cause: format!("it took more than {FAULT_LIMIT:?}"),
+        let outcome = tokio::select! {
+            outcome = all => outcome.map(|times| times[0]),
+            () = limit => Err(ProcessError::Command {
+                program: "redis-server".to_owned(),
+                cause: format!("it took more than {FAULT_LIMIT:?}"),
+            }),
         };
-        all.unwrap_or_else(|_| Err(silent()))
-            .map(drop)
-            .map_err(|cause| RunError::Fault {
+        match outcome {
+            Err(_) if stop.is_cancelled() => Ok(self.actors[0].lane.now()),
+            outcome => outcome.map_err(|cause| RunError::Fault {
                 fault: action.fault.map_or("old_snapshot", Fault::name),
                 healing: action.what == What::End,
                 cause,
-            })
+            }),
+        }
     }
 
     /// Asks the subjects for their facts, and tells of progress. For ever.
@@ -351,12 +395,6 @@ impl Stage {
         report
     }
 
-    fn each_record(&self, with: impl Fn(&mut Record)) {
-        for actor in &self.actors {
-            actor.lane.record(&with);
-        }
-    }
-
     async fn take_down(self) {
         let shutdown = |actor: Actor| async move {
             let _ = timeout(SHUTDOWN_LIMIT, actor.lane.subject().shutdown()).await;
@@ -385,7 +423,11 @@ struct Action<'a> {
     at: Duration,
     what: What,
     fault: Option<&'a Fault>,
+    id: Id,
 }
+
+/// Which step, and which time of it.
+type Id = (usize, usize);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum What {
@@ -402,19 +444,22 @@ fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
         at: phases[Phase::Baseline as usize].1.start,
         what: What::Prepare,
         fault: None,
+        id: (usize::MAX, 0),
     }];
-    for step in &scenario.steps {
-        for span in step.spans() {
-            let fault = Some(&step.fault);
+    for (number, step) in scenario.steps.iter().enumerate() {
+        for (time, span) in step.spans().enumerate() {
+            let (fault, id) = (Some(&step.fault), (number, time));
             actions.push(Action {
                 at: fault_phase + span.start,
                 what: What::Begin,
                 fault,
+                id,
             });
             actions.push(Action {
                 at: fault_phase + span.end,
                 what: What::End,
                 fault,
+                id,
             });
         }
     }
@@ -424,36 +469,34 @@ fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
 
 /// What is broken now.
 #[derive(Default)]
-struct Broken(std::sync::Mutex<Vec<&'static str>>);
+struct Broken(std::sync::Mutex<Vec<(Id, &'static str)>>);
 
 impl Broken {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<&'static str>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Id, &'static str)>> {
         self.0
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
-    fn add(&self, name: &'static str) {
-        self.lock().push(name);
+    fn add(&self, id: Id, name: &'static str) {
+        self.lock().push((id, name));
     }
 
-    fn remove(&self, name: &str) {
-        let mut names = self.lock();
-        if let Some(at) = names.iter().position(|broken| *broken == name) {
-            names.remove(at);
-        }
+    fn remove(&self, id: Id) {
+        self.lock().retain(|(broken, _)| *broken != id);
     }
 
-    fn holds(&self, name: &str) -> bool {
-        self.lock().contains(&name)
+    fn holds(&self, id: Id) -> bool {
+        self.lock().iter().any(|(broken, _)| *broken == id)
     }
 
-    fn is_empty(&self) -> bool {
-        self.lock().is_empty()
+    /// Whether nothing else is broken.
+    fn is_only(&self, id: Id) -> bool {
+        self.lock().iter().all(|(broken, _)| *broken == id)
     }
 
     fn names(&self) -> Vec<&'static str> {
-        self.lock().clone()
+        self.lock().iter().map(|(_, name)| *name).collect()
     }
 }
 

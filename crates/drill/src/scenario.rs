@@ -203,6 +203,8 @@ pub enum Fault {
     OldSnapshot,
     /// The server is stopped where it stands (`SIGSTOP`): connections stay open, nothing answers.
     Freeze,
+    /// The server answers nobody for as long as the step lasts (`CLIENT PAUSE`), as an operator pauses it before a failover.
+    Pause(Duration),
     /// The server drops its clients, and others take all their places.
     MaxClients,
     /// The server refuses what would take memory.
@@ -245,6 +247,7 @@ impl Fault {
             Fault::Crash => "crash",
             Fault::OldSnapshot => "old_snapshot",
             Fault::Freeze => "freeze",
+            Fault::Pause(_) => "pause",
             Fault::MaxClients => "maxclients",
             Fault::OutOfMemory => "oom",
             Fault::Loading => "loading",
@@ -329,6 +332,9 @@ impl Scenario {
                 [&mut step.at, &mut step.lasts, &mut step.every]
                     .into_iter()
                     .for_each(scale);
+                if let Fault::Pause(lasts) = &mut step.fault {
+                    scale(lasts);
+                }
             }
         }
         self
@@ -425,6 +431,11 @@ mod tests {
                 "parsecs",
             ),
             ("[[steps]]\nfault = 'crash'\ntimes = 3\n", (5, 9), "`every`"),
+            (
+                "[[steps]]\nfault = 'crash'\nfor = '1s'\n[[steps]]\nfault = 'crash'\nat = '500ms'\n",
+                (7, 9),
+                "broken already",
+            ),
             ("[thresholds]\nerrors = '5'\n", (4, 10), "percentage"),
             ("seed = 'x'\n", (3, 8), "invalid type"),
         ];

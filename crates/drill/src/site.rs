@@ -139,6 +139,10 @@ impl Site {
         match fault {
             Fault::Crash | Fault::OldSnapshot => redis.kill().await,
             Fault::Freeze => redis.freeze()?,
+            Fault::Pause(lasts) => {
+                let ms = lasts.as_millis().max(1).to_string();
+                redis.command(&["CLIENT", "PAUSE", &ms, "ALL"]).await?;
+            }
             Fault::MaxClients => self.occupy().await?,
             Fault::OutOfMemory => config(redis, "maxmemory", "1").await?,
             Fault::Loading => {
@@ -185,6 +189,12 @@ impl Site {
             Fault::Crash => redis.restart().await?,
             Fault::OldSnapshot => redis.restart_from_snapshot().await?,
             Fault::Freeze => redis.resume()?,
+            // Nothing is done for anybody before its time is over, also no order to end it.
+            Fault::Pause(_) => {
+                while redis.command(&["PING"]).await.is_err() {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            }
             Fault::MaxClients => self.make_room().await?,
             Fault::OutOfMemory => config(redis, "maxmemory", "0").await?,
             Fault::Loading => {

@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
+use rustix::process::{Pid, test_kill_process_group};
 use serde::Serialize;
 use tokio::process::{Child, Command};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
@@ -27,7 +28,7 @@ const SAMPLE: Duration = Duration::from_millis(20);
 /// Of the plots, at most, on a drill that is long.
 const INTERVALS: u32 = 600;
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// What a program that is told to end is given to do so.
+/// What a program that is told to end is given to do so; the script below counts to it too.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// The founding documents' own limit for a recovery; the scenario's is for Steadfast.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -35,7 +36,14 @@ const RECOVERY: Duration = Duration::from_secs(30);
 /// Runs `$1`, and ends whatever is left of it when this process is gone, which closes the pipe on fd 3.
 const WATCHED: &str = r#"
 exec 3<&0 </dev/null
-( trap '' HUP INT TERM QUIT; read -r _ <&3; kill -TERM 0; sleep 1; kill -KILL 0 ) >/dev/null 2>&1 &
+(
+  trap '' HUP INT TERM QUIT
+  read -r _ <&3
+  kill -TERM 0
+  turns=0
+  while kill -0 $$ && [ $turns -lt 50 ]; do sleep 0.1; turns=$((turns + 1)); done
+  kill -KILL 0
+) >/dev/null 2>&1 &
 exec 3<&- sh -c "$1"
 "#;
 
@@ -185,6 +193,7 @@ pub async fn run_target(
     }
     let proxy = builder.start(upstream).await?;
     let mut program = spawn(&options.command, proxy.addr())?;
+    let group = program.id();
     let mut seen = Seen::new(scenario);
     let played = play(
         &mut program,
@@ -197,7 +206,7 @@ pub async fn run_target(
     .await;
     // Heals the wire first, so that the application can end in peace.
     proxy.clear().await;
-    end(program).await;
+    end(program, group).await;
     Ok(seen.judged(scenario, &options, played?))
 }
 
@@ -240,7 +249,7 @@ fn on_the_wire(fault: &Fault) -> Result<Toxic, TargetError> {
     Ok(match fault {
         Fault::Wire(toxic) => (**toxic).clone(),
         Fault::Crash => Toxic::new(Down {}),
-        Fault::Freeze => Toxic::new(Stall {}).direction(Direction::Both),
+        Fault::Freeze | Fault::Pause(_) => Toxic::new(Stall {}).direction(Direction::Both),
         Fault::Loading => Toxic::new(RespError::loading()),
         Fault::ReadOnly => Toxic::new(RespError::readonly()),
         Fault::OutOfMemory => Toxic::new(RespError::oom()),
@@ -269,7 +278,10 @@ async fn reachable(target: &str) -> Result<SocketAddr, TargetError> {
 fn spawn(command: &str, proxy: SocketAddr) -> Result<Child, TargetError> {
     Command::new("/bin/sh")
         .args(["-c", WATCHED, "sh", command])
-        .env("REDIS_URL", format!("redis://{proxy}/0"))
+        .env(
+            "REDIS_URL",
+            through(std::env::var("REDIS_URL").ok().as_deref(), proxy),
+        )
         .env("REDIS_HOST", proxy.ip().to_string())
         .env("REDIS_PORT", proxy.port().to_string())
         .stdin(Stdio::piped())
@@ -279,6 +291,18 @@ fn spawn(command: &str, proxy: SocketAddr) -> Result<Child, TargetError> {
             command: command.to_owned(),
             cause,
         })
+}
+
+/// The application's own URL, if it has one, with the proxy in place of its server: user, password and database stay.
+fn through(own: Option<&str>, proxy: SocketAddr) -> String {
+    let own = own.and_then(|url| url.split_once("://"));
+    let Some((scheme, rest)) = own.filter(|(scheme, _)| ["redis", "rediss"].contains(scheme))
+    else {
+        return format!("redis://{proxy}/0");
+    };
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
+    format!("{scheme}://{user}{proxy}{path}")
 }
 
 /// Breaks and heals at the planned times, until the application has ended or the phases are over. How it ended, if it did.
@@ -308,13 +332,13 @@ async fn play(
                 match action.begins {
                     Some(toxic) => {
                         broken.push((action.id, proxy.add(toxic).await?));
-                        seen.begun(action.name, start.elapsed());
+                        seen.begun(action.id, action.name, start.elapsed());
                     }
                     None => {
                         if let Some(at) = broken.iter().position(|(id, _)| *id == action.id) {
                             proxy.remove(broken.remove(at).1).await;
                         }
-                        seen.ended(action.name, start.elapsed(), broken.is_empty());
+                        seen.ended(action.id, start.elapsed(), broken.is_empty());
                     }
                 }
             }
@@ -331,10 +355,19 @@ async fn play(
 }
 
 /// Asks the application and all that it started to end, and sees to it that they do.
-async fn end(mut program: Child) {
+async fn end(mut program: Child, group: Option<u32>) {
+    let group = group.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+    let until = Instant::now() + END_LIMIT + Duration::from_secs(2);
     drop(program.stdin.take());
-    if timeout(END_LIMIT, program.wait()).await.is_err() {
+    if tokio::time::timeout_at(until, program.wait())
+        .await
+        .is_err()
+    {
         let _ = program.kill().await;
+    }
+    let Some(group) = group else { return };
+    while test_kill_process_group(group).is_ok() && Instant::now() < until {
+        tokio::time::sleep(SAMPLE).await;
     }
 }
 
@@ -344,7 +377,7 @@ struct Seen {
     spans: Vec<(Phase, Duration)>,
     last: Counters,
     last_at: Duration,
-    faults: Vec<FaultSpan>,
+    faults: Vec<((usize, usize), FaultSpan)>,
     healed: Option<(Duration, u64)>,
     answered_again: Option<Duration>,
 }
@@ -404,24 +437,20 @@ impl Seen {
         }
     }
 
-    fn begun(&mut self, name: &'static str, at: Duration) {
-        let at = at.as_millis() as u64;
-        self.faults.push(FaultSpan {
+    fn begun(&mut self, id: (usize, usize), name: &'static str, at: Duration) {
+        let at = millis(at);
+        let span = FaultSpan {
             name,
             from_ms: at,
             to_ms: at,
-        });
+        };
+        self.faults.push((id, span));
         (self.healed, self.answered_again) = (None, None);
     }
 
-    fn ended(&mut self, name: &'static str, at: Duration, all_well: bool) {
-        if let Some(fault) = self
-            .faults
-            .iter_mut()
-            .rev()
-            .find(|fault| fault.name == name)
-        {
-            fault.to_ms = at.as_millis() as u64;
+    fn ended(&mut self, id: (usize, usize), at: Duration, all_well: bool) {
+        if let Some((_, span)) = self.faults.iter_mut().find(|(of, _)| *of == id) {
+            span.to_ms = millis(at);
         }
         if all_well {
             self.healed = Some((at, self.last.bytes_down));
@@ -530,7 +559,7 @@ impl Seen {
                 Verdict::Failed
             },
             kpis,
-            faults: self.faults,
+            faults: self.faults.into_iter().map(|(_, span)| span).collect(),
             timeline: self.timeline,
         }
     }
@@ -554,4 +583,26 @@ impl TrafficTimeline {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn d7_the_applications_own_url_keeps_all_but_its_server() {
+        let proxy = SocketAddr::from(([127, 0, 0, 1], 7));
+        for (own, through_proxy) in [
+            (None, "redis://127.0.0.1:7/0"),
+            (Some(""), "redis://127.0.0.1:7/0"),
+            (Some("unix:///run/redis.sock"), "redis://127.0.0.1:7/0"),
+            (Some("redis://cache.internal"), "redis://127.0.0.1:7"),
+            (
+                Some("rediss://ada:p%40ss@cache.internal:6380/3?protocol=resp3"),
+                "rediss://ada:p%40ss@127.0.0.1:7/3?protocol=resp3",
+            ),
+        ] {
+            assert_eq!(through(own, proxy), through_proxy, "{own:?}");
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //! | fallback | reads answered by the database ÷ reads answered | baseline | < 5 % |
 //! | recovery | from the last healing to full recovery | recovery | < 1 s (the control: 30 s) |
 //! | hit_rate | reads answered by memory or Redis ÷ reads answered | baseline, recovered | > 80 % |
-//! | errors | reads that failed ÷ reads | whole run | < 1 % |
+//! | errors | reads that failed, and calls that could not start ÷ reads | whole run | < 1 % |
 //! | write_errors | writes that failed ÷ writes, if there were any | whole run | < 1 % |
 //! | wrong_answers | answers too old that do not say so | whole run | 0 |
 //! | fault_p99 | what 99 of 100 calls took at most | fault | ≤ 500 ms |
@@ -114,10 +114,13 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
         ratio(
             "errors",
             "whole run",
-            share(whole.reads_failed, whole.answered() + whole.reads_failed),
+            share(
+                whole.reads_failed + whole.skipped,
+                whole.answered() + whole.reads_failed + whole.skipped,
+            ),
             thresholds.errors,
             Bound::Below,
-            "reads that failed ÷ reads",
+            "reads that failed, and calls that could not start ÷ reads",
         ),
         Kpi {
             unit: Unit::Count,
@@ -352,6 +355,14 @@ mod tests {
         record.call(at(2500), at(2500), at(2501), Ended::WriteFailed("redis"));
         assert_eq!(kpi(&record, "write_errors").value, Some(1.0));
         assert!(kpi(&record, "errors").pass);
+    }
+
+    #[test]
+    fn d4_a_call_that_could_not_start_is_an_error() {
+        let mut record = record([0; 5], [0; 5]);
+        (0..10).for_each(|_| record.skip(at(2500)));
+        assert_eq!(kpi(&record, "errors").value, Some(0.2));
+        assert!(!kpi(&record, "errors").pass);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::path::Path;
 
 use steadfast_cache::{Database, DatabaseOptions, Param};
 use steadfast_drill::process;
-use tempfile::TempDir;
 
 use crate::app::{App, StartError};
 use crate::config::{Config, SAMPLE, Sources};
@@ -46,7 +45,7 @@ pub struct Demo {
     redis: Option<process::Redis>,
     notice: Option<String>,
     // Last, so that nothing uses the folder any more when it is removed.
-    _folder: TempDir,
+    _folder: process::Scratch,
 }
 
 impl Demo {
@@ -56,9 +55,7 @@ impl Demo {
     /// # Errors
     /// If the temporary folder or the table cannot be made, or the service cannot start.
     pub async fn start(options: DemoOptions) -> Result<Self, StartError> {
-        let folder = tempfile::Builder::new()
-            .prefix("steadfast-demo-")
-            .tempdir()
+        let folder = process::Scratch::new("steadfast-demo-")
             .map_err(|error| StartError::Demo(format!("no temporary folder: {error}")))?;
         let (redis, url, notice) = match process::Redis::start().await {
             Ok(redis) => {

@@ -141,11 +141,14 @@ impl Drills {
     pub(crate) fn start(&self, order: Order) -> Result<Summary, Problem> {
         let scenario = order.scenario()?;
         let mut shelf = self.shelf.lock();
-        if shelf
-            .running
-            .as_ref()
-            .is_some_and(|running| !running.is_finished())
-        {
+        // One that has told of its end is over, though its task may have a moment to go.
+        let newest_runs = shelf
+            .drills
+            .values()
+            .next_back()
+            .is_some_and(|drill| !drill.is_over());
+        let running = shelf.running.as_ref();
+        if newest_runs && running.is_some_and(|running| !running.is_finished()) {
             let problem = "another drill is running; wait for it, or stop it";
             return Err(Problem::new(ProblemKind::Conflict, problem));
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use steadfast_drill::process::Redis;
 use tokio::time::Instant;
 
-use crate::program::{PATIENCE, is_running, run, signal, steadfast, wait};
+use crate::program::{Lines, PATIENCE, is_running, run, signal, steadfast, wait};
 
 /// Each phase is long enough to be told of, and something is broken in the one that is for that: two things, in two ways.
 const SCENARIO: &str = "
@@ -171,6 +171,18 @@ async fn d6_an_application_that_is_drilled_ends_with_the_drill_and_its_redis_sta
         }
         redis.command(&["PING"]).await.unwrap();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_a_demo_that_is_killed_leaves_nothing_running() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = steadfast(&["demo", "--listen", "127.0.0.1:0"]);
+    let mut child = command.env("TMPDIR", folder.path()).spawn().unwrap();
+    assert!(!Lines::of(&mut child).next().is_empty());
+    assert!(!left(folder.path()).is_empty());
+    signal(child.id(), "KILL");
+    assert_eq!(wait(&mut child).await, None);
+    nothing_left(folder.path(), "a killed demo").await;
 }
 
 #[tokio::test]

@@ -16,9 +16,11 @@ use crate::process::{Port, ProcessError};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::sleep;
 
 /// A running proxy. Dropped, its connections are closed and its port is free.
 ///
@@ -368,7 +370,13 @@ impl Door {
                 biased;
                 changed = self.plan.changed() => if changed.is_err() { return },
                 Some(_) = connections.join_next() => {}
-                Ok((client, _)) = accept(listener.as_ref()) => self.admit(client, &plan, &mut connections),
+                accepted = accept(listener.as_ref()) => match accepted {
+                    Ok((client, _)) => self.admit(client, &plan, &mut connections),
+                    // No file left, perhaps: it will be better in a while.
+                    Err(_) => sleep(PAUSE).await,
+                },
+                // It could not listen again, which is tried until it can.
+                () = sleep(PAUSE), if listener.is_none() && !plan.is_down() => {}
             }
         }
     }
@@ -399,6 +407,9 @@ async fn accept(listener: Option<&TcpListener>) -> std::io::Result<(TcpStream, S
         None => std::future::pending().await,
     }
 }
+
+/// After what failed for want of something that will be there again.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens beside the socket that keeps the port.
 fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {

@@ -296,6 +296,7 @@ fn told(fault: &str) -> &str {
         "crash" => "Redis is down",
         "old_snapshot" => "Redis is down, and comes back with old data",
         "freeze" => "Redis stands still",
+        "pause" => "Redis pauses its clients",
         "maxclients" => "Redis has no place for clients",
         "oom" => "Redis is out of memory",
         "loading" => "Redis is loading its data",

@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 use toml::Spanned;
 
 use super::step::{StepSource, checked_step};
-use super::{Arrivals, Load, Phases, Scenario, ScenarioError, Thresholds};
+use super::{Arrivals, Load, Phases, Scenario, ScenarioError, Step, Thresholds};
 
 pub(super) fn parse(text: &str) -> Result<Scenario, ScenarioError> {
     let source: Source = toml::from_str(text).map_err(|error| {
@@ -68,12 +68,19 @@ impl Source {
             ));
         }
         let phases = checked_phases(&self.phases)?;
-        let steps = self
+        let places: Vec<_> = self
+            .steps
+            .iter()
+            .map(|step| step.get_ref().place())
+            .collect();
+        let steps: Vec<_> = self
             .steps
             .into_iter()
-            .map(|step| checked_step(step, phases.fault));
+            .map(|step| checked_step(step, phases.fault))
+            .collect::<Result<_, _>>()?;
+        checked_overlaps(&steps, &places)?;
         Ok(Scenario {
-            steps: steps.collect::<Result<_, _>>()?,
+            steps,
             name: self.name.into_inner(),
             about: self.about,
             seed: self.seed.unwrap_or(1),
@@ -81,6 +88,32 @@ impl Source {
             phases,
             thresholds: self.thresholds.checked(),
         })
+    }
+}
+
+/// What is broken cannot be broken once more, and the end of the one would heal the other. On the wire things add up.
+fn checked_overlaps(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
+    let mut spans: Vec<_> = steps
+        .iter()
+        .zip(places)
+        .filter(|(step, _)| !step.fault.needs_proxy())
+        .flat_map(|(step, place)| {
+            step.spans()
+                .map(|span| (step.fault.name(), span.start, span.end, place.clone()))
+        })
+        .collect();
+    spans.sort_by_key(|(name, start, ..)| (*name, *start));
+    let overlap = spans
+        .windows(2)
+        .find(|pair| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].2);
+    match overlap {
+        Some([_, (name, start, _, place)]) => Err(Mistake {
+            span: place.clone(),
+            message: format!(
+                "{name} begins {start:?} after the fault phase did, when it is broken already: let the one end before the other begins"
+            ),
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -80,16 +80,17 @@ pub(super) fn checked_step(step: Spanned<StepSource>, phase: Duration) -> Result
         lasts,
         every,
         times,
-        fault: checked_fault(step)?,
+        fault: checked_fault(step, lasts)?,
     })
 }
 
-fn checked_fault(mut given: StepSource) -> Result<Fault, Mistake> {
+fn checked_fault(mut given: StepSource, lasts: Duration) -> Result<Fault, Mistake> {
     let name = given.fault.clone();
     let fault = match name.get_ref().as_str() {
         "crash" => Fault::Crash,
         "old_snapshot" => Fault::OldSnapshot,
         "freeze" => Fault::Freeze,
+        "pause" => Fault::Pause(lasts),
         "maxclients" => Fault::MaxClients,
         "oom" => Fault::OutOfMemory,
         "loading" => Fault::Loading,
@@ -211,6 +212,7 @@ const FAULTS: &[&str] = &[
     "crash",
     "old_snapshot",
     "freeze",
+    "pause",
     "maxclients",
     "oom",
     "loading",
@@ -243,6 +245,11 @@ fn needed<T>(value: Option<Spanned<T>>, fault: &Spanned<String>, what: &str) -> 
 }
 
 impl StepSource {
+    /// Where in the text its fault is named.
+    pub(super) fn place(&self) -> Range<usize> {
+        self.fault.span()
+    }
+
     fn refuse_leftovers(self, fault: &str) -> Result<(), Mistake> {
         fn left<T>(
             name: &'static str,

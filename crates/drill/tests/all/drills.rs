@@ -413,7 +413,7 @@ fn sources_are_named_as_in_the_report() {
 
 /// Every fault, for a moment each.
 const FAULTS: &str = "
-    crash freeze maxclients oom loading readonly password_changed user_deleted down timeout stall hold reset_peer corrupt
+    crash freeze pause maxclients oom loading readonly password_changed user_deleted down timeout stall hold reset_peer corrupt
     resp_silence database_down old_snapshot";
 const WITH_ATTRIBUTES: &str = "
     slow_close delay='10ms'|latency latency='10ms'|bandwidth rate=1|slicer size=3|limit_data bytes=10|
@@ -425,8 +425,9 @@ async fn d2_every_fault_can_be_made_and_healed() {
     let more = WITH_ATTRIBUTES
         .split('|')
         .map(|text| text.trim().split_once(' ').unwrap());
-    let steps: String = plain
-        .chain(more)
+    // The old snapshot comes last, as a server takes its time to read it.
+    let steps: String = more
+        .chain(plain)
         .enumerate()
         .map(|(at, (name, attributes))| {
             format!(
@@ -436,7 +437,7 @@ async fn d2_every_fault_can_be_made_and_healed() {
         })
         .collect();
     let text = format!(
-        "name = 'all'\nphases = {{ warm_up = '0s', baseline = '300ms', fault = '6s', recovery = '1s', recovered = '1s' }}\n\
+        "name = 'all'\nphases = {{ warm_up = '0s', baseline = '300ms', fault = '6200ms', recovery = '1s', recovered = '1s' }}\n\
          load = {{ rate = 200, keys = 100 }}\n{steps}"
     );
     let report = run(
@@ -447,7 +448,7 @@ async fn d2_every_fault_can_be_made_and_healed() {
     .await
     .unwrap();
     let text = table::render(&report, false);
-    assert_eq!(report.faults.len(), 25, "{text}");
+    assert_eq!(report.faults.len(), 26, "{text}");
     assert!(
         report
             .faults
@@ -465,9 +466,10 @@ async fn d2_every_fault_can_be_made_and_healed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_each_fault_of_redis_is_felt_by_the_control() {
-    let names = [
+    let names: [&str; 10] = [
         "crash",
         "freeze",
+        "pause",
         "maxclients",
         "loading",
         "password_changed",
