@@ -57,9 +57,10 @@ async fn c16_a_password_that_changes_is_given_on_the_live_connection_in_order_wi
     let calling = tokio::spawn({
         let client = client.clone();
         async move {
-            for _ in 0..300 {
+            let mut pace = tokio::time::interval(ms(1));
+            for _ in 0..1000 {
+                pace.tick().await;
                 client.send(&cmd("INCR n")).await.unwrap();
-                tokio::time::sleep(ms(1)).await;
             }
         }
     });
@@ -105,6 +106,56 @@ async fn c16_a_refused_password_replaces_the_connection_once_it_is_right_and_dis
     until_seen(&client, "replaced").await;
     assert_eq!(client.send(&cmd("INCR n")).await.unwrap(), Value::Int(51));
     assert_eq!(seen(&client, "down") + seen(&client, "lost"), 0);
+}
+
+#[tokio::test]
+async fn c16_a_password_that_comes_late_fails_calls_clearly_and_quickly_until_it_is_there() {
+    let Rotating {
+        redis,
+        client,
+        file,
+        _folder,
+    } = rotating().await;
+    let calling = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let mut pace = tokio::time::interval(ms(1));
+            let (mut failed, mut why, mut in_a_row) = (0, String::new(), 0);
+            // Until it has failed for a while, and then worked for a while.
+            while failed == 0 || in_a_row < 500 {
+                pace.tick().await;
+                let begun = tokio::time::Instant::now();
+                match client.send(&cmd("GET n")).await {
+                    Ok(_) => in_a_row += 1,
+                    Err(error) => {
+                        (failed, in_a_row) = (failed + 1, 0);
+                        why = error.to_string();
+                    }
+                }
+                let took = begun.elapsed();
+                assert!(took < ms(5000), "a call took {took:?}");
+            }
+            (failed, why)
+        }
+    });
+    // As one rotates by force: the old password is gone, and so are those who came with it.
+    redis
+        .command(&["ACL", "SETUSER", "app", "resetpass", ">second"])
+        .await
+        .unwrap();
+    redis
+        .command(&["CLIENT", "KILL", "USER", "app"])
+        .await
+        .unwrap();
+    until_state(&client, ConnectionState::Down).await;
+    tokio::time::sleep(ms(500)).await;
+    std::fs::write(&file, "second\n").unwrap();
+    let (failed, why) = tokio::time::timeout(ms(30_000), calling)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(failed > 0 && why.contains("WRONGPASS"), "{failed}: {why}");
+    assert_eq!(client.status().stuck_resets, 0);
 }
 
 #[tokio::test]

@@ -11,6 +11,7 @@ mod credentials;
 mod entra;
 mod ghosts;
 mod load;
+mod malformed;
 mod order;
 mod outage;
 mod promises;
