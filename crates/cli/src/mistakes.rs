@@ -49,11 +49,7 @@ impl InFile<'_> {
     /// The line, and a mark under what is wrong in it.
     fn shown(&self) -> Option<String> {
         let line = self.text.lines().nth(self.line.checked_sub(1)?)?;
-        let lower = line.to_lowercase();
-        if ["://", "password", "secret", "token", "key"]
-            .iter()
-            .any(|sign| lower.contains(sign))
-        {
+        if may_hold_a_secret(line) {
             return None;
         }
         let before = self.column - 1;
@@ -70,6 +66,16 @@ impl InFile<'_> {
             "", ""
         ))
     }
+}
+
+/// By its words; and a line that is neither a table nor a setting may be the middle of anything.
+fn may_hold_a_secret(line: &str) -> bool {
+    let lower = line.trim_start().to_lowercase();
+    let signs = [
+        "://", "url", "password", "secret", "token", "key", "jwks", "endpoint",
+    ];
+    signs.iter().any(|sign| lower.contains(sign))
+        || !(lower.starts_with('[') || lower.contains('='))
 }
 
 impl fmt::Display for Mistakes {
