@@ -69,7 +69,10 @@ pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
 #[doc(hidden)]
 pub use sabotage::Sabotage;
-pub use source::{Database, DatabaseOptions, Executed, Param, Pool, Row, SourceError, Tx};
+pub use source::{
+    Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Param, Pool, Row,
+    SourceError, Tx,
+};
 pub use stats::Counts;
 pub use status::{CacheStatus, RedisTrust};
 pub use target::Target;

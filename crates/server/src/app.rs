@@ -26,6 +26,7 @@ use crate::limit::Limiter;
 use crate::pulse;
 use crate::query::Programs;
 use crate::query::once::{self, Records};
+use crate::serve::tls::{self, Certificates};
 use crate::shutdown::Shutdown;
 use crate::tally::Tally;
 use crate::telemetry;
@@ -41,6 +42,9 @@ pub enum StartError {
     /// A key, or the audit log, cannot be used.
     #[error("auth: {0}")]
     Auth(String),
+    /// The certificate of the service, or its key, cannot be used.
+    #[error("server.tls: {0}")]
+    Tls(String),
     /// Something the demo needs could not be made.
     #[error("the demo cannot be set up: {0}")]
     Demo(String),
@@ -71,6 +75,7 @@ struct Inner {
     subscribers: Arc<Semaphore>,
     host_rule: HostRule,
     auth: Option<Arc<Auth>>,
+    certificates: Option<Arc<Certificates>>,
     records: Records,
     limiter: Limiter,
     notice: RwLock<Option<String>>,
@@ -89,7 +94,15 @@ impl std::fmt::Debug for App {
 }
 
 /// What every check of the service itself is called; others are an embedding program's.
-const OWN_CHECKS: &[&str] = &["redis", "database", "breaker", "outbox", "cpu", "memory"];
+const OWN_CHECKS: &[&str] = &[
+    "redis",
+    "database",
+    "breaker",
+    "outbox",
+    "cpu",
+    "memory",
+    "certificate",
+];
 
 impl App {
     /// Starts a service as `config` says. Redis need not be there; the database is asked when it is needed.
@@ -102,6 +115,13 @@ impl App {
         telemetry::metrics();
         let auth = config.auth.as_ref().map(Auth::start).transpose();
         let auth = auth.map_err(StartError::Auth)?;
+        let certificates = config
+            .server
+            .tls
+            .as_ref()
+            .map(Certificates::start)
+            .transpose();
+        let certificates = certificates.map_err(StartError::Tls)?.map(Arc::new);
         let backend = Backend::start(&config).await?;
         let app = Self {
             inner: Arc::new(Inner {
@@ -120,6 +140,7 @@ impl App {
                 subscribers: Arc::new(Semaphore::new(config.limits.subscribers)),
                 host_rule: HostRule::new(&config.server),
                 auth,
+                certificates,
                 records: Records::default(),
                 limiter: Limiter::new(&config),
                 notice: RwLock::default(),
@@ -141,6 +162,9 @@ impl App {
         tasks.spawn(pulse::watch(app.clone()));
         tasks.spawn(pulse::watch_redis(app.clone()));
         tasks.spawn(once::sweep(app.clone()));
+        if app.certificates().is_some() {
+            tasks.spawn(tls::keep(app.clone()));
+        }
         if let Some(auth) = app.auth() {
             tasks.spawn(Arc::clone(auth).keep());
         }
@@ -187,6 +211,9 @@ impl App {
         }
         for (name, check) in self.inner.vitals.checks() {
             checks.insert(name.to_owned(), check);
+        }
+        if let Some(certificates) = self.certificates() {
+            checks.insert("certificate".to_owned(), certificates.check());
         }
         Health {
             status: health::judge(&checks, OWN_CHECKS),
@@ -376,11 +403,21 @@ impl App {
         self.inner.auth.as_ref()
     }
 
+    /// The certificates of the service, where it speaks TLS.
+    pub(crate) fn certificates(&self) -> Option<&Arc<Certificates>> {
+        self.inner.certificates.as_ref()
+    }
+
+    /// Whether browsers are told to come by TLS only: not on loopback, where they would take it to heart for every other port.
+    pub(crate) fn tells_https(&self) -> bool {
+        self.inner.certificates.is_some() && !self.config().server.listen.ip().is_loopback()
+    }
+
     pub(crate) fn in_flight(&self) -> usize {
         self.inner.in_flight.load(Relaxed)
     }
 
-    /// Counts a request until the answer is there.
+    /// Counts a request until what is returned is dropped.
     pub(crate) fn enter(&self) -> InFlight {
         self.inner.in_flight.fetch_add(1, Relaxed);
         InFlight { app: self.clone() }
@@ -429,6 +466,9 @@ impl App {
         gauge!("system_memory_utilization_ratio").set(vitals.memory_percent() / 100.0);
         gauge!("process_memory_usage_bytes").set(vitals.resident_bytes() as f64);
         gauge!("process_uptime_seconds").set(self.uptime().as_secs_f64());
+        if let Some(certificates) = self.certificates() {
+            certificates.set_gauges();
+        }
         self.inner.backend.set_gauges();
     }
 }

@@ -7,14 +7,17 @@ use bytes::Bytes;
 use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use serde_json::Value as Json;
-use steadfast::credentials::{EnvironmentCredentials, FileCredentials};
 use steadfast::{Backoff, BudgetConfig, Client, ConnectionState, RetryPolicy, Stop, Tls};
-use steadfast_cache::{Cache, Database, DatabaseOptions, GuardOptions, Ttl};
+use steadfast_cache::{
+    Cache, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
+};
 
 use crate::config::{
-    Config, CredentialsConfig, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
+    Config, DatabaseTlsConfig, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
 };
 use crate::health::{Check, Status};
+
+mod credentials;
 
 /// Values are rows that are JSON already, so that a hit is served without decoding.
 pub(crate) type Rows = Cache<Bytes>;
@@ -63,6 +66,7 @@ impl Backend {
         let mut options = DatabaseOptions::default();
         options.max_connections = config.database.max_connections;
         options.acquire_timeout = config.database.acquire_timeout;
+        options.tls = config.database.tls.as_ref().map(database_tls);
         let database = Database::connect(config.database.url.expose(), options)?;
         let cache = cache(config, database.clone(), client.clone()).await?;
         Ok(Self {
@@ -86,13 +90,7 @@ impl Backend {
     }
 
     pub(crate) fn redis_status(&self) -> Json {
-        let status = self.client.status();
-        let (answered, failed) = (status.answered, self.cache.status().counts.redis_errors);
-        let mut json = serde_json::to_value(status).unwrap_or_default();
-        // Of what the service asked of it since the start, so much was answered, and in time.
-        let share = (answered + failed > 0).then(|| answered as f64 / (answered + failed) as f64);
-        json["success_rate"] = share.into();
-        json
+        serde_json::to_value(self.client.status()).unwrap_or_default()
     }
 
     pub(crate) fn cache_status(&self) -> Json {
@@ -163,7 +161,9 @@ impl Backend {
             return Check::new(Status::Healthy, format!("in service at {address}"));
         };
         if !said.healthy {
-            let message = format!("connected to {address}, but a PING fails: {}", said.message);
+            let (limit, why) = (self.health_timeout, &said.message);
+            let message =
+                format!("connected to {address}, but a PING got no answer within {limit:?}: {why}");
             return Check::new(Status::Degraded, message);
         }
         let mut message = format!("in service at {address}");
@@ -259,25 +259,7 @@ pub(crate) fn client(config: &RedisConfig) -> Result<Client, steadfast::ConfigEr
     if let Some(settings) = &config.tls {
         builder = builder.tls(tls(settings)?);
     }
-    builder = match &config.credentials {
-        Some(CredentialsConfig::Environment {
-            user_variable,
-            password_variable,
-        }) => {
-            let user = user_variable.as_deref();
-            builder.credentials(EnvironmentCredentials::new(user, password_variable))
-        }
-        Some(CredentialsConfig::File {
-            path,
-            user,
-            look_every,
-        }) => {
-            let file = FileCredentials::new(path, user.as_deref());
-            builder.credentials(file.look_every(*look_every))
-        }
-        None => builder,
-    };
-    builder
+    credentials::provide(builder, config.credentials.as_ref())
         .name("steadfast")
         .deadline(config.deadline)
         .reply_overdue(config.reply_overdue)
@@ -328,6 +310,20 @@ fn tls(config: &RedisTlsConfig) -> Result<Tls, steadfast::ConfigError> {
         tls = tls.only_tls13();
     }
     Ok(tls)
+}
+
+fn database_tls(config: &DatabaseTlsConfig) -> DatabaseTls {
+    use crate::config::DatabaseTlsMode as Mode;
+    DatabaseTls {
+        mode: match config.mode {
+            Mode::Off => DatabaseTlsMode::Off,
+            Mode::Prefer => DatabaseTlsMode::Prefer,
+            Mode::VerifyCa => DatabaseTlsMode::VerifyCa,
+            Mode::VerifyFull => DatabaseTlsMode::VerifyFull,
+        },
+        ca: config.ca.clone(),
+        client: config.certificate.clone().zip(config.key.clone()),
+    }
 }
 
 async fn cache(

@@ -9,7 +9,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::app::App;
 use crate::config::{Config, Sources};
-use crate::serve::{Served, serve};
+use crate::serve::{Served, serve, tls};
 use crate::shutdown::Shutdown;
 
 /// How long putting things away may take. What is left then dies with the process: everything started dies with its parent.
@@ -48,6 +48,8 @@ pub async fn run(
 }
 
 async fn reload(app: &App, sources: &Sources) {
+    // Whatever becomes of the rest, a renewed certificate is taken up.
+    tls::look(app).await;
     let again = sources.clone().read_again();
     match again.and_then(|sources| Config::load(&sources)) {
         Ok(config) => match app.reload(&config) {

@@ -1,24 +1,24 @@
 //! The loop that accepts is written out, because what matters about it is what a ready-made one leaves open: a bound on
-//! connections, a limit on how long a caller may take to say what it wants, and an end in which no request that was
-//! accepted is lost. It speaks HTTP/1.1: telling HTTP/2 from it without TLS means waiting, without a limit, for a caller
-//! to say which of the two it means.
+//! connections, a limit on how long a caller may take to say what it wants and to hear the answer, and an end in which no
+//! request that was accepted is lost. It speaks HTTP/1.1, over TLS too: telling HTTP/2 from it without TLS means waiting,
+//! without a limit, for a caller to say which of the two it means; and a caller that stops reading one of many answers on
+//! one connection cannot be told by its socket.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
 
-use hyper::server::conn::http1;
-use hyper_util::rt::{TokioIo, TokioTimer};
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::net::TcpListener;
+use tokio::time::sleep;
 
 use crate::app::App;
 use crate::config::Config;
-use crate::http;
 use crate::shutdown::Shutdown;
+
+mod acceptor;
+pub(crate) mod tls;
+mod wire;
+
+use acceptor::Acceptor;
+pub(crate) use acceptor::Counted;
 
 /// Why the service cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +88,7 @@ pub enum Served {
 pub struct Peer(pub SocketAddr);
 
 /// Serves until `shutdown`, then drains: not ready, `drain_delay`, event streams ended, no more accepted, what is in flight
-/// finished within `drain_limit`.
+/// finished within `drain_limit`. A request is finished when the last byte of its answer has been written.
 pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Served {
     let config = app.config().server.clone();
     app.serving(&shutdown);
@@ -107,116 +107,8 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Serve
     acceptor.accept_backlog(&listener).await;
     drop(listener);
     tokio::select! {
-        () = acceptor.finish(&app) => Served::Drained,
+        () = acceptor.finish() => Served::Drained,
         () = sleep(config.drain_limit) => Served::Unfinished { requests: app.in_flight() },
         () = shutdown.forced() => Served::Forced,
-    }
-}
-
-/// How long a connection that was just accepted may take to bring its request when the service ends.
-const LAST_WORDS: Duration = Duration::from_millis(250);
-
-struct Acceptor {
-    router: axum::Router,
-    server: http1::Builder,
-    graceful: GracefulShutdown,
-    places: Arc<Semaphore>,
-}
-
-impl Acceptor {
-    fn new(app: &App) -> Self {
-        let limits = &app.config().limits;
-        let mut server = http1::Builder::new();
-        server
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.header_timeout)
-            .max_buf_size(64 << 10);
-        Self {
-            router: http::router(app.clone()),
-            server,
-            graceful: GracefulShutdown::new(),
-            places: Arc::new(Semaphore::new(limits.connections)),
-        }
-    }
-
-    /// Accepts until `closing`, while `alongside` runs.
-    async fn accept_until(
-        &self,
-        listener: &TcpListener,
-        closing: impl Future<Output = ()>,
-        alongside: impl Future<Output = ()>,
-    ) {
-        let accepting = async {
-            loop {
-                let Ok(place) = self.places.clone().acquire_owned().await else {
-                    return;
-                };
-                match listener.accept().await {
-                    Ok((stream, peer)) => self.start(stream, peer, place),
-                    Err(error) => {
-                        // Out of descriptors, most often: those that are open will free some.
-                        tracing::warn!(%error, "a connection could not be accepted");
-                        sleep(Duration::from_millis(50)).await;
-                    }
-                }
-            }
-        };
-        tokio::pin!(accepting, closing, alongside);
-        let mut alongside_done = false;
-        loop {
-            tokio::select! {
-                () = &mut closing => return,
-                () = &mut alongside, if !alongside_done => alongside_done = true,
-                () = &mut accepting => return,
-            }
-        }
-    }
-
-    /// Takes the connections that the system accepted already, so that closing the listener resets none of them.
-    async fn accept_backlog(&self, listener: &TcpListener) {
-        while let Ok(place) = self.places.clone().try_acquire_owned() {
-            match timeout(Duration::from_millis(1), listener.accept()).await {
-                Ok(Ok((stream, peer))) => self.start(stream, peer, place),
-                _ => return,
-            }
-        }
-    }
-
-    fn start(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
-        let _ = stream.set_nodelay(true);
-        let router = self.router.clone();
-        let service = tower::service_fn(move |mut request: http::Incoming| {
-            request.extensions_mut().insert(Peer(peer));
-            tower::ServiceExt::oneshot(router.clone(), request)
-        });
-        let connection = self
-            .server
-            .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
-        let connection = self.graceful.watch(connection);
-        tokio::spawn(async move {
-            // A caller that breaks off, or speaks no HTTP, is its own affair.
-            if let Err(error) = connection.await {
-                tracing::trace!(%peer, %error, "connection ended");
-            }
-            drop(place);
-        });
-    }
-
-    /// Waits for the connections to end; those on which nobody asks anything are not waited for.
-    async fn finish(self, app: &App) {
-        // A connection that was accepted this moment may still bring its request: closed now, it would be lost.
-        sleep(LAST_WORDS).await;
-        let all_closed = self.graceful.shutdown();
-        let idle = async {
-            let mut quiet = 0;
-            while quiet < 10 {
-                sleep(Duration::from_millis(50)).await;
-                quiet = if app.in_flight() == 0 { quiet + 1 } else { 0 };
-            }
-        };
-        tokio::select! {
-            () = all_closed => {}
-            () = idle => {}
-        }
     }
 }

@@ -10,8 +10,10 @@ mod mysql;
 mod postgres;
 mod pulse;
 mod sqlite;
+mod tls;
 mod tx;
 
+pub use tls::{DatabaseTls, DatabaseTlsMode};
 pub use tx::Tx;
 
 use std::future::Future;
@@ -55,6 +57,8 @@ pub struct DatabaseOptions {
     pub acquire_timeout: Duration,
     /// One statement of the cache's own may take this long. Default 5 s.
     pub query_limit: Duration,
+    /// TLS towards PostgreSQL, MySQL and MariaDB. Default none: what the URL says, or else TLS if the server can.
+    pub tls: Option<DatabaseTls>,
 }
 
 impl Default for DatabaseOptions {
@@ -63,6 +67,7 @@ impl Default for DatabaseOptions {
             max_connections: 10,
             acquire_timeout: Duration::from_secs(1),
             query_limit: Duration::from_secs(5),
+            tls: None,
         }
     }
 }
@@ -124,7 +129,7 @@ pub enum SourceError {
         type_name: String,
     },
     /// The database, or the way to it, refused.
-    #[error("the database refused: {0}")]
+    #[error("the database refused: {}", tls::explain(.0))]
     Sql(#[from] sqlx::Error),
 }
 

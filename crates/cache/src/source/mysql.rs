@@ -8,6 +8,10 @@ use sqlx::{AssertSqlSafe, Column, Executor, MySql, MySqlPool, Row as _, TypeInfo
 use super::{DatabaseOptions, Executed, Param, Row, SourceError, hex, number};
 
 pub(super) fn connect(options: MySqlConnectOptions, limits: &DatabaseOptions) -> MySqlPool {
+    let options = match &limits.tls {
+        Some(tls) => super::tls::mysql(options, tls),
+        None => options,
+    };
     MySqlPoolOptions::new()
         .max_connections(limits.max_connections)
         .acquire_timeout(limits.acquire_timeout)

@@ -8,6 +8,10 @@ use sqlx::{AssertSqlSafe, Column, Executor, PgPool, Postgres, Row as _, TypeInfo
 use super::{DatabaseOptions, Executed, Param, Row, SourceError, hex, number};
 
 pub(super) fn connect(options: PgConnectOptions, limits: &DatabaseOptions) -> PgPool {
+    let options = match &limits.tls {
+        Some(tls) => super::tls::postgres(options, tls),
+        None => options,
+    };
     PgPoolOptions::new()
         .max_connections(limits.max_connections)
         .acquire_timeout(limits.acquire_timeout)

@@ -30,6 +30,11 @@ impl Args {
             .await
             .map_err(|error| unbound(&error))?;
         let address = listener.local_addr()?;
+        let scheme = if config.server.tls.is_some() {
+            "https"
+        } else {
+            "http"
+        };
         let nothing = config.queries.is_empty() && config.statements.is_empty();
         let app = tokio::select! {
             app = App::start(config) => app,
@@ -37,7 +42,7 @@ impl Args {
         };
         let app = app.map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
         // A service goes on, whoever stops reading what it says.
-        let _ = line(format_args!("steadfast serves at http://{address}"));
+        let _ = line(format_args!("steadfast serves at {scheme}://{address}"));
         if nothing {
             let _ = line(
                 "no query is configured; begin with: steadfast config sample > steadfast.toml",

@@ -1,5 +1,6 @@
 //! `steadfast status`: how a running service is, for a person at a terminal and, by its exit status, for a script.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -12,13 +13,16 @@ use crate::failure::{Failure, Status, chain};
 use crate::figures;
 use crate::output::line;
 
+mod connector;
+
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Exit status: 0 if it serves, also if degraded; 1 if it does not; 69 if nothing answers.
 
 Examples:
   steadfast status
-  steadfast status http://127.0.0.1:9000 --json")]
+  steadfast status http://127.0.0.1:9000 --json
+  steadfast status https://localhost:8443 --ca ca.pem")]
 pub(crate) struct Args {
     /// Where the service is
     #[arg(default_value = "http://127.0.0.1:8080", value_name = "URL")]
@@ -26,6 +30,9 @@ pub(crate) struct Args {
     /// A token, for a service that asks who calls; without one it tells no addresses
     #[arg(long, env = "STEADFAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
+    /// Trust the certificates of this PEM file instead of the system's (for https://)
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
     /// Print the answer as it came
     #[arg(long)]
     json: bool,
@@ -38,7 +45,7 @@ const LARGEST_ANSWER: usize = 1 << 20;
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
         let url = format!("{}/health", self.url.trim_end_matches('/'));
-        let health = ask(&url, self.token.as_deref()).await?;
+        let health = ask(&url, self.token.as_deref(), self.ca.as_deref()).await?;
         if self.json {
             line(serde_json::to_string_pretty(&health).unwrap_or_default())?;
         } else {
@@ -53,20 +60,25 @@ impl Args {
     }
 }
 
-async fn ask(url: &str, token: Option<&str>) -> Result<Value, Failure> {
+async fn ask(url: &str, token: Option<&str>, ca: Option<&Path>) -> Result<Value, Failure> {
     let uri: http::Uri = url.parse().map_err(|error| {
         Failure::new(
             Status::Usage,
             format_args!("`{url}` is not an address: {error}"),
         )
     })?;
-    if uri.scheme_str() != Some("http") || uri.host().is_none() {
+    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
         return Err(Failure::new(
             Status::Usage,
-            format_args!("`{url}` is not an address of the form http://host:port"),
+            format_args!(
+                "`{url}` is not an address of the form http://host:port or https://host:port"
+            ),
         ));
     }
-    let client: Client<_, Empty<bytes::Bytes>> = Client::builder(TokioExecutor::new()).build_http();
+    let connector = connector::connector(ca)
+        .map_err(|why| Failure::new(Status::Usage, format_args!("--ca {why}")))?;
+    let client: Client<_, Empty<bytes::Bytes>> =
+        Client::builder(TokioExecutor::new()).build(connector);
     let absent = |why: String| {
         Failure::new(
             Status::Unavailable,

@@ -4,11 +4,14 @@
 mod cache;
 mod config;
 mod demo;
+mod drain;
 mod drill;
 mod drill_ends;
 mod help;
 mod probe;
 mod program;
+mod rate;
+mod secrets;
 mod service;
 mod token;
 mod web;

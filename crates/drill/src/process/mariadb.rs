@@ -5,7 +5,7 @@
 
 use super::child::Death;
 use super::server::Server;
-use super::{LOG, ProcessError, find, telling_line, unprivileged};
+use super::{LOG, ProcessError, Tls, find, handed_over, telling_line, unprivileged};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,6 +29,18 @@ impl MariaDb {
     /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`], [`ProcessError::Setup`],
     /// [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
     pub async fn start() -> Result<Self, ProcessError> {
+        Self::start_as(None).await
+    }
+
+    /// One that speaks TLS to who asks for it. `client_certificates` means nothing here: a user may `REQUIRE X509`.
+    ///
+    /// # Errors
+    /// See [`MariaDb::start`].
+    pub async fn start_with_tls(tls: &Tls) -> Result<Self, ProcessError> {
+        Self::start_as(Some(tls)).await
+    }
+
+    async fn start_as(tls: Option<&Tls>) -> Result<Self, ProcessError> {
         let program = find(&["mariadbd", "mysqld"], &sbin(), PACKAGE)?;
         let installer = find(
             &["mariadb-install-db", "mysql_install_db"],
@@ -57,6 +69,15 @@ impl MariaDb {
         args.push(setting("socket", folder.join("mariadb.sock")));
         args.push(setting("pid-file", folder.join("mariadb.pid")));
         args.extend(["--bind-address=127.0.0.1", "--skip-name-resolve"].map(OsString::from));
+        if let Some(tls) = tls {
+            for (name, file) in [
+                ("ssl-cert", &tls.cert),
+                ("ssl-key", &tls.key),
+                ("ssl-ca", &tls.ca),
+            ] {
+                args.push(setting(name, handed_over(file, folder, user)?));
+            }
+        }
         let mariadb = Self {
             program,
             args,

@@ -208,6 +208,24 @@ fn unprivileged(name: &'static str) -> Result<Option<User>, ProcessError> {
     Ok(Some(User { name, uid, gid }))
 }
 
+/// A copy of a file in a server's folder that the server's user, and nobody else, can read: databases refuse any other key.
+fn handed_over(file: &Path, folder: &Path, user: Option<User>) -> Result<PathBuf, ProcessError> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let name = file.file_name().unwrap_or_default().to_string_lossy();
+    let copy = folder.join(format!("own-{name}"));
+    let made = std::fs::copy(file, &copy)
+        .and_then(|_| std::fs::set_permissions(&copy, std::fs::Permissions::from_mode(0o600)))
+        .and_then(|()| match user {
+            Some(user) => chown(&copy, Some(user.uid), Some(user.gid)),
+            None => Ok(()),
+        });
+    made.map_err(|cause| ProcessError::Folder {
+        path: copy.clone(),
+        cause,
+    })?;
+    Ok(copy)
+}
+
 /// A line of /etc/passwd, as far as it matters here.
 #[derive(Debug, Clone, Copy)]
 struct User {

@@ -6,7 +6,7 @@
 
 use super::child::Death;
 use super::server::Server;
-use super::{ProcessError, User, find, telling_line, unprivileged};
+use super::{ProcessError, Tls, User, find, handed_over, telling_line, unprivileged};
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -30,6 +30,19 @@ impl Postgres {
     /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`], [`ProcessError::Setup`],
     /// [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
     pub async fn start() -> Result<Self, ProcessError> {
+        Self::start_as(None).await
+    }
+
+    /// One that speaks TLS to who asks for it, and asks them for a certificate if `client_certificates` says so; without TLS it
+    /// lets anyone in as ever.
+    ///
+    /// # Errors
+    /// See [`Postgres::start`].
+    pub async fn start_with_tls(tls: &Tls) -> Result<Self, ProcessError> {
+        Self::start_as(Some(tls)).await
+    }
+
+    async fn start_as(tls: Option<&Tls>) -> Result<Self, ProcessError> {
         let postgres = find(&["postgres"], &versions(), PACKAGE)?;
         let initdb = find(&["initdb"], &versions(), PACKAGE)?;
         let server = Server::new("postgres", None, Death::Quit)?;
@@ -53,6 +66,33 @@ impl Postgres {
         ]);
         for setting in SETTINGS {
             args.extend([OsString::from("-c"), setting.into()]);
+        }
+        if let Some(tls) = tls {
+            let mut set = |name: &str, file: &Path| {
+                let mut setting = OsString::from(format!("{name}="));
+                setting.push(file);
+                args.extend([OsString::from("-c"), setting]);
+            };
+            set("ssl", Path::new("on"));
+            for (name, file) in [
+                ("ssl_cert_file", &tls.cert),
+                ("ssl_key_file", &tls.key),
+                ("ssl_ca_file", &tls.ca),
+            ] {
+                set(name, &handed_over(file, server.folder(), user)?);
+            }
+            let asked = if tls.client_certificates {
+                " clientcert=verify-ca"
+            } else {
+                ""
+            };
+            let rules = server.folder().join("access");
+            let text = format!("hostssl all all all trust{asked}\nhostnossl all all all trust\n");
+            std::fs::write(&rules, text).map_err(|cause| ProcessError::Folder {
+                path: rules.clone(),
+                cause,
+            })?;
+            set("hba_file", &handed_over(&rules, server.folder(), user)?);
         }
         let postgres = Self {
             program,

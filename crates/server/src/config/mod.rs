@@ -3,6 +3,7 @@
 //! all that is wrong is told together, with its place.
 
 mod auth;
+mod credentials;
 mod mistake;
 mod queries;
 mod rate;
@@ -10,6 +11,7 @@ mod redis;
 mod secret;
 mod section;
 mod settings;
+mod tls;
 mod tree;
 mod units;
 
@@ -19,16 +21,19 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
+pub use credentials::{CredentialsConfig, EntraConfig, EntraIdentity};
 pub use mistake::{ConfigError, Mistake, Place};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
-pub use redis::{
-    BreakerConfig, CredentialsConfig, RedisConfig, RedisTlsConfig, RetryConfig, TlsVersion,
-};
+pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
 pub use secret::{SecretText, SecretUrl};
 pub use settings::{
     CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig, LogConfig,
     LogFormat, MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
+};
+pub use tls::{
+    ClientCertificates, DatabaseTlsConfig, DatabaseTlsMode, RedisTlsConfig, ServerTlsConfig,
+    TlsVersion,
 };
 pub use units::Bytes;
 

@@ -1,13 +1,14 @@
-//! `[redis]` and what belongs to it: the connection, how it speaks TLS and says who it is, what is repeated, and when calls
-//! are refused. The defaults are the client's own; the contradictions between them are named here.
+//! `[redis]` and what belongs to it: the connection, what is repeated, and when calls are refused. The defaults are the client's
+//! own; the contradictions between them are named here.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
 
+use super::credentials::CredentialsConfig;
 use super::secret::SecretUrl;
 use super::section::Section;
+use super::tls::RedisTlsConfig;
 use super::units::{duration, millis, secs, show_duration};
 
 /// `[redis]`: the server, and how its client behaves.
@@ -105,6 +106,11 @@ impl RedisConfig {
     }
 
     fn contradictions(&self, redis: &Section<'_>, retry: &Section<'_>, breaker: &Section<'_>) {
+        let password = url::Url::parse(self.url.expose()).is_ok_and(|url| url.password().is_some());
+        if password && self.credentials.is_some() {
+            let message = "holds a password, and `redis.credentials` names another source of it: one of the two must go";
+            redis.refuse(redis.mistake("url", message));
+        }
         let pauses = self.retry.longest_pauses();
         if pauses >= self.deadline {
             let message = format!(
@@ -163,124 +169,6 @@ impl RedisConfig {
                 format!("makes no sense here: `{a}` ({less}) is longer than `{b}` ({more})");
             section.refuse(section.mistake(key, message));
         }
-    }
-}
-
-/// `[redis.tls]`: how TLS is spoken. `rediss://` alone speaks it with the system's roots; the section adds to that.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct RedisTlsConfig {
-    /// PEM file of the authorities to believe, in place of the system's; default none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ca: Option<PathBuf>,
-    /// PEM file of the client's certificate chain, with `key`; default none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub certificate: Option<PathBuf>,
-    /// PEM file of the client's private key.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key: Option<PathBuf>,
-    /// Name to expect in the server's certificate in place of the host's; default none.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub server_name: Option<String>,
-    /// Lowest version, `1.2` (default) or `1.3`.
-    pub min_version: TlsVersion,
-}
-
-/// A version of TLS.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub enum TlsVersion {
-    /// TLS 1.2.
-    #[serde(rename = "1.2")]
-    V12,
-    /// TLS 1.3.
-    #[serde(rename = "1.3")]
-    V13,
-}
-
-impl RedisTlsConfig {
-    fn read(section: &Section<'_>) -> Self {
-        let path = |key: &str| section.string(key).map(PathBuf::from);
-        let config = Self {
-            ca: path("ca"),
-            certificate: path("certificate"),
-            key: path("key"),
-            server_name: section.string("server_name"),
-            min_version: section
-                .choice(
-                    "min_version",
-                    &[("1.2", TlsVersion::V12), ("1.3", TlsVersion::V13)],
-                )
-                .unwrap_or(TlsVersion::V12),
-        };
-        if config.certificate.is_some() != config.key.is_some() {
-            let (given, missing) = if config.key.is_some() {
-                ("key", "certificate")
-            } else {
-                ("certificate", "key")
-            };
-            let message = format!("is of no use without `{}.{missing}`", section.path());
-            section.refuse(section.mistake(given, message));
-        }
-        config
-    }
-}
-
-/// `[redis.credentials]`: where user and password come from, in place of the URL; read again when they change.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-#[serde(tag = "source", rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum CredentialsConfig {
-    /// From environment variables.
-    Environment {
-        /// Variable that holds the user's name; default none, for the user `default`.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        user_variable: Option<String>,
-        /// Variable that holds the password; default `REDIS_PASSWORD`.
-        password_variable: String,
-    },
-    /// From a file that something else rotates.
-    File {
-        /// The file: the password of `user`, or one line `user:password` where no user is named.
-        path: PathBuf,
-        /// The user; default none.
-        #[serde(skip_serializing_if = "Option::is_none")]
-        user: Option<String>,
-        /// How often the file is looked at; default 5 s.
-        #[serde(serialize_with = "duration")]
-        look_every: Duration,
-    },
-}
-
-impl CredentialsConfig {
-    fn read(section: &Section<'_>) -> Option<Self> {
-        if !section.is_given() {
-            return None;
-        }
-        if !section.has("source") {
-            section.refuse(
-                section
-                    .mistake("source", "is missing")
-                    .help("environment or file"),
-            );
-        }
-        if section.choice("source", &[("environment", true), ("file", false)])? {
-            return Some(Self::Environment {
-                user_variable: section.string("user_variable"),
-                password_variable: section
-                    .string("password_variable")
-                    .unwrap_or_else(|| "REDIS_PASSWORD".to_owned()),
-            });
-        }
-        let path = section.string("path");
-        if path.is_none() {
-            section.refuse(section.mistake("path", "is missing: it names the file"));
-        }
-        Some(Self::File {
-            path: path.map(PathBuf::from)?,
-            user: section.string("user"),
-            look_every: section.positive("look_every").unwrap_or(secs(5)),
-        })
     }
 }
 

@@ -63,6 +63,11 @@ impl SecretUrl {
         &self.scheme
     }
 
+    pub(crate) fn names_a_user(&self) -> bool {
+        Url::parse(self.expose())
+            .is_ok_and(|url| !url.username().is_empty() || url.password().is_some())
+    }
+
     /// Stands in for a URL that was refused, until the mistakes are reported.
     fn fallback(schemes: &[&str]) -> Self {
         let scheme = schemes.first().copied().unwrap_or("http");

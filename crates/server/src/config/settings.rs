@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::rate::RateConfig;
 use super::secret::SecretUrl;
 use super::section::Section;
+use super::tls::{DatabaseTlsConfig, ServerTlsConfig};
 use super::units::{Bytes, duration, millis, secs};
 
 const MIB: u64 = 1 << 20;
@@ -27,9 +28,12 @@ pub struct ServerConfig {
     /// balancers look elsewhere; default 1 s. It lengthens every stop.
     #[serde(serialize_with = "duration")]
     pub drain_delay: Duration,
-    /// How long requests in flight may take after that; default 20 s.
+    /// How long requests in flight may take after that, until the last byte of their answers is written; default 20 s.
     #[serde(serialize_with = "duration")]
     pub drain_limit: Duration,
+    /// `[server.tls]`; default none: plain HTTP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<ServerTlsConfig>,
 }
 
 impl ServerConfig {
@@ -43,12 +47,16 @@ impl ServerConfig {
             }
             parsed
         });
-        Self {
+        let tls = section.section("tls");
+        let config = Self {
+            tls: ServerTlsConfig::read(&tls),
             listen: listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080)),
             hosts: section.strings("hosts").unwrap_or_default(),
             drain_delay: section.duration("drain_delay").unwrap_or(secs(1)),
             drain_limit: section.positive("drain_limit").unwrap_or(secs(20)),
-        }
+        };
+        tls.finish();
+        config
     }
 }
 
@@ -102,6 +110,9 @@ pub struct DatabaseConfig {
     /// How long a load waits for one; default 1 s.
     #[serde(serialize_with = "duration")]
     pub acquire_timeout: Duration,
+    /// `[database.tls]`; default none: what the URL says (`sslmode`, `ssl-mode`), or else TLS if the server can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<DatabaseTlsConfig>,
     /// `[database.guard]`
     pub guard: GuardConfig,
 }
@@ -134,14 +145,17 @@ impl DatabaseConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let schemes = ["sqlite", "mysql", "mariadb", "postgres", "postgresql"];
         let connections = section.integer("max_connections", 1, 10_000).unwrap_or(10);
-        let guard = section.section("guard");
+        let (guard, tls) = (section.section("guard"), section.section("tls"));
+        let url = SecretUrl::read(section, "url", "sqlite://steadfast.db", &schemes);
         let config = Self {
-            url: SecretUrl::read(section, "url", "sqlite://steadfast.db", &schemes),
+            tls: DatabaseTlsConfig::read(&tls, url.scheme()),
+            url,
             max_connections: u32::try_from(connections).unwrap_or(10),
             acquire_timeout: section.positive("acquire_timeout").unwrap_or(secs(1)),
             guard: GuardConfig::read(&guard, u32::try_from(connections).unwrap_or(10)),
         };
         guard.finish();
+        tls.finish();
         config
     }
 
@@ -295,9 +309,13 @@ pub struct LimitsConfig {
     /// Time a request may take; default 10 s. Event streams are exempt.
     #[serde(serialize_with = "duration")]
     pub request_timeout: Duration,
-    /// Time a client may take to send its headers; default 10 s.
+    /// Time a client may take to send its headers, and before that for the TLS handshake; default 10 s.
     #[serde(serialize_with = "duration")]
     pub header_timeout: Duration,
+    /// Time for which a client may take nothing of its answer, event streams included; default 30 s. Then its connection is reset.
+    /// Meanwhile it holds a connection, some 64 KiB of the answer here, and what the system keeps for its socket.
+    #[serde(serialize_with = "duration")]
+    pub write_timeout: Duration,
     /// Requests under way at once; default 4096. Past it they are refused with 503, health and metrics excepted.
     pub concurrency: usize,
     /// Connections at once; default 16384. Past it new ones wait to be accepted.
@@ -319,6 +337,7 @@ impl LimitsConfig {
             body: section.bytes("body").unwrap_or(Bytes(MIB)),
             request_timeout: section.positive("request_timeout").unwrap_or(secs(10)),
             header_timeout: section.positive("header_timeout").unwrap_or(secs(10)),
+            write_timeout: section.positive("write_timeout").unwrap_or(secs(30)),
             concurrency: section.count("concurrency", 1, 1_000_000).unwrap_or(4096),
             connections: section.count("connections", 1, 1_000_000).unwrap_or(16384),
             subscribers: section.count("subscribers", 1, 1_000_000).unwrap_or(2048),
@@ -382,10 +401,17 @@ pub struct TracingConfig {
 
 impl TracingConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
+        let endpoint = section
+            .has("endpoint")
+            .then(|| SecretUrl::read(section, "endpoint", "", &["http", "https"]));
+        if endpoint.as_ref().is_some_and(SecretUrl::names_a_user) {
+            let mistake = section.mistake("endpoint", "names a user, which would not be sent");
+            section.refuse(
+                mistake.help("put `authorization=…` into the variable OTEL_EXPORTER_OTLP_HEADERS"),
+            );
+        }
         Self {
-            endpoint: section
-                .has("endpoint")
-                .then(|| SecretUrl::read(section, "endpoint", "", &["http", "https"])),
+            endpoint,
             sample: section.number("sample", 0.0, 1.0).unwrap_or(0.1),
             service_name: section
                 .string("service_name")

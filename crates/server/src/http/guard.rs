@@ -15,6 +15,7 @@ use tracing::Instrument;
 use crate::app::App;
 use crate::auth;
 use crate::problem::{Problem, ProblemKind};
+use crate::serve::Counted;
 use crate::telemetry;
 
 /// Which limits apply to a path.
@@ -30,7 +31,7 @@ enum Lane {
 
 impl Lane {
     fn of(path: &str) -> Self {
-        if path == "/v1/events" || (path.starts_with("/v1/drills/") && path.ends_with("/events")) {
+        if is_stream(path) {
             Self::Stream
         } else if path.starts_with("/health") || path == "/metrics" {
             Self::Vital
@@ -40,12 +41,19 @@ impl Lane {
     }
 }
 
+/// Whether what is answered there lasts as long as its reader stays.
+pub(crate) fn is_stream(path: &str) -> bool {
+    path == "/v1/events" || (path.starts_with("/v1/drills/") && path.ends_with("/events"))
+}
+
 /// The middleware around every route.
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let _in_flight = app.enter();
+    // In a loop that is not ours, nobody else counts; until when the answer is written is not known there.
+    let counted = request.extensions().get::<Counted>().is_some();
+    let _in_flight = (!counted).then(|| app.enter());
     let mut response = match meant_for_us(&app, &request) {
         Ok(()) if telemetry::traces_are_enabled() => {
             traced(&app, route.as_ref(), request, next).await
@@ -64,6 +72,12 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
         tracing::debug!(%method, route = ?route, status = response.status().as_u16(), ?took, "request failed");
     }
     harden(response.headers_mut());
+    if app.tells_https() {
+        response.headers_mut().insert(
+            header::STRICT_TRANSPORT_SECURITY,
+            HeaderValue::from_static("max-age=31536000"),
+        );
+    }
     if app.is_draining() {
         // So that callers move to another instance before this one closes its connections.
         response

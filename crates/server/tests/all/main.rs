@@ -1,9 +1,12 @@
 //! The service through real HTTP, on real servers that each test starts for itself.
 #![allow(clippy::unwrap_used)]
 
+mod acl;
 mod auth;
+mod authority;
 mod databases;
 mod deploy;
+mod drain;
 mod drills;
 mod events;
 mod fuzz;
@@ -12,10 +15,13 @@ mod health;
 mod input;
 mod life;
 mod limits;
+mod malformed;
 mod metrics;
 mod once;
 mod openapi;
 mod page;
 mod queries;
 mod rate;
+mod sql_tls;
+mod tls;
 mod traces;

@@ -1,0 +1,94 @@
+//! TLS towards a database server. What each database calls it differs (`sslmode`, `ssl-mode`), and its defaults believe anyone;
+//! here are the few ways that make sense, under one name for both.
+
+use std::path::PathBuf;
+
+use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
+use sqlx::postgres::{PgConnectOptions, PgSslMode};
+
+/// How TLS is spoken with a database server; given, it is what holds, whatever the URL says. SQLite knows none.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DatabaseTls {
+    /// How sure one must be of the server.
+    pub mode: DatabaseTlsMode,
+    /// PEM file of the authorities to believe besides those of the web. Default none. Read at each new connection, as the others.
+    pub ca: Option<PathBuf>,
+    /// PEM files of the client's certificate chain and its key. Default none.
+    pub client: Option<(PathBuf, PathBuf)>,
+}
+
+/// How sure one must be of a server before anything is said to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DatabaseTlsMode {
+    /// No TLS.
+    Off,
+    /// TLS if the server can, and whoever answers is believed.
+    Prefer,
+    /// TLS, with a certificate of an authority that is believed, for whatever name.
+    VerifyCa,
+    /// TLS, with a certificate of an authority that is believed, for the host of the URL.
+    #[default]
+    VerifyFull,
+}
+
+pub(super) fn mysql(mut options: MySqlConnectOptions, tls: &DatabaseTls) -> MySqlConnectOptions {
+    options = options.ssl_mode(match tls.mode {
+        DatabaseTlsMode::Off => MySqlSslMode::Disabled,
+        DatabaseTlsMode::Prefer => MySqlSslMode::Preferred,
+        DatabaseTlsMode::VerifyCa => MySqlSslMode::VerifyCa,
+        DatabaseTlsMode::VerifyFull => MySqlSslMode::VerifyIdentity,
+    });
+    if let Some(ca) = &tls.ca {
+        options = options.ssl_ca(ca);
+    }
+    if let Some((chain, key)) = &tls.client {
+        options = options.ssl_client_cert(chain).ssl_client_key(key);
+    }
+    options
+}
+
+pub(super) fn postgres(mut options: PgConnectOptions, tls: &DatabaseTls) -> PgConnectOptions {
+    options = options.ssl_mode(match tls.mode {
+        DatabaseTlsMode::Off => PgSslMode::Disable,
+        DatabaseTlsMode::Prefer => PgSslMode::Prefer,
+        DatabaseTlsMode::VerifyCa => PgSslMode::VerifyCa,
+        DatabaseTlsMode::VerifyFull => PgSslMode::VerifyFull,
+    });
+    if let Some(ca) = &tls.ca {
+        options = options.ssl_root_cert(ca);
+    }
+    if let Some((chain, key)) = &tls.client {
+        options = options.ssl_client_cert(chain).ssl_client_key(key);
+    }
+    options
+}
+
+/// What a failure of TLS means to the person who has to mend it; anything else in its own words.
+pub(super) fn explain(error: &sqlx::Error) -> String {
+    use rustls::{AlertDescription, CertificateError, Error as Rustls};
+    let cause: Option<&Rustls> = match error {
+        sqlx::Error::Io(error) => error.get_ref().and_then(|cause| cause.downcast_ref()),
+        sqlx::Error::Tls(cause) => cause.downcast_ref(),
+        _ => None,
+    };
+    match cause {
+        Some(Rustls::InvalidCertificate(CertificateError::UnknownIssuer)) => {
+            "TLS: its certificate is from an unknown authority: name the file of the right one (`ca`)".to_owned()
+        }
+        Some(Rustls::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) => "TLS: its certificate has expired".to_owned(),
+        Some(Rustls::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        )) => format!("TLS: its certificate is for another name than the URL's host: {error}"),
+        Some(Rustls::AlertReceived(
+            AlertDescription::CertificateRequired
+            | AlertDescription::BadCertificate
+            | AlertDescription::UnknownCA
+            | AlertDescription::HandshakeFailure,
+        )) => format!("TLS: it refused our certificate, or wants one: {error}"),
+        Some(cause) => format!("TLS: {cause}"),
+        None => error.to_string(),
+    }
+}

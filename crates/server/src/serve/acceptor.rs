@@ -1,0 +1,190 @@
+//! One task for each connection, from the handshake to the last byte of the last answer.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+
+use super::wire::{Answer, Unwritten, Wire};
+use super::{Peer, tls};
+use crate::app::App;
+use crate::http;
+
+/// Marks a request that is counted as in flight until its answer is written; the router need not count it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Counted;
+
+/// How long a connection that was just accepted may take to bring its request when the service ends.
+const LAST_WORDS: Duration = Duration::from_millis(250);
+
+pub(super) struct Acceptor {
+    caller: Caller,
+    app: App,
+    graceful: GracefulShutdown,
+    places: Arc<Semaphore>,
+}
+
+impl Acceptor {
+    pub(super) fn new(app: &App) -> Self {
+        let limits = &app.config().limits;
+        let mut server = http1::Builder::new();
+        server
+            .timer(TokioTimer::new())
+            .header_read_timeout(limits.header_timeout)
+            .max_buf_size(64 << 10);
+        Self {
+            caller: Caller {
+                router: http::router(app.clone()),
+                server,
+                app: app.clone(),
+            },
+            app: app.clone(),
+            graceful: GracefulShutdown::new(),
+            places: Arc::new(Semaphore::new(limits.connections)),
+        }
+    }
+
+    /// Accepts until `closing`, while `alongside` runs.
+    pub(super) async fn accept_until(
+        &self,
+        listener: &TcpListener,
+        closing: impl Future<Output = ()>,
+        alongside: impl Future<Output = ()>,
+    ) {
+        let accepting = async {
+            loop {
+                let Ok(place) = self.places.clone().acquire_owned().await else {
+                    return;
+                };
+                match listener.accept().await {
+                    Ok((stream, peer)) => self.start(stream, peer, place),
+                    Err(error) => {
+                        // Out of descriptors, most often: those that are open will free some.
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        sleep(Duration::from_millis(50)).await;
+                    }
+                }
+            }
+        };
+        tokio::pin!(accepting, closing, alongside);
+        let mut alongside_done = false;
+        loop {
+            tokio::select! {
+                () = &mut closing => return,
+                () = &mut alongside, if !alongside_done => alongside_done = true,
+                () = &mut accepting => return,
+            }
+        }
+    }
+
+    /// Takes the connections that the system accepted already, so that closing the listener resets none of them.
+    pub(super) async fn accept_backlog(&self, listener: &TcpListener) {
+        while let Ok(place) = self.places.clone().try_acquire_owned() {
+            match timeout(Duration::from_millis(1), listener.accept()).await {
+                Ok(Ok((stream, peer))) => self.start(stream, peer, place),
+                _ => return,
+            }
+        }
+    }
+
+    fn start(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+        let limits = &self.app.config().limits;
+        let unwritten = Arc::<Unwritten>::default();
+        let wire = Wire::new(stream, Arc::clone(&unwritten), limits.write_timeout);
+        let caller = self.caller.clone();
+        let watcher = self.graceful.watcher();
+        let handshake_limit = limits.header_timeout;
+        let certificates = self.app.certificates().cloned();
+        tokio::spawn(async move {
+            let ended = match certificates {
+                None => caller.serve(wire, peer, unwritten, watcher).await,
+                Some(certificates) => {
+                    match tls::accept(certificates.current(), wire, handshake_limit).await {
+                        Ok(stream) => caller.serve(stream, peer, unwritten, watcher).await,
+                        Err(why) => {
+                            tracing::debug!(%peer, %why, "no TLS with a caller");
+                            Ok(())
+                        }
+                    }
+                }
+            };
+            // A caller that breaks off, or speaks no HTTP, is its own affair.
+            if let Err(error) = ended {
+                tracing::trace!(%peer, %error, "connection ended");
+            }
+            drop(place);
+        });
+    }
+
+    /// Waits for the connections to end; those on which nobody asks anything are not waited for.
+    pub(super) async fn finish(self) {
+        // A connection that was accepted this moment may still bring its request: closed now, it would be lost.
+        sleep(LAST_WORDS).await;
+        let all_closed = self.graceful.shutdown();
+        let app = self.app;
+        let idle = async {
+            let mut quiet = 0;
+            while quiet < 10 {
+                sleep(Duration::from_millis(50)).await;
+                quiet = if app.in_flight() == 0 { quiet + 1 } else { 0 };
+            }
+        };
+        tokio::select! {
+            () = all_closed => {}
+            () = idle => {}
+        }
+    }
+}
+
+/// What every connection is served with.
+#[derive(Clone)]
+struct Caller {
+    router: axum::Router,
+    server: http1::Builder,
+    app: App,
+}
+
+impl Caller {
+    async fn serve<S>(
+        self,
+        stream: S,
+        peer: SocketAddr,
+        unwritten: Arc<Unwritten>,
+        watcher: Watcher,
+    ) -> hyper::Result<()>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let Self {
+            router,
+            server,
+            app,
+        } = self;
+        let service = tower::service_fn(move |mut request: http::Incoming| {
+            // A stream of events is ended by the end of the service, which waits for none.
+            let counted = (!http::guard::is_stream(request.uri().path())).then(|| app.enter());
+            let extensions = request.extensions_mut();
+            extensions.insert(Peer(peer));
+            extensions.insert(Counted);
+            let unwritten = Arc::clone(&unwritten);
+            let answered = tower::ServiceExt::oneshot(router.clone(), request);
+            async move {
+                let response = answered.await?;
+                Ok::<_, std::convert::Infallible>(
+                    response.map(|body| Answer::new(body, counted, unwritten)),
+                )
+            }
+        });
+        let service = TowerToHyperService::new(service);
+        let connection = server.serve_connection(TokioIo::new(stream), service);
+        watcher.watch(connection).await
+    }
+}
