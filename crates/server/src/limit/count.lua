@@ -28,11 +28,14 @@ elseif tonumber(kept[1]) == window - 1 then
 end
 local weighed = previous * (1 - into / period) + current
 if weighed + 1 > quota then
-  local wait = period - into
-  if previous > 0 and current + 1 <= quota then
+  -- Until the window before weighs so much less; or, in a full window, until it is that window before and does.
+  local wait
+  if current + 1 <= quota then
     wait = period * (1 - (quota - 1 - current) / previous) - into
+  else
+    wait = period - into + period * math.max(0, 1 - (quota - 1) / current)
   end
-  return {0, 0, text(math.max(wait, 1)), text(2 * period - into)}
+  return {0, 0, text(math.ceil(math.max(wait, 0)) + 1), text(2 * period - into)}
 end
 redis.call('HSET', KEYS[1], 'w', text(window), 'c', current + 1, 'p', previous)
 redis.call('PEXPIRE', KEYS[1], text(math.ceil((2 * period - into) / 1000) + 1))

@@ -105,14 +105,16 @@ impl Local {
         let weighed = previous * (1.0 - share) + current;
         let quota = f64::from(terms.quota);
         let passes = weighed + 1.0 <= quota;
-        let mut wait = terms.period.saturating_sub(into);
-        if !passes && previous > 0.0 && current + 1.0 <= quota {
+        // Until the window before weighs so much less; or, in a full window, until it is that window before and does.
+        let wait = if passes {
+            Duration::ZERO
+        } else if current + 1.0 <= quota {
             let at = 1.0 - (quota - 1.0 - current) / previous;
-            wait = terms
-                .period
-                .mul_f64(at.clamp(0.0, 1.0))
-                .saturating_sub(into);
-        }
+            terms.period.mul_f64(at.clamp(0.0, 1.0))
+        } else {
+            let at = 1.0 - (quota - 1.0) / current;
+            terms.period + terms.period.mul_f64(at.clamp(0.0, 1.0))
+        };
         let decision = Decision {
             passes,
             remaining: if passes {
@@ -123,7 +125,7 @@ impl Local {
             wait: if passes {
                 Duration::ZERO
             } else {
-                wait.max(Duration::from_micros(1))
+                wait.saturating_sub(into) + Duration::from_micros(1)
             },
             reset: (2 * terms.period).saturating_sub(into),
         };
@@ -206,7 +208,13 @@ mod tests {
             let (mut now, mut passed) = (start, 0u32);
             for gap in gaps {
                 now += Duration::from_micros(gap);
-                passed += u32::from(local.decide("k", &terms, now).passes);
+                let decision = local.decide("k", &terms, now);
+                passed += u32::from(decision.passes);
+                if !decision.passes {
+                    // When it says, one more passes.
+                    let mut later = Local { held: local.held.clone() };
+                    prop_assert!(later.decide("k", &terms, now + decision.wait).passes);
+                }
             }
             let windows = 1.0 + (now - start).as_secs_f64().ceil();
             prop_assert!(f64::from(passed) <= f64::from(quota) * windows);

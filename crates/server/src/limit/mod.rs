@@ -192,7 +192,23 @@ impl Limiter {
             By::Route => ("", route),
         };
         let digest = Sha256::digest(caller.as_bytes());
-        let mut key = format!("{}{}:", self.prefix, policy.name);
+        // What was counted under other terms is another count: also while a fleet goes over from one to the other.
+        let Terms {
+            algorithm,
+            quota,
+            period,
+            burst,
+        } = policy.terms;
+        let algorithm = match algorithm {
+            Algorithm::TokenBucket => 'b',
+            Algorithm::SlidingWindow => 'w',
+        };
+        let mut key = format!(
+            "{}{}:{algorithm}{quota}-{burst}-{}:",
+            self.prefix,
+            policy.name,
+            period.as_micros()
+        );
         for byte in &digest[..12] {
             key.push_str(&format!("{byte:02x}"));
         }
