@@ -21,6 +21,7 @@ use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::guard::{Guard, Pass};
 use crate::lane::{Ask, Gate, Lane, Submitted};
+use crate::line::Place as InLine;
 use crate::link::Link;
 use crate::options::CallOptions;
 use crate::settings::Role;
@@ -268,6 +269,7 @@ pub(crate) async fn call_dedicated(
         deadline: call.deadline,
         now: clock::now(),
         seq: None,
+        only_fenced: false,
     };
     let encode = |out: &mut Vec<u8>| payload.encode(out);
     let submitted = if turns.is_empty() {
@@ -286,6 +288,8 @@ struct Place {
     seq: Option<u64>,
     /// The connection in service when it was last submitted.
     epoch: u64,
+    /// It may have run already: a connection that cannot kill those before it must not carry it.
+    only_fenced: bool,
     /// The next connection waits for this call to come again.
     rejoin: Option<Rejoin>,
 }
@@ -344,8 +348,10 @@ impl Call<'_> {
         self.shared.breaker_changed(transition);
         let mut permit = Kept::new(&self.shared.guard, pass.permit);
         let mut now = now;
-        if let Some(turn) = pass.not_before {
-            self.wait_for_turn(turn).await?;
+        let mut line = None;
+        if pass.in_line {
+            let turn = pass.not_before.unwrap_or(now);
+            line = Some(Box::pin(self.wait_for_turn(turn)).await?);
             now = clock::now();
         }
         self.refuse_if_doomed(now)?;
@@ -355,10 +361,12 @@ impl Call<'_> {
             deadline: self.deadline,
             now,
             seq: place.seq,
+            only_fenced: place.only_fenced,
         };
         place.epoch = self.link.map_or(0, Link::epoch);
         let payload = self.payload;
         let Submitted { pending, seq } = self.lane.submit(ask, |out| payload.encode(out))?;
+        drop(line);
         place.seq = Some(seq);
         place.rejoin = None;
         let (outcome, result) = self.judge(pending.await, place);
@@ -384,6 +392,7 @@ impl Call<'_> {
                 Gate::Waiting => Ok(Pass {
                     permit: Permit::passed(0),
                     not_before: None,
+                    in_line: false,
                 }),
                 // The better answer: since when, and why.
                 Gate::Down(..) | Gate::Closed => Err(self.lane.refusal(now)),
@@ -392,12 +401,18 @@ impl Call<'_> {
         })
     }
 
-    async fn wait_for_turn(&self, turn: Instant) -> Result<(), Error> {
+    /// Waits for the turn that the breaker's ramp has given, and for those who came before.
+    async fn wait_for_turn(&self, turn: Instant) -> Result<InLine<'_>, Error> {
         if turn >= self.deadline {
             return Err(doomed(turn.saturating_duration_since(self.started)));
         }
-        clock::sleep_until(turn).await;
-        Ok(())
+        let place = self.shared.guard.line.join(turn);
+        if turn > clock::now() {
+            clock::sleep_until(turn).await;
+        }
+        // Past its deadline it will be told so where it is submitted.
+        let _ = tokio::time::timeout_at(self.deadline.into(), place.reached()).await;
+        Ok(place)
     }
 
     fn refuse_if_doomed(&self, now: Instant) -> Result<(), Error> {
@@ -553,6 +568,9 @@ impl Call<'_> {
         let mut unknown = false;
         loop {
             unknown |= error.certainty() == Certainty::Unknown;
+            place.only_fenced = unknown
+                && self.plan.effect != Effect::Read
+                && !self.shared.settings.repeat_without_fence;
             let now = clock::now();
             let lost = matches!(error.kind(), ErrorKind::Lost { .. });
             // After a loss, waiting for the next connection is the pause.

@@ -374,7 +374,7 @@ impl Driver {
         if self.link.is_none() {
             return;
         }
-        let patient = matches!(job, Job::Call(_)) && given > self.usual;
+        let patient = matches!(job, Job::Call(_) | Job::Fenced(_)) && given > self.usual;
         if !patient {
             self.last_took = Some(took);
         }
@@ -387,7 +387,7 @@ impl Driver {
 
     fn answer(&mut self, job: Job, reply: Reply, now: Instant) {
         match job {
-            Job::Call(ticket) => {
+            Job::Call(ticket) | Job::Fenced(ticket) => {
                 ticket.end(Ended::Answered { reply, at: now });
             }
             Job::Turning(turning) => {
@@ -480,7 +480,8 @@ impl Driver {
                 }
                 Lapse::Overdue { quiet } => {
                     self.overdue_since = now.checked_sub(quiet).or(Some(now));
-                    let last = self.conn.latest_deadline(|job| matches!(job, Job::Call(_)));
+                    let calls = |job: &Job| matches!(job, Job::Call(_) | Job::Fenced(_));
+                    let last = self.conn.latest_deadline(calls);
                     let _ = self.signals.send(Signal::Overdue(quiet, last));
                 }
                 Lapse::Heartbeat => {

@@ -6,6 +6,7 @@ use steadfast_core::policy::breaker::{Admission, Outcome, Permit, State, Transit
 use steadfast_core::policy::{Breaker, BreakerConfig};
 
 use crate::error::{Error, ErrorKind};
+use crate::line::Line;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// See the module.
@@ -17,6 +18,8 @@ pub(crate) struct Guard {
     /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the breaker hears of anything else, or failures
     /// would seem to come in a row that have thousands of successes between them.
     successes: Box<[Count]>,
+    /// Those who do not pass freely. While anybody is in it, nobody does.
+    pub(crate) line: Line,
 }
 
 #[derive(Debug)]
@@ -37,6 +40,8 @@ pub(crate) struct Pass {
     pub(crate) permit: Permit,
     /// Not before this instant.
     pub(crate) not_before: Option<Instant>,
+    /// Nor before those who have asked earlier: see [`Line`].
+    pub(crate) in_line: bool,
 }
 
 impl Guard {
@@ -50,6 +55,7 @@ impl Guard {
             free: AtomicU64::new(0),
             kept: Mutex::new(Kept { breaker, told: 0 }),
             successes: (0..connections).map(|_| Count::default()).collect(),
+            line: Line::default(),
         };
         guard.with(now, |_| ());
         Ok(guard)
@@ -72,6 +78,7 @@ impl Guard {
             return Ok(Pass {
                 permit: Permit::passed(free),
                 not_before: None,
+                in_line: false,
             });
         }
         self.with(now, |breaker| breaker.try_acquire(now))
@@ -79,10 +86,12 @@ impl Guard {
                 Admission::Now(permit) => Pass {
                     permit,
                     not_before: None,
+                    in_line: true,
                 },
                 Admission::Delay { until, permit } => Pass {
                     permit,
                     not_before: Some(until),
+                    in_line: true,
                 },
             })
             .map_err(|refused| {
@@ -161,7 +170,7 @@ impl Guard {
         let breaker = &mut kept.breaker;
         breaker.record_successes(fresh, now);
         let result = work(breaker);
-        let free = if breaker.passes_freely() {
+        let free = if breaker.passes_freely() && self.line.is_clear(now) {
             breaker.generation()
         } else {
             0

@@ -23,6 +23,8 @@ use crate::transaction::{Transactions, Turning, Turns};
 pub(crate) enum Job {
     /// Somebody's call.
     Call(Ticket),
+    /// One that may have run already: only for a connection that can kill those before it.
+    Fenced(Ticket),
     /// Somebody's call that begins or ends a transaction.
     Turning(Box<Turning>),
     /// A PING of the driver's own.
@@ -37,7 +39,7 @@ impl Job {
     /// Who waits for it, if anybody does.
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
-            Self::Call(ticket) => Some(ticket),
+            Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
             Self::Turning(turning) => Some(turning.ticket),
             Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate => None,
         }
@@ -109,6 +111,8 @@ pub(crate) struct Ask {
     pub(crate) now: Instant,
     /// The place it had when it was first submitted.
     pub(crate) seq: Option<u64>,
+    /// Not for a connection that cannot kill those before it: see [`Lane::turn_unfenced`].
+    pub(crate) only_fenced: bool,
 }
 
 /// A request that was submitted.
@@ -149,7 +153,12 @@ impl Lane {
         ask: Ask,
         encode: impl FnOnce(&mut Vec<u8>) -> usize,
     ) -> Result<Submitted, Error> {
-        self.submit_as(Job::Call, ask, encode)
+        let job = if ask.only_fenced {
+            Job::Fenced
+        } else {
+            Job::Call
+        };
+        self.submit_as(job, ask, encode)
     }
 
     /// The same, of a request that begins or ends a transaction.
@@ -303,6 +312,21 @@ impl Lane {
         }
     }
 
+    /// The next connection cannot kill those before it: what relies on that does not go with it.
+    pub(crate) fn turn_unfenced(&self) {
+        let turned = {
+            let mut queue = self.queue.lock();
+            queue.batch.take_out(|job, _| matches!(job, Job::Fenced(_)))
+        };
+        for ticket in turned.into_iter().filter_map(Job::into_ticket) {
+            ticket.end(Ended::Lost {
+                certainty: crate::error::Certainty::NotSent,
+                cause: "the next connection may not kill the one before".into(),
+                rejoin: None,
+            });
+        }
+    }
+
     /// A driver has ended: it holds nothing any more, and its orders are void.
     pub(crate) fn release(&self) {
         let mut queue = self.queue.lock();
@@ -433,6 +457,7 @@ mod tests {
             deadline: now + limit,
             now,
             seq: None,
+            only_fenced: false,
         };
         lane.submit(ask, |out| {
             out.resize(out.len() + bytes, b'x');
@@ -523,6 +548,29 @@ mod tests {
         drop(patient);
     }
 
+    #[tokio::test]
+    async fn c18_what_relies_on_a_fence_does_not_go_with_a_connection_that_has_none() {
+        let lane = Lane::new(BOUNDS);
+        let now = clock::now();
+        let ask = Ask {
+            replies: 1,
+            started: now,
+            deadline: now + BOUND,
+            now,
+            seq: None,
+            only_fenced: true,
+        };
+        let relying = lane.submit(ask, |out| out.len()).expect("it waits");
+        let other = submit(&lane, 7, BOUND).expect("it waits");
+        lane.turn_unfenced();
+        let Ended::Lost { certainty, .. } = relying.pending.await else {
+            panic!("it is turned away");
+        };
+        assert_eq!(certainty, Certainty::NotSent);
+        assert_eq!(lane.in_flight(), 1, "the other goes");
+        drop(other);
+    }
+
     #[test]
     fn a_transaction_is_not_interrupted_but_by_its_end() {
         let lane = Lane::new(BOUNDS);
@@ -533,6 +581,7 @@ mod tests {
             deadline: now + BOUND,
             now,
             seq: None,
+            only_fenced: false,
         };
         let multi = vec![(0, Turn::Multi)];
         let begun = lane.submit_turning(multi, ask, |out| out.len());

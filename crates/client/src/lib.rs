@@ -32,6 +32,7 @@ mod guard;
 mod health;
 mod incident;
 mod lane;
+mod line;
 mod link;
 mod metrics;
 mod options;

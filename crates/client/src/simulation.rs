@@ -382,6 +382,75 @@ fn c7_a_connection_that_falls_silent_is_replaced_within_the_deadline_of_its_call
 }
 
 #[test]
+fn c13_calls_of_one_moment_keep_their_order_while_the_ramp_after_an_outage_spreads_them() {
+    for seed in seeds(6) {
+        in_virtual_time(async {
+            let world = World::new(seed, Odds::default());
+            let client = client_of(&world, seed);
+            client.send(&cmd("PING")).await.expect("it serves");
+            world.turn(Mode::Busy);
+            while client.status().breaker == "closed" {
+                let _ = client.send(&cmd("GET v:1")).await;
+            }
+            world.turn(Mode::Well);
+            while client.status().breaker != "closed" {
+                let _ = client.send(&cmd("GET v:1")).await;
+                tokio::time::sleep(ms(1)).await;
+            }
+            let mut callers = JoinSet::new();
+            let until = clock::now() + ms(1_500);
+            for number in 0..20 {
+                let (client, world) = (client.clone(), world.clone());
+                let mut rng = fastrand::Rng::with_seed(seed ^ number << 8);
+                callers.spawn(async move {
+                    while clock::now() < until {
+                        let at = rng.u32(..);
+                        let sets = (0..3).map(|n| cmd(&format!("SET o:{number} {at}-{n}")));
+                        let sets: Vec<_> = sets.collect();
+                        let done = sets.iter().map(|set| client.send(set));
+                        for result in futures_util::future::join_all(done).await {
+                            result.expect("it serves");
+                        }
+                        let last = world.value(&format!("o:{number}")).expect("it was set");
+                        assert_eq!(String::from_utf8_lossy(&last), format!("{at}-2"));
+                        tokio::time::sleep(Duration::from_micros(rng.u64(1..9_000))).await;
+                    }
+                });
+            }
+            callers.join_all().await;
+        });
+    }
+}
+
+#[test]
+fn c18_a_write_that_may_have_run_does_not_go_with_a_connection_that_has_no_fence() {
+    in_virtual_time(async {
+        let world = World::new(1, Odds::default());
+        let client = client_of(&world, 1);
+        client.send(&cmd("PING")).await.expect("it serves");
+        let cut_after = 1000;
+        world.set_odds(Odds {
+            cut_after,
+            ..Odds::default()
+        });
+        let set = cmd("SET k 1");
+        let setting = client.send(&set);
+        let meanwhile = async {
+            while world.ran("SET k 1") == 0 {
+                tokio::task::yield_now().await;
+            }
+            world.set_odds(Odds::default());
+            world.turn(Mode::Unfenced);
+        };
+        let (done, ()) = tokio::join!(setting, meanwhile);
+        let error = done.expect_err("it may have run, and there is no fence");
+        assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+        assert_eq!(world.ran("SET k 1"), 1);
+        assert_eq!(client.state(), ConnectionState::Ready);
+    });
+}
+
+#[test]
 fn c6_a_server_that_is_gone_costs_its_callers_no_time() {
     in_virtual_time(async {
         let world = World::new(1, Odds::default());

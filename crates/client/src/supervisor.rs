@@ -227,6 +227,9 @@ impl Supervisor {
         let now = clock::now();
         self.shared
             .fencing_known(self.link.index, &established.facts.fencing);
+        if established.facts.fencing.is_err() {
+            self.link.lane.turn_unfenced();
+        }
         for (ghost, result) in ghosts.iter().zip(&established.fences) {
             self.shared.fenced(&self.link, ghost, result);
         }

@@ -30,6 +30,8 @@ pub(super) enum Mode {
     /// Connections are accepted into the void.
     Void,
     Loading,
+    /// A user may not kill connections.
+    Unfenced,
     /// A script is running: all but a few commands are refused, killing too.
     Busy,
 }
@@ -305,6 +307,7 @@ impl World {
                 format!("${}\r\n{info}\r\n", info.len()).into_bytes()
             }
             (Mode::Busy, ..) => b"-BUSY Redis is busy running a script\r\n".to_vec(),
+            (Mode::Unfenced, "CLIENT", "KILL") => b"-NOPERM no permissions to run it\r\n".to_vec(),
             (_, "CLIENT", "KILL") => {
                 let wanted: i64 = text(3).parse().unwrap_or(-1);
                 let named = text(5) == State::address(wanted);

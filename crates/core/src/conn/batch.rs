@@ -75,16 +75,20 @@ impl<T> Batch<T> {
 
     /// Takes out the requests whose deadline has passed; none of their bytes will be sent.
     pub fn expire(&mut self, now: Instant) -> Vec<T> {
-        let mut expired = Vec::new();
-        if self.requests.iter().any(|r| r.terms.deadline <= now) {
-            let (gone, kept) = std::mem::take(&mut self.requests)
-                .into_iter()
-                .partition(|r: &Submission<T>| r.terms.deadline <= now);
-            self.requests = kept;
-            expired.extend(Vec::into_iter(gone).map(|r: Submission<T>| r.ticket));
-            self.rebuild();
+        self.take_out(|_, terms| terms.deadline <= now)
+    }
+
+    /// Takes out the requests of which this holds; none of their bytes will be sent.
+    pub fn take_out(&mut self, of: impl Fn(&T, &Terms) -> bool) -> Vec<T> {
+        let of = |request: &Submission<T>| of(&request.ticket, &request.terms);
+        if !self.requests.iter().any(of) {
+            return Vec::new();
         }
-        expired
+        let (gone, kept): (Vec<_>, _) =
+            std::mem::take(&mut self.requests).into_iter().partition(of);
+        self.requests = kept;
+        self.rebuild();
+        gone.into_iter().map(|request| request.ticket).collect()
     }
 
     /// The earliest deadline in the batch.
