@@ -10,7 +10,7 @@ use redis::{Cmd, Pipeline, Value};
 use serde::Serialize;
 
 use crate::builder::ClientBuilder;
-use crate::call::{self, Payload};
+use crate::call;
 use crate::clock;
 use crate::connect::Connector;
 use crate::dedicated::{Dedicated, many, one};
@@ -21,6 +21,7 @@ use crate::incident::Incident;
 use crate::lane::{Gate, Order};
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
+use crate::plan::Payload;
 use crate::pool::Blocking;
 use crate::pubsub::PubSub;
 use crate::session::Session;

@@ -10,13 +10,14 @@ use redis::{Cmd, Pipeline, Value};
 use steadfast_core::conn::{Reply, Watch};
 use tokio::sync::mpsc;
 
-use crate::call::{Payload, Plan, call_dedicated};
+use crate::call::call_dedicated;
 use crate::clock;
 use crate::connect::{self, Connector, Identity};
 use crate::driver::{Driver, Finished, Signal};
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::lane::{Gate, Lane, Order, Outage};
 use crate::options::CallOptions;
+use crate::plan::{Payload, Plan};
 use crate::rotation::Rotation;
 use crate::shared::Shared;
 use crate::slot::Ended;

@@ -36,6 +36,7 @@ mod line;
 mod link;
 mod metrics;
 mod options;
+mod plan;
 mod pool;
 mod pubsub;
 mod redis_rs;

@@ -8,12 +8,12 @@ use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use tokio::sync::{Semaphore, TryAcquireError};
 
-use crate::call::{Payload, Plan};
 use crate::clock;
 use crate::connect::Connector;
 use crate::dedicated::Dedicated;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
+use crate::plan::{Payload, Plan};
 use crate::shared::Shared;
 
 /// The same key, the same connection: so its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.

@@ -1,0 +1,199 @@
+//! What is found out about a call before it is sent: may it run here, what would a repeat do, does it block, which connection serves it?
+
+use std::time::Duration;
+
+use redis::{Cmd, Pipeline};
+use steadfast_core::command::{self, BlockFor, Class, Effect, Instead, Shared as MayShare};
+use steadfast_core::resp::encode;
+
+use crate::error::{Error, ErrorKind};
+use crate::options::CallOptions;
+use crate::transaction::{Turn, Turns};
+
+/// What is to be sent.
+#[derive(Clone, Copy)]
+pub(crate) enum Payload<'a> {
+    Command(&'a Cmd),
+    Pipeline(&'a Pipeline),
+}
+
+/// What was found out about a payload before it is sent.
+#[derive(Clone)]
+pub(crate) struct Plan {
+    pub(crate) name: &'static str,
+    pub(crate) effect: Effect,
+    pub(crate) blocking: Option<BlockFor>,
+    /// A script, a transaction, a pipeline: an error reply does not prove that nothing ran.
+    pub(crate) opaque: bool,
+    pub(crate) replies: u32,
+    pub(crate) lane: usize,
+}
+
+/// How long after its own timeout a blocking command may still be answered.
+const BLOCKING_GRACE: Duration = Duration::from_secs(1);
+
+impl<'a> Payload<'a> {
+    /// Judges the payload. Refused here is what can never run on a shared connection.
+    pub(crate) fn plan(self, lanes: usize, shared_connection: bool) -> Result<Plan, Error> {
+        let plan = match self {
+            Self::Command(cmd) => {
+                let class = classify(cmd)?;
+                Plan {
+                    name: class.name,
+                    effect: class.effect,
+                    blocking: class.blocking,
+                    opaque: class.effect == Effect::Opaque || class.name == "MIGRATE",
+                    replies: 1,
+                    lane: lane_of(cmd, &class, lanes),
+                }
+                .allowed(&class, shared_connection)?
+            }
+            Self::Pipeline(pipeline) => plan_pipeline(pipeline, lanes, shared_connection)?,
+        };
+        Ok(plan)
+    }
+
+    /// What it does to the transaction of a connection of one's own.
+    pub(crate) fn turns(self) -> Turns {
+        match self {
+            Self::Command(cmd) => Turn::of(cmd).map(|turn| (0, turn)).into_iter().collect(),
+            Self::Pipeline(pipeline) => Turn::all_of(pipeline),
+        }
+    }
+
+    /// Appends its bytes; returns the length past which it may have had an effect.
+    pub(crate) fn encode(self, out: &mut Vec<u8>) -> usize {
+        match self {
+            Self::Command(cmd) => {
+                encode::redis_cmd(cmd, out);
+                out.len()
+            }
+            Self::Pipeline(pipeline) => encode_pipeline(pipeline, out),
+        }
+    }
+}
+
+impl Plan {
+    fn allowed(self, class: &Class, shared_connection: bool) -> Result<Self, Error> {
+        match class.shared {
+            MayShare::No(instead) if shared_connection || instead != Instead::Session => {
+                Err(Error::not_sent(ErrorKind::Refused {
+                    command: class.name,
+                    instead,
+                }))
+            }
+            _ => Ok(self),
+        }
+    }
+
+    /// The deadline of a call, from its options and, for a blocking command, from its own timeout.
+    pub(crate) fn limit(
+        &self,
+        options: &CallOptions,
+        default: Duration,
+    ) -> Result<Duration, Error> {
+        match (options.deadline, self.blocking) {
+            (Some(deadline), _) => Ok(deadline),
+            (None, None) => Ok(default),
+            (None, Some(BlockFor::Time(timeout))) => Ok(timeout.saturating_add(BLOCKING_GRACE)),
+            (None, Some(BlockFor::Forever)) => Err(Error::not_sent(ErrorKind::NeedsDeadline {
+                command: self.name,
+            })),
+        }
+    }
+}
+
+fn classify(cmd: &Cmd) -> Result<Class, Error> {
+    if cmd.args_iter().len() == 0 {
+        return Err(Error::not_sent(ErrorKind::Invalid {
+            why: "the command is empty",
+        }));
+    }
+    if cmd.is_no_response() {
+        return Err(Error::not_sent(ErrorKind::Invalid {
+            why: "a command without a response cannot be tracked: send it as an ordinary one",
+        }));
+    }
+    Ok(command::classify(command::arguments(cmd)))
+}
+
+/// A key always takes the same connection; commands without keys take the first.
+fn lane_of(cmd: &Cmd, class: &Class, lanes: usize) -> usize {
+    if lanes == 1 {
+        return 0;
+    }
+    class
+        .first_key
+        .and_then(|index| command::arguments(cmd).nth(index))
+        .map_or(0, |key| crate::pool::lane_of_key(key, lanes))
+}
+
+fn plan_pipeline(
+    pipeline: &Pipeline,
+    lanes: usize,
+    shared_connection: bool,
+) -> Result<Plan, Error> {
+    let transaction = pipeline.is_transaction();
+    let mut plan = Plan {
+        name: if transaction { "MULTI" } else { "PIPELINE" },
+        effect: Effect::Read,
+        blocking: None,
+        opaque: true,
+        replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
+        lane: usize::MAX,
+    };
+    for cmd in pipeline.cmd_iter() {
+        let class = classify(cmd)?;
+        plan = plan.allowed(&class, shared_connection)?;
+        plan.effect = plan.effect.max(class.effect);
+        // Inside a transaction nothing blocks.
+        if !transaction {
+            plan.blocking = longer(plan.blocking, class.blocking);
+        }
+        if plan.lane == usize::MAX && class.first_key.is_some() {
+            plan.lane = lane_of(cmd, &class, lanes);
+        }
+    }
+    if plan.effect == Effect::LastWins
+        && command::looks_before_it_writes(pipeline.cmd_iter().map(command::arguments))
+    {
+        plan.effect = Effect::Conditional;
+    }
+    if plan.replies == 0 {
+        return Err(Error::not_sent(ErrorKind::Invalid {
+            why: "the pipeline is empty",
+        }));
+    }
+    if plan.lane == usize::MAX {
+        plan.lane = 0;
+    }
+    Ok(plan)
+}
+
+fn longer(a: Option<BlockFor>, b: Option<BlockFor>) -> Option<BlockFor> {
+    match (a, b) {
+        (Some(BlockFor::Time(a)), Some(BlockFor::Time(b))) => {
+            Some(BlockFor::Time(a.saturating_add(b)))
+        }
+        (Some(BlockFor::Forever), _) | (_, Some(BlockFor::Forever)) => Some(BlockFor::Forever),
+        (a, b) => a.or(b),
+    }
+}
+
+fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
+    let transaction = pipeline.is_transaction();
+    if transaction {
+        out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+    }
+    let mut first_end = None;
+    for cmd in pipeline.cmd_iter() {
+        encode::redis_cmd(cmd, out);
+        first_end.get_or_insert(out.len());
+    }
+    if transaction {
+        // Nothing of a transaction runs before its EXEC has arrived whole.
+        out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+        return out.len();
+    }
+    first_end.unwrap_or(out.len())
+}

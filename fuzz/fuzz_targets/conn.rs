@@ -1,0 +1,96 @@
+//! Any sequence of what can happen to a connection: submissions, partial writes, replies in any pieces, time. Each request ends exactly once;
+//! one that is called not sent has left no byte on the wire; answers go to their own.
+
+#![no_main]
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use libfuzzer_sys::fuzz_target;
+use redis::Value;
+use steadfast_core::certainty::Certainty;
+use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, Reply, Terms, Watch};
+use steadfast_core::resp::Limits;
+
+/// Bytes of a request: its number.
+const SIZE: usize = 4;
+
+fuzz_target!(|data: &[u8]| {
+    let mut now = Instant::now();
+    let ms = Duration::from_millis;
+    let watch = Watch {
+        reply_overdue: ms(500),
+        heartbeat: ms(1000),
+    };
+    let mut conn: Conn<u32> = Conn::new(watch, Limits::default(), now);
+    let mut batch = Batch::default();
+    let (mut next, mut answered) = (0u32, 0usize);
+    let (mut wire, mut unread) = (Vec::new(), Vec::new());
+    let mut ended = BTreeMap::new();
+    for step in data.chunks_exact(2) {
+        let amount = usize::from(step[1]);
+        match step[0] % 6 {
+            0 => {
+                let terms = Terms {
+                    replies: 1,
+                    deadline: now + ms(10 * step[1] as u64),
+                    submitted: now,
+                    seq: u64::from(next),
+                };
+                batch.push(next, terms, |bytes| {
+                    bytes.extend_from_slice(format!("{next:04}").as_bytes());
+                    bytes.len()
+                });
+                next = (next + 1) % 10_000;
+            }
+            1 => conn.submit(&mut batch, now),
+            2 => {
+                let taken = amount.min(conn.transmit().len());
+                wire.extend_from_slice(&conn.transmit()[..taken]);
+                conn.transmitted(taken);
+            }
+            // The server answers what it has received whole, in order.
+            3 => {
+                if let Some(request) = wire.chunks_exact(SIZE).nth(answered) {
+                    answered += 1;
+                    let number: u32 = String::from_utf8_lossy(request).parse().expect("a number");
+                    unread.extend_from_slice(format!(":{number}\r\n").as_bytes());
+                }
+            }
+            4 => {
+                let come = amount.min(unread.len());
+                conn.input().extend(unread.drain(..come));
+                if come > 0 {
+                    conn.handle_input(now);
+                }
+                while let Some(incoming) = conn.poll_incoming().expect("these are replies") {
+                    if let Incoming::Reply { ticket, reply, .. } = incoming {
+                        assert_eq!(reply, Reply::One(Value::Int(i64::from(ticket))));
+                        assert!(ended.insert(ticket, None).is_none());
+                    }
+                }
+            }
+            _ => {
+                now += ms(step[1] as u64 * 5);
+                while let Some(lapse) = conn.poll_lapse(now) {
+                    if let Lapse::Expired { ticket, certainty, .. } = lapse {
+                        assert!(ended.insert(ticket, Some(certainty)).is_none());
+                    }
+                }
+                assert!(conn.poll_timeout().is_none_or(|at| at > now));
+            }
+        }
+        if next == 9_999 {
+            return;
+        }
+    }
+    for (ticket, certainty) in conn.close() {
+        assert!(ended.insert(ticket, Some(certainty)).is_none());
+    }
+    let unsubmitted = batch.drain().count();
+    assert_eq!(ended.len() + unsubmitted, next as usize);
+    for request in wire.chunks_exact(SIZE) {
+        let number: u32 = String::from_utf8_lossy(request).parse().expect("a number");
+        assert_ne!(ended.get(&number), Some(&Some(Certainty::NotSent)));
+    }
+});
