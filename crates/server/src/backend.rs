@@ -7,7 +7,9 @@ use bytes::Bytes;
 use metrics::{counter, gauge};
 use parking_lot::RwLock;
 use serde_json::Value as Json;
-use steadfast::{Backoff, BudgetConfig, Client, ConnectionState, RetryPolicy, Stop, Tls};
+use steadfast::{
+    Backoff, BudgetConfig, Client, ClientBuilder, ConnectionState, RetryPolicy, Stop, Tls,
+};
 use steadfast_cache::{
     Cache, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
 };
@@ -62,7 +64,7 @@ const PING_LIMIT: Duration = Duration::from_secs(1);
 
 impl Backend {
     pub(crate) async fn start(config: &Config) -> Result<Self, BackendError> {
-        let client = client(&config.redis)?;
+        let client = redis_client(&config.redis)?.build()?;
         let mut options = DatabaseOptions::default();
         options.max_connections = config.database.max_connections;
         options.acquire_timeout = config.database.acquire_timeout;
@@ -251,15 +253,18 @@ pub(crate) fn state_name(state: ConnectionState) -> &'static str {
     }
 }
 
-/// A client as `[redis]` says.
-pub(crate) fn client(config: &RedisConfig) -> Result<Client, steadfast::ConfigError> {
+/// A client as `[redis]` says, with its TLS and its credentials, to be built or connected.
+///
+/// # Errors
+/// If the client refuses a setting.
+pub fn redis_client(config: &RedisConfig) -> Result<ClientBuilder, steadfast::ConfigError> {
     let breaker = &config.breaker;
     let retry = &config.retry;
     let mut builder = Client::builder(config.url.expose())?;
     if let Some(settings) = &config.tls {
         builder = builder.tls(tls(settings)?);
     }
-    credentials::provide(builder, config.credentials.as_ref())
+    let builder = credentials::provide(builder, config.credentials.as_ref())
         .name("steadfast")
         .deadline(config.deadline)
         .reply_overdue(config.reply_overdue)
@@ -291,8 +296,8 @@ pub(crate) fn client(config: &RedisConfig) -> Result<Client, steadfast::ConfigEr
             open_first: breaker.open_first,
             open_cap: breaker.open_cap,
             ..steadfast::BreakerConfig::default()
-        })
-        .build()
+        });
+    Ok(builder)
 }
 
 fn tls(config: &RedisTlsConfig) -> Result<Tls, steadfast::ConfigError> {

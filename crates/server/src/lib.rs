@@ -40,7 +40,7 @@ pub mod telemetry;
 mod vitals;
 
 pub use app::{App, StartError};
-pub use backend::BackendError;
+pub use backend::{BackendError, redis_client};
 pub use config::Config;
 pub use demo::{Demo, DemoOptions};
 pub use http::router;

@@ -9,7 +9,6 @@ use axum::body::Body;
 use http_body_util::BodyExt;
 use redis::Value;
 use serde_json::Value as Json;
-use steadfast::Client;
 use steadfast_cache::Target;
 use steadfast_server::App;
 use tower::ServiceExt;
@@ -110,8 +109,8 @@ impl Keys {
         let config = self.file.load()?;
         let unreachable =
             |error: &dyn std::error::Error| Failure::new(Status::Unavailable, chain(error));
-        let builder =
-            Client::builder(config.redis.url.expose()).map_err(|error| unreachable(&error))?;
+        let builder = steadfast_server::redis_client(&config.redis)
+            .map_err(|error| Failure::new(Status::Config, chain(&error)))?;
         let client = builder
             .connect()
             .await

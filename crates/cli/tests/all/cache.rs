@@ -90,3 +90,34 @@ async fn an_unknown_query_and_a_redis_that_is_away_are_clear_errors() {
     assert!(ended.stderr.contains("refused"), "{}", ended.all());
     assert_eq!(site.source("2").await, "database");
 }
+
+#[tokio::test]
+async fn keys_are_listed_by_who_the_service_is_and_not_by_its_url_alone() {
+    let redis = Redis::builder()
+        .acl("app on >secret ~* &* +@all")
+        .start()
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let (config, password) = (folder.path().join("c.toml"), folder.path().join("password"));
+    std::fs::write(&password, "secret").unwrap();
+    let text = |password: &std::path::Path| {
+        format!(
+            "[redis]\nurl = 'redis://{}'\n[redis.credentials]\nsource = 'file'\nuser = 'app'\npath = '{}'\n",
+            redis.addr(),
+            password.display()
+        )
+    };
+    std::fs::write(&config, text(&password)).unwrap();
+    let keys = async || run(&["cache", "keys", "--config", config.to_str().unwrap()]).await;
+    let right = keys().await;
+    assert_eq!(right.status, Some(0), "{}", right.all());
+    std::fs::write(&password, "wrong").unwrap();
+    let wrong = keys().await;
+    assert_eq!(wrong.status, Some(69), "{}", wrong.all());
+    assert!(
+        wrong.stderr.contains("WRONGPASS") && !wrong.all().contains("secret"),
+        "{}",
+        wrong.all()
+    );
+}

@@ -73,6 +73,17 @@ async fn s10_show_tells_what_is_in_force_and_no_secret() {
     }
 }
 
+#[cfg(not(feature = "entra-id"))]
+#[tokio::test]
+async fn c16_a_build_without_entra_id_says_so() {
+    let file = file("[redis.credentials]\nsource = 'entra'\nidentity = 'managed_identity'\n");
+    let ended = run(&["config", "check", "--config", file.path().to_str().unwrap()]).await;
+    assert_eq!(ended.status, Some(78), "{}", ended.all());
+    for words in ["built without Entra ID", "--features entra-id"] {
+        assert!(ended.stderr.contains(words), "{}", ended.all());
+    }
+}
+
 #[tokio::test]
 async fn s6_a_token_that_was_issued_opens_what_a_stranger_may_not_see() {
     let folder = tempfile::tempdir().unwrap();

@@ -7,6 +7,8 @@ mod demo;
 mod drain;
 mod drill;
 mod drill_ends;
+#[cfg(feature = "entra-id")]
+mod entra;
 mod help;
 mod probe;
 mod program;

@@ -7,6 +7,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde::Serialize;
@@ -22,7 +23,7 @@ pub(crate) struct Entry<'a> {
     pub(crate) method: &'a str,
     /// The address as it was asked for, without its query, whose values may be personal.
     pub(crate) path: &'a str,
-    /// `allowed`, `unauthorized`, `forbidden` or `limited`.
+    /// `allowed`, `unauthorized`, `forbidden`, `limited`, or `unfinished`: the caller hung up, or the time was over.
     pub(crate) outcome: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<&'a str>,
@@ -34,10 +35,16 @@ pub(crate) struct Entry<'a> {
 pub(crate) struct AuditLog {
     queue: Option<SyncSender<Vec<u8>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
+    /// When the present second of refusals began, and how many it has had.
+    refusals: Mutex<(Option<Instant>, u32)>,
 }
 
 /// Lines that may wait to be written: some 4 MB at most.
 const QUEUE: usize = 8192;
+
+/// Refusals of nobody in particular that are written down in a second. Anyone can cause them, and must not fill the disk by that, nor
+/// crowd out the lines of those who did something.
+const REFUSALS: u32 = 100;
 
 impl AuditLog {
     /// `stderr`, `off`, or a file that is appended to and read by its owner only.
@@ -47,6 +54,7 @@ impl AuditLog {
                 return Ok(Self {
                     queue: None,
                     writer: Mutex::new(None),
+                    refusals: Mutex::default(),
                 });
             }
             "stderr" => Sink::Stderr,
@@ -59,16 +67,35 @@ impl AuditLog {
         Ok(Self {
             queue: Some(queue),
             writer: Mutex::new(Some(writer)),
+            refusals: Mutex::default(),
         })
     }
 
     pub(crate) fn write(&self, entry: &Entry<'_>) {
         let Some(queue) = &self.queue else { return };
+        if entry.who.is_none() && !self.has_room_for_a_refusal() {
+            metrics::counter!("steadfast_audit_suppressed_total").increment(1);
+            return;
+        }
         let mut line = serde_json::to_vec(entry).unwrap_or_default();
         line.push(b'\n');
         if queue.try_send(line).is_err() {
             metrics::counter!("steadfast_audit_lost_total").increment(1);
         }
+    }
+}
+
+impl AuditLog {
+    fn has_room_for_a_refusal(&self) -> bool {
+        let now = crate::app::now();
+        let mut refusals = self.refusals.lock();
+        let (began, count) = &mut *refusals;
+        if began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1))
+        {
+            (*began, *count) = (Some(now), 0);
+        }
+        *count += 1;
+        *count <= REFUSALS
     }
 }
 
@@ -143,5 +170,38 @@ fn write_all(lines: &Receiver<Vec<u8>>, sink: &mut Sink) {
             }
         }
         failing = outcome.is_err();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn s6_refusals_of_nobody_in_particular_are_bounded_and_crowd_nobody_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("audit");
+        let log = AuditLog::open(path.to_str().unwrap()).unwrap();
+        let entry = |who| Entry {
+            at_ms: 0,
+            who,
+            role: None,
+            peer: None,
+            method: "POST",
+            path: "/",
+            outcome: "x",
+            reason: None,
+            status: None,
+        };
+        for _ in 0..20_000 {
+            log.write(&entry(None));
+        }
+        log.write(&entry(Some("ada")));
+        drop(log);
+        let text = std::fs::read_to_string(path).unwrap();
+        assert!(text.contains("\"ada\""), "crowded out");
+        let lines = text.lines().count();
+        assert!((REFUSALS as usize..10_000).contains(&lines), "{lines}");
     }
 }

@@ -1,83 +1,131 @@
 //! Keys rotate without anybody telling us: one day a token names a key that is not known yet. Then the set must be read
 //! again at once; but anyone can write a token that names an unknown key, so this happens once in `auth.jwks_cooldown`,
-//! for whoever asks, and everyone else is refused at the cost of one look into a table.
+//! for whoever asks, and everyone else is refused at the cost of one look into a table. The reading belongs to no caller: one
+//! that hangs up ends its own waiting, and nothing else.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
+use tokio::sync::watch;
 use url::Url;
 
 use super::fetch::fetch;
 use super::key::{Key, KeySet};
 use crate::app::now;
 
+/// Clones are the same one.
+#[derive(Clone)]
 pub(crate) struct Jwks {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
     url: Url,
     shown: String,
     refresh: Duration,
     cooldown: Duration,
     set: ArcSwap<KeySet>,
-    /// When the set was asked for last; whoever holds it is asking.
-    asked: Mutex<Option<Instant>>,
+    reads: Mutex<Reads>,
+    /// Counts the readings that have ended.
+    ended: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct Reads {
+    under_way: bool,
+    /// When the last one ended.
+    tried: Option<Instant>,
+    /// When the last one ended that brought keys.
+    succeeded: Option<Instant>,
 }
 
 impl Jwks {
     pub(crate) fn new(url: Url, shown: String, refresh: Duration, cooldown: Duration) -> Self {
         Self {
-            url,
-            shown,
-            refresh,
-            cooldown,
-            set: ArcSwap::default(),
-            asked: Mutex::default(),
+            inner: Arc::new(Inner {
+                url,
+                shown,
+                refresh,
+                cooldown,
+                set: ArcSwap::default(),
+                reads: Mutex::default(),
+                ended: watch::Sender::new(0),
+            }),
         }
     }
 
     /// Whether the set has been read at all.
     pub(crate) fn is_known(&self) -> bool {
-        !self.set.load().is_empty()
+        !self.inner.set.load().is_empty()
     }
 
-    /// The key of that name; the set is read again for one that is not known, if that is due.
+    /// The key of that name, if it is known already.
+    pub(crate) fn known(&self, kid: Option<&str>) -> Option<Key> {
+        self.inner.set.load().find(kid).cloned()
+    }
+
+    /// The key of that name; the set is read again for one that is not known, if that is due. Waits for one reading at the most.
     pub(crate) async fn find(&self, kid: Option<&str>) -> Option<Key> {
-        if let Some(key) = self.set.load().find(kid) {
-            return Some(key.clone());
+        if let Some(key) = self.known(kid) {
+            return Some(key);
         }
-        self.read_if_due(self.cooldown).await;
-        self.set.load().find(kid).cloned()
+        self.read_if(|_| true).await;
+        self.known(kid)
     }
 
-    /// Reads the set for ever; a set that cannot be read leaves the last one in force.
+    /// Reads the set for ever; a set that cannot be read leaves the last one in force, and is tried again soon.
     pub(crate) async fn keep(&self) {
+        let (refresh, cooldown) = (self.inner.refresh, self.inner.cooldown);
+        let pause = cooldown.max(Duration::from_millis(100)).min(refresh);
         loop {
-            let pause = if self.is_known() {
-                self.refresh
-            } else {
-                self.cooldown
-            };
-            self.read_if_due(pause).await;
-            tokio::time::sleep(pause.min(self.refresh)).await;
+            self.read_if(|reads| is_past(reads.succeeded, refresh))
+                .await;
+            tokio::time::sleep(pause).await;
         }
     }
 
-    async fn read_if_due(&self, pause: Duration) {
-        // Those who come while it is asked wait for the answer, and find that it is not due any more.
-        let mut asked = self.asked.lock().await;
-        let due = asked.is_none_or(|at| now().saturating_duration_since(at) >= pause);
-        if !due {
-            return;
-        }
-        *asked = Some(now());
-        let set = match fetch(&self.url).await {
-            Ok(document) => KeySet::of_jwks(&document),
-            Err(why) => Err(why),
-        };
-        match set {
-            Ok(set) => self.set.store(set.into()),
-            Err(why) => {
-                tracing::warn!(jwks = self.shown, why, "the keys of callers cannot be read")
+    /// Reads, or waits for the reading that is under way; does neither if it is not due.
+    async fn read_if(&self, due: impl Fn(&Reads) -> bool) {
+        let mut ended = self.inner.ended.subscribe();
+        {
+            let mut reads = self.inner.reads.lock();
+            if !reads.under_way {
+                if !is_past(reads.tried, self.inner.cooldown) || !due(&reads) {
+                    return;
+                }
+                reads.under_way = true;
+                tokio::spawn(read(Arc::clone(&self.inner)));
             }
         }
+        // The reading has its own limit.
+        let _ = ended.changed().await;
     }
+}
+
+fn is_past(at: Option<Instant>, pause: Duration) -> bool {
+    at.is_none_or(|at| now().saturating_duration_since(at) >= pause)
+}
+
+async fn read(jwks: Arc<Inner>) {
+    let set = match fetch(&jwks.url).await {
+        Ok(document) => KeySet::of_jwks(&document),
+        Err(why) => Err(why),
+    };
+    let succeeded = set.is_ok();
+    match set {
+        Ok(set) => jwks.set.store(set.into()),
+        Err(why) => {
+            tracing::warn!(jwks = jwks.shown, why, "the keys of callers cannot be read");
+        }
+    }
+    let mut reads = jwks.reads.lock();
+    reads.under_way = false;
+    reads.tried = Some(now());
+    if succeeded {
+        reads.succeeded = reads.tried;
+    }
+    drop(reads);
+    jwks.ended.send_modify(|ended| *ended += 1);
 }

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use axum::extract::{MatchedPath, Request};
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -51,7 +52,8 @@ impl Auth {
     }
 }
 
-/// What is known of a request when it is answered, for the audit log.
+/// What is known of a request when it is answered, for the audit log. One that is never answered, because the caller hung up or the
+/// time was over, is written down as such when this is dropped: what was asked for may have been done.
 pub(crate) struct Passed {
     auth: Arc<Auth>,
     method: Method,
@@ -59,6 +61,15 @@ pub(crate) struct Passed {
     peer: Option<SocketAddr>,
     caller: Option<Caller>,
     audited: bool,
+    told: AtomicBool,
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        if self.audited && !self.told.load(Relaxed) {
+            self.tell("unfinished", None, None);
+        }
+    }
 }
 
 impl Passed {
@@ -75,6 +86,7 @@ impl Passed {
     }
 
     fn tell(&self, outcome: &str, reason: Option<&str>, status: Option<StatusCode>) {
+        self.told.store(true, Relaxed);
         self.auth.audit.write(&Entry {
             at_ms: unix_ms(),
             who: self.caller.as_ref().map(|caller| &*caller.subject),
@@ -105,6 +117,7 @@ pub(crate) async fn admit(app: &App, request: &mut Request) -> Result<Option<Pas
         peer: request.extensions().get::<Peer>().map(|peer| peer.0),
         caller: None,
         audited: false,
+        told: AtomicBool::new(false),
     };
     let needs = match rule {
         // An address that does not exist, or not with that method, is nobody's secret.
@@ -115,9 +128,9 @@ pub(crate) async fn admit(app: &App, request: &mut Request) -> Result<Option<Pas
             match rule.needs {
                 Some(role) => role,
                 None => {
-                    // Whoever brings a token all the same is shown what it allows.
+                    // Whoever brings a token all the same is shown what it allows; health waits for no identity provider.
                     if let Ok(token) = bearer(request) {
-                        passed.caller = auth.verifier.verify(token).await.ok();
+                        passed.caller = auth.verifier.verify_at_once(token).ok();
                     }
                     if let Some(caller) = &passed.caller {
                         request.extensions_mut().insert(caller.clone());

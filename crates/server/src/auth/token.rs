@@ -119,6 +119,26 @@ impl Verifier {
     }
 
     pub(crate) async fn verify(&self, token: &str) -> Result<Caller, Refusal> {
+        let header = self.header(token)?;
+        let kid = header.kid.as_deref();
+        let key = match (self.known_key(kid), &self.jwks) {
+            (Err(Refusal::UnknownKey | Refusal::NoKeys), Some(jwks)) if self.is_of_jwks(kid) => {
+                jwks.find(kid).await;
+                self.known_key(kid)?
+            }
+            (known, _) => known?,
+        };
+        self.judge(token, &header, &key)
+    }
+
+    /// As [`verify`](Self::verify), with the keys that are known: waits for nothing.
+    pub(crate) fn verify_at_once(&self, token: &str) -> Result<Caller, Refusal> {
+        let header = self.header(token)?;
+        let key = self.known_key(header.kid.as_deref())?;
+        self.judge(token, &header, &key)
+    }
+
+    fn header(&self, token: &str) -> Result<Header, Refusal> {
         if token.len() > self.longest {
             return Err(Refusal::TooLong);
         }
@@ -127,11 +147,14 @@ impl Verifier {
             // Whatever it is that must be understood, it is not (RFC 7515, 4.1.11).
             return Err(Refusal::Critical);
         }
-        let key = self.key(header.kid.as_deref()).await?;
+        Ok(header)
+    }
+
+    fn judge(&self, token: &str, header: &Header, key: &Key) -> Result<Caller, Refusal> {
         if header.alg != key.algorithm {
             return Err(Refusal::WrongAlgorithm);
         }
-        let claims = decode::<Claims>(token, &key.decoding, &self.validation(&key))
+        let claims = decode::<Claims>(token, &key.decoding, &self.validation(key))
             .map_err(|error| refusal(error.kind()))?
             .claims;
         if claims.sub.is_empty() || claims.sub.len() > LONGEST_SUBJECT {
@@ -144,18 +167,22 @@ impl Verifier {
         })
     }
 
-    async fn key(&self, kid: Option<&str>) -> Result<Key, Refusal> {
+    /// A token without a name is not held against two sets of keys: that is a guess.
+    fn is_of_jwks(&self, kid: Option<&str>) -> bool {
+        kid.is_some() || self.fixed.is_empty()
+    }
+
+    fn known_key(&self, kid: Option<&str>) -> Result<Key, Refusal> {
         let Some(jwks) = &self.jwks else {
             return self.fixed.find(kid).cloned().ok_or(Refusal::UnknownKey);
         };
-        // A token without a name is not held against two sets of keys: that is a guess.
         if let Some(key) = kid.and_then(|kid| self.fixed.find(Some(kid))) {
             return Ok(key.clone());
         }
-        if kid.is_none() && !self.fixed.is_empty() {
+        if !self.is_of_jwks(kid) {
             return Err(Refusal::UnknownKey);
         }
-        match jwks.find(kid).await {
+        match jwks.known(kid) {
             Some(key) => Ok(key),
             None if jwks.is_known() => Err(Refusal::UnknownKey),
             None => Err(Refusal::NoKeys),

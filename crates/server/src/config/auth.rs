@@ -8,7 +8,7 @@ use std::time::Duration;
 use jsonwebtoken::Algorithm;
 use serde::{Serialize, Serializer};
 
-use super::secret::{SecretText, SecretUrl};
+use super::secret::{Fingerprint, SecretText, SecretUrl};
 use super::section::Section;
 use super::units::{Bytes, duration};
 use crate::auth::{ALGORITHMS, load_key};
@@ -55,6 +55,9 @@ pub struct KeyConfig {
     /// A file with the public key in PEM, or with the shared secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
+    /// What the file held.
+    #[serde(skip)]
+    pub held: Fingerprint,
 }
 
 /// The algorithm of a key.
@@ -170,6 +173,7 @@ impl KeyConfig {
         let key = algorithm.map(|algorithm| Self {
             algorithm: KeyAlgorithm(algorithm),
             secret,
+            held: Fingerprint::of_files([file.as_deref()]),
             file,
         });
         if let Some(Err(why)) = key.as_ref().map(load_key) {

@@ -26,7 +26,7 @@ pub use mistake::{ConfigError, Mistake, Place};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
-pub use secret::{SecretText, SecretUrl};
+pub use secret::{Fingerprint, SecretText, SecretUrl};
 pub use settings::{
     CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig, LogConfig,
     LogFormat, MetricsConfig, ServerConfig, TracingConfig, TtlConfig,

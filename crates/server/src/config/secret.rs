@@ -2,9 +2,11 @@
 //! type that shows itself only without the password.
 
 use std::fmt;
+use std::path::Path;
 
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
 use url::Url;
 
 use super::section::Section;
@@ -136,6 +138,31 @@ impl PartialEq for SecretText {
 impl Serialize for SecretText {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(HIDDEN)
+    }
+}
+
+/// By what a file held when the configuration was read; tells that it was rotated though its path stayed. Shows nothing.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+pub struct Fingerprint([u8; 32]);
+
+impl Fingerprint {
+    /// Of all of them, in this order; one that cannot be read counts as empty, and is complained about elsewhere.
+    pub(crate) fn of_files<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Self {
+        let mut hasher = Sha256::new();
+        for file in files {
+            let bytes = file
+                .and_then(|file| std::fs::read(file).ok())
+                .unwrap_or_default();
+            hasher.update((bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        }
+        Self(hasher.finalize().into())
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Fingerprint")
     }
 }
 

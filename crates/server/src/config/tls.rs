@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use super::secret::Fingerprint;
 use super::section::Section;
 use super::units::{duration, secs};
 use crate::serve::tls::load;
@@ -49,14 +50,19 @@ pub struct RedisTlsConfig {
     pub server_name: Option<String>,
     /// Lowest version, `1.2` (default) or `1.3`.
     pub min_version: TlsVersion,
+    /// What the files held. They are read at the start; a renewed one needs a restart, and SIGHUP says so.
+    #[serde(skip)]
+    pub held: Fingerprint,
 }
 
 impl RedisTlsConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
+        let [ca, certificate, key] = ["ca", "certificate", "key"].map(|key| path(section, key));
         let config = Self {
-            ca: path(section, "ca"),
-            certificate: path(section, "certificate"),
-            key: path(section, "key"),
+            held: Fingerprint::of_files([ca.as_deref(), certificate.as_deref(), key.as_deref()]),
+            ca,
+            certificate,
+            key,
             server_name: section.string("server_name"),
             min_version: TlsVersion::read(section),
         };

@@ -106,8 +106,26 @@ async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: 
     response
 }
 
-/// Who asks and whether they may, then the rest.
-async fn admitted(app: &App, mut request: Request, next: Next) -> Response {
+/// A place and a limit in time for everything that follows; who is not known yet has no more of either than others.
+async fn admitted(app: &App, request: Request, next: Next) -> Response {
+    let _place = match Lane::of(request.uri().path()) {
+        Lane::Ordinary => match Arc::clone(app.places()).try_acquire_owned() {
+            Ok(place) => Some(place),
+            Err(_) => return overloaded().into_response(),
+        },
+        Lane::Vital | Lane::Stream => None,
+    };
+    let changes = request.method() == Method::POST;
+    let limit = app.config().limits.request_timeout;
+    // A stream of events has begun within it, and goes on.
+    match tokio::time::timeout(limit, known(app, request, next)).await {
+        Ok(response) => response,
+        Err(_) => late(limit, changes).into_response(),
+    }
+}
+
+/// Who asks and whether they may, then the rest. A refusal counts against the address that it goes to.
+async fn known(app: &App, mut request: Request, next: Next) -> Response {
     match auth::admit(app, &mut request).await {
         Ok(passed) => {
             let response = counted(app, request, next).await;
@@ -116,7 +134,13 @@ async fn admitted(app: &App, mut request: Request, next: Next) -> Response {
             }
             response
         }
-        Err(response) => response,
+        Err(refused) => {
+            let asked = app.limiter().look_at(&request);
+            match app.limiter().admit(app, asked).await {
+                Ok(_) => refused,
+                Err(limited) => limited,
+            }
+        }
     }
 }
 
@@ -125,7 +149,7 @@ async fn counted(app: &App, request: Request, next: Next) -> Response {
     let asked = app.limiter().look_at(&request);
     match app.limiter().admit(app, asked).await {
         Ok(told) => {
-            let mut response = placed(app, request, next).await;
+            let mut response = next.run(request).await;
             told.write(response.headers_mut());
             response
         }
@@ -133,27 +157,17 @@ async fn counted(app: &App, request: Request, next: Next) -> Response {
     }
 }
 
-async fn placed(app: &App, request: Request, next: Next) -> Response {
-    let lane = Lane::of(request.uri().path());
-    let _place = match lane {
-        Lane::Ordinary => match Arc::clone(app.places()).try_acquire_owned() {
-            Ok(place) => Some(place),
-            Err(_) => return overloaded().into_response(),
-        },
-        Lane::Vital | Lane::Stream => None,
+fn late(limit: Duration, changes: bool) -> Problem {
+    let unknown = if changes {
+        "; whether the change was made is unknown: send it again with the same Idempotency-Key, if it had one"
+    } else {
+        ""
     };
-    if lane == Lane::Stream {
-        return next.run(request).await;
-    }
-    let limit = app.config().limits.request_timeout;
-    match tokio::time::timeout(limit, next.run(request)).await {
-        Ok(response) => response,
-        Err(_) => Problem::new(
-            ProblemKind::Timeout,
-            format!("the request took longer than {} ms", limit.as_millis()),
-        )
-        .into_response(),
-    }
+    let detail = format!(
+        "the request took longer than {} ms{unknown}",
+        limit.as_millis()
+    );
+    Problem::new(ProblemKind::Timeout, detail)
 }
 
 fn overloaded() -> Problem {
@@ -298,7 +312,7 @@ fn is_health(path: &str) -> bool {
 
 /// How a probe calls an instance: by an address, or as this machine. A foreign page cannot make a browser say either of a
 /// name that it controls, so that health may be asked for so whatever `server.hosts` names.
-fn names_an_address(host: &str) -> bool {
+pub(crate) fn names_an_address(host: &str) -> bool {
     let name = without_port(host);
     is_localhost(name) || literal(name).is_some()
 }

@@ -1,10 +1,11 @@
 //! Health as load balancers and people ask for it. Nothing here waits for anything.
 
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
+use super::guard::names_an_address;
 use crate::app::App;
 use crate::auth::Caller;
 use crate::serve::Peer;
@@ -28,14 +29,19 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
 
 /// `GET /health`: every check. The status of the answer is that of `/health/ready`.
 ///
-/// Where callers are asked who they are, those who do not say it from elsewhere learn how each check is, and not why or where.
+/// Where callers are asked who they are, those who do not say it from elsewhere learn how each check is, and not why or where. What
+/// a proxy on this machine hands on comes from elsewhere.
 pub(super) async fn health(
     State(app): State<App>,
     peer: Option<Extension<Peer>>,
     caller: Option<Extension<Caller>>,
+    headers: HeaderMap,
 ) -> Response {
     let mut health = app.health();
-    let near = peer.is_some_and(|Extension(peer)| peer.0.ip().to_canonical().is_loopback());
+    let loopback = peer.is_some_and(|Extension(peer)| peer.0.ip().to_canonical().is_loopback());
+    let handed_on = HANDED_ON.iter().any(|name| headers.contains_key(*name));
+    let host = headers.get("host").and_then(|host| host.to_str().ok());
+    let near = loopback && !handed_on && host.is_some_and(names_an_address);
     if app.auth().is_some() && caller.is_none() && !near {
         for check in health.checks.values_mut() {
             check.message.clear();
@@ -43,6 +49,15 @@ pub(super) async fn health(
     }
     (status(health.is_ready()), Json(health)).into_response()
 }
+
+/// What proxies add.
+const HANDED_ON: &[&str] = &[
+    "forwarded",
+    "via",
+    "x-forwarded-for",
+    "x-forwarded-host",
+    "x-real-ip",
+];
 
 fn status(ready: bool) -> StatusCode {
     if ready {

@@ -127,8 +127,8 @@ impl Once {
         body.len() <= self.largest
     }
 
-    /// Writes down what is answered.
-    pub(crate) async fn record(&self, tx: &mut Tx, answer: &Recorded) -> Result<(), SourceError> {
+    /// Writes down what is answered. False if the row that was taken is gone: swept by a process whose clock is ahead.
+    pub(crate) async fn record(&self, tx: &mut Tx, answer: &Recorded) -> Result<bool, SourceError> {
         let sql = Sql::of(tx);
         let params = [
             Param::Int(i64::from(answer.status)),
@@ -136,7 +136,8 @@ impl Once {
             Param::Text(self.key.clone()),
             Param::Text(self.caller.clone()),
         ];
-        tx.execute(&sql.answer, &params).await.map(drop)
+        let done = tx.execute(&sql.answer, &params).await?;
+        Ok(done.rows_affected == 1)
     }
 }
 
@@ -319,6 +320,52 @@ mod tests {
         assert_ne!(one, hash("add", &members(r#"{"a":2,"b":"x"}"#)));
         assert_ne!(one, hash("adda", &members(r#"{"a":1,"b":"x"}"#)));
         assert_eq!(one.len(), 64);
+    }
+
+    #[tokio::test]
+    async fn s8_what_has_expired_is_swept_in_steps_and_what_has_not_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("t.db").display());
+        let database =
+            Database::connect(&url, steadfast_cache::DatabaseOptions::default()).unwrap();
+        let records = Records::default();
+        records.prepare(&database).await.unwrap();
+        let fill = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 2500) \
+                    INSERT INTO steadfast_idempotency SELECT i, '', '', 200, '', 0, CASE WHEN i <= 2497 THEN 1 ELSE 9e15 END FROM n";
+        let mut tx = database.begin().await.unwrap();
+        tx.execute(fill, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(records.sweep(&database).await.unwrap(), 2497);
+        let left = "SELECT COUNT(*) AS n FROM steadfast_idempotency";
+        assert_eq!(database.select(left, &[]).await.unwrap()[0]["n"], 3);
+        assert_eq!(records.sweep(&database).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
+    async fn s8_a_record_whose_row_is_gone_is_not_taken_for_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("t.db").display());
+        let database =
+            Database::connect(&url, steadfast_cache::DatabaseOptions::default()).unwrap();
+        Records::default().prepare(&database).await.unwrap();
+        let once = Once {
+            key: "k".to_owned(),
+            caller: String::new(),
+            request_hash: "h".to_owned(),
+            expires_at: u64::MAX >> 1,
+            largest: 100,
+        };
+        let answer = Recorded {
+            status: 200,
+            body: "{}".to_owned(),
+        };
+        let mut tx = database.begin().await.unwrap();
+        assert!(matches!(once.take(&mut tx).await.unwrap(), Seen::New));
+        assert!(once.record(&mut tx, &answer).await.unwrap());
+        tx.execute("DELETE FROM steadfast_idempotency", &[])
+            .await
+            .unwrap();
+        assert!(!once.record(&mut tx, &answer).await.unwrap());
     }
 
     #[test]

@@ -110,7 +110,15 @@ impl Statement {
                     "nothing was changed: the answer is larger than `limits.idempotency_body`, and could not be given twice",
                 )));
             }
-            once.record(tx, &answer).await?;
+            if !once.record(tx, &answer).await? {
+                return Err(Stopped::Refused(
+                    Problem::new(
+                        ProblemKind::Unavailable,
+                        "nothing was changed: the record of the Idempotency-Key could not be kept",
+                    )
+                    .retry_after(Some(std::time::Duration::from_secs(1))),
+                ));
+            }
         }
         Ok(answer)
     }

@@ -484,6 +484,7 @@ async fn s6_each_kind_of_key_signs_for_its_own_algorithm_only() {
         pairs.push((name, code, key.unwrap(), pair.public_key_pem()));
     }
     let guarded = Guarded::with(&auth).await;
+    let mut seen = 0;
     for (name, code, key, public) in &pairs {
         let good = guarded
             .status_with(&signed(*code, name, &claims(), key))
@@ -492,18 +493,14 @@ async fn s6_each_kind_of_key_signs_for_its_own_algorithm_only() {
         // The old confusion: the public key, which everyone has, taken for a shared secret.
         let confused = EncodingKey::from_secret(public.as_bytes());
         let forged = signed(Algorithm::HS256, name, &claims(), &confused);
-        assert_eq!(guarded.status_with(&forged).await.status, 401, "{name}");
+        refused(&guarded, &forged, "wrong_algorithm", &mut seen).await;
         let trimmed = EncodingKey::from_secret(public.trim_end().as_bytes());
         let forged = signed(Algorithm::HS256, name, &claims(), &trimmed);
-        assert_eq!(guarded.status_with(&forged).await.status, 401, "{name}");
+        refused(&guarded, &forged, "wrong_algorithm", &mut seen).await;
         // And one's own key under another's name.
         for (other, ..) in pairs.iter().filter(|(other, ..)| other != name) {
             let forged = signed(*code, other, &claims(), key);
-            assert_eq!(
-                guarded.status_with(&forged).await.status,
-                401,
-                "{name} as {other}"
-            );
+            refused(&guarded, &forged, "wrong_algorithm", &mut seen).await;
         }
     }
     // With several keys, a token that names none is not tried against all.
@@ -516,6 +513,8 @@ struct Provider {
     url: String,
     document: Arc<Mutex<String>>,
     asked: Arc<AtomicUsize>,
+    /// Milliseconds until it answers.
+    delay: Arc<AtomicUsize>,
     _task: tokio::task::JoinSet<()>,
 }
 
@@ -526,13 +525,16 @@ impl Provider {
         let document = Arc::new(Mutex::new(document));
         let asked = Arc::new(AtomicUsize::new(0));
         let mut task = tokio::task::JoinSet::new();
-        let (body, count) = (document.clone(), asked.clone());
+        let delay = Arc::new(AtomicUsize::new(0));
+        let (body, count, wait) = (document.clone(), asked.clone(), delay.clone());
         task.spawn(async move {
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Relaxed);
                 let mut request = [0; 4096];
                 let _ = stream.read(&mut request).await;
+                let wait = wait.load(Relaxed) as u64;
+                tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
                 let body = body.lock().clone();
                 let reply = format!(
                     "HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
@@ -545,6 +547,7 @@ impl Provider {
             url,
             document,
             asked,
+            delay,
             _task: task,
         }
     }
@@ -623,6 +626,102 @@ async fn s6_tokens_with_invented_keys_cause_no_flood_of_look_ups() {
     assert_eq!(guarded.status_with(&good).await.status, 200);
 }
 
+/// Sends a request and hangs up before its answer can be there.
+async fn hang_up(guarded: &Guarded, head: &str, body: &str) {
+    let mut stream = tokio::net::TcpStream::connect(guarded.service.addr)
+        .await
+        .unwrap();
+    let request = format!(
+        "{head}\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+}
+
+#[tokio::test]
+async fn s6_a_caller_that_hangs_up_does_not_keep_the_keys_from_being_read_nor_health_from_answering()
+ {
+    let (first, second) = (ec(), ec());
+    let provider = Provider::start(published(&[("one", Algorithm::ES256, &first)])).await;
+    let auth = base(&format!(
+        "jwks = \"{}\"\njwks_cooldown = \"1500ms\"\n",
+        provider.url
+    ));
+    let guarded = Guarded::with(&auth).await;
+    let old = signed(Algorithm::ES256, "one", &claims(), &first);
+    let new = signed(Algorithm::ES256, "two", &claims(), &second);
+    assert_eq!(guarded.status_with(&old).await.status, 200);
+    *provider.document.lock() = published(&[("two", Algorithm::ES256, &second)]);
+    provider.delay.store(400, Relaxed);
+    tokio::time::sleep(std::time::Duration::from_millis(1600)).await;
+    let asked = provider.asked.load(Relaxed);
+    // Health asks nobody, whatever it is shown.
+    let bearer = format!("Bearer {new}");
+    let health = guarded
+        .service
+        .get_with("/health", &[("authorization", &bearer)])
+        .await;
+    assert_eq!(health.status, 200);
+    assert_eq!(
+        provider.asked.load(Relaxed),
+        asked,
+        "health waited for the identity provider"
+    );
+    hang_up(
+        &guarded,
+        &format!("GET /v1/status HTTP/1.1\r\nauthorization: {bearer}"),
+        "",
+    )
+    .await;
+    assert_eq!(provider.asked.load(Relaxed), asked + 1);
+    tokio::time::sleep(std::time::Duration::from_millis(600)).await;
+    assert_eq!(
+        guarded.status_with(&new).await.status,
+        200,
+        "the reading was given up with its caller"
+    );
+    assert_eq!(provider.asked.load(Relaxed), asked + 1);
+}
+
+#[tokio::test]
+async fn s6_a_change_whose_caller_hangs_up_is_written_down_all_the_same() {
+    let slow = "[statements.slow]\nsql = \"INSERT INTO t SELECT count(*) FROM (WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5000000) SELECT i FROM n)\"\n";
+    let auth = base(&format!(
+        "[auth.keys.dev]\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n{slow}"
+    ));
+    let guarded = Guarded::with(&auth).await;
+    let mut tx = guarded.service.app.database().begin().await.unwrap();
+    tx.execute("CREATE TABLE t (n INTEGER)", &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    let head = format!(
+        "POST /v1/statements/slow HTTP/1.1\r\ncontent-type: application/json\r\nauthorization: Bearer {}",
+        guarded.token(Role::Operator)
+    );
+    hang_up(&guarded, &head, "{}").await;
+    let line = &guarded.audit(1).await[0];
+    assert_eq!(line["outcome"], "unfinished", "{line}");
+    assert_eq!(
+        (&line["who"], &line["path"]),
+        (&json!("ada"), &json!("/v1/statements/slow"))
+    );
+}
+
+#[test]
+fn s9_a_key_file_that_was_rotated_under_the_same_name_is_noticed_by_a_reload() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = pem("k", &folder, SECRET);
+    let text = base(&format!(
+        "[auth.keys.k]\nalgorithm = \"HS256\"\nfile = \"{file}\"\n"
+    ));
+    let load = || Config::load(&Sources::new().text("t", &text)).unwrap();
+    let before = load();
+    assert_eq!(before.auth, load().auth);
+    pem("k", &folder, &SECRET.replace('0', "1"));
+    assert_ne!(before.auth, load().auth);
+    assert!(!format!("{before:?}").contains(SECRET));
+}
+
 #[tokio::test]
 async fn s6_a_jwks_that_floods_or_lies_gives_nobody_a_key() {
     let key = ec();
@@ -687,6 +786,21 @@ async fn s6_health_tells_strangers_less_and_an_address_decides_who_is_one() {
             .unwrap();
         serde_json::from_slice::<Json>(&body).unwrap()
     };
+    // A proxy on the same machine hands strangers on.
+    for more in [
+        ("x-forwarded-for", "192.0.2.7"),
+        ("via", "1.1 proxy"),
+        ("host", "steadfast.example"),
+    ] {
+        let handed_on = guarded.service.get_with("/health", &[more]).await;
+        if handed_on.status == 200 {
+            assert_eq!(
+                handed_on.json()["checks"]["redis"]["message"],
+                "",
+                "{more:?}"
+            );
+        }
+    }
     let little = told(None).await;
     assert_eq!(little["checks"]["redis"]["message"], "");
     assert!(little["checks"]["redis"]["status"].is_string());

@@ -171,6 +171,56 @@ async fn s7_a_sliding_window_on_redis_lets_its_quota_pass_and_says_when_to_come_
 }
 
 #[tokio::test]
+async fn s7_a_caller_that_comes_back_when_a_sliding_window_says_is_let_in_by_redis_and_without_it()
+{
+    let redis = redis().await;
+    for url in [redis.url(), "redis://127.0.0.1:1".to_owned()] {
+        let folder = tempfile::tempdir().unwrap();
+        let rate =
+            "[limits.rate.few]\nrequests = 3\nper = \"1s\"\nalgorithm = \"sliding_window\"\n";
+        let service = service(&url, &folder, rate).await;
+        if url == redis.url() {
+            ready(&service).await;
+        }
+        let bearer = token(&service.app, "ada");
+        let ask = async || {
+            service
+                .get_with("/v1/history", &[("authorization", &bearer)])
+                .await
+        };
+        let refused = loop {
+            let reply = ask().await;
+            if reply.status == 429 {
+                break reply;
+            }
+        };
+        let wait = refused.json()["retry_after_ms"].as_u64().unwrap();
+        tokio::time::sleep(Duration::from_millis(wait + 5)).await;
+        assert_eq!(ask().await.status, 200, "told to come back after {wait} ms");
+    }
+}
+
+#[tokio::test]
+async fn s7_who_is_refused_for_want_of_a_token_is_counted_by_its_address() {
+    let folder = tempfile::tempdir().unwrap();
+    let rate = "[limits.rate.x]\nrequests = 3\nper = \"1h\"\n";
+    let service = service("redis://127.0.0.1:1", &folder, rate).await;
+    let mut statuses = Vec::new();
+    for _ in 0..5 {
+        let reply = service
+            .get_with("/v1/history", &[("authorization", "Bearer a.b.c")])
+            .await;
+        statuses.push(reply.status.as_u16());
+    }
+    assert_eq!(statuses, [401, 401, 401, 429, 429]);
+    let bearer = token(&service.app, "ada");
+    let known = service
+        .get_with("/v1/history", &[("authorization", &bearer)])
+        .await;
+    assert_eq!(known.status, 200, "who is known is another caller");
+}
+
+#[tokio::test]
 async fn s7_without_redis_a_limit_is_open_local_or_closed_as_it_was_told() {
     let folder = tempfile::tempdir().unwrap();
     for (mode, wanted) in [

@@ -208,6 +208,28 @@ async fn s6_plain_http_to_the_tls_port_is_told_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s6_browsers_are_told_to_come_by_tls_only_unless_it_is_loopback_that_they_come_to() {
+    let answer = async |settings: &[(&str, &str)]| {
+        let secure = Secure::with(settings).await;
+        let mut stream = secure.dial(secure.trusting(BOTH)).await.unwrap();
+        get(&mut stream, "/health/live")
+            .await
+            .unwrap()
+            .to_lowercase()
+    };
+    let told = "strict-transport-security: max-age=31536000";
+    let outside = [
+        ("server.listen", "0.0.0.0:0"),
+        ("auth.issuer", "us"),
+        ("auth.audience", "steadfast"),
+        ("auth.keys.dev.algorithm", "HS256"),
+        ("auth.keys.dev.secret", "0123456789abcdef0123456789abcdef"),
+    ];
+    assert!(answer(&outside).await.contains(told));
+    assert!(!answer(&[]).await.contains("strict-transport-security"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s6_whoever_does_not_end_a_handshake_keeps_nobody_waiting_and_is_hung_up_on() {
     let secure = Secure::with(&[("limits.header_timeout", "2s")]).await;
     let mut silent = Vec::new();
