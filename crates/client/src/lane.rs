@@ -508,6 +508,17 @@ mod tests {
         assert!(bytes, "{error}");
     }
 
+    #[test]
+    fn c11_what_was_written_leaves_its_room_as_soon_as_the_driver_parks() {
+        let lane = Lane::new(BOUNDS);
+        let _held = submit(&lane, 100, BOUND).expect("the first passes");
+        let mut batch = Batch::default();
+        lane.take(&mut batch, 0, 0);
+        assert!(submit(&lane, 1, BOUND).is_err(), "it is not written yet");
+        assert!(lane.park(Waker::noop(), 1, 0));
+        assert!(submit(&lane, 1, BOUND).is_ok());
+    }
+
     const BOUND: Duration = Duration::from_secs(1);
 
     #[tokio::test]

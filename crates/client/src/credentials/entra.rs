@@ -18,6 +18,7 @@ use steadfast_core::policy::backoff::Backoff;
 use tokio::sync::watch;
 
 use super::{Credentials, CredentialsError, CredentialsProvider};
+use crate::supervisor::Owned;
 
 /// What Azure's Redis is called to Entra ID.
 const SCOPE: &str = "https://redis.azure.com/.default";
@@ -27,6 +28,9 @@ const MARGIN: Duration = Duration::from_secs(180);
 
 /// One attempt to get a token may take so long.
 const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// So much longer, and it hangs where no deadline reaches it.
+const HANGING: Duration = Duration::from_secs(5);
 
 /// While a renewal is under way, live connections look for its result so often.
 const LOOK: Duration = Duration::from_secs(1);
@@ -194,11 +198,12 @@ async fn keep(shared: Weak<Shared>) {
         reason = "pauses of different processes must differ"
     )]
     let mut rng = fastrand::Rng::new();
+    let mut running = None;
     loop {
         let Some(provider) = shared.upgrade() else {
             return;
         };
-        let outcome = provider.fetch().await;
+        let outcome = attempt(&provider, &mut running).await;
         failures = provider.take_up(outcome, failures);
         let pause = provider.pause(failures, &mut rng);
         drop(provider);
@@ -212,6 +217,30 @@ async fn keep(shared: Weak<Shared>) {
             let step = tokio::time::Instant::now() + Duration::from_secs(10);
             tokio::time::sleep_until(until.min(step)).await;
         }
+    }
+}
+
+/// One attempt, in a task of its own: a credential that panics, or keeps its thread, ends an attempt and not the renewal.
+async fn attempt(
+    provider: &Arc<Shared>,
+    running: &mut Option<Owned<Result<Held, CredentialsError>>>,
+) -> Result<Held, CredentialsError> {
+    let task = running.get_or_insert_with(|| {
+        let provider = Arc::clone(provider);
+        Owned::new(tokio::spawn(async move { provider.fetch().await }))
+    });
+    match tokio::time::timeout(ATTEMPT + HANGING, &mut *task).await {
+        Ok(ended) => {
+            *running = None;
+            ended.unwrap_or_else(|_| {
+                let why = "the credential that asks Entra ID panicked";
+                Err(CredentialsError::new(why))
+            })
+        }
+        // It is waited for again: another beside it would keep another thread.
+        Err(_) => Err(CredentialsError::new(
+            "the credential that asks Entra ID keeps its thread",
+        )),
     }
 }
 

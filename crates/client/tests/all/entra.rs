@@ -237,3 +237,31 @@ async fn c16_an_identity_provider_down_for_five_minutes_is_not_noticed_and_renew
     tokio::time::sleep(Duration::from_secs(40)).await;
     entra.credentials().await.unwrap();
 }
+
+#[tokio::test(start_paused = true)]
+async fn c16_a_credential_that_panics_is_told_and_does_not_end_the_renewal() {
+    let (broken, given) = (
+        Arc::new(AtomicBool::new(false)),
+        Arc::new(AtomicU32::new(0)),
+    );
+    let entra = EntraId::made_by({
+        let (broken, given) = (Arc::clone(&broken), Arc::clone(&given));
+        move || {
+            assert!(!broken.load(Relaxed), "a credential's own mistake");
+            let down = Arc::new(AtomicBool::new(false));
+            let given = Arc::clone(&given);
+            Ok(Arc::new(Flaky { down, given }))
+        }
+    });
+    entra.credentials().await.unwrap();
+    broken.store(true, Relaxed);
+    let due = entra.renew_in().unwrap();
+    tokio::time::sleep(due + Duration::from_secs(5)).await;
+    let trouble = entra.trouble().expect("it is told").to_string();
+    assert!(trouble.contains("panicked"), "{trouble}");
+    entra.credentials().await.expect("what is held still works");
+    broken.store(false, Relaxed);
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    assert_eq!(given.load(Relaxed), 2, "it goes on");
+    assert!(entra.trouble().is_none());
+}
