@@ -231,7 +231,7 @@ fn take_place<V: Clone + Send + Sync + 'static>(
 ) -> Place<V> {
     let held = inner.memory.get(key, &tags, &inner.generations);
     if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, now)) {
-        return Place::Hit(inner.hit(entry, now));
+        return Place::Hit(inner.hit(entry, entry.age(now)));
     }
     let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
     match inner.flights.board(key, &tags, &inner.generations) {

@@ -231,39 +231,76 @@ impl<'a, V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
+        match self.look_in_memory()? {
+            Found::Fresh(answer) => Ok(answer),
+            Found::Due(answer, early) => {
+                let key = self.key.as_ref();
+                board(&self.cache.inner, key, &self.tags, *early, load);
+                Ok(answer)
+            }
+            // In a box, so that the future of a hit, which nearly all of them are, is small.
+            Found::Missing(job, now) => Box::pin(self.get_by(*job, now, load)).await,
+        }
+    }
+
+    /// All that a hit does: it waits for nothing, and copies nothing that only a miss needs.
+    fn look_in_memory(&self) -> Result<Found<V>, CacheError> {
         let inner = &self.cache.inner;
-        let class = inner.class(self.class)?;
+        let classes = inner.classes.load();
+        let class = class_in(&classes, self.class)?;
         let now = clock();
         let key = self.key.as_ref();
         let held = inner.memory.get(key, &self.tags, &inner.generations);
-        if let Some(entry) = &held
-            && inner.is_fresh(entry, now)
-        {
-            let answer = inner.hit(entry, now);
-            if inner.wants_refresh(entry, &class.ttl, answer.age) {
-                let early = Job {
-                    class: class.ttl,
-                    lane: class.lane,
-                    tags: owned(&self.tags),
-                    held,
-                    early: true,
-                };
-                board(inner, key, &self.tags, early, load);
-            }
-            return Ok(answer);
-        }
-        let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
-        let job = Job {
-            class: class.ttl,
-            lane: class.lane,
-            tags: owned(&self.tags),
-            held: held.clone(),
-            early: false,
+        let job = |held, early| {
+            Box::new(Job {
+                class: class.ttl,
+                lane: class.lane,
+                tags: owned(&self.tags),
+                held,
+                early,
+            })
         };
-        let passenger = board(inner, key, &self.tags, job, load);
-        let outcome = wait(inner, passenger, held, &class.ttl, now).await;
+        Ok(match held {
+            Some(entry) if inner.is_fresh(&entry, now) => {
+                let answer = inner.hit(&entry, entry.age(now));
+                if inner.wants_refresh(&entry, &class.ttl, answer.age) {
+                    Found::Due(answer, job(Some(entry), true))
+                } else {
+                    Found::Fresh(answer)
+                }
+            }
+            held => {
+                let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
+                Found::Missing(job(held, false), now)
+            }
+        })
+    }
+
+    async fn get_by<L, F, E>(
+        self,
+        job: Job<V>,
+        began: Instant,
+        load: L,
+    ) -> Result<Answer<V>, CacheError>
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, E>> + Send + 'static,
+        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    {
+        let inner = &self.cache.inner;
+        let (held, class) = (job.held.clone(), job.class);
+        let passenger = board(inner, self.key.as_ref(), &self.tags, job, load);
+        let outcome = wait(inner, passenger, held, &class, began).await;
         conclude(inner, outcome, self.default)
     }
+}
+
+/// What memory has to say to a read.
+enum Found<V> {
+    Fresh(Answer<V>),
+    /// Fresh, but so near its end that it is to be loaded again already.
+    Due(Answer<V>, Box<Job<V>>),
+    Missing(Box<Job<V>>, Instant),
 }
 
 /// Whatever has just been connected to may not be what was believed in.
@@ -426,22 +463,30 @@ fn owned(tags: &[&[u8]]) -> Vec<Vec<u8>> {
 
 impl<V: Clone> Inner<V> {
     /// Answers from memory and counts it.
-    pub(crate) fn hit(&self, entry: &Entry<V>, now: Instant) -> Answer<V> {
+    pub(crate) fn hit(&self, entry: &Entry<V>, age: Duration) -> Answer<V> {
         entry.count_hit();
         self.stats.hit();
-        answer(entry, Source::Memory, None, now)
+        Answer {
+            value: entry.value.clone(),
+            source: Source::Memory,
+            age,
+            stale: None,
+        }
     }
+}
+
+fn class_in<'c>(classes: &'c Classes, name: &str) -> Result<&'c Class, CacheError> {
+    let found = classes.iter().find(|(class, _)| **class == *name);
+    found
+        .map(|(_, class)| class)
+        .ok_or_else(|| CacheError::UnknownClass {
+            class: name.to_owned(),
+        })
 }
 
 impl<V> Inner<V> {
     pub(crate) fn class(&self, name: &str) -> Result<Class, CacheError> {
-        let classes = self.classes.load();
-        let found = classes.iter().find(|(class, _)| **class == *name);
-        found
-            .map(|(_, class)| *class)
-            .ok_or_else(|| CacheError::UnknownClass {
-                class: name.to_owned(),
-            })
+        class_in(&self.classes.load(), name).copied()
     }
 
     pub(crate) fn is_fresh(&self, entry: &Entry<V>, now: Instant) -> bool {

@@ -71,6 +71,7 @@ impl<V> Entry<V> {
         }
     }
 
+    #[inline]
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.loaded_at)
     }
