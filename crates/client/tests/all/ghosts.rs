@@ -5,12 +5,12 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use redis::AsyncCommands;
 use steadfast::{CallOptions, Certainty, Client, ConnectionState, Fencing};
-use steadfast_drill::fault::{Hold, RespSilence, Toxic};
+use steadfast_drill::fault::{Hold, RespError, RespSilence, Toxic};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 
 use crate::support::{
-    Name, cmd, ghosts, ms, now, pair, pair_with, seen, until, until_seen, until_state,
+    Name, cmd, ghosts, ms, now, pair, pair_with, proxied, seen, until, until_seen, until_state,
 };
 
 async fn send_until_ok(client: &Client, words: &str) {
@@ -230,4 +230,24 @@ async fn c18_a_session_whose_exec_was_not_answered_in_time_is_over() {
     })
     .await;
     session.send(&cmd("INCR n")).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn c18_a_server_that_cannot_kill_now_is_asked_again_and_has_refused_nothing() {
+    let (_redis, proxy, client) = proxied(|b| b).await;
+    let session = client.session().await.unwrap();
+    let loading = RespError::loading().commands(&["CLIENT"]);
+    let id = proxy.add(Toxic::new(loading)).await.unwrap();
+    let hasty = session.with(CallOptions::new().deadline(ms(50)));
+    hasty.send(&cmd("BLPOP queue 10")).await.unwrap_err();
+    drop((session, hasty));
+    // It is asked, and answers that it cannot, again and again.
+    for _ in 0..20 {
+        client.send(&cmd("PING")).await.unwrap();
+        tokio::time::sleep(ms(10)).await;
+    }
+    assert_eq!(client.status().fencing, Fencing::Works);
+    assert_eq!(seen(&client, "fenced") + seen(&client, "fence_refused"), 0);
+    proxy.remove(id).await;
+    until_seen(&client, "fenced").await;
 }
