@@ -315,7 +315,13 @@ async fn c1_a_blocking_call_is_under_its_deadline_while_it_still_connects() {
 
 #[tokio::test]
 async fn c9_a_pipeline_of_which_nothing_was_done_is_no_success() {
-    let (_redis, proxy, client) = proxied(|b| b).await;
+    // By failures in a row alone: a success between them would be seen.
+    let breaker = BreakerConfig {
+        failure_rate: 1.0,
+        slow_call: None,
+        ..BreakerConfig::default()
+    };
+    let (_redis, proxy, client) = proxied(|b| b.breaker(breaker).heartbeat(ms(20_000))).await;
     let loading = RespError::loading().commands(&["GET"]);
     proxy.add(Toxic::new(loading)).await.unwrap();
     for commands in [1, 3] {
