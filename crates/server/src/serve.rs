@@ -91,6 +91,12 @@ pub struct Peer(pub SocketAddr);
 /// finished within `drain_limit`. A request is finished when the last byte of its answer has been written.
 pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Served {
     let config = app.config().server.clone();
+    if !config.listen.ip().is_loopback() && config.tls.is_none() {
+        tracing::warn!(
+            listen = %config.listen,
+            "callers from outside send their tokens in the clear, unless something in front ends TLS; see [server.tls]"
+        );
+    }
     app.serving(&shutdown);
     let acceptor = Acceptor::new(&app);
     acceptor

@@ -8,7 +8,7 @@ use std::ops::Range;
 ///
 /// `Display` lists every mistake on a line of its own (`file:line:column: message (help)`). A terminal may draw
 /// [`text`](Self::text) and the spans in [`Place::File`] instead.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigError {
     /// What the file is called: its path, or a name such as `sample`.
@@ -39,6 +39,16 @@ impl fmt::Display for ConfigError {
             }
         }
         Ok(())
+    }
+}
+
+/// Without the text: a program that returns this from `main` has it printed.
+impl fmt::Debug for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConfigError")
+            .field("source_name", &self.source_name)
+            .field("mistakes", &self.mistakes)
+            .finish_non_exhaustive()
     }
 }
 

@@ -169,13 +169,23 @@ fn read_namespace(root: &Section<'_>) -> String {
 }
 
 /// Where settings are read from.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Sources {
     name: String,
     text: String,
     path: Option<PathBuf>,
     environment: Vec<(String, String)>,
     flags: Vec<(String, String, String)>,
+}
+
+/// Without what stands in them, which may be secret.
+impl std::fmt::Debug for Sources {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Sources")
+            .field("name", &self.name)
+            .field("path", &self.path)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Sources {

@@ -262,3 +262,29 @@ fn s10_a_query_that_changes_data_is_refused_wherever_it_says_so() {
         "{shown}"
     );
 }
+
+#[test]
+fn invariant_6_no_form_of_a_configuration_shows_a_secret() {
+    let text = "[redis]\nurl = 'redis://u:hunter2@h'\n[database]\nurl = 'postgres://u:hunter2@h/d?sslpassword=hunter2'\n\
+                [tracing]\nendpoint = 'http://h/v1?key=hunter2'\n[auth]\nissuer = 'a'\naudience = 'b'\n\
+                jwks = 'https://u:hunter2@h/k?code=hunter2'\n[auth.keys.k]\nalgorithm = 'HS256'\n\
+                secret = 'hunter2-hunter2-hunter2-hunter2-hunter2'\n";
+    let sources = Sources::new()
+        .text("t", text)
+        .environment(variables(&[(
+            "STEADFAST__REDIS__URL",
+            "redis://u:hunter2@h:7",
+        )]))
+        .flag("--x", "database.url", "mysql://u:hunter2@h/d");
+    let config = Config::load(&sources).unwrap();
+    let refused = load(&format!("{text}\nnonsense = 'hunter2'")).unwrap_err();
+    let json = serde_json::to_string(&config).unwrap();
+    for shown in [
+        format!("{config:?} {config:#?} {sources:?}"),
+        format!("{refused:?} {refused:#?} {refused}"),
+        config.show(),
+        json,
+    ] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
