@@ -276,13 +276,11 @@ async fn update_toxic(
         old.extend(new.clone());
     }
     let toxic = toxic_of(written)?;
-    // The new one first, so that traffic never passes unharmed in between.
     entry
         .proxy
-        .add(toxic.clone())
+        .replace(id, toxic.clone())
         .await
         .map_err(|error| Refusal::bad(error.to_string()))?;
-    entry.proxy.remove(id).await;
     Ok(Json(toxic))
 }
 

@@ -2,7 +2,7 @@
 
 use super::exchange::Exchange;
 use super::lane::{Flow, Lane, Way};
-use super::{Open, Plan};
+use super::{Open, Placed, Plan, ToxicId};
 use crate::fault::{Direction, Item};
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -128,6 +128,11 @@ impl Connection {
     /// Puts the plan's faults to work, and ends those that are no longer in it.
     fn follow(&mut self, plan: &Plan) {
         let now = tokio::time::Instant::now().into_std();
+        for placed in &plan.toxics {
+            if let Some(old) = placed.replaces {
+                self.replace(now, old, placed);
+            }
+        }
         let stays = |id| plan.toxics.iter().any(|placed| placed.id == id);
         self.up.retain(now, stays);
         self.down.retain(now, stays);
@@ -158,6 +163,32 @@ impl Connection {
             if let (Some(exchange), Some(fault)) = (&mut self.exchange, placed.toxic.fault.resp()) {
                 exchange.add(placed.id, fault, rng());
             }
+        }
+    }
+
+    /// Puts a fault in the place of another, where that has taken hold.
+    fn replace(&mut self, now: Instant, old: ToxicId, placed: &Placed) {
+        let takes = placed.toxic.takes(self.seed, self.number);
+        let rng = || {
+            placed
+                .toxic
+                .rng(self.seed, self.number.wrapping_add(1) << 32)
+        };
+        for (lane, other) in [
+            (&mut self.up, Direction::Downstream),
+            (&mut self.down, Direction::Upstream),
+        ] {
+            if lane.has_stage(old) {
+                let stage = (takes && placed.toxic.direction != other)
+                    .then(|| placed.toxic.fault.stage(now, rng()))
+                    .flatten();
+                lane.replace(now, old, placed.id, stage);
+            }
+        }
+        if let (true, Some(exchange), Some(fault)) =
+            (takes, &mut self.exchange, placed.toxic.fault.resp())
+        {
+            exchange.replace(old, placed.id, fault, rng());
         }
     }
 

@@ -47,6 +47,19 @@ impl Exchange {
         }
     }
 
+    /// Puts a fault in the place of `old`, if that is here; what that silenced stays so.
+    pub(super) fn replace(&mut self, old: ToxicId, id: ToxicId, fault: RespFault, rng: Rng) {
+        let Some(place) = self.faults.iter_mut().find(|(placed, ..)| *placed == old) else {
+            return;
+        };
+        *place = (id, fault, rng);
+        for place in &mut self.row {
+            if place.silenced_by == Some(old) {
+                place.silenced_by = Some(id);
+            }
+        }
+    }
+
     /// Ends the faults that are not to `stay`.
     pub(super) fn retain(&mut self, stay: impl Fn(ToxicId) -> bool) {
         self.faults.retain(|(id, ..)| stay(*id));

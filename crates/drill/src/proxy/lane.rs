@@ -95,6 +95,29 @@ impl Lane {
         }
     }
 
+    /// Puts `stage` in the place of that of `old`, if it is here. What the old one kept goes on through the new one; that it would
+    /// end the connection where it is removed does not matter, as the fault goes on.
+    pub(super) fn replace(
+        &mut self,
+        now: Instant,
+        old: ToxicId,
+        id: ToxicId,
+        stage: Option<Box<dyn Stage>>,
+    ) {
+        let Some(place) = self.stages.iter().position(|(placed, _)| *placed == old) else {
+            return;
+        };
+        self.queue.iter_mut().for_each(|(due, _)| *due = now);
+        let (_, mut before) = self.stages.remove(place);
+        let mut kept = Out::new();
+        before.release(now, &mut kept);
+        kept.retain(|(_, item)| matches!(item, Item::Bytes(_) | Item::End));
+        if let Some(stage) = stage {
+            self.stages.insert(place, (id, stage));
+        }
+        self.pass_from(place, kept);
+    }
+
     /// Lets an item set out.
     pub(super) fn feed(&mut self, item: Item, now: Instant) {
         self.pass_from(0, vec![(now, item)]);

@@ -194,19 +194,41 @@ impl Proxy {
     /// # Errors
     /// A setting of it that means nothing.
     pub async fn add(&self, toxic: Toxic) -> Result<ToxicId, FaultError> {
+        let placed = self.place(toxic, None)?;
+        let id = placed.id;
+        self.change(|toxics| toxics.push(placed)).await;
+        Ok(id)
+    }
+
+    /// Puts another fault in the place of one, and returns when it is in force. Unlike a removal this ends no connection. Nothing
+    /// happens if there is no such fault.
+    ///
+    /// # Errors
+    /// A setting of it that means nothing.
+    pub async fn replace(&self, old: ToxicId, toxic: Toxic) -> Result<ToxicId, FaultError> {
+        let placed = self.place(toxic, Some(old))?;
+        let id = placed.id;
+        self.change(|toxics| {
+            if let Some(at) = toxics.iter().position(|placed| placed.id == old) {
+                toxics[at] = placed;
+            }
+        })
+        .await;
+        Ok(id)
+    }
+
+    fn place(&self, toxic: Toxic, replaces: Option<ToxicId>) -> Result<Arc<Placed>, FaultError> {
         toxic.check()?;
-        let id = ToxicId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let left = match &toxic.fault {
             Fault::RejectNext(reject) => reject.n,
             _ => 0,
         };
-        let placed = Arc::new(Placed {
-            id,
+        Ok(Arc::new(Placed {
+            id: ToxicId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+            replaces,
             toxic,
             rejects_left: AtomicU64::new(left),
-        });
-        self.change(|toxics| toxics.push(placed)).await;
-        Ok(id)
+        }))
     }
 
     /// Removes a fault, and returns when it is no longer in force; whether there was such a fault.
@@ -300,6 +322,8 @@ impl Plan {
 #[derive(Debug)]
 struct Placed {
     id: ToxicId,
+    /// In whose place it is, on connections that had that.
+    replaces: Option<ToxicId>,
     toxic: Toxic,
     rejects_left: AtomicU64,
 }

@@ -6,8 +6,10 @@ use axum::http::{Request, StatusCode};
 use http_body_util::BodyExt;
 use redis::AsyncCommands;
 use serde_json::{Value, json};
+use std::time::Duration;
 use steadfast_drill::api::{Proxies, router, serve};
 use steadfast_drill::process::Redis;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tower::ServiceExt;
 
 async fn ask(router: &Router, method: &str, path: &str, body: Value) -> (StatusCode, Value) {
@@ -327,6 +329,48 @@ async fn d7_a_proxy_moves_to_another_upstream_on_its_own_port() {
         "{shown}"
     );
     assert_eq!(which().await, "second");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_toxic_that_is_changed_goes_on_and_ends_no_connection() {
+    let redis = Redis::start().await.unwrap();
+    let router = router(Proxies::new(1));
+    let wanted = json!({ "name": "p", "upstream": redis.addr().to_string() });
+    let (_, shown) = ask(&router, "POST", "/proxies", wanted).await;
+    let mut connection = tokio::net::TcpStream::connect(shown["listen"].as_str().unwrap())
+        .await
+        .unwrap();
+    // What is silent for half a second may be slow; what is closed says so at once.
+    let mut answer = async |asked: bool| {
+        if asked {
+            connection.write_all(b"PING\r\n").await.unwrap();
+        }
+        let mut bytes = [0; 64];
+        let read = tokio::time::timeout(Duration::from_millis(500), connection.read(&mut bytes));
+        match read.await {
+            Err(_) => "silence".to_owned(),
+            Ok(Ok(0) | Err(_)) => "closed".to_owned(),
+            Ok(Ok(length)) => String::from_utf8_lossy(&bytes[..length]).into_owned(),
+        }
+    };
+    assert_eq!(answer(true).await, "+PONG\r\n");
+    for toxic in [
+        json!({ "name": "t", "type": "timeout", "attributes": { "timeout": 0 } }),
+        json!({ "name": "slow", "type": "latency", "attributes": { "latency": 1 } }),
+    ] {
+        let (status, said) = ask(&router, "POST", "/proxies/p/toxics", toxic).await;
+        assert_eq!(status, StatusCode::OK, "{said}");
+    }
+    assert_eq!(answer(true).await, "silence");
+    let longer = json!({ "attributes": { "timeout": 600_000 } });
+    let (_, changed) = ask(&router, "PATCH", "/proxies/p/toxics/t", longer).await;
+    assert_eq!(changed["attributes"]["timeout"], 600_000, "{changed}");
+    assert_eq!(answer(true).await, "silence");
+    let (_, toxics) = ask(&router, "GET", "/proxies/p/toxics", Value::Null).await;
+    assert_eq!(toxics[0]["name"], "t", "it has kept its place: {toxics}");
+    let (status, _) = ask(&router, "DELETE", "/proxies/p/toxics/t", Value::Null).await;
+    assert_eq!(status, StatusCode::NO_CONTENT);
+    assert_eq!(answer(false).await, "closed");
 }
 
 #[tokio::test]
