@@ -426,6 +426,7 @@ pub(crate) fn conclude<V: Clone>(
                 value: Some(default),
                 source: Source::Default,
                 age: Duration::ZERO,
+                fresh_for: Duration::ZERO,
                 stale,
             })
         }
@@ -446,6 +447,7 @@ pub(crate) fn answer<V: Clone>(
         value: entry.value.clone(),
         source,
         age: entry.age(now),
+        fresh_for: entry.life.fresh,
         stale,
     }
 }
@@ -470,6 +472,7 @@ impl<V: Clone> Inner<V> {
             value: entry.value.clone(),
             source: Source::Memory,
             age,
+            fresh_for: entry.life.fresh,
             stale: None,
         }
     }
