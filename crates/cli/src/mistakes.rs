@@ -22,6 +22,10 @@ pub(crate) struct InFile<'a> {
 }
 
 impl Mistakes {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Adds one that stands in a file.
     pub(crate) fn in_file(&mut self, at: &InFile<'_>, message: &str, help: Option<&str>) {
         let first = format!("{}:{}:{}: {message}", at.name, at.line, at.column);

@@ -29,6 +29,7 @@ pub(crate) struct Flags {
 impl File {
     /// Reads and checks everything.
     pub(crate) fn load(&self) -> Result<Config, Failure> {
+        check_environment()?;
         let sources = self.sources().map_err(refusal)?;
         Config::load(&sources).map_err(refusal)
     }
@@ -50,6 +51,7 @@ impl Flags {
 
     /// The same, with where it came from, to be read again later.
     pub(crate) fn load_with_sources(&self) -> Result<(Config, Sources), Failure> {
+        check_environment()?;
         let sources = self.sources().map_err(refusal)?;
         Ok((Config::load(&sources).map_err(refusal)?, sources))
     }
@@ -63,10 +65,27 @@ impl Flags {
     }
 }
 
-/// The variables that are text; one that is not cannot be a setting.
+/// The variables that are text.
 pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// A setting that is not text is refused, not left out: the service would quietly go somewhere else.
+fn check_environment() -> Result<(), Failure> {
+    let mut all = Mistakes::default();
+    for (name, value) in std::env::vars_os() {
+        let Ok(name) = name.into_string() else {
+            continue;
+        };
+        if Sources::is_setting(&name) && value.to_str().is_none() {
+            all.elsewhere(Some(&name), "is not valid UTF-8", None);
+        }
+    }
+    if all.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::mistakes(Status::Config, all))
 }
 
 /// A configuration that cannot be used, with every mistake at its place.

@@ -5,13 +5,10 @@ use std::collections::BTreeMap;
 use std::io::BufRead;
 use std::time::Duration;
 
-use axum::body::Body;
-use http_body_util::BodyExt;
 use redis::Value;
 use serde_json::Value as Json;
 use steadfast_cache::Target;
 use steadfast_server::App;
-use tower::ServiceExt;
 
 use crate::failure::{Failure, Status, chain};
 use crate::figures::count;
@@ -225,9 +222,12 @@ impl Warm {
     }
 }
 
-/// The service without its listener.
+/// The service without its listener, and without what stands between it and its callers: whoever may read the file needs no token.
 async fn start(file: &File) -> Result<App, Failure> {
-    let app = Box::pin(App::start(file.load()?))
+    let mut config = file.load()?;
+    config.auth = None;
+    config.limits.rate.clear();
+    let app = Box::pin(App::start(config))
         .await
         .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
     // So that the first read finds Redis, if there is one; without it everything works all the same.
@@ -237,29 +237,15 @@ async fn start(file: &File) -> Result<App, Failure> {
     Ok(app)
 }
 
-/// Asks the service's own routes.
 async fn ask(app: &App, query: &str, parameters: &str) -> Result<Json, Failure> {
-    let path = format!("/v1/queries/{query}?{parameters}");
-    let request = http::Request::get(&path)
-        .header("host", "localhost")
-        .body(Body::empty());
-    let request =
-        request.map_err(|error| Failure::new(Status::Usage, format_args!("{path}: {error}")))?;
-    let Ok(response) = Box::pin(steadfast_server::router(app.clone()).oneshot(request)).await;
-    let good = response.status().is_success();
-    let body = response
-        .into_body()
-        .collect()
+    Box::pin(app.ask(query, parameters))
         .await
-        .map_err(|error| Failure::new(Status::Failed, error))?;
-    let answer: Json = serde_json::from_slice(&body.to_bytes()).unwrap_or_default();
-    if good {
-        return Ok(answer);
-    }
-    Err(Failure::new(
-        Status::Failed,
-        format_args!("{path}: {}", answer["detail"].as_str().unwrap_or("refused")),
-    ))
+        .map_err(|problem| {
+            Failure::new(
+                Status::Failed,
+                format_args!("{query}: {}", problem.detail()),
+            )
+        })
 }
 
 fn parameter(text: &str) -> Result<(String, String), String> {

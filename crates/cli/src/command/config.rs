@@ -1,7 +1,9 @@
 //! `steadfast config`: find out what is wrong with a configuration, or what it comes to, without starting anything.
 
+use steadfast_server::App;
 use steadfast_server::config::SAMPLE;
 
+use super::serve::unstarted;
 use crate::failure::Failure;
 use crate::output::line;
 use crate::settings::Flags;
@@ -33,6 +35,7 @@ impl Command {
         match self {
             Self::Check(flags) => {
                 let config = flags.load()?;
+                App::try_out(&config).map_err(|error| unstarted(&error))?;
                 let name = flags
                     .file
                     .config

@@ -50,33 +50,42 @@ pub(crate) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let signals = Signals::listen()?;
+        let stop = Signals::listen()?.asked_to_stop();
+        tokio::pin!(stop);
+        let interrupted = || Err(Failure::said(Status::Interrupted));
         let deadline = Duration::from_millis(self.deadline);
         let client = self
             .client(deadline)
             .map_err(|error| Failure::new(Status::Usage, chain(&error)))?;
-        let connected = connect(&client, deadline).await.map_err(|cause| {
+        let connected = tokio::select! {
+            connected = connect(&client, deadline) => connected,
+            () = &mut stop => return interrupted(),
+        };
+        let connected = connected.map_err(|cause| {
             let failure = Failure::new(Status::Unavailable, format_args!("no connection: {cause}"));
             match why::hint(&cause) {
                 Some(hint) => failure.hint(hint),
                 None => failure,
             }
         })?;
-        describe_server(&client, deadline).await?;
+        tokio::select! {
+            described = describe_server(&client, deadline) => described?,
+            () = &mut stop => return interrupted(),
+        }
         describe_connection(&client, &connected)?;
 
         let plan = Plan {
             operations: self.operations,
             workers: self.workers,
         };
-        let outcome = work::run(&client, plan, signals.asked_to_stop()).await;
+        let outcome = work::run(&client, plan, &mut stop).await;
         describe_work(&outcome, plan)?;
         describe_state(&client)?;
         describe_clean_up(&outcome)?;
         // Nothing is in flight any more.
         let _ = client.close(deadline).await;
         if outcome.interrupted {
-            return Err(Failure::said(Status::Interrupted));
+            return interrupted();
         }
         match outcome.tally.figures().errors {
             0 => Ok(()),

@@ -1,6 +1,6 @@
 //! `steadfast serve`: the service, as one file configures it.
 
-use steadfast_server::{App, BindError, Served, Signals, telemetry};
+use steadfast_server::{App, BindError, Served, Signals, StartError, telemetry};
 
 use crate::failure::{Failure, Status, chain};
 use crate::output::line;
@@ -40,7 +40,7 @@ impl Args {
             app = App::start(config) => app,
             () = signals.asked_to_end() => return Err(Failure::said(Status::Interrupted)),
         };
-        let app = app.map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
+        let app = app.map_err(|error| unstarted(&error))?;
         // A service goes on, whoever stops reading what it says.
         let _ = line(format_args!("steadfast serves at {scheme}://{address}"));
         if nothing {
@@ -52,6 +52,15 @@ impl Args {
         telemetry.shutdown();
         finished(served)
     }
+}
+
+/// A service that cannot be started. What it stands on need not be there, so it is what was written that is wrong.
+pub(super) fn unstarted(error: &StartError) -> Failure {
+    let status = match error {
+        StartError::Auth(_) | StartError::Backend(_) => Status::Config,
+        _ => Status::Unavailable,
+    };
+    Failure::new(status, chain(error))
 }
 
 /// An address that cannot be listened on.

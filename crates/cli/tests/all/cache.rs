@@ -43,6 +43,37 @@ impl Site {
 }
 
 #[tokio::test]
+async fn a_service_that_asks_its_callers_who_they_are_does_not_ask_its_operator() {
+    let site = Site::start().await;
+    let mut text = std::fs::read_to_string(site.config()).unwrap();
+    text.push_str(
+        "[server]\nlisten = '0.0.0.0:0'\nhosts = ['shop.example']\n[auth]\nissuer = 'i'\naudience = 'a'\n\
+         audit = '/nowhere/audit.log'\n[auth.keys.one]\nalgorithm = 'HS256'\nsecret = '0123456789abcdef0123456789abcdef'\n\
+         [limits.rate.each]\nrequests = 1\nper = '1h'\n",
+    );
+    std::fs::write(site.config(), text).unwrap();
+    assert_eq!(site.source("3").await, "database");
+    let mut warm = steadfast(&["cache", "warm", "square", "--config", &site.config()]);
+    let mut warm = warm.stdin(Stdio::piped()).spawn().unwrap();
+    let lines = "n=1\nn=2\nn=3\n";
+    warm.stdin
+        .take()
+        .unwrap()
+        .write_all(lines.as_bytes())
+        .unwrap();
+    let ended = finish(warm).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    assert!(ended.stdout.contains("2 from database"), "{}", ended.all());
+    let wrong = site.cache(&["get", "square", "n=x"]).await;
+    assert_eq!(wrong.status, Some(1));
+    assert!(
+        wrong.stderr.contains("must be a whole number"),
+        "{}",
+        wrong.all()
+    );
+}
+
+#[tokio::test]
 async fn what_is_cached_can_be_listed_asked_for_and_forgotten() {
     let site = Site::start().await;
     let mut warm = steadfast(&["cache", "warm", "square", "--config", &site.config()]);

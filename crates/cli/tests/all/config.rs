@@ -36,6 +36,44 @@ async fn s10_three_mistakes_are_all_reported_with_line_and_column_and_status_78(
 }
 
 #[tokio::test]
+async fn s10_what_could_not_be_started_does_not_pass_the_check() {
+    for (text, words) in [
+        ("[redis.tls]\nca = '/nowhere/ca.pem'", "/nowhere/ca.pem"),
+        ("[database]\nurl = 'postgres://h/db?sslmode=bogus'", "bogus"),
+        (
+            "[auth]\nissuer = 'i'\naudience = 'a'\naudit = '/nowhere/audit.log'\n[auth.keys.one]\nalgorithm = 'HS256'\n\
+             secret = '0123456789abcdef0123456789abcdef'",
+            "/nowhere",
+        ),
+    ] {
+        let file = file(text);
+        let path = file.path().to_str().unwrap();
+        for command in [
+            &["config", "check", "--config", path][..],
+            &["serve", "--listen", "127.0.0.1:0", "--config", path],
+        ] {
+            let ended = run(command).await;
+            assert_eq!(ended.status, Some(78), "{}", ended.all());
+            assert!(ended.stderr.contains(words), "{}", ended.all());
+        }
+    }
+}
+
+#[tokio::test]
+async fn s10_a_variable_that_is_no_text_is_refused_by_name() {
+    use std::os::unix::ffi::OsStrExt;
+    let latin = std::ffi::OsStr::from_bytes(b"redis://:p\xe4ss@127.0.0.1:1");
+    let mut command = steadfast(&["config", "show"]);
+    let ended = finish(command.env("REDIS_URL", latin).spawn().unwrap()).await;
+    assert_eq!(ended.status, Some(78), "{}", ended.all());
+    assert!(
+        ended.stderr.contains("REDIS_URL: is not valid UTF-8"),
+        "{}",
+        ended.all()
+    );
+}
+
+#[tokio::test]
 async fn s10_the_sample_passes_its_own_check() {
     let sample = run(&["config", "sample"]).await;
     let file = file(&sample.stdout);

@@ -28,6 +28,20 @@ fn assert_says(ended: &Ended, words: &[&str]) {
 }
 
 #[tokio::test]
+async fn ctrl_c_ends_a_probe_that_waits_for_an_answer() {
+    // Takes connections and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("redis://{}", silent.local_addr().unwrap());
+    let probe = steadfast(&["probe", &url, "--deadline", "5000"])
+        .spawn()
+        .unwrap();
+    let _connection = silent.accept().unwrap();
+    signal(probe.id(), "INT");
+    let ended = finish(probe).await;
+    assert_eq!(ended.status, Some(130), "{}", ended.all());
+}
+
+#[tokio::test]
 async fn a_server_that_is_well_gets_figures_and_keeps_no_key() {
     let redis = Redis::start().await.unwrap();
     let ended = run(&[
