@@ -11,6 +11,7 @@ use axum::http::StatusCode;
 use metrics::gauge;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
+use steadfast_cache::Ttl;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -22,7 +23,9 @@ use crate::feed::Feed;
 use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
 use crate::http::guard::HostRule;
 use crate::http::meters::RequestMeters;
+use crate::http::queries;
 use crate::limit::Limiter;
+use crate::problem::Problem;
 use crate::pulse;
 use crate::query::Programs;
 use crate::query::once::{self, Records};
@@ -172,6 +175,17 @@ impl App {
         Ok(app)
     }
 
+    /// Whether a service could be started as `config` says, as far as that shows without starting one: certificates and keys are read,
+    /// addresses taken apart. Must be called within a tokio runtime.
+    ///
+    /// # Errors
+    /// What would be refused at the start.
+    pub fn try_out(config: &Config) -> Result<(), StartError> {
+        let auth = config.auth.as_ref().map_or(Ok(()), Auth::try_out);
+        auth.map_err(StartError::Auth)?;
+        Ok(Backend::try_out(config)?)
+    }
+
     /// The configuration that the service was started with.
     #[must_use]
     pub fn config(&self) -> &Config {
@@ -194,6 +208,16 @@ impl App {
     #[must_use]
     pub fn database(&self) -> &steadfast_cache::Database {
         &self.inner.backend.database
+    }
+
+    /// Asks the query `name`, with parameters as they stand in an address (`q=ada&limit=3`), as `GET /v1/queries/{name}` does, and answers what
+    /// it answers. No limit of callers holds here, and nobody is asked who it is.
+    ///
+    /// # Errors
+    /// The problem that a caller would be told.
+    pub async fn ask(&self, name: &str, parameters: &str) -> Result<serde_json::Value, Problem> {
+        let read = queries::ask(self, name, parameters).await?;
+        Ok(serde_json::from_slice(&queries::body(name, &read)).unwrap_or_default())
     }
 
     /// Registers a check of the embedding program: asked every five seconds, shown by `/health` under `name`. If it is unhealthy, the
@@ -297,9 +321,7 @@ impl App {
             ));
         }
         // The only step that can be refused comes first; what it adds, nobody asks for before the queries are there.
-        let classes = new.ttl.iter().map(|(name, class)| (name, class.into()));
-        let classes = classes.map(|(name, ttl)| (name.as_str().into(), ttl));
-        let changed = self.cache().change_classes(classes);
+        let changed = self.cache().change_classes(self.classes_of(new));
         changed.map_err(|error| error.to_string())?;
         self.inner.programs.store(Arc::new(Programs::compile(new)));
         telemetry::change_level(&new.log.level);
@@ -315,6 +337,19 @@ impl App {
             serde_json::json!({ "needs_restart": needs_restart }),
         );
         Ok(needs_restart)
+    }
+
+    /// Every class of `new`; and those that it takes out, as they are where nobody has set them.
+    fn classes_of(&self, new: &Config) -> BTreeMap<Box<str>, Ttl> {
+        let in_force = self.in_force();
+        let before = in_force.ttl.keys().map(String::as_str);
+        let mut classes: BTreeMap<Box<str>, Ttl> = before
+            .chain(["default"])
+            .map(|name| (name.into(), Ttl::default()))
+            .collect();
+        let named = new.ttl.iter();
+        classes.extend(named.map(|(name, class)| (name.as_str().into(), class.into())));
+        classes
     }
 
     /// Says that requests are answered from now on, until `shutdown` begins: `/health/ready` says 200. [`serve`](crate::serve) does it; a

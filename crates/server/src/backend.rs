@@ -82,6 +82,16 @@ impl Backend {
         })
     }
 
+    /// Whether a service could stand on what `config` says: files are read and addresses taken apart, and nothing is connected to.
+    pub(crate) fn try_out(config: &Config) -> Result<(), BackendError> {
+        let builder = Client::builder(config.redis.url.expose())?;
+        if let Some(settings) = &config.redis.tls {
+            let _ = builder.tls(tls(settings)?);
+        }
+        Database::connect(config.database.url.expose(), DatabaseOptions::default())?;
+        Ok(())
+    }
+
     pub(crate) fn redis(&self) -> RedisView {
         let status = self.client.status();
         RedisView {
@@ -230,9 +240,12 @@ impl Backend {
         counter!("steadfast_redis_attempts_total").absolute(state.attempts);
         counter!("steadfast_redis_reconnects_total").absolute(state.reconnects);
         counter!("steadfast_redis_stuck_resets_total").absolute(state.stuck_resets);
-        gauge!("steadfast_redis_mean_recovery_seconds")
-            .set(state.mean_recovery_ms.unwrap_or_default() / 1e3);
-        gauge!("steadfast_redis_round_trip_seconds").set(state.rtt_ms.unwrap_or_default() / 1e3);
+        // What is not known is no number: nought would be a perfect one.
+        let seconds = |ms: Option<f64>| ms.map_or(f64::NAN, |ms| ms / 1e3);
+        let in_service = state.state == ConnectionState::Ready;
+        let rtt_ms = state.rtt_ms.filter(|_| in_service);
+        gauge!("steadfast_redis_mean_recovery_seconds").set(seconds(state.mean_recovery_ms));
+        gauge!("steadfast_redis_round_trip_seconds").set(seconds(rtt_ms));
         let guard = self.cache.status().guard;
         gauge!("steadfast_database_loads_running").set(guard.running as f64);
         gauge!("steadfast_database_loads_waiting").set(guard.waiting as f64);

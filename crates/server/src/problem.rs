@@ -129,6 +129,12 @@ impl Problem {
         self
     }
 
+    /// What is wrong, in words.
+    #[must_use]
+    pub fn detail(&self) -> &str {
+        &self.detail
+    }
+
     /// Its kind.
     #[must_use]
     pub fn kind(&self) -> ProblemKind {

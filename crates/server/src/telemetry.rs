@@ -12,8 +12,10 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::config::{Config, LogFormat};
 
+mod lines;
 mod traces;
 
+use lines::Lines;
 pub(crate) use traces::{adopt_parent, answered, are_enabled as traces_are_enabled, operation};
 
 /// Why logs or traces could not be started.
@@ -23,6 +25,9 @@ pub enum TelemetryError {
     /// Another subscriber is installed in this process.
     #[error("logging is already set up in this process")]
     AlreadySet,
+    /// There is no thread to be had that would write the log.
+    #[error("the log cannot be written: {0}")]
+    Log(std::io::Error),
     /// The exporter of traces could not be built.
     #[error("traces cannot be exported: {0}")]
     Traces(String),
@@ -31,6 +36,7 @@ pub enum TelemetryError {
 /// Keeps logs and traces going; [`shutdown`](Self::shutdown) sends what is still held.
 #[derive(Debug)]
 pub struct Telemetry {
+    lines: Lines,
     traces: Option<traces::Exporter>,
 }
 
@@ -44,16 +50,17 @@ static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 pub fn init(config: &Config) -> Result<Telemetry, TelemetryError> {
     let filter = EnvFilter::try_new(&config.log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let (filter, handle) = reload::Layer::new(filter);
+    let writer = Lines::to_stderr().map_err(TelemetryError::Log)?;
     let lines = match config.log.format {
         LogFormat::Text => tracing_subscriber::fmt::layer()
-            .with_writer(std::io::stderr)
+            .with_writer(writer.clone())
             .with_ansi(std::io::stderr().is_terminal())
             .with_target(false)
             .boxed(),
         LogFormat::Json => tracing_subscriber::fmt::layer()
             .json()
             .flatten_event(true)
-            .with_writer(std::io::stderr)
+            .with_writer(writer.clone())
             .boxed(),
     };
     let (layer, traces) = match traces::Exporter::start(&config.tracing)? {
@@ -69,15 +76,19 @@ pub fn init(config: &Config) -> Result<Telemetry, TelemetryError> {
         .try_init()
         .map_err(|_| TelemetryError::AlreadySet)?;
     let _ = FILTER.set(handle);
-    Ok(Telemetry { traces })
+    Ok(Telemetry {
+        lines: writer,
+        traces,
+    })
 }
 
 impl Telemetry {
-    /// Sends the traces that are still held.
+    /// Sends the traces that are still held, and lets the last lines of the log be written.
     pub fn shutdown(self) {
         if let Some(traces) = self.traces {
             traces.shutdown();
         }
+        self.lines.flush();
     }
 }
 
@@ -128,6 +139,10 @@ fn describe() {
     describe_counter!(
         "steadfast_read_errors_total",
         "Reads that failed, by query and kind of problem"
+    );
+    describe_counter!(
+        "steadfast_log_lost_total",
+        "Lines of the log that could not be written, because nobody took them"
     );
     describe_counter!(
         "steadfast_writes_total",

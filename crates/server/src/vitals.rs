@@ -98,10 +98,8 @@ pub(crate) async fn sample(vitals: std::sync::Arc<Vitals>, every: Duration) {
 
 fn memory(system: &System) -> f64 {
     let (used, total) = match system.cgroup_limits() {
-        Some(limits) if limits.total_memory > 0 => (
-            limits.total_memory.saturating_sub(limits.free_memory),
-            limits.total_memory,
-        ),
+        // Not what the group holds in all: files that were read are in it, and make room as soon as it is needed.
+        Some(limits) if limits.total_memory > 0 => (limits.rss, limits.total_memory),
         _ => (
             system
                 .total_memory()

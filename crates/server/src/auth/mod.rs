@@ -44,6 +44,22 @@ impl Auth {
         }))
     }
 
+    /// Whether `config` can be started; nothing is left open.
+    pub(crate) fn try_out(config: &AuthConfig) -> Result<(), String> {
+        Verifier::new(config)?;
+        let audit = std::path::Path::new(&config.audit);
+        let folder = audit
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty());
+        match folder {
+            Some(folder) if !folder.is_dir() => Err(format!(
+                "`auth.audit`: {}: there is no such folder",
+                folder.display()
+            )),
+            _ => Ok(()),
+        }
+    }
+
     /// Keeps the keys current; ends only if there is nothing to keep.
     pub(crate) async fn keep(self: Arc<Self>) {
         if let Some(jwks) = &self.verifier.jwks {

@@ -97,7 +97,7 @@ impl AuthConfig {
                 .string("roles_claim")
                 .unwrap_or_else(|| "roles".to_owned()),
             leeway: section.duration("leeway").unwrap_or(30 * SECOND),
-            token_max: section.bytes("token_max").unwrap_or(Bytes(8 << 10)),
+            token_max: section.some_bytes("token_max").unwrap_or(Bytes(8 << 10)),
             jwks: read_jwks(&section),
             jwks_refresh: section.positive("jwks_refresh").unwrap_or(300 * SECOND),
             jwks_cooldown: section.positive("jwks_cooldown").unwrap_or(10 * SECOND),

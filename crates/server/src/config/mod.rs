@@ -251,12 +251,16 @@ impl Sources {
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
         self.environment = variables
             .into_iter()
-            .filter(|(name, _)| {
-                name.starts_with(PREFIX) || SHORT.iter().any(|(short, _)| short == name)
-            })
+            .filter(|(name, _)| Self::is_setting(name))
             .collect();
         self.environment.sort();
         self
+    }
+
+    /// Whether a variable of that name means a setting.
+    #[must_use]
+    pub fn is_setting(name: &str) -> bool {
+        name.starts_with(PREFIX) || SHORT.iter().any(|(short, _)| *short == name)
     }
 
     /// A flag as the user knows it (`--listen`), the setting it stands for (`server.listen`) and its value.

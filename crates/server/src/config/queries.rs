@@ -353,6 +353,19 @@ fn read_param(section: &Section<'_>) -> Option<ParamConfig> {
                 .unwrap_or(Match::Contains),
         },
     };
+    match &kind {
+        ParamKind::Integer { min, max } => section.ordered(("min", *min), ("max", *max)),
+        ParamKind::String {
+            min_length,
+            max_length,
+        }
+        | ParamKind::Pattern {
+            min_length,
+            max_length,
+            ..
+        } => section.ordered(("min_length", *min_length), ("max_length", *max_length)),
+        ParamKind::Boolean => {}
+    }
     let default = read_default(section, &kind);
     let optional = section.boolean("optional").unwrap_or(false);
     if optional && default.is_some() {

@@ -111,6 +111,11 @@ impl RedisConfig {
             let message = "holds a password, and `redis.credentials` names another source of it: one of the two must go";
             redis.refuse(redis.mistake("url", message));
         }
+        let (first, cap) = (self.reconnect_first, self.reconnect_cap);
+        redis.ordered(("reconnect_first", first), ("reconnect_cap", cap));
+        retry.ordered(("first", self.retry.first), ("cap", self.retry.cap));
+        let (first, cap) = (self.breaker.open_first, self.breaker.open_cap);
+        breaker.ordered(("open_first", first), ("open_cap", cap));
         let pauses = self.retry.longest_pauses();
         if pauses >= self.deadline {
             let message = format!(

@@ -191,6 +191,30 @@ impl<'a> Section<'a> {
         Some(value)
     }
 
+    /// Refuses a pair of which the second is smaller than the first.
+    pub(crate) fn ordered<T: PartialOrd>(&self, low: (&str, T), high: (&str, T)) {
+        if high.1 < low.1 {
+            let key = if self.has(high.0) { high.0 } else { low.0 };
+            let message = format!(
+                "contradicts `{}`: `{}` must not be less than `{}`",
+                self.name(if key == high.0 { low.0 } else { high.0 }),
+                high.0,
+                low.0
+            );
+            self.refuse(self.mistake(key, message));
+        }
+    }
+
+    /// A size above nothing.
+    pub(crate) fn some_bytes(&self, key: &str) -> Option<Bytes> {
+        let bytes = self.bytes(key)?;
+        if bytes.0 == 0 {
+            self.refuse(self.mistake(key, "must be more than nothing"));
+            return None;
+        }
+        Some(bytes)
+    }
+
     pub(crate) fn bytes(&self, key: &str) -> Option<Bytes> {
         self.read(
             key,
@@ -211,7 +235,15 @@ impl<'a> Section<'a> {
                     _ => None,
                 })
                 .collect(),
-            Kind::Text(text) => Some(text.split(',').map(|item| item.trim().to_owned()).collect()),
+            Kind::Text(text) => {
+                let items = text.split(',').map(str::trim);
+                Some(
+                    items
+                        .filter(|item| !item.is_empty())
+                        .map(str::to_owned)
+                        .collect(),
+                )
+            }
             _ => None,
         })
     }

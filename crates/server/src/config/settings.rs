@@ -334,7 +334,7 @@ pub struct LimitsConfig {
 impl LimitsConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         Self {
-            body: section.bytes("body").unwrap_or(Bytes(MIB)),
+            body: section.some_bytes("body").unwrap_or(Bytes(MIB)),
             request_timeout: section.positive("request_timeout").unwrap_or(secs(10)),
             header_timeout: section.positive("header_timeout").unwrap_or(secs(10)),
             write_timeout: section.positive("write_timeout").unwrap_or(secs(30)),

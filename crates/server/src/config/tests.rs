@@ -97,6 +97,17 @@ fn s10_settings_that_contradict_each_other_are_named() {
             "contradicts `redis.deadline`",
         ),
         (
+            "[redis.breaker]\nopen_first = \"9s\"",
+            "redis.breaker.open_first",
+            "contradicts `redis.breaker.open_cap`",
+        ),
+        (
+            "[queries.q]\nsql = 'SELECT :n'\nkey = 'q:{n}'\nttl = 'c'\nparams.n = {type='integer', min=10, max=5}\n[ttl.c]",
+            "queries.q.params.n.max",
+            "contradicts `queries.q.params.n.min`",
+        ),
+        ("[limits]\nbody = '0B'", "limits.body", "more than nothing"),
+        (
             "[redis.tls]\nkey = 'k.pem'",
             "redis.tls.key",
             "without `redis.tls.certificate`",

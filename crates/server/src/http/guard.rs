@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
@@ -48,9 +48,9 @@ pub(crate) fn is_stream(path: &str) -> bool {
 
 /// The middleware around every route.
 pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
-    let started = Instant::now();
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
+    let asked = Asked::now(&app, method_label(&method), route.clone());
     // In a loop that is not ours, nobody else counts; until when the answer is written is not known there.
     let counted = request.extensions().get::<Counted>().is_some();
     let _in_flight = (!counted).then(|| app.enter());
@@ -61,13 +61,7 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
         Ok(()) => admitted(&app, request, next).await,
         Err(problem) => problem.into_response(),
     };
-    let took = started.elapsed();
-    app.observe_request(
-        method_label(&method),
-        route.as_ref().map_or("unmatched", MatchedPath::as_str),
-        response.status(),
-        took,
-    );
+    let took = asked.answered(response.status());
     if response.status().is_server_error() {
         tracing::debug!(%method, route = ?route, status = response.status().as_u16(), ?took, "request failed");
     }
@@ -85,6 +79,53 @@ pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) 
             .insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     response
+}
+
+/// A request that is to be counted, whatever becomes of it: its caller may go away before it is answered, and an outage in which
+/// all callers lose patience must not look like an hour in which nobody called.
+struct Asked {
+    app: App,
+    method: &'static str,
+    route: Option<MatchedPath>,
+    began: Instant,
+    answered: bool,
+}
+
+/// What others call it when a caller closed its connection before it had its answer.
+const GIVEN_UP: u16 = 499;
+
+impl Asked {
+    fn now(app: &App, method: &'static str, route: Option<MatchedPath>) -> Self {
+        Self {
+            app: app.clone(),
+            method,
+            route,
+            began: Instant::now(),
+            answered: false,
+        }
+    }
+
+    fn answered(mut self, status: StatusCode) -> Duration {
+        self.answered = true;
+        self.count(status)
+    }
+
+    fn count(&self, status: StatusCode) -> Duration {
+        let route = self.route.as_ref().map_or("unmatched", MatchedPath::as_str);
+        let took = self.began.elapsed();
+        self.app.observe_request(self.method, route, status, took);
+        took
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if !self.answered
+            && let Ok(status) = StatusCode::from_u16(GIVEN_UP)
+        {
+            self.count(status);
+        }
+    }
 }
 
 /// As [`admitted`], within a span that continues the caller's trace.
@@ -193,7 +234,7 @@ fn meant_for_us(app: &App, request: &Request) -> Result<(), Problem> {
         ));
     };
     let rule = app.host_rule();
-    let probed = is_health(request.uri().path()) && names_an_address(host);
+    let probed = is_probe(request.uri().path()) && names_an_address(host);
     if !probed && !rule.allows(host) {
         return Err(Problem::new(
             ProblemKind::Forbidden,
@@ -306,12 +347,13 @@ impl HostRule {
     }
 }
 
-fn is_health(path: &str) -> bool {
-    path == "/health" || path.starts_with("/health/")
+/// What load balancers and Prometheus ask each instance for.
+fn is_probe(path: &str) -> bool {
+    path == "/health" || path.starts_with("/health/") || path == "/metrics"
 }
 
 /// How a probe calls an instance: by an address, or as this machine. A foreign page cannot make a browser say either of a
-/// name that it controls, so that health may be asked for so whatever `server.hosts` names.
+/// name that it controls, so that health and metrics may be asked for so whatever `server.hosts` names.
 pub(crate) fn names_an_address(host: &str) -> bool {
     let name = without_port(host);
     is_localhost(name) || literal(name).is_some()
@@ -384,8 +426,8 @@ mod tests {
         for host in ["evil.test", "10.1.2.3.evil.test:80", "", "localhost.evil"] {
             assert!(!names_an_address(host), "{host}");
         }
-        for path in ["/healthy", "/", "/v1/health"] {
-            assert!(!is_health(path), "{path}");
+        for path in ["/healthy", "/", "/v1/health", "/metrics/"] {
+            assert!(!is_probe(path), "{path}");
         }
     }
 }

@@ -18,7 +18,7 @@ mod health;
 pub(crate) mod meters;
 mod openapi;
 mod page;
-mod queries;
+pub(crate) mod queries;
 mod status;
 
 /// A request as the connection hands it over.

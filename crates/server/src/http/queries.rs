@@ -22,15 +22,20 @@ pub(super) async fn read(
     Named(name): Named,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
+    let read = ask(&app, &name, raw.as_deref().unwrap_or_default()).await?;
+    Ok(answer(&name, &read))
+}
+
+/// Asks the query `name` with parameters as they stand in an address.
+pub(crate) async fn ask(app: &App, name: &str, parameters: &str) -> Result<Read, Problem> {
     let query = app
         .programs()
-        .query(&name)
+        .query(name)
         .cloned()
-        .ok_or_else(|| unknown("query", &name, &app.programs().query_names()))?;
-    let pairs = url::form_urlencoded::parse(raw.as_deref().unwrap_or_default().as_bytes());
+        .ok_or_else(|| unknown("query", name, &app.programs().query_names()))?;
+    let pairs = url::form_urlencoded::parse(parameters.as_bytes());
     let values = param::from_pairs(&query.params, pairs).map_err(bad_parameter)?;
-    let read = query.read(&app, values).await?;
-    Ok(answer(&query.name, &read))
+    query.read(app, values).await
 }
 
 /// `POST /v1/statements/{name}` with a JSON object of parameters; with an `Idempotency-Key` it may be sent twice.
@@ -65,7 +70,7 @@ pub(super) async fn write(
 }
 
 /// `{"query","rows","truncated","source","stale","age_ms"}`, put together from rows that are JSON already.
-fn answer(name: &str, read: &Read) -> Response {
+pub(crate) fn body(name: &str, read: &Read) -> Vec<u8> {
     let source = read.source.as_str();
     let age_ms = millis(read.age);
     let mut body = Vec::with_capacity(read.rows.len() + name.len() + 96);
@@ -78,15 +83,18 @@ fn answer(name: &str, read: &Read) -> Response {
         read.stale.is_some()
     );
     body.extend_from_slice(tail.as_bytes());
+    body
+}
 
-    let mut response = Response::new(Body::from(body));
+fn answer(name: &str, read: &Read) -> Response {
+    let mut response = Response::new(Body::from(body(name, read)));
     let headers = response.headers_mut();
     headers.insert(
         header::CONTENT_TYPE,
         HeaderValue::from_static("application/json"),
     );
     headers.insert("cache-status", cache_status(read));
-    headers.insert(header::AGE, HeaderValue::from(age_ms / 1000));
+    headers.insert(header::AGE, HeaderValue::from(read.age.as_secs()));
     response
 }
 
@@ -97,7 +105,7 @@ fn cache_status(read: &Read) -> HeaderValue {
         Source::Redis => "redis",
         _ => return HeaderValue::from_static("Steadfast; fwd=miss; detail=database"),
     };
-    let left = read.fresh.as_secs_f64() - read.age.as_secs_f64();
+    let left = read.fresh_for.as_secs_f64() - read.age.as_secs_f64();
     let value = match read.stale {
         None => format!("Steadfast; hit; ttl={:.0}; detail={source}", left.max(0.0)),
         // It may be stale before its time, because nobody vouches for it.

@@ -10,7 +10,8 @@ use crate::problem::ProblemKind;
 use crate::telemetry;
 
 /// The kinds of problem that a read or a write can end in.
-const KINDS: [ProblemKind; 4] = [
+const KINDS: [ProblemKind; 5] = [
+    ProblemKind::TooLarge,
     ProblemKind::Overloaded,
     ProblemKind::Unavailable,
     ProblemKind::Timeout,
@@ -23,6 +24,8 @@ pub(super) struct ReadMeters {
     /// By memory, Redis and database; fresh, then stale.
     answers: [[Meter; 2]; 3],
     errors: [Meter; KINDS.len()],
+    /// Callers that went away before they were answered.
+    abandoned: Meter,
     /// Times the questions to the database.
     pub(super) asked: SqlMeter,
 }
@@ -39,16 +42,17 @@ impl ReadMeters {
                 ))
             })
         });
-        let errors = KINDS.map(|kind| {
+        let error = |kind: &'static str| {
             Meter(counter!(
                 "steadfast_read_errors_total",
                 "query" => query.to_owned(),
-                "error_type" => kind.name()
+                "error_type" => kind
             ))
-        });
+        };
         Self {
             answers,
-            errors,
+            errors: KINDS.map(|kind| error(kind.name())),
+            abandoned: error("abandoned"),
             asked: SqlMeter::new(system, "SELECT"),
         }
     }
@@ -65,12 +69,17 @@ impl ReadMeters {
     pub(super) fn failed(&self, kind: ProblemKind) {
         count_error(&self.errors, kind);
     }
+
+    pub(super) fn abandoned(&self) {
+        self.abandoned.0.increment(1);
+    }
 }
 
 /// How often a statement was run, and how it ended.
 #[derive(Debug)]
 pub(super) struct WriteMeters {
     ok: Meter,
+    replayed: Meter,
     errors: [Meter; KINDS.len()],
     pub(super) asked: SqlMeter,
 }
@@ -88,13 +97,15 @@ impl WriteMeters {
         let operation = operation.into_iter().find(|known| *known == verb);
         Self {
             ok: meter("ok"),
+            replayed: meter("replayed"),
             errors: KINDS.map(|kind| meter(kind.name())),
             asked: SqlMeter::new(system, operation.unwrap_or("OTHER")),
         }
     }
 
-    pub(super) fn done(&self) {
-        self.ok.0.increment(1);
+    pub(super) fn done(&self, replayed: bool) {
+        let meter = if replayed { &self.replayed } else { &self.ok };
+        meter.0.increment(1);
     }
 
     pub(super) fn failed(&self, kind: ProblemKind) {

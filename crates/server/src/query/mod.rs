@@ -4,12 +4,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
 
-use steadfast_cache::{Param, Ttl};
+use steadfast_cache::Param;
 
 use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
 
+mod complaint;
 mod meters;
 pub(crate) mod once;
 pub(crate) mod param;
@@ -18,6 +18,7 @@ pub(crate) mod sql;
 pub(crate) mod template;
 pub(crate) mod write;
 
+use complaint::Complaints;
 use meters::{ReadMeters, WriteMeters};
 use param::{Value, Values};
 use sql::Sql;
@@ -39,13 +40,12 @@ pub(crate) struct Query {
     pub(crate) description: Option<String>,
     pub(crate) params: Params,
     pub(crate) class: String,
-    /// How long an answer is fresh, by its class.
-    fresh: Duration,
     sql: Sql,
     key: Template,
     tags: Vec<Template>,
     max_rows: usize,
     meters: ReadMeters,
+    complaints: Complaints,
 }
 
 /// A change.
@@ -61,6 +61,7 @@ pub(crate) struct Statement {
     returns: bool,
     max_rows: usize,
     meters: WriteMeters,
+    complaints: Complaints,
 }
 
 impl Programs {
@@ -68,10 +69,10 @@ impl Programs {
     pub(crate) fn compile(config: &Config) -> Self {
         let dialect = config.database.dialect();
         let queries = config.queries.iter().filter_map(|(name, query)| {
-            let class = config.ttl.get(&query.ttl);
-            let fresh = class.map_or(Ttl::default().fresh, |class| class.fresh);
-            let query = Query::compile(name, query, dialect, fresh)?;
-            Some((name.clone(), Arc::new(query)))
+            Some((
+                name.clone(),
+                Arc::new(Query::compile(name, query, dialect)?),
+            ))
         });
         let statements = config.statements.iter().filter_map(|(name, statement)| {
             let statement = Statement::compile(name, statement, dialect)?;
@@ -109,23 +110,18 @@ impl Programs {
 }
 
 impl Query {
-    fn compile(
-        name: &str,
-        config: &QueryConfig,
-        dialect: Dialect,
-        fresh: Duration,
-    ) -> Option<Self> {
+    fn compile(name: &str, config: &QueryConfig, dialect: Dialect) -> Option<Self> {
         Some(Self {
             name: name.to_owned(),
             description: config.description.clone(),
             params: config.params.clone(),
             class: config.ttl.clone(),
-            fresh,
             sql: Sql::parse(&config.sql, dialect).ok()?,
             key: Template::parse(&config.key).ok()?,
             tags: templates(&config.tags)?,
             max_rows: config.max_rows,
             meters: ReadMeters::new(name, dialect.name()),
+            complaints: Complaints::default(),
         })
     }
 }
@@ -139,6 +135,7 @@ impl Statement {
             params: config.params.clone(),
             returns: sql.returns(),
             meters: WriteMeters::new(name, dialect.name(), &sql.verb),
+            complaints: Complaints::default(),
             sql,
             keys: templates(&config.invalidates.keys)?,
             tags: templates(&config.invalidates.tags)?,

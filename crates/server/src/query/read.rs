@@ -1,12 +1,13 @@
 //! A read through the cache, and the translation of what can go wrong with it into what a caller can do about it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use steadfast_cache::{CacheError, Source, SourceError, StaleReason};
 use tracing::Instrument;
 
+use super::meters::ReadMeters;
 use super::param::Values;
 use super::{Query, bound, rendered};
 use crate::app::{App, now};
@@ -28,8 +29,8 @@ pub(crate) struct Read {
     pub(crate) source: Source,
     pub(crate) age: Duration,
     pub(crate) stale: Option<StaleReason>,
-    /// How long an answer of this class is fresh.
-    pub(crate) fresh: Duration,
+    /// How long it is, or was, fresh since it was loaded.
+    pub(crate) fresh_for: Duration,
 }
 
 impl Query {
@@ -54,13 +55,19 @@ impl Query {
             }
             .instrument(span)
         };
+        let waiting = Waiting {
+            app,
+            meters: &self.meters,
+            started,
+            over: false,
+        };
         let answer = app
             .cache()
             .read(&key, &self.class)
             .tags(&tags)
             .get(load)
             .await;
-        let took = now().saturating_duration_since(started);
+        let took = waiting.over();
         match answer {
             Ok(answer) => {
                 app.tally()
@@ -72,15 +79,88 @@ impl Query {
                     source: answer.source,
                     age: answer.age,
                     stale: answer.stale,
-                    fresh: self.fresh,
+                    fresh_for: answer.fresh_for,
                 })
             }
             Err(error) => {
-                let problem = refusal(&self.name, &error);
+                let problem = self.refusal(&error);
                 app.tally().read(Outcome::Failed, false, took);
                 self.meters.failed(problem.kind());
                 Err(problem)
             }
+        }
+    }
+
+    fn refusal(&self, error: &CacheError) -> Problem {
+        let query = &self.name;
+        match error {
+        CacheError::Overloaded { retry_after } => Problem::new(
+            ProblemKind::Overloaded,
+            "the database is asked for as much as it may be, and there is nothing stale to serve",
+        )
+        .retry_after(Some(*retry_after)),
+        CacheError::Unavailable { retry_after } => unavailable(Some(*retry_after)),
+        CacheError::LoadTimeout { .. } => Problem::new(
+            ProblemKind::Timeout,
+            "the database did not answer within the class's hard limit",
+        )
+        .retry_after(Some(SOON)),
+        CacheError::Load(cause) => {
+            let passing = cause
+                .downcast_ref::<SourceError>()
+                .is_none_or(SourceError::is_passing);
+            // What the database says may hold values, and is for the operator, not for the caller.
+            let told = self.complaints.tell();
+            if passing {
+                if let Some(untold) = told {
+                    tracing::warn!(query, error = %cause, untold, "a query could not be loaded");
+                }
+                unavailable(Some(SOON))
+            } else {
+                if let Some(untold) = told {
+                    tracing::error!(query, error = %cause, untold, "a query was refused by the database; it is wrong in the configuration");
+                }
+                Problem::new(
+                    ProblemKind::Unavailable,
+                    format!("the query `{query}` was refused by the database; the log says why"),
+                )
+            }
+        }
+        CacheError::Closed => unavailable(None),
+        other => {
+            if let Some(untold) = self.complaints.tell() {
+                tracing::error!(query, error = %other, untold, "a query could not be answered");
+            }
+            unavailable(Some(SOON))
+        }
+    }
+    }
+}
+
+/// A caller that waits. If it goes away before there is an answer, that counts as a failure: it had none.
+struct Waiting<'a> {
+    app: &'a App,
+    meters: &'a ReadMeters,
+    started: Instant,
+    over: bool,
+}
+
+impl Waiting<'_> {
+    fn over(mut self) -> Duration {
+        self.over = true;
+        self.took()
+    }
+
+    fn took(&self) -> Duration {
+        now().saturating_duration_since(self.started)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        if !self.over {
+            self.app.tally().read(Outcome::Failed, false, self.took());
+            self.meters.abandoned();
         }
     }
 }
@@ -113,43 +193,6 @@ fn encode(rows: &[steadfast_cache::Row], max_rows: usize) -> Result<Option<Bytes
         b",\"truncated\":false"
     });
     Ok(Some(Bytes::from(out)))
-}
-
-fn refusal(query: &str, error: &CacheError) -> Problem {
-    match error {
-        CacheError::Overloaded { retry_after } => Problem::new(
-            ProblemKind::Overloaded,
-            "the database is asked for as much as it may be, and there is nothing stale to serve",
-        )
-        .retry_after(Some(*retry_after)),
-        CacheError::Unavailable { retry_after } => unavailable(Some(*retry_after)),
-        CacheError::LoadTimeout { .. } => Problem::new(
-            ProblemKind::Timeout,
-            "the database did not answer within the class's hard limit",
-        )
-        .retry_after(Some(SOON)),
-        CacheError::Load(cause) => {
-            let passing = cause
-                .downcast_ref::<SourceError>()
-                .is_none_or(SourceError::is_passing);
-            // What the database says may hold values, and is for the operator, not for the caller.
-            if passing {
-                tracing::warn!(query, error = %cause, "a query could not be loaded");
-                unavailable(Some(SOON))
-            } else {
-                tracing::error!(query, error = %cause, "a query was refused by the database; it is wrong in the configuration");
-                Problem::new(
-                    ProblemKind::Unavailable,
-                    format!("the query `{query}` was refused by the database; the log says why"),
-                )
-            }
-        }
-        CacheError::Closed => unavailable(None),
-        other => {
-            tracing::error!(query, error = %other, "a query could not be answered");
-            unavailable(Some(SOON))
-        }
-    }
 }
 
 fn unavailable(retry_after: Option<Duration>) -> Problem {

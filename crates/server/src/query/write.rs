@@ -75,10 +75,14 @@ impl Statement {
             .invalidates(keys.chain(tags))
             .commit()
             .await;
-        app.tally().write();
         let result = self.judge(result);
         match &result {
-            Ok(_) => self.meters.done(),
+            Ok(answer) => {
+                self.meters.done(answer.replayed);
+                if !answer.replayed {
+                    app.tally().write();
+                }
+            }
             Err(problem) => self.meters.failed(problem.kind()),
         }
         result
@@ -179,7 +183,9 @@ impl Statement {
     fn refusal(&self, error: &SourceError) -> Problem {
         let name = &self.name;
         if error.is_passing() {
-            tracing::warn!(statement = name, %error, "a statement could not be run");
+            if let Some(untold) = self.complaints.tell() {
+                tracing::warn!(statement = name, %error, untold, "a statement could not be run");
+            }
             return Problem::new(
                 ProblemKind::Unavailable,
                 "the database cannot be written to now",
@@ -198,7 +204,9 @@ impl Statement {
                 ),
             );
         }
-        tracing::error!(statement = name, %error, "a statement was refused by the database");
+        if let Some(untold) = self.complaints.tell() {
+            tracing::error!(statement = name, %error, untold, "a statement was refused by the database");
+        }
         Problem::new(
             ProblemKind::Unavailable,
             format!("the statement `{name}` was refused by the database; the log says why"),

@@ -36,7 +36,8 @@ fn after<'a>(text: &'a str, words: &str) -> &'a str {
 }
 
 fn needed_to_stop(config: &Config) -> Duration {
-    config.server.drain_delay + config.server.drain_limit
+    // The last: to close what the service stands on.
+    config.server.drain_delay + config.server.drain_limit + Duration::from_secs(5)
 }
 
 #[test]
@@ -78,6 +79,7 @@ fn s9_systemd_and_the_container_wait_for_the_drain() {
     let patience = after(&unit, "TimeoutStopSec=").trim_end_matches('s');
     let patience = Duration::from_secs(patience.parse().unwrap());
     assert!(patience > needed_to_stop(&config));
+    assert_eq!(after(&unit, "RestartPreventExitStatus="), "2 78");
     let image = read("Dockerfile");
     assert_eq!(
         after(&image, "EXPOSE"),

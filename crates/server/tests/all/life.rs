@@ -3,6 +3,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value as Json, json};
+use steadfast_cache::Target;
 use steadfast_server::config::Sources;
 use steadfast_server::{App, Config, Served, Signals, run};
 
@@ -116,7 +117,7 @@ async fn s9_signals_reload_drain_and_end() {
     assert_eq!(service.get("/v1/queries/two").await.status, 404);
 
     write(
-        "queries.two.sql = 'SELECT 2 AS n'\nqueries.two.ttl = 'new'\nttl.new.fresh = '77s'\n[log]\nlevel = 'warn'\n\
+        "queries.two.sql = 'SELECT 2 AS n'\nqueries.two.ttl = 'new'\nttl.new.fresh = '77s'\nttl.new.jitter = 0\n[log]\nlevel = 'warn'\n\
          [redis.breaker]\nmin_calls = 7",
     );
     signal("HUP");
@@ -135,6 +136,43 @@ async fn s9_signals_reload_drain_and_end() {
         settings["redis"]["breaker"]["min_calls"], 7,
         "what needs a restart is not in force"
     );
+
+    // A class that is taken out is as it would be if nobody had ever set it.
+    write("queries.old.sql = 'SELECT 4 AS n'\nttl.default = {fresh = '2h', jitter = 0}");
+    signal("HUP");
+    let of_old = async |wanted: &str| loop {
+        service
+            .app
+            .cache()
+            .invalidate(&[Target::All])
+            .await
+            .unwrap();
+        service.get("/v1/queries/old").await;
+        let reply = service.get("/v1/queries/old").await;
+        if reply.header("cache-status").starts_with(wanted) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    for (more, ttl) in [
+        (
+            "\nttl.default = {fresh = '2h', jitter = 0}",
+            "Steadfast; hit; ttl=7",
+        ),
+        ("", "Steadfast; hit; ttl=3"),
+    ] {
+        write(&format!("queries.old.sql = 'SELECT 4 AS n'{more}"));
+        signal("HUP");
+        tokio::time::timeout(PATIENCE, of_old(ttl)).await.unwrap();
+    }
+    write("queries.two.sql = 'SELECT 2 AS n'");
+    signal("HUP");
+    let back = async {
+        while service.get("/v1/queries/two").await.status != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, back).await.unwrap();
 
     // What was written for another database is taken up whole or not at all: not at all.
     write("# elsewhere\nqueries.three.sql = 'SELECT 3 AS n'");

@@ -35,6 +35,43 @@ async fn s4_metrics_have_the_names_of_a_database_client() {
     );
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_a_call_whose_caller_gave_up_is_counted_as_one_that_failed() {
+    use tokio::io::AsyncWriteExt;
+    let slow = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 3000000) SELECT count(*) AS n FROM n";
+    let settings = [
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("queries.slow.sql", slow),
+    ];
+    let service = Service::with(&settings).await;
+    let mut caller = tokio::net::TcpStream::connect(service.addr).await.unwrap();
+    caller
+        .write_all(b"GET /v1/queries/slow HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
+    while service.app.status()["cache"]["flights"].as_u64() < Some(1) {
+        tokio::task::yield_now().await;
+    }
+    drop(caller);
+    let told = async {
+        loop {
+            let text = service.get("/metrics").await.text();
+            let wanted = [
+                "steadfast_read_errors_total{query=\"slow\",error_type=\"abandoned\"} 1",
+                "http_request_method=\"GET\",http_route=\"/v1/queries/{name}\",http_response_status_code=\"499\"} 1",
+            ];
+            if wanted.iter().all(|line| text.contains(line)) {
+                return;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, told)
+        .await
+        .unwrap();
+    assert_eq!(service.app.status()["reads"]["failed"], 1);
+}
+
 /// The names of metrics in a PromQL expression: what is left once labels, groupings and functions are taken away.
 fn names(expression: &str) -> Vec<String> {
     let mut bare = String::new();

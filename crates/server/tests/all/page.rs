@@ -65,14 +65,16 @@ async fn s5_requests_of_another_host_or_origin_are_refused() {
 }
 
 #[tokio::test]
-async fn s5_a_probe_that_names_an_address_learns_health_and_nothing_else() {
+async fn s5_a_probe_that_names_an_address_learns_health_and_metrics_and_nothing_else() {
     let service = Service::demo().await;
     for (path, host, status) in [
         ("/health/live", "10.1.2.3:8080", 200),
         ("/health", "[fd00::7]:8080", 200),
         ("/health/live", "evil.test", 403),
         ("/", "10.1.2.3:8080", 403),
-        ("/metrics", "10.1.2.3:8080", 403),
+        ("/metrics", "10.1.2.3:8080", 200),
+        ("/metrics", "evil.test", 403),
+        ("/v1/status", "10.1.2.3:8080", 403),
     ] {
         let reply = service.get_with(path, &[("host", host)]).await;
         assert_eq!(reply.status, status, "{path} of {host}: {}", reply.text());

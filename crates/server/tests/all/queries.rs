@@ -110,6 +110,13 @@ async fn s2_every_read_says_where_it_came_from() {
     assert!(second.header("age").parse::<u64>().is_ok());
     assert_eq!(first.json()["rows"], body["rows"]);
 
+    // That there is nothing is remembered for a shorter time, and says so.
+    let nobody = "/v1/queries/user_by_id?id=99999";
+    service.get(nobody).await;
+    let nobody = service.get(nobody).await;
+    let left = ttl(nobody.header("cache-status"), "memory");
+    assert!((1..=10).contains(&left), "{left} s of ten");
+
     // Another process, with a memory of its own, finds it in Redis.
     let config = service.app.config().clone();
     let other = Service::of(config).await;

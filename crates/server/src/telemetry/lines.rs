@@ -1,0 +1,160 @@
+//! A log whose reader stalls must not stall the service: a worker that waits in a write answers nobody, not even a health
+//! check. Lines go through a bounded queue to a thread of their own; what does not fit is counted, and the gap is told.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::time::Duration;
+
+use tracing_subscriber::fmt::MakeWriter;
+
+/// Lines that may wait to be written: some 4 MB at most.
+const QUEUE: usize = 8192;
+/// How long the end of the program waits for the last lines.
+const LAST_LINES: Duration = Duration::from_secs(1);
+
+enum Order {
+    Write(Vec<u8>),
+    /// Says so when everything before it is written.
+    Flush(SyncSender<()>),
+}
+
+/// Where the log's lines go; clones are the same one.
+#[derive(Debug, Clone)]
+pub(super) struct Lines {
+    queue: SyncSender<Order>,
+    lost: Arc<AtomicU64>,
+}
+
+impl Lines {
+    /// Lines to standard error.
+    pub(super) fn to_stderr() -> io::Result<Self> {
+        Self::to(io::stderr())
+    }
+
+    fn to(mut sink: impl Write + Send + 'static) -> io::Result<Self> {
+        let (queue, orders) = sync_channel(QUEUE);
+        let lost = Arc::new(AtomicU64::new(0));
+        let counted = Arc::clone(&lost);
+        std::thread::Builder::new()
+            .name("log".to_owned())
+            .spawn(move || write_all(&orders, &mut sink, &counted))?;
+        Ok(Self { queue, lost })
+    }
+
+    /// Waits, but not for long, until what was said is written.
+    pub(super) fn flush(&self) {
+        let (done, written) = sync_channel(1);
+        // Full: it is stuck, and will not be written within any time that is worth waiting.
+        if self.queue.try_send(Order::Flush(done)).is_ok() {
+            let _: Result<(), RecvTimeoutError> = written.recv_timeout(LAST_LINES);
+        }
+    }
+}
+
+fn write_all(orders: &Receiver<Order>, sink: &mut impl Write, lost: &AtomicU64) {
+    while let Ok(order) = orders.recv() {
+        match order {
+            Order::Write(line) => {
+                let _ = sink.write_all(&line);
+            }
+            Order::Flush(done) => {
+                let _ = sink.flush();
+                let _ = done.try_send(());
+            }
+        }
+        let missing = lost.swap(0, Relaxed);
+        if missing > 0 {
+            metrics::counter!("steadfast_log_lost_total").increment(missing);
+        }
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Line<'a>;
+
+    fn make_writer(&'a self) -> Line<'a> {
+        Line {
+            lines: self,
+            text: Vec::new(),
+        }
+    }
+}
+
+/// One line while it is put together; handed over when it is dropped.
+pub(super) struct Line<'a> {
+    lines: &'a Lines,
+    text: Vec<u8>,
+}
+
+impl Write for Line<'_> {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.text.extend_from_slice(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        let line = Order::Write(std::mem::take(&mut self.text));
+        if self.lines.queue.try_send(line).is_err() {
+            self.lines.lost.fetch_add(1, Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use parking_lot::{Condvar, Mutex};
+
+    /// A reader that takes nothing until it is told to.
+    #[derive(Clone, Default)]
+    struct Stalled(Arc<(Mutex<bool>, Condvar)>, Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Stalled {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            let (goes_on, told) = &*self.0;
+            let mut goes_on = goes_on.lock();
+            while !*goes_on {
+                told.wait(&mut goes_on);
+            }
+            self.1.lock().extend_from_slice(text);
+            Ok(text.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn s4_a_reader_that_stalls_stalls_nobody_and_lines_that_fit_come_in_order() {
+        let sink = Stalled::default();
+        let lines = Lines::to(sink.clone()).unwrap();
+        for n in 0..QUEUE * 2 {
+            writeln!(lines.make_writer(), "{n}").unwrap(); // would hang here for ever
+        }
+        assert!(lines.lost.load(Relaxed) >= QUEUE as u64 - 1);
+        *sink.0.0.lock() = true;
+        sink.0.1.notify_all();
+        let written = || sink.1.lock().clone();
+        while !written().ends_with(format!("\n{}\n", QUEUE - 1).as_bytes())
+            && written().iter().filter(|byte| **byte == b'\n').count() < QUEUE
+        {
+            lines.flush();
+        }
+        let text = String::from_utf8(written()).unwrap();
+        let numbers: Vec<usize> = text.lines().map(|line| line.parse().unwrap()).collect();
+        assert!(numbers.iter().copied().eq(0..numbers.len()));
+        writeln!(lines.make_writer(), "last").unwrap();
+        lines.flush();
+        assert!(written().ends_with(b"last\n"));
+    }
+}
