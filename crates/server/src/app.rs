@@ -11,7 +11,6 @@ use axum::http::StatusCode;
 use metrics::gauge;
 use parking_lot::{Mutex, RwLock};
 use serde::Serialize;
-use steadfast_cache::Ttl;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
@@ -301,55 +300,15 @@ impl App {
         *self.inner.notice.write() = notice;
     }
 
+    /// Puts what a reload has read in the place of what was.
+    pub(crate) fn put_in_force(&self, programs: Programs, config: Config) {
+        self.inner.programs.store(Arc::new(programs));
+        self.inner.in_force.store(Arc::new(config));
+    }
+
     /// The configuration in force: that of the start, with what a reload has changed.
     pub(crate) fn in_force(&self) -> Arc<Config> {
         self.inner.in_force.load_full()
-    }
-
-    /// Takes up what may change while the service runs, all of it or nothing, and names what else differs and needs a restart.
-    ///
-    /// # Errors
-    /// Why the file cannot be taken up while this process runs.
-    pub(crate) fn reload(&self, new: &Config) -> Result<Vec<&'static str>, String> {
-        let started = &self.inner.config;
-        let (dialect, other) = (started.database.dialect(), new.database.dialect());
-        if dialect != other {
-            return Err(format!(
-                "its SQL is for {}, but this process is connected to {}; restart it",
-                other.name(),
-                dialect.name()
-            ));
-        }
-        // The only step that can be refused comes first; what it adds, nobody asks for before the queries are there.
-        let changed = self.cache().change_classes(self.classes_of(new));
-        changed.map_err(|error| error.to_string())?;
-        self.inner.programs.store(Arc::new(Programs::compile(new)));
-        telemetry::change_level(&new.log.level);
-        let mut in_force = started.clone();
-        in_force.ttl = new.ttl.clone();
-        in_force.queries = new.queries.clone();
-        in_force.statements = new.statements.clone();
-        in_force.log.level = new.log.level.clone();
-        self.inner.in_force.store(Arc::new(in_force));
-        let needs_restart = differing(started, new);
-        self.tell(
-            "reloaded",
-            serde_json::json!({ "needs_restart": needs_restart }),
-        );
-        Ok(needs_restart)
-    }
-
-    /// Every class of `new`; and those that it takes out, as they are where nobody has set them.
-    fn classes_of(&self, new: &Config) -> BTreeMap<Box<str>, Ttl> {
-        let in_force = self.in_force();
-        let before = in_force.ttl.keys().map(String::as_str);
-        let mut classes: BTreeMap<Box<str>, Ttl> = before
-            .chain(["default"])
-            .map(|name| (name.into(), Ttl::default()))
-            .collect();
-        let named = new.ttl.iter();
-        classes.extend(named.map(|(name, class)| (name.as_str().into(), class.into())));
-        classes
     }
 
     /// Says that requests are answered from now on, until `shutdown` begins: `/health/ready` says 200. [`serve`](crate::serve) does it; a
@@ -506,26 +465,6 @@ impl App {
         }
         self.inner.backend.set_gauges();
     }
-}
-
-/// The sections in which two configurations differ, of those that a running service cannot change.
-fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
-    [
-        ("namespace", old.namespace == new.namespace),
-        ("server", old.server == new.server),
-        ("log.format", old.log.format == new.log.format),
-        ("redis", old.redis == new.redis),
-        ("database", old.database == new.database),
-        ("cache", old.cache == new.cache),
-        ("limits", old.limits == new.limits),
-        ("auth", old.auth == new.auth),
-        ("drill", old.drill == new.drill),
-        ("metrics", old.metrics == new.metrics),
-        ("tracing", old.tracing == new.tracing),
-    ]
-    .into_iter()
-    .filter_map(|(name, same)| (!same).then_some(name))
-    .collect()
 }
 
 /// A request that is under way.

@@ -33,6 +33,7 @@ mod lifecycle;
 mod limit;
 mod pulse;
 mod query;
+mod reload;
 mod serve;
 mod shutdown;
 mod tally;

@@ -1,0 +1,78 @@
+//! A running service takes up a file that was changed. What a connection or a cache was built from cannot be changed under
+//! it; what can is taken up together, so that no query meets a class that is not there yet.
+
+use std::collections::BTreeMap;
+
+use steadfast_cache::Ttl;
+
+use crate::app::App;
+use crate::config::Config;
+use crate::query::Programs;
+use crate::telemetry;
+
+impl App {
+    /// Takes up what may change while the service runs, all of it or nothing, and names what else differs and needs a restart.
+    ///
+    /// # Errors
+    /// Why the file cannot be taken up while this process runs.
+    pub(crate) fn reload(&self, new: &Config) -> Result<Vec<&'static str>, String> {
+        let started = self.config();
+        let (dialect, other) = (started.database.dialect(), new.database.dialect());
+        if dialect != other {
+            return Err(format!(
+                "its SQL is for {}, but this process is connected to {}; restart it",
+                other.name(),
+                dialect.name()
+            ));
+        }
+        // The only step that can be refused comes first; what it adds, nobody asks for before the queries are there.
+        let changed = self.cache().change_classes(self.classes_of(new));
+        changed.map_err(|error| error.to_string())?;
+        telemetry::change_level(&new.log.level);
+        let mut in_force = started.clone();
+        in_force.ttl = new.ttl.clone();
+        in_force.queries = new.queries.clone();
+        in_force.statements = new.statements.clone();
+        in_force.log.level = new.log.level.clone();
+        self.put_in_force(Programs::compile(new), in_force);
+        let needs_restart = differing(started, new);
+        self.tell(
+            "reloaded",
+            serde_json::json!({ "needs_restart": needs_restart }),
+        );
+        Ok(needs_restart)
+    }
+
+    /// Every class of `new`; and those that it takes out, as they are where nobody has set them.
+    fn classes_of(&self, new: &Config) -> BTreeMap<Box<str>, Ttl> {
+        let in_force = self.in_force();
+        let before = in_force.ttl.keys().map(String::as_str);
+        let mut classes: BTreeMap<Box<str>, Ttl> = before
+            .chain(["default"])
+            .map(|name| (name.into(), Ttl::default()))
+            .collect();
+        let named = new.ttl.iter();
+        classes.extend(named.map(|(name, class)| (name.as_str().into(), class.into())));
+        classes
+    }
+}
+
+/// The sections in which two configurations differ, of those that a running service cannot change.
+fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
+    [
+        ("namespace", old.namespace == new.namespace),
+        ("server", old.server == new.server),
+        ("log.format", old.log.format == new.log.format),
+        ("redis", old.redis == new.redis),
+        ("database", old.database == new.database),
+        ("cache", old.cache == new.cache),
+        ("limits", old.limits == new.limits),
+        ("auth", old.auth == new.auth),
+        ("drill", old.drill == new.drill),
+        ("metrics", old.metrics == new.metrics),
+        ("tracing", old.tracing == new.tracing),
+    ]
+    .into_iter()
+    .filter_map(|(name, same)| (!same).then_some(name))
+    .collect()
+}
