@@ -27,8 +27,9 @@ use crate::slot::Ended;
 use crate::stream::Stream;
 use crate::transaction::Turns;
 
-/// Replies handed out before callers get their turn.
-const WAVE: usize = 16;
+/// Replies handed out before callers get their turn: an eighth of those that wait, within these. Small waves keep callers and server at work
+/// at the same time; larger ones, where many wait, make fewer and fuller writes of it.
+const WAVE: std::ops::RangeInclusive<usize> = 16..=64;
 /// Deadline of the driver's own commands: they are watched by `reply_overdue` instead.
 const INTERNAL: Duration = Duration::from_secs(3600);
 
@@ -322,7 +323,8 @@ impl Driver {
 
     /// Hands out up to a wave of replies. True if there may be more.
     fn hand_out(&mut self, now: Instant) -> Result<bool, End> {
-        for _ in 0..WAVE {
+        let wave = (self.conn.awaiting() / 8).clamp(*WAVE.start(), *WAVE.end());
+        for _ in 0..wave {
             match self.conn.poll_incoming() {
                 Ok(Some(Incoming::Reply {
                     ticket,
