@@ -312,9 +312,10 @@ where
         .await;
     let inner = &inner;
     match loaded {
-        Ok((mut values, cost)) => {
+        Ok((values, cost)) => {
             let kept = missing.into_iter().filter_map(|(leader, _, lease)| {
-                let value = values.remove(&*leader.key);
+                // Not taken out: a key given twice is led twice if it was invalidated in between.
+                let value = values.get(&*leader.key).cloned();
                 inner.keep(&leader, &class, value, cost, lease)
             });
             // All of them have landed before the first is sent to Redis.
@@ -405,3 +406,46 @@ const ASKED_AT_ONCE: usize = 512;
 
 /// Fills sent to Redis in one go.
 const FILLS_AT_ONCE: usize = 64;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::answer::Source;
+    use crate::freshness::Ttl;
+    use crate::source::{Database, DatabaseOptions};
+
+    /// The batch has the key twice, and it is invalidated after the first of them has boarded.
+    #[tokio::test]
+    async fn k11_a_key_that_a_batch_leads_twice_is_not_remembered_as_absent() {
+        let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
+        let builder = Cache::<String>::builder(database).class("user", Ttl::default());
+        let cache = builder.build().await.unwrap();
+        let inner = &cache.inner;
+        let class = inner.class("user").unwrap();
+        let mut led = Vec::new();
+        let mut board = || take_place(inner, b"a", Vec::new(), &class, clock(), &mut led);
+        let first = board();
+        inner.generations.bump_key(b"a");
+        let second = board();
+        assert_eq!(led.len(), 2, "both lead");
+        let load = |keys: Vec<Vec<u8>>| async {
+            let value = |key| (key, "there".to_owned());
+            Ok::<_, std::io::Error>(keys.into_iter().map(value).collect::<HashMap<_, _>>())
+        };
+        lead_many(inner.clone(), led, class.lane, load).await;
+        for place in [first, second] {
+            let Place::Flight(passenger, _) = place else {
+                panic!("nothing was in memory")
+            };
+            let outcome = passenger.borrow().outcome.clone();
+            let value = outcome.unwrap().unwrap().entry.value.clone();
+            assert_eq!(value.as_deref(), Some("there"));
+        }
+        let after = cache.get_many(&["a"], "user", load).await;
+        let after = after.into_iter().next().unwrap().unwrap();
+        assert_eq!(
+            (after.value.as_deref(), after.source),
+            (Some("there"), Source::Memory)
+        );
+    }
+}
