@@ -9,7 +9,7 @@
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use steadfast::{PubSub, PubSubEvent};
+use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
 
 use crate::cache::{Inner, clock};
@@ -60,18 +60,34 @@ pub(crate) async fn listen<V>(
 /// and an event tells that all stand; before, such an event may be about one of them, or none.
 fn subscribe(redis: &RedisTier, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
     let pubsub = redis.client().pubsub();
-    let (tell, subscribed) = oneshot::channel();
+    let (mut tell, subscribed) = oneshot::channel();
     let (control, channels) = (pubsub.control(), [redis.names().channel(), own.to_vec()]);
     tokio::spawn(async move {
-        for channel in channels {
-            // Each waits for its confirmation as long as a call may; while Redis is away, that is again and again.
-            while control.subscribe(channel.clone()).await.is_err() {
-                tokio::time::sleep(BEAT).await;
-            }
+        tokio::select! {
+            // Nobody listens any more: the cache is gone, or its client is closed.
+            () = tell.closed() => return,
+            () = confirm(&control, channels) => {}
         }
         let _ = tell.send(());
     });
     (pubsub, subscribed)
+}
+
+/// Each waits for its confirmation as long as a call may; while Redis is away, or forbids it, that is again and again.
+async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
+    let mut told = false;
+    for channel in channels {
+        while let Err(error) = control.subscribe(channel.clone()).await {
+            if error.certainty() == Certainty::Rejected && !std::mem::replace(&mut told, true) {
+                tracing::warn!(
+                    %error,
+                    channel = %String::from_utf8_lossy(&channel),
+                    "redis refuses a channel on which invalidations are heard: until it is allowed, what is in memory counts as stale"
+                );
+            }
+            tokio::time::sleep(BEAT).await;
+        }
+    }
 }
 
 struct Ear<V> {

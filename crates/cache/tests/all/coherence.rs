@@ -5,7 +5,7 @@ use steadfast_cache::{Cache, Source, Target};
 use steadfast_drill::fault::{Direction, Fault, Stall, Toxic};
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Loader, Site, eventually, get, plain, read_item, write_item};
+use crate::site::{Loader, Site, eventually, get, plain, read_item, sqlite, write_item};
 
 async fn through(site: &Site, proxy: &Proxy) -> Cache<String> {
     let client = Client::builder(&format!("redis://{}", proxy.addr()))
@@ -162,4 +162,28 @@ async fn k10_all_is_forgotten_everywhere_when_all_is_invalidated() {
     .await;
     tokio::time::sleep(Duration::from_millis(1)).await;
     assert_eq!(loader.loads(), 2);
+}
+
+/// Built and given up while Redis is away: what waits for the subscriptions has nobody to tell any more.
+#[tokio::test]
+async fn k10_a_cache_that_is_gone_leaves_no_task_behind() {
+    let (database, _folder) = sqlite().await;
+    let alive = || {
+        tokio::runtime::Handle::current()
+            .metrics()
+            .num_alive_tasks()
+    };
+    let before = alive();
+    let nobody = Client::builder("redis://127.0.0.1:1").unwrap();
+    let client = nobody.build().unwrap();
+    let cache = plain(&database)
+        .redis(client.clone())
+        .build()
+        .await
+        .unwrap();
+    get(&cache, "a", "user", &Loader::default()).await.unwrap();
+    assert!(alive() > before);
+    drop(cache);
+    let _ = client.close(Duration::ZERO).await;
+    eventually("all tasks have ended", || async { alive() <= before }).await;
 }
