@@ -26,7 +26,7 @@ use crate::relay::Relay;
 use crate::sabotage::Sabotage;
 use crate::source::Database;
 use crate::stats::Stats;
-use crate::status::CacheStatus;
+use crate::status::{self, CacheStatus};
 use crate::tier::memory::{Entry, Memory};
 use crate::tier::redis::RedisTier;
 use crate::trust::Trust;
@@ -100,8 +100,9 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     /// Starts the tasks that serve the cache; they end when its last clone is dropped.
     pub(crate) fn start(inner: Inner<V>) -> Self {
         let inner = Arc::new(inner);
+        let gone = || inner.gone.subscribe();
+        tokio::spawn(status::export(Arc::downgrade(&inner), gone()));
         if let (Some(redis), Some(relay)) = (&inner.redis, &inner.relay) {
-            let gone = || inner.gone.subscribe();
             tokio::spawn(Trust::run(redis.clone(), gone()));
             tokio::spawn(relay.clone().run(gone()));
             tokio::spawn(relay.clone().keep_watch(gone()));

@@ -160,7 +160,6 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
         let Some((connection, sent, known)) = parse_beat(payload) else {
             return;
         };
-        cache.stats.memory_bytes.set(cache.memory.bytes() as f64);
         // While an invalidation waits in the outbox it has not been announced: to have heard everything proves nothing.
         let waiting = self.redis.trust.suspended().is_some();
         if connection != self.connection || !self.synced || waiting {

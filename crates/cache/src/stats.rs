@@ -63,7 +63,10 @@ const CELLS: usize = 16;
 pub(crate) struct Stats {
     /// Fresh answers from memory, which are not counted in `answers`.
     hits: Spread,
+    /// The same in the metrics recorder, which has one cell for all threads and so is told of many at a time.
     hits_exported: metrics::Counter,
+    /// Those it has been told of.
+    hits_told: AtomicU64,
     /// By source, fresh then stale.
     answers: [[Tally; 2]; Source::ALL.len()],
     errors: [Tally; ERRORS.len()],
@@ -96,6 +99,7 @@ impl Stats {
         Self {
             hits: Spread::default(),
             hits_exported: metrics::counter!("cache_requests_total", "source" => Source::Memory.as_str(), "stale" => "false"),
+            hits_told: AtomicU64::new(0),
             answers,
             errors: ERRORS
                 .map(|kind| Tally::new(metrics::counter!("cache_errors_total", "kind" => kind))),
@@ -122,7 +126,13 @@ impl Stats {
 
     pub(crate) fn hit(&self) {
         self.hits.add_one();
-        self.hits_exported.increment(1);
+    }
+
+    /// Tells the metrics recorder of the hits that it has not been told of yet.
+    pub(crate) fn export_hits(&self) {
+        let hits = self.hits.count();
+        let told = self.hits_told.fetch_max(hits, Ordering::Relaxed);
+        self.hits_exported.increment(hits.saturating_sub(told));
     }
 
     pub(crate) fn answered(&self, source: Source, stale: bool) {
@@ -171,6 +181,12 @@ impl Stats {
             relayed: self.relayed.count(),
             epochs: self.epochs.count(),
         }
+    }
+}
+
+impl Drop for Stats {
+    fn drop(&mut self) {
+        self.export_hits();
     }
 }
 
@@ -293,3 +309,68 @@ const ERRORS: [&str; 6] = [
     "panic",
     "other",
 ];
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use metrics::{
+        Counter, Gauge, Histogram, Key, KeyName, Label, Metadata, Recorder, SharedString, Unit,
+    };
+
+    use super::*;
+
+    /// Keeps the fresh answers from memory, and nothing else.
+    #[derive(Default)]
+    struct Hits(Arc<AtomicU64>);
+
+    impl Recorder for Hits {
+        fn describe_counter(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_gauge(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+        fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
+
+        fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+            let labels = [
+                Label::from_static_parts("source", "memory"),
+                Label::from_static_parts("stale", "false"),
+            ];
+            if key.name() == "cache_requests_total" && labels.iter().eq(key.labels()) {
+                Counter::from_arc(self.0.clone())
+            } else {
+                Counter::noop()
+            }
+        }
+
+        fn register_gauge(&self, _: &Key, _: &Metadata<'_>) -> Gauge {
+            Gauge::noop()
+        }
+
+        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
+            Histogram::noop()
+        }
+    }
+
+    #[test]
+    fn the_recorder_is_told_of_each_hit_once_and_not_at_the_hit() {
+        let recorder = Hits::default();
+        // Two caches of one process count into the same counter.
+        let [one, other] = metrics::with_local_recorder(&recorder, || [Stats::new(), Stats::new()]);
+        let exported = || recorder.0.load(Ordering::Relaxed);
+        (0..3).for_each(|_| one.hit());
+        other.hit();
+        assert_eq!(exported(), 0);
+        for _ in 0..2 {
+            one.export_hits();
+            other.export_hits();
+            assert_eq!(exported(), 4);
+        }
+        one.answered(Source::Memory, false);
+        one.hit();
+        one.export_hits();
+        assert_eq!(exported(), 6);
+        assert_eq!(one.snapshot().memory, 5);
+        other.hit();
+        drop(other);
+        assert_eq!(exported(), 7);
+    }
+}

@@ -1,5 +1,10 @@
 //! A snapshot for people and pages.
 
+use std::sync::Weak;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
 use crate::cache::{Inner, clock};
 use crate::guard::GuardStatus;
 use crate::stats::Counts;
@@ -54,7 +59,7 @@ impl CacheStatus {
             }
         });
         let relay = inner.relay.as_ref();
-        inner.stats.memory_bytes.set(inner.memory.bytes() as f64);
+        inner.export();
         Self {
             counts: inner.stats.snapshot(),
             guard: inner.guard.status(),
@@ -70,3 +75,30 @@ impl CacheStatus {
         }
     }
 }
+
+/// Tells the metrics recorder from time to time what would be too dear to tell at each step, until the cache is gone.
+pub(crate) async fn export<V>(cache: Weak<Inner<V>>, mut gone: watch::Receiver<()>)
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let mut ticks = tokio::time::interval(EXPORT_EVERY);
+    ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            _ = gone.changed() => return,
+            _ = ticks.tick() => {}
+        }
+        if let Some(cache) = cache.upgrade() {
+            cache.export();
+        }
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Inner<V> {
+    fn export(&self) {
+        self.stats.memory_bytes.set(self.memory.bytes() as f64);
+        self.stats.export_hits();
+    }
+}
+
+const EXPORT_EVERY: Duration = Duration::from_secs(1);
