@@ -239,11 +239,6 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         let now = tokio::time::Instant::now().into_std();
         let seed = self.seed.unwrap_or_else(entropy);
         let stats = Arc::new(Stats::new());
-        let longest = self
-            .classes
-            .iter()
-            .map(|(_, ttl)| ttl.fresh + ttl.stale + ttl.negative + ttl.hard_limit)
-            .max();
         let outbox = Outbox::new(self.database.clone(), &self.namespace);
         let redis = self.redis.map(|client| {
             let options = RedisOptions {
@@ -251,7 +246,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
                 limit: self.redis_limit,
                 value_max: self.value_max,
                 compress_above: self.compress_above,
-                tag_life: longest.unwrap_or_default() + Duration::from_secs(3600),
+                longest_life: longest_life(&self.classes),
                 seed: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15),
                 lease_checked: !self.sabotage.lease_unchecked,
             };
@@ -399,6 +394,14 @@ pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildErro
         })?;
     }
     Ok(())
+}
+
+/// No value of these classes lives longer.
+pub(crate) fn longest_life(classes: &[(Box<str>, Ttl)]) -> Duration {
+    let lives = classes
+        .iter()
+        .map(|(_, ttl)| ttl.fresh + ttl.stale + ttl.negative + ttl.hard_limit);
+    lives.max().unwrap_or_default()
 }
 
 const LONGEST: Duration = Duration::from_secs(86_400);

@@ -12,7 +12,7 @@ use steadfast::{EventKind, EventOrGap};
 use tokio::sync::watch;
 
 use crate::answer::{Answer, Source, StaleReason};
-use crate::builder::{BuildError, check_classes};
+use crate::builder::{BuildError, check_classes, longest_life};
 use crate::channel;
 use crate::codec::Codec;
 use crate::coherence::Coherence;
@@ -174,17 +174,23 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ) -> Result<(), BuildError> {
         let given: Vec<_> = classes.into_iter().collect();
         check_classes(&given)?;
-        let mut changed = Classes::clone(&self.inner.classes.load());
-        for (name, ttl) in given {
-            match changed.iter_mut().find(|(class, _)| *class == name) {
-                Some((_, class)) => class.ttl = ttl,
-                None => {
-                    let lane = self.inner.lane_of_others;
-                    changed.push((name, Class { ttl, lane }));
+        if let Some(redis) = &self.inner.redis {
+            redis.outlast(longest_life(&given));
+        }
+        // Again, if another has changed them meanwhile.
+        self.inner.classes.rcu(|classes| {
+            let mut changed = Classes::clone(classes);
+            for (name, ttl) in &given {
+                match changed.iter_mut().find(|(class, _)| class == name) {
+                    Some((_, class)) => class.ttl = *ttl,
+                    None => {
+                        let lane = self.inner.lane_of_others;
+                        changed.push((name.clone(), Class { ttl: *ttl, lane }));
+                    }
                 }
             }
-        }
-        self.inner.classes.store(Arc::new(changed));
+            changed
+        });
         Ok(())
     }
 

@@ -17,6 +17,7 @@ pub(crate) use patience::Patience;
 
 use std::borrow::Cow;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -35,7 +36,8 @@ pub(crate) struct RedisTier {
     limit: Duration,
     value_max: usize,
     compress_above: usize,
-    tag_life: Duration,
+    /// Milliseconds, longer than any value lives.
+    tag_life: AtomicU64,
     tokens: Mutex<fastrand::Rng>,
     lease_checked: bool,
     pub(crate) trust: Trust,
@@ -47,8 +49,8 @@ pub(crate) struct RedisOptions {
     pub(crate) limit: Duration,
     pub(crate) value_max: usize,
     pub(crate) compress_above: usize,
-    /// Longer than any value lives.
-    pub(crate) tag_life: Duration,
+    /// No value lives longer.
+    pub(crate) longest_life: Duration,
     pub(crate) seed: u64,
     /// False only in the test that proves why it must be true.
     pub(crate) lease_checked: bool,
@@ -100,18 +102,31 @@ impl RedisTier {
         trust: Trust,
         stats: Arc<Stats>,
     ) -> Self {
-        Self {
+        let tier = Self {
             client,
             names: options.names,
             limit: options.limit,
             value_max: options.value_max,
             compress_above: options.compress_above,
-            tag_life: options.tag_life,
+            tag_life: AtomicU64::new(0),
             tokens: Mutex::new(fastrand::Rng::with_seed(options.seed)),
             lease_checked: options.lease_checked,
             trust,
             stats,
-        }
+        };
+        tier.outlast(options.longest_life);
+        tier
+    }
+
+    /// Tags outlive values of such a life from now on.
+    pub(crate) fn outlast(&self, life: Duration) {
+        let tag_life = millis(life + BEYOND_VALUES);
+        self.tag_life.fetch_max(tag_life, Ordering::Relaxed);
+    }
+
+    /// For how long a tag's token is kept from its last use, in milliseconds.
+    fn tag_life(&self) -> u64 {
+        self.tag_life.load(Ordering::Relaxed)
     }
 
     pub(crate) fn client(&self) -> &Client {
@@ -339,6 +354,9 @@ fn millis(duration: Duration) -> u64 {
 
 /// A value may seem to have this much more time left than it was given: Redis rounds, and its clock is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
+
+/// A tag's token is kept for so much longer than any value that carries it.
+const BEYOND_VALUES: Duration = Duration::from_secs(3600);
 
 /// As many bytes as `TAKE_LEASE` compares.
 const HEAD: usize = 6;

@@ -302,3 +302,47 @@ async fn k4_classes_can_be_changed_while_the_cache_is_in_use() {
     }
     get(&cache, "s", "strict", &loader).await.unwrap(); // not named, and there as before
 }
+
+#[tokio::test]
+async fn k4_classes_changed_from_two_threads_are_all_kept() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let names = |side: &'static str| (0..300).map(move |n| format!("{side} {n}"));
+    std::thread::scope(|scope| {
+        for side in ["left", "right"] {
+            let cache = &cache;
+            scope.spawn(move || {
+                for name in names(side) {
+                    let class = (name.into_boxed_str(), Ttl::default());
+                    cache.change_classes([class]).unwrap();
+                }
+            });
+        }
+    });
+    for class in names("left").chain(names("right")) {
+        let absent = || async { Ok::<_, std::io::Error>(None) };
+        let answer = cache.get("a", &class, absent).await;
+        assert!(answer.is_ok(), "{class}: {answer:?}");
+    }
+}
+
+#[tokio::test]
+async fn k11_a_tag_outlives_the_values_of_a_class_that_was_given_more_time() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let fresh = Duration::from_secs(48 * 3600);
+    let long = Ttl {
+        fresh,
+        ..Ttl::default()
+    };
+    cache.change_classes([("user".into(), long)]).unwrap();
+    let loader = Loader::default();
+    let load = move || loader.counting();
+    let answer = cache.read("a", "user").tag("red").get(load).await.unwrap();
+    assert_eq!(answer.source, Source::Database);
+    let left = site.redis.command(&["PTTL", "test:t:red"]).await.unwrap();
+    match left {
+        redis::Value::Int(left) => assert!(left as u128 > fresh.as_millis(), "{left}"),
+        other => panic!("{other:?}"),
+    }
+}

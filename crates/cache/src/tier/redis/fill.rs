@@ -77,7 +77,7 @@ impl RedisTier {
         ask.arg(&*standing.epoch)
             .arg(&lease.token)
             .arg(millis(life))
-            .arg(millis(self.tag_life))
+            .arg(self.tag_life())
             .arg(&seen.head);
         for _ in tags {
             ask.arg(self.token().as_slice());
@@ -119,7 +119,7 @@ impl RedisTier {
         for tag in tags {
             ask.arg(self.names.tag(tag));
         }
-        ask.arg(&*standing.epoch).arg(millis(self.tag_life));
+        ask.arg(&*standing.epoch).arg(self.tag_life());
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
