@@ -80,6 +80,14 @@ pub enum BuildError {
         /// The name given.
         class: String,
     },
+    /// Bounds of a class mean nothing.
+    #[error("class_guard of {class:?}: {problem}")]
+    ClassGuard {
+        /// The class.
+        class: String,
+        /// The setting and what is wrong with it.
+        problem: &'static str,
+    },
     /// Another setting means nothing.
     #[error("{0}")]
     Setting(&'static str),
@@ -151,7 +159,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
-    /// Bounds on what loads of one class may ask of the database, within those of the whole. Default none of its own.
+    /// Bounds on what loads of one class may ask of the database, within those of the whole. Default none of its own. Given
+    /// twice for a class, the last holds.
     pub fn class_guard(mut self, class: impl Into<Box<str>>, guard: ClassGuard) -> Self {
         self.class_guards.push((class.into(), guard));
         self
@@ -202,8 +211,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         self
     }
 
-    /// Invalidations that may wait in the outbox, counted from the number of the oldest row to that of the newest, which all namespaces share. Default
-    /// 100 000; in SQL that is some ten megabytes. Past it one row that invalidates the whole namespace takes the place of all.
+    /// Rows of the namespace that may wait in the outbox. Default 100 000; in SQL that is some ten megabytes. Past it one row that invalidates the
+    /// whole namespace takes the place of all.
     pub fn outbox_rows(mut self, most: u32) -> Self {
         self.outbox_rows = most;
         self
@@ -258,7 +267,10 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             None => Coherence::alone(now),
         });
         let guard_of = |name: &str| {
-            let own = self.class_guards.iter().find(|(class, _)| **class == *name);
+            let own = self
+                .class_guards
+                .iter()
+                .rfind(|(class, _)| **class == *name);
             own.map(|(_, guard)| *guard)
         };
         let lanes: Vec<_> = self
@@ -324,9 +336,11 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
         }
         check_classes(&self.classes)?;
         for (name, guard) in &self.class_guards {
-            let problem = guard.problem();
-            if let Some(problem) = problem {
-                return Err(BuildError::Setting(problem));
+            if let Some(problem) = guard.problem() {
+                return Err(BuildError::ClassGuard {
+                    class: name.to_string(),
+                    problem,
+                });
             }
             if !self.classes.iter().any(|(class, _)| class == name) {
                 return Err(BuildError::GuardWithoutClass {

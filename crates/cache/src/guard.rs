@@ -59,7 +59,10 @@ impl GuardOptions {
     }
 
     pub(crate) fn problem(&self) -> Option<&'static str> {
-        problem(self.concurrency, self.rate)
+        match problem(self.concurrency, self.rate)? {
+            Problem::Concurrency => Some("guard.concurrency must be at least 1"),
+            Problem::Rate => Some("guard.rate must be at least 0.1 a second"),
+        }
     }
 }
 
@@ -81,15 +84,24 @@ impl ClassGuard {
     }
 
     pub(crate) fn problem(&self) -> Option<&'static str> {
-        problem(self.concurrency, self.rate)
+        match problem(self.concurrency, self.rate)? {
+            Problem::Concurrency => Some("concurrency must be at least 1"),
+            Problem::Rate => Some("rate must be at least 0.1 a second"),
+        }
     }
 }
 
-fn problem(concurrency: usize, rate: f64) -> Option<&'static str> {
+/// The bound that means nothing.
+enum Problem {
+    Concurrency,
+    Rate,
+}
+
+fn problem(concurrency: usize, rate: f64) -> Option<Problem> {
     if concurrency == 0 {
-        Some("guard.concurrency must be at least 1")
+        Some(Problem::Concurrency)
     } else if !(rate.is_finite() && rate >= 0.1) {
-        Some("guard.rate must be at least 0.1 a second")
+        Some(Problem::Rate)
     } else {
         None
     }

@@ -51,7 +51,7 @@ pub enum Pool {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DatabaseOptions {
-    /// Connections held at most. Default 10.
+    /// Connections of the pool at most. Default 10; once it has been pinged, the database holds one more ([`Database::ping`]).
     pub max_connections: u32,
     /// A caller waits this long for a connection. Default 1 s.
     pub acquire_timeout: Duration,
@@ -268,7 +268,7 @@ impl Database {
     }
 
     /// Asks the database for a sign of life, by one connection beside the pool's, which therefore may all be busy; the time it took is the
-    /// caller's to measure.
+    /// caller's to measure. A database that has no room for that connection is full, not dead: its saying so is taken for the sign.
     ///
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.

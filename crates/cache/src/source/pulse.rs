@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{ConnectOptions, Connection, MySqlConnection, PgConnection, SqliteConnection};
 use tokio::sync::Mutex;
 
@@ -29,7 +30,10 @@ impl Pulse {
             // Taken out: whoever gives up half way leaves no connection in an unknown state behind.
             let mut line = match kept.take() {
                 Some(line) => line,
-                None => Line::open(pool).await?,
+                None => match Line::open(pool).await {
+                    Err(error) if is_full(&error) => return Ok(()),
+                    opened => opened?,
+                },
             };
             line.ping().await?;
             *kept = Some(line);
@@ -61,4 +65,15 @@ impl Line {
             Self::Postgres(connection) => connection.ping().await,
         }
     }
+}
+
+/// Whether the database answered that it takes no more connections. MySQL says so before it has learned how to name the SQLSTATE, so its own number counts.
+fn is_full(error: &sqlx::Error) -> bool {
+    let Some(error) = error.as_database_error() else {
+        return false;
+    };
+    let number = error
+        .try_downcast_ref::<MySqlDatabaseError>()
+        .map(MySqlDatabaseError::number);
+    number == Some(1040) || error.code().is_some_and(|code| code == "53300")
 }

@@ -191,7 +191,8 @@ async fn k9_a_class_with_bounds_of_its_own_leaves_room_for_the_others() {
     let cache = plain(&database)
         .guard(guard)
         .class("report", steadfast_cache::Ttl::default())
-        .class_guard("report", ClassGuard::new(1, 1000.0))
+        .class_guard("report", ClassGuard::new(8, 1000.0))
+        .class_guard("report", ClassGuard::new(1, 1000.0)) // the last holds
         .build()
         .await
         .unwrap();

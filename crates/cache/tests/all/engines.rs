@@ -334,3 +334,26 @@ async fn a_pool_whose_connections_are_all_taken_is_no_database_that_is_down() {
     drop(held);
     database.close().await;
 }
+
+#[tokio::test]
+async fn a_database_that_takes_no_more_connections_is_not_down() {
+    let server = Postgres::start().await.unwrap();
+    let owner = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let change = async |sql: &str| {
+        let mut tx = owner.begin().await.unwrap();
+        tx.execute(sql, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    change("CREATE ROLE app LOGIN CONNECTION LIMIT 1").await;
+    let url = server.url().replace("postgres@", "app@");
+    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let held = database.begin().await.unwrap();
+    let another = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let refused = another.select("SELECT 1 AS one", &[]).await;
+    assert!(refused.is_err(), "there was room for another connection");
+    database.ping(Duration::from_secs(5)).await.unwrap();
+    // Any other refusal is none.
+    change("ALTER ROLE app NOLOGIN").await;
+    assert!(database.ping(Duration::from_secs(5)).await.is_err());
+    drop(held);
+}

@@ -257,7 +257,10 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .await
         .unwrap_err()
         .to_string();
-    assert!(error.contains("concurrency"), "{error}");
+    assert_eq!(
+        error,
+        "class_guard of \"user\": concurrency must be at least 1"
+    );
     let error = Cache::<String>::builder(database)
         .build()
         .await
