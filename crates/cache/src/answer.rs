@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::tier::memory::Entry;
+
 /// The value of a read with its provenance.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -44,6 +46,24 @@ pub enum StaleReason {
     Overloaded,
     /// The load failed, or the database is known to be failing.
     Failed,
+}
+
+impl<V: Clone> Answer<V> {
+    #[inline]
+    pub(crate) fn of(
+        entry: &Entry<V>,
+        source: Source,
+        stale: Option<StaleReason>,
+        age: Duration,
+    ) -> Self {
+        Self {
+            value: entry.value.clone(),
+            source,
+            age,
+            fresh_for: entry.life.fresh,
+            stale,
+        }
+    }
 }
 
 impl Source {

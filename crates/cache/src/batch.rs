@@ -13,7 +13,8 @@ use std::time::Instant;
 use futures_util::future::join_all;
 
 use crate::answer::Answer;
-use crate::cache::{Cache, Class, Inner, clock, conclude, wait};
+use crate::cache::{Cache, Class, Inner, clock};
+use crate::ending::{conclude, wait};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Leader};
 use crate::guard::Urgency;

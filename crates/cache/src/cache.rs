@@ -11,13 +11,14 @@ use smallvec::SmallVec;
 use steadfast::{EventKind, EventOrGap};
 use tokio::sync::watch;
 
-use crate::answer::{Answer, Source, StaleReason};
+use crate::answer::{Answer, Source};
 use crate::builder::{BuildError, check_classes, longest_life};
 use crate::channel;
 use crate::codec::Codec;
 use crate::coherence::Coherence;
+use crate::ending::{conclude, wait};
 use crate::error::CacheError;
-use crate::flight::{Boarding, Flights, Loaded, Passenger};
+use crate::flight::{Boarding, Flights, Passenger};
 use crate::freshness::{Freshness, Ttl};
 use crate::generation::Generations;
 use crate::guard::Guard;
@@ -356,116 +357,6 @@ where
     }
 }
 
-/// How a read ended: a value, perhaps stale; or why there is none.
-pub(crate) type Ending<V> = Result<(Loaded<V>, Option<StaleReason>), CacheError>;
-
-/// Waits for the flight to land, but not past the soft limit if there is something stale to serve.
-pub(crate) async fn wait<V>(
-    inner: &Inner<V>,
-    mut passenger: Passenger<V>,
-    held: Option<Arc<Entry<V>>>,
-    class: &Ttl,
-    began: Instant,
-) -> Ending<V>
-where
-    V: Clone + Send + Sync + 'static,
-{
-    let mut fallback = held.map(|entry| Loaded {
-        entry,
-        source: Source::Memory,
-    });
-    let soft = began + class.soft_limit;
-    let hard = began + class.hard_limit + MARGIN;
-    loop {
-        {
-            let progress = passenger.borrow_and_update();
-            if let Some(found) = &progress.fallback
-                && fallback.is_none()
-                && inner.may_serve_stale(&found.entry, class, clock())
-            {
-                fallback = Some(found.clone());
-            }
-            match (&progress.outcome, &fallback) {
-                (Some(Ok(loaded)), _) => return Ok((loaded.clone(), None)),
-                (Some(Err(error)), Some(fallback)) => {
-                    return Ok((fallback.clone(), Some(reason(error))));
-                }
-                (Some(Err(error)), None) => return Err(error.clone()),
-                (None, Some(fallback)) if progress.queued => {
-                    return Ok((fallback.clone(), Some(StaleReason::Overloaded)));
-                }
-                (None, _) => {}
-            }
-        }
-        let limit = if fallback.is_some() { soft } else { hard };
-        match tokio::time::timeout_at(limit.into(), passenger.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(CacheError::Closed),
-            Err(_) => {
-                return match fallback {
-                    Some(fallback) => Ok((fallback, Some(StaleReason::Slow))),
-                    None => Err(CacheError::LoadTimeout {
-                        limit: class.hard_limit,
-                    }),
-                };
-            }
-        }
-    }
-}
-
-pub(crate) fn conclude<V: Clone>(
-    inner: &Inner<V>,
-    ending: Ending<V>,
-    default: Option<V>,
-) -> Result<Answer<V>, CacheError> {
-    match (ending, default) {
-        (Ok((loaded, stale)), _) => {
-            if loaded.source != Source::Database {
-                loaded.entry.count_hit();
-            }
-            inner.stats.answered(loaded.source, stale.is_some());
-            Ok(answer(&loaded.entry, loaded.source, stale, clock()))
-        }
-        (Err(error), Some(default)) => {
-            inner.stats.answered(Source::Default, true);
-            let stale = Some(reason(&error));
-            Ok(Answer {
-                value: Some(default),
-                source: Source::Default,
-                age: Duration::ZERO,
-                fresh_for: Duration::ZERO,
-                stale,
-            })
-        }
-        (Err(error), None) => {
-            inner.stats.failed(&error);
-            Err(error)
-        }
-    }
-}
-
-pub(crate) fn answer<V: Clone>(
-    entry: &Entry<V>,
-    source: Source,
-    stale: Option<StaleReason>,
-    now: Instant,
-) -> Answer<V> {
-    Answer {
-        value: entry.value.clone(),
-        source,
-        age: entry.age(now),
-        fresh_for: entry.life.fresh,
-        stale,
-    }
-}
-
-fn reason(error: &CacheError) -> StaleReason {
-    match error {
-        CacheError::Overloaded { .. } => StaleReason::Overloaded,
-        _ => StaleReason::Failed,
-    }
-}
-
 fn owned(tags: &[&[u8]]) -> Vec<Vec<u8>> {
     tags.iter().map(|tag| tag.to_vec()).collect()
 }
@@ -475,13 +366,7 @@ impl<V: Clone> Inner<V> {
     pub(crate) fn hit(&self, entry: &Entry<V>, age: Duration) -> Answer<V> {
         entry.count_hit();
         self.stats.hit();
-        Answer {
-            value: entry.value.clone(),
-            source: Source::Memory,
-            age,
-            fresh_for: entry.life.fresh,
-            stale: None,
-        }
+        Answer::of(entry, Source::Memory, None, age)
     }
 }
 
@@ -529,6 +414,3 @@ impl<V> Inner<V> {
 pub(crate) fn clock() -> Instant {
     tokio::time::Instant::now().into_std()
 }
-
-/// The leader ends by the hard limit; a passenger allows for what comes after it.
-const MARGIN: Duration = Duration::from_millis(500);

@@ -36,6 +36,7 @@ mod cache;
 mod channel;
 mod codec;
 mod coherence;
+mod ending;
 mod envelope;
 mod error;
 mod flight;

@@ -30,6 +30,7 @@ pub(crate) struct Season {
     watermark: Vec<u8>,
     tags: Vec<(Vec<u8>, Token)>,
 }
+
 /// A value to be stored.
 pub(crate) struct Fill<'a> {
     pub(crate) payload: Option<&'a [u8]>,
