@@ -396,7 +396,7 @@ where
         Ok(Some(Stage::Load(lease))) => Some(lease),
         Ok(None) => Some(None),
         Err(trouble) => {
-            tracing::debug!(%trouble, "a batch goes on without Redis");
+            inner.pass_by_redis(&trouble);
             Some(None)
         }
     }

@@ -187,7 +187,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     }
 
     /// What Redis may add to a read, all questions of the read together. Default 100 ms. Waiting for the value that another process is
-    /// loading is not counted: see [`lease_wait`](Self::lease_wait).
+    /// loading is not counted: see [`lease_wait`](Self::lease_wait). A miss asks two questions, one after the other, so a Redis that takes more than half
+    /// of this for each is read but never filled, which [`Counts::redis_slow`](crate::Counts::redis_slow) counts.
     pub fn redis_limit(mut self, limit: Duration) -> Self {
         self.redis_limit = limit;
         self

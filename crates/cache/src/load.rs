@@ -112,7 +112,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
                 Ok(Some(stage)) => return stage,
                 Ok(None) => {}
                 Err(trouble) => {
-                    tracing::debug!(%trouble, "a read goes on without Redis");
+                    self.pass_by_redis(&trouble);
                     return Stage::Load(None);
                 }
             }
@@ -132,6 +132,14 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_LOOK);
+        }
+    }
+
+    /// A read goes on without Redis.
+    pub(crate) fn pass_by_redis(&self, trouble: &Trouble) {
+        tracing::debug!(%trouble, "a read goes on without Redis");
+        if matches!(trouble, Trouble::NoTime) {
+            self.stats.redis_slow.add(1);
         }
     }
 

@@ -76,6 +76,7 @@ pub(crate) struct Stats {
     fills_stored: Tally,
     fills_refused: Tally,
     pub(crate) redis_errors: Tally,
+    pub(crate) redis_slow: Tally,
     pub(crate) damaged: Tally,
     pub(crate) not_stored: Tally,
     pub(crate) invalidations: Tally,
@@ -113,6 +114,7 @@ impl Stats {
                 metrics::counter!("cache_redis_fills_total", "outcome" => "refused"),
             ),
             redis_errors: Tally::new(metrics::counter!("cache_redis_errors_total")),
+            redis_slow: Tally::new(metrics::counter!("cache_redis_slow_total")),
             damaged: Tally::new(metrics::counter!("cache_damaged_values_total")),
             not_stored: Tally::new(metrics::counter!("cache_oversized_values_total")),
             invalidations: Tally::new(metrics::counter!("cache_invalidations_total")),
@@ -175,6 +177,7 @@ impl Stats {
             fills: self.fills_stored.count(),
             fills_refused: self.fills_refused.count(),
             redis_errors: self.redis_errors.count(),
+            redis_slow: self.redis_slow.count(),
             damaged: self.damaged.count(),
             oversized: self.not_stored.count(),
             invalidations: self.invalidations.count(),
@@ -218,6 +221,9 @@ pub struct Counts {
     pub fills_refused: u64,
     /// Calls to Redis that failed or were late.
     pub redis_errors: u64,
+    /// Keys that were read without Redis, or without the right to store them there, because less was left of
+    /// [`redis_limit`](crate::CacheBuilder::redis_limit) than a question takes.
+    pub redis_slow: u64,
     /// Values in Redis that were corrupt or of an unknown format.
     pub damaged: u64,
     /// Values too large to be stored.
@@ -263,6 +269,10 @@ fn describe() {
     metrics::describe_counter!(
         "cache_redis_errors_total",
         "Calls of the cache to Redis that failed or were late"
+    );
+    metrics::describe_counter!(
+        "cache_redis_slow_total",
+        "Keys read without Redis, or not stored there, because too little of redis_limit was left"
     );
     metrics::describe_counter!(
         "cache_damaged_values_total",

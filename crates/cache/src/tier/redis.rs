@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
-use steadfast::{CallOptions, Client, ConnectionState};
+use steadfast::{CallOptions, Certainty, Client, ConnectionState, certainty};
 
 use crate::envelope::{Damage, Envelope, Token};
 use crate::freshness::Lifetime;
@@ -91,6 +91,21 @@ pub(crate) enum Trouble {
     Failed(#[from] RedisError),
     #[error("redis did not answer within its limit")]
     Slow,
+    #[error(
+        "redis is not asked: less is left of what a read may spend on it than a question takes"
+    )]
+    NoTime,
+}
+
+impl Trouble {
+    /// Whether Redis may have done what it was asked.
+    fn may_have_run(&self) -> bool {
+        match self {
+            Self::NoTime => false,
+            Self::Failed(error) => certainty(error) == Certainty::Unknown,
+            Self::NotAsked(_) | Self::Replaced | Self::Slow => true,
+        }
+    }
 }
 
 type Answer<T> = Result<T, Trouble>;

@@ -52,6 +52,22 @@ impl Site {
         self.redis.command(&set).await.unwrap();
     }
 
+    /// How many scripts Redis was sent, those that it refused to run included.
+    pub(crate) async fn scripts(&self) -> u64 {
+        let stats = self.redis.command(&["INFO", "commandstats"]).await.unwrap();
+        let stats: String = redis::from_redis_value(stats).unwrap();
+        let of_eval = stats
+            .lines()
+            .find_map(|line| line.strip_prefix("cmdstat_eval:"));
+        of_eval
+            .into_iter()
+            .flat_map(|fields| fields.split(','))
+            .filter_map(|field| field.split_once('='))
+            .filter(|(name, _)| ["calls", "rejected_calls"].contains(name))
+            .map(|(_, count)| count.parse::<u64>().unwrap())
+            .sum()
+    }
+
     pub(crate) async fn cache(&self) -> Cache<String> {
         self.builder().await.build().await.unwrap()
     }
@@ -86,7 +102,7 @@ pub(crate) fn plain(database: &Database) -> CacheBuilder<String> {
     };
     Cache::builder(database.clone())
         .namespace("test")
-        .redis_limit(Duration::from_millis(500))
+        .redis_limit(Duration::from_secs(1))
         .class("user", ttl)
         .class(
             "strict",

@@ -83,7 +83,10 @@ impl RedisTier {
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
-        let answer: Vec<Vec<u8>> = patience.spend(|limit| self.ask_within(&ask, limit)).await?;
+        let asked: Answer<Vec<Vec<u8>>> =
+            patience.spend(|limit| self.ask_within(&ask, limit)).await;
+        // What was never taken need not be given back.
+        let answer = asked.inspect_err(|trouble| lease.held = trouble.may_have_run())?;
         match answer.split_first() {
             Some((verdict, tokens)) if verdict == b"taken" => {
                 lease.tags = with_tokens(tags, tokens)?;

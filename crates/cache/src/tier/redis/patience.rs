@@ -3,6 +3,8 @@
 //! A limit on each question would let a slow Redis delay a read by as many limits as the read has questions: for what to believe, for the
 //! value, for its tags, for the lease. So a read carries one allowance through all of them. Waiting for the value that another process
 //! is loading is not charged: that is the load's time, not Redis's.
+//!
+//! With less left than a question has already taken, none is asked: it would only be late, and count as a failure of a Redis that is well.
 
 use std::time::Duration;
 
@@ -12,11 +14,16 @@ use crate::cache::clock;
 #[derive(Clone, Debug)]
 pub(crate) struct Patience {
     left: Duration,
+    /// What the slowest of the questions so far has taken.
+    slowest: Duration,
 }
 
 impl Patience {
     pub(super) fn new(limit: Duration) -> Self {
-        Self { left: limit }
+        Self {
+            left: limit,
+            slowest: Duration::ZERO,
+        }
     }
 
     /// Asks something within what is left, and takes off what it took.
@@ -24,8 +31,8 @@ impl Patience {
     where
         F: Future<Output = Answer<T>>,
     {
-        if self.left.is_zero() {
-            return Err(Trouble::Slow);
+        if self.left.is_zero() || self.left < self.slowest {
+            return Err(Trouble::NoTime);
         }
         let began = clock();
         let answer = ask(self.left).await;
@@ -35,6 +42,7 @@ impl Patience {
 
     pub(crate) fn charge(&mut self, took: Duration) {
         self.left = self.left.saturating_sub(took);
+        self.slowest = self.slowest.max(took);
     }
 }
 
@@ -56,6 +64,18 @@ mod tests {
         let mut patience = Patience::new(took);
         patience.spend(asking).await.unwrap();
         let asked = patience.spend(asking).await;
-        assert!(matches!(asked, Err(Trouble::Slow)));
+        assert!(matches!(asked, Err(Trouble::NoTime)));
+    }
+
+    #[tokio::test]
+    async fn k2_with_less_left_than_a_question_has_taken_none_is_asked() {
+        let mut patience = Patience::new(Duration::from_secs(60));
+        patience.charge(Duration::from_secs(30));
+        patience.spend(async |_| Ok(())).await.unwrap();
+        let left = patience.left;
+        patience.charge(Duration::from_secs(1));
+        let unasked = patience.spend(async |_| -> Answer<()> { panic!("it was asked") });
+        assert!(matches!(unasked.await, Err(Trouble::NoTime)));
+        assert_eq!(patience.left, left - Duration::from_secs(1));
     }
 }
