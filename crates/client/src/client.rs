@@ -168,6 +168,7 @@ impl Client {
         let mut plan = payload.plan(inner.shared.links.len(), true)?;
         if let Some(effect) = options.effect {
             plan.effect = effect;
+            plan.several = false;
         }
         if plan.blocking.is_some() {
             return Box::pin(inner.blocking.call(

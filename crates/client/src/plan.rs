@@ -22,6 +22,8 @@ pub(crate) enum Payload<'a> {
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) effect: Effect,
+    /// Of several commands, each judged alone: what a repeat of all of them does is found out where one is considered.
+    pub(crate) several: bool,
     pub(crate) blocking: Option<BlockFor>,
     /// A script, a transaction, a pipeline: an error reply does not prove that nothing ran.
     pub(crate) opaque: bool,
@@ -41,6 +43,7 @@ impl<'a> Payload<'a> {
                 Plan {
                     name: class.name,
                     effect: class.effect,
+                    several: false,
                     blocking: class.blocking,
                     opaque: class.effect == Effect::Opaque || class.name == "MIGRATE",
                     replies: 1,
@@ -58,6 +61,16 @@ impl<'a> Payload<'a> {
         match self {
             Self::Command(cmd) => Turn::of(cmd).map(|turn| (0, turn)).into_iter().collect(),
             Self::Pipeline(pipeline) => Turn::all_of(pipeline),
+        }
+    }
+
+    /// True if a repeat would find something else, though each of its commands alone could be repeated.
+    pub(crate) fn looks_before_it_writes(self) -> bool {
+        match self {
+            Self::Command(_) => false,
+            Self::Pipeline(pipeline) => {
+                command::looks_before_it_writes(pipeline.cmd_iter().map(command::arguments))
+            }
         }
     }
 
@@ -137,6 +150,7 @@ fn plan_pipeline(
     let mut plan = Plan {
         name: if transaction { "MULTI" } else { "PIPELINE" },
         effect: Effect::Read,
+        several: true,
         blocking: None,
         opaque: true,
         replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
@@ -153,11 +167,6 @@ fn plan_pipeline(
         if plan.lane == usize::MAX && class.first_key.is_some() {
             plan.lane = lane_of(cmd, &class, lanes);
         }
-    }
-    if plan.effect == Effect::LastWins
-        && command::looks_before_it_writes(pipeline.cmd_iter().map(command::arguments))
-    {
-        plan.effect = Effect::Conditional;
     }
     if plan.replies == 0 {
         return Err(Error::not_sent(ErrorKind::Invalid {
