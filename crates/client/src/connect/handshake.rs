@@ -4,6 +4,7 @@
 
 use bytes::BytesMut;
 use redis::Value;
+use steadfast_core::certainty::{Refusal, refusal};
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -212,7 +213,7 @@ impl Handshake<'_> {
 pub(crate) enum Fence {
     /// Killed, or gone already.
     Done,
-    /// Not allowed, or not known to this server.
+    /// Not allowed, not known to this server, or refused in words that are not known to pass.
     Refused(String),
     /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of what is allowed.
     NotNow,
@@ -223,17 +224,16 @@ impl Fence {
         let Some((code, text)) = as_error(reply) else {
             return match reply {
                 Value::Int(_) | Value::Okay => Self::Done,
-                _ => Self::NotNow,
+                // Within a transaction.
+                Value::SimpleString(text) if text == "QUEUED" => Self::NotNow,
+                _ => Self::Refused("an odd answer to CLIENT KILL".into()),
             };
         };
-        let lower = text.to_ascii_lowercase();
-        let unknown = ["unknown", "syntax", "wrong number"];
-        match code.as_str() {
-            "NOPERM" => Self::Refused(format!("{code} {text}")),
-            "ERR" if lower.contains("no such client") => Self::Done,
-            "ERR" if unknown.iter().any(|word| lower.contains(word)) => {
-                Self::Refused(format!("{code} {text}"))
-            }
+        if text.to_ascii_lowercase().contains("no such client") {
+            return Self::Done;
+        }
+        match refusal(&code, &text) {
+            Refusal::Lasting => Self::Refused(format!("{code} {text}")),
             _ => Self::NotNow,
         }
     }
@@ -243,7 +243,7 @@ impl Fence {
 fn not_now(reply: &Value) -> ConnectError {
     match refused(reply) {
         Err(error) => error,
-        Ok(()) => ConnectError::Refused("an odd answer to CLIENT KILL".into()),
+        Ok(()) => ConnectError::Refused("CLIENT KILL was queued".into()),
     }
 }
 
@@ -462,7 +462,7 @@ mod tests {
     }
 
     #[test]
-    fn c18_only_a_server_that_forbids_killing_or_knows_it_not_has_refused_it() {
+    fn c18_only_what_is_known_to_pass_keeps_a_server_that_does_not_kill_out_of_service() {
         for (reply, fence) in [
             (Value::Int(1), Fence::Done),
             (Value::Int(0), Fence::Done),
@@ -474,10 +474,15 @@ mod tests {
         ] {
             assert_eq!(Fence::of(&reply), fence, "{reply:?}");
         }
+        let odd = Fence::of(&Value::Nil);
+        assert!(matches!(odd, Fence::Refused(_)), "{odd:?}");
         for line in [
             "NOPERM this user has no permissions to run the 'client|kill' command",
             "ERR unknown command 'CLIENT'",
             "ERR syntax error",
+            "ERR value is not an integer or out of range",
+            "ERR command is not allowed",
+            "DENIED by the proxy",
         ] {
             assert!(
                 matches!(Fence::of(&error(line)), Fence::Refused(_)),
