@@ -355,8 +355,9 @@ impl Call<'_> {
         match self.plan.effect {
             Effect::Read => true,
             Effect::LastWins => {
-                (self.shared.fencing() == Fencing::Works
-                    || self.shared.settings.repeat_without_fence)
+                let fenced =
+                    self.shared.fencing() == Fencing::Works && self.lane.may_be_fenced();
+                (fenced || self.shared.settings.repeat_without_fence)
                     && !(self.plan.several && self.payload.looks_before_it_writes())
             }
             _ => false,

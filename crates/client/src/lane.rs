@@ -93,6 +93,8 @@ struct Queue {
     next_seq: u64,
     /// Calls refused because the server is down, since the last connection was in service.
     refused: u64,
+    /// The connection in service can kill those before it; true while the next is not known.
+    fenced: bool,
 }
 
 /// See the module.
@@ -111,7 +113,7 @@ pub(crate) struct Ask {
     pub(crate) now: Instant,
     /// The place it had when it was first submitted.
     pub(crate) seq: Option<u64>,
-    /// Not for a connection that cannot kill those before it: see [`Lane::turn_unfenced`].
+    /// Not for a connection that cannot kill those before it: see [`Lane::serves`].
     pub(crate) only_fenced: bool,
 }
 
@@ -142,6 +144,7 @@ impl Lane {
                 transactions: Transactions::default(),
                 next_seq: 0,
                 refused: 0,
+                fenced: true,
             }),
             bulkhead,
         }
@@ -193,6 +196,10 @@ impl Lane {
                 return Err(error);
             }
             Gate::Closed => return Err(Error::not_sent(ErrorKind::Closed)),
+        }
+        if ask.only_fenced && !queue.fenced {
+            let cause = UNFENCED.into();
+            return Err(Error::not_sent(ErrorKind::Lost { cause }));
         }
         let inside = queue.awaiting + queue.batch.len();
         let bytes = queue.unsent + queue.batch.byte_len();
@@ -312,19 +319,28 @@ impl Lane {
         }
     }
 
-    /// The next connection cannot kill those before it: what relies on that does not go with it.
-    pub(crate) fn turn_unfenced(&self) {
+    /// The next connection can kill those before it, or cannot: then what relies on that does not go with it, nor will any that comes.
+    pub(crate) fn serves(&self, fenced: bool) {
         let turned = {
             let mut queue = self.queue.lock();
-            queue.batch.take_out(|job, _| matches!(job, Job::Fenced(_)))
+            queue.fenced = fenced;
+            match fenced {
+                true => return,
+                false => queue.batch.take_out(|job, _| matches!(job, Job::Fenced(_))),
+            }
         };
         for ticket in turned.into_iter().filter_map(Job::into_ticket) {
             ticket.end(Ended::Lost {
                 certainty: crate::error::Certainty::NotSent,
-                cause: "the next connection may not kill the one before".into(),
+                cause: UNFENCED.into(),
                 rejoin: None,
             });
         }
+    }
+
+    /// True unless the connection in service is known not to kill those before it.
+    pub(crate) fn may_be_fenced(&self) -> bool {
+        self.queue.lock().fenced
     }
 
     /// A driver has ended: it holds nothing any more, and its orders are void.
@@ -335,6 +351,7 @@ impl Lane {
         queue.orders.clear();
         queue.transactions = Transactions::default();
         queue.parked = None;
+        queue.fenced = true;
     }
 
     /// Moves the time of the next attempt, in the answer of refused calls.
@@ -421,6 +438,8 @@ impl Lane {
         }
     }
 }
+
+const UNFENCED: &str = "the next connection may not kill the one before";
 
 fn down(outage: &Outage, retry_at: Instant, now: Instant) -> Error {
     Error::not_sent(ErrorKind::Down {
@@ -573,12 +592,22 @@ mod tests {
         };
         let relying = lane.submit(ask, |out| out.len()).expect("it waits");
         let other = submit(&lane, 7, BOUND).expect("it waits");
-        lane.turn_unfenced();
+        lane.serves(false);
         let Ended::Lost { certainty, .. } = relying.pending.await else {
             panic!("it is turned away");
         };
         assert_eq!(certainty, Certainty::NotSent);
         assert_eq!(lane.in_flight(), 1, "the other goes");
+        // Nor does one that comes while it serves.
+        lane.set_gate(Gate::Open);
+        let late = lane.submit(ask, |out| out.len());
+        let error = late.expect_err("it relies on a fence");
+        assert_eq!(error.certainty(), Certainty::NotSent);
+        assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
+        assert!(submit(&lane, 7, BOUND).is_ok(), "others may");
+        // The next one may be another.
+        lane.release();
+        assert!(lane.submit(ask, |out| out.len()).is_ok());
         drop(other);
     }
 
