@@ -37,6 +37,9 @@ pub(crate) struct Transactions {
     held: Vec<Order>,
 }
 
+/// How many orders may wait for the end of a transaction. One that waits so long is doomed by the first fence among them.
+const HELD: usize = 256;
+
 impl Turn {
     pub(crate) fn of(cmd: &Cmd) -> Option<Self> {
         let redis::Arg::Simple(name) = cmd.args_iter().next()? else {
@@ -109,9 +112,15 @@ impl Transactions {
         self.released()
     }
 
-    /// Keeps an order that would be queued; gives it back if it would not.
+    /// Keeps an order that would be queued; gives it back if it would not. If too many wait, the transaction is given up instead.
     pub(crate) fn hold(&mut self, order: Order) -> Option<Order> {
         match order {
+            Order::Fence(_) | Order::Reauthenticate(_)
+                if self.open > 0 && self.held.len() == HELD =>
+            {
+                let cause = "too much has happened while its transaction was open";
+                Some(Order::Abandon(cause.into()))
+            }
             Order::Fence(_) | Order::Reauthenticate(_) if self.open > 0 => {
                 self.held.push(order);
                 None
@@ -160,6 +169,16 @@ mod tests {
     #[test]
     fn outside_of_a_transaction_nothing_waits() {
         assert!(Transactions::default().hold(order()).is_some());
+    }
+
+    #[test]
+    fn a_transaction_for_whose_end_too_much_waits_is_given_up() {
+        let mut transactions = begun();
+        for _ in 1..HELD {
+            assert!(transactions.hold(order()).is_none(), "it waits");
+        }
+        let told = transactions.hold(order());
+        assert!(matches!(told, Some(Order::Abandon(_))));
     }
 
     #[test]
