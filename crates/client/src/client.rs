@@ -69,7 +69,8 @@ pub struct Status {
     pub attempts: u64,
     /// Times that a lost connection was replaced.
     pub reconnects: u64,
-    /// Times that the watchdog had to start a supervisor anew.
+    /// Times that the watchdog had to start a supervisor anew, or that an attempt to connect or a renewal of credentials panicked or kept its thread
+    /// past its deadline.
     pub stuck_resets: u64,
     /// Mean length of the outages that are over.
     pub mean_recovery_ms: Option<f64>,

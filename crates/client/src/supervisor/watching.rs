@@ -370,8 +370,8 @@ impl Watching {
                 let after = now.saturating_duration_since(renewing.began);
                 // Again after as long as it has taken so far.
                 renewing.due = now + after.min(RENEW_AGAIN_MAX);
-                renewing.told = true;
-                self.tell_hanging(supervisor, after);
+                let told = std::mem::replace(&mut renewing.told, true);
+                self.tell_hanging(supervisor, after, told);
             }
             None if self.renew_at.is_some_and(|at| at <= now) => {
                 self.renew_at = None;
@@ -400,7 +400,8 @@ impl Watching {
         let now = clock::now();
         self.renew_at = renewal_due(&supervisor.connector, now);
         if renewing.due <= now && !renewing.told {
-            self.tell_hanging(supervisor, now.saturating_duration_since(renewing.began));
+            let after = now.saturating_duration_since(renewing.began);
+            self.tell_hanging(supervisor, after, false);
         }
         let result = supervisor.survived(result, renewing.began);
         match &result {
@@ -435,8 +436,11 @@ impl Watching {
         self.troubled = trouble.map(|error| error.why);
     }
 
-    fn tell_hanging(&self, supervisor: &Supervisor, after: Duration) {
-        supervisor.shared.stuck(&supervisor.link, after);
+    /// One that hangs is told again and again, and counted once.
+    fn tell_hanging(&self, supervisor: &Supervisor, after: Duration, counted: bool) {
+        if !counted {
+            supervisor.shared.stuck(&supervisor.link, after);
+        }
         let cause = format!("the credentials provider keeps its thread, for {after:.1?} now");
         self.credentials_failed(supervisor, &cause);
     }
