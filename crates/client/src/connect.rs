@@ -10,6 +10,7 @@ mod resolve;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -133,6 +134,8 @@ impl Ask {
 pub(crate) struct Connector {
     settings: Arc<Settings>,
     provider: Option<Arc<dyn CredentialsProvider>>,
+    /// How often the provider was asked.
+    asked: AtomicU64,
     transport: Arc<dyn Transport>,
 }
 
@@ -145,6 +148,7 @@ impl Connector {
         Self {
             settings,
             provider,
+            asked: AtomicU64::new(0),
             transport,
         }
     }
@@ -220,13 +224,14 @@ impl Connector {
         &self,
         limit: Duration,
     ) -> Result<Option<Credentials>, ConnectError> {
-        match &self.provider {
-            Some(provider) => within("credentials", limit, provider.credentials())
-                .await?
-                .map(Some)
-                .map_err(|error| ConnectError::Credentials(error.to_string())),
-            None => Ok(None),
-        }
+        let Some(provider) = &self.provider else {
+            return Ok(None);
+        };
+        let asked = 1 + self.asked.fetch_add(1, Ordering::Relaxed);
+        within("credentials", limit, provider.credentials())
+            .await?
+            .map(|given| Some(given.answering(asked)))
+            .map_err(|error| ConnectError::Credentials(error.to_string()))
     }
 }
 

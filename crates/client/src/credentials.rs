@@ -28,6 +28,8 @@ pub use fixed::StaticCredentials;
 pub struct Credentials {
     user: String,
     password: SecretString,
+    /// Which question to the provider they answer, counted by each client from 1; 0 outside of it.
+    asked: u64,
 }
 
 impl Credentials {
@@ -36,7 +38,17 @@ impl Credentials {
         Self {
             user: user.into(),
             password: password.into().into(),
+            asked: 0,
         }
+    }
+
+    pub(crate) fn answering(self, asked: u64) -> Self {
+        Self { asked, ..self }
+    }
+
+    /// True if they answer an earlier question than the others do, and so may have been replaced by those.
+    pub(crate) fn before(&self, other: &Self) -> bool {
+        self.asked < other.asked
     }
 
     pub(crate) fn user(&self) -> &str {

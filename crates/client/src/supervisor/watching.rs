@@ -1,5 +1,6 @@
 //! What a supervisor keeps in mind while a connection serves: is it silent, is it too old, are its credentials, and is a challenger under way?
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -45,9 +46,10 @@ pub(super) struct Watching {
     hanging: Option<Dialling>,
     /// What keeps the provider from renewing, as it was told last.
     troubled: Option<Arc<str>>,
-    /// What the server has taken, and what it was offered since.
+    /// What it has given or was told to give last.
     credentials: Option<Credentials>,
-    offered: Option<Credentials>,
+    /// What the server has not answered yet, in the order in which it will.
+    offered: VecDeque<Credentials>,
 }
 
 /// A reason for another connection, and the attempts to get one.
@@ -108,7 +110,7 @@ impl Watching {
             hanging: None,
             troubled: None,
             credentials,
-            offered: None,
+            offered: VecDeque::new(),
         }
     }
 
@@ -127,16 +129,16 @@ impl Watching {
             // It stays remembered; so does every other one.
             Signal::Unfenced(_) => self.fence_at = Some(clock::now() + FENCE_AGAIN),
             Signal::Reauthenticated(None) => {
-                self.credentials = self.offered.take();
                 let shared = &supervisor.shared;
-                if let Some(taken) = &self.credentials {
-                    shared.credentials.offer(taken);
+                if let Some(taken) = self.offered.pop_front() {
+                    shared.credentials.offer(&taken);
                 }
                 shared
                     .hub
                     .emit(supervisor.link.index, EventKind::Reauthenticated);
             }
             Signal::Reauthenticated(Some(code)) => {
+                self.offered.pop_front();
                 let cause = format!("the server refused the new credentials: {code}");
                 self.credentials_failed(supervisor, &cause);
                 self.replace(supervisor, "re-authentication failed");
@@ -416,12 +418,13 @@ impl Watching {
         }
         match result {
             Ok(Some(fresh)) => {
-                let known = self.offered.as_ref().or(self.credentials.as_ref());
+                let known = self.credentials.as_ref();
                 if !known.is_some_and(|known| known.same(&fresh)) {
                     let command = connect::auth(&fresh);
                     supervisor.link.lane.order(Order::Reauthenticate(command));
                     supervisor.shared.credentials.offer(&fresh);
-                    self.offered = Some(fresh);
+                    self.offered.push_back(fresh.clone());
+                    self.credentials = Some(fresh);
                 }
             }
             Ok(None) => {}

@@ -319,6 +319,35 @@ async fn c16_subscriptions_sessions_and_blocking_connections_take_new_credential
     assert_eq!(payload, b"still here");
 }
 
+#[tokio::test]
+async fn c16_a_session_that_came_with_newer_credentials_than_the_client_keeps_them() {
+    let redis = Redis::builder()
+        .acl("app on >first ~* +@all")
+        .start()
+        .await
+        .unwrap();
+    redis
+        .command(&["ACL", "SETUSER", "next", "on", ">second", "~*", "+@all"])
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    std::fs::write(&file, "app:first").unwrap();
+    let client = Client::builder(&format!("redis://{}", redis.addr()))
+        .unwrap()
+        .credentials(FileCredentials::new(&file, None).look_every(ms(600_000)))
+        .connect()
+        .await
+        .unwrap();
+    std::fs::write(&file, "next:second").unwrap();
+    let session = client.session().await.unwrap();
+    for _ in 0..20 {
+        let who = session.send(&cmd("ACL WHOAMI")).await.unwrap();
+        assert_eq!(who, Value::BulkString(b"next".to_vec()));
+        tokio::time::sleep(ms(10)).await;
+    }
+}
+
 /// Gives the password once, and then keeps its thread for a while each time it is asked.
 #[derive(Debug, Default)]
 struct Keeping(AtomicU32);
