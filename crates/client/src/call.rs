@@ -204,7 +204,7 @@ impl Call<'_> {
                 Gate::Waiting => Ok(Pass {
                     permit: Permit::passed(0),
                     not_before: None,
-                    in_line: false,
+                    in_line: !self.shared.guard.line.is_clear(now),
                 }),
                 // The better answer: since when, and why.
                 Gate::Down(..) | Gate::Closed => Err(self.lane.refusal(now)),
@@ -222,9 +222,18 @@ impl Call<'_> {
         if turn > clock::now() {
             clock::sleep_until(turn).await;
         }
-        // Past its deadline it will be told so where it is submitted.
-        let _ = tokio::time::timeout_at(self.deadline.into(), place.reached()).await;
+        // One whose time is up has told nothing of the server.
+        tokio::time::timeout_at(self.deadline.into(), place.reached())
+            .await
+            .map_err(|_| self.timed_out(Certainty::NotSent))?;
         Ok(place)
+    }
+
+    fn timed_out(&self, certainty: Certainty) -> Error {
+        let kind = ErrorKind::Timeout {
+            deadline: self.limit,
+        };
+        Error::new(kind, certainty)
     }
 
     fn refuse_if_doomed(&self, now: Instant) -> Result<(), Error> {
@@ -266,12 +275,7 @@ impl Call<'_> {
                     (Some(outcome), Err(error))
                 }
             },
-            Ended::Expired(certainty) => {
-                let kind = ErrorKind::Timeout {
-                    deadline: self.limit,
-                };
-                (Some(Outcome::Failure), Err(Error::new(kind, certainty)))
-            }
+            Ended::Expired(certainty) => (Some(Outcome::Failure), Err(self.timed_out(certainty))),
             // The supervisor counts the loss, once.
             Ended::Lost {
                 certainty,
@@ -355,8 +359,7 @@ impl Call<'_> {
         match self.plan.effect {
             Effect::Read => true,
             Effect::LastWins => {
-                let fenced =
-                    self.shared.fencing() == Fencing::Works && self.lane.may_be_fenced();
+                let fenced = self.shared.fencing() == Fencing::Works && self.lane.may_be_fenced();
                 (fenced || self.shared.settings.repeat_without_fence)
                     && !(self.plan.several && self.payload.looks_before_it_writes())
             }
@@ -485,5 +488,57 @@ impl Drop for Kept<'_> {
         if let Some(permit) = self.permit.take() {
             self.guard.forget(permit);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::guard::BreakerSwitch;
+    use crate::settings::{Settings, Target};
+
+    /// No connection yet, so calls wait, though the breaker is open.
+    fn waiting() -> Shared {
+        let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        let shared = Shared::new(settings, clock::now()).expect("good settings");
+        shared.guard.switch(BreakerSwitch::ForceOpen, clock::now());
+        shared
+    }
+
+    async fn get(shared: &Shared) -> Result<Reply, Error> {
+        let mut cmd = redis::cmd("GET");
+        cmd.arg("k");
+        let payload = Payload::Command(&cmd);
+        let plan = payload.plan(1, true)?;
+        call(shared, payload, plan, &CallOptions::new()).await
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c13_past_the_open_breaker_nobody_goes_before_those_in_line() {
+        let shared = waiting();
+        let ahead = shared.guard.line.join(clock::now());
+        let mut call = Box::pin(get(&shared));
+        assert!(futures_util::poll!(&mut call).is_pending());
+        let lane = &shared.links[0].lane;
+        assert_eq!(lane.in_flight(), 0, "it waits behind the other");
+        drop(ahead);
+        assert!(futures_util::poll!(&mut call).is_pending());
+        assert_eq!(lane.in_flight(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c1_one_whose_time_is_up_in_line_is_not_submitted() {
+        let shared = waiting();
+        let _ahead = shared
+            .guard
+            .line
+            .join(clock::now() + Duration::from_secs(60));
+        let error = tokio::time::timeout(Duration::from_secs(30), get(&shared))
+            .await
+            .expect("it has a deadline")
+            .expect_err("its turn did not come");
+        assert!(matches!(error.kind(), ErrorKind::Timeout { .. }), "{error}");
+        assert_eq!(error.certainty(), Certainty::NotSent);
+        assert_eq!(shared.links[0].lane.in_flight(), 0);
     }
 }

@@ -68,7 +68,7 @@ impl Line {
 }
 
 impl Place<'_> {
-    /// Waits until those before it have gone, or have lost their places. Ends 20 ms after its own turn at the latest.
+    /// Waits until those before it have gone, or have lost their places: 20 ms after the last turn among theirs at the latest.
     pub(crate) async fn reached(&self) {
         loop {
             let moved = self.line.moved.notified();

@@ -218,7 +218,7 @@ impl<T> Conn<T> {
                 self.out.shrink_to(KEEP_BYTES);
             }
         } else if self.written > KEEP_BYTES.max(self.out.len() / 2) {
-            // Under a load that never lets it run dry, what is written would stay for ever. Past half, each byte is moved once at most.
+            // Under a load that never lets it run dry, what is written would stay for ever. Past half, a byte is moved once for each that was written.
             self.out.drain(..self.written);
             self.base += self.written as u64;
             self.written = 0;
