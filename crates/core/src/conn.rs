@@ -271,7 +271,10 @@ impl<T> Conn<T> {
     }
 
     fn answer(&mut self, value: Value) -> Result<Option<Incoming<T>>, ConnError> {
-        let Some(head) = self.awaiting.front_mut() else {
+        // What is not written yet cannot have been answered.
+        let wire = self.base + self.written as u64;
+        let asked = self.awaiting.front_mut().filter(|head| head.start < wire);
+        let Some(head) = asked else {
             return Err(ConnError::Unsolicited(describe(&value)));
         };
         let reply = if head.replies == 1 {

@@ -84,6 +84,20 @@ fn a_request_is_not_sent_until_its_last_byte_is_written() {
 }
 
 #[test]
+fn a_reply_too_many_is_not_taken_for_the_answer_to_what_is_still_to_be_written() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..2, now);
+    conn.transmitted(4);
+    assert_eq!(replies(&mut conn, b"+OK\r\n", now), [0]);
+    conn.input().extend_from_slice(b"+OK\r\n");
+    conn.handle_input(now);
+    let error = conn.poll_incoming().expect_err("nothing asked for it");
+    assert!(matches!(error, ConnError::Unsolicited(_)), "{error}");
+    assert_eq!(conn.close().collect::<Vec<_>>(), [(1, Certainty::NotSent)]);
+}
+
+#[test]
 fn a_pipeline_is_unknown_as_soon_as_its_first_command_is_written() {
     let now = start();
     let mut conn = conn(now);
@@ -138,6 +152,7 @@ fn the_late_reply_of_an_expired_request_goes_to_nobody() {
     }
     assert_eq!(expired, [(0, Certainty::Unknown), (1, Certainty::Unknown)]);
     submit(&mut conn, 2..3, later);
+    conn.transmitted(4);
     assert_eq!(replies(&mut conn, b":0\r\n:1\r\n:2\r\n", later), [2]);
 }
 
