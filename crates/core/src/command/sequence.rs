@@ -21,8 +21,9 @@ use super::{Args, Keys, effect::Rule};
 /// assert!(!looks_before_it_writes(["GET other", "SET counter 0"].map(words)));
 /// ```
 ///
-/// Errs on the safe side: a key that a command names counts as looked at and as written, a command without keys as concerned
-/// with all of them. Takes time and room for each argument of each command, so it is for a repeat that is considered, not for every pipeline.
+/// Errs on the safe side: a key that a command names counts as looked at and as written, a command without keys, or that
+/// may look at others than it names, as concerned with all of them. It goes through every argument, so it is for a repeat
+/// that is considered, not for every pipeline.
 pub fn looks_before_it_writes<'a, I>(commands: impl IntoIterator<Item = I>) -> bool
 where
     I: Iterator<Item = &'a [u8]> + Clone,
@@ -30,7 +31,7 @@ where
     let (mut looked_at, mut at_all) = (HashSet::new(), false);
     for args in commands {
         let args = Args(args);
-        let Some((group, _)) = args.group() else {
+        let Some((group, name)) = args.group() else {
             return true;
         };
         let keys = group.keys.all(&args);
@@ -42,12 +43,15 @@ where
             }
         }
         if group.rule.looks() {
-            at_all |= keys.is_empty();
+            at_all |= keys.is_empty() || LOOK_FURTHER.contains(&name);
             looked_at.extend(names(&args, &keys));
         }
     }
     false
 }
+
+/// Commands that look at keys which they do not name: by a pattern, or from within a script.
+const LOOK_FURTHER: [&str; 5] = ["SORT", "SORT_RO", "EVAL_RO", "EVALSHA_RO", "FCALL_RO"];
 
 /// The arguments at these indices, which ascend. In one pass, because to look one up is to walk to it.
 fn names<'a, I: Iterator<Item = &'a [u8]> + Clone>(
@@ -92,6 +96,9 @@ mod tests {
             "DBSIZE; SET k v",
             "GET k; FLUSHALL",
             "GET a; SET b 1; SET a 1",
+            "SORT_RO l BY w_*; SET w_1 5",
+            "SORT l BY w_* STORE d; SET w_1 5",
+            "EVAL_RO script 1 other; SET c 0",
         ] {
             assert!(looks(found), "{found}");
         }
@@ -110,7 +117,8 @@ mod tests {
 
     #[test]
     fn many_keys_take_no_longer_than_they_are_many() {
-        let steps = Cell::new(0);
+        let counter = Cell::new(0);
+        let steps = &counter;
         let key = |n: usize| format!("key:{n}").into_bytes();
         let get = [b"MGET".to_vec()].into_iter().chain((0..5_000).map(key));
         let set = [b"MSET".to_vec()]
@@ -119,7 +127,7 @@ mod tests {
         let commands = [get.collect::<Vec<_>>(), set.collect()];
         let counted = commands.iter().map(|command| {
             let args = command.iter().map(Vec::as_slice);
-            args.inspect(|_| steps.set(steps.get() + 1))
+            args.inspect(move |_| steps.set(steps.get() + 1))
         });
         assert!(!looks_before_it_writes(counted));
         let steps = steps.get();
