@@ -229,12 +229,17 @@ fn read_sql(
         }
     };
     if reads && !sql.reads() {
-        let message = match sql.writes.as_deref() {
-            Some(word) => format!("holds {word}, but a query only reads"),
-            None => format!("begins with {}, but a query only reads", sql.verb),
+        let (message, help) = match sql.writes.as_deref() {
+            Some(word) => (
+                format!("holds {word}, but a query only reads"),
+                "what changes data belongs under `[statements]`; if it is a name, put the name in quotes",
+            ),
+            None => (
+                format!("begins with {}, but a query only reads", sql.verb),
+                "what changes data belongs under `[statements]`",
+            ),
         };
-        let mistake = section.mistake("sql", message);
-        section.refuse(mistake.help("what changes data belongs under `[statements]`"));
+        section.refuse(section.mistake("sql", message).help(help));
     }
     let used: BTreeSet<&str> = sql.places.iter().map(String::as_str).collect();
     for name in &used {

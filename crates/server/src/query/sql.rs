@@ -68,10 +68,12 @@ impl Sql {
         }
         let compact: String = reader.out.split_whitespace().collect();
         let bare = reader.bare.to_ascii_uppercase();
-        let mut words = bare.split(|c: char| !is_name(c));
+        let mut keywords = keywords(&bare);
         Ok(Self {
-            returning: words.clone().any(|word| word == "RETURNING"),
-            writes: words.find(|word| CHANGES.contains(word)).map(str::to_owned),
+            returning: keywords.clone().any(|word| word == "RETURNING"),
+            writes: keywords
+                .find(|word| CHANGES.contains(word))
+                .map(str::to_owned),
             escapes: compact.to_ascii_uppercase().contains("ESCAPE'!'"),
             verb: verb.to_ascii_uppercase(),
             text: reader.out.trim().to_owned(),
@@ -91,8 +93,31 @@ impl Sql {
     }
 }
 
-/// Reserved in each dialect, so that a bare word is no name of a column.
-const CHANGES: [&str; 5] = ["INSERT", "UPDATE", "DELETE", "MERGE", "INTO"];
+/// Words of statements that change data; a MERGE says INTO. Not each dialect reserves each of them, so that a name may be one: it is
+/// taken for a change until it stands in quotes or behind a dot.
+const CHANGES: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "INTO"];
+
+/// The words that may be keywords: none behind a dot, where each is a name, and no `INSERT(…)`, which is a function of MySQL.
+fn keywords(bare: &str) -> impl Iterator<Item = &str> + Clone {
+    let mut end = 0;
+    let words = bare.split(|c: char| !is_word(c)).map(move |word| {
+        let start = end;
+        // Words are parted by one character, which is ASCII: whatever is not counts as part of a word.
+        end += word.len() + 1;
+        (bare[..start].trim_end(), word, &bare[start + word.len()..])
+    });
+    words
+        .filter(|(before, word, behind)| {
+            let is_function = *word == "INSERT" && behind.trim_start().starts_with('(');
+            let is_name = before.strip_suffix('.').is_some_and(|owner| {
+                // Behind `1.` it is none: that is a number.
+                let owner = owner.trim_end().rsplit(|c: char| !is_word(c)).next();
+                !owner.is_some_and(|owner| owner.starts_with(|c: char| c.is_ascii_digit()))
+            });
+            !is_name && !is_function
+        })
+        .map(|(_, word, _)| word)
+}
 
 /// Copies the statement, leaving comments out and putting the dialect's signs in.
 struct Reader<'a> {
@@ -100,7 +125,7 @@ struct Reader<'a> {
     at: usize,
     dialect: Dialect,
     out: String,
-    /// The same without what stands in quotes.
+    /// The same with a `"` for whatever stands in quotes.
     bare: String,
     places: Vec<String>,
 }
@@ -126,6 +151,9 @@ impl Reader<'_> {
                 '`' if self.dialect != Dialect::Postgres => {
                     self.quoted('`', "a name in back-quotes", false)?;
                 }
+                '[' if self.dialect == Dialect::Sqlite => {
+                    self.quoted(']', "a name in brackets", false)?;
+                }
                 '$' if self.dialect == Dialect::Postgres => self.dollar()?,
                 ':' => self.colon(),
                 '?' if self.dialect != Dialect::Postgres => {
@@ -142,8 +170,9 @@ impl Reader<'_> {
                     continue;
                 }
             }
-            // A quote, a sign or a colon parts two words.
-            self.bare.push(' ');
+            // A quote, a sign or a colon parts two words; a dollar within a name does not.
+            let dollar = next == '$' && self.at == start + 1;
+            self.bare.push(if dollar { '$' } else { '"' });
         }
         Ok(())
     }
@@ -155,8 +184,12 @@ impl Reader<'_> {
     /// Steps over a comment, if one begins here.
     fn comment(&mut self) -> Result<bool, SqlMistake> {
         let rest = self.rest();
-        let hash = self.dialect == Dialect::Mysql && rest.starts_with('#');
-        if rest.starts_with("--") || hash {
+        let mysql = self.dialect == Dialect::Mysql;
+        // For MySQL, `5--1` is 5 less -1: its comments begin with a space behind the dashes.
+        let dashes = rest
+            .strip_prefix("--")
+            .is_some_and(|behind| !mysql || behind.chars().next().is_none_or(parts_from_dashes));
+        if dashes || (mysql && rest.starts_with('#')) {
             self.at += rest.find('\n').unwrap_or(rest.len());
             return Ok(true);
         }
@@ -274,6 +307,15 @@ fn is_name(c: char) -> bool {
     c.is_ascii_alphanumeric() || c == '_'
 }
 
+/// Whether it may be part of a word in some dialect.
+fn is_word(c: char) -> bool {
+    is_name(c) || c == '$' || !c.is_ascii()
+}
+
+fn parts_from_dashes(c: char) -> bool {
+    c.is_ascii_whitespace() || c.is_ascii_control()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -318,6 +360,13 @@ mod tests {
             "SELECT 1  \n, 2"
         );
         assert_eq!(text("SELECT 1 # it's :a\n", Dialect::Mysql), "SELECT 1");
+        let less = "SELECT 5--1, 2 FROM t WHERE b = 3";
+        assert_eq!(text(less, Dialect::Mysql), less);
+        assert_eq!(
+            text("SELECT 5 -- 1\n, 2 --", Dialect::Mysql),
+            "SELECT 5  \n, 2"
+        );
+        assert_eq!(text(less, Dialect::Sqlite), "SELECT 5");
         assert_eq!(
             text("SELECT /* a /* b */ :c */ 1", Dialect::Postgres),
             "SELECT   1"
@@ -378,8 +427,22 @@ mod tests {
         for reads in [
             "WITH t AS (SELECT 1) SELECT * FROM t",
             "SELECT 'delete', \"update\", updated_at, replace(a, 'x', 'y') FROM t -- insert",
+            "SELECT p.update, p . delete, \"p\".insert, p1.into, merge FROM t p",
+            "SELECT insert('abc', 1, 1, 'x'), a$update, été_delete, éinsert",
         ] {
-            assert!(sql(reads).reads(), "{reads}");
+            for dialect in [Dialect::Sqlite, Dialect::Mysql, Dialect::Postgres] {
+                let sql = Sql::parse(reads, dialect).unwrap();
+                assert!(sql.reads(), "{reads} {:?}", sql.writes);
+            }
+        }
+        assert!(sql("SELECT [into], [a:b] FROM t").reads());
+        for writes in [
+            "WITH t AS (SELECT 1) INSERT `t` (a) SELECT 1",
+            "SELECT 1. INTO t",
+            "WITH t AS (SELECT 1) MERGE INTO u USING t ON true WHEN MATCHED THEN DO NOTHING",
+        ] {
+            let sql = Sql::parse(writes, Dialect::Mysql).unwrap();
+            assert!(!sql.reads(), "{writes}");
         }
         assert!(!sql("UPDATE t SET state = 'returning'").returns());
         assert!(!sql("WITH x AS (SELECT 1) UPDATE t SET a = 1").returns());
