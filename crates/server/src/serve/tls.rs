@@ -29,23 +29,35 @@ use crate::health::{Check, Status};
 #[derive(Debug)]
 pub(crate) struct Loaded {
     config: Arc<ServerConfig>,
-    /// When the first certificate of the chain expires, in seconds since 1970.
-    expires_at: i64,
+    /// When the service's own certificate begins to be valid, and when it ends to be, in seconds since 1970.
+    valid: (i64, i64),
+    /// When the first of the others in the file expires. Callers may well find a way around it, so that it is no reason to refuse.
+    others_expire: Option<i64>,
     /// Of the files.
     digest: [u8; 32],
+}
+
+impl Loaded {
+    /// Why callers will refuse the service's own certificate at `now`, if they will.
+    fn unfit(&self, now: i64) -> Option<&'static str> {
+        let (begins, ends) = self.valid;
+        if now < begins {
+            Some("is not valid yet")
+        } else if now >= ends {
+            Some("has expired already")
+        } else {
+            None
+        }
+    }
 }
 
 /// Reads the pair and the authorities, and holds them against each other. What is told of a failure never holds the key.
 pub(crate) fn load(settings: &ServerTlsConfig) -> Result<Loaded, String> {
     let files = Files::read(settings)?;
     let chain = certificates(&files.certificate, &settings.certificate)?;
-    let expires_at = chain
-        .iter()
-        .map(expiry)
-        .collect::<Result<Vec<_>, _>>()?
-        .into_iter()
-        .min()
-        .unwrap_or_default();
+    let validities = chain.iter().map(validity).collect::<Result<Vec<_>, _>>()?;
+    let valid = validities.first().copied().unwrap_or_default();
+    let others_expire = validities.iter().skip(1).map(|(_, ends)| *ends).min();
     let key = PrivateKeyDer::from_pem_slice(&files.key)
         .map_err(|_| format!("{} holds no private key in PEM", settings.key.display()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
@@ -85,7 +97,8 @@ pub(crate) fn load(settings: &ServerTlsConfig) -> Result<Loaded, String> {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Loaded {
         config: Arc::new(config),
-        expires_at,
+        valid,
+        others_expire,
         digest: files.digest(),
     })
 }
@@ -132,18 +145,35 @@ fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-fn expiry(certificate: &CertificateDer<'_>) -> Result<i64, String> {
+/// From when until when.
+fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| format!("a certificate cannot be read: {error}"))?;
-    Ok(parsed.validity().not_after.timestamp())
+    let validity = parsed.validity();
+    Ok((
+        validity.not_before.timestamp(),
+        validity.not_after.timestamp(),
+    ))
+}
+
+fn unix_seconds() -> i64 {
+    i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX)
 }
 
 /// The pair in force, and how it fares.
 pub(crate) struct Certificates {
     settings: ServerTlsConfig,
     loaded: ArcSwap<Loaded>,
-    /// Why what lies in the files now is not in force.
-    trouble: Mutex<Option<String>>,
+    trouble: Mutex<Trouble>,
+}
+
+/// Why what lies in the files now is not in force.
+#[derive(Default)]
+struct Trouble {
+    /// Seen once: perhaps no more than half of a renewal, whose other half is written a moment later.
+    seen: Option<String>,
+    /// Seen twice, and told.
+    told: Option<String>,
 }
 
 /// What came of a look at the files.
@@ -153,27 +183,35 @@ enum Look {
     Same,
     /// A new pair is in force.
     Renewed,
-    /// Something new is there and cannot be used.
+    /// Something new is there that cannot be used as it is now.
+    Doubtful,
+    /// It is there still, and cannot be used.
     Refused(String),
 }
 
 /// The health says so when the certificate has no longer to live than this.
 const SOON: i64 = 7 * 86_400;
 
+/// Whoever writes the two files one after the other has this long for it before they are told not to belong together.
+const SETTLING: Duration = Duration::from_secs(1);
+
 impl Certificates {
-    /// The pair as the files have it now. One that has expired is used all the same, for callers that do not mind, and told.
+    /// The pair as the files have it now. One that is out of its time is used all the same, for callers that do not mind, and told.
     pub(crate) fn start(settings: &ServerTlsConfig) -> Result<Self, String> {
         let certificates = Self {
             loaded: ArcSwap::from_pointee(load(settings)?),
             settings: settings.clone(),
             trouble: Mutex::default(),
         };
-        if certificates.left() <= 0 {
+        let loaded = certificates.loaded.load();
+        if let Some(why) = loaded.unfit(unix_seconds()) {
             tracing::error!(
                 certificate = %settings.certificate.display(),
-                "the certificate of the service has expired: callers will refuse it"
+                "the certificate of the service {why}: callers will refuse it"
             );
         }
+        certificates.warn_of_others(&loaded);
+        drop(loaded);
         certificates.set_gauges();
         Ok(certificates)
     }
@@ -185,8 +223,16 @@ impl Certificates {
 
     /// Seconds until the certificate in force expires.
     fn left(&self) -> i64 {
-        let now = i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX);
-        self.loaded.load().expires_at.saturating_sub(now)
+        self.loaded.load().valid.1.saturating_sub(unix_seconds())
+    }
+
+    fn warn_of_others(&self, loaded: &Loaded) {
+        if loaded.others_expire.is_some_and(|at| at <= unix_seconds()) {
+            tracing::warn!(
+                certificate = %self.settings.certificate.display(),
+                "a certificate of the chain, not the service's own, has expired: callers that need it will refuse the service"
+            );
+        }
     }
 
     /// Reads the files again; takes up a pair that is new and can be used.
@@ -194,30 +240,33 @@ impl Certificates {
         match load(&self.settings) {
             Ok(loaded) if loaded.digest == self.loaded.load().digest => {
                 // Whatever was wrong in between is undone.
-                *self.trouble.lock() = None;
+                *self.trouble.lock() = Trouble::default();
                 Look::Same
             }
             Ok(loaded) => {
-                let old = self.loaded.swap(Arc::new(loaded));
-                if self.left() <= 0 {
-                    self.loaded.store(old);
+                if let Some(why) = loaded.unfit(unix_seconds()) {
                     let path = self.settings.certificate.display();
-                    return self.refuse(format!("{path} has expired already"));
+                    return self.refuse(format!("{path} {why}"));
                 }
-                *self.trouble.lock() = None;
+                self.warn_of_others(&loaded);
+                self.loaded.store(Arc::new(loaded));
+                *self.trouble.lock() = Trouble::default();
                 Look::Renewed
             }
             Err(why) => self.refuse(why),
         }
     }
 
-    /// The same trouble is told once.
+    /// The same trouble is told once, when it is seen for the second time.
     fn refuse(&self, why: String) -> Look {
         let mut trouble = self.trouble.lock();
-        if trouble.as_ref() == Some(&why) {
+        if trouble.told.as_ref() == Some(&why) {
             return Look::Same;
         }
-        *trouble = Some(why.clone());
+        if trouble.seen.replace(why.clone()) != Some(why.clone()) {
+            return Look::Doubtful;
+        }
+        trouble.told = Some(why.clone());
         Look::Refused(why)
     }
 
@@ -229,9 +278,12 @@ impl Certificates {
     pub(crate) fn check(&self) -> Check {
         let left = self.left();
         let days = left / 86_400;
-        if let Some(why) = &*self.trouble.lock() {
+        if let Some(why) = &self.trouble.lock().told {
             let message = format!("the old one is in force, because {why}");
             return Check::new(Status::Degraded, message);
+        }
+        if self.loaded.load().valid.0 > unix_seconds() {
+            return Check::new(Status::Degraded, "is not valid yet: callers will refuse it");
         }
         match left {
             ..=0 => Check::new(Status::Degraded, "has expired: callers will refuse it"),
@@ -257,10 +309,19 @@ pub(crate) async fn keep(app: App) {
 
 /// Looks now, and tells what came of it.
 pub(crate) async fn look(app: &App) {
-    let Some(certificates) = app.certificates().cloned() else {
+    let (Some(certificates), Some(settings)) = (app.certificates(), &app.config().server.tls)
+    else {
         return;
     };
-    let looked = tokio::task::spawn_blocking(move || certificates.look()).await;
+    let look = || {
+        let certificates = Arc::clone(certificates);
+        tokio::task::spawn_blocking(move || certificates.look())
+    };
+    let mut looked = look().await;
+    if matches!(looked, Ok(Look::Doubtful)) {
+        tokio::time::sleep(SETTLING.min(settings.look_every)).await;
+        looked = look().await;
+    }
     let told = |outcome: &'static str| {
         counter!("steadfast_tls_reloads_total", "outcome" => outcome).increment(1);
     };
@@ -278,7 +339,7 @@ pub(crate) async fn look(app: &App) {
             );
             app.tell("certificate_refused", serde_json::json!({ "why": why }));
         }
-        Ok(Look::Same) | Err(_) => {}
+        Ok(Look::Same | Look::Doubtful) | Err(_) => {}
     }
 }
 
@@ -357,14 +418,20 @@ mod tests {
             .map_err(|error| error.to_string())
     }
 
-    fn write(folder: &Path, last_year: i32) {
+    /// A certificate that is valid between the first days of two years, with its key.
+    fn pair(years: (i32, i32)) -> (String, String) {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
-        params.not_before = rcgen::date_time_ymd(2001, 1, 1);
-        params.not_after = rcgen::date_time_ymd(last_year, 1, 1);
+        params.not_before = rcgen::date_time_ymd(years.0, 1, 1);
+        params.not_after = rcgen::date_time_ymd(years.1, 1, 1);
         let certificate = params.self_signed(&key).unwrap();
-        std::fs::write(folder.join("c.pem"), certificate.pem()).unwrap();
-        std::fs::write(folder.join("k.pem"), key.serialize_pem()).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn write(folder: &Path, last_year: i32) {
+        let (certificate, key) = pair((2001, last_year));
+        std::fs::write(folder.join("c.pem"), certificate).unwrap();
+        std::fs::write(folder.join("k.pem"), key).unwrap();
     }
 
     #[test]
@@ -382,6 +449,8 @@ mod tests {
         write(folder, 2999);
         let new_key = std::fs::read(folder.join("k.pem")).unwrap();
         std::fs::write(folder.join("k.pem"), old_key).unwrap();
+        assert_eq!(certificates.look(), Look::Doubtful);
+        assert_eq!(certificates.check().status, Status::Healthy, "not yet told");
         let Look::Refused(why) = certificates.look() else {
             panic!("two halves were taken for a pair");
         };
@@ -405,13 +474,37 @@ mod tests {
             let looked = certificates.look();
             assert_ne!(looked, Look::Renewed, "{broken:?}");
         }
+        let refused = |words: &str| {
+            assert_eq!(certificates.look(), Look::Doubtful, "{words}");
+            let looked = certificates.look();
+            assert!(
+                matches!(&looked, Look::Refused(why) if why.contains(words)),
+                "{looked:?}"
+            );
+            assert!(Arc::ptr_eq(&second, &certificates.current()));
+        };
         write(folder, 2002);
-        assert!(matches!(certificates.look(), Look::Refused(why) if why.contains("expired")));
+        refused("expired");
+        let (early, its_key) = pair((2900, 2999));
+        std::fs::write(folder.join("c.pem"), early).unwrap();
+        std::fs::write(folder.join("k.pem"), its_key).unwrap();
+        refused("not valid yet");
         std::fs::remove_file(folder.join("c.pem")).unwrap();
-        assert!(
-            matches!(certificates.look(), Look::Refused(why) if why.contains("cannot be read"))
-        );
-        assert!(Arc::ptr_eq(&second, &certificates.current()));
+        refused("cannot be read");
+    }
+
+    #[test]
+    fn s6_an_expired_certificate_that_only_stands_beside_ones_own_keeps_no_renewal_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let folder = folder.path();
+        write(folder, 2998);
+        let certificates = Certificates::start(&settings(folder, "").unwrap()).unwrap();
+        let (own, key) = pair((2001, 2999));
+        let (other, _) = pair((2001, 2002));
+        std::fs::write(folder.join("c.pem"), own + &other).unwrap();
+        std::fs::write(folder.join("k.pem"), key).unwrap();
+        assert_eq!(certificates.look(), Look::Renewed);
+        assert_eq!(certificates.check().status, Status::Healthy);
     }
 
     #[test]
