@@ -2,10 +2,13 @@
 //! A bad file changes nothing and is complained about loudly: a running service with last week's settings is worth
 //! more than none with this week's.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
 use crate::app::App;
 use crate::config::{Config, Sources};
@@ -14,6 +17,9 @@ use crate::shutdown::Shutdown;
 
 /// How long putting things away may take. What is left then dies with the process: everything started dies with its parent.
 const CLOSING_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long reading the files again may take before it is told.
+const READING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves until a signal says otherwise: the first SIGTERM or SIGINT drains, the second ends at once, SIGHUP reads `sources` again.
 /// Without sources there is nothing to read, and SIGHUP ends as SIGTERM does: the terminal is gone.
@@ -26,13 +32,18 @@ pub async fn run(
     signals: &mut Signals,
 ) -> Served {
     let shutdown = Shutdown::new();
+    let hung_up = sources.is_some().then(|| Arc::new(Notify::new()));
+    let mut reloads = JoinSet::new();
+    if let (Some(hung_up), Some(sources)) = (&hung_up, sources) {
+        reloads.spawn(reload_at(Arc::clone(hung_up), app.clone(), sources));
+    }
     let serving = serve(listener, app.clone(), shutdown.clone());
     tokio::pin!(serving);
     let served = loop {
         tokio::select! {
             served = &mut serving => break served,
-            heard = signals.next() => match (heard, &sources) {
-                (Heard::HangUp, Some(sources)) => reload(&app, sources).await,
+            heard = signals.next() => match (heard, &hung_up) {
+                (Heard::HangUp, Some(hung_up)) => hung_up.notify_one(),
                 _ if shutdown.has_begun() => shutdown.force(),
                 _ => {
                     tracing::info!("ending: not ready from now on, again to end at once");
@@ -41,17 +52,44 @@ pub async fn run(
             },
         }
     };
+    drop(reloads);
     if served == Served::Forced || !signals.see_out(app.close()).await {
         return Served::Forced;
     }
     served
 }
 
+/// Reloads each time that it is told to, one after the other, and once more if it was told meanwhile. Beside the service: neither callers
+/// nor signals wait for a file system that hangs.
+async fn reload_at(hung_up: Arc<Notify>, app: App, sources: Sources) {
+    loop {
+        hung_up.notified().await;
+        let mut reload = std::pin::pin!(reload(&app, &sources));
+        if tokio::time::timeout(READING_LIMIT, &mut reload)
+            .await
+            .is_err()
+        {
+            let cause = format!(
+                "its files have not been read within {} s; the old one stays in force until they are",
+                READING_LIMIT.as_secs()
+            );
+            tracing::error!("the configuration cannot be read again yet: {cause}");
+            app.tell("reload_late", serde_json::json!({ "cause": cause }));
+            reload.await;
+        }
+    }
+}
+
 async fn reload(app: &App, sources: &Sources) {
     // Whatever becomes of the rest, a renewed certificate is taken up.
     tls::look(app).await;
-    let again = sources.clone().read_again();
-    match again.and_then(|sources| Config::load(&sources)) {
+    let sources = sources.clone();
+    let read = tokio::task::spawn_blocking(move || Config::load(&sources.read_again()?));
+    let Ok(read) = read.await else {
+        tracing::error!("the configuration could not be read again, the old one stays in force");
+        return;
+    };
+    match read {
         Ok(config) => match app.reload(&config) {
             Ok(needs_restart) if needs_restart.is_empty() => {
                 tracing::info!("configuration read again and in force");
@@ -67,9 +105,10 @@ async fn reload(app: &App, sources: &Sources) {
         },
         Err(error) => {
             let mistakes = error.mistakes.len();
+            let some = if mistakes == 1 { "mistake" } else { "mistakes" };
             app.tell(
                 "reload_refused",
-                serde_json::json!({ "mistakes": mistakes, "cause": format!("{mistakes} mistakes, named in the log") }),
+                serde_json::json!({ "mistakes": mistakes, "cause": format!("{mistakes} {some}, named in the log") }),
             );
             tracing::error!("configuration refused, the old one stays in force:\n{error}");
         }

@@ -529,3 +529,23 @@ fn resident(pid: u32) -> u64 {
         .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s9_a_file_that_hangs_while_it_is_read_again_keeps_neither_callers_nor_the_end_waiting() {
+    let site = Site::start().await;
+    let mut program = site.serve(ANYWHERE.parse().unwrap(), &[]);
+    let file = site.folder.path().join("steadfast.toml");
+    std::fs::remove_file(&file).unwrap();
+    let made = std::process::Command::new("mkfifo").arg(&file).status();
+    assert!(made.unwrap().success());
+    signal(program.child.id(), "HUP");
+    // Opens as soon as the service reads from it, and gives it nothing.
+    let opened = tokio::task::spawn_blocking(|| std::fs::OpenOptions::new().write(true).open(file));
+    let held = timeout(PATIENCE, opened).await.unwrap().unwrap().unwrap();
+    let request = "GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let answered = timeout(PATIENCE, ask(program.address, request)).await;
+    assert_eq!(answered.unwrap().unwrap().0, 200);
+    signal(program.child.id(), "TERM");
+    assert_eq!(wait(&mut program.child).await, Some(0));
+    drop(held);
+}

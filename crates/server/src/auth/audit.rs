@@ -83,9 +83,7 @@ impl AuditLog {
             metrics::counter!("steadfast_audit_lost_total").increment(1);
         }
     }
-}
 
-impl AuditLog {
     fn has_room_for_a_refusal(&self) -> bool {
         let now = crate::app::now();
         let mut refusals = self.refusals.lock();

@@ -1,19 +1,23 @@
 //! Keys rotate without anybody telling us: one day a token names a key that is not known yet. Then the set must be read
 //! again at once; but anyone can write a token that names an unknown key, so this happens once in `auth.jwks_cooldown`,
 //! for whoever asks, and everyone else is refused at the cost of one look into a table. The reading belongs to no caller: one
-//! that hangs up ends its own waiting, and nothing else.
+//! that hangs up ends its own waiting, and nothing else. Few wait for it at once, because each holds one of the places of all
+//! callers while the identity provider takes its time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use url::Url;
 
 use super::fetch::fetch;
 use super::key::{Key, KeySet};
 use crate::app::now;
+
+/// Requests that wait for a reading at once; the others are refused without it.
+const WAITERS: usize = 64;
 
 /// Clones are the same one.
 #[derive(Clone)]
@@ -30,6 +34,7 @@ struct Inner {
     reads: Mutex<Reads>,
     /// Counts the readings that have ended.
     ended: watch::Sender<u64>,
+    waiters: Semaphore,
 }
 
 #[derive(Default)]
@@ -52,6 +57,7 @@ impl Jwks {
                 set: ArcSwap::default(),
                 reads: Mutex::default(),
                 ended: watch::Sender::new(0),
+                waiters: Semaphore::new(WAITERS),
             }),
         }
     }
@@ -66,11 +72,13 @@ impl Jwks {
         self.inner.set.load().find(kid).cloned()
     }
 
-    /// The key of that name; the set is read again for one that is not known, if that is due. Waits for one reading at the most.
+    /// The key of that name; the set is read again for one that is not known, if that is due. Waits for one reading at the most, and
+    /// for none where many wait already.
     pub(crate) async fn find(&self, kid: Option<&str>) -> Option<Key> {
         if let Some(key) = self.known(kid) {
             return Some(key);
         }
+        let _waits = self.inner.waiters.try_acquire().ok()?;
         self.read_if(|_| true).await;
         self.known(kid)
     }
@@ -96,7 +104,10 @@ impl Jwks {
                     return;
                 }
                 reads.under_way = true;
-                tokio::spawn(read(Arc::clone(&self.inner)));
+                tokio::spawn(read(UnderWay {
+                    jwks: Arc::clone(&self.inner),
+                    succeeded: false,
+                }));
             }
         }
         // The reading has its own limit.
@@ -108,24 +119,65 @@ fn is_past(at: Option<Instant>, pause: Duration) -> bool {
     at.is_none_or(|at| now().saturating_duration_since(at) >= pause)
 }
 
-async fn read(jwks: Arc<Inner>) {
+async fn read(mut reading: UnderWay) {
+    let jwks = Arc::clone(&reading.jwks);
     let set = match fetch(&jwks.url).await {
         Ok(document) => KeySet::of_jwks(&document),
         Err(why) => Err(why),
     };
-    let succeeded = set.is_ok();
     match set {
-        Ok(set) => jwks.set.store(set.into()),
+        Ok(set) => {
+            jwks.set.store(set.into());
+            reading.succeeded = true;
+        }
         Err(why) => {
             tracing::warn!(jwks = jwks.shown, why, "the keys of callers cannot be read");
         }
     }
-    let mut reads = jwks.reads.lock();
-    reads.under_way = false;
-    reads.tried = Some(now());
-    if succeeded {
-        reads.succeeded = reads.tried;
+}
+
+/// A reading; over when it is dropped, also by a panic, so that nobody waits for one that never ends.
+struct UnderWay {
+    jwks: Arc<Inner>,
+    succeeded: bool,
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        let mut reads = self.jwks.reads.lock();
+        reads.under_way = false;
+        reads.tried = Some(now());
+        if self.succeeded {
+            reads.succeeded = reads.tried;
+        }
+        drop(reads);
+        self.jwks.ended.send_modify(|ended| *ended += 1);
     }
-    drop(reads);
-    jwks.ended.send_modify(|ended| *ended += 1);
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn s6_while_the_identity_provider_hangs_few_callers_wait_for_it() {
+        // It takes connections, and says nothing.
+        let provider = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/", provider.local_addr().unwrap());
+        let pause = Duration::from_secs(1);
+        let jwks = Jwks::new(url.parse().unwrap(), url, pause, pause);
+        let mut waiting = tokio::task::JoinSet::new();
+        for _ in 0..WAITERS {
+            let jwks = jwks.clone();
+            waiting.spawn(async move { jwks.find(Some("unknown")).await.is_some() });
+        }
+        while jwks.inner.waiters.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        assert!(jwks.find(Some("unknown")).await.is_none());
+        assert!(jwks.inner.reads.lock().under_way, "it has waited");
+        waiting.shutdown().await;
+        assert_eq!(jwks.inner.waiters.available_permits(), WAITERS);
+    }
 }

@@ -109,15 +109,32 @@ impl Limiter {
 
     /// Counts a request against every limit that holds for it. What callers are told goes into the answer, whichever it is.
     pub(crate) async fn admit(&self, app: &App, asked: Option<Asked>) -> Result<Told, Response> {
+        self.count(app, asked, |_| true).await
+    }
+
+    /// As [`admit`](Self::admit), for one that was refused: against what its own address has, and never against what all callers
+    /// share, which a stranger could use up.
+    pub(crate) async fn admit_refused(
+        &self,
+        app: &App,
+        asked: Option<Asked>,
+    ) -> Result<Told, Response> {
+        self.count(app, asked, |policy| policy.by != By::Route)
+            .await
+    }
+
+    async fn count(
+        &self,
+        app: &App,
+        asked: Option<Asked>,
+        concerns: impl Fn(&Policy) -> bool,
+    ) -> Result<Told, Response> {
         let mut told = Told::default();
         let Some(Asked { route, caller }) = &asked else {
             return Ok(told);
         };
-        for policy in self
-            .policies
-            .iter()
-            .filter(|policy| policy.holds_for(route))
-        {
+        let policies = self.policies.iter();
+        for policy in policies.filter(|policy| policy.holds_for(route) && concerns(policy)) {
             let key = self.key(policy, route, caller);
             let decision = self.decide(app, policy, &key).await;
             let Some(decision) = decision else {

@@ -221,6 +221,28 @@ async fn s7_who_is_refused_for_want_of_a_token_is_counted_by_its_address() {
 }
 
 #[tokio::test]
+async fn s7_who_is_refused_uses_up_nothing_that_all_callers_share() {
+    let folder = tempfile::tempdir().unwrap();
+    let rate = "[limits.rate.x]\nrequests = 3\nper = \"1h\"\nby = \"route\"\n";
+    let service = service("redis://127.0.0.1:1", &folder, rate).await;
+    let ask = async |bearer: &str| {
+        let reply = service
+            .get_with("/v1/history", &[("authorization", bearer)])
+            .await;
+        reply.status.as_u16()
+    };
+    for _ in 0..10 {
+        assert_eq!(ask("Bearer a.b.c").await, 401);
+    }
+    let bearer = token(&service.app, "ada");
+    let mut statuses = Vec::new();
+    for _ in 0..4 {
+        statuses.push(ask(&bearer).await);
+    }
+    assert_eq!(statuses, [200, 200, 200, 429], "only those let in count");
+}
+
+#[tokio::test]
 async fn s7_without_redis_a_limit_is_open_local_or_closed_as_it_was_told() {
     let folder = tempfile::tempdir().unwrap();
     for (mode, wanted) in [
