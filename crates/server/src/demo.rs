@@ -201,7 +201,7 @@ const FIRST: [&str; 48] = [
     "Bjorn",
     "Carmen",
     "Chen",
-    "Claude",
+    "Clara",
     "Dana",
     "Diego",
     "Edith",

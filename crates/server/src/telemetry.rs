@@ -33,7 +33,8 @@ pub enum TelemetryError {
     Traces(String),
 }
 
-/// Keeps logs and traces going; [`shutdown`](Self::shutdown) sends what is still held.
+/// Keeps logs and traces going. Dropped, however the program ends, it sends what is still held: the last lines before an early end
+/// are those that say why.
 #[derive(Debug)]
 pub struct Telemetry {
     lines: Lines,
@@ -85,7 +86,13 @@ pub fn init(config: &Config) -> Result<Telemetry, TelemetryError> {
 impl Telemetry {
     /// Sends the traces that are still held, and lets the last lines of the log be written.
     pub fn shutdown(self) {
-        if let Some(traces) = self.traces {
+        drop(self);
+    }
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(traces) = self.traces.take() {
             traces.shutdown();
         }
         self.lines.flush();

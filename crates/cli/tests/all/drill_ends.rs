@@ -162,6 +162,7 @@ async fn d6_an_application_that_is_drilled_ends_with_the_drill_and_its_redis_sta
         signal(child.id(), name);
         let status = (name != "KILL").then_some(130);
         assert_eq!(wait(&mut child).await, status, "{name}");
+        let until = Instant::now() + PATIENCE;
         while pids.iter().any(|pid| is_running(*pid)) {
             assert!(
                 Instant::now() < until,

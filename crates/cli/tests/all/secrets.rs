@@ -11,7 +11,7 @@ use steadfast_drill::process::{Postgres, Redis};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::program::{Ended, PATIENCE, finish, run, signal, steadfast};
+use crate::program::{Ended, PATIENCE, finish, run, signal, steadfast, wait};
 
 /// In every planted secret, and nowhere else.
 const MARK: &str = "PLANTED";
@@ -188,6 +188,14 @@ async fn serve(said: &Said, name: &str, config: &str, environment: &[(&str, &str
     Service { child, addr }
 }
 
+impl Service {
+    /// Ends it as it is ended in earnest, so that the last it has to say is said.
+    async fn end(mut self) {
+        signal(self.child.id(), "TERM");
+        wait(&mut self.child).await;
+    }
+}
+
 impl Drop for Service {
     fn drop(&mut self) {
         let _ = self.child.kill();
@@ -347,15 +355,23 @@ async fn invariant_6_no_planted_secret_is_shown_anywhere_however_loud_and_whatev
     let broken = broken.replace("algorithm = 'PLANTEDno'", "algorithm = 'none'");
     std::fs::write(file, &broken).unwrap();
     signal(service.child.id(), "HUP");
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    let log = said.path("said-works-stderr");
+    let refused = async {
+        while !std::fs::read_to_string(&log)
+            .unwrap()
+            .contains("configuration refused")
+        {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, refused).await.unwrap();
     said.ended("check", &run(&["config", "check", "--config", file]).await);
     let url = format!("http://{}", service.addr);
     said.ended(
         "status",
         &run(&["status", &url, "--token", &tokens[2]]).await,
     );
-    signal(service.child.id(), "TERM");
-    drop(service);
+    service.end().await;
 
     // Nothing in reach, refused credentials from a file, as text, and a server certificate.
     let redis = Redis::builder()
@@ -382,7 +398,7 @@ async fn invariant_6_no_planted_secret_is_shown_anywhere_however_loud_and_whatev
         &exchange(service.addr, "GET /health HTTP/1.1", "").await,
     );
     tokio::time::sleep(Duration::from_millis(500)).await;
-    drop(service);
+    service.end().await;
 
     // From the environment, and shown.
     let environment = [

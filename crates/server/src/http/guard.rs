@@ -15,6 +15,7 @@ use tracing::Instrument;
 use crate::app::App;
 use crate::auth;
 use crate::problem::{Problem, ProblemKind};
+use crate::query::waiting::within;
 use crate::serve::Counted;
 use crate::telemetry;
 
@@ -159,13 +160,13 @@ async fn admitted(app: &App, request: Request, next: Next) -> Response {
     let changes = request.method() == Method::POST;
     let limit = app.config().limits.request_timeout;
     // A stream of events has begun within it, and goes on.
-    match tokio::time::timeout(limit, known(app, request, next)).await {
+    match within(limit, known(app, request, next)).await {
         Ok(response) => response,
         Err(_) => late(limit, changes).into_response(),
     }
 }
 
-/// Who asks and whether they may, then the rest. A refusal counts against the address that it goes to.
+/// Who asks and whether they may, then the rest. A refusal counts against the address that it goes to, and nobody else.
 async fn known(app: &App, mut request: Request, next: Next) -> Response {
     match auth::admit(app, &mut request).await {
         Ok(passed) => {
@@ -177,7 +178,7 @@ async fn known(app: &App, mut request: Request, next: Next) -> Response {
         }
         Err(refused) => {
             let asked = app.limiter().look_at(&request);
-            match app.limiter().admit(app, asked).await {
+            match app.limiter().admit_refused(app, asked).await {
                 Ok(_) => refused,
                 Err(limited) => limited,
             }

@@ -27,12 +27,10 @@ impl RequestMeters {
         status: StatusCode,
         took: Duration,
     ) {
+        let is_it = |(m, s, _): &(&str, StatusCode, Histogram)| (*m, *s) == (method, status);
         let known = self.known.load();
-        let found = known.get(route).and_then(|of_route| {
-            let same = |(m, s, _): &&(&str, StatusCode, Histogram)| (*m, *s) == (method, status);
-            of_route.iter().find(same)
-        });
-        if let Some((_, _, histogram)) = found {
+        let of_route = known.get(route).map_or(&[][..], Vec::as_slice);
+        if let Some((_, _, histogram)) = of_route.iter().find(|meter| is_it(meter)) {
             histogram.record(took);
             return;
         }
@@ -47,7 +45,10 @@ impl RequestMeters {
         self.known.rcu(|old| {
             let mut next = HashMap::clone(old);
             let of_route = next.entry(route.into()).or_default();
-            of_route.push((method, status, fresh.clone()));
+            // Another who asked for the first time may have come before.
+            if !of_route.iter().any(is_it) {
+                of_route.push((method, status, fresh.clone()));
+            }
             Arc::new(next)
         });
     }

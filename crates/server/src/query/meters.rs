@@ -6,6 +6,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, counter, histogram};
 use steadfast_cache::Source;
 
+use super::waiting::Unanswered;
 use crate::problem::ProblemKind;
 use crate::telemetry;
 
@@ -70,8 +71,11 @@ impl ReadMeters {
         count_error(&self.errors, kind);
     }
 
-    pub(super) fn abandoned(&self) {
-        self.abandoned.0.increment(1);
+    pub(super) fn unanswered(&self, why: Unanswered) {
+        match why {
+            Unanswered::Abandoned => self.abandoned.0.increment(1),
+            Unanswered::Late => self.failed(ProblemKind::Timeout),
+        }
     }
 }
 
@@ -81,6 +85,8 @@ pub(super) struct WriteMeters {
     ok: Meter,
     replayed: Meter,
     errors: [Meter; KINDS.len()],
+    /// Callers that went away before they were answered.
+    abandoned: Meter,
     pub(super) asked: SqlMeter,
 }
 
@@ -99,6 +105,7 @@ impl WriteMeters {
             ok: meter("ok"),
             replayed: meter("replayed"),
             errors: KINDS.map(|kind| meter(kind.name())),
+            abandoned: meter("abandoned"),
             asked: SqlMeter::new(system, operation.unwrap_or("OTHER")),
         }
     }
@@ -110,6 +117,13 @@ impl WriteMeters {
 
     pub(super) fn failed(&self, kind: ProblemKind) {
         count_error(&self.errors, kind);
+    }
+
+    pub(super) fn unanswered(&self, why: Unanswered) {
+        match why {
+            Unanswered::Abandoned => self.abandoned.0.increment(1),
+            Unanswered::Late => self.failed(ProblemKind::Timeout),
+        }
     }
 }
 

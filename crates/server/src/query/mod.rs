@@ -16,6 +16,7 @@ pub(crate) mod param;
 pub(crate) mod read;
 pub(crate) mod sql;
 pub(crate) mod template;
+pub(crate) mod waiting;
 pub(crate) mod write;
 
 use complaint::Complaints;

@@ -1,14 +1,14 @@
 //! A read through the cache, and the translation of what can go wrong with it into what a caller can do about it.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_cache::{CacheError, Source, SourceError, StaleReason};
 use tracing::Instrument;
 
-use super::meters::ReadMeters;
 use super::param::Values;
+use super::waiting::Waiting;
 use super::{Query, bound, rendered};
 use crate::app::{App, now};
 use crate::problem::{Problem, ProblemKind};
@@ -36,7 +36,10 @@ pub(crate) struct Read {
 impl Query {
     /// Answers from memory, Redis or the database, whichever has it first.
     pub(crate) async fn read(self: &Arc<Self>, app: &App, values: Values) -> Result<Read, Problem> {
-        let started = now();
+        let waiting = Waiting::new(|why, took| {
+            app.tally().read(Outcome::Failed, false, took);
+            self.meters.unanswered(why);
+        });
         let key = self.key.render(&values);
         let tags = rendered(&self.tags, &values);
         let (query, database) = (Arc::clone(self), app.database().clone());
@@ -54,12 +57,6 @@ impl Query {
                 encode(&rows?, query.max_rows)
             }
             .instrument(span)
-        };
-        let waiting = Waiting {
-            app,
-            meters: &self.meters,
-            started,
-            over: false,
         };
         let answer = app
             .cache()
@@ -134,34 +131,6 @@ impl Query {
             unavailable(Some(SOON))
         }
     }
-    }
-}
-
-/// A caller that waits. If it goes away before there is an answer, that counts as a failure: it had none.
-struct Waiting<'a> {
-    app: &'a App,
-    meters: &'a ReadMeters,
-    started: Instant,
-    over: bool,
-}
-
-impl Waiting<'_> {
-    fn over(mut self) -> Duration {
-        self.over = true;
-        self.took()
-    }
-
-    fn took(&self) -> Duration {
-        now().saturating_duration_since(self.started)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        if !self.over {
-            self.app.tally().read(Outcome::Failed, false, self.took());
-            self.meters.abandoned();
-        }
     }
 }
 

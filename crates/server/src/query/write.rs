@@ -6,6 +6,7 @@ use tracing::Instrument;
 
 use super::once::{Once, Recorded, Seen};
 use super::param::Values;
+use super::waiting::Waiting;
 use super::{Statement, bound, rendered};
 use crate::app::{App, now};
 use crate::problem::{Problem, ProblemKind};
@@ -56,6 +57,27 @@ impl Statement {
         values: &Values,
         once: Option<&Once>,
     ) -> Result<Answer, Problem> {
+        let waiting = Waiting::new(|why, _| self.meters.unanswered(why));
+        let result = self.commit(app, values, once).await;
+        waiting.over();
+        match &result {
+            Ok(answer) => {
+                self.meters.done(answer.replayed);
+                if !answer.replayed {
+                    app.tally().write();
+                }
+            }
+            Err(problem) => self.meters.failed(problem.kind()),
+        }
+        result
+    }
+
+    async fn commit(
+        &self,
+        app: &App,
+        values: &Values,
+        once: Option<&Once>,
+    ) -> Result<Answer, Problem> {
         if once.is_some() {
             let prepared = app.records().prepare(app.database()).await;
             prepared.map_err(|error| self.refusal(&error))?;
@@ -75,17 +97,7 @@ impl Statement {
             .invalidates(keys.chain(tags))
             .commit()
             .await;
-        let result = self.judge(result);
-        match &result {
-            Ok(answer) => {
-                self.meters.done(answer.replayed);
-                if !answer.replayed {
-                    app.tally().write();
-                }
-            }
-            Err(problem) => self.meters.failed(problem.kind()),
-        }
-        result
+        self.judge(result)
     }
 
     async fn answer(

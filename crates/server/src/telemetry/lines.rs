@@ -1,5 +1,5 @@
 //! A log whose reader stalls must not stall the service: a worker that waits in a write answers nobody, not even a health
-//! check. Lines go through a bounded queue to a thread of their own; what does not fit is counted, and the gap is told.
+//! check. Lines go through a bounded queue to a thread of their own; what does not fit is counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;

@@ -61,6 +61,49 @@ async fn s7_a_request_that_takes_too_long_is_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_what_takes_too_long_is_counted_as_that_and_what_is_given_up_as_given_up() {
+    let slow = SLOW.replace("count(*) AS n", "'late', count(*)");
+    let write = format!("INSERT INTO steadfast_outbox_state {slow}");
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.request_timeout", "200ms"),
+        ("queries.late.sql", SLOW),
+        ("statements.late.sql", &write),
+    ])
+    .await;
+    assert_eq!(service.get("/v1/queries/late").await.status, 504);
+    let nothing = serde_json::json!({});
+    let wrote = service.post("/v1/statements/late", &nothing).await;
+    assert_eq!(wrote.status, 504);
+    let text = service.get("/metrics").await.text();
+    for line in [
+        "steadfast_read_errors_total{query=\"late\",error_type=\"timeout\"} 1",
+        "steadfast_read_errors_total{query=\"late\",error_type=\"abandoned\"} 0",
+        "steadfast_writes_total{statement=\"late\",outcome=\"timeout\"} 1",
+    ] {
+        assert!(text.contains(line), "{line} in\n{text}");
+    }
+
+    let gives_up = async {
+        loop {
+            let mut caller = tokio::net::TcpStream::connect(service.addr).await.unwrap();
+            let request = b"POST /v1/statements/late HTTP/1.1\r\nhost: localhost\r\n\
+                            content-type: application/json\r\ncontent-length: 2\r\n\r\n{}";
+            caller.write_all(request).await.unwrap();
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            drop(caller);
+            let text = service.get("/metrics").await.text();
+            let line = "steadfast_writes_total{statement=\"late\",outcome=\"abandoned\"} ";
+            if !text.contains(&format!("{line}0")) {
+                assert!(text.contains(line), "{text}");
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, gives_up).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s7_who_does_not_say_what_it_wants_is_hung_up_on() {
     let service = Service::with(&[
         ("redis.url", "redis://127.0.0.1:1"),

@@ -1,0 +1,93 @@
+//! A caller may go away, and its time may be over, while something is done for it. Either way all of that is dropped and no line
+//! behind it runs. Whoever waits is therefore watched by what is dropped with it, and the end that nobody was told is counted.
+
+use std::time::{Duration, Instant};
+
+use tokio::time::error::Elapsed;
+
+use crate::app::now;
+
+tokio::task_local! {
+    /// When the time of the request is over.
+    static UNTIL: Option<Instant>;
+}
+
+/// Does something for a caller that is answered after `limit` at the latest, whatever has become of it.
+pub(crate) async fn within<F: Future>(limit: Duration, work: F) -> Result<F::Output, Elapsed> {
+    let until = now().checked_add(limit);
+    UNTIL.scope(until, tokio::time::timeout(limit, work)).await
+}
+
+/// Why there was no answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unanswered {
+    /// The caller went away.
+    Abandoned,
+    /// `limits.request_timeout` was over.
+    Late,
+}
+
+/// A caller that waits; dropped before it is [`over`](Self::over), it tells why and after how long.
+pub(super) struct Waiting<F: FnOnce(Unanswered, Duration)> {
+    since: Instant,
+    until: Option<Instant>,
+    tell: Option<F>,
+}
+
+impl<F: FnOnce(Unanswered, Duration)> Waiting<F> {
+    pub(super) fn new(tell: F) -> Self {
+        Self {
+            since: now(),
+            until: UNTIL.try_with(|until| *until).ok().flatten(),
+            tell: Some(tell),
+        }
+    }
+
+    /// There is an answer, after so long.
+    pub(super) fn over(mut self) -> Duration {
+        self.tell = None;
+        now().saturating_duration_since(self.since)
+    }
+}
+
+impl<F: FnOnce(Unanswered, Duration)> Drop for Waiting<F> {
+    fn drop(&mut self) {
+        if let Some(tell) = self.tell.take() {
+            let now = now();
+            let why = if self.until.is_some_and(|until| now >= until) {
+                Unanswered::Late
+            } else {
+                Unanswered::Abandoned
+            };
+            tell(why, now.saturating_duration_since(self.since));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[tokio::test]
+    async fn who_went_away_is_told_from_who_ran_out_of_time() {
+        let told = std::cell::Cell::new(None);
+        let wait = async || {
+            let _waiting = Waiting::new(|why, took| told.set(Some((why, took))));
+            std::future::pending::<()>().await;
+        };
+        let (soon, never) = (Duration::from_millis(20), Duration::from_secs(3600));
+        assert!(within(soon, wait()).await.is_err());
+        let (why, took) = told.take().unwrap();
+        assert_eq!((why, took >= soon), (Unanswered::Late, true));
+        let gone = tokio::time::timeout(soon, within(never, wait())).await;
+        assert!(gone.is_err());
+        let (why, took) = told.take().unwrap();
+        assert_eq!((why, took < never), (Unanswered::Abandoned, true));
+        let answered = async {
+            Waiting::new(|why, took| told.set(Some((why, took)))).over();
+        };
+        assert!(within(never, answered).await.is_ok());
+        assert_eq!(told.take(), None);
+    }
+}
