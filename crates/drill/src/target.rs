@@ -145,6 +145,11 @@ pub enum TargetError {
         /// The fault, as in the scenario.
         fault: &'static str,
     },
+    /// The application would speak TLS to the proxy, which has no certificate of its server's name, and cannot break what it cannot read.
+    #[error(
+        "REDIS_URL is rediss://, but the proxy speaks no TLS; give the application a redis:// URL for the drill, of a server or port without TLS"
+    )]
+    Tls,
     /// A setting of a fault means nothing.
     #[error("{0}")]
     Fault(#[from] FaultError),
@@ -164,7 +169,7 @@ impl TargetError {
         match self {
             TargetError::Interrupted => 130,
             TargetError::NotThere { .. } | TargetError::Proxy(_) => 69,
-            TargetError::NotOnTheWire { .. } => 2,
+            TargetError::NotOnTheWire { .. } | TargetError::Tls => 2,
             TargetError::Fault(_) | TargetError::Command { .. } => 1,
         }
     }
@@ -276,12 +281,13 @@ async fn reachable(target: &str) -> Result<SocketAddr, TargetError> {
 }
 
 fn spawn(command: &str, proxy: SocketAddr) -> Result<Child, TargetError> {
+    let own = std::env::var("REDIS_URL").ok();
+    if own.as_deref().is_some_and(|url| url.starts_with("rediss:")) {
+        return Err(TargetError::Tls);
+    }
     Command::new("/bin/sh")
         .args(["-c", WATCHED, "sh", command])
-        .env(
-            "REDIS_URL",
-            through(std::env::var("REDIS_URL").ok().as_deref(), proxy),
-        )
+        .env("REDIS_URL", through(own.as_deref(), proxy))
         .env("REDIS_HOST", proxy.ip().to_string())
         .env("REDIS_PORT", proxy.port().to_string())
         .stdin(Stdio::piped())
@@ -296,8 +302,7 @@ fn spawn(command: &str, proxy: SocketAddr) -> Result<Child, TargetError> {
 /// The application's own URL, if it has one, with the proxy in place of its server: user, password and database stay.
 fn through(own: Option<&str>, proxy: SocketAddr) -> String {
     let own = own.and_then(|url| url.split_once("://"));
-    let Some((scheme, rest)) = own.filter(|(scheme, _)| ["redis", "rediss"].contains(scheme))
-    else {
+    let Some((scheme, rest)) = own.filter(|(scheme, _)| *scheme == "redis") else {
         return format!("redis://{proxy}/0");
     };
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
@@ -598,8 +603,8 @@ mod tests {
             (Some("unix:///run/redis.sock"), "redis://127.0.0.1:7/0"),
             (Some("redis://cache.internal"), "redis://127.0.0.1:7"),
             (
-                Some("rediss://ada:p%40ss@cache.internal:6380/3?protocol=resp3"),
-                "rediss://ada:p%40ss@127.0.0.1:7/3?protocol=resp3",
+                Some("redis://ada:p%40ss@cache.internal:6380/3?protocol=resp3"),
+                "redis://ada:p%40ss@127.0.0.1:7/3?protocol=resp3",
             ),
         ] {
             assert_eq!(through(own, proxy), through_proxy, "{own:?}");

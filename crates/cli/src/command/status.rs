@@ -25,13 +25,17 @@ Examples:
   steadfast status https://localhost:8443 --ca ca.pem")]
 pub(crate) struct Args {
     /// Where the service is
-    #[arg(default_value = "http://127.0.0.1:8080", value_name = "URL")]
+    #[arg(
+        default_value = "http://127.0.0.1:8080",
+        value_name = "URL",
+        env = "STEADFAST_URL"
+    )]
     url: String,
     /// A token, for a service that asks who calls; without one it tells no addresses
     #[arg(long, env = "STEADFAST_TOKEN", hide_env_values = true)]
     token: Option<String>,
     /// Trust the certificates of this PEM file instead of the system's (for https://)
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", env = "STEADFAST_CA")]
     ca: Option<PathBuf>,
     /// Print the answer as it came
     #[arg(long)]

@@ -1,4 +1,5 @@
-//! The report for CI: each subject that is judged a suite, each key figure a case. The control is not judged, so it is not in it.
+//! The report for CI: each subject that is judged a suite, each key figure a case. Of the control there is one case: whether it did what the
+//! scenario says that it will.
 
 use std::time::Duration;
 
@@ -10,9 +11,13 @@ use crate::verdict::Kpi;
 
 /// The reports as a JUnit file.
 pub fn render(reports: &[Report]) -> String {
-    let suites = reports
-        .iter()
-        .map(|report| suite(&report.scenario, &report.kpis, report.length()));
+    let suites = reports.iter().map(|report| {
+        let mut suite = suite(&report.scenario, &report.kpis, report.length());
+        if report.control.is_some() {
+            suite.add_test_case(control(report));
+        }
+        suite
+    });
     written(suites)
 }
 
@@ -33,6 +38,26 @@ fn written(suites: impl Iterator<Item = TestSuite>) -> String {
     let mut junit = quick_junit::Report::new("steadfast drill");
     junit.add_test_suites(suites);
     junit.to_string().expect("writing to a string cannot fail")
+}
+
+fn control(report: &Report) -> TestCase {
+    let status = if report.control_as_expected() {
+        TestCaseStatus::success()
+    } else {
+        let mut missed = TestCaseStatus::non_success(NonSuccessKind::Failure);
+        missed
+            .set_type("control")
+            .set_message(if report.control_fails {
+                "the control passed, but the scenario is there to show that it fails"
+            } else {
+                "the control failed, but the scenario says that it passes"
+            });
+        missed
+    };
+    let mut case = TestCase::new("control", status);
+    case.set_classname(format!("drill.{}", report.scenario))
+        .set_time(Duration::ZERO);
+    case
 }
 
 fn suite(scenario: &str, kpis: &[Kpi], length: Duration) -> TestSuite {

@@ -313,7 +313,8 @@ pub struct LimitsConfig {
     #[serde(serialize_with = "duration")]
     pub header_timeout: Duration,
     /// Time for which a client may take nothing of its answer, event streams included; default 30 s. Then its connection is reset.
-    /// Meanwhile it holds a connection, some 64 KiB of the answer here, and what the system keeps for its socket.
+    /// Meanwhile it holds a connection, some 64 KiB of the answer here, and up to 512 KiB that the system keeps for its socket. Less than
+    /// some 90 KiB in that time counts as nothing.
     #[serde(serialize_with = "duration")]
     pub write_timeout: Duration,
     /// Requests under way at once; default 4096. Past it they are refused with 503, health and metrics excepted.

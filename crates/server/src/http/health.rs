@@ -56,7 +56,10 @@ const HANDED_ON: &[&str] = &[
     "via",
     "x-forwarded-for",
     "x-forwarded-host",
+    "x-forwarded-proto",
     "x-real-ip",
+    "cf-connecting-ip",
+    "true-client-ip",
 ];
 
 fn status(ready: bool) -> StatusCode {

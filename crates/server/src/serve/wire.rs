@@ -36,7 +36,11 @@ impl Wire {
     pub(super) fn new(stream: TcpStream, unwritten: Arc<Unwritten>, limit: Duration) -> Self {
         let _ = stream.set_nodelay(true);
         // What was written may still lie in the system's own buffers, for a caller that has stopped reading or is gone.
-        let _ = socket2::SockRef::from(&stream).set_tcp_user_timeout(Some(limit));
+        let socket = socket2::SockRef::from(&stream);
+        let _ = socket.set_tcp_user_timeout(Some(limit));
+        // The system says that a caller took something once a third of this is free again. Left to itself it lets the buffer grow to
+        // megabytes, and who reads slowly but steadily would seem to read nothing for minutes.
+        let _ = socket.set_send_buffer_size(SEND_BUFFER);
         Self {
             stream,
             unwritten,
@@ -69,6 +73,9 @@ impl Wire {
         Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, words)))
     }
 }
+
+/// Bytes of an answer that the system keeps for one caller: enough for some 20 MB a second over 10 ms of network.
+const SEND_BUFFER: usize = 256 << 10;
 
 impl AsyncRead for Wire {
     fn poll_read(

@@ -15,7 +15,6 @@ mod health;
 mod input;
 mod life;
 mod limits;
-mod malformed;
 mod metrics;
 mod once;
 mod openapi;

@@ -49,16 +49,22 @@ async fn s4_a_call_whose_caller_gave_up_is_counted_as_one_that_failed() {
         .write_all(b"GET /v1/queries/slow HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await
         .unwrap();
-    while service.app.status()["cache"]["flights"].as_u64() < Some(1) {
-        tokio::task::yield_now().await;
-    }
+    let asked = async {
+        while service.app.status()["cache"]["flights"].as_u64() < Some(1) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(crate::harness::PATIENCE, asked)
+        .await
+        .unwrap();
     drop(caller);
     let told = async {
         loop {
             let text = service.get("/metrics").await.text();
+            // Of the whole process, so of other tests too: how many is not known.
             let wanted = [
                 "steadfast_read_errors_total{query=\"slow\",error_type=\"abandoned\"} 1",
-                "http_request_method=\"GET\",http_route=\"/v1/queries/{name}\",http_response_status_code=\"499\"} 1",
+                "http_route=\"/v1/queries/{name}\",http_response_status_code=\"499\"} ",
             ];
             if wanted.iter().all(|line| text.contains(line)) {
                 return;
@@ -104,6 +110,13 @@ fn only_metrics_count_as_names_of_metrics() {
     assert_eq!(names(expression), ["a_b", "x_y"]);
 }
 
+/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, and seen there by the tests of those.
+const SET_UP: [&str; 3] = [
+    "steadfast_tls_certificate_expiry_seconds",
+    "steadfast_credentials_expiry_seconds",
+    "steadfast_audit_lost_total",
+];
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s4_each_metric_that_the_dashboard_and_the_alerts_name_is_exported() {
     let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../deploy");
@@ -135,7 +148,7 @@ async fn s4_each_metric_that_the_dashboard_and_the_alerts_name_is_exported() {
             !names.is_empty() || expression.contains("steadfast:"),
             "{expression}"
         );
-        for name in names {
+        for name in names.iter().filter(|name| !SET_UP.contains(&name.as_str())) {
             let line = |end: &str| exported.contains(&format!("\n{name}{end}"));
             assert!(
                 line("{") || line(" "),

@@ -68,6 +68,7 @@ fn ended(error: &TargetError) -> Failure {
         TargetError::NotThere { .. } | TargetError::Proxy(_) => Failure::new(Status::Unavailable, error),
         TargetError::NotOnTheWire { .. } => Failure::new(Status::Usage, error)
             .hint("choose one of latency, timeout, down…, or a drill such as restart-5s, partition, slow-redis"),
+        TargetError::Tls => Failure::new(Status::Usage, error),
         _ => Failure::new(Status::Failed, error),
     }
 }
