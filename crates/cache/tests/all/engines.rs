@@ -259,17 +259,17 @@ async fn k9_a_query_whose_connection_is_ended_is_asked_once_more_if_it_only_read
             async move { database.select(sql, &[]).await }
         });
         let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-                   WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid()";
+                   WHERE query LIKE '%pg_sleep%' AND state = 'active' AND pid <> pg_backend_pid()";
         eventually("it is ended", || async {
             !other.select(end, &[]).await.unwrap().is_empty()
         })
         .await;
         asked.await.unwrap()
     };
-    let rows = ended_while("SELECT 7 AS seven, pg_sleep(1)::text AS slept").await;
+    let rows = ended_while("SELECT 7 AS seven, pg_sleep(2)::text AS slept").await;
     assert_eq!(rows.unwrap()[0]["seven"], 7);
     let insert =
-        "WITH slept AS (SELECT pg_sleep(1)) INSERT INTO items SELECT 1, 1 FROM slept RETURNING id";
+        "WITH slept AS (SELECT pg_sleep(2)) INSERT INTO items SELECT 1, 1 FROM slept RETURNING id";
     assert!(ended_while(insert).await.is_err());
     let rows = database.select("SELECT id FROM items", &[]).await.unwrap();
     assert!(rows.is_empty(), "it was repeated");
