@@ -3,6 +3,7 @@
 
 mod acl;
 mod auth;
+mod auth_config;
 mod authority;
 mod databases;
 mod deploy;
