@@ -1,6 +1,6 @@
 // The connection to Redis, the cache and the checks in full, for whoever wants to know why.
 import { at, h, icon, redraw, say, type Child } from './dom';
-import { ago, bytes, count, duration, text } from './format';
+import { ago, bytes, count, duration, share, text } from './format';
 import type { Store } from './store';
 import { breakerName, type Mood, redisName } from './words';
 import { MOOD_ICON } from './now';
@@ -33,7 +33,7 @@ export function drawConnection(store: Store): void {
     ['Reconnected', times(redis.reconnects)],
     ['Mean recovery', redis.mean_recovery_ms === null ? 'never lost' : text(duration(redis.mean_recovery_ms))],
     ['Stuck and reset', times(redis.stuck_resets)],
-    ['Commands answered', count(redis.answered)],
+    ['Commands answered', redis.answered > 0 ? `${count(redis.answered)}, ${text(share(redis.success_rate))} in time` : 'none yet'],
     ['In flight', count(redis.in_flight)],
     ['Last error', redis.last_error ?? 'none'],
   ]);

@@ -76,6 +76,7 @@ export interface Status {
     breaker: string;
     in_flight: number;
     answered: number;
+    success_rate?: number | null;
     rtt_ms: number | null;
     fencing: string;
   };

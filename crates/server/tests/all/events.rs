@@ -93,6 +93,14 @@ async fn s5_events_are_streamed_live_and_resumed_without_a_gap() {
         .await;
     assert!(tick.data["p99_ms"].as_f64().unwrap() > 0.0, "{tick:?}");
     assert_eq!(tick.data["redis"], "ready");
+    let status = service.get("/v1/status").await.json();
+    let hit = status["rates"]["hit"].as_f64().unwrap();
+    assert!((0.5..1.0).contains(&hit), "19 of 20 at most: {status}");
+    assert_eq!(status["rates"]["error"], 0.0);
+    assert!(
+        status["redis"]["success_rate"].as_f64() > Some(0.5),
+        "{status}"
+    );
 
     drop(stream);
     service.app.client().reconnect();
