@@ -472,9 +472,15 @@ fn c18_nor_does_one_that_was_refused_in_between_and_comes_after_a_pause() {
                     tokio::task::yield_now().await;
                 }
                 world.set_odds(Odds::default());
-                tokio::time::sleep(ms(10)).await;
+                // The attempt after the last that was cut.
+                let cut = |world: &World| world.faults()[&Fault::CutAfter];
+                while client.status().attempts <= u64::from(cut(&world)) {
+                    tokio::time::sleep(ms(1)).await;
+                }
                 world.turn(Mode::Busy);
-                tokio::time::sleep(ms(11)).await;
+                while client.status().reconnects == 0 {
+                    tokio::time::sleep(ms(1)).await;
+                }
                 world.turn(Mode::Unfenced);
                 world.cut_all();
             };
