@@ -33,7 +33,7 @@ export function drawConnection(store: Store): void {
     ['Reconnected', times(redis.reconnects)],
     ['Mean recovery', redis.mean_recovery_ms === null ? 'never lost' : text(duration(redis.mean_recovery_ms))],
     ['Stuck and reset', times(redis.stuck_resets)],
-    ['Commands answered', redis.answered > 0 ? `${count(redis.answered)}, ${text(share(redis.success_rate))} in time` : 'none yet'],
+    ['Commands answered', redis.answered > 0 ? count(redis.answered) : 'none yet'],
     ['In flight', count(redis.in_flight)],
     ['Last error', redis.last_error ?? 'none'],
   ]);
@@ -50,7 +50,7 @@ export function drawConnection(store: Store): void {
     ['Loads from SQL', `${count(counts.loads)}, ${count(counts.loads_failed)} failed`],
     ['Refused to spare SQL', count(counts.overloaded)],
     ['Late fills refused', count(counts.fills_refused)],
-    ['Redis calls failed or late', count(counts.redis_errors)],
+    ['Redis calls failed or late', `${count(counts.redis_errors)}, ${text(share(redis.success_rate))} in time`],
     ['Redis found behind, began anew', times(Math.max(0, (counts.epochs ?? 0) - 0))],
   ]);
   const checks = Object.entries(health.checks).sort(([, a], [, b]) => rank(b.status) - rank(a.status));

@@ -75,6 +75,7 @@ pub(crate) struct Stats {
     load_seconds: metrics::Histogram,
     fills_stored: Tally,
     fills_refused: Tally,
+    pub(crate) redis_answers: Tally,
     pub(crate) redis_errors: Tally,
     pub(crate) redis_slow: Tally,
     pub(crate) damaged: Tally,
@@ -113,6 +114,7 @@ impl Stats {
             fills_refused: Tally::new(
                 metrics::counter!("cache_redis_fills_total", "outcome" => "refused"),
             ),
+            redis_answers: Tally::new(metrics::counter!("cache_redis_answers_total")),
             redis_errors: Tally::new(metrics::counter!("cache_redis_errors_total")),
             redis_slow: Tally::new(metrics::counter!("cache_redis_slow_total")),
             damaged: Tally::new(metrics::counter!("cache_damaged_values_total")),
@@ -176,6 +178,7 @@ impl Stats {
             loads_failed: self.loads_failed.count(),
             fills: self.fills_stored.count(),
             fills_refused: self.fills_refused.count(),
+            redis_answers: self.redis_answers.count(),
             redis_errors: self.redis_errors.count(),
             redis_slow: self.redis_slow.count(),
             damaged: self.damaged.count(),
@@ -219,6 +222,8 @@ pub struct Counts {
     pub fills: u64,
     /// Values that Redis refused because they had been overtaken.
     pub fills_refused: u64,
+    /// Calls to Redis that were answered in time.
+    pub redis_answers: u64,
     /// Calls to Redis that failed or were late.
     pub redis_errors: u64,
     /// Keys that were read without Redis, or without the right to store them there, because less was left of
@@ -265,6 +270,10 @@ fn describe() {
     metrics::describe_counter!(
         "cache_redis_fills_total",
         "Values offered to Redis, by whether it stored them"
+    );
+    metrics::describe_counter!(
+        "cache_redis_answers_total",
+        "Calls of the cache to Redis that were answered in time"
     );
     metrics::describe_counter!(
         "cache_redis_errors_total",

@@ -199,6 +199,7 @@ impl Subject for Plain {
             stuck_resets: 0,
             redis_ok: counts.redis_ok.load(Relaxed),
             redis_failed: counts.redis_failed.load(Relaxed),
+            redis_replies: counts.redis_ok.load(Relaxed),
             sql_queries: counts.sql_queries.load(Relaxed),
         }
     }

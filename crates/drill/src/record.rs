@@ -206,7 +206,7 @@ pub struct Change {
 pub struct Moments {
     /// From the first thing broken to the first sign that the subject noticed.
     pub detect: Option<Duration>,
-    /// From the last healing to the first call that Redis answered.
+    /// From the last healing to the first thing that Redis answered.
     pub first_success: Option<Duration>,
     /// From the last healing to the start of the first second without a failed read, a read that could not start, a wrong answer, a
     /// failed call to Redis or a connection out of service; and not before a read that began after the healing was answered.
@@ -223,7 +223,7 @@ struct Search {
 #[derive(Debug)]
 struct Healed {
     at: Duration,
-    redis_ok: u64,
+    redis_replies: u64,
     first_success: Option<Duration>,
     /// When the first read that began after the healing was answered. Silence is no sign of health.
     answered: Option<Duration>,
@@ -373,7 +373,7 @@ impl Record {
         if let Some(healed) = &mut self.search.healed
             && healed.first_success.is_none()
             && facts.connection == Connection::Ready
-            && facts.redis_ok > healed.redis_ok
+            && facts.redis_replies > healed.redis_replies
         {
             healed.first_success = Some(at);
         }
@@ -387,10 +387,10 @@ impl Record {
 
     /// The last thing that was broken was healed at `at`.
     pub fn healed(&mut self, at: Duration) {
-        let redis_ok = self.facts().redis_ok;
+        let redis_replies = self.facts().redis_replies;
         self.search.healed = Some(Healed {
             at,
-            redis_ok,
+            redis_replies,
             first_success: None,
             answered: None,
             last_bad: at,
@@ -503,6 +503,7 @@ mod tests {
             connection,
             redis_ok,
             redis_failed,
+            redis_replies: redis_ok,
             ..Facts::default()
         }
     }
@@ -527,6 +528,20 @@ mod tests {
             full: Some(ms(150)),
         };
         assert_eq!(record.moments(), expected);
+    }
+
+    #[test]
+    fn d4_a_first_success_needs_no_call_of_the_load() {
+        let mut record = record();
+        record.broken(ms(1000));
+        record.sample(ms(1990), facts(Connection::Down, 100, 1));
+        record.healed(ms(2000));
+        let alive = Facts {
+            redis_replies: 101,
+            ..facts(Connection::Ready, 100, 1)
+        };
+        record.sample(ms(2030), alive);
+        assert_eq!(record.moments().first_success, Some(ms(30)));
     }
 
     #[test]

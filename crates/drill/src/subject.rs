@@ -166,10 +166,12 @@ pub struct Facts {
     pub reconnects: u64,
     /// Times a supervisor was found stuck and reset.
     pub stuck_resets: u64,
-    /// Calls to Redis that were answered.
+    /// Calls to Redis that were answered: the same calls of which `redis_failed` are the others.
     pub redis_ok: u64,
     /// Calls to Redis that failed, or were refused without being sent.
     pub redis_failed: u64,
+    /// All that Redis answered, also to what the subject asks it on its own account to see whether it lives.
+    pub redis_replies: u64,
     /// Queries and statements sent to the database.
     pub sql_queries: u64,
 }
@@ -184,6 +186,7 @@ impl Default for Facts {
             stuck_resets: 0,
             redis_ok: 0,
             redis_failed: 0,
+            redis_replies: 0,
             sql_queries: 0,
         }
     }

@@ -103,9 +103,11 @@ impl Backend {
 
     pub(crate) fn redis_status(&self) -> Json {
         let status = self.client.status();
-        let (answered, failed) = (status.answered, self.cache.status().counts.redis_errors);
+        // Of what the cache asked of it since the start, so much was answered, and in time. The client's own count is of commands, which are
+        // no part of these calls.
+        let counts = self.cache.status().counts;
+        let (answered, failed) = (counts.redis_answers, counts.redis_errors);
         let mut json = serde_json::to_value(status).unwrap_or_default();
-        // Of what the service asked of it since the start, so much was answered, and in time.
         let share = (answered + failed > 0).then(|| answered as f64 / (answered + failed) as f64);
         json["success_rate"] = share.into();
         json

@@ -322,9 +322,11 @@ impl RedisTier {
         let answer = answer
             .map_err(|_| Trouble::Slow)
             .and_then(|answer| answer.map_err(Trouble::Failed));
-        if answer.is_err() {
-            self.stats.redis_errors.add(1);
-        }
+        let counter = match answer {
+            Ok(_) => &self.stats.redis_answers,
+            Err(_) => &self.stats.redis_errors,
+        };
+        counter.add(1);
         answer
     }
 

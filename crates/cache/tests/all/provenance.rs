@@ -28,6 +28,8 @@ async fn k1_an_answer_says_where_it_came_from() {
     assert_eq!(loader.loads(), 1);
     let counts = first.status().counts;
     assert_eq!((counts.database, counts.memory, counts.loads), (1, 1, 1));
+    assert!(counts.redis_answers > 0, "{counts:?}");
+    assert_eq!(counts.redis_errors, 0, "{counts:?}");
 }
 
 #[tokio::test]

@@ -144,7 +144,7 @@ impl Resilient {
 
     fn facts(&self) -> Facts {
         let status = self.client.status();
-        let failed = self.cache.status().counts.redis_errors;
+        let counts = self.cache.status().counts;
         Facts {
             connection: match status.state {
                 ConnectionState::Ready => Connection::Ready,
@@ -159,8 +159,9 @@ impl Resilient {
             attempts: status.attempts,
             reconnects: status.reconnects,
             stuck_resets: status.stuck_resets,
-            redis_ok: status.answered,
-            redis_failed: failed,
+            redis_ok: counts.redis_answers,
+            redis_failed: counts.redis_errors,
+            redis_replies: status.answered,
             sql_queries: self.sql_queries.load(Relaxed),
         }
     }
@@ -216,5 +217,37 @@ fn failure(error: CacheError) -> Failure {
             CacheError::Load(_) => "database",
             _ => "other",
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_drill::process::Redis;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn d4_calls_answered_and_calls_failed_are_counted_in_the_same_unit() {
+        let redis = Redis::start().await.unwrap();
+        let table = Table::new(None).unwrap();
+        let subject = Resilient::start(&Endpoint::new(redis.url()), table)
+            .await
+            .unwrap();
+        subject.warm(4).await.unwrap();
+        let asked = subject.facts();
+        assert!(asked.redis_ok > 0, "{asked:?}");
+        // What others ask on the same client is a reply of Redis, and none of the cache's calls. The client counts it in batches.
+        let pinging = async {
+            while subject.facts().redis_replies < asked.redis_replies + 1_000 {
+                let mut client = subject.client.clone();
+                let _: String = redis::cmd("PING").query_async(&mut client).await.unwrap();
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), pinging)
+            .await
+            .expect("replies are counted");
+        let facts = subject.facts();
+        assert!(facts.redis_ok < asked.redis_ok + 900, "{asked:?} {facts:?}");
+        Subject::shutdown(&subject).await;
     }
 }
