@@ -58,7 +58,7 @@ pub struct Load {
     pub keys: u64,
     /// The exponent of Zipf's law by which keys are chosen: 0 is evenly, 1 (the default) gives the first key of 1 000 one call in seven.
     pub zipf: f64,
-    /// The share of calls that write, 0 to 1. Default 0.02.
+    /// The share of calls that write, from 0 to less than 1. Default 0.02.
     pub writes: f64,
     /// Calls running at once at most; an arrival past that is skipped, and counted. Default 1 024.
     pub in_flight: usize,
@@ -412,6 +412,12 @@ mod tests {
             ("[load]\nrate = 5\ncallers = 5\n", (5, 11), "both"),
             ("[load]\nwrites = 1.5\n", (4, 10), "between 0 and 1"),
             ("[load]\nwrites = nan\n", (4, 10), "between 0 and 1"),
+            (
+                "[load]\nrate = 5\nwrites = 1\n",
+                (5, 10),
+                "judged by its reads",
+            ),
+            ("[load]\nwrites = 1.0\n", (4, 10), "judged by its reads"),
             ("[load]\nspeed = 5\n", (4, 1), "unknown field"),
             ("[[steps]]\nfault = 'earthquake'\n", (4, 9), "earthquake"),
             (

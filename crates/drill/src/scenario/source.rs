@@ -150,10 +150,21 @@ impl LoadSource {
             arrivals: checked_arrivals(self.rate, self.callers, self.pause)?,
             keys: within(self.keys, 1, 10_000_000, "keys")?.unwrap_or(1000),
             zipf: share_of(self.zipf, 0.0, 5.0)?.unwrap_or(1.0),
-            writes: share_of(self.writes, 0.0, 1.0)?.unwrap_or(0.02),
+            writes: checked_writes(self.writes)?.unwrap_or(0.02),
             in_flight: within(self.in_flight, 1, 1 << 20, "calls at once")?.unwrap_or(1024),
             calls: within(self.calls, 1, MOST_CALLS, "calls")?,
         })
+    }
+}
+
+/// Fallback, hits and recovery are told by reads; without any, nothing would ever be seen to recover.
+fn checked_writes(writes: Option<Spanned<f64>>) -> Result<Option<f64>, Mistake> {
+    match writes {
+        Some(writes) if *writes.get_ref() == 1.0 => Err(Mistake::at(
+            &writes,
+            "a drill is judged by its reads: the share of writes is less than 1",
+        )),
+        writes => share_of(writes, 0.0, 1.0),
     }
 }
 
