@@ -68,6 +68,9 @@ impl Backend {
         let mut options = DatabaseOptions::default();
         options.max_connections = config.database.max_connections;
         options.acquire_timeout = config.database.acquire_timeout;
+        // What its words do not tell, the database does: whether a query writes. No more of them load at once.
+        let readers = u32::try_from(config.database.guard.concurrency).unwrap_or(u32::MAX);
+        options.read_only_connections = Some(readers);
         options.tls = config.database.tls.as_ref().map(database_tls);
         let database = Database::connect(config.database.url.expose(), options)?;
         let cache = cache(config, database.clone(), client.clone()).await?;

@@ -31,6 +31,8 @@ pub type Row = Map<String, Value>;
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: Pool,
+    /// Connections that may only read.
+    readers: Option<Pool>,
     pulse: Pulse,
     query_limit: Duration,
 }
@@ -59,6 +61,10 @@ pub struct DatabaseOptions {
     pub query_limit: Duration,
     /// TLS towards PostgreSQL, MySQL and MariaDB. Default none: what the URL says, or else TLS if the server can.
     pub tls: Option<DatabaseTls>,
+    /// So many connections beside the pool's, on which the database itself refuses whatever would write, be it a SELECT of a function that does
+    /// ([`SourceError::writes`]); [`Database::select`] then runs on these. Default none: it runs on the pool's, and what writes, writes. Costs no round
+    /// trip of a query, and keeps what writes from waiting behind what reads. PostgreSQL is told so by the startup parameter `options`.
+    pub read_only_connections: Option<u32>,
 }
 
 impl Default for DatabaseOptions {
@@ -68,6 +74,7 @@ impl Default for DatabaseOptions {
             acquire_timeout: Duration::from_secs(1),
             query_limit: Duration::from_secs(5),
             tls: None,
+            read_only_connections: None,
         }
     }
 }
@@ -154,6 +161,18 @@ impl SourceError {
             _ => false,
         }
     }
+
+    /// Whether the database refused it because it writes where only reading is allowed ([`DatabaseOptions::read_only_connections`]).
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        // SQLSTATE "read-only SQL transaction", of PostgreSQL and MySQL; SQLITE_READONLY.
+        error
+            .code()
+            .is_some_and(|code| matches!(&*code, "25006" | "8"))
+    }
 }
 
 impl Database {
@@ -164,10 +183,10 @@ impl Database {
     /// [`SourceError::Url`] names what is wrong with the URL.
     pub fn connect(url: &str, options: DatabaseOptions) -> Result<Self, SourceError> {
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
-        let pool = match scheme {
-            "sqlite" => Pool::Sqlite(sqlite::connect(parse(url)?, &options)),
-            "mysql" | "mariadb" => Pool::MySql(mysql::connect(parse(url)?, &options)),
-            "postgres" | "postgresql" => Pool::Postgres(postgres::connect(parse(url)?, &options)),
+        let (pool, readers) = match scheme {
+            "sqlite" => sqlite::connect(parse(url)?, &options),
+            "mysql" | "mariadb" => mysql::connect(parse(url)?, &options),
+            "postgres" | "postgresql" => postgres::connect(parse(url)?, &options),
             _ => {
                 return Err(SourceError::Url {
                     problem: format!("unknown scheme {scheme:?}"),
@@ -176,6 +195,7 @@ impl Database {
         };
         Ok(Self {
             pool,
+            readers,
             pulse: Pulse::default(),
             query_limit: options.query_limit,
         })
@@ -186,6 +206,7 @@ impl Database {
     pub fn from_pool(pool: Pool) -> Self {
         Self {
             pool,
+            readers: None,
             pulse: Pulse::default(),
             query_limit: DatabaseOptions::default().query_limit,
         }
@@ -260,7 +281,7 @@ impl Database {
         params: &[Param],
     ) -> Result<Vec<Row>, SourceError> {
         let sql = AssertSqlSafe(sql.to_owned());
-        match &self.pool {
+        match self.readers.as_ref().unwrap_or(&self.pool) {
             Pool::Sqlite(pool) => sqlite::select(pool, sql, params, most).await,
             Pool::MySql(pool) => mysql::select(pool, sql, params, most).await,
             Pool::Postgres(pool) => postgres::select(pool, sql, params, most).await,
@@ -280,13 +301,15 @@ impl Database {
         self.query_limit
     }
 
-    /// Closes the pool when all connections have come back.
+    /// Closes the pool when all connections have come back, and that of [`DatabaseOptions::read_only_connections`] with it.
     pub async fn close(&self) {
         self.pulse.close().await;
-        match &self.pool {
-            Pool::Sqlite(pool) => pool.close().await,
-            Pool::MySql(pool) => pool.close().await,
-            Pool::Postgres(pool) => pool.close().await,
+        for pool in std::iter::once(&self.pool).chain(&self.readers) {
+            match pool {
+                Pool::Sqlite(pool) => pool.close().await,
+                Pool::MySql(pool) => pool.close().await,
+                Pool::Postgres(pool) => pool.close().await,
+            }
         }
     }
 }

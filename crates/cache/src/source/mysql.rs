@@ -3,19 +3,35 @@
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlPoolOptions, MySqlRow};
-use sqlx::{AssertSqlSafe, Column, Executor, MySql, MySqlPool, Row as _, TypeInfo, ValueRef};
+use sqlx::{AssertSqlSafe, Column, Executor, MySql, Row as _, TypeInfo, ValueRef};
 
-use super::{DatabaseOptions, Executed, Param, Row, SourceError, hex, number};
+use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, hex, number};
 
-pub(super) fn connect(options: MySqlConnectOptions, limits: &DatabaseOptions) -> MySqlPool {
+/// The pool, and one of connections that only read, if there are to be any.
+pub(super) fn connect(
+    options: MySqlConnectOptions,
+    limits: &DatabaseOptions,
+) -> (Pool, Option<Pool>) {
     let options = match &limits.tls {
         Some(tls) => super::tls::mysql(options, tls),
         None => options,
     };
-    MySqlPoolOptions::new()
-        .max_connections(limits.max_connections)
-        .acquire_timeout(limits.acquire_timeout)
-        .connect_lazy_with(options)
+    let pool = |connections| {
+        MySqlPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(limits.acquire_timeout)
+    };
+    let readers = limits.read_only_connections.map(|connections| {
+        let only_reads = pool(connections).after_connect(|connection, _| {
+            Box::pin(async move {
+                let sql = "SET SESSION TRANSACTION READ ONLY";
+                connection.execute(sql).await.map(|_| ())
+            })
+        });
+        Pool::MySql(only_reads.connect_lazy_with(options.clone()))
+    });
+    let writers = pool(limits.max_connections).connect_lazy_with(options);
+    (Pool::MySql(writers), readers)
 }
 
 pub(super) async fn select<'e, E>(

@@ -3,19 +3,29 @@
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions, PgRow};
-use sqlx::{AssertSqlSafe, Column, Executor, PgPool, Postgres, Row as _, TypeInfo, ValueRef};
+use sqlx::{AssertSqlSafe, Column, Executor, Postgres, Row as _, TypeInfo, ValueRef};
 
-use super::{DatabaseOptions, Executed, Param, Row, SourceError, hex, number};
+use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, hex, number};
 
-pub(super) fn connect(options: PgConnectOptions, limits: &DatabaseOptions) -> PgPool {
+/// The pool, and one of connections that only read, if there are to be any.
+pub(super) fn connect(options: PgConnectOptions, limits: &DatabaseOptions) -> (Pool, Option<Pool>) {
     let options = match &limits.tls {
         Some(tls) => super::tls::postgres(options, tls),
         None => options,
     };
-    PgPoolOptions::new()
-        .max_connections(limits.max_connections)
-        .acquire_timeout(limits.acquire_timeout)
-        .connect_lazy_with(options)
+    let pool = |connections, options| {
+        let pool = PgPoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(limits.acquire_timeout);
+        Pool::Postgres(pool.connect_lazy_with(options))
+    };
+    let readers = limits.read_only_connections.map(|connections| {
+        // Said with a connection's first message: it costs nothing, and a proxy that shares connections refuses it rather than let
+        // it leak into those of others.
+        let read_only = [("default_transaction_read_only", "on")];
+        pool(connections, options.clone().options(read_only))
+    });
+    (pool(limits.max_connections, options), readers)
 }
 
 pub(super) async fn select<'e, E>(

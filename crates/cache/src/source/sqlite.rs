@@ -8,21 +8,32 @@ use sqlx::sqlite::{
     SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
     SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Column, Executor, Row as _, Sqlite, SqlitePool, TypeInfo, ValueRef};
+use sqlx::{AssertSqlSafe, Column, Executor, Row as _, Sqlite, TypeInfo, ValueRef};
 
-use super::{DatabaseOptions, Executed, Param, Row, SourceError, hex, number};
+use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, hex, number};
 
-pub(super) fn connect(options: SqliteConnectOptions, limits: &DatabaseOptions) -> SqlitePool {
+/// The pool, and one of connections that only read, if there are to be any.
+pub(super) fn connect(
+    options: SqliteConnectOptions,
+    limits: &DatabaseOptions,
+) -> (Pool, Option<Pool>) {
     let options = options
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal)
         .synchronous(SqliteSynchronous::Normal)
         .foreign_keys(true)
         .busy_timeout(limits.query_limit.max(Duration::from_secs(1)));
-    SqlitePoolOptions::new()
-        .max_connections(limits.max_connections)
-        .acquire_timeout(limits.acquire_timeout)
-        .connect_lazy_with(options)
+    let pool = |connections, options| {
+        let pool = SqlitePoolOptions::new()
+            .max_connections(connections)
+            .acquire_timeout(limits.acquire_timeout);
+        Pool::Sqlite(pool.connect_lazy_with(options))
+    };
+    let readers = limits.read_only_connections.map(|connections| {
+        // Not `mode=ro`, which could neither make a file that is missing nor take up a WAL that was left behind.
+        pool(connections, options.clone().pragma("query_only", "ON"))
+    });
+    (pool(limits.max_connections, options), readers)
 }
 
 pub(super) async fn select<'e, E>(

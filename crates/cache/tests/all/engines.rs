@@ -357,3 +357,74 @@ async fn a_database_that_takes_no_more_connections_is_not_down() {
     assert!(database.ping(Duration::from_secs(5)).await.is_err());
     drop(held);
 }
+
+/// `counted` writes, which its name does not tell.
+async fn selects_only_read(url: &str, function: Option<&'static str>) {
+    let mut options = DatabaseOptions::default();
+    options.read_only_connections = Some(2);
+    let database = Database::connect(url, options).unwrap();
+    let ours = ["CREATE TABLE notes (note VARCHAR(20) NOT NULL)"];
+    for statement in ours.into_iter().chain(function) {
+        let sql = sqlx::raw_sql(statement);
+        match database.pool() {
+            Pool::Sqlite(pool) => sql.execute(pool).await.map(|_| ()),
+            Pool::MySql(pool) => sql.execute(pool).await.map(|_| ()),
+            Pool::Postgres(pool) => sql.execute(pool).await.map(|_| ()),
+            _ => unreachable!(),
+        }
+        .unwrap();
+    }
+    let counted = || async {
+        let rows = database.select("SELECT COUNT(*) AS n FROM notes", &[]);
+        rows.await.unwrap()[0]["n"].as_i64()
+    };
+
+    let mut writes = vec!["INSERT INTO notes VALUES ('slipped in') RETURNING note"];
+    if function.is_some() {
+        writes.push("SELECT counted()");
+    }
+    if matches!(database.pool(), Pool::Postgres(_)) {
+        writes.push(
+            "WITH w AS (INSERT INTO notes VALUES ('slipped in') RETURNING note) SELECT note FROM w",
+        );
+    }
+    for sql in writes {
+        let error = database.select(sql, &[]).await.unwrap_err();
+        assert!(error.writes() && !error.is_passing(), "{sql}: {error}");
+    }
+    assert_eq!(counted().await, Some(0));
+
+    // What is a change, changes, and is seen by those that only read.
+    for n in 1..=3 {
+        let mut tx = database.begin().await.unwrap();
+        let sql = "INSERT INTO notes VALUES ('meant')";
+        tx.execute(sql, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+        assert_eq!(counted().await, Some(n));
+    }
+    database.close().await;
+}
+
+#[tokio::test]
+async fn a_select_may_only_read_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("t.db").display());
+    selects_only_read(&url, None).await;
+    selects_only_read("sqlite::memory:", None).await;
+}
+
+#[tokio::test]
+async fn a_select_may_only_read_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let function = "CREATE FUNCTION counted() RETURNS INT MODIFIES SQL DATA \
+                    BEGIN INSERT INTO notes VALUES ('slipped in'); RETURN 1; END";
+    selects_only_read(&server.url(), Some(function)).await;
+}
+
+#[tokio::test]
+async fn a_select_may_only_read_on_postgresql() {
+    let server = Postgres::start().await.unwrap();
+    let function = "CREATE FUNCTION counted() RETURNS INT LANGUAGE sql AS \
+                    $$ INSERT INTO notes VALUES ('slipped in'); SELECT 1 $$";
+    selects_only_read(&server.url(), Some(function)).await;
+}

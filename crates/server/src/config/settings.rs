@@ -105,7 +105,8 @@ impl LogConfig {
 pub struct DatabaseConfig {
     /// `sqlite://path`, `mysql://…` (MariaDB too) or `postgres://…`; default `sqlite://steadfast.db`, made if missing.
     pub url: SecretUrl,
-    /// Connections of the pool; default 10.
+    /// Connections for statements and the outbox; default 10. Beside them as many as `guard.concurrency` says, which only read, for queries, and one
+    /// that watches.
     pub max_connections: u32,
     /// How long a load waits for one; default 1 s.
     #[serde(serialize_with = "duration")]

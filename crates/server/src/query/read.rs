@@ -103,9 +103,8 @@ impl Query {
         )
         .retry_after(Some(SOON)),
         CacheError::Load(cause) => {
-            let passing = cause
-                .downcast_ref::<SourceError>()
-                .is_none_or(SourceError::is_passing);
+            let source = cause.downcast_ref::<SourceError>();
+            let passing = source.is_none_or(SourceError::is_passing);
             // What the database says may hold values, and is for the operator, not for the caller.
             let told = self.complaints.tell();
             if passing {
@@ -113,6 +112,14 @@ impl Query {
                     tracing::warn!(query, error = %cause, untold, "a query could not be loaded");
                 }
                 unavailable(Some(SOON))
+            } else if source.is_some_and(SourceError::writes) {
+                if let Some(untold) = told {
+                    tracing::error!(query, error = %cause, untold, "a query writes, which the database refused it; what changes data belongs under [statements]");
+                }
+                Problem::new(
+                    ProblemKind::Unavailable,
+                    format!("the query `{query}` writes, and queries may only read; it belongs under [statements]"),
+                )
             } else {
                 if let Some(untold) = told {
                     tracing::error!(query, error = %cause, untold, "a query was refused by the database; it is wrong in the configuration");

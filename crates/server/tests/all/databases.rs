@@ -1,6 +1,7 @@
 //! The same configuration on each database: only the URL differs.
 
 use serde_json::{Value as Json, json};
+use steadfast_cache::Pool;
 use steadfast_drill::process::{MariaDb, Postgres};
 use steadfast_server::config::{SAMPLE, Sources};
 use steadfast_server::{App, Config};
@@ -142,4 +143,68 @@ async fn s1_holds_on_postgresql() {
     let table = "CREATE TABLE users (id BIGSERIAL PRIMARY KEY, name TEXT NOT NULL, phone_number TEXT NOT NULL, \
                  email TEXT, created_at TIMESTAMPTZ NOT NULL)";
     s1_holds_on(&server.url(), table).await;
+}
+
+/// Its words are those of a read; only the database knows what the function does.
+const SLY: &str = r#"
+[queries.sly]
+sql = "SELECT counted() AS n"
+
+[queries.notes]
+sql = "SELECT COUNT(*) AS n FROM notes"
+ttl = "never"
+
+[ttl.never]
+fresh = "1ms"
+stale = "0s"
+
+[statements.count]
+sql = "INSERT INTO notes VALUES ('meant')"
+"#;
+
+async fn s1_a_query_that_writes_is_refused(url: &str, function: &'static str) {
+    let sources = Sources::new()
+        .text("sly", SLY)
+        .flag("test", "redis.url", "redis://127.0.0.1:1")
+        .flag("test", "database.url", url);
+    let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
+    for sql in ["CREATE TABLE notes (note VARCHAR(20))", function] {
+        let sql = sqlx::raw_sql(sql);
+        match app.database().pool() {
+            Pool::MySql(pool) => sql.execute(pool).await.map(|_| ()),
+            Pool::Postgres(pool) => sql.execute(pool).await.map(|_| ()),
+            _ => unreachable!(),
+        }
+        .unwrap();
+    }
+    let service = Service::from_app(app).await;
+    let notes = || async {
+        let seen = service.get("/v1/queries/notes").await.json();
+        seen["rows"][0]["n"].as_i64()
+    };
+    let refused = service.get("/v1/queries/sly").await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+    assert!(detail.contains("`sly` writes"), "{detail}");
+    assert!(detail.contains("[statements]"), "{detail}");
+    assert_eq!(notes().await, Some(0));
+    let meant = service.post("/v1/statements/count", &json!({})).await;
+    assert_eq!(meant.status, 200, "{}", meant.text());
+    assert_eq!(notes().await, Some(1));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_a_query_that_writes_is_refused_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let function = "CREATE FUNCTION counted() RETURNS INT MODIFIES SQL DATA \
+                    BEGIN INSERT INTO notes VALUES ('slipped in'); RETURN 1; END";
+    s1_a_query_that_writes_is_refused(&server.url(), function).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s1_a_query_that_writes_is_refused_on_postgresql() {
+    let server = Postgres::start().await.unwrap();
+    let function = "CREATE FUNCTION counted() RETURNS INT LANGUAGE sql AS \
+                    $$ INSERT INTO notes VALUES ('slipped in'); SELECT 1 $$";
+    s1_a_query_that_writes_is_refused(&server.url(), function).await;
 }
