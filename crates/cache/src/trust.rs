@@ -160,6 +160,11 @@ impl Trust {
         self.state.lock().epoch.clone()
     }
 
+    /// What a Redis must have reached that is to be believed or written to, if this is the watermark known.
+    pub(crate) fn required(&self, known: u64) -> u64 {
+        if self.heed_watermark { known } else { 0 }
+    }
+
     fn believed(&self) -> Option<Standing> {
         let state = self.state.lock();
         state.epoch.as_ref().map(|epoch| Standing {
@@ -180,11 +185,7 @@ impl Trust {
                 self.learn(glance.watermark);
             }
         }
-        let known = if self.heed_watermark {
-            self.known_watermark()
-        } else {
-            0
-        };
+        let known = self.required(self.known_watermark());
         let mut ask = redis::cmd("EVAL");
         ask.arg(ADOPT)
             .arg(2)

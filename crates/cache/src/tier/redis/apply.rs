@@ -31,7 +31,7 @@ impl RedisTier {
             let mut ask = redis::cmd("EVAL");
             ask.arg(APPLY).arg(names.len()).arg(names);
             ask.arg(&*epoch)
-                .arg(watermark)
+                .arg(self.trust.required(watermark))
                 .arg(targets.len())
                 .arg(self.names.channel())
                 .arg(&body);

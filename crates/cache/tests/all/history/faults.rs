@@ -174,7 +174,7 @@ impl Stage {
             }
             Fault::RestoreSnapshot => {
                 self.redis().save_snapshot().await.unwrap();
-                self.pause(300..800).await;
+                self.pause(300..2000).await;
                 self.redis().restart_from_snapshot().await.unwrap();
             }
             Fault::Failover => self.fail_over().await,
