@@ -23,6 +23,9 @@ pub(crate) struct RespFault {
 pub(crate) enum Treatment {
     /// The server never sees it, and this is the answer.
     Answer(Bytes),
+    /// The server never sees it, and this error is the answer; what else a server does that refuses a command (it remembers so in a transaction)
+    /// is done too.
+    Refuse(Bytes),
     /// It runs, and its answer comes so much later (and with it all that come after it).
     Delay(Duration),
     /// It runs, and its answer comes when the fault is removed (and with it all that come after it).

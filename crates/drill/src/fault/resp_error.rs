@@ -5,7 +5,8 @@ use super::resp::{Commands, RespFault, Treatment, always, check, is_called};
 use serde::{Deserialize, Serialize};
 use steadfast_core::command::{Effect, classify};
 
-/// Answers commands with an error; the server never sees them.
+/// Answers commands with an error; the server never sees them. Within MULTI it is told that something was refused, so EXEC aborts as it does
+/// after any refusal.
 ///
 /// `error` is the line without its `-`, or one of these names, which stand for what Redis says in that state, to those commands
 /// that it then refuses (as long as `commands` does not choose others):
@@ -102,8 +103,8 @@ impl RespError {
             .iter()
             .find(|state| state.name.eq_ignore_ascii_case(&self.error));
         let line = state.map_or(self.error.as_str(), |state| state.line);
-        let answer = Treatment::Answer(format!("-{line}\r\n").into());
-        let mut fault = RespFault::new(&self.commands, self.percentage, answer);
+        let refuse = Treatment::Refuse(format!("-{line}\r\n").into());
+        let mut fault = RespFault::new(&self.commands, self.percentage, refuse);
         if let (Some(state), true) = (state, self.commands.is_empty()) {
             fault.commands = Commands::Such(state.refuses);
         }
@@ -175,6 +176,18 @@ const ADMITTED_WHILE_LOADING: [&str; 20] = [
     "WATCH",
 ];
 
+/// What Redis flags as `allow_busy`, beside the login.
+const ADMITTED_WHILE_BUSY: [&str; 8] = [
+    "DISCARD",
+    "FUNCTION KILL",
+    "FUNCTION STATS",
+    "MULTI",
+    "SCRIPT KILL",
+    "SHUTDOWN",
+    "UNWATCH",
+    "WATCH",
+];
+
 fn unless_admitted(args: &[&[u8]]) -> bool {
     !ADMITTED_WHILE_LOADING
         .iter()
@@ -190,10 +203,7 @@ fn has_key(args: &[&[u8]]) -> bool {
 }
 
 fn unless_rescue(args: &[&[u8]]) -> bool {
-    unless_login(args)
-        && !["SCRIPT KILL", "FUNCTION KILL", "FUNCTION STATS", "SHUTDOWN"]
-            .iter()
-            .any(|name| is_called(args, name))
+    unless_login(args) && !ADMITTED_WHILE_BUSY.iter().any(|name| is_called(args, name))
 }
 
 fn unless_login(args: &[&[u8]]) -> bool {
@@ -241,8 +251,8 @@ mod tests {
             ),
             (
                 RespError::busy(),
-                &["GET k", "PING"],
-                &["SCRIPT KILL", "SHUTDOWN NOSAVE", "AUTH x"],
+                &["GET k", "PING", "EXEC"],
+                &["SCRIPT KILL", "SHUTDOWN NOSAVE", "AUTH x", "MULTI"],
             ),
             (
                 RespError::noauth(),

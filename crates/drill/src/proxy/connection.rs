@@ -43,6 +43,8 @@ struct Connection {
     up: Lane,
     down: Lane,
     exchange: Option<Exchange>,
+    /// It has been counted as one that is no longer followed.
+    unfollowed: bool,
     /// For what the exchange keeps back.
     timer: Option<Pin<Box<Sleep>>>,
     open: Open,
@@ -84,6 +86,7 @@ impl Start {
             up,
             down,
             exchange,
+            unfollowed: false,
             timer: None,
             open,
         };
@@ -192,6 +195,12 @@ impl Connection {
         }
     }
 
+    fn admits_commands(&self) -> bool {
+        self.exchange
+            .as_ref()
+            .is_none_or(|exchange| exchange.admits(Way::Up))
+    }
+
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -203,6 +212,7 @@ impl Connection {
             let up = self
                 .up
                 .poll(cx, client, server, self.exchange.as_mut(), &tally.bytes_up);
+            let held_up = !self.admits_commands();
             if let Some(exchange) = &mut self.exchange {
                 let now = tokio::time::Instant::now().into_std();
                 let ready = exchange.ready(now);
@@ -222,6 +232,17 @@ impl Connection {
                 (Flow::Close, _) | (_, Flow::Close) => return Poll::Ready(Flow::Close),
                 (Flow::Finished, Flow::Finished) => return Poll::Ready(Flow::Finished),
                 _ => {}
+            }
+            if let Some(exchange) = &self.exchange {
+                if exchange.is_lost() && !std::mem::replace(&mut self.unfollowed, true) {
+                    tally.unfollowed.fetch_add(1, Ordering::Relaxed);
+                }
+                if exchange.is_broken() {
+                    return Poll::Ready(Flow::Reset);
+                }
+            }
+            if held_up && self.admits_commands() {
+                continue;
             }
             let due = self.exchange.as_ref().and_then(Exchange::due);
             if !due.is_some_and(|due| fires(&mut self.timer, due, cx)) {

@@ -5,16 +5,21 @@
 //! belong to no command and pass at once.
 //!
 //! Where the row cannot be known any longer (subscriptions in RESP2, MONITOR, CLIENT REPLY, replication, bytes that are no
-//! RESP), the connection is no longer followed: its bytes pass as they are.
+//! RESP, one command or reply that takes more than 64 MiB), the connection is no longer followed: its bytes pass as they are. Only
+//! if answers made here would then be missing among the server's, the connection is reset.
+//!
+//! What is kept is bounded: past 16 MiB of answers that do not have their turn, or of places in the row, the side that would add to them
+//! is not read from, as with a server that does not answer.
 
 use super::ToxicId;
+use super::lane::Way;
 use crate::fault::{RespFault, Treatment};
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use redis::Value;
 use std::collections::VecDeque;
 use std::time::Instant;
-use steadfast_core::resp::{DecodeError, Decoder};
+use steadfast_core::resp::{DecodeError, Decoder, Limits};
 
 /// The commands and replies of one connection.
 #[derive(Default)]
@@ -24,16 +29,30 @@ pub(super) struct Exchange {
     replies: Framer,
     /// The answers owed, the oldest first.
     row: VecDeque<Place>,
+    /// What those places take, with the answers made here.
+    row_bytes: usize,
     /// Replies of the server that do not have their turn yet.
     arrived: VecDeque<Bytes>,
+    arrived_bytes: usize,
+    /// The client has begun a transaction, and not ended it.
+    in_multi: bool,
     /// Commands are no longer followed; nor are replies, once the row is empty.
     lost: bool,
+    /// Answers made here have lost their places among the server's.
+    broken: bool,
 }
+
+/// What may wait each way for its turn. The worst case of memory is this and [`LARGEST`], each way, and what one read adds.
+const KEPT: usize = 16 << 20;
+/// The memory that one command or one reply may take while it is followed.
+const LARGEST: usize = 64 << 20;
 
 /// One command's place in the row.
 struct Place {
     /// What was made here; else the server's next reply belongs here.
     answer: Option<Bytes>,
+    /// The server was told something in place of the command: its next reply is taken out for what was made here.
+    replaces: bool,
     /// Not to be left before.
     not_before: Option<Instant>,
     /// Not to be left while this fault lasts.
@@ -93,17 +112,23 @@ impl Exchange {
         while !(self.lost && self.row.is_empty()) {
             match self.replies.next() {
                 Ok(Some((frame, Value::Push { .. }))) => pushes.extend_from_slice(&frame),
-                Ok(Some((frame, _))) => self.arrived.push_back(frame),
+                Ok(Some((frame, _))) => {
+                    self.arrived_bytes += weight(&frame);
+                    self.arrived.push_back(frame);
+                }
                 Ok(None) => break,
                 Err(_) => {
                     self.lost = true;
+                    self.broken = self.row.iter().any(|place| place.answer.is_some());
                     self.row.clear();
+                    self.row_bytes = 0;
                 }
             }
             pushes.extend_from_slice(&self.ready(now));
         }
         if self.lost && self.row.is_empty() {
             pushes.extend(self.arrived.drain(..).flatten());
+            self.arrived_bytes = 0;
             pushes.extend_from_slice(&self.replies.rest());
         }
         pushes.freeze()
@@ -116,10 +141,17 @@ impl Exchange {
             if place.silenced_by.is_some() || place.not_before.is_some_and(|then| then > now) {
                 break;
             }
-            let Some(answer) = place.answer.take().or_else(|| self.arrived.pop_front()) else {
-                break;
+            let replied = if place.is_of_server() {
+                let Some(reply) = self.arrived.pop_front() else {
+                    break;
+                };
+                self.arrived_bytes -= weight(&reply);
+                reply
+            } else {
+                Bytes::new()
             };
-            ready.extend_from_slice(&answer);
+            self.row_bytes -= place.weight();
+            ready.extend_from_slice(place.answer.as_ref().unwrap_or(&replied));
             self.row.pop_front();
         }
         ready.freeze()
@@ -128,10 +160,28 @@ impl Exchange {
     /// When an answer that is there already may leave.
     pub(super) fn due(&self) -> Option<Instant> {
         let place = self.row.front()?;
-        let is_there = place.answer.is_some() || !self.arrived.is_empty();
+        let is_there = !place.is_of_server() || !self.arrived.is_empty();
         place
             .not_before
             .filter(|_| is_there && place.silenced_by.is_none())
+    }
+
+    /// Whether more may be taken of that side.
+    pub(super) fn admits(&self, way: Way) -> bool {
+        match way {
+            Way::Up => self.row_bytes < KEPT,
+            Way::Down => self.arrived_bytes < KEPT,
+        }
+    }
+
+    /// Whether it is no longer followed, or will not be once the row is empty.
+    pub(super) fn is_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether the client can no longer be given the answers it is owed.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken
     }
 
     fn command(&mut self, frame: &[u8], value: &Value, now: Instant, through: &mut BytesMut) {
@@ -143,6 +193,7 @@ impl Exchange {
         }
         let mut place = Place {
             answer: None,
+            replaces: false,
             not_before: None,
             silenced_by: None,
         };
@@ -152,16 +203,70 @@ impl Exchange {
             .find_map(|(id, fault, rng)| Some((*id, fault.treats(&args, rng)?)));
         match treatment {
             Some((_, Treatment::Answer(answer))) => place.answer = Some(answer.clone()),
+            Some((_, Treatment::Refuse(error))) => {
+                place.answer = Some(refusal_of(&args, error));
+                place.replaces = self.in_multi;
+            }
             Some((_, Treatment::Delay(delay))) => place.not_before = Some(now + *delay),
             Some((id, Treatment::Silence)) => place.silenced_by = Some(id),
             None => {}
         }
+        let is = |name| is_called(&args, &[name]);
         if place.answer.is_none() {
             through.extend_from_slice(frame);
+            self.in_multi = is("MULTI") || (self.in_multi && !ENDING.into_iter().any(is));
+        } else if place.replaces {
+            let ends = is("EXEC");
+            through.extend_from_slice(if ends { DISCARD } else { SPOILER });
+            self.in_multi = !ends;
         }
+        self.row_bytes += place.weight();
         self.row.push_back(place);
     }
 }
+
+impl Place {
+    /// Whether the server's next reply belongs here, be it given or taken out.
+    fn is_of_server(&self) -> bool {
+        self.answer.is_none() || self.replaces
+    }
+
+    fn weight(&self) -> usize {
+        size_of::<Self>() + self.answer.as_ref().map_or(0, Bytes::len)
+    }
+}
+
+fn weight(reply: &Bytes) -> usize {
+    size_of::<Bytes>() + reply.len()
+}
+
+/// What a server answers that refuses a command. An EXEC that is refused ends its transaction, and says so, but where a cluster sends it elsewhere
+/// (`rejectCommand` and `processCommand` in Redis' `server.c`).
+fn refusal_of(args: &[&[u8]], error: &Bytes) -> Bytes {
+    let redirects = REDIRECTIONS.iter().any(|code| error[1..].starts_with(code));
+    if !is_called(args, &["EXEC"]) || redirects {
+        return error.clone();
+    }
+    let mut answer = BytesMut::from(&b"-EXECABORT Transaction discarded because of: "[..]);
+    answer.extend_from_slice(&error[1..]);
+    answer.freeze()
+}
+
+const REDIRECTIONS: [&[u8]; 5] = [
+    b"MOVED ",
+    b"ASK ",
+    b"CLUSTERDOWN ",
+    b"CROSSSLOT ",
+    b"TRYAGAIN ",
+];
+
+/// Commands that end a transaction.
+const ENDING: [&str; 3] = ["EXEC", "DISCARD", "RESET"];
+
+const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
+
+/// What every server refuses to queue, for want of a key: sent in place of a refused command, it makes EXEC abort.
+const SPOILER: &[u8] = b"*1\r\n$3\r\nGET\r\n";
 
 /// Commands after which replies and commands no longer come in pairs.
 const LOSING: [&[&str]; 7] = [
@@ -195,12 +300,26 @@ fn arguments(value: &Value) -> Vec<&[u8]> {
 }
 
 /// Cuts a stream into its top-level values.
-#[derive(Default)]
 struct Framer {
     decoder: Decoder,
     buffer: BytesMut,
     /// How much of the buffer the decoder has seen.
     seen: usize,
+}
+
+impl Default for Framer {
+    fn default() -> Self {
+        let limits = Limits {
+            bulk_bytes: LARGEST,
+            total_bytes: LARGEST,
+            ..Limits::default()
+        };
+        Self {
+            decoder: Decoder::new(limits),
+            buffer: BytesMut::new(),
+            seen: 0,
+        }
+    }
 }
 
 impl Framer {
@@ -226,5 +345,97 @@ impl Framer {
     fn rest(&mut self) -> Bytes {
         self.seen = 0;
         self.buffer.split().freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fault::{RespError, RespSilence, Toxic};
+
+    fn now() -> Instant {
+        tokio::time::Instant::now().into_std()
+    }
+
+    fn exchange(toxic: Toxic) -> Exchange {
+        let mut exchange = Exchange::default();
+        let fault = toxic.fault.resp().expect("a fault of the protocol");
+        exchange.add(ToxicId(1), fault, Rng::with_seed(0));
+        exchange
+    }
+
+    fn silenced() -> Exchange {
+        let commands = vec!["GET".to_owned()];
+        let percentage = 100.0;
+        exchange(Toxic::new(RespSilence {
+            commands,
+            percentage,
+        }))
+    }
+
+    fn bytes(text: &'static str) -> Bytes {
+        Bytes::from_static(text.as_bytes())
+    }
+
+    const GET: &str = "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n";
+    const PING: &str = "*1\r\n$4\r\nPING\r\n";
+
+    #[test]
+    fn d1_what_waits_behind_silence_is_bounded_both_ways() {
+        let mut exchange = silenced();
+        exchange.requests(&bytes(GET), now());
+        let mut commands = 0;
+        while exchange.admits(Way::Up) {
+            exchange.requests(&bytes(PING), now());
+            commands += 1;
+            assert!(commands * size_of::<Place>() <= KEPT, "{commands}");
+        }
+        let (mut replies, reply) = (0, Bytes::from(format!("+{}\r\n", "x".repeat(500))));
+        while exchange.admits(Way::Down) {
+            assert!(exchange.replies(&reply, now()).is_empty());
+            replies += 1;
+            assert!(replies * reply.len() <= KEPT, "{replies}");
+        }
+        exchange.retain(|_| false);
+        assert_eq!(exchange.ready(now()).len(), replies * reply.len());
+        assert!(exchange.admits(Way::Up) && exchange.admits(Way::Down));
+        assert_eq!(exchange.arrived_bytes, 0);
+        assert_eq!(
+            exchange.row_bytes,
+            (commands + 1 - replies) * size_of::<Place>()
+        );
+    }
+
+    #[test]
+    fn d1_a_reply_too_large_to_be_followed_passes_as_it_is() {
+        let mut exchange = Exchange::default();
+        exchange.requests(&bytes(GET), now());
+        let reply = "$70000000\r\nand so on";
+        assert_eq!(exchange.replies(&bytes(reply), now()), reply);
+        assert!(exchange.is_lost() && !exchange.is_broken());
+        assert_eq!(exchange.requests(&bytes(GET), now()), GET);
+    }
+
+    #[test]
+    fn d1_a_command_too_large_to_be_followed_passes_after_those_before_it() {
+        let mut exchange = silenced();
+        let command = "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$70000000\r\nand so on";
+        assert_eq!(exchange.requests(&bytes(GET), now()), GET);
+        assert_eq!(exchange.requests(&bytes(command), now()), command);
+        assert!(exchange.is_lost());
+        assert!(
+            exchange.replies(&bytes("$-1\r\n+OK\r\n"), now()).is_empty(),
+            "silenced"
+        );
+    }
+
+    #[test]
+    fn d1_a_connection_whose_answers_have_lost_their_places_is_broken() {
+        let mut exchange = exchange(Toxic::new(RespError::oom()));
+        let set = "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
+        assert_eq!(exchange.requests(&bytes(GET), now()), GET);
+        assert_eq!(exchange.requests(&bytes(set), now()), "");
+        exchange.replies(&bytes("$70000000\r\nand so on"), now());
+        assert!(exchange.is_broken());
     }
 }

@@ -193,6 +193,10 @@ impl Lane {
                 Admits::From(then) => then <= now,
                 Admits::Full | Admits::Nothing => false,
             });
+        let admits = admits
+            && exchange
+                .as_deref()
+                .is_none_or(|exchange| exchange.admits(self.way));
         if self.ended || !admits || !self.filled.is_empty() || self.queued_bytes >= QUEUE_LIMIT {
             return false;
         }

@@ -73,6 +73,9 @@ pub struct Counters {
     pub rejected: u64,
     /// Of these, connections reset because the server could not be reached.
     pub unreachable: u64,
+    /// Connections that were followed command by command and no longer are (`proxy/exchange.rs` says why), so that RESP faults do not
+    /// act on them any more.
+    pub unfollowed: u64,
     /// Bytes read from clients.
     pub bytes_up: u64,
     /// Bytes read from the server.
@@ -334,6 +337,7 @@ struct Tally {
     open: AtomicU64,
     rejected: AtomicU64,
     unreachable: AtomicU64,
+    unfollowed: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
 }
@@ -346,6 +350,7 @@ impl Tally {
             open: read(&self.open),
             rejected: read(&self.rejected),
             unreachable: read(&self.unreachable),
+            unfollowed: read(&self.unfollowed),
             bytes_up: read(&self.bytes_up),
             bytes_down: read(&self.bytes_down),
         }

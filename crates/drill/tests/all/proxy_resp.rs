@@ -120,6 +120,106 @@ async fn d1_errors_answer_the_chosen_commands_in_their_place_and_the_server_neve
     assert_eq!(client.ask("SET k w").await, Value::Okay);
 }
 
+/// Some reply of a transaction that was aborted, with that in its text.
+fn is_aborted(value: &Value, because: &str) -> bool {
+    matches!(value, Value::ServerError(error)
+        if error.code() == "EXECABORT" && error.details().is_some_and(|text| text.contains(because)))
+}
+
+#[tokio::test]
+async fn d1_a_command_refused_within_multi_aborts_its_transaction_as_on_a_real_server() {
+    let (redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    let id = proxy
+        .add(Toxic::new(RespError::oom().commands(&["SET"])))
+        .await
+        .unwrap();
+    client
+        .send(&["MULTI", "INCR n", "SET k v", "EXEC", "PING"])
+        .await;
+    assert_eq!(client.reply().await, Value::Okay);
+    assert_eq!(client.reply().await, Value::SimpleString("QUEUED".into()));
+    assert!(is_error(&client.reply().await, "OOM"));
+    let aborted = client.reply().await;
+    assert!(is_aborted(&aborted, "previous errors"), "{aborted:?}");
+    assert_eq!(client.reply().await, Value::SimpleString("PONG".into()));
+    assert_eq!(
+        redis.command(&["EXISTS", "n", "k"]).await.unwrap(),
+        Value::Int(0)
+    );
+    // Its end was seen: what is refused now is refused by itself.
+    assert!(is_error(&client.ask("SET k v").await, "OOM"));
+    client.send(&["MULTI", "INCR n", "EXEC"]).await;
+    client.reply().await;
+    client.reply().await;
+    assert_eq!(client.reply().await, Value::Array(vec![Value::Int(1)]));
+    proxy.remove(id).await;
+
+    proxy
+        .add(Toxic::new(RespError::busy().commands(&["EXEC"])))
+        .await
+        .unwrap();
+    client.send(&["MULTI", "INCR n", "EXEC", "GET n"]).await;
+    client.reply().await;
+    client.reply().await;
+    let aborted = client.reply().await;
+    assert!(is_aborted(&aborted, "because of: BUSY"), "{aborted:?}");
+    assert_eq!(client.reply().await, text("1"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_a_silence_keeps_only_so_much_and_nothing_of_it_is_lost() {
+    const COMMANDS: usize = 600_000;
+    const LARGE: usize = 1 << 20;
+    let (redis, proxy) = redis_behind_proxy().await;
+    redis
+        .command(&["SET", "large", &"x".repeat(LARGE)])
+        .await
+        .unwrap();
+    let silence = RespSilence {
+        commands: vec!["ECHO".into()],
+        percentage: 100.0,
+    };
+    for (command, count, reply) in [
+        ("PING", COMMANDS, "+PONG\r\n".len()),
+        ("GET large", 64, LARGE + "$1048576\r\n\r\n".len()),
+    ] {
+        let id = proxy.add(Toxic::new(silence.clone())).await.unwrap();
+        let mut client = Client::connect(&proxy).await;
+        client.send(&["ECHO first"]).await;
+        let before = proxy.counters();
+        let (mut from, mut to) = client.stream.into_split();
+        let mut packed = redis::Cmd::new();
+        command.split(' ').for_each(|arg| {
+            packed.arg(arg);
+        });
+        let all = packed.get_packed_command().repeat(count);
+        let sent = all.len() as u64;
+        let writing = tokio::spawn(async move { to.write_all(&all).await.map(|()| to) });
+        // Long enough to take all of it, were it taken.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        let taken = proxy.counters();
+        let (up, down) = (
+            taken.bytes_up - before.bytes_up,
+            taken.bytes_down - before.bytes_down,
+        );
+        let most = 24 << 20;
+        assert!(
+            down < most && (up < sent || count < COMMANDS),
+            "{up} of {sent}, {down}"
+        );
+        proxy.remove(id).await;
+        let expected = "$5\r\nfirst\r\n".len() + count * reply;
+        let mut read = vec![0; expected];
+        timeout(LIMIT * 3, from.read_exact(&mut read))
+            .await
+            .expect("it goes on")
+            .unwrap();
+        assert!(read.starts_with(b"$5\r\nfirst\r\n") && read.ends_with(b"\r\n"));
+        writing.await.unwrap().unwrap();
+    }
+}
+
 #[tokio::test]
 async fn d1_every_state_of_a_server_can_be_had_on_demand() {
     let (_redis, proxy) = redis_behind_proxy().await;
