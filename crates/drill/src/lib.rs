@@ -1,6 +1,7 @@
 //! Breaks Redis on purpose and judges what the users of an application would have felt.
 
 pub mod api;
+mod certificates;
 pub mod fault;
 pub mod load;
 pub mod plain;

@@ -9,7 +9,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::aio::MultiplexedConnection;
-use redis::{AsyncCommands, RedisError};
+use redis::{AsyncCommands, RedisError, TlsCertificates};
 use tokio::time::Instant;
 
 use crate::subject::{
@@ -56,8 +56,7 @@ impl Plain {
     /// # Errors
     /// When the URL is not one of a Redis.
     pub fn start(endpoint: &Endpoint, table: Box<dyn Table>) -> Result<Self, SetUpError> {
-        let client = redis::Client::open(endpoint.redis_url.as_str())
-            .map_err(|error| SetUpError(error.to_string()))?;
+        let client = client_of(endpoint).map_err(|error| SetUpError(error.to_string()))?;
         let (connection, counts) = (Mutex::new(None), Counts::default());
         Ok(Self {
             client,
@@ -157,6 +156,19 @@ impl Plain {
         self.redis(|mut connection| async move { connection.del::<_, ()>(name).await })
             .await
     }
+}
+
+/// redis-rs as it is told to connect there.
+pub(crate) fn client_of(endpoint: &Endpoint) -> Result<redis::Client, RedisError> {
+    let url = endpoint.redis_url.as_str();
+    let Some(file) = &endpoint.ca_file else {
+        return redis::Client::open(url);
+    };
+    let certificates = TlsCertificates {
+        client_tls: None,
+        root_cert: Some(std::fs::read(file)?),
+    };
+    redis::Client::build_with_tls(url, certificates)
 }
 
 impl Subject for Plain {

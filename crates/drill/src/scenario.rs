@@ -219,6 +219,10 @@ pub enum Fault {
     UserDeleted,
     /// A new token was issued some time before the old one ended; connections that used the old one are closed.
     TokenExpired,
+    /// The server shows a certificate whose time is over, and its connections are closed. The subject speaks TLS.
+    CertificateExpired,
+    /// The server shows a certificate of another name, and its connections are closed. The subject speaks TLS.
+    CertificateWrong,
     /// Something on the wire between subject and server, or in the protocol spoken on it.
     Wire(Box<Toxic>),
     /// Every query of the database fails.
@@ -241,6 +245,11 @@ impl Fault {
         )
     }
 
+    /// Whether the server must speak TLS, and nothing else.
+    pub fn needs_tls(&self) -> bool {
+        matches!(self, Fault::CertificateExpired | Fault::CertificateWrong)
+    }
+
     /// The name as in a scenario file.
     pub fn name(&self) -> &'static str {
         match self {
@@ -255,6 +264,8 @@ impl Fault {
             Fault::PasswordChanged => "password_changed",
             Fault::UserDeleted => "user_deleted",
             Fault::TokenExpired => "token_expired",
+            Fault::CertificateExpired => "certificate_expired",
+            Fault::CertificateWrong => "certificate_wrong",
             Fault::Wire(toxic) => toxic.fault.name(),
             Fault::DatabaseDown => "database_down",
             Fault::DatabaseSlow(_) => "database_slow",
@@ -441,6 +452,16 @@ mod tests {
                 "[[steps]]\nfault = 'crash'\nfor = '1s'\n[[steps]]\nfault = 'crash'\nat = '500ms'\n",
                 (7, 9),
                 "broken already",
+            ),
+            (
+                "[[steps]]\nfault = 'certificate_wrong'\n[[steps]]\nfault = 'resp_silence'\n",
+                (6, 9),
+                "reads the protocol",
+            ),
+            (
+                "[[steps]]\nfault = 'certificate_wrong'\n[[steps]]\nfault = 'certificate_expired'\n",
+                (6, 9),
+                "one certificate at a time",
             ),
             ("[thresholds]\nerrors = '5'\n", (4, 10), "percentage"),
             ("seed = 'x'\n", (3, 8), "invalid type"),

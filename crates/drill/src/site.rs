@@ -9,12 +9,16 @@ use std::time::Duration;
 use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 
+use crate::certificates::Certificates;
 use crate::fault::{FaultError, Toxic};
-use crate::process::{ProcessError, Redis, Scratch};
+use crate::plain::client_of;
+use crate::process::{ProcessError, Redis, Scratch, Tls};
 use crate::proxy::{Proxy, ProxyError, ToxicId};
 use crate::scenario::{Fault, Scenario};
 use crate::subject::{DatabaseFault, Endpoint, Subject};
 
+/// As which subjects know the server.
+const HOST: &str = "127.0.0.1";
 const USER: &str = "app";
 const PASSWORD: &str = "first-password";
 const OTHER_PASSWORD: &str = "second-password";
@@ -37,6 +41,8 @@ pub(crate) struct Site {
     redis: std::sync::Arc<Redis>,
     /// Where the current token stands.
     token: Option<PathBuf>,
+    /// What it may show, if it speaks TLS.
+    certificates: Option<Certificates>,
     /// Takes all places for clients, and is the only one who can give them back.
     occupant: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
@@ -72,6 +78,12 @@ impl Site {
                 .config("key-load-delay", delay.to_string())
                 .config("loading-process-events-interval-bytes", "1024");
         }
+        let mut certificates = None;
+        if faults().any(Fault::needs_tls) {
+            let made = Certificates::make(scratch.path(), HOST)?;
+            builder = builder.tls(made.good.clone());
+            certificates = Some(made);
+        }
         let redis = std::sync::Arc::new(builder.start().await?);
         let proxy = if faults().any(Fault::needs_proxy) {
             // RESP faults take hold of open connections only if those were followed from their start.
@@ -88,6 +100,7 @@ impl Site {
             wired: Mutex::default(),
             redis,
             token,
+            certificates,
             occupant: tokio::sync::Mutex::default(),
             loading: Mutex::default(),
             scratch,
@@ -103,19 +116,27 @@ impl Site {
 
     /// Where the subject finds this Redis.
     pub(crate) fn endpoint(&self) -> Endpoint {
-        let endpoint =
-            Endpoint::new(self.url(self.addr())).with_folder(self.scratch.path().to_owned());
-        match &self.token {
-            None => endpoint,
-            Some(file) => endpoint.with_password_file(file.clone()),
-        }
+        self.endpoint_at(self.addr())
     }
 
-    fn url(&self, addr: SocketAddr) -> String {
-        match &self.token {
-            None => format!("redis://{addr}/0"),
-            Some(_) => format!("redis://{USER}:{PASSWORD}@{addr}/0"),
+    fn endpoint_at(&self, addr: SocketAddr) -> Endpoint {
+        let scheme = match self.certificates {
+            None => "redis",
+            Some(_) => "rediss",
+        };
+        let login = match self.token {
+            None => String::new(),
+            Some(_) => format!("{USER}:{PASSWORD}@"),
+        };
+        let mut endpoint = Endpoint::new(format!("{scheme}://{login}{addr}/0"))
+            .with_folder(self.scratch.path().to_owned());
+        if let Some(file) = &self.token {
+            endpoint = endpoint.with_password_file(file.clone());
         }
+        if let Some(certificates) = &self.certificates {
+            endpoint = endpoint.with_ca_file(certificates.authority.clone());
+        }
+        endpoint
     }
 
     /// Keeps the data of now, if some fault will bring them back.
@@ -172,6 +193,8 @@ impl Site {
                     .await?;
                 redis.command(&["CLIENT", "KILL", "USER", USER]).await?;
             }
+            Fault::CertificateExpired => self.present(|made| &made.expired).await?,
+            Fault::CertificateWrong => self.present(|made| &made.wrong).await?,
             Fault::DatabaseDown => subject.database_fault(DatabaseFault::Down),
             Fault::DatabaseSlow(by) => subject.database_fault(DatabaseFault::Slow(*by)),
             Fault::Wire(toxic) => self.wire(toxic).await?,
@@ -208,6 +231,11 @@ impl Site {
                 let user = ["ACL", "SETUSER", USER, "reset", "on", "~*", "&*", "+@all"];
                 let password = format!(">{PASSWORD}");
                 redis.command(&[&user[..], &[&password]].concat()).await?;
+            }
+            Fault::CertificateExpired | Fault::CertificateWrong => {
+                if let Some(made) = &self.certificates {
+                    redis.present(&made.good).await?;
+                }
             }
             // A token that has expired does not come back.
             Fault::TokenExpired => {}
@@ -246,8 +274,22 @@ impl Site {
         }
     }
 
+    /// Shows another certificate, and closes the connections that were made under the one before.
+    async fn present(&self, which: impl Fn(&Certificates) -> &Tls) -> Result<(), ProcessError> {
+        let Some(made) = &self.certificates else {
+            return Ok(());
+        };
+        self.redis.present(which(made)).await?;
+        for kind in ["normal", "pubsub"] {
+            self.redis
+                .command(&["CLIENT", "KILL", "TYPE", kind])
+                .await?;
+        }
+        Ok(())
+    }
+
     async fn occupy(&self) -> Result<(), ProcessError> {
-        let client = redis::Client::open(self.url(self.redis.addr())).map_err(refused)?;
+        let client = client_of(&self.endpoint_at(self.redis.addr())).map_err(refused)?;
         let mut occupant = client
             .get_multiplexed_async_connection()
             .await

@@ -61,11 +61,13 @@ pub enum Role {
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Endpoint {
-    /// `redis://[user:password@]host:port/0`; the password is the one valid at the start.
+    /// `redis://[user:password@]host:port/0`, or `rediss://`; the password is the one valid at the start.
     pub redis_url: String,
     /// If set, the current password stands in this file and may change while the drill runs, as a token would. A subject that can
     /// follow it should; others use the password of the URL.
     pub password_file: Option<PathBuf>,
+    /// With `rediss://`, the authority that signed the server's certificate, as PEM.
+    pub ca_file: Option<PathBuf>,
     /// A folder for the subject's own files. It is gone with the drill, also when that is killed.
     pub folder: Option<PathBuf>,
 }
@@ -76,6 +78,7 @@ impl Endpoint {
         Self {
             redis_url: redis_url.into(),
             password_file: None,
+            ca_file: None,
             folder: None,
         }
     }
@@ -84,6 +87,13 @@ impl Endpoint {
     #[must_use]
     pub fn with_password_file(mut self, file: PathBuf) -> Self {
         self.password_file = Some(file);
+        self
+    }
+
+    /// The same, with an authority that is believed.
+    #[must_use]
+    pub fn with_ca_file(mut self, file: PathBuf) -> Self {
+        self.ca_file = Some(file);
         self
     }
 
@@ -100,6 +110,7 @@ impl std::fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Endpoint")
             .field("password_file", &self.password_file)
+            .field("ca_file", &self.ca_file)
             .field("folder", &self.folder)
             .finish_non_exhaustive()
     }

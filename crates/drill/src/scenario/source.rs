@@ -79,6 +79,7 @@ impl Source {
             .map(|step| checked_step(step, phases.fault))
             .collect::<Result<_, _>>()?;
         checked_overlaps(&steps, &places)?;
+        checked_tls(&steps, &places)?;
         Ok(Scenario {
             steps,
             name: self.name.into_inner(),
@@ -112,6 +113,41 @@ fn checked_overlaps(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mista
             message: format!(
                 "{name} begins {start:?} after the fault phase did, when it is broken already: let the one end before the other begins"
             ),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// What is encrypted cannot be followed command by command, and a server shows one certificate at a time.
+fn checked_tls(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
+    let of_tls = || {
+        let all = steps.iter().zip(places);
+        all.filter(|(step, _)| step.fault.needs_tls())
+    };
+    if of_tls().next().is_none() {
+        return Ok(());
+    }
+    let unread = |(step, _): &(&Step, &Range<usize>)| step.fault.name().starts_with("resp_");
+    if let Some((step, place)) = steps.iter().zip(places).find(unread) {
+        return Err(Mistake {
+            span: place.clone(),
+            message: format!(
+                "{} reads the protocol, and beside a certificate that goes bad there is TLS: give each a scenario of its own",
+                step.fault.name()
+            ),
+        });
+    }
+    let mut spans: Vec<_> = of_tls()
+        .flat_map(|(step, place)| step.spans().map(move |span| (span, place)))
+        .collect();
+    spans.sort_by_key(|(span, _)| span.start);
+    let overlap = spans
+        .windows(2)
+        .find(|pair| pair[1].0.start < pair[0].0.end);
+    match overlap {
+        Some([_, (_, place)]) => Err(Mistake {
+            span: (*place).clone(),
+            message: "a server shows one certificate at a time: let the one bad one end before the other begins".to_owned(),
         }),
         _ => Ok(()),
     }

@@ -466,7 +466,9 @@ async fn d2_every_fault_can_be_made_and_healed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d5_each_fault_of_redis_is_felt_by_the_control() {
-    let names: [&str; 10] = [
+    let names: [&str; 12] = [
+        "certificate_expired",
+        "certificate_wrong",
         "crash",
         "freeze",
         "pause",
@@ -497,6 +499,35 @@ async fn d5_each_fault_of_redis_is_felt_by_the_control() {
     drills.collect::<()>().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_certificates_go_bad_and_are_good_again_beside_other_faults() {
+    let steps = "\
+        [[steps]]\nfault = 'certificate_expired'\nfor = '600ms'\n\
+        [[steps]]\nfault = 'maxclients'\nat = '700ms'\nfor = '200ms'\n\
+        [[steps]]\nfault = 'latency'\nlatency = '5ms'\nat = '1s'\nfor = '100ms'\n\
+        [[steps]]\nfault = 'certificate_wrong'\nat = '1200ms'\nfor = '600ms'\n";
+    let mut scenario = Scenario::parse(&format!(
+        "name = 'test'\nphases = {{ warm_up = '200ms', baseline = '700ms', fault = '2s', recovery = '2s', recovered = '1s' }}\n\
+         load = {{ rate = 150, keys = 50, writes = 0.05 }}\n{steps}"
+    ))
+    .unwrap();
+    // What a busy machine adds to a handshake is not what is looked at here.
+    scenario.thresholds.fault_p99 = Duration::from_secs(30);
+    scenario.thresholds.slowest = Duration::from_secs(30);
+    let report = run(&scenario, &Factory, with_control()).await.unwrap();
+    let text = table::render(&report, false);
+    assert_eq!(report.faults.len(), 4, "{text}");
+    let control = report.control.as_deref().unwrap();
+    let errors = |report: &steadfast_drill::report::Report, phase: &str| {
+        let phase = report.phases.iter().find(|p| p.name == phase).unwrap();
+        phase.errors.values().sum::<u64>()
+    };
+    assert_eq!(errors(&report, "fault"), 0, "{text}");
+    assert_eq!(errors(control, "baseline"), 0, "{text}");
+    assert!(errors(control, "fault") > 50, "{text}");
+    assert_eq!(errors(control, "recovered"), 0, "{text}");
+}
+
 #[test]
 fn d2_the_page_on_drills_shows_a_scenario_that_runs_and_names_every_fault_and_drill() {
     let page = include_str!("../../../../docs/drills.md");
@@ -517,7 +548,8 @@ fn d2_the_page_on_drills_shows_a_scenario_that_runs_and_names_every_fault_and_dr
         Scenario::parse(&repeated).unwrap().steps[0].spans().count(),
         3
     );
-    for name in FAULTS.split_whitespace() {
+    let of_tls = ["certificate_expired", "certificate_wrong"];
+    for name in FAULTS.split_whitespace().chain(of_tls) {
         assert!(page.contains(&format!("`{name}`")), "{name}");
     }
     for drill in steadfast_drill::scenario::all() {

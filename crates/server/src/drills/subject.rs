@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use steadfast::credentials::FileCredentials;
-use steadfast::{Client, ConnectionState};
+use steadfast::{Client, ConnectionState, Tls};
 use steadfast_cache::{CacheError, Target, Ttl, Tx, WriteError};
 use steadfast_drill::plain::Plain;
 use steadfast_drill::subject::{
@@ -62,6 +62,10 @@ impl Resilient {
             let user = user_of(&endpoint.redis_url);
             let credentials = FileCredentials::new(file, Some(&user));
             builder = builder.credentials(credentials.look_every(Duration::from_millis(100)));
+        }
+        if let Some(file) = &endpoint.ca_file {
+            let tls = Tls::new().ca_file(file).map_err(|error| failed(&error))?;
+            builder = builder.tls(tls);
         }
         let client = builder
             .name("steadfast-drill")
@@ -223,6 +227,8 @@ fn failure(error: CacheError) -> Failure {
 #[cfg(test)]
 mod tests {
     use steadfast_drill::process::Redis;
+    use steadfast_drill::run::{RunOptions, run};
+    use steadfast_drill::scenario::Scenario;
 
     use super::*;
 
@@ -249,5 +255,27 @@ mod tests {
         let facts = subject.facts();
         assert!(facts.redis_ok < asked.redis_ok + 900, "{asked:?} {facts:?}");
         Subject::shutdown(&subject).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn d1_a_certificate_that_has_expired_is_survived_and_a_good_one_is_found() {
+        let scenario = Scenario::parse(
+            "name = 'expired'\n\
+             phases = { warm_up = '200ms', baseline = '500ms', fault = '700ms', recovery = '5s', recovered = '500ms' }\n\
+             load = { rate = 100, keys = 20, writes = 0.2 }\n\
+             [[steps]]\nfault = 'certificate_expired'\n",
+        )
+        .unwrap();
+        let report = run(&scenario, &Subjects, RunOptions::default())
+            .await
+            .unwrap();
+        let errors: u64 = report
+            .phases
+            .iter()
+            .flat_map(|phase| phase.errors.values())
+            .sum();
+        assert_eq!(errors, 0, "{:?}", report.phases);
+        assert!(report.connection.reconnects >= 1, "{:?}", report.connection);
+        assert!(report.recovery.full_ms.is_some(), "{:?}", report.recovery);
     }
 }
