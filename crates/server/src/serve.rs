@@ -18,7 +18,7 @@ pub(crate) mod tls;
 mod wire;
 
 use acceptor::Acceptor;
-pub(crate) use acceptor::Counted;
+pub(crate) use acceptor::{Counted, Spare};
 
 /// Why the service cannot listen.
 #[derive(Debug, thiserror::Error)]

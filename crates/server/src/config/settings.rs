@@ -320,7 +320,8 @@ pub struct LimitsConfig {
     pub write_timeout: Duration,
     /// Requests under way at once; default 4096. Past it they are refused with 503, health and metrics excepted.
     pub concurrency: usize,
-    /// Connections at once; default 16384. Past it new ones wait to be accepted.
+    /// Connections at once; default 16384. Past it 16 more are accepted for one question each, of which those for health and metrics are
+    /// answered and all others refused with 503; the rest wait to be accepted.
     pub connections: usize,
     /// Event streams at once; default 2048.
     pub subscribers: usize,

@@ -16,7 +16,7 @@ use crate::app::App;
 use crate::auth;
 use crate::problem::{Problem, ProblemKind};
 use crate::query::waiting::within;
-use crate::serve::Counted;
+use crate::serve::{Counted, Spare};
 use crate::telemetry;
 
 /// Which limits apply to a path.
@@ -150,10 +150,15 @@ async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: 
 
 /// A place and a limit in time for everything that follows; who is not known yet has no more of either than others.
 async fn admitted(app: &App, request: Request, next: Next) -> Response {
+    let spare = request.extensions().get::<Spare>().is_some();
     let _place = match Lane::of(request.uri().path()) {
+        Lane::Ordinary | Lane::Stream if spare => {
+            return overloaded("as many connections as `limits.connections` allows are open")
+                .into_response();
+        }
         Lane::Ordinary => match Arc::clone(app.places()).try_acquire_owned() {
             Ok(place) => Some(place),
-            Err(_) => return overloaded().into_response(),
+            Err(_) => return overloaded(BUSY).into_response(),
         },
         Lane::Vital | Lane::Stream => None,
     };
@@ -212,12 +217,10 @@ fn late(limit: Duration, changes: bool) -> Problem {
     Problem::new(ProblemKind::Timeout, detail)
 }
 
-fn overloaded() -> Problem {
-    Problem::new(
-        ProblemKind::Overloaded,
-        "as many requests as `limits.concurrency` allows are under way",
-    )
-    .retry_after(Some(Duration::from_secs(1)))
+const BUSY: &str = "as many requests as `limits.concurrency` allows are under way";
+
+fn overloaded(why: &'static str) -> Problem {
+    Problem::new(ProblemKind::Overloaded, why).retry_after(Some(Duration::from_secs(1)))
 }
 
 /// Holds Host, Origin and Sec-Fetch-Site against what this service is called.

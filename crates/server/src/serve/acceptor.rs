@@ -22,6 +22,17 @@ use crate::http;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counted;
 
+/// Marks a request on a connection for which there was only a spare place: such a one is for probes, and for hearing that there is no room.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Spare;
+
+/// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each time, and must not wait behind the
+/// callers who fill it: it would be taken for dead, and ended with all of them.
+const SPARE_PLACES: usize = 16;
+
+/// A spare place is for one short question: each of its stages may take no longer than this, so that nobody holds it for long.
+const SPARE_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long a connection that was just accepted may take to bring its request when the service ends.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
@@ -30,6 +41,13 @@ pub(super) struct Acceptor {
     app: App,
     graceful: GracefulShutdown,
     places: Arc<Semaphore>,
+    spare: Arc<Semaphore>,
+}
+
+/// Room for one connection until it ends.
+struct Place {
+    _permit: OwnedSemaphorePermit,
+    spare: bool,
 }
 
 impl Acceptor {
@@ -40,15 +58,21 @@ impl Acceptor {
             .timer(TokioTimer::new())
             .header_read_timeout(limits.header_timeout)
             .max_buf_size(64 << 10);
+        let mut brief = server.clone();
+        brief
+            .header_read_timeout(limits.header_timeout.min(SPARE_LIMIT))
+            .keep_alive(false);
         Self {
             caller: Caller {
                 router: http::router(app.clone()),
                 server,
+                brief,
                 app: app.clone(),
             },
             app: app.clone(),
             graceful: GracefulShutdown::new(),
             places: Arc::new(Semaphore::new(limits.connections)),
+            spare: Arc::new(Semaphore::new(SPARE_PLACES)),
         }
     }
 
@@ -61,11 +85,11 @@ impl Acceptor {
     ) {
         let accepting = async {
             loop {
-                let Ok(place) = self.places.clone().acquire_owned().await else {
+                let Some(place) = self.place().await else {
                     return;
                 };
                 match listener.accept().await {
-                    Ok((stream, peer)) => self.start(stream, peer, place),
+                    Ok((stream, peer)) => self.start(stream, peer, self.better(place)),
                     Err(error) => {
                         // Out of descriptors, most often: those that are open will free some.
                         tracing::warn!(%error, "a connection could not be accepted");
@@ -85,9 +109,37 @@ impl Acceptor {
         }
     }
 
+    /// Room for one more, as soon as there is any.
+    async fn place(&self) -> Option<Place> {
+        let (permit, spare) = tokio::select! {
+            biased;
+            permit = self.places.clone().acquire_owned() => (permit, false),
+            permit = self.spare.clone().acquire_owned() => (permit, true),
+        };
+        permit.ok().map(|_permit| Place { _permit, spare })
+    }
+
+    fn place_now(&self) -> Option<Place> {
+        let regular = self.places.clone().try_acquire_owned();
+        let spare = regular.is_err();
+        let permit = regular.or_else(|_| self.spare.clone().try_acquire_owned());
+        permit.ok().map(|_permit| Place { _permit, spare })
+    }
+
+    /// A regular place for a spare one, if one has become free since.
+    fn better(&self, place: Place) -> Place {
+        match self.places.clone().try_acquire_owned() {
+            Ok(_permit) if place.spare => Place {
+                _permit,
+                spare: false,
+            },
+            _ => place,
+        }
+    }
+
     /// Takes the connections that the system accepted already, so that closing the listener resets none of them.
     pub(super) async fn accept_backlog(&self, listener: &TcpListener) {
-        while let Ok(place) = self.places.clone().try_acquire_owned() {
+        while let Some(place) = self.place_now() {
             match timeout(Duration::from_millis(1), listener.accept()).await {
                 Ok(Ok((stream, peer))) => self.start(stream, peer, place),
                 _ => return,
@@ -95,20 +147,23 @@ impl Acceptor {
         }
     }
 
-    fn start(&self, stream: TcpStream, peer: SocketAddr, place: OwnedSemaphorePermit) {
+    fn start(&self, stream: TcpStream, peer: SocketAddr, place: Place) {
         let limits = &self.app.config().limits;
         let unwritten = Arc::<Unwritten>::default();
-        let wire = Wire::new(stream, Arc::clone(&unwritten), limits.write_timeout);
+        let spare = place.spare;
+        let no_longer_than = |limit: Duration| if spare { limit.min(SPARE_LIMIT) } else { limit };
+        let write_limit = no_longer_than(limits.write_timeout);
+        let wire = Wire::new(stream, Arc::clone(&unwritten), write_limit);
         let caller = self.caller.clone();
         let watcher = self.graceful.watcher();
-        let handshake_limit = limits.header_timeout;
+        let handshake_limit = no_longer_than(limits.header_timeout);
         let certificates = self.app.certificates().cloned();
         tokio::spawn(async move {
             let ended = match certificates {
-                None => caller.serve(wire, peer, unwritten, watcher).await,
+                None => caller.serve(wire, peer, spare, unwritten, watcher).await,
                 Some(certificates) => {
                     match tls::accept(certificates.current(), wire, handshake_limit).await {
-                        Ok(stream) => caller.serve(stream, peer, unwritten, watcher).await,
+                        Ok(stream) => caller.serve(stream, peer, spare, unwritten, watcher).await,
                         Err(why) => {
                             tracing::debug!(%peer, %why, "no TLS with a caller");
                             Ok(())
@@ -149,6 +204,8 @@ impl Acceptor {
 struct Caller {
     router: axum::Router,
     server: http1::Builder,
+    /// For spare places.
+    brief: http1::Builder,
     app: App,
 }
 
@@ -157,6 +214,7 @@ impl Caller {
         self,
         stream: S,
         peer: SocketAddr,
+        spare: bool,
         unwritten: Arc<Unwritten>,
         watcher: Watcher,
     ) -> hyper::Result<()>
@@ -166,6 +224,7 @@ impl Caller {
         let Self {
             router,
             server,
+            brief,
             app,
         } = self;
         let service = tower::service_fn(move |mut request: http::Incoming| {
@@ -174,6 +233,9 @@ impl Caller {
             let extensions = request.extensions_mut();
             extensions.insert(Peer(peer));
             extensions.insert(Counted);
+            if spare {
+                extensions.insert(Spare);
+            }
             let unwritten = Arc::clone(&unwritten);
             let answered = tower::ServiceExt::oneshot(router.clone(), request);
             async move {
@@ -184,6 +246,7 @@ impl Caller {
             }
         });
         let service = TowerToHyperService::new(service);
+        let server = if spare { brief } else { server };
         let connection = server.serve_connection(TokioIo::new(stream), service);
         watcher.watch(connection).await
     }

@@ -143,3 +143,41 @@ async fn s7_event_streams_are_bounded() {
     let second = service.get("/v1/events").await;
     assert_eq!(second.json()["type"], "/problems/overloaded");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_health_is_reached_while_every_connection_is_taken() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.connections", "2"),
+        ("limits.header_timeout", "1h"),
+    ])
+    .await;
+    let connect = || tokio::net::TcpStream::connect(service.addr);
+    let holders = [connect().await.unwrap(), connect().await.unwrap()];
+    for path in ["/health/live", "/health/ready", "/health", "/metrics"] {
+        let reply = service.get(path).await;
+        assert_eq!(reply.status, 200, "{path}");
+        assert_eq!(reply.header("connection"), "close", "{path}");
+    }
+    for path in ["/v1/settings", "/v1/events", "/"] {
+        let reply = service.get(path).await;
+        assert_eq!(reply.status, 503, "{path}");
+        assert_eq!(reply.json()["type"], "/problems/overloaded");
+        assert_eq!(reply.header("retry-after"), "1");
+    }
+
+    // Who takes the spare places to say nothing on them holds up nobody for long.
+    let mut silent = Vec::new();
+    for _ in 0..40 {
+        silent.push(connect().await.unwrap());
+    }
+    assert_eq!(service.get("/health/live").await.status, 200);
+
+    drop(holders);
+    let room = async {
+        while service.get("/v1/settings").await.status != 200 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, room).await.unwrap();
+}
