@@ -158,7 +158,11 @@ impl Shared {
                 self.hub.emit(link.index, EventKind::Fenced { id });
                 Ok(())
             }
-            Fence::Refused(why) => Err(why.clone()),
+            Fence::Refused(why) => {
+                // Whatever has not been sent yet, and has been looked at before.
+                link.lane.serves(false);
+                Err(why.clone())
+            }
             Fence::NotNow => return,
         };
         link.ghosts.lock().retain(|known| known != ghost);
@@ -255,5 +259,45 @@ fn breaker_cause(cause: Cause) -> String {
         Cause::OwnProbe => "the client's own probe succeeded".into(),
         Cause::ByHand => "switched by hand".into(),
         other => format!("{other:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use redis::Value;
+
+    use super::*;
+    use crate::clock;
+    use crate::error::Certainty;
+    use crate::lane::Ask;
+    use crate::settings::Target;
+
+    #[test]
+    fn c18_once_a_kill_is_refused_nothing_that_relies_on_one_is_sent() {
+        let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        let now = clock::now();
+        let shared = Shared::new(settings, now).expect("good settings");
+        let lane = &shared.links[0].lane;
+        let ask = Ask {
+            replies: 1,
+            started: now,
+            deadline: now + std::time::Duration::from_secs(1),
+            now,
+            seq: None,
+            only_fenced: true,
+        };
+        let _pending = lane.submit(ask, |out| out.len()).expect("it may be killed");
+        let error = redis::parse_redis_value(b"-NOPERM this user has no permissions\r\n");
+        let Ok(refused @ Value::ServerError(_)) = error else {
+            panic!("it is an error: {error:?}");
+        };
+        let addr = "127.0.0.1:1".into();
+        let ghost = Identity { id: 1, addr };
+        assert!(shared.fence_answered(Some(0), &ghost, &Reply::One(refused)));
+        assert_eq!(shared.fencing(), Fencing::Refused);
+        assert_eq!(lane.in_flight(), 0, "what waited is turned away");
+        let late = lane.submit(ask, |out| out.len());
+        let error = late.expect_err("it was looked at before that was known");
+        assert_eq!(error.certainty(), Certainty::NotSent);
     }
 }
