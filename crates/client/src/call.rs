@@ -18,7 +18,7 @@ use tracing::{Instrument, Level};
 
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
-use crate::guard::{Guard, Pass};
+use crate::guard::{Held, Pass};
 use crate::lane::{Ask, Gate, Lane, Submitted};
 use crate::line::Place as InLine;
 use crate::link::Link;
@@ -156,14 +156,12 @@ impl Call<'_> {
     /// One attempt: breaker, doomed calls, bounds, connection.
     async fn attempt(&self, now: Instant, place: &mut Place) -> Result<Reply, Error> {
         let pass = self.admit(now)?;
-        let transition = pass.permit.transition().copied();
-        self.shared.breaker_changed(transition);
-        let mut permit = Kept::new(&self.shared.guard, pass.permit);
+        let mut permit = Held::new(&self.shared.guard, pass.permit);
         let mut now = now;
         let mut line = None;
         if pass.in_line {
-            let turn = pass.not_before.unwrap_or(now);
-            line = Some(Box::pin(self.wait_for_turn(turn)).await?);
+            let turn = (pass.not_before.unwrap_or(now), pass.generation);
+            line = Some(Box::pin(self.wait_for_turn(turn, &mut permit)).await?);
             now = clock::now();
         }
         self.refuse_if_doomed(now)?;
@@ -199,12 +197,18 @@ impl Call<'_> {
 
     /// The breaker, except within the allowance for a short interruption: then the call waits for the connection instead.
     fn admit(&self, now: Instant) -> Result<Pass, Error> {
-        self.shared.guard.admit(now).or_else(|refused| {
+        let pass = self.shared.guard.admit(now);
+        if let Ok(pass) = &pass {
+            let transition = pass.permit.transition().copied();
+            self.shared.breaker_changed(transition);
+        }
+        pass.or_else(|refused| {
             match self.lane.gate() {
                 Gate::Waiting => Ok(Pass {
                     permit: Permit::passed(0),
                     not_before: None,
                     in_line: !self.shared.guard.line.is_clear(now),
+                    generation: u64::MAX,
                 }),
                 // The better answer: since when, and why.
                 Gate::Down(..) | Gate::Closed => Err(self.lane.refusal(now)),
@@ -213,20 +217,38 @@ impl Call<'_> {
         })
     }
 
-    /// Waits for the turn that the breaker's ramp has given, and for those who came before.
-    async fn wait_for_turn(&self, turn: Instant) -> Result<InLine<'_>, Error> {
-        if turn >= self.deadline {
-            return Err(doomed(turn.saturating_duration_since(self.started)));
+    /// Waits for the turn that the breaker's ramp has given (in that generation), and for those who came before. If the ramp is cut short, the breaker is
+    /// asked again, for another `permit` and another turn.
+    async fn wait_for_turn<'g>(
+        &'g self,
+        (mut turn, generation): (Instant, u64),
+        permit: &mut Held<'g>,
+    ) -> Result<InLine<'g>, Error> {
+        let mut place = self.shared.guard.line.join(turn, generation);
+        loop {
+            if turn >= self.deadline {
+                return Err(doomed(turn.saturating_duration_since(self.started)));
+            }
+            let reached = async {
+                if turn > clock::now() {
+                    clock::sleep_until(turn).await;
+                }
+                // One whose time is up has told nothing of the server.
+                tokio::time::timeout_at(self.deadline.into(), place.reached())
+                    .await
+                    .map_err(|_| self.timed_out(Certainty::NotSent))
+            };
+            tokio::select! {
+                biased;
+                () = place.recalled() => {}
+                reached = reached => return reached.map(|()| place),
+            }
+            let now = clock::now();
+            let pass = self.admit(now)?;
+            *permit = Held::new(&self.shared.guard, pass.permit);
+            turn = pass.not_before.unwrap_or(now);
+            place.renew(turn, pass.generation);
         }
-        let place = self.shared.guard.line.join(turn);
-        if turn > clock::now() {
-            clock::sleep_until(turn).await;
-        }
-        // One whose time is up has told nothing of the server.
-        tokio::time::timeout_at(self.deadline.into(), place.reached())
-            .await
-            .map_err(|_| self.timed_out(Certainty::NotSent))?;
-        Ok(place)
     }
 
     fn timed_out(&self, certainty: Certainty) -> Error {
@@ -464,33 +486,6 @@ fn refusal_of_all(replies: &[Value]) -> Option<Error> {
     first
 }
 
-/// A permit that is given back if its call is dropped.
-struct Kept<'a> {
-    guard: &'a Guard,
-    permit: Option<Permit>,
-}
-
-impl<'a> Kept<'a> {
-    fn new(guard: &'a Guard, permit: Permit) -> Self {
-        Self {
-            guard,
-            permit: Some(permit),
-        }
-    }
-
-    fn take(&mut self) -> Option<Permit> {
-        self.permit.take()
-    }
-}
-
-impl Drop for Kept<'_> {
-    fn drop(&mut self) {
-        if let Some(permit) = self.permit.take() {
-            self.guard.forget(permit);
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -516,7 +511,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn c13_past_the_open_breaker_nobody_goes_before_those_in_line() {
         let shared = waiting();
-        let ahead = shared.guard.line.join(clock::now());
+        let ahead = shared.guard.line.join(clock::now(), 1);
         let mut call = Box::pin(get(&shared));
         assert!(futures_util::poll!(&mut call).is_pending());
         let lane = &shared.links[0].lane;
@@ -532,7 +527,7 @@ mod tests {
         let _ahead = shared
             .guard
             .line
-            .join(clock::now() + Duration::from_secs(60));
+            .join(clock::now() + Duration::from_secs(60), 1);
         let error = tokio::time::timeout(Duration::from_secs(30), get(&shared))
             .await
             .expect("it has a deadline")

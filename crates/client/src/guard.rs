@@ -42,6 +42,8 @@ pub(crate) struct Pass {
     pub(crate) not_before: Option<Instant>,
     /// Nor before those who have asked earlier: see [`Line`].
     pub(crate) in_line: bool,
+    /// The breaker's, as it gave the permit.
+    pub(crate) generation: u64,
 }
 
 impl Guard {
@@ -79,20 +81,24 @@ impl Guard {
                 permit: Permit::passed(free),
                 not_before: None,
                 in_line: false,
+                generation: free,
             });
         }
-        self.with(now, |breaker| breaker.try_acquire(now))
-            .map(|admission| match admission {
-                Admission::Now(permit) => Pass {
+        let (admission, generation) = self.with(now, |breaker| {
+            (breaker.try_acquire(now), breaker.generation())
+        });
+        admission
+            .map(|admission| {
+                let (permit, not_before) = match admission {
+                    Admission::Now(permit) => (permit, None),
+                    Admission::Delay { until, permit } => (permit, Some(until)),
+                };
+                Pass {
                     permit,
-                    not_before: None,
+                    not_before,
                     in_line: true,
-                },
-                Admission::Delay { until, permit } => Pass {
-                    permit,
-                    not_before: Some(until),
-                    in_line: true,
-                },
+                    generation,
+                }
             })
             .map_err(|refused| {
                 Error::not_sent(ErrorKind::BreakerOpen {
@@ -169,7 +175,11 @@ impl Guard {
         let fresh = all.wrapping_sub(std::mem::replace(&mut kept.told, all));
         let breaker = &mut kept.breaker;
         breaker.record_successes(fresh, now);
+        let ramp = breaker.ramps().then(|| breaker.generation());
         let result = work(breaker);
+        if ramp.is_some_and(|ramp| ramp != breaker.generation()) {
+            self.line.recall(breaker.generation(), now);
+        }
         let free = if breaker.passes_freely() && self.line.is_clear(now) {
             breaker.generation()
         } else {
@@ -177,6 +187,33 @@ impl Guard {
         };
         self.free.store(free, Ordering::Release);
         result
+    }
+}
+
+/// A permit that is given back if its call is dropped.
+pub(crate) struct Held<'a> {
+    guard: &'a Guard,
+    permit: Option<Permit>,
+}
+
+impl<'a> Held<'a> {
+    pub(crate) fn new(guard: &'a Guard, permit: Permit) -> Self {
+        Self {
+            guard,
+            permit: Some(permit),
+        }
+    }
+
+    pub(crate) fn take(&mut self) -> Option<Permit> {
+        self.permit.take()
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.guard.forget(permit);
+        }
     }
 }
 

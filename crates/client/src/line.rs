@@ -3,6 +3,9 @@
 //! After an outage its ramp gives each call a turn, and the calls wait for theirs by timers, which are of whole milliseconds: two that were made
 //! one after the other could change places. So each also waits for those before it, but not for long: one that is not polled when its turn
 //! has come (its caller does something else) must not hold up the others.
+//!
+//! A ramp may be cut short: the breaker opens again, and the turns that it gave mean nothing any more. Then those who wait for them are recalled, to
+//! ask the breaker anew. They keep their places, as they have come before whoever comes now.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -17,13 +20,25 @@ use crate::clock;
 pub(crate) struct Line {
     state: Mutex<State>,
     moved: Notify,
+    recalled: Notify,
 }
 
 #[derive(Debug, Default)]
 struct State {
     next: u64,
+    /// Turns that the breaker gave in an earlier generation are void.
+    valid_from: u64,
     /// Number and turn, in the order of both.
     waiting: VecDeque<(u64, Instant)>,
+}
+
+impl State {
+    fn find(&self, number: u64) -> Option<usize> {
+        let by_number = self
+            .waiting
+            .binary_search_by_key(&number, |(number, _)| *number);
+        by_number.ok()
+    }
 }
 
 /// A place in the line; given up when it is dropped.
@@ -31,19 +46,37 @@ struct State {
 pub(crate) struct Place<'a> {
     line: &'a Line,
     number: u64,
+    /// The breaker's, as it gave the turn.
+    generation: u64,
 }
 
 /// One that has not gone so long after its turn loses its place.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 impl Line {
-    /// Joins the line, behind all who have.
-    pub(crate) fn join(&self, turn: Instant) -> Place<'_> {
+    /// Joins the line, behind all who have, with a turn that the breaker gave in that generation.
+    pub(crate) fn join(&self, turn: Instant, generation: u64) -> Place<'_> {
         let mut state = self.state.lock();
         let number = state.next;
         state.next += 1;
         state.waiting.push_back((number, turn));
-        Place { line: self, number }
+        Place {
+            line: self,
+            number,
+            generation,
+        }
+    }
+
+    /// A ramp was cut short; the breaker is in that generation now. Who does not hear of it is waited for as if its turn had come.
+    pub(crate) fn recall(&self, generation: u64, now: Instant) {
+        let mut state = self.state.lock();
+        state.valid_from = generation;
+        for (_, turn) in &mut state.waiting {
+            *turn = now.min(*turn);
+        }
+        drop(state);
+        self.recalled.notify_waiters();
+        self.moved.notify_waiters();
     }
 
     /// True if nobody waits who is still waited for.
@@ -68,6 +101,28 @@ impl Line {
 }
 
 impl Place<'_> {
+    /// Waits until the turn is void.
+    pub(crate) async fn recalled(&self) {
+        loop {
+            let recalled = self.line.recalled.notified();
+            if self.line.state.lock().valid_from > self.generation {
+                return;
+            }
+            recalled.await;
+        }
+    }
+
+    /// Another turn, in the same place.
+    pub(crate) fn renew(&mut self, turn: Instant, generation: u64) {
+        self.generation = generation;
+        let mut state = self.line.state.lock();
+        if let Some(at) = state.find(self.number) {
+            state.waiting[at].1 = turn;
+        }
+        drop(state);
+        self.line.moved.notify_waiters();
+    }
+
     /// Waits until those before it have gone, or have lost their places: 20 ms after the last turn among theirs at the latest.
     pub(crate) async fn reached(&self) {
         loop {
@@ -83,12 +138,8 @@ impl Place<'_> {
 impl Drop for Place<'_> {
     fn drop(&mut self) {
         let mut state = self.line.state.lock();
-        let place = state
-            .waiting
-            .iter()
-            .position(|(number, _)| *number == self.number);
-        if let Some(place) = place {
-            state.waiting.remove(place);
+        if let Some(at) = state.find(self.number) {
+            state.waiting.remove(at);
         }
         drop(state);
         self.line.moved.notify_waiters();
@@ -103,7 +154,7 @@ mod tests {
     async fn c13_whoever_came_first_goes_first() {
         let line = Line::default();
         let now = clock::now();
-        let (first, second) = (line.join(now), line.join(now));
+        let (first, second) = (line.join(now, 1), line.join(now, 1));
         let mut waiting = Box::pin(second.reached());
         assert!(futures_util::poll!(&mut waiting).is_pending());
         first.reached().await;
@@ -119,11 +170,29 @@ mod tests {
     async fn one_that_does_not_go_holds_up_nobody_for_long() {
         let line = Line::default();
         let now = clock::now();
-        let _asleep = line.join(now);
-        line.join(now).reached().await;
+        let _asleep = line.join(now, 1);
+        line.join(now, 1).reached().await;
         assert_eq!(clock::now() - now, PATIENCE);
-        line.join(clock::now()).reached().await;
+        line.join(clock::now(), 1).reached().await;
         assert_eq!(clock::now() - now, PATIENCE, "it has lost its place");
         assert!(line.is_clear(clock::now()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_recalled_turn_holds_up_nobody_and_its_owner_hears_of_it() {
+        let line = Line::default();
+        let now = clock::now();
+        let late = now + Duration::from_secs(1);
+        let (mut first, _asleep) = (line.join(late, 1), line.join(late, 1));
+        let mut hearing = Box::pin(first.recalled());
+        assert!(futures_util::poll!(&mut hearing).is_pending());
+        line.recall(2, now);
+        hearing.await;
+        // One that joins with what it was given before has missed the call.
+        line.join(late, 1).recalled().await;
+        first.renew(now + PATIENCE / 2, 2);
+        assert!(futures_util::poll!(Box::pin(first.recalled())).is_pending());
+        line.join(now, 2).reached().await;
+        assert_eq!(clock::now() - now, PATIENCE * 3 / 2);
     }
 }

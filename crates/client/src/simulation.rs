@@ -433,6 +433,61 @@ fn c13_calls_of_one_moment_keep_their_order_while_the_ramp_after_an_outage_sprea
 }
 
 #[test]
+fn c9_the_turns_of_a_ramp_that_was_cut_short_hold_up_nobody() {
+    in_virtual_time(async {
+        let world = World::new(1, Odds::default());
+        let client = client_of(&world, 1);
+        client.send(&cmd("PING")).await.expect("it serves");
+        let until = async |breaker: fn(&str) -> bool| {
+            while !breaker(client.status().breaker) {
+                let _ = client.send(&cmd("GET v:1")).await;
+                tokio::time::sleep(ms(1)).await;
+            }
+        };
+        world.turn(Mode::Busy);
+        until(|state| state == "open").await;
+        world.turn(Mode::Well);
+        until(|state| state == "closed").await;
+        // The last of these has its turn when the ramp is nearly over.
+        let mut crowd = JoinSet::new();
+        for _ in 0..3_000 {
+            let client = client.clone();
+            crowd.spawn(async move { client.send(&cmd("GET v:1")).await.map(drop) });
+        }
+        tokio::time::sleep(ms(20)).await;
+        let cut = clock::now();
+        world.turn(Mode::Busy);
+        while client.status().breaker == "closed" {
+            tokio::time::sleep(ms(1)).await;
+        }
+        assert!(clock::now() - cut < ms(50), "{:?}", clock::now() - cut);
+        world.turn(Mode::Well);
+        loop {
+            let asked = clock::now();
+            let answer = client.send(&cmd("GET v:1")).await;
+            assert!(clock::now() - asked < ms(50), "{:?}", clock::now() - asked);
+            if answer.is_ok() {
+                break;
+            }
+            tokio::time::sleep(ms(1)).await;
+        }
+        assert!(clock::now() - cut < ms(480), "the old ramp is not over");
+        // Those of the crowd that were not served were told so as soon as the breaker was open again.
+        let (mut served, mut refused) = (0, 0);
+        while let Some(ended) = crowd.join_next().await {
+            match ended.expect("no call panics") {
+                Ok(()) => served += 1,
+                Err(error) => {
+                    assert_ne!(error.certainty(), Certainty::Unknown, "{error}");
+                    refused += 1;
+                }
+            }
+        }
+        assert!(served > 10 && refused > 2_000, "{served} {refused}");
+    });
+}
+
+#[test]
 fn c18_a_write_that_may_have_run_does_not_go_with_a_connection_that_has_no_fence() {
     in_virtual_time(async {
         let world = World::new(1, Odds::default());
