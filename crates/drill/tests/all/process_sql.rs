@@ -1,6 +1,7 @@
 //! The faults of a database's process, on real ones.
 
-use std::process::Command;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Command, Stdio};
 use std::time::Duration;
 use steadfast_drill::fault::{Down, Latency, Toxic};
 use steadfast_drill::process::{MariaDb, Postgres};
@@ -66,6 +67,14 @@ async fn d1_a_mariadb_is_killed_frozen_and_restarted_with_its_data() {
     assert_eq!(server.pid(), None);
 }
 
+/// A server that starts removes what its kind left in the folder for temporary files, in use or not.
+#[tokio::test]
+async fn d1_no_mariadb_shares_its_temporary_files_with_another() {
+    let server = MariaDb::start().await.unwrap();
+    let folder = mariadb(&server, "SELECT @@tmpdir", "20").unwrap();
+    assert_eq!(std::path::Path::new(&folder), server.folder());
+}
+
 #[tokio::test]
 async fn d1_a_postgres_is_killed_frozen_and_restarted_with_its_data() {
     let server = Postgres::start().await.unwrap();
@@ -92,28 +101,24 @@ async fn d1_a_postgres_is_killed_frozen_and_restarted_with_its_data() {
 #[tokio::test]
 async fn d1_a_frozen_postgres_answers_nothing_on_a_connection_that_was_there_before() {
     let server = Postgres::start().await.unwrap();
-    let url = server.url();
     let mut client = Command::new("psql")
-        .args([
-            "-X",
-            "-At",
-            "-c",
-            "SELECT 1",
-            "-c",
-            "SELECT pg_sleep(1)",
-            "-c",
-            "SELECT 2",
-            &url,
-        ])
-        .stdout(std::process::Stdio::piped())
+        .args(["-X", "-At", &server.url()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let sleeping = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pg_sleep(1)%' AND pid <> pg_backend_pid()";
-    while postgres(&server, sleeping, "20").unwrap() != "1" {}
+    let (mut questions, answers) = (client.stdin.take().unwrap(), client.stdout.take().unwrap());
+    let mut answers = BufReader::new(answers).lines();
+    questions.write_all(b"SELECT 1;\n").unwrap();
+    assert_eq!(answers.next().unwrap().unwrap(), "1");
     server.freeze().unwrap();
+    questions.write_all(b"SELECT 2;\n").unwrap();
+    // The client ends as soon as its last question is answered.
+    drop(questions);
     tokio::time::sleep(Duration::from_millis(1500)).await;
     assert!(client.try_wait().unwrap().is_none());
     server.resume().unwrap();
+    assert_eq!(answers.next().unwrap().unwrap(), "2");
     assert!(client.wait().unwrap().success());
 }
 
