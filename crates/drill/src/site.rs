@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use crate::certificates::Certificates;
 use crate::fault::{FaultError, Toxic};
 use crate::plain::client_of;
-use crate::process::{ProcessError, Redis, Scratch, Tls};
+use crate::process::{ProcessError, Redis, Scratch, Tls, patient};
 use crate::proxy::{Proxy, ProxyError, ToxicId};
 use crate::scenario::{Fault, Scenario};
 use crate::subject::{DatabaseFault, Endpoint, Subject};
@@ -291,7 +291,7 @@ impl Site {
     async fn occupy(&self) -> Result<(), ProcessError> {
         let client = client_of(&self.endpoint_at(self.redis.addr())).map_err(refused)?;
         let mut occupant = client
-            .get_multiplexed_async_connection()
+            .get_multiplexed_async_connection_with_config(&patient())
             .await
             .map_err(refused)?;
         let told: Result<(), _> = redis::pipe()

@@ -393,7 +393,10 @@ impl Redis {
     /// [`ProcessError::Command`] with what the server answered, or that it did not.
     pub async fn command(&self, args: &[&str]) -> Result<redis::Value, ProcessError> {
         let asked = async {
-            let mut connection = self.client()?.get_multiplexed_async_connection().await?;
+            let client = self.client()?;
+            let mut connection = client
+                .get_multiplexed_async_connection_with_config(&patient())
+                .await?;
             command_of(args).query_async(&mut connection).await
         };
         let outcome = timeout(COMMAND_LIMIT, asked).await;
@@ -510,6 +513,13 @@ const SOCKET: &str = "control.sock";
 const DUMP: &str = "dump.rdb";
 const SNAPSHOT: &str = "snapshot.rdb";
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+
+/// Of a connection that commands and heals: left to itself it gives up after half a second, which a server that saves takes at times.
+pub(crate) fn patient() -> redis::AsyncConnectionConfig {
+    redis::AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(COMMAND_LIMIT))
+        .set_response_timeout(Some(COMMAND_LIMIT))
+}
 
 fn command_of(args: &[&str]) -> redis::Cmd {
     let mut command = redis::Cmd::new();

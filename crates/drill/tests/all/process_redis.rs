@@ -30,6 +30,18 @@ async fn d1_a_killed_redis_refuses_connections_and_comes_back_empty_on_its_port(
     assert!(TcpStream::connect(addr).is_ok());
 }
 
+/// As one that saves to a slow disk.
+#[tokio::test]
+async fn d1_a_command_that_takes_a_redis_its_time_is_waited_for() {
+    let redis = Redis::start().await.unwrap();
+    let slow = "local t = redis.call('TIME'); local till = t[1] * 1000 + t[2] / 1000 + 900; \
+                repeat t = redis.call('TIME') until t[1] * 1000 + t[2] / 1000 > till; return 7";
+    assert_eq!(
+        redis.command(&["EVAL", slow, "0"]).await.unwrap(),
+        Value::Int(7)
+    );
+}
+
 #[tokio::test]
 async fn d1_a_frozen_redis_accepts_connections_and_answers_none() {
     let redis = Redis::start().await.unwrap();
