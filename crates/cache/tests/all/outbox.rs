@@ -186,11 +186,8 @@ async fn k8_an_invalidation_that_nobody_applies_suspends_redis() {
         .await
         .unwrap();
     // The state row is held, so that nobody can relay; on SQLite that needs a writer who stays.
-    let mut tx = site.database.begin().await.unwrap();
     let sql = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', 'x', 0)";
-    tx.execute(sql, &[]).await.unwrap();
-    tx.commit().await.unwrap();
-    let holder = site.database.begin().await.unwrap();
+    let holder = held_before_it_is_delivered(&site, sql).await;
     eventually("Redis is suspended", || async {
         first.status().redis.unwrap().suspended.is_some()
     })
@@ -200,6 +197,21 @@ async fn k8_an_invalidation_that_nobody_applies_suspends_redis() {
         first.status().redis.unwrap().suspended.is_none()
     })
     .await;
+}
+
+/// Commits an invalidation, and holds what is needed to deliver it.
+async fn held_before_it_is_delivered(site: &Site, insert: &str) -> Tx {
+    loop {
+        let mut tx = site.database.begin().await.unwrap();
+        tx.execute(insert, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+        let mut holder = site.database.begin().await.unwrap();
+        let waiting = "SELECT id FROM steadfast_outbox";
+        if !holder.select(waiting, &[]).await.unwrap().is_empty() {
+            return holder;
+        }
+        holder.rollback().await.unwrap(); // it was delivered in between
+    }
 }
 
 #[tokio::test]
@@ -243,17 +255,7 @@ async fn k8_an_invalidation_is_seen_to_wait_while_the_delivering_is_locked_out()
         .unwrap();
     let sql = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) \
                VALUES ('test', 'key', 'x', CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER))";
-    let waiting = "SELECT id FROM steadfast_outbox";
-    let holder = loop {
-        let mut tx = site.database.begin().await.unwrap();
-        tx.execute(sql, &[]).await.unwrap();
-        tx.commit().await.unwrap();
-        let mut holder = site.database.begin().await.unwrap();
-        if !holder.select(waiting, &[]).await.unwrap().is_empty() {
-            break holder;
-        }
-        holder.rollback().await.unwrap(); // it was delivered in between
-    };
+    let holder = held_before_it_is_delivered(&site, sql).await;
     eventually("Redis is suspended", || async {
         cache.status().redis.unwrap().suspended.is_some()
     })

@@ -146,7 +146,7 @@ async fn s11_the_demo_answers_what_it_proposes_first_from_sql_and_then_from_a_ca
         "{}",
         second.head
     );
-    assert_eq!(demo.health().await[1], "healthy");
+    demo.until_redis_is_healthy(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

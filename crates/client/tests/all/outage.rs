@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use redis::AsyncCommands;
-use steadfast::{Certainty, Client, ConnectionState, ErrorKind};
+use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind};
 use steadfast_drill::process::Redis;
 
-use crate::support::{cmd, ghosts, now, pair, pair_with, until, until_state};
+use crate::support::{cmd, ghosts, now, pair, pair_with, until, until_down_for, until_state};
 
 async fn kill_clients(redis: &Redis) {
     redis
@@ -118,7 +118,7 @@ async fn c5_calls_that_arrive_while_it_reconnects_wait_for_it() {
 
 #[tokio::test]
 async fn c5_flapping_cannot_spend_the_allowance_for_ever() {
-    let (redis, client) = pair_with(|b| b.blip_wait(Duration::from_millis(200))).await;
+    let (redis, client) = pair_with(|b| b.blip_wait(Duration::from_millis(2000))).await;
     // The first outage spends it; the next begins before 5 s of health.
     redis.kill().await;
     until_state(&client, ConnectionState::Down).await;
@@ -135,7 +135,7 @@ async fn c5_flapping_cannot_spend_the_allowance_for_ever() {
     let (_, lost) = downs[2];
     let (_, down) = downs[3];
     assert!(
-        down - lost < 150,
+        down - lost < 1500,
         "the second outage waited again: {downs:?}"
     );
 }
@@ -205,8 +205,12 @@ async fn c7_a_frozen_server_is_down_and_its_connection_is_kept_in_case_it_wakes(
     // The heartbeat notices it without any call.
     until_state(&client, ConnectionState::Down).await;
     let begun = now();
-    client.send(&cmd("GET k")).await.unwrap_err();
-    assert!(now().duration_since(begun) < Duration::from_millis(400));
+    let patient = client.with(CallOptions::new().deadline(Duration::from_secs(10)));
+    patient.send(&cmd("GET k")).await.unwrap_err();
+    assert!(
+        now().duration_since(begun) < Duration::from_secs(5),
+        "it waited"
+    );
     redis.resume().unwrap();
     until_state(&client, ConnectionState::Ready).await;
     client.send(&cmd("GET k")).await.unwrap();
@@ -231,9 +235,7 @@ async fn c8_a_replica_is_not_put_into_service_where_a_primary_is_wanted() {
     let primary = Redis::start().await.unwrap();
     let replica = Redis::builder().replica_of(&primary).start().await.unwrap();
     let client = Client::builder(&replica.url()).unwrap().build().unwrap();
-    until_state(&client, ConnectionState::Down).await;
-    let error = client.status().last_error.unwrap();
-    assert!(error.contains("replica"), "{error}");
+    until_down_for(&client, "replica").await;
     replica.promote().await.unwrap();
     until_state(&client, ConnectionState::Ready).await;
 }
@@ -245,9 +247,7 @@ async fn c8_a_refused_password_is_named_and_does_not_wedge_the_client() {
         .unwrap()
         .build()
         .unwrap();
-    until_state(&client, ConnectionState::Down).await;
-    let error = client.status().last_error.unwrap();
-    assert!(error.contains("WRONGPASS"), "{error}");
+    until_down_for(&client, "WRONGPASS").await;
     redis
         .command(&["CONFIG", "SET", "requirepass", "wrong"])
         .await

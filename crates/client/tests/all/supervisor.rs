@@ -12,7 +12,9 @@ use steadfast::{Client, ConnectionState, ErrorKind, EventOrGap, Resolve};
 use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 
-use crate::support::{Name, cmd, ms, now, pair, pair_with, seen, until, until_seen, until_state};
+use crate::support::{
+    Name, cmd, ms, now, pair, pair_with, seen, until, until_down_for, until_seen, until_state,
+};
 
 #[tokio::test]
 async fn c8_a_full_server_is_named_and_served_from_as_soon_as_there_is_a_place() {
@@ -31,9 +33,7 @@ async fn c8_a_full_server_is_named_and_served_from_as_soon_as_there_is_a_place()
         taken.push(client);
     }
     let client = Client::builder(&redis.url()).unwrap().build().unwrap();
-    until_state(&client, ConnectionState::Down).await;
-    let error = client.status().last_error.unwrap();
-    assert!(error.contains("maxclients"), "{error}");
+    until_down_for(&client, "maxclients").await;
     taken.clear();
     until_state(&client, ConnectionState::Ready).await;
     client.send(&cmd("PING")).await.unwrap();
@@ -121,7 +121,7 @@ fn misbehave(then: Then) -> BoxFuture<'static, std::io::Error> {
                 clippy::disallowed_methods,
                 reason = "a provider that blocks its thread"
             )]
-            std::thread::sleep(Duration::from_millis(1500));
+            std::thread::sleep(Duration::from_millis(4000));
             std::io::Error::other("too late")
         }),
     }
@@ -196,7 +196,7 @@ async fn c8_a_provider_that_hangs_panics_or_blocks_its_thread_cannot_wedge_the_c
                 then,
             })
             .connect_timeout(ms(50))
-            .stuck_after(ms(300))
+            .stuck_after(ms(1500))
             .blip_wait(ms(60_000))
             .build()
             .unwrap();
@@ -204,7 +204,7 @@ async fn c8_a_provider_that_hangs_panics_or_blocks_its_thread_cannot_wedge_the_c
         let begun = now();
         let hasty = client.with(steadfast::CallOptions::new().deadline(ms(40)));
         let _ = hasty.send(&cmd("PING")).await;
-        assert!(now().duration_since(begun) < ms(900), "{then:?}");
+        assert!(now().duration_since(begun) < ms(1400), "{then:?}");
         until_state(&client, ConnectionState::Ready).await;
         client.send(&cmd("PING")).await.unwrap();
         let stuck = client.status().stuck_resets;
@@ -442,9 +442,7 @@ async fn c8_a_replica_is_known_without_hello_by_whatever_the_acl_allows() {
             .build()
             .unwrap();
         if known {
-            until_state(&client, ConnectionState::Down).await;
-            let error = client.status().last_error.unwrap();
-            assert!(error.contains("replica"), "{forbidden}: {error}");
+            until_down_for(&client, "replica").await;
             replica.promote().await.unwrap();
         }
         until_state(&client, ConnectionState::Ready).await;

@@ -41,6 +41,17 @@ pub(crate) async fn until_state(client: &Client, state: ConnectionState) {
     until(&format!("{state:?}"), || client.status().state == state).await;
 }
 
+/// Waits until it cannot connect and says why in these words: it is down as soon as a first attempt takes longer than a blip, and knows
+/// why when that has ended.
+pub(crate) async fn until_down_for(client: &Client, words: &str) {
+    until_state(client, ConnectionState::Down).await;
+    until(words, || {
+        let error = client.status().last_error.unwrap_or_default();
+        error.contains(words)
+    })
+    .await;
+}
+
 pub(crate) fn cmd(words: &str) -> redis::Cmd {
     let mut cmd = redis::Cmd::new();
     for word in words.split_whitespace() {

@@ -7,10 +7,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
 };
 use redis::Value;
-use steadfast::{Client, ClientBuilder, ConnectionState, Tls};
+use steadfast::{Client, ClientBuilder, Tls};
 use steadfast_drill::process::{self, Redis};
 
-use crate::support::{cmd, ms, until, until_state};
+use crate::support::{cmd, ms, until_down_for};
 
 /// An authority of the test's own.
 struct Authority {
@@ -85,12 +85,7 @@ fn builder(scheme: &str, redis: &Redis) -> ClientBuilder {
 /// Cannot connect, and says why in these words.
 async fn refused(builder: ClientBuilder, words: &str) {
     let client = builder.connect_timeout(ms(1000)).build().unwrap();
-    until_state(&client, ConnectionState::Down).await;
-    until(words, || {
-        let error = client.status().last_error.unwrap_or_default();
-        error.contains(words)
-    })
-    .await;
+    until_down_for(&client, words).await;
 }
 
 #[tokio::test]

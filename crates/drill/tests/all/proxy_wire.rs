@@ -307,7 +307,7 @@ async fn d1_a_slicer_sends_small_pieces_apart() {
     let slicer = Slicer {
         average_size: 4,
         size_variation: 1,
-        delay: Duration::from_millis(30),
+        delay: Duration::from_millis(100),
     };
     wire.proxy.add(Toxic::new(slicer)).await.unwrap();
     let (mut client, mut server) = wire.connect().await;
@@ -326,7 +326,7 @@ async fn d1_a_slicer_sends_small_pieces_apart() {
     assert_eq!(read, b"0123456789abcdefghij");
     // Late reads may find two pieces at once, but not all of them.
     assert!((2..=7).contains(&pieces), "{pieces}");
-    assert!(start.elapsed() >= Duration::from_millis(90));
+    assert!(start.elapsed() >= Duration::from_millis(300));
 }
 
 #[tokio::test]

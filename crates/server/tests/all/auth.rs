@@ -626,8 +626,8 @@ async fn s6_tokens_with_invented_keys_cause_no_flood_of_look_ups() {
     assert_eq!(guarded.status_with(&good).await.status, 200);
 }
 
-/// Sends a request and hangs up before its answer can be there.
-async fn hang_up(guarded: &Guarded, head: &str, body: &str) {
+/// Sends a request and hangs up as soon as it is under way.
+async fn hang_up(guarded: &Guarded, head: &str, body: &str, under_way: impl Fn() -> bool) {
     let mut stream = tokio::net::TcpStream::connect(guarded.service.addr)
         .await
         .unwrap();
@@ -636,7 +636,16 @@ async fn hang_up(guarded: &Guarded, head: &str, body: &str) {
         body.len()
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    eventually(under_way).await;
+}
+
+async fn eventually(holds: impl Fn() -> bool) {
+    let holds = async {
+        while !holds() {
+            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, holds).await.unwrap();
 }
 
 #[tokio::test]
@@ -672,9 +681,9 @@ async fn s6_a_caller_that_hangs_up_does_not_keep_the_keys_from_being_read_nor_he
         &guarded,
         &format!("GET /v1/status HTTP/1.1\r\nauthorization: {bearer}"),
         "",
+        || provider.asked.load(Relaxed) == asked + 1,
     )
     .await;
-    assert_eq!(provider.asked.load(Relaxed), asked + 1);
     tokio::time::sleep(std::time::Duration::from_millis(600)).await;
     assert_eq!(
         guarded.status_with(&new).await.status,
@@ -698,7 +707,13 @@ async fn s6_a_change_whose_caller_hangs_up_is_written_down_all_the_same() {
         "POST /v1/statements/slow HTTP/1.1\r\ncontent-type: application/json\r\nauthorization: Bearer {}",
         guarded.token(Role::Operator)
     );
-    hang_up(&guarded, &head, "{}").await;
+    let under_way = || guarded.service.app.status()["service"]["in_flight"].as_u64() >= Some(1);
+    let audit = guarded.folder.path().join("audit.jsonl");
+    // Who hangs up before it is known who asks has begun no change.
+    while std::fs::read(&audit).is_ok_and(|text| text.is_empty()) {
+        hang_up(&guarded, &head, "{}", under_way).await;
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
     let line = &guarded.audit(1).await[0];
     assert_eq!(line["outcome"], "unfinished", "{line}");
     assert_eq!(

@@ -247,7 +247,7 @@ async fn s6_browsers_are_told_to_come_by_tls_only_unless_it_is_loopback_that_the
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s6_whoever_does_not_end_a_handshake_keeps_nobody_waiting_and_is_hung_up_on() {
-    let secure = Secure::with(&[("limits.header_timeout", "2s")]).await;
+    let secure = Secure::with(&[("limits.header_timeout", "8s")]).await;
     let mut silent = Vec::new();
     for n in 0..64 {
         let mut stream = TcpStream::connect(secure.service.addr).await.unwrap();
@@ -260,7 +260,7 @@ async fn s6_whoever_does_not_end_a_handshake_keeps_nobody_waiting_and_is_hung_up
     let begun = tokio::time::Instant::now();
     assert_eq!(secure.shown().await, 1);
     assert!(
-        begun.elapsed() < Duration::from_secs(2),
+        begun.elapsed() < Duration::from_secs(8),
         "others waited: {:?}",
         begun.elapsed()
     );
