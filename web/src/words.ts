@@ -77,7 +77,9 @@ function withoutRedis(status: Status | null, recent: Sum, tick: Tick): Headline 
 function calm(tick: Tick, status: Status | null, recent: Sum): Headline {
   const machine = Object.entries(status?.health.checks ?? {}).filter(([, check]) => check.status !== 'healthy');
   const notice = status?.service.notice;
-  const title = recent.calls === 0 ? 'Ready. No calls yet.' : `Serving${from(recent)}.`;
+  const earlier = callsSinceStart(status);
+  const idle = earlier === null ? 'Ready.' : earlier > 0 ? 'Ready. No calls just now.' : 'Ready. No calls yet.';
+  const title = recent.calls === 0 ? idle : `Serving${from(recent)}.`;
   if (machine.length > 0) {
     const detail = machine.map(([name, check]) => `${name === 'cpu' ? 'The processors: ' : `${capital(name)}: `}${check.message}.`).join(' ');
     return { mood: 'good', title, detail: `Redis and the database answer. One thing to watch. ${detail}` };
@@ -85,8 +87,18 @@ function calm(tick: Tick, status: Status | null, recent: Sum): Headline {
   const redis = tick.rtt_ms === null ? 'Redis answers' : `Redis answers in ${text(duration(tick.rtt_ms))}`;
   const database = status?.health.checks.database?.latency_ms;
   const both = typeof database === 'number' ? `${redis}, the database in ${text(duration(database))}` : redis;
-  if (recent.calls === 0) return { mood: 'good', title, detail: notice ?? `${both}. The first call will show here within a second.` };
+  if (recent.calls === 0) {
+    const next = earlier ? `${plural(earlier, 'call')} since the start; the next` : 'The first call';
+    return { mood: 'good', title, detail: notice ?? `${both}. ${next} will show here within a second.` };
+  }
   return { mood: 'good', title, detail: notice ?? `All is as it should be. ${both}.` };
+}
+
+/** `null` while it is not known: calls older than what is counted by the second are not calls that never were. */
+function callsSinceStart(status: Status | null): number | null {
+  if (!status) return null;
+  const { memory, redis, database, failed } = status.reads;
+  return memory + redis + database + failed;
 }
 
 /** " from memory and Redis": whatever gives at least one answer in a hundred. */

@@ -32,7 +32,7 @@ test('s5_the_committed_page_is_what_its_sources_give', async () => {
 test('s5_the_first_view_shows_live_numbers_and_asks_nobody_else', limits, async () => {
   const { page, wrong } = await open(chromium, demo);
   await live(page);
-  await headline(page, 'Ready');
+  await headline(page, 'Ready. No calls yet.');
   await demo.ask(60);
   await headline(page, 'Serving from');
   await page.waitForFunction(() => Number(document.querySelector('#f-rate').textContent) > 0);
@@ -47,6 +47,17 @@ test('s5_the_first_view_shows_live_numbers_and_asks_nobody_else', limits, async 
   await page.locator('.offer').nth(10).waitFor();
   await page.locator('#settings-body details').nth(5).waitFor();
   await page.locator('#checks li').nth(3).waitFor();
+  assert.deepEqual(wrong, []);
+  await page.close();
+});
+
+test('s5_calls_from_before_the_page_was_opened_are_not_denied', limits, async () => {
+  await demo.ask(5);
+  const { page, wrong } = await open(chromium, demo);
+  // Once they are no longer of the last seconds.
+  await headline(page, 'Ready. No calls just now.');
+  // What is said of a busy machine is said in its stead.
+  await page.waitForFunction(() => /calls since the start; the next will show|One thing to watch/.test(document.querySelector('#detail').textContent));
   assert.deepEqual(wrong, []);
   await page.close();
 });
