@@ -11,7 +11,7 @@ use steadfast::{
     Backoff, BudgetConfig, Client, ClientBuilder, ConnectionState, RetryPolicy, Stop, Tls,
 };
 use steadfast_cache::{
-    Cache, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
+    Cache, ClassGuard, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
 };
 
 use crate::config::{
@@ -371,6 +371,10 @@ async fn cache(
         .guard(guard(config));
     for (name, class) in &config.ttl {
         builder = builder.class(name.as_str(), class.into());
+        if let Some(guard) = &class.guard {
+            let guard = ClassGuard::new(guard.concurrency, guard.rate);
+            builder = builder.class_guard(name.as_str(), guard);
+        }
     }
     if !config.ttl.contains_key("default") {
         builder = builder.class("default", Ttl::default());

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use steadfast_cache::Ttl;
 
 use crate::app::App;
-use crate::config::Config;
+use crate::config::{Config, GuardConfig};
 use crate::query::Programs;
 use crate::telemetry;
 
@@ -31,6 +31,10 @@ impl App {
         telemetry::change_level(&new.log.level);
         let mut in_force = started.clone();
         in_force.ttl = new.ttl.clone();
+        for (name, class) in &mut in_force.ttl {
+            // The cache was built with these.
+            class.guard = started.ttl.get(name).and_then(|class| class.guard.clone());
+        }
         in_force.queries = new.queries.clone();
         in_force.statements = new.statements.clone();
         in_force.log.level = new.log.level.clone();
@@ -65,6 +69,7 @@ fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
         ("log.format", old.log.format == new.log.format),
         ("redis", old.redis == new.redis),
         ("database", old.database == new.database),
+        ("ttl.*.guard", guards(old).eq(guards(new))),
         ("cache", old.cache == new.cache),
         ("limits", old.limits == new.limits),
         ("auth", old.auth == new.auth),
@@ -75,4 +80,9 @@ fn differing(old: &Config, new: &Config) -> Vec<&'static str> {
     .into_iter()
     .filter_map(|(name, same)| (!same).then_some(name))
     .collect()
+}
+
+fn guards(config: &Config) -> impl Iterator<Item = (&String, &GuardConfig)> {
+    let classes = config.ttl.iter();
+    classes.filter_map(|(name, class)| Some((name, class.guard.as_ref()?)))
 }

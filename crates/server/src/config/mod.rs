@@ -120,7 +120,7 @@ impl Config {
         let (database, cache, limits) = (within("database"), within("cache"), within("limits"));
         let (drill, metrics, tracing) = (within("drill"), within("metrics"), within("tracing"));
         let database_config = DatabaseConfig::read(&database);
-        let ttl = TtlConfig::read_all(root);
+        let ttl = TtlConfig::read_all(root, &database_config.guard);
         let config = Self {
             namespace: read_namespace(root),
             server: ServerConfig::read(&server),

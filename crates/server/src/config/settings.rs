@@ -171,7 +171,7 @@ impl DatabaseConfig {
     }
 }
 
-/// `[database.guard]`: what an outage of Redis may put on the database.
+/// `[database.guard]`: what an outage of Redis may put on the database; and `[ttl.NAME.guard]`, what the loads of one class may.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GuardConfig {
@@ -195,6 +195,34 @@ impl GuardConfig {
             concurrency: concurrency.unwrap_or(8.min(connections)),
             rate: section.number("rate", 0.1, 1e9).unwrap_or(2000.0),
         }
+    }
+
+    /// The bounds of a class; what is left out is that of the whole.
+    fn read_within(section: &Section<'_>, whole: &Self) -> Option<Self> {
+        let concurrency = section.count("concurrency", 1, 10_000);
+        let rate = section.number("rate", 0.1, 1e9);
+        for (key, more, most) in [
+            (
+                "concurrency",
+                concurrency.is_some_and(|asked| asked > whole.concurrency),
+                whole.concurrency.to_string(),
+            ),
+            (
+                "rate",
+                rate.is_some_and(|asked| asked > whole.rate),
+                whole.rate.to_string(),
+            ),
+        ] {
+            if more {
+                let message =
+                    format!("is more than `database.guard.{key}`, {most}, allows all classes");
+                section.refuse(section.mistake(key, message));
+            }
+        }
+        section.is_given().then(|| Self {
+            concurrency: concurrency.unwrap_or(whole.concurrency),
+            rate: rate.unwrap_or(whole.rate),
+        })
     }
 }
 
@@ -264,11 +292,16 @@ pub struct TtlConfig {
     /// Time a load may take at all; default 5 s.
     #[serde(serialize_with = "duration")]
     pub hard_limit: Duration,
+    /// `[ttl.NAME.guard]`: bounds of its own within those of `[database.guard]`; default none. A change needs a restart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardConfig>,
 }
 
 impl TtlConfig {
-    pub(crate) fn read(section: &Section<'_>) -> Self {
+    fn read(section: &Section<'_>, whole: &GuardConfig) -> Self {
+        let guard = section.section("guard");
         let config = Self {
+            guard: GuardConfig::read_within(&guard, whole),
             fresh: section.positive("fresh").unwrap_or(secs(360)),
             stale: section.duration("stale").unwrap_or(secs(3600)),
             jitter: section.number("jitter", 0.0, 0.9).unwrap_or(0.1),
@@ -286,14 +319,15 @@ impl TtlConfig {
             };
             section.refuse(section.mistake(key, message));
         }
+        guard.finish();
         config
     }
 
-    pub(crate) fn read_all(root: &Section<'_>) -> BTreeMap<String, Self> {
+    pub(crate) fn read_all(root: &Section<'_>, whole: &GuardConfig) -> BTreeMap<String, Self> {
         root.sections("ttl")
             .into_iter()
             .map(|(name, section)| {
-                let config = Self::read(&section);
+                let config = Self::read(&section, whole);
                 section.finish();
                 (name, config)
             })

@@ -142,6 +142,16 @@ fn s10_settings_that_contradict_each_other_are_named() {
             "database.guard.concurrency",
             "max_connections",
         ),
+        (
+            "[ttl.report.guard]\nconcurrency = 9",
+            "ttl.report.guard.concurrency",
+            "more than `database.guard.concurrency`, 8,",
+        ),
+        (
+            "[database.guard]\nrate = 50\n[ttl.report.guard]\nrate = 51",
+            "ttl.report.guard.rate",
+            "more than `database.guard.rate`, 50,",
+        ),
     ] {
         let error = load(text).unwrap_err();
         assert_eq!(error.mistakes.len(), 1, "{text}: {error}");
@@ -196,6 +206,26 @@ fn the_sample_is_right_for_every_database() {
         let config = Config::load(&sources).unwrap();
         assert_eq!(config.queries.len(), 3);
         assert_eq!(config.ttl["user"].fresh, Duration::from_secs(360));
+    }
+}
+
+#[test]
+fn s10_bounds_of_a_class_are_read_and_their_mistakes_placed() {
+    let config = load("[database.guard]\nconcurrency = 4\n[ttl.report]\nguard.rate = 20").unwrap();
+    let guard = config.ttl["report"].guard.clone().unwrap();
+    assert_eq!((guard.concurrency, guard.rate), (4, 20.0));
+    assert!(config.show().contains("[ttl.report.guard]"));
+    assert!(load("[ttl.user]").unwrap().ttl["user"].guard.is_none());
+
+    let text = "[ttl.report.guard]\nconcurrency = 0\nrate = \"many\"\nrates = 1";
+    let error = load(text).unwrap_err();
+    let shown = error.to_string();
+    for place in [
+        "test.toml:2:15: `ttl.report.guard.concurrency`",
+        "test.toml:3:8: `ttl.report.guard.rate`",
+        "test.toml:4:9: `ttl.report.guard.rates`",
+    ] {
+        assert!(shown.contains(place), "{place}: {shown}");
     }
 }
 

@@ -118,12 +118,12 @@ async fn s9_signals_reload_drain_and_end() {
     assert_eq!(service.get("/v1/queries/two").await.status, 404);
 
     write(
-        "queries.two.sql = 'SELECT 2 AS n'\nqueries.two.ttl = 'new'\nttl.new.fresh = '77s'\nttl.new.jitter = 0\n[log]\nlevel = 'warn'\n\
+        "queries.two.sql = 'SELECT 2 AS n'\nqueries.two.ttl = 'new'\nttl.new.fresh = '77s'\nttl.new.jitter = 0\nttl.new.guard.rate = 5\n[log]\nlevel = 'warn'\n\
          [redis.breaker]\nmin_calls = 7",
     );
     signal("HUP");
     let told = event(&service, "reloaded").await;
-    assert_eq!(told["needs_restart"], json!(["redis"]));
+    assert_eq!(told["needs_restart"], json!(["redis", "ttl.*.guard"]));
     // A class that was not there before is taken up with the query that names it.
     let two = service.get("/v1/queries/two").await;
     assert_eq!(two.json()["rows"][0]["n"], 2, "{}", two.text());

@@ -190,3 +190,28 @@ async fn s3_health_is_reached_while_every_connection_is_taken() {
     };
     tokio::time::timeout(PATIENCE, room).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_a_class_with_bounds_of_its_own_is_refused_while_others_are_answered() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("ttl.report.guard.rate", "0.1"),
+        ("queries.report.sql", "SELECT :n AS n"),
+        ("queries.report.params.n.type", "integer"),
+        ("queries.report.ttl", "report"),
+        ("queries.other.sql", "SELECT :n AS n"),
+        ("queries.other.params.n.type", "integer"),
+    ])
+    .await;
+    assert_eq!(service.get("/v1/queries/report?n=1").await.status, 200);
+    let refused = service.get("/v1/queries/report?n=2").await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    assert_eq!(refused.json()["type"], "/problems/overloaded");
+    assert_ne!(refused.header("retry-after"), "");
+    for n in 1..10 {
+        let path = format!("/v1/queries/other?n={n}");
+        assert_eq!(service.get(&path).await.status, 200);
+    }
+    // What is held is answered whatever the bound.
+    assert_eq!(service.get("/v1/queries/report?n=1").await.status, 200);
+}
