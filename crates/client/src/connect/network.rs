@@ -142,3 +142,39 @@ fn tune(tcp: &TcpStream) {
     #[cfg(target_os = "linux")]
     let _ = socket.set_tcp_user_timeout(Some(Duration::from_secs(30)));
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::settings::Target;
+
+    #[tokio::test]
+    async fn c7_the_kernel_watches_each_connection_too() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
+            .await
+            .expect("a free port");
+        let port = listener.local_addr().expect("it is bound").port();
+        let target = Target::parse(&format!("redis://127.0.0.1:{port}")).expect("a good url");
+        let network = Network::new(Arc::new(Settings::new(target)));
+        let opened = network.open(Duration::from_secs(20)).await;
+        let Ok((Stream::Tcp(tcp), _)) = opened else {
+            panic!("it listens: {opened:?}");
+        };
+        let socket = socket2::SockRef::from(&tcp);
+        assert!(socket.tcp_nodelay().expect("it can be asked"));
+        assert!(socket.keepalive().expect("it can be asked"));
+        let (time, interval, retries) = (
+            socket.tcp_keepalive_time(),
+            socket.tcp_keepalive_interval(),
+            socket.tcp_keepalive_retries(),
+        );
+        assert_eq!(time.ok(), Some(Duration::from_secs(5)));
+        assert_eq!(interval.ok(), Some(Duration::from_secs(1)));
+        assert_eq!(retries.ok(), Some(5));
+        #[cfg(target_os = "linux")]
+        assert_eq!(
+            socket.tcp_user_timeout().ok(),
+            Some(Some(Duration::from_secs(30)))
+        );
+    }
+}

@@ -318,6 +318,73 @@ async fn c16_subscriptions_sessions_and_blocking_connections_take_new_credential
 }
 
 #[tokio::test]
+async fn c16_a_subscriber_that_speaks_resp2_comes_back_with_new_credentials() {
+    // A server without HELLO speaks RESP2, in which a subscribed connection takes no AUTH.
+    let rights = ["~*", "&*", "+@all"];
+    let redis = Redis::builder()
+        .config("rename-command", "HELLO \"\"")
+        .acl(format!("app on >first {}", rights.join(" ")))
+        .start()
+        .await
+        .unwrap();
+    redis
+        .command(&[&["ACL", "SETUSER", "next", "on", ">second"][..], &rights].concat())
+        .await
+        .unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("credentials");
+    std::fs::write(&file, "app:first").unwrap();
+    let client = Client::builder(&format!("redis://{}", redis.addr()))
+        .unwrap()
+        .name("rotating")
+        .credentials(FileCredentials::new(&file, None).look_every(ms(50)))
+        .connect()
+        .await
+        .unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("news").await.unwrap();
+    let mut next = async || {
+        let event = tokio::time::timeout(ms(20_000), pubsub.next()).await;
+        event.expect("it hears").expect("it is not closed")
+    };
+    assert!(matches!(next().await, PubSubEvent::Resumed { gap: None }));
+    std::fs::write(&file, "next:second").unwrap();
+    let lost = next().await;
+    assert!(
+        matches!(&lost, PubSubEvent::Lost { cause } if cause.contains("RESP2")),
+        "{lost:?}"
+    );
+    let resumed = next().await;
+    assert!(
+        matches!(resumed, PubSubEvent::Resumed { gap: Some(_) }),
+        "{resumed:?}"
+    );
+    // The old user may go now: nobody came with it any more.
+    let gone = async {
+        while connections(&redis, "rotating")
+            .await
+            .iter()
+            .any(|(_, user)| user == "app")
+        {
+            tokio::time::sleep(ms(10)).await;
+        }
+    };
+    tokio::time::timeout(ms(20_000), gone)
+        .await
+        .expect("all have changed");
+    redis.command(&["ACL", "DELUSER", "app"]).await.unwrap();
+    client
+        .send(cmd("PUBLISH news").arg("still here"))
+        .await
+        .unwrap();
+    let message = next().await;
+    assert!(
+        matches!(&message, PubSubEvent::Message { payload, .. } if payload == b"still here"),
+        "{message:?}"
+    );
+}
+
+#[tokio::test]
 async fn c16_a_session_that_came_with_newer_credentials_than_the_client_keeps_them() {
     let redis = Redis::builder()
         .acl("app on >first ~* +@all")

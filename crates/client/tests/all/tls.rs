@@ -136,6 +136,36 @@ async fn c17_a_certificate_for_another_name_is_named_unless_that_name_is_expecte
 }
 
 #[tokio::test]
+async fn c8_a_server_that_never_answers_the_client_hello_ends_each_attempt_in_time() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let accepting = tokio::spawn(async move {
+        let mut kept = Vec::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            kept.push(stream);
+        }
+    });
+    let client = Client::builder(&format!("rediss://127.0.0.1:{port}"))
+        .unwrap()
+        .tls(Authority::new().trusted())
+        .connect_timeout(ms(200))
+        .build()
+        .unwrap();
+    until("it was given up again and again", || {
+        client.status().attempts > 3
+    })
+    .await;
+    let error = client.status().last_error.unwrap();
+    assert!(
+        error.contains("no answer within 200ms") && error.contains("TLS"),
+        "{error}"
+    );
+    assert_eq!(client.state(), ConnectionState::Down);
+    assert_eq!(client.status().stuck_resets, 0);
+    accepting.abort();
+}
+
+#[tokio::test]
 async fn c17_an_unknown_ca_is_named() {
     let (authority, other) = (Authority::new(), Authority::new());
     let (redis, _folder) = authority.server("localhost", 2999, false).await;
