@@ -60,7 +60,7 @@ impl<V: Clone> Answer<V> {
             value: entry.value.clone(),
             source,
             age,
-            fresh_for: entry.life.fresh,
+            fresh_for: entry.life().fresh,
             stale,
         }
     }

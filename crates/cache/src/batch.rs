@@ -13,14 +13,14 @@ use std::time::Instant;
 use futures_util::future::join_all;
 
 use crate::answer::Answer;
-use crate::cache::{Cache, Class, Inner, clock};
+use crate::cache::{Cache, Inner, clock};
+use crate::classes::Class;
 use crate::ending::{conclude, wait};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Leader};
 use crate::guard::Urgency;
 use crate::load::{Job, Kept, Stage};
-use crate::tier::Key;
-use crate::tier::memory::Entry;
+use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Patience, Season};
 
 /// What a warming did.
@@ -101,7 +101,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
         let inner = &*self.inner;
-        let class = inner.class(class)?;
+        let class = inner.classes.find(class)?;
         let tags: Vec<Vec<u8>> = tags.iter().map(|tag| tag.as_bytes().to_vec()).collect();
         let stripes = inner.generations.tag_stripes(&tags);
         let whole = inner.generations.snapshot_all();
@@ -124,24 +124,20 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 inner.stats.not_stored.add(1);
                 continue;
             }
-            let key: Key = Arc::from(key.as_ref());
-            let snapshot = inner.generations.narrow(&whole, &key, stripes.clone());
-            let life = class.ttl.lifetime(false, inner.draw());
-            let entry = Arc::new(Entry::new(
-                Some(value),
-                began,
-                life,
+            let key = key.as_ref();
+            let snapshot = inner.generations.narrow(&whole, key, stripes.clone());
+            let times = Times {
+                loaded_at: began,
+                life: class.ttl.lifetime(false, inner.draw()),
                 cost,
-                &snapshot,
-                bytes.len(),
-            ));
-            warmed.memory += usize::from(inner.memory.insert(
-                &key,
-                &entry,
-                &snapshot,
-                &inner.generations,
-            ));
-            kept.push((key, bytes, entry));
+                early_refresh: class.ttl.early_refresh,
+            };
+            let entry = Entry::new(key, Some(value), times, &snapshot, bytes.len());
+            let stored = inner
+                .memory
+                .insert(&Arc::new(entry), &snapshot, &inner.generations);
+            warmed.memory += usize::from(stored);
+            kept.push((key.to_vec(), bytes, times));
         }
         if let Some(season) = season {
             warmed.redis = inner.fill_in_season(&season, &kept).await;
@@ -184,7 +180,7 @@ impl<V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> ReadMany<'_, V, K> {
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
         let inner = &self.cache.inner;
-        let class = match inner.class(self.class) {
+        let class = match inner.classes.find(self.class) {
             Ok(class) => class,
             Err(error) => return self.keys.iter().map(|_| Err(error.clone())).collect(),
         };
@@ -231,10 +227,11 @@ fn take_place<V: Clone + Send + Sync + 'static>(
     led: &mut Vec<Led<V>>,
 ) -> Place<V> {
     let held = inner.memory.get(key, &tags, &inner.generations);
-    if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, now)) {
-        return Place::Hit(inner.hit(entry, entry.age(now)));
+    let moment = now.into();
+    if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, moment)) {
+        return Place::Hit(inner.hit(entry, entry.age(moment)));
     }
-    let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
+    let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, moment));
     match inner.flights.board(key, &tags, &inner.generations) {
         Boarding::Joined(passenger) => Place::Flight(passenger, held),
         Boarding::Leader(leader, passenger) => {
@@ -255,19 +252,19 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     async fn fill_in_season(
         &self,
         season: &Season,
-        kept: &[(Key, bytes::Bytes, Arc<Entry<V>>)],
+        kept: &[(Vec<u8>, bytes::Bytes, Times)],
     ) -> usize {
         let Some(redis) = &self.redis else { return 0 };
         let mut filled = 0;
         for chunk in kept.chunks(FILLS_AT_ONCE) {
             let fills: Vec<_> = chunk
                 .iter()
-                .map(|(key, bytes, entry)| {
+                .map(|(key, bytes, times)| {
                     let fill = Fill {
                         payload: Some(bytes),
-                        life: entry.life,
-                        cost: entry.cost,
-                        loaded_at: entry.loaded_at,
+                        life: times.life,
+                        cost: times.cost,
+                        loaded_at: times.loaded_at,
                     };
                     (&**key, fill)
                 })
@@ -422,7 +419,7 @@ mod tests {
         let builder = Cache::<String>::builder(database).class("user", Ttl::default());
         let cache = builder.build().await.unwrap();
         let inner = &cache.inner;
-        let class = inner.class("user").unwrap();
+        let class = inner.classes.find("user").unwrap();
         let mut led = Vec::new();
         let mut board = || take_place(inner, b"a", Vec::new(), &class, clock(), &mut led);
         let first = board();

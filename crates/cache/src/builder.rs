@@ -5,13 +5,13 @@ use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use steadfast::Client;
 
-use crate::cache::{Cache, Class, Inner};
+use crate::cache::{Cache, Inner};
+use crate::classes::Classes;
 use crate::codec::Codec;
 use crate::coherence::Coherence;
 use crate::flight::Flights;
@@ -264,8 +264,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             Arc::new(RedisTier::new(client, options, trust, stats.clone()))
         });
         let coherence = Arc::new(match &redis {
-            Some(_) => Coherence::unproven(now),
-            None => Coherence::alone(now),
+            Some(_) => Coherence::unproven(),
+            None => Coherence::alone(),
         });
         let guard_of = |name: &str| {
             let own = self
@@ -302,14 +302,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
         let inner = Inner {
-            classes: ArcSwap::from_pointee(
-                self.classes
-                    .into_iter()
-                    .enumerate()
-                    .map(|(lane, (name, ttl))| (name, Class { ttl, lane }))
-                    .collect(),
-            ),
-            lane_of_others: lanes.len() - 1,
+            classes: Classes::new(self.classes),
             memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use smallvec::SmallVec;
 use steadfast::{EventKind, EventOrGap};
 use tokio::sync::watch;
@@ -14,6 +13,7 @@ use tokio::sync::watch;
 use crate::answer::{Answer, Source};
 use crate::builder::{BuildError, check_classes, longest_life};
 use crate::channel;
+use crate::classes::{Class, Classes};
 use crate::codec::Codec;
 use crate::coherence::Coherence;
 use crate::ending::{conclude, wait};
@@ -23,6 +23,7 @@ use crate::freshness::{Freshness, Ttl};
 use crate::generation::Generations;
 use crate::guard::Guard;
 use crate::load::{self, Job};
+use crate::moment::{Moment, Nanos};
 use crate::relay::Relay;
 use crate::sabotage::Sabotage;
 use crate::source::Database;
@@ -40,9 +41,7 @@ pub struct Cache<V> {
 }
 
 pub(crate) struct Inner<V> {
-    pub(crate) classes: ArcSwap<Classes>,
-    /// The number at the guard of classes that were added later: they have no bounds of their own.
-    pub(crate) lane_of_others: usize,
+    pub(crate) classes: Classes,
     pub(crate) memory: Memory<V>,
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights<V>>,
@@ -60,17 +59,6 @@ pub(crate) struct Inner<V> {
     pub(crate) sabotage: Sabotage,
     /// Dropped with the cache, which ends the tasks that serve it.
     pub(crate) gone: watch::Sender<()>,
-}
-
-/// Classes by their names: few, so that comparing names finds one soonest.
-pub(crate) type Classes = Vec<(Box<str>, Class)>;
-
-/// A class of data.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Class {
-    pub(crate) ttl: Ttl,
-    /// Its number at the guard.
-    pub(crate) lane: usize,
 }
 
 /// A read being put together; see [`Cache::read`].
@@ -126,7 +114,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 .as_ref()
                 .is_some_and(|redis| redis.client().available().is_some())
         };
-        while is_there() && !self.inner.coherence.is_proven(clock()) && clock() < give_up {
+        while is_there() && !self.inner.coherence.is_proven(Moment::now()) && clock() < give_up {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -150,7 +138,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         F: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        self.read(key, class).get(load).await
+        if let Some(answer) = self.inner.glance(key.as_ref(), class, &[]) {
+            return Ok(answer);
+        }
+        Box::pin(self.read(key, class).get_otherwise(load)).await
     }
 
     /// The long form of [`get`](Self::get), with tags and a default.
@@ -178,20 +169,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         if let Some(redis) = &self.inner.redis {
             redis.outlast(longest_life(&given));
         }
-        // Again, if another has changed them meanwhile.
-        self.inner.classes.rcu(|classes| {
-            let mut changed = Classes::clone(classes);
-            for (name, ttl) in &given {
-                match changed.iter_mut().find(|(class, _)| class == name) {
-                    Some((_, class)) => class.ttl = *ttl,
-                    None => {
-                        let lane = self.inner.lane_of_others;
-                        changed.push((name.clone(), Class { ttl: *ttl, lane }));
-                    }
-                }
-            }
-            changed
-        });
+        self.inner.classes.change(&given);
         Ok(())
     }
 
@@ -239,76 +217,45 @@ impl<'a, V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
-        match self.look_in_memory()? {
-            Found::Fresh(answer) => Ok(answer),
-            Found::Due(answer, early) => {
-                let key = self.key.as_ref();
-                board(&self.cache.inner, key, &self.tags, *early, load);
-                Ok(answer)
-            }
-            // In a box, so that the future of a hit, which nearly all of them are, is small.
-            Found::Missing(job, now) => Box::pin(self.get_by(*job, now, load)).await,
-        }
-    }
-
-    /// All that a hit does: it waits for nothing, and copies nothing that only a miss needs.
-    fn look_in_memory(&self) -> Result<Found<V>, CacheError> {
         let inner = &self.cache.inner;
-        let classes = inner.classes.load();
-        let class = class_in(&classes, self.class)?;
-        let now = clock();
-        let key = self.key.as_ref();
-        let held = inner.memory.get(key, &self.tags, &inner.generations);
-        let job = |held, early| {
-            Box::new(Job {
-                class: class.ttl,
-                lane: class.lane,
-                tags: owned(&self.tags),
-                held,
-                early,
-            })
-        };
-        Ok(match held {
-            Some(entry) if inner.is_fresh(&entry, now) => {
-                let answer = inner.hit(&entry, entry.age(now));
-                if inner.wants_refresh(&entry, &class.ttl, answer.age) {
-                    Found::Due(answer, job(Some(entry), true))
-                } else {
-                    Found::Fresh(answer)
-                }
-            }
-            held => {
-                let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, now));
-                Found::Missing(job(held, false), now)
-            }
-        })
+        if let Some(answer) = inner.glance(self.key.as_ref(), self.class, &self.tags) {
+            return Ok(answer);
+        }
+        // In a box, so that the future of a hit, which nearly all of them are, is small.
+        Box::pin(self.get_otherwise(load)).await
     }
 
-    async fn get_by<L, F, E>(
-        self,
-        job: Job<V>,
-        began: Instant,
-        load: L,
-    ) -> Result<Answer<V>, CacheError>
+    /// When a glance into memory was not enough.
+    async fn get_otherwise<L, F, E>(self, load: L) -> Result<Answer<V>, CacheError>
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, E>> + Send + 'static,
         E: Into<Box<dyn Error + Send + Sync>> + 'static,
     {
         let inner = &self.cache.inner;
-        let (held, class) = (job.held.clone(), job.class);
-        let passenger = board(inner, self.key.as_ref(), &self.tags, job, load);
-        let outcome = wait(inner, passenger, held, &class, began).await;
-        conclude(inner, outcome, self.default)
+        let Class { ttl, lane } = inner.classes.find(self.class)?;
+        let (key, began) = (self.key.as_ref(), clock());
+        let now = began.into();
+        let held = inner.memory.get(key, &self.tags, &inner.generations);
+        let job = |held, early| Job {
+            class: ttl,
+            lane,
+            tags: owned(&self.tags),
+            held,
+            early,
+        };
+        if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, now)) {
+            let answer = inner.hit(entry, entry.age(now));
+            if inner.wants_refresh(entry, &ttl, answer.age) {
+                board(inner, key, &self.tags, job(held, true), load);
+            }
+            return Ok(answer);
+        }
+        let held = held.filter(|entry| inner.may_serve_stale(entry, &ttl, now));
+        let passenger = board(inner, key, &self.tags, job(held.clone(), false), load);
+        let ending = wait(inner, passenger, held, &ttl, began).await;
+        conclude(inner, ending, self.default)
     }
-}
-
-/// What memory has to say to a read.
-enum Found<V> {
-    Fresh(Answer<V>),
-    /// Fresh, but so near its end that it is to be loaded again already.
-    Due(Answer<V>, Box<Job<V>>),
-    Missing(Box<Job<V>>, Instant),
 }
 
 /// Whatever has just been connected to may not be what was believed in.
@@ -361,43 +308,45 @@ fn owned(tags: &[&[u8]]) -> Vec<Vec<u8>> {
     tags.iter().map(|tag| tag.to_vec()).collect()
 }
 
-impl<V: Clone> Inner<V> {
+impl<V: Clone + Send + Sync + 'static> Inner<V> {
+    /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from its end. Whatever else there is to say of
+    /// the key, an unknown class among it, is left to a longer look.
+    #[inline]
+    fn glance(&self, key: &[u8], class: &str, tags: &[&[u8]]) -> Option<Answer<V>> {
+        let now = Moment::now();
+        let entry = self.memory.get(key, tags, &self.generations)?;
+        let age = entry.age(now);
+        (entry.is_certain_at(age) && self.is_current(&entry, now) && self.classes.knows(class))
+            .then(|| self.hit(&entry, age))
+    }
+
     /// Answers from memory and counts it.
-    pub(crate) fn hit(&self, entry: &Entry<V>, age: Duration) -> Answer<V> {
+    #[inline]
+    pub(crate) fn hit(&self, entry: &Entry<V>, age: Nanos) -> Answer<V> {
         entry.count_hit();
         self.stats.hit();
-        Answer::of(entry, Source::Memory, None, age)
+        Answer::of(entry, Source::Memory, None, age.into())
     }
-}
-
-fn class_in<'c>(classes: &'c Classes, name: &str) -> Result<&'c Class, CacheError> {
-    let found = classes.iter().find(|(class, _)| **class == *name);
-    found
-        .map(|(_, class)| class)
-        .ok_or_else(|| CacheError::UnknownClass {
-            class: name.to_owned(),
-        })
 }
 
 impl<V> Inner<V> {
-    pub(crate) fn class(&self, name: &str) -> Result<Class, CacheError> {
-        class_in(&self.classes.load(), name).copied()
+    pub(crate) fn is_fresh(&self, entry: &Entry<V>, now: Moment) -> bool {
+        entry.freshness(now) == Freshness::Fresh && self.is_current(entry, now)
     }
 
-    pub(crate) fn is_fresh(&self, entry: &Entry<V>, now: Instant) -> bool {
-        entry.freshness(now) == Freshness::Fresh
-            && entry.era() == self.generations.era()
-            && self.coherence.vouches(entry.loaded_at, now)
+    /// Whether no invalidation can have been missed.
+    #[inline]
+    fn is_current(&self, entry: &Entry<V>, now: Moment) -> bool {
+        entry.era() == self.generations.era() && self.coherence.vouches(entry.loaded_at, now)
     }
 
-    pub(crate) fn may_serve_stale(&self, entry: &Entry<V>, class: &Ttl, now: Instant) -> bool {
+    pub(crate) fn may_serve_stale(&self, entry: &Entry<V>, class: &Ttl, now: Moment) -> bool {
         !class.never_stale() && entry.freshness(now) != Freshness::Expired
     }
 
     fn wants_refresh(&self, entry: &Entry<V>, class: &Ttl, age: Duration) -> bool {
-        let beta = class.early_refresh;
-        entry.life.near_end(age, entry.cost, beta)
-            && entry.life.refresh_early(age, entry.cost, beta, self.draw())
+        let (life, beta) = (entry.life(), class.early_refresh);
+        life.refresh_early(age, entry.cost(), beta, self.draw())
     }
 
     /// A random number in `0..1` (splitmix64).

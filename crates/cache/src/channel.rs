@@ -7,12 +7,13 @@
 //! taken as fresh; after a gap, what was in memory before it is not either, until it has been loaded again.
 
 use std::sync::{Arc, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
 
-use crate::cache::{Inner, clock};
+use crate::cache::Inner;
+use crate::moment::Moment;
 use crate::target::Announcement;
 use crate::tier::redis::RedisTier;
 
@@ -30,7 +31,6 @@ pub(crate) async fn listen<V>(
         cache,
         redis,
         own,
-        base: clock(),
         subscribed: false,
         standing: false,
         synced: false,
@@ -94,7 +94,6 @@ struct Ear<V> {
     cache: Weak<Inner<V>>,
     redis: Arc<RedisTier>,
     own: Vec<u8>,
-    base: Instant,
     /// Both subscriptions have stood once, so that both are made again after a loss.
     subscribed: bool,
     /// Both subscriptions stand.
@@ -122,12 +121,12 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
             // Lost, or messages dropped because they came too fast, or something this program does not know: assume the worst.
             PubSubEvent::Lost { .. } => {
                 (self.standing, self.synced) = (false, false);
-                cache.coherence.disprove(clock());
+                cache.coherence.disprove(Moment::now());
             }
             _ => {
                 (self.synced, self.heard) = (false, None);
                 self.connection += 1;
-                cache.coherence.disprove(clock());
+                cache.coherence.disprove(Moment::now());
             }
         }
     }
@@ -169,12 +168,11 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
             self.miss(cache, "an invalidation was never announced here");
             self.heard = Some(known);
         }
-        cache
-            .coherence
-            .prove(self.base + Duration::from_nanos(sent));
+        let sent = Moment::from_bits(sent).min(Moment::now());
+        cache.coherence.prove(sent);
         // It may have been suspended just now, which must not be undone by this.
         if self.redis.trust.suspended().is_some() {
-            cache.coherence.disprove(clock());
+            cache.coherence.disprove(Moment::now());
         }
     }
 
@@ -218,7 +216,7 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
             };
             self.sync(&cache).await;
         }
-        let sent = clock().saturating_duration_since(self.base).as_nanos();
+        let sent = Moment::now().to_bits();
         let known = self.redis.trust.known_watermark();
         let mut publish = redis::cmd("PUBLISH");
         publish

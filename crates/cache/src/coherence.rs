@@ -3,59 +3,56 @@
 //! The answer is a moment up to which the channel is proven alive, in one atomic, so that a hit can ask for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use crate::moment::{Moment, Nanos};
 
 pub(crate) struct Coherence {
-    base: Instant,
-    /// Nanoseconds after `base`.
+    /// The bits of a [`Moment`].
     proven_until: AtomicU64,
 }
 
 impl Coherence {
     /// For a cache without Redis: there is nobody to hear from.
-    pub(crate) fn alone(now: Instant) -> Self {
+    pub(crate) fn alone() -> Self {
         Self {
-            base: now,
-            proven_until: AtomicU64::new(u64::MAX),
+            proven_until: Moment::LAST.to_bits().into(),
         }
     }
 
     /// For a cache whose channel has yet to be heard.
-    pub(crate) fn unproven(now: Instant) -> Self {
+    pub(crate) fn unproven() -> Self {
         Self {
-            base: now,
-            proven_until: AtomicU64::new(0),
+            proven_until: Moment::FIRST.to_bits().into(),
         }
     }
 
-    pub(crate) fn is_proven(&self, now: Instant) -> bool {
-        self.nanos(now) < self.proven_until.load(Ordering::Acquire)
+    pub(crate) fn is_proven(&self, now: Moment) -> bool {
+        now < self.proven_until()
     }
 
     /// Whether a value loaded then may be taken as fresh now: the channel is proven alive; or it was loaded after the proof had ended,
     /// in which case its own load proves for a span that nothing newer was there.
-    pub(crate) fn vouches(&self, loaded_at: Instant, now: Instant) -> bool {
-        let now = self.nanos(now);
-        let proven_until = self.proven_until.load(Ordering::Acquire);
-        now < proven_until || {
-            let loaded_at = self.nanos(loaded_at);
-            loaded_at >= proven_until && now < loaded_at.saturating_add(SPAN.as_nanos() as u64)
-        }
+    #[inline]
+    pub(crate) fn vouches(&self, loaded_at: Moment, now: Moment) -> bool {
+        let proven_until = self.proven_until();
+        now < proven_until
+            || (loaded_at >= proven_until && now.since(loaded_at) < Nanos::from(SPAN))
     }
 
     /// The channel answered to something sent at `sent`, which holds good for a [`SPAN`] from then.
-    pub(crate) fn prove(&self, sent: Instant) {
+    pub(crate) fn prove(&self, sent: Moment) {
+        let until = sent.plus(SPAN.into());
         self.proven_until
-            .fetch_max(self.nanos(sent + SPAN), Ordering::AcqRel);
+            .fetch_max(until.to_bits(), Ordering::AcqRel);
     }
 
-    pub(crate) fn disprove(&self, now: Instant) {
-        self.proven_until
-            .fetch_min(self.nanos(now), Ordering::AcqRel);
+    pub(crate) fn disprove(&self, now: Moment) {
+        self.proven_until.fetch_min(now.to_bits(), Ordering::AcqRel);
     }
 
-    fn nanos(&self, moment: Instant) -> u64 {
-        moment.saturating_duration_since(self.base).as_nanos() as u64
+    fn proven_until(&self) -> Moment {
+        Moment::from_bits(self.proven_until.load(Ordering::Acquire))
     }
 }
 
@@ -66,26 +63,30 @@ pub(crate) const SPAN: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
 
+    fn from_now() -> impl Fn(u64) -> Moment {
+        let now = Moment::now();
+        move |ms| now.plus(Duration::from_millis(ms).into())
+    }
+
     #[test]
     fn k10_proof_lapses_by_itself() {
-        let now = tokio::time::Instant::now().into_std();
-        let coherence = Coherence::unproven(now);
-        assert!(!coherence.is_proven(now));
-        coherence.prove(now);
-        assert!(coherence.is_proven(now + Duration::from_millis(999)));
-        assert!(!coherence.is_proven(now + SPAN));
-        coherence.prove(now + SPAN);
-        assert!(coherence.is_proven(now + Duration::from_millis(1999)));
-        coherence.disprove(now);
-        assert!(!coherence.is_proven(now));
+        let ms = from_now();
+        let coherence = Coherence::unproven();
+        assert!(!coherence.is_proven(ms(0)));
+        coherence.prove(ms(0));
+        assert!(coherence.is_proven(ms(999)));
+        assert!(!coherence.is_proven(ms(1000)));
+        coherence.prove(ms(1000));
+        assert!(coherence.is_proven(ms(1999)));
+        coherence.disprove(ms(0));
+        assert!(!coherence.is_proven(ms(0)));
     }
 
     #[test]
     fn k10_without_proof_only_what_was_loaded_since_is_fresh_and_only_for_a_span() {
-        let now = tokio::time::Instant::now().into_std();
-        let ms = |ms| now + Duration::from_millis(ms);
-        let coherence = Coherence::unproven(now);
-        coherence.prove(now);
+        let ms = from_now();
+        let coherence = Coherence::unproven();
+        coherence.prove(ms(0));
         assert!(coherence.vouches(ms(100), ms(999)));
         coherence.disprove(ms(500));
         assert!(!coherence.vouches(ms(499), ms(500)), "before the loss");

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Source, StaleReason};
-use crate::cache::{Inner, clock};
+use crate::cache::Inner;
 use crate::error::CacheError;
 use crate::flight::{Loaded, Passenger};
 use crate::freshness::Ttl;
+use crate::moment::Moment;
 use crate::tier::memory::Entry;
 
 /// How a read ended: a value, perhaps stale; or why there is none.
@@ -38,7 +39,7 @@ where
             let progress = passenger.borrow_and_update();
             if let Some(found) = &progress.fallback
                 && fallback.is_none()
-                && inner.may_serve_stale(&found.entry, class, clock())
+                && inner.may_serve_stale(&found.entry, class, Moment::now())
             {
                 fallback = Some(found.clone());
             }
@@ -81,8 +82,8 @@ pub(crate) fn conclude<V: Clone>(
                 loaded.entry.count_hit();
             }
             inner.stats.answered(loaded.source, stale.is_some());
-            let age = loaded.entry.age(clock());
-            Ok(Answer::of(&loaded.entry, loaded.source, stale, age))
+            let age = loaded.entry.age(Moment::now());
+            Ok(Answer::of(&loaded.entry, loaded.source, stale, age.into()))
         }
         (Err(error), Some(default)) => {
             inner.stats.answered(Source::Default, true);

@@ -140,20 +140,17 @@ impl Lifetime {
         }
     }
 
-    /// Whether the age is so near the end of `fresh` that XFetch can say yes at all: the cheap test that
-    /// spares nearly every hit the random number.
-    pub(crate) fn near_end(self, age: Duration, cost: Duration, beta: f64) -> bool {
-        self.is_due(age, cost, beta, LARGEST_DRAW)
+    /// Up to this age a value is fresh and XFetch cannot say yes, so that nearly every hit is spared the random number.
+    pub(crate) fn certain(self, cost: Duration, beta: f64) -> Duration {
+        let ahead = cost.as_secs_f64() * (beta * LARGEST_DRAW);
+        let ahead = Duration::try_from_secs_f64(ahead).unwrap_or(Duration::MAX);
+        self.fresh.saturating_sub(ahead)
     }
 
     /// Whether a fresh value should be loaded again already (XFetch: Vattani, Chierichetti, Lowenstein,
     /// "Optimal probabilistic cache stampede prevention", VLDB 2015). `unit` is a random number in `0..1`.
     pub(crate) fn refresh_early(self, age: Duration, cost: Duration, beta: f64, unit: f64) -> bool {
         let draw = -unit.max((-LARGEST_DRAW).exp()).ln();
-        self.is_due(age, cost, beta, draw)
-    }
-
-    fn is_due(self, age: Duration, cost: Duration, beta: f64, draw: f64) -> bool {
         let ahead = cost.as_secs_f64() * (beta * draw);
         beta > 0.0 && age.as_secs_f64() + ahead >= self.fresh.as_secs_f64()
     }
@@ -238,7 +235,7 @@ mod tests {
             let life = Lifetime { fresh: 1000 * MS, keep: 2000 * MS };
             let (age, cost) = (Duration::from_millis(age_ms), Duration::from_millis(cost_ms));
             if life.refresh_early(age, cost, beta, unit) {
-                prop_assert!(life.near_end(age, cost, beta));
+                prop_assert!(age + Duration::from_nanos(2) >= life.certain(cost, beta));
             }
         }
     }

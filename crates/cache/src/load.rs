@@ -22,8 +22,9 @@ use crate::error::CacheError;
 use crate::flight::{Leader, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::guard::{Refusal, Urgency};
+use crate::moment::{Moment, Nanos};
 use crate::source::SourceError;
-use crate::tier::memory::Entry;
+use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Stored, Trouble};
 
 /// What is known when a flight begins.
@@ -120,7 +121,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             if let Some(held) = job
                 .held
                 .as_ref()
-                .filter(|held| job.early && self.is_fresh(held, clock()))
+                .filter(|held| job.early && self.is_fresh(held, Moment::now()))
             {
                 return Stage::Answered(Loaded {
                     entry: held.clone(),
@@ -201,30 +202,31 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         let snapshot = &leader.snapshot_of_found();
         let now = clock();
         let loaded_at = now.checked_sub(stored.age).unwrap_or(now);
-        let entry = Arc::new(Entry::new(
-            value,
+        let times = Times {
             loaded_at,
-            stored.life,
-            stored.cost,
-            snapshot,
-            bytes,
-        ));
+            life: stored.life,
+            cost: stored.cost,
+            early_refresh: job.class.early_refresh,
+        };
+        let entry = Arc::new(Entry::new(&leader.key, value, times, snapshot, bytes));
         let loaded = Loaded {
             entry,
             source: Source::Redis,
         };
-        let newer = |held: &Arc<Entry<V>>| loaded_at > held.loaded_at + Duration::from_millis(1);
-        match loaded.entry.freshness(now) {
+        let a_moment = Nanos::from(Duration::from_millis(1));
+        let newer = |held: &Arc<Entry<V>>| loaded.entry.loaded_at.since(held.loaded_at) > a_moment;
+        match loaded.entry.freshness(now.into()) {
             Freshness::Fresh if !job.early || job.held.as_ref().is_none_or(newer) => {
                 self.memory
-                    .insert(&leader.key, &loaded.entry, snapshot, &self.generations);
+                    .insert(&loaded.entry, snapshot, &self.generations);
                 Some(loaded)
             }
             Freshness::Stale
-                if self.may_serve_stale(&loaded.entry, &job.class, now) && job.held.is_none() =>
+                if self.may_serve_stale(&loaded.entry, &job.class, now.into())
+                    && job.held.is_none() =>
             {
                 self.memory
-                    .insert(&leader.key, &loaded.entry, snapshot, &self.generations);
+                    .insert(&loaded.entry, snapshot, &self.generations);
                 leader.offer_fallback(loaded);
                 None
             }
@@ -298,11 +300,16 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         // The database may have been read at any moment of the load: the age is counted from its beginning.
         let now = clock();
         let loaded_at = now.checked_sub(cost).unwrap_or(now);
-        let entry = Arc::new(Entry::new(value, loaded_at, life, cost, snapshot, length));
+        let times = Times {
+            loaded_at,
+            life,
+            cost,
+            early_refresh: class.early_refresh,
+        };
+        let entry = Arc::new(Entry::new(&leader.key, value, times, snapshot, length));
         let keep = length <= self.value_max && !life.keep.is_zero();
         if keep {
-            self.memory
-                .insert(&leader.key, &entry, snapshot, &self.generations);
+            self.memory.insert(&entry, snapshot, &self.generations);
         } else {
             self.memory.remove(&leader.key);
         }

@@ -15,6 +15,7 @@ use tokio::sync::{Notify, watch};
 use crate::cache::clock;
 use crate::coherence::Coherence;
 use crate::guard::Guard;
+use crate::moment::Moment;
 use crate::outbox::{Glance, Oldest, Outbox};
 use crate::pending::Pending;
 use crate::source::SourceError;
@@ -194,7 +195,7 @@ impl Relay {
                 "invalidations wait in the outbox: redis is not read until they are applied"
             );
             // What waits has not been announced either: memory may hold it too.
-            self.served.coherence.disprove(clock());
+            self.served.coherence.disprove(Moment::now());
             self.served.stats.suspended.set(1.0);
         }
     }

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::cache::{Inner, clock};
+use crate::cache::Inner;
 use crate::guard::GuardStatus;
+use crate::moment::Moment;
 use crate::stats::Counts;
 
 /// What a cache does and believes at one moment. Taken from what is known already: asks nobody.
@@ -65,7 +66,7 @@ impl CacheStatus {
             guard: inner.guard.status(),
             memory_bytes: inner.memory.bytes(),
             memory_entries: inner.memory.entries(),
-            memory_proven: inner.coherence.is_proven(clock()),
+            memory_proven: inner.coherence.is_proven(Moment::now()),
             flights: inner.flights.under_way(),
             redis,
             outbox_lag_ms: relay

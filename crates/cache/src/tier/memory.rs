@@ -8,80 +8,145 @@
 //! no invalidation has come is it published. An invalidation first moves the counters, then removes. So whichever comes second sees the other:
 //! either the counters have moved and the entry is never published, or the entry is in the map and is removed.
 
+use std::borrow::Borrow;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use quick_cache::sync::{Cache as Map, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
+use smallvec::SmallVec;
 
 use crate::freshness::{Freshness, Lifetime};
 use crate::generation::{Generations, Snapshot, TagStripes};
-
-use super::Key;
+use crate::moment::{Moment, Nanos};
 
 pub(crate) struct Memory<V> {
-    map: Map<Key, Arc<Entry<V>>, Weigh, foldhash::quality::RandomState>,
+    map: Map<UnderItsKey<V>, Arc<Entry<V>>, Weigh, foldhash::quality::RandomState>,
 }
+
+/// The entry once more, as its own key: what the map compares then lies where the value does, and a look-up goes to one place less that is
+/// not in the processor's cache.
+struct UnderItsKey<V>(Arc<Entry<V>>);
+
+impl<V> Borrow<[u8]> for UnderItsKey<V> {
+    #[inline]
+    fn borrow(&self) -> &[u8] {
+        &self.0.key
+    }
+}
+
+impl<V> Hash for UnderItsKey<V> {
+    fn hash<H: Hasher>(&self, hasher: &mut H) {
+        (*self.0.key).hash(hasher);
+    }
+}
+
+impl<V> PartialEq for UnderItsKey<V> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0.key == other.0.key
+    }
+}
+
+impl<V> Eq for UnderItsKey<V> {}
 
 /// Bytes of an entry with its key.
 #[derive(Clone)]
 struct Weigh;
 
-impl<V> Weighter<Key, Arc<Entry<V>>> for Weigh {
-    fn weight(&self, key: &Key, entry: &Arc<Entry<V>>) -> u64 {
-        u64::from(entry.weight) + key.len() as u64
+impl<V> Weighter<UnderItsKey<V>, Arc<Entry<V>>> for Weigh {
+    fn weight(&self, _: &UnderItsKey<V>, entry: &Arc<Entry<V>>) -> u64 {
+        u64::from(entry.weight)
     }
 }
 
+/// What a hit reads comes first, in the order in which it does.
 #[derive(Debug)]
+#[repr(C)]
 pub(crate) struct Entry<V> {
+    key: SmallVec<[u8; SHORT_KEY]>,
+    published: AtomicBool,
+    /// Answers given from here: what is hot is refreshed first.
+    hits: AtomicU32,
+    tags: TagStripes,
+    pub(crate) loaded_at: Moment,
+    /// The age up to which it is fresh and need not be refreshed early.
+    certain: Nanos,
+    era: u64,
+    fresh: Nanos,
     pub(crate) value: Option<V>,
+    keep: Nanos,
+    cost: Nanos,
+    weight: u32,
+}
+
+/// When a value was loaded, and how long it may be believed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Times {
     pub(crate) loaded_at: Instant,
     pub(crate) life: Lifetime,
     /// How long the load took.
     pub(crate) cost: Duration,
-    era: u64,
-    tags: TagStripes,
-    weight: u32,
-    published: AtomicBool,
-    /// Answers given from here: what is hot is refreshed first.
-    hits: AtomicU32,
+    /// As in [`Ttl`](crate::Ttl).
+    pub(crate) early_refresh: f64,
 }
 
 impl<V> Entry<V> {
     pub(crate) fn new(
+        key: &[u8],
         value: Option<V>,
-        loaded_at: Instant,
-        life: Lifetime,
-        cost: Duration,
+        times: Times,
         snapshot: &Snapshot,
         bytes: usize,
     ) -> Self {
+        let certain = times.life.certain(times.cost, times.early_refresh);
         Self {
-            value,
-            loaded_at,
-            life,
-            cost,
-            era: snapshot.era,
-            tags: snapshot.tags.clone(),
-            weight: u32::try_from(bytes + OVERHEAD).unwrap_or(u32::MAX),
+            key: SmallVec::from_slice(key),
             published: AtomicBool::new(false),
             hits: AtomicU32::new(0),
+            tags: snapshot.tags.clone(),
+            loaded_at: times.loaded_at.into(),
+            certain: certain.into(),
+            era: snapshot.era,
+            fresh: times.life.fresh.into(),
+            value,
+            keep: times.life.keep.into(),
+            cost: times.cost.into(),
+            weight: u32::try_from(bytes + key.len() + OVERHEAD).unwrap_or(u32::MAX),
         }
     }
 
     #[inline]
-    pub(crate) fn age(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.loaded_at)
+    pub(crate) fn age(&self, now: Moment) -> Nanos {
+        now.since(self.loaded_at)
     }
 
+    /// Whether it is fresh at this age, and not to be refreshed early either.
+    #[inline]
+    pub(crate) fn is_certain_at(&self, age: Nanos) -> bool {
+        age < self.certain
+    }
+
+    #[inline]
     pub(crate) fn era(&self) -> u64 {
         self.era
     }
 
-    pub(crate) fn freshness(&self, now: Instant) -> Freshness {
-        self.life.judge(self.age(now))
+    #[inline]
+    pub(crate) fn life(&self) -> Lifetime {
+        Lifetime {
+            fresh: self.fresh.into(),
+            keep: self.keep.into(),
+        }
+    }
+
+    pub(crate) fn cost(&self) -> Duration {
+        self.cost.into()
+    }
+
+    pub(crate) fn freshness(&self, now: Moment) -> Freshness {
+        self.life().judge(self.age(now).into())
     }
 
     pub(crate) fn count_hit(&self) {
@@ -133,7 +198,6 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
     /// Stores, if nothing was invalidated since the snapshot. Says whether it did.
     pub(crate) fn insert(
         &self,
-        key: &Key,
         entry: &Arc<Entry<V>>,
         snapshot: &Snapshot,
         generations: &Generations,
@@ -141,16 +205,16 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
         if !generations.is_current(snapshot) {
             return false;
         }
-        if let Some(previous) = self.map.peek(&**key) {
+        if let Some(previous) = self.map.peek(&*entry.key) {
             entry.hits.store(previous.heat() / 2, Ordering::Relaxed);
         }
-        self.map.insert(key.clone(), entry.clone());
+        self.map.insert(UnderItsKey(entry.clone()), entry.clone());
         let current = generations.is_current(snapshot);
         if current {
             entry.published.store(true, Ordering::SeqCst);
         } else {
             self.map
-                .remove_if(&**key, |there| Arc::ptr_eq(there, entry));
+                .remove_if(&*entry.key, |there| Arc::ptr_eq(there, entry));
         }
         current
     }
@@ -173,6 +237,9 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
     }
 }
 
+/// A key of this many bytes or fewer lies in the entry, a longer one beside it.
+const SHORT_KEY: usize = 24;
+
 /// What the map and the entry take beside key and value, roughly.
 const OVERHEAD: usize = 200;
 
@@ -182,75 +249,96 @@ const TYPICAL: u64 = 512;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::clock;
 
     const NONE: &[&str] = &[];
 
+    fn loaded_now() -> Times {
+        Times {
+            loaded_at: clock(),
+            life: Lifetime {
+                fresh: Duration::from_secs(9),
+                keep: Duration::from_secs(9),
+            },
+            cost: Duration::ZERO,
+            early_refresh: 1.0,
+        }
+    }
+
     fn entry(generations: &Generations, key: &[u8], value: u32) -> (Arc<Entry<u32>>, Snapshot) {
         let snapshot = generations.snapshot(key, &["tag"]);
-        let now = tokio::time::Instant::now().into_std();
-        let life = Lifetime {
-            fresh: Duration::from_secs(1),
-            keep: Duration::from_secs(2),
-        };
-        (
-            Arc::new(Entry::new(
-                Some(value),
-                now,
-                life,
-                Duration::ZERO,
-                &snapshot,
-                4,
-            )),
-            snapshot,
-        )
+        let entry = Entry::new(key, Some(value), loaded_now(), &snapshot, 4);
+        (Arc::new(entry), snapshot)
     }
 
     #[test]
     fn k6_a_value_loaded_before_an_invalidation_does_not_enter() {
         let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
-        let key: Key = Arc::from(b"k".as_slice());
-        let (value, snapshot) = entry(&generations, &key, 1);
-        generations.bump_key(&key);
-        assert!(!memory.insert(&key, &value, &snapshot, &generations));
-        assert!(memory.get(&key, NONE, &generations).is_none());
+        let key = b"k".as_slice();
+        let (value, snapshot) = entry(&generations, key, 1);
+        generations.bump_key(key);
+        assert!(!memory.insert(&value, &snapshot, &generations));
+        assert!(memory.get(key, NONE, &generations).is_none());
+    }
+
+    #[test]
+    fn a_key_is_found_by_its_bytes_however_long_it_is() {
+        let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
+        let keys: Vec<_> = (0..100).map(|length| vec![b'x'; length]).collect();
+        for key in &keys {
+            let (value, snapshot) = entry(&generations, key, key.len() as u32);
+            assert!(memory.insert(&value, &snapshot, &generations));
+        }
+        for key in &keys {
+            let found = memory.get(key, NONE, &generations).unwrap();
+            assert_eq!(found.value, Some(key.len() as u32));
+            memory.remove(key);
+            assert!(memory.get(key, NONE, &generations).is_none());
+        }
+        assert_eq!(memory.bytes(), 0);
+    }
+
+    #[test]
+    fn a_value_that_is_replaced_is_let_go() {
+        let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
+        let (first, snapshot) = entry(&generations, b"k", 1);
+        memory.insert(&first, &snapshot, &generations);
+        let (second, snapshot) = entry(&generations, b"k", 2);
+        memory.insert(&second, &snapshot, &generations);
+        assert_eq!((Arc::strong_count(&first), memory.entries()), (1, 1));
     }
 
     #[test]
     fn k11_a_tag_takes_its_entries_out() {
         let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
-        let key: Key = Arc::from(b"k".as_slice());
-        let (value, snapshot) = entry(&generations, &key, 1);
-        assert!(memory.insert(&key, &value, &snapshot, &generations));
-        assert!(memory.get(&key, NONE, &generations).is_some());
+        let key = b"k".as_slice();
+        let (value, snapshot) = entry(&generations, key, 1);
+        assert!(memory.insert(&value, &snapshot, &generations));
+        assert!(memory.get(key, NONE, &generations).is_some());
         generations.bump_tag(b"tag");
-        assert!(memory.get(&key, NONE, &generations).is_none());
+        assert!(memory.get(key, NONE, &generations).is_none());
     }
 
     #[test]
     fn k11_a_reader_who_names_a_tag_gets_only_what_carries_it() {
         let (memory, generations) = (Memory::new(1 << 20, 1000), Generations::new());
-        let key: Key = Arc::from(b"k".as_slice());
-        let (value, snapshot) = entry(&generations, &key, 1);
-        assert!(memory.insert(&key, &value, &snapshot, &generations));
-        assert!(memory.get(&key, &["tag"], &generations).is_some());
-        assert!(memory.get(&key, NONE, &generations).is_some());
-        assert!(memory.get(&key, &["tag", "other"], &generations).is_none());
+        let key = b"k".as_slice();
+        let (value, snapshot) = entry(&generations, key, 1);
+        assert!(memory.insert(&value, &snapshot, &generations));
+        assert!(memory.get(key, &["tag"], &generations).is_some());
+        assert!(memory.get(key, NONE, &generations).is_some());
+        assert!(memory.get(key, &["tag", "other"], &generations).is_none());
     }
 
     #[test]
     fn k10_the_longest_value_finds_room_on_any_number_of_cores() {
         for (bytes, value_max) in [(64 << 20, 1 << 20), (1 << 20, 200_000), (4000, 1000)] {
             let (memory, generations) = (Memory::new(bytes, value_max), Generations::new());
-            let key: Key = Arc::from(b"k".as_slice());
-            let snapshot = generations.snapshot(&key, NONE);
-            let now = tokio::time::Instant::now().into_std();
-            let life = Lifetime {
-                fresh: Duration::from_secs(1),
-                keep: Duration::from_secs(2),
-            };
-            let longest = Entry::new(Some(1u32), now, life, Duration::ZERO, &snapshot, value_max);
-            memory.insert(&key, &Arc::new(longest), &snapshot, &generations);
-            assert!(memory.get(&key, NONE, &generations).is_some(), "{bytes}");
+            let key = b"k".as_slice();
+            let snapshot = generations.snapshot(key, NONE);
+            let longest = Entry::new(key, Some(1u32), loaded_now(), &snapshot, value_max);
+            memory.insert(&Arc::new(longest), &snapshot, &generations);
+            assert!(memory.get(key, NONE, &generations).is_some(), "{bytes}");
         }
     }
 
@@ -258,9 +346,9 @@ mod tests {
     fn k10_memory_is_bounded_in_bytes() {
         let (memory, generations) = (Memory::new(100_000, 1000), Generations::new());
         for n in 0..10_000u32 {
-            let key: Key = Arc::from(n.to_le_bytes().as_slice());
+            let key = n.to_le_bytes();
             let (value, snapshot) = entry(&generations, &key, n);
-            memory.insert(&key, &value, &snapshot, &generations);
+            memory.insert(&value, &snapshot, &generations);
         }
         assert!(memory.bytes() <= 100_000, "{}", memory.bytes());
         assert!(memory.entries() > 100);
@@ -274,29 +362,18 @@ mod tests {
         let memory = Arc::new(Memory::new(1 << 20, 1000));
         let generations = Arc::new(Generations::new());
         let (truth, floor) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
-        let key: Key = Arc::from(b"k".as_slice());
+        let key = b"k".as_slice();
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| {
                     for _ in 0..20_000 {
-                        let snapshot = generations.snapshot(&key, NONE);
+                        let snapshot = generations.snapshot(key, NONE);
                         let read = truth.load(Ordering::SeqCst);
-                        let now = tokio::time::Instant::now().into_std();
-                        let life = Lifetime {
-                            fresh: Duration::from_secs(9),
-                            keep: Duration::from_secs(9),
-                        };
-                        let entry = Arc::new(Entry::new(
-                            Some(read),
-                            now,
-                            life,
-                            Duration::ZERO,
-                            &snapshot,
-                            4,
-                        ));
-                        memory.insert(&key, &entry, &snapshot, &generations);
+                        let entry = Entry::new(key, Some(read), loaded_now(), &snapshot, 4);
+                        let entry = Arc::new(entry);
+                        memory.insert(&entry, &snapshot, &generations);
                         let least = floor.load(Ordering::SeqCst);
-                        if let Some(found) = memory.get(&key, NONE, &generations) {
+                        if let Some(found) = memory.get(key, NONE, &generations) {
                             assert!(found.value.unwrap() >= least);
                         }
                     }
@@ -305,8 +382,8 @@ mod tests {
             scope.spawn(|| {
                 for n in 1..20_000 {
                     truth.store(n, Ordering::SeqCst);
-                    generations.bump_key(&key);
-                    memory.remove(&key);
+                    generations.bump_key(key);
+                    memory.remove(key);
                     floor.store(n, Ordering::SeqCst);
                 }
             });
