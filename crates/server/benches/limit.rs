@@ -1,13 +1,17 @@
 //! What a rate limit costs a request, above the round trip to Redis that counting for the fleet takes: the same request without
 //! a limit, with one counted in this process alone, and with one counted for the fleet; and that round trip alone. The price is
-//! "counted for the fleet" less "no limit" less "round trip".
+//! "counted for the fleet" less "no limit" less "round trip"; nobody should have to reckon it from four lines of a log, so it is written
+//! to `bench/LIMIT.md`, by an optimised build only.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
+    clippy::print_stdout,
     missing_docs,
     unused_results
 )]
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
@@ -38,6 +42,7 @@ fn limit(c: &mut Criterion) {
         let config = Config::load(&sources).unwrap();
         runtime.block_on(async { App::start(config).await.unwrap() })
     };
+    let taken = Taken::default();
     let mut group = c.benchmark_group("rate limit");
     for (name, url, limit) in [
         ("no limit", redis.url(), ""),
@@ -53,7 +58,7 @@ fn limit(c: &mut Criterion) {
             });
         }
         group.bench_function(name, |b| {
-            b.iter_custom(|times| runtime.block_on(requests(&app, times)));
+            b.iter_custom(|times| taken.note(name, times, runtime.block_on(requests(&app, times))));
         });
         runtime.block_on(app.close());
     }
@@ -68,15 +73,65 @@ fn limit(c: &mut Criterion) {
     script.arg("return {1, 1, 0, 0}").arg(1).arg("k");
     group.bench_function("round trip", |b| {
         b.iter_custom(|times| {
-            runtime.block_on(async {
+            let took = runtime.block_on(async {
                 let began = Instant::now();
                 for _ in 0..times {
                     client.send(&script).await.unwrap();
                 }
                 began.elapsed()
-            })
+            });
+            taken.note("round trip", times, took)
         });
     });
+    group.finish();
+    if let Some(report) = taken.report() {
+        println!("{report}");
+        let measures = std::env::args().any(|argument| argument == "--bench");
+        if measures && !cfg!(debug_assertions) {
+            let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../bench/LIMIT.md");
+            std::fs::write(file, report).unwrap();
+        }
+    }
+}
+
+/// Microseconds that one call took, by what was measured, one figure for each sample.
+#[derive(Default)]
+struct Taken(RefCell<BTreeMap<&'static str, Vec<f64>>>);
+
+impl Taken {
+    fn note(&self, name: &'static str, times: u64, took: Duration) -> Duration {
+        let each = took.as_secs_f64() * 1e6 / times as f64;
+        self.0.borrow_mut().entry(name).or_default().push(each);
+        took
+    }
+
+    fn median(&self, name: &str) -> Option<f64> {
+        let mut each = self.0.borrow().get(name)?.clone();
+        each.sort_by(f64::total_cmp);
+        each.get(each.len() / 2).copied()
+    }
+
+    /// `None` if a filter left one of them out.
+    fn report(&self) -> Option<String> {
+        let (free, here) = (
+            self.median("no limit")?,
+            self.median("counted in this process")?,
+        );
+        let (fleet, trip) = (
+            self.median("counted for the fleet")?,
+            self.median("round trip")?,
+        );
+        Some(format!(
+            "# What a rate limit costs\n\n\
+             Written by the bench `limit`, a part of `make bench` (alone: `scripts/bench limit`); do not edit. Medians, one caller at a time, on this \
+             machine, the router called without a socket and Redis beside it.\n\n\
+             **A limit counted for the fleet costs {:.1} µs above its round trip to Redis; one counted in this process {:.1} µs.**\n\n\
+             | a request | µs |\n|---|---:|\n| without a limit | {free:.1} |\n| counted in this process | {here:.1} |\n\
+             | counted for the fleet | {fleet:.1} |\n| round trip of a script alone | {trip:.1} |\n",
+            fleet - free - trip,
+            here - free,
+        ))
+    }
 }
 
 async fn requests(app: &App, times: u64) -> Duration {
