@@ -7,10 +7,10 @@ use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
 };
 use redis::Value;
-use steadfast::{Client, ClientBuilder, Tls};
+use steadfast::{Client, ClientBuilder, ConnectionState, Tls};
 use steadfast_drill::process::{self, Redis};
 
-use crate::support::{cmd, ms, until_down_for};
+use crate::support::{cmd, ms, until, until_down_for};
 
 /// An authority of the test's own.
 struct Authority {
