@@ -18,11 +18,13 @@ pub use tx::Tx;
 
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pulse::Pulse;
 use serde_json::{Map, Value};
-use sqlx::{AssertSqlSafe, MySqlPool, PgPool, SqlitePool};
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection, MySqlPool, PgPool, SqlitePool};
+use tokio::sync::OnceCell;
 
 /// One row: column names in the order of the query, with their values.
 pub type Row = Map<String, Value>;
@@ -34,6 +36,8 @@ pub struct Database {
     /// Connections that may only read.
     readers: Option<Pool>,
     pulse: Pulse,
+    /// Set once a SQLite file is there.
+    opened: Arc<OnceCell<()>>,
     query_limit: Duration,
 }
 
@@ -55,7 +59,7 @@ pub enum Pool {
 pub struct DatabaseOptions {
     /// Connections of the pool at most. Default 10; once it has been pinged, the database holds one more ([`Database::ping`]).
     pub max_connections: u32,
-    /// A caller waits this long for a connection. Default 1 s.
+    /// A caller waits this long for a connection. Default 1 s. A SQLite file is opened the first time, and made, within `query_limit` instead.
     pub acquire_timeout: Duration,
     /// One statement of the cache's own may take this long. Default 5 s.
     pub query_limit: Duration,
@@ -197,6 +201,7 @@ impl Database {
             pool,
             readers,
             pulse: Pulse::default(),
+            opened: Arc::default(),
             query_limit: options.query_limit,
         })
     }
@@ -208,6 +213,7 @@ impl Database {
             pool,
             readers: None,
             pulse: Pulse::default(),
+            opened: Arc::new(OnceCell::new_with(Some(()))),
             query_limit: DatabaseOptions::default().query_limit,
         }
     }
@@ -235,6 +241,7 @@ impl Database {
     /// [`SourceError::Timeout`], or what the database said.
     pub async fn begin(&self) -> Result<Tx, SourceError> {
         let begin = async {
+            self.opened().await?;
             Ok(match &self.pool {
                 Pool::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
                 Pool::MySql(pool) => Tx::MySql(pool.begin().await?),
@@ -280,12 +287,24 @@ impl Database {
         sql: &str,
         params: &[Param],
     ) -> Result<Vec<Row>, SourceError> {
+        self.opened().await?;
         let sql = AssertSqlSafe(sql.to_owned());
         match self.readers.as_ref().unwrap_or(&self.pool) {
             Pool::Sqlite(pool) => sqlite::select(pool, sql, params, most).await,
             Pool::MySql(pool) => mysql::select(pool, sql, params, most).await,
             Pool::Postgres(pool) => postgres::select(pool, sql, params, most).await,
         }
+    }
+
+    /// Opens a SQLite file the first time beside the pool: making one syncs it four times, and on a slow disk that takes longer than anyone
+    /// should wait for a connection.
+    async fn opened(&self) -> Result<(), SourceError> {
+        let Pool::Sqlite(pool) = &self.pool else {
+            return Ok(());
+        };
+        let open = || async { pool.connect_options().connect().await?.close().await };
+        self.opened.get_or_try_init(open).await?;
+        Ok(())
     }
 
     /// Asks the database for a sign of life, by one connection beside the pool's, which therefore may all be busy; the time it took is the

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use sqlx::ConnectOptions;
+use sqlx::sqlite::SqliteConnectOptions;
 use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Pool, Source, Target, Tx};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
 
@@ -180,6 +182,31 @@ async fn sqlite_rows_become_json_by_the_type_of_the_value() {
         serde_json::json!({"n": 1, "f": 1.5, "t": "text", "empty": null, "raw": "00ff"}),
     )
     .await;
+}
+
+/// As on a disk that takes its time over making it.
+#[tokio::test]
+async fn a_sqlite_file_that_is_long_in_opening_is_waited_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("slow.db");
+    let held = SqliteConnectOptions::new()
+        .filename(&file)
+        .create_if_missing(true);
+    let mut held = held.connect().await.unwrap();
+    sqlx::raw_sql("BEGIN EXCLUSIVE; CREATE TABLE t (n INT)")
+        .execute(&mut held)
+        .await
+        .unwrap();
+    let mut options = DatabaseOptions::default();
+    options.acquire_timeout = Duration::from_millis(300);
+    let url = format!("sqlite://{}", file.display());
+    let database = Database::connect(&url, options).unwrap();
+    let letting_go = async {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        sqlx::raw_sql("COMMIT").execute(&mut held).await.unwrap();
+    };
+    let (asked, ()) = tokio::join!(database.select("SELECT 7 AS seven", &[]), letting_go);
+    assert_eq!(asked.unwrap()[0]["seven"], 7);
 }
 
 #[tokio::test]
@@ -363,6 +390,8 @@ async fn selects_only_read(url: &str, function: Option<&'static str>) {
     let mut options = DatabaseOptions::default();
     options.read_only_connections = Some(2);
     let database = Database::connect(url, options).unwrap();
+    // Who takes the pool out has only its patience for a file that is made.
+    database.select("SELECT 1 AS one", &[]).await.unwrap();
     let ours = ["CREATE TABLE notes (note VARCHAR(20) NOT NULL)"];
     for statement in ours.into_iter().chain(function) {
         let sql = sqlx::raw_sql(statement);
