@@ -6,9 +6,10 @@ use std::process::Child;
 use std::time::Duration;
 
 use steadfast_drill::process::Redis;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use crate::program::{Lines, PATIENCE, is_running, run, signal, steadfast, wait};
+use crate::program::{Lines, PATIENCE, finish, is_running, run, signal, steadfast, wait};
 
 /// Each phase is long enough to be told of, and something is broken in the one that is for that: two things, in two ways.
 const SCENARIO: &str = "
@@ -37,9 +38,7 @@ const PHASES: [&str; 7] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_ctrl_c_in_any_phase_leaves_nothing_running() {
-    for phase in PHASES {
-        ended("INT", phase, Some(130)).await;
-    }
+    ended_in_each("INT", Some(130)).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -50,13 +49,22 @@ async fn d6_a_drill_that_is_told_to_end_leaves_nothing_running() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_a_drill_that_crashes_or_is_killed_in_any_phase_leaves_nothing_running() {
     ended("ABRT", "fault (freeze)", None).await;
+    ended_in_each("KILL", None).await;
+}
+
+/// All at once: most of a drill's time is waited.
+async fn ended_in_each(name: &'static str, status: Option<i32>) {
+    let mut all = JoinSet::new();
     for phase in PHASES {
-        ended("KILL", phase, None).await;
+        all.spawn(ended(name, phase, status));
+    }
+    while let Some(one) = all.join_next().await {
+        one.unwrap();
     }
 }
 
 /// Runs the drill until it is in that phase, and ends it by that signal.
-async fn ended(name: &str, phase: &str, status: Option<i32>) {
+async fn ended(name: &'static str, phase: &'static str, status: Option<i32>) {
     let folder = tempfile::tempdir().unwrap();
     let (file, files) = (folder.path().join("ended.toml"), folder.path().join("tmp"));
     std::fs::write(&file, SCENARIO).unwrap();
@@ -179,7 +187,8 @@ async fn d6_a_demo_that_is_killed_leaves_nothing_running() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = steadfast(&["demo", "--listen", "127.0.0.1:0"]);
     let mut child = command.env("TMPDIR", folder.path()).spawn().unwrap();
-    assert!(!Lines::of(&mut child).next().is_empty());
+    let first = Lines::of(&mut child).next();
+    assert!(!first.is_empty(), "{}", finish(child).await.all());
     assert!(!left(folder.path()).is_empty());
     signal(child.id(), "KILL");
     assert_eq!(wait(&mut child).await, None);

@@ -75,10 +75,10 @@ impl Drop for Member {
     }
 }
 
-/// Asks both as one greedy caller for ten seconds, and as a modest one beside; tells how many of the first passed, and the time.
+/// Asks both as one greedy caller for five seconds, and as a modest one beside; tells how many of the first passed, and the time.
 async fn press(fleet: &[Member; 2], greedy: &str, modest: &str) -> (f64, f64) {
     let begun = Instant::now();
-    let going = || begun.elapsed() < Duration::from_secs(10);
+    let going = || begun.elapsed() < Duration::from_secs(5);
     let one = async |member: &Member| {
         let mut passed = 0.0;
         while going() {
