@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::error::Error;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 
@@ -18,6 +18,7 @@ use crate::classes::Class;
 use crate::ending::{conclude, wait};
 use crate::error::CacheError;
 use crate::flight::{Boarding, Leader};
+use crate::freshness::Lifetime;
 use crate::guard::Urgency;
 use crate::load::{Job, Kept, Stage};
 use crate::tier::memory::{Entry, Times};
@@ -126,9 +127,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
             }
             let key = key.as_ref();
             let snapshot = inner.generations.narrow(&whole, key, stripes.clone());
+            let life = class.ttl.lifetime(false, inner.draw());
             let times = Times {
-                loaded_at: began,
-                life: class.ttl.lifetime(false, inner.draw()),
+                loaded_at: began.into(),
+                life,
                 cost,
                 early_refresh: class.ttl.early_refresh,
             };
@@ -137,10 +139,10 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
                 .memory
                 .insert(&Arc::new(entry), &snapshot, &inner.generations);
             warmed.memory += usize::from(stored);
-            kept.push((key.to_vec(), bytes, times));
+            kept.push((key.to_vec(), bytes, life));
         }
         if let Some(season) = season {
-            warmed.redis = inner.fill_in_season(&season, &kept).await;
+            warmed.redis = inner.fill_in_season(&season, &kept, (began, cost)).await;
         }
         Ok(warmed)
     }
@@ -252,19 +254,20 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
     async fn fill_in_season(
         &self,
         season: &Season,
-        kept: &[(Vec<u8>, bytes::Bytes, Times)],
+        kept: &[(Vec<u8>, bytes::Bytes, Lifetime)],
+        (loaded_at, cost): (Instant, Duration),
     ) -> usize {
         let Some(redis) = &self.redis else { return 0 };
         let mut filled = 0;
         for chunk in kept.chunks(FILLS_AT_ONCE) {
             let fills: Vec<_> = chunk
                 .iter()
-                .map(|(key, bytes, times)| {
+                .map(|(key, bytes, life)| {
                     let fill = Fill {
                         payload: Some(bytes),
-                        life: times.life,
-                        cost: times.cost,
-                        loaded_at: times.loaded_at,
+                        life: *life,
+                        cost,
+                        loaded_at,
                     };
                     (&**key, fill)
                 })

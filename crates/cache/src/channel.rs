@@ -168,8 +168,9 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
             self.miss(cache, "an invalidation was never announced here");
             self.heard = Some(known);
         }
-        let sent = Moment::from_bits(sent).min(Moment::now());
-        cache.coherence.prove(sent);
+        cache
+            .coherence
+            .prove(Moment::from_bits(sent), Moment::now());
         // It may have been suspended just now, which must not be undone by this.
         if self.redis.trust.suspended().is_some() {
             cache.coherence.disprove(Moment::now());

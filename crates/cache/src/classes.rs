@@ -71,3 +71,18 @@ impl Classes {
         });
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k9_a_class_that_is_added_later_shares_no_bounds_with_the_first_ones() {
+        let ttl = Ttl::default();
+        let classes = Classes::new(vec![("a".into(), ttl), ("b".into(), ttl)]);
+        classes.change(&[("b".into(), ttl), ("c".into(), ttl), ("d".into(), ttl)]);
+        let lanes = ["a", "b", "c", "d"].map(|name| classes.find(name).unwrap().lane);
+        assert_eq!(lanes, [0, 1, 2, 2]);
+        assert!(classes.knows("a") && classes.knows("d") && !classes.knows("e"));
+    }
+}

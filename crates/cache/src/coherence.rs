@@ -40,9 +40,9 @@ impl Coherence {
             || (loaded_at >= proven_until && now.since(loaded_at) < Nanos::from(SPAN))
     }
 
-    /// The channel answered to something sent at `sent`, which holds good for a [`SPAN`] from then.
-    pub(crate) fn prove(&self, sent: Moment) {
-        let until = sent.plus(SPAN.into());
+    /// The channel answered to something said to have been sent at `sent`, which holds good for a [`SPAN`] from then. Nothing was sent later than now.
+    pub(crate) fn prove(&self, sent: Moment, now: Moment) {
+        let until = sent.min(now).plus(SPAN.into());
         self.proven_until
             .fetch_max(until.to_bits(), Ordering::AcqRel);
     }
@@ -73,20 +73,28 @@ mod tests {
         let ms = from_now();
         let coherence = Coherence::unproven();
         assert!(!coherence.is_proven(ms(0)));
-        coherence.prove(ms(0));
+        coherence.prove(ms(0), ms(100));
         assert!(coherence.is_proven(ms(999)));
         assert!(!coherence.is_proven(ms(1000)));
-        coherence.prove(ms(1000));
+        coherence.prove(ms(1000), ms(1000));
         assert!(coherence.is_proven(ms(1999)));
         coherence.disprove(ms(0));
         assert!(!coherence.is_proven(ms(0)));
     }
 
     #[test]
+    fn k10_a_beat_proves_nothing_of_what_is_yet_to_come() {
+        let ms = from_now();
+        let coherence = Coherence::unproven();
+        coherence.prove(Moment::LAST, ms(500));
+        assert!(coherence.is_proven(ms(1499)) && !coherence.is_proven(ms(1500)));
+    }
+
+    #[test]
     fn k10_without_proof_only_what_was_loaded_since_is_fresh_and_only_for_a_span() {
         let ms = from_now();
         let coherence = Coherence::unproven();
-        coherence.prove(ms(0));
+        coherence.prove(ms(0), ms(0));
         assert!(coherence.vouches(ms(100), ms(999)));
         coherence.disprove(ms(500));
         assert!(!coherence.vouches(ms(499), ms(500)), "before the loss");

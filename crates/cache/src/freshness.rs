@@ -1,6 +1,6 @@
 //! How long a value may be believed, decided without a clock.
 //!
-//! Every rule about age lives here as a function of durations, so that each can be tested to the
+//! Every rule about age is a function of durations here (a hit compares with what they gave when its value was stored), so that each can be tested to the
 //! millisecond and none depends on which clock, process or tier the value came from. Ages are measured
 //! by the monotonic clock in memory and by Redis's own remaining time to live across processes; the
 //! calendar is never asked, so setting a host's clock changes nothing.
@@ -30,7 +30,8 @@ pub struct Ttl {
     /// Absence (the loader answered `None`) is remembered for this long; zero: not at all. Default 10 s.
     pub negative: Duration,
     /// How eagerly a hot value is loaded again before it expires (the `beta` of XFetch); zero: never.
-    /// Default 1; at 1, a value that took 20 ms to load is typically refreshed within its last 20 ms to 100 ms.
+    /// Default 1; at 1, a value that took 20 ms to load is typically refreshed within its last 20 ms to 100 ms. When it may begin is settled by the
+    /// class that loads the value.
     pub early_refresh: f64,
     /// A caller that holds a stale value waits this long for a load, then takes the stale one while the load
     /// goes on. Default 100 ms; zero serves stale at once and refreshes behind it.
@@ -231,11 +232,15 @@ mod tests {
         }
 
         #[test]
-        fn k4_what_is_not_near_the_end_is_never_refreshed_early(age_ms in 0u64..1000, cost_ms in 0u64..100, beta in 0.0..4.0f64, unit in 0.0..1.0f64) {
+        fn k4_what_is_certain_is_never_refreshed_early_and_what_is_not_may_be(age_ms in 0u64..1000, cost_ms in 0u64..100, beta in 0.0..4.0f64, draw in 0.0..20.0f64) {
             let life = Lifetime { fresh: 1000 * MS, keep: 2000 * MS };
             let (age, cost) = (Duration::from_millis(age_ms), Duration::from_millis(cost_ms));
-            if life.refresh_early(age, cost, beta, unit) {
-                prop_assert!(age + Duration::from_nanos(2) >= life.certain(cost, beta));
+            let (certain, hair) = (life.certain(cost, beta), Duration::from_micros(1));
+            if life.refresh_early(age, cost, beta, (-draw).exp()) {
+                prop_assert!(age + hair >= certain);
+            }
+            if beta > 0.0 {
+                prop_assert!(life.refresh_early(certain + hair, cost, beta, 0.0));
             }
         }
     }

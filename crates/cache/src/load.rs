@@ -200,8 +200,8 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             }
         };
         let snapshot = &leader.snapshot_of_found();
-        let now = clock();
-        let loaded_at = now.checked_sub(stored.age).unwrap_or(now);
+        let now = Moment::now();
+        let loaded_at = now.minus(stored.age.into());
         let times = Times {
             loaded_at,
             life: stored.life,
@@ -215,15 +215,14 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         };
         let a_moment = Nanos::from(Duration::from_millis(1));
         let newer = |held: &Arc<Entry<V>>| loaded.entry.loaded_at.since(held.loaded_at) > a_moment;
-        match loaded.entry.freshness(now.into()) {
+        match loaded.entry.freshness(now) {
             Freshness::Fresh if !job.early || job.held.as_ref().is_none_or(newer) => {
                 self.memory
                     .insert(&loaded.entry, snapshot, &self.generations);
                 Some(loaded)
             }
             Freshness::Stale
-                if self.may_serve_stale(&loaded.entry, &job.class, now.into())
-                    && job.held.is_none() =>
+                if self.may_serve_stale(&loaded.entry, &job.class, now) && job.held.is_none() =>
             {
                 self.memory
                     .insert(&loaded.entry, snapshot, &self.generations);
@@ -301,7 +300,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         let now = clock();
         let loaded_at = now.checked_sub(cost).unwrap_or(now);
         let times = Times {
-            loaded_at,
+            loaded_at: loaded_at.into(),
             life,
             cost,
             early_refresh: class.early_refresh,

@@ -36,6 +36,11 @@ impl Moment {
         Self(self.0.saturating_add(span.0))
     }
 
+    #[inline]
+    pub(crate) fn minus(self, span: Nanos) -> Self {
+        Self(self.0.saturating_sub(span.0))
+    }
+
     pub(crate) fn to_bits(self) -> u64 {
         self.0
     }
@@ -93,6 +98,7 @@ mod tests {
                 prop_assert_eq!(m.cmp(&n), x.cmp(&y));
                 prop_assert_eq!(Duration::from(m.since(n)), x.saturating_duration_since(y));
                 prop_assert_eq!(n.plus(m.since(n)), m.max(n));
+                prop_assert_eq!(m.minus(m.since(n)), m.min(n));
             }
         }
     }

@@ -176,7 +176,12 @@ impl Outbox {
             rows.saturating_add(1)
         );
         let namespace = [crate::source::Param::Text(self.namespace.to_string())];
-        let counted = self.database.select(&sql, &namespace).await?;
+        // Not by `Database::select`, whose connections the loads may hold, most of all while Redis is away and rows pile up.
+        let counted = within(self.database.query_limit(), async {
+            let mut tx = self.database.begin().await?;
+            tx.select(&sql, &namespace).await
+        })
+        .await?;
         let there = counted.first().and_then(|row| row["rows_there"].as_i64());
         Ok(there.is_some_and(|there| there > rows))
     }

@@ -177,14 +177,24 @@ impl Relay {
         if lag.is_some_and(|lag| lag > self.lag_max) {
             self.suspend(lag);
         }
-        if oldest.spread > self.rows_max && self.outbox.holds_more_than(self.rows_max).await? {
+        // That something waits is known already, and has to be delivered whether this succeeds or not.
+        if oldest.spread > self.rows_max
+            && let Err(error) = self.keep_bound().await
+        {
+            tracing::warn!(%error, "the outbox may hold more rows than it should");
+        }
+        Ok(false)
+    }
+
+    async fn keep_bound(&self) -> Result<(), SourceError> {
+        if self.outbox.holds_more_than(self.rows_max).await? {
             tracing::warn!(
                 more_than = self.rows_max,
                 "the outbox is full: its rows are replaced by one that invalidates everything"
             );
             self.outbox.collapse().await?;
         }
-        Ok(false)
+        Ok(())
     }
 
     fn suspend(&self, lag: Option<Duration>) {

@@ -123,6 +123,14 @@ pub enum SourceError {
         /// What is wrong with it, without the URL itself, which may hold a password.
         problem: String,
     },
+    /// A setting of [`DatabaseOptions`] that means nothing.
+    #[error("{setting} {problem}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
     /// Nothing came back in time.
     #[error("the database did not answer within {limit:?}")]
     Timeout {
@@ -184,8 +192,17 @@ impl Database {
     /// a SQLite file is created if it is missing, and kept in WAL mode. Must be called within a tokio runtime.
     ///
     /// # Errors
-    /// [`SourceError::Url`] names what is wrong with the URL.
+    /// [`SourceError::Url`] names what is wrong with the URL, [`SourceError::Setting`] a setting that means nothing.
     pub fn connect(url: &str, options: DatabaseOptions) -> Result<Self, SourceError> {
+        for (setting, connections) in [
+            ("max_connections", Some(options.max_connections)),
+            ("read_only_connections", options.read_only_connections),
+        ] {
+            if connections == Some(0) {
+                let problem = "must be at least 1";
+                return Err(SourceError::Setting { setting, problem });
+            }
+        }
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
         let (pool, readers) = match scheme {
             "sqlite" => sqlite::connect(parse(url)?, &options),

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use steadfast_cache::{Cache, ClassGuard, Source, Ttl};
+use steadfast_cache::{Cache, ClassGuard, Database, DatabaseOptions, Source, Ttl};
 
 use crate::site::{Loader, Site, eventually, get, plain, sqlite};
 
@@ -244,6 +244,15 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("lease_wait"), "{error}");
+    for setting in ["max_connections", "read_only_connections"] {
+        let mut options = DatabaseOptions::default();
+        match setting {
+            "max_connections" => options.max_connections = 0,
+            _ => options.read_only_connections = Some(0),
+        }
+        let error = Database::connect("sqlite::memory:", options).unwrap_err();
+        assert_eq!(error.to_string(), format!("{setting} must be at least 1"));
+    }
     let error = plain(&database)
         .class_guard("reprot", ClassGuard::new(1, 1.0))
         .build()

@@ -5,7 +5,7 @@ use steadfast_cache::{
     Database, DatabaseOptions, Param, Repository, Source, SourceError, Target, Tx, WriteError,
 };
 
-use crate::site::{Site, eventually, read_item, select_item, set_item, write_item};
+use crate::site::{Site, eventually, plain, read_item, select_item, set_item, write_item};
 
 #[tokio::test]
 async fn k7_a_write_is_seen_by_its_process_at_once_and_by_another_through_redis() {
@@ -365,6 +365,44 @@ async fn k7_an_outbox_that_is_full_is_replaced_by_one_row_that_invalidates_every
     .await;
     let third = site.cache().await;
     assert_eq!(read_item(&third, 1).await.as_deref(), Some("2"));
+}
+
+/// An outage of Redis is when rows pile up, and when loads hold whatever connections they may.
+#[tokio::test]
+async fn k7_the_outbox_keeps_its_bound_while_loads_hold_every_connection_that_reads() {
+    let site = Site::start().await;
+    let mut options = DatabaseOptions::default();
+    options.read_only_connections = Some(1);
+    options.acquire_timeout = Duration::from_millis(200);
+    let database = Database::connect(&site.database_url(), options).unwrap();
+    let builder = plain(&database).redis(site.client().await).outbox_rows(50);
+    let cache = builder.build().await.unwrap();
+    site.take_no_writes(true).await;
+    let endless =
+        "WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n) SELECT COUNT(*) FROM n";
+    let held = database.clone();
+    let holding = tokio::spawn(async move { while held.select(endless, &[]).await.is_err() {} });
+    eventually("the reading connection is held", || async {
+        database.select("SELECT 1", &[]).await.is_err()
+    })
+    .await;
+    let filler = (0..200).map(|n| Target::key(format!("filler:{n}")));
+    let work = async |tx: &mut Tx| set_item(tx, 1, 1).await;
+    let written = cache.write(work).invalidates(filler).commit().await;
+    assert!(!written.unwrap().applied);
+    eventually("one row is left", || async {
+        let rows = site
+            .database
+            .select("SELECT kind FROM steadfast_outbox", &[])
+            .await;
+        rows.is_ok_and(|rows| rows.len() == 1)
+    })
+    .await;
+    assert!(
+        database.select("SELECT 1", &[]).await.is_err(),
+        "still held"
+    );
+    holding.abort();
 }
 
 /// A database whose clock was set back by an hour after the row was written: by that clock the row has not been written yet.

@@ -236,6 +236,15 @@ async fn an_unknown_class_is_named() {
         .await
         .unwrap_err();
     assert!(error.to_string().contains("nonesuch"), "{error}");
+    // Also where the value is at hand.
+    get(&cache, "a", "user", &Loader::default()).await.unwrap();
+    let error = get(&cache, "a", "nonesuch", &Loader::default())
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains("nonesuch"), "{error}");
+    let load = || async { Ok::<_, std::io::Error>(None) };
+    let read = cache.read("a", "nonesuch").get(load).await;
+    assert!(matches!(read, Err(CacheError::UnknownClass { .. })));
 }
 
 #[tokio::test]

@@ -225,14 +225,13 @@ impl Records {
     pub(crate) async fn prepare(&self, database: &Database) -> Result<(), SourceError> {
         self.made
             .get_or_try_init(|| async {
-                let there = "SELECT status FROM steadfast_idempotency WHERE 1 = 0";
-                if database.select(there, &[]).await.is_ok() {
+                if look(database).await.is_ok() {
                     return Ok(());
                 }
                 let made = make(database).await;
                 // Another process may have been quicker.
-                match database.select(there, &[]).await {
-                    Ok(_) => Ok(()),
+                match look(database).await {
+                    Ok(()) => Ok(()),
                     Err(error) => made.and(Err(error)),
                 }
             })
@@ -267,6 +266,13 @@ impl Records {
             }
         }
     }
+}
+
+/// Whether the table is there; asked where statements run, since the queries' connections may all be taken.
+async fn look(database: &Database) -> Result<(), SourceError> {
+    let mut tx = database.begin().await?;
+    let there = "SELECT status FROM steadfast_idempotency WHERE 1 = 0";
+    tx.select(there, &[]).await.map(drop)
 }
 
 async fn make(database: &Database) -> Result<(), SourceError> {
