@@ -28,6 +28,7 @@ use std::time::Duration;
 
 /// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, the rest the server.
 /// One that is asked rather than killed gets eight seconds, more than PostgreSQL takes to kill its own stopped children.
+/// What a server has forked may write a moment longer than the server lives, so the folder is removed until it stays so.
 const SCRIPT: &str = r#"
 folder=$1 signal=$2; shift 2
 exec 3<&0 </dev/null
@@ -38,7 +39,8 @@ exec 3<&0 </dev/null
   turns=0
   while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 80 ]; do sleep 0.1; turns=$((turns + 1)); done
   kill -KILL $$
-  rm -rf -- "$folder"
+  turns=0
+  until rm -rf -- "$folder" || [ $turns -ge 25 ]; do sleep 0.2; turns=$((turns + 1)); done
   kill -KILL 0
 ) >/dev/null 2>&1 &
 exec 3<&- "$@"

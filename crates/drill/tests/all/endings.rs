@@ -8,7 +8,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
-use steadfast_drill::process::{MariaDb, Postgres, Redis};
+use steadfast_drill::process::{self, Death, MariaDb, Postgres, Redis};
 use steadfast_drill::proxy::Proxy;
 
 const ENDING: &str = "STEADFAST_TEST_ENDING";
@@ -35,6 +35,19 @@ async fn d6_a_program_that_succeeds_ends_its_servers() {
         postgres.freeze().unwrap();
         databases = Some((maria, postgres));
     }
+    let mut busy = Vec::new();
+    // Several, as one of them alone is lucky at times.
+    for _ in 0..if ending == "writing" { 10 } else { 0 } {
+        let folder = tempfile::tempdir().unwrap().keep();
+        let args = ["-c".into(), WRITING.into()];
+        let server =
+            process::Child::spawn("/bin/sh".as_ref(), &args, &folder, Death::Killed).unwrap();
+        while !folder.join("before").exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        started.push((server.pid(), folder));
+        busy.push(server);
+    }
     if ending == "frozen" {
         redis.freeze().unwrap();
     }
@@ -49,7 +62,7 @@ async fn d6_a_program_that_succeeds_ends_its_servers() {
         "abort" => std::process::abort(),
         _ => std::future::pending().await,
     }
-    drop((redis, databases));
+    drop((redis, databases, busy));
     started.iter().for_each(gone);
 }
 
@@ -86,6 +99,23 @@ fn d6_a_program_that_is_killed_ends_its_servers() {
         assert!(!program.ends().success());
         program.left_nothing();
     }
+}
+
+/// A server with a worker that goes on writing into the folder for a moment when the server is no more, as one that saves does.
+const WRITING: &str = r#"
+(
+  while [ -e /proc/$$/exe ]; do : > before; done
+  n=0
+  while [ $n -lt 20000 ]; do : > after-$n; n=$((n + 1)); done
+) & exec sleep 600
+"#;
+
+#[test]
+fn d6_the_folder_of_a_server_goes_though_a_worker_still_writes_into_it() {
+    let mut program = Program::start("writing");
+    kill_process(program.pid(), Signal::KILL).unwrap();
+    assert!(!program.ends().success());
+    program.left_nothing();
 }
 
 #[test]
