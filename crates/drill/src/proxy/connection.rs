@@ -227,12 +227,6 @@ impl Connection {
                 self.exchange.as_mut(),
                 &tally.bytes_down,
             );
-            match (up, down) {
-                (Flow::Reset, _) | (_, Flow::Reset) => return Poll::Ready(Flow::Reset),
-                (Flow::Close, _) | (_, Flow::Close) => return Poll::Ready(Flow::Close),
-                (Flow::Finished, Flow::Finished) => return Poll::Ready(Flow::Finished),
-                _ => {}
-            }
             if let Some(exchange) = &self.exchange {
                 if exchange.is_lost() && !std::mem::replace(&mut self.unfollowed, true) {
                     tally.unfollowed.fetch_add(1, Ordering::Relaxed);
@@ -240,6 +234,12 @@ impl Connection {
                 if exchange.is_broken() {
                     return Poll::Ready(Flow::Reset);
                 }
+            }
+            match (up, down) {
+                (Flow::Reset, _) | (_, Flow::Reset) => return Poll::Ready(Flow::Reset),
+                (Flow::Close, _) | (_, Flow::Close) => return Poll::Ready(Flow::Close),
+                (Flow::Finished, Flow::Finished) => return Poll::Ready(Flow::Finished),
+                _ => {}
             }
             if held_up && self.admits_commands() {
                 continue;

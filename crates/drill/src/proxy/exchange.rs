@@ -87,8 +87,11 @@ impl Exchange {
         }
     }
 
-    /// Takes bytes of the client; gives those that are for the server.
+    /// Takes bytes of the client; gives those that are for the server: none, once it is broken.
     pub(super) fn requests(&mut self, bytes: &Bytes, now: Instant) -> Bytes {
+        if self.broken {
+            return Bytes::new();
+        }
         if self.lost {
             return bytes.clone();
         }
@@ -105,8 +108,11 @@ impl Exchange {
         through.freeze()
     }
 
-    /// Takes bytes of the server; gives those that are for the client.
+    /// Takes bytes of the server; gives those that are for the client: none, once it is broken, as it would take them for other answers.
     pub(super) fn replies(&mut self, bytes: &Bytes, now: Instant) -> Bytes {
+        if self.broken {
+            return Bytes::new();
+        }
         self.replies.extend(bytes);
         let mut pushes = BytesMut::new();
         while !(self.lost && self.row.is_empty()) {
@@ -122,6 +128,9 @@ impl Exchange {
                     self.broken = self.row.iter().any(|place| place.answer.is_some());
                     self.row.clear();
                     self.row_bytes = 0;
+                    if self.broken {
+                        return Bytes::new();
+                    }
                 }
             }
             pushes.extend_from_slice(&self.ready(now));
@@ -435,7 +444,12 @@ mod tests {
         let set = "*3\r\n$3\r\nSET\r\n$1\r\nk\r\n$1\r\nv\r\n";
         assert_eq!(exchange.requests(&bytes(GET), now()), GET);
         assert_eq!(exchange.requests(&bytes(set), now()), "");
-        exchange.replies(&bytes("$70000000\r\nand so on"), now());
+        assert_eq!(
+            exchange.replies(&bytes("$70000000\r\nand so on"), now()),
+            ""
+        );
         assert!(exchange.is_broken());
+        assert_eq!(exchange.replies(&bytes("+and more\r\n"), now()), "");
+        assert_eq!(exchange.requests(&bytes(GET), now()), "");
     }
 }

@@ -343,6 +343,52 @@ async fn d1_pushes_and_subscriptions_pass_a_connection_that_is_followed() {
 }
 
 #[tokio::test]
+async fn d1_a_connection_that_lost_its_places_is_reset_without_a_byte_of_what_came() {
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let proxy = Proxy::builder()
+        .resp(true)
+        .start(server.local_addr().unwrap())
+        .await
+        .unwrap();
+    proxy.add(Toxic::new(RespError::oom())).await.unwrap();
+    // No RESP, and a reply that is too large to be followed.
+    for reply in ["?what is this\r\n", "$70000000\r\nand so on"] {
+        let mut client = Client::connect(&proxy).await;
+        let (mut of_client, _) = timeout(LIMIT, server.accept()).await.unwrap().unwrap();
+        client.send(&["GET k", "SET k v"]).await;
+        let mut read = [0; 64];
+        let length = timeout(LIMIT, of_client.read(&mut read)).await.unwrap();
+        assert!(length.unwrap() > 0);
+        of_client.write_all(reply.as_bytes()).await.unwrap();
+        let mut heard = Vec::new();
+        let ended = timeout(LIMIT, client.stream.read_to_end(&mut heard))
+            .await
+            .unwrap();
+        let heard = String::from_utf8_lossy(&heard);
+        assert_eq!(heard, "", "{reply:?}");
+        assert_eq!(
+            ended.unwrap_err().kind(),
+            std::io::ErrorKind::ConnectionReset,
+            "{reply:?}"
+        );
+    }
+    assert_eq!(proxy.counters().unfollowed, 2);
+}
+
+#[tokio::test]
+async fn d1_a_subscription_that_ends_the_following_is_counted_once() {
+    let (_redis, proxy) = redis_behind_proxy().await;
+    let mut client = Client::connect(&proxy).await;
+    assert_eq!(client.ask("SET k v").await, Value::Okay);
+    assert_eq!(proxy.counters().unfollowed, 0);
+    for channel in ["one", "other"] {
+        let subscribed = client.ask(&format!("SUBSCRIBE {channel}")).await;
+        assert!(matches!(subscribed, Value::Array(_)), "{subscribed:?}");
+    }
+    assert_eq!(proxy.counters().unfollowed, 1);
+}
+
+#[tokio::test]
 async fn d1_a_proxy_that_passes_bytes_follows_connections_opened_after_a_resp_fault() {
     let redis = Redis::start().await.unwrap();
     let proxy = Proxy::start(redis.addr()).await.unwrap();
