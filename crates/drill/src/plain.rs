@@ -159,7 +159,7 @@ impl Plain {
 }
 
 /// redis-rs as it is told to connect there.
-pub(crate) fn client_of(endpoint: &Endpoint) -> Result<redis::Client, RedisError> {
+fn client_of(endpoint: &Endpoint) -> Result<redis::Client, RedisError> {
     let url = endpoint.redis_url.as_str();
     let Some(file) = &endpoint.ca_file else {
         return redis::Client::open(url);

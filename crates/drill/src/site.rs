@@ -6,13 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use redis::aio::MultiplexedConnection;
 use tokio::task::JoinHandle;
 
 use crate::certificates::Certificates;
 use crate::fault::{FaultError, Toxic};
-use crate::plain::client_of;
-use crate::process::{ProcessError, Redis, Scratch, Tls, patient};
+use crate::process::{ProcessError, Redis, Scratch, Tls};
 use crate::proxy::{Proxy, ProxyError, ToxicId};
 use crate::scenario::{Fault, Scenario};
 use crate::subject::{DatabaseFault, Endpoint, Subject};
@@ -43,8 +41,6 @@ pub(crate) struct Site {
     token: Option<PathBuf>,
     /// What it may show, if it speaks TLS.
     certificates: Option<Certificates>,
-    /// Takes all places for clients, and is the only one who can give them back.
-    occupant: tokio::sync::Mutex<Option<MultiplexedConnection>>,
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
     proxy: Option<Proxy>,
     wired: Mutex<Vec<(Toxic, ToxicId)>>,
@@ -101,7 +97,6 @@ impl Site {
             redis,
             token,
             certificates,
-            occupant: tokio::sync::Mutex::default(),
             loading: Mutex::default(),
             scratch,
         })
@@ -116,10 +111,7 @@ impl Site {
 
     /// Where the subject finds this Redis.
     pub(crate) fn endpoint(&self) -> Endpoint {
-        self.endpoint_at(self.addr())
-    }
-
-    fn endpoint_at(&self, addr: SocketAddr) -> Endpoint {
+        let addr = self.addr();
         let scheme = match self.certificates {
             None => "redis",
             Some(_) => "rediss",
@@ -164,7 +156,7 @@ impl Site {
                 let ms = lasts.as_millis().max(1).to_string();
                 redis.command(&["CLIENT", "PAUSE", &ms, "ALL"]).await?;
             }
-            Fault::MaxClients => self.occupy().await?,
+            Fault::MaxClients => redis.occupy().await?,
             Fault::OutOfMemory => config(redis, "maxmemory", "1").await?,
             Fault::Loading => {
                 let ballast = BALLAST.to_string();
@@ -218,7 +210,7 @@ impl Site {
                     tokio::time::sleep(Duration::from_millis(5)).await;
                 }
             }
-            Fault::MaxClients => self.make_room().await?,
+            Fault::MaxClients => redis.make_room().await?,
             Fault::OutOfMemory => config(redis, "maxmemory", "0").await?,
             Fault::Loading => {
                 let restarted = lock(&self.loading).take();
@@ -288,36 +280,6 @@ impl Site {
         Ok(())
     }
 
-    async fn occupy(&self) -> Result<(), ProcessError> {
-        let client = client_of(&self.endpoint_at(self.redis.addr())).map_err(refused)?;
-        let mut occupant = client
-            .get_multiplexed_async_connection_with_config(&patient())
-            .await
-            .map_err(refused)?;
-        let told: Result<(), _> = redis::pipe()
-            .cmd("CONFIG")
-            .arg(&["SET", "maxclients", "1"])
-            .cmd("CLIENT")
-            .arg(&["KILL", "TYPE", "normal", "SKIPME", "yes"])
-            .cmd("CLIENT")
-            .arg(&["KILL", "TYPE", "pubsub"])
-            .exec_async(&mut occupant)
-            .await;
-        *self.occupant.lock().await = Some(occupant);
-        told.map_err(refused)
-    }
-
-    async fn make_room(&self) -> Result<(), ProcessError> {
-        let Some(mut occupant) = self.occupant.lock().await.take() else {
-            return Ok(());
-        };
-        let set = redis::cmd("CONFIG")
-            .arg(&["SET", "maxclients", "10000"])
-            .exec_async(&mut occupant)
-            .await;
-        set.map_err(refused)
-    }
-
     fn write_token(&self, token: &str) -> Result<(), ProcessError> {
         match &self.token {
             Some(file) => write_token(file, token),
@@ -342,13 +304,6 @@ async fn config(redis: &Redis, name: &str, value: &str) -> Result<(), ProcessErr
         .command(&["CONFIG", "SET", name, value])
         .await
         .map(drop)
-}
-
-fn refused(error: redis::RedisError) -> ProcessError {
-    ProcessError::Command {
-        program: "redis-server".to_owned(),
-        cause: error.to_string(),
-    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -25,7 +25,6 @@ pub use mariadb::MariaDb;
 pub use port::Port;
 pub use postgres::Postgres;
 pub use program::find;
-pub(crate) use redis::patient;
 pub use redis::{Redis, RedisBuilder, Tls};
 pub use scratch::Scratch;
 

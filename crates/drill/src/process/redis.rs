@@ -1,9 +1,10 @@
 //! A private `redis-server` or `valkey-server`, to be killed, frozen, restarted and brought back with old data.
 //!
-//! It is asked and told things over a socket in its own folder, as a user of its own: that works with TLS on, with
-//! passwords changed and users deleted, and its connections are not among those that a proxy in front of the
-//! port sees. (They do count towards `maxclients`, while they last.)
+//! How it is asked and told things: `control.rs`.
 
+mod control;
+
+use self::control::Occupant;
 use super::child::Death;
 use super::server::Server;
 use super::{ProcessError, START_LIMIT, find};
@@ -12,7 +13,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep};
 
 /// A running (or killed, or frozen) server. Dropped, it is killed and its folder removed.
 ///
@@ -31,6 +32,7 @@ pub struct Redis {
     settings: RedisBuilder,
     program: PathBuf,
     server: Server,
+    occupant: Occupant,
 }
 
 /// What a [`Redis`] is started with. By default: a free port, no persistence, no password, no TLS, a primary.
@@ -163,6 +165,7 @@ impl RedisBuilder {
             settings: self,
             program,
             server,
+            occupant: Occupant::default(),
         };
         redis.relaunch()?;
         redis.answers().await?;
@@ -225,11 +228,13 @@ impl Redis {
 
     /// SIGKILL, and waits until it is gone. Its port refuses connections from then on. Nothing happens if it is down.
     pub async fn kill(&self) {
+        self.occupant.leave();
         self.server.end(Death::Killed).await;
     }
 
     /// SIGTERM, as an operator stops it: a server with persistence writes first.
     pub async fn stop(&self) {
+        self.occupant.leave();
         self.server.end(Death::Asked).await;
     }
 
@@ -378,65 +383,6 @@ impl Redis {
         Ok(number.unwrap_or(-1))
     }
 
-    /// A section of INFO, as text.
-    ///
-    /// # Errors
-    /// As [`Redis::command`].
-    pub async fn info(&self, section: &str) -> Result<String, ProcessError> {
-        let value = self.command(&["INFO", section]).await?;
-        redis::from_redis_value(value).map_err(|error| refused(&error))
-    }
-
-    /// Runs a command as the drill's own user, over the socket in the folder. At most 10 s.
-    ///
-    /// # Errors
-    /// [`ProcessError::Command`] with what the server answered, or that it did not.
-    pub async fn command(&self, args: &[&str]) -> Result<redis::Value, ProcessError> {
-        let asked = async {
-            let client = self.client()?;
-            let mut connection = client
-                .get_multiplexed_async_connection_with_config(&patient())
-                .await?;
-            command_of(args).query_async(&mut connection).await
-        };
-        let outcome = timeout(COMMAND_LIMIT, asked).await;
-        outcome
-            .map_err(|_| refused(&format!("no answer within {COMMAND_LIMIT:?}")))?
-            .map_err(|error| refused(&error))
-    }
-
-    /// As [`Redis::command`], for code that is not asynchronous.
-    ///
-    /// # Errors
-    /// As [`Redis::command`].
-    pub fn command_blocking(&self, args: &[&str]) -> Result<redis::Value, ProcessError> {
-        let asked = || {
-            let mut connection = self.client()?.get_connection()?;
-            connection.set_read_timeout(Some(COMMAND_LIMIT))?;
-            command_of(args).query(&mut connection)
-        };
-        asked().map_err(|error: redis::RedisError| refused(&error))
-    }
-
-    fn client(&self) -> redis::RedisResult<redis::Client> {
-        let socket = self.folder().join(SOCKET);
-        redis::Client::open(format!(
-            "unix://{}?user={USER}&pass={}",
-            socket.display(),
-            self.secret()
-        ))
-    }
-
-    /// The password of the drill's own user: the random part of the folder's name.
-    fn secret(&self) -> String {
-        let name = self.folder().file_name().unwrap_or_default();
-        name.to_string_lossy()
-            .rsplit('-')
-            .next()
-            .unwrap_or_default()
-            .to_owned()
-    }
-
     fn launch(&self, append: bool) -> Result<(), ProcessError> {
         let folder = self.folder();
         let path = folder.join("redis.conf");
@@ -512,29 +458,6 @@ const USER: &str = "steadfast-drill";
 const SOCKET: &str = "control.sock";
 const DUMP: &str = "dump.rdb";
 const SNAPSHOT: &str = "snapshot.rdb";
-const COMMAND_LIMIT: Duration = Duration::from_secs(10);
-
-/// Of a connection that commands and heals: left to itself it gives up after half a second, which a server that saves takes at times.
-pub(crate) fn patient() -> redis::AsyncConnectionConfig {
-    redis::AsyncConnectionConfig::new()
-        .set_connection_timeout(Some(COMMAND_LIMIT))
-        .set_response_timeout(Some(COMMAND_LIMIT))
-}
-
-fn command_of(args: &[&str]) -> redis::Cmd {
-    let mut command = redis::Cmd::new();
-    for arg in args {
-        command.arg(arg);
-    }
-    command
-}
-
-fn refused(cause: &dyn std::fmt::Display) -> ProcessError {
-    ProcessError::Command {
-        program: NAME.to_owned(),
-        cause: cause.to_string(),
-    }
-}
 
 /// A value of `redis.conf` that may hold spaces.
 fn quoted(value: &str) -> String {

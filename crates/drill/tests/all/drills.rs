@@ -526,6 +526,26 @@ async fn d1_certificates_go_bad_and_are_good_again_beside_other_faults() {
     assert_eq!(errors(control, "recovered"), 0, "{text}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_all_places_are_taken_and_given_back_while_a_certificate_is_bad_and_a_password_changed()
+{
+    // The places are taken while the rest is broken, and given back after it was healed.
+    let steps = "\
+        [[steps]]\nfault = 'certificate_expired'\nfor = '600ms'\n\
+        [[steps]]\nfault = 'password_changed'\nat = '100ms'\nfor = '600ms'\n\
+        [[steps]]\nfault = 'maxclients'\nat = '300ms'\nfor = '600ms'\n";
+    let report = run(&scenario(steps), &Factory, RunOptions::default())
+        .await
+        .unwrap();
+    let text = table::render(&report, false);
+    assert_eq!(report.faults.len(), 3, "{text}");
+    let recovered = report.phases.last().unwrap();
+    assert!(
+        recovered.sources.redis > 50 && recovered.errors.is_empty(),
+        "{text}"
+    );
+}
+
 #[test]
 fn d2_the_page_on_drills_shows_a_scenario_that_runs_and_names_every_fault_and_drill() {
     let page = include_str!("../../../../docs/drills.md");
