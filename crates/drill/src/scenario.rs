@@ -250,6 +250,41 @@ impl Fault {
         matches!(self, Fault::CertificateExpired | Fault::CertificateWrong)
     }
 
+    /// Whether the server cannot be told anything while it lasts, or forgets with its end what it was told.
+    fn takes_away(&self) -> bool {
+        matches!(
+            self,
+            Fault::Crash | Fault::OldSnapshot | Fault::Freeze | Fault::Pause(_) | Fault::Loading
+        )
+    }
+
+    /// Whether it happens to the server itself: not on the wire before it, nor in the database.
+    fn is_of_server(&self) -> bool {
+        let elsewhere = matches!(self, Fault::DatabaseDown | Fault::DatabaseSlow(_));
+        !elsewhere && !self.needs_proxy()
+    }
+
+    /// Why it cannot begin while `other` lasts, if so.
+    fn conflict(&self, other: &Fault) -> Option<String> {
+        let of_server = self.is_of_server() && other.is_of_server();
+        if self.name() == other.name() {
+            Some("when it is broken already".to_owned())
+        } else if self.needs_tls() && other.needs_tls() {
+            Some("and a server shows one certificate at a time".to_owned())
+        } else if self.needs_users() && other.needs_users() {
+            Some(format!("and {} has its user already", other.name()))
+        } else if of_server && other.takes_away() {
+            Some(format!("when the server hears nobody for {}", other.name()))
+        } else if of_server && self.takes_away() {
+            Some(format!(
+                "and would heal {} or keep it from being healed",
+                other.name()
+            ))
+        } else {
+            None
+        }
+    }
+
     /// The name as in a scenario file.
     pub fn name(&self) -> &'static str {
         match self {
@@ -429,6 +464,13 @@ mod tests {
                 "judged by its reads",
             ),
             ("[load]\nwrites = 1.0\n", (4, 10), "judged by its reads"),
+            (
+                "[load]\nrate = 100\nwrites = 0.9999\n",
+                (5, 10),
+                "fewer than 3",
+            ),
+            ("[load]\nrate = 0.5\n", (4, 8), "longer phases"),
+            ("[load]\ncallers = 1\npause = '1s'\n", (4, 11), "more calls"),
             ("[load]\nspeed = 5\n", (4, 1), "unknown field"),
             ("[[steps]]\nfault = 'earthquake'\n", (4, 9), "earthquake"),
             (
@@ -463,6 +505,26 @@ mod tests {
                 (6, 9),
                 "one certificate at a time",
             ),
+            (
+                "[[steps]]\nfault = 'certificate_wrong'\n[[steps]]\nfault = 'crash'\n",
+                (6, 9),
+                "would heal certificate_wrong",
+            ),
+            (
+                "[[steps]]\nfault = 'old_snapshot'\n[[steps]]\nfault = 'certificate_expired'\nat = '1s'\n",
+                (6, 9),
+                "hears nobody for old_snapshot",
+            ),
+            (
+                "[[steps]]\nfault = 'token_expired'\nfor = '1s'\n[[steps]]\nfault = 'loading'\nat = '1500ms'\n",
+                (7, 9),
+                "would heal token_expired",
+            ),
+            (
+                "[[steps]]\nfault = 'user_deleted'\n[[steps]]\nfault = 'password_changed'\n",
+                (6, 9),
+                "has its user already",
+            ),
             ("[thresholds]\nerrors = '5'\n", (4, 10), "percentage"),
             ("seed = 'x'\n", (3, 8), "invalid type"),
         ];
@@ -471,6 +533,24 @@ mod tests {
             assert_eq!((error.line, error.column), place, "{text:?}: {error}");
             assert!(error.message.contains(says), "{text:?}: {error}");
         }
+    }
+
+    #[test]
+    fn d2_what_does_not_touch_may_be_broken_at_once() {
+        for (one, other) in [
+            ("crash", "database_down"),
+            ("crash", "stall"),
+            ("maxclients", "certificate_expired"),
+            ("oom", "password_changed"),
+        ] {
+            let text = format!("{SMALL}[[steps]]\nfault = '{one}'\n[[steps]]\nfault = '{other}'\n");
+            assert_eq!(
+                Scenario::parse(&text).map(|scenario| scenario.steps.len()),
+                Ok(2)
+            );
+        }
+        let text = "[[steps]]\nfault = 'certificate_wrong'\nfor = '1s'\n[[steps]]\nfault = 'crash'\nat = '1s'\n";
+        assert!(Scenario::parse(&format!("{SMALL}{text}")).is_ok());
     }
 
     #[test]
@@ -575,7 +655,8 @@ mod tests {
         ] {
             assert!(Scenario::parse(&scenario("mine", load)).is_err(), "{load}");
         }
-        let least = Scenario::parse(&scenario("mine", "rate = 0.01")).unwrap();
+        let text = scenario("mine", "rate = 0.01");
+        let least = Scenario::parse(&text.replace("'1s'", "'10m'")).unwrap();
         // However many are asked for, the times stay numbers.
         assert!(least.with_calls(u64::MAX).phases.total() > Duration::ZERO);
     }

@@ -8,7 +8,7 @@ use serde::de::{Deserialize, Deserializer, Error as _};
 use toml::Spanned;
 
 use super::step::{StepSource, checked_step};
-use super::{Arrivals, Load, Phases, Scenario, ScenarioError, Step, Thresholds};
+use super::{Arrivals, Fault, Load, Phases, Scenario, ScenarioError, Step, Thresholds};
 
 pub(super) fn parse(text: &str) -> Result<Scenario, ScenarioError> {
     let source: Source = toml::from_str(text).map_err(|error| {
@@ -85,71 +85,58 @@ impl Source {
             name: self.name.into_inner(),
             about: self.about,
             seed: self.seed.unwrap_or(1),
-            load: self.load.checked()?,
+            load: self.load.checked(phases, self.phases.span())?,
             phases,
             thresholds: self.thresholds.checked(),
         })
     }
 }
 
-/// What is broken cannot be broken once more, and the end of the one would heal the other. On the wire things add up.
+/// What is broken cannot be broken once more, nor by what cannot stand beside it. On the wire things add up.
 fn checked_overlaps(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
     let mut spans: Vec<_> = steps
         .iter()
         .zip(places)
         .filter(|(step, _)| !step.fault.needs_proxy())
-        .flat_map(|(step, place)| {
-            step.spans()
-                .map(|span| (step.fault.name(), span.start, span.end, place.clone()))
-        })
+        .flat_map(|(step, place)| step.spans().map(move |span| (span, &step.fault, place)))
         .collect();
-    spans.sort_by_key(|(name, start, ..)| (*name, *start));
-    let overlap = spans
-        .windows(2)
-        .find(|pair| pair[0].0 == pair[1].0 && pair[1].1 < pair[0].2);
-    match overlap {
-        Some([_, (name, start, _, place)]) => Err(Mistake {
-            span: place.clone(),
-            message: format!(
-                "{name} begins {start:?} after the fault phase did, when it is broken already: let the one end before the other begins"
-            ),
-        }),
-        _ => Ok(()),
+    spans.sort_by_key(|(span, ..)| span.start);
+    // One of each kind at most, as a second is refused.
+    let mut broken: Vec<(Duration, &Fault)> = Vec::new();
+    for (span, fault, place) in spans {
+        broken.retain(|(until, _)| *until > span.start);
+        if let Some(why) = broken.iter().find_map(|(_, other)| fault.conflict(other)) {
+            return Err(Mistake {
+                span: place.clone(),
+                message: format!(
+                    "{} begins {:?} after the fault phase did, {why}: let the one end before the other begins",
+                    fault.name(),
+                    span.start
+                ),
+            });
+        }
+        // A token that has expired does not come back.
+        let ends = *fault != Fault::TokenExpired;
+        broken.push((if ends { span.end } else { Duration::MAX }, fault));
     }
+    Ok(())
 }
 
-/// What is encrypted cannot be followed command by command, and a server shows one certificate at a time.
+/// What is encrypted cannot be followed command by command.
 fn checked_tls(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
-    let of_tls = || {
-        let all = steps.iter().zip(places);
-        all.filter(|(step, _)| step.fault.needs_tls())
-    };
-    if of_tls().next().is_none() {
+    if !steps.iter().any(|step| step.fault.needs_tls()) {
         return Ok(());
     }
     let unread = |(step, _): &(&Step, &Range<usize>)| step.fault.name().starts_with("resp_");
-    if let Some((step, place)) = steps.iter().zip(places).find(unread) {
-        return Err(Mistake {
+    match steps.iter().zip(places).find(unread) {
+        Some((step, place)) => Err(Mistake {
             span: place.clone(),
             message: format!(
                 "{} reads the protocol, and beside a certificate that goes bad there is TLS: give each a scenario of its own",
                 step.fault.name()
             ),
-        });
-    }
-    let mut spans: Vec<_> = of_tls()
-        .flat_map(|(step, place)| step.spans().map(move |span| (span, place)))
-        .collect();
-    spans.sort_by_key(|(span, _)| span.start);
-    let overlap = spans
-        .windows(2)
-        .find(|pair| pair[1].0.start < pair[0].0.end);
-    match overlap {
-        Some([_, (_, place)]) => Err(Mistake {
-            span: (*place).clone(),
-            message: "a server shows one certificate at a time: let the one bad one end before the other begins".to_owned(),
         }),
-        _ => Ok(()),
+        None => Ok(()),
     }
 }
 
@@ -181,27 +168,48 @@ struct LoadSource {
 }
 
 impl LoadSource {
-    fn checked(self) -> Result<Load, Mistake> {
-        Ok(Load {
+    fn checked(self, phases: Phases, place: Range<usize>) -> Result<Load, Mistake> {
+        let rate = [
+            self.rate.as_ref().map(Spanned::span),
+            self.callers.as_ref().map(Spanned::span),
+        ];
+        let place = rate.into_iter().flatten().next().unwrap_or(place);
+        let place = self.writes.as_ref().map_or(place, Spanned::span);
+        let load = Load {
             arrivals: checked_arrivals(self.rate, self.callers, self.pause)?,
             keys: within(self.keys, 1, 10_000_000, "keys")?.unwrap_or(1000),
             zipf: share_of(self.zipf, 0.0, 5.0)?.unwrap_or(1.0),
-            writes: checked_writes(self.writes)?.unwrap_or(0.02),
+            writes: share_of(self.writes, 0.0, 1.0)?.unwrap_or(0.02),
             in_flight: within(self.in_flight, 1, 1 << 20, "calls at once")?.unwrap_or(1024),
             calls: within(self.calls, 1, MOST_CALLS, "calls")?,
-        })
+        };
+        if expected_reads(&load, phases) < LEAST_READS {
+            let message = format!(
+                "a drill is judged by its reads, and fewer than {LEAST_READS} are to be expected in the baseline or when all has recovered: \
+                 let there be fewer writes, more calls, or longer phases"
+            );
+            return Err(Mistake {
+                span: place,
+                message,
+            });
+        }
+        Ok(load)
     }
 }
 
-/// Fallback, hits and recovery are told by reads; without any, nothing would ever be seen to recover.
-fn checked_writes(writes: Option<Spanned<f64>>) -> Result<Option<f64>, Mistake> {
-    match writes {
-        Some(writes) if *writes.get_ref() == 1.0 => Err(Mistake::at(
-            &writes,
-            "a drill is judged by its reads: the share of writes is less than 1",
-        )),
-        writes => share_of(writes, 0.0, 1.0),
-    }
+/// Fallback, hits and recovery are told by reads; in a phase without any, nothing would ever be seen to be well.
+const LEAST_READS: f64 = 3.0;
+
+/// In the shorter of the phases that the figures are taken from.
+fn expected_reads(load: &Load, phases: Phases) -> f64 {
+    let rate = match load.arrivals {
+        Arrivals::Open { rate } => rate,
+        // An answer takes time too, also to those who do not pause.
+        Arrivals::Closed { callers, pause } => {
+            callers as f64 / pause.max(Duration::from_millis(1)).as_secs_f64()
+        }
+    };
+    rate * (1.0 - load.writes) * phases.baseline.min(phases.recovered).as_secs_f64()
 }
 
 fn checked_arrivals(
