@@ -70,7 +70,7 @@ pub(crate) struct View {
 }
 
 /// Abandoned connections remembered per link; there are as many only if connections are lost and abandoned over and over with no handshake
-/// in between. The oldest is forgotten then.
+/// in between, or none that may kill. The oldest is forgotten then.
 const GHOSTS: usize = 256;
 
 impl Link {
@@ -167,8 +167,11 @@ impl Link {
     pub(crate) fn open(&self, now: Instant) {
         // Under this lock nobody can remember another one between the last order and the opening.
         let ghosts = self.ghosts.lock();
-        for ghost in ghosts.iter() {
-            self.lane.order(Order::Fence(ghost.clone()));
+        // One whose handshake was refused that is not asked for it again.
+        if self.lane.may_be_fenced() {
+            for ghost in ghosts.iter() {
+                self.lane.order(Order::Fence(ghost.clone()));
+            }
         }
         self.lane.set_gate(Gate::Open);
         drop(ghosts);
@@ -282,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ghost_is_ordered_killed_while_open_and_kept_until_it_is_answered() {
+    fn a_ghost_is_ordered_killed_while_open_and_kept_for_the_next_connection() {
         let (link, now) = view();
         let ghost = |id| Identity {
             id,

@@ -1,6 +1,6 @@
 //! What the clones of a client, its supervisors and its drivers have in common.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -35,7 +35,8 @@ pub(crate) struct Shared {
     pub(crate) answered: AtomicU64,
     /// Round-trip time as smoothed, in nanoseconds; 0 while unknown.
     rtt_ns: AtomicU64,
-    fence: AtomicU8,
+    /// Of each link, as its last connection has shown.
+    fencing: Mutex<Box<[Fencing]>>,
     seeds: AtomicU64,
     /// What calls take, to refuse those that cannot be answered in time.
     pub(crate) latency: LatencyEstimate,
@@ -54,7 +55,8 @@ pub enum Fencing {
     Untried,
     /// Yes: last-wins writes of unknown outcome are repeated safely.
     Works,
-    /// No: the server does not allow it, and such writes are not repeated unless the caller allows it.
+    /// No: the server does not allow it, or did not once since a connection was put into service; such writes are not repeated unless the caller
+    /// allows it. A connection that replaces it finds out anew.
     Refused,
 }
 
@@ -79,7 +81,7 @@ impl Shared {
             dedicated: Mutex::default(),
             answered: AtomicU64::new(0),
             rtt_ns: AtomicU64::new(0),
-            fence: AtomicU8::new(Fencing::Untried as u8),
+            fencing: Mutex::new(vec![Fencing::Untried; settings.connections].into()),
             seeds: AtomicU64::new(settings.seed),
             latency: LatencyEstimate::new(now),
             credentials: InForce::new(),
@@ -129,48 +131,68 @@ impl Shared {
         }
     }
 
+    /// Of the client: `Refused` while any connection cannot have others killed.
     pub(crate) fn fencing(&self) -> Fencing {
-        match self.fence.load(Ordering::Relaxed) {
-            1 => Fencing::Works,
-            2 => Fencing::Refused,
-            _ => Fencing::Untried,
+        of_all(&self.fencing.lock())
+    }
+
+    /// A connection of this link is put into service, whose handshake has shown whether it may kill, and asked for these ghosts to be killed.
+    pub(crate) fn serves(
+        &self,
+        link: &Link,
+        may_kill: &Result<(), String>,
+        ghosts: &[Identity],
+        fences: &[Fence],
+    ) {
+        let refused = fences.iter().find_map(|fence| match fence {
+            Fence::Refused(why) => Some(why),
+            Fence::Done | Fence::NotNow => None,
+        });
+        match may_kill.as_ref().err().or(refused) {
+            Some(why) => self.unfenced(link, why),
+            None => {
+                link.lane.serves(true);
+                self.fencing.lock()[link.index] = Fencing::Works;
+            }
+        }
+        for (ghost, fence) in ghosts.iter().zip(fences) {
+            self.fenced(link, ghost, fence);
         }
     }
 
-    /// A handshake has shown whether connections can be killed.
-    pub(crate) fn fencing_known(&self, connection: usize, known: &Result<(), String>) {
-        let fencing = match known {
-            Ok(()) => Fencing::Works,
-            Err(_) => Fencing::Refused,
-        };
-        let before = self.fence.swap(fencing as u8, Ordering::Relaxed);
-        if let (Err(cause), true) = (known, before != fencing as u8) {
-            let cause = cause.as_str().into();
-            self.hub.emit(connection, EventKind::FenceRefused { cause });
-        }
-    }
-
-    /// The server answered a CLIENT KILL that a connection of this link sent. One that it could not obey now stays to be done.
+    /// The server answered a CLIENT KILL that a connection of this link sent. One that it could not obey now stays to be done, and one that it
+    /// refused is for the next connection, which may be allowed to: until then a ghost is loose.
     pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, fence: &Fence) {
-        let known = match fence {
+        match fence {
             Fence::Done => {
                 let id = ghost.id;
                 self.hub.emit(link.index, EventKind::Fenced { id });
-                Ok(())
+                link.ghosts.lock().retain(|known| known != ghost);
             }
-            Fence::Refused(why) => {
-                // Whatever has not been sent yet, and has been looked at before.
-                link.lane.serves(false);
-                Err(why.clone())
-            }
-            Fence::NotNow => return,
+            Fence::Refused(why) => self.unfenced(link, why),
+            Fence::NotNow => {}
+        }
+    }
+
+    /// The connection in service of this link cannot have others killed, for as long as it lives: whatever it may be allowed later, a ghost has been
+    /// left behind it.
+    fn unfenced(&self, link: &Link, why: &str) {
+        // Whatever has not been sent yet, and has been looked at before.
+        link.lane.serves(false);
+        let before = {
+            let mut fencing = self.fencing.lock();
+            let before = of_all(&fencing);
+            fencing[link.index] = Fencing::Refused;
+            before
         };
-        link.ghosts.lock().retain(|known| known != ghost);
-        self.fencing_known(link.index, &known);
+        if before != Fencing::Refused {
+            let cause = why.into();
+            self.hub.emit(link.index, EventKind::FenceRefused { cause });
+        }
     }
 
     /// A connection was abandoned with writes that may still be applied: every connection that goes on has it killed before its next
-    /// command. A link remembers it until the server has answered, so that it survives the loss of the connection that was told.
+    /// command. A link remembers it until the server says that it is gone, so that it survives the loss of the connection that was told.
     pub(crate) fn bury(&self, identity: Option<Identity>) {
         let Some(identity) = identity else { return };
         for link in &self.links {
@@ -248,6 +270,17 @@ impl Shared {
     }
 }
 
+/// What is true of a client with these connections: its writes go through any of them.
+fn of_all(each: &[Fencing]) -> Fencing {
+    if each.contains(&Fencing::Refused) {
+        Fencing::Refused
+    } else if each.contains(&Fencing::Works) {
+        Fencing::Works
+    } else {
+        Fencing::Untried
+    }
+}
+
 fn breaker_cause(cause: Cause) -> String {
     match cause {
         Cause::ConsecutiveFailures { failed } => format!("{failed} failures in a row"),
@@ -272,32 +305,131 @@ mod tests {
     use crate::lane::Ask;
     use crate::settings::Target;
 
-    #[test]
-    fn c18_once_a_kill_is_refused_nothing_that_relies_on_one_is_sent() {
-        let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+    fn shared(connections: usize) -> Shared {
+        let mut settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        settings.connections = connections;
+        Shared::new(settings, clock::now()).expect("good settings")
+    }
+
+    fn relying() -> Ask {
         let now = clock::now();
-        let shared = Shared::new(settings, now).expect("good settings");
-        let lane = &shared.links[0].lane;
-        let ask = Ask {
+        Ask {
             replies: 1,
             started: now,
-            deadline: now + std::time::Duration::from_secs(1),
+            deadline: now + Duration::from_secs(1),
             now,
             seq: None,
             only_fenced: true,
-        };
-        let _pending = lane.submit(ask, |out| out.len()).expect("it may be killed");
+        }
+    }
+
+    fn ghost(id: i64) -> Identity {
+        let addr = "127.0.0.1:1".into();
+        Identity { id, addr }
+    }
+
+    fn noperm() -> Reply {
         let error = redis::parse_redis_value(b"-NOPERM this user has no permissions\r\n");
         let Ok(refused @ Value::ServerError(_)) = error else {
             panic!("it is an error: {error:?}");
         };
-        let addr = "127.0.0.1:1".into();
-        let ghost = Identity { id: 1, addr };
-        assert!(shared.fence_answered(Some(0), &ghost, &Reply::One(refused)));
+        Reply::One(refused)
+    }
+
+    fn done() -> Reply {
+        Reply::One(Value::Int(1))
+    }
+
+    fn refusals(shared: &Shared) -> usize {
+        let history = shared.hub.history();
+        let refused = |event: &&crate::event::Event| event.kind.name() == "fence_refused";
+        history.iter().filter(refused).count()
+    }
+
+    #[test]
+    fn c18_once_a_kill_is_refused_nothing_that_relies_on_one_is_sent() {
+        let shared = shared(1);
+        let lane = &shared.links[0].lane;
+        let ask = relying();
+        let _pending = lane.submit(ask, |out| out.len()).expect("it may be killed");
+        assert!(shared.fence_answered(Some(0), &ghost(1), &noperm()));
         assert_eq!(shared.fencing(), Fencing::Refused);
         assert_eq!(lane.in_flight(), 0, "what waited is turned away");
         let late = lane.submit(ask, |out| out.len());
         let error = late.expect_err("it was looked at before that was known");
         assert_eq!(error.certainty(), Certainty::NotSent);
+    }
+
+    #[test]
+    fn c18_one_kill_that_succeeds_does_not_make_up_for_one_that_was_refused() {
+        let shared = shared(1);
+        let link = &shared.links[0];
+        let state = || (shared.fencing(), link.lane.may_be_fenced());
+        shared.serves(link, &Ok(()), &[], &[]);
+        assert_eq!(state(), (Fencing::Works, true));
+        shared.fence_answered(Some(0), &ghost(1), &noperm());
+        shared.fence_answered(Some(0), &ghost(2), &done());
+        assert_eq!(state(), (Fencing::Refused, false), "while it serves");
+        // Nor in a handshake, in whatever order.
+        let refused = || Fence::Refused("NOPERM".into());
+        for fences in [[refused(), Fence::Done], [Fence::Done, refused()]] {
+            link.lane.release();
+            shared.serves(link, &Ok(()), &[ghost(1), ghost(2)], &fences);
+            assert_eq!(state(), (Fencing::Refused, false), "{fences:?}");
+        }
+        link.lane.release();
+        shared.serves(link, &Ok(()), &[ghost(1)], &[Fence::Done]);
+        assert_eq!(state(), (Fencing::Works, true));
+        assert_eq!(refusals(&shared), 1, "told once, as it changed");
+    }
+
+    #[test]
+    fn c18_what_one_connection_is_refused_is_not_granted_by_another() {
+        let shared = shared(2);
+        let [first, second] = &shared.links[..] else {
+            panic!("there are two");
+        };
+        assert_eq!(shared.fencing(), Fencing::Untried);
+        shared.serves(first, &Err("NOPERM".into()), &[], &[]);
+        shared.serves(second, &Ok(()), &[], &[]);
+        assert_eq!(shared.fencing(), Fencing::Refused);
+        first.lane.release();
+        assert_eq!(
+            shared.fencing(),
+            Fencing::Refused,
+            "nobody knows better yet"
+        );
+        shared.serves(first, &Ok(()), &[], &[]);
+        assert_eq!(shared.fencing(), Fencing::Works);
+    }
+
+    #[test]
+    fn c18_a_ghost_that_was_refused_is_killed_by_the_next_connection_that_may() {
+        let shared = shared(1);
+        let link = &shared.links[0];
+        shared.serves(link, &Ok(()), &[], &[]);
+        link.open(clock::now());
+        shared.bury(Some(ghost(1)));
+        assert_eq!(link.lane.take_orders(0).len(), 1);
+        shared.fence_answered(Some(0), &ghost(1), &noperm());
+        // The next one may not either, and is asked once.
+        link.lane.release();
+        let ghosts = shared.ghosts();
+        assert_eq!(ghosts, [ghost(1)], "a repeat still relies on its end");
+        let refused = Fence::Refused("NOPERM".into());
+        shared.serves(link, &Ok(()), &ghosts, &[refused]);
+        link.open(clock::now());
+        assert_eq!(link.lane.take_orders(0).len(), 0);
+        let error = link.lane.submit(relying(), |out| out.len());
+        assert!(error.is_err(), "the ghost is loose");
+        // Dialled before it was refused, so it has not been asked: it is now, ahead of what waits.
+        link.lane.release();
+        shared.serves(link, &Ok(()), &[], &[]);
+        link.open(clock::now());
+        assert_eq!(link.lane.take_orders(0).len(), 1);
+        shared.fence_answered(Some(0), &ghost(1), &done());
+        assert!(shared.ghosts().is_empty());
+        let submitted = link.lane.submit(relying(), |out| out.len());
+        assert!(submitted.is_ok(), "nothing can come after it");
     }
 }

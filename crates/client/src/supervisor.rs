@@ -17,7 +17,7 @@ use tokio::task::{JoinError, JoinHandle};
 pub(crate) use self::watching::FENCE_AGAIN;
 use self::watching::{Successor, Watching};
 use crate::clock;
-use crate::connect::{ConnectError, Connector, Established, Fence, Identity, MARGIN};
+use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
 use crate::driver::{Driver, Finished};
 use crate::event::EventKind;
 use crate::lane::{Gate, Outage};
@@ -225,14 +225,12 @@ impl Supervisor {
         began: Instant,
     ) {
         let now = clock::now();
-        self.shared
-            .fencing_known(self.link.index, &established.facts.fencing);
-        let refused = |fence: &Fence| matches!(fence, Fence::Refused(_));
-        let fenced = established.facts.fencing.is_ok() && !established.fences.iter().any(refused);
-        self.link.lane.serves(fenced);
-        for (ghost, result) in ghosts.iter().zip(&established.fences) {
-            self.shared.fenced(&self.link, ghost, result);
-        }
+        self.shared.serves(
+            &self.link,
+            &established.facts.fencing,
+            ghosts,
+            &established.fences,
+        );
         let outage = self.link.connected(&established.facts, now);
         *self.link.stuck_at.lock() = None;
         self.shared.hub.emit(

@@ -188,6 +188,44 @@ async fn c18_without_the_right_to_kill_a_write_of_unknown_outcome_is_repeated_on
 }
 
 #[tokio::test]
+async fn c18_a_right_that_comes_back_is_trusted_from_the_next_connection_on_which_kills_what_is_left()
+ {
+    let redis = Redis::builder()
+        .acl("app on >secret ~* &* +@all")
+        .start()
+        .await
+        .unwrap();
+    let client = Client::builder(&format!("redis://app:secret@{}", redis.addr()))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let right = async |rule| {
+        let words = ["ACL", "SETUSER", "app", rule];
+        redis.command(&words).await.unwrap();
+    };
+    let abandon = async || {
+        let session = client.session().await.unwrap();
+        let hasty = session.with(CallOptions::new().deadline(ms(50)));
+        hasty.send(&cmd("BLPOP queue 10")).await.unwrap_err();
+    };
+    right("-client|kill").await;
+    abandon().await;
+    until_seen(&client, "fence_refused").await;
+    right("+client|kill").await;
+    abandon().await;
+    until_seen(&client, "fenced").await;
+    assert_eq!(client.status().fencing, Fencing::Refused, "one is loose");
+    client.reconnect();
+    until("the other has been killed too", || {
+        seen(&client, "fenced") == 2
+    })
+    .await;
+    assert_eq!(client.status().fencing, Fencing::Works);
+    assert_eq!(seen(&client, "fence_refused"), 1);
+}
+
+#[tokio::test]
 async fn c18_a_session_whose_exec_was_given_up_still_kills_what_was_left_behind() {
     let (redis, client) = pair().await;
     let session = client.session().await.unwrap();
