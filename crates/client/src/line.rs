@@ -28,7 +28,7 @@ struct State {
     next: u64,
     /// Turns that the breaker gave in an earlier generation are void.
     valid_from: u64,
-    /// Number and turn, in the order of both.
+    /// Number and turn, in the order of their numbers.
     waiting: VecDeque<(u64, Instant)>,
 }
 
