@@ -81,6 +81,9 @@ pub struct TargetReport {
     pub phases: Vec<Traffic>,
     /// For plots.
     pub timeline: TrafficTimeline,
+    /// Connections that faults of the protocol no longer acted on, as they could not be followed command by command to their end (a
+    /// subscription in RESP2, MONITOR); 0 if the scenario has no such faults.
+    pub unfollowed: u64,
     /// What it is judged by.
     pub kpis: Vec<Kpi>,
     /// When something was broken.
@@ -545,8 +548,20 @@ impl Seen {
                 )
             });
         }
+        let reads_protocol =
+            |fault| on_the_wire(fault).is_ok_and(|toxic| toxic.fault.resp().is_some());
+        let unfollowed = if scenario
+            .steps
+            .iter()
+            .any(|step| reads_protocol(&step.fault))
+        {
+            self.last.unfollowed
+        } else {
+            0
+        };
         TargetReport {
             schema: SCHEMA,
+            unfollowed,
             scenario: scenario.name.clone(),
             about: scenario.about.clone(),
             seed: scenario.seed,

@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 
-use super::{PhaseReport, Report, Verdict, duration, figure, target, title};
+use super::{PhaseReport, Report, Verdict, duration, figure, target, title, traffic};
 use crate::target::TargetReport;
 use crate::verdict::Kpi;
 
@@ -50,8 +50,9 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
         .map_or("was still running at the end".to_owned(), |status| {
             format!("ended with status {status}")
         });
+    let unreached = traffic::unfollowed(report).map_or(String::new(), |text| text + "\n");
     format!(
-        "{} · {}\n{} before {}\n\n{}\n\n{}\n\n{}: the program {ended}\n",
+        "{} · {}\n{} before {}\n\n{}\n\n{}\n\n{unreached}{}: the program {ended}\n",
         report.scenario,
         report.about,
         report.command,

@@ -78,7 +78,22 @@ fn sentence(report: &TargetReport) -> String {
             .collect();
         let _ = write!(text, " Missed: {}.", missed.join(", "));
     }
+    if let Some(unreached) = unfollowed(report) {
+        let _ = write!(text, " Beware: {unreached}.");
+    }
     text
+}
+
+/// What the faults of the protocol could not reach, if anything.
+pub(super) fn unfollowed(report: &TargetReport) -> Option<String> {
+    let connections = match report.unfollowed {
+        0 => return None,
+        1 => "1 connection".to_owned(),
+        more => format!("{more} connections"),
+    };
+    Some(format!(
+        "faults of the protocol did not act on {connections} that could not be followed to the end: a subscription in RESP2, MONITOR and the like"
+    ))
 }
 
 fn plots(page: &mut String, report: &TargetReport) {

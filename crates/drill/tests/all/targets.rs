@@ -154,6 +154,26 @@ async fn d7_a_program_that_ends_badly_or_too_soon_or_never_asks_redis_fails() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_connection_that_faults_of_the_protocol_do_not_reach_is_told_of() {
+    let redis = Redis::start().await.unwrap();
+    let subscribes = r#"bash -c "exec 3<>/dev/tcp/\$REDIS_HOST/\$REDIS_PORT
+        printf '*2\r\n\$9\r\nSUBSCRIBE\r\n\$1\r\nc\r\n' >&3; sleep 60""#;
+    let redis = &redis;
+    let drills = [("oom", 1), ("down", 0)].map(|(fault, unfollowed)| async move {
+        let report = run_target(&scenario(fault), options(redis, subscribes))
+            .await
+            .unwrap();
+        let text = table::render_target(&report, false);
+        assert_eq!(report.unfollowed, unfollowed, "{fault}: {text}");
+        let says = "did not act on 1 connection that";
+        assert_eq!(text.contains(says), unfollowed > 0, "{fault}: {text}");
+        let page = traffic::render(&report);
+        assert_eq!(page.contains(says), unfollowed > 0, "{fault}");
+    });
+    futures_util::future::join_all(drills).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d7_what_cannot_be_drilled_is_refused_before_anything_runs() {
     let redis = Redis::start().await.unwrap();
     let refused =
