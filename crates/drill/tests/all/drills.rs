@@ -411,55 +411,60 @@ fn sources_are_named_as_in_the_report() {
     );
 }
 
-/// Every fault, for a moment each.
-const FAULTS: &str = "
-    crash freeze pause maxclients oom loading readonly password_changed user_deleted down timeout stall hold reset_peer corrupt
-    resp_silence database_down old_snapshot";
-const WITH_ATTRIBUTES: &str = "
-    slow_close delay='10ms'|latency latency='10ms'|bandwidth rate=1|slicer size=3|limit_data bytes=10|
-    resp_error error='loading'|resp_delay delay='20ms'|database_slow latency='10ms'";
+/// Every fault but the one that its end does not heal (`token_expired`). In scenarios of their own, so that they pass side by side: on the wire,
+/// in the server (what takes it its time last), and with TLS.
+const FAULTS: [&str; 3] = [
+    "down|timeout|stall|hold|reset_peer|corrupt|resp_silence|slow_close delay='10ms'|latency latency='10ms'|bandwidth rate=1|slicer size=3|
+     limit_data bytes=10|resp_error error='loading'|resp_delay delay='20ms'|database_down|database_slow latency='10ms'",
+    "freeze|pause|maxclients|oom|readonly|password_changed|user_deleted|crash|loading|old_snapshot",
+    "certificate_expired|certificate_wrong|maxclients|oom",
+];
+
+fn names_and_attributes(faults: &str) -> impl Iterator<Item = (&str, &str)> {
+    let trimmed = faults.split('|').map(str::trim);
+    trimmed.map(|fault| fault.split_once(' ').unwrap_or((fault, "")))
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d2_every_fault_can_be_made_and_healed() {
-    let plain = FAULTS.split_whitespace().map(|name| (name, ""));
-    let more = WITH_ATTRIBUTES
-        .split('|')
-        .map(|text| text.trim().split_once(' ').unwrap());
-    // The old snapshot comes last, as a server takes its time to read it.
-    let steps: String = more
-        .chain(plain)
-        .enumerate()
-        .map(|(at, (name, attributes))| {
-            format!(
-                "[[steps]]\nfault = '{name}'\nat = '{}ms'\nfor = '100ms'\n{attributes}\n",
-                at * 200
-            )
-        })
-        .collect();
-    let text = format!(
-        "name = 'all'\nphases = {{ warm_up = '0s', baseline = '300ms', fault = '6200ms', recovery = '1s', recovered = '1s' }}\n\
-         load = {{ rate = 200, keys = 100 }}\n{steps}"
-    );
-    let report = run(
-        &Scenario::parse(&text).unwrap(),
-        &Factory,
-        RunOptions::default(),
-    )
-    .await
-    .unwrap();
-    let text = table::render(&report, false);
-    assert_eq!(report.faults.len(), 26, "{text}");
-    // Behind one that takes the machine its time, those that are due meanwhile are made and healed in one go.
-    let lasted = report
-        .faults
-        .iter()
-        .filter(|fault| fault.to_ms > fault.from_ms);
-    assert!(lasted.count() > 13, "{:?}", report.faults);
-    let recovered = report.phases.last().unwrap();
-    assert!(
-        recovered.sources.redis > 100 && recovered.errors.is_empty(),
-        "{text}"
-    );
+    let drills = FAULTS.map(|faults| async move {
+        let steps: String = names_and_attributes(faults)
+            .enumerate()
+            .map(|(at, (name, attributes))| {
+                format!(
+                    "[[steps]]\nfault = '{name}'\nat = '{}ms'\nfor = '500ms'\n{attributes}\n",
+                    at * 700
+                )
+            })
+            .collect();
+        let text = format!(
+            "name = 'all'\nphases = {{ warm_up = '0s', baseline = '300ms', fault = '12s', recovery = '1s', recovered = '1s' }}\n\
+             load = {{ rate = 100, keys = 100 }}\n{steps}"
+        );
+        let report = run(
+            &Scenario::parse(&text).unwrap(),
+            &Factory,
+            RunOptions::default(),
+        )
+        .await
+        .unwrap();
+        let text = table::render(&report, false);
+        let made: Vec<_> = report.faults.iter().map(|fault| fault.name).collect();
+        let wanted: Vec<_> = names_and_attributes(faults).map(|(name, _)| name).collect();
+        assert_eq!(made, wanted, "{text}");
+        // One that falls due while a server starts again may be made and healed in one go.
+        let slow = ["loading", "old_snapshot"];
+        for fault in report.faults.iter().filter(|f| !slow.contains(&f.name)) {
+            let lasted = fault.to_ms - fault.from_ms;
+            assert!(lasted >= 50, "{}: {lasted} ms, {text}", fault.name);
+        }
+        let recovered = report.phases.last().unwrap();
+        assert!(
+            recovered.sources.redis > 50 && recovered.errors.is_empty(),
+            "{text}"
+        );
+    });
+    futures_util::future::join_all(drills).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -566,8 +571,8 @@ fn d2_the_page_on_drills_shows_a_scenario_that_runs_and_names_every_fault_and_dr
         Scenario::parse(&repeated).unwrap().steps[0].spans().count(),
         3
     );
-    let of_tls = ["certificate_expired", "certificate_wrong"];
-    for name in FAULTS.split_whitespace().chain(of_tls) {
+    let faults = FAULTS.into_iter().flat_map(names_and_attributes);
+    for name in faults.map(|(name, _)| name).chain(["token_expired"]) {
         assert!(page.contains(&format!("`{name}`")), "{name}");
     }
     for drill in steadfast_drill::scenario::all() {
