@@ -227,6 +227,7 @@ fn failure(error: CacheError) -> Failure {
 #[cfg(test)]
 mod tests {
     use steadfast_drill::process::Redis;
+    use steadfast_drill::report::StateChange;
     use steadfast_drill::run::{RunOptions, run};
     use steadfast_drill::scenario::Scenario;
 
@@ -258,12 +259,13 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn d1_a_certificate_that_has_expired_is_survived_and_a_good_one_is_found() {
+    async fn d1_a_certificate_that_has_expired_or_is_wrong_is_survived_and_a_good_one_is_found() {
         let scenario = Scenario::parse(
-            "name = 'expired'\n\
-             phases = { warm_up = '200ms', baseline = '500ms', fault = '700ms', recovery = '5s', recovered = '500ms' }\n\
+            "name = 'certificates'\n\
+             phases = { warm_up = '200ms', baseline = '500ms', fault = '5s', recovery = '5s', recovered = '500ms' }\n\
              load = { rate = 100, keys = 20, writes = 0.2 }\n\
-             [[steps]]\nfault = 'certificate_expired'\n",
+             [[steps]]\nfault = 'certificate_expired'\nfor = '2s'\n\
+             [[steps]]\nfault = 'certificate_wrong'\nat = '3s'\nfor = '2s'\n",
         )
         .unwrap();
         let report = run(&scenario, &Subjects, RunOptions::default())
@@ -275,7 +277,29 @@ mod tests {
             .flat_map(|phase| phase.errors.values())
             .sum();
         assert_eq!(errors, 0, "{:?}", report.phases);
+        let states = &report.timeline.states;
+        assert_eq!(report.faults.len(), 2);
+        for fault in &report.faults {
+            // With a certificate that it took, it would be back within its longest pause, a quarter of a second.
+            let out = out_of_service(states, fault.from_ms, fault.to_ms);
+            assert!(
+                out > (fault.to_ms - fault.from_ms) / 2 && out > 500,
+                "{}: out of service for {out} ms: {states:?}",
+                fault.name
+            );
+        }
         assert!(report.connection.reconnects >= 1, "{:?}", report.connection);
         assert!(report.recovery.full_ms.is_some(), "{:?}", report.recovery);
+    }
+
+    /// For how long of that time the connection was not in service.
+    fn out_of_service(states: &[StateChange], from: u64, to: u64) -> u64 {
+        let ends = states.iter().skip(1).map(|next| next.at_ms).chain([to]);
+        states
+            .iter()
+            .zip(ends)
+            .filter(|(state, _)| state.connection != Connection::Ready)
+            .map(|(state, end)| end.min(to).saturating_sub(state.at_ms.max(from)))
+            .sum()
     }
 }
