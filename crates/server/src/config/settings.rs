@@ -108,7 +108,7 @@ pub struct DatabaseConfig {
     /// Connections for statements and the outbox; default 10. Beside them as many as `guard.concurrency` says, which only read, for queries, and one
     /// that watches.
     pub max_connections: u32,
-    /// How long a load waits for one; default 1 s.
+    /// How long a statement, or a query, waits for one of its kind; default 1 s.
     #[serde(serialize_with = "duration")]
     pub acquire_timeout: Duration,
     /// `[database.tls]`; default none: what the URL says (`sslmode`, `ssl-mode`), or else TLS if the server can.
@@ -153,7 +153,7 @@ impl DatabaseConfig {
             url,
             max_connections: u32::try_from(connections).unwrap_or(10),
             acquire_timeout: section.positive("acquire_timeout").unwrap_or(secs(1)),
-            guard: GuardConfig::read(&guard, u32::try_from(connections).unwrap_or(10)),
+            guard: GuardConfig::read(&guard),
         };
         guard.finish();
         tls.finish();
@@ -175,24 +175,16 @@ impl DatabaseConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GuardConfig {
-    /// Loads at once; default 8, or `max_connections` if that is less.
+    /// Loads at once; default 8. The whole's are as many connections to the database, beside its `max_connections`.
     pub concurrency: usize,
     /// Loads a second; default 2000. Past it stale values are served, or calls refused.
     pub rate: f64,
 }
 
 impl GuardConfig {
-    fn read(section: &Section<'_>, connections: u32) -> Self {
-        let connections = connections as usize;
-        let concurrency = section.count("concurrency", 1, 10_000);
-        if let Some(concurrency) = concurrency.filter(|asked| *asked > connections) {
-            let message = format!(
-                "is {concurrency}, but `database.max_connections` is {connections}: the rest would only wait for a connection"
-            );
-            section.refuse(section.mistake("concurrency", message));
-        }
+    fn read(section: &Section<'_>) -> Self {
         Self {
-            concurrency: concurrency.unwrap_or(8.min(connections)),
+            concurrency: section.count("concurrency", 1, 10_000).unwrap_or(8),
             rate: section.number("rate", 0.1, 1e9).unwrap_or(2000.0),
         }
     }

@@ -138,11 +138,6 @@ fn s10_settings_that_contradict_each_other_are_named() {
             "outbox_lag_max",
         ),
         (
-            "[database]\nmax_connections = 2\nguard.concurrency = 3",
-            "database.guard.concurrency",
-            "max_connections",
-        ),
-        (
             "[ttl.report.guard]\nconcurrency = 9",
             "ttl.report.guard.concurrency",
             "more than `database.guard.concurrency`, 8,",
@@ -207,6 +202,14 @@ fn the_sample_is_right_for_every_database() {
         assert_eq!(config.queries.len(), 3);
         assert_eq!(config.ttl["user"].fresh, Duration::from_secs(360));
     }
+}
+
+#[test]
+fn s10_connections_of_statements_say_nothing_of_those_of_queries() {
+    let guard = |text| load(text).unwrap().database.guard.concurrency;
+    assert_eq!(guard("[database]\nmax_connections = 2"), 8);
+    let both = "[database]\nmax_connections = 2\nguard.concurrency = 30";
+    assert_eq!(guard(both), 30);
 }
 
 #[test]
