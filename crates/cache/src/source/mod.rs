@@ -326,11 +326,14 @@ impl Database {
 
     /// Asks the database for a sign of life, by one connection beside the pool's, which therefore may all be busy; the time it took is the
     /// caller's to measure. A database that has no room for that connection is full, not dead: its saying so is taken for the sign.
+    /// With [`DatabaseOptions::read_only_connections`] it is opened as those are, so that what refuses them is heard here too.
     ///
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.
     pub async fn ping(&self, limit: Duration) -> Result<(), SourceError> {
-        self.pulse.feel(&self.pool, limit).await
+        self.pulse
+            .feel(&self.pool, self.readers.as_ref(), limit)
+            .await
     }
 
     pub(crate) fn query_limit(&self) -> Duration {

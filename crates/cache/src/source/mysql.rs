@@ -3,7 +3,7 @@
 use futures_util::{StreamExt, TryStreamExt};
 use serde_json::Value;
 use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlPoolOptions, MySqlRow};
-use sqlx::{AssertSqlSafe, Column, Executor, MySql, Row as _, TypeInfo, ValueRef};
+use sqlx::{AssertSqlSafe, Column, Executor, MySql, MySqlConnection, Row as _, TypeInfo, ValueRef};
 
 use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, hex, number};
 
@@ -22,16 +22,17 @@ pub(super) fn connect(
             .acquire_timeout(limits.acquire_timeout)
     };
     let readers = limits.read_only_connections.map(|connections| {
-        let only_reads = pool(connections).after_connect(|connection, _| {
-            Box::pin(async move {
-                let sql = "SET SESSION TRANSACTION READ ONLY";
-                connection.execute(sql).await.map(|_| ())
-            })
-        });
+        let only_reads =
+            pool(connections).after_connect(|connection, _| Box::pin(only_read(connection)));
         Pool::MySql(only_reads.connect_lazy_with(options.clone()))
     });
     let writers = pool(limits.max_connections).connect_lazy_with(options);
     (Pool::MySql(writers), readers)
+}
+
+pub(super) async fn only_read(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+    let sql = "SET SESSION TRANSACTION READ ONLY";
+    connection.execute(sql).await.map(|_| ())
 }
 
 pub(super) async fn select<'e, E>(

@@ -1,7 +1,8 @@
 //! A sign of life, by a connection of its own.
 //!
 //! Asked through the pool, a database that is merely busy looks dead: in an outage of Redis every connection is taken, and each instance of a
-//! service would leave its load balancer just when it is needed.
+//! service would leave its load balancer just when it is needed. Where there are connections that only read, it is one of those: what stands between may
+//! refuse how they are asked for, and then no query is answered by a database that looks well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use sqlx::mysql::MySqlDatabaseError;
 use sqlx::{ConnectOptions, Connection, MySqlConnection, PgConnection, SqliteConnection};
 use tokio::sync::Mutex;
 
-use super::{Pool, SourceError, within};
+use super::{Pool, SourceError, mysql, within};
 
 /// The connection, opened when it is first needed and again after it has failed.
 #[derive(Clone, Debug, Default)]
@@ -24,13 +25,18 @@ enum Line {
 }
 
 impl Pulse {
-    pub(super) async fn feel(&self, pool: &Pool, limit: Duration) -> Result<(), SourceError> {
+    pub(super) async fn feel(
+        &self,
+        pool: &Pool,
+        readers: Option<&Pool>,
+        limit: Duration,
+    ) -> Result<(), SourceError> {
         within(limit, async {
             let mut kept = self.0.lock().await;
             // Taken out: whoever gives up half way leaves no connection in an unknown state behind.
             let mut line = match kept.take() {
                 Some(line) => line,
-                None => match Line::open(pool).await {
+                None => match Line::open(pool, readers).await {
                     Err(error) if is_full(&error) => return Ok(()),
                     opened => opened?,
                 },
@@ -48,10 +54,16 @@ impl Pulse {
 }
 
 impl Line {
-    async fn open(pool: &Pool) -> Result<Self, sqlx::Error> {
-        Ok(match pool {
+    async fn open(pool: &Pool, readers: Option<&Pool>) -> Result<Self, sqlx::Error> {
+        Ok(match readers.unwrap_or(pool) {
             Pool::Sqlite(pool) => Self::Sqlite(Box::new(pool.connect_options().connect().await?)),
-            Pool::MySql(pool) => Self::MySql(Box::new(pool.connect_options().connect().await?)),
+            Pool::MySql(pool) => {
+                let mut connection = pool.connect_options().connect().await?;
+                if readers.is_some() {
+                    mysql::only_read(&mut connection).await?;
+                }
+                Self::MySql(Box::new(connection))
+            }
             Pool::Postgres(pool) => {
                 Self::Postgres(Box::new(pool.connect_options().connect().await?))
             }

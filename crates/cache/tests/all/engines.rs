@@ -6,6 +6,8 @@ use sqlx::ConnectOptions;
 use sqlx::sqlite::SqliteConnectOptions;
 use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Pool, Source, Target, Tx};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::site::{create_table, eventually, plain, read_item, set_item, sqlite, write_item};
 
@@ -383,6 +385,54 @@ async fn a_database_that_takes_no_more_connections_is_not_down() {
     change("ALTER ROLE app NOLOGIN").await;
     assert!(database.ping(Duration::from_secs(5)).await.is_err());
     drop(held);
+}
+
+/// A proxy before PostgreSQL that shares connections, and so takes no startup parameter that it does not know: it refuses them in the words of PgBouncer.
+async fn refusing_to_read_only(port: u16) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let own = listener.local_addr().unwrap().port();
+    tokio::spawn(async move {
+        while let Ok((mut caller, _)) = listener.accept().await {
+            tokio::spawn(async move {
+                let length = caller.read_u32().await?;
+                let mut startup = vec![0; length as usize - 4];
+                let _ = caller.read_exact(&mut startup).await?;
+                let asked = String::from_utf8_lossy(&startup);
+                if asked.contains("default_transaction_read_only") {
+                    let told = b"SFATAL\0VFATAL\0C08P01\0Munsupported startup parameter in options: default_transaction_read_only\0\0";
+                    caller.write_u8(b'E').await?;
+                    caller.write_u32(told.len() as u32 + 4).await?;
+                    return caller.write_all(told).await;
+                }
+                let mut server = TcpStream::connect(("127.0.0.1", port)).await?;
+                server.write_u32(length).await?;
+                server.write_all(&startup).await?;
+                copy_bidirectional(&mut caller, &mut server)
+                    .await
+                    .map(|_| ())
+            });
+        }
+    });
+    own
+}
+
+#[tokio::test]
+async fn a_database_that_refuses_the_connections_of_queries_gives_no_sign_of_life() {
+    let server = Postgres::start().await.unwrap();
+    let port = refusing_to_read_only(server.port()).await;
+    let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
+    let plain = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    plain.ping(Duration::from_secs(5)).await.unwrap();
+    let mut options = DatabaseOptions::default();
+    options.read_only_connections = Some(2);
+    let database = Database::connect(&url, options).unwrap();
+    assert!(database.begin().await.is_ok(), "statements are let through");
+    let query = database.select("SELECT 1 AS one", &[]).await.unwrap_err();
+    let sign = database.ping(Duration::from_secs(5)).await.unwrap_err();
+    for error in [query, sign] {
+        let told = "unsupported startup parameter in options: default_transaction_read_only";
+        assert!(error.to_string().contains(told), "{error}");
+    }
 }
 
 /// `counted` writes, which its name does not tell.
