@@ -43,6 +43,11 @@ impl Classes {
         self.first.iter().any(|class| **class == *name) || self.find(name).is_ok()
     }
 
+    /// Of one that has bounds of its own, by its number at the guard.
+    pub(crate) fn name(&self, lane: usize) -> &str {
+        self.first.get(lane).map_or("", |name| name)
+    }
+
     pub(crate) fn find(&self, name: &str) -> Result<Class, CacheError> {
         let all = self.all.load();
         let found = all.iter().find(|(class, _)| **class == *name);

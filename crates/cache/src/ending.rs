@@ -105,7 +105,9 @@ pub(crate) fn conclude<V: Clone>(
 
 fn reason(error: &CacheError) -> StaleReason {
     match error {
-        CacheError::Overloaded { .. } => StaleReason::Overloaded,
+        CacheError::Overloaded { .. } | CacheError::ClassOverloaded { .. } => {
+            StaleReason::Overloaded
+        }
         _ => StaleReason::Failed,
     }
 }

@@ -4,6 +4,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::guard::ClassBound;
+
 /// A read that ends without a value: neither fresh, nor stale, nor a default.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -17,6 +19,17 @@ pub enum CacheError {
     /// The database is at the limit of what it may be asked, and there was nothing stale to serve.
     #[error("the database is at its limit; ask again in {retry_after:?}")]
     Overloaded {
+        /// When asking again may succeed.
+        retry_after: Duration,
+    },
+    /// The class is at a bound of its own ([`ClassGuard`](crate::ClassGuard)), whatever the database could still be asked, and there was nothing stale to
+    /// serve.
+    #[error("the class {class:?} is at its own bound of {bound}; ask again in {retry_after:?}")]
+    ClassOverloaded {
+        /// Its name.
+        class: Box<str>,
+        /// The bound.
+        bound: ClassBound,
         /// When asking again may succeed.
         retry_after: Duration,
     },
@@ -54,9 +67,9 @@ impl CacheError {
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
-            Self::Overloaded { retry_after } | Self::Unavailable { retry_after } => {
-                Some(*retry_after)
-            }
+            Self::Overloaded { retry_after }
+            | Self::ClassOverloaded { retry_after, .. }
+            | Self::Unavailable { retry_after } => Some(*retry_after),
             _ => None,
         }
     }

@@ -9,6 +9,7 @@
 
 mod line;
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,7 +24,7 @@ use line::{Entry, Line};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GuardOptions {
-    /// Loads at once. Default 16. More than the pool has connections only queues them there.
+    /// Loads at once. Default 16. More than there are connections for them only wait there.
     pub concurrency: usize,
     /// Loads a second, with bursts of a tenth of that. Default 500.
     pub rate: f64,
@@ -91,6 +92,26 @@ impl ClassGuard {
     }
 }
 
+/// The bound of a [`ClassGuard`] that refuses a load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ClassBound {
+    /// [`ClassGuard::concurrency`].
+    Concurrency(usize),
+    /// [`ClassGuard::rate`].
+    Rate(f64),
+}
+
+impl fmt::Display for ClassBound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Concurrency(1) => write!(f, "1 load at once"),
+            Self::Concurrency(most) => write!(f, "{most} loads at once"),
+            Self::Rate(rate) => write!(f, "{rate} loads a second"),
+        }
+    }
+}
+
 /// The bound that means nothing.
 enum Problem {
     Concurrency,
@@ -117,10 +138,19 @@ pub(crate) enum Urgency {
 }
 
 /// Not now.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Refusal {
-    Overloaded { retry_after: Duration },
-    Unavailable { retry_after: Duration },
+    Overloaded {
+        retry_after: Duration,
+    },
+    /// By a bound of the class.
+    Class {
+        bound: ClassBound,
+        retry_after: Duration,
+    },
+    Unavailable {
+        retry_after: Duration,
+    },
 }
 
 #[derive(Clone)]
@@ -207,7 +237,7 @@ impl Guard {
             }
             match state.line.enter(lane, urgency, now) {
                 Entry::Admitted => return Ok(self.permit(lane)),
-                Entry::Full { retry_after } => return Err(Refusal::Overloaded { retry_after }),
+                Entry::Full => return Err(state.line.refusal(lane, now)),
                 Entry::Waiting(turn) => turn,
             }
         };
@@ -243,10 +273,7 @@ impl Guard {
     }
 
     fn overloaded(&self, lane: usize) -> Refusal {
-        let line = &self.shared.lock().line;
-        Refusal::Overloaded {
-            retry_after: line.retry_after(lane),
-        }
+        self.shared.lock().line.refusal(lane, clock())
     }
 
     /// An outage is over: let refreshes in gently.

@@ -66,7 +66,7 @@ pub use builder::{BuildError, CacheBuilder};
 pub use cache::{Cache, Read};
 pub use error::CacheError;
 pub use freshness::{InvalidTtl, Ttl};
-pub use guard::{ClassGuard, GuardOptions, GuardStatus};
+pub use guard::{ClassBound, ClassGuard, GuardOptions, GuardStatus};
 pub use outbox::Transactional;
 pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]

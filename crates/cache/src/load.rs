@@ -250,6 +250,11 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         let permit = self.guard.admit(lane, urgency, deadline, queued).await;
         let permit = permit.map_err(|refusal| match refusal {
             Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
+            Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
+                class: self.classes.name(lane).into(),
+                bound,
+                retry_after,
+            },
             Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
         })?;
         let began = clock();

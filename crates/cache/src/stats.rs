@@ -243,7 +243,7 @@ pub struct Counts {
 
 fn kind(error: &CacheError) -> usize {
     match error {
-        CacheError::Overloaded { .. } => OVERLOADED,
+        CacheError::Overloaded { .. } | CacheError::ClassOverloaded { .. } => OVERLOADED,
         CacheError::Unavailable { .. } => 1,
         CacheError::Load(_) => 2,
         CacheError::LoadTimeout { .. } => 3,

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::{ClassGuard, GuardOptions, Urgency};
+use super::{ClassBound, ClassGuard, GuardOptions, Refusal, Urgency};
 
 /// See the module.
 pub(super) struct Line {
@@ -39,7 +39,7 @@ type Place = (Urgency, Reverse<u64>);
 pub(super) enum Entry {
     Admitted,
     Waiting(oneshot::Receiver<()>),
-    Full { retry_after: Duration },
+    Full,
 }
 
 impl Line {
@@ -81,9 +81,7 @@ impl Line {
             return Entry::Admitted;
         }
         if self.waiting() >= self.bound && !self.make_room_for(urgency) {
-            return Entry::Full {
-                retry_after: self.retry_after(lane),
-            };
+            return Entry::Full;
         }
         let (turn, told) = oneshot::channel();
         self.arrivals += 1;
@@ -128,7 +126,28 @@ impl Line {
         self.lanes.iter().map(|lane| lane.waiting.len()).sum()
     }
 
-    pub(super) fn retry_after(&self, lane: usize) -> Duration {
+    pub(super) fn refusal(&mut self, lane: usize, now: Instant) -> Refusal {
+        let retry_after = self.retry_after(lane);
+        match self.own_bound(lane, now) {
+            Some(bound) => Refusal::Class { bound, retry_after },
+            None => Refusal::Overloaded { retry_after },
+        }
+    }
+
+    /// The bound of its own at which a class is. One that is no narrower than that of the whole is not what holds it up.
+    fn own_bound(&mut self, lane: usize, now: Instant) -> Option<ClassBound> {
+        let lane = &mut self.lanes[lane];
+        lane.bucket.refill(lane.rate, now);
+        if lane.concurrency < self.concurrency && !lane.has_room() {
+            Some(ClassBound::Concurrency(lane.concurrency))
+        } else if lane.rate < self.rate && lane.bucket.tokens < 1.0 {
+            Some(ClassBound::Rate(lane.rate))
+        } else {
+            None
+        }
+    }
+
+    fn retry_after(&self, lane: usize) -> Duration {
         let lane = &self.lanes[lane];
         let all = (self.waiting() + 1) as f64 / self.rate;
         let own = (lane.waiting.len() + 1) as f64 / lane.rate;
@@ -325,7 +344,7 @@ mod tests {
         let _warm = queued(line.enter(0, Urgency::Refresh { heat: 5 }, now));
         assert!(matches!(
             line.enter(0, Urgency::Refresh { heat: 0 }, now),
-            Entry::Full { .. }
+            Entry::Full
         ));
         let _hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now));
         assert_eq!(
@@ -358,6 +377,35 @@ mod tests {
         assert!(third.try_recv().is_err());
         assert!(line.retry_after(0) >= Duration::from_millis(200));
         assert!(line.retry_after(1) < Duration::from_millis(50));
+    }
+
+    #[test]
+    fn k9_what_refuses_a_class_is_named() {
+        let now = clock();
+        let lanes = [
+            Some(ClassGuard::new(1, 1e6)),
+            Some(ClassGuard::new(3, 10.0)),
+            Some(ClassGuard::new(3, 1e6)),
+            None,
+        ];
+        let mut line = Line::new(&GuardOptions::new(3, 1e6), &lanes, now);
+        let bound = |lane, line: &mut Line| match line.refusal(lane, now) {
+            Refusal::Class { bound, .. } => Some(bound),
+            _ => None,
+        };
+        for lane in 0..3 {
+            assert_eq!(bound(lane, &mut line), None, "nothing runs");
+            assert!(admitted(line.enter(lane, Urgency::Needed, now)));
+        }
+        let own = [
+            Some(ClassBound::Concurrency(1)),
+            Some(ClassBound::Rate(10.0)),
+            None,
+            None,
+        ];
+        for (lane, own) in own.into_iter().enumerate() {
+            assert_eq!(bound(lane, &mut line), own, "{lane}");
+        }
     }
 
     #[test]

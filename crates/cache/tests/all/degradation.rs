@@ -253,7 +253,10 @@ async fn k9_a_class_with_bounds_of_its_own_leaves_room_for_the_others() {
         tokio::task::yield_now().await;
     }
     let second = get(&cache, "second", "report", &Loader::default()).await;
-    assert!(matches!(second, Err(CacheError::Overloaded { .. })));
+    let error = second.unwrap_err();
+    let named = "the class \"report\" is at its own bound of 1 load at once";
+    assert!(error.to_string().starts_with(named), "{error}");
+    assert!(error.retry_after().is_some());
     let other = get(&cache, "other", "user", &Loader::default()).await;
     assert_eq!(other.unwrap().source, Source::Database);
     release.send(()).unwrap();

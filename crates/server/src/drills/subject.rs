@@ -215,7 +215,7 @@ fn user_of(url: &str) -> String {
 fn failure(error: CacheError) -> Failure {
     Failure {
         kind: match error {
-            CacheError::Overloaded { .. } => "overloaded",
+            CacheError::Overloaded { .. } | CacheError::ClassOverloaded { .. } => "overloaded",
             CacheError::Unavailable { .. } => "unavailable",
             CacheError::LoadTimeout { .. } => "timeout",
             CacheError::Load(_) => "database",

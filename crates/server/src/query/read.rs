@@ -1,10 +1,11 @@
 //! A read through the cache, and the translation of what can go wrong with it into what a caller can do about it.
 
+use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_cache::{CacheError, Source, SourceError, StaleReason};
+use steadfast_cache::{CacheError, ClassBound, Source, SourceError, StaleReason};
 use tracing::Instrument;
 
 use super::param::Values;
@@ -91,53 +92,81 @@ impl Query {
     fn refusal(&self, error: &CacheError) -> Problem {
         let query = &self.name;
         match error {
-        CacheError::Overloaded { retry_after } => Problem::new(
-            ProblemKind::Overloaded,
-            "the database is asked for as much as it may be, and there is nothing stale to serve",
-        )
-        .retry_after(Some(*retry_after)),
-        CacheError::Unavailable { retry_after } => unavailable(Some(*retry_after)),
-        CacheError::LoadTimeout { .. } => Problem::new(
-            ProblemKind::Timeout,
-            "the database did not answer within the class's hard limit",
-        )
-        .retry_after(Some(SOON)),
-        CacheError::Load(cause) => {
-            let source = cause.downcast_ref::<SourceError>();
-            let passing = source.is_none_or(SourceError::is_passing);
-            // What the database says may hold values, and is for the operator, not for the caller.
-            let told = self.complaints.tell();
-            if passing {
-                if let Some(untold) = told {
-                    tracing::warn!(query, error = %cause, untold, "a query could not be loaded");
+            CacheError::Overloaded { retry_after } => {
+                let why = "the database is asked for as much as it may be";
+                if let Some(untold) = self.complaints.tell() {
+                    tracing::warn!(
+                        query,
+                        untold,
+                        "a query was refused: {why} by `database.guard`"
+                    );
+                }
+                overloaded(why, *retry_after)
+            }
+            CacheError::ClassOverloaded {
+                class,
+                bound,
+                retry_after,
+            } => {
+                let setting = match bound {
+                    ClassBound::Concurrency(_) => "concurrency",
+                    _ => "rate",
+                };
+                let why = format!(
+                    "the class `{class}` is asked for as much as it may be: {bound} by `ttl.{class}.guard.{setting}`"
+                );
+                if let Some(untold) = self.complaints.tell() {
+                    tracing::warn!(query, untold, "a query was refused: {why}");
+                }
+                overloaded(&why, *retry_after)
+            }
+            CacheError::Unavailable { retry_after } => unavailable(Some(*retry_after)),
+            CacheError::LoadTimeout { .. } => Problem::new(
+                ProblemKind::Timeout,
+                "the database did not answer within the class's hard limit",
+            )
+            .retry_after(Some(SOON)),
+            CacheError::Load(cause) => self.not_loaded(cause),
+            CacheError::Closed => unavailable(None),
+            other => {
+                if let Some(untold) = self.complaints.tell() {
+                    tracing::error!(query, error = %other, untold, "a query could not be answered");
                 }
                 unavailable(Some(SOON))
-            } else if source.is_some_and(SourceError::writes) {
-                if let Some(untold) = told {
-                    tracing::error!(query, error = %cause, untold, "a query writes, which the database refused it; what changes data belongs under [statements]");
-                }
-                Problem::new(
-                    ProblemKind::Unavailable,
-                    format!("the query `{query}` writes, and queries may only read; it belongs under [statements]"),
-                )
-            } else {
-                if let Some(untold) = told {
-                    tracing::error!(query, error = %cause, untold, "a query was refused by the database; it is wrong in the configuration");
-                }
-                Problem::new(
-                    ProblemKind::Unavailable,
-                    format!("the query `{query}` was refused by the database; the log says why"),
-                )
             }
-        }
-        CacheError::Closed => unavailable(None),
-        other => {
-            if let Some(untold) = self.complaints.tell() {
-                tracing::error!(query, error = %other, untold, "a query could not be answered");
-            }
-            unavailable(Some(SOON))
         }
     }
+
+    fn not_loaded(&self, cause: &Arc<dyn Error + Send + Sync>) -> Problem {
+        let query = &self.name;
+        let source = cause.downcast_ref::<SourceError>();
+        let passing = source.is_none_or(SourceError::is_passing);
+        // What the database says may hold values, and is for the operator, not for the caller.
+        let told = self.complaints.tell();
+        if passing {
+            if let Some(untold) = told {
+                tracing::warn!(query, error = %cause, untold, "a query could not be loaded");
+            }
+            unavailable(Some(SOON))
+        } else if source.is_some_and(SourceError::writes) {
+            if let Some(untold) = told {
+                tracing::error!(query, error = %cause, untold, "a query writes, which the database refused it; what changes data belongs under [statements]");
+            }
+            Problem::new(
+                ProblemKind::Unavailable,
+                format!(
+                    "the query `{query}` writes, and queries may only read; it belongs under [statements]"
+                ),
+            )
+        } else {
+            if let Some(untold) = told {
+                tracing::error!(query, error = %cause, untold, "a query was refused by the database; it is wrong in the configuration");
+            }
+            Problem::new(
+                ProblemKind::Unavailable,
+                format!("the query `{query}` was refused by the database; the log says why"),
+            )
+        }
     }
 }
 
@@ -169,6 +198,11 @@ fn encode(rows: &[steadfast_cache::Row], max_rows: usize) -> Result<Option<Bytes
         b",\"truncated\":false"
     });
     Ok(Some(Bytes::from(out)))
+}
+
+fn overloaded(why: &str, retry_after: Duration) -> Problem {
+    let detail = format!("{why}, and there is nothing stale to serve");
+    Problem::new(ProblemKind::Overloaded, detail).retry_after(Some(retry_after))
 }
 
 fn unavailable(retry_after: Option<Duration>) -> Problem {
