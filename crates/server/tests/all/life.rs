@@ -132,6 +132,7 @@ async fn s9_signals_reload_drain_and_end() {
     assert!(status.starts_with("Steadfast; hit; ttl=7"), "{status}");
     let settings = service.get("/v1/settings").await.json();
     assert_eq!(settings["ttl"]["new"]["fresh"], "77s", "{settings}");
+    assert!(settings["ttl"]["new"]["guard"].is_null(), "{settings}");
     assert_eq!(settings["log"]["level"], "warn");
     assert_ne!(
         settings["redis"]["breaker"]["min_calls"], 7,

@@ -191,6 +191,25 @@ async fn s3_health_is_reached_while_every_connection_is_taken() {
     tokio::time::timeout(PATIENCE, room).await.unwrap();
 }
 
+/// On one thread: a place is free before its holder can hear that his connection was closed.
+#[tokio::test]
+async fn s3_who_comes_first_to_a_place_that_is_free_again_is_answered() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.connections", "1"),
+        ("limits.header_timeout", "1h"),
+    ])
+    .await;
+    let mut holder = tokio::net::TcpStream::connect(service.addr).await.unwrap();
+    assert_eq!(service.get("/v1/settings").await.status, 503);
+    let last = b"GET /health/live HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    holder.write_all(last).await.unwrap();
+    let mut answer = Vec::new();
+    holder.read_to_end(&mut answer).await.unwrap();
+    assert!(answer.starts_with(b"HTTP/1.1 200 OK"));
+    assert_eq!(service.get("/v1/settings").await.status, 200);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s7_a_class_with_bounds_of_its_own_is_refused_while_others_are_answered() {
     let service = Service::with(&[
@@ -207,6 +226,9 @@ async fn s7_a_class_with_bounds_of_its_own_is_refused_while_others_are_answered(
     let refused = service.get("/v1/queries/report?n=2").await;
     assert_eq!(refused.status, 503, "{}", refused.text());
     assert_eq!(refused.json()["type"], "/problems/overloaded");
+    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+    let named = "the class `report` is asked for as much as it may be: 0.1 loads a second by `ttl.report.guard.rate`";
+    assert!(detail.starts_with(named), "{detail}");
     assert_ne!(refused.header("retry-after"), "");
     for n in 1..10 {
         let path = format!("/v1/queries/other?n={n}");
@@ -214,4 +236,38 @@ async fn s7_a_class_with_bounds_of_its_own_is_refused_while_others_are_answered(
     }
     // What is held is answered whatever the bound.
     assert_eq!(service.get("/v1/queries/report?n=1").await.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_a_class_with_one_place_is_refused_while_it_is_taken() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("ttl.report.hard_limit", "1h"),
+        ("ttl.report.guard.concurrency", "1"),
+        ("queries.report.sql", "SELECT 1 AS n"),
+        ("queries.report.ttl", "report"),
+        ("queries.other.sql", "SELECT 2 AS n"),
+    ])
+    .await;
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let cache = service.app.cache().clone();
+    let busy = tokio::spawn(async move {
+        let load = move || async move {
+            released.await.unwrap();
+            Ok::<_, std::io::Error>(None)
+        };
+        cache.get("busy", "report", load).await
+    });
+    while service.app.cache().status().guard.running == 0 {
+        tokio::task::yield_now().await;
+    }
+    let refused = service.get("/v1/queries/report").await;
+    assert_eq!(refused.status, 503, "{}", refused.text());
+    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+    let named = "the class `report` is asked for as much as it may be: 1 load at once by `ttl.report.guard.concurrency`";
+    assert!(detail.starts_with(named), "{detail}");
+    assert_eq!(service.get("/v1/queries/other").await.status, 200);
+    release.send(()).unwrap();
+    assert!(busy.await.unwrap().is_ok());
+    assert_eq!(service.get("/v1/queries/report").await.status, 200);
 }
