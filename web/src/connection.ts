@@ -50,7 +50,8 @@ export function drawConnection(store: Store): void {
     ['Loads from SQL', `${count(counts.loads)}, ${count(counts.loads_failed)} failed`],
     ['Refused to spare SQL', count(counts.overloaded)],
     ['Late fills refused', count(counts.fills_refused)],
-    ['Redis calls failed or late', `${count(counts.redis_errors)}, ${text(share(redis.success_rate))} in time`],
+    ['Redis calls failed or late', count(counts.redis_errors)],
+    ['Redis calls answered in time', typeof redis.success_rate === 'number' ? text(share(redis.success_rate)) : 'none yet'],
     ['Redis found behind, began anew', times(Math.max(0, (counts.epochs ?? 0) - 0))],
   ]);
   const checks = Object.entries(health.checks).sort(([, a], [, b]) => rank(b.status) - rank(a.status));
