@@ -196,11 +196,12 @@ async fn d4_the_report_has_the_names_that_are_promised() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_a_step_that_fails_ends_the_drill_and_says_which() {
-    // A server that was killed cannot be told that it has no memory left.
-    let steps = "[[steps]]\nfault = 'crash'\n[[steps]]\nfault = 'oom'\nat = '300ms'\n";
-    let error = run(&scenario(steps), &Factory, with_control())
-        .await
-        .unwrap_err();
+    // A server that was killed cannot be told that it has no memory left. In a file that would be refused.
+    let steps =
+        "[[steps]]\nfault = 'crash'\nfor = '300ms'\n[[steps]]\nfault = 'oom'\nat = '300ms'\n";
+    let mut scenario = scenario(steps);
+    scenario.steps[0].lasts = scenario.phases.fault;
+    let error = run(&scenario, &Factory, with_control()).await.unwrap_err();
     assert!(
         matches!(
             error,
