@@ -60,6 +60,8 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        // First the folder: who is killed half way through this must still be watched.
+        let _ = std::fs::remove_dir_all(self.folder.path());
         let _ = self.watcher.kill();
         let _ = self.watcher.wait();
     }
