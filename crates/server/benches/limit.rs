@@ -94,29 +94,38 @@ fn limit(c: &mut Criterion) {
     }
 }
 
-/// Samples of fewer calls are left out: those with which criterion warms up, 1, 2, 4 and so on, are of what is still cold.
-const FEW: u64 = 100;
-
-/// Microseconds that one call took, by what was measured, one figure for each sample.
+/// What was measured, by its name.
 #[derive(Default)]
-struct Taken(RefCell<BTreeMap<&'static str, Vec<f64>>>);
+struct Taken(RefCell<BTreeMap<&'static str, Samples>>);
+
+#[derive(Default)]
+struct Samples {
+    /// Microseconds that one call took, one figure for each sample.
+    each: Vec<f64>,
+    /// Calls of the last one.
+    times: u64,
+}
 
 impl Taken {
     fn note(&self, name: &'static str, times: u64, took: Duration) -> Duration {
-        if times >= FEW {
-            let each = took.as_secs_f64() * 1e6 / times as f64;
-            self.0.borrow_mut().entry(name).or_default().push(each);
+        let mut all = self.0.borrow_mut();
+        let samples = all.entry(name).or_default();
+        // criterion warms up with 1, 2, 4 and so on, for seconds, and begins its measurement with few again: what came before is of what was cold.
+        if times < samples.times {
+            samples.each.clear();
         }
+        samples.times = times;
+        samples.each.push(took.as_secs_f64() * 1e6 / times as f64);
         took
     }
 
     fn median(&self, name: &str) -> Option<f64> {
-        let mut each = self.0.borrow().get(name)?.clone();
+        let mut each = self.0.borrow().get(name)?.each.clone();
         each.sort_by(f64::total_cmp);
         each.get(each.len() / 2).copied()
     }
 
-    /// `None` if a filter left one of them out, or each was called but a few times to try it.
+    /// `None` if a filter left one of them out.
     fn report(&self) -> Option<String> {
         let (free, here) = (
             self.median("no limit")?,
