@@ -228,7 +228,7 @@ async fn an_application_of_the_users_own_is_judged_by_how_it_ends() {
     let redis = Redis::start().await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let (file, out) = (folder.path().join("short.toml"), folder.path().join("out"));
-    std::fs::write(&file, SHORT.replace("rate = 100", "rate = 1")).unwrap();
+    std::fs::write(&file, SHORT.replace("rate = 100", "rate = 20")).unwrap();
     let target = redis.addr().to_string();
     let run_application = async |command: &str| {
         let (file, out) = (file.to_str().unwrap(), out.to_str().unwrap());

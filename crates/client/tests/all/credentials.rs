@@ -255,6 +255,20 @@ async fn connections(redis: &Redis, name: &str) -> Vec<(String, String)> {
         .collect()
 }
 
+/// A client that signs in as `app` by a file that it looks at again and again.
+async fn by_file(redis: &Redis, folder: &tempfile::TempDir) -> (Client, PathBuf) {
+    let file = folder.path().join("credentials");
+    std::fs::write(&file, "app:first").unwrap();
+    let client = Client::builder(&format!("redis://{}", redis.addr()))
+        .unwrap()
+        .name("rotating")
+        .credentials(FileCredentials::new(&file, None).look_every(ms(50)))
+        .connect()
+        .await
+        .unwrap();
+    (client, file)
+}
+
 #[tokio::test]
 async fn c16_subscriptions_sessions_and_blocking_connections_take_new_credentials_as_they_live() {
     let redis = Redis::builder()
@@ -269,15 +283,7 @@ async fn c16_subscriptions_sessions_and_blocking_connections_take_new_credential
         .await
         .unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("credentials");
-    std::fs::write(&file, "app:first").unwrap();
-    let client = Client::builder(&format!("redis://{}", redis.addr()))
-        .unwrap()
-        .name("rotating")
-        .credentials(FileCredentials::new(&file, None).look_every(ms(50)))
-        .connect()
-        .await
-        .unwrap();
+    let (client, file) = by_file(&redis, &folder).await;
     let session = client.session().await.unwrap();
     // Within a transaction they wait for its end.
     session.send(&cmd("MULTI")).await.unwrap();
@@ -332,15 +338,7 @@ async fn c16_a_subscriber_that_speaks_resp2_comes_back_with_new_credentials() {
         .await
         .unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let file = folder.path().join("credentials");
-    std::fs::write(&file, "app:first").unwrap();
-    let client = Client::builder(&format!("redis://{}", redis.addr()))
-        .unwrap()
-        .name("rotating")
-        .credentials(FileCredentials::new(&file, None).look_every(ms(50)))
-        .connect()
-        .await
-        .unwrap();
+    let (client, file) = by_file(&redis, &folder).await;
     let mut pubsub = client.pubsub();
     pubsub.subscribe("news").await.unwrap();
     let mut next = async || {
