@@ -297,7 +297,8 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             Arc::new(Relay::new(outbox, served, &relay_options))
         });
         if let Some(relay) = &relay
-            && let Err(error) = relay.prepare().await
+            // In a box: what embeds this future, and that of who embeds it, would else nest deeper than the compiler follows.
+            && let Err(error) = Box::pin(relay.prepare()).await
         {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }

@@ -319,8 +319,11 @@ impl Database {
         let Pool::Sqlite(pool) = &self.pool else {
             return Ok(());
         };
-        let open = || async { pool.connect_options().connect().await?.close().await };
-        self.opened.get_or_try_init(open).await?;
+        if !self.opened.initialized() {
+            // In a box: it is needed once, and would else be part of the future of every query.
+            let open = || async { pool.connect_options().connect().await?.close().await };
+            Box::pin(self.opened.get_or_try_init(open)).await?;
+        }
         Ok(())
     }
 
