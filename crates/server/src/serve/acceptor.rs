@@ -128,13 +128,14 @@ impl Acceptor {
 
     /// A regular place for a spare one, if one has become free since.
     fn better(&self, place: Place) -> Place {
-        match self.places.clone().try_acquire_owned() {
-            Ok(_permit) if place.spare => Place {
-                _permit,
-                spare: false,
-            },
-            _ => place,
+        if !place.spare {
+            return place;
         }
+        let regular = self.places.clone().try_acquire_owned();
+        regular.map_or(place, |_permit| Place {
+            _permit,
+            spare: false,
+        })
     }
 
     /// Takes the connections that the system accepted already, so that closing the listener resets none of them.
