@@ -29,6 +29,12 @@
 //! # Ok(()) }
 //! ```
 
+// What the databases share is used in full only where all of them are built in, as the tests build them.
+#![cfg_attr(
+    not(all(feature = "sqlite", feature = "mysql", feature = "postgres")),
+    allow(unused)
+)]
+
 mod answer;
 mod batch;
 mod builder;

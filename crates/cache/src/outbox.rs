@@ -6,7 +6,13 @@
 //!
 //! This module is only the SQL of it. `relay` decides when.
 
-use sqlx::{AssertSqlSafe, MySql, Postgres, Sqlite, Transaction};
+#[cfg(feature = "mysql")]
+use sqlx::MySql;
+#[cfg(feature = "postgres")]
+use sqlx::Postgres;
+#[cfg(feature = "sqlite")]
+use sqlx::Sqlite;
+use sqlx::{AssertSqlSafe, Transaction};
 
 use crate::source::{Database, Pool, SourceError, Tx, within};
 use crate::target::Target;
@@ -89,23 +95,29 @@ impl Outbox {
     async fn prepare_once(&self) -> Result<(), SourceError> {
         // A glance that finds no row has found the tables.
         let tables_are_there = self.glance().await.is_ok();
-        let statements = match self.database.pool() {
+        let statements: &[&str] = match *self.database.pool() {
             _ if tables_are_there => &[],
+            #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => SQLITE_TABLES,
+            #[cfg(feature = "mysql")]
             Pool::MySql(_) => MYSQL_TABLES,
+            #[cfg(feature = "postgres")]
             Pool::Postgres(_) => POSTGRES_TABLES,
         };
         let mut tx = self.database.begin().await?;
         for statement in statements {
             tx.execute(statement, &[]).await?;
         }
-        let insert = match self.database.pool() {
+        let insert = match *self.database.pool() {
+            #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => {
                 "INSERT OR IGNORE INTO steadfast_outbox_state (namespace, watermark) VALUES (?, 0)"
             }
+            #[cfg(feature = "mysql")]
             Pool::MySql(_) => {
                 "INSERT IGNORE INTO steadfast_outbox_state (namespace, watermark) VALUES (?, 0)"
             }
+            #[cfg(feature = "postgres")]
             Pool::Postgres(_) => {
                 "INSERT INTO steadfast_outbox_state (namespace, watermark) VALUES ($1, 0) ON CONFLICT DO NOTHING"
             }
@@ -123,8 +135,9 @@ impl Outbox {
         type Seen = (i64, Option<i64>, Option<i64>, Option<i64>);
         let limit = self.database.query_limit();
         let seen: Option<Seen> = within(limit, async {
-            Ok(match self.database.pool() {
-                Pool::Sqlite(pool) => {
+            Ok(match *self.database.pool() {
+                #[cfg(feature = "sqlite")]
+                Pool::Sqlite(ref pool) => {
                     let sql = glance_sql(SQLITE_NOW, "?", "?");
                     sqlx::query_as(AssertSqlSafe(sql))
                         .bind(&*self.namespace)
@@ -132,7 +145,8 @@ impl Outbox {
                         .fetch_optional(pool)
                         .await?
                 }
-                Pool::MySql(pool) => {
+                #[cfg(feature = "mysql")]
+                Pool::MySql(ref pool) => {
                     let sql = glance_sql(MYSQL_NOW, "?", "?");
                     sqlx::query_as(AssertSqlSafe(sql))
                         .bind(&*self.namespace)
@@ -140,7 +154,8 @@ impl Outbox {
                         .fetch_optional(pool)
                         .await?
                 }
-                Pool::Postgres(pool) => {
+                #[cfg(feature = "postgres")]
+                Pool::Postgres(ref pool) => {
                     let sql = glance_sql(POSTGRES_NOW, "$1", "$2");
                     sqlx::query_as(AssertSqlSafe(sql))
                         .bind(&*self.namespace)
@@ -168,6 +183,7 @@ impl Outbox {
     /// Counts, but not further than that.
     pub(crate) async fn holds_more_than(&self, rows: i64) -> Result<bool, SourceError> {
         let place = match self.database.pool() {
+            #[cfg(feature = "postgres")]
             Pool::Postgres(_) => "$1",
             _ => "?",
         };
@@ -193,8 +209,9 @@ impl Outbox {
             let namespace = &*self.namespace;
             type State = Option<(i64,)>;
             type Waiting = Vec<(i64, String, Vec<u8>)>;
-            let (watermark, rows): (State, Waiting) = match &mut tx {
-                Tx::Sqlite(tx) => (
+            let (watermark, rows): (State, Waiting) = match tx {
+                #[cfg(feature = "sqlite")]
+                Tx::Sqlite(ref mut tx) => (
                     sqlx::query_as("SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?")
                         .bind(namespace)
                         .fetch_optional(&mut **tx)
@@ -204,7 +221,8 @@ impl Outbox {
                         .fetch_all(&mut **tx)
                         .await?,
                 ),
-                Tx::MySql(tx) => (
+                #[cfg(feature = "mysql")]
+                Tx::MySql(ref mut tx) => (
                     sqlx::query_as("SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE")
                         .bind(namespace)
                         .fetch_optional(&mut **tx)
@@ -214,7 +232,8 @@ impl Outbox {
                         .fetch_all(&mut **tx)
                         .await?,
                 ),
-                Tx::Postgres(tx) => (
+                #[cfg(feature = "postgres")]
+                Tx::Postgres(ref mut tx) => (
                     sqlx::query_as("SELECT watermark FROM steadfast_outbox_state WHERE namespace = $1 FOR UPDATE")
                         .bind(namespace)
                         .fetch_optional(&mut **tx)
@@ -258,6 +277,7 @@ impl Outbox {
                 )
                 .await?;
             let update = match &batch.tx {
+                #[cfg(feature = "postgres")]
                 Tx::Postgres(_) => {
                     "UPDATE steadfast_outbox_state SET watermark = $1 WHERE namespace = $2"
                 }
@@ -280,15 +300,18 @@ impl Outbox {
         within(self.database.query_limit(), async {
             let mut tx = self.database.begin().await?;
             let namespace = [crate::source::Param::Text(self.namespace.to_string())];
-            let (lock, delete) = match &tx {
+            let (lock, delete) = match tx {
+                #[cfg(feature = "sqlite")]
                 Tx::Sqlite(_) => (
                     "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?",
                     "DELETE FROM steadfast_outbox WHERE namespace = ?",
                 ),
+                #[cfg(feature = "mysql")]
                 Tx::MySql(_) => (
                     "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE",
                     "DELETE FROM steadfast_outbox WHERE namespace = ?",
                 ),
+                #[cfg(feature = "postgres")]
                 Tx::Postgres(_) => (
                     "SELECT watermark FROM steadfast_outbox_state WHERE namespace = $1 FOR UPDATE",
                     "DELETE FROM steadfast_outbox WHERE namespace = $1",
@@ -308,16 +331,22 @@ impl Outbox {
 }
 
 impl sealed::Sealed for Tx {}
+#[cfg(feature = "sqlite")]
 impl sealed::Sealed for Transaction<'_, Sqlite> {}
+#[cfg(feature = "mysql")]
 impl sealed::Sealed for Transaction<'_, MySql> {}
+#[cfg(feature = "postgres")]
 impl sealed::Sealed for Transaction<'_, Postgres> {}
 
 impl Transactional for Tx {
     async fn insert(&mut self, namespace: &str, targets: &[Target]) -> Result<(), SourceError> {
-        match self {
-            Self::Sqlite(tx) => tx.insert(namespace, targets).await,
-            Self::MySql(tx) => tx.insert(namespace, targets).await,
-            Self::Postgres(tx) => tx.insert(namespace, targets).await,
+        match *self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(ref mut tx) => tx.insert(namespace, targets).await,
+            #[cfg(feature = "mysql")]
+            Self::MySql(ref mut tx) => tx.insert(namespace, targets).await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(ref mut tx) => tx.insert(namespace, targets).await,
         }
     }
 }
@@ -343,8 +372,11 @@ macro_rules! insert_for {
     };
 }
 
+#[cfg(feature = "sqlite")]
 insert_for!(Sqlite, |_| format!("(?, ?, ?, {SQLITE_NOW})"));
+#[cfg(feature = "mysql")]
 insert_for!(MySql, |_| format!("(?, ?, ?, {MYSQL_NOW})"));
+#[cfg(feature = "postgres")]
 insert_for!(Postgres, |at| format!(
     "(${}, ${}, ${}, {POSTGRES_NOW})",
     at * 3 + 1,

@@ -12,6 +12,7 @@ use crate::credentials::{CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::settings::{Role, Settings, Target};
 use crate::shared::Shared;
+#[cfg(feature = "tls")]
 use crate::tls::Tls;
 
 /// Sets up a [`Client`]. From [`Client::builder`].
@@ -31,7 +32,10 @@ impl ClientBuilder {
             .map(|credentials| Arc::new(StaticCredentials::new(credentials)) as _);
         let mut settings = Settings::new(target);
         if settings.target.tls {
-            settings.tls = Some(Tls::new());
+            #[cfg(feature = "tls")]
+            settings.tls.get_or_insert_default();
+            #[cfg(not(feature = "tls"))]
+            return Err(ConfigError::NoTls);
         }
         Ok(Self { settings, provider })
     }
@@ -156,10 +160,10 @@ impl ClientBuilder {
         self
     }
 
-    /// How to speak TLS; also switches it on. Default for `rediss://`: the system's roots, TLS 1.2 or later.
+    /// How to speak TLS (feature `tls`, on by default); also switches it on. Default for `rediss://`: the system's roots, TLS 1.2 or later.
+    #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
-        self.settings.target.tls = true;
         self
     }
 
@@ -205,6 +209,7 @@ impl ClientBuilder {
             return Err(ConfigError::NoRuntime);
         }
         self.settings.validate()?;
+        #[cfg(feature = "tls")]
         if let Some(tls) = &mut self.settings.tls {
             tls.prepare()?;
         }

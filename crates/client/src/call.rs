@@ -429,7 +429,7 @@ impl Call<'_> {
             if !pause.is_zero() {
                 tokio::time::sleep(pause).await;
             }
-            self.shared.metrics.retries.increment(1);
+            self.shared.metrics.retried();
             match self.attempt(clock::now(), &mut place).await {
                 // What may have run in an earlier attempt may have run, whatever became of this one.
                 Err(next) if self.may_repeat(&next) && (!unknown || self.bears_another()) => {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::future::select_all;
 use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, Value};
-use serde::Serialize;
 
 use crate::builder::ClientBuilder;
 use crate::call;
@@ -52,7 +51,8 @@ impl std::fmt::Debug for Client {
 }
 
 /// A client as it is now, for status pages and decisions by people.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Status {
     /// Of the worst of its connections.

@@ -240,7 +240,7 @@ const RENEW_AFTER_PANIC: Duration = Duration::from_secs(5);
 /// How much later than it should an attempt may be over before it counts as hanging.
 pub(crate) const MARGIN: Duration = Duration::from_secs(1);
 
-async fn within<T>(
+pub(crate) async fn within<T>(
     phase: &'static str,
     limit: Duration,
     work: impl Future<Output = T>,

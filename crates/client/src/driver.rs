@@ -286,7 +286,7 @@ impl Driver {
                 Poll::Ready(Ok(0)) => return Err(End::network("the connection takes no more")),
                 Poll::Ready(Ok(n)) => {
                     self.conn.transmitted(n);
-                    self.needs_flush = matches!(self.stream, Stream::Tls(_));
+                    self.needs_flush = self.stream.needs_flush();
                 }
                 Poll::Ready(Err(error)) => return Err(End::network(error.to_string())),
                 Poll::Pending => return Ok(()),

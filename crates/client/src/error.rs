@@ -350,6 +350,11 @@ pub enum ConfigError {
         /// What is wrong with it.
         why: String,
     },
+    /// The URL asks for TLS, of which this build knows nothing.
+    #[error(
+        "the redis URL asks for TLS: build `steadfast` with its feature `tls`, which is on by default"
+    )]
+    NoTls,
     /// Certificates or keys for TLS cannot be used.
     #[error("tls: {why}")]
     Tls {

@@ -3,14 +3,14 @@
 use std::time::Duration;
 
 use redis::Value;
-use serde::Serialize;
 
 use crate::client::Client;
 use crate::clock;
 use crate::options::CallOptions;
 
 /// What a health check found. Fields that the server's ACL does not let us see are absent.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Health {
     /// It answered a PING in time.

@@ -2,12 +2,11 @@
 
 use std::collections::VecDeque;
 
-use serde::Serialize;
-
 use crate::event::EventKind;
 
 /// One outage of one connection, from its first sign to the connection that ended it.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Incident {
     /// Which of the client's connections, from 0.

@@ -34,6 +34,7 @@ mod incident;
 mod lane;
 mod line;
 mod link;
+#[cfg_attr(not(feature = "metrics"), path = "metrics/off.rs")]
 mod metrics;
 mod options;
 mod plan;
@@ -51,6 +52,7 @@ mod slot;
 mod stream;
 mod supervisor;
 mod sync;
+#[cfg(feature = "tls")]
 mod tls;
 mod transaction;
 
@@ -71,6 +73,7 @@ pub use settings::Role;
 pub use shared::Fencing;
 pub use steadfast_core::command::{Effect, Instead};
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
+#[cfg(feature = "tls")]
 pub use tls::Tls;
 
 /// The example of the README compiles.

@@ -5,7 +5,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
 use crate::connect::{Identity, ServerFacts};
@@ -13,8 +12,9 @@ use crate::lane::{Gate, Lane, Order};
 use crate::settings::{HEALTHY_AFTER, Settings};
 
 /// The state of a client's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ConnectionState {
     /// Connecting for the first time, or anew within the allowance for short interruptions: calls wait.

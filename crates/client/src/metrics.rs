@@ -25,7 +25,7 @@ type Handles = Vec<(&'static str, Histogram)>;
 /// Handles of one client.
 pub(crate) struct Metrics {
     operations: ArcSwap<Handles>,
-    pub(crate) retries: Counter,
+    retries: Counter,
 }
 
 impl std::fmt::Debug for Metrics {
@@ -51,6 +51,11 @@ impl Metrics {
             operations: ArcSwap::default(),
             retries: counter!(RETRIES),
         }
+    }
+
+    /// A call is tried again.
+    pub(crate) fn retried(&self) {
+        self.retries.increment(1);
     }
 
     /// A call was answered.
@@ -81,4 +86,16 @@ pub(crate) fn count_error(error: &Error) {
 /// Something happened to a connection.
 pub(crate) fn count_event(kind: &EventKind) {
     counter!(EVENTS, "event" => kind.name()).increment(1);
+}
+
+/// Credentials were renewed, or could not be.
+#[cfg(feature = "entra-id")]
+pub(crate) fn count_refresh(outcome: &'static str) {
+    counter!("steadfast_credentials_refresh_total", "outcome" => outcome).increment(1);
+}
+
+/// How long the credentials still work.
+#[cfg(feature = "entra-id")]
+pub(crate) fn credentials_expire_in(left: Duration) {
+    metrics::gauge!("steadfast_credentials_expiry_seconds").set(left.as_secs_f64());
 }

@@ -76,7 +76,7 @@ impl Blocking {
         let attempt = || self.attempt(shared, connector, payload, plan.clone(), started, limit);
         let result = match attempt().await {
             Err(error) if !once && may_repeat(&error, plan.effect) => {
-                shared.metrics.retries.increment(1);
+                shared.metrics.retried();
                 let unknown = error.certainty() == Certainty::Unknown;
                 attempt().await.map_err(|error| error.at_best(unknown))
             }

@@ -10,6 +10,7 @@ use url::Url;
 use crate::connect::{Resolve, SystemResolver};
 use crate::credentials::Credentials;
 use crate::error::ConfigError;
+#[cfg(feature = "tls")]
 use crate::tls::Tls;
 
 /// Where the server is.
@@ -63,6 +64,7 @@ pub(crate) struct Settings {
     pub(crate) target: Target,
     pub(crate) name: Option<String>,
     pub(crate) role: Role,
+    #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
     pub(crate) resolver: Arc<dyn Resolve>,
     pub(crate) deadline: Duration,
@@ -95,6 +97,7 @@ impl Settings {
             target,
             name: None,
             role: Role::Primary,
+            #[cfg(feature = "tls")]
             tls: None,
             resolver: Arc::new(SystemResolver::default()),
             deadline: Duration::from_secs(1),

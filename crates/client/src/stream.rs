@@ -6,13 +6,13 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
-use tokio_rustls::client::TlsStream;
 
 /// A socket that is connected.
 #[derive(Debug)]
 pub(crate) enum Stream {
     Tcp(TcpStream),
-    Tls(Box<TlsStream<TcpStream>>),
+    #[cfg(feature = "tls")]
+    Tls(Box<crate::tls::TlsStream>),
     Unix(UnixStream),
     /// Of the simulation.
     #[cfg(test)]
@@ -23,12 +23,43 @@ macro_rules! each {
     ($self:ident, $stream:ident => $call:expr) => {
         match $self.get_mut() {
             Stream::Tcp($stream) => $call,
+            #[cfg(feature = "tls")]
             Stream::Tls($stream) => $call,
             Stream::Unix($stream) => $call,
             #[cfg(test)]
             Stream::Memory($stream) => $call,
         }
     };
+}
+
+impl Stream {
+    /// Whether what is written may stay in a buffer until it is flushed.
+    pub(crate) fn needs_flush(&self) -> bool {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => true,
+            _ => false,
+        }
+    }
+
+    /// TLS version and cipher suite, if TLS is spoken.
+    pub(crate) fn tls_facts(&self) -> Option<String> {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(stream) => crate::tls::facts(stream),
+            _ => None,
+        }
+    }
+
+    /// Says what an error of this socket means to the person who has to mend it.
+    pub(crate) fn explain(&self, error: &io::Error) -> String {
+        match self {
+            #[cfg(feature = "tls")]
+            Self::Tls(_) => crate::tls::explain(error),
+            // A TLS server that is told plain text may reset the connection before its alert is read.
+            _ => format!("{error}; if the server speaks TLS on this port, use rediss://"),
+        }
+    }
 }
 
 impl AsyncRead for Stream {

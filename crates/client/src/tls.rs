@@ -2,11 +2,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObject};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
+use tokio::net::TcpStream;
 
+use crate::connect::{ConnectError, within};
 use crate::error::ConfigError;
+
+pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 
 /// How to speak TLS. The default trusts the roots of the system and asks for at least TLS 1.2.
 ///
@@ -127,11 +132,33 @@ impl Tls {
         Ok(())
     }
 
-    pub(crate) fn config(&self) -> Option<Arc<ClientConfig>> {
-        self.config.clone()
+    /// Speaks TLS on a socket that is connected to `host` at `address`.
+    pub(crate) async fn wrap(
+        &self,
+        tcp: TcpStream,
+        host: &str,
+        address: &str,
+        limit: Duration,
+    ) -> Result<TlsStream, ConnectError> {
+        let failed = |cause| ConnectError::Tls {
+            address: address.to_owned(),
+            cause,
+        };
+        let name = self.name_for(host).map_err(failed)?;
+        let config = self.config.clone();
+        let config = config.ok_or_else(|| failed("tls is not prepared".into()))?;
+        let connector = tokio_rustls::TlsConnector::from(config);
+        within("tls", limit, connector.connect(name, tcp))
+            .await
+            .map_err(|_| {
+                failed(format!(
+                    "no answer within {limit:?}: does the server speak TLS on this port?"
+                ))
+            })?
+            .map_err(|error| failed(explain(&error)))
     }
 
-    pub(crate) fn name_for(&self, host: &str) -> Result<ServerName<'static>, String> {
+    fn name_for(&self, host: &str) -> Result<ServerName<'static>, String> {
         let name = self.server_name.as_deref().unwrap_or(host);
         ServerName::try_from(name.to_owned())
             .map_err(|_| format!("`{name}` is not a name that a certificate can carry"))
@@ -174,6 +201,14 @@ fn tls_error(error: rustls::Error) -> ConfigError {
     ConfigError::Tls {
         why: error.to_string(),
     }
+}
+
+/// Version and cipher suite.
+pub(crate) fn facts(stream: &TlsStream) -> Option<String> {
+    let (_, session) = stream.get_ref();
+    let version = session.protocol_version()?.as_str()?;
+    let suite = session.negotiated_cipher_suite()?.suite();
+    Some(format!("{version} {}", suite.as_str()?))
 }
 
 /// Says what a failed handshake means to the person who has to mend it.

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use crate::auth::Auth;
 use crate::backend::{Backend, BackendError};
 use crate::config::Config;
+#[cfg(feature = "drill")]
 use crate::drills::Drills;
 use crate::feed::Feed;
 use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
@@ -81,6 +82,7 @@ struct Inner {
     records: Records,
     limiter: Limiter,
     notice: RwLock<Option<String>>,
+    #[cfg(feature = "drill")]
     drills: Drills,
     tasks: Mutex<JoinSet<()>>,
     closed: AtomicBool,
@@ -146,6 +148,7 @@ impl App {
                 records: Records::default(),
                 limiter: Limiter::new(&config),
                 notice: RwLock::default(),
+                #[cfg(feature = "drill")]
                 drills: Drills::new(config.drill.reports.clone()),
                 tasks: Mutex::new(JoinSet::new()),
                 closed: AtomicBool::new(false),
@@ -289,6 +292,7 @@ impl App {
         if self.inner.closed.swap(true, Relaxed) {
             return;
         }
+        #[cfg(feature = "drill")]
         self.inner.drills.close().await;
         let mut tasks = std::mem::take(&mut *self.inner.tasks.lock());
         tasks.shutdown().await;
@@ -365,6 +369,7 @@ impl App {
         &self.inner.registry
     }
 
+    #[cfg(feature = "drill")]
     pub(crate) fn drills(&self) -> &Drills {
         &self.inner.drills
     }

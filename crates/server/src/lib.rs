@@ -20,7 +20,9 @@
 
 pub mod auth;
 pub mod config;
+#[cfg(feature = "drill")]
 pub mod demo;
+#[cfg(feature = "drill")]
 pub mod drills;
 pub mod health;
 pub mod problem;
@@ -43,6 +45,7 @@ mod vitals;
 pub use app::{App, StartError};
 pub use backend::{BackendError, redis_client};
 pub use config::Config;
+#[cfg(feature = "drill")]
 pub use demo::{Demo, DemoOptions};
 pub use http::router;
 pub use lifecycle::{Signals, run};

@@ -6,9 +6,12 @@
 //!
 //! Pools connect on first use, so a process starts, in whatever state the database is.
 
+#[cfg(feature = "mysql")]
 mod mysql;
+#[cfg(feature = "postgres")]
 mod postgres;
 mod pulse;
+#[cfg(feature = "sqlite")]
 mod sqlite;
 mod tls;
 mod tx;
@@ -23,7 +26,13 @@ use std::time::Duration;
 
 use pulse::Pulse;
 use serde_json::{Map, Value};
-use sqlx::{AssertSqlSafe, ConnectOptions, Connection, MySqlPool, PgPool, SqlitePool};
+#[cfg(feature = "mysql")]
+use sqlx::MySqlPool;
+#[cfg(feature = "postgres")]
+use sqlx::PgPool;
+#[cfg(feature = "sqlite")]
+use sqlx::SqlitePool;
+use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::sync::OnceCell;
 
 /// One row: column names in the order of the query, with their values.
@@ -46,10 +55,13 @@ pub struct Database {
 #[non_exhaustive]
 pub enum Pool {
     /// SQLite, in WAL mode.
+    #[cfg(feature = "sqlite")]
     Sqlite(SqlitePool),
     /// MySQL or MariaDB.
+    #[cfg(feature = "mysql")]
     MySql(MySqlPool),
     /// PostgreSQL.
+    #[cfg(feature = "postgres")]
     Postgres(PgPool),
 }
 
@@ -205,13 +217,15 @@ impl Database {
         }
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
         let (pool, readers) = match scheme {
+            #[cfg(feature = "sqlite")]
             "sqlite" => sqlite::connect(parse(url)?, &options),
+            #[cfg(feature = "mysql")]
             "mysql" | "mariadb" => mysql::connect(parse(url)?, &options),
+            #[cfg(feature = "postgres")]
             "postgres" | "postgresql" => postgres::connect(parse(url)?, &options),
             _ => {
-                return Err(SourceError::Url {
-                    problem: format!("unknown scheme {scheme:?}"),
-                });
+                let problem = unknown(scheme);
+                return Err(SourceError::Url { problem });
             }
         };
         Ok(Self {
@@ -245,8 +259,11 @@ impl Database {
     #[must_use]
     pub fn system(&self) -> &'static str {
         match self.pool {
+            #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => "sqlite",
+            #[cfg(feature = "mysql")]
             Pool::MySql(_) => "mysql",
+            #[cfg(feature = "postgres")]
             Pool::Postgres(_) => "postgresql",
         }
     }
@@ -259,10 +276,13 @@ impl Database {
     pub async fn begin(&self) -> Result<Tx, SourceError> {
         let begin = async {
             self.opened().await?;
-            Ok(match &self.pool {
-                Pool::Sqlite(pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
-                Pool::MySql(pool) => Tx::MySql(pool.begin().await?),
-                Pool::Postgres(pool) => Tx::Postgres(pool.begin().await?),
+            Ok(match self.pool {
+                #[cfg(feature = "sqlite")]
+                Pool::Sqlite(ref pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+                #[cfg(feature = "mysql")]
+                Pool::MySql(ref pool) => Tx::MySql(pool.begin().await?),
+                #[cfg(feature = "postgres")]
+                Pool::Postgres(ref pool) => Tx::Postgres(pool.begin().await?),
             })
         };
         within(self.query_limit, begin).await
@@ -306,20 +326,23 @@ impl Database {
     ) -> Result<Vec<Row>, SourceError> {
         self.opened().await?;
         let sql = AssertSqlSafe(sql.to_owned());
-        match self.readers.as_ref().unwrap_or(&self.pool) {
-            Pool::Sqlite(pool) => sqlite::select(pool, sql, params, most).await,
-            Pool::MySql(pool) => mysql::select(pool, sql, params, most).await,
-            Pool::Postgres(pool) => postgres::select(pool, sql, params, most).await,
+        match *self.readers.as_ref().unwrap_or(&self.pool) {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(ref pool) => sqlite::select(pool, sql, params, most).await,
+            #[cfg(feature = "mysql")]
+            Pool::MySql(ref pool) => mysql::select(pool, sql, params, most).await,
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(ref pool) => postgres::select(pool, sql, params, most).await,
         }
     }
 
     /// Opens a SQLite file the first time beside the pool: making one syncs it four times, and on a slow disk that takes longer than anyone
     /// should wait for a connection.
     async fn opened(&self) -> Result<(), SourceError> {
-        let Pool::Sqlite(pool) = &self.pool else {
-            return Ok(());
-        };
-        if !self.opened.initialized() {
+        #[cfg(feature = "sqlite")]
+        if let Pool::Sqlite(pool) = &self.pool
+            && !self.opened.initialized()
+        {
             // In a box: it is needed once, and would else be part of the future of every query.
             let open = || async { pool.connect_options().connect().await?.close().await };
             Box::pin(self.opened.get_or_try_init(open)).await?;
@@ -347,10 +370,13 @@ impl Database {
     pub async fn close(&self) {
         self.pulse.close().await;
         for pool in std::iter::once(&self.pool).chain(&self.readers) {
-            match pool {
-                Pool::Sqlite(pool) => pool.close().await,
-                Pool::MySql(pool) => pool.close().await,
-                Pool::Postgres(pool) => pool.close().await,
+            match *pool {
+                #[cfg(feature = "sqlite")]
+                Pool::Sqlite(ref pool) => pool.close().await,
+                #[cfg(feature = "mysql")]
+                Pool::MySql(ref pool) => pool.close().await,
+                #[cfg(feature = "postgres")]
+                Pool::Postgres(ref pool) => pool.close().await,
             }
         }
     }
@@ -384,6 +410,16 @@ fn parse<T: FromStr<Err = sqlx::Error>>(url: &str) -> Result<T, SourceError> {
             _ => "cannot be parsed".to_owned(),
         },
     })
+}
+
+fn unknown(scheme: &str) -> String {
+    let feature = match scheme {
+        "sqlite" => "sqlite",
+        "mysql" | "mariadb" => "mysql",
+        "postgres" | "postgresql" => "postgres",
+        _ => return format!("unknown scheme {scheme:?}"),
+    };
+    format!("this program was built without the feature `{feature}` of steadfast-cache")
 }
 
 fn hex(bytes: &[u8]) -> Value {

@@ -7,11 +7,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use sqlx::mysql::MySqlDatabaseError;
-use sqlx::{ConnectOptions, Connection, MySqlConnection, PgConnection, SqliteConnection};
+#[cfg(feature = "mysql")]
+use sqlx::MySqlConnection;
+#[cfg(feature = "postgres")]
+use sqlx::PgConnection;
+#[cfg(feature = "sqlite")]
+use sqlx::SqliteConnection;
+use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
-use super::{Pool, SourceError, mysql, within};
+#[cfg(feature = "mysql")]
+use super::mysql;
+use super::{Pool, SourceError, within};
 
 /// The connection, opened when it is first needed and again after it has failed.
 #[derive(Clone, Debug, Default)]
@@ -19,8 +26,11 @@ pub(super) struct Pulse(Arc<Mutex<Option<Line>>>);
 
 #[derive(Debug)]
 enum Line {
+    #[cfg(feature = "sqlite")]
     Sqlite(Box<SqliteConnection>),
+    #[cfg(feature = "mysql")]
     MySql(Box<MySqlConnection>),
+    #[cfg(feature = "postgres")]
     Postgres(Box<PgConnection>),
 }
 
@@ -55,26 +65,34 @@ impl Pulse {
 
 impl Line {
     async fn open(pool: &Pool, readers: Option<&Pool>) -> Result<Self, sqlx::Error> {
-        Ok(match readers.unwrap_or(pool) {
-            Pool::Sqlite(pool) => Self::Sqlite(Box::new(pool.connect_options().connect().await?)),
-            Pool::MySql(pool) => {
+        Ok(match *readers.unwrap_or(pool) {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(ref pool) => {
+                Self::Sqlite(Box::new(pool.connect_options().connect().await?))
+            }
+            #[cfg(feature = "mysql")]
+            Pool::MySql(ref pool) => {
                 let mut connection = pool.connect_options().connect().await?;
                 if readers.is_some() {
                     mysql::only_read(&mut connection).await?;
                 }
                 Self::MySql(Box::new(connection))
             }
-            Pool::Postgres(pool) => {
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(ref pool) => {
                 Self::Postgres(Box::new(pool.connect_options().connect().await?))
             }
         })
     }
 
     async fn ping(&mut self) -> Result<(), sqlx::Error> {
-        match self {
-            Self::Sqlite(connection) => connection.ping().await,
-            Self::MySql(connection) => connection.ping().await,
-            Self::Postgres(connection) => connection.ping().await,
+        match *self {
+            #[cfg(feature = "sqlite")]
+            Self::Sqlite(ref mut connection) => connection.ping().await,
+            #[cfg(feature = "mysql")]
+            Self::MySql(ref mut connection) => connection.ping().await,
+            #[cfg(feature = "postgres")]
+            Self::Postgres(ref mut connection) => connection.ping().await,
         }
     }
 }
@@ -84,8 +102,9 @@ fn is_full(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else {
         return false;
     };
-    let number = error
-        .try_downcast_ref::<MySqlDatabaseError>()
-        .map(MySqlDatabaseError::number);
-    number == Some(1040) || error.code().is_some_and(|code| code == "53300")
+    #[cfg(feature = "mysql")]
+    if let Some(error) = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>() {
+        return error.number() == 1040;
+    }
+    error.code().is_some_and(|code| code == "53300")
 }

@@ -3,7 +3,9 @@
 
 use std::path::PathBuf;
 
+#[cfg(feature = "mysql")]
 use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
+#[cfg(feature = "postgres")]
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// How TLS is spoken with a database server; given, it is what holds, whatever the URL says. SQLite knows none.
@@ -32,6 +34,7 @@ pub enum DatabaseTlsMode {
     VerifyFull,
 }
 
+#[cfg(feature = "mysql")]
 pub(super) fn mysql(mut options: MySqlConnectOptions, tls: &DatabaseTls) -> MySqlConnectOptions {
     options = options.ssl_mode(match tls.mode {
         DatabaseTlsMode::Off => MySqlSslMode::Disabled,
@@ -48,6 +51,7 @@ pub(super) fn mysql(mut options: MySqlConnectOptions, tls: &DatabaseTls) -> MySq
     options
 }
 
+#[cfg(feature = "postgres")]
 pub(super) fn postgres(mut options: PgConnectOptions, tls: &DatabaseTls) -> PgConnectOptions {
     options = options.ssl_mode(match tls.mode {
         DatabaseTlsMode::Off => PgSslMode::Disable,
@@ -64,7 +68,13 @@ pub(super) fn postgres(mut options: PgConnectOptions, tls: &DatabaseTls) -> PgCo
     options
 }
 
+#[cfg(not(feature = "tls"))]
+pub(super) fn explain(error: &sqlx::Error) -> String {
+    error.to_string()
+}
+
 /// What a failure of TLS means to the person who has to mend it; anything else in its own words.
+#[cfg(feature = "tls")]
 pub(super) fn explain(error: &sqlx::Error) -> String {
     use rustls::{AlertDescription, CertificateError, Error as Rustls};
     let cause: Option<&Rustls> = match error {

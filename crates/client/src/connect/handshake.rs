@@ -12,7 +12,6 @@ use super::ConnectError;
 use crate::credentials::Credentials;
 use crate::settings::{Protocol, Role, Settings};
 use crate::stream::Stream;
-use crate::tls;
 
 /// What the server said of itself.
 #[derive(Clone, Debug)]
@@ -109,7 +108,7 @@ impl Handshake<'_> {
         {
             return Err(ConnectError::Replica);
         }
-        facts.tls = tls_facts(&stream);
+        facts.tls = stream.tls_facts();
         Ok((stream, facts, fences))
     }
 
@@ -333,18 +332,6 @@ fn parse_identity(info: &str) -> Option<Identity> {
     })
 }
 
-fn tls_facts(stream: &Stream) -> Option<String> {
-    match stream {
-        Stream::Tls(tls) => {
-            let (_, session) = tls.get_ref();
-            let version = session.protocol_version()?.as_str()?;
-            let suite = session.negotiated_cipher_suite()?.suite();
-            Some(format!("{version} {}", suite.as_str()?))
-        }
-        _ => None,
-    }
-}
-
 /// The stream during the handshake: commands out, as many replies in.
 struct Wire<'a> {
     stream: &'a mut Stream,
@@ -414,13 +401,7 @@ impl<'a> Wire<'a> {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    return Err(ConnectError::Ended(match self.stream {
-                        Stream::Tls(_) => tls::explain(&error),
-                        // A TLS server that is told plain text may reset the connection before its alert is read.
-                        _ => {
-                            format!("{error}; if the server speaks TLS on this port, use rediss://")
-                        }
-                    }));
+                    return Err(ConnectError::Ended(self.stream.explain(&error)));
                 }
             }
         }

@@ -13,7 +13,6 @@ use super::resolve::{interleave, race};
 use super::{ConnectError, Transport, within};
 use crate::settings::{Address, Settings};
 use crate::stream::Stream;
-use crate::tls;
 
 /// See the module. One per client, as it remembers the last good addresses.
 #[derive(Debug)]
@@ -61,27 +60,12 @@ impl Network {
         let address = tcp
             .peer_addr()
             .map_or_else(|_| format!("{host}:{port}"), |peer| peer.to_string());
-        let Some(tls) = &self.settings.tls else {
-            return Ok((Stream::Tcp(tcp), address));
-        };
-        let failed = |cause| ConnectError::Tls {
-            address: address.clone(),
-            cause,
-        };
-        let name = tls.name_for(host).map_err(failed)?;
-        let config = tls
-            .config()
-            .ok_or_else(|| failed("tls is not prepared".into()))?;
-        let connector = tokio_rustls::TlsConnector::from(config);
-        let stream = within("tls", limit, connector.connect(name, tcp))
-            .await
-            .map_err(|_| {
-                failed(format!(
-                    "no answer within {limit:?}: does the server speak TLS on this port?"
-                ))
-            })?
-            .map_err(|error| failed(tls::explain(&error)))?;
-        Ok((Stream::Tls(Box::new(stream)), address))
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.settings.tls {
+            let stream = tls.wrap(tcp, host, &address, limit).await?;
+            return Ok((Stream::Tls(Box::new(stream)), address));
+        }
+        Ok((Stream::Tcp(tcp), address))
     }
 
     async fn resolve(

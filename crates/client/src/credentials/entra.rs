@@ -11,7 +11,6 @@ use azure_identity::{
     ManagedIdentityCredentialOptions, UserAssignedId, WorkloadIdentityCredential,
 };
 use futures_util::future::BoxFuture;
-use metrics::{counter, gauge};
 use parking_lot::Mutex;
 use secrecy::{ExposeSecret, SecretString};
 use steadfast_core::policy::backoff::Backoff;
@@ -266,15 +265,13 @@ impl Shared {
         let mut state = self.state.lock();
         let failures = match outcome {
             Ok(held) => {
-                counter!("steadfast_credentials_refresh_total", "outcome" => "success")
-                    .increment(1);
+                crate::metrics::count_refresh("success");
                 state.held = Some(held);
                 state.failed = None;
                 0
             }
             Err(error) => {
-                counter!("steadfast_credentials_refresh_total", "outcome" => "failure")
-                    .increment(1);
+                crate::metrics::count_refresh("failure");
                 tracing::warn!(%error, "the token for Redis could not be renewed; it is tried again");
                 state.failed = Some(error);
                 failures.saturating_add(1)
@@ -299,7 +296,7 @@ impl Shared {
     fn tell_expiry(&self) {
         if let Some(held) = &self.state.lock().held {
             let left = held.expires_at.saturating_duration_since(now());
-            gauge!("steadfast_credentials_expiry_seconds").set(left.as_secs_f64());
+            crate::metrics::credentials_expire_in(left);
         }
     }
 }

@@ -392,8 +392,14 @@ pub struct DrillConfig {
 
 impl DrillConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
+        let enabled = section.boolean("enabled").unwrap_or(false);
+        if enabled && !cfg!(feature = "drill") {
+            let message =
+                "cannot be: this program was built without the feature `drill` of steadfast-server";
+            section.refuse(section.mistake("enabled", message));
+        }
         Self {
-            enabled: section.boolean("enabled").unwrap_or(false),
+            enabled,
             reports: section.string("reports").map(PathBuf::from),
         }
     }

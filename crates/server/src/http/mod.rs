@@ -10,6 +10,7 @@ use axum::routing::{get, post};
 use crate::app::App;
 use crate::problem::{Problem, ProblemKind};
 
+#[cfg_attr(not(feature = "drill"), path = "drills/off.rs")]
 mod drills;
 mod events;
 mod extract;
@@ -35,9 +36,6 @@ pub fn router(app: App) -> Router {
         .route("/v1/history", get(status::history))
         .route("/v1/events", get(events::events))
         .route("/v1/drills", get(drills::list).post(drills::start))
-        .route("/v1/drills/{id}", get(drills::one).delete(drills::stop))
-        .route("/v1/drills/{id}/events", get(drills::events))
-        .route("/v1/drills/{id}/report", get(drills::report))
         .route("/openapi.json", get(openapi::openapi))
         .route("/health", get(health::health))
         .route("/health/live", get(health::live))
@@ -49,6 +47,11 @@ pub fn router(app: App) -> Router {
     if app.config().metrics.enabled {
         router = router.route("/metrics", get(status::metrics));
     }
+    #[cfg(feature = "drill")]
+    let router = router
+        .route("/v1/drills/{id}", get(drills::one).delete(drills::stop))
+        .route("/v1/drills/{id}/events", get(drills::events))
+        .route("/v1/drills/{id}/report", get(drills::report));
     router
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)

@@ -172,25 +172,27 @@ fn fixed_paths() -> Map<String, Value> {
         "application/json",
         any,
     );
-    drills["post"] = json!({
-        "operationId": "start_drill",
-        "summary": "Starts a drill",
-        "tags": ["drills"],
-        "requestBody": {
-            "required": true,
-            "content": { "application/json": { "schema": reference("Order") } },
-        },
-        "responses": {
-            "202": { "description": "Started", "content": { "application/json": { "schema": drill } } },
-        },
-    });
-    for status in ["400", "403", "404", "409", "413", "415", "503"] {
-        drills["post"]["responses"][status] = problem();
+    if cfg!(feature = "drill") {
+        drills["post"] = json!({
+            "operationId": "start_drill",
+            "summary": "Starts a drill",
+            "tags": ["drills"],
+            "requestBody": {
+                "required": true,
+                "content": { "application/json": { "schema": reference("Order") } },
+            },
+            "responses": {
+                "202": { "description": "Started", "content": { "application/json": { "schema": drill } } },
+            },
+        });
+        for status in ["400", "403", "404", "409", "413", "415", "503"] {
+            drills["post"]["responses"][status] = problem();
+        }
+        for (path, item) in one_drill() {
+            add(path, item);
+        }
     }
     add("/v1/drills", drills);
-    for (path, item) in one_drill() {
-        add(path, item);
-    }
     let events = get(
         "Everything that happens, as it happens, and figures every second; goes on after Last-Event-ID",
         "text/event-stream",

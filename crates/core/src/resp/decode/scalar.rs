@@ -73,21 +73,31 @@ pub(super) fn line_value(sigil: u8, content: &[u8]) -> Result<Value, DecodeError
                 .or(content.strip_prefix(b"+"))
                 .unwrap_or(content);
             let numeric = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-            numeric.then(|| Value::BigNumber(content.to_vec()))
+            if numeric {
+                return by_redis_rs(sigil, content);
+            }
+            None
         }
     };
-    value.ok_or(DecodeError::BadContent {
-        sigil: char::from(sigil),
-    })
+    value.ok_or(bad(sigil))
 }
 
-/// redis-rs keeps the making of its errors to its own parser, so that is what makes them. The form of a blob
-/// error carries any content.
+/// An error reply. The form of a blob error carries any content.
 fn server_error(content: &[u8]) -> Result<Value, DecodeError> {
-    let mut frame = format!("!{}\r\n", content.len()).into_bytes();
-    frame.extend_from_slice(content);
-    frame.extend_from_slice(b"\r\n");
-    redis::parse_redis_value(&frame).map_err(|_| DecodeError::BadContent { sigil: '-' })
+    let length = format!("{}\r\n", content.len());
+    by_redis_rs(b'!', &[length.as_bytes(), content].concat()).map_err(|_| bad(b'-'))
+}
+
+/// Lets redis-rs's own parser make what only it can make: its errors have no public constructor, and the content of a big number
+/// is of another type with its feature `num-bigint`, which any crate of the program may have switched on.
+fn by_redis_rs(sigil: u8, content: &[u8]) -> Result<Value, DecodeError> {
+    let frame = [&[sigil], content, b"\r\n"].concat();
+    redis::parse_redis_value(&frame).map_err(|_| bad(sigil))
+}
+
+fn bad(sigil: u8) -> DecodeError {
+    let sigil = char::from(sigil);
+    DecodeError::BadContent { sigil }
 }
 
 /// Where the first line end begins, in a value of which the first `searched` bytes hold none.

@@ -1,0 +1,29 @@
+//! In the place of the metrics where the feature `metrics` is off: the same doors, and nothing behind them.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::event::EventKind;
+
+#[derive(Debug)]
+pub(crate) struct Metrics;
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        Self
+    }
+
+    pub(crate) fn retried(&self) {}
+
+    pub(crate) fn answered(&self, _name: &'static str, _took: Duration) {}
+}
+
+pub(crate) fn count_error(_error: &Error) {}
+
+pub(crate) fn count_event(_kind: &EventKind) {}
+
+#[cfg(feature = "entra-id")]
+pub(crate) fn count_refresh(_outcome: &'static str) {}
+
+#[cfg(feature = "entra-id")]
+pub(crate) fn credentials_expire_in(_left: Duration) {}
