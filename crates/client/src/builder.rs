@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy};
+use steadfast_core::resp::Limits;
 
 use crate::client::Client;
 use crate::clock;
@@ -183,6 +184,20 @@ impl ClientBuilder {
     /// was left in an abandoned connection may then be applied after a later one.
     pub fn repeat_without_fence(mut self, allowed: bool) -> Self {
         self.settings.repeat_without_fence = allowed;
+        self
+    }
+
+    /// After an unknown outcome, repeats only what reads. Default: no, so that last-wins writes (plain SET, EXPIRE…) are repeated too. What the caller says of a
+    /// single call by [`CallOptions::effect`](crate::CallOptions::effect) stands. Costs: a short interruption is no longer invisible to writes.
+    pub fn repeat_only_reads(mut self, only: bool) -> Self {
+        self.settings.repeat_only_reads = only;
+        self
+    }
+
+    /// The largest reply that is accepted; see [`Limits`] for each default and what it costs in memory. A call whose reply is larger fails at once by
+    /// [`ErrorKind::ReplyTooLarge`], is not made again, and ends its connection, because the rest of the stream cannot be followed.
+    pub fn reply_limits(mut self, limits: Limits) -> Self {
+        self.settings.reply_limits = limits;
         self
     }
 

@@ -6,9 +6,9 @@
 
 use std::time::{Duration, Instant};
 
-use redis::Value;
+use redis::{Pipeline, ServerError, Value};
 use steadfast_core::certainty::{self, Refusal};
-use steadfast_core::command::Effect;
+use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Outcome, Permit};
 use steadfast_core::policy::retry::Step;
@@ -104,6 +104,8 @@ struct Place {
     only_fenced: bool,
     /// The next connection waits for this call to come again.
     rejoin: Option<Rejoin>,
+    /// It was answered in words that say that this server is not to be served from any more, and that are not the server's own for certain.
+    doubtful: bool,
 }
 
 struct Call<'a> {
@@ -180,6 +182,9 @@ impl Call<'_> {
         place.seq = Some(seq);
         place.rejoin = None;
         let (outcome, result) = self.judge(pending.await, place);
+        if std::mem::take(&mut place.doubtful) {
+            self.ask_who_serves(place.epoch).await;
+        }
         if let Some(mut outcome) = outcome
             && let Some(permit) = permit.take()
         {
@@ -285,19 +290,21 @@ impl Call<'_> {
                     self.shared.metrics.answered(self.plan.name, took);
                     let outcome = match &reply {
                         Reply::One(_) => Outcome::Success,
-                        Reply::Many(replies) => self.judge_each(replies, place.epoch),
+                        Reply::Many(replies) => self.judge_each(replies, place),
                     };
                     (Some(outcome), Ok(reply))
                 }
                 Some(error) => {
-                    let outcome = match error.refusal() {
-                        Some(refusal) => self.judge_refusal(refusal, place.epoch),
-                        None => Outcome::Success,
-                    };
+                    let outcome = self.judge_refusal(&error, place);
                     (Some(outcome), Err(error))
                 }
             },
-            Ended::Expired(certainty) => (Some(Outcome::Failure), Err(self.timed_out(certainty))),
+            Ended::TooLarge(limit) => {
+                let kind = ErrorKind::ReplyTooLarge { limit };
+                let error = Error::new(kind, Certainty::Unknown);
+                (Some(Outcome::Success), Err(error))
+            }
+            Ended::Expired(certainty) => (self.judge_timeout(), Err(self.timed_out(certainty))),
             // The supervisor counts the loss, once.
             Ended::Lost {
                 certainty,
@@ -311,54 +318,111 @@ impl Call<'_> {
         }
     }
 
+    /// A call that was given less than the server is given otherwise has run out of its own time, and tells nothing of the server's: those that have more are
+    /// not to be refused for its sake.
+    fn judge_timeout(&self) -> Option<Outcome> {
+        let settings = &self.shared.settings;
+        let patience = settings.deadline.min(settings.reply_overdue);
+        (self.limit >= patience).then_some(Outcome::Failure)
+    }
+
     /// The refusal in a reply, if it is one: of a single command any error; of a pipeline, as [`refusal_of_all`] says, however few its
     /// commands are.
     fn refusal_in(&self, reply: &Reply) -> Option<Error> {
         match (reply, self.payload) {
-            (Reply::Many(replies), _) => refusal_of_all(replies),
-            (Reply::One(reply), Payload::Pipeline(_)) => {
-                refusal_of_all(std::slice::from_ref(reply))
+            (Reply::Many(replies), Payload::Pipeline(pipeline)) => {
+                refusal_of_all(replies, pipeline)
             }
-            (Reply::One(Value::ServerError(error)), Payload::Command(_)) => {
-                Some(Error::server(error.clone(), self.plan.opaque))
+            (Reply::One(reply), Payload::Pipeline(pipeline)) => {
+                refusal_of_all(std::slice::from_ref(reply), pipeline)
             }
-            (Reply::One(_), Payload::Command(_)) => None,
+            (Reply::One(Value::ServerError(error)), Payload::Command(cmd)) => {
+                let name = command::arguments(cmd).next().unwrap_or_default();
+                Some(Error::server(error.clone(), self.plan.errors, name))
+            }
+            (_, Payload::Command(_)) => None,
         }
     }
 
     /// Some commands of a pipeline may have been answered, and others have shown that the server does not serve.
-    fn judge_each(&self, replies: &[Value], epoch: u64) -> Outcome {
+    fn judge_each(&self, replies: &[Value], place: &mut Place) -> Outcome {
         let mut outcome = Outcome::Success;
-        for reply in replies {
-            if let Value::ServerError(error) = reply {
-                let details = error.details().unwrap_or_default();
-                let refusal = certainty::refusal(error.code(), details);
-                if self.judge_refusal(refusal, epoch) == Outcome::Failure {
-                    outcome = Outcome::Failure;
-                }
+        let Payload::Pipeline(pipeline) = self.payload else {
+            return outcome;
+        };
+        for (_, error) in errors_of(replies, pipeline) {
+            if self.judge_refusal(&error, place) == Outcome::Failure {
+                outcome = Outcome::Failure;
             }
         }
         outcome
     }
 
-    /// What a refusal says of the server. Where the connection cannot serve any more, another is asked for.
-    fn judge_refusal(&self, refusal: Refusal, epoch: u64) -> Outcome {
-        let why = match refusal {
-            Refusal::Lasting => return Outcome::Success,
-            Refusal::Passing => return Outcome::Failure,
+    /// What a refusal says of the server. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
+    /// reason to ask.
+    fn judge_refusal(&self, error: &Error, place: &mut Place) -> Outcome {
+        let refusal = error.refusal().unwrap_or(Refusal::Lasting);
+        if error.certainty() != Certainty::Rejected {
+            place.doubtful |= self.why_reset(refusal).is_some();
+            return Outcome::Success;
+        }
+        if let Some(why) = self.why_reset(refusal) {
+            self.reset(place.epoch, why);
+            return Outcome::Failure;
+        }
+        match refusal {
+            Refusal::Passing => Outcome::Failure,
+            _ => Outcome::Success,
+        }
+    }
+
+    /// Why a connection on which that was answered has to be replaced, if it has to be.
+    fn why_reset(&self, refusal: Refusal) -> Option<&'static str> {
+        match refusal {
             // Where any role will do, it is the command that is wrong here.
-            Refusal::WrongServer if self.shared.settings.role != Role::Primary => {
-                return Outcome::Success;
+            Refusal::WrongServer if self.shared.settings.role == Role::Primary => {
+                Some("the server became a replica")
             }
-            Refusal::WrongServer => "the server became a replica",
-            Refusal::Unauthenticated => "the connection lost its authentication",
-        };
+            Refusal::Unauthenticated => Some("the connection lost its authentication"),
+            _ => None,
+        }
+    }
+
+    fn reset(&self, epoch: u64, why: &str) {
         if let Some(link) = self.link {
             link.reset(epoch, why);
         }
-        Outcome::Failure
     }
 
+    /// A script, a function or a module has answered as a replica would, or as a server that wants a password. It may have made that up; so the server is
+    /// asked, and only its own answer replaces the connection that all callers share.
+    async fn ask_who_serves(&self, epoch: u64) {
+        if self.link.is_none() {
+            return;
+        }
+        let now = clock::now();
+        let ask = Ask {
+            replies: 2,
+            started: now,
+            deadline: self.deadline,
+            now,
+            seq: None,
+            only_fenced: false,
+        };
+        let asked = self.lane.submit(ask, |out| {
+            // An ACL may bar the one, and old servers do not know the other without arguments.
+            out.extend_from_slice(b"*1\r\n$4\r\nROLE\r\n*1\r\n$5\r\nHELLO\r\n");
+            out.len()
+        });
+        let Ok(Submitted { pending, .. }) = asked else {
+            return;
+        };
+        if let Ended::Answered { reply, .. } = pending.await
+            && let Some(why) = self.why_reset(state_told_by(&reply))
+        {
+            self.reset(epoch, why);
+        }
+    }
     /// Is another attempt safe, and does it make sense?
     fn may_repeat(&self, error: &Error) -> bool {
         let passing = match error.kind() {
@@ -462,28 +526,88 @@ fn was_aborted(replies: &[Value]) -> bool {
 
 /// The refusal of a whole pipeline: only if every reply is a passing one; or, of a transaction that was aborted, the passing one that
 /// aborted it. Other errors stay at their places among the replies, as in redis-rs.
-fn refusal_of_all(replies: &[Value]) -> Option<Error> {
+fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
+    let passing = |error: &Error| {
+        let refusal = error.refusal();
+        error.certainty() == Certainty::Rejected && refusal != Some(Refusal::Lasting)
+    };
     if was_aborted(replies) {
-        return replies
-            .iter()
-            .filter_map(|reply| match reply {
-                Value::ServerError(error) => Some(Error::server(error.clone(), false)),
-                _ => None,
-            })
-            .find(|error| error.refusal() != Some(Refusal::Lasting));
+        return errors_of(replies, pipeline)
+            .map(|(_, error)| error)
+            .find(passing);
     }
+    let mut expected = 0;
     let mut first = None;
-    for reply in replies {
-        let Value::ServerError(error) = reply else {
-            return None;
-        };
-        let error = Error::server(error.clone(), true);
-        if error.certainty() != Certainty::Rejected || error.refusal() == Some(Refusal::Lasting) {
+    for (at, error) in errors_of(replies, pipeline) {
+        if at != expected || !passing(&error) {
             return None;
         }
+        expected += 1;
         first.get_or_insert(error);
     }
-    first
+    first.filter(|_| expected == replies.len())
+}
+
+/// The errors among the replies to a pipeline, and where. What is answered while a transaction is queued is the server's own word, also of scripts.
+fn errors_of<'a>(
+    replies: &'a [Value],
+    pipeline: &'a Pipeline,
+) -> impl Iterator<Item = (usize, Error)> + 'a {
+    let judged = move |at: usize, error: &ServerError| {
+        let cmd = (!pipeline.is_transaction())
+            .then(|| pipeline.cmd_iter().nth(at))
+            .flatten();
+        let Some(cmd) = cmd else {
+            return Error::refused(error.clone());
+        };
+        let name = command::arguments(cmd).next().unwrap_or_default();
+        let errors = command::classify(command::arguments(cmd)).errors;
+        Error::server(error.clone(), errors, name)
+    };
+    replies
+        .iter()
+        .enumerate()
+        .filter_map(move |(at, reply)| match reply {
+            Value::ServerError(error) => Some((at, judged(at, error))),
+            _ => None,
+        })
+}
+
+/// What a server says of itself in its answers to ROLE and HELLO.
+fn state_told_by(reply: &Reply) -> Refusal {
+    let is_text = |value: &Value, word: &str| match value {
+        Value::BulkString(text) => text == word.as_bytes(),
+        Value::SimpleString(text) => text == word,
+        _ => false,
+    };
+    let is_replica = |value: &Value| ["slave", "replica"].iter().any(|word| is_text(value, word));
+    let Reply::Many(replies) = reply else {
+        return Refusal::Lasting;
+    };
+    for reply in replies {
+        let replica = match reply {
+            Value::ServerError(error) => {
+                let details = error.details().unwrap_or_default();
+                if certainty::refusal(error.code(), details) == Refusal::Unauthenticated {
+                    return Refusal::Unauthenticated;
+                }
+                false
+            }
+            Value::Map(pairs) => pairs
+                .iter()
+                .any(|(key, value)| is_text(key, "role") && is_replica(value)),
+            Value::Array(items) => {
+                let mut pairs = items.chunks_exact(2);
+                items.first().is_some_and(is_replica)
+                    || pairs.any(|pair| is_text(&pair[0], "role") && is_replica(&pair[1]))
+            }
+            _ => false,
+        };
+        if replica {
+            return Refusal::WrongServer;
+        }
+    }
+    Refusal::Lasting
 }
 
 #[cfg(test)]

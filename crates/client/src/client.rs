@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures_util::future::select_all;
 use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, Value};
+use steadfast_core::command::Effect;
 
 use crate::builder::ClientBuilder;
 use crate::call;
@@ -154,7 +155,7 @@ impl Client {
         pipeline: &Pipeline,
         options: &CallOptions,
     ) -> Result<Vec<Value>, Error> {
-        if pipeline.is_empty() {
+        if pipeline.is_empty() && !pipeline.is_transaction() {
             return Ok(Vec::new());
         }
         Ok(many(self.run(Payload::Pipeline(pipeline), options).await?))
@@ -170,6 +171,8 @@ impl Client {
         if let Some(effect) = options.effect {
             plan.effect = effect;
             plan.several = false;
+        } else if inner.shared.settings.repeat_only_reads && plan.effect == Effect::LastWins {
+            plan.effect = Effect::Conditional;
         }
         if plan.blocking.is_some() {
             return Box::pin(inner.blocking.call(

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use steadfast_core::certainty::{Refusal, refusal};
 use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, Reply, Terms, Watch};
-use steadfast_core::resp::Limits;
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
@@ -112,7 +111,7 @@ impl Driver {
     ) -> Self {
         let now = clock::now();
         Self {
-            conn: Conn::new(watch, Limits::default(), now),
+            conn: Conn::new(watch, shared.settings.reply_limits, now),
             lane,
             link,
             stream,
@@ -335,6 +334,11 @@ impl Driver {
                     let took = now.saturating_duration_since(taken);
                     self.judge(&ticket, &reply, took, given);
                     self.answer(ticket, reply, now);
+                }
+                Ok(Some(Incoming::TooLarge { ticket, error })) => {
+                    if let Some(ticket) = ticket.into_ticket() {
+                        ticket.end(Ended::TooLarge(error));
+                    }
                 }
                 Ok(Some(Incoming::Push(_))) => {}
                 Ok(None) => {

@@ -7,12 +7,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use redis::{RedisError, ServerError};
+use redis::{RedisError, ServerError, ServerErrorKind};
 use thiserror::Error;
 
 pub use steadfast_core::certainty::Certainty;
 use steadfast_core::certainty::{Refusal, refusal, was_refused_before_running};
-use steadfast_core::command::Instead;
+use steadfast_core::command::{Errors, Instead};
+use steadfast_core::resp::DecodeError;
 
 /// Why a call failed, and what is known of its command.
 #[derive(Clone, Debug)]
@@ -60,6 +61,12 @@ pub enum ErrorKind {
     },
     /// The server answered with an error.
     Server(ServerError),
+    /// The reply passes a limit of [`ClientBuilder::reply_limits`](crate::ClientBuilder::reply_limits). The command has run; it is not sent again, since its
+    /// reply would be as large, and the connection has ended with it.
+    ReplyTooLarge {
+        /// Which limit.
+        limit: DecodeError,
+    },
     /// The command cannot run on a connection that is shared.
     Refused {
         /// Its name.
@@ -122,18 +129,20 @@ impl Error {
         Self::new(kind, Certainty::NotSent)
     }
 
-    /// An error reply. `opaque`: to a script, a transaction or a pipeline that may have run half way.
-    pub(crate) fn server(error: ServerError, opaque: bool) -> Self {
-        let certainty = if was_refused_before_running(
-            error.code(),
-            error.details().unwrap_or_default(),
-            opaque,
-        ) {
-            Certainty::Rejected
-        } else {
-            Certainty::Unknown
+    /// An error reply to a command of this name, of which an error proves so much.
+    pub(crate) fn server(error: ServerError, errors: Errors, name: &[u8]) -> Self {
+        let details = error.details().unwrap_or_default();
+        let refused = was_refused_before_running(error.code(), details, errors, name);
+        let certainty = match refused {
+            true => Certainty::Rejected,
+            false => Certainty::Unknown,
         };
         Self::new(ErrorKind::Server(error), certainty)
+    }
+
+    /// An error reply whose words nobody but the server can have written.
+    pub(crate) fn refused(error: ServerError) -> Self {
+        Self::new(ErrorKind::Server(error), Certainty::Rejected)
     }
 
     /// This error, of a call one of whose attempts may have had an effect (`unknown`).
@@ -170,6 +179,7 @@ impl Error {
             ErrorKind::Server(error) => self.server_refusal(error) != Refusal::Lasting,
             ErrorKind::Refused { .. }
             | ErrorKind::NeedsDeadline { .. }
+            | ErrorKind::ReplyTooLarge { .. }
             | ErrorKind::Invalid { .. } => false,
             _ => true,
         }
@@ -184,6 +194,7 @@ impl Error {
             ErrorKind::Overloaded { .. } => "overloaded",
             ErrorKind::Lost { .. } => "lost",
             ErrorKind::Server(_) => "server",
+            ErrorKind::ReplyTooLarge { .. } => "reply_too_large",
             ErrorKind::Refused { .. } => "refused",
             ErrorKind::NeedsDeadline { .. } => "needs_deadline",
             ErrorKind::Closed => "closed",
@@ -231,6 +242,12 @@ impl fmt::Display for Error {
                 Some(details) => write!(f, "{} {details}", error.code())?,
                 None => f.write_str(error.code())?,
             },
+            ErrorKind::ReplyTooLarge { limit } => {
+                write!(
+                    f,
+                    "{limit}: raise it by ClientBuilder::reply_limits, or ask for less at a time"
+                )?;
+            }
             ErrorKind::Refused { command, instead } => write!(
                 f,
                 "{command} cannot run on a shared connection: {}",
@@ -267,6 +284,7 @@ impl From<Error> for RedisError {
             ErrorKind::Invalid { .. } | ErrorKind::Refused { .. } => {
                 std::io::ErrorKind::InvalidInput
             }
+            ErrorKind::ReplyTooLarge { .. } => std::io::ErrorKind::InvalidData,
             ErrorKind::Server(server) => return server_error(server, error.certainty),
             _ => std::io::ErrorKind::Other,
         };
@@ -296,7 +314,11 @@ pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisEr
 /// An error that does not come from the connection (a value of another type than asked for, say) belongs to a command that was answered: it
 /// counts as `Unknown`, since its effect stands.
 pub fn certainty(error: &RedisError) -> Certainty {
+    // Of a transaction that was aborted nothing has run. One in the words of a script has a source, which is looked at below.
     let mut source = std::error::Error::source(error);
+    if source.is_none() && error.kind() == redis::ErrorKind::Server(ServerErrorKind::ExecAbort) {
+        return Certainty::Rejected;
+    }
     while let Some(inner) = source {
         if let Some(shared) = inner.downcast_ref::<Arc<dyn std::error::Error + Send + Sync>>()
             && let Some(own) = own_error(shared.as_ref())

@@ -73,6 +73,7 @@ pub use settings::Role;
 pub use shared::Fencing;
 pub use steadfast_core::command::{Effect, Instead};
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
+pub use steadfast_core::resp::{DecodeError, Limits};
 #[cfg(feature = "tls")]
 pub use tls::Tls;
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline};
-use steadfast_core::command::{self, BlockFor, Class, Effect, Instead, Shared as MayShare};
+use steadfast_core::command::{self, BlockFor, Class, Effect, Errors, Instead, Shared as MayShare};
 use steadfast_core::resp::encode;
 
 use crate::error::{Error, ErrorKind};
@@ -25,8 +25,8 @@ pub(crate) struct Plan {
     /// Of several commands, each judged alone: what a repeat of all of them does is found out where one is considered.
     pub(crate) several: bool,
     pub(crate) blocking: Option<BlockFor>,
-    /// A script, a transaction, a pipeline: an error reply does not prove that nothing ran.
-    pub(crate) opaque: bool,
+    /// What an error reply to a single command proves; of several, each is asked for its own.
+    pub(crate) errors: Errors,
     pub(crate) replies: u32,
     pub(crate) lane: usize,
 }
@@ -45,7 +45,7 @@ impl<'a> Payload<'a> {
                     effect: class.effect,
                     several: false,
                     blocking: class.blocking,
-                    opaque: class.effect == Effect::Opaque || class.name == "MIGRATE",
+                    errors: class.errors,
                     replies: 1,
                     lane: lane_of(cmd, &class, lanes),
                 }
@@ -152,7 +152,7 @@ fn plan_pipeline(
         effect: Effect::Read,
         several: true,
         blocking: None,
-        opaque: true,
+        errors: Errors::Refuse,
         replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
         lane: usize::MAX,
     };

@@ -195,7 +195,7 @@ impl PubSubControl {
             self.order(Order::Subscribe(kind, name, done)).await?;
             match confirmed.await {
                 Ok(Ok(())) => Ok(()),
-                Ok(Err(refused)) => Err(Error::server(refused, false)),
+                Ok(Err(refused)) => Err(Error::refused(refused)),
                 Err(_) if self.orders.is_closed() => Err(Error::not_sent(ErrorKind::Closed)),
                 Err(_) => Err(Error::not_sent(ErrorKind::Invalid {
                     why: "the subscription was ended before it was confirmed",

@@ -1,7 +1,12 @@
 //! The adapter to the traits of redis-rs: its users swap the type of their connection and keep their code.
 
-use redis::{Cmd, Pipeline, RedisFuture, RedisResult, ServerError, Value};
-use steadfast_core::command::{self, Effect};
+use redis::aio::{ConnectionLike, MultiplexedConnection};
+use redis::{
+    AsyncConnectionConfig, Cmd, ErrorKind, Pipeline, RedisConnectionInfo, RedisError, RedisFuture,
+    RedisResult, ServerError, Value,
+};
+use steadfast_core::command::{self, Errors};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::client::{Client, Scoped};
 use crate::error::{self, Certainty};
@@ -10,9 +15,14 @@ use crate::session::Session;
 /// The one way in which a type that sends becomes a connection of redis-rs.
 macro_rules! connection_like {
     ($type:ty) => {
-        impl redis::aio::ConnectionLike for $type {
+        impl ConnectionLike for $type {
             fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
-                Box::pin(async move { whole(cmd, self.send(cmd).await?) })
+                Box::pin(async move {
+                    if cmd.args_iter().len() == 0 {
+                        return Err(nothing_to_send());
+                    }
+                    whole(cmd, self.send(cmd).await?)
+                })
             }
 
             fn req_packed_commands<'a>(
@@ -21,7 +31,12 @@ macro_rules! connection_like {
                 offset: usize,
                 count: usize,
             ) -> RedisFuture<'a, Vec<Value>> {
-                Box::pin(async move { cut(self.send_pipeline(pipeline).await?, offset, count) })
+                Box::pin(async move {
+                    if pipeline.is_empty() && !pipeline.is_transaction() {
+                        return Err(nothing_to_send());
+                    }
+                    cut(self.send_pipeline(pipeline).await?, offset, count).await
+                })
             }
 
             fn get_db(&self) -> i64 {
@@ -53,8 +68,10 @@ fn whole(cmd: &Cmd, answer: Value) -> RedisResult<Value> {
 /// Nothing else puts an error into an answer, however long that is.
 fn may_answer_with_one_within(cmd: &Cmd) -> bool {
     let class = command::classify(command::arguments(cmd));
-    let scripts = ["EVAL_RO", "EVALSHA_RO", "FCALL_RO"];
-    class.effect == Effect::Opaque || class.name == "EXEC" || scripts.contains(&class.name)
+    matches!(
+        class.errors,
+        Errors::ProveNothing | Errors::OfNoKnownCommand
+    ) || class.name == "EXEC"
 }
 
 fn error_within(value: &Value) -> Option<&ServerError> {
@@ -69,25 +86,76 @@ fn error_within(value: &Value) -> Option<&ServerError> {
     }
 }
 
-/// What redis-rs asks for of all replies: `count` from `offset`. An error among those before is worth more than what follows it (the reason why
-/// a transaction was aborted, say).
-fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
+/// What redis-rs says of a command or pipeline that is empty.
+fn nothing_to_send() -> RedisError {
+    (ErrorKind::Client, "empty command").into()
+}
+
+/// What redis-rs asks for of all replies: `count` from `offset`. Of a transaction that was aborted, the error that redis-rs makes of its refusals.
+async fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
     if offset > 0 {
         let kept = replies.split_off(offset.min(replies.len()));
-        let aborted = kept
-            .iter()
-            .any(|reply| matches!(reply, Value::ServerError(_)));
-        if aborted
-            && let Some(first) = replies
-                .into_iter()
-                .find(|reply| matches!(reply, Value::ServerError(_)))
-        {
-            first.extract_error()?;
+        let failed = kept.iter().find_map(|reply| match reply {
+            Value::ServerError(error) => Some(error.clone()),
+            _ => None,
+        });
+        if let Some(error) = failed {
+            // The reasons stand among the replies before, or in its own words.
+            aborted(&replies).await?;
+            return Err(error::server_error(&error, Certainty::Rejected));
         }
         replies = kept;
     }
     replies.truncate(count);
     Ok(replies)
+}
+
+/// The error of an aborted transaction, with every refusal at the index of its command; nothing if there is none among the replies to what was queued.
+///
+/// Only redis-rs itself can make that error, so a connection of its own is shown the replies, in memory.
+async fn aborted(queued: &[Value]) -> RedisResult<()> {
+    let refused = |reply: &Value| matches!(reply, Value::ServerError(_));
+    if !queued.iter().any(refused) {
+        return Ok(());
+    }
+    let mut transaction = redis::pipe();
+    transaction.atomic();
+    let mut said = Vec::new();
+    for reply in queued {
+        match reply {
+            Value::ServerError(error) => {
+                let detail = error.details().unwrap_or_default();
+                said.extend_from_slice(format!("-{} {detail}\r\n", error.code()).as_bytes());
+            }
+            _ => said.extend_from_slice(b"+QUEUED\r\n"),
+        }
+    }
+    said.extend_from_slice(b"-EXECABORT Transaction discarded because of previous errors.\r\n");
+    // MULTI is the first of those before EXEC.
+    for _ in 1..queued.len() {
+        transaction.cmd("PING");
+    }
+    let (theirs, mut ours) = tokio::io::duplex(1 << 16);
+    let info = RedisConnectionInfo::default()
+        .set_protocol(redis::ProtocolVersion::RESP2)
+        .set_skip_set_lib_name();
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let (mut connection, driver) =
+        MultiplexedConnection::new_with_config(&info, theirs, config).await?;
+    let server = async {
+        // It does not wait for replies before it has asked.
+        let mut asked = [0; 1 << 10];
+        let _ = ours.read(&mut asked).await;
+        let _ = ours.write_all(&said).await;
+        while ours.read(&mut asked).await.is_ok_and(|read| read > 0) {}
+    };
+    let judged = connection.req_packed_commands(&transaction, queued.len(), 1);
+    tokio::select! {
+        biased;
+        judged = judged => judged.map(drop),
+        () = driver => Ok(()),
+        () = server => Ok(()),
+    }
 }
 
 #[cfg(test)]

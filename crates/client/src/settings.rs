@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, Bulkhead, RetryPolicy};
+use steadfast_core::resp::Limits;
 use url::Url;
 
 use crate::connect::{Resolve, SystemResolver};
@@ -85,6 +86,8 @@ pub(crate) struct Settings {
     pub(crate) stuck_after: Duration,
     pub(crate) history: usize,
     pub(crate) repeat_without_fence: bool,
+    pub(crate) repeat_only_reads: bool,
+    pub(crate) reply_limits: Limits,
     pub(crate) seed: u64,
 }
 
@@ -118,6 +121,8 @@ impl Settings {
             stuck_after: Duration::from_secs(30),
             history: 100,
             repeat_without_fence: false,
+            repeat_only_reads: false,
+            reply_limits: Limits::default(),
             seed: seed(),
         }
     }
@@ -159,6 +164,13 @@ impl Settings {
         }
         if self.buffered_bytes < 64 << 10 {
             return refuse("buffered_bytes", "must be at least 64 KiB");
+        }
+        let limits = &self.reply_limits;
+        if limits.depth == 0 || limits.elements == 0 || limits.line_bytes < 1 << 10 {
+            return refuse(
+                "reply_limits",
+                "must admit a depth and an element, and lines of 1 KiB",
+            );
         }
         for (setting, result) in [
             ("retry", self.retry.validate()),

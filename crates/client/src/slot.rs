@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use steadfast_core::certainty::Certainty;
 use steadfast_core::conn::Reply;
+use steadfast_core::resp::DecodeError;
 
 use crate::sync::{self, Mutex};
 
@@ -20,6 +21,8 @@ use crate::sync::{self, Mutex};
 pub(crate) enum Ended {
     /// With a reply.
     Answered { reply: Reply, at: Instant },
+    /// With a reply that passes a limit: the connection ends with it.
+    TooLarge(DecodeError),
     /// At its deadline.
     Expired(Certainty),
     /// With its connection.

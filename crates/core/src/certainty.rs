@@ -5,6 +5,8 @@
 
 use std::fmt;
 
+use crate::command::Errors;
+
 /// What is known of a command after it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Certainty {
@@ -46,52 +48,45 @@ pub enum Refusal {
     Passing,
     /// The server is not, or no longer, the one that is wanted: repeating it here is useless, a new connection may help.
     WrongServer,
-    /// The connection is not, or no longer, authenticated.
+    /// The connection is not, or no longer, let in: it is not authenticated, or the server's protected mode bars it.
     Unauthenticated,
 }
 
-/// Judges an error reply by its code and text, as Redis 7 and Valkey word them.
+/// Judges an error reply by its code and text, as Redis 7 and Valkey word them. The text must be the server's own: see [`Errors`].
 pub fn refusal(code: &str, detail: &str) -> Refusal {
     match code {
         "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "NOREPLICAS" => {
             Refusal::Passing
         }
         "READONLY" => Refusal::WrongServer,
-        "NOAUTH" => Refusal::Unauthenticated,
+        "NOAUTH" | "DENIED" => Refusal::Unauthenticated,
         "ERR" if detail.starts_with("max number of clients") => Refusal::Passing,
         _ => Refusal::Lasting,
     }
 }
 
-/// True where an error reply cannot follow a partial effect.
+/// True where an error reply proves that the command, which was sent under this name, has not run.
 ///
-/// A script, a transaction or MIGRATE that failed may have run half way (`opaque`), and a script may answer with any code it likes: so of those only
-/// the server's own words count, not the code alone. Everything else that Redis answers with an error was refused before it ran.
-pub fn was_refused_before_running(code: &str, detail: &str, opaque: bool) -> bool {
-    if !opaque {
-        return true;
+/// The words of the error prove it only if nobody but the server can have written them. A script may write any (`return redis.error_reply('LOADING …')`),
+/// after whatever it has done; so of a script that was answered nothing is proved, not even by the code alone.
+pub fn was_refused_before_running(code: &str, detail: &str, errors: Errors, name: &[u8]) -> bool {
+    match errors {
+        Errors::Refuse => true,
+        Errors::MayFollowAPart => !matches!(code, "ERR" | "IOERR"),
+        Errors::ProveNothing => false,
+        Errors::OfNoKnownCommand => code == "ERR" && says_unknown(detail, name),
     }
-    // Redis 7 says so when the error came from inside a script.
-    if detail.contains("script: ") {
+}
+
+/// Whether these are the words in which a server says that it has no command of that name.
+fn says_unknown(detail: &str, name: &[u8]) -> bool {
+    let Some(quoted) = detail.strip_prefix("unknown command ") else {
         return false;
-    }
-    let own_words = match code {
-        "LOADING" => "Redis is loading",
-        "BUSY" => "Redis is busy",
-        "MASTERDOWN" => "Link with MASTER",
-        "READONLY" => "You can't write against a read only",
-        "NOAUTH" => "Authentication required",
-        "NOSCRIPT" => "No matching script",
-        "EXECABORT" => "Transaction discarded",
-        "NOREPLICAS" => "Not enough good replicas",
-        "MISCONF" => "Redis is configured to save",
-        "NOPERM" => "this user has no permissions",
-        "CLUSTERDOWN" => "The cluster is down",
-        _ => return false,
     };
-    detail
-        .to_ascii_lowercase()
-        .contains(&own_words.to_ascii_lowercase())
+    quoted
+        .strip_prefix(['\'', '`'])
+        .and_then(|rest| rest.as_bytes().strip_prefix(name))
+        .is_some_and(|rest| matches!(rest, [b'\'' | b'`', ..]))
 }
 
 #[cfg(test)]
@@ -99,36 +94,120 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_server_is_a_passing_refusal_although_its_reply_is_a_bare_err() {
-        assert_eq!(
-            refusal("ERR", "max number of clients reached"),
-            Refusal::Passing
-        );
-        assert_eq!(refusal("ERR", "syntax error"), Refusal::Lasting);
+    fn every_refusal_is_judged_by_its_code() {
+        for (code, judged) in [
+            ("LOADING", Refusal::Passing),
+            ("BUSY", Refusal::Passing),
+            ("TRYAGAIN", Refusal::Passing),
+            ("CLUSTERDOWN", Refusal::Passing),
+            ("MASTERDOWN", Refusal::Passing),
+            ("NOREPLICAS", Refusal::Passing),
+            ("READONLY", Refusal::WrongServer),
+            ("NOAUTH", Refusal::Unauthenticated),
+            ("DENIED", Refusal::Unauthenticated),
+            ("WRONGTYPE", Refusal::Lasting),
+            ("NOPERM", Refusal::Lasting),
+            ("OOM", Refusal::Lasting),
+            ("MISCONF", Refusal::Lasting),
+            ("EXECABORT", Refusal::Lasting),
+            ("MOVED", Refusal::Lasting),
+            ("ERR", Refusal::Lasting),
+        ] {
+            assert_eq!(refusal(code, "in some words"), judged, "{code}");
+        }
     }
 
     #[test]
-    fn an_error_of_a_script_does_not_prove_that_nothing_ran() {
-        let refused = was_refused_before_running;
-        let wrong = "Operation against a key holding the wrong kind of value";
-        assert!(!refused("WRONGTYPE", wrong, true));
-        assert!(refused("WRONGTYPE", wrong, false));
-        assert!(refused(
-            "LOADING",
-            "Redis is loading the dataset in memory",
-            true
+    fn a_full_server_is_a_passing_refusal_although_its_reply_is_a_bare_err() {
+        let full = "max number of clients reached";
+        assert_eq!(refusal("ERR", full), Refusal::Passing);
+        assert_eq!(refusal("ERR", "syntax error"), Refusal::Lasting);
+        assert_eq!(refusal("OTHER", full), Refusal::Lasting);
+    }
+
+    #[test]
+    fn certainties_are_named_for_logs_and_for_people() {
+        for (certainty, label, words) in [
+            (Certainty::NotSent, "not_sent", "not sent"),
+            (Certainty::Rejected, "rejected", "rejected"),
+            (Certainty::Unknown, "unknown", "outcome unknown"),
+        ] {
+            assert_eq!(certainty.as_str(), label);
+            assert_eq!(certainty.to_string(), words);
+        }
+    }
+
+    /// The words of Redis itself, each as a script may write them too.
+    const WORDS: [(&str, &str); 13] = [
+        ("LOADING", "Redis is loading the dataset in memory"),
+        ("BUSY", "Redis is busy running a script."),
+        ("MASTERDOWN", "Link with MASTER is down"),
+        ("READONLY", "You can't write against a read only replica."),
+        ("NOAUTH", "Authentication required."),
+        ("NOSCRIPT", "No matching script. Please use EVAL."),
+        (
+            "EXECABORT",
+            "Transaction discarded because of previous errors.",
+        ),
+        ("NOREPLICAS", "Not enough good replicas to write."),
+        ("MISCONF", "Redis is configured to save RDB snapshots"),
+        (
+            "NOPERM",
+            "this user has no permissions to run the 'eval' command",
+        ),
+        ("CLUSTERDOWN", "The cluster is down"),
+        ("ERR", "unknown command 'EVAL', with args beginning with: "),
+        ("ERR", "max number of clients reached"),
+    ];
+
+    #[test]
+    fn c2_a_script_that_was_answered_has_run_whatever_the_words_of_its_error() {
+        for (code, words) in WORDS {
+            let refused = |errors| was_refused_before_running(code, words, errors, b"EVAL");
+            assert!(!refused(Errors::ProveNothing), "{code} {words}");
+            assert!(refused(Errors::Refuse), "{code} {words}");
+        }
+        for (code, words) in &WORDS[..11] {
+            let refused = |errors| was_refused_before_running(code, words, errors, b"JSON.SET");
+            assert!(
+                !refused(Errors::OfNoKnownCommand),
+                "a module may run scripts: {code}"
+            );
+            assert!(
+                refused(Errors::MayFollowAPart),
+                "{code}: before a key was moved"
+            );
+        }
+    }
+
+    #[test]
+    fn c2_a_migration_that_failed_may_have_moved_some_keys() {
+        for (code, words) in [
+            ("IOERR", "error or timeout reading from target"),
+            ("ERR", "Target instance replied with error: OOM"),
+        ] {
+            let errors = Errors::MayFollowAPart;
+            assert!(!was_refused_before_running(code, words, errors, b"MIGRATE"));
+        }
+    }
+
+    #[test]
+    fn c2_a_command_that_the_server_does_not_know_is_rejected() {
+        let refused = |code, words, name: &[u8]| {
+            was_refused_before_running(code, words, Errors::OfNoKnownCommand, name)
+        };
+        let (now, before) = (
+            "unknown command 'JSON.SET', with args beginning with: 'k' ",
+            "unknown command `JSON.SET`, with args beginning with: `k`, ",
+        );
+        assert!(refused("ERR", now, b"JSON.SET") && refused("ERR", before, b"JSON.SET"));
+        assert!(!refused("OTHER", now, b"JSON.SET"));
+        assert!(!refused(
+            "ERR",
+            "no such unknown command 'JSON.SET'",
+            b"JSON.SET"
         ));
-        assert!(
-            !refused("BUSY", "half way", true),
-            "a script may answer with any code"
-        );
-        let inside =
-            "this user has no permissions to run the 'set' command script: 1f, on @user_script:1.";
-        assert!(!refused("NOPERM", inside, true));
-        let moved = "error or timeout reading from target";
-        assert!(
-            !refused("IOERR", moved, true),
-            "MIGRATE may have moved some"
-        );
+        // What it ran, not itself, is what the server did not know.
+        assert!(!refused("ERR", now, b"TFCALL") && !refused("ERR", now, b"JSON.S"));
     }
 }

@@ -41,6 +41,7 @@ pub fn classify<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Class {
             blocking: None,
             shared: instead,
             first_key: None,
+            errors: Errors::Refuse,
             name: "UNKNOWN",
         };
     };
@@ -49,6 +50,7 @@ pub fn classify<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Class {
         blocking: group.wait.of(&args),
         shared: group.shared,
         first_key: group.keys.first(&args),
+        errors: group.errors,
         name,
     }
 }
@@ -82,7 +84,7 @@ pub enum Effect {
     LastWins,
     /// Leaves the same state when repeated, but the answer of the repeat would be a lie (or an error).
     Conditional,
-    /// Changes the state once more each time.
+    /// Changes the state once more each time; or undoes what others did meanwhile to more than one key, as FLUSHALL does.
     Accumulating,
     /// What it does cannot be told from outside: scripts, functions, modules, unknown commands.
     Opaque,
@@ -101,6 +103,8 @@ pub struct Class {
     pub shared: Shared,
     /// The index of the first key among the arguments (the name is argument 0).
     pub first_key: Option<usize>,
+    /// What an error reply to it proves.
+    pub errors: Errors,
     /// The canonical name, such as `GET` or `CLIENT KILL`; `UNKNOWN` if the table has no such command. One of
     /// a bounded set, so that it may label a metric.
     pub name: &'static str,
@@ -113,6 +117,19 @@ pub enum BlockFor {
     Forever,
     /// For this long at most.
     Time(Duration),
+}
+
+/// What an error reply to a command proves, which depends on who may have written its words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Errors {
+    /// The server refused the command before it ran.
+    Refuse,
+    /// Some of it may have been done before the error (MIGRATE), unless the server says why it did not begin.
+    MayFollowAPart,
+    /// Nothing: a script or function answers in any words it likes, whatever it has done.
+    ProveNothing,
+    /// Nothing either, of a module's command, unless it is the server that says that there is no such command.
+    OfNoKnownCommand,
 }
 
 /// Whether a command may run on a shared connection.

@@ -52,6 +52,13 @@ pub enum Incoming<T> {
         /// How long the request was given in all.
         given: Duration,
     },
+    /// The reply to a request passes a limit. The connection cannot go on; what comes next is the error that ends it.
+    TooLarge {
+        /// What the shell gave with the request.
+        ticket: T,
+        /// Which limit.
+        error: DecodeError,
+    },
     /// The server said something unasked (RESP3).
     Push(Value),
 }
@@ -119,6 +126,8 @@ pub struct Conn<T> {
     awaiting: VecDeque<Open<T>>,
     /// Replies so far to the pipeline at the head.
     partial: Vec<Value>,
+    /// Why the stream cannot be followed any further.
+    broken: Option<DecodeError>,
     /// Lower bound of the deadlines that wait.
     earliest: Option<Instant>,
     expired: VecDeque<(T, Certainty, Duration)>,
@@ -152,6 +161,7 @@ impl<T> Conn<T> {
             base: 0,
             awaiting: VecDeque::new(),
             partial: Vec::new(),
+            broken: None,
             earliest: None,
             expired: VecDeque::new(),
             quiet_since: now,
@@ -254,8 +264,15 @@ impl<T> Conn<T> {
     /// # Errors
     /// The connection cannot go on: close it.
     pub fn poll_incoming(&mut self) -> Result<Option<Incoming<T>>, ConnError> {
+        if let Some(error) = self.broken {
+            return Err(error.into());
+        }
         while self.consumed < self.input.len() {
-            let decoded = self.decoder.decode(&self.input[self.consumed..])?;
+            let rest = &self.input[self.consumed..];
+            let decoded = match self.decoder.decode(rest) {
+                Ok(decoded) => decoded,
+                Err(error) => return self.end_reading(error),
+            };
             self.consumed += decoded.consumed;
             let Some(value) = decoded.value else {
                 break;
@@ -268,6 +285,23 @@ impl<T> Conn<T> {
             }
         }
         Ok(None)
+    }
+
+    /// Only whose reply it is can be blamed for its size: the others may be sent again, that one must not.
+    #[cold]
+    fn end_reading(&mut self, error: DecodeError) -> Result<Option<Incoming<T>>, ConnError> {
+        self.broken = Some(error);
+        let unasked = self.decoder.is_in_push(self.input.get(self.consumed));
+        let wire = self.stream_written();
+        let asked = self.awaiting.front().is_some_and(|head| head.start < wire);
+        if error.is_limit() && asked && !unasked {
+            self.partial.clear();
+            let head = self.awaiting.pop_front();
+            if let Some(ticket) = head.and_then(|head| head.ticket) {
+                return Ok(Some(Incoming::TooLarge { ticket, error }));
+            }
+        }
+        Err(error.into())
     }
 
     fn answer(&mut self, value: Value) -> Result<Option<Incoming<T>>, ConnError> {

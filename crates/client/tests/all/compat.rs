@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
-use redis::AsyncCommands;
 use redis::streams::StreamReadReply;
+use redis::{AsyncCommands, Value};
 use steadfast::Certainty;
 
 use crate::support::{cmd, pair, pair_with};
@@ -99,18 +99,82 @@ async fn pipelines_transactions_scripts_and_scans_work_unchanged() {
     assert!(found >= 500, "{found}");
 }
 
+/// Both connections, of which one is redis-rs' own.
+async fn with_theirs() -> (
+    steadfast_drill::process::Redis,
+    steadfast::Client,
+    redis::aio::MultiplexedConnection,
+) {
+    let (redis, ours) = pair().await;
+    let theirs = redis::Client::open(redis.url()).unwrap();
+    let theirs = theirs.get_multiplexed_async_connection().await.unwrap();
+    (redis, ours, theirs)
+}
+
 #[tokio::test]
-async fn an_aborted_transaction_tells_which_command_was_refused() {
-    let (_redis, mut con) = pair().await;
-    let error = redis::pipe()
-        .atomic()
-        .set("k", 1)
-        .cmd("NOSUCHCOMMAND")
-        .query_async::<()>(&mut con)
-        .await
-        .unwrap_err();
-    assert!(error.to_string().contains("unknown command"), "{error}");
+async fn c2_an_aborted_transaction_is_the_error_that_redis_rs_makes_of_it() {
+    let (_redis, mut con, mut theirs) = with_theirs().await;
+    let mut pipe = redis::pipe();
+    pipe.atomic().set("k", 1).cmd("NOSUCHCOMMAND").incr("k", 1);
+    pipe.cmd("GET").cmd("EVAL");
+    let error = pipe.query_async::<()>(&mut con).await.unwrap_err();
+    let said = pipe.query_async::<()>(&mut theirs).await.unwrap_err();
+    assert_eq!(error.to_string(), said.to_string());
+    assert_eq!(error.kind(), said.kind());
+    assert_eq!(error.code(), Some("EXECABORT"));
+    assert_eq!(steadfast::certainty(&error), Certainty::Rejected);
+    let at = |error: redis::RedisError| -> Vec<_> {
+        let errors = error.into_server_errors().expect("they are the server's");
+        errors
+            .iter()
+            .map(|(at, error)| (*at, error.to_string()))
+            .collect()
+    };
+    let ours = at(error);
+    assert_eq!(
+        ours.iter().map(|(at, _)| *at).collect::<Vec<_>>(),
+        [1, 3, 4]
+    );
+    assert_eq!(ours, at(said));
     assert_eq!(con.get::<_, Option<i64>>("k").await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn c2_what_is_empty_is_answered_as_redis_rs_answers_it() {
+    let (_redis, client, mut theirs) = with_theirs().await;
+    let session = client.session().await.unwrap();
+    let transaction = redis::pipe().atomic().to_owned();
+    let none = redis::pipe();
+    let nothing = redis::Cmd::new();
+    let all: Vec<Value> = transaction.query_async(&mut theirs).await.unwrap();
+    assert!(all.is_empty());
+    async fn judge<C: redis::aio::ConnectionLike>(
+        mut con: C,
+        transaction: &redis::Pipeline,
+        [none, nothing]: [String; 2],
+    ) {
+        let () = transaction.query_async(&mut con).await.unwrap();
+        let all: Vec<Value> = transaction.query_async(&mut con).await.unwrap();
+        assert!(all.is_empty());
+        let error = redis::pipe().query_async::<()>(&mut con).await.unwrap_err();
+        assert_eq!(error.to_string(), none);
+        let cmd = redis::Cmd::new();
+        let error = cmd.query_async::<()>(&mut con).await.unwrap_err();
+        assert_eq!(error.to_string(), nothing);
+    }
+    let said = [
+        none.query_async::<()>(&mut theirs)
+            .await
+            .unwrap_err()
+            .to_string(),
+        nothing
+            .query_async::<()>(&mut theirs)
+            .await
+            .unwrap_err()
+            .to_string(),
+    ];
+    judge(client.clone(), &transaction, said.clone()).await;
+    judge(session, &transaction, said).await;
 }
 
 #[tokio::test]

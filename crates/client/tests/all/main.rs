@@ -5,6 +5,7 @@
 )]
 
 mod bounds;
+mod commands;
 mod compat;
 mod credentials;
 #[cfg(feature = "entra-id")]

@@ -88,7 +88,9 @@ impl Rule {
                 _ => Conditional,
             },
             Rule::FunctionRestore => match args.at(3) {
-                Some(policy) if is(policy, b"FLUSH") || is(policy, b"REPLACE") => LastWins,
+                Some(policy) if is(policy, b"REPLACE") => LastWins,
+                // The libraries that others have loaded meanwhile would go.
+                Some(policy) if is(policy, b"FLUSH") => Accumulating,
                 _ => Conditional,
             },
             Rule::BitField => bit_field(args.from(2)),
@@ -133,7 +135,7 @@ fn set<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
         if is(option, b"EX") || is(option, b"PX") || is(option, b"EXAT") || is(option, b"PXAT") {
             options.next();
         } else if is(option, b"FIELDS") {
-            break;
+            skip_fields(&mut options, 2);
         } else if CONDITIONS.iter().any(|word| is(option, word)) {
             effect = effect.max(Conditional);
         } else if COMPARISONS.iter().any(|word| is(option, word)) {
@@ -153,7 +155,7 @@ fn get_ex<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     while let Some(option) = options.next() {
         let millis = is(option, b"PX");
         if is(option, b"FIELDS") {
-            break;
+            skip_fields(&mut options, 1);
         } else if is(option, b"PERSIST") {
             effect = effect.max(LastWins);
         } else if is(option, b"EX") || millis {
@@ -179,11 +181,21 @@ fn expire<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>, millis: bool
         .at(2)
         .and_then(number)
         .is_some_and(|after| outlasts_a_call(after, millis));
-    match args.at(3) {
-        Some(option) if !is(option, b"FIELDS") => Conditional,
-        _ if lasts => LastWins,
-        _ => Conditional,
+    let mut options = args.from(3);
+    while let Some(option) = options.next() {
+        if !is(option, b"FIELDS") {
+            return Conditional;
+        }
+        skip_fields(&mut options, 1);
     }
+    if lasts { LastWins } else { Conditional }
+}
+
+/// What follows FIELDS: their number, and each as so many arguments. Options may come behind them.
+fn skip_fields<'a>(options: &mut impl Iterator<Item = &'a [u8]>, each: usize) {
+    let fields = options.next().and_then(number).unwrap_or(0);
+    let arguments = usize::try_from(fields).unwrap_or(0).saturating_mul(each);
+    options.take(arguments).for_each(drop);
 }
 
 /// An id of `$` or `+` is the last one at the moment of the call: a repeat asks from a later moment and says nothing of

@@ -155,10 +155,10 @@ fn streams<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>, count: usiz
             return (first..first + (count - first) / 2).collect();
         }
         let takes = match () {
-            () if is(option, b"BLOCK") || is(option, b"COUNT") => 1,
+            () if is(option, b"BLOCK") || is(option, b"COUNT") || is(option, b"CLAIM") => 1,
             () if is(option, b"GROUP") => 2,
-            () if is(option, b"NOACK") => 0,
-            () => break,
+            // NOACK, or an option of a later server's.
+            () => 0,
         };
         options.by_ref().take(takes).for_each(drop);
     }

@@ -108,7 +108,6 @@ mod tests {
             "SET k v; SET k w",
             "SETEX k 60 v; GET k",
             "MSET a 1 b 2; MGET a b",
-            "FLUSHALL; SET k v",
             "GET a; GET a",
         ] {
             assert!(!looks(missed), "{missed}");

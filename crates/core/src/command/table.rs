@@ -14,7 +14,7 @@ use super::keys::{
     STORE_SECOND, TWO,
 };
 use super::wait::Wait;
-use super::{Instead, Shared};
+use super::{Errors, Instead, Shared};
 
 /// Commands that share all their judgements.
 #[derive(Debug)]
@@ -23,6 +23,7 @@ pub(super) struct Group {
     pub(super) keys: KeySpec,
     pub(super) wait: Wait,
     pub(super) shared: Shared,
+    pub(super) errors: Errors,
     pub(super) names: &'static [&'static str],
 }
 
@@ -32,6 +33,7 @@ const fn group(rule: Rule, keys: KeySpec, names: &'static [&'static str]) -> Gro
         keys,
         wait: Wait::Never,
         shared: Shared::Yes,
+        errors: Errors::Refuse,
         names,
     }
 }
@@ -42,6 +44,11 @@ impl Group {
         self
     }
 
+    const fn fails(mut self, errors: Errors) -> Self {
+        self.errors = errors;
+        self
+    }
+
     const fn refused(mut self, instead: Instead) -> Self {
         self.shared = Shared::No(instead);
         self
@@ -49,7 +56,8 @@ impl Group {
 }
 
 /// What stands in for a command that the table does not know.
-pub(super) static UNKNOWN: Group = group(Is(Opaque), NONE, &["UNKNOWN"]);
+pub(super) static UNKNOWN: Group =
+    group(Is(Opaque), NONE, &["UNKNOWN"]).fails(Errors::OfNoKnownCommand);
 
 #[rustfmt::skip]
 pub(super) static GROUPS: &[Group] = &[
@@ -92,20 +100,17 @@ pub(super) static GROUPS: &[Group] = &[
         "SLOWLOG GET", "SLOWLOG HELP", "SLOWLOG LEN", "XGROUP HELP", "XINFO HELP",
     ]),
     // Scripts that the server itself holds to reading.
-    group(Is(Read), COUNT_2, &["EVAL_RO", "EVALSHA_RO", "FCALL_RO"]),
+    group(Is(Read), COUNT_2, &["EVAL_RO", "EVALSHA_RO", "FCALL_RO"])
+        .fails(Errors::ProveNothing),
     group(Rule::XRead, KeySpec::Streams, &["XREAD"]).waits(Wait::BlockOption),
     // The last one wins: the same state and the same answer. SETRANGE answers with a length that a repeat
     // does not change. A union or intersection stored over one of its sources stays what it is.
     group(Rule::Overwrite, FIRST, &["SETEX", "PSETEX", "HMSET"]),
     group(Rule::Overwrite, PAIRS, &["MSET"]),
-    group(Is(LastWins), FIRST, &["SETRANGE", "XSETID", "VSETATTR"]),
+    group(Is(LastWins), FIRST, &["SETRANGE", "VSETATTR"]),
     group(Is(LastWins), ALL, &["SUNIONSTORE", "SINTERSTORE", "PFMERGE"]),
-    group(Is(LastWins), SECOND, &["XGROUP SETID"]),
-    // Emptying an empty database changes nothing; like any last-wins write, a repeat undoes what was written
-    // meanwhile. A loaded script has the same digest each time.
-    group(Rule::Overwrite, NONE, &[
-        "FLUSHALL", "FLUSHDB", "FUNCTION FLUSH", "SCRIPT FLUSH", "SCRIPT LOAD",
-    ]),
+    // A loaded script has the same digest each time.
+    group(Rule::Overwrite, NONE, &["SCRIPT LOAD"]),
     // By their arguments.
     group(Rule::Set, FIRST, &["SET"]),
     group(Rule::GetEx, FIRST, &["GETEX", "HGETEX"]),
@@ -141,7 +146,7 @@ pub(super) static GROUPS: &[Group] = &[
     // Whether the moment has passed, and the key with it, cannot be told without a clock.
     group(Is(Conditional), FIRST, &["EXPIREAT", "PEXPIREAT", "HEXPIREAT", "HPEXPIREAT"]),
     // Even a copy: it goes to another server, where nothing keeps a late one from being applied.
-    group(Is(Conditional), KeySpec::Migrate, &["MIGRATE"]),
+    group(Is(Conditional), KeySpec::Migrate, &["MIGRATE"]).fails(Errors::MayFollowAPart),
     group(Is(Conditional), TWO, &["RENAME", "RENAMENX", "SMOVE"]),
     group(Is(Conditional), ALL, &["DEL", "UNLINK"]),
     group(Is(Conditional), PAIRS, &["MSETNX"]),
@@ -165,8 +170,14 @@ pub(super) static GROUPS: &[Group] = &[
     ]).waits(Wait::SecondsLast),
     group(Is(Accumulating), COUNT_2, &["BLMPOP", "BZMPOP"]).waits(Wait::SecondsFirst),
     group(Is(Accumulating), KeySpec::Streams, &["XREADGROUP"]).waits(Wait::BlockOption),
+    // A group's place, or a stream's last id, moves on meanwhile: moved back, it delivers again, or gives an id twice;
+    // moved on to `$`, it skips.
+    group(Is(Accumulating), FIRST, &["XSETID"]),
+    group(Is(Accumulating), SECOND, &["XGROUP SETID"]),
+    // Not one key but all that others have written meanwhile would be gone, so a caller has to ask for the repeat.
+    group(Is(Accumulating), NONE, &["FLUSHALL", "FLUSHDB", "FUNCTION FLUSH", "SCRIPT FLUSH"]),
     // Nobody can tell.
-    group(Is(Opaque), COUNT_2, &["EVAL", "EVALSHA", "FCALL"]),
+    group(Is(Opaque), COUNT_2, &["EVAL", "EVALSHA", "FCALL"]).fails(Errors::ProveNothing),
     group(Is(Opaque), SECOND, &["PFDEBUG"]),
     // Containers, when what follows is none of the subcommands known.
     group(Rule::Container, NONE, &[

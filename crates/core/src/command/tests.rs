@@ -85,6 +85,29 @@ fn commands_of_later_servers_are_judged_by_their_arguments() {
         ("HGETEX h EXAT 4000000000 FIELDS 1 f", Accumulating),
         ("HGETDEL h FIELDS 1 f", Accumulating),
         ("HSETEX h EX 10 FIELDS 1 f NX", LastWins),
+        ("HSETEX h FIELDS 1 f v FNX", Conditional),
+        ("HSETEX h FIELDS 2 f v g w EX 10", LastWins),
+        ("HSETEX h FIELDS 2 f v FXX w EX 10", LastWins),
+        ("HSETEX h FIELDS 1 f v SOMETHING-NEW", Opaque),
+        ("HGETEX h FIELDS 1 f", Read),
+        ("HGETEX h FIELDS 1 f EX 60", LastWins),
+        ("HGETEX h FIELDS 1 f EX 1", Accumulating),
+        ("HGETEX h FIELDS 1 f PX 60000", LastWins),
+        ("HGETEX h FIELDS 1 f PX 59999", Accumulating),
+        ("HGETEX h FIELDS 1 f PERSIST", LastWins),
+        ("HGETEX h FIELDS 2 EX 60", Read),
+        ("HGETEX h FIELDS 1 f SOMETHING-NEW", Opaque),
+        ("HEXPIRE h 60 FIELDS 1 f NX", Conditional),
+        ("HEXPIRE h 60 FIELDS 2 f NX", LastWins),
+        ("HEXPIRE h 60 GT FIELDS 1 f", Conditional),
+        ("HPEXPIRE h 60000 FIELDS 1 f LT", Conditional),
+        (
+            "HPEXPIRE h 60000 FIELDS 99999999999999999999 f LT",
+            Conditional,
+        ),
+        ("HPEXPIRE h 60000 FIELDS -1", LastWins),
+        ("FUNCTION RESTORE payload REPLACE", LastWins),
+        ("FUNCTION RESTORE payload APPEND", Conditional),
         ("HSETEX h FNX EX 10 FIELDS 1 f v", Conditional),
         ("MSETEX 2 a 1 NX 2 EX 10", LastWins),
         ("MSETEX 1 a 1 NX", Conditional),
@@ -107,6 +130,57 @@ fn commands_of_later_servers_are_judged_by_their_arguments() {
         classify(words("WAITAOF 1 1 250")).shared,
         Shared::No(Instead::Session)
     );
+}
+
+/// What comes behind an option that is not known may be an option, too.
+#[test]
+fn c13_an_unknown_option_of_a_command_that_may_block_means_that_it_blocks() {
+    let ms = |ms| Some(BlockFor::Time(Duration::from_millis(ms)));
+    for (command, expected) in [
+        (
+            "XREADGROUP GROUP g c CLAIM 100 BLOCK 250 STREAMS k >",
+            ms(250),
+        ),
+        ("XREADGROUP GROUP g c CLAIM 100 STREAMS k >", None),
+        ("XREADGROUP GROUP g c CLAIM block STREAMS k >", None),
+        ("XREADGROUP GROUP g c NEW 1 BLOCK 250 STREAMS k >", ms(250)),
+        (
+            "XREADGROUP GROUP g c NEW BLOCK 0 STREAMS k >",
+            Some(BlockFor::Forever),
+        ),
+        ("XREADGROUP GROUP g c NEW 1 STREAMS k >", ms(0)),
+        ("XREAD NEW STREAMS BLOCK 0", ms(0)),
+        ("XREAD count 1 noack streams k 0", None),
+    ] {
+        let class = classify(words(command));
+        assert_eq!(class.blocking, expected, "{command}");
+        assert!(class.first_key.is_some(), "{command}");
+    }
+    let key = |command| keys(words(command)).to_vec();
+    assert_eq!(key("XREADGROUP GROUP g c CLAIM streams STREAMS k >"), [7]);
+    assert_eq!(key("XREADGROUP GROUP g c NEW 1 STREAMS a b > >"), [7, 8]);
+}
+
+#[test]
+fn c2_only_of_scripts_and_modules_the_words_of_an_error_are_not_the_servers() {
+    for name in table::names() {
+        let scripts = [
+            "EVAL",
+            "EVALSHA",
+            "FCALL",
+            "EVAL_RO",
+            "EVALSHA_RO",
+            "FCALL_RO",
+        ];
+        let expected = match name {
+            name if scripts.contains(&name) => Errors::ProveNothing,
+            "MIGRATE" => Errors::MayFollowAPart,
+            _ => Errors::Refuse,
+        };
+        assert_eq!(classify(words(name)).errors, expected, "{name}");
+    }
+    let unknown = classify(words("JSON.SET k $ 1"));
+    assert_eq!(unknown.errors, Errors::OfNoKnownCommand);
 }
 
 #[test]

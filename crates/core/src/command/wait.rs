@@ -39,23 +39,29 @@ impl Wait {
     }
 }
 
-/// BLOCK of XREAD and XREADGROUP. What follows GROUP and COUNT are names and numbers, not options: a group may be called `streams`.
+/// BLOCK of XREAD and XREADGROUP. What follows GROUP, COUNT and CLAIM are names and numbers, not options: a group may be called `streams`.
+///
+/// Behind an option that is not known here (a later server's), nobody can tell names from options. So the command is taken to block, for as long as a
+/// `BLOCK` behind it says: that costs a connection of its own for a moment, while one that does block would stop everybody on a shared one.
 fn block_option<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Option<BlockFor> {
     let mut options = args.from(1);
     let mut found = None;
+    let mut unknown = false;
     while let Some(option) = options.next() {
         let is = |word: &[u8]| option.eq_ignore_ascii_case(word);
         if is(b"BLOCK") {
             found = Some(millis(options.next()));
+        } else if is(b"STREAMS") {
+            break;
         } else if is(b"GROUP") {
             options.by_ref().take(2).for_each(drop);
-        } else if is(b"COUNT") {
+        } else if is(b"COUNT") || is(b"CLAIM") {
             options.by_ref().take(1).for_each(drop);
         } else if !is(b"NOACK") {
-            break;
+            unknown = true;
         }
     }
-    found
+    found.or_else(|| unknown.then_some(BlockFor::Time(Duration::ZERO)))
 }
 
 fn seconds(arg: Option<&[u8]>) -> BlockFor {

@@ -54,6 +54,88 @@ fn submit(conn: &mut Conn<u32>, tickets: std::ops::Range<u32>, now: Instant) {
     conn.submit(&mut batch, now);
 }
 
+/// A connection whose replies are held to be short.
+fn strict(now: Instant) -> Conn<u32> {
+    let limits = Limits {
+        bulk_bytes: 10,
+        elements: 4,
+        ..Limits::default()
+    };
+    let watch = Watch {
+        reply_overdue: SECOND / 2,
+        heartbeat: SECOND,
+    };
+    let mut conn = Conn::new(watch, limits, now);
+    let mut batch = Batch::default();
+    for ticket in 0..4 {
+        let mut terms = terms(now, SECOND, u64::from(ticket));
+        terms.replies = if ticket == 1 { 2 } else { 1 };
+        push(&mut batch, ticket, terms);
+    }
+    conn.submit(&mut batch, now);
+    conn
+}
+
+#[test]
+fn c11_the_request_whose_reply_is_too_large_is_told_so_and_the_others_are_lost() {
+    let now = start();
+    for (before, large, blamed) in [
+        ("", "$11\r\n", Some(0)),
+        ("", "*2\r\n:1\r\n$11\r\n", Some(0)),
+        ("", "*5\r\n", Some(0)),
+        ("+OK\r\n", "$11\r\n", Some(1)),
+        ("+OK\r\n:1\r\n", "$11\r\n", Some(1)),
+        // What nobody asked for is nobody's fault; nor is what is not RESP.
+        ("+OK\r\n", ">2\r\n$3\r\nfoo\r\n$11\r\n", None),
+        ("+OK\r\n", ">5\r\n", None),
+        ("+OK\r\n", "HTTP/1.1 400 Bad Request\r\n", None),
+    ] {
+        let mut conn = strict(now);
+        let written = conn.transmit().len();
+        conn.transmitted(written);
+        conn.input().extend_from_slice(before.as_bytes());
+        conn.input().extend_from_slice(large.as_bytes());
+        conn.handle_input(now);
+        let mut told = None;
+        let error = loop {
+            match conn.poll_incoming() {
+                Ok(Some(Incoming::Reply { ticket, .. })) => assert_eq!(ticket, 0),
+                Ok(Some(Incoming::TooLarge { ticket, error })) => {
+                    assert!(error.is_limit());
+                    told = Some(ticket);
+                }
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(told, blamed, "{before:?} {large:?}");
+        assert!(matches!(error, ConnError::Decode(_)), "{error}");
+        assert!(conn.poll_incoming().is_err(), "it stays so");
+        let left: Vec<_> = conn.close().collect();
+        let first = blamed.map_or(1, |blamed| blamed + 1);
+        let expected: Vec<_> = (first..4).map(|n| (n, Certainty::Unknown)).collect();
+        assert_eq!(left, expected, "{before:?} {large:?}");
+    }
+}
+
+#[test]
+fn c11_who_was_given_up_or_not_yet_written_is_not_blamed_for_a_reply() {
+    let now = start();
+    let mut conn = strict(now);
+    conn.input().extend_from_slice(b"$11\r\n");
+    assert!(conn.poll_incoming().is_err(), "nothing was asked");
+    assert!(
+        conn.close()
+            .all(|(_, certainty)| certainty == Certainty::NotSent)
+    );
+    let mut conn = strict(now);
+    let written = conn.transmit().len();
+    conn.transmitted(written);
+    while conn.poll_lapse(now + SECOND).is_some() {}
+    conn.input().extend_from_slice(b"$11\r\n");
+    assert!(conn.poll_incoming().is_err(), "nobody waits for it");
+}
+
 fn replies(conn: &mut Conn<u32>, bytes: &[u8], now: Instant) -> Vec<u32> {
     conn.input().extend_from_slice(bytes);
     conn.handle_input(now);

@@ -124,6 +124,20 @@ pub enum DecodeError {
     },
 }
 
+impl DecodeError {
+    /// True if the bytes are RESP, but more of it than [`Limits`] admit.
+    pub fn is_limit(&self) -> bool {
+        matches!(
+            self,
+            Self::LineTooLong { .. }
+                | Self::TooDeep { .. }
+                | Self::TooManyElements { .. }
+                | Self::BulkTooLarge { .. }
+                | Self::ReplyTooLarge { .. }
+        )
+    }
+}
+
 /// An incremental decoder of one connection's replies.
 ///
 /// ```
@@ -224,6 +238,14 @@ impl Decoder {
     /// caller's to know of.
     pub fn is_idle(&self) -> bool {
         self.stack.is_empty() && self.blob.is_none()
+    }
+
+    /// Whether what is being decoded is a push message, which answers no request. `next` is the first byte that is not consumed.
+    pub fn is_in_push(&self, next: Option<&u8>) -> bool {
+        match self.stack.first() {
+            Some(outermost) => outermost.sigil == b'>',
+            None => self.blob.is_none() && next == Some(&b'>'),
+        }
     }
 
     /// Reads one scalar, or the header of one aggregate.

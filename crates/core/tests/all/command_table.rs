@@ -196,6 +196,76 @@ fn c4_the_effects_are_those_that_a_repeat_has_on_a_real_server() {
     }
 }
 
+/// "The last one wins" concerns the keys that a command names. What others wrote elsewhere meanwhile was acknowledged, and stays.
+#[test]
+fn c4_a_repeat_of_what_is_called_last_wins_leaves_alone_what_others_wrote_to_other_keys() {
+    let server = Server::start();
+    let (mut ours, mut theirs) = (server.connect(), server.connect());
+    let library = "#!lua name=theirs\nredis.register_function('theirs', function() return 1 end)";
+    let load: Vec<_> = ["FUNCTION", "LOAD", library]
+        .map(|word| word.as_bytes().to_vec())
+        .into();
+    let flushes = ["FLUSHALL", "FLUSHDB", "FUNCTION FLUSH"].map(|command| Sample {
+        before: "",
+        command,
+        effect: class(command).effect,
+    });
+    let samples = RUN.iter().chain(&flushes);
+    for sample in samples.filter(|sample| sample.effect == Effect::LastWins) {
+        ours.words("FLUSHALL");
+        ours.words("FUNCTION FLUSH");
+        sample
+            .before
+            .split("; ")
+            .filter(|before| !before.is_empty())
+            .for_each(|before| drop(ours.words(before)));
+        ours.words(sample.command);
+        theirs.words("SET theirs 1");
+        theirs.send(&load);
+        ours.words(sample.command);
+        let kept = theirs.words("GET theirs");
+        assert_eq!(kept, Value::BulkString(b"1".into()), "{}", sample.command);
+        let kept = theirs.words("FCALL theirs 0");
+        assert_eq!(kept, Value::Int(1), "{}", sample.command);
+    }
+}
+
+/// Moved back by a repeat, a group is given what it was given before.
+#[test]
+fn c4_moving_a_group_is_not_repeated_because_that_would_deliver_again() {
+    let server = Server::start();
+    let mut connection = server.connect();
+    for command in ["XGROUP SETID k g 0", "XGROUP SETID k g $"] {
+        connection.words("FLUSHALL");
+        for before in ["XADD k 1-1 f v", "XGROUP CREATE k g 0", command] {
+            connection.words(before);
+        }
+        connection.words("XADD k 2-1 f v");
+        let read = "XREADGROUP GROUP g c STREAMS k >";
+        let delivered = connection.words(read);
+        connection.words("XADD k 3-1 f v");
+        let mut meanwhile = server.connect();
+        meanwhile.words("XADD k 4-1 f v");
+        connection.words(command);
+        let again = connection.words(read);
+        let next = "XRANGE k 3-1 +";
+        let undisturbed = connection.words(next);
+        assert!(!matches!(delivered, Value::ServerError(_)), "{delivered:?}");
+        // Neither what was to come, nor only that.
+        let entries = match &again {
+            Value::Array(streams) => match items(&streams[0]) {
+                [_, entries] => entries.clone(),
+                other => panic!("{other:?}"),
+            },
+            _ => Value::Array(Vec::new()),
+        };
+        assert_ne!(entries, undisturbed, "{command}");
+        let effect = class(command).effect;
+        assert_eq!(effect, Effect::Accumulating, "{command}");
+    }
+    assert_eq!(class("XSETID k 9-9").effect, Effect::Accumulating);
+}
+
 /// The server's digest of all data, and for a stream, of which that omits the groups, what is pending.
 fn state(connection: &mut Connection, sample: &Sample) -> (Value, Value) {
     let pending = if sample.command.starts_with('X') {

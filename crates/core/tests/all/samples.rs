@@ -126,8 +126,6 @@ pub(crate) static RUN: &[Sample] = &[
         "RESTORE-ASKING k 0 <dump> REPLACE",
         LastWins,
     ),
-    s("SET k v", "FLUSHDB", LastWins),
-    s("SET k v", "FLUSHALL ASYNC", LastWins),
     s("SET k v", "SWAPDB 0 1", Accumulating),
     // Lists.
     s(LIST, "LRANGE k 0 -1", Read),
@@ -303,11 +301,9 @@ pub(crate) static RUN: &[Sample] = &[
     s(STREAM, "XADD k MAXLEN 2 5 f v", Conditional),
     s(STREAM, "XDEL k 1-1", Conditional),
     s(STREAM, "XTRIM k MAXLEN 1", Conditional),
-    s(STREAM, "XSETID k 9-9", LastWins),
     s(STREAM, "XGROUP CREATE k h $", Conditional),
     s(STREAM, "XGROUP CREATECONSUMER k g c", Conditional),
     s(STREAM, "XGROUP DESTROY k g", Conditional),
-    s(STREAM, "XGROUP SETID k g 1-1", LastWins),
     s(PENDING, "XGROUP DELCONSUMER k g c", Conditional),
     s(PENDING, "XACK k g 1-1", Conditional),
     s(
@@ -323,7 +319,6 @@ pub(crate) static RUN: &[Sample] = &[
     s("PFADD a x; PFADD b y", "PFMERGE a b", LastWins),
     // Scripts and functions.
     s("", "SCRIPT LOAD return", LastWins),
-    s("", "FUNCTION FLUSH", LastWins),
 ];
 
 /// These are only looked at: what they do needs a second server, a script or a listener, shows only after a while or beside
@@ -367,7 +362,14 @@ pub(crate) static LOOK: &[Sample] = &[
     s("", "FUNCTION LOAD REPLACE code", LastWins),
     s("", "FUNCTION DELETE name", Conditional),
     s("", "FUNCTION RESTORE payload", Conditional),
-    s("", "FUNCTION RESTORE payload FLUSH", LastWins),
+    s("", "FUNCTION RESTORE payload FLUSH", Accumulating),
+    s("", "FUNCTION RESTORE payload REPLACE", LastWins),
+    s("", "FUNCTION FLUSH", Accumulating),
+    s("", "SCRIPT FLUSH", Accumulating),
+    s("", "FLUSHDB", Accumulating),
+    s("", "FLUSHALL ASYNC", Accumulating),
+    s("", "XSETID k 9-9", Accumulating),
+    s("", "XGROUP SETID k g 1-1", Accumulating),
     s("", "PUBLISH channel message", Accumulating),
     s("", "SPUBLISH channel message", Accumulating),
     s("", "PFDEBUG ENCODING k", Opaque),
