@@ -11,7 +11,7 @@ use bytes::Bytes;
 use cached::Cached;
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use futures_util::FutureExt;
-use steadfast_cache::{Cache, Database, DatabaseOptions, Ttl};
+use steadfast_cache::{Cache, Database, DatabaseOptions, LoadError, Ttl, View};
 
 const KEYS: usize = 10_000;
 
@@ -22,36 +22,37 @@ fn keys() -> Vec<String> {
     keys
 }
 
-/// A cache that holds all the keys, each with one tag or none.
-fn filled(tag: Option<&str>) -> (tokio::runtime::Runtime, Cache<Bytes>) {
+/// A view that holds all the keys, each with one tag or none.
+fn filled(tag: Option<&str>) -> (tokio::runtime::Runtime, View<Bytes>) {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()
         .build()
         .unwrap();
-    let cache = runtime.block_on(async {
+    let view = runtime.block_on(async {
         let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
         let ttl = Ttl {
             fresh: Duration::from_secs(86_400),
             ..Ttl::default()
         };
-        let cache = Cache::builder_of_bytes(database)
+        let cache = Cache::builder(database)
             .class("session", ttl)
             .class("user", ttl)
             .build()
             .await
             .unwrap();
+        let view = cache.view_of_bytes("user").unwrap();
         for key in keys() {
-            let value = || async { Ok::<_, std::io::Error>(Some(Bytes::from_static(&[b'x'; 64]))) };
-            let read = cache.read(&key, "user").tags(tag.as_slice());
+            let value = || async { Ok(Some(Bytes::from_static(&[b'x'; 64]))) };
+            let read = view.read(&key).tags(tag.as_slice());
             read.get(value).await.unwrap();
         }
-        cache
+        view
     });
-    (runtime, cache)
+    (runtime, view)
 }
 
-async fn never() -> Result<Option<Bytes>, std::io::Error> {
+async fn never() -> Result<Option<Bytes>, LoadError> {
     unreachable!("everything is in memory")
 }
 
@@ -89,7 +90,7 @@ fn now() -> Instant {
 }
 
 fn hits(c: &mut Criterion) {
-    let (_runtime, cache) = filled(None);
+    let (_runtime, view) = filled(None);
     let (_other_runtime, tagged) = filled(Some("users"));
     let keys = keys();
     let bare: moka::sync::Cache<String, Bytes> = moka::sync::Cache::new(1_000_000);
@@ -108,7 +109,7 @@ fn hits(c: &mut Criterion) {
             b.iter_custom(|rounds| {
                 on_threads(threads, rounds, |rounds| {
                     for n in rounds {
-                        let answer = cache.get(&keys[n % KEYS], "user", never).now_or_never();
+                        let answer = view.get(&keys[n % KEYS], never).now_or_never();
                         black_box(answer.unwrap().unwrap());
                     }
                 })
@@ -118,7 +119,7 @@ fn hits(c: &mut Criterion) {
             b.iter_custom(|rounds| {
                 on_threads(threads, rounds, |rounds| {
                     for n in rounds {
-                        let read = tagged.read(&keys[n % KEYS], "user").tag("users");
+                        let read = tagged.read(&keys[n % KEYS]).tag("users");
                         let answer = read.get(never).now_or_never();
                         black_box(answer.unwrap().unwrap());
                     }

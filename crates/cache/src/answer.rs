@@ -51,13 +51,14 @@ pub enum StaleReason {
 impl<V: Clone> Answer<V> {
     #[inline]
     pub(crate) fn of(
-        entry: &Entry<V>,
+        entry: &Entry,
+        value: &Option<V>,
         source: Source,
         stale: Option<StaleReason>,
         age: Duration,
     ) -> Self {
         Self {
-            value: entry.value.clone(),
+            value: value.clone(),
             source,
             age,
             fresh_for: entry.life().fresh,

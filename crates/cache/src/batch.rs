@@ -5,24 +5,24 @@
 //! only what was loaded while nothing at all was invalidated.
 
 use std::collections::HashMap;
-use std::error::Error;
-use std::future::Future;
-use std::sync::Arc;
+use std::hash::Hash;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use futures_util::future::join_all;
 
 use crate::answer::Answer;
-use crate::cache::{Cache, Inner, clock};
-use crate::classes::Class;
+use crate::cache::{Inner, clock};
 use crate::ending::{conclude, wait};
-use crate::error::CacheError;
-use crate::flight::{Boarding, Leader};
-use crate::freshness::Lifetime;
+use crate::error::{CacheError, LoadError};
+use crate::flight::{Boarding, Held, Leader, Passenger};
+use crate::freshness::{Lifetime, Ttl};
 use crate::guard::Urgency;
-use crate::load::{Job, Kept, Stage};
+use crate::key::Key;
+use crate::load::{Job, Kept, Stage, add_tags};
 use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Patience, Season};
+use crate::view::View;
 
 /// What a warming did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,125 +36,134 @@ pub struct Warmed {
     pub redis: usize,
 }
 
-/// A read of many keys being put together; see [`Cache::read_many`].
+/// A read of many keys being put together; see [`View::read_many`].
 #[must_use = "a read does nothing until `get` is called and awaited"]
 pub struct ReadMany<'a, V, K> {
-    cache: &'a Cache<V>,
+    view: &'a View<V>,
     keys: &'a [K],
-    class: &'a str,
-    /// One set for each key.
+    /// One set for each key, beside those of the view.
     tags: Vec<Vec<Vec<u8>>>,
     default: Option<V>,
 }
 
-impl<V: Clone + Send + Sync + 'static> Cache<V> {
+impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Answers for many keys, in their order. What neither memory nor Redis has is loaded by one call of `load`, which is given
-    /// those keys and answers with the values there are; a key it leaves out is absent. However many keys it is, that is one load to the guard.
+    /// those keys and answers with the pairs of key and value that there are; a key it leaves out is absent. However many keys it is, that is one load to
+    /// the guard.
+    ///
+    /// ```no_run
+    /// # use std::collections::HashMap;
+    /// # use steadfast_cache::View;
+    /// # async fn load_users(ids: &[u64]) -> std::io::Result<HashMap<u64, String>> { todo!() }
+    /// # async fn f(users: View<String>) {
+    /// let answers = users.get_many(&[7, 8, 9], |ids: Vec<u64>| async move { Ok(load_users(&ids).await?) }).await;
+    /// # }
+    /// ```
     ///
     /// # Errors
-    /// Each answer is its own: see [`Cache::get`].
-    pub async fn get_many<K, L, F, E>(
+    /// Each answer is its own: see [`View::get`].
+    pub async fn get_many<K, L, F, I>(
         &self,
         keys: &[K],
-        class: &str,
         load: L,
     ) -> Vec<Result<Answer<V>, CacheError>>
     where
-        K: AsRef<[u8]>,
-        L: FnOnce(Vec<Vec<u8>>) -> F + Send + 'static,
-        F: Future<Output = Result<HashMap<Vec<u8>, V>, E>> + Send + 'static,
-        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+        K: Key + Clone + Eq + Hash + Send + Sync + 'static,
+        I: IntoIterator<Item = (K, V)> + Send + 'static,
+        L: FnOnce(Vec<K>) -> F + Send + 'static,
+        F: Future<Output = Result<I, LoadError>> + Send + 'static,
     {
-        self.read_many(keys, class).get(load).await
+        self.read_many(keys).get(load).await
     }
 
-    /// The long form of [`get_many`](Self::get_many), with tags and a default.
-    pub fn read_many<'a, K: AsRef<[u8]>>(
-        &'a self,
-        keys: &'a [K],
-        class: &'a str,
-    ) -> ReadMany<'a, V, K> {
+    /// The long form of [`get_many`](Self::get_many), with more tags and a default.
+    pub fn read_many<'a, K: Key>(&'a self, keys: &'a [K]) -> ReadMany<'a, V, K> {
         ReadMany {
-            cache: self,
+            view: self,
             keys,
-            class,
             tags: vec![Vec::new(); keys.len()],
             default: None,
         }
     }
 
-    /// Loads many values by one query and puts them into memory and Redis, each with these tags, before anybody asks. What an
+    /// Loads many values by one query and puts them into memory and Redis before anybody asks. What an
     /// invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
     ///
     /// # Errors
-    /// As [`Cache::get`]; it draws on the guard like any load.
-    pub async fn warm<K, I, L, F, E>(
-        &self,
-        class: &str,
-        tags: &[&str],
-        load: L,
-    ) -> Result<Warmed, CacheError>
+    /// As [`View::get`]; it draws on the guard like any load.
+    pub async fn warm<K, I, L, F>(&self, load: L) -> Result<Warmed, CacheError>
     where
-        K: AsRef<[u8]>,
+        K: Key,
         I: IntoIterator<Item = (K, V)>,
         L: FnOnce() -> F + Send,
-        F: Future<Output = Result<I, E>> + Send,
-        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+        F: Future<Output = Result<I, LoadError>> + Send,
     {
-        let inner = &*self.inner;
-        let class = inner.classes.find(class)?;
-        let tags: Vec<Vec<u8>> = tags.iter().map(|tag| tag.as_bytes().to_vec()).collect();
-        let stripes = inner.generations.tag_stripes(&tags);
-        let whole = inner.generations.snapshot_all();
-        let season = match &inner.redis {
-            Some(redis) => redis.open_season(&tags).await.ok(),
+        let (cache, ttl) = (self.core(), self.ttl());
+        let whole = cache.generations.snapshot_all();
+        let season = match &cache.redis {
+            Some(redis) => redis.open_season().await.ok(),
             None => None,
         };
         let began = clock();
-        let (limit, urgency) = (class.ttl.hard_limit, Urgency::Refresh { heat: 0 });
-        let (pairs, cost) = inner
-            .ask_database((class.lane, urgency), limit, began + limit, || (), load)
+        let (limit, urgency) = (ttl.hard_limit, Urgency::Refresh { heat: 0 });
+        let (pairs, cost) = cache
+            .ask_database((self.class(), urgency), limit, began + limit, || (), load)
             .await?;
 
         let mut warmed = Warmed::default();
         let mut kept = Vec::new();
         for (key, value) in pairs {
             warmed.loaded += 1;
-            let bytes = inner.codec.encode(&value).map_err(CacheError::Encode)?;
-            if bytes.len() > inner.value_max {
-                inner.stats.not_stored.add(1);
+            let bytes = self.codec().encode(&value).map_err(CacheError::Encode)?;
+            if bytes.len() > cache.value_max {
+                cache.stats.not_stored.add(1);
                 continue;
             }
-            let key = key.as_ref();
-            let snapshot = inner.generations.narrow(&whole, key, stripes.clone());
-            let life = class.ttl.lifetime(false, inner.draw());
+            let name = self.name(&key);
+            let tags = self.tags_of(&name);
+            let snapshot = cache.generations.narrow(&whole, &name, &tags);
+            let life = self.life(&ttl, Some(&value));
             let times = Times {
                 loaded_at: began.into(),
                 life,
                 cost,
-                early_refresh: class.ttl.early_refresh,
+                early_refresh: ttl.early_refresh,
             };
-            let entry = Entry::new(key, Some(value), times, &snapshot, bytes.len());
-            let stored = inner
-                .memory
-                .insert(&Arc::new(entry), &snapshot, &inner.generations);
+            let governed = (&snapshot, tags.clone().into());
+            let length = bytes.len();
+            let entry = Entry::new(&name, Some(value), times, governed, self.label(), length);
+            let stored = cache.memory.insert(&entry, &snapshot, &cache.generations);
             warmed.memory += usize::from(stored);
-            kept.push((key.to_vec(), bytes, life));
+            kept.push(Warm {
+                name: name.to_vec(),
+                tags,
+                bytes,
+                life,
+            });
         }
         if let Some(season) = season {
-            warmed.redis = inner.fill_in_season(&season, &kept, (began, cost)).await;
+            let times = (began, cost, self.label().version);
+            warmed.redis = cache.fill_in_season(season, &kept, times).await;
         }
         Ok(warmed)
     }
 }
 
-impl<V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> ReadMany<'_, V, K> {
-    /// All the values belong to this tag; see [`Read::tag`](crate::Read::tag).
+/// A value to be put into Redis.
+struct Warm {
+    name: Vec<u8>,
+    tags: Vec<Vec<u8>>,
+    bytes: Bytes,
+    life: Lifetime,
+}
+
+impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
+    /// All the values belong to this tag, beside those of the view; see [`Read::tag`](crate::Read::tag).
     pub fn tag<T: AsRef<[u8]> + ?Sized>(self, tag: &T) -> Self {
         self.tags_of(|_| [tag.as_ref().to_vec()])
     }
 
-    /// The value of each key belongs to the tags given for that key.
+    /// The value of each key belongs to the tags given for that key, beside those of the view.
     pub fn tags_of<I>(mut self, tags: impl Fn(&K) -> I) -> Self
     where
         I: IntoIterator<Item: Into<Vec<u8>>>,
@@ -171,39 +180,35 @@ impl<V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> ReadMany<'_, V, K> {
         self
     }
 
-    /// Answers; see [`Cache::get_many`].
+    /// Answers; see [`View::get_many`].
     ///
     /// # Errors
-    /// Each answer is its own: see [`Cache::get`]; with a default only [`CacheError::UnknownClass`].
-    pub async fn get<L, F, E>(self, load: L) -> Vec<Result<Answer<V>, CacheError>>
+    /// Each answer is its own: see [`View::get`]; none with a default.
+    pub async fn get<L, F, I>(self, load: L) -> Vec<Result<Answer<V>, CacheError>>
     where
-        L: FnOnce(Vec<Vec<u8>>) -> F + Send + 'static,
-        F: Future<Output = Result<HashMap<Vec<u8>, V>, E>> + Send + 'static,
-        E: Into<Box<dyn Error + Send + Sync>> + 'static,
+        K: Clone + Eq + Hash + Send + Sync + 'static,
+        I: IntoIterator<Item = (K, V)> + Send + 'static,
+        L: FnOnce(Vec<K>) -> F + Send + 'static,
+        F: Future<Output = Result<I, LoadError>> + Send + 'static,
     {
-        let inner = &self.cache.inner;
-        let class = match inner.classes.find(self.class) {
-            Ok(class) => class,
-            Err(error) => return self.keys.iter().map(|_| Err(error.clone())).collect(),
-        };
-        let now = clock();
+        let (view, ttl, now) = (self.view, self.view.ttl(), clock());
         let mut led = Vec::new();
         let places: Vec<_> = self
             .keys
             .iter()
             .zip(self.tags)
-            .map(|(key, tags)| take_place(inner, key.as_ref(), tags, &class, now, &mut led))
+            .map(|(key, tags)| take_place(view, key, &tags, &ttl, now, &mut led))
             .collect();
         if !led.is_empty() {
-            tokio::spawn(lead_many(inner.clone(), led, class.lane, load));
+            tokio::spawn(lead_many(view.clone(), ttl, led, load));
         }
         let default = &self.default;
         join_all(places.into_iter().map(|place| async {
             match place {
                 Place::Hit(answer) => Ok(answer),
                 Place::Flight(passenger, held) => {
-                    let ending = wait(inner, passenger, held, &class.ttl, now).await;
-                    conclude(inner, ending, default.clone())
+                    let ending = wait(view, passenger, held, &ttl, now).await;
+                    conclude(view, ending, default.clone())
                 }
             }
         }))
@@ -212,67 +217,76 @@ impl<V: Clone + Send + Sync + 'static, K: AsRef<[u8]>> ReadMany<'_, V, K> {
 }
 
 /// A flight to lead, and how.
-type Led<V> = (Leader<V>, Job<V>);
+struct Led<V, K> {
+    leader: Leader,
+    job: Job<V>,
+    key: K,
+}
 
 enum Place<V> {
     Hit(Answer<V>),
-    Flight(crate::flight::Passenger<V>, Option<Arc<Entry<V>>>),
+    Flight(Passenger, Option<Held>),
 }
 
 /// Answers from memory, or finds a flight for the key; one that is still to be led is put into `led`.
-fn take_place<V: Clone + Send + Sync + 'static>(
-    inner: &Inner<V>,
-    key: &[u8],
-    tags: Vec<Vec<u8>>,
-    class: &Class,
+fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
+    view: &View<V>,
+    key: &K,
+    tags: &[Vec<u8>],
+    ttl: &Ttl,
     now: Instant,
-    led: &mut Vec<Led<V>>,
+    led: &mut Vec<Led<V, K>>,
 ) -> Place<V> {
-    let held = inner.memory.get(key, &tags, &inner.generations);
-    let moment = now.into();
-    if let Some(entry) = held.as_ref().filter(|entry| inner.is_fresh(entry, moment)) {
-        return Place::Hit(inner.hit(entry, entry.age(moment)));
+    let (name, cache, moment) = (view.name(key), view.core(), now.into());
+    let named: Vec<&[u8]> = tags.iter().map(Vec::as_slice).collect();
+    let held = view.held(&name, &named);
+    let entry = held.as_ref().map(|held| held.loaded.entry.clone());
+    if let Some(entry) = &entry
+        && view.is_fresh(entry, ttl, moment)
+        && let Some(answer) = view.hit(entry, entry.age(moment))
+    {
+        return Place::Hit(answer);
     }
-    let held = held.filter(|entry| inner.may_serve_stale(entry, &class.ttl, moment));
-    match inner.flights.board(key, &tags, &inner.generations) {
+    let mut all = view.tags_of(&name);
+    add_tags(&mut all, named.into_iter());
+    let mut job = view.job(all, entry);
+    let held = held.filter(|held| view.may_serve_stale(held, ttl, moment));
+    job.held = held.as_ref().map(|held| held.loaded.entry.clone());
+    let flights = &cache.flights;
+    match flights.board(&name, view.cargo(), &job.tags, &cache.generations) {
         Boarding::Joined(passenger) => Place::Flight(passenger, held),
         Boarding::Leader(leader, passenger) => {
-            let job = Job {
-                class: class.ttl,
-                lane: class.lane,
-                tags,
-                held: held.clone(),
-                early: false,
-            };
-            led.push((leader, job));
+            let key = key.clone();
+            led.push(Led { leader, job, key });
             Place::Flight(passenger, held)
         }
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Inner<V> {
+impl Inner {
     async fn fill_in_season(
         &self,
-        season: &Season,
-        kept: &[(Vec<u8>, bytes::Bytes, Lifetime)],
-        (loaded_at, cost): (Instant, Duration),
+        mut season: Season,
+        kept: &[Warm],
+        (loaded_at, cost, type_version): (Instant, Duration, u32),
     ) -> usize {
         let Some(redis) = &self.redis else { return 0 };
         let mut filled = 0;
         for chunk in kept.chunks(FILLS_AT_ONCE) {
             let fills: Vec<_> = chunk
                 .iter()
-                .map(|(key, bytes, life)| {
+                .map(|warm| {
                     let fill = Fill {
-                        payload: Some(bytes),
-                        life: *life,
+                        payload: Some(&warm.bytes),
+                        life: warm.life,
                         cost,
+                        type_version,
                         loaded_at,
                     };
-                    (&**key, fill)
+                    (&*warm.name, &*warm.tags, fill)
                 })
                 .collect();
-            match redis.fill_in_season(season, &fills).await {
+            match redis.fill_in_season(&mut season, &fills).await {
                 Ok(count) => filled += count,
                 Err(trouble) => {
                     tracing::debug!(%trouble, "warming goes on without Redis");
@@ -285,39 +299,38 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
 }
 
 /// Leads the flights of a batch: asks Redis for each, all at once, and the database for the rest in one call.
-async fn lead_many<V, L, F, E>(inner: Arc<Inner<V>>, led: Vec<Led<V>>, lane: usize, load: L)
+async fn lead_many<V, K, L, F, I>(view: View<V>, ttl: Ttl, led: Vec<Led<V, K>>, load: L)
 where
     V: Clone + Send + Sync + 'static,
-    L: FnOnce(Vec<Vec<u8>>) -> F + Send + 'static,
-    F: Future<Output = Result<HashMap<Vec<u8>, V>, E>> + Send + 'static,
-    E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    K: Clone + Eq + Hash + Send + Sync,
+    I: IntoIterator<Item = (K, V)> + Send + 'static,
+    L: FnOnce(Vec<K>) -> F + Send + 'static,
+    F: Future<Output = Result<I, LoadError>> + Send + 'static,
 {
-    let Some(class) = led.first().map(|(_, job)| job.class) else {
-        return;
-    };
-    let deadline = clock() + class.hard_limit;
-    let missing = ask_redis_for_all(&inner, led, deadline).await;
+    let cache = view.core();
+    let deadline = clock() + ttl.hard_limit;
+    let missing = ask_redis_for_all(cache, led, deadline).await;
     if missing.is_empty() {
         return;
     }
     // As urgent as the most urgent of them.
-    let urgency = missing.iter().map(|(_, job, _)| job.urgency()).max();
-    let keys = missing
-        .iter()
-        .map(|(leader, ..)| leader.key.to_vec())
-        .collect();
-    let queued = || missing.iter().for_each(|(leader, ..)| leader.say_queued());
-    let place = (lane, urgency.unwrap_or(Urgency::Needed));
-    let loaded = inner
-        .ask_database(place, class.hard_limit, deadline, queued, || load(keys))
+    let urgency = missing.iter().map(|(led, _)| led.job.urgency()).max();
+    let keys = missing.iter().map(|(led, _)| led.key.clone()).collect();
+    let queued = || missing.iter().for_each(|(led, _)| led.leader.say_queued());
+    let place = (view.class(), urgency.unwrap_or(Urgency::Needed));
+    let load = || async move {
+        let pairs = load(keys).await?;
+        Ok(pairs.into_iter().collect::<HashMap<K, V>>())
+    };
+    let loaded = cache
+        .ask_database(place, ttl.hard_limit, deadline, queued, load)
         .await;
-    let inner = &inner;
     match loaded {
         Ok((values, cost)) => {
-            let kept = missing.into_iter().filter_map(|(leader, _, lease)| {
+            let kept = missing.into_iter().filter_map(|(led, lease)| {
                 // Not taken out: a key given twice is led twice if it was invalidated in between.
-                let value = values.get(&*leader.key).cloned();
-                inner.keep(&leader, &class, value, cost, lease)
+                let value = values.get(&led.key).cloned();
+                led.job.keep(&led.leader, value, cost, lease)
             });
             // All of them have landed before the first is sent to Redis.
             let kept: Vec<_> = kept.collect();
@@ -327,29 +340,29 @@ where
         }
         Err(error) => missing
             .iter()
-            .for_each(|(leader, ..)| leader.land(Err(error.clone()))),
+            .for_each(|(led, _)| led.leader.land(Err(error.clone()))),
     }
 }
 
 /// Asks for each key, many at once but not all, so that a large batch leaves room on the client for others. They share what one read may
 /// spend on Redis. Answers with those that have to be loaded.
-async fn ask_redis_for_all<V>(
-    inner: &Inner<V>,
-    led: Vec<Led<V>>,
+async fn ask_redis_for_all<V, K>(
+    cache: &Inner,
+    led: Vec<Led<V, K>>,
     deadline: Instant,
-) -> Vec<(Leader<V>, Job<V>, Option<Lease>)>
+) -> Vec<(Led<V, K>, Option<Lease>)>
 where
     V: Clone + Send + Sync + 'static,
 {
     let mut missing = Vec::new();
-    let mut patience = inner.redis.as_ref().map(|redis| redis.patience());
+    let mut patience = cache.redis.as_ref().map(|redis| redis.patience());
     for chunk in in_chunks(led) {
         let began = clock();
-        let asked = chunk.into_iter().map(|(leader, job)| {
+        let asked = chunk.into_iter().map(|mut led| {
             let patience = patience.clone();
             async move {
-                let lease = ask_redis_once(inner, &leader, &job, deadline, patience).await?;
-                Some((leader, job, lease))
+                let lease = ask_redis_once(cache, &mut led, deadline, patience).await?;
+                Some((led, lease))
             }
         });
         missing.extend(join_all(asked).await.into_iter().flatten());
@@ -370,23 +383,22 @@ fn in_chunks<T>(all: Vec<T>) -> impl Iterator<Item = Vec<T>> {
 
 /// `None` if Redis answered. A batch does not wait for another process that is loading one of its keys: it loads that one too,
 /// without the right to store it.
-async fn ask_redis_once<V>(
-    inner: &Inner<V>,
-    leader: &Leader<V>,
-    job: &Job<V>,
+async fn ask_redis_once<V, K>(
+    cache: &Inner,
+    Led { leader, job, .. }: &mut Led<V, K>,
     deadline: Instant,
     patience: Option<Patience>,
 ) -> Option<Option<Lease>>
 where
     V: Clone + Send + Sync + 'static,
 {
-    let pending = inner.is_pending(Some(&leader.key), &job.tags);
-    let (Some(redis), Some(mut patience)) = (inner.redis.as_ref().filter(|_| !pending), patience)
+    let pending = cache.is_pending(Some(&leader.key), &job.tags);
+    let (Some(redis), Some(mut patience)) = (cache.redis.as_ref().filter(|_| !pending), patience)
     else {
         return Some(None);
     };
-    match inner
-        .look_and_lease(redis, leader, job, deadline, &mut patience)
+    match job
+        .look_and_lease(redis, leader, deadline, &mut patience)
         .await
     {
         Ok(Some(Stage::Answered(loaded))) => {
@@ -396,7 +408,7 @@ where
         Ok(Some(Stage::Load(lease))) => Some(lease),
         Ok(None) => Some(None),
         Err(trouble) => {
-            inner.pass_by_redis(&trouble);
+            cache.pass_by_redis(&trouble);
             Some(None)
         }
     }
@@ -412,37 +424,36 @@ const FILLS_AT_ONCE: usize = 64;
 mod tests {
     use super::*;
     use crate::answer::Source;
-    use crate::freshness::Ttl;
+    use crate::cache::Cache;
     use crate::source::{Database, DatabaseOptions};
 
     /// The batch has the key twice, and it is invalidated after the first of them has boarded.
     #[tokio::test]
     async fn k11_a_key_that_a_batch_leads_twice_is_not_remembered_as_absent() {
         let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
-        let builder = Cache::<String>::builder(database).class("user", Ttl::default());
+        let builder = Cache::builder(database).class("user", Ttl::default());
         let cache = builder.build().await.unwrap();
-        let inner = &cache.inner;
-        let class = inner.classes.find("user").unwrap();
-        let mut led = Vec::new();
-        let mut board = || take_place(inner, b"a", Vec::new(), &class, clock(), &mut led);
+        let users = cache.view::<String>("user").unwrap();
+        let (ttl, mut led) = (users.ttl(), Vec::new());
+        let mut board = || take_place(&users, &"a", &[], &ttl, clock(), &mut led);
         let first = board();
-        inner.generations.bump_key(b"a");
+        cache.inner.generations.bump_key(b"a");
         let second = board();
         assert_eq!(led.len(), 2, "both lead");
-        let load = |keys: Vec<Vec<u8>>| async {
+        let load = |keys: Vec<&'static str>| async {
             let value = |key| (key, "there".to_owned());
-            Ok::<_, std::io::Error>(keys.into_iter().map(value).collect::<HashMap<_, _>>())
+            Ok(keys.into_iter().map(value).collect::<Vec<_>>())
         };
-        lead_many(inner.clone(), led, class.lane, load).await;
+        lead_many(users.clone(), ttl, led, load).await;
         for place in [first, second] {
             let Place::Flight(passenger, _) = place else {
                 panic!("nothing was in memory")
             };
             let outcome = passenger.borrow().outcome.clone();
-            let value = outcome.unwrap().unwrap().entry.value.clone();
-            assert_eq!(value.as_deref(), Some("there"));
+            let entry = outcome.unwrap().unwrap().entry;
+            assert_eq!(entry.value::<String>().unwrap().as_deref(), Some("there"));
         }
-        let after = cache.get_many(&["a"], "user", load).await;
+        let after = users.get_many(&["a"], load).await;
         let after = after.into_iter().next().unwrap().unwrap();
         assert_eq!(
             (after.value.as_deref(), after.source),

@@ -3,16 +3,13 @@
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
-use bytes::Bytes;
-use serde::Serialize;
-use serde::de::DeserializeOwned;
 use steadfast::Client;
 
 use crate::cache::{Cache, Inner};
 use crate::classes::Classes;
-use crate::codec::Codec;
 use crate::coherence::Coherence;
 use crate::flight::Flights;
 use crate::freshness::{InvalidTtl, Ttl};
@@ -30,9 +27,8 @@ use crate::trust::Trust;
 
 /// Collects the settings of a [`Cache`].
 #[must_use]
-pub struct CacheBuilder<V> {
+pub struct CacheBuilder {
     pub(crate) database: Database,
-    codec: Codec<V>,
     redis: Option<Client>,
     namespace: String,
     classes: Vec<(Box<str>, Ttl)>,
@@ -93,26 +89,18 @@ pub enum BuildError {
     Setting(&'static str),
 }
 
-impl<V: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> Cache<V> {
-    /// A cache of values that are kept as JSON in Redis and decoded in memory. A hit clones the value: where that is dear,
-    /// let `V` be an `Arc`.
-    pub fn builder(database: Database) -> CacheBuilder<V> {
-        CacheBuilder::new(database, Codec::json())
+impl Cache {
+    /// Begins a cache over this database. One serves a whole application, however many types it caches: each is read through a
+    /// [`view`](Self::view).
+    pub fn builder(database: Database) -> CacheBuilder {
+        CacheBuilder::new(database)
     }
 }
 
-impl Cache<Bytes> {
-    /// A cache of bytes that the caller has encoded, kept as they are in both tiers.
-    pub fn builder_of_bytes(database: Database) -> CacheBuilder<Bytes> {
-        CacheBuilder::new(database, Codec::bytes())
-    }
-}
-
-impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
-    fn new(database: Database, codec: Codec<V>) -> Self {
+impl CacheBuilder {
+    fn new(database: Database) -> Self {
         Self {
             database,
-            codec,
             redis: None,
             namespace: "steadfast".to_owned(),
             classes: Vec::new(),
@@ -244,7 +232,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
     ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be.
-    pub async fn build(self) -> Result<Cache<V>, BuildError> {
+    pub async fn build(self) -> Result<Cache, BuildError> {
         self.check()?;
         let now = tokio::time::Instant::now().into_std();
         let seed = self.seed.unwrap_or_else(entropy);
@@ -303,7 +291,7 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
         let inner = Inner {
-            classes: Classes::new(self.classes),
+            classes: Classes::new(&self.classes),
             memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
@@ -312,12 +300,12 @@ impl<V: Clone + Send + Sync + 'static> CacheBuilder<V> {
             redis,
             relay,
             database: self.database,
-            codec: self.codec,
             value_max: self.value_max,
             lease_wait: self.lease_wait,
             draws: seed.into(),
             stats,
             sabotage: self.sabotage,
+            views: AtomicU64::new(0),
             gone: tokio::sync::watch::Sender::default(),
         };
         let cache = Cache::start(inner);

@@ -18,13 +18,11 @@ use crate::target::Announcement;
 use crate::tier::redis::RedisTier;
 
 /// Listens until the cache is gone.
-pub(crate) async fn listen<V>(
-    cache: Weak<Inner<V>>,
+pub(crate) async fn listen(
+    cache: Weak<Inner>,
     redis: Arc<RedisTier>,
     mut gone: watch::Receiver<()>,
-) where
-    V: Clone + Send + Sync + 'static,
-{
+) {
     let own = redis.names().own_channel(&redis.token_text());
     let (mut pubsub, mut subscribed) = subscribe(&redis, &own);
     let mut ear = Ear {
@@ -90,8 +88,8 @@ async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
     }
 }
 
-struct Ear<V> {
-    cache: Weak<Inner<V>>,
+struct Ear {
+    cache: Weak<Inner>,
     redis: Arc<RedisTier>,
     own: Vec<u8>,
     /// Both subscriptions have stood once, so that both are made again after a loss.
@@ -106,7 +104,7 @@ struct Ear<V> {
     heard: Option<u64>,
 }
 
-impl<V: Clone + Send + Sync + 'static> Ear<V> {
+impl Ear {
     async fn hear(&mut self, event: PubSubEvent) {
         let Some(cache) = self.cache.upgrade() else {
             return;
@@ -142,7 +140,7 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
         self.beat().await;
     }
 
-    fn hear_announcement(&mut self, cache: &Inner<V>, payload: &[u8]) {
+    fn hear_announcement(&mut self, cache: &Inner, payload: &[u8]) {
         let Some(announced) = Announcement::parse(payload) else {
             tracing::warn!("an announcement that cannot be understood: memory is emptied");
             return cache.forget(&[crate::Target::All]);
@@ -155,7 +153,7 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
         self.redis.trust.learn(announced.after);
     }
 
-    fn hear_beat(&mut self, cache: &Inner<V>, payload: &[u8]) {
+    fn hear_beat(&mut self, cache: &Inner, payload: &[u8]) {
         let Some((connection, sent, known)) = parse_beat(payload) else {
             return;
         };
@@ -178,7 +176,7 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
     }
 
     /// Some invalidations were not heard, and which is not known.
-    fn miss(&self, cache: &Inner<V>, why: &'static str) {
+    fn miss(&self, cache: &Inner, why: &'static str) {
         tracing::warn!(
             why,
             "what is in memory counts as stale until it is loaded again"
@@ -188,7 +186,7 @@ impl<V: Clone + Send + Sync + 'static> Ear<V> {
     }
 
     /// Finds out whether anything was missed while nothing could be heard.
-    async fn sync(&mut self, cache: &Inner<V>) {
+    async fn sync(&mut self, cache: &Inner) {
         let mut ask = redis::cmd("GET");
         ask.arg(self.redis.names().watermark());
         let Ok(applied) = self.redis.ask::<Option<u64>>(&ask).await else {

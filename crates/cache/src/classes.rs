@@ -1,79 +1,73 @@
 //! Classes by their names.
 //!
-//! Every read names one, and a name that does not exist is an error even where the value is at hand. Names are never taken away, so those that the
-//! cache was built with can be looked at without asking for the times to live, which may be changed meanwhile.
+//! A class is looked up once, when a view is made, and a name that does not exist is an error there. Views hold the class itself, whose times to
+//! live may be changed meanwhile. Classes are never taken away.
 
-use arc_swap::ArcSwap;
+use std::sync::Arc;
 
-use crate::error::CacheError;
+use parking_lot::RwLock;
+
+use crate::error::UnknownClass;
 use crate::freshness::Ttl;
 
 /// A class of data.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Class {
-    pub(crate) ttl: Ttl,
+    pub(crate) name: Box<str>,
+    /// Tells it from the others of the cache.
+    pub(crate) number: usize,
     /// Its number at the guard.
     pub(crate) lane: usize,
+    ttl: RwLock<Ttl>,
 }
 
-/// Few, so that comparing names finds one soonest.
+impl Class {
+    /// Its times, as they are now.
+    pub(crate) fn ttl(&self) -> Ttl {
+        *self.ttl.read()
+    }
+}
+
 pub(crate) struct Classes {
-    first: Box<[Box<str>]>,
-    all: ArcSwap<Vec<(Box<str>, Class)>>,
+    all: RwLock<Vec<Arc<Class>>>,
     /// The number at the guard of classes that were added later: they have no bounds of their own.
     lane_of_others: usize,
 }
 
 impl Classes {
-    pub(crate) fn new(classes: Vec<(Box<str>, Ttl)>) -> Self {
-        let all: Vec<_> = classes
-            .into_iter()
-            .enumerate()
-            .map(|(lane, (name, ttl))| (name, Class { ttl, lane }))
-            .collect();
-        Self {
-            first: all.iter().map(|(name, _)| name.clone()).collect(),
-            lane_of_others: all.len(),
-            all: ArcSwap::from_pointee(all),
-        }
+    pub(crate) fn new(given: &[(Box<str>, Ttl)]) -> Self {
+        let classes = Self {
+            all: RwLock::default(),
+            lane_of_others: given.len(),
+        };
+        classes.change(given);
+        classes
     }
 
-    #[inline]
-    pub(crate) fn knows(&self, name: &str) -> bool {
-        self.first.iter().any(|class| **class == *name) || self.find(name).is_ok()
-    }
-
-    /// Of one that has bounds of its own, by its number at the guard.
-    pub(crate) fn name(&self, lane: usize) -> &str {
-        self.first.get(lane).map_or("", |name| name)
-    }
-
-    pub(crate) fn find(&self, name: &str) -> Result<Class, CacheError> {
-        let all = self.all.load();
-        let found = all.iter().find(|(class, _)| **class == *name);
-        found
-            .map(|(_, class)| *class)
-            .ok_or_else(|| CacheError::UnknownClass {
-                class: name.to_owned(),
-            })
+    pub(crate) fn find(&self, name: &str) -> Result<Arc<Class>, UnknownClass> {
+        let all = self.all.read();
+        let found = all.iter().find(|class| *class.name == *name);
+        found.cloned().ok_or_else(|| UnknownClass {
+            class: name.to_owned(),
+        })
     }
 
     /// Gives them other times, or adds some.
     pub(crate) fn change(&self, given: &[(Box<str>, Ttl)]) {
-        // Again, if another has changed them meanwhile.
-        self.all.rcu(|all| {
-            let mut changed = Vec::clone(all);
-            for (name, ttl) in given {
-                match changed.iter_mut().find(|(class, _)| class == name) {
-                    Some((_, class)) => class.ttl = *ttl,
-                    None => {
-                        let lane = self.lane_of_others;
-                        changed.push((name.clone(), Class { ttl: *ttl, lane }));
-                    }
-                }
+        let mut all = self.all.write();
+        for (name, ttl) in given {
+            if let Some(class) = all.iter().find(|class| class.name == *name) {
+                *class.ttl.write() = *ttl;
+                continue;
             }
-            changed
-        });
+            let number = all.len();
+            all.push(Arc::new(Class {
+                name: name.clone(),
+                number,
+                lane: number.min(self.lane_of_others),
+                ttl: RwLock::new(*ttl),
+            }));
+        }
     }
 }
 
@@ -84,10 +78,23 @@ mod tests {
     #[test]
     fn k9_a_class_that_is_added_later_shares_no_bounds_with_the_first_ones() {
         let ttl = Ttl::default();
-        let classes = Classes::new(vec![("a".into(), ttl), ("b".into(), ttl)]);
+        let classes = Classes::new(&[("a".into(), ttl), ("b".into(), ttl)]);
         classes.change(&[("b".into(), ttl), ("c".into(), ttl), ("d".into(), ttl)]);
         let lanes = ["a", "b", "c", "d"].map(|name| classes.find(name).unwrap().lane);
         assert_eq!(lanes, [0, 1, 2, 2]);
-        assert!(classes.knows("a") && classes.knows("d") && !classes.knows("e"));
+        assert!(classes.find("e").is_err());
+    }
+
+    #[test]
+    fn k4_who_holds_a_class_sees_its_times_change() {
+        let classes = Classes::new(&[("a".into(), Ttl::default())]);
+        let held = classes.find("a").unwrap();
+        let fresh = std::time::Duration::from_secs(1);
+        let changed = Ttl {
+            fresh,
+            ..Ttl::default()
+        };
+        classes.change(&[("a".into(), changed)]);
+        assert_eq!(held.ttl(), changed);
     }
 }

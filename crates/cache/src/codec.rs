@@ -13,11 +13,20 @@ use serde::de::DeserializeOwned;
 
 pub(crate) type CodecError = Arc<dyn Error + Send + Sync>;
 
-/// Two functions rather than a trait: there are two codecs, chosen when the cache is built.
+/// Two functions rather than a trait: there are two codecs, chosen when a view is made.
+#[derive(Debug)]
 pub(crate) struct Codec<V> {
     encode: fn(&V) -> Result<Bytes, CodecError>,
     decode: fn(Vec<u8>) -> Result<V, CodecError>,
 }
+
+impl<V> Clone for Codec<V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<V> Copy for Codec<V> {}
 
 impl<V> Codec<V> {
     pub(crate) fn encode(&self, value: &V) -> Result<Bytes, CodecError> {

@@ -3,54 +3,49 @@
 //! It waits for a flight, but whoever holds something stale need not wait for its end: a load that is slow, refused or failing is no reason to
 //! answer with nothing. So each reason to take the stale value is weighed here, and nowhere else.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Source, StaleReason};
-use crate::cache::Inner;
+use crate::cache::clock;
 use crate::error::CacheError;
-use crate::flight::{Loaded, Passenger};
+use crate::flight::{Held, Loaded, Passenger};
 use crate::freshness::Ttl;
 use crate::moment::Moment;
-use crate::tier::memory::Entry;
+use crate::view::View;
 
 /// How a read ended: a value, perhaps stale; or why there is none.
-pub(crate) type Ending<V> = Result<(Loaded<V>, Option<StaleReason>), CacheError>;
+pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
 
 /// Waits for the flight to land, but not past the soft limit if there is something stale to serve.
 pub(crate) async fn wait<V>(
-    inner: &Inner<V>,
-    mut passenger: Passenger<V>,
-    held: Option<Arc<Entry<V>>>,
-    class: &Ttl,
+    view: &View<V>,
+    mut passenger: Passenger,
+    held: Option<Held>,
+    ttl: &Ttl,
     began: Instant,
-) -> Ending<V>
+) -> Ending
 where
     V: Clone + Send + Sync + 'static,
 {
-    let mut fallback = held.map(|entry| Loaded {
-        entry,
-        source: Source::Memory,
-    });
-    let soft = began + class.soft_limit;
-    let hard = began + class.hard_limit + MARGIN;
+    let mut fallback = held;
+    let soft = began + ttl.soft_limit;
+    let hard = began + ttl.hard_limit + MARGIN;
     loop {
         {
             let progress = passenger.borrow_and_update();
-            if let Some(found) = &progress.fallback
-                && fallback.is_none()
-                && inner.may_serve_stale(&found.entry, class, Moment::now())
-            {
-                fallback = Some(found.clone());
+            if fallback.is_none() {
+                fallback = progress.fallback.clone();
             }
+            // Again each time: it may have expired or been invalidated since.
+            fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
             match (&progress.outcome, &fallback) {
                 (Some(Ok(loaded)), _) => return Ok((loaded.clone(), None)),
-                (Some(Err(error)), Some(fallback)) => {
-                    return Ok((fallback.clone(), Some(reason(error))));
+                (Some(Err(error)), Some(held)) => {
+                    return Ok((held.loaded.clone(), Some(reason(error))));
                 }
                 (Some(Err(error)), None) => return Err(error.clone()),
-                (None, Some(fallback)) if progress.queued => {
-                    return Ok((fallback.clone(), Some(StaleReason::Overloaded)));
+                (None, Some(held)) if progress.queued => {
+                    return Ok((held.loaded.clone(), Some(StaleReason::Overloaded)));
                 }
                 (None, _) => {}
             }
@@ -60,33 +55,34 @@ where
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(CacheError::Closed),
             Err(_) => {
-                return match fallback {
-                    Some(fallback) => Ok((fallback, Some(StaleReason::Slow))),
-                    None => Err(CacheError::LoadTimeout {
-                        limit: class.hard_limit,
-                    }),
-                };
+                fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
+                if let Some(held) = fallback {
+                    return Ok((held.loaded, Some(StaleReason::Slow)));
+                }
+                if clock() >= hard {
+                    return Err(CacheError::LoadTimeout {
+                        limit: ttl.hard_limit,
+                    });
+                }
             }
         }
     }
 }
 
-pub(crate) fn conclude<V: Clone>(
-    inner: &Inner<V>,
-    ending: Ending<V>,
+pub(crate) fn conclude<V: Clone + Send + Sync + 'static>(
+    view: &View<V>,
+    ending: Ending,
     default: Option<V>,
 ) -> Result<Answer<V>, CacheError> {
+    let stats = &view.core().stats;
+    let ending = ending.and_then(|(loaded, stale)| {
+        // Whoever joins a flight brings the same type.
+        view.answer(&loaded, stale).ok_or(CacheError::Closed)
+    });
     match (ending, default) {
-        (Ok((loaded, stale)), _) => {
-            if loaded.source != Source::Database {
-                loaded.entry.count_hit();
-            }
-            inner.stats.answered(loaded.source, stale.is_some());
-            let age = loaded.entry.age(Moment::now());
-            Ok(Answer::of(&loaded.entry, loaded.source, stale, age.into()))
-        }
+        (Ok(answer), _) => Ok(answer),
         (Err(error), Some(default)) => {
-            inner.stats.answered(Source::Default, true);
+            stats.answered(Source::Default, true);
             let stale = Some(reason(&error));
             Ok(Answer {
                 value: Some(default),
@@ -97,9 +93,23 @@ pub(crate) fn conclude<V: Clone>(
             })
         }
         (Err(error), None) => {
-            inner.stats.failed(&error);
+            stats.failed(&error);
             Err(error)
         }
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Answers with what a flight has brought, and counts it.
+    pub(crate) fn answer(&self, loaded: &Loaded, stale: Option<StaleReason>) -> Option<Answer<V>> {
+        let Loaded { entry, source } = loaded;
+        let value = entry.value::<V>()?;
+        if *source != Source::Database {
+            entry.count_hit();
+        }
+        self.core().stats.answered(*source, stale.is_some());
+        let age = entry.age(Moment::now()).into();
+        Some(Answer::of(entry, value, *source, stale, age))
     }
 }
 

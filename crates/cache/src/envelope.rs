@@ -6,7 +6,7 @@
 //! miss. Lengths in the bytes are checked against what is there, never trusted.
 //!
 //! Layout, little endian: version `u8`, flags `u8`, crc32 `u32` of flags and everything after it, kept for
-//! `u64` ms, fresh for `u64` ms, cost of loading `u64` µs, count of tags `u16`, each as length `u16`, name, token
+//! `u64` ms, fresh for `u64` ms, cost of loading `u64` µs, version of the value's type `u32`, count of tags `u16`, each as length `u16`, name, token
 //! of 16 bytes; then the payload, which if compressed begins with its full length as `u32`.
 
 use std::borrow::Cow;
@@ -15,7 +15,7 @@ use std::time::Duration;
 use crate::freshness::Lifetime;
 
 /// The version written, and the only one read.
-pub(crate) const VERSION: u8 = 1;
+pub(crate) const VERSION: u8 = 2;
 
 /// A random token of 128 bits.
 pub(crate) type Token = [u8; 16];
@@ -26,6 +26,8 @@ pub(crate) struct Envelope<'a> {
     pub(crate) life: Lifetime,
     /// How long the load took, for early refresh.
     pub(crate) cost: Duration,
+    /// Of the value's type, as its view says.
+    pub(crate) type_version: u32,
     pub(crate) tags: Vec<(Cow<'a, [u8]>, Token)>,
     /// `None` is absence, remembered.
     pub(crate) payload: Option<Cow<'a, [u8]>>,
@@ -62,6 +64,7 @@ impl Envelope<'_> {
         out.extend(millis(self.life.keep).to_le_bytes());
         out.extend(millis(self.life.fresh).to_le_bytes());
         out.extend((self.cost.as_micros() as u64).to_le_bytes());
+        out.extend(self.type_version.to_le_bytes());
         out.extend(tag_count.to_le_bytes());
         for (name, token) in &self.tags {
             out.extend(u16::try_from(name.len()).ok()?.to_le_bytes());
@@ -88,6 +91,7 @@ impl Envelope<'_> {
         let keep = Duration::from_millis(u64::from_le_bytes(rest.array()?));
         let fresh = Duration::from_millis(u64::from_le_bytes(rest.array()?));
         let cost = Duration::from_micros(u64::from_le_bytes(rest.array()?));
+        let type_version = u32::from_le_bytes(rest.array()?);
         let count = u16::from_le_bytes(rest.array()?);
         let mut tags = Vec::new();
         for _ in 0..count {
@@ -105,6 +109,7 @@ impl Envelope<'_> {
         Ok(Envelope {
             life: Lifetime { fresh, keep },
             cost,
+            type_version,
             tags,
             payload,
         })
@@ -154,7 +159,7 @@ impl<'a> Reader<'a> {
 const COMPRESSED: u8 = 1;
 const ABSENT: u8 = 2;
 const CHECKED_FROM: usize = 6;
-const FIXED: usize = CHECKED_FROM + 26;
+const FIXED: usize = CHECKED_FROM + 30;
 
 #[cfg(test)]
 mod tests {
@@ -168,6 +173,7 @@ mod tests {
                 keep: Duration::from_millis(77),
             },
             cost: Duration::from_micros(1234),
+            type_version: 5,
             tags: tags
                 .into_iter()
                 .map(|(name, token)| (Cow::Owned(name), token))

@@ -10,12 +10,6 @@ use crate::guard::ClassBound;
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {
-    /// The class was not given to the builder.
-    #[error("the class {class:?} is not known to this cache; add it with CacheBuilder::class")]
-    UnknownClass {
-        /// The name asked for.
-        class: String,
-    },
     /// The database is at the limit of what it may be asked, and there was nothing stale to serve.
     #[error("the database is at its limit; ask again in {retry_after:?}")]
     Overloaded {
@@ -60,6 +54,36 @@ pub enum CacheError {
     /// The cache is closed, or the runtime is shutting down.
     #[error("the cache is closed")]
     Closed,
+}
+
+/// A view of a class that was not given to the builder.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the class {class:?} is not known to this cache; add it with CacheBuilder::class")]
+pub struct UnknownClass {
+    /// The name asked for.
+    pub class: String,
+}
+
+/// The error of a loader: any at all, which `?` turns into this one. A reader finds it in [`CacheError::Load`].
+///
+/// ```
+/// # use steadfast_cache::LoadError;
+/// async fn load(path: &str) -> Result<Option<u64>, LoadError> {
+///     let text = std::fs::read_to_string(path)?; // an io::Error
+///     if text.is_empty() {
+///         Err("there is nothing in the file")?; // a text
+///     }
+///     Ok(Some(text.parse()?)) // a ParseIntError
+/// }
+/// ```
+#[derive(Debug)]
+pub struct LoadError(pub(crate) Box<dyn Error + Send + Sync>);
+
+// It is no error itself, so that every error can be turned into it.
+impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for LoadError {
+    fn from(error: E) -> Self {
+        Self(error.into())
+    }
 }
 
 impl CacheError {

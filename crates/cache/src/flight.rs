@@ -4,6 +4,7 @@
 //! leave early while the load goes on. A flight is joined only while nothing has been invalidated since it took off: after its own
 //! write a caller never joins a load that began before it, but starts another, which takes the place of the first in the table.
 
+use std::any::TypeId;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::Arc;
@@ -17,63 +18,72 @@ use crate::generation::{Generations, Snapshot, TagStripes};
 use crate::tier::Key;
 use crate::tier::memory::Entry;
 
-pub(crate) struct Flights<V> {
-    shards: Box<[Shard<V>]>,
+pub(crate) struct Flights {
+    shards: Box<[Shard]>,
     hasher: foldhash::quality::RandomState,
     detach: bool,
 }
 
-type Shard<V> = Mutex<HashMap<Key, Arc<Flight<V>>>>;
+type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
 
-pub(crate) struct Flight<V> {
+/// What a flight brings: who reads otherwise does not join it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cargo {
+    pub(crate) value: TypeId,
+    /// The version of that type.
+    pub(crate) version: u32,
+    /// The number of the class by which its freshness is judged.
+    pub(crate) class: usize,
+}
+
+pub(crate) struct Flight {
+    cargo: Cargo,
     /// The counters before anything was read.
     snapshot: Snapshot,
     /// Those of the tags that a value found in Redis carries and the leader did not name, from before their tokens were asked for.
     found: Mutex<TagStripes>,
-    progress: watch::Sender<Progress<V>>,
+    progress: watch::Sender<Progress>,
 }
 
 /// How far a flight has come, as its passengers see it.
 #[derive(Debug)]
-pub(crate) struct Progress<V> {
+pub(crate) struct Progress {
     /// Something stale that was found on the way.
-    pub(crate) fallback: Option<Loaded<V>>,
+    pub(crate) fallback: Option<Held>,
     /// The load waits for admission to the database: who can do with something stale should.
     pub(crate) queued: bool,
-    pub(crate) outcome: Option<Result<Loaded<V>, CacheError>>,
+    pub(crate) outcome: Option<Result<Loaded, CacheError>>,
 }
 
-#[derive(Debug)]
-pub(crate) struct Loaded<V> {
-    pub(crate) entry: Arc<Entry<V>>,
+/// Something that may be served if nothing better comes in time, with what tells whether it has been invalidated since.
+#[derive(Clone, Debug)]
+pub(crate) struct Held {
+    pub(crate) loaded: Loaded,
+    pub(crate) then: Snapshot,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Loaded {
+    pub(crate) entry: Arc<Entry>,
     pub(crate) source: Source,
 }
 
-impl<V> Clone for Loaded<V> {
-    fn clone(&self) -> Self {
-        Self {
-            entry: self.entry.clone(),
-            source: self.source,
-        }
-    }
-}
-
 /// A place on a flight.
-pub(crate) enum Boarding<V> {
-    Leader(Leader<V>, Passenger<V>),
-    Joined(Passenger<V>),
+pub(crate) enum Boarding {
+    Leader(Leader, Passenger),
+    Joined(Passenger),
 }
 
-pub(crate) type Passenger<V> = watch::Receiver<Progress<V>>;
+pub(crate) type Passenger = watch::Receiver<Progress>;
 
 /// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends the flight as closed.
-pub(crate) struct Leader<V> {
+pub(crate) struct Leader {
     pub(crate) key: Key,
-    flight: Arc<Flight<V>>,
-    flights: Arc<Flights<V>>,
+    flight: Arc<Flight>,
+    flights: Arc<Flights>,
 }
 
-impl<V> Flights<V> {
+impl Flights {
     /// `detach` is false only in the test that proves why it must be true.
     pub(crate) fn new(detach: bool) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
@@ -88,47 +98,74 @@ impl<V> Flights<V> {
     pub(crate) fn board<T: AsRef<[u8]>>(
         self: &Arc<Self>,
         key: &[u8],
+        cargo: Cargo,
         tags: &[T],
         generations: &Generations,
-    ) -> Boarding<V> {
+    ) -> Boarding {
         let mut shard = self.shard(key).lock();
         if let Some(flight) = shard.get(key)
-            && (flight.may_be_joined(tags, generations) || !self.detach)
+            && ((flight.cargo == cargo && flight.may_be_joined(tags, generations)) || !self.detach)
         {
             return Boarding::Joined(flight.progress.subscribe());
         }
+        let (leader, passenger) = self.take_off(key, cargo, tags, generations);
+        shard.insert(leader.key.clone(), leader.flight.clone());
+        Boarding::Leader(leader, passenger)
+    }
+
+    /// Begins a flight for this key whether or not there is one. `in_table`: those who come later join it.
+    pub(crate) fn begin<T: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        key: &[u8],
+        cargo: Cargo,
+        tags: &[T],
+        generations: &Generations,
+        in_table: bool,
+    ) -> (Leader, Passenger) {
+        let (leader, passenger) = self.take_off(key, cargo, tags, generations);
+        if in_table {
+            let mut shard = self.shard(key).lock();
+            shard.insert(leader.key.clone(), leader.flight.clone());
+        }
+        (leader, passenger)
+    }
+
+    fn take_off<T: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        key: &[u8],
+        cargo: Cargo,
+        tags: &[T],
+        generations: &Generations,
+    ) -> (Leader, Passenger) {
         let (progress, passenger) = watch::channel(Progress {
             fallback: None,
             queued: false,
             outcome: None,
         });
         let flight = Arc::new(Flight {
+            cargo,
             snapshot: generations.snapshot(key, tags),
             found: Mutex::default(),
             progress,
         });
-        let key: Key = Arc::from(key);
-        shard.insert(key.clone(), flight.clone());
-        Boarding::Leader(
-            Leader {
-                key,
-                flight,
-                flights: self.clone(),
-            },
-            passenger,
-        )
+        let leader = Leader {
+            key: Arc::from(key),
+            flight,
+            flights: self.clone(),
+        };
+        (leader, passenger)
     }
 
     pub(crate) fn under_way(&self) -> usize {
         self.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    fn shard(&self, key: &[u8]) -> &Shard<V> {
+    fn shard(&self, key: &[u8]) -> &Shard {
         &self.shards[self.hasher.hash_one(key) as usize % SHARDS]
     }
 }
 
-impl<V> Flight<V> {
+impl Flight {
     /// Whether it took off after the last invalidation, and brings a value that carries the tags named.
     fn may_be_joined<T: AsRef<[u8]>>(&self, tags: &[T], generations: &Generations) -> bool {
         generations.is_current(&self.snapshot)
@@ -137,26 +174,22 @@ impl<V> Flight<V> {
     }
 }
 
-impl<V> Leader<V> {
+impl Leader {
     /// The value that is being looked at carries these tags too: from now on they outdate the flight.
     pub(crate) fn carries(&self, tags: TagStripes) {
         self.flight.found.lock().extend(tags);
     }
 
-    /// The counters that a value loaded here is governed by.
-    pub(crate) fn snapshot(&self) -> &Snapshot {
-        &self.flight.snapshot
-    }
-
-    /// Those that a value found in Redis is governed by.
-    pub(crate) fn snapshot_of_found(&self) -> Snapshot {
+    /// The counters that what is found or loaded here is governed by.
+    pub(crate) fn snapshot(&self) -> Snapshot {
         self.flight.snapshot.with(&self.flight.found.lock())
     }
 
-    pub(crate) fn offer_fallback(&self, fallback: Loaded<V>) {
+    pub(crate) fn offer_fallback(&self, loaded: Loaded) {
+        let then = self.snapshot();
         self.flight
             .progress
-            .send_modify(|progress| progress.fallback = Some(fallback));
+            .send_modify(|progress| progress.fallback = Some(Held { loaded, then }));
     }
 
     pub(crate) fn say_queued(&self) {
@@ -166,7 +199,7 @@ impl<V> Leader<V> {
     }
 
     /// Ends the flight: from here on a new one may begin.
-    pub(crate) fn land(&self, outcome: Result<Loaded<V>, CacheError>) {
+    pub(crate) fn land(&self, outcome: Result<Loaded, CacheError>) {
         self.clear_table();
         self.flight.progress.send_modify(|progress| {
             progress.outcome.get_or_insert(outcome);
@@ -184,7 +217,7 @@ impl<V> Leader<V> {
     }
 }
 
-impl<V> Drop for Leader<V> {
+impl Drop for Leader {
     fn drop(&mut self) {
         self.land(Err(CacheError::Closed));
     }
@@ -198,40 +231,76 @@ mod tests {
 
     const NONE: &[&str] = &[];
 
+    fn cargo() -> Cargo {
+        Cargo {
+            value: TypeId::of::<u8>(),
+            version: 0,
+            class: 0,
+        }
+    }
+
     #[test]
     fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
-        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(leader, _) = flights.board(b"k", NONE, &generations) else {
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let Boarding::Leader(leader, _) = flights.board(b"k", cargo(), NONE, &generations) else {
             panic!("no leader")
         };
         assert!(matches!(
-            flights.board(b"k", NONE, &generations),
+            flights.board(b"k", cargo(), NONE, &generations),
             Boarding::Joined(_)
         ));
         assert!(matches!(
-            flights.board(b"other", NONE, &generations),
+            flights.board(b"other", cargo(), NONE, &generations),
             Boarding::Leader(..)
         ));
         leader.land(Err(CacheError::Closed));
         assert!(matches!(
-            flights.board(b"k", NONE, &generations),
+            flights.board(b"k", cargo(), NONE, &generations),
             Boarding::Leader(..)
         ));
     }
 
     #[test]
+    fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let Boarding::Leader(_leader, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+            panic!("no leader")
+        };
+        let (text, newer, stricter) = (TypeId::of::<String>(), 1, 1);
+        for other in [
+            Cargo {
+                value: text,
+                ..cargo()
+            },
+            Cargo {
+                version: newer,
+                ..cargo()
+            },
+            Cargo {
+                class: stricter,
+                ..cargo()
+            },
+        ] {
+            assert!(matches!(
+                flights.board(b"k", other, NONE, &generations),
+                Boarding::Leader(..)
+            ));
+        }
+    }
+
+    #[test]
     fn k3_nobody_joins_a_load_older_than_an_invalidation() {
-        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(first, _) = flights.board(b"k", NONE, &generations) else {
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let Boarding::Leader(first, _) = flights.board(b"k", cargo(), NONE, &generations) else {
             panic!("no leader")
         };
         generations.bump_key(b"k");
-        let Boarding::Leader(second, _) = flights.board(b"k", NONE, &generations) else {
+        let Boarding::Leader(second, _) = flights.board(b"k", cargo(), NONE, &generations) else {
             panic!("joined an old load")
         };
         drop(first); // must not take the second out of the table
         assert!(matches!(
-            flights.board(b"k", NONE, &generations),
+            flights.board(b"k", cargo(), NONE, &generations),
             Boarding::Joined(_)
         ));
         drop(second);
@@ -240,46 +309,48 @@ mod tests {
 
     #[test]
     fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
-        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(_bare, _) = flights.board(b"k", NONE, &generations) else {
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let Boarding::Leader(_bare, _) = flights.board(b"k", cargo(), NONE, &generations) else {
             panic!("no leader")
         };
-        let Boarding::Leader(_tagged, _) = flights.board(b"k", &["red"], &generations) else {
+        let Boarding::Leader(_tagged, _) = flights.board(b"k", cargo(), &["red"], &generations)
+        else {
             panic!("joined a load without the tag")
         };
         assert!(matches!(
-            flights.board(b"k", NONE, &generations),
+            flights.board(b"k", cargo(), NONE, &generations),
             Boarding::Joined(_)
         ));
         assert!(matches!(
-            flights.board(b"k", &["red"], &generations),
+            flights.board(b"k", cargo(), &["red"], &generations),
             Boarding::Joined(_)
         ));
     }
 
     #[test]
     fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
-        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(leader, _) = flights.board(b"k", NONE, &generations) else {
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let Boarding::Leader(leader, _) = flights.board(b"k", cargo(), NONE, &generations) else {
             panic!("no leader")
         };
         leader.carries(generations.tag_stripes(&["red"]));
         assert!(matches!(
-            flights.board(b"k", NONE, &generations),
+            flights.board(b"k", cargo(), NONE, &generations),
             Boarding::Joined(_)
         ));
         generations.bump_tag(b"red");
-        assert!(!generations.is_current(&leader.snapshot_of_found()));
+        assert!(!generations.is_current(&leader.snapshot()));
         assert!(matches!(
-            flights.board(b"k", NONE, &generations),
+            flights.board(b"k", cargo(), NONE, &generations),
             Boarding::Leader(..)
         ));
     }
 
     #[tokio::test]
     async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
-        let (flights, generations) = (Arc::new(Flights::<u8>::new(true)), Generations::new());
-        let Boarding::Leader(leader, mut passenger) = flights.board(b"k", NONE, &generations)
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let Boarding::Leader(leader, mut passenger) =
+            flights.board(b"k", cargo(), NONE, &generations)
         else {
             panic!("no leader")
         };

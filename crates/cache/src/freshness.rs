@@ -131,6 +131,20 @@ pub(crate) enum Freshness {
 }
 
 impl Lifetime {
+    /// No longer than a class allows: what another has loaded may live longer.
+    pub(crate) fn within(self, class: &Ttl, absent: bool) -> Self {
+        let (fresh, stale) = if absent {
+            (class.negative, Duration::ZERO)
+        } else {
+            (class.fresh, class.stale)
+        };
+        let fresh = self.fresh.min(fresh);
+        Self {
+            fresh,
+            keep: self.keep.min(fresh + stale),
+        }
+    }
+
     pub(crate) fn judge(self, age: Duration) -> Freshness {
         if age < self.fresh {
             Freshness::Fresh

@@ -20,6 +20,8 @@ pub(crate) struct Generations {
     keys: Box<[AtomicU32]>,
     tags: Box<[AtomicU32]>,
     era: AtomicU64,
+    /// How often everything was invalidated.
+    clears: AtomicU64,
     hasher: foldhash::quality::RandomState,
 }
 
@@ -36,6 +38,7 @@ pub(crate) type TagStripes = SmallVec<[Stripe; 2]>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
     pub(crate) era: u64,
+    clears: u64,
     key: Stripe,
     pub(crate) tags: TagStripes,
 }
@@ -56,14 +59,15 @@ impl Generations {
             keys: counters(),
             tags: counters(),
             era: AtomicU64::new(0),
+            clears: AtomicU64::new(0),
             hasher: foldhash::quality::RandomState::default(),
         }
     }
 
     pub(crate) fn snapshot<T: AsRef<[u8]>>(&self, key: &[u8], tags: &[T]) -> Snapshot {
-        let era = self.era();
         Snapshot {
-            era,
+            era: self.era(),
+            clears: self.clears(),
             key: self.look(&self.keys, key),
             tags: self.tag_stripes(tags),
         }
@@ -72,6 +76,14 @@ impl Generations {
     /// Whether no invalidation of the key or one of the tags has come since, and the era is the same.
     pub(crate) fn is_current(&self, snapshot: &Snapshot) -> bool {
         self.era() == snapshot.era
+            && still(&self.keys, snapshot.key)
+            && self.tags_are_current(&snapshot.tags)
+    }
+
+    /// Whether neither the key nor one of the tags has been invalidated since, by name or with everything. The era may be another: what may have been
+    /// missed is not known to be outdated.
+    pub(crate) fn is_uninvalidated(&self, snapshot: &Snapshot) -> bool {
+        self.clears() == snapshot.clears
             && still(&self.keys, snapshot.key)
             && self.tags_are_current(&snapshot.tags)
     }
@@ -96,28 +108,54 @@ impl Generations {
         self.era.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// All counters of keys, to be compared after a load of keys that were not known before it.
+    /// Everything is invalidated.
+    pub(crate) fn clear(&self) {
+        self.clears.fetch_add(1, Ordering::SeqCst);
+        self.begin_era();
+    }
+
+    fn clears(&self) -> u64 {
+        self.clears.load(Ordering::SeqCst)
+    }
+
+    /// All counters, to be compared after a load of keys that were not known before it.
     pub(crate) fn snapshot_all(&self) -> WholeSnapshot {
+        let seen = |counters: &[AtomicU32]| {
+            let seen = counters
+                .iter()
+                .map(|counter| counter.load(Ordering::SeqCst));
+            seen.collect()
+        };
         WholeSnapshot {
             era: self.era(),
-            keys: self
-                .keys
-                .iter()
-                .map(|counter| counter.load(Ordering::SeqCst))
-                .collect(),
+            clears: self.clears(),
+            keys: seen(&self.keys),
+            tags: seen(&self.tags),
         }
     }
 
-    /// What a snapshot of this key and these tags would have been when the whole was taken, provided that the tags were looked at then.
-    pub(crate) fn narrow(&self, whole: &WholeSnapshot, key: &[u8], tags: TagStripes) -> Snapshot {
-        let index = self.index(key);
+    /// What a snapshot of this key and these tags would have been when the whole was taken.
+    pub(crate) fn narrow<T: AsRef<[u8]>>(
+        &self,
+        whole: &WholeSnapshot,
+        key: &[u8],
+        tags: &[T],
+    ) -> Snapshot {
+        let then = |counters: &[u32], name: &[u8]| {
+            let index = self.index(name);
+            Stripe {
+                index: index as u16,
+                seen: counters[index],
+            }
+        };
         Snapshot {
             era: whole.era,
-            key: Stripe {
-                index: index as u16,
-                seen: whole.keys[index],
-            },
-            tags,
+            clears: whole.clears,
+            key: then(&whole.keys, key),
+            tags: tags
+                .iter()
+                .map(|tag| then(&whole.tags, tag.as_ref()))
+                .collect(),
         }
     }
 
@@ -148,10 +186,12 @@ impl Generations {
     }
 }
 
-/// Every key's counter as it was seen.
+/// Every counter as it was seen.
 pub(crate) struct WholeSnapshot {
     era: u64,
+    clears: u64,
     keys: Box<[u32]>,
+    tags: Box<[u32]>,
 }
 
 fn still(counters: &[AtomicU32], stripe: Stripe) -> bool {
@@ -182,6 +222,19 @@ mod tests {
     }
 
     #[test]
+    fn k6_a_new_era_invalidates_nothing_by_name_and_clearing_does() {
+        let generations = Generations::new();
+        let held = generations.snapshot(b"key", &["tag"]);
+        generations.begin_era();
+        assert!(!generations.is_current(&held) && generations.is_uninvalidated(&held));
+        generations.clear();
+        assert!(!generations.is_uninvalidated(&held));
+        let held = generations.snapshot(b"key", &["tag"]);
+        generations.bump_tag(b"tag");
+        assert!(!generations.is_uninvalidated(&held));
+    }
+
+    #[test]
     fn k11_a_tag_that_becomes_known_later_outdates_a_snapshot_too() {
         let generations = Generations::new();
         let bare = generations.snapshot::<&str>(b"key", &[]);
@@ -197,11 +250,12 @@ mod tests {
         let generations = Generations::new();
         let whole = generations.snapshot_all();
         generations.bump_key(b"changed");
-        assert!(generations.is_current(&generations.narrow(&whole, b"kept", TagStripes::new())));
-        assert!(!generations.is_current(&generations.narrow(
-            &whole,
-            b"changed",
-            TagStripes::new()
-        )));
+        generations.bump_tag(b"moved");
+        let current = |key: &str, tags: &[&str]| {
+            let then = generations.narrow(&whole, key.as_bytes(), tags);
+            generations.is_current(&then)
+        };
+        assert!(current("kept", &["kept"]) && !current("changed", &["kept"]));
+        assert!(!current("kept", &["kept", "moved"]));
     }
 }

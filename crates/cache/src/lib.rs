@@ -5,27 +5,44 @@
 //! when the database is at its limit? Each answer carries where it came from and why it is stale, if it is, and the rules that make it
 //! so are in the pages of `docs/design/consistency.md`.
 //!
-//! ```no_run
-//! use std::time::Duration;
-//! use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Ttl};
+//! One [`Cache`] serves an application; each of its types is read through a [`View`].
 //!
-//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
-//! let database = Database::connect("sqlite://app.db", DatabaseOptions::default())?;
-//! let client = steadfast::Client::builder("redis://127.0.0.1")?.build()?;
-//! let cache = Cache::<String>::builder(database.clone())
-//!     .redis(client)
+//! ```
+//! use std::time::Duration;
+//! use steadfast_cache::{Cache, Database, DatabaseOptions, Param, Target, Ttl, Tx, View};
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let database = Database::connect("sqlite::memory:", DatabaseOptions::default())?;
+//! # let mut tx = database.begin().await?;
+//! # tx.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)", &[]).await?;
+//! # tx.execute("INSERT INTO users VALUES (7, 'Ada')", &[]).await?;
+//! # tx.commit().await?;
+//! let cache = Cache::builder(database.clone())
+//!     // .redis(steadfast::Client::builder("redis://127.0.0.1")?.build()?)
 //!     .namespace("app")
 //!     .class("user", Ttl { fresh: Duration::from_secs(360), ..Ttl::default() })
 //!     .build()
 //!     .await?;
+//! let names: View<String> = cache.view("user")?.prefix("user:").tag("users");
 //!
-//! let answer = cache
-//!     .get("user:7", "user", move || async move {
-//!         let rows = database.select("SELECT name FROM users WHERE id = ?", &[Param::Int(7)]).await?;
-//!         Ok::<_, steadfast_cache::SourceError>(rows.first().map(|row| row["name"].to_string()))
-//!     })
-//!     .await?;
-//! println!("{:?} from {}", answer.value, answer.source.as_str());
+//! let load = |id: i64| {
+//!     let database = database.clone();
+//!     move || async move {
+//!         let rows = database.select("SELECT name FROM users WHERE id = ?", &[Param::Int(id)]).await?;
+//!         Ok(rows.first().and_then(|row| row["name"].as_str()).map(str::to_owned))
+//!     }
+//! };
+//! let answer = names.get(7, load(7)).await?;
+//! assert_eq!((answer.value.as_deref(), answer.source.as_str()), (Some("Ada"), "database"));
+//! assert_eq!(names.get(7, load(7)).await?.source.as_str(), "memory");
+//!
+//! // A change, and what it makes invalid, in one transaction. Others hear of it; this process reads its own write.
+//! let rename = async |tx: &mut Tx| {
+//!     tx.execute("UPDATE users SET name = ? WHERE id = ?", &[Param::Text("Grace".into()), Param::Int(7)]).await
+//! };
+//! cache.write(rename).invalidates([Target::key("user:7")]).commit().await?;
+//! assert_eq!(names.get(7, load(7)).await?.value.as_deref(), Some("Grace"));
 //! # Ok(()) }
 //! ```
 
@@ -50,6 +67,7 @@ mod flight;
 mod freshness;
 mod generation;
 mod guard;
+mod key;
 mod load;
 mod moment;
 mod names;
@@ -64,15 +82,17 @@ mod status;
 mod target;
 mod tier;
 mod trust;
+mod view;
 mod write;
 
 pub use answer::{Answer, Source, StaleReason};
 pub use batch::{ReadMany, Warmed};
 pub use builder::{BuildError, CacheBuilder};
-pub use cache::{Cache, Read};
-pub use error::CacheError;
+pub use cache::Cache;
+pub use error::{CacheError, LoadError, UnknownClass};
 pub use freshness::{InvalidTtl, Ttl};
 pub use guard::{ClassBound, ClassGuard, GuardOptions, GuardStatus};
+pub use key::{Key, KeyName};
 pub use outbox::Transactional;
 pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
@@ -85,6 +105,7 @@ pub use source::{
 pub use stats::Counts;
 pub use status::{CacheStatus, RedisTrust};
 pub use target::Target;
+pub use view::{Read, View};
 pub use write::{Invalidation, Write, WriteError, Written};
 
 /// The format in Redis, for the benchmark that measures it.
@@ -107,6 +128,7 @@ pub mod measured {
         Envelope {
             life,
             cost: Duration::ZERO,
+            type_version: 0,
             tags: Vec::new(),
             payload,
         }

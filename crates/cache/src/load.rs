@@ -6,7 +6,6 @@
 //! ask Redis before the answer share one limit (K2).
 
 use std::error::Error;
-use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,8 +16,9 @@ use steadfast_core::policy::breaker::Outcome;
 
 use crate::answer::Source;
 use crate::cache::{Inner, clock};
+use crate::classes::Class;
 use crate::codec::message;
-use crate::error::CacheError;
+use crate::error::{CacheError, LoadError};
 use crate::flight::{Leader, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::guard::{Refusal, Urgency};
@@ -26,59 +26,62 @@ use crate::moment::{Moment, Nanos};
 use crate::source::SourceError;
 use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Stored, Trouble};
+use crate::view::View;
 
 /// What is known when a flight begins.
 pub(crate) struct Job<V> {
-    pub(crate) class: Ttl,
-    /// The number of the class at the guard.
-    pub(crate) lane: usize,
+    pub(crate) view: View<V>,
+    pub(crate) ttl: Ttl,
+    /// Those that what is loaded will carry.
     pub(crate) tags: Vec<Vec<u8>>,
     /// What the caller could serve meanwhile.
-    pub(crate) held: Option<Arc<Entry<V>>>,
+    pub(crate) held: Option<Arc<Entry>>,
     /// Begun before it was necessary: gives way to any other process that does the same.
     pub(crate) early: bool,
-}
-
-impl<V> Job<V> {
-    pub(crate) fn urgency(&self) -> Urgency {
-        match &self.held {
-            Some(held) => Urgency::Refresh { heat: held.heat() },
-            None => Urgency::Needed,
-        }
-    }
+    /// Takes nothing from Redis.
+    pub(crate) anew: bool,
 }
 
 /// What Redis had to say.
-pub(crate) enum Stage<V> {
-    Answered(Loaded<V>),
+pub(crate) enum Stage {
+    Answered(Loaded),
     /// The database must be asked; with the lease its answer may be stored in Redis.
     Load(Option<Lease>),
 }
 
-pub(crate) async fn lead<V, L, F, E>(inner: Arc<Inner<V>>, leader: Leader<V>, job: Job<V>, load: L)
+/// Adds those that are not there yet.
+pub(crate) fn add_tags<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &'t [u8]>) {
+    for tag in more {
+        if !tags.iter().any(|there| there == tag) {
+            tags.push(tag.to_vec());
+        }
+    }
+}
+
+pub(crate) async fn lead<V, L, F>(leader: Leader, mut job: Job<V>, load: L)
 where
     V: Clone + Send + Sync + 'static,
     L: FnOnce() -> F + Send + 'static,
-    F: Future<Output = Result<Option<V>, E>> + Send + 'static,
-    E: Into<Box<dyn Error + Send + Sync>> + 'static,
+    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
 {
-    let deadline = clock() + job.class.hard_limit;
-    let lease = match &inner.redis {
+    let cache = job.view.core().clone();
+    let deadline = clock() + job.ttl.hard_limit;
+    let lease = match &cache.redis {
         None => None,
-        Some(_) if inner.is_pending(Some(&leader.key), &job.tags) => None,
-        Some(redis) => match inner.ask_redis(redis, &leader, &job, deadline).await {
+        Some(_) if cache.is_pending(Some(&leader.key), &job.tags) => None,
+        Some(redis) => match job.ask_redis(redis, &leader, deadline).await {
             Stage::Answered(loaded) => return leader.land(Ok(loaded)),
             Stage::Load(lease) => lease,
         },
     };
-    let place = (job.lane, job.urgency());
+    let place = (job.view.class(), job.urgency());
     let queued = || leader.say_queued();
-    let loaded = inner
-        .ask_database(place, job.class.hard_limit, deadline, queued, load)
+    let loaded = cache
+        .ask_database(place, job.ttl.hard_limit, deadline, queued, load)
         .await;
     match loaded {
         Ok((value, cost)) => {
-            if let Some(kept) = inner.keep(&leader, &job.class, value, cost, lease) {
+            if let Some(kept) = job.keep(&leader, value, cost, lease) {
                 kept.fill().await;
             }
         }
@@ -86,7 +89,30 @@ where
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Inner<V> {
+/// Takes a fresh value from Redis into memory, if it is there, and loads nothing.
+pub(crate) async fn look_only<V>(leader: &Leader, job: Job<V>) -> Option<Loaded>
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let cache = job.view.core();
+    let redis = cache.redis.as_ref()?;
+    if cache.is_pending(Some(&leader.key), &job.tags) {
+        return None;
+    }
+    let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
+    let mut patience = redis.patience();
+    let look = redis.look(&leader.key, &job.tags, &mut patience, &carries);
+    match look.await {
+        Ok(Look::Hit(stored)) => job.take_in(leader, stored),
+        Ok(Look::Miss(_)) => None,
+        Err(trouble) => {
+            cache.pass_by_redis(&trouble);
+            None
+        }
+    }
+}
+
+impl Inner {
     /// Whether Redis may still hold what this process has overwritten.
     pub(crate) fn is_pending<T: AsRef<[u8]>>(&self, key: Option<&[u8]>, tags: &[T]) -> bool {
         self.relay
@@ -94,34 +120,107 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             .is_some_and(|relay| relay.pending.concerns(key, tags))
     }
 
+    /// A read goes on without Redis.
+    pub(crate) fn pass_by_redis(&self, trouble: &Trouble) {
+        tracing::debug!(%trouble, "a read goes on without Redis");
+        if matches!(trouble, Trouble::NoTime) {
+            self.stats.redis_slow.add(1);
+        }
+    }
+
+    /// A value with tags that nobody named has been found: from here on they outdate the flight, and what this process has invalidated
+    /// and Redis has not heard of makes it none. Whatever was invalidated before shows in the tokens, which are asked for after this.
+    fn may_carry(&self, leader: &Leader, tags: &[&[u8]]) -> bool {
+        if self.sabotage.tags_dropped {
+            return true;
+        }
+        leader.carries(self.generations.tag_stripes(tags));
+        !self.is_pending(None, tags)
+    }
+
+    /// Runs a loader under the guard and within its limit; answers with what it loaded and how long that took.
+    pub(crate) async fn ask_database<T, L, F>(
+        &self,
+        (class, urgency): (&Class, Urgency),
+        limit: Duration,
+        deadline: Instant,
+        queued: impl FnOnce(),
+        load: L,
+    ) -> Result<(T, Duration), CacheError>
+    where
+        L: FnOnce() -> F + Send,
+        F: Future<Output = Result<T, LoadError>> + Send,
+    {
+        let permit = self
+            .guard
+            .admit(class.lane, urgency, deadline, queued)
+            .await;
+        let permit = permit.map_err(|refusal| match refusal {
+            Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
+            Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
+                class: class.name.clone(),
+                bound,
+                retry_after,
+            },
+            Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
+        })?;
+        let began = clock();
+        let guarded = AssertUnwindSafe(async move { load().await }).catch_unwind();
+        let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
+        let cost = clock().saturating_duration_since(began);
+        let (outcome, result) = match ended {
+            Ok(Ok(Ok(value))) => (Outcome::Success, Ok((value, cost))),
+            Ok(Ok(Err(LoadError(error)))) => {
+                let error: Arc<dyn Error + Send + Sync> = Arc::from(error);
+                (outcome_of(&*error), Err(CacheError::Load(error)))
+            }
+            Ok(Err(panic)) => {
+                let message = message(&*panic);
+                (Outcome::Success, Err(CacheError::LoadPanicked { message }))
+            }
+            Err(_late) => (Outcome::Failure, Err(CacheError::LoadTimeout { limit })),
+        };
+        permit.record(outcome);
+        self.stats.loaded(result.is_ok(), cost);
+        result
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> Job<V> {
+    pub(crate) fn urgency(&self) -> Urgency {
+        match &self.held {
+            Some(held) => Urgency::Refresh { heat: held.heat() },
+            None => Urgency::Needed,
+        }
+    }
+
     /// Looks, and if there is nothing takes the lease; while another process holds it, looks again.
     async fn ask_redis(
-        &self,
+        &mut self,
         redis: &Arc<RedisTier>,
-        leader: &Leader<V>,
-        job: &Job<V>,
+        leader: &Leader,
         deadline: Instant,
-    ) -> Stage<V> {
+    ) -> Stage {
+        let cache = self.view.core().clone();
         let mut patience = redis.patience();
-        let give_up = deadline.min(clock() + self.lease_wait);
+        let give_up = deadline.min(clock() + cache.lease_wait);
         let mut pause = FIRST_LOOK;
         loop {
             match self
-                .look_and_lease(redis, leader, job, deadline, &mut patience)
+                .look_and_lease(redis, leader, deadline, &mut patience)
                 .await
             {
                 Ok(Some(stage)) => return stage,
                 Ok(None) => {}
                 Err(trouble) => {
-                    self.pass_by_redis(&trouble);
+                    cache.pass_by_redis(&trouble);
                     return Stage::Load(None);
                 }
             }
             // Another process refreshes it: as long as the value is fresh that is soon enough. Once it is not, whoever has joined waits for the other's.
-            if let Some(held) = job
-                .held
-                .as_ref()
-                .filter(|held| job.early && self.is_fresh(held, Moment::now()))
+            if self.early
+                && let Some(held) = &self.held
+                && self.view.is_fresh(held, &self.ttl, Moment::now())
             {
                 return Stage::Answered(Loaded {
                     entry: held.clone(),
@@ -136,96 +235,83 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         }
     }
 
-    /// A read goes on without Redis.
-    pub(crate) fn pass_by_redis(&self, trouble: &Trouble) {
-        tracing::debug!(%trouble, "a read goes on without Redis");
-        if matches!(trouble, Trouble::NoTime) {
-            self.stats.redis_slow.add(1);
-        }
-    }
-
     /// `None`: another process is loading.
     pub(crate) async fn look_and_lease(
-        &self,
+        &mut self,
         redis: &Arc<RedisTier>,
-        leader: &Leader<V>,
-        job: &Job<V>,
+        leader: &Leader,
         deadline: Instant,
         patience: &mut Patience,
-    ) -> Result<Option<Stage<V>>, Trouble> {
-        let carries = |tags: &[&[u8]]| self.may_carry(leader, tags);
-        let seen = match redis
-            .look(&leader.key, &job.tags, patience, &carries)
-            .await?
-        {
+    ) -> Result<Option<Stage>, Trouble> {
+        let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
+        let look = redis.look(&leader.key, &self.tags, patience, &carries);
+        let seen = match look.await? {
             Look::Miss(seen) => seen,
             Look::Hit(stored) => {
-                let seen = stored.seen.clone();
-                if let Some(loaded) = self.take_in(leader, job, stored) {
+                let (seen, tags) = (stored.seen.clone(), stored.tags.clone());
+                if let Some(loaded) = self.take_in(leader, stored) {
                     return Ok(Some(Stage::Answered(loaded)));
                 }
+                // What takes its place carries its tags.
+                add_tags(&mut self.tags, tags.iter().map(Vec::as_slice));
                 seen
             }
         };
         let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
         let lease = redis
-            .take_lease(&leader.key, &job.tags, &seen, life, patience)
+            .take_lease(&leader.key, &self.tags, &seen, life, patience)
             .await?;
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
     }
 
-    /// A value with tags that nobody named has been found: from here on they outdate the flight, and what this process has invalidated
-    /// and Redis has not heard of makes it none. Whatever was invalidated before shows in the tokens, which are asked for after this.
-    fn may_carry(&self, leader: &Leader<V>, tags: &[&[u8]]) -> bool {
-        if self.sabotage.tags_dropped {
-            return true;
-        }
-        leader.carries(self.generations.tag_stripes(tags));
-        !self.is_pending(None, tags)
-    }
-
     /// Takes a value from Redis into memory; `None` if it does not answer the read, in which case it may still be a fallback.
-    fn take_in(&self, leader: &Leader<V>, job: &Job<V>, stored: Stored) -> Option<Loaded<V>> {
+    fn take_in(&self, leader: &Leader, stored: Stored) -> Option<Loaded> {
+        let (view, cache) = (&self.view, self.view.core());
+        if self.anew || stored.type_version != view.label().version {
+            return None;
+        }
         let bytes = stored.payload.as_ref().map_or(0, Vec::len);
         let value = match stored
             .payload
-            .map(|bytes| self.codec.decode(bytes))
+            .map(|bytes| view.codec().decode(bytes))
             .transpose()
         {
             Ok(value) => value,
             Err(error) => {
                 tracing::warn!(%error, "a value in Redis cannot be decoded and is treated as missing");
-                self.stats.damaged.add(1);
+                cache.stats.damaged.add(1);
                 return None;
             }
         };
-        let snapshot = &leader.snapshot_of_found();
+        let snapshot = &leader.snapshot();
         let now = Moment::now();
-        let loaded_at = now.minus(stored.age.into());
         let times = Times {
-            loaded_at,
-            life: stored.life,
+            loaded_at: now.minus(stored.age.into()),
+            // It may have been loaded by another class.
+            life: stored.life.within(&self.ttl, value.is_none()),
             cost: stored.cost,
-            early_refresh: job.class.early_refresh,
+            early_refresh: self.ttl.early_refresh,
         };
-        let entry = Arc::new(Entry::new(&leader.key, value, times, snapshot, bytes));
+        let governed = (snapshot, Arc::from(stored.tags));
+        let entry = Entry::new(&leader.key, value, times, governed, view.label(), bytes);
         let loaded = Loaded {
             entry,
             source: Source::Redis,
         };
         let a_moment = Nanos::from(Duration::from_millis(1));
-        let newer = |held: &Arc<Entry<V>>| loaded.entry.loaded_at.since(held.loaded_at) > a_moment;
-        match loaded.entry.freshness(now) {
-            Freshness::Fresh if !job.early || job.held.as_ref().is_none_or(newer) => {
-                self.memory
-                    .insert(&loaded.entry, snapshot, &self.generations);
+        let newer = |held: &Arc<Entry>| loaded.entry.loaded_at.since(held.loaded_at) > a_moment;
+        let keep = || {
+            cache
+                .memory
+                .insert(&loaded.entry, snapshot, &cache.generations)
+        };
+        match times.life.judge(stored.age) {
+            Freshness::Fresh if !self.early || self.held.as_ref().is_none_or(newer) => {
+                keep();
                 Some(loaded)
             }
-            Freshness::Stale
-                if self.may_serve_stale(&loaded.entry, &job.class, now) && job.held.is_none() =>
-            {
-                self.memory
-                    .insert(&loaded.entry, snapshot, &self.generations);
+            Freshness::Stale if !self.ttl.never_stale() && self.held.is_none() => {
+                keep();
                 leader.offer_fallback(loaded);
                 None
             }
@@ -233,63 +319,18 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
         }
     }
 
-    /// Runs a loader under the guard and within its limit; answers with what it loaded and how long that took.
-    pub(crate) async fn ask_database<T, L, F, E>(
-        &self,
-        (lane, urgency): (usize, Urgency),
-        limit: Duration,
-        deadline: Instant,
-        queued: impl FnOnce(),
-        load: L,
-    ) -> Result<(T, Duration), CacheError>
-    where
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<T, E>> + Send,
-        E: Into<Box<dyn Error + Send + Sync>> + 'static,
-    {
-        let permit = self.guard.admit(lane, urgency, deadline, queued).await;
-        let permit = permit.map_err(|refusal| match refusal {
-            Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
-            Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
-                class: self.classes.name(lane).into(),
-                bound,
-                retry_after,
-            },
-            Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
-        })?;
-        let began = clock();
-        let guarded = AssertUnwindSafe(async move { load().await }).catch_unwind();
-        let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
-        let cost = clock().saturating_duration_since(began);
-        let (outcome, result) = match ended {
-            Ok(Ok(Ok(value))) => (Outcome::Success, Ok((value, cost))),
-            Ok(Ok(Err(error))) => {
-                let error: Arc<dyn Error + Send + Sync> = Arc::from(error.into());
-                (outcome_of(&*error), Err(CacheError::Load(error)))
-            }
-            Ok(Err(panic)) => {
-                let message = message(&*panic);
-                (Outcome::Success, Err(CacheError::LoadPanicked { message }))
-            }
-            Err(_late) => (Outcome::Failure, Err(CacheError::LoadTimeout { limit })),
-        };
-        permit.record(outcome);
-        self.stats.loaded(result.is_ok(), cost);
-        result
-    }
-
     /// Puts what was loaded into memory and lands the flight. What is to be stored in Redis is left to be sent: no caller waits for that.
     pub(crate) fn keep(
         &self,
-        leader: &Leader<V>,
-        class: &Ttl,
+        leader: &Leader,
         value: Option<V>,
         cost: Duration,
         lease: Option<Lease>,
     ) -> Option<Kept> {
+        let (view, cache) = (&self.view, self.view.core());
         let encoded = match value
             .as_ref()
-            .map(|value| self.codec.encode(value))
+            .map(|value| view.codec().encode(value))
             .transpose()
         {
             Ok(encoded) => encoded,
@@ -299,8 +340,8 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             }
         };
         let length = encoded.as_ref().map_or(0, Bytes::len);
-        let life = class.lifetime(value.is_none(), self.draw());
-        let snapshot = leader.snapshot();
+        let life = view.life(&self.ttl, value.as_ref());
+        let snapshot = &leader.snapshot();
         // The database may have been read at any moment of the load: the age is counted from its beginning.
         let now = clock();
         let loaded_at = now.checked_sub(cost).unwrap_or(now);
@@ -308,25 +349,27 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
             loaded_at: loaded_at.into(),
             life,
             cost,
-            early_refresh: class.early_refresh,
+            early_refresh: self.ttl.early_refresh,
         };
-        let entry = Arc::new(Entry::new(&leader.key, value, times, snapshot, length));
-        let keep = length <= self.value_max && !life.keep.is_zero();
+        let governed = (snapshot, Arc::from(self.tags.as_slice()));
+        let entry = Entry::new(&leader.key, value, times, governed, view.label(), length);
+        let keep = length <= cache.value_max && !life.keep.is_zero();
         if keep {
-            self.memory.insert(&entry, snapshot, &self.generations);
+            cache.memory.insert(&entry, snapshot, &cache.generations);
         } else {
-            self.memory.remove(&leader.key);
+            cache.memory.remove(&leader.key);
         }
         let source = Source::Database;
         leader.land(Ok(Loaded { entry, source }));
-        if length > self.value_max {
-            self.stats.not_stored.add(1);
+        if length > cache.value_max {
+            cache.stats.not_stored.add(1);
         }
         lease.filter(|_| keep).map(|lease| Kept {
             lease,
             encoded,
             life,
             cost,
+            type_version: view.label().version,
             loaded_at,
         })
     }
@@ -338,6 +381,7 @@ pub(crate) struct Kept {
     encoded: Option<Bytes>,
     life: Lifetime,
     cost: Duration,
+    type_version: u32,
     loaded_at: Instant,
 }
 
@@ -347,6 +391,7 @@ impl Kept {
             payload: self.encoded.as_deref(),
             life: self.life,
             cost: self.cost,
+            type_version: self.type_version,
             loaded_at: self.loaded_at,
         };
         let filled = self.lease.fill(&fill).await;

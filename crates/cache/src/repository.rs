@@ -5,10 +5,10 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::answer::Answer;
-use crate::cache::Cache;
-use crate::error::CacheError;
+use crate::error::{CacheError, LoadError};
+use crate::key::Key;
 use crate::source::Tx;
-use crate::target::Target;
+use crate::view::View;
 use crate::write::{WriteError, Written};
 
 /// Reads and writes the values of one kind, from and to whatever holds the truth.
@@ -22,7 +22,7 @@ use crate::write::{WriteError, Written};
 ///
 ///     async fn read(&self, key: Vec<u8>) -> Result<Option<String>, SourceError> {
 ///         let rows = self.0.select("SELECT name FROM users WHERE login = ?", &[Param::Bytes(key)]).await?;
-///         Ok(rows.first().map(|row| row["name"].to_string()))
+///         Ok(rows.first().and_then(|row| row["name"].as_str()).map(str::to_owned))
 ///     }
 ///
 ///     async fn write(&self, tx: &mut Tx, key: &[u8], name: &String) -> Result<(), SourceError> {
@@ -35,7 +35,7 @@ pub trait Repository<V>: Send + Sync + 'static {
     /// What can go wrong.
     type Error: Into<Box<dyn Error + Send + Sync>> + Send + 'static;
 
-    /// Reads the value of a key; `None` if there is none.
+    /// Reads the value of a key, which is given without the view's prefix; `None` if there is none.
     fn read(&self, key: Vec<u8>) -> impl Future<Output = Result<Option<V>, Self::Error>> + Send;
 
     /// Writes the value of a key within a transaction, which the cache commits together with the key's invalidation.
@@ -47,31 +47,22 @@ pub trait Repository<V>: Send + Sync + 'static {
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 }
 
-impl<V: Clone + Send + Sync + 'static> Cache<V> {
+impl<V: Clone + Send + Sync + 'static> View<V> {
     /// As [`get`](Self::get), loading through a repository.
     ///
     /// # Errors
     /// As [`get`](Self::get).
-    pub async fn get_from<R, K>(
-        &self,
-        repository: &Arc<R>,
-        key: K,
-        class: &str,
-    ) -> Result<Answer<V>, CacheError>
+    pub async fn get_from<R, K>(&self, repository: &Arc<R>, key: K) -> Result<Answer<V>, CacheError>
     where
         R: Repository<V>,
-        K: AsRef<[u8]>,
+        K: Key,
     {
-        let (repository, owned) = (repository.clone(), key.as_ref().to_vec());
-        self.get(
-            key,
-            class,
-            move || async move { repository.read(owned).await },
-        )
-        .await
+        let (repository, owned) = (repository.clone(), key.name().to_vec());
+        let load = move || async move { repository.read(owned).await.map_err(LoadError::from) };
+        self.get(key, load).await
     }
 
-    /// Writes through a repository, and invalidates the key in the same transaction; see [`write`](Self::write).
+    /// Writes through a repository, and invalidates the key in the same transaction; see [`Cache::write`](crate::Cache::write).
     ///
     /// # Errors
     /// As [`Write::commit`](crate::Write::commit).
@@ -83,11 +74,12 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ) -> Result<Written<()>, WriteError<R::Error>>
     where
         R: Repository<V>,
-        K: AsRef<[u8]>,
+        K: Key,
     {
-        let key = key.as_ref();
-        self.write(async |tx: &mut Tx| repository.write(tx, key, value).await)
-            .invalidates([Target::key(key)])
+        let name = key.name();
+        self.cache()
+            .write(async |tx: &mut Tx| repository.write(tx, &name, value).await)
+            .invalidates([self.target(&key)])
             .commit()
             .await
     }

@@ -49,7 +49,7 @@ pub struct RedisTrust {
 }
 
 impl CacheStatus {
-    pub(crate) fn of<V: Clone + Send + Sync + 'static>(inner: &Inner<V>) -> Self {
+    pub(crate) fn of(inner: &Inner) -> Self {
         let redis = inner.redis.as_ref().map(|redis| {
             let (suspended, epoch) = (redis.trust.suspended(), redis.trust.epoch());
             RedisTrust {
@@ -78,10 +78,7 @@ impl CacheStatus {
 }
 
 /// Tells the metrics recorder from time to time what would be too dear to tell at each step, until the cache is gone.
-pub(crate) async fn export<V>(cache: Weak<Inner<V>>, mut gone: watch::Receiver<()>)
-where
-    V: Clone + Send + Sync + 'static,
-{
+pub(crate) async fn export(cache: Weak<Inner>, mut gone: watch::Receiver<()>) {
     let mut ticks = tokio::time::interval(EXPORT_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -95,7 +92,7 @@ where
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Inner<V> {
+impl Inner {
     fn export(&self) {
         self.stats.memory_bytes.set(self.memory.bytes() as f64);
         self.stats.export_hits();

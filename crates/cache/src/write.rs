@@ -9,8 +9,8 @@ use crate::target::Target;
 
 /// A write being put together; see [`Cache::write`].
 #[must_use = "nothing is written until `commit` is called and awaited"]
-pub struct Write<'a, V: Clone + Send + Sync + 'static, F> {
-    cache: &'a Cache<V>,
+pub struct Write<'a, F> {
+    cache: &'a Cache,
     work: F,
     targets: Vec<Target>,
 }
@@ -44,18 +44,18 @@ pub enum WriteError<E> {
 /// Invalidations that were written into a transaction which the caller commits. Call [`apply`](Self::apply) after the commit; if this is
 /// dropped instead, the same is done without waiting.
 #[must_use = "after the commit, call `apply`"]
-pub struct Invalidation<'a, V: Clone + Send + Sync + 'static> {
-    inner: &'a Inner<V>,
+pub struct Invalidation<'a> {
+    inner: &'a Inner,
     targets: Vec<Target>,
 }
 
-impl<V: Clone + Send + Sync + 'static> Cache<V> {
+impl Cache {
     /// Runs `work` in a transaction of the cache's database, writes the invalidations given by [`Write::invalidates`] into the same
     /// transaction, and commits. After it has returned, this process reads nothing older than the write.
     ///
     /// ```no_run
     /// # use steadfast_cache::{Cache, Param, SourceError, Target, Tx};
-    /// # async fn f(cache: Cache<String>) -> Result<(), Box<dyn std::error::Error>> {
+    /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
     /// let written = cache
     ///     .write(async |tx: &mut Tx| {
     ///         tx.execute("UPDATE users SET name = ? WHERE id = ?", &[Param::Text("Ada".into()), Param::Int(7)]).await
@@ -65,7 +65,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     ///     .await?;
     /// # Ok(()) }
     /// ```
-    pub fn write<F>(&self, work: F) -> Write<'_, V, F> {
+    pub fn write<F>(&self, work: F) -> Write<'_, F> {
         Write {
             cache: self,
             work,
@@ -110,7 +110,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
         &self,
         tx: &mut T,
         targets: &[Target],
-    ) -> Result<Invalidation<'_, V>, SourceError> {
+    ) -> Result<Invalidation<'_>, SourceError> {
         let inner = &*self.inner;
         if let Some(relay) = inner.relay.as_ref().filter(|_| !inner.sabotage.outbox_off) {
             // The tables may be made on another connection: on SQLite that would wait for this very transaction, so it is only tried
@@ -125,7 +125,7 @@ impl<V: Clone + Send + Sync + 'static> Cache<V> {
     }
 }
 
-impl<V: Clone + Send + Sync + 'static, F> Write<'_, V, F> {
+impl<F> Write<'_, F> {
     /// These keys and tags are invalidated by the write. May be called repeatedly.
     pub fn invalidates(mut self, targets: impl IntoIterator<Item = Target>) -> Self {
         self.targets.extend(targets);
@@ -172,7 +172,7 @@ impl<V: Clone + Send + Sync + 'static, F> Write<'_, V, F> {
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Invalidation<'_, V> {
+impl Invalidation<'_> {
     /// Forgets the values in this process, and waits a moment for Redis to do so too. Says whether it did.
     pub async fn apply(mut self) -> bool {
         let targets = std::mem::take(&mut self.targets);
@@ -180,7 +180,7 @@ impl<V: Clone + Send + Sync + 'static> Invalidation<'_, V> {
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Drop for Invalidation<'_, V> {
+impl Drop for Invalidation<'_> {
     fn drop(&mut self) {
         if !self.targets.is_empty() {
             self.inner.announce(&self.targets);
@@ -188,7 +188,7 @@ impl<V: Clone + Send + Sync + 'static> Drop for Invalidation<'_, V> {
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Inner<V> {
+impl Inner {
     /// Takes the targets out of memory, and sees to it that nothing loaded before now gets in.
     pub(crate) fn forget(&self, targets: &[Target]) {
         for target in targets {
@@ -201,7 +201,7 @@ impl<V: Clone + Send + Sync + 'static> Inner<V> {
                 }
                 Target::Tag(tag) => self.generations.bump_tag(tag),
                 Target::All => {
-                    self.generations.begin_era();
+                    self.generations.clear();
                     self.memory.clear();
                 }
             }

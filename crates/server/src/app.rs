@@ -202,7 +202,7 @@ impl App {
 
     /// The cache.
     #[must_use]
-    pub fn cache(&self) -> &steadfast_cache::Cache<bytes::Bytes> {
+    pub fn cache(&self) -> &steadfast_cache::Cache {
         &self.inner.backend.cache
     }
 

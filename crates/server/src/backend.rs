@@ -12,6 +12,7 @@ use steadfast::{
 };
 use steadfast_cache::{
     Cache, ClassGuard, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
+    View,
 };
 
 use crate::config::{
@@ -22,7 +23,7 @@ use crate::health::{Check, Status};
 mod credentials;
 
 /// Values are rows that are JSON already, so that a hit is served without decoding.
-pub(crate) type Rows = Cache<Bytes>;
+pub(crate) type Rows = View<Bytes>;
 
 /// Why a service has nothing to stand on.
 #[derive(Debug, thiserror::Error)]
@@ -42,7 +43,7 @@ pub enum BackendError {
 pub(crate) struct Backend {
     pub(crate) client: Client,
     pub(crate) database: Database,
-    pub(crate) cache: Rows,
+    pub(crate) cache: Cache,
     /// How the database was when it was last asked.
     database_check: RwLock<Check>,
     /// What Redis said of itself when it was last asked, and after how many reconnects.
@@ -357,9 +358,9 @@ async fn cache(
     config: &Config,
     database: Database,
     client: Client,
-) -> Result<Rows, steadfast_cache::BuildError> {
+) -> Result<Cache, steadfast_cache::BuildError> {
     let settings = &config.cache;
-    let mut builder = Rows::builder_of_bytes(database)
+    let mut builder = Cache::builder(database)
         .redis(client)
         .namespace(config.namespace.clone())
         .memory_bytes(settings.memory_bytes.0)

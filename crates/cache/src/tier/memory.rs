@@ -1,13 +1,14 @@
 //! The tier in this process's memory.
 //!
 //! A hit must cost no more than a look-up: no lock that all keys share, no decoding, nothing allocated. So values are
-//! kept decoded, and everything that decides whether one may be served is in the entry or in an atomic. The map is cut into shards, in which a
+//! kept decoded, each in its entry with its type erased, and everything that decides whether one may be served is in the entry or in an atomic. The map is cut into shards, in which a
 //! hit takes a lock for reading and writes one byte; `docs/design/speed-of-the-cache.md` says why this map.
 //!
 //! An entry becomes visible in two steps. It is put into the map unpublished, then the counters are looked at, and only if
 //! no invalidation has come is it published. An invalidation first moves the counters, then removes. So whichever comes second sees the other:
 //! either the counters have moved and the entry is never published, or the entry is in the map and is removed.
 
+use std::any::Any;
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -18,67 +19,85 @@ use quick_cache::sync::{Cache as Map, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
 use smallvec::SmallVec;
 
-use crate::freshness::{Freshness, Lifetime};
+use crate::freshness::Lifetime;
 use crate::generation::{Generations, Snapshot, TagStripes};
 use crate::moment::{Moment, Nanos};
 
-pub(crate) struct Memory<V> {
-    map: Map<UnderItsKey<V>, Arc<Entry<V>>, Weigh, foldhash::quality::RandomState>,
+pub(crate) struct Memory {
+    map: Map<UnderItsKey, Arc<Entry>, Weigh, foldhash::quality::RandomState>,
 }
 
 /// The entry once more, as its own key: what the map compares then lies where the value does, and a look-up goes to one place less that is
 /// not in the processor's cache.
-struct UnderItsKey<V>(Arc<Entry<V>>);
+struct UnderItsKey(Arc<Entry>);
 
-impl<V> Borrow<[u8]> for UnderItsKey<V> {
+impl Borrow<[u8]> for UnderItsKey {
     #[inline]
     fn borrow(&self) -> &[u8] {
         &self.0.key
     }
 }
 
-impl<V> Hash for UnderItsKey<V> {
+impl Hash for UnderItsKey {
     fn hash<H: Hasher>(&self, hasher: &mut H) {
         (*self.0.key).hash(hasher);
     }
 }
 
-impl<V> PartialEq for UnderItsKey<V> {
+impl PartialEq for UnderItsKey {
     fn eq(&self, other: &Self) -> bool {
         self.0.key == other.0.key
     }
 }
 
-impl<V> Eq for UnderItsKey<V> {}
+impl Eq for UnderItsKey {}
 
 /// Bytes of an entry with its key.
 #[derive(Clone)]
 struct Weigh;
 
-impl<V> Weighter<UnderItsKey<V>, Arc<Entry<V>>> for Weigh {
-    fn weight(&self, _: &UnderItsKey<V>, entry: &Arc<Entry<V>>) -> u64 {
+impl Weighter<UnderItsKey, Arc<Entry>> for Weigh {
+    fn weight(&self, _: &UnderItsKey, entry: &Arc<Entry>) -> u64 {
         u64::from(entry.weight)
     }
 }
 
-/// What a hit reads comes first, in the order in which it does.
+/// A value with all that decides whether it may be served. What a hit reads comes first, in the order in which it does; the value, whose type is
+/// erased, has to come last.
 #[derive(Debug)]
 #[repr(C)]
-pub(crate) struct Entry<V> {
+pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     key: SmallVec<[u8; SHORT_KEY]>,
     published: AtomicBool,
     /// Answers given from here: what is hot is refreshed first.
     hits: AtomicU32,
+    /// The number of the view that stored it.
+    view: u64,
     tags: TagStripes,
     pub(crate) loaded_at: Moment,
     /// The age up to which it is fresh and need not be refreshed early.
     certain: Nanos,
     era: u64,
     fresh: Nanos,
-    pub(crate) value: Option<V>,
     keep: Nanos,
     cost: Nanos,
     weight: u32,
+    version: u32,
+    class: usize,
+    /// The names of its tags.
+    tag_names: Arc<[Vec<u8>]>,
+    value: T,
+}
+
+/// Who stores an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Label {
+    /// The number of the view.
+    pub(crate) view: u64,
+    /// The number of its class.
+    pub(crate) class: usize,
+    /// The version of its type.
+    pub(crate) version: u32,
 }
 
 /// When a value was loaded, and how long it may be believed.
@@ -92,29 +111,64 @@ pub(crate) struct Times {
     pub(crate) early_refresh: f64,
 }
 
-impl<V> Entry<V> {
-    pub(crate) fn new(
+impl Entry {
+    /// `bytes` is the length of the encoded value.
+    pub(crate) fn new<V: Send + Sync + 'static>(
         key: &[u8],
         value: Option<V>,
         times: Times,
-        snapshot: &Snapshot,
+        (snapshot, tag_names): (&Snapshot, Arc<[Vec<u8>]>),
+        label: Label,
         bytes: usize,
-    ) -> Self {
+    ) -> Arc<Self> {
         let certain = times.life.certain(times.cost, times.early_refresh);
-        Self {
+        let named: usize = tag_names.iter().map(|name| name.len() + TAG_OVERHEAD).sum();
+        let weight = bytes + key.len() + named + OVERHEAD;
+        Arc::new(Entry {
             key: SmallVec::from_slice(key),
             published: AtomicBool::new(false),
             hits: AtomicU32::new(0),
+            view: label.view,
             tags: snapshot.tags.clone(),
             loaded_at: times.loaded_at,
             certain: certain.into(),
             era: snapshot.era,
             fresh: times.life.fresh.into(),
-            value,
             keep: times.life.keep.into(),
             cost: times.cost.into(),
-            weight: u32::try_from(bytes + key.len() + OVERHEAD).unwrap_or(u32::MAX),
-        }
+            weight: u32::try_from(weight).unwrap_or(u32::MAX),
+            version: label.version,
+            class: label.class,
+            tag_names,
+            value,
+        })
+    }
+
+    /// The value, or its known absence; `None` if it is of another type.
+    #[inline]
+    pub(crate) fn value<V: 'static>(&self) -> Option<&Option<V>> {
+        self.value.downcast_ref()
+    }
+
+    #[inline]
+    pub(crate) fn view(&self) -> u64 {
+        self.view
+    }
+
+    pub(crate) fn class(&self) -> usize {
+        self.class
+    }
+
+    pub(crate) fn version(&self) -> u32 {
+        self.version
+    }
+
+    pub(crate) fn tag_names(&self) -> &Arc<[Vec<u8>]> {
+        &self.tag_names
+    }
+
+    pub(crate) fn carries<T: AsRef<[u8]>>(&self, tags: &[T], generations: &Generations) -> bool {
+        generations.cover(&self.tags, tags)
     }
 
     #[inline]
@@ -145,8 +199,9 @@ impl<V> Entry<V> {
         self.cost.into()
     }
 
-    pub(crate) fn freshness(&self, now: Moment) -> Freshness {
-        self.life().judge(self.age(now).into())
+    /// Whether none of its tags has been invalidated since it was loaded.
+    pub(crate) fn tags_are_current(&self, generations: &Generations) -> bool {
+        generations.tags_are_current(&self.tags)
     }
 
     pub(crate) fn count_hit(&self) {
@@ -161,7 +216,7 @@ impl<V> Entry<V> {
     }
 }
 
-impl<V: Clone + Send + Sync + 'static> Memory<V> {
+impl Memory {
     /// `value_max` is the longest value that has to find room: a shard must hold several of that length.
     pub(crate) fn new(bytes: u64, value_max: usize) -> Self {
         let longest = (value_max + OVERHEAD) as u64;
@@ -187,10 +242,10 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
         key: &[u8],
         tags: &[T],
         generations: &Generations,
-    ) -> Option<Arc<Entry<V>>> {
+    ) -> Option<Arc<Entry>> {
         let entry = self.map.get(key)?;
         let valid = entry.published.load(Ordering::SeqCst)
-            && generations.tags_are_current(&entry.tags)
+            && entry.tags_are_current(generations)
             && generations.cover(&entry.tags, tags);
         valid.then_some(entry)
     }
@@ -198,7 +253,7 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
     /// Stores, if nothing was invalidated since the snapshot. Says whether it did.
     pub(crate) fn insert(
         &self,
-        entry: &Arc<Entry<V>>,
+        entry: &Arc<Entry>,
         snapshot: &Snapshot,
         generations: &Generations,
     ) -> bool {
@@ -241,7 +296,10 @@ impl<V: Clone + Send + Sync + 'static> Memory<V> {
 const SHORT_KEY: usize = 24;
 
 /// What the map and the entry take beside key and value, roughly.
-const OVERHEAD: usize = 200;
+const OVERHEAD: usize = 240;
+
+/// What the name of a tag takes beside its bytes.
+const TAG_OVERHEAD: usize = 24;
 
 /// What an entry may weigh; only sizes the map's own books.
 const TYPICAL: u64 = 512;
@@ -264,10 +322,23 @@ mod tests {
         }
     }
 
-    fn entry(generations: &Generations, key: &[u8], value: u32) -> (Arc<Entry<u32>>, Snapshot) {
+    fn entry(generations: &Generations, key: &[u8], value: u32) -> (Arc<Entry>, Snapshot) {
         let snapshot = generations.snapshot(key, &["tag"]);
-        let entry = Entry::new(key, Some(value), loaded_now(), &snapshot, 4);
-        (Arc::new(entry), snapshot)
+        (make(key, value, &snapshot, 4), snapshot)
+    }
+
+    fn make(key: &[u8], value: u32, snapshot: &Snapshot, bytes: usize) -> Arc<Entry> {
+        let label = Label {
+            view: 0,
+            class: 0,
+            version: 0,
+        };
+        let governed = (snapshot, Arc::from([]));
+        Entry::new(key, Some(value), loaded_now(), governed, label, bytes)
+    }
+
+    fn number(entry: &Entry) -> u32 {
+        entry.value::<u32>().unwrap().unwrap()
     }
 
     #[test]
@@ -290,7 +361,7 @@ mod tests {
         }
         for key in &keys {
             let found = memory.get(key, NONE, &generations).unwrap();
-            assert_eq!(found.value, Some(key.len() as u32));
+            assert_eq!(number(&found), key.len() as u32);
             memory.remove(key);
             assert!(memory.get(key, NONE, &generations).is_none());
         }
@@ -331,12 +402,11 @@ mod tests {
 
     #[test]
     fn k10_the_longest_value_finds_room_on_any_number_of_cores() {
-        for (bytes, value_max) in [(64 << 20, 1 << 20), (1 << 20, 200_000), (4000, 1000)] {
+        for (bytes, value_max) in [(64 << 20, 1 << 20), (1 << 20, 200_000), (5000, 1000)] {
             let (memory, generations) = (Memory::new(bytes, value_max), Generations::new());
             let key = b"k".as_slice();
             let snapshot = generations.snapshot(key, NONE);
-            let longest = Entry::new(key, Some(1u32), loaded_now(), &snapshot, value_max);
-            memory.insert(&Arc::new(longest), &snapshot, &generations);
+            memory.insert(&make(key, 1, &snapshot, value_max), &snapshot, &generations);
             assert!(memory.get(key, NONE, &generations).is_some(), "{bytes}");
         }
     }
@@ -374,12 +444,11 @@ mod tests {
                     for _ in 0..20_000 {
                         let snapshot = generations.snapshot(key, NONE);
                         let read = truth.load(Ordering::SeqCst);
-                        let entry = Entry::new(key, Some(read), loaded_now(), &snapshot, 4);
-                        let entry = Arc::new(entry);
+                        let entry = make(key, read, &snapshot, 4);
                         memory.insert(&entry, &snapshot, &generations);
                         let least = floor.load(Ordering::SeqCst);
                         if let Some(found) = memory.get(key, NONE, &generations) {
-                            assert!(found.value.unwrap() >= least);
+                            assert!(number(&found) >= least);
                         }
                     }
                 });

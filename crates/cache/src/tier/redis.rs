@@ -76,6 +76,9 @@ pub(crate) struct Stored {
     pub(crate) life: Lifetime,
     pub(crate) cost: Duration,
     pub(crate) age: Duration,
+    pub(crate) type_version: u32,
+    /// The names of all its tags.
+    pub(crate) tags: Vec<Vec<u8>>,
     pub(crate) payload: Option<Vec<u8>>,
     pub(crate) seen: Seen,
 }
@@ -233,6 +236,8 @@ impl RedisTier {
             life: envelope.life,
             cost: envelope.cost,
             age,
+            type_version: envelope.type_version,
+            tags: envelope.tags.iter().map(|(tag, _)| tag.to_vec()).collect(),
             payload: envelope.payload.map(Cow::into_owned),
             seen,
         }))

@@ -4,17 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use steadfast_cache::{Answer, Cache, CacheError, Source, Target};
 
-use crate::site::{Loader, Site, eventually, get};
+use crate::site::{Loader, Site, eventually, get, text};
 
-async fn tagged(
-    cache: &Cache<String>,
-    key: &str,
-    tags: &[&str],
-    loader: &Loader,
-) -> Answer<String> {
+async fn tagged(cache: &Cache, key: &str, tags: &[&str], loader: &Loader) -> Answer<String> {
     let loader = loader.clone();
-    cache
-        .read(key, "user")
+    text(cache, "user")
+        .read(key)
         .tags(tags)
         .get(move || loader.counting())
         .await
@@ -91,7 +86,7 @@ async fn k11_a_tag_that_the_reader_does_not_name_counts_too() {
 }
 
 /// Puts a tagged value into Redis through one process, and has another take it without naming the tag.
-async fn taken_without_its_tag(site: &Site) -> (Cache<String>, Cache<String>, Loader) {
+async fn taken_without_its_tag(site: &Site) -> (Cache, Cache, Loader) {
     let (first, second) = (site.cache().await, site.cache().await);
     let loader = Loader::default();
     tagged(&first, "a", &["red"], &loader).await;
@@ -212,16 +207,16 @@ async fn k11_each_key_of_a_batch_carries_its_own_tags() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
     let loads = Loads::default();
-    let read = |cache: &Cache<String>| {
+    let read = |cache: &Cache| {
         let (cache, loads) = (cache.clone(), loads.clone());
         async move {
-            let load = move |keys: Vec<Vec<u8>>| async move {
+            let load = move |keys: Vec<&'static str>| async move {
                 loads.fetch_add(keys.len() as u64, Ordering::SeqCst);
-                let value = |key: Vec<u8>| (key.clone(), String::from_utf8(key).unwrap());
-                Ok::<_, std::io::Error>(keys.into_iter().map(value).collect::<HashMap<_, _>>())
+                let value = |key: &'static str| (key, key.to_owned());
+                Ok(keys.into_iter().map(value).collect::<HashMap<_, _>>())
             };
-            let answers = cache
-                .read_many(&["a", "b"], "user")
+            let answers = text(&cache, "user")
+                .read_many(&["a", "b"])
                 .tag("letters")
                 .tags_of(|key| [format!("of {key}")])
                 .get(load)
@@ -250,9 +245,9 @@ async fn k11_a_batch_has_a_default_for_what_cannot_be_loaded() {
     let site = Site::start().await;
     let cache = site.cache().await;
     get_many(&cache, &["held"], &Loads::default()).await;
-    let failing = |_| async { Err::<HashMap<Vec<u8>, String>, _>(std::io::Error::other("no")) };
-    let answers = cache
-        .read_many(&["held", "cold"], "user")
+    let failing = |_| async { Err::<Vec<(&'static str, String)>, _>("no".into()) };
+    let answers = text(&cache, "user")
+        .read_many(&["held", "cold"])
         .or("nobody".to_owned())
         .get(failing)
         .await;
@@ -266,21 +261,19 @@ async fn k11_a_batch_has_a_default_for_what_cannot_be_loaded() {
 type Loads = Arc<AtomicU64>;
 
 async fn get_many(
-    cache: &Cache<String>,
-    keys: &[&str],
+    cache: &Cache,
+    keys: &[&'static str],
     loads: &Loads,
 ) -> Vec<Result<Answer<String>, CacheError>> {
     let loads = loads.clone();
-    let load = move |keys: Vec<Vec<u8>>| async move {
+    let load = move |keys: Vec<&'static str>| async move {
         loads.fetch_add(1, Ordering::SeqCst);
-        let there = keys.into_iter().filter(|key| key != b"absent");
-        Ok::<_, std::io::Error>(
-            there
-                .map(|key| (key.clone(), String::from_utf8(key).unwrap()))
-                .collect::<HashMap<_, _>>(),
-        )
+        let there = keys.into_iter().filter(|key| *key != "absent");
+        Ok(there
+            .map(|key| (key, key.to_owned()))
+            .collect::<HashMap<_, _>>())
     };
-    cache.get_many(keys, "user", load).await
+    text(cache, "user").get_many(keys, load).await
 }
 
 #[tokio::test]
@@ -321,8 +314,10 @@ async fn k11_a_batch_whose_load_fails_fails_for_the_missing_only() {
     let site = Site::start().await;
     let cache = site.cache().await;
     get_many(&cache, &["held"], &Loads::default()).await;
-    let failing = |_| async { Err::<HashMap<Vec<u8>, String>, _>(std::io::Error::other("no")) };
-    let answers = cache.get_many(&["held", "cold"], "user", failing).await;
+    let failing = |_| async { Err::<Vec<(&'static str, String)>, _>("no".into()) };
+    let answers = text(&cache, "user")
+        .get_many(&["held", "cold"], failing)
+        .await;
     assert!(matches!(
         answers.as_slice(),
         [Ok(_), Err(CacheError::Load(_))]
@@ -335,13 +330,11 @@ async fn k11_warming_fills_both_tiers() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
     let pairs = || async {
-        Ok::<_, std::io::Error>(
-            (0..200)
-                .map(|n| (format!("item:{n}"), n.to_string()))
-                .collect::<Vec<_>>(),
-        )
+        Ok((0..200)
+            .map(|n| (format!("item:{n}"), n.to_string()))
+            .collect::<Vec<_>>())
     };
-    let warmed = first.warm("user", &["items"], pairs).await.unwrap();
+    let warmed = text(&first, "user").tag("items").warm(pairs).await.unwrap();
     assert_eq!(
         (warmed.loaded, warmed.memory, warmed.redis),
         (200, 200, 200)
@@ -384,10 +377,10 @@ async fn k6_warming_stores_nothing_that_was_invalidated_meanwhile() {
                     .unwrap()
                     .applied
             );
-            Ok::<_, std::io::Error>(old)
+            Ok(old)
         }
     };
-    let warmed = cache.warm("user", &[], invalidating).await.unwrap();
+    let warmed = text(&cache, "user").warm(invalidating).await.unwrap();
     assert_eq!((warmed.loaded, warmed.redis), (2, 0));
     let loader = Loader::default();
     let third = site.cache().await;

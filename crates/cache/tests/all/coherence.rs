@@ -5,9 +5,9 @@ use steadfast_cache::{Cache, Source, Target};
 use steadfast_drill::fault::{Direction, Fault, Stall, Toxic};
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Loader, Site, eventually, get, plain, read_item, sqlite, write_item};
+use crate::site::{Loader, Site, eventually, get, plain, read_item, sqlite, text, write_item};
 
-async fn through(site: &Site, proxy: &Proxy) -> Cache<String> {
+async fn through(site: &Site, proxy: &Proxy) -> Cache {
     let client = Client::builder(&format!("redis://{}", proxy.addr()))
         .unwrap()
         .connect()
@@ -36,8 +36,8 @@ async fn k10_what_another_process_writes_leaves_this_ones_memory() {
             read_item(&second, 7).await == expected
         })
         .await;
-        let answer = second
-            .get("item:7", "user", || async { Ok::<_, std::io::Error>(None) })
+        let answer = text(&second, "user")
+            .get("item:7", || async { Ok(None) })
             .await
             .unwrap();
         assert_eq!(answer.value, expected);
@@ -61,10 +61,10 @@ async fn k10_memory_is_not_fresh_from_the_moment_the_channel_is_not_proven() {
         !cache.status().memory_proven
     })
     .await;
-    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
-    let stale = cache.get("user", "user", failing).await.unwrap();
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
+    let stale = text(&cache, "user").get("user", failing).await.unwrap();
     assert!(stale.stale.is_some());
-    assert!(cache.get("strict", "strict", failing).await.is_err());
+    assert!(text(&cache, "strict").get("strict", failing).await.is_err());
     let answer = get(&cache, "strict", "strict", &loader).await.unwrap();
     assert_eq!(answer.source, Source::Database);
     site.redis.resume().unwrap();

@@ -5,7 +5,7 @@ use steadfast_cache::{CacheError, ClassGuard, GuardOptions, Source, StaleReason}
 use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
 
 #[tokio::test]
 async fn k2_a_redis_that_is_killed_fails_no_read() {
@@ -195,9 +195,9 @@ async fn k9_past_the_guard_stale_is_served_or_the_call_refused_with_when_to_ask_
         let cache = cache.clone();
         let load = move || async move {
             released.await.unwrap();
-            Ok::<_, std::io::Error>(Some("late".to_owned()))
+            Ok(Some("late".to_owned()))
         };
-        async move { cache.get("busy", "user", load).await }
+        async move { text(&cache, "user").get("busy", load).await }
     });
     while cache.status().guard.running == 0 {
         tokio::task::yield_now().await;
@@ -245,9 +245,9 @@ async fn k9_a_class_with_bounds_of_its_own_leaves_room_for_the_others() {
         let cache = cache.clone();
         let load = move || async move {
             released.await.unwrap();
-            Ok::<_, std::io::Error>(Some("late".to_owned()))
+            Ok(Some("late".to_owned()))
         };
-        async move { cache.get("busy", "report", load).await }
+        async move { text(&cache, "report").get("busy", load).await }
     });
     while cache.status().guard.running == 0 {
         tokio::task::yield_now().await;

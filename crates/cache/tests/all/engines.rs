@@ -9,9 +9,9 @@ use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::site::{create_table, eventually, plain, read_item, set_item, sqlite, write_item};
+use crate::site::{create_table, eventually, plain, read_item, set_item, sqlite, text, write_item};
 
-async fn cache(database: &Database, redis: &Redis) -> Cache<String> {
+async fn cache(database: &Database, redis: &Redis) -> Cache {
     let client = steadfast::Client::builder(&redis.url())
         .unwrap()
         .connect()
@@ -321,8 +321,8 @@ async fn k9_a_database_that_is_down_is_left_alone_and_used_again() {
     let try_cold = |n: i64| {
         let (cache, database) = (cache.clone(), database.clone());
         async move {
-            let load = move || async move { crate::site::select_item(&database, n).await };
-            cache.get(format!("cold:{n}"), "user", load).await
+            let load = move || async move { Ok(crate::site::select_item(&database, n).await?) };
+            text(&cache, "user").get(format!("cold:{n}"), load).await
         }
     };
     let mut refused = false;

@@ -6,9 +6,9 @@ use steadfast_cache::{Cache, CacheError, Source, Target, Ttl};
 use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
 
-async fn ask_all(caches: &[&steadfast_cache::Cache<String>], callers: usize, loader: &Loader) {
+async fn ask_all(caches: &[&Cache], callers: usize, loader: &Loader) {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
     let mut tasks = Vec::new();
     for n in 0..callers {
@@ -23,7 +23,7 @@ async fn ask_all(caches: &[&steadfast_cache::Cache<String>], callers: usize, loa
                 tokio::time::sleep(Duration::from_millis(300)).await;
                 loader.counting().await
             };
-            cache.get("cold", "user", load).await.unwrap().value
+            text(&cache, "user").get("cold", load).await.unwrap().value
         }));
     }
     gate.add_permits(callers);
@@ -70,9 +70,9 @@ async fn k3_a_caller_that_goes_away_cancels_nobody() {
         tokio::spawn(async move {
             let load = move || async move {
                 released.await.unwrap();
-                Ok::<_, std::io::Error>(Some("first".to_owned()))
+                Ok(Some("first".to_owned()))
             };
-            cache.get("a", "user", load).await
+            text(&cache, "user").get("a", load).await
         })
     };
     while cache.status().flights == 0 {
@@ -103,17 +103,15 @@ async fn k3_nobody_joins_a_load_that_is_older_than_his_own_write() {
         let load = move || async move {
             begin.send(()).unwrap();
             released.await.unwrap();
-            Ok::<_, std::io::Error>(Some("old".to_owned()))
+            Ok(Some("old".to_owned()))
         };
-        async move { cache.get("a", "user", load).await.unwrap() }
+        async move { text(&cache, "user").get("a", load).await.unwrap() }
     });
     // The database has been asked: what it says is older than the invalidation.
     begun.await.unwrap();
     cache.invalidate(&[Target::key("a")]).await.unwrap();
-    let new = cache
-        .get("a", "user", || async {
-            Ok::<_, std::io::Error>(Some("new".to_owned()))
-        })
+    let new = text(&cache, "user")
+        .get("a", || async { Ok(Some("new".to_owned())) })
         .await
         .unwrap();
     assert_eq!(new.value.as_deref(), Some("new"));
@@ -179,7 +177,7 @@ async fn k4_an_early_refresh_that_gives_way_hands_nobody_an_expired_value() {
             tokio::time::sleep(Duration::from_millis(50)).await;
             loader.counting().await
         };
-        cache.get("a", "hot", load).await.unwrap()
+        text(&cache, "hot").get("a", load).await.unwrap()
     };
     read().await;
     eventually("Redis is filled", || async {
@@ -223,7 +221,7 @@ async fn k3_a_load_that_fails_leaves_no_lease_in_the_way() {
         hard_limit: Duration::from_secs(60),
         ..Ttl::default()
     };
-    let strict_text = Cache::<Fragile>::builder(site.database.clone())
+    let cache = Cache::builder(site.database.clone())
         .redis(site.client().await)
         .namespace("test")
         .redis_limit(Duration::from_millis(500))
@@ -231,14 +229,15 @@ async fn k3_a_load_that_fails_leaves_no_lease_in_the_way() {
         .build()
         .await
         .unwrap();
+    let strict_text = cache.view::<Fragile>("long").unwrap();
     let ended = async |key: &str, outcome: Result<Fragile, &'static str>| {
         let load = move || async move {
             match outcome {
                 Err("panic") => panic!("oh no"),
-                outcome => outcome.map(Some),
+                outcome => Ok(Some(outcome?)),
             }
         };
-        let answer = strict_text.get(key, "long", load).await;
+        let answer = strict_text.get(key, load).await;
         eventually("no lease is left", || async {
             let leases = site.redis.command(&["KEYS", "test:l:*"]).await.unwrap();
             leases == redis::Value::Array(Vec::new())
@@ -261,7 +260,7 @@ async fn k3_a_load_that_fails_leaves_no_lease_in_the_way() {
     }
     let too_large = Fragile("x".repeat(2 << 20));
     assert_eq!(ended("e", Ok(too_large)).await.unwrap(), Source::Database);
-    assert_eq!(strict_text.status().flights, 0);
+    assert_eq!(cache.status().flights, 0);
 }
 
 /// A text that can be made not to be written.

@@ -1,20 +1,21 @@
 use bytes::Bytes;
-use steadfast_cache::{Cache, ClassGuard, Database, DatabaseOptions, Source, Ttl};
+use steadfast_cache::{Cache, ClassGuard, Database, DatabaseOptions, Source, Ttl, View};
 
-use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
 
-async fn of_bytes(site: &Site) -> Cache<Bytes> {
-    Cache::builder_of_bytes(site.database.clone())
+async fn of_bytes(site: &Site) -> View<Bytes> {
+    let cache = Cache::builder(site.database.clone())
         .redis(site.client().await)
         .namespace("test")
         .redis_limit(std::time::Duration::from_millis(500))
         .class("user", Ttl::default())
         .build()
         .await
-        .unwrap()
+        .unwrap();
+    cache.view_of_bytes("user").unwrap()
 }
 
-async fn value_key(cache: &Cache<String>, key: &str) -> String {
+async fn value_key(cache: &Cache, key: &str) -> String {
     format!(
         "test:v:{}:{{{key}}}",
         cache.status().redis.unwrap().epoch.unwrap()
@@ -46,14 +47,11 @@ async fn k12_values_of_any_length_and_keys_of_any_bytes_come_back_as_they_were()
             let key = [key, n.to_string().as_bytes()].concat();
             let given = value.clone();
             first
-                .get(&key, "user", move || async {
-                    Ok::<_, std::io::Error>(Some(given))
-                })
+                .get(&key, move || async { Ok(Some(given)) })
                 .await
                 .unwrap();
-            let never =
-                || async { Err::<Option<Bytes>, _>(std::io::Error::other("must come from Redis")) };
-            let answer = second.get(&key, "user", never).await.unwrap();
+            let never = || async { Err::<Option<Bytes>, _>("must come from Redis".into()) };
+            let answer = second.get(&key, never).await.unwrap();
             assert_eq!(
                 (answer.source, answer.value.as_ref()),
                 (Source::Redis, Some(value))
@@ -66,9 +64,9 @@ async fn k12_values_of_any_length_and_keys_of_any_bytes_come_back_as_they_were()
 async fn k12_a_value_above_the_limit_is_answered_and_kept_nowhere() {
     let site = Site::start().await;
     let cache = site.builder().await.value_max(100).build().await.unwrap();
-    let large = || async { Ok::<_, std::io::Error>(Some("x".repeat(101))) };
+    let large = || async { Ok(Some("x".repeat(101))) };
     for _ in 0..2 {
-        let answer = cache.get("a", "user", large).await.unwrap();
+        let answer = text(&cache, "user").get("a", large).await.unwrap();
         assert_eq!(
             (answer.source, answer.value.map(|value| value.len())),
             (Source::Database, Some(101))
@@ -165,24 +163,23 @@ async fn k12_a_value_of_another_type_is_a_counted_miss() {
         texts.status().counts.fills == 1
     })
     .await;
-    let numbers = Cache::<Vec<u64>>::builder(site.database.clone())
+    let cache = Cache::builder(site.database.clone())
         .redis(site.client().await)
         .namespace("test")
         .class("user", Ttl::default())
         .build()
         .await
         .unwrap();
+    let numbers = cache.view::<Vec<u64>>("user").unwrap();
     let answer = numbers
-        .get("a", "user", || async {
-            Ok::<_, std::io::Error>(Some(vec![1, 2]))
-        })
+        .get("a", || async { Ok(Some(vec![1, 2])) })
         .await
         .unwrap();
     assert_eq!(
         (answer.source, answer.value),
         (Source::Database, Some(vec![1, 2]))
     );
-    assert_eq!(numbers.status().counts.damaged, 1);
+    assert_eq!(cache.status().counts.damaged, 1);
 }
 
 /// Redis judges expiry by its own clock. One that is set back makes values look as if they had more time left than they were
@@ -270,7 +267,7 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         error,
         "class_guard of \"user\": concurrency must be at least 1"
     );
-    let error = Cache::<String>::builder(database)
+    let error = Cache::builder(database)
         .build()
         .await
         .unwrap_err()

@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 use steadfast_cache::{Answer, Cache, CacheError, GuardOptions, Source, Ttl};
 use tokio::time::Instant;
 
-use crate::site::Site;
+use crate::site::{Site, text};
 
 const KEYS: usize = 50_000;
 const READS_A_SECOND: u64 = 1000;
@@ -55,7 +55,7 @@ impl Tally {
 }
 
 struct Load {
-    cache: Cache<String>,
+    cache: Cache,
     /// How likely a key is to be one of the first so many.
     zipf: Vec<f64>,
     rng: fastrand::Rng,
@@ -86,9 +86,9 @@ impl Load {
                     let load = move || async move {
                         loads.lock().push(Instant::now());
                         tokio::time::sleep(Duration::from_millis(2)).await;
-                        Ok::<_, std::io::Error>(Some(key.to_string()))
+                        Ok(Some(key.to_string()))
                     };
-                    let outcome = cache.get(format!("item:{key}"), "user", load).await;
+                    let outcome = text(&cache, "user").get(format!("item:{key}"), load).await;
                     if let Ok(answer) = &outcome {
                         assert_eq!(answer.value.as_deref(), Some(key.to_string().as_str()));
                     }
@@ -122,7 +122,7 @@ async fn k9_an_outage_of_redis_fails_no_warm_read_and_keeps_to_the_budget() {
         early_refresh: 0.0,
         ..Ttl::default()
     };
-    let cache = Cache::<String>::builder(site.database.clone())
+    let cache = Cache::builder(site.database.clone())
         .redis(site.client().await)
         .namespace("outage")
         .class("user", ttl)
@@ -131,13 +131,11 @@ async fn k9_an_outage_of_redis_fails_no_warm_read_and_keeps_to_the_budget() {
         .await
         .unwrap();
     let all = || async {
-        Ok::<_, std::io::Error>(
-            (0..KEYS)
-                .map(|key| (format!("item:{key}"), key.to_string()))
-                .collect::<Vec<_>>(),
-        )
+        Ok((0..KEYS)
+            .map(|key| (format!("item:{key}"), key.to_string()))
+            .collect::<Vec<_>>())
     };
-    assert_eq!(cache.warm("user", &[], all).await.unwrap().memory, KEYS);
+    assert_eq!(text(&cache, "user").warm(all).await.unwrap().memory, KEYS);
 
     let loads = Arc::new(Mutex::new(Vec::new()));
     let mut load = Load {

@@ -5,7 +5,7 @@ use steadfast_cache::{
     Database, DatabaseOptions, Param, Repository, Source, SourceError, Target, Tx, WriteError,
 };
 
-use crate::site::{Site, eventually, plain, read_item, select_item, set_item, write_item};
+use crate::site::{Site, eventually, plain, read_item, select_item, set_item, text, write_item};
 
 #[tokio::test]
 async fn k7_a_write_is_seen_by_its_process_at_once_and_by_another_through_redis() {
@@ -448,15 +448,18 @@ async fn k7_a_repository_of_the_callers_own_reads_and_writes_under_the_same_rule
     let versions = Arc::new(Versions(site.database.clone()));
     for version in ["1", "2", "3"] {
         assert!(
-            first
+            text(&first, "user")
                 .put_to(&*versions, [7], &version.to_owned())
                 .await
                 .unwrap()
                 .applied
         );
-        let answer = first.get_from(&versions, [7], "user").await.unwrap();
+        let answer = text(&first, "user").get_from(&versions, [7]).await.unwrap();
         assert_eq!(answer.value.as_deref(), Some(version));
     }
-    let answer = second.get_from(&versions, [7], "user").await.unwrap();
+    let answer = text(&second, "user")
+        .get_from(&versions, [7])
+        .await
+        .unwrap();
     assert_eq!(answer.value.as_deref(), Some("3"));
 }

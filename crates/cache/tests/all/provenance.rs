@@ -1,8 +1,8 @@
 use std::time::Duration;
 
-use steadfast_cache::{CacheError, Source, StaleReason, Ttl};
+use steadfast_cache::{CacheError, LoadError, Source, StaleReason, Ttl};
 
-use crate::site::{Loader, Site, eventually, get, plain, sqlite};
+use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
 
 #[tokio::test]
 async fn k1_an_answer_says_where_it_came_from() {
@@ -59,8 +59,8 @@ async fn k1_a_stale_answer_says_so_and_why() {
     let cache = plain(&database).build().await.unwrap();
     get(&cache, "a", "brief", &Loader::default()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(250)).await;
-    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
-    let answer = cache.get("a", "brief", failing).await.unwrap();
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
+    let answer = text(&cache, "brief").get("a", failing).await.unwrap();
     assert_eq!(
         (answer.value.as_deref(), answer.source, answer.stale),
         (Some("1"), Source::Memory, Some(StaleReason::Failed))
@@ -71,14 +71,14 @@ async fn k1_a_stale_answer_says_so_and_why() {
 async fn k4_absence_is_cached_and_an_error_is_not() {
     let (database, _folder) = sqlite().await;
     let cache = plain(&database).build().await.unwrap();
-    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
     assert!(matches!(
-        cache.get("a", "user", failing).await,
+        text(&cache, "user").get("a", failing).await,
         Err(CacheError::Load(_))
     ));
-    let absent = || async { Ok::<_, std::io::Error>(None) };
+    let absent = || async { Ok(None) };
     assert_eq!(
-        cache.get("a", "user", absent).await.unwrap().source,
+        text(&cache, "user").get("a", absent).await.unwrap().source,
         Source::Database
     );
     let loader = Loader::default();
@@ -106,9 +106,9 @@ async fn k4_a_class_that_may_not_be_stale_fails_rather() {
         .await
         .unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
-    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
     assert!(matches!(
-        cache.get("a", "session", failing).await,
+        text(&cache, "session").get("a", failing).await,
         Err(CacheError::Load(_))
     ));
 }
@@ -130,7 +130,7 @@ async fn k4_a_hot_value_is_loaded_again_before_it_expires() {
         tokio::time::sleep(Duration::from_millis(500)).await;
         slow.counting().await
     };
-    cache.get("a", "hot", load).await.unwrap();
+    text(&cache, "hot").get("a", load).await.unwrap();
     eventually("refreshed early", || async {
         let answer = get(&cache, "a", "hot", &loader).await.unwrap();
         assert_eq!((answer.source, answer.stale), (Source::Memory, None));
@@ -153,10 +153,10 @@ async fn k5_past_the_soft_limit_stale_is_served_and_the_load_goes_on() {
     get(&cache, "a", "soft", &loader).await.unwrap();
     tokio::time::sleep(Duration::from_millis(100)).await;
     let (release, released) = tokio::sync::oneshot::channel::<()>();
-    let answer = cache
-        .get("a", "soft", move || async move {
+    let answer = text(&cache, "soft")
+        .get("a", move || async move {
             released.await.unwrap();
-            Ok::<_, std::io::Error>(Some("new".to_owned()))
+            Ok(Some("new".to_owned()))
         })
         .await
         .unwrap();
@@ -185,9 +185,9 @@ async fn k5_past_the_hard_limit_the_load_is_given_up() {
         ..Ttl::default()
     };
     let cache = plain(&database).class("hard", ttl).build().await.unwrap();
-    let never = || std::future::pending::<Result<Option<String>, std::io::Error>>();
+    let never = || std::future::pending::<Result<Option<String>, LoadError>>();
     assert!(matches!(
-        cache.get("a", "hard", never).await,
+        text(&cache, "hard").get("a", never).await,
         Err(CacheError::LoadTimeout { .. })
     ));
     assert_eq!(
@@ -204,14 +204,8 @@ async fn k5_past_the_hard_limit_the_load_is_given_up() {
 async fn a_panicking_loader_is_an_error_and_nothing_more() {
     let (database, _folder) = sqlite().await;
     let cache = plain(&database).build().await.unwrap();
-    let panics = || async {
-        if true {
-            panic!("oh no")
-        } else {
-            Ok::<Option<String>, std::io::Error>(None)
-        }
-    };
-    match cache.get("a", "user", panics).await {
+    let panics = || async { if true { panic!("oh no") } else { Ok(None) } };
+    match text(&cache, "user").get("a", panics).await {
         Err(CacheError::LoadPanicked { message }) => assert_eq!(message, "oh no"),
         other => panic!("{other:?}"),
     }
@@ -232,28 +226,18 @@ async fn a_panicking_loader_is_an_error_and_nothing_more() {
 async fn an_unknown_class_is_named() {
     let (database, _folder) = sqlite().await;
     let cache = plain(&database).build().await.unwrap();
-    let error = get(&cache, "a", "nonesuch", &Loader::default())
-        .await
-        .unwrap_err();
+    let error = cache.view::<String>("nonesuch").unwrap_err();
     assert!(error.to_string().contains("nonesuch"), "{error}");
-    // Also where the value is at hand.
-    get(&cache, "a", "user", &Loader::default()).await.unwrap();
-    let error = get(&cache, "a", "nonesuch", &Loader::default())
-        .await
-        .unwrap_err();
-    assert!(error.to_string().contains("nonesuch"), "{error}");
-    let load = || async { Ok::<_, std::io::Error>(None) };
-    let read = cache.read("a", "nonesuch").get(load).await;
-    assert!(matches!(read, Err(CacheError::UnknownClass { .. })));
+    assert!(cache.view_of_bytes("nonesuch").is_err());
 }
 
 #[tokio::test]
 async fn a_default_is_served_when_all_else_fails_and_is_not_stored() {
     let (database, _folder) = sqlite().await;
     let cache = plain(&database).build().await.unwrap();
-    let failing = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
-    let answer = cache
-        .read("a", "user")
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
+    let answer = text(&cache, "user")
+        .read("a")
         .or("nobody".to_owned())
         .get(failing)
         .await
@@ -277,10 +261,7 @@ async fn k4_classes_can_be_changed_while_the_cache_is_in_use() {
     let cache = plain(&database).build().await.unwrap();
     let loader = Loader::default();
     get(&cache, "a", "brief", &loader).await.unwrap();
-    assert!(matches!(
-        get(&cache, "n", "new", &loader).await,
-        Err(CacheError::UnknownClass { .. })
-    ));
+    assert!(cache.view::<String>("new").is_err());
     let long = Ttl {
         fresh: Duration::from_secs(600),
         jitter: 0.0,
@@ -292,16 +273,16 @@ async fn k4_classes_can_be_changed_while_the_cache_is_in_use() {
     };
     let refused = cache.change_classes([("brief".into(), long), ("new".into(), senseless)]);
     assert!(refused.unwrap_err().to_string().contains("\"new\""));
-    assert!(
-        get(&cache, "n", "new", &loader).await.is_err(),
-        "nothing was changed"
-    );
+    assert!(cache.view::<String>("new").is_err(), "nothing was changed");
+    let brief = text(&cache, "brief");
 
     cache
         .change_classes([("brief".into(), long), ("new".into(), long)])
         .unwrap();
     get(&cache, "n", "new", &loader).await.unwrap();
-    get(&cache, "b", "brief", &loader).await.unwrap();
+    // A view made before sees the change.
+    let again = loader.clone();
+    brief.get("b", move || again.counting()).await.unwrap();
     tokio::time::sleep(Duration::from_millis(250)).await;
     for (key, class, source) in [
         ("a", "brief", Source::Database), // what is held keeps the times it was loaded with
@@ -331,8 +312,8 @@ async fn k4_classes_changed_from_two_threads_are_all_kept() {
         }
     });
     for class in names("left").chain(names("right")) {
-        let absent = || async { Ok::<_, std::io::Error>(None) };
-        let answer = cache.get("a", &class, absent).await;
+        let absent = || async { Ok(None) };
+        let answer = text(&cache, &class).get("a", absent).await;
         assert!(answer.is_ok(), "{class}: {answer:?}");
     }
 }
@@ -349,7 +330,8 @@ async fn k11_a_tag_outlives_the_values_of_a_class_that_was_given_more_time() {
     cache.change_classes([("user".into(), long)]).unwrap();
     let loader = Loader::default();
     let load = move || loader.counting();
-    let answer = cache.read("a", "user").tag("red").get(load).await.unwrap();
+    let view = text(&cache, "user");
+    let answer = view.read("a").tag("red").get(load).await.unwrap();
     assert_eq!(answer.source, Source::Database);
     let left = site.redis.command(&["PTTL", "test:t:red"]).await.unwrap();
     match left {

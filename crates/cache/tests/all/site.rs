@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use steadfast::Client;
 use steadfast_cache::{
-    Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, Param, SourceError, Target,
-    Ttl, Tx,
+    Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, LoadError, Param,
+    SourceError, Target, Ttl, Tx, View,
 };
 use steadfast_drill::process::Redis;
 
@@ -41,7 +41,7 @@ impl Site {
     }
 
     /// Like another process: a cache with a client of its own.
-    pub(crate) async fn builder(&self) -> CacheBuilder<String> {
+    pub(crate) async fn builder(&self) -> CacheBuilder {
         plain(&self.database).redis(self.client().await)
     }
 
@@ -68,7 +68,7 @@ impl Site {
             .sum()
     }
 
-    pub(crate) async fn cache(&self) -> Cache<String> {
+    pub(crate) async fn cache(&self) -> Cache {
         self.builder().await.build().await.unwrap()
     }
 }
@@ -93,7 +93,7 @@ pub(crate) async fn create_table(database: &Database) {
 }
 
 /// Limits are wide, so that a slow machine changes nothing; the classes differ in what they promise.
-pub(crate) fn plain(database: &Database) -> CacheBuilder<String> {
+pub(crate) fn plain(database: &Database) -> CacheBuilder {
     let ttl = Ttl {
         jitter: 0.0,
         early_refresh: 0.0,
@@ -134,28 +134,35 @@ impl Loader {
     /// Answers with the number of the load.
     pub(crate) fn counting(
         &self,
-    ) -> impl Future<Output = Result<Option<String>, std::io::Error>> + Send + use<> {
+    ) -> impl Future<Output = Result<Option<String>, LoadError>> + Send + use<> {
         let loads = self.loads.clone();
         async move { Ok(Some((loads.fetch_add(1, Ordering::SeqCst) + 1).to_string())) }
     }
 }
 
+/// A view of texts in a class that there is.
+pub(crate) fn text(cache: &Cache, class: &str) -> View<String> {
+    cache.view(class).unwrap()
+}
+
 pub(crate) async fn get(
-    cache: &Cache<String>,
+    cache: &Cache,
     key: &str,
     class: &str,
     loader: &Loader,
 ) -> Result<Answer<String>, CacheError> {
     let loader = loader.clone();
-    cache.get(key, class, move || loader.counting()).await
+    text(cache, class)
+        .get(key.to_owned(), move || loader.counting())
+        .await
 }
 
 /// Reads an item's version from the database through the cache.
-pub(crate) async fn read_item(cache: &Cache<String>, id: i64) -> Option<String> {
+pub(crate) async fn read_item(cache: &Cache, id: i64) -> Option<String> {
     let database = cache.database().clone();
-    let load = move || async move { select_item(&database, id).await };
-    cache
-        .get(format!("item:{id}"), "user", load)
+    let load = move || async move { Ok(select_item(&database, id).await?) };
+    text(cache, "user")
+        .get(format!("item:{id}"), load)
         .await
         .unwrap()
         .value
@@ -208,7 +215,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
 }
 
 /// Writes an item's version through the cache; says whether Redis has applied the invalidation.
-pub(crate) async fn write_item(cache: &Cache<String>, id: i64, version: i64) -> bool {
+pub(crate) async fn write_item(cache: &Cache, id: i64, version: i64) -> bool {
     let work = async |tx: &mut Tx| set_item(tx, id, version).await;
     let written = cache
         .write(work)

@@ -10,14 +10,14 @@ use futures_util::future::BoxFuture;
 use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use steadfast::credentials::FileCredentials;
 use steadfast::{Client, ConnectionState, Tls};
-use steadfast_cache::{CacheError, Target, Ttl, Tx, WriteError};
+use steadfast_cache::{Cache, CacheError, Ttl, Tx, WriteError};
 use steadfast_drill::plain::Plain;
 use steadfast_drill::subject::{
     Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source,
     Subject, SubjectFactory,
 };
 
-use super::table::{PlainTable, Table, TableError};
+use super::table::{PlainTable, Table};
 use crate::backend::Rows;
 
 /// Makes the subjects of a drill.
@@ -45,7 +45,7 @@ impl SubjectFactory for Subjects {
 /// The client and the cache on their defaults.
 struct Resilient {
     client: Client,
-    cache: Rows,
+    rows: Rows,
     table: Arc<Table>,
     sql_queries: Arc<AtomicU64>,
 }
@@ -71,16 +71,17 @@ impl Resilient {
             .name("steadfast-drill")
             .build()
             .map_err(|error| failed(&error))?;
-        let cache = Rows::builder_of_bytes(table.database.clone())
+        let cache = Cache::builder(table.database.clone())
             .redis(client.clone())
             .namespace("drill")
             .class(CLASS, Ttl::default())
             .build()
             .await
             .map_err(|error| failed(&error))?;
+        let rows = cache.view_of_bytes(CLASS).map_err(|error| failed(&error))?;
         Ok(Self {
             client,
-            cache,
+            rows: rows.prefix("row:"),
             table: Arc::new(table),
             sql_queries: Arc::default(),
         })
@@ -105,13 +106,9 @@ impl Resilient {
         let load = move || async move {
             sql_queries.fetch_add(1, Relaxed);
             let version = table.version(key).await?;
-            Ok::<_, TableError>(version.map(|version| Bytes::from(version.to_string())))
+            Ok(version.map(|version| Bytes::from(version.to_string())))
         };
-        let answer = self
-            .cache
-            .get(name(key), CLASS, load)
-            .await
-            .map_err(failure)?;
+        let answer = self.rows.get(key, load).await.map_err(failure)?;
         let version = answer
             .value
             .and_then(|bytes| std::str::from_utf8(&bytes).ok()?.parse().ok())
@@ -132,9 +129,10 @@ impl Resilient {
         self.sql_queries.fetch_add(1, Relaxed);
         let table = &self.table;
         let written = self
-            .cache
+            .rows
+            .cache()
             .write(async |tx: &mut Tx| table.raise(tx, key, version).await)
-            .invalidates([Target::key(name(key))])
+            .invalidates([self.rows.target(key)])
             .commit()
             .await;
         match written {
@@ -148,7 +146,7 @@ impl Resilient {
 
     fn facts(&self) -> Facts {
         let status = self.client.status();
-        let counts = self.cache.status().counts;
+        let counts = self.rows.cache().status().counts;
         Facts {
             connection: match status.state {
                 ConnectionState::Ready => Connection::Ready,
@@ -199,10 +197,6 @@ impl Subject for Resilient {
         }
         .boxed()
     }
-}
-
-fn name(key: u64) -> String {
-    format!("row:{key}")
 }
 
 fn user_of(url: &str) -> String {

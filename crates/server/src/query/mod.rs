@@ -3,10 +3,11 @@
 //! fills it in and binds.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use steadfast_cache::Param;
 
+use crate::backend::Rows;
 use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
 
 mod complaint;
@@ -41,6 +42,7 @@ pub(crate) struct Query {
     pub(crate) description: Option<String>,
     pub(crate) params: Params,
     pub(crate) class: String,
+    rows: OnceLock<Rows>,
     sql: Sql,
     key: Template,
     tags: Vec<Template>,
@@ -117,6 +119,7 @@ impl Query {
             description: config.description.clone(),
             params: config.params.clone(),
             class: config.ttl.clone(),
+            rows: OnceLock::new(),
             sql: Sql::parse(&config.sql, dialect).ok()?,
             key: Template::parse(&config.key).ok()?,
             tags: templates(&config.tags)?,

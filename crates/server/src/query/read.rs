@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_cache::{CacheError, ClassBound, Source, SourceError, StaleReason};
+use steadfast_cache::{CacheError, ClassBound, Source, SourceError, StaleReason, UnknownClass};
 use tracing::Instrument;
 
 use super::param::Values;
 use super::waiting::Waiting;
 use super::{Query, bound, rendered};
 use crate::app::{App, now};
+use crate::backend::Rows;
 use crate::problem::{Problem, ProblemKind};
 use crate::tally::Outcome;
 use crate::telemetry;
@@ -55,16 +56,14 @@ impl Query {
                     .await;
                 let took = now().saturating_duration_since(begun);
                 query.meters.asked.took(took);
-                encode(&rows?, query.max_rows)
+                Ok(encode(&rows?, query.max_rows)?)
             }
             .instrument(span)
         };
-        let answer = app
-            .cache()
-            .read(&key, &self.class)
-            .tags(&tags)
-            .get(load)
-            .await;
+        let answer = match self.view(app) {
+            Ok(view) => view.read(&key).tags(&tags).get(load).await,
+            Err(unknown) => Err(CacheError::Load(Arc::new(unknown))),
+        };
         let took = waiting.over();
         match answer {
             Ok(answer) => {
@@ -87,6 +86,15 @@ impl Query {
                 Err(problem)
             }
         }
+    }
+
+    /// Of the class's rows, made when they are first read.
+    fn view(&self, app: &App) -> Result<&Rows, UnknownClass> {
+        if let Some(view) = self.rows.get() {
+            return Ok(view);
+        }
+        let view = app.cache().view_of_bytes(&self.class)?;
+        Ok(self.rows.get_or_init(|| view))
     }
 
     fn refusal(&self, error: &CacheError) -> Problem {

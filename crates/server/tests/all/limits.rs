@@ -254,9 +254,13 @@ async fn s7_a_class_with_one_place_is_refused_while_it_is_taken() {
     let busy = tokio::spawn(async move {
         let load = move || async move {
             released.await.unwrap();
-            Ok::<_, std::io::Error>(None)
+            Ok(None)
         };
-        cache.get("busy", "report", load).await
+        cache
+            .view_of_bytes("report")
+            .unwrap()
+            .get("busy", load)
+            .await
     });
     while service.app.cache().status().guard.running == 0 {
         tokio::task::yield_now().await;

@@ -1,6 +1,7 @@
 //! Storing values, by those who have the right to.
 
 use std::borrow::Cow;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -28,14 +29,19 @@ pub(crate) struct Lease {
 pub(crate) struct Season {
     standing: Standing,
     watermark: Vec<u8>,
-    tags: Vec<(Vec<u8>, Token)>,
+    /// Tokens of tags, as far as they have been asked for.
+    tokens: HashMap<Vec<u8>, Token>,
 }
+
+/// A value that was loaded in a season: its key, its tags, and it.
+pub(crate) type InSeason<'a> = (&'a [u8], &'a [Vec<u8>], Fill<'a>);
 
 /// A value to be stored.
 pub(crate) struct Fill<'a> {
     pub(crate) payload: Option<&'a [u8]>,
     pub(crate) life: Lifetime,
     pub(crate) cost: Duration,
+    pub(crate) type_version: u32,
     pub(crate) loaded_at: Instant,
 }
 
@@ -113,8 +119,22 @@ impl RedisTier {
 
     /// Prepares for values whose keys are not known before they are loaded: they may be stored as long as nothing at all is
     /// invalidated meanwhile.
-    pub(crate) async fn open_season(&self, tags: &[Vec<u8>]) -> Answer<Season> {
+    pub(crate) async fn open_season(&self) -> Answer<Season> {
         let standing = self.standing(&mut self.patience()).await?;
+        let (watermark, _) = self.look_at_season(&standing, &[]).await?;
+        Ok(Season {
+            standing,
+            watermark,
+            tokens: HashMap::new(),
+        })
+    }
+
+    /// The watermark, and the tokens of these tags.
+    async fn look_at_season(
+        &self,
+        standing: &Standing,
+        tags: &[&Vec<u8>],
+    ) -> Answer<(Vec<u8>, Vec<(Vec<u8>, Token)>)> {
         let mut ask = redis::cmd("EVAL");
         ask.arg(OPEN_SEASON)
             .arg(2 + tags.len())
@@ -133,25 +153,44 @@ impl RedisTier {
             return Err(Trouble::NotAsked("its epoch has changed"));
         };
         self.trust
-            .check(&standing, Some(standing.epoch.as_bytes()), Some(watermark))?;
-        let tags = with_tokens(tags, tokens)?;
-        Ok(Season {
-            standing,
-            watermark: watermark.clone(),
-            tags,
-        })
+            .check(standing, Some(standing.epoch.as_bytes()), Some(watermark))?;
+        let tags: Vec<Vec<u8>> = tags.iter().map(|tag| (*tag).clone()).collect();
+        Ok((watermark.clone(), with_tokens(&tags, tokens)?))
+    }
+
+    /// Asks for the tokens of tags that are not known yet. They may be asked for after the values were loaded, as long as nothing has been invalidated
+    /// since the season began.
+    async fn learn_tokens(&self, season: &mut Season, values: &[InSeason<'_>]) -> Answer<()> {
+        let named = values.iter().flat_map(|(_, tags, _)| tags.iter());
+        let unknown: HashSet<&Vec<u8>> = named
+            .filter(|tag| !season.tokens.contains_key(*tag))
+            .collect();
+        if unknown.is_empty() {
+            return Ok(());
+        }
+        let unknown: Vec<_> = unknown.into_iter().collect();
+        let (watermark, tokens) = self.look_at_season(&season.standing, &unknown).await?;
+        if watermark != season.watermark {
+            return Err(Trouble::NotAsked("something was invalidated meanwhile"));
+        }
+        season.tokens.extend(tokens);
+        Ok(())
     }
 
     /// Stores values loaded in that season; answers how many Redis took.
     pub(crate) async fn fill_in_season(
         &self,
-        season: &Season,
-        values: &[(&[u8], Fill<'_>)],
+        season: &mut Season,
+        values: &[InSeason<'_>],
     ) -> Answer<usize> {
+        self.learn_tokens(season, values).await?;
+        let season = &*season;
         let epoch = &season.standing.epoch;
         let mut pipe = redis::pipe();
-        for (key, value) in values {
-            let Some(bytes) = self.seal(value, &season.tags) else {
+        for (key, tags, value) in values {
+            let token = |tag: &Vec<u8>| Some((tag.clone(), *season.tokens.get(tag)?));
+            let tags: Vec<_> = tags.iter().filter_map(token).collect();
+            let Some(bytes) = self.seal(value, &tags) else {
                 return Err(Trouble::NotAsked(
                     "the tags are too many or too long to be written",
                 ));
@@ -181,6 +220,7 @@ impl RedisTier {
         let envelope = Envelope {
             life: value.life,
             cost: value.cost,
+            type_version: value.type_version,
             tags,
             payload: value.payload.map(Cow::Borrowed),
         };

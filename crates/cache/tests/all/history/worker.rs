@@ -15,7 +15,7 @@ use steadfast_cache::{
 };
 
 use super::judge::Line;
-use crate::site::{create_table, select_item};
+use crate::site::{create_table, select_item, text};
 
 /// The environment variable that holds the order.
 pub(crate) const ORDER: &str = "STEADFAST_HISTORY_ORDER";
@@ -79,7 +79,7 @@ pub(crate) async fn create_items(database: &Database) {
 
 #[derive(Clone)]
 struct Process {
-    cache: Cache<String>,
+    cache: Cache,
     log: Arc<File>,
     end: u64,
     write_end: u64,
@@ -116,7 +116,7 @@ pub(crate) async fn work(order: Order) {
     }
 }
 
-async fn build(order: &Order) -> Cache<String> {
+async fn build(order: &Order) -> Cache {
     let database = Database::connect(&order.database, DatabaseOptions::default()).unwrap();
     let client = Client::builder(&order.redis).unwrap().build().unwrap();
     let ttl = Ttl {
@@ -177,32 +177,34 @@ impl Process {
                 let load = move || async move {
                     let found = select_item(&database, item).await;
                     tokio::time::sleep(dawdle).await;
-                    found
+                    Ok(found?)
                 };
                 let shelf = shelf(item);
-                let read = self.cache.read(key(item), class(item)).tags(&shelf);
+                let view = text(&self.cache, class(item));
+                let read = view.read(key(item)).tags(&shelf);
                 self.note_answer(item, from, read.get(load).await);
             }
             Form::Peek => {
-                let load = || async { Err::<Option<String>, _>(std::io::Error::other("no")) };
-                let answer = self.cache.get(key(item), class(item), load).await;
+                let load = || async { Err::<Option<String>, _>("no".into()) };
+                let answer = text(&self.cache, class(item)).get(key(item), load).await;
                 if answer.is_ok() {
                     self.note_answer(item, from, answer);
                 }
             }
             Form::InBatch => {
                 let items = [item, (item + 2) % ITEMS];
-                let load = move |_keys: Vec<Vec<u8>>| async move {
+                let load = move |_keys: Vec<String>| async move {
                     let mut found = HashMap::new();
                     for item in items {
                         let value = select_item(&database, item).await?;
-                        found.extend(value.map(|value| (key(item).into_bytes(), value)));
+                        found.extend(value.map(|value| (key(item), value)));
                     }
                     tokio::time::sleep(dawdle).await;
-                    Ok::<_, SourceError>(found)
+                    Ok(found)
                 };
                 let keys = items.map(key);
-                let read = self.cache.read_many(&keys, class(item));
+                let view = text(&self.cache, class(item));
+                let read = view.read_many(&keys);
                 let read = read.tags_of(|name| shelf(item_of(name)));
                 for (item, answer) in items.into_iter().zip(read.get(load).await) {
                     self.note_answer(item, from, answer);

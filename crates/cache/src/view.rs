@@ -1,0 +1,426 @@
+//! One type's values, as their readers see them.
+//!
+//! All that a hit has to know is settled when the view is made: the class, the type, and which tags its values carry. An entry that was stored by the
+//! same view is therefore taken at a glance; what another view has stored under the same key is looked at more closely: it must be of the same type and
+//! version, carry this view's tags, and be no older than this view's class allows.
+
+mod read;
+
+pub use read::Read;
+
+use std::any::TypeId;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::answer::{Answer, Source};
+use crate::cache::{Cache, Inner};
+use crate::classes::Class;
+use crate::codec::Codec;
+use crate::error::{CacheError, LoadError};
+use crate::flight::{Cargo, Held, Loaded};
+use crate::freshness::{Freshness, Lifetime, Ttl};
+use crate::key::{Key, KeyName};
+use crate::load::{self, Job};
+use crate::moment::{Moment, Nanos};
+use crate::source::SourceError;
+use crate::target::Target;
+use crate::tier::memory::{Entry, Label};
+use crate::write::Written;
+
+/// The values of one type in a [`Cache`](crate::Cache), with the times of one class; see [`Cache::view`](crate::Cache::view).
+///
+/// ```no_run
+/// # use steadfast_cache::{Cache, View};
+/// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
+/// # struct User { name: String }
+/// # async fn load_user(id: u64) -> std::io::Result<Option<User>> { Ok(None) }
+/// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
+/// let users: View<User> = cache.view("user")?.prefix("user:").tag("users");
+///
+/// let user = users.get(7, || async { Ok(load_user(7).await?) }).await?.value;
+/// # Ok(()) }
+/// ```
+///
+/// Keys are those of the whole cache: two views of different types should not share one, so give each type a [`prefix`](Self::prefix).
+pub struct View<V> {
+    made: Arc<Made<V>>,
+}
+
+/// How a view was made.
+struct Made<V> {
+    cache: Cache,
+    number: u64,
+    prefix: Box<[u8]>,
+    class: Arc<Class>,
+    version: u32,
+    tags: Vec<Vec<u8>>,
+    tags_by: Option<TagsBy>,
+    fresh_for: Option<FreshFor<V>>,
+    codec: Codec<V>,
+}
+
+type TagsBy = Arc<dyn Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync>;
+type FreshFor<V> = Arc<dyn Fn(&V) -> Duration + Send + Sync>;
+
+impl<V> Clone for View<V> {
+    fn clone(&self) -> Self {
+        Self {
+            made: self.made.clone(),
+        }
+    }
+}
+
+impl<V> Clone for Made<V> {
+    fn clone(&self) -> Self {
+        Self {
+            cache: self.cache.clone(),
+            number: self.number,
+            prefix: self.prefix.clone(),
+            class: self.class.clone(),
+            version: self.version,
+            tags: self.tags.clone(),
+            tags_by: self.tags_by.clone(),
+            fresh_for: self.fresh_for.clone(),
+            codec: self.codec,
+        }
+    }
+}
+
+impl<V> std::fmt::Debug for View<V> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("View")
+            .field("class", &self.made.class.name)
+            .field("version", &self.made.version)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How it is made.
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    pub(crate) fn new(cache: Cache, class: Arc<Class>, codec: Codec<V>) -> Self {
+        let number = cache.inner.views.fetch_add(1, Ordering::Relaxed);
+        let made = Made {
+            cache,
+            number,
+            prefix: Box::default(),
+            class,
+            version: 0,
+            tags: Vec::new(),
+            tags_by: None,
+            fresh_for: None,
+            codec,
+        };
+        Self {
+            made: Arc::new(made),
+        }
+    }
+
+    /// Another view, which differs by this.
+    fn but(mut self, change: impl FnOnce(&mut Made<V>)) -> Self {
+        let made = Arc::make_mut(&mut self.made);
+        made.number = made.cache.inner.views.fetch_add(1, Ordering::Relaxed);
+        change(made);
+        self
+    }
+
+    /// All keys are written behind this. `users.get(7, …)` with the prefix `user:` is the key `user:7` to everybody else, as in
+    /// [`Target::key("user:7")`](Target::key).
+    #[must_use]
+    pub fn prefix(self, prefix: impl AsRef<[u8]>) -> Self {
+        self.but(|made| made.prefix = prefix.as_ref().into())
+    }
+
+    /// The version of the type, by default 0. Count it up when the type changes in such a way that the old program could not read what the new one
+    /// writes, or the new one the old: while both run, each then reads its own values only, and loads the other's anew.
+    #[must_use]
+    pub fn version(self, version: u32) -> Self {
+        self.but(|made| made.version = version)
+    }
+
+    /// Every value carries this tag, however it is read. May be called repeatedly.
+    #[must_use]
+    pub fn tag(self, tag: impl AsRef<[u8]>) -> Self {
+        self.but(|made| made.tags.push(tag.as_ref().to_vec()))
+    }
+
+    /// The value of each key carries these tags too, however it is read. The key is given without the [`prefix`](Self::prefix), and the
+    /// tags must depend on nothing else.
+    ///
+    /// ```no_run
+    /// # fn f(views: steadfast_cache::View<String>) {
+    /// // "eu/7" carries the tag "region:eu"
+    /// let orders = views.tags_by(|key| {
+    ///     let region = key.split(|byte| *byte == b'/').next().unwrap_or_default();
+    ///     [[b"region:", region].concat()]
+    /// });
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn tags_by<I>(self, tags: impl Fn(&[u8]) -> I + Send + Sync + 'static) -> Self
+    where
+        I: IntoIterator<Item: Into<Vec<u8>>>,
+    {
+        let by = move |key: &[u8]| tags(key).into_iter().map(Into::into).collect();
+        self.but(|made| made.tags_by = Some(Arc::new(by)))
+    }
+
+    /// Lets a value say how long it is fresh, as a token does that expires. The class's [`fresh`](Ttl::fresh) stays the most that it may be; jitter
+    /// shortens either.
+    #[must_use]
+    pub fn fresh_for(self, fresh: impl Fn(&V) -> Duration + Send + Sync + 'static) -> Self {
+        self.but(|made| made.fresh_for = Some(Arc::new(fresh)))
+    }
+}
+
+/// How it is read.
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says `None` if there is no such thing.
+    ///
+    /// The load runs in a task of its own and at most once at a time for a key; callers that come meanwhile wait for the same one. It is begun
+    /// again after an invalidation, so that nobody gets what was loaded before his own write. Its error may be any ([`LoadError`]).
+    ///
+    /// # Errors
+    /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
+    pub async fn get<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
+    where
+        K: Key,
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        if let Some(answer) = self.glance(&self.name(&key), &[]) {
+            return Ok(answer);
+        }
+        // In a box, so that the future of a hit, which nearly all of them are, is small.
+        Box::pin(self.read(key).get_otherwise(load)).await
+    }
+
+    /// The long form of [`get`](Self::get), with more tags, a default, or past the cache.
+    pub fn read<K: Key>(&self, key: K) -> Read<'_, V, K> {
+        Read::new(self, key)
+    }
+
+    /// Answers with the value of `key` if memory or Redis has one that is fresh, and loads nothing.
+    pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
+        let name = self.name(&key);
+        if let Some(answer) = self.glance(&name, &[]) {
+            return Some(answer);
+        }
+        let (ttl, now) = (self.ttl(), Moment::now());
+        let held = self.held(&name, &[]).map(|held| held.loaded.entry);
+        if let Some(entry) = held
+            .as_ref()
+            .filter(|entry| self.is_fresh(entry, &ttl, now))
+        {
+            return self.hit(entry, entry.age(now));
+        }
+        let tags = self.tags_of(&name);
+        let (leader, _) =
+            self.core()
+                .flights
+                .begin(&name, self.cargo(), &tags, &self.core().generations, false);
+        let found = Box::pin(load::look_only(&leader, self.job(tags, held))).await?;
+        self.answer(&found, None)
+    }
+
+    /// Loads the value of `key` whatever is held, stores it and answers with it. Nobody is told: others that hold the value keep theirs. What has
+    /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn refresh<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
+    where
+        K: Key,
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        Box::pin(self.read(key).get_anew(load)).await
+    }
+
+    /// Stores a value that the caller knows to be that of `key` now, as if it had just been loaded, and answers with it. What was read *before* an
+    /// invalidation would overtake it: where another may change the value meanwhile, [`get`](Self::get) it instead, which cannot.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn put<K: Key>(&self, key: K, value: V) -> Result<Answer<V>, CacheError> {
+        self.refresh(key, || async { Ok(Some(value)) }).await
+    }
+
+    /// Forgets the value of `key`, in all tiers and processes, durably; see [`Cache::invalidate`](crate::Cache::invalidate).
+    ///
+    /// # Errors
+    /// As [`Cache::invalidate`](crate::Cache::invalidate).
+    pub async fn expire<K: Key>(&self, key: K) -> Result<Written<()>, SourceError> {
+        self.cache().invalidate(&[self.target(key)]).await
+    }
+
+    /// What a write of this key invalidates.
+    pub fn target<K: Key>(&self, key: K) -> Target {
+        Target::key(&*self.name(&key))
+    }
+}
+
+impl<V> View<V> {
+    /// The cache that it is a view of.
+    #[must_use]
+    pub fn cache(&self) -> &Cache {
+        &self.made.cache
+    }
+
+    #[inline]
+    pub(crate) fn core(&self) -> &Arc<Inner> {
+        &self.made.cache.inner
+    }
+
+    pub(crate) fn codec(&self) -> &Codec<V> {
+        &self.made.codec
+    }
+
+    pub(crate) fn class(&self) -> &Class {
+        &self.made.class
+    }
+
+    pub(crate) fn ttl(&self) -> Ttl {
+        self.made.class.ttl()
+    }
+
+    pub(crate) fn label(&self) -> Label {
+        Label {
+            view: self.made.number,
+            class: self.made.class.number,
+            version: self.made.version,
+        }
+    }
+
+    /// A key as the cache knows it.
+    #[inline]
+    pub(crate) fn name<'k>(&self, key: &'k impl Key) -> KeyName<'k> {
+        key.name().behind(&self.made.prefix)
+    }
+
+    /// The tags that every value of this name carries.
+    pub(crate) fn tags_of(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        let made = &*self.made;
+        let mut tags = made.tags.clone();
+        if let Some(by) = &made.tags_by {
+            tags.extend(by(name.get(made.prefix.len()..).unwrap_or_default()));
+        }
+        tags
+    }
+
+    /// The times of a value that has just been loaded.
+    pub(crate) fn life(&self, ttl: &Ttl, value: Option<&V>) -> Lifetime {
+        let own = value.zip(self.made.fresh_for.as_ref());
+        let fresh = own.map_or(ttl.fresh, |(value, fresh)| fresh(value).min(ttl.fresh));
+        let ttl = Ttl { fresh, ..*ttl };
+        ttl.lifetime(value.is_none(), self.core().draw())
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    pub(crate) fn cargo(&self) -> Cargo {
+        Cargo {
+            value: TypeId::of::<V>(),
+            version: self.made.version,
+            class: self.made.class.number,
+        }
+    }
+
+    /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from its end. Whatever else there is to say of
+    /// the key is left to a longer look.
+    #[inline]
+    fn glance(&self, name: &[u8], tags: &[&[u8]]) -> Option<Answer<V>> {
+        let cache = self.core();
+        let now = Moment::now();
+        let entry = cache.memory.get(name, tags, &cache.generations)?;
+        let age = entry.age(now);
+        let good = entry.is_certain_at(age)
+            && cache.is_current(&entry, now)
+            && (entry.view() == self.made.number || self.accepts(name, &entry, age));
+        if good { self.hit(&entry, age) } else { None }
+    }
+
+    /// Whether what another view has stored answers this one, at this age.
+    #[cold]
+    fn accepts(&self, name: &[u8], entry: &Entry, age: Nanos) -> bool {
+        self.can_read(name, entry)
+            && self.life_of(entry, &self.ttl()).judge(age.into()) == Freshness::Fresh
+    }
+
+    pub(crate) fn can_read(&self, name: &[u8], entry: &Entry) -> bool {
+        let made = &*self.made;
+        entry.view() == made.number
+            || entry.value::<V>().is_some()
+                && entry.version() == made.version
+                && entry.carries(&self.tags_of(name), &made.cache.inner.generations)
+    }
+
+    /// The life of an entry, by this view's class.
+    pub(crate) fn life_of(&self, entry: &Entry, ttl: &Ttl) -> Lifetime {
+        if entry.class() == self.made.class.number {
+            return entry.life();
+        }
+        let absent = entry.value::<V>().is_none_or(Option::is_none);
+        entry.life().within(ttl, absent)
+    }
+
+    /// What is in memory, fresh or not, and can be read by this view.
+    pub(crate) fn held(&self, name: &[u8], tags: &[&[u8]]) -> Option<Held> {
+        let cache = self.core();
+        // Before the look: whatever invalidates the key from now on shows in it.
+        let then = cache.generations.snapshot(name, tags);
+        let entry = cache.memory.get(name, tags, &cache.generations)?;
+        let readable = self.can_read(name, &entry);
+        let source = Source::Memory;
+        let loaded = Loaded { entry, source };
+        readable.then_some(Held { loaded, then })
+    }
+
+    pub(crate) fn is_fresh(&self, entry: &Entry, ttl: &Ttl, now: Moment) -> bool {
+        let age = entry.age(now).into();
+        self.life_of(entry, ttl).judge(age) == Freshness::Fresh
+            && self.core().is_current(entry, now)
+    }
+
+    /// Whether it may be served now, though it is not fresh: judged when it is served, not when it was found.
+    pub(crate) fn may_serve_stale(&self, held: &Held, ttl: &Ttl, now: Moment) -> bool {
+        let (entry, generations) = (&held.loaded.entry, &self.core().generations);
+        let age = entry.age(now).into();
+        !ttl.never_stale()
+            && self.life_of(entry, ttl).judge(age) != Freshness::Expired
+            && generations.is_uninvalidated(&held.then)
+            && entry.tags_are_current(generations)
+    }
+
+    /// Answers from memory and counts it.
+    #[inline]
+    pub(crate) fn hit(&self, entry: &Entry, age: Nanos) -> Option<Answer<V>> {
+        let value = entry.value::<V>()?;
+        entry.count_hit();
+        self.core().stats.hit();
+        Some(Answer::of(entry, value, Source::Memory, None, age.into()))
+    }
+
+    /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for it.
+    pub(crate) fn job(&self, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Job<V> {
+        if let Some(entry) = &held {
+            load::add_tags(&mut tags, entry.tag_names().iter().map(Vec::as_slice));
+        }
+        Job {
+            view: self.clone(),
+            ttl: self.ttl(),
+            tags,
+            held,
+            early: false,
+            anew: false,
+        }
+    }
+}
+
+impl Inner {
+    /// Whether no invalidation can have been missed.
+    #[inline]
+    fn is_current(&self, entry: &Entry, now: Moment) -> bool {
+        entry.era() == self.generations.era() && self.coherence.vouches(entry.loaded_at, now)
+    }
+}

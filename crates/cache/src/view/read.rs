@@ -1,0 +1,182 @@
+//! One read, when a glance into memory is not enough.
+
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::View;
+use crate::answer::{Answer, Source};
+use crate::cache::clock;
+use crate::ending::{conclude, wait};
+use crate::error::{CacheError, LoadError};
+use crate::flight::{Boarding, Passenger};
+use crate::freshness::Ttl;
+use crate::guard::Urgency;
+use crate::key::Key;
+use crate::load::{self, Job};
+
+/// A read being put together; see [`View::read`].
+#[must_use = "a read does nothing until `get` is called and awaited"]
+pub struct Read<'a, V, K> {
+    view: &'a View<V>,
+    key: K,
+    tags: SmallVec<[&'a [u8]; 2]>,
+    default: Option<V>,
+}
+
+impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
+    pub(super) fn new(view: &'a View<V>, key: K) -> Self {
+        Self {
+            view,
+            key,
+            tags: SmallVec::new(),
+            default: None,
+        }
+    }
+
+    /// The value belongs to this tag, beside those of the view: invalidating the tag invalidates it, for every reader. A value carries the tags that
+    /// were named by the read that loaded it, and keeps them when it is refreshed behind a reader; a read that names a tag takes no value that
+    /// does not carry it. Tags that follow from the key are better said once, by [`View::tags_by`].
+    pub fn tag<T: AsRef<[u8]> + ?Sized>(mut self, tag: &'a T) -> Self {
+        self.tags.push(tag.as_ref());
+        self
+    }
+
+    /// The value belongs to all these tags.
+    pub fn tags<T: AsRef<[u8]> + 'a>(mut self, tags: impl IntoIterator<Item = &'a T>) -> Self {
+        self.tags.extend(tags.into_iter().map(AsRef::as_ref));
+        self
+    }
+
+    /// What to answer when there is nothing to serve and nothing can be loaded, rather than an error. It is never stored.
+    pub fn or(mut self, default: V) -> Self {
+        self.default = Some(default);
+        self
+    }
+
+    /// Answers; see [`View::get`].
+    ///
+    /// # Errors
+    /// As [`View::get`]; none with a default.
+    pub async fn get<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        if let Some(answer) = self.view.glance(&self.view.name(&self.key), &self.tags) {
+            return Ok(answer);
+        }
+        Box::pin(self.get_otherwise(load)).await
+    }
+
+    /// Passes the cache by: loads under the guard, for this caller alone, and stores nothing.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn get_uncached<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    where
+        L: FnOnce() -> F + Send,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send,
+    {
+        let (view, cache, ttl) = (self.view, self.view.core(), self.view.ttl());
+        let (place, deadline) = ((view.class(), Urgency::Needed), clock() + ttl.hard_limit);
+        let asked = cache.ask_database(place, ttl.hard_limit, deadline, || (), load);
+        let ending = Box::pin(asked).await;
+        let loaded = ending.map(|(value, cost)| Answer {
+            fresh_for: view.life(&ttl, value.as_ref()).fresh,
+            value,
+            source: Source::Database,
+            age: cost,
+            stale: None,
+        });
+        match loaded {
+            Ok(answer) => {
+                cache.stats.answered(Source::Database, false);
+                Ok(answer)
+            }
+            Err(error) => conclude(view, Err(error), self.default),
+        }
+    }
+
+    pub(super) async fn get_otherwise<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        let (view, began) = (self.view, clock());
+        let (name, ttl, now) = (view.name(&self.key), view.ttl(), began.into());
+        let held = view.held(&name, &self.tags);
+        let entry = held.as_ref().map(|held| held.loaded.entry.clone());
+        let mut job = view.job(self.all_tags(&name), entry.clone());
+        if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
+            && let Some(answer) = view.hit(&entry, entry.age(now))
+        {
+            if wants_refresh(view, &ttl, &entry, answer.age) {
+                job.early = true;
+                view.board(&name, job, load);
+            }
+            return Ok(answer);
+        }
+        let held = held.filter(|held| view.may_serve_stale(held, &ttl, now));
+        job.held = held.as_ref().map(|held| held.loaded.entry.clone());
+        let passenger = view.board(&name, job, load);
+        let ending = wait(view, passenger, held, &ttl, began).await;
+        conclude(view, ending, self.default)
+    }
+
+    /// Loads whatever is held.
+    pub(super) async fn get_anew<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        let (view, began) = (self.view, clock());
+        let name = view.name(&self.key);
+        let held = view.held(&name, &self.tags).map(|held| held.loaded.entry);
+        let mut job = view.job(self.all_tags(&name), held);
+        (job.held, job.anew) = (None, true);
+        let (flights, generations) = (&view.core().flights, &view.core().generations);
+        let (leader, passenger) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
+        let ttl = job.ttl;
+        tokio::spawn(load::lead(leader, job, load));
+        let ending = wait(view, passenger, None, &ttl, began).await;
+        conclude(view, ending, self.default)
+    }
+
+    fn all_tags(&self, name: &[u8]) -> Vec<Vec<u8>> {
+        let mut tags = self.view.tags_of(name);
+        load::add_tags(&mut tags, self.tags.iter().copied());
+        tags
+    }
+}
+
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Joins or begins the flight for this key.
+    fn board<L, F>(&self, name: &[u8], job: Job<V>, load: L) -> Passenger
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        let cache = self.core();
+        match cache
+            .flights
+            .board(name, self.cargo(), &job.tags, &cache.generations)
+        {
+            Boarding::Joined(passenger) => passenger,
+            Boarding::Leader(leader, passenger) => {
+                tokio::spawn(load::lead(leader, job, load));
+                passenger
+            }
+        }
+    }
+}
+
+fn wants_refresh<V: Clone + Send + Sync + 'static>(
+    view: &View<V>,
+    ttl: &Ttl,
+    entry: &crate::tier::memory::Entry,
+    age: Duration,
+) -> bool {
+    let (life, beta) = (view.life_of(entry, ttl), ttl.early_refresh);
+    life.refresh_early(age, entry.cost(), beta, view.core().draw())
+}
