@@ -19,6 +19,7 @@ fuzz_target!(|data: &[u8]| {
     let mut now = Instant::now();
     let ms = Duration::from_millis;
     let watch = Watch {
+        doubtful: ms(250),
         reply_overdue: ms(500),
         heartbeat: ms(1000),
     };
@@ -36,6 +37,8 @@ fuzz_target!(|data: &[u8]| {
                     deadline: now + ms(10 * step[1] as u64),
                     submitted: now,
                     seq: u64::from(next),
+                    read_only: false,
+                    apart: false,
                 };
                 batch.push(next, terms, |bytes| {
                     bytes.extend_from_slice(format!("{next:04}").as_bytes());
@@ -84,7 +87,10 @@ fuzz_target!(|data: &[u8]| {
             return;
         }
     }
-    for (ticket, certainty) in conn.close() {
+    for steadfast_core::conn::Unanswered {
+        ticket, certainty, ..
+    } in conn.close()
+    {
         assert!(ended.insert(ticket, Some(certainty)).is_none());
     }
     let unsubmitted = batch.drain().count();

@@ -19,7 +19,7 @@ use tracing::{Instrument, Level};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::guard::{Held, Pass};
-use crate::lane::{Ask, Gate, Lane, Submitted};
+use crate::lane::{Ask, Gate, Lane, Submitted, UNATTENDED};
 use crate::line::Place as InLine;
 use crate::link::Link;
 use crate::options::CallOptions;
@@ -82,6 +82,8 @@ pub(crate) async fn call_dedicated(
         now: clock::now(),
         seq: None,
         only_fenced: false,
+        read_only: call.plan.effect == Effect::Read,
+        apart: false,
     };
     let encode = |out: &mut Vec<u8>| payload.encode(out);
     let submitted = if turns.is_empty() {
@@ -106,6 +108,10 @@ struct Place {
     rejoin: Option<Rejoin>,
     /// It was answered in words that say that this server is not to be served from any more, and that are not the server's own for certain.
     doubtful: bool,
+    /// A connection ended at it: it travels apart from the others.
+    apart: bool,
+    /// Another one did, though nothing else was in it: it is not repeated.
+    blamed_again: bool,
 }
 
 struct Call<'a> {
@@ -124,7 +130,7 @@ impl Call<'_> {
     async fn run(&self, options: &CallOptions) -> Result<Reply, Error> {
         let mut place = Place::default();
         let result = match self.attempt(self.started, &mut place).await {
-            Err(error) if self.may_repeat(&error) => {
+            Err(error) if !place.blamed_again && self.may_repeat(&error) => {
                 Box::pin(self.repeat(error, options, place)).await
             }
             result => result,
@@ -174,10 +180,19 @@ impl Call<'_> {
             now,
             seq: place.seq,
             only_fenced: place.only_fenced,
+            read_only: self.plan.effect == Effect::Read,
+            apart: place.apart,
         };
         place.epoch = self.link.map_or(0, Link::epoch);
         let payload = self.payload;
-        let Submitted { pending, seq } = self.lane.submit(ask, |out| payload.encode(out))?;
+        let submit = || self.lane.submit(ask, |out| payload.encode(out));
+        let Submitted { pending, seq } = match submit() {
+            Err(_) if self.lane.is_orphaned() => {
+                self.shared.runtime()?;
+                submit()?
+            }
+            submitted => submitted?,
+        };
         drop(line);
         place.seq = Some(seq);
         place.rejoin = None;
@@ -209,14 +224,14 @@ impl Call<'_> {
         }
         pass.or_else(|refused| {
             match self.lane.gate() {
-                Gate::Waiting => Ok(Pass {
+                Gate::Waiting | Gate::Orphaned => Ok(Pass {
                     permit: Permit::passed(0),
                     not_before: None,
                     in_line: !self.shared.guard.line.is_clear(now),
                     generation: u64::MAX,
                 }),
                 // The better answer: since when, and why.
-                Gate::Down(..) | Gate::Closed => Err(self.lane.refusal(now)),
+                Gate::Down(..) | Gate::Ended(_) | Gate::Closed => Err(self.lane.refusal(now)),
                 Gate::Open => Err(refused),
             }
         })
@@ -239,9 +254,9 @@ impl Call<'_> {
                     clock::sleep_until(turn).await;
                 }
                 // One whose time is up has told nothing of the server.
-                tokio::time::timeout_at(self.deadline.into(), place.reached())
+                clock::timeout_at(self.deadline, place.reached())
                     .await
-                    .map_err(|_| self.timed_out(Certainty::NotSent))
+                    .ok_or_else(|| self.timed_out(Certainty::NotSent))
             };
             tokio::select! {
                 biased;
@@ -304,14 +319,26 @@ impl Call<'_> {
                 let error = Error::new(kind, Certainty::Unknown);
                 (Some(Outcome::Success), Err(error))
             }
-            Ended::Expired(certainty) => (self.judge_timeout(), Err(self.timed_out(certainty))),
+            Ended::Expired { certainty, fair } => {
+                let outcome = if fair { self.judge_timeout() } else { None };
+                (outcome, Err(self.timed_out(certainty)))
+            }
+            Ended::Unattended(certainty) => (None, Err(Error::new(UNATTENDED, certainty))),
+            Ended::Down(certainty) => {
+                let error = self.lane.refusal(clock::now());
+                (None, Err(error.at_best(certainty == Certainty::Unknown)))
+            }
             // The supervisor counts the loss, once.
             Ended::Lost {
                 certainty,
                 cause,
                 rejoin,
+                blamed,
             } => {
                 place.rejoin = rejoin;
+                if blamed {
+                    place.blamed_again = std::mem::replace(&mut place.apart, true);
+                }
                 (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
             }
             Ended::Turned => (None, Err(self.lane.refusal(clock::now()))),
@@ -408,6 +435,8 @@ impl Call<'_> {
             now,
             seq: None,
             only_fenced: false,
+            read_only: true,
+            apart: false,
         };
         let asked = self.lane.submit(ask, |out| {
             // An ACL may bar the one, and old servers do not know the other without arguments.
@@ -491,12 +520,16 @@ impl Call<'_> {
                 return Err(error.at_best(unknown));
             }
             if !pause.is_zero() {
-                tokio::time::sleep(pause).await;
+                clock::sleep(pause).await;
             }
             self.shared.metrics.retried();
             match self.attempt(clock::now(), &mut place).await {
                 // What may have run in an earlier attempt may have run, whatever became of this one.
-                Err(next) if self.may_repeat(&next) && (!unknown || self.bears_another()) => {
+                Err(next)
+                    if !place.blamed_again
+                        && self.may_repeat(&next)
+                        && (!unknown || self.bears_another()) =>
+                {
                     error = next;
                 }
                 result => return result.map_err(|error| error.at_best(unknown)),
@@ -617,7 +650,7 @@ mod tests {
 
     use super::*;
     use crate::guard::BreakerSwitch;
-    use crate::lane::Job;
+    use crate::lane::{Backlog, Job};
     use crate::settings::{Settings, Target};
 
     /// No connection yet, so calls wait, though the breaker is open.
@@ -659,7 +692,9 @@ mod tests {
     /// What has been submitted, in its order.
     fn submitted(shared: &Shared) -> Batch<Job> {
         let mut batch = Batch::default();
-        shared.links[0].lane.take(&mut batch, 0, 0);
+        shared.links[0]
+            .lane
+            .take(&mut batch, Backlog::default(), false);
         batch
     }
 

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::select_all;
-use parking_lot::Mutex;
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::Effect;
+use tokio::runtime::Handle;
 
 use crate::builder::ClientBuilder;
 use crate::call;
@@ -17,16 +17,17 @@ use crate::dedicated::{Dedicated, many, one};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{Event, EventKind, Events};
 use crate::guard::{BreakerSwitch, state_name};
+use crate::home::Home;
 use crate::incident::Incident;
+use crate::keeper;
 use crate::lane::{Gate, Order};
-use crate::link::{ConnectionState, Link};
+use crate::link::ConnectionState;
 use crate::options::CallOptions;
 use crate::plan::Payload;
 use crate::pool::Blocking;
 use crate::pubsub::PubSub;
 use crate::session::Session;
 use crate::shared::{Fencing, Shared};
-use crate::supervisor::{Owned, Supervisor};
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
 #[derive(Clone)]
@@ -38,7 +39,7 @@ struct Inner {
     shared: Arc<Shared>,
     connector: Arc<Connector>,
     blocking: Blocking,
-    tasks: Mutex<Vec<Owned<()>>>,
+    home: Arc<Home>,
     defaults: CallOptions,
 }
 
@@ -106,23 +107,15 @@ impl Client {
         ClientBuilder::new(url)
     }
 
-    pub(crate) fn start(shared: Arc<Shared>, connector: Arc<Connector>) -> Self {
+    pub(crate) fn start(shared: Arc<Shared>, connector: Arc<Connector>, runtime: Handle) -> Self {
         let blocking = Blocking::new(shared.settings.blocking_connections);
-        let tasks = shared
-            .links
-            .iter()
-            .map(|link| {
-                let (shared, link) = (Arc::clone(&shared), Arc::clone(link));
-                let connector = Arc::clone(&connector);
-                Owned::new(tokio::spawn(watchdog(shared, link, connector)))
-            })
-            .collect();
+        let home = Home::new(Arc::clone(&shared), Arc::clone(&connector), runtime);
         Self {
             inner: Arc::new(Inner {
                 shared,
                 connector,
                 blocking,
-                tasks: Mutex::new(tasks),
+                home,
                 defaults: CallOptions::new(),
             }),
         }
@@ -209,13 +202,21 @@ impl Client {
         Ok(Session::new(connection, self.db()))
     }
 
-    /// Subscriptions on a connection of their own, which resubscribe by themselves and report what may have been missed. Must be called within
-    /// a tokio runtime.
+    /// Subscriptions on a connection of their own, which resubscribe by themselves and report what may have been missed. They live in the
+    /// client's runtime, and end with it: then [`PubSub::next`] yields `None`.
     pub fn pubsub(&self) -> PubSub {
         PubSub::start(
             Arc::clone(&self.inner.shared),
             Arc::clone(&self.inner.connector),
         )
+    }
+
+    /// Has its calls looked after should its runtime not run.
+    pub(crate) fn watched(self) -> Self {
+        for link in &self.inner.shared.links {
+            keeper::watch(&link.lane);
+        }
+        self
     }
 
     /// The client, if Redis is believed to answer.
@@ -333,10 +334,10 @@ impl Client {
         };
         let drained = async {
             while in_flight() > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
+                clock::sleep(Duration::from_millis(1)).await;
             }
         };
-        let _ = tokio::time::timeout(deadline, drained).await;
+        let _ = clock::timeout(deadline, drained).await;
         let unfinished = in_flight();
         let closed: Arc<str> = "the client was closed".into();
         for lane in shared.dedicated_lanes() {
@@ -347,7 +348,7 @@ impl Client {
             link.lane.set_gate(Gate::Closed);
             link.lane.order(Order::Abandon(Arc::clone(&closed)));
         }
-        let tasks = std::mem::take(&mut *inner.tasks.lock());
+        let tasks = inner.home.take_tasks();
         if tasks.is_empty() {
             return Closed { unfinished: 0 };
         }
@@ -357,7 +358,7 @@ impl Client {
                 task.ended().await;
             }
         };
-        let _ = tokio::time::timeout(LAST_WORDS, ended).await;
+        let _ = clock::timeout(LAST_WORDS, ended).await;
         shared.hub.emit(0, EventKind::Closed { unfinished });
         Closed { unfinished }
     }
@@ -372,7 +373,7 @@ impl Client {
                     .await;
             }
         };
-        tokio::time::timeout(deadline, waiting).await.map_err(|_| {
+        clock::timeout(deadline, waiting).await.ok_or_else(|| {
             let last_error = self.status().last_error;
             let cause = last_error.unwrap_or_else(|| format!("not within {deadline:?}"));
             Error::not_sent(ErrorKind::Connect {
@@ -392,36 +393,6 @@ impl Client {
 
 /// How long the tasks of a closed client may take to end.
 const LAST_WORDS: Duration = Duration::from_millis(250);
-
-/// Keeps a supervisor running: starts it anew if it ends or makes no progress. Ends when the client is closed.
-async fn watchdog(shared: Arc<Shared>, link: Arc<Link>, connector: Arc<Connector>) {
-    let every = (shared.settings.stuck_after / 4).min(Duration::from_secs(1));
-    while link.state() != ConnectionState::Closed {
-        let supervisor = Supervisor::new(
-            Arc::clone(&shared),
-            Arc::clone(&link),
-            Arc::clone(&connector),
-        );
-        let mut task = Owned::new(tokio::spawn(supervisor.run()));
-        let began = clock::now();
-        loop {
-            let ended = tokio::select! {
-                biased;
-                _ = &mut task => true,
-                () = tokio::time::sleep(every) => false,
-            };
-            let now = clock::now();
-            let overdue = link.stuck_at.lock().is_some_and(|at| at <= now);
-            if (ended || overdue) && link.state() != ConnectionState::Closed {
-                shared.stuck(&link, now.saturating_duration_since(began));
-            }
-            if ended || overdue {
-                *link.stuck_at.lock() = None;
-                break;
-            }
-        }
-    }
-}
 
 /// A client with options of its own for its calls. From [`Client::with`].
 #[derive(Clone, Debug)]

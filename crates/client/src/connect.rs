@@ -21,6 +21,7 @@ use self::handshake::Handshake;
 pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth};
 pub(crate) use self::network::Network;
 pub use self::resolve::{Resolve, SystemResolver};
+use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use crate::settings::{Protocol, Settings};
 use crate::stream::Stream;
@@ -187,10 +188,10 @@ impl Connector {
     /// One attempt from its beginning to its end.
     pub(crate) async fn dialled(self: &Arc<Self>, ask: Ask) -> Result<Established, ConnectError> {
         let limit = ask.longest() + MARGIN;
-        match tokio::time::timeout(limit, self.dial(ask)).await {
-            Ok(Ok(result)) => result,
-            Ok(Err(_)) => Err(ConnectError::Panicked),
-            Err(_) => Err(ConnectError::TimedOut {
+        match clock::timeout(limit, self.dial(ask)).await {
+            Some(Ok(result)) => result,
+            Some(Err(_)) => Err(ConnectError::Panicked),
+            None => Err(ConnectError::TimedOut {
                 phase: "attempt",
                 limit,
             }),
@@ -245,7 +246,7 @@ pub(crate) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = T>,
 ) -> Result<T, ConnectError> {
-    tokio::time::timeout(limit, work)
+    clock::timeout(limit, work)
         .await
-        .map_err(|_| ConnectError::TimedOut { phase, limit })
+        .ok_or(ConnectError::TimedOut { phase, limit })
 }

@@ -15,18 +15,20 @@ use crate::clock;
 use crate::connect::{self, Connector, Identity};
 use crate::driver::{Driver, Finished, Signal};
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::lane::{Gate, Lane, Order, Outage};
+use crate::keeper;
+use crate::lane::{Gate, Lane, Order};
 use crate::options::CallOptions;
 use crate::plan::{Payload, Plan};
 use crate::rotation::Rotation;
 use crate::shared::Shared;
 use crate::slot::Ended;
-use crate::supervisor::FENCE_AGAIN;
+use crate::supervisor::{FENCE_AGAIN, Owned, Unburied};
 use crate::transaction::Turn;
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be queued in a transaction, and silence is what
 /// a blocking command asks for.
 const UNWATCHED: Watch = Watch {
+    doubtful: Duration::from_secs(365 * 86_400),
     reply_overdue: Duration::from_secs(365 * 86_400),
     heartbeat: Duration::from_secs(365 * 86_400),
 };
@@ -56,7 +58,7 @@ impl Dedicated {
             loop {
                 attempt += 1;
                 believed_up(shared).await?;
-                let error = match Self::connect(shared, connector).await {
+                let error = match Self::connect_at_home(shared, connector).await {
                     Ok(connection) => return Ok(connection),
                     Err(error) => error,
                 };
@@ -64,16 +66,26 @@ impl Dedicated {
                 if clock::now().saturating_duration_since(began) >= shared.settings.blip_wait {
                     return Err(error);
                 }
-                tokio::time::sleep(shared.settings.reconnect.pause(attempt, &mut rng)).await;
+                clock::sleep(shared.settings.reconnect.pause(attempt, &mut rng)).await;
             }
         };
-        tokio::time::timeout(limit, opening)
+        clock::timeout(limit, opening)
             .await
-            .unwrap_or_else(|_| {
-                Err(Error::not_sent(ErrorKind::Connect {
-                    cause: format!("not within {limit:?}").into(),
-                }))
-            })
+            .unwrap_or_else(|| Err(Error::not_sent(ErrorKind::Timeout { deadline: limit })))
+    }
+
+    /// Connects where the client lives, whatever its caller runs in.
+    async fn connect_at_home(
+        shared: &Arc<Shared>,
+        connector: &Arc<Connector>,
+    ) -> Result<Self, Error> {
+        let runtime = shared.runtime()?;
+        let (shared, connector) = (Arc::clone(shared), Arc::clone(connector));
+        let task = async move { Self::connect(&shared, &connector).await };
+        Owned::new(runtime.spawn(task)).await.unwrap_or_else(|_| {
+            let cause = "the runtime in which the client lived has ended".into();
+            Err(Error::not_sent(ErrorKind::Lost { cause }))
+        })
     }
 
     async fn connect(shared: &Arc<Shared>, connector: &Arc<Connector>) -> Result<Self, Error> {
@@ -99,7 +111,9 @@ impl Dedicated {
             established.stream,
             UNWATCHED,
             signals,
+            None,
         );
+        keeper::watch(&lane);
         let identity = established.facts.identity;
         let stale = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
@@ -189,7 +203,12 @@ async fn believed_up(shared: &Shared) -> Result<(), Error> {
         state.borrow_and_update();
         match link.lane.gate() {
             Gate::Open => return Ok(()),
-            Gate::Down(..) | Gate::Closed => return Err(link.lane.refusal(clock::now())),
+            Gate::Down(..) | Gate::Ended(_) | Gate::Closed => {
+                return Err(link.lane.refusal(clock::now()));
+            }
+            Gate::Orphaned => {
+                shared.runtime()?;
+            }
             Gate::Waiting => {}
         }
         if state.changed().await.is_err() {
@@ -230,12 +249,13 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self, driver: Driver, identity: Option<Identity>) {
+        let unburied = Unburied::new(&self.shared, identity.clone());
         let mut serving = std::pin::pin!(driver.run());
         let finished = loop {
             let again = async {
                 match self.unfenced.is_empty() {
                     true => std::future::pending().await,
-                    false => tokio::time::sleep(FENCE_AGAIN).await,
+                    false => clock::sleep(FENCE_AGAIN).await,
                 }
             };
             tokio::select! {
@@ -252,6 +272,7 @@ impl Keeper {
                 }
             }
         };
+        unburied.accounted_for();
         self.ended(finished, identity);
     }
 
@@ -268,7 +289,13 @@ impl Keeper {
                 self.stale.store(refused.is_some(), Ordering::Relaxed);
                 self.rotation.answered(refused.is_none());
             }
-            Signal::Overdue(..) | Signal::Woke(..) => {}
+            // Nobody watches it for silence.
+            Signal::Doubtful
+            | Signal::Calm
+            | Signal::Overdue(..)
+            | Signal::Stuck(_)
+            | Signal::Aside
+            | Signal::Woke(..) => {}
         }
     }
 
@@ -279,19 +306,15 @@ impl Keeper {
             self.shared.bury(identity);
         }
         let cause = finished.cause;
-        let now = clock::now();
-        let outage = Outage {
-            since: now,
-            cause: Arc::clone(&cause),
-        };
-        self.lane.set_gate(Gate::Down(Arc::new(outage), now));
+        self.lane.set_gate(Gate::Ended(Arc::clone(&cause)));
         self.lane.release();
-        for (job, certainty) in conn.close() {
-            if let Some(ticket) = job.into_ticket() {
+        for unanswered in conn.close() {
+            if let Some(ticket) = unanswered.ticket.into_ticket() {
                 ticket.end(Ended::Lost {
-                    certainty,
+                    certainty: unanswered.certainty,
                     cause: Arc::clone(&cause),
                     rejoin: None,
+                    blamed: false,
                 });
             }
         }

@@ -20,9 +20,10 @@ use tokio::time::Sleep;
 use crate::clock;
 use crate::connect::Identity;
 use crate::error::Certainty;
-use crate::lane::{Job, Lane, Order};
+use crate::home::Alive;
+use crate::lane::{Backlog, Gate, Job, Lane, Left, Order};
 use crate::shared::Shared;
-use crate::slot::Ended;
+use crate::slot::{Ended, Rejoin, Ticket};
 use crate::stream::Stream;
 use crate::transaction::Turns;
 
@@ -35,8 +36,16 @@ const INTERNAL: Duration = Duration::from_secs(3600);
 /// What a driver tells its supervisor.
 #[derive(Debug)]
 pub(crate) enum Signal {
-    /// No byte has come for so long while commands wait; the last of them is given until the instant.
+    /// No sign of life for a while, while commands wait, which may be nothing.
+    Doubtful,
+    /// There was one, before the connection was overdue.
+    Calm,
+    /// No sign of life for so long while commands wait; the last of them is given until the instant.
     Overdue(Duration, Option<Instant>),
+    /// The connection has stepped aside: its lane is free for the next.
+    Aside,
+    /// Bytes come, and no reply has been completed for so long.
+    Stuck(Duration),
     /// A byte has come after all; how long none had, and how many calls were given up meanwhile.
     Woke(Duration, usize),
     /// The server could not kill this abandoned connection now: it is to be asked again.
@@ -52,12 +61,31 @@ pub(crate) struct Driver {
     /// Which link's; `None` for a connection that one caller has to itself, which says nothing about what calls take.
     link: Option<usize>,
     stream: Stream,
-    conn: Conn<Job>,
+    /// What keeps a client's tasks from counting as gone. `None` on a connection of one caller.
+    _alive: Option<Arc<Alive>>,
+    /// Where to finish instead of on `lane`.
+    aside: Option<(Arc<Lane>, Rejoin)>,
     /// Why this connection takes nothing new.
     retiring: Option<Arc<str>>,
     spare: Batch<Job>,
+    /// Whether something was left in the lane until a request has travelled apart, and since when.
+    left: Left,
+    left_since: Instant,
     timer: Pin<Box<Sleep>>,
     armed: Option<Instant>,
+    /// This process stood still, and may not have been told yet what came meanwhile: nothing is
+    /// given up before the timer has fired once more.
+    look_again: Option<Instant>,
+    /// When that was noticed last: what was under way then tells nothing of the server.
+    stalled_at: Option<Instant>,
+    /// The socket took no more bytes when it was last asked.
+    blocked: bool,
+    /// When what nobody waits for any more was last taken out of what is not written.
+    swept_at: Instant,
+    /// A silence is doubtful, as was told.
+    doubtful: bool,
+    /// Round trips are short, so that a shorter silence tells as much.
+    fast: bool,
     signals: mpsc::UnboundedSender<Signal>,
     overdue_since: Option<Instant>,
     /// Calls given up since then, of unknown outcome.
@@ -74,6 +102,10 @@ pub(crate) struct Driver {
     last_took: Option<Duration>,
     told_breaker: Instant,
     needs_flush: bool,
+    /// A complaint of the server's after which it closes the connection.
+    last_words: Option<String>,
+    /// A request that travels apart is given so long before others follow it.
+    apart_for: Duration,
 }
 
 /// How a driver ended: what still waits is in `conn`.
@@ -84,11 +116,16 @@ pub(crate) struct Finished {
     pub(crate) given_up: usize,
     /// Ended by order, not by the network.
     pub(crate) ordered: bool,
+    /// What was at the head, or half written, may be what ended it.
+    pub(crate) blames: bool,
 }
 
 struct End {
     cause: Arc<str>,
     ordered: bool,
+    blames: bool,
+    /// The decoder understands no more: what else has come is not read.
+    deaf: bool,
 }
 
 impl End {
@@ -96,7 +133,27 @@ impl End {
         Self {
             cause: cause.into(),
             ordered: false,
+            blames: true,
+            deaf: false,
         }
+    }
+
+    fn ordered(cause: Arc<str>, blames: bool) -> Self {
+        Self {
+            cause,
+            ordered: true,
+            blames,
+            deaf: false,
+        }
+    }
+}
+
+/// How patient the watch over a shared connection is, by whether round trips are short (below 5 ms):
+/// a silence becomes doubtful, then overdue.
+pub(crate) fn patience(reply_overdue: Duration, fast: bool) -> (Duration, Duration) {
+    match fast {
+        true => (reply_overdue / 5, reply_overdue * 16 / 25),
+        false => (reply_overdue / 2, reply_overdue),
     }
 }
 
@@ -108,15 +165,27 @@ impl Driver {
         stream: Stream,
         watch: Watch,
         signals: mpsc::UnboundedSender<Signal>,
+        alive: Option<Arc<Alive>>,
     ) -> Self {
         let now = clock::now();
+        let conn = Conn::new(watch, shared.settings.reply_limits, now);
+        *lane.serving.lock() = Some(conn);
         Self {
-            conn: Conn::new(watch, shared.settings.reply_limits, now),
             lane,
+            _alive: alive,
+            aside: None,
             link,
             stream,
             retiring: None,
             spare: Batch::default(),
+            left: Left::Nothing,
+            left_since: now,
+            look_again: None,
+            stalled_at: None,
+            blocked: false,
+            swept_at: now,
+            doubtful: false,
+            fast: false,
             timer: Box::pin(tokio::time::sleep_until(now.into())),
             armed: None,
             signals,
@@ -130,6 +199,8 @@ impl Driver {
             last_took: None,
             told_breaker: now,
             needs_flush: false,
+            last_words: None,
+            apart_for: shared.settings.reply_overdue,
             shared,
         }
     }
@@ -137,158 +208,268 @@ impl Driver {
     /// Serves until the connection ends.
     pub(crate) async fn run(mut self) -> Finished {
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
-        if end.ordered {
-            self.last_look();
+        let lane = Arc::clone(&self.lane);
+        let conn = lane.serving.lock().take();
+        let mut conn = conn.expect("only its driver takes a connection away");
+        let mut cause = end.cause;
+        if !end.deaf {
+            self.last_look(&mut conn);
+            if let Some(words) = self.last_words.take() {
+                cause = format!("{cause}; the server's last words: {words}").into();
+            }
         }
         self.tell_breaker(clock::now());
         Finished {
-            cause: end.cause,
-            conn: self.conn,
+            cause,
+            conn,
             given_up: self.given_up,
             ordered: end.ordered,
+            blames: end.blames,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        match self.turn(cx) {
+        let lane = Arc::clone(&self.lane);
+        let mut serving = lane.serving.lock();
+        let conn = serving
+            .as_mut()
+            .expect("only its driver takes a connection away");
+        let turn = self.turn(conn, cx);
+        if let Some((aside, _)) = self.aside.take() {
+            *aside.serving.lock() = serving.take();
+            drop(serving);
+            lane.release();
+            self.lane = aside;
+            let _ = self.signals.send(Signal::Aside);
+            // Once more, to park there.
+            cx.waker().wake_by_ref();
+        }
+        match turn {
             Ok(()) => Poll::Pending,
             Err(end) => Poll::Ready(end),
         }
     }
 
     /// Works until there is nothing to do (and parks), or until a wave is handed out (and yields).
-    fn turn(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
+    fn turn(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<(), End> {
         let mut now = clock::now();
+        self.notice_stall(conn, now);
         loop {
-            self.take_submissions(now)?;
-            self.write(cx)?;
-            if self.hand_out(now)? {
+            self.take_submissions(conn, now)?;
+            if self.aside.is_some() {
+                return Ok(());
+            }
+            self.write(conn, cx, now)?;
+            if self.hand_out(conn, now)? {
                 // A peer that never stops talking must not keep deadlines from being kept.
-                if self.conn.poll_timeout().is_some_and(|at| at <= now) {
-                    self.lapse(now);
+                if conn.poll_timeout().is_some_and(|at| at <= now)
+                    && self.look_again.is_none_or(|at| at <= now)
+                {
+                    self.lapse(conn, now);
                 }
                 cx.waker().wake_by_ref();
                 return Ok(());
             }
-            if self.read(cx)? {
+            if self.read(conn, cx)? {
                 now = clock::now();
-                self.bytes_came(now);
+                self.bytes_came(conn, now);
                 continue;
             }
-            self.keep_time(cx, &mut now)?;
-            if self.park(cx) {
+            self.keep_time(conn, cx, &mut now)?;
+            if self.park(conn, cx) {
                 return Ok(());
             }
             now = clock::now();
         }
     }
 
-    fn park(&mut self, cx: &mut Context<'_>) -> bool {
-        match &self.retiring {
-            Some(_) => self.lane.park_for_orders(cx.waker()),
-            None => {
-                let (awaiting, unsent) = (self.conn.awaiting(), self.conn.unsent());
-                self.lane.park(cx.waker(), awaiting, unsent)
-            }
+    /// Sees by its timer whether this process has stood still.
+    fn notice_stall(&mut self, conn: &mut Conn<Job>, now: Instant) {
+        if self.look_again.is_none()
+            && let Some(lost) = self.armed.and_then(|at| clock::lost(at, now))
+        {
+            conn.handle_stall(lost);
+            self.stalled_at = Some(now);
+            self.look_again = Some(now + clock::LOOK_AGAIN);
+            self.armed = None;
         }
     }
 
-    fn take_submissions(&mut self, now: Instant) -> Result<(), End> {
-        if self.retiring.is_some() {
-            return self.retire(now);
+    fn park(&self, conn: &Conn<Job>, cx: &mut Context<'_>) -> bool {
+        if self.left == Left::Some && conn.awaiting() == 0 {
+            return false;
         }
-        let orders = self
-            .lane
-            .take(&mut self.spare, self.conn.awaiting(), self.conn.unsent());
+        let left = match self.retiring {
+            Some(_) => Left::Some,
+            None => self.left,
+        };
+        self.lane.park(cx.waker(), Backlog::of(conn), left)
+    }
+
+    fn take_submissions(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
+        if self.retiring.is_some() {
+            return self.retire(conn, now);
+        }
+        let patient = self.left == Left::Some && now >= self.left_since + self.apart_for;
+        let (orders, left) = self.lane.take(&mut self.spare, Backlog::of(conn), patient);
+        if left == Left::Some && self.left == Left::Nothing {
+            self.left_since = now;
+        }
+        self.left = left;
         // Its own commands come first. What was submitted belongs to the connection even if this is its end: so it is told that it was not sent.
         let obeyed = orders
             .into_iter()
-            .try_for_each(|order| self.obey(order, now));
-        self.conn.submit(&mut self.spare, now);
+            .try_for_each(|order| self.obey(order, conn, now));
+        self.withdraw_unwanted(now);
+        conn.submit(&mut self.spare, now);
+        if let Some((_, rejoin)) = &self.aside {
+            let rejoin = rejoin.clone();
+            self.leave_to_standby(conn, &rejoin, now);
+        }
         obeyed
     }
 
-    fn obey(&mut self, order: Order, now: Instant) -> Result<(), End> {
-        match order {
-            Order::Abandon(cause) => {
-                return Err(End {
-                    cause,
-                    ordered: true,
-                });
+    /// Takes out what has waited for a connection and nobody waits for any more. One that has only
+    /// just come is not looked at: its caller is at work on the same memory.
+    fn withdraw_unwanted(&mut self, now: Instant) {
+        let gone = self.spare.take_out(|job, terms| {
+            now.saturating_duration_since(terms.submitted) > JUST_COME && !job.is_wanted()
+        });
+        for job in gone {
+            if let Job::Turning(turning) = job {
+                self.lane.never_sent(&turning.turns);
             }
+        }
+    }
+
+    fn obey(&mut self, order: Order, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
+        match order {
+            Order::Abandon(cause) => return Err(End::ordered(cause, false)),
             Order::Yield(cause) => {
-                if self.overdue_since.is_some() && !self.last_look() {
-                    let ordered = true;
-                    return Err(End { cause, ordered });
+                if self.overdue_since.is_some() && !self.last_look(conn) {
+                    return Err(End::ordered(cause, true));
                 }
             }
             Order::Retire(cause) => self.retiring = Some(cause),
             Order::Fence(ghost) => {
                 let command = ghost.kill();
-                self.submit_own(Job::Fence(Box::new(ghost)), &command, now);
+                self.submit_own(Job::Fence(Box::new(ghost)), &command, conn, now);
             }
             Order::Reauthenticate(command) => {
-                self.submit_own(Job::Reauthenticate, &command, now);
+                self.submit_own(Job::Reauthenticate, &command, conn, now);
+            }
+            Order::EndReads => {
+                let usual = self.usual;
+                conn.give_up(now, |waiting| waiting.read_only && waiting.given <= usual);
+                while let Some((job, certainty, _)) = conn.poll_given_up() {
+                    if let Some(ticket) = job.into_ticket() {
+                        ticket.end(Ended::Down(certainty));
+                    }
+                }
+            }
+            Order::Lives => self.lives(conn, now),
+            Order::StepAside(lane, rejoin) => {
+                self.retiring = Some("it has finished what it had".into());
+                self.aside = Some((lane, rejoin));
             }
         }
         Ok(())
     }
 
+    /// What a standby connection can serve goes with it: reads, and what was not begun.
+    fn leave_to_standby(&mut self, conn: &mut Conn<Job>, rejoin: &Rejoin, now: Instant) {
+        conn.give_up(now, |waiting| waiting.read_only || !waiting.begun);
+        let cause: Arc<str> = "a standby connection took over".into();
+        while let Some((job, certainty, _)) = conn.poll_given_up() {
+            if let Some(ticket) = job.into_ticket() {
+                ticket.end(Ended::Lost {
+                    certainty,
+                    cause: Arc::clone(&cause),
+                    rejoin: Some(rejoin.clone()),
+                    blamed: false,
+                });
+            }
+        }
+        self.link = None;
+    }
+
     /// Ends once everything is answered; what is new stays in the lane for the successor.
-    fn retire(&mut self, now: Instant) -> Result<(), End> {
-        for order in self.lane.take_orders(self.conn.awaiting()) {
-            self.obey(order, now)?;
+    fn retire(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
+        for order in self.lane.take_orders(Backlog::of(conn)) {
+            self.obey(order, conn, now)?;
         }
         match &self.retiring {
-            Some(cause) if self.conn.awaiting() == 0 => Err(End {
-                cause: Arc::clone(cause),
-                ordered: true,
-            }),
+            Some(cause) if conn.awaiting() == 0 || !self.is_awaited(conn) => {
+                Err(End::ordered(Arc::clone(cause), false))
+            }
             _ => Ok(()),
         }
     }
 
+    /// False if it has stepped aside, and everything that it has was given up.
+    fn is_awaited(&self, conn: &Conn<Job>) -> bool {
+        let is_call = |job: &Job| !matches!(job, Job::Heartbeat | Job::Fence(_));
+        self.link.is_some() || conn.latest_deadline(is_call).is_some()
+    }
+
     /// Before the end: hands out what has come already. True if anything had.
-    fn last_look(&mut self) -> bool {
+    fn last_look(&mut self, conn: &mut Conn<Job>) -> bool {
         let cx = &mut Context::from_waker(Waker::noop());
         let now = clock::now();
         let mut some = false;
         for _ in 0..LAST_READS {
-            if !matches!(self.read(cx), Ok(true)) {
+            if !matches!(self.read(conn, cx), Ok(true)) {
                 break;
             }
             some = true;
-            self.bytes_came(now);
-            while let Ok(true) = self.hand_out(now) {}
+            self.bytes_came(conn, now);
+            while let Ok(true) = self.hand_out(conn, now) {}
         }
         some
     }
 
-    fn submit_own(&mut self, job: Job, command: &[u8], now: Instant) {
+    fn submit_own(&mut self, job: Job, command: &[u8], conn: &mut Conn<Job>, now: Instant) {
         let mut batch = Batch::default();
         let terms = Terms {
             replies: 1,
             deadline: now + INTERNAL,
             submitted: now,
             seq: 0,
+            read_only: false,
+            apart: false,
         };
         batch.push(job, terms, |bytes| {
             bytes.extend_from_slice(command);
             bytes.len()
         });
-        self.conn.submit(&mut batch, now);
+        conn.submit(&mut batch, now);
     }
 
-    fn write(&mut self, cx: &mut Context<'_>) -> Result<(), End> {
-        while !self.conn.transmit().is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, self.conn.transmit()) {
+    fn write(
+        &mut self,
+        conn: &mut Conn<Job>,
+        cx: &mut Context<'_>,
+        now: Instant,
+    ) -> Result<(), End> {
+        if self.blocked {
+            self.sweep(conn, now);
+        }
+        while !conn.transmit().is_empty() {
+            match Pin::new(&mut self.stream).poll_write(cx, conn.transmit()) {
                 Poll::Ready(Ok(0)) => return Err(End::network("the connection takes no more")),
                 Poll::Ready(Ok(n)) => {
-                    self.conn.transmitted(n);
+                    conn.transmitted(n);
                     self.needs_flush = self.stream.needs_flush();
+                    // It was full, so the peer has taken something.
+                    if std::mem::take(&mut self.blocked) {
+                        self.lives(conn, now);
+                    }
                 }
                 Poll::Ready(Err(error)) => return Err(End::network(error.to_string())),
-                Poll::Pending => return Ok(()),
+                Poll::Pending => {
+                    self.blocked = true;
+                    return Ok(());
+                }
             }
         }
         if self.needs_flush {
@@ -301,9 +482,23 @@ impl Driver {
         Ok(())
     }
 
+    /// Takes out what is not begun and nobody waits for any more, while the socket takes no more.
+    fn sweep(&mut self, conn: &mut Conn<Job>, now: Instant) {
+        if now.saturating_duration_since(self.swept_at) < SWEEP_EVERY {
+            return;
+        }
+        self.swept_at = now;
+        conn.give_up(now, |waiting| !waiting.begun && !waiting.ticket.is_wanted());
+        while let Some((job, ..)) = conn.poll_given_up() {
+            if let Job::Turning(turning) = job {
+                self.lane.never_sent(&turning.turns);
+            }
+        }
+    }
+
     /// True if bytes came.
-    fn read(&mut self, cx: &mut Context<'_>) -> Result<bool, End> {
-        match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, self.conn.input()) {
+    fn read(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<bool, End> {
+        match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, conn.input()) {
             Poll::Ready(Ok(0)) => Err(End::network("the server closed the connection")),
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(error)) => Err(End::network(error.to_string())),
@@ -311,20 +506,28 @@ impl Driver {
         }
     }
 
-    fn bytes_came(&mut self, now: Instant) {
-        self.conn.handle_input(now);
+    fn bytes_came(&mut self, conn: &mut Conn<Job>, now: Instant) {
+        conn.handle_input(now);
+        self.lives(conn, now);
+    }
+
+    fn lives(&mut self, conn: &mut Conn<Job>, now: Instant) {
+        conn.handle_life(now);
         if let Some(since) = self.overdue_since.take() {
             let quiet = now.saturating_duration_since(since);
             let given_up = std::mem::take(&mut self.given_up);
             let _ = self.signals.send(Signal::Woke(quiet, given_up));
+        } else if self.doubtful {
+            let _ = self.signals.send(Signal::Calm);
         }
+        self.doubtful = false;
     }
 
     /// Hands out up to a wave of replies. True if there may be more.
-    fn hand_out(&mut self, now: Instant) -> Result<bool, End> {
-        let wave = (self.conn.awaiting() / 8).clamp(*WAVE.start(), *WAVE.end());
+    fn hand_out(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<bool, End> {
+        let wave = (conn.awaiting() / 8).clamp(*WAVE.start(), *WAVE.end());
         for _ in 0..wave {
-            match self.conn.poll_incoming() {
+            match conn.poll_incoming() {
                 Ok(Some(Incoming::Reply {
                     ticket,
                     reply,
@@ -332,7 +535,8 @@ impl Driver {
                     given,
                 })) => {
                     let took = now.saturating_duration_since(taken);
-                    self.judge(&ticket, &reply, took, given);
+                    let fair = self.stalled_at.is_none_or(|at| at <= taken);
+                    self.judge(&ticket, &reply, took, given, fair);
                     self.answer(ticket, reply, now);
                 }
                 Ok(Some(Incoming::TooLarge { ticket, error })) => {
@@ -342,21 +546,25 @@ impl Driver {
                 }
                 Ok(Some(Incoming::Push(_))) => {}
                 Ok(None) => {
-                    self.learn(now);
+                    self.learn(conn, now);
                     if now.saturating_duration_since(self.told_breaker) > TELL_BREAKER_EVERY {
                         self.tell_breaker(now);
                     }
                     return Ok(false);
                 }
-                Err(error) => return Err(End::network(error.to_string())),
+                Err(error) => {
+                    let mut end = End::network(error.to_string());
+                    end.deaf = true;
+                    return Err(end);
+                }
             }
         }
-        self.learn(now);
+        self.learn(conn, now);
         Ok(true)
     }
 
     /// What a wave of replies tells: how many were good, how many slow, and by the last one, how long calls take.
-    fn learn(&mut self, now: Instant) {
+    fn learn(&mut self, conn: &mut Conn<Job>, now: Instant) {
         if let Some(link) = self.link
             && self.successes > 0
         {
@@ -370,17 +578,25 @@ impl Driver {
         }
         if let Some(took) = self.last_took.take() {
             self.shared.latency.record(took, now);
-            self.shared.observe_rtt(took);
+            let fast = self.shared.observe_rtt(took) < FAST;
+            if fast != self.fast && self.link.is_some() {
+                self.fast = fast;
+                let (doubtful, overdue) = patience(self.shared.settings.reply_overdue, fast);
+                conn.set_patience(doubtful, overdue);
+            }
         }
     }
 
     /// What an answer says of the server. A call with a longer deadline of its own is meant to take long and says nothing; nor does one on a
-    /// connection that its caller has to itself.
-    fn judge(&mut self, job: &Job, reply: &Reply, took: Duration, given: Duration) {
+    /// connection that its caller has to itself; nor does the time of one that was under way while this process stood still (not `fair`).
+    fn judge(&mut self, job: &Job, reply: &Reply, took: Duration, given: Duration, fair: bool) {
         if self.link.is_none() {
             return;
         }
-        let patient = matches!(job, Job::Call(_) | Job::Fenced(_)) && given > self.usual;
+        if let Reply::One(Value::ServerError(error)) = reply {
+            self.listen(error);
+        }
+        let patient = !fair || matches!(job, Job::Call(_) | Job::Fenced(_)) && given > self.usual;
         if !patient {
             self.last_took = Some(took);
         }
@@ -388,6 +604,14 @@ impl Driver {
             self.slow += 1;
         } else if !is_refused(reply) {
             self.successes += 1;
+        }
+    }
+
+    /// Keeps what a server says before it closes a connection.
+    fn listen(&mut self, error: &redis::ServerError) {
+        let words = error.details().unwrap_or_default();
+        if error.code() == "ERR" && words.starts_with("Protocol error") {
+            self.last_words = Some(format!("ERR {words}"));
         }
     }
 
@@ -432,20 +656,31 @@ impl Driver {
 
     /// Handles what is due and sets the timer for what is not. One timer serves all deadlines of the connection: it is moved only when
     /// something is due sooner, and may fire early.
-    fn keep_time(&mut self, cx: &mut Context<'_>, now: &mut Instant) -> Result<(), End> {
+    fn keep_time(
+        &mut self,
+        conn: &mut Conn<Job>,
+        cx: &mut Context<'_>,
+        now: &mut Instant,
+    ) -> Result<(), End> {
         loop {
             // A lane that nobody takes from has to be watched, too.
-            let waiting = match self.retiring {
-                Some(_) => self.lane.expire(*now),
-                None => None,
+            let waiting = match (&self.retiring, self.left) {
+                (None, Left::Nothing) => None,
+                (Some(_), _) => self.lane.expire(*now),
+                (None, Left::Some) => {
+                    let others = (self.left_since + self.apart_for).max(*now + clock::LOOK_AGAIN);
+                    Some(self.lane.expire(*now).map_or(others, |at| at.min(others)))
+                }
             };
-            let next = [self.conn.poll_timeout(), waiting];
-            let Some(at) = next.into_iter().flatten().min() else {
+            let next = [conn.poll_timeout(), waiting];
+            let Some(mut at) = next.into_iter().flatten().min() else {
                 return Ok(());
             };
-            if at <= *now {
-                self.lapse(*now);
-                self.write(cx)?;
+            if let Some(again) = self.look_again {
+                at = again;
+            } else if at <= *now {
+                self.lapse(conn, *now);
+                self.write(conn, cx, *now)?;
                 continue;
             }
             if self.armed.is_none_or(|armed| at < armed) {
@@ -456,14 +691,15 @@ impl Driver {
                 return Ok(());
             }
             self.armed = None;
+            self.look_again = None;
             *now = clock::now();
         }
     }
 
     /// Handles what time has brought.
-    fn lapse(&mut self, now: Instant) {
+    fn lapse(&mut self, conn: &mut Conn<Job>, now: Instant) {
         let mut timed_out = None;
-        while let Some(lapse) = self.conn.poll_lapse(now) {
+        while let Some(lapse) = conn.poll_lapse(now) {
             match lapse {
                 Lapse::Expired {
                     ticket,
@@ -476,22 +712,31 @@ impl Driver {
                     if let Job::Turning(turning) = &ticket {
                         self.lost_track(&turning.turns, certainty);
                     }
+                    let taken = now.checked_sub(waited);
+                    let fair = self.stalled_at.is_none_or(|at| Some(at) <= taken);
                     if let Some(ticket) = ticket.into_ticket() {
-                        ticket.end(Ended::Expired(certainty));
+                        ticket.end(Ended::Expired { certainty, fair });
                     }
                     // It would have taken at least that.
-                    if self.link.is_some() && waited <= self.usual {
+                    if self.link.is_some() && waited <= self.usual && fair {
                         timed_out = timed_out.max(Some(waited));
                     }
+                }
+                Lapse::Doubtful { .. } => {
+                    self.doubtful = true;
+                    let _ = self.signals.send(Signal::Doubtful);
                 }
                 Lapse::Overdue { quiet } => {
                     self.overdue_since = now.checked_sub(quiet).or(Some(now));
                     let calls = |job: &Job| matches!(job, Job::Call(_) | Job::Fenced(_));
-                    let last = self.conn.latest_deadline(calls);
+                    let last = conn.latest_deadline(calls);
                     let _ = self.signals.send(Signal::Overdue(quiet, last));
                 }
+                Lapse::Stuck { unserved } => {
+                    let _ = self.signals.send(Signal::Stuck(unserved));
+                }
                 Lapse::Heartbeat => {
-                    self.submit_own(Job::Heartbeat, b"*1\r\n$4\r\nPING\r\n", now);
+                    self.submit_own(Job::Heartbeat, b"*1\r\n$4\r\nPING\r\n", conn, now);
                 }
             }
         }
@@ -507,6 +752,36 @@ impl Driver {
         } else {
             let cause = "a command of a transaction was not answered in time";
             self.lane.order(Order::Abandon(cause.into()));
+        }
+    }
+}
+
+/// A connection whose task is ended from without, with its runtime say: each request is told what is
+/// known of it.
+impl Drop for Driver {
+    fn drop(&mut self) {
+        let Some(mut conn) = self.lane.serving.lock().take() else {
+            return;
+        };
+        let cause: Arc<str> =
+            "the task that served the connection ended, as with its runtime".into();
+        if self.link.is_none() {
+            self.lane.set_gate(Gate::Ended(Arc::clone(&cause)));
+        }
+        self.lane.release();
+        let ended: Vec<(Option<Ticket>, Certainty)> = conn
+            .close()
+            .map(|unanswered| (unanswered.ticket.into_ticket(), unanswered.certainty))
+            .collect();
+        for (ticket, certainty) in ended {
+            if let Some(ticket) = ticket {
+                ticket.end(Ended::Lost {
+                    certainty,
+                    cause: Arc::clone(&cause),
+                    rejoin: None,
+                    blamed: false,
+                });
+            }
         }
     }
 }
@@ -529,3 +804,9 @@ fn is_refused(reply: &Reply) -> bool {
 const LAST_READS: usize = 64;
 /// How often the count of successes is passed on.
 const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);
+/// Round trips are short below this.
+const FAST: Duration = Duration::from_millis(5);
+/// A request is not asked whether anybody waits for it before it is so old.
+const JUST_COME: Duration = Duration::from_millis(1);
+/// How often that is asked of what the socket does not take.
+const SWEEP_EVERY: Duration = Duration::from_millis(10);

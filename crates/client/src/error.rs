@@ -86,6 +86,12 @@ pub enum ErrorKind {
         /// What is wrong with it.
         why: &'static str,
     },
+    /// The runtime that the client's tasks live in has ended or does not run, so that nobody serves
+    /// its connection.
+    Runtime {
+        /// Which of the two, and what to do.
+        why: &'static str,
+    },
     /// A connection of its own could not be had for this call.
     Connect {
         /// Why.
@@ -199,6 +205,7 @@ impl Error {
             ErrorKind::NeedsDeadline { .. } => "needs_deadline",
             ErrorKind::Closed => "closed",
             ErrorKind::Invalid { .. } => "invalid",
+            ErrorKind::Runtime { .. } => "runtime",
             ErrorKind::Connect { .. } => "connect",
         }
     }
@@ -264,6 +271,7 @@ impl fmt::Display for Error {
             )?,
             ErrorKind::Closed => f.write_str("the client is closed")?,
             ErrorKind::Invalid { why } => f.write_str(why)?,
+            ErrorKind::Runtime { why } => write!(f, "nobody serves the client: {why}")?,
             ErrorKind::Connect { cause } => write!(f, "no connection of its own: {cause}")?,
         }
         write!(f, " [{}]", self.certainty)

@@ -9,13 +9,13 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use steadfast_core::conn::{Batch, Reply, Terms};
+use steadfast_core::conn::{Batch, Conn, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
 
 use crate::connect::Identity;
-use crate::error::{Bound, Error, ErrorKind};
-use crate::slot::{self, Ended, Pending, Ticket};
+use crate::error::{Bound, Certainty, Error, ErrorKind};
+use crate::slot::{self, Ended, Pending, Rejoin, Ticket};
 use crate::transaction::{Transactions, Turning, Turns};
 
 /// What travels through a connection.
@@ -44,6 +44,38 @@ impl Job {
             Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate => None,
         }
     }
+
+    fn ticket(&self) -> Option<&Ticket> {
+        match self {
+            Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
+            Self::Turning(turning) => Some(&turning.ticket),
+            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate => None,
+        }
+    }
+
+    /// True unless its caller has gone away.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.ticket().is_none_or(Ticket::is_wanted)
+    }
+
+    /// True if its caller was seen to run since this was asked before.
+    fn caller_runs(&self) -> bool {
+        self.ticket().is_some_and(Ticket::caller_runs)
+    }
+}
+
+impl Queue {
+    fn attend(&mut self, backlog: Backlog) {
+        self.backlog = backlog;
+        self.attended += 1;
+    }
+}
+
+/// Whether something was left in the lane that has to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Left {
+    Nothing,
+    Some,
 }
 
 /// Why calls are refused at once.
@@ -62,6 +94,10 @@ pub(crate) enum Gate {
     Waiting,
     /// The server is down: calls are refused. The second is when the next attempt to connect is due.
     Down(Arc<Outage>, Instant),
+    /// A connection of one caller is lost for good: calls are refused at once.
+    Ended(Arc<str>),
+    /// The runtime has ended in which the client's tasks lived: the next call has them started anew.
+    Orphaned,
     /// The client is closed.
     Closed,
 }
@@ -78,15 +114,42 @@ pub(crate) enum Order {
     Fence(Identity),
     /// Give new credentials, before the next command.
     Reauthenticate(Vec<u8>),
+    /// The server is taken for down: end the reads that were not given longer than usual.
+    EndReads,
+    /// The server is at work on what it was sent, as it says: a sign of life.
+    Lives,
+    /// Finish what was begun on this lane instead, where nothing new comes: a standby connection
+    /// takes over, though this one lives. Reads, and what was not begun, go with the standby.
+    StepAside(Arc<Lane>, Rejoin),
+}
+
+/// How much a driver holds, as of its last look.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Backlog {
+    /// Requests that are not answered.
+    pub(crate) awaiting: usize,
+    /// Bytes that are not written.
+    pub(crate) unsent: usize,
+    /// Bytes that are not written of the longest request.
+    pub(crate) longest: usize,
+}
+
+impl Backlog {
+    pub(crate) fn of(conn: &Conn<Job>) -> Self {
+        Self {
+            awaiting: conn.awaiting(),
+            unsent: conn.unsent(),
+            longest: conn.unsent_longest(),
+        }
+    }
 }
 
 struct Queue {
     gate: Gate,
     batch: Batch<Job>,
-    /// In the hands of the driver, as of its last look.
-    awaiting: usize,
-    /// Bytes in the hands of the driver, as of its last look.
-    unsent: usize,
+    backlog: Backlog,
+    /// Counts the times that whoever serves the lane has looked after it.
+    attended: u64,
     parked: Option<Waker>,
     orders: Vec<Order>,
     transactions: Transactions,
@@ -101,6 +164,9 @@ struct Queue {
 pub(crate) struct Lane {
     queue: Mutex<Queue>,
     bulkhead: Bulkhead,
+    /// The connection in the hands of a driver: locked for each of its turns, so that deadlines can
+    /// be kept should it get no more of them.
+    pub(crate) serving: Mutex<Option<Conn<Job>>>,
 }
 
 /// How to submit a request.
@@ -115,6 +181,10 @@ pub(crate) struct Ask {
     pub(crate) seq: Option<u64>,
     /// Not for a connection that cannot kill those before it: see [`Lane::serves`].
     pub(crate) only_fenced: bool,
+    /// It changes nothing on the server.
+    pub(crate) read_only: bool,
+    /// A connection ended at it before, so it travels apart from the others.
+    pub(crate) apart: bool,
 }
 
 /// A request that was submitted.
@@ -137,8 +207,8 @@ impl Lane {
             queue: Mutex::new(Queue {
                 gate: Gate::Waiting,
                 batch: Batch::default(),
-                awaiting: 0,
-                unsent: 0,
+                backlog: Backlog::default(),
+                attended: 0,
                 parked: None,
                 orders: Vec::new(),
                 transactions: Transactions::default(),
@@ -147,6 +217,7 @@ impl Lane {
                 fenced: true,
             }),
             bulkhead,
+            serving: Mutex::new(None),
         }
     }
 
@@ -195,15 +266,21 @@ impl Lane {
                 queue.refused += 1;
                 return Err(error);
             }
+            Gate::Ended(cause) => return Err(lost(cause)),
+            Gate::Orphaned => return Err(Error::not_sent(ORPHANED)),
             Gate::Closed => return Err(Error::not_sent(ErrorKind::Closed)),
         }
         if ask.only_fenced && !queue.fenced {
             let cause = UNFENCED.into();
             return Err(Error::not_sent(ErrorKind::Lost { cause }));
         }
-        let inside = queue.awaiting + queue.batch.len();
-        let bytes = queue.unsent + queue.batch.byte_len();
-        self.bulkhead.admit(inside, bytes).map_err(overloaded)?;
+        let inside = queue.backlog.awaiting + queue.batch.len();
+        // The longest does not count, or one large value would shut everybody else out.
+        let longest = queue.backlog.longest.max(queue.batch.longest());
+        let bytes = queue.backlog.unsent + queue.batch.byte_len();
+        self.bulkhead
+            .admit(inside, bytes.saturating_sub(longest))
+            .map_err(overloaded)?;
         let seq = ask.seq.unwrap_or(queue.next_seq);
         if ask.seq.is_none() {
             queue.next_seq += 1;
@@ -214,6 +291,8 @@ impl Lane {
             deadline: ask.deadline,
             submitted: ask.started,
             seq,
+            read_only: ask.read_only,
+            apart: ask.apart,
         };
         queue.batch.push(job(ticket), terms, encode);
         let parked = queue.parked.take();
@@ -225,46 +304,47 @@ impl Lane {
     }
 
     /// For the driver: swaps what waits for the empty `spare`, and says how much it holds itself.
+    /// Leaves what is to wait until another request has travelled apart; unless `all` is to be taken.
     pub(crate) fn take(
         &self,
         spare: &mut Batch<Job>,
-        awaiting: usize,
-        unsent: usize,
-    ) -> Vec<Order> {
+        backlog: Backlog,
+        all: bool,
+    ) -> (Vec<Order>, Left) {
         let mut queue = self.queue.lock();
+        queue.attend(backlog);
         std::mem::swap(&mut queue.batch, spare);
-        queue.awaiting = awaiting + spare.len();
-        queue.unsent = unsent + spare.byte_len();
-        std::mem::take(&mut queue.orders)
+        if spare.has_apart() && !all {
+            queue.batch = spare.split_apart(backlog.awaiting == 0);
+        }
+        queue.backlog.awaiting += spare.len();
+        queue.backlog.unsent += spare.byte_len();
+        queue.backlog.longest = backlog.longest.max(spare.longest());
+        let left = match queue.batch.is_empty() {
+            true => Left::Nothing,
+            false => Left::Some,
+        };
+        (std::mem::take(&mut queue.orders), left)
     }
 
-    /// For whoever serves the lane: wakes it when something is submitted or ordered. False if something already was.
-    pub(crate) fn park(&self, waker: &Waker, awaiting: usize, unsent: usize) -> bool {
+    /// For whoever serves the lane: wakes it when something is submitted or ordered. False if
+    /// something already was; what was left before does not count.
+    pub(crate) fn park(&self, waker: &Waker, backlog: Backlog, left: Left) -> bool {
         let mut queue = self.queue.lock();
-        if !queue.batch.is_empty() || !queue.orders.is_empty() {
+        let submitted = left == Left::Nothing && !queue.batch.is_empty();
+        if submitted || !queue.orders.is_empty() {
             return false;
         }
-        queue.awaiting = awaiting;
-        queue.unsent = unsent;
+        queue.attend(backlog);
         queue.parked = Some(waker.clone());
         true
     }
 
     /// For a driver that takes nothing new: only what it is told.
-    pub(crate) fn take_orders(&self, awaiting: usize) -> Vec<Order> {
+    pub(crate) fn take_orders(&self, backlog: Backlog) -> Vec<Order> {
         let mut queue = self.queue.lock();
-        queue.awaiting = awaiting;
+        queue.attend(backlog);
         std::mem::take(&mut queue.orders)
-    }
-
-    /// As [`park`](Self::park), for a driver that takes nothing new.
-    pub(crate) fn park_for_orders(&self, waker: &Waker) -> bool {
-        let mut queue = self.queue.lock();
-        if !queue.orders.is_empty() {
-            return false;
-        }
-        queue.parked = Some(waker.clone());
-        true
     }
 
     /// True if an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
@@ -308,7 +388,9 @@ impl Lane {
         let mut queue = self.queue.lock();
         let turned = match &gate {
             Gate::Open | Gate::Waiting => Vec::new(),
-            Gate::Down(..) | Gate::Closed => queue.batch.drain().collect(),
+            Gate::Down(..) | Gate::Ended(_) | Gate::Orphaned | Gate::Closed => {
+                queue.batch.drain().collect()
+            }
         };
         if !matches!(queue.gate, Gate::Closed) {
             queue.gate = gate;
@@ -331,9 +413,10 @@ impl Lane {
         };
         for ticket in turned.into_iter().filter_map(Job::into_ticket) {
             ticket.end(Ended::Lost {
-                certainty: crate::error::Certainty::NotSent,
+                certainty: Certainty::NotSent,
                 cause: UNFENCED.into(),
                 rejoin: None,
+                blamed: false,
             });
         }
     }
@@ -346,8 +429,7 @@ impl Lane {
     /// A driver has ended: it holds nothing any more, and its orders are void.
     pub(crate) fn release(&self) {
         let mut queue = self.queue.lock();
-        queue.awaiting = 0;
-        queue.unsent = 0;
+        queue.backlog = Backlog::default();
         queue.orders.clear();
         queue.transactions = Transactions::default();
         queue.parked = None;
@@ -374,8 +456,10 @@ impl Lane {
                 queue.refused += 1;
                 error
             }
+            Gate::Ended(cause) => lost(cause),
             Gate::Closed => Error::not_sent(ErrorKind::Closed),
-            Gate::Open | Gate::Waiting => Error::not_sent(ErrorKind::Lost {
+            // So is one that the end of a runtime turned away: it comes again, and is served anew.
+            Gate::Open | Gate::Waiting | Gate::Orphaned => Error::not_sent(ErrorKind::Lost {
                 cause: "the connection changed before the command was sent".into(),
             }),
         }
@@ -389,12 +473,78 @@ impl Lane {
     /// Requests submitted and not yet answered.
     pub(crate) fn in_flight(&self) -> usize {
         let queue = self.queue.lock();
-        queue.awaiting + queue.batch.len()
+        queue.backlog.awaiting + queue.batch.len()
+    }
+
+    /// The runtime has ended in which the lane was served. What waits is turned away, to come again.
+    pub(crate) fn orphan(&self) {
+        self.set_gate(Gate::Orphaned);
+        self.release();
+    }
+
+    /// Another runtime serves the lane from now on.
+    pub(crate) fn adopt(&self) {
+        let mut queue = self.queue.lock();
+        if matches!(queue.gate, Gate::Orphaned) {
+            queue.gate = Gate::Waiting;
+        }
+    }
+
+    pub(crate) fn is_orphaned(&self) -> bool {
+        matches!(self.queue.lock().gate, Gate::Orphaned)
+    }
+
+    /// A lane for the connection that this one had, where nothing new comes.
+    pub(crate) fn aside(&self) -> Arc<Self> {
+        let aside = Self::new(self.bulkhead);
+        aside.set_gate(Gate::Closed);
+        Arc::new(aside)
+    }
+
+    /// Looks whether anybody serves the lane, and keeps its deadlines if nobody does. `seen` is what
+    /// [`Queue::attended`] was at the last look. A call is ended only if its caller was seen to run
+    /// meanwhile, or what stands still may be the program as a whole.
+    pub(crate) fn look_after(&self, seen: &mut u64, now: Instant) {
+        let mut queue = self.queue.lock();
+        if std::mem::replace(seen, queue.attended) != queue.attended {
+            return;
+        }
+        let gone = queue
+            .batch
+            .take_out(|job, terms| terms.deadline <= now && job.caller_runs());
+        drop(queue);
+        // A driver that has it locked is at work.
+        let Some(mut serving) = self.serving.try_lock() else {
+            return;
+        };
+        let mut given_up = Vec::new();
+        if let Some(conn) = &mut *serving
+            && conn.earliest_deadline().is_some_and(|at| at <= now)
+        {
+            conn.give_up(now, |waiting| {
+                waiting.deadline <= now && waiting.ticket.caller_runs()
+            });
+            given_up.extend(std::iter::from_fn(|| conn.poll_given_up()));
+        }
+        drop(serving);
+        let gone = gone.into_iter().map(|job| (job, Certainty::NotSent));
+        let given_up = given_up.into_iter().map(|(job, known, _)| (job, known));
+        for (job, certainty) in gone.chain(given_up) {
+            if let Job::Turning(turning) = &job
+                && certainty == Certainty::NotSent
+            {
+                self.never_sent(&turning.turns);
+            }
+            if let Some(ticket) = job.into_ticket() {
+                ticket.end(Ended::Unattended(certainty));
+            }
+        }
     }
 
     /// Ends those in the queue whose deadline has passed; returns the next deadline.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
         let mut queue = self.queue.lock();
+        queue.attended += 1;
         let expired = queue.batch.expire(now);
         let next = queue.batch.earliest_deadline();
         drop(queue);
@@ -403,7 +553,10 @@ impl Lane {
                 self.never_sent(&turning.turns);
             }
             if let Some(ticket) = job.into_ticket() {
-                ticket.end(Ended::Expired(crate::error::Certainty::NotSent));
+                ticket.end(Ended::Expired {
+                    certainty: Certainty::NotSent,
+                    fair: true,
+                });
             }
         }
         next
@@ -439,6 +592,22 @@ impl Lane {
     }
 }
 
+fn lost(cause: &Arc<str>) -> Error {
+    Error::not_sent(ErrorKind::Lost {
+        cause: Arc::clone(cause),
+    })
+}
+
+/// Said of a client whose runtime has ended, to a caller that is in none.
+pub(crate) const ORPHANED: ErrorKind = ErrorKind::Runtime {
+    why: "the tokio runtime in which it lived has ended, and this call is made outside of any; \
+          make it within a tokio runtime, or build the client in one that lives as long as it",
+};
+/// Said of a client whose runtime exists, and does not run.
+pub(crate) const UNATTENDED: ErrorKind = ErrorKind::Runtime {
+    why: "the tokio runtime in which it was built does not run its tasks; drive that runtime, keep \
+          its threads free of code that blocks, or build the client in another",
+};
 const UNFENCED: &str = "the next connection may not kill the one before";
 
 fn down(outage: &Outage, retry_at: Instant, now: Instant) -> Error {
@@ -477,6 +646,8 @@ mod tests {
             now,
             seq: None,
             only_fenced: false,
+            read_only: false,
+            apart: false,
         };
         lane.submit(ask, |out| {
             out.resize(out.len() + bytes, b'x');
@@ -515,7 +686,7 @@ mod tests {
         );
         assert!(in_flight, "{error}");
         let lane = Lane::new(BOUNDS);
-        let _held = submit(&lane, 100, BOUND).expect("the first passes");
+        let _held = [100, 100].map(|bytes| submit(&lane, bytes, BOUND).expect("it passes"));
         let error = submit(&lane, 1, BOUND).expect_err("it is full");
         let bytes = matches!(
             error.kind(),
@@ -529,13 +700,73 @@ mod tests {
 
     #[test]
     fn c11_what_was_written_leaves_its_room_as_soon_as_the_driver_parks() {
-        let lane = Lane::new(BOUNDS);
-        let _held = submit(&lane, 100, BOUND).expect("the first passes");
+        let lane = Lane::new(Bulkhead::new(9, 100));
+        let _held = [100, 100].map(|bytes| submit(&lane, bytes, BOUND).expect("it passes"));
         let mut batch = Batch::default();
-        lane.take(&mut batch, 0, 0);
+        lane.take(&mut batch, Backlog::default(), false);
         assert!(submit(&lane, 1, BOUND).is_err(), "it is not written yet");
-        assert!(lane.park(Waker::noop(), 1, 0));
+        let written = Backlog {
+            awaiting: 2,
+            ..Backlog::default()
+        };
+        assert!(lane.park(Waker::noop(), written, Left::Nothing));
         assert!(submit(&lane, 1, BOUND).is_ok());
+    }
+
+    #[test]
+    fn c11_one_large_value_that_waits_does_not_shut_out_the_others() {
+        let lane = Lane::new(Bulkhead::new(99, 100));
+        let _large = submit(&lane, 5_000, BOUND).expect("it passes");
+        let _small = [(); 9].map(|()| submit(&lane, 10, BOUND).expect("there is room"));
+        // Nor while the driver has it, and has written a part.
+        lane.take(&mut Batch::default(), Backlog::default(), false);
+        let held = Backlog {
+            awaiting: 10,
+            unsent: 4_090,
+            longest: 4_000,
+        };
+        assert!(lane.park(Waker::noop(), held, Left::Nothing));
+        let _last = submit(&lane, 10, BOUND).expect("there is room");
+        assert!(submit(&lane, 10, BOUND).is_err(), "90 and 10 are 100");
+    }
+
+    #[tokio::test]
+    async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_it() {
+        let lane = Lane::new(Bulkhead::new(99, 100));
+        let now = clock::now();
+        let send = |apart| {
+            let ask = Ask {
+                replies: 1,
+                started: now,
+                deadline: now + BOUND,
+                now,
+                seq: None,
+                only_fenced: false,
+                read_only: false,
+                apart,
+            };
+            let submitted = lane.submit(ask, |out| {
+                out.push(b'x');
+                out.len()
+            });
+            submitted.expect("there is room").pending
+        };
+        let _pending = [false, true, false].map(send);
+        let mut batch = Batch::default();
+        let mut take = |awaiting, all| {
+            let backlog = Backlog {
+                awaiting,
+                ..Backlog::default()
+            };
+            let (_, left) = lane.take(&mut batch, backlog, all);
+            (batch.drain().count(), left)
+        };
+        assert_eq!(take(0, false), (1, Left::Some));
+        assert_eq!(take(1, false), (0, Left::Some), "the first is under way");
+        assert_eq!(take(0, false), (1, Left::Some), "it goes alone");
+        assert_eq!(take(0, false), (1, Left::Nothing));
+        let _pending = [false, true, false].map(send);
+        assert_eq!(take(9, true), (3, Left::Nothing), "it has waited enough");
     }
 
     const BOUND: Duration = Duration::from_secs(1);
@@ -568,12 +799,12 @@ mod tests {
         let hasty = submit(&lane, 5, Duration::ZERO).expect("it waits");
         let patient = submit(&lane, 7, BOUND).expect("it waits");
         assert!(lane.expire(clock::now()).is_some(), "one is left");
-        let Ended::Expired(certainty) = hasty.pending.await else {
+        let Ended::Expired { certainty, .. } = hasty.pending.await else {
             panic!("it has expired");
         };
         assert_eq!(certainty, Certainty::NotSent);
         let mut batch = Batch::default();
-        lane.take(&mut batch, 0, 0);
+        lane.take(&mut batch, Backlog::default(), false);
         assert_eq!((batch.len(), batch.byte_len()), (1, 7));
         drop(patient);
     }
@@ -589,6 +820,8 @@ mod tests {
             now,
             seq: None,
             only_fenced: true,
+            read_only: false,
+            apart: false,
         };
         let relying = lane.submit(ask, |out| out.len()).expect("it waits");
         let other = submit(&lane, 7, BOUND).expect("it waits");
@@ -622,6 +855,8 @@ mod tests {
             now,
             seq: None,
             only_fenced: false,
+            read_only: false,
+            apart: false,
         };
         let multi = vec![(0, Turn::Multi)];
         let begun = lane.submit_turning(multi, ask, |out| out.len());
@@ -629,10 +864,16 @@ mod tests {
         lane.order(Order::Fence(ghost()));
         assert!(lane.holds_a_fence());
         lane.order(Order::Abandon("over".into()));
-        assert_eq!(lane.take_orders(0).len(), 1, "only the end is told at once");
+        assert_eq!(
+            lane.take_orders(Backlog::default()).len(),
+            1,
+            "only the end is told at once"
+        );
         let done = Reply::One(redis::Value::Nil);
         lane.answered(&vec![(0, Turn::Exec)], &done);
         assert!(!lane.holds_a_fence());
-        assert!(matches!(&lane.take_orders(0)[..], [Order::Fence(known)] if *known == ghost()));
+        assert!(
+            matches!(&lane.take_orders(Backlog::default())[..], [Order::Fence(known)] if *known == ghost())
+        );
     }
 }

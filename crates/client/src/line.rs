@@ -130,7 +130,7 @@ impl Place<'_> {
             let Some(until) = self.line.blocked_until(self.number, clock::now()) else {
                 return;
             };
-            let _ = tokio::time::timeout_at(until.into(), moved).await;
+            let _ = clock::timeout_at(until, moved).await;
         }
     }
 }

@@ -292,7 +292,7 @@ mod tests {
             addr: "127.0.0.1:1".into(),
         };
         link.remember(ghost(1));
-        let orders = |link: &Link| link.lane.take_orders(0).len();
+        let orders = |link: &Link| link.lane.take_orders(crate::lane::Backlog::default()).len();
         assert_eq!(orders(&link), 0, "there is nobody to tell while it waits");
         link.open(now);
         assert_eq!(orders(&link), 1);

@@ -98,7 +98,14 @@ impl Blocking {
             Some(connection) => connection,
             None => {
                 let passed = clock::now().saturating_duration_since(started);
-                Dedicated::open(shared, connector, limit.saturating_sub(passed)).await?
+                let left = limit.saturating_sub(passed);
+                let opened = Dedicated::open(shared, connector, left).await;
+                opened.map_err(|error| match error.kind() {
+                    ErrorKind::Timeout { .. } => {
+                        Error::not_sent(ErrorKind::Timeout { deadline: limit })
+                    }
+                    _ => error,
+                })?
             }
         };
         let result = connection.call(payload, plan, started, limit).await;

@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use self::feed::Heard;
 use self::subscriber::Subscriber;
+use crate::clock;
 use crate::connect::Connector;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::shared::Shared;
@@ -63,7 +64,7 @@ pub enum PubSubEvent {
 pub struct PubSub {
     control: PubSubControl,
     heard: Heard,
-    _task: Owned<()>,
+    _task: Option<Owned<()>>,
 }
 
 /// Changes the subscriptions of a [`PubSub`] from elsewhere.
@@ -112,11 +113,16 @@ impl PubSub {
         let (orders, taken) = mpsc::channel(ORDERS);
         let (feed, heard) = feed::pair(shared.settings.buffered_bytes);
         let deadline = shared.settings.deadline;
+        let runtime = shared.runtime();
         let subscriber = Subscriber::new(shared, connector, taken, feed);
+        // Without a runtime it has ended before it began.
+        let task = runtime
+            .ok()
+            .map(|runtime| Owned::new(runtime.spawn(subscriber.run())));
         Self {
             control: PubSubControl { orders, deadline },
             heard,
-            _task: Owned::new(tokio::spawn(subscriber.run())),
+            _task: task,
         }
     }
 
@@ -216,9 +222,9 @@ impl PubSubControl {
     }
 
     async fn in_time(&self, work: impl Future<Output = Result<(), Error>>) -> Result<(), Error> {
-        tokio::time::timeout(self.deadline, work)
+        clock::timeout(self.deadline, work)
             .await
-            .unwrap_or_else(|_| {
+            .unwrap_or_else(|| {
                 let kind = ErrorKind::Timeout {
                     deadline: self.deadline,
                 };

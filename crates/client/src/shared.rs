@@ -1,19 +1,21 @@
 //! What the clones of a client, its supervisors and its drivers have in common.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Cause, Transition};
 use steadfast_core::policy::{Budget, LatencyEstimate};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::connect::{Fence, Identity};
-use crate::error::ConfigError;
+use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{EventKind, Hub};
 use crate::guard::{Guard, state_name};
+use crate::home::Home;
 use crate::lane::{Gate, Lane, Order};
 use crate::link::Link;
 use crate::metrics::Metrics;
@@ -44,6 +46,8 @@ pub(crate) struct Shared {
     pub(crate) credentials: InForce,
     /// True once the client is closing: nothing new begins.
     closing: watch::Sender<bool>,
+    /// What runs the client, for as long as there is one.
+    home: OnceLock<Weak<Home>>,
 }
 
 /// Whether abandoned connections can be killed on the server.
@@ -87,8 +91,27 @@ impl Shared {
             latency: LatencyEstimate::new(now),
             credentials: InForce::new(),
             closing: watch::Sender::new(false),
+            home: OnceLock::new(),
             settings,
         })
+    }
+
+    /// The tasks of the client have a place to live.
+    pub(crate) fn lives_in(&self, home: &Arc<Home>) {
+        let _ = self.home.set(Arc::downgrade(home));
+    }
+
+    /// The runtime in which the client's tasks live. If it has ended, they are started anew in that
+    /// of the caller.
+    ///
+    /// # Errors
+    /// There is none to be had, or the client is no more.
+    pub(crate) fn runtime(&self) -> Result<Handle, Error> {
+        let home = self.home.get().and_then(Weak::upgrade);
+        match home {
+            Some(home) => home.runtime(),
+            None => Err(Error::not_sent(ErrorKind::Closed)),
+        }
     }
 
     /// From now on nothing new begins.
@@ -114,7 +137,7 @@ impl Shared {
     }
 
     /// Smoothed as TCP does (RFC 6298): an eighth of each new sample.
-    pub(crate) fn observe_rtt(&self, sample: Duration) {
+    pub(crate) fn observe_rtt(&self, sample: Duration) -> Duration {
         let sample = sample.as_nanos() as u64;
         let old = self.rtt_ns.load(Ordering::Relaxed);
         let new = if old == 0 {
@@ -123,6 +146,7 @@ impl Shared {
             old - old / 8 + sample / 8
         };
         self.rtt_ns.store(new, Ordering::Relaxed);
+        Duration::from_nanos(new)
     }
 
     pub(crate) fn rtt(&self) -> Option<Duration> {
@@ -229,7 +253,7 @@ impl Shared {
         let dedicated = self.dedicated.lock();
         let lanes = dedicated.iter().filter_map(Weak::upgrade);
         lanes
-            .filter(|lane| !matches!(lane.gate(), Gate::Down(..)))
+            .filter(|lane| !matches!(lane.gate(), Gate::Ended(_)))
             .collect()
     }
 
@@ -321,6 +345,8 @@ mod tests {
             now,
             seq: None,
             only_fenced: true,
+            read_only: false,
+            apart: false,
         }
     }
 
@@ -411,7 +437,10 @@ mod tests {
         shared.serves(link, &Ok(()), &[], &[]);
         link.open(clock::now());
         shared.bury(Some(ghost(1)));
-        assert_eq!(link.lane.take_orders(0).len(), 1);
+        assert_eq!(
+            link.lane.take_orders(crate::lane::Backlog::default()).len(),
+            1
+        );
         shared.fence_answered(Some(0), &ghost(1), &noperm());
         // The next one may not either, and is asked once.
         link.lane.release();
@@ -420,14 +449,20 @@ mod tests {
         let refused = Fence::Refused("NOPERM".into());
         shared.serves(link, &Ok(()), &ghosts, &[refused]);
         link.open(clock::now());
-        assert_eq!(link.lane.take_orders(0).len(), 0);
+        assert_eq!(
+            link.lane.take_orders(crate::lane::Backlog::default()).len(),
+            0
+        );
         let error = link.lane.submit(relying(), |out| out.len());
         assert!(error.is_err(), "the ghost is loose");
         // Dialled before it was refused, so it has not been asked: it is now, ahead of what waits.
         link.lane.release();
         shared.serves(link, &Ok(()), &[], &[]);
         link.open(clock::now());
-        assert_eq!(link.lane.take_orders(0).len(), 1);
+        assert_eq!(
+            link.lane.take_orders(crate::lane::Backlog::default()).len(),
+            1
+        );
         shared.fence_answered(Some(0), &ghost(1), &done());
         assert!(shared.ghosts().is_empty());
         let submitted = link.lane.submit(relying(), |out| out.len());

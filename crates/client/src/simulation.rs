@@ -20,7 +20,7 @@ use self::world::{Fault, Mode, Odds, World};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::ConnectionState;
-use crate::{CallOptions, Client};
+use crate::{BreakerConfig, CallOptions, Client, ClientBuilder};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Timers are of whole milliseconds.
@@ -50,14 +50,23 @@ fn in_virtual_time<T>(history: impl Future<Output = T>) -> T {
 }
 
 fn client_of(world: &World, seed: u64) -> Client {
+    client_with(world, seed, |builder| builder)
+}
+
+fn client_with(
+    world: &World,
+    seed: u64,
+    set: impl FnOnce(ClientBuilder) -> ClientBuilder,
+) -> Client {
     for n in 0..VALUES {
         world.put(&format!("v:{n}"), &format!("value {n}"));
     }
     let world = world.clone();
-    Client::builder("redis://simulated")
+    let builder = Client::builder("redis://simulated")
         .expect("a good url")
         .deadline(DEADLINE)
-        .seed(seed)
+        .seed(seed);
+    set(builder)
         .build_over(|_| Arc::new(world))
         .expect("good settings")
 }
@@ -436,7 +445,12 @@ fn c13_calls_of_one_moment_keep_their_order_while_the_ramp_after_an_outage_sprea
 fn c9_the_turns_of_a_ramp_that_was_cut_short_hold_up_nobody() {
     in_virtual_time(async {
         let world = World::new(1, Odds::default());
-        let client = client_of(&world, 1);
+        let client = client_with(&world, 1, |builder| {
+            builder.breaker(BreakerConfig {
+                ramp: ms(500),
+                ..BreakerConfig::default()
+            })
+        });
         client.send(&cmd("PING")).await.expect("it serves");
         let until = async |breaker: fn(&str) -> bool| {
             while !breaker(client.status().breaker) {

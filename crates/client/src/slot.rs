@@ -24,13 +24,23 @@ pub(crate) enum Ended {
     /// With a reply that passes a limit: the connection ends with it.
     TooLarge(DecodeError),
     /// At its deadline.
-    Expired(Certainty),
+    Expired {
+        certainty: Certainty,
+        /// False if this process, not the server, stood still meanwhile.
+        fair: bool,
+    },
+    /// At its deadline, and nobody served its connection.
+    Unattended(Certainty),
+    /// The server is taken for down.
+    Down(Certainty),
     /// With its connection.
     Lost {
         certainty: Certainty,
         cause: Arc<str>,
         /// Held until the command has been submitted again, or will not be: the next connection waits for it, to keep the order.
         rejoin: Option<Rejoin>,
+        /// The connection ended at this request.
+        blamed: bool,
     },
     /// Its wait for a connection was cut short: see the lane's state.
     Turned,
@@ -44,6 +54,10 @@ enum State {
     #[default]
     Idle,
     Waiting(Waker),
+    /// Its caller was woken to see whether it runs.
+    Nudged,
+    /// It does.
+    Runs(Waker),
     Done(Ended),
 }
 
@@ -90,6 +104,37 @@ impl Ticket {
             finish(slot, ended);
         }
     }
+
+    /// True unless the caller has gone away.
+    pub(crate) fn is_wanted(&self) -> bool {
+        self.slot
+            .as_ref()
+            .is_some_and(|slot| sync::Arc::strong_count(slot) > 1)
+    }
+
+    /// True if the caller has run since this was asked before; the first time it is only woken.
+    pub(crate) fn caller_runs(&self) -> bool {
+        let Some(slot) = &self.slot else {
+            return false;
+        };
+        let mut state = slot.state.lock();
+        match std::mem::take(&mut *state) {
+            State::Waiting(waker) => {
+                *state = State::Nudged;
+                drop(state);
+                waker.wake();
+                false
+            }
+            State::Runs(waker) => {
+                *state = State::Runs(waker);
+                true
+            }
+            other => {
+                *state = other;
+                false
+            }
+        }
+    }
 }
 
 impl Drop for Ticket {
@@ -101,6 +146,7 @@ impl Drop for Ticket {
                     certainty: Certainty::Unknown,
                     cause: "the connection's task ended".into(),
                     rejoin: None,
+                    blamed: false,
                 },
             );
         }
@@ -111,7 +157,7 @@ fn finish(slot: sync::Arc<Slot>, ended: Ended) {
     let before = std::mem::replace(&mut *slot.state.lock(), State::Done(ended));
     // Let go before waking: a slot that its caller alone holds can be reused.
     drop(slot);
-    if let State::Waiting(waker) = before {
+    if let State::Waiting(waker) | State::Runs(waker) = before {
         waker.wake();
     }
 }
@@ -132,6 +178,10 @@ impl Future for Pending {
             }
             State::Waiting(waker) if waker.will_wake(cx.waker()) => {
                 *state = State::Waiting(waker);
+                Poll::Pending
+            }
+            State::Nudged | State::Runs(_) => {
+                *state = State::Runs(cx.waker().clone());
                 Poll::Pending
             }
             _ => {
@@ -215,9 +265,8 @@ mod models {
             let driver = thread::spawn(move || ticket.end(Ended::Turned));
             drop(pending);
             let (ticket, pending) = pair();
-            let lost = Ended::Expired(Certainty::NotSent);
-            ticket.end(lost);
-            assert!(matches!(block_on(pending), Ended::Expired(_)));
+            ticket.end(Ended::Down(Certainty::NotSent));
+            assert!(matches!(block_on(pending), Ended::Down(_)));
             driver.join().expect("it ends");
         });
     }

@@ -3,6 +3,7 @@
 //! Whatever ends an attempt, another follows: there is no error after which this loop gives up. A peer that stops answering is not taken at
 //! its word either: a challenger is dialled, and only its fate decides whether the old connection is replaced or the server is down.
 
+mod inquiry;
 mod watching;
 
 use std::pin::Pin;
@@ -18,8 +19,10 @@ pub(crate) use self::watching::FENCE_AGAIN;
 use self::watching::{Successor, Watching};
 use crate::clock;
 use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
-use crate::driver::{Driver, Finished};
+use crate::driver::{self, Driver, Finished, Signal};
+use crate::error::Certainty;
 use crate::event::EventKind;
+use crate::home::Alive;
 use crate::lane::{Gate, Outage};
 use crate::link::{ConnectionState, Link};
 use crate::shared::Shared;
@@ -30,6 +33,7 @@ pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     link: Arc<Link>,
     connector: Arc<Connector>,
+    alive: Arc<Alive>,
     rng: fastrand::Rng,
     /// Ends when every call of the last connection has been submitted again, or will not be.
     rejoining: Option<mpsc::Receiver<()>>,
@@ -82,9 +86,51 @@ struct Dial {
 /// rule while it is dialled; a caller that is not polled is not waited for.
 const REJOIN: Duration = Duration::from_millis(20);
 
+/// Keeps a supervisor running: starts it anew if it ends or makes no progress. Ends when the client is closed.
+pub(crate) async fn watchdog(
+    shared: Arc<Shared>,
+    link: Arc<Link>,
+    connector: Arc<Connector>,
+    alive: Arc<Alive>,
+) {
+    let every = (shared.settings.stuck_after / 4).min(Duration::from_secs(1));
+    while link.state() != ConnectionState::Closed {
+        let supervisor = Supervisor::new(
+            Arc::clone(&shared),
+            Arc::clone(&link),
+            Arc::clone(&connector),
+            Arc::clone(&alive),
+        );
+        let mut task = Owned::new(tokio::spawn(supervisor.run()));
+        let began = clock::now();
+        loop {
+            let ended = tokio::select! {
+                biased;
+                _ = &mut task => true,
+                () = tokio::time::sleep(every) => false,
+            };
+            let now = clock::now();
+            let overdue = link.stuck_at.lock().is_some_and(|at| at <= now);
+            if (ended || overdue) && link.state() != ConnectionState::Closed {
+                shared.stuck(&link, now.saturating_duration_since(began));
+            }
+            if ended || overdue {
+                *link.stuck_at.lock() = None;
+                break;
+            }
+        }
+    }
+}
+
 impl Supervisor {
-    pub(crate) fn new(shared: Arc<Shared>, link: Arc<Link>, connector: Arc<Connector>) -> Self {
+    fn new(
+        shared: Arc<Shared>,
+        link: Arc<Link>,
+        connector: Arc<Connector>,
+        alive: Arc<Alive>,
+    ) -> Self {
         Self {
+            alive,
             rng: shared.rng(),
             shared,
             link,
@@ -94,7 +140,7 @@ impl Supervisor {
     }
 
     /// Ends when the client is closed, and never before.
-    pub(crate) async fn run(mut self) {
+    async fn run(mut self) {
         let mut ready = None;
         loop {
             let established = match ready.take() {
@@ -185,7 +231,7 @@ impl Supervisor {
 
     async fn all_rejoined(&mut self) {
         if let Some(mut rejoining) = self.rejoining.take() {
-            let _ = tokio::time::timeout(REJOIN, rejoining.recv()).await;
+            let _ = clock::timeout(REJOIN, rejoining.recv()).await;
         }
     }
 
@@ -198,8 +244,12 @@ impl Supervisor {
         view.attempt
     }
 
+    fn pause(&mut self, attempt: u32) -> Duration {
+        self.shared.settings.reconnect.pause(attempt, &mut self.rng)
+    }
+
     fn attempt_failed(&mut self, attempt: u32, error: &ConnectError) -> Duration {
-        let pause = self.shared.settings.reconnect.pause(attempt, &mut self.rng);
+        let pause = self.pause(attempt);
         let now = clock::now();
         *self.link.stuck_at.lock() =
             now.checked_add(pause.saturating_add(self.shared.settings.stuck_after));
@@ -254,42 +304,53 @@ impl Supervisor {
     /// Serves until the connection ends. Returns its successor if there is one already.
     async fn serve(&mut self, established: Established) -> Option<Established> {
         let (signals, mut told) = mpsc::unbounded_channel();
+        let (doubtful, reply_overdue) = driver::patience(self.shared.settings.reply_overdue, false);
         let driver = Driver::new(
             Arc::clone(&self.shared),
             Arc::clone(&self.link.lane),
             Some(self.link.index),
             established.stream,
             Watch {
-                reply_overdue: self.shared.settings.reply_overdue,
+                doubtful,
+                reply_overdue,
                 heartbeat: self.shared.settings.heartbeat,
             },
             signals,
+            Some(Arc::clone(&self.alive)),
         );
         let identity = established.facts.identity;
         // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
-        let unburied = Unburied {
-            shared: Arc::clone(&self.shared),
-            identity: identity.clone(),
-        };
-        let mut watch = Watching::new(self, established.credentials);
+        let unburied = Unburied::new(&self.shared, identity.clone());
+        let mut watch = Watching::new(self, established.credentials, identity.clone());
         // Each branch may be dropped and asked again without losing what it waits for.
         let finished = loop {
             tokio::select! {
                 biased;
-                finished = &mut driver => break finished,
-                Some(signal) = told.recv() => watch.heard(self, signal),
+                finished = &mut driver => break Some(finished),
+                Some(signal) = told.recv() => match signal {
+                    Signal::Aside => break None,
+                    signal => watch.heard(self, signal),
+                },
                 due = watch.next() => watch.handle(self, due),
                 () = self.link.kick.notified() => watch.kicked(self),
             }
         };
         unburied.accounted_for();
-        let successor = watch.into_successor();
+        let aside_for = watch.aside_for();
+        let successor = watch.successor.take();
         match finished {
-            Ok(finished) => self.ended(finished, identity, successor.is_some()),
-            // The driver panicked: its tickets told their callers as they were dropped.
-            Err(_) => {
+            Some(Ok(finished)) => self.ended(finished, identity, successor.is_some()),
+            None => {
+                let (cause, unknown) = (aside_for, 0);
+                let kind = EventKind::Replaced { cause, unknown };
+                self.shared.hub.emit(self.link.index, kind);
+                self.rejoining = watch.take_rejoining();
+                tokio::spawn(see_out(Arc::clone(&self.shared), driver, identity));
+            }
+            // The driver panicked: it told its callers as it was dropped.
+            Some(Err(_)) => {
                 self.link.lane.set_gate(Gate::Waiting);
                 self.link
                     .set_state(ConnectionState::Connecting, clock::now());
@@ -320,6 +381,7 @@ impl Supervisor {
             mut conn,
             given_up,
             ordered,
+            blames,
         } = finished;
         // The gate first: a caller that hears of the loss and comes again shall wait here.
         if self.link.state() == ConnectionState::Ready {
@@ -340,14 +402,18 @@ impl Supervisor {
         let (rejoin, rejoining) = mpsc::channel(1);
         let (mut unknown, mut not_sent) = (given_up, 0);
         let mut told = Vec::with_capacity(conn.awaiting());
-        for (job, certainty) in conn.close() {
+        // One that travelled apart when the connection ended at it has itself to blame.
+        let apart = conn.has_apart() && conn.awaiting() == 1;
+        for unanswered in conn.close() {
+            let certainty = unanswered.certainty;
+            let Some(ticket) = unanswered.ticket.into_ticket() else {
+                continue;
+            };
             match certainty {
-                crate::error::Certainty::NotSent => not_sent += 1,
+                Certainty::NotSent => not_sent += 1,
                 _ => unknown += 1,
             }
-            if let Some(ticket) = job.into_ticket() {
-                told.push((ticket, certainty));
-            }
+            told.push((ticket, certainty, blames && unanswered.blamed));
         }
         let kind = if ordered {
             EventKind::Replaced {
@@ -363,29 +429,60 @@ impl Supervisor {
         };
         self.shared.hub.emit(self.link.index, kind);
         // One that was replaced with nothing left in it tells nothing of the server.
-        if !(ordered && told.is_empty()) {
+        if !(ordered && told.is_empty() || apart) {
             let transition = self.shared.guard.record_loss(now);
             self.shared.breaker_changed(transition);
         }
-        for (ticket, certainty) in told {
+        for (ticket, certainty, blamed) in told {
             ticket.end(Ended::Lost {
                 certainty,
                 cause: Arc::clone(&cause),
                 rejoin: Some(rejoin.clone()),
+                blamed,
             });
         }
         self.rejoining = Some(rejoining);
     }
 }
 
+/// Waits for the end of a connection that stepped aside, when nobody waits for it any more.
+async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<Identity>) {
+    let unburied = Unburied::new(&shared, identity.clone());
+    let Ok(Finished {
+        cause, mut conn, ..
+    }) = driver.await
+    else {
+        return;
+    };
+    unburied.accounted_for();
+    if conn.has_unanswered_writes() {
+        shared.bury(identity);
+    }
+    for unanswered in conn.close() {
+        if let Some(ticket) = unanswered.ticket.into_ticket() {
+            ticket.end(Ended::Lost {
+                certainty: unanswered.certainty,
+                cause: Arc::clone(&cause),
+                rejoin: None,
+                blamed: false,
+            });
+        }
+    }
+}
+
 /// A connection that nobody has accounted for: if its supervisor is ended from without, and with it the driver, it is buried.
-struct Unburied {
+pub(crate) struct Unburied {
     shared: Arc<Shared>,
     identity: Option<Identity>,
 }
 
 impl Unburied {
-    fn accounted_for(mut self) {
+    pub(crate) fn new(shared: &Arc<Shared>, identity: Option<Identity>) -> Self {
+        let shared = Arc::clone(shared);
+        Self { shared, identity }
+    }
+
+    pub(crate) fn accounted_for(mut self) {
         self.identity = None;
     }
 }
@@ -413,7 +510,7 @@ impl Patience {
         loop {
             let spent = async {
                 match self.blip_until {
-                    Some(until) => clock::sleep_until(until).await,
+                    Some(until) => clock::sleep_fairly_until(until).await,
                     None => std::future::pending().await,
                 }
             };

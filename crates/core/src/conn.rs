@@ -20,10 +20,12 @@ pub use self::batch::{Batch, Terms};
 use crate::certainty::Certainty;
 use crate::resp::{DecodeError, Decoder, Limits};
 
-/// When a connection is overdue and when it is worth a heartbeat.
+/// When a connection is doubtful, when it is overdue, and when it is worth a heartbeat.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
-    /// No byte for so long while requests wait: overdue.
+    /// No sign of life for so long while requests wait: doubtful.
+    pub doubtful: Duration,
+    /// No sign of life for so long while requests wait: overdue.
     pub reply_overdue: Duration,
     /// No request for so long: a heartbeat is due.
     pub heartbeat: Duration,
@@ -75,10 +77,22 @@ pub enum Lapse<T> {
         /// How long this connection had it, of the time that it was given.
         waited: Duration,
     },
-    /// No byte came for `reply_overdue` while requests waited. Told once until a byte comes.
-    Overdue {
-        /// How long no byte has come.
+    /// No sign of life for [`Watch::doubtful`] while requests waited. Told once until there is one.
+    Doubtful {
+        /// How long there has been none.
         quiet: Duration,
+    },
+    /// No sign of life for [`Watch::reply_overdue`] while requests waited. Told once until there is
+    /// one.
+    Overdue {
+        /// How long there has been none.
+        quiet: Duration,
+    },
+    /// No reply was completed for [`Watch::reply_overdue`], whatever bytes came, and the request
+    /// whose turn it is was given up. Told once until a reply is complete.
+    Stuck {
+        /// How long no reply was completed.
+        unserved: Duration,
     },
     /// Nothing was asked for a heartbeat's time: submit a PING.
     Heartbeat,
@@ -96,6 +110,40 @@ pub enum ConnError {
     Unsolicited(String),
 }
 
+/// A request that still waits, as [`Conn::give_up`] shows it.
+#[derive(Debug)]
+pub struct Waiting<'a, T> {
+    /// What the shell gave with the request.
+    pub ticket: &'a T,
+    /// When it is given up.
+    pub deadline: Instant,
+    /// How long it was given in all.
+    pub given: Duration,
+    /// It changes nothing on the server.
+    pub read_only: bool,
+    /// At least one byte of it was written.
+    pub begun: bool,
+}
+
+/// A request that ended without a reply.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unanswered<T> {
+    /// What the shell gave with the request.
+    pub ticket: T,
+    /// What is known of it.
+    pub certainty: Certainty,
+    /// The connection ended at this request: its reply was due, or it was half written.
+    pub blamed: bool,
+}
+
+/// What was told of a silence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Nothing,
+    Doubtful,
+    Overdue,
+}
+
 #[derive(Debug)]
 struct Open<T> {
     /// `None` once expired: its replies are read and dropped.
@@ -104,6 +152,8 @@ struct Open<T> {
     deadline: Instant,
     given: Duration,
     taken: Instant,
+    read_only: bool,
+    apart: bool,
     /// Stream offset of its first byte.
     start: u64,
     /// Stream offset past which it may have had an effect.
@@ -131,9 +181,16 @@ pub struct Conn<T> {
     /// Lower bound of the deadlines that wait.
     earliest: Option<Instant>,
     expired: VecDeque<(T, Certainty, Duration)>,
-    /// When the last byte came, or the wait began.
+    /// When the last sign of life came, or the wait began.
     quiet_since: Instant,
-    overdue_told: bool,
+    told: Told,
+    /// When the last reply was complete, or the wait began.
+    unserved_since: Instant,
+    stuck_told: bool,
+    /// Requests that wait and are to travel apart from the others.
+    apart: usize,
+    /// Length and end of the longest request that is not written yet, as far as is known.
+    longest: (usize, u64),
 }
 
 /// Above this, an empty buffer gives its memory back.
@@ -165,8 +222,18 @@ impl<T> Conn<T> {
             earliest: None,
             expired: VecDeque::new(),
             quiet_since: now,
-            overdue_told: false,
+            told: Told::Nothing,
+            unserved_since: now,
+            stuck_told: false,
+            apart: 0,
+            longest: (0, 0),
         }
+    }
+
+    /// Sets how long a silence is borne, of this one and of those that follow.
+    pub fn set_patience(&mut self, doubtful: Duration, reply_overdue: Duration) {
+        self.watch.doubtful = doubtful;
+        self.watch.reply_overdue = reply_overdue;
     }
 
     /// Takes over all requests of a batch and leaves it empty, with buffers to reuse.
@@ -177,13 +244,16 @@ impl<T> Conn<T> {
         batch.restore_order();
         if self.awaiting.is_empty() {
             self.quiet_since = now;
+            self.unserved_since = now;
         }
+        let wire = self.stream_written();
         let origin = self.base + self.out.len() as u64;
         if self.out.is_empty() {
             std::mem::swap(&mut self.out, &mut batch.bytes);
         } else {
             self.out.append(&mut batch.bytes);
         }
+        batch.apart = 0;
         // A burst is over: what it needed goes back.
         if batch.bytes.capacity() > KEEP_BYTES {
             batch.bytes.shrink_to(KEEP_BYTES);
@@ -194,7 +264,15 @@ impl<T> Conn<T> {
                 deadline,
                 submitted,
                 seq: _,
+                read_only,
+                apart,
             } = request.terms;
+            let end = origin + request.end as u64;
+            let length = request.end - request.start;
+            if length > self.longest.0 || self.longest.1 <= wire {
+                self.longest = (length, end);
+            }
+            self.apart += usize::from(apart);
             if self.earliest.is_none_or(|earliest| deadline < earliest) {
                 self.earliest = Some(deadline);
             }
@@ -204,9 +282,11 @@ impl<T> Conn<T> {
                 deadline,
                 given: deadline.saturating_duration_since(submitted),
                 taken: now,
+                read_only,
+                apart,
                 start: origin + request.start as u64,
                 commit: origin + request.commit as u64,
-                end: origin + request.end as u64,
+                end,
             });
         }
     }
@@ -255,8 +335,20 @@ impl<T> Conn<T> {
 
     /// Bytes came.
     pub fn handle_input(&mut self, now: Instant) {
+        self.handle_life(now);
+    }
+
+    /// Records another sign of life: a socket that took no more bytes takes some again, or the
+    /// server says that it is at work on what it was sent.
+    pub fn handle_life(&mut self, now: Instant) {
         self.quiet_since = now;
-        self.overdue_told = false;
+        self.told = Told::Nothing;
+    }
+
+    /// Takes it that for so long this process, not the server, stood still.
+    pub fn handle_stall(&mut self, lost: Duration) {
+        self.quiet_since += lost;
+        self.unserved_since += lost;
     }
 
     /// The next reply or push message that is complete.
@@ -324,6 +416,9 @@ impl<T> Conn<T> {
             .awaiting
             .pop_front()
             .expect("the head was just looked at");
+        self.apart -= usize::from(open.apart);
+        self.unserved_since = self.quiet_since;
+        self.stuck_told = false;
         Ok(open.ticket.map(|ticket| Incoming::Reply {
             ticket,
             reply,
@@ -340,11 +435,25 @@ impl<T> Conn<T> {
         if self.awaiting.is_empty() {
             return Some(self.quiet_since + self.watch.heartbeat);
         }
-        let overdue = (!self.overdue_told).then(|| self.quiet_since + self.watch.reply_overdue);
-        match (overdue, self.earliest) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
+        let times = [self.silence_at(), self.stuck_at(), self.earliest];
+        times.into_iter().flatten().min()
+    }
+
+    /// When there is more to tell of a silence.
+    fn silence_at(&self) -> Option<Instant> {
+        match self.told {
+            Told::Nothing => Some(self.quiet_since + self.watch.doubtful),
+            Told::Doubtful => Some(self.quiet_since + self.watch.reply_overdue),
+            Told::Overdue => None,
         }
+    }
+
+    fn stuck_at(&self) -> Option<Instant> {
+        let given_up = self
+            .awaiting
+            .front()
+            .is_some_and(|head| head.ticket.is_none());
+        (given_up && !self.stuck_told).then(|| self.unserved_since + self.watch.reply_overdue)
     }
 
     /// The next thing that time has brought, until `None`.
@@ -360,15 +469,30 @@ impl<T> Conn<T> {
             }
             return None;
         }
-        if !self.overdue_told && now >= self.quiet_since + self.watch.reply_overdue {
-            self.overdue_told = true;
-            return Some(Lapse::Overdue {
-                quiet: now.saturating_duration_since(self.quiet_since),
+        if self.silence_at().is_some_and(|at| at <= now) {
+            let quiet = now.saturating_duration_since(self.quiet_since);
+            return Some(match self.told {
+                Told::Nothing => {
+                    self.told = Told::Doubtful;
+                    Lapse::Doubtful { quiet }
+                }
+                Told::Doubtful | Told::Overdue => {
+                    self.told = Told::Overdue;
+                    Lapse::Overdue { quiet }
+                }
             });
         }
         if self.earliest.is_some_and(|earliest| earliest <= now) {
-            self.expire(now);
-            return self.next_expired();
+            self.give_up(now, |waiting| waiting.deadline <= now);
+            if let Some(lapse) = self.next_expired() {
+                return Some(lapse);
+            }
+        }
+        if self.stuck_at().is_some_and(|at| at <= now) {
+            self.stuck_told = true;
+            return Some(Lapse::Stuck {
+                unserved: now.saturating_duration_since(self.unserved_since),
+            });
         }
         None
     }
@@ -382,28 +506,42 @@ impl<T> Conn<T> {
         })
     }
 
-    /// Ends every request whose time is up. One of which no byte was written is taken back out of the stream, so that `NotSent` stays true.
-    fn expire(&mut self, now: Instant) {
+    /// Ends every request of which this is true; [`poll_given_up`](Self::poll_given_up) yields them.
+    /// One of which no byte was written is taken back out of the stream, so that `NotSent` stays true.
+    pub fn give_up(&mut self, now: Instant, of: impl Fn(&Waiting<'_, T>) -> bool) {
         let wire = self.stream_written();
         let mut earliest: Option<Instant> = None;
         // What is kept moves up once, however many were cut out before it.
         let mut removed = 0u64;
         let mut kept = VecDeque::with_capacity(self.awaiting.len());
         for mut open in self.awaiting.drain(..) {
-            let overdue = open.deadline <= now;
-            if overdue && open.start >= wire {
-                removed += open.end - open.start;
-                let ticket = open.ticket;
+            let begun = open.start < wire;
+            let over = match &open.ticket {
+                Some(ticket) => of(&Waiting {
+                    ticket,
+                    deadline: open.deadline,
+                    given: open.given,
+                    read_only: open.read_only,
+                    begun,
+                }),
+                // Given up before, and so begun: what is not is not kept.
+                None => false,
+            };
+            if over {
+                let certainty = if begun {
+                    Certainty::Unknown
+                } else {
+                    Certainty::NotSent
+                };
                 let waited = now.saturating_duration_since(open.taken);
-                self.expired
-                    .extend(ticket.map(|ticket| (ticket, Certainty::NotSent, waited)));
-                continue;
-            }
-            if overdue {
                 let ticket = open.ticket.take();
-                let waited = now.saturating_duration_since(open.taken);
                 self.expired
-                    .extend(ticket.map(|ticket| (ticket, Certainty::Unknown, waited)));
+                    .extend(ticket.map(|ticket| (ticket, certainty, waited)));
+                self.apart -= usize::from(std::mem::take(&mut open.apart));
+                if !begun {
+                    removed += open.end - open.start;
+                    continue;
+                }
             } else if open.ticket.is_some() {
                 earliest = Some(earliest.map_or(open.deadline, |e| e.min(open.deadline)));
             }
@@ -417,12 +555,21 @@ impl<T> Conn<T> {
             }
             kept.push_back(open);
         }
+        if removed > 0 {
+            self.longest = (0, 0);
+        }
         self.out.truncate(self.out.len() - removed as usize);
         self.awaiting = kept;
         self.earliest = earliest;
         if self.written == self.out.len() {
             self.transmitted(0);
         }
+    }
+
+    /// The next request that [`give_up`](Self::give_up) ended, with what is known of it and how long
+    /// this connection had it.
+    pub fn poll_given_up(&mut self) -> Option<(T, Certainty, Duration)> {
+        self.expired.pop_front()
     }
 
     fn stream_written(&self) -> u64 {
@@ -448,6 +595,22 @@ impl<T> Conn<T> {
         self.out.len() - self.written
     }
 
+    /// Bytes not yet written of the longest request that is not, as far as is known.
+    pub fn unsent_longest(&self) -> usize {
+        let (length, end) = self.longest;
+        length.min(end.saturating_sub(self.stream_written()) as usize)
+    }
+
+    /// True while a request waits that is to travel apart from the others.
+    pub fn has_apart(&self) -> bool {
+        self.apart > 0
+    }
+
+    /// The earliest deadline of the requests that wait. May be early, is never late.
+    pub fn earliest_deadline(&self) -> Option<Instant> {
+        self.earliest
+    }
+
     /// True if something was written that has not been answered: after this connection is abandoned, the server may still execute it.
     pub fn has_unanswered_writes(&self) -> bool {
         let wire = self.stream_written();
@@ -457,24 +620,41 @@ impl<T> Conn<T> {
     }
 
     /// Ends the connection: yields every request that still waits, with what is known of it.
-    pub fn close(&mut self) -> impl Iterator<Item = (T, Certainty)> + '_ {
+    pub fn close(&mut self) -> impl Iterator<Item = Unanswered<T>> + '_ {
         let wire = self.stream_written();
         self.out.clear();
         self.written = 0;
         self.base = wire;
         self.partial.clear();
         self.earliest = None;
+        self.apart = 0;
+        // Whose reply was too large has been told.
+        let blamed = self.broken.is_some_and(|error| error.is_limit());
         self.expired
             .drain(..)
-            .map(|(ticket, certainty, _)| (ticket, certainty))
-            .chain(self.awaiting.drain(..).filter_map(move |open| {
-                let certainty = if open.commit > wire {
-                    Certainty::NotSent
-                } else {
-                    Certainty::Unknown
-                };
-                open.ticket.map(|ticket| (ticket, certainty))
-            }))
+            .map(|(ticket, certainty, _)| Unanswered {
+                ticket,
+                certainty,
+                blamed: false,
+            })
+            .chain(
+                self.awaiting
+                    .drain(..)
+                    .enumerate()
+                    .filter_map(move |(place, open)| {
+                        let certainty = if open.commit > wire {
+                            Certainty::NotSent
+                        } else {
+                            Certainty::Unknown
+                        };
+                        let begun = open.start < wire;
+                        Some(Unanswered {
+                            ticket: open.ticket?,
+                            certainty,
+                            blamed: begun && (place == 0 && !blamed || wire < open.end),
+                        })
+                    }),
+            )
     }
 }
 

@@ -130,6 +130,8 @@ impl Subscriber {
             self.resume_if_confirmed(wire);
             let tick = wire.next_tick(&self.shared);
             let step = tokio::select! {
+                // What has come is looked at before the clock: this process may have stood still.
+                biased;
                 read = wire.stream.read_buf(&mut wire.input) => match read {
                     Ok(0) => Err("the server closed the connection".into()),
                     Ok(_) => self.heard(wire),
@@ -141,7 +143,7 @@ impl Subscriber {
                     self.feed.settle();
                     Ok(())
                 }
-                () = clock::sleep_until(tick) => wire.tick(&self.shared).await,
+                () = clock::sleep_fairly_until(tick) => wire.tick(&self.shared).await,
             };
             if let Err(cause) = step {
                 return cause;

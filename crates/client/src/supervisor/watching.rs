@@ -4,16 +4,19 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
 use steadfast_core::policy::Backoff;
 
+use super::inquiry::{self, Finding};
 use super::{Dial, Owned, Supervisor, go_down};
 use crate::clock;
 use crate::connect::{self, ConnectError, Connector, Established, Identity, MARGIN};
 use crate::credentials::Credentials;
 use crate::driver::Signal;
 use crate::event::EventKind;
+use crate::keeper;
 use crate::lane::Order;
 use crate::link::ConnectionState;
 
@@ -28,11 +31,27 @@ pub(super) struct Successor {
 
 /// See the module.
 pub(super) struct Watching {
+    /// What the server calls the connection in service.
+    identity: Option<Identity>,
     challenge: Option<Challenge>,
-    successor: Option<Successor>,
+    /// Takes over as soon as the connection in service has ended, or stepped aside.
+    pub(super) successor: Option<Successor>,
+    /// Takes over if that turns out to be needed.
+    standby: Option<Successor>,
+    asking: Option<Asking>,
+    silence: Silence,
     /// Since when no byte has come, if that is too long.
     quiet_since: Option<Instant>,
+    /// When the server counts as down, if no standby connection is ready by then.
+    down_at: Option<Instant>,
     abandon_at: Option<Instant>,
+    /// A call under way was given longer than usual.
+    patient: bool,
+    /// What has arrived at the server of a request, as it said last.
+    received: Option<u64>,
+    /// Why it steps aside.
+    aside_for: Arc<str>,
+    rejoining: Option<mpsc::Receiver<()>>,
     /// Why the connection is to be replaced although it works.
     replaces_for: Option<Arc<str>>,
     retire_at: Option<Instant>,
@@ -52,10 +71,29 @@ pub(super) struct Watching {
     offered: VecDeque<Credentials>,
 }
 
+/// What is known of a silence of the connection in service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Silence {
+    None,
+    /// It may be nothing.
+    Doubtful,
+    /// It is too long.
+    Overdue,
+    /// There are bytes, and no reply is completed.
+    Stuck,
+}
+
+type Asked = Result<(Successor, Finding), Arc<str>>;
+
+/// A question to the server about the connection in service, on a standby connection.
+struct Asking {
+    task: Owned<Asked>,
+}
+
 /// A reason for another connection, and the attempts to get one.
 struct Challenge {
     why: Arc<str>,
-    /// The old one works: it is not cut, it finishes what it has.
+    /// The old one works: it is not cut, it finishes what it has. Not for one that is silent.
     gently: bool,
     /// How long each phase may take.
     limit: Duration,
@@ -75,13 +113,11 @@ struct Renewing {
 }
 
 /// What [`Watching::next`] found due.
-#[expect(
-    clippy::large_enum_variant,
-    reason = "handled at once and never stored"
-)]
 pub(super) enum Due {
     /// An attempt to connect is over.
     Dialled(Result<Result<Established, ConnectError>, JoinError>),
+    /// The server has said what it knows of the connection in service.
+    Asked(Result<Asked, JoinError>),
     /// The credentials provider has answered.
     Renewed(Result<Result<Option<Credentials>, ConnectError>, JoinError>),
     /// It is time for something.
@@ -89,16 +125,29 @@ pub(super) enum Due {
 }
 
 impl Watching {
-    pub(super) fn new(supervisor: &mut Supervisor, credentials: Option<Credentials>) -> Self {
+    pub(super) fn new(
+        supervisor: &mut Supervisor,
+        credentials: Option<Credentials>,
+        identity: Option<Identity>,
+    ) -> Self {
         let now = clock::now();
         let settings = &supervisor.shared.settings;
         // Up to a tenth less, so that the connections of a fleet do not all retire at once.
         let spread = 1.0 - 0.1 * supervisor.rng.f64();
         Self {
+            identity,
             challenge: None,
             successor: None,
+            standby: None,
+            asking: None,
+            silence: Silence::None,
             quiet_since: None,
+            down_at: None,
             abandon_at: None,
+            patient: false,
+            received: None,
+            aside_for: STUCK.into(),
+            rejoining: None,
             replaces_for: None,
             retire_at: settings
                 .max_age
@@ -114,14 +163,28 @@ impl Watching {
         }
     }
 
-    pub(super) fn into_successor(self) -> Option<Successor> {
-        self.successor
+    /// Ends when those have come again that a connection which stepped aside has left to the next.
+    pub(super) fn take_rejoining(&mut self) -> Option<mpsc::Receiver<()>> {
+        self.rejoining.take()
+    }
+
+    /// Why the connection has stepped aside.
+    pub(super) fn aside_for(&self) -> Arc<str> {
+        Arc::clone(&self.aside_for)
     }
 
     /// The driver told something.
     pub(super) fn heard(&mut self, supervisor: &Supervisor, signal: Signal) {
         match signal {
+            Signal::Doubtful => self.doubt(supervisor),
+            Signal::Calm if self.silence == Silence::Stuck => {}
+            Signal::Calm => {
+                self.calm();
+                self.go_on_replacing(supervisor);
+            }
             Signal::Overdue(quiet, last) => self.overdue(supervisor, quiet, last),
+            Signal::Stuck(unserved) => self.stuck(supervisor, unserved),
+            Signal::Aside => {}
             Signal::Woke(quiet, given_up) if self.quiet_since.is_some() => {
                 self.woke(supervisor, quiet, given_up);
             }
@@ -146,38 +209,179 @@ impl Watching {
         }
     }
 
-    fn overdue(&mut self, supervisor: &Supervisor, quiet: Duration, last: Option<Instant>) {
-        let settings = &supervisor.shared.settings;
-        let now = clock::now();
-        let quiet_ms = clock::as_ms(quiet);
-        supervisor
-            .shared
-            .hub
-            .emit(supervisor.link.index, EventKind::Overdue { quiet_ms });
-        let since = now.checked_sub(quiet).unwrap_or(now);
-        self.quiet_since = Some(since);
-        // A call that was given longer gets it, in case the server is merely busy with it.
-        self.abandon_at = since.checked_add(settings.abandon_after).max(last);
-        let why: Arc<str> = "the server stopped answering".into();
-        if self.successor.is_some() {
-            // It was to retire, and does not even finish.
-            supervisor.link.lane.order(Order::Abandon(why));
+    /// A silence may be nothing: a standby connection is dialled, and nobody is told.
+    fn doubt(&mut self, supervisor: &Supervisor) {
+        if self.silence == Silence::None {
+            self.silence = Silence::Doubtful;
+            self.call_standby(supervisor, SILENT);
+        }
+    }
+
+    fn call_standby(&mut self, supervisor: &Supervisor, why: &str) {
+        if self.successor.is_some() || self.standby.is_some() || self.asking.is_some() {
             return;
         }
+        let settings = &supervisor.shared.settings;
         let limit = settings.connect_timeout.min(settings.reply_overdue);
-        self.challenge = Some(Challenge::new(why, false, limit, now));
+        match &mut self.challenge {
+            // What was dialled because the connection is old serves as well.
+            Some(challenge) => challenge.gently = false,
+            None => {
+                self.challenge = Some(Challenge::new(why.into(), false, limit, clock::now()));
+            }
+        }
+    }
+
+    /// It was nothing, or is over.
+    fn calm(&mut self) {
+        self.silence = Silence::None;
+        self.quiet_since = None;
+        self.down_at = None;
+        self.abandon_at = None;
+        // Whatever was to take its place because it was silent is not needed.
+        self.challenge = None;
+        self.standby = None;
+        self.asking = None;
+        if self.replaces_for.is_none() {
+            self.successor = None;
+        }
+    }
+
+    fn overdue(&mut self, supervisor: &Supervisor, quiet: Duration, last: Option<Instant>) {
+        let (shared, link) = (&supervisor.shared, &supervisor.link);
+        let now = clock::now();
+        let quiet_ms = clock::as_ms(quiet);
+        shared.hub.emit(link.index, EventKind::Overdue { quiet_ms });
+        let since = now.checked_sub(quiet).unwrap_or(now);
+        self.silence = Silence::Overdue;
+        self.quiet_since = Some(since);
+        // A call that was given longer gets it, in case the server is merely busy with it.
+        let usual = now.checked_add(shared.settings.deadline);
+        self.patient = last > usual;
+        self.abandon_at = since.checked_add(shared.settings.abandon_after).max(last);
+        if self.successor.is_some() {
+            // It was to retire, and does not even finish.
+            link.lane.order(Order::Abandon(SILENT.into()));
+            return;
+        }
+        self.call_standby(supervisor, SILENT);
+        if let Some(standby) = self.standby.take() {
+            self.ask(supervisor, standby);
+            return;
+        }
+        // A first attempt is given a moment, should it have begun only now.
+        let moment = shared.settings.reply_overdue / 5;
+        let begun = self
+            .challenge
+            .as_ref()
+            .map(|challenge| match &challenge.dial {
+                Some(dial) => dial.began + moment,
+                None if challenge.attempt == 0 => now + moment,
+                None => now,
+            });
+        self.down_at = begun.map(|at| at.max(now));
+    }
+
+    fn stuck(&mut self, supervisor: &Supervisor, unserved: Duration) {
+        if self.silence != Silence::Overdue && self.successor.is_none() {
+            self.silence = Silence::Stuck;
+            let why = format!("no reply was completed for {unserved:.1?}, whatever bytes came");
+            self.call_standby(supervisor, &why);
+            if let Some(standby) = self.standby.take() {
+                self.step_aside(supervisor, standby, &why);
+            }
+        }
+    }
+
+    /// A standby connection is ready: the server lives. What is wrong with the one in service?
+    fn standby_ready(&mut self, supervisor: &Supervisor, standby: Successor, why: &str) {
+        match self.silence {
+            Silence::Stuck => self.step_aside(supervisor, standby, why),
+            _ => self.ask(supervisor, standby),
+        }
+    }
+
+    fn ask(&mut self, supervisor: &Supervisor, mut standby: Successor) {
+        self.down_at = None;
+        let limit = supervisor.shared.settings.reply_overdue;
+        let about = self.identity.clone();
+        let task = async move {
+            let Some(about) = about else {
+                return Ok((standby, Finding::Untold));
+            };
+            let asking = inquiry::ask(&mut standby.established.stream, &about);
+            let found = clock::timeout(limit, asking).await;
+            let found = found.unwrap_or_else(|| Err("no answer to CLIENT LIST".into()))?;
+            Ok((standby, found))
+        };
+        let task = Owned::new(tokio::spawn(task));
+        self.asking = Some(Asking { task });
+    }
+
+    fn asked(&mut self, supervisor: &mut Supervisor, asked: Result<Asked, JoinError>) {
+        self.asking = None;
+        let asked = asked.unwrap_or_else(|error| Err(error.to_string().into()));
+        let (standby, finding) = match asked {
+            Ok(asked) => asked,
+            Err(cause) => {
+                // The server was well a moment ago, and is not now.
+                self.call_standby(supervisor, SILENT);
+                if self.silence == Silence::Overdue {
+                    self.take_for_down(supervisor, cause);
+                }
+                return;
+            }
+        };
+        if let Finding::Receiving(bytes) = finding
+            && self.received.replace(bytes) != Some(bytes)
+        {
+            // It comes in: that is a sign of life, which ends the silence.
+            supervisor.link.lane.order(Order::Lives);
+            self.standby = Some(standby);
+            return;
+        }
+        match (self.silence, finding) {
+            (Silence::Overdue, Finding::Blocked) => self.step_aside(supervisor, standby, BLOCKED),
+            (Silence::Overdue, Finding::Untold) if self.patient => {
+                self.step_aside(supervisor, standby, BLOCKED);
+            }
+            (Silence::Overdue, _) => {
+                self.successor = Some(standby);
+                supervisor.link.lane.order(Order::Yield(SILENT.into()));
+            }
+            (Silence::Stuck, _) => self.step_aside(supervisor, standby, STUCK),
+            (Silence::None | Silence::Doubtful, _) => self.standby = Some(standby),
+        }
+    }
+
+    /// The connection in service lives, and others shall not wait for it: it finishes what it has
+    /// begun, and the standby takes over.
+    fn step_aside(&mut self, supervisor: &Supervisor, standby: Successor, why: &str) {
+        let aside = supervisor.link.lane.aside();
+        supervisor.shared.register(&aside);
+        keeper::watch(&aside);
+        self.aside_for = why.into();
+        self.successor = Some(standby);
+        let (rejoin, rejoining) = mpsc::channel(1);
+        self.rejoining = Some(rejoining);
+        supervisor.link.lane.order(Order::StepAside(aside, rejoin));
+    }
+
+    fn take_for_down(&mut self, supervisor: &Supervisor, cause: Arc<str>) {
+        self.down_at = None;
+        let link = &supervisor.link;
+        if let Some(since) = self.quiet_since {
+            link.view.lock().outage_since.get_or_insert(since);
+        }
+        go_down(&supervisor.shared, link, Some(cause));
+        // Their callers may have something else to fall back on.
+        link.lane.order(Order::EndReads);
     }
 
     fn woke(&mut self, supervisor: &Supervisor, quiet: Duration, unknown: usize) {
         let (shared, link) = (&supervisor.shared, &supervisor.link);
         let now = clock::now();
-        self.quiet_since = None;
-        self.abandon_at = None;
-        // Whatever was to take its place because it was silent is not needed.
-        self.challenge = None;
-        if self.replaces_for.is_none() {
-            self.successor = None;
-        }
+        self.calm();
         let kind = EventKind::Woke {
             quiet_ms: clock::as_ms(quiet),
             refused: link.lane.take_refused(),
@@ -190,9 +394,13 @@ impl Watching {
         }
         let transition = shared.guard.probe_succeeded(now);
         shared.breaker_changed(transition);
+        self.go_on_replacing(supervisor);
+    }
+
+    fn go_on_replacing(&mut self, supervisor: &Supervisor) {
         if let Some(why) = self.replaces_for.clone() {
             if self.successor.is_some() {
-                link.lane.order(Order::Retire(why));
+                supervisor.link.lane.order(Order::Retire(why));
             } else {
                 self.replace(supervisor, &why);
             }
@@ -202,7 +410,7 @@ impl Watching {
     /// The connection works, and another shall take its place.
     fn replace(&mut self, supervisor: &Supervisor, why: &str) {
         self.replaces_for = Some(why.into());
-        if self.challenge.is_none() && self.successor.is_none() {
+        if self.challenge.is_none() && self.successor.is_none() && self.silence == Silence::None {
             let limit = supervisor.shared.settings.connect_timeout;
             self.challenge = Some(Challenge::new(why.into(), true, limit, clock::now()));
         }
@@ -219,6 +427,12 @@ impl Watching {
                 _ => std::future::pending().await,
             }
         };
+        let asked = async {
+            match &mut self.asking {
+                Some(asking) => (&mut asking.task).await,
+                None => std::future::pending().await,
+            }
+        };
         let renewed = async {
             match &mut self.renewing {
                 Some(renewing) => (&mut renewing.task).await,
@@ -227,13 +441,14 @@ impl Watching {
         };
         let time = async {
             match at {
-                Some(at) => clock::sleep_until(at).await,
+                Some(at) => clock::sleep_fairly_until(at).await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             biased;
             result = dialled => Due::Dialled(result),
+            result = asked => Due::Asked(result),
             result = renewed => Due::Renewed(result),
             () = time => Due::Time,
         }
@@ -242,6 +457,7 @@ impl Watching {
     pub(super) fn handle(&mut self, supervisor: &mut Supervisor, due: Due) {
         match due {
             Due::Dialled(result) => self.challenged(supervisor, result),
+            Due::Asked(result) => self.asked(supervisor, result),
             Due::Renewed(result) => self.renewed(supervisor, result),
             Due::Time => self.ticked(supervisor),
         }
@@ -265,33 +481,40 @@ impl Watching {
             view.attempts += 1;
             view.attempt = challenge.attempt;
         }
-        match supervisor.survived(result, dial.began) {
+        let result = supervisor.survived(result, dial.began);
+        if result.is_err() && !dial.task.is_finished() {
+            self.hanging = Some(dial.task);
+        }
+        match result {
             Ok(established) => {
                 let why = Arc::clone(&challenge.why);
-                self.successor = Some(Successor {
+                let gently = challenge.gently;
+                let successor = Successor {
                     established,
                     ghosts: dial.ghosts,
                     attempt: challenge.attempt,
                     began: dial.began,
-                });
-                link.lane.order(if challenge.gently {
-                    Order::Retire(why)
-                } else {
-                    Order::Yield(why)
-                });
+                };
                 self.challenge = None;
+                if gently {
+                    self.successor = Some(successor);
+                    link.lane.order(Order::Retire(why));
+                } else {
+                    self.standby_ready(supervisor, successor, &why);
+                }
+            }
+            // While it may be nothing, nobody is told.
+            Err(_) if self.silence == Silence::Doubtful => {
+                let attempt = challenge.attempt;
+                let pause = supervisor.pause(attempt);
+                challenge.next_at = clock::now() + pause;
             }
             Err(error) => {
-                if !dial.task.is_finished() {
-                    self.hanging = Some(dial.task);
-                }
                 let pause = supervisor.attempt_failed(challenge.attempt, &error);
                 *link.stuck_at.lock() = None;
                 challenge.next_at = clock::now() + pause;
-                if let Some(since) = self.quiet_since {
-                    let cause: Arc<str> = error.to_string().into();
-                    link.view.lock().outage_since.get_or_insert(since);
-                    go_down(&supervisor.shared, &link, Some(cause));
+                if self.silence == Silence::Overdue {
+                    self.take_for_down(supervisor, error.to_string().into());
                 }
             }
         }
@@ -312,6 +535,7 @@ impl Watching {
         };
         let next = [
             dial_at,
+            self.down_at,
             self.abandon_at,
             self.retire_at,
             self.fence_at,
@@ -327,9 +551,13 @@ impl Watching {
             self.abandon_at = None;
             let quiet = self.quiet_since.unwrap_or(now);
             let quiet = now.saturating_duration_since(quiet);
-            supervisor.link.lane.order(Order::Abandon(
+            supervisor.link.lane.order(Order::Yield(
                 format!("no answer for {quiet:.1?}, given up").into(),
             ));
+        }
+        if self.down_at.is_some_and(|at| at <= now) {
+            let cause = "no answer, and none to a standby connection";
+            self.take_for_down(supervisor, cause.into());
         }
         if self.fence_at.is_some_and(|at| at <= now) {
             self.fence_at = None;
@@ -464,6 +692,9 @@ impl Watching {
     }
 }
 
+const SILENT: &str = "the server stopped answering";
+const BLOCKED: &str = "a command on it waits, which the server says or the call allows";
+const STUCK: &str = "no reply was completed, whatever bytes came";
 /// Between looks at an attempt that keeps its thread.
 const HANGING_LOOK: Duration = Duration::from_millis(250);
 /// Between renewals that fail: full jitter from the first to the second.

@@ -4,6 +4,7 @@
     reason = "tests say what they expect by unwrapping it"
 )]
 
+mod blame;
 mod bounds;
 mod commands;
 mod compat;
@@ -11,12 +12,14 @@ mod credentials;
 #[cfg(feature = "entra-id")]
 mod entra;
 mod ghosts;
+mod liveness;
 mod load;
 mod malformed;
 mod order;
 mod outage;
 mod promises;
 mod pubsub;
+mod silence;
 mod supervisor;
 mod support;
 mod telemetry;

@@ -175,7 +175,8 @@ async fn c7_an_overdue_peer_that_lives_is_replaced_by_a_challenger() {
     for _ in 0..4 {
         let client = client.clone();
         calls.push(tokio::spawn(
-            async move { client.send(&cmd("GET k")).await },
+            // Reads would end as soon as it counts as down.
+            async move { client.send(&cmd("INCR n")).await },
         ));
     }
     until("it is overdue", || {
@@ -262,7 +263,7 @@ async fn c9_calls_pass_at_once_after_the_supervisors_own_probe_has_closed_the_br
     let calls: Vec<_> = (0..10)
         .map(|_| {
             let client = client.clone();
-            tokio::spawn(async move { client.send(&cmd("GET k")).await })
+            tokio::spawn(async move { client.send(&cmd("INCR n")).await })
         })
         .collect();
     for call in calls {

@@ -11,6 +11,10 @@ pub struct Batch<T> {
     pub(super) requests: Vec<Submission<T>>,
     /// A request came whose place is before that of one already here.
     disordered: bool,
+    /// Length of the longest request that came since the batch was empty.
+    longest: usize,
+    /// Requests that are to travel apart from the others.
+    pub(super) apart: usize,
 }
 
 /// What a request asks of its connection.
@@ -24,6 +28,10 @@ pub struct Terms {
     pub submitted: Instant,
     /// Its place in the order of submission. A request that is sent again keeps the place it had.
     pub seq: u64,
+    /// It changes nothing on the server.
+    pub read_only: bool,
+    /// It is to travel with no other request beside it, because a connection ended at it before.
+    pub apart: bool,
 }
 
 /// A request in a batch; its offsets are those of the batch's bytes.
@@ -50,6 +58,8 @@ impl<T> Default for Batch<T> {
             bytes: Vec::new(),
             requests: Vec::new(),
             disordered: false,
+            longest: 0,
+            apart: 0,
         }
     }
 }
@@ -63,7 +73,11 @@ impl<T> Batch<T> {
         let end = self.bytes.len();
         if let Some(last) = self.requests.last() {
             self.disordered |= terms.seq < last.terms.seq;
+        } else {
+            self.longest = 0;
         }
+        self.longest = self.longest.max(end - start);
+        self.apart += usize::from(terms.apart);
         self.requests.push(Submission {
             ticket,
             terms,
@@ -88,12 +102,79 @@ impl<T> Batch<T> {
             std::mem::take(&mut self.requests).into_iter().partition(of);
         self.requests = kept;
         self.rebuild();
+        self.count_apart();
         gone.into_iter().map(|request| request.ticket).collect()
     }
 
     /// The earliest deadline in the batch.
     pub fn earliest_deadline(&self) -> Option<Instant> {
         self.requests.iter().map(|r| r.terms.deadline).min()
+    }
+
+    /// True if a request in the batch is to travel apart from the others.
+    pub fn has_apart(&self) -> bool {
+        self.apart > 0
+    }
+
+    /// Leaves what may travel now: the requests before the first that is to travel apart; or that
+    /// one alone if it is the first, and only if nothing is under way (`idle`). Returns the rest.
+    #[must_use]
+    pub fn split_apart(&mut self, idle: bool) -> Self {
+        self.restore_order();
+        let first = self.requests.iter().position(|request| request.terms.apart);
+        let keep = match first {
+            Some(0) => usize::from(idle),
+            Some(first) => first,
+            None => self.requests.len(),
+        };
+        let mut rest = Self {
+            requests: self.requests.split_off(keep),
+            longest: self.longest,
+            ..Self::default()
+        };
+        let cut = rest
+            .requests
+            .first()
+            .map_or(self.bytes.len(), |first| first.start);
+        rest.bytes = self.bytes.split_off(cut);
+        for request in &mut rest.requests {
+            request.start -= cut;
+            request.commit -= cut;
+            request.end -= cut;
+        }
+        self.count_apart();
+        rest.count_apart();
+        rest
+    }
+
+    /// Adds all requests of another batch, which is left empty.
+    pub fn append(&mut self, other: &mut Self) {
+        let offset = self.bytes.len();
+        let last = self.requests.last().map(|request| request.terms.seq);
+        if let (Some(last), Some(next)) = (last, other.requests.first()) {
+            self.disordered |= next.terms.seq < last;
+        }
+        self.disordered |= std::mem::take(&mut other.disordered);
+        self.longest = self.longest.max(std::mem::take(&mut other.longest));
+        self.bytes.append(&mut other.bytes);
+        for mut request in other.requests.drain(..) {
+            request.start += offset;
+            request.commit += offset;
+            request.end += offset;
+            self.requests.push(request);
+        }
+        self.count_apart();
+        other.apart = 0;
+    }
+
+    fn count_apart(&mut self) {
+        let apart = self.requests.iter().filter(|request| request.terms.apart);
+        self.apart = apart.count();
+    }
+
+    /// Bytes of the longest request in the batch, or of one that was.
+    pub fn longest(&self) -> usize {
+        self.longest
     }
 
     /// Puts requests that were sent again back to the place in which they were first submitted.
@@ -136,6 +217,8 @@ impl<T> Batch<T> {
     pub fn drain(&mut self) -> impl Iterator<Item = T> + '_ {
         self.bytes.clear();
         self.disordered = false;
+        self.longest = 0;
+        self.apart = 0;
         self.requests.drain(..).map(|request| request.ticket)
     }
 }

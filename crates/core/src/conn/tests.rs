@@ -24,6 +24,7 @@ mod tests_clock {
 
 fn conn(now: Instant) -> Conn<u32> {
     let watch = Watch {
+        doubtful: SECOND * 2 / 5,
         reply_overdue: SECOND / 2,
         heartbeat: SECOND,
     };
@@ -36,6 +37,8 @@ fn terms(now: Instant, deadline: Duration, seq: u64) -> Terms {
         deadline: now + deadline,
         submitted: now,
         seq,
+        read_only: false,
+        apart: false,
     }
 }
 
@@ -62,6 +65,7 @@ fn strict(now: Instant) -> Conn<u32> {
         ..Limits::default()
     };
     let watch = Watch {
+        doubtful: SECOND / 4,
         reply_overdue: SECOND / 2,
         heartbeat: SECOND,
     };
@@ -111,7 +115,7 @@ fn c11_the_request_whose_reply_is_too_large_is_told_so_and_the_others_are_lost()
         assert_eq!(told, blamed, "{before:?} {large:?}");
         assert!(matches!(error, ConnError::Decode(_)), "{error}");
         assert!(conn.poll_incoming().is_err(), "it stays so");
-        let left: Vec<_> = conn.close().collect();
+        let left = ends(&mut conn);
         let first = blamed.map_or(1, |blamed| blamed + 1);
         let expected: Vec<_> = (first..4).map(|n| (n, Certainty::Unknown)).collect();
         assert_eq!(left, expected, "{before:?} {large:?}");
@@ -125,7 +129,8 @@ fn c11_who_was_given_up_or_not_yet_written_is_not_blamed_for_a_reply() {
     conn.input().extend_from_slice(b"$11\r\n");
     assert!(conn.poll_incoming().is_err(), "nothing was asked");
     assert!(
-        conn.close()
+        ends(&mut conn)
+            .into_iter()
             .all(|(_, certainty)| certainty == Certainty::NotSent)
     );
     let mut conn = strict(now);
@@ -148,13 +153,18 @@ fn replies(conn: &mut Conn<u32>, bytes: &[u8], now: Instant) -> Vec<u32> {
     tickets
 }
 
+fn ends(conn: &mut Conn<u32>) -> Vec<(u32, Certainty)> {
+    let ends = conn.close();
+    ends.map(|end| (end.ticket, end.certainty)).collect()
+}
+
 #[test]
 fn a_request_is_not_sent_until_its_last_byte_is_written() {
     let now = start();
     let mut conn = conn(now);
     submit(&mut conn, 0..3, now);
     conn.transmitted(7);
-    let ends: Vec<_> = conn.close().collect();
+    let ends = ends(&mut conn);
     assert_eq!(
         ends,
         [
@@ -176,7 +186,7 @@ fn a_reply_too_many_is_not_taken_for_the_answer_to_what_is_still_to_be_written()
     conn.handle_input(now);
     let error = conn.poll_incoming().expect_err("nothing asked for it");
     assert!(matches!(error, ConnError::Unsolicited(_)), "{error}");
-    assert_eq!(conn.close().collect::<Vec<_>>(), [(1, Certainty::NotSent)]);
+    assert_eq!(ends(&mut conn), [(1, Certainty::NotSent)]);
 }
 
 #[test]
@@ -191,7 +201,7 @@ fn a_pipeline_is_unknown_as_soon_as_its_first_command_is_written() {
     conn.submit(&mut batch, now);
     conn.transmitted(5);
     assert!(conn.has_unanswered_writes());
-    assert_eq!(conn.close().collect::<Vec<_>>(), [(1, Certainty::Unknown)]);
+    assert_eq!(ends(&mut conn), [(1, Certainty::Unknown)]);
 }
 
 #[test]
@@ -239,17 +249,67 @@ fn the_late_reply_of_an_expired_request_goes_to_nobody() {
 }
 
 #[test]
+fn c20_the_head_and_the_half_written_request_are_blamed_for_the_end() {
+    let now = start();
+    let blamed = |conn: &mut Conn<u32>| {
+        let ends = conn.close().filter(|end| end.blamed);
+        ends.map(|end| end.ticket).collect::<Vec<_>>()
+    };
+    let mut conn = conn(now);
+    submit(&mut conn, 0..4, now);
+    assert_eq!(blamed(&mut conn), [], "nothing was written");
+    submit(&mut conn, 0..4, now);
+    conn.transmitted(10);
+    assert_eq!(replies(&mut conn, b"+OK\r\n$9\r\nhal", now), [0]);
+    assert_eq!(blamed(&mut conn), [1, 2]);
+    // One that was given up is to blame, and nobody in its place.
+    submit(&mut conn, 0..4, now);
+    conn.transmitted(16);
+    conn.give_up(now, |waiting| *waiting.ticket == 0);
+    assert_eq!(conn.poll_given_up().map(|(ticket, ..)| ticket), Some(0));
+    assert_eq!(blamed(&mut conn), []);
+}
+
+#[test]
+fn c7_bytes_without_a_reply_are_told_once_their_head_was_given_up() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..2, now);
+    conn.transmitted(8);
+    let stuck = |conn: &mut Conn<u32>, at| {
+        let mut lapses = std::iter::from_fn(|| conn.poll_lapse(at));
+        lapses.any(|lapse| matches!(lapse, Lapse::Stuck { .. }))
+    };
+    let (mut at, mut reply) = (now, b"$99\r\n".as_slice());
+    for _ in 0..9 {
+        at += SECOND / 10;
+        replies(&mut conn, reply, at);
+        reply = b"x";
+        assert!(!stuck(&mut conn, at), "somebody waits for it");
+    }
+    at = now + SECOND;
+    conn.handle_life(at);
+    assert!(stuck(&mut conn, at), "nobody does any more");
+    assert!(!stuck(&mut conn, at), "it is told once");
+}
+
+#[test]
 fn silence_is_told_once_and_again_only_after_a_byte() {
     let now = start();
     let mut conn = conn(now);
     submit(&mut conn, 0..1, now);
     conn.transmitted(4);
+    let doubtful =
+        |conn: &mut Conn<u32>, at| matches!(conn.poll_lapse(at), Some(Lapse::Doubtful { .. }));
     let overdue =
         |conn: &mut Conn<u32>, at| matches!(conn.poll_lapse(at), Some(Lapse::Overdue { .. }));
-    assert!(!overdue(&mut conn, now + SECOND / 3));
+    assert!(!doubtful(&mut conn, now + SECOND / 5));
+    assert!(doubtful(&mut conn, now + SECOND * 2 / 5));
+    assert!(!overdue(&mut conn, now + SECOND * 2 / 5));
     assert!(overdue(&mut conn, now + SECOND / 2));
-    assert!(!overdue(&mut conn, now + SECOND * 2 / 3));
+    assert!(conn.poll_lapse(now + SECOND * 2 / 3).is_none());
     replies(&mut conn, b"$5\r\nhe", now + SECOND * 2 / 3);
+    assert!(doubtful(&mut conn, now + SECOND * 7 / 6));
     assert!(overdue(&mut conn, now + SECOND * 7 / 6));
 }
 
@@ -328,10 +388,7 @@ fn c11_a_backlog_that_never_runs_dry_does_not_grow() {
         "{}",
         conn.out.capacity()
     );
-    assert_eq!(
-        conn.close().collect::<Vec<_>>(),
-        [(1999, Certainty::NotSent)]
-    );
+    assert_eq!(ends(&mut conn), [(1999, Certainty::NotSent)]);
 }
 
 #[test]
@@ -443,7 +500,7 @@ proptest! {
                 }
             }
         }
-        for (ticket, certainty) in conn.close() {
+        for Unanswered { ticket, certainty, .. } in conn.close() {
             prop_assert!(ended.insert(ticket, Some(certainty)).is_none());
         }
         prop_assert_eq!(ended.len(), next as usize);

@@ -43,7 +43,7 @@ pub struct BreakerConfig {
     pub probes: u32,
     /// Probes that must succeed for the breaker to close. Default: 2. The client's own probe closes it alone.
     pub probe_successes: u32,
-    /// After closing, the time over which admission grows to unlimited; no call is delayed by more. Default: 500 ms.
+    /// After closing, the time over which admission grows to unlimited; no call is delayed by more. Default: 100 ms.
     /// Zero: no ramp.
     pub ramp: Duration,
     /// Calls a second admitted when the ramp begins. Default: 1 000.
@@ -143,7 +143,7 @@ impl Default for BreakerConfig {
             healthy_after: Duration::from_secs(5),
             probes: 3,
             probe_successes: 2,
-            ramp: Duration::from_millis(500),
+            ramp: Duration::from_millis(100),
             ramp_start: 1_000.0,
         }
     }

@@ -1,0 +1,105 @@
+//! The runtime that a client's tasks live in, and how they come to live in another.
+//!
+//! A client may outlive the runtime in which it was built: a `static` does, in a program of several
+//! runtimes or in tests that have one each. Then all its tasks are gone, and with them whoever would
+//! notice. So the last of them to go marks the client's lanes as orphaned, and the next call, finding
+//! them so, has the tasks started anew where it runs itself.
+
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use crate::clock;
+use crate::connect::Connector;
+use crate::error::Error;
+use crate::link::ConnectionState;
+use crate::shared::Shared;
+use crate::supervisor::{self, Owned};
+
+/// A client's tasks, which end with it.
+#[derive(Debug)]
+pub(crate) struct Home {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) connector: Arc<Connector>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    runtime: Handle,
+    tasks: Vec<Owned<()>>,
+}
+
+/// Held by each of a client's tasks. When the last one goes, nobody is left to serve the client.
+#[derive(Debug)]
+pub(crate) struct Alive {
+    shared: Arc<Shared>,
+}
+
+impl Home {
+    /// Starts the tasks.
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        connector: Arc<Connector>,
+        runtime: Handle,
+    ) -> Arc<Self> {
+        let tasks = start(&shared, &connector, &runtime);
+        let home = Arc::new(Self {
+            state: Mutex::new(State { runtime, tasks }),
+            shared,
+            connector,
+        });
+        home.shared.lives_in(&home);
+        home
+    }
+
+    /// The runtime in which the tasks live: their own, while it lives, or else that of the caller,
+    /// where they are started anew.
+    ///
+    /// # Errors
+    /// It has ended, and the caller is in none.
+    pub(crate) fn runtime(&self) -> Result<Handle, Error> {
+        let mut state = self.state.lock();
+        let orphaned = |lane: &crate::lane::Lane| lane.is_orphaned();
+        if self.shared.links.iter().any(|link| orphaned(&link.lane)) {
+            let runtime =
+                Handle::try_current().map_err(|_| Error::not_sent(crate::lane::ORPHANED))?;
+            for link in &self.shared.links {
+                link.lane.adopt();
+            }
+            state.tasks = start(&self.shared, &self.connector, &runtime);
+            state.runtime = runtime;
+        }
+        Ok(state.runtime.clone())
+    }
+
+    /// Takes the tasks, to wait for their end.
+    pub(crate) fn take_tasks(&self) -> Vec<Owned<()>> {
+        std::mem::take(&mut self.state.lock().tasks)
+    }
+}
+
+fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> Vec<Owned<()>> {
+    let alive = Arc::new(Alive {
+        shared: Arc::clone(shared),
+    });
+    let links = shared.links.iter();
+    let tasks = links.map(|link| {
+        let (shared, link) = (Arc::clone(shared), Arc::clone(link));
+        let (connector, alive) = (Arc::clone(connector), Arc::clone(&alive));
+        Owned::new(runtime.spawn(supervisor::watchdog(shared, link, connector, alive)))
+    });
+    tasks.collect()
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        let now = clock::now();
+        for link in &self.shared.links {
+            link.view.lock().outage_since.get_or_insert(now);
+            link.set_state(ConnectionState::Connecting, now);
+            link.lane.orphan();
+        }
+    }
+}

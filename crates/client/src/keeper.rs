@@ -1,0 +1,154 @@
+//! The one thread beside all runtimes: keeps deadlines where no task can.
+//!
+//! A call's deadline is kept by the task that serves its connection. Should that task get no turns,
+//! because nobody drives its runtime or something blocks it, a timer of the same runtime would not
+//! fire either. So this thread looks at each connection ten times a second, and ends the calls whose
+//! time is up while their callers run and the task does not. It also lends timers to callers on
+//! executors other than tokio. It runs while there is something to look at.
+
+use std::sync::{Arc, Weak};
+use std::task::{Poll, Waker};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::clock;
+use crate::lane::Lane;
+
+/// How often each connection is looked at.
+const EVERY: Duration = Duration::from_millis(100);
+
+static KEPT: Mutex<Kept> = Mutex::new(Kept {
+    running: false,
+    lanes: Vec::new(),
+    sleepers: Vec::new(),
+    next_sleeper: 0,
+});
+static CHANGED: Condvar = Condvar::new();
+
+struct Kept {
+    running: bool,
+    lanes: Vec<Watched>,
+    sleepers: Vec<Sleeper>,
+    next_sleeper: u64,
+}
+
+struct Watched {
+    lane: Weak<Lane>,
+    seen: u64,
+}
+
+struct Sleeper {
+    number: u64,
+    at: Instant,
+    waker: Waker,
+}
+
+/// Looks after the calls of this lane for as long as it exists.
+pub(crate) fn watch(lane: &Arc<Lane>) {
+    let mut kept = KEPT.lock();
+    kept.lanes.push(Watched {
+        lane: Arc::downgrade(lane),
+        seen: 0,
+    });
+    ensure_running(&mut kept);
+}
+
+/// Waits until `at`, by no runtime's timer.
+pub(crate) async fn sleep_until(at: Instant) {
+    let mut place = Place(None);
+    std::future::poll_fn(|cx| {
+        if clock::now() >= at {
+            return Poll::Ready(());
+        }
+        let mut kept = KEPT.lock();
+        let number = *place.0.get_or_insert_with(|| {
+            kept.next_sleeper += 1;
+            kept.next_sleeper
+        });
+        kept.sleepers.retain(|sleeper| sleeper.number != number);
+        kept.sleepers.push(Sleeper {
+            number,
+            at,
+            waker: cx.waker().clone(),
+        });
+        ensure_running(&mut kept);
+        CHANGED.notify_one();
+        Poll::Pending
+    })
+    .await;
+}
+
+/// The place of a sleeper, given up when it is dropped.
+struct Place(Option<u64>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(number) = self.0 {
+            let mut kept = KEPT.lock();
+            kept.sleepers.retain(|sleeper| sleeper.number != number);
+        }
+    }
+}
+
+fn ensure_running(kept: &mut Kept) {
+    if kept.running {
+        return;
+    }
+    let thread = std::thread::Builder::new().name("steadfast-keeper".into());
+    match thread.spawn(run) {
+        Ok(_) => kept.running = true,
+        Err(error) => {
+            tracing::error!(%error, "no thread that keeps deadlines should a runtime not run");
+        }
+    }
+}
+
+fn run() {
+    let mut look_at = clock::now() + EVERY;
+    loop {
+        let now = clock::now();
+        let looks = now >= look_at;
+        // Late itself, it can say nothing of others.
+        let fair = clock::lost(look_at, now).is_none();
+        let (lanes, wakers) = {
+            let mut kept = KEPT.lock();
+            kept.lanes.retain(|watched| watched.lane.strong_count() > 0);
+            let (due, waiting) = std::mem::take(&mut kept.sleepers)
+                .into_iter()
+                .partition(|sleeper| sleeper.at <= now);
+            kept.sleepers = waiting;
+            if kept.lanes.is_empty() && kept.sleepers.is_empty() && due.is_empty() {
+                kept.running = false;
+                return;
+            }
+            let lanes = match looks && fair {
+                true => std::mem::take(&mut kept.lanes),
+                false => Vec::new(),
+            };
+            (lanes, due)
+        };
+        wakers.into_iter().for_each(|sleeper| sleeper.waker.wake());
+        if looks {
+            look_at = now + EVERY;
+        }
+        look_after(lanes, now);
+        let mut kept = KEPT.lock();
+        let next = kept.sleepers.iter().map(|sleeper| sleeper.at).min();
+        let until = next.map_or(look_at, |next| next.min(look_at));
+        CHANGED.wait_for(&mut kept, until.saturating_duration_since(clock::now()));
+    }
+}
+
+/// Outside the lock: wakers are others' code.
+fn look_after(mut lanes: Vec<Watched>, now: Instant) {
+    if lanes.is_empty() {
+        return;
+    }
+    for watched in &mut lanes {
+        if let Some(lane) = watched.lane.upgrade() {
+            lane.look_after(&mut watched.seen, now);
+        }
+    }
+    KEPT.lock().lanes.append(&mut lanes);
+}

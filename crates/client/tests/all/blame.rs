@@ -1,0 +1,139 @@
+//! C20: no request takes its neighbours down with it twice.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use steadfast::{Certainty, Client, ErrorKind, EventKind};
+use steadfast_drill::process::Redis;
+use steadfast_drill::scripted::{Script, Server};
+use tokio::task::JoinSet;
+
+use crate::support::{cmd, ms, until};
+
+/// Reads that go on beside the poison; returns how many there were. None may fail.
+async fn beside<T>(client: &Client, work: impl Future<Output = T>) -> (T, usize) {
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut readers = JoinSet::new();
+    for _ in 0..8 {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        readers.spawn(async move {
+            let mut calls = 0;
+            while !stop.load(Ordering::Relaxed) {
+                client.send(&cmd("GET k")).await.unwrap();
+                calls += 1;
+                tokio::time::sleep(ms(1)).await;
+            }
+            calls
+        });
+    }
+    let result = work.await;
+    stop.store(true, Ordering::Relaxed);
+    (result, readers.join_all().await.into_iter().sum())
+}
+
+async fn client_of(redis: &Redis) -> Client {
+    let builder = Client::builder(&redis.url()).unwrap();
+    builder.deadline(ms(5_000)).connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn c20_a_value_that_the_server_answers_by_hanging_up_is_not_sent_on_and_on() {
+    let redis = Redis::builder()
+        .config("proto-max-bulk-len", "1mb")
+        .start()
+        .await
+        .unwrap();
+    let client = client_of(&redis).await;
+    let poison = redis::cmd("SET")
+        .arg("k")
+        .arg(vec![b'x'; 3 << 20])
+        .to_owned();
+    let work = async {
+        let mut errors = Vec::new();
+        for _ in 0..2 {
+            errors.push(client.send(&poison).await.expect_err("it is refused"));
+        }
+        errors
+    };
+    let (errors, reads) = beside(&client, work).await;
+    for error in &errors {
+        // The server's own words, however the writing ended.
+        assert!(error.to_string().contains("Protocol error"), "{error}");
+    }
+    assert!(reads > 4);
+    until("it serves", || client.status().breaker == "closed").await;
+    let reconnects = client.status().reconnects;
+    assert!(reconnects <= 4, "{reconnects}: {:?}", client.history());
+}
+
+#[tokio::test]
+async fn c20_a_read_whose_answer_ends_the_connection_is_repeated_once_and_alone() {
+    let redis = Redis::builder()
+        .config("client-output-buffer-limit", "normal 1mb 1mb 0")
+        .start()
+        .await
+        .unwrap();
+    let client = client_of(&redis).await;
+    let large = "x".repeat(4 << 20);
+    redis.command(&["SET", "large", &large]).await.unwrap();
+    redis.command(&["SET", "k", "v"]).await.unwrap();
+    let work = async { client.send(&cmd("LRANGE large 0 -1")).await };
+    // Of another type: an answer as any other.
+    work.await.unwrap_err();
+    let get = cmd("GET large");
+    let (result, _) = beside(&client, client.send(&get)).await;
+    let error = result.expect_err("the server closes the connection");
+    assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
+    let status = client.status();
+    assert!(status.reconnects <= 2, "{:?}", client.history());
+    assert_eq!(status.breaker, "closed", "{:?}", client.history());
+}
+
+#[tokio::test]
+async fn c20_the_neighbours_of_a_request_that_is_repeated_are_not_in_flight_with_it() {
+    // Each connection ends at its first request, whatever that is.
+    let deadly = || Script::new().handshake().read(2).close();
+    let well = Script::new().handshake().echo(9);
+    let server = Server::start_each(vec![
+        deadly(),
+        Script::new().handshake().read(1).close(),
+        well,
+    ])
+    .await
+    .unwrap();
+    let builder = Client::builder(&server.url()).unwrap();
+    let client = builder.repeat_without_fence(true).connect().await.unwrap();
+    let (poison, get) = (cmd("GET poison"), cmd("GET k"));
+    let (a, b) = tokio::join!(client.send(&poison), client.send(&get));
+    let error = a.expect_err("two connections have ended at it");
+    assert_eq!(error.certainty(), Certainty::Unknown);
+    b.expect("it was not in the second");
+    assert_eq!(client.status().reconnects, 2, "{:?}", client.history());
+}
+
+#[tokio::test]
+async fn c20_heartbeats_are_not_counted_among_unknown_outcomes() {
+    let server = Server::start(Script::new().handshake().read(1).close())
+        .await
+        .unwrap();
+    let client = Client::builder(&server.url())
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    // A PING counts as greeting there, so one is asked that does not, and given up.
+    let echo = cmd("ECHO x");
+    let mut call = Box::pin(client.send(&echo));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    let error = call.await.expect_err("each connection is closed on it");
+    assert_eq!(error.certainty(), Certainty::Unknown);
+    let lost = || {
+        let history = client.history();
+        let lost = history.into_iter().filter_map(|event| match event.kind {
+            EventKind::Lost { unknown, .. } => Some(unknown),
+            _ => None,
+        });
+        lost.collect::<Vec<_>>()
+    };
+    assert!(lost().iter().all(|unknown| *unknown <= 1), "{:?}", lost());
+}

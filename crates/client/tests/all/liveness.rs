@@ -1,0 +1,246 @@
+//! C19: a call ends within its deadline whatever becomes of the task that serves it.
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Wake};
+use std::thread::Thread;
+use std::time::Duration;
+
+use redis::Value;
+use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind};
+use steadfast_drill::process::Redis;
+use tokio::runtime::{Builder, Runtime};
+
+use crate::support::{cmd, ms, now, seen};
+
+fn runtime() -> Runtime {
+    Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+/// A server, in a runtime that outlives those of the test.
+fn server() -> (Runtime, Redis) {
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(1)
+        .enable_all()
+        .build()
+        .unwrap();
+    let redis = runtime.block_on(Redis::start()).unwrap();
+    (runtime, redis)
+}
+
+async fn connect(redis: &Redis) -> Client {
+    let builder = Client::builder(&redis.url()).unwrap().name("c19");
+    builder.connect().await.unwrap()
+}
+
+fn connections(redis: &Redis) -> usize {
+    let list = redis.command_blocking(&["CLIENT", "LIST"]).unwrap();
+    let Value::BulkString(list) = list else {
+        panic!("{list:?}");
+    };
+    String::from_utf8(list).unwrap().matches("name=c19").count()
+}
+
+#[test]
+fn c19_a_client_outlives_its_runtime_and_goes_on_in_that_of_its_caller() {
+    let (_alive, redis) = server();
+    let first = runtime();
+    let client = first.block_on(connect(&redis));
+    first.block_on(client.send(&cmd("SET k v"))).unwrap();
+    let session = first.block_on(client.session()).unwrap();
+    // One that is answered by nobody when its runtime ends, and one that is asked of again.
+    redis.freeze().unwrap();
+    let mut incr = Box::pin({
+        let client = client.clone();
+        async move { client.send(&cmd("INCR n")).await }
+    });
+    first.block_on(async {
+        assert!(futures_util::poll!(&mut incr).is_pending());
+        tokio::time::sleep(ms(20)).await;
+    });
+    drop(first);
+    redis.resume().unwrap();
+    assert_ne!(client.state(), ConnectionState::Ready);
+    let second = runtime();
+    second.block_on(async {
+        let error = incr.await.expect_err("nobody knows");
+        assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+        assert!(error.to_string().contains("runtime"), "{error}");
+        // Several at once start its tasks once.
+        let get = cmd("GET k");
+        let calls = (0..20).map(|_| client.send(&get));
+        for result in futures_util::future::join_all(calls).await {
+            assert_eq!(result.unwrap(), Value::BulkString(b"v".to_vec()));
+        }
+        assert_eq!(client.state(), ConnectionState::Ready);
+        client.send(&cmd("BLPOP nothing 0.05")).await.unwrap();
+        client.session().await.unwrap().send(&get).await.unwrap();
+        let lost = session.send(&get).await.expect_err("it is lost");
+        assert!(matches!(lost.kind(), ErrorKind::Lost { .. }), "{lost}");
+    });
+    // The shared one, and one for what blocks.
+    let begun = now();
+    while connections(&redis) > 2 {
+        second.block_on(async { tokio::time::sleep(ms(5)).await });
+        assert!(now() - begun < ms(10_000), "{}", connections(&redis));
+    }
+    let _ = second.block_on(client.close(ms(500)));
+}
+
+#[test]
+fn c19_a_call_waiting_in_another_runtime_survives_the_end_of_the_clients() {
+    let (alive, redis) = server();
+    let first = runtime();
+    let client = first.block_on(connect(&redis));
+    redis.command_blocking(&["SET", "k", "v"]).unwrap();
+    redis.freeze().unwrap();
+    let reading = alive.spawn({
+        let client = client.clone();
+        let patient = client.with(CallOptions::new().deadline(ms(10_000)));
+        async move { patient.send(&cmd("GET k")).await }
+    });
+    // It is written.
+    first.block_on(async {
+        while client.status().in_flight == 0 {
+            tokio::time::sleep(ms(1)).await;
+        }
+        tokio::time::sleep(ms(20)).await;
+    });
+    drop(first);
+    redis.resume().unwrap();
+    let value = alive.block_on(reading).unwrap().unwrap();
+    assert_eq!(value, Value::BulkString(b"v".to_vec()));
+}
+
+#[test]
+fn c19_a_call_whose_runtime_nobody_drives_ends_in_time_and_says_so() {
+    let (_alive, redis) = server();
+    let first = runtime();
+    let client = first.block_on(connect(&redis));
+    let second = runtime();
+    let hasty = client.with(CallOptions::new().deadline(ms(300)));
+    let begun = now();
+    let error = second
+        .block_on(hasty.send(&cmd("INCR n")))
+        .expect_err("nobody sends it");
+    assert!(now() - begun < ms(3_000));
+    assert!(matches!(error.kind(), ErrorKind::Runtime { .. }), "{error}");
+    assert_eq!(error.certainty(), Certainty::NotSent, "{error}");
+    let session = first.block_on(client.session()).unwrap();
+    let hasty = session.with(CallOptions::new().deadline(ms(300)));
+    let error = second
+        .block_on(hasty.send(&cmd("INCR n")))
+        .expect_err("nobody sends it");
+    assert!(matches!(error.kind(), ErrorKind::Runtime { .. }), "{error}");
+    // It is of use again where it is driven.
+    let n = first.block_on(client.send(&cmd("GET n"))).unwrap();
+    assert_eq!(n, Value::Nil);
+    // Outside of any runtime, once its own has ended.
+    drop((session, hasty));
+    drop(first);
+    let error = block_on(client.send(&cmd("GET n"))).expect_err("nobody serves it");
+    assert!(matches!(error.kind(), ErrorKind::Runtime { .. }), "{error}");
+}
+
+/// An executor that is not tokio.
+fn block_on<T>(work: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Arc::new(Unpark(std::thread::current())).into();
+    let mut work = pin!(work);
+    loop {
+        match work.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(result) => return result,
+            Poll::Pending => std::thread::park(),
+        }
+    }
+}
+
+#[test]
+fn c19_a_client_serves_callers_on_an_executor_that_is_not_tokio() {
+    let (alive, redis) = server();
+    let client = alive.block_on(connect(&redis));
+    block_on(async {
+        client.send(&cmd("SET k v")).await.unwrap();
+        client.send(&cmd("BLPOP nothing 0.05")).await.unwrap();
+        let session = client.session().await.unwrap();
+        session.send(&cmd("GET k")).await.unwrap();
+        // Repeats, and pauses between them.
+        for _ in 0..3 {
+            redis
+                .command_blocking(&["CLIENT", "KILL", "TYPE", "normal"])
+                .unwrap();
+            client.send(&cmd("GET k")).await.unwrap();
+        }
+        let replica = ["REPLICAOF", "127.0.0.1", "1"];
+        redis.command_blocking(&replica).unwrap();
+        client.send(&cmd("SET k v")).await.unwrap_err();
+        assert!(client.health(ms(300)).await.latency_ms.is_none());
+        let mut pubsub = client.pubsub();
+        pubsub.subscribe("channel").await.unwrap_err();
+        assert!(client.close(ms(300)).await.unfinished < 9);
+        assert!(pubsub.next().await.is_none());
+    });
+}
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "code that blocks the runtime of the client"
+)]
+fn stand_still(time: Duration) {
+    std::thread::sleep(time);
+}
+
+#[tokio::test]
+async fn c19_answers_that_came_while_the_runtime_stood_still_are_handed_out_and_judge_nobody() {
+    let redis = Redis::start().await.unwrap();
+    let client = connect(&redis).await;
+    for _ in 0..50 {
+        client.send(&cmd("SET k v")).await.unwrap();
+    }
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("channel").await.unwrap();
+    let calls: Vec<_> = (0..100)
+        .map(|_| {
+            let client = client.clone();
+            tokio::spawn(async move { client.send(&cmd("INCR n")).await })
+        })
+        .collect();
+    while client.status().in_flight == 0 {
+        tokio::task::yield_now().await;
+    }
+    tokio::task::yield_now().await;
+    stand_still(ms(1_500));
+    // Some have come to the driver only after that; they are not sent, and say so.
+    let (mut done, mut unknown) = (0, 0);
+    for call in calls {
+        match call.await.unwrap() {
+            Ok(_) => done += 1,
+            Err(error) => unknown += usize::from(error.certainty() != Certainty::NotSent),
+        }
+    }
+    assert_eq!((unknown, done > 0), (0, true));
+    let n = client.send(&cmd("GET n")).await.unwrap();
+    assert_eq!(n, Value::BulkString(done.to_string().into_bytes()));
+    assert_eq!(client.status().breaker, "closed");
+    // What the process lost is no latency.
+    let hasty = client.with(CallOptions::new().deadline(ms(400)));
+    for _ in 0..20 {
+        hasty.send(&cmd("GET k")).await.unwrap();
+    }
+    assert_eq!(client.history().len(), 1, "{:?}", client.history());
+    assert_eq!(seen(&client, "overdue"), 0);
+    // The subscriber's connection lives, too.
+    client.send(&cmd("PUBLISH channel x")).await.unwrap();
+    let first = pubsub.next().await;
+    let second = pubsub.next().await;
+    let lost = [&first, &second]
+        .iter()
+        .any(|event| matches!(event, Some(steadfast::PubSubEvent::Lost { .. })));
+    assert!(!lost, "{first:?} {second:?}");
+}

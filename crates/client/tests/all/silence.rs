@@ -1,0 +1,190 @@
+//! C7: what a silence means, and what it does not.
+
+use redis::Value;
+use steadfast::{CallOptions, Client, ConnectionState, ErrorKind};
+use steadfast_drill::fault::{Bandwidth, RespSilence, Toxic};
+use steadfast_drill::process::Redis;
+use steadfast_drill::proxy::Proxy;
+use steadfast_drill::scripted::{Script, Server};
+
+use crate::support::{cmd, ms, now, pair, pair_with, proxied, seen, until, until_state};
+
+#[tokio::test]
+async fn c7_a_large_value_is_written_over_a_slow_link() {
+    let redis = Redis::start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let client = Client::builder(&url).unwrap().connect().await.unwrap();
+    proxy
+        .add(Toxic::new(Bandwidth { rate: 10_000 }).upstream())
+        .await
+        .unwrap();
+    let patient = client.with(CallOptions::new().deadline(ms(30_000)));
+    let set = redis::cmd("SET")
+        .arg("k")
+        .arg(vec![b'x'; 8 << 20])
+        .to_owned();
+    assert_eq!(patient.send(&set).await.unwrap(), Value::Okay);
+    let length = redis.command(&["STRLEN", "k"]).await.unwrap();
+    assert_eq!(length, Value::Int(8 << 20));
+    assert_eq!(client.status().reconnects, 0, "{:?}", client.history());
+}
+
+#[tokio::test]
+async fn c7_writes_that_are_paused_get_their_answers_and_reads_beside_them_too() {
+    let (redis, client) = pair().await;
+    redis
+        .command(&["CLIENT", "PAUSE", "1500", "WRITE"])
+        .await
+        .unwrap();
+    let patient = client.with(CallOptions::new().deadline(ms(10_000)));
+    let incr = cmd("INCR n");
+    let mut call = Box::pin(patient.send(&incr));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    let reads = async {
+        for _ in 0..60 {
+            client.send(&cmd("GET k")).await.unwrap();
+            tokio::time::sleep(ms(10)).await;
+        }
+    };
+    let (n, ()) = tokio::join!(call, reads);
+    assert_eq!(n.unwrap(), Value::Int(1));
+    let status = client.status();
+    assert!(status.reconnects <= 1, "{:?}", client.history());
+    assert_eq!(seen(&client, "down"), 0, "{:?}", client.history());
+    // What has stepped aside is gone, and nothing is left of it.
+    until("nothing is in flight", || client.status().in_flight == 0).await;
+    assert_eq!(client.send(&incr).await.unwrap(), Value::Int(2));
+}
+
+#[tokio::test]
+async fn c7_reads_under_way_end_as_soon_as_a_frozen_server_is_taken_for_down() {
+    let (redis, client) = pair().await;
+    for _ in 0..50 {
+        client.send(&cmd("SET k v")).await.unwrap();
+    }
+    redis.freeze().unwrap();
+    let begun = now();
+    let error = client.send(&cmd("GET k")).await.expect_err("it is frozen");
+    // Not a timeout: its caller can still fall back on something else.
+    assert!(matches!(error.kind(), ErrorKind::Down { .. }), "{error}");
+    assert!(now() - begun < ms(900), "{:?}", now() - begun);
+    let error = client.send(&cmd("GET k")).await.expect_err("it is frozen");
+    assert!(matches!(error.kind(), ErrorKind::Down { .. }), "{error}");
+    redis.resume().unwrap();
+    until_state(&client, ConnectionState::Ready).await;
+    client.send(&cmd("GET k")).await.unwrap();
+}
+
+#[tokio::test]
+async fn c7_a_pause_of_the_server_is_no_false_alarm() {
+    let redis = Redis::builder()
+        .config("enable-debug-command", "yes")
+        .start()
+        .await
+        .unwrap();
+    let builder = Client::builder(&redis.url()).unwrap();
+    let client = builder.connect().await.unwrap();
+    for _ in 0..50 {
+        client.send(&cmd("SET k v")).await.unwrap();
+    }
+    for _ in 0..2 {
+        let (sleep, get) = (cmd("DEBUG SLEEP 0.25"), cmd("GET k"));
+        let (sleep, get) = tokio::join!(client.send(&sleep), client.send(&get));
+        sleep.unwrap();
+        get.unwrap();
+    }
+    assert_eq!(client.history().len(), 1, "{:?}", client.history());
+}
+
+#[tokio::test]
+async fn c7_a_reply_that_nobody_waits_for_holds_up_nobody() {
+    let (redis, proxy, client) = proxied(|b| b).await;
+    let large = "x".repeat(12 << 20);
+    redis.command(&["SET", "large", &large]).await.unwrap();
+    proxy
+        .add(Toxic::new(Bandwidth { rate: 2_000 }))
+        .await
+        .unwrap();
+    let hasty = client.with(CallOptions::new().deadline(ms(200)));
+    hasty.send(&cmd("GET large")).await.unwrap_err();
+    // 6 s of it are to come.
+    let set = client.send(&cmd("GET k")).await;
+    assert_eq!(set.unwrap(), Value::Nil, "{:?}", client.history());
+    assert_eq!(client.status().reconnects, 1);
+}
+
+#[tokio::test]
+async fn c7_pushes_without_end_do_not_keep_a_connection_alive() {
+    let pushes = Script::endless_pushes();
+    let well = Script::new().handshake().echo(9);
+    let server = Server::start_each(vec![pushes, well]).await.unwrap();
+    let client = Client::builder(&format!("{}?protocol=resp3", server.url()))
+        .unwrap()
+        .connect()
+        .await
+        .unwrap();
+    let hasty = client.with(CallOptions::new().deadline(ms(200)));
+    hasty.send(&cmd("GET k")).await.unwrap_err();
+    let value = client.send(&cmd("GET k")).await.unwrap();
+    assert_eq!(value, Value::BulkString(b"k".to_vec()));
+}
+
+#[tokio::test]
+async fn c12_a_call_that_was_dropped_before_it_was_written_is_never_sent() {
+    let (redis, client) = pair_with(|b| b.blip_wait(ms(8_000)).deadline(ms(9_000))).await;
+    redis.kill().await;
+    until_state(&client, ConnectionState::Connecting).await;
+    let incr = cmd("INCR n");
+    for _ in 0..10 {
+        let mut call = Box::pin(client.send(&incr));
+        assert!(futures_util::poll!(&mut call).is_pending());
+    }
+    let mut get = Box::pin({
+        let client = client.clone();
+        async move { client.send(&cmd("GET n")).await }
+    });
+    assert!(futures_util::poll!(&mut get).is_pending());
+    tokio::time::sleep(ms(5)).await;
+    redis.restart().await.unwrap();
+    assert_eq!(get.await.unwrap(), Value::Nil);
+}
+
+#[tokio::test]
+async fn c13_a_session_that_was_lost_says_that_and_not_that_the_server_is_down() {
+    let (redis, client) = pair().await;
+    let session = client.session().await.unwrap();
+    redis
+        .command(&["CLIENT", "KILL", "TYPE", "normal"])
+        .await
+        .unwrap();
+    let begun = now();
+    let error = loop {
+        match session.send(&cmd("PING")).await {
+            Ok(_) => tokio::time::sleep(ms(1)).await,
+            Err(error) => break error,
+        }
+        assert!(now() - begun < ms(10_000));
+    };
+    assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
+    let error = session.send(&cmd("PING")).await.unwrap_err();
+    assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
+    assert!(!error.to_string().contains("down"), "{error}");
+}
+
+#[tokio::test]
+async fn c1_a_blocking_call_whose_time_is_up_while_it_connects_has_timed_out() {
+    let (_redis, proxy, client) = proxied(|b| b).await;
+    let silence = RespSilence {
+        commands: vec!["HELLO".into()],
+        percentage: 100.0,
+    };
+    proxy.add(Toxic::new(silence)).await.unwrap();
+    let hasty = client.with(CallOptions::new().deadline(ms(200)));
+    let error = hasty.send(&cmd("BLPOP list 9")).await.unwrap_err();
+    let ErrorKind::Timeout { deadline } = error.kind() else {
+        panic!("{error}");
+    };
+    assert_eq!(*deadline, ms(200));
+    assert!(redis::RedisError::from(error).is_timeout());
+}
