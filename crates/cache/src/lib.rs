@@ -99,7 +99,7 @@ pub use repository::Repository;
 #[doc(hidden)]
 pub use sabotage::Sabotage;
 pub use source::{
-    Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Param, Pool, Row,
+    Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Param, ParamType, Pool, Row,
     SourceError, Tx,
 };
 pub use stats::Counts;

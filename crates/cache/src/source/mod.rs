@@ -11,11 +11,13 @@ mod mysql;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod pulse;
+mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tls;
 mod tx;
 
+pub use row::Row;
 pub use tls::{DatabaseTls, DatabaseTlsMode};
 pub use tx::Tx;
 
@@ -25,7 +27,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pulse::Pulse;
-use serde_json::{Map, Value};
 #[cfg(feature = "mysql")]
 use sqlx::MySqlPool;
 #[cfg(feature = "postgres")]
@@ -34,9 +35,6 @@ use sqlx::PgPool;
 use sqlx::SqlitePool;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::sync::OnceCell;
-
-/// One row: column names in the order of the query, with their values.
-pub type Row = Map<String, Value>;
 
 /// A database, cheap to clone: a pool of connections of its own kind.
 #[derive(Clone, Debug)]
@@ -99,8 +97,10 @@ impl Default for DatabaseOptions {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Param {
-    /// SQL's NULL.
+    /// SQL's NULL. PostgreSQL takes it for text where a statement does not tell its type; see [`NullOf`](Self::NullOf).
     Null,
+    /// SQL's NULL in the place of a value of this type. PostgreSQL prepares a statement for the types of its parameters.
+    NullOf(ParamType),
     /// A truth value.
     Bool(bool),
     /// A whole number.
@@ -111,6 +111,22 @@ pub enum Param {
     Text(String),
     /// Bytes.
     Bytes(Vec<u8>),
+}
+
+/// The type of a [`Param`] that is NULL.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ParamType {
+    /// A truth value.
+    Bool,
+    /// A whole number.
+    Int,
+    /// A floating-point number.
+    Float,
+    /// Text.
+    Text,
+    /// Bytes.
+    Bytes,
 }
 
 /// What a statement changed.
@@ -158,6 +174,24 @@ pub enum SourceError {
         column: String,
         /// Its type.
         type_name: String,
+    },
+    /// A column has a value that has no JSON form here, though others of its type have one.
+    #[error(
+        "column {column}, of type {type_name}, has a value that cannot be shown as JSON: {problem}; cast it in the query"
+    )]
+    ColumnValue {
+        /// The column's name.
+        column: String,
+        /// Its type.
+        type_name: String,
+        /// What is wrong with the value, which is not told itself.
+        problem: &'static str,
+    },
+    /// Two columns of a row have one name, of which one would be lost.
+    #[error("two columns are called {column}; give one of them another name with AS")]
+    ColumnTwice {
+        /// The name.
+        column: String,
     },
     /// The database, or the way to it, refused.
     #[error("the database refused: {}", tls::explain(.0))]
@@ -237,6 +271,25 @@ impl Database {
         })
     }
 
+    /// Whether [`connect`](Self::connect) would take this URL; connects to nothing.
+    ///
+    /// # Errors
+    /// [`SourceError::Url`] names what is wrong with it.
+    pub fn check_url(url: &str) -> Result<(), SourceError> {
+        let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        match scheme {
+            #[cfg(feature = "sqlite")]
+            "sqlite" => parse::<sqlx::sqlite::SqliteConnectOptions>(url).map(drop),
+            #[cfg(feature = "mysql")]
+            "mysql" | "mariadb" => parse::<sqlx::mysql::MySqlConnectOptions>(url).map(drop),
+            #[cfg(feature = "postgres")]
+            "postgres" | "postgresql" => parse::<sqlx::postgres::PgConnectOptions>(url).map(drop),
+            _ => Err(SourceError::Url {
+                problem: unknown(scheme),
+            }),
+        }
+    }
+
     /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout.
     #[must_use]
     pub fn from_pool(pool: Pool) -> Self {
@@ -288,8 +341,8 @@ impl Database {
         within(self.query_limit, begin).await
     }
 
-    /// Runs a query and gives its rows as JSON: numbers, text and booleans as such, bytes as hexadecimal text, points in time as
-    /// ISO 8601 text. What has no exact form here ([`SourceError::ColumnType`]) is cast to text in the query. A SELECT that failed because
+    /// Runs a query and gives its rows as JSON: numbers, text, booleans and JSON as such, bytes as hexadecimal text, points in time as
+    /// ISO 8601 text, decimals as text. What has no exact form here ([`SourceError::ColumnType`]) is cast to text in the query. A SELECT that failed because
     /// its connection was gone, or for another reason that passes by itself (a deadlock, a server that shuts down), is asked once more; what has run out
     /// of time is not.
     ///
@@ -420,14 +473,6 @@ fn unknown(scheme: &str) -> String {
         _ => return format!("unknown scheme {scheme:?}"),
     };
     format!("this program was built without the feature `{feature}` of steadfast-cache")
-}
-
-fn hex(bytes: &[u8]) -> Value {
-    Value::String(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
-fn number(value: f64) -> Value {
-    serde_json::Number::from_f64(value).map_or(Value::Null, Value::Number)
 }
 
 /// Codes of errors that pass by themselves. SQLite: busy, locked. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide).

@@ -3,14 +3,13 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use serde_json::Value;
 use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteRow,
-    SqliteSynchronous,
+    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
 };
-use sqlx::{AssertSqlSafe, Column, Executor, Row as _, Sqlite, TypeInfo, ValueRef};
+use sqlx::{AssertSqlSafe, Executor, Sqlite};
 
-use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, hex, number};
+use super::row::sqlite::row as json;
+use super::{DatabaseOptions, Executed, Param, ParamType, Pool, Row, SourceError};
 
 /// The pool, and one of connections that only read, if there are to be any.
 pub(super) fn connect(
@@ -75,7 +74,11 @@ fn bind(params: &[Param]) -> Result<SqliteArguments, SourceError> {
     let mut arguments = SqliteArguments::default();
     for param in params {
         match param.clone() {
-            Param::Null => arguments.add(None::<String>),
+            Param::Null | Param::NullOf(ParamType::Text) => arguments.add(None::<String>),
+            Param::NullOf(ParamType::Bool) => arguments.add(None::<bool>),
+            Param::NullOf(ParamType::Int) => arguments.add(None::<i64>),
+            Param::NullOf(ParamType::Float) => arguments.add(None::<f64>),
+            Param::NullOf(ParamType::Bytes) => arguments.add(None::<Vec<u8>>),
             Param::Bool(value) => arguments.add(value),
             Param::Int(value) => arguments.add(value),
             Param::Float(value) => arguments.add(value),
@@ -85,28 +88,4 @@ fn bind(params: &[Param]) -> Result<SqliteArguments, SourceError> {
         .map_err(sqlx::Error::Encode)?;
     }
     Ok(arguments)
-}
-
-fn json(row: &SqliteRow) -> Result<Row, SourceError> {
-    row.columns()
-        .iter()
-        .enumerate()
-        .map(|(at, column)| Ok((column.name().to_owned(), value(row, at)?)))
-        .collect()
-}
-
-/// SQLite's types belong to values, not to columns.
-fn value(row: &SqliteRow, at: usize) -> Result<Value, SourceError> {
-    let raw = row.try_get_raw(at)?;
-    if raw.is_null() {
-        return Ok(Value::Null);
-    }
-    let type_name = raw.type_info().name().to_owned();
-    Ok(match type_name.as_str() {
-        "BOOLEAN" => row.try_get_unchecked::<bool, _>(at)?.into(),
-        "REAL" => number(row.try_get_unchecked(at)?),
-        "BLOB" => hex(row.try_get_unchecked(at)?),
-        "INTEGER" | "INT4" | "INT8" => row.try_get_unchecked::<i64, _>(at)?.into(),
-        _ => row.try_get_unchecked::<String, _>(at)?.into(),
-    })
 }

@@ -6,6 +6,7 @@ use std::fmt;
 
 use serde::Serialize;
 use serde_json::Value as Json;
+use steadfast_cache::ParamType;
 
 /// What a parameter may be.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -221,6 +222,15 @@ impl ParamKind {
                 })
             }
             _ => value.clone(),
+        }
+    }
+
+    /// What the database is told that its values are.
+    pub(crate) fn param_type(&self) -> ParamType {
+        match self {
+            Self::String { .. } | Self::Pattern { .. } => ParamType::Text,
+            Self::Integer { .. } => ParamType::Int,
+            Self::Boolean => ParamType::Bool,
         }
     }
 
