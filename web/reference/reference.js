@@ -73,12 +73,18 @@ function example(schema) {
   return JSON.stringify(body, null, 2);
 }
 
+/** JSON in lines. Numbers pass as marked texts, so that none is rounded on the way. */
+function indented(text) {
+  const marked = text.replace(/"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g, (token) => (token.startsWith('"') ? token : `"\\u0000${token}"`));
+  return JSON.stringify(JSON.parse(marked), null, 2).replace(/"\\u0000([-+.0-9eE]+)"/g, '$1');
+}
+
 async function show(reply, took, into) {
   const told = ['content-type', 'cache-status', 'age', 'retry-after', 'location']
     .filter((name) => reply.headers.get(name))
     .map((name) => `${name}: ${reply.headers.get(name)}`);
   let text = await reply.text();
-  try { text = JSON.stringify(JSON.parse(text), null, 2); } catch { /* it is not JSON: as it came */ }
+  try { text = indented(text); } catch { /* it is not JSON: as it came */ }
   const head = `${reply.status} ${reply.statusText} in ${took.toFixed(0)} ms\n${told.join('\n')}`;
   into.replaceChildren(make('pre', {}, head), make('pre', { tabindex: '0', 'aria-label': 'Answer' }, text));
 }

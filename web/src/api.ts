@@ -56,6 +56,17 @@ export async function json<T>(path: string, init: RequestInit = {}): Promise<T> 
   return (await request(path, { ...init, signal: limit })).json() as Promise<T>;
 }
 
+/**
+ * As `json`, with every number that this language cannot hold as text: whole ones beyond 2^53, and decimals with more digits than a double has.
+ */
+export async function exact<T>(path: string): Promise<T> {
+  const text = await (await request(path, { signal: AbortSignal.timeout(10_000) })).text();
+  return JSON.parse(text.replace(TOKENS, (token) => (token.startsWith('"') || String(Number(token)) === token ? token : `"${token}"`))) as T;
+}
+
+/** Texts, which are to be left alone, and numbers. */
+const TOKENS = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+
 export function post<T>(path: string, body: unknown): Promise<T> {
   return json<T>(path, { method: 'POST', headers: { 'content-type': 'application/json' }, body: JSON.stringify(body) });
 }

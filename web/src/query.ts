@@ -1,6 +1,6 @@
 // Asking the service as an application would: once to see an answer, or many times to see where answers come from while something
 // is broken. It asks this service itself, so the charts above show it.
-import { json, Refusal, why } from './api';
+import { exact, json, Refusal, why } from './api';
 import { at, h, icon, redraw, say } from './dom';
 import { count, duration, share, text } from './format';
 
@@ -99,7 +99,7 @@ function field(param: Parameter): HTMLElement {
 async function once(path: string, result: HTMLElement): Promise<void> {
   const started = performance.now();
   try {
-    const answer = await json<Answer>(path);
+    const answer = await exact<Answer>(path);
     const took = performance.now() - started;
     const from = h('p', { class: 'answer' }, h('i', { class: `swatch ${answer.source}`, 'aria-hidden': 'true' }), h('span', {}, 'From ', h('b', {}, answer.source), `, ${answer.stale ? 'stale, ' : ''}${text(duration(Math.max(0, answer.age_ms)))} old, ${text(duration(took))} for this browser, ${count(answer.rows.length)} rows`));
     result.replaceChildren(from, answer.rows.length > 0 ? table(answer.rows) : h('p', { class: 'empty' }, 'Nothing matches.'));
@@ -111,7 +111,12 @@ async function once(path: string, result: HTMLElement): Promise<void> {
 function table(rows: Record<string, unknown>[]): HTMLElement {
   const first = rows[0]!;
   const names = Object.keys(first).sort((a, b) => rank(a) - rank(b));
-  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Rows' }, h('table', {}, h('thead', {}, h('tr', {}, ...names.map((name) => h('th', { scope: 'col' }, name)))), h('tbody', {}, ...rows.slice(0, 10).map((row) => h('tr', {}, ...names.map((name) => h('td', {}, row[name] === null ? '–' : String(row[name]))))))));
+  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Rows' }, h('table', {}, h('thead', {}, h('tr', {}, ...names.map((name) => h('th', { scope: 'col' }, name)))), h('tbody', {}, ...rows.slice(0, 10).map((row) => h('tr', {}, ...names.map((name) => h('td', {}, shown(row[name]))))))));
+}
+
+function shown(value: unknown): string {
+  if (value === null) return '–';
+  return typeof value === 'object' ? JSON.stringify(value) : String(value);
 }
 
 function rank(name: string): number {

@@ -51,6 +51,18 @@ test('s5_the_first_view_shows_live_numbers_and_asks_nobody_else', limits, async 
   await page.close();
 });
 
+test('s12_numbers_that_no_double_holds_are_shown_as_they_are', limits, async () => {
+  const { page, wrong } = await open(chromium, demo);
+  const body = '{"query":"q","rows":[{"z":9007199254740993,"a":0.10,"t":"9007199254740993 \\" 1.0","d":{"n":-18446744073709551615}}],"truncated":false,"source":"memory","stale":false,"age_ms":3}';
+  await page.route('**/v1/queries/**', (route) => route.fulfill({ contentType: 'application/json', body }));
+  await page.click('#try-once');
+  await page.locator('#try-result td').first().waitFor();
+  assert.deepEqual(await page.locator('#try-result th').allTextContents(), ['z', 'a', 't', 'd']);
+  assert.deepEqual(await page.locator('#try-result td').allTextContents(), ['9007199254740993', '0.10', '9007199254740993 " 1.0', '{"n":"-18446744073709551615"}']);
+  assert.deepEqual(wrong, []);
+  await page.close();
+});
+
 test('s5_calls_from_before_the_page_was_opened_are_not_denied', limits, async () => {
   await demo.ask(5);
   const { page, wrong } = await open(chromium, demo);

@@ -5,6 +5,7 @@
     clippy::exit,
     reason = "printing and exiting are this crate's work"
 )]
+mod address;
 mod command;
 mod failure;
 mod figures;

@@ -57,7 +57,7 @@ impl Flags {
     }
 
     fn sources(&self) -> Result<Sources, ConfigError> {
-        let sources = self.file.sources()?;
+        let sources = self.file.sources()?.to_serve();
         Ok(match &self.listen {
             Some(listen) => sources.flag("--listen", "server.listen", listen),
             None => sources,

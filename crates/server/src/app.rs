@@ -23,6 +23,7 @@ use crate::feed::Feed;
 use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
 use crate::http::guard::HostRule;
 use crate::http::meters::RequestMeters;
+use crate::http::proxies::Proxies;
 use crate::http::queries;
 use crate::limit::Limiter;
 use crate::problem::Problem;
@@ -77,6 +78,7 @@ struct Inner {
     places: Arc<Semaphore>,
     subscribers: Arc<Semaphore>,
     host_rule: HostRule,
+    proxies: Proxies,
     auth: Option<Arc<Auth>>,
     certificates: Option<Arc<Certificates>>,
     records: Records,
@@ -117,6 +119,7 @@ impl App {
     /// If a URL or a setting is refused by what it is for.
     pub async fn start(config: Config) -> Result<Self, StartError> {
         telemetry::metrics();
+        telemetry::begin_counters(&config);
         let auth = config.auth.as_ref().map(Auth::start).transpose();
         let auth = auth.map_err(StartError::Auth)?;
         let certificates = config
@@ -143,6 +146,7 @@ impl App {
                 places: Arc::new(Semaphore::new(config.limits.concurrency)),
                 subscribers: Arc::new(Semaphore::new(config.limits.subscribers)),
                 host_rule: HostRule::new(&config.server),
+                proxies: Proxies::new(&config.server),
                 auth,
                 certificates,
                 records: Records::default(),
@@ -213,13 +217,14 @@ impl App {
     }
 
     /// Asks the query `name`, with parameters as they stand in an address (`q=ada&limit=3`), as `GET /v1/queries/{name}` does, and answers what
-    /// it answers. No limit of callers holds here, and nobody is asked who it is.
+    /// it answers: JSON as text, since its values may be more exact than those of who reads them. No limit of callers holds here, and nobody is asked
+    /// who it is.
     ///
     /// # Errors
     /// The problem that a caller would be told.
-    pub async fn ask(&self, name: &str, parameters: &str) -> Result<serde_json::Value, Problem> {
+    pub async fn ask(&self, name: &str, parameters: &str) -> Result<String, Problem> {
         let read = queries::ask(self, name, parameters).await?;
-        Ok(serde_json::from_slice(&queries::body(name, &read)).unwrap_or_default())
+        Ok(String::from_utf8_lossy(&queries::body(name, &read)).into_owned())
     }
 
     /// Registers a check of the embedding program: asked every five seconds, shown by `/health` under `name`. If it is unhealthy, the
@@ -388,6 +393,10 @@ impl App {
 
     pub(crate) fn host_rule(&self) -> &HostRule {
         &self.inner.host_rule
+    }
+
+    pub(crate) fn proxies(&self) -> &Proxies {
+        &self.inner.proxies
     }
 
     pub(crate) fn records(&self) -> &Records {

@@ -82,7 +82,8 @@ impl Backend {
             outbox_lag_max: crate::app::millis(config.cache.outbox_lag_max),
             redis_said: RwLock::default(),
             health_timeout: config.redis.health_timeout,
-            database_check: RwLock::new(Check::new(Status::Healthy, "not asked yet")),
+            // Not known is not good: what has not answered yet serves nobody.
+            database_check: RwLock::new(Check::new(Status::Unhealthy, "not asked yet")),
         })
     }
 
@@ -148,7 +149,12 @@ impl Backend {
         let redis = match status.state {
             ConnectionState::Ready => self.in_service(address, status.reconnects),
             ConnectionState::Connecting => Check::new(
-                Status::Degraded,
+                // One that was never there is not known to be anywhere.
+                if status.reconnects == 0 && status.server_version.is_none() {
+                    Status::Unhealthy
+                } else {
+                    Status::Degraded
+                },
                 format!("connecting to {address} for {since:.1} s: {cause}"),
             ),
             _ => Check::new(

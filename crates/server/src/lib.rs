@@ -29,6 +29,7 @@ pub mod problem;
 
 mod app;
 mod backend;
+mod complaint;
 mod feed;
 mod http;
 mod lifecycle;

@@ -154,8 +154,9 @@ struct Details<'a> {
     retry_after_ms: Option<u64>,
 }
 
-impl IntoResponse for Problem {
-    fn into_response(self) -> Response {
+impl Problem {
+    /// The details as JSON.
+    pub(crate) fn body(&self) -> Vec<u8> {
         let details = Details {
             r#type: match self.kind {
                 ProblemKind::Plain => "about:blank".to_owned(),
@@ -172,8 +173,13 @@ impl IntoResponse for Problem {
                 .retry_after
                 .map(|after| u64::try_from(after.as_millis()).unwrap_or(u64::MAX)),
         };
-        let body = serde_json::to_vec(&details).unwrap_or_default();
-        let mut response = (self.status, body).into_response();
+        serde_json::to_vec(&details).unwrap_or_default()
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let mut response = (self.status, self.body()).into_response();
         let headers = response.headers_mut();
         headers.insert(
             header::CONTENT_TYPE,

@@ -14,6 +14,8 @@ use crate::config::Config;
 use crate::shutdown::Shutdown;
 
 mod acceptor;
+mod descriptors;
+mod manners;
 pub(crate) mod tls;
 mod wire;
 

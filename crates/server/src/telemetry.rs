@@ -10,7 +10,9 @@ use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
+use crate::auth;
 use crate::config::{Config, LogFormat};
+use crate::serve::tls;
 
 mod lines;
 mod traces;
@@ -129,6 +131,29 @@ pub(crate) fn metrics() -> &'static PrometheusHandle {
         describe();
         handle
     })
+}
+
+/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not a series from nowhere.
+pub(crate) fn begin_counters(config: &Config) {
+    use metrics::counter;
+    for name in [
+        "steadfast_log_lost_total",
+        "steadfast_audit_lost_total",
+        "steadfast_audit_suppressed_total",
+        "steadfast_stalled_callers_total",
+    ] {
+        counter!(name).increment(0);
+    }
+    if config.auth.is_some() {
+        auth::begin_counters();
+    }
+    for limit in config.limits.rate.keys() {
+        counter!("steadfast_rate_limited_total", "limit" => limit.clone()).increment(0);
+        counter!("steadfast_rate_limit_uncounted_total", "limit" => limit.clone()).increment(0);
+    }
+    if config.server.tls.is_some() {
+        tls::begin_counters();
+    }
 }
 
 fn describe() {

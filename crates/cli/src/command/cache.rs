@@ -6,7 +6,7 @@ use std::io::BufRead;
 use std::time::Duration;
 
 use redis::Value;
-use serde_json::Value as Json;
+use serde_json::value::RawValue;
 use steadfast_cache::Target;
 use steadfast_server::App;
 
@@ -166,8 +166,10 @@ impl Get {
         )
         .await;
         app.close().await;
+        let answer: Answer =
+            serde_json::from_str(&answer?).map_err(|error| Failure::new(Status::Failed, error))?;
         Ok(line(
-            serde_json::to_string_pretty(&answer?).unwrap_or_default(),
+            serde_json::to_string_pretty(&answer).unwrap_or_default(),
         )?)
     }
 }
@@ -198,9 +200,9 @@ impl Warm {
         for parameters in std::io::stdin().lock().lines() {
             match ask(&app, &self.query, parameters?.trim()).await {
                 Ok(answer) => {
-                    *sources
-                        .entry(answer["source"].as_str().unwrap_or("?").to_owned())
-                        .or_default() += 1
+                    let answer = serde_json::from_str::<Answer>(&answer);
+                    let source = answer.map_or("?".to_owned(), |answer| answer.source);
+                    *sources.entry(source).or_default() += 1;
                 }
                 Err(failure) => {
                     outcome = Err(failure);
@@ -237,7 +239,18 @@ async fn start(file: &File) -> Result<App, Failure> {
     Ok(app)
 }
 
-async fn ask(app: &App, query: &str, parameters: &str) -> Result<Json, Failure> {
+/// An answer, with each row as it came: a number may have more digits than any type here.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Answer {
+    query: String,
+    rows: Vec<Box<RawValue>>,
+    truncated: bool,
+    source: String,
+    stale: bool,
+    age_ms: u64,
+}
+
+async fn ask(app: &App, query: &str, parameters: &str) -> Result<String, Failure> {
     Box::pin(app.ask(query, parameters))
         .await
         .map_err(|problem| {

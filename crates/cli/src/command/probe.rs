@@ -11,6 +11,7 @@ use std::time::Duration;
 use steadfast::{Client, ConfigError, EventKind, EventOrGap, Fencing, Tls};
 use tokio::time::timeout;
 
+use crate::address::redis_url;
 use crate::failure::{Failure, Status, chain};
 use crate::figures::{bytes, count, duration};
 use crate::output::row;
@@ -50,6 +51,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        redis_url(&self.url)?;
         let stop = Signals::listen()?.asked_to_stop();
         tokio::pin!(stop);
         let interrupted = || Err(Failure::said(Status::Interrupted));

@@ -48,12 +48,12 @@ const LARGEST_ANSWER: usize = 1 << 20;
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
-        let url = format!("{}/health", self.url.trim_end_matches('/'));
-        let health = ask(&url, self.token.as_deref(), self.ca.as_deref()).await?;
+        let service = address(&self.url)?;
+        let health = ask(&service, self.token.as_deref(), self.ca.as_deref()).await?;
         if self.json {
             line(serde_json::to_string_pretty(&health).unwrap_or_default())?;
         } else {
-            describe(&self.url, &health)?;
+            describe(&service, &health)?;
         }
         let serves = health["phase"] == "serving" && health["status"] != "unhealthy";
         if serves {
@@ -64,21 +64,30 @@ impl Args {
     }
 }
 
-async fn ask(url: &str, token: Option<&str>, ca: Option<&Path>) -> Result<Value, Failure> {
-    let uri: http::Uri = url.parse().map_err(|error| {
-        Failure::new(
-            Status::Usage,
-            format_args!("`{url}` is not an address: {error}"),
-        )
-    })?;
-    if !matches!(uri.scheme_str(), Some("http" | "https")) || uri.host().is_none() {
-        return Err(Failure::new(
-            Status::Usage,
-            format_args!(
-                "`{url}` is not an address of the form http://host:port or https://host:port"
-            ),
-        ));
+/// The scheme, host, port and path of a URL, without whatever else was given, which may hold a password, and is not quoted where it makes no address.
+fn address(url: &str) -> Result<String, Failure> {
+    let not_one = || {
+        let form = "the URL is not an address of the form http://host:port or https://host:port";
+        Failure::new(Status::Usage, form)
+    };
+    let uri: http::Uri = url.trim_end_matches('/').parse().map_err(|_| not_one())?;
+    let (scheme, authority) = uri.scheme_str().zip(uri.authority()).ok_or_else(not_one)?;
+    if !matches!(scheme, "http" | "https") {
+        return Err(not_one());
     }
+    let host = authority.as_str();
+    let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+    Ok(format!(
+        "{scheme}://{host}{}",
+        uri.path().trim_end_matches('/')
+    ))
+}
+
+async fn ask(service: &str, token: Option<&str>, ca: Option<&Path>) -> Result<Value, Failure> {
+    let url = format!("{service}/health");
+    let uri: http::Uri = url
+        .parse()
+        .map_err(|error| Failure::new(Status::Usage, error))?;
     let connector = connector::connector(ca)
         .map_err(|why| Failure::new(Status::Usage, format_args!("--ca {why}")))?;
     let client: Client<_, Empty<bytes::Bytes>> =

@@ -15,5 +15,6 @@ mod program;
 mod rate;
 mod secrets;
 mod service;
+mod surroundings;
 mod token;
 mod web;

@@ -155,14 +155,17 @@ fn write_all(lines: &Receiver<Vec<u8>>, sink: &mut Sink) {
     let mut failing = false;
     while let Ok(first) = lines.recv() {
         let mut outcome = sink.write(&first);
+        // All of them may lie in a buffer until the end of the round.
+        let mut round = 1;
         while outcome.is_ok()
             && let Ok(next) = lines.try_recv()
         {
             outcome = sink.write(&next);
+            round += 1;
         }
         let outcome = outcome.and_then(|()| sink.rest());
         if let Err(error) = &outcome {
-            metrics::counter!("steadfast_audit_lost_total").increment(1);
+            metrics::counter!("steadfast_audit_lost_total").increment(round);
             if !failing {
                 tracing::error!(%error, "the audit log cannot be written");
             }
@@ -175,6 +178,31 @@ fn write_all(lines: &Receiver<Vec<u8>>, sink: &mut Sink) {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn s6_every_line_that_could_not_be_written_is_counted() {
+        let metrics = crate::telemetry::metrics();
+        let log = AuditLog::open("/dev/full").unwrap();
+        for _ in 0..500 {
+            log.write(&Entry {
+                at_ms: 0,
+                who: Some("ada"),
+                role: None,
+                peer: None,
+                method: "POST",
+                path: "/",
+                outcome: "allowed",
+                reason: None,
+                status: None,
+            });
+        }
+        drop(log);
+        let text = metrics.render();
+        let lost = text
+            .lines()
+            .find_map(|line| line.strip_prefix("steadfast_audit_lost_total "));
+        assert_eq!(lost, Some("500"), "{text}");
+    }
 
     #[test]
     fn s6_refusals_of_nobody_in_particular_are_bounded_and_crowd_nobody_out() {

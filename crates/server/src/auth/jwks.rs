@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use url::Url;
@@ -30,7 +30,10 @@ struct Inner {
     shown: String,
     refresh: Duration,
     cooldown: Duration,
-    set: ArcSwap<KeySet>,
+    /// `None` until one was read.
+    set: ArcSwapOption<KeySet>,
+    /// What was told of the set that was read last, so that it is told once.
+    passed_over: Mutex<Vec<String>>,
     reads: Mutex<Reads>,
     /// Counts the readings that have ended.
     ended: watch::Sender<u64>,
@@ -54,7 +57,8 @@ impl Jwks {
                 shown,
                 refresh,
                 cooldown,
-                set: ArcSwap::default(),
+                set: ArcSwapOption::empty(),
+                passed_over: Mutex::default(),
                 reads: Mutex::default(),
                 ended: watch::Sender::new(0),
                 waiters: Semaphore::new(WAITERS),
@@ -64,12 +68,12 @@ impl Jwks {
 
     /// Whether the set has been read at all.
     pub(crate) fn is_known(&self) -> bool {
-        !self.inner.set.load().is_empty()
+        self.inner.set.load().is_some()
     }
 
     /// The key of that name, if it is known already.
     pub(crate) fn known(&self, kid: Option<&str>) -> Option<Key> {
-        self.inner.set.load().find(kid).cloned()
+        self.inner.set.load().as_ref()?.find(kid).cloned()
     }
 
     /// The key of that name; the set is read again for one that is not known, if that is due. Waits for one reading at the most, and
@@ -126,8 +130,21 @@ async fn read(mut reading: UnderWay) {
         Err(why) => Err(why),
     };
     match set {
-        Ok(set) => {
-            jwks.set.store(set.into());
+        Ok((set, passed_over)) => {
+            if set.is_empty() {
+                tracing::warn!(
+                    jwks = jwks.shown,
+                    "the set of keys is empty: no token is taken"
+                );
+            }
+            let mut told = jwks.passed_over.lock();
+            if *told != passed_over {
+                for why in &passed_over {
+                    tracing::warn!(jwks = jwks.shown, why, "a key of callers is not used");
+                }
+                *told = passed_over;
+            }
+            jwks.set.store(Some(set.into()));
             reading.succeeded = true;
         }
         Err(why) => {

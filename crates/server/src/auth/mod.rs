@@ -68,6 +68,13 @@ impl Auth {
     }
 }
 
+/// Lets what is counted here begin at nought.
+pub(crate) fn begin_counters() {
+    for reason in Refusal::ALL.map(Refusal::name).into_iter().chain(["role"]) {
+        counter!("steadfast_auth_refused_total", "reason" => reason).increment(0);
+    }
+}
+
 /// What is known of a request when it is answered, for the audit log. One that is never answered, because the caller hung up or the
 /// time was over, is written down as such when this is dropped: what was asked for may have been done.
 pub(crate) struct Passed {
@@ -109,7 +116,7 @@ impl Passed {
             role: self.caller.as_ref().map(|caller| caller.role.name()),
             peer: self.peer.map(|peer| peer.ip().to_string()),
             method: self.method.as_str(),
-            path: self.path.get(..256).unwrap_or(&self.path),
+            path: &self.path[..self.path.floor_char_boundary(256)],
             outcome,
             reason,
             status: status.map(|status| status.as_u16()),

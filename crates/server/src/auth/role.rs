@@ -52,7 +52,8 @@ pub struct Rule {
 }
 
 const fn rule(method: &'static str, path: &'static str, needs: Option<Role>) -> Rule {
-    let audited = !matches!(method.as_bytes(), b"GET") || matches!(needs, Some(Role::Admin));
+    let audited =
+        !matches!(method.as_bytes(), b"GET" | b"OPTIONS") || matches!(needs, Some(Role::Admin));
     Rule {
         method,
         path,
@@ -69,6 +70,7 @@ const ADMIN: Option<Role> = Some(Role::Admin);
 /// Every address and what it takes.
 pub const RULES: &[Rule] = &[
     rule("GET", "/", ANYONE),
+    rule("OPTIONS", "/", ANYONE),
     rule("GET", "/assets/{*path}", ANYONE),
     rule("GET", "/docs", ANYONE),
     rule("GET", "/docs/{*path}", ANYONE),
@@ -126,7 +128,12 @@ mod tests {
         for line in router.split(".route(").skip(1) {
             let path = line.split('"').nth(1).unwrap();
             routes += 1;
-            for (call, method) in [("get(", "GET"), ("post(", "POST"), ("delete(", "DELETE")] {
+            for (call, method) in [
+                ("get(", "GET"),
+                ("post(", "POST"),
+                ("delete(", "DELETE"),
+                ("options(", "OPTIONS"),
+            ] {
                 if line.split('\n').next().unwrap().contains(call) {
                     let found = RULES
                         .iter()
@@ -158,6 +165,7 @@ mod tests {
             .filter(|line| {
                 line.starts_with("| `GET ")
                     || line.starts_with("| `POST ")
+                    || line.starts_with("| `OPTIONS ")
                     || line.starts_with("| `DELETE ")
             })
             .count();

@@ -46,6 +46,24 @@ pub(crate) enum Refusal {
 }
 
 impl Refusal {
+    /// All of them.
+    pub(crate) const ALL: [Self; 14] = [
+        Self::Missing,
+        Self::TooLong,
+        Self::NotAToken,
+        Self::UnknownKey,
+        Self::WrongAlgorithm,
+        Self::BadSignature,
+        Self::Expired,
+        Self::NotYetValid,
+        Self::MissingClaim,
+        Self::WrongIssuer,
+        Self::WrongAudience,
+        Self::Critical,
+        Self::NoRole,
+        Self::NoKeys,
+    ];
+
     /// For the audit log and the metric.
     pub(crate) fn name(self) -> &'static str {
         match self {

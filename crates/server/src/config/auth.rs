@@ -2,7 +2,7 @@
 //! issuer, audience and the algorithm of each key must be named.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jsonwebtoken::Algorithm;
@@ -85,7 +85,7 @@ const SECOND: Duration = Duration::from_secs(1);
 
 impl AuthConfig {
     /// `None` if there is no `[auth]`.
-    pub(crate) fn read(root: &Section<'_>) -> Option<Self> {
+    pub(crate) fn read(root: &Section<'_>, serving: bool) -> Option<Self> {
         if !root.has("auth") {
             return None;
         }
@@ -114,6 +114,9 @@ impl AuthConfig {
             let message = "is longer than 5m: a token that has expired would be taken for so long";
             section.refuse(section.mistake("leeway", message));
         }
+        if serving {
+            check_audit(&section, &config.audit);
+        }
         if config.jwks.is_none() && !section.has("keys") {
             let message = "names no key: set `jwks`, or a key under [auth.keys.NAME]";
             section.refuse(root.mistake("auth", message));
@@ -129,6 +132,25 @@ fn required(section: &Section<'_>, key: &str) -> String {
         section.refuse(section.mistake(key, "is missing; tokens of anyone would be taken"));
     }
     value
+}
+
+/// The log is made if it is missing, but not its folder.
+fn check_audit(section: &Section<'_>, audit: &str) {
+    let path = Path::new(audit);
+    let folder = path
+        .parent()
+        .filter(|folder| !folder.as_os_str().is_empty());
+    if let Some(folder) = folder
+        && !folder.is_dir()
+    {
+        let message = format!(
+            "names a file in {}, but there is no such folder",
+            folder.display()
+        );
+        section.refuse(section.mistake("audit", message));
+    } else if path.is_dir() {
+        section.refuse(section.mistake("audit", "names a folder, but must be a file"));
+    }
 }
 
 /// A path becomes a `file:` URL, so that there is one kind of source.
@@ -157,6 +179,12 @@ fn read_jwks(section: &Section<'_>) -> Option<SecretUrl> {
                        whoever can change what is read there can sign in as anyone";
         section.refuse(section.mistake("jwks", message));
         return None;
+    }
+    let path = url
+        .filter(|url| url.scheme() == "file")
+        .and_then(|url| url.to_file_path().ok());
+    if path.is_some_and(|path| path.is_dir()) {
+        section.refuse(section.mistake("jwks", "names a folder, but must be a file"));
     }
     SecretUrl::parse(&text)
 }

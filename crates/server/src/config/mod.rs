@@ -26,7 +26,7 @@ pub use mistake::{ConfigError, Mistake, Place};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
-pub use secret::{Fingerprint, SecretText, SecretUrl};
+pub use secret::{Fingerprint, SecretText, SecretUrl, UrlMistake};
 pub use settings::{
     CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig, LogConfig,
     LogFormat, MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
@@ -93,7 +93,7 @@ impl Config {
         let mistakes = Mistakes::from(unreadable);
         sources.lay_over(&mut root, &mistakes);
         let section = Section::root(&root, &mistakes);
-        let config = (!stop_here).then(|| Self::read(&section));
+        let config = (!stop_here).then(|| Self::read(&section, sources.serving));
         if config.is_some() {
             section.finish();
         }
@@ -114,7 +114,7 @@ impl Config {
         toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
     }
 
-    fn read(root: &Section<'_>) -> Self {
+    fn read(root: &Section<'_>, serving: bool) -> Self {
         let within = |name: &str| root.section(name);
         let (server, log, redis) = (within("server"), within("log"), within("redis"));
         let (database, cache, limits) = (within("database"), within("cache"), within("limits"));
@@ -128,7 +128,7 @@ impl Config {
             redis: RedisConfig::read(&redis),
             cache: CacheConfig::read(&cache),
             limits: LimitsConfig::read(&limits),
-            auth: AuthConfig::read(root),
+            auth: AuthConfig::read(root, serving),
             drill: DrillConfig::read(&drill),
             metrics: MetricsConfig::read(&metrics),
             tracing: TracingConfig::read(&tracing),
@@ -175,7 +175,10 @@ pub struct Sources {
     text: String,
     path: Option<PathBuf>,
     environment: Vec<(String, String)>,
+    /// Names of variables with our prefix that mean no setting.
+    strange: Vec<String>,
     flags: Vec<(String, String, String)>,
+    serving: bool,
 }
 
 /// Without what stands in them, which may be secret.
@@ -203,7 +206,9 @@ impl Sources {
             text: String::new(),
             path: None,
             environment: Vec::new(),
+            strange: Vec::new(),
             flags: Vec::new(),
+            serving: false,
         }
     }
 
@@ -249,11 +254,16 @@ impl Sources {
     /// The environment, of which only the variables that mean settings are kept.
     #[must_use]
     pub fn environment(mut self, variables: impl IntoIterator<Item = (String, String)>) -> Self {
-        self.environment = variables
+        let (settings, others): (Vec<_>, Vec<_>) = variables
             .into_iter()
-            .filter(|(name, _)| Self::is_setting(name))
-            .collect();
+            .partition(|(name, _)| Self::is_setting(name));
+        self.environment = settings;
         self.environment.sort();
+        let names = others.into_iter().map(|(name, _)| name);
+        self.strange = names
+            .filter(|name| name.starts_with("STEADFAST_"))
+            .collect();
+        self.strange.sort();
         self
     }
 
@@ -261,6 +271,13 @@ impl Sources {
     #[must_use]
     pub fn is_setting(name: &str) -> bool {
         name.starts_with(PREFIX) || SHORT.iter().any(|(short, _)| *short == name)
+    }
+
+    /// To be held against this machine too, on which the service is to run: the folders that it writes to must be there.
+    #[must_use]
+    pub fn to_serve(mut self) -> Self {
+        self.serving = true;
+        self
     }
 
     /// A flag as the user knows it (`--listen`), the setting it stands for (`server.listen`) and its value.
@@ -272,6 +289,7 @@ impl Sources {
     }
 
     fn lay_over(&self, root: &mut tree::Node, mistakes: &Mistakes) {
+        self.refuse_misspelt(mistakes);
         for (name, setting) in SHORT {
             let Some((_, value)) = self.environment.iter().find(|(n, _)| n == name) else {
                 continue;
@@ -295,6 +313,53 @@ impl Sources {
         for (flag, setting, value) in &self.flags {
             let place = Place::Flag { name: flag.clone() };
             tree::overlay(root, &path(setting, "."), value, &place);
+        }
+    }
+}
+
+impl Sources {
+    /// Names each variable that would be a setting if its parts were parted by two underscores: one alone may be part of a name. Others that begin
+    /// alike are not ours, such as those that Kubernetes sets for a service of this name.
+    fn refuse_misspelt(&self, mistakes: &Mistakes) {
+        if self.strange.is_empty() {
+            return;
+        }
+        let Ok(defaults) = Config::load(&Self::new()) else {
+            return;
+        };
+        let mut settings = Vec::new();
+        if let Ok(defaults) = toml::Table::try_from(defaults) {
+            leaves("", &defaults, &mut settings);
+        }
+        for name in &self.strange {
+            let asked = name["STEADFAST_".len()..].to_lowercase();
+            if let Some(setting) = settings
+                .iter()
+                .find(|setting| setting.replace('.', "_") == asked)
+            {
+                let place = Place::Environment { name: name.clone() };
+                let wanted = format!("{PREFIX}{}", setting.to_uppercase().replace('.', "__"));
+                let mistake = Mistake::new(
+                    place,
+                    "is not read: two underscores part a section from its setting",
+                );
+                mistakes.push(mistake.help(format!("write {wanted}")));
+            }
+        }
+    }
+}
+
+/// Every setting in a table, as `section.setting`.
+fn leaves(path: &str, table: &toml::Table, found: &mut Vec<String>) {
+    for (key, value) in table {
+        let name = if path.is_empty() {
+            key.clone()
+        } else {
+            format!("{path}.{key}")
+        };
+        match value {
+            toml::Value::Table(table) => leaves(&name, table, found),
+            _ => found.push(name),
         }
     }
 }

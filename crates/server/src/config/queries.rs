@@ -11,7 +11,7 @@ use super::settings::{Dialect, TtlConfig};
 use super::tree::Kind;
 use crate::query::param::{Match, ParamConfig, ParamKind, Value};
 use crate::query::sql::Sql;
-use crate::query::template::Template;
+use crate::query::template::{RETURNED, Template};
 
 /// `[queries.NAME]`: a read, answered at `GET /v1/queries/NAME`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -53,7 +53,8 @@ pub struct StatementConfig {
     pub max_rows: usize,
 }
 
-/// The keys and tags that a statement makes invalid, with `{param}` where they depend on a parameter.
+/// The keys and tags that a statement makes invalid, with `{param}` where they depend on a parameter, and `{returned.column}` where they depend on
+/// what the statement has made: of each row that its RETURNING hands back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Invalidates {
@@ -92,7 +93,7 @@ impl QueryConfig {
         let key = section
             .string("key")
             .unwrap_or_else(|| default_key(name, &params));
-        check_template(section, "key", &key, &params, true);
+        check_template(section, "key", &key, &params, Scope::Key);
         if let Ok(template) = Template::parse(&key)
             && let Some((a, b)) = template.unseparated()
         {
@@ -104,7 +105,7 @@ impl QueryConfig {
         }
         let tags = section.strings("tags").unwrap_or_default();
         for tag in &tags {
-            check_template(section, "tags", tag, &params, false);
+            check_template(section, "tags", tag, &params, Scope::Tags);
         }
         let class = section
             .string("ttl")
@@ -148,9 +149,18 @@ impl StatementConfig {
             keys: group.strings("keys").unwrap_or_default(),
             tags: group.strings("tags").unwrap_or_default(),
         };
+        let returns = sql
+            .as_deref()
+            .is_none_or(|sql| Sql::parse(sql, dialect).is_ok_and(|sql| sql.returns()));
         for (list, templates) in [("keys", &invalidates.keys), ("tags", &invalidates.tags)] {
             for template in templates {
-                check_template(&group, list, template, &params, false);
+                check_template(
+                    &group,
+                    list,
+                    template,
+                    &params,
+                    Scope::Statement { returns },
+                );
             }
         }
         group.finish();
@@ -265,12 +275,23 @@ fn read_sql(
     Some(source)
 }
 
+/// What a template may name, and must.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// All parameters.
+    Key,
+    /// Any of the parameters.
+    Tags,
+    /// Any of the parameters, and columns of what is returned.
+    Statement { returns: bool },
+}
+
 fn check_template(
     section: &Section<'_>,
     key: &str,
     source: &str,
     params: &BTreeMap<String, ParamConfig>,
-    whole: bool,
+    scope: Scope,
 ) {
     let template = match Template::parse(source) {
         Ok(template) => template,
@@ -281,14 +302,19 @@ fn check_template(
     };
     let named: BTreeSet<&str> = template.params().collect();
     for name in &named {
-        if !params.contains_key(*name) {
+        let column = matches!(scope, Scope::Statement { .. }) && name.starts_with(RETURNED);
+        if column && scope == (Scope::Statement { returns: false }) {
+            let message = format!("names `{{{name}}}`, but the statement returns nothing");
+            let mistake = section.mistake(key, message);
+            section.refuse(mistake.help("end the statement with RETURNING and the column"));
+        } else if !column && !params.contains_key(*name) {
             let message = format!("names `{{{name}}}`, which is no parameter");
             section.refuse(section.mistake(key, message));
         }
     }
     for name in params
         .keys()
-        .filter(|name| whole && !named.contains(name.as_str()))
+        .filter(|name| scope == Scope::Key && !named.contains(name.as_str()))
     {
         let message = format!(
             "leaves out `{{{name}}}`: answers to different values of it would share one key"

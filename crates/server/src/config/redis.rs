@@ -98,6 +98,11 @@ impl RedisConfig {
             tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),
             credentials: CredentialsConfig::read(&credentials),
         };
+        if !config.url.is_refused()
+            && let Err(error) = steadfast::Client::builder(config.url.expose())
+        {
+            section.refuse(section.mistake("url", format!("cannot be used: {error}")));
+        }
         config.contradictions(section, &retry, &breaker);
         for section in [retry, breaker, tls, credentials] {
             section.finish();

@@ -33,6 +33,30 @@ impl SecretUrl {
         })
     }
 
+    /// Keeps `text` if it is a URL of one of these schemes, and such that nothing of its user or password can have got anywhere else.
+    ///
+    /// # Errors
+    /// [`UrlMistake`] says what is wrong, and quotes nothing.
+    pub fn of(text: &str, schemes: &[&str]) -> Result<Self, UrlMistake> {
+        let url = text.contains("://").then(|| Self::parse(text)).flatten();
+        let url = url.or_else(|| Self::parse(text).filter(|url| url.scheme == "sqlite"));
+        let Some(url) = url else {
+            return Err(UrlMistake::unparsable(text, schemes));
+        };
+        if !schemes.contains(&url.scheme()) {
+            return Err(UrlMistake {
+                message: format!("has the scheme `{}://`, which is not known", url.scheme()),
+                help: format!("use {}", listed(schemes)),
+            });
+        }
+        // Behind the host an `@` was meant to stand before it. A path of a file may hold one.
+        let names_a_server = !matches!(url.scheme(), "sqlite" | "unix" | "file");
+        if names_a_server && authority_and_rest(text).is_some_and(|(_, rest)| rest.contains('@')) {
+            return Err(UrlMistake::misplaced(text));
+        }
+        Ok(url)
+    }
+
     pub(crate) fn read(
         section: &Section<'_>,
         key: &str,
@@ -40,17 +64,10 @@ impl SecretUrl {
         schemes: &[&str],
     ) -> Self {
         let text = section.string(key).unwrap_or_else(|| default.to_owned());
-        let Some(url) = Self::parse(&text) else {
-            let mistake = section.mistake(key, "is not a URL");
-            section.refuse(mistake.help(format!("it begins with {}", listed(schemes))));
-            return Self::fallback(schemes);
-        };
-        if !schemes.contains(&url.scheme()) {
-            let message = format!("has the scheme `{}://`, which is not known", url.scheme());
-            let mistake = section.mistake(key, message);
-            section.refuse(mistake.help(format!("use {}", listed(schemes))));
-        }
-        url
+        Self::of(&text, schemes).unwrap_or_else(|wrong| {
+            section.refuse(section.mistake(key, wrong.message).help(wrong.help));
+            Self::fallback(schemes)
+        })
     }
 
     /// With everything in it, to connect with. Never to be logged.
@@ -65,6 +82,11 @@ impl SecretUrl {
         &self.scheme
     }
 
+    /// Whether it stands in for one that was refused.
+    pub(crate) fn is_refused(&self) -> bool {
+        self.shown.ends_with(REFUSED)
+    }
+
     pub(crate) fn names_a_user(&self) -> bool {
         Url::parse(self.expose())
             .is_ok_and(|url| !url.username().is_empty() || url.password().is_some())
@@ -74,11 +96,76 @@ impl SecretUrl {
     fn fallback(schemes: &[&str]) -> Self {
         let scheme = schemes.first().copied().unwrap_or("http");
         Self {
-            whole: SecretString::from(format!("{scheme}://refused")),
-            shown: format!("{scheme}://refused"),
+            whole: SecretString::from(format!("{scheme}{REFUSED}")),
+            shown: format!("{scheme}{REFUSED}"),
             scheme: scheme.to_owned(),
         }
     }
+}
+
+/// What a refused URL is called until the mistakes are reported; no host can be.
+const REFUSED: &str = "://refused.invalid";
+
+/// Why a text is not a URL that can be used. Nothing of the text is quoted: what cannot be taken apart may be a password anywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UrlMistake {
+    /// What is wrong, to be read behind the setting's name.
+    pub message: String,
+    /// How to write it.
+    pub help: String,
+}
+
+impl UrlMistake {
+    fn unparsable(text: &str, schemes: &[&str]) -> Self {
+        let lower = text.to_ascii_lowercase();
+        if [",password=", ",ssl=", ";password=", "accountkey="]
+            .iter()
+            .any(|sign| lower.contains(sign))
+        {
+            return Self {
+                message: "is a connection string as Azure shows it, and not a URL".to_owned(),
+                help: format!(
+                    "write rediss://:PASSWORD@HOST:6380, and what is special in the password as %XX; {}",
+                    listed(schemes)
+                ),
+            };
+        }
+        if text.contains('@') {
+            return Self::misplaced(text);
+        }
+        Self {
+            message: "is not a URL".to_owned(),
+            help: format!("it begins with {}", listed(schemes)),
+        }
+    }
+
+    /// A user or password that holds what ends it in a URL.
+    fn misplaced(text: &str) -> Self {
+        let before = text.split_once("://").map_or(text, |(_, rest)| rest);
+        let before = before.rsplit_once('@').map_or(before, |(before, _)| before);
+        let special = before.chars().find(|c| "/?#@[] ".contains(*c));
+        let (message, help) = match special {
+            Some(special) => (
+                format!(
+                    "is not a URL: its user or password holds a `{special}`, which ends it there"
+                ),
+                format!("write it as %{:02X}", u32::from(special)),
+            ),
+            None => (
+                "is not a URL: its user, password, host or port cannot be read".to_owned(),
+                "write what is special in user and password as %XX, such as %25 for `%`".to_owned(),
+            ),
+        };
+        Self { message, help }
+    }
+}
+
+/// The part that names user and host, and all that follows it.
+fn authority_and_rest(text: &str) -> Option<(&str, &str)> {
+    let (_, behind) = text.split_once("://")?;
+    let end = behind.find(['/', '?', '#']).unwrap_or(behind.len());
+    Some(behind.split_at(end))
 }
 
 impl fmt::Display for SecretUrl {
@@ -171,6 +258,13 @@ fn redact(text: &str, url: &Url) -> String {
     let mut changed = false;
     if url.password().is_some() {
         changed |= shown.set_password(Some(HIDDEN)).is_ok();
+    } else if !url.username().is_empty() {
+        // Alone it is as often a token as a name.
+        changed |= shown.set_username(HIDDEN).is_ok();
+    }
+    if url.fragment().is_some() {
+        shown.set_fragment(Some(HIDDEN));
+        changed = true;
     }
     if url.query().is_some() {
         let names: Vec<String> = url
@@ -211,5 +305,37 @@ mod tests {
             assert!(!shown.contains("hunter"), "{shown}");
             assert!(shown.contains("db.example"), "{shown}");
         }
+        let token = SecretUrl::parse("redis://hunter2@db.example:6379").unwrap();
+        assert!(!token.to_string().contains("hunter"), "{token}");
+    }
+
+    #[test]
+    fn s10_what_cannot_be_taken_apart_is_explained_and_never_quoted() {
+        let schemes = &["redis", "rediss", "unix"];
+        for (text, words) in [
+            ("redis://:hunt#er2@h", "%23"),
+            ("redis://:hunt/er2@h:1", "%2F"),
+            ("redis://:hunt?er2@h", "%3F"),
+            ("redis://:hunt@er2/x@h:6379/0", "%40"),
+            ("redis://hunter2/x@h", "%2F"),
+            ("redis://u:hunter2@h:port", "%XX"),
+            (
+                "cache.example:6380,password=hunter2=,ssl=True,abortConnect=False",
+                "rediss://:PASSWORD@HOST:6380",
+            ),
+            ("hunter2:secret@host:1", "%XX"),
+            ("hunter2", "begins with redis://"),
+            ("http://h", "use redis://"),
+        ] {
+            let wrong = SecretUrl::of(text, schemes).unwrap_err();
+            let said = format!("{} ({})", wrong.message, wrong.help);
+            assert!(said.contains(words), "{text}: {said}");
+            for secret in ["hunt", "er2", "secret", "cache.example"] {
+                assert!(!said.contains(secret), "{text}: {said}");
+            }
+        }
+        let at = SecretUrl::of("sqlite:///srv/a@b/x.db", &["sqlite"]);
+        assert!(at.is_ok(), "a file may be called anything");
+        assert!(SecretUrl::of("redis://u:p%40ss@h/0?protocol=resp3", schemes).is_ok());
     }
 }

@@ -7,12 +7,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
+use steadfast_cache::Database;
 
 use super::rate::RateConfig;
 use super::secret::SecretUrl;
 use super::section::Section;
 use super::tls::{DatabaseTlsConfig, ServerTlsConfig};
 use super::units::{Bytes, duration, millis, secs};
+use crate::http::proxies::Range;
 
 const MIB: u64 = 1 << 20;
 
@@ -24,6 +26,9 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// Names besides the address itself under which browsers may reach the service; default none.
     pub hosts: Vec<String>,
+    /// Addresses, or ranges such as `10.0.0.0/8`, of the proxies in front: of one that asks from there, the last address in `X-Forwarded-For` that is none
+    /// of theirs is the caller's, for limits, the audit log and health. Default none: whoever connects is the caller.
+    pub trusted_proxies: Vec<String>,
     /// How long the service goes on serving after SIGTERM while `/health/ready` already says 503, so that load
     /// balancers look elsewhere; default 1 s. It lengthens every stop.
     #[serde(serialize_with = "duration")]
@@ -51,13 +56,42 @@ impl ServerConfig {
         let config = Self {
             tls: ServerTlsConfig::read(&tls),
             listen: listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 8080)),
-            hosts: section.strings("hosts").unwrap_or_default(),
+            hosts: read_hosts(section),
+            trusted_proxies: read_proxies(section),
             drain_delay: section.duration("drain_delay").unwrap_or(secs(1)),
             drain_limit: section.positive("drain_limit").unwrap_or(secs(20)),
         };
         tls.finish();
         config
     }
+}
+
+/// Names as they stand in a request's Host, which has neither scheme nor path.
+fn read_hosts(section: &Section<'_>) -> Vec<String> {
+    let hosts = section.strings("hosts").unwrap_or_default();
+    for host in &hosts {
+        let plain = |c: char| c.is_alphanumeric() || "-._".contains(c);
+        let address = host.trim_start_matches('[').trim_end_matches(']');
+        let is_name = !host.is_empty() && host.chars().all(plain);
+        if !is_name && address.parse::<IpAddr>().is_err() {
+            let message = format!("has {host:?}, which is not the name of a host");
+            let mistake = section.mistake("hosts", message);
+            section.refuse(mistake.help("without scheme, port or path: \"steadfast.example\""));
+        }
+    }
+    hosts
+}
+
+fn read_proxies(section: &Section<'_>) -> Vec<String> {
+    let proxies = section.strings("trusted_proxies").unwrap_or_default();
+    for proxy in &proxies {
+        if Range::parse(proxy).is_none() {
+            let message = format!("has {proxy:?}, which is neither an address nor a range of them");
+            let mistake = section.mistake("trusted_proxies", message);
+            section.refuse(mistake.help("such as \"10.0.0.7\" or \"10.0.0.0/8\""));
+        }
+    }
+    proxies
 }
 
 /// How log lines are written.
@@ -84,8 +118,12 @@ pub struct LogConfig {
 impl LogConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let level = section.string("level").unwrap_or_else(|| "info".to_owned());
-        if let Err(error) = tracing_subscriber::EnvFilter::try_new(&level) {
-            section.refuse(section.mistake("level", format!("is not a filter: {error}")));
+        if let Err(why) = check_level(&level) {
+            let mistake = section.mistake("level", why);
+            section.refuse(mistake.help(format!(
+                "one of {}, or such a level and others for parts of the program: info,sqlx=warn",
+                LEVELS.join(", ")
+            )));
         }
         Self {
             format: section
@@ -96,6 +134,32 @@ impl LogConfig {
                 .unwrap_or(LogFormat::Text),
             level,
         }
+    }
+}
+
+const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
+
+/// Holds a level against the little of the filter's language that can be checked. The whole of it takes any word for the name of a part of the
+/// program, `warning` among them, and logs nothing else.
+fn check_level(text: &str) -> Result<(), String> {
+    let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
+    let mut overall = 0;
+    for directive in text.split(',').map(str::trim) {
+        match directive.split_once('=') {
+            None if is_level(directive) => overall += 1,
+            None => return Err(format!("names {directive:?}, which is no level")),
+            Some((part, level)) => {
+                let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == ':';
+                if part.is_empty() || !part.chars().all(plain) || !is_level(level) {
+                    return Err(format!("has {directive:?}, which is no part=level"));
+                }
+            }
+        }
+    }
+    match overall {
+        1 => Ok(()),
+        0 => Err("names parts of the program, but no level for all the others".to_owned()),
+        _ => Err("names more than one level for the whole program".to_owned()),
     }
 }
 
@@ -148,6 +212,7 @@ impl DatabaseConfig {
         let connections = section.integer("max_connections", 1, 10_000).unwrap_or(10);
         let (guard, tls) = (section.section("guard"), section.section("tls"));
         let url = SecretUrl::read(section, "url", "sqlite://steadfast.db", &schemes);
+        check_database(section, &url);
         let config = Self {
             tls: DatabaseTlsConfig::read(&tls, url.scheme()),
             url,
@@ -168,6 +233,22 @@ impl DatabaseConfig {
             "postgres" | "postgresql" => Dialect::Postgres,
             _ => Dialect::Sqlite,
         }
+    }
+}
+
+fn check_database(section: &Section<'_>, url: &SecretUrl) {
+    if url.is_refused() {
+        return;
+    }
+    if let Err(error) = Database::check_url(url.expose()) {
+        section.refuse(section.mistake("url", format!("cannot be used: {error}")));
+        return;
+    }
+    let text = url.expose();
+    if url.scheme() == "sqlite" && (text.contains(":memory:") || text.contains("mode=memory")) {
+        let message = "is a database in memory, of which each connection would have one of its own";
+        let mistake = section.mistake("url", message);
+        section.refuse(mistake.help("use a file, such as sqlite://steadfast.db"));
     }
 }
 
@@ -331,7 +412,7 @@ impl TtlConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LimitsConfig {
-    /// Largest body of a request; default 1 MiB.
+    /// Largest body of a request; default 1 MiB, at most 1 GiB. It is held in memory while it is read, for each request under way.
     pub body: Bytes,
     /// Time a request may take; default 10 s. Event streams are exempt.
     #[serde(serialize_with = "duration")]
@@ -363,7 +444,7 @@ pub struct LimitsConfig {
 impl LimitsConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         Self {
-            body: section.some_bytes("body").unwrap_or(Bytes(MIB)),
+            body: read_body(section),
             request_timeout: section.positive("request_timeout").unwrap_or(secs(10)),
             header_timeout: section.positive("header_timeout").unwrap_or(secs(10)),
             write_timeout: section.positive("write_timeout").unwrap_or(secs(30)),
@@ -378,6 +459,16 @@ impl LimitsConfig {
         }
     }
 }
+
+fn read_body(section: &Section<'_>) -> Bytes {
+    let body = section.some_bytes("body").unwrap_or(Bytes(MIB));
+    if body > LARGEST_BODY {
+        section.refuse(section.mistake("body", "is more than 1GiB, which no request needs"));
+    }
+    body
+}
+
+const LARGEST_BODY: Bytes = Bytes(1 << 30);
 
 /// `[drill]`: breaking things on purpose from the page.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

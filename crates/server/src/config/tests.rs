@@ -332,3 +332,176 @@ fn invariant_6_no_form_of_a_configuration_shows_a_secret() {
         assert!(!shown.contains("hunter2"), "{shown}");
     }
 }
+
+#[test]
+fn s10_a_level_that_would_log_nothing_is_refused() {
+    for level in [
+        "",
+        " ",
+        "warning",
+        "inof",
+        "info,debug",
+        "sqlx=warn",
+        "info,=warn",
+        "info,sqlx=loud",
+        "info,,",
+    ] {
+        let error = load(&format!("[log]\nlevel = \"{level}\"")).unwrap_err();
+        assert!(
+            error.to_string().starts_with("test.toml:2:9: `log.level`"),
+            "{level}: {error}"
+        );
+    }
+    for level in [
+        "INFO",
+        "warn",
+        "off",
+        "info,sqlx=warn",
+        "debug, hyper=off,steadfast_cache::relay=trace",
+    ] {
+        assert!(
+            load(&format!("[log]\nlevel = \"{level}\"")).is_ok(),
+            "{level}"
+        );
+    }
+}
+
+#[test]
+fn s10_what_would_go_wrong_when_it_runs_is_refused_at_its_place() {
+    let folder = tempfile::tempdir().unwrap();
+    let folder = folder.path().display();
+    let auth = "[auth]\nissuer = 'i'\naudience = 'a'\n";
+    let key = "[auth.keys.one]\nalgorithm = 'HS256'\nsecret = '0123456789abcdef0123456789abcdef'\n";
+    for (text, place, word) in [
+        (
+            "[redis]\nurl = 'redis://h/notadb'".to_owned(),
+            "2:7: `redis.url`",
+            "cannot be used",
+        ),
+        (
+            "[redis]\nurl = 'redis://:hunt#er2@h'".to_owned(),
+            "2:7: `redis.url`",
+            "%23",
+        ),
+        (
+            "[redis]\nurl = 'h:6380,password=hunter2,ssl=True'".to_owned(),
+            "2:7: `redis.url`",
+            "rediss://:PASSWORD@HOST:6380",
+        ),
+        (
+            "[redis]\nurl = 'redis://:hunt@er2/@h:1'".to_owned(),
+            "2:7: `redis.url`",
+            "%40",
+        ),
+        (
+            "[database]\nurl = 'postgres://h/db?sslmode=bogus'".to_owned(),
+            "2:7: `database.url`",
+            "bogus",
+        ),
+        (
+            "[database]\nurl = 'mysql://u:hunt/er2@h/db'".to_owned(),
+            "2:7: `database.url`",
+            "%2F",
+        ),
+        (
+            "[database]\nurl = 'sqlite::memory:'".to_owned(),
+            "2:7: `database.url`",
+            "in memory",
+        ),
+        (
+            "[database]\nurl = 'sqlite://x?mode=memory'".to_owned(),
+            "2:7: `database.url`",
+            "in memory",
+        ),
+        (
+            "[server]\nhosts = ['https://a.example']".to_owned(),
+            "2:9: `server.hosts`",
+            "without scheme",
+        ),
+        (
+            "[server]\ntrusted_proxies = ['10.0.0.0/99']".to_owned(),
+            "2:19: `server.trusted_proxies`",
+            "10.0.0.0/8",
+        ),
+        (
+            "[limits]\nbody = '64GiB'".to_owned(),
+            "2:8: `limits.body`",
+            "more than 1GiB",
+        ),
+        (
+            format!("{auth}audit = '/nowhere/audit.log'\n{key}"),
+            "4:9: `auth.audit`",
+            "no such folder",
+        ),
+        (
+            format!("{auth}audit = '{folder}'\n{key}"),
+            "4:9: `auth.audit`",
+            "a folder",
+        ),
+        (
+            format!("{auth}jwks = '{folder}'\n"),
+            "4:8: `auth.jwks`",
+            "a folder",
+        ),
+        (
+            "[statements.s]\nsql = 'DELETE FROM t'\ninvalidates.keys = ['t:{returned.id}']"
+                .to_owned(),
+            "3:20: `statements.s.invalidates.keys`",
+            "RETURNING",
+        ),
+        (
+            "[queries.q]\nsql = 'SELECT 1'\ntags = ['t:{returned.id}']".to_owned(),
+            "3:8: `queries.q.tags`",
+            "no parameter",
+        ),
+    ] {
+        let sources = Sources::new().text("test.toml", &text).to_serve();
+        let error = Config::load(&sources).unwrap_err();
+        assert_eq!(error.mistakes.len(), 1, "{text}: {error}");
+        let said = error.to_string();
+        assert!(
+            said.starts_with(&format!("test.toml:{place}")),
+            "{text}: {said}"
+        );
+        assert!(
+            said.contains(word) && !said.contains("hunt"),
+            "{text}: {said}"
+        );
+    }
+    let deep = format!("a = {}{}", "[".repeat(10_000), "]".repeat(10_000));
+    let said = load(&deep).unwrap_err().to_string();
+    assert!(said.starts_with("test.toml:1:"), "{said}");
+    assert!(load("[server]\nhosts = ['a.example', '[::1]', '10.0.0.1']").is_ok());
+}
+
+#[test]
+fn s10_a_variable_with_one_underscore_for_two_is_refused_and_others_are_not_ours() {
+    let asked = |name: &str| {
+        let pairs = [(name, "127.0.0.1:9000")];
+        Config::load(&Sources::new().environment(variables(&pairs)))
+    };
+    for (name, wanted) in [
+        ("STEADFAST_SERVER_LISTEN", "STEADFAST__SERVER__LISTEN"),
+        ("STEADFAST_REDIS_URL", "STEADFAST__REDIS__URL"),
+        (
+            "STEADFAST_DATABASE_GUARD_RATE",
+            "STEADFAST__DATABASE__GUARD__RATE",
+        ),
+    ] {
+        let said = asked(name).unwrap_err().to_string();
+        assert!(
+            said.starts_with(&format!("{name}: ")) && said.contains(wanted),
+            "{said}"
+        );
+    }
+    // The program's own, and what Kubernetes sets for services called steadfast and steadfast-redis.
+    for name in [
+        "STEADFAST_URL",
+        "STEADFAST_CONFIG",
+        "STEADFAST_PORT",
+        "STEADFAST_SERVICE_HOST",
+        "STEADFAST_REDIS_PORT",
+    ] {
+        assert!(asked(name).is_ok(), "{name}");
+    }
+}

@@ -116,7 +116,7 @@ pub(super) async fn events(
 }
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct Form {
     format: Option<String>,
 }

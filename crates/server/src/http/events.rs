@@ -21,7 +21,7 @@ use crate::problem::{Problem, ProblemKind};
 const QUIET: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub(super) struct Resume {
     last_event_id: Option<String>,
 }

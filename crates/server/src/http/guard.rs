@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tokio::time::Instant;
@@ -31,10 +31,10 @@ enum Lane {
 }
 
 impl Lane {
-    fn of(path: &str) -> Self {
-        if is_stream(path) {
+    fn of(request: &Request) -> Self {
+        if is_stream(request.uri().path()) {
             Self::Stream
-        } else if path.starts_with("/health") || path == "/metrics" {
+        } else if is_probe(request) {
             Self::Vital
         } else {
             Self::Ordinary
@@ -48,7 +48,8 @@ pub(crate) fn is_stream(path: &str) -> bool {
 }
 
 /// The middleware around every route.
-pub(super) async fn guard(State(app): State<App>, request: Request, next: Next) -> Response {
+pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
+    app.proxies().find_caller(&mut request);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let asked = Asked::now(&app, method_label(&method), route.clone());
@@ -151,7 +152,7 @@ async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: 
 /// A place and a limit in time for everything that follows; who is not known yet has no more of either than others.
 async fn admitted(app: &App, request: Request, next: Next) -> Response {
     let spare = request.extensions().get::<Spare>().is_some();
-    let _place = match Lane::of(request.uri().path()) {
+    let _place = match Lane::of(&request) {
         Lane::Ordinary | Lane::Stream if spare => {
             return overloaded("as many connections as `limits.connections` allows are open")
                 .into_response();
@@ -226,19 +227,28 @@ fn overloaded(why: &'static str) -> Problem {
 /// Holds Host, Origin and Sec-Fetch-Site against what this service is called.
 fn meant_for_us(app: &App, request: &Request) -> Result<(), Problem> {
     let headers = request.headers();
+    let mut hosts = headers.get_all(header::HOST).iter();
+    if hosts.next().is_some() && hosts.next().is_some() {
+        let problem = "the request names more than one host";
+        return Err(Problem::new(ProblemKind::Plain, problem));
+    }
     let host = request
         .uri()
         .authority()
         .map(|authority| authority.as_str())
         .or_else(|| text(headers, header::HOST));
     let Some(host) = host else {
+        // A probe of HTTP/1.0 need not name one, and no browser speaks it.
+        if request.version() == Version::HTTP_10 && is_probe(request) {
+            return Ok(());
+        }
         return Err(Problem::new(
             ProblemKind::Plain,
             "the request names no host",
         ));
     };
     let rule = app.host_rule();
-    let probed = is_probe(request.uri().path()) && names_an_address(host);
+    let probed = is_probe(request) && names_an_address(host);
     if !probed && !rule.allows(host) {
         return Err(Problem::new(
             ProblemKind::Forbidden,
@@ -277,7 +287,8 @@ fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
-fn harden(headers: &mut HeaderMap) {
+/// Says to browsers what they may not do with an answer.
+pub(crate) fn harden(headers: &mut HeaderMap) {
     let fixed = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
         (header::REFERRER_POLICY, "no-referrer"),
@@ -351,9 +362,13 @@ impl HostRule {
     }
 }
 
-/// What load balancers and Prometheus ask each instance for.
-fn is_probe(path: &str) -> bool {
-    path == "/health" || path.starts_with("/health/") || path == "/metrics"
+/// What load balancers and Prometheus ask each instance for; HAProxy, where it is told nothing, whether `/` has any options.
+fn is_probe(request: &Request) -> bool {
+    let path = request.uri().path();
+    (path == "/" && request.method() == Method::OPTIONS)
+        || path == "/health"
+        || path.starts_with("/health/")
+        || path == "/metrics"
 }
 
 /// How a probe calls an instance: by an address, or as this machine. A foreign page cannot make a browser say either of a
@@ -431,7 +446,8 @@ mod tests {
             assert!(!names_an_address(host), "{host}");
         }
         for path in ["/healthy", "/", "/v1/health", "/metrics/"] {
-            assert!(!is_probe(path), "{path}");
+            let request = Request::get(path).body(axum::body::Body::empty()).unwrap();
+            assert!(!is_probe(&request), "{path}");
         }
     }
 }

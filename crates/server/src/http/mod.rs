@@ -19,6 +19,7 @@ mod health;
 pub(crate) mod meters;
 mod openapi;
 mod page;
+pub(crate) mod proxies;
 pub(crate) mod queries;
 mod status;
 
@@ -42,7 +43,7 @@ pub fn router(app: App) -> Router {
         .route("/health/ready", get(health::ready))
         .route("/docs", get(page::reference))
         .route("/docs/{*path}", get(page::reference_asset))
-        .route("/", get(page::index))
+        .route("/", get(page::index).options(health::ready))
         .route("/assets/{*path}", get(page::asset));
     if app.config().metrics.enabled {
         router = router.route("/metrics", get(status::metrics));

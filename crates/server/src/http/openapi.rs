@@ -250,7 +250,7 @@ fn get(summary: &str, kind: &str, schema: Value) -> Value {
 }
 
 fn read_responses() -> Value {
-    let mut responses = responses(&reference("Answer"), &["400", "403", "503", "504"]);
+    let mut responses = responses(&reference("Answer"), &["400", "403", "422", "503", "504"]);
     responses["200"]["headers"] = json!({
         "Cache-Status": { "description": "Where it came from (RFC 9211)", "schema": {"type": "string"} },
         "Age": { "description": "Seconds since it was read from the database", "schema": {"type": "integer"} },

@@ -133,8 +133,13 @@ async fn whole(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Bytes, 
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-    let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(limit));
+    // What is announced costs nothing yet.
+    let mut kept = Vec::with_capacity(announced.unwrap_or(0).min(limit).min(AT_ONCE));
     let mut fits = announced.is_none_or(|length| length <= limit);
+    if !fits && headers.contains_key(header::EXPECT) {
+        // Who asks before it sends is answered before.
+        return Err(too_large(limit));
+    }
     let mut discarded = 0;
     while fits || discarded < DISCARDED {
         let Some(frame) = body.frame().await else {
@@ -159,9 +164,16 @@ async fn whole(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Bytes, 
     if fits {
         return Ok(Bytes::from(kept));
     }
-    let detail = format!("the body is larger than `limits.body` ({limit} bytes)");
-    Err(Problem::new(ProblemKind::TooLarge, detail))
+    Err(too_large(limit))
 }
+
+fn too_large(limit: usize) -> Problem {
+    let detail = format!("the body is larger than `limits.body` ({limit} bytes)");
+    Problem::new(ProblemKind::TooLarge, detail)
+}
+
+/// Room that is made for a body before any of it has come.
+const AT_ONCE: usize = 64 << 10;
 
 /// How much of a body that is too large is read, before the connection is closed on its sender.
 const DISCARDED: usize = 64 << 20;

@@ -23,6 +23,7 @@ pub(super) async fn settings(State(app): State<App>) -> Response {
 }
 
 #[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(super) struct Depth {
     limit: Option<usize>,
 }

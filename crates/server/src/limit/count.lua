@@ -9,6 +9,8 @@ if ARGV[1] == 'bucket' then
   local interval = period / quota
   local full = interval * burst
   local due = math.max(tonumber(redis.call('GET', KEYS[1]) or now), now)
+  -- No request that passed leaves more than a full bucket to wait for: this was written before the clock was set back.
+  if due - now > full + 1 then due = now end
   local next = due + interval
   if next - now > full then
     return {0, 0, text(next - now - full), text(due - now)}

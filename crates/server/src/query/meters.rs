@@ -11,7 +11,8 @@ use crate::problem::ProblemKind;
 use crate::telemetry;
 
 /// The kinds of problem that a read or a write can end in.
-const KINDS: [ProblemKind; 5] = [
+const KINDS: [ProblemKind; 6] = [
+    ProblemKind::BadParameter,
     ProblemKind::TooLarge,
     ProblemKind::Overloaded,
     ProblemKind::Unavailable,

@@ -5,12 +5,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use steadfast_cache::Param;
+use sha2::{Digest, Sha256};
+use steadfast_cache::{Param, ParamType};
 
 use crate::backend::Rows;
-use crate::config::{Config, Dialect, ParamConfig, QueryConfig, StatementConfig};
+use crate::complaint::Complaints;
+use crate::config::{Config, Dialect, ParamConfig, ParamKind, QueryConfig, StatementConfig};
 
-mod complaint;
+mod blame;
 mod meters;
 pub(crate) mod once;
 pub(crate) mod param;
@@ -20,7 +22,6 @@ pub(crate) mod template;
 pub(crate) mod waiting;
 pub(crate) mod write;
 
-use complaint::Complaints;
 use meters::{ReadMeters, WriteMeters};
 use param::{Value, Values};
 use sql::Sql;
@@ -43,6 +44,8 @@ pub(crate) struct Query {
     pub(crate) params: Params,
     pub(crate) class: String,
     rows: OnceLock<Rows>,
+    /// A hash of all that its answers depend on beside the key.
+    version: u32,
     sql: Sql,
     key: Template,
     tags: Vec<Template>,
@@ -114,13 +117,15 @@ impl Programs {
 
 impl Query {
     fn compile(name: &str, config: &QueryConfig, dialect: Dialect) -> Option<Self> {
+        let sql = Sql::parse(&config.sql, dialect).ok()?;
         Some(Self {
+            version: version(&sql, config, dialect),
             name: name.to_owned(),
             description: config.description.clone(),
             params: config.params.clone(),
             class: config.ttl.clone(),
             rows: OnceLock::new(),
-            sql: Sql::parse(&config.sql, dialect).ok()?,
+            sql,
             key: Template::parse(&config.key).ok()?,
             tags: templates(&config.tags)?,
             max_rows: config.max_rows,
@@ -148,6 +153,30 @@ impl Statement {
     }
 }
 
+/// The form in which rows are kept. Counted up when it changes, so that no release is answered with what another has kept.
+const FORMAT: u32 = 1;
+
+/// Names what an answer depends on beside the values in its key: the SQL, how many rows, the database's kind, the types of the parameters, and our own
+/// form. Kept with each value, which is taken only by who has the same: what another release has kept, or this one before its SQL was changed, is loaded
+/// anew, while an invalidation by key reaches all.
+fn version(sql: &Sql, config: &QueryConfig, dialect: Dialect) -> u32 {
+    let kinds: Vec<_> = config
+        .params
+        .iter()
+        .map(|(name, param)| (name, &param.kind))
+        .collect();
+    let parts = (
+        FORMAT,
+        dialect,
+        &sql.text,
+        &sql.places,
+        config.max_rows,
+        kinds,
+    );
+    let digest = Sha256::digest(serde_json::to_vec(&parts).unwrap_or_default());
+    u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]])
+}
+
 fn templates(sources: &[String]) -> Option<Vec<Template>> {
     sources
         .iter()
@@ -162,17 +191,16 @@ fn rendered(templates: &[Template], values: &Values) -> Vec<String> {
         .collect()
 }
 
-/// What is bound at each place of `sql`, in order.
+/// What is bound at each place of `sql`, in order. What was left out is NULL of the parameter's type.
 fn bound(sql: &Sql, params: &Params, values: &Values) -> Vec<Param> {
     sql.places
         .iter()
         .map(|name| {
+            let kind = params.get(name).map(|param| &param.kind);
             let value = values.get(name).unwrap_or(&Value::Null);
-            let value = params
-                .get(name)
-                .map_or_else(|| value.clone(), |param| param.kind.bound(value));
+            let value = kind.map_or_else(|| value.clone(), |kind| kind.bound(value));
             match value {
-                Value::Null => Param::Null,
+                Value::Null => Param::NullOf(kind.map_or(ParamType::Text, ParamKind::param_type)),
                 Value::Text(text) => Param::Text(text),
                 Value::Integer(integer) => Param::Int(integer),
                 Value::Boolean(boolean) => Param::Bool(boolean),

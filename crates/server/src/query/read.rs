@@ -8,6 +8,7 @@ use bytes::Bytes;
 use steadfast_cache::{CacheError, ClassBound, Source, SourceError, StaleReason, UnknownClass};
 use tracing::Instrument;
 
+use super::blame::{Blame, of_a_column};
 use super::param::Values;
 use super::waiting::Waiting;
 use super::{Query, bound, rendered};
@@ -94,6 +95,7 @@ impl Query {
             return Ok(view);
         }
         let view = app.cache().view_of_bytes(&self.class)?;
+        let view = view.version(self.version);
         Ok(self.rows.get_or_init(|| view))
     }
 
@@ -148,6 +150,9 @@ impl Query {
     fn not_loaded(&self, cause: &Arc<dyn Error + Send + Sync>) -> Problem {
         let query = &self.name;
         let source = cause.downcast_ref::<SourceError>();
+        if let Some(blame) = source.and_then(Blame::of) {
+            return blame.problem(query);
+        }
         let passing = source.is_none_or(SourceError::is_passing);
         // What the database says may hold values, and is for the operator, not for the caller.
         let told = self.complaints.tell();
@@ -169,6 +174,9 @@ impl Query {
         } else {
             if let Some(untold) = told {
                 tracing::error!(query, error = %cause, untold, "a query was refused by the database; it is wrong in the configuration");
+            }
+            if let Some(problem) = source.and_then(of_a_column) {
+                return problem;
             }
             Problem::new(
                 ProblemKind::Unavailable,
@@ -194,11 +202,7 @@ fn encode(rows: &[steadfast_cache::Row], max_rows: usize) -> Result<Option<Bytes
     let kept = &rows[..rows.len().min(max_rows)];
     let mut out = Vec::with_capacity(64 + kept.len() * 128);
     out.extend_from_slice(b"\"rows\":");
-    // Rows are JSON values with text for keys, which can always be written.
-    if serde_json::to_writer(&mut out, kept).is_err() {
-        out.truncate(b"\"rows\":".len());
-        out.extend_from_slice(b"[]");
-    }
+    serde_json::to_writer(&mut out, kept).map_err(|error| sqlx::Error::Encode(error.into()))?;
     let truncated = kept.len() < rows.len();
     out.extend_from_slice(if truncated {
         b",\"truncated\":true"

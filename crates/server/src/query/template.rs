@@ -5,6 +5,9 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
 
+use serde_json::Value as Json;
+use steadfast_cache::Row;
+
 use super::param::{ParamConfig, ParamKind, Value, Values};
 
 /// `users:{id}`: literal text and the names of parameters.
@@ -18,6 +21,9 @@ enum Part {
     Literal(String),
     Param(String),
 }
+
+/// What stands before the name of a column that a statement returns: `users:{returned.id}`.
+pub(crate) const RETURNED: &str = "returned.";
 
 /// Why a template cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +68,7 @@ impl Template {
         Ok(Self { parts })
     }
 
+    /// The names in it. One that begins with [`RETURNED`] is a column's.
     pub(crate) fn params(&self) -> impl Iterator<Item = &str> {
         self.parts.iter().filter_map(|part| match part {
             Part::Param(name) => Some(name.as_str()),
@@ -135,22 +142,51 @@ impl Template {
         symbols
     }
 
+    /// Whether it names what a statement returns, and so can be filled in only for each of its rows.
+    pub(crate) fn is_of_rows(&self) -> bool {
+        self.params().any(|name| name.starts_with(RETURNED))
+    }
+
     pub(crate) fn render(&self, values: &Values) -> String {
+        self.fill(|name, out| fill_in(values.get(name), out))
+    }
+
+    /// As [`render`](Self::render), with the columns of a row that was returned, whose values are written as those of a parameter would be.
+    ///
+    /// # Errors
+    /// Names the column that the row does not have.
+    pub(crate) fn render_for(&self, values: &Values, row: &Row) -> Result<String, String> {
+        let mut missing = None;
+        let text = self.fill(|name, out| match name.strip_prefix(RETURNED) {
+            None => fill_in(values.get(name), out),
+            Some(column) => match row.get(column) {
+                Some(Json::String(text)) => escape(text, out),
+                Some(Json::Null) => out.push('~'),
+                Some(other) => escape(&other.to_string(), out),
+                None => missing = Some(column.to_owned()),
+            },
+        });
+        missing.map_or(Ok(text), Err)
+    }
+
+    fn fill(&self, mut put: impl FnMut(&str, &mut String)) -> String {
         let mut out = String::with_capacity(32);
         for part in &self.parts {
             match part {
                 Part::Literal(text) => out.push_str(text),
-                Part::Param(name) => match values.get(name) {
-                    Some(Value::Text(text)) => escape(text, &mut out),
-                    Some(Value::Integer(integer)) => out.push_str(&integer.to_string()),
-                    Some(Value::Boolean(boolean)) => {
-                        out.push_str(if *boolean { "true" } else { "false" });
-                    }
-                    Some(Value::Null) | None => out.push('~'),
-                },
+                Part::Param(name) => put(name, &mut out),
             }
         }
         out
+    }
+}
+
+fn fill_in(value: Option<&Value>, out: &mut String) {
+    match value {
+        Some(Value::Text(text)) => escape(text, out),
+        Some(Value::Integer(integer)) => out.push_str(&integer.to_string()),
+        Some(Value::Boolean(boolean)) => out.push_str(if *boolean { "true" } else { "false" }),
+        Some(Value::Null) | None => out.push('~'),
     }
 }
 

@@ -1,13 +1,15 @@
 //! A change, with what it makes invalid written down in the same transaction, so that no crash can come between the two.
 
 use serde::Serialize;
-use steadfast_cache::{SourceError, Target, Tx, WriteError};
+use steadfast_cache::{Row, SourceError, Target, Tx, WriteError};
 use tracing::Instrument;
 
+use super::blame::{Blame, of_a_column, was_refused};
 use super::once::{Once, Recorded, Seen};
 use super::param::Values;
+use super::template::Template;
 use super::waiting::Waiting;
-use super::{Statement, bound, rendered};
+use super::{Statement, bound};
 use crate::app::{App, now};
 use crate::problem::{Problem, ProblemKind};
 
@@ -22,7 +24,7 @@ pub(crate) struct Written {
     last_id: Option<i64>,
     /// What a RETURNING clause handed back.
     #[serde(skip_serializing_if = "Option::is_none")]
-    rows: Option<Vec<steadfast_cache::Row>>,
+    rows: Option<Vec<Row>>,
 }
 
 /// Why a transaction was given up.
@@ -82,8 +84,8 @@ impl Statement {
             let prepared = app.records().prepare(app.database()).await;
             prepared.map_err(|error| self.refusal(&error))?;
         }
-        let keys = rendered(&self.keys, values).into_iter().map(Target::key);
-        let tags = rendered(&self.tags, values).into_iter().map(Target::tag);
+        // What it makes is known only once it is made.
+        let mut of_rows = None;
         let result = app
             .cache()
             .write(async |tx: &mut Tx| {
@@ -92,12 +94,60 @@ impl Statement {
                 self.meters
                     .asked
                     .took(now().saturating_duration_since(begun));
-                answered
+                let (answered, targets) = answered?;
+                if !targets.is_empty() {
+                    of_rows = Some(app.cache().invalidate_in(tx, &targets).await?);
+                }
+                Ok(answered)
             })
-            .invalidates(keys.chain(tags))
+            .invalidates(self.known_targets(values))
             .commit()
             .await;
+        if let (Ok(_), Some(of_rows)) = (&result, of_rows) {
+            of_rows.apply().await;
+        }
         self.judge(result)
+    }
+
+    /// What it makes invalid, as far as its parameters tell.
+    fn known_targets(&self, values: &Values) -> Vec<Target> {
+        let known = |templates: &[Template]| {
+            let known = templates.iter().filter(|template| !template.is_of_rows());
+            known
+                .map(|template| template.render(values))
+                .collect::<Vec<_>>()
+        };
+        let keys = known(&self.keys).into_iter().map(Target::key);
+        let tags = known(&self.tags).into_iter().map(Target::tag);
+        keys.chain(tags).collect()
+    }
+
+    /// What it makes invalid by the rows that it has returned.
+    fn targets_of(&self, rows: &[Row], values: &Values) -> Result<Vec<Target>, Stopped> {
+        let mut targets = Vec::new();
+        for (templates, target) in [
+            (&self.keys, Target::key as fn(String) -> Target),
+            (&self.tags, Target::tag),
+        ] {
+            for template in templates.iter().filter(|template| template.is_of_rows()) {
+                for row in rows {
+                    let text = template.render_for(values, row);
+                    targets.push(target(text.map_err(|column| self.no_such_column(&column))?));
+                }
+            }
+        }
+        Ok(targets)
+    }
+
+    fn no_such_column(&self, column: &str) -> Stopped {
+        let name = &self.name;
+        let detail = format!(
+            "nothing was changed: `statements.{name}.invalidates` names `{{returned.{column}}}`, and the statement returns no such column"
+        );
+        if let Some(untold) = self.complaints.tell() {
+            tracing::error!(statement = name, untold, detail);
+        }
+        Stopped::Refused(Problem::new(ProblemKind::Unavailable, detail))
     }
 
     async fn answer(
@@ -105,7 +155,7 @@ impl Statement {
         tx: &mut Tx,
         values: &Values,
         once: Option<&Once>,
-    ) -> Result<Recorded, Stopped> {
+    ) -> Result<(Recorded, Vec<Target>), Stopped> {
         if let Some(once) = once {
             match once.take(tx).await? {
                 Seen::New => {}
@@ -114,10 +164,11 @@ impl Statement {
             }
         }
         let span = self.meters.asked.span(&self.name);
-        let written = self.run(tx, values).instrument(span).await?;
+        let (written, targets) = self.run(tx, values).instrument(span).await?;
         let answer = Recorded {
             status: 200,
-            body: serde_json::to_string(&written).unwrap_or_default(),
+            body: serde_json::to_string(&written)
+                .map_err(|error| SourceError::from(sqlx::Error::Encode(error.into())))?,
         };
         if let Some(once) = once {
             if !once.can_keep(&answer.body) {
@@ -136,7 +187,7 @@ impl Statement {
                 ));
             }
         }
-        Ok(answer)
+        Ok((answer, targets))
     }
 
     fn judge(
@@ -155,6 +206,7 @@ impl Statement {
             Err(WriteError::Work(Stopped::Sql(error)) | WriteError::Source(error)) => {
                 Err(self.refusal(&error))
             }
+            Err(WriteError::Commit(error)) if was_refused(&error) => Err(self.refusal(&error)),
             Err(WriteError::Commit(error)) => {
                 tracing::error!(statement = self.name, %error, "the outcome of a statement is unknown");
                 Err(Problem::new(
@@ -169,7 +221,7 @@ impl Statement {
         }
     }
 
-    async fn run(&self, tx: &mut Tx, values: &Values) -> Result<Written, SourceError> {
+    async fn run(&self, tx: &mut Tx, values: &Values) -> Result<(Written, Vec<Target>), Stopped> {
         let params = bound(&self.sql, &self.params, values);
         let mut written = Written {
             statement: self.name.clone(),
@@ -177,9 +229,11 @@ impl Statement {
             last_id: None,
             rows: None,
         };
+        let mut targets = Vec::new();
         if self.returns {
             let mut rows = tx.select(&self.sql.text, &params).await?;
             written.affected = rows.len() as u64;
+            targets = self.targets_of(&rows, values)?;
             rows.truncate(self.max_rows);
             written.rows = Some(rows);
         } else {
@@ -189,7 +243,7 @@ impl Statement {
                 .last_insert_id
                 .filter(|id| self.sql.verb == "INSERT" && *id > 0);
         }
-        Ok(written)
+        Ok((written, targets))
     }
 
     fn refusal(&self, error: &SourceError) -> Problem {
@@ -204,20 +258,14 @@ impl Statement {
             )
             .retry_after(Some(std::time::Duration::from_secs(1)));
         }
-        if let SourceError::Sql(sqlx::Error::Database(cause)) = error
-            && (cause.is_unique_violation()
-                || cause.is_foreign_key_violation()
-                || cause.is_check_violation())
-        {
-            return Problem::new(
-                ProblemKind::Conflict,
-                format!(
-                    "`{name}` contradicts what is in the database: a key is taken, or a rule of the table forbids it"
-                ),
-            );
+        if let Some(blame) = Blame::of(error) {
+            return blame.problem(name);
         }
         if let Some(untold) = self.complaints.tell() {
             tracing::error!(statement = name, %error, untold, "a statement was refused by the database");
+        }
+        if let Some(problem) = of_a_column(error) {
+            return problem;
         }
         Problem::new(
             ProblemKind::Unavailable,

@@ -13,9 +13,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
+use super::manners::Mannered;
 use super::wire::{Answer, Unwritten, Wire};
-use super::{Peer, tls};
+use super::{Peer, descriptors, tls};
 use crate::app::App;
+use crate::complaint::Complaints;
 use crate::http;
 
 /// Marks a request that is counted as in flight until its answer is written; the router need not count it.
@@ -28,7 +30,7 @@ pub(crate) struct Spare;
 
 /// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each time, and must not wait behind the
 /// callers who fill it: it would be taken for dead, and ended with all of them.
-const SPARE_PLACES: usize = 16;
+pub(super) const SPARE_PLACES: usize = 16;
 
 /// A spare place is for one short question: each of its stages may take no longer than this, so that nobody holds it for long.
 const SPARE_LIMIT: Duration = Duration::from_secs(2);
@@ -42,6 +44,7 @@ pub(super) struct Acceptor {
     graceful: GracefulShutdown,
     places: Arc<Semaphore>,
     spare: Arc<Semaphore>,
+    complaints: Complaints,
 }
 
 /// Room for one connection until it ends.
@@ -71,8 +74,9 @@ impl Acceptor {
             },
             app: app.clone(),
             graceful: GracefulShutdown::new(),
-            places: Arc::new(Semaphore::new(limits.connections)),
+            places: Arc::new(Semaphore::new(descriptors::room(app.config()))),
             spare: Arc::new(Semaphore::new(SPARE_PLACES)),
+            complaints: Complaints::default(),
         }
     }
 
@@ -92,7 +96,9 @@ impl Acceptor {
                     Ok((stream, peer)) => self.start(stream, peer, self.better(place)),
                     Err(error) => {
                         // Out of descriptors, most often: those that are open will free some.
-                        tracing::warn!(%error, "a connection could not be accepted");
+                        if let Some(untold) = self.complaints.tell() {
+                            tracing::warn!(%error, untold, "a connection could not be accepted");
+                        }
                         sleep(Duration::from_millis(50)).await;
                     }
                 }
@@ -248,6 +254,7 @@ impl Caller {
         });
         let service = TowerToHyperService::new(service);
         let server = if spare { brief } else { server };
+        let stream = Mannered::new(stream);
         let connection = server.serve_connection(TokioIo::new(stream), service);
         watcher.watch(connection).await
     }

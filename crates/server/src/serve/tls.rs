@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use super::manners::refusal;
 use super::wire::Wire;
 use crate::app::{App, unix_ms};
 use crate::config::{ClientCertificates, ServerTlsConfig, TlsVersion};
@@ -343,6 +344,16 @@ pub(crate) async fn look(app: &App) {
     }
 }
 
+/// Lets what is counted here begin at nought.
+pub(crate) fn begin_counters() {
+    for outcome in ["renewed", "refused"] {
+        counter!("steadfast_tls_reloads_total", "outcome" => outcome).increment(0);
+    }
+    for reason in ["plain_http", "timeout", "failed"] {
+        counter!("steadfast_tls_refused_total", "reason" => reason).increment(0);
+    }
+}
+
 /// Why there is no TLS with a caller.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Refused {
@@ -385,12 +396,11 @@ pub(super) async fn accept(
 
 /// A probe that was not told of TLS should fail with a word of why, and not with what looks like a broken network.
 async fn say_that_it_is_tls(mut wire: Wire) -> io::Result<()> {
-    const BODY: &str = "{\"type\":\"about:blank\",\"title\":\"Bad Request\",\"status\":400,\"detail\":\"this port speaks TLS: use https://\"}";
-    let answer = format!(
-        "HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{BODY}",
-        BODY.len()
+    let answer = refusal(
+        http::StatusCode::BAD_REQUEST,
+        "this port speaks TLS: use https://",
     );
-    wire.write_all(answer.as_bytes()).await?;
+    wire.write_all(&answer).await?;
     wire.shutdown().await?;
     // Closed with words unread, the answer could be lost: they are read, as far as they are few.
     let mut rest = [0; 1024];

@@ -48,7 +48,8 @@ impl Guarded {
         let sources = Sources::new()
             .text("test", &text)
             .flag("test", "database.url", database)
-            .flag("test", "redis.url", "redis://127.0.0.1:1");
+            .flag("test", "redis.url", "redis://127.0.0.1:1")
+            .flag("test", "server.trusted_proxies", "127.0.0.0/8");
         let config = Config::load(&sources).unwrap();
         let service = Service::from_app(App::start(config.clone()).await.unwrap()).await;
         Self {
@@ -607,6 +608,40 @@ async fn s6_a_key_that_rotates_in_is_taken_at_once_and_one_that_rotates_out_is_n
 }
 
 #[tokio::test]
+async fn s6_each_key_of_a_set_stands_for_itself_and_an_empty_set_withdraws_all() {
+    let key = ec();
+    let good = signed(Algorithm::ES256, "one", &claims(), &key);
+    let mut set: Json =
+        serde_json::from_str(&published(&[("one", Algorithm::ES256, &key)])).unwrap();
+    let keys = set["keys"].as_array_mut().unwrap();
+    for odd in [
+        json!({"kty": "EC", "kid": 7, "crv": "P-256", "x": "AA", "y": "AA"}),
+        json!(null),
+        json!("key"),
+        json!({"kty": "AKP", "kid": "new"}),
+        json!({"kty": "RSA", "kid": "r", "n": [], "e": "AQAB", "use": 1}),
+    ] {
+        keys.insert(0, odd);
+    }
+    let provider = Provider::start(set.to_string()).await;
+    let auth = base(&format!(
+        "jwks = \"{}\"\njwks_cooldown = \"1ms\"\njwks_refresh = \"1ms\"\n",
+        provider.url
+    ));
+    let guarded = Guarded::with(&auth).await;
+    assert_eq!(guarded.status_with(&good).await.status, 200);
+    *provider.document.lock() = "{\"keys\": []}".to_owned();
+    let withdrawn = async {
+        while guarded.status_with(&good).await.status != 401 {
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, withdrawn)
+        .await
+        .expect("an empty set withdraws its keys");
+}
+
+#[tokio::test]
 async fn s6_tokens_with_invented_keys_cause_no_flood_of_look_ups() {
     let key = ec();
     let provider = Provider::start(published(&[("one", Algorithm::ES256, &key)])).await;
@@ -754,6 +789,24 @@ async fn s6_a_jwks_that_floods_or_lies_gives_nobody_a_key() {
             assert_ne!(reply.header("retry-after"), "");
         }
     }
+}
+
+#[tokio::test]
+async fn s6_behind_a_trusted_proxy_the_audit_log_and_health_know_the_caller() {
+    let guarded = Guarded::with(&base(&format!(
+        "[auth.keys.dev]\nalgorithm = \"HS256\"\nsecret = \"{SECRET}\"\n"
+    )))
+    .await;
+    let forwarded = ("x-forwarded-for", "6.6.6.6, 192.0.2.7");
+    let health = guarded
+        .service
+        .get_with("/health", &[forwarded])
+        .await
+        .json();
+    assert_eq!(health["checks"]["redis"]["message"], "");
+    let refused = guarded.service.get_with("/v1/settings", &[forwarded]).await;
+    assert_eq!(refused.status, 401);
+    assert_eq!(guarded.audit(1).await[0]["peer"], "192.0.2.7");
 }
 
 #[tokio::test]

@@ -45,6 +45,8 @@ async fn s1_a_wrong_request_is_told_what_is_wrong_with_it() {
         "/v1/history?limit=many",
         "/v1/history?limit=100001",
         "/v1/history?limit=1&limit=2",
+        "/v1/history?limt=1",
+        "/v1/events?last_id=1",
         "/v1/events?last_event_id=1&last_event_id=2",
     ] {
         is_problem(&service.get(path).await, 400, "/problems/bad-parameter");

@@ -176,6 +176,16 @@ async fn s9_signals_reload_drain_and_end() {
     };
     tokio::time::timeout(PATIENCE, back).await.unwrap();
 
+    // Changed SQL is in force at once, whatever was kept of the old.
+    write("queries.two.sql = 'SELECT 22 AS n'");
+    signal("HUP");
+    let changed = async {
+        while service.get("/v1/queries/two").await.json()["rows"][0]["n"] != 22 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, changed).await.unwrap();
+
     // What was written for another database is taken up whole or not at all: not at all.
     write("# elsewhere\nqueries.three.sql = 'SELECT 3 AS n'");
     signal("HUP");

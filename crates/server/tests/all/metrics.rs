@@ -1,3 +1,5 @@
+use steadfast_server::auth::{Order, Role, issue};
+
 use crate::harness::Service;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -178,4 +180,44 @@ async fn s4_the_guide_explains_each_metric_that_is_exported() {
         names += 1;
     }
     assert!(names > 30, "only {names}");
+}
+
+#[tokio::test]
+async fn s4_a_counter_begins_at_nought_so_that_its_first_event_is_a_rise() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.rate.each.requests", "1000"),
+        ("auth.issuer", "us"),
+        ("auth.audience", "steadfast"),
+        ("auth.audit", "off"),
+        ("auth.keys.dev.algorithm", "HS256"),
+        ("auth.keys.dev.secret", "0123456789abcdef0123456789abcdef"),
+    ])
+    .await;
+    let order = Order {
+        subject: "ada",
+        role: Role::Viewer,
+        lifetime: std::time::Duration::from_secs(60),
+        key: None,
+        private_key: None,
+        now: jsonwebtoken::get_current_timestamp(),
+    };
+    let token = issue(service.app.config().auth.as_ref().unwrap(), &order).unwrap();
+    let bearer = format!("Bearer {}", secrecy::ExposeSecret::expose_secret(&token));
+    let text = service
+        .get_with("/metrics", &[("authorization", &bearer)])
+        .await
+        .text();
+    for line in [
+        "steadfast_audit_lost_total 0",
+        "steadfast_audit_suppressed_total 0",
+        "steadfast_log_lost_total 0",
+        "steadfast_stalled_callers_total 0",
+        "steadfast_auth_refused_total{reason=\"role\"} 0",
+        "steadfast_auth_refused_total{reason=\"unknown_key\"} 0",
+        "steadfast_rate_limited_total{limit=\"each\"} 0",
+        "steadfast_rate_limit_uncounted_total{limit=\"each\"} 0",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
 }

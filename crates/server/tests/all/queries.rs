@@ -33,7 +33,7 @@ async fn s1_users_are_found_by_name_or_phone_number_and_added() {
     let added = service.post("/v1/statements/create_user", &person).await;
     assert_eq!(added.status, 200, "{}", added.text());
     assert_eq!(added.json()["affected"], 1);
-    let id = added.json()["last_id"].as_i64().unwrap();
+    let id = added.json()["rows"][0]["id"].as_i64().unwrap();
     let after = service
         .get("/v1/queries/search_users?q=Zenobia")
         .await
@@ -219,5 +219,74 @@ async fn s1_answers_go_on_while_redis_is_killed_and_started_again() {
         .await;
     for n in 0..50 {
         ask(n).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s13_releases_side_by_side_are_never_answered_with_what_the_other_has_kept() {
+    let redis = redis().await;
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("t.db").display());
+    let release = async |sql: &str, more: &[(&str, &str)]| {
+        let mut settings = vec![
+            ("redis.url", redis.url()),
+            ("database.url", url.clone()),
+            ("queries.one.sql", sql.to_owned()),
+            ("queries.one.key", "one".to_owned()),
+            (
+                "statements.touch.sql",
+                "DELETE FROM steadfast_outbox WHERE 1 = 0".to_owned(),
+            ),
+            ("statements.touch.invalidates.keys", "one".to_owned()),
+        ];
+        settings.extend(
+            more.iter()
+                .map(|(name, value)| (*name, (*value).to_owned())),
+        );
+        let settings: Vec<(&str, &str)> = settings
+            .iter()
+            .map(|(name, value)| (*name, &**value))
+            .collect();
+        let service = Service::with(&settings).await;
+        service
+            .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+            .await;
+        service
+    };
+    let ask = async |service: &Service| service.get("/v1/queries/one").await.json();
+    let rows = "SELECT 1 AS n UNION ALL SELECT 2 UNION ALL SELECT 3";
+    let old = release("SELECT 1 AS n, 'private' AS s", &[]).await;
+    assert_eq!(ask(&old).await["rows"][0]["s"], "private");
+    for (sql, more, wanted) in [
+        ("SELECT 1 AS n", &[][..], json!([{"n": 1}])),
+        (rows, &[], json!([{"n": 1}, {"n": 2}, {"n": 3}])),
+        (
+            rows,
+            &[("queries.one.max_rows", "2")],
+            json!([{"n": 1}, {"n": 2}]),
+        ),
+    ] {
+        let new = release(sql, more).await;
+        let answer = ask(&new).await;
+        assert_eq!(answer["rows"], wanted, "{answer}");
+        assert_eq!(answer["source"], "database", "{answer}");
+        // The next process of the same release has it from Redis.
+        let same = release(sql, more).await;
+        let answer = ask(&same).await;
+        assert_eq!(
+            (&answer["rows"], &answer["source"]),
+            (&wanted, &json!("redis"))
+        );
+        // And one statement of whichever release invalidates the key for all.
+        let touched = old.post("/v1/statements/touch", &json!({})).await;
+        assert_eq!(touched.status, 200, "{}", touched.text());
+        let reloaded = async {
+            while ask(&same).await["source"] == "memory" {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        let soon = Duration::from_secs(20);
+        assert!(tokio::time::timeout(soon, reloaded).await.is_ok());
+        assert_eq!(ask(&old).await["rows"][0]["s"], "private");
     }
 }

@@ -201,6 +201,57 @@ async fn s7_a_caller_that_comes_back_when_a_sliding_window_says_is_let_in_by_red
 }
 
 #[tokio::test]
+async fn s7_a_clock_of_redis_that_was_set_back_locks_nobody_out() {
+    let redis = redis().await;
+    let folder = tempfile::tempdir().unwrap();
+    let rate = "[limits.rate.each]\nrequests = 10\nper = \"1s\"\n";
+    let service = service(&redis.url(), &folder, rate).await;
+    ready(&service).await;
+    let bearer = token(&service.app, "ada");
+    let ask = async || {
+        let reply = service
+            .get_with("/v1/history", &[("authorization", &bearer)])
+            .await;
+        reply.status.as_u16()
+    };
+    assert_eq!(ask().await, 200);
+    // As it would stand there had the clock been an hour ahead until now.
+    let back = "local keys = redis.call('KEYS', 'sample:r:each:*') \
+                redis.call('INCRBY', keys[1], 3600000000) return #keys";
+    redis.command(&["EVAL", back, "0"]).await.unwrap();
+    assert_eq!(ask().await, 200, "nobody waits for an hour");
+    let mut passed = 0;
+    for _ in 0..30 {
+        passed += u32::from(ask().await == 200);
+    }
+    assert!(passed < 30, "the limit holds again");
+}
+
+#[tokio::test]
+async fn s7_behind_a_trusted_proxy_each_caller_has_a_rate_of_its_own() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("limits.rate.x.requests", "1"),
+        ("limits.rate.x.per", "1h"),
+        ("server.trusted_proxies", "127.0.0.1"),
+    ])
+    .await;
+    let ask = async |forwarded: &str| {
+        let reply = service
+            .get_with("/v1/history", &[("x-forwarded-for", forwarded)])
+            .await;
+        reply.status.as_u16()
+    };
+    for caller in ["192.0.2.1", "192.0.2.2", "192.0.2.3"] {
+        assert_eq!(ask(caller).await, 200, "{caller}");
+    }
+    for invented in ["6.6.6.6", "7.7.7.7"] {
+        let forwarded = format!("{invented}, 192.0.2.1");
+        assert_eq!(ask(&forwarded).await, 429, "{invented}");
+    }
+}
+
+#[tokio::test]
 async fn s7_who_is_refused_for_want_of_a_token_is_counted_by_its_address() {
     let folder = tempfile::tempdir().unwrap();
     let rate = "[limits.rate.x]\nrequests = 3\nper = \"1h\"\n";

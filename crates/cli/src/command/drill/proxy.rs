@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use steadfast_drill::api::{self, Proxies, Wanted};
 use tokio::net::TcpListener;
 
+use crate::address::host_and_port;
 use crate::failure::{Failure, Status};
 use crate::output::line;
 use crate::signals::Signals;
@@ -44,6 +45,14 @@ pub(crate) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        for (flag, address) in [
+            ("--upstream", &self.upstream),
+            ("--listen", &Some(self.listen.clone())),
+        ] {
+            if let Some(address) = address {
+                host_and_port(flag, address)?;
+            }
+        }
         let signals = Signals::listen()?;
         let unavailable = |error: &dyn std::fmt::Display| {
             Failure::new(

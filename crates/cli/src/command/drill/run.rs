@@ -54,6 +54,7 @@ pub(crate) struct Args {
 
 impl Args {
     pub(super) async fn run(self) -> Result<(), Failure> {
+        self.target.check()?;
         let signals = Signals::listen()?;
         let scenarios = self.scenarios()?;
         let folders: Vec<_> = scenarios

@@ -9,6 +9,7 @@ use steadfast_drill::target::{TargetError, TargetOptions, run_target};
 use tokio_util::sync::CancellationToken;
 
 use super::run::write;
+use crate::address::host_and_port;
 use crate::failure::{Failure, Status};
 use crate::output::{has_colour, line};
 
@@ -27,6 +28,12 @@ pub(super) struct Target {
 }
 
 impl Target {
+    /// Refuses an address that is none.
+    pub(super) fn check(&self) -> Result<(), Failure> {
+        let target = self.target.as_deref();
+        target.map_or(Ok(()), |target| host_and_port("--target", target))
+    }
+
     /// What to run if an application is to be drilled.
     pub(super) fn options(&self, stop: &CancellationToken) -> Option<TargetOptions> {
         Some(TargetOptions {

@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::app::unix_ms;
 
-/// How often one program is complained about.
+/// How often one thing is complained about.
 #[derive(Debug, Default)]
-pub(super) struct Complaints {
+pub(crate) struct Complaints {
     /// The second in which something was told last.
     told: AtomicU64,
     untold: AtomicU64,
@@ -15,7 +15,7 @@ pub(super) struct Complaints {
 
 impl Complaints {
     /// Whether to tell one now, and then how many were not told since.
-    pub(super) fn tell(&self) -> Option<u64> {
+    pub(crate) fn tell(&self) -> Option<u64> {
         self.tell_at(unix_ms() / 1000)
     }
 

@@ -1,0 +1,63 @@
+//! Every connection is an open file, and the system gives a process few of them unless it asks for more. Past the limit nothing can be accepted, not
+//! even a question for health. So the limit is raised at the start as far as may be, and no more callers are taken than it has room for.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::Config;
+
+/// Returns how many connections of callers there is room for, at most `limits.connections`, and says if it is fewer.
+pub(super) fn room(config: &Config) -> usize {
+    let wanted = config.limits.connections;
+    let own = reserved(config);
+    let files = raised_to(u64::try_from(wanted.saturating_add(own)).unwrap_or(u64::MAX));
+    let room = usize::try_from(files).unwrap_or(usize::MAX);
+    let room = room.saturating_sub(own).clamp(1, wanted);
+    if room < wanted {
+        tracing::warn!(
+            open_files = files,
+            needed = wanted.saturating_add(own),
+            "only {room} callers can be connected at once, and not `limits.connections` ({wanted}): the system lets this process open {files} files; \
+             raise that (`LimitNOFILE` of systemd, `ulimit -n`)"
+        );
+    }
+    room
+}
+
+/// The files that the service needs for itself: connections to the database and Redis, spare places, logs, and what the runtime keeps open.
+fn reserved(config: &Config) -> usize {
+    let database = &config.database;
+    let connections = usize::try_from(database.max_connections).unwrap_or(usize::MAX);
+    // SQLite opens a database, its log and its index.
+    let files = 3 * (connections.saturating_add(database.guard.concurrency) + 1);
+    let redis = config.redis.connections + 6;
+    (files + redis + super::acceptor::SPARE_PLACES + 16).min(1 << 20)
+}
+
+/// Raises the soft limit to as much as is needed and the hard one allows; returns what it is then.
+fn raised_to(needed: u64) -> u64 {
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    // None: no limit.
+    let Some(soft) = current else { return u64::MAX };
+    let target = needed.min(maximum.unwrap_or(u64::MAX));
+    if soft >= target {
+        return soft;
+    }
+    let raised = Rlimit {
+        current: Some(target),
+        maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => {
+            tracing::info!(
+                from = soft,
+                to = target,
+                "the limit on open files is raised"
+            );
+            target
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the limit on open files cannot be raised");
+            soft
+        }
+    }
+}
