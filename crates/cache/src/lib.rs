@@ -77,6 +77,7 @@ mod relay;
 mod repository;
 mod sabotage;
 mod source;
+mod statement;
 mod stats;
 mod status;
 mod target;
@@ -102,11 +103,12 @@ pub use source::{
     Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Param, ParamType, Pool, Row,
     SourceError, Tx,
 };
+pub use statement::Statement;
 pub use stats::Counts;
 pub use status::{CacheStatus, RedisTrust};
 pub use target::Target;
 pub use view::{Read, View};
-pub use write::{Invalidation, Write, WriteError, Written};
+pub use write::{Commit, Invalidation, Write, WriteError, Written};
 
 /// The format in Redis, for the benchmark that measures it.
 #[cfg(feature = "sabotage")]

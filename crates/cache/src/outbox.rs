@@ -384,6 +384,18 @@ insert_for!(Postgres, |at| format!(
     at * 3 + 3
 ));
 
+/// The time by the database's clock, in milliseconds since 1970.
+pub(crate) fn now_sql(database: &Database) -> &'static str {
+    match *database.pool() {
+        #[cfg(feature = "sqlite")]
+        Pool::Sqlite(_) => SQLITE_NOW,
+        #[cfg(feature = "mysql")]
+        Pool::MySql(_) => MYSQL_NOW,
+        #[cfg(feature = "postgres")]
+        Pool::Postgres(_) => POSTGRES_NOW,
+    }
+}
+
 fn glance_sql(now: &str, first: &str, second: &str) -> String {
     format!(
         "SELECT s.watermark, o.id, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = {first}) \

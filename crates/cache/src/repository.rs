@@ -65,7 +65,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Writes through a repository, and invalidates the key in the same transaction; see [`Cache::write`](crate::Cache::write).
     ///
     /// # Errors
-    /// As [`Write::commit`](crate::Write::commit).
+    /// As [`Commit::commit`](crate::Commit::commit).
     pub async fn put_to<R, K>(
         &self,
         repository: &R,

@@ -7,9 +7,16 @@ use crate::outbox::Transactional;
 use crate::source::{SourceError, Tx};
 use crate::target::Target;
 
-/// A write being put together; see [`Cache::write`].
-#[must_use = "nothing is written until `commit` is called and awaited"]
+/// A write that has yet to say what it invalidates; see [`Cache::write`].
+#[must_use = "say what the write invalidates, then commit it"]
 pub struct Write<'a, F> {
+    cache: &'a Cache,
+    work: F,
+}
+
+/// A write that says what it invalidates.
+#[must_use = "nothing is written until `commit` is called and awaited"]
+pub struct Commit<'a, F> {
     cache: &'a Cache,
     work: F,
     targets: Vec<Target>,
@@ -66,11 +73,7 @@ impl Cache {
     /// # Ok(()) }
     /// ```
     pub fn write<F>(&self, work: F) -> Write<'_, F> {
-        Write {
-            cache: self,
-            work,
-            targets: Vec::new(),
-        }
+        Write { cache: self, work }
     }
 
     /// Invalidates keys and tags, in all tiers and processes, durably: the order is in SQL before this returns. For changes made
@@ -118,15 +121,28 @@ impl Cache {
             relay.prepare().await?;
             tx.insert(relay.outbox().namespace(), targets).await?;
         }
-        Ok(Invalidation {
-            inner,
-            targets: targets.to_vec(),
-        })
+        Ok(Invalidation::new(inner, targets))
     }
 }
 
-impl<F> Write<'_, F> {
-    /// These keys and tags are invalidated by the write. May be called repeatedly.
+impl<'a, F> Write<'a, F> {
+    /// These keys and tags are invalidated by the write.
+    pub fn invalidates(self, targets: impl IntoIterator<Item = Target>) -> Commit<'a, F> {
+        self.invalidates_nothing().invalidates(targets)
+    }
+
+    /// The write changes nothing that is cached.
+    pub fn invalidates_nothing(self) -> Commit<'a, F> {
+        Commit {
+            cache: self.cache,
+            work: self.work,
+            targets: Vec::new(),
+        }
+    }
+}
+
+impl<F> Commit<'_, F> {
+    /// These keys and tags are invalidated too.
     pub fn invalidates(mut self, targets: impl IntoIterator<Item = Target>) -> Self {
         self.targets.extend(targets);
         self
@@ -172,7 +188,14 @@ impl<F> Write<'_, F> {
     }
 }
 
-impl Invalidation<'_> {
+impl<'a> Invalidation<'a> {
+    pub(crate) fn new(inner: &'a Inner, targets: &[Target]) -> Self {
+        Self {
+            inner,
+            targets: targets.to_vec(),
+        }
+    }
+
     /// Forgets the values in this process, and waits a moment for Redis to do so too. Says whether it did.
     pub async fn apply(mut self) -> bool {
         let targets = std::mem::take(&mut self.targets);

@@ -8,6 +8,7 @@
 
 #[cfg(feature = "mysql")]
 mod mysql;
+mod param;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod pulse;
@@ -16,7 +17,9 @@ mod row;
 mod sqlite;
 mod tls;
 mod tx;
+mod typed;
 
+pub use param::{Param, ParamType};
 pub use row::Row;
 pub use tls::{DatabaseTls, DatabaseTlsMode};
 pub use tx::Tx;
@@ -93,42 +96,6 @@ impl Default for DatabaseOptions {
     }
 }
 
-/// A value bound to a placeholder: `?` in SQLite and MySQL, `$1` in PostgreSQL. Never spliced into the text.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Param {
-    /// SQL's NULL. PostgreSQL takes it for text where a statement does not tell its type; see [`NullOf`](Self::NullOf).
-    Null,
-    /// SQL's NULL in the place of a value of this type. PostgreSQL prepares a statement for the types of its parameters.
-    NullOf(ParamType),
-    /// A truth value.
-    Bool(bool),
-    /// A whole number.
-    Int(i64),
-    /// A floating-point number.
-    Float(f64),
-    /// Text.
-    Text(String),
-    /// Bytes.
-    Bytes(Vec<u8>),
-}
-
-/// The type of a [`Param`] that is NULL.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ParamType {
-    /// A truth value.
-    Bool,
-    /// A whole number.
-    Int,
-    /// A floating-point number.
-    Float,
-    /// Text.
-    Text,
-    /// Bytes.
-    Bytes,
-}
-
 /// What a statement changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -192,6 +159,16 @@ pub enum SourceError {
     ColumnTwice {
         /// The name.
         column: String,
+    },
+    /// A row cannot be read as the type asked for.
+    #[error("row {row} is no {type_name}: {problem}")]
+    Row {
+        /// Its number, from 1.
+        row: usize,
+        /// The type.
+        type_name: &'static str,
+        /// The column and what is wrong with it.
+        problem: serde_json::Error,
     },
     /// The database, or the way to it, refused.
     #[error("the database refused: {}", tls::explain(.0))]

@@ -1,11 +1,11 @@
 //! MySQL and MariaDB.
 
 use futures_util::{StreamExt, TryStreamExt};
-use sqlx::mysql::{MySqlArguments, MySqlConnectOptions, MySqlPoolOptions};
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, MySql, MySqlConnection};
 
 use super::row::mysql::row as json;
-use super::{DatabaseOptions, Executed, Param, ParamType, Pool, Row, SourceError};
+use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, param};
 
 /// The pool, and one of connections that only read, if there are to be any.
 pub(super) fn connect(
@@ -44,7 +44,7 @@ pub(super) async fn select<'e, E>(
 where
     E: Executor<'e, Database = MySql>,
 {
-    sqlx::query_with(sql, bind(params)?)
+    sqlx::query_with(sql, param::mysql(params)?)
         .fetch(executor)
         .map(|row| json(&row?))
         .take(most)
@@ -60,7 +60,7 @@ pub(super) async fn execute<'e, E>(
 where
     E: Executor<'e, Database = MySql>,
 {
-    let done = sqlx::query_with(sql, bind(params)?)
+    let done = sqlx::query_with(sql, param::mysql(params)?)
         .execute(executor)
         .await?;
     let id = i64::try_from(done.last_insert_id())
@@ -70,25 +70,4 @@ where
         rows_affected: done.rows_affected(),
         last_insert_id: id,
     })
-}
-
-fn bind(params: &[Param]) -> Result<MySqlArguments, SourceError> {
-    use sqlx::Arguments;
-    let mut arguments = MySqlArguments::default();
-    for param in params {
-        match param.clone() {
-            Param::Null | Param::NullOf(ParamType::Text) => arguments.add(None::<String>),
-            Param::NullOf(ParamType::Bool) => arguments.add(None::<bool>),
-            Param::NullOf(ParamType::Int) => arguments.add(None::<i64>),
-            Param::NullOf(ParamType::Float) => arguments.add(None::<f64>),
-            Param::NullOf(ParamType::Bytes) => arguments.add(None::<Vec<u8>>),
-            Param::Bool(value) => arguments.add(value),
-            Param::Int(value) => arguments.add(value),
-            Param::Float(value) => arguments.add(value),
-            Param::Text(value) => arguments.add(value),
-            Param::Bytes(value) => arguments.add(value),
-        }
-        .map_err(sqlx::Error::Encode)?;
-    }
-    Ok(arguments)
 }

@@ -1,11 +1,11 @@
 //! PostgreSQL.
 
 use futures_util::{StreamExt, TryStreamExt};
-use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, Executor, Postgres};
 
 use super::row::postgres::row as json;
-use super::{DatabaseOptions, Executed, Param, ParamType, Pool, Row, SourceError};
+use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, param};
 
 /// The pool, and one of connections that only read, if there are to be any.
 pub(super) fn connect(options: PgConnectOptions, limits: &DatabaseOptions) -> (Pool, Option<Pool>) {
@@ -37,7 +37,8 @@ pub(super) async fn select<'e, E>(
 where
     E: Executor<'e, Database = Postgres>,
 {
-    sqlx::query_with(sql, bind(params)?)
+    sqlx::query_with(sql, param::postgres(params)?)
+        .persistent(param::may_stay_prepared(params))
         .fetch(executor)
         .map(|row| json(&row?))
         .take(most)
@@ -53,32 +54,12 @@ pub(super) async fn execute<'e, E>(
 where
     E: Executor<'e, Database = Postgres>,
 {
-    let done = sqlx::query_with(sql, bind(params)?)
+    let done = sqlx::query_with(sql, param::postgres(params)?)
+        .persistent(param::may_stay_prepared(params))
         .execute(executor)
         .await?;
     Ok(Executed {
         rows_affected: done.rows_affected(),
         last_insert_id: None,
     })
-}
-
-fn bind(params: &[Param]) -> Result<PgArguments, SourceError> {
-    use sqlx::Arguments;
-    let mut arguments = PgArguments::default();
-    for param in params {
-        match param.clone() {
-            Param::Null | Param::NullOf(ParamType::Text) => arguments.add(None::<String>),
-            Param::NullOf(ParamType::Bool) => arguments.add(None::<bool>),
-            Param::NullOf(ParamType::Int) => arguments.add(None::<i64>),
-            Param::NullOf(ParamType::Float) => arguments.add(None::<f64>),
-            Param::NullOf(ParamType::Bytes) => arguments.add(None::<Vec<u8>>),
-            Param::Bool(value) => arguments.add(value),
-            Param::Int(value) => arguments.add(value),
-            Param::Float(value) => arguments.add(value),
-            Param::Text(value) => arguments.add(value),
-            Param::Bytes(value) => arguments.add(value),
-        }
-        .map_err(sqlx::Error::Encode)?;
-    }
-    Ok(arguments)
 }

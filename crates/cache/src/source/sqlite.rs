@@ -3,13 +3,11 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, TryStreamExt};
-use sqlx::sqlite::{
-    SqliteArguments, SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous,
-};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Executor, Sqlite};
 
 use super::row::sqlite::row as json;
-use super::{DatabaseOptions, Executed, Param, ParamType, Pool, Row, SourceError};
+use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, param};
 
 /// The pool, and one of connections that only read, if there are to be any.
 pub(super) fn connect(
@@ -44,7 +42,7 @@ pub(super) async fn select<'e, E>(
 where
     E: Executor<'e, Database = Sqlite>,
 {
-    sqlx::query_with(sql, bind(params)?)
+    sqlx::query_with(sql, param::sqlite(params)?)
         .fetch(executor)
         .map(|row| json(&row?))
         .take(most)
@@ -60,32 +58,11 @@ pub(super) async fn execute<'e, E>(
 where
     E: Executor<'e, Database = Sqlite>,
 {
-    let done = sqlx::query_with(sql, bind(params)?)
+    let done = sqlx::query_with(sql, param::sqlite(params)?)
         .execute(executor)
         .await?;
     Ok(Executed {
         rows_affected: done.rows_affected(),
         last_insert_id: Some(done.last_insert_rowid()),
     })
-}
-
-fn bind(params: &[Param]) -> Result<SqliteArguments, SourceError> {
-    use sqlx::Arguments;
-    let mut arguments = SqliteArguments::default();
-    for param in params {
-        match param.clone() {
-            Param::Null | Param::NullOf(ParamType::Text) => arguments.add(None::<String>),
-            Param::NullOf(ParamType::Bool) => arguments.add(None::<bool>),
-            Param::NullOf(ParamType::Int) => arguments.add(None::<i64>),
-            Param::NullOf(ParamType::Float) => arguments.add(None::<f64>),
-            Param::NullOf(ParamType::Bytes) => arguments.add(None::<Vec<u8>>),
-            Param::Bool(value) => arguments.add(value),
-            Param::Int(value) => arguments.add(value),
-            Param::Float(value) => arguments.add(value),
-            Param::Text(value) => arguments.add(value),
-            Param::Bytes(value) => arguments.add(value),
-        }
-        .map_err(sqlx::Error::Encode)?;
-    }
-    Ok(arguments)
 }

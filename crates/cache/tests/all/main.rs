@@ -10,5 +10,7 @@ mod history;
 mod oddities;
 mod outage;
 mod outbox;
+mod parameters;
 mod provenance;
 mod site;
+mod views;

@@ -1,5 +1,6 @@
 //! PostgreSQL, in its binary formats (`src/backend/utils/adt` in its source).
 
+use serde_json::Value;
 use sqlx::postgres::{PgRow, PgTypeInfo, PgTypeKind};
 use sqlx::{Column, Row as _, TypeInfo, ValueRef};
 
@@ -21,32 +22,28 @@ fn cell(row: &PgRow, at: usize, info: &PgTypeInfo) -> Result<Cell, Unfit> {
     if raw.is_null() {
         return Ok(().into());
     }
-    let bytes = raw.as_bytes().map_err(sqlx::Error::Decode)?;
+    value(info, raw.as_bytes().map_err(sqlx::Error::Decode)?)
+}
+
+fn value(info: &PgTypeInfo, bytes: &[u8]) -> Result<Cell, Unfit> {
     let text = || std::str::from_utf8(bytes);
-    let whole = |bytes: &[u8]| Some(i64::from_be_bytes(bytes.try_into().ok()?));
     let cell = match info.name() {
-        "BOOL" => Some(row.try_get_unchecked::<bool, _>(at)?.into()),
-        "INT2" => Some(row.try_get_unchecked::<i16, _>(at)?.into()),
-        "INT4" => Some(row.try_get_unchecked::<i32, _>(at)?.into()),
-        "INT8" => whole(bytes).map(Cell::from),
-        "OID" => bytes
-            .try_into()
-            .ok()
-            .map(|bytes| u32::from_be_bytes(bytes).into()),
-        "FLOAT4" => Some(single(row.try_get_unchecked(at)?)),
-        "FLOAT8" => Some(double(row.try_get_unchecked(at)?)),
+        "BOOL" => exactly(bytes).map(|[byte]| (byte != 0).into()),
+        "INT2" => exactly(bytes).map(|bytes| i16::from_be_bytes(bytes).into()),
+        "INT4" => exactly(bytes).map(|bytes| i32::from_be_bytes(bytes).into()),
+        "INT8" => exactly(bytes).map(|bytes| i64::from_be_bytes(bytes).into()),
+        "OID" => exactly(bytes).map(|bytes| u32::from_be_bytes(bytes).into()),
+        "FLOAT4" => exactly(bytes).map(|bytes| single(f32::from_be_bytes(bytes))),
+        "FLOAT8" => exactly(bytes).map(|bytes| double(f64::from_be_bytes(bytes))),
         "NUMERIC" => numeric(bytes).map(Cell::from),
         "TEXT" | "VARCHAR" | "CHAR" | "\"CHAR\"" | "NAME" | "UNKNOWN" | "XML" | "citext" => {
             Some(text()?.into())
         }
         "BYTEA" => Some(hex(bytes)),
-        "TIMESTAMP" => whole(bytes).map(|micros| moment(micros, "").into()),
-        "TIMESTAMPTZ" => whole(bytes).map(|micros| moment(micros, "Z").into()),
-        "DATE" => bytes
-            .try_into()
-            .ok()
-            .map(|bytes| date(i32::from_be_bytes(bytes)).into()),
-        "TIME" => whole(bytes).map(|micros| time(micros).into()),
+        "TIMESTAMP" => exactly(bytes).map(|bytes| moment(i64::from_be_bytes(bytes), "").into()),
+        "TIMESTAMPTZ" => exactly(bytes).map(|bytes| moment(i64::from_be_bytes(bytes), "Z").into()),
+        "DATE" => exactly(bytes).map(|bytes| date(i32::from_be_bytes(bytes)).into()),
+        "TIME" => exactly(bytes).map(|bytes| time(i64::from_be_bytes(bytes)).into()),
         "TIMETZ" => zoned(bytes).map(Cell::from),
         "UUID" => Some(uuid(bytes).into()),
         "JSON" => Some(Cell::document(text()?)?),
@@ -54,11 +51,56 @@ fn cell(row: &PgRow, at: usize, info: &PgTypeInfo) -> Result<Cell, Unfit> {
         "JSONB" => Some(Cell::document(std::str::from_utf8(
             bytes.get(1..).unwrap_or_default(),
         )?)?),
-        _ if matches!(info.kind(), PgTypeKind::Enum(_)) => Some(text()?.into()),
-        _ => return Err(Unfit::Type),
+        _ => match info.kind() {
+            PgTypeKind::Enum(_) => Some(text()?.into()),
+            PgTypeKind::Array(of) => return array(of, bytes),
+            _ => return Err(Unfit::Type),
+        },
     };
-    cell.ok_or(Unfit::Value("its length is not that of its type"))
+    cell.ok_or(WRONG_LENGTH)
 }
+
+fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
+    bytes.try_into().ok()
+}
+
+/// The number of dimensions, a flag, the type of the elements; for each dimension its length and its first index; then the elements, each behind its
+/// length, which is -1 for NULL.
+fn array(of: &PgTypeInfo, mut bytes: &[u8]) -> Result<Cell, Unfit> {
+    let mut word = || -> Result<i32, Unfit> {
+        let (word, rest) = bytes.split_first_chunk().ok_or(WRONG_LENGTH)?;
+        bytes = rest;
+        Ok(i32::from_be_bytes(*word))
+    };
+    let (dimensions, _, _) = (word()?, word()?, word()?);
+    let mut lengths = Vec::new();
+    for _ in 0..dimensions {
+        lengths.push(usize::try_from(word()?).map_err(|_| WRONG_LENGTH)?);
+        word()?;
+    }
+    if lengths.is_empty() {
+        return Ok(Value::Array(Vec::new()).into());
+    }
+    let values = nested(of, &lengths, &mut bytes)?;
+    Ok(values.into())
+}
+
+/// The rest of an array that has these lengths.
+fn nested(of: &PgTypeInfo, lengths: &[usize], bytes: &mut &[u8]) -> Result<Value, Unfit> {
+    let Some((length, inner)) = lengths.split_first() else {
+        let (size, rest) = bytes.split_first_chunk().ok_or(WRONG_LENGTH)?;
+        let Ok(size) = usize::try_from(i32::from_be_bytes(*size)) else {
+            *bytes = rest;
+            return Ok(Value::Null);
+        };
+        let (element, rest) = rest.split_at_checked(size).ok_or(WRONG_LENGTH)?;
+        *bytes = rest;
+        return Ok(value(of, element)?.value);
+    };
+    (0..*length).map(|_| nested(of, inner, bytes)).collect()
+}
+
+const WRONG_LENGTH: Unfit = Unfit::Value("its length is not that of its type");
 
 /// Digits to the base of 10 000: their number, the weight of the first, the sign, the places to show, the digits.
 fn numeric(bytes: &[u8]) -> Option<String> {

@@ -1,0 +1,273 @@
+//! Values for placeholders, and how each database is handed them.
+
+use serde_json::Value;
+use sqlx::types::time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
+use sqlx::types::{BigDecimal, Uuid};
+
+/// A value bound to a placeholder: `?` in SQLite and MySQL, `$1` in PostgreSQL. Never spliced into the text. Rust's own values become one by `into`,
+/// an `Option` among them:
+///
+/// ```
+/// # use steadfast_cache::{Param, ParamType};
+/// let params: [Param; 3] = ["Ada".into(), 7.into(), None::<f64>.into()];
+/// assert_eq!(params[2], Param::NullOf(ParamType::Float));
+/// ```
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum Param {
+    /// NULL of whatever type stands in its place. PostgreSQL infers it, and refuses where it cannot (`$1 IS NULL`); as a statement that was prepared for one type
+    /// does not fit another, it is prepared anew each time there. [`NullOf`](Self::NullOf) has neither drawback.
+    Null,
+    /// NULL of this type.
+    NullOf(ParamType),
+    /// A truth value.
+    Bool(bool),
+    /// A whole number.
+    Int(i64),
+    /// A floating-point number.
+    Float(f64),
+    /// Text.
+    Text(String),
+    /// Bytes.
+    Bytes(Vec<u8>),
+    /// A UUID: PostgreSQL's type; in MySQL and SQLite its 16 bytes, as sqlx binds it. Where a column holds it as text, bind text.
+    Uuid(Uuid),
+    /// A date.
+    Date(Date),
+    /// A time of day.
+    Time(Time),
+    /// A date and time of day without a zone.
+    DateTime(PrimitiveDateTime),
+    /// A point in time.
+    Timestamp(OffsetDateTime),
+    /// An exact decimal number; in SQLite, which has none, its digits as text.
+    Decimal(BigDecimal),
+    /// JSON.
+    Json(Value),
+    /// Truth values: an array in PostgreSQL (`= ANY($1)`), as all the lists below; in MySQL and SQLite, which have none, a JSON array as text, for
+    /// `JSON_TABLE` and `json_each`.
+    Bools(Vec<bool>),
+    /// Whole numbers.
+    Ints(Vec<i64>),
+    /// Floating-point numbers.
+    Floats(Vec<f64>),
+    /// Texts.
+    Texts(Vec<String>),
+    /// UUIDs; as text in MySQL's and SQLite's JSON.
+    Uuids(Vec<Uuid>),
+}
+
+/// The type of a [`Param`], for a NULL that has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ParamType {
+    /// [`Param::Bool`].
+    Bool,
+    /// [`Param::Int`].
+    Int,
+    /// [`Param::Float`].
+    Float,
+    /// [`Param::Text`].
+    Text,
+    /// [`Param::Bytes`].
+    Bytes,
+    /// [`Param::Uuid`].
+    Uuid,
+    /// [`Param::Date`].
+    Date,
+    /// [`Param::Time`].
+    Time,
+    /// [`Param::DateTime`].
+    DateTime,
+    /// [`Param::Timestamp`].
+    Timestamp,
+    /// [`Param::Decimal`].
+    Decimal,
+    /// [`Param::Json`].
+    Json,
+    /// [`Param::Bools`].
+    Bools,
+    /// [`Param::Ints`].
+    Ints,
+    /// [`Param::Floats`].
+    Floats,
+    /// [`Param::Texts`].
+    Texts,
+    /// [`Param::Uuids`].
+    Uuids,
+}
+
+macro_rules! from {
+    ($($of:ty => $variant:ident),* $(,)?) => {$(
+        impl From<$of> for Param {
+            fn from(value: $of) -> Self {
+                Self::$variant(value.into())
+            }
+        }
+
+        impl From<Option<$of>> for Param {
+            fn from(value: Option<$of>) -> Self {
+                value.map_or(Self::NullOf(ParamType::$variant), Self::from)
+            }
+        }
+    )*};
+}
+
+from!(
+    bool => Bool, i8 => Int, i16 => Int, i32 => Int, i64 => Int, u8 => Int, u16 => Int, u32 => Int, f32 => Float, f64 => Float,
+    &str => Text, String => Text, &[u8] => Bytes, Vec<u8> => Bytes, Uuid => Uuid, Date => Date, Time => Time,
+    PrimitiveDateTime => DateTime, OffsetDateTime => Timestamp, BigDecimal => Decimal, Value => Json, Vec<bool> => Bools,
+    Vec<i64> => Ints, Vec<f64> => Floats, Vec<String> => Texts, Vec<Uuid> => Uuids,
+);
+
+/// NULL of no type in particular: what `unknown` is to PostgreSQL, which infers the type from where it stands.
+#[cfg(feature = "postgres")]
+struct Untyped;
+
+#[cfg(feature = "postgres")]
+impl sqlx::Type<sqlx::Postgres> for Untyped {
+    fn type_info() -> sqlx::postgres::PgTypeInfo {
+        const UNKNOWN: sqlx::postgres::types::Oid = sqlx::postgres::types::Oid(705);
+        sqlx::postgres::PgTypeInfo::with_oid(UNKNOWN)
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl sqlx::Encode<'_, sqlx::Postgres> for Untyped {
+    fn encode_by_ref(
+        &self,
+        _: &mut sqlx::postgres::PgArgumentBuffer,
+    ) -> Result<sqlx::encode::IsNull, sqlx::error::BoxDynError> {
+        Ok(sqlx::encode::IsNull::Yes)
+    }
+}
+
+/// Whether a statement with these may be prepared once for all: one with an untyped NULL would be prepared for a type that another value in its
+/// place need not have.
+#[cfg(feature = "postgres")]
+pub(super) fn may_stay_prepared(params: &[Param]) -> bool {
+    !params.contains(&Param::Null)
+}
+
+#[cfg(feature = "postgres")]
+pub(super) fn postgres(params: &[Param]) -> Result<sqlx::postgres::PgArguments, sqlx::Error> {
+    use sqlx::Arguments;
+    let mut arguments = sqlx::postgres::PgArguments::default();
+    for param in params {
+        match param.clone() {
+            Param::Null => arguments.add(Untyped),
+            Param::NullOf(of) => match of {
+                ParamType::Bool => arguments.add(None::<bool>),
+                ParamType::Int => arguments.add(None::<i64>),
+                ParamType::Float => arguments.add(None::<f64>),
+                ParamType::Text => arguments.add(None::<String>),
+                ParamType::Bytes => arguments.add(None::<Vec<u8>>),
+                ParamType::Uuid => arguments.add(None::<Uuid>),
+                ParamType::Date => arguments.add(None::<Date>),
+                ParamType::Time => arguments.add(None::<Time>),
+                ParamType::DateTime => arguments.add(None::<PrimitiveDateTime>),
+                ParamType::Timestamp => arguments.add(None::<OffsetDateTime>),
+                ParamType::Decimal => arguments.add(None::<BigDecimal>),
+                ParamType::Json => arguments.add(None::<Value>),
+                ParamType::Bools => arguments.add(None::<Vec<bool>>),
+                ParamType::Ints => arguments.add(None::<Vec<i64>>),
+                ParamType::Floats => arguments.add(None::<Vec<f64>>),
+                ParamType::Texts => arguments.add(None::<Vec<String>>),
+                ParamType::Uuids => arguments.add(None::<Vec<Uuid>>),
+            },
+            Param::Bool(value) => arguments.add(value),
+            Param::Int(value) => arguments.add(value),
+            Param::Float(value) => arguments.add(value),
+            Param::Text(value) => arguments.add(value),
+            Param::Bytes(value) => arguments.add(value),
+            Param::Uuid(value) => arguments.add(value),
+            Param::Date(value) => arguments.add(value),
+            Param::Time(value) => arguments.add(value),
+            Param::DateTime(value) => arguments.add(value),
+            Param::Timestamp(value) => arguments.add(value),
+            Param::Decimal(value) => arguments.add(value),
+            Param::Json(value) => arguments.add(value),
+            Param::Bools(values) => arguments.add(values),
+            Param::Ints(values) => arguments.add(values),
+            Param::Floats(values) => arguments.add(values),
+            Param::Texts(values) => arguments.add(values),
+            Param::Uuids(values) => arguments.add(values),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
+}
+
+#[cfg(feature = "mysql")]
+pub(super) fn mysql(params: &[Param]) -> Result<sqlx::mysql::MySqlArguments, sqlx::Error> {
+    use sqlx::Arguments;
+    let mut arguments = sqlx::mysql::MySqlArguments::default();
+    for param in params {
+        match param.clone() {
+            Param::Null | Param::NullOf(_) => arguments.add(None::<String>),
+            Param::Bool(value) => arguments.add(value),
+            Param::Int(value) => arguments.add(value),
+            Param::Float(value) => arguments.add(value),
+            Param::Text(value) => arguments.add(value),
+            Param::Bytes(value) => arguments.add(value),
+            Param::Uuid(value) => arguments.add(value),
+            Param::Date(value) => arguments.add(value),
+            Param::Time(value) => arguments.add(value),
+            Param::DateTime(value) => arguments.add(value),
+            Param::Timestamp(value) => arguments.add(value),
+            Param::Decimal(value) => arguments.add(value),
+            Param::Json(value) => arguments.add(value),
+            Param::Bools(_)
+            | Param::Ints(_)
+            | Param::Floats(_)
+            | Param::Texts(_)
+            | Param::Uuids(_) => arguments.add(list(param)),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
+}
+
+#[cfg(feature = "sqlite")]
+pub(super) fn sqlite(params: &[Param]) -> Result<sqlx::sqlite::SqliteArguments, sqlx::Error> {
+    use sqlx::Arguments;
+    let mut arguments = sqlx::sqlite::SqliteArguments::default();
+    for param in params {
+        match param.clone() {
+            Param::Null | Param::NullOf(_) => arguments.add(None::<String>),
+            Param::Bool(value) => arguments.add(value),
+            Param::Int(value) => arguments.add(value),
+            Param::Float(value) => arguments.add(value),
+            Param::Text(value) => arguments.add(value),
+            Param::Bytes(value) => arguments.add(value),
+            Param::Uuid(value) => arguments.add(value),
+            Param::Date(value) => arguments.add(value),
+            Param::Time(value) => arguments.add(value),
+            Param::DateTime(value) => arguments.add(value),
+            Param::Timestamp(value) => arguments.add(value),
+            Param::Decimal(value) => arguments.add(value.to_plain_string()),
+            Param::Json(value) => arguments.add(value),
+            Param::Bools(_)
+            | Param::Ints(_)
+            | Param::Floats(_)
+            | Param::Texts(_)
+            | Param::Uuids(_) => arguments.add(list(param)),
+        }
+        .map_err(sqlx::Error::Encode)?;
+    }
+    Ok(arguments)
+}
+
+/// A list as JSON, for a database that has no arrays.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+fn list(param: &Param) -> String {
+    let values: Value = match param {
+        Param::Bools(values) => values.clone().into(),
+        Param::Ints(values) => values.clone().into(),
+        Param::Floats(values) => values.clone().into(),
+        Param::Texts(values) => values.clone().into(),
+        Param::Uuids(values) => values.iter().map(Uuid::to_string).collect(),
+        _ => Value::Null,
+    };
+    values.to_string()
+}

@@ -1,0 +1,69 @@
+//! Rows as types of the caller's own.
+
+use serde::de::DeserializeOwned;
+
+use super::{Database, Param, Row, SourceError, Tx};
+
+impl Database {
+    /// Runs a query and gives its rows as values of a type, each column as the field of its name: numbers, text and booleans as such, UUIDs, dates and
+    /// decimals as text, which their types read. MySQL and SQLite have numbers for truth: there a field is a number too.
+    ///
+    /// ```
+    /// # use steadfast_cache::{Database, SourceError};
+    /// #[derive(serde::Deserialize)]
+    /// struct User { id: u64, name: String }
+    ///
+    /// # async fn f(database: Database) -> Result<(), SourceError> {
+    /// let users: Vec<User> = database.select_as("SELECT id, name FROM users WHERE id < ?", &[10.into()]).await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`SourceError::Row`], if a row is not of the type; otherwise as [`select`](Self::select).
+    pub async fn select_as<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Vec<T>, SourceError> {
+        typed(self.select(sql, params).await?)
+    }
+
+    /// As [`select_as`](Self::select_as), but only the first row, if there is one.
+    ///
+    /// # Errors
+    /// As [`select_as`](Self::select_as).
+    pub async fn select_one_as<T: DeserializeOwned>(
+        &self,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Option<T>, SourceError> {
+        let rows = typed(self.select_at_most(1, sql, params).await?)?;
+        Ok(rows.into_iter().next())
+    }
+}
+
+impl Tx {
+    /// Runs a query, or a statement with RETURNING, and gives its rows as [`Database::select_as`] does.
+    ///
+    /// # Errors
+    /// As [`Database::select_as`].
+    pub async fn select_as<T: DeserializeOwned>(
+        &mut self,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Vec<T>, SourceError> {
+        typed(self.select(sql, params).await?)
+    }
+}
+
+fn typed<T: DeserializeOwned>(rows: Vec<Row>) -> Result<Vec<T>, SourceError> {
+    let read = |(at, row): (usize, Row)| {
+        let read = serde_json::to_vec(&row).and_then(|json| serde_json::from_slice(&json));
+        read.map_err(|problem| SourceError::Row {
+            row: at + 1,
+            type_name: std::any::type_name::<T>(),
+            problem,
+        })
+    };
+    rows.into_iter().enumerate().map(read).collect()
+}

@@ -1,0 +1,156 @@
+//! What is bound to a placeholder comes back as it was, from each database.
+
+use serde::Deserialize;
+use sqlx::types::time::{Date, OffsetDateTime, Time};
+use sqlx::types::{BigDecimal, Uuid};
+use steadfast_cache::{Database, DatabaseOptions, Param, ParamType, SourceError};
+use steadfast_drill::process::{MariaDb, Postgres};
+
+use crate::site::sqlite;
+
+#[derive(Debug, PartialEq, Deserialize)]
+struct Row {
+    n: Option<i64>,
+    amount: Option<String>,
+    id: Option<String>,
+    day: Option<String>,
+    doc: Option<serde_json::Value>,
+    yes: Option<serde_json::Value>,
+}
+
+fn whole() -> [Param; 6] {
+    let day = Date::from_ordinal_date(2026, 333).unwrap();
+    [
+        7.into(),
+        "12.30".parse::<BigDecimal>().unwrap().into(),
+        Uuid::from_u128(1).into(),
+        day.into(),
+        serde_json::json!({"a": [1]}).into(),
+        true.into(),
+    ]
+}
+
+async fn execute(database: &Database, sql: &str, params: &[Param]) -> Result<(), SourceError> {
+    let mut tx = database.begin().await?;
+    tx.execute(sql, params).await?;
+    tx.commit().await
+}
+
+/// NULL goes into a column of any type, before and after a value has been bound in its place, and as untyped as typed.
+async fn comes_back(database: &Database, create: &str, insert: &str, select: &str) {
+    execute(database, create, &[]).await.unwrap();
+    let untyped = std::array::from_fn::<_, 6, _>(|_| Param::Null);
+    let typed = [
+        None::<i64>.into(),
+        None::<BigDecimal>.into(),
+        None::<Uuid>.into(),
+        None::<Date>.into(),
+        Param::NullOf(ParamType::Json),
+        None::<bool>.into(),
+    ];
+    for params in [&untyped, &whole(), &untyped, &typed] {
+        execute(database, insert, params).await.unwrap();
+    }
+    let rows: Vec<Row> = database.select_as(select, &[]).await.unwrap();
+    let nothing = Row {
+        n: None,
+        amount: None,
+        id: None,
+        day: None,
+        doc: None,
+        yes: None,
+    };
+    let (full, empty): (Vec<_>, Vec<_>) = rows.into_iter().partition(|row| row.n.is_some());
+    assert_eq!(full.len(), 1);
+    assert_eq!(full[0].amount.as_deref(), Some("12.30"));
+    assert_eq!(
+        full[0].id.as_deref().map(|id| id.replace('-', "")),
+        Some(format!("{:032}", 1))
+    );
+    assert_eq!(full[0].day.as_deref(), Some("2026-11-29"));
+    // Text, where JSON is kept as text.
+    let doc = match full[0].doc.clone().unwrap() {
+        serde_json::Value::String(text) => serde_json::from_str(&text).unwrap(),
+        doc => doc,
+    };
+    assert_eq!(doc, serde_json::json!({"a": [1]}));
+    // MySQL and SQLite have numbers for truth.
+    let yes = full[0].yes.clone().unwrap();
+    assert!(yes == true || yes == 1, "{yes}");
+    assert_eq!(empty.len(), 3);
+    assert!(empty.iter().all(|row| *row == nothing), "{empty:?}");
+    let wrong = database.select_as::<u64>(select, &[]).await.unwrap_err();
+    assert!(wrong.to_string().starts_with("row 1 is no u64"), "{wrong}");
+}
+
+#[tokio::test]
+async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    comes_back(
+        &database,
+        "CREATE TABLE p (n INTEGER, amount NUMERIC(6,2), id UUID, day DATE, doc JSONB, yes BOOLEAN)",
+        "INSERT INTO p (n, amount, id, day, doc, yes) VALUES ($1, $2, $3, $4, $5, $6)",
+        "SELECT n, amount, id, day, doc, yes FROM p",
+    )
+    .await;
+    let sql = "SELECT $1::bigint[] AS ints, $2::text[] AS texts, $3::uuid[] AS ids, $4::float8[] AS floats, $5::bool[] AS bools, \
+               $6::time AS at, $7::timestamptz AS moment, ARRAY[1.50, NULL]::numeric[] AS amounts, \
+               ARRAY['2026-11-29'::date] AS days, ARRAY[$7::timestamptz] AS moments, 'b'::letter AS letter, \
+               (SELECT count(*) FROM p WHERE n = ANY($1)) AS found";
+    execute(&database, "CREATE TYPE letter AS ENUM ('a', 'b')", &[])
+        .await
+        .unwrap();
+    let params = [
+        vec![7i64, 8].into(),
+        vec!["a".to_owned()].into(),
+        vec![Uuid::from_u128(1)].into(),
+        vec![1.5].into(),
+        vec![true].into(),
+        Time::from_hms_milli(12, 34, 56, 789).unwrap().into(),
+        OffsetDateTime::UNIX_EPOCH.into(),
+    ];
+    let row = database.select(sql, &params).await.unwrap().remove(0);
+    let id = "00000000-0000-0000-0000-000000000001";
+    let expected = serde_json::json!({
+        "ints": [7, 8], "texts": ["a"], "ids": [id], "floats": [1.5], "bools": [true], "at": "12:34:56.789000",
+        "moment": "1970-01-01T00:00:00.000000Z", "amounts": ["1.50", null], "days": ["2026-11-29"],
+        "moments": ["1970-01-01T00:00:00.000000Z"], "letter": "b", "found": 1});
+    assert_eq!(serde_json::to_value(row).unwrap(), expected);
+    // An empty list has a type too.
+    let none = database
+        .select(
+            "SELECT n FROM p WHERE n = ANY($1)",
+            &[Vec::<i64>::new().into()],
+        )
+        .await;
+    assert!(none.unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn k1_parameters_of_every_type_and_null_come_back_from_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    comes_back(
+        &database,
+        "CREATE TABLE p (n INTEGER, amount DECIMAL(6,2), id BINARY(16), day DATE, doc TEXT, yes BOOLEAN)",
+        "INSERT INTO p (n, amount, id, day, doc, yes) VALUES (?, ?, ?, ?, ?, ?)",
+        "SELECT n, amount, id, day, doc, yes FROM p",
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn k1_parameters_of_every_type_and_null_come_back_from_sqlite() {
+    let (database, _folder) = sqlite().await;
+    comes_back(
+        &database,
+        "CREATE TABLE p (n INTEGER, amount TEXT, id BLOB, day TEXT, doc TEXT, yes BOOLEAN)",
+        "INSERT INTO p (n, amount, id, day, doc, yes) VALUES (?, ?, ?, ?, ?, ?)",
+        "SELECT n, amount, id, day, doc, yes FROM p",
+    )
+    .await;
+    let sql = "SELECT count(*) AS found FROM p WHERE n IN (SELECT value FROM json_each(?))";
+    let found = database.select(sql, &[vec![7i64, 8].into()]).await.unwrap();
+    assert_eq!(found[0]["found"], 1);
+}

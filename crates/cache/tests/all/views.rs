@@ -1,0 +1,403 @@
+//! One cache, many types.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use steadfast_cache::{Answer, Cache, CacheError, Source, Target, Ttl, View};
+
+use crate::site::{Loader, Site, eventually, get, plain, set_item, sqlite, text};
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct User {
+    name: String,
+}
+
+fn ada() -> User {
+    User { name: "Ada".into() }
+}
+
+async fn filled(cache: &Cache, fills: u64) {
+    eventually("Redis is filled", || async {
+        cache.status().counts.fills >= fills
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k1_many_types_share_one_cache_one_memory_and_one_channel() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let users: View<User> = cache.view("user").unwrap().prefix("user:");
+    let numbers: View<Vec<u64>> = cache.view("strict").unwrap().prefix("numbers:");
+    for source in [Source::Database, Source::Memory] {
+        let user = users.get(7, || async { Ok(Some(ada())) }).await.unwrap();
+        assert_eq!((user.value, user.source), (Some(ada()), source));
+        let some = numbers
+            .get(7, || async { Ok(Some(vec![1])) })
+            .await
+            .unwrap();
+        assert_eq!((some.value, some.source), (Some(vec![1]), source));
+    }
+    assert_eq!(cache.status().memory_entries, 2);
+    // The processes' channel and this process's own; a cache for each type would have two each.
+    let channels = site.redis.command(&["PUBSUB", "CHANNELS", "test:*"]).await;
+    match channels.unwrap() {
+        redis::Value::Array(channels) => assert_eq!(channels.len(), 2, "{channels:?}"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn k10_a_view_sees_what_another_view_writes_at_once_also_without_redis() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let (texts, strict) = (text(&cache, "user"), text(&cache, "strict"));
+    site.redis.kill().await;
+    for version in 1..10i64 {
+        let value = version.to_string();
+        let work = async |tx: &mut _| set_item(tx, 7, version).await;
+        let target = texts.target("item:7");
+        cache
+            .write(work)
+            .invalidates([target])
+            .commit()
+            .await
+            .unwrap();
+        for view in [&texts, &strict] {
+            let value = value.clone();
+            let read = view.get("item:7", || async { Ok(Some(value)) }).await;
+            assert_eq!(read.unwrap().value, Some(version.to_string()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn k1_a_key_that_two_types_share_is_a_miss_for_the_other_and_never_another_value() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let users: View<User> = cache.view("user").unwrap();
+    let texts = text(&cache, "user");
+    for _ in 0..2 {
+        let user = users.get("a", || async { Ok(Some(ada())) }).await.unwrap();
+        assert_eq!((user.value, user.source), (Some(ada()), Source::Database));
+        let other = texts
+            .get("a", || async { Ok(Some("a".into())) })
+            .await
+            .unwrap();
+        assert_eq!(
+            (other.value.as_deref(), other.source),
+            (Some("a"), Source::Database)
+        );
+    }
+}
+
+/// Two programs with different versions of a type run side by side while a new one is rolled out.
+#[tokio::test]
+async fn k12_a_value_of_another_version_of_its_type_is_a_miss_and_not_damaged() {
+    #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+    struct NewUser {
+        name: String,
+        born: u16,
+    }
+    let new = NewUser {
+        name: "Ada".into(),
+        born: 1815,
+    };
+    let site = Site::start().await;
+    let (before, after) = (site.cache().await, site.cache().await);
+    let users: View<User> = before.view("user").unwrap().prefix("user:");
+    let new_users: View<NewUser> = after.view("user").unwrap().prefix("user:").version(1);
+    users.get(7, || async { Ok(Some(ada())) }).await.unwrap();
+    filled(&before, 1).await;
+    let given = new.clone();
+    let answer = new_users
+        .get(7, || async { Ok(Some(given)) })
+        .await
+        .unwrap();
+    assert_eq!((answer.value, answer.source), (Some(new), Source::Database));
+    filled(&after, 1).await;
+    let again = site.cache().await;
+    let users: View<User> = again.view("user").unwrap().prefix("user:");
+    let answer = users.get(7, || async { Ok(Some(ada())) }).await.unwrap();
+    assert_eq!(answer.source, Source::Database);
+    for cache in [&before, &after, &again] {
+        assert_eq!(cache.status().counts.damaged, 0);
+    }
+}
+
+#[tokio::test]
+async fn k11_the_tags_of_a_view_are_forgotten_at_no_call_site() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let orders = |cache: &Cache| {
+        let region = |key: &[u8]| [key.split(|byte| *byte == b'/').next().unwrap().to_vec()];
+        text(cache, "user")
+            .prefix("order:")
+            .tag("orders")
+            .tags_by(region)
+    };
+    let (here, there) = (orders(&first), orders(&second));
+    let value = || async { Ok(Some("order".to_owned())) };
+    let source = |answer: Result<Answer<String>, CacheError>| answer.unwrap().source;
+    let pairs = || async { Ok(vec![("eu/3", "warm".to_owned())]) };
+    assert_eq!(here.warm(pairs).await.unwrap().redis, 1);
+    here.get("eu/1", value).await.unwrap();
+    let many = |keys: Vec<&'static str>| async {
+        Ok(keys
+            .into_iter()
+            .map(|key| (key, "order".to_owned()))
+            .collect::<HashMap<_, _>>())
+    };
+    here.get_many(&["eu/2", "us/1"], many).await;
+    filled(&first, 4).await;
+    for key in ["eu/1", "eu/2", "eu/3", "us/1"] {
+        assert_eq!(source(there.get(key, value).await), Source::Redis, "{key}");
+        assert_eq!(source(there.get(key, value).await), Source::Memory, "{key}");
+    }
+    second.invalidate(&[Target::tag("eu")]).await.unwrap();
+    for key in ["eu/1", "eu/2", "eu/3"] {
+        assert_eq!(
+            source(there.get(key, value).await),
+            Source::Database,
+            "{key}"
+        );
+    }
+    assert_eq!(source(there.get("us/1", value).await), Source::Memory);
+    second.invalidate(&[Target::tag("orders")]).await.unwrap();
+    assert_eq!(source(there.get("us/1", value).await), Source::Database);
+}
+
+#[tokio::test]
+async fn k1_peeking_loads_nothing_and_finds_what_memory_and_redis_have() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    assert!(text(&first, "user").peek("a").await.is_none());
+    get(&first, "a", "user", &Loader::default()).await.unwrap();
+    filled(&first, 1).await;
+    let view = text(&second, "user");
+    for source in [Source::Redis, Source::Memory] {
+        let found = view.peek("a").await.unwrap();
+        assert_eq!((found.value.as_deref(), found.source), (Some("1"), source));
+    }
+    view.expire("a").await.unwrap();
+    assert!(view.peek("a").await.is_none());
+    assert_eq!(second.status().counts.loads, 0);
+    site.redis.kill().await;
+    assert!(view.peek("b").await.is_none());
+}
+
+#[tokio::test]
+async fn k1_refresh_and_put_replace_what_is_held_and_an_uncached_read_touches_nothing() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let view = text(&first, "user");
+    let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
+    view.get("a", value("old")).await.unwrap();
+    let uncached = view.read("a").get_uncached(value("else")).await.unwrap();
+    assert_eq!(
+        (uncached.value.as_deref(), uncached.source),
+        (Some("else"), Source::Database)
+    );
+    let held = view.get("a", value("never")).await.unwrap();
+    assert_eq!(
+        (held.value.as_deref(), held.source),
+        (Some("old"), Source::Memory)
+    );
+    filled(&first, 1).await;
+    let fresh = view.refresh("a", value("new")).await.unwrap();
+    assert_eq!(
+        (fresh.value.as_deref(), fresh.source),
+        (Some("new"), Source::Database)
+    );
+    filled(&first, 2).await;
+    let other = text(&second, "user")
+        .get("a", value("never"))
+        .await
+        .unwrap();
+    assert_eq!(
+        (other.value.as_deref(), other.source),
+        (Some("new"), Source::Redis)
+    );
+    view.put("a", "put".to_owned()).await.unwrap();
+    let held = view.get("a", value("never")).await.unwrap();
+    assert_eq!(
+        (held.value.as_deref(), held.source),
+        (Some("put"), Source::Memory)
+    );
+}
+
+#[tokio::test]
+async fn k4_a_value_may_choose_a_shorter_life_and_no_longer_one() {
+    let (database, _folder) = sqlite().await;
+    let cache = plain(&database).build().await.unwrap();
+    let view = text(&cache, "user").fresh_for(|value| match value.as_str() {
+        "brief" => Duration::from_millis(50),
+        _ => Duration::MAX,
+    });
+    let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
+    let brief = view.get("a", value("brief")).await.unwrap();
+    let long = view.get("b", value("long")).await.unwrap();
+    assert_eq!(brief.fresh_for, Duration::from_millis(50));
+    assert_eq!(long.fresh_for, Ttl::default().fresh);
+    tokio::time::sleep(Duration::from_millis(80)).await;
+    assert_eq!(
+        view.get("a", value("brief")).await.unwrap().source,
+        Source::Database
+    );
+    assert_eq!(
+        view.get("b", value("long")).await.unwrap().source,
+        Source::Memory
+    );
+}
+
+/// 17: a class never serves as fresh what is older than its own time, whoever loaded it.
+#[tokio::test]
+async fn k16_what_a_class_of_longer_times_has_loaded_is_not_fresh_to_a_stricter_one() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
+    text(&first, "user").get("a", value("old")).await.unwrap();
+    filled(&first, 1).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    // `brief` is fresh for 200 ms. The first has it in memory, the second finds it in Redis.
+    let briefs = [&first, &second].map(|cache| text(cache, "brief"));
+    for brief in &briefs {
+        assert!(brief.peek("a").await.is_none());
+    }
+    for brief in &briefs {
+        let answer = brief.get("a", value("new")).await.unwrap();
+        assert_ne!((answer.value.as_deref(), answer.stale), (Some("old"), None));
+    }
+}
+
+/// 12: judged when it is served, not when it was found.
+#[tokio::test]
+async fn k16_what_expires_or_is_invalidated_while_a_load_is_waited_for_is_not_served_as_stale() {
+    let (database, _folder) = sqlite().await;
+    let ttl = Ttl {
+        fresh: Duration::from_millis(20),
+        stale: Duration::from_millis(300),
+        jitter: 0.0,
+        soft_limit: Duration::from_millis(600),
+        ..Ttl::default()
+    };
+    let cache = plain(&database).class("short", ttl).build().await.unwrap();
+    let view = text(&cache, "short");
+    for (key, by) in [
+        ("aged", None),
+        ("key", Some(Target::key("key"))),
+        ("tag", Some(Target::tag("red"))),
+        ("all", Some(Target::All)),
+    ] {
+        view.read(key)
+            .tag("red")
+            .get(|| async { Ok(Some("old".to_owned())) })
+            .await
+            .unwrap();
+        tokio::time::sleep(Duration::from_millis(30)).await;
+        let (fail, failed) = tokio::sync::oneshot::channel::<()>();
+        let (begin, begun) = tokio::sync::oneshot::channel::<()>();
+        let waiting = tokio::spawn({
+            let view = view.clone();
+            async move {
+                let load = move || async move {
+                    begin.send(()).unwrap();
+                    failed.await.unwrap();
+                    Err::<Option<String>, _>("no".into())
+                };
+                view.get(key, load).await
+            }
+        });
+        begun.await.unwrap();
+        match by {
+            Some(target) => drop(cache.invalidate(&[target]).await.unwrap()),
+            None => tokio::time::sleep(Duration::from_millis(330)).await,
+        }
+        fail.send(()).unwrap();
+        let answer = waiting.await.unwrap();
+        assert!(
+            matches!(answer, Err(CacheError::Load(_))),
+            "{key}: {answer:?}"
+        );
+    }
+}
+
+/// 13: tags belong to the value, not to whoever happens to load it again.
+#[tokio::test]
+async fn k11_a_refresh_behind_a_reader_that_names_no_tag_keeps_the_tags() {
+    let (database, _folder) = sqlite().await;
+    let hot = Ttl {
+        fresh: Duration::from_secs(500),
+        jitter: 0.0,
+        early_refresh: 1000.0,
+        ..Ttl::default()
+    };
+    let cache = plain(&database).class("hot", hot).build().await.unwrap();
+    let (view, loader) = (text(&cache, "hot"), Loader::default());
+    let slow = loader.clone();
+    let load = move || async move {
+        // So dear that it is refreshed at once.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        slow.counting().await
+    };
+    view.read("a").tag("red").get(load).await.unwrap();
+    eventually("refreshed early", || async {
+        get(&cache, "a", "hot", &loader).await.unwrap();
+        loader.loads() >= 2 && cache.status().flights == 0
+    })
+    .await;
+    let before = get(&cache, "a", "hot", &loader).await.unwrap().value;
+    cache.invalidate(&[Target::tag("red")]).await.unwrap();
+    let after = get(&cache, "a", "hot", &loader).await.unwrap();
+    assert_eq!(after.source, Source::Database, "{before:?}");
+}
+
+#[tokio::test]
+async fn k11_a_stale_value_found_in_redis_hands_its_tags_to_what_takes_its_place() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    let load = loader.clone();
+    text(&first, "brief")
+        .read("a")
+        .tag("red")
+        .get(move || load.counting())
+        .await
+        .unwrap();
+    filled(&first, 1).await;
+    tokio::time::sleep(Duration::from_millis(250)).await;
+    let answer = get(&second, "a", "brief", &loader).await.unwrap();
+    assert_eq!(
+        (answer.value.as_deref(), answer.source),
+        (Some("2"), Source::Database)
+    );
+    second.invalidate(&[Target::tag("red")]).await.unwrap();
+    let answer = get(&second, "a", "brief", &loader).await.unwrap();
+    assert_eq!(answer.value.as_deref(), Some("3"));
+}
+
+#[tokio::test]
+async fn k7_an_invalidation_can_be_written_by_any_driver() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    get(&second, "a", "user", &loader).await.unwrap();
+    let (statements, invalidation) = first.invalidation(&[Target::key("a")]).await.unwrap();
+    // As a driver would that is not ours.
+    let mut tx = site.database.begin().await.unwrap();
+    for statement in &statements {
+        tx.execute(&statement.sql, &statement.params).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    assert!(invalidation.apply().await);
+    eventually("the other process has heard", || async {
+        get(&second, "a", "user", &loader)
+            .await
+            .unwrap()
+            .value
+            .as_deref()
+            == Some("2")
+    })
+    .await;
+}
