@@ -86,6 +86,9 @@ mod trust;
 mod view;
 mod write;
 
+/// The sqlx whose pools and transactions cross this interface.
+pub use sqlx;
+
 pub use answer::{Answer, Source, StaleReason};
 pub use batch::{ReadMany, Warmed};
 pub use builder::{BuildError, CacheBuilder};

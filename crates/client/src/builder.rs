@@ -31,13 +31,7 @@ impl ClientBuilder {
             .credentials
             .take()
             .map(|credentials| Arc::new(StaticCredentials::new(credentials)) as _);
-        let mut settings = Settings::new(target);
-        if settings.target.tls {
-            #[cfg(feature = "tls")]
-            settings.tls.get_or_insert_default();
-            #[cfg(not(feature = "tls"))]
-            return Err(ConfigError::NoTls);
-        }
+        let settings = Settings::new(target);
         Ok(Self { settings, provider })
     }
 
@@ -227,16 +221,15 @@ impl ClientBuilder {
 
     /// The same, over sockets that come from elsewhere.
     pub(crate) fn build_over(
-        mut self,
+        self,
         transport: impl FnOnce(Arc<Settings>) -> Arc<dyn Transport>,
     ) -> Result<Client, ConfigError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
-        self.settings.validate()?;
+        let settings = self.settings;
+        settings.validate()?;
         #[cfg(feature = "tls")]
-        if let Some(tls) = &mut self.settings.tls {
-            tls.prepare()?;
-        }
-        let shared = Arc::new(Shared::new(self.settings, clock::now())?);
+        let settings = settings.with_tls_prepared()?;
+        let shared = Arc::new(Shared::new(settings, clock::now())?);
         let transport = transport(Arc::clone(&shared.settings));
         let connector = Connector::new(Arc::clone(&shared.settings), self.provider, transport);
         Ok(Client::start(shared, Arc::new(connector), runtime))

@@ -58,6 +58,9 @@ mod sync;
 mod tls;
 mod transaction;
 
+/// The redis-rs whose commands and values cross this interface.
+pub use redis;
+
 pub use builder::ClientBuilder;
 pub use client::{Client, Closed, Scoped, Status};
 pub use connect::{ConnectError, Resolve, SystemResolver};

@@ -97,11 +97,11 @@ pub(crate) const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 impl Settings {
     pub(crate) fn new(target: Target) -> Self {
         Self {
+            #[cfg(feature = "tls")]
+            tls: target.tls.then(Tls::new),
             target,
             name: None,
             role: Role::Primary,
-            #[cfg(feature = "tls")]
-            tls: None,
             resolver: Arc::new(SystemResolver::default()),
             deadline: Duration::from_secs(1),
             reply_overdue: Duration::from_millis(500),
@@ -130,6 +130,12 @@ impl Settings {
     /// What one connection may hold of calls.
     pub(crate) fn bulkhead(&self) -> Bulkhead {
         Bulkhead::new(self.in_flight, self.buffered_bytes)
+    }
+
+    #[cfg(feature = "tls")]
+    pub(crate) fn with_tls_prepared(mut self) -> Result<Self, ConfigError> {
+        self.tls.as_mut().map(Tls::prepare).transpose()?;
+        Ok(self)
     }
 
     /// Refuses what cannot work, naming the setting.
@@ -208,6 +214,7 @@ impl Target {
         let url = Url::parse(text).map_err(|error| bad_url(error.to_string()))?;
         let tls = match url.scheme() {
             "redis" | "valkey" | "unix" | "redis+unix" => false,
+            "rediss" | "valkeys" if !cfg!(feature = "tls") => return Err(ConfigError::NoTls),
             "rediss" | "valkeys" => true,
             other => {
                 return Err(ConfigError::Scheme {

@@ -305,6 +305,7 @@ impl App {
     }
 
     /// Says something that everyone who looks at the page should read.
+    #[cfg(feature = "drill")]
     pub(crate) fn set_notice(&self, notice: Option<String>) {
         *self.inner.notice.write() = notice;
     }

@@ -1,0 +1,54 @@
+//! A web application that has a router, a fallback and a shutdown of its own, and puts the service below `/data`.
+
+use axum::Router;
+use axum::routing::get;
+use steadfast_server::config::Sources;
+use steadfast_server::{App, Config, Shutdown, router};
+
+const SETTINGS: &str = r#"
+namespace = "embedded"
+[database]
+url = "sqlite::memory:"
+[queries.double]
+sql = "SELECT :n * 2 AS twice"
+key = "double:{n}"
+ttl = "short"
+params.n = { type = "integer", min = 0 }
+[ttl.short]
+fresh = "1m"
+stale = "5m"
+"#;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let url = std::env::args()
+        .nth(1)
+        .ok_or("usage: service redis://HOST:PORT")?;
+    let sources = Sources::new()
+        .text("built in", SETTINGS)
+        .flag("argument", "redis.url", url);
+    let data = App::start(Config::load(&sources)?).await?;
+    let asked = data.clone();
+    let pages = Router::new()
+        .route("/", get(async || "a page of our own\n"))
+        .route(
+            "/double",
+            get(async move || asked.ask("double", "n=21").await.map(axum::Json)),
+        )
+        .nest("/data", router(data.clone()))
+        .fallback(async || "nothing of ours\n");
+
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    println!("{}", listener.local_addr()?);
+    let shutdown = Shutdown::new();
+    data.serving(&shutdown);
+    axum::serve(listener, pages)
+        .with_graceful_shutdown(async move {
+            let _ = tokio::signal::ctrl_c().await;
+            shutdown.begin();
+        })
+        .await?;
+    data.close().await;
+    println!("closed");
+    Ok(())
+}
