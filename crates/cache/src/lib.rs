@@ -45,6 +45,14 @@
 //! assert_eq!(names.get(7, load(7)).await?.value.as_deref(), Some("Grace"));
 //! # Ok(()) }
 //! ```
+//!
+//! # Features
+//! `sqlite`, `mysql` (MariaDB too), `postgres`: the databases, none by default; SQLite is compiled from its C sources. `tls` (default): TLS towards Redis and the
+//! database, by rustls.
+//!
+//! # Versions
+//! Pools, transactions and errors of sqlx cross this interface, and the client of [`steadfast`](https://docs.rs/steadfast), so their incompatible versions are part of
+//! ours; [`sqlx`] is the one that fits. Before 1.0 a minor version may break.
 
 // What the databases share is used in full only where all of them are built in, as the tests build them.
 #![cfg_attr(
@@ -149,3 +157,8 @@ pub mod measured {
             .map_or(0, |payload| payload.len())
     }
 }
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

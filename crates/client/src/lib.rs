@@ -17,6 +17,14 @@
 //! - Every failure says what is known of the command: [`Certainty`]. Only what is safe is repeated.
 //! - A short interruption is not noticed; after it, calls to a server that is down are refused in microseconds.
 //! - The client starts without Redis, reconnects for ever, and says what it does: [`Client::status`], [`Client::events`].
+//!
+//! # Features
+//! `tls` (default): `rediss://` and `Tls`, by rustls. `metrics` (default): metrics through the facade of the crate `metrics`. `serde`: `Serialize` for
+//! status, health, events and incidents. `entra-id`: credentials of Azure's Entra ID, with Azure's own crates.
+//!
+//! # Versions
+//! Commands, values and errors of redis-rs cross this interface, so its major version is part of ours: a new one of redis-rs is a new one of this crate.
+//! [`redis`] is the one that fits. Other crates' features never change what this one does. Before 1.0 a minor version may break.
 
 mod builder;
 mod call;
@@ -58,7 +66,7 @@ mod sync;
 mod tls;
 mod transaction;
 
-/// The redis-rs whose commands and values cross this interface.
+/// The redis-rs whose commands, values and errors cross this interface.
 pub use redis;
 
 pub use builder::ClientBuilder;
@@ -84,5 +92,5 @@ pub use tls::Tls;
 
 /// The example of the README compiles.
 #[cfg(doctest)]
-#[doc = include_str!("../../../README.md")]
+#[doc = include_str!("../README.md")]
 struct Readme;

@@ -12,9 +12,21 @@
 //!   are its keys.
 //! - [`policy`]: whether and when to try, pause, refuse or give up.
 //! - [`resp`]: the Redis protocol, both ways, incrementally.
+//!
+//! # Versions
+//! Commands and values of redis-rs cross this interface, so its major version is part of ours; [`redis`] is the one that fits, with any of its
+//! features. Before 1.0 a minor version may break.
+
+/// The redis-rs whose commands and values cross this interface.
+pub use redis;
 
 pub mod certainty;
 pub mod command;
 pub mod conn;
 pub mod policy;
 pub mod resp;
+
+/// The example of the README compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

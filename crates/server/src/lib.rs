@@ -16,7 +16,14 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A program with a router of its own merges [`router`] into it and calls [`App::serving`].
+//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`].
+//!
+//! # Features
+//! `drill`: drills over HTTP and the demo, which start and kill private servers and make certificates; the program has it, an embedded service need not.
+//! `entra-id`: credentials of Azure's Entra ID for Redis.
+//!
+//! # Versions
+//! The router of axum, the client and the cache cross this interface, so their incompatible versions are part of ours. Before 1.0 a minor version may break.
 
 pub mod auth;
 pub mod config;

@@ -16,12 +16,12 @@ use super::extract::Named;
 use crate::problem::{Problem, ProblemKind};
 
 #[derive(RustEmbed)]
-#[folder = "../../web/dist"]
+#[folder = "assets/dist"]
 struct Assets;
 
 /// The page of the interface: written by hand, served as it stands.
 #[derive(RustEmbed)]
-#[folder = "../../web/reference"]
+#[folder = "assets/reference"]
 struct Reference;
 
 /// Scripts, styles and requests from here only; nothing inline, nothing framed.
