@@ -210,7 +210,7 @@ fn draw(min: Duration, max: Duration, rng: &mut fastrand::Rng) -> Duration {
         Ok(span) => u128::from(rng.u64(0..=span)),
         Err(_) => rng.u128(0..=span),
     };
-    min.saturating_add(Duration::from_nanos_u128(nanos))
+    min.saturating_add(super::instant::nanoseconds(nanos))
 }
 
 #[cfg(test)]

@@ -161,7 +161,7 @@ impl Budget {
             u128::from(amount.unsigned_abs()),
             u128::from(self.per_second.unsigned_abs()),
         );
-        (rate > 0).then(|| Duration::from_nanos_u128((amount * NANOS).div_ceil(rate)))
+        (rate > 0).then(|| super::instant::nanoseconds((amount * NANOS).div_ceil(rate)))
     }
 }
 

@@ -44,8 +44,9 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await?;
     let planets: View<Planet> = cache.view("planet")?.prefix("planet:").tag("planets");
     let show = async |planets: &View<Planet>| {
+        let pool = pool.clone();
         let answer = planets
-            .get(4, || async { Ok(load(pool.clone(), 4).await?) })
+            .get(4, || async { Ok(load(pool, 4).await?) })
             .await?;
         println!("{:?} from {}", answer.value, answer.source.as_str());
         Ok::<_, steadfast_cache::CacheError>(())
