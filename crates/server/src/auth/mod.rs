@@ -116,12 +116,17 @@ impl Passed {
             role: self.caller.as_ref().map(|caller| caller.role.name()),
             peer: self.peer.map(|peer| peer.ip().to_string()),
             method: self.method.as_str(),
-            path: &self.path[..self.path.floor_char_boundary(256)],
+            path: shortened(&self.path),
             outcome,
             reason,
             status: status.map(|status| status.as_u16()),
         });
     }
+}
+
+/// The first 256 bytes of an address, or a few less where a character would be cut.
+fn shortened(path: &str) -> &str {
+    &path[..path.floor_char_boundary(256)]
 }
 
 /// Lets a request pass or refuses it; the caller of one that passes is left in its extensions. `None` where nobody is asked.
@@ -247,4 +252,17 @@ fn challenge(mut response: Response, words: &'static str) -> Response {
         .headers_mut()
         .insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(words));
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn s6_an_address_is_cut_whatever_letters_it_has() {
+        for (letter, kept) in [("a", 256), ("é", 256), ("€", 255), ("🦀", 256)] {
+            assert_eq!(shortened(&letter.repeat(300)).len(), kept, "{letter}");
+        }
+        assert_eq!(shortened("/v1/status"), "/v1/status");
+    }
 }

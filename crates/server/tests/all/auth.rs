@@ -812,6 +812,8 @@ async fn s6_behind_a_trusted_proxy_the_audit_log_and_health_know_the_caller() {
 #[tokio::test]
 async fn s6_health_tells_strangers_less_and_an_address_decides_who_is_one() {
     let guarded = Guarded::hs().await;
+    let up = |health: &Json| health["status"] != "unhealthy";
+    guarded.service.health_when(up).await;
     let near = guarded.service.get("/health").await.json();
     assert_ne!(
         near["checks"]["redis"]["message"], "",

@@ -19,6 +19,9 @@ async fn s9_no_request_that_was_accepted_fails_while_the_service_drains() {
         ("queries.slow.sql", slow),
     ])
     .await;
+    service
+        .health_when(|health| health["status"] != "unhealthy")
+        .await;
     let service = Arc::new(service);
     let answered = Arc::new(AtomicUsize::new(0));
     let callers: Vec<_> = (0..8)

@@ -257,7 +257,7 @@ async fn s12_a_value_is_answered_exactly_or_as_text_or_refused_by_column(
 ) {
     let redis = redis().await;
     let mut text = format!(
-        "[redis]\nurl = '{}'\n[database]\nurl = '{url}'\n",
+        "[redis]\nurl = '{}'\ndeadline = '20s'\n[cache]\nredis_limit = '10s'\n[database]\nurl = '{url}'\n",
         redis.url()
     );
     for n in 0..cases.len() {
