@@ -1,7 +1,7 @@
 //! One connection's place in the client: it stays while sockets come and go.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
@@ -41,6 +41,8 @@ pub(crate) struct Link {
     epoch: AtomicU64,
     /// Abandoned connections that the next one must have killed.
     pub(crate) ghosts: Mutex<Vec<Identity>>,
+    /// Those that have stepped aside, to finish what they have.
+    asides: Mutex<Vec<Weak<Lane>>>,
     /// When the supervisor counts as stuck. `None` while it serves.
     pub(crate) stuck_at: Mutex<Option<Instant>>,
 }
@@ -99,8 +101,21 @@ impl Link {
             kick: Notify::new(),
             epoch: AtomicU64::new(0),
             ghosts: Mutex::new(Vec::new()),
+            asides: Mutex::new(Vec::new()),
             stuck_at: Mutex::new(None),
         }
+    }
+
+    /// How many connections have stepped aside and are not done.
+    pub(crate) fn asides(&self) -> usize {
+        let mut asides = self.asides.lock();
+        asides.retain(|lane| lane.strong_count() > 0);
+        asides.len()
+    }
+
+    /// The connection in service is about to step aside, to this lane.
+    pub(crate) fn count_aside(&self, lane: &Arc<Lane>) {
+        self.asides.lock().push(Arc::downgrade(lane));
     }
 
     pub(crate) fn state(&self) -> ConnectionState {

@@ -38,6 +38,8 @@ pub(super) struct Watching {
     pub(super) successor: Option<Successor>,
     /// Takes over if that turns out to be needed.
     standby: Option<Successor>,
+    /// When it is let go, if it was not needed.
+    standby_until: Option<Instant>,
     asking: Option<Asking>,
     silence: Silence,
     /// Since when no byte has come, if that is too long.
@@ -139,6 +141,7 @@ impl Watching {
             challenge: None,
             successor: None,
             standby: None,
+            standby_until: None,
             asking: None,
             silence: Silence::None,
             quiet_since: None,
@@ -213,7 +216,11 @@ impl Watching {
     fn doubt(&mut self, supervisor: &Supervisor) {
         if self.silence == Silence::None {
             self.silence = Silence::Doubtful;
-            self.call_standby(supervisor, SILENT);
+            self.standby_until = None;
+            match self.standby.take() {
+                Some(standby) => self.ask(supervisor, standby),
+                None => self.call_standby(supervisor, SILENT),
+            }
         }
     }
 
@@ -238,10 +245,11 @@ impl Watching {
         self.quiet_since = None;
         self.down_at = None;
         self.abandon_at = None;
-        // Whatever was to take its place because it was silent is not needed.
+        // Whatever was to take its place because it was silent is not needed. What is ready is kept for
+        // a while: a server that pauses does so again.
         self.challenge = None;
-        self.standby = None;
         self.asking = None;
+        self.standby_until = clock::now().checked_add(STANDBY_KEPT);
         if self.replaces_for.is_none() {
             self.successor = None;
         }
@@ -285,6 +293,7 @@ impl Watching {
     fn stuck(&mut self, supervisor: &Supervisor, unserved: Duration) {
         if self.silence != Silence::Overdue && self.successor.is_none() {
             self.silence = Silence::Stuck;
+            self.standby_until = None;
             let why = format!("no reply was completed for {unserved:.1?}, whatever bytes came");
             self.call_standby(supervisor, &why);
             if let Some(standby) = self.standby.take() {
@@ -357,7 +366,15 @@ impl Watching {
     /// The connection in service lives, and others shall not wait for it: it finishes what it has
     /// begun, and the standby takes over.
     fn step_aside(&mut self, supervisor: &Supervisor, standby: Successor, why: &str) {
+        self.standby_until = None;
+        if supervisor.link.asides() >= ASIDE {
+            // There are enough of them. Its calls wait where they are.
+            supervisor.link.lane.order(Order::Lives);
+            self.standby = Some(standby);
+            return;
+        }
         let aside = supervisor.link.lane.aside();
+        supervisor.link.count_aside(&aside);
         supervisor.shared.register(&aside);
         keeper::watch(&aside);
         self.aside_for = why.into();
@@ -536,6 +553,7 @@ impl Watching {
         let next = [
             dial_at,
             self.down_at,
+            self.standby_until,
             self.abandon_at,
             self.retire_at,
             self.fence_at,
@@ -554,6 +572,10 @@ impl Watching {
             supervisor.link.lane.order(Order::Yield(
                 format!("no answer for {quiet:.1?}, given up").into(),
             ));
+        }
+        if self.standby_until.is_some_and(|at| at <= now) {
+            self.standby_until = None;
+            self.standby = None;
         }
         if self.down_at.is_some_and(|at| at <= now) {
             let cause = "no answer, and none to a standby connection";
@@ -692,6 +714,10 @@ impl Watching {
     }
 }
 
+/// A standby connection that was not needed is kept for so long.
+const STANDBY_KEPT: Duration = Duration::from_secs(5);
+/// Connections of one link that finish what they have, at most.
+const ASIDE: usize = 4;
 const SILENT: &str = "the server stopped answering";
 const BLOCKED: &str = "a command on it waits, which the server says or the call allows";
 const STUCK: &str = "no reply was completed, whatever bytes came";

@@ -6,6 +6,7 @@ use steadfast_drill::fault::{Bandwidth, RespSilence, Toxic};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 use steadfast_drill::scripted::{Script, Server};
+use tokio::task::JoinSet;
 
 use crate::support::{cmd, ms, now, pair, pair_with, proxied, seen, until, until_state};
 
@@ -55,6 +56,84 @@ async fn c7_writes_that_are_paused_get_their_answers_and_reads_beside_them_too()
     // What has stepped aside is gone, and nothing is left of it.
     until("nothing is in flight", || client.status().in_flight == 0).await;
     assert_eq!(client.send(&incr).await.unwrap(), Value::Int(2));
+}
+
+#[tokio::test]
+async fn c7_however_many_writes_are_paused_a_few_connections_wait_for_them() {
+    let (redis, client) = pair_with(|b| b.name("c7")).await;
+    let patient = client.with(CallOptions::new().deadline(ms(20_000)));
+    redis
+        .command(&["CLIENT", "PAUSE", "3500", "WRITE"])
+        .await
+        .unwrap();
+    let mut writing = JoinSet::new();
+    let begun = now();
+    let mut most = 0;
+    while now() - begun < ms(3_300) {
+        let patient = patient.clone();
+        writing.spawn(async move { patient.send(&cmd("INCR n")).await });
+        tokio::time::sleep(ms(20)).await;
+        let list = redis.command(&["CLIENT", "LIST"]).await.unwrap();
+        let Value::BulkString(list) = list else {
+            panic!("{list:?}");
+        };
+        most = most.max(String::from_utf8(list).unwrap().matches("name=c7").count());
+    }
+    // In service, standing by, and at most four that have stepped aside.
+    assert!((2..=6).contains(&most), "{most} connections");
+    let writes = writing.len() as i64;
+    for n in writing.join_all().await {
+        n.unwrap();
+    }
+    let n = client.send(&cmd("GET n")).await.unwrap();
+    assert_eq!(n, Value::BulkString(writes.to_string().into_bytes()));
+}
+
+#[tokio::test]
+async fn c7_a_call_that_was_given_longer_outlives_a_pause_of_the_whole_server() {
+    let (redis, client) = pair().await;
+    let patient = client.with(CallOptions::new().deadline(ms(10_000)));
+    redis
+        .command(&["CLIENT", "PAUSE", "900", "ALL"])
+        .await
+        .unwrap();
+    assert_eq!(patient.send(&cmd("INCR n")).await.unwrap(), Value::Int(1));
+    until_state(&client, ConnectionState::Ready).await;
+    assert_eq!(client.status().reconnects, 0, "{:?}", client.history());
+}
+
+#[tokio::test]
+async fn c9_a_tenth_of_a_second_after_a_server_is_back_no_call_is_delayed() {
+    let (redis, client) = pair().await;
+    for _ in 0..50 {
+        client.send(&cmd("SET k v")).await.unwrap();
+    }
+    redis.freeze().unwrap();
+    let calls = (0..40).map(|_| {
+        let client = client.clone();
+        tokio::spawn(async move { client.send(&cmd("INCR n")).await })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        call.await.unwrap().unwrap_err();
+    }
+    redis.resume().unwrap();
+    until_state(&client, ConnectionState::Ready).await;
+    until("the breaker closes", || client.status().breaker == "closed").await;
+    tokio::time::sleep(ms(100)).await;
+    // All at once, which a ramp would spread.
+    let get = cmd("GET k");
+    let mut calls: Vec<_> = (0..2_000).map(|_| Box::pin(client.send(&get))).collect();
+    for call in &mut calls {
+        assert!(futures_util::poll!(call).is_pending());
+    }
+    assert_eq!(
+        client.status().in_flight,
+        2_000,
+        "some wait for their turns"
+    );
+    for result in futures_util::future::join_all(calls).await {
+        result.unwrap();
+    }
 }
 
 #[tokio::test]
