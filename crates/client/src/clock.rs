@@ -88,7 +88,8 @@ mod tests {
             tokio::time::advance(Duration::from_secs(40)).await;
             tell.send(())
         };
-        let (heard, _) = tokio::join!(timeout(Duration::from_secs(1), told), standing_still);
+        let waiting = timeout(Duration::from_secs(1), told);
+        let (heard, _) = tokio::join!(biased; waiting, standing_still);
         assert_eq!(heard, Some(Ok(())));
         let never = std::future::pending::<()>();
         let begun = now();

@@ -8,7 +8,7 @@ use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 use tokio::task::JoinSet;
 
-use crate::support::{cmd, ms, until};
+use crate::support::{cmd, ms, stand_still, until};
 
 /// Reads that go on beside the poison; returns how many there were. None may fail.
 async fn beside<T>(client: &Client, work: impl Future<Output = T>) -> (T, usize) {
@@ -64,6 +64,28 @@ async fn c20_a_value_that_the_server_answers_by_hanging_up_is_not_sent_on_and_on
     until("it serves", || client.status().breaker == "closed").await;
     let reconnects = client.status().reconnects;
     assert!(reconnects <= 4, "{reconnects}: {:?}", client.history());
+}
+
+#[tokio::test]
+async fn c20_the_last_words_of_a_server_are_read_though_writing_fails_first() {
+    let redis = Redis::builder()
+        .config("proto-max-bulk-len", "1mb")
+        .start()
+        .await
+        .unwrap();
+    let client = client_of(&redis).await;
+    let set = redis::cmd("SET")
+        .arg("k")
+        .arg(vec![b'x'; 32 << 20])
+        .to_owned();
+    let mut call = Box::pin(client.send(&set));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    // It is being written; before the client's runtime goes on, the server has answered and closed.
+    tokio::task::yield_now().await;
+    stand_still(ms(200));
+    let error = call.await.expect_err("it is refused");
+    assert!(error.to_string().contains("Protocol error"), "{error}");
+    assert!(matches!(error.kind(), ErrorKind::Server(_)), "{error}");
 }
 
 #[tokio::test]

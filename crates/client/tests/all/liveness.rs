@@ -5,14 +5,13 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Wake};
 use std::thread::Thread;
-use std::time::Duration;
 
 use redis::Value;
 use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind};
 use steadfast_drill::process::Redis;
 use tokio::runtime::{Builder, Runtime};
 
-use crate::support::{cmd, ms, now, seen};
+use crate::support::{cmd, ms, now, seen, stand_still};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -186,14 +185,6 @@ fn c19_a_client_serves_callers_on_an_executor_that_is_not_tokio() {
         assert!(client.close(ms(300)).await.unfinished < 9);
         assert!(pubsub.next().await.is_none());
     });
-}
-
-#[expect(
-    clippy::disallowed_methods,
-    reason = "code that blocks the runtime of the client"
-)]
-fn stand_still(time: Duration) {
-    std::thread::sleep(time);
 }
 
 #[tokio::test]

@@ -122,3 +122,12 @@ impl Resolve for Name {
         Box::pin(std::future::ready(Ok(vec![addr])))
     }
 }
+
+/// Blocks the thread, and with it the runtime of a client.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "code that blocks the runtime of the client"
+)]
+pub(crate) fn stand_still(time: Duration) {
+    std::thread::sleep(time);
+}
