@@ -146,6 +146,18 @@ pub async fn drive(
     seed: u64,
     stop: CancellationToken,
 ) {
+    drive_until(lane, load, length, seed, stop, CancellationToken::new()).await;
+}
+
+/// As [`drive`], but no further call starts once `finish` comes; those that are running are waited for.
+pub async fn drive_until(
+    lane: Arc<Lane>,
+    load: Load,
+    length: Duration,
+    seed: u64,
+    stop: CancellationToken,
+    finish: CancellationToken,
+) {
     let abandon = CancellationToken::new();
     let places = Arc::new(Semaphore::new(load.in_flight));
     let loading = async {
@@ -154,12 +166,17 @@ pub async fn drive(
                 open_loop(&lane, &load, rate, length, seed, &places, &abandon).await
             }
             Arrivals::Closed { callers, pause } => {
-                closed_loop(&lane, &load, callers, pause, length, seed, &abandon).await;
+                closed_loop(
+                    &lane, &load, callers, pause, length, seed, &abandon, &finish,
+                )
+                .await;
             }
         }
     };
     tokio::select! {
         () = loading => {}
+        // Of an open loop only the starting ends; its calls are tasks of their own.
+        () = finish.cancelled(), if matches!(load.arrivals, Arrivals::Open { .. }) => {}
         () = stop.cancelled() => abandon.cancel(),
     }
     let all = u32::try_from(load.in_flight).expect("a scenario allows fewer");
@@ -206,6 +223,10 @@ async fn open_loop(
     sleep_until(lane.start + length).await;
 }
 
+#[expect(
+    clippy::too_many_arguments,
+    reason = "one caller, which has just these"
+)]
 async fn closed_loop(
     lane: &Arc<Lane>,
     load: &Load,
@@ -214,6 +235,7 @@ async fn closed_loop(
     length: Duration,
     seed: u64,
     abandon: &CancellationToken,
+    finish: &CancellationToken,
 ) {
     let left = Arc::new(std::sync::atomic::AtomicU64::new(
         load.calls.unwrap_or(u64::MAX),
@@ -226,10 +248,11 @@ async fn closed_loop(
     let mut tasks = tokio::task::JoinSet::new();
     for caller in 0..callers {
         let (lane, left, abandon) = (lane.clone(), left.clone(), abandon.clone());
+        let finish = finish.clone();
         let mut choices = Choices::new(load, seed.wrapping_add(caller as u64));
         tasks.spawn(async move {
             let calling = async {
-                while lane.now() < end && take_one(&left) {
+                while lane.now() < end && !finish.is_cancelled() && take_one(&left) {
                     lane.call(choices.next(), lane.now()).await;
                     // Even without a pause a caller lets others have their turn.
                     if pause.is_zero() {
@@ -243,7 +266,9 @@ async fn closed_loop(
         });
     }
     while tasks.join_next().await.is_some() {}
-    sleep_until(lane.start + length).await;
+    if !finish.is_cancelled() {
+        sleep_until(lane.start + length).await;
+    }
 }
 
 fn take_one(left: &std::sync::atomic::AtomicU64) -> bool {

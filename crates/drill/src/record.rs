@@ -124,6 +124,19 @@ impl Counts {
         self.ok() + self.reads_failed + self.writes_failed
     }
 
+    /// Returns the latencies as pairs of microseconds and how many calls took so long, to three digits.
+    pub fn histogram(&self) -> Vec<(u64, u64)> {
+        let values = self.latency.iter_recorded();
+        values
+            .map(|value| {
+                (
+                    value.value_iterated_to(),
+                    value.count_since_last_iteration(),
+                )
+            })
+            .collect()
+    }
+
     /// Adds those of another phase.
     pub fn add(&mut self, other: &Counts) {
         for (mine, theirs) in self.sources.iter_mut().zip(other.sources) {

@@ -79,6 +79,8 @@ pub enum Verdict {
     Passed,
     /// Some are not.
     Failed,
+    /// Something that was to be broken touched nothing, so nothing was proven.
+    Void,
 }
 
 /// What happened in one phase.
@@ -106,6 +108,8 @@ pub struct PhaseReport {
     pub wrong: u64,
     /// Latency of its calls.
     pub latency_ms: Latency,
+    /// The same as a histogram: pairs of microseconds and how many calls took so long, to three digits.
+    pub histogram_us: Vec<(u64, u64)>,
 }
 
 /// Counts by source.
@@ -335,12 +339,13 @@ fn phases(scenario: &Scenario, record: &Record) -> Vec<PhaseReport> {
                 stale: counts.stale,
                 wrong: counts.wrong,
                 latency_ms: latency(counts),
+                histogram_us: counts.histogram(),
             }
         })
         .collect()
 }
 
-fn latency(counts: &Counts) -> Latency {
+pub(crate) fn latency(counts: &Counts) -> Latency {
     let at = |quantile| counts.latency.value_at_quantile(quantile) as f64 / 1e3;
     Latency {
         p50: at(0.5),
@@ -416,7 +421,7 @@ fn timeline(record: &Record) -> Timeline {
 }
 
 /// To one decimal.
-fn rounded(number: f64) -> f64 {
+pub(crate) fn rounded(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }
 
@@ -490,6 +495,9 @@ pub(crate) fn title(name: &str) -> &str {
         "slowest_call" => "Slowest call",
         "fault_p99" => "p99 during the fault",
         "exit_status" => "Exit status",
+        "untouched" => "Faults that touched nothing",
+        "users_well" => "Users well again",
+        "redis_in_use" => "Redis in use again",
         "used_redis" => "Answered by Redis before",
         "lived" => "Lived through the fault",
         other => other,

@@ -15,6 +15,7 @@
 //! ```
 
 mod builtin;
+mod http;
 mod source;
 mod step;
 
@@ -24,6 +25,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::fault::Toxic;
+use crate::http_load::HttpLoad;
 
 pub use builtin::{all, builtin};
 
@@ -47,6 +49,9 @@ pub struct Scenario {
     pub steps: Vec<Step>,
     /// What is still good enough.
     pub thresholds: Thresholds,
+    /// What the users of an application of one's own ask for over HTTP (`[target.http]`). It has no meaning for a drill of Steadfast
+    /// itself.
+    pub http: Option<HttpLoad>,
 }
 
 /// What the users do.
@@ -181,9 +186,29 @@ pub struct Step {
     pub times: u32,
     /// What is broken.
     pub fault: Fault,
+    /// Between which two a fault of the wire happens. Default: the application and Redis.
+    pub on: Wire,
+}
+
+/// The way from an application to a server that it uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wire {
+    /// To Redis.
+    #[default]
+    Redis,
+    /// To its database. Only in a drill of an application of one's own.
+    Database,
 }
 
 impl Step {
+    /// On which wire it happens, if it is played on one.
+    pub(crate) fn wire(&self) -> Wire {
+        match self.fault {
+            Fault::DatabaseDown | Fault::DatabaseSlow(_) => Wire::Database,
+            _ => self.on,
+        }
+    }
+
     /// When it is broken, from the start of the fault phase.
     pub fn spans(&self) -> impl Iterator<Item = Range<Duration>> + '_ {
         (0..self.times).map(|n| {

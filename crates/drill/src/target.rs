@@ -1,63 +1,95 @@
 //! An application in any language can be drilled without a change to it: it is run as its users run it, with the address of a
-//! proxy in its environment, and the scenario's faults happen on the wire between it and its Redis. It is judged by what can be
-//! seen from outside: how it ended, and whether it talked with Redis before and after.
+//! proxy in its environment, and the scenario's faults happen on the wire between it and its Redis. It is judged by what its users
+//! get, if a load is put on its own interface ([`HttpLoad`]), and by what can be seen from outside: how it ended, and whether it
+//! used Redis before and after.
 //!
 //! That Redis is somebody else's, so nothing is ever done to it. A fault that needs a server of the drill's own is played
-//! on the wire where that looks the same to a client, and refused where it does not.
+//! on the wire where that looks the same to a client, and refused where it does not. The same holds for its database.
+
+mod judge;
+mod plan;
+mod program;
+mod redact;
+mod requests;
+mod users;
+mod watch;
 
 use std::net::SocketAddr;
-use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
-use rustix::process::{Pid, test_kill_process_group};
 use serde::Serialize;
-use tokio::process::{Child, Command};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::fault::{Direction, Down, FaultError, RespError, Stall, Toxic};
-use crate::proxy::{Counters, Proxy, ProxyError, ToxicId};
+use crate::fault::FaultError;
+use crate::http_load::HttpLoad;
+use crate::load::{Lane, drive_until};
+use crate::proxy::{Proxy, ProxyError, ToxicId};
+use crate::record::Record;
 use crate::report::{FaultSpan, Verdict};
-use crate::scenario::{Fault, Phase, Scenario};
-use crate::verdict::{Bound, Kpi, Unit, ms};
+use crate::scenario::{Scenario, Wire};
+use crate::verdict::{Kpi, ms};
+
+use self::judge::Evidence;
+use self::plan::{Action, Id, on_the_wire};
+pub use self::program::LogLine;
+use self::program::{Addresses, Program};
+use self::redact::redacted;
+use self::requests::HttpSubject;
+pub use self::users::{Users, UsersPhase, UsersTimeline};
+use self::watch::{Seen, WINDOW};
+pub use self::watch::{Traffic, TrafficTimeline};
 
 /// The version of the JSON form.
-pub const SCHEMA: &str = "steadfast-drill-target/1";
+pub const SCHEMA: &str = "steadfast-drill-target/2";
 
 const SAMPLE: Duration = Duration::from_millis(20);
-/// Of the plots, at most, on a drill that is long.
-const INTERVALS: u32 = 600;
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// What a program that is told to end is given to do so; the script below counts to it too.
-const END_LIMIT: Duration = Duration::from_secs(5);
-/// The founding documents' own limit for a recovery; the scenario's is for Steadfast.
+/// The founding documents' own limit for a recovery; the scenario's is for Steadfast. The drill looks for it that long.
 const RECOVERY: Duration = Duration::from_secs(30);
-
-/// Runs `$1`, and ends whatever is left of it when this process is gone, which closes the pipe on fd 3.
-const WATCHED: &str = r#"
-exec 3<&0 </dev/null
-(
-  trap '' HUP INT TERM QUIT
-  read -r _ <&3
-  kill -TERM 0
-  turns=0
-  while kill -0 $$ && [ $turns -lt 50 ]; do sleep 0.1; turns=$((turns + 1)); done
-  kill -KILL 0
-) >/dev/null 2>&1 &
-exec 3<&- sh -c "$1"
-"#;
+/// How long an application may take to answer its first request.
+const UP_LIMIT: Duration = Duration::from_secs(30);
 
 /// Whose application is drilled, and before which Redis.
 #[derive(Clone)]
 pub struct TargetOptions {
     /// The application's Redis, as `host:port`. It is never broken.
     pub target: String,
-    /// The application, as a line for the shell. It finds the proxy in `REDIS_URL`, `REDIS_HOST` and `REDIS_PORT`.
-    pub command: String,
+    /// The application, as a line for the shell. It finds the proxy in `REDIS_URL`, `REDIS_HOST` and `REDIS_PORT`. None: it runs
+    /// already, with the address of `listen` for its Redis.
+    pub command: Option<String>,
     /// Where the proxy listens. Default: a free port of 127.0.0.1.
     pub listen: Option<SocketAddr>,
+    /// The application's database, as `host:port`, behind a proxy of its own. Default: none.
+    pub database: Option<String>,
+    /// Where that proxy listens. Default: a free port of 127.0.0.1.
+    pub listen_database: Option<SocketAddr>,
+    /// The load on the application's own interface, in place of the scenario's. Default: that of the scenario, or none.
+    pub http: Option<HttpLoad>,
+    /// How long the drill looks for the users and Redis to be well again after the healing, and what recovery is held to. Default 30 s.
+    pub recovery: Duration,
+    /// Breaks nothing: what the same application does while all is well, to compare with.
+    pub well: bool,
     /// Ends the run early, as [`TargetError::Interrupted`]; the application is ended first.
     pub stop: CancellationToken,
+}
+
+impl TargetOptions {
+    /// An application that this command starts, before that Redis.
+    pub fn new(target: impl Into<String>, command: impl Into<String>) -> Self {
+        Self {
+            target: target.into(),
+            command: Some(command.into()),
+            listen: None,
+            database: None,
+            listen_database: None,
+            http: None,
+            recovery: RECOVERY,
+            well: false,
+            stop: CancellationToken::new(),
+        }
+    }
 }
 
 /// What was seen.
@@ -73,12 +105,17 @@ pub struct TargetReport {
     pub seed: u64,
     /// The Redis behind the proxy.
     pub target: String,
-    /// The application.
-    pub command: String,
+    /// The application's command without what looks like a secret; null if the drill did not start it.
+    pub command: Option<String>,
     /// How the application ended by itself; null if it was still running when the drill was over, as a service is.
     pub exit_status: Option<i32>,
-    /// The traffic of each phase.
+    /// What its users got; null if no load was put on its interface.
+    pub users: Option<Users>,
+    /// The traffic with Redis of each phase.
     pub phases: Vec<Traffic>,
+    /// From the last healing to the first second in which Redis answered half as many commands as in the baseline, in milliseconds;
+    /// null if there was none.
+    pub redis_in_use_ms: Option<f64>,
     /// For plots.
     pub timeline: TrafficTimeline,
     /// Connections that faults of the protocol no longer acted on, as they could not be followed command by command to their end (a
@@ -88,38 +125,14 @@ pub struct TargetReport {
     pub kpis: Vec<Kpi>,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
+    /// The faults that touched nothing, by name.
+    pub untouched: Vec<&'static str>,
+    /// What the application wrote to its standard output and error, up to 2 000 lines, without what looks like a secret.
+    pub log: Vec<LogLine>,
+    /// Lines that it wrote beyond those.
+    pub log_dropped: u64,
     /// Whether every key figure is good enough.
     pub verdict: Verdict,
-}
-
-/// The traffic of one phase.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Traffic {
-    /// Its name.
-    pub name: &'static str,
-    /// When it began, from the start of the application.
-    pub from_ms: u64,
-    /// When it ended, or was to end.
-    pub to_ms: u64,
-    /// Connections that the application opened.
-    pub connections: u64,
-    /// Bytes that it sent.
-    pub bytes_up: u64,
-    /// Bytes that Redis answered.
-    pub bytes_down: u64,
-}
-
-/// What the plots show: columns of equal length, one value for each interval.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct TrafficTimeline {
-    /// The length of an interval.
-    pub interval_ms: u64,
-    /// Bytes that the application sent in it.
-    pub bytes_up: Vec<u64>,
-    /// Bytes that Redis answered in it.
-    pub bytes_down: Vec<u64>,
-    /// Connections that the application opened in it.
-    pub connections: Vec<u64>,
 }
 
 /// Why there is no verdict.
@@ -132,7 +145,7 @@ pub enum TargetError {
     /// Nothing listens at the target.
     #[error("no server at {target}: {cause}")]
     NotThere {
-        /// The address given.
+        /// The address given, without what looks like a secret.
         target: String,
         /// What the system said.
         cause: String,
@@ -148,6 +161,12 @@ pub enum TargetError {
         /// The fault, as in the scenario.
         fault: &'static str,
     },
+    /// The scenario breaks the way to a database that was not named.
+    #[error("{fault} happens on the way to the database: name it with --database host:port")]
+    NoDatabase {
+        /// The fault, as in the scenario.
+        fault: &'static str,
+    },
     /// The application would speak TLS to the proxy, which has no certificate of its server's name, and cannot break what it cannot read.
     #[error(
         "REDIS_URL is rediss://, but the proxy speaks no TLS; give the application a redis:// URL for the drill, of a server or port without TLS"
@@ -159,10 +178,23 @@ pub enum TargetError {
     /// The application cannot be started.
     #[error("cannot run {command:?}: {cause}")]
     Command {
-        /// As given.
+        /// As given, without what looks like a secret.
         command: String,
         /// What the system said.
         cause: std::io::Error,
+    },
+    /// The load on the application's interface cannot be sent.
+    #[error("{0}")]
+    Http(String),
+    /// The application does not answer.
+    #[error("the application at {url} gave no answer within {UP_LIMIT:?} ({cause}){ended}")]
+    NotUp {
+        /// Where it was asked.
+        url: String,
+        /// What became of the last request.
+        cause: String,
+        /// That it has ended, if it has.
+        ended: String,
     },
 }
 
@@ -171,8 +203,11 @@ impl TargetError {
     pub fn exit_status(&self) -> u8 {
         match self {
             TargetError::Interrupted => 130,
-            TargetError::NotThere { .. } | TargetError::Proxy(_) => 69,
-            TargetError::NotOnTheWire { .. } | TargetError::Tls => 2,
+            TargetError::NotThere { .. } | TargetError::Proxy(_) | TargetError::NotUp { .. } => 69,
+            TargetError::NotOnTheWire { .. }
+            | TargetError::NoDatabase { .. }
+            | TargetError::Http(_)
+            | TargetError::Tls => 2,
             TargetError::Fault(_) | TargetError::Command { .. } => 1,
         }
     }
@@ -193,86 +228,59 @@ pub async fn run_target(
     scenario: &Scenario,
     options: TargetOptions,
 ) -> Result<TargetReport, TargetError> {
-    let plan = plan(scenario)?;
-    let upstream = reachable(&options.target).await?;
-    let mut builder = Proxy::builder().seed(scenario.seed).resp(true);
-    if let Some(listen) = options.listen {
+    let plan = if options.well {
+        Vec::new()
+    } else {
+        plan::plan(scenario, options.database.is_some())?
+    };
+    let users = users(scenario, &options)?;
+    let redis = proxy(scenario, &options.target, options.listen, true).await?;
+    let database = match &options.database {
+        Some(database) => Some(proxy(scenario, database, options.listen_database, false).await?),
+        None => None,
+    };
+    let program = match &options.command {
+        Some(command) => Some(Program::spawn(
+            command,
+            &Addresses {
+                redis: redis.addr(),
+                database: database.as_ref().map(Proxy::addr),
+            },
+        )?),
+        None => None,
+    };
+    let mut drill = Drill {
+        scenario,
+        options: &options,
+        redis,
+        database,
+        program,
+        users,
+        seen: Seen::new(scenario.phases),
+        broken: Vec::new(),
+        untouched: Vec::new(),
+    };
+    let played = drill.play(plan).await;
+    drill.finish(played).await
+}
+
+async fn proxy(
+    scenario: &Scenario,
+    target: &str,
+    listen: Option<SocketAddr>,
+    resp: bool,
+) -> Result<Proxy, TargetError> {
+    let upstream = reachable(target).await?;
+    let mut builder = Proxy::builder().seed(scenario.seed).resp(resp);
+    if let Some(listen) = listen {
         builder = builder.listen(listen);
     }
-    let proxy = builder.start(upstream).await?;
-    let mut program = spawn(&options.command, proxy.addr())?;
-    let group = program.id();
-    let mut seen = Seen::new(scenario);
-    let played = play(
-        &mut program,
-        &proxy,
-        plan,
-        scenario,
-        &options.stop,
-        &mut seen,
-    )
-    .await;
-    // Heals the wire first, so that the application can end in peace.
-    proxy.clear().await;
-    end(program, group).await;
-    Ok(seen.judged(scenario, &options, played?))
-}
-
-/// What is broken on the wire, and when.
-fn plan(scenario: &Scenario) -> Result<Vec<Action>, TargetError> {
-    let start = scenario.phases.spans()[Phase::Fault as usize].1.start;
-    let mut actions = Vec::new();
-    for (step, planned) in scenario.steps.iter().enumerate() {
-        let toxic = on_the_wire(&planned.fault)?;
-        for (time, span) in planned.spans().enumerate() {
-            let (id, name) = ((step, time), planned.fault.name());
-            actions.push(Action {
-                at: start + span.start,
-                begins: Some(toxic.clone()),
-                id,
-                name,
-            });
-            actions.push(Action {
-                at: start + span.end,
-                begins: None,
-                id,
-                name,
-            });
-        }
-    }
-    actions.sort_by_key(|action| (action.at, action.begins.is_some()));
-    Ok(actions)
-}
-
-struct Action {
-    at: Duration,
-    /// What is broken; nothing if it is healed.
-    begins: Option<Toxic>,
-    id: (usize, usize),
-    name: &'static str,
-}
-
-/// What a client sees of a fault, as a fault of the wire.
-fn on_the_wire(fault: &Fault) -> Result<Toxic, TargetError> {
-    Ok(match fault {
-        Fault::Wire(toxic) => (**toxic).clone(),
-        Fault::Crash => Toxic::new(Down {}),
-        Fault::Freeze | Fault::Pause(_) => Toxic::new(Stall {}).direction(Direction::Both),
-        Fault::Loading => Toxic::new(RespError::loading()),
-        Fault::ReadOnly => Toxic::new(RespError::readonly()),
-        Fault::OutOfMemory => Toxic::new(RespError::oom()),
-        Fault::PasswordChanged | Fault::UserDeleted => Toxic::new(RespError::noauth()),
-        other => {
-            return Err(TargetError::NotOnTheWire {
-                fault: other.name(),
-            });
-        }
-    })
+    Ok(builder.start(upstream).await?)
 }
 
 async fn reachable(target: &str) -> Result<SocketAddr, TargetError> {
     let failed = |cause: String| TargetError::NotThere {
-        target: target.to_owned(),
+        target: redacted(target),
         cause,
     };
     let connecting = timeout(CONNECT_LIMIT, tokio::net::TcpStream::connect(target)).await;
@@ -283,346 +291,297 @@ async fn reachable(target: &str) -> Result<SocketAddr, TargetError> {
         .map_err(|error| failed(error.to_string()))
 }
 
-fn spawn(command: &str, proxy: SocketAddr) -> Result<Child, TargetError> {
-    let own = std::env::var("REDIS_URL").ok();
-    if own.as_deref().is_some_and(|url| url.starts_with("rediss:")) {
-        return Err(TargetError::Tls);
-    }
-    Command::new("/bin/sh")
-        .args(["-c", WATCHED, "sh", command])
-        .env("REDIS_URL", through(own.as_deref(), proxy))
-        .env("REDIS_HOST", proxy.ip().to_string())
-        .env("REDIS_PORT", proxy.port().to_string())
-        .stdin(Stdio::piped())
-        .process_group(0)
-        .spawn()
-        .map_err(|cause| TargetError::Command {
-            command: command.to_owned(),
-            cause,
-        })
-}
-
-/// The application's own URL, if it has one, with the proxy in place of its server: user, password and database stay.
-fn through(own: Option<&str>, proxy: SocketAddr) -> String {
-    let own = own.and_then(|url| url.split_once("://"));
-    let Some((scheme, rest)) = own.filter(|(scheme, _)| *scheme == "redis") else {
-        return format!("redis://{proxy}/0");
-    };
-    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
-    let user = authority.rfind('@').map_or("", |at| &authority[..=at]);
-    format!("{scheme}://{user}{proxy}{path}")
-}
-
-/// Breaks and heals at the planned times, until the application has ended or the phases are over. How it ended, if it did.
-async fn play(
-    program: &mut Child,
-    proxy: &Proxy,
-    plan: Vec<Action>,
+/// The load on the application's interface, if there is one.
+fn users(
     scenario: &Scenario,
-    stop: &CancellationToken,
-    seen: &mut Seen,
-) -> Result<Option<ExitStatus>, TargetError> {
-    let start = Instant::now();
-    let mut ticks = interval(SAMPLE);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    let (mut plan, mut broken) = (
-        plan.into_iter().peekable(),
-        Vec::<((usize, usize), ToxicId)>::new(),
-    );
-    let over = start + scenario.phases.total();
-    loop {
-        let next = plan.peek().map_or(over, |action| start + action.at);
-        // The pipe stays ours: `wait` would close it, and so end the application.
-        tokio::select! {
-            () = stop.cancelled() => return Err(TargetError::Interrupted),
-            () = sleep_until(next), if next <= over => {
-                let Some(action) = plan.next() else { break };
-                match action.begins {
-                    Some(toxic) => {
-                        broken.push((action.id, proxy.add(toxic).await?));
-                        seen.begun(action.id, action.name, start.elapsed());
-                    }
-                    None => {
-                        if let Some(at) = broken.iter().position(|(id, _)| *id == action.id) {
-                            proxy.remove(broken.remove(at).1).await;
-                        }
-                        seen.ended(action.id, start.elapsed(), broken.is_empty());
-                    }
-                }
-            }
-            _ = ticks.tick() => {
-                seen.sample(start.elapsed(), proxy.counters());
-                if let Ok(Some(status)) = program.try_wait() {
-                    return Ok(Some(status));
-                }
-            }
+    options: &TargetOptions,
+) -> Result<Option<Arc<HttpSubject>>, TargetError> {
+    let Some(load) = options.http.clone().or_else(|| scenario.http.clone()) else {
+        return Ok(None);
+    };
+    load.check().map_err(|(_, why)| TargetError::Http(why))?;
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "the date tells the values of this run from those of earlier ones"
+    )]
+    let now = std::time::SystemTime::now();
+    let base = now
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    let subject = HttpSubject::new(load, scenario.seed, base).map_err(TargetError::Http)?;
+    Ok(Some(Arc::new(subject)))
+}
+
+/// How a play ended: the exit status of the application, if it ended by itself, and what its users got.
+type Played = Result<(Option<i32>, Option<Arc<Lane>>), TargetError>;
+
+struct Drill<'a> {
+    scenario: &'a Scenario,
+    options: &'a TargetOptions,
+    redis: Proxy,
+    database: Option<Proxy>,
+    program: Option<Program>,
+    users: Option<Arc<HttpSubject>>,
+    seen: Seen,
+    broken: Vec<Broken>,
+    untouched: Vec<&'static str>,
+}
+
+/// What is broken now.
+struct Broken {
+    id: Id,
+    toxic: ToxicId,
+    wire: Wire,
+    /// What had passed the proxy when it began.
+    connections: u64,
+    /// Whether it acts on commands, which are counted.
+    on_commands: bool,
+}
+
+impl Drill<'_> {
+    /// Waits for the application, puts the load on it, breaks and heals, until it has ended or there is nothing more to be seen.
+    async fn play(&mut self, plan: Vec<Action>) -> Played {
+        self.up().await?;
+        let start = Instant::now();
+        self.seen.begin(self.redis.counters());
+        if let Some(program) = &self.program {
+            program.begin(start);
         }
-    }
-    seen.sample(start.elapsed(), proxy.counters());
-    Ok(None)
-}
-
-/// Asks the application and all that it started to end, and sees to it that they do.
-async fn end(mut program: Child, group: Option<u32>) {
-    let group = group.and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-    let until = Instant::now() + END_LIMIT + Duration::from_secs(2);
-    drop(program.stdin.take());
-    if tokio::time::timeout_at(until, program.wait())
-        .await
-        .is_err()
-    {
-        let _ = program.kill().await;
-    }
-    let Some(group) = group else { return };
-    while test_kill_process_group(group).is_ok() && Instant::now() < until {
-        tokio::time::sleep(SAMPLE).await;
-    }
-}
-
-struct Seen {
-    traffic: Vec<Traffic>,
-    timeline: TrafficTimeline,
-    spans: Vec<(Phase, Duration)>,
-    last: Counters,
-    last_at: Duration,
-    faults: Vec<((usize, usize), FaultSpan)>,
-    healed: Option<(Duration, u64)>,
-    answered_again: Option<Duration>,
-}
-
-impl Seen {
-    fn new(scenario: &Scenario) -> Self {
-        let spans = scenario.phases.spans();
-        let traffic = spans.iter().map(|(phase, span)| Traffic {
-            name: phase.name(),
-            from_ms: span.start.as_millis() as u64,
-            to_ms: span.end.as_millis() as u64,
-            connections: 0,
-            bytes_up: 0,
-            bytes_down: 0,
+        let (stop, finish) = (CancellationToken::new(), CancellationToken::new());
+        let _stopped = stop.clone().drop_guard();
+        let lane = self.users.clone().map(|users| {
+            let (phases, age) = (self.scenario.phases, self.scenario.thresholds.allowed_age);
+            Arc::new(Lane::new(users, start, phases, age))
         });
-        Self {
-            traffic: traffic.collect(),
-            timeline: TrafficTimeline {
-                interval_ms: millis(scenario.phases.total() / INTERVALS).max(100),
-                ..TrafficTimeline::default()
-            },
-            spans: spans
-                .iter()
-                .map(|(phase, span)| (*phase, span.end))
-                .collect(),
-            last: Counters::default(),
-            last_at: Duration::ZERO,
-            faults: Vec::new(),
-            healed: None,
-            answered_again: None,
+        let load = lane.clone().map(|lane| {
+            let load = self.load();
+            let length = self.scenario.phases.total() + self.options.recovery + WINDOW;
+            let seed = self.scenario.seed;
+            tokio::spawn(drive_until(lane, load, length, seed, stop, finish.clone()))
+        });
+        let status = self.steps(plan, start, lane.as_deref()).await?;
+        finish.cancel();
+        if let Some(load) = load {
+            let _ = load.await;
         }
+        Ok((status, lane))
     }
 
-    fn sample(&mut self, at: Duration, counters: Counters) {
-        let phase = self
-            .spans
-            .iter()
-            .position(|(_, end)| at < *end)
-            .unwrap_or(self.spans.len() - 1);
-        let before = std::mem::replace(&mut self.last, counters);
-        self.last_at = at;
-        let traffic = &mut self.traffic[phase];
-        let (connections, up, down) = (
-            counters.accepted - before.accepted,
-            counters.bytes_up - before.bytes_up,
-            counters.bytes_down - before.bytes_down,
-        );
-        traffic.connections += connections;
-        traffic.bytes_up += up;
-        traffic.bytes_down += down;
-        self.timeline.add(at, up, down, connections);
-        if let Some((healed, bytes)) = self.healed
-            && self.answered_again.is_none()
-            && counters.bytes_down > bytes
-        {
-            self.answered_again = Some(at - healed);
-        }
-    }
-
-    fn begun(&mut self, id: (usize, usize), name: &'static str, at: Duration) {
-        let at = millis(at);
-        let span = FaultSpan {
-            name,
-            from_ms: at,
-            to_ms: at,
+    /// Waits until the application answers its users.
+    async fn up(&mut self) -> Result<(), TargetError> {
+        let Some(users) = self.users.clone() else {
+            return Ok(());
         };
-        self.faults.push((id, span));
-        (self.healed, self.answered_again) = (None, None);
-    }
-
-    fn ended(&mut self, id: (usize, usize), at: Duration, all_well: bool) {
-        if let Some((_, span)) = self.faults.iter_mut().find(|(of, _)| *of == id) {
-            span.to_ms = millis(at);
-        }
-        if all_well {
-            self.healed = Some((at, self.last.bytes_down));
-        }
-    }
-
-    fn judged(
-        self,
-        scenario: &Scenario,
-        options: &TargetOptions,
-        status: Option<ExitStatus>,
-    ) -> TargetReport {
-        let code = status.map(|status| status.code().unwrap_or(-1));
-        let baseline = self.traffic[Phase::WarmUp as usize].bytes_down
-            + self.traffic[Phase::Baseline as usize].bytes_down;
-        let lived = if code.is_some() {
-            self.last_at
-        } else {
-            scenario.phases.total()
+        let outcome = tokio::select! {
+            () = self.options.stop.cancelled() => return Err(TargetError::Interrupted),
+            outcome = users.up(UP_LIMIT) => outcome,
         };
-        let drilled = self.spans[Phase::Fault as usize].1;
-        let count = |name, phase, value: u64, bound, target: f64, formula| Kpi {
-            name,
-            phase,
-            value: Some(value as f64),
-            target,
-            pass: if bound == Bound::Above {
-                value as f64 > target
+        outcome.map_err(|cause| TargetError::NotUp {
+            url: users.url().to_owned(),
+            cause,
+            ended: self
+                .program
+                .as_mut()
+                .and_then(Program::ended)
+                .map_or(String::new(), |status| {
+                    format!("; it has ended with status {status}")
+                }),
+        })
+    }
+
+    /// The scenario's load, in the shape of the requests.
+    fn load(&self) -> crate::scenario::Load {
+        let mut load = self.scenario.load.clone();
+        if let Some(users) = &self.users {
+            (load.keys, load.writes, load.calls) = (users.keys(), users.writes(), None);
+        }
+        load
+    }
+
+    /// Breaks and heals at the planned times. How the application ended, if it did.
+    async fn steps(
+        &mut self,
+        plan: Vec<Action>,
+        start: Instant,
+        users: Option<&Lane>,
+    ) -> Result<Option<i32>, TargetError> {
+        let mut ticks = interval(SAMPLE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut plan = plan.into_iter().peekable();
+        let over = self.scenario.phases.total();
+        loop {
+            let next = plan.peek().map_or(over, |action| action.at);
+            tokio::select! {
+                () = self.options.stop.cancelled() => return Err(TargetError::Interrupted),
+                () = sleep_until(start + next), if plan.peek().is_some() => {
+                    if let Some(action) = plan.next() {
+                        self.carry_out(action, start, users).await?;
+                    }
+                }
+                _ = ticks.tick() => {
+                    let now = start.elapsed();
+                    self.seen.sample(now, self.redis.counters());
+                    if let Some(users) = users {
+                        let facts = users.subject().facts();
+                        users.record(|record| record.sample(now, facts));
+                    }
+                    if let Some(status) = self.program.as_mut().and_then(Program::ended) {
+                        return Ok(Some(status));
+                    }
+                    if now >= over && self.is_seen_to_the_end(now, users) {
+                        return Ok(None);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether all is well again, or the limit for that is over.
+    fn is_seen_to_the_end(&self, now: Duration, users: Option<&Lane>) -> bool {
+        let Some(healed) = self.seen.healed() else {
+            return true;
+        };
+        let users_well =
+            users.is_none_or(|users| users.record(|record| record.moments().full.is_some()));
+        (self.seen.in_use().is_some() && users_well)
+            || now >= healed + self.options.recovery + WINDOW
+    }
+
+    async fn carry_out(
+        &mut self,
+        action: Action,
+        start: Instant,
+        users: Option<&Lane>,
+    ) -> Result<(), TargetError> {
+        let proxy = match action.wire {
+            Wire::Redis => &self.redis,
+            Wire::Database => self.database.as_ref().expect("the plan was checked for it"),
+        };
+        if let Some(toxic) = action.begins {
+            let before = proxy.counters();
+            let on_commands = toxic.fault.resp().is_some();
+            let is_down = toxic.fault.name() == "down";
+            // A port that refuses is not seen to be asked: that it was used before must do.
+            let connections = if is_down && before.accepted > 0 {
+                0
             } else {
-                value as f64 <= target
-            },
-            bound,
-            unit: Unit::Count,
-            formula,
-        };
-        let mut kpis = vec![
-            Kpi {
-                // A failure to be read as a number: a program ended by a signal has none.
-                value: Some(f64::from(code.unwrap_or(0))),
-                pass: code.unwrap_or(0) == 0,
-                ..count(
-                    "exit_status",
-                    "whole run",
-                    0,
-                    Bound::AtMost,
-                    0.0,
-                    "of the program; 0 if it was still running at the end",
-                )
-            },
-            count(
-                "used_redis",
-                "baseline",
-                baseline,
-                Bound::Above,
-                0.0,
-                "bytes that Redis answered before anything was broken",
-            ),
-            Kpi {
-                value: Some(ms(lived)),
-                pass: lived >= drilled,
-                unit: Unit::Ms,
-                ..count(
-                    "lived",
-                    "whole run",
-                    0,
-                    Bound::Above,
-                    ms(drilled),
-                    "how long the program ran, or was let run: past the fault",
-                )
-            },
-        ];
-        // A program that did its work and ended well while all was broken had no need to come back.
-        if !scenario.steps.is_empty()
-            && (code.is_none() || lived >= drilled + Duration::from_millis(500))
-        {
-            kpis.push(Kpi {
-                value: self.answered_again.map(ms),
-                pass: self.answered_again.is_some_and(|after| after < RECOVERY),
-                unit: Unit::Ms,
-                ..count(
-                    "recovery",
-                    "recovery",
-                    0,
-                    Bound::Below,
-                    ms(RECOVERY),
-                    "from the last healing to the first bytes from Redis",
-                )
+                before.accepted - before.open
+            };
+            self.broken.push(Broken {
+                id: action.id,
+                toxic: proxy.add(toxic).await?,
+                wire: action.wire,
+                connections,
+                on_commands,
             });
+            let now = start.elapsed();
+            self.seen.begun(action.id, action.name, now);
+            if let Some(users) = users {
+                users.record(|record| record.broken(now));
+            }
+            return Ok(());
         }
+        let at = self.broken.iter().position(|broken| broken.id == action.id);
+        if let Some(broken) = at.map(|at| self.broken.remove(at)) {
+            let touched = if broken.on_commands {
+                proxy.treated(broken.toxic).unwrap_or(0)
+            } else {
+                proxy.counters().accepted - broken.connections
+            };
+            if touched == 0 {
+                self.untouched.push(action.name);
+            }
+            debug_assert_eq!(broken.wire, action.wire);
+            proxy.remove(broken.toxic).await;
+        }
+        let (now, all_well) = (start.elapsed(), self.broken.is_empty());
+        let counters = self.redis.counters();
+        self.seen.ended(action.id, now, all_well, counters);
+        if let Some(users) = users.filter(|_| all_well) {
+            users.record(|record| record.healed(now));
+        }
+        Ok(())
+    }
+
+    /// Heals the wires, ends the application, and says what was seen.
+    async fn finish(mut self, played: Played) -> Result<TargetReport, TargetError> {
+        let unfollowed = self.redis.counters().unfollowed;
+        // First the wires, so that the application can end in peace.
+        self.redis.clear().await;
+        if let Some(database) = &self.database {
+            database.clear().await;
+        }
+        let is_ours = self.program.is_some();
+        let (mut log, mut log_dropped) = (Vec::new(), 0);
+        if let Some(program) = self.program.take() {
+            (log, log_dropped) = program.lines();
+            program.end().await;
+        }
+        let (exit_status, lane) = played?;
+        let scenario = self.scenario;
+        let breaks = !self.options.well;
+        let untouched = if breaks && scenario.steps.is_empty() {
+            vec!["nothing is broken by this scenario"]
+        } else {
+            self.untouched
+        };
+        let kpis = {
+            let judged = |users: Option<&Record>| {
+                judge::judge(&Evidence {
+                    scenario,
+                    seen: &self.seen,
+                    users,
+                    exit_status,
+                    is_ours,
+                    untouched: untouched.len(),
+                    breaks,
+                    recovery: self.options.recovery,
+                })
+            };
+            match &lane {
+                Some(lane) => lane.record(|record| judged(Some(record))),
+                None => judged(None),
+            }
+        };
+        let users = lane.zip(self.users).map(|(lane, users)| {
+            lane.record(|record| {
+                Users::of(record, scenario.phases, users.described(), users.unjudged())
+            })
+        });
         let reads_protocol =
             |fault| on_the_wire(fault).is_ok_and(|toxic| toxic.fault.resp().is_some());
-        let unfollowed = if scenario
+        let follows = scenario
             .steps
             .iter()
-            .any(|step| reads_protocol(&step.fault))
-        {
-            self.last.unfollowed
-        } else {
-            0
-        };
-        TargetReport {
+            .any(|step| reads_protocol(&step.fault));
+        Ok(TargetReport {
             schema: SCHEMA,
-            unfollowed,
             scenario: scenario.name.clone(),
             about: scenario.about.clone(),
             seed: scenario.seed,
-            target: options.target.clone(),
-            command: options.command.clone(),
-            exit_status: code,
+            target: redacted(&self.options.target),
+            command: self.options.command.as_deref().map(redacted),
+            exit_status,
+            users,
+            redis_in_use_ms: self.seen.in_use().map(ms),
+            unfollowed: if follows { unfollowed } else { 0 },
+            verdict: judge::verdict(&kpis),
+            kpis,
+            faults: self.seen.faults(),
+            untouched,
+            log,
+            log_dropped,
             phases: self
+                .seen
                 .traffic
                 .into_iter()
                 .filter(|phase| phase.to_ms > phase.from_ms)
                 .collect(),
-            verdict: if kpis.iter().all(|kpi| kpi.pass) {
-                Verdict::Passed
-            } else {
-                Verdict::Failed
-            },
-            kpis,
-            faults: self.faults.into_iter().map(|(_, span)| span).collect(),
-            timeline: self.timeline,
-        }
-    }
-}
-
-impl TrafficTimeline {
-    fn add(&mut self, at: Duration, up: u64, down: u64, connections: u64) {
-        let index = (millis(at) / self.interval_ms.max(1)) as usize;
-        for (column, seen) in [
-            (&mut self.bytes_up, up),
-            (&mut self.bytes_down, down),
-            (&mut self.connections, connections),
-        ] {
-            if column.len() <= index {
-                column.resize(index + 1, 0);
-            }
-            column[index] += seen;
-        }
+            timeline: self.seen.timeline,
+        })
     }
 }
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn d7_the_applications_own_url_keeps_all_but_its_server() {
-        let proxy = SocketAddr::from(([127, 0, 0, 1], 7));
-        for (own, through_proxy) in [
-            (None, "redis://127.0.0.1:7/0"),
-            (Some(""), "redis://127.0.0.1:7/0"),
-            (Some("unix:///run/redis.sock"), "redis://127.0.0.1:7/0"),
-            (Some("redis://cache.internal"), "redis://127.0.0.1:7"),
-            (
-                Some("redis://ada:p%40ss@cache.internal:6380/3?protocol=resp3"),
-                "redis://ada:p%40ss@127.0.0.1:7/3?protocol=resp3",
-            ),
-        ] {
-            assert_eq!(through(own, proxy), through_proxy, "{own:?}");
-        }
-    }
 }

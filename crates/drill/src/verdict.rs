@@ -57,6 +57,18 @@ pub enum Bound {
     AtMost,
 }
 
+impl Bound {
+    /// Returns whether the value is good enough. Nothing is below nought, so a target of 0 allows 0.
+    pub(crate) fn holds(self, value: f64, target: f64) -> bool {
+        match self {
+            Bound::Above => value > target,
+            Bound::Below if target == 0.0 => value == 0.0,
+            Bound::Below => value < target,
+            Bound::AtMost => value <= target,
+        }
+    }
+}
+
 /// What a number counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
@@ -197,11 +209,7 @@ fn ratio(
     bound: Bound,
     formula: &'static str,
 ) -> Kpi {
-    let pass = value.is_some_and(|value| match bound {
-        Bound::Above => value > target,
-        Bound::Below => value < target,
-        Bound::AtMost => value <= target,
-    });
+    let pass = value.is_some_and(|value| bound.holds(value, target));
     Kpi {
         name,
         phase,
@@ -218,11 +226,11 @@ fn above(value: Option<f64>, target: f64) -> Option<bool> {
     value.map(|value| value > target)
 }
 
-fn share(part: u64, whole: u64) -> Option<f64> {
+pub(crate) fn share(part: u64, whole: u64) -> Option<f64> {
     (whole > 0).then(|| part as f64 / whole as f64)
 }
 
-fn sum(record: &Record, phases: &[Phase]) -> Counts {
+pub(crate) fn sum(record: &Record, phases: &[Phase]) -> Counts {
     let mut all = record.counts(phases[0]).clone();
     for phase in &phases[1..] {
         all.add(record.counts(*phase));
@@ -378,6 +386,18 @@ mod tests {
         assert!(kpi(&record, "slowest_call").pass);
         let kpis = judge(&record, &Thresholds::default(), Role::Resilient, false);
         assert!(kpis.iter().all(|kpi| kpi.name != "fault_p99"));
+    }
+
+    #[test]
+    fn d4_a_target_of_no_errors_can_be_met() {
+        let record = record([0; 5], [0; 5]);
+        let thresholds = Thresholds {
+            errors: 0.0,
+            ..Thresholds::default()
+        };
+        let kpis = judge(&record, &thresholds, Role::Resilient, true);
+        let errors = kpis.iter().find(|kpi| kpi.name == "errors").unwrap();
+        assert!(errors.pass, "{errors:?}");
     }
 
     #[test]

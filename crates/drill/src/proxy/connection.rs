@@ -141,6 +141,7 @@ impl Connection {
         self.down.retain(now, stays);
         if let Some(exchange) = &mut self.exchange {
             exchange.retain(stays);
+            exchange.change_era();
         }
         for placed in &plan.toxics {
             if !placed.toxic.takes(self.seed, self.number) {
@@ -164,7 +165,7 @@ impl Connection {
                 }
             }
             if let (Some(exchange), Some(fault)) = (&mut self.exchange, placed.toxic.fault.resp()) {
-                exchange.add(placed.id, fault, rng());
+                exchange.add(placed.id, fault, rng(), &placed.treated);
             }
         }
     }
@@ -191,7 +192,7 @@ impl Connection {
         if let (true, Some(exchange), Some(fault)) =
             (takes, &mut self.exchange, placed.toxic.fault.resp())
         {
-            exchange.replace(old, placed.id, fault, rng());
+            exchange.replace(old, placed.id, fault, rng(), &placed.treated);
         }
     }
 
@@ -227,7 +228,10 @@ impl Connection {
                 self.exchange.as_mut(),
                 &tally.bytes_down,
             );
-            if let Some(exchange) = &self.exchange {
+            if let Some(exchange) = &mut self.exchange {
+                tally
+                    .answered
+                    .fetch_add(exchange.take_answered(), Ordering::Relaxed);
                 if exchange.is_lost() && !std::mem::replace(&mut self.unfollowed, true) {
                     tally.unfollowed.fetch_add(1, Ordering::Relaxed);
                 }

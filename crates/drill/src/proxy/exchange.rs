@@ -18,13 +18,15 @@ use bytes::{Bytes, BytesMut};
 use fastrand::Rng;
 use redis::Value;
 use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 use steadfast_core::resp::{DecodeError, Decoder, Limits};
 
 /// The commands and replies of one connection.
 #[derive(Default)]
 pub(super) struct Exchange {
-    faults: Vec<(ToxicId, RespFault, Rng)>,
+    faults: Vec<Placed>,
     commands: Framer,
     replies: Framer,
     /// The answers owed, the oldest first.
@@ -40,6 +42,18 @@ pub(super) struct Exchange {
     lost: bool,
     /// Answers made here have lost their places among the server's.
     broken: bool,
+    /// Grows by one with every change of the faults, so that a command from before one is told from those after it.
+    era: u32,
+    /// Commands that the server answered and that nobody has asked about yet; see [`Exchange::take_answered`].
+    answered: u64,
+}
+
+/// A fault, what its chance is drawn from, and the count of commands that it acted on.
+struct Placed {
+    id: ToxicId,
+    fault: RespFault,
+    rng: Rng,
+    treated: Arc<AtomicU64>,
 }
 
 /// What may wait each way for its turn. The worst case of memory is this and [`LARGEST`], each way, and what one read adds.
@@ -57,21 +71,48 @@ struct Place {
     not_before: Option<Instant>,
     /// Not to be left while this fault lasts.
     silenced_by: Option<ToxicId>,
+    /// The era in which it came; nothing if it is a command that only sets up or checks the connection.
+    era: Option<u32>,
 }
 
 impl Exchange {
-    pub(super) fn add(&mut self, id: ToxicId, fault: RespFault, rng: Rng) {
-        if !self.faults.iter().any(|(placed, ..)| *placed == id) {
-            self.faults.push((id, fault, rng));
+    pub(super) fn add(
+        &mut self,
+        id: ToxicId,
+        fault: RespFault,
+        rng: Rng,
+        treated: &Arc<AtomicU64>,
+    ) {
+        if !self.faults.iter().any(|placed| placed.id == id) {
+            let treated = Arc::clone(treated);
+            self.faults.push(Placed {
+                id,
+                fault,
+                rng,
+                treated,
+            });
         }
     }
 
     /// Puts a fault in the place of `old`, if that is here; what that silenced stays so.
-    pub(super) fn replace(&mut self, old: ToxicId, id: ToxicId, fault: RespFault, rng: Rng) {
-        let Some(place) = self.faults.iter_mut().find(|(placed, ..)| *placed == old) else {
+    pub(super) fn replace(
+        &mut self,
+        old: ToxicId,
+        id: ToxicId,
+        fault: RespFault,
+        rng: Rng,
+        treated: &Arc<AtomicU64>,
+    ) {
+        let Some(placed) = self.faults.iter_mut().find(|placed| placed.id == old) else {
             return;
         };
-        *place = (id, fault, rng);
+        let treated = Arc::clone(treated);
+        *placed = Placed {
+            id,
+            fault,
+            rng,
+            treated,
+        };
         for place in &mut self.row {
             if place.silenced_by == Some(old) {
                 place.silenced_by = Some(id);
@@ -81,10 +122,21 @@ impl Exchange {
 
     /// Ends the faults that are not to `stay`.
     pub(super) fn retain(&mut self, stay: impl Fn(ToxicId) -> bool) {
-        self.faults.retain(|(id, ..)| stay(*id));
+        self.faults.retain(|placed| stay(placed.id));
         for place in &mut self.row {
             place.silenced_by = place.silenced_by.filter(|id| stay(*id));
         }
+    }
+
+    /// Begins another era: the faults have changed.
+    pub(super) fn change_era(&mut self) {
+        self.era = self.era.wrapping_add(1);
+    }
+
+    /// Returns how many commands the server answered since the last call. Those that came in an earlier era do not count: their answers
+    /// may only have waited for the end of a fault.
+    pub(super) fn take_answered(&mut self) -> u64 {
+        std::mem::take(&mut self.answered)
     }
 
     /// Takes bytes of the client; gives those that are for the server: none, once it is broken.
@@ -160,6 +212,9 @@ impl Exchange {
                 Bytes::new()
             };
             self.row_bytes -= place.weight();
+            if place.answer.is_none() && place.era == Some(self.era) {
+                self.answered += 1;
+            }
             ready.extend_from_slice(place.answer.as_ref().unwrap_or(&replied));
             self.row.pop_front();
         }
@@ -205,11 +260,13 @@ impl Exchange {
             replaces: false,
             not_before: None,
             silenced_by: None,
+            era: (!SET_UP.iter().any(|name| is_called(&args, &[name]))).then_some(self.era),
         };
-        let treatment = self
-            .faults
-            .iter_mut()
-            .find_map(|(id, fault, rng)| Some((*id, fault.treats(&args, rng)?)));
+        let treatment = self.faults.iter_mut().find_map(|placed| {
+            let treatment = placed.fault.treats(&args, &mut placed.rng)?;
+            placed.treated.fetch_add(1, Ordering::Relaxed);
+            Some((placed.id, treatment))
+        });
         match treatment {
             Some((_, Treatment::Answer(answer))) => place.answer = Some(answer.clone()),
             Some((_, Treatment::Refuse(error))) => {
@@ -267,6 +324,12 @@ const REDIRECTIONS: [&[u8]; 5] = [
     b"CLUSTERDOWN ",
     b"CROSSSLOT ",
     b"TRYAGAIN ",
+];
+
+/// Commands by which clients set up and check a connection. A client that sends no others does not use Redis.
+const SET_UP: [&str; 11] = [
+    "AUTH", "CLIENT", "COMMAND", "CONFIG", "ECHO", "HELLO", "INFO", "PING", "QUIT", "ROLE",
+    "SELECT",
 ];
 
 /// Commands that end a transaction.
@@ -369,7 +432,7 @@ mod tests {
     fn exchange(toxic: Toxic) -> Exchange {
         let mut exchange = Exchange::default();
         let fault = toxic.fault.resp().expect("a fault of the protocol");
-        exchange.add(ToxicId(1), fault, Rng::with_seed(0));
+        exchange.add(ToxicId(1), fault, Rng::with_seed(0), &Arc::default());
         exchange
     }
 
@@ -388,6 +451,20 @@ mod tests {
 
     const GET: &str = "*2\r\n$3\r\nGET\r\n$1\r\nk\r\n";
     const PING: &str = "*1\r\n$4\r\nPING\r\n";
+
+    #[test]
+    fn d7_only_commands_of_the_present_era_that_use_redis_count_as_answered() {
+        let mut exchange = Exchange::default();
+        exchange.requests(&bytes(GET), now());
+        exchange.requests(&bytes(PING), now());
+        exchange.replies(&bytes("$-1\r\n+PONG\r\n"), now());
+        assert_eq!(exchange.take_answered(), 1, "a GET, and not the PING");
+        exchange.requests(&bytes(GET), now());
+        exchange.change_era();
+        exchange.requests(&bytes(GET), now());
+        exchange.replies(&bytes("$-1\r\n$-1\r\n"), now());
+        assert_eq!(exchange.take_answered(), 1, "the second GET only");
+    }
 
     #[test]
     fn d1_what_waits_behind_silence_is_bounded_both_ways() {

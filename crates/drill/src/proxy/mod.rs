@@ -80,6 +80,9 @@ pub struct Counters {
     pub bytes_up: u64,
     /// Bytes read from the server.
     pub bytes_down: u64,
+    /// Commands that the server answered, on connections that are followed. Commands that set up or check a connection (HELLO, AUTH,
+    /// CLIENT, PING…) are not counted, nor those that were on their way while a fault began or ended.
+    pub answered: u64,
 }
 
 /// Why a proxy could not be started.
@@ -231,6 +234,7 @@ impl Proxy {
             replaces,
             toxic,
             rejects_left: AtomicU64::new(left),
+            treated: Arc::default(),
         }))
     }
 
@@ -256,6 +260,14 @@ impl Proxy {
             .iter()
             .map(|placed| (placed.id, placed.toxic.clone()))
             .collect()
+    }
+
+    /// Returns how many commands a fault of the protocol has acted on, or nothing if there is no such fault.
+    #[must_use]
+    pub fn treated(&self, id: ToxicId) -> Option<u64> {
+        let plan = self.plan.borrow();
+        let placed = plan.toxics.iter().find(|placed| placed.id == id)?;
+        Some(placed.treated.load(Ordering::Relaxed))
     }
 
     /// What it has seen so far.
@@ -329,6 +341,8 @@ struct Placed {
     replaces: Option<ToxicId>,
     toxic: Toxic,
     rejects_left: AtomicU64,
+    /// Commands that it has acted on, if it is a fault of the protocol.
+    treated: Arc<AtomicU64>,
 }
 
 #[derive(Debug, Default)]
@@ -340,6 +354,7 @@ struct Tally {
     unfollowed: AtomicU64,
     bytes_up: AtomicU64,
     bytes_down: AtomicU64,
+    answered: AtomicU64,
 }
 
 impl Tally {
@@ -353,6 +368,7 @@ impl Tally {
             unfollowed: read(&self.unfollowed),
             bytes_up: read(&self.bytes_up),
             bytes_down: read(&self.bytes_down),
+            answered: read(&self.answered),
         }
     }
 }

@@ -291,7 +291,7 @@ pub(super) fn fault_words(faults: &[FaultSpan]) -> String {
     }
 }
 
-fn told(fault: &str) -> &str {
+pub(super) fn told(fault: &str) -> &str {
     match fault {
         "crash" => "Redis is down",
         "old_snapshot" => "Redis is down, and comes back with old data",
@@ -465,6 +465,7 @@ fn verdict_word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Passed => "Passed",
         Verdict::Failed => "Failed",
+        Verdict::Void => "Void: nothing is proven",
     }
 }
 

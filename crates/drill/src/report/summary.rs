@@ -183,5 +183,6 @@ fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Passed => "passes",
         Verdict::Failed => "fails",
+        Verdict::Void => "void",
     }
 }

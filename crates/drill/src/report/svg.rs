@@ -362,7 +362,7 @@ impl<'a> Plot<'a> {
         let _ = write!(self.body, r#"<path class="area {class}" d="{path}Z"/>"#);
     }
 
-    fn line(&mut self, class: &str, values: &[Option<f64>], share: impl Fn(f64) -> f64) {
+    pub(super) fn line(&mut self, class: &str, values: &[Option<f64>], share: impl Fn(f64) -> f64) {
         let (mut path, mut pen_down) = (String::new(), false);
         for (at, value) in values.iter().enumerate() {
             let Some(value) = value else {

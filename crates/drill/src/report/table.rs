@@ -3,7 +3,7 @@
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 
 use super::{PhaseReport, Report, Verdict, duration, figure, target, title, traffic};
-use crate::target::TargetReport;
+use crate::target::{TargetReport, Users};
 use crate::verdict::Kpi;
 
 /// The report as text. With `colour` the verdicts are green and red, by ANSI escapes.
@@ -23,17 +23,28 @@ pub fn render(report: &Report, colour: bool) -> String {
 
 /// The report on somebody's own application, as text.
 pub fn render_target(report: &TargetReport, colour: bool) -> String {
-    let mut phases = new_table(&["phase", "connections", "bytes sent", "bytes answered"]);
+    let mut phases = new_table(&[
+        "Redis, by phase",
+        "connections",
+        "commands answered",
+        "bytes sent",
+        "bytes answered",
+    ]);
     for phase in &report.phases {
         let row = [
             phase.name.replace('_', "-"),
             phase.connections.to_string(),
+            phase.answered.to_string(),
             phase.bytes_up.to_string(),
             phase.bytes_down.to_string(),
         ];
         phases.add_row(row);
     }
-    align_right(&mut phases, &[1, 2, 3]);
+    align_right(&mut phases, &[1, 2, 3, 4]);
+    let users = match &report.users {
+        Some(users) => finished(users_phases(users), colour) + "\n\n",
+        None => String::new(),
+    };
     let mut kpis = new_table(&["", "phase", "target", "seen", ""]);
     for kpi in &report.kpis {
         let mut row = vec![
@@ -50,17 +61,62 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
         .map_or("was still running at the end".to_owned(), |status| {
             format!("ended with status {status}")
         });
-    let unreached = traffic::unfollowed(report).map_or(String::new(), |text| text + "\n");
+    let said: String = traffic::beware(report)
+        .into_iter()
+        .map(|text| text + "\n")
+        .collect();
     format!(
-        "{} · {}\n{} before {}\n\n{}\n\n{}\n\n{unreached}{}: the program {ended}\n",
+        "{} · {}\n{} before {}\n\n{users}{}\n\n{}\n\n{said}{}: the program {ended}\n",
         report.scenario,
         report.about,
-        report.command,
+        report
+            .command
+            .as_deref()
+            .unwrap_or("a program that runs already"),
         report.target,
         finished(phases, colour),
         finished(kpis, colour),
-        if report.passed() { "PASSED" } else { "FAILED" },
+        match report.verdict {
+            Verdict::Passed => "PASSED",
+            Verdict::Failed => "FAILED",
+            Verdict::Void => "VOID",
+        },
     )
+}
+
+/// What the users got.
+fn users_phases(users: &Users) -> Table {
+    let mut table = new_table(&[
+        "users, by phase",
+        "requests",
+        "ok",
+        "failed",
+        "wrong",
+        "p50",
+        "p99",
+        "max",
+        "",
+    ]);
+    for phase in &users.phases {
+        let kinds: Vec<_> = phase
+            .errors
+            .iter()
+            .map(|(kind, count)| format!("{kind} {count}"))
+            .collect();
+        table.add_row([
+            phase.name.replace('_', "-"),
+            (phase.calls + phase.skipped).to_string(),
+            phase.ok.to_string(),
+            (phase.errors.values().sum::<u64>() + phase.skipped).to_string(),
+            phase.wrong.to_string(),
+            duration(phase.latency_ms.p50),
+            duration(phase.latency_ms.p99),
+            duration(phase.latency_ms.max),
+            kinds.join(", "),
+        ]);
+    }
+    align_right(&mut table, &[1, 2, 3, 4, 5, 6, 7]);
+    table
 }
 
 fn phases(report: &Report) -> Table {

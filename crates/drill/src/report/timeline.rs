@@ -58,7 +58,7 @@ fn heading(body: &mut String, left: f64, who: &str, report: &Report) {
     );
     let (class, mark) = match report.verdict {
         Verdict::Passed => ("good", "✓"),
-        Verdict::Failed => ("bad", "✗"),
+        Verdict::Failed | Verdict::Void => ("bad", "✗"),
     };
     let _ = writeln!(
         body,

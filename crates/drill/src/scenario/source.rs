@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use toml::Spanned;
 
+use super::http::HttpSource;
 use super::step::{StepSource, checked_step};
 use super::{Arrivals, Fault, Load, Phases, Scenario, ScenarioError, Step, Thresholds};
 
@@ -51,6 +52,14 @@ struct Source {
     steps: Vec<Spanned<StepSource>>,
     #[serde(default)]
     thresholds: ThresholdsSource,
+    #[serde(default)]
+    target: TargetSource,
+}
+
+#[derive(Default, serde::Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct TargetSource {
+    http: Option<HttpSource>,
 }
 
 impl Source {
@@ -88,6 +97,7 @@ impl Source {
             load: self.load.checked(phases, self.phases.span())?,
             phases,
             thresholds: self.thresholds.checked(),
+            http: self.target.http.map(HttpSource::checked).transpose()?,
         })
     }
 }

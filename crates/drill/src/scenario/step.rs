@@ -7,7 +7,7 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::source::{Mistake, Time, share_of, within};
-use super::{Fault, Step};
+use super::{Fault, Step, Wire};
 use crate::fault::{self, Direction, Toxic};
 
 /// A step and what its fault is told. Each fault takes some of the attributes and refuses the others.
@@ -31,10 +31,11 @@ pub(super) struct StepSource {
     timeout: Option<Spanned<Time>>,
     commands: Option<Spanned<Vec<String>>>,
     direction: Option<Spanned<String>>,
+    on: Option<Spanned<String>>,
 }
 
 pub(super) fn checked_step(step: Spanned<StepSource>, phase: Duration) -> Result<Step, Mistake> {
-    let step = step.into_inner();
+    let mut step = step.into_inner();
     let at = step.at.as_ref().map_or(Duration::ZERO, |at| at.get_ref().0);
     let times = within(step.times.clone(), 1, 1_000, "times")?.unwrap_or(1);
     let every = match (&step.every, &step.times) {
@@ -75,13 +76,36 @@ pub(super) fn checked_step(step: Spanned<StepSource>, phase: Duration) -> Result
             "the fault must end before it comes again: `for` is less than `every`",
         ));
     }
+    let on = step.on.take();
+    let fault = checked_fault(step, lasts)?;
     Ok(Step {
         at,
         lasts,
         every,
         times,
-        fault: checked_fault(step, lasts)?,
+        on: checked_wire(on, &fault)?,
+        fault,
     })
+}
+
+/// Between which two a fault of the wire happens.
+fn checked_wire(on: Option<Spanned<String>>, fault: &Fault) -> Result<Wire, Mistake> {
+    let Some(on) = on else {
+        return Ok(Wire::default());
+    };
+    let Fault::Wire(toxic) = fault else {
+        let message = format!("{} takes no on: it does not happen on a wire", fault.name());
+        return Err(Mistake::at(&on, message));
+    };
+    match on.get_ref().as_str() {
+        "redis" => Ok(Wire::Redis),
+        "database" if toxic.fault.resp().is_none() => Ok(Wire::Database),
+        "database" => Err(Mistake::at(
+            &on,
+            "a fault of Redis' protocol cannot happen on the way to a database",
+        )),
+        _ => Err(Mistake::at(&on, "on is redis or database")),
+    }
 }
 
 fn checked_fault(mut given: StepSource, lasts: Duration) -> Result<Fault, Mistake> {

@@ -4,11 +4,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use steadfast_drill::process::Redis;
-use steadfast_drill::report::{junit, table, traffic};
+use steadfast_drill::process::{Port, Redis};
+use steadfast_drill::report::{Verdict, json, junit, table, traffic};
 use steadfast_drill::scenario::Scenario;
 use steadfast_drill::target::{TargetError, TargetOptions, run_target};
-use tokio_util::sync::CancellationToken;
 
 /// A Python with redis-py and a client of Toxiproxy, made once for all tests.
 pub(crate) fn python() -> PathBuf {
@@ -69,12 +68,7 @@ fn scenario(fault: &str) -> Scenario {
 }
 
 fn options(redis: &Redis, command: impl Into<String>) -> TargetOptions {
-    TargetOptions {
-        target: redis.addr().to_string(),
-        command: command.into(),
-        listen: None,
-        stop: CancellationToken::new(),
-    }
+    TargetOptions::new(redis.addr().to_string(), command)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -127,6 +121,142 @@ async fn d7_a_python_program_is_drilled_through_the_proxy_and_its_redis_is_left_
     );
     assert_eq!(redis.pid(), pid);
     redis.command(&["PING"]).await.unwrap();
+}
+
+/// Six applications of one purpose, and what their users would have felt: the verdict is theirs.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_an_application_is_judged_by_what_its_users_get() {
+    let redis = Redis::start().await.unwrap();
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/applications/users.py");
+    let (redis, python, program) = (&redis, &python, &program);
+    let drills = [
+        ("falls-back", "down", None),
+        ("answers-500", "down", Some("errors")),
+        ("hangs", "stall", Some("errors")),
+        ("serves-the-overwritten", "down", Some("wrong_answers")),
+        ("exits", "down", Some("exit_status")),
+        ("gives-up", "down", Some("redis_in_use")),
+    ]
+    .map(|(kind, fault, missed)| async move {
+        let port = Port::free().unwrap();
+        let address = port.addr();
+        drop(port);
+        let scenario = with_users(fault, address);
+        let command = format!(
+            "exec {} {} {} {kind}",
+            python.display(),
+            program.display(),
+            address.port()
+        );
+        let mut options = options(redis, command);
+        options.recovery = Duration::from_secs(4);
+        let report = run_target(&scenario, options).await.unwrap();
+        let text = table::render_target(&report, false);
+        let failed: Vec<_> = report
+            .kpis
+            .iter()
+            .filter(|kpi| !kpi.pass)
+            .map(|kpi| kpi.name)
+            .collect();
+        match missed {
+            None => assert!(report.passed(), "{kind}: {text}"),
+            Some(missed) => assert!(failed.contains(&missed), "{kind}: {failed:?}\n{text}"),
+        }
+        if kind == "gives-up" {
+            assert_eq!(
+                failed,
+                [missed.unwrap()],
+                "its users noticed nothing: {text}"
+            );
+        }
+        let page = traffic::render(&report);
+        assert!(page.contains("What its users got"), "{kind}");
+        // One verdict, wherever it is read.
+        let junit = junit::render_target(&report);
+        let wanted = format!("failures=\"{}\"", failed.len());
+        assert!(junit.contains(&wanted), "{kind}: {junit}");
+        assert_eq!(page.contains("<b>Passed</b>"), report.passed(), "{kind}");
+    });
+    futures_util::future::join_all(drills).await;
+}
+
+/// A scenario with a load on an application at that address: reads, and writes that are read back.
+fn with_users(fault: &str, address: std::net::SocketAddr) -> Scenario {
+    Scenario::parse(&format!(
+        r#"
+        name = "users"
+        load = {{ rate = 40, zipf = 0.5 }}
+        phases = {{ warm_up = "500ms", baseline = "1500ms", fault = "2s", recovery = "1s", recovered = "1s" }}
+        steps = [{{ fault = "{fault}" }}]
+        # A busy machine is not what is judged here.
+        thresholds = {{ fault_p99 = "4s", slowest = "20s", errors = "5%", write_errors = "5%", allowed_age = "1s" }}
+        [target.http]
+        url = "http://{address}"
+        timeout = "1s"
+        [[target.http.requests]]
+        request = "GET /users/{{1..10}}"
+        weight = 3
+        json = "/name"
+        value = "/name"
+        [[target.http.requests]]
+        request = "PUT /users/{{1..10}}"
+        body = '{{"name": "v{{value}}"}}'
+        "#
+    ))
+    .unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_fault_that_touches_nothing_makes_the_drill_void_everywhere() {
+    let redis = Redis::start().await.unwrap();
+    // A misspelt command, and a program that asks for others.
+    let scenario = Scenario::parse(
+        "name = 'misspelt'\nphases = { warm_up = '0s', baseline = '500ms', fault = '500ms', recovery = '500ms', recovered = '500ms' }\n\
+         [[steps]]\nfault = 'resp_error'\nerror = 'ERR no'\ncommands = ['GTE']\n",
+    )
+    .unwrap();
+    let asks = r#"bash -c "exec 3<>/dev/tcp/\$REDIS_HOST/\$REDIS_PORT
+        while printf '*2\r\n\$3\r\nGET\r\n\$1\r\nk\r\n' >&3 && read -r _ <&3; do sleep 0.02; done""#;
+    let mut options = options(&redis, asks);
+    options.recovery = Duration::from_secs(2);
+    let report = run_target(&scenario, options).await.unwrap();
+    let text = table::render_target(&report, false);
+    assert_eq!(report.verdict, Verdict::Void, "{text}");
+    assert!(
+        text.contains("VOID") && text.contains("resp_error touched nothing"),
+        "{text}"
+    );
+    let junit = junit::render_target(&report);
+    assert!(junit.contains("failures=\"1\""), "{junit}");
+    assert!(traffic::render(&report).contains("Void: nothing is proven"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d6_what_left_the_programs_session_is_ended_too_and_secrets_stay_out_of_reports() {
+    let redis = Redis::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let pid_file = folder.path().join("pid");
+    let command = format!(
+        "setsid sleep 600 & echo $! > {}; echo password=hunter2; : --token hunter2; sleep 600",
+        pid_file.display()
+    );
+    let report = run_target(&scenario("down"), options(&redis, command))
+        .await
+        .unwrap();
+    let pid = std::fs::read_to_string(&pid_file).unwrap();
+    let alive = Path::new("/proc").join(pid.trim()).join("cmdline");
+    let left = std::fs::read(alive).unwrap_or_default();
+    assert!(left.is_empty(), "{pid} outlived the drill");
+    let json = json::render_target(&report);
+    assert!(json.contains("password=***"), "its lines are kept: {json}");
+    for text in [
+        json,
+        traffic::render(&report),
+        table::render_target(&report, false),
+    ] {
+        assert!(!text.contains("hunter2"), "{text}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -27,7 +27,8 @@ Examples:
   steadfast drill run crash
   steadfast drill run restart-5s --out /tmp/restart
   steadfast drill run crash freeze ./mine.toml --no-control
-  steadfast drill run restart-5s --target 127.0.0.1:6379 --command './my-application'")]
+  steadfast drill run restart-5s --target 127.0.0.1:6379 --command './my-application' \\
+    --http http://127.0.0.1:8000 --request 'GET /users/{1..1000}' --rate 50")]
 pub(crate) struct Args {
     /// Names from `steadfast drill list`, or paths of scenario files
     #[arg(value_name = "NAME", required_unless_present = "all")]
@@ -71,14 +72,15 @@ impl Args {
             stopper.cancel();
         });
 
-        if let Some(options) = self.target.options(&stop) {
+        if let Some(options) = self.target.options(&stop)? {
             let [scenario] = &scenarios[..] else {
                 return Err(Failure::new(
                     Status::Usage,
                     "an application is drilled by one drill at a time",
                 ));
             };
-            return passed(target::run(scenario, options, folders[0].as_deref()).await?);
+            let scenario = self.target.at_rate(scenario);
+            return passed(target::run(&scenario, options, folders[0].as_deref()).await?);
         }
         if let ([scenario], [folder]) = (&scenarios[..], &folders[..]) {
             let report = self.run_one(scenario, &stop).await?;

@@ -3,8 +3,9 @@
 use std::net::SocketAddr;
 use std::path::Path;
 
+use steadfast_drill::http_load::{HttpLoad, HttpRequest};
 use steadfast_drill::report::{json, junit, table, traffic};
-use steadfast_drill::scenario::Scenario;
+use steadfast_drill::scenario::{Arrivals, Scenario};
 use steadfast_drill::target::{TargetError, TargetOptions, run_target};
 use tokio_util::sync::CancellationToken;
 
@@ -17,14 +18,44 @@ use crate::output::{has_colour, line};
 #[derive(Debug, clap::Args)]
 pub(super) struct Target {
     /// Drill an application of yours: its Redis, as host:port, which is never broken itself
-    #[arg(long, value_name = "ADDR", requires = "command", conflicts_with_all = ["no_control", "all"])]
+    #[arg(long, value_name = "ADDR", conflicts_with_all = ["no_control", "all"])]
     target: Option<String>,
-    /// The application, as a line for the shell; it finds the proxy in REDIS_URL, REDIS_HOST and REDIS_PORT
+    /// The application, as a line for the shell; it finds the proxy in REDIS_URL, REDIS_HOST and REDIS_PORT. Without it, it runs
+    /// already, and has the address of --proxy for its Redis
     #[arg(long, value_name = "LINE", requires = "target")]
     command: Option<String>,
     /// Where the proxy listens, for an application that takes no address from its environment
     #[arg(long, value_name = "ADDR", requires = "target")]
     proxy: Option<SocketAddr>,
+    /// Its database, as host:port, behind a proxy of its own; it finds that in DATABASE_URL, DATABASE_HOST and DATABASE_PORT,
+    /// PGHOST and PGPORT
+    #[arg(long, value_name = "ADDR", requires = "target")]
+    database: Option<String>,
+    /// Where that proxy listens
+    #[arg(long, value_name = "ADDR", requires = "database")]
+    database_proxy: Option<SocketAddr>,
+    /// Put a load on the application's own interface, and judge it by what its users get: http://host:port
+    #[arg(long, value_name = "URL", requires_all = ["target", "request"])]
+    http: Option<String>,
+    /// What its users ask for, such as 'GET /users/{1..1000}'; may be repeated. A scenario file can say more (`[target.http]`)
+    #[arg(long, value_name = "REQUEST", requires = "http")]
+    request: Vec<String>,
+    /// A header of every request, such as 'authorization: Bearer {env:TOKEN}'; may be repeated
+    #[arg(long, value_name = "HEADER", requires = "http")]
+    header: Vec<String>,
+    /// Requests a second [default: the scenario's]
+    #[arg(long, value_name = "N", requires = "target", value_parser = rate)]
+    rate: Option<f64>,
+    /// Break nothing: what the same application does while all is well, for `steadfast drill compare`
+    #[arg(long, requires = "target")]
+    well: bool,
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|rate| (0.01..=1e6).contains(rate))
+        .ok_or_else(|| "a rate is requests a second, from 0.01 to a million".to_owned())
 }
 
 impl Target {
@@ -35,13 +66,56 @@ impl Target {
     }
 
     /// What to run if an application is to be drilled.
-    pub(super) fn options(&self, stop: &CancellationToken) -> Option<TargetOptions> {
-        Some(TargetOptions {
-            target: self.target.clone()?,
-            command: self.command.clone()?,
-            listen: self.proxy,
-            stop: stop.clone(),
-        })
+    pub(super) fn options(
+        &self,
+        stop: &CancellationToken,
+    ) -> Result<Option<TargetOptions>, Failure> {
+        let Some(target) = self.target.clone() else {
+            return Ok(None);
+        };
+        let usage = |why: String| Failure::new(Status::Usage, why);
+        if self.command.is_none() && self.proxy.is_none() {
+            return Err(usage("nothing is drilled".to_owned()).hint(
+                "--command starts the application; one that runs already needs --proxy, the address that it has for its Redis",
+            ));
+        }
+        let mut options = TargetOptions::new(target, "");
+        options.command = self.command.clone();
+        options.listen = self.proxy;
+        options.database = self.database.clone();
+        options.listen_database = self.database_proxy;
+        options.http = self.load().map_err(usage)?;
+        options.well = self.well;
+        options.stop = stop.clone();
+        Ok(Some(options))
+    }
+
+    /// The scenario with the rate that was asked for.
+    pub(super) fn at_rate(&self, scenario: &Scenario) -> Scenario {
+        let mut scenario = scenario.clone();
+        if let Some(rate) = self.rate {
+            scenario.load.arrivals = Arrivals::Open { rate };
+        }
+        scenario
+    }
+
+    fn load(&self) -> Result<Option<HttpLoad>, String> {
+        let Some(url) = &self.http else {
+            return Ok(None);
+        };
+        let mut load = HttpLoad::new(url)?;
+        for line in &self.request {
+            load.requests.push(HttpRequest::parse(line)?);
+        }
+        for header in &self.header {
+            let (name, value) = header
+                .split_once(':')
+                .ok_or("a header is written as `name: value`")?;
+            load.headers
+                .push((name.trim().to_owned(), value.trim().to_owned()));
+        }
+        load.check().map_err(|(_, why)| why)?;
+        Ok(Some(load))
     }
 }
 
@@ -75,7 +149,10 @@ fn ended(error: &TargetError) -> Failure {
         TargetError::NotThere { .. } | TargetError::Proxy(_) => Failure::new(Status::Unavailable, error),
         TargetError::NotOnTheWire { .. } => Failure::new(Status::Usage, error)
             .hint("choose one of latency, timeout, down…, or a drill such as restart-5s, partition, slow-redis"),
-        TargetError::Tls => Failure::new(Status::Usage, error),
+        TargetError::Tls | TargetError::NoDatabase { .. } | TargetError::Http(_) => {
+            Failure::new(Status::Usage, error)
+        }
+        TargetError::NotUp { .. } => Failure::new(Status::Unavailable, error),
         _ => Failure::new(Status::Failed, error),
     }
 }
