@@ -1,6 +1,7 @@
 //! What a drill found, in the one shape that all its forms are made from: the table on a terminal, the JSON for machines,
 //! the page that people forward, and the JUnit file for CI.
 
+pub mod compare;
 pub mod html;
 pub mod json;
 pub mod junit;

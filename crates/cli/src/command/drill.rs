@@ -1,5 +1,6 @@
 //! `steadfast drill`: the lab at the command line.
 
+mod compare;
 mod list;
 mod progress;
 mod proxy;
@@ -17,6 +18,8 @@ pub(crate) enum Command {
     List(list::Args),
     /// Run drills and report what users would have felt
     Run(run::Args),
+    /// Show two reports side by side, and fail if the second does worse
+    Compare(compare::Args),
     /// Stand in front of a server and break the wire, by the API of Toxiproxy
     Proxy(proxy::Args),
     /// Print the JSON schema of scenario files, for editors
@@ -29,6 +32,7 @@ impl Command {
         match self {
             Self::List(args) => args.run(),
             Self::Run(args) => args.run().await,
+            Self::Compare(args) => args.run(),
             Self::Proxy(args) => args.run().await,
             Self::Schema => Ok(line(scenario::SCHEMA.trim_end())?),
         }

@@ -224,6 +224,42 @@ async fn the_drills_are_listed_with_a_sentence_each() {
 }
 
 #[tokio::test]
+async fn a_report_is_not_replaced_unasked_nor_looked_for_in_vain() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    let report = |errors: f64, pass: bool| {
+        serde_json::json!({
+            "schema": "steadfast-drill/1", "scenario": "crash", "phases": [],
+            "kpis": [{ "name": "errors", "value": errors, "unit": "ratio", "pass": pass }],
+        })
+        .to_string()
+    };
+    for (name, text) in [("well", report(0.0, true)), ("broken", report(0.5, false))] {
+        std::fs::create_dir(path(name)).unwrap();
+        std::fs::write(path(name) + "/report.json", text).unwrap();
+    }
+    let ended = run(&["drill", "run", "crash", "--out", &path("well")]).await;
+    assert_eq!(ended.status, Some(2), "{}", ended.all());
+    assert!(ended.stderr.contains("--overwrite"), "{}", ended.all());
+    std::fs::write(path("file"), "").unwrap();
+    let ended = run(&["drill", "run", "crash", "--out", &path("file/in")]).await;
+    assert_eq!(ended.status, Some(69), "{}", ended.all());
+
+    let ended = run(&["drill", "compare", &path("well"), &path("broken")]).await;
+    assert_eq!(ended.status, Some(1), "{}", ended.all());
+    let says = "broken misses what well met: failed reads";
+    assert!(ended.stdout.contains(says), "{}", ended.all());
+    let other_way = run(&[
+        "drill",
+        "compare",
+        &path("broken/report.json"),
+        &path("well"),
+    ])
+    .await;
+    assert_eq!(other_way.status, Some(0), "{}", other_way.all());
+}
+
+#[tokio::test]
 async fn an_application_of_the_users_own_is_judged_by_how_it_ends() {
     let redis = Redis::start().await.unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -242,6 +278,7 @@ async fn an_application_of_the_users_own_is_judged_by_how_it_ends() {
             command,
             "--out",
             out,
+            "--overwrite",
         ])
         .await
     };

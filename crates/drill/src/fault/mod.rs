@@ -14,6 +14,7 @@ mod down;
 mod hold;
 mod latency;
 mod limit_data;
+mod refused;
 mod reject_next;
 mod reset_peer;
 mod resp;

@@ -1,9 +1,10 @@
 //! Chosen commands are answered by an error.
 
 use super::FaultError;
-use super::resp::{Commands, RespFault, Treatment, always, check, is_called};
+use super::refused;
+use super::resp::{Commands, RespFault, Treatment, always, check};
 use serde::{Deserialize, Serialize};
-use steadfast_core::command::{Effect, classify};
+use steadfast_core::command::classify;
 
 /// Answers commands with an error; the server never sees them. Within MULTI it is told that something was refused, so EXEC aborts as it does
 /// after any refusal.
@@ -123,12 +124,12 @@ const STATES: [State; 6] = [
     State {
         name: "loading",
         line: "LOADING Redis is loading the dataset in memory",
-        refuses: unless_admitted,
+        refuses: refused::loading,
     },
     State {
         name: "readonly",
         line: "READONLY You can't write against a read only replica.",
-        refuses: writes,
+        refuses: refused::read_only,
     },
     State {
         name: "moved",
@@ -138,82 +139,22 @@ const STATES: [State; 6] = [
     State {
         name: "oom",
         line: "OOM command not allowed when used memory > 'maxmemory'.",
-        refuses: writes,
+        refuses: refused::out_of_memory,
     },
     State {
         name: "busy",
         line: "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
-        refuses: unless_rescue,
+        refuses: refused::busy,
     },
     State {
         name: "noauth",
         line: "NOAUTH Authentication required.",
-        refuses: unless_login,
+        refuses: refused::not_authenticated,
     },
 ];
 
-/// What Redis flags as `loading` in its own table of commands, as far as clients use it.
-const ADMITTED_WHILE_LOADING: [&str; 20] = [
-    "ACL",
-    "AUTH",
-    "CLIENT",
-    "COMMAND",
-    "CONFIG",
-    "DISCARD",
-    "ECHO",
-    "EXEC",
-    "HELLO",
-    "INFO",
-    "MULTI",
-    "PSUBSCRIBE",
-    "QUIT",
-    "RESET",
-    "ROLE",
-    "SELECT",
-    "SHUTDOWN",
-    "SUBSCRIBE",
-    "UNWATCH",
-    "WATCH",
-];
-
-/// What Redis flags as `allow_busy`, beside the login.
-const ADMITTED_WHILE_BUSY: [&str; 8] = [
-    "DISCARD",
-    "FUNCTION KILL",
-    "FUNCTION STATS",
-    "MULTI",
-    "SCRIPT KILL",
-    "SHUTDOWN",
-    "UNWATCH",
-    "WATCH",
-];
-
-fn unless_admitted(args: &[&[u8]]) -> bool {
-    !ADMITTED_WHILE_LOADING
-        .iter()
-        .any(|name| is_called(args, name))
-}
-
-fn writes(args: &[&[u8]]) -> bool {
-    !matches!(effect(args), Effect::Read | Effect::Control)
-}
-
 fn has_key(args: &[&[u8]]) -> bool {
     classify(args.iter().copied()).first_key.is_some()
-}
-
-fn unless_rescue(args: &[&[u8]]) -> bool {
-    unless_login(args) && !ADMITTED_WHILE_BUSY.iter().any(|name| is_called(args, name))
-}
-
-fn unless_login(args: &[&[u8]]) -> bool {
-    !["AUTH", "HELLO", "QUIT", "RESET"]
-        .iter()
-        .any(|name| is_called(args, name))
-}
-
-fn effect(args: &[&[u8]]) -> Effect {
-    classify(args.iter().copied()).effect
 }
 
 #[cfg(test)]
@@ -241,8 +182,8 @@ mod tests {
             ),
             (
                 RespError::oom(),
-                &["SET k v", "LPUSH k v"],
-                &["GET k", "PING"],
+                &["SET k v", "LPUSH k v", "EVAL s 0"],
+                &["GET k", "PING", "DEL k", "UNLINK k", "EXPIRE k 1", "LPOP k"],
             ),
             (
                 RespError::moved(),

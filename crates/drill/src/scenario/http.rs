@@ -108,7 +108,7 @@ fn checked_status(
             .then(|| digit * 100..=digit * 100 + 99)
     };
     let bounds = match status.get_ref() {
-        StatusSource::Number(number) => (100..=599).contains(number).then(|| *number..=*number),
+        StatusSource::Number(number) => (100..=599).contains(number).then_some(*number..=*number),
         StatusSource::Class(text) => class(text),
     };
     bounds.ok_or_else(|| {

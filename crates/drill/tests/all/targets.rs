@@ -68,7 +68,9 @@ fn scenario(fault: &str) -> Scenario {
 }
 
 fn options(redis: &Redis, command: impl Into<String>) -> TargetOptions {
-    TargetOptions::new(redis.addr().to_string(), command)
+    let mut options = TargetOptions::new(redis.addr().to_string(), command);
+    options.recovery = Duration::from_secs(4);
+    options
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

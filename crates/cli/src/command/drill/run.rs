@@ -40,6 +40,9 @@ pub(crate) struct Args {
     /// and junit.xml of all
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
+    /// Replace the report of an earlier run in that folder
+    #[arg(long, requires = "out")]
+    overwrite: bool,
     /// Leave out the plain client that runs beside for comparison
     #[arg(long)]
     no_control: bool,
@@ -63,7 +66,7 @@ impl Args {
             .map(|scenario| self.folder(scenario))
             .collect();
         for folder in folders.iter().flatten() {
-            std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;
+            self.prepare(folder)?;
         }
         let stop = CancellationToken::new();
         let stopper = stop.clone();
@@ -162,6 +165,21 @@ impl Args {
         Ok(scenarios)
     }
 
+    /// Makes the folder, and sees that a report can be left there: better now than after the drill.
+    fn prepare(&self, folder: &Path) -> Result<(), Failure> {
+        let report = folder.join("report.json");
+        if report.exists() && !self.overwrite {
+            return Err(Failure::new(
+                Status::Usage,
+                format_args!("{} holds the report of an earlier run", folder.display()),
+            )
+            .hint("choose another folder, or replace it with --overwrite"));
+        }
+        std::fs::create_dir_all(folder)
+            .and_then(|()| can_write(folder))
+            .map_err(|error| unwritable(folder, &error))
+    }
+
     fn folder(&self, scenario: &Scenario) -> Option<PathBuf> {
         let out = self.out.as_ref()?;
         let single = !self.all && self.names.len() == 1;
@@ -250,9 +268,15 @@ fn passed(all: bool) -> Result<(), Failure> {
     }
 }
 
+/// Whether a file can be made there.
+fn can_write(folder: &Path) -> std::io::Result<()> {
+    let probe = folder.join(".steadfast-drill");
+    std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe))
+}
+
 fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
     Failure::new(
-        Status::Failed,
+        Status::Unavailable,
         format_args!("cannot write {}: {error}", path.display()),
     )
 }
