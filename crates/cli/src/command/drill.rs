@@ -17,7 +17,7 @@ pub(crate) enum Command {
     /// List the drills that come with the program, with a sentence each
     List(list::Args),
     /// Run drills and report what users would have felt
-    Run(run::Args),
+    Run(Box<run::Args>),
     /// Show two reports side by side, and fail if the second does worse
     Compare(compare::Args),
     /// Stand in front of a server and break the wire, by the API of Toxiproxy
