@@ -46,9 +46,9 @@ async fn end(child: Child) -> Ended {
 #[tokio::test]
 async fn s14_few_open_files_leave_room_for_health_and_are_told() {
     let folder = tempfile::tempdir().unwrap();
-    let (child, address) = serve("-n 80", &folder);
+    let (child, address) = serve("-n 64", &folder);
     // More than there is room for, and none of them says a word.
-    let idle: Vec<TcpStream> = (0..100)
+    let idle: Vec<TcpStream> = (0..45)
         .map_while(|_| TcpStream::connect(address).ok())
         .collect();
     let asked = tokio::task::spawn_blocking(move || {

@@ -119,17 +119,16 @@ pub struct UrlMistake {
 impl UrlMistake {
     fn unparsable(text: &str, schemes: &[&str]) -> Self {
         let lower = text.to_ascii_lowercase();
-        if [",password=", ",ssl=", ";password=", "accountkey="]
-            .iter()
-            .any(|sign| lower.contains(sign))
-        {
-            return Self {
-                message: "is a connection string as Azure shows it, and not a URL".to_owned(),
-                help: format!(
-                    "write rediss://:PASSWORD@HOST:6380, and what is special in the password as %XX; {}",
-                    listed(schemes)
-                ),
+        let signs = [",password=", ",ssl=", ";password=", "accountkey="];
+        if signs.iter().any(|sign| lower.contains(sign)) {
+            let help = if schemes.contains(&"rediss") {
+                "write rediss://:PASSWORD@HOST:6380, and what is special in the password as %XX"
+                    .to_owned()
+            } else {
+                format!("write it as {}", listed(schemes))
             };
+            let message = "is a connection string as Azure shows it, and not a URL".to_owned();
+            return Self { message, help };
         }
         if text.contains('@') {
             return Self::misplaced(text);
