@@ -233,6 +233,7 @@ impl Statement {
         if self.returns {
             let mut rows = tx.select(&self.sql.text, &params).await?;
             written.affected = rows.len() as u64;
+            // Of all of them, and not only of those that are handed back.
             targets = self.targets_of(&rows, values)?;
             rows.truncate(self.max_rows);
             written.rows = Some(rows);
