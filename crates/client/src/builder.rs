@@ -103,8 +103,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Connections to the server. Default: 1, which is faster than most pools. With more, the commands of one key still keep their order, and
-    /// the others lose theirs.
+    /// Connections to the server. Default: 1, which is faster than most pools. With more, the commands of one key still keep their order,
+    /// also where they have several keys, and the others lose theirs. A command whose keys belong to several connections (MSET, FLUSHALL, a pipeline) then
+    /// waits for a round trip of the others, and holds up those that come after it to them: keys with the same hash tag (`{…}`) avoid that.
     pub fn connections(mut self, connections: usize) -> Self {
         self.settings.connections = connections;
         self

@@ -17,6 +17,7 @@ use tracing::field::Empty;
 use tracing::{Instrument, Level};
 
 use crate::clock;
+use crate::crossing::{Lanes, Turn};
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::guard::{Held, Pass};
 use crate::lane::{Ask, Gate, Lane, Submitted, UNATTENDED};
@@ -37,7 +38,7 @@ pub(crate) async fn call(
 ) -> Result<Reply, Error> {
     let started = clock::now();
     let limit = plan.limit(options, shared.settings.deadline)?;
-    let link = &shared.links[plan.lane];
+    let link = &shared.links[plan.route.lane];
     let call = Call {
         shared,
         lane: &link.lane,
@@ -98,7 +99,9 @@ pub(crate) async fn call_dedicated(
 
 /// Where a call stands in the order of submission.
 #[derive(Default)]
-struct Place {
+struct Place<'a> {
+    /// Among those that wait for a command of several connections, or are one.
+    turn: Option<Turn<'a>>,
     seq: Option<u64>,
     /// The connection in service when it was last submitted.
     epoch: u64,
@@ -129,7 +132,30 @@ struct Call<'a> {
 impl Call<'_> {
     async fn run(&self, options: &CallOptions) -> Result<Reply, Error> {
         let mut place = Place::default();
-        let result = match self.attempt(self.started, &mut place).await {
+        let mut began = self.started;
+        if self.shared.links.len() > 1 && self.link.is_some() {
+            match self.take_turn().await {
+                Ok(None) => {}
+                Ok(turn) => {
+                    place.turn = turn;
+                    began = clock::now();
+                }
+                Err(error) => {
+                    crate::metrics::count_error(&error);
+                    return Err(error);
+                }
+            }
+        }
+        self.run_from(began, place, options).await
+    }
+
+    async fn run_from(
+        &self,
+        began: Instant,
+        mut place: Place<'_>,
+        options: &CallOptions,
+    ) -> Result<Reply, Error> {
+        let result = match self.attempt(began, &mut place).await {
             Err(error) if !place.blamed_again && self.may_repeat(&error) => {
                 Box::pin(self.repeat(error, options, place)).await
             }
@@ -139,6 +165,54 @@ impl Call<'_> {
             crate::metrics::count_error(error);
         }
         result
+    }
+
+    /// With several connections: its turn, if it has to wait for one. See [`crate::crossing`].
+    async fn take_turn(&self) -> Result<Option<Turn<'_>>, Error> {
+        let (crossings, route) = (&self.shared.crossings, self.plan.route);
+        if crossings.len() >= self.shared.settings.in_flight {
+            return Err(Error::not_sent(ErrorKind::Overloaded {
+                bound: Bound::InFlight,
+                retry_after: self.shared.settings.blip_wait,
+            }));
+        }
+        let Some(turn) = crossings.join(route.lanes, route.crosses, self.deadline) else {
+            return Ok(None);
+        };
+        Box::pin(async {
+            clock::timeout_at(self.deadline, turn.reached())
+                .await
+                .ok_or_else(|| self.timed_out(Certainty::NotSent))?;
+            let others = self.shared.links.iter().skip(1);
+            let behind = others
+                .filter(|link| route.crosses && route.lanes.meets(Lanes::of(link.index)))
+                .map(|link| self.pass_behind(link));
+            futures_util::future::try_join_all(behind).await
+        })
+        .await?;
+        Ok(Some(turn))
+    }
+
+    /// Waits until what was submitted to another connection before has been answered.
+    async fn pass_behind(&self, link: &Link) -> Result<(), Error> {
+        if link.lane.in_flight() == 0 && matches!(link.lane.gate(), Gate::Open) {
+            return Ok(());
+        }
+        let ping = redis::cmd("PING");
+        let payload = Payload::Command(&ping);
+        let ping = Call {
+            lane: &link.lane,
+            link: Some(link),
+            payload,
+            plan: payload.plan(1, true)?,
+            ..*self
+        };
+        let options = CallOptions::new();
+        let answer = ping.run_from(clock::now(), Place::default(), &options);
+        match answer.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::not_sent(error.kind().clone())),
+        }
     }
 
     /// In a span of its own, with OpenTelemetry's names for a call to a database.
@@ -162,7 +236,7 @@ impl Call<'_> {
     }
 
     /// One attempt: breaker, doomed calls, bounds, connection.
-    async fn attempt(&self, now: Instant, place: &mut Place) -> Result<Reply, Error> {
+    async fn attempt(&self, now: Instant, place: &mut Place<'_>) -> Result<Reply, Error> {
         let pass = self.admit(now)?;
         let mut permit = Held::new(&self.shared.guard, pass.permit);
         let mut now = now;
@@ -194,6 +268,7 @@ impl Call<'_> {
             submitted => submitted?,
         };
         drop(line);
+        place.turn = place.turn.take().and_then(Turn::submitted);
         place.seq = Some(seq);
         place.rejoin = None;
         let (outcome, result) = self.judge(pending.await, place);
@@ -297,7 +372,11 @@ impl Call<'_> {
     }
 
     /// What an end means for the caller and for the breaker.
-    fn judge(&self, ended: Ended, place: &mut Place) -> (Option<Outcome>, Result<Reply, Error>) {
+    fn judge(
+        &self,
+        ended: Ended,
+        place: &mut Place<'_>,
+    ) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
             Ended::Answered { reply, at } => match self.refusal_in(&reply) {
                 None => {
@@ -372,7 +451,7 @@ impl Call<'_> {
     }
 
     /// Some commands of a pipeline may have been answered, and others have shown that the server does not serve.
-    fn judge_each(&self, replies: &[Value], place: &mut Place) -> Outcome {
+    fn judge_each(&self, replies: &[Value], place: &mut Place<'_>) -> Outcome {
         let mut outcome = Outcome::Success;
         let Payload::Pipeline(pipeline) = self.payload else {
             return outcome;
@@ -387,7 +466,7 @@ impl Call<'_> {
 
     /// What a refusal says of the server. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
     /// reason to ask.
-    fn judge_refusal(&self, error: &Error, place: &mut Place) -> Outcome {
+    fn judge_refusal(&self, error: &Error, place: &mut Place<'_>) -> Outcome {
         let refusal = error.refusal().unwrap_or(Refusal::Lasting);
         if error.certainty() != Certainty::Rejected {
             place.doubtful |= self.why_reset(refusal).is_some();
@@ -488,7 +567,7 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut place: Place,
+        mut place: Place<'_>,
     ) -> Result<Reply, Error> {
         let mut policy = self.shared.settings.retry.clone();
         if let Some(attempts) = options.attempts {

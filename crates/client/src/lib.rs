@@ -32,6 +32,7 @@ mod client;
 mod clock;
 mod connect;
 pub mod credentials;
+mod crossing;
 mod dedicated;
 mod driver;
 mod error;

@@ -6,6 +6,7 @@ use redis::{Cmd, Pipeline};
 use steadfast_core::command::{self, BlockFor, Class, Effect, Errors, Instead, Shared as MayShare};
 use steadfast_core::resp::encode;
 
+use crate::crossing::Lanes;
 use crate::error::{Error, ErrorKind};
 use crate::options::CallOptions;
 use crate::transaction::{Turn, Turns};
@@ -28,7 +29,16 @@ pub(crate) struct Plan {
     /// What an error reply to a single command proves; of several, each is asked for its own.
     pub(crate) errors: Errors,
     pub(crate) replies: u32,
+    pub(crate) route: Route,
+}
+
+/// Which connection serves it, and which its keys belong to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Route {
     pub(crate) lane: usize,
+    pub(crate) lanes: Lanes,
+    /// The keys belong to several connections, or are not all known.
+    pub(crate) crosses: bool,
 }
 
 /// How long after its own timeout a blocking command may still be answered.
@@ -47,7 +57,7 @@ impl<'a> Payload<'a> {
                     blocking: class.blocking,
                     errors: class.errors,
                     replies: 1,
-                    lane: lane_of(cmd, &class, lanes),
+                    route: Router::default().add(cmd, &class, lanes).route(),
                 }
                 .allowed(&class, shared_connection)?
             }
@@ -130,15 +140,40 @@ fn classify(cmd: &Cmd) -> Result<Class, Error> {
     Ok(command::classify(command::arguments(cmd)))
 }
 
-/// A key always takes the same connection; commands without keys take the first.
-fn lane_of(cmd: &Cmd, class: &Class, lanes: usize) -> usize {
-    if lanes == 1 {
-        return 0;
+/// Finds the route of commands that go together.
+#[derive(Default)]
+struct Router {
+    first: Option<usize>,
+    lanes: Lanes,
+    crosses: bool,
+}
+
+impl Router {
+    fn add(mut self, cmd: &Cmd, class: &Class, lanes: usize) -> Self {
+        if lanes == 1 {
+            return self;
+        }
+        if command::reaches_further(class) {
+            self.lanes = Lanes::ALL;
+            self.crosses = true;
+        }
+        for key in command::key_names(command::arguments(cmd)) {
+            let lane = crate::pool::lane_of_key(key, lanes);
+            self.lanes = self.lanes.with(lane);
+            self.crosses |= *self.first.get_or_insert(lane) != lane;
+        }
+        self
     }
-    class
-        .first_key
-        .and_then(|index| command::arguments(cmd).nth(index))
-        .map_or(0, |key| crate::pool::lane_of_key(key, lanes))
+
+    /// A key always takes the same connection; commands without keys, and those that cross, take the first.
+    fn route(self) -> Route {
+        let lane = self.first.filter(|_| !self.crosses).unwrap_or(0);
+        Route {
+            lane,
+            lanes: self.lanes.with(lane),
+            crosses: self.crosses,
+        }
+    }
 }
 
 fn plan_pipeline(
@@ -154,8 +189,9 @@ fn plan_pipeline(
         blocking: None,
         errors: Errors::Refuse,
         replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
-        lane: usize::MAX,
+        route: Route::default(),
     };
+    let mut router = Router::default();
     for cmd in pipeline.cmd_iter() {
         let class = classify(cmd)?;
         plan = plan.allowed(&class, shared_connection)?;
@@ -164,18 +200,14 @@ fn plan_pipeline(
         if !transaction {
             plan.blocking = longer(plan.blocking, class.blocking);
         }
-        if plan.lane == usize::MAX && class.first_key.is_some() {
-            plan.lane = lane_of(cmd, &class, lanes);
-        }
+        router = router.add(cmd, &class, lanes);
     }
     if plan.replies == 0 {
         return Err(Error::not_sent(ErrorKind::Invalid {
             why: "the pipeline is empty",
         }));
     }
-    if plan.lane == usize::MAX {
-        plan.lane = 0;
-    }
+    plan.route = router.route();
     Ok(plan)
 }
 

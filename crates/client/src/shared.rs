@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::connect::{Fence, Identity};
+use crate::crossing::Crossings;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{EventKind, Hub};
 use crate::guard::{Guard, state_name};
@@ -31,6 +32,7 @@ pub(crate) struct Shared {
     pub(crate) budget: Budget,
     pub(crate) metrics: Metrics,
     pub(crate) links: Vec<Arc<Link>>,
+    pub(crate) crossings: Crossings,
     /// Of the connections that one caller has to itself.
     dedicated: Mutex<Vec<Weak<Lane>>>,
     /// Replies, of every kind.
@@ -83,6 +85,7 @@ impl Shared {
             links: (0..settings.connections)
                 .map(|index| Arc::new(Link::new(index, &settings, now)))
                 .collect(),
+            crossings: Crossings::default(),
             dedicated: Mutex::default(),
             answered: AtomicU64::new(0),
             rtt_ns: AtomicU64::new(0),

@@ -65,6 +65,38 @@ pub fn keys<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Keys {
         .map_or_else(Keys::new, |(group, _)| group.keys.all(&args))
 }
 
+/// The keys themselves, where [`keys`] finds them.
+pub fn key_names<'a, I>(args: I) -> impl Iterator<Item = &'a [u8]>
+where
+    I: Iterator<Item = &'a [u8]> + Clone,
+{
+    let mut keys = keys(args.clone()).into_iter().peekable();
+    args.enumerate()
+        .filter(move |(at, _)| keys.next_if_eq(at).is_some())
+        .map(|(_, name)| name)
+}
+
+/// True if a command may concern keys that it does not name: all of a database, those of a pattern, or those that only a script or a module knows.
+pub fn reaches_further(class: &Class) -> bool {
+    const FURTHER: [&str; 9] = [
+        "DBSIZE",
+        "FLUSHALL",
+        "FLUSHDB",
+        "KEYS",
+        "RANDOMKEY",
+        "SCAN",
+        "SORT",
+        "SORT_RO",
+        "SWAPDB",
+    ];
+    match class.errors {
+        Errors::OfNoKnownCommand => true,
+        // One that names keys has to name all of them.
+        Errors::ProveNothing => class.first_key.is_none(),
+        Errors::Refuse | Errors::MayFollowAPart => FURTHER.contains(&class.name),
+    }
+}
+
 /// The arguments of a redis-rs command, as [`classify`] and [`keys`] take them. A cursor is given as `0`.
 pub fn arguments(cmd: &Cmd) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
     cmd.args_iter().map(|arg| match arg {

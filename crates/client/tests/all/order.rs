@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use redis::Value;
-use steadfast::{CallOptions, Certainty, ErrorKind};
+use steadfast::{CallOptions, Certainty, Client, ErrorKind};
 use steadfast_drill::fault::{RespSilence, Toxic};
 
 use crate::support::{cmd, ms, now, pair, pair_with, proxied, until};
@@ -98,6 +98,103 @@ async fn c13_with_several_connections_a_key_keeps_its_order_and_its_connection()
     for n in 0..40 {
         client.send(&cmd(&format!("GET key:{n}"))).await.unwrap();
     }
+}
+
+/// Submitted in this order, since one task polls them in it.
+async fn in_order(client: &Client, commands: Vec<redis::Cmd>) {
+    let calls = commands
+        .into_iter()
+        .map(|cmd| async move { client.send(&cmd).await });
+    for result in futures_util::future::join_all(calls).await {
+        result.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c13_with_several_connections_commands_of_several_keys_keep_the_order_of_each_key() {
+    let (_redis, client) = pair_with(|b| b.connections(4).deadline(ms(10_000))).await;
+    let keys: Vec<_> = (0..8).map(|n| format!("k{n}")).collect();
+    let mset = |value: &str| {
+        cmd(&keys.iter().fold("MSET".into(), |all: String, key| {
+            format!("{all} {key} {value}")
+        }))
+    };
+    let value = |key: &str| {
+        let get = cmd(&format!("GET {key}"));
+        let client = client.clone();
+        async move { client.send(&get).await.unwrap() }
+    };
+    let is = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+    for round in 0..150 {
+        let (key, other) = (&keys[round % 8], &keys[(round + 3) % 8]);
+        // The other connections have something to do, so that the first could be ahead of them.
+        let mut busy: Vec<_> = keys
+            .iter()
+            .map(|key| cmd(&format!("APPEND busy:{key} x")))
+            .collect();
+        busy.extend([
+            mset("all"),
+            cmd(&format!("SET {key} one")),
+            cmd(&format!("SET {other} one")),
+        ]);
+        in_order(&client, busy).await;
+        assert_eq!(value(key).await, is("one"), "round {round}: SET came last");
+        assert_eq!(
+            value(other).await,
+            is("one"),
+            "round {round}: SET came last"
+        );
+        in_order(&client, vec![cmd(&format!("SET {key} one")), mset("all")]).await;
+        assert_eq!(value(key).await, is("all"), "round {round}: MSET came last");
+        in_order(
+            &client,
+            vec![
+                cmd(&format!("SET {key} two")),
+                cmd("FLUSHALL"),
+                cmd(&format!("SET {other} one")),
+            ],
+        )
+        .await;
+        assert_eq!(
+            value(key).await,
+            Value::Nil,
+            "round {round}: FLUSHALL came later"
+        );
+        assert_eq!(
+            value(other).await,
+            is("one"),
+            "round {round}: SET came last"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c13_a_command_of_several_keys_that_is_dropped_or_never_polled_again_holds_up_nobody_for_ever()
+ {
+    let (_redis, client) = pair_with(|b| b.connections(4).deadline(ms(400))).await;
+    let mset = cmd("MSET a 1 b 2 c 3 d 4 e 5");
+    for _ in 0..20 {
+        let mut call = Box::pin(client.send(&mset));
+        let _ = futures_util::poll!(&mut call);
+        drop(call);
+        in_order(
+            &client,
+            vec![
+                cmd("SET a 1"),
+                cmd("SET b 1"),
+                cmd("SET c 1"),
+                cmd("SET d 1"),
+            ],
+        )
+        .await;
+    }
+    let mut asleep = Box::pin(client.send(&mset));
+    let _ = futures_util::poll!(&mut asleep);
+    let patient = client.with(CallOptions::new().deadline(ms(5000)));
+    for key in ["a", "b", "c", "d"] {
+        patient.send(&cmd(&format!("SET {key} 1"))).await.unwrap();
+    }
+    drop(asleep);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -184,6 +184,47 @@ fn c2_only_of_scripts_and_modules_the_words_of_an_error_are_not_the_servers() {
 }
 
 #[test]
+fn c13_the_keys_of_a_command_are_given_by_name_and_those_that_it_does_not_name_are_known_of() {
+    let names = |command| {
+        key_names(words(command))
+            .map(str::from_utf8)
+            .collect::<Result<Vec<_>, _>>()
+    };
+    assert_eq!(names("MSET a 1 b 2"), Ok(vec!["a", "b"]));
+    assert_eq!(
+        names("ZUNIONSTORE d 2 a b WEIGHTS 1 2"),
+        Ok(vec!["d", "a", "b"])
+    );
+    assert_eq!(names("GET a"), Ok(vec!["a"]));
+    assert_eq!(names("PING"), Ok(vec![]));
+    for (command, further) in [
+        ("FLUSHALL", true),
+        ("flushdb ASYNC", true),
+        ("SCAN 0", true),
+        ("KEYS *", true),
+        ("DBSIZE", true),
+        ("RANDOMKEY", true),
+        ("SWAPDB 0 1", true),
+        ("SORT l BY w_*", true),
+        ("SORT_RO l BY w_*", true),
+        ("JSON.SET k $ 1", true),
+        ("EVAL script 0", true),
+        ("FCALL_RO f 0", true),
+        ("EVAL script 1 k", false),
+        ("MIGRATE h 1 k 0 1", false),
+        ("MSET a 1 b 2", false),
+        ("PING", false),
+        ("CONFIG GET x", false),
+    ] {
+        assert_eq!(
+            reaches_further(&classify(words(command))),
+            further,
+            "{command}"
+        );
+    }
+}
+
+#[test]
 fn the_timeout_of_a_blocking_command_is_read_in_its_own_unit_and_place() {
     let ms = |ms| Some(BlockFor::Time(Duration::from_millis(ms)));
     for (command, expected) in [

@@ -10,7 +10,7 @@ pub struct Batch<T> {
     pub(super) bytes: Vec<u8>,
     pub(super) requests: Vec<Submission<T>>,
     /// A request came whose place is before that of one already here.
-    disordered: bool,
+    pub(super) disordered: bool,
     /// Length of the longest request that came since the batch was empty.
     longest: usize,
     /// Requests that are to travel apart from the others.

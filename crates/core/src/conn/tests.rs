@@ -430,6 +430,263 @@ fn a_reply_that_nobody_asked_for_ends_the_connection() {
     assert!(conn.poll_incoming().is_err());
 }
 
+/// Requests of a megabyte, each of its own letter.
+fn letters(conn: &mut Conn<u32>, tickets: std::ops::Range<u32>, now: Instant) -> Vec<u8> {
+    let mut all = Vec::new();
+    let mut batch = Batch::default();
+    for ticket in tickets {
+        let letter = b'a' + ticket as u8;
+        // The last is given less time than the others.
+        let given = if ticket == 5 { SECOND / 4 } else { SECOND * 9 };
+        batch.push(ticket, terms(now, given, u64::from(ticket)), |bytes| {
+            bytes.resize(bytes.len() + KEEP_BYTES, letter);
+            bytes.len()
+        });
+        all.resize(all.len() + KEEP_BYTES, letter);
+    }
+    conn.submit(&mut batch, now);
+    all
+}
+
+#[test]
+fn c2_what_is_left_in_the_buffer_after_it_was_compacted_keeps_its_bytes_and_its_place() {
+    let now = start();
+    // How much is written, in all, of six megabytes: around the half past which the buffer is compacted, and around the end of the fourth.
+    let steps = [
+        3 * KEEP_BYTES,
+        3 * KEEP_BYTES + 1,
+        4 * KEEP_BYTES - 1,
+        4 * KEEP_BYTES,
+    ];
+    let mut conn = conn(now);
+    let all = letters(&mut conn, 0..6, now);
+    let mut written = 0;
+    for step in steps {
+        conn.transmitted(step - written);
+        written = step;
+        assert!(conn.transmit() == &all[written..], "{written}");
+        assert_eq!(conn.unsent(), all.len() - written);
+        assert!(conn.has_unanswered_writes());
+    }
+    assert!(conn.out.len() < all.len(), "it was compacted");
+    // The last is taken out, of which nothing was written; what came behind it moves up.
+    letters(&mut conn, 6..7, now);
+    let mut expired = Vec::new();
+    while let Some(lapse) = conn.poll_lapse(now + SECOND / 3) {
+        if let Lapse::Expired {
+            ticket, certainty, ..
+        } = lapse
+        {
+            expired.push((ticket, certainty));
+        }
+    }
+    assert_eq!(expired, [(5, Certainty::NotSent)]);
+    let mut left = all[4 * KEEP_BYTES..5 * KEEP_BYTES].to_vec();
+    left.resize(2 * KEEP_BYTES, b'g');
+    assert!(conn.transmit() == left, "the fifth and the seventh");
+    conn.transmitted(KEEP_BYTES);
+    assert_eq!(
+        replies(&mut conn, b"+OK\r\n+OK\r\n+OK\r\n+OK\r\n", now),
+        [0, 1, 2, 3]
+    );
+    assert_eq!(
+        ends(&mut conn),
+        [(4, Certainty::Unknown), (6, Certainty::NotSent)]
+    );
+    assert_eq!((conn.unsent(), conn.awaiting()), (0, 0));
+}
+
+#[test]
+fn c2_a_buffer_is_compacted_past_half_of_it_and_never_a_small_one() {
+    let now = start();
+    let mut conn = conn(now);
+    letters(&mut conn, 0..6, now);
+    conn.transmitted(3 * KEEP_BYTES);
+    assert_eq!(conn.out.len(), 6 * KEEP_BYTES, "half of it");
+    conn.transmitted(1);
+    assert_eq!(conn.out.len(), 3 * KEEP_BYTES - 1, "more than half");
+    let mut small = self::conn(now);
+    submit(&mut small, 0..3, now);
+    small.transmitted(9);
+    assert_eq!(small.out.len(), 12, "nothing is moved for a few bytes");
+    small.transmitted(3);
+    assert_eq!(small.out.len(), 0);
+}
+
+#[test]
+fn what_a_connection_has_to_do_next_is_told_by_its_timeout() {
+    let now = start();
+    let mut conn = conn(now);
+    assert_eq!(conn.poll_timeout(), Some(now + SECOND), "a heartbeat");
+    let mut batch = Batch::default();
+    push(&mut batch, 0, terms(now, SECOND / 4, 0));
+    push(&mut batch, 1, terms(now, SECOND * 9, 1));
+    let at = now + SECOND / 10;
+    conn.submit(&mut batch, at);
+    assert_eq!(conn.poll_timeout(), Some(now + SECOND / 4), "a deadline");
+    conn.transmitted(8);
+    let Some(Lapse::Expired { waited, .. }) = conn.poll_lapse(now + SECOND / 4) else {
+        panic!("it has expired");
+    };
+    assert_eq!(waited, SECOND / 4 - SECOND / 10);
+    assert_eq!(conn.awaiting(), 2, "its reply is still to come");
+    let doubtful = at + SECOND * 2 / 5;
+    assert_eq!(conn.poll_timeout(), Some(doubtful), "silence");
+    let told = conn.poll_lapse(doubtful);
+    assert!(matches!(told, Some(Lapse::Doubtful { quiet }) if quiet == SECOND * 2 / 5));
+    let overdue = at + SECOND / 2;
+    assert_eq!(conn.poll_timeout(), Some(overdue), "longer silence");
+    let Some(Lapse::Overdue { quiet }) = conn.poll_lapse(overdue) else {
+        panic!("it is overdue");
+    };
+    assert_eq!(quiet, SECOND / 2);
+    while conn.poll_lapse(overdue).is_some() {}
+    assert_eq!(
+        conn.poll_timeout(),
+        Some(now + SECOND * 9),
+        "the next deadline"
+    );
+    assert_eq!(conn.latest_deadline(|_| true), Some(now + SECOND * 9));
+    assert_eq!(conn.latest_deadline(|ticket| *ticket == 0), None);
+    assert_eq!(replies(&mut conn, b"+OK\r\n+OK\r\n", overdue), [1]);
+    assert_eq!(conn.poll_timeout(), Some(overdue + SECOND), "a heartbeat");
+    assert!(matches!(
+        conn.poll_lapse(overdue + SECOND),
+        Some(Lapse::Heartbeat)
+    ));
+    assert!(conn.poll_lapse(overdue + SECOND).is_none(), "told once");
+}
+
+#[test]
+fn a_reply_says_since_when_it_was_waited_for_and_how_long_it_could_have_taken() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    push(&mut batch, 0, terms(now, SECOND * 2, 0));
+    let mut many = terms(now, SECOND * 3, 1);
+    many.replies = 3;
+    push(&mut batch, 1, many);
+    let later = now + SECOND / 4;
+    conn.submit(&mut batch, later);
+    conn.transmitted(8);
+    conn.input().extend_from_slice(b"+OK\r\n:1\r\n:2\r\n");
+    conn.handle_input(later);
+    let Ok(Some(Incoming::Reply {
+        ticket,
+        reply,
+        taken,
+        given,
+    })) = conn.poll_incoming()
+    else {
+        panic!("it was answered");
+    };
+    assert_eq!((ticket, taken, given), (0, later, SECOND * 2));
+    assert_eq!(reply, Reply::One(Value::Okay));
+    assert!(matches!(conn.poll_incoming(), Ok(None)), "one is missing");
+    assert!(conn.has_unanswered_writes());
+    conn.input().extend_from_slice(b":3\r\n>1\r\n+hello\r\n");
+    let Ok(Some(Incoming::Reply { ticket, reply, .. })) = conn.poll_incoming() else {
+        panic!("it was answered");
+    };
+    let values = [1, 2, 3].map(Value::Int).to_vec();
+    assert_eq!((ticket, reply), (1, Reply::Many(values)));
+    assert!(matches!(conn.poll_incoming(), Ok(Some(Incoming::Push(_)))));
+    assert!(!conn.has_unanswered_writes());
+    assert!(matches!(conn.poll_incoming(), Ok(None)));
+}
+
+#[test]
+fn what_nobody_asked_for_is_described_without_its_data() {
+    let now = start();
+    for (bytes, described) in [
+        (
+            "-DENIED protected mode\r\n",
+            "the error \"DENIED\": protected mode",
+        ),
+        ("*2\r\n:1\r\n:2\r\n", "an array of 2"),
+        ("$6\r\nsecret\r\n", "a string of 6 bytes"),
+        (":7\r\n", "an integer"),
+        ("+secret\r\n", "a simple value"),
+    ] {
+        let mut conn = conn(now);
+        conn.input().extend_from_slice(bytes.as_bytes());
+        let error = conn.poll_incoming().expect_err("nothing was asked");
+        let expected = format!("the server sent a reply that nothing asked for: {described}");
+        assert_eq!(error.to_string(), expected);
+    }
+    let mut conn = conn(now);
+    submit(&mut conn, 0..2, now);
+    assert_eq!(format!("{conn:?}"), "Conn(2 requests)");
+}
+
+#[test]
+fn an_input_that_is_half_consumed_goes_on_where_it_stopped() {
+    let now = start();
+    let mut conn = conn(now);
+    submit(&mut conn, 0..3, now);
+    conn.transmitted(12);
+    assert_eq!(replies(&mut conn, b"+OK\r\n$5\r\nhe", now), [0]);
+    assert_eq!(replies(&mut conn, b"llo\r\n+O", now), [1]);
+    assert_eq!(replies(&mut conn, b"K\r\n", now), [2]);
+    assert_eq!(conn.input().len(), 0, "all of it is given back");
+    assert_eq!(conn.consumed, 0);
+    assert!(conn.input().capacity() >= READ_BYTES / 4, "room to read");
+}
+
+#[test]
+fn a_batch_is_expired_taken_from_and_drained_as_a_list_would_be() {
+    let now = start();
+    let mut batch = Batch::default();
+    assert!(batch.is_empty() && batch.earliest_deadline().is_none());
+    for ticket in 0..5u32 {
+        let deadline = SECOND * (5 - ticket);
+        push(&mut batch, ticket, terms(now, deadline, u64::from(ticket)));
+    }
+    assert_eq!((batch.len(), batch.byte_len()), (5, 20));
+    assert_eq!(format!("{batch:?}"), "Batch(5 requests)");
+    assert_eq!(batch.earliest_deadline(), Some(now + SECOND));
+    assert_eq!(batch.expire(now), []);
+    assert_eq!(batch.expire(now + SECOND), [4]);
+    assert_eq!(
+        batch.take_out(|ticket, terms| *ticket == 1 || terms.seq == 2),
+        [1, 2]
+    );
+    assert_eq!(batch.bytes, b"00000003");
+    assert_eq!((batch.requests[1].start, batch.requests[1].commit), (4, 8));
+    assert_eq!(batch.requests[1].end, 8);
+    assert_eq!(batch.drain().collect::<Vec<_>>(), [0, 3]);
+    assert!(batch.is_empty() && batch.byte_len() == 0);
+    // What came back out of order before is not remembered.
+    push(&mut batch, 7, terms(now, SECOND, 7));
+    assert!(!batch.disordered);
+    push(&mut batch, 7, terms(now, SECOND, 7));
+    assert!(!batch.disordered, "the same place is no disorder");
+    push(&mut batch, 6, terms(now, SECOND, 6));
+    assert!(batch.disordered);
+    batch.drain().for_each(drop);
+    assert!(!batch.disordered);
+}
+
+#[test]
+fn c13_a_pipeline_that_is_put_back_to_its_place_may_still_have_begun_where_it_had() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    push(&mut batch, 5, terms(now, SECOND, 5));
+    batch.push(3, terms(now, SECOND, 3), |bytes| {
+        bytes.extend_from_slice(b"firstsecond");
+        bytes.len() - 6
+    });
+    conn.submit(&mut batch, now);
+    assert_eq!(conn.transmit(), b"firstsecond0005");
+    conn.transmitted(5);
+    assert!(conn.has_unanswered_writes());
+    assert_eq!(
+        ends(&mut conn),
+        [(3, Certainty::Unknown), (5, Certainty::NotSent)]
+    );
+}
+
 /// What may happen to a connection, one step at a time.
 #[derive(Clone, Debug)]
 enum Op {
