@@ -8,6 +8,7 @@ mod network;
 mod resolve;
 
 use std::fmt;
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -18,8 +19,9 @@ use thiserror::Error;
 use tracing::Instrument;
 
 use self::handshake::Handshake;
-pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth};
+pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth, proof};
 pub(crate) use self::network::Network;
+use self::resolve::race;
 pub use self::resolve::{Resolve, SystemResolver};
 use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
@@ -107,10 +109,26 @@ pub(crate) struct Established {
     pub(crate) fences: Vec<Fence>,
 }
 
-/// Opens sockets: the network, or in tests a simulation of it.
+/// One of the places that the configured address stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// The address itself: a unix socket.
+    Itself,
+    /// One of the addresses of a name.
+    Tcp(SocketAddr),
+}
+
+/// Opens sockets: the network, or in tests a simulation of it. `limit` is each phase's deadline.
 pub(crate) trait Transport: fmt::Debug + Send + Sync {
-    /// An open stream, and the address of its peer for people to read. `limit` is each phase's deadline.
-    fn open(&self, limit: Duration) -> BoxFuture<'_, Result<(Stream, String), ConnectError>>;
+    /// Where the server may be, the likeliest first.
+    fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>>;
+
+    /// An open stream, and the address of its peer for people to read.
+    fn open(
+        &self,
+        place: Place,
+        limit: Duration,
+    ) -> BoxFuture<'_, Result<(Stream, String), ConnectError>>;
 }
 
 /// What one attempt to connect is to do.
@@ -121,12 +139,16 @@ pub(crate) struct Ask {
     /// Connections to kill before anything else.
     pub(crate) fences: Vec<Identity>,
     pub(crate) protocol: Protocol,
+    /// Where to try first, before the address is resolved.
+    pub(crate) first: Option<Place>,
 }
 
 impl Ask {
-    /// How long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake.
+    /// How long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake, and before them the
+    /// place to try first.
     pub(crate) fn longest(&self) -> Duration {
-        self.limit.saturating_mul(5)
+        let phases = if self.first.is_some() { 6 } else { 5 };
+        self.limit.saturating_mul(phases)
     }
 }
 
@@ -173,6 +195,7 @@ impl Connector {
             limit,
             fences,
             protocol: self.settings.target.protocol,
+            first: None,
         }
     }
 
@@ -201,21 +224,49 @@ impl Connector {
     async fn connect(&self, ask: Ask) -> Result<Established, ConnectError> {
         let limit = ask.limit;
         let credentials = self.credentials(limit).await?;
-        let (stream, address) = self.transport.open(limit).await?;
+        let credentials = credentials.as_ref();
+        if let Some(place) = ask.first {
+            let found = within("connect", limit, self.connect_to(place, &ask, credentials)).await;
+            if let Ok(Ok(established)) = found {
+                return Ok(established);
+            }
+        }
+        let places = self.transport.places(limit).await?;
+        let attempts = race(&places, limit, |place| {
+            self.connect_to(place, &ask, credentials)
+        });
+        // TCP, TLS and handshake of the slowest.
+        let limit = limit.saturating_mul(3);
+        within("connect", limit, attempts)
+            .await?
+            .map_err(|errors| most_telling(errors).unwrap_or(ConnectError::Panicked))
+    }
+
+    /// From a place to a connection fit for service: only then has the place been the right one. What accepts TCP may be frozen, a replica,
+    /// or no Redis at all.
+    async fn connect_to(
+        &self,
+        place: Place,
+        ask: &Ask,
+        credentials: Option<&Credentials>,
+    ) -> Result<Established, ConnectError> {
+        let limit = ask.limit;
+        let (stream, address) = self.transport.open(place, limit).await?;
         let handshake = Handshake {
             settings: &self.settings,
             protocol: ask.protocol,
-            credentials: credentials.as_ref(),
+            credentials,
             fences: &ask.fences,
             address: &address,
         };
         let (stream, mut facts, fences) =
             within("handshake", limit, handshake.perform(stream)).await??;
         facts.address = address;
+        facts.place = Some(place);
         Ok(Established {
             stream,
             facts,
-            credentials,
+            credentials: credentials.cloned(),
             fences,
         })
     }
@@ -234,6 +285,21 @@ impl Connector {
             .map(|given| Some(given.answering(asked)))
             .map_err(|error| ConnectError::Credentials(error.to_string()))
     }
+}
+
+/// Of several places' errors the one that says most: what a server said, before what none did.
+fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
+    errors.into_iter().min_by_key(|error| match error {
+        ConnectError::Auth(_) | ConnectError::Credentials(_) => 0,
+        ConnectError::Loading => 1,
+        ConnectError::MaxClients | ConnectError::Refused(_) => 2,
+        ConnectError::Replica => 3,
+        ConnectError::Tls { .. } | ConnectError::Dns { .. } => 4,
+        ConnectError::NotRedis { .. } | ConnectError::Panicked => 5,
+        ConnectError::Ended(_) => 6,
+        ConnectError::TimedOut { .. } => 7,
+        ConnectError::Tcp { .. } => 8,
+    })
 }
 
 /// When a provider is asked again that panicked as it was asked when to.

@@ -96,7 +96,8 @@ impl Dedicated {
         if shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
-        let ask = connector.ask(shared.settings.connect_timeout, ghosts);
+        let mut ask = connector.ask(shared.settings.connect_timeout, ghosts);
+        ask.first = shared.place();
         let established = connector.dialled(ask).await.map_err(|error| {
             Error::not_sent(ErrorKind::Connect {
                 cause: error.to_string().into(),
@@ -112,7 +113,8 @@ impl Dedicated {
             UNWATCHED,
             signals,
             None,
-        );
+        )
+        .of_server(established.facts.run_id);
         keeper::watch(&lane);
         let identity = established.facts.identity;
         let stale = Arc::new(AtomicBool::new(false));

@@ -18,7 +18,7 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 
 use crate::clock;
-use crate::connect::Identity;
+use crate::connect::{self, Identity};
 use crate::error::Certainty;
 use crate::home::Alive;
 use crate::lane::{Backlog, Gate, Job, Lane, Left, Order};
@@ -61,12 +61,17 @@ pub(crate) struct Driver {
     /// Which link's; `None` for a connection that one caller has to itself, which says nothing about what calls take.
     link: Option<usize>,
     stream: Stream,
+    /// The server's run id, as far as it is known.
+    server: Option<Arc<str>>,
     /// What keeps a client's tasks from counting as gone. `None` on a connection of one caller.
     _alive: Option<Arc<Alive>>,
     /// Where to finish instead of on `lane`.
     aside: Option<(Arc<Lane>, Rejoin)>,
     /// Why this connection takes nothing new.
     retiring: Option<Arc<str>>,
+    /// New credentials, which travel alone: there are servers that swallow the error of a refused AUTH while other replies are pending, and then
+    /// every later reply would go to the wrong caller.
+    authentication: Authentication,
     spare: Batch<Job>,
     /// Whether something was left in the lane until a request has travelled apart, and since when.
     left: Left,
@@ -106,6 +111,17 @@ pub(crate) struct Driver {
     last_words: Option<String>,
     /// A request that travels apart is given so long before others follow it.
     apart_for: Duration,
+}
+
+/// Where the giving of new credentials stands.
+#[derive(Default)]
+enum Authentication {
+    #[default]
+    Settled,
+    /// The AUTH waits until everything before it is answered.
+    Due(Vec<u8>),
+    /// It and its proof are sent.
+    Asked,
 }
 
 /// How a driver ended: what still waits is in `conn`.
@@ -176,7 +192,9 @@ impl Driver {
             aside: None,
             link,
             stream,
+            server: None,
             retiring: None,
+            authentication: Authentication::Settled,
             spare: Batch::default(),
             left: Left::Nothing,
             left_since: now,
@@ -203,6 +221,12 @@ impl Driver {
             apart_for: shared.settings.reply_overdue,
             shared,
         }
+    }
+
+    /// Says whose connection it is: those that were made to another server are not killed on this one.
+    pub(crate) fn of_server(mut self, run_id: Option<Arc<str>>) -> Self {
+        self.server = run_id;
+        self
     }
 
     /// Serves until the connection ends.
@@ -299,16 +323,28 @@ impl Driver {
         if self.left == Left::Some && conn.awaiting() == 0 {
             return false;
         }
-        let left = match self.retiring {
-            Some(_) => Left::Some,
-            None => self.left,
+        // Everything before is answered: it is time for what waits for that.
+        if matches!(self.authentication, Authentication::Due(_)) && conn.awaiting() == 0 {
+            return false;
+        }
+        let left = match self.holds_back() {
+            true => Left::Some,
+            false => self.left,
         };
         self.lane.park(cx.waker(), Backlog::of(conn), left)
+    }
+
+    /// True while nothing new is taken.
+    fn holds_back(&self) -> bool {
+        self.retiring.is_some() || !matches!(self.authentication, Authentication::Settled)
     }
 
     fn take_submissions(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
         if self.retiring.is_some() {
             return self.retire(conn, now);
+        }
+        if self.holds_back() {
+            return self.authenticate(conn, now);
         }
         let patient = self.left == Left::Some && now >= self.left_since + self.apart_for;
         let (orders, left) = self.lane.take(&mut self.spare, Backlog::of(conn), patient);
@@ -351,12 +387,16 @@ impl Driver {
                 }
             }
             Order::Retire(cause) => self.retiring = Some(cause),
+            Order::Fence(ghost) if ghost.is_elsewhere(self.server.as_deref()) => {
+                self.shared.gone(self.link, &ghost);
+            }
             Order::Fence(ghost) => {
                 let command = ghost.kill();
-                self.submit_own(Job::Fence(Box::new(ghost)), &command, conn, now);
+                let until = now + INTERNAL;
+                self.submit_own(Job::Fence(Box::new(ghost)), &command, until, conn, now);
             }
             Order::Reauthenticate(command) => {
-                self.submit_own(Job::Reauthenticate, &command, conn, now);
+                self.authentication = Authentication::Due(command);
             }
             Order::EndReads => {
                 let usual = self.usual;
@@ -372,6 +412,25 @@ impl Driver {
                 self.retiring = Some("it has finished what it had".into());
                 self.aside = Some((lane, rejoin));
             }
+        }
+        Ok(())
+    }
+
+    /// Gives new credentials, once nothing else is on the wire.
+    fn authenticate(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
+        for order in self.lane.take_orders(Backlog::of(conn)) {
+            self.obey(order, conn, now)?;
+        }
+        if conn.awaiting() > 0 {
+            return Ok(());
+        }
+        if let Authentication::Due(command) = &mut self.authentication {
+            let command = std::mem::take(command);
+            self.authentication = Authentication::Asked;
+            let (nonce, echo) = connect::proof(&mut self.shared.rng());
+            let until = now + INTERNAL;
+            self.submit_own(Job::Reauthenticate, &command, until, conn, now);
+            self.submit_own(Job::Proof(nonce), &echo, now + self.usual, conn, now);
         }
         Ok(())
     }
@@ -428,11 +487,18 @@ impl Driver {
         some
     }
 
-    fn submit_own(&mut self, job: Job, command: &[u8], conn: &mut Conn<Job>, now: Instant) {
+    fn submit_own(
+        &mut self,
+        job: Job,
+        command: &[u8],
+        until: Instant,
+        conn: &mut Conn<Job>,
+        now: Instant,
+    ) {
         let mut batch = Batch::default();
         let terms = Terms {
             replies: 1,
-            deadline: now + INTERNAL,
+            deadline: until,
             submitted: now,
             seq: 0,
             read_only: false,
@@ -537,7 +603,7 @@ impl Driver {
                     let took = now.saturating_duration_since(taken);
                     let fair = self.stalled_at.is_none_or(|at| at <= taken);
                     self.judge(&ticket, &reply, took, given, fair);
-                    self.answer(ticket, reply, now);
+                    self.answer(ticket, reply, now)?;
                 }
                 Ok(Some(Incoming::TooLarge { ticket, error })) => {
                     if let Some(ticket) = ticket.into_ticket() {
@@ -615,7 +681,9 @@ impl Driver {
         }
     }
 
-    fn answer(&mut self, job: Job, reply: Reply, now: Instant) {
+    /// Gives a reply to whom it is for. What the driver itself has asked must be answered as such a question is: else replies have got out of step,
+    /// and none that follows may be believed.
+    fn answer(&mut self, job: Job, reply: Reply, now: Instant) -> Result<(), End> {
         match job {
             Job::Call(ticket) | Job::Fenced(ticket) => {
                 ticket.end(Ended::Answered { reply, at: now });
@@ -625,21 +693,38 @@ impl Driver {
                 self.lane.answered(&turning.turns, &reply);
                 turning.ticket.end(Ended::Answered { reply, at: now });
             }
-            Job::Heartbeat => {}
+            Job::Heartbeat => match &reply {
+                Reply::One(Value::SimpleString(pong)) if pong == "PONG" => {}
+                Reply::One(Value::ServerError(_)) => {}
+                _ => return Err(out_of_step("PING")),
+            },
             Job::Fence(ghost) => {
-                let done = self.shared.fence_answered(self.link, &ghost, &reply);
+                let answered = self.shared.fence_answered(self.link, &ghost, &reply);
+                let done = answered.ok_or_else(|| out_of_step("CLIENT KILL"))?;
                 if !done {
                     let _ = self.signals.send(Signal::Unfenced(ghost));
                 }
             }
             Job::Reauthenticate => {
                 let refused = match reply {
+                    Reply::One(Value::Okay) => None,
                     Reply::One(Value::ServerError(error)) => Some(error.code().to_owned()),
-                    _ => None,
+                    _ => return Err(out_of_step("AUTH")),
                 };
                 let _ = self.signals.send(Signal::Reauthenticated(refused));
             }
+            Job::Proof(nonce) => {
+                match &reply {
+                    Reply::One(Value::BulkString(echo)) if *echo == nonce.as_bytes() => {}
+                    // An ACL without ECHO.
+                    Reply::One(Value::ServerError(_)) => {}
+                    _ => return Err(out_of_step("ECHO")),
+                }
+                self.authentication = Authentication::Settled;
+                self.left = Left::Nothing;
+            }
         }
+        Ok(())
     }
 
     fn tell_breaker(&mut self, now: Instant) {
@@ -664,10 +749,10 @@ impl Driver {
     ) -> Result<(), End> {
         loop {
             // A lane that nobody takes from has to be watched, too.
-            let waiting = match (&self.retiring, self.left) {
-                (None, Left::Nothing) => None,
-                (Some(_), _) => self.lane.expire(*now),
-                (None, Left::Some) => {
+            let waiting = match (self.holds_back(), self.left) {
+                (false, Left::Nothing) => None,
+                (true, _) => self.lane.expire(*now),
+                (false, Left::Some) => {
                     let others = (self.left_since + self.apart_for).max(*now + clock::LOOK_AGAIN);
                     Some(self.lane.expire(*now).map_or(others, |at| at.min(others)))
                 }
@@ -709,8 +794,13 @@ impl Driver {
                     if self.overdue_since.is_some() && certainty == Certainty::Unknown {
                         self.given_up += 1;
                     }
-                    if let Job::Turning(turning) = &ticket {
-                        self.lost_track(&turning.turns, certainty);
+                    match &ticket {
+                        Job::Turning(turning) => self.lost_track(&turning.turns, certainty),
+                        Job::Proof(_) => {
+                            let cause = "new credentials were not answered in time";
+                            self.lane.order(Order::Abandon(cause.into()));
+                        }
+                        _ => {}
                     }
                     let taken = now.checked_sub(waited);
                     let fair = self.stalled_at.is_none_or(|at| Some(at) <= taken);
@@ -736,7 +826,8 @@ impl Driver {
                     let _ = self.signals.send(Signal::Stuck(unserved));
                 }
                 Lapse::Heartbeat => {
-                    self.submit_own(Job::Heartbeat, b"*1\r\n$4\r\nPING\r\n", conn, now);
+                    let ping = b"*1\r\n$4\r\nPING\r\n";
+                    self.submit_own(Job::Heartbeat, ping, now + INTERNAL, conn, now);
                 }
             }
         }
@@ -784,6 +875,14 @@ impl Drop for Driver {
             }
         }
     }
+}
+
+/// The server has answered a question of ours by what is no answer to it.
+fn out_of_step(asked: &str) -> End {
+    let cause = format!("{asked} was answered by what is no answer to it: replies are out of step");
+    let mut end = End::network(cause);
+    end.deaf = true;
+    end
 }
 
 /// True of what says nothing good of the server: a refusal that is not the command's own fault, alone or in a pipeline.

@@ -111,7 +111,7 @@ pub enum EventKind {
         /// The server's answer.
         cause: Arc<str>,
     },
-    /// A live connection gave new credentials.
+    /// New credentials are in force: a connection that gave them has taken the place of the one before.
     Reauthenticated,
     /// New credentials could not be had, or were refused.
     CredentialsFailed {
@@ -206,7 +206,8 @@ impl Hub {
     }
 }
 
-/// Attempts that fail for the same reason, one after another, are one entry that counts them: or a long outage would push its own beginning out.
+/// What fails for the same reason, again and again, is one entry (attempts to connect are counted in it): or a long outage would push its own
+/// beginning out.
 fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
     if keep == 0 {
         return;
@@ -238,6 +239,9 @@ fn same_failure(a: &EventKind, b: &EventKind) -> bool {
                 ..
             },
         ) => a == b && later > earlier,
+        (EventKind::CredentialsFailed { cause: a }, EventKind::CredentialsFailed { cause: b }) => {
+            a == b
+        }
         _ => false,
     }
 }

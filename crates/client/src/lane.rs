@@ -33,6 +33,8 @@ pub(crate) enum Job {
     Fence(Box<Identity>),
     /// An AUTH with new credentials.
     Reauthenticate,
+    /// The ECHO behind it, of what the server cannot know otherwise: that its answer comes in its place proves that the AUTH had one.
+    Proof(String),
 }
 
 impl Job {
@@ -41,7 +43,7 @@ impl Job {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
             Self::Turning(turning) => Some(turning.ticket),
-            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate => None,
+            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
         }
     }
 
@@ -49,7 +51,7 @@ impl Job {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
             Self::Turning(turning) => Some(&turning.ticket),
-            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate => None,
+            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
         }
     }
 
@@ -112,7 +114,7 @@ pub(crate) enum Order {
     Retire(Arc<str>),
     /// Kill this abandoned connection on the server, before the next command.
     Fence(Identity),
-    /// Give new credentials, before the next command.
+    /// Give new credentials once everything before is answered, and take nothing new until they are.
     Reauthenticate(Vec<u8>),
     /// The server is taken for down: end the reads that were not given longer than usual.
     EndReads,
@@ -304,7 +306,8 @@ impl Lane {
     }
 
     /// For the driver: swaps what waits for the empty `spare`, and says how much it holds itself.
-    /// Leaves what is to wait until another request has travelled apart; unless `all` is to be taken.
+    /// Leaves what is to wait until another request has travelled apart, unless `all` is to be taken; and everything
+    /// where there are credentials to be given first.
     pub(crate) fn take(
         &self,
         spare: &mut Batch<Job>,
@@ -313,7 +316,10 @@ impl Lane {
     ) -> (Vec<Order>, Left) {
         let mut queue = self.queue.lock();
         queue.attend(backlog);
-        std::mem::swap(&mut queue.batch, spare);
+        let authenticates = |order: &Order| matches!(order, Order::Reauthenticate(_));
+        if !queue.orders.iter().any(authenticates) {
+            std::mem::swap(&mut queue.batch, spare);
+        }
         if spare.has_apart() && !all {
             queue.batch = spare.split_apart(backlog.awaiting == 0);
         }
@@ -668,6 +674,7 @@ mod tests {
         Identity {
             id: 7,
             addr: "127.0.0.1:1".into(),
+            run_id: None,
         }
     }
 

@@ -305,6 +305,7 @@ mod tests {
         let ghost = |id| Identity {
             id,
             addr: "127.0.0.1:1".into(),
+            run_id: None,
         };
         link.remember(ghost(1));
         let orders = |link: &Link| link.lane.take_orders(crate::lane::Backlog::default()).len();

@@ -11,7 +11,7 @@ use steadfast_core::policy::{Budget, LatencyEstimate};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::connect::{Fence, Identity};
+use crate::connect::{Fence, Identity, Place};
 use crate::crossing::Crossings;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{EventKind, Hub};
@@ -174,7 +174,7 @@ impl Shared {
     ) {
         let refused = fences.iter().find_map(|fence| match fence {
             Fence::Refused(why) => Some(why),
-            Fence::Done | Fence::NotNow => None,
+            Fence::Done | Fence::Gone | Fence::NotNow => None,
         });
         match may_kill.as_ref().err().or(refused) {
             Some(why) => self.unfenced(link, why),
@@ -197,8 +197,16 @@ impl Shared {
                 self.hub.emit(link.index, EventKind::Fenced { id });
                 link.ghosts.lock().retain(|known| known != ghost);
             }
+            Fence::Gone => link.ghosts.lock().retain(|known| known != ghost),
             Fence::Refused(why) => self.unfenced(link, why),
             Fence::NotNow => {}
+        }
+    }
+
+    /// An abandoned connection was made to another server than this link's (`None`: of one caller).
+    pub(crate) fn gone(&self, link: Option<usize>, ghost: &Identity) {
+        if let Some(link) = link.and_then(|index| self.links.get(index)) {
+            self.fenced(link, ghost, &Fence::Gone);
         }
     }
 
@@ -244,6 +252,17 @@ impl Shared {
         all
     }
 
+    /// Where the client's own connection has found the server that it serves from.
+    pub(crate) fn place(&self) -> Option<Place> {
+        let link = &self.links[0];
+        let serves = matches!(link.lane.gate(), Gate::Open);
+        let view = link.view.lock();
+        view.facts
+            .as_ref()
+            .filter(|_| serves)
+            .and_then(|facts| facts.place)
+    }
+
     /// From now on this connection is told of those that are abandoned.
     pub(crate) fn register(&self, lane: &Arc<Lane>) {
         let mut dedicated = self.dedicated.lock();
@@ -260,21 +279,22 @@ impl Shared {
             .collect()
     }
 
-    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL. False if it has to ask again.
+    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL. False if it has to ask again; `None` if that was no
+    /// answer to it.
     pub(crate) fn fence_answered(
         &self,
         link: Option<usize>,
         ghost: &Identity,
         reply: &Reply,
-    ) -> bool {
-        let fence = match reply {
-            Reply::One(value) => Fence::of(value),
-            Reply::Many(_) => Fence::NotNow,
+    ) -> Option<bool> {
+        let Reply::One(value) = reply else {
+            return None;
         };
+        let fence = Fence::of(value)?;
         if let Some(link) = link.and_then(|index| self.links.get(index)) {
             self.fenced(link, ghost, &fence);
         }
-        fence != Fence::NotNow
+        Some(fence != Fence::NotNow)
     }
 
     /// A supervisor, or its attempt to connect, had to be ended from without.
@@ -355,7 +375,8 @@ mod tests {
 
     fn ghost(id: i64) -> Identity {
         let addr = "127.0.0.1:1".into();
-        Identity { id, addr }
+        let run_id = None;
+        Identity { id, addr, run_id }
     }
 
     fn noperm() -> Reply {
@@ -382,7 +403,10 @@ mod tests {
         let lane = &shared.links[0].lane;
         let ask = relying();
         let _pending = lane.submit(ask, |out| out.len()).expect("it may be killed");
-        assert!(shared.fence_answered(Some(0), &ghost(1), &noperm()));
+        assert_eq!(
+            shared.fence_answered(Some(0), &ghost(1), &noperm()),
+            Some(true)
+        );
         assert_eq!(shared.fencing(), Fencing::Refused);
         assert_eq!(lane.in_flight(), 0, "what waited is turned away");
         let late = lane.submit(ask, |out| out.len());

@@ -19,6 +19,7 @@ pub(crate) use self::watching::FENCE_AGAIN;
 use self::watching::{Successor, Watching};
 use crate::clock;
 use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
+use crate::credentials::Credentials;
 use crate::driver::{self, Driver, Finished, Signal};
 use crate::error::Certainty;
 use crate::event::EventKind;
@@ -37,6 +38,8 @@ pub(crate) struct Supervisor {
     rng: fastrand::Rng,
     /// Ends when every call of the last connection has been submitted again, or will not be.
     rejoining: Option<mpsc::Receiver<()>>,
+    /// The credentials that the provider has given last.
+    latest: Option<Credentials>,
 }
 
 /// A task that ends with its owner.
@@ -136,6 +139,7 @@ impl Supervisor {
             link,
             connector,
             rejoining: None,
+            latest: None,
         }
     }
 
@@ -317,13 +321,15 @@ impl Supervisor {
             },
             signals,
             Some(Arc::clone(&self.alive)),
-        );
+        )
+        .of_server(established.facts.run_id);
         let identity = established.facts.identity;
         // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
         let unburied = Unburied::new(&self.shared, identity.clone());
-        let mut watch = Watching::new(self, established.credentials, identity.clone());
+        let gave = established.credentials;
+        let mut watch = Watching::new(self, gave.clone(), identity.clone());
         // Each branch may be dropped and asked again without losing what it waits for.
         let finished = loop {
             tokio::select! {
@@ -371,6 +377,12 @@ impl Supervisor {
         };
         patience.during(self.all_rejoined()).await?;
         self.put_into_service(&established, &ghosts, attempt, began);
+        let gives = established.credentials.as_ref();
+        if gives.is_some_and(|gives| !gave.is_some_and(|gave| gave.same(gives))) {
+            self.shared
+                .hub
+                .emit(self.link.index, EventKind::Reauthenticated);
+        }
         Some(established)
     }
 

@@ -395,8 +395,13 @@ fn greeting(command: &[Vec<u8>], number: usize) -> Option<String> {
             };
             header + &fields.concat()
         }
-        b"CLIENT" if word(1).as_deref() == Some(b"ID") => format!(":{}\r\n", number + 1),
-        b"AUTH" | b"CLIENT" | b"SELECT" | b"READONLY" => "+OK\r\n".to_owned(),
+        b"CLIENT" => match word(1).as_deref() {
+            Some(b"ID") => format!(":{}\r\n", number + 1),
+            Some(b"INFO") => bulk(&format!("id={} addr=127.0.0.1:{number}", number + 1)),
+            Some(b"KILL") => ":0\r\n".to_owned(),
+            _ => "+OK\r\n".to_owned(),
+        },
+        b"AUTH" | b"SELECT" | b"READONLY" => "+OK\r\n".to_owned(),
         b"PING" => "+PONG\r\n".to_owned(),
         b"ROLE" => "*3\r\n$6\r\nmaster\r\n:0\r\n*0\r\n".to_owned(),
         b"COMMAND" => "*0\r\n".to_owned(),

@@ -1,6 +1,12 @@
 //! The first words with a server: who are we, who is it, and is it fit for service?
 //!
-//! Everything goes out in one write and is judged from the replies, so that a handshake costs one round trip (two on servers before Redis 6).
+//! Everything goes out in one write and is judged from the replies, so that a handshake costs one round trip: two on servers before Redis 6, and one
+//! more where there are abandoned connections to kill, which is done only once it is known that this is the server they were made to.
+//!
+//! Replies are matched by their places, so each must also be of the kind that its question has: a peer that answers `+OK` to everything is no
+//! server, and one that leaves a reply out must not be believed in the next.
+
+use std::sync::Arc;
 
 use bytes::BytesMut;
 use redis::Value;
@@ -8,7 +14,7 @@ use steadfast_core::certainty::{Refusal, refusal};
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::ConnectError;
+use super::{ConnectError, Place};
 use crate::credentials::Credentials;
 use crate::settings::{Protocol, Role, Settings};
 use crate::stream::Stream;
@@ -17,12 +23,16 @@ use crate::stream::Stream;
 #[derive(Clone, Debug)]
 pub(crate) struct ServerFacts {
     pub(crate) address: String,
+    /// Where it was found.
+    pub(crate) place: Option<Place>,
     pub(crate) version: String,
     pub(crate) role: String,
     /// What is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
     pub(crate) protocol: Protocol,
     pub(crate) tls: Option<String>,
     pub(crate) identity: Option<Identity>,
+    /// What the server process calls itself, until it is restarted; `None` where the ACL does not allow INFO.
+    pub(crate) run_id: Option<Arc<str>>,
     /// Whether this user may kill connections, and if not, why.
     pub(crate) fencing: Result<(), String>,
 }
@@ -31,11 +41,13 @@ impl Default for ServerFacts {
     fn default() -> Self {
         Self {
             address: String::new(),
+            place: None,
             version: String::new(),
             role: String::new(),
             protocol: Protocol::Resp2,
             tls: None,
             identity: None,
+            run_id: None,
             fencing: Ok(()),
         }
     }
@@ -46,6 +58,8 @@ impl Default for ServerFacts {
 pub(crate) struct Identity {
     pub(crate) id: i64,
     pub(crate) addr: String,
+    /// Of the server; `None` where that cannot be known, and never on a unix socket, where all clients have one address.
+    pub(crate) run_id: Option<Arc<str>>,
 }
 
 impl Identity {
@@ -54,10 +68,17 @@ impl Identity {
         Self {
             id: i64::MAX,
             addr: "0.0.0.0:0".into(),
+            run_id: None,
         }
     }
 
-    /// The command that kills the connection, and only this one: a restarted server gives ids anew, but hardly with the same address.
+    /// True if it is known to be a connection to another server than this one, or to this one before it was restarted.
+    pub(crate) fn is_elsewhere(&self, run_id: Option<&str>) -> bool {
+        let known = self.run_id.as_deref().zip(run_id);
+        known.is_some_and(|(of, here)| of != here)
+    }
+
+    /// The command that kills the connection, and only this one, on the server that it [is not elsewhere](Self::is_elsewhere) of.
     pub(crate) fn kill(&self) -> Vec<u8> {
         command(&[
             "CLIENT",
@@ -86,6 +107,7 @@ impl Handshake<'_> {
         &self,
         mut stream: Stream,
     ) -> Result<(Stream, ServerFacts, Fenced), ConnectError> {
+        let on_unix = matches!(stream, Stream::Unix(_));
         let mut wire = Wire::new(&mut stream, self.address);
         let mut first = self.hello();
         self.settle(&mut first);
@@ -96,6 +118,9 @@ impl Handshake<'_> {
             None => {
                 facts.protocol = self.protocol;
                 read_hello(&hello, &mut facts);
+                if facts.version.is_empty() && facts.role.is_empty() {
+                    return Err(self.no_answer("HELLO"));
+                }
             }
             // Older than Redis 6, or an ACL without HELLO.
             Some((code, text)) if knows_no_hello(&code, &text) => {
@@ -103,11 +128,12 @@ impl Handshake<'_> {
             }
             Some(_) => refused(&hello)?,
         }
-        let fences = self.read_settled(replies, &mut facts)?;
+        self.read_settled(&replies, on_unix, &mut facts)?;
         if self.settings.role == Role::Primary && matches!(facts.role.as_str(), "replica" | "slave")
         {
             return Err(ConnectError::Replica);
         }
+        let fences = self.fence(&mut wire, facts.run_id.as_deref()).await?;
         facts.tls = stream.tls_facts();
         Ok((stream, facts, fences))
     }
@@ -131,7 +157,13 @@ impl Handshake<'_> {
         let settled = replies.split_off(greeting);
         for reply in &replies[..login] {
             refused(reply)?;
+            self.expect(matches!(reply, Value::Okay), "AUTH")?;
         }
+        let role = &replies[login];
+        self.expect(
+            matches!(role, Value::Array(_) | Value::ServerError(_)),
+            "ROLE",
+        )?;
         read_role(&replies[login], &replies[login + 1], facts);
         Ok(settled)
     }
@@ -169,49 +201,113 @@ impl Handshake<'_> {
         commands.push(command(&["CLIENT", "INFO"]));
         commands.push(command(&["PING"]));
         commands.push(Identity::nobody().kill());
-        commands.extend(self.fences.iter().map(Identity::kill));
+        commands.push(command(&["INFO", "server"]));
     }
 
     fn read_settled(
         &self,
-        replies: Vec<Value>,
+        replies: &[Value],
+        on_unix: bool,
         facts: &mut ServerFacts,
-    ) -> Result<Fenced, ConnectError> {
-        let mut replies = replies.into_iter().skip(1);
-        let mut next = || replies.next().unwrap_or(Value::Nil);
-        let (selected, info, ping, may_kill) = (next(), next(), next(), next());
+    ) -> Result<(), ConnectError> {
+        let [_, selected, client, ping, may_kill, server] = replies else {
+            return Err(self.no_answer("the handshake"));
+        };
         // The PING first: LOADING and MASTERDOWN answer everything, and are the better reason.
-        if !matches!(as_error(&ping), Some((code, _)) if code == "NOPERM") {
-            refused(&ping)?;
+        match ping {
+            Value::SimpleString(pong) if pong == "PONG" => {}
+            Value::ServerError(error) if error.code() == "NOPERM" => {}
+            Value::ServerError(_) => refused(ping)?,
+            _ => return Err(self.no_answer("PING")),
         }
         if self.settings.target.db != 0 {
-            refused(&selected)?;
+            refused(selected)?;
+            self.expect(matches!(selected, Value::Okay), "SELECT")?;
         }
-        facts.identity = match &info {
-            Value::BulkString(text) => parse_identity(&String::from_utf8_lossy(text)),
-            Value::VerbatimString { text, .. } => parse_identity(text),
-            _ => None,
+        self.expect(is_text_or_error(server), "INFO")?;
+        self.expect(is_text_or_error(client), "CLIENT INFO")?;
+        let server = text(server);
+        facts.run_id = info_field(&server, "run_id").map(Into::into);
+        // The other number is the one of Redis that it is compatible with.
+        if let Some(version) = info_field(&server, "valkey_version") {
+            facts.version = version;
+        }
+        facts.identity = parse_identity(&text(client), facts.run_id.clone());
+        let nameless = on_unix && facts.run_id.is_none();
+        facts.fencing = match Fence::of(may_kill) {
+            None => return Err(self.no_answer("CLIENT KILL")),
+            Some(Fence::NotNow) => return Err(not_now(may_kill)),
+            Some(Fence::Refused(why)) => Err(why),
+            Some(_) if facts.identity.is_none() => {
+                Err("CLIENT INFO does not tell who this connection is".into())
+            }
+            Some(_) if nameless => Err(NAMELESS.into()),
+            Some(_) => Ok(()),
         };
-        facts.fencing = match (&facts.identity, Fence::of(&may_kill)) {
-            (None, _) => Err("CLIENT INFO does not tell who this connection is".into()),
-            (_, Fence::Done) => Ok(()),
-            (_, Fence::Refused(why)) => Err(why),
-            (_, Fence::NotNow) => return Err(not_now(&may_kill)),
-        };
-        replies
-            .map(|reply| match Fence::of(&reply) {
-                Fence::NotNow => Err(not_now(&reply)),
-                fence => Ok(fence),
-            })
-            .collect()
+        if nameless {
+            facts.identity = None;
+        }
+        Ok(())
+    }
+
+    /// Has abandoned connections killed, as far as they were made to this server.
+    async fn fence(
+        &self,
+        wire: &mut Wire<'_>,
+        run_id: Option<&str>,
+    ) -> Result<Fenced, ConnectError> {
+        let here = |ghost: &&Identity| !ghost.is_elsewhere(run_id);
+        let kills: Vec<_> = self
+            .fences
+            .iter()
+            .filter(here)
+            .map(Identity::kill)
+            .collect();
+        let mut replies = match kills.is_empty() {
+            true => Vec::new(),
+            false => wire.exchange(&kills).await?,
+        }
+        .into_iter();
+        let fenced = self.fences.iter().map(|ghost| {
+            if ghost.is_elsewhere(run_id) {
+                return Ok(Fence::Gone);
+            }
+            let reply = replies.next().unwrap_or(Value::Nil);
+            match Fence::of(&reply) {
+                None => Err(self.no_answer("CLIENT KILL")),
+                Some(Fence::NotNow) => Err(not_now(&reply)),
+                Some(fence) => Ok(fence),
+            }
+        });
+        fenced.collect()
+    }
+
+    fn expect(&self, is_answer: bool, asked: &str) -> Result<(), ConnectError> {
+        match is_answer {
+            true => Ok(()),
+            false => Err(self.no_answer(asked)),
+        }
+    }
+
+    fn no_answer(&self, asked: &str) -> ConnectError {
+        ConnectError::NotRedis {
+            address: self.address.into(),
+            why: format!("it answers {asked} by what is no answer to it"),
+        }
     }
 }
+
+/// Why nobody is killed over a unix socket of a server whose run id is not known.
+const NAMELESS: &str = "INFO does not tell the server's run id, without which connections over a unix socket cannot be told from those \
+     before its restart: allow INFO to this user";
 
 /// What a server answered to CLIENT KILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fence {
     /// Killed, or gone already.
     Done,
+    /// Not asked: it was a connection to another server, or to this one before its restart.
+    Gone,
     /// Not allowed, not known to this server, or refused in words that are not known to pass.
     Refused(String),
     /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of what is allowed.
@@ -219,22 +315,18 @@ pub(crate) enum Fence {
 }
 
 impl Fence {
-    pub(crate) fn of(reply: &Value) -> Self {
+    /// `None` if the reply is no answer to CLIENT KILL.
+    pub(crate) fn of(reply: &Value) -> Option<Self> {
         let Some((code, text)) = as_error(reply) else {
-            return match reply {
-                Value::Int(_) | Value::Okay => Self::Done,
-                // Within a transaction.
-                Value::SimpleString(text) if text == "QUEUED" => Self::NotNow,
-                _ => Self::Refused("an odd answer to CLIENT KILL".into()),
-            };
+            return matches!(reply, Value::Int(_)).then_some(Self::Done);
         };
         if text.to_ascii_lowercase().contains("no such client") {
-            return Self::Done;
+            return Some(Self::Done);
         }
-        match refusal(&code, &text) {
+        Some(match refusal(&code, &text) {
             Refusal::Lasting => Self::Refused(format!("{code} {text}")),
             _ => Self::NotNow,
-        }
+        })
     }
 }
 
@@ -299,17 +391,26 @@ fn read_hello(hello: &Value, facts: &mut ServerFacts) {
 /// The role as ROLE tells it; where that is not allowed, as INFO does. Where neither is, it cannot be known and stays `unknown`.
 fn read_role(role: &Value, info: &Value, facts: &mut ServerFacts) {
     let info = text(info);
-    let field = |name: &str| {
-        info.lines()
-            .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
-            .map(|value| value.trim().to_owned())
-    };
-    facts.version = field("redis_version").unwrap_or_default();
+    facts.version = info_field(&info, "redis_version").unwrap_or_default();
     facts.role = match role {
         Value::Array(parts) => parts.first().map(text),
-        _ => field("role"),
+        _ => info_field(&info, "role"),
     }
     .unwrap_or_else(|| "unknown".into());
+}
+
+/// A field of what INFO says.
+fn info_field(info: &str, name: &str) -> Option<String> {
+    info.lines()
+        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))
+        .map(|value| value.trim().to_owned())
+}
+
+fn is_text_or_error(reply: &Value) -> bool {
+    matches!(
+        reply,
+        Value::BulkString(_) | Value::VerbatimString { .. } | Value::ServerError(_)
+    )
 }
 
 fn text(value: &Value) -> String {
@@ -321,7 +422,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn parse_identity(info: &str) -> Option<Identity> {
+fn parse_identity(info: &str, run_id: Option<Arc<str>>) -> Option<Identity> {
     let field = |name: &str| {
         info.split_whitespace()
             .find_map(|field| field.strip_prefix(name)?.strip_prefix('='))
@@ -329,6 +430,7 @@ fn parse_identity(info: &str) -> Option<Identity> {
     Some(Identity {
         id: field("id")?.parse().ok()?,
         addr: field("addr")?.to_owned(),
+        run_id,
     })
 }
 
@@ -364,14 +466,15 @@ impl<'a> Wire<'a> {
                     }
                     replies.push(reply);
                 }
-                Err(error) => {
-                    return Err(match written {
-                        Err(write) if matches!(error, ConnectError::Ended(_)) => {
-                            ConnectError::Ended(write.to_string())
-                        }
-                        _ => error,
-                    });
+                Err(error @ ConnectError::Ended(_)) => {
+                    // A server that refuses everybody (protected mode, loading behind some proxies) says so once and closes.
+                    if let Some(said) = replies.last() {
+                        refused(said)?;
+                    }
+                    return Err(written
+                        .map_or_else(|write| ConnectError::Ended(write.to_string()), |()| error));
                 }
+                Err(error) => return Err(error),
             }
         }
         Ok(replies)
@@ -423,6 +526,13 @@ fn is_full(reply: &Value) -> bool {
     as_error(reply).is_some_and(|(_, text)| text.starts_with("max number of clients"))
 }
 
+/// An ECHO of what nobody else has said, and what it must be answered by.
+pub(crate) fn proof(rng: &mut fastrand::Rng) -> (String, Vec<u8>) {
+    let nonce = format!("steadfast-{:032x}", rng.u128(..));
+    let echo = command(&["ECHO", &nonce]);
+    (nonce, echo)
+}
+
 /// The command that gives new credentials to a live connection.
 pub(crate) fn auth(credentials: &Credentials) -> Vec<u8> {
     command(&["AUTH", credentials.user(), credentials.password()])
@@ -451,12 +561,13 @@ mod tests {
             (error("LOADING Redis is loading"), Fence::NotNow),
             (error("BUSY Redis is busy"), Fence::NotNow),
             (error("ERR max number of clients reached"), Fence::NotNow),
-            (Value::SimpleString("QUEUED".into()), Fence::NotNow),
         ] {
-            assert_eq!(Fence::of(&reply), fence, "{reply:?}");
+            assert_eq!(Fence::of(&reply), Some(fence), "{reply:?}");
         }
-        let odd = Fence::of(&Value::Nil);
-        assert!(matches!(odd, Fence::Refused(_)), "{odd:?}");
+        let queued = Value::SimpleString("QUEUED".into());
+        for odd in [Value::Nil, Value::Okay, queued] {
+            assert_eq!(Fence::of(&odd), None, "{odd:?} is no answer");
+        }
         for line in [
             "NOPERM this user has no permissions to run the 'client|kill' command",
             "ERR unknown command 'CLIENT'",
@@ -466,7 +577,7 @@ mod tests {
             "DENIED by the proxy",
         ] {
             assert!(
-                matches!(Fence::of(&error(line)), Fence::Refused(_)),
+                matches!(Fence::of(&error(line)), Some(Fence::Refused(_))),
                 "{line}"
             );
         }
@@ -498,9 +609,11 @@ mod tests {
 
     #[test]
     fn an_identity_is_read_from_client_info() {
-        let identity = parse_identity("id=7 addr=127.0.0.1:5 laddr=127.0.0.1:6379 fd=8 name=")
-            .expect("it has both");
+        let info = "id=7 addr=127.0.0.1:5 laddr=127.0.0.1:6379 fd=8 name=";
+        let identity = parse_identity(info, Some("one run".into())).expect("it has both");
         assert_eq!(identity.id, 7);
         assert_eq!(identity.addr, "127.0.0.1:5");
+        assert!(!identity.is_elsewhere(Some("one run")) && !identity.is_elsewhere(None));
+        assert!(identity.is_elsewhere(Some("another")));
     }
 }

@@ -1,7 +1,7 @@
-//! Sockets from the real network: a name is resolved anew, its addresses are raced, TLS is spoken if it is wanted.
+//! Sockets from the real network: a name is resolved anew, and TLS is spoken if it is wanted.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::resolve::{interleave, race};
-use super::{ConnectError, Transport, within};
+use super::resolve::interleave;
+use super::{ConnectError, Place, Transport, within};
 use crate::settings::{Address, Settings};
 use crate::stream::Stream;
 
@@ -22,17 +22,39 @@ pub(crate) struct Network {
 }
 
 impl Transport for Network {
-    fn open(&self, limit: Duration) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
+    fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>> {
         Box::pin(async move {
             match &self.settings.target.address {
-                Address::Unix(path) => {
+                Address::Unix(_) => Ok(vec![Place::Itself]),
+                Address::Tcp { host, port } => {
+                    let addresses = self.resolve(host, *port, limit).await?;
+                    Ok(addresses.into_iter().map(Place::Tcp).collect())
+                }
+            }
+        })
+    }
+
+    fn open(
+        &self,
+        place: Place,
+        limit: Duration,
+    ) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
+        Box::pin(async move {
+            match (&self.settings.target.address, place) {
+                (Address::Unix(path), _) => {
                     let address = path.display().to_string();
                     let stream = within("tcp", limit, UnixStream::connect(path))
                         .await?
                         .map_err(|error| tcp_error(&address, &error))?;
                     Ok((Stream::Unix(stream), address))
                 }
-                Address::Tcp { host, port } => self.open_tcp(host, *port, limit).await,
+                (Address::Tcp { host, .. }, Place::Tcp(addr)) => {
+                    self.open_tcp(host, addr, limit).await
+                }
+                (Address::Tcp { host, .. }, Place::Itself) => Err(ConnectError::Dns {
+                    host: host.clone(),
+                    cause: "it has no address".into(),
+                }),
             }
         })
     }
@@ -49,17 +71,17 @@ impl Network {
     async fn open_tcp(
         &self,
         host: &str,
-        port: u16,
+        addr: SocketAddr,
         limit: Duration,
     ) -> Result<(Stream, String), ConnectError> {
-        let addresses = self.resolve(host, port, limit).await?;
-        let tcp = within("tcp", limit, race(&addresses, limit))
+        let address = addr.to_string();
+        let tcp = within("tcp", limit, TcpStream::connect(addr))
             .await?
-            .map_err(|error| tcp_error(&format!("{host}:{port}"), &error))?;
+            .map_err(|error| match host.parse::<IpAddr>() {
+                Ok(_) => tcp_error(&address, &error),
+                Err(_) => tcp_error(&format!("{host} ({address})"), &error),
+            })?;
         tune(&tcp);
-        let address = tcp
-            .peer_addr()
-            .map_or_else(|_| format!("{host}:{port}"), |peer| peer.to_string());
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.settings.tls {
             let stream = tls.wrap(tcp, host, &address, limit).await?;
@@ -140,7 +162,8 @@ mod tests {
         let port = listener.local_addr().expect("it is bound").port();
         let target = Target::parse(&format!("redis://127.0.0.1:{port}")).expect("a good url");
         let network = Network::new(Arc::new(Settings::new(target)));
-        let opened = network.open(Duration::from_secs(20)).await;
+        let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
+        let opened = network.open(place, Duration::from_secs(20)).await;
         let Ok((Stream::Tcp(tcp), _)) = opened else {
             panic!("it listens: {opened:?}");
         };

@@ -1,4 +1,4 @@
-//! From a name to an open socket: resolved anew each time, all addresses tried, both families in turns.
+//! From a name to the one of its addresses that serves: resolved anew each time, all of them tried, both families in turns.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -7,7 +7,6 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 
 /// Turns a name into addresses. The default asks the system, one look-up at a time.
@@ -69,20 +68,22 @@ pub(super) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     mixed
 }
 
-/// Tries each address, the next one when the last has failed or is slow; the first that opens wins (RFC 8305, section 5). However many swallow
-/// what is sent to them, each has its turn within `limit`.
-pub(super) async fn race(addresses: &[SocketAddr], limit: Duration) -> io::Result<TcpStream> {
-    let share = limit / u32::try_from(addresses.len() + 1).unwrap_or(u32::MAX);
+/// Tries each place, the next one when the last has failed or is slow; the first that succeeds wins (RFC 8305, section 5, but what counts is for the
+/// attempt to say). However many swallow what is sent to them, each has its turn within `limit`. If all fail, their errors.
+pub(super) async fn race<P: Copy, T, E, A: Future<Output = Result<T, E>>>(
+    places: &[P],
+    limit: Duration,
+    attempt: impl Fn(P) -> A,
+) -> Result<T, Vec<E>> {
+    let share = limit / u32::try_from(places.len() + 1).unwrap_or(u32::MAX);
     let stagger = share.clamp(LEAST_STAGGER, STAGGER);
-    let mut waiting = addresses.iter();
+    let mut waiting = places.iter();
     let mut attempts = FuturesUnordered::new();
-    let mut last_error = None;
+    let mut errors = Vec::new();
     loop {
         match waiting.next() {
-            Some(address) => attempts.push(TcpStream::connect(*address)),
-            None if attempts.is_empty() => {
-                return Err(last_error.unwrap_or_else(|| io::Error::other("no address to try")));
-            }
+            Some(place) => attempts.push(attempt(*place)),
+            None if attempts.is_empty() => return Err(errors),
             None => {}
         }
         let patience = if waiting.len() == 0 {
@@ -91,8 +92,8 @@ pub(super) async fn race(addresses: &[SocketAddr], limit: Duration) -> io::Resul
             stagger
         };
         match tokio::time::timeout(patience, attempts.next()).await {
-            Ok(Some(Ok(stream))) => return Ok(stream),
-            Ok(Some(Err(error))) => last_error = Some(error),
+            Ok(Some(Ok(found))) => return Ok(found),
+            Ok(Some(Err(error))) => errors.push(error),
             Ok(None) | Err(_) => {}
         }
     }
@@ -105,6 +106,8 @@ const LEAST_STAGGER: Duration = Duration::from_millis(10);
 
 #[cfg(test)]
 mod tests {
+    use tokio::net::TcpStream;
+
     use super::*;
 
     /// A peer that completes no handshake: the queue of a listener that accepts nothing is full.
@@ -135,7 +138,8 @@ mod tests {
         addresses.push(address(&alive));
         // At the usual pace it would take 4 s; a busy machine may take more than the limit.
         let generous = Duration::from_secs(3);
-        let stream = tokio::time::timeout(generous, race(&addresses, Duration::from_secs(1)))
+        let opened = race(&addresses, Duration::from_secs(1), TcpStream::connect);
+        let stream = tokio::time::timeout(generous, opened)
             .await
             .expect("each has its turn within the limit")
             .expect("the last one answers");

@@ -29,10 +29,13 @@ impl EnvironmentCredentials {
             })
         };
         let user = self.user.as_deref().map(variable).transpose()?;
-        Ok(Credentials::new(
-            user.unwrap_or_default(),
-            variable(&self.password)?,
-        ))
+        let password = variable(&self.password)?;
+        if password.is_empty() {
+            let name = &self.password;
+            let why = format!("environment variable {name} is set, but empty");
+            return Err(CredentialsError::new(why));
+        }
+        Ok(Credentials::new(user.unwrap_or_default(), password))
     }
 }
 

@@ -18,6 +18,10 @@ pub struct FileCredentials {
 impl FileCredentials {
     /// The file holds the password of `user`; or, where `user` is `None`, one line `user:password`. A closing line break is dropped. The file
     /// is read at each handshake, and every 5 s for connections that live.
+    ///
+    /// A file that is empty (as one is in the midst of a rewrite), that begins with a byte-order mark, whose password ends with a blank, or
+    /// that has a second line is refused with words that say so: the client keeps the credentials that it has, and looks again. So a password
+    /// that is empty or ends with a blank cannot come from a file.
     pub fn new(path: impl Into<PathBuf>, user: Option<&str>) -> Self {
         Self {
             path: path.into(),
@@ -33,28 +37,40 @@ impl FileCredentials {
     }
 
     async fn read(&self) -> Result<Credentials, CredentialsError> {
+        let path = self.path.display();
         let text = tokio::fs::read_to_string(&self.path)
             .await
-            .map_err(|error| {
-                CredentialsError::new(format!(
-                    "cannot read the credentials file {}: {error}",
-                    self.path.display()
-                ))
-            })?;
-        let text = text.trim_end_matches(['\r', '\n']);
+            .map_err(|error| format!("cannot read the credentials file {path}: {error}"))
+            .map_err(CredentialsError::new)?;
+        let wrong = |why: &str| CredentialsError::new(format!("the credentials file {path} {why}"));
+        let line = one_line(&text).map_err(wrong)?;
         match &self.user {
-            Some(user) => Ok(Credentials::new(user.clone(), text)),
-            None => text
-                .split_once(':')
-                .map(|(user, password)| Credentials::new(user, password))
-                .ok_or_else(|| {
-                    CredentialsError::new(format!(
-                        "the credentials file {} is not of the form user:password",
-                        self.path.display()
-                    ))
-                }),
+            Some(user) => Ok(Credentials::new(user.clone(), line)),
+            None => match line.split_once(':') {
+                Some((_, "")) => Err(wrong("has no password behind the colon")),
+                Some((user, password)) => Ok(Credentials::new(user, password)),
+                None => Err(wrong("is not of the form user:password")),
+            },
         }
     }
+}
+
+/// The one line of a file; or what is wrong with it, which a server would only call a wrong password.
+fn one_line(text: &str) -> Result<&str, &'static str> {
+    let line = text.trim_end_matches(['\r', '\n']);
+    if line.trim().is_empty() {
+        return Err("is empty: is it being written?");
+    }
+    if line.starts_with('\u{feff}') {
+        return Err("begins with a byte-order mark: save it as UTF-8 without one");
+    }
+    if line.contains(['\r', '\n']) {
+        return Err("has more than one line: leave only that of the credentials");
+    }
+    if line.ends_with(char::is_whitespace) {
+        return Err("ends with a blank, which would be part of the password: take it away");
+    }
+    Ok(line)
 }
 
 impl CredentialsProvider for FileCredentials {
@@ -64,5 +80,38 @@ impl CredentialsProvider for FileCredentials {
 
     fn renew_in(&self) -> Option<Duration> {
         Some(self.look_every)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c16_a_file_that_cannot_hold_a_password_says_what_is_wrong_with_it() {
+        for (text, want) in [
+            ("", "is empty"),
+            (" \n", "is empty"),
+            ("\u{feff}secret\n", "byte-order mark"),
+            ("secret\nother\n", "more than one line"),
+            ("secret \n", "ends with a blank"),
+            ("secret\t", "ends with a blank"),
+        ] {
+            let why = one_line(text).expect_err(text);
+            assert!(why.contains(want), "{text:?}: {why}");
+        }
+        for text in ["a secret", "a secret\n", "a secret\r\n", "a secret\n\n"] {
+            assert_eq!(one_line(text), Ok("a secret"), "{text:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn c16_a_line_that_ends_at_its_colon_is_no_empty_password() {
+        let folder = tempfile::tempdir().expect("there is room");
+        let path = folder.path().join("credentials");
+        std::fs::write(&path, "app:\n").expect("it can be written");
+        let read = FileCredentials::new(&path, None).credentials().await;
+        let error = read.expect_err("it is half written").to_string();
+        assert!(error.contains("no password behind the colon"), "{error}");
     }
 }

@@ -10,7 +10,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::feed::Feed;
-use super::wire::{Asked, Wire, parts};
+use super::wire::{Asked, OUT_OF_STEP, Wire, parts};
 use super::{Done, Kind, Order, PubSubEvent};
 use crate::clock;
 use crate::connect::{Ask, ConnectError, Connector};
@@ -85,6 +85,7 @@ impl Subscriber {
             limit: self.shared.settings.connect_timeout,
             fences: Vec::new(),
             protocol: Protocol::Resp3,
+            first: self.shared.place(),
         };
         let established = self
             .meanwhile(async move { connector.dialled(ask).await })
@@ -137,8 +138,12 @@ impl Subscriber {
                     Ok(_) => self.heard(wire),
                     Err(error) => Err(error.to_string().into()),
                 },
-                Some(order) = self.orders.recv() => self.obey(wire, order).await,
-                fresh = wire.rotation.fresh() => wire.give(&fresh).await,
+                Some(order) = self.orders.recv(), if !wire.authenticates() => {
+                    self.obey(wire, order).await
+                }
+                fresh = wire.rotation.fresh(), if wire.is_quiet() => {
+                    wire.give(&fresh, &mut self.rng).await
+                }
                 () = self.feed.room() => {
                     self.feed.settle();
                     Ok(())
@@ -188,14 +193,8 @@ impl Subscriber {
     fn understand(&mut self, wire: &mut Wire, value: Value) -> Result<(), Arc<str>> {
         let value = match value {
             Value::ServerError(error) => return self.refused(wire, error),
-            // PONG, or the OK of an AUTH.
-            Value::SimpleString(_) | Value::Okay => {
-                if wire.answered() == Some(Asked::Auth) {
-                    wire.rotation.answered(true);
-                }
-                return Ok(());
-            }
-            value => value,
+            value @ (Value::Array(_) | Value::Push { .. }) => value,
+            reply => return wire.replied(&reply),
         };
         let Some((kind, parts)) = parts(value) else {
             return Ok(());
@@ -219,7 +218,7 @@ impl Subscriber {
             b"unsubscribe" => ended(wire, Kind::Channel, parts.next()),
             b"punsubscribe" => ended(wire, Kind::Pattern, parts.next()),
             b"pong" => wire.done(&Asked::Ping),
-            _ => {}
+            _ => return Err(OUT_OF_STEP.into()),
         }
         Ok(())
     }
@@ -255,8 +254,8 @@ impl Subscriber {
                 wire.rotation.answered(false);
                 Ok(())
             }
-            // Whoever answers is alive.
-            Some(Asked::Ping) if lasting => Ok(()),
+            // Whoever answers is alive; an ACL may not allow them.
+            Some(Asked::Ping | Asked::Proof(_)) if lasting => Ok(()),
             _ => Err(format!("{} {details}", error.code()).into()),
         }
     }

@@ -39,6 +39,8 @@ pub(super) enum Asked {
     Unsubscribe(Kind, Vec<u8>),
     Ping,
     Auth,
+    /// The ECHO behind an AUTH, of that.
+    Proof(String),
 }
 
 /// A peer that takes nothing holds the subscriber up for so long.
@@ -69,16 +71,40 @@ impl Wire {
         self.ask(Asked::Unsubscribe(kind, name), &command).await
     }
 
-    /// Gives new credentials. In RESP2 a connection that has subscribed takes none.
-    pub(super) async fn give(&mut self, credentials: &Credentials) -> Result<(), Arc<str>> {
-        match self.protocol {
-            Protocol::Resp3 => self.ask(Asked::Auth, &connect::auth(credentials)).await,
-            Protocol::Resp2 => Err("new credentials, which RESP2 takes only anew".into()),
+    /// True while nothing that was asked is without an answer.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.asked.is_empty()
+    }
+
+    /// True while the server has not answered to new credentials: nothing else is asked meanwhile.
+    pub(super) fn authenticates(&self) -> bool {
+        self.asked
+            .iter()
+            .any(|asked| matches!(asked, Asked::Proof(_)))
+    }
+
+    /// Gives new credentials, with a proof behind them that they are answered: a server may swallow that it refuses them, where messages are on
+    /// their way. In RESP2 a connection that has subscribed takes none.
+    pub(super) async fn give(
+        &mut self,
+        credentials: &Credentials,
+        rng: &mut fastrand::Rng,
+    ) -> Result<(), Arc<str>> {
+        if self.protocol == Protocol::Resp2 {
+            return Err("new credentials, which RESP2 takes only anew".into());
         }
+        let (nonce, echo) = connect::proof(rng);
+        self.asked.extend([Asked::Auth, Asked::Proof(nonce)]);
+        let both = [connect::auth(credentials), echo].concat();
+        self.write(&both).await
     }
 
     async fn ask(&mut self, asked: Asked, command: &[u8]) -> Result<(), Arc<str>> {
         self.asked.push_back(asked);
+        self.write(command).await
+    }
+
+    async fn write(&mut self, command: &[u8]) -> Result<(), Arc<str>> {
         let written = async {
             self.stream.write_all(command).await?;
             self.stream.flush().await
@@ -112,6 +138,17 @@ impl Wire {
     /// What an answer that does not name it is the answer to: the oldest.
     pub(super) fn answered(&mut self) -> Option<Asked> {
         self.asked.pop_front()
+    }
+
+    /// A reply that is no error, no message and no confirmation. It must be what the oldest question is answered by.
+    pub(super) fn replied(&mut self, reply: &Value) -> Result<(), Arc<str>> {
+        match (self.answered(), reply) {
+            (Some(Asked::Auth), Value::Okay) => self.rotation.answered(true),
+            (Some(Asked::Ping), Value::SimpleString(pong)) if pong == "PONG" => {}
+            (Some(Asked::Proof(nonce)), Value::BulkString(echo)) if *echo == nonce.as_bytes() => {}
+            _ => return Err(OUT_OF_STEP.into()),
+        }
+        Ok(())
     }
 
     /// The server named what it has done.
@@ -153,6 +190,10 @@ fn encoded(args: &[&[u8]]) -> Vec<u8> {
     encode::command(args.iter().copied(), &mut out);
     out
 }
+
+/// Why nothing more is believed of a connection.
+pub(super) const OUT_OF_STEP: &str =
+    "the server answered what was not asked: replies are out of step";
 
 /// What a message is made of: an array in RESP2, a push in RESP3.
 pub(super) fn parts(value: Value) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {

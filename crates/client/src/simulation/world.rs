@@ -16,7 +16,7 @@ use steadfast_core::resp::{Decoder, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
-use crate::connect::{ConnectError, Transport};
+use crate::connect::{ConnectError, Place, Transport};
 use crate::stream::Stream;
 
 /// What the whole server does.
@@ -87,7 +87,15 @@ impl fmt::Debug for World {
 }
 
 impl Transport for World {
-    fn open(&self, limit: Duration) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
+    fn places(&self, _limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>> {
+        Box::pin(std::future::ready(Ok(vec![Place::Itself])))
+    }
+
+    fn open(
+        &self,
+        _place: Place,
+        limit: Duration,
+    ) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
         Box::pin(async move {
             let mode = self.0.state.lock().mode;
             match mode {
@@ -306,6 +314,7 @@ impl World {
                 let info = format!("id={id} addr={}", State::address(id));
                 format!("${}\r\n{info}\r\n", info.len()).into_bytes()
             }
+            (Mode::Well, "INFO", _) => b"$11\r\nrun_id:one\n\r\n".to_vec(),
             (Mode::Busy, ..) => b"-BUSY Redis is busy running a script\r\n".to_vec(),
             (Mode::Unfenced, "CLIENT", "KILL") => b"-NOPERM no permissions to run it\r\n".to_vec(),
             (_, "CLIENT", "KILL") => {

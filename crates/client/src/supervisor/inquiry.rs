@@ -99,6 +99,7 @@ mod tests {
         let about = Identity {
             id: 5,
             addr: "127.0.0.1:5".into(),
+            run_id: None,
         };
         let found = |line: &str| find(&Value::BulkString(line.as_bytes().to_vec()), &about);
         let line = "id=5 addr=127.0.0.1:5 flags=N qbuf=0 argv-mem=10 cmd=get\n";

@@ -1,6 +1,5 @@
 //! What a supervisor keeps in mind while a connection serves: is it silent, is it too old, are its credentials, and is a challenger under way?
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,7 +11,7 @@ use steadfast_core::policy::Backoff;
 use super::inquiry::{self, Finding};
 use super::{Dial, Owned, Supervisor, go_down};
 use crate::clock;
-use crate::connect::{self, ConnectError, Connector, Established, Identity, MARGIN};
+use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
 use crate::credentials::Credentials;
 use crate::driver::Signal;
 use crate::event::EventKind;
@@ -65,12 +64,10 @@ pub(super) struct Watching {
     renewals_failed: u32,
     /// An attempt that keeps its thread, and cannot be ended. While it does there is no other.
     hanging: Option<Dialling>,
-    /// What keeps the provider from renewing, as it was told last.
+    /// What is wrong with the credentials, as it was told last.
     troubled: Option<Arc<str>>,
-    /// What it has given or was told to give last.
+    /// What it has given, or what another is dialled to give.
     credentials: Option<Credentials>,
-    /// What the server has not answered yet, in the order in which it will.
-    offered: VecDeque<Credentials>,
 }
 
 /// What is known of a silence of the connection in service.
@@ -136,7 +133,12 @@ impl Watching {
         let settings = &supervisor.shared.settings;
         // Up to a tenth less, so that the connections of a fleet do not all retire at once.
         let spread = 1.0 - 0.1 * supervisor.rng.f64();
-        Self {
+        // It was dialled before the provider gave others.
+        let overtaken = credentials
+            .as_ref()
+            .zip(supervisor.latest.as_ref())
+            .is_some_and(|(gave, latest)| gave.before(latest) && !gave.same(latest));
+        let mut watching = Self {
             identity,
             challenge: None,
             successor: None,
@@ -162,8 +164,11 @@ impl Watching {
             hanging: None,
             troubled: None,
             credentials,
-            offered: VecDeque::new(),
+        };
+        if overtaken {
+            watching.replace(supervisor, NEW_CREDENTIALS);
         }
+        watching
     }
 
     /// Ends when those have come again that a connection which stepped aside has left to the next.
@@ -194,21 +199,8 @@ impl Watching {
             Signal::Woke(..) => {}
             // It stays remembered; so does every other one.
             Signal::Unfenced(_) => self.fence_at = Some(clock::now() + FENCE_AGAIN),
-            Signal::Reauthenticated(None) => {
-                let shared = &supervisor.shared;
-                if let Some(taken) = self.offered.pop_front() {
-                    shared.credentials.offer(&taken);
-                }
-                shared
-                    .hub
-                    .emit(supervisor.link.index, EventKind::Reauthenticated);
-            }
-            Signal::Reauthenticated(Some(code)) => {
-                self.offered.pop_front();
-                let cause = format!("the server refused the new credentials: {code}");
-                self.credentials_failed(supervisor, &cause);
-                self.replace(supervisor, "re-authentication failed");
-            }
+            // Nothing of that travels on a connection that many share.
+            Signal::Reauthenticated(_) => {}
         }
     }
 
@@ -533,6 +525,9 @@ impl Watching {
                 if self.silence == Silence::Overdue {
                     self.take_for_down(supervisor, error.to_string().into());
                 }
+                if let ConnectError::Auth(_) | ConnectError::Credentials(_) = &error {
+                    self.trouble(supervisor, Some(error.to_string().into()));
+                }
             }
         }
     }
@@ -670,23 +665,29 @@ impl Watching {
             Ok(Some(fresh)) => {
                 let known = self.credentials.as_ref();
                 if !known.is_some_and(|known| known.same(&fresh)) {
-                    let command = connect::auth(&fresh);
-                    supervisor.link.lane.order(Order::Reauthenticate(command));
-                    supervisor.shared.credentials.offer(&fresh);
-                    self.offered.push_back(fresh.clone());
+                    supervisor.latest = Some(fresh.clone());
                     self.credentials = Some(fresh);
+                    self.replace(supervisor, NEW_CREDENTIALS);
+                }
+                let trouble = supervisor.connector.trouble().map(|error| error.why);
+                // Credentials that the server refuses are not made good by being had again.
+                if trouble.is_some() || self.challenge.is_none() {
+                    self.trouble(supervisor, trouble);
                 }
             }
             Ok(None) => {}
-            Err(error) => self.credentials_failed(supervisor, &error.to_string()),
+            Err(error) => self.trouble(supervisor, Some(error.to_string().into())),
         }
-        let trouble = supervisor.connector.trouble();
-        if let Some(error) = &trouble
-            && self.troubled.as_ref() != Some(&error.why)
+    }
+
+    /// What is wrong with the credentials, if anything: told once, until it is something else.
+    fn trouble(&mut self, supervisor: &Supervisor, trouble: Option<Arc<str>>) {
+        if let Some(cause) = &trouble
+            && self.troubled.as_ref() != Some(cause)
         {
-            self.credentials_failed(supervisor, &error.to_string());
+            self.credentials_failed(supervisor, cause);
         }
-        self.troubled = trouble.map(|error| error.why);
+        self.troubled = trouble;
     }
 
     /// One that hangs is told again and again, and counted once.
@@ -721,6 +722,7 @@ const ASIDE: usize = 4;
 const SILENT: &str = "the server stopped answering";
 const BLOCKED: &str = "a command on it waits, which the server says or the call allows";
 const STUCK: &str = "no reply was completed, whatever bytes came";
+const NEW_CREDENTIALS: &str = "there are new credentials";
 /// Between looks at an attempt that keeps its thread.
 const HANGING_LOOK: Duration = Duration::from_millis(250);
 /// Between renewals that fail: full jitter from the first to the second.

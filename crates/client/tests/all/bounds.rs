@@ -289,19 +289,14 @@ async fn c1_a_call_that_waits_out_a_blip_has_its_own_deadline() {
 
 #[tokio::test]
 async fn c1_a_blocking_call_is_under_its_deadline_while_it_still_connects() {
-    let silent = steadfast_drill::scripted::Server::start(steadfast_drill::scripted::Script::new())
-        .await
-        .unwrap();
     let redis = steadfast_drill::process::Redis::start().await.unwrap();
-    let name = crate::support::Name::at(redis.addr());
-    let client = steadfast::Client::builder("redis://the-name:1")
+    let client = steadfast::Client::builder(&redis.url())
         .unwrap()
-        .resolver(name.clone())
         .connect_timeout(ms(3000))
         .connect()
         .await
         .unwrap();
-    name.moves_to(silent.addr());
+    redis.freeze().unwrap();
     let hasty = client.with(CallOptions::new().deadline(ms(200)));
     let begun = now();
     let error = hasty.send(&cmd("BLPOP queue 10")).await.unwrap_err();

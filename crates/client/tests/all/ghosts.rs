@@ -289,3 +289,49 @@ async fn c18_a_server_that_cannot_kill_now_is_asked_again_and_has_refused_nothin
     proxy.remove(id).await;
     until_seen(&client, "fenced").await;
 }
+
+#[tokio::test]
+async fn c18_over_a_unix_socket_a_restart_has_no_other_application_disconnected() {
+    let redis = Redis::start().await.unwrap();
+    let socket = redis.folder().join("control.sock");
+    let folder = tempfile::tempdir().unwrap();
+    let way = folder.path().join("way");
+    std::os::unix::fs::symlink(&socket, &way).unwrap();
+    let url = format!("unix://{}", way.display());
+    let client = Client::builder(&url).unwrap().connect().await.unwrap();
+    assert_eq!(client.status().fencing, Fencing::Works);
+    redis.freeze().unwrap();
+    leave_behind(&client, "SET k 1").await;
+    // It comes back when ids were given anew, and others have those of the abandoned connections.
+    std::fs::remove_file(&way).unwrap();
+    redis.kill().await;
+    redis.restart().await.unwrap();
+    let mut others = Vec::new();
+    for _ in 0..20 {
+        let other = redis::Client::open(format!("unix://{}", socket.display())).unwrap();
+        others.push(other.get_multiplexed_async_connection().await.unwrap());
+    }
+    std::os::unix::fs::symlink(&socket, &way).unwrap();
+    until_state(&client, ConnectionState::Ready).await;
+    send_until_ok(&client, "SET k 2").await;
+    for mut other in others {
+        let value: String = other.get("k").await.expect("it was not killed");
+        assert_eq!(value, "2");
+    }
+    assert_eq!(seen(&client, "fenced"), 0, "there was nobody to kill");
+}
+
+#[tokio::test]
+async fn c18_over_a_unix_socket_nobody_is_killed_where_the_run_id_cannot_be_known() {
+    let redis = Redis::builder()
+        .acl("app on >secret ~* +@all -info")
+        .start()
+        .await
+        .unwrap();
+    let socket = redis.folder().join("control.sock");
+    let url = format!("unix://{}?user=app&pass=secret", socket.display());
+    let client = Client::builder(&url).unwrap().connect().await.unwrap();
+    assert_eq!(client.status().fencing, Fencing::Refused);
+    let history = serde_json::to_string(&client.history()).unwrap();
+    assert!(history.contains("allow INFO to this user"), "{history}");
+}

@@ -4,6 +4,7 @@
     reason = "tests say what they expect by unwrapping it"
 )]
 
+mod belonging;
 mod blame;
 mod bounds;
 mod commands;

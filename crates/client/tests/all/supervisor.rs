@@ -479,3 +479,49 @@ async fn c2_a_call_that_meets_the_end_of_its_connection_unwritten_was_not_sent_a
         until("it has reconnected", || client.status().reconnects > before).await;
     }
 }
+
+/// A name that stands for several addresses.
+#[derive(Debug)]
+struct Several(Vec<SocketAddr>);
+
+impl Resolve for Several {
+    fn resolve(&self, _host: &str, _port: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
+        Box::pin(std::future::ready(Ok(self.0.clone())))
+    }
+}
+
+#[tokio::test]
+async fn c8_of_several_addresses_the_one_that_is_fit_for_service_wins_whatever_comes_first() {
+    let primary = Redis::start().await.unwrap();
+    let replica = Redis::builder().replica_of(&primary).start().await.unwrap();
+    let frozen = Redis::start().await.unwrap();
+    frozen.freeze().unwrap();
+    let web = Script::new()
+        .send("HTTP/1.1 400 Bad Request\r\n\r\n")
+        .close();
+    let web = Server::start(web).await.unwrap();
+    let silent = Server::start(Script::new()).await.unwrap();
+    let all = [frozen.addr(), replica.addr(), web.addr(), silent.addr()];
+    for first in 0..all.len() {
+        let mut addresses = all.to_vec();
+        addresses.rotate_left(first);
+        addresses.push(primary.addr());
+        let client = Client::builder("redis://the-name:6379")
+            .unwrap()
+            .resolver(Several(addresses))
+            .deadline(ms(10_000))
+            .connect()
+            .await
+            .unwrap();
+        client.send(&cmd("SET k v")).await.unwrap();
+        assert_eq!(client.status().attempts, 1, "{:?}", client.history());
+    }
+    // If none of them serves, the one that says most is quoted.
+    let client = Client::builder("redis://the-name:6379")
+        .unwrap()
+        .resolver(Several(all.to_vec()))
+        .build()
+        .unwrap();
+    until_down_for(&client, "is a replica").await;
+    frozen.resume().unwrap();
+}
