@@ -325,6 +325,8 @@ impl Fence {
         }
         Some(match refusal(&code, &text) {
             Refusal::Lasting => Self::Refused(format!("{code} {text}")),
+            // Protected mode would have said so to the greeting: this is a proxy that does not kill.
+            Refusal::Unauthenticated if code == "DENIED" => Self::Refused(format!("{code} {text}")),
             _ => Self::NotNow,
         })
     }

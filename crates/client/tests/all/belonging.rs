@@ -32,10 +32,8 @@ async fn relay(client: TcpStream, server: SocketAddr) {
     let (mut from_server, mut to_server) = server.into_split();
     let up = tokio::spawn(async move { tokio::io::copy(&mut from_client, &mut to_server).await });
     let mut chunk = vec![0; 1 << 20];
-    while let Ok(1..) = from_server.read(&mut chunk).await.map(|n| {
+    while let Ok(n @ 1..) = from_server.read(&mut chunk).await {
         chunk.truncate(n);
-        n
-    }) {
         let mut from = 1;
         let refused = b"-WRONGPASS";
         while let Some(at) = chunk[from.min(chunk.len())..]
