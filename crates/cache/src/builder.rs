@@ -19,11 +19,11 @@ use crate::names::Names;
 use crate::outbox::Outbox;
 use crate::relay::{Relay, RelayOptions, Served};
 use crate::sabotage::Sabotage;
-use crate::source::Database;
+use crate::source::{Database, within};
 use crate::stats::Stats;
 use crate::tier::memory::Memory;
-use crate::tier::redis::{RedisOptions, RedisTier};
-use crate::trust::Trust;
+use crate::tier::redis::{RedisOptions, RedisTier, apply_limit};
+use crate::trust::{Rules, Trust};
 
 /// Collects the settings of a [`Cache`].
 #[must_use]
@@ -237,7 +237,9 @@ impl CacheBuilder {
         let now = tokio::time::Instant::now().into_std();
         let seed = self.seed.unwrap_or_else(entropy);
         let stats = Arc::new(Stats::new());
-        let outbox = Outbox::new(self.database.clone(), &self.namespace);
+        // Longer than applying may take, so that only a relay that has fallen silent is cut off.
+        let hold = apply_limit(self.redis_limit) + Duration::from_secs(1);
+        let outbox = Outbox::new(&self.database, &self.namespace, hold);
         let redis = self.redis.map(|client| {
             let options = RedisOptions {
                 names: Names::new(&self.namespace),
@@ -248,7 +250,12 @@ impl CacheBuilder {
                 seed: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15),
                 lease_checked: !self.sabotage.lease_unchecked,
             };
-            let trust = Trust::new(Some(outbox.clone()), !self.sabotage.watermark_ignored);
+            let rules = Rules {
+                heed_watermark: !self.sabotage.watermark_ignored,
+                await_sql: !self.sabotage.sql_not_awaited,
+                heed_rollback: !self.sabotage.rollback_ignored && !self.sabotage.outbox_off,
+            };
+            let trust = Trust::new(outbox.clone(), rules);
             Arc::new(RedisTier::new(client, options, trust, stats.clone()))
         });
         let coherence = Arc::new(match &redis {
@@ -286,7 +293,7 @@ impl CacheBuilder {
         });
         if let Some(relay) = &relay
             // In a box: what embeds this future, and that of who embeds it, would else nest deeper than the compiler follows.
-            && let Err(error) = Box::pin(relay.prepare()).await
+            && let Err(error) = Box::pin(within(START_LIMIT, relay.prepare())).await
         {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
@@ -400,6 +407,9 @@ pub(crate) fn longest_life(classes: &[(Box<str>, Ttl)]) -> Duration {
         .map(|(_, ttl)| ttl.fresh + ttl.stale + ttl.negative + ttl.hard_limit);
     lives.max().unwrap_or_default()
 }
+
+/// A cache is built no later, even if its database hangs.
+const START_LIMIT: Duration = Duration::from_secs(1);
 
 const LONGEST: Duration = Duration::from_secs(86_400);
 

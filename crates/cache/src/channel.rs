@@ -1,10 +1,12 @@
 //! Hearing what other processes invalidate, and knowing when one has not heard.
 //!
 //! Pub/sub loses messages without a word, so silence proves nothing. Two things are held against it. Each announcement names the watermark
-//! before and after it, so a missing one shows in the next. And every quarter of a second this process sends itself a *beat* through Redis: since one
-//! connection delivers in order, a beat that comes back proves that all announcements published before it was sent have been heard, and it carries
-//! the watermark that SQL was known to be at, which must have been heard by then. From the moment that proof is too old, memory is not
+//! after it, which is that before it and one for each target, so a missing one shows in the next. And every quarter of a second this process sends
+//! itself a *beat* through Redis, which adds its watermark at that moment: since one connection delivers in order, a beat that comes back proves that all
+//! announcements published before it have been heard if the watermark is exactly that of the last. From the moment that proof is too old, memory is not
 //! taken as fresh; after a gap, what was in memory before it is not either, until it has been loaded again.
+//!
+//! Anybody who may publish can forge an announcement. It costs loads, and the next beat sets the count right.
 
 use std::sync::{Arc, Weak};
 use std::time::Duration;
@@ -145,32 +147,43 @@ impl Ear {
             tracing::warn!("an announcement that cannot be understood: memory is emptied");
             return cache.forget(&[crate::Target::All]);
         };
-        if self.heard.is_some_and(|heard| announced.before > heard) {
-            self.miss(cache, "an announcement is missing");
+        let applied = announced.targets.len() as u64;
+        match self.heard {
+            // Known when the channel was synchronised, and heard only now; or forged, which the next beat tells.
+            Some(heard) if announced.after <= heard => {}
+            Some(heard) => {
+                if announced.after != heard + applied {
+                    self.miss(cache, "an announcement is missing");
+                }
+                self.heard = Some(announced.after);
+            }
+            None => {}
         }
         cache.forget(&announced.targets);
-        self.heard = self.heard.map(|heard| heard.max(announced.after));
-        self.redis.trust.learn(announced.after);
+        self.redis.trust.hear(announced.after);
     }
 
     fn hear_beat(&mut self, cache: &Inner, payload: &[u8]) {
-        let Some((connection, sent, known)) = parse_beat(payload) else {
+        let Some((connection, sent, at)) = parse_beat(payload) else {
             return;
         };
-        // While an invalidation waits in the outbox it has not been announced: to have heard everything proves nothing.
-        let waiting = self.redis.trust.suspended().is_some();
-        if connection != self.connection || !self.synced || waiting {
+        if connection != self.connection || !self.synced || self.redis.trust.is_blind() {
             return;
         }
-        if self.heard.is_none_or(|heard| known > heard) {
+        if self.heard != Some(at) {
             self.miss(cache, "an invalidation was never announced here");
-            self.heard = Some(known);
+            self.heard = Some(at);
+        }
+        // Redis itself has not heard of all that SQL has.
+        let trust = &self.redis.trust;
+        if at < trust.required(trust.known_watermark()) {
+            return;
         }
         cache
             .coherence
             .prove(Moment::from_bits(sent), Moment::now());
         // It may have been suspended just now, which must not be undone by this.
-        if self.redis.trust.suspended().is_some() {
+        if self.redis.trust.is_blind() {
             cache.coherence.disprove(Moment::now());
         }
     }
@@ -185,23 +198,25 @@ impl Ear {
         cache.guard.begin_ramp();
     }
 
-    /// Finds out whether anything was missed while nothing could be heard.
+    /// Finds out whether anything was missed while nothing could be heard. A Redis that was rolled back has first to be set right.
     async fn sync(&mut self, cache: &Inner) {
+        if self.redis.epoch_to_write().await.is_err() {
+            return;
+        }
         let mut ask = redis::cmd("GET");
         ask.arg(self.redis.names().watermark());
-        let Ok(applied) = self.redis.ask::<Option<u64>>(&ask).await else {
+        let Ok(Some(at)) = self.redis.ask::<Option<u64>>(&ask).await else {
             return;
         };
-        let now_at = applied.unwrap_or(0).max(self.redis.trust.known_watermark());
         match self.heard {
-            Some(heard) if heard >= now_at => {}
+            Some(heard) if heard == at => {}
             Some(_) => self.miss(
                 cache,
                 "invalidations were applied while the channel was away",
             ),
             None => cache.generations.begin_era(),
         }
-        self.heard = Some(self.heard.unwrap_or(0).max(now_at));
+        self.heard = Some(at);
         self.synced = true;
     }
 
@@ -215,19 +230,13 @@ impl Ear {
             };
             self.sync(&cache).await;
         }
-        let sent = Moment::now().to_bits();
-        let known = self.redis.trust.known_watermark();
-        let mut publish = redis::cmd("PUBLISH");
-        publish
-            .arg(&self.own)
-            .arg(format!("{} {sent} {known}", self.connection));
-        let redis = self.redis.clone();
-        tokio::spawn(async move {
-            let _: Result<u64, _> = redis.ask(&publish).await;
-        });
+        let text = format!("{} {} ", self.connection, Moment::now().to_bits());
+        let (redis, own) = (self.redis.clone(), self.own.clone());
+        tokio::spawn(async move { redis.beat(&own, text).await });
     }
 }
 
+/// The connection's number, when it was sent, and Redis's watermark then; `None` also if Redis has none.
 fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
     let mut numbers = std::str::from_utf8(payload)
         .ok()?

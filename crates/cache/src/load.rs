@@ -305,7 +305,13 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                 .memory
                 .insert(&loaded.entry, snapshot, &cache.generations)
         };
-        match times.life.judge(stored.age) {
+        // Not held against SQL's watermark yet: as memory that nobody vouches for, it is fresh only while it is young.
+        let vouched = stored.proven || cache.coherence.vouches(times.loaded_at, now);
+        let freshness = match times.life.judge(stored.age) {
+            Freshness::Fresh if !vouched => Freshness::Stale,
+            other => other,
+        };
+        match freshness {
             Freshness::Fresh if !self.early || self.held.as_ref().is_none_or(newer) => {
                 keep();
                 Some(loaded)

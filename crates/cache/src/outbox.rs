@@ -6,6 +6,9 @@
 //!
 //! This module is only the SQL of it. `relay` decides when.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 #[cfg(feature = "mysql")]
 use sqlx::MySql;
 #[cfg(feature = "postgres")]
@@ -14,48 +17,48 @@ use sqlx::Postgres;
 use sqlx::Sqlite;
 use sqlx::{AssertSqlSafe, Transaction};
 
-use crate::source::{Database, Pool, SourceError, Tx, within};
+use crate::source::{
+    Database, Param, Pool, Reserved, Session, SessionLimits, SourceError, Tx, within,
+};
 use crate::target::Target;
 
-/// The outbox of one namespace.
+/// The outbox of one namespace, on connections of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Outbox {
-    database: Database,
-    namespace: Box<str>,
+    reserved: Reserved,
+    namespace: Arc<str>,
 }
 
 /// A look at the outbox from outside any transaction.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Glance {
     /// What has been applied to Redis and deleted from the table, as a number that only grows.
     pub(crate) watermark: u64,
-    pub(crate) oldest: Option<Oldest>,
+    /// The first rows that wait, in the order of their numbers.
+    pub(crate) waiting: Vec<Waiting>,
+    /// Whether there are no more than these.
+    pub(crate) complete: bool,
+    /// How far the newest row's number is ahead of the first.
+    pub(crate) spread: i64,
 }
 
-/// The row that has waited longest.
+/// A row that waits to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Oldest {
+pub(crate) struct Waiting {
     pub(crate) id: i64,
-    /// By the database's clock alone.
+    /// Since it was written, by the database's clock alone. Its transaction may have been committed much later.
     pub(crate) age_ms: i64,
-    /// How far the newest row's number is ahead of it.
-    pub(crate) spread: i64,
 }
 
 /// Rows to be applied, with the state row locked against every other relay.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    tx: Tx,
+    session: Session,
     pub(crate) watermark: u64,
     ids: Vec<i64>,
     pub(crate) targets: Vec<Target>,
-}
-
-impl Batch {
-    /// Whether there may be more.
-    pub(crate) fn is_full(&self) -> bool {
-        self.ids.len() >= BATCH
-    }
+    /// Whether these are all that were there.
+    pub(crate) complete: bool,
 }
 
 /// A transaction into which an invalidation can be written: [`Tx`], or any of sqlx's own.
@@ -73,9 +76,14 @@ mod sealed {
 }
 
 impl Outbox {
-    pub(crate) fn new(database: Database, namespace: &str) -> Self {
+    /// `hold` bounds how long the state row stays locked by a relay that has fallen silent.
+    pub(crate) fn new(database: &Database, namespace: &str, hold: Duration) -> Self {
+        let limits = SessionLimits {
+            lock: LOCK_LIMIT.min(database.query_limit()),
+            idle: hold,
+        };
         Self {
-            database,
+            reserved: database.reserve(CONNECTIONS, limits),
             namespace: namespace.into(),
         }
     }
@@ -95,163 +103,120 @@ impl Outbox {
     async fn prepare_once(&self) -> Result<(), SourceError> {
         // A glance that finds no row has found the tables.
         let tables_are_there = self.glance().await.is_ok();
-        let statements: &[&str] = match *self.database.pool() {
-            _ if tables_are_there => &[],
+        let (tables, insert): (&[&str], &str) = match *self.reserved.pool() {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(_) => SQLITE_TABLES,
+            Pool::Sqlite(_) => (SQLITE_TABLES, "INSERT OR IGNORE INTO"),
             #[cfg(feature = "mysql")]
-            Pool::MySql(_) => MYSQL_TABLES,
+            Pool::MySql(_) => (MYSQL_TABLES, "INSERT IGNORE INTO"),
             #[cfg(feature = "postgres")]
-            Pool::Postgres(_) => POSTGRES_TABLES,
+            Pool::Postgres(_) => (POSTGRES_TABLES, "INSERT INTO"),
         };
-        let mut tx = self.database.begin().await?;
-        for statement in statements {
-            tx.execute(statement, &[]).await?;
-        }
-        let insert = match *self.database.pool() {
-            #[cfg(feature = "sqlite")]
-            Pool::Sqlite(_) => {
-                "INSERT OR IGNORE INTO steadfast_outbox_state (namespace, watermark) VALUES (?, 0)"
-            }
-            #[cfg(feature = "mysql")]
-            Pool::MySql(_) => {
-                "INSERT IGNORE INTO steadfast_outbox_state (namespace, watermark) VALUES (?, 0)"
-            }
+        let conflict = match *self.reserved.pool() {
             #[cfg(feature = "postgres")]
-            Pool::Postgres(_) => {
-                "INSERT INTO steadfast_outbox_state (namespace, watermark) VALUES ($1, 0) ON CONFLICT DO NOTHING"
-            }
+            Pool::Postgres(_) => "ON CONFLICT DO NOTHING",
+            _ => "",
         };
-        tx.execute(
-            insert,
-            &[crate::source::Param::Text(self.namespace.to_string())],
-        )
-        .await?;
-        tx.commit().await
+        let row = format!(
+            "{insert} steadfast_outbox_state (namespace, watermark) VALUES (?, 0) {conflict}"
+        );
+        self.within(async {
+            let mut session = self.reserved.begin().await?;
+            for statement in tables.iter().filter(|_| !tables_are_there) {
+                session.execute(statement, &[]).await?;
+            }
+            session.execute(&row, &[self.param()]).await?;
+            session.commit().await
+        })
+        .await
     }
 
     /// Looks without locking anything; `None` if the namespace has no row.
     pub(crate) async fn glance(&self) -> Result<Option<Glance>, SourceError> {
         type Seen = (i64, Option<i64>, Option<i64>, Option<i64>);
-        let limit = self.database.query_limit();
-        let seen: Option<Seen> = within(limit, async {
-            Ok(match *self.database.pool() {
-                #[cfg(feature = "sqlite")]
-                Pool::Sqlite(ref pool) => {
-                    let sql = glance_sql(SQLITE_NOW, "?", "?");
-                    sqlx::query_as(AssertSqlSafe(sql))
-                        .bind(&*self.namespace)
-                        .bind(&*self.namespace)
-                        .fetch_optional(pool)
-                        .await?
-                }
-                #[cfg(feature = "mysql")]
-                Pool::MySql(ref pool) => {
-                    let sql = glance_sql(MYSQL_NOW, "?", "?");
-                    sqlx::query_as(AssertSqlSafe(sql))
-                        .bind(&*self.namespace)
-                        .bind(&*self.namespace)
-                        .fetch_optional(pool)
-                        .await?
-                }
-                #[cfg(feature = "postgres")]
-                Pool::Postgres(ref pool) => {
-                    let sql = glance_sql(POSTGRES_NOW, "$1", "$2");
-                    sqlx::query_as(AssertSqlSafe(sql))
-                        .bind(&*self.namespace)
-                        .bind(&*self.namespace)
-                        .fetch_optional(pool)
-                        .await?
-                }
+        let now = self.now();
+        let sql = format!(
+            "SELECT s.watermark, o.id, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?) \
+             FROM steadfast_outbox_state s LEFT JOIN steadfast_outbox o ON o.namespace = s.namespace \
+             WHERE s.namespace = ? ORDER BY o.id LIMIT {SEEN_AT_ONCE}"
+        );
+        let seen: Vec<Seen> = self
+            .within(async {
+                let mut session = self.reserved.session().await?;
+                let seen = session.fetch(&sql, &[&*self.namespace; 2]).await?;
+                session.end();
+                Ok(seen)
             })
-        })
-        .await?;
-        let Some((watermark, id, age_ms, newest)) = seen else {
+            .await?;
+        let Some((watermark, _, _, newest)) = seen.first().copied() else {
             return Ok(None);
         };
-        let oldest = id.map(|id| Oldest {
-            id,
-            age_ms: age_ms.unwrap_or(0),
-            spread: newest.unwrap_or(id) - id,
-        });
+        let waiting: Vec<_> = seen
+            .iter()
+            .filter_map(|(_, id, age_ms, _)| {
+                Some(Waiting {
+                    id: (*id)?,
+                    age_ms: age_ms.unwrap_or(0),
+                })
+            })
+            .collect();
+        let first = waiting.first().map_or(0, |row| row.id);
         Ok(Some(Glance {
             watermark: u64::try_from(watermark).unwrap_or(0),
-            oldest,
+            complete: waiting.len() < SEEN_AT_ONCE,
+            spread: newest.unwrap_or(first).saturating_sub(first),
+            waiting,
         }))
     }
 
     /// Counts, but not further than that.
     pub(crate) async fn holds_more_than(&self, rows: i64) -> Result<bool, SourceError> {
-        let place = match self.database.pool() {
-            #[cfg(feature = "postgres")]
-            Pool::Postgres(_) => "$1",
-            _ => "?",
-        };
         let sql = format!(
-            "SELECT COUNT(*) AS rows_there FROM (SELECT id FROM steadfast_outbox WHERE namespace = {place} LIMIT {}) AS counted",
+            "SELECT COUNT(*) FROM (SELECT id FROM steadfast_outbox WHERE namespace = ? LIMIT {}) AS counted",
             rows.saturating_add(1)
         );
-        let namespace = [crate::source::Param::Text(self.namespace.to_string())];
-        // Not by `Database::select`, whose connections the loads may hold, most of all while Redis is away and rows pile up.
-        let counted = within(self.database.query_limit(), async {
-            let mut tx = self.database.begin().await?;
-            tx.select(&sql, &namespace).await
+        self.within(async {
+            let mut session = self.reserved.session().await?;
+            let counted: Vec<(i64,)> = session.fetch(&sql, &[&self.namespace]).await?;
+            session.end();
+            Ok(counted.first().is_some_and(|(there,)| *there > rows))
         })
-        .await?;
-        let there = counted.first().and_then(|row| row["rows_there"].as_i64());
-        Ok(there.is_some_and(|there| there > rows))
+        .await
     }
 
-    /// Locks the namespace's state and takes the oldest rows; `None` if there are none. Fails if the state has no row to be locked.
-    pub(crate) async fn take_batch(&self) -> Result<Option<Batch>, SourceError> {
-        within(self.database.query_limit(), async {
-            let mut tx = self.database.begin().await?;
-            let namespace = &*self.namespace;
-            type State = Option<(i64,)>;
-            type Waiting = Vec<(i64, String, Vec<u8>)>;
-            let (watermark, rows): (State, Waiting) = match tx {
-                #[cfg(feature = "sqlite")]
-                Tx::Sqlite(ref mut tx) => (
-                    sqlx::query_as("SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?")
-                        .bind(namespace)
-                        .fetch_optional(&mut **tx)
-                        .await?,
-                    sqlx::query_as("SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 256")
-                        .bind(namespace)
-                        .fetch_all(&mut **tx)
-                        .await?,
-                ),
-                #[cfg(feature = "mysql")]
-                Tx::MySql(ref mut tx) => (
-                    sqlx::query_as("SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE")
-                        .bind(namespace)
-                        .fetch_optional(&mut **tx)
-                        .await?,
-                    sqlx::query_as("SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 256")
-                        .bind(namespace)
-                        .fetch_all(&mut **tx)
-                        .await?,
-                ),
-                #[cfg(feature = "postgres")]
-                Tx::Postgres(ref mut tx) => (
-                    sqlx::query_as("SELECT watermark FROM steadfast_outbox_state WHERE namespace = $1 FOR UPDATE")
-                        .bind(namespace)
-                        .fetch_optional(&mut **tx)
-                        .await?,
-                    sqlx::query_as("SELECT id, kind, target FROM steadfast_outbox WHERE namespace = $1 ORDER BY id LIMIT 256")
-                        .bind(namespace)
-                        .fetch_all(&mut **tx)
-                        .await?,
-                ),
-            };
+    /// Locks the namespace's state and takes the oldest rows, no more than `most`, nor of more bytes than [`BATCH_BYTES`] unless it is one; `None` if there
+    /// are none. Fails if the state has no row to be locked, or if another relay keeps it locked for longer than the limit.
+    pub(crate) async fn take_batch(&self, most: usize) -> Result<Option<Batch>, SourceError> {
+        let select = format!(
+            "SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {most}"
+        );
+        self.within(async {
+            let mut session = self.reserved.begin().await?;
+            let state = self.lock(&mut session).await?;
+            let mut rows: Vec<(i64, String, Vec<u8>)> =
+                session.fetch(&select, &[&self.namespace]).await?;
             if rows.is_empty() {
-                tx.rollback().await?;
+                session.rollback().await?;
                 return Ok(None);
             }
-            let (watermark,) = watermark.ok_or(sqlx::Error::RowNotFound)?;
-            let ids = rows.iter().map(|row| row.0).collect();
-            let targets = rows.into_iter().map(|(_, kind, target)| Target::from_row(&kind, target)).collect();
-            Ok(Some(Batch { tx, watermark: u64::try_from(watermark).unwrap_or(0), ids, targets }))
+            let watermark = state.ok_or(sqlx::Error::RowNotFound)?;
+            let found = rows.len();
+            let mut bytes = 0;
+            let fits = rows.iter().take_while(|(_, _, target)| {
+                bytes += target.len();
+                bytes <= BATCH_BYTES
+            });
+            let fits = fits.count().max(1);
+            rows.truncate(fits);
+            Ok(Some(Batch {
+                session,
+                watermark,
+                ids: rows.iter().map(|row| row.0).collect(),
+                targets: rows
+                    .into_iter()
+                    .map(|(_, kind, target)| Target::from_row(&kind, target))
+                    .collect(),
+                complete: found < most && fits == found,
+            }))
         })
         .await
     }
@@ -262,71 +227,95 @@ impl Outbox {
         mut batch: Batch,
         watermark: u64,
     ) -> Result<usize, SourceError> {
-        let ids = batch
-            .ids
-            .iter()
-            .map(ToString::to_string)
-            .collect::<Vec<_>>()
-            .join(", ");
-        within(self.database.query_limit(), async {
-            batch
-                .tx
-                .execute(
-                    &format!("DELETE FROM steadfast_outbox WHERE id IN ({ids})"),
-                    &[],
-                )
-                .await?;
-            let update = match &batch.tx {
-                #[cfg(feature = "postgres")]
-                Tx::Postgres(_) => {
-                    "UPDATE steadfast_outbox_state SET watermark = $1 WHERE namespace = $2"
-                }
-                _ => "UPDATE steadfast_outbox_state SET watermark = ? WHERE namespace = ?",
-            };
-            let watermark = i64::try_from(watermark).unwrap_or(i64::MAX);
-            let params = [
-                crate::source::Param::Int(watermark),
-                crate::source::Param::Text(self.namespace.to_string()),
-            ];
-            batch.tx.execute(update, &params).await?;
-            batch.tx.commit().await?;
+        let ids: Vec<_> = batch.ids.iter().map(ToString::to_string).collect();
+        let delete = format!(
+            "DELETE FROM steadfast_outbox WHERE id IN ({})",
+            ids.join(", ")
+        );
+        let update = "UPDATE steadfast_outbox_state SET watermark = ? WHERE namespace = ?";
+        let watermark = i64::try_from(watermark).unwrap_or(i64::MAX);
+        self.within(async {
+            batch.session.execute(&delete, &[]).await?;
+            let params = [Param::Int(watermark), self.param()];
+            batch.session.execute(update, &params).await?;
+            batch.session.commit().await?;
             Ok(batch.ids.len())
         })
         .await
     }
 
-    /// Bounds the table: puts one row that means everything in the place of all that are there now.
+    /// Bounds the table: puts one row that means everything, as old as the oldest, in the place of all that are there now.
     pub(crate) async fn collapse(&self) -> Result<(), SourceError> {
-        within(self.database.query_limit(), async {
-            let mut tx = self.database.begin().await?;
-            let namespace = [crate::source::Param::Text(self.namespace.to_string())];
-            let (lock, delete) = match tx {
-                #[cfg(feature = "sqlite")]
-                Tx::Sqlite(_) => (
-                    "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?",
-                    "DELETE FROM steadfast_outbox WHERE namespace = ?",
-                ),
-                #[cfg(feature = "mysql")]
-                Tx::MySql(_) => (
-                    "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE",
-                    "DELETE FROM steadfast_outbox WHERE namespace = ?",
-                ),
-                #[cfg(feature = "postgres")]
-                Tx::Postgres(_) => (
-                    "SELECT watermark FROM steadfast_outbox_state WHERE namespace = $1 FOR UPDATE",
-                    "DELETE FROM steadfast_outbox WHERE namespace = $1",
-                ),
+        self.within(async {
+            let mut session = self.reserved.begin().await?;
+            self.lock(&mut session).await?;
+            let oldest = "SELECT MIN(created_at) FROM steadfast_outbox WHERE namespace = ?";
+            let oldest: Vec<(Option<i64>,)> = session.fetch(oldest, &[&self.namespace]).await?;
+            let Some((Some(oldest),)) = oldest.first().copied() else {
+                return session.rollback().await;
             };
-            tx.select(lock, &namespace).await?;
-            tx.execute(delete, &namespace).await?;
-            tx.insert(&self.namespace, &[Target::All]).await?;
-            tx.commit().await
+            let delete = "DELETE FROM steadfast_outbox WHERE namespace = ?";
+            session.execute(delete, &[self.param()]).await?;
+            let insert = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES (?, 'all', ?, ?)";
+            let params = [self.param(), Param::Bytes(Vec::new()), Param::Int(oldest)];
+            session.execute(insert, &params).await?;
+            session.commit().await
+        })
+        .await
+    }
+
+    /// Orders that everything be forgotten, unless that is ordered already.
+    pub(crate) async fn order_all(&self) -> Result<(), SourceError> {
+        let now = self.now();
+        let insert = format!(
+            "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES (?, 'all', ?, {now})"
+        );
+        self.within(async {
+            let mut session = self.reserved.begin().await?;
+            self.lock(&mut session).await?;
+            let ordered =
+                "SELECT id FROM steadfast_outbox WHERE namespace = ? AND kind = 'all' LIMIT 1";
+            let ordered: Vec<(i64,)> = session.fetch(ordered, &[&self.namespace]).await?;
+            if ordered.is_empty() {
+                let params = [self.param(), Param::Bytes(Vec::new())];
+                session.execute(&insert, &params).await?;
+            }
+            session.commit().await
         })
         .await
     }
 
     pub(crate) fn namespace(&self) -> &str {
         &self.namespace
+    }
+
+    /// Locks the namespace's state row, which all relays do; answers its watermark.
+    async fn lock(&self, session: &mut Session) -> Result<Option<u64>, SourceError> {
+        let sql = match *self.reserved.pool() {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(_) => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?",
+            _ => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE",
+        };
+        let state: Vec<(i64,)> = session.fetch(sql, &[&self.namespace]).await?;
+        Ok(state
+            .first()
+            .map(|(watermark,)| u64::try_from(*watermark).unwrap_or(0)))
+    }
+
+    fn param(&self) -> Param {
+        Param::Text(self.namespace.to_string())
+    }
+
+    fn now(&self) -> &'static str {
+        now_sql(self.reserved.pool())
+    }
+
+    /// The database ends what it was told to before this does; this is for one that does not answer at all.
+    async fn within<T>(
+        &self,
+        work: impl Future<Output = Result<T, SourceError>>,
+    ) -> Result<T, SourceError> {
+        within(self.reserved.query_limit(), work).await
     }
 }
 
@@ -385,8 +374,8 @@ insert_for!(Postgres, |at| format!(
 ));
 
 /// The time by the database's clock, in milliseconds since 1970.
-pub(crate) fn now_sql(database: &Database) -> &'static str {
-    match *database.pool() {
+pub(crate) fn now_sql(pool: &Pool) -> &'static str {
+    match *pool {
         #[cfg(feature = "sqlite")]
         Pool::Sqlite(_) => SQLITE_NOW,
         #[cfg(feature = "mysql")]
@@ -396,16 +385,20 @@ pub(crate) fn now_sql(database: &Database) -> &'static str {
     }
 }
 
-fn glance_sql(now: &str, first: &str, second: &str) -> String {
-    format!(
-        "SELECT s.watermark, o.id, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = {first}) \
-         FROM steadfast_outbox_state s LEFT JOIN steadfast_outbox o ON o.namespace = s.namespace \
-         WHERE s.namespace = {second} ORDER BY o.id LIMIT 1"
-    )
-}
+/// As many rows as a batch takes at most.
+pub(crate) const BATCH: usize = 256;
 
-/// As many rows as a batch asks for.
-const BATCH: usize = 256;
+/// Names of so many bytes together: what a slow link to Redis carries well within what applying may take.
+const BATCH_BYTES: usize = 64 << 10;
+
+/// As many rows as one look tells apart.
+const SEEN_AT_ONCE: usize = 64;
+
+/// One delivers and keeps the state row locked meanwhile, one looks.
+const CONNECTIONS: u32 = 2;
+
+/// Another relay is waited for so long. In health it is done after two round trips to the database and one to Redis.
+const LOCK_LIMIT: Duration = Duration::from_secs(1);
 
 const ROWS_AT_ONCE: usize = 100;
 
@@ -434,3 +427,6 @@ const POSTGRES_TABLES: &[&str] = &[
     "CREATE INDEX IF NOT EXISTS steadfast_outbox_order ON steadfast_outbox (namespace, id)",
     "CREATE TABLE IF NOT EXISTS steadfast_outbox_state (namespace TEXT NOT NULL PRIMARY KEY, watermark BIGINT NOT NULL)",
 ];
+
+#[cfg(all(test, feature = "sqlite", feature = "mysql", feature = "postgres"))]
+mod tests;

@@ -6,8 +6,13 @@
 //!
 //! A row that nobody gets applied means that Redis holds a value which SQL has overtaken. After `outbox_lag_max` Redis is
 //! therefore not read any more, by any process that sees the row, until the outbox is drained.
+//!
+//! Delivering and looking have connections of their own in the database, one each, and the database bounds how long either may keep a lock or wait for
+//! one. So a relay that is stuck, or cut off in the midst, costs the others a second, and loads that hold every connection of the pool cost them nothing.
 
+use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, watch};
@@ -16,11 +21,11 @@ use crate::cache::clock;
 use crate::coherence::Coherence;
 use crate::guard::Guard;
 use crate::moment::Moment;
-use crate::outbox::{Glance, Oldest, Outbox};
+use crate::outbox::{BATCH, Glance, Outbox};
 use crate::pending::Pending;
 use crate::source::SourceError;
 use crate::stats::Stats;
-use crate::tier::redis::RedisTier;
+use crate::tier::redis::{RedisTier, Trouble};
 
 pub(crate) struct Relay {
     outbox: Outbox,
@@ -33,6 +38,10 @@ pub(crate) struct Relay {
     rounds: watch::Sender<Rounds>,
     prepared: tokio::sync::OnceCell<()>,
     lag: parking_lot::Mutex<Option<Duration>>,
+    /// Rows to be taken at a time.
+    batch: AtomicUsize,
+    /// Why the outbox cannot be looked at, and why it cannot be drained.
+    trouble: parking_lot::Mutex<[Option<String>; 2]>,
 }
 
 /// What the relay delivers to, and whom it tells how that goes.
@@ -71,6 +80,8 @@ impl Relay {
             rounds: watch::Sender::default(),
             prepared: tokio::sync::OnceCell::new(),
             lag: parking_lot::Mutex::default(),
+            batch: AtomicUsize::new(BATCH),
+            trouble: parking_lot::Mutex::default(),
         }
     }
 
@@ -110,19 +121,39 @@ impl Relay {
             .is_ok_and(|ended| ended.is_ok())
     }
 
+    /// Why the outbox cannot be looked at or drained, if it cannot.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        let trouble = self.trouble.lock();
+        trouble.iter().flatten().next().cloned()
+    }
+
     /// Delivers whenever something was committed or was seen to wait, until the cache is gone.
     pub(crate) async fn run(self: Arc<Self>, mut gone: watch::Receiver<()>) {
+        let mut failures = 0;
         loop {
             tokio::select! {
                 _ = gone.changed() => return,
                 () = self.wake.notified() => {}
             }
             let round = self.begin_round();
-            match self.drain().await {
+            let drained = self.drain().await;
+            self.note(DRAIN, drained.as_ref().err());
+            match drained {
                 Ok(true) => self.end_round(round),
                 Ok(false) => {}
-                Err(error) => tracing::debug!(%error, "the outbox cannot be drained"),
+                // It does not pass by itself: what was applied to Redis stays in the table, and would be applied again and again.
+                Err(Undelivered::Outbox(error)) if !error.is_passing() => {
+                    let pause = self.poll * (1 << failures.min(6));
+                    failures += 1;
+                    tokio::select! {
+                        _ = gone.changed() => return,
+                        () = tokio::time::sleep(pause.min(LONGEST_PAUSE)) => {}
+                    }
+                    continue;
+                }
+                Err(_) => {}
             }
+            failures = 0;
         }
     }
 
@@ -132,16 +163,38 @@ impl Relay {
         let mut watcher = LagWatch::default();
         loop {
             let round = self.begin_round();
-            match self.look(&mut watcher).await {
+            let looked = self.look(&mut watcher).await;
+            self.note(LOOK, looked.as_ref().err());
+            match looked {
                 Ok(true) => self.end_round(round),
                 Ok(false) => self.wake(),
-                Err(error) => tracing::debug!(%error, "the outbox cannot be looked at"),
+                Err(_) => {}
             }
             tokio::select! {
                 _ = gone.changed() => return,
                 () = tokio::time::sleep(self.poll) => {}
             }
         }
+    }
+
+    /// Remembers what is wrong, and tells it when it changes.
+    fn note<E: ToString>(&self, which: usize, error: Option<&E>) {
+        let error = error.map(|error| {
+            format!(
+                "the outbox cannot be {}: {}",
+                WHAT[which],
+                error.to_string()
+            )
+        });
+        let mut trouble = self.trouble.lock();
+        if trouble[which] == error {
+            return;
+        }
+        match &error {
+            Some(error) => tracing::warn!("{error}"),
+            None => tracing::info!("the outbox can be {} again", WHAT[which]),
+        }
+        trouble[which] = error;
     }
 
     fn begin_round(&self) -> u64 {
@@ -162,23 +215,38 @@ impl Relay {
     /// Learns the watermark and judges the lag; true if nothing waits.
     async fn look(&self, watcher: &mut LagWatch) -> Result<bool, SourceError> {
         self.prepare().await?;
-        let Some(Glance { watermark, oldest }) = self.outbox.glance().await? else {
-            tracing::warn!("the outbox has lost its state row; it is made again");
+        let trust = &self.served.redis.trust;
+        let began = clock();
+        let looked = match trust.look().await {
+            // The tables may be gone; if it is something else, making them fails for the same reason.
+            Err(SourceError::Sql(sqlx::Error::Database(error))) => {
+                tracing::warn!(%error, "the outbox cannot be read: it is made if it is missing");
+                None
+            }
+            looked => looked?,
+        };
+        let Some(glance) = looked else {
+            tracing::warn!("the outbox has lost its tables or its state row; they are made again");
             self.outbox.prepare().await?;
             return Ok(false);
         };
-        self.served.redis.trust.learn(watermark);
-        let lag = watcher.lag(oldest, clock());
+        let lag = watcher.lag(&glance, began);
         self.note_lag(lag);
-        let Some(oldest) = oldest else {
+        if trust.is_rolled_back() {
+            self.suspend(ROLLED_BACK);
+            self.outbox.order_all().await?;
+            trust.all_is_ordered();
+            return Ok(false);
+        }
+        if glance.waiting.is_empty() {
             self.resume();
             return Ok(true);
-        };
+        }
         if lag.is_some_and(|lag| lag > self.lag_max) {
-            self.suspend(lag);
+            self.suspend(WAITING);
         }
         // That something waits is known already, and has to be delivered whether this succeeds or not.
-        if oldest.spread > self.rows_max
+        if glance.spread > self.rows_max
             && let Err(error) = self.keep_bound().await
         {
             tracing::warn!(%error, "the outbox may hold more rows than it should");
@@ -197,13 +265,9 @@ impl Relay {
         Ok(())
     }
 
-    fn suspend(&self, lag: Option<Duration>) {
-        let reason = "invalidations wait in the outbox";
+    fn suspend(&self, reason: &'static str) {
         if self.served.redis.trust.suspend(Some(reason)) {
-            tracing::warn!(
-                ?lag,
-                "invalidations wait in the outbox: redis is not read until they are applied"
-            );
+            tracing::warn!(reason, lag = ?self.lag(), "redis is not read until the outbox is drained");
             // What waits has not been announced either: memory may hold it too.
             self.served.coherence.disprove(Moment::now());
             self.served.stats.suspended.set(1.0);
@@ -227,37 +291,40 @@ impl Relay {
     }
 
     /// Delivers batch after batch; false if Redis cannot be reached.
-    async fn drain(&self) -> Result<bool, SourceError> {
+    async fn drain(&self) -> Result<bool, Undelivered> {
+        let redis = &self.served.redis;
         loop {
-            if !self.served.redis.is_reachable() {
+            if !redis.is_reachable() {
                 return Ok(false);
             }
             // What to believe is found out before anything is locked.
-            if self.served.redis.epoch_to_write().await.is_err() {
+            if redis.epoch_to_write().await.is_err() {
                 return Ok(false);
             }
-            let Some(batch) = self.outbox.take_batch().await? else {
+            let known = redis.trust.known_watermark();
+            let most = self.batch.load(Ordering::Relaxed);
+            let Some(batch) = self.outbox.take_batch(most).await? else {
                 self.resume();
                 return Ok(true);
             };
-            let last = !batch.is_full();
-            match self
-                .served
-                .redis
-                .apply(batch.watermark, &batch.targets)
-                .await
-            {
-                Ok(watermark) => {
-                    let rows = self.outbox.finish(batch, watermark).await?;
-                    self.served.redis.trust.learn(watermark);
-                    self.served.stats.relayed.add(rows as u64);
-                }
-                Err(trouble) => {
-                    tracing::debug!(%trouble, "invalidations stay in the outbox");
-                    return Ok(false);
-                }
+            if redis.trust.has_fallen(known, batch.watermark) {
+                // To deliver would take it past where it was, and hide that it fell. The next look sees to it.
+                return Ok(false);
             }
-            if last {
+            let (rows, complete) = (batch.targets.len(), batch.complete);
+            let watermark = match redis.apply(batch.watermark, &batch.targets).await {
+                Ok(watermark) => watermark,
+                Err(trouble) => {
+                    // The same again might fail again: it may be more than the link or Redis can take in the time.
+                    self.batch.store((rows / 2).max(1), Ordering::Relaxed);
+                    return Err(trouble.into());
+                }
+            };
+            self.outbox.finish(batch, watermark).await?;
+            self.batch.store((most * 2).min(BATCH), Ordering::Relaxed);
+            redis.trust.learn(watermark);
+            self.served.stats.relayed.add(rows as u64);
+            if complete {
                 self.note_lag(None);
                 self.resume();
                 return Ok(true);
@@ -266,50 +333,126 @@ impl Relay {
     }
 }
 
-/// The age of the oldest row: by the database's clock, or by how long this process has seen it, whichever is more. So a
-/// clock that is set back can hide nothing.
+/// Why invalidations stay in the outbox.
+#[derive(Debug, thiserror::Error)]
+enum Undelivered {
+    #[error(transparent)]
+    Outbox(#[from] SourceError),
+    #[error(transparent)]
+    Redis(#[from] Trouble),
+}
+
+/// How long the rows of the outbox have waited at most since they could be seen. A row's own time is when it was written, and its transaction may have
+/// been committed long after; and a clock may be set back. So the age of a row is counted from the last look at which it was not there. Only what
+/// no look could tell, because it was there before the first one or because too many rows were ahead of it, is as old as it says.
 #[derive(Default)]
 struct LagWatch {
-    seen: Option<(i64, Instant)>,
+    /// Rows as of the last look, each with the latest moment at which it was certainly not there.
+    rows: HashMap<i64, Instant>,
+    /// The last look, and the last row that it saw if there may have been others beyond.
+    last: Option<(Instant, Option<i64>)>,
 }
 
 impl LagWatch {
-    fn lag(&mut self, oldest: Option<Oldest>, now: Instant) -> Option<Duration> {
-        let oldest = oldest?;
-        let since = match self.seen {
-            Some((id, since)) if id == oldest.id => since,
-            _ => now,
+    /// `began`: when the look began.
+    fn lag(&mut self, glance: &Glance, began: Instant) -> Option<Duration> {
+        let since = |id: i64, age_ms: i64| {
+            let by_database = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
+            let written = began.checked_sub(by_database).unwrap_or(began);
+            match (self.rows.get(&id), self.last) {
+                (Some(since), _) => *since,
+                (None, Some((looked, None))) => looked,
+                (None, Some((looked, Some(beyond)))) if id < beyond => looked,
+                (None, _) => written,
+            }
         };
-        self.seen = Some((oldest.id, since));
-        let by_database = Duration::from_millis(u64::try_from(oldest.age_ms).unwrap_or(0));
-        Some(by_database.max(now.saturating_duration_since(since)))
+        let rows: HashMap<i64, Instant> = glance
+            .waiting
+            .iter()
+            .map(|row| (row.id, since(row.id, row.age_ms)))
+            .collect();
+        let beyond = glance.waiting.last().filter(|_| !glance.complete);
+        self.last = Some((began, beyond.map(|row| row.id)));
+        self.rows = rows;
+        let oldest = self.rows.values().min()?;
+        Some(began.saturating_duration_since(*oldest))
     }
 }
+
+/// The two things that can be in trouble.
+const LOOK: usize = 0;
+const DRAIN: usize = 1;
+const WHAT: [&str; 2] = ["looked at", "drained"];
+
+const WAITING: &str = "invalidations wait in the outbox";
+const ROLLED_BACK: &str = "the database was rolled back, and everything has yet to be invalidated";
+
+/// What cannot be delivered for a reason that does not pass is tried again after so long at most.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::outbox::Waiting;
+
+    fn glance(rows: &[(i64, i64)]) -> Glance {
+        Glance {
+            watermark: 0,
+            waiting: rows
+                .iter()
+                .map(|&(id, age_ms)| Waiting { id, age_ms })
+                .collect(),
+            complete: rows.len() < 3,
+            spread: 0,
+        }
+    }
+
+    /// Looks at those moments, in milliseconds, and gives the lags seen.
+    fn lags(looks: &[(u64, &[(i64, i64)])]) -> Vec<Option<u64>> {
+        let (zero, mut watch) = (clock(), LagWatch::default());
+        looks
+            .iter()
+            .map(|(at, rows)| {
+                let lag = watch.lag(&glance(rows), zero + Duration::from_millis(*at));
+                lag.map(|lag| lag.as_millis() as u64)
+            })
+            .collect()
+    }
 
     #[test]
     fn k8_a_clock_set_back_cannot_hide_a_waiting_row() {
-        let now = clock();
-        let mut watch = LagWatch::default();
-        let row = |age_ms| {
-            Some(Oldest {
-                id: 7,
-                age_ms,
-                spread: 0,
-            })
-        };
-        assert_eq!(watch.lag(row(-3_600_000), now), Some(Duration::ZERO));
-        assert_eq!(
-            watch.lag(row(-3_599_000), now + Duration::from_secs(2)),
-            Some(Duration::from_secs(2))
-        );
-        assert_eq!(
-            watch.lag(row(5000), now + Duration::from_secs(3)),
-            Some(Duration::from_secs(5))
-        );
-        assert_eq!(watch.lag(None, now), None);
+        let seen = lags(&[
+            (0, &[(7, -3_600_000)]),
+            (2000, &[(7, -3_599_000)]),
+            (3000, &[(7, 5000)]),
+            (4000, &[]),
+        ]);
+        assert_eq!(seen, [Some(0), Some(2000), Some(3000), None]);
+    }
+
+    #[test]
+    fn k8_a_row_of_a_long_transaction_has_not_waited() {
+        let seen = lags(&[
+            (1000, &[(9, 20)]),
+            (1250, &[(5, 1500)]),
+            (1500, &[(5, 1750), (11, 100)]),
+        ]);
+        assert_eq!(seen, [Some(20), Some(250), Some(500)]);
+    }
+
+    #[test]
+    fn k8_a_row_that_was_there_before_the_first_look_is_as_old_as_it_says() {
+        assert_eq!(lags(&[(0, &[(1, 90)])]), [Some(90)]);
+    }
+
+    #[test]
+    fn k8_what_stands_behind_too_many_others_is_as_old_as_it_says_and_a_young_one_hides_no_old_one()
+    {
+        let seen = lags(&[
+            (0, &[(10, 0), (11, 0), (12, 0)]),
+            (250, &[(14, 240), (15, 10), (16, 10)]),
+            (500, &[(13, 3000), (15, 260), (16, 260)]),
+        ]);
+        assert_eq!(seen, [Some(0), Some(240), Some(260)]);
     }
 }

@@ -20,4 +20,8 @@ pub struct Sabotage {
     pub stripe_not_bumped: bool,
     /// A value from Redis is governed in memory only by the tags that its reader named.
     pub tags_dropped: bool,
+    /// Redis is believed before SQL has said how far it must be.
+    pub sql_not_awaited: bool,
+    /// A database that was rolled back is not noticed.
+    pub rollback_ignored: bool,
 }

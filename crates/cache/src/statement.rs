@@ -49,7 +49,7 @@ impl Cache {
             return Ok((Vec::new(), invalidation));
         };
         relay.prepare().await?;
-        let now = now_sql(&inner.database);
+        let now = now_sql(inner.database.pool());
         let values = match inner.database.system() {
             "postgresql" => "$1, $2, $3",
             _ => "?, ?, ?",

@@ -30,6 +30,8 @@ pub struct CacheStatus {
     pub redis: Option<RedisTrust>,
     /// Age of the oldest invalidation that waits in the outbox, as last seen.
     pub outbox_lag_ms: Option<u64>,
+    /// Why the outbox cannot be looked at or drained, in words, if it cannot: the database is away, a right is missing, Redis refuses.
+    pub outbox_trouble: Option<String>,
     /// Invalidations of this process that Redis has not applied yet.
     pub outbox_pending: usize,
 }
@@ -42,9 +44,11 @@ pub struct RedisTrust {
     pub trusted: bool,
     /// Why not, if it is because of the outbox.
     pub suspended: Option<&'static str>,
+    /// Whether the database has said, since Redis was connected to, how far Redis must be; until then its values count as stale.
+    pub proven: bool,
     /// The epoch of its values, if it is known to be current.
     pub epoch: Option<String>,
-    /// The highest watermark known.
+    /// What Redis must have reached, as the database said last.
     pub watermark: u64,
 }
 
@@ -55,6 +59,7 @@ impl CacheStatus {
             RedisTrust {
                 trusted: suspended.is_none() && epoch.is_some() && redis.is_reachable(),
                 suspended,
+                proven: redis.trust.sql_seen(),
                 epoch: epoch.map(|epoch| epoch.to_string()),
                 watermark: redis.trust.known_watermark(),
             }
@@ -72,6 +77,7 @@ impl CacheStatus {
             outbox_lag_ms: relay
                 .and_then(|relay| relay.lag())
                 .map(|lag| lag.as_millis() as u64),
+            outbox_trouble: relay.and_then(|relay| relay.trouble()),
             outbox_pending: relay.map_or(0, |relay| relay.pending.len()),
         }
     }

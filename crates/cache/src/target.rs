@@ -1,5 +1,7 @@
 //! What an invalidation is aimed at, and how it is told to other processes.
 
+use crate::trust::COUNTABLE;
+
 /// A key or a tag to be invalidated.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
@@ -91,8 +93,8 @@ impl Announcement {
 
 fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let at = bytes.iter().position(|byte| *byte == b' ')?;
-    let number = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
-    Some((number, &bytes[at + 1..]))
+    let number: u64 = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
+    (number < COUNTABLE).then_some((number, &bytes[at + 1..]))
 }
 
 #[cfg(test)]
@@ -111,7 +113,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn k10_what_is_announced_is_understood(before: u64, after: u64, targets in proptest::collection::vec(target(), 0..6)) {
+        fn k10_what_is_announced_is_understood(before in 0..COUNTABLE, after in 0..COUNTABLE, targets in proptest::collection::vec(target(), 0..6)) {
             let mut message = format!("{after} ").into_bytes();
             message.extend(Announcement::body(before, &targets));
             prop_assert_eq!(Announcement::parse(&message), Some(Announcement { before, after, targets }));

@@ -2,9 +2,15 @@
 //!
 //! A Redis that comes back may be an old snapshot, or a replica that lagged when it was promoted: full of values that
 //! were invalidated since. Nothing in the values says so. Hence the *watermark*: a number that grows with every invalidation
-//! applied, kept in Redis beside the values and in SQL beside the truth. A Redis whose watermark is missing or below the
-//! highest known was rolled back, and a new *epoch* (a random word in the name of every key) makes all it holds unseen at once.
+//! applied, kept in Redis beside the values and in SQL beside the truth. A Redis whose watermark is missing or below SQL's
+//! was rolled back, and a new *epoch* (a random word in the name of every key) makes all it holds unseen at once.
 //! Otherwise the cache is warm, and stays so.
+//!
+//! Of the numbers that come here SQL's alone have authority. What the channel announces anybody may have published: it makes a process look again, never more.
+//! Until SQL has been seen since Redis was connected to, there is nothing to hold against Redis, and its values count as stale.
+//!
+//! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things give that away: its watermark is lower than it was at an
+//! earlier look, or it is lower than that of Redis while nothing waits in the outbox, since whatever takes Redis ahead of SQL is still waiting there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +18,8 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::outbox::Outbox;
+use crate::outbox::{Glance, Outbox};
+use crate::source::SourceError;
 use crate::tier::redis::{RedisTier, Trouble};
 
 /// The belief that values of this epoch are good, as it was at one moment.
@@ -20,34 +27,53 @@ use crate::tier::redis::{RedisTier, Trouble};
 pub(crate) struct Standing {
     pub(crate) epoch: Arc<str>,
     watermark: u64,
+    /// SQL was seen since Redis was connected to.
+    pub(crate) proven: bool,
 }
 
 pub(crate) struct Trust {
     state: Mutex<State>,
-    outbox: Option<Outbox>,
+    outbox: Outbox,
     /// Asks the verifier to verify; it tells here when it has.
     wanted: Notify,
     settled: watch::Sender<()>,
-    /// False only in the test that proves why it must be true.
-    heed_watermark: bool,
+    /// All true but in the tests that prove why.
+    rules: Rules,
+}
+
+/// Rules of belief that a test may break.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// A Redis behind the watermark is not believed.
+    pub(crate) heed_watermark: bool,
+    /// Nor is one of which SQL has not said how far it must be.
+    pub(crate) await_sql: bool,
+    /// A SQL that was rolled back is noticed.
+    pub(crate) heed_rollback: bool,
 }
 
 #[derive(Default)]
 struct State {
     epoch: Option<Arc<str>>,
-    /// The highest watermark known, of SQL or Redis.
-    watermark: u64,
+    /// What Redis must have reached: SQL's watermark, by a look or by this process's own commit.
+    known: u64,
+    /// What the channel claims, until the next look.
+    claimed: u64,
+    /// Redis's own watermark, when it was last asked.
+    redis_at: u64,
     suspended: Option<&'static str>,
     /// Counts connections: a belief formed on an earlier one is void.
     connection: u64,
-    /// SQL has not been asked for its watermark since Redis was connected to.
-    ask_sql: bool,
+    /// SQL has not been seen since Redis was connected to.
+    sql_unseen: bool,
+    /// SQL was rolled back, and nobody has been told yet.
+    rolled_back: bool,
 }
 
 impl Trust {
-    pub(crate) fn new(outbox: Option<Outbox>, heed_watermark: bool) -> Self {
+    pub(crate) fn new(outbox: Outbox, rules: Rules) -> Self {
         let state = State {
-            ask_sql: outbox.is_some(),
+            sql_unseen: true,
             ..State::default()
         };
         Self {
@@ -55,7 +81,7 @@ impl Trust {
             outbox,
             wanted: Notify::new(),
             settled: watch::Sender::default(),
-            heed_watermark,
+            rules,
         }
     }
 
@@ -110,8 +136,8 @@ impl Trust {
     ) -> Result<(), Trouble> {
         let same_epoch = epoch == Some(standing.epoch.as_bytes());
         let at = watermark.and_then(|text| std::str::from_utf8(text).ok()?.parse::<u64>().ok());
-        let current = at.is_some_and(|at| at >= standing.watermark) || !self.heed_watermark;
-        if same_epoch && current {
+        let current = at.is_some_and(|at| at >= standing.watermark && at < COUNTABLE);
+        if same_epoch && (current || !self.rules.heed_watermark) {
             return Ok(());
         }
         self.doubt(&standing.epoch);
@@ -131,15 +157,70 @@ impl Trust {
         let mut state = self.state.lock();
         state.epoch = None;
         state.connection += 1;
-        state.ask_sql = self.outbox.is_some();
+        state.sql_unseen = true;
         drop(state);
         self.wanted.notify_one();
     }
 
-    /// An invalidation up to this watermark is known to have been applied.
+    /// Looks at the outbox, and learns from it what Redis must have reached.
+    pub(crate) async fn look(&self) -> Result<Option<Glance>, SourceError> {
+        let (connection, known, claimed, redis_at) = {
+            let state = self.state.lock();
+            (state.connection, state.known, state.claimed, state.redis_at)
+        };
+        let Some(glance) = self.outbox.glance().await? else {
+            return Ok(None);
+        };
+        let at = glance.watermark;
+        let fell = self.has_fallen(known, at);
+        // What took Redis ahead of SQL waits in the outbox until SQL has caught up.
+        let overtaken = self.has_fallen(redis_at, at) && glance.waiting.is_empty();
+        let mut state = self.state.lock();
+        if (fell || overtaken) && !state.rolled_back {
+            tracing::warn!(
+                at,
+                known,
+                redis_at,
+                "the database was rolled back: everything is invalidated"
+            );
+            state.rolled_back = true;
+        }
+        state.known = if fell { at } else { state.known.max(at) };
+        if state.claimed == claimed {
+            state.claimed = 0;
+        }
+        state.sql_unseen &= state.connection != connection;
+        Ok(Some(glance))
+    }
+
+    /// Whether SQL was rolled back, if this was its watermark before and that is it now.
+    pub(crate) fn has_fallen(&self, before: u64, now: u64) -> bool {
+        self.rules.heed_rollback && now < before
+    }
+
+    /// Whether SQL was rolled back, and everything has yet to be invalidated because of it.
+    pub(crate) fn is_rolled_back(&self) -> bool {
+        self.state.lock().rolled_back
+    }
+
+    /// Everything has been invalidated: the order is in SQL.
+    pub(crate) fn all_is_ordered(&self) {
+        let mut state = self.state.lock();
+        state.rolled_back = false;
+        // The order will take SQL past it.
+        state.redis_at = 0;
+    }
+
+    /// This process has applied invalidations up to this watermark to Redis, and committed that in SQL.
     pub(crate) fn learn(&self, watermark: u64) {
         let mut state = self.state.lock();
-        state.watermark = state.watermark.max(watermark);
+        state.known = state.known.max(watermark);
+    }
+
+    /// The channel says that invalidations were applied up to this watermark.
+    pub(crate) fn hear(&self, watermark: u64) {
+        let mut state = self.state.lock();
+        state.claimed = state.claimed.max(watermark);
     }
 
     /// Stops or resumes reading from Redis; says whether that is a change.
@@ -152,8 +233,20 @@ impl Trust {
         self.state.lock().suspended
     }
 
+    /// Why to have heard everything proves nothing: an invalidation waits that has not been announced, or SQL has not said how many there are.
+    pub(crate) fn is_blind(&self) -> bool {
+        let state = self.state.lock();
+        state.suspended.is_some() || (state.sql_unseen && self.rules.await_sql)
+    }
+
+    /// Whether SQL was seen since Redis was connected to.
+    pub(crate) fn sql_seen(&self) -> bool {
+        !self.state.lock().sql_unseen
+    }
+
+    /// What Redis must have reached, by what SQL said.
     pub(crate) fn known_watermark(&self) -> u64 {
-        self.state.lock().watermark
+        self.state.lock().known
     }
 
     pub(crate) fn epoch(&self) -> Option<Arc<str>> {
@@ -162,28 +255,26 @@ impl Trust {
 
     /// What a Redis must have reached that is to be believed or written to, if this is the watermark known.
     pub(crate) fn required(&self, known: u64) -> u64 {
-        if self.heed_watermark { known } else { 0 }
+        if self.rules.heed_watermark { known } else { 0 }
     }
 
     fn believed(&self) -> Option<Standing> {
         let state = self.state.lock();
         state.epoch.as_ref().map(|epoch| Standing {
             epoch: epoch.clone(),
-            watermark: state.watermark,
+            watermark: state.known.max(state.claimed),
+            proven: !state.sql_unseen || !self.rules.await_sql,
         })
     }
 
     async fn verify(&self, redis: &RedisTier) -> Result<(), Trouble> {
-        let (connection, ask_sql) = {
-            let state = self.state.lock();
-            (state.connection, state.ask_sql)
-        };
-        if let (true, Some(outbox)) = (ask_sql, &self.outbox) {
-            // A database that cannot be reached does not stand in the way: what is known is held against Redis then, and the
-            // next look at the outbox catches up.
-            if let Ok(Ok(Some(glance))) = tokio::time::timeout(SQL_LIMIT, outbox.glance()).await {
-                self.learn(glance.watermark);
-            }
+        let connection = self.state.lock().connection;
+        let looked = tokio::time::timeout(SQL_LIMIT, self.look()).await;
+        if !matches!(looked, Ok(Ok(Some(_)))) {
+            // What the channel claims cannot be held against SQL now: it may be a forgery, and Redis may be behind.
+            let mut state = self.state.lock();
+            state.sql_unseen |= state.claimed > state.known;
+            state.claimed = 0;
         }
         let known = self.required(self.known_watermark());
         let mut ask = redis::cmd("EVAL");
@@ -204,22 +295,26 @@ impl Trust {
         let mut state = self.state.lock();
         if state.connection == connection {
             state.epoch = Some(epoch.into());
-            state.ask_sql = false;
+            state.redis_at = watermark;
         }
-        state.watermark = state.watermark.max(watermark);
         Ok(())
     }
 }
 
+/// Numbers from here on are none that Redis could have counted up to: its scripts lose count there.
+pub(crate) const COUNTABLE: u64 = 1 << 53;
+
 const SQL_LIMIT: Duration = Duration::from_secs(1);
 
-/// KEYS epoch, watermark. ARGV the highest watermark known, a new epoch. Keeps the epoch of a Redis that is current, begins a
-/// new one otherwise; of several processes that find it behind at once, the first begins it and the others adopt it.
+/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch. Keeps the epoch of a Redis that is current, begins a
+/// new one otherwise; of several processes that find it behind at once, the first begins it and the others adopt it. Frees before it writes,
+/// which a full Redis takes.
 const ADOPT: &str = "\
-local epoch, watermark = redis.call('GET', KEYS[1]), redis.call('GET', KEYS[2]) \
-if epoch and watermark and tonumber(watermark) and tonumber(watermark) >= tonumber(ARGV[1]) then return {epoch, watermark, 0} end \
-local at = ARGV[1] \
-if watermark and tonumber(watermark) and tonumber(watermark) > tonumber(at) then at = watermark end \
+local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
+if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
+if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0} end \
+local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
+redis.call('UNLINK', KEYS[1], KEYS[2]) \
 redis.call('SET', KEYS[1], ARGV[2]) \
 redis.call('SET', KEYS[2], at) \
 return {ARGV[2], at, 1}";

@@ -130,13 +130,21 @@ impl Backend {
     fn outbox_check(&self) -> Check {
         let status = self.cache.status();
         let suspended = status.redis.and_then(|redis| redis.suspended);
+        let trouble = status.outbox_trouble;
         match (suspended, status.outbox_lag_ms) {
+            (Some(why), _) if trouble.is_some() => Check::new(
+                Status::Degraded,
+                format!("Redis is not read: {why}; {}", trouble.unwrap_or_default()),
+            ),
             (Some(why), _) => Check::new(Status::Degraded, format!("Redis is not read: {why}")),
             (None, Some(lag)) if lag > self.outbox_lag_max => Check::new(
                 Status::Degraded,
                 format!("the oldest invalidation has waited for {lag} ms to be applied"),
             ),
-            _ => Check::new(Status::Healthy, "every invalidation is applied in time"),
+            _ => match trouble {
+                Some(trouble) => Check::new(Status::Degraded, trouble),
+                None => Check::new(Status::Healthy, "every invalidation is applied in time"),
+            },
         }
     }
 

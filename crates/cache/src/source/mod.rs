@@ -12,6 +12,7 @@ mod param;
 #[cfg(feature = "postgres")]
 mod postgres;
 mod pulse;
+mod reserved;
 mod row;
 #[cfg(feature = "sqlite")]
 mod sqlite;
@@ -20,6 +21,7 @@ mod tx;
 mod typed;
 
 pub use param::{Param, ParamType};
+pub(crate) use reserved::{Reserved, Session, SessionLimits};
 pub use row::Row;
 pub use tls::{DatabaseTls, DatabaseTlsMode};
 pub use tx::Tx;

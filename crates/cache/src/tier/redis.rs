@@ -12,6 +12,7 @@ mod fill;
 mod patience;
 mod scripts;
 
+pub(crate) use apply::apply_limit;
 pub(crate) use fill::{Fill, Lease, Season};
 pub(crate) use patience::Patience;
 
@@ -81,6 +82,8 @@ pub(crate) struct Stored {
     pub(crate) tags: Vec<Vec<u8>>,
     pub(crate) payload: Option<Vec<u8>>,
     pub(crate) seen: Seen,
+    /// Whether SQL has said how far Redis must be; if not, this is not fresh.
+    pub(crate) proven: bool,
 }
 
 /// Why Redis was not of use.
@@ -239,6 +242,7 @@ impl RedisTier {
             type_version: envelope.type_version,
             tags: envelope.tags.iter().map(|(tag, _)| tag.to_vec()).collect(),
             payload: envelope.payload.map(Cow::into_owned),
+            proven: seen.standing.proven,
             seen,
         }))
     }

@@ -14,3 +14,4 @@ mod parameters;
 mod provenance;
 mod site;
 mod views;
+mod watching;

@@ -3,17 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::scripts::APPLY;
+use super::scripts::{APPLY, BEAT, BEAT_SHA};
 use super::{Answer, Patience, RedisTier, Trouble};
 use crate::target::{Announcement, Target};
 
 impl RedisTier {
     /// Forgets what the targets name, raises the watermark and announces it, in one step. `watermark` is SQL's. Answers the new one.
     pub(crate) async fn apply(&self, watermark: u64, targets: &[Target]) -> Answer<u64> {
-        self.trust.learn(watermark);
         let body = Announcement::body(watermark, targets);
         let everything = targets.contains(&Target::All);
-        let mut patience = Patience::new(self.limit.max(APPLY_LIMIT));
+        let mut patience = Patience::new(apply_limit(self.limit));
         for _ in 0..APPLY_ATTEMPTS {
             let epoch = patience
                 .spend(|limit| self.trust.epoch_to_write(limit))
@@ -54,10 +53,31 @@ impl RedisTier {
 
     /// The epoch to write in, also while Redis is not read.
     pub(crate) async fn epoch_to_write(&self) -> Answer<Arc<str>> {
-        self.trust.epoch_to_write(self.limit.max(APPLY_LIMIT)).await
+        self.trust.epoch_to_write(apply_limit(self.limit)).await
     }
+
+    /// Sends this process `text` and Redis's watermark, through Redis.
+    pub(crate) async fn beat(&self, own_channel: &[u8], text: String) {
+        for (command, script) in [("EVALSHA", BEAT_SHA), ("EVAL", BEAT)] {
+            let mut ask = redis::cmd(command);
+            ask.arg(script).arg(1).arg(self.names.watermark());
+            ask.arg(own_channel).arg(&text);
+            match self.ask::<u64>(&ask).await {
+                // Not known yet, or not allowed by that name.
+                Err(Trouble::Failed(error))
+                    if matches!(error.code(), Some("NOSCRIPT" | "NOPERM")) => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+/// All that applying may take of Redis's time, where a question of a read may take so much.
+pub(crate) fn apply_limit(redis_limit: Duration) -> Duration {
+    redis_limit.clamp(APPLY_LIMIT, APPLY_LIMIT_MAX)
 }
 
 /// Applying holds a lock in SQL, so all of its attempts together must not take for ever; and should not give up on a Redis that is only slow.
 const APPLY_LIMIT: Duration = Duration::from_millis(250);
+const APPLY_LIMIT_MAX: Duration = Duration::from_secs(2);
 const APPLY_ATTEMPTS: usize = 3;

@@ -1,15 +1,18 @@
 //! The processes and what is done to them, drawn from a seed.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use steadfast_cache::{Database, DatabaseOptions, SourceError, Tx};
 use steadfast_drill::fault::{Direction, Fault as Wire, Stall, Toxic};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 use tokio::time::{Instant, sleep};
 
-use super::worker::{Break, ORDER, Order};
+use super::judge::{BOUND, Line};
+use super::worker::{Break, ORDER, Order, now};
 
 /// What can happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +30,12 @@ pub(crate) enum Fault {
     Evict,
     /// A process dies between a commit and its relay; another takes its place.
     DieAfterCommit,
+    /// Somebody keeps the outbox's state row locked.
+    HoldLock,
+    /// SQL comes back as it was a while ago, with what was in its outbox then.
+    RollBackSql,
+    /// All processes die; Redis comes back with what it held a while ago, and the processes before SQL does.
+    PowerCut,
 }
 
 /// Each process reaches Redis through a proxy of its own, and all of them through one that a failover points elsewhere.
@@ -35,6 +44,8 @@ pub(crate) struct Stage {
     replication: Option<Proxy>,
     front: Option<Proxy>,
     proxies: Vec<Proxy>,
+    database: Database,
+    way_to_sql: Way,
     workers: Vec<Option<Child>>,
     faults: Vec<Fault>,
     rng: fastrand::Rng,
@@ -44,6 +55,52 @@ pub(crate) struct Stage {
     spans: (Duration, Duration),
     started: u64,
     done: Vec<String>,
+}
+
+/// How the processes reach SQL, so that it can be taken away from them.
+enum Way {
+    /// A link to the folder in which the file lies.
+    Link(PathBuf),
+    Proxy(Proxy),
+}
+
+impl Way {
+    /// Makes one to this database; answers the URL by which it is reached.
+    async fn make(url: &str, folder: &Path) -> (Self, String) {
+        if let Some(path) = url.strip_prefix("sqlite://") {
+            let link = folder.join("way");
+            let file = Path::new(path).file_name().unwrap();
+            let url = format!("sqlite://{}", link.join(file).display());
+            let way = Self::Link(link);
+            way.open(folder).await;
+            return (way, url);
+        }
+        let (scheme, rest) = url.split_once("://").unwrap();
+        let (address, name) = rest.split_once('/').unwrap();
+        let (user, port) = (
+            address.rsplit_once('@').map_or("", |(user, _)| user),
+            address.rsplit_once(':').unwrap().1.parse().unwrap(),
+        );
+        let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
+        let url = format!("{scheme}://{user}@{}/{name}", proxy.addr());
+        (Self::Proxy(proxy), url)
+    }
+
+    async fn open(&self, folder: &Path) {
+        match self {
+            Self::Link(link) => std::os::unix::fs::symlink(folder, link).unwrap(),
+            Self::Proxy(proxy) => proxy.clear().await,
+        }
+    }
+
+    async fn close(&self) {
+        match self {
+            Self::Link(link) => std::fs::remove_file(link).unwrap(),
+            Self::Proxy(proxy) => {
+                proxy.add(cut()).await.unwrap();
+            }
+        }
+    }
 }
 
 impl Stage {
@@ -75,9 +132,10 @@ impl Stage {
             servers.push(replica);
             replication = Some(link);
         }
+        let (way_to_sql, url) = Way::make(database, folder).await;
         let order = Order {
             redis: String::new(),
-            database: database.to_owned(),
+            database: url,
             log: PathBuf::new(),
             seed,
             run_ms: 0,
@@ -90,6 +148,8 @@ impl Stage {
             replication,
             front: Some(front),
             proxies,
+            database: Database::connect(database, DatabaseOptions::default()).unwrap(),
+            way_to_sql,
             workers: (0..workers).map(|_| None).collect(),
             faults: faults.to_vec(),
             rng: fastrand::Rng::with_seed(seed),
@@ -189,7 +249,79 @@ impl Stage {
                 self.end_worker(n);
                 self.start_worker(n, None);
             }
+            Fault::HoldLock => {
+                let mut tx = self.database.begin().await.unwrap();
+                tx.select(lock(&tx), &[]).await.unwrap();
+                self.pause(300..2500).await;
+                tx.rollback().await.unwrap();
+            }
+            Fault::RollBackSql => {
+                for _ in 0..20 {
+                    match self.roll_back_sql().await {
+                        Ok(()) => break,
+                        Err(error) => assert!(error.is_passing(), "{error}"),
+                    }
+                }
+            }
+            Fault::PowerCut => self.cut_power().await,
         }
+    }
+
+    /// What the values are then is told as if it were new: a reader need not know that it is old, only that it is what SQL holds.
+    async fn roll_back_sql(&mut self) -> Result<(), SourceError> {
+        let mut tx = self.database.begin().await?;
+        for sql in [
+            lock(&tx),
+            "UPDATE steadfast_outbox_state SET watermark = CASE WHEN watermark > 50 THEN watermark - 50 ELSE 0 END WHERE namespace = 'history'",
+            "DELETE FROM steadfast_outbox WHERE namespace = 'history'",
+            "UPDATE items SET version = version + 1000",
+        ] {
+            tx.execute(sql, &[]).await?;
+        }
+        let rows = tx.select("SELECT id, version FROM items", &[]).await?;
+        let items: Vec<_> = rows
+            .iter()
+            .map(|row| {
+                (
+                    row["id"].as_i64().unwrap(),
+                    row["version"].as_i64().unwrap(),
+                )
+            })
+            .collect();
+        let mut log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.folder.join("stage.history"))
+            .unwrap();
+        let mut note = |line: &dyn Fn(i64, i64) -> Line| {
+            let lines: String = items
+                .iter()
+                .map(|&(item, version)| line(item, version).write())
+                .collect();
+            log.write_all(lines.as_bytes()).unwrap();
+        };
+        let at = now();
+        note(&|item, version| Line::Begun { item, version, at });
+        tx.commit().await?;
+        let at = now();
+        note(&|item, version| Line::Committed { item, version, at });
+        Ok(())
+    }
+
+    async fn cut_power(&mut self) {
+        self.redis().save_snapshot().await.unwrap();
+        // What is overtaken soon after the snapshot is older than any bound when it is read.
+        sleep(BOUND).await;
+        for n in 0..self.workers.len() {
+            self.end_worker(n);
+        }
+        self.way_to_sql.close().await;
+        self.redis().restart_from_snapshot().await.unwrap();
+        for n in 0..self.workers.len() {
+            self.start_worker(n, None);
+        }
+        self.pause(3000..4000).await;
+        self.way_to_sql.open(&self.folder).await;
     }
 
     async fn fail_over(&mut self) {
@@ -291,6 +423,13 @@ impl Drop for Stage {
         for n in 0..self.workers.len() {
             self.end_worker(n);
         }
+    }
+}
+
+fn lock(tx: &Tx) -> &'static str {
+    match tx {
+        Tx::Sqlite(_) => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = 'history'",
+        _ => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = 'history' FOR UPDATE",
     }
 }
 

@@ -1,8 +1,8 @@
 //! Every read compared with what SQL held.
 //!
 //! Several real processes read and write the same items through their caches, while Redis is killed, frozen, cut off from one of them,
-//! restored from an old snapshot, replaced by a lagging replica, and made to forget keys, and while processes die between a commit and its
-//! relay. Items are read alone, in batches, and by readers who do not name the tags that an item carries; half of them are invalidated by a tag.
+//! restored from an old snapshot, replaced by a lagging replica, and made to forget keys, while processes die between a commit and its
+//! relay, and while SQL is locked, rolled back, or the last to come back after a power cut. Some transactions are long. Items are read alone, in batches, and by readers who do not name the tags that an item carries; half of them are invalidated by a tag.
 //! Each process writes down what it did and when; afterwards each read is held against the contract in
 //! `docs/design/consistency.md`. A contract that nothing can break proves nothing, so each rule of the cache is also broken on purpose, and
 //! the checker must notice.
@@ -34,6 +34,15 @@ const ALL: &[Fault] = &[
     Fault::DieAfterCommit,
 ];
 
+/// What can happen to SQL, and to all at once.
+const OF_SQL: &[Fault] = &[
+    Fault::HoldLock,
+    Fault::RollBackSql,
+    Fault::PowerCut,
+    Fault::RollBackSql,
+    Fault::DieAfterCommit,
+];
+
 const WORKERS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -58,6 +67,32 @@ async fn k8_no_read_breaks_the_contract_on_postgres() {
     let server = Postgres::start().await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     run(&server.url(), soak(), ALL, None, folder.path())
+        .await
+        .assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_no_read_breaks_the_contract_whatever_becomes_of_sql_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let verdict = run(&url, soak(), OF_SQL, None, folder.path()).await;
+    verdict.assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_no_read_breaks_the_contract_whatever_becomes_of_sql_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run(&server.url(), soak(), OF_SQL, None, folder.path())
+        .await
+        .assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_no_read_breaks_the_contract_whatever_becomes_of_sql_on_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    run(&server.url(), soak(), OF_SQL, None, folder.path())
         .await
         .assert_kept();
 }
@@ -111,6 +146,16 @@ async fn k6_the_checker_notices_that_stripes_are_not_bumped() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k11_the_checker_notices_that_tags_of_a_value_from_redis_are_dropped() {
     must_be_caught(Break::Tags, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_the_checker_notices_that_sql_is_not_awaited() {
+    must_be_caught(Break::AwaitSql, &[Fault::PowerCut]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_the_checker_notices_that_a_rollback_of_sql_is_ignored() {
+    must_be_caught(Break::Rollback, &[Fault::RollBackSql]).await;
 }
 
 /// The other half of this file: what the processes above run. Started on its own it only shows that it cannot be given nonsense.

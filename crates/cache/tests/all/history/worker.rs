@@ -5,12 +5,13 @@ use std::fs::File;
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use steadfast::Client;
 use steadfast_cache::{
-    Answer, Cache, CacheError, Database, DatabaseOptions, GuardOptions, Param, Sabotage,
+    Answer, Cache, CacheError, Database, DatabaseOptions, GuardOptions, Param, Sabotage, Source,
     SourceError, Target, Ttl, Tx,
 };
 
@@ -45,6 +46,8 @@ pub(crate) enum Break {
     Flight,
     Stripe,
     Tags,
+    AwaitSql,
+    Rollback,
 }
 
 /// How an item is read.
@@ -81,6 +84,8 @@ pub(crate) async fn create_items(database: &Database) {
 struct Process {
     cache: Cache,
     log: Arc<File>,
+    /// The database has answered: from then on a read that is refused counts.
+    sql_seen: Arc<AtomicBool>,
     end: u64,
     write_end: u64,
     die_at: Option<u64>,
@@ -97,6 +102,7 @@ pub(crate) async fn work(order: Order) {
                 .open(&order.log)
                 .unwrap(),
         ),
+        sql_seen: Arc::default(),
         end: now + order.run_ms * 1000,
         write_end: now + order.write_ms * 1000,
         die_at: order.die_after_ms.map(|ms| now + ms * 1000),
@@ -132,6 +138,8 @@ async fn build(order: &Order) -> Cache {
         Some(Break::Flight) => sabotage.flight_not_detached = true,
         Some(Break::Stripe) => sabotage.stripe_not_bumped = true,
         Some(Break::Tags) => sabotage.tags_dropped = true,
+        Some(Break::AwaitSql) => sabotage.sql_not_awaited = true,
+        Some(Break::Rollback) => sabotage.rollback_ignored = true,
         None => {}
     }
     Cache::builder(database)
@@ -214,6 +222,11 @@ impl Process {
     }
 
     fn note_answer(&self, item: i64, from: u64, answer: Result<Answer<String>, CacheError>) {
+        if matches!(&answer, Ok(answer) if answer.source == Source::Database) {
+            self.sql_seen.store(true, Ordering::SeqCst);
+        } else if answer.is_err() && !self.sql_seen.load(Ordering::SeqCst) {
+            return;
+        }
         self.note(&match answer {
             Ok(answer) => Line::Read {
                 item,
@@ -234,7 +247,12 @@ impl Process {
         while now() < self.write_end {
             let item = active(&mut rng);
             let dies = self.die_at.is_some_and(|at| now() > at);
-            match self.write(item, dies).await {
+            // Now and then a transaction is long in coming to its end after it has written its invalidation.
+            let linger = match rng.u8(..30) {
+                0 => Duration::from_millis(rng.u64(300..1500)),
+                _ => Duration::ZERO,
+            };
+            match self.write(item, linger, dies).await {
                 Ok(()) => {
                     let form = any_form(&mut rng);
                     self.read(item, form, slow(&mut rng)).await;
@@ -245,10 +263,11 @@ impl Process {
         }
     }
 
-    async fn write(&self, item: i64, dies: bool) -> Result<(), SourceError> {
+    async fn write(&self, item: i64, linger: Duration, dies: bool) -> Result<(), SourceError> {
         let mut tx = self.cache.database().begin().await?;
         let version = raise(&mut tx, item).await?;
         let invalidation = self.cache.invalidate_in(&mut tx, &[target(item)]).await?;
+        tokio::time::sleep(linger).await;
         self.note(&Line::Begun {
             item,
             version,
@@ -335,7 +354,7 @@ fn slow(rng: &mut fastrand::Rng) -> Duration {
     clippy::disallowed_methods,
     reason = "times of several processes are compared"
 )]
-fn now() -> u64 {
+pub(crate) fn now() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .unwrap()

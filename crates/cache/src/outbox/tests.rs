@@ -1,0 +1,135 @@
+//! On each database: what a session that is stuck, or whose process is gone, costs the others.
+
+use std::time::Duration;
+
+use steadfast_drill::fault::{Direction, Fault, Stall, Toxic};
+use steadfast_drill::process::{MariaDb, Postgres};
+use steadfast_drill::proxy::Proxy;
+
+use super::*;
+use crate::source::DatabaseOptions;
+
+/// Longer than any of these tests holds a lock.
+const HOLD: Duration = Duration::from_secs(60);
+
+fn database(url: &str) -> Database {
+    Database::connect(url, DatabaseOptions::default()).unwrap()
+}
+
+/// An outbox with one row in it.
+async fn outbox(database: &Database) -> Outbox {
+    let outbox = Outbox::new(database, "test", HOLD);
+    outbox.prepare().await.unwrap();
+    let mut tx = database.begin().await.unwrap();
+    tx.insert("test", &[Target::key("a")]).await.unwrap();
+    tx.commit().await.unwrap();
+    outbox
+}
+
+/// It is the database that ends the waiting: a limit of this process alone would leave a session behind that waits for ever.
+async fn a_held_lock_is_waited_for_by_the_database_and_not_for_long(url: &str) {
+    let database = database(url);
+    let outbox = outbox(&database).await;
+    let holder = outbox.take_batch(10).await.unwrap().unwrap();
+    for _ in 0..2 {
+        let refused = outbox.take_batch(10).await.unwrap_err();
+        assert!(
+            matches!(refused, SourceError::Sql(sqlx::Error::Database(_))),
+            "{refused}"
+        );
+        let glance = outbox.glance().await.unwrap().unwrap();
+        assert_eq!(glance.waiting.len(), 1, "looking waits for no lock");
+    }
+    assert_eq!(outbox.finish(holder, 1).await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn k13_a_held_lock_is_waited_for_by_sqlite_itself_and_not_for_long() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    a_held_lock_is_waited_for_by_the_database_and_not_for_long(&url).await;
+}
+
+/// A process that is cut off in the midst of delivering: its session stays open, and keeps the state row locked until the database ends it.
+async fn a_relay_that_is_cut_off_stands_in_nobodys_way(url: &str, port: u16) {
+    a_held_lock_is_waited_for_by_the_database_and_not_for_long(url).await;
+    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
+    let through = url.replace(&format!(":{port}"), &format!(":{}", proxy.addr().port()));
+    assert_ne!(through, url);
+    let near = outbox(&database(url)).await;
+    let soon = Duration::from_secs(1);
+    let far = Outbox::new(&database(&through), "test", soon);
+    let batch = far.take_batch(10).await.unwrap().unwrap();
+    let cut = Toxic {
+        name: "cut".into(),
+        direction: Direction::Both,
+        toxicity: 1.0,
+        fault: Fault::Stall(Stall::default()),
+    };
+    proxy.add(cut).await.unwrap();
+    let taken = async {
+        loop {
+            if let Ok(Some(batch)) = near.take_batch(10).await {
+                break batch;
+            }
+        }
+    };
+    let taken = tokio::time::timeout(Duration::from_secs(15), taken).await;
+    near.finish(taken.expect("the lock is never given up"), 7)
+        .await
+        .unwrap();
+    assert_eq!(near.glance().await.unwrap().unwrap().watermark, 7);
+    drop(batch);
+}
+
+#[tokio::test]
+async fn k13_a_relay_that_is_cut_off_stands_in_nobodys_way_on_postgres() {
+    let server = Postgres::start().await.unwrap();
+    a_relay_that_is_cut_off_stands_in_nobodys_way(&server.url(), server.port()).await;
+}
+
+#[tokio::test]
+async fn k13_a_relay_that_is_cut_off_stands_in_nobodys_way_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    a_relay_that_is_cut_off_stands_in_nobodys_way(&server.url(), server.port()).await;
+}
+
+#[tokio::test]
+async fn k7_a_collapsed_outbox_is_as_old_as_its_oldest_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let mut tx = database.begin().await.unwrap();
+    let long_ago = "UPDATE steadfast_outbox SET created_at = created_at - 60000";
+    tx.execute(long_ago, &[]).await.unwrap();
+    tx.insert("test", &[Target::key("b")]).await.unwrap();
+    tx.commit().await.unwrap();
+    outbox.collapse().await.unwrap();
+    let glance = outbox.glance().await.unwrap().unwrap();
+    assert_eq!(glance.waiting.len(), 1);
+    assert!(glance.waiting[0].age_ms >= 60_000, "{glance:?}");
+    let batch = outbox.take_batch(10).await.unwrap().unwrap();
+    assert_eq!(batch.targets, [Target::All]);
+}
+
+#[tokio::test]
+async fn k7_a_batch_is_bounded_in_rows_and_in_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let long = |n: u8| Target::from_row("key", vec![n; 40_000]);
+    let mut tx = database.begin().await.unwrap();
+    let rows = [long(1), long(2), Target::key("b"), Target::key("c")];
+    tx.insert("test", &rows).await.unwrap();
+    tx.commit().await.unwrap();
+    let mut seen = Vec::new();
+    for (most, complete) in [(10, false), (1, false), (10, true)] {
+        let batch = outbox.take_batch(most).await.unwrap().unwrap();
+        assert_eq!(batch.complete, complete);
+        seen.push(batch.targets.len());
+        outbox.finish(batch, 1).await.unwrap();
+    }
+    assert_eq!(seen, [2, 1, 2]);
+}

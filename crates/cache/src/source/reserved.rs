@@ -1,0 +1,298 @@
+//! Connections that the cache keeps for itself: for its outbox, and for whatever watches over the database.
+//!
+//! Asked through the pool, a watcher waits behind the loads, and is blind just when they hold every connection. And a limit of time that only drops a
+//! future leaves its session in the database: it goes on waiting for its lock, or keeps one, with nobody left to give it back. So the database itself is
+//! told how long a session may wait for a lock, and how long a transaction may stay silent before it is ended; and a session that was not brought to its
+//! end here is not put back but closed, which ends its transaction too.
+
+use std::time::Duration;
+
+use sqlx::pool::PoolConnection;
+use sqlx::{AssertSqlSafe, FromRow};
+
+#[cfg(feature = "mysql")]
+use super::mysql;
+#[cfg(feature = "postgres")]
+use super::postgres;
+#[cfg(feature = "sqlite")]
+use super::sqlite;
+use super::{Database, Executed, Param, Pool, SourceError};
+
+/// A small pool of the cache's own.
+#[derive(Clone, Debug)]
+pub(crate) struct Reserved {
+    pool: Pool,
+    /// Whose limits hold, and whose file may have to be opened first.
+    database: Database,
+    limits: SessionLimits,
+}
+
+/// Limits that the database itself keeps, so that they hold for a session whose process is gone, stuck or cut off.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SessionLimits {
+    /// A lock is waited for so long at most.
+    pub(crate) lock: Duration,
+    /// A transaction that says nothing for so long is ended. Not in SQLite, whose locks end with the process that holds them.
+    pub(crate) idle: Duration,
+}
+
+/// One of the reserved connections. Unless it was ended by one of its own methods, dropping it closes it.
+#[derive(Debug)]
+pub(crate) struct Session {
+    connection: Option<Held>,
+    ended: bool,
+}
+
+#[derive(Debug)]
+enum Held {
+    #[cfg(feature = "sqlite")]
+    Sqlite(PoolConnection<sqlx::Sqlite>),
+    #[cfg(feature = "mysql")]
+    MySql(PoolConnection<sqlx::MySql>),
+    #[cfg(feature = "postgres")]
+    Postgres(PoolConnection<sqlx::Postgres>),
+}
+
+/// A row that can be had from each of the databases.
+pub(crate) trait AnyRow: FromSqlite + FromMySql + FromPostgres + Send + Unpin {}
+
+impl<T: FromSqlite + FromMySql + FromPostgres + Send + Unpin> AnyRow for T {}
+
+macro_rules! rows_of {
+    ($name:ident, $feature:literal, $row:ty) => {
+        #[cfg(feature = $feature)]
+        pub(crate) trait $name: for<'r> FromRow<'r, $row> {}
+        #[cfg(feature = $feature)]
+        impl<T: for<'r> FromRow<'r, $row>> $name for T {}
+        #[cfg(not(feature = $feature))]
+        pub(crate) trait $name {}
+        #[cfg(not(feature = $feature))]
+        impl<T> $name for T {}
+    };
+}
+
+rows_of!(FromSqlite, "sqlite", sqlx::sqlite::SqliteRow);
+rows_of!(FromMySql, "mysql", sqlx::mysql::MySqlRow);
+rows_of!(FromPostgres, "postgres", sqlx::postgres::PgRow);
+
+impl Database {
+    /// Sets connections apart from the pool's, opened the same way (with the hooks of a pool that the caller made) when they are first needed.
+    pub(crate) fn reserve(&self, connections: u32, limits: SessionLimits) -> Reserved {
+        macro_rules! small {
+            ($pool:expr, $options:expr) => {
+                $pool
+                    .options()
+                    .clone()
+                    .max_connections(connections)
+                    .min_connections(0)
+                    .acquire_timeout(self.query_limit)
+                    .idle_timeout(UNUSED)
+                    .connect_lazy_with($options)
+            };
+        }
+        let pool = match self.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(ref pool) => {
+                let options = (*pool.connect_options()).clone();
+                Pool::Sqlite(small!(pool, options.busy_timeout(limits.lock)))
+            }
+            #[cfg(feature = "mysql")]
+            Pool::MySql(ref pool) => Pool::MySql(small!(pool, (*pool.connect_options()).clone())),
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(ref pool) => {
+                Pool::Postgres(small!(pool, (*pool.connect_options()).clone()))
+            }
+        };
+        Reserved {
+            pool,
+            database: self.clone(),
+            limits,
+        }
+    }
+}
+
+impl Reserved {
+    /// A session outside any transaction.
+    pub(crate) async fn session(&self) -> Result<Session, SourceError> {
+        self.database.opened().await?;
+        let connection = match self.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(ref pool) => Held::Sqlite(pool.acquire().await?),
+            #[cfg(feature = "mysql")]
+            Pool::MySql(ref pool) => Held::MySql(pool.acquire().await?),
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(ref pool) => Held::Postgres(pool.acquire().await?),
+        };
+        Ok(Session {
+            connection: Some(connection),
+            ended: false,
+        })
+    }
+
+    /// Begins a transaction that is about to write, under the limits, in one round trip.
+    pub(crate) async fn begin(&self) -> Result<Session, SourceError> {
+        let mut session = self.session().await?;
+        let statement = self.database.query_limit().as_millis().max(1);
+        let (lock, idle) = (self.limits.lock.as_millis(), self.limits.idle.as_millis());
+        let sql = match self.pool {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
+            // For this transaction only: a proxy may lend the connection to others.
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(_) => format!(
+                "BEGIN; SET LOCAL lock_timeout = {lock}; SET LOCAL idle_in_transaction_session_timeout = {idle}; \
+                 SET LOCAL statement_timeout = {statement}"
+            ),
+            // In whole seconds. MySQL has no limit of that kind for transactions, only for whole sessions; either reads what is meant for it.
+            #[cfg(feature = "mysql")]
+            Pool::MySql(_) => format!(
+                "SET SESSION innodb_lock_wait_timeout = {} /*M!100300 , idle_transaction_timeout = {}, max_statement_time = {} */ \
+                 /*!80000 , wait_timeout = {} */; START TRANSACTION",
+                seconds(lock),
+                seconds(idle),
+                seconds(statement),
+                seconds(idle).max(UNUSED.as_secs() * 2),
+            ),
+        };
+        session.run(&sql).await?;
+        Ok(session)
+    }
+
+    pub(crate) fn pool(&self) -> &Pool {
+        &self.pool
+    }
+
+    pub(crate) fn query_limit(&self) -> Duration {
+        self.database.query_limit()
+    }
+}
+
+impl Session {
+    /// Runs statements that have no parameters and whose rows nobody wants.
+    async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
+        let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
+        match *self.held() {
+            #[cfg(feature = "sqlite")]
+            Held::Sqlite(ref mut connection) => sql.execute(&mut **connection).await.map(drop)?,
+            #[cfg(feature = "mysql")]
+            Held::MySql(ref mut connection) => sql.execute(&mut **connection).await.map(drop)?,
+            #[cfg(feature = "postgres")]
+            Held::Postgres(ref mut connection) => sql.execute(&mut **connection).await.map(drop)?,
+        }
+        Ok(())
+    }
+
+    /// Runs a statement; each place is written `?`.
+    pub(crate) async fn execute(
+        &mut self,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Executed, SourceError> {
+        let sql = self.placed(sql);
+        match *self.held() {
+            #[cfg(feature = "sqlite")]
+            Held::Sqlite(ref mut connection) => {
+                sqlite::execute(&mut **connection, sql, params).await
+            }
+            #[cfg(feature = "mysql")]
+            Held::MySql(ref mut connection) => mysql::execute(&mut **connection, sql, params).await,
+            #[cfg(feature = "postgres")]
+            Held::Postgres(ref mut connection) => {
+                postgres::execute(&mut **connection, sql, params).await
+            }
+        }
+    }
+
+    /// Fetches all rows of a query; each place is written `?` and takes a text.
+    pub(crate) async fn fetch<T: AnyRow>(
+        &mut self,
+        sql: &str,
+        params: &[&str],
+    ) -> Result<Vec<T>, SourceError> {
+        let sql = self.placed(sql);
+        macro_rules! rows {
+            ($connection:expr) => {
+                params
+                    .iter()
+                    .fold(sqlx::query_as(sql), |query, param| query.bind(*param))
+                    .fetch_all(&mut **$connection)
+                    .await?
+            };
+        }
+        Ok(match *self.held() {
+            #[cfg(feature = "sqlite")]
+            Held::Sqlite(ref mut connection) => rows!(connection),
+            #[cfg(feature = "mysql")]
+            Held::MySql(ref mut connection) => rows!(connection),
+            #[cfg(feature = "postgres")]
+            Held::Postgres(ref mut connection) => rows!(connection),
+        })
+    }
+
+    /// Commits, and gives the connection back.
+    pub(crate) async fn commit(mut self) -> Result<(), SourceError> {
+        self.run("COMMIT").await?;
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Rolls back, and gives the connection back.
+    pub(crate) async fn rollback(mut self) -> Result<(), SourceError> {
+        self.run("ROLLBACK").await?;
+        self.ended = true;
+        Ok(())
+    }
+
+    /// Gives the connection back after a query outside any transaction.
+    pub(crate) fn end(mut self) {
+        self.ended = true;
+    }
+
+    fn held(&mut self) -> &mut Held {
+        self.connection.as_mut().expect("taken only when dropped")
+    }
+
+    fn placed(&self, sql: &str) -> AssertSqlSafe<String> {
+        #[cfg(feature = "postgres")]
+        let numbers = matches!(self.connection, Some(Held::Postgres(_)));
+        #[cfg(not(feature = "postgres"))]
+        let numbers = false;
+        if !numbers {
+            return AssertSqlSafe(sql.to_owned());
+        }
+        let mut numbered = String::with_capacity(sql.len() + 8);
+        for (n, part) in sql.split('?').enumerate() {
+            if n > 0 {
+                numbered.push_str(&format!("${n}"));
+            }
+            numbered.push_str(part);
+        }
+        AssertSqlSafe(numbered)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if self.ended {
+            return;
+        }
+        // Nobody knows what it is in the middle of. Out of the pool, so that it holds no place there while the database finds out.
+        match self.connection.take() {
+            #[cfg(feature = "sqlite")]
+            Some(Held::Sqlite(connection)) => drop(connection.detach()),
+            #[cfg(feature = "mysql")]
+            Some(Held::MySql(connection)) => drop(connection.detach()),
+            #[cfg(feature = "postgres")]
+            Some(Held::Postgres(connection)) => drop(connection.detach()),
+            None => {}
+        }
+    }
+}
+
+/// At least one.
+fn seconds(ms: u128) -> u64 {
+    u64::try_from(ms.div_ceil(1000)).unwrap_or(u64::MAX).max(1)
+}
+
+/// A reserved connection that nobody has used for so long is closed, well before MySQL would.
+const UNUSED: Duration = Duration::from_secs(30);

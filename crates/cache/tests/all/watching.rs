@@ -1,0 +1,340 @@
+//! What watches goes on watching, and what nobody knows is not taken for good.
+
+use std::time::Duration;
+
+use steadfast_cache::{Database, DatabaseOptions, Pool, Source, Target, Tx};
+use steadfast_drill::process::{Postgres, Redis};
+use tokio::net::TcpListener;
+
+use crate::site::{
+    Loader, Site, create_table, eventually, get, plain, read_item, select_item, set_item, text,
+    write_item,
+};
+
+/// What a process writes that dies before its relay.
+async fn write_and_die(database: &Database, id: i64, version: i64) {
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, id, version).await.unwrap();
+    let sql = format!(
+        "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', '{}', {})",
+        format_args!("item:{id}"),
+        "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)"
+    );
+    tx.execute(&sql, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn outbox_is_empty(database: &Database) -> bool {
+    let rows = database
+        .select("SELECT id FROM steadfast_outbox", &[])
+        .await;
+    rows.is_ok_and(|rows| rows.is_empty())
+}
+
+#[tokio::test]
+async fn k14_a_waiting_invalidation_is_seen_and_delivered_while_loads_hold_every_connection() {
+    let site = Site::start().await;
+    let mut options = DatabaseOptions::default();
+    options.max_connections = 2;
+    options.acquire_timeout = Duration::from_millis(200);
+    let database = Database::connect(&site.database_url(), options).unwrap();
+    let cache = plain(&database).redis(site.client().await);
+    let cache = cache.build().await.unwrap();
+    write_item(&cache, 7, 1).await;
+    assert_eq!(read_item(&cache, 7).await.as_deref(), Some("1"));
+    let Pool::Sqlite(pool) = database.pool() else {
+        unreachable!()
+    };
+    let held = (pool.acquire().await.unwrap(), pool.acquire().await.unwrap());
+    write_and_die(&site.database, 7, 2).await;
+    let other = site.database.clone();
+    let read = || async {
+        let other = other.clone();
+        let load = move || async move { Ok(select_item(&other, 7).await?) };
+        text(&cache, "strict")
+            .get("item:7".to_owned(), load)
+            .await
+            .unwrap()
+            .value
+    };
+    eventually("the new value is seen", || async {
+        read().await.as_deref() == Some("2")
+    })
+    .await;
+    assert!(outbox_is_empty(&site.database).await);
+    drop(held);
+}
+
+/// Redis was restored from an old snapshot, and SQL, which alone knows, is away: the ordinary cold start after a power cut.
+#[tokio::test]
+async fn k16_until_sql_was_seen_what_redis_holds_is_stale() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    write_item(&first, 7, 1).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
+    eventually("Redis has it", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    site.redis.save_snapshot().await.unwrap();
+    assert!(write_item(&first, 7, 2).await);
+    drop(first);
+    site.redis.restart_from_snapshot().await.unwrap();
+
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("not yet");
+    let url = format!("sqlite://{}", missing.join("x.db").display());
+    let away = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let cold = plain(&away).redis(site.client().await);
+    let cold = cold.build().await.unwrap();
+    tokio::time::sleep(Duration::from_millis(1100)).await; // older than what may be fresh on its own word
+    let read = |class: &'static str| {
+        let (cold, away) = (cold.clone(), away.clone());
+        async move {
+            let load = move || async move { Ok(select_item(&away, 7).await?) };
+            text(&cold, class).get("item:7".to_owned(), load).await
+        }
+    };
+    assert!(!cold.status().redis.unwrap().proven);
+    let answer = read("user").await.unwrap();
+    assert_eq!(answer.value.as_deref(), Some("1"));
+    assert!(answer.stale.is_some(), "{answer:?}");
+    let again = read("user").await.unwrap();
+    assert!(
+        again.stale.is_some(),
+        "nor is it fresh in memory: {again:?}"
+    );
+    let strict = read("strict").await;
+    assert!(strict.is_err(), "{strict:?}");
+
+    // SQL is there again, empty and anew, but it has spoken.
+    std::fs::create_dir(&missing).unwrap();
+    eventually("SQL was seen", || async {
+        let status = cold.status();
+        status.memory_proven && status.redis.is_some_and(|redis| redis.proven)
+    })
+    .await;
+}
+
+async fn roll_back(database: &Database, version: i64, watermark: i64) {
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, 7, version).await.unwrap();
+    for sql in [
+        format!("UPDATE steadfast_outbox_state SET watermark = {watermark}"),
+        "DELETE FROM steadfast_outbox".to_owned(),
+    ] {
+        tx.execute(&sql, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+}
+
+#[tokio::test]
+async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    for version in 1..=3 {
+        assert!(write_item(&first, 7, version).await);
+    }
+    for cache in [&first, &second] {
+        assert_eq!(read_item(cache, 7).await.as_deref(), Some("3"));
+    }
+    roll_back(&site.database, 100, 1).await;
+    for cache in [&first, &second] {
+        eventually("what SQL holds now is seen", || async {
+            read_item(cache, 7).await.as_deref() == Some("100")
+        })
+        .await;
+    }
+    eventually("all is well again", || async {
+        let status = second.status();
+        status.memory_proven && status.redis.is_some_and(|redis| redis.trusted)
+    })
+    .await;
+    assert!(write_item(&first, 7, 101).await);
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("101"));
+
+    // Nobody was there to see it fall: Redis is ahead of a SQL in which nothing waits.
+    drop((first, second));
+    roll_back(&site.database, 200, 1).await;
+    let third = site.cache().await;
+    eventually("what SQL holds now is seen", || async {
+        read_item(&third, 7).await.as_deref() == Some("200")
+    })
+    .await;
+}
+
+/// Anybody who may publish can claim anything.
+#[tokio::test]
+async fn k16_a_forged_announcement_poisons_nobody() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    assert!(write_item(&first, 7, 1).await);
+    for forged in [
+        "18446744073709551615 0 ",
+        "9007199254740000 0 ",
+        "5000 4999 ",
+    ] {
+        let publish = ["PUBLISH", "test:inv", forged];
+        site.redis.command(&publish).await.unwrap();
+    }
+    let third = site.cache().await;
+    let loader = Loader::default();
+    for (n, cache) in [&first, &second, &third].into_iter().enumerate() {
+        eventually("memory is proven and Redis is read", || async {
+            let status = cache.status();
+            status.memory_proven && status.redis.is_some_and(|redis| redis.trusted)
+        })
+        .await;
+        let expected = if n == 0 {
+            Source::Database
+        } else {
+            Source::Redis
+        };
+        assert_eq!(
+            get(cache, "a", "user", &loader).await.unwrap().source,
+            expected
+        );
+        eventually("it is in Redis", || async {
+            first.status().counts.fills == 1
+        })
+        .await;
+    }
+    assert!(write_item(&second, 7, 2).await);
+    eventually("the others hear of it", || async {
+        read_item(&first, 7).await.as_deref() == Some("2")
+            && read_item(&third, 7).await.as_deref() == Some("2")
+    })
+    .await;
+    let at = site
+        .redis
+        .command(&["GET", "test:watermark"])
+        .await
+        .unwrap();
+    let at: u64 = redis::from_redis_value(at).unwrap();
+    assert_eq!(at, 2);
+}
+
+#[tokio::test]
+async fn k11_all_is_invalidated_also_in_a_redis_that_is_full() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let loader = Loader::default();
+    for cache in [&first, &second] {
+        get(cache, "a", "user", &loader).await.unwrap();
+    }
+    let full = |bytes| ["CONFIG", "SET", "maxmemory", bytes];
+    site.redis.command(&full("1")).await.unwrap();
+    assert!(site.redis.command(&["SET", "x", "y"]).await.is_err());
+    first.invalidate(&[Target::All]).await.unwrap();
+    eventually("it is applied", || async {
+        outbox_is_empty(&site.database).await
+    })
+    .await;
+    site.redis.command(&full("0")).await.unwrap();
+    assert_eq!(
+        get(&first, "a", "user", &loader).await.unwrap().source,
+        Source::Database
+    );
+}
+
+#[tokio::test]
+async fn k16_tables_that_were_dropped_are_made_again_and_what_they_held_is_made_good() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    assert!(write_item(&first, 7, 1).await);
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
+    let mut tx = site.database.begin().await.unwrap();
+    for table in ["steadfast_outbox", "steadfast_outbox_state"] {
+        let drop = format!("DROP TABLE {table}");
+        tx.execute(&drop, &[]).await.unwrap();
+    }
+    set_item(&mut tx, 7, 2).await.unwrap(); // its invalidation went with the table
+    tx.commit().await.unwrap();
+    eventually("everything is invalidated", || async {
+        read_item(&second, 7).await.as_deref() == Some("2")
+    })
+    .await;
+    eventually("a write is delivered", || async {
+        let work = async |tx: &mut Tx| set_item(tx, 7, 3).await;
+        let write = first.write(work).invalidates([Target::key("item:7")]);
+        write.commit().await.is_ok_and(|written| written.applied)
+    })
+    .await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("3"));
+}
+
+#[tokio::test]
+async fn k14_a_role_that_lacks_a_right_is_told_of() {
+    let server = Postgres::start().await.unwrap();
+    let owner = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    create_table(&owner).await;
+    let redis = Redis::start().await.unwrap();
+    let client = || async {
+        let builder = steadfast::Client::builder(&redis.url()).unwrap();
+        builder.connect().await.unwrap()
+    };
+    drop(plain(&owner).redis(client().await).build().await.unwrap());
+    let mut tx = owner.begin().await.unwrap();
+    for sql in [
+        "CREATE ROLE app LOGIN",
+        "GRANT ALL ON ALL TABLES IN SCHEMA public TO app",
+        "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO app",
+        "REVOKE DELETE ON steadfast_outbox FROM app",
+        "CREATE ROLE blind LOGIN",
+        "GRANT INSERT ON steadfast_outbox TO blind",
+    ] {
+        tx.execute(sql, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let app = |role: &str| {
+        let url = server.url().replace("postgres@", &format!("{role}@"));
+        Database::connect(&url, DatabaseOptions::default()).unwrap()
+    };
+    let cache = plain(&app("app")).redis(client().await);
+    let cache = cache.build().await.unwrap();
+    assert!(cache.status().outbox_trouble.is_none());
+    write_item(&cache, 7, 1).await;
+    let blind = plain(&app("blind")).redis(client().await);
+    let blind = blind.build().await.unwrap();
+    for (cache, what) in [(&cache, "drained"), (&blind, "looked at")] {
+        eventually("the status says what is missing", || async {
+            let trouble = cache.status().outbox_trouble.unwrap_or_default();
+            trouble.contains(what) && trouble.contains("permission denied")
+        })
+        .await;
+    }
+    let mut tx = owner.begin().await.unwrap();
+    let grant = "GRANT DELETE ON steadfast_outbox TO app";
+    tx.execute(grant, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    eventually("it is delivered, and no trouble is left", || async {
+        outbox_is_empty(&owner).await && cache.status().outbox_trouble.is_none()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn k14_a_cache_is_built_while_its_database_hangs() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let hanging = tokio::spawn(async move {
+        let mut open = Vec::new();
+        while let Ok((socket, _)) = listener.accept().await {
+            open.push(socket);
+        }
+    });
+    let redis = Redis::start().await.unwrap();
+    let client = steadfast::Client::builder(&redis.url()).unwrap();
+    let client = client.connect().await.unwrap();
+    let mut options = DatabaseOptions::default();
+    options.acquire_timeout = Duration::from_secs(120);
+    options.query_limit = Duration::from_secs(120);
+    let url = format!("postgres://nobody@127.0.0.1:{port}/x");
+    let database = Database::connect(&url, options).unwrap();
+    let built = tokio::time::timeout(
+        Duration::from_secs(30),
+        plain(&database).redis(client).build(),
+    );
+    assert!(built.await.unwrap().is_ok());
+    hanging.abort();
+}
