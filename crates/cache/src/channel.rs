@@ -35,6 +35,7 @@ pub(crate) async fn listen(
         standing: false,
         synced: false,
         connection: 0,
+        beaten: 0,
         heard: None,
     };
     let mut beats = tokio::time::interval(BEAT);
@@ -102,6 +103,8 @@ struct Ear {
     synced: bool,
     /// Counts the times that they have stood, so that a beat of an earlier one proves nothing.
     connection: u64,
+    /// The number of the connection on which the last beat was sent.
+    beaten: u64,
     /// Everything up to this watermark has been heard.
     heard: Option<u64>,
 }
@@ -231,8 +234,9 @@ impl Ear {
             self.sync(&cache).await;
         }
         let text = format!("{} {} ", self.connection, Moment::now().to_bits());
+        let first = std::mem::replace(&mut self.beaten, self.connection) != self.connection;
         let (redis, own) = (self.redis.clone(), self.own.clone());
-        tokio::spawn(async move { redis.beat(&own, text).await });
+        tokio::spawn(async move { redis.beat(&own, text, first).await });
     }
 }
 

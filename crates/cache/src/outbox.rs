@@ -183,9 +183,9 @@ impl Outbox {
         .await
     }
 
-    /// Locks the namespace's state and takes the oldest rows, no more than `most`, nor of more bytes than [`BATCH_BYTES`] unless it is one; `None` if there
-    /// are none. Fails if the state has no row to be locked, or if another relay keeps it locked for longer than the limit.
-    pub(crate) async fn take_batch(&self, most: usize) -> Result<Option<Batch>, SourceError> {
+    /// Locks the namespace's state and takes the oldest rows, no more than `most`, nor of more bytes than [`BATCH_BYTES`] unless it is one; there may be
+    /// none. Fails if the state has no row to be locked, or if another relay keeps it locked for longer than the limit.
+    pub(crate) async fn take_batch(&self, most: usize) -> Result<Batch, SourceError> {
         let select = format!(
             "SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {most}"
         );
@@ -194,10 +194,6 @@ impl Outbox {
             let state = self.lock(&mut session).await?;
             let mut rows: Vec<(i64, String, Vec<u8>)> =
                 session.fetch(&select, &[&self.namespace]).await?;
-            if rows.is_empty() {
-                session.rollback().await?;
-                return Ok(None);
-            }
             let watermark = state.ok_or(sqlx::Error::RowNotFound)?;
             let found = rows.len();
             let mut bytes = 0;
@@ -205,9 +201,9 @@ impl Outbox {
                 bytes += target.len();
                 bytes <= BATCH_BYTES
             });
-            let fits = fits.count().max(1);
+            let fits = fits.count().max(1).min(found);
             rows.truncate(fits);
-            Ok(Some(Batch {
+            Ok(Batch {
                 session,
                 watermark,
                 ids: rows.iter().map(|row| row.0).collect(),
@@ -216,7 +212,7 @@ impl Outbox {
                     .map(|(_, kind, target)| Target::from_row(&kind, target))
                     .collect(),
                 complete: found < most && fits == found,
-            }))
+            })
         })
         .await
     }
@@ -316,6 +312,13 @@ impl Outbox {
         work: impl Future<Output = Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
         within(self.reserved.query_limit(), work).await
+    }
+}
+
+impl Batch {
+    /// Lets the lock go; there was nothing to be applied.
+    pub(crate) async fn leave(self) -> Result<(), SourceError> {
+        self.session.rollback().await
     }
 }
 

@@ -303,13 +303,15 @@ impl Relay {
             }
             let known = redis.trust.known_watermark();
             let most = self.batch.load(Ordering::Relaxed);
-            let Some(batch) = self.outbox.take_batch(most).await? else {
+            let batch = self.outbox.take_batch(most).await?;
+            if redis.trust.has_fallen(known, batch.watermark) {
+                // To deliver would take it past where it was, and hide that it fell; and that nothing waits may mean that it was lost. The next look sees to it.
+                return Ok(false);
+            }
+            if batch.targets.is_empty() {
+                batch.leave().await?;
                 self.resume();
                 return Ok(true);
-            };
-            if redis.trust.has_fallen(known, batch.watermark) {
-                // To deliver would take it past where it was, and hide that it fell. The next look sees to it.
-                return Ok(false);
             }
             let (rows, complete) = (batch.targets.len(), batch.complete);
             let watermark = match redis.apply(batch.watermark, &batch.targets).await {

@@ -57,8 +57,10 @@ impl RedisTier {
     }
 
     /// Sends this process `text` and Redis's watermark, through Redis.
-    pub(crate) async fn beat(&self, own_channel: &[u8], text: String) {
-        for (command, script) in [("EVALSHA", BEAT_SHA), ("EVAL", BEAT)] {
+    /// The first time on a connection Redis may not know the script.
+    pub(crate) async fn beat(&self, own_channel: &[u8], text: String, first: bool) {
+        let forms = [("EVALSHA", BEAT_SHA), ("EVAL", BEAT)];
+        for (command, script) in forms.into_iter().skip(usize::from(first)) {
             let mut ask = redis::cmd(command);
             ask.arg(script).arg(1).arg(self.names.watermark());
             ask.arg(own_channel).arg(&text);
