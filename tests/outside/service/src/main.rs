@@ -7,8 +7,6 @@ use steadfast_server::{App, Config, Shutdown, router};
 
 const SETTINGS: &str = r#"
 namespace = "embedded"
-[database]
-url = "sqlite::memory:"
 [queries.double]
 sql = "SELECT :n * 2 AS twice"
 key = "double:{n}"
@@ -21,19 +19,21 @@ stale = "5m"
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let url = std::env::args()
-        .nth(1)
-        .ok_or("usage: service redis://HOST:PORT")?;
+    let mut arguments = std::env::args().skip(1);
+    let (Some(redis), Some(database)) = (arguments.next(), arguments.next()) else {
+        return Err("usage: service redis://HOST:PORT sqlite://FILE".into());
+    };
     let sources = Sources::new()
         .text("built in", SETTINGS)
-        .flag("argument", "redis.url", url);
+        .flag("first argument", "redis.url", redis)
+        .flag("second argument", "database.url", database);
     let data = App::start(Config::load(&sources)?).await?;
     let asked = data.clone();
     let pages = Router::new()
         .route("/", get(async || "a page of our own\n"))
         .route(
             "/double",
-            get(async move || asked.ask("double", "n=21").await.map(axum::Json)),
+            get(async move || asked.ask("double", "n=21").await),
         )
         .nest("/data", router(data.clone()))
         .fallback(async || "nothing of ours\n");

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use steadfast_drill::process::Redis;
+use steadfast_drill::process::{Redis, Scratch};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -19,9 +19,11 @@ async fn get(address: SocketAddr, path: &str) -> String {
 #[tokio::test]
 async fn c21_a_program_with_a_router_of_its_own_puts_the_service_below_a_path() {
     let redis = Redis::start().await.unwrap();
+    let folder = Scratch::new("steadfast-outside-").unwrap();
+    let database = format!("sqlite://{}/data.db", folder.path().display());
     let mut program = Command::new(env!("CARGO_BIN_EXE_service"));
     program
-        .arg(redis.url())
+        .args([redis.url(), database])
         .stdout(std::process::Stdio::piped())
         .kill_on_drop(true);
     let mut program = program.spawn().unwrap();
