@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use steadfast_drill::process::{Port, Redis};
 use steadfast_drill::report::{Verdict, json, junit, table, traffic};
-use steadfast_drill::scenario::Scenario;
+use steadfast_drill::scenario::{Phases, Scenario};
 use steadfast_drill::target::{TargetError, TargetOptions, run_target};
 
 /// A Python with redis-py and a client of Toxiproxy, made once for all tests.
@@ -15,17 +15,22 @@ pub(crate) fn python() -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let lock = std::fs::File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
-    let (python, done) = (folder.join("bin/python"), folder.join("done"));
+    let (python, done) = (folder.join("bin/python"), folder.join("done-2"));
     if !done.exists() {
         succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder));
-        succeed(Command::new(&python).args([
-            "-m",
-            "pip",
-            "install",
-            "-q",
-            "redis==8.1.0",
-            "toxiproxy-python==0.1.1",
-        ]));
+        succeed(
+            Command::new(&python).args([
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "toxiproxy-python==0.1.1",
+                "-r",
+                example("python/fastapi_users/requirements.txt")
+                    .to_str()
+                    .unwrap(),
+            ]),
+        );
         std::fs::write(done, "").unwrap();
     }
     python
@@ -37,17 +42,23 @@ pub(crate) fn node() -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let lock = std::fs::File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
-    let done = folder.join("done");
+    let done = folder.join("done-2");
     if !done.exists() {
         succeed(
             Command::new("npm")
                 .args(["install", "--silent", "--no-audit", "--no-fund"])
                 .args(["--prefix", folder.to_str().unwrap()])
-                .arg("toxiproxy-node-client@4.1.0"),
+                .args(["toxiproxy-node-client@4.1.0", "ioredis@5.11.1"]),
         );
         std::fs::write(done, "").unwrap();
     }
     folder
+}
+
+fn example(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../../examples")
+        .join(path)
 }
 
 fn succeed(command: &mut Command) {
@@ -123,6 +134,56 @@ async fn d7_a_python_program_is_drilled_through_the_proxy_and_its_redis_is_left_
     );
     assert_eq!(redis.pid(), pid);
     redis.command(&["PING"]).await.unwrap();
+}
+
+/// The examples as they stand: what their users got is for their authors to judge, but it is seen.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_the_examples_in_python_and_node_are_drilled_as_they_stand() {
+    let redis = Redis::start().await.unwrap();
+    let (python, node) = tokio::task::spawn_blocking(|| (python(), node()))
+        .await
+        .unwrap();
+    // Node looks for its packages from where the program lies.
+    let copy = node.join("app.mjs");
+    std::fs::copy(example("node/user-search/app.mjs"), &copy).unwrap();
+    let fastapi = format!(
+        "exec {} -m uvicorn --app-dir {} app:app --log-level warning --port",
+        python.display(),
+        example("python/fastapi_users").display()
+    );
+    let redis = &redis;
+    let drills = [
+        ("python/fastapi_users", fastapi),
+        ("node/user-search", format!("exec node {}", copy.display())),
+    ]
+    .map(|(folder, command)| async move {
+        let port = Port::free().unwrap().addr().port();
+        let text = std::fs::read_to_string(example(folder).join("scenario.toml")).unwrap();
+        let mut scenario = Scenario::parse(&text).unwrap();
+        let second = Duration::from_secs(1);
+        scenario.phases = Phases {
+            warm_up: second,
+            baseline: second,
+            fault: second,
+            recovery: second,
+            recovered: second,
+        };
+        scenario.steps[0].lasts = second;
+        let load = scenario.http.as_mut().unwrap();
+        load.url = format!("http://127.0.0.1:{port}");
+        let report = run_target(&scenario, options(redis, format!("{command} {port}")))
+            .await
+            .unwrap();
+        let text = table::render_target(&report, false);
+        let users = report.users.as_ref().unwrap();
+        assert!(
+            users.phases.iter().all(|phase| phase.ok > 10),
+            "{folder}: {text}"
+        );
+        assert_eq!(report.untouched.len(), 0, "{folder}: {text}");
+        assert!(report.exit_status.is_none(), "{folder}: {text}");
+    });
+    futures_util::future::join_all(drills).await;
 }
 
 /// Six applications of one purpose, and what their users would have felt: the verdict is theirs.
