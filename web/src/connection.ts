@@ -38,7 +38,7 @@ export function drawConnection(store: Store): void {
     ['Last error', redis.last_error ?? 'none'],
   ]);
   const trust = cache.redis;
-  const believed: [Mood, string] = trust?.trusted ? ['good', 'Redis is believed'] : trust?.suspended ? ['warn', 'Redis not believed'] : ['warn', redis.state === 'ready' ? 'Redis being checked' : 'Without Redis'];
+  const believed: [Mood, string] = trust?.trusted ? ['good', 'Redis is in use'] : trust?.suspended ? ['warn', 'Redis not in use'] : ['warn', redis.state === 'ready' ? 'Redis being checked' : 'Without Redis'];
   redraw(at('cache-state'), believed.join(), () => [pill(...believed)]);
   const counts = cache.counts;
   facts('cache-facts', [
@@ -48,7 +48,7 @@ export function drawConnection(store: Store): void {
     ['Keys and tags invalidated', count(counts.invalidations)],
     ['Stale answers given', count(counts.stale)],
     ['Loads from SQL', `${count(counts.loads)}, ${count(counts.loads_failed)} failed`],
-    ['Refused to spare SQL', count(counts.overloaded)],
+    ['Rejected to protect SQL', count(counts.overloaded)],
     ['Late fills refused', count(counts.fills_refused)],
     ['Redis calls failed or late', count(counts.redis_errors)],
     ['Redis calls answered in time', typeof redis.success_rate === 'number' ? text(share(redis.success_rate)) : 'none yet'],

@@ -351,7 +351,7 @@ function verdict(state: Drill['state']): string {
   return { running: 'Running', passed: 'Passed', failed: 'Failed', stopped: 'Stopped', broken: 'No verdict' }[state];
 }
 
-const NAMES: Record<string, string> = { oom: 'Out of memory', maxclients: 'Too many clients', loading: 'Still loading', freeze: 'Standstill', loop: 'Loop test', 'readonly-failover': 'Turned replica', 'half-open': 'Answers lost' };
+const NAMES: Record<string, string> = { oom: 'Out of memory', maxclients: 'Too many clients', loading: 'Still loading', freeze: 'Frozen', loop: 'Loop test', 'readonly-failover': 'Turned replica', 'half-open': 'Answers lost' };
 
 /** "restart-5s" as people say it. */
 function human(name: string): string {

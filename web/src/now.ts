@@ -56,7 +56,8 @@ interface Station {
 function drawPath({ status, tick, ticks }: Store, window: Sum, live: boolean): void {
   const list = at('stations');
   const stations = tick ? stationsOf(status, tick, window) : [];
-  const part = (reads: number) => (window.answered ? reads / window.answered : null);
+  // Of calls asked, so that failures do not make the rest look whole.
+  const part = (reads: number) => (window.calls ? reads / window.calls : null);
   if (list.childElementCount !== 4) list.replaceChildren(...['calls', 'memory', 'redis', 'database'].map((name) => h('li', { class: `station ${name}` }, h('div'), trace())));
   const all = [...list.children] as HTMLElement[];
   const [calls, ...places] = all;
@@ -128,8 +129,8 @@ function stationsOf(status: Status | null, tick: Tick, window: Sum): Station[] {
   const proven = status?.cache.memory_proven ?? true;
   const guard = status?.cache.guard;
   const redisWords = !up
-    ? tick.redis === 'connecting' ? 'connecting' : 'away; passed over'
-    : suspended ? `not believed yet: ${suspended}` : tick.breaker !== 'closed' ? 'breaker lets few calls through' : tick.rtt_ms === null ? 'in service' : `answers in ${text(duration(tick.rtt_ms))}`;
+    ? tick.redis === 'connecting' ? 'connecting' : 'down, skipped'
+    : suspended ? `not in use yet: ${suspended}` : tick.breaker !== 'closed' ? 'breaker lets few calls through' : tick.rtt_ms === null ? 'in service' : `answers in ${text(duration(tick.rtt_ms))}`;
   const databaseWords = database?.status === 'unhealthy' ? database.message
     : guard?.open ? 'guarded: loads are held back' : guard?.waiting ? `guarded: ${guard.waiting} loads wait` : `${rate(window.seconds ? window.database / window.seconds : 0)} reads a second`;
   return [

@@ -44,7 +44,7 @@ const TILES: Tile[] = [
     const total = ticks.reduce((all, tick) => all + (tick.loads ?? tick.reads.database), 0);
     return fine({ value: ticks.length ? rate(total / ticks.length) : '–', unit: '' }, true);
   } },
-  { name: 'Oldest change not yet in Redis', normal: 'under 1 s', colour: 'p99', of: (tick) => tick.outbox_lag_ms ?? 0, now: (ticks) => {
+  { name: 'Invalidations waiting, the oldest', normal: 'under 1 s', colour: 'p99', of: (tick) => tick.outbox_lag_ms ?? 0, now: (ticks) => {
     const lag = ticks.at(-1)?.outbox_lag_ms ?? null;
     return fine(lag === null ? { value: 'none', unit: '' } : duration(lag), (lag ?? 0) < 1_000);
   } },

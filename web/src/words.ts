@@ -40,6 +40,8 @@ export function headline(known: Known): Headline {
     const detail = broken.map(([name, check]) => `${capital(name)}: ${check.message}.`).join(' ');
     return { mood: 'bad', title: 'Not serving.', detail: detail || 'Neither Redis nor the database answers.' };
   }
+  const failing = failed(status, recent);
+  if (failing) return failing;
   if (tick.redis !== 'ready') return withoutRedis(status, recent, tick);
   const database = checks.database;
   if (database?.status === 'unhealthy') {
@@ -50,7 +52,7 @@ export function headline(known: Known): Headline {
     };
   }
   if (status?.cache.redis?.suspended) {
-    return { mood: 'warn', title: 'Serving; Redis is not believed yet.', detail: `${capital(status.cache.redis.suspended)}. Until it is known to be current, answers come from the database.` };
+    return { mood: 'warn', title: 'Serving; Redis is not in use yet.', detail: `${capital(status.cache.redis.suspended)}. Until it is known to be current, answers come from the database.` };
   }
   if (tick.breaker !== 'closed') {
     return { mood: 'warn', title: `Serving${from(recent)}.`, detail: `Redis is reachable, but the breaker is ${breakerName(tick.breaker)} after failures: few calls or none are let through to it.` };
@@ -65,6 +67,18 @@ function lost(known: Known, link: Link & { state: 'lost' }): Headline {
   return { mood: 'bad', title: 'No contact with the service.', detail: `${heard}${next}` };
 }
 
+/** What callers feel comes before what is wrong with a part: the share of calls asked, not of calls answered. */
+function failed(status: Status | null, recent: Sum): Headline | null {
+  if (recent.calls === 0 || recent.failed < 5 || recent.failed / recent.calls < 0.01) return null;
+  const why = status?.health.checks.reads;
+  const cause = why && why.status !== 'healthy' && why.message ? ` ${capital(why.message)}.` : '';
+  return {
+    mood: recent.failed / recent.calls < 0.05 ? 'warn' : 'bad',
+    title: `${text(share(recent.failed / recent.calls))} of reads fail.`,
+    detail: `${count(recent.failed)} of ${plural(recent.calls, 'read')} in the last ${text(duration(recent.seconds * 1000))}.${cause}`,
+  };
+}
+
 function withoutRedis(status: Status | null, recent: Sum, tick: Tick): Headline {
   const redis = status?.redis;
   const away = redis && redis.state !== 'ready' ? ` for ${text(duration(redis.state_for_ms))}` : '';
@@ -75,10 +89,11 @@ function withoutRedis(status: Status | null, recent: Sum, tick: Tick): Headline 
 }
 
 function calm(tick: Tick, status: Status | null, recent: Sum): Headline {
-  const machine = Object.entries(status?.health.checks ?? {}).filter(([, check]) => check.status !== 'healthy');
+  const machine = Object.entries(status?.health.checks ?? {}).filter(([name, check]) => name !== 'reads' && check.status !== 'healthy');
   const notice = status?.service.notice;
   const earlier = callsSinceStart(status);
-  const idle = earlier === null ? 'Ready.' : earlier > 0 ? 'Ready. No calls just now.' : 'Ready. No calls yet.';
+  const writing = recent.writes > 0 ? `Ready. No reads just now, ${plural(recent.writes, 'write')} in the last ${text(duration(recent.seconds * 1000))}.` : null;
+  const idle = writing ?? (earlier === null ? 'Ready.' : earlier > 0 ? 'Ready. No calls just now.' : 'Ready. No calls yet.');
   const title = recent.calls === 0 ? idle : `Serving${from(recent)}.`;
   if (machine.length > 0) {
     const detail = machine.map(([name, check]) => `${name === 'cpu' ? 'The processors: ' : `${capital(name)}: `}${check.message}.`).join(' ');
@@ -154,6 +169,10 @@ export function tell(event: Noted): Told {
       return { mood: 'good', icon: 'key', title: 'New credentials accepted', detail: 'the connection goes on' };
     case 'credentials_failed':
       return { mood: 'bad', icon: 'key', title: 'Credentials failed', detail: cause };
+    case 'reads_failing':
+      return { mood: 'bad', icon: 'bad', title: 'Reads have begun to fail', detail: `${text(share(number('share')))} of them; the newest of ${word('query')}: ${word('cause')}` };
+    case 'reads_answered':
+      return { mood: 'good', icon: 'good', title: 'Reads are answered again', detail: `after ${text(duration(number('lasted_ms')))} in which ${plural(number('failed') ?? 0, 'read')} failed` };
     case 'stuck_reset':
       return { mood: 'bad', icon: 'clock', title: 'Reconnecting was stuck, started anew', detail: `no progress for ${text(duration(number('stuck_ms')))}` };
     case 'closed':
@@ -232,6 +251,8 @@ interface Outage {
 
 /** What belongs to an outage once it has begun. */
 const OF_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'overdue', 'breaker', 'fenced', 'credentials_failed']);
+/** With a new connection, or with the old one, which woke. */
+const ENDS_OUTAGES = new Set(['connected', 'replaced', 'woke']);
 const BEGIN_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'credentials_failed']);
 /** The breaker closes a moment after Redis is back: that is no news. */
 const AFTERMATH_MS = 10_000;
@@ -248,7 +269,7 @@ export function stories(events: readonly Noted[]): Story[] {
       if (event.event === 'connect_failed' && event.cause) outage.cause = String(event.cause);
     } else if (BEGIN_OUTAGES.has(event.event)) {
       outage = { first: event, last: event, attempts: Number(event.event === 'connect_failed'), cause: String(event.cause ?? '') };
-    } else if (event.event === 'connected' && outage) {
+    } else if (ENDS_OUTAGES.has(event.event) && outage) {
       told.push(ended(outage, event));
       outage = null;
       over = event.at_ms;
@@ -293,7 +314,7 @@ export function plural(number: number, noun: string): string {
 /** For those who cannot see a chart. */
 export function chartSummary(total: Sum): string {
   if (total.calls === 0) return 'No calls in the last five minutes.';
-  const part = (reads: number) => text(share(total.answered ? reads / total.answered : 0));
+  const part = (reads: number) => text(share(total.calls ? reads / total.calls : 0));
   return `${plural(total.calls, 'call')} in the last ${text(duration(total.seconds * 1000))}: memory ${part(total.memory)}, Redis ${part(total.redis)}, database ${part(total.database)}, ${count(total.failed)} failed.`;
 }
 

@@ -20,6 +20,7 @@ use crate::config::Config;
 #[cfg(feature = "drill")]
 use crate::drills::Drills;
 use crate::feed::Feed;
+use crate::felt::Felt;
 use crate::health::{self, Check, CustomCheck, Health, Phase, Status};
 use crate::http::guard::HostRule;
 use crate::http::meters::RequestMeters;
@@ -69,6 +70,7 @@ struct Inner {
     requests: RequestMeters,
     feed: Feed,
     tally: Tally,
+    felt: Felt,
     vitals: Arc<Vitals>,
     registry: health::Registry,
     phase: AtomicU8,
@@ -101,6 +103,7 @@ impl std::fmt::Debug for App {
 
 /// What every check of the service itself is called; others are an embedding program's.
 const OWN_CHECKS: &[&str] = &[
+    "reads",
     "redis",
     "database",
     "breaker",
@@ -137,6 +140,7 @@ impl App {
                 in_force: ArcSwap::from_pointee(config.clone()),
                 feed: Feed::new(unix_ms()),
                 tally: Tally::default(),
+                felt: Felt::default(),
                 vitals: Arc::default(),
                 registry: health::Registry::default(),
                 phase: AtomicU8::new(Phase::Starting as u8),
@@ -243,6 +247,7 @@ impl App {
         for (name, check) in self.inner.vitals.checks() {
             checks.insert(name.to_owned(), check);
         }
+        checks.insert("reads".to_owned(), self.inner.felt.check());
         if let Some(certificates) = self.certificates() {
             checks.insert("certificate".to_owned(), certificates.check());
         }
@@ -361,6 +366,10 @@ impl App {
 
     pub(crate) fn feed(&self) -> &Feed {
         &self.inner.feed
+    }
+
+    pub(crate) fn felt(&self) -> &Felt {
+        &self.inner.felt
     }
 
     pub(crate) fn tally(&self) -> &Tally {

@@ -137,6 +137,7 @@ pub(crate) fn judge(checks: &BTreeMap<String, Check>, own: &[&str]) -> Status {
     }
     checks
         .iter()
+        .filter(|(name, _)| !NOTES.contains(&name.as_str()))
         .map(|(name, check)| {
             if own.contains(&name.as_str()) {
                 check.status.min(Status::Degraded)
@@ -147,6 +148,9 @@ pub(crate) fn judge(checks: &BTreeMap<String, Check>, own: &[&str]) -> Status {
         .max()
         .unwrap_or(Status::Healthy)
 }
+
+/// Checks of the machine: something to know, but no state of the service. A machine at work is not a service in trouble.
+const NOTES: [&str; 2] = ["cpu", "memory"];
 
 /// A check of an embedding program: asked in the background, every five seconds.
 pub type CustomCheck = Arc<dyn Fn() -> BoxFuture<'static, Check> + Send + Sync>;
@@ -224,7 +228,7 @@ mod tests {
     #[test]
     fn s3_one_source_less_degrades_and_none_is_unhealthy() {
         use Status::{Degraded, Healthy, Unhealthy};
-        let own = ["redis", "database", "cpu"];
+        let own = ["redis", "database", "reads", "cpu"];
         for (redis, database, whole) in [
             (Healthy, Healthy, Healthy),
             (Unhealthy, Healthy, Degraded),
@@ -234,7 +238,8 @@ mod tests {
             let checks = checks(&[("redis", redis), ("database", database), ("cpu", Healthy)]);
             assert_eq!(judge(&checks, &own), whole);
         }
-        assert_eq!(judge(&checks(&[("cpu", Unhealthy)]), &own), Degraded);
+        assert_eq!(judge(&checks(&[("cpu", Unhealthy)]), &own), Healthy);
+        assert_eq!(judge(&checks(&[("reads", Unhealthy)]), &own), Degraded);
         assert_eq!(judge(&checks(&[("billing", Unhealthy)]), &own), Unhealthy);
     }
 }

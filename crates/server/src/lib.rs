@@ -38,6 +38,7 @@ mod app;
 mod backend;
 mod complaint;
 mod feed;
+mod felt;
 mod http;
 mod lifecycle;
 mod limit;

@@ -135,6 +135,11 @@ impl Problem {
         &self.detail
     }
 
+    /// Whether the service failed its caller, and not the caller the service.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.status.is_server_error()
+    }
+
     /// Its kind.
     #[must_use]
     pub fn kind(&self) -> ProblemKind {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::{App, unix_ms};
+use crate::felt::Change;
 use crate::health::{Phase, Status};
 use crate::tally::Counts;
 use crate::telemetry;
@@ -44,6 +45,7 @@ pub(crate) async fn beat(app: App) {
     let mut counts = app.tally().counts();
     let mut latencies = app.tally().latencies();
     let mut loads = app.cache().status().counts.loads;
+    let mut faults = app.tally().faults();
     let mut beats = 0_u64;
     ticker.tick().await;
     loop {
@@ -53,6 +55,11 @@ pub(crate) async fn beat(app: App) {
         let [p50_ms, p99_ms, p999_ms] =
             latencies_now.quantiles_since(&latencies, [0.5, 0.99, 0.999]);
         let loads_now = app.cache().status().counts.loads;
+        let faults_now = app.tally().faults();
+        if let Some(change) = app.felt().second(reads.reads(), faults_now - faults) {
+            tell_felt(&app, &change);
+        }
+        faults = faults_now;
         let redis = app.backend().redis();
         let health = app.health();
         app.feed().tick(&Tick {
@@ -82,6 +89,22 @@ pub(crate) async fn beat(app: App) {
             telemetry::metrics().run_upkeep();
         }
     }
+}
+
+/// Tells a change that callers feel: to pages and in the log.
+fn tell_felt(app: &App, change: &Change) {
+    let details = serde_json::to_value(change).unwrap_or_default();
+    match change {
+        Change::Began {
+            query,
+            cause,
+            share,
+        } => tracing::error!(query, cause, share, "reads have begun to fail"),
+        Change::Ended { lasted_ms, failed } => {
+            tracing::info!(lasted_ms, failed, "reads are answered again");
+        }
+    }
+    app.tell(change.event(), details);
 }
 
 /// Hands the connection's events on to the feed, for ever.

@@ -25,6 +25,8 @@ pub(crate) struct Tally {
     failed: AtomicU64,
     stale: AtomicU64,
     writes: AtomicU64,
+    /// Failed reads that were not their callers' fault.
+    faults: AtomicU64,
     latency: Latency,
 }
 
@@ -41,6 +43,15 @@ impl Tally {
             self.stale.fetch_add(1, Relaxed);
         }
         self.latency.record(took);
+    }
+
+    /// A failed read was not its caller's fault.
+    pub(crate) fn fault(&self) {
+        self.faults.fetch_add(1, Relaxed);
+    }
+
+    pub(crate) fn faults(&self) -> u64 {
+        self.faults.load(Relaxed)
     }
 
     pub(crate) fn write(&self) {

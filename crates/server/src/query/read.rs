@@ -83,6 +83,10 @@ impl Query {
             Err(error) => {
                 let problem = self.refusal(&error);
                 app.tally().read(Outcome::Failed, false, took);
+                if problem.is_ours() {
+                    app.tally().fault();
+                    app.felt().failed(&self.name, problem.detail());
+                }
                 self.meters.failed(problem.kind());
                 Err(problem)
             }

@@ -153,3 +153,34 @@ async fn s3_health_and_what_is_remembered_are_answered_while_redis_is_frozen() {
         .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_reads_that_fail_are_told_by_health_and_history_though_redis_and_database_are_well() {
+    let sql = "SELECT gone FROM renamed WHERE id = ?";
+    let service = Service::with(&[
+        ("queries.lost.sql", sql),
+        ("queries.lost.params", "[{ name = 'id', type = 'integer' }]"),
+        ("queries.lost.key", "lost:{id}"),
+        ("queries.lost.ttl", "user"),
+    ])
+    .await;
+    for id in 0..20 {
+        let answer = service.get(&format!("/v1/queries/lost?id={id}")).await;
+        assert_eq!(answer.status, 503);
+    }
+    let health = service
+        .health_when(|health| health["checks"]["reads"]["status"] == "degraded")
+        .await;
+    assert_eq!(
+        health["checks"]["database"]["status"], "healthy",
+        "{health}"
+    );
+    assert_eq!(health["status"], "degraded", "{health}");
+    let message = health["checks"]["reads"]["message"].as_str().unwrap();
+    assert!(
+        message.contains("100 % of reads") && message.contains("`lost`"),
+        "{message}"
+    );
+    let history = service.get("/v1/history").await.text();
+    assert!(history.contains("reads_failing"), "{history}");
+}
