@@ -156,10 +156,10 @@ async fn s3_health_and_what_is_remembered_are_answered_while_redis_is_frozen() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_reads_that_fail_are_told_by_health_and_history_though_redis_and_database_are_well() {
-    let sql = "SELECT gone FROM renamed WHERE id = ?";
+    let sql = "SELECT gone FROM renamed WHERE id = :id";
     let service = Service::with(&[
         ("queries.lost.sql", sql),
-        ("queries.lost.params", "[{ name = 'id', type = 'integer' }]"),
+        ("queries.lost.params.id.type", "integer"),
         ("queries.lost.key", "lost:{id}"),
         ("queries.lost.ttl", "user"),
     ])
