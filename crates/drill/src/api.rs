@@ -8,8 +8,8 @@
 
 mod routes;
 
-use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 
 use axum::Json;
@@ -20,7 +20,7 @@ use serde_json::json;
 use tokio::sync::Mutex;
 
 use crate::fault::{Down, Toxic};
-use crate::proxy::{Counters, Proxy, ProxyError, ToxicId};
+use crate::proxy::{Counters, Proxy, ProxyError, ToxicId, check_upstream};
 
 pub use routes::{router, serve};
 
@@ -35,8 +35,6 @@ pub struct Proxies {
 }
 
 struct Entry {
-    /// As it was asked for, a name perhaps.
-    upstream: String,
     resp: bool,
     proxy: Proxy,
     disabled: Option<ToxicId>,
@@ -44,18 +42,32 @@ struct Entry {
 
 /// A proxy as it is asked for.
 #[derive(Debug, Clone, Default, Deserialize)]
-#[serde(default)]
+#[serde(default, deny_unknown_fields)]
 pub struct Wanted {
     /// What it is called.
     pub name: String,
     /// Where it listens, as `host:port`; port 0 is a free one. Default: a free port of 127.0.0.1.
     pub listen: String,
-    /// Where it connects to, as `host:port`.
+    /// Where it connects to, as `host:port`. The name is resolved for each connection.
     pub upstream: String,
     /// Whether it takes connections. Default: yes.
     pub enabled: Option<bool>,
     /// Not of Toxiproxy: whether RESP toxics take hold of connections that are open already, at the cost of a parse of all bytes.
     pub resp: bool,
+    /// The toxics that it is made with. A proxy that is there already keeps its own, as in Toxiproxy, whose clients send back
+    /// what they once read.
+    #[serde(deserialize_with = "routes::toxics_of")]
+    pub toxics: Vec<Toxic>,
+}
+
+/// A proxy as it is started, checked and resolved.
+#[derive(Clone)]
+struct Plan {
+    listen: SocketAddr,
+    upstream: String,
+    resp: bool,
+    enabled: bool,
+    toxics: Vec<Toxic>,
 }
 
 #[derive(Serialize)]
@@ -115,25 +127,17 @@ impl Proxies {
     /// Makes a proxy, and says where it listens.
     ///
     /// # Errors
-    /// A missing name or upstream, a name that is taken, an address that cannot be had.
+    /// A missing name or upstream, a name that is taken, an address that cannot be had, two toxics of one name.
     pub async fn create(&self, wanted: Wanted) -> Result<SocketAddr, Refusal> {
-        for (field, value) in [("name", &wanted.name), ("upstream", &wanted.upstream)] {
-            if value.is_empty() {
-                return Err(Refusal::bad(format!("missing required field: {field}")));
-            }
-        }
+        wanted.check()?;
+        let (name, plan) = (wanted.name.clone(), wanted.plan().await?);
         let mut all = self.all.lock().await;
-        if all.contains_key(&wanted.name) {
+        if all.contains_key(&name) {
             return Err(Refusal::new(StatusCode::CONFLICT, "proxy already exists"));
         }
-        let mut entry = self
-            .start(&wanted.listen, &wanted.upstream, wanted.resp)
-            .await?;
-        if wanted.enabled == Some(false) {
-            entry.enable(false).await;
-        }
+        let entry = self.start(&plan).await?;
         let addr = entry.proxy.addr();
-        all.insert(wanted.name, entry);
+        all.insert(name, entry);
         Ok(addr)
     }
 
@@ -154,27 +158,73 @@ impl Proxies {
         }
     }
 
-    async fn start(&self, listen: &str, upstream: &str, resp: bool) -> Result<Entry, Refusal> {
-        let listen = if listen.is_empty() {
-            "127.0.0.1:0"
-        } else {
-            listen
+    async fn start(&self, plan: &Plan) -> Result<Entry, Refusal> {
+        let builder = Proxy::builder().seed(self.seed).resp(plan.resp);
+        let proxy = builder
+            .listen(plan.listen)
+            .start_by_name(&plan.upstream)
+            .await?;
+        let mut entry = Entry {
+            resp: plan.resp,
+            proxy,
+            disabled: None,
         };
-        let (listen, to) = (resolved(listen).await?, resolved(upstream).await?);
-        let builder = Proxy::builder().seed(self.seed).resp(resp).listen(listen);
-        let proxy = builder.start(to).await.map_err(|error| match error {
-            ProxyError::Taken { addr } => Refusal::new(
+        entry.enable(plan.enabled).await;
+        for toxic in &plan.toxics {
+            let added = entry.proxy.add(toxic.clone()).await;
+            added.map_err(|error| Refusal::bad(error.to_string()))?;
+        }
+        Ok(entry)
+    }
+}
+
+impl From<ProxyError> for Refusal {
+    fn from(error: ProxyError) -> Self {
+        match error {
+            ProxyError::Taken { addr } => Self::new(
                 StatusCode::INTERNAL_SERVER_ERROR,
                 format!("listen tcp {addr}: bind: address already in use"),
             ),
-            other => Refusal::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
-        })?;
-        Ok(Entry {
-            upstream: upstream.to_owned(),
-            resp,
-            proxy,
-            disabled: None,
+            ProxyError::Upstream { .. } => Self::bad(error.to_string()),
+            other => Self::new(StatusCode::INTERNAL_SERVER_ERROR, other.to_string()),
+        }
+    }
+}
+
+impl Wanted {
+    /// Refuses what no proxy can be made of, whatever else is there.
+    fn check(&self) -> Result<(), Refusal> {
+        for (field, value) in [("name", &self.name), ("upstream", &self.upstream)] {
+            if value.is_empty() {
+                return Err(Refusal::bad(format!("missing required field: {field}")));
+            }
+        }
+        check_upstream(&self.upstream)?;
+        let mut names = BTreeSet::new();
+        if self.toxics.iter().all(|toxic| names.insert(&toxic.name)) {
+            Ok(())
+        } else {
+            Err(Refusal::new(StatusCode::CONFLICT, "toxic already exists"))
+        }
+    }
+
+    /// Resolves where it is to listen, which may take long: never to be awaited with the lock held.
+    async fn plan(self) -> Result<Plan, Refusal> {
+        Ok(Plan {
+            listen: self.place().await?.unwrap_or(ANYWHERE),
+            upstream: self.upstream,
+            resp: self.resp,
+            enabled: self.enabled.unwrap_or(true),
+            toxics: self.toxics,
         })
+    }
+
+    /// Where it is to listen, if that is said. Never to be awaited with the lock held.
+    async fn place(&self) -> Result<Option<SocketAddr>, Refusal> {
+        if self.listen.is_empty() {
+            return Ok(None);
+        }
+        resolved(&self.listen).await.map(Some)
     }
 }
 
@@ -207,16 +257,30 @@ impl Entry {
             .ok_or_else(Refusal::no_toxic)
     }
 
+    /// What would make it anew.
+    fn plan(&self) -> Plan {
+        Plan {
+            listen: self.proxy.addr(),
+            upstream: self.proxy.upstream().to_owned(),
+            resp: self.resp,
+            enabled: self.disabled.is_none(),
+            toxics: self.toxics().into_iter().map(|(_, toxic)| toxic).collect(),
+        }
+    }
+
     fn shown(&self, name: &str) -> Shown {
         Shown {
             name: name.to_owned(),
             listen: self.proxy.addr().to_string(),
-            upstream: self.upstream.clone(),
+            upstream: self.proxy.upstream().to_owned(),
             enabled: self.disabled.is_none(),
             toxics: self.toxics().into_iter().map(|(_, toxic)| toxic).collect(),
         }
     }
 }
+
+/// Where a proxy listens of which that is not said: on a free port of loopback.
+const ANYWHERE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// An address as Toxiproxy takes it; without a host it is one of loopback.
 async fn resolved(text: &str) -> Result<SocketAddr, Refusal> {

@@ -1,6 +1,6 @@
 //! The paths of the API. What Toxiproxy leaves out it means as zero, and what it does not know it says in its own words.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use axum::body::Bytes;
@@ -10,11 +10,12 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router};
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::{Entry, Proxies, Refusal, Shown, Wanted, resolved};
+use super::{ANYWHERE, Entry, Plan, Proxies, Refusal, Shown, Wanted};
 use crate::fault::Toxic;
+use crate::proxy::check_upstream;
 
 /// The version of Toxiproxy whose API this is.
 const SPEAKS: &str = "2.12.0";
@@ -86,50 +87,89 @@ async fn create(
 
 async fn populate(State(proxies): State<Proxies>, body: Bytes) -> Result<Response, Refusal> {
     let wanted: Vec<Wanted> = parsed(&body)?;
+    let mut names = BTreeSet::new();
     for (at, one) in wanted.iter().enumerate() {
-        for (field, value) in [("name", &one.name), ("upstream", &one.upstream)] {
-            if value.is_empty() {
-                return Err(Refusal::bad(format!(
-                    "missing required field: {field} at proxy {}",
-                    at + 1
-                )));
-            }
+        let place = |said: &str| format!("{said} at proxy {}", at + 1);
+        one.check()
+            .map_err(|no| Refusal::new(no.status, place(&no.message)))?;
+        if !names.insert(&one.name) {
+            return Err(Refusal::bad(place("the same name again")));
         }
     }
-    let mut shown = Vec::new();
+    let mut planned = Vec::new();
     for one in wanted {
-        let (name, enabled) = (one.name.clone(), one.enabled.unwrap_or(true));
-        let there = {
-            let mut all = proxies.all.lock().await;
-            let same = match all.get(&name) {
-                Some(there) => {
-                    there.upstream == one.upstream
-                        && same_place(&one.listen, there.proxy.addr()).await
-                }
-                None => false,
-            };
-            if !same {
-                all.remove(&name);
-            }
-            same
+        let (name, place) = (one.name.clone(), one.place().await?);
+        planned.push((name, place, one.plan().await?));
+    }
+    let mut all = proxies.all.lock().await;
+    let stays =
+        |all: &BTreeMap<String, Entry>, name: &str, place: &Option<SocketAddr>, plan: &Plan| {
+            all.get(name).is_some_and(|there| {
+                there.proxy.upstream() == plan.upstream && same_place(*place, there.proxy.addr())
+            })
         };
-        if !there {
-            proxies.create(one).await?;
+    let mut new: Vec<(&String, &Plan)> = Vec::new();
+    for (name, place, plan) in &planned {
+        if !stays(&all, name, place, plan) {
+            new.push((name, plan));
         }
-        let mut all = proxies.all.lock().await;
-        let entry = all.get_mut(&name).ok_or_else(Refusal::no_proxy)?;
-        entry.enable(enabled).await;
-        shown.push(entry.shown(&name));
+    }
+    let made = replaced(&proxies, &mut all, &new).await?;
+    all.extend(made);
+    let mut shown = Vec::new();
+    for (name, _, plan) in &planned {
+        let entry = all.get_mut(name).ok_or_else(Refusal::no_proxy)?;
+        entry.enable(plan.enabled).await;
+        shown.push(entry.shown(name));
     }
     Ok((StatusCode::CREATED, Json(json!({ "proxies": shown }))).into_response())
 }
 
-/// Whether a proxy that listens at `addr` is where `listen` wants it.
-async fn same_place(listen: &str, addr: SocketAddr) -> bool {
-    match resolved(listen).await {
-        Ok(wanted) => wanted == addr || (wanted.port() == 0 && wanted.ip() == addr.ip()),
-        Err(_) => listen.is_empty(),
+/// Starts all of the new ones, or none: then those of the same names are as before. What waits for a port of one that it
+/// replaces comes last.
+async fn replaced(
+    proxies: &Proxies,
+    all: &mut BTreeMap<String, Entry>,
+    new: &[(&String, &Plan)],
+) -> Result<BTreeMap<String, Entry>, Refusal> {
+    let ports: Vec<u16> = new
+        .iter()
+        .filter_map(|(name, _)| all.get(*name))
+        .map(|there| there.proxy.addr().port())
+        .collect();
+    let (late, early): (Vec<_>, Vec<_>) = new
+        .iter()
+        .partition(|(_, plan)| ports.contains(&plan.listen.port()));
+    let mut made = BTreeMap::new();
+    for (name, plan) in early {
+        made.insert((*name).clone(), proxies.start(plan).await?);
     }
+    let mut before = BTreeMap::new();
+    for (name, _) in new {
+        if let Some(there) = all.remove(*name) {
+            before.insert((*name).clone(), there.plan());
+        }
+    }
+    for (name, plan) in late {
+        match started_again(proxies, plan).await {
+            Ok(entry) => drop(made.insert((*name).clone(), entry)),
+            Err(error) => {
+                drop(made);
+                for (name, plan) in before {
+                    if let Ok(entry) = started_again(proxies, &plan).await {
+                        all.insert(name, entry);
+                    }
+                }
+                return Err(error);
+            }
+        }
+    }
+    Ok(made)
+}
+
+/// Whether a proxy that listens at `addr` is where it is wanted.
+fn same_place(wanted: Option<SocketAddr>, addr: SocketAddr) -> bool {
+    wanted.is_none_or(|wanted| wanted == addr || (wanted.port() == 0 && wanted.ip() == addr.ip()))
 }
 
 async fn reset(State(proxies): State<Proxies>) -> StatusCode {
@@ -151,31 +191,35 @@ async fn update(
     body: Bytes,
 ) -> Result<Json<Shown>, Refusal> {
     let wanted: Wanted = parsed(&body)?;
+    if !wanted.upstream.is_empty() {
+        check_upstream(&wanted.upstream)?;
+    }
+    let place = wanted.place().await?;
     let mut all = proxies.all.lock().await;
     let entry = all.get_mut(&name).ok_or_else(Refusal::no_proxy)?;
-    let upstream = if wanted.upstream.is_empty() {
-        entry.upstream.clone()
-    } else {
-        wanted.upstream
-    };
-    let moved = !wanted.listen.is_empty() && !same_place(&wanted.listen, entry.proxy.addr()).await;
-    if moved || upstream != entry.upstream {
-        let listen = if moved {
-            wanted.listen
-        } else {
-            entry.proxy.addr().to_string()
+    let before = entry.plan();
+    let mut plan = before.clone();
+    if !wanted.upstream.is_empty() {
+        plan.upstream = wanted.upstream;
+    }
+    let stays = same_place(place, before.listen);
+    if !stays {
+        plan.listen = place.unwrap_or(ANYWHERE);
+        *entry = proxies.start(&plan).await?;
+    } else if plan.upstream != before.upstream {
+        // The new one takes the old one's port.
+        let nowhere = Plan {
+            listen: ANYWHERE,
+            ..before.clone()
         };
-        let (toxics, disabled, resp) = (entry.toxics(), entry.disabled.is_some(), entry.resp);
-        if !moved {
-            // The new one takes the old one's port.
-            let nowhere = proxies.start("127.0.0.1:0", &upstream, resp).await?;
-            drop(std::mem::replace(entry, nowhere));
+        *entry = proxies.start(&nowhere).await?;
+        match started_again(&proxies, &plan).await {
+            Ok(started) => *entry = started,
+            Err(error) => {
+                *entry = started_again(&proxies, &before).await?;
+                return Err(error);
+            }
         }
-        *entry = started_again(&proxies, &listen, &upstream, resp).await?;
-        for (_, toxic) in toxics {
-            let _ = entry.proxy.add(toxic).await;
-        }
-        entry.enable(!disabled).await;
     }
     if let Some(enabled) = wanted.enabled {
         entry.enable(enabled).await;
@@ -184,15 +228,10 @@ async fn update(
 }
 
 /// A port that was freed a moment ago may not be free yet.
-async fn started_again(
-    proxies: &Proxies,
-    listen: &str,
-    upstream: &str,
-    resp: bool,
-) -> Result<Entry, Refusal> {
+async fn started_again(proxies: &Proxies, plan: &Plan) -> Result<Entry, Refusal> {
     let mut attempts = 0;
     loop {
-        match proxies.start(listen, upstream, resp).await {
+        match proxies.start(plan).await {
             Err(error) if error.status == StatusCode::INTERNAL_SERVER_ERROR && attempts < 100 => {
                 attempts += 1;
                 tokio::time::sleep(std::time::Duration::from_millis(5)).await;
@@ -267,13 +306,23 @@ async fn update_toxic(
             "the toxic cannot be written",
         ));
     };
-    if let Some(toxicity) = changes.get("toxicity") {
-        written.insert("toxicity".to_owned(), toxicity.clone());
-    }
-    if let (Some(Value::Object(new)), Some(Value::Object(old))) =
-        (changes.get("attributes"), written.get_mut("attributes"))
-    {
-        old.extend(new.clone());
+    for (member, value) in changes {
+        match (member.as_str(), value) {
+            (_, Value::Null) if written.contains_key(&member) => {}
+            ("toxicity", toxicity) => drop(written.insert(member, toxicity)),
+            ("attributes", Value::Object(new)) => {
+                if let Some(Value::Object(old)) = written.get_mut("attributes") {
+                    old.extend(new);
+                }
+            }
+            // Clients that send a whole toxic say what is so already.
+            ("name" | "type" | "stream", same) if same == "" || written[&member] == same => {}
+            ("name" | "type" | "stream", _) => {
+                return Err(Refusal::bad(format!("{member} cannot be changed")));
+            }
+            ("attributes", _) => return Err(Refusal::bad("attributes must be an object")),
+            _ => return Err(Refusal::bad(format!("unknown field `{member}`"))),
+        }
     }
     let toxic = toxic_of(written)?;
     entry
@@ -301,6 +350,15 @@ fn entry<'a>(all: &'a BTreeMap<String, Entry>, name: &str) -> Result<&'a Entry, 
 
 fn parsed<T: for<'de> Deserialize<'de>>(body: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(body).map_err(|error| Refusal::bad(format!("bad request body: {error}")))
+}
+
+/// The toxics that a proxy is made with; Toxiproxy's clients write `null` for none.
+pub(super) fn toxics_of<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Toxic>, D::Error> {
+    let written = Option::<Vec<Map<String, Value>>>::deserialize(from)?;
+    let toxics = written.unwrap_or_default().into_iter().map(toxic_of);
+    toxics
+        .collect::<Result<_, _>>()
+        .map_err(serde::de::Error::custom)
 }
 
 /// A toxic as Toxiproxy's clients write it: whatever is left out is zero, which ours want said.
@@ -332,6 +390,9 @@ fn toxic_of(mut written: Map<String, Value>) -> Result<Toxic, Refusal> {
         "" => return Err(Refusal::bad("invalid toxic type")),
         _ => &[],
     };
+    if written.get("attributes").is_some_and(Value::is_null) {
+        written.remove("attributes");
+    }
     let attributes = written.entry("attributes").or_insert_with(|| json!({}));
     if let Value::Object(attributes) = attributes {
         for name in left_out {

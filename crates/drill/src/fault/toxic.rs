@@ -302,6 +302,7 @@ fn default_name(fault: &Fault, direction: Direction) -> String {
 
 /// A toxic as it is written in JSON or TOML.
 #[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct Written {
     #[serde(default)]
     name: Option<String>,

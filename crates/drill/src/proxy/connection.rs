@@ -4,7 +4,6 @@ use super::exchange::Exchange;
 use super::lane::{Flow, Lane, Way};
 use super::{Open, Placed, Plan, ToxicId};
 use crate::fault::{Direction, Item};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -23,7 +22,7 @@ pub(super) struct Start {
     pub(super) number: u64,
     pub(super) seed: u64,
     pub(super) resp: bool,
-    pub(super) upstream: SocketAddr,
+    pub(super) upstream: Arc<str>,
     pub(super) followed: watch::Receiver<Arc<Plan>>,
     pub(super) plan: Arc<Plan>,
     pub(super) open: Open,
@@ -111,9 +110,13 @@ impl Start {
         }
     }
 
-    /// Connects to the server; meanwhile, as always, follows the plan.
+    /// Resolves the server's name and connects to it; meanwhile, as always, follows the plan.
     async fn dial(&mut self) -> Result<TcpStream, Undialled> {
-        let dialled = tokio::time::timeout(DIAL_LIMIT, TcpStream::connect(self.upstream));
+        let upstream = match self.upstream.strip_prefix(':') {
+            Some(port) => format!("localhost:{port}"),
+            None => self.upstream.to_string(),
+        };
+        let dialled = tokio::time::timeout(DIAL_LIMIT, TcpStream::connect(upstream));
         tokio::pin!(dialled);
         loop {
             tokio::select! {

@@ -40,7 +40,7 @@ use tokio::time::sleep;
 #[derive(Debug)]
 pub struct Proxy {
     addr: SocketAddr,
-    upstream: SocketAddr,
+    upstream: Arc<str>,
     plan: watch::Sender<Arc<Plan>>,
     /// Held while the plan is changed; fires when nobody follows the present plan any more.
     left: Mutex<oneshot::Receiver<()>>,
@@ -103,6 +103,12 @@ pub enum ProxyError {
         /// What the system said.
         cause: std::io::Error,
     },
+    /// What it is to connect to is not written as `host:port`.
+    #[error("upstream {upstream:?} is no address; write host:port, as in redis.internal:6379")]
+    Upstream {
+        /// What was given.
+        upstream: String,
+    },
 }
 
 impl ProxyBuilder {
@@ -133,6 +139,17 @@ impl ProxyBuilder {
     /// # Errors
     /// [`ProxyError`] when it cannot listen.
     pub async fn start(self, upstream: SocketAddr) -> Result<Proxy, ProxyError> {
+        self.start_by_name(&upstream.to_string()).await
+    }
+
+    /// Starts it in front of `upstream`, a `host:port` whose name is resolved for each connection, and need not resolve yet. Without
+    /// a host it is this machine.
+    ///
+    /// # Errors
+    /// [`ProxyError`] when it cannot listen, or `upstream` is not written so.
+    pub async fn start_by_name(self, upstream: &str) -> Result<Proxy, ProxyError> {
+        check_upstream(upstream)?;
+        let upstream: Arc<str> = upstream.into();
         let asked = self
             .listen
             .unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
@@ -150,7 +167,7 @@ impl ProxyBuilder {
         let tally = Arc::new(Tally::default());
         let door = Door {
             port,
-            upstream,
+            upstream: Arc::clone(&upstream),
             settings: self,
             plan: followed,
             tally: Arc::clone(&tally),
@@ -189,10 +206,10 @@ impl Proxy {
         self.addr
     }
 
-    /// Where it connects to.
+    /// Where it connects to, as it was given.
     #[must_use]
-    pub fn upstream(&self) -> SocketAddr {
-        self.upstream
+    pub fn upstream(&self) -> &str {
+        &self.upstream
     }
 
     /// Adds a fault, after those that are there. Returns when it is in force.
@@ -392,7 +409,7 @@ impl Drop for Open {
 /// The task that listens, and owns those of the connections.
 struct Door {
     port: Port,
-    upstream: SocketAddr,
+    upstream: Arc<str>,
     settings: ProxyBuilder,
     plan: watch::Receiver<Arc<Plan>>,
     tally: Arc<Tally>,
@@ -437,7 +454,7 @@ impl Door {
             number,
             seed: self.settings.seed,
             resp: self.settings.resp,
-            upstream: self.upstream,
+            upstream: Arc::clone(&self.upstream),
             followed: self.plan.clone(),
             plan: Arc::clone(plan),
             open: Open::new(Arc::clone(&self.tally)),
@@ -455,6 +472,22 @@ async fn accept(listener: Option<&TcpListener>) -> std::io::Result<(TcpStream, S
 
 /// After what failed for want of something that will be there again.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Refuses what is not written as `host:port`; whether the host is known shows when it is dialled.
+pub(crate) fn check_upstream(upstream: &str) -> Result<(), ProxyError> {
+    let written = upstream.rsplit_once(':').is_some_and(|(host, port)| {
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .map_or(!host.contains(':'), |host| host.contains(':'));
+        let clean =
+            !host.contains(|c: char| c.is_whitespace() || c.is_control() || "/@".contains(c));
+        bare && clean && port.parse::<u16>().is_ok_and(|port| port != 0)
+    });
+    written.then_some(()).ok_or_else(|| ProxyError::Upstream {
+        upstream: upstream.to_owned(),
+    })
+}
 
 /// Listens beside the socket that keeps the port.
 fn listen(addr: SocketAddr) -> std::io::Result<TcpListener> {

@@ -388,3 +388,145 @@ async fn d7_browsers_are_turned_away() {
         assert_eq!(response.status(), StatusCode::FORBIDDEN);
     }
 }
+
+#[tokio::test]
+async fn d7_an_upstream_is_resolved_for_each_connection_and_need_not_resolve_yet() {
+    let redis = Redis::start().await.unwrap();
+    let proxies = Proxies::new(1);
+    let router = router(proxies.clone());
+    let later = json!({ "name": "later", "upstream": "not-yet.invalid:6379" });
+    let (status, shown) = ask(&router, "POST", "/proxies", later).await;
+    assert_eq!(status, StatusCode::CREATED, "{shown}");
+    assert_eq!(shown["upstream"], "not-yet.invalid:6379");
+    let listen = shown["listen"].as_str().unwrap();
+    let mut connection = tokio::net::TcpStream::connect(listen).await.unwrap();
+    let read = connection.read(&mut [0; 8]).await;
+    assert!(matches!(read, Ok(0) | Err(_)), "{read:?}");
+    assert_eq!(proxies.counters("later").await.unwrap().unreachable, 1);
+    for host in ["localhost", ""] {
+        let upstream = json!({ "upstream": format!("{host}:{}", redis.addr().port()) });
+        let (status, shown) = ask(&router, "POST", "/proxies/later", upstream).await;
+        assert_eq!(status, StatusCode::OK, "{shown}");
+        let client = redis::Client::open(format!("redis://{listen}")).unwrap();
+        let mut connection = client.get_multiplexed_async_connection().await.unwrap();
+        let () = connection.set("key", 1).await.unwrap();
+    }
+    for wrong in ["nowhere", "a b:1", "host:port", "host:0", "redis://host:1"] {
+        let body = json!({ "name": "wrong", "upstream": wrong });
+        let (status, said) = ask(&router, "POST", "/proxies", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{said}");
+    }
+}
+
+#[tokio::test]
+async fn d7_populate_makes_all_of_its_proxies_or_none() {
+    let router = router(Proxies::new(1));
+    let old = json!({ "name": "old", "upstream": "127.0.0.1:1", "toxics": [{ "type": "down" }] });
+    let (_, shown) = ask(&router, "POST", "/proxies", old).await;
+    let (_, before) = ask(&router, "GET", "/proxies", Value::Null).await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let taken = listener.local_addr().unwrap().to_string();
+    let new = json!({ "name": "new", "upstream": "127.0.0.1:2" });
+    let moved = json!({ "name": "old", "listen": shown["listen"], "upstream": "127.0.0.1:2" });
+    for (last, status) in [
+        (json!({ "name": "old", "upstream": "nonsense" }), 400),
+        (
+            json!({ "name": "x", "upstream": "127.0.0.1:1", "listen": "nonsense" }),
+            400,
+        ),
+        (json!({ "name": "new", "upstream": "127.0.0.1:1" }), 400),
+        (
+            json!({ "name": "x", "upstream": "127.0.0.1:1", "listen": taken }),
+            500,
+        ),
+    ] {
+        let first = if last["name"] == "old" { &new } else { &moved };
+        let body = json!([new, first, last]);
+        let body = if first == &new {
+            json!([new, last])
+        } else {
+            body
+        };
+        let (code, said) = ask(&router, "POST", "/populate", body).await;
+        assert_eq!(code.as_u16(), status, "{said}");
+        let (_, left) = ask(&router, "GET", "/proxies", Value::Null).await;
+        assert_eq!(left, before, "after {last}");
+    }
+    let (code, said) = ask(&router, "POST", "/populate", json!([new, moved])).await;
+    assert_eq!(code, StatusCode::CREATED, "{said}");
+    assert_eq!(said["proxies"][1]["listen"], shown["listen"]);
+    assert_eq!(said["proxies"][1]["upstream"], "127.0.0.1:2");
+}
+
+#[tokio::test]
+async fn d7_toxics_given_at_creation_are_applied_and_unknown_members_refused() {
+    let router = router(Proxies::new(1));
+    let with = |member: &str, value: Value| {
+        let mut proxy = json!({ "name": "p", "upstream": "127.0.0.1:1" });
+        proxy[member] = value;
+        proxy
+    };
+    let slow = json!({ "type": "latency", "attributes": { "latency": 5 } });
+    for (member, value, status) in [
+        ("enabledd", json!(false), 400),
+        ("toxics", json!([{ "type": "earthquake" }]), 400),
+        (
+            "toxics",
+            json!([{ "type": "latency", "toxicityy": 0.5 }]),
+            400,
+        ),
+        ("toxics", json!([slow, slow]), 409),
+        (
+            "toxics",
+            json!([{ "type": "latency", "attributes": { "latencyy": 5 } }]),
+            400,
+        ),
+        ("toxics", json!([slow]), 201),
+    ] {
+        let (code, said) = ask(&router, "POST", "/proxies", with(member, value)).await;
+        assert_eq!(code.as_u16(), status, "{member}: {said}");
+        if status == 201 {
+            assert_eq!(said["toxics"][0]["attributes"]["latency"], 5, "{said}");
+        }
+    }
+    let path = "/proxies/p/toxics/latency_downstream";
+    let (_, whole) = ask(&router, "GET", path, Value::Null).await;
+    for (method, path, body, status) in [
+        ("POST", "/proxies/p", json!({ "enabledd": false }), 400),
+        ("POST", "/proxies/p", json!({ "toxics": null }), 200),
+        ("POST", "/proxies/p", json!({ "toxics": [whole] }), 200),
+        (
+            "POST",
+            "/populate",
+            json!([with("enabledd", json!(false))]),
+            400,
+        ),
+        (
+            "POST",
+            "/populate",
+            json!([with("toxics", Value::Null)]),
+            201,
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            json!({ "type": "stall", "toxicityy": 1 }),
+            400,
+        ),
+        (
+            "POST",
+            "/proxies/p/toxics",
+            json!({ "type": "stall", "attributes": null }),
+            200,
+        ),
+        ("POST", path, json!({ "toxicityy": 0.5 }), 400),
+        ("POST", path, json!({ "type": "stall" }), 400),
+        ("POST", path, json!({ "attributes": 5 }), 400),
+        ("POST", path, whole.clone(), 200),
+    ] {
+        let (code, said) = ask(&router, method, path, body.clone()).await;
+        assert_eq!(code.as_u16(), status, "{path} {body}: {said}");
+    }
+    let (_, toxics) = ask(&router, "GET", "/proxies/p/toxics", Value::Null).await;
+    assert_eq!(toxics[0], whole, "an update leaves them as they are");
+}
