@@ -16,14 +16,14 @@ demo:
 	@exec cargo run --locked --package steadfast-cli -- demo --listen 127.0.0.1:$(PORT)
 
 test:
-	@scripts/install redis mariadb postgres node chromium python
+	@scripts/install redis mariadb postgres pgbouncer node chromium python
 	@scripts/test
 
 check:
 	@scripts/check
 
 soak:
-	@scripts/install redis mariadb postgres python
+	@scripts/install redis mariadb postgres pgbouncer python
 	@scripts/soak
 
 drill:

@@ -275,7 +275,10 @@ impl CacheBuilder {
             .map(|(name, _)| guard_of(name))
             .chain([None]) // for classes that are added later
             .collect();
-        let guard = Guard::new(&self.guard, &lanes, now);
+        // More loads than connections would only wait there, out of order and out of sight.
+        let mut bounds = self.guard.clone();
+        bounds.concurrency = bounds.concurrency.min(self.database.width());
+        let guard = Guard::new(&bounds, &lanes, now);
         let relay_options = RelayOptions {
             poll: self.outbox_poll,
             lag_max: self.outbox_lag_max,

@@ -24,13 +24,15 @@ use line::{Entry, Line};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GuardOptions {
-    /// Loads at once. Default 16. More than there are connections for them only wait there.
+    /// Loads at once. Default 16; never more than the database has connections for them, 10 by default.
     pub concurrency: usize,
-    /// Loads a second, with bursts of a tenth of that. Default 500.
+    /// Loads a second, with bursts of a tenth of that. Default 2 000.
     pub rate: f64,
-    /// Loads waiting for admission at most; past it the least wanted are refused. Default 1 024.
+    /// Loads waiting for admission at most; past it the least wanted are refused. Default 8 192; each costs some 200 bytes.
     pub waiting: usize,
-    /// A load waits this long at most for admission. Default 500 ms.
+    /// A load waits for admission while others are admitted: this long at most since the last one was. Default 500 ms. So a healthy database drains the
+    /// queue, and before one that stands still nobody waits for long. The deadline of the load, its class's hard limit, holds in any case, and who could not
+    /// be admitted within it at the pace of late is refused at once.
     pub wait: Duration,
     /// After an outage, the share of the rate that refreshes may use grows from a tenth to all over this time. Default 5 s.
     pub ramp: Duration,
@@ -40,8 +42,8 @@ impl Default for GuardOptions {
     fn default() -> Self {
         Self {
             concurrency: 16,
-            rate: 500.0,
-            waiting: 1024,
+            rate: 2000.0,
+            waiting: 8192,
             wait: Duration::from_millis(500),
             ramp: Duration::from_secs(5),
         }
@@ -159,11 +161,27 @@ pub(crate) struct Guard {
     wait: Duration,
 }
 
-/// The right to one load; its place is given back when it is dropped.
+/// The right to one load.
 pub(crate) struct Permit {
+    place: Arc<Place>,
+    breaker: Option<breaker::Permit>,
+}
+
+/// A load's place among those that run. It is given back when nothing of the load is left: neither its [`Permit`], nor a statement that goes on in the
+/// database and has still to be stopped.
+pub(crate) struct Place {
     guard: Guard,
     lane: usize,
-    breaker: Option<breaker::Permit>,
+}
+
+tokio::task_local! {
+    /// Of the load that runs.
+    static PLACE: Arc<Place>;
+}
+
+/// The place of the load that this is called from, if it is one.
+pub(crate) fn current() -> Option<Arc<Place>> {
+    PLACE.try_with(Arc::clone).ok()
 }
 
 /// What is going on, for a status page.
@@ -235,7 +253,7 @@ impl Guard {
             if let Some(refused) = state.refused_by_breaker(now) {
                 return Err(refused);
             }
-            match state.line.enter(lane, urgency, now) {
+            match state.line.enter(lane, urgency, deadline, now) {
                 Entry::Admitted => return Ok(self.permit(lane)),
                 Entry::Full => return Err(state.line.refusal(lane, now)),
                 Entry::Waiting(turn) => turn,
@@ -243,31 +261,43 @@ impl Guard {
         };
         queued();
         self.pump();
-        let give_up = deadline.min(now + self.wait);
         let mut waiter = Waiter {
             guard: self,
             lane,
             turn,
         };
-        match tokio::time::timeout_at(give_up.into(), &mut waiter.turn).await {
-            Ok(Ok(())) => Ok(self.permit(lane)),
-            Ok(Err(_pushed_out)) => Err(self.overloaded(lane)),
-            Err(_too_late) => {
-                waiter.turn.close();
-                // The turn may have come in the very last moment; then the place is there to be used.
-                if waiter.turn.try_recv().is_ok() {
-                    Ok(self.permit(lane))
-                } else {
-                    Err(self.overloaded(lane))
+        let mut give_up = deadline.min(now + self.wait);
+        loop {
+            match tokio::time::timeout_at(give_up.into(), &mut waiter.turn).await {
+                Ok(Ok(())) => return Ok(self.permit(lane)),
+                Ok(Err(_pushed_out)) => return Err(self.overloaded(lane)),
+                Err(_too_late) => {
+                    // Somebody may have been admitted meanwhile: then the queue moves, and it is worth the wait.
+                    let moved = self.shared.lock().line.moved(lane) + self.wait;
+                    let longer = deadline.min(moved);
+                    if longer <= give_up {
+                        break;
+                    }
+                    give_up = longer;
                 }
             }
+        }
+        waiter.turn.close();
+        // The turn may have come in the very last moment; then the place is there to be used.
+        if waiter.turn.try_recv().is_ok() {
+            Ok(self.permit(lane))
+        } else {
+            Err(self.overloaded(lane))
         }
     }
 
     fn permit(&self, lane: usize) -> Permit {
-        Permit {
+        let place = Place {
             guard: self.clone(),
             lane,
+        };
+        Permit {
+            place: Arc::new(place),
             breaker: None,
         }
     }
@@ -339,19 +369,20 @@ impl Permit {
         self
     }
 
+    /// Runs the load: what it asks of the database keeps the place until it has ended there.
+    pub(crate) async fn during<F: Future>(&self, load: F) -> F::Output {
+        PLACE.scope(Arc::clone(&self.place), load).await
+    }
+
     /// Tells the breaker how the load went.
     pub(crate) fn record(mut self, outcome: Outcome) {
         if let Some(permit) = self.breaker.take() {
-            let transition = self
-                .guard
-                .shared
-                .lock()
-                .breaker
-                .record(permit, outcome, clock());
+            let guard = &self.place.guard;
+            let transition = guard.shared.lock().breaker.record(permit, outcome, clock());
             if let Some(transition) = transition {
                 tracing::warn!(from = ?transition.from, to = ?transition.to, cause = ?transition.cause, "breaker of the database");
                 if transition.to == breaker::State::Closed {
-                    self.guard.begin_ramp();
+                    guard.begin_ramp();
                 }
             }
         }
@@ -360,13 +391,15 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        {
-            let mut state = self.guard.shared.lock();
-            state.line.leave(self.lane);
-            if let Some(permit) = self.breaker.take() {
-                state.breaker.forget(permit);
-            }
+        if let Some(permit) = self.breaker.take() {
+            self.place.guard.shared.lock().breaker.forget(permit);
         }
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.guard.shared.lock().line.leave(self.lane);
         self.guard.pump();
     }
 }

@@ -111,8 +111,8 @@ pub use repository::Repository;
 #[doc(hidden)]
 pub use sabotage::Sabotage;
 pub use source::{
-    Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Param, ParamType, Pool, Row,
-    SourceError, Tx,
+    Bounds, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Kind, Lent, Param,
+    ParamType, Pool, Row, Selected, SourceError, Tx,
 };
 pub use statement::Statement;
 pub use stats::Counts;

@@ -165,7 +165,7 @@ impl Inner {
             Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
         })?;
         let began = clock();
-        let guarded = AssertUnwindSafe(async move { load().await }).catch_unwind();
+        let guarded = AssertUnwindSafe(permit.during(async move { load().await })).catch_unwind();
         let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
         let cost = clock().saturating_duration_since(began);
         let (outcome, result) = match ended {
@@ -180,7 +180,13 @@ impl Inner {
             }
             Err(_late) => (Outcome::Failure, Err(CacheError::LoadTimeout { limit })),
         };
-        permit.record(outcome);
+        // Where most of the time was over before the load began, its lateness says nothing of the database.
+        let was_hurried = matches!(result, Err(CacheError::LoadTimeout { .. })) && cost < limit / 2;
+        if was_hurried {
+            drop(permit);
+        } else {
+            permit.record(outcome);
+        }
         self.stats.loaded(result.is_ok(), cost);
         result
     }

@@ -141,9 +141,9 @@ impl Outbox {
         );
         let seen: Vec<Seen> = self
             .within(async {
-                let mut session = self.reserved.session().await?;
+                let mut session = self.reserved.reading().await?;
                 let seen = session.fetch(&sql, &[&*self.namespace; 2]).await?;
-                session.end();
+                session.end().await?;
                 Ok(seen)
             })
             .await?;
@@ -175,9 +175,9 @@ impl Outbox {
             rows.saturating_add(1)
         );
         self.within(async {
-            let mut session = self.reserved.session().await?;
+            let mut session = self.reserved.reading().await?;
             let counted: Vec<(i64,)> = session.fetch(&sql, &[&self.namespace]).await?;
-            session.end();
+            session.end().await?;
             Ok(counted.first().is_some_and(|(there,)| *there > rows))
         })
         .await
@@ -332,26 +332,40 @@ impl sealed::Sealed for Transaction<'_, Postgres> {}
 
 impl Transactional for Tx {
     async fn insert(&mut self, namespace: &str, targets: &[Target]) -> Result<(), SourceError> {
-        match *self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => tx.insert(namespace, targets).await,
-            #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => tx.insert(namespace, targets).await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut tx) => tx.insert(namespace, targets).await,
+        for chunk in targets.chunks(ROWS_AT_ONCE) {
+            let row: fn(usize) -> String = match *self {
+                #[cfg(feature = "sqlite")]
+                Self::Sqlite(_) => sqlite_row,
+                #[cfg(feature = "mysql")]
+                Self::MySql(_) => mysql_row,
+                #[cfg(feature = "postgres")]
+                Self::Postgres(_) => postgres_row,
+            };
+            let mut params = Vec::with_capacity(chunk.len() * 3);
+            for target in chunk {
+                let (kind, bytes) = target.row();
+                params.extend([
+                    Param::Text(namespace.to_owned()),
+                    Param::Text(kind.to_owned()),
+                    Param::Bytes(bytes.to_vec()),
+                ]);
+            }
+            self.execute(&insert_sql(chunk.len(), row), &params).await?;
         }
+        Ok(())
     }
 }
 
 macro_rules! insert_for {
     ($database:ty, $row:expr) => {
         impl Transactional for Transaction<'_, $database> {
-            async fn insert(&mut self, namespace: &str, targets: &[Target]) -> Result<(), SourceError> {
+            async fn insert(
+                &mut self,
+                namespace: &str,
+                targets: &[Target],
+            ) -> Result<(), SourceError> {
                 for chunk in targets.chunks(ROWS_AT_ONCE) {
-                    let row: fn(usize) -> String = $row;
-                    let rows = (0..chunk.len()).map(row).collect::<Vec<_>>().join(", ");
-                    let sql = format!("INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES {rows}");
-                    let mut query = sqlx::query(AssertSqlSafe(sql));
+                    let mut query = sqlx::query(AssertSqlSafe(insert_sql(chunk.len(), $row)));
                     for target in chunk {
                         let (kind, bytes) = target.row();
                         query = query.bind(namespace).bind(kind).bind(bytes);
@@ -365,16 +379,33 @@ macro_rules! insert_for {
 }
 
 #[cfg(feature = "sqlite")]
-insert_for!(Sqlite, |_| format!("(?, ?, ?, {SQLITE_NOW})"));
+insert_for!(Sqlite, sqlite_row);
 #[cfg(feature = "mysql")]
-insert_for!(MySql, |_| format!("(?, ?, ?, {MYSQL_NOW})"));
+insert_for!(MySql, mysql_row);
 #[cfg(feature = "postgres")]
-insert_for!(Postgres, |at| format!(
-    "(${}, ${}, ${}, {POSTGRES_NOW})",
-    at * 3 + 1,
-    at * 3 + 2,
-    at * 3 + 3
-));
+insert_for!(Postgres, postgres_row);
+
+fn insert_sql(rows: usize, row: fn(usize) -> String) -> String {
+    let rows = (0..rows).map(row).collect::<Vec<_>>().join(", ");
+    format!("INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES {rows}")
+}
+
+fn sqlite_row(_: usize) -> String {
+    format!("(?, ?, ?, {SQLITE_NOW})")
+}
+
+fn mysql_row(_: usize) -> String {
+    format!("(?, ?, ?, {MYSQL_NOW})")
+}
+
+fn postgres_row(at: usize) -> String {
+    format!(
+        "(${}, ${}, ${}, {POSTGRES_NOW})",
+        at * 3 + 1,
+        at * 3 + 2,
+        at * 3 + 3
+    )
+}
 
 /// The time by the database's clock, in milliseconds since 1970.
 pub(crate) fn now_sql(pool: &Pool) -> &'static str {

@@ -108,6 +108,7 @@ const OWN_CHECKS: &[&str] = &[
     "database",
     "breaker",
     "outbox",
+    "statements",
     "cpu",
     "memory",
     "certificate",

@@ -11,8 +11,8 @@ use steadfast::{
     Backoff, BudgetConfig, Client, ClientBuilder, ConnectionState, RetryPolicy, Stop, Tls,
 };
 use steadfast_cache::{
-    Cache, ClassGuard, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
-    View,
+    Cache, ClassGuard, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions,
+    SourceError, Ttl, View,
 };
 
 use crate::config::{
@@ -46,10 +46,16 @@ pub(crate) struct Backend {
     pub(crate) cache: Cache,
     /// How the database was when it was last asked.
     database_check: RwLock<Check>,
+    /// How many loads had succeeded when the database was last asked, and for how long none has while every place was taken.
+    stuck: RwLock<(u64, u32)>,
+    /// When a statement last failed for want of the database, and why; nothing once one was answered.
+    statements: RwLock<Option<(tokio::time::Instant, String)>>,
     /// What Redis said of itself when it was last asked, and after how many reconnects.
     redis_said: RwLock<Option<(u64, steadfast::Health)>>,
     health_timeout: Duration,
     outbox_lag_max: u64,
+    /// Loads at once.
+    places: usize,
 }
 
 /// The connection to Redis, as pages and checks show it.
@@ -59,6 +65,12 @@ pub(crate) struct RedisView {
     pub(crate) breaker: &'static str,
     pub(crate) rtt: Option<Duration>,
 }
+
+/// So many times in a row no load may succeed while every place is taken; it is looked at once a second.
+const STUCK_BEATS: u32 = 3;
+
+/// A failed statement is told of for so long.
+const FAILED_LATELY: Duration = Duration::from_secs(60);
 
 /// The database is given so long for a sign of life.
 const PING_LIMIT: Duration = Duration::from_secs(1);
@@ -72,6 +84,13 @@ impl Backend {
         // What its words do not tell, the database does: whether a query writes. No more of them load at once.
         let readers = u32::try_from(config.database.guard.concurrency).unwrap_or(u32::MAX);
         options.read_only_connections = Some(readers);
+        // Its caller has gone by then, and was told so: this is for what is left behind.
+        options.statement_limit = config.limits.request_timeout + Duration::from_secs(1);
+        let limits = config.ttl.values().map(|class| class.hard_limit);
+        options.query_limit = limits
+            .chain([options.query_limit])
+            .max()
+            .unwrap_or_default();
         options.tls = config.database.tls.as_ref().map(database_tls);
         let database = Database::connect(config.database.url.expose(), options)?;
         let cache = cache(config, database.clone(), client.clone()).await?;
@@ -81,6 +100,9 @@ impl Backend {
             cache,
             outbox_lag_max: crate::app::millis(config.cache.outbox_lag_max),
             redis_said: RwLock::default(),
+            stuck: RwLock::default(),
+            statements: RwLock::default(),
+            places: config.database.guard.concurrency,
             health_timeout: config.redis.health_timeout,
             // Not known is not good: what has not answered yet serves nobody.
             database_check: RwLock::new(Check::new(Status::Unhealthy, "not asked yet")),
@@ -188,6 +210,7 @@ impl Backend {
             ("breaker", breaker),
             ("outbox", self.outbox_check()),
             ("database", self.database_check.read().clone()),
+            ("statements", self.statements_check()),
         ]
     }
 
@@ -227,10 +250,64 @@ impl Backend {
         }
     }
 
+    /// A statement could not be run; what is the caller's fault says nothing of the database.
+    pub(crate) fn statement_failed(&self, error: &SourceError) {
+        if error.is_passing() {
+            *self.statements.write() = Some((tokio::time::Instant::now(), error.to_string()));
+        }
+    }
+
+    /// A statement was run.
+    pub(crate) fn statement_answered(&self) {
+        if self.statements.read().is_some() {
+            *self.statements.write() = None;
+        }
+    }
+
+    /// Queries may be answered while nothing can be written. What failed long ago, and was not tried since, is not known any more.
+    fn statements_check(&self) -> Check {
+        match &*self.statements.read() {
+            Some((at, error)) if at.elapsed() < FAILED_LATELY => Check::new(
+                Status::Degraded,
+                format!(
+                    "the last statement failed {:.0} s ago: {error}",
+                    at.elapsed().as_secs_f64()
+                ),
+            ),
+            _ => Check::new(
+                Status::Healthy,
+                "no statement has failed of late for want of the database",
+            ),
+        }
+    }
+
+    /// A database that answers a sign of life while every place for loads is taken by one that does not end answers no query.
+    fn is_stuck(&self) -> bool {
+        let status = self.cache.status();
+        let mut stuck = self.stuck.write();
+        let done = status.counts.loads - status.counts.loads_failed;
+        let full = status.guard.running >= self.places;
+        *stuck = if full && done == stuck.0 {
+            (done, stuck.1 + 1)
+        } else {
+            (done, 0)
+        };
+        stuck.1 >= STUCK_BEATS
+    }
+
     /// Asks the database for a sign of life and remembers the answer.
     pub(crate) async fn ask_database(&self) {
         let started = tokio::time::Instant::now();
+        let stuck = self.is_stuck();
         let check = match self.database.ping(PING_LIMIT).await {
+            Ok(()) if stuck => Check::new(
+                Status::Unhealthy,
+                format!(
+                    "{} answers, but every one of the {} places for loads has been taken for {STUCK_BEATS} s by queries that do not end",
+                    self.database.system(),
+                    self.places
+                ),
+            ),
             Ok(()) => Check::new(
                 Status::Healthy,
                 format!("{} answers", self.database.system()),

@@ -33,6 +33,8 @@ pub enum ProblemKind {
     Timeout,
     /// It contradicts what is already so.
     Conflict,
+    /// A fault of the service itself, such as a panic; the log says which.
+    Internal,
     /// A fault of HTTP itself, that needs no type of its own (`about:blank`).
     Plain,
 }
@@ -52,6 +54,7 @@ impl ProblemKind {
             Self::TooLarge => "too-large",
             Self::Timeout => "timeout",
             Self::Conflict => "conflict",
+            Self::Internal => "internal",
             Self::Plain => "plain",
         }
     }
@@ -68,6 +71,7 @@ impl ProblemKind {
             Self::TooLarge => "The request is too large",
             Self::Timeout => "It took too long",
             Self::Conflict => "It contradicts what is already so",
+            Self::Internal => "The service has a fault",
             Self::Plain => "The request cannot be served",
         }
     }
@@ -77,6 +81,7 @@ impl ProblemKind {
             Self::UnknownQuery => StatusCode::NOT_FOUND,
             Self::BadParameter | Self::Plain => StatusCode::BAD_REQUEST,
             Self::Overloaded | Self::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::TooManyRequests => StatusCode::TOO_MANY_REQUESTS,

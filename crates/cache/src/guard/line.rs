@@ -31,6 +31,10 @@ struct Lane {
     rate: f64,
     bucket: Bucket,
     waiting: BTreeMap<Place, oneshot::Sender<()>>,
+    /// When somebody of it was admitted last, or began to wait where nobody did.
+    moved: Instant,
+    /// Seconds between two admissions from the queue, of late.
+    pace: f64,
 }
 
 /// By urgency, then by order of arrival, the earlier the greater.
@@ -55,6 +59,8 @@ impl Line {
                 rate,
                 bucket: Bucket::full((rate / 10.0).max(1.0), now),
                 waiting: BTreeMap::new(),
+                moved: now,
+                pace: 0.0,
             }
         };
         Self {
@@ -71,7 +77,13 @@ impl Line {
         }
     }
 
-    pub(super) fn enter(&mut self, lane: usize, urgency: Urgency, now: Instant) -> Entry {
+    pub(super) fn enter(
+        &mut self,
+        lane: usize,
+        urgency: Urgency,
+        deadline: Instant,
+        now: Instant,
+    ) -> Entry {
         self.let_in(now);
         if self.running < self.concurrency
             && self.lanes[lane].is_open_to(urgency)
@@ -86,7 +98,13 @@ impl Line {
         let (turn, told) = oneshot::channel();
         self.arrivals += 1;
         let place = (urgency, Reverse(self.arrivals));
-        self.lanes[lane].waiting.insert(place, turn);
+        let lane = &mut self.lanes[lane];
+        if lane.waiting.is_empty() {
+            lane.moved = now;
+        } else if lane.is_too_long_for(urgency, deadline.saturating_duration_since(now)) {
+            return Entry::Full;
+        }
+        lane.waiting.insert(place, turn);
         Entry::Waiting(told)
     }
 
@@ -111,10 +129,16 @@ impl Line {
             }
             let turn = self.lanes[lane].waiting.remove(&place);
             if turn.is_some_and(|turn| turn.send(()).is_ok()) {
+                self.lanes[lane].move_on(now);
                 self.take(lane);
             }
         }
         None
+    }
+
+    /// When somebody was last admitted who stood before or beside those of this class who wait.
+    pub(super) fn moved(&self, lane: usize) -> Instant {
+        self.lanes[lane].moved
     }
 
     pub(super) fn leave(&mut self, lane: usize) {
@@ -228,6 +252,20 @@ impl Lane {
         self.has_room() && ahead.is_none_or(|(place, _)| place.0 < urgency)
     }
 
+    /// Whether at the pace of late nobody who comes now would be admitted in `time`, behind those who are wanted as much.
+    fn is_too_long_for(&self, urgency: Urgency, time: Duration) -> bool {
+        let too_many = |ahead: usize| ahead as f64 * self.pace > time.as_secs_f64();
+        // Counted only if all who wait would be too many.
+        too_many(self.waiting.len())
+            && too_many(self.waiting.range((urgency, Reverse(u64::MAX))..).count())
+    }
+
+    fn move_on(&mut self, now: Instant) {
+        let took = now.saturating_duration_since(self.moved).as_secs_f64();
+        self.pace += (took - self.pace) / 16.0;
+        self.moved = now;
+    }
+
     /// Who would go first; forgets those before him who have gone away.
     fn first(&mut self) -> Option<Place> {
         while let Some(first) = self.waiting.last_entry() {
@@ -273,6 +311,8 @@ mod tests {
     use super::*;
     use crate::cache::clock;
 
+    const LONG: Duration = Duration::from_secs(3600);
+
     fn line(concurrency: usize, rate: f64, waiting: usize) -> (Line, Instant) {
         let now = clock();
         (
@@ -304,7 +344,7 @@ mod tests {
         let (mut line, now) = line(3, 1e6, 10);
         assert_eq!(
             (0..10)
-                .filter(|_| admitted(line.enter(0, Urgency::Needed, now)))
+                .filter(|_| admitted(line.enter(0, Urgency::Needed, now + LONG, now)))
                 .count(),
             3
         );
@@ -315,7 +355,12 @@ mod tests {
         let (mut line, start) = line(1_000_000, 100.0, 0);
         let went = (0..1000)
             .filter(|ms| {
-                admitted(line.enter(0, Urgency::Needed, start + Duration::from_millis(*ms)))
+                admitted(line.enter(
+                    0,
+                    Urgency::Needed,
+                    start + LONG,
+                    start + Duration::from_millis(*ms),
+                ))
             })
             .count();
         assert!((105..=110).contains(&went), "{went}");
@@ -324,10 +369,10 @@ mod tests {
     #[test]
     fn k9_who_is_needed_goes_first_then_the_hottest() {
         let (mut line, now) = line(1, 1e6, 10);
-        assert!(admitted(line.enter(0, Urgency::Needed, now)));
-        let mut cold = queued(line.enter(0, Urgency::Refresh { heat: 1 }, now));
-        let mut hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now));
-        let mut needed = queued(line.enter(0, Urgency::Needed, now));
+        assert!(admitted(line.enter(0, Urgency::Needed, now + LONG, now)));
+        let mut cold = queued(line.enter(0, Urgency::Refresh { heat: 1 }, now + LONG, now));
+        let mut hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now + LONG, now));
+        let mut needed = queued(line.enter(0, Urgency::Needed, now + LONG, now));
         for turn in [&mut needed, &mut hot, &mut cold] {
             assert!(turn.try_recv().is_err());
             line.leave(0);
@@ -339,14 +384,14 @@ mod tests {
     #[test]
     fn k9_a_full_queue_pushes_out_the_coldest() {
         let (mut line, now) = line(1, 1e6, 2);
-        assert!(admitted(line.enter(0, Urgency::Needed, now)));
-        let mut coldest = queued(line.enter(0, Urgency::Refresh { heat: 1 }, now));
-        let _warm = queued(line.enter(0, Urgency::Refresh { heat: 5 }, now));
+        assert!(admitted(line.enter(0, Urgency::Needed, now + LONG, now)));
+        let mut coldest = queued(line.enter(0, Urgency::Refresh { heat: 1 }, now + LONG, now));
+        let _warm = queued(line.enter(0, Urgency::Refresh { heat: 5 }, now + LONG, now));
         assert!(matches!(
-            line.enter(0, Urgency::Refresh { heat: 0 }, now),
+            line.enter(0, Urgency::Refresh { heat: 0 }, now + LONG, now),
             Entry::Full
         ));
-        let _hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now));
+        let _hot = queued(line.enter(0, Urgency::Refresh { heat: 9 }, now + LONG, now));
         assert_eq!(
             coldest.try_recv(),
             Err(oneshot::error::TryRecvError::Closed)
@@ -359,12 +404,17 @@ mod tests {
         let reports = ClassGuard::new(1, 10.0);
         let lanes = [Some(reports), None];
         let mut line = Line::new(&GuardOptions::new(3, 1e6), &lanes, now);
-        assert!(admitted(line.enter(0, Urgency::Needed, now)));
-        let mut second = queued(line.enter(0, Urgency::Needed, now));
-        let mut third = queued(line.enter(0, Urgency::Needed, now));
-        assert!(admitted(line.enter(1, Urgency::Refresh { heat: 0 }, now)));
-        assert!(admitted(line.enter(1, Urgency::Needed, now)));
-        let mut other = queued(line.enter(1, Urgency::Refresh { heat: 0 }, now));
+        assert!(admitted(line.enter(0, Urgency::Needed, now + LONG, now)));
+        let mut second = queued(line.enter(0, Urgency::Needed, now + LONG, now));
+        let mut third = queued(line.enter(0, Urgency::Needed, now + LONG, now));
+        assert!(admitted(line.enter(
+            1,
+            Urgency::Refresh { heat: 0 },
+            now + LONG,
+            now
+        )));
+        assert!(admitted(line.enter(1, Urgency::Needed, now + LONG, now)));
+        let mut other = queued(line.enter(1, Urgency::Refresh { heat: 0 }, now + LONG, now));
         // A place of the whole is free, but none of the class that waited first.
         line.leave(1);
         assert_eq!(line.let_in(now), None);
@@ -395,7 +445,7 @@ mod tests {
         };
         for lane in 0..3 {
             assert_eq!(bound(lane, &mut line), None, "nothing runs");
-            assert!(admitted(line.enter(lane, Urgency::Needed, now)));
+            assert!(admitted(line.enter(lane, Urgency::Needed, now + LONG, now)));
         }
         let own = [
             Some(ClassBound::Concurrency(1)),
@@ -416,7 +466,9 @@ mod tests {
         let refresh = |line: &mut Line, from: u64| {
             let at = |ms| start + Duration::from_millis(from + ms);
             (0..1000)
-                .filter(|ms| admitted(line.enter(0, Urgency::Refresh { heat: 1 }, at(*ms))))
+                .filter(|ms| {
+                    admitted(line.enter(0, Urgency::Refresh { heat: 1 }, start + LONG, at(*ms)))
+                })
                 .count()
         };
         let first = refresh(&mut line, 0);
@@ -424,9 +476,37 @@ mod tests {
         assert!(admitted(line.enter(
             0,
             Urgency::Needed,
+            start + LONG,
             start + Duration::from_secs(1)
         )));
         let fourth = refresh(&mut line, 3000);
         assert!((600..=900).contains(&fourth), "{fourth}");
+    }
+
+    #[test]
+    fn k9_who_could_not_be_admitted_in_time_at_the_pace_of_late_is_refused_at_once() {
+        let (mut line, start) = line(1, 1e6, 10_000);
+        let at = |ms| start + Duration::from_millis(ms);
+        let deadline = |ms: u64| at(ms + 1000);
+        assert!(admitted(line.enter(0, Urgency::Needed, deadline(0), at(0))));
+        let mut kept = Vec::new();
+        for _ in 0..2000 {
+            kept.push(queued(line.enter(0, Urgency::Needed, deadline(0), at(0))));
+        }
+        // One in a hundredth of a second: a hundred in a second.
+        for n in 1..=200 {
+            line.leave(0);
+            line.let_in(at(n * 10));
+            assert_eq!(line.moved(0), at(n * 10));
+        }
+        let enter = |line: &mut Line, urgency| line.enter(0, urgency, deadline(2000), at(2000));
+        assert!(matches!(enter(&mut line, Urgency::Needed), Entry::Full));
+        kept.truncate(290);
+        line.lanes[0].waiting.retain(|_, turn| !turn.is_closed());
+        assert_eq!(line.waiting(), 90);
+        assert!(matches!(
+            enter(&mut line, Urgency::Needed),
+            Entry::Waiting(_)
+        ));
     }
 }

@@ -6,6 +6,7 @@
 //!
 //! Pools connect on first use, so a process starts, in whatever state the database is.
 
+mod lent;
 #[cfg(feature = "mysql")]
 mod mysql;
 mod param;
@@ -14,15 +15,18 @@ mod postgres;
 mod pulse;
 mod reserved;
 mod row;
+mod rows;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod tls;
 mod tx;
 mod typed;
 
+pub use lent::{Kind, Lent};
 pub use param::{Param, ParamType};
 pub(crate) use reserved::{Reserved, Session, SessionLimits};
 pub use row::Row;
+pub use rows::{Bounds, Selected};
 pub use tls::{DatabaseTls, DatabaseTlsMode};
 pub use tx::Tx;
 
@@ -38,6 +42,8 @@ use sqlx::MySqlPool;
 use sqlx::PgPool;
 #[cfg(feature = "sqlite")]
 use sqlx::SqlitePool;
+#[cfg(feature = "postgres")]
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::sync::OnceCell;
 
@@ -47,10 +53,14 @@ pub struct Database {
     pool: Pool,
     /// Connections that may only read.
     readers: Option<Pool>,
+    /// What connections to PostgreSQL are opened with where no startup options are taken.
+    #[cfg(feature = "postgres")]
+    plain: Arc<PgConnectOptions>,
     pulse: Pulse,
     /// Set once a SQLite file is there.
     opened: Arc<OnceCell<()>>,
     query_limit: Duration,
+    statement_limit: Duration,
 }
 
 /// The pool inside a [`Database`].
@@ -76,13 +86,18 @@ pub struct DatabaseOptions {
     pub max_connections: u32,
     /// A caller waits this long for a connection. Default 1 s. A SQLite file is opened the first time, and made, within `query_limit` instead.
     pub acquire_timeout: Duration,
-    /// One statement of the cache's own may take this long. Default 5 s.
+    /// A query ([`Database::select`]), and each statement of the cache's own, may take this long. Default 5 s. It is stopped in the database then, and
+    /// when nobody waits for it any more: `pg_cancel_backend`, `KILL`, or SQLite's progress handler, by a connection that is opened for it.
     pub query_limit: Duration,
+    /// A statement in a transaction ([`Tx`]) may take this long. Default 60 s. It is stopped in the database then, and when the transaction is dropped;
+    /// PostgreSQL ends by itself what takes longer, or does nothing for as long, also if this process is gone.
+    pub statement_limit: Duration,
     /// TLS towards PostgreSQL, MySQL and MariaDB. Default none: what the URL says, or else TLS if the server can.
     pub tls: Option<DatabaseTls>,
     /// So many connections beside the pool's, on which the database itself refuses whatever would write, be it a SELECT of a function that does
     /// ([`SourceError::writes`]); [`Database::select`] then runs on these. Default none: it runs on the pool's, and what writes, writes. Costs no round
-    /// trip of a query, and keeps what writes from waiting behind what reads. PostgreSQL is told so by the startup parameter `options`.
+    /// trip of a query, and keeps what writes from waiting behind what reads. PostgreSQL is told so by the startup parameter `options`, or in a transaction of
+    /// each query where a pooler takes none.
     pub read_only_connections: Option<u32>,
 }
 
@@ -92,6 +107,7 @@ impl Default for DatabaseOptions {
             max_connections: 10,
             acquire_timeout: Duration::from_secs(1),
             query_limit: Duration::from_secs(5),
+            statement_limit: Duration::from_secs(60),
             tls: None,
             read_only_connections: None,
         }
@@ -172,6 +188,15 @@ pub enum SourceError {
         /// The column and what is wrong with it.
         problem: serde_json::Error,
     },
+    /// The transaction has ended: the database rolled it back by itself, or a statement of it ran out of time.
+    #[error("the transaction has ended already, and nothing of it was kept")]
+    Ended,
+    /// One row alone is larger than what may be kept of the whole result.
+    #[error("a row is larger than the {bytes} bytes that a result may have")]
+    RowTooLarge {
+        /// The bound, [`Bounds::bytes`].
+        bytes: usize,
+    },
     /// The database, or the way to it, refused.
     #[error("the database refused: {}", tls::explain(.0))]
     Sql(#[from] sqlx::Error),
@@ -182,10 +207,10 @@ impl SourceError {
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
-            Self::Timeout { .. } => true,
-            Self::Sql(sqlx::Error::Database(error)) => error
-                .code()
-                .is_some_and(|code| PASSING_CODES.contains(&&*code)),
+            Self::Timeout { .. } | Self::Ended => true,
+            Self::Sql(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| is_passing_code(&code))
+            }
             Self::Sql(error) => {
                 matches!(
                     error,
@@ -229,13 +254,19 @@ impl Database {
             }
         }
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);
+        #[cfg(feature = "postgres")]
+        let mut plain = PgConnectOptions::new_without_pgpass();
         let (pool, readers) = match scheme {
             #[cfg(feature = "sqlite")]
             "sqlite" => sqlite::connect(parse(url)?, &options),
             #[cfg(feature = "mysql")]
             "mysql" | "mariadb" => mysql::connect(parse(url)?, &options),
             #[cfg(feature = "postgres")]
-            "postgres" | "postgresql" => postgres::connect(parse(url)?, &options),
+            "postgres" | "postgresql" => {
+                let pools = postgres::connect(parse(url)?, &options);
+                plain = pools.plain;
+                (pools.pool, pools.readers)
+            }
             _ => {
                 let problem = unknown(scheme);
                 return Err(SourceError::Url { problem });
@@ -244,9 +275,12 @@ impl Database {
         Ok(Self {
             pool,
             readers,
+            #[cfg(feature = "postgres")]
+            plain: Arc::new(plain),
             pulse: Pulse::default(),
             opened: Arc::default(),
             query_limit: options.query_limit,
+            statement_limit: options.statement_limit,
         })
     }
 
@@ -269,15 +303,30 @@ impl Database {
         }
     }
 
-    /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout.
+    /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout. What PostgreSQL's opens from now on gets a setting
+    /// of ours, `steadfast.session`, by which a session that is shared is told from one of its own.
     #[must_use]
     pub fn from_pool(pool: Pool) -> Self {
+        #[cfg(feature = "postgres")]
+        let plain = match &pool {
+            Pool::Postgres(pool) => {
+                let plain = (*pool.connect_options()).clone();
+                pool.set_connect_options(postgres::mark(plain.clone()));
+                plain
+            }
+            #[allow(unreachable_patterns)]
+            _ => PgConnectOptions::new_without_pgpass(),
+        };
+        let defaults = DatabaseOptions::default();
         Self {
             pool,
             readers: None,
+            #[cfg(feature = "postgres")]
+            plain: Arc::new(plain),
             pulse: Pulse::default(),
             opened: Arc::new(OnceCell::new_with(Some(()))),
-            query_limit: DatabaseOptions::default().query_limit,
+            query_limit: defaults.query_limit,
+            statement_limit: defaults.statement_limit,
         }
     }
 
@@ -306,15 +355,18 @@ impl Database {
     /// # Errors
     /// [`SourceError::Timeout`], or what the database said.
     pub async fn begin(&self) -> Result<Tx, SourceError> {
+        let limit = self.statement_limit;
         let begin = async {
             self.opened().await?;
             Ok(match self.pool {
                 #[cfg(feature = "sqlite")]
-                Pool::Sqlite(ref pool) => Tx::Sqlite(pool.begin_with("BEGIN IMMEDIATE").await?),
+                Pool::Sqlite(ref pool) => Tx::Sqlite(sqlite::begin(pool, limit).await?),
                 #[cfg(feature = "mysql")]
-                Pool::MySql(ref pool) => Tx::MySql(pool.begin().await?),
+                Pool::MySql(ref pool) => Tx::MySql(mysql::begin(pool, limit).await?),
                 #[cfg(feature = "postgres")]
-                Pool::Postgres(ref pool) => Tx::Postgres(pool.begin().await?),
+                Pool::Postgres(ref pool) => {
+                    Tx::Postgres(postgres::begin(self.way(pool, limit, false)).await?)
+                }
             })
         };
         within(self.query_limit, begin).await
@@ -331,7 +383,7 @@ impl Database {
         self.select_at_most(usize::MAX, sql, params).await
     }
 
-    /// As [`select`](Self::select), but no more than the first `most` rows are fetched: it bounds what a query may take of memory.
+    /// As [`select`](Self::select), but no more than the first `most` rows are fetched.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -341,10 +393,25 @@ impl Database {
         sql: &str,
         params: &[Param],
     ) -> Result<Vec<Row>, SourceError> {
-        match within(self.query_limit, self.select_once(most, sql, params)).await {
+        let bounds = Bounds::new(most, usize::MAX);
+        Ok(self.select_within(bounds, sql, params).await?.rows)
+    }
+
+    /// As [`select`](Self::select), but keeps no more than `bounds`, and stops the database where there is more: it bounds what a query may take of memory
+    /// here and of time there.
+    ///
+    /// # Errors
+    /// See [`SourceError`].
+    pub async fn select_within(
+        &self,
+        bounds: Bounds,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Selected, SourceError> {
+        match within(self.query_limit, self.select_once(bounds, sql, params)).await {
             Err(error) if may_be_repeated(sql, &error) => {
                 tracing::debug!(%error, "a query is asked once more");
-                within(self.query_limit, self.select_once(most, sql, params)).await
+                within(self.query_limit, self.select_once(bounds, sql, params)).await
             }
             other => other,
         }
@@ -352,20 +419,49 @@ impl Database {
 
     async fn select_once(
         &self,
-        most: usize,
+        bounds: Bounds,
         sql: &str,
         params: &[Param],
-    ) -> Result<Vec<Row>, SourceError> {
+    ) -> Result<Selected, SourceError> {
         self.opened().await?;
-        let sql = AssertSqlSafe(sql.to_owned());
+        let safe = || AssertSqlSafe(sql.to_owned());
+        let (limit, only_reads) = (self.query_limit, self.readers.is_some());
         match *self.readers.as_ref().unwrap_or(&self.pool) {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(ref pool) => sqlite::select(pool, sql, params, most).await,
+            Pool::Sqlite(ref pool) => sqlite::read(pool, safe(), params, bounds, limit).await,
             #[cfg(feature = "mysql")]
-            Pool::MySql(ref pool) => mysql::select(pool, sql, params, most).await,
+            Pool::MySql(ref pool) => {
+                mysql::read(pool, safe(), params, bounds, (limit, only_reads)).await
+            }
             #[cfg(feature = "postgres")]
-            Pool::Postgres(ref pool) => postgres::select(pool, sql, params, most).await,
+            Pool::Postgres(ref pool) => {
+                let way = self.way(pool, limit, only_reads);
+                postgres::read(way, sql, params, bounds).await
+            }
         }
+    }
+
+    #[cfg(feature = "postgres")]
+    fn way<'a>(&'a self, pool: &'a PgPool, limit: Duration, only_reads: bool) -> postgres::Way<'a> {
+        postgres::Way {
+            pool,
+            plain: &self.plain,
+            limit,
+            only_reads,
+        }
+    }
+
+    /// Connections on which queries can run at the same time.
+    pub(crate) fn width(&self) -> usize {
+        let most = match *self.readers.as_ref().unwrap_or(&self.pool) {
+            #[cfg(feature = "sqlite")]
+            Pool::Sqlite(ref pool) => pool.options().get_max_connections(),
+            #[cfg(feature = "mysql")]
+            Pool::MySql(ref pool) => pool.options().get_max_connections(),
+            #[cfg(feature = "postgres")]
+            Pool::Postgres(ref pool) => pool.options().get_max_connections(),
+        };
+        usize::try_from(most).unwrap_or(usize::MAX)
     }
 
     /// Opens a SQLite file the first time beside the pool: making one syncs it four times, and on a slow disk that takes longer than anyone
@@ -389,9 +485,14 @@ impl Database {
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.
     pub async fn ping(&self, limit: Duration) -> Result<(), SourceError> {
-        self.pulse
-            .feel(&self.pool, self.readers.as_ref(), limit)
-            .await
+        let way = pulse::Way {
+            pool: self.readers.as_ref().unwrap_or(&self.pool),
+            only_reads: self.readers.is_some(),
+            #[cfg(feature = "postgres")]
+            plain: &self.plain,
+            query_limit: self.query_limit,
+        };
+        self.pulse.feel(way, limit).await
     }
 
     pub(crate) fn query_limit(&self) -> Duration {
@@ -414,15 +515,21 @@ impl Database {
     }
 }
 
+/// The first word, in capitals.
+fn first_word(sql: &str) -> String {
+    let letters = sql.trim_start_matches(|c: char| c.is_whitespace() || c == '(');
+    let end = letters.find(|c: char| !c.is_ascii_alphabetic());
+    letters[..end.unwrap_or(letters.len())].to_ascii_uppercase()
+}
+
 /// What begins with SELECT changes nothing, or is the caller's to answer for.
 fn may_be_repeated(sql: &str, error: &SourceError) -> bool {
-    let first = sql.split_whitespace().next().unwrap_or_default();
     let passing = match error {
         SourceError::Sql(sqlx::Error::Io(_)) => true,
         SourceError::Sql(sqlx::Error::Database(_)) => error.is_passing(),
         _ => false,
     };
-    passing && first.eq_ignore_ascii_case("select")
+    passing && first_word(sql) == "SELECT"
 }
 
 /// Runs with a limit on time.
@@ -454,10 +561,21 @@ fn unknown(scheme: &str) -> String {
     format!("this program was built without the feature `{feature}` of steadfast-cache")
 }
 
-/// Codes of errors that pass by themselves. SQLite: busy, locked. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide).
-/// PostgreSQL: serialization failure, deadlock, too many connections, starting up or shutting down.
+/// How much later than this process the database itself ends what takes too long, so that it is this process that says so.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// Whether an error with this code passes by itself. SQLite: busy, locked, interrupted, trouble with the file, a disk that is full; its codes have at
+/// most four digits, of which the lowest byte tells the kind. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide). PostgreSQL: serialization
+/// failure, deadlock, too many connections, a disk that is full, starting up or shutting down. Both: stopped for want of time.
+fn is_passing_code(code: &str) -> bool {
+    let sqlite = code.parse::<u32>().ok().filter(|_| code.len() <= 4);
+    sqlite.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14))
+        || PASSING_CODES.contains(&code)
+}
+
 const PASSING_CODES: &[&str] = &[
-    "5", "6", "261", "517", "40001", "40P01", "53300", "57P01", "57P02", "57P03", "08004",
+    "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "08004", "25P03",
+    "70100",
 ];
 
 #[cfg(test)]

@@ -1,11 +1,18 @@
 //! MySQL and MariaDB.
 
-use futures_util::{StreamExt, TryStreamExt};
-use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
-use sqlx::{AssertSqlSafe, Executor, MySql, MySqlConnection};
+use std::sync::Arc;
+use std::time::Duration;
 
+use sqlx::mysql::{MySqlConnectOptions, MySqlPoolOptions};
+use sqlx::{
+    AssertSqlSafe, ConnectOptions, Connection, Executor, MySql, MySqlConnection, MySqlPool,
+    Row as _,
+};
+
+use super::lent::{Kind, Lent, State, may_go_back, sealed};
 use super::row::mysql::row as json;
-use super::{DatabaseOptions, Executed, Param, Pool, Row, SourceError, param};
+use super::rows::{Bounds, Rest, Selected, gather};
+use super::{DatabaseOptions, Executed, GRACE, Param, Pool, SourceError, param};
 
 /// The pool, and one of connections that only read, if there are to be any.
 pub(super) fn connect(
@@ -21,47 +28,138 @@ pub(super) fn connect(
             .max_connections(connections)
             .acquire_timeout(limits.acquire_timeout)
     };
+    let limit = limits.query_limit;
     let readers = limits.read_only_connections.map(|connections| {
-        let only_reads =
-            pool(connections).after_connect(|connection, _| Box::pin(only_read(connection)));
+        // Each query begins with a question, which finds out what is dead.
+        let only_reads = pool(connections)
+            .test_before_acquire(false)
+            .after_connect(move |connection, _| Box::pin(only_read(connection, limit)));
         Pool::MySql(only_reads.connect_lazy_with(options.clone()))
     });
-    let writers = pool(limits.max_connections).connect_lazy_with(options);
-    (Pool::MySql(writers), readers)
+    let writers = pool(limits.max_connections)
+        .after_release(|connection, _| Box::pin(may_go_back(connection)));
+    (Pool::MySql(writers.connect_lazy_with(options)), readers)
 }
 
-pub(super) async fn only_read(connection: &mut MySqlConnection) -> Result<(), sqlx::Error> {
+/// Lets a session only read, and each query run no longer than `limit`, of which MariaDB and MySQL have different words.
+pub(super) async fn only_read(
+    connection: &mut MySqlConnection,
+    limit: Duration,
+) -> Result<(), sqlx::Error> {
+    let limit = limit + GRACE;
+    let sql = format!(
+        "SET /*M!100101 SESSION max_statement_time = {}, */ /*!50708 SESSION max_execution_time = {}, */ \
+         SESSION net_write_timeout = 60",
+        limit.as_secs_f64(),
+        limit.as_millis()
+    );
+    connection.execute(AssertSqlSafe(sql)).await?;
     let sql = "SET SESSION TRANSACTION READ ONLY";
     connection.execute(sql).await.map(|_| ())
 }
 
-pub(super) async fn select<'e, E>(
-    executor: E,
-    sql: AssertSqlSafe<String>,
-    params: &[Param],
-    most: usize,
-) -> Result<Vec<Row>, SourceError>
-where
-    E: Executor<'e, Database = MySql>,
-{
-    sqlx::query_with(sql, param::mysql(params)?)
-        .fetch(executor)
-        .map(|row| json(&row?))
-        .take(most)
-        .try_collect()
-        .await
+impl sealed::Sealed for MySql {}
+
+impl Kind for MySql {
+    type Stop = (Arc<MySqlConnectOptions>, u64);
+
+    async fn stop((options, id): Self::Stop) {
+        let stopping = async {
+            let mut other = options.connect().await?;
+            // The whole connection: it is not used again.
+            other.execute(AssertSqlSafe(format!("KILL {id}"))).await?;
+            other.close().await
+        };
+        if let Err(error) = stopping.await {
+            tracing::debug!(%error, "a statement in MySQL could not be stopped");
+        }
+    }
 }
 
-pub(super) async fn execute<'e, E>(
-    executor: E,
+/// Runs a query. On connections that are only for this the server itself stops at one row more than is kept.
+pub(super) async fn read(
+    pool: &MySqlPool,
     sql: AssertSqlSafe<String>,
     params: &[Param],
-) -> Result<Executed, SourceError>
-where
-    E: Executor<'e, Database = MySql>,
-{
+    bounds: Bounds,
+    (limit, only_reads): (Duration, bool),
+) -> Result<Selected, SourceError> {
+    let most = match bounds.rows.checked_add(1) {
+        Some(most) if only_reads => format!("SET sql_select_limit = {most}; "),
+        None if only_reads => "SET sql_select_limit = DEFAULT; ".to_owned(),
+        _ => String::new(),
+    };
+    let mut held = taken(pool, limit, &most).await?;
+    held.set(State::Asked);
+    let query = sqlx::query_with(sql, param::mysql(params)?);
+    let read = gather(query.fetch(&mut *held), bounds, Rest::Left, json).await;
+    let (result, ended) = match read {
+        Ok((selected, ended)) => (Ok(selected), ended),
+        Err((error, ended)) => (Err(error), ended),
+    };
+    if ended {
+        held.set(State::Free);
+    }
+    result
+}
+
+/// Begins a transaction.
+pub(super) async fn begin(pool: &MySqlPool, limit: Duration) -> Result<Lent<MySql>, SourceError> {
+    let mut held = taken(pool, limit, "").await?;
+    held.begin("BEGIN").await?;
+    Ok(held)
+}
+
+/// A connection that answers, and of which it is known how to stop it. Those that were cut off meanwhile are thrown away, however many they are.
+async fn taken(
+    pool: &MySqlPool,
+    limit: Duration,
+    before: &str,
+) -> Result<Lent<MySql>, SourceError> {
+    let mut dead = pool.options().get_max_connections();
+    let sql = format!("{before}SELECT CONNECTION_ID()");
+    loop {
+        let mut held = Lent::new(pool.acquire().await?, limit);
+        let asked = sqlx::raw_sql(AssertSqlSafe(sql.clone()));
+        match asked.fetch_one(&mut *held).await {
+            Err(sqlx::Error::Io(_) | sqlx::Error::Tls(_)) if dead > 0 => dead -= 1,
+            asked => {
+                held.can_be_stopped((pool.connect_options(), asked?.try_get_unchecked(0)?));
+                held.set(State::Free);
+                return Ok(held);
+            }
+        }
+    }
+}
+
+/// Whether the server has rolled the whole transaction back, so that what follows would be kept at once: it was the victim of a deadlock.
+pub(super) fn has_ended(error: &SourceError) -> bool {
+    let SourceError::Sql(sqlx::Error::Database(error)) = error else {
+        return false;
+    };
+    error.code().is_some_and(|code| code == "40001")
+}
+
+/// Runs a statement that hands rows back, within a transaction.
+pub(super) async fn select(
+    connection: &mut MySqlConnection,
+    sql: AssertSqlSafe<String>,
+    params: &[Param],
+    bounds: Bounds,
+) -> Result<Selected, SourceError> {
+    let query = sqlx::query_with(sql, param::mysql(params)?);
+    let read = gather(query.fetch(connection), bounds, Rest::Read, json).await;
+    read.map(|(selected, _)| selected)
+        .map_err(|(error, _)| error)
+}
+
+pub(super) async fn execute(
+    connection: &mut MySqlConnection,
+    sql: AssertSqlSafe<String>,
+    params: &[Param],
+) -> Result<Executed, SourceError> {
     let done = sqlx::query_with(sql, param::mysql(params)?)
-        .execute(executor)
+        .execute(connection)
         .await?;
     let id = i64::try_from(done.last_insert_id())
         .ok()

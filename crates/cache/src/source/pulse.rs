@@ -13,16 +13,30 @@ use sqlx::MySqlConnection;
 use sqlx::PgConnection;
 #[cfg(feature = "sqlite")]
 use sqlx::SqliteConnection;
+#[cfg(feature = "postgres")]
+use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tokio::sync::Mutex;
 
 #[cfg(feature = "mysql")]
 use super::mysql;
+#[cfg(feature = "postgres")]
+use super::postgres;
 use super::{Pool, SourceError, within};
 
 /// The connection, opened when it is first needed and again after it has failed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pulse(Arc<Mutex<Option<Line>>>);
+
+/// How the connection is opened: as those of queries are.
+#[derive(Clone, Copy)]
+pub(super) struct Way<'a> {
+    pub(super) pool: &'a Pool,
+    pub(super) only_reads: bool,
+    #[cfg(feature = "postgres")]
+    pub(super) plain: &'a PgConnectOptions,
+    pub(super) query_limit: Duration,
+}
 
 #[derive(Debug)]
 enum Line {
@@ -35,18 +49,13 @@ enum Line {
 }
 
 impl Pulse {
-    pub(super) async fn feel(
-        &self,
-        pool: &Pool,
-        readers: Option<&Pool>,
-        limit: Duration,
-    ) -> Result<(), SourceError> {
+    pub(super) async fn feel(&self, way: Way<'_>, limit: Duration) -> Result<(), SourceError> {
         within(limit, async {
             let mut kept = self.0.lock().await;
             // Taken out: whoever gives up half way leaves no connection in an unknown state behind.
             let mut line = match kept.take() {
                 Some(line) => line,
-                None => match Line::open(pool, readers).await {
+                None => match Line::open(way).await {
                     Err(error) if is_full(&error) => return Ok(()),
                     opened => opened?,
                 },
@@ -64,8 +73,8 @@ impl Pulse {
 }
 
 impl Line {
-    async fn open(pool: &Pool, readers: Option<&Pool>) -> Result<Self, sqlx::Error> {
-        Ok(match *readers.unwrap_or(pool) {
+    async fn open(way: Way<'_>) -> Result<Self, sqlx::Error> {
+        Ok(match *way.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(ref pool) => {
                 Self::Sqlite(Box::new(pool.connect_options().connect().await?))
@@ -73,14 +82,14 @@ impl Line {
             #[cfg(feature = "mysql")]
             Pool::MySql(ref pool) => {
                 let mut connection = pool.connect_options().connect().await?;
-                if readers.is_some() {
-                    mysql::only_read(&mut connection).await?;
+                if way.only_reads {
+                    mysql::only_read(&mut connection, way.query_limit).await?;
                 }
                 Self::MySql(Box::new(connection))
             }
             #[cfg(feature = "postgres")]
             Pool::Postgres(ref pool) => {
-                Self::Postgres(Box::new(pool.connect_options().connect().await?))
+                Self::Postgres(Box::new(postgres::open(pool, way.plain).await?))
             }
         })
     }

@@ -113,7 +113,7 @@ impl Database {
 
 impl Reserved {
     /// A session outside any transaction.
-    pub(crate) async fn session(&self) -> Result<Session, SourceError> {
+    async fn session(&self) -> Result<Session, SourceError> {
         self.database.opened().await?;
         let connection = match self.pool {
             #[cfg(feature = "sqlite")]
@@ -121,12 +121,26 @@ impl Reserved {
             #[cfg(feature = "mysql")]
             Pool::MySql(ref pool) => Held::MySql(pool.acquire().await?),
             #[cfg(feature = "postgres")]
-            Pool::Postgres(ref pool) => Held::Postgres(pool.acquire().await?),
+            Pool::Postgres(ref pool) => {
+                Held::Postgres(postgres::acquire(pool, &self.database.plain).await?)
+            }
         };
         Ok(Session {
             connection: Some(connection),
             ended: false,
         })
+    }
+
+    /// A session for queries that change nothing. In PostgreSQL it is a transaction: without one, whatever shares sessions may run another's
+    /// statement.
+    pub(crate) async fn reading(&self) -> Result<Session, SourceError> {
+        #[allow(unused_mut)]
+        let mut session = self.session().await?;
+        #[cfg(feature = "postgres")]
+        if matches!(self.pool, Pool::Postgres(_)) {
+            session.run("BEGIN").await?;
+        }
+        Ok(session)
     }
 
     /// Begins a transaction that is about to write, under the limits, in one round trip.
@@ -191,14 +205,12 @@ impl Session {
         let sql = self.placed(sql);
         match *self.held() {
             #[cfg(feature = "sqlite")]
-            Held::Sqlite(ref mut connection) => {
-                sqlite::execute(&mut **connection, sql, params).await
-            }
+            Held::Sqlite(ref mut connection) => sqlite::execute(connection, sql, params).await,
             #[cfg(feature = "mysql")]
-            Held::MySql(ref mut connection) => mysql::execute(&mut **connection, sql, params).await,
+            Held::MySql(ref mut connection) => mysql::execute(connection, sql, params).await,
             #[cfg(feature = "postgres")]
             Held::Postgres(ref mut connection) => {
-                postgres::execute(&mut **connection, sql, params).await
+                postgres::execute(connection, sql, params, false).await
             }
         }
     }
@@ -225,7 +237,13 @@ impl Session {
             #[cfg(feature = "mysql")]
             Held::MySql(ref mut connection) => rows!(connection),
             #[cfg(feature = "postgres")]
-            Held::Postgres(ref mut connection) => rows!(connection),
+            Held::Postgres(ref mut connection) => {
+                let query = params
+                    .iter()
+                    .fold(sqlx::query_as(sql), |query, param| query.bind(*param));
+                // Without a name: a session that is shared may have another's statement of that name.
+                query.persistent(false).fetch_all(&mut **connection).await?
+            }
         })
     }
 
@@ -243,9 +261,14 @@ impl Session {
         Ok(())
     }
 
-    /// Gives the connection back after a query outside any transaction.
-    pub(crate) fn end(mut self) {
+    /// Gives the connection back after queries that changed nothing.
+    pub(crate) async fn end(mut self) -> Result<(), SourceError> {
+        #[cfg(feature = "postgres")]
+        if matches!(self.connection, Some(Held::Postgres(_))) {
+            self.run("COMMIT").await?;
+        }
         self.ended = true;
+        Ok(())
     }
 
     fn held(&mut self) -> &mut Held {

@@ -1,22 +1,24 @@
 //! A transaction of any of the databases.
 
+use sqlx::AssertSqlSafe;
 #[cfg(feature = "mysql")]
 use sqlx::MySql;
 #[cfg(feature = "postgres")]
 use sqlx::Postgres;
 #[cfg(feature = "sqlite")]
 use sqlx::Sqlite;
-use sqlx::{AssertSqlSafe, Transaction};
 
+use super::lent::{Lent, State};
 #[cfg(feature = "mysql")]
 use super::mysql;
 #[cfg(feature = "postgres")]
 use super::postgres;
+use super::rows::{Bounds, Selected};
 #[cfg(feature = "sqlite")]
 use super::sqlite;
 use super::{Executed, Param, Row, SourceError};
 
-/// A transaction, rolled back when dropped. The variants hold sqlx's own, for use with everything that takes one:
+/// A transaction, rolled back when dropped. The variants hold a connection of sqlx, for use with everything that takes one:
 ///
 /// ```no_run
 /// # #[cfg(feature = "sqlite")]
@@ -31,79 +33,130 @@ use super::{Executed, Param, Row, SourceError};
 pub enum Tx {
     /// SQLite's.
     #[cfg(feature = "sqlite")]
-    Sqlite(Transaction<'static, Sqlite>),
+    Sqlite(Lent<Sqlite>),
     /// MySQL's or MariaDB's.
     #[cfg(feature = "mysql")]
-    MySql(Transaction<'static, MySql>),
+    MySql(Lent<MySql>),
     /// PostgreSQL's.
     #[cfg(feature = "postgres")]
-    Postgres(Transaction<'static, Postgres>),
+    Postgres(Lent<Postgres>),
 }
 
 impl Tx {
-    /// Runs a statement.
+    /// Runs a statement, within [`DatabaseOptions::statement_limit`](super::DatabaseOptions::statement_limit). After that time, or once the database has
+    /// ended the transaction by itself, the transaction can only be dropped.
     ///
     /// # Errors
-    /// What the database said.
+    /// What the database said; [`SourceError::Timeout`]; [`SourceError::Ended`].
     pub async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<Executed, SourceError> {
         let sql = AssertSqlSafe(sql.to_owned());
-        match *self {
+        let done = match *self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => sqlite::execute(&mut **tx, sql, params).await,
+            Self::Sqlite(ref mut tx) => {
+                tx.ask(async |tx| sqlite::execute(tx, sql, params).await)
+                    .await
+            }
             #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => mysql::execute(&mut **tx, sql, params).await,
+            Self::MySql(ref mut tx) => {
+                tx.ask(async |tx| mysql::execute(tx, sql, params).await)
+                    .await
+            }
             #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut tx) => postgres::execute(&mut **tx, sql, params).await,
-        }
+            Self::Postgres(ref mut tx) => {
+                let kept = tx.keeps_statements();
+                tx.ask(async |tx| postgres::execute(tx, sql, params, kept).await)
+                    .await
+            }
+        };
+        self.heed(done).await
     }
 
     /// Runs a query, or a statement with RETURNING, and gives its rows as [`Database::select`](super::Database::select) does.
     ///
     /// # Errors
-    /// What the database said.
+    /// As [`execute`](Self::execute).
     pub async fn select(&mut self, sql: &str, params: &[Param]) -> Result<Vec<Row>, SourceError> {
-        let sql = AssertSqlSafe(sql.to_owned());
-        match *self {
+        let selected = self.select_within(Bounds::NONE, sql, params).await?;
+        Ok(selected.rows)
+    }
+
+    /// As [`select`](Self::select), but keeps no more than `bounds`; the statement runs to its end all the same.
+    ///
+    /// # Errors
+    /// As [`execute`](Self::execute), and [`SourceError::RowTooLarge`].
+    pub async fn select_within(
+        &mut self,
+        bounds: Bounds,
+        sql: &str,
+        params: &[Param],
+    ) -> Result<Selected, SourceError> {
+        let safe = || AssertSqlSafe(sql.to_owned());
+        let selected = match *self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => sqlite::select(&mut **tx, sql, params, usize::MAX).await,
+            Self::Sqlite(ref mut tx) => {
+                tx.ask(async |tx| sqlite::select(tx, safe(), params, bounds).await)
+                    .await
+            }
             #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => mysql::select(&mut **tx, sql, params, usize::MAX).await,
+            Self::MySql(ref mut tx) => {
+                tx.ask(async |tx| mysql::select(tx, safe(), params, bounds).await)
+                    .await
+            }
             #[cfg(feature = "postgres")]
             Self::Postgres(ref mut tx) => {
-                postgres::select(&mut **tx, sql, params, usize::MAX).await
+                tx.ask(async |tx| postgres::select(tx, sql, params, bounds).await)
+                    .await
+            }
+        };
+        self.heed(selected).await
+    }
+
+    /// After a failed statement, learns whether the database has ended the transaction with it: what came next would be no part of any.
+    async fn heed<T>(&mut self, result: Result<T, SourceError>) -> Result<T, SourceError> {
+        if let Err(error) = &result {
+            match *self {
+                #[cfg(feature = "sqlite")]
+                Self::Sqlite(ref mut tx) if tx.state() == State::Open => {
+                    tx.set(State::Spoilt);
+                    if !sqlite::has_ended(tx).await {
+                        tx.set(State::Open);
+                    }
+                }
+                #[cfg(feature = "mysql")]
+                Self::MySql(ref mut tx) if mysql::has_ended(error) => tx.set(State::Spoilt),
+                _ => {}
             }
         }
+        result
     }
 
     /// Commits.
     ///
     /// # Errors
     /// What the database said; whether the transaction was committed may then be unknown.
-    pub async fn commit(self) -> Result<(), SourceError> {
+    pub async fn commit(mut self) -> Result<(), SourceError> {
         match self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Sqlite(ref mut tx) => tx.commit().await,
             #[cfg(feature = "mysql")]
-            Self::MySql(tx) => tx.commit().await?,
+            Self::MySql(ref mut tx) => tx.commit().await,
             #[cfg(feature = "postgres")]
-            Self::Postgres(tx) => tx.commit().await?,
+            Self::Postgres(ref mut tx) => tx.commit().await,
         }
-        Ok(())
     }
 
     /// Rolls back at once, rather than when the connection is next used.
     ///
     /// # Errors
     /// What the database said.
-    pub async fn rollback(self) -> Result<(), SourceError> {
+    pub async fn rollback(mut self) -> Result<(), SourceError> {
         match self {
             #[cfg(feature = "sqlite")]
-            Self::Sqlite(tx) => tx.rollback().await?,
+            Self::Sqlite(ref mut tx) => tx.rollback().await,
             #[cfg(feature = "mysql")]
-            Self::MySql(tx) => tx.rollback().await?,
+            Self::MySql(ref mut tx) => tx.rollback().await,
             #[cfg(feature = "postgres")]
-            Self::Postgres(tx) => tx.rollback().await?,
+            Self::Postgres(ref mut tx) => tx.rollback().await,
         }
-        Ok(())
     }
 }

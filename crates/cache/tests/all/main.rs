@@ -11,6 +11,8 @@ mod oddities;
 mod outage;
 mod outbox;
 mod parameters;
+mod pooler;
+mod pools;
 mod provenance;
 mod site;
 mod views;

@@ -9,6 +9,7 @@
 
 mod child;
 mod mariadb;
+mod pgbouncer;
 mod port;
 mod postgres;
 mod program;
@@ -22,6 +23,7 @@ use std::time::Duration;
 
 pub use child::{Child, Death};
 pub use mariadb::MariaDb;
+pub use pgbouncer::{PgBouncer, PoolMode};
 pub use port::Port;
 pub use postgres::Postgres;
 pub use program::find;

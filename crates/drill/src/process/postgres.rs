@@ -228,7 +228,10 @@ fn versions() -> Vec<PathBuf> {
 }
 
 /// A program and its first arguments, as that user.
-fn as_user(user: Option<User>, program: &Path) -> Result<(PathBuf, Vec<OsString>), ProcessError> {
+pub(super) fn as_user(
+    user: Option<User>,
+    program: &Path,
+) -> Result<(PathBuf, Vec<OsString>), ProcessError> {
     let Some(user) = user else {
         return Ok((program.to_owned(), Vec::new()));
     };
@@ -282,7 +285,7 @@ async fn install(initdb: &Path, data: &Path, user: Option<User>) -> Result<(), P
 }
 
 /// Whether the server lets `postgres` in: an authentication request, rather than an error, answers the start-up message.
-async fn is_ready(addr: SocketAddr) -> bool {
+pub(super) async fn is_ready(addr: SocketAddr) -> bool {
     const START: &[u8] = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
     const TERMINATE: &[u8] = b"X\0\0\0\x04";
     let asked = async {

@@ -425,6 +425,10 @@ pub struct LimitsConfig {
     /// some 90 KiB in that time counts as nothing.
     #[serde(serialize_with = "duration")]
     pub write_timeout: Duration,
+    /// Largest result that a query, or a statement with RETURNING, may have, in bytes of its rows; default 16 MiB. What is beyond it is left out and
+    /// `truncated` said; a row that alone is larger is refused. As many times that, and as much again while it is made ready, may be held at once as there
+    /// are loads and statements.
+    pub result: Bytes,
     /// Requests under way at once; default 4096. Past it they are refused with 503, health and metrics excepted.
     pub concurrency: usize,
     /// Connections at once; default 16384. Past it 16 more are accepted for one question each, of which those for health and metrics are
@@ -448,6 +452,7 @@ impl LimitsConfig {
             request_timeout: section.positive("request_timeout").unwrap_or(secs(10)),
             header_timeout: section.positive("header_timeout").unwrap_or(secs(10)),
             write_timeout: section.positive("write_timeout").unwrap_or(secs(30)),
+            result: section.some_bytes("result").unwrap_or(Bytes(16 * MIB)),
             concurrency: section.count("concurrency", 1, 1_000_000).unwrap_or(4096),
             connections: section.count("connections", 1, 1_000_000).unwrap_or(16384),
             subscribers: section.count("subscribers", 1, 1_000_000).unwrap_or(2048),

@@ -2,6 +2,7 @@
 //! origin, or a name that points here by trickery, is refused, also on loopback), that there is room for it, and that
 //! it ends in time. And for every answer: that no browser guesses at it, frames it or keeps it.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
 use tokio::time::Instant;
 use tracing::Instrument;
 
@@ -197,11 +199,29 @@ async fn counted(app: &App, request: Request, next: Next) -> Response {
     let asked = app.limiter().look_at(&request);
     match app.limiter().admit(app, asked).await {
         Ok(told) => {
-            let mut response = next.run(request).await;
+            let mut response = unharmed(request, next).await;
             told.write(response.headers_mut());
             response
         }
         Err(response) => response,
+    }
+}
+
+/// Answers for a handler that panics: it ends its own request, and the caller learns of it.
+async fn unharmed(request: Request, next: Next) -> Response {
+    let path = request.uri().path().to_owned();
+    match AssertUnwindSafe(next.run(request)).catch_unwind().await {
+        Ok(response) => response,
+        Err(panic) => {
+            let message = panic
+                .downcast_ref::<&str>()
+                .copied()
+                .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+                .unwrap_or("no message");
+            tracing::error!(path, message, "a handler panicked");
+            let detail = "the request ran into a fault of the service; the log says which";
+            Problem::new(ProblemKind::Internal, detail).into_response()
+        }
     }
 }
 
@@ -449,5 +469,25 @@ mod tests {
             let request = Request::get(path).body(axum::body::Body::empty()).unwrap();
             assert!(!is_probe(&request), "{path}");
         }
+    }
+
+    #[tokio::test]
+    async fn s14_a_handler_that_panics_is_answered_for() {
+        use tower::ServiceExt;
+        let router = axum::Router::new()
+            .route(
+                "/broken",
+                axum::routing::get(|| async { panic_of_a_handler() }),
+            )
+            .layer(axum::middleware::from_fn(unharmed));
+        let request = Request::get("/broken")
+            .body(axum::body::Body::empty())
+            .unwrap();
+        let response = router.oneshot(request).await.unwrap();
+        assert_eq!(response.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    }
+
+    fn panic_of_a_handler() -> &'static str {
+        panic!("one night")
     }
 }

@@ -11,13 +11,14 @@ use crate::problem::ProblemKind;
 use crate::telemetry;
 
 /// The kinds of problem that a read or a write can end in.
-const KINDS: [ProblemKind; 6] = [
+const KINDS: [ProblemKind; 7] = [
     ProblemKind::BadParameter,
     ProblemKind::TooLarge,
     ProblemKind::Overloaded,
     ProblemKind::Unavailable,
     ProblemKind::Timeout,
     ProblemKind::Conflict,
+    ProblemKind::Internal,
 ];
 
 /// How often a query was answered, and from where.
@@ -76,6 +77,7 @@ impl ReadMeters {
         match why {
             Unanswered::Abandoned => self.abandoned.0.increment(1),
             Unanswered::Late => self.failed(ProblemKind::Timeout),
+            Unanswered::Panicked => self.failed(ProblemKind::Internal),
         }
     }
 }
@@ -124,6 +126,7 @@ impl WriteMeters {
         match why {
             Unanswered::Abandoned => self.abandoned.0.increment(1),
             Unanswered::Late => self.failed(ProblemKind::Timeout),
+            Unanswered::Panicked => self.failed(ProblemKind::Internal),
         }
     }
 }

@@ -2,9 +2,11 @@
 //! it may: the answer is written down in the transaction of the change itself, so either both are there or neither. Who comes
 //! second waits for the row of the first, finds it answered, and gets the same answer.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
+use parking_lot::Mutex;
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use steadfast_cache::{Database, Param, SourceError, Tx};
@@ -91,7 +93,8 @@ impl Once {
             integer(self.expires_at),
         ];
         tx.execute(&sql.insert, &mine).await?;
-        let rows = tx.select(&sql.select, &mine[..2]).await?;
+        let asked = [mine[2].clone(), mine[0].clone(), mine[1].clone()];
+        let rows = tx.select(&sql.select, &asked).await?;
         let row = rows.first();
         let number = |name: &str| row.and_then(|row| row[name].as_u64()).unwrap_or_default();
         // Only the row that this transaction just wrote can be without an answer: every other was committed with one.
@@ -113,7 +116,7 @@ impl Once {
             .await?;
             return Ok(Seen::New);
         }
-        if text("request_hash") != self.request_hash {
+        if number("same") == 0 {
             return Ok(Seen::Otherwise);
         }
         Ok(Seen::Before(Recorded {
@@ -168,6 +171,7 @@ struct Sql {
 
 impl Sql {
     fn of(tx: &Tx) -> Self {
+        // Compared there, and told as text: what a collation says of bytes has nothing to do with what they are.
         let (key, lock, kept) = match tx {
             // Taking the row's lock at once: were it shared first, three who want the same key would wait for each other.
             Tx::MySql(_) => (
@@ -178,6 +182,10 @@ impl Sql {
             Tx::Postgres(_) => ("\"key\"", " FOR UPDATE", "ON CONFLICT DO NOTHING"),
             _ => ("\"key\"", "", "ON CONFLICT DO NOTHING"),
         };
+        let body = match tx {
+            Tx::MySql(_) => "CONVERT(body USING utf8mb4) COLLATE utf8mb4_general_ci AS body",
+            _ => "body",
+        };
         let numbered = matches!(tx, Tx::Postgres(_));
         let place = |text: String| if numbered { number(&text) } else { text };
         Self {
@@ -186,7 +194,7 @@ impl Sql {
                  VALUES (?, ?, ?, 0, '', ?, ?) {kept}"
             )),
             select: place(format!(
-                "SELECT request_hash, status, body, expires_at FROM steadfast_idempotency WHERE {key} = ? AND caller = ?{lock}"
+                "SELECT CASE WHEN request_hash = ? THEN 1 ELSE 0 END AS same, status, {body}, expires_at FROM steadfast_idempotency WHERE {key} = ? AND caller = ?{lock}"
             )),
             renew: place(format!(
                 "UPDATE steadfast_idempotency SET request_hash = ?, status = 0, body = '', created_at = ?, expires_at = ? \
@@ -215,12 +223,72 @@ fn number(text: &str) -> String {
 #[derive(Debug, Default)]
 pub(crate) struct Records {
     made: OnceCell<()>,
+    /// The keys that are in use in this process, by caller and key: no more than there are requests.
+    turns: Arc<Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+type Used = (String, String);
+
+/// The right to use a key, until it is dropped.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    held: Option<tokio::sync::OwnedMutexGuard<()>>,
+    used: Used,
+    turns: Arc<Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>>,
+}
+
+/// One who waits for a turn; gone, he leaves nothing behind.
+struct Waits<'r> {
+    records: &'r Records,
+    used: Option<Used>,
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        if let Some(used) = self.used.take() {
+            forget(&self.records.turns, &used);
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.held = None;
+        forget(&self.turns, &self.used);
+    }
+}
+
+/// The last who has to do with a key takes it away.
+fn forget(turns: &Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>, used: &Used) {
+    let mut turns = turns.lock();
+    if turns
+        .get(used)
+        .is_some_and(|turn| Arc::strong_count(turn) == 1)
+    {
+        turns.remove(used);
+    }
 }
 
 /// Rows that one sweep takes at a time, so that it holds no lock for long.
 const SWEPT: i64 = 1000;
 
 impl Records {
+    /// Waits until nobody else of this process uses the key.
+    pub(crate) async fn turn(&self, once: &Once) -> Turn {
+        let used = (once.caller.clone(), once.key.clone());
+        let turn = Arc::clone(self.turns.lock().entry(used.clone()).or_default());
+        let mut waits = Waits {
+            records: self,
+            used: Some(used),
+        };
+        let held = turn.lock_owned().await;
+        Turn {
+            held: Some(held),
+            used: waits.used.take().unwrap_or_default(),
+            turns: Arc::clone(&self.turns),
+        }
+    }
+
     /// Makes the table if it is not there.
     pub(crate) async fn prepare(&self, database: &Database) -> Result<(), SourceError> {
         self.made

@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use steadfast_cache::{CacheError, ClassBound, Source, SourceError, StaleReason, UnknownClass};
+use steadfast_cache::{
+    Bounds, CacheError, ClassBound, Selected, Source, SourceError, StaleReason, UnknownClass,
+};
 use tracing::Instrument;
 
 use super::blame::{Blame, of_a_column};
@@ -46,18 +48,20 @@ impl Query {
         let key = self.key.render(&values);
         let tags = rendered(&self.tags, &values);
         let (query, database) = (Arc::clone(self), app.database().clone());
+        let most_bytes = app.config().limits.result.as_usize();
         let span = self.meters.asked.span(&self.name);
         // A hit needs nothing of this, so nothing of it is prepared before it is needed.
         let load = move || {
             async move {
                 let params = bound(&query.sql, &query.params, &values);
                 let begun = now();
+                let bounds = Bounds::new(query.max_rows, most_bytes);
                 let rows = database
-                    .select_at_most(query.max_rows + 1, &query.sql.text, &params)
+                    .select_within(bounds, &query.sql.text, &params)
                     .await;
                 let took = now().saturating_duration_since(begun);
                 query.meters.asked.took(took);
-                Ok(encode(&rows?, query.max_rows)?)
+                Ok(encode(&rows?)?)
             }
             .instrument(span)
         };
@@ -142,6 +146,16 @@ impl Query {
             .retry_after(Some(SOON)),
             CacheError::Load(cause) => self.not_loaded(cause),
             CacheError::Closed => unavailable(None),
+            CacheError::LoadPanicked { message } => {
+                // Rare and worth each line: it is a fault of the service.
+                tracing::error!(query, message, "a query panicked");
+                Problem::new(
+                    ProblemKind::Internal,
+                    format!(
+                        "the query `{query}` ran into a fault of the service; the log says which"
+                    ),
+                )
+            }
             other => {
                 if let Some(untold) = self.complaints.tell() {
                     tracing::error!(query, error = %other, untold, "a query could not be answered");
@@ -160,7 +174,15 @@ impl Query {
         let passing = source.is_none_or(SourceError::is_passing);
         // What the database says may hold values, and is for the operator, not for the caller.
         let told = self.complaints.tell();
-        if passing {
+        if let Some(SourceError::RowTooLarge { bytes }) = source {
+            if let Some(untold) = told {
+                tracing::warn!(query, error = %cause, untold, "a query could not be loaded");
+            }
+            Problem::new(
+                ProblemKind::TooLarge,
+                format!("a row of `{query}` is larger than `limits.result` ({bytes} bytes) allows"),
+            )
+        } else if passing {
             if let Some(untold) = told {
                 tracing::warn!(query, error = %cause, untold, "a query could not be loaded");
             }
@@ -198,17 +220,16 @@ fn outcome(source: Source) -> Outcome {
     }
 }
 
-/// `None` where there are none, so that absence is remembered for as long as the class says.
-fn encode(rows: &[steadfast_cache::Row], max_rows: usize) -> Result<Option<Bytes>, SourceError> {
-    if rows.is_empty() {
+/// `None` where there are no rows, so that absence is remembered for as long as the class says.
+fn encode(selected: &Selected) -> Result<Option<Bytes>, SourceError> {
+    let kept = &selected.rows;
+    if kept.is_empty() {
         return Ok(None);
     }
-    let kept = &rows[..rows.len().min(max_rows)];
     let mut out = Vec::with_capacity(64 + kept.len() * 128);
     out.extend_from_slice(b"\"rows\":");
     serde_json::to_writer(&mut out, kept).map_err(|error| sqlx::Error::Encode(error.into()))?;
-    let truncated = kept.len() < rows.len();
-    out.extend_from_slice(if truncated {
+    out.extend_from_slice(if selected.truncated {
         b",\"truncated\":true"
     } else {
         b",\"truncated\":false"

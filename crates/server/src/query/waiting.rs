@@ -25,6 +25,8 @@ pub(super) enum Unanswered {
     Abandoned,
     /// `limits.request_timeout` was over.
     Late,
+    /// What was done for it panicked.
+    Panicked,
 }
 
 /// A caller that waits; dropped before it is [`over`](Self::over), it tells why and after how long.
@@ -54,7 +56,9 @@ impl<F: FnOnce(Unanswered, Duration)> Drop for Waiting<F> {
     fn drop(&mut self) {
         if let Some(tell) = self.tell.take() {
             let now = now();
-            let why = if self.until.is_some_and(|until| now >= until) {
+            let why = if std::thread::panicking() {
+                Unanswered::Panicked
+            } else if self.until.is_some_and(|until| now >= until) {
                 Unanswered::Late
             } else {
                 Unanswered::Abandoned

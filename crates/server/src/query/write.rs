@@ -1,7 +1,7 @@
 //! A change, with what it makes invalid written down in the same transaction, so that no crash can come between the two.
 
 use serde::Serialize;
-use steadfast_cache::{Row, SourceError, Target, Tx, WriteError};
+use steadfast_cache::{Bounds, Row, SourceError, Target, Tx, WriteError};
 use tracing::Instrument;
 
 use super::blame::{Blame, of_a_column, was_refused};
@@ -25,6 +25,9 @@ pub(crate) struct Written {
     /// What a RETURNING clause handed back.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<Vec<Row>>,
+    /// Whether it handed back more than is told: `max_rows`, `limits.result`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    truncated: Option<bool>,
 }
 
 /// Why a transaction was given up.
@@ -41,6 +44,9 @@ impl From<SourceError> for Stopped {
         Self::Sql(error)
     }
 }
+
+/// A statement may return so many rows that say what it makes invalid.
+const MOST_INVALIDATED: usize = 10_000;
 
 /// The answer to a statement.
 #[derive(Debug)]
@@ -80,6 +86,11 @@ impl Statement {
         values: &Values,
         once: Option<&Once>,
     ) -> Result<Answer, Problem> {
+        // Who asks the same at the same time waits here, and not with a connection in hand for the row that the first has locked.
+        let _turn = match once {
+            Some(once) => Some(app.records().turn(once).await),
+            None => None,
+        };
         if once.is_some() {
             let prepared = app.records().prepare(app.database()).await;
             prepared.map_err(|error| self.refusal(&error))?;
@@ -90,7 +101,7 @@ impl Statement {
             .cache()
             .write(async |tx: &mut Tx| {
                 let begun = now();
-                let answered = self.answer(tx, values, once).await;
+                let answered = self.answer(app, tx, values, once).await;
                 self.meters
                     .asked
                     .took(now().saturating_duration_since(begun));
@@ -105,6 +116,14 @@ impl Statement {
             .await;
         if let (Ok(_), Some(of_rows)) = (&result, of_rows) {
             of_rows.apply().await;
+        }
+        match &result {
+            Err(
+                WriteError::Source(error)
+                | WriteError::Commit(error)
+                | WriteError::Work(Stopped::Sql(error)),
+            ) => app.backend().statement_failed(error),
+            _ => app.backend().statement_answered(),
         }
         self.judge(result)
     }
@@ -139,6 +158,21 @@ impl Statement {
         Ok(targets)
     }
 
+    fn invalidates_by_rows(&self) -> bool {
+        let templates = self.keys.iter().chain(&self.tags);
+        templates.into_iter().any(Template::is_of_rows)
+    }
+
+    fn too_much_to_invalidate(&self) -> Problem {
+        let name = &self.name;
+        Problem::new(
+            ProblemKind::TooLarge,
+            format!(
+                "nothing was changed: `statements.{name}.invalidates` names what it returns, and it returns more than {MOST_INVALIDATED} rows, or than `limits.result` allows"
+            ),
+        )
+    }
+
     fn no_such_column(&self, column: &str) -> Stopped {
         let name = &self.name;
         let detail = format!(
@@ -152,6 +186,7 @@ impl Statement {
 
     async fn answer(
         &self,
+        app: &App,
         tx: &mut Tx,
         values: &Values,
         once: Option<&Once>,
@@ -164,7 +199,8 @@ impl Statement {
             }
         }
         let span = self.meters.asked.span(&self.name);
-        let (written, targets) = self.run(tx, values).instrument(span).await?;
+        let most = app.config().limits.result.as_usize();
+        let (written, targets) = self.run(tx, values, most).instrument(span).await?;
         let answer = Recorded {
             status: 200,
             body: serde_json::to_string(&written)
@@ -221,20 +257,34 @@ impl Statement {
         }
     }
 
-    async fn run(&self, tx: &mut Tx, values: &Values) -> Result<(Written, Vec<Target>), Stopped> {
+    async fn run(
+        &self,
+        tx: &mut Tx,
+        values: &Values,
+        most_bytes: usize,
+    ) -> Result<(Written, Vec<Target>), Stopped> {
         let params = bound(&self.sql, &self.params, values);
         let mut written = Written {
             statement: self.name.clone(),
             affected: 0,
             last_id: None,
             rows: None,
+            truncated: None,
         };
         let mut targets = Vec::new();
         if self.returns {
-            let mut rows = tx.select(&self.sql.text, &params).await?;
-            written.affected = rows.len() as u64;
-            // Of all of them, and not only of those that are handed back.
+            // What it returns says what it makes invalid: then none of it may be missing.
+            let all = self.invalidates_by_rows();
+            let most = if all { MOST_INVALIDATED } else { self.max_rows };
+            let bounds = Bounds::new(most, most_bytes);
+            let selected = tx.select_within(bounds, &self.sql.text, &params).await?;
+            if all && selected.truncated {
+                return Err(Stopped::Refused(self.too_much_to_invalidate()));
+            }
+            written.affected = selected.seen;
+            let mut rows = selected.rows;
             targets = self.targets_of(&rows, values)?;
+            written.truncated = Some(selected.truncated || rows.len() > self.max_rows);
             rows.truncate(self.max_rows);
             written.rows = Some(rows);
         } else {
@@ -249,6 +299,14 @@ impl Statement {
 
     fn refusal(&self, error: &SourceError) -> Problem {
         let name = &self.name;
+        if let SourceError::RowTooLarge { bytes } = error {
+            return Problem::new(
+                ProblemKind::TooLarge,
+                format!(
+                    "nothing was changed: a row that `{name}` hands back is larger than `limits.result` ({bytes} bytes) allows"
+                ),
+            );
+        }
         if error.is_passing() {
             if let Some(untold) = self.complaints.tell() {
                 tracing::warn!(statement = name, %error, untold, "a statement could not be run");

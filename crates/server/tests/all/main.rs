@@ -24,6 +24,7 @@ mod page;
 mod queries;
 mod rate;
 mod sql_tls;
+mod surroundings;
 mod tls;
 mod traces;
 mod values;
