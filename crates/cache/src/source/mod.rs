@@ -87,7 +87,7 @@ pub struct DatabaseOptions {
     /// A caller waits this long for a connection. Default 1 s. A SQLite file is opened the first time, and made, within `query_limit` instead.
     pub acquire_timeout: Duration,
     /// A query ([`Database::select`]), and each statement of the cache's own, may take this long. Default 5 s. It is stopped in the database then, and
-    /// when nobody waits for it any more: `pg_cancel_backend`, `KILL`, or SQLite's progress handler, by a connection that is opened for it.
+    /// when nobody waits for it any more: `pg_cancel_backend`, `KILL QUERY`, or SQLite's progress handler, by a connection that is opened for it.
     pub query_limit: Duration,
     /// A statement in a transaction ([`Tx`]) may take this long. Default 60 s. It is stopped in the database then, and when the transaction is dropped;
     /// PostgreSQL ends by itself what takes longer, or does nothing for as long, also if this process is gone.

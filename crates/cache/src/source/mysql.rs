@@ -66,8 +66,9 @@ impl Kind for MySql {
     async fn stop((options, id): Self::Stop) {
         let stopping = async {
             let mut other = options.connect().await?;
-            // The whole connection: it is not used again.
-            other.execute(AssertSqlSafe(format!("KILL {id}"))).await?;
+            // The query only: its connection answers when it has ended, where one that is killed hangs up before.
+            let sql = format!("KILL QUERY {id}");
+            other.execute(AssertSqlSafe(sql)).await?;
             other.close().await
         };
         if let Err(error) = stopping.await {
