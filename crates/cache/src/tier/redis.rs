@@ -103,11 +103,16 @@ pub(crate) enum Trouble {
     NoTime,
 }
 
+/// What a server answers to a script that it does not begin.
+const BEFORE_A_SCRIPT: [&str; 5] = ["NOPERM", "NOAUTH", "LOADING", "BUSY", "MASTERDOWN"];
+
 impl Trouble {
     /// Whether Redis may have done what it was asked.
     fn may_have_run(&self) -> bool {
         match self {
             Self::NoTime => false,
+            // The client believes no script's words; those of the cache's own scripts never begin so.
+            Self::Failed(error) if BEFORE_A_SCRIPT.contains(&error.code().unwrap_or("")) => false,
             Self::Failed(error) => certainty(error) == Certainty::Unknown,
             Self::NotAsked(_) | Self::Replaced | Self::Slow => true,
         }
