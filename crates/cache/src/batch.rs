@@ -11,15 +11,17 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use futures_util::future::join_all;
 
-use crate::answer::Answer;
+use crate::answer::{Answer, StaleReason};
 use crate::cache::{Inner, clock};
-use crate::ending::{conclude, wait};
+use crate::ending::{Ending, conclude, wait};
 use crate::error::{CacheError, LoadError};
 use crate::flight::{Boarding, Held, Leader, Passenger};
 use crate::freshness::{Lifetime, Ttl};
 use crate::guard::Urgency;
 use crate::key::Key;
 use crate::load::{Job, Kept, Stage, add_tags};
+use crate::moment::Moment;
+use crate::nesting::Loading;
 use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Patience, Season};
 use crate::view::View;
@@ -107,7 +109,13 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let began = clock();
         let (limit, urgency) = (ttl.hard_limit, Urgency::Refresh { heat: 0 });
         let (pairs, cost) = cache
-            .ask_database((self.class(), urgency), limit, began + limit, || (), load)
+            .ask_database(
+                (self.class(), Some(urgency)),
+                limit,
+                began + limit,
+                || (),
+                load,
+            )
             .await?;
 
         let mut warmed = Warmed::default();
@@ -206,6 +214,7 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
         join_all(places.into_iter().map(|place| async {
             match place {
                 Place::Hit(answer) => Ok(answer),
+                Place::Ended(ending) => conclude(view, ending, default.clone()),
                 Place::Flight(passenger, held) => {
                     let ending = wait(view, passenger, held, &ttl, now).await;
                     conclude(view, ending, default.clone())
@@ -225,6 +234,7 @@ struct Led<V, K> {
 
 enum Place<V> {
     Hit(Answer<V>),
+    Ended(Ending),
     Flight(Passenger, Option<Held>),
 }
 
@@ -253,7 +263,17 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     let held = held.filter(|held| view.may_serve_stale(held, ttl, moment));
     job.held = held.as_ref().map(|held| held.loaded.entry.clone());
     let flights = &cache.flights;
-    match flights.board(&name, view.cargo(), &job.tags, &cache.generations) {
+    if let Some(held) = held
+        .as_ref()
+        .filter(|held| view.has_just_failed(held, moment))
+    {
+        return Place::Ended(Ok((held.loaded.clone(), Some(StaleReason::Failed))));
+    }
+    if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
+        return Place::Ended(Err(error));
+    }
+    let world = (&cache.generations, &*cache.coherence);
+    match flights.board(&name, view.cargo(), &job.tags, world) {
         Boarding::Joined(passenger) => Place::Flight(passenger, held),
         Boarding::Leader(leader, passenger) => {
             let key = key.clone();
@@ -317,10 +337,18 @@ where
     let urgency = missing.iter().map(|(led, _)| led.job.urgency()).max();
     let keys = missing.iter().map(|(led, _)| led.key.clone()).collect();
     let queued = || missing.iter().for_each(|(led, _)| led.leader.say_queued());
-    let place = (view.class(), urgency.unwrap_or(Urgency::Needed));
-    let load = || async move {
-        let pairs = load(keys).await?;
-        Ok(pairs.into_iter().collect::<HashMap<K, V>>())
+    let parent = missing.first().and_then(|(led, _)| led.job.parent.clone());
+    let urgency = parent.is_none().then(|| urgency.unwrap_or(Urgency::Needed));
+    let place = (view.class(), urgency);
+    let names = missing
+        .iter()
+        .map(|(led, _)| led.leader.key.clone())
+        .collect();
+    let load = || {
+        Loading::within(cache, names, parent, async move {
+            let pairs = load(keys).await?;
+            Ok(pairs.into_iter().collect::<HashMap<K, V>>())
+        })
     };
     let loaded = cache
         .ask_database(place, ttl.hard_limit, deadline, queued, load)
@@ -338,9 +366,12 @@ where
                 join_all(chunk.into_iter().map(Kept::fill)).await;
             }
         }
-        Err(error) => missing
-            .iter()
-            .for_each(|(led, _)| led.leader.land(Err(error.clone()))),
+        Err(error) => missing.iter().for_each(|(led, _)| {
+            if let Some(held) = &led.job.held {
+                held.note_failure(Moment::now());
+            }
+            led.leader.land(Err(error.clone()));
+        }),
     }
 }
 

@@ -182,7 +182,8 @@ impl CacheBuilder {
         self
     }
 
-    /// A load waits this long for the value of another process that holds the key's lease, before it asks the database itself. Default 1 s.
+    /// A load waits this long for the value of another process that holds the key's lease, before it asks the database itself. Default 1 s; never more
+    /// than half of the class's [`hard_limit`](Ttl::hard_limit), so that the load has time left.
     pub fn lease_wait(mut self, wait: Duration) -> Self {
         self.lease_wait = wait;
         self

@@ -4,9 +4,12 @@
 //! live may be changed meanwhile. Classes are never taken away.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
+use steadfast_core::policy::breaker::{Admission, Breaker, BreakerConfig, Outcome, Permit};
 
+use crate::cache::clock;
 use crate::error::UnknownClass;
 use crate::freshness::Ttl;
 
@@ -19,9 +22,30 @@ pub(crate) struct Class {
     /// Its number at the guard.
     pub(crate) lane: usize,
     ttl: RwLock<Ttl>,
+    /// Opens when loads of the class run out of their own time, which is no reason to refuse those of another.
+    late: Mutex<Breaker>,
 }
 
 impl Class {
+    /// Asks whether loads of the class end in time; if not, answers when to ask again.
+    pub(crate) fn try_load(&self) -> Result<Permit, Duration> {
+        match self.late.lock().try_acquire(clock()) {
+            Ok(Admission::Now(permit) | Admission::Delay { permit, .. }) => Ok(permit),
+            Err(refused) => Err(refused.retry_after),
+        }
+    }
+
+    /// Tells how that load went; `None` if it says nothing of the class.
+    pub(crate) fn record(&self, permit: Permit, outcome: Option<Outcome>) {
+        let mut late = self.late.lock();
+        let Some(outcome) = outcome else {
+            return late.forget(permit);
+        };
+        if let Some(change) = late.record(permit, outcome, clock()) {
+            tracing::warn!(class = %self.name, from = ?change.from, to = ?change.to, "breaker of a class whose loads run out of time");
+        }
+    }
+
     /// Its times, as they are now.
     pub(crate) fn ttl(&self) -> Ttl {
         *self.ttl.read()
@@ -66,6 +90,10 @@ impl Classes {
                 number,
                 lane: number.min(self.lane_of_others),
                 ttl: RwLock::new(*ttl),
+                late: Mutex::new(
+                    Breaker::new(BreakerConfig::default(), clock())
+                        .expect("the default configuration is valid"),
+                ),
             }));
         }
     }

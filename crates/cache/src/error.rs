@@ -48,6 +48,12 @@ pub enum CacheError {
         /// What it said, if it was text.
         message: String,
     },
+    /// The loader of a key reads, by itself or through another loader, the key that it loads, and would wait for itself.
+    #[error("the load of {key:?} reads {key:?} itself; load its parts under keys of their own")]
+    OwnKey {
+        /// The key.
+        key: String,
+    },
     /// The value could not be encoded, so it can be neither stored nor shared.
     #[error("the value cannot be encoded: {0}")]
     Encode(#[source] Arc<dyn Error + Send + Sync>),

@@ -13,8 +13,10 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::answer::Source;
+use crate::coherence::Coherence;
 use crate::error::CacheError;
 use crate::generation::{Generations, Snapshot, TagStripes};
+use crate::moment::Moment;
 use crate::tier::Key;
 use crate::tier::memory::Entry;
 
@@ -38,6 +40,8 @@ pub(crate) struct Cargo {
 
 pub(crate) struct Flight {
     cargo: Cargo,
+    /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken value.
+    began: Moment,
     /// The counters before anything was read.
     snapshot: Snapshot,
     /// Those of the tags that a value found in Redis carries and the leader did not name, from before their tokens were asked for.
@@ -100,11 +104,25 @@ impl Flights {
         key: &[u8],
         cargo: Cargo,
         tags: &[T],
-        generations: &Generations,
+        world: (&Generations, &Coherence),
+    ) -> Boarding {
+        self.board_at(Moment::now(), key, cargo, tags, world)
+    }
+
+    fn board_at<T: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        now: Moment,
+        key: &[u8],
+        cargo: Cargo,
+        tags: &[T],
+        (generations, coherence): (&Generations, &Coherence),
     ) -> Boarding {
         let mut shard = self.shard(key).lock();
         if let Some(flight) = shard.get(key)
-            && ((flight.cargo == cargo && flight.may_be_joined(tags, generations)) || !self.detach)
+            && ((flight.cargo == cargo
+                && flight.may_be_joined(tags, generations)
+                && coherence.vouches(flight.began, now))
+                || !self.detach)
         {
             return Boarding::Joined(flight.progress.subscribe());
         }
@@ -144,6 +162,7 @@ impl Flights {
         });
         let flight = Arc::new(Flight {
             cargo,
+            began: Moment::now(),
             snapshot: generations.snapshot(key, tags),
             found: Mutex::default(),
             progress,
@@ -242,20 +261,22 @@ mod tests {
     #[test]
     fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
         let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
-        let Boarding::Leader(leader, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+        let Boarding::Leader(leader, _) =
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
+        else {
             panic!("no leader")
         };
         assert!(matches!(
-            flights.board(b"k", cargo(), NONE, &generations),
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Joined(_)
         ));
         assert!(matches!(
-            flights.board(b"other", cargo(), NONE, &generations),
+            flights.board(b"other", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Leader(..)
         ));
         leader.land(Err(CacheError::Closed));
         assert!(matches!(
-            flights.board(b"k", cargo(), NONE, &generations),
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Leader(..)
         ));
     }
@@ -263,7 +284,9 @@ mod tests {
     #[test]
     fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
         let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
-        let Boarding::Leader(_leader, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+        let Boarding::Leader(_leader, _) =
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
+        else {
             panic!("no leader")
         };
         let (text, newer, stricter) = (TypeId::of::<String>(), 1, 1);
@@ -282,7 +305,7 @@ mod tests {
             },
         ] {
             assert!(matches!(
-                flights.board(b"k", other, NONE, &generations),
+                flights.board(b"k", other, NONE, (&generations, &Coherence::alone())),
                 Boarding::Leader(..)
             ));
         }
@@ -291,16 +314,20 @@ mod tests {
     #[test]
     fn k3_nobody_joins_a_load_older_than_an_invalidation() {
         let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
-        let Boarding::Leader(first, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+        let Boarding::Leader(first, _) =
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
+        else {
             panic!("no leader")
         };
         generations.bump_key(b"k");
-        let Boarding::Leader(second, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+        let Boarding::Leader(second, _) =
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
+        else {
             panic!("joined an old load")
         };
         drop(first); // must not take the second out of the table
         assert!(matches!(
-            flights.board(b"k", cargo(), NONE, &generations),
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Joined(_)
         ));
         drop(second);
@@ -310,19 +337,22 @@ mod tests {
     #[test]
     fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
         let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
-        let Boarding::Leader(_bare, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+        let Boarding::Leader(_bare, _) =
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
+        else {
             panic!("no leader")
         };
-        let Boarding::Leader(_tagged, _) = flights.board(b"k", cargo(), &["red"], &generations)
+        let Boarding::Leader(_tagged, _) =
+            flights.board(b"k", cargo(), &["red"], (&generations, &Coherence::alone()))
         else {
             panic!("joined a load without the tag")
         };
         assert!(matches!(
-            flights.board(b"k", cargo(), NONE, &generations),
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Joined(_)
         ));
         assert!(matches!(
-            flights.board(b"k", cargo(), &["red"], &generations),
+            flights.board(b"k", cargo(), &["red"], (&generations, &Coherence::alone())),
             Boarding::Joined(_)
         ));
     }
@@ -330,18 +360,20 @@ mod tests {
     #[test]
     fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
         let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
-        let Boarding::Leader(leader, _) = flights.board(b"k", cargo(), NONE, &generations) else {
+        let Boarding::Leader(leader, _) =
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
+        else {
             panic!("no leader")
         };
         leader.carries(generations.tag_stripes(&["red"]));
         assert!(matches!(
-            flights.board(b"k", cargo(), NONE, &generations),
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Joined(_)
         ));
         generations.bump_tag(b"red");
         assert!(!generations.is_current(&leader.snapshot()));
         assert!(matches!(
-            flights.board(b"k", cargo(), NONE, &generations),
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
             Boarding::Leader(..)
         ));
     }
@@ -350,7 +382,7 @@ mod tests {
     async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
         let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
         let Boarding::Leader(leader, mut passenger) =
-            flights.board(b"k", cargo(), NONE, &generations)
+            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
             panic!("no leader")
         };
@@ -360,5 +392,25 @@ mod tests {
             passenger.borrow().outcome,
             Some(Err(CacheError::Closed))
         ));
+    }
+
+    #[test]
+    fn k16_in_an_outage_nobody_joins_a_load_older_than_memory_may_be() {
+        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let coherence = Coherence::unproven();
+        let board = |now| flights.board_at(now, b"k", cargo(), NONE, (&generations, &coherence));
+        let now = Moment::now();
+        let later = now.plus((crate::coherence::SPAN * 2).into());
+        let Boarding::Leader(_old, _) = board(now) else {
+            panic!("no leader")
+        };
+        assert!(matches!(board(now), Boarding::Joined(_)), "young");
+        coherence.prove(later, later);
+        assert!(matches!(board(later), Boarding::Joined(_)), "proven");
+        coherence.disprove(later);
+        assert!(
+            matches!(board(later), Boarding::Leader(..)),
+            "old, and nobody vouches"
+        );
     }
 }

@@ -79,6 +79,7 @@ mod key;
 mod load;
 mod moment;
 mod names;
+mod nesting;
 mod outbox;
 mod pending;
 mod relay;

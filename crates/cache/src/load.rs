@@ -23,6 +23,7 @@ use crate::flight::{Leader, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::guard::{Refusal, Urgency};
 use crate::moment::{Moment, Nanos};
+use crate::nesting::Loading;
 use crate::source::SourceError;
 use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Stored, Trouble};
@@ -40,6 +41,8 @@ pub(crate) struct Job<V> {
     pub(crate) early: bool,
     /// Takes nothing from Redis.
     pub(crate) anew: bool,
+    /// The load that it is nested in.
+    pub(crate) parent: Option<Arc<Loading>>,
 }
 
 /// What Redis had to say.
@@ -74,8 +77,11 @@ where
             Stage::Load(lease) => lease,
         },
     };
-    let place = (job.view.class(), job.urgency());
+    let urgency = job.parent.is_none().then(|| job.urgency());
+    let place = (job.view.class(), urgency);
     let queued = || leader.say_queued();
+    let (nested_in, keys) = (job.parent.clone(), vec![leader.key.clone()]);
+    let load = || Loading::within(&cache, keys, nested_in, async { load().await });
     let loaded = cache
         .ask_database(place, job.ttl.hard_limit, deadline, queued, load)
         .await;
@@ -85,7 +91,12 @@ where
                 kept.fill().await;
             }
         }
-        Err(error) => leader.land(Err(error)),
+        Err(error) => {
+            if let Some(held) = &job.held {
+                held.note_failure(Moment::now());
+            }
+            leader.land(Err(error));
+        }
     }
 }
 
@@ -141,7 +152,7 @@ impl Inner {
     /// Runs a loader under the guard and within its limit; answers with what it loaded and how long that took.
     pub(crate) async fn ask_database<T, L, F>(
         &self,
-        (class, urgency): (&Class, Urgency),
+        (class, urgency): (&Class, Option<Urgency>),
         limit: Duration,
         deadline: Instant,
         queued: impl FnOnce(),
@@ -151,11 +162,18 @@ impl Inner {
         L: FnOnce() -> F + Send,
         F: Future<Output = Result<T, LoadError>> + Send,
     {
-        let permit = self
-            .guard
-            .admit(class.lane, urgency, deadline, queued)
-            .await;
-        let permit = permit.map_err(|refusal| match refusal {
+        let own = class
+            .try_load()
+            .map_err(|retry_after| CacheError::Unavailable { retry_after })?;
+        let permit = match urgency {
+            // Nested: by its parent's permit.
+            None => None,
+            Some(urgency) => {
+                let permit = self.guard.admit(class.lane, urgency, deadline, queued);
+                Some(permit.await)
+            }
+        };
+        let permit = permit.transpose().map_err(|refusal| match refusal {
             Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
             Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
                 class: class.name.clone(),
@@ -165,7 +183,14 @@ impl Inner {
             Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
         })?;
         let began = clock();
-        let guarded = AssertUnwindSafe(permit.during(async move { load().await })).catch_unwind();
+        let work = async move { load().await };
+        let guarded = async {
+            match &permit {
+                Some(permit) => permit.during(work).await,
+                None => work.await,
+            }
+        };
+        let guarded = AssertUnwindSafe(guarded).catch_unwind();
         let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
         let cost = clock().saturating_duration_since(began);
         let (outcome, result) = match ended {
@@ -178,13 +203,16 @@ impl Inner {
                 let message = message(&*panic);
                 (Outcome::Success, Err(CacheError::LoadPanicked { message }))
             }
-            Err(_late) => (Outcome::Failure, Err(CacheError::LoadTimeout { limit })),
+            // That is between the class and its own limit: of the database as a whole it says nothing.
+            Err(_late) => {
+                class.record(own, (cost >= limit / 2).then_some(Outcome::Failure));
+                drop(permit);
+                self.stats.loaded(false, cost);
+                return Err(CacheError::LoadTimeout { limit });
+            }
         };
-        // Where most of the time was over before the load began, its lateness says nothing of the database.
-        let was_hurried = matches!(result, Err(CacheError::LoadTimeout { .. })) && cost < limit / 2;
-        if was_hurried {
-            drop(permit);
-        } else {
+        class.record(own, Some(Outcome::Success));
+        if let Some(permit) = permit {
             permit.record(outcome);
         }
         self.stats.loaded(result.is_ok(), cost);
@@ -209,7 +237,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
     ) -> Stage {
         let cache = self.view.core().clone();
         let mut patience = redis.patience();
-        let give_up = deadline.min(clock() + cache.lease_wait);
+        // Half of the time is left to the load itself.
+        let give_up = clock() + cache.lease_wait.min(self.ttl.hard_limit / 2);
         let mut pause = FIRST_LOOK;
         loop {
             match self
@@ -238,6 +267,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_LOOK);
+            // Looking for another's value is the load's time, not Redis's: each look has an allowance of its own.
+            patience = redis.patience();
         }
     }
 

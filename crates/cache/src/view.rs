@@ -23,6 +23,7 @@ use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::key::{Key, KeyName};
 use crate::load::{self, Job};
 use crate::moment::{Moment, Nanos};
+use crate::nesting::Loading;
 use crate::source::SourceError;
 use crate::target::Target;
 use crate::tier::memory::{Entry, Label};
@@ -413,6 +414,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             held,
             early: false,
             anew: false,
+            parent: Loading::current(self.core()),
         }
     }
 }

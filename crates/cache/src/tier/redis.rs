@@ -308,7 +308,8 @@ impl RedisTier {
     }
 
     pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> Answer<T> {
-        self.ask_within(cmd, self.limit).await
+        self.ask_within(cmd, self.limit.max(ASKED_BY_NO_READER))
+            .await
     }
 
     pub(crate) async fn ask_within<T: FromRedisValue>(
@@ -385,6 +386,9 @@ fn millis(duration: Duration) -> u64 {
 
 /// A value may seem to have this much more time left than it was given: Redis rounds, and its clock is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
+
+/// What no reader waits for (proof of the channel, belief, fills) is given this long also where a read may spend less: it must work over any round trip.
+const ASKED_BY_NO_READER: Duration = Duration::from_millis(250);
 
 /// A tag's token is kept for so much longer than any value that carries it.
 const BEYOND_VALUES: Duration = Duration::from_secs(3600);

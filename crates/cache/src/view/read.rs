@@ -5,15 +5,17 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::View;
-use crate::answer::{Answer, Source};
+use crate::answer::{Answer, Source, StaleReason};
 use crate::cache::clock;
 use crate::ending::{conclude, wait};
 use crate::error::{CacheError, LoadError};
-use crate::flight::{Boarding, Passenger};
+use crate::flight::{Boarding, Held, Passenger};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::Key;
 use crate::load::{self, Job};
+use crate::moment::Moment;
+use crate::nesting::Loading;
 
 /// A read being put together; see [`View::read`].
 #[must_use = "a read does nothing until `get` is called and awaited"]
@@ -79,7 +81,11 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send,
     {
         let (view, cache, ttl) = (self.view, self.view.core(), self.view.ttl());
-        let (place, deadline) = ((view.class(), Urgency::Needed), clock() + ttl.hard_limit);
+        let parent = Loading::current(cache);
+        let (place, deadline) = (
+            (view.class(), parent.is_none().then_some(Urgency::Needed)),
+            clock() + ttl.hard_limit,
+        );
         let asked = cache.ask_database(place, ttl.hard_limit, deadline, || (), load);
         let ending = Box::pin(asked).await;
         let loaded = ending.map(|(value, cost)| Answer {
@@ -111,7 +117,9 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
             && let Some(answer) = view.hit(&entry, entry.age(now))
         {
-            if wants_refresh(view, &ttl, &entry, answer.age) {
+            if wants_refresh(view, &ttl, &entry, answer.age)
+                && !entry.failed_since(now, RETRY_AFTER)
+            {
                 job.early = true;
                 view.board(&name, job, load);
             }
@@ -119,6 +127,13 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
         let held = held.filter(|held| view.may_serve_stale(held, &ttl, now));
         job.held = held.as_ref().map(|held| held.loaded.entry.clone());
+        if let Some(held) = held.as_ref().filter(|held| view.has_just_failed(held, now)) {
+            let ending = Ok((held.loaded.clone(), Some(StaleReason::Failed)));
+            return conclude(view, ending, self.default);
+        }
+        if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
+            return conclude(view, Err(error), self.default);
+        }
         let passenger = view.board(&name, job, load);
         let ending = wait(view, passenger, held, &ttl, began).await;
         conclude(view, ending, self.default)
@@ -135,6 +150,9 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let held = view.held(&name, &self.tags).map(|held| held.loaded.entry);
         let mut job = view.job(self.all_tags(&name), held);
         (job.held, job.anew) = (None, true);
+        if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
+            return conclude(view, Err(error), self.default);
+        }
         let (flights, generations) = (&view.core().flights, &view.core().generations);
         let (leader, passenger) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
         let ttl = job.ttl;
@@ -151,6 +169,11 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Whether a load failed so lately that another would be waited for in vain.
+    pub(crate) fn has_just_failed(&self, held: &Held, now: Moment) -> bool {
+        held.loaded.entry.failed_since(now, RETRY_AFTER)
+    }
+
     /// Joins or begins the flight for this key.
     fn board<L, F>(&self, name: &[u8], job: Job<V>, load: L) -> Passenger
     where
@@ -158,10 +181,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
     {
         let cache = self.core();
-        match cache
-            .flights
-            .board(name, self.cargo(), &job.tags, &cache.generations)
-        {
+        match cache.flights.board(
+            name,
+            self.cargo(),
+            &job.tags,
+            (&cache.generations, &cache.coherence),
+        ) {
             Boarding::Joined(passenger) => passenger,
             Boarding::Leader(leader, passenger) => {
                 tokio::spawn(load::lead(leader, job, load));
@@ -170,6 +195,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
     }
 }
+
+/// After a failed load, a value that can be served is not loaded again for so long.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 fn wants_refresh<V: Clone + Send + Sync + 'static>(
     view: &View<V>,

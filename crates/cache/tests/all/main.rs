@@ -7,6 +7,7 @@ mod degradation;
 mod engines;
 mod flights;
 mod history;
+mod nested;
 mod oddities;
 mod outage;
 mod outbox;
