@@ -425,7 +425,7 @@ pub struct LimitsConfig {
     /// some 90 KiB in that time counts as nothing.
     #[serde(serialize_with = "duration")]
     pub write_timeout: Duration,
-    /// Largest result that a query, or a statement with RETURNING, may have, in bytes of its rows; default 16 MiB. What is beyond it is left out and
+    /// Largest result that a query, or a statement with RETURNING, may have, in bytes of its rows; default 32 MiB. What is beyond it is left out and
     /// `truncated` said; a row that alone is larger is refused. As many times that, and as much again while it is made ready, may be held at once as there
     /// are loads and statements.
     pub result: Bytes,
@@ -452,7 +452,7 @@ impl LimitsConfig {
             request_timeout: section.positive("request_timeout").unwrap_or(secs(10)),
             header_timeout: section.positive("header_timeout").unwrap_or(secs(10)),
             write_timeout: section.positive("write_timeout").unwrap_or(secs(30)),
-            result: section.some_bytes("result").unwrap_or(Bytes(16 * MIB)),
+            result: section.some_bytes("result").unwrap_or(Bytes(32 * MIB)),
             concurrency: section.count("concurrency", 1, 1_000_000).unwrap_or(4096),
             connections: section.count("connections", 1, 1_000_000).unwrap_or(16384),
             subscribers: section.count("subscribers", 1, 1_000_000).unwrap_or(2048),
