@@ -29,8 +29,12 @@ Examples:
   steadfast probe rediss://app@cache.example:6380 --operations 30000 --workers 50
   REDIS_URL=redis://:password@cache.example:6379 steadfast probe")]
 pub(crate) struct Args {
-    /// redis://[user:password@]host:port/db, rediss://… for TLS, or unix:///path
-    #[arg(env = "REDIS_URL", hide_env_values = true)]
+    // No doc comment: rustdoc would take the brackets for a link, and clap would print whatever escapes them.
+    #[arg(
+        help = "redis://[user:password@]host:port/db, rediss://… for TLS, or unix:///path",
+        env = "REDIS_URL",
+        hide_env_values = true
+    )]
     url: String,
     /// How many commands to send in all: as many SET as GET as DEL
     #[arg(long, value_name = "N", default_value_t = 3_000, value_parser = clap::value_parser!(u64).range(3..=100_000_000))]

@@ -1,5 +1,5 @@
 //! No caller gets further than its role. Who a caller is, is told by a token that somebody else signed; what its role may
-//! do stands in one table; and what was done or refused is written down. One door, [`admit`], in front of every route.
+//! do stands in one table; and what was done or refused is written down. One door, `admit`, in front of every route.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
