@@ -16,7 +16,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`].
+//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`]. Rules and limits name routes
+//! without that path, and hold below it.
 //!
 //! # Features
 //! `drill`: drills over HTTP and the demo, which start and kill private servers and make certificates; the program has it, an embedded service need not.

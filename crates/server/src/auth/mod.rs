@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
 
 use crate::app::{App, unix_ms};
 use crate::config::AuthConfig;
+use crate::http::route::Route;
 use crate::problem::{Problem, ProblemKind};
 use crate::serve::Peer;
 
@@ -134,10 +135,7 @@ pub(crate) async fn admit(app: &App, request: &mut Request) -> Result<Option<Pas
     let Some(auth) = app.auth() else {
         return Ok(None);
     };
-    let rule = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map(|path| rule_for(request.method(), path.as_str()));
+    let rule = Route::of(request).map(|route| rule_for(request.method(), route.as_str()));
     let mut passed = Passed {
         auth: Arc::clone(auth),
         method: request.method().clone(),

@@ -6,7 +6,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -16,6 +16,7 @@ use tracing::Instrument;
 
 use crate::app::App;
 use crate::auth;
+use crate::http::route::Route;
 use crate::problem::{Problem, ProblemKind};
 use crate::query::waiting::within;
 use crate::serve::{Counted, Spare};
@@ -53,7 +54,7 @@ pub(crate) fn is_stream(path: &str) -> bool {
 pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Next) -> Response {
     app.proxies().find_caller(&mut request);
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = Route::of(&request);
     let asked = Asked::now(&app, method_label(&method), route.clone());
     // In a loop that is not ours, nobody else counts; until when the answer is written is not known there.
     let counted = request.extensions().get::<Counted>().is_some();
@@ -67,7 +68,7 @@ pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Ne
     };
     let took = asked.answered(response.status());
     if response.status().is_server_error() {
-        tracing::debug!(%method, route = ?route, status = response.status().as_u16(), ?took, "request failed");
+        tracing::debug!(%method, route = route.as_ref().map_or("unmatched", Route::as_str), status = response.status().as_u16(), ?took, "request failed");
     }
     harden(response.headers_mut());
     if app.tells_https() {
@@ -90,7 +91,7 @@ pub(super) async fn guard(State(app): State<App>, mut request: Request, next: Ne
 struct Asked {
     app: App,
     method: &'static str,
-    route: Option<MatchedPath>,
+    route: Option<Route>,
     began: Instant,
     answered: bool,
 }
@@ -99,7 +100,7 @@ struct Asked {
 const GIVEN_UP: u16 = 499;
 
 impl Asked {
-    fn now(app: &App, method: &'static str, route: Option<MatchedPath>) -> Self {
+    fn now(app: &App, method: &'static str, route: Option<Route>) -> Self {
         Self {
             app: app.clone(),
             method,
@@ -115,7 +116,7 @@ impl Asked {
     }
 
     fn count(&self, status: StatusCode) -> Duration {
-        let route = self.route.as_ref().map_or("unmatched", MatchedPath::as_str);
+        let route = self.route.as_ref().map_or("unmatched", Route::as_str);
         let took = self.began.elapsed();
         self.app.observe_request(self.method, route, status, took);
         took
@@ -133,8 +134,8 @@ impl Drop for Asked {
 }
 
 /// As [`admitted`], within a span that continues the caller's trace.
-async fn traced(app: &App, route: Option<&MatchedPath>, request: Request, next: Next) -> Response {
-    let route = route.map_or("unmatched", MatchedPath::as_str);
+async fn traced(app: &App, route: Option<&Route>, request: Request, next: Next) -> Response {
+    let route = route.map_or("unmatched", Route::as_str);
     let span = tracing::info_span!(
         "request",
         otel.name = format!("{} {route}", request.method()),

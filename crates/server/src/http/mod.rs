@@ -21,6 +21,7 @@ mod openapi;
 mod page;
 pub(crate) mod proxies;
 pub(crate) mod queries;
+pub(crate) mod route;
 mod status;
 
 /// A request as the connection hands it over.

@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use axum::extract::{MatchedPath, Request};
+use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderValue};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
@@ -15,6 +15,7 @@ use steadfast::CallOptions;
 use crate::app::{App, now};
 use crate::auth::Caller;
 use crate::config::{Algorithm, By, Config, RateConfig, WhenDown};
+use crate::http::route::Route;
 use crate::problem::{Problem, ProblemKind};
 use crate::serve::Peer;
 
@@ -100,9 +101,8 @@ impl Limiter {
         if self.policies.is_empty() {
             return None;
         }
-        let route = request.extensions().get::<MatchedPath>()?;
         Some(Asked {
-            route: route.as_str().to_owned(),
+            route: Route::of(request)?.as_str().to_owned(),
             caller: who(request),
         })
     }

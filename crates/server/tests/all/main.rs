@@ -18,6 +18,7 @@ mod life;
 mod limits;
 mod manners;
 mod metrics;
+mod nested;
 mod once;
 mod openapi;
 mod page;

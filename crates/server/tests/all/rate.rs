@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::harness::{Service, redis};
 
-const AUTH: &str = "[auth]\nissuer = \"us\"\naudience = \"steadfast\"\naudit = \"off\"\n[auth.keys.dev]\nalgorithm = \"HS256\"\n\
+pub(crate) const AUTH: &str = "[auth]\nissuer = \"us\"\naudience = \"steadfast\"\naudit = \"off\"\n[auth.keys.dev]\nalgorithm = \"HS256\"\n\
                     secret = \"0123456789abcdef0123456789abcdef\"\n";
 
 async fn service(redis: &str, folder: &tempfile::TempDir, rate: &str) -> Service {
@@ -25,11 +25,11 @@ async fn service(redis: &str, folder: &tempfile::TempDir, rate: &str) -> Service
     Service::of(Config::load(&sources).unwrap()).await
 }
 
-fn token(app: &App, subject: &str) -> String {
+pub(crate) fn token(app: &App, role: Role, subject: &str) -> String {
     use secrecy::ExposeSecret;
     let order = Order {
         subject,
-        role: Role::Viewer,
+        role,
         lifetime: Duration::from_secs(600),
         key: None,
         private_key: None,
@@ -83,7 +83,10 @@ async fn s7_a_caller_is_held_to_its_rate_by_the_fleet_and_in_an_outage_by_each_p
     let two = service(&redis.url(), &folders[1], rate).await;
     ready(&one).await;
     ready(&two).await;
-    let (greedy, modest) = (token(&one.app, "greedy"), token(&one.app, "modest"));
+    let (greedy, modest) = (
+        token(&one.app, Role::Viewer, "greedy"),
+        token(&one.app, Role::Viewer, "modest"),
+    );
     let other = async |stop: Instant| {
         while Instant::now() < stop {
             let reply = two
@@ -123,7 +126,7 @@ async fn s7_a_sliding_window_on_redis_lets_its_quota_pass_and_says_when_to_come_
     let rate = "[limits.rate.hour]\nrequests = 3\nper = \"1h\"\nalgorithm = \"sliding_window\"\nroutes = [\"/v1/history\"]\n";
     let service = service(&redis.url(), &folder, rate).await;
     ready(&service).await;
-    let bearer = token(&service.app, "ada");
+    let bearer = token(&service.app, Role::Viewer, "ada");
     let mut left = Vec::new();
     for _ in 0..5 {
         let reply = service
@@ -182,7 +185,7 @@ async fn s7_a_caller_that_comes_back_when_a_sliding_window_says_is_let_in_by_red
         if url == redis.url() {
             ready(&service).await;
         }
-        let bearer = token(&service.app, "ada");
+        let bearer = token(&service.app, Role::Viewer, "ada");
         let ask = async || {
             service
                 .get_with("/v1/history", &[("authorization", &bearer)])
@@ -207,7 +210,7 @@ async fn s7_a_clock_of_redis_that_was_set_back_locks_nobody_out() {
     let rate = "[limits.rate.each]\nrequests = 10\nper = \"1s\"\n";
     let service = service(&redis.url(), &folder, rate).await;
     ready(&service).await;
-    let bearer = token(&service.app, "ada");
+    let bearer = token(&service.app, Role::Viewer, "ada");
     let ask = async || {
         let reply = service
             .get_with("/v1/history", &[("authorization", &bearer)])
@@ -264,7 +267,7 @@ async fn s7_who_is_refused_for_want_of_a_token_is_counted_by_its_address() {
         statuses.push(reply.status.as_u16());
     }
     assert_eq!(statuses, [401, 401, 401, 429, 429]);
-    let bearer = token(&service.app, "ada");
+    let bearer = token(&service.app, Role::Viewer, "ada");
     let known = service
         .get_with("/v1/history", &[("authorization", &bearer)])
         .await;
@@ -285,7 +288,7 @@ async fn s7_who_is_refused_uses_up_nothing_that_all_callers_share() {
     for _ in 0..10 {
         assert_eq!(ask("Bearer a.b.c").await, 401);
     }
-    let bearer = token(&service.app, "ada");
+    let bearer = token(&service.app, Role::Viewer, "ada");
     let mut statuses = Vec::new();
     for _ in 0..4 {
         statuses.push(ask(&bearer).await);
@@ -303,7 +306,7 @@ async fn s7_without_redis_a_limit_is_open_local_or_closed_as_it_was_told() {
     ] {
         let rate = format!("[limits.rate.x]\nrequests = 1\nper = \"1h\"\nwhen_down = \"{mode}\"\n");
         let service = service("redis://127.0.0.1:1", &folder, &rate).await;
-        let bearer = token(&service.app, "ada");
+        let bearer = token(&service.app, Role::Viewer, "ada");
         for wanted in wanted {
             let reply = service
                 .get_with("/v1/history", &[("authorization", &bearer)])
