@@ -124,11 +124,11 @@ pub fn in_words(reports: &[Report]) -> String {
         return text;
     }
     if otherwise.is_empty() {
-        let should = with_control().filter(|report| report.control_fails).count();
+        let fails = with_control().filter(|report| report.control_fails).count();
+        let of = with_control().count();
         let _ = write!(
             text,
-            " The plain client fails the {should} that it should, and passes the other {}.",
-            with_control().count() - should
+            " The plain client fails {fails} of {of}, as expected."
         );
     } else {
         let _ = write!(

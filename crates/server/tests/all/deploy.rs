@@ -87,3 +87,12 @@ fn s9_systemd_and_the_container_wait_for_the_drain() {
     );
     assert_eq!(after(&image, "STOPSIGNAL"), "SIGTERM");
 }
+
+#[test]
+fn s1_the_service_of_the_readme_is_one_that_starts() {
+    let readme = read("../README.md");
+    let (_, block) = readme.split_once("```toml\n").unwrap();
+    let (settings, _) = block.split_once("```").unwrap();
+    let config = Config::load(&Sources::new().text("README.md", settings)).unwrap();
+    assert!(config.queries.contains_key("user"));
+}
