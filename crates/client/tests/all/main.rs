@@ -12,6 +12,7 @@ mod compat;
 mod credentials;
 #[cfg(feature = "entra-id")]
 mod entra;
+mod examples;
 mod ghosts;
 mod liveness;
 mod load;

@@ -13,12 +13,12 @@ use steadfast_drill::process::{self, Redis};
 use crate::support::{cmd, ms, until, until_down_for};
 
 /// An authority of the test's own.
-struct Authority {
+pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
@@ -28,7 +28,7 @@ impl Authority {
         Self { issuer }
     }
 
-    fn pem(&self) -> String {
+    pub(crate) fn pem(&self) -> String {
         self.issuer.pem()
     }
 
@@ -43,7 +43,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    async fn server(
+    pub(crate) async fn server(
         &self,
         name: &str,
         until: i32,

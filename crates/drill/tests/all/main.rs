@@ -5,6 +5,7 @@
 mod api;
 mod drills;
 mod endings;
+mod examples;
 mod process_redis;
 mod process_sql;
 mod proxy_resp;
