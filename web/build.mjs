@@ -70,6 +70,8 @@ if (process.argv[1] === fileURLToPath(import.meta.url)) {
       await mkdir(dirname(join(dist, name)), { recursive: true });
       await writeFile(join(dist, name), bytes);
     }
-    console.log([...files].map(([name, bytes]) => `${(bytes.length / 1024).toFixed(1).padStart(7)} kB  ${name}`).join('\n'));
+    console.log(
+      [...files].map(([name, bytes]) => `${(bytes.length / 1024).toFixed(1).padStart(7)} kB  ${name}`).join('\n'),
+    );
   }
 }

@@ -15,7 +15,11 @@ function make(name, attributes = {}, ...children) {
 }
 
 function token() {
-  try { return sessionStorage.getItem(KEY) ?? ''; } catch { return ''; }
+  try {
+    return sessionStorage.getItem(KEY) ?? '';
+  } catch {
+    return '';
+  }
 }
 
 function ask(path, options = {}) {
@@ -28,7 +32,11 @@ function ask(path, options = {}) {
 function resolved(api, schema) {
   let found = schema ?? {};
   for (let hops = 0; found.$ref && hops < 8; hops += 1) {
-    found = found.$ref.slice(2).split('/').reduce((at, part) => at?.[part], api) ?? {};
+    found =
+      found.$ref
+        .slice(2)
+        .split('/')
+        .reduce((at, part) => at?.[part], api) ?? {};
   }
   return found;
 }
@@ -75,7 +83,9 @@ function example(schema) {
 
 /** JSON in lines. Numbers pass as marked texts, so that none is rounded on the way. */
 function indented(text) {
-  const marked = text.replace(/"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g, (token) => (token.startsWith('"') ? token : `"\\u0000${token}"`));
+  const marked = text.replace(/"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g, (token) =>
+    token.startsWith('"') ? token : `"\\u0000${token}"`,
+  );
   return JSON.stringify(JSON.parse(marked), null, 2).replace(/"\\u0000([-+.0-9eE]+)"/g, '$1');
 }
 
@@ -84,7 +94,11 @@ async function show(reply, took, into) {
     .filter((name) => reply.headers.get(name))
     .map((name) => `${name}: ${reply.headers.get(name)}`);
   let text = await reply.text();
-  try { text = indented(text); } catch { /* it is not JSON: as it came */ }
+  try {
+    text = indented(text);
+  } catch {
+    /* it is not JSON: as it came */
+  }
   const head = `${reply.status} ${reply.statusText} in ${took.toFixed(0)} ms\n${told.join('\n')}`;
   into.replaceChildren(make('pre', {}, head), make('pre', { tabindex: '0', 'aria-label': 'Answer' }, text));
 }
@@ -100,7 +114,8 @@ function form(path, method, parameters, body) {
   if (area) area.value = example(body);
   const answer = make('div', { 'aria-live': 'polite' });
   const element = make(
-    'form', { class: 'asking' },
+    'form',
+    { class: 'asking' },
     ...inputs.map(([parameter, input]) => make('label', {}, parameter.name, input)),
     area ? make('label', { class: 'wide' }, 'Body (JSON)', area) : null,
     make('button', { class: 'main', type: 'submit' }, method === 'get' ? 'Ask' : 'Send'),
@@ -135,26 +150,48 @@ function operation(api, path, method, described) {
   if (role) inside.append(make('p', { class: 'soft' }, `Needs a token with the role ${role}.`));
   if (described.description) inside.append(make('p', {}, described.description));
   if (parameters.length) {
-    inside.append(make('h3', {}, 'Parameters'), table(['Name', 'Value', 'Meaning'], parameters.map((parameter) => [
-      make('code', {}, parameter.name),
-      `${inWords(resolved(api, parameter.schema))}${parameter.required ? '' : ', may be left out'}`,
-      parameter.description ?? '',
-    ])));
+    inside.append(
+      make('h3', {}, 'Parameters'),
+      table(
+        ['Name', 'Value', 'Meaning'],
+        parameters.map((parameter) => [
+          make('code', {}, parameter.name),
+          `${inWords(resolved(api, parameter.schema))}${parameter.required ? '' : ', may be left out'}`,
+          parameter.description ?? '',
+        ]),
+      ),
+    );
   }
   const body = described.requestBody && resolved(api, described.requestBody.content?.['application/json']?.schema);
   if (body) inside.append(make('h3', {}, 'Body'), table(['Field', 'Value', 'Meaning'], fields(body)));
-  inside.append(make('h3', {}, 'Answers'), table(['Status', 'Meaning', 'Kind'], Object.entries(described.responses ?? {}).map(([status, reply]) => {
-    const [kind, content] = Object.entries(reply.content ?? {})[0] ?? ['', {}];
-    const name = content.schema?.$ref?.split('/').pop();
-    return [status, reply.description ?? '', name ? `${kind}, ${name}` : kind];
-  })));
-  const answer = resolved(api, Object.values(Object.entries(described.responses ?? {}).find(([s]) => s < '300')?.[1].content ?? {})[0]?.schema);
+  inside.append(
+    make('h3', {}, 'Answers'),
+    table(
+      ['Status', 'Meaning', 'Kind'],
+      Object.entries(described.responses ?? {}).map(([status, reply]) => {
+        const [kind, content] = Object.entries(reply.content ?? {})[0] ?? ['', {}];
+        const name = content.schema?.$ref?.split('/').pop();
+        return [status, reply.description ?? '', name ? `${kind}, ${name}` : kind];
+      }),
+    ),
+  );
+  const answer = resolved(
+    api,
+    Object.values(Object.entries(described.responses ?? {}).find(([s]) => s < '300')?.[1].content ?? {})[0]?.schema,
+  );
   if (answer.properties) inside.append(make('h3', {}, 'Answer'), table(['Field', 'Value', 'Meaning'], fields(answer)));
   const streams = Object.keys(described.responses?.['200']?.content ?? {}).includes('text/event-stream');
   if (!streams) inside.append(make('h3', {}, 'Try it'), form(path, method, parameters, body));
   return make(
-    'details', { class: 'operation card' },
-    make('summary', {}, make('span', { class: `method ${method}` }, method.toUpperCase()), make('code', {}, path), make('span', { class: 'soft' }, described.summary ?? '')),
+    'details',
+    { class: 'operation card' },
+    make(
+      'summary',
+      {},
+      make('span', { class: `method ${method}` }, method.toUpperCase()),
+      make('code', {}, path),
+      make('span', { class: 'soft' }, described.summary ?? ''),
+    ),
     inside,
   );
 }
@@ -168,12 +205,13 @@ function draw(api) {
     }
   }
   const order = ['queries', 'statements', 'drills', 'service'];
-  const names = [...groups.keys()].sort((a, b) => (order.indexOf(a) + 9) % 9 - (order.indexOf(b) + 9) % 9);
-  document.getElementById('about').textContent = `${api.info.description} Version ${api.info.version}, as configured now.`;
+  const names = [...groups.keys()].sort((a, b) => ((order.indexOf(a) + 9) % 9) - ((order.indexOf(b) + 9) % 9));
+  document.getElementById('about').textContent =
+    `${api.info.description} Version ${api.info.version}, as configured now.`;
   document.getElementById('groups').replaceChildren(...names.map((name) => make('a', { href: `#${name}` }, name)));
-  document.getElementById('parts').replaceChildren(
-    ...names.map((name) => make('section', { id: name }, make('h2', {}, name), ...groups.get(name))),
-  );
+  document
+    .getElementById('parts')
+    .replaceChildren(...names.map((name) => make('section', { id: name }, make('h2', {}, name), ...groups.get(name))));
 }
 
 async function read() {
@@ -183,7 +221,8 @@ async function read() {
     const reply = await ask('/openapi.json');
     asking.hidden = reply.ok && !token();
     if (reply.ok) draw(await reply.json());
-    else if (reply.status === 401 || reply.status === 403) about.textContent = 'This service asks who calls: a token with the role viewer shows its interface.';
+    else if (reply.status === 401 || reply.status === 403)
+      about.textContent = 'This service asks who calls: a token with the role viewer shows its interface.';
     else about.textContent = `The service answers ${reply.status}. Try again in a moment.`;
   } catch (error) {
     about.textContent = `The service does not answer: ${error.message}`;
@@ -196,7 +235,9 @@ document.getElementById('token-form').addEventListener('submit', (event) => {
   try {
     if (value) sessionStorage.setItem(KEY, value);
     else sessionStorage.removeItem(KEY);
-  } catch { /* the tab keeps nothing: the token then lasts for no request, and the page says so by asking again */ }
+  } catch {
+    /* the tab keeps nothing: the token then lasts for no request, and the page says so by asking again */
+  }
   read();
 });
 read();

@@ -61,7 +61,9 @@ export async function json<T>(path: string, init: RequestInit = {}): Promise<T> 
  */
 export async function exact<T>(path: string): Promise<T> {
   const text = await (await request(path, { signal: AbortSignal.timeout(10_000) })).text();
-  return JSON.parse(text.replace(TOKENS, (token) => (token.startsWith('"') || String(Number(token)) === token ? token : `"${token}"`))) as T;
+  return JSON.parse(
+    text.replace(TOKENS, (token) => (token.startsWith('"') || String(Number(token)) === token ? token : `"${token}"`)),
+  ) as T;
 }
 
 /** Texts, which are to be left alone, and numbers. */

@@ -12,7 +12,7 @@ export interface Line {
   colour: string;
 }
 
-const SOURCES: Line[] = [
+export const SOURCES: Line[] = [
   { name: 'memory', colour: '--memory' },
   { name: 'Redis', colour: '--redis' },
   { name: 'database', colour: '--database' },
@@ -100,7 +100,14 @@ export const cursor: uPlot.Cursor = { y: false, points: { size: 7 }, drag: { x: 
 /** A time axis as a clock without a date. */
 function times({ axis }: Style): uPlot.Axis {
   const short = (values: number[]) => (values.every((value) => value % 60 === 0) ? 5 : 8);
-  return axis({ size: 28, grid: { show: false }, space: 70, incrs: [15, 30, 60, 120], values: (plot, values) => values.map((value) => (value < leftmost(plot) ? '' : clock(value * 1000).slice(0, short(values)))) });
+  return axis({
+    size: 28,
+    grid: { show: false },
+    space: 70,
+    incrs: [15, 30, 60, 120],
+    values: (plot, values) =>
+      values.map((value) => (value < leftmost(plot) ? '' : clock(value * 1000).slice(0, short(values)))),
+  });
 }
 
 /** Further left a label would run into those of the other axis. */
@@ -114,7 +121,10 @@ export function stackedOptions(lines: Line[], xAxis: (style: Style) => uPlot.Axi
   return (style: Style): Omit<uPlot.Options, 'width' | 'height'> => ({
     cursor,
     scales: { x: { time: false }, y: { range: (_, __, max) => [0, Math.max(1, top(max) * 1.1)] } },
-    axes: [xAxis(style), style.axis({ size: 46, space: 40, values: (_, values) => values.map((value) => rate(value)) })],
+    axes: [
+      xAxis(style),
+      style.axis({ size: 46, space: 40, values: (_, values) => values.map((value) => rate(value)) }),
+    ],
     series: [
       {},
       // The sum of all is drawn first and the lowest last, so that each covers what lies under it.
@@ -166,9 +176,16 @@ export class Charts {
     let last = 0;
     const xs = this.shown.map((tick) => (last = tick ? tick.at_ms / 1000 : last + 1));
     const range: [number, number] = [newest.at_ms / 1000 - spanOf(ticks), newest.at_ms / 1000];
-    const reads = (name: 'memory' | 'redis' | 'database' | 'failed'): Column => this.shown.map((tick) => tick?.reads[name] ?? null);
-    this.calls.draw([xs, ...stack([reads('memory'), reads('redis'), reads('database'), reads('failed')])] as uPlot.AlignedData, range);
-    this.latency.draw([xs, ...LATENCIES.map(({ of }) => this.shown.map((tick) => (tick && of(tick)) ?? null))] as uPlot.AlignedData, range);
+    const reads = (name: 'memory' | 'redis' | 'database' | 'failed'): Column =>
+      this.shown.map((tick) => tick?.reads[name] ?? null);
+    this.calls.draw(
+      [xs, ...stack([reads('memory'), reads('redis'), reads('database'), reads('failed')])] as uPlot.AlignedData,
+      range,
+    );
+    this.latency.draw(
+      [xs, ...LATENCIES.map(({ of }) => this.shown.map((tick) => (tick && of(tick)) ?? null))] as uPlot.AlignedData,
+      range,
+    );
     at('calls-chart').setAttribute('aria-label', chartSummary(sum(ticks)));
     const slow = LATENCIES.map(({ name, of }) => `${name}: ${text(duration(of(newest) ?? null))}`).join(', ');
     at('latency-chart').setAttribute('aria-label', `Time to answer in the last second. ${slow}.`);
@@ -184,8 +201,16 @@ export class Charts {
   private legends(): void {
     const tick = this.pointed === null ? this.shown.findLast((tick) => tick !== null) : this.shown[this.pointed];
     const reads = tick?.reads;
-    fill('calls-legend', [reads?.memory, reads?.redis, reads?.database, reads?.failed].map((value) => (value === undefined ? '–' : rate(value))));
-    fill('latency-legend', LATENCIES.map(({ of }) => text(duration((tick && of(tick)) ?? null))));
+    fill(
+      'calls-legend',
+      [reads?.memory, reads?.redis, reads?.database, reads?.failed].map((value) =>
+        value === undefined ? '–' : rate(value),
+      ),
+    );
+    fill(
+      'latency-legend',
+      LATENCIES.map(({ of }) => text(duration((tick && of(tick)) ?? null))),
+    );
   }
 }
 
@@ -195,11 +220,22 @@ function latencyOptions(style: Style): Omit<uPlot.Options, 'width' | 'height'> {
     scales: { x: { time: false }, y: { distr: 3, range: (_, min, max) => decades(min, max) } },
     axes: [
       times(style),
-      style.axis({ size: 58, space: 30, grid: { stroke: style.colour('--grid'), width: 1, filter: onlyDecades }, values: (_, values) => values.map((value) => (value === null || !isDecade(value) ? null : text(duration(value)))) as string[] }),
+      style.axis({
+        size: 58,
+        space: 30,
+        grid: { stroke: style.colour('--grid'), width: 1, filter: onlyDecades },
+        values: (_, values) =>
+          values.map((value) => (value === null || !isDecade(value) ? null : text(duration(value)))) as string[],
+      }),
     ],
     series: [
       {},
-      ...LATENCIES.map(({ colour }) => ({ stroke: style.colour(colour), width: 1.75, spanGaps: false, points: { show: true, size: 3, fill: style.colour(colour) } })),
+      ...LATENCIES.map(({ colour }) => ({
+        stroke: style.colour(colour),
+        width: 1.75,
+        spanGaps: false,
+        points: { show: true, size: 3, fill: style.colour(colour) },
+      })),
     ],
   };
 }
@@ -238,9 +274,13 @@ export function legend(id: string, lines: readonly Line[]): void {
 }
 
 export function legendItems(lines: readonly Line[]): HTMLElement[] {
-  return lines.map(({ name, colour }) => h('li', {}, h('i', { class: `swatch ${colour.slice(2)}`, 'aria-hidden': 'true' }), `${name} `, h('b')));
+  return lines.map(({ name, colour }) =>
+    h('li', {}, h('i', { class: `swatch ${colour.slice(2)}`, 'aria-hidden': 'true' }), `${name} `, h('b')),
+  );
 }
 
 function fill(id: string, values: string[]): void {
-  at(id).querySelectorAll('b').forEach((element, index) => say(element, values[index] ?? '–'));
+  at(id)
+    .querySelectorAll('b')
+    .forEach((element, index) => say(element, values[index] ?? '–'));
 }

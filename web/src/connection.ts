@@ -2,7 +2,7 @@
 import { at, h, icon, redraw, say, type Child } from './dom';
 import { ago, bytes, count, duration, share, text } from './format';
 import type { Store } from './store';
-import { breakerName, type Mood, redisName } from './words';
+import { breakerName, capital, type Mood, redisName } from './words';
 import { MOOD_ICON } from './now';
 import type { Health } from './wire';
 
@@ -17,7 +17,15 @@ export function drawConnection(store: Store): void {
   say(at('status-age'), store.statusError ? `not up to date: ${store.statusError}` : '');
   if (!status) {
     for (const id of ['redis-facts', 'cache-facts', 'checks']) {
-      redraw(at(id), `wait${store.statusError ?? ''}`, () => [h(id === 'checks' ? 'li' : 'div', { class: 'empty' }, id === 'checks' ? (store.statusError ? capitalised(store.statusError) : 'Waiting for the service.') : '')].filter(() => id === 'checks'));
+      redraw(at(id), `wait${store.statusError ?? ''}`, () =>
+        [
+          h(
+            id === 'checks' ? 'li' : 'div',
+            { class: 'empty' },
+            id === 'checks' ? (store.statusError ? capital(store.statusError) : 'Waiting for the service.') : '',
+          ),
+        ].filter(() => id === 'checks'),
+      );
     }
     return;
   }
@@ -27,7 +35,12 @@ export function drawConnection(store: Store): void {
   drawBreaker(redis.breaker);
   facts('redis-facts', [
     ['Address', h('code', {}, redis.address)],
-    ['Server', redis.server_version ? `Redis ${redis.server_version}${redis.tls ? `, ${redis.tls}` : ', no TLS'}` : 'not known yet'],
+    [
+      'Server',
+      redis.server_version
+        ? `Redis ${redis.server_version}${redis.tls ? `, ${redis.tls}` : ', no TLS'}`
+        : 'not known yet',
+    ],
     [redis.state === 'ready' ? 'In service for' : 'Away for', text(duration(redis.state_for_ms))],
     ['Attempts to connect', count(redis.attempts)],
     ['Reconnected', times(redis.reconnects)],
@@ -38,7 +51,11 @@ export function drawConnection(store: Store): void {
     ['Last error', redis.last_error ?? 'none'],
   ]);
   const trust = cache.redis;
-  const believed: [Mood, string] = trust?.trusted ? ['good', 'Redis is in use'] : trust?.suspended ? ['warn', 'Redis not in use'] : ['warn', redis.state === 'ready' ? 'Redis being checked' : 'Without Redis'];
+  const believed: [Mood, string] = trust?.trusted
+    ? ['good', 'Redis is in use']
+    : trust?.suspended
+      ? ['warn', 'Redis not in use']
+      : ['warn', redis.state === 'ready' ? 'Redis being checked' : 'Without Redis'];
   redraw(at('cache-state'), believed.join(), () => [pill(...believed)]);
   const counts = cache.counts;
   facts('cache-facts', [
@@ -51,12 +68,32 @@ export function drawConnection(store: Store): void {
     ['Rejected to protect SQL', count(counts.overloaded)],
     ['Late fills refused', count(counts.fills_refused)],
     ['Redis calls failed or late', count(counts.redis_errors)],
-    ['Redis calls answered in time', typeof redis.success_rate === 'number' ? text(share(redis.success_rate)) : 'none yet'],
-    ['Redis found behind, began anew', times(Math.max(0, (counts.epochs ?? 0) - 0))],
+    [
+      'Redis calls answered in time',
+      typeof redis.success_rate === 'number' ? text(share(redis.success_rate)) : 'none yet',
+    ],
+    ['Redis found behind, began anew', times(counts.epochs ?? 0)],
   ]);
   const checks = Object.entries(health.checks).sort(([, a], [, b]) => rank(b.status) - rank(a.status));
   redraw(at('checks'), JSON.stringify(checks), () =>
-    checks.map(([name, check]) => h('li', {}, h('span', { class: `mark ${HEALTH[check.status]}` }, icon(MOOD_ICON[HEALTH[check.status]])), h('div', {}, h('p', {}, h('b', {}, name === 'cpu' ? 'CPU' : capitalised(name)), h('span', { class: 'soft' }, check.latency_ms === null ? check.status : text(duration(check.latency_ms)))), h('p', { class: 'soft' }, check.message)))),
+    checks.map(([name, check]) =>
+      h(
+        'li',
+        {},
+        h('span', { class: `mark ${HEALTH[check.status]}` }, icon(MOOD_ICON[HEALTH[check.status]])),
+        h(
+          'div',
+          {},
+          h(
+            'p',
+            {},
+            h('b', {}, name === 'cpu' ? 'CPU' : capital(name)),
+            h('span', { class: 'soft' }, check.latency_ms === null ? check.status : text(duration(check.latency_ms))),
+          ),
+          h('p', { class: 'soft' }, check.message),
+        ),
+      ),
+    ),
   );
   const { service, system } = status;
   facts('service-facts', [
@@ -74,9 +111,20 @@ function rank(status: Health): number {
 }
 
 function drawBreaker(state: string): void {
-  const nodes: [string, string][] = [['closed', 'calls pass'], ['open', 'calls are refused at once'], ['half_open', 'a few calls, on trial']];
+  const nodes: [string, string][] = [
+    ['closed', 'calls pass'],
+    ['open', 'calls are refused at once'],
+    ['half_open', 'a few calls, on trial'],
+  ];
   redraw(at('breaker'), state, () =>
-    nodes.map(([name, words]) => h('li', { class: name === state ? `on ${name}` : name, 'aria-current': name === state ? 'true' : null }, h('b', {}, `${name === state ? 'Breaker ' : ''}${breakerName(name)}`), h('span', {}, words))),
+    nodes.map(([name, words]) =>
+      h(
+        'li',
+        { class: name === state ? `on ${name}` : name, 'aria-current': name === state ? 'true' : null },
+        h('b', {}, `${name === state ? 'Breaker ' : ''}${breakerName(name)}`),
+        h('span', {}, words),
+      ),
+    ),
   );
 }
 
@@ -88,8 +136,4 @@ function times(number: number): string {
 function facts(id: string, rows: [string, Child][]): void {
   const key = rows.map(([, value]) => (value instanceof Node ? value.textContent : value)).join('|');
   redraw(at(id), key, () => rows.map(([name, value]) => h('div', {}, h('dt', {}, name), h('dd', {}, value))));
-}
-
-function capitalised(words: string): string {
-  return words.charAt(0).toUpperCase() + words.slice(1);
 }

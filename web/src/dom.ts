@@ -3,14 +3,20 @@
 export type Child = Node | string | null | undefined | false;
 type Props = Record<string, string | number | boolean | ((event: Event) => void) | null | undefined>;
 
-export function h<K extends keyof HTMLElementTagNameMap>(tag: K, props: Props = {}, ...children: Child[]): HTMLElementTagNameMap[K] {
+export function h<K extends keyof HTMLElementTagNameMap>(
+  tag: K,
+  props: Props = {},
+  ...children: Child[]
+): HTMLElementTagNameMap[K] {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(props)) {
     if (value === null || value === undefined || value === false) continue;
     if (typeof value === 'function') element.addEventListener(name, value);
     else element.setAttribute(name, value === true ? '' : String(value));
   }
-  element.append(...children.filter((child): child is Node | string => child !== null && child !== undefined && child !== false));
+  element.append(
+    ...children.filter((child): child is Node | string => child !== null && child !== undefined && child !== false),
+  );
   return element;
 }
 
@@ -37,7 +43,9 @@ export function say(element: Element, words: string): void {
 export function redraw(element: HTMLElement, key: string, make: () => Child[]): void {
   if (element.dataset.key === key) return;
   element.dataset.key = key;
-  element.replaceChildren(...make().filter((child): child is Node | string => child !== null && child !== undefined && child !== false));
+  element.replaceChildren(
+    ...make().filter((child): child is Node | string => child !== null && child !== undefined && child !== false),
+  );
 }
 
 const PATHS = {
@@ -47,7 +55,8 @@ const PATHS = {
   idle: 'M5 12h14',
   memory: 'M7 7h10v10H7zM10 3v4M14 3v4M10 17v4M14 17v4M3 10h4M3 14h4M17 10h4M17 14h4',
   redis: 'M12 3 3 7.500l9 4.500 9-4.500zM3 12l9 4.500 9-4.500M3 16.500 12 21l9-4.500',
-  database: 'M4 6c0-1.700 3.600-3 8-3s8 1.300 8 3-3.600 3-8 3-8-1.300-8-3zM4 6v12c0 1.700 3.600 3 8 3s8-1.300 8-3V6M4 12c0 1.700 3.600 3 8 3s8-1.300 8-3',
+  database:
+    'M4 6c0-1.700 3.600-3 8-3s8 1.300 8 3-3.600 3-8 3-8-1.300-8-3zM4 6v12c0 1.700 3.600 3 8 3s8-1.300 8-3V6M4 12c0 1.700 3.600 3 8 3s8-1.300 8-3',
   calls: 'M4 12h13M12 6l6 6-6 6',
   link: 'M9 15l6-6M10.500 6.500l1.800-1.800a4.600 4.600 0 0 1 6.500 6.500L17 13M13.500 17.500l-1.800 1.800a4.600 4.600 0 0 1-6.500-6.500L7 11',
   cut: 'M8.500 8.500 6 11a4.500 4.500 0 0 0 6.400 6.400l1-1M15.500 15.500 18 13a4.500 4.500 0 0 0-6.400-6.400l-1 1M4 4l16 16',
@@ -63,5 +72,9 @@ const PATHS = {
 export type Icon = keyof typeof PATHS;
 
 export function icon(name: Icon, extra = ''): SVGElement {
-  return svg('svg', { viewBox: '0 0 24 24', class: `icon ${extra}`, 'aria-hidden': 'true', focusable: 'false' }, svg('path', { d: PATHS[name] }));
+  return svg(
+    'svg',
+    { viewBox: '0 0 24 24', class: `icon ${extra}`, 'aria-hidden': 'true', focusable: 'false' },
+    svg('path', { d: PATHS[name] }),
+  );
 }

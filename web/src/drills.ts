@@ -1,7 +1,7 @@
 // Drills: choose one, watch it beside the same without resilience, stop it, and read at the end what callers would have felt.
 import uPlot from '../vendor/uplot/uPlot.js';
 import { hasToken, json, post, request, why } from './api';
-import { Chart, legendItems, type Line, stack, stackedOptions, type Style } from './charts';
+import { Chart, legendItems, SOURCES, stack, stackedOptions, type Style } from './charts';
 import { at, h, icon, redraw, say } from './dom';
 import { clock, count, duration, rate, share, text } from './format';
 import { Stream } from './stream';
@@ -23,13 +23,6 @@ const STEPS: [string, string][] = [
   ['recovered', 'Recovered'],
 ];
 
-const LINES: Line[] = [
-  { name: 'memory', colour: '--memory' },
-  { name: 'Redis', colour: '--redis' },
-  { name: 'database', colour: '--database' },
-  { name: 'failed', colour: '--failed' },
-];
-
 let listing: Listing | null = null;
 let shown: number | null = null;
 let stream: Stream | null = null;
@@ -46,7 +39,15 @@ export async function loadDrills(): Promise<void> {
     const running = listing.drills.find((drill) => drill.state === 'running');
     if (running && shown !== running.id) watch(running, false);
   } catch (error) {
-    if (!listing) redraw(at('drill-list'), 'failed', () => [h('p', { class: 'card empty' }, `The drills cannot be listed: ${why(error)}. `, h('button', { type: 'button', click: () => void loadDrills() }, 'Ask again'))]);
+    if (!listing)
+      redraw(at('drill-list'), 'failed', () => [
+        h(
+          'p',
+          { class: 'card empty' },
+          `The drills cannot be listed: ${why(error)}. `,
+          h('button', { type: 'button', click: () => void loadDrills() }, 'Ask again'),
+        ),
+      ]);
   }
 }
 
@@ -54,34 +55,104 @@ function drawList(): void {
   if (!listing) return;
   const { enabled, scenarios, drills } = listing;
   redraw(at('drill-list'), JSON.stringify([enabled, drills.map(({ id, state }) => [id, state])]), () => {
-    if (!enabled) return [h('p', { class: 'card empty' }, 'Drills are switched off here. ', h('code', {}, '[drill] enabled = true'), ' in the configuration switches them on; they break only servers that they start themselves.')];
+    if (!enabled)
+      return [
+        h(
+          'p',
+          { class: 'card empty' },
+          'Drills are switched off here. ',
+          h('code', {}, '[drill] enabled = true'),
+          ' in the configuration switches them on; they break only servers that they start themselves.',
+        ),
+      ];
     const busy = drills.some((drill) => drill.state === 'running');
     const control = h('input', { type: 'checkbox', id: 'control', checked: true });
-    const calls = h('input', { type: 'number', id: 'loop-calls', min: 1, max: 200000, value: 1000, inputmode: 'numeric' });
-    const start = (name: string) => () => void begin(name, control.checked, name === 'loop' ? Number(calls.value) : null);
-    const button = (name: string) => h('button', { type: 'button', 'data-drill': name, disabled: busy, 'aria-label': `Run ${human(name)}`, click: start(name) }, icon('play'), 'Run');
+    const calls = h('input', {
+      type: 'number',
+      id: 'loop-calls',
+      min: 1,
+      max: 200000,
+      value: 1000,
+      inputmode: 'numeric',
+    });
+    const start = (name: string) => () =>
+      void begin(name, control.checked, name === 'loop' ? Number(calls.value) : null);
+    const button = (name: string) =>
+      h(
+        'button',
+        { type: 'button', 'data-drill': name, disabled: busy, 'aria-label': `Run ${human(name)}`, click: start(name) },
+        icon('play'),
+        'Run',
+      );
     return [
       h('p', { class: 'problem', id: 'drill-problem', role: 'alert' }),
-      h('label', { class: 'control', for: 'control' }, control, h('span', {}, h('b', {}, 'Beside it, the same without resilience'), ' – a plain client under the same load and the same faults')),
-      h('ul', { class: 'offers' }, ...scenarios.toSorted((a, b) => Number(b.name === 'loop') - Number(a.name === 'loop')).map((offer) =>
-        h('li', { class: 'offer' },
-          h('div', {}, h('h3', {}, human(offer.name), h('small', {}, text(duration(offer.length_ms)))), h('p', { class: 'soft' }, offer.about),
-            offer.name === 'loop' ? h('label', { class: 'loop', for: 'loop-calls' }, 'Look-ups ', calls) : null),
-          button(offer.name)))),
-      drills.length > 0 ? h('div', { class: 'runs' }, h('h3', {}, 'Drills so far'), h('ul', {}, ...drills.map(past))) : null,
+      h(
+        'label',
+        { class: 'control', for: 'control' },
+        control,
+        h(
+          'span',
+          {},
+          h('b', {}, 'Beside it, the same without resilience'),
+          ' – a plain client under the same load and the same faults',
+        ),
+      ),
+      h(
+        'ul',
+        { class: 'offers' },
+        ...scenarios
+          .toSorted((a, b) => Number(b.name === 'loop') - Number(a.name === 'loop'))
+          .map((offer) =>
+            h(
+              'li',
+              { class: 'offer' },
+              h(
+                'div',
+                {},
+                h('h3', {}, human(offer.name), h('small', {}, text(duration(offer.length_ms)))),
+                h('p', { class: 'soft' }, offer.about),
+                offer.name === 'loop' ? h('label', { class: 'loop', for: 'loop-calls' }, 'Look-ups ', calls) : null,
+              ),
+              button(offer.name),
+            ),
+          ),
+      ),
+      drills.length > 0
+        ? h('div', { class: 'runs' }, h('h3', {}, 'Drills so far'), h('ul', {}, ...drills.map(past)))
+        : null,
     ];
   });
 }
 
 function past(drill: Drill): HTMLElement {
-  return h('li', {}, pill(mood(drill.state), verdict(drill.state)), h('b', {}, human(drill.scenario)), h('span', { class: 'soft' }, clock(drill.started_ms)),
-    drill.state === 'running' || drill.id === shown ? null : h('button', { type: 'button', class: 'quiet', 'aria-label': `Show ${human(drill.scenario)} of ${clock(drill.started_ms)}`, click: () => watch(drill, true) }, 'Show'));
+  return h(
+    'li',
+    {},
+    pill(mood(drill.state), verdict(drill.state)),
+    h('b', {}, human(drill.scenario)),
+    h('span', { class: 'soft' }, clock(drill.started_ms)),
+    drill.state === 'running' || drill.id === shown
+      ? null
+      : h(
+          'button',
+          {
+            type: 'button',
+            class: 'quiet',
+            'aria-label': `Show ${human(drill.scenario)} of ${clock(drill.started_ms)}`,
+            click: () => watch(drill, true),
+          },
+          'Show',
+        ),
+  );
 }
 
 async function begin(scenario: string, control: boolean, calls: number | null): Promise<void> {
   say(at('drill-problem'), '');
   try {
-    const drill = await post<Drill>('/v1/drills', calls === null ? { scenario, control } : { scenario, control, calls });
+    const drill = await post<Drill>(
+      '/v1/drills',
+      calls === null ? { scenario, control } : { scenario, control, calls },
+    );
     watch(drill, true);
     await loadDrills();
   } catch (error) {
@@ -102,16 +173,20 @@ function watch(drill: Drill, focus: boolean): void {
   }
   if (drill.state === 'running') {
     announce(`Drill ${human(drill.scenario)} started.`);
-    stream = new Stream(`/v1/drills/${drill.id}/events`, (frame) => {
-      if (frame.event === 'tick') stage.progress(JSON.parse(frame.data) as Progress);
-      if (frame.event === 'over') {
-        stream?.close();
-        void stage.over(JSON.parse(frame.data) as Drill);
-        void loadDrills();
-      }
-    }, (link) => {
-      if (link.state === 'lost') void gone(drill.id, stage);
-    });
+    stream = new Stream(
+      `/v1/drills/${drill.id}/events`,
+      (frame) => {
+        if (frame.event === 'tick') stage.progress(JSON.parse(frame.data) as Progress);
+        if (frame.event === 'over') {
+          stream?.close();
+          void stage.over(JSON.parse(frame.data) as Drill);
+          void loadDrills();
+        }
+      },
+      (link) => {
+        if (link.state === 'lost') void gone(drill.id, stage);
+      },
+    );
     void stream.run();
   } else {
     void stage.over(drill);
@@ -140,10 +215,30 @@ async function gone(id: number, stage: Stage): Promise<void> {
 class Stage {
   readonly element: HTMLElement;
   private readonly bar = h('i');
-  private readonly meter = h('div', { class: 'meter', role: 'progressbar', 'aria-label': 'Progress', 'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': 0 }, this.bar);
-  private readonly steps = h('ol', { class: 'steps' }, ...STEPS.map(([name, words]) => h('li', { 'data-step': name }, words)));
+  private readonly meter = h(
+    'div',
+    {
+      class: 'meter',
+      role: 'progressbar',
+      'aria-label': 'Progress',
+      'aria-valuemin': 0,
+      'aria-valuemax': 100,
+      'aria-valuenow': 0,
+    },
+    this.bar,
+  );
+  private readonly steps = h(
+    'ol',
+    { class: 'steps' },
+    ...STEPS.map(([name, words]) => h('li', { 'data-step': name }, words)),
+  );
   private readonly broken = h('p', { class: 'broken soft' }, 'Starting servers of its own…');
-  private readonly stop = h('button', { type: 'button', id: 'drill-stop', click: () => void this.stopIt() }, icon('stop'), 'Stop');
+  private readonly stop = h(
+    'button',
+    { type: 'button', id: 'drill-stop', click: () => void this.stopIt() },
+    icon('stop'),
+    'Stop',
+  );
   private readonly badge = h('span', { class: 'badge' });
   private readonly end = h('div', { class: 'end' });
   private readonly sides: Side[];
@@ -154,11 +249,24 @@ class Stage {
     if (drill.control) this.sides.push(new Side('Without resilience', scale));
     charts.push(...this.sides.map((side) => side.chart));
     this.badge.append(pill('idle', 'Running'));
-    this.element = h('article', { class: 'stage card', tabindex: -1, 'aria-labelledby': 'stage-title' },
-      h('header', {}, h('div', {}, h('h3', { id: 'stage-title' }, human(drill.scenario), ' ', this.badge), h('p', { class: 'soft' }, drill.about)), this.stop),
+    this.element = h(
+      'article',
+      { class: 'stage card', tabindex: -1, 'aria-labelledby': 'stage-title' },
+      h(
+        'header',
+        {},
+        h(
+          'div',
+          {},
+          h('h3', { id: 'stage-title' }, human(drill.scenario), ' ', this.badge),
+          h('p', { class: 'soft' }, drill.about),
+        ),
+        this.stop,
+      ),
       h('div', { class: 'course' }, this.steps, this.meter, this.broken),
       this.end,
-      h('div', { class: `sides ${drill.control ? 'two' : ''}` }, ...this.sides.map((side) => side.element)));
+      h('div', { class: `sides ${drill.control ? 'two' : ''}` }, ...this.sides.map((side) => side.element)),
+    );
     if (drill.progress) this.progress(drill.progress);
   }
 
@@ -189,11 +297,19 @@ class Stage {
     announce(`Drill ${human(drill.scenario)}: ${verdict(drill.state)}.`);
     if (drill.progress && !this.sides[0]!.hasData) this.progressOnce(drill.progress);
     if (drill.state === 'stopped') {
-      this.end.append(h('p', { class: 'outcome' }, 'It was stopped before it came to a verdict. Whatever it had broken is healed, and its servers are gone.'));
+      this.end.append(
+        h(
+          'p',
+          { class: 'outcome' },
+          'It was stopped before it came to a verdict. Whatever it had broken is healed, and its servers are gone.',
+        ),
+      );
       return;
     }
     if (drill.state === 'broken') {
-      this.end.append(h('p', { class: 'outcome problem' }, `It came to no verdict: ${drill.error ?? 'no cause is known'}.`));
+      this.end.append(
+        h('p', { class: 'outcome problem' }, `It came to no verdict: ${drill.error ?? 'no cause is known'}.`),
+      );
       return;
     }
     try {
@@ -207,7 +323,13 @@ class Stage {
     this.element.dataset.state = 'gone';
     this.stop.remove();
     this.badge.replaceChildren(pill('warn', 'Gone'));
-    this.end.append(h('p', { class: 'outcome' }, 'The service was restarted and knows nothing of this drill any more. What the drill had started ended with it.'));
+    this.end.append(
+      h(
+        'p',
+        { class: 'outcome' },
+        'The service was restarted and knows nothing of this drill any more. What the drill had started ended with it.',
+      ),
+    );
   }
 
   private progressOnce(progress: Progress): void {
@@ -229,14 +351,61 @@ class Stage {
 
   private show(report: Report): void {
     const failed = report.kpis.filter((kpi) => !kpi.pass);
-    const words = report.verdict === 'passed' ? 'Every figure is within its target.' : `${failed.map((kpi) => kpiName(kpi)).join(', ')}: outside the target.`;
+    const words =
+      report.verdict === 'passed'
+        ? 'Every figure is within its target.'
+        : `${failed.map((kpi) => kpiName(kpi)).join(', ')}: outside the target.`;
     const address = `/v1/drills/${this.drill.id}/report?format=html`;
     this.end.append(
-      h('div', { class: `outcome verdict ${report.verdict === 'passed' ? 'good' : 'bad'}` }, icon(report.verdict === 'passed' ? 'good' : 'bad'), h('div', {}, h('b', { id: 'verdict' }, report.verdict === 'passed' ? 'Passed' : 'Failed'), h('p', {}, `${words} ${felt(report)}`))),
+      h(
+        'div',
+        { class: `outcome verdict ${report.verdict === 'passed' ? 'good' : 'bad'}` },
+        icon(report.verdict === 'passed' ? 'good' : 'bad'),
+        h(
+          'div',
+          {},
+          h('b', { id: 'verdict' }, report.verdict === 'passed' ? 'Passed' : 'Failed'),
+          h('p', {}, `${words} ${felt(report)}`),
+        ),
+      ),
       kpiTable(report),
-      h('details', { class: 'whole', open: true, id: 'whole-report' }, h('summary', {}, 'The whole report'), hasToken() ? h('p', {}, h('button', { type: 'button', click: () => void save(address, this.drill) }, icon('open'), 'Save the report as a file')) : h('div', {},
-        h('p', {}, h('a', { href: address, target: '_blank', rel: 'noopener' }, 'Open it in a tab of its own', icon('open'))),
-        h('iframe', { src: address, title: `Report of the drill ${human(report.scenario)}`, loading: 'lazy', sandbox: 'allow-scripts' }))));
+      h(
+        'details',
+        { class: 'whole', open: true, id: 'whole-report' },
+        h('summary', {}, 'The whole report'),
+        hasToken()
+          ? h(
+              'p',
+              {},
+              h(
+                'button',
+                { type: 'button', click: () => void save(address, this.drill) },
+                icon('open'),
+                'Save the report as a file',
+              ),
+            )
+          : h(
+              'div',
+              {},
+              h(
+                'p',
+                {},
+                h(
+                  'a',
+                  { href: address, target: '_blank', rel: 'noopener' },
+                  'Open it in a tab of its own',
+                  icon('open'),
+                ),
+              ),
+              h('iframe', {
+                src: address,
+                title: `Report of the drill ${human(report.scenario)}`,
+                loading: 'lazy',
+                sandbox: 'allow-scripts',
+              }),
+            ),
+      ),
+    );
   }
 }
 
@@ -253,36 +422,64 @@ class Side {
   readonly chart: Chart;
   hasData = false;
   private before: Live | null = null;
-  private readonly figures = ['Answered', 'Failed', 'A second', 'Wrong'].map((name) => ({ name, value: h('dd', {}, '–') }));
+  private readonly figures = ['Answered', 'Failed', 'A second', 'Wrong'].map((name) => ({
+    name,
+    value: h('dd', {}, '–'),
+  }));
   private readonly state = h('p', { class: 'side-state' });
   private readonly plot = h('div', { class: 'plot', role: 'img', 'aria-label': 'Calls a second by source' });
   private readonly xs: number[] = [];
   private readonly columns: number[][] = [[], [], [], []];
 
   constructor(title: string, scale: Scale) {
-    this.chart = new Chart(this.plot, stackedOptions(LINES, seconds, scale.top), undefined, 150);
-    this.element = h('section', { class: 'side', 'aria-label': title }, h('div', { class: 'side-head' }, h('h4', {}, title), this.state),
-      h('dl', { class: 'side-figures' }, ...this.figures.map(({ name, value }) => h('div', {}, h('dt', {}, name), value))),
-      h('ul', { class: 'legend plain' }, ...legendItems(LINES)), this.plot);
+    this.chart = new Chart(this.plot, stackedOptions(SOURCES, seconds, scale.top), undefined, 150);
+    this.element = h(
+      'section',
+      { class: 'side', 'aria-label': title },
+      h('div', { class: 'side-head' }, h('h4', {}, title), this.state),
+      h(
+        'dl',
+        { class: 'side-figures' },
+        ...this.figures.map(({ name, value }) => h('div', {}, h('dt', {}, name), value)),
+      ),
+      h('ul', { class: 'legend plain' }, ...legendItems(SOURCES)),
+      this.plot,
+    );
   }
 
   take(elapsed: number, total: number, live: Live): void {
     this.hasData = true;
-    const values = [count(live.calls - live.failed), count(live.failed + live.skipped), rate(live.rate), count(live.wrong)];
+    const values = [
+      count(live.calls - live.failed),
+      count(live.failed + live.skipped),
+      rate(live.rate),
+      count(live.wrong),
+    ];
     this.figures.forEach(({ value }, index) => say(value, values[index]!));
     this.figures[1]!.value.classList.toggle('bad', live.failed + live.skipped > 0);
     this.figures[3]!.value.classList.toggle('bad', live.wrong > 0);
     const connected = live.connection === 'ready';
-    redraw(this.state, `${live.connection}${live.breaker}`, () => [pill(connected ? 'good' : 'bad', redisName(live.connection)), live.breaker === 'closed' ? null : pill('warn', `breaker ${breakerName(live.breaker)}`)]);
+    redraw(this.state, `${live.connection}${live.breaker}`, () => [
+      pill(connected ? 'good' : 'bad', redisName(live.connection)),
+      live.breaker === 'closed' ? null : pill('warn', `breaker ${breakerName(live.breaker)}`),
+    ]);
     const { before } = this;
     const last = this.xs.at(-1) ?? 0;
     if (before && elapsed / 1000 > last) {
       const span = elapsed / 1000 - last || 1;
-      const since = [live.memory - before.memory, live.redis - before.redis, live.database - before.database, live.failed + live.skipped - before.failed - before.skipped];
+      const since = [
+        live.memory - before.memory,
+        live.redis - before.redis,
+        live.database - before.database,
+        live.failed + live.skipped - before.failed - before.skipped,
+      ];
       since.forEach((calls, index) => this.columns[index]!.push(Math.max(0, calls) / span));
       this.xs.push(elapsed / 1000);
       this.chart.draw([this.xs, ...stack(this.columns)] as uPlot.AlignedData, [0, total / 1000]);
-      this.plot.setAttribute('aria-label', `${count(live.calls)} calls so far: memory ${count(live.memory)}, Redis ${count(live.redis)}, database ${count(live.database)}, failed ${count(live.failed)}`);
+      this.plot.setAttribute(
+        'aria-label',
+        `${count(live.calls)} calls so far: memory ${count(live.memory)}, Redis ${count(live.redis)}, database ${count(live.database)}, failed ${count(live.failed)}`,
+      );
     } else if (!before) {
       this.xs.push(elapsed / 1000);
       for (const column of this.columns) column.push(0);
@@ -292,7 +489,12 @@ class Side {
 }
 
 function seconds({ axis }: Style): uPlot.Axis {
-  return axis({ size: 28, grid: { show: false }, space: 60, values: (_, values) => values.map((value) => `${value}\u202fs`) });
+  return axis({
+    size: 28,
+    grid: { show: false },
+    space: 60,
+    values: (_, values) => values.map((value) => `${value}\u202fs`),
+  });
 }
 
 const KPI_NAMES: Record<string, string> = {
@@ -320,10 +522,48 @@ const BOUNDS: Record<string, string> = { above: 'over', below: 'under', at_most:
 
 function kpiTable(report: Report): HTMLElement {
   const control = report.control;
-  const cell = (kpi: Kpi | undefined) => h('td', { class: kpi && !kpi.pass ? 'bad' : null }, kpi ? icon(kpi.pass ? 'good' : 'bad', kpi.pass ? 'good' : 'bad') : null, h('span', { class: 'unseen' }, kpi ? (kpi.pass ? 'met: ' : 'missed: ') : ''), kpiValue(kpi, kpi?.value));
-  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Key figures' }, h('table', { class: 'kpis' },
-    h('thead', {}, h('tr', {}, h('th', { scope: 'col' }, 'Key figure'), h('th', { scope: 'col' }, 'Target'), h('th', { scope: 'col' }, 'With Steadfast'), control ? h('th', { scope: 'col' }, 'Without resilience') : null)),
-    h('tbody', {}, ...report.kpis.map((kpi) => h('tr', {}, h('th', { scope: 'row' }, kpiName(kpi), h('small', { class: 'target' }, target(kpi))), h('td', { class: 'soft' }, target(kpi)), cell(kpi), control ? cell(control.kpis.find(({ name }) => name === kpi.name)) : null)))));
+  const cell = (kpi: Kpi | undefined) =>
+    h(
+      'td',
+      { class: kpi && !kpi.pass ? 'bad' : null },
+      kpi ? icon(kpi.pass ? 'good' : 'bad', kpi.pass ? 'good' : 'bad') : null,
+      h('span', { class: 'unseen' }, kpi ? (kpi.pass ? 'met: ' : 'missed: ') : ''),
+      kpiValue(kpi, kpi?.value),
+    );
+  return h(
+    'div',
+    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Key figures' },
+    h(
+      'table',
+      { class: 'kpis' },
+      h(
+        'thead',
+        {},
+        h(
+          'tr',
+          {},
+          h('th', { scope: 'col' }, 'Key figure'),
+          h('th', { scope: 'col' }, 'Target'),
+          h('th', { scope: 'col' }, 'With Steadfast'),
+          control ? h('th', { scope: 'col' }, 'Without resilience') : null,
+        ),
+      ),
+      h(
+        'tbody',
+        {},
+        ...report.kpis.map((kpi) =>
+          h(
+            'tr',
+            {},
+            h('th', { scope: 'row' }, kpiName(kpi), h('small', { class: 'target' }, target(kpi))),
+            h('td', { class: 'soft' }, target(kpi)),
+            cell(kpi),
+            control ? cell(control.kpis.find(({ name }) => name === kpi.name)) : null,
+          ),
+        ),
+      ),
+    ),
+  );
 }
 
 function target(kpi: Kpi): string {
@@ -331,7 +571,11 @@ function target(kpi: Kpi): string {
 }
 
 function felt(report: Report): string {
-  const failed = (of: Report) => of.phases.reduce((all, phase) => all + phase.skipped + Object.values(phase.errors).reduce((sum, errors) => sum + errors, 0), 0);
+  const failed = (of: Report) =>
+    of.phases.reduce(
+      (all, phase) => all + phase.skipped + Object.values(phase.errors).reduce((sum, errors) => sum + errors, 0),
+      0,
+    );
   const calls = report.phases.reduce((all, phase) => all + phase.calls, 0);
   const beside = report.control ? ` Without resilience ${count(failed(report.control))} did.` : '';
   return `Of ${count(calls)} calls, ${count(failed(report))} failed.${beside}`;
@@ -351,11 +595,24 @@ function verdict(state: Drill['state']): string {
   return { running: 'Running', passed: 'Passed', failed: 'Failed', stopped: 'Stopped', broken: 'No verdict' }[state];
 }
 
-const NAMES: Record<string, string> = { oom: 'Out of memory', maxclients: 'Too many clients', loading: 'Still loading', freeze: 'Frozen', loop: 'Loop test', 'readonly-failover': 'Turned replica', 'half-open': 'Answers lost' };
+const NAMES: Record<string, string> = {
+  oom: 'Out of memory',
+  maxclients: 'Too many clients',
+  loading: 'Still loading',
+  freeze: 'Frozen',
+  loop: 'Loop test',
+  'readonly-failover': 'Turned replica',
+  'half-open': 'Answers lost',
+};
 
 /** "restart-5s" as people say it. */
 function human(name: string): string {
-  return NAMES[name] ?? capital(name.replaceAll('-', ' ')).replace('redis', 'Redis').replace(/(\d+)(ms|s)\b/, '$1\u00a0$2');
+  return (
+    NAMES[name] ??
+    capital(name.replaceAll('-', ' '))
+      .replace('redis', 'Redis')
+      .replace(/(\d+)(ms|s)\b/, '$1\u00a0$2')
+  );
 }
 
 function announce(words: string): void {

@@ -33,7 +33,13 @@ export function share(value: number | null | undefined): Figure {
   if (percent > 0 && percent < 0.1) return { value: '<0.1', unit: '%' };
   // Not everything is not "100 %".
   if (percent > 99.9 && percent < 100) return { value: '99.9', unit: '%' };
-  return { value: percent >= 10 && Number.isInteger(Math.round(percent * 10) / 10) ? String(Math.round(percent)) : trimmed(percent.toFixed(1)), unit: '%' };
+  return {
+    value:
+      percent >= 10 && Number.isInteger(Math.round(percent * 10) / 10)
+        ? String(Math.round(percent))
+        : trimmed(percent.toFixed(1)),
+    unit: '%',
+  };
 }
 
 export function bytes(value: number): Figure {

@@ -18,13 +18,21 @@ export function drawHistory(store: Store): void {
   redraw(at('history-rows'), key, () =>
     groups.map((group) => {
       const told = tellGroup(group);
-      return h('tr', { 'data-mood': told.mood },
+      return h(
+        'tr',
+        { 'data-mood': told.mood },
         h('td', {}, h('time', { datetime: new Date(group.last.at_ms).toISOString() }, clock(group.last.at_ms))),
         h('th', { scope: 'row' }, h('span', { class: `mark ${told.mood}` }, icon(told.icon)), told.title),
-        h('td', {}, told.detail));
+        h('td', {}, told.detail),
+      );
     }),
   );
   const empty = at('history-empty');
   empty.hidden = groups.length > 0;
-  empty.textContent = store.link.state !== 'live' ? 'Waiting for the service.' : filter === 'all' ? 'Nothing has happened yet.' : `None of this kind among the last ${SHOWN} events.`;
+  empty.textContent =
+    store.link.state !== 'live'
+      ? 'Waiting for the service.'
+      : filter === 'all'
+        ? 'Nothing has happened yet.'
+        : `None of this kind among the last ${SHOWN} events.`;
 }

@@ -39,22 +39,31 @@ function drawLink(): void {
   const { link } = store;
   document.body.dataset.link = link.state;
   const heard = store.heardAt ? clock(store.heardAt) : '';
-  say(at('link-text'), { connecting: 'Connecting', live: 'Live', lost: heard ? `As of ${heard}` : 'No contact', refused: 'Token needed' }[link.state]);
+  say(
+    at('link-text'),
+    { connecting: 'Connecting', live: 'Live', lost: heard ? `As of ${heard}` : 'No contact', refused: 'Token needed' }[
+      link.state
+    ],
+  );
 }
 
-const stream = new Stream('/v1/events', (frame) => {
-  const happened = store.take(frame);
-  // What has just happened has changed what is asked for, too.
-  if (frame.event === 'connection') soon();
-  if (happened?.event === 'drill' || happened?.event === 'drill_over') soonDrills();
-  if (happened?.event === 'reloaded') void refresh();
-  draw();
-}, (link) => {
-  const back = link.state === 'live' && store.link.state !== 'live';
-  store.link = link;
-  if (back) void refresh();
-  draw();
-});
+const stream = new Stream(
+  '/v1/events',
+  (frame) => {
+    const happened = store.take(frame);
+    // What has just happened has changed what is asked for, too.
+    if (frame.event === 'connection') soon();
+    if (happened?.event === 'drill' || happened?.event === 'drill_over') soonDrills();
+    if (happened?.event === 'reloaded') void refresh();
+    draw();
+  },
+  (link) => {
+    const back = link.state === 'live' && store.link.state !== 'live';
+    store.link = link;
+    if (back) void refresh();
+    draw();
+  },
+);
 
 /** What is not streamed: asked when the service comes back, since it may have been restarted with another configuration. */
 async function refresh(): Promise<void> {

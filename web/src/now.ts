@@ -21,7 +21,14 @@ export function drawNow(store: Store): void {
 }
 
 function drawHeadline(store: Store, recent: Sum): void {
-  const { mood, title, detail } = headline({ link: store.link, tick: store.tick, status: store.status, recent, heardAt: store.heardAt, now: Date.now() });
+  const { mood, title, detail } = headline({
+    link: store.link,
+    tick: store.tick,
+    status: store.status,
+    recent,
+    heardAt: store.heardAt,
+    now: Date.now(),
+  });
   at('hero').dataset.mood = mood;
   redraw(at('lamp'), mood, () => [icon(MOOD_ICON[mood])]);
   say(at('headline'), title);
@@ -37,7 +44,10 @@ function drawFigures(store: Store, now: Sum): void {
   figure('f-rate', now.seconds ? { value: rate(now.calls / now.seconds), unit: '' } : NONE);
   figure('f-p50', duration(spread(ticks, (tick) => tick.p50_ms)?.median));
   figure('f-p99', duration(spread(ticks, (tick) => tick.p99_ms)?.most));
-  figure('f-failed', all.seconds ? { value: count(all.failed), unit: all.calls ? `of ${count(all.calls)}` : '' } : NONE);
+  figure(
+    'f-failed',
+    all.seconds ? { value: count(all.failed), unit: all.calls ? `of ${count(all.calls)}` : '' } : NONE,
+  );
   at('f-failed').classList.toggle('bad', all.failed > 0);
 }
 
@@ -58,12 +68,30 @@ function drawPath({ status, tick, ticks }: Store, window: Sum, live: boolean): v
   const stations = tick ? stationsOf(status, tick, window) : [];
   // Of calls asked, so that failures do not make the rest look whole.
   const part = (reads: number) => (window.calls ? reads / window.calls : null);
-  if (list.childElementCount !== 4) list.replaceChildren(...['calls', 'memory', 'redis', 'database'].map((name) => h('li', { class: `station ${name}` }, h('div'), trace())));
+  if (list.childElementCount !== 4)
+    list.replaceChildren(
+      ...['calls', 'memory', 'redis', 'database'].map((name) =>
+        h('li', { class: `station ${name}` }, h('div'), trace()),
+      ),
+    );
   const all = [...list.children] as HTMLElement[];
   const [calls, ...places] = all;
   drawTraces(all, ticks);
-  const perSecond = window.seconds && live ? `${rate(window.calls / window.seconds)} a second` : window.calls > 0 ? plural(window.calls) : 'none yet';
-  redraw(calls!.firstElementChild as HTMLElement, perSecond, () => [h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')), h('p', { class: 'station-share' }, window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–'), h('p', { class: 'station-words' }, live ? 'a second' : window.seconds ? 'in 5 minutes' : '')]);
+  const perSecond =
+    window.seconds && live
+      ? `${rate(window.calls / window.seconds)} a second`
+      : window.calls > 0
+        ? `${count(window.calls)} in 5 minutes`
+        : 'none yet';
+  redraw(calls!.firstElementChild as HTMLElement, perSecond, () => [
+    h('div', { class: 'station-name' }, icon('calls'), h('b', {}, 'Calls')),
+    h(
+      'p',
+      { class: 'station-share' },
+      window.seconds ? rate(live ? window.calls / window.seconds : window.calls) : '–',
+    ),
+    h('p', { class: 'station-words' }, live ? 'a second' : window.seconds ? 'in 5 minutes' : ''),
+  ]);
   let left = window.calls > 0 ? 1 : 0;
   calls!.dataset.flow = flow(left);
   places.forEach((place, index) => {
@@ -78,7 +106,13 @@ function drawPath({ status, tick, ticks }: Store, window: Sum, live: boolean): v
     left = Math.max(0, left - (part(station.reads) ?? 0));
     place.dataset.flow = flow(index === 2 ? 0 : left);
     redraw(words, `${station.mood}|${text(figure)}|${station.words}`, () => [
-      h('div', { class: 'station-name' }, icon(station.icon), h('b', {}, station.name), station.mood === 'good' ? null : h('span', { class: `mark ${station.mood}` }, icon(MOOD_ICON[station.mood]))),
+      h(
+        'div',
+        { class: 'station-name' },
+        icon(station.icon),
+        h('b', {}, station.name),
+        station.mood === 'good' ? null : h('span', { class: `mark ${station.mood}` }, icon(MOOD_ICON[station.mood])),
+      ),
       h('p', { class: 'station-share' }, figure.value, h('small', {}, figure.unit ? `\u202f${figure.unit}` : '')),
       h('p', { class: 'station-words' }, station.words),
     ]);
@@ -88,7 +122,12 @@ function drawPath({ status, tick, ticks }: Store, window: Sum, live: boolean): v
 
 /** Calls a second of one station in the minutes before, all on one scale. */
 function trace(): SVGElement {
-  return svg('svg', { viewBox: '0 0 200 60', preserveAspectRatio: 'none', class: 'trace', 'aria-hidden': 'true' }, svg('path', { class: 'area' }), svg('path', { class: 'line' }));
+  return svg(
+    'svg',
+    { viewBox: '0 0 200 60', preserveAspectRatio: 'none', class: 'trace', 'aria-hidden': 'true' },
+    svg('path', { class: 'area' }),
+    svg('path', { class: 'line' }),
+  );
 }
 
 const TRACED: ((tick: Tick) => number)[] = [
@@ -103,16 +142,15 @@ function drawTraces(stations: HTMLElement[], ticks: readonly Tick[]): void {
   const span = spanOf(ticks) * 1000;
   const top = Math.max(1, ...ticks.map(TRACED[0]!));
   stations.forEach((station, index) => {
-    const points = ticks.map((tick) => `${(200 - ((newest - tick.at_ms) / span) * 200).toFixed(1)} ${(58 - (TRACED[index]!(tick) / top) * 54).toFixed(1)}`);
+    const points = ticks.map(
+      (tick) =>
+        `${(200 - ((newest - tick.at_ms) / span) * 200).toFixed(1)} ${(58 - (TRACED[index]!(tick) / top) * 54).toFixed(1)}`,
+    );
     const [area, line] = station.querySelectorAll('.trace path');
     const from = points[0]?.split(' ')[0] ?? '0';
     line!.setAttribute('d', points.length > 1 ? `M${points.join('L')}` : '');
     area!.setAttribute('d', points.length > 1 ? `M${from} 60L${points.join('L')}L200 60Z` : '');
   });
-}
-
-function plural(calls: number): string {
-  return `${count(calls)} in 5 minutes`;
 }
 
 /** How thick the line onward is drawn: nothing, a little, some, most. */
@@ -129,20 +167,57 @@ function stationsOf(status: Status | null, tick: Tick, window: Sum): Station[] {
   const proven = status?.cache.memory_proven ?? true;
   const guard = status?.cache.guard;
   const redisWords = !up
-    ? tick.redis === 'connecting' ? 'connecting' : 'down, skipped'
-    : suspended ? `not in use yet: ${suspended}` : tick.breaker !== 'closed' ? 'breaker lets few calls through' : tick.rtt_ms === null ? 'in service' : `answers in ${text(duration(tick.rtt_ms))}`;
-  const databaseWords = database?.status === 'unhealthy' ? database.message
-    : guard?.open ? 'guarded: loads are held back' : guard?.waiting ? `guarded: ${guard.waiting} loads wait` : `${rate(window.seconds ? window.database / window.seconds : 0)} reads a second`;
+    ? tick.redis === 'connecting'
+      ? 'connecting'
+      : 'down, skipped'
+    : suspended
+      ? `not in use yet: ${suspended}`
+      : tick.breaker !== 'closed'
+        ? 'breaker lets few calls through'
+        : tick.rtt_ms === null
+          ? 'in service'
+          : `answers in ${text(duration(tick.rtt_ms))}`;
+  const databaseWords =
+    database?.status === 'unhealthy'
+      ? database.message
+      : guard?.open
+        ? 'guarded: loads are held back'
+        : guard?.waiting
+          ? `guarded: ${guard.waiting} loads wait`
+          : `${rate(window.seconds ? window.database / window.seconds : 0)} reads a second`;
   return [
-    { name: 'Memory', icon: 'memory', reads: window.memory, mood: proven ? 'good' : 'warn', words: proven ? 'hears of every change' : 'served as stale until Redis is heard' },
-    { name: 'Redis', icon: 'redis', reads: window.redis, mood: up ? (suspended || tick.breaker !== 'closed' ? 'warn' : 'good') : 'bad', words: redisWords },
-    { name: 'Database', icon: 'database', reads: window.database, mood: database?.status === 'unhealthy' ? 'bad' : guard?.open || guard?.waiting ? 'warn' : 'good', words: databaseWords },
+    {
+      name: 'Memory',
+      icon: 'memory',
+      reads: window.memory,
+      mood: proven ? 'good' : 'warn',
+      words: proven ? 'hears of every change' : 'served as stale until Redis is heard',
+    },
+    {
+      name: 'Redis',
+      icon: 'redis',
+      reads: window.redis,
+      mood: up ? (suspended || tick.breaker !== 'closed' ? 'warn' : 'good') : 'bad',
+      words: redisWords,
+    },
+    {
+      name: 'Database',
+      icon: 'database',
+      reads: window.database,
+      mood: database?.status === 'unhealthy' ? 'bad' : guard?.open || guard?.waiting ? 'warn' : 'good',
+      words: databaseWords,
+    },
   ];
 }
 
 function drawMix(window: Sum): void {
   const mix = at('mix');
-  const parts: [string, number][] = [['memory', window.memory], ['redis', window.redis], ['database', window.database], ['failed', window.failed]];
+  const parts: [string, number][] = [
+    ['memory', window.memory],
+    ['redis', window.redis],
+    ['database', window.database],
+    ['failed', window.failed],
+  ];
   if (mix.childElementCount !== parts.length) mix.replaceChildren(...parts.map(([name]) => h('i', { class: name })));
   parts.forEach(([, reads], index) => {
     (mix.children[index] as HTMLElement).style.flexGrow = String(window.calls ? reads / window.calls : 0);
@@ -156,9 +231,26 @@ function drawLast(store: Store): void {
   const list = at('last');
   redraw(list, told.map((story) => story.key).join() || `none${store.link.state}`, () =>
     told.length === 0
-      ? [h('li', { class: 'empty' }, store.link.state === 'live' ? 'Nothing has happened yet.' : 'Waiting for the service.')]
+      ? [
+          h(
+            'li',
+            { class: 'empty' },
+            store.link.state === 'live' ? 'Nothing has happened yet.' : 'Waiting for the service.',
+          ),
+        ]
       : told.map((story) =>
-          h('li', { 'data-mood': story.mood }, h('span', { class: `mark ${story.mood}` }, icon(story.icon)), h('div', {}, h('p', {}, h('b', {}, story.title), h('time', { datetime: new Date(story.at).toISOString() })), story.detail ? h('p', { class: 'soft', title: story.detail }, story.detail) : null))),
+          h(
+            'li',
+            { 'data-mood': story.mood },
+            h('span', { class: `mark ${story.mood}` }, icon(story.icon)),
+            h(
+              'div',
+              {},
+              h('p', {}, h('b', {}, story.title), h('time', { datetime: new Date(story.at).toISOString() })),
+              story.detail ? h('p', { class: 'soft', title: story.detail }, story.detail) : null,
+            ),
+          ),
+        ),
   );
   list.querySelectorAll('time').forEach((element, index) => {
     const age = now - told[index]!.at;

@@ -8,7 +8,14 @@ interface Parameter {
   name: string;
   required?: boolean;
   description?: string;
-  schema?: { type?: string; default?: unknown; minimum?: number; maximum?: number; minLength?: number; maxLength?: number };
+  schema?: {
+    type?: string;
+    default?: unknown;
+    minimum?: number;
+    maximum?: number;
+    minLength?: number;
+    maxLength?: number;
+  };
 }
 
 interface OpenApi {
@@ -37,11 +44,30 @@ export async function loadQueries(): Promise<void> {
     const { paths } = await json<OpenApi>('/openapi.json');
     const queries = Object.entries(paths)
       .filter(([path, item]) => path.startsWith('/v1/queries/') && item.get)
-      .map(([path, item]): Query => ({ name: path.slice('/v1/queries/'.length), about: item.get!.summary ?? '', params: item.get!.parameters ?? [] }))
-      .sort((a, b) => Number(b.name.includes('search')) - Number(a.name.includes('search')) || a.name.localeCompare(b.name));
-    redraw(body, JSON.stringify(queries), () => (queries.length > 0 ? form(queries) : [h('p', { class: 'empty' }, 'No query is configured. ', h('code', {}, '[queries.NAME]'), ' in the configuration adds one.')]));
+      .map(([path, item]): Query => ({
+        name: path.slice('/v1/queries/'.length),
+        about: item.get!.summary ?? '',
+        params: item.get!.parameters ?? [],
+      }))
+      .sort(
+        (a, b) => Number(b.name.includes('search')) - Number(a.name.includes('search')) || a.name.localeCompare(b.name),
+      );
+    redraw(body, JSON.stringify(queries), () =>
+      queries.length > 0
+        ? form(queries)
+        : [
+            h(
+              'p',
+              { class: 'empty' },
+              'No query is configured. ',
+              h('code', {}, '[queries.NAME]'),
+              ' in the configuration adds one.',
+            ),
+          ],
+    );
   } catch (error) {
-    if (body.dataset.key === undefined) body.replaceChildren(h('p', { class: 'empty' }, `The queries cannot be listed: ${why(error)}.`));
+    if (body.dataset.key === undefined)
+      body.replaceChildren(h('p', { class: 'empty' }, `The queries cannot be listed: ${why(error)}.`));
   }
 }
 
@@ -59,7 +85,8 @@ function form(queries: Query[]): HTMLElement[] {
   };
   const path = () => {
     const parameters = new URLSearchParams();
-    for (const input of fields.querySelectorAll('input')) if (input.value !== '') parameters.set(input.name, input.value);
+    for (const input of fields.querySelectorAll('input'))
+      if (input.value !== '') parameters.set(input.name, input.value);
     return `/v1/queries/${query().name}?${parameters}`;
   };
   const loop = h('button', { type: 'button', id: 'try-loop' }, icon('play'), 'Ask again and again');
@@ -70,7 +97,6 @@ function form(queries: Query[]): HTMLElement[] {
       return;
     }
     stop = new AbortController();
-    say(loop.lastChild as Element, 'Stop');
     loop.lastChild!.textContent = 'Stop';
     void many(path(), Number(times.value) || 1, result, stop.signal).finally(() => {
       stop = null;
@@ -78,10 +104,25 @@ function form(queries: Query[]): HTMLElement[] {
     });
   });
   select.addEventListener('change', choose);
-  const element = h('form', { class: 'try', submit: (event) => {
-    event.preventDefault();
-    void once(path(), result);
-  } }, h('div', { class: 'fields' }, h('label', {}, 'Query', select)), fields, h('div', { class: 'asks' }, h('button', { type: 'submit', class: 'main', id: 'try-once' }, 'Ask once'), h('label', { class: 'times' }, times, ' times'), loop));
+  const element = h(
+    'form',
+    {
+      class: 'try',
+      submit: (event) => {
+        event.preventDefault();
+        void once(path(), result);
+      },
+    },
+    h('div', { class: 'fields' }, h('label', {}, 'Query', select)),
+    fields,
+    h(
+      'div',
+      { class: 'asks' },
+      h('button', { type: 'submit', class: 'main', id: 'try-once' }, 'Ask once'),
+      h('label', { class: 'times' }, times, ' times'),
+      loop,
+    ),
+  );
   choose();
   return [about, element, result];
 }
@@ -89,11 +130,25 @@ function form(queries: Query[]): HTMLElement[] {
 function field(param: Parameter): HTMLElement {
   const { type, default: preset, minimum, maximum, minLength, maxLength } = param.schema ?? {};
   const whole = type === 'integer';
-  const small = (value: number | undefined) => (value !== undefined && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? value : null);
-  return h('label', {}, param.name, h('input', {
-    name: param.name, type: whole ? 'number' : 'text', required: param.required ?? false, min: small(minimum), max: small(maximum), minlength: minLength, maxlength: maxLength,
-    value: preset !== undefined && preset !== null ? String(preset) : param.required ? (whole ? '1' : 'ada') : null, title: param.description, autocomplete: 'off',
-  }));
+  const small = (value: number | undefined) =>
+    value !== undefined && Math.abs(value) <= Number.MAX_SAFE_INTEGER ? value : null;
+  return h(
+    'label',
+    {},
+    param.name,
+    h('input', {
+      name: param.name,
+      type: whole ? 'number' : 'text',
+      required: param.required ?? false,
+      min: small(minimum),
+      max: small(maximum),
+      minlength: minLength,
+      maxlength: maxLength,
+      value: preset !== undefined && preset !== null ? String(preset) : param.required ? (whole ? '1' : 'ada') : null,
+      title: param.description,
+      autocomplete: 'off',
+    }),
+  );
 }
 
 async function once(path: string, result: HTMLElement): Promise<void> {
@@ -101,8 +156,22 @@ async function once(path: string, result: HTMLElement): Promise<void> {
   try {
     const answer = await exact<Answer>(path);
     const took = performance.now() - started;
-    const from = h('p', { class: 'answer' }, h('i', { class: `swatch ${answer.source}`, 'aria-hidden': 'true' }), h('span', {}, 'From ', h('b', {}, answer.source), `, ${answer.stale ? 'stale, ' : ''}${text(duration(Math.max(0, answer.age_ms)))} old, ${text(duration(took))} for this browser, ${count(answer.rows.length)} rows`));
-    result.replaceChildren(from, answer.rows.length > 0 ? table(answer.rows) : h('p', { class: 'empty' }, 'Nothing matches.'));
+    const from = h(
+      'p',
+      { class: 'answer' },
+      h('i', { class: `swatch ${answer.source}`, 'aria-hidden': 'true' }),
+      h(
+        'span',
+        {},
+        'From ',
+        h('b', {}, answer.source),
+        `, ${answer.stale ? 'stale, ' : ''}${text(duration(Math.max(0, answer.age_ms)))} old, ${text(duration(took))} for this browser, ${count(answer.rows.length)} rows`,
+      ),
+    );
+    result.replaceChildren(
+      from,
+      answer.rows.length > 0 ? table(answer.rows) : h('p', { class: 'empty' }, 'Nothing matches.'),
+    );
   } catch (error) {
     result.replaceChildren(h('p', { class: 'problem' }, `No answer: ${why(error)}.`));
   }
@@ -111,7 +180,20 @@ async function once(path: string, result: HTMLElement): Promise<void> {
 function table(rows: Record<string, unknown>[]): HTMLElement {
   const first = rows[0]!;
   const names = Object.keys(first).sort((a, b) => rank(a) - rank(b));
-  return h('div', { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Rows' }, h('table', {}, h('thead', {}, h('tr', {}, ...names.map((name) => h('th', { scope: 'col' }, name)))), h('tbody', {}, ...rows.slice(0, 10).map((row) => h('tr', {}, ...names.map((name) => h('td', {}, shown(row[name]))))))));
+  return h(
+    'div',
+    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Rows' },
+    h(
+      'table',
+      {},
+      h('thead', {}, h('tr', {}, ...names.map((name) => h('th', { scope: 'col' }, name)))),
+      h(
+        'tbody',
+        {},
+        ...rows.slice(0, 10).map((row) => h('tr', {}, ...names.map((name) => h('td', {}, shown(row[name]))))),
+      ),
+    ),
+  );
 }
 
 function shown(value: unknown): string {
@@ -148,8 +230,15 @@ async function many(path: string, times: number, result: HTMLElement, stop: Abor
       }
       done += 1;
       meter.value = done;
-      say(words, `${count(done)} of ${count(times)}: ${Object.entries(sources).map(([name, reads]) => `${name} ${count(reads)} (${text(share(reads / done))})`).join(', ')}`);
-      Object.values(sources).forEach((reads, index) => ((bar.children[index] as HTMLElement).style.flexGrow = String(reads / done)));
+      say(
+        words,
+        `${count(done)} of ${count(times)}: ${Object.entries(sources)
+          .map(([name, reads]) => `${name} ${count(reads)} (${text(share(reads / done))})`)
+          .join(', ')}`,
+      );
+      Object.values(sources).forEach(
+        (reads, index) => ((bar.children[index] as HTMLElement).style.flexGrow = String(reads / done)),
+      );
     }
   };
   await Promise.all(Array.from({ length: WIDTH }, ask));

@@ -4,7 +4,21 @@ import { at, h, redraw } from './dom';
 
 type Table = Record<string, unknown>;
 
-const ORDER = ['redis', 'database', 'cache', 'ttl', 'queries', 'statements', 'server', 'limits', 'auth', 'drill', 'log', 'metrics', 'tracing'];
+const ORDER = [
+  'redis',
+  'database',
+  'cache',
+  'ttl',
+  'queries',
+  'statements',
+  'server',
+  'limits',
+  'auth',
+  'drill',
+  'log',
+  'metrics',
+  'tracing',
+];
 
 export async function loadSettings(): Promise<void> {
   const body = at('settings-body');
@@ -16,7 +30,8 @@ export async function loadSettings(): Promise<void> {
       return names.map((name) => section(name, settings[name] as Table));
     });
   } catch (error) {
-    if (body.dataset.key === undefined) body.replaceChildren(h('p', { class: 'empty' }, `The settings cannot be shown: ${why(error)}.`));
+    if (body.dataset.key === undefined)
+      body.replaceChildren(h('p', { class: 'empty' }, `The settings cannot be shown: ${why(error)}.`));
   }
 }
 
@@ -27,12 +42,22 @@ function place(name: string): number {
 
 function section(name: string, table: Table): HTMLElement {
   const rows = flat('', table);
-  return h('details', { class: 'card' }, h('summary', {}, h('code', {}, `[${name}]`), h('span', { class: 'soft' }, summary(name, table, rows.length))), h('dl', { class: 'facts' }, ...rows.map(([key, value]) => h('div', {}, h('dt', {}, h('code', {}, key)), h('dd', {}, h('code', {}, value))))));
+  return h(
+    'details',
+    { class: 'card' },
+    h('summary', {}, h('code', {}, `[${name}]`), h('span', { class: 'soft' }, summary(name, table, rows.length))),
+    h(
+      'dl',
+      { class: 'facts' },
+      ...rows.map(([key, value]) => h('div', {}, h('dt', {}, h('code', {}, key)), h('dd', {}, h('code', {}, value)))),
+    ),
+  );
 }
 
 function summary(name: string, table: Table, rows: number): string {
   if (name === 'queries' || name === 'statements' || name === 'ttl') return Object.keys(table).join(', ');
-  for (const key of ['url', 'listen', 'memory_bytes', 'level']) if (typeof table[key] === 'string') return String(table[key]);
+  for (const key of ['url', 'listen', 'memory_bytes', 'level'])
+    if (typeof table[key] === 'string') return String(table[key]);
   return `${rows} setting${rows === 1 ? '' : 's'}`;
 }
 

@@ -90,7 +90,17 @@ export interface Sum extends Reads {
 
 /** All of `ticks` together. */
 export function sum(ticks: readonly Tick[]): Sum {
-  const total: Sum = { memory: 0, redis: 0, database: 0, failed: 0, stale: 0, writes: 0, seconds: ticks.length, answered: 0, calls: 0 };
+  const total: Sum = {
+    memory: 0,
+    redis: 0,
+    database: 0,
+    failed: 0,
+    stale: 0,
+    writes: 0,
+    seconds: ticks.length,
+    answered: 0,
+    calls: 0,
+  };
   for (const { reads } of ticks) {
     total.memory += reads.memory;
     total.redis += reads.redis;
@@ -105,8 +115,14 @@ export function sum(ticks: readonly Tick[]): Sum {
 }
 
 /** The median and the greatest of a figure over some ticks; `null` where there is none. */
-export function spread(ticks: readonly Tick[], of: (tick: Tick) => number | null | undefined): { median: number; most: number } | null {
-  const values = ticks.map(of).filter((value): value is number => typeof value === 'number').sort((a, b) => a - b);
+export function spread(
+  ticks: readonly Tick[],
+  of: (tick: Tick) => number | null | undefined,
+): { median: number; most: number } | null {
+  const values = ticks
+    .map(of)
+    .filter((value): value is number => typeof value === 'number')
+    .sort((a, b) => a - b);
   if (values.length === 0) return null;
   return { median: values[Math.floor((values.length - 1) / 2)]!, most: values.at(-1)! };
 }

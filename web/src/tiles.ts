@@ -15,7 +15,10 @@ interface Tile {
   now: (ticks: Tick[]) => { figure: Figure; mood: Mood };
 }
 
-const fine = (figure: Figure, good: boolean): { figure: Figure; mood: Mood } => ({ figure, mood: good ? 'good' : 'warn' });
+const fine = (figure: Figure, good: boolean): { figure: Figure; mood: Mood } => ({
+  figure,
+  mood: good ? 'good' : 'warn',
+});
 const fallback = (tick: Tick) => {
   const { memory, redis, database } = tick.reads;
   const answered = memory + redis + database;
@@ -23,36 +26,76 @@ const fallback = (tick: Tick) => {
 };
 
 const TILES: Tile[] = [
-  { name: 'Hits', normal: 'over 80 %', colour: 'memory', of: (tick) => tick.hit_rate, now: (ticks) => {
-    const { memory, redis, answered } = sum(ticks);
-    return fine(share(answered ? (memory + redis) / answered : null), !answered || (memory + redis) / answered >= 0.8);
-  } },
-  { name: 'Errors', normal: 'under 1 %', colour: 'failed', of: (tick) => tick.error_rate, now: (ticks) => {
-    const { failed, calls } = sum(ticks);
-    return { figure: share(calls ? failed / calls : null), mood: !calls || failed / calls < 0.01 ? 'good' : 'bad' };
-  } },
-  { name: 'Fallback to the database', normal: 'under 5 %', colour: 'database', of: fallback, now: (ticks) => {
-    const { database, answered } = sum(ticks);
-    return fine(share(answered ? database / answered : null), !answered || database / answered < 0.05);
-  } },
-  { name: 'Redis round trip', normal: 'under 5 ms', colour: 'redis', of: (tick) => (tick.redis === 'ready' ? tick.rtt_ms : null), now: (ticks) => {
-    const last = ticks.at(-1);
-    const rtt = last?.redis === 'ready' ? last.rtt_ms : null;
-    return fine(duration(rtt), rtt !== null && rtt !== undefined && rtt < 5);
-  } },
-  { name: 'Loads on SQL, a second', normal: 'as in quiet times', colour: 'database', of: (tick) => tick.loads ?? tick.reads.database, now: (ticks) => {
-    const total = ticks.reduce((all, tick) => all + (tick.loads ?? tick.reads.database), 0);
-    return fine({ value: ticks.length ? rate(total / ticks.length) : '–', unit: '' }, true);
-  } },
-  { name: 'Invalidations waiting, the oldest', normal: 'under 1 s', colour: 'p99', of: (tick) => tick.outbox_lag_ms ?? 0, now: (ticks) => {
-    const lag = ticks.at(-1)?.outbox_lag_ms ?? null;
-    return fine(lag === null ? { value: 'none', unit: '' } : duration(lag), (lag ?? 0) < 1_000);
-  } },
+  {
+    name: 'Hits',
+    normal: 'over 80 %',
+    colour: 'memory',
+    of: (tick) => tick.hit_rate,
+    now: (ticks) => {
+      const { memory, redis, answered } = sum(ticks);
+      return fine(
+        share(answered ? (memory + redis) / answered : null),
+        !answered || (memory + redis) / answered >= 0.8,
+      );
+    },
+  },
+  {
+    name: 'Errors',
+    normal: 'under 1 %',
+    colour: 'failed',
+    of: (tick) => tick.error_rate,
+    now: (ticks) => {
+      const { failed, calls } = sum(ticks);
+      return { figure: share(calls ? failed / calls : null), mood: !calls || failed / calls < 0.01 ? 'good' : 'bad' };
+    },
+  },
+  {
+    name: 'Fallback to the database',
+    normal: 'under 5 %',
+    colour: 'database',
+    of: fallback,
+    now: (ticks) => {
+      const { database, answered } = sum(ticks);
+      return fine(share(answered ? database / answered : null), !answered || database / answered < 0.05);
+    },
+  },
+  {
+    name: 'Redis round trip',
+    normal: 'under 5 ms',
+    colour: 'redis',
+    of: (tick) => (tick.redis === 'ready' ? tick.rtt_ms : null),
+    now: (ticks) => {
+      const last = ticks.at(-1);
+      const rtt = last?.redis === 'ready' ? last.rtt_ms : null;
+      return fine(duration(rtt), rtt !== null && rtt !== undefined && rtt < 5);
+    },
+  },
+  {
+    name: 'Loads on SQL, a second',
+    normal: 'as in quiet times',
+    colour: 'database',
+    of: (tick) => tick.loads ?? tick.reads.database,
+    now: (ticks) => {
+      const total = ticks.reduce((all, tick) => all + (tick.loads ?? tick.reads.database), 0);
+      return fine({ value: ticks.length ? rate(total / ticks.length) : '–', unit: '' }, true);
+    },
+  },
+  {
+    name: 'Invalidations waiting, the oldest',
+    normal: 'under 1 s',
+    colour: 'p99',
+    of: (tick) => tick.outbox_lag_ms ?? 0,
+    now: (ticks) => {
+      const lag = ticks.at(-1)?.outbox_lag_ms ?? null;
+      return fine(lag === null ? { value: 'none', unit: '' } : duration(lag), (lag ?? 0) < 1_000);
+    },
+  },
 ];
 
 export function drawTiles(store: Store): void {
   const list = at('tiles');
-  if (list.childElementCount !== TILES.length) list.replaceChildren(...TILES.map(() => h('li', { class: 'tile card' })));
+  if (list.childElementCount !== TILES.length)
+    list.replaceChildren(...TILES.map(() => h('li', { class: 'tile card' })));
   const ticks = store.recent(10_000);
   TILES.forEach((tile, index) => {
     const { figure, mood } = tile.now(ticks);
@@ -62,7 +105,12 @@ export function drawTiles(store: Store): void {
       h('p', { class: 'tile-name' }, tile.name),
       h('p', { class: 'tile-figure' }, figure.value, h('small', {}, figure.unit ? `\u202f${figure.unit}` : '')),
       spark(store.ticks, tile),
-      h('p', { class: 'tile-normal' }, mood === 'good' ? null : h('span', { class: `mark ${mood}` }, icon(MOOD_ICON[mood])), `normal: ${tile.normal}`),
+      h(
+        'p',
+        { class: 'tile-normal' },
+        mood === 'good' ? null : h('span', { class: `mark ${mood}` }, icon(MOOD_ICON[mood])),
+        `normal: ${tile.normal}`,
+      ),
     ]);
   });
 }
@@ -84,5 +132,9 @@ function spark(ticks: readonly Tick[], tile: Tile): SVGElement {
     path += `${before && tick.at_ms - before < 3_500 ? 'L' : 'M'}${x.toFixed(1)} ${y.toFixed(1)}h.01`;
     before = tick.at_ms;
   }
-  return svg('svg', { viewBox: '0 0 200 32', preserveAspectRatio: 'none', class: `spark ${tile.colour}`, 'aria-hidden': 'true' }, svg('path', { d: path || 'M0 31' }));
+  return svg(
+    'svg',
+    { viewBox: '0 0 200 32', preserveAspectRatio: 'none', class: `spark ${tile.colour}`, 'aria-hidden': 'true' },
+    svg('path', { d: path || 'M0 31' }),
+  );
 }

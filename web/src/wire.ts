@@ -145,7 +145,14 @@ export interface Report {
   scenario: string;
   about: string;
   verdict: 'passed' | 'failed';
-  phases: { name: string; calls: number; ok: number; skipped: number; errors: Record<string, number>; latency_ms: { p99: number | null; max: number | null } }[];
+  phases: {
+    name: string;
+    calls: number;
+    ok: number;
+    skipped: number;
+    errors: Record<string, number>;
+    latency_ms: { p99: number | null; max: number | null };
+  }[];
   recovery: { detect_ms: number | null; first_success_ms: number | null; full_ms: number | null };
   kpis: Kpi[];
   control: Report | null;

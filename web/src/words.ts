@@ -31,7 +31,11 @@ export function headline(known: Known): Headline {
   if (link.state === 'lost') return lost(known, link);
   if (!tick) return { mood: 'idle', title: 'Asking the service…', detail: 'The first figures come within a second.' };
   if (tick.phase === 'draining') {
-    return { mood: 'warn', title: 'About to stop.', detail: 'It finishes what it has begun and takes nothing new. Callers are being sent elsewhere.' };
+    return {
+      mood: 'warn',
+      title: 'About to stop.',
+      detail: 'It finishes what it has begun and takes nothing new. Callers are being sent elsewhere.',
+    };
   }
   if (tick.phase === 'starting') return { mood: 'idle', title: 'Starting.', detail: 'It is not listening yet.' };
   const checks = status?.health.checks ?? {};
@@ -52,10 +56,18 @@ export function headline(known: Known): Headline {
     };
   }
   if (status?.cache.redis?.suspended) {
-    return { mood: 'warn', title: 'Serving; Redis is not in use yet.', detail: `${capital(status.cache.redis.suspended)}. Until it is known to be current, answers come from the database.` };
+    return {
+      mood: 'warn',
+      title: 'Serving; Redis is not in use yet.',
+      detail: `${capital(status.cache.redis.suspended)}. Until it is known to be current, answers come from the database.`,
+    };
   }
   if (tick.breaker !== 'closed') {
-    return { mood: 'warn', title: `Serving${from(recent)}.`, detail: `Redis is reachable, but the breaker is ${breakerName(tick.breaker)} after failures: few calls or none are let through to it.` };
+    return {
+      mood: 'warn',
+      title: `Serving${from(recent)}.`,
+      detail: `Redis is reachable, but the breaker is ${breakerName(tick.breaker)} after failures: few calls or none are let through to it.`,
+    };
   }
   return calm(tick, status, recent);
 }
@@ -85,18 +97,30 @@ function withoutRedis(status: Status | null, recent: Sum, tick: Tick): Headline 
   const cause = redis?.last_error ? `: ${redis.last_error}` : '';
   const state = tick.redis === 'connecting' ? 'is being connected to' : 'has been away';
   const where = recent.answered > 0 ? ` Answers come${from(recent)}.` : '';
-  return { mood: 'warn', title: 'Serving without Redis.', detail: `Redis ${state}${away}${cause}.${where} It is tried again several times a second.` };
+  return {
+    mood: 'warn',
+    title: 'Serving without Redis.',
+    detail: `Redis ${state}${away}${cause}.${where} It is tried again several times a second.`,
+  };
 }
 
 function calm(tick: Tick, status: Status | null, recent: Sum): Headline {
-  const machine = Object.entries(status?.health.checks ?? {}).filter(([name, check]) => name !== 'reads' && check.status !== 'healthy');
+  const machine = Object.entries(status?.health.checks ?? {}).filter(
+    ([name, check]) => name !== 'reads' && check.status !== 'healthy',
+  );
   const notice = status?.service.notice;
   const earlier = callsSinceStart(status);
-  const writing = recent.writes > 0 ? `Ready. No reads just now, ${plural(recent.writes, 'write')} in the last ${text(duration(recent.seconds * 1000))}.` : null;
-  const idle = writing ?? (earlier === null ? 'Ready.' : earlier > 0 ? 'Ready. No calls just now.' : 'Ready. No calls yet.');
+  const writing =
+    recent.writes > 0
+      ? `Ready. No reads just now, ${plural(recent.writes, 'write')} in the last ${text(duration(recent.seconds * 1000))}.`
+      : null;
+  const idle =
+    writing ?? (earlier === null ? 'Ready.' : earlier > 0 ? 'Ready. No calls just now.' : 'Ready. No calls yet.');
   const title = recent.calls === 0 ? idle : `Serving${from(recent)}.`;
   if (machine.length > 0) {
-    const detail = machine.map(([name, check]) => `${name === 'cpu' ? 'The processors: ' : `${capital(name)}: `}${check.message}.`).join(' ');
+    const detail = machine
+      .map(([name, check]) => `${name === 'cpu' ? 'The processors: ' : `${capital(name)}: `}${check.message}.`)
+      .join(' ');
     return { mood: 'good', title, detail: `Redis and the database answer. One thing to watch. ${detail}` };
   }
   const redis = tick.rtt_ms === null ? 'Redis answers' : `Redis answers in ${text(duration(tick.rtt_ms))}`;
@@ -145,38 +169,103 @@ export function tell(event: Noted): Told {
       const outage = number('outage_ms');
       const after = outage === null ? '' : `after ${text(duration(outage))} without it, `;
       const attempts = number('attempt') ?? 1;
-      return { mood: 'good', icon: 'link', title: outage === null ? 'Connected to Redis' : 'Redis is back', detail: `${after}${word('address')}, version ${word('version')}, ${attempts === 1 ? 'first attempt' : `attempt ${attempts}`}, took ${text(duration(number('took_ms')))}` };
+      return {
+        mood: 'good',
+        icon: 'link',
+        title: outage === null ? 'Connected to Redis' : 'Redis is back',
+        detail: `${after}${word('address')}, version ${word('version')}, ${attempts === 1 ? 'first attempt' : `attempt ${attempts}`}, took ${text(duration(number('took_ms')))}`,
+      };
     }
     case 'connect_failed':
-      return { mood: 'warn', icon: 'cut', title: 'Could not connect to Redis', detail: `${cause}; attempt ${word('attempt')}, next in ${text(duration(number('retry_in_ms')))}` };
+      return {
+        mood: 'warn',
+        icon: 'cut',
+        title: 'Could not connect to Redis',
+        detail: `${cause}; attempt ${word('attempt')}, next in ${text(duration(number('retry_in_ms')))}`,
+      };
     case 'lost':
-      return { mood: 'bad', icon: 'cut', title: 'Connection to Redis lost', detail: `${cause}; ${plural(number('unknown') ?? 0, 'call')} without an answer, ${number('not_sent') ?? 0} not sent` };
+      return {
+        mood: 'bad',
+        icon: 'cut',
+        title: 'Connection to Redis lost',
+        detail: `${cause}; ${plural(number('unknown') ?? 0, 'call')} without an answer, ${number('not_sent') ?? 0} not sent`,
+      };
     case 'overdue':
-      return { mood: 'warn', icon: 'clock', title: 'Redis is overdue', detail: `silent for ${text(duration(number('quiet_ms')))}; a second connection is dialled to challenge the first` };
+      return {
+        mood: 'warn',
+        icon: 'clock',
+        title: 'Redis is overdue',
+        detail: `silent for ${text(duration(number('quiet_ms')))}; a second connection is dialled to challenge the first`,
+      };
     case 'woke':
-      return { mood: 'good', icon: 'link', title: 'Redis answers again', detail: `the old connection woke after ${text(duration(number('quiet_ms')))}` };
+      return {
+        mood: 'good',
+        icon: 'link',
+        title: 'Redis answers again',
+        detail: `the old connection woke after ${text(duration(number('quiet_ms')))}`,
+      };
     case 'replaced':
       return { mood: 'warn', icon: 'link', title: 'Connection replaced', detail: cause };
     case 'down':
-      return { mood: 'bad', icon: 'bad', title: 'Redis counts as down', detail: `calls to it are refused at once; ${cause}` };
+      return {
+        mood: 'bad',
+        icon: 'bad',
+        title: 'Redis counts as down',
+        detail: `calls to it are refused at once; ${cause}`,
+      };
     case 'breaker':
-      return { mood: word('to') === 'closed' ? 'good' : 'warn', icon: 'breaker', title: `Breaker ${breakerDid(word('to'))}`, detail: `was ${breakerName(word('from'))}; ${word('cause')}` };
+      return {
+        mood: word('to') === 'closed' ? 'good' : 'warn',
+        icon: 'breaker',
+        title: `Breaker ${breakerDid(word('to'))}`,
+        detail: `was ${breakerName(word('from'))}; ${word('cause')}`,
+      };
     case 'fenced':
-      return { mood: 'idle', icon: 'cut', title: 'Abandoned connection ended', detail: `its id was ${word('id')}; nothing left in it can be applied late` };
+      return {
+        mood: 'idle',
+        icon: 'cut',
+        title: 'Abandoned connection ended',
+        detail: `its id was ${word('id')}; nothing left in it can be applied late`,
+      };
     case 'fence_refused':
-      return { mood: 'warn', icon: 'key', title: 'May not end abandoned connections', detail: `${cause}; writes of unknown outcome are not repeated` };
+      return {
+        mood: 'warn',
+        icon: 'key',
+        title: 'May not end abandoned connections',
+        detail: `${cause}; writes of unknown outcome are not repeated`,
+      };
     case 'reauthenticated':
       return { mood: 'good', icon: 'key', title: 'New credentials accepted', detail: 'the connection goes on' };
     case 'credentials_failed':
       return { mood: 'bad', icon: 'key', title: 'Credentials failed', detail: cause };
     case 'reads_failing':
-      return { mood: 'bad', icon: 'bad', title: 'Reads have begun to fail', detail: `${text(share(number('share')))} of them; the newest of ${word('query')}: ${word('cause')}` };
+      return {
+        mood: 'bad',
+        icon: 'bad',
+        title: 'Reads have begun to fail',
+        detail: `${text(share(number('share')))} of them; the newest of ${word('query')}: ${word('cause')}`,
+      };
     case 'reads_answered':
-      return { mood: 'good', icon: 'good', title: 'Reads are answered again', detail: `after ${text(duration(number('lasted_ms')))} in which ${plural(number('failed') ?? 0, 'read')} failed` };
+      return {
+        mood: 'good',
+        icon: 'good',
+        title: 'Reads are answered again',
+        detail: `after ${text(duration(number('lasted_ms')))} in which ${plural(number('failed') ?? 0, 'read')} failed`,
+      };
     case 'stuck_reset':
-      return { mood: 'bad', icon: 'clock', title: 'Reconnecting was stuck, started anew', detail: `no progress for ${text(duration(number('stuck_ms')))}` };
+      return {
+        mood: 'bad',
+        icon: 'clock',
+        title: 'Reconnecting was stuck, started anew',
+        detail: `no progress for ${text(duration(number('stuck_ms')))}`,
+      };
     case 'closed':
-      return { mood: 'idle', icon: 'cut', title: 'Client closed', detail: `${plural(number('unfinished') ?? 0, 'call')} unfinished` };
+      return {
+        mood: 'idle',
+        icon: 'cut',
+        title: 'Client closed',
+        detail: `${plural(number('unfinished') ?? 0, 'call')} unfinished`,
+      };
     case 'started':
       return { mood: 'good', icon: 'service', title: 'Service started', detail: `version ${word('version')}` };
     case 'serving':
@@ -184,23 +273,48 @@ export function tell(event: Noted): Told {
     case 'draining':
       return { mood: 'warn', icon: 'service', title: 'Service draining', detail: 'it finishes what it has begun' };
     case 'reload_refused':
-      return { mood: 'bad', icon: 'service', title: 'Configuration refused', detail: `the old one stays in force; ${word('cause')}` };
+      return {
+        mood: 'bad',
+        icon: 'service',
+        title: 'Configuration refused',
+        detail: `the old one stays in force; ${word('cause')}`,
+      };
     case 'reloaded': {
       const restart = Array.isArray(event.needs_restart) ? event.needs_restart : [];
-      return { mood: 'good', icon: 'service', title: 'Configuration read again', detail: restart.length > 0 ? `needs a restart: ${restart.join(', ')}` : 'all of it is in force' };
+      return {
+        mood: 'good',
+        icon: 'service',
+        title: 'Configuration read again',
+        detail: restart.length > 0 ? `needs a restart: ${restart.join(', ')}` : 'all of it is in force',
+      };
     }
     case 'drill': {
       const drill = event.drill as { scenario?: string } | undefined;
-      return { mood: 'idle', icon: 'play', title: `Drill started: ${drill?.scenario ?? ''}`, detail: 'on servers of its own' };
+      return {
+        mood: 'idle',
+        icon: 'play',
+        title: `Drill started: ${drill?.scenario ?? ''}`,
+        detail: 'on servers of its own',
+      };
     }
     case 'drill_over': {
       const drill = event.drill as { scenario?: string; state?: string; error?: string } | undefined;
       const state = drill?.state ?? '';
       const mood = ({ passed: 'good', failed: 'warn', broken: 'warn' } as Record<string, Mood>)[state] ?? 'idle';
-      return { mood, icon: 'play', title: `Drill ${state === 'broken' ? 'came to no verdict' : state}: ${drill?.scenario ?? ''}`, detail: drill?.error ?? 'its report is kept below, with the drills' };
+      return {
+        mood,
+        icon: 'play',
+        title: `Drill ${state === 'broken' ? 'came to no verdict' : state}: ${drill?.scenario ?? ''}`,
+        detail: drill?.error ?? 'its report is kept below, with the drills',
+      };
     }
     case 'missed':
-      return { mood: 'warn', icon: 'warn', title: `${plural(number('events') ?? 0, 'event')} missed`, detail: 'they came faster than they could be told' };
+      return {
+        mood: 'warn',
+        icon: 'warn',
+        title: `${plural(number('events') ?? 0, 'event')} missed`,
+        detail: 'they came faster than they could be told',
+      };
     default:
       return { mood: 'idle', icon: 'service', title: capital(event.event.replaceAll('_', ' ')), detail: '' };
   }
@@ -217,7 +331,12 @@ export function grouped(events: readonly Noted[]): Group[] {
   const groups: Group[] = [];
   for (const event of events) {
     const open = groups.at(-1);
-    if (open && event.event === 'connect_failed' && open.last.event === 'connect_failed' && open.last.cause === event.cause) {
+    if (
+      open &&
+      event.event === 'connect_failed' &&
+      open.last.event === 'connect_failed' &&
+      open.last.cause === event.cause
+    ) {
       open.last = event;
       open.count += 1;
     } else {
@@ -268,7 +387,12 @@ export function stories(events: readonly Noted[]): Story[] {
       outage.attempts += Number(event.event === 'connect_failed');
       if (event.event === 'connect_failed' && event.cause) outage.cause = String(event.cause);
     } else if (BEGIN_OUTAGES.has(event.event)) {
-      outage = { first: event, last: event, attempts: Number(event.event === 'connect_failed'), cause: String(event.cause ?? '') };
+      outage = {
+        first: event,
+        last: event,
+        attempts: Number(event.event === 'connect_failed'),
+        cause: String(event.cause ?? ''),
+      };
     } else if (ENDS_OUTAGES.has(event.event) && outage) {
       told.push(ended(outage, event));
       outage = null;
@@ -283,12 +407,26 @@ export function stories(events: readonly Noted[]): Story[] {
 
 function goesOn({ first, last, attempts, cause }: Outage): Story {
   const tried = attempts > 0 ? `${plural(attempts, 'attempt')} so far. ` : '';
-  return { mood: 'bad', icon: 'cut', title: 'Redis is away', detail: `${tried}${capital(cause)}`, key: `${first.id}${last.id}`, at: first.at_ms };
+  return {
+    mood: 'bad',
+    icon: 'cut',
+    title: 'Redis is away',
+    detail: `${tried}${capital(cause)}`,
+    key: `${first.id}${last.id}`,
+    at: first.at_ms,
+  };
 }
 
 function ended({ first, attempts, cause }: Outage, back: Noted): Story {
   const away = typeof back.outage_ms === 'number' ? back.outage_ms : back.at_ms - first.at_ms;
-  return { mood: 'good', icon: 'link', title: 'Redis is back', detail: `It was away for ${text(duration(away))}, ${plural(attempts + 1, 'attempt')}. ${capital(cause)}`, key: back.id, at: back.at_ms };
+  return {
+    mood: 'good',
+    icon: 'link',
+    title: 'Redis is back',
+    detail: `It was away for ${text(duration(away))}, ${plural(attempts + 1, 'attempt')}. ${capital(cause)}`,
+    key: back.id,
+    at: back.at_ms,
+  };
 }
 
 export function breakerName(state: string): string {

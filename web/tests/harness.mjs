@@ -13,7 +13,10 @@ export const PATIENCE = 60_000;
 /** The program: $STEADFAST_BIN, or built from these sources. */
 function program() {
   if (process.env.STEADFAST_BIN) return process.env.STEADFAST_BIN;
-  const built = spawnSync('cargo', ['build', '--locked', '--quiet', '--package', 'steadfast-cli'], { cwd: root, stdio: 'inherit' });
+  const built = spawnSync('cargo', ['build', '--locked', '--quiet', '--package', 'steadfast-cli'], {
+    cwd: root,
+    stdio: 'inherit',
+  });
   if (built.status !== 0) throw new Error('the program does not build');
   return join(process.env.CARGO_TARGET_DIR ?? join(root, 'target'), 'debug', 'steadfast');
 }
@@ -68,7 +71,10 @@ export async function browser() {
   const known = [process.env.CHROMIUM, '/usr/bin/chromium', '/usr/bin/chromium-browser', '/usr/bin/google-chrome'];
   const executablePath = known.find((path) => path && existsSync(path));
   if (!executablePath) throw new Error('there is no Chromium; install it, or name it in $CHROMIUM');
-  return chromium.launch({ executablePath, args: ['--no-sandbox', '--disable-quic', '--disable-background-networking', '--disable-component-update'] });
+  return chromium.launch({
+    executablePath,
+    args: ['--no-sandbox', '--disable-quic', '--disable-background-networking', '--disable-component-update'],
+  });
 }
 
 /** A page with what went wrong on it: errors of the console and of scripts, and requests to anybody else. */
@@ -82,7 +88,8 @@ export async function open(chromium, demo, options = {}) {
   });
   page.on('request', (request) => {
     const { protocol, host } = new URL(request.url());
-    if (protocol !== 'data:' && protocol !== 'blob:' && host !== demo.address) wrong.push(`outside request: ${request.url()}`);
+    if (protocol !== 'data:' && protocol !== 'blob:' && host !== demo.address)
+      wrong.push(`outside request: ${request.url()}`);
   });
   await page.goto(demo.url);
   return { page, wrong };

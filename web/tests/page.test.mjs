@@ -10,9 +10,12 @@ const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.
 let chromium;
 let demo;
 
-before(async () => {
-  [chromium, demo] = await Promise.all([browser(), Demo.start()]);
-}, { timeout: 600_000 });
+before(
+  async () => {
+    [chromium, demo] = await Promise.all([browser(), Demo.start()]);
+  },
+  { timeout: 600_000 },
+);
 
 after(async () => {
   await chromium?.close();
@@ -21,7 +24,8 @@ after(async () => {
 
 const limits = { timeout: 4 * PATIENCE };
 
-const headline = (page, words) => page.waitForFunction((words) => document.querySelector('#headline').textContent.includes(words), words);
+const headline = (page, words) =>
+  page.waitForFunction((words) => document.querySelector('#headline').textContent.includes(words), words);
 const live = (page) => page.waitForSelector('body[data-link=live]');
 const history = (page, words) => page.locator('#history-rows tr', { hasText: words });
 
@@ -53,12 +57,18 @@ test('s5_the_first_view_shows_live_numbers_and_asks_nobody_else', limits, async 
 
 test('s12_numbers_that_no_double_holds_are_shown_as_they_are', limits, async () => {
   const { page, wrong } = await open(chromium, demo);
-  const body = '{"query":"q","rows":[{"z":9007199254740993,"a":0.10,"t":"9007199254740993 \\" 1.0","d":{"n":-18446744073709551615}}],"truncated":false,"source":"memory","stale":false,"age_ms":3}';
+  const body =
+    '{"query":"q","rows":[{"z":9007199254740993,"a":0.10,"t":"9007199254740993 \\" 1.0","d":{"n":-18446744073709551615}}],"truncated":false,"source":"memory","stale":false,"age_ms":3}';
   await page.route('**/v1/queries/**', (route) => route.fulfill({ contentType: 'application/json', body }));
   await page.click('#try-once');
   await page.locator('#try-result td').first().waitFor();
   assert.deepEqual(await page.locator('#try-result th').allTextContents(), ['z', 'a', 't', 'd']);
-  assert.deepEqual(await page.locator('#try-result td').allTextContents(), ['9007199254740993', '0.10', '9007199254740993 " 1.0', '{"n":"-18446744073709551615"}']);
+  assert.deepEqual(await page.locator('#try-result td').allTextContents(), [
+    '9007199254740993',
+    '0.10',
+    '9007199254740993 " 1.0',
+    '{"n":"-18446744073709551615"}',
+  ]);
   assert.deepEqual(wrong, []);
   await page.close();
 });
@@ -69,7 +79,9 @@ test('s5_calls_from_before_the_page_was_opened_are_not_denied', limits, async ()
   // Once they are no longer of the last seconds.
   await headline(page, 'Ready. No calls just now.');
   // What is said of a busy machine is said in its stead.
-  await page.waitForFunction(() => /calls since the start; the next will show|One thing to watch/.test(document.querySelector('#detail').textContent));
+  await page.waitForFunction(() =>
+    /calls since the start; the next will show|One thing to watch/.test(document.querySelector('#detail').textContent),
+  );
   assert.deepEqual(wrong, []);
   await page.close();
 });
@@ -85,9 +97,16 @@ test('s5_calls_to_redis_are_counted_apart_from_their_share', limits, async () =>
     [status.redis.success_rate, status.cache.counts.redis_errors] = told;
     await route.fulfill({ response, json: status });
   });
-  for (const [share, failed, shown] of [[null, 0, 'none yet'], [0.998, 3, '99.8 %']]) {
+  for (const [share, failed, shown] of [
+    [null, 0, 'none yet'],
+    [0.998, 3, '99.8 %'],
+  ]) {
     told = [share, failed];
-    const row = (name, value) => page.locator('#cache-facts div', { has: page.locator('dt', { hasText: name }) }).locator('dd', { hasText: value }).waitFor();
+    const row = (name, value) =>
+      page
+        .locator('#cache-facts div', { has: page.locator('dt', { hasText: name }) })
+        .locator('dd', { hasText: value })
+        .waitFor();
     await row(/^Redis calls answered in time$/, new RegExp(`^${shown.replace(' ', '\\s?')}$`));
     await row(/^Redis calls failed or late$/, new RegExp(`^${failed}$`));
   }
@@ -116,7 +135,9 @@ test('s5_a_drill_started_from_the_page_runs_to_its_verdict', limits, async () =>
   await page.click('[data-drill="blip-100ms"]');
   // Whoever else looks sees it too.
   await other.page.locator('.stage h3', { hasText: 'Blip' }).waitFor();
-  await page.waitForFunction(() => Number(document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow')) > 5);
+  await page.waitForFunction(
+    () => Number(document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow')) > 5,
+  );
   assert.equal(await page.locator('.side').count(), 2);
   await page.waitForSelector('#verdict', { timeout: 2 * PATIENCE });
   assert.match(await page.textContent('#verdict'), /^(Passed|Failed)$/);
@@ -141,21 +162,35 @@ test('s5_keyboard_alone_suffices', limits, async () => {
   await page.locator('#settings-body summary').first().waitFor();
   await page.keyboard.press('Tab');
   assert.match(await page.evaluate(() => document.activeElement.textContent), /^Skip/);
-  const wanted = await page.evaluate(() => [...document.querySelectorAll('a[href], button:not([disabled]), input, select, summary')].filter((element) => element.checkVisibility()).length);
+  const wanted = await page.evaluate(
+    () =>
+      [...document.querySelectorAll('a[href], button:not([disabled]), input, select, summary')].filter((element) =>
+        element.checkVisibility(),
+      ).length,
+  );
   const seen = new Set();
   for (let n = 0; n < wanted + 40; n += 1) {
     const focus = await page.evaluate(() => {
       const element = document.activeElement;
       element.dataset.reached ??= String(Math.random());
       const { outlineStyle, outlineWidth } = getComputedStyle(element);
-      return { key: element.dataset.reached, name: element.outerHTML.slice(0, 80), body: element === document.body, outline: outlineStyle !== 'none' && parseFloat(outlineWidth) >= 1 };
+      return {
+        key: element.dataset.reached,
+        name: element.outerHTML.slice(0, 80),
+        body: element === document.body,
+        outline: outlineStyle !== 'none' && parseFloat(outlineWidth) >= 1,
+      };
     });
     if (focus.body || (seen.has(focus.key) && seen.size >= wanted)) break;
     assert.ok(focus.outline, `focus is visible on ${focus.name}`);
     seen.add(focus.key);
     await page.keyboard.press('Tab');
   }
-  const missed = await page.evaluate(() => [...document.querySelectorAll('a[href], button:not([disabled]), input, select, summary')].filter((element) => element.checkVisibility() && !element.dataset.reached).map((element) => element.outerHTML.slice(0, 80)));
+  const missed = await page.evaluate(() =>
+    [...document.querySelectorAll('a[href], button:not([disabled]), input, select, summary')]
+      .filter((element) => element.checkVisibility() && !element.dataset.reached)
+      .map((element) => element.outerHTML.slice(0, 80)),
+  );
   assert.deepEqual(missed, []);
 
   await page.focus('[data-drill=crash]');
@@ -179,13 +214,20 @@ for (const colorScheme of ['light', 'dark']) {
       await page.locator('.offer').nth(10).waitFor();
       await page.locator('#checks li').nth(3).waitFor();
       await page.locator('#settings-body summary').first().click();
-      assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width, 'nothing is wider than the screen');
+      assert.equal(
+        await page.evaluate(() => document.documentElement.scrollWidth),
+        width,
+        'nothing is wider than the screen',
+      );
       const dark = await page.evaluate(() => getComputedStyle(document.documentElement).colorScheme);
       assert.equal(dark, colorScheme);
       // By the debugger's door, which the page's policy does not close; the page itself may run nothing but its own files.
       const results = await page.evaluate(`${axe}; axe.run(document, { resultTypes: ['violations'] })`);
       const serious = results.violations.filter(({ impact }) => impact === 'serious' || impact === 'critical');
-      assert.deepEqual(serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' | ')}`), []);
+      assert.deepEqual(
+        serious.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html.slice(0, 120)).join(' | ')}`),
+        [],
+      );
       assert.deepEqual(wrong, []);
       await page.close();
     });
@@ -206,7 +248,11 @@ test('s5_a_token_can_be_given_and_is_sent', limits, async () => {
   const { page } = await open(chromium, demo);
   await page.route('**/v1/**', (route) => {
     if (route.request().headers().authorization === 'Bearer let-me-in') return route.continue();
-    return route.fulfill({ status: 401, contentType: 'application/problem+json', body: JSON.stringify({ detail: 'a bearer token is needed' }) });
+    return route.fulfill({
+      status: 401,
+      contentType: 'application/problem+json',
+      body: JSON.stringify({ detail: 'a bearer token is needed' }),
+    });
   });
   await page.reload();
   await headline(page, 'needs a token');
@@ -222,7 +268,9 @@ test('s5_a_redis_that_goes_away_is_told_in_plain_words', limits, async () => {
   await live(page);
   process.kill(demo.redis, 'SIGKILL');
   await headline(page, 'Serving without Redis');
-  await page.waitForFunction(() => /away for .*: .*(refused|reset|closed|ended)/i.test(document.querySelector('#detail').textContent));
+  await page.waitForFunction(() =>
+    /away for .*: .*(refused|reset|closed|ended)/i.test(document.querySelector('#detail').textContent),
+  );
   await history(page, 'Connection to Redis lost').first().waitFor();
   // However many attempts there are, it is one thing that happened.
   await page.locator('#last li:first-child', { hasText: /Redis is away.*attempts so far/s }).waitFor();
@@ -241,12 +289,19 @@ test('s5_it_survives_the_restart_of_the_service_and_resumes', limits, async () =
   await demo.stop();
   await headline(page, 'No contact');
   assert.ok(await page.locator('#retry').isVisible());
-  const resumed = page.waitForRequest((request) => request.url().endsWith('/v1/events') && Boolean(request.headers()['last-event-id']));
+  const resumed = page.waitForRequest(
+    (request) => request.url().endsWith('/v1/events') && Boolean(request.headers()['last-event-id']),
+  );
   demo = await Demo.start(demo.address);
   await resumed;
   await live(page);
   await headline(page, 'Ready');
-  await page.waitForFunction((before) => [...document.querySelectorAll('#history-rows th')].filter((row) => row.textContent === 'Service started').length > before, before);
+  await page.waitForFunction(
+    (before) =>
+      [...document.querySelectorAll('#history-rows th')].filter((row) => row.textContent === 'Service started').length >
+      before,
+    before,
+  );
   await demo.ask(10);
   await headline(page, 'Serving from');
   await page.close();
