@@ -13,6 +13,7 @@ use steadfast_core::conn::Reply;
 use steadfast_core::policy::breaker::{Outcome, Permit};
 use steadfast_core::policy::retry::Step;
 use steadfast_core::policy::{Deadline, RetryPolicy, RetryState, Stop};
+use steadfast_core::redis_rs;
 use tracing::field::Empty;
 use tracing::{Instrument, Level};
 
@@ -667,7 +668,7 @@ fn errors_of<'a>(
 ) -> impl Iterator<Item = (usize, Error)> + 'a {
     let judged = move |at: usize, error: &ServerError| {
         let cmd = (!pipeline.is_transaction())
-            .then(|| pipeline.cmd_iter().nth(at))
+            .then(|| redis_rs::commands(pipeline).nth(at))
             .flatten();
         let Some(cmd) = cmd else {
             return Error::refused(error.clone());

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use redis::{Cmd, Pipeline};
 use steadfast_core::command::{self, BlockFor, Class, Effect, Errors, Instead, Shared as MayShare};
+use steadfast_core::redis_rs::{self, CommandRef};
 use steadfast_core::resp::encode;
 
 use crate::crossing::Lanes;
@@ -78,9 +79,9 @@ impl<'a> Payload<'a> {
     pub(crate) fn looks_before_it_writes(self) -> bool {
         match self {
             Self::Command(_) => false,
-            Self::Pipeline(pipeline) => {
-                command::looks_before_it_writes(pipeline.cmd_iter().map(command::arguments))
-            }
+            Self::Pipeline(pipeline) => command::looks_before_it_writes(
+                redis_rs::commands(pipeline).map(command::arguments),
+            ),
         }
     }
 
@@ -126,8 +127,9 @@ impl Plan {
     }
 }
 
-fn classify(cmd: &Cmd) -> Result<Class, Error> {
-    if cmd.args_iter().len() == 0 {
+fn classify<'a>(cmd: impl Into<CommandRef<'a>>) -> Result<Class, Error> {
+    let cmd = cmd.into();
+    if cmd.arguments().len() == 0 {
         return Err(Error::not_sent(ErrorKind::Invalid {
             why: "the command is empty",
         }));
@@ -137,7 +139,7 @@ fn classify(cmd: &Cmd) -> Result<Class, Error> {
             why: "a command without a response cannot be tracked: send it as an ordinary one",
         }));
     }
-    Ok(command::classify(command::arguments(cmd)))
+    Ok(command::classify(cmd.arguments()))
 }
 
 /// Finds the route of commands that go together.
@@ -149,7 +151,7 @@ struct Router {
 }
 
 impl Router {
-    fn add(mut self, cmd: &Cmd, class: &Class, lanes: usize) -> Self {
+    fn add<'a>(mut self, cmd: impl Into<CommandRef<'a>>, class: &Class, lanes: usize) -> Self {
         if lanes == 1 {
             return self;
         }
@@ -192,7 +194,7 @@ fn plan_pipeline(
         route: Route::default(),
     };
     let mut router = Router::default();
-    for cmd in pipeline.cmd_iter() {
+    for cmd in redis_rs::commands(pipeline) {
         let class = classify(cmd)?;
         plan = plan.allowed(&class, shared_connection)?;
         plan.effect = plan.effect.max(class.effect);
@@ -227,7 +229,7 @@ fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
         out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
     }
     let mut first_end = None;
-    for cmd in pipeline.cmd_iter() {
+    for cmd in redis_rs::commands(pipeline) {
         encode::redis_cmd(cmd, out);
         first_end.get_or_insert(out.len());
     }

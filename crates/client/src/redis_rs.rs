@@ -18,7 +18,7 @@ macro_rules! connection_like {
         impl ConnectionLike for $type {
             fn req_packed_command<'a>(&'a mut self, cmd: &'a Cmd) -> RedisFuture<'a, Value> {
                 Box::pin(async move {
-                    if cmd.args_iter().len() == 0 {
+                    if command::arguments(cmd).len() == 0 {
                         return Err(nothing_to_send());
                     }
                     whole(cmd, self.send(cmd).await?)

@@ -4,8 +4,9 @@
 //! transaction's own. So such orders wait for its end. Only the server's replies tell when that is, whoever still waits for them: a caller that
 //! goes away, or whose EXEC was never sent, ends nothing.
 
-use redis::{Cmd, Pipeline, Value};
+use redis::{Pipeline, Value};
 use steadfast_core::conn::Reply;
+use steadfast_core::redis_rs::{self, CommandRef};
 
 use crate::lane::Order;
 use crate::slot::Ticket;
@@ -41,10 +42,8 @@ pub(crate) struct Transactions {
 const HELD: usize = 256;
 
 impl Turn {
-    pub(crate) fn of(cmd: &Cmd) -> Option<Self> {
-        let redis::Arg::Simple(name) = cmd.args_iter().next()? else {
-            return None;
-        };
+    pub(crate) fn of<'a>(cmd: impl Into<CommandRef<'a>>) -> Option<Self> {
+        let name = cmd.into().arguments().next()?;
         [
             ("MULTI", Self::Multi),
             ("EXEC", Self::Exec),
@@ -60,8 +59,7 @@ impl Turn {
         if pipeline.is_transaction() {
             return Turns::new();
         }
-        pipeline
-            .cmd_iter()
+        redis_rs::commands(pipeline)
             .enumerate()
             .filter_map(|(place, cmd)| Some((place, Self::of(cmd)?)))
             .collect()

@@ -13,7 +13,7 @@ mod wait;
 
 use std::time::Duration;
 
-use redis::{Arg, Cmd};
+use crate::redis_rs::CommandRef;
 
 use effect::Rule;
 pub use keys::Keys;
@@ -98,11 +98,11 @@ pub fn reaches_further(class: &Class) -> bool {
 }
 
 /// The arguments of a redis-rs command, as [`classify`] and [`keys`] take them. A cursor is given as `0`.
-pub fn arguments(cmd: &Cmd) -> impl ExactSizeIterator<Item = &[u8]> + Clone {
-    cmd.args_iter().map(|arg| match arg {
-        Arg::Simple(arg) => arg,
-        _ => b"0",
-    })
+#[inline]
+pub fn arguments<'a>(
+    cmd: impl Into<CommandRef<'a>>,
+) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
+    cmd.into().arguments()
 }
 
 /// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its worst command; but see

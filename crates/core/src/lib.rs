@@ -11,6 +11,7 @@
 //! - [`command`]: what a command does, by its name and arguments: may it be repeated, does it block, where
 //!   are its keys.
 //! - [`policy`]: whether and when to try, pause, refuse or give up.
+//! - [`redis_rs`]: how commands of redis-rs are read.
 //! - [`resp`]: the Redis protocol, both ways, incrementally.
 //!
 //! # Versions
@@ -24,6 +25,7 @@ pub mod certainty;
 pub mod command;
 pub mod conn;
 pub mod policy;
+pub mod redis_rs;
 pub mod resp;
 
 /// The example of the README compiles.

@@ -4,7 +4,7 @@
 //! socket, and many commands go into it before one system call takes them all. Arguments are bytes; nothing
 //! here looks at what they mean.
 
-use redis::{Arg, Cmd};
+use crate::redis_rs::CommandRef;
 
 /// Appends one command, as an array of bulk strings, to `out`.
 ///
@@ -24,17 +24,17 @@ pub fn command<'a>(args: impl ExactSizeIterator<Item = &'a [u8]>, out: &mut Vec<
 }
 
 /// Appends one command built with redis-rs to `out`, exactly as redis-rs itself would write it.
-pub fn redis_cmd(cmd: &Cmd, out: &mut Vec<u8>) {
-    let start = out.len();
-    let args = cmd.args_iter();
+pub fn redis_cmd<'a>(cmd: impl Into<CommandRef<'a>>, out: &mut Vec<u8>) {
+    let (cmd, start) = (cmd.into(), out.len());
+    let args = cmd.plain_arguments();
     header(b'*', args.len(), out);
     for arg in args {
         match arg {
-            Arg::Simple(arg) => bulk(arg, out),
+            Some(arg) => bulk(arg, out),
             // A cursor; only the command knows its value, so it writes itself.
-            _ => {
+            None => {
                 out.truncate(start);
-                cmd.write_packed_command(out);
+                cmd.write(out);
                 return;
             }
         }
@@ -85,6 +85,7 @@ const LONGEST_HEADER: usize = 23;
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use redis::Cmd;
 
     use super::*;
 
