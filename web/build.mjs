@@ -12,7 +12,12 @@ const dist = join(here, 'dist');
 async function page() {
   const bundle = await build({
     absWorkingDir: here,
-    entryPoints: { app: 'src/main.ts', theme: 'src/theme-early.ts', style: 'src/style.css' },
+    entryPoints: {
+      app: 'src/main.ts',
+      theme: 'src/theme-early.ts',
+      style: 'src/style.css',
+      operations: 'src/operations.ts',
+    },
     outdir: join(dist, 'assets'),
     bundle: true,
     minify: true,
@@ -27,6 +32,7 @@ async function page() {
   for (const file of bundle.outputFiles) files.set(relative(dist, file.path), Buffer.from(file.contents));
   const copied = {
     'index.html': 'src/index.html',
+    'operations.html': 'src/operations.html',
     'assets/icon.svg': 'src/icon.svg',
     'assets/geist.woff2': 'vendor/geist/geist.woff2',
     'assets/geist-mono.woff2': 'vendor/geist/geist-mono.woff2',

@@ -1,16 +1,13 @@
 // The connection to Redis, the cache and the checks in full, for whoever wants to know why.
-import { at, h, icon, redraw, say, type Child } from './dom';
+import { at, h, redraw, say, type Child } from './dom';
 import { ago, bytes, count, duration, share, text } from './format';
 import type { Store } from './store';
-import { breakerName, capital, type Mood, redisName } from './words';
-import { MOOD_ICON } from './now';
-import type { Health } from './wire';
+import { breakerName, capital, checkName, type Mood, redisName } from './words';
+import { mark, pill, whatToDo } from './marks';
+import { troubleOfCheck } from './runbook';
+import type { Health, RedisNode } from './wire';
 
 const HEALTH: Record<Health, Mood> = { healthy: 'good', degraded: 'warn', unhealthy: 'bad' };
-
-export function pill(mood: Mood, words: string): HTMLElement {
-  return h('span', { class: `pill ${mood}` }, icon(MOOD_ICON[mood]), words);
-}
 
 export function drawConnection(store: Store): void {
   const { status } = store;
@@ -50,6 +47,7 @@ export function drawConnection(store: Store): void {
     ['In flight', count(redis.in_flight)],
     ['Last error', redis.last_error ?? 'none'],
   ]);
+  drawNodes(redis.nodes ?? []);
   const trust = cache.redis;
   const believed: [Mood, string] = trust?.trusted
     ? ['good', 'Redis is in use']
@@ -61,17 +59,15 @@ export function drawConnection(store: Store): void {
   facts('cache-facts', [
     ['In memory', `${count(cache.memory_entries)} entries, ${text(bytes(cache.memory_bytes))}`],
     ['Memory hears changes', cache.memory_proven ? 'yes' : 'no: its entries count as stale'],
-    ['Changes waiting for Redis', cache.outbox_pending === 0 ? 'none' : count(cache.outbox_pending)],
+    ['Invalidations waiting', cache.outbox_pending === 0 ? 'none' : count(cache.outbox_pending)],
+    ...(cache.outbox_trouble ? [['Why they wait', cache.outbox_trouble] as [string, string]] : []),
     ['Keys and tags invalidated', count(counts.invalidations)],
     ['Stale answers given', count(counts.stale)],
     ['Loads from SQL', `${count(counts.loads)}, ${count(counts.loads_failed)} failed`],
     ['Rejected to protect SQL', count(counts.overloaded)],
     ['Late fills refused', count(counts.fills_refused)],
     ['Redis calls failed or late', count(counts.redis_errors)],
-    [
-      'Redis calls answered in time',
-      typeof redis.success_rate === 'number' ? text(share(redis.success_rate)) : 'none yet',
-    ],
+    ['Redis calls answered in time', redis.success_rate === null ? 'none yet' : text(share(redis.success_rate))],
     ['Redis found behind, began anew', times(counts.epochs ?? 0)],
   ]);
   const checks = Object.entries(health.checks).sort(([, a], [, b]) => rank(b.status) - rank(a.status));
@@ -80,17 +76,18 @@ export function drawConnection(store: Store): void {
       h(
         'li',
         {},
-        h('span', { class: `mark ${HEALTH[check.status]}` }, icon(MOOD_ICON[HEALTH[check.status]])),
+        mark(HEALTH[check.status]),
         h(
           'div',
           {},
           h(
             'p',
             {},
-            h('b', {}, name === 'cpu' ? 'CPU' : capital(name)),
+            h('b', {}, checkName(name)),
             h('span', { class: 'soft' }, check.latency_ms === null ? check.status : text(duration(check.latency_ms))),
           ),
           h('p', { class: 'soft' }, check.message),
+          check.status !== 'healthy' && troubleOfCheck(name) ? whatToDo(troubleOfCheck(name)!, 'What to do') : null,
         ),
       ),
     ),
@@ -99,11 +96,29 @@ export function drawConnection(store: Store): void {
   facts('service-facts', [
     ['Requests under way', count(service.in_flight)],
     ['Event streams open', count(service.subscribers)],
-    ['Memory of the process', system ? text(bytes(system.resident_bytes)) : '–'],
+    ['Memory of the process', text(bytes(system.resident_bytes))],
     ['Running for', text(duration(service.uptime_ms))],
   ]);
   say(at('namespace'), status.service.namespace);
   say(at('version'), `Steadfast ${status.service.version}, started ${ago(status.service.uptime_ms)}`);
+}
+
+/** Of one server nothing is shown that is not said above. */
+function drawNodes(nodes: RedisNode[]): void {
+  at('nodes').hidden = nodes.length < 2;
+  redraw(at('nodes-rows'), JSON.stringify(nodes), () =>
+    nodes.map(({ address, role, state, breaker }) => {
+      const mood: Mood = state === 'ready' ? 'good' : 'bad';
+      return h(
+        'tr',
+        {},
+        h('th', { scope: 'row' }, h('code', {}, address)),
+        h('td', {}, role),
+        h('td', {}, pill(mood, redisName(state))),
+        h('td', {}, breakerName(breaker)),
+      );
+    }),
+  );
 }
 
 function rank(status: Health): number {

@@ -6,7 +6,7 @@ import { at, h, icon, redraw, say } from './dom';
 import { clock, count, duration, rate, share, text } from './format';
 import { Stream } from './stream';
 import { breakerName, capital, type Mood, redisName } from './words';
-import { pill } from './connection';
+import { pill } from './marks';
 import type { Drill, Kpi, Live, Offer, Progress, Report } from './wire';
 
 interface Listing {

@@ -62,6 +62,17 @@ export function clock(ms: number): string {
   return new Date(ms).toLocaleTimeString('en-GB');
 }
 
+/** A clock with its day, as people write it: "29 Nov, 14:05:03". */
+export function dated(ms: number): string {
+  const day = new Date(ms).toLocaleDateString('en-GB', { day: 'numeric', month: 'short' });
+  return `${day}, ${clock(ms)}`;
+}
+
+/** A moment for people in other places: "2026-11-29 14:05:03.120 UTC". */
+export function moment(ms: number): string {
+  return `${new Date(ms).toISOString().replace('T', ' ').replace('Z', '')} UTC`;
+}
+
 export function ago(ms: number): string {
   if (ms < 2_000) return 'just now';
   const figure = duration(Math.floor(ms / 1000) * 1000);

@@ -1,11 +1,11 @@
 // Puts the page together: one stream feeds the store, the store feeds what is drawn, at most once a frame.
 import { hasToken, json, setToken, why } from './api';
-import { Charts } from './charts';
 import { drawConnection } from './connection';
 import { at, say } from './dom';
 import { loadDrills, remakeDrillCharts } from './drills';
 import { clock } from './format';
-import { drawHistory } from './history';
+import { drawHistory, drawIncidents, historyControls } from './history';
+import { incidents } from './incidents';
 import { drawNow } from './now';
 import { loadQueries } from './query';
 import { loadSettings } from './settings';
@@ -13,12 +13,14 @@ import { Store } from './store';
 import { Stream } from './stream';
 import { themeButton } from './theme';
 import { drawTiles } from './tiles';
+import { drawUsage } from './usage';
+import { Timeline } from './timeline';
 import type { Status } from './wire';
 
 const STATUS_EVERY_MS = 2_000;
 
 const store = new Store();
-const charts = new Charts();
+const charts = new Timeline(draw);
 let drawing = false;
 
 function draw(): void {
@@ -28,9 +30,15 @@ function draw(): void {
     drawing = false;
     drawNow(store);
     drawTiles(store);
-    charts.draw(store.ticks);
+    const found = incidents(store.status);
+    charts.draw(store, found);
     drawConnection(store);
+    drawUsage(store.status);
     drawHistory(store);
+    drawIncidents(store, found, (incident) => {
+      charts.bring(incident, store.now());
+      at('speed').scrollIntoView({ block: 'start' });
+    });
     drawLink();
   });
 }
@@ -110,7 +118,7 @@ themeButton(at<HTMLButtonElement>('theme'), () => {
   draw();
 });
 at('retry').addEventListener('click', () => stream.now());
-at('history-filter').addEventListener('change', draw);
+historyControls(store, draw);
 at('token-form').addEventListener('submit', (event) => {
   event.preventDefault();
   setToken(at<HTMLInputElement>('token').value.trim());

@@ -4,8 +4,6 @@ import type { Happening, Reads, Status, Tick } from './wire';
 
 /** Seconds shown. */
 export const TICKS_KEPT = 300;
-/** Things shown that happened; runs of the same failure count as one. */
-export const SHOWN = 100;
 /** Events kept: as many as the service keeps. */
 const EVENTS_KEPT = 1024;
 
@@ -15,7 +13,10 @@ export interface Noted extends Happening {
 }
 
 export class Store {
+  /** Seconds of the process that runs now. */
   readonly ticks: Tick[] = [];
+  /** Seconds of a process before it: they are drawn, and counted nowhere. */
+  readonly past: Tick[] = [];
   readonly events: Noted[] = [];
   link: Link = { state: 'connecting' };
   status: Status | null = null;
@@ -23,6 +24,8 @@ export class Store {
   heardAt = 0;
   /** The service's clock minus this one's, in milliseconds. */
   private skew = 0;
+  /** Names the process that told the newest second. */
+  private run = '';
   private readonly seen = new Set<string>();
 
   get tick(): Tick | undefined {
@@ -44,17 +47,24 @@ export class Store {
     } catch {
       return null;
     }
-    if (frame.event === 'tick') this.takeTick(data as Tick);
+    if (frame.event === 'tick') this.takeTick(frame, data as Tick);
     if (frame.event !== 'connection' && frame.event !== 'service') return null;
     this.note(frame, data as Happening);
     return data as Happening;
   }
 
-  private takeTick(tick: Tick): void {
+  private takeTick(frame: Frame, tick: Tick): void {
+    const run = frame.id.slice(0, frame.id.lastIndexOf('-'));
+    if (run !== this.run) {
+      // Another process: what was counted by the one before is no figure of this one.
+      this.past.push(...this.ticks.splice(0));
+      this.run = run;
+    }
     if (tick.at_ms <= (this.tick?.at_ms ?? 0)) return;
     this.skew = tick.at_ms - Date.now();
     this.ticks.push(tick);
     if (this.ticks.length > TICKS_KEPT) this.ticks.shift();
+    while (this.past.length > 0 && this.past[0]!.at_ms < tick.at_ms - TICKS_KEPT * 1000) this.past.shift();
   }
 
   private note(frame: Frame, happening: Happening): void {
@@ -89,7 +99,7 @@ export interface Sum extends Reads {
 }
 
 /** All of `ticks` together. */
-export function sum(ticks: readonly Tick[]): Sum {
+export function sum(ticks: readonly { reads: Reads; seconds?: number }[]): Sum {
   const total: Sum = {
     memory: 0,
     redis: 0,
@@ -97,11 +107,12 @@ export function sum(ticks: readonly Tick[]): Sum {
     failed: 0,
     stale: 0,
     writes: 0,
-    seconds: ticks.length,
+    seconds: 0,
     answered: 0,
     calls: 0,
   };
-  for (const { reads } of ticks) {
+  for (const { reads, seconds } of ticks) {
+    total.seconds += seconds ?? 1;
     total.memory += reads.memory;
     total.redis += reads.redis;
     total.database += reads.database;

@@ -1,9 +1,9 @@
 // Six figures that tell trouble early, each with its last minutes and what is normal for it.
-import { at, h, icon, redraw, svg } from './dom';
+import { at, h, redraw, svg } from './dom';
 import { duration, type Figure, rate, share } from './format';
 import { spanOf, spread, type Store, sum } from './store';
 import type { Mood } from './words';
-import { MOOD_ICON } from './now';
+import { mark } from './marks';
 import type { Tick } from './wire';
 
 interface Tile {
@@ -12,7 +12,7 @@ interface Tile {
   colour: string;
   of: (tick: Tick) => number | null | undefined;
   /** The figure over the last ten seconds, and whether it is as it should be. */
-  now: (ticks: Tick[]) => { figure: Figure; mood: Mood };
+  now: (ticks: Tick[], warm: boolean) => { figure: Figure; mood: Mood };
 }
 
 const fine = (figure: Figure, good: boolean): { figure: Figure; mood: Mood } => ({
@@ -25,18 +25,21 @@ const fallback = (tick: Tick) => {
   return answered ? database / answered : null;
 };
 
+/** A cache that has just been started has to be filled, which is nothing to be warned of. */
+const COLD_MS = 600_000;
+/** A share of fewer answers says nothing. */
+const FEW = 20;
+
 const TILES: Tile[] = [
   {
     name: 'Hits',
-    normal: 'over 80 %',
+    normal: 'over 80 %, once warm',
     colour: 'memory',
     of: (tick) => tick.hit_rate,
-    now: (ticks) => {
+    now: (ticks, warm) => {
       const { memory, redis, answered } = sum(ticks);
-      return fine(
-        share(answered ? (memory + redis) / answered : null),
-        !answered || (memory + redis) / answered >= 0.8,
-      );
+      const part = answered ? (memory + redis) / answered : null;
+      return fine(share(part), part === null || part >= 0.8 || !warm || answered < FEW);
     },
   },
   {
@@ -51,12 +54,13 @@ const TILES: Tile[] = [
   },
   {
     name: 'Fallback to the database',
-    normal: 'under 5 %',
+    normal: 'under 5 %, once warm',
     colour: 'database',
     of: fallback,
-    now: (ticks) => {
+    now: (ticks, warm) => {
       const { database, answered } = sum(ticks);
-      return fine(share(answered ? database / answered : null), !answered || database / answered < 0.05);
+      const part = answered ? database / answered : null;
+      return fine(share(part), part === null || part < 0.05 || !warm || answered < FEW);
     },
   },
   {
@@ -74,9 +78,9 @@ const TILES: Tile[] = [
     name: 'Loads on SQL, a second',
     normal: 'as in quiet times',
     colour: 'database',
-    of: (tick) => tick.loads ?? tick.reads.database,
+    of: (tick) => tick.loads,
     now: (ticks) => {
-      const total = ticks.reduce((all, tick) => all + (tick.loads ?? tick.reads.database), 0);
+      const total = ticks.reduce((all, tick) => all + tick.loads, 0);
       return fine({ value: ticks.length ? rate(total / ticks.length) : '–', unit: '' }, true);
     },
   },
@@ -97,20 +101,16 @@ export function drawTiles(store: Store): void {
   if (list.childElementCount !== TILES.length)
     list.replaceChildren(...TILES.map(() => h('li', { class: 'tile card' })));
   const ticks = store.recent(10_000);
+  const warm = (store.status?.service.uptime_ms ?? 0) > COLD_MS;
   TILES.forEach((tile, index) => {
-    const { figure, mood } = tile.now(ticks);
+    const { figure, mood } = tile.now(ticks, warm);
     const element = list.children[index] as HTMLElement;
     element.dataset.mood = mood;
     redraw(element, `${figure.value}${figure.unit}${mood}${store.tick?.at_ms}`, () => [
       h('p', { class: 'tile-name' }, tile.name),
       h('p', { class: 'tile-figure' }, figure.value, h('small', {}, figure.unit ? `\u202f${figure.unit}` : '')),
       spark(store.ticks, tile),
-      h(
-        'p',
-        { class: 'tile-normal' },
-        mood === 'good' ? null : h('span', { class: `mark ${mood}` }, icon(MOOD_ICON[mood])),
-        `normal: ${tile.normal}`,
-      ),
+      h('p', { class: 'tile-normal' }, mood === 'good' ? null : mark(mood), `normal: ${tile.normal}`),
     ]);
   });
 }

@@ -1,4 +1,4 @@
-// What the service says, as the page understands it. Fields that an older service may lack are optional.
+// What the service says, field by field; a test holds a running service to it.
 
 export interface Reads {
   memory: number;
@@ -25,13 +25,96 @@ export interface Tick {
   error_rate: number | null;
   p50_ms: number | null;
   p99_ms: number | null;
-  p999_ms?: number | null;
-  loads?: number;
+  p999_ms: number | null;
+  p50_10s_ms: number | null;
+  p99_10s_ms: number | null;
+  loads: number;
   in_flight: number;
   subscribers: number;
   outbox_lag_ms: number | null;
   cpu_percent: number;
   memory_percent: number;
+}
+
+/** One minute of the service; the newest is still under way. */
+export interface Minute {
+  at_ms: number;
+  seconds: number;
+  reads: Reads;
+  loads: number;
+  p50_ms: number | null;
+  p99_ms: number | null;
+  p999_ms: number | null;
+  redis_away_s: number;
+  outbox_lag_ms: number | null;
+}
+
+/** Something that was away, from its first sign to its end, with what callers felt meanwhile. */
+export interface Outage {
+  of: 'redis' | 'database' | 'reads';
+  began_ms: number;
+  ended_ms: number | null;
+  ended_by: 'reconnected' | 'recovered' | null;
+  cause: string;
+  detection_ms: number | null;
+  attempts: number;
+  flapping: boolean;
+  times: number;
+  refused: number;
+  unknown: number;
+  calls: number;
+  failed: number;
+  stale: number;
+  slow: number;
+  writes: number;
+  writes_failed: number;
+}
+
+/** Counts and latencies of one query over some time. */
+export interface QueryFigures {
+  window_ms: number;
+  calls: number;
+  memory: number;
+  redis: number;
+  database: number;
+  failed: number;
+  stale: number;
+  slow: number;
+  p50_ms: number | null;
+  p99_ms: number | null;
+}
+
+/** The same of one statement. */
+export interface StatementFigures {
+  window_ms: number;
+  calls: number;
+  done: number;
+  replayed: number;
+  failed: number;
+  slow: number;
+  p50_ms: number | null;
+  p99_ms: number | null;
+}
+
+export interface Named<F> {
+  name: string;
+  since_start: F;
+  last_minute: F;
+}
+
+/** A server of a group that serves together. */
+export interface RedisNode {
+  address: string;
+  role: string;
+  state: string;
+  breaker: string;
+}
+
+export interface Flapping {
+  since_ms: number;
+  reconnects: number;
+  last_ms: number;
+  cause: string;
 }
 
 /** Something that happened to a connection or to the service; fields by kind. */
@@ -57,11 +140,16 @@ export interface Status {
     subscribers: number;
     notice: string | null;
     queries: string[];
+    statements: string[];
     drills: boolean;
   };
-  health: { status: Health; checks: Record<string, Check> };
-  system?: { cpu_percent: number; memory_percent: number; resident_bytes: number };
+  health: { status: Health; phase: string; version: string; uptime_s: number; checks: Record<string, Check> };
+  system: { cpu_percent: number; memory_percent: number; resident_bytes: number };
   reads: Reads;
+  rates: { hit: number | null; fallback: number | null; error: number | null };
+  queries?: Named<QueryFigures>[];
+  statements?: Named<StatementFigures>[];
+  outages?: Outage[];
   redis: {
     state: string;
     state_for_ms: number;
@@ -76,19 +164,29 @@ export interface Status {
     breaker: string;
     in_flight: number;
     answered: number;
-    success_rate?: number | null;
+    success_rate: number | null;
     rtt_ms: number | null;
     fencing: string;
+    flapping?: Flapping | null;
+    nodes?: RedisNode[];
   };
   cache: {
     counts: Record<string, number>;
+    flights: number;
     guard: { running: number; waiting: number; open: boolean };
     memory_bytes: number;
     memory_entries: number;
     memory_proven: boolean;
-    redis: { trusted: boolean; suspended: string | null; epoch: string | null; watermark: number } | null;
+    redis: {
+      trusted: boolean;
+      proven: boolean;
+      suspended: string | null;
+      epoch: string | null;
+      watermark: number;
+    } | null;
     outbox_lag_ms: number | null;
     outbox_pending: number;
+    outbox_trouble: string | null;
   };
 }
 

@@ -27,6 +27,7 @@ use crate::http::meters::RequestMeters;
 use crate::http::proxies::Proxies;
 use crate::http::queries;
 use crate::limit::Limiter;
+use crate::minutes::Minutes;
 use crate::problem::Problem;
 use crate::pulse;
 use crate::query::Programs;
@@ -71,6 +72,7 @@ struct Inner {
     feed: Feed,
     tally: Tally,
     felt: Felt,
+    minutes: Minutes,
     vitals: Arc<Vitals>,
     registry: health::Registry,
     phase: AtomicU8,
@@ -142,6 +144,7 @@ impl App {
                 feed: Feed::new(unix_ms()),
                 tally: Tally::default(),
                 felt: Felt::default(),
+                minutes: Minutes::default(),
                 vitals: Arc::default(),
                 registry: health::Registry::default(),
                 phase: AtomicU8::new(Phase::Starting as u8),
@@ -371,6 +374,10 @@ impl App {
 
     pub(crate) fn felt(&self) -> &Felt {
         &self.inner.felt
+    }
+
+    pub(crate) fn minutes(&self) -> &Minutes {
+        &self.inner.minutes
     }
 
     pub(crate) fn tally(&self) -> &Tally {

@@ -43,6 +43,7 @@ mod felt;
 mod http;
 mod lifecycle;
 mod limit;
+mod minutes;
 mod pulse;
 mod query;
 mod reload;

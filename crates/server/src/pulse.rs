@@ -2,6 +2,7 @@
 //! recorder tidy, and a slower one asks the database and the embedding program's checks how they are, so that health
 //! answers never have to.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -10,7 +11,8 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::app::{App, unix_ms};
 use crate::felt::Change;
 use crate::health::{Phase, Status};
-use crate::tally::Counts;
+use crate::minutes::Second;
+use crate::tally::{Buckets, Counts};
 use crate::telemetry;
 
 /// One second of the service, as pages draw it.
@@ -29,6 +31,9 @@ struct Tick {
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
     p999_ms: Option<f64>,
+    /// The same over the last ten seconds.
+    p50_10s_ms: Option<f64>,
+    p99_10s_ms: Option<f64>,
     in_flight: usize,
     subscribers: usize,
     /// Loads from SQL, refreshes behind a served value included.
@@ -44,6 +49,7 @@ pub(crate) async fn beat(app: App) {
     ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut counts = app.tally().counts();
     let mut latencies = app.tally().latencies();
+    let mut window = Window::default();
     let mut loads = app.cache().status().counts.loads;
     let mut faults = app.tally().faults();
     let mut beats = 0_u64;
@@ -54,6 +60,7 @@ pub(crate) async fn beat(app: App) {
         let reads = counts_now.since(counts);
         let [p50_ms, p99_ms, p999_ms] =
             latencies_now.quantiles_since(&latencies, [0.5, 0.99, 0.999]);
+        let [p50_10s_ms, p99_10s_ms] = window.quantiles(&latencies, &latencies_now);
         let loads_now = app.cache().status().counts.loads;
         let faults_now = app.tally().faults();
         if let Some(change) = app.felt().second(reads.reads(), faults_now - faults) {
@@ -62,8 +69,16 @@ pub(crate) async fn beat(app: App) {
         faults = faults_now;
         let redis = app.backend().redis();
         let health = app.health();
-        app.feed().tick(&Tick {
+        let second = Second {
             at_ms: unix_ms(),
+            reads,
+            loads: loads_now.saturating_sub(loads),
+            redis_away: redis.state != "ready",
+            outbox_lag_ms: app.backend().outbox_lag_ms(),
+        };
+        app.minutes().add(second, &latencies, &latencies_now);
+        app.feed().tick(&Tick {
+            at_ms: second.at_ms,
             phase: health.phase,
             status: health.status,
             ready: health.is_ready(),
@@ -76,10 +91,12 @@ pub(crate) async fn beat(app: App) {
             p50_ms,
             p99_ms,
             p999_ms,
-            loads: loads_now.saturating_sub(loads),
+            p50_10s_ms,
+            p99_10s_ms,
+            loads: second.loads,
             in_flight: app.in_flight(),
             subscribers: app.subscriber_count(),
-            outbox_lag_ms: app.backend().outbox_lag_ms(),
+            outbox_lag_ms: second.outbox_lag_ms,
             cpu_percent: round(app.vitals().cpu_percent()),
             memory_percent: round(app.vitals().memory_percent()),
         });
@@ -88,6 +105,23 @@ pub(crate) async fn beat(app: App) {
         if beats.is_multiple_of(5) {
             telemetry::metrics().run_upkeep();
         }
+    }
+}
+
+/// Latencies counted at the beginnings of the last ten seconds.
+#[derive(Debug, Default)]
+struct Window(VecDeque<Buckets>);
+
+impl Window {
+    /// Takes a second that is over, and returns median and p99 of the last ten.
+    fn quantiles(&mut self, before: &Buckets, after: &Buckets) -> [Option<f64>; 2] {
+        if self.0.len() == 10 {
+            self.0.pop_front();
+        }
+        self.0.push_back(before.clone());
+        self.0
+            .front()
+            .map_or([None; 2], |began| after.quantiles_since(began, [0.5, 0.99]))
     }
 }
 

@@ -97,6 +97,17 @@ impl Counts {
         }
     }
 
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self {
+            memory: self.memory + other.memory,
+            redis: self.redis + other.redis,
+            database: self.database + other.database,
+            failed: self.failed + other.failed,
+            stale: self.stale + other.stale,
+            writes: self.writes + other.writes,
+        }
+    }
+
     pub(crate) fn reads(self) -> u64 {
         self.memory + self.redis + self.database + self.failed
     }

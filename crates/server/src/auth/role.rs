@@ -87,6 +87,7 @@ pub const RULES: &[Rule] = &[
     rule("GET", "/v1/drills/{id}/report", VIEWER),
     rule("GET", "/v1/events", VIEWER),
     rule("GET", "/v1/history", VIEWER),
+    rule("GET", "/v1/minutes", VIEWER),
     rule("GET", "/v1/queries/{name}", VIEWER),
     rule("GET", "/v1/settings", ADMIN),
     rule("POST", "/v1/statements/{name}", OPERATOR),

@@ -36,6 +36,7 @@ pub fn router(app: App) -> Router {
         .route("/v1/status", get(status::status))
         .route("/v1/settings", get(status::settings))
         .route("/v1/history", get(status::history))
+        .route("/v1/minutes", get(status::minutes))
         .route("/v1/events", get(events::events))
         .route("/v1/drills", get(drills::list).post(drills::start))
         .route("/openapi.json", get(openapi::openapi))

@@ -157,6 +157,14 @@ fn fixed_paths() -> Map<String, Value> {
         "/openapi.json",
         get("This description", "application/json", any.clone()),
     );
+    add(
+        "/v1/minutes",
+        get(
+            "Figures of the last day, a row for each minute, oldest first",
+            "application/json",
+            any.clone(),
+        ),
+    );
     let mut history = get(
         "What happened, oldest first",
         "application/json",

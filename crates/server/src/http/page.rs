@@ -24,6 +24,11 @@ struct Assets;
 #[folder = "assets/reference"]
 struct Reference;
 
+/// The pages for whoever runs the service, as they stand in the repository: at night nobody looks for the right version of them.
+#[derive(RustEmbed)]
+#[folder = "assets/runbook"]
+struct Runbook;
+
 /// Scripts, styles and requests from here only; nothing inline, nothing framed.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       font-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
@@ -43,9 +48,13 @@ pub(super) async fn reference(headers: HeaderMap) -> Response {
     served("index.html", Reference::get("index.html"), &headers)
 }
 
-/// `GET /docs/…`: what that page needs beside the assets of the other.
+/// `GET /docs/…`: what that page needs beside the assets of the other, and the runbook, as text and as a page that shows it.
 pub(super) async fn reference_asset(Named(path): Named, headers: HeaderMap) -> Response {
-    served(&path, Reference::get(&path), &headers)
+    if path == "operations" {
+        return file("operations.html", &headers);
+    }
+    let found = Runbook::get(&path).or_else(|| Reference::get(&path));
+    served(&path, found, &headers)
 }
 
 fn file(path: &str, headers: &HeaderMap) -> Response {
@@ -156,6 +165,7 @@ fn media_type(path: &str) -> &'static str {
         "png" => "image/png",
         "ico" => "image/x-icon",
         "woff2" => "font/woff2",
+        "md" => "text/markdown; charset=utf-8",
         "json" | "map" => "application/json",
         "txt" => "text/plain; charset=utf-8",
         _ => "application/octet-stream",

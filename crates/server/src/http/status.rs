@@ -43,6 +43,11 @@ pub(super) async fn history(
     ))
 }
 
+/// `GET /v1/minutes`: the last day, a row for each minute, oldest first; the newest is still under way.
+pub(super) async fn minutes(State(app): State<App>) -> Json<Value> {
+    Json(serde_json::json!({ "minutes": app.minutes().rows() }))
+}
+
 /// More is never kept.
 pub(super) const DEEPEST: usize = 100_000;
 

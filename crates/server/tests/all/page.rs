@@ -33,6 +33,66 @@ async fn s5_the_page_is_whole_and_asks_nobody_else() {
     assert_eq!(service.get("/assets/none.js").await.status, 404);
 }
 
+/// Whoever is called at night follows the page's links into the runbook, and the version that runs is the one to read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s5_the_runbook_is_served_and_has_every_section_the_page_links_to() {
+    let service = Service::demo().await;
+    let page = service.get("/docs/operations").await;
+    assert_eq!(page.status, 200);
+    assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
+    let text = service.get("/docs/operations.md").await;
+    assert_eq!(text.header("content-type"), "text/markdown; charset=utf-8");
+    assert_eq!(
+        text.text(),
+        include_str!("../../../../docs/operations.md"),
+        "as it stands in the repository"
+    );
+    let sections: Vec<String> = text
+        .text()
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .map(|title| title.to_lowercase().replace(',', "").replace(' ', "-"))
+        .collect();
+    let linked = include_str!("../../../../web/src/runbook.ts");
+    let linked: Vec<&str> = linked
+        .split("section: '")
+        .skip(1)
+        .map(|rest| rest.split('\'').next().unwrap())
+        .collect();
+    assert!(linked.len() >= 8, "{linked:?}");
+    for section in linked {
+        assert!(sections.iter().any(|known| known == section), "{section}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s5_the_last_day_is_told_minute_by_minute() {
+    let service = Service::demo().await;
+    service.get("/v1/queries/user_by_id?id=1").await;
+    let counted = || async {
+        let minutes = service.get("/v1/minutes").await.json();
+        let rows = minutes["minutes"].as_array().unwrap().clone();
+        rows.into_iter().find(|row| {
+            let reads = &row["reads"];
+            let all = ["memory", "redis", "database"].map(|from| reads[from].as_u64().unwrap());
+            all.iter().sum::<u64>() > 0
+        })
+    };
+    let deadline = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    let row = loop {
+        if let Some(row) = counted().await {
+            break row;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "it is never counted"
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+    };
+    assert_eq!(row["at_ms"].as_u64().unwrap() % 60_000, 0);
+    assert!(row["p99_ms"].as_f64().unwrap() > 0.0, "{row}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s5_requests_of_another_host_or_origin_are_refused() {
     let service = Service::demo().await;

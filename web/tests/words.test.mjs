@@ -1,0 +1,209 @@
+// What the page says of a state, without a browser: figures in, sentences out.
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { fileURLToPath } from 'node:url';
+import { build } from 'esbuild';
+
+const bundle = await build({
+  stdin: {
+    contents: `export * from './words'; export * from './events'; export * from './incidents'; export { markdown, slug } from './markdown';`,
+    resolveDir: fileURLToPath(new URL('../src', import.meta.url)),
+  },
+  bundle: true,
+  write: false,
+  format: 'esm',
+});
+const page = await import(
+  `data:text/javascript;base64,${Buffer.from(bundle.outputFiles[0].contents).toString('base64')}`
+);
+
+const NONE = { memory: 0, redis: 0, database: 0, failed: 0, stale: 0, writes: 0, answered: 0, calls: 0, seconds: 10 };
+const TICK = { phase: 'serving', status: 'healthy', redis: 'ready', breaker: 'closed', rtt_ms: 0.2, p99_10s_ms: 1 };
+const check = (status, message) => ({ status, message, latency_ms: null });
+const STATUS = {
+  service: { notice: null },
+  health: { checks: { redis: check('healthy', 'in service'), reads: check('healthy', 'reads are answered') } },
+  reads: { memory: 90, redis: 5, database: 5, failed: 0, stale: 0, writes: 0 },
+  redis: { state: 'ready', state_for_ms: 1000, last_error: null },
+  cache: { redis: { suspended: null } },
+};
+const SERVING = { ...NONE, memory: 90, redis: 5, database: 5, answered: 100, calls: 100 };
+
+function headline({ tick = {}, status = {}, recent = SERVING, link = { state: 'live' } } = {}) {
+  return page.headline({ link, tick: { ...TICK, ...tick }, status: { ...STATUS, ...status }, recent, heardAt: 0 });
+}
+
+test('s5_a_well_service_says_who_serves_what_share_and_that_all_is_well', () => {
+  const { title, detail, mood } = headline();
+  assert.equal(title, 'All is well.');
+  assert.equal(mood, 'good');
+  assert.match(detail, /memory 90\s%, Redis 5\s% and the database 5\s% in the last 10\ss/);
+});
+
+test('s5_reads_that_fail_come_before_everything_else_and_name_the_cause', () => {
+  const recent = { ...SERVING, failed: 92, memory: 8, redis: 0, database: 0, answered: 8 };
+  const checks = {
+    ...STATUS.health.checks,
+    reads: check('degraded', '92 % failed; the newest of `search`: no such table'),
+  };
+  for (const redis of ['ready', 'down']) {
+    const told = headline({ recent, tick: { redis, status: 'degraded' }, status: { health: { checks } } });
+    assert.match(told.title, /^92\s% of reads fail/);
+    assert.equal(told.mood, 'bad');
+    assert.match(told.detail, /no such table/);
+    assert.equal(told.trouble, 'reads');
+    assert.equal(told.said, 'Reads fail.', 'no figure is spoken');
+  }
+});
+
+test('s5_staleness_then_slowness_then_flapping_are_told_each_with_its_chapter', () => {
+  const stale = headline({ recent: { ...SERVING, stale: 38 } });
+  assert.deepEqual([stale.title.replace(/\s/g, ' '), stale.trouble], ['38 % of answers are stale.', 'stale']);
+  const slow = headline({ tick: { p99_10s_ms: 900 } });
+  assert.deepEqual([slow.title, slow.trouble], ['Answers are slow.', 'slow']);
+  const flapping = { since_ms: 0, reconnects: 732, last_ms: 1, cause: 'reset' };
+  const flaps = headline({ status: { redis: { ...STATUS.redis, flapping } } });
+  assert.match(flaps.title, /flaps/);
+  assert.match(flaps.detail, /732 times since .*reset/);
+  assert.equal(flaps.mood, 'warn');
+});
+
+test('s5_a_second_between_two_answers_is_no_contradiction', () => {
+  // The newest second says that Redis is back; the checks are still of the second before.
+  const checks = { ...STATUS.health.checks, redis: check('unhealthy', 'down for 12 s') };
+  const status = { health: { checks }, redis: { ...STATUS.redis, state: 'down' } };
+  const told = headline({ status });
+  assert.equal(told.mood, 'good');
+  assert.doesNotMatch(told.detail, /down/);
+});
+
+test('s5_a_busy_machine_is_a_note_and_only_writes_are_not_no_calls', () => {
+  const checks = { ...STATUS.health.checks, cpu: check('degraded', '86 % in use') };
+  const busy = headline({ status: { health: { checks } } });
+  assert.deepEqual([busy.title, busy.mood], ['All is well.', 'good']);
+  assert.match(busy.detail, /One thing to watch\. CPU: 86 % in use/);
+  assert.match(headline({ recent: { ...NONE, writes: 200 } }).title, /Only writes/);
+});
+
+const event = (at_ms, name, fields = {}) => ({
+  at_ms,
+  event: name,
+  id: `1-${at_ms}`,
+  source: 'connection',
+  connection: 0,
+  ...fields,
+});
+
+test('s5_flapping_is_one_entry_that_grows_and_leaves_the_others_their_place', () => {
+  const events = [event(1, 'started', { source: 'service', version: '1' })];
+  for (let n = 0; n < 100; n += 1) {
+    events.push(event(10 + n * 10, 'lost', { cause: 'reset' }), event(15 + n * 10, 'connected', { attempt: 1 }));
+    if (n > 10)
+      events.push(event(16 + n * 10, 'flapping', { since_ms: 10, reconnects: n + 1, last_ms: 1, cause: 'reset' }));
+  }
+  events.push(event(2000, 'lost', { cause: 'reset' }));
+  const rows = page.grouped(events).map((group) => group.last.event);
+  assert.deepEqual(rows, ['lost', 'flapping', 'started']);
+  assert.match(page.tellGroup(page.grouped(events)[1]).detail, /100 times/);
+  const ended = [
+    ...events.slice(0, -1),
+    event(3000, 'flapping_ended', { since_ms: 10, reconnects: 100, last_ms: 1000, cause: 'reset' }),
+  ];
+  assert.deepEqual(
+    page.grouped(ended).map((group) => group.last.event),
+    ['flapping_ended', 'started'],
+  );
+  assert.equal(page.stories(ended).length, 2);
+});
+
+test('s5_an_outage_that_ends_without_a_new_connection_ends', () => {
+  const events = [
+    event(1, 'overdue', { quiet_ms: 500 }),
+    event(2, 'down', { cause: 'silent' }),
+    event(9000, 'woke', { quiet_ms: 9000 }),
+  ];
+  const [newest] = page.stories(events);
+  assert.deepEqual([newest.title, newest.mood], ['Redis is back', 'good']);
+});
+
+const OUTAGE = {
+  of: 'redis',
+  began_ms: 1_700_000_000_000,
+  ended_ms: 1_700_000_012_400,
+  ended_by: 'reconnected',
+  cause: 'connection refused',
+  detection_ms: null,
+  attempts: 41,
+  flapping: false,
+  times: 1,
+  refused: 17,
+  unknown: 2,
+  calls: 480,
+  failed: 3,
+  stale: 20,
+  slow: 1,
+  writes: 4,
+  writes_failed: 0,
+};
+
+test('s5_an_incident_as_text_has_cause_since_detection_refused_unknown_and_recovery', () => {
+  const [incident] = page.incidents({ outages: [OUTAGE] });
+  const text = page.report(incident, { namespace: 'shop', version: '0.1.0', address: 'http://127.0.0.1:8080' });
+  for (const line of [
+    'Redis was away: shop at http://127.0.0.1:8080, Steadfast 0.1.0',
+    'Since: 2023-11-14 22:13:20.000 UTC',
+    'Until: 2023-11-14 22:13:32.400 UTC (12.4 s)',
+    'Cause: Connection refused',
+    'Noticed: at once',
+    'Attempts that failed: 41',
+    'Calls refused at once: 17',
+    'Outcomes unknown: 2',
+    'Reads failed: 3 of 480',
+    'Reads stale, slow: 20, 1',
+    'Writes failed: 0 of 4',
+    'Recovery: by a new connection, after 12.4 s',
+    'Runbook: Redis down, http://127.0.0.1:8080/docs/operations#redis-down',
+  ]) {
+    assert.ok(text.split('\n').includes(line), `${line}\nis not in\n${text}`);
+  }
+});
+
+test('s5_every_outage_is_an_incident_and_a_band_beside_starts_reloads_and_drills', () => {
+  const events = [
+    event(1000, 'started', { source: 'service' }),
+    event(6000, 'drill', { drill: {} }),
+    event(7000, 'reloaded', {}),
+    event(8000, 'drill_over', { drill: {} }),
+  ];
+  const outages = [
+    { ...OUTAGE, of: 'reads', began_ms: 2000, ended_ms: 5000, ended_by: 'recovered' },
+    { ...OUTAGE, of: 'database', began_ms: 5500, ended_ms: 5600, ended_by: 'recovered' },
+    { ...OUTAGE, began_ms: 9000, ended_ms: null, ended_by: null, flapping: true, times: 12 },
+  ];
+  const found = page.incidents({ outages });
+  assert.deepEqual(
+    found.map(({ title, until, trouble }) => [title, until, trouble]),
+    [
+      ['Redis flaps', null, 'flapping'],
+      ['The database was away', 5600, 'database'],
+      ['Reads failed', 5000, 'reads'],
+    ],
+  );
+  const bands = page.bands(found, events, 0, 10_000);
+  assert.deepEqual(bands.map(({ kind, from, to }) => [kind, from, to]).sort(), [
+    ['database', 5500, 5600],
+    ['drill', 6000, 8000],
+    ['failing', 2000, 5000],
+    ['outage', 9000, 10_000],
+    ['reload', 7000, 7000],
+    ['restart', 1000, 1000],
+  ]);
+  assert.equal(
+    page.bandsInWords(bands),
+    '1 outage of Redis, 1 outage of the database, 1 time of failing reads, 1 drill, 1 start, 1 reload',
+  );
+});
+
+test('s5_headings_of_the_runbook_have_the_ids_that_links_name', () => {
+  assert.equal(page.slug('Outbox lagging, or Redis suspended'), 'outbox-lagging-or-redis-suspended');
+});
