@@ -14,6 +14,14 @@
 //! - [`redis_rs`]: how commands of redis-rs are read.
 //! - [`resp`]: the Redis protocol, both ways, incrementally.
 //!
+//! And of several servers, which the client does not use yet:
+//!
+//! - [`slot`] and [`node`]: the slot of a key, the address and the identity of a server.
+//! - [`report`]: what servers say of themselves and of each other.
+//! - [`redirect`]: what an error reply says about which server serves a command.
+//! - [`topology`] and [`sentinel`]: which of their answers to believe, and when to ask again.
+//! - [`succession`]: what became of the data when one primary followed another.
+//!
 //! # Versions
 //! Commands and values of redis-rs cross this interface, so its major version is part of ours; [`redis`] is the one that fits, with any of its
 //! features. Before 1.0 a minor version may break.
@@ -24,9 +32,16 @@ pub use redis;
 pub mod certainty;
 pub mod command;
 pub mod conn;
+pub mod node;
 pub mod policy;
+pub mod redirect;
 pub mod redis_rs;
+pub mod report;
 pub mod resp;
+pub mod sentinel;
+pub mod slot;
+pub mod succession;
+pub mod topology;
 
 /// The example of the README compiles.
 #[cfg(doctest)]

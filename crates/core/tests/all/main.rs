@@ -7,3 +7,4 @@ mod command_table;
 mod policy_laws;
 mod redis;
 mod samples;
+mod several;

@@ -1,0 +1,320 @@
+//! Taking in the answer of one node.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::{MemberIndex, Rival, SlotState, Topology};
+use crate::node::{Endpoint, NodeId};
+use crate::report::{ClusterInfo, ClusterReport, ReportedNode, ReportedRole};
+use crate::slot::{Slot, SlotRange};
+
+/// The answer of one node to the question who owns what.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The node that answered, where it is known: from `CLUSTER MYID`, or as `myself` in `CLUSTER
+    /// NODES`.
+    pub by: Option<NodeId>,
+    /// The host under which the node was asked.
+    pub host: Arc<str>,
+    /// When the question was sent.
+    pub asked: Instant,
+    /// Whether the connections speak TLS, so that the ports for it count.
+    pub tls: bool,
+    /// The nodes and slots.
+    pub report: ClusterReport,
+    /// The standing of the node that answered, from the same write as the question for the report.
+    pub info: ClusterInfo,
+}
+
+/// The differences that a view has made.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Why the view was not believed at all.
+    pub ignored: Option<Ignored>,
+    /// The slots that have another owner now.
+    pub slots: Vec<SlotRange>,
+    /// The nodes that are new.
+    pub joined: Vec<MemberIndex>,
+    /// The nodes that no longer belong to the cluster, and own nothing.
+    pub left: Vec<MemberIndex>,
+    /// The nodes that have another endpoint now: connections to the old one are to be replaced.
+    pub relocated: Vec<MemberIndex>,
+    /// The nodes whose own word is needed, because others contradict each other about them.
+    pub disputed: Vec<MemberIndex>,
+    /// The nodes that found no place, because 1024 are known.
+    pub refused: usize,
+}
+
+impl Changes {
+    /// Returns whether the view has told anything new, so that what triggered the discovery may be
+    /// explained.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+            && self.joined.is_empty()
+            && self.left.is_empty()
+            && self.relocated.is_empty()
+    }
+}
+
+/// Why a view was not believed at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ignored {
+    /// The node that answered does not serve (`cluster_state:fail`): it may have been cut off for
+    /// long.
+    NotServing,
+    /// The view has no slots, as that of a node which has just been started.
+    Empty,
+}
+
+/// What a view says of one slot.
+struct Claim {
+    owner: MemberIndex,
+    epoch: Option<u64>,
+    cluster_epoch: u64,
+    by: Option<MemberIndex>,
+    asked: Instant,
+    /// The view does not know the owner that is known here.
+    owner_is_unknown: bool,
+}
+
+/// What becomes of a claim.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Confirmed,
+    Accepted,
+    Refused,
+    /// The claimed owner itself has to say so.
+    Disputed,
+}
+
+impl Topology {
+    /// Takes in the answer of a node, and returns what it has changed.
+    pub fn merge(&mut self, view: &View) -> Changes {
+        let mut changes = Changes {
+            ignored: ignored(view),
+            ..Changes::default()
+        };
+        if changes.ignored.is_some() {
+            return changes;
+        }
+        let newest = view.info.current_epoch >= self.current_epoch;
+        self.current_epoch = self.current_epoch.max(view.info.current_epoch);
+        let told: Vec<Option<MemberIndex>> = (view.report.nodes.iter())
+            .map(|node| self.take_in(node, view, &mut changes))
+            .collect();
+        let named: HashSet<MemberIndex> = told.iter().flatten().copied().collect();
+        let by = (view.report.nodes.iter().zip(&told))
+            .find(|(node, _)| node.is_myself)
+            .and_then(|(_, index)| *index)
+            .or_else(|| self.find(view.by.as_ref()?));
+        let (mut changed, mut disputed) = (BTreeSet::new(), BTreeSet::new());
+        for (node, owner) in view.report.nodes.iter().zip(&told) {
+            let (ReportedRole::Primary, Some(owner)) = (&node.role, *owner) else {
+                continue;
+            };
+            for slot in node.slots.iter().flat_map(|range| range.slots()) {
+                let known = self.slots[slot.index()].owner;
+                let claim = Claim {
+                    owner,
+                    epoch: node.epoch,
+                    cluster_epoch: view.info.current_epoch,
+                    by,
+                    asked: view.asked,
+                    owner_is_unknown: known.is_some_and(|known| !named.contains(&known)),
+                };
+                match self.claim(slot, &claim) {
+                    Verdict::Accepted => drop(changed.insert(slot)),
+                    Verdict::Disputed => drop(disputed.insert(owner)),
+                    Verdict::Confirmed | Verdict::Refused => {}
+                }
+            }
+        }
+        changes.slots = SlotRange::join(changed);
+        changes.disputed = disputed.into_iter().collect();
+        if newest && view.report.is_exhaustive && view.report.faults.is_empty() {
+            self.notice_absence(&named, &mut changes);
+        }
+        changes
+    }
+
+    /// Finds or adds a node of a view.
+    fn take_in(
+        &mut self,
+        node: &ReportedNode,
+        view: &View,
+        changes: &mut Changes,
+    ) -> Option<MemberIndex> {
+        let port = match node.tls_port {
+            Some(tls) if view.tls => tls,
+            _ => node.port,
+        };
+        let host = node.host.resolve(&view.host).filter(|_| port != 0);
+        let endpoint = host.map(|host| Endpoint { host, port });
+        let index = match self.lookup(node.id.as_ref(), endpoint.as_ref()) {
+            Some(index) => index,
+            None => {
+                let Some(index) = self.add(node.id.clone(), endpoint.clone(), view.asked) else {
+                    changes.refused += 1;
+                    return None;
+                };
+                changes.joined.push(index);
+                index
+            }
+        };
+        let member = &mut self.members[index.index()];
+        if view.asked >= member.located {
+            member.located = view.asked;
+            member.is_present = true;
+            member.is_failing = node.is_failing;
+            member.is_primary = node.role == ReportedRole::Primary;
+            member.follows = match &node.role {
+                ReportedRole::Primary => None,
+                ReportedRole::Replica(primary) => primary.clone(),
+            };
+            if node.hostname.is_some() {
+                member.hostname.clone_from(&node.hostname);
+            }
+            // Of a node whose address is not known to the one that answered, the last one stays.
+            if endpoint.is_some() && member.endpoint != endpoint {
+                if member.endpoint.is_some() {
+                    changes.relocated.push(index);
+                }
+                member.endpoint = endpoint;
+            }
+        }
+        member.epoch = member.epoch.max(node.epoch);
+        Some(index)
+    }
+
+    /// The known node of this id; else the one of which only a redirect has told, if it is at this
+    /// endpoint.
+    fn lookup(&mut self, id: Option<&NodeId>, endpoint: Option<&Endpoint>) -> Option<MemberIndex> {
+        let Some(id) = id else {
+            return self.at(endpoint?);
+        };
+        let known = self.find(id);
+        let anonymous = endpoint.and_then(|endpoint| {
+            self.members()
+                .find(|(_, member)| {
+                    member.id.is_none() && member.endpoint.as_ref() == Some(endpoint)
+                })
+                .map(|(index, _)| index)
+        });
+        match (known, anonymous) {
+            (known, None) => known,
+            (None, Some(anonymous)) => {
+                self.members[anonymous.index()].id = Some(id.clone());
+                self.by_id.insert(id.clone(), anonymous);
+                Some(anonymous)
+            }
+            // Redirects have led to a new endpoint of a node that was known.
+            (Some(known), Some(anonymous)) => {
+                for state in &mut self.slots {
+                    if state.owner == Some(anonymous) {
+                        state.owner = Some(known);
+                    }
+                }
+                let left_over = &mut self.members[anonymous.index()];
+                left_over.endpoint = None;
+                left_over.is_present = false;
+                Some(known)
+            }
+        }
+    }
+
+    /// Decides on what a view says of a slot.
+    fn claim(&mut self, slot: Slot, claim: &Claim) -> Verdict {
+        let state = &mut self.slots[slot.index()];
+        let verdict = judge(state, claim);
+        match verdict {
+            Verdict::Confirmed => {
+                state.epoch = state.epoch.max(claim.epoch);
+                state.cluster_epoch = state.cluster_epoch.max(claim.cluster_epoch);
+                if claim.by == Some(claim.owner) {
+                    state.rival = None;
+                }
+            }
+            Verdict::Accepted => {
+                let disowned = state.owner.filter(|owner| claim.by == Some(*owner));
+                let kept = state.disowned_by.filter(|node| *node != claim.owner);
+                *state = SlotState {
+                    owner: Some(claim.owner),
+                    epoch: claim.epoch,
+                    cluster_epoch: claim.cluster_epoch,
+                    disowned_by: disowned.or(kept),
+                    since: Some(claim.asked),
+                    redirected: None,
+                    rival: None,
+                };
+            }
+            Verdict::Disputed => {
+                state.rival = Some(Rival {
+                    owner: claim.owner,
+                    by: claim.by,
+                });
+            }
+            Verdict::Refused => {}
+        }
+        verdict
+    }
+
+    /// Marks the nodes that a whole and new view does not name.
+    fn notice_absence(&mut self, named: &HashSet<MemberIndex>, changes: &mut Changes) {
+        let mut owns = vec![false; self.members.len()];
+        for owner in self.slots.iter().filter_map(|state| state.owner) {
+            owns[owner.index()] = true;
+        }
+        let absent = (self.members.iter_mut().zip(owns).enumerate())
+            .filter(|(_, (member, owns))| member.is_present && !owns)
+            .filter_map(|(at, (member, _))| Some((MemberIndex(u16::try_from(at).ok()?), member)));
+        for (index, member) in absent.filter(|(index, _)| !named.contains(index)) {
+            member.is_present = false;
+            changes.left.push(index);
+        }
+    }
+}
+
+fn ignored(view: &View) -> Option<Ignored> {
+    if !view.info.is_ok {
+        return Some(Ignored::NotServing);
+    }
+    let empty = view.report.nodes.iter().all(|node| node.slots.is_empty());
+    empty.then_some(Ignored::Empty)
+}
+
+/// The rules of the module above, for one slot.
+fn judge(state: &SlotState, claim: &Claim) -> Verdict {
+    let Some(owner) = state.owner else {
+        return Verdict::Accepted;
+    };
+    if owner == claim.owner {
+        return Verdict::Confirmed;
+    }
+    if state.redirected.is_some_and(|at| claim.asked <= at) {
+        return Verdict::Refused;
+    }
+    let own_word = claim.by == Some(claim.owner);
+    let age = match (claim.epoch, state.epoch) {
+        (Some(claimed), Some(known)) => claimed.cmp(&known),
+        _ => claim.cluster_epoch.cmp(&state.cluster_epoch),
+    };
+    let disowned = state.disowned_by == Some(claim.owner);
+    match age {
+        // A cluster that was made anew begins at low epochs; then nobody knows the old owner.
+        std::cmp::Ordering::Less if own_word && claim.owner_is_unknown => Verdict::Accepted,
+        std::cmp::Ordering::Less => Verdict::Refused,
+        _ if disowned && !own_word => Verdict::Disputed,
+        std::cmp::Ordering::Greater => Verdict::Accepted,
+        std::cmp::Ordering::Equal => {
+            let seconded = state.rival.is_some_and(|rival| {
+                rival.owner == claim.owner && rival.by != claim.by && claim.by.is_some()
+            });
+            if own_word || claim.by == Some(owner) || seconded {
+                Verdict::Accepted
+            } else {
+                Verdict::Disputed
+            }
+        }
+    }
+}

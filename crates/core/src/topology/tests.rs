@@ -1,0 +1,482 @@
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::node::AnnouncedHost;
+use crate::redirect::Routing;
+use crate::report::{ClusterInfo, ClusterReport, ReportedNode, ReportedRole};
+
+const ALL: (u16, u16) = (0, SLOTS - 1);
+
+fn slot(number: u16) -> Slot {
+    Slot::new(number).expect("a slot")
+}
+
+#[expect(clippy::disallowed_methods, reason = "a test's own time")]
+fn start() -> Instant {
+    Instant::now()
+}
+
+fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+fn id(name: &str) -> NodeId {
+    NodeId::new(name).expect("an id")
+}
+
+/// A primary called like its host, with an epoch and slots.
+fn primary(name: &str, epoch: impl Into<Option<u64>>, slots: &[(u16, u16)]) -> ReportedNode {
+    ReportedNode {
+        id: Some(id(name)),
+        host: AnnouncedHost::Named(name.into()),
+        hostname: None,
+        port: 1,
+        tls_port: None,
+        role: ReportedRole::Primary,
+        epoch: epoch.into(),
+        is_myself: false,
+        is_failing: false,
+        slots: slots
+            .iter()
+            .filter_map(|&(first, last)| SlotRange::new(slot(first), slot(last)))
+            .collect(),
+        migrations: Vec::new(),
+    }
+}
+
+fn view(by: &str, asked: Instant, current_epoch: u64, nodes: Vec<ReportedNode>) -> View {
+    View {
+        by: NodeId::new(by),
+        host: by.into(),
+        asked,
+        tls: false,
+        report: ClusterReport {
+            nodes,
+            is_exhaustive: true,
+            ..ClusterReport::default()
+        },
+        info: ClusterInfo {
+            is_ok: true,
+            current_epoch,
+            my_epoch: 0,
+            slots_assigned: SLOTS,
+        },
+    }
+}
+
+fn owner(topology: &Topology, number: u16) -> Option<&str> {
+    let owner = topology.owner(slot(number))?;
+    topology.member(owner).id.as_ref().map(NodeId::as_str)
+}
+
+fn index(topology: &Topology, name: &str) -> MemberIndex {
+    topology.find(&id(name)).expect(name)
+}
+
+fn redirect(number: u16, to: &str) -> Redirect {
+    match Routing::of("MOVED", &format!("{number} {to}:1")) {
+        Some(Routing::Moved(redirect)) => redirect,
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Slots below 100 belong to `a` (epoch 1), the others to `b` (epoch 2), by the word of `c`.
+fn two(now: Instant) -> Topology {
+    let mut topology = Topology::new();
+    let nodes = vec![
+        primary("a", 1, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+        primary("c", 3, &[]),
+    ];
+    let changes = topology.merge(&view("c", now, 3, nodes));
+    assert_eq!(changes.joined.len(), 3);
+    assert_eq!(changes.slots, [SlotRange::all()]);
+    topology
+}
+
+#[test]
+fn t3_the_claim_with_the_higher_epoch_wins_in_whatever_order_views_come() {
+    let now = start();
+    let mut topology = two(now);
+    let newer = vec![primary("a", 1, &[(0, 49)]), primary("b", 4, &[(50, ALL.1)])];
+    let changes = topology.merge(&view("c", now + ms(1), 4, newer));
+    assert_eq!(changes.slots, SlotRange::join((50..100).map(slot)));
+    let older = vec![
+        primary("a", 1, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+    ];
+    // Asked later, of one that has not heard yet.
+    let changes = topology.merge(&view("c", now + ms(2), 3, older));
+    assert!(changes.is_empty(), "{changes:?}");
+    assert_eq!(owner(&topology, 60), Some("b"));
+}
+
+#[test]
+fn t3_a_node_that_does_not_serve_and_one_that_knows_no_slots_change_nothing() {
+    let now = start();
+    let mut topology = two(now);
+    let mut cut_off = view("a", now, 9, vec![primary("a", 9, &[ALL])]);
+    cut_off.info.is_ok = false;
+    assert_eq!(topology.merge(&cut_off).ignored, Some(Ignored::NotServing));
+    let fresh = view("d", now, 9, vec![primary("d", 9, &[])]);
+    assert_eq!(topology.merge(&fresh).ignored, Some(Ignored::Empty));
+    assert_eq!(owner(&topology, 200), Some("b"));
+    assert_eq!(topology.find(&id("d")), None);
+}
+
+#[test]
+fn t3_a_partial_view_of_a_node_that_serves_takes_nothing_away() {
+    let now = start();
+    let mut topology = two(now);
+    let changes = topology.merge(&view("a", now, 3, vec![primary("a", 1, &[(0, 9)])]));
+    assert!(changes.slots.is_empty());
+    assert_eq!(owner(&topology, 50), Some("a"));
+}
+
+#[test]
+fn t4_a_redirect_of_the_owner_moves_its_slot_at_once_and_no_view_asked_before_undoes_it() {
+    let now = start();
+    let mut topology = two(now);
+    let (a, b) = (index(&topology, "a"), index(&topology, "b"));
+    let asked: Arc<str> = "a".into();
+    let moved = topology.moved(a, &redirect(7, "b"), &asked, now + ms(5), now + ms(6));
+    assert_eq!(moved, Moved::Patched(b));
+    // Asked before the redirect came, answered after, with an epoch as high as one likes.
+    let before = vec![
+        primary("a", 8, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+    ];
+    topology.merge(&view("c", now + ms(6), 8, before));
+    assert_eq!(owner(&topology, 7), Some("b"));
+    assert_eq!(owner(&topology, 8), Some("a"));
+}
+
+#[test]
+fn t3_a_node_that_gave_a_slot_away_gets_it_back_by_its_own_word_only() {
+    let now = start();
+    let mut topology = two(now);
+    let a = index(&topology, "a");
+    topology.moved(a, &redirect(7, "b"), &"a".into(), now, now);
+    // Redis 7.0: a has a higher epoch since, and c has not heard of the slot.
+    let stale = || {
+        vec![
+            primary("a", 8, &[(0, 99)]),
+            primary("b", 2, &[(100, ALL.1)]),
+        ]
+    };
+    let changes = topology.merge(&view("c", now + ms(9), 8, stale()));
+    assert_eq!(changes.disputed, [a], "it is to be asked itself");
+    assert_eq!(owner(&topology, 7), Some("b"));
+    let changes = topology.merge(&view("a", now + ms(10), 8, stale()));
+    assert_eq!(changes.slots, SlotRange::join([slot(7)]));
+    assert_eq!(owner(&topology, 7), Some("a"));
+}
+
+#[test]
+fn t3_a_deposed_primary_does_not_get_its_slots_back_by_its_own_word() {
+    let now = start();
+    let mut topology = two(now);
+    let promoted = vec![
+        primary("r", 4, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+    ];
+    topology.merge(&view("b", now + ms(1), 4, promoted));
+    assert_eq!(owner(&topology, 7), Some("r"));
+    let woken = vec![
+        primary("a", 1, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+        primary("r", 0, &[]),
+    ];
+    topology.merge(&view("a", now + ms(9), 3, woken));
+    assert_eq!(owner(&topology, 7), Some("r"));
+}
+
+#[test]
+fn t3_a_tie_is_decided_by_a_second_node_or_by_the_owner_itself() {
+    let now = start();
+    // Slot maps without epochs of nodes, and the cluster's own stays the same.
+    let nodes = |owner: &str| {
+        vec![
+            primary(owner, None, &[(0, 99)]),
+            primary("b", None, &[(100, ALL.1)]),
+        ]
+    };
+    let mut topology = Topology::new();
+    topology.merge(&view("x", now, 3, nodes("a")));
+    for by in ["x", "x"] {
+        let changes = topology.merge(&view(by, now + ms(1), 3, nodes("d")));
+        assert!(changes.slots.is_empty(), "one node twice is still one");
+    }
+    // The two that say so have to be different ones, and known.
+    let changes = topology.merge(&view("b", now + ms(2), 3, nodes("d")));
+    assert_eq!(changes.slots, SlotRange::join((0..100).map(slot)));
+    let changes = topology.merge(&view("a", now + ms(3), 3, nodes("a")));
+    assert_eq!(changes.slots.len(), 1, "by its own word");
+}
+
+#[test]
+fn t3_a_cluster_that_was_made_anew_with_low_epochs_is_believed_by_its_own_word() {
+    let now = start();
+    let mut topology = two(now);
+    let anew = || vec![primary("n", 1, &[ALL])];
+    topology.merge(&view("n", now + ms(1), 1, anew()));
+    assert_eq!(owner(&topology, 7), Some("n"));
+    assert_eq!(owner(&topology, 200), Some("n"));
+}
+
+#[test]
+fn t6_redirects_that_teach_nothing_leave_the_slot_as_it_is() {
+    let now = start();
+    let mut topology = two(now);
+    let (a, b) = (index(&topology, "a"), index(&topology, "b"));
+    let mut moved = |by, to: &str, sent| {
+        let asked: Arc<str> = "a".into();
+        topology.moved(by, &redirect(7, to), &asked, sent, now + ms(9))
+    };
+    assert_eq!(moved(b, "d", now), Moved::Hint, "b does not own it");
+    assert_eq!(moved(b, "a", now), Moved::Known(a));
+    assert_eq!(moved(a, "a", now), Moved::ToItself);
+    assert_eq!(moved(a, "?", now), Moved::Nowhere);
+    // There and back; then an answer from before comes late.
+    assert_eq!(moved(a, "b", now), Moved::Patched(b));
+    let mut back = |sent, at| topology.moved(b, &redirect(7, "a"), &"b".into(), sent, at);
+    assert_eq!(
+        back(now + ms(8), now + ms(10)),
+        Moved::Hint,
+        "sent before it was b's"
+    );
+    assert_eq!(back(now + ms(10), now + ms(11)), Moved::Patched(a));
+    let late = topology.moved(a, &redirect(7, "b"), &"a".into(), now, now + ms(12));
+    assert_eq!(late, Moved::Hint);
+    assert_eq!(owner(&topology, 7), Some("a"));
+}
+
+#[test]
+fn t26_a_node_of_a_redirect_has_no_identity_until_a_view_names_it() {
+    let now = start();
+    let mut topology = two(now);
+    let a = index(&topology, "a");
+    let Moved::Patched(new) = topology.moved(a, &redirect(7, "n"), &"a".into(), now, now) else {
+        panic!("it is patched")
+    };
+    assert_eq!(topology.member(new).id, None);
+    let named = || {
+        vec![
+            primary("a", 1, &[(0, 6), (8, 99)]),
+            primary("n", 5, &[(7, 7)]),
+        ]
+    };
+    let changes = topology.merge(&view("n", now + ms(1), 5, named()));
+    assert!(changes.joined.is_empty());
+    assert_eq!(topology.find(&id("n")), Some(new));
+    // A node that is known at another endpoint: both are one.
+    let Moved::Patched(moved) = topology.moved(
+        new,
+        &redirect(7, "b2"),
+        &"n".into(),
+        now + ms(2),
+        now + ms(2),
+    ) else {
+        panic!("it is patched")
+    };
+    let mut b = primary("b", 6, &[(7, 7), (100, ALL.1)]);
+    b.host = AnnouncedHost::Named("b2".into());
+    let changes = topology.merge(&view("b", now + ms(3), 6, vec![b]));
+    let b = index(&topology, "b");
+    assert_ne!(b, moved);
+    assert_eq!(changes.relocated, [b]);
+    assert_eq!(topology.owner(slot(7)), Some(b));
+}
+
+#[test]
+fn nodes_that_are_gone_stay_candidates_until_their_place_is_needed() {
+    let now = start();
+    let mut topology = two(now);
+    let nodes = || {
+        vec![
+            primary("a", 1, &[(0, 99)]),
+            primary("b", 2, &[(100, ALL.1)]),
+        ]
+    };
+    let changes = topology.merge(&view("a", now + ms(1), 3, nodes()));
+    let c = index(&topology, "c");
+    assert_eq!(changes.left, [c]);
+    assert!(!topology.member(c).is_present);
+    assert_eq!(topology.members().count(), 3);
+    let changes = topology.merge(&view("c", now + ms(2), 3, {
+        let mut nodes = nodes();
+        nodes.push(primary("c", 3, &[]));
+        nodes
+    }));
+    assert!(changes.is_empty() && topology.member(c).is_present);
+}
+
+#[test]
+fn t31_no_more_nodes_are_kept_than_the_bound_and_those_that_own_slots_stay() {
+    let now = start();
+    let mut topology = two(now);
+    for round in 0..5u64 {
+        let mut nodes = vec![
+            primary("a", 1, &[(0, 99)]),
+            primary("b", 2, &[(100, ALL.1)]),
+        ];
+        let names = (0..1_000).map(|n| primary(&format!("{round}-{n}"), 0, &[]));
+        nodes.extend(names);
+        let changes = topology.merge(&view("a", now + ms(round), 3, nodes));
+        // Those of the round before count as there until a view does not name them.
+        let refused = if round % 2 == 1 { 978 } else { 0 };
+        assert_eq!(changes.refused, refused, "round {round}");
+        assert!(topology.members().count() <= MAX_NODES);
+        assert_eq!(
+            (owner(&topology, 7), owner(&topology, 200)),
+            (Some("a"), Some("b"))
+        );
+    }
+    for (id, index) in &topology.by_id {
+        assert_eq!(topology.member(*index).id.as_ref(), Some(id));
+    }
+}
+
+#[test]
+fn t4_ten_thousand_redirects_in_a_second_cost_at_most_ten_discoveries() {
+    let now = start();
+    let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
+    let mut discoveries = 0;
+    for n in 0..10_000u64 {
+        let at = now + Duration::from_micros(100 * n);
+        gate.trigger(Trigger::Contradiction);
+        if gate.poll(at) {
+            assert!(!gate.poll(at), "one at a time");
+            discoveries += 1;
+            gate.finished(Explained::NotYet, at);
+        }
+    }
+    assert!((9..=10).contains(&discoveries), "{discoveries}");
+}
+
+#[test]
+fn t4_a_trigger_is_followed_ever_less_often_until_a_view_explains_it() {
+    let mut now = start();
+    let begun = now;
+    let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
+    assert!(gate.poll(now));
+    gate.finished(Explained::Yes, now);
+    gate.trigger(Trigger::Doubt);
+    let mut pauses = Vec::new();
+    for _ in 0..8 {
+        let at = gate.poll_timeout().expect("it is due some time");
+        pauses.push((at - now).as_millis());
+        now = at;
+        assert!(gate.poll(now));
+        gate.finished(Explained::NotYet, now);
+    }
+    assert_eq!(pauses, [100, 200, 400, 800, 1_600, 3_200, 5_000, 5_000]);
+    // A server says outright that the view is wrong.
+    gate.trigger(Trigger::Contradiction);
+    assert_eq!(gate.poll_timeout(), Some(now + ms(100)));
+    assert!(gate.poll(now + ms(100)));
+    gate.finished(Explained::Yes, now + ms(110));
+    let regular = gate.poll_timeout().expect("there is always a next");
+    let wait = regular - (now + ms(110));
+    assert!((ms(20_000)..=ms(40_000)).contains(&wait), "{wait:?}");
+    assert!(!gate.poll(regular - ms(1)) && gate.poll(regular));
+    assert!(begun < now);
+}
+
+#[test]
+fn t4_a_reason_that_comes_while_a_discovery_runs_begins_another() {
+    let now = start();
+    let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
+    assert!(gate.poll(now));
+    assert_eq!(gate.poll_timeout(), None, "one runs");
+    gate.trigger(Trigger::Contradiction);
+    gate.finished(Explained::Yes, now + ms(30));
+    assert_eq!(gate.poll_timeout(), Some(now + ms(100)));
+}
+
+#[test]
+fn t9_a_slot_that_changes_hands_waits_for_what_is_in_flight_and_not_for_ever() {
+    let now = start();
+    let mut gate = SlotGate::new(ms(20));
+    let (one, other) = (slot(1), slot(2));
+    let first = gate.close(one, 2, now);
+    assert_eq!(gate.pass(one, now + ms(1)), Passage::Until(now + ms(20)));
+    assert_eq!(gate.pass(other, now), Passage::Open);
+    assert!(gate.settle(one, first) && gate.settle(one, first));
+    assert_eq!(gate.pass(one, now + ms(1)), Passage::Open);
+    // One that is not answered loses its turn to the first that comes after the wait.
+    let second = gate.close(one, 2, now);
+    assert!(gate.settle(one, second));
+    assert_eq!(gate.pass(one, now + ms(20)), Passage::Open);
+    assert!(!gate.settle(one, second), "it must not be sent again");
+    // And a crossing of before does not open a gate that was closed since.
+    let third = gate.close(one, 1, now);
+    assert!(!gate.settle(one, second) && gate.settle(one, third));
+    gate.close(one, 0, now);
+    assert_eq!(gate.pass(one, now), Passage::Open, "nobody is in flight");
+}
+
+/// What really happened in a cluster: at each step a slot is taken over by a node, whose epoch
+/// rises above all others. Each node has heard of the first so many steps.
+#[derive(Clone, Debug)]
+struct Truth {
+    /// The new owner at each step.
+    owners: Vec<usize>,
+    /// Who answers, and how many steps that node has heard of.
+    answers: Vec<(usize, usize)>,
+}
+
+const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+
+fn truths() -> impl Strategy<Value = Truth> {
+    let owners = prop::collection::vec(0..NAMES.len(), 1..8);
+    owners.prop_flat_map(|owners| {
+        let steps = owners.len();
+        let answers = prop::collection::vec((0..NAMES.len(), 0..=steps), 1..24);
+        (Just(owners), answers).prop_map(|(owners, answers)| Truth { owners, answers })
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    /// Whatever the order in which answers of different age come, what is believed of a slot is the
+    /// newest that anybody has told; and it never goes back.
+    #[test]
+    fn t3_whatever_order_answers_come_in_the_newest_wins(truth in truths()) {
+        let now = start();
+        let mut topology = Topology::new();
+        let mut newest: Option<usize> = None;
+        for (at, (by, heard)) in truth.answers.iter().enumerate() {
+            // Epochs as of that step: each owner's is that of the last step at which it took the
+            // slot.
+            let epoch = |node: usize| {
+                let steps = truth.owners[..*heard].iter().rposition(|owner| *owner == node);
+                steps.map_or(0, |step| step as u64 + 1)
+            };
+            let owner_then = heard.checked_sub(1).map(|step| truth.owners[step]);
+            let nodes = || {
+                let primaries = NAMES.iter().enumerate().map(|(node, name)| {
+                    let slots: &[(u16, u16)] = if owner_then == Some(node) { &[(7, 7)] } else { &[] };
+                    primary(name, epoch(node), slots)
+                });
+                primaries.collect()
+            };
+            let (asked, current) = (now + ms(at as u64), *heard as u64);
+            let changes = topology.merge(&view(NAMES[*by], asked, current, nodes()));
+            // One that gave the slot away is asked itself: it has heard of whatever it has taken
+            // over.
+            for disputed in changes.disputed {
+                let id = topology.member(disputed).id.clone().expect("it has one");
+                topology.merge(&view(id.as_str(), asked, current, nodes()));
+            }
+            if let Some(step) = heard.checked_sub(1) {
+                newest = newest.max(Some(step));
+            }
+            let expected = newest.map(|step| NAMES[truth.owners[step]]);
+            prop_assert_eq!(owner(&topology, 7), expected);
+        }
+    }
+}

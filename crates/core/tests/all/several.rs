@@ -1,0 +1,5 @@
+//! Clusters and sentinels: what is read of them, held against real ones.
+
+mod cluster;
+mod sentinels;
+mod servers;
