@@ -6,6 +6,7 @@
     allow(dead_code, reason = "not each database needs each of these")
 )]
 
+mod fields;
 #[cfg(feature = "mysql")]
 pub(super) mod mysql;
 #[cfg(feature = "postgres")]

@@ -6,7 +6,8 @@ use super::{Database, Param, Row, SourceError, Tx};
 
 impl Database {
     /// Runs a query and gives its rows as values of a type, each column as the field of its name: numbers, text and booleans as such, UUIDs, dates and
-    /// decimals as text, which their types read. MySQL and SQLite have numbers for truth: there a field is a number too.
+    /// decimals as text, which their types read. MySQL and SQLite have numbers for truth: 0 and 1 are read as a `bool` where one is asked for, but not within a
+    /// `flatten`ed or an untagged type, which ask for nothing in particular.
     ///
     /// ```
     /// # use steadfast_cache::{Database, SourceError};
@@ -58,8 +59,7 @@ impl Tx {
 
 fn typed<T: DeserializeOwned>(rows: Vec<Row>) -> Result<Vec<T>, SourceError> {
     let read = |(at, row): (usize, Row)| {
-        let read = serde_json::to_vec(&row).and_then(|json| serde_json::from_slice(&json));
-        read.map_err(|problem| SourceError::Row {
+        T::deserialize(&row).map_err(|problem| SourceError::Row {
             row: at + 1,
             type_name: std::any::type_name::<T>(),
             problem,

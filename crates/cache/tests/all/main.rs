@@ -5,6 +5,7 @@ mod batches;
 mod coherence;
 mod degradation;
 mod engines;
+mod examples;
 mod flights;
 mod history;
 mod nested;

@@ -8,6 +8,57 @@ use steadfast_drill::process::{MariaDb, Postgres};
 
 use crate::site::sqlite;
 
+/// A truth that the caller has wrapped.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Wrapped(bool);
+
+/// The same columns where truth is asked for.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Truths {
+    yes: Option<bool>,
+    wrapped: Option<Wrapped>,
+    no: bool,
+}
+
+/// Reads truth as such, on whatever database, and nothing else as truth.
+async fn truth_is_read(database: &Database) {
+    let sql = "SELECT yes, yes AS wrapped, n IS NULL AS no, n FROM p ORDER BY n IS NULL";
+    let rows: Vec<Truths> = database.select_as(sql, &[]).await.unwrap();
+    let (yes, wrapped) = (Some(true), Some(Wrapped(true)));
+    let no = false;
+    assert_eq!(rows[0], Truths { yes, wrapped, no });
+    let (yes, wrapped, no) = (None, None, true);
+    assert_eq!(rows[1], Truths { yes, wrapped, no });
+
+    let seven = database
+        .select_one_as::<std::collections::HashMap<String, bool>>(
+            "SELECT n FROM p WHERE n = 7",
+            &[],
+        )
+        .await
+        .unwrap_err()
+        .to_string();
+    assert!(
+        seven.contains("column n: ") && seven.contains('7'),
+        "{seven}"
+    );
+    // What a type asks for by serde's own means is handed on: a column as it came, and a whole row.
+    type Raw = Box<serde_json::value::RawValue>;
+    let raw = database.select_one_as::<Raw>("SELECT n FROM p WHERE n = 7", &[]);
+    assert_eq!(raw.await.unwrap().unwrap().get(), r#"{"n":7}"#);
+    let raw = database.select_one_as::<std::collections::HashMap<String, Raw>>(
+        "SELECT n FROM p WHERE n = 7",
+        &[],
+    );
+    assert_eq!(raw.await.unwrap().unwrap()["n"].get(), "7");
+    let tuple =
+        database.select_one_as::<Option<serde_json::Value>>("SELECT n FROM p WHERE n = 7", &[]);
+    assert_eq!(
+        tuple.await.unwrap().unwrap().unwrap(),
+        serde_json::json!({"n": 7})
+    );
+}
+
 #[derive(Debug, PartialEq, Deserialize)]
 struct Row {
     n: Option<i64>,
@@ -81,6 +132,7 @@ async fn comes_back(database: &Database, create: &str, insert: &str, select: &st
     assert!(empty.iter().all(|row| *row == nothing), "{empty:?}");
     let wrong = database.select_as::<u64>(select, &[]).await.unwrap_err();
     assert!(wrong.to_string().starts_with("row 1 is no u64"), "{wrong}");
+    truth_is_read(database).await;
 }
 
 #[tokio::test]
