@@ -5,6 +5,7 @@ pub mod compare;
 pub mod html;
 pub mod json;
 pub mod junit;
+pub mod repeat;
 pub mod summary;
 mod svg;
 pub mod table;

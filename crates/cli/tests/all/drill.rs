@@ -146,6 +146,36 @@ async fn several_drills_end_with_one_table_that_is_kept_beside_them() {
 }
 
 #[tokio::test]
+async fn d4_a_drill_is_run_again_and_again_and_told_as_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (file, out) = (folder.path().join("again.toml"), folder.path().join("out"));
+    std::fs::write(&file, format!("{SHORT}{LENIENT}")).unwrap();
+    let (file, to) = (file.to_str().unwrap(), out.to_str().unwrap());
+    let args = ["drill", "run", file, "--repeat", "2", "--out", to];
+    let ended = run(&args).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    for shown in ["2 runs", "median", "2 of 2", "PASSED: passed 2 of 2"] {
+        assert!(ended.stdout.contains(shown), "{shown}: {}", ended.all());
+    }
+    let all = written(&out);
+    assert_eq!(
+        (&all["runs"], &all["verdicts"]["passed"]),
+        (&2.into(), &2.into())
+    );
+    assert!(all["kpis"].as_array().unwrap().len() > 5, "{all}");
+    assert!(all["control"]["kpis"].is_array(), "{all}");
+    for number in ["1", "2"] {
+        assert_eq!(written(&out.join(number))["scenario"], "short-crash");
+    }
+    let junit = std::fs::read_to_string(out.join("junit.xml")).unwrap();
+    assert_eq!(junit.matches("<testsuite ").count(), 2, "{junit}");
+    let compared = run(&["drill", "compare", to, to]).await;
+    assert_eq!(compared.status, Some(0), "{}", compared.all());
+    let again = run(&args).await;
+    assert_eq!(again.status, Some(2), "{}", again.all());
+}
+
+#[tokio::test]
 async fn ctrl_c_ends_a_drill_with_status_130() {
     let mut child = steadfast(&["drill", "run", "crash", "--no-control"])
         .spawn()

@@ -75,11 +75,11 @@ impl<'a> Comparison<'a> {
             kpis.add_row(row);
         }
         align_right(&mut kpis, &[1, 3]);
-        let mut text = format!(
-            "{}\n\n{}\n",
-            finished(self.phases(), colour),
-            finished(kpis, colour)
-        );
+        let mut text = finished(kpis, colour) + "\n";
+        // Several runs have no phases in common.
+        if self.reports.iter().any(|report| !phases(report).is_empty()) {
+            text = format!("{}\n\n{text}", finished(self.phases(), colour));
+        }
         if self.reports[0]["scenario"] != self.reports[1]["scenario"] {
             text +=
                 "\nThese are two different drills, so their figures say little of each other.\n";

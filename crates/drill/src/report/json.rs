@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use super::Report;
+use super::repeat::Repeated;
 use crate::target::TargetReport;
 
 /// The report as JSON, indented, with a newline at its end.
@@ -13,6 +14,11 @@ pub fn render(report: &Report) -> String {
 /// The report on somebody's own application as JSON.
 pub fn render_target(report: &TargetReport) -> String {
     written(report)
+}
+
+/// What several runs came to as JSON.
+pub fn render_repeated(repeated: &Repeated) -> String {
+    written(repeated)
 }
 
 fn written(report: &impl Serialize) -> String {

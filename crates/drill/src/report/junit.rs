@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
+use super::repeat::Run;
 use super::{Report, figure, target};
 use crate::target::TargetReport;
 use crate::verdict::Kpi;
@@ -32,6 +33,15 @@ pub fn render_target(report: &TargetReport) -> String {
         )]
         .into_iter(),
     )
+}
+
+/// Several runs of one drill as a JUnit file: a suite for each.
+pub fn render_repeated(runs: &[Run]) -> String {
+    let suites = runs.iter().enumerate().map(|(number, run)| {
+        let name = format!("{} {}", run.scenario(), number + 1);
+        suite(&name, run.kpis(), Duration::ZERO)
+    });
+    written(suites)
 }
 
 fn written(suites: impl Iterator<Item = TestSuite>) -> String {

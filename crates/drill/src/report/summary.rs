@@ -179,6 +179,11 @@ fn control_word(report: &Report) -> String {
     }
 }
 
+/// The verdict as a word with its mark, for a line of a terminal.
+pub fn mark(verdict: Verdict, colour: bool) -> String {
+    table::mark(verdict, colour)
+}
+
 fn word(verdict: Verdict) -> &'static str {
     match verdict {
         Verdict::Passed => "passes",

@@ -233,22 +233,28 @@ fn subjects(report: &Report) -> impl Iterator<Item = (&'static str, &Report)> {
 }
 
 pub(super) fn verdict(verdict: Verdict, colour: bool) -> Cell {
-    let passed = verdict == Verdict::Passed;
     coloured(
-        Cell::new(if passed { "✓ passed" } else { "✗ failed" }),
-        passed,
+        Cell::new(marked(verdict)),
+        verdict == Verdict::Passed,
         colour,
     )
 }
 
 /// The verdict as a word, with colour by an escape.
 pub(super) fn mark(verdict: Verdict, colour: bool) -> String {
-    let passed = verdict == Verdict::Passed;
-    let word = if passed { "✓ passed" } else { "✗ failed" };
-    match (colour, passed) {
+    let word = marked(verdict);
+    match (colour, verdict == Verdict::Passed) {
         (false, _) => word.to_owned(),
         (true, true) => format!("\x1b[32m{word}\x1b[0m"),
         (true, false) => format!("\x1b[31m{word}\x1b[0m"),
+    }
+}
+
+fn marked(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Passed => "✓ passed",
+        Verdict::Failed => "✗ failed",
+        Verdict::Void => "✗ void",
     }
 }
 

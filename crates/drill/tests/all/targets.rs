@@ -15,7 +15,7 @@ pub(crate) fn python() -> PathBuf {
     std::fs::create_dir_all(&folder).unwrap();
     let lock = std::fs::File::create(folder.join("lock")).unwrap();
     lock.lock().unwrap();
-    let (python, done) = (folder.join("bin/python"), folder.join("done-2"));
+    let (python, done) = (folder.join("bin/python"), folder.join("done-3"));
     if !done.exists() {
         succeed(Command::new("python3").args(["-m", "venv"]).arg(&folder));
         succeed(
@@ -24,9 +24,12 @@ pub(crate) fn python() -> PathBuf {
                 "pip",
                 "install",
                 "-q",
-                "toxiproxy-python==0.1.1",
                 "-r",
                 example("python/fastapi_users/requirements.txt")
+                    .to_str()
+                    .unwrap(),
+                "-r",
+                example("python/own_tests/requirements.txt")
                     .to_str()
                     .unwrap(),
             ]),
@@ -55,7 +58,7 @@ pub(crate) fn node() -> PathBuf {
     folder
 }
 
-fn example(path: &str) -> PathBuf {
+pub(crate) fn example(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../examples")
         .join(path)

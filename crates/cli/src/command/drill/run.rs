@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
+use steadfast_drill::report::repeat::{Repeated, Run};
 use steadfast_drill::report::{self, Report};
 use steadfast_drill::run::{RunError, RunOptions};
 use steadfast_drill::scenario::{self, Scenario};
@@ -26,6 +27,7 @@ running.
 Examples:
   steadfast drill run crash
   steadfast drill run restart-5s --out /tmp/restart
+  steadfast drill run freeze --repeat 5
   steadfast drill run crash freeze ./mine.toml --no-control
   steadfast drill run restart-5s --target 127.0.0.1:6379 --command './my-application' \\
     --http http://127.0.0.1:8000 --request 'GET /users/{1..1000}' --rate 50")]
@@ -49,6 +51,10 @@ pub(crate) struct Args {
     /// Draw all chance from another seed than the scenario's
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// Run each drill so many times, and end with the median and the range of each figure and how often each verdict was given; with
+    /// --out, a folder for each run, and report.json and junit.xml of all. Every run must pass
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
+    repeat: Option<u32>,
     /// Make this many calls, in phases as much longer or shorter; how many look-ups `loop` makes
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     calls: Option<u64>,
@@ -67,6 +73,9 @@ impl Args {
             .collect();
         for folder in folders.iter().flatten() {
             self.prepare(folder)?;
+            for number in 1..=self.repeat.unwrap_or(0) {
+                self.prepare(&folder.join(number.to_string()))?;
+            }
         }
         let stop = CancellationToken::new();
         let stopper = stop.clone();
@@ -75,14 +84,23 @@ impl Args {
             stopper.cancel();
         });
 
-        if let Some(options) = self.target.options(&stop)? {
-            let [scenario] = &scenarios[..] else {
-                return Err(Failure::new(
-                    Status::Usage,
-                    "an application is drilled by one drill at a time",
-                ));
-            };
-            let scenario = self.target.at_rate(scenario);
+        let options = self.target.options(&stop)?;
+        if options.is_some() && scenarios.len() != 1 {
+            return Err(Failure::new(
+                Status::Usage,
+                "an application is drilled by one drill at a time",
+            ));
+        }
+        if let Some(times) = self.repeat {
+            let mut all = true;
+            for (scenario, folder) in scenarios.iter().zip(&folders) {
+                let folder = folder.as_deref();
+                all &= self.run_repeatedly(times, scenario, folder, &stop).await?;
+            }
+            return passed(all);
+        }
+        if let Some(options) = options {
+            let scenario = self.target.at_rate(&scenarios[0]);
             return passed(target::run(&scenario, options, folders[0].as_deref()).await?);
         }
         if let ([scenario], [folder]) = (&scenarios[..], &folders[..]) {
@@ -145,6 +163,51 @@ impl Args {
         } else {
             reports.iter().all(Report::passed)
         })
+    }
+
+    /// The same drill again and again: a line for each run, and one table in the end.
+    async fn run_repeatedly(
+        &self,
+        times: u32,
+        scenario: &Scenario,
+        folder: Option<&Path>,
+        stop: &CancellationToken,
+    ) -> Result<bool, Failure> {
+        let (mut runs, mut as_expected) = (Vec::new(), true);
+        for number in 1..=times {
+            let own = folder.map(|folder| folder.join(number.to_string()));
+            let (run, verdict) = if let Some(options) = self.target.options(stop)? {
+                let report = target::drill(&self.target.at_rate(scenario), options).await?;
+                if let Some(own) = &own {
+                    target::write_all(own, &report)?;
+                }
+                (Run::from(&report), report.verdict)
+            } else {
+                let report = self.run_one(scenario, stop).await?;
+                if let Some(own) = &own {
+                    write_all(own, &report)?;
+                }
+                as_expected &= !self.all || report.control_as_expected();
+                (Run::from(&report), report.verdict)
+            };
+            let mark = report::summary::mark(verdict, has_colour());
+            line(format_args!("{number:>3} of {times}  {mark}"))?;
+            runs.push(run);
+        }
+        let Some(all) = Repeated::of(&runs) else {
+            return Ok(false);
+        };
+        line(format_args!("\n{}", all.render(has_colour())))?;
+        if let Some(folder) = folder {
+            let json = report::json::render_repeated(&all);
+            let written = write(folder, "report.json", &json)?;
+            write(folder, "junit.xml", &report::junit::render_repeated(&runs))?;
+            line(format_args!(
+                "\nthe same to keep: {}, and a folder for each run beside it",
+                written.display()
+            ))?;
+        }
+        Ok(all.passed() && as_expected)
     }
 
     fn scenarios(&self) -> Result<Vec<Scenario>, Failure> {

@@ -1,12 +1,12 @@
 //! A drill of the user's own application: it runs as it always does, with a proxy between it and its Redis.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use steadfast_drill::http_load::{HttpLoad, HttpRequest};
 use steadfast_drill::report::{json, junit, table, traffic};
 use steadfast_drill::scenario::{Arrivals, Scenario};
-use steadfast_drill::target::{TargetError, TargetOptions, run_target};
+use steadfast_drill::target::{TargetError, TargetOptions, TargetReport, run_target};
 use tokio_util::sync::CancellationToken;
 
 use super::run::write;
@@ -125,20 +125,32 @@ pub(super) async fn run(
     options: TargetOptions,
     out: Option<&Path>,
 ) -> Result<bool, Failure> {
-    let report = run_target(scenario, options)
-        .await
-        .map_err(|error| ended(&error))?;
+    let report = drill(scenario, options).await?;
     line(table::render_target(&report, has_colour()).trim_end())?;
     if let Some(folder) = out {
-        write(folder, "report.json", &json::render_target(&report))?;
-        write(folder, "junit.xml", &junit::render_target(&report))?;
-        let page = write(folder, "report.html", &traffic::render(&report))?;
+        let page = write_all(folder, &report)?;
         line(format_args!(
             "\nthe same to look at and to keep: {}",
             page.display()
         ))?;
     }
     Ok(report.passed())
+}
+
+/// Drills the application.
+pub(super) async fn drill(
+    scenario: &Scenario,
+    options: TargetOptions,
+) -> Result<TargetReport, Failure> {
+    let outcome = run_target(scenario, options).await;
+    outcome.map_err(|error| ended(&error))
+}
+
+/// Writes the report in all its forms, and says where its page is.
+pub(super) fn write_all(folder: &Path, report: &TargetReport) -> Result<PathBuf, Failure> {
+    write(folder, "report.json", &json::render_target(report))?;
+    write(folder, "junit.xml", &junit::render_target(report))?;
+    write(folder, "report.html", &traffic::render(report))
 }
 
 fn ended(error: &TargetError) -> Failure {
