@@ -7,7 +7,7 @@ help:
 	@echo 'make test    install what the tests need, then format, lints, doctests and every test'
 	@echo 'make check   dependencies (cargo-deny), fuzz targets, mutants, loom: what needs more tools or more time'
 	@echo 'make soak    the long runs: the same tests over and over, then the 45 s outage'
-	@echo 'make drill   every built-in drill and one table of all, reports under target/drills/'
+	@echo 'make drill   every built-in drill, then the applications under examples/; reports under target/drills/'
 	@echo 'make bench   timings; never part of the tests'
 
 # `exec` and cargo, which replaces itself by the program it runs, leave nothing between Ctrl-C and the service.
@@ -27,7 +27,7 @@ soak:
 	@scripts/soak
 
 drill:
-	@scripts/install redis
+	@scripts/install redis node python
 	@scripts/drill
 
 bench:

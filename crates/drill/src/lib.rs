@@ -9,6 +9,7 @@
 pub mod api;
 mod certificates;
 pub mod fault;
+pub mod hand_built;
 pub mod http_load;
 pub mod load;
 pub mod plain;

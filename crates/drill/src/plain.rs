@@ -1,5 +1,6 @@
 //! The control is the application as most are written: one shared connection, opened again by whoever finds it broken; a value
-//! read from Redis or else from SQL, and put into Redis for a minute; an entry deleted when its row is written. redis-rs with
+//! read from Redis or else from SQL, and put into Redis for a minute; an entry deleted when its row is written. It has neither a tier in
+//! memory nor a way round Redis, so that its reads fail while Redis does follows from how it is built. redis-rs with
 //! its own defaults, used as its documentation shows. Nothing in it is made worse than it is in the field.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -119,10 +120,7 @@ impl Plain {
                 async move { connection.get::<_, Option<String>>(name).await }
             })
             .await?
-            .and_then(|text| {
-                text.split_once(' ')
-                    .and_then(|(v, at)| Some((v.parse().ok()?, at.parse().ok()?)))
-            });
+            .and_then(|text| kept(&text));
         let now = self.begun.elapsed().as_millis() as u64;
         if let Some((version, at)) = kept {
             let age = Duration::from_millis(now.saturating_sub(at));
@@ -137,7 +135,7 @@ impl Plain {
         let version = self.table.version(key).await?;
         self.redis(|mut connection| async move {
             connection
-                .set_ex::<_, _, ()>(name, format!("{version} {now}"), EXPIRES)
+                .set_ex::<_, _, ()>(name, told(version, now), EXPIRES)
                 .await
         })
         .await?;
@@ -158,8 +156,19 @@ impl Plain {
     }
 }
 
+/// What is kept in Redis of a row: its version, and when it was read.
+pub(crate) fn told(version: u64, at: u64) -> String {
+    format!("{version} {at}")
+}
+
+/// The same, read again.
+pub(crate) fn kept(text: &str) -> Option<(u64, u64)> {
+    let (version, at) = text.split_once(' ')?;
+    Some((version.parse().ok()?, at.parse().ok()?))
+}
+
 /// redis-rs as it is told to connect there.
-fn client_of(endpoint: &Endpoint) -> Result<redis::Client, RedisError> {
+pub(crate) fn client_of(endpoint: &Endpoint) -> Result<redis::Client, RedisError> {
     let url = endpoint.redis_url.as_str();
     let Some(file) = &endpoint.ca_file else {
         return redis::Client::open(url);

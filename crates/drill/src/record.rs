@@ -2,7 +2,7 @@
 //! six hundred intervals for the plots, and a running search for the moment of recovery. Pure: times are given, as lengths
 //! from the start of the load.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
@@ -19,6 +19,12 @@ const CHANGES: usize = 10_000;
 /// Latencies beyond this are recorded as this.
 const LONGEST: Duration = Duration::from_secs(120);
 const INTERVALS: u32 = 600;
+/// How often a subject is asked for its facts.
+pub const SAMPLE: Duration = Duration::from_millis(10);
+/// Redis is in use if it answers this share of what it did in the baseline.
+const USED: f64 = 0.25;
+/// A subject that asks Redis so many things a second is judged by them; one whose memory spares it that, by all that Redis answers.
+const MANY: f64 = 20.0;
 
 /// How one call ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -86,6 +92,8 @@ pub struct Counts {
     pub redis_ok: u64,
     /// Calls to Redis that failed.
     pub redis_failed: u64,
+    /// All that Redis answered, checks of the connection included.
+    pub redis_replies: u64,
     /// Queries of the database.
     pub sql_queries: u64,
 }
@@ -105,6 +113,7 @@ impl Counts {
                 .expect("these bounds are valid"),
             redis_ok: 0,
             redis_failed: 0,
+            redis_replies: 0,
             sql_queries: 0,
         }
     }
@@ -156,6 +165,7 @@ impl Counts {
             .expect("both have the same bounds");
         self.redis_ok += other.redis_ok;
         self.redis_failed += other.redis_failed;
+        self.redis_replies += other.redis_replies;
         self.sql_queries += other.sql_queries;
     }
 }
@@ -221,9 +231,28 @@ pub struct Moments {
     pub detect: Option<Duration>,
     /// From the last healing to the first thing that Redis answered.
     pub first_success: Option<Duration>,
-    /// From the last healing to the start of the first second without a failed read, a read that could not start, a wrong answer, a
-    /// failed call to Redis or a connection out of service; and not before a read that began after the healing was answered.
-    pub full: Option<Duration>,
+    /// From the last healing to the start of the first second without a failed read, a read that could not start or a wrong answer;
+    /// and not before a read that began after the healing was answered. As exact as reads are close.
+    pub users_well: Option<Duration>,
+    /// From the last healing to the first answer of Redis that begins a second in which it answers a quarter as much as in the
+    /// baseline, no call to it fails, and the connection is in service. As exact as samples and answers are close.
+    pub redis_in_use: Option<Duration>,
+}
+
+impl Moments {
+    /// When both had come.
+    pub fn full(&self) -> Option<Duration> {
+        Some(self.users_well?.max(self.redis_in_use?))
+    }
+}
+
+/// How close to each other the events are from which the moments of recovery are taken: no moment is more exact than that.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Resolution {
+    /// Between two reads of the baseline; none if there was not one.
+    pub users: Option<Duration>,
+    /// Between two answers of Redis in the baseline, or between two samples if that is longer.
+    pub redis: Option<Duration>,
 }
 
 #[derive(Debug, Default)]
@@ -241,6 +270,39 @@ struct Healed {
     /// When the first read that began after the healing was answered. Silence is no sign of health.
     answered: Option<Duration>,
     last_bad: Duration,
+    use_of_redis: Use,
+}
+
+/// The search for the second in which Redis is in use again.
+#[derive(Debug, Default)]
+struct Use {
+    /// When Redis answered, and how much it had answered before, within the last second.
+    answers: VecDeque<(Duration, u64)>,
+    found: Option<Duration>,
+}
+
+impl Use {
+    /// What was seen at `at`: all that Redis has answered by now and had before, what a second must have, and whether something was bad.
+    fn look(&mut self, at: Duration, (before, now): (u64, u64), enough: f64, bad: bool) {
+        if self.found.is_some() {
+            return;
+        }
+        if bad {
+            return self.answers.clear();
+        }
+        if now > before {
+            self.answers.push_back((at, before));
+        }
+        while let Some((from, before)) = self.answers.front()
+            && *from + QUIET <= at
+        {
+            if (now - before) as f64 >= enough {
+                self.found = Some(*from);
+                return;
+            }
+            self.answers.pop_front();
+        }
+    }
 }
 
 impl Healed {
@@ -251,10 +313,15 @@ impl Healed {
 }
 
 impl Search {
-    fn bad(&mut self, at: Duration) {
+    fn notice(&mut self, at: Duration) {
         if self.broken.is_some_and(|broken| at >= broken) && self.noticed.is_none() {
             self.noticed = Some(at);
         }
+    }
+
+    /// Users felt it at `at`.
+    fn bad(&mut self, at: Duration) {
+        self.notice(at);
         if let Some(healed) = &mut self.healed
             && at > healed.last_bad
             && healed.well().is_none_or(|well| at < well + QUIET)
@@ -364,6 +431,7 @@ impl Record {
         let counts = &mut self.counts[self.phases.at(at) as usize];
         counts.redis_ok += ok;
         counts.redis_failed += failed;
+        counts.redis_replies += facts.redis_replies.saturating_sub(before.redis_replies);
         counts.sql_queries += sql;
         if let Some(interval) = self.interval_at(at) {
             interval.redis_failed += small(failed);
@@ -380,8 +448,14 @@ impl Record {
         if !self.changes.last().is_some_and(same) && self.changes.len() < CHANGES {
             self.changes.push(change);
         }
-        if facts.connection != Connection::Ready || failed > 0 {
-            self.search.bad(at);
+        let bad = facts.connection != Connection::Ready || failed > 0;
+        if bad {
+            self.search.notice(at);
+        }
+        let enough = (self.answers_per_second() * USED).max(1.0);
+        let answers = (self.asked(&before), self.asked(&facts));
+        if let Some(healed) = &mut self.search.healed {
+            healed.use_of_redis.look(at, answers, enough, bad);
         }
         if let Some(healed) = &mut self.search.healed
             && healed.first_success.is_none()
@@ -407,6 +481,7 @@ impl Record {
             first_success: None,
             answered: None,
             last_bad: at,
+            use_of_redis: Use::default(),
         });
     }
 
@@ -445,11 +520,44 @@ impl Record {
                 .zip(self.search.noticed)
                 .map(|(broken, noticed)| noticed - broken),
             first_success: healed.and_then(|h| h.first_success.map(|at| at - h.at)),
-            full: healed.and_then(|h| {
+            users_well: healed.and_then(|h| {
                 let well = h.well()?;
                 (self.end >= well + QUIET).then(|| well - h.at)
             }),
+            redis_in_use: healed.and_then(|h| Some(h.use_of_redis.found? - h.at)),
         }
+    }
+
+    /// How exact the moments of recovery are.
+    pub fn resolution(&self) -> Resolution {
+        let gap = |rate: f64| (rate > 0.0).then(|| Duration::from_secs_f64(1.0 / rate));
+        let reads = self.counts(Phase::Baseline).answered() as f64;
+        Resolution {
+            users: gap(reads / self.phases.baseline.as_secs_f64()),
+            redis: gap(self.answers_per_second()).map(|gap| gap.max(SAMPLE)),
+        }
+    }
+
+    /// What Redis has answered: to the subject's calls, or, where those are few, to all that it asks.
+    fn asked(&self, facts: &Facts) -> u64 {
+        let calls = self.counts(Phase::Baseline).redis_ok as f64;
+        if calls >= MANY * self.phases.baseline.as_secs_f64() {
+            facts.redis_ok
+        } else {
+            facts.redis_replies
+        }
+    }
+
+    /// Of those, in the baseline.
+    fn answers_per_second(&self) -> f64 {
+        let counts = self.counts(Phase::Baseline);
+        let seconds = self.phases.baseline.as_secs_f64();
+        let answers = if counts.redis_ok as f64 >= MANY * seconds {
+            counts.redis_ok
+        } else {
+            counts.redis_replies
+        };
+        answers as f64 / seconds
     }
 
     fn interval_at(&mut self, at: Duration) -> Option<&mut Interval> {
@@ -533,14 +641,44 @@ mod tests {
         record.call(ms(2080), ms(2080), ms(2090), ANSWERED);
         record.call(ms(2100), ms(2100), ms(2150), Ended::ReadFailed("timeout"));
         record.sample(ms(3149), facts(Connection::Ready, 300, 1));
-        assert_eq!(record.moments().full, None, "a second has not passed");
+        let moments = record.moments();
+        assert_eq!(moments.users_well, None, "a second has not passed");
         record.sample(ms(3150), facts(Connection::Ready, 301, 1));
         let expected = Moments {
             detect: Some(ms(40)),
             first_success: Some(ms(60)),
-            full: Some(ms(150)),
+            users_well: Some(ms(150)),
+            redis_in_use: Some(ms(60)),
         };
         assert_eq!(record.moments(), expected);
+        assert_eq!(record.moments().full(), Some(ms(150)));
+    }
+
+    #[test]
+    fn d4_redis_is_not_in_use_before_it_answers_though_its_users_are_well() {
+        let mut record = record();
+        record.sample(ms(0), facts(Connection::Ready, 0, 0));
+        record.sample(ms(900), facts(Connection::Ready, 100, 0));
+        record.broken(ms(1000));
+        record.healed(ms(2000));
+        record.call(ms(2001), ms(2001), ms(2002), ANSWERED);
+        // The connection is believed to be well all the time, but one answer comes in a second where a hundred did.
+        for at in [2_000, 2_300, 2_900] {
+            record.sample(ms(at), facts(Connection::Ready, 101, 0));
+        }
+        record.sample(ms(3_400), facts(Connection::Ready, 102, 0));
+        for n in 1..=12 {
+            record.sample(
+                ms(3_500 + n * 100),
+                facts(Connection::Ready, 102 + n * 10, 0),
+            );
+        }
+        let moments = record.moments();
+        assert_eq!(moments.users_well, Some(ms(2)));
+        assert_eq!(moments.redis_in_use, Some(ms(1_400)), "{moments:?}");
+        let resolution = record.resolution();
+        assert_eq!(resolution.redis, Some(ms(10)));
+        assert_eq!(resolution.users, None, "nothing was read in the baseline");
     }
 
     #[test]
@@ -565,7 +703,7 @@ mod tests {
         record.call(ms(2000), ms(2000), ms(2002), ANSWERED);
         record.sample(ms(3100), facts(Connection::Ready, 1, 0));
         record.call(ms(3500), ms(3500), ms(3600), Ended::ReadFailed("timeout"));
-        assert_eq!(record.moments().full, Some(ms(2)));
+        assert_eq!(record.moments().users_well, Some(ms(2)));
     }
 
     #[test]
@@ -574,12 +712,16 @@ mod tests {
         record.broken(ms(1000));
         record.healed(ms(2000));
         record.sample(ms(2900), facts(Connection::Ready, 1, 0));
-        assert_eq!(record.moments().full, None, "nothing was answered yet");
+        assert_eq!(
+            record.moments().users_well,
+            None,
+            "nothing was answered yet"
+        );
         // What began at once failed only after more than a second; the next was answered.
         record.call(ms(2010), ms(2010), ms(3210), Ended::ReadFailed("timeout"));
         record.call(ms(3300), ms(3300), ms(3301), ANSWERED);
         record.sample(ms(4301), facts(Connection::Ready, 2, 0));
-        assert_eq!(record.moments().full, Some(ms(1301)));
+        assert_eq!(record.moments().users_well, Some(ms(1301)));
     }
 
     #[test]
@@ -590,7 +732,7 @@ mod tests {
         record.call(ms(2000), ms(2000), ms(2001), ANSWERED);
         record.skip(ms(2400));
         record.sample(ms(4000), facts(Connection::Ready, 1, 0));
-        assert_eq!(record.moments().full, Some(ms(400)));
+        assert_eq!(record.moments().users_well, Some(ms(400)));
     }
 
     #[test]
@@ -601,7 +743,7 @@ mod tests {
         for at in (2000..5000).step_by(10) {
             record.sample(ms(at), facts(Connection::Down, 0, at));
         }
-        assert_eq!(record.moments().full, None);
+        assert_eq!(record.moments().redis_in_use, None);
         assert_eq!(record.moments().first_success, None);
     }
 

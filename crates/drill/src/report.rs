@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::record::{Counts, Interval, Record};
 use crate::scenario::{Phase, Scenario};
 use crate::subject::{Breaker, Connection, Role};
-use crate::verdict::{Kpi, judge, ms};
+use crate::verdict::{Kpi, judge, ms, share, sum, untouched_kpi, verdict};
 
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-report/1";
@@ -42,6 +42,8 @@ pub struct Report {
     pub load: LoadReport,
     /// What happened in each phase.
     pub phases: Vec<PhaseReport>,
+    /// Who answered the reads of baseline and recovered.
+    pub hit_rate: HitRate,
     /// How it noticed and came back.
     pub recovery: Recovery,
     /// What it is judged by.
@@ -54,12 +56,16 @@ pub struct Report {
     pub verdict: Verdict,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
+    /// The faults of the protocol that acted on no command, by name.
+    pub untouched: Vec<&'static str>,
     /// For plots.
     pub timeline: Timeline,
     /// Whether the control is expected to fail, which is what most scenarios are there to show.
     pub control_fails: bool,
     /// The same of the control, if one ran.
     pub control: Option<Box<Report>>,
+    /// The same of the second control, whose resilience is built by hand, if it ran.
+    pub hand_built: Option<Box<Report>>,
 }
 
 /// Whether the load was what the scenario asks for. If it was not, the machine could not keep up, and the figures are partly its own.
@@ -125,6 +131,29 @@ pub struct Sources {
     pub database: u64,
 }
 
+/// The share of the reads of baseline and recovered that each tier answered, from 0 to 1; null if none was answered.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct HitRate {
+    /// The memory of the process.
+    pub memory: Option<f64>,
+    /// Redis.
+    pub redis: Option<f64>,
+    /// SQL, which is no hit.
+    pub database: Option<f64>,
+}
+
+impl HitRate {
+    fn of(record: &Record) -> Self {
+        let normal = sum(record, &[Phase::Baseline, Phase::Recovered]);
+        let [memory, redis, database] = normal.sources.map(|part| share(part, normal.answered()));
+        Self {
+            memory,
+            redis,
+            database,
+        }
+    }
+}
+
 /// Latency in milliseconds, from when a call was meant to start. 0 if there were none.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Latency {
@@ -145,7 +174,16 @@ pub struct Recovery {
     pub detect_ms: Option<f64>,
     /// From the last healing to the first call answered by Redis.
     pub first_success_ms: Option<f64>,
-    /// From the last healing to the start of the first second without a failure.
+    /// From the last healing to the start of the first second in which no read failed, none was wrong and each could start.
+    pub users_well_ms: Option<f64>,
+    /// How exact that is: the time between two reads.
+    pub users_well_resolution_ms: Option<f64>,
+    /// From the last healing to the start of the first second in which Redis answers a quarter as much as in the baseline and no call to
+    /// it fails.
+    pub redis_in_use_ms: Option<f64>,
+    /// How exact that is: the time between two answers of Redis, or between two looks at the subject if that is longer.
+    pub redis_in_use_resolution_ms: Option<f64>,
+    /// The later of the two.
     pub full_ms: Option<f64>,
 }
 
@@ -235,7 +273,7 @@ impl Report {
             role,
             !scenario.steps.is_empty(),
         );
-        let moments = record.moments();
+        let (moments, resolution) = (record.moments(), record.resolution());
         let facts = record.facts();
         Self {
             schema: SCHEMA,
@@ -252,10 +290,15 @@ impl Report {
                 latest_ms: ms(record.started_late().most),
             },
             phases: phases(scenario, record),
+            hit_rate: HitRate::of(record),
             recovery: Recovery {
                 detect_ms: moments.detect.map(ms),
                 first_success_ms: moments.first_success.map(ms),
-                full_ms: moments.full.map(ms),
+                users_well_ms: moments.users_well.map(ms),
+                users_well_resolution_ms: resolution.users.map(ms),
+                redis_in_use_ms: moments.redis_in_use.map(ms),
+                redis_in_use_resolution_ms: resolution.redis.map(ms),
+                full_ms: moments.full().map(ms),
             },
             connection: ConnectionReport {
                 attempts: facts.attempts,
@@ -263,17 +306,30 @@ impl Report {
                 stuck_resets: facts.stuck_resets,
             },
             database: database(scenario, record),
-            verdict: if kpis.iter().all(|kpi| kpi.pass) {
-                Verdict::Passed
-            } else {
-                Verdict::Failed
-            },
+            verdict: verdict(&kpis),
             kpis,
             faults,
+            untouched: Vec::new(),
             timeline: timeline(record),
             control_fails: scenario.thresholds.control_fails,
             control: None,
+            hand_built: None,
         }
+    }
+
+    /// The report, given which faults of the protocol acted on no command. With one it is void, since what it was to show was not shown.
+    pub(crate) fn with_untouched(
+        mut self,
+        scenario: &Scenario,
+        untouched: Vec<&'static str>,
+    ) -> Self {
+        let on_commands = |step: &crate::scenario::Step| step.fault.name().starts_with("resp_");
+        if scenario.steps.iter().any(on_commands) {
+            self.kpis.insert(0, untouched_kpi(untouched.len()));
+            self.verdict = verdict(&self.kpis);
+        }
+        self.untouched = untouched;
+        self
     }
 
     /// Whether the judged subject did well; the control does not count.
@@ -308,6 +364,14 @@ impl Report {
         self.control
             .as_ref()
             .is_none_or(|control| control.passed() != self.control_fails)
+    }
+
+    /// All subjects of the run and what they are called; the judged one comes first.
+    pub fn all(&self) -> impl Iterator<Item = (&'static str, &Report)> + Clone {
+        let controls = [self.control.as_deref(), self.hand_built.as_deref()];
+        std::iter::once(self)
+            .chain(controls.into_iter().flatten())
+            .map(|report| (report.subject.title(), report))
     }
 
     /// The length of the run.
@@ -489,7 +553,6 @@ pub(crate) fn title(name: &str) -> &str {
     match name {
         "connection_success" => "Redis calls answered",
         "fallback" => "Fallback to the database",
-        "recovery" => "Recovery",
         "hit_rate" => "Hit rate",
         "errors" => "Failed reads",
         "write_errors" => "Failed writes",

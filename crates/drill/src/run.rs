@@ -11,15 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use crate::load::{Lane, drive};
 use crate::process::ProcessError;
-use crate::record::Record;
+use crate::record::{Record, SAMPLE};
 use crate::report::{FaultSpan, Report};
 use crate::scenario::{Fault, Phase, Scenario};
 pub use crate::site::SiteError;
 use crate::site::{FAULT_LIMIT, Site};
 use crate::subject::{Breaker, Connection, Role, SetUpError, Subject, SubjectFactory};
 
-/// How often the subjects are asked for their facts: the moments of recovery are this exact.
-const SAMPLE: Duration = Duration::from_millis(10);
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(250);
 const WARM_LIMIT: Duration = Duration::from_secs(30);
@@ -32,6 +30,8 @@ const LAST_LIMIT: Duration = Duration::from_secs(2);
 pub struct RunOptions {
     /// Whether the control runs beside. Default: no.
     pub control: bool,
+    /// Whether the second control runs beside, whose resilience is built by hand. Default: no.
+    pub hand_built: bool,
     /// Another seed than the scenario's.
     pub seed: Option<u64>,
     /// Told of progress four times a second. Must not block.
@@ -58,6 +58,9 @@ pub struct Progress {
     pub subject: Live,
     /// The control, if one runs.
     pub control: Option<Live>,
+    /// The second control, if it runs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hand_built: Option<Live>,
 }
 
 /// How a subject is doing.
@@ -139,7 +142,7 @@ pub async fn run(
 ) -> Result<Report, RunError> {
     let mut scenario = scenario.clone();
     scenario.seed = options.seed.unwrap_or(scenario.seed);
-    let setting_up = Stage::set_up(&scenario, factory, options.control);
+    let setting_up = Stage::set_up(&scenario, factory, roles(&options));
     let stage = tokio::select! {
         stage = setting_up => stage?,
         () = options.stop.cancelled() => return Err(RunError::Interrupted),
@@ -194,13 +197,8 @@ impl Stage {
     async fn set_up(
         scenario: &Scenario,
         factory: &dyn SubjectFactory,
-        control: bool,
+        roles: Vec<Role>,
     ) -> Result<Self, RunError> {
-        let roles = if control {
-            &[Role::Resilient, Role::Plain][..]
-        } else {
-            &[Role::Resilient]
-        };
         let ready = try_join_all(
             roles
                 .iter()
@@ -378,7 +376,8 @@ impl Stage {
                     phase: scenario.phases.at(elapsed),
                     broken: broken.names(),
                     subject: live.next().expect("there is always one subject"),
-                    control: live.next(),
+                    control: options.control.then(|| live.next()).flatten(),
+                    hand_built: live.next(),
                 });
             }
         }
@@ -389,9 +388,16 @@ impl Stage {
             actor
                 .lane
                 .record(|record| Report::of(scenario, actor.role, record, faults.to_vec()))
+                .with_untouched(scenario, actor.site.untouched())
         });
         let mut report = reports.next().expect("there is always one subject");
-        report.control = reports.next().map(Box::new);
+        for other in reports {
+            let place = match other.subject {
+                Role::HandBuilt => &mut report.hand_built,
+                _ => &mut report.control,
+            };
+            *place = Some(Box::new(other));
+        }
         report
     }
 
@@ -401,6 +407,18 @@ impl Stage {
         };
         join_all(self.actors.into_iter().map(shutdown)).await;
     }
+}
+
+/// The subjects of the run; the one that is judged comes first.
+fn roles(options: &RunOptions) -> Vec<Role> {
+    let controls = [
+        (Role::Plain, options.control),
+        (Role::HandBuilt, options.hand_built),
+    ];
+    let wanted = controls.iter().filter(|(_, runs)| *runs);
+    std::iter::once(Role::Resilient)
+        .chain(wanted.map(|(role, _)| *role))
+        .collect()
 }
 
 async fn set_up_one(
@@ -525,5 +543,6 @@ fn role_name(role: Role) -> &'static str {
     match role {
         Role::Resilient => "the subject",
         Role::Plain => "the control",
+        Role::HandBuilt => "the second control",
     }
 }

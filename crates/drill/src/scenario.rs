@@ -45,6 +45,9 @@ pub struct Scenario {
     pub load: Load,
     /// How long each part takes.
     pub phases: Phases,
+    /// Whether the subject keeps a tier in memory; without it, every read that is answered from a cache is answered by Redis. Default
+    /// true.
+    pub memory: bool,
     /// What is broken, and when.
     pub steps: Vec<Step>,
     /// What is still good enough.

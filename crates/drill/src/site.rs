@@ -39,11 +39,15 @@ pub(crate) struct Site {
     redis: std::sync::Arc<Redis>,
     /// Where the current token stands.
     token: Option<PathBuf>,
+    /// Whether the subject may keep a tier in memory.
+    memory: bool,
     /// What it may show, if it speaks TLS.
     certificates: Option<Certificates>,
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
     proxy: Option<Proxy>,
     wired: Mutex<Vec<(Toxic, ToxicId)>>,
+    /// Faults of the protocol that acted on no command.
+    untouched: Mutex<Vec<&'static str>>,
     /// Last, so that nothing writes into it any more when it goes.
     scratch: Scratch,
 }
@@ -94,8 +98,10 @@ impl Site {
         Ok(Self {
             proxy,
             wired: Mutex::default(),
+            untouched: Mutex::default(),
             redis,
             token,
+            memory: scenario.memory,
             certificates,
             loading: Mutex::default(),
             scratch,
@@ -122,6 +128,9 @@ impl Site {
         };
         let mut endpoint = Endpoint::new(format!("{scheme}://{login}{addr}/0"))
             .with_folder(self.scratch.path().to_owned());
+        if !self.memory {
+            endpoint = endpoint.without_memory();
+        }
         if let Some(file) = &self.token {
             endpoint = endpoint.with_password_file(file.clone());
         }
@@ -262,8 +271,16 @@ impl Site {
                 .map(|at| wired.remove(at))
         };
         if let Some((_, id)) = wired {
+            if toxic.fault.resp().is_some() && proxy.treated(id) == Some(0) {
+                lock(&self.untouched).push(toxic.fault.name());
+            }
             proxy.remove(id).await;
         }
+    }
+
+    /// Faults of the protocol that acted on no command: what they were to show was not shown.
+    pub(crate) fn untouched(&self) -> Vec<&'static str> {
+        lock(&self.untouched).clone()
     }
 
     /// Shows another certificate, and closes the connections that were made under the one before.

@@ -37,7 +37,7 @@ pub trait Subject: Send + Sync {
     fn shutdown(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Makes subjects: one that is resilient and, for comparison, one that is not.
+/// Makes subjects: one that is resilient and, for comparison, one that is not and one whose resilience is built by hand.
 pub trait SubjectFactory: Send + Sync {
     /// Starts a subject of that role with a new, empty database of its own.
     fn start(
@@ -47,14 +47,16 @@ pub trait SubjectFactory: Send + Sync {
     ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>>;
 }
 
-/// Which of the two subjects of a drill.
+/// Which of the subjects of a drill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub enum Role {
     /// The one that is judged.
     Resilient,
     /// The control: the same application as it is written without thought of outages.
     Plain,
+    /// The second control: the same application with resilience built by hand.
+    HandBuilt,
 }
 
 /// Where a subject finds its Redis. It belongs to this subject alone, and the lab is about to break it.
@@ -70,6 +72,19 @@ pub struct Endpoint {
     pub ca_file: Option<PathBuf>,
     /// A folder for the subject's own files. It is gone with the drill, also when that is killed.
     pub folder: Option<PathBuf>,
+    /// Whether a subject that has a tier in memory is to use it.
+    pub memory: bool,
+}
+
+impl Role {
+    /// What the subject is called in reports.
+    pub fn title(self) -> &'static str {
+        match self {
+            Role::Resilient => "Steadfast",
+            Role::Plain => "Plain client",
+            Role::HandBuilt => "Built by hand",
+        }
+    }
 }
 
 impl Endpoint {
@@ -80,6 +95,7 @@ impl Endpoint {
             password_file: None,
             ca_file: None,
             folder: None,
+            memory: true,
         }
     }
 
@@ -94,6 +110,13 @@ impl Endpoint {
     #[must_use]
     pub fn with_ca_file(mut self, file: PathBuf) -> Self {
         self.ca_file = Some(file);
+        self
+    }
+
+    /// The same, but with no tier in memory.
+    #[must_use]
+    pub fn without_memory(mut self) -> Self {
+        self.memory = false;
         self
     }
 
@@ -112,6 +135,7 @@ impl std::fmt::Debug for Endpoint {
             .field("password_file", &self.password_file)
             .field("ca_file", &self.ca_file)
             .field("folder", &self.folder)
+            .field("memory", &self.memory)
             .finish_non_exhaustive()
     }
 }

@@ -29,7 +29,7 @@ use crate::proxy::{Proxy, ProxyError, ToxicId};
 use crate::record::Record;
 use crate::report::{FaultSpan, Verdict};
 use crate::scenario::{Scenario, Wire};
-use crate::verdict::{Kpi, ms};
+use crate::verdict::{Kpi, ms, verdict};
 
 use self::judge::Evidence;
 use self::plan::{Action, Id, on_the_wire};
@@ -442,7 +442,7 @@ impl Drill<'_> {
             return true;
         };
         let users_well =
-            users.is_none_or(|users| users.record(|record| record.moments().full.is_some()));
+            users.is_none_or(|users| users.record(|record| record.moments().users_well.is_some()));
         (self.seen.in_use().is_some() && users_well)
             || now >= healed + self.options.recovery + WINDOW
     }
@@ -565,7 +565,7 @@ impl Drill<'_> {
             users,
             redis_in_use_ms: self.seen.in_use().map(ms),
             unfollowed: if follows { unfollowed } else { 0 },
-            verdict: judge::verdict(&kpis),
+            verdict: verdict(&kpis),
             kpis,
             faults: self.seen.faults(),
             untouched,

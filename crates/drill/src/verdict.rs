@@ -5,12 +5,14 @@
 //! |---|---|---|---|
 //! | connection_success | calls to Redis answered ÷ calls to Redis | baseline, recovered | > 99 % |
 //! | fallback | reads answered by the database ÷ reads answered | baseline | < 5 % |
-//! | recovery | from the last healing to full recovery | recovery | < 1 s (the control: 30 s) |
+//! | users_well | from the last healing to a whole second without a failed read or a wrong answer | recovery | < 1 s (a control: 30 s) |
+//! | redis_in_use | from the last healing to a whole second in which Redis answers as before | recovery | < 1 s (a control: 30 s) |
 //! | hit_rate | reads answered by memory or Redis ÷ reads answered | baseline, recovered | > 80 % |
 //! | errors | reads that failed, and calls that could not start ÷ reads | whole run | < 1 % |
 //! | write_errors | writes that failed ÷ writes, if there were any | whole run | < 1 % |
 //! | wrong_answers | answers too old that do not say so | whole run | 0 |
 //! | fault_p99 | what 99 of 100 calls took at most | fault | ≤ 500 ms |
+//! | untouched | faults of the protocol that acted on no command; with one the verdict is void | fault | 0 |
 //! | slowest_call | the longest call | whole run | ≤ 1.25 s |
 
 use std::time::Duration;
@@ -18,6 +20,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::record::{Counts, Record};
+use crate::report::Verdict;
 use crate::scenario::{Phase, Thresholds};
 use crate::subject::{Connection, Role};
 
@@ -43,6 +46,8 @@ pub struct Kpi {
     pub unit: Unit,
     /// How it is computed, in words.
     pub formula: &'static str,
+    /// What belongs to the figure, in words: how exact it is, or what it is made of. Empty if nothing does.
+    pub note: String,
 }
 
 /// How a value and its target are compared.
@@ -88,7 +93,7 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
     let whole = sum(record, &Phase::ALL[1..]);
     let recovery = match role {
         Role::Resilient => thresholds.recovery,
-        Role::Plain => RECOVERY_OF_CONTROL,
+        Role::Plain | Role::HandBuilt => RECOVERY_OF_CONTROL,
     };
     let mut kpis = vec![
         Kpi {
@@ -115,14 +120,17 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
             Bound::Below,
             "reads answered by the database ÷ reads answered",
         ),
-        ratio(
-            "hit_rate",
-            "baseline, recovered",
-            share(normal.sources[0] + normal.sources[1], normal.answered()),
-            thresholds.hit_rate,
-            Bound::Above,
-            "reads answered by memory or Redis ÷ reads answered",
-        ),
+        Kpi {
+            note: note_of_tiers(&normal),
+            ..ratio(
+                "hit_rate",
+                "baseline, recovered",
+                share(normal.sources[0] + normal.sources[1], normal.answered()),
+                thresholds.hit_rate,
+                Bound::Above,
+                "reads answered by memory or Redis ÷ reads answered",
+            )
+        },
         ratio(
             "errors",
             "whole run",
@@ -185,20 +193,83 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
         kpis.insert(kpis.len() - 1, p99);
     }
     if breaks {
-        let full = Kpi {
-            unit: Unit::Ms,
-            ..ratio(
-                "recovery",
-                "recovery",
-                record.moments().full.map(ms),
-                ms(recovery),
-                Bound::Below,
-                "from the last healing to a whole second without a failure",
-            )
-        };
-        kpis.insert(2, full);
+        kpis.splice(2..2, recoveries(record, recovery));
     }
     kpis
+}
+
+/// Whether every fault touched what it was to break.
+pub(crate) fn untouched_kpi(untouched: usize) -> Kpi {
+    Kpi {
+        unit: Unit::Count,
+        ..ratio(
+            "untouched",
+            "fault",
+            Some(untouched as f64),
+            0.0,
+            Bound::AtMost,
+            "faults that touched nothing of the application; with one, the drill proves nothing",
+        )
+    }
+}
+
+/// A drill that touched nothing proves nothing, whatever else was seen.
+pub(crate) fn verdict(kpis: &[Kpi]) -> Verdict {
+    if kpis.iter().any(|kpi| kpi.name == "untouched" && !kpi.pass) {
+        Verdict::Void
+    } else if kpis.iter().all(|kpi| kpi.pass) {
+        Verdict::Passed
+    } else {
+        Verdict::Failed
+    }
+}
+
+/// The two moments of recovery.
+fn recoveries(record: &Record, limit: Duration) -> [Kpi; 2] {
+    let (moments, resolution) = (record.moments(), record.resolution());
+    [
+        (
+            "users_well",
+            moments.users_well,
+            "from the last healing to the first second without a failed read, a read that could not start or a wrong answer",
+            note_of_resolution(resolution.users, "reads"),
+        ),
+        (
+            "redis_in_use",
+            moments.redis_in_use,
+            "from the last healing to the first second in which Redis answers a quarter as much as in the baseline, and no call to it fails",
+            note_of_resolution(resolution.redis, "answers of Redis, or looks at them"),
+        ),
+    ]
+    .map(|(name, value, formula, note)| Kpi {
+        unit: Unit::Ms,
+        note,
+        ..ratio(
+            name,
+            "recovery",
+            value.map(ms),
+            ms(limit),
+            Bound::Below,
+            formula,
+        )
+    })
+}
+
+/// How exact a moment is, in words.
+pub(crate) fn note_of_resolution(resolution: Option<Duration>, between: &str) -> String {
+    resolution.map_or(String::new(), |resolution| {
+        format!(
+            "± {}, the time between two {between}",
+            crate::report::duration(ms(resolution))
+        )
+    })
+}
+
+/// The share of reads that each tier answered, in words.
+fn note_of_tiers(counts: &Counts) -> String {
+    let percent = |part| crate::report::figure(share(part, counts.answered()), Unit::Ratio);
+    let [memory, redis, _] = counts.sources;
+    format!("memory {}, Redis {}", percent(memory), percent(redis))
 }
 
 fn ratio(
@@ -219,6 +290,7 @@ fn ratio(
         bound,
         unit: Unit::Ratio,
         formula,
+        note: String::new(),
     }
 }
 
@@ -330,6 +402,16 @@ mod tests {
     }
 
     #[test]
+    fn d4_hits_are_told_by_tier_and_recoveries_with_their_resolution() {
+        let record = record([0; 5], [0; 5]);
+        assert_eq!(kpi(&record, "hit_rate").note, "memory 0 %, Redis 100 %");
+        let well = kpi(&record, "users_well").note;
+        assert_eq!(well, "± 100 ms, the time between two reads");
+        let used = kpi(&record, "redis_in_use").note;
+        assert!(used.starts_with("± 10.0 ms"), "{used}");
+    }
+
+    #[test]
     fn d4_errors_are_judged_over_all_but_the_warm_up() {
         let warming = record([0; 5], [10, 0, 0, 0, 0]);
         assert_eq!(kpi(&warming, "errors").value, Some(0.0));
@@ -345,11 +427,15 @@ mod tests {
         let mut never = record([0; 5], [0; 5]);
         never.broken(at(2000));
         assert_eq!(
-            (kpi(&never, "recovery").value, kpi(&never, "recovery").pass),
+            (
+                kpi(&never, "users_well").value,
+                kpi(&never, "users_well").pass
+            ),
             (None, false)
         );
+        assert!(!kpi(&never, "redis_in_use").pass);
         let kpis = judge(&never, &Thresholds::default(), Role::Resilient, false);
-        assert!(kpis.iter().all(|kpi| kpi.name != "recovery"));
+        assert!(kpis.iter().all(|kpi| kpi.phase != "recovery"));
     }
 
     #[test]

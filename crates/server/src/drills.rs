@@ -275,6 +275,7 @@ impl Drill {
         };
         RunOptions {
             control: order.control,
+            hand_built: false,
             seed: order.seed,
             progress: Some(Arc::new(told)),
             stop: self.stop.clone(),

@@ -33,6 +33,8 @@ pub struct Repeated {
     pub kpis: Vec<RepeatedKpi>,
     /// The same of the control, if one ran.
     pub control: Option<Box<RepeatedControl>>,
+    /// The same of the second control, whose resilience is built by hand, if it ran.
+    pub hand_built: Option<Box<RepeatedControl>>,
 }
 
 /// How often each verdict was given.
@@ -79,6 +81,7 @@ pub struct Run {
     seed: u64,
     own: (Verdict, Vec<Kpi>),
     control: Option<(Verdict, Vec<Kpi>)>,
+    hand_built: Option<(Verdict, Vec<Kpi>)>,
 }
 
 impl Run {
@@ -102,6 +105,7 @@ impl From<&Report> for Run {
             seed: report.seed,
             own: of(report),
             control: report.control.as_deref().map(of),
+            hand_built: report.hand_built.as_deref().map(of),
         }
     }
 }
@@ -114,6 +118,7 @@ impl From<&TargetReport> for Run {
             seed: report.seed,
             own: (report.verdict, report.kpis.clone()),
             control: None,
+            hand_built: None,
         }
     }
 }
@@ -123,7 +128,8 @@ impl Repeated {
     pub fn of(runs: &[Run]) -> Option<Self> {
         let first = runs.first()?;
         let own: Vec<_> = runs.iter().map(|run| &run.own).collect();
-        let control: Vec<_> = runs.iter().filter_map(|run| run.control.as_ref()).collect();
+        let control = runs.iter().filter_map(|run| run.control.as_ref());
+        let hand_built = runs.iter().filter_map(|run| run.hand_built.as_ref());
         let verdicts = Verdicts::of(&own);
         Some(Self {
             schema: SCHEMA,
@@ -138,12 +144,8 @@ impl Repeated {
                 _ => Verdict::Passed,
             },
             kpis: kpis(&own),
-            control: (!control.is_empty()).then(|| {
-                Box::new(RepeatedControl {
-                    verdicts: Verdicts::of(&control),
-                    kpis: kpis(&control),
-                })
-            }),
+            control: RepeatedControl::of(&control.collect::<Vec<_>>()),
+            hand_built: RepeatedControl::of(&hand_built.collect::<Vec<_>>()),
         })
     }
 
@@ -157,7 +159,8 @@ impl Repeated {
         let mut table = new_table(&["", "", "target", "median", "from", "to", "good in"]);
         let subjects = [
             ("", Some(&self.kpis)),
-            ("control", self.control.as_ref().map(|c| &c.kpis)),
+            ("plain client", self.control.as_ref().map(|c| &c.kpis)),
+            ("built by hand", self.hand_built.as_ref().map(|c| &c.kpis)),
         ];
         for (who, kpis) in subjects {
             for (number, kpi) in kpis.into_iter().flatten().enumerate() {
@@ -174,9 +177,13 @@ impl Repeated {
             }
         }
         align_right(&mut table, &[2, 3, 4, 5, 6]);
-        let control = self.control.as_ref().map_or(String::new(), |control| {
-            format!("; the control {}", control.verdicts.words())
-        });
+        let said = |who: &str, control: &Option<Box<RepeatedControl>>| {
+            control.as_ref().map_or(String::new(), |control| {
+                format!("; {who} {}", control.verdicts.words())
+            })
+        };
+        let control = said("the plain client", &self.control)
+            + &said("what is built by hand", &self.hand_built);
         format!(
             "{} · {} runs with seed {}\n\n{}\n\n{}: {}{control}",
             self.scenario,
@@ -190,6 +197,17 @@ impl Repeated {
             },
             self.verdicts.words(),
         )
+    }
+}
+
+impl RepeatedControl {
+    fn of(runs: &[&(Verdict, Vec<Kpi>)]) -> Option<Box<Self>> {
+        (!runs.is_empty()).then(|| {
+            Box::new(Self {
+                verdicts: Verdicts::of(runs),
+                kpis: kpis(runs),
+            })
+        })
     }
 }
 
@@ -266,6 +284,7 @@ fn one(kpis: &[&Kpi]) -> RepeatedKpi {
         median: Kpi {
             value: median,
             pass: good == kpis.len(),
+            note: String::new(),
             ..kpis[0].clone()
         },
         min: measured.first().copied(),
@@ -290,6 +309,7 @@ mod tests {
             bound: Bound::AtMost,
             unit,
             formula: "",
+            note: String::new(),
         };
         Run {
             scenario: "crash".to_owned(),
@@ -303,6 +323,7 @@ mod tests {
                 ],
             ),
             control: None,
+            hand_built: None,
         }
     }
 

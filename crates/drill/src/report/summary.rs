@@ -1,5 +1,5 @@
-//! Many drills as one table, for the end of a run of them and for a page that shows what they found. A cell holds two figures:
-//! what the users of Steadfast felt, and what those of the plain client beside it did.
+//! Many drills as one table, for the end of a run of them and for a page that shows what they found. A cell holds as many
+//! figures as there are subjects: what the users of Steadfast felt, and what those of the controls beside it did.
 
 use std::fmt::Write as _;
 
@@ -8,18 +8,19 @@ use comfy_table::{Cell, Color};
 use super::{Report, Verdict, figure, table};
 
 /// What is told of each drill: the heading, and the key figure below it.
-const FIGURES: [(&str, &str); 6] = [
+const FIGURES: [(&str, &str); 7] = [
     ("failed reads", "errors"),
     ("failed writes", "write_errors"),
     ("p99 during the fault", "fault_p99"),
     ("slowest call", "slowest_call"),
-    ("well again after", "recovery"),
+    ("users well after", "users_well"),
+    ("Redis in use after", "redis_in_use"),
     ("wrong answers", "wrong_answers"),
 ];
 
 /// One line for each report, for a terminal. A control that did not do as its scenario says it will is marked (!).
 pub fn render(reports: &[Report], colour: bool) -> String {
-    let mut header = vec!["drill", "Steadfast", "plain client"];
+    let mut header = vec!["drill", "Steadfast", "plain client", "built by hand"];
     header.extend(FIGURES.map(|(heading, _)| heading));
     let mut table = table::new_table(&header);
     for report in reports {
@@ -27,11 +28,12 @@ pub fn render(reports: &[Report], colour: bool) -> String {
             Cell::new(&report.scenario),
             table::verdict(report.verdict, colour),
             control_cell(report, colour),
+            hand_built_cell(report, colour),
         ];
         row.extend(FIGURES.map(|(_, name)| Cell::new(pair(report, name))));
         table.add_row(row);
     }
-    table::align_right(&mut table, &[3, 4, 5, 6, 7, 8]);
+    table::align_right(&mut table, &[4, 5, 6, 7, 8, 9, 10]);
     table::finished(table, colour)
 }
 
@@ -42,11 +44,11 @@ pub fn in_a_line(report: &Report, colour: bool) -> String {
             let kpi = report.kpis.iter().find(|kpi| kpi.name == name);
             kpi.map_or_else(|| "–".to_owned(), |kpi| figure(kpi.value, kpi.unit))
         };
-        (of("errors"), of("fault_p99"), of("recovery"))
+        (of("errors"), of("fault_p99"), of("users_well"))
     };
     let (errors, p99, recovery) = told(report);
     let mut text = format!(
-        "{:<21} {}  {errors} of reads failed, p99 {p99} during the fault, well again after {recovery}",
+        "{:<21} {}  {errors} of reads failed, p99 {p99} during the fault, users well after {recovery}",
         report.scenario,
         table::mark(report.verdict, colour),
     );
@@ -68,19 +70,23 @@ pub fn in_a_line(report: &Report, colour: bool) -> String {
 
 /// The same as a table of Markdown, with what it comes to below it.
 pub fn markdown(reports: &[Report]) -> String {
-    let mut text = String::from("| drill | Steadfast | plain client |");
+    let mut text = String::from("| drill | Steadfast | plain client | built by hand |");
     FIGURES
         .iter()
         .for_each(|(heading, _)| text += &format!(" {heading} |"));
-    text += "\n|---|---|---|";
+    text += "\n|---|---|---|---|";
     text += &"---:|".repeat(FIGURES.len());
     for report in reports {
         let _ = write!(
             text,
-            "\n| `{}` | {} | {} |",
+            "\n| `{}` | {} | {} | {} |",
             report.scenario,
             word(report.verdict),
-            control_word(report)
+            control_word(report),
+            report
+                .hand_built
+                .as_ref()
+                .map_or("–", |other| word(other.verdict)),
         );
         for (_, name) in FIGURES {
             let _ = write!(text, " {} |", pair(report, name));
@@ -120,6 +126,10 @@ pub fn in_words(reports: &[Report]) -> String {
             names(busy)
         );
     }
+    let by_hand: Vec<_> = reports
+        .iter()
+        .filter_map(|report| report.hand_built.as_deref())
+        .collect();
     if with_control().next().is_none() {
         return text;
     }
@@ -137,6 +147,14 @@ pub fn in_words(reports: &[Report]) -> String {
             names(otherwise)
         );
     }
+    if !by_hand.is_empty() {
+        let fails = by_hand.iter().filter(|report| !report.passed()).count();
+        let _ = write!(
+            text,
+            " What is built by hand fails {fails} of {}.",
+            by_hand.len()
+        );
+    }
     text
 }
 
@@ -147,16 +165,22 @@ pub fn all_as_expected(reports: &[Report]) -> bool {
         .all(|report| report.passed() && report.control_as_expected())
 }
 
-/// The key figure of that name of both; of the one there is, if no control ran.
+/// The key figure of that name of all subjects that ran.
 fn pair(report: &Report, name: &str) -> String {
     let of = |report: &Report| {
         let kpi = report.kpis.iter().find(|kpi| kpi.name == name);
         kpi.map_or_else(|| "–".to_owned(), |kpi| figure(kpi.value, kpi.unit))
     };
-    match &report.control {
-        Some(control) => format!("{} / {}", of(report), of(control)),
-        None => of(report),
-    }
+    let all: Vec<_> = report.all().map(|(_, report)| of(report)).collect();
+    all.join(" / ")
+}
+
+fn hand_built_cell(report: &Report, colour: bool) -> Cell {
+    let other = report.hand_built.as_ref();
+    other.map_or_else(
+        || Cell::new("–"),
+        |other| table::verdict(other.verdict, colour),
+    )
 }
 
 fn control_cell(report: &Report, colour: bool) -> Cell {

@@ -124,7 +124,7 @@ fn phases(report: &Report) -> Table {
         "", "phase", "calls", "ok", "errors", "memory", "redis", "sql", "stale", "wrong", "p50",
         "p99", "p99.9", "max",
     ]);
-    for (who, report) in subjects(report) {
+    for (who, report) in report.all() {
         for (number, phase) in report.phases.iter().enumerate() {
             let mut row = vec![if number == 0 {
                 who.to_owned()
@@ -163,10 +163,11 @@ fn phase_row(phase: &PhaseReport) -> [String; 13] {
 }
 
 fn kpis(report: &Report, colour: bool) -> Table {
-    let mut header = vec!["", "phase", "target", "steadfast", ""];
-    if report.control.is_some() {
-        header.extend(["control", ""]);
+    let mut header = vec!["", "phase", "target"];
+    for (who, _) in report.all() {
+        header.extend([who, ""]);
     }
+    header.push("");
     let mut table = new_table(&header);
     for kpi in &report.kpis {
         let mut row = vec![
@@ -174,14 +175,14 @@ fn kpis(report: &Report, colour: bool) -> Table {
             Cell::new(kpi.phase),
             Cell::new(target(kpi)),
         ];
-        row.extend(judged(kpi, colour));
-        if let Some(control) = &report.control {
-            let theirs = control.kpis.iter().find(|theirs| theirs.name == kpi.name);
+        for (_, subject) in report.all() {
+            let theirs = subject.kpis.iter().find(|theirs| theirs.name == kpi.name);
             row.extend(theirs.map_or(["–", ""].map(Cell::new), |kpi| judged(kpi, colour)));
         }
+        row.push(Cell::new(&kpi.note));
         table.add_row(row);
     }
-    align_right(&mut table, &[2, 3, 5]);
+    align_right(&mut table, &[2, 3, 5, 7]);
     table
 }
 
@@ -195,7 +196,7 @@ fn judged(kpi: &Kpi, colour: bool) -> [Cell; 2] {
 
 fn closing(report: &Report) -> String {
     let mut text = String::new();
-    for (who, report) in subjects(report) {
+    for (who, report) in report.all() {
         let moment = |ms: Option<f64>| ms.map_or("never".to_owned(), duration);
         let errors = report.phases.iter().flat_map(|phase| &phase.errors);
         let mut kinds = std::collections::BTreeMap::<&str, u64>::new();
@@ -205,11 +206,16 @@ fn closing(report: &Report) -> String {
             .map(|(kind, count)| format!("{kind} {count}"))
             .collect();
         text += &format!(
-            "{who}: {}; noticed after {}, first answer {} and all well {} after healing; {} reconnects, {} stuck; database {} → {} queries/s{}{}\n",
-            if report.passed() { "PASSED" } else { "FAILED" },
+            "{who}: {}; noticed after {}, first answer {}, users well {} and Redis in use {} after healing; {} reconnects, {} stuck; database {} → {} queries/s{}{}\n",
+            match report.verdict {
+                Verdict::Passed => "PASSED",
+                Verdict::Failed => "FAILED",
+                Verdict::Void => "VOID",
+            },
             moment(report.recovery.detect_ms),
             moment(report.recovery.first_success_ms),
-            moment(report.recovery.full_ms),
+            moment(report.recovery.users_well_ms),
+            moment(report.recovery.redis_in_use_ms),
             report.connection.reconnects,
             report.connection.stuck_resets,
             report.database.baseline_qps,
@@ -217,19 +223,14 @@ fn closing(report: &Report) -> String {
             if kinds.is_empty() { "" } else { "; errors: " },
             kinds.join(", "),
         );
+        for name in &report.untouched {
+            text += &format!("{who}: {name} touched nothing, so this drill proves nothing of it\n");
+        }
         if let Some(caveat) = report.caveat() {
             text += &format!("{who}: {caveat}\n");
         }
     }
     text
-}
-
-fn subjects(report: &Report) -> impl Iterator<Item = (&'static str, &Report)> {
-    let control = report
-        .control
-        .as_deref()
-        .map(|control| ("control", control));
-    std::iter::once(("steadfast", report)).chain(control)
 }
 
 pub(super) fn verdict(verdict: Verdict, colour: bool) -> Cell {

@@ -4,13 +4,18 @@
 use std::fmt::Write as _;
 
 use super::html::{escaped, fault_words};
-use super::{Report, Verdict, figure, svg};
-use crate::verdict::Unit;
+use super::{FaultSpan, Report, Verdict, figure, svg};
+use crate::target::TargetReport;
+use crate::verdict::{Kpi, Unit};
 
 const STYLE: &str = concat!(include_str!("palette.css"), include_str!("plots.css"));
 /// Of one column.
 const WIDTH: f64 = 450.0;
 const MARGIN: f64 = 18.0;
+/// Side by side at most; more stand below.
+const COLUMNS: usize = 2;
+/// Between the end of a row and the heading of the next.
+const ROW: f64 = 50.0;
 /// What stands above the first plot.
 const TOP: f64 = 112.0;
 /// What stands above every other.
@@ -18,37 +23,126 @@ const HEADING: f64 = 24.0;
 
 /// The picture, as a file of its own.
 pub fn render(report: &Report) -> String {
-    let control = report.control.as_deref();
-    let subjects: Vec<(&str, &Report)> = std::iter::once(("Steadfast", report))
-        .chain(control.map(|control| ("Plain client", control)))
-        .collect();
+    let subjects: Vec<(&str, &Report)> = report.all().collect();
     let scales = svg::Scales::of(subjects.iter().map(|(_, report)| *report), WIDTH);
     let mut body = String::new();
-    let mut bottom = TOP;
+    let (mut top, mut bottom) = (0.0, TOP);
     for (number, (who, report)) in subjects.iter().enumerate() {
-        let left = MARGIN + number as f64 * (WIDTH + MARGIN);
-        heading(&mut body, left, who, report);
-        bottom = plots(&mut body, left, report, &scales);
+        if number > 0 && number % COLUMNS == 0 {
+            top = bottom + ROW - TOP;
+        }
+        let left = MARGIN + (number % COLUMNS) as f64 * (WIDTH + MARGIN);
+        heading(&mut body, (left, top), who, report);
+        bottom = plots(&mut body, (left, top), report, &scales);
     }
-    let width = MARGIN + subjects.len() as f64 * (WIDTH + MARGIN);
-    let height = bottom + MARGIN;
-    format!(
-        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{label}\">\n\
-         <style>\n{STYLE}{OWN}</style>\n<rect class=\"sheet\" width=\"{width}\" height=\"{height}\" rx=\"12\"/>\n\
-         <text class=\"title\" x=\"{MARGIN}\" y=\"32\">{name}</text><text class=\"lead\" x=\"{MARGIN}\" y=\"52\">{words}</text>\n{legend}\n{body}</svg>\n",
-        label = escaped(&report.about),
-        name = escaped(&report.scenario),
-        words = escaped(&shaded(report)),
-        legend = legend(&SOURCES, width - MARGIN, 31.0),
+    let width = MARGIN + subjects.len().min(COLUMNS) as f64 * (WIDTH + MARGIN);
+    sheet(
+        (width, bottom + MARGIN),
+        (&report.scenario, &report.about, &shaded(&report.faults)),
+        &(legend(&SOURCES, width - MARGIN, 31.0) + &body),
     )
 }
 
-fn shaded(report: &Report) -> String {
-    format!("Shaded: {}", fault_words(&report.faults))
+/// The picture of somebody's own application: what its users got, and what Redis answered it.
+pub fn render_target(report: &TargetReport) -> String {
+    let length = report.phases.last().map_or(0, |phase| phase.to_ms);
+    let scales = svg::Scales::of_time(length as f64, WIDTH);
+    let mut body = String::new();
+    heading_of(
+        &mut body,
+        (MARGIN, 0.0),
+        "Its users",
+        report.verdict,
+        &report.kpis,
+    );
+    let mut top = TOP;
+    let mut draw =
+        |title: &'static str, interval: u64, height: f64, layers: &[(&str, Vec<f64>)]| {
+            let most = layers.iter().flat_map(|(_, values)| values).copied();
+            let full = svg::nice(most.fold(1.0, f64::max));
+            let mut plot = svg::Plot::of(title, (height, 24.0), &report.faults, interval, &scales);
+            let phases = report.phases.iter();
+            plot.phases(phases.map(|phase| (phase.name, phase.from_ms, phase.to_ms)));
+            plot.grid(&svg::linear_ticks(full), |value| value / full);
+            for (class, values) in layers {
+                plot.area(class, &vec![0.0; values.len()], values, full);
+            }
+            place(
+                &mut body,
+                title,
+                (MARGIN, top, height),
+                &plot.finish(true),
+                "",
+            );
+            top += height + HEADING;
+        };
+    if let Some(users) = &report.users {
+        let timeline = &users.timeline;
+        let interval = timeline.interval_ms;
+        draw(
+            "Requests a second: answered, wrong, failed",
+            interval,
+            170.0,
+            &[
+                ("redis", timeline.answered.clone()),
+                ("wrong", timeline.wrong.clone()),
+                ("failed", timeline.failed.clone()),
+            ],
+        );
+        let p99 = timeline.p99_ms.iter().map(|ms| ms.unwrap_or(0.0));
+        let layers = [("p99", p99.collect())];
+        draw("Milliseconds, 99th percentile", interval, 125.0, &layers);
+    }
+    let per_second = 1e3 / report.timeline.interval_ms.max(1) as f64;
+    let answered = report.timeline.answered.iter();
+    let answered = answered.map(|count| *count as f64 * per_second).collect();
+    let interval = report.timeline.interval_ms;
+    draw(
+        "Commands a second, answered by Redis",
+        interval,
+        95.0,
+        &[("memory", answered)],
+    );
+    let bottom = top - HEADING;
+    sheet(
+        (WIDTH + 2.0 * MARGIN, bottom + MARGIN),
+        (&report.scenario, &report.about, &shaded(&report.faults)),
+        &body,
+    )
 }
 
-fn heading(body: &mut String, left: f64, who: &str, report: &Report) {
-    let value = |name| report.kpis.iter().find(|kpi| kpi.name == name);
+/// The whole file around what is drawn.
+fn sheet(
+    (width, height): (f64, f64),
+    (name, about, words): (&str, &str, &str),
+    body: &str,
+) -> String {
+    format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" width=\"{width}\" height=\"{height}\" role=\"img\" aria-label=\"{label}\">\n\
+         <style>\n{STYLE}{OWN}</style>\n<rect class=\"sheet\" width=\"{width}\" height=\"{height}\" rx=\"12\"/>\n\
+         <text class=\"title\" x=\"{MARGIN}\" y=\"32\">{name}</text><text class=\"lead\" x=\"{MARGIN}\" y=\"52\">{words}</text>\n{body}</svg>\n",
+        label = escaped(about),
+        name = escaped(name),
+        words = escaped(words),
+    )
+}
+
+fn shaded(faults: &[FaultSpan]) -> String {
+    format!("Shaded: {}", fault_words(faults))
+}
+
+fn heading(body: &mut String, at: (f64, f64), who: &str, report: &Report) {
+    heading_of(body, at, who, report.verdict, &report.kpis);
+}
+
+fn heading_of(
+    body: &mut String,
+    (left, top): (f64, f64),
+    who: &str,
+    verdict: Verdict,
+    kpis: &[Kpi],
+) {
+    let value = |name| kpis.iter().find(|kpi| kpi.name == name);
     let failed = value("errors").map_or_else(
         || "–".to_owned(),
         |kpi| match kpi.value {
@@ -56,18 +150,28 @@ fn heading(body: &mut String, left: f64, who: &str, report: &Report) {
             value => format!("{} of reads failed", figure(value, Unit::Ratio)),
         },
     );
-    let (class, mark) = match report.verdict {
+    let (class, mark) = match verdict {
         Verdict::Passed => ("good", "✓"),
         Verdict::Failed | Verdict::Void => ("bad", "✗"),
     };
+    let wrong = match value("wrong_answers").and_then(|kpi| kpi.value) {
+        Some(wrong) if wrong > 0.0 => format!(", {wrong} wrong answers"),
+        _ => String::new(),
+    };
     let _ = writeln!(
         body,
-        "<text class=\"who\" x=\"{left}\" y=\"86\">{who} <tspan class=\"{class}\" dx=\"6\">{mark} {failed}</tspan></text>"
+        "<text class=\"who\" x=\"{left}\" y=\"{}\">{who} <tspan class=\"{class}\" dx=\"6\">{mark} {failed}{wrong}</tspan></text>",
+        top + 86.0
     );
 }
 
 /// The plots of one subject below each other, and where they end.
-fn plots(body: &mut String, left: f64, report: &Report, scales: &svg::Scales) -> f64 {
+fn plots(
+    body: &mut String,
+    (left, above): (f64, f64),
+    report: &Report,
+    scales: &svg::Scales,
+) -> f64 {
     type Draw = fn(&Report, &svg::Scales) -> String;
     let plots: [(&str, Draw, f64); 3] = [
         (
@@ -78,25 +182,34 @@ fn plots(body: &mut String, left: f64, report: &Report, scales: &svg::Scales) ->
         ("Latency", svg::latency, svg::LATENCY),
         ("Connection and breaker", svg::states, svg::STATES),
     ];
-    let mut top = TOP;
+    let mut top = above + TOP;
     for (title, draw, height) in plots {
-        let plot = draw(report, scales).replacen(
-            "<svg ",
-            &format!("<svg x=\"{left}\" y=\"{top}\" width=\"{WIDTH}\" height=\"{height}\" "),
-            1,
-        );
         let beside = match title {
             "Latency" => legend(&LATENCIES, left + WIDTH, top - 6.0),
             _ => String::new(),
         };
-        let _ = writeln!(
-            body,
-            "<text class=\"plot\" x=\"{left}\" y=\"{}\">{title}</text>{beside}{plot}",
-            top - 6.0
-        );
+        let plot = draw(report, scales);
+        place(body, title, (left, top, height), &plot, &beside);
         top += height + HEADING;
     }
     top - HEADING
+}
+
+/// A plot at its place, with its title above it.
+fn place(
+    body: &mut String,
+    title: &str,
+    (left, top, height): (f64, f64, f64),
+    plot: &str,
+    beside: &str,
+) {
+    let at = format!("<svg x=\"{left}\" y=\"{top}\" width=\"{WIDTH}\" height=\"{height}\" ");
+    let _ = writeln!(
+        body,
+        "<text class=\"plot\" x=\"{left}\" y=\"{}\">{title}</text>{beside}{}",
+        top - 6.0,
+        plot.replacen("<svg ", &at, 1)
+    );
 }
 
 /// A class, what it means, and the room that it takes.
@@ -140,5 +253,6 @@ svg .label { font-size: 11px; }
 svg .who { font-size: 14px; font-weight: 650; fill: var(--ink); }
 svg .who .good { fill: var(--good); } svg .who .bad { fill: var(--bad); }
 svg .plot { font-size: 12px; font-weight: 600; fill: var(--ink); }
+svg .area.p99 { fill: var(--p99); }
 svg .key.p50 { fill: var(--p50); } svg .key.p99 { fill: var(--p99); } svg .key.max { fill: var(--max); }
 ";

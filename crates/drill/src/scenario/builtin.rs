@@ -22,6 +22,7 @@ const FILES: &[&str] = &[
     include_str!("../../scenarios/database-outage.toml"),
     include_str!("../../scenarios/redis-and-database.toml"),
     include_str!("../../scenarios/stale-after-recovery.toml"),
+    include_str!("../../scenarios/stale-without-memory.toml"),
     include_str!("../../scenarios/loop.toml"),
 ];
 

@@ -45,6 +45,7 @@ struct Source {
     #[serde(default)]
     about: String,
     seed: Option<u64>,
+    memory: Option<bool>,
     #[serde(default)]
     load: LoadSource,
     phases: Spanned<PhasesSource>,
@@ -94,6 +95,7 @@ impl Source {
             name: self.name.into_inner(),
             about: self.about,
             seed: self.seed.unwrap_or(1),
+            memory: self.memory.unwrap_or(true),
             load: self.load.checked(phases, self.phases.span())?,
             phases,
             thresholds: self.thresholds.checked(),

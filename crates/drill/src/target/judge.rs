@@ -4,9 +4,8 @@
 use std::time::Duration;
 
 use crate::record::Record;
-use crate::report::Verdict;
 use crate::scenario::{Phase, Scenario};
-use crate::verdict::{Bound, Kpi, Unit, ms, share, sum};
+use crate::verdict::{Bound, Kpi, Unit, ms, share, sum, untouched_kpi};
 
 use super::watch::Seen;
 
@@ -31,18 +30,7 @@ pub(super) struct Evidence<'a> {
 pub(super) fn judge(evidence: &Evidence<'_>) -> Vec<Kpi> {
     let mut kpis = Vec::new();
     if evidence.breaks {
-        kpis.push(Kpi {
-            value: Some(evidence.untouched as f64),
-            pass: evidence.untouched == 0,
-            ..figure(
-                "untouched",
-                "fault",
-                Bound::AtMost,
-                0.0,
-                Unit::Count,
-                "faults that touched nothing of the application; with one, the drill proves nothing",
-            )
-        });
+        kpis.push(untouched_kpi(evidence.untouched));
     }
     if let Some(users) = evidence.users {
         kpis.extend(by_users(evidence, users));
@@ -52,17 +40,6 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> Vec<Kpi> {
         kpis.extend(by_end(evidence));
     }
     kpis
-}
-
-/// A drill that touched nothing proves nothing, whatever else was seen.
-pub(super) fn verdict(kpis: &[Kpi]) -> Verdict {
-    if kpis.iter().any(|kpi| kpi.name == "untouched" && !kpi.pass) {
-        Verdict::Void
-    } else if kpis.iter().all(|kpi| kpi.pass) {
-        Verdict::Passed
-    } else {
-        Verdict::Failed
-    }
 }
 
 /// What its users got.
@@ -135,7 +112,7 @@ fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
     ));
     if evidence.breaks {
         kpis.push(compared(
-            users.moments().full.map(ms),
+            users.moments().users_well.map(ms),
             figure(
                 "users_well",
                 "recovery",
@@ -244,6 +221,7 @@ fn figure(
         bound,
         unit,
         formula,
+        note: String::new(),
     }
 }
 

@@ -111,7 +111,7 @@ impl Users {
             requests,
             phases: phases.collect(),
             felt_ms: moments.detect.map(ms),
-            well_ms: moments.full.map(ms),
+            well_ms: moments.users_well.map(ms),
             unjudged,
             late: record.started_late().calls,
             timeline: timeline(record),

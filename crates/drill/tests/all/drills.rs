@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use steadfast_drill::load::{Lane, drive};
-use steadfast_drill::report::{html, json, junit, summary, table, timeline};
+use steadfast_drill::report::{Verdict, html, json, junit, summary, table, timeline};
 use steadfast_drill::run::{RunError, RunOptions, run};
 use steadfast_drill::scenario::{Phase, Scenario, Thresholds};
-use steadfast_drill::subject::Source;
+use steadfast_drill::subject::{Breaker, Source};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -90,7 +90,7 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
     }
     let junit = junit::render(std::slice::from_ref(&report));
     assert!(
-        junit.contains("failures=\"0\"") && junit.contains("name=\"recovery\""),
+        junit.contains("failures=\"0\"") && junit.contains("name=\"redis_in_use\""),
         "{junit}"
     );
     let junit = junit::render(std::slice::from_ref(control));
@@ -98,6 +98,64 @@ async fn d5_a_crash_is_survived_by_the_sturdy_and_felt_by_the_control() {
         junit.contains("errors is ") && junit.contains("but should be &lt; 1 %"),
         "{junit}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d5_what_is_built_by_hand_falls_back_and_serves_what_was_overwritten() {
+    // Long enough for its time-outs and its breaker, on a busy machine too.
+    let mut scenario = Scenario::parse(
+        "name = 'test'\nphases = { warm_up = '200ms', baseline = '700ms', fault = '6s', recovery = '6s', recovered = '2s' }\n\
+         load = { rate = 100, keys = 10, writes = 0.3 }\n[[steps]]\nfault = 'down'\n[thresholds]\nallowed_age = '100ms'\n",
+    )
+    .unwrap();
+    scenario.thresholds.errors = 0.5;
+    let options = RunOptions {
+        hand_built: true,
+        ..with_control()
+    };
+    let report = run(&scenario, &Factory, options).await.unwrap();
+    let text = table::render(&report, false);
+    let names: Vec<_> = report.all().map(|(who, _)| who).collect();
+    assert_eq!(names, ["Steadfast", "Plain client", "Built by hand"]);
+    let by_hand = report.hand_built.as_deref().unwrap();
+    let total = |count: fn(&steadfast_drill::report::PhaseReport) -> u64| -> u64 {
+        by_hand.phases.iter().map(count).sum()
+    };
+    assert_eq!(total(|phase| phase.errors.values().sum()), 0, "{text}");
+    assert!(total(|phase| phase.sources.database) > 50, "{text}");
+    assert!(total(|phase| phase.wrong) > 0, "{text}");
+    let opened = by_hand.timeline.states.iter();
+    assert!(opened.clone().any(|s| s.breaker == Breaker::Open), "{text}");
+    assert!(by_hand.recovery.redis_in_use_ms.is_some(), "{text}");
+    let line = summary::markdown(std::slice::from_ref(&report));
+    assert!(line.contains("| built by hand |"), "{line}");
+    for page in [html::render(&report), timeline::render(&report)] {
+        assert!(page.contains("Built by hand"), "{text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_a_fault_of_the_protocol_that_meets_no_command_makes_the_drill_void() {
+    let drills = [("GTE", Verdict::Void, 1), ("GET", Verdict::Passed, 0)];
+    for (command, verdict, failures) in drills {
+        let step = format!(
+            "[[steps]]\nfault = 'resp_error'\nerror = 'ERR no'\ncommands = ['{command}']\n\
+             [thresholds]\nconnection_success = '1%'\nslowest = '1m'\nfault_p99 = '1m'\nrecovery = '30s'\nfallback = '99%'\nhit_rate = '1%'\n"
+        );
+        let report = run(&scenario(&step), &Factory, RunOptions::default())
+            .await
+            .unwrap();
+        let text = table::render(&report, false);
+        assert_eq!(report.verdict, verdict, "{text}");
+        let void = verdict == Verdict::Void;
+        assert_eq!(text.contains("resp_error touched nothing"), void, "{text}");
+        let junit = junit::render(std::slice::from_ref(&report));
+        assert!(
+            junit.contains(&format!("failures=\"{failures}\"")),
+            "{junit}"
+        );
+        assert_eq!(html::render(&report).contains("Void: nothing"), void);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -156,7 +214,11 @@ async fn d4_the_report_has_the_names_that_are_promised() {
             ),
             ("/phases/2/sources", "memory redis database"),
             ("/phases/2/latency_ms", "p50 p99 p999 max"),
-            ("/recovery", "detect_ms first_success_ms full_ms"),
+            (
+                "/recovery",
+                "detect_ms first_success_ms users_well_ms users_well_resolution_ms redis_in_use_ms redis_in_use_resolution_ms full_ms",
+            ),
+            ("/hit_rate", "memory redis database"),
             ("/kpis/0", "name phase value target pass"),
             ("/connection", "attempts reconnects stuck_resets"),
             ("/database", "baseline_qps fault_max_qps"),
@@ -175,7 +237,8 @@ async fn d4_the_report_has_the_names_that_are_promised() {
         for name in [
             "connection_success",
             "fallback",
-            "recovery",
+            "users_well",
+            "redis_in_use",
             "hit_rate",
             "errors",
         ] {

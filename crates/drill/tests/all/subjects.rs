@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
+use steadfast_drill::hand_built::HandBuilt;
 use steadfast_drill::plain::{Plain, Table};
 use steadfast_drill::subject::{
     Answer, Connection, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source, Subject,
@@ -138,6 +139,7 @@ impl SubjectFactory for Factory {
             Ok(match role {
                 Role::Resilient => Box::new(Sturdy { plain, rows }) as Box<dyn Subject>,
                 Role::Plain => Box::new(plain),
+                Role::HandBuilt => Box::new(HandBuilt::start(&endpoint, Box::new(rows))?),
             })
         }
         .boxed()

@@ -11,6 +11,7 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use steadfast::credentials::FileCredentials;
 use steadfast::{Client, ConnectionState, Tls};
 use steadfast_cache::{Cache, CacheError, Ttl, Tx, WriteError};
+use steadfast_drill::hand_built::HandBuilt;
 use steadfast_drill::plain::Plain;
 use steadfast_drill::subject::{
     Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source,
@@ -36,6 +37,9 @@ impl SubjectFactory for Subjects {
             Ok(match role {
                 Role::Resilient => Box::new(Resilient::start(&endpoint, table).await?) as _,
                 Role::Plain => Box::new(Plain::start(&endpoint, Box::new(PlainTable(table)))?) as _,
+                Role::HandBuilt => {
+                    Box::new(HandBuilt::start(&endpoint, Box::new(PlainTable(table)))?) as _
+                }
             })
         }
         .boxed()
@@ -71,7 +75,11 @@ impl Resilient {
             .name("steadfast-drill")
             .build()
             .map_err(|error| failed(&error))?;
-        let cache = Cache::builder(table.database.clone())
+        let mut cache = Cache::builder(table.database.clone());
+        if !endpoint.memory {
+            cache = cache.memory_bytes(0);
+        }
+        let cache = cache
             .redis(client.clone())
             .namespace("drill")
             .class(CLASS, Ttl::default())
@@ -250,6 +258,27 @@ mod tests {
         let facts = subject.facts();
         assert!(facts.redis_ok < asked.redis_ok + 900, "{asked:?} {facts:?}");
         Subject::shutdown(&subject).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn d4_without_its_memory_every_cached_answer_is_one_of_redis_and_none_is_wrong() {
+        let mut scenario = steadfast_drill::scenario::builtin("stale-without-memory").unwrap();
+        scenario.load.keys = 50;
+        let report = run(&scenario, &Subjects, RunOptions::default())
+            .await
+            .unwrap();
+        let count = |phase: &steadfast_drill::report::PhaseReport| {
+            (phase.sources.memory, phase.sources.redis, phase.wrong)
+        };
+        let counts: Vec<_> = report.phases.iter().map(count).collect();
+        let (memory, wrong) = counts
+            .iter()
+            .fold((0, 0), |all, of| (all.0 + of.0, all.1 + of.2));
+        assert_eq!((memory, wrong), (0, 0), "{counts:?}");
+        // After the old snapshot came back it was asked, not passed over.
+        let recovered = counts.last().unwrap();
+        assert!(recovered.1 > 100, "{counts:?}");
+        assert!(report.hit_rate.redis.is_some_and(|share| share > 0.5));
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -66,7 +66,8 @@ fn table(progress: &Progress, calls: Option<u64>) -> String {
     }
     let subjects = [
         ("steadfast", Some(&progress.subject)),
-        ("control", progress.control.as_ref()),
+        ("plain", progress.control.as_ref()),
+        ("by hand", progress.hand_built.as_ref()),
     ];
     for (who, live) in subjects {
         if let Some(live) = live {
@@ -126,7 +127,7 @@ fn words(progress: &Progress) -> String {
         count(live.database),
     );
     if let Some(control) = &progress.control {
-        words += &format!(" (control {} failed)", count(control.failed));
+        words += &format!(" (plain client {} failed)", count(control.failed));
     }
     words
 }

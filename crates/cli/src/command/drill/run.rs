@@ -45,7 +45,7 @@ pub(crate) struct Args {
     /// Replace the report of an earlier run in that folder
     #[arg(long, requires = "out")]
     overwrite: bool,
-    /// Leave out the plain client that runs beside for comparison
+    /// Leave out what runs beside for comparison: a plain client, and one with resilience built by hand
     #[arg(long)]
     no_control: bool,
     /// Draw all chance from another seed than the scenario's
@@ -261,6 +261,7 @@ impl Args {
         let (shown, progress) = progress::start(scenario);
         let options = RunOptions {
             control: !self.no_control,
+            hand_built: !self.no_control,
             seed: None,
             progress: Some(progress),
             stop: stop.clone(),

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use steadfast_drill::http_load::{HttpLoad, HttpRequest};
-use steadfast_drill::report::{json, junit, table, traffic};
+use steadfast_drill::report::{json, junit, table, timeline, traffic};
 use steadfast_drill::scenario::{Arrivals, Scenario};
 use steadfast_drill::target::{TargetError, TargetOptions, TargetReport, run_target};
 use tokio_util::sync::CancellationToken;
@@ -150,6 +150,7 @@ pub(super) async fn drill(
 pub(super) fn write_all(folder: &Path, report: &TargetReport) -> Result<PathBuf, Failure> {
     write(folder, "report.json", &json::render_target(report))?;
     write(folder, "junit.xml", &junit::render_target(report))?;
+    write(folder, "timeline.svg", &timeline::render_target(report))?;
     write(folder, "report.html", &traffic::render(report))
 }
 
