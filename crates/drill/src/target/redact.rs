@@ -10,9 +10,9 @@ static SECRET: LazyLock<Regex> = LazyLock::new(|| {
         // A password in a URL: scheme://user:password@
         r"(?P<url>[A-Za-z][A-Za-z0-9+.-]*://[^\s:/@]*:)(?P<a>[^\s/]+)(?P<at>@)",
         // NAME=value, --name value and --name=value, where the name says that it is secret.
-        r#"|(?P<name>(?i:[\w-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|credential)[\w-]*)(?:=|:\s?|\s+))(?P<b>"[^"]*"|'[^']*'|\S+)"#,
+        r#"|(?P<name>(?i-u:[\w-]*(?:password|passwd|pwd|secret|token|api[_-]?key|access[_-]?key|credential)[\w-]*)(?:=|:\s?|\s+))(?P<b>"[^"]*"|'[^']*'|\S+)"#,
         // What follows `Bearer` or redis-cli's -a.
-        r"|(?P<bearer>(?i:bearer)\s+|\s-a\s+)(?P<c>\S+)",
+        r"|(?P<bearer>(?i-u:bearer)\s+|\s-a\s+)(?P<c>\S+)",
     ))
     .expect("the pattern is well formed, as a test shows")
 });
