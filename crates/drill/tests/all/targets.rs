@@ -5,11 +5,10 @@ use std::process::Command;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-
 use steadfast_drill::process::{Port, Redis};
 use steadfast_drill::report::{Verdict, json, junit, table, timeline, traffic};
 use steadfast_drill::scenario::{Phases, Scenario};
-use steadfast_drill::target::{TargetError, TargetOptions, run_target};
+use steadfast_drill::target::{TargetError, TargetOptions, TargetReport, run_target};
 
 /// A Python with redis-py and a client of Toxiproxy, made once for all tests.
 pub(crate) fn python() -> PathBuf {
@@ -251,6 +250,91 @@ async fn d7_an_application_is_judged_by_what_its_users_get() {
     // A few at a time: they are judged by what they do, not by how busy they make the machine.
     let drills = futures_util::stream::iter(drills).buffer_unordered(2);
     drills.collect::<()>().await;
+}
+
+fn users_py(address: std::net::SocketAddr, python: &Path) -> String {
+    let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/applications/users.py");
+    let (python, program) = (python.display(), program.display());
+    format!("exec {python} {program} {} falls-back", address.port())
+}
+
+fn failed(report: &TargetReport) -> Vec<&'static str> {
+    let failed = report.kpis.iter().filter(|kpi| !kpi.pass);
+    failed.map(|kpi| kpi.name).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_redis_and_the_database_of_an_application_break_together_and_neither_is_touched() {
+    let (redis, database) = (Redis::start().await.unwrap(), Redis::start().await.unwrap());
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let address = Port::free().unwrap().addr();
+    let mut scenario = with_users("down", address);
+    let both =
+        "[[steps]]\nfault = 'down'\n[[steps]]\nfault = 'database_down'\nat = '1s'\nfor = '3s'\n";
+    let text = format!(
+        "name = 'both'\nphases = {{ baseline = '1s', fault = '5s', recovery = '1s', recovered = '1s' }}\n{both}"
+    );
+    scenario.steps = Scenario::parse(&text).unwrap().steps;
+    let mut options = options(&redis, users_py(address, &python));
+    options.database = Some(database.addr().to_string());
+    options.recovery = Duration::from_secs(10);
+    let report = run_target(&scenario, options.clone()).await.unwrap();
+    let text = table::render_target(&report, false);
+    let names: Vec<_> = report.faults.iter().map(|fault| fault.name).collect();
+    assert_eq!(names, ["down", "database_down"], "{text}");
+    assert!(report.untouched.is_empty(), "{text}");
+    // Away from Redis it goes to its database, and without that it has nothing to say.
+    assert!(failed(&report).contains(&"errors"), "{text}");
+    let users = report.users.unwrap();
+    assert!(users.well_ms.is_some(), "{text}");
+
+    // The same with nothing broken, to compare with.
+    options.well = true;
+    let well = run_target(&scenario, options.clone()).await.unwrap();
+    let text = table::render_target(&well, false);
+    assert!(well.faults.is_empty() && well.passed(), "{text}");
+
+    options.database = None;
+    let error = run_target(
+        &scenario,
+        TargetOptions {
+            well: false,
+            ..options
+        },
+    )
+    .await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("--database host:port"), "{error}");
+    for server in [&redis, &database] {
+        server.command(&["PING"]).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_an_application_that_runs_already_is_drilled_at_the_address_that_it_has_for_redis() {
+    let redis = Redis::start().await.unwrap();
+    let python = tokio::task::spawn_blocking(python).await.unwrap();
+    let [address, proxy] = [Port::free().unwrap().addr(), Port::free().unwrap().addr()];
+    let mut application = tokio::process::Command::new("sh");
+    application.args(["-c", &users_py(address, &python)]);
+    application.env("REDIS_HOST", proxy.ip().to_string());
+    application.env("REDIS_PORT", proxy.port().to_string());
+    let mut application = application.kill_on_drop(true).spawn().unwrap();
+    let mut options = options(&redis, "");
+    (options.command, options.listen) = (None, Some(proxy));
+    options.recovery = Duration::from_secs(10);
+    let report = run_target(&with_users("down", address), options)
+        .await
+        .unwrap();
+    let text = table::render_target(&report, false);
+    assert!(report.passed(), "{text}");
+    assert!(text.contains("a program that runs already"), "{text}");
+    let ends = ["exit_status", "lived"];
+    assert!(
+        report.kpis.iter().all(|kpi| !ends.contains(&kpi.name)),
+        "{text}"
+    );
+    assert!(application.try_wait().unwrap().is_none(), "it was ended");
 }
 
 /// A scenario with a load on an application at that address: reads, and writes that are read back.

@@ -1,6 +1,7 @@
 """A small HTTP application before Redis, as six authors might have written it. Usage: users.py PORT KIND
 
-GET /users/7 answers {"name": …}, PUT /users/7 with {"name": …} changes it. The dictionary is its database.
+GET /users/7 answers {"name": …}, PUT /users/7 with {"name": …} changes it. A dictionary is its database, or, if it is told of one, a server
+at DATABASE_HOST and DATABASE_PORT.
 """
 
 import json
@@ -25,8 +26,14 @@ cache = redis.Redis(
 database, last_seen, given_up = {}, {}, threading.Event()
 
 
+stored = None
+if "DATABASE_PORT" in os.environ:
+    where = {"host": os.environ["DATABASE_HOST"], "port": int(os.environ["DATABASE_PORT"])}
+    stored = redis.Redis(**where, socket_timeout=1.0, decode_responses=True)
+
+
 def from_database(key):
-    return database.get(key, "unknown")
+    return (stored.get(key) if stored else database.get(key)) or "unknown"
 
 
 def read(key):
@@ -53,6 +60,8 @@ def read(key):
 
 
 def write(key, name):
+    if stored:
+        stored.set(key, name)
     database[key] = name
     try:
         cache.delete(key)
@@ -72,8 +81,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        write(self.path, body["name"])
-        self.answer(200, body)
+        try:
+            write(self.path, body["name"])
+            self.answer(200, body)
+        except redis.RedisError as error:
+            self.answer(500, {"error": str(error)})
 
     def answer(self, status, body):
         text = json.dumps(body).encode()
