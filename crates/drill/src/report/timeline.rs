@@ -84,7 +84,7 @@ pub fn render_target(report: &TargetReport) -> String {
             interval,
             170.0,
             &[
-                ("redis", timeline.answered.clone()),
+                ("written", timeline.answered.clone()),
                 ("wrong", timeline.wrong.clone()),
                 ("failed", timeline.failed.clone()),
             ],
@@ -101,7 +101,7 @@ pub fn render_target(report: &TargetReport) -> String {
         "Commands a second, answered by Redis",
         interval,
         95.0,
-        &[("memory", answered)],
+        &[("redis", answered)],
     );
     let bottom = top - HEADING;
     sheet(
