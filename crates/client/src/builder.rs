@@ -132,7 +132,9 @@ impl ClientBuilder {
         self
     }
 
-    /// A connection older than this (up to a tenth less, at random) is replaced. Default: never. For load balancers that cut old connections.
+    /// A connection older than this (up to a tenth less, at random) is replaced. Default: never. For load balancers that cut old connections,
+    /// and for names that move to another server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session, which
+    /// nothing can replace, ends.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = Some(age);
         self

@@ -57,7 +57,8 @@ pub(crate) async fn call(
     call.run(options).await
 }
 
-/// One attempt on a connection of one's own, which nothing but its deadline limits.
+/// One attempt on a connection of one's own, which nothing but its deadline limits. Besides the result: the refusal after which the connection is
+/// not fit for another call, if there was one.
 pub(crate) async fn call_dedicated(
     shared: &Shared,
     lane: &Lane,
@@ -65,7 +66,7 @@ pub(crate) async fn call_dedicated(
     plan: Plan,
     started: Instant,
     limit: Duration,
-) -> Result<Reply, Error> {
+) -> (Result<Reply, Error>, Option<Refusal>) {
     let turns = payload.turns();
     let call = Call {
         shared,
@@ -89,13 +90,58 @@ pub(crate) async fn call_dedicated(
     };
     let encode = |out: &mut Vec<u8>| payload.encode(out);
     let submitted = if turns.is_empty() {
-        lane.submit(ask, encode)?
+        lane.submit(ask, encode)
     } else {
-        lane.submit_turning(turns, ask, encode)?
+        lane.submit_turning(turns, ask, encode)
+    };
+    let submitted = match submitted {
+        Ok(submitted) => submitted,
+        Err(error) => return (Err(error), None),
     };
     let mut place = Place::default();
     let (_, result) = call.judge(submitted.pending.await, &mut place);
-    result
+    (result, place.unfit)
+}
+
+/// Somebody has been told that the server which the shared connection serves from is no primary any more, or wants a password, and it may not be
+/// true of that one. So the server is asked, and only its own answer replaces the connection that all callers share.
+pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, deadline: Instant) {
+    let now = clock::now();
+    let ask = Ask {
+        replies: 2,
+        started: now,
+        deadline,
+        now,
+        seq: None,
+        only_fenced: false,
+        read_only: true,
+        apart: false,
+    };
+    let asked = link.lane.submit(ask, |out| {
+        // An ACL may bar the one, and old servers do not know the other without arguments.
+        out.extend_from_slice(b"*1\r\n$4\r\nROLE\r\n*1\r\n$5\r\nHELLO\r\n");
+        out.len()
+    });
+    let Ok(Submitted { pending, .. }) = asked else {
+        return;
+    };
+    if let Ended::Answered { reply, .. } = pending.await
+        && let Some(why) = why_reset(shared, state_told_by(&reply))
+    {
+        link.reset(epoch, why);
+    }
+}
+
+/// Why a connection on which that was answered has to be replaced, if it has to be.
+pub(crate) fn why_reset(shared: &Shared, refusal: Refusal) -> Option<&'static str> {
+    match refusal {
+        // Where any role will do, it is the command that is wrong here.
+        Refusal::WrongServer | Refusal::Demoted if shared.settings.role == Role::Primary => {
+            Some("the server became a replica")
+        }
+        Refusal::Unauthenticated => Some("the connection lost its authentication"),
+        _ => None,
+    }
 }
 
 /// Where a call stands in the order of submission.
@@ -116,6 +162,8 @@ struct Place<'a> {
     apart: bool,
     /// Another one did, though nothing else was in it: it is not repeated.
     blamed_again: bool,
+    /// On a connection of one's own: the refusal after which it is not fit for another call.
+    unfit: Option<Refusal>,
 }
 
 struct Call<'a> {
@@ -273,8 +321,10 @@ impl Call<'_> {
         place.seq = Some(seq);
         place.rejoin = None;
         let (outcome, result) = self.judge(pending.await, place);
-        if std::mem::take(&mut place.doubtful) {
-            self.ask_who_serves(place.epoch).await;
+        if std::mem::take(&mut place.doubtful)
+            && let Some(link) = self.link
+        {
+            ask_who_serves(self.shared, link, place.epoch, self.deadline).await;
         }
         if let Some(mut outcome) = outcome
             && let Some(permit) = permit.take()
@@ -470,12 +520,19 @@ impl Call<'_> {
     fn judge_refusal(&self, error: &Error, place: &mut Place<'_>) -> Outcome {
         let refusal = error.refusal().unwrap_or(Refusal::Lasting);
         if error.certainty() != Certainty::Rejected {
-            place.doubtful |= self.why_reset(refusal).is_some();
+            place.doubtful |= why_reset(self.shared, refusal).is_some();
             return Outcome::Success;
         }
-        if let Some(why) = self.why_reset(refusal) {
-            self.reset(place.epoch, why);
-            return Outcome::Failure;
+        let why = why_reset(self.shared, refusal);
+        match (self.link, why) {
+            (Some(link), Some(why)) => {
+                link.reset(place.epoch, why);
+                return Outcome::Failure;
+            }
+            (None, why) if why.is_some() || refusal == Refusal::Demoted => {
+                place.unfit = Some(refusal);
+            }
+            _ => {}
         }
         match refusal {
             Refusal::Passing => Outcome::Failure,
@@ -483,55 +540,6 @@ impl Call<'_> {
         }
     }
 
-    /// Why a connection on which that was answered has to be replaced, if it has to be.
-    fn why_reset(&self, refusal: Refusal) -> Option<&'static str> {
-        match refusal {
-            // Where any role will do, it is the command that is wrong here.
-            Refusal::WrongServer if self.shared.settings.role == Role::Primary => {
-                Some("the server became a replica")
-            }
-            Refusal::Unauthenticated => Some("the connection lost its authentication"),
-            _ => None,
-        }
-    }
-
-    fn reset(&self, epoch: u64, why: &str) {
-        if let Some(link) = self.link {
-            link.reset(epoch, why);
-        }
-    }
-
-    /// A script, a function or a module has answered as a replica would, or as a server that wants a password. It may have made that up; so the server is
-    /// asked, and only its own answer replaces the connection that all callers share.
-    async fn ask_who_serves(&self, epoch: u64) {
-        if self.link.is_none() {
-            return;
-        }
-        let now = clock::now();
-        let ask = Ask {
-            replies: 2,
-            started: now,
-            deadline: self.deadline,
-            now,
-            seq: None,
-            only_fenced: false,
-            read_only: true,
-            apart: false,
-        };
-        let asked = self.lane.submit(ask, |out| {
-            // An ACL may bar the one, and old servers do not know the other without arguments.
-            out.extend_from_slice(b"*1\r\n$4\r\nROLE\r\n*1\r\n$5\r\nHELLO\r\n");
-            out.len()
-        });
-        let Ok(Submitted { pending, .. }) = asked else {
-            return;
-        };
-        if let Ended::Answered { reply, .. } = pending.await
-            && let Some(why) = self.why_reset(state_told_by(&reply))
-        {
-            self.reset(epoch, why);
-        }
-    }
     /// Is another attempt safe, and does it make sense?
     fn may_repeat(&self, error: &Error) -> bool {
         let passing = match error.kind() {

@@ -307,11 +307,14 @@ impl Client {
         shared.breaker_changed(transition);
     }
 
-    /// Connects anew, by hand. What is in flight ends as if the connection had been lost.
+    /// Connects anew, by hand. What is in flight ends as if the connection had been lost, also on the connections of blocking calls and sessions,
+    /// and subscribers connect anew.
     pub fn reconnect(&self) {
-        for link in &self.inner.shared.links {
+        let shared = &self.inner.shared;
+        for link in &shared.links {
             link.reset(link.epoch(), "reset by hand");
         }
+        shared.following.reset();
     }
 
     /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections, those of sessions, blocking calls and

@@ -1,20 +1,23 @@
 //! A connection that one caller has to itself: for sessions and for commands that block.
 //!
-//! It is not replaced when it is lost, because what made it special (a transaction begun, a key watched) is lost with it.
+//! It is not replaced when it is lost, because what made it special (a transaction begun, a key watched) is lost with it. Nor does it outlive the
+//! client's being served by the server that it was made to: see [`crate::following`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::{Cmd, Pipeline, Value};
+use steadfast_core::certainty::Refusal;
 use steadfast_core::conn::{Reply, Watch};
 use tokio::sync::mpsc;
 
-use crate::call::call_dedicated;
+use crate::call::{ask_who_serves, call_dedicated, why_reset};
 use crate::clock;
-use crate::connect::{self, Connector, Identity};
+use crate::connect::{self, ConnectError, Connector, Identity};
 use crate::driver::{Driver, Finished, Signal};
 use crate::error::{Certainty, Error, ErrorKind};
+use crate::following::{Parting, Tie};
 use crate::keeper;
 use crate::lane::{Gate, Lane, Order};
 use crate::options::CallOptions;
@@ -39,8 +42,11 @@ pub(crate) struct Dedicated {
     shared: Arc<Shared>,
     lane: Arc<Lane>,
     identity: Option<Identity>,
+    tie: Tie,
     /// The server refused it the credentials in force: it works for as long as the server lets it, and is not used anew.
     stale: Arc<AtomicBool>,
+    /// The server said that it is not the one that is wanted.
+    unfit: AtomicBool,
 }
 
 impl Dedicated {
@@ -96,13 +102,31 @@ impl Dedicated {
         if shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
+        // Before it is known where to: whatever changes meanwhile counts.
+        let tie = shared
+            .following
+            .tie(shared.settings.max_age, &mut shared.rng());
+        let link = &shared.links[0];
+        let epoch = link.epoch();
         let mut ask = connector.ask(shared.settings.connect_timeout, ghosts);
         ask.first = shared.place();
-        let established = connector.dialled(ask).await.map_err(|error| {
-            Error::not_sent(ErrorKind::Connect {
-                cause: error.to_string().into(),
-            })
-        })?;
+        let established = match connector.dialled(ask).await {
+            Ok(established) => established,
+            Err(error) => {
+                if matches!(error, ConnectError::Replica) {
+                    // The shared connection may be to the same one, and yet to notice.
+                    let until = clock::now() + shared.settings.deadline;
+                    ask_who_serves(shared, link, epoch, until).await;
+                }
+                let cause = error.to_string().into();
+                return Err(Error::not_sent(ErrorKind::Connect { cause }));
+            }
+        };
+        let tie = tie.made_to(established.facts.run_id.clone());
+        if let Some(parting) = tie.parting(clock::now()) {
+            let cause = parting.why().into();
+            return Err(Error::not_sent(ErrorKind::Connect { cause }));
+        }
         lane.set_gate(Gate::Open);
         let (signals, told) = mpsc::unbounded_channel();
         let driver = Driver::new(
@@ -124,6 +148,7 @@ impl Dedicated {
             told,
             rotation: shared.credentials.rotation(established.credentials),
             stale: Arc::clone(&stale),
+            tie: tie.clone(),
             unfenced: Vec::new(),
         };
         tokio::spawn(keeper.keep(driver, identity.clone()));
@@ -131,7 +156,9 @@ impl Dedicated {
             shared: Arc::clone(shared),
             lane,
             identity,
+            tie,
             stale,
+            unfit: AtomicBool::new(false),
         })
     }
 
@@ -141,7 +168,10 @@ impl Dedicated {
 
     /// True if it may serve another caller.
     pub(crate) fn is_reusable(&self) -> bool {
-        self.is_open() && !self.stale.load(Ordering::Relaxed)
+        self.is_open()
+            && !self.stale.load(Ordering::Relaxed)
+            && !self.unfit.load(Ordering::Relaxed)
+            && self.tie.parting(clock::now()).is_none()
     }
 
     pub(crate) async fn call(
@@ -151,7 +181,31 @@ impl Dedicated {
         started: Instant,
         limit: Duration,
     ) -> Result<Reply, Error> {
-        call_dedicated(&self.shared, &self.lane, payload, plan, started, limit).await
+        let epoch = self.shared.links[0].epoch();
+        let call = call_dedicated(&self.shared, &self.lane, payload, plan, started, limit);
+        let (result, unfit) = call.await;
+        if let Some(refusal) = unfit {
+            self.give_up(refusal, epoch).await;
+        }
+        result
+    }
+
+    /// The server has said that it is not, or no longer, the one that is wanted. The shared connection, which was that of this epoch, may be to it.
+    async fn give_up(&self, refusal: Refusal, epoch: u64) {
+        self.unfit.store(true, Ordering::Relaxed);
+        let why = why_reset(&self.shared, refusal);
+        let cause = why.unwrap_or("the server was demoted");
+        self.lane.order(Order::Abandon(cause.into()));
+        let link = &self.shared.links[0];
+        match (why, self.tie.is_shared()) {
+            _ if refusal == Refusal::Unauthenticated => {}
+            (Some(why), Some(true)) => link.reset(epoch, why),
+            (Some(_), None) => {
+                let until = clock::now() + self.shared.settings.deadline;
+                ask_who_serves(&self.shared, link, epoch, until).await;
+            }
+            (Some(_), Some(false)) | (None, _) => {}
+        }
     }
 
     pub(crate) async fn send(&self, cmd: &Cmd, options: &CallOptions) -> Result<Value, Error> {
@@ -245,6 +299,7 @@ struct Keeper {
     told: mpsc::UnboundedReceiver<Signal>,
     rotation: Rotation,
     stale: Arc<AtomicBool>,
+    tie: Tie,
     /// Abandoned connections that the server could not kill when it was asked.
     unfenced: Vec<Identity>,
 }
@@ -253,6 +308,7 @@ impl Keeper {
     async fn keep(mut self, driver: Driver, identity: Option<Identity>) {
         let unburied = Unburied::new(&self.shared, identity.clone());
         let mut serving = std::pin::pin!(driver.run());
+        let mut cut = false;
         let finished = loop {
             let again = async {
                 match self.unfenced.is_empty() {
@@ -266,6 +322,13 @@ impl Keeper {
                 Some(signal) = self.told.recv() => self.heard(signal),
                 fresh = self.rotation.fresh() => {
                     self.lane.order(Order::Reauthenticate(connect::auth(&fresh)));
+                }
+                parting = self.tie.parted(), if !cut => {
+                    cut = matches!(parting, Parting::Cut(_));
+                    self.lane.order(match parting {
+                        Parting::Cut(why) => Order::Abandon(why.into()),
+                        Parting::Retire(why) => Order::Retire(why.into()),
+                    });
                 }
                 () = again => {
                     for ghost in self.unfenced.drain(..) {

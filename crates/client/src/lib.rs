@@ -37,6 +37,7 @@ mod dedicated;
 mod driver;
 mod error;
 mod event;
+mod following;
 mod guard;
 mod health;
 mod home;

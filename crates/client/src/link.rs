@@ -142,6 +142,10 @@ impl Link {
                 return;
             }
             view.kick = Some(cause.into());
+            // Where it was found is not where the next is to be looked for first.
+            if let Some(facts) = &mut view.facts {
+                facts.place = None;
+            }
         }
         self.kick.notify_one();
     }
@@ -290,10 +294,25 @@ mod tests {
     #[test]
     fn only_the_connection_that_was_meant_is_reset() {
         let (link, now) = view();
-        link.connected(&ServerFacts::default(), now);
+        let place = Some(crate::connect::Place::Itself);
+        let facts = ServerFacts {
+            place,
+            ..ServerFacts::default()
+        };
+        link.connected(&facts, now);
+        link.reset(0, "an answer of none");
+        let found_at = |link: &Link| {
+            link.view
+                .lock()
+                .facts
+                .as_ref()
+                .and_then(|facts| facts.place)
+        };
+        assert_eq!(found_at(&link), place);
         link.reset(1, "read only");
         link.reset(1, "said twice");
         assert_eq!(link.view.lock().kick.as_deref(), Some("read only"));
+        assert_eq!(found_at(&link), None, "others do not look there first");
         link.connected(&ServerFacts::default(), now);
         link.reset(1, "an answer of the one before");
         assert_eq!(link.view.lock().kick, None);

@@ -19,6 +19,21 @@ pub(crate) enum Payload<'a> {
     Pipeline(&'a Pipeline),
 }
 
+/// What is to be sent, of its own.
+pub(crate) enum OwnPayload {
+    Command(Cmd),
+    Pipeline(Pipeline),
+}
+
+impl OwnPayload {
+    pub(crate) fn payload(&self) -> Payload<'_> {
+        match self {
+            Self::Command(cmd) => Payload::Command(cmd),
+            Self::Pipeline(pipeline) => Payload::Pipeline(pipeline),
+        }
+    }
+}
+
 /// What was found out about a payload before it is sent.
 #[derive(Clone)]
 pub(crate) struct Plan {
@@ -82,6 +97,29 @@ impl<'a> Payload<'a> {
             Self::Pipeline(pipeline) => command::looks_before_it_writes(
                 redis_rs::commands(pipeline).map(command::arguments),
             ),
+        }
+    }
+
+    /// The same for what is left of its timeouts, once so much of them has `passed`. `None` if it is sent again as it is.
+    pub(crate) fn with_time_left(self, passed: Duration) -> Option<OwnPayload> {
+        match self {
+            Self::Command(cmd) => command::with_time_left(cmd, passed).map(OwnPayload::Command),
+            Self::Pipeline(pipeline) => {
+                let mut shorter = Pipeline::with_capacity(pipeline.len());
+                let mut passed = passed;
+                for cmd in redis_rs::commands(pipeline) {
+                    // One waits after another, so the first have had the time.
+                    let blocking = command::classify(command::arguments(cmd)).blocking;
+                    match command::with_time_left(cmd, passed) {
+                        Some(rest) => shorter.add_command(rest),
+                        None => shorter.add_command(cmd.to_cmd()),
+                    };
+                    if let Some(BlockFor::Time(whole)) = blocking {
+                        passed = passed.saturating_sub(whole);
+                    }
+                }
+                Some(OwnPayload::Pipeline(shorter))
+            }
         }
     }
 

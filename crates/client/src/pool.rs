@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use steadfast_core::certainty::Refusal;
 use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use tokio::sync::{Semaphore, TryAcquireError};
@@ -13,7 +14,8 @@ use crate::connect::Connector;
 use crate::dedicated::Dedicated;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
-use crate::plan::{Payload, Plan};
+use crate::plan::{OwnPayload, Payload, Plan};
+use crate::settings::Role;
 use crate::shared::Shared;
 
 /// The same key, the same connection: so its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
@@ -52,7 +54,8 @@ impl Blocking {
     }
 
     /// Runs one blocking call. Its connection is used again only after a clean answer: one that was given up may still pop an element, and is
-    /// killed instead. Where that is safe, a call whose connection was lost is made once more on another.
+    /// killed instead. Where that is safe, a call whose connection was lost is made once more on another; and one that was refused because the
+    /// server is not the primary, or not any more, follows to the one that is. It then waits there for what is left of its timeout.
     pub(crate) async fn call(
         &self,
         shared: &Arc<Shared>,
@@ -72,51 +75,16 @@ impl Blocking {
                 },
             })
         })?;
-        let once = options.attempts == Some(1);
-        let attempt = || self.attempt(shared, connector, payload, plan.clone(), started, limit);
-        let result = match attempt().await {
-            Err(error) if !once && may_repeat(&error, plan.effect) => {
-                shared.metrics.retried();
-                let unknown = error.certainty() == Certainty::Unknown;
-                attempt().await.map_err(|error| error.at_best(unknown))
-            }
-            result => result,
+        let call = Call {
+            pool: self,
+            shared,
+            connector,
+            plan,
+            started,
+            limit,
         };
+        let result = call.run(payload, options.attempts == Some(1)).await;
         result.inspect_err(crate::metrics::count_error)
-    }
-
-    async fn attempt(
-        &self,
-        shared: &Arc<Shared>,
-        connector: &Arc<Connector>,
-        payload: Payload<'_>,
-        plan: Plan,
-        started: Instant,
-        limit: Duration,
-    ) -> Result<Reply, Error> {
-        let connection = match self.take_idle() {
-            Some(connection) => connection,
-            None => {
-                let passed = clock::now().saturating_duration_since(started);
-                let left = limit.saturating_sub(passed);
-                let opened = Dedicated::open(shared, connector, left).await;
-                opened.map_err(|error| match error.kind() {
-                    ErrorKind::Timeout { .. } => {
-                        Error::not_sent(ErrorKind::Timeout { deadline: limit })
-                    }
-                    _ => error,
-                })?
-            }
-        };
-        let result = connection.call(payload, plan, started, limit).await;
-        let clean = match &result {
-            Ok(_) => true,
-            Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
-        };
-        if clean && connection.is_reusable() && !self.places.is_closed() {
-            self.idle.lock().push(connection);
-        }
-        result
     }
 
     fn take_idle(&self) -> Option<Dedicated> {
@@ -135,10 +103,89 @@ impl Blocking {
     }
 }
 
+/// A blocking call, from its first attempt to its last.
+struct Call<'a> {
+    pool: &'a Blocking,
+    shared: &'a Arc<Shared>,
+    connector: &'a Arc<Connector>,
+    plan: Plan,
+    started: Instant,
+    limit: Duration,
+}
+
+impl Call<'_> {
+    async fn run(&self, payload: Payload<'_>, once: bool) -> Result<Reply, Error> {
+        let (mut hops, mut was_lost, mut unknown) = (0, false, false);
+        let mut rest = None;
+        loop {
+            let next = rest.as_ref().map_or(payload, OwnPayload::payload);
+            let error = match self.attempt(next).await {
+                Ok(reply) => return Ok(reply),
+                Err(error) => error,
+            };
+            let again = if self.follows(&error) {
+                hops += 1;
+                hops <= HOPS
+            } else {
+                may_repeat(&error, self.plan.effect) && !std::mem::replace(&mut was_lost, true)
+            };
+            unknown |= error.certainty() == Certainty::Unknown;
+            if !again || once {
+                return Err(error.at_best(unknown));
+            }
+            self.shared.metrics.retried();
+            let passed = clock::now().saturating_duration_since(self.started);
+            rest = payload.with_time_left(passed);
+        }
+    }
+
+    async fn attempt(&self, payload: Payload<'_>) -> Result<Reply, Error> {
+        let connection = match self.pool.take_idle() {
+            Some(connection) => connection,
+            None => self.open().await?,
+        };
+        let (plan, started, limit) = (self.plan.clone(), self.started, self.limit);
+        let result = connection.call(payload, plan, started, limit).await;
+        let clean = match &result {
+            Ok(_) => true,
+            Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
+        };
+        if clean && connection.is_reusable() && !self.pool.places.is_closed() {
+            self.pool.idle.lock().push(connection);
+        }
+        result
+    }
+
+    async fn open(&self) -> Result<Dedicated, Error> {
+        let passed = clock::now().saturating_duration_since(self.started);
+        let left = self.limit.saturating_sub(passed);
+        let opened = Dedicated::open(self.shared, self.connector, left).await;
+        opened.map_err(|error| match error.kind() {
+            ErrorKind::Timeout { .. } => Error::not_sent(ErrorKind::Timeout {
+                deadline: self.limit,
+            }),
+            _ => error,
+        })
+    }
+
+    /// True if the server that refused the call is known not to be the one that is wanted, and nothing of the call has run.
+    fn follows(&self, error: &Error) -> bool {
+        error.certainty() == Certainty::Rejected
+            && match error.refusal() {
+                Some(Refusal::Demoted) => true,
+                Some(Refusal::WrongServer) => self.shared.settings.role == Role::Primary,
+                _ => false,
+            }
+    }
+}
+
 fn may_repeat(error: &Error, effect: Effect) -> bool {
     matches!(error.kind(), ErrorKind::Lost { .. })
         && (error.certainty() != Certainty::Unknown || effect == Effect::Read)
 }
+
+/// How often a call follows to another server, at most.
+const HOPS: u32 = 5;
 
 #[cfg(test)]
 mod tests {

@@ -15,6 +15,7 @@ use crate::connect::{Fence, Identity, Place};
 use crate::crossing::Crossings;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{EventKind, Hub};
+use crate::following::Following;
 use crate::guard::{Guard, state_name};
 use crate::home::Home;
 use crate::lane::{Gate, Lane, Order};
@@ -46,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) latency: LatencyEstimate,
     /// The credentials in force.
     pub(crate) credentials: InForce,
+    /// The server that connections beside the shared one have to follow.
+    pub(crate) following: Following,
     /// True once the client is closing: nothing new begins.
     closing: watch::Sender<bool>,
     /// What runs the client, for as long as there is one.
@@ -93,6 +96,7 @@ impl Shared {
             seeds: AtomicU64::new(settings.seed),
             latency: LatencyEstimate::new(now),
             credentials: InForce::new(),
+            following: Following::new(),
             closing: watch::Sender::new(false),
             home: OnceLock::new(),
             settings,
@@ -252,14 +256,15 @@ impl Shared {
         all
     }
 
-    /// Where the client's own connection has found the server that it serves from.
+    /// Where the client's own connection has found the server that it serves from. Not of one that does not say who it is: nobody would notice that it
+    /// is not that server any more, so each looks for it by its name.
     pub(crate) fn place(&self) -> Option<Place> {
         let link = &self.links[0];
         let serves = matches!(link.lane.gate(), Gate::Open);
         let view = link.view.lock();
         view.facts
             .as_ref()
-            .filter(|_| serves)
+            .filter(|facts| serves && facts.run_id.is_some())
             .and_then(|facts| facts.place)
     }
 

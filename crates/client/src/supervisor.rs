@@ -286,6 +286,12 @@ impl Supervisor {
             &established.fences,
         );
         let outage = self.link.connected(&established.facts, now);
+        // Those of several connections follow the first, as do all that are beside them.
+        if self.link.index == 0 {
+            self.shared
+                .following
+                .serves_from(established.facts.run_id.as_ref());
+        }
         *self.link.stuck_at.lock() = None;
         self.shared.hub.emit(
             self.link.index,

@@ -48,6 +48,9 @@ pub enum Refusal {
     Passing,
     /// The server is not, or no longer, the one that is wanted: repeating it here is useless, a new connection may help.
     WrongServer,
+    /// The server was demoted while the command waited in it, and nothing of the command was done: it may be made again, on another connection, wherever
+    /// the primary is now.
+    Demoted,
     /// The connection is not, or no longer, let in: it is not authenticated, or the server's protected mode bars it.
     Unauthenticated,
 }
@@ -59,6 +62,10 @@ pub fn refusal(code: &str, detail: &str) -> Refusal {
             Refusal::Passing
         }
         "READONLY" => Refusal::WrongServer,
+        // CLIENT UNBLOCK … ERROR answers by the same code, and says nothing of the server.
+        "UNBLOCKED" if detail.starts_with("force unblock from blocking operation") => {
+            Refusal::Demoted
+        }
         "NOAUTH" | "DENIED" => Refusal::Unauthenticated,
         "ERR" if detail.starts_with("max number of clients") => Refusal::Passing,
         _ => Refusal::Lasting,
@@ -123,6 +130,18 @@ mod tests {
         assert_eq!(refusal("ERR", full), Refusal::Passing);
         assert_eq!(refusal("ERR", "syntax error"), Refusal::Lasting);
         assert_eq!(refusal("OTHER", full), Refusal::Lasting);
+    }
+
+    #[test]
+    fn c13_whoever_waits_in_a_server_that_is_demoted_is_told_from_one_that_is_unblocked_by_hand() {
+        let words = "force unblock from blocking operation, instance state changed";
+        for change in ["(master -> replica?)", "(primary -> replica?)"] {
+            let judged = refusal("UNBLOCKED", &format!("{words} {change}"));
+            assert_eq!(judged, Refusal::Demoted, "{change}");
+        }
+        let by_hand = refusal("UNBLOCKED", "client unblocked via CLIENT UNBLOCK");
+        assert_eq!(by_hand, Refusal::Lasting);
+        assert_eq!(refusal("ERR", words), Refusal::Lasting);
     }
 
     #[test]

@@ -105,6 +105,18 @@ pub fn arguments<'a>(
     cmd.into().arguments()
 }
 
+/// The same blocking command for what is left of its timeout once so much of it has `passed`: at least a millisecond, since 0 is for ever. `None` if
+/// it does not block, blocks for ever, or says in no way that can be read for how long: then it is sent again as it is.
+///
+/// Servers before Redis 6 take whole seconds only, and refuse what is left of them.
+pub fn with_time_left<'a>(cmd: impl Into<CommandRef<'a>>, passed: Duration) -> Option<redis::Cmd> {
+    let cmd = cmd.into();
+    let args = Args(cmd.arguments());
+    let (group, _) = args.group()?;
+    let (at, left) = group.wait.shortened(&args, passed)?;
+    Some(cmd.with_argument(at, left.as_bytes()))
+}
+
 /// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its worst command; but see
 /// [`looks_before_it_writes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -53,6 +53,21 @@ impl<'a> CommandRef<'a> {
         self.0.write_packed_command(out);
     }
 
+    /// The same command, of its own.
+    #[must_use]
+    pub fn to_cmd(self) -> Cmd {
+        self.0.clone()
+    }
+
+    /// The same command, but for the argument at that index.
+    pub(crate) fn with_argument(self, at: usize, value: &[u8]) -> Cmd {
+        let mut cmd = Cmd::new();
+        for (index, arg) in self.arguments().enumerate() {
+            cmd.arg(if index == at { value } else { arg });
+        }
+        cmd
+    }
+
     /// Whether its sender has said that no response is to be waited for.
     #[must_use]
     pub fn is_no_response(self) -> bool {

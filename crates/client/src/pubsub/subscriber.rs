@@ -81,6 +81,9 @@ impl Subscriber {
 
     async fn connect(&mut self) -> Result<Wire, ConnectError> {
         let connector = Arc::clone(&self.connector);
+        // Before it is known where to: whatever changes meanwhile counts.
+        let max_age = self.shared.settings.max_age;
+        let tie = self.shared.following.tie(max_age, &mut self.rng);
         let ask = Ask {
             limit: self.shared.settings.connect_timeout,
             fences: Vec::new(),
@@ -90,7 +93,7 @@ impl Subscriber {
         let established = self
             .meanwhile(async move { connector.dialled(ask).await })
             .await?;
-        let mut wire = Wire::new(established, &self.shared);
+        let mut wire = Wire::new(established, tie, &self.shared);
         for (kind, name) in self.wanted.keys().cloned() {
             let written = wire.subscribe(kind, name).await;
             written.map_err(|cause| ConnectError::Ended(cause.to_string()))?;
@@ -141,6 +144,7 @@ impl Subscriber {
                 Some(order) = self.orders.recv(), if !wire.authenticates() => {
                     self.obey(wire, order).await
                 }
+                parting = wire.tie.parted() => Err(parting.why().into()),
                 fresh = wire.rotation.fresh(), if wire.is_quiet() => {
                     wire.give(&fresh, &mut self.rng).await
                 }

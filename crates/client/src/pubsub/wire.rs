@@ -13,6 +13,7 @@ use super::Kind;
 use crate::clock;
 use crate::connect::{self, Established};
 use crate::credentials::Credentials;
+use crate::following::Tie;
 use crate::rotation::Rotation;
 use crate::settings::Protocol;
 use crate::shared::Shared;
@@ -25,6 +26,8 @@ pub(super) struct Wire {
     /// Every subscription stood, at some time.
     pub(super) resumed: bool,
     pub(super) rotation: Rotation,
+    /// To the server, for as long as the client serves from it.
+    pub(super) tie: Tie,
     decoder: Decoder,
     protocol: Protocol,
     pinged_at: Option<Instant>,
@@ -47,12 +50,13 @@ pub(super) enum Asked {
 const WRITE: Duration = Duration::from_secs(1);
 
 impl Wire {
-    pub(super) fn new(established: Established, shared: &Shared) -> Self {
+    pub(super) fn new(established: Established, tie: Tie, shared: &Shared) -> Self {
         Self {
             stream: established.stream,
             input: BytesMut::with_capacity(16 << 10),
             heard_at: clock::now(),
             resumed: false,
+            tie: tie.made_to(established.facts.run_id),
             rotation: shared.credentials.rotation(established.credentials),
             decoder: Decoder::new(Limits::default()),
             protocol: established.facts.protocol,

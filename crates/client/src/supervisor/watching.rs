@@ -15,6 +15,7 @@ use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
 use crate::credentials::Credentials;
 use crate::driver::Signal;
 use crate::event::EventKind;
+use crate::following::{OLD, retirement};
 use crate::keeper;
 use crate::lane::Order;
 use crate::link::ConnectionState;
@@ -131,8 +132,6 @@ impl Watching {
     ) -> Self {
         let now = clock::now();
         let settings = &supervisor.shared.settings;
-        // Up to a tenth less, so that the connections of a fleet do not all retire at once.
-        let spread = 1.0 - 0.1 * supervisor.rng.f64();
         // It was dialled before the provider gave others.
         let overtaken = credentials
             .as_ref()
@@ -156,7 +155,7 @@ impl Watching {
             replaces_for: None,
             retire_at: settings
                 .max_age
-                .and_then(|age| now.checked_add(age.mul_f64(spread))),
+                .and_then(|age| retirement(age, &mut supervisor.rng)),
             fence_at: None,
             renew_at: renewal_due(&supervisor.connector, now),
             renewing: None,
@@ -582,7 +581,7 @@ impl Watching {
         }
         if self.retire_at.is_some_and(|at| at <= now) {
             self.retire_at = None;
-            self.replace(supervisor, "its maximum age was reached");
+            self.replace(supervisor, OLD);
         }
         self.renew_if_due(supervisor, now);
     }

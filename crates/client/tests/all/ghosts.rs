@@ -64,12 +64,11 @@ async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
 
 #[tokio::test]
 async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_writes() {
-    let (redis, client) = pair().await;
+    let (redis, client) = pair_with(|b| b.abandon_after(ms(700))).await;
     let session = client.session().await.unwrap();
     session.send(&cmd("PING")).await.unwrap();
     redis.freeze().unwrap();
     leave_behind(&client, "SET k 1").await;
-    client.reconnect();
     until_seen(&client, "replaced").await;
     redis.resume().unwrap();
     session.send(&cmd("SET k 2")).await.unwrap();
@@ -83,13 +82,12 @@ async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_wr
 
 #[tokio::test]
 async fn c18_a_transaction_under_way_when_another_connection_is_abandoned_does_nothing() {
-    let (redis, client) = pair().await;
+    let (redis, client) = pair_with(|b| b.abandon_after(ms(700))).await;
     let session = client.session().await.unwrap();
     session.send(&cmd("MULTI")).await.unwrap();
     session.send(&cmd("SET k 2")).await.unwrap();
     redis.freeze().unwrap();
     leave_behind(&client, "SET k 1").await;
-    client.reconnect();
     until_seen(&client, "replaced").await;
     redis.resume().unwrap();
     let error = session.send(&cmd("EXEC")).await.unwrap_err();
@@ -227,7 +225,7 @@ async fn c18_a_right_that_comes_back_is_trusted_from_the_next_connection_on_whic
 
 #[tokio::test]
 async fn c18_a_session_whose_exec_was_given_up_still_kills_what_was_left_behind() {
-    let (redis, client) = pair().await;
+    let (redis, client) = pair_with(|b| b.abandon_after(ms(700))).await;
     let session = client.session().await.unwrap();
     session.send(&cmd("MULTI")).await.unwrap();
     session.send(&cmd("INCR n")).await.unwrap();
@@ -237,7 +235,6 @@ async fn c18_a_session_whose_exec_was_given_up_still_kills_what_was_left_behind(
     session.send(&cmd("PING")).await.unwrap();
     redis.freeze().unwrap();
     leave_behind(&client, "SET k 1").await;
-    client.reconnect();
     until_seen(&client, "replaced").await;
     redis.resume().unwrap();
     session.send(&cmd("SET k 2")).await.unwrap();

@@ -13,6 +13,7 @@ mod credentials;
 #[cfg(feature = "entra-id")]
 mod entra;
 mod examples;
+mod following;
 mod ghosts;
 mod liveness;
 mod load;

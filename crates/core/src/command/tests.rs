@@ -294,3 +294,52 @@ fn a_group_may_be_called_streams_or_block_and_still_waits_as_long_as_it_says() {
     assert_eq!(blocking("XREADGROUP GROUP block w STREAMS k >"), None);
     assert_eq!(blocking("XREAD COUNT 2 STREAMS block 0"), None);
 }
+
+#[test]
+fn c13_a_blocking_command_made_again_waits_for_the_rest_of_its_timeout_and_never_for_ever() {
+    let left = |text: &str, passed| {
+        let mut cmd = redis::Cmd::new();
+        words(text).for_each(|word| {
+            cmd.arg(word);
+        });
+        let left = with_time_left(&cmd, Duration::from_millis(passed))?;
+        let args: Vec<_> = arguments(&left).map(String::from_utf8_lossy).collect();
+        Some(args.join(" "))
+    };
+    for (text, passed, rest) in [
+        ("BLPOP a b 5", 1_250, "BLPOP a b 3.750"),
+        ("brpop a 0.5", 100, "brpop a 0.400"),
+        ("BLMOVE a b LEFT RIGHT 5", 0, "BLMOVE a b LEFT RIGHT 5.000"),
+        ("BLMPOP 2 1 2 LEFT", 500, "BLMPOP 1.500 1 2 LEFT"),
+        ("WAIT 2 700", 200, "WAIT 2 500"),
+        ("WAITAOF 1 2 700", 200, "WAITAOF 1 2 500"),
+        (
+            "XREAD COUNT 2 BLOCK 900 STREAMS block 900",
+            300,
+            "XREAD COUNT 2 BLOCK 600 STREAMS block 900",
+        ),
+        (
+            "XREADGROUP GROUP block 9 BLOCK 9 STREAMS s >",
+            2,
+            "XREADGROUP GROUP block 9 BLOCK 7 STREAMS s >",
+        ),
+        // What has passed is more than there was.
+        ("BLPOP a 1", 1_000, "BLPOP a 0.001"),
+        ("BLPOP a 1", 9_000, "BLPOP a 0.001"),
+        ("BLPOP a 0.0001", 0, "BLPOP a 0.001"),
+        ("XREAD BLOCK 5 STREAMS s $", 5, "XREAD BLOCK 1 STREAMS s $"),
+    ] {
+        assert_eq!(left(text, passed).as_deref(), Some(rest), "{text}");
+    }
+    for text in [
+        "BLPOP a 0",
+        "XREAD BLOCK 0 STREAMS s $",
+        "XREAD STREAMS s 0",
+        "XREADGROUP GROUP g c SOMETHING-NEW STREAMS s >",
+        "BLPOP a soon",
+        "BLPOP",
+        "GET a",
+    ] {
+        assert_eq!(left(text, 10), None, "{text}");
+    }
+}

@@ -23,6 +23,22 @@ pub(super) enum Wait {
     },
 }
 
+/// In which unit a timeout is given.
+#[derive(Clone, Copy)]
+enum Unit {
+    Seconds,
+    Millis,
+}
+
+/// What the options of XREAD and XREADGROUP say.
+enum Options {
+    /// BLOCK, with its milliseconds at that index.
+    Block(usize),
+    /// Options that are not known here.
+    Unknown,
+    Plain,
+}
+
 impl Wait {
     #[inline]
     pub(super) fn of<'a, I: Iterator<Item = &'a [u8]> + Clone>(
@@ -34,23 +50,59 @@ impl Wait {
             Wait::SecondsLast => Some(seconds(args.from(1).last())),
             Wait::SecondsFirst => Some(seconds(args.at(1))),
             Wait::Millis { at } => Some(millis(args.at(at))),
-            Wait::BlockOption => block_option(args),
+            Wait::BlockOption => match options(args) {
+                Options::Block(at) => Some(millis(args.at(at))),
+                Options::Unknown => Some(BlockFor::Time(Duration::ZERO)),
+                Options::Plain => None,
+            },
         }
+    }
+
+    /// What the timeout is to be once so much of it has `passed`, and at which index. It never becomes 0, which would be for ever. `None` where
+    /// there is none to shorten.
+    pub(super) fn shortened<'a, I: Iterator<Item = &'a [u8]> + Clone>(
+        self,
+        args: &Args<I>,
+        passed: Duration,
+    ) -> Option<(usize, String)> {
+        let Some(BlockFor::Time(whole)) = self.of(args) else {
+            return None;
+        };
+        let (at, unit) = match self {
+            Wait::Never => return None,
+            Wait::SecondsLast => (args.count() - 1, Unit::Seconds),
+            Wait::SecondsFirst => (1, Unit::Seconds),
+            Wait::Millis { at } => (at, Unit::Millis),
+            Wait::BlockOption => match options(args) {
+                Options::Block(at) => (at, Unit::Millis),
+                Options::Unknown | Options::Plain => return None,
+            },
+        };
+        if whole.is_zero() {
+            return None;
+        }
+        let left = whole.saturating_sub(passed).max(Duration::from_millis(1));
+        let left = match unit {
+            Unit::Seconds => format!("{:.3}", left.as_secs_f64()),
+            Unit::Millis => left.as_millis().to_string(),
+        };
+        Some((at, left))
     }
 }
 
-/// BLOCK of XREAD and XREADGROUP. What follows GROUP, COUNT and CLAIM are names and numbers, not options: a group may be called `streams`.
+/// Looks for BLOCK among the options. What follows GROUP, COUNT and CLAIM are names and numbers, not options: a group may be called `streams`.
 ///
 /// Behind an option that is not known here (a later server's), nobody can tell names from options. So the command is taken to block, for as long as a
 /// `BLOCK` behind it says: that costs a connection of its own for a moment, while one that does block would stop everybody on a shared one.
-fn block_option<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Option<BlockFor> {
-    let mut options = args.from(1);
+fn options<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Options {
+    let mut options = (1..).zip(args.from(1));
     let mut found = None;
     let mut unknown = false;
-    while let Some(option) = options.next() {
+    while let Some((at, option)) = options.next() {
         let is = |word: &[u8]| option.eq_ignore_ascii_case(word);
         if is(b"BLOCK") {
-            found = Some(millis(options.next()));
+            found = Some(at + 1);
+            options.next();
         } else if is(b"STREAMS") {
             break;
         } else if is(b"GROUP") {
@@ -61,7 +113,11 @@ fn block_option<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Opt
             unknown = true;
         }
     }
-    found.or_else(|| unknown.then_some(BlockFor::Time(Duration::ZERO)))
+    match (found, unknown) {
+        (Some(at), _) => Options::Block(at),
+        (None, true) => Options::Unknown,
+        (None, false) => Options::Plain,
+    }
 }
 
 fn seconds(arg: Option<&[u8]>) -> BlockFor {
