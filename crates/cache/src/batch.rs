@@ -1,15 +1,17 @@
 //! Many keys at once: a read that loads what is missing in one query, and warming.
 //!
 //! A batch obeys the rules of single reads. Each missing key gets a flight of its own, so that others join it and it joins
-//! others; each is filled under its own lease. Warming cannot take leases, because it learns the keys only with their values; it stores
-//! only what was loaded while nothing at all was invalidated.
+//! others; each is filled under its own lease. Warming cannot take leases, because it learns the keys only with their values; Redis's log of what was
+//! invalidated lately tells which of them were overtaken.
 
 use std::collections::HashMap;
+use std::future::pending;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use futures_util::future::join_all;
+use futures_util::FutureExt;
+use futures_util::future::{join_all, select_all};
 
 use crate::answer::{Answer, StaleReason};
 use crate::cache::{Inner, clock};
@@ -18,8 +20,8 @@ use crate::error::{CacheError, LoadError};
 use crate::flight::{Boarding, Held, Leader, Passenger};
 use crate::freshness::{Lifetime, Ttl};
 use crate::guard::Urgency;
-use crate::key::Key;
-use crate::load::{Job, Kept, Stage, add_tags};
+use crate::key::{Key, bounded};
+use crate::load::{Asking, Job, Kept, Permission, Stage, add_tags};
 use crate::moment::Moment;
 use crate::nesting::Loading;
 use crate::tier::memory::{Entry, Times};
@@ -107,27 +109,35 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             None => None,
         };
         let began = clock();
-        let (limit, urgency) = (ttl.hard_limit, Urgency::Refresh { heat: 0 });
-        let (pairs, cost) = cache
-            .ask_database(
-                (self.class(), Some(urgency)),
-                limit,
-                began + limit,
-                || (),
-                load,
-            )
-            .await?;
+        let permission = match Loading::current(cache) {
+            Some(parent) => Permission::Within(parent),
+            None => Permission::Guard(Urgency::Refresh { heat: 0 }),
+        };
+        let asking = Asking {
+            class: self.class(),
+            permission,
+            limit: ttl.hard_limit,
+            deadline: began + ttl.hard_limit,
+        };
+        let asked = cache.ask_database(asking, || (), pending(), |_| load());
+        let (pairs, cost) = asked.await?;
 
         let mut warmed = Warmed::default();
         let mut kept = Vec::new();
         for (key, value) in pairs {
             warmed.loaded += 1;
-            let bytes = self.codec().encode(&value).map_err(CacheError::Encode)?;
+            let name = self.name(&key);
+            let bytes = match self.codec().encode(&value) {
+                Ok(bytes) => bytes,
+                Err(problem) => {
+                    self.cannot_keep(&name, &*problem);
+                    continue;
+                }
+            };
             if bytes.len() > cache.value_max {
                 cache.stats.not_stored.add(1);
                 continue;
             }
-            let name = self.name(&key);
             let tags = self.tags_of(&name);
             let snapshot = cache.generations.narrow(&whole, &name, &tags);
             let life = self.life(&ttl, Some(&value));
@@ -177,7 +187,8 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
         I: IntoIterator<Item: Into<Vec<u8>>>,
     {
         for (key, named) in self.keys.iter().zip(&mut self.tags) {
-            named.extend(tags(key).into_iter().map(Into::into));
+            let tags = tags(key).into_iter().map(Into::into);
+            named.extend(tags.map(|tag: Vec<u8>| bounded(&tag).into_owned()));
         }
         self
     }
@@ -216,7 +227,8 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
                 Place::Hit(answer) => Ok(answer),
                 Place::Ended(ending) => conclude(view, ending, default.clone()),
                 Place::Flight(passenger, held) => {
-                    let ending = wait(view, passenger, held, &ttl, now).await;
+                    let parent = Loading::current(view.core());
+                    let ending = wait(view, passenger, held, &ttl, now, parent).await;
                     conclude(view, ending, default.clone())
                 }
             }
@@ -265,7 +277,7 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     let flights = &cache.flights;
     if let Some(held) = held
         .as_ref()
-        .filter(|held| view.has_just_failed(held, moment))
+        .filter(|_| view.has_just_failed(&name, ttl, moment))
     {
         return Place::Ended(Ok((held.loaded.clone(), Some(StaleReason::Failed))));
     }
@@ -337,22 +349,27 @@ where
     let urgency = missing.iter().map(|(led, _)| led.job.urgency()).max();
     let keys = missing.iter().map(|(led, _)| led.key.clone()).collect();
     let queued = || missing.iter().for_each(|(led, _)| led.leader.say_queued());
+    let leaders: Vec<&Leader> = missing.iter().map(|(led, _)| &led.leader).collect();
+    let lent = leaders.iter().map(|leader| Box::pin(leader.lent()));
+    let lent = select_all(lent).map(|(by, _, _)| by);
     let parent = missing.first().and_then(|(led, _)| led.job.parent.clone());
-    let urgency = parent.is_none().then(|| urgency.unwrap_or(Urgency::Needed));
-    let place = (view.class(), urgency);
-    let names = missing
-        .iter()
-        .map(|(led, _)| led.leader.key.clone())
-        .collect();
-    let load = || {
-        Loading::within(cache, names, parent, async move {
+    let permission = match &parent {
+        Some(parent) => Permission::Nested(parent.clone()),
+        None => Permission::Guard(urgency.unwrap_or(Urgency::Needed)),
+    };
+    let asking = Asking {
+        class: view.class(),
+        permission,
+        limit: ttl.hard_limit,
+        deadline,
+    };
+    let load = |place| {
+        Loading::within(cache, &leaders, parent, place, async move {
             let pairs = load(keys).await?;
             Ok(pairs.into_iter().collect::<HashMap<K, V>>())
         })
     };
-    let loaded = cache
-        .ask_database(place, ttl.hard_limit, deadline, queued, load)
-        .await;
+    let loaded = cache.ask_database(asking, queued, lent, load).await;
     match loaded {
         Ok((values, cost)) => {
             let kept = missing.into_iter().filter_map(|(led, lease)| {
@@ -367,9 +384,7 @@ where
             }
         }
         Err(error) => missing.iter().for_each(|(led, _)| {
-            if let Some(held) = &led.job.held {
-                held.note_failure(Moment::now());
-            }
+            cache.failures.note(led.leader.key(), Moment::now());
             led.leader.land(Err(error.clone()));
         }),
     }
@@ -423,7 +438,7 @@ async fn ask_redis_once<V, K>(
 where
     V: Clone + Send + Sync + 'static,
 {
-    let pending = cache.is_pending(Some(&leader.key), &job.tags);
+    let pending = cache.is_pending(Some(leader.key()), &job.tags);
     let (Some(redis), Some(mut patience)) = (cache.redis.as_ref().filter(|_| !pending), patience)
     else {
         return Some(None);
@@ -437,6 +452,10 @@ where
             None
         }
         Ok(Some(Stage::Load(lease))) => Some(lease),
+        Ok(Some(Stage::Failed(retry_after))) => {
+            leader.land(Err(CacheError::Unavailable { retry_after }));
+            None
+        }
         Ok(None) => Some(None),
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
@@ -477,10 +496,10 @@ mod tests {
         };
         lead_many(users.clone(), ttl, led, load).await;
         for place in [first, second] {
-            let Place::Flight(passenger, _) = place else {
+            let Place::Flight(mut passenger, _) = place else {
                 panic!("nothing was in memory")
             };
-            let outcome = passenger.borrow().outcome.clone();
+            let outcome = passenger.look(|progress| progress.outcome.clone());
             let entry = outcome.unwrap().unwrap().entry;
             assert_eq!(entry.value::<String>().unwrap().as_deref(), Some("there"));
         }

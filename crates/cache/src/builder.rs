@@ -11,6 +11,7 @@ use steadfast::Client;
 use crate::cache::{Cache, Inner};
 use crate::classes::Classes;
 use crate::coherence::Coherence;
+use crate::failures::Failures;
 use crate::flight::Flights;
 use crate::freshness::{InvalidTtl, Ttl};
 use crate::generation::Generations;
@@ -306,6 +307,7 @@ impl CacheBuilder {
             memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
             flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
+            failures: Failures::new(),
             guard,
             coherence,
             redis,

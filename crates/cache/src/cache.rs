@@ -16,6 +16,7 @@ use crate::classes::Classes;
 use crate::codec::Codec;
 use crate::coherence::Coherence;
 use crate::error::UnknownClass;
+use crate::failures::Failures;
 use crate::flight::Flights;
 use crate::freshness::Ttl;
 use crate::generation::Generations;
@@ -45,6 +46,7 @@ pub(crate) struct Inner {
     pub(crate) memory: Memory,
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights>,
+    pub(crate) failures: Failures,
     pub(crate) guard: Guard,
     pub(crate) coherence: Arc<Coherence>,
     pub(crate) redis: Option<Arc<RedisTier>>,

@@ -2,6 +2,8 @@
 //!
 //! Both ways run the caller's code (his `Serialize` and `Deserialize`), so a panic in them is an error of that one value, like any other.
 
+mod faithful;
+
 use std::any::Any;
 use std::error::Error;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -42,9 +44,13 @@ impl<V: Serialize + DeserializeOwned> Codec<V> {
     pub(crate) fn json() -> Self {
         Self {
             encode: |value| {
-                serde_json::to_vec(value)
-                    .map(Bytes::from)
-                    .map_err(|error| Arc::new(error) as _)
+                let json =
+                    serde_json::to_vec(value).map_err(|error| Arc::new(error) as CodecError)?;
+                // Whatever JSON has no word for it writes as `null`.
+                if json.windows(4).any(|word| word == b"null") {
+                    faithful::check(value).map_err(|error| Arc::new(error) as CodecError)?;
+                }
+                Ok(Bytes::from(json))
             },
             decode: |bytes| serde_json::from_slice(&bytes).map_err(|error| Arc::new(error) as _),
         }
@@ -70,4 +76,53 @@ pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())
         .unwrap_or_else(|| "not a text".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn encodes<V: Serialize + DeserializeOwned>(value: &V) -> bool {
+        Codec::<V>::json().encode(value).is_ok()
+    }
+
+    #[test]
+    fn k12_what_json_would_bring_back_as_something_else_is_not_encoded() {
+        assert!(encodes(&Some(1.5)) && encodes(&None::<f64>) && encodes(&vec![None, Some(2)]));
+        assert!(!encodes(&f64::NAN) && !encodes(&Some(f32::INFINITY)));
+        assert!(!encodes(&vec![(1, Some(f64::NAN))]));
+        assert!(!encodes(&Some(None::<u8>)) && !encodes(&vec![Some(())]));
+        assert!(encodes(&serde_json::json!({"a": null, "null": [null]})));
+        let nested = std::collections::BTreeMap::from([("null", vec![Some("null")])]);
+        let text = serde_json::to_string(&nested).unwrap();
+        assert!(encodes(&text) && encodes(&Some(text)));
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    struct Measured {
+        name: Option<String>,
+        unit: Unit,
+        value: Option<f64>,
+    }
+
+    #[derive(serde::Serialize, serde::Deserialize)]
+    enum Unit {
+        None,
+        Of(Option<f64>, u8),
+        Named { factor: Option<f64> },
+    }
+
+    #[test]
+    fn k12_it_is_found_in_the_fields_of_structs_and_enums() {
+        let value = |unit, value| Measured {
+            name: None,
+            unit,
+            value,
+        };
+        let named = |factor| Unit::Named { factor };
+        assert!(encodes(&value(Unit::None, None)) && encodes(&value(named(None), None)));
+        assert!(!encodes(&value(Unit::None, Some(f64::NAN))));
+        assert!(!encodes(&value(Unit::Of(Some(f64::NEG_INFINITY), 0), None)));
+        assert!(!encodes(&value(named(Some(f64::NAN)), None)));
+    }
 }

@@ -3,6 +3,8 @@
 //! It waits for a flight, but whoever holds something stale need not wait for its end: a load that is slow, refused or failing is no reason to
 //! answer with nothing. So each reason to take the stale value is weighed here, and nowhere else.
 
+use std::pin::pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::answer::{Answer, Source, StaleReason};
@@ -11,13 +13,42 @@ use crate::error::CacheError;
 use crate::flight::{Held, Loaded, Passenger};
 use crate::freshness::Ttl;
 use crate::moment::Moment;
+use crate::nesting::Loading;
 use crate::view::View;
 
 /// How a read ended: a value, perhaps stale; or why there is none.
 pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
 
-/// Waits for the flight to land, but not past the soft limit if there is something stale to serve.
+/// Waits for the flight to land, but not past the soft limit if there is something stale to serve. A load that waits so, `parent`, lets the flight go
+/// by its own permit.
 pub(crate) async fn wait<V>(
+    view: &View<V>,
+    passenger: Passenger,
+    held: Option<Held>,
+    ttl: &Ttl,
+    began: Instant,
+    parent: Option<Arc<Loading>>,
+) -> Ending
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let Some(parent) = parent else {
+        return wait_alone(view, passenger, held, ttl, began).await;
+    };
+    let (flight, joined) = (passenger.flight().clone(), passenger.has_joined());
+    let _waits = parent.wait_for(&flight)?;
+    let mut waiting = pin!(wait_alone(view, passenger, held, ttl, began));
+    tokio::select! {
+        biased;
+        ending = &mut waiting => ending,
+        _place = Loading::nested_place(&parent), if joined => {
+            flight.lend(&parent);
+            waiting.await
+        }
+    }
+}
+
+async fn wait_alone<V>(
     view: &View<V>,
     mut passenger: Passenger,
     held: Option<Held>,
@@ -31,39 +62,41 @@ where
     let soft = began + ttl.soft_limit;
     let hard = began + ttl.hard_limit + MARGIN;
     loop {
-        {
-            let progress = passenger.borrow_and_update();
+        let ended = passenger.look(|progress| {
             if fallback.is_none() {
                 fallback = progress.fallback.clone();
             }
             // Again each time: it may have expired or been invalidated since.
-            fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
+            let held = fallback.take();
+            fallback = held.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
             match (&progress.outcome, &fallback) {
-                (Some(Ok(loaded)), _) => return Ok((loaded.clone(), None)),
+                (Some(Ok(loaded)), _) => Some(Ok((loaded.clone(), None))),
                 (Some(Err(error)), Some(held)) => {
-                    return Ok((held.loaded.clone(), Some(reason(error))));
+                    Some(Ok((held.loaded.clone(), Some(reason(error)))))
                 }
-                (Some(Err(error)), None) => return Err(error.clone()),
+                (Some(Err(error)), None) => Some(Err(error.clone())),
                 (None, Some(held)) if progress.queued => {
-                    return Ok((held.loaded.clone(), Some(StaleReason::Overloaded)));
+                    Some(Ok((held.loaded.clone(), Some(StaleReason::Overloaded))))
                 }
-                (None, _) => {}
+                (None, _) => None,
             }
+        });
+        if let Some(ending) = ended {
+            return ending;
         }
         let limit = if fallback.is_some() { soft } else { hard };
-        match tokio::time::timeout_at(limit.into(), passenger.changed()).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(CacheError::Closed),
-            Err(_) => {
-                fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
-                if let Some(held) = fallback {
-                    return Ok((held.loaded, Some(StaleReason::Slow)));
-                }
-                if clock() >= hard {
-                    return Err(CacheError::LoadTimeout {
-                        limit: ttl.hard_limit,
-                    });
-                }
+        if tokio::time::timeout_at(limit.into(), passenger.changed())
+            .await
+            .is_err()
+        {
+            fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
+            if let Some(held) = fallback {
+                return Ok((held.loaded, Some(StaleReason::Slow)));
+            }
+            if clock() >= hard {
+                return Err(CacheError::LoadTimeout {
+                    limit: ttl.hard_limit,
+                });
             }
         }
     }

@@ -54,9 +54,12 @@ pub enum CacheError {
         /// The key.
         key: String,
     },
-    /// The value could not be encoded, so it can be neither stored nor shared.
-    #[error("the value cannot be encoded: {0}")]
-    Encode(#[source] Arc<dyn Error + Send + Sync>),
+    /// Loads read each other's keys in a circle, and would wait for each other.
+    #[error("loads wait for each other: {}; load what they share under a key of its own", keys.join(" -> "))]
+    Circle {
+        /// The keys, each read by the load of the one before it; the last is the first again.
+        keys: Vec<String>,
+    },
     /// The cache is closed, or the runtime is shutting down.
     #[error("the cache is closed")]
     Closed,

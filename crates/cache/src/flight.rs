@@ -7,16 +7,17 @@
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 
 use crate::answer::Source;
 use crate::coherence::Coherence;
 use crate::error::CacheError;
 use crate::generation::{Generations, Snapshot, TagStripes};
 use crate::moment::Moment;
+use crate::nesting::Loading;
 use crate::tier::Key;
 use crate::tier::memory::Entry;
 
@@ -39,6 +40,7 @@ pub(crate) struct Cargo {
 }
 
 pub(crate) struct Flight {
+    pub(crate) key: Key,
     cargo: Cargo,
     /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken value.
     began: Moment,
@@ -46,12 +48,21 @@ pub(crate) struct Flight {
     snapshot: Snapshot,
     /// Those of the tags that a value found in Redis carries and the leader did not name, from before their tokens were asked for.
     found: Mutex<TagStripes>,
-    progress: watch::Sender<Progress>,
+    progress: Mutex<Progress>,
+    /// Tells the passengers that there is progress.
+    told: Notify,
+    /// The load that it waits for, once that has begun.
+    loading: Mutex<Weak<Loading>>,
+    /// A load that waits for this one, and lets it go by its own permit.
+    lent: Mutex<Option<Arc<Loading>>>,
+    is_lent: Notify,
 }
 
 /// How far a flight has come, as its passengers see it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Progress {
+    /// Counts the steps.
+    step: u32,
     /// Something stale that was found on the way.
     pub(crate) fallback: Option<Held>,
     /// The load waits for admission to the database: who can do with something stale should.
@@ -78,13 +89,19 @@ pub(crate) enum Boarding {
     Joined(Passenger),
 }
 
-pub(crate) type Passenger = watch::Receiver<Progress>;
+pub(crate) struct Passenger {
+    flight: Arc<Flight>,
+    /// The step that was looked at last.
+    seen: u32,
+    /// Another has begun it.
+    joined: bool,
+}
 
 /// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends the flight as closed.
 pub(crate) struct Leader {
-    pub(crate) key: Key,
     flight: Arc<Flight>,
     flights: Arc<Flights>,
+    in_table: bool,
 }
 
 impl Flights {
@@ -115,20 +132,31 @@ impl Flights {
         key: &[u8],
         cargo: Cargo,
         tags: &[T],
-        (generations, coherence): (&Generations, &Coherence),
+        world: (&Generations, &Coherence),
     ) -> Boarding {
         let mut shard = self.shard(key).lock();
-        if let Some(flight) = shard.get(key)
-            && ((flight.cargo == cargo
-                && flight.may_be_joined(tags, generations)
-                && coherence.vouches(flight.began, now))
-                || !self.detach)
-        {
-            return Boarding::Joined(flight.progress.subscribe());
+        if let Some(passenger) = self.joinable(&shard, now, key, cargo, tags, world) {
+            return Boarding::Joined(passenger);
         }
-        let (leader, passenger) = self.take_off(key, cargo, tags, generations);
-        shard.insert(leader.key.clone(), leader.flight.clone());
+        let (leader, passenger) = self.take_off(key, cargo, tags, world.0, true);
+        shard.insert(leader.key().clone(), leader.flight.clone());
         Boarding::Leader(leader, passenger)
+    }
+
+    fn joinable<T: AsRef<[u8]>>(
+        &self,
+        shard: &HashMap<Key, Arc<Flight>>,
+        now: Moment,
+        key: &[u8],
+        cargo: Cargo,
+        tags: &[T],
+        (generations, coherence): (&Generations, &Coherence),
+    ) -> Option<Passenger> {
+        let flight = shard.get(key)?;
+        let may = flight.cargo == cargo
+            && flight.may_be_joined(tags, generations)
+            && coherence.vouches(flight.began, now);
+        (may || !self.detach).then(|| Passenger::new(flight, true))
     }
 
     /// Begins a flight for this key whether or not there is one. `in_table`: those who come later join it.
@@ -140,10 +168,10 @@ impl Flights {
         generations: &Generations,
         in_table: bool,
     ) -> (Leader, Passenger) {
-        let (leader, passenger) = self.take_off(key, cargo, tags, generations);
+        let (leader, passenger) = self.take_off(key, cargo, tags, generations, in_table);
         if in_table {
             let mut shard = self.shard(key).lock();
-            shard.insert(leader.key.clone(), leader.flight.clone());
+            shard.insert(leader.key().clone(), leader.flight.clone());
         }
         (leader, passenger)
     }
@@ -154,23 +182,25 @@ impl Flights {
         cargo: Cargo,
         tags: &[T],
         generations: &Generations,
+        in_table: bool,
     ) -> (Leader, Passenger) {
-        let (progress, passenger) = watch::channel(Progress {
-            fallback: None,
-            queued: false,
-            outcome: None,
-        });
         let flight = Arc::new(Flight {
+            key: Arc::from(key),
             cargo,
             began: Moment::now(),
             snapshot: generations.snapshot(key, tags),
             found: Mutex::default(),
-            progress,
+            progress: Mutex::default(),
+            told: Notify::new(),
+            loading: Mutex::default(),
+            lent: Mutex::default(),
+            is_lent: Notify::new(),
         });
+        let passenger = Passenger::new(&flight, false);
         let leader = Leader {
-            key: Arc::from(key),
             flight,
             flights: self.clone(),
+            in_table,
         };
         (leader, passenger)
     }
@@ -191,6 +221,63 @@ impl Flight {
             && generations.tags_are_current(&self.found.lock())
             && generations.cover(&self.snapshot.tags, tags)
     }
+
+    fn advance(&self, change: impl FnOnce(&mut Progress)) {
+        let mut progress = self.progress.lock();
+        change(&mut progress);
+        progress.step = progress.step.wrapping_add(1);
+        drop(progress);
+        self.told.notify_waiters();
+    }
+
+    /// The load that it waits for, if that has begun and not ended.
+    pub(crate) fn loading(&self) -> Option<Arc<Loading>> {
+        self.loading.lock().upgrade()
+    }
+
+    /// Lets it go by the permit of this load, which waits for it.
+    pub(crate) fn lend(&self, by: &Arc<Loading>) {
+        self.lent.lock().get_or_insert_with(|| by.clone());
+        self.is_lent.notify_one();
+    }
+}
+
+impl Passenger {
+    fn new(flight: &Arc<Flight>, joined: bool) -> Self {
+        Self {
+            flight: flight.clone(),
+            seen: u32::MAX,
+            joined,
+        }
+    }
+
+    pub(crate) fn has_joined(&self) -> bool {
+        self.joined
+    }
+
+    pub(crate) fn flight(&self) -> &Arc<Flight> {
+        &self.flight
+    }
+
+    /// Looks at how far it has come.
+    pub(crate) fn look<T>(&mut self, look: impl FnOnce(&Progress) -> T) -> T {
+        let progress = self.flight.progress.lock();
+        self.seen = progress.step;
+        look(&progress)
+    }
+
+    /// Waits for a step that has not been looked at.
+    pub(crate) async fn changed(&self) {
+        loop {
+            let mut told = std::pin::pin!(self.flight.told.notified());
+            // Heard from here on, so that nothing is missed between the look and the wait.
+            told.as_mut().enable();
+            if self.flight.progress.lock().step != self.seen {
+                return;
+            }
+            told.await;
+        }
+    }
 }
 
 impl Leader {
@@ -204,34 +291,61 @@ impl Leader {
         self.flight.snapshot.with(&self.flight.found.lock())
     }
 
+    pub(crate) fn key(&self) -> &Key {
+        &self.flight.key
+    }
+
     pub(crate) fn offer_fallback(&self, loaded: Loaded) {
         let then = self.snapshot();
+        let held = Held { loaded, then };
         self.flight
-            .progress
-            .send_modify(|progress| progress.fallback = Some(Held { loaded, then }));
+            .advance(|progress| progress.fallback = Some(held));
+    }
+
+    /// What was offered.
+    pub(crate) fn fallback(&self) -> Option<Held> {
+        self.flight.progress.lock().fallback.clone()
     }
 
     pub(crate) fn say_queued(&self) {
-        self.flight
-            .progress
-            .send_modify(|progress| progress.queued = true);
+        self.flight.advance(|progress| progress.queued = true);
+    }
+
+    /// Says which load it waits for.
+    pub(crate) fn begins(&self, loading: &Arc<Loading>) {
+        *self.flight.loading.lock() = Arc::downgrade(loading);
+    }
+
+    /// Waits for a load that waits for this one to lend it its permit.
+    pub(crate) async fn lent(&self) -> Arc<Loading> {
+        loop {
+            if let Some(lent) = self.flight.lent.lock().clone() {
+                return lent;
+            }
+            self.flight.is_lent.notified().await;
+        }
     }
 
     /// Ends the flight: from here on a new one may begin.
     pub(crate) fn land(&self, outcome: Result<Loaded, CacheError>) {
-        self.clear_table();
-        self.flight.progress.send_modify(|progress| {
-            progress.outcome.get_or_insert(outcome);
-        });
+        if self.flight.progress.lock().outcome.is_some() {
+            return;
+        }
+        if self.in_table {
+            self.clear_table();
+        }
+        self.flight
+            .advance(|progress| progress.outcome = Some(outcome));
     }
 
     fn clear_table(&self) {
-        let mut shard = self.flights.shard(&self.key).lock();
+        let key = self.key();
+        let mut shard = self.flights.shard(key).lock();
         if shard
-            .get(&self.key)
+            .get(key)
             .is_some_and(|flight| Arc::ptr_eq(flight, &self.flight))
         {
-            shard.remove(&self.key);
+            shard.remove(key);
         }
     }
 }
@@ -387,11 +501,10 @@ mod tests {
             panic!("no leader")
         };
         drop(leader);
-        passenger.changed().await.unwrap();
-        assert!(matches!(
-            passenger.borrow().outcome,
-            Some(Err(CacheError::Closed))
-        ));
+        passenger.changed().await;
+        assert!(
+            passenger.look(|progress| matches!(progress.outcome, Some(Err(CacheError::Closed))))
+        );
     }
 
     #[test]

@@ -38,6 +38,9 @@ pub struct Ttl {
     pub soft_limit: Duration,
     /// A load, with its waiting for leases and admission, is given up after this long. Default 5 s.
     pub hard_limit: Duration,
+    /// After a failed load, a value that can be served as stale, wherever it is held, is not loaded again for so long; then one reader tries.
+    /// Default 1 s; zero: each reader tries, and waits for it up to `soft_limit`.
+    pub retry_after: Duration,
 }
 
 impl Default for Ttl {
@@ -50,6 +53,7 @@ impl Default for Ttl {
             early_refresh: 1.0,
             soft_limit: Duration::from_millis(100),
             hard_limit: Duration::from_secs(5),
+            retry_after: Duration::from_secs(1),
         }
     }
 }
@@ -81,6 +85,9 @@ impl Ttl {
         }
         if self.hard_limit.is_zero() || self.hard_limit > Duration::from_secs(3600) {
             return refuse("hard_limit", "must be above zero and at most 1 hour");
+        }
+        if self.retry_after > Duration::from_secs(3600) {
+            return refuse("retry_after", "must be at most 1 hour");
         }
         if self.soft_limit > self.hard_limit {
             return refuse("soft_limit", "must not be above hard_limit");

@@ -30,10 +30,14 @@ pub struct GuardOptions {
     pub rate: f64,
     /// Loads waiting for admission at most; past it the least wanted are refused. Default 8 192; each costs some 200 bytes.
     pub waiting: usize,
-    /// A load waits for admission while others are admitted: this long at most since the last one was. Default 500 ms. So a healthy database drains the
-    /// queue, and before one that stands still nobody waits for long. The deadline of the load, its class's hard limit, holds in any case, and who could not
-    /// be admitted within it at the pace of late is refused at once.
+    /// A load waits for admission while others are admitted: this long at most since the last one was, or eight times as long as loads take, if that is longer.
+    /// Default 500 ms. So a healthy database drains the queue, and before one that stands still nobody waits for long. As long as no load has ended
+    /// yet, since the first have connections to open, only the load's own deadline counts: its class's hard limit, less what the load itself will need
+    /// (twice what others took, an eighth at least and half at most). Who could not be admitted by then at the pace of late is refused at once.
     pub wait: Duration,
+    /// Loads at once that are nested in one: those that its loader makes necessary by reading through the cache. They go by its permit, so without a bound one load could
+    /// ask everything of the database at once. Default 4, at each level of nesting.
+    pub nested: usize,
     /// After an outage, the share of the rate that refreshes may use grows from a tenth to all over this time. Default 5 s.
     pub ramp: Duration,
 }
@@ -45,6 +49,7 @@ impl Default for GuardOptions {
             rate: 2000.0,
             waiting: 8192,
             wait: Duration::from_millis(500),
+            nested: 4,
             ramp: Duration::from_secs(5),
         }
     }
@@ -62,6 +67,9 @@ impl GuardOptions {
     }
 
     pub(crate) fn problem(&self) -> Option<&'static str> {
+        if self.nested == 0 || self.nested > NESTED_MOST {
+            return Some("guard.nested must be from 1 to 10 000");
+        }
         match problem(self.concurrency, self.rate)? {
             Problem::Concurrency => Some("guard.concurrency must be at least 1"),
             Problem::Rate => Some("guard.rate must be at least 0.1 a second"),
@@ -159,11 +167,15 @@ pub(crate) enum Refusal {
 pub(crate) struct Guard {
     shared: Arc<Mutex<State>>,
     wait: Duration,
+    nested: usize,
 }
+
+const NESTED_MOST: usize = 10_000;
 
 /// The right to one load.
 pub(crate) struct Permit {
     place: Arc<Place>,
+    since: Instant,
     breaker: Option<breaker::Permit>,
 }
 
@@ -177,6 +189,14 @@ pub(crate) struct Place {
 tokio::task_local! {
     /// Of the load that runs.
     static PLACE: Arc<Place>;
+}
+
+/// Runs a load that goes by this place: what it asks of the database keeps it until it has ended there.
+pub(crate) async fn during<F: Future>(place: Option<Arc<Place>>, load: F) -> F::Output {
+    match place {
+        Some(place) => PLACE.scope(place, load).await,
+        None => load.await,
+    }
 }
 
 /// The place of the load that this is called from, if it is one.
@@ -213,6 +233,7 @@ impl Guard {
         Self {
             shared: Arc::new(Mutex::new(state)),
             wait: options.wait,
+            nested: options.nested,
         }
     }
 
@@ -248,15 +269,16 @@ impl Guard {
         queued: impl FnOnce(),
     ) -> Result<Permit, Refusal> {
         let now = clock();
-        let turn = {
+        let (turn, latest) = {
             let mut state = self.shared.lock();
             if let Some(refused) = state.refused_by_breaker(now) {
                 return Err(refused);
             }
-            match state.line.enter(lane, urgency, deadline, now) {
+            let latest = state.line.latest(lane, deadline, now);
+            match state.line.enter(lane, urgency, latest, now) {
                 Entry::Admitted => return Ok(self.permit(lane)),
                 Entry::Full => return Err(state.line.refusal(lane, now)),
-                Entry::Waiting(turn) => turn,
+                Entry::Waiting(turn) => (turn, latest),
             }
         };
         queued();
@@ -266,16 +288,20 @@ impl Guard {
             lane,
             turn,
         };
-        let mut give_up = deadline.min(now + self.wait);
+        let mut give_up = self.give_up(lane, latest);
         loop {
             match tokio::time::timeout_at(give_up.into(), &mut waiter.turn).await {
                 Ok(Ok(())) => return Ok(self.permit(lane)),
                 Ok(Err(_pushed_out)) => return Err(self.overloaded(lane)),
                 Err(_too_late) => {
+                    let now = clock();
                     // Somebody may have been admitted meanwhile: then the queue moves, and it is worth the wait.
-                    let moved = self.shared.lock().line.moved(lane) + self.wait;
-                    let longer = deadline.min(moved);
-                    if longer <= give_up {
+                    let mut longer = self.give_up(lane, latest);
+                    // Woken late: it is this process that stood still, and who was to be admitted meanwhile has yet to be.
+                    if now.saturating_duration_since(give_up) > self.wait / 4 {
+                        longer = longer.max(now + self.wait / 2).min(latest);
+                    }
+                    if longer <= give_up || longer <= now {
                         break;
                     }
                     give_up = longer;
@@ -298,12 +324,24 @@ impl Guard {
         };
         Permit {
             place: Arc::new(place),
+            since: clock(),
             breaker: None,
         }
     }
 
+    /// When a load of this class that waits now would wait in vain.
+    fn give_up(&self, lane: usize, latest: Instant) -> Instant {
+        let still = self.shared.lock().line.stands_still_at(lane, self.wait);
+        still.map_or(latest, |still| still.min(latest))
+    }
+
     fn overloaded(&self, lane: usize) -> Refusal {
         self.shared.lock().line.refusal(lane, clock())
+    }
+
+    /// Loads at once that may be nested in one.
+    pub(crate) fn nested(&self) -> usize {
+        self.nested
     }
 
     /// An outage is over: let refreshes in gently.
@@ -369,16 +407,21 @@ impl Permit {
         self
     }
 
-    /// Runs the load: what it asks of the database keeps the place until it has ended there.
-    pub(crate) async fn during<F: Future>(&self, load: F) -> F::Output {
-        PLACE.scope(Arc::clone(&self.place), load).await
+    pub(crate) fn place(&self) -> Arc<Place> {
+        Arc::clone(&self.place)
     }
 
-    /// Tells the breaker how the load went.
+    /// Tells how the load went.
     pub(crate) fn record(mut self, outcome: Outcome) {
+        let now = clock();
+        if outcome == Outcome::Success {
+            let took = now.saturating_duration_since(self.since);
+            let place = &self.place;
+            place.guard.shared.lock().line.note(place.lane, took);
+        }
         if let Some(permit) = self.breaker.take() {
             let guard = &self.place.guard;
-            let transition = guard.shared.lock().breaker.record(permit, outcome, clock());
+            let transition = guard.shared.lock().breaker.record(permit, outcome, now);
             if let Some(transition) = transition {
                 tracing::warn!(from = ?transition.from, to = ?transition.to, cause = ?transition.cause, "breaker of the database");
                 if transition.to == breaker::State::Closed {
@@ -470,6 +513,27 @@ mod tests {
         drop(second); // and he does not hear it
         assert_eq!(guard.status().running, 0);
         assert!(admit().await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn k9_the_queue_waits_for_the_first_loads_whose_connections_are_being_opened() {
+        let mut options = GuardOptions::new(1, 1000.0);
+        options.wait = Duration::from_millis(20);
+        let guard = Guard::new(&options, &[None], clock());
+        let deadline = clock() + Duration::from_secs(3600);
+        let admit = || guard.admit(0, Urgency::Needed, deadline, || ());
+        let first = admit().await.ok().unwrap();
+        let opening = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            first.record(Outcome::Failure);
+        };
+        let (second, ()) = tokio::join!(admit(), opening);
+        let second = second.ok().unwrap();
+        // Once it is known how long a load takes, nobody waits before a database that stands still.
+        let refused = tokio::time::timeout(Duration::from_secs(60), admit()).await;
+        assert!(matches!(refused.unwrap(), Err(Refusal::Overloaded { .. })));
+        drop(second);
+        assert_eq!(guard.status().running, 0);
     }
 
     #[tokio::test]

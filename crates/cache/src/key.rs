@@ -6,6 +6,7 @@ use std::ops::Deref;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
 /// A key of the cache. Implemented for text, bytes, whole numbers and UUIDs; a type of one's own says how it is written:
@@ -34,6 +35,7 @@ pub struct KeyName<'k>(Bytewise<'k>);
 enum Bytewise<'k> {
     Lent(&'k [u8]),
     Written(SmallVec<[u8; ROOM]>),
+    Long { whole: Vec<u8>, short: Vec<u8> },
 }
 
 impl<'k> KeyName<'k> {
@@ -50,6 +52,26 @@ impl<'k> KeyName<'k> {
         // Writing into memory fails only if a part of the text says that it cannot be written, and then the rest of it is the key.
         let _ = bytes.write_fmt(text);
         Self(Bytewise::Written(bytes.0))
+    }
+
+    /// The same, not longer than a name may be: what is, is known by a hash of it.
+    #[inline]
+    pub(crate) fn bounded(self) -> Self {
+        if is_short(&self) {
+            return self;
+        }
+        Self(Bytewise::Long {
+            short: shortened(&self),
+            whole: self.to_vec(),
+        })
+    }
+
+    /// Its bytes as they were before it was shortened.
+    pub(crate) fn whole(&self) -> &[u8] {
+        match &self.0 {
+            Bytewise::Long { whole, .. } => whole,
+            _ => self,
+        }
     }
 
     /// The same behind a prefix.
@@ -73,9 +95,43 @@ impl Deref for KeyName<'_> {
         match &self.0 {
             Bytewise::Lent(bytes) => bytes,
             Bytewise::Written(bytes) => bytes,
+            Bytewise::Long { short, .. } => short,
         }
     }
 }
+
+/// A key or a tag as the cache knows it: what is too long to be carried about is its beginning and a hash of all of it. That of a caller which looks like one is
+/// hashed too, so that no two names become one.
+pub(crate) fn bounded(name: &[u8]) -> Cow<'_, [u8]> {
+    if is_short(name) {
+        Cow::Borrowed(name)
+    } else {
+        Cow::Owned(shortened(name))
+    }
+}
+
+#[inline]
+fn is_short(name: &[u8]) -> bool {
+    name.len() <= LONGEST && !(name.len() == SHORTENED && name[BEGINNING] == 0)
+}
+
+#[cold]
+fn shortened(name: &[u8]) -> Vec<u8> {
+    let hash = Sha256::digest(name);
+    let mut short = Vec::with_capacity(SHORTENED);
+    short.extend_from_slice(&name[..BEGINNING]);
+    short.push(0);
+    for byte in hash {
+        short.extend([byte >> 4, byte & 15].map(|digit| b"0123456789abcdef"[usize::from(digit)]));
+    }
+    short
+}
+
+/// A name of this many bytes is carried as it is.
+const LONGEST: usize = 512;
+/// Of a longer one so many, so that people and prefixes can tell it, then a zero, then its SHA-256 in hexadecimal.
+const BEGINNING: usize = 64;
+const SHORTENED: usize = BEGINNING + 1 + 64;
 
 #[derive(Default)]
 struct Bytes40(SmallVec<[u8; ROOM]>);
@@ -145,6 +201,20 @@ const ROOM: usize = 40;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn k13_a_long_name_is_its_beginning_and_a_hash_of_the_whole() {
+        let (long, other) = ([b'x'; 40_000], [b'x'; 40_001]);
+        let short = long.name().behind(b"p:").bounded();
+        assert!(short.len() == SHORTENED && short.starts_with(b"p:xxx"));
+        assert_eq!(short.whole().len(), 40_002);
+        assert_ne!(*bounded(&long), *bounded(&other));
+        assert_eq!(*bounded(&[b'x'; LONGEST]), [b'x'; LONGEST]);
+        // One that is made to look like another's hash is another name.
+        let forged = bounded(&long).into_owned();
+        assert_ne!(*bounded(&forged), *forged);
+        assert_eq!(bounded(&forged).len(), SHORTENED);
+    }
 
     #[test]
     fn k1_a_key_is_its_bytes_whatever_type_it_has() {

@@ -71,6 +71,7 @@ mod coherence;
 mod ending;
 mod envelope;
 mod error;
+mod failures;
 mod flight;
 mod freshness;
 mod generation;

@@ -21,9 +21,9 @@ use crate::codec::message;
 use crate::error::{CacheError, LoadError};
 use crate::flight::{Leader, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
-use crate::guard::{Refusal, Urgency};
+use crate::guard::{self, Permit, Place, Refusal, Urgency};
 use crate::moment::{Moment, Nanos};
-use crate::nesting::Loading;
+use crate::nesting::{Loading, Nested};
 use crate::source::SourceError;
 use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Stored, Trouble};
@@ -50,6 +50,8 @@ pub(crate) enum Stage {
     Answered(Loaded),
     /// The database must be asked; with the lease its answer may be stored in Redis.
     Load(Option<Lease>),
+    /// A load failed so lately that what is stale has to do; another may be tried after so long.
+    Failed(Duration),
 }
 
 /// Adds those that are not there yet.
@@ -71,19 +73,30 @@ where
     let deadline = clock() + job.ttl.hard_limit;
     let lease = match &cache.redis {
         None => None,
-        Some(_) if cache.is_pending(Some(&leader.key), &job.tags) => None,
+        Some(_) if cache.is_pending(Some(leader.key()), &job.tags) => None,
         Some(redis) => match job.ask_redis(redis, &leader, deadline).await {
             Stage::Answered(loaded) => return leader.land(Ok(loaded)),
             Stage::Load(lease) => lease,
+            Stage::Failed(retry_after) => {
+                return leader.land(Err(CacheError::Unavailable { retry_after }));
+            }
         },
     };
-    let urgency = job.parent.is_none().then(|| job.urgency());
-    let place = (job.view.class(), urgency);
-    let queued = || leader.say_queued();
-    let (nested_in, keys) = (job.parent.clone(), vec![leader.key.clone()]);
-    let load = || Loading::within(&cache, keys, nested_in, async { load().await });
+    let permission = match &job.parent {
+        Some(parent) => Permission::Nested(parent.clone()),
+        None => Permission::Guard(job.urgency()),
+    };
+    let asking = Asking {
+        class: job.view.class(),
+        permission,
+        limit: job.ttl.hard_limit,
+        deadline,
+    };
+    let (queued, parent) = (|| leader.say_queued(), job.parent.clone());
+    let leaders = [&leader];
+    let load = |place| Loading::within(&cache, &leaders, parent, place, async { load().await });
     let loaded = cache
-        .ask_database(place, job.ttl.hard_limit, deadline, queued, load)
+        .ask_database(asking, queued, leader.lent(), load)
         .await;
     match loaded {
         Ok((value, cost)) => {
@@ -92,9 +105,7 @@ where
             }
         }
         Err(error) => {
-            if let Some(held) = &job.held {
-                held.note_failure(Moment::now());
-            }
+            cache.failures.note(leader.key(), Moment::now());
             leader.land(Err(error));
         }
     }
@@ -107,12 +118,12 @@ where
 {
     let cache = job.view.core();
     let redis = cache.redis.as_ref()?;
-    if cache.is_pending(Some(&leader.key), &job.tags) {
+    if cache.is_pending(Some(leader.key()), &job.tags) {
         return None;
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
     let mut patience = redis.patience();
-    let look = redis.look(&leader.key, &job.tags, &mut patience, &carries);
+    let look = redis.look(leader.key(), &job.tags, &mut patience, &carries);
     match look.await {
         Ok(Look::Hit(stored)) => job.take_in(leader, stored),
         Ok(Look::Miss(_)) => None,
@@ -149,48 +160,38 @@ impl Inner {
         !self.is_pending(None, tags)
     }
 
-    /// Runs a loader under the guard and within its limit; answers with what it loaded and how long that took.
+    /// Runs a loader by a permit and within its limit; answers with what it loaded and how long that took. The loader is told the place that it goes by.
     pub(crate) async fn ask_database<T, L, F>(
         &self,
-        (class, urgency): (&Class, Option<Urgency>),
-        limit: Duration,
-        deadline: Instant,
+        asking: Asking<'_>,
         queued: impl FnOnce(),
+        lent: impl Future<Output = Arc<Loading>>,
         load: L,
     ) -> Result<(T, Duration), CacheError>
     where
-        L: FnOnce() -> F + Send,
+        L: FnOnce(Option<Arc<Place>>) -> F + Send,
         F: Future<Output = Result<T, LoadError>> + Send,
     {
+        let Asking {
+            class,
+            limit,
+            deadline,
+            ..
+        } = asking;
         let own = class
             .try_load()
             .map_err(|retry_after| CacheError::Unavailable { retry_after })?;
-        let permit = match urgency {
-            // Nested: by its parent's permit.
-            None => None,
-            Some(urgency) => {
-                let permit = self.guard.admit(class.lane, urgency, deadline, queued);
-                Some(permit.await)
+        let way = match self.find_way(&asking, queued, lent).await {
+            Ok(way) => way,
+            Err(refused) => {
+                class.record(own, None);
+                return Err(refused);
             }
         };
-        let permit = permit.transpose().map_err(|refusal| match refusal {
-            Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
-            Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
-                class: class.name.clone(),
-                bound,
-                retry_after,
-            },
-            Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
-        })?;
         let began = clock();
-        let work = async move { load().await };
-        let guarded = async {
-            match &permit {
-                Some(permit) => permit.during(work).await,
-                None => work.await,
-            }
-        };
-        let guarded = AssertUnwindSafe(guarded).catch_unwind();
+        let place = way.place();
+        let work = async { load(place.clone()).await };
+        let guarded = AssertUnwindSafe(guard::during(place.clone(), work)).catch_unwind();
         let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
         let cost = clock().saturating_duration_since(began);
         let (outcome, result) = match ended {
@@ -206,17 +207,99 @@ impl Inner {
             // That is between the class and its own limit: of the database as a whole it says nothing.
             Err(_late) => {
                 class.record(own, (cost >= limit / 2).then_some(Outcome::Failure));
-                drop(permit);
+                drop(way);
                 self.stats.loaded(false, cost);
                 return Err(CacheError::LoadTimeout { limit });
             }
         };
         class.record(own, Some(Outcome::Success));
-        if let Some(permit) = permit {
+        if let Way::Permit(permit) = way {
             permit.record(outcome);
         }
         self.stats.loaded(result.is_ok(), cost);
         result
+    }
+
+    /// Finds a permit to go by: one of the guard, that of the load that it is nested in, or that of a load that waits for this one.
+    async fn find_way<'a>(
+        &self,
+        asking: &'a Asking<'_>,
+        queued: impl FnOnce(),
+        lent: impl Future<Output = Arc<Loading>>,
+    ) -> Result<Way<'a>, CacheError> {
+        let (class, deadline) = (asking.class, asking.deadline);
+        let own = async {
+            match &asking.permission {
+                Permission::Within(parent) => Ok(Way::Lent(parent.clone())),
+                Permission::Nested(parent) => {
+                    let place = Loading::nested_place(parent);
+                    let place = tokio::time::timeout_at(deadline.into(), place).await;
+                    place.map(Way::Nested).map_err(|_late| {
+                        let retry_after = Duration::from_millis(10);
+                        CacheError::Overloaded { retry_after }
+                    })
+                }
+                Permission::Guard(urgency) => {
+                    let permit = self.guard.admit(class.lane, *urgency, deadline, queued);
+                    permit
+                        .await
+                        .map(Way::Permit)
+                        .map_err(|refusal| refused(class, refusal))
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            own = own => own,
+            by = lent => Ok(Way::Lent(by)),
+        }
+    }
+}
+
+fn refused(class: &Class, refusal: Refusal) -> CacheError {
+    match refusal {
+        Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
+        Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
+            class: class.name.clone(),
+            bound,
+            retry_after,
+        },
+        Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
+    }
+}
+
+/// What a load wants of the guard.
+pub(crate) struct Asking<'a> {
+    pub(crate) class: &'a Class,
+    pub(crate) permission: Permission,
+    /// How long it may take, and when it has to have ended.
+    pub(crate) limit: Duration,
+    pub(crate) deadline: Instant,
+}
+
+/// By what right a load asks the database.
+pub(crate) enum Permission {
+    /// By a permit of its own.
+    Guard(Urgency),
+    /// By that of the load that it is a part of.
+    Within(Arc<Loading>),
+    /// By that of the load that it is nested in, beside a few others.
+    Nested(Arc<Loading>),
+}
+
+enum Way<'a> {
+    Permit(Permit),
+    Nested(Nested<'a>),
+    Lent(Arc<Loading>),
+}
+
+impl Way<'_> {
+    fn place(&self) -> Option<Arc<Place>> {
+        match self {
+            Self::Permit(permit) => Some(permit.place()),
+            Self::Nested(nested) => nested.by.place(),
+            Self::Lent(by) => by.place(),
+        }
     }
 }
 
@@ -272,6 +355,17 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
     }
 
+    /// What Redis had can be served as stale, and a load of it failed lately: when another may be tried.
+    fn has_just_failed(&self, leader: &Leader) -> Option<Duration> {
+        let (cache, now) = (self.view.core(), Moment::now());
+        let retry_after = cache
+            .failures
+            .wait(leader.key(), now, self.ttl.retry_after)?;
+        let held = leader.fallback()?;
+        let may = self.view.may_serve_stale(&held, &self.ttl, now);
+        (may && !self.anew).then_some(retry_after)
+    }
+
     /// `None`: another process is loading.
     pub(crate) async fn look_and_lease(
         &mut self,
@@ -281,7 +375,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         patience: &mut Patience,
     ) -> Result<Option<Stage>, Trouble> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
-        let look = redis.look(&leader.key, &self.tags, patience, &carries);
+        let look = redis.look(leader.key(), &self.tags, patience, &carries);
         let seen = match look.await? {
             Look::Miss(seen) => seen,
             Look::Hit(stored) => {
@@ -294,9 +388,12 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                 seen
             }
         };
+        if let Some(retry_after) = self.has_just_failed(leader) {
+            return Ok(Some(Stage::Failed(retry_after)));
+        }
         let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
         let lease = redis
-            .take_lease(&leader.key, &self.tags, &seen, life, patience)
+            .take_lease(leader.key(), &self.tags, &seen, life, patience)
             .await?;
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
     }
@@ -330,7 +427,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             early_refresh: self.ttl.early_refresh,
         };
         let governed = (snapshot, Arc::from(stored.tags));
-        let entry = Entry::new(&leader.key, value, times, governed, view.label(), bytes);
+        let entry = Entry::new(leader.key(), value, times, governed, view.label(), bytes);
         let loaded = Loaded {
             entry,
             source: Source::Redis,
@@ -371,20 +468,17 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         lease: Option<Lease>,
     ) -> Option<Kept> {
         let (view, cache) = (&self.view, self.view.core());
-        let encoded = match value
-            .as_ref()
-            .map(|value| view.codec().encode(value))
+        let encoded = value.as_ref().map(|value| view.codec().encode(value));
+        // What cannot be kept in Redis as it is can still be answered.
+        let encoded = encoded
             .transpose()
-        {
-            Ok(encoded) => encoded,
-            Err(error) => {
-                leader.land(Err(CacheError::Encode(error)));
-                return None;
-            }
-        };
+            .map_err(|problem| view.cannot_keep(leader.key(), &*problem));
+        let can_be_kept = encoded.is_ok();
+        let encoded = encoded.unwrap_or_default();
         let length = encoded.as_ref().map_or(0, Bytes::len);
         let life = view.life(&self.ttl, value.as_ref());
         let snapshot = &leader.snapshot();
+        cache.failures.forget(leader.key());
         // The database may have been read at any moment of the load: the age is counted from its beginning.
         let now = clock();
         let loaded_at = now.checked_sub(cost).unwrap_or(now);
@@ -395,12 +489,12 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             early_refresh: self.ttl.early_refresh,
         };
         let governed = (snapshot, Arc::from(self.tags.as_slice()));
-        let entry = Entry::new(&leader.key, value, times, governed, view.label(), length);
-        let keep = length <= cache.value_max && !life.keep.is_zero();
+        let entry = Entry::new(leader.key(), value, times, governed, view.label(), length);
+        let keep = can_be_kept && length <= cache.value_max && !life.keep.is_zero();
         if keep {
             cache.memory.insert(&entry, snapshot, &cache.generations);
         } else {
-            cache.memory.remove(&leader.key);
+            cache.memory.remove(leader.key());
         }
         let source = Source::Database;
         leader.land(Ok(Loaded { entry, source }));

@@ -6,12 +6,19 @@
 #[derive(Clone, Debug)]
 pub(crate) struct Names {
     namespace: Box<str>,
+    epoch: Box<[u8]>,
+    watermark: Box<[u8]>,
+    recent: [Box<[u8]>; 2],
 }
 
 impl Names {
     pub(crate) fn new(namespace: &str) -> Self {
+        let name = |end: &str| format!("{namespace}:{end}").into_bytes().into();
         Self {
             namespace: namespace.into(),
+            epoch: name("epoch"),
+            watermark: name("watermark"),
+            recent: [name("recent:0"), name("recent:1")],
         }
     }
 
@@ -27,12 +34,28 @@ impl Names {
         self.join(&[b":t:", tag])
     }
 
-    pub(crate) fn epoch(&self) -> Vec<u8> {
-        self.join(&[b":epoch"])
+    pub(crate) fn epoch(&self) -> &[u8] {
+        &self.epoch
     }
 
-    pub(crate) fn watermark(&self) -> Vec<u8> {
-        self.join(&[b":watermark"])
+    pub(crate) fn watermark(&self) -> &[u8] {
+        &self.watermark
+    }
+
+    /// The two logs of names that were invalidated lately, which take turns.
+    pub(crate) fn recent(&self) -> [&[u8]; 2] {
+        let [one, other] = &self.recent;
+        [one, other]
+    }
+
+    /// How the log calls a key.
+    pub(crate) fn logged_key(key: &[u8]) -> Vec<u8> {
+        [b"k".as_slice(), key].concat()
+    }
+
+    /// How the log calls a tag.
+    pub(crate) fn logged_tag(tag: &[u8]) -> Vec<u8> {
+        [b"t".as_slice(), tag].concat()
     }
 
     pub(crate) fn channel(&self) -> Vec<u8> {

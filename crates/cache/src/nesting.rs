@@ -1,25 +1,44 @@
 //! Loads that read through the cache.
 //!
 //! Composing cached reads is common, and a nested load that waited for a permit of the guard while its parent holds one would starve: a guard full of
-//! parents lets no child in. So a nested load goes by its parent's permit. Its own key a load cannot wait for, which is an error at once. A load is known by
-//! its task: what a loader spawns is on its own.
+//! parents lets no child in. So a nested load goes by its parent's permit, a few of them at once; and a load that is joined while it waits for a permit goes by the
+//! permit of whoever waits for it, if that is a load. A load is known by its task: what a loader spawns is on its own.
+//!
+//! Loads that wait for each other would do so until their time is up. Each says which flights it waits for, and each flight which load it is, so a read that closes such a
+//! circle sees it, and is an error at once. It says so before it looks: of two that close a circle together at least one sees the other.
 
 use std::sync::{Arc, Weak};
 
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use crate::cache::Inner;
 use crate::error::CacheError;
+use crate::flight::{Flight, Leader};
+use crate::guard::Place;
 use crate::tier::Key;
 
 /// A load under way, with those that it is nested in.
-#[derive(Debug)]
 pub(crate) struct Loading {
     cache: Weak<Inner>,
     keys: Vec<Key>,
     parent: Option<Arc<Self>>,
+    /// Flights that reads within it wait for.
+    waits: Mutex<Vec<Weak<Flight>>>,
+    /// Places of the loads that are nested in it.
+    nested: Semaphore,
+    /// The place at the guard by which it goes.
+    place: Option<Arc<Place>>,
 }
 
 tokio::task_local! {
     static LOADING: Arc<Loading>;
+}
+
+/// By whose permit a load goes that is nested.
+pub(crate) struct Nested<'l> {
+    pub(crate) by: Arc<Loading>,
+    _slot: Option<SemaphorePermit<'l>>,
 }
 
 impl Loading {
@@ -29,36 +48,131 @@ impl Loading {
         current.is_of(cache).then_some(current)
     }
 
-    /// Runs a load of these keys, which is nested in `parent`.
+    /// Runs the load of these flights, which is nested in `parent` and goes by that place.
     pub(crate) async fn within<T>(
         cache: &Arc<Inner>,
-        keys: Vec<Key>,
+        leaders: &[&Leader],
         parent: Option<Arc<Self>>,
+        place: Option<Arc<Place>>,
         load: impl Future<Output = T>,
     ) -> T {
-        let cache = Arc::downgrade(cache);
         let loading = Arc::new(Self {
-            cache,
-            keys,
+            cache: Arc::downgrade(cache),
+            keys: leaders.iter().map(|leader| leader.key().clone()).collect(),
             parent,
+            waits: Mutex::default(),
+            nested: Semaphore::new(cache.guard.nested()),
+            place,
         });
+        for leader in leaders {
+            leader.begins(&loading);
+        }
         LOADING.scope(loading, load).await
     }
 
     /// Refuses a key that is being loaded by this load, or by one that it is nested in.
     pub(crate) fn check(this: Option<&Arc<Self>>, name: &[u8]) -> Result<(), CacheError> {
-        let mut loading = this;
+        let (mut loading, mut within) = (this, vec![text(name)]);
         while let Some(outer) = loading {
             if outer.keys.iter().any(|key| **key == *name) {
-                let key = String::from_utf8_lossy(name).into_owned();
-                return Err(CacheError::OwnKey { key });
+                return Err(if within.len() == 1 {
+                    CacheError::OwnKey { key: text(name) }
+                } else {
+                    within.push(text(name));
+                    within.reverse();
+                    CacheError::Circle { keys: within }
+                });
             }
+            within.push(outer.keys.first().map_or_else(String::new, |key| text(key)));
             loading = outer.parent.as_ref();
         }
         Ok(())
     }
 
+    /// Says that this load waits for a flight, as long as what is answered lives. Refuses if that one waits for this.
+    pub(crate) fn wait_for(self: &Arc<Self>, flight: &Arc<Flight>) -> Result<Waits, CacheError> {
+        self.waits.lock().push(Arc::downgrade(flight));
+        let waits = Waits {
+            load: self.clone(),
+            flight: Arc::downgrade(flight),
+        };
+        let (mut path, mut seen) = (Vec::new(), Vec::new());
+        if leads_to(flight, self, &mut path, &mut seen) {
+            path.push(path.first().cloned().unwrap_or_default());
+            return Err(CacheError::Circle { keys: path });
+        }
+        Ok(waits)
+    }
+
+    /// Waits for a place among the loads that are nested in this one.
+    pub(crate) async fn nested_place(this: &Arc<Self>) -> Nested<'_> {
+        Nested {
+            by: this.clone(),
+            // It is never closed.
+            _slot: this.nested.acquire().await.ok(),
+        }
+    }
+
+    pub(crate) fn place(&self) -> Option<Arc<Place>> {
+        self.place.clone()
+    }
+
     fn is_of(&self, cache: &Arc<Inner>) -> bool {
         std::ptr::eq(self.cache.as_ptr(), Arc::as_ptr(cache))
     }
+}
+
+/// Whether this flight waits for that load, through whichever others; `path` names them.
+fn leads_to(
+    flight: &Arc<Flight>,
+    target: &Arc<Loading>,
+    path: &mut Vec<String>,
+    seen: &mut Vec<*const Loading>,
+) -> bool {
+    let Some(loading) = flight.loading() else {
+        return false;
+    };
+    if Arc::ptr_eq(&loading, target) {
+        path.push(text(&flight.key));
+        return true;
+    }
+    if seen.contains(&Arc::as_ptr(&loading)) {
+        return false;
+    }
+    seen.push(Arc::as_ptr(&loading));
+    path.push(text(&flight.key));
+    let waits: Vec<_> = loading.waits.lock().clone();
+    let found = waits
+        .iter()
+        .filter_map(Weak::upgrade)
+        .any(|next| leads_to(&next, target, path, seen));
+    if !found {
+        path.pop();
+    }
+    found
+}
+
+/// A load waits for a flight.
+pub(crate) struct Waits {
+    load: Arc<Loading>,
+    flight: Weak<Flight>,
+}
+
+impl Drop for Waits {
+    fn drop(&mut self) {
+        let mut waits = self.load.waits.lock();
+        if let Some(at) = waits.iter().position(|flight| flight.ptr_eq(&self.flight)) {
+            waits.swap_remove(at);
+        }
+    }
+}
+
+impl std::fmt::Debug for Loading {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Loading").finish_non_exhaustive()
+    }
+}
+
+fn text(name: &[u8]) -> String {
+    String::from_utf8_lossy(name).into_owned()
 }

@@ -80,6 +80,7 @@ pub(crate) struct Stats {
     pub(crate) redis_slow: Tally,
     pub(crate) damaged: Tally,
     pub(crate) not_stored: Tally,
+    pub(crate) not_encodable: Tally,
     pub(crate) invalidations: Tally,
     pub(crate) relayed: Tally,
     pub(crate) epochs: Tally,
@@ -119,6 +120,7 @@ impl Stats {
             redis_slow: Tally::new(metrics::counter!("cache_redis_slow_total")),
             damaged: Tally::new(metrics::counter!("cache_damaged_values_total")),
             not_stored: Tally::new(metrics::counter!("cache_oversized_values_total")),
+            not_encodable: Tally::new(metrics::counter!("cache_unencodable_values_total")),
             invalidations: Tally::new(metrics::counter!("cache_invalidations_total")),
             relayed: Tally::new(metrics::counter!("outbox_relayed_total")),
             epochs: Tally::new(metrics::counter!("cache_epochs_total")),
@@ -183,6 +185,7 @@ impl Stats {
             redis_slow: self.redis_slow.count(),
             damaged: self.damaged.count(),
             oversized: self.not_stored.count(),
+            unencodable: self.not_encodable.count(),
             invalidations: self.invalidations.count(),
             relayed: self.relayed.count(),
             epochs: self.epochs.count(),
@@ -233,6 +236,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Values too large to be stored.
     pub oversized: u64,
+    /// Values that could not be written as they are, and so were answered but not kept.
+    pub unencodable: u64,
     /// Keys and tags invalidated by this process.
     pub invalidations: u64,
     /// Rows of the outbox applied to Redis by this process.
@@ -290,6 +295,10 @@ fn describe() {
     metrics::describe_counter!(
         "cache_oversized_values_total",
         "Values too large to be stored"
+    );
+    metrics::describe_counter!(
+        "cache_unencodable_values_total",
+        "Values that could not be written as they are, answered but not stored"
     );
     metrics::describe_counter!(
         "cache_invalidations_total",

@@ -1,5 +1,6 @@
 //! What an invalidation is aimed at, and how it is told to other processes.
 
+use crate::key::bounded;
 use crate::trust::COUNTABLE;
 
 /// A key or a tag to be invalidated.
@@ -23,6 +24,15 @@ impl Target {
     /// Every value that carries the tag.
     pub fn tag(tag: impl AsRef<[u8]>) -> Self {
         Self::Tag(tag.as_ref().into())
+    }
+
+    /// With a name that is not too long to be carried about.
+    pub(crate) fn bounded(&self) -> Self {
+        match self {
+            Self::Key(key) => Self::Key(bounded(key).into()),
+            Self::Tag(tag) => Self::Tag(bounded(tag).into()),
+            Self::All => Self::All,
+        }
     }
 
     /// As the outbox keeps it.

@@ -101,6 +101,9 @@ impl Trust {
     }
 
     async fn believed_within(&self, limit: Duration) -> Result<Standing, Trouble> {
+        if let Some(standing) = self.believed() {
+            return Ok(standing);
+        }
         let mut settled = self.settled.subscribe();
         if let Some(standing) = self.believed() {
             return Ok(standing);

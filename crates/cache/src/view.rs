@@ -9,8 +9,9 @@ mod read;
 pub use read::Read;
 
 use std::any::TypeId;
+use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::answer::{Answer, Source};
@@ -20,7 +21,7 @@ use crate::codec::Codec;
 use crate::error::{CacheError, LoadError};
 use crate::flight::{Cargo, Held, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
-use crate::key::{Key, KeyName};
+use crate::key::{Key, KeyName, bounded};
 use crate::load::{self, Job};
 use crate::moment::{Moment, Nanos};
 use crate::nesting::Loading;
@@ -43,6 +44,8 @@ use crate::write::Written;
 /// # Ok(()) }
 /// ```
 ///
+/// A key or a tag may be of any length; one of more than 512 bytes is known, in Redis and in the outbox, by its beginning and a hash of it.
+///
 /// Keys are those of the whole cache: two views of different types should not share one, so give each type a [`prefix`](Self::prefix).
 pub struct View<V> {
     made: Arc<Made<V>>,
@@ -59,6 +62,8 @@ struct Made<V> {
     tags_by: Option<TagsBy>,
     fresh_for: Option<FreshFor<V>>,
     codec: Codec<V>,
+    /// Whether it was told that a value cannot be kept.
+    told: AtomicBool,
 }
 
 type TagsBy = Arc<dyn Fn(&[u8]) -> Vec<Vec<u8>> + Send + Sync>;
@@ -84,6 +89,7 @@ impl<V> Clone for Made<V> {
             tags_by: self.tags_by.clone(),
             fresh_for: self.fresh_for.clone(),
             codec: self.codec,
+            told: AtomicBool::new(false),
         }
     }
 }
@@ -111,6 +117,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             tags_by: None,
             fresh_for: None,
             codec,
+            told: AtomicBool::new(false),
         };
         Self {
             made: Arc::new(made),
@@ -142,7 +149,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Every value carries this tag, however it is read. May be called repeatedly.
     #[must_use]
     pub fn tag(self, tag: impl AsRef<[u8]>) -> Self {
-        self.but(|made| made.tags.push(tag.as_ref().to_vec()))
+        self.but(|made| made.tags.push(bounded(tag.as_ref()).into_owned()))
     }
 
     /// The value of each key carries these tags too, however it is read. The key is given without the [`prefix`](Self::prefix), and the
@@ -208,7 +215,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             return Some(answer);
         }
         let (ttl, now) = (self.ttl(), Moment::now());
-        let held = self.held(&name, &[]).map(|held| held.loaded.entry);
+        let held = self.held::<&[u8]>(&name, &[]).map(|held| held.loaded.entry);
         if let Some(entry) = held
             .as_ref()
             .filter(|entry| self.is_fresh(entry, &ttl, now))
@@ -296,15 +303,16 @@ impl<V> View<V> {
     /// A key as the cache knows it.
     #[inline]
     pub(crate) fn name<'k>(&self, key: &'k impl Key) -> KeyName<'k> {
-        key.name().behind(&self.made.prefix)
+        key.name().behind(&self.made.prefix).bounded()
     }
 
     /// The tags that every value of this name carries.
-    pub(crate) fn tags_of(&self, name: &[u8]) -> Vec<Vec<u8>> {
+    pub(crate) fn tags_of(&self, name: &KeyName<'_>) -> Vec<Vec<u8>> {
         let made = &*self.made;
         let mut tags = made.tags.clone();
         if let Some(by) = &made.tags_by {
-            tags.extend(by(name.get(made.prefix.len()..).unwrap_or_default()));
+            let key = name.whole().get(made.prefix.len()..).unwrap_or_default();
+            tags.extend(by(key).iter().map(|tag| bounded(tag).into_owned()));
         }
         tags
     }
@@ -330,7 +338,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from its end. Whatever else there is to say of
     /// the key is left to a longer look.
     #[inline]
-    fn glance(&self, name: &[u8], tags: &[&[u8]]) -> Option<Answer<V>> {
+    fn glance(&self, name: &KeyName<'_>, tags: &[Cow<'_, [u8]>]) -> Option<Answer<V>> {
         let cache = self.core();
         let now = Moment::now();
         let entry = cache.memory.get(name, tags, &cache.generations)?;
@@ -343,12 +351,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Whether what another view has stored answers this one, at this age.
     #[cold]
-    fn accepts(&self, name: &[u8], entry: &Entry, age: Nanos) -> bool {
+    fn accepts(&self, name: &KeyName<'_>, entry: &Entry, age: Nanos) -> bool {
         self.can_read(name, entry)
             && self.life_of(entry, &self.ttl()).judge(age.into()) == Freshness::Fresh
     }
 
-    pub(crate) fn can_read(&self, name: &[u8], entry: &Entry) -> bool {
+    pub(crate) fn can_read(&self, name: &KeyName<'_>, entry: &Entry) -> bool {
         let made = &*self.made;
         entry.view() == made.number
             || entry.value::<V>().is_some()
@@ -366,7 +374,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// What is in memory, fresh or not, and can be read by this view.
-    pub(crate) fn held(&self, name: &[u8], tags: &[&[u8]]) -> Option<Held> {
+    pub(crate) fn held<T: AsRef<[u8]>>(&self, name: &KeyName<'_>, tags: &[T]) -> Option<Held> {
         let cache = self.core();
         // Before the look: whatever invalidates the key from now on shows in it.
         let then = cache.generations.snapshot(name, tags);
@@ -391,6 +399,19 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             && self.life_of(entry, ttl).judge(age) != Freshness::Expired
             && generations.is_uninvalidated(&held.then)
             && entry.tags_are_current(generations)
+    }
+
+    /// Counts a value that cannot be kept, and tells of the first through this view.
+    pub(crate) fn cannot_keep(&self, key: &[u8], problem: &dyn std::error::Error) {
+        self.core().stats.not_encodable.add(1);
+        if !self.made.told.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                %problem,
+                key = %String::from_utf8_lossy(key),
+                value = std::any::type_name::<V>(),
+                "a value cannot be written as it is, so it is answered but not kept; further ones through this view are only counted"
+            );
+        }
     }
 
     /// Answers from memory and counts it.

@@ -83,6 +83,7 @@ impl Cache {
     /// # Errors
     /// What the database said; then other processes have not been told. This process has forgotten the values in any case.
     pub async fn invalidate(&self, targets: &[Target]) -> Result<Written<()>, SourceError> {
+        let targets = &targets.iter().map(Target::bounded).collect::<Vec<_>>()[..];
         self.inner.forget(targets);
         let Some(relay) = self
             .inner
@@ -115,6 +116,7 @@ impl Cache {
         targets: &[Target],
     ) -> Result<Invalidation<'_>, SourceError> {
         let inner = &*self.inner;
+        let targets = &targets.iter().map(Target::bounded).collect::<Vec<_>>()[..];
         if let Some(relay) = inner.relay.as_ref().filter(|_| !inner.sabotage.outbox_off) {
             // The tables may be made on another connection: on SQLite that would wait for this very transaction, so it is only tried
             // if it was not done when the cache was built.

@@ -491,6 +491,7 @@ impl From<&TtlConfig> for Ttl {
             early_refresh: class.early_refresh,
             soft_limit: class.soft_limit,
             hard_limit: class.hard_limit,
+            retry_after: class.retry_after,
         }
     }
 }

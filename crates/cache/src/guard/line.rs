@@ -22,6 +22,8 @@ pub(super) struct Line {
     /// One for each class.
     lanes: Box<[Lane]>,
     arrivals: u64,
+    /// Whether any load has ended, well or not.
+    tried: bool,
 }
 
 /// The loads of one class, with the bounds of its own.
@@ -35,6 +37,10 @@ struct Lane {
     moved: Instant,
     /// Seconds between two admissions from the queue, of late.
     pace: f64,
+    /// Whether somebody was admitted since the queue formed: what the first one waited for says nothing of the pace.
+    flows: bool,
+    /// Seconds that a load took, of late, if it ended well.
+    took: f64,
 }
 
 /// By urgency, then by order of arrival, the earlier the greater.
@@ -61,6 +67,8 @@ impl Line {
                 waiting: BTreeMap::new(),
                 moved: now,
                 pace: 0.0,
+                flows: false,
+                took: 0.0,
             }
         };
         Self {
@@ -74,6 +82,7 @@ impl Line {
             bound: options.waiting,
             lanes: lanes.iter().map(lane).collect(),
             arrivals: 0,
+            tried: false,
         }
     }
 
@@ -100,7 +109,7 @@ impl Line {
         let place = (urgency, Reverse(self.arrivals));
         let lane = &mut self.lanes[lane];
         if lane.waiting.is_empty() {
-            lane.moved = now;
+            (lane.moved, lane.flows) = (now, false);
         } else if lane.is_too_long_for(urgency, deadline.saturating_duration_since(now)) {
             return Entry::Full;
         }
@@ -136,12 +145,34 @@ impl Line {
         None
     }
 
-    /// When somebody was last admitted who stood before or beside those of this class who wait.
-    pub(super) fn moved(&self, lane: usize) -> Instant {
-        self.lanes[lane].moved
+    /// Up to when those of this class may wait without anybody being admitted: for `wait`, or several times as long as the loads that run take. `None`
+    /// while no load has ended at all: how long one takes, with the opening of its connection, is not known then.
+    pub(super) fn stands_still_at(&self, lane: usize, wait: Duration) -> Option<Instant> {
+        if !self.tried {
+            return None;
+        }
+        let running = self.lanes.iter().filter(|lane| lane.running > 0);
+        let longest = running.map(|lane| lane.took).fold(0.0, f64::max);
+        let patience = wait.max(span(longest * PATIENCE));
+        Some(self.lanes[lane].moved + patience)
+    }
+
+    /// The last moment at which a load of this class may begin that has to end by `deadline`: it needs as long as others took, twice over.
+    pub(super) fn latest(&self, lane: usize, deadline: Instant, now: Instant) -> Instant {
+        let left = deadline.saturating_duration_since(now);
+        let needed = span(self.lanes[lane].took * 2.0).max(left / 8);
+        deadline.checked_sub(needed.min(left / 2)).unwrap_or(now)
+    }
+
+    /// A load of this class has ended well in that time.
+    pub(super) fn note(&mut self, lane: usize, took: Duration) {
+        let lane = &mut self.lanes[lane];
+        let weight = if lane.took == 0.0 { 1.0 } else { 8.0 };
+        lane.took += (took.as_secs_f64() - lane.took) / weight;
     }
 
     pub(super) fn leave(&mut self, lane: usize) {
+        self.tried = true;
         self.running -= 1;
         self.lanes[lane].running -= 1;
     }
@@ -262,7 +293,9 @@ impl Lane {
 
     fn move_on(&mut self, now: Instant) {
         let took = now.saturating_duration_since(self.moved).as_secs_f64();
-        self.pace += (took - self.pace) / 16.0;
+        if std::mem::replace(&mut self.flows, true) {
+            self.pace += (took - self.pace) / 16.0;
+        }
         self.moved = now;
     }
 
@@ -277,6 +310,13 @@ impl Lane {
         None
     }
 }
+
+fn span(seconds: f64) -> Duration {
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
+}
+
+/// A queue stands still in which nobody was admitted for so many times as long as a load takes.
+const PATIENCE: f64 = 8.0;
 
 struct Bucket {
     tokens: f64,
@@ -484,6 +524,55 @@ mod tests {
     }
 
     #[test]
+    fn k9_a_queue_stands_still_in_which_nobody_was_admitted_for_as_long_as_several_loads_take() {
+        let (mut line, start) = line(1, 1e6, 10);
+        let (wait, at) = (Duration::from_millis(500), |ms| {
+            start + Duration::from_millis(ms)
+        });
+        let enter = |line: &mut Line, ms| line.enter(0, Urgency::Needed, start + LONG, at(ms));
+        assert!(admitted(enter(&mut line, 0)));
+        let _second = queued(enter(&mut line, 10));
+        assert_eq!(line.stands_still_at(0, wait), None, "nobody knows yet");
+        line.note(0, Duration::from_millis(100));
+        line.leave(0);
+        line.let_in(at(100));
+        let _third = queued(enter(&mut line, 110));
+        assert_eq!(
+            line.stands_still_at(0, wait),
+            Some(at(910)),
+            "eight times 100 ms"
+        );
+        line.note(0, Duration::from_millis(20));
+        assert_eq!(
+            line.stands_still_at(0, Duration::from_secs(1)),
+            Some(at(1110))
+        );
+    }
+
+    #[test]
+    fn k13_the_last_moment_to_begin_leaves_what_a_load_takes_and_half_of_the_time_at_most() {
+        let (mut line, start) = line(1, 1e6, 10);
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(line.latest(0, at(800), start), at(700), "an eighth");
+        line.note(0, Duration::from_millis(100));
+        assert_eq!(line.latest(0, at(800), start), at(600), "twice the load");
+        assert_eq!(line.latest(0, at(300), start), at(150), "half");
+    }
+
+    #[test]
+    fn k9_what_the_first_in_the_queue_waited_for_says_nothing_of_the_pace() {
+        let (mut line, start) = line(1, 1e6, 10_000);
+        let at = |ms| start + Duration::from_millis(ms);
+        let enter = |line: &mut Line, ms| line.enter(0, Urgency::Needed, at(10_000), at(ms));
+        assert!(admitted(enter(&mut line, 0)));
+        let mut kept: Vec<_> = (0..3000).map(|_| queued(enter(&mut line, 0))).collect();
+        // The connection was opened first, which took three seconds.
+        line.leave(0);
+        line.let_in(at(3000));
+        kept.push(queued(enter(&mut line, 3000)));
+    }
+
+    #[test]
     fn k9_who_could_not_be_admitted_in_time_at_the_pace_of_late_is_refused_at_once() {
         let (mut line, start) = line(1, 1e6, 10_000);
         let at = |ms| start + Duration::from_millis(ms);
@@ -497,7 +586,6 @@ mod tests {
         for n in 1..=200 {
             line.leave(0);
             line.let_in(at(n * 10));
-            assert_eq!(line.moved(0), at(n * 10));
         }
         let enter = |line: &mut Line, urgency| line.enter(0, urgency, deadline(2000), at(2000));
         assert!(matches!(enter(&mut line, Urgency::Needed), Entry::Full));

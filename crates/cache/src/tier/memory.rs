@@ -12,7 +12,7 @@ use std::any::Any;
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use quick_cache::sync::{Cache as Map, DefaultLifecycle};
@@ -84,8 +84,6 @@ pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     weight: u32,
     version: u32,
     class: usize,
-    /// The bits of the moment at which a load of it failed last.
-    failed: AtomicU64,
     /// The names of its tags.
     tag_names: Arc<[Vec<u8>]>,
     value: T,
@@ -141,7 +139,6 @@ impl Entry {
             weight: u32::try_from(weight).unwrap_or(u32::MAX),
             version: label.version,
             class: label.class,
-            failed: AtomicU64::new(0),
             tag_names,
             value,
         })
@@ -212,17 +209,6 @@ impl Entry {
             self.hits.load(Ordering::Relaxed).saturating_add(1),
             Ordering::Relaxed,
         );
-    }
-
-    /// A load that was to replace it has failed.
-    pub(crate) fn note_failure(&self, now: Moment) {
-        self.failed.fetch_max(now.to_bits(), Ordering::Relaxed);
-    }
-
-    /// Whether that was within this span.
-    pub(crate) fn failed_since(&self, now: Moment, span: Duration) -> bool {
-        let failed = self.failed.load(Ordering::Relaxed);
-        failed > 0 && now.since(Moment::from_bits(failed)) < span.into()
     }
 
     pub(crate) fn heat(&self) -> u32 {

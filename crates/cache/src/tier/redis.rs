@@ -196,18 +196,22 @@ impl RedisTier {
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
     ) -> Answer<Look> {
         let value_key = self.names.value(&standing.epoch, key);
-        let mut ask = redis::cmd("MGET");
-        ask.arg(self.names.epoch())
+        // The time left is asked first: if the value is replaced in between, it seems older than it is, not younger.
+        let mut pipe = redis::Pipeline::with_capacity(2);
+        pipe.cmd("PTTL").arg(&value_key);
+        pipe.cmd("MGET")
+            .arg(self.names.epoch())
             .arg(self.names.watermark())
             .arg(&value_key);
         for tag in tags {
-            ask.arg(self.names.tag(tag));
+            pipe.arg(self.names.tag(tag));
         }
-        // The time left is asked first: if the value is replaced in between, it seems older than it is, not younger.
-        let mut pipe = redis::pipe();
-        pipe.cmd("PTTL").arg(&value_key).add_command(ask);
-        let (remaining, found): (i64, Vec<Option<Vec<u8>>>) =
-            patience.spend(|limit| self.ask_pipe(&pipe, limit)).await?;
+        let answer = patience
+            .spend(|limit| self.ask_plainly(&pipe, limit))
+            .await?;
+        let Some((remaining, found)) = time_and_texts(answer) else {
+            return Err(Trouble::NotAsked("its answer has another shape"));
+        };
         let [epoch, watermark, bytes, tokens @ ..] = found.as_slice() else {
             return Err(Trouble::NotAsked("its answer has another shape"));
         };
@@ -330,6 +334,21 @@ impl RedisTier {
         self.count(tokio::time::timeout(limit + GRACE, pipe.query_async(&mut connection)).await)
     }
 
+    /// Asks what a read asks most, with nothing between it and the client, which keeps the deadline by itself.
+    async fn ask_plainly(
+        &self,
+        pipe: &redis::Pipeline,
+        limit: Duration,
+    ) -> Answer<Vec<redis::Value>> {
+        let options = CallOptions::new().deadline(limit);
+        let answer = self.client.with(options).send_pipeline(pipe).await;
+        let answer = answer.map_err(RedisError::from).and_then(|values| {
+            let values = values.into_iter().map(redis::Value::extract_error);
+            values.collect()
+        });
+        self.count(Ok(answer))
+    }
+
     fn count<T>(
         &self,
         answer: Result<Result<T, RedisError>, tokio::time::error::Elapsed>,
@@ -378,6 +397,25 @@ fn unnamed<'e>(
             .map(|(tag, token)| (&**tag, *token))
             .collect()
     })
+}
+
+/// The answers to PTTL and MGET.
+fn time_and_texts(answer: Vec<redis::Value>) -> Option<(i64, Vec<Option<Vec<u8>>>)> {
+    let mut answer = answer.into_iter();
+    let (Some(redis::Value::Int(remaining)), Some(redis::Value::Array(found))) =
+        (answer.next(), answer.next())
+    else {
+        return None;
+    };
+    let text = |value| match value {
+        redis::Value::BulkString(bytes) => Some(Some(bytes)),
+        redis::Value::Nil => Some(None),
+        _ => None,
+    };
+    Some((
+        remaining,
+        found.into_iter().map(text).collect::<Option<_>>()?,
+    ))
 }
 
 fn millis(duration: Duration) -> u64 {

@@ -1,5 +1,7 @@
 //! One read, when a glance into memory is not enough.
 
+use std::borrow::Cow;
+use std::future::pending;
 use std::time::Duration;
 
 use smallvec::SmallVec;
@@ -9,11 +11,11 @@ use crate::answer::{Answer, Source, StaleReason};
 use crate::cache::clock;
 use crate::ending::{conclude, wait};
 use crate::error::{CacheError, LoadError};
-use crate::flight::{Boarding, Held, Passenger};
+use crate::flight::{Boarding, Passenger};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
-use crate::key::Key;
-use crate::load::{self, Job};
+use crate::key::{Key, KeyName, bounded};
+use crate::load::{self, Asking, Job, Permission};
 use crate::moment::Moment;
 use crate::nesting::Loading;
 
@@ -22,7 +24,7 @@ use crate::nesting::Loading;
 pub struct Read<'a, V, K> {
     view: &'a View<V>,
     key: K,
-    tags: SmallVec<[&'a [u8]; 2]>,
+    tags: SmallVec<[Cow<'a, [u8]>; 2]>,
     default: Option<V>,
 }
 
@@ -40,13 +42,14 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     /// were named by the read that loaded it, and keeps them when it is refreshed behind a reader; a read that names a tag takes no value that
     /// does not carry it. Tags that follow from the key are better said once, by [`View::tags_by`].
     pub fn tag<T: AsRef<[u8]> + ?Sized>(mut self, tag: &'a T) -> Self {
-        self.tags.push(tag.as_ref());
+        self.tags.push(bounded(tag.as_ref()));
         self
     }
 
     /// The value belongs to all these tags.
     pub fn tags<T: AsRef<[u8]> + 'a>(mut self, tags: impl IntoIterator<Item = &'a T>) -> Self {
-        self.tags.extend(tags.into_iter().map(AsRef::as_ref));
+        self.tags
+            .extend(tags.into_iter().map(|tag| bounded(tag.as_ref())));
         self
     }
 
@@ -81,12 +84,17 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send,
     {
         let (view, cache, ttl) = (self.view, self.view.core(), self.view.ttl());
-        let parent = Loading::current(cache);
-        let (place, deadline) = (
-            (view.class(), parent.is_none().then_some(Urgency::Needed)),
-            clock() + ttl.hard_limit,
-        );
-        let asked = cache.ask_database(place, ttl.hard_limit, deadline, || (), load);
+        let permission = match Loading::current(cache) {
+            Some(parent) => Permission::Within(parent),
+            None => Permission::Guard(Urgency::Needed),
+        };
+        let asking = Asking {
+            class: view.class(),
+            permission,
+            limit: ttl.hard_limit,
+            deadline: clock() + ttl.hard_limit,
+        };
+        let asked = cache.ask_database(asking, || (), pending(), |_| load());
         let ending = Box::pin(asked).await;
         let loaded = ending.map(|(value, cost)| Answer {
             fresh_for: view.life(&ttl, value.as_ref()).fresh,
@@ -118,7 +126,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             && let Some(answer) = view.hit(&entry, entry.age(now))
         {
             if wants_refresh(view, &ttl, &entry, answer.age)
-                && !entry.failed_since(now, RETRY_AFTER)
+                && !view.has_just_failed(&name, &ttl, now)
             {
                 job.early = true;
                 view.board(&name, job, load);
@@ -127,15 +135,19 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
         let held = held.filter(|held| view.may_serve_stale(held, &ttl, now));
         job.held = held.as_ref().map(|held| held.loaded.entry.clone());
-        if let Some(held) = held.as_ref().filter(|held| view.has_just_failed(held, now)) {
+        if let Some(held) = held
+            .as_ref()
+            .filter(|_| view.has_just_failed(&name, &ttl, now))
+        {
             let ending = Ok((held.loaded.clone(), Some(StaleReason::Failed)));
             return conclude(view, ending, self.default);
         }
         if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
             return conclude(view, Err(error), self.default);
         }
+        let parent = job.parent.clone();
         let passenger = view.board(&name, job, load);
-        let ending = wait(view, passenger, held, &ttl, began).await;
+        let ending = wait(view, passenger, held, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
 
@@ -155,23 +167,24 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
         let (flights, generations) = (&view.core().flights, &view.core().generations);
         let (leader, passenger) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
-        let ttl = job.ttl;
+        let (ttl, parent) = (job.ttl, job.parent.clone());
         tokio::spawn(load::lead(leader, job, load));
-        let ending = wait(view, passenger, None, &ttl, began).await;
+        let ending = wait(view, passenger, None, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
 
-    fn all_tags(&self, name: &[u8]) -> Vec<Vec<u8>> {
+    fn all_tags(&self, name: &KeyName<'_>) -> Vec<Vec<u8>> {
         let mut tags = self.view.tags_of(name);
-        load::add_tags(&mut tags, self.tags.iter().copied());
+        load::add_tags(&mut tags, self.tags.iter().map(AsRef::as_ref));
         tags
     }
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Whether a load failed so lately that another would be waited for in vain.
-    pub(crate) fn has_just_failed(&self, held: &Held, now: Moment) -> bool {
-        held.loaded.entry.failed_since(now, RETRY_AFTER)
+    pub(crate) fn has_just_failed(&self, name: &[u8], ttl: &Ttl, now: Moment) -> bool {
+        let failures = &self.core().failures;
+        failures.wait(name, now, ttl.retry_after).is_some()
     }
 
     /// Joins or begins the flight for this key.
@@ -195,9 +208,6 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
     }
 }
-
-/// After a failed load, a value that can be served is not loaded again for so long.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 fn wants_refresh<V: Clone + Send + Sync + 'static>(
     view: &View<V>,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use steadfast_cache::{Answer, Cache, CacheError, Source, Target};
 
-use crate::site::{Loader, Site, eventually, get, text};
+use crate::site::{Loader, Site, eventually, get, invalidate_everywhere, text};
 
 async fn tagged(cache: &Cache, key: &str, tags: &[&str], loader: &Loader) -> Answer<String> {
     let loader = loader.clone();
@@ -186,20 +186,45 @@ async fn k11_a_reader_who_names_a_tag_takes_no_value_without_it() {
 }
 
 #[tokio::test]
-async fn k11_a_tag_too_long_to_be_written_still_governs_memory() {
+async fn k11_keys_and_tags_of_any_length_govern_every_tier_and_are_carried_short() {
     let site = Site::start().await;
-    let cache = site.cache().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let (key, tag) = ("k".repeat(70_000), "t".repeat(70_000));
+    let by_key = |key: &[u8]| [[b"of ".as_slice(), key].concat()];
     let loader = Loader::default();
-    let long = "x".repeat(70_000);
-    for source in [Source::Database, Source::Memory] {
-        assert_eq!(tagged(&cache, "a", &[&long], &loader).await.source, source);
+    let read = async |cache: &Cache| {
+        let loader = loader.clone();
+        let view = text(cache, "user").prefix("p:").tags_by(by_key);
+        let read = view.read(&key).tag(&tag);
+        read.get(move || loader.counting()).await.unwrap().source
+    };
+    for target in [
+        Target::key(format!("p:{key}")),
+        Target::tag(&tag),
+        Target::tag(format!("of {key}")),
+        Target::Key(format!("p:{key}").into_bytes().into()),
+    ] {
+        let filled = first.status().counts.fills + 1;
+        assert_eq!(read(&first).await, Source::Database);
+        eventually("Redis has it", || async {
+            first.status().counts.fills == filled
+        })
+        .await;
+        assert_eq!(read(&first).await, Source::Memory);
+        assert_eq!(read(&second).await, Source::Redis);
+        invalidate_everywhere(&second, &[target]).await;
+        eventually("the other process has forgotten it", || async {
+            text(&first, "user")
+                .peek(format!("p:{key}"))
+                .await
+                .is_none()
+        })
+        .await;
     }
-    let other = tagged(&site.cache().await, "a", &[&long], &loader).await;
-    assert_eq!(other.source, Source::Database);
-    cache.invalidate(&[Target::tag(&long)]).await.unwrap();
-    let answer = tagged(&cache, "a", &[&long], &loader).await;
-    assert_eq!(answer.source, Source::Database);
-    assert_eq!(cache.status().counts.damaged, 0);
+    let keys = site.redis.command(&["KEYS", "*"]).await.unwrap();
+    let keys: Vec<String> = redis::from_redis_value(keys).unwrap();
+    assert!(keys.iter().all(|key| key.len() < 1000));
+    assert_eq!(first.status().counts.damaged, 0);
 }
 
 #[tokio::test]
@@ -370,18 +395,12 @@ async fn k6_warming_stores_nothing_that_was_invalidated_meanwhile() {
         let other = other.clone();
         move || async move {
             let old = vec![("changed", "old".to_owned()), ("kept", "same".to_owned())];
-            assert!(
-                other
-                    .invalidate(&[Target::key("changed")])
-                    .await
-                    .unwrap()
-                    .applied
-            );
+            invalidate_everywhere(&other, &[Target::key("changed")]).await;
             Ok(old)
         }
     };
     let warmed = text(&cache, "user").warm(invalidating).await.unwrap();
-    assert_eq!((warmed.loaded, warmed.redis), (2, 0));
+    assert_eq!((warmed.loaded, warmed.redis), (2, 1));
     let loader = Loader::default();
     let third = site.cache().await;
     assert_eq!(
@@ -400,4 +419,73 @@ async fn k6_warming_stores_nothing_that_was_invalidated_meanwhile() {
             != Some("old")
     })
     .await;
+}
+
+/// However much is written meanwhile, what is warmed is refused only where it was overtaken itself: by its key, by a tag, or with everything.
+#[tokio::test]
+async fn k6_warming_is_refused_only_what_was_invalidated_itself() {
+    let site = Site::start().await;
+    let (cache, other) = (site.cache().await, site.cache().await);
+    let view = text(&cache, "user").tags_by(|key: &[u8]| {
+        // The second letter is the tag.
+        [key.get(1..2).unwrap_or_default().to_vec()]
+    });
+    let warm = async |invalidated: Vec<Target>| {
+        let other = other.clone();
+        let load = move || async move {
+            let pairs = (0..100).map(|n| (format!("{n:02}"), n.to_string()));
+            for target in invalidated {
+                invalidate_everywhere(&other, &[target]).await;
+            }
+            Ok(pairs.collect::<Vec<_>>())
+        };
+        view.warm(load).await.unwrap().redis
+    };
+    assert_eq!(warm(vec![]).await, 100);
+    let others = || (0..20).map(|n| Target::key(format!("another {n}")));
+    assert_eq!(warm(others().collect()).await, 100);
+    let own = [Target::key("42"), Target::tag("7"), Target::tag("none")];
+    assert_eq!(warm(others().chain(own).collect()).await, 89);
+    assert_eq!(warm(vec![Target::All]).await, 0);
+    assert_eq!(warm(vec![]).await, 100, "what is past is past");
+    // A log that was lost, or that does not reach back, tells nothing.
+    let logs = ["DEL", "test:recent:0", "test:recent:1"];
+    site.redis.command(&logs).await.unwrap();
+    assert_eq!(
+        warm(vec![Target::key("x")]).await,
+        100,
+        "it begins with the season"
+    );
+    let lost = {
+        let (view, other, redis) = (view.clone(), other.clone(), site.client().await);
+        let load = move || async move {
+            invalidate_everywhere(&other, &[Target::key("42")]).await;
+            redis.send(redis::cmd(logs[0]).arg(&logs[1..])).await?;
+            invalidate_everywhere(&other, &[Target::key("43")]).await;
+            Ok((40..50)
+                .map(|n| (format!("{n}"), n.to_string()))
+                .collect::<Vec<_>>())
+        };
+        view.warm(load).await.unwrap().redis
+    };
+    assert_eq!(lost, 0);
+    // More names than one log holds are in the other; more than both hold are not known any more.
+    let flooded = async |names: usize| {
+        let other = other.clone();
+        let load = move || async move {
+            let many = (0..names).map(|n| Target::key(format!("many {n}")));
+            invalidate_everywhere(&other, &[Target::key("42")]).await;
+            invalidate_everywhere(&other, &many.collect::<Vec<_>>()).await;
+            let pairs = (40..50).map(|n| (format!("{n}"), n.to_string()));
+            Ok(pairs.collect::<Vec<_>>())
+        };
+        view.warm(load).await.unwrap().redis
+    };
+    assert_eq!(flooded(3000).await, 9);
+    assert_eq!(flooded(3000).await, 9, "the log has been changed meanwhile");
+    assert_eq!(flooded(9000).await, 0);
+    for log in &logs[1..] {
+        let size = site.redis.command(&["HLEN", log]).await.unwrap();
+        assert!(matches!(size, redis::Value::Int(..=4099)), "{size:?}");
+    }
 }

@@ -274,3 +274,38 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .to_string();
     assert!(error.contains("class"), "{error}");
 }
+
+#[tokio::test]
+async fn k12_what_json_cannot_hold_is_answered_as_it_is_and_kept_nowhere() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let (one, two) = (
+        first.view::<Option<f64>>("user").unwrap(),
+        second.view::<Option<f64>>("user").unwrap(),
+    );
+    let fine = one.get("fine", || async { Ok(Some(Some(1.5))) }).await;
+    assert_eq!(fine.unwrap().value, Some(Some(1.5)));
+    for _ in 0..2 {
+        for view in [&one, &two] {
+            let load = || async { Ok(Some(Some(f64::NAN))) };
+            let answer = view.get("odd", load).await.unwrap();
+            assert_eq!(answer.source, Source::Database);
+            assert!(answer.value.unwrap().unwrap().is_nan());
+        }
+    }
+    let many = |keys: Vec<&'static str>| async {
+        Ok(keys
+            .into_iter()
+            .map(|key| (key, Some(f64::INFINITY)))
+            .collect::<Vec<_>>())
+    };
+    let answers = one.get_many(&["odd", "odder"], many).await;
+    for answer in answers {
+        assert_eq!(answer.unwrap().value, Some(Some(f64::INFINITY)));
+    }
+    let load = || async { Ok([("warm", Some(2.5)), ("odd", Some(f64::NAN))]) };
+    let warmed = one.warm(load).await.unwrap();
+    assert_eq!((warmed.loaded, warmed.memory, warmed.redis), (2, 1, 1));
+    let (one, two) = (first.status().counts, second.status().counts);
+    assert_eq!((one.unencodable, two.unencodable, two.damaged), (5, 2, 0));
+}

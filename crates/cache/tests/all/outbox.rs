@@ -5,6 +5,9 @@ use steadfast_cache::{
     Database, DatabaseOptions, Param, Repository, Source, SourceError, Target, Tx, WriteError,
 };
 
+use steadfast_drill::fault::{Direction, Fault, LimitData, Toxic};
+use steadfast_drill::proxy::Proxy;
+
 use crate::site::{Site, eventually, plain, read_item, select_item, set_item, text, write_item};
 
 #[tokio::test]
@@ -462,4 +465,35 @@ async fn k7_a_repository_of_the_callers_own_reads_and_writes_under_the_same_rule
         .await
         .unwrap();
     assert_eq!(answer.value.as_deref(), Some("3"));
+}
+
+/// A link that breaks whenever much is sent over it: what is too large a unit is not repeated for ever.
+#[tokio::test]
+async fn k7_a_batch_that_cannot_be_delivered_is_halved_until_it_can() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let client = steadfast::Client::builder(&url).unwrap().connect().await;
+    let cache = plain(&site.database).redis(client.unwrap());
+    let cache = cache.build().await.unwrap();
+    write_item(&cache, 7, 1).await;
+    // Each row takes more than a thousand bytes: some fifty of the 256 that are taken at a time.
+    let short = LimitData { bytes: 64 << 10 };
+    let toxic = Toxic {
+        name: "short".into(),
+        direction: Direction::Upstream,
+        toxicity: 1.0,
+        fault: Fault::LimitData(short),
+    };
+    proxy.add(toxic).await.unwrap();
+    let long = |n| Target::key(format!("{n:0>250}"));
+    let targets: Vec<_> = (0..300).map(long).collect();
+    assert!(!cache.invalidate(&targets).await.unwrap().applied);
+    let drained = async {
+        while cache.status().outbox_pending > 0 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let drained = tokio::time::timeout(Duration::from_secs(60), drained).await;
+    assert!(drained.is_ok(), "{:?}", cache.status());
 }

@@ -25,6 +25,8 @@ fn options(connections: u32, readers: Option<u32>) -> DatabaseOptions {
     let mut options = DatabaseOptions::default();
     options.max_connections = connections;
     options.read_only_connections = readers;
+    // Whether one comes free is what is asked, not how soon.
+    options.acquire_timeout = Duration::from_secs(60);
     options
 }
 

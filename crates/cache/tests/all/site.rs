@@ -224,3 +224,12 @@ pub(crate) async fn write_item(cache: &Cache, id: i64, version: i64) -> bool {
         .await;
     written.unwrap().applied
 }
+
+/// Invalidates, and waits until Redis has applied it, however busy the machine is.
+pub(crate) async fn invalidate_everywhere(cache: &Cache, targets: &[Target]) {
+    cache.invalidate(targets).await.unwrap();
+    eventually("the invalidation is applied", || async {
+        cache.status().outbox_pending == 0
+    })
+    .await;
+}

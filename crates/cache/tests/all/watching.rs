@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use steadfast_cache::{Database, DatabaseOptions, Pool, Source, Target, Tx};
-use steadfast_drill::process::{Postgres, Redis};
+use steadfast_cache::{Database, DatabaseOptions, Pool, Source, Target, Ttl, Tx};
+use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
 
 use crate::site::{
@@ -63,6 +63,67 @@ async fn k14_a_waiting_invalidation_is_seen_and_delivered_while_loads_hold_every
     .await;
     assert!(outbox_is_empty(&site.database).await);
     drop(held);
+}
+
+/// Everything at its default: ten loads hold ten connections for a minute, and a process dies between its commit and its relay.
+async fn ten_loads_hide_no_invalidation(url: &str, slow: &'static str) {
+    let redis = Redis::start().await.unwrap();
+    let database = Database::connect(url, DatabaseOptions::default()).unwrap();
+    create_table(&database).await;
+    let client = steadfast::Client::builder(&redis.url()).unwrap();
+    let long = Ttl {
+        hard_limit: Duration::from_secs(120),
+        ..Ttl::default()
+    };
+    let builder = plain(&database).redis(client.connect().await.unwrap());
+    let cache = builder.class("long", long).build().await.unwrap();
+    write_item(&cache, 7, 1).await;
+    let read = async || {
+        let database = database.clone();
+        let load = move || async move { Ok(select_item(&database, 7).await?) };
+        text(&cache, "strict").get("item:7", load).await
+    };
+    assert_eq!(read().await.unwrap().value.as_deref(), Some("1"));
+    for n in 0..10 {
+        let (view, database) = (text(&cache, "long"), database.clone());
+        tokio::spawn(async move {
+            let load = move || async move {
+                database.select(slow, &[]).await?;
+                Ok(None)
+            };
+            view.get(n, load).await
+        });
+    }
+    eventually("they hold every place", || async {
+        cache.status().guard.running == 10
+    })
+    .await;
+    let other = Database::connect(url, DatabaseOptions::default()).unwrap();
+    let mut tx = other.begin().await.unwrap();
+    set_item(&mut tx, 7, 2).await.unwrap();
+    let left = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', 'item:7', 0)";
+    tx.execute(left, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    // It may not be possible to load the new value now, but the old one is fresh no longer.
+    let is_old = async || {
+        let read = read().await;
+        read.is_ok_and(|answer| answer.value.as_deref() == Some("1"))
+    };
+    eventually("the old value is not served", || async { !is_old().await }).await;
+    assert!(outbox_is_empty(&other).await || cache.status().redis.unwrap().suspended.is_some());
+    assert_eq!(cache.status().guard.running, 10);
+}
+
+#[tokio::test]
+async fn k14_ten_loads_on_mariadb_hide_no_invalidation() {
+    let server = MariaDb::start().await.unwrap();
+    ten_loads_hide_no_invalidation(&server.url(), "SELECT SLEEP(60) AS n").await;
+}
+
+#[tokio::test]
+async fn k14_ten_loads_on_postgres_hide_no_invalidation() {
+    let server = Postgres::start().await.unwrap();
+    ten_loads_hide_no_invalidation(&server.url(), "SELECT 1 AS n FROM pg_sleep(60)").await;
 }
 
 /// Redis was restored from an old snapshot, and SQL, which alone knows, is away: the ordinary cold start after a power cut.

@@ -365,6 +365,9 @@ pub struct TtlConfig {
     /// Time a load may take at all; default 5 s.
     #[serde(serialize_with = "duration")]
     pub hard_limit: Duration,
+    /// Time after a failed load in which a value that can be served as stale is not loaded again; default 1 s, 0 tries at each read.
+    #[serde(serialize_with = "duration")]
+    pub retry_after: Duration,
     /// `[ttl.NAME.guard]`: bounds of its own within those of `[database.guard]`; default none. A change needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardConfig>,
@@ -382,6 +385,7 @@ impl TtlConfig {
             early_refresh: section.number("early_refresh", 0.0, 100.0).unwrap_or(1.0),
             soft_limit: section.positive("soft_limit").unwrap_or(millis(100)),
             hard_limit: section.positive("hard_limit").unwrap_or(secs(5)),
+            retry_after: section.duration("retry_after").unwrap_or(secs(1)),
         };
         if config.soft_limit > config.hard_limit {
             let message = "is longer than `hard_limit`: a load would be given up before a stale value is tried";

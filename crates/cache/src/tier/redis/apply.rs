@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::scripts::{APPLY, BEAT, BEAT_SHA};
 use super::{Answer, Patience, RedisTier, Trouble};
+use crate::names::Names;
 use crate::target::{Announcement, Target};
 
 impl RedisTier {
@@ -17,7 +18,8 @@ impl RedisTier {
             let epoch = patience
                 .spend(|limit| self.trust.epoch_to_write(limit))
                 .await?;
-            let mut names = vec![self.names.epoch(), self.names.watermark()];
+            let mut names = vec![self.names.epoch().to_vec(), self.names.watermark().to_vec()];
+            names.extend(self.names.recent().map(<[u8]>::to_vec));
             for target in targets {
                 match target {
                     Target::Key(key) => {
@@ -38,7 +40,16 @@ impl RedisTier {
                 self.token_text()
             } else {
                 String::new()
-            });
+            })
+            .arg(LOGGED)
+            .arg(LOGGED_FOR.as_millis() as u64);
+            for target in targets.iter().filter(|_| !everything) {
+                match target {
+                    Target::Key(key) => ask.arg(Names::logged_key(key)),
+                    Target::Tag(tag) => ask.arg(Names::logged_tag(tag)),
+                    Target::All => continue,
+                };
+            }
             let applied: i64 = patience.spend(|limit| self.ask_within(&ask, limit)).await?;
             if let Ok(applied) = u64::try_from(applied) {
                 if everything {
@@ -83,3 +94,8 @@ pub(crate) fn apply_limit(redis_limit: Duration) -> Duration {
 const APPLY_LIMIT: Duration = Duration::from_millis(250);
 const APPLY_LIMIT_MAX: Duration = Duration::from_secs(2);
 const APPLY_ATTEMPTS: usize = 3;
+
+/// Names that each of the two logs of what was invalidated holds at most, and how long it is kept after the last: what is being warmed meanwhile is held against them. Some
+/// hundred bytes each.
+const LOGGED: usize = 4096;
+const LOGGED_FOR: Duration = Duration::from_secs(600);

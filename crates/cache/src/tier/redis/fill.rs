@@ -10,6 +10,7 @@ use super::{Answer, Patience, RedisTier, Seen, Trouble, millis};
 use crate::cache::clock;
 use crate::envelope::{Envelope, Token};
 use crate::freshness::Lifetime;
+use crate::names::Names;
 use crate::tier::Key;
 use crate::trust::Standing;
 
@@ -25,7 +26,7 @@ pub(crate) struct Lease {
     held: bool,
 }
 
-/// A time in which nothing at all is invalidated.
+/// What is known from before values were loaded whose keys were not known then.
 pub(crate) struct Season {
     standing: Standing,
     watermark: Vec<u8>,
@@ -117,7 +118,7 @@ impl RedisTier {
         let _: Answer<i64> = self.ask(&ask).await; // if it fails, the lease expires
     }
 
-    /// Prepares for values whose keys are not known before they are loaded: they may be stored as long as nothing at all is
+    /// Prepares for values whose keys are not known before they are loaded: each may be stored as long as neither its key nor one of its tags is
     /// invalidated meanwhile.
     pub(crate) async fn open_season(&self) -> Answer<Season> {
         let standing = self.standing(&mut self.patience()).await?;
@@ -158,8 +159,8 @@ impl RedisTier {
         Ok((watermark.clone(), with_tokens(&tags, tokens)?))
     }
 
-    /// Asks for the tokens of tags that are not known yet. They may be asked for after the values were loaded, as long as nothing has been invalidated
-    /// since the season began.
+    /// Asks for the tokens of tags that are not known yet. They may be asked for after the values were loaded: a tag that was invalidated since the season began
+    /// refuses the fill.
     async fn learn_tokens(&self, season: &mut Season, values: &[InSeason<'_>]) -> Answer<()> {
         let named = values.iter().flat_map(|(_, tags, _)| tags.iter());
         let unknown: HashSet<&Vec<u8>> = named
@@ -169,10 +170,7 @@ impl RedisTier {
             return Ok(());
         }
         let unknown: Vec<_> = unknown.into_iter().collect();
-        let (watermark, tokens) = self.look_at_season(&season.standing, &unknown).await?;
-        if watermark != season.watermark {
-            return Err(Trouble::NotAsked("something was invalidated meanwhile"));
-        }
+        let (_, tokens) = self.look_at_season(&season.standing, &unknown).await?;
         season.tokens.extend(tokens);
         Ok(())
     }
@@ -195,14 +193,19 @@ impl RedisTier {
                     "the tags are too many or too long to be written",
                 ));
             };
-            pipe.cmd("EVAL").arg(FILL_IN_SEASON).arg(3);
+            pipe.cmd("EVAL").arg(FILL_IN_SEASON).arg(5);
             pipe.arg(self.names.epoch())
                 .arg(self.names.watermark())
-                .arg(self.names.value(epoch, key));
+                .arg(self.names.value(epoch, key))
+                .arg(&self.names.recent());
             pipe.arg(&**epoch)
                 .arg(&season.watermark)
                 .arg(bytes)
-                .arg(value.remaining());
+                .arg(value.remaining())
+                .arg(Names::logged_key(key));
+            for (tag, _) in &tags {
+                pipe.arg(Names::logged_tag(tag));
+            }
         }
         let stored: Vec<i64> = self.ask_pipe(&pipe, self.limit).await?;
         let count = stored.iter().filter(|stored| **stored == 1).count();

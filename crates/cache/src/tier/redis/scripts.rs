@@ -2,18 +2,43 @@
 //!
 //! All but the beat are sent whole: a few hundred bytes, against one round trip more after every restart. Redis compiles each once.
 
-/// KEYS epoch, watermark, all that is to be deleted. ARGV epoch, SQL's watermark, count, channel, announcement, a new epoch or
-/// nothing. Refuses if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark then would hide that; or if it has lost count.
-/// Frees before it writes, if need be the watermark itself: a full Redis refuses a script that writes first.
+/// KEYS epoch, watermark, the two logs of names, all that is to be deleted. ARGV epoch, SQL's watermark, count, channel, announcement, a new epoch or
+/// nothing, how many names a log holds, its life in ms, the names for it. Refuses if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark
+/// then would hide that; or if it has lost count. Frees before it writes, if need be the watermark itself: a full Redis refuses a script that writes first.
+///
+/// A log is a hash of names, each with the watermark at which it was applied last; `from` and `last` say between which watermarks it is complete. When one is full, or does not
+/// reach up to now, the other begins anew. Logs that cannot be kept are thrown away: none is better than one with a gap.
 pub(super) const APPLY: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end \
 local at = tonumber(redis.call('GET', KEYS[2]) or '-1') or -1 \
 if at < tonumber(ARGV[2]) or at + tonumber(ARGV[3]) >= 9007199254740992 then return -2 end \
-for i = 2, #KEYS do redis.call('UNLINK', KEYS[i]) end \
+redis.call('UNLINK', KEYS[2]) \
+for i = 5, #KEYS do redis.call('UNLINK', KEYS[i]) end \
 local new = string.format('%.0f', at + tonumber(ARGV[3])) \
 redis.call('SET', KEYS[2], new) \
 if ARGV[6] ~= '' then redis.call('SET', KEYS[1], ARGV[6]) end \
 redis.call('PUBLISH', ARGV[4], new .. ' ' .. ARGV[5]) \
+local function step(...) \
+  local done = redis.pcall(...) \
+  if type(done) == 'table' and done.err then error(done.err) end \
+  return done \
+end \
+local kept = pcall(function() \
+  local now = string.format('%.0f', at) \
+  local log, other = KEYS[3], KEYS[4] \
+  local a, b = step('HMGET', log, 'from', 'last', 'count'), step('HMGET', other, 'from', 'last', 'count') \
+  if tonumber(b[1] or -1) > tonumber(a[1] or -1) then log, other, a = other, log, b end \
+  local count = tonumber(a[3] or 0) \
+  if a[2] ~= now or count + #ARGV - 8 > tonumber(ARGV[7]) then \
+    log, count = other, 0 \
+    step('UNLINK', log) \
+    step('HSET', log, 'from', now) \
+  end \
+  for i = 9, #ARGV do count = count + step('HSET', log, ARGV[i], new) end \
+  step('HSET', log, 'last', new, 'count', count) \
+  step('PEXPIRE', log, ARGV[8]) \
+end) \
+if not kept then redis.pcall('UNLINK', KEYS[3], KEYS[4]) end \
 return tonumber(new)";
 
 /// KEYS watermark. ARGV channel, what to say. Adds the watermark, as it is between the announcements before this and those after.
@@ -49,9 +74,25 @@ for i = 3, #KEYS do \
 end \
 return out";
 
-/// KEYS epoch, watermark, value. ARGV epoch, watermark, bytes, ms.
+/// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the season's watermark, bytes, ms, the names that govern the value. Refuses what was invalidated since
+/// the season began, and everything if the logs do not reach from there up to now.
 pub(super) const FILL_IN_SEASON: &str = "\
-if redis.call('GET', KEYS[1]) ~= ARGV[1] or redis.call('GET', KEYS[2]) ~= ARGV[2] then return 0 end \
+if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
+local at, season = redis.call('GET', KEYS[2]), tonumber(ARGV[2]) \
+if at ~= ARGV[2] then \
+  local a, b = redis.call('HMGET', KEYS[4], 'from', 'last'), redis.call('HMGET', KEYS[5], 'from', 'last') \
+  if tonumber(b[1] or -1) > tonumber(a[1] or -1) then a, b = b, a end \
+  if not at or not a[1] or a[2] ~= at then return 0 end \
+  local from = tonumber(a[1]) \
+  if b[1] and b[2] == a[1] then from = tonumber(b[1]) end \
+  if from > season then return 0 end \
+  for i = 5, #ARGV do \
+    for log = 4, 5 do \
+      local last = redis.call('HMGET', KEYS[log], ARGV[i])[1] \
+      if last and tonumber(last) > season then return 0 end \
+    end \
+  end \
+end \
 redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) \
 return 1";
 
