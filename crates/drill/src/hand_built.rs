@@ -201,6 +201,8 @@ impl HandBuilt {
             // One that did not answer in time may answer the next call with what belongs to this one.
             Err(error) if error.is_unrecoverable_error() || error.is_timeout() => {
                 self.counts.lost.fetch_add(1, Relaxed);
+                // Those that wait beside it have been lost with it.
+                self.idle().clear();
             }
             _ => self.idle().push(connection),
         }

@@ -266,6 +266,7 @@ struct Search {
 struct Healed {
     at: Duration,
     redis_replies: u64,
+    redis_ok: u64,
     first_success: Option<Duration>,
     /// When the first read that began after the healing was answered. Silence is no sign of health.
     answered: Option<Duration>,
@@ -460,7 +461,8 @@ impl Record {
         if let Some(healed) = &mut self.search.healed
             && healed.first_success.is_none()
             && facts.connection == Connection::Ready
-            && facts.redis_replies > healed.redis_replies
+            // The two are counted by different parts of a subject, one of which may lag.
+            && (facts.redis_replies > healed.redis_replies || facts.redis_ok > healed.redis_ok)
         {
             healed.first_success = Some(at);
         }
@@ -474,10 +476,15 @@ impl Record {
 
     /// The last thing that was broken was healed at `at`.
     pub fn healed(&mut self, at: Duration) {
-        let redis_replies = self.facts().redis_replies;
+        let Facts {
+            redis_replies,
+            redis_ok,
+            ..
+        } = self.facts();
         self.search.healed = Some(Healed {
             at,
             redis_replies,
+            redis_ok,
             first_success: None,
             answered: None,
             last_bad: at,
@@ -692,6 +699,20 @@ mod tests {
             ..facts(Connection::Ready, 100, 1)
         };
         record.sample(ms(2030), alive);
+        assert_eq!(record.moments().first_success, Some(ms(30)));
+    }
+
+    #[test]
+    fn d4_the_first_success_is_seen_by_whichever_count_is_the_first_to_grow() {
+        let mut record = record();
+        record.broken(ms(1000));
+        record.sample(ms(1990), facts(Connection::Ready, 100, 0));
+        record.healed(ms(2000));
+        let lags = Facts {
+            redis_replies: 100,
+            ..facts(Connection::Ready, 101, 0)
+        };
+        record.sample(ms(2030), lags);
         assert_eq!(record.moments().first_success, Some(ms(30)));
     }
 

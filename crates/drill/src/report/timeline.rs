@@ -185,7 +185,7 @@ fn plots(
     let mut top = above + TOP;
     for (title, draw, height) in plots {
         let beside = match title {
-            "Latency" => legend(&LATENCIES, left + WIDTH, top - 6.0),
+            "Latency" => legend(&LATENCIES, left + WIDTH - MARGIN, top - 6.0),
             _ => String::new(),
         };
         let plot = draw(report, scales);
