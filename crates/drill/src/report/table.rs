@@ -45,7 +45,7 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
         Some(users) => finished(users_phases(users), colour) + "\n\n",
         None => String::new(),
     };
-    let mut kpis = new_table(&["", "phase", "target", "seen", ""]);
+    let mut kpis = new_table(&["", "phase", "target", "seen", "", ""]);
     for kpi in &report.kpis {
         let mut row = vec![
             Cell::new(title(kpi.name)),
@@ -53,6 +53,7 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
             Cell::new(target(kpi)),
         ];
         row.extend(judged(kpi, colour));
+        row.push(Cell::new(&kpi.note));
         kpis.add_row(row);
     }
     align_right(&mut kpis, &[2, 3]);

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use crate::record::Record;
 use crate::scenario::{Phase, Scenario};
-use crate::verdict::{Bound, Kpi, Unit, ms, share, sum, untouched_kpi};
+use crate::verdict::{Bound, Kpi, Unit, ms, note_of_resolution, share, sum, untouched_kpi};
 
+use super::SAMPLE;
 use super::watch::Seen;
 
 /// What a drill of an application came to.
@@ -111,17 +112,20 @@ fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
         ),
     ));
     if evidence.breaks {
-        kpis.push(compared(
-            users.moments().users_well.map(ms),
-            figure(
-                "users_well",
-                "recovery",
-                Bound::Below,
-                ms(evidence.recovery),
-                Unit::Ms,
-                "from the last healing to a whole second in which no request failed",
-            ),
-        ));
+        kpis.push(Kpi {
+            note: note_of_resolution(users.resolution().users, "requests"),
+            ..compared(
+                users.moments().users_well.map(ms),
+                figure(
+                    "users_well",
+                    "recovery",
+                    Bound::Below,
+                    ms(evidence.recovery),
+                    Unit::Ms,
+                    "from the last healing to a whole second in which no request failed",
+                ),
+            )
+        });
     }
     kpis
 }
@@ -146,7 +150,9 @@ fn by_redis(evidence: &Evidence<'_>) -> Vec<Kpi> {
     let outlived = evidence.exit_status.is_none()
         || seen.last_at >= drilled(evidence) + Duration::from_millis(500);
     if evidence.breaks && outlived {
-        kpis.push(compared(
+        kpis.push(Kpi {
+            note: note_of_resolution(Some(SAMPLE), "looks"),
+            ..compared(
             seen.in_use().map(ms),
             figure(
                 "redis_in_use",
@@ -156,7 +162,7 @@ fn by_redis(evidence: &Evidence<'_>) -> Vec<Kpi> {
                 Unit::Ms,
                 "from the last healing to the first second in which Redis answered half as many commands as in the baseline",
             ),
-        ));
+        )});
     }
     kpis
 }

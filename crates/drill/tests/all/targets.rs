@@ -244,6 +244,8 @@ async fn d7_an_application_is_judged_by_what_its_users_get() {
         let wanted = format!("failures=\"{}\"", failed.len());
         assert!(junit.contains(&wanted), "{kind}: {junit}");
         assert_eq!(page.contains("<b>Passed</b>"), report.passed(), "{kind}");
+        let resolved = text.contains("± 20.0 ms");
+        assert_eq!(resolved, kind != "exits", "{kind}: {text}");
         let picture = timeline::render_target(&report);
         assert!(picture.contains("Its users"), "{kind}: {picture}");
     });
