@@ -185,7 +185,7 @@ fn bar<'a>(kpi: &Kpi, all: impl Iterator<Item = &'a Kpi> + Clone) -> f64 {
         Some(value) if value <= 0.0 => 0.0,
         // Beside one that never came, nothing is the longest.
         Some(value) if all.clone().any(|kpi| kpi.value.is_none()) => {
-            (value / kpi.target).min(0.9) * 100.0
+            (value / longest * 50.0).max(1.0)
         }
         Some(value) => (value / longest * 100.0).max(1.0),
     }
