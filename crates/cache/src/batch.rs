@@ -58,7 +58,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// ```no_run
     /// # use std::collections::HashMap;
     /// # use steadfast_cache::View;
-    /// # async fn load_users(ids: &[u64]) -> std::io::Result<HashMap<u64, String>> { todo!() }
+    /// # async fn load_users(ids: &[u64]) -> std::io::Result<HashMap<u64, String>> { Ok(HashMap::new()) }
     /// # async fn f(users: View<String>) {
     /// let answers = users.get_many(&[7, 8, 9], |ids: Vec<u64>| async move { Ok(load_users(&ids).await?) }).await;
     /// # }
@@ -92,6 +92,15 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Loads many values by one query and puts them into memory and Redis before anybody asks. What an
     /// invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::View;
+    /// # async fn best_sellers() -> std::io::Result<Vec<(u64, String)>> { Ok(Vec::new()) }
+    /// # async fn f(titles: View<String>) -> Result<(), steadfast_cache::CacheError> {
+    /// let warmed = titles.warm(|| async { Ok(best_sellers().await?) }).await?;
+    /// println!("{} of {} in memory, {} in Redis", warmed.memory, warmed.loaded, warmed.redis);
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// As [`View::get`]; it draws on the guard like any load.

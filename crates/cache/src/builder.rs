@@ -27,6 +27,27 @@ use crate::tier::redis::{RedisOptions, RedisTier, apply_limit};
 use crate::trust::{Rules, Trust};
 
 /// Collects the settings of a [`Cache`].
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast_cache::{Cache, ClassGuard, Database, DatabaseOptions, GuardOptions, Ttl};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let database = Database::connect("sqlite::memory:", DatabaseOptions::default())?;
+/// let report = Ttl { stale: Duration::ZERO, hard_limit: Duration::from_secs(20), ..Ttl::default() };
+/// let cache = Cache::builder(database)
+///     .namespace("app")
+///     .class("user", Ttl::default())
+///     .class("report", report) // never served stale
+///     .memory_bytes(128 << 20)
+///     .guard(GuardOptions::new(8, 500.0)) // what all loads together may ask of the database
+///     .class_guard("report", ClassGuard::new(2, 5.0))
+///     .build()
+///     .await?;
+/// println!("{} loads under way", cache.status().flights);
+/// # Ok(()) }
+/// ```
 #[must_use]
 pub struct CacheBuilder {
     pub(crate) database: Database,

@@ -7,6 +7,21 @@ use std::time::Duration;
 use crate::guard::ClassBound;
 
 /// A read that ends without a value: neither fresh, nor stale, nor a default.
+///
+/// ```no_run
+/// # use steadfast_cache::{CacheError, View};
+/// # async fn load_user(id: u64) -> std::io::Result<Option<String>> { Ok(None) }
+/// # async fn f(users: View<String>) {
+/// match users.get(7, || async { Ok(load_user(7).await?) }).await {
+///     Ok(answer) => println!("{:?}", answer.value),
+///     Err(CacheError::Load(error)) => println!("the loader failed: {error}"),
+///     Err(error) => match error.retry_after() {
+///         Some(after) => println!("503, Retry-After: {}", after.as_secs().max(1)),
+///         None => println!("500: {error}"),
+///     },
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CacheError {

@@ -24,8 +24,8 @@ impl Cache {
     /// # use steadfast_cache::{Cache, Param, SourceError, Target};
     /// # struct Transaction;
     /// # impl Transaction {
-    /// #     async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<(), SourceError> { todo!() }
-    /// #     async fn commit(self) -> Result<(), SourceError> { todo!() }
+    /// #     async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<(), SourceError> { Ok(()) }
+    /// #     async fn commit(self) -> Result<(), SourceError> { Ok(()) }
     /// # }
     /// # async fn f(cache: Cache, mut tx: Transaction) -> Result<(), SourceError> {
     /// let (statements, invalidation) = cache.invalidation(&[Target::key("user:7")]).await?;

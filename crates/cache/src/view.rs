@@ -209,6 +209,19 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Answers with the value of `key` if memory or Redis has one that is fresh, and loads nothing.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::View;
+    /// # async fn load_user(id: u64) -> std::io::Result<Option<String>> { Ok(None) }
+    /// # async fn f(users: View<String>) -> Result<(), Box<dyn std::error::Error>> {
+    /// if let Some(answer) = users.peek(7).await {
+    ///     println!("{:?}, {:?} old", answer.value, answer.age);
+    /// }
+    /// users.refresh(7, || async { Ok(load_user(7).await?) }).await?; // from the database, whatever is held
+    /// users.put(8, "Grace".to_owned()).await?; // by who knows the value
+    /// users.expire(7).await?; // for everybody
+    /// # Ok(()) }
+    /// ```
     pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
         let name = self.name(&key);
         if let Some(answer) = self.glance(&name, &[]) {

@@ -8,6 +8,24 @@ use crate::source::{SourceError, Tx};
 use crate::target::Target;
 
 /// A write that has yet to say what it invalidates; see [`Cache::write`].
+///
+/// A write that does not say so is a warning of the compiler, and cannot be committed:
+///
+/// ```compile_fail
+/// # use steadfast_cache::{Cache, SourceError, Tx};
+/// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
+/// let rename = async |tx: &mut Tx| tx.execute("UPDATE users SET name = 'Ada'", &[]).await;
+/// cache.write(rename).commit().await?;
+/// # Ok(()) }
+/// ```
+///
+/// ```no_run
+/// # use steadfast_cache::{Cache, SourceError, Tx};
+/// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
+/// let count = async |tx: &mut Tx| tx.execute("UPDATE visits SET n = n + 1", &[]).await;
+/// cache.write(count).invalidates_nothing().commit().await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "say what the write invalidates, then commit it"]
 pub struct Write<'a, F> {
     cache: &'a Cache,
@@ -107,6 +125,19 @@ impl Cache {
     }
 
     /// Writes invalidations into a transaction of the caller's own, on the cache's database. They take effect if it is committed.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::{Cache, Pool, Target};
+    /// # async fn f(cache: Cache, pool: steadfast_cache::sqlx::SqlitePool) -> Result<(), Box<dyn std::error::Error>> {
+    /// use steadfast_cache::sqlx;
+    ///
+    /// let mut tx = pool.begin().await?;
+    /// sqlx::query("UPDATE users SET name = 'Ada' WHERE id = 7").execute(&mut *tx).await?;
+    /// let invalidation = cache.invalidate_in(&mut tx, &[Target::key("user:7")]).await?;
+    /// tx.commit().await?;
+    /// invalidation.apply().await;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// What the database said; the transaction should be rolled back.

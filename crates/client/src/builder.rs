@@ -17,6 +17,25 @@ use crate::shared::Shared;
 use crate::tls::Tls;
 
 /// Sets up a [`Client`]. From [`Client::builder`].
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast::{Backoff, Client, RetryPolicy, Stop};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), steadfast::ConfigError> {
+/// let pauses = Backoff::full_jitter(Duration::from_millis(5), Duration::from_millis(100));
+/// let client = Client::builder("redis://127.0.0.1:6379/0")?
+///     .name("checkout")
+///     .deadline(Duration::from_millis(300))
+///     .retry(RetryPolicy::new(pauses, Stop::after_attempts(4)))
+///     .build()?; // at once, Redis up or not
+///
+/// // What means nothing is refused here, by its name.
+/// let refused = Client::builder("redis://127.0.0.1")?.connections(0).build();
+/// assert!(refused.unwrap_err().to_string().contains("connections"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "a builder does nothing until build() or connect()"]
 pub struct ClientBuilder {

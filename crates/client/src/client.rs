@@ -30,6 +30,26 @@ use crate::session::Session;
 use crate::shared::{Fencing, Shared};
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use steadfast::redis::AsyncCommands;
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let client = steadfast::Client::builder("redis://127.0.0.1")?.build()?;
+/// // Redis as an option: nothing while it is not believed to answer.
+/// if let Some(mut redis) = client.available().cloned() {
+///     let () = redis.incr("visits", 1).await?;
+/// }
+/// println!("{}", client.health(Duration::from_millis(500)).await.message);
+/// let status = client.status();
+/// println!("{:?} after {} reconnects, breaker {}", status.state, status.reconnects, status.breaker);
+/// for outage in client.incidents() {
+///     println!("{outage:?}");
+/// }
+/// let unfinished = client.close(Duration::from_secs(1)).await.unfinished;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
@@ -181,6 +201,19 @@ impl Client {
     }
 
     /// This client with other options for its calls; works through the traits of redis-rs too.
+    ///
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use steadfast::redis::Script;
+    /// use steadfast::{CallOptions, Effect};
+    ///
+    /// # async fn example(client: steadfast::Client) -> Result<(), Box<dyn std::error::Error>> {
+    /// // Only its author knows that this script changes nothing, and may be sent again.
+    /// let options = CallOptions::new().deadline(Duration::from_secs(10)).effect(Effect::Read);
+    /// let script = Script::new("return redis.call('STRLEN', KEYS[1])");
+    /// let length: u64 = script.key("text").invoke_async(&mut client.with(options)).await?;
+    /// # Ok(()) }
+    /// ```
     pub fn with(&self, options: CallOptions) -> Scoped {
         Scoped {
             client: self.clone(),

@@ -91,6 +91,37 @@ impl CredentialsError {
 }
 
 /// Gives credentials, again and again.
+///
+/// ```
+/// use std::time::Duration;
+/// use futures_util::future::BoxFuture;
+/// use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider};
+///
+/// #[derive(Debug)]
+/// struct Vault;
+///
+/// async fn ask_vault() -> Result<String, std::io::Error> {
+///     Ok("secret".to_owned())
+/// }
+///
+/// impl CredentialsProvider for Vault {
+///     fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>> {
+///         Box::pin(async {
+///             let password = ask_vault().await;
+///             let password = password.map_err(|error| CredentialsError::new(error.to_string()))?;
+///             Ok(Credentials::new("app", password))
+///         })
+///     }
+///
+///     fn renew_in(&self) -> Option<Duration> {
+///         Some(Duration::from_secs(300))
+///     }
+/// }
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let builder = steadfast::Client::builder("redis://127.0.0.1")?.credentials(Vault);
+/// # Ok(()) }
+/// ```
 pub trait CredentialsProvider: fmt::Debug + Send + Sync {
     /// The credentials to use now. Called at each handshake and each time [`renew_in`](Self::renew_in) has passed; under the deadline of a
     /// connect phase.

@@ -321,6 +321,20 @@ pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisEr
 ///
 /// An error that does not come from the connection (a value of another type than asked for, say) belongs to a command that was answered: it
 /// counts as `Unknown`, since its effect stands.
+///
+/// ```no_run
+/// use steadfast::redis::{AsyncCommands, RedisResult};
+/// use steadfast::{Certainty, certainty};
+///
+/// # async fn example(mut client: steadfast::Client) {
+/// let counted: RedisResult<u64> = client.incr("orders", 1).await;
+/// match counted.map_err(|error| certainty(&error)) {
+///     Ok(orders) => println!("order {orders}"),
+///     Err(Certainty::NotSent | Certainty::Rejected) => println!("not counted; it may be tried again"),
+///     Err(_) => println!("it may have been counted; to try again could count it twice"),
+/// }
+/// # }
+/// ```
 pub fn certainty(error: &RedisError) -> Certainty {
     // Of a transaction that was aborted nothing has run. One in the words of a script has a source, which is looked at below.
     let mut source = std::error::Error::source(error);

@@ -314,6 +314,21 @@ fn log(connection: usize, kind: &EventKind) {
 }
 
 /// The events of a client as they happen.
+///
+/// ```no_run
+/// use steadfast::EventOrGap;
+///
+/// # async fn example(client: steadfast::Client) {
+/// let mut events = client.events();
+/// while let Some(event) = events.next().await {
+///     match event {
+///         EventOrGap::Event(event) => println!("{}", event.kind.name()),
+///         EventOrGap::Gap(missed) => println!("{missed} events were missed"),
+///         _ => {}
+///     }
+/// }
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Events {
     live: broadcast::Receiver<Event>,

@@ -60,6 +60,22 @@ pub enum PubSubEvent {
 /// For one that is slow, 4 096 messages are kept, of no more bytes than [`buffered_bytes`](crate::ClientBuilder::buffered_bytes); those past that
 /// are dropped and counted. The connection speaks RESP3 where the server does, whatever the URL says, because only there it can take new
 /// credentials without being made anew.
+///
+/// ```no_run
+/// use steadfast::PubSubEvent;
+///
+/// # async fn example(client: steadfast::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut news = client.pubsub();
+/// news.subscribe("news").await?;
+/// while let Some(event) = news.next().await {
+///     match event {
+///         PubSubEvent::Message { payload, .. } => println!("{}", String::from_utf8_lossy(&payload)),
+///         PubSubEvent::Resumed { gap: Some(gap) } => println!("messages of {gap:?} may be missing"),
+///         _ => {}
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct PubSub {
     control: PubSubControl,

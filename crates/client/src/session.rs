@@ -10,6 +10,20 @@ use crate::options::CallOptions;
 
 /// A connection of one's own, from [`Client::session`](crate::Client::session). Clones share it. It is not replaced when it is lost: what it
 /// was in the middle of is lost with it, and every later call says so.
+///
+/// ```no_run
+/// use steadfast::redis::{self, AsyncCommands};
+///
+/// # async fn example(client: steadfast::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// let mut own = client.session().await?;
+/// redis::cmd("WATCH").arg("stock").exec_async(&mut own).await?;
+/// let left: u64 = own.get("stock").await?;
+/// if left > 0 {
+///     // `None` if somebody else has changed it meanwhile.
+///     let sold: Option<(u64,)> = redis::pipe().atomic().decr("stock", 1).query_async(&mut own).await?;
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Session {
     connection: Arc<Dedicated>,

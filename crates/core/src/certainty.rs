@@ -56,6 +56,13 @@ pub enum Refusal {
 }
 
 /// Judges an error reply by its code and text, as Redis 7 and Valkey word them. The text must be the server's own: see [`Errors`].
+///
+/// ```
+/// use steadfast_core::certainty::{Refusal, refusal};
+///
+/// assert_eq!(refusal("LOADING", "Redis is loading the dataset in memory"), Refusal::Passing);
+/// assert_eq!(refusal("WRONGTYPE", "Operation against a key"), Refusal::Lasting);
+/// ```
 pub fn refusal(code: &str, detail: &str) -> Refusal {
     match code {
         "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "NOREPLICAS" => {

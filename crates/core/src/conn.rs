@@ -163,6 +163,32 @@ struct Open<T> {
 }
 
 /// One pipelined connection.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use steadfast_core::conn::{Batch, Conn, Incoming, Reply, Terms, Watch};
+/// use steadfast_core::redis::{self, Value};
+/// use steadfast_core::resp::{Limits, encode};
+///
+/// let (now, second) = (Instant::now(), Duration::from_secs(1)); // the shell's clock, or a test's
+/// let watch = Watch { doubtful: second / 4, reply_overdue: second / 2, heartbeat: second };
+/// let mut conn = Conn::new(watch, Limits::default(), now);
+///
+/// let mut batch = Batch::default();
+/// let terms = Terms { replies: 1, deadline: now + second, submitted: now, seq: 1, read_only: true, apart: false };
+/// batch.push("ping", terms, |out| {
+///     encode::redis_cmd(&redis::cmd("PING"), out);
+///     out.len()
+/// });
+/// conn.submit(&mut batch, now);
+/// let bytes = conn.transmit().len(); // for the socket
+/// conn.transmitted(bytes);
+///
+/// conn.input().extend_from_slice(b"+PONG\r\n"); // from the socket
+/// conn.handle_input(now);
+/// let Ok(Some(Incoming::Reply { ticket, reply, .. })) = conn.poll_incoming() else { unreachable!() };
+/// assert_eq!((ticket, reply), ("ping", Reply::One(Value::SimpleString("PONG".to_owned()))));
+/// ```
 pub struct Conn<T> {
     watch: Watch,
     decoder: Decoder,

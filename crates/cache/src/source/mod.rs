@@ -79,6 +79,20 @@ pub enum Pool {
 }
 
 /// Limits of a [`Database`].
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast_cache::{Database, DatabaseOptions, Pool};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), steadfast_cache::SourceError> {
+/// let mut options = DatabaseOptions::default();
+/// options.max_connections = 20;
+/// options.query_limit = Duration::from_secs(2);
+/// let database = Database::connect("postgres://app@db.internal/app", options)?; // connects on first use
+/// let Pool::Postgres(pool) = database.pool() else { unreachable!() };
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DatabaseOptions {

@@ -6,6 +6,15 @@ use serde_json::Value;
 use super::{Row, SourceError};
 
 /// Bounds on what is kept of a result.
+///
+/// ```no_run
+/// # async fn f(database: steadfast_cache::Database) -> Result<(), steadfast_cache::SourceError> {
+/// use steadfast_cache::Bounds;
+///
+/// let some = database.select_within(Bounds::new(100, 1 << 20), "SELECT * FROM users", &[]).await?;
+/// println!("{} rows, more: {}", some.rows.len(), some.truncated);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Bounds {

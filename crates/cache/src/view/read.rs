@@ -20,6 +20,18 @@ use crate::moment::Moment;
 use crate::nesting::Loading;
 
 /// A read being put together; see [`View::read`].
+///
+/// ```no_run
+/// # use steadfast_cache::View;
+/// # async fn load_user(id: u64) -> std::io::Result<Option<String>> { Ok(None) }
+/// # async fn f(users: View<String>) -> Result<(), Box<dyn std::error::Error>> {
+/// let load = || async { Ok(load_user(7).await?) };
+/// // With one more tag, and something to show if all else fails.
+/// let answer = users.read(7).tag("region:eu").or("somebody".to_owned()).get(load).await?;
+/// // What the database says now, for this caller alone.
+/// let answer = users.read(7).get_uncached(load).await?;
+/// # Ok(()) }
+/// ```
 #[must_use = "a read does nothing until `get` is called and awaited"]
 pub struct Read<'a, V, K> {
     view: &'a View<V>,

@@ -10,6 +10,27 @@ use futures_util::stream::FuturesUnordered;
 use tokio::task::JoinHandle;
 
 /// Turns a name into addresses. The default asks the system, one look-up at a time.
+///
+/// ```
+/// use std::io;
+/// use std::net::SocketAddr;
+/// use futures_util::future::BoxFuture;
+/// use steadfast::{Client, Resolve};
+///
+/// /// Whoever the registry says is the primary.
+/// #[derive(Debug)]
+/// struct Registry;
+///
+/// impl Resolve for Registry {
+///     fn resolve(&self, _host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+///         Box::pin(async move { Ok(vec![([10, 0, 0, 7], port).into()]) })
+///     }
+/// }
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let builder = Client::builder("redis://primary.example")?.resolver(Registry);
+/// # Ok(()) }
+/// ```
 pub trait Resolve: std::fmt::Debug + Send + Sync {
     /// The addresses of `host`. Asked anew at every attempt to connect; where it fails, the addresses of its last success serve.
     fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>>;

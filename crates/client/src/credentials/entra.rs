@@ -41,6 +41,15 @@ type Make = dyn Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sy
 /// A token is renewed when a third of its life is left, and no later than three minutes before its end (of one that lives for less than six
 /// minutes: after half of it); after a failure again, with pauses of up to 30 s, for ever. Metrics: `steadfast_credentials_refresh_total` by
 /// `outcome`, and `steadfast_credentials_expiry_seconds`, which tells how long the token still lives.
+///
+/// ```no_run
+/// use steadfast::credentials::EntraId;
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let identity = EntraId::managed_identity(None);
+/// let builder = steadfast::Client::builder("redis://name.redis.cache.windows.net:6379")?.credentials(identity);
+/// # Ok(()) }
+/// ```
 pub struct EntraId {
     shared: Arc<Shared>,
 }

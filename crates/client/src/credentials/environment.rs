@@ -7,6 +7,15 @@ use futures_util::future::BoxFuture;
 use super::{Credentials, CredentialsError, CredentialsProvider};
 
 /// Reads the user name and the password from two environment variables, at each handshake.
+///
+/// ```
+/// use steadfast::credentials::EnvironmentCredentials;
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let variables = EnvironmentCredentials::new(Some("REDIS_USER"), "REDIS_PASSWORD");
+/// let builder = steadfast::Client::builder("redis://127.0.0.1")?.credentials(variables);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct EnvironmentCredentials {
     user: Option<String>,

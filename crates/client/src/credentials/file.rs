@@ -8,6 +8,16 @@ use futures_util::future::BoxFuture;
 use super::{Credentials, CredentialsError, CredentialsProvider};
 
 /// Reads the password (or `user:password`) from a file that something else rotates.
+///
+/// ```
+/// use std::time::Duration;
+/// use steadfast::credentials::FileCredentials;
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let mounted = FileCredentials::new("/run/secrets/redis", Some("app")).look_every(Duration::from_secs(10));
+/// let builder = steadfast::Client::builder("redis://127.0.0.1")?.credentials(mounted);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct FileCredentials {
     path: PathBuf,

@@ -12,6 +12,18 @@ pub const BUCKETS: usize = 10;
 /// What happened within the last stretch of time. 300 bytes, and constant time for every operation.
 ///
 /// A clock that jumps back (it should not) counts into the newest slice; one that jumps ahead empties the window.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use steadfast_core::policy::window::{Counts, Window};
+///
+/// let (began, length) = (Instant::now(), Duration::from_secs(10));
+/// let mut window = Window::new(length, began);
+/// window.add(Counts::ok(3), began);
+/// window.add(Counts::failure(), began);
+/// assert_eq!(window.counts(began).total(), 4);
+/// assert_eq!(window.counts(began + 2 * length).total(), 0);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Window {
     origin: Instant,
