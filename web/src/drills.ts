@@ -1,13 +1,14 @@
 // Drills: choose one, watch it beside the same without resilience, stop it, and read at the end what callers would have felt.
-import uPlot from '../vendor/uplot/uPlot.js';
 import { hasToken, json, post, request, why } from './api';
-import { Chart, legendItems, SOURCES, stack, stackedOptions, type Style } from './charts';
+import type { Chart } from './charts';
 import { at, h, icon, redraw, say } from './dom';
-import { clock, count, duration, rate, share, text } from './format';
-import { Stream } from './stream';
-import { breakerName, capital, type Mood, redisName } from './words';
+import { clock, duration, text } from './format';
 import { pill } from './marks';
-import type { Drill, Kpi, Live, Offer, Progress, Report } from './wire';
+import { felt, figureName, figures } from './report';
+import { Scale, Side } from './side';
+import { Stream } from './stream';
+import { capital, type Mood } from './words';
+import type { Drill, Offer, Progress, Report } from './wire';
 
 interface Listing {
   enabled: boolean;
@@ -354,7 +355,7 @@ class Stage {
     const words =
       report.verdict === 'passed'
         ? 'Every figure is within its target.'
-        : `${failed.map((kpi) => kpiName(kpi)).join(', ')}: outside the target.`;
+        : `${failed.map((kpi) => figureName(kpi.name)).join(', ')}: outside the target.`;
     const address = `/v1/drills/${this.drill.id}/report?format=html`;
     this.end.append(
       h(
@@ -368,7 +369,7 @@ class Stage {
           h('p', {}, `${words} ${felt(report)}`),
         ),
       ),
-      kpiTable(report),
+      figures(report),
       h(
         'details',
         { class: 'whole', open: true, id: 'whole-report' },
@@ -407,178 +408,6 @@ class Stage {
       ),
     );
   }
-}
-
-/** The top of both charts: side by side, they must be on one scale. */
-class Scale {
-  private most = 0;
-
-  readonly top = (most: number): number => (this.most = Math.max(this.most, most));
-}
-
-/** One of the two under load. */
-class Side {
-  readonly element: HTMLElement;
-  readonly chart: Chart;
-  hasData = false;
-  private before: Live | null = null;
-  private readonly figures = ['Answered', 'Failed', 'A second', 'Wrong'].map((name) => ({
-    name,
-    value: h('dd', {}, '–'),
-  }));
-  private readonly state = h('p', { class: 'side-state' });
-  private readonly plot = h('div', { class: 'plot', role: 'img', 'aria-label': 'Calls a second by source' });
-  private readonly xs: number[] = [];
-  private readonly columns: number[][] = [[], [], [], []];
-
-  constructor(title: string, scale: Scale) {
-    this.chart = new Chart(this.plot, stackedOptions(SOURCES, seconds, scale.top), undefined, 150);
-    this.element = h(
-      'section',
-      { class: 'side', 'aria-label': title },
-      h('div', { class: 'side-head' }, h('h4', {}, title), this.state),
-      h(
-        'dl',
-        { class: 'side-figures' },
-        ...this.figures.map(({ name, value }) => h('div', {}, h('dt', {}, name), value)),
-      ),
-      h('ul', { class: 'legend plain' }, ...legendItems(SOURCES)),
-      this.plot,
-    );
-  }
-
-  take(elapsed: number, total: number, live: Live): void {
-    this.hasData = true;
-    const values = [
-      count(live.calls - live.failed),
-      count(live.failed + live.skipped),
-      rate(live.rate),
-      count(live.wrong),
-    ];
-    this.figures.forEach(({ value }, index) => say(value, values[index]!));
-    this.figures[1]!.value.classList.toggle('bad', live.failed + live.skipped > 0);
-    this.figures[3]!.value.classList.toggle('bad', live.wrong > 0);
-    const connected = live.connection === 'ready';
-    redraw(this.state, `${live.connection}${live.breaker}`, () => [
-      pill(connected ? 'good' : 'bad', redisName(live.connection)),
-      live.breaker === 'closed' ? null : pill('warn', `breaker ${breakerName(live.breaker)}`),
-    ]);
-    const { before } = this;
-    const last = this.xs.at(-1) ?? 0;
-    if (before && elapsed / 1000 > last) {
-      const span = elapsed / 1000 - last || 1;
-      const since = [
-        live.memory - before.memory,
-        live.redis - before.redis,
-        live.database - before.database,
-        live.failed + live.skipped - before.failed - before.skipped,
-      ];
-      since.forEach((calls, index) => this.columns[index]!.push(Math.max(0, calls) / span));
-      this.xs.push(elapsed / 1000);
-      this.chart.draw([this.xs, ...stack(this.columns)] as uPlot.AlignedData, [0, total / 1000]);
-      this.plot.setAttribute(
-        'aria-label',
-        `${count(live.calls)} calls so far: memory ${count(live.memory)}, Redis ${count(live.redis)}, database ${count(live.database)}, failed ${count(live.failed)}`,
-      );
-    } else if (!before) {
-      this.xs.push(elapsed / 1000);
-      for (const column of this.columns) column.push(0);
-    }
-    this.before = live;
-  }
-}
-
-function seconds({ axis }: Style): uPlot.Axis {
-  return axis({
-    size: 28,
-    grid: { show: false },
-    space: 60,
-    values: (_, values) => values.map((value) => `${value}\u202fs`),
-  });
-}
-
-const KPI_NAMES: Record<string, string> = {
-  connection_success: 'Redis calls answered',
-  fallback: 'Fallback to the database',
-  recovery: 'Time to recover',
-  hit_rate: 'Hits',
-  errors: 'Reads failed',
-  failed_writes: 'Writes failed',
-  wrong_answers: 'Wrong answers',
-  slowest_call: 'Slowest call',
-};
-
-function kpiName(kpi: Kpi): string {
-  return KPI_NAMES[kpi.name] ?? capital(kpi.name.replaceAll('_', ' '));
-}
-
-function kpiValue(kpi: Kpi | undefined, value: unknown): string {
-  if (!kpi || typeof value !== 'number') return '–';
-  if (kpi.unit === 'ratio') return text(share(value));
-  return kpi.unit === 'ms' ? text(duration(value)) : count(value);
-}
-
-const BOUNDS: Record<string, string> = { above: 'over', below: 'under', at_most: 'at most', at_least: 'at least' };
-
-function kpiTable(report: Report): HTMLElement {
-  const control = report.control;
-  const cell = (kpi: Kpi | undefined) =>
-    h(
-      'td',
-      { class: kpi && !kpi.pass ? 'bad' : null },
-      kpi ? icon(kpi.pass ? 'good' : 'bad', kpi.pass ? 'good' : 'bad') : null,
-      h('span', { class: 'unseen' }, kpi ? (kpi.pass ? 'met: ' : 'missed: ') : ''),
-      kpiValue(kpi, kpi?.value),
-    );
-  return h(
-    'div',
-    { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Key figures' },
-    h(
-      'table',
-      { class: 'kpis' },
-      h(
-        'thead',
-        {},
-        h(
-          'tr',
-          {},
-          h('th', { scope: 'col' }, 'Key figure'),
-          h('th', { scope: 'col' }, 'Target'),
-          h('th', { scope: 'col' }, 'With Steadfast'),
-          control ? h('th', { scope: 'col' }, 'Without resilience') : null,
-        ),
-      ),
-      h(
-        'tbody',
-        {},
-        ...report.kpis.map((kpi) =>
-          h(
-            'tr',
-            {},
-            h('th', { scope: 'row' }, kpiName(kpi), h('small', { class: 'target' }, target(kpi))),
-            h('td', { class: 'soft' }, target(kpi)),
-            cell(kpi),
-            control ? cell(control.kpis.find(({ name }) => name === kpi.name)) : null,
-          ),
-        ),
-      ),
-    ),
-  );
-}
-
-function target(kpi: Kpi): string {
-  return `${BOUNDS[String((kpi as { bound?: string }).bound)] ?? ''} ${kpiValue(kpi, kpi.target)}`.trim();
-}
-
-function felt(report: Report): string {
-  const failed = (of: Report) =>
-    of.phases.reduce(
-      (all, phase) => all + phase.skipped + Object.values(phase.errors).reduce((sum, errors) => sum + errors, 0),
-      0,
-    );
-  const calls = report.phases.reduce((all, phase) => all + phase.calls, 0);
-  const beside = report.control ? ` Without resilience ${count(failed(report.control))} did.` : '';
-  return `Of ${count(calls)} calls, ${count(failed(report))} failed.${beside}`;
 }
 
 async function save(address: string, drill: Drill): Promise<void> {

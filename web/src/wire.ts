@@ -234,8 +234,10 @@ export interface Kpi {
   name: string;
   phase: string;
   value: number | null;
-  unit?: string;
-  target: number | string | Record<string, unknown>;
+  unit: 'ratio' | 'ms' | 'count';
+  bound: 'above' | 'below' | 'at_most';
+  formula: string;
+  target: number;
   pass: boolean;
 }
 

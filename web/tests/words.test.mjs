@@ -6,7 +6,7 @@ import { build } from 'esbuild';
 
 const bundle = await build({
   stdin: {
-    contents: `export * from './words'; export * from './events'; export * from './incidents'; export { markdown, slug } from './markdown';`,
+    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export { markdown, slug } from './markdown';`,
     resolveDir: fileURLToPath(new URL('../src', import.meta.url)),
   },
   bundle: true,
@@ -206,4 +206,27 @@ test('s5_every_outage_is_an_incident_and_a_band_beside_starts_reloads_and_drills
 
 test('s5_headings_of_the_runbook_have_the_ids_that_links_name', () => {
   assert.equal(page.slug('Outbox lagging, or Redis suspended'), 'outbox-lagging-or-redis-suspended');
+});
+
+test('s5_a_client_that_fails_at_once_is_not_praised_for_its_speed', () => {
+  const kpi = (name, fields) => ({
+    name,
+    phase: 'fault',
+    value: 1,
+    unit: 'ms',
+    bound: 'at_most',
+    target: 500,
+    pass: true,
+    ...fields,
+  });
+  const errors = kpi('errors', { unit: 'ratio', value: 0.25, pass: false });
+  const phases = (failed) => [
+    { name: 'baseline', calls: 300, skipped: 0, errors: {} },
+    { name: 'fault', calls: 100, skipped: 0, errors: { refused: failed } },
+  ];
+  const p99 = kpi('fault_p99');
+  assert.deepEqual(page.cell({ kpis: [errors], phases: phases(100) }, p99), { mood: 'bad', words: 'failed at once' });
+  assert.equal(page.cell({ kpis: [errors], phases: phases(25) }, p99).mood, 'idle', 'neither a tick nor a cross');
+  assert.equal(page.cell({ kpis: [{ ...errors, pass: true }], phases: phases(0) }, p99).mood, 'good');
+  assert.equal(page.phase('baseline, recovered'), 'before the fault and once recovered');
 });
