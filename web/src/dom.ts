@@ -39,6 +39,11 @@ export function say(element: Element, words: string): void {
   if (element.textContent !== words) element.textContent = words;
 }
 
+/** Tells those who listen of something that they asked for. */
+export function announce(words: string): void {
+  say(at('announce'), words);
+}
+
 /** Replaces the children if what they are made from has changed. */
 export function redraw(element: HTMLElement, key: string, make: () => Child[]): void {
   if (element.dataset.key === key) return;

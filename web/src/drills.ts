@@ -1,7 +1,7 @@
 // Drills: choose one, watch it beside the same without resilience, stop it, and read at the end what callers would have felt.
 import { hasToken, json, post, request, why } from './api';
 import type { Chart } from './charts';
-import { at, h, icon, redraw, say } from './dom';
+import { announce, at, h, icon, redraw, say } from './dom';
 import { clock, duration, text } from './format';
 import { pill } from './marks';
 import { felt, figureName, figures } from './report';
@@ -442,8 +442,4 @@ function human(name: string): string {
       .replace('redis', 'Redis')
       .replace(/(\d+)(ms|s)\b/, '$1\u00a0$2')
   );
-}
-
-function announce(words: string): void {
-  say(at('announce'), words);
 }

@@ -1,7 +1,7 @@
 // Asking the service as an application would: once to see an answer, or many times to see where answers come from while something
 // is broken. It asks this service itself, so the charts above show it.
 import { exact, json, Refusal, why } from './api';
-import { at, h, icon, redraw, say } from './dom';
+import { announce, at, h, icon, redraw, say } from './dom';
 import { count, duration, share, text } from './format';
 
 interface Parameter {
@@ -75,7 +75,7 @@ function form(queries: Query[]): HTMLElement[] {
   const select = h('select', { id: 'try-query' }, ...queries.map(({ name }) => h('option', { value: name }, name)));
   const fields = h('div', { class: 'fields' });
   const about = h('p', { class: 'soft' });
-  const result = h('div', { id: 'try-result', 'aria-live': 'polite' });
+  const result = h('div', { id: 'try-result' });
   const times = h('input', { type: 'number', id: 'try-times', min: 1, max: 100000, value: 500, inputmode: 'numeric' });
   const query = () => queries.find(({ name }) => name === select.value)!;
   const choose = () => {
@@ -172,8 +172,11 @@ async function once(path: string, result: HTMLElement): Promise<void> {
       from,
       answer.rows.length > 0 ? table(answer.rows) : h('p', { class: 'empty' }, 'Nothing matches.'),
     );
+    announce(from.textContent);
   } catch (error) {
-    result.replaceChildren(h('p', { class: 'problem' }, `No answer: ${why(error)}.`));
+    const words = `No answer: ${why(error)}.`;
+    result.replaceChildren(h('p', { class: 'problem' }, words));
+    announce(words);
   }
 }
 
@@ -243,4 +246,5 @@ async function many(path: string, times: number, result: HTMLElement, stop: Abor
   };
   await Promise.all(Array.from({ length: WIDTH }, ask));
   result.dataset.done = String(done);
+  announce(`${count(done)} asked, ${count(sources.failed!)} failed.`);
 }

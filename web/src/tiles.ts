@@ -85,8 +85,8 @@ const TILES: Tile[] = [
     },
   },
   {
-    name: 'Invalidations waiting, the oldest',
-    normal: 'under 1 s',
+    name: 'Invalidations waiting',
+    normal: 'oldest under 1 s',
     colour: 'p99',
     of: (tick) => tick.outbox_lag_ms ?? 0,
     now: (ticks) => {

@@ -81,8 +81,9 @@ function lost(known: Known, link: Link & { state: 'lost' }): Headline {
 function failing(checks: Record<string, Check>, recent: Sum): Headline | null {
   const part = recent.calls ? recent.failed / recent.calls : 0;
   if (recent.failed < FELT.least || part < FELT.failed) return null;
-  const why = checks.reads;
-  const cause = why && why.status !== 'healthy' && why.message ? ` ${capital(why.message)}.` : '';
+  const why = checks.reads && checks.reads.status !== 'healthy' ? checks.reads.message : '';
+  // How many is said by the figures here, which are newer.
+  const cause = why ? ` ${capital(why.slice(why.indexOf('; ') + 1).trim())}.` : '';
   return {
     mood: part < 0.05 ? 'warn' : 'bad',
     title: `${text(share(part))} of reads fail.`,
