@@ -50,6 +50,7 @@ export function headline(known: Known): Headline {
   }
   return (
     failing(checks, recent) ??
+    flapping(status, tick, recent) ??
     withoutParts(status, tick, recent) ??
     stale(recent) ??
     slow(tick, recent) ??
@@ -112,6 +113,19 @@ function withoutParts(status: Status | null, tick: Tick, recent: Sum): Headline 
   return plainly('bad', 'Serving without the database.', detail, 'database');
 }
 
+/** A connection that is lost and back again and again is away at some moments: that is no other state. */
+const BLIP_MS = 5_000;
+
+function flapping(status: Status | null, tick: Tick, recent: Sum): Headline | null {
+  const state = status?.redis.flapping;
+  if (!state) return null;
+  if (tick.redis !== 'ready' && status.redis.state !== 'ready' && status.redis.state_for_ms > BLIP_MS) return null;
+  const often = `Lost and replaced ${plural(state.reconnects, 'time')} since ${clock(state.since_ms)}`;
+  const old =
+    recent.stale > 0 ? ` ${count(recent.stale)} of the last ${plural(recent.answered, 'answer')} were stale.` : '';
+  return plainly('warn', 'Serving; Redis flaps.', `${often}. The newest cause: ${state.cause}.${old}`, 'flapping');
+}
+
 function stale(recent: Sum): Headline | null {
   const part = recent.answered ? recent.stale / recent.answered : 0;
   if (recent.stale < FELT.least || part < FELT.stale) return null;
@@ -138,12 +152,6 @@ function slow(tick: Tick, recent: Sum): Headline | null {
 
 /** What callers do not feel yet, but whoever runs the service should know. */
 function unsteady(status: Status | null, tick: Tick, checks: Record<string, Check>): Headline | null {
-  const flapping = status?.redis.flapping;
-  if (flapping) {
-    const often = `Lost and replaced ${plural(flapping.reconnects, 'time')} since ${clock(flapping.since_ms)}`;
-    const detail = `${often}. The newest cause: ${flapping.cause}.`;
-    return plainly('warn', 'Serving; the connection to Redis flaps.', detail, 'flapping');
-  }
   const suspended = status?.cache.redis?.suspended;
   if (suspended) {
     const detail = `${capital(suspended)}. Until it is known to be current, answers come from the database.`;

@@ -66,6 +66,11 @@ test('s5_staleness_then_slowness_then_flapping_are_told_each_with_its_chapter', 
   assert.match(flaps.title, /flaps/);
   assert.match(flaps.detail, /732 times since .*reset/);
   assert.equal(flaps.mood, 'warn');
+  const blip = { ...STATUS.redis, state: 'down', state_for_ms: 300, flapping };
+  const away = headline({ status: { redis: blip }, tick: { redis: 'down' } });
+  assert.match(away.title, /flaps/, 'the same state while it is away for a moment');
+  const long = { ...blip, state_for_ms: 9000 };
+  assert.match(headline({ status: { redis: long }, tick: { redis: 'down' } }).title, /without Redis/);
 });
 
 test('s5_a_second_between_two_answers_is_no_contradiction', () => {
