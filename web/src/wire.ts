@@ -7,6 +7,8 @@ export interface Reads {
   failed: number;
   stale: number;
   writes: number;
+  slow?: number;
+  writes_failed?: number;
 }
 
 export type Health = 'healthy' | 'degraded' | 'unhealthy';
@@ -34,6 +36,9 @@ export interface Tick {
   outbox_lag_ms: number | null;
   cpu_percent: number;
   memory_percent: number;
+  /** The outage that lasts. */
+  outage?: Outage | null;
+  flapping?: boolean;
 }
 
 /** One minute of the service; the newest is still under way. */
