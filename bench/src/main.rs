@@ -17,13 +17,14 @@ mod workloads;
 
 use report::Run;
 use subjects::{Kind, SetUpError, Setup};
-use throughput::{CALLERS, Pace};
+use throughput::Pace;
 use workloads::Workload;
 
 struct Arguments {
     quick: bool,
     runs: usize,
     only: Option<String>,
+    rows: Option<String>,
     out: PathBuf,
 }
 
@@ -32,6 +33,7 @@ fn arguments() -> Result<Arguments, SetUpError> {
         quick: false,
         runs: 1,
         only: None,
+        rows: None,
         out: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("RESULTS.md"),
     };
     let mut rest = std::env::args().skip(1);
@@ -41,10 +43,11 @@ fn arguments() -> Result<Arguments, SetUpError> {
             "--quick" => parsed.quick = true,
             "--runs" => parsed.runs = value()?.parse()?,
             "--only" => parsed.only = Some(value()?),
+            "--rows" => parsed.rows = Some(value()?),
             "--out" => parsed.out = value()?.into(),
             other => {
                 return Err(format!(
-                    "unknown argument {other}: try --quick, --runs N, --only NAME, --out FILE"
+                    "unknown argument {other}: try --quick, --runs N, --only NAME, --rows TEXT, --out FILE"
                 )
                 .into());
             }
@@ -63,7 +66,11 @@ async fn main() -> Result<(), SetUpError> {
     }
     let arguments = arguments()?;
     if let Some(name) = &arguments.only {
-        return one(name).await;
+        let rows = arguments.rows.unwrap_or(Workload::GET.name());
+        return one(name, &rows).await;
+    }
+    if let Some(rows) = &arguments.rows {
+        return some(rows, &arguments).await;
     }
     let mut runs = Vec::new();
     for number in 1..=arguments.runs {
@@ -87,14 +94,9 @@ async fn write(runs: &[Run], arguments: &Arguments) -> Result<(), SetUpError> {
 
 async fn run(quick: bool) -> Result<Run, SetUpError> {
     let (began, load) = (Instant::now(), load());
-    let (repeats, turn) = if quick { (1, 100) } else { (5, 200) };
-    let pace = Pace {
-        repeats,
-        turn: Duration::from_millis(turn),
-    };
     let redis = Redis::start().await?;
     workloads::fill(&redis).await?;
-    let throughput = throughput::measure(&redis, pace).await?;
+    let throughput = throughput::measure(&redis, pace(quick), "").await?;
     eprintln!("  redis-benchmark, memory");
     let mut limits = Vec::new();
     for (connections, pipelined, calls) in [
@@ -134,8 +136,30 @@ async fn measure_outages(run: &mut Run, quick: bool) {
     run.minutes += began.elapsed().as_secs_f64() / 60.0;
 }
 
-/// One client's GETs, for a profiler.
-async fn one(name: &str) -> Result<(), SetUpError> {
+fn pace(quick: bool) -> Pace {
+    let (repeats, turn) = if quick { (1, 100) } else { (5, 200) };
+    Pace {
+        repeats,
+        turn: Duration::from_millis(turn),
+    }
+}
+
+/// All clients in the rows that are named so, as a table on standard output: to see what a change does.
+async fn some(rows: &str, arguments: &Arguments) -> Result<(), SetUpError> {
+    let mut runs = Vec::new();
+    for _ in 0..arguments.runs {
+        let redis = Redis::start().await?;
+        workloads::fill(&redis).await?;
+        runs.push(throughput::measure(&redis, pace(arguments.quick), rows).await?);
+        redis.stop().await;
+    }
+    let runs: Vec<_> = runs.iter().collect();
+    println!("{}", report::rows(&runs));
+    Ok(())
+}
+
+/// One client's calls of the rows that are named so, for a profiler.
+async fn one(name: &str, rows: &str) -> Result<(), SetUpError> {
     let kind = Kind::ALL
         .into_iter()
         .find(|kind| kind.name() == name)
@@ -143,10 +167,12 @@ async fn one(name: &str) -> Result<(), SetUpError> {
     let redis = Redis::start().await?;
     workloads::fill(&redis).await?;
     let subject = kind.connect(&redis.url(), Setup::AsItComes).await?;
-    for callers in CALLERS {
-        let figures =
-            throughput::turn(&subject, Workload::Get, callers, Duration::from_secs(3)).await?;
-        println!("{callers:4} callers {figures:.2?}");
+    for row in Workload::ALL.into_iter().filter(|row| row.name().contains(rows)) {
+        for callers in row.callers() {
+            let figures =
+                throughput::turn(&subject, row, callers, Duration::from_secs(3)).await?;
+            println!("{}, {callers:4} callers: {figures:.2?}", row.name());
+        }
     }
     Ok(())
 }

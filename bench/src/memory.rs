@@ -35,7 +35,7 @@ pub async fn be_measured(name: &str, url: &str) -> Result<(), SetUpError> {
         .ok_or("no such client")?;
     let before = resident()?;
     let subject = kind.connect(url, Setup::AsItComes).await?;
-    turn(&subject, Workload::Get, 512, Duration::from_millis(400)).await?;
+    turn(&subject, Workload::GET, 512, Duration::from_millis(400)).await?;
     println!("{}", resident()?.saturating_sub(before));
     Ok(())
 }

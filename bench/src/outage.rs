@@ -186,7 +186,7 @@ async fn pulse<S: Subject>(subject: S, stop: Arc<AtomicBool>, pause: Duration) -
     let mut calls = Vec::new();
     while !stop.load(Ordering::Relaxed) {
         let began = Instant::now();
-        let answer = tokio::time::timeout(GUARD, Workload::Set.call(&subject)).await;
+        let answer = tokio::time::timeout(GUARD, Workload::SET.call(&subject)).await;
         let answered = matches!(answer, Ok(Ok(())));
         calls.push(Call {
             began,

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use crate::memory::Memory;
 use crate::outage::{Outages, Trial, middle};
 use crate::subjects::Kind;
-use crate::throughput::{CALLERS, Figures, Throughput};
+use crate::throughput::{Figures, Throughput};
 use crate::workloads::Workload;
 
 /// Everything that one run showed.
@@ -41,6 +41,9 @@ pub fn render(runs: &[Run], machine: &str, quick: bool) -> String {
         out.push_str("A quick run: too short to settle anything.\n\n");
     }
     targets(&mut out, runs);
+    let measured: Vec<_> = runs.iter().map(|run| &run.throughput).collect();
+    out.push_str("\n## Every row, to the fastest beside it\n\n");
+    out.push_str(&rows(&measured));
     let Some(last) = runs.last() else { return out };
     throughput(&mut out, last);
     if !last.outages.is_empty() {
@@ -105,6 +108,44 @@ fn targets(out: &mut String, runs: &[Run]) {
     }
 }
 
+/// Calls a second of ours to those of the fastest other client: in each row, by each number of callers, in each run.
+pub fn rows(runs: &[&Throughput]) -> String {
+    let speed: fn(&Figures) -> f64 = |figures| figures.per_second;
+    let mut out = String::from("| row | callers | ours | through the traits | the fastest |\n");
+    out.push_str("|---|---:|---|---|---|\n");
+    for workload in Workload::ALL {
+        for callers in workload.callers() {
+            let (mut native, mut traits, mut names) = (Vec::new(), Vec::new(), Vec::new());
+            for run in runs {
+                let Some(fastest) = run.fastest_other(workload, callers) else {
+                    continue;
+                };
+                let to = |ours| {
+                    let ratio = run.ratio(workload, callers, speed, ours, fastest);
+                    ratio.map_or("–".into(), number)
+                };
+                native.push(to(Kind::Native));
+                traits.push(to(Kind::Traits));
+                if !names.contains(&fastest.name()) {
+                    names.push(fastest.name());
+                }
+            }
+            if native.is_empty() {
+                continue;
+            }
+            let _ = writeln!(
+                out,
+                "| {} | {callers} | {} | {} | {} |",
+                workload.name(),
+                native.join(", "),
+                traits.join(", "),
+                names.join("; "),
+            );
+        }
+    }
+    out
+}
+
 impl Target {
     fn keeps(&self, seen: Option<f64>) -> bool {
         seen.is_some_and(|seen| {
@@ -131,10 +172,10 @@ fn promises(run: &Run) -> Vec<(Target, Option<f64>)> {
         ));
     };
     for (callers, factor) in [(1, 1.0), (64, 1.2), (512, 1.2)] {
-        let fastest = run.throughput.fastest_other(Workload::Get, callers);
+        let fastest = run.throughput.fastest_other(Workload::GET, callers);
         let seen = fastest.and_then(|fastest| {
             run.throughput
-                .ratio(Workload::Get, callers, speed, Kind::Native, fastest)
+                .ratio(Workload::GET, callers, speed, Kind::Native, fastest)
         });
         least(
             format!("calls a second, {callers} callers, to the fastest beside it"),
@@ -144,7 +185,7 @@ fn promises(run: &Run) -> Vec<(Target, Option<f64>)> {
     }
     for (callers, factor) in [(64, 1.3), (512, 1.8)] {
         let seen = run.throughput.ratio(
-            Workload::Get,
+            Workload::GET,
             callers,
             speed,
             Kind::Traits,
@@ -170,10 +211,10 @@ fn promises(run: &Run) -> Vec<(Target, Option<f64>)> {
         ));
     };
     for callers in [64, 512] {
-        let fastest = run.throughput.fastest_other(Workload::Get, callers);
+        let fastest = run.throughput.fastest_other(Workload::GET, callers);
         let seen = fastest.and_then(|fastest| {
             run.throughput
-                .ratio(Workload::Get, callers, cpu, Kind::Native, fastest)
+                .ratio(Workload::GET, callers, cpu, Kind::Native, fastest)
         });
         most(
             format!("CPU per call, {callers} callers, to the same"),
@@ -235,18 +276,18 @@ fn throughput(out: &mut String, run: &Run) {
     let _ = writeln!(out, "{}.", limits.join("; "));
     for workload in Workload::ALL {
         let _ = write!(out, "\n### {}\n\n| client |", workload.name());
-        for callers in CALLERS {
+        for callers in workload.callers() {
             let _ = write!(
                 out,
                 " {callers} callers: calls/s | p50 µs | p99 µs | CPU µs |"
             );
         }
         out.push_str("\n|---|");
-        out.push_str(&"---:|".repeat(CALLERS.len() * 4));
+        out.push_str(&"---:|".repeat(workload.callers().len() * 4));
         out.push('\n');
         for kind in Kind::ALL {
             let _ = write!(out, "| {} |", kind.name());
-            for callers in CALLERS {
+            for callers in workload.callers() {
                 let seen = |of| run.throughput.median((workload, callers, kind), of);
                 let show = |value: Option<f64>| value.map_or("–".into(), number);
                 let speed = seen(|figures| figures.per_second).map_or("–".into(), count);

@@ -15,7 +15,6 @@ use crate::subjects::{Connected, Kind, SetUpError, Setup, Subject};
 use crate::with_subject;
 use crate::workloads::Workload;
 
-pub const CALLERS: [usize; 3] = [1, 64, 512];
 /// Each caller times one call in so many.
 const TIMED: usize = 8;
 
@@ -89,20 +88,24 @@ pub struct Pace {
     pub turn: Duration,
 }
 
-pub async fn measure(redis: &Redis, pace: Pace) -> Result<Throughput, SetUpError> {
+/// Of the workloads whose name contains `rows`.
+pub async fn measure(redis: &Redis, pace: Pace, rows: &str) -> Result<Throughput, SetUpError> {
     let mut subjects = Vec::new();
     for kind in Kind::ALL {
         subjects.push((kind, kind.connect(&redis.url(), Setup::AsItComes).await?));
     }
     let mut result = Throughput::default();
-    for workload in Workload::ALL {
+    let rows = Workload::ALL
+        .into_iter()
+        .filter(|row| row.name().contains(rows));
+    for workload in rows {
         // What the ratios are named for is measured longest.
-        let repeats = if workload == Workload::Get {
+        let repeats = if workload == Workload::GET {
             pace.repeats * 2 - 1
         } else {
             pace.repeats
         };
-        for callers in CALLERS {
+        for callers in workload.callers() {
             eprintln!("  {}, {callers} callers", workload.name());
             for repeat in 0..repeats {
                 // Whoever comes first in one repeat comes later in the next.

@@ -8,49 +8,114 @@ use crate::subjects::{SetUpError, Subject};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Workload {
-    Get,
-    Set,
-    GetLarge,
-    SetLarge,
+    Get(Size),
+    Set(Size),
     ManyKeys,
     Pipeline,
 }
 
+/// Of a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Size {
+    Bytes64,
+    KiB1,
+    KiB16,
+    KiB256,
+    MiB4,
+}
+
 static KEYS: LazyLock<Vec<String>> =
     LazyLock::new(|| (0..100).map(|n| format!("bench:many:{n:03}")).collect());
-static SMALL: [u8; 64] = [b'x'; 64];
-static LARGE: [u8; 16 << 10] = [b'x'; 16 << 10];
-const SMALL_KEY: &str = "bench:small";
-const LARGE_KEY: &str = "bench:large";
+static VALUE: [u8; 4 << 20] = [b'x'; 4 << 20];
+
+impl Size {
+    const ALL: [Self; 5] = [
+        Self::Bytes64,
+        Self::KiB1,
+        Self::KiB16,
+        Self::KiB256,
+        Self::MiB4,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Bytes64 => "64 bytes",
+            Self::KiB1 => "1 KiB",
+            Self::KiB16 => "16 KiB",
+            Self::KiB256 => "256 KiB",
+            Self::MiB4 => "4 MiB",
+        }
+    }
+
+    fn key(self) -> &'static str {
+        match self {
+            Self::Bytes64 => "bench:64",
+            Self::KiB1 => "bench:1k",
+            Self::KiB16 => "bench:16k",
+            Self::KiB256 => "bench:256k",
+            Self::MiB4 => "bench:4m",
+        }
+    }
+
+    fn value(self) -> &'static [u8] {
+        match self {
+            Self::Bytes64 => &VALUE[..64],
+            Self::KiB1 => &VALUE[..1 << 10],
+            Self::KiB16 => &VALUE[..16 << 10],
+            Self::KiB256 => &VALUE[..256 << 10],
+            Self::MiB4 => &VALUE,
+        }
+    }
+}
 
 impl Workload {
-    pub const ALL: [Self; 6] = [
-        Self::Get,
-        Self::Set,
-        Self::GetLarge,
-        Self::SetLarge,
+    /// Those that a GET of 64 bytes is compared by come first.
+    pub const ALL: [Self; 12] = [
+        Self::Get(Size::Bytes64),
+        Self::Set(Size::Bytes64),
+        Self::Get(Size::KiB1),
+        Self::Set(Size::KiB1),
+        Self::Get(Size::KiB16),
+        Self::Set(Size::KiB16),
+        Self::Get(Size::KiB256),
+        Self::Set(Size::KiB256),
+        Self::Get(Size::MiB4),
+        Self::Set(Size::MiB4),
         Self::ManyKeys,
         Self::Pipeline,
     ];
 
-    pub fn name(self) -> &'static str {
+    /// What the design's ratios are named for.
+    pub const GET: Self = Self::Get(Size::Bytes64);
+    pub const SET: Self = Self::Set(Size::Bytes64);
+
+    pub fn name(self) -> String {
         match self {
-            Self::Get => "GET of 64 bytes",
-            Self::Set => "SET of 64 bytes",
-            Self::GetLarge => "GET of 16 KiB",
-            Self::SetLarge => "SET of 16 KiB",
-            Self::ManyKeys => "MGET of 100 values of 64 bytes",
-            Self::Pipeline => "pipeline of 10 GETs of 64 bytes",
+            Self::Get(size) => format!("GET of {}", size.name()),
+            Self::Set(size) => format!("SET of {}", size.name()),
+            Self::ManyKeys => "MGET of 100 values of 64 bytes".into(),
+            Self::Pipeline => "pipeline of 10 GETs of 64 bytes".into(),
+        }
+    }
+
+    /// How many callers there are at a time, in three measurements. No more than what all of them have under way is a few MiB: a client
+    /// that bounds what it buffers refuses the rest, as it should.
+    pub fn callers(self) -> [usize; 3] {
+        match self {
+            Self::Get(Size::KiB256) | Self::Set(Size::KiB256) => [1, 8, 64],
+            Self::Get(Size::MiB4) | Self::Set(Size::MiB4) => [1, 2, 8],
+            _ => [1, 64, 512],
         }
     }
 
     /// One call. A wrong answer is a defect of the bench or of the client, and ends the run.
     pub async fn call<S: Subject>(self, subject: &S) -> Result<(), S::Error> {
         let (came, expected) = match self {
-            Self::Get => (subject.get(SMALL_KEY).await?, SMALL.len()),
-            Self::Set => (subject.set(SMALL_KEY, &SMALL).await?, SMALL.len()),
-            Self::GetLarge => (subject.get(LARGE_KEY).await?, LARGE.len()),
-            Self::SetLarge => (subject.set(LARGE_KEY, &LARGE).await?, LARGE.len()),
+            Self::Get(size) => (subject.get(size.key()).await?, size.value().len()),
+            Self::Set(size) => {
+                let value = size.value();
+                (subject.set(size.key(), value).await?, value.len())
+            }
             Self::ManyKeys => (subject.mget(&KEYS).await?, KEYS.len()),
             Self::Pipeline => (subject.pipeline(&KEYS[..10]).await?, 10),
         };
@@ -61,11 +126,12 @@ impl Workload {
 
 /// Puts there what the reads ask for.
 pub async fn fill(redis: &Redis) -> Result<(), SetUpError> {
-    let text = |bytes: &'static [u8]| std::str::from_utf8(bytes).expect("it is all x");
-    redis.command(&["SET", SMALL_KEY, text(&SMALL)]).await?;
-    redis.command(&["SET", LARGE_KEY, text(&LARGE)]).await?;
+    let text = |size: Size| std::str::from_utf8(size.value()).expect("it is all x");
+    for size in Size::ALL {
+        redis.command(&["SET", size.key(), text(size)]).await?;
+    }
     for key in KEYS.iter() {
-        redis.command(&["SET", key, text(&SMALL)]).await?;
+        redis.command(&["SET", key, text(Size::Bytes64)]).await?;
     }
     Ok(())
 }

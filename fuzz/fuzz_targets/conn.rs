@@ -9,11 +9,40 @@ use std::time::{Duration, Instant};
 use libfuzzer_sys::fuzz_target;
 use redis::Value;
 use steadfast_core::certainty::Certainty;
-use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, Reply, Terms, Watch};
+use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, PIECE, Reply, Terms, Watch};
 use steadfast_core::resp::Limits;
 
-/// Bytes of a request: its number.
-const SIZE: usize = 4;
+/// Bytes of a short request: its number and its length.
+const SIZE: usize = 10;
+
+/// Every seventh has a piece of its own, every fifth is about as long and has none.
+fn request(number: u32) -> Vec<u8> {
+    let length = match number {
+        n if n % 7 == 3 => PIECE + n as usize % 3,
+        n if n % 5 == 3 => PIECE - n as usize % 3,
+        _ => SIZE,
+    };
+    let mut bytes = format!("{number:04}{length:06}").into_bytes();
+    bytes.resize(length, b'a' + (number % 26) as u8);
+    bytes
+}
+
+/// The requests that are whole in what a server has received.
+fn read(mut wire: &[u8]) -> Vec<u32> {
+    let mut numbers = Vec::new();
+    while wire.len() >= SIZE {
+        let text = String::from_utf8_lossy(&wire[..SIZE]);
+        let number: u32 = text[..4].parse().expect("a number");
+        let length: usize = text[4..].parse().expect("a length");
+        let Some((one, rest)) = wire.split_at_checked(length) else {
+            break;
+        };
+        assert!(one == request(number), "requests are mixed");
+        numbers.push(number);
+        wire = rest;
+    }
+    numbers
+}
 
 fuzz_target!(|data: &[u8]| {
     let mut now = Instant::now();
@@ -40,23 +69,32 @@ fuzz_target!(|data: &[u8]| {
                     read_only: false,
                     apart: false,
                 };
-                batch.push(next, terms, |bytes| {
-                    bytes.extend_from_slice(format!("{next:04}").as_bytes());
-                    bytes.len()
-                });
+                let bytes = request(next);
+                if next % 7 == 3 {
+                    let commit = bytes.len();
+                    batch.push_encoded(next, terms, bytes, commit);
+                } else {
+                    batch.push(next, terms, |out| {
+                        out.extend_from_slice(&bytes);
+                        out.len()
+                    });
+                }
                 next = (next + 1) % 10_000;
             }
             1 => conn.submit(&mut batch, now),
             2 => {
-                let taken = amount.min(conn.transmit().len());
-                wire.extend_from_slice(&conn.transmit()[..taken]);
+                // Steps of a few bytes, or of many.
+                let amount = if amount > 200 { amount << 8 } else { amount };
+                let taken = amount.min(conn.unsent());
+                let all: Vec<u8> = conn.transmit().collect::<Vec<_>>().concat();
+                assert_eq!(all.len(), conn.unsent());
+                wire.extend_from_slice(&all[..taken]);
                 conn.transmitted(taken);
             }
             // The server answers what it has received whole, in order.
             3 => {
-                if let Some(request) = wire.chunks_exact(SIZE).nth(answered) {
+                if let Some(number) = read(&wire).get(answered) {
                     answered += 1;
-                    let number: u32 = String::from_utf8_lossy(request).parse().expect("a number");
                     unread.extend_from_slice(format!(":{number}\r\n").as_bytes());
                 }
             }
@@ -95,8 +133,7 @@ fuzz_target!(|data: &[u8]| {
     }
     let unsubmitted = batch.drain().count();
     assert_eq!(ended.len() + unsubmitted, next as usize);
-    for request in wire.chunks_exact(SIZE) {
-        let number: u32 = String::from_utf8_lossy(request).parse().expect("a number");
+    for number in read(&wire) {
         assert_ne!(ended.get(&number), Some(&Some(Certainty::NotSent)));
     }
 });

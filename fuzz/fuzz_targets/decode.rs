@@ -3,6 +3,7 @@
 
 #![no_main]
 
+use bytes::BufMut;
 use libfuzzer_sys::fuzz_target;
 use redis::Value;
 use steadfast_core::resp::{DecodeError, Decoder, Limits};
@@ -14,10 +15,13 @@ fuzz_target!(|data: &[u8]| {
     };
     let cut = usize::from(u16::from_le_bytes(*cut)).min(input.len());
 
-    let (values, error) = decode(input, &[input.len()]);
-    let (cut_values, cut_error) = decode(input, &[cut, input.len()]);
-    assert_eq!(debug(&values), debug(&cut_values));
-    assert_eq!(error, cut_error);
+    let (values, error) = decode(input, &[input.len()], false);
+    // In one way, or with the rest of a string read into its own memory.
+    for direct in [false, true] {
+        let (cut_values, cut_error) = decode(input, &[cut, input.len()], direct);
+        assert_eq!(debug(&values), debug(&cut_values));
+        assert_eq!(error, cut_error);
+    }
 
     let mut parser = redis::Parser::new();
     let mut rest = input;
@@ -30,7 +34,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn decode(input: &[u8], ends: &[usize]) -> (Vec<Value>, Option<DecodeError>) {
+fn decode(input: &[u8], ends: &[usize], direct: bool) -> (Vec<Value>, Option<DecodeError>) {
     let limits = Limits {
         depth: 32,
         elements: 4_096,
@@ -43,6 +47,13 @@ fn decode(input: &[u8], ends: &[usize]) -> (Vec<Value>, Option<DecodeError>) {
     let mut done = 0;
     for &end in ends {
         loop {
+            if direct && done < end
+                && let Some(mut rest) = decoder.rest_of_string(1)
+            {
+                let part = rest.remaining_mut().min(end - done);
+                rest.put_slice(&input[done..done + part]);
+                done += part;
+            }
             match decoder.decode(&input[done..end.max(done)]) {
                 Ok(decoded) => {
                     done += decoded.consumed;

@@ -88,11 +88,10 @@ pub(crate) async fn call_dedicated(
         read_only: call.plan.effect == Effect::Read,
         apart: false,
     };
-    let encode = |out: &mut Vec<u8>| payload.encode(out);
     let submitted = if turns.is_empty() {
-        lane.submit(ask, encode)
+        lane.submit(ask, payload)
     } else {
-        lane.submit_turning(turns, ask, encode)
+        lane.submit_turning(turns, ask, payload)
     };
     let submitted = match submitted {
         Ok(submitted) => submitted,
@@ -307,8 +306,7 @@ impl Call<'_> {
             apart: place.apart,
         };
         place.epoch = self.link.map_or(0, Link::epoch);
-        let payload = self.payload;
-        let submit = || self.lane.submit(ask, |out| payload.encode(out));
+        let submit = || self.lane.submit(ask, self.payload);
         let Submitted { pending, seq } = match submit() {
             Err(_) if self.lane.is_orphaned() => {
                 self.shared.runtime()?;

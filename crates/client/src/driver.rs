@@ -4,6 +4,7 @@
 //! buffer, and they are handed out in small waves, so that callers and server work at the same time instead of in turns.
 
 use std::future::Future;
+use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,6 +17,7 @@ use steadfast_core::conn::{Batch, Conn, Incoming, Lapse, Reply, Terms, Watch};
 use tokio::io::AsyncWrite;
 use tokio::sync::mpsc;
 use tokio::time::Sleep;
+use tokio_util::io::poll_read_buf;
 
 use crate::clock;
 use crate::connect::{self, Identity};
@@ -520,8 +522,8 @@ impl Driver {
         if self.blocked {
             self.sweep(conn, now);
         }
-        while !conn.transmit().is_empty() {
-            match Pin::new(&mut self.stream).poll_write(cx, conn.transmit()) {
+        while conn.unsent() > 0 {
+            match self.write_some(conn, cx) {
                 Poll::Ready(Ok(0)) => return Err(End::network("the connection takes no more")),
                 Poll::Ready(Ok(n)) => {
                     conn.transmitted(n);
@@ -548,6 +550,21 @@ impl Driver {
         Ok(())
     }
 
+    /// Makes one system call of as much as may leave in one.
+    fn write_some(&mut self, conn: &Conn<Job>, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        let mut pieces = [IoSlice::new(&[]); MOST_PIECES];
+        let mut count = 0;
+        for (piece, bytes) in pieces.iter_mut().zip(conn.transmit()) {
+            *piece = IoSlice::new(bytes);
+            count += 1;
+        }
+        match &pieces[..count] {
+            [one] => stream.poll_write(cx, one),
+            several => stream.poll_write_vectored(cx, several),
+        }
+    }
+
     /// Takes out what is not begun and nobody waits for any more, while the socket takes no more.
     fn sweep(&mut self, conn: &mut Conn<Job>, now: Instant) {
         if now.saturating_duration_since(self.swept_at) < SWEEP_EVERY {
@@ -564,7 +581,12 @@ impl Driver {
 
     /// True if bytes came.
     fn read(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<bool, End> {
-        match tokio_util::io::poll_read_buf(Pin::new(&mut self.stream), cx, conn.input()) {
+        let stream = Pin::new(&mut self.stream);
+        let read = match conn.input_of_string() {
+            Some(mut rest) => poll_read_buf(stream, cx, &mut rest),
+            None => poll_read_buf(stream, cx, conn.input()),
+        };
+        match read {
             Poll::Ready(Ok(0)) => Err(End::network("the server closed the connection")),
             Poll::Ready(Ok(_)) => Ok(true),
             Poll::Ready(Err(error)) => Err(End::network(error.to_string())),
@@ -899,6 +921,8 @@ fn is_refused(reply: &Reply) -> bool {
     }
 }
 
+/// How many pieces of what is to be written leave at most in one system call.
+const MOST_PIECES: usize = 64;
 /// How often a connection that is to end is read once more, at most.
 const LAST_READS: usize = 64;
 /// How often the count of successes is passed on.

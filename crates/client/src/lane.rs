@@ -1,6 +1,7 @@
 //! Where callers hand over encoded commands and a driver picks them up.
 //!
-//! The lock is held for a few dozen nanoseconds, to append bytes and a ticket or to swap two buffers, and never across a system call. While
+//! The lock is held for a few dozen nanoseconds, to append bytes and a ticket or to swap two buffers, and never across a system call; a large
+//! request is encoded before it is taken. While
 //! there is no connection, commands wait here in their order, so that those of a short interruption reach the next connection as they were
 //! submitted.
 
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use steadfast_core::conn::{Batch, Conn, Reply, Terms};
+use parking_lot::{Mutex, MutexGuard};
+use steadfast_core::conn::{Batch, Conn, PIECE, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
 
@@ -189,6 +190,23 @@ pub(crate) struct Ask {
     pub(crate) apart: bool,
 }
 
+/// What a request is made of, until it is bytes.
+pub(crate) trait Encode {
+    /// How many bytes it becomes, or a few more. Zero if it is short.
+    fn size(&self) -> usize {
+        0
+    }
+
+    /// As in [`Batch::push`].
+    fn encode(self, out: &mut Vec<u8>) -> usize;
+}
+
+impl<F: FnOnce(&mut Vec<u8>) -> usize> Encode for F {
+    fn encode(self, out: &mut Vec<u8>) -> usize {
+        self(out)
+    }
+}
+
 /// A request that was submitted.
 #[derive(Debug)]
 pub(crate) struct Submitted {
@@ -223,18 +241,14 @@ impl Lane {
         }
     }
 
-    /// Hands a request over. `encode` as in [`Batch::push`].
-    pub(crate) fn submit(
-        &self,
-        ask: Ask,
-        encode: impl FnOnce(&mut Vec<u8>) -> usize,
-    ) -> Result<Submitted, Error> {
+    /// Hands a request over. A large one is encoded before the lock is taken.
+    pub(crate) fn submit(&self, ask: Ask, request: impl Encode) -> Result<Submitted, Error> {
         let job = if ask.only_fenced {
             Job::Fenced
         } else {
             Job::Call
         };
-        self.submit_as(job, ask, encode)
+        self.submit_as(job, ask, request)
     }
 
     /// The same, of a request that begins or ends a transaction.
@@ -242,7 +256,7 @@ impl Lane {
         &self,
         turns: Turns,
         ask: Ask,
-        encode: impl FnOnce(&mut Vec<u8>) -> usize,
+        request: impl Encode,
     ) -> Result<Submitted, Error> {
         // What is ordered from now on waits; what was ordered before is ahead of it.
         self.queue.lock().transactions.begin(&turns);
@@ -250,7 +264,7 @@ impl Lane {
             let turns = turns.clone();
             Job::Turning(Box::new(Turning { ticket, turns }))
         };
-        self.submit_as(job, ask, encode)
+        self.submit_as(job, ask, request)
             .inspect_err(|_| self.never_sent(&turns))
     }
 
@@ -258,9 +272,29 @@ impl Lane {
         &self,
         job: impl FnOnce(Ticket) -> Job,
         ask: Ask,
-        encode: impl FnOnce(&mut Vec<u8>) -> usize,
+        request: impl Encode,
     ) -> Result<Submitted, Error> {
         let mut queue = self.queue.lock();
+        self.admit(&mut queue, &ask)?;
+        let size = request.size();
+        if size < PIECE {
+            return Ok(self.push(queue, job, ask, |batch, job, terms| {
+                batch.push(job, terms, |out| request.encode(out));
+            }));
+        }
+        // A long copy holds nobody up.
+        drop(queue);
+        let mut bytes = Vec::with_capacity(size);
+        let commit = request.encode(&mut bytes);
+        let mut queue = self.queue.lock();
+        self.admit(&mut queue, &ask)?;
+        Ok(self.push(queue, job, ask, |batch, job, terms| {
+            batch.push_encoded(job, terms, bytes, commit);
+        }))
+    }
+
+    /// May it wait here?
+    fn admit(&self, queue: &mut Queue, ask: &Ask) -> Result<(), Error> {
         match &queue.gate {
             Gate::Open | Gate::Waiting => {}
             Gate::Down(outage, retry_at) => {
@@ -282,7 +316,17 @@ impl Lane {
         let bytes = queue.backlog.unsent + queue.batch.byte_len();
         self.bulkhead
             .admit(inside, bytes.saturating_sub(longest))
-            .map_err(overloaded)?;
+            .map_err(overloaded)
+    }
+
+    /// Adds it to what waits, and wakes who serves the lane.
+    fn push(
+        &self,
+        mut queue: MutexGuard<'_, Queue>,
+        job: impl FnOnce(Ticket) -> Job,
+        ask: Ask,
+        add: impl FnOnce(&mut Batch<Job>, Job, Terms),
+    ) -> Submitted {
         let seq = ask.seq.unwrap_or(queue.next_seq);
         if ask.seq.is_none() {
             queue.next_seq += 1;
@@ -296,13 +340,13 @@ impl Lane {
             read_only: ask.read_only,
             apart: ask.apart,
         };
-        queue.batch.push(job(ticket), terms, encode);
+        add(&mut queue.batch, job(ticket), terms);
         let parked = queue.parked.take();
         drop(queue);
         if let Some(waker) = parked {
             waker.wake();
         }
-        Ok(Submitted { pending, seq })
+        Submitted { pending, seq }
     }
 
     /// For the driver: swaps what waits for the empty `spare`, and says how much it holds itself.
@@ -655,7 +699,7 @@ mod tests {
             read_only: false,
             apart: false,
         };
-        lane.submit(ask, |out| {
+        lane.submit(ask, |out: &mut Vec<u8>| {
             out.resize(out.len() + bytes, b'x');
             out.len()
         })
@@ -752,7 +796,7 @@ mod tests {
                 read_only: false,
                 apart,
             };
-            let submitted = lane.submit(ask, |out| {
+            let submitted = lane.submit(ask, |out: &mut Vec<u8>| {
                 out.push(b'x');
                 out.len()
             });
@@ -830,7 +874,9 @@ mod tests {
             read_only: false,
             apart: false,
         };
-        let relying = lane.submit(ask, |out| out.len()).expect("it waits");
+        let relying = lane
+            .submit(ask, |out: &mut Vec<u8>| out.len())
+            .expect("it waits");
         let other = submit(&lane, 7, BOUND).expect("it waits");
         lane.serves(false);
         let Ended::Lost { certainty, .. } = relying.pending.await else {
@@ -840,14 +886,14 @@ mod tests {
         assert_eq!(lane.in_flight(), 1, "the other goes");
         // Nor does one that comes while it serves.
         lane.set_gate(Gate::Open);
-        let late = lane.submit(ask, |out| out.len());
+        let late = lane.submit(ask, |out: &mut Vec<u8>| out.len());
         let error = late.expect_err("it relies on a fence");
         assert_eq!(error.certainty(), Certainty::NotSent);
         assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
         assert!(submit(&lane, 7, BOUND).is_ok(), "others may");
         // The next one may be another.
         lane.release();
-        assert!(lane.submit(ask, |out| out.len()).is_ok());
+        assert!(lane.submit(ask, |out: &mut Vec<u8>| out.len()).is_ok());
         drop(other);
     }
 
@@ -866,7 +912,7 @@ mod tests {
             apart: false,
         };
         let multi = vec![(0, Turn::Multi)];
-        let begun = lane.submit_turning(multi, ask, |out| out.len());
+        let begun = lane.submit_turning(multi, ask, |out: &mut Vec<u8>| out.len());
         assert!(begun.is_ok());
         lane.order(Order::Fence(ghost()));
         assert!(lane.holds_a_fence());

@@ -9,6 +9,7 @@ use steadfast_core::resp::encode;
 
 use crate::crossing::Lanes;
 use crate::error::{Error, ErrorKind};
+use crate::lane::Encode;
 use crate::options::CallOptions;
 use crate::transaction::{Turn, Turns};
 
@@ -122,9 +123,21 @@ impl<'a> Payload<'a> {
             }
         }
     }
+}
+
+impl Encode for Payload<'_> {
+    fn size(&self) -> usize {
+        match self {
+            Self::Command(cmd) => encode::most_bytes(cmd),
+            Self::Pipeline(pipeline) => {
+                let commands: usize = pipeline.cmd_iter().map(encode::most_bytes).sum();
+                commands + MULTI.len() + EXEC.len()
+            }
+        }
+    }
 
     /// Appends its bytes; returns the length past which it may have had an effect.
-    pub(crate) fn encode(self, out: &mut Vec<u8>) -> usize {
+    fn encode(self, out: &mut Vec<u8>) -> usize {
         match self {
             Self::Command(cmd) => {
                 encode::redis_cmd(cmd, out);
@@ -261,10 +274,13 @@ fn longer(a: Option<BlockFor>, b: Option<BlockFor>) -> Option<BlockFor> {
     }
 }
 
+const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
+const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
+
 fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
     let transaction = pipeline.is_transaction();
     if transaction {
-        out.extend_from_slice(b"*1\r\n$5\r\nMULTI\r\n");
+        out.extend_from_slice(MULTI);
     }
     let mut first_end = None;
     for cmd in redis_rs::commands(pipeline) {
@@ -273,7 +289,7 @@ fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
     }
     if transaction {
         // Nothing of a transaction runs before its EXEC has arrived whole.
-        out.extend_from_slice(b"*1\r\n$4\r\nEXEC\r\n");
+        out.extend_from_slice(EXEC);
         return out.len();
     }
     first_end.unwrap_or(out.len())

@@ -407,14 +407,16 @@ mod tests {
         let shared = shared(1);
         let lane = &shared.links[0].lane;
         let ask = relying();
-        let _pending = lane.submit(ask, |out| out.len()).expect("it may be killed");
+        let _pending = lane
+            .submit(ask, |out: &mut Vec<u8>| out.len())
+            .expect("it may be killed");
         assert_eq!(
             shared.fence_answered(Some(0), &ghost(1), &noperm()),
             Some(true)
         );
         assert_eq!(shared.fencing(), Fencing::Refused);
         assert_eq!(lane.in_flight(), 0, "what waited is turned away");
-        let late = lane.submit(ask, |out| out.len());
+        let late = lane.submit(ask, |out: &mut Vec<u8>| out.len());
         let error = late.expect_err("it was looked at before that was known");
         assert_eq!(error.certainty(), Certainty::NotSent);
     }
@@ -485,7 +487,7 @@ mod tests {
             link.lane.take_orders(crate::lane::Backlog::default()).len(),
             0
         );
-        let error = link.lane.submit(relying(), |out| out.len());
+        let error = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
         assert!(error.is_err(), "the ghost is loose");
         // Dialled before it was refused, so it has not been asked: it is now, ahead of what waits.
         link.lane.release();
@@ -497,7 +499,7 @@ mod tests {
         );
         shared.fence_answered(Some(0), &ghost(1), &done());
         assert!(shared.ghosts().is_empty());
-        let submitted = link.lane.submit(relying(), |out| out.len());
+        let submitted = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
         assert!(submitted.is_ok(), "nothing can come after it");
     }
 }

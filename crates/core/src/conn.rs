@@ -4,19 +4,24 @@
 //! request knows the offset in the stream past which it may have had an effect, and compares it with what the socket took. So every request
 //! ends in exactly one of three ways: answered, `NotSent` or `Unknown`.
 //!
-//! The shell owns the socket and the clock. It submits batches, writes what [`Conn::transmit`] shows, reads into [`Conn::input`], takes
+//! The shell owns the socket and the clock. It submits batches, writes what [`Conn::transmit`] shows, reads into [`Conn::input`] (or
+//! [`Conn::input_of_string`]), takes
 //! replies one at a time (so that it may hand them out in waves), and calls [`Conn::poll_timeout`] to learn when to come back.
 
 mod batch;
+mod pieces;
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
+use bytes::buf::Limit;
 use redis::Value;
 use thiserror::Error;
 
 pub use self::batch::{Batch, Terms};
+pub use self::pieces::PIECE;
+use self::pieces::{KEEP_BYTES, Pieces};
 use crate::certainty::Certainty;
 use crate::resp::{DecodeError, Decoder, Limits};
 
@@ -194,11 +199,10 @@ pub struct Conn<T> {
     decoder: Decoder,
     input: BytesMut,
     consumed: usize,
-    out: Vec<u8>,
-    /// How much of `out` is written.
-    written: usize,
-    /// Stream offset of `out[0]`.
-    base: u64,
+    /// What is not written yet.
+    out: Pieces,
+    /// Stream offset of the first byte of that: how many bytes were written, ever.
+    written: u64,
     awaiting: VecDeque<Open<T>>,
     /// Replies so far to the pipeline at the head.
     partial: Vec<Value>,
@@ -219,8 +223,6 @@ pub struct Conn<T> {
     longest: (usize, u64),
 }
 
-/// Above this, an empty buffer gives its memory back.
-const KEEP_BYTES: usize = 1 << 20;
 /// Least space offered to a read.
 const READ_BYTES: usize = 64 << 10;
 
@@ -239,9 +241,8 @@ impl<T> Conn<T> {
             decoder: Decoder::new(limits),
             input: BytesMut::new(),
             consumed: 0,
-            out: Vec::new(),
+            out: Pieces::default(),
             written: 0,
-            base: 0,
             awaiting: VecDeque::new(),
             partial: Vec::new(),
             broken: None,
@@ -272,18 +273,10 @@ impl<T> Conn<T> {
             self.quiet_since = now;
             self.unserved_since = now;
         }
-        let wire = self.stream_written();
-        let origin = self.base + self.out.len() as u64;
-        if self.out.is_empty() {
-            std::mem::swap(&mut self.out, &mut batch.bytes);
-        } else {
-            self.out.append(&mut batch.bytes);
-        }
+        let wire = self.written;
+        let origin = wire + self.out.len() as u64;
+        self.out.append(&mut batch.bytes);
         batch.apart = 0;
-        // A burst is over: what it needed goes back.
-        if batch.bytes.capacity() > KEEP_BYTES {
-            batch.bytes.shrink_to(KEEP_BYTES);
-        }
         for request in batch.requests.drain(..) {
             let Terms {
                 replies,
@@ -317,28 +310,15 @@ impl<T> Conn<T> {
         }
     }
 
-    /// The bytes to write next; empty if there are none.
-    pub fn transmit(&self) -> &[u8] {
-        &self.out[self.written..]
+    /// The bytes to write next, in pieces that can leave by one vectored write.
+    pub fn transmit(&self) -> impl Iterator<Item = &[u8]> {
+        self.out.iter()
     }
 
     /// The socket took so many bytes of [`transmit`](Self::transmit).
     pub fn transmitted(&mut self, bytes: usize) {
-        self.written += bytes;
-        debug_assert!(self.written <= self.out.len());
-        if self.written == self.out.len() {
-            self.base += self.written as u64;
-            self.written = 0;
-            self.out.clear();
-            if self.out.capacity() > KEEP_BYTES {
-                self.out.shrink_to(KEEP_BYTES);
-            }
-        } else if self.written > KEEP_BYTES.max(self.out.len() / 2) {
-            // Under a load that never lets it run dry, what is written would stay for ever. Past half, a byte is moved once for each that was written.
-            self.out.drain(..self.written);
-            self.base += self.written as u64;
-            self.written = 0;
-        }
+        self.out.advance(bytes);
+        self.written += bytes as u64;
     }
 
     /// Where to read to. Call [`handle_input`](Self::handle_input) if bytes were added.
@@ -357,6 +337,15 @@ impl<T> Conn<T> {
             self.input.reserve(READ_BYTES);
         }
         &mut self.input
+    }
+
+    /// Where to read to instead, if a large string is on its way: its own memory. The same holds as for [`input`](Self::input).
+    pub fn input_of_string(&mut self) -> Option<Limit<&mut Vec<u8>>> {
+        // What has come is in there already.
+        match self.consumed == self.input.len() {
+            true => self.decoder.rest_of_string(READ_BYTES),
+            false => None,
+        }
     }
 
     /// Bytes came.
@@ -410,7 +399,7 @@ impl<T> Conn<T> {
     fn end_reading(&mut self, error: DecodeError) -> Result<Option<Incoming<T>>, ConnError> {
         self.broken = Some(error);
         let unasked = self.decoder.is_in_push(self.input.get(self.consumed));
-        let wire = self.stream_written();
+        let wire = self.written;
         let asked = self.awaiting.front().is_some_and(|head| head.start < wire);
         if error.is_limit() && asked && !unasked {
             self.partial.clear();
@@ -424,7 +413,7 @@ impl<T> Conn<T> {
 
     fn answer(&mut self, value: Value) -> Result<Option<Incoming<T>>, ConnError> {
         // What is not written yet cannot have been answered.
-        let wire = self.base + self.written as u64;
+        let wire = self.written;
         let asked = self.awaiting.front_mut().filter(|head| head.start < wire);
         let Some(head) = asked else {
             return Err(ConnError::Unsolicited(describe(&value)));
@@ -535,10 +524,10 @@ impl<T> Conn<T> {
     /// Ends every request of which this is true; [`poll_given_up`](Self::poll_given_up) yields them.
     /// One of which no byte was written is taken back out of the stream, so that `NotSent` stays true.
     pub fn give_up(&mut self, now: Instant, of: impl Fn(&Waiting<'_, T>) -> bool) {
-        let wire = self.stream_written();
+        let wire = self.written;
         let mut earliest: Option<Instant> = None;
         // What is kept moves up once, however many were cut out before it.
-        let mut removed = 0u64;
+        let (mut removed, mut parts) = (0, Vec::new());
         let mut kept = VecDeque::with_capacity(self.awaiting.len());
         for mut open in self.awaiting.drain(..) {
             let begun = open.start < wire;
@@ -565,41 +554,30 @@ impl<T> Conn<T> {
                     .extend(ticket.map(|ticket| (ticket, certainty, waited)));
                 self.apart -= usize::from(std::mem::take(&mut open.apart));
                 if !begun {
+                    parts.push((open.start - wire) as usize..(open.end - wire) as usize);
                     removed += open.end - open.start;
                     continue;
                 }
             } else if open.ticket.is_some() {
                 earliest = Some(earliest.map_or(open.deadline, |e| e.min(open.deadline)));
             }
-            if removed > 0 {
-                let (from, to) = (open.start - self.base, open.end - self.base);
-                let target = (from - removed) as usize;
-                self.out.copy_within(from as usize..to as usize, target);
-                open.start -= removed;
-                open.commit -= removed;
-                open.end -= removed;
-            }
+            open.start -= removed;
+            open.commit -= removed;
+            open.end -= removed;
             kept.push_back(open);
         }
         if removed > 0 {
             self.longest = (0, 0);
+            self.out.cut(&parts);
         }
-        self.out.truncate(self.out.len() - removed as usize);
         self.awaiting = kept;
         self.earliest = earliest;
-        if self.written == self.out.len() {
-            self.transmitted(0);
-        }
     }
 
     /// The next request that [`give_up`](Self::give_up) ended, with what is known of it and how long
     /// this connection had it.
     pub fn poll_given_up(&mut self) -> Option<(T, Certainty, Duration)> {
         self.expired.pop_front()
-    }
-
-    fn stream_written(&self) -> u64 {
-        self.base + self.written as u64
     }
 
     /// Requests that wait for an answer or to be written, expired ones included.
@@ -618,13 +596,13 @@ impl<T> Conn<T> {
 
     /// Bytes not yet written.
     pub fn unsent(&self) -> usize {
-        self.out.len() - self.written
+        self.out.len()
     }
 
     /// Bytes not yet written of the longest request that is not, as far as is known.
     pub fn unsent_longest(&self) -> usize {
         let (length, end) = self.longest;
-        length.min(end.saturating_sub(self.stream_written()) as usize)
+        length.min(end.saturating_sub(self.written) as usize)
     }
 
     /// True while a request waits that is to travel apart from the others.
@@ -639,7 +617,7 @@ impl<T> Conn<T> {
 
     /// True if something was written that has not been answered: after this connection is abandoned, the server may still execute it.
     pub fn has_unanswered_writes(&self) -> bool {
-        let wire = self.stream_written();
+        let wire = self.written;
         self.awaiting
             .front()
             .is_some_and(|open| open.commit <= wire)
@@ -647,10 +625,8 @@ impl<T> Conn<T> {
 
     /// Ends the connection: yields every request that still waits, with what is known of it.
     pub fn close(&mut self) -> impl Iterator<Item = Unanswered<T>> + '_ {
-        let wire = self.stream_written();
+        let wire = self.written;
         self.out.clear();
-        self.written = 0;
-        self.base = wire;
         self.partial.clear();
         self.earliest = None;
         self.apart = 0;

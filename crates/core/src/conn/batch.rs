@@ -1,13 +1,16 @@
 //! Requests that travel together.
 //!
-//! Whatever gathers while the driver is busy leaves in one write, so a batch is one buffer of bytes and a list of who begins where in it. A
+//! Whatever gathers while the driver is busy leaves in one write, so a batch is a run of bytes (in pieces, of which large requests have their own)
+//! and a list of who begins where in it. A
 //! request can be taken out again, or put back to an earlier place, as long as none of it was handed on.
 
 use std::time::Instant;
 
+use super::pieces::Pieces;
+
 /// Requests encoded and waiting to be submitted together.
 pub struct Batch<T> {
-    pub(super) bytes: Vec<u8>,
+    pub(super) bytes: Pieces,
     pub(super) requests: Vec<Submission<T>>,
     /// A request came whose place is before that of one already here.
     pub(super) disordered: bool,
@@ -55,7 +58,7 @@ impl<T> std::fmt::Debug for Batch<T> {
 impl<T> Default for Batch<T> {
     fn default() -> Self {
         Self {
-            bytes: Vec::new(),
+            bytes: Pieces::default(),
             requests: Vec::new(),
             disordered: false,
             longest: 0,
@@ -69,21 +72,32 @@ impl<T> Batch<T> {
     /// its first command; or, for a transaction, of its last.
     pub fn push(&mut self, ticket: T, terms: Terms, encode: impl FnOnce(&mut Vec<u8>) -> usize) {
         let start = self.bytes.len();
-        let commit = encode(&mut self.bytes);
-        let end = self.bytes.len();
+        let (length, commit) = self.bytes.share(encode);
+        self.add(ticket, terms, start, commit, length);
+    }
+
+    /// Adds one request that was encoded already, which is what a large one should be: it will not be copied. `commit` is the length past
+    /// which it may have had an effect.
+    pub fn push_encoded(&mut self, ticket: T, terms: Terms, bytes: Vec<u8>, commit: usize) {
+        let (start, length) = (self.bytes.len(), bytes.len());
+        self.bytes.push(bytes);
+        self.add(ticket, terms, start, commit, length);
+    }
+
+    fn add(&mut self, ticket: T, terms: Terms, start: usize, commit: usize, length: usize) {
         if let Some(last) = self.requests.last() {
             self.disordered |= terms.seq < last.terms.seq;
         } else {
             self.longest = 0;
         }
-        self.longest = self.longest.max(end - start);
+        self.longest = self.longest.max(length);
         self.apart += usize::from(terms.apart);
         self.requests.push(Submission {
             ticket,
             terms,
             start,
-            commit,
-            end,
+            commit: start + commit,
+            end: start + length,
         });
     }
 
@@ -187,15 +201,16 @@ impl<T> Batch<T> {
 
     /// Lays the bytes out anew, in the order of the requests.
     fn rebuild(&mut self) {
-        let mut bytes = Vec::with_capacity(self.bytes.len());
+        let parts = self.requests.iter();
+        self.bytes.arrange(parts.map(|part| part.start..part.end));
+        let mut start = 0;
         for request in &mut self.requests {
-            let start = bytes.len();
-            bytes.extend_from_slice(&self.bytes[request.start..request.end]);
+            let length = request.end - request.start;
             request.commit = request.commit - request.start + start;
             request.start = start;
-            request.end = bytes.len();
+            start += length;
+            request.end = start;
         }
-        self.bytes = bytes;
     }
 
     /// Requests in this batch.

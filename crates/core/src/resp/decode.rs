@@ -3,8 +3,9 @@
 //! A reply arrives in pieces of any size, from a peer that may never send the rest, so the decoder is a state
 //! machine that stops anywhere and goes on there. It keeps its own stack, so that no nesting can overflow the
 //! thread's; it remembers how far it has looked for a line end, so that no byte is scanned twice; it moves
-//! the parts of an unfinished bulk string into their place as they come, so that the read buffer stays small;
-//! and it reserves memory by what has arrived, never by what a length claims. The values are those that
+//! the parts of an unfinished bulk string into their place as they come, so that the read buffer stays small,
+//! and lets a large one be read straight into its place ([`Decoder::rest_of_string`]); and it reserves memory by
+//! what has arrived, never by what a length claims. The values are those that
 //! redis-rs' own parser would build of the same bytes.
 //!
 //! The streamed strings and aggregates of the RESP3 specification (`$?`, `*?`) are sent by no server and
@@ -13,6 +14,8 @@
 mod aggregate;
 mod scalar;
 
+use bytes::BufMut;
+use bytes::buf::Limit;
 use redis::Value;
 
 use aggregate::Frame;
@@ -234,6 +237,19 @@ impl Decoder {
         }
     }
 
+    /// Where to read the next bytes to, without another copy, if at least `least` of what is missing belong to one string. Everything given to
+    /// [`decode`](Self::decode) must have been consumed, as it is in the midst of a string.
+    pub fn rest_of_string(&mut self, least: usize) -> Option<Limit<&mut Vec<u8>>> {
+        let blob = self.blob.as_mut()?;
+        let missing = blob.missing();
+        if missing < least {
+            return None;
+        }
+        blob.make_room(least);
+        let room = blob.content.capacity() - blob.content.len();
+        Some((&mut blob.content).limit(room.min(missing)))
+    }
+
     /// Whether the decoder stands between two top-level values. Bytes that it did not consume are the
     /// caller's to know of.
     pub fn is_idle(&self) -> bool {
@@ -297,12 +313,7 @@ impl Decoder {
         self.admit(length)?;
         *at += size;
         let arrived = rest.len() - size;
-        let content = Vec::with_capacity(length.min(arrived.max(UNEARNED_BYTES)));
-        self.blob = Some(Blob {
-            sigil,
-            length,
-            content,
-        });
+        self.blob = Some(Blob::new(sigil, length, arrived));
         self.resume_blob(input, at)
     }
 
@@ -470,9 +481,6 @@ const SHORTEST_VALUE: usize = 3;
 
 /// How many members are reserved at most before they have come (per open aggregate).
 const UNEARNED_ELEMENTS: usize = 512;
-
-/// How many bytes are reserved at most for a string before they have come.
-const UNEARNED_BYTES: usize = 64 << 10;
 
 #[cfg(test)]
 mod tests;

@@ -41,6 +41,16 @@ pub fn redis_cmd<'a>(cmd: impl Into<CommandRef<'a>>, out: &mut Vec<u8>) {
     }
 }
 
+/// As many bytes as [`redis_cmd`] may append, or a few more.
+#[inline]
+pub fn most_bytes(cmd: &Cmd) -> usize {
+    let args = cmd.args_iter().map(|arg| match arg {
+        Arg::Simple(arg) => arg.len() + LONGEST_HEADER + 2,
+        _ => LONGEST_HEADER + LONGEST_HEADER + 2,
+    });
+    LONGEST_HEADER + args.sum::<usize>()
+}
+
 #[inline]
 fn bulk(arg: &[u8], out: &mut Vec<u8>) {
     out.reserve(arg.len() + LONGEST_HEADER + 2);

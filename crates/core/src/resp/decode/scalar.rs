@@ -14,14 +14,36 @@ pub(super) struct Blob {
 }
 
 impl Blob {
+    /// With room for what has come, or is not much.
+    pub(super) fn new(sigil: u8, length: usize, arrived: usize) -> Self {
+        let content = Vec::with_capacity(length.min(arrived.max(UNEARNED_BYTES)));
+        Self {
+            sigil,
+            length,
+            content,
+        }
+    }
+
+    /// Bytes that have not come.
+    pub(super) fn missing(&self) -> usize {
+        self.length - self.content.len()
+    }
+
+    /// Makes room for so many bytes, and for four times what has come if they fill it: so what is moved for that is a third of a large string,
+    /// not all of it.
+    pub(super) fn make_room(&mut self, bytes: usize) {
+        let have = self.content.len();
+        if self.content.capacity() - have < bytes {
+            let target = (have + bytes).max(4 * have).min(self.length);
+            self.content.reserve_exact(target - have);
+        }
+    }
+
     /// Takes what belongs to the string off the front of `input`; answers with how many bytes that was.
     pub(super) fn take(&mut self, input: &[u8]) -> usize {
         let have = self.content.len();
         let part = &input[..input.len().min(self.length - have)];
-        if self.content.capacity() < have + part.len() {
-            let target = (have + part.len()).max(2 * have).min(self.length);
-            self.content.reserve_exact(target - have);
-        }
+        self.make_room(part.len());
         self.content.extend_from_slice(part);
         part.len()
     }
@@ -178,6 +200,9 @@ pub(super) fn number(rest: &[u8]) -> Number {
         _ => Number::Bad,
     }
 }
+
+/// How many bytes are reserved at most for a string before they have come.
+pub(super) const UNEARNED_BYTES: usize = 1 << 20;
 
 /// As many digits as any `i64` has; that many always fit a `u64`.
 const MOST_DIGITS: usize = 19;

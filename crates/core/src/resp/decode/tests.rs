@@ -1,6 +1,7 @@
 use proptest::collection::vec;
 use proptest::prelude::*;
 
+use super::scalar::UNEARNED_BYTES;
 use super::*;
 
 /// Decodes all values of `input`, given in pieces that end at `cuts`.
@@ -404,6 +405,27 @@ fn limits_hold_for_each_reply_and_not_for_the_stream() {
     };
     let input = b"*2\r\n:1\r\n$4\r\nabcd\r\n".repeat(100);
     assert_eq!(decode_in_pieces(&input, &[], limits).unwrap().len(), 100);
+}
+
+#[test]
+fn what_a_string_reserves_is_a_few_times_what_has_come_of_it() {
+    let length = 40 << 20;
+    let mut decoder = Decoder::default();
+    decoder.decode(format!("${length}\r\n").as_bytes()).unwrap();
+    let (mut come, mut moved) = (0, 0);
+    while let Some(mut rest) = decoder.rest_of_string(1) {
+        let part = rest.remaining_mut().min(300 << 10);
+        rest.put_bytes(b'x', part);
+        let before = decoder.held();
+        come += part;
+        assert!(before <= UNEARNED_BYTES + 4 * come, "{before} for {come}");
+        decoder.rest_of_string(1);
+        moved += if decoder.held() > before { come } else { 0 };
+    }
+    assert_eq!((come, decoder.held()), (length, length), "exactly");
+    assert!(moved < length, "less is moved than is read: {moved}");
+    let last = decoder.decode(b"\r\n").unwrap();
+    assert_eq!(last.value, Some(Value::BulkString(vec![b'x'; length])));
 }
 
 #[test]
