@@ -282,9 +282,10 @@ impl Lane {
                 batch.push(job, terms, |out| request.encode(out));
             }));
         }
+        let mut bytes = queue.batch.buffer(size);
         // A long copy holds nobody up.
         drop(queue);
-        let mut bytes = Vec::with_capacity(size);
+        bytes.reserve_exact(size);
         let commit = request.encode(&mut bytes);
         let mut queue = self.queue.lock();
         self.admit(&mut queue, &ask)?;

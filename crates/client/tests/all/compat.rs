@@ -6,7 +6,7 @@ use redis::streams::StreamReadReply;
 use redis::{AsyncCommands, Value};
 use steadfast::Certainty;
 
-use crate::support::{cmd, pair, pair_with};
+use crate::support::{cmd, pair, pair_with, values_come_back_as_they_went};
 
 #[tokio::test]
 async fn strings_hashes_lists_sets_and_sorted_sets_work_through_the_traits() {
@@ -248,6 +248,13 @@ async fn a_unix_socket_serves_as_well() {
         .unwrap();
     let () = con.set("k", 1).await.unwrap();
     assert_eq!(con.get::<_, i64>("k").await.unwrap(), 1);
+    values_come_back_as_they_went(&con).await;
+}
+
+#[tokio::test]
+async fn values_of_every_size_come_back_as_they_went() {
+    let (_redis, client) = pair().await;
+    values_come_back_as_they_went(&client).await;
 }
 
 #[tokio::test]

@@ -60,6 +60,55 @@ pub(crate) fn cmd(words: &str) -> redis::Cmd {
     cmd
 }
 
+/// Values of every size go and come back whole, many at a time: those that share a buffer, those that have their own, and all of them in one pipeline.
+pub(crate) async fn values_come_back_as_they_went(client: &Client) {
+    let sizes = [
+        0,
+        1 << 10,
+        (16 << 10) - 40,
+        16 << 10,
+        (64 << 10) + 1,
+        300 << 10,
+        3 << 20,
+    ];
+    let value = |number: usize| {
+        let size = sizes[number % sizes.len()];
+        let text: Vec<u8> = (0..size).map(|at| (at / 97 + number) as u8).collect();
+        text
+    };
+    let options = steadfast::CallOptions::new().deadline(Duration::from_secs(30));
+    let client = client.with(options);
+    let tasks: Vec<_> = (0..3 * sizes.len())
+        .map(|number| {
+            let (client, value) = (client.clone(), value(number));
+            tokio::spawn(async move {
+                let key = format!("value {number}");
+                for _ in 0..3 {
+                    let set = redis::cmd("SET").arg(&key).arg(&value).to_owned();
+                    client.send(&set).await.unwrap();
+                    let got = client.send(redis::cmd("GET").arg(&key)).await.unwrap();
+                    assert!(got == redis::Value::BulkString(value.clone()), "{key}");
+                }
+            })
+        })
+        .collect();
+    for task in tasks {
+        task.await.unwrap();
+    }
+    let mut pipeline = redis::pipe();
+    for number in 0..sizes.len() {
+        pipeline.cmd("SET").arg(number).arg(value(number));
+        pipeline.cmd("GET").arg(number);
+    }
+    let replies = client.send_pipeline(&pipeline).await.unwrap();
+    for (number, reply) in replies.iter().skip(1).step_by(2).enumerate() {
+        assert!(
+            *reply == redis::Value::BulkString(value(number)),
+            "{number}"
+        );
+    }
+}
+
 /// A server behind a proxy, and a client that is connected through it.
 pub(crate) async fn proxied(
     set: impl FnOnce(ClientBuilder) -> ClientBuilder,

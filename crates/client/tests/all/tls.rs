@@ -10,7 +10,7 @@ use redis::Value;
 use steadfast::{Client, ClientBuilder, ConnectionState, Tls};
 use steadfast_drill::process::{self, Redis};
 
-use crate::support::{cmd, ms, until, until_down_for};
+use crate::support::{cmd, ms, until, until_down_for, values_come_back_as_they_went};
 
 /// An authority of the test's own.
 pub(crate) struct Authority {
@@ -100,6 +100,7 @@ async fn c17_a_server_certified_by_a_ca_of_ones_own_is_served_from() {
         client.send(cmd("SET big").arg(&big)).await.unwrap();
         let value = client.send(&cmd("GET big")).await.unwrap();
         assert_eq!(value, Value::BulkString(big.into_bytes()));
+        values_come_back_as_they_went(&client).await;
         let tls = client.status().tls.unwrap();
         assert!(tls.starts_with("TLSv1"), "{tls}");
         redis

@@ -76,6 +76,11 @@ impl<T> Batch<T> {
         self.add(ticket, terms, start, commit, length);
     }
 
+    /// An empty buffer in which to encode a large request of so many bytes.
+    pub fn buffer(&mut self, size: usize) -> Vec<u8> {
+        self.bytes.reuse(size).unwrap_or_default()
+    }
+
     /// Adds one request that was encoded already, which is what a large one should be: it will not be copied. `commit` is the length past
     /// which it may have had an effect.
     pub fn push_encoded(&mut self, ticket: T, terms: Terms, bytes: Vec<u8>, commit: usize) {

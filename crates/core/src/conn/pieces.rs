@@ -4,12 +4,14 @@
 //! from the caller to the batch to the connection without being copied, and leaves by a vectored write. A request always lies within one piece.
 
 use std::collections::VecDeque;
-use std::ops::Range;
+use std::ops::{Range, RangeInclusive};
 
 /// A request of so many bytes has a piece of its own; a piece as long takes no further request.
 pub const PIECE: usize = 16 << 10;
 /// Bytes kept at most in pieces that wait to be used again.
 pub(super) const KEEP_BYTES: usize = 1 << 20;
+/// How many of those, at most.
+const MOST_SPARE: usize = 64;
 
 /// Encoded requests, in the order in which they leave.
 #[derive(Default)]
@@ -19,7 +21,7 @@ pub(super) struct Pieces {
     gone: usize,
     /// Bytes that have not.
     length: usize,
-    /// Pieces to use again, all empty.
+    /// Pieces to use again, all empty: new memory costs a fault for each page of it.
     spare: Vec<Vec<u8>>,
     /// What those can hold.
     kept: usize,
@@ -42,8 +44,7 @@ impl Pieces {
     #[inline]
     pub(super) fn share(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> usize) -> (usize, usize) {
         if self.list.back().is_none_or(|last| last.len() >= PIECE) {
-            let piece = self.spare.pop().unwrap_or_default();
-            self.kept -= piece.capacity();
+            let piece = self.take_spare(0..=2 * PIECE).unwrap_or_default();
             self.list.push_back(piece);
         }
         let Some(piece) = self.list.back_mut() else {
@@ -54,6 +55,19 @@ impl Pieces {
         let added = piece.len() - start;
         self.length += added;
         (added, told - start)
+    }
+
+    /// An empty piece for a large request of so many bytes, if one is to be used again that is not much larger.
+    pub(super) fn reuse(&mut self, size: usize) -> Option<Vec<u8>> {
+        self.take_spare(size..=4 * size)
+    }
+
+    fn take_spare(&mut self, room: RangeInclusive<usize>) -> Option<Vec<u8>> {
+        let mut pieces = self.spare.iter();
+        let place = pieces.rposition(|piece| room.contains(&piece.capacity()))?;
+        let piece = self.spare.swap_remove(place);
+        self.kept -= piece.capacity();
+        Some(piece)
     }
 
     /// Adds a piece as it is.
@@ -185,11 +199,12 @@ impl Pieces {
         }
     }
 
-    /// A large piece goes back to the allocator, and so does what a burst has needed.
+    /// Keeps a piece to be used again. What a burst has needed goes back to the allocator.
     fn recycle(&mut self, mut piece: Vec<u8>) {
-        if piece.capacity() <= 2 * PIECE && self.kept + piece.capacity() <= KEEP_BYTES {
+        let room = piece.capacity();
+        if self.kept + room <= KEEP_BYTES && self.spare.len() < MOST_SPARE {
             piece.clear();
-            self.kept += piece.capacity();
+            self.kept += room;
             self.spare.push(piece);
         }
     }

@@ -371,6 +371,34 @@ fn what_a_burst_of_large_values_needed_is_given_back() {
 }
 
 #[test]
+fn the_memory_of_a_large_request_that_was_written_is_used_for_the_next() {
+    let now = start();
+    let mut conn = conn(now);
+    let mut batch = Batch::default();
+    let mut places = std::collections::BTreeSet::new();
+    for ticket in 0..40 {
+        let size = 3 * PIECE + ticket as usize;
+        let mut bytes = batch.buffer(size);
+        assert!(bytes.is_empty());
+        bytes.reserve_exact(4 * PIECE);
+        bytes.resize(size, b'x');
+        places.insert(bytes.as_ptr());
+        batch.push_encoded(ticket, terms(now, SECOND, u64::from(ticket)), bytes, size);
+        push(
+            &mut batch,
+            100 + ticket,
+            terms(now, SECOND, u64::from(ticket)),
+        );
+        conn.submit(&mut batch, now);
+        // The last is not written whole, so that there is always something in the way.
+        conn.transmitted(conn.unsent() - 1);
+    }
+    assert!(places.len() <= 4, "{}", places.len());
+    // One that is far too large for what comes next is not used for it.
+    assert!(batch.buffer(PIECE / 2).capacity() <= 2 * PIECE);
+}
+
+#[test]
 fn c11_a_backlog_that_never_runs_dry_does_not_grow() {
     let now = start();
     let mut conn = conn(now);
