@@ -116,7 +116,7 @@ pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, dea
         read_only: true,
         apart: false,
     };
-    let asked = link.lane.submit(ask, |out| {
+    let asked = link.lane.submit(ask, |out: &mut Vec<u8>| {
         // An ACL may bar the one, and old servers do not know the other without arguments.
         out.extend_from_slice(b"*1\r\n$4\r\nROLE\r\n*1\r\n$5\r\nHELLO\r\n");
         out.len()

@@ -109,6 +109,8 @@ pub(crate) struct Driver {
     last_took: Option<Duration>,
     told_breaker: Instant,
     needs_flush: bool,
+    /// Replies handed out since callers last got their turn.
+    handed_out: usize,
     /// A complaint of the server's after which it closes the connection.
     last_words: Option<String>,
     /// A request that travels apart is given so long before others follow it.
@@ -219,6 +221,7 @@ impl Driver {
             last_took: None,
             told_breaker: now,
             needs_flush: false,
+            handed_out: 0,
             last_words: None,
             apart_for: shared.settings.reply_overdue,
             shared,
@@ -293,6 +296,7 @@ impl Driver {
                 {
                     self.lapse(conn, now);
                 }
+                self.handed_out = 0;
                 cx.waker().wake_by_ref();
                 return Ok(());
             }
@@ -300,6 +304,11 @@ impl Driver {
                 now = clock::now();
                 self.bytes_came(conn, now);
                 continue;
+            }
+            // Some were answered: they ask again before this one parks, or the first of them would wake it to write one command alone.
+            if std::mem::take(&mut self.handed_out) > 1 {
+                cx.waker().wake_by_ref();
+                return Ok(());
             }
             self.keep_time(conn, cx, &mut now)?;
             if self.park(conn, cx) {
@@ -625,6 +634,7 @@ impl Driver {
                     let took = now.saturating_duration_since(taken);
                     let fair = self.stalled_at.is_none_or(|at| at <= taken);
                     self.judge(&ticket, &reply, took, given, fair);
+                    self.handed_out += 1;
                     self.answer(ticket, reply, now)?;
                 }
                 Ok(Some(Incoming::TooLarge { ticket, error })) => {

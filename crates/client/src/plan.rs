@@ -128,7 +128,7 @@ impl<'a> Payload<'a> {
 impl Encode for Payload<'_> {
     fn size(&self) -> usize {
         match self {
-            Self::Command(cmd) => encode::most_bytes(cmd),
+            Self::Command(cmd) => encode::most_bytes(*cmd),
             Self::Pipeline(pipeline) => {
                 let commands: usize = pipeline.cmd_iter().map(encode::most_bytes).sum();
                 commands + MULTI.len() + EXEC.len()

@@ -399,6 +399,35 @@ fn the_memory_of_a_large_request_that_was_written_is_used_for_the_next() {
 }
 
 #[test]
+fn short_requests_share_a_piece_until_it_is_long_enough() {
+    let mut pieces = Pieces::default();
+    let add = |pieces: &mut Pieces, length: usize| {
+        pieces.share(|out| {
+            out.resize(out.len() + length, b'x');
+            out.len()
+        })
+    };
+    for _ in 0..8 {
+        add(&mut pieces, PIECE / 2);
+    }
+    let lengths: Vec<_> = pieces.iter().map(<[u8]>::len).collect();
+    assert_eq!(lengths, [PIECE; 4]);
+    // The memory of one that has left is used for the next, unless it is far too large.
+    let place = |pieces: &Pieces| pieces.iter().last().map(<[u8]>::as_ptr);
+    let mut pieces = Pieces::default();
+    for (room, reused) in [(PIECE, true), (2 * PIECE, true), (2 * PIECE + 1, false)] {
+        let mut piece = Vec::with_capacity(room);
+        piece.push(b'x');
+        let first = piece.as_ptr();
+        pieces.push(piece);
+        pieces.advance(1);
+        add(&mut pieces, 1);
+        assert_eq!(place(&pieces) == Some(first), reused, "{room}");
+        pieces = Pieces::default();
+    }
+}
+
+#[test]
 fn c11_a_backlog_that_never_runs_dry_does_not_grow() {
     let now = start();
     let mut conn = conn(now);

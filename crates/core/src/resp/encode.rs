@@ -43,11 +43,10 @@ pub fn redis_cmd<'a>(cmd: impl Into<CommandRef<'a>>, out: &mut Vec<u8>) {
 
 /// As many bytes as [`redis_cmd`] may append, or a few more.
 #[inline]
-pub fn most_bytes(cmd: &Cmd) -> usize {
-    let args = cmd.args_iter().map(|arg| match arg {
-        Arg::Simple(arg) => arg.len() + LONGEST_HEADER + 2,
-        _ => LONGEST_HEADER + LONGEST_HEADER + 2,
-    });
+pub fn most_bytes<'a>(cmd: impl Into<CommandRef<'a>>) -> usize {
+    let args = cmd.into().plain_arguments();
+    // A cursor is a number.
+    let args = args.map(|arg| arg.map_or(LONGEST_HEADER, <[u8]>::len) + LONGEST_HEADER + 2);
     LONGEST_HEADER + args.sum::<usize>()
 }
 
