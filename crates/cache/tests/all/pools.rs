@@ -453,7 +453,10 @@ async fn s14_a_result_is_bounded_in_bytes_and_says_so() {
 
 /// What a new user does first: everything at its default, and a cache that is empty.
 async fn a_healthy_database_drains_the_queue(url: &str) {
-    let database = Database::connect(url, DatabaseOptions::default()).unwrap();
+    let mut options = DatabaseOptions::default();
+    // All but this: on a machine that is busy with other things a connection may take longer to open, and it is the queue that is asked.
+    options.acquire_timeout = Duration::from_secs(60);
+    let database = Database::connect(url, options).unwrap();
     let patient = Ttl {
         hard_limit: Duration::from_secs(60),
         ..Ttl::default()
