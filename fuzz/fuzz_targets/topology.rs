@@ -14,7 +14,8 @@ use steadfast_core::report::{
 use steadfast_core::sentinel::{CouncilConfig, SentinelCouncil, Term, Testimony};
 use steadfast_core::slot::{SLOTS, Slot, SlotRange};
 use steadfast_core::topology::{
-    DiscoveryGate, DiscoveryGateConfig, Explained, Passage, SlotGate, Topology, Trigger, View,
+    DiscoveryGate, DiscoveryGateConfig, Explained, Passage, SlotGate, Topology, Trigger, UnderWay,
+    View,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -26,7 +27,6 @@ fuzz_target!(|data: &[u8]| {
     let mut gate = DiscoveryGate::new(DiscoveryGateConfig::default(), 7, now);
     let mut slots = SlotGate::new(Duration::from_millis(20));
     let mut last = (Term(0), 0);
-    let mut crossing = None;
     for step in data.chunks_exact(8) {
         let [kind, a, b, c, d, e, f, g] = *step else {
             return;
@@ -36,7 +36,7 @@ fuzz_target!(|data: &[u8]| {
         let slot = Slot::new(u16::from_le_bytes([c, d]) % SLOTS).expect("a slot");
         match kind % 7 {
             0 => {
-                let changes = topology.merge(&view(step, asked));
+                let changes = topology.merge(&view(step, asked, now));
                 assert!(changes.ignored.is_none() || changes.is_empty());
             }
             1 => {
@@ -98,9 +98,18 @@ fuzz_target!(|data: &[u8]| {
                 assert!(gate.poll_timeout().is_some_and(|at| at > now));
             }
             _ => {
-                match e % 3 {
-                    0 => crossing = Some(slots.close(slot, usize::from(f % 4), now)),
-                    1 => drop(crossing.map(|crossing| slots.settle(slot, crossing))),
+                let (command, link) = (u64::from(e % 8), u64::from(f % 4));
+                match g % 4 {
+                    0 => {
+                        let under_way = (0..command).map(|command| UnderWay {
+                            command,
+                            connection: link,
+                            key: (f % 5 > 0).then_some(command % 3),
+                        });
+                        slots.close(slot, under_way, now);
+                    }
+                    1 => drop(slots.resubmit(slot, command, link)),
+                    2 => slots.settle(slot, command, f % 2 == 0),
                     _ => {}
                 }
                 if let Passage::Until(until) = slots.pass(slot, now) {
@@ -127,7 +136,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-fn view(step: &[u8], asked: Instant) -> View {
+fn view(step: &[u8], asked: Instant, heard: Instant) -> View {
     let [_, _, _, c, d, e, f, g] = *step else {
         panic!("eight bytes")
     };
@@ -167,6 +176,7 @@ fn view(step: &[u8], asked: Instant) -> View {
         by: (g % 3 > 0).then(|| NodeId::new(&format!("n{}", g % 50)).expect("an id")),
         host: "h9".into(),
         asked,
+        heard,
         tls: g % 2 == 0,
         report: ClusterReport {
             nodes: nodes.collect(),

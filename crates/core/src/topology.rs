@@ -10,12 +10,14 @@
 //! - At the same epoch the owner's own word decides, or two nodes that say the same.
 //! - A redirect of the owner is its own word: it changes the slot at once, and no answer that was
 //!   asked for before it counts for that slot.
-//! - A node that has disowned a slot gets it back by its own word only. In Redis 7.0 a third node
-//!   goes on believing that a slot belongs to a node which gave it away and has since got a higher
-//!   epoch for another reason; by the epochs alone that belief would win.
+//! - A slot passes from one primary to another by the word of either. In Redis 7.0 a third node goes on
+//!   believing that a slot belongs to a node which gave it away and has since got a higher epoch for another
+//!   reason; by the epochs alone that belief would win. So what others say of a primary is *disputed*: a
+//!   reason to ask it. A replica that has been promoted is believed at once, by anybody's word.
 //! - A node that does not serve (`cluster_state:fail`) is not believed at all.
 //!
-//! Time is handed in: `asked` is when the question was sent, never when its answer came.
+//! Time is handed in. An answer may be as old as its question: so it counts as of when it was `asked` against
+//! what was heard meanwhile, and what is known counts as of when it was `heard`.
 
 mod gate;
 mod merge;
@@ -25,7 +27,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 pub use self::gate::{
-    Crossing, DiscoveryGate, DiscoveryGateConfig, Explained, Passage, SlotGate, Trigger,
+    DiscoveryGate, DiscoveryGateConfig, Explained, Passage, Resubmission, SlotGate, Trigger,
+    UnderWay,
 };
 pub use self::merge::{Changes, Ignored, View};
 use crate::node::{Endpoint, MAX_NODES, NodeId};

@@ -21,8 +21,8 @@ pub struct ClusterReport {
     pub nodes: Vec<ReportedNode>,
     /// The entries that could not be read.
     pub faults: Faults,
-    /// Every node of the cluster is told, so that one which is not is gone. Slot maps leave out primaries
-    /// without slots and replicas that were not heard of.
+    /// Every node of the cluster is told, so that one which is not is gone. Slot maps leave out
+    /// primaries without slots and replicas that were not heard of.
     pub is_exhaustive: bool,
 }
 

@@ -1,6 +1,6 @@
 //! When to ask for a newer view, and when a slot that changes hands may be used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::slot::Slot;
@@ -141,90 +141,169 @@ pub enum Passage {
     Until(Instant),
 }
 
-/// Keeps the order of commands for a slot that changes hands.
+/// Whether a command that was redirected or lost may be sent again now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resubmission {
+    /// The command may go, on the connection that was asked for.
+    Go,
+    /// An earlier command of its slot is under way on another connection, where it may still run.
+    /// It is to be asked again when one of its slot has ended.
+    Wait,
+    /// Later commands have been let through meanwhile: it must not be sent again.
+    Overtaken,
+}
+
+/// Keeps the order of commands for a slot while they are under way on more than one connection.
 ///
-/// Two commands for one key were sent to the old owner, which redirects both. A third, made
-/// meanwhile, would overtake them at the new owner. So it waits until those at the old owner are
-/// answered, or sent again. The wait is short; when it is over, those that are still unanswered
-/// have lost their turn, and must not be sent again: they end as rejected when their redirect
-/// comes.
+/// Two commands for one key were sent to the old owner of a slot, which redirects both. A third,
+/// made meanwhile, would overtake them at the new owner. So with the first redirect the gate of the
+/// slot closes: new commands wait until those under way have ended. And of those, each is sent
+/// again only when all earlier ones have ended or are on the very connection that it takes: one
+/// redirected twice would else be overtaken by one redirected once.
+///
+/// The wait is short. When it is over, new commands are let through, and whatever is still under
+/// way has lost its turn: if its redirect comes at last, it ends as rejected.
 #[derive(Debug)]
 pub struct SlotGate {
     wait: Duration,
     closed: BTreeMap<Slot, Closed>,
-    crossings: u64,
+}
+
+/// A command that is unanswered when the gate of its slot closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct UnderWay {
+    /// The number in which it was submitted.
+    pub command: u64,
+    /// The number of the connection that it is on.
+    pub connection: u64,
+    /// A hash of its key. `None` of a command with several, which keeps its order with all of the
+    /// slot.
+    pub key: Option<u64>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Closed {
-    in_flight: usize,
-    until: Instant,
-    crossing: u64,
+struct Turn {
+    /// `None` while it waits to be sent again.
+    connection: Option<u64>,
+    key: Option<u64>,
 }
 
-/// A change of hands of one slot, by which the commands in flight at that time are known again.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Crossing(u64);
+impl Turn {
+    fn shares_key(self, key: Option<u64>) -> bool {
+        self.key.is_none() || key.is_none() || self.key == key
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Closed {
+    /// `None` once the gate is open again, and only the overtaken are remembered.
+    until: Option<Instant>,
+    /// The commands in their order.
+    under_way: BTreeMap<u64, Turn>,
+    /// The commands that have lost their turn and are still unanswered.
+    overtaken: BTreeSet<u64>,
+}
 
 impl SlotGate {
-    /// Returns a gate that holds commands back for so long at most. 20 ms suffice where the old
-    /// owner is well.
+    /// Returns a gate that holds commands back for so long at most. 20 ms suffice where the nodes
+    /// are well.
     pub fn new(wait: Duration) -> Self {
         Self {
             wait,
             closed: BTreeMap::new(),
-            crossings: 0,
         }
     }
 
-    /// Closes the gate of a slot of which so many commands are unanswered, at whichever node. Those
-    /// take the crossing with them. A change that follows while the gate is closed keeps the first
-    /// one's time: a slot that bounces between nodes does not hold its commands for ever.
-    pub fn close(&mut self, slot: Slot, in_flight: usize, now: Instant) -> Crossing {
-        let until = now + self.wait;
-        if let Some(closed) = self.closed.get_mut(&slot) {
-            closed.in_flight = in_flight;
-            return Crossing(closed.crossing);
+    /// Closes the gate of a slot: with its first redirect, and whenever its owner changes.
+    /// `under_way` are the commands of the slot that are unanswered. If the gate is closed already,
+    /// it keeps its time: a slot that bounces between nodes does not hold its commands for ever.
+    pub fn close(
+        &mut self,
+        slot: Slot,
+        under_way: impl IntoIterator<Item = UnderWay>,
+        now: Instant,
+    ) {
+        let mut under_way = under_way.into_iter().peekable();
+        if under_way.peek().is_none() {
+            return;
         }
-        self.crossings += 1;
-        let crossing = self.crossings;
-        if in_flight > 0 {
-            let closed = Closed {
-                in_flight,
-                until,
-                crossing,
-            };
-            self.closed.insert(slot, closed);
+        let closed = self.closed.entry(slot).or_default();
+        let known = &closed.overtaken;
+        for one in under_way.filter(|one| !known.contains(&one.command)) {
+            closed.under_way.entry(one.command).or_insert(Turn {
+                connection: Some(one.connection),
+                key: one.key,
+            });
         }
-        Crossing(crossing)
-    }
-
-    /// Records that a command of a crossing has ended or was sent to the new owner. Returns whether
-    /// it kept its turn: if not, it must not be sent again.
-    pub fn settle(&mut self, slot: Slot, crossing: Crossing) -> bool {
-        let Some(closed) = self.closed.get_mut(&slot) else {
-            return false;
-        };
-        if closed.crossing != crossing.0 {
-            return false;
+        if !closed.under_way.is_empty() {
+            closed.until.get_or_insert(now + self.wait);
         }
-        closed.in_flight = closed.in_flight.saturating_sub(1);
-        if closed.in_flight == 0 {
-            self.closed.remove(&slot);
-        }
-        true
     }
 
     /// Returns whether a new command for a slot may be sent. The first that is let through after
     /// the wait opens the gate for all.
     pub fn pass(&mut self, slot: Slot, now: Instant) -> Passage {
-        match self.closed.get(&slot) {
-            Some(closed) if now < closed.until => Passage::Until(closed.until),
-            Some(_) => {
-                self.closed.remove(&slot);
+        let Some(closed) = self.closed.get_mut(&slot) else {
+            return Passage::Open;
+        };
+        match closed.until {
+            Some(until) if now < until => Passage::Until(until),
+            _ => {
+                closed.until = None;
+                let lost = std::mem::take(&mut closed.under_way);
+                closed.overtaken.extend(lost.into_keys());
                 Passage::Open
             }
-            None => Passage::Open,
+        }
+    }
+
+    /// Returns whether a command for which the gate was closed may be sent again, on this
+    /// connection.
+    pub fn resubmit(&mut self, slot: Slot, command: u64, connection: u64) -> Resubmission {
+        let Some(closed) = self.closed.get_mut(&slot) else {
+            return Resubmission::Overtaken;
+        };
+        let Some(turn) = closed.under_way.get(&command).copied() else {
+            return Resubmission::Overtaken;
+        };
+        let mut earlier = closed.under_way.range(..command);
+        let goes = earlier
+            .all(|(_, other)| !other.shares_key(turn.key) || other.connection == Some(connection));
+        let connection = goes.then_some(connection);
+        closed
+            .under_way
+            .insert(command, Turn { connection, ..turn });
+        if goes {
+            Resubmission::Go
+        } else {
+            Resubmission::Wait
+        }
+    }
+
+    /// Records that a command has ended. If it ran, earlier ones of its key that are still under
+    /// way have been overtaken: a slot that went away and came back within one round trip can do
+    /// that. With the last one the gate opens.
+    pub fn settle(&mut self, slot: Slot, command: u64, ran: bool) {
+        let Some(closed) = self.closed.get_mut(&slot) else {
+            return;
+        };
+        if let Some(turn) = closed.under_way.remove(&command).filter(|_| ran) {
+            let earlier = closed.under_way.range(..command);
+            let overtaken: Vec<u64> = earlier
+                .filter(|(_, other)| other.shares_key(turn.key))
+                .map(|(command, _)| *command)
+                .collect();
+            for command in overtaken {
+                closed.under_way.remove(&command);
+                closed.overtaken.insert(command);
+            }
+        }
+        closed.overtaken.remove(&command);
+        if closed.under_way.is_empty() {
+            closed.until = None;
+            if closed.overtaken.is_empty() {
+                self.closed.remove(&slot);
+            }
         }
     }
 }

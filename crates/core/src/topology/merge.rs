@@ -19,6 +19,8 @@ pub struct View {
     pub host: Arc<str>,
     /// When the question was sent.
     pub asked: Instant,
+    /// When the answer came.
+    pub heard: Instant,
     /// Whether the connections speak TLS, so that the ports for it count.
     pub tls: bool,
     /// The nodes and slots.
@@ -74,6 +76,9 @@ struct Claim {
     cluster_epoch: u64,
     by: Option<MemberIndex>,
     asked: Instant,
+    heard: Instant,
+    /// The claimed owner was known as a primary before this view.
+    was_primary: bool,
     /// The view does not know the owner that is known here.
     owner_is_unknown: bool,
 }
@@ -100,6 +105,10 @@ impl Topology {
         }
         let newest = view.info.current_epoch >= self.current_epoch;
         self.current_epoch = self.current_epoch.max(view.info.current_epoch);
+        let primaries: HashSet<MemberIndex> = (self.members())
+            .filter(|(_, member)| member.is_primary && member.id.is_some())
+            .map(|(index, _)| index)
+            .collect();
         let told: Vec<Option<MemberIndex>> = (view.report.nodes.iter())
             .map(|node| self.take_in(node, view, &mut changes))
             .collect();
@@ -121,6 +130,8 @@ impl Topology {
                     cluster_epoch: view.info.current_epoch,
                     by,
                     asked: view.asked,
+                    heard: view.heard,
+                    was_primary: primaries.contains(&owner),
                     owner_is_unknown: known.is_some_and(|known| !named.contains(&known)),
                 };
                 match self.claim(slot, &claim) {
@@ -243,7 +254,8 @@ impl Topology {
                     epoch: claim.epoch,
                     cluster_epoch: claim.cluster_epoch,
                     disowned_by: disowned.or(kept),
-                    since: Some(claim.asked),
+                    // A redirect in answer to what was sent before may be older than this.
+                    since: Some(claim.heard),
                     redirected: None,
                     rival: None,
                 };
@@ -299,18 +311,20 @@ fn judge(state: &SlotState, claim: &Claim) -> Verdict {
         (Some(claimed), Some(known)) => claimed.cmp(&known),
         _ => claim.cluster_epoch.cmp(&state.cluster_epoch),
     };
+    let by_others = !own_word && claim.by != Some(owner);
     let disowned = state.disowned_by == Some(claim.owner);
     match age {
         // A cluster that was made anew begins at low epochs; then nobody knows the old owner.
         std::cmp::Ordering::Less if own_word && claim.owner_is_unknown => Verdict::Accepted,
         std::cmp::Ordering::Less => Verdict::Refused,
-        _ if disowned && !own_word => Verdict::Disputed,
+        _ if by_others && disowned => Verdict::Disputed,
+        std::cmp::Ordering::Greater if by_others && claim.was_primary => Verdict::Disputed,
         std::cmp::Ordering::Greater => Verdict::Accepted,
         std::cmp::Ordering::Equal => {
             let seconded = state.rival.is_some_and(|rival| {
                 rival.owner == claim.owner && rival.by != claim.by && claim.by.is_some()
             });
-            if own_word || claim.by == Some(owner) || seconded {
+            if !by_others || seconded {
                 Verdict::Accepted
             } else {
                 Verdict::Disputed

@@ -51,6 +51,7 @@ fn view(by: &str, asked: Instant, current_epoch: u64, nodes: Vec<ReportedNode>) 
         by: NodeId::new(by),
         host: by.into(),
         asked,
+        heard: asked,
         tls: false,
         report: ClusterReport {
             nodes,
@@ -101,7 +102,7 @@ fn t3_the_claim_with_the_higher_epoch_wins_in_whatever_order_views_come() {
     let now = start();
     let mut topology = two(now);
     let newer = vec![primary("a", 1, &[(0, 49)]), primary("b", 4, &[(50, ALL.1)])];
-    let changes = topology.merge(&view("c", now + ms(1), 4, newer));
+    let changes = topology.merge(&view("b", now + ms(1), 4, newer));
     assert_eq!(changes.slots, SlotRange::join((50..100).map(slot)));
     let older = vec![
         primary("a", 1, &[(0, 99)]),
@@ -172,6 +173,37 @@ fn t3_a_node_that_gave_a_slot_away_gets_it_back_by_its_own_word_only() {
     let changes = topology.merge(&view("a", now + ms(10), 8, stale()));
     assert_eq!(changes.slots, SlotRange::join([slot(7)]));
     assert_eq!(owner(&topology, 7), Some("a"));
+}
+
+#[test]
+fn t3_a_slot_passes_from_primary_to_primary_by_the_word_of_either_only() {
+    let now = start();
+    let mut topology = two(now);
+    let a = index(&topology, "a");
+    // b takes slot 7, and a has heard of it; neither has sent a redirect.
+    let moved = |a_epoch| {
+        vec![
+            primary("a", a_epoch, &[(0, 6), (8, 99)]),
+            primary("b", 4, &[(7, 7), (100, ALL.1)]),
+        ]
+    };
+    topology.merge(&view("b", now + ms(1), 4, moved(1)));
+    topology.merge(&view("a", now + ms(2), 5, moved(5)));
+    // c has heard of a's epoch, but not of the slot.
+    let stale = vec![
+        primary("a", 5, &[(0, 99)]),
+        primary("b", 4, &[(100, ALL.1)]),
+    ];
+    let changes = topology.merge(&view("c", now + ms(3), 5, stale));
+    assert_eq!((changes.disputed, changes.slots), (vec![a], Vec::new()));
+    assert_eq!(owner(&topology, 7), Some("b"));
+    // Who was no primary before, as a promoted replica, is believed by the word of others.
+    let promoted = vec![
+        primary("r", 6, &[(0, 6), (8, 99)]),
+        primary("b", 4, &[(7, 7), (100, ALL.1)]),
+    ];
+    topology.merge(&view("c", now + ms(4), 6, promoted));
+    assert_eq!(owner(&topology, 8), Some("r"));
 }
 
 #[test]
@@ -251,6 +283,46 @@ fn t6_redirects_that_teach_nothing_leave_the_slot_as_it_is() {
     let late = topology.moved(a, &redirect(7, "b"), &"a".into(), now, now + ms(12));
     assert_eq!(late, Moved::Hint);
     assert_eq!(owner(&topology, 7), Some("a"));
+}
+
+#[test]
+fn t3_a_redirect_that_may_be_older_than_a_view_does_not_undo_it() {
+    let now = start();
+    let mut topology = two(now);
+    // b has it and gives it back; the view of that is asked for before, and heard after, the
+    // command is sent.
+    let back = vec![
+        primary("a", 5, &[(0, 99)]),
+        primary("b", 4, &[(100, ALL.1)]),
+    ];
+    topology.moved(
+        index(&topology, "a"),
+        &redirect(7, "b"),
+        &"a".into(),
+        now,
+        now,
+    );
+    let mut slow = view("a", now + ms(10), 5, back);
+    slow.heard = now + ms(30);
+    topology.merge(&slow);
+    assert_eq!(owner(&topology, 7), Some("a"));
+    let a = index(&topology, "a");
+    let late = topology.moved(
+        a,
+        &redirect(7, "b"),
+        &"a".into(),
+        now + ms(20),
+        now + ms(40),
+    );
+    assert_eq!(late, Moved::Hint);
+    let moved = topology.moved(
+        a,
+        &redirect(7, "b"),
+        &"a".into(),
+        now + ms(30),
+        now + ms(41),
+    );
+    assert_eq!(moved, Moved::Patched(index(&topology, "b")));
 }
 
 #[test]
@@ -396,26 +468,99 @@ fn t4_a_reason_that_comes_while_a_discovery_runs_begins_another() {
     assert_eq!(gate.poll_timeout(), Some(now + ms(100)));
 }
 
+/// Commands of one key, each on a connection.
+fn of(commands: &[(u64, u64)]) -> Vec<UnderWay> {
+    let under_way = |&(command, connection): &(u64, u64)| UnderWay {
+        command,
+        connection,
+        key: Some(1),
+    };
+    commands.iter().map(under_way).collect()
+}
+
 #[test]
-fn t9_a_slot_that_changes_hands_waits_for_what_is_in_flight_and_not_for_ever() {
+fn t9_a_slot_that_changes_hands_waits_for_what_is_under_way_and_not_for_ever() {
     let now = start();
     let mut gate = SlotGate::new(ms(20));
     let (one, other) = (slot(1), slot(2));
-    let first = gate.close(one, 2, now);
+    gate.close(one, of(&[(7, 100), (8, 100)]), now);
     assert_eq!(gate.pass(one, now + ms(1)), Passage::Until(now + ms(20)));
     assert_eq!(gate.pass(other, now), Passage::Open);
-    assert!(gate.settle(one, first) && gate.settle(one, first));
+    // A second change keeps the time of the first.
+    gate.close(one, of(&[(7, 100), (8, 100)]), now + ms(9));
+    assert_eq!(gate.pass(one, now + ms(19)), Passage::Until(now + ms(20)));
+    gate.settle(one, 7, true);
+    gate.settle(one, 8, true);
     assert_eq!(gate.pass(one, now + ms(1)), Passage::Open);
-    // One that is not answered loses its turn to the first that comes after the wait.
-    let second = gate.close(one, 2, now);
-    assert!(gate.settle(one, second));
+    // What is still under way loses its turn to the first that is let through.
+    gate.close(one, of(&[(10, 100)]), now);
     assert_eq!(gate.pass(one, now + ms(20)), Passage::Open);
-    assert!(!gate.settle(one, second), "it must not be sent again");
-    // And a crossing of before does not open a gate that was closed since.
-    let third = gate.close(one, 1, now);
-    assert!(!gate.settle(one, second) && gate.settle(one, third));
-    gate.close(one, 0, now);
-    assert_eq!(gate.pass(one, now), Passage::Open, "nobody is in flight");
+    assert_eq!(gate.resubmit(one, 10, 200), Resubmission::Overtaken);
+    // And does not get it back when the slot changes hands once more.
+    gate.close(one, of(&[(10, 100), (11, 200)]), now + ms(21));
+    assert_eq!(gate.resubmit(one, 10, 200), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 11, 200), Resubmission::Go);
+    gate.settle(one, 10, true);
+    gate.settle(one, 11, true);
+    gate.close(one, of(&[]), now);
+    assert_eq!(gate.pass(one, now), Passage::Open, "nobody is under way");
+}
+
+#[test]
+fn t9_what_is_redirected_twice_is_not_overtaken_by_what_is_redirected_once() {
+    let now = start();
+    let mut gate = SlotGate::new(ms(20));
+    let one = slot(1);
+    gate.close(one, of(&[(1, 100), (2, 100), (3, 100)]), now);
+    assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Go);
+    // The map says by now that the slot is at 300; the first is still at 200.
+    assert_eq!(gate.resubmit(one, 2, 300), Resubmission::Wait);
+    assert_eq!(
+        gate.resubmit(one, 3, 200),
+        Resubmission::Wait,
+        "behind one that waits"
+    );
+    assert_eq!(gate.resubmit(one, 1, 300), Resubmission::Go);
+    assert_eq!(
+        gate.resubmit(one, 2, 300),
+        Resubmission::Go,
+        "they are on one connection"
+    );
+    gate.settle(one, 1, true);
+    gate.settle(one, 2, true);
+    assert_eq!(gate.resubmit(one, 3, 200), Resubmission::Go);
+    assert_eq!(
+        gate.resubmit(one, 4, 200),
+        Resubmission::Overtaken,
+        "it was not under way"
+    );
+}
+
+#[test]
+fn t9_what_a_later_command_of_its_key_has_overtaken_is_not_sent_again() {
+    let now = start();
+    let mut gate = SlotGate::new(ms(20));
+    let one = slot(1);
+    let mut under_way = of(&[(1, 100), (2, 100), (3, 100), (4, 100)]);
+    under_way[1].key = Some(2);
+    under_way[2].key = None;
+    gate.close(one, under_way, now);
+    // Redirected; and the last, behind it on the old connection, finds the slot back.
+    assert_eq!(gate.resubmit(one, 1, 200), Resubmission::Go);
+    assert_eq!(gate.resubmit(one, 2, 300), Resubmission::Go, "another key");
+    assert_eq!(
+        gate.resubmit(one, 3, 200),
+        Resubmission::Wait,
+        "it has both keys"
+    );
+    gate.settle(one, 4, true);
+    assert_eq!(gate.resubmit(one, 1, 100), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 3, 100), Resubmission::Overtaken);
+    assert_eq!(gate.resubmit(one, 2, 100), Resubmission::Go);
+    // One that ended without running has overtaken nobody.
+    gate.close(one, of(&[(7, 100), (8, 100)]), now);
+    gate.settle(one, 8, false);
+    assert_eq!(gate.resubmit(one, 7, 100), Resubmission::Go);
 }
 
 /// What really happened in a cluster: at each step a slot is taken over by a node, whose epoch

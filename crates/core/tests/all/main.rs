@@ -8,3 +8,4 @@ mod policy_laws;
 mod redis;
 mod samples;
 mod several;
+mod simulation;

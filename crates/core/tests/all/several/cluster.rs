@@ -75,13 +75,17 @@ impl Cluster {
     fn view(&self, at: usize) -> View {
         let asked = Instant::now();
         let node = &self.nodes[at];
+        let by = self.id(at);
+        let report = ClusterReport::read_nodes(&node.ask("CLUSTER NODES")).unwrap();
+        let info = self.info(node);
         View {
-            by: Some(self.id(at)),
+            by: Some(by),
             host: HOST.into(),
             asked,
+            heard: Instant::now(),
             tls: false,
-            report: ClusterReport::read_nodes(&node.ask("CLUSTER NODES")).unwrap(),
-            info: self.info(node),
+            report,
+            info,
         }
     }
 
@@ -326,6 +330,7 @@ fn t3_after_a_failover_the_woken_primary_s_own_view_does_not_win() {
     // What it would say at its waking, whenever that were asked.
     let mut woken = old;
     woken.asked = Instant::now();
+    woken.heard = woken.asked;
     assert!(topology.merge(&woken).slots.is_empty());
     cluster.nodes[0].signal("-CONT");
     until("the old primary follows the new one", || {

@@ -32,7 +32,8 @@ pub(super) struct Node {
 }
 
 impl Node {
-    /// Starts a server with these settings. Ports that were free may be taken meanwhile; then it is tried with others.
+    /// Starts a server with these settings. Ports that were free may be taken meanwhile; then it is
+    /// tried with others.
     pub(super) fn start(settings: &[&str]) -> Self {
         Self::start_from(|_| settings.iter().map(ToString::to_string).collect())
     }
