@@ -133,6 +133,18 @@ impl RunError {
 
 /// Runs a scenario on subjects of the factory's.
 ///
+/// ```no_run
+/// use steadfast_drill::run::{RunOptions, run};
+/// use steadfast_drill::scenario::builtin;
+/// use steadfast_drill::subject::SubjectFactory;
+///
+/// # async fn example(mine: &dyn SubjectFactory) -> Result<(), Box<dyn std::error::Error>> {
+/// let scenario = builtin("crash").ok_or("no such scenario")?;
+/// let report = run(&scenario, mine, RunOptions::default()).await?;
+/// assert!(report.passed());
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// When it came to no verdict. A failed verdict is a report, not an error.
 pub async fn run(

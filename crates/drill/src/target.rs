@@ -222,6 +222,17 @@ impl TargetReport {
 
 /// Runs the application through the scenario.
 ///
+/// ```no_run
+/// use steadfast_drill::scenario::builtin;
+/// use steadfast_drill::target::{TargetOptions, run_target};
+///
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// let scenario = builtin("crash").ok_or("no such scenario")?;
+/// let options = TargetOptions::new("127.0.0.1:6379", "./my-application --port 8000");
+/// assert!(run_target(&scenario, options).await?.passed());
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// When it came to no verdict. An application that did not do well is a report, not an error.
 pub async fn run_target(

@@ -467,7 +467,7 @@ impl Database {
 
     /// Connections on which queries can run at the same time.
     pub(crate) fn width(&self) -> usize {
-        let most = match *self.readers.as_ref().unwrap_or(&self.pool) {
+        let most: u32 = match *self.readers.as_ref().unwrap_or(&self.pool) {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(ref pool) => pool.options().get_max_connections(),
             #[cfg(feature = "mysql")]

@@ -148,7 +148,7 @@ impl Reserved {
         let mut session = self.session().await?;
         let statement = self.database.query_limit().as_millis().max(1);
         let (lock, idle) = (self.limits.lock.as_millis(), self.limits.idle.as_millis());
-        let sql = match self.pool {
+        let sql: String = match self.pool {
             #[cfg(feature = "sqlite")]
             Pool::Sqlite(_) => "BEGIN IMMEDIATE".to_owned(),
             // For this transaction only: a proxy may lend the connection to others.

@@ -16,6 +16,16 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 /// A running (or killed, or frozen) PostgreSQL; its superuser is `postgres`, without a password.
+///
+/// ```no_run
+/// use steadfast_drill::process::{MariaDb, Postgres};
+///
+/// # async fn example() -> Result<(), steadfast_drill::process::ProcessError> {
+/// let (postgres, mariadb) = (Postgres::start().await?, MariaDb::start().await?);
+/// println!("{} {}", postgres.url(), mariadb.url());
+/// postgres.kill().await;
+/// # Ok(()) } // both end with their values
+/// ```
 #[derive(Debug)]
 pub struct Postgres {
     program: PathBuf,
