@@ -7,7 +7,9 @@ import type { Kpi, Report } from './wire';
 const NAMES: Record<string, string> = {
   connection_success: 'Redis calls answered',
   fallback: 'Fallback to the database',
-  recovery: 'Time to recover',
+  users_well: 'Users well again within',
+  redis_in_use: 'Redis in use again within',
+  untouched: 'Faults that touched nothing',
   hit_rate: 'Hits',
   errors: 'Reads failed',
   write_errors: 'Writes failed',
