@@ -16,6 +16,7 @@ use crate::connect::Connector;
 use crate::dedicated::{Dedicated, many, one};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{Event, EventKind, Events};
+use crate::flapping::Flapping;
 use crate::guard::{BreakerSwitch, state_name};
 use crate::home::Home;
 use crate::incident::Incident;
@@ -108,6 +109,8 @@ pub struct Status {
     pub rtt_ms: Option<f64>,
     /// Whether abandoned connections can be killed on the server.
     pub fencing: Fencing,
+    /// Since when and how often the connection has been lost and replaced again and again; absent if it is steady.
+    pub flapping: Option<Flapping>,
 }
 
 /// What [`Client::close`] could not do.
@@ -315,6 +318,7 @@ impl Client {
             answered: shared.answered.load(Ordering::Relaxed),
             rtt_ms: shared.rtt().map(clock::as_ms),
             fencing: shared.fencing(),
+            flapping: shared.hub.flaps(),
         }
     }
 

@@ -15,6 +15,8 @@ use steadfast_core::certainty::{Refusal, refusal, was_refused_before_running};
 use steadfast_core::command::{Errors, Instead};
 use steadfast_core::resp::DecodeError;
 
+use crate::named::named;
+
 /// Why a call failed, and what is known of its command.
 #[derive(Clone, Debug)]
 pub struct Error {
@@ -97,6 +99,28 @@ pub enum ErrorKind {
         /// Why.
         cause: Arc<str>,
     },
+}
+
+named! {
+    impl ErrorKind {
+        /// A label of few values, for metrics and reports.
+        pub(crate) fn label;
+        /// Each label there is, so that every counter can begin at nought.
+        const LABELS;
+        Timeout => "timeout",
+        Down => "down",
+        BreakerOpen => "breaker_open",
+        Overloaded => "overloaded",
+        Lost => "lost",
+        Server => "server",
+        ReplyTooLarge => "reply_too_large",
+        Refused => "refused",
+        NeedsDeadline => "needs_deadline",
+        Closed => "closed",
+        Invalid => "invalid",
+        Runtime => "runtime",
+        Connect => "connect",
+    }
 }
 
 /// A bound of the client.
@@ -193,21 +217,7 @@ impl Error {
 
     /// A label of few values, for metrics and reports.
     pub fn label(&self) -> &'static str {
-        match &self.kind {
-            ErrorKind::Timeout { .. } => "timeout",
-            ErrorKind::Down { .. } => "down",
-            ErrorKind::BreakerOpen { .. } => "breaker_open",
-            ErrorKind::Overloaded { .. } => "overloaded",
-            ErrorKind::Lost { .. } => "lost",
-            ErrorKind::Server(_) => "server",
-            ErrorKind::ReplyTooLarge { .. } => "reply_too_large",
-            ErrorKind::Refused { .. } => "refused",
-            ErrorKind::NeedsDeadline { .. } => "needs_deadline",
-            ErrorKind::Closed => "closed",
-            ErrorKind::Invalid { .. } => "invalid",
-            ErrorKind::Runtime { .. } => "runtime",
-            ErrorKind::Connect { .. } => "connect",
-        }
+        self.kind.label()
     }
 
     pub(crate) fn refusal(&self) -> Option<Refusal> {

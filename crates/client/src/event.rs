@@ -2,7 +2,7 @@
 //!
 //! Feeding the three apart lets them disagree, at the moment when someone needs them to agree.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,9 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::clock;
+use crate::flapping::{Flapping, Verdict, Watch, is_part};
 use crate::incident::{Incident, Incidents};
+use crate::named::named;
 
 /// Something that happened to a connection.
 #[derive(Clone, Debug)]
@@ -22,9 +24,18 @@ pub struct Event {
     pub at_ms: u64,
     /// Which of the client's connections, from 0.
     pub connection: usize,
+    /// Whether it is one of the many events of a connection that flaps ([`EventKind::Flapping`]), which the history tells as one.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_not"))]
+    pub folded: bool,
     /// What happened.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub kind: EventKind,
+}
+
+#[cfg(feature = "serde")]
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks by reference")]
+fn is_not(flag: &bool) -> bool {
+    !flag
 }
 
 /// What happened.
@@ -128,27 +139,35 @@ pub enum EventKind {
         /// Calls that it could not finish.
         unfinished: usize,
     },
+    /// The connection is lost and replaced again and again. From here on the history holds this one entry, which grows, in place of each loss;
+    /// listeners hear of it once a second at most, and of what it consists of as ever.
+    Flapping(Flapping),
+    /// No connection was lost for two minutes.
+    FlappingEnded(Flapping),
 }
 
-impl EventKind {
-    /// Its name, for metrics.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Connected { .. } => "connected",
-            Self::ConnectFailed { .. } => "connect_failed",
-            Self::Lost { .. } => "lost",
-            Self::Overdue { .. } => "overdue",
-            Self::Woke { .. } => "woke",
-            Self::Replaced { .. } => "replaced",
-            Self::Down { .. } => "down",
-            Self::Breaker { .. } => "breaker",
-            Self::Fenced { .. } => "fenced",
-            Self::FenceRefused { .. } => "fence_refused",
-            Self::Reauthenticated => "reauthenticated",
-            Self::CredentialsFailed { .. } => "credentials_failed",
-            Self::StuckReset { .. } => "stuck_reset",
-            Self::Closed { .. } => "closed",
-        }
+named! {
+    impl EventKind {
+        /// Its name, for metrics.
+        pub fn name;
+        /// Each name there is, so that every counter can begin at nought.
+        const NAMES;
+        Connected => "connected",
+        ConnectFailed => "connect_failed",
+        Lost => "lost",
+        Overdue => "overdue",
+        Woke => "woke",
+        Replaced => "replaced",
+        Down => "down",
+        Breaker => "breaker",
+        Fenced => "fenced",
+        FenceRefused => "fence_refused",
+        Reauthenticated => "reauthenticated",
+        CredentialsFailed => "credentials_failed",
+        StuckReset => "stuck_reset",
+        Closed => "closed",
+        Flapping => "flapping",
+        FlappingEnded => "flapping_ended",
     }
 }
 
@@ -156,47 +175,113 @@ impl EventKind {
 #[derive(Debug)]
 pub(crate) struct Hub {
     seq: AtomicU64,
-    history: Mutex<VecDeque<Event>>,
-    incidents: Mutex<Incidents>,
+    told: Mutex<Told>,
     keep: usize,
     live: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    history: VecDeque<Event>,
+    incidents: Incidents,
+    /// Of each connection that was lost.
+    watches: BTreeMap<usize, Watch>,
 }
 
 impl Hub {
     pub(crate) fn new(keep: usize) -> Self {
         Self {
             seq: AtomicU64::new(0),
-            history: Mutex::new(VecDeque::with_capacity(keep.min(1024))),
-            incidents: Mutex::default(),
+            told: Mutex::default(),
             keep,
             live: broadcast::channel(256).0,
         }
     }
 
     pub(crate) fn emit(&self, connection: usize, kind: EventKind) {
-        log(connection, &kind);
         crate::metrics::count_event(&kind);
-        let mut history = self.history.lock();
-        let event = Event {
+        let mut told = self.told.lock();
+        let mut event = self.event(connection, kind);
+        let watch = told.watches.entry(connection).or_default();
+        let verdict = watch.note(&event.kind, clock::now(), event.at_ms);
+        let flaps = watch.state().is_some();
+        told.incidents
+            .note(connection, event.at_ms, &event.kind, flaps);
+        let alone = verdict == Verdict::Alone;
+        event.folded = !alone;
+        if alone {
+            remember(&mut told.history, self.keep, &event);
+        }
+        // Sent under the lock, so that every listener sees events in their order; it does not block.
+        let _ = self.live.send(event.clone());
+        let flapping = match verdict {
+            Verdict::Alone | Verdict::Part => None,
+            Verdict::Begins(state) => {
+                fold(&mut told.history, connection, state.since_ms);
+                told.incidents.fold(connection, state.since_ms);
+                let kind = EventKind::Flapping(state);
+                crate::metrics::count_event(&kind);
+                Some(self.flapping(&mut told, connection, kind, true))
+            }
+            Verdict::Grows { now, tell, log } => {
+                let grown = self.flapping(&mut told, connection, EventKind::Flapping(now), tell);
+                log.then_some(grown)
+            }
+        };
+        drop(told);
+        log(connection, &event.kind, alone);
+        if let Some(event) = flapping {
+            log(connection, &event.kind, true);
+        }
+    }
+
+    /// Looks whether a connection that flapped has become steady.
+    pub(crate) fn settle(&self, connection: usize) {
+        let mut told = self.told.lock();
+        let watch = told.watches.get_mut(&connection);
+        let Some(ended) = watch.and_then(|watch| watch.settle(clock::now())) else {
+            return;
+        };
+        let kind = EventKind::FlappingEnded(ended);
+        crate::metrics::count_event(&kind);
+        let event = self.flapping(&mut told, connection, kind, true);
+        drop(told);
+        log(connection, &event.kind, true);
+    }
+
+    /// Puts what is told of flapping in the place of what was told before.
+    fn flapping(&self, told: &mut Told, connection: usize, kind: EventKind, tell: bool) -> Event {
+        let event = self.event(connection, kind);
+        remember(&mut told.history, self.keep, &event);
+        if tell {
+            let _ = self.live.send(event.clone());
+        }
+        event
+    }
+
+    fn event(&self, connection: usize, kind: EventKind) -> Event {
+        Event {
             seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
             at_ms: clock::unix_ms(),
             connection,
+            folded: false,
             kind,
-        };
-        self.incidents
-            .lock()
-            .note(connection, event.at_ms, &event.kind);
-        remember(&mut history, self.keep, &event);
-        // Sent under the lock, so that every listener sees events in their order; it does not block.
-        let _ = self.live.send(event);
+        }
     }
 
     pub(crate) fn history(&self) -> Vec<Event> {
-        self.history.lock().iter().cloned().collect()
+        self.told.lock().history.iter().cloned().collect()
     }
 
     pub(crate) fn incidents(&self) -> Vec<Incident> {
-        self.incidents.lock().list()
+        self.told.lock().incidents.list()
+    }
+
+    /// The flapping of the connection that does so most.
+    pub(crate) fn flaps(&self) -> Option<Flapping> {
+        let told = self.told.lock();
+        let states = told.watches.values().filter_map(Watch::state);
+        states.max_by_key(|state| state.reconnects).cloned()
     }
 
     pub(crate) fn subscribe(&self) -> Events {
@@ -206,11 +291,22 @@ impl Hub {
     }
 }
 
+/// Takes out of the history what is told as flapping from now on.
+fn fold(history: &mut VecDeque<Event>, connection: usize, since_ms: u64) {
+    history.retain(|event| {
+        event.connection != connection || event.at_ms < since_ms || !is_part(&event.kind)
+    });
+}
+
 /// What fails for the same reason, again and again, is one entry (attempts to connect are counted in it): or a long outage would push its own
 /// beginning out.
 fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
     if keep == 0 {
         return;
+    }
+    if let EventKind::Flapping(state) | EventKind::FlappingEnded(state) = &event.kind {
+        let same = |kind: &EventKind| matches!(kind, EventKind::Flapping(earlier) if earlier.since_ms == state.since_ms);
+        history.retain(|earlier| earlier.connection != event.connection || !same(&earlier.kind));
     }
     if let Some(last) = history.back_mut()
         && last.connection == event.connection
@@ -246,8 +342,12 @@ fn same_failure(a: &EventKind, b: &EventKind) -> bool {
     }
 }
 
-fn log(connection: usize, kind: &EventKind) {
+/// Writes what happened to the log; not aloud if it is a part of something that is.
+fn log(connection: usize, kind: &EventKind, aloud: bool) {
     match kind {
+        kind if !aloud => {
+            tracing::debug!(connection, event = kind.name(), details = ?kind, "redis flaps");
+        }
         EventKind::Connected {
             address,
             version,
@@ -304,6 +404,16 @@ fn log(connection: usize, kind: &EventKind) {
         EventKind::Replaced { cause, unknown } => {
             tracing::warn!(connection, %cause, unknown, "connection to redis replaced");
         }
+        EventKind::Flapping(state) => tracing::warn!(
+            connection, reconnects = state.reconnects, since_ms = state.since_ms, cause = %state.cause,
+            "the connection to redis flaps: it is lost and replaced again and again"
+        ),
+        EventKind::FlappingEnded(state) => tracing::info!(
+            connection,
+            reconnects = state.reconnects,
+            since_ms = state.since_ms,
+            "the connection to redis no longer flaps"
+        ),
         EventKind::Woke { .. }
         | EventKind::Fenced { .. }
         | EventKind::Reauthenticated
@@ -357,6 +467,8 @@ impl Events {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn failed(attempt: u32, cause: &str) -> EventKind {
@@ -364,6 +476,25 @@ mod tests {
             attempt,
             cause: cause.into(),
             retry_in_ms: 250.0,
+        }
+    }
+
+    fn lost() -> EventKind {
+        EventKind::Lost {
+            cause: "reset".into(),
+            unknown: 0,
+            not_sent: 0,
+        }
+    }
+
+    fn connected() -> EventKind {
+        EventKind::Connected {
+            address: String::new(),
+            version: String::new(),
+            attempt: 1,
+            outage_ms: None,
+            took_ms: 1.0,
+            refused: 1,
         }
     }
 
@@ -385,6 +516,41 @@ mod tests {
             history[1].kind,
             EventKind::ConnectFailed { attempt: 999, .. }
         ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c14_a_connection_that_flaps_is_one_entry_that_grows_among_the_others() {
+        let hub = Hub::new(100);
+        hub.emit(0, EventKind::Reauthenticated);
+        for _ in 0..732 {
+            hub.emit(0, lost());
+            hub.emit(
+                0,
+                EventKind::Down {
+                    cause: "reset".into(),
+                },
+            );
+            hub.emit(0, connected());
+            tokio::time::advance(Duration::from_millis(400)).await;
+        }
+        hub.emit(1, lost());
+        let names = || -> Vec<_> {
+            let history = hub.history();
+            history.iter().map(|event| event.kind.name()).collect()
+        };
+        assert_eq!(names(), ["reauthenticated", "flapping", "lost"]);
+        assert_eq!(hub.flaps().unwrap().reconnects, 732);
+        let incidents = hub.incidents();
+        assert_eq!(incidents.len(), 2, "{incidents:?}");
+        assert_eq!(incidents[0].times, 732);
+        hub.settle(0);
+        assert!(hub.flaps().is_some(), "not yet steady");
+        tokio::time::advance(crate::flapping::STEADY_AFTER).await;
+        hub.settle(0);
+        assert_eq!(names(), ["reauthenticated", "lost", "flapping_ended"]);
+        assert_eq!(hub.flaps(), None);
+        hub.emit(0, lost());
+        assert_eq!(names().len(), 4, "told one by one again");
     }
 
     #[tokio::test]

@@ -19,11 +19,13 @@ pub struct Incident {
     pub detection_ms: f64,
     /// Attempts to connect that failed.
     pub failed_attempts: u64,
+    /// How often the connection was lost: once, but of one that flapped, whose outages are one incident.
+    pub times: u64,
     /// Calls refused at once because it was down.
     pub refused: u64,
     /// Requests whose outcome is unknown.
     pub unknown: usize,
-    /// From being noticed to being in service again; absent while it lasts.
+    /// From being noticed to being in service again, of one that flapped for the last time; absent while it lasts.
     pub recovery_ms: Option<u64>,
 }
 
@@ -37,7 +39,10 @@ pub(crate) struct Incidents {
 
 impl Incidents {
     /// Takes note of an event.
-    pub(crate) fn note(&mut self, connection: usize, at_ms: u64, kind: &EventKind) {
+    pub(crate) fn note(&mut self, connection: usize, at_ms: u64, kind: &EventKind, flaps: bool) {
+        if flaps && let EventKind::Lost { .. } = kind {
+            self.reopen(connection);
+        }
         match kind {
             EventKind::Overdue { quiet_ms } => {
                 let incident = self.open(connection, at_ms, "the server stopped answering");
@@ -58,7 +63,7 @@ impl Incidents {
             }
             EventKind::Connected { refused, .. } | EventKind::Woke { refused, .. } => {
                 if let Some(incident) = self.current(connection) {
-                    incident.refused = *refused;
+                    incident.refused += *refused;
                     if let EventKind::Woke { unknown, .. } = kind {
                         incident.unknown += unknown;
                     }
@@ -88,6 +93,7 @@ impl Incidents {
                 cause: cause.to_owned(),
                 detection_ms: 0.0,
                 failed_attempts: 0,
+                times: 1,
                 refused: 0,
                 unknown: 0,
                 recovery_ms: None,
@@ -95,6 +101,36 @@ impl Incidents {
         }
         self.current(connection)
             .expect("it was there, or was just added")
+    }
+
+    /// A connection that flaps is lost once more.
+    fn reopen(&mut self, connection: usize) {
+        let mut kept = self.kept.iter_mut().rev();
+        let last = kept.find(|incident| incident.connection == connection);
+        if let Some(incident) = last.filter(|incident| incident.recovery_ms.is_some()) {
+            incident.recovery_ms = None;
+            incident.times += 1;
+        }
+    }
+
+    /// A connection has flapped since then: its incidents are one.
+    pub(crate) fn fold(&mut self, connection: usize, since_ms: u64) {
+        let (of_it, mut kept): (VecDeque<Incident>, VecDeque<Incident>) =
+            self.kept.drain(..).partition(|incident| {
+                incident.connection == connection && incident.noticed_at_ms >= since_ms
+            });
+        let folded = of_it.into_iter().reduce(|mut all, next| {
+            all.failed_attempts += next.failed_attempts;
+            all.times += next.times;
+            all.refused += next.refused;
+            all.unknown += next.unknown;
+            let ended = next.recovery_ms;
+            let later = next.noticed_at_ms.saturating_sub(all.noticed_at_ms);
+            all.recovery_ms = ended.map(|after| later + after);
+            all
+        });
+        kept.extend(folded);
+        self.kept = kept;
     }
 
     pub(crate) fn list(&self) -> Vec<Incident> {
@@ -105,6 +141,10 @@ impl Incidents {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn note(incidents: &mut Incidents, connection: usize, at_ms: u64, kind: &EventKind) {
+        incidents.note(connection, at_ms, kind, false);
+    }
 
     fn failed(cause: &str) -> EventKind {
         EventKind::ConnectFailed {
@@ -128,8 +168,14 @@ mod tests {
     #[test]
     fn an_outage_is_one_incident_from_its_first_sign_to_the_next_connection() {
         let mut incidents = Incidents::default();
-        incidents.note(0, 1000, &EventKind::Overdue { quiet_ms: 500.0 });
-        incidents.note(
+        note(
+            &mut incidents,
+            0,
+            1000,
+            &EventKind::Overdue { quiet_ms: 500.0 },
+        );
+        note(
+            &mut incidents,
             0,
             1100,
             &EventKind::Lost {
@@ -138,9 +184,9 @@ mod tests {
                 not_sent: 1,
             },
         );
-        incidents.note(0, 1200, &failed("refused"));
-        incidents.note(1, 1250, &failed("refused"));
-        incidents.note(0, 1500, &connected(42));
+        note(&mut incidents, 0, 1200, &failed("refused"));
+        note(&mut incidents, 1, 1250, &failed("refused"));
+        note(&mut incidents, 0, 1500, &connected(42));
         let list = incidents.list();
         assert_eq!(list.len(), 2);
         assert_eq!(list[0].cause, "the server stopped answering");
@@ -155,13 +201,18 @@ mod tests {
     #[test]
     fn what_was_given_up_in_silence_counts_though_the_connection_woke() {
         let mut incidents = Incidents::default();
-        incidents.note(0, 1000, &EventKind::Overdue { quiet_ms: 500.0 });
+        note(
+            &mut incidents,
+            0,
+            1000,
+            &EventKind::Overdue { quiet_ms: 500.0 },
+        );
         let woke = EventKind::Woke {
             quiet_ms: 900.0,
             refused: 7,
             unknown: 3,
         };
-        incidents.note(0, 1400, &woke);
+        note(&mut incidents, 0, 1400, &woke);
         let incident = &incidents.list()[0];
         assert_eq!((incident.unknown, incident.refused), (3, 7));
         assert_eq!(incident.detection_ms, 500.0);
@@ -171,7 +222,7 @@ mod tests {
     #[test]
     fn a_first_connection_is_no_incident() {
         let mut incidents = Incidents::default();
-        incidents.note(0, 1, &connected(0));
+        note(&mut incidents, 0, 1, &connected(0));
         assert!(incidents.list().is_empty());
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
 
-use crate::error::Error;
+use crate::error::{Certainty, Error, ErrorKind};
 use crate::event::EventKind;
 
 /// Seconds from submission to answer, by command.
@@ -19,6 +19,10 @@ const ERRORS: &str = "steadfast_client_errors_total";
 const RETRIES: &str = "steadfast_client_retries_total";
 /// What happened to connections, by event.
 const EVENTS: &str = "steadfast_client_connection_events_total";
+
+/// Renewals of credentials, by outcome.
+#[cfg(feature = "entra-id")]
+const REFRESHES: &str = "steadfast_credentials_refresh_total";
 
 type Handles = Vec<(&'static str, Histogram)>;
 
@@ -47,6 +51,7 @@ impl Metrics {
         );
         describe_counter!(RETRIES, "Attempts after the first");
         describe_counter!(EVENTS, "What happened to connections");
+        begin_counters();
         Self {
             operations: ArcSwap::default(),
             retries: counter!(RETRIES),
@@ -77,6 +82,18 @@ impl Metrics {
     }
 }
 
+/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not a series from nowhere.
+fn begin_counters() {
+    for event in EventKind::NAMES {
+        counter!(EVENTS, "event" => *event).increment(0);
+    }
+    for kind in ErrorKind::LABELS {
+        for certainty in [Certainty::NotSent, Certainty::Rejected, Certainty::Unknown] {
+            counter!(ERRORS, "kind" => *kind, "certainty" => certainty.as_str()).increment(0);
+        }
+    }
+}
+
 /// A call failed.
 pub(crate) fn count_error(error: &Error) {
     counter!(ERRORS, "kind" => error.label(), "certainty" => error.certainty().as_str())
@@ -88,10 +105,18 @@ pub(crate) fn count_event(kind: &EventKind) {
     counter!(EVENTS, "event" => kind.name()).increment(1);
 }
 
+/// Credentials that are renewed are in use: what becomes of them is counted from nought.
+#[cfg(feature = "entra-id")]
+pub(crate) fn begin_refreshes() {
+    for outcome in ["success", "failure"] {
+        counter!(REFRESHES, "outcome" => outcome).increment(0);
+    }
+}
+
 /// Credentials were renewed, or could not be.
 #[cfg(feature = "entra-id")]
 pub(crate) fn count_refresh(outcome: &'static str) {
-    counter!("steadfast_credentials_refresh_total", "outcome" => outcome).increment(1);
+    counter!(REFRESHES, "outcome" => outcome).increment(1);
 }
 
 /// How long the credentials still work.

@@ -113,6 +113,7 @@ pub(crate) async fn watchdog(
                 () = tokio::time::sleep(every) => false,
             };
             let now = clock::now();
+            shared.hub.settle(link.index);
             let overdue = link.stuck_at.lock().is_some_and(|at| at <= now);
             if (ended || overdue) && link.state() != ConnectionState::Closed {
                 shared.stuck(&link, now.saturating_duration_since(began));

@@ -200,6 +200,7 @@ impl CredentialsProvider for EntraId {
 
 /// Renews for ever; ends when nobody has the provider any more.
 async fn keep(shared: Weak<Shared>) {
+    crate::metrics::begin_refreshes();
     let mut failures = 0;
     #[expect(
         clippy::disallowed_methods,

@@ -23,6 +23,9 @@ pub(crate) fn count_error(_error: &Error) {}
 pub(crate) fn count_event(_kind: &EventKind) {}
 
 #[cfg(feature = "entra-id")]
+pub(crate) fn begin_refreshes() {}
+
+#[cfg(feature = "entra-id")]
 pub(crate) fn count_refresh(_outcome: &'static str) {}
 
 #[cfg(feature = "entra-id")]
