@@ -68,6 +68,8 @@ struct State {
     sql_unseen: bool,
     /// SQL was rolled back, and nobody has been told yet.
     rolled_back: bool,
+    /// An epoch was believed in before.
+    adopted: bool,
 }
 
 impl Trust {
@@ -287,15 +289,17 @@ impl Trust {
             .arg(redis.names().watermark())
             .arg(known)
             .arg(redis.token_text());
-        let (epoch, watermark, begun): (String, u64, bool) = redis.ask(&ask).await?;
-        if begun {
+        let (epoch, watermark, begun, held): (String, u64, bool, bool) = redis.ask(&ask).await?;
+        let mut state = self.state.lock();
+        // The first epoch of all is no beginning anew: nothing was there that could be behind.
+        if begun && (held || known > 0 || state.adopted) {
             tracing::warn!(
                 known,
                 "redis is empty or behind: all it holds is unseen from now on"
             );
             redis.began_epoch();
         }
-        let mut state = self.state.lock();
+        state.adopted = true;
         if state.connection == connection {
             state.epoch = Some(epoch.into());
             state.redis_at = watermark;
@@ -309,15 +313,16 @@ pub(crate) const COUNTABLE: u64 = 1 << 53;
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
 
-/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch. Keeps the epoch of a Redis that is current, begins a
+/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch. Returns the epoch, the watermark, whether the epoch is new, and whether there
+/// was one before. Keeps the epoch of a Redis that is current, begins a
 /// new one otherwise; of several processes that find it behind at once, the first begins it and the others adopt it. Frees before it writes,
 /// which a full Redis takes.
 const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
 if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
-if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0} end \
+if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1} end \
 local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
 redis.call('UNLINK', KEYS[1], KEYS[2]) \
 redis.call('SET', KEYS[1], ARGV[2]) \
 redis.call('SET', KEYS[2], at) \
-return {ARGV[2], at, 1}";
+return {ARGV[2], at, 1, epoch and 1 or 0}";

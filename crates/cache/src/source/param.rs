@@ -120,6 +120,33 @@ from!(
     Vec<i64> => Ints, Vec<f64> => Floats, Vec<String> => Texts, Vec<Uuid> => Uuids,
 );
 
+#[cfg(feature = "postgres")]
+impl Param {
+    /// Returns the type that a statement is prepared for, by PostgreSQL's name.
+    pub(super) fn type_name(&self) -> &'static str {
+        match self {
+            Self::Null => "unknown",
+            Self::Bool(_) | Self::NullOf(ParamType::Bool) => "bool",
+            Self::Int(_) | Self::NullOf(ParamType::Int) => "int8",
+            Self::Float(_) | Self::NullOf(ParamType::Float) => "float8",
+            Self::Text(_) | Self::NullOf(ParamType::Text) => "text",
+            Self::Bytes(_) | Self::NullOf(ParamType::Bytes) => "bytea",
+            Self::Uuid(_) | Self::NullOf(ParamType::Uuid) => "uuid",
+            Self::Date(_) | Self::NullOf(ParamType::Date) => "date",
+            Self::Time(_) | Self::NullOf(ParamType::Time) => "time",
+            Self::DateTime(_) | Self::NullOf(ParamType::DateTime) => "timestamp",
+            Self::Timestamp(_) | Self::NullOf(ParamType::Timestamp) => "timestamptz",
+            Self::Decimal(_) | Self::NullOf(ParamType::Decimal) => "numeric",
+            Self::Json(_) | Self::NullOf(ParamType::Json) => "jsonb",
+            Self::Bools(_) | Self::NullOf(ParamType::Bools) => "bool[]",
+            Self::Ints(_) | Self::NullOf(ParamType::Ints) => "int8[]",
+            Self::Floats(_) | Self::NullOf(ParamType::Floats) => "float8[]",
+            Self::Texts(_) | Self::NullOf(ParamType::Texts) => "text[]",
+            Self::Uuids(_) | Self::NullOf(ParamType::Uuids) => "uuid[]",
+        }
+    }
+}
+
 /// NULL of no type in particular: what `unknown` is to PostgreSQL, which infers the type from where it stands.
 #[cfg(feature = "postgres")]
 struct Untyped;

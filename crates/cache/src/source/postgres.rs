@@ -252,6 +252,17 @@ fn is_outdated(error: &SourceError) -> bool {
         .is_some_and(|code| matches!(&*code, "0A000" | "26000"))
 }
 
+/// The statement, with the types of its parameters in a comment. What was prepared is found again by its text alone, and a value of another type would be read
+/// there as one of the type it was prepared for: eight letters as a number.
+fn typed(sql: &str, params: &[Param]) -> AssertSqlSafe<String> {
+    let mut text = sql.to_owned();
+    for (index, param) in params.iter().enumerate() {
+        text.push_str(if index == 0 { "\n-- " } else { ", " });
+        text.push_str(param.type_name());
+    }
+    AssertSqlSafe(text)
+}
+
 async fn rows(
     connection: &mut PgConnection,
     sql: &str,
@@ -261,7 +272,7 @@ async fn rows(
     rest: Rest,
 ) -> Result<(Selected, bool), (SourceError, bool)> {
     let arguments = param::postgres(params).map_err(|error| (error.into(), true))?;
-    let query = sqlx::query_with(AssertSqlSafe(sql.to_owned()), arguments)
+    let query = sqlx::query_with(typed(sql, params), arguments)
         .persistent(kept && param::may_stay_prepared(params));
     gather(query.fetch(connection), bounds, rest, json).await
 }
@@ -280,11 +291,11 @@ pub(super) async fn select(
 
 pub(super) async fn execute(
     connection: &mut PgConnection,
-    sql: AssertSqlSafe<String>,
+    sql: &str,
     params: &[Param],
     kept: bool,
 ) -> Result<Executed, SourceError> {
-    let done = sqlx::query_with(sql, param::postgres(params)?)
+    let done = sqlx::query_with(typed(sql, params), param::postgres(params)?)
         .persistent(kept && param::may_stay_prepared(params))
         .execute(connection)
         .await?;

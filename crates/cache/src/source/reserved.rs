@@ -210,7 +210,7 @@ impl Session {
             Held::MySql(ref mut connection) => mysql::execute(connection, sql, params).await,
             #[cfg(feature = "postgres")]
             Held::Postgres(ref mut connection) => {
-                postgres::execute(connection, sql, params, false).await
+                postgres::execute(connection, &sql.0, params, false).await
             }
         }
     }

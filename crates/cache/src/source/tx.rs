@@ -49,16 +49,16 @@ impl Tx {
     /// # Errors
     /// What the database said; [`SourceError::Timeout`]; [`SourceError::Ended`].
     pub async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<Executed, SourceError> {
-        let sql = AssertSqlSafe(sql.to_owned());
+        let safe = || AssertSqlSafe(sql.to_owned());
         let done = match *self {
             #[cfg(feature = "sqlite")]
             Self::Sqlite(ref mut tx) => {
-                tx.ask(async |tx| sqlite::execute(tx, sql, params).await)
+                tx.ask(async |tx| sqlite::execute(tx, safe(), params).await)
                     .await
             }
             #[cfg(feature = "mysql")]
             Self::MySql(ref mut tx) => {
-                tx.ask(async |tx| mysql::execute(tx, sql, params).await)
+                tx.ask(async |tx| mysql::execute(tx, safe(), params).await)
                     .await
             }
             #[cfg(feature = "postgres")]

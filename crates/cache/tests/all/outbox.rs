@@ -152,7 +152,7 @@ async fn k8_a_redis_restored_from_an_old_snapshot_is_not_believed() {
     let second = site.cache().await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
-    assert!(first.status().counts.epochs + second.status().counts.epochs >= 2);
+    assert!(first.status().counts.epochs + second.status().counts.epochs >= 1);
 }
 
 #[tokio::test]

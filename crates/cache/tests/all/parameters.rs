@@ -180,6 +180,45 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
 }
 
 #[tokio::test]
+async fn k1_the_same_sql_takes_parameters_of_other_types_on_the_same_connection_to_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let mut options = DatabaseOptions::default();
+    options.max_connections = 1;
+    let database = Database::connect(&server.url(), options).unwrap();
+    let sql = "SELECT $1::text AS value -- as it was given";
+    let given: [(Param, serde_json::Value); 6] = [
+        (7.into(), "7".into()),
+        // Eight bytes, as a whole number has.
+        ("abcdefgh".into(), "abcdefgh".into()),
+        (Param::NullOf(ParamType::Bool), serde_json::Value::Null),
+        (true.into(), "true".into()),
+        (Param::Null, serde_json::Value::Null),
+        (
+            Uuid::from_u128(1).into(),
+            Uuid::from_u128(1).to_string().into(),
+        ),
+    ];
+    for (param, expected) in given {
+        let row = database.select(sql, std::slice::from_ref(&param)).await;
+        let row = serde_json::to_value(row.unwrap().remove(0)).unwrap();
+        assert_eq!(row["value"], expected, "{param:?}");
+    }
+    execute(&database, "CREATE TABLE told (value TEXT)", &[])
+        .await
+        .unwrap();
+    let insert = "INSERT INTO told VALUES ($1::text)";
+    for param in [7.into(), "abcdefgh".into()] {
+        execute(&database, insert, &[param]).await.unwrap();
+    }
+    let told = database.select("SELECT value FROM told", &[]).await;
+    let told = serde_json::to_value(told.unwrap()).unwrap();
+    assert_eq!(
+        told,
+        serde_json::json!([{"value": "7"}, {"value": "abcdefgh"}])
+    );
+}
+
+#[tokio::test]
 async fn k1_parameters_of_every_type_and_null_come_back_from_mariadb() {
     let server = MariaDb::start().await.unwrap();
     let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
