@@ -28,6 +28,7 @@ use crate::http::proxies::Proxies;
 use crate::http::queries;
 use crate::limit::Limiter;
 use crate::minutes::Minutes;
+use crate::outages::{Outage, Outages};
 use crate::problem::Problem;
 use crate::pulse;
 use crate::query::Programs;
@@ -73,6 +74,7 @@ struct Inner {
     tally: Tally,
     felt: Felt,
     minutes: Minutes,
+    outages: Outages,
     vitals: Arc<Vitals>,
     registry: health::Registry,
     phase: AtomicU8,
@@ -138,13 +140,14 @@ impl App {
         let backend = Backend::start(&config).await?;
         let app = Self {
             inner: Arc::new(Inner {
-                programs: ArcSwap::from_pointee(Programs::compile(&config)),
+                programs: ArcSwap::from_pointee(Programs::compile(&config, &Programs::default())),
                 requests: RequestMeters::default(),
                 in_force: ArcSwap::from_pointee(config.clone()),
                 feed: Feed::new(unix_ms()),
                 tally: Tally::default(),
                 felt: Felt::default(),
                 minutes: Minutes::default(),
+                outages: Outages::default(),
                 vitals: Arc::default(),
                 registry: health::Registry::default(),
                 phase: AtomicU8::new(Phase::Starting as u8),
@@ -178,6 +181,7 @@ impl App {
         tasks.spawn(pulse::relay(app.clone()));
         tasks.spawn(pulse::watch(app.clone()));
         tasks.spawn(pulse::watch_redis(app.clone()));
+        tasks.spawn(pulse::watch_writes(app.clone()));
         tasks.spawn(once::sweep(app.clone()));
         if app.certificates().is_some() {
             tasks.spawn(tls::keep(app.clone()));
@@ -275,6 +279,12 @@ impl App {
     pub fn status(&self) -> serde_json::Value {
         let inner = &self.inner;
         let programs = inner.programs.load();
+        let counts = inner.tally.counts();
+        let [queries, statements] = programs.figures().map(|all| {
+            let each = all.into_iter();
+            each.map(|(name, figures)| figures.json(name))
+                .collect::<Vec<_>>()
+        });
         serde_json::json!({
             "service": {
                 "version": VERSION,
@@ -289,8 +299,11 @@ impl App {
                 "drills": inner.config.drill.enabled,
             },
             "health": self.health(),
-            "reads": inner.tally.counts(),
-            "rates": inner.tally.counts().rates(),
+            "reads": counts,
+            "rates": counts.rates(),
+            "queries": queries,
+            "statements": statements,
+            "outages": self.outages_now(),
             "redis": inner.backend.redis_status(),
             "cache": inner.backend.cache_status(),
             "system": {
@@ -378,6 +391,15 @@ impl App {
 
     pub(crate) fn minutes(&self) -> &Minutes {
         &self.inner.minutes
+    }
+
+    /// The last outages, with what has been felt of them so far.
+    pub(crate) fn outages_now(&self) -> Vec<Outage> {
+        self.inner.outages.list(self.inner.tally.counts())
+    }
+
+    pub(crate) fn outages(&self) -> &Outages {
+        &self.inner.outages
     }
 
     pub(crate) fn tally(&self) -> &Tally {
@@ -487,6 +509,8 @@ impl App {
         for (name, check) in self.health().checks {
             gauge!("steadfast_health", "check" => name).set(check.status.as_number());
         }
+        let fails = f64::from(u8::from(self.inner.felt.fails()));
+        gauge!("steadfast_reads_failing").set(fails);
         let vitals = &self.inner.vitals;
         gauge!("system_cpu_utilization_ratio").set(vitals.cpu_percent() / 100.0);
         gauge!("system_memory_utilization_ratio").set(vitals.memory_percent() / 100.0);

@@ -11,8 +11,8 @@ use steadfast::{
     Backoff, BudgetConfig, Client, ClientBuilder, ConnectionState, RetryPolicy, Stop, Tls,
 };
 use steadfast_cache::{
-    Cache, ClassGuard, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions,
-    SourceError, Ttl, View,
+    Cache, ClassGuard, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, GuardOptions, Ttl,
+    View,
 };
 
 use crate::config::{
@@ -20,7 +20,10 @@ use crate::config::{
 };
 use crate::health::{Check, Status};
 
+mod checks;
 mod credentials;
+
+use checks::FailedStatement;
 
 /// Values are rows that are JSON already, so that a hit is served without decoding.
 pub(crate) type Rows = View<Bytes>;
@@ -48,8 +51,8 @@ pub(crate) struct Backend {
     database_check: RwLock<Check>,
     /// How many loads had succeeded when the database was last asked, and for how long none has while every place was taken.
     stuck: RwLock<(u64, u32)>,
-    /// When a statement last failed for want of the database, and why; nothing once one was answered.
-    statements: RwLock<Option<(tokio::time::Instant, String)>>,
+    /// The statement that last failed for want of the database; nothing once one was answered.
+    statements: RwLock<Option<FailedStatement>>,
     /// What Redis said of itself when it was last asked, and after how many reconnects.
     redis_said: RwLock<Option<(u64, steadfast::Health)>>,
     health_timeout: Duration,
@@ -64,16 +67,8 @@ pub(crate) struct RedisView {
     pub(crate) state: &'static str,
     pub(crate) breaker: &'static str,
     pub(crate) rtt: Option<Duration>,
+    pub(crate) flaps: bool,
 }
-
-/// So many times in a row no load may succeed while every place is taken; it is looked at once a second.
-const STUCK_BEATS: u32 = 3;
-
-/// A failed statement is told of for so long.
-const FAILED_LATELY: Duration = Duration::from_secs(60);
-
-/// The database is given so long for a sign of life.
-const PING_LIMIT: Duration = Duration::from_secs(1);
 
 impl Backend {
     pub(crate) async fn start(config: &Config) -> Result<Self, BackendError> {
@@ -125,6 +120,7 @@ impl Backend {
             state: state_name(status.state),
             breaker: status.breaker,
             rtt: status.rtt_ms.map(|ms| Duration::from_secs_f64(ms / 1e3)),
+            flaps: status.flapping.is_some(),
         }
     }
 
@@ -149,184 +145,6 @@ impl Backend {
         self.cache.status().outbox_lag_ms
     }
 
-    fn outbox_check(&self) -> Check {
-        let status = self.cache.status();
-        let suspended = status.redis.and_then(|redis| redis.suspended);
-        let trouble = status.outbox_trouble;
-        match (suspended, status.outbox_lag_ms) {
-            (Some(why), _) if trouble.is_some() => Check::new(
-                Status::Degraded,
-                format!("Redis is not read: {why}; {}", trouble.unwrap_or_default()),
-            ),
-            (Some(why), _) => Check::new(Status::Degraded, format!("Redis is not read: {why}")),
-            (None, Some(lag)) if lag > self.outbox_lag_max => Check::new(
-                Status::Degraded,
-                format!("the oldest invalidation has waited for {lag} ms to be applied"),
-            ),
-            _ => match trouble {
-                Some(trouble) => Check::new(Status::Degraded, trouble),
-                None => Check::new(Status::Healthy, "every invalidation is applied in time"),
-            },
-        }
-    }
-
-    /// How Redis, the breaker, the database and the outbox are, from what is known.
-    pub(crate) fn checks(&self) -> Vec<(&'static str, Check)> {
-        let status = self.client.status();
-        let since = status.state_for_ms / 1e3;
-        let cause = status.last_error.as_deref().unwrap_or("never connected");
-        let address = &status.address;
-        let redis = match status.state {
-            ConnectionState::Ready => self.in_service(address, status.reconnects),
-            ConnectionState::Connecting => Check::new(
-                // One that was never there is not known to be anywhere.
-                if status.reconnects == 0 && status.server_version.is_none() {
-                    Status::Unhealthy
-                } else {
-                    Status::Degraded
-                },
-                format!("connecting to {address} for {since:.1} s: {cause}"),
-            ),
-            _ => Check::new(
-                Status::Unhealthy,
-                format!(
-                    "{address} is down for {since:.1} s: {cause}; answers come from memory and the database"
-                ),
-            ),
-        };
-        // What a server took before it went away says nothing of it now.
-        let in_service = status.state == ConnectionState::Ready;
-        let rtt = status
-            .rtt_ms
-            .filter(|_| in_service)
-            .map(|ms| Duration::from_secs_f64(ms / 1e3));
-        let breaker = match status.breaker {
-            "closed" => Check::new(Status::Healthy, "closed: calls pass"),
-            "half_open" => Check::new(Status::Degraded, "half-open: a few calls pass, on trial"),
-            _ => Check::new(Status::Degraded, "open: calls to Redis are refused at once"),
-        };
-        vec![
-            ("redis", redis.latency(rtt)),
-            ("breaker", breaker),
-            ("outbox", self.outbox_check()),
-            ("database", self.database_check.read().clone()),
-            ("statements", self.statements_check()),
-        ]
-    }
-
-    /// A connection in service, with what the server said of itself on it.
-    fn in_service(&self, address: &str, reconnects: u64) -> Check {
-        let said = self.redis_said.read();
-        let said = said.as_ref().filter(|(of, _)| *of == reconnects);
-        let Some((_, said)) = said else {
-            return Check::new(Status::Healthy, format!("in service at {address}"));
-        };
-        if !said.healthy {
-            let message = format!("connected to {address}, but a PING fails: {}", said.message);
-            return Check::new(Status::Degraded, message);
-        }
-        let mut message = format!("in service at {address}");
-        if let Some(version) = &said.version {
-            message.push_str(&format!(", version {version}"));
-        }
-        if let Some(clients) = said.clients {
-            message.push_str(&format!(", {clients} clients"));
-        }
-        if let Some(bytes) = said.memory_bytes {
-            message.push_str(&format!(
-                ", {:.1} MiB in use",
-                bytes as f64 / f64::from(1 << 20)
-            ));
-        }
-        Check::new(Status::Healthy, message)
-    }
-
-    /// Asks Redis how it is, within `redis.health_timeout`, and remembers the answer. Not while it is known to be away.
-    pub(crate) async fn ask_redis(&self) {
-        let reconnects = self.client.status().reconnects;
-        if self.client.available().is_some() {
-            let said = self.client.health(self.health_timeout).await;
-            *self.redis_said.write() = Some((reconnects, said));
-        }
-    }
-
-    /// A statement could not be run; what is the caller's fault says nothing of the database.
-    pub(crate) fn statement_failed(&self, error: &SourceError) {
-        if error.is_passing() {
-            *self.statements.write() = Some((tokio::time::Instant::now(), error.to_string()));
-        }
-    }
-
-    /// A statement was run.
-    pub(crate) fn statement_answered(&self) {
-        if self.statements.read().is_some() {
-            *self.statements.write() = None;
-        }
-    }
-
-    /// Queries may be answered while nothing can be written. What failed long ago, and was not tried since, is not known any more.
-    fn statements_check(&self) -> Check {
-        match &*self.statements.read() {
-            Some((at, error)) if at.elapsed() < FAILED_LATELY => Check::new(
-                Status::Degraded,
-                format!(
-                    "the last statement failed {:.0} s ago: {error}",
-                    at.elapsed().as_secs_f64()
-                ),
-            ),
-            _ => Check::new(
-                Status::Healthy,
-                "no statement has failed of late for want of the database",
-            ),
-        }
-    }
-
-    /// A database that answers a sign of life while every place for loads is taken by one that does not end answers no query.
-    fn is_stuck(&self) -> bool {
-        let status = self.cache.status();
-        let mut stuck = self.stuck.write();
-        let done = status.counts.loads - status.counts.loads_failed;
-        let full = status.guard.running >= self.places;
-        *stuck = if full && done == stuck.0 {
-            (done, stuck.1 + 1)
-        } else {
-            (done, 0)
-        };
-        stuck.1 >= STUCK_BEATS
-    }
-
-    /// Asks the database for a sign of life and remembers the answer.
-    pub(crate) async fn ask_database(&self) {
-        let started = tokio::time::Instant::now();
-        let stuck = self.is_stuck();
-        let check = match self.database.ping(PING_LIMIT).await {
-            Ok(()) if stuck => Check::new(
-                Status::Unhealthy,
-                format!(
-                    "{} answers, but every one of the {} places for loads has been taken for {STUCK_BEATS} s by queries that do not end",
-                    self.database.system(),
-                    self.places
-                ),
-            ),
-            Ok(()) => Check::new(
-                Status::Healthy,
-                format!("{} answers", self.database.system()),
-            )
-            .latency(Some(started.elapsed())),
-            Err(error) => {
-                // One late answer is not yet a database that is gone.
-                let again = self.database_check.read().status != Status::Healthy;
-                let status = if again {
-                    Status::Unhealthy
-                } else {
-                    Status::Degraded
-                };
-                Check::new(status, error.to_string())
-            }
-        };
-        *self.database_check.write() = check;
-    }
-
     pub(crate) fn set_gauges(&self) {
         let state = self.client.status();
         for name in ["connecting", "ready", "down", "closed"] {
@@ -338,6 +156,8 @@ impl Backend {
             gauge!("steadfast_breaker_state", "state" => name).set(is);
         }
         gauge!("steadfast_redis_in_flight").set(state.in_flight as f64);
+        let flaps = f64::from(u8::from(state.flapping.is_some()));
+        gauge!("steadfast_redis_flapping").set(flaps);
         counter!("steadfast_redis_attempts_total").absolute(state.attempts);
         counter!("steadfast_redis_reconnects_total").absolute(state.reconnects);
         counter!("steadfast_redis_stuck_resets_total").absolute(state.stuck_resets);

@@ -55,6 +55,18 @@ impl Feed {
         self.push(name, data, false);
     }
 
+    /// Tells and keeps an event that takes the place of others: of those for which `replaced` holds, which are told to nobody any more.
+    pub(crate) fn event_for(
+        &self,
+        name: &str,
+        data: &impl Serialize,
+        replaced: impl Fn(&Json) -> bool,
+    ) {
+        let kept = |frame: &Frame| !frame.json.as_ref().is_some_and(&replaced);
+        self.rings.lock().events.retain(kept);
+        self.event(name, data);
+    }
+
     /// Tells and keeps a snapshot.
     pub(crate) fn tick(&self, data: &impl Serialize) {
         self.push("tick", data, true);
@@ -201,6 +213,18 @@ mod tests {
         }
         assert_eq!(feed.rings.lock().events.len(), EVENTS_KEPT);
         assert_eq!(feed.history(10).len(), 10);
+    }
+
+    #[tokio::test]
+    async fn s5_an_event_that_grows_is_kept_once() {
+        let feed = Feed::new(1);
+        feed.event("service", &"other");
+        for n in 0..500 {
+            feed.event_for("connection", &n, Json::is_number);
+        }
+        assert_eq!(feed.history(10), [Json::from("other"), Json::from(499)]);
+        let text = read(&feed, &mut feed.subscribe(None)).await;
+        assert_eq!(text.matches("event: connection").count(), 1, "{text}");
     }
 
     #[tokio::test]

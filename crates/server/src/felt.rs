@@ -114,6 +114,11 @@ impl Felt {
         })
     }
 
+    /// Whether reads fail.
+    pub(crate) fn fails(&self) -> bool {
+        self.state.lock().failing.is_some()
+    }
+
     /// For health: degraded while reads fail.
     pub(crate) fn check(&self) -> Check {
         let state = self.state.lock();

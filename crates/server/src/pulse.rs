@@ -6,12 +6,16 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use serde::Serialize;
+use serde_json::Value as Json;
+use steadfast::EventKind;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::{App, unix_ms};
 use crate::felt::Change;
+use crate::figures::SAMPLED_EVERY;
 use crate::health::{Phase, Status};
 use crate::minutes::Second;
+use crate::outages::{Of, Outage};
 use crate::tally::{Buckets, Counts};
 use crate::telemetry;
 
@@ -41,6 +45,10 @@ struct Tick {
     outbox_lag_ms: Option<u64>,
     cpu_percent: f64,
     memory_percent: f64,
+    /// The outage that lasts.
+    outage: Option<Outage>,
+    /// Whether the connection to Redis is lost and replaced again and again.
+    flapping: bool,
 }
 
 /// Counts a second and tells it, for ever.
@@ -64,7 +72,7 @@ pub(crate) async fn beat(app: App) {
         let loads_now = app.cache().status().counts.loads;
         let faults_now = app.tally().faults();
         if let Some(change) = app.felt().second(reads.reads(), faults_now - faults) {
-            tell_felt(&app, &change);
+            tell_felt(&app, &change, counts_now);
         }
         faults = faults_now;
         let redis = app.backend().redis();
@@ -99,11 +107,19 @@ pub(crate) async fn beat(app: App) {
             outbox_lag_ms: second.outbox_lag_ms,
             cpu_percent: round(app.vitals().cpu_percent()),
             memory_percent: round(app.vitals().memory_percent()),
+            outage: app.outages().current(counts_now),
+            flapping: redis.flaps,
         });
         (counts, latencies, loads) = (counts_now, latencies_now, loads_now);
         beats += 1;
         if beats.is_multiple_of(5) {
             telemetry::metrics().run_upkeep();
+        }
+        if beats.is_multiple_of(SAMPLED_EVERY.as_secs()) {
+            let programs = app.programs();
+            for (_, figures) in programs.figures().into_iter().flatten() {
+                figures.sample();
+            }
         }
     }
 }
@@ -126,8 +142,14 @@ impl Window {
 }
 
 /// Tells a change that callers feel: to pages and in the log.
-fn tell_felt(app: &App, change: &Change) {
+fn tell_felt(app: &App, change: &Change, counts: Counts) {
     let details = serde_json::to_value(change).unwrap_or_default();
+    let trouble = match change {
+        Change::Began { query, cause, .. } => Some(format!("`{query}`: {cause}")),
+        Change::Ended { .. } => None,
+    };
+    app.outages()
+        .is(Of::Reads, trouble.as_deref(), unix_ms(), counts);
     match change {
         Change::Began {
             query,
@@ -141,26 +163,57 @@ fn tell_felt(app: &App, change: &Change) {
     app.tell(change.event(), details);
 }
 
-/// Hands the connection's events on to the feed, for ever.
+/// Hands the connection's events on to the feed and to the outages, for ever.
 pub(crate) async fn relay(app: App) {
     let mut events = app.client().events();
     // Those from before anyone listened; what follows is told as it comes.
     let mut last = 0;
     for event in app.client().history() {
         last = event.seq;
-        app.feed().event("connection", &event);
+        hand_on(&app, &event);
     }
     while let Some(next) = events.next().await {
         match next {
-            steadfast::EventOrGap::Event(event) if event.seq > last => {
-                app.feed().event("connection", &event);
-            }
+            steadfast::EventOrGap::Event(event) if event.seq > last => hand_on(&app, &event),
             steadfast::EventOrGap::Gap(missed) => {
                 app.tell("missed", serde_json::json!({ "events": missed }));
             }
             _ => {}
         }
     }
+}
+
+fn hand_on(app: &App, event: &steadfast::Event) {
+    app.outages().connection(event, app.tally().counts());
+    match &event.kind {
+        EventKind::Flapping(now) | EventKind::FlappingEnded(now) => {
+            let (connection, since) = (event.connection, now.since_ms);
+            let part = |earlier: &Json| is_part(earlier, connection, since);
+            app.feed().event_for("connection", event, part);
+        }
+        _ if event.folded => {}
+        _ => app.feed().event("connection", event),
+    }
+}
+
+/// Whether an event is told by the flapping of this connection since then.
+fn is_part(event: &Json, connection: usize, since_ms: u64) -> bool {
+    const PARTS: [&str; 10] = [
+        "connected",
+        "connect_failed",
+        "lost",
+        "overdue",
+        "woke",
+        "replaced",
+        "down",
+        "breaker",
+        "fenced",
+        "flapping",
+    ];
+    let at_ms = event["at_ms"].as_u64();
+    event["connection"].as_u64() == Some(connection as u64)
+        && at_ms.is_some_and(|at_ms| at_ms >= since_ms)
+        && PARTS.iter().any(|part| event["event"] == *part)
 }
 
 /// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the connection itself is watched all the time.
@@ -173,6 +226,16 @@ pub(crate) async fn watch_redis(app: App) {
     }
 }
 
+/// Sees whether anything can be written while the last statement has failed, for ever; by itself, since a database that does not write may let it wait.
+pub(crate) async fn watch_writes(app: App) {
+    let mut ticker = interval(Duration::from_secs(1));
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticker.tick().await;
+        app.backend().try_to_write().await;
+    }
+}
+
 /// Asks the database and registered checks how they are, for ever.
 pub(crate) async fn watch(app: App) {
     let mut ticker = interval(Duration::from_secs(1));
@@ -180,7 +243,10 @@ pub(crate) async fn watch(app: App) {
     let mut beats = 0_u64;
     loop {
         ticker.tick().await;
-        app.backend().ask_database().await;
+        let trouble = app.backend().ask_database().await;
+        let counts = app.tally().counts();
+        app.outages()
+            .is(Of::Database, trouble.as_deref(), unix_ms(), counts);
         if beats.is_multiple_of(5) {
             app.registry().refresh().await;
         }

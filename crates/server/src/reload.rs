@@ -38,7 +38,8 @@ impl App {
         in_force.queries = new.queries.clone();
         in_force.statements = new.statements.clone();
         in_force.log.level = new.log.level.clone();
-        self.put_in_force(Programs::compile(new), in_force);
+        let programs = Programs::compile(new, &self.programs());
+        self.put_in_force(programs, in_force);
         let needs_restart = differing(started, new);
         self.tell(
             "reloaded",

@@ -7,6 +7,9 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+/// A read or a statement that takes longer is slow: what the alert `SteadfastReadsSlow` begins at.
+pub(crate) const SLOW: Duration = Duration::from_millis(250);
+
 /// How one read ended, as far as counting goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -24,7 +27,9 @@ pub(crate) struct Tally {
     database: AtomicU64,
     failed: AtomicU64,
     stale: AtomicU64,
+    slow: AtomicU64,
     writes: AtomicU64,
+    writes_failed: AtomicU64,
     /// Failed reads that were not their callers' fault.
     faults: AtomicU64,
     latency: Latency,
@@ -42,6 +47,9 @@ impl Tally {
         if stale {
             self.stale.fetch_add(1, Relaxed);
         }
+        if took > SLOW {
+            self.slow.fetch_add(1, Relaxed);
+        }
         self.latency.record(took);
     }
 
@@ -58,6 +66,11 @@ impl Tally {
         self.writes.fetch_add(1, Relaxed);
     }
 
+    /// A statement could not be run, by no fault of its caller.
+    pub(crate) fn write_failed(&self) {
+        self.writes_failed.fetch_add(1, Relaxed);
+    }
+
     pub(crate) fn counts(&self) -> Counts {
         Counts {
             memory: self.memory.load(Relaxed),
@@ -65,7 +78,9 @@ impl Tally {
             database: self.database.load(Relaxed),
             failed: self.failed.load(Relaxed),
             stale: self.stale.load(Relaxed),
+            slow: self.slow.load(Relaxed),
             writes: self.writes.load(Relaxed),
+            writes_failed: self.writes_failed.load(Relaxed),
         }
     }
 
@@ -82,7 +97,9 @@ pub(crate) struct Counts {
     pub(crate) database: u64,
     pub(crate) failed: u64,
     pub(crate) stale: u64,
+    pub(crate) slow: u64,
     pub(crate) writes: u64,
+    pub(crate) writes_failed: u64,
 }
 
 impl Counts {
@@ -93,7 +110,9 @@ impl Counts {
             database: self.database - earlier.database,
             failed: self.failed - earlier.failed,
             stale: self.stale - earlier.stale,
+            slow: self.slow - earlier.slow,
             writes: self.writes - earlier.writes,
+            writes_failed: self.writes_failed - earlier.writes_failed,
         }
     }
 
@@ -154,7 +173,7 @@ const PER_DOUBLING: u32 = 8;
 const BUCKETS: usize = 33 * PER_DOUBLING as usize;
 
 #[derive(Debug)]
-struct Latency {
+pub(crate) struct Latency {
     buckets: Box<[AtomicU64]>,
 }
 
@@ -167,11 +186,11 @@ impl Default for Latency {
 }
 
 impl Latency {
-    fn record(&self, took: Duration) {
+    pub(crate) fn record(&self, took: Duration) {
         self.buckets[bucket(took)].fetch_add(1, Relaxed);
     }
 
-    fn read(&self) -> Buckets {
+    pub(crate) fn read(&self) -> Buckets {
         Buckets(
             self.buckets
                 .iter()

@@ -186,6 +186,14 @@ fn describe() {
         "Health by check: 1 healthy, 0.5 degraded, 0 unhealthy"
     );
     describe_gauge!(
+        "steadfast_reads_failing",
+        "1 while reads fail by no fault of their callers"
+    );
+    describe_gauge!(
+        "steadfast_redis_flapping",
+        "1 while the connection to Redis is lost and replaced again and again"
+    );
+    describe_gauge!(
         "steadfast_redis_state",
         "1 for the state that the connection to Redis is in"
     );

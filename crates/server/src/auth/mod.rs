@@ -12,7 +12,7 @@ use metrics::counter;
 
 use crate::app::{App, unix_ms};
 use crate::config::AuthConfig;
-use crate::http::route::Route;
+use crate::http::route::{Route, path_asked_for};
 use crate::problem::{Problem, ProblemKind};
 use crate::serve::Peer;
 
@@ -139,7 +139,7 @@ pub(crate) async fn admit(app: &App, request: &mut Request) -> Result<Option<Pas
     let mut passed = Passed {
         auth: Arc::clone(auth),
         method: request.method().clone(),
-        path: request.uri().path().to_owned(),
+        path: path_asked_for(request).to_owned(),
         peer: request.extensions().get::<Peer>().map(|peer| peer.0),
         caller: None,
         audited: false,

@@ -1,26 +1,24 @@
 //! What the framework says of a path or a query string that it cannot read is plain text; here every refusal is a problem
 //! that a program can read.
 
-use axum::extract::{FromRequestParts, Path, Query};
+use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use crate::problem::{Problem, ProblemKind};
 
-/// The one part of the path that a route leaves open.
+/// The one part of the path that a route leaves open. A program that has nested the router may leave parts of its own open: they come before.
 pub(super) struct Named(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        match Path::<String>::from_request_parts(parts, state).await {
-            Ok(Path(name)) => Ok(Self(name)),
-            Err(_) => Err(Problem::new(
-                ProblemKind::Plain,
-                "the path is not valid UTF-8",
-            )),
-        }
+        let not_text = |_| Problem::new(ProblemKind::Plain, "the path is not valid UTF-8");
+        let params = RawPathParams::from_request_parts(parts, state).await;
+        let params = params.map_err(not_text)?;
+        let last = params.iter().last().map(|(_, value)| value.to_owned());
+        Ok(Self(last.unwrap_or_default()))
     }
 }
 

@@ -16,7 +16,7 @@ use tracing::Instrument;
 
 use crate::app::App;
 use crate::auth;
-use crate::http::route::Route;
+use crate::http::route::{Route, path_asked_for};
 use crate::problem::{Problem, ProblemKind};
 use crate::query::waiting::within;
 use crate::serve::{Counted, Spare};
@@ -210,7 +210,7 @@ async fn counted(app: &App, request: Request, next: Next) -> Response {
 
 /// Answers for a handler that panics: it ends its own request, and the caller learns of it.
 async fn unharmed(request: Request, next: Next) -> Response {
-    let path = request.uri().path().to_owned();
+    let path = path_asked_for(&request).to_owned();
     match AssertUnwindSafe(next.run(request)).catch_unwind().await {
         Ok(response) => response,
         Err(panic) => {

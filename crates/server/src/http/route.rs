@@ -1,7 +1,7 @@
 //! Routes as this crate writes them, wherever a program with a router of its own has nested them. Rules and limits name routes, so
 //! they hold for an embedded service only if its prefix is left out.
 
-use axum::extract::{MatchedPath, NestedPath, Request};
+use axum::extract::{MatchedPath, NestedPath, OriginalUri, Request};
 
 /// The route that a request has matched, without the path below which the router is nested.
 #[derive(Debug, Clone)]
@@ -27,6 +27,14 @@ impl Route {
             route => route,
         }
     }
+}
+
+/// Returns the path of a request as its caller wrote it, also where the router is nested below a part of it.
+pub(crate) fn path_asked_for(request: &Request) -> &str {
+    let original = request.extensions().get::<OriginalUri>();
+    original
+        .map_or(request.uri(), |original| &original.0)
+        .path()
 }
 
 /// Returns how many bytes of the matched path are the nest's; nought if it does not begin with whole segments of the nest.

@@ -28,7 +28,8 @@ pub(super) struct Depth {
     limit: Option<usize>,
 }
 
-/// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`.
+/// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`; and the outages, oldest
+/// first.
 pub(super) async fn history(
     State(app): State<App>,
     Asked(depth): Asked<Depth>,
@@ -39,7 +40,7 @@ pub(super) async fn history(
         return Err(Problem::new(ProblemKind::BadParameter, detail).parameter("limit".to_owned()));
     }
     Ok(Json(
-        serde_json::json!({ "events": app.feed().history(limit) }),
+        serde_json::json!({ "events": app.feed().history(limit), "outages": app.outages_now() }),
     ))
 }
 

@@ -1,12 +1,14 @@
 //! Counters of one query or statement, looked up once: a name and three labels take longer to find than a hit in memory
 //! takes to answer. They exist from the start, so that a first error is a rise from nought and not a series from nowhere.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use metrics::{Counter, Histogram, counter, histogram};
 use steadfast_cache::Source;
 
 use super::waiting::Unanswered;
+use crate::figures::Figures;
 use crate::problem::ProblemKind;
 use crate::telemetry;
 
@@ -29,12 +31,13 @@ pub(super) struct ReadMeters {
     errors: [Meter; KINDS.len()],
     /// Callers that went away before they were answered.
     abandoned: Meter,
+    pub(super) figures: Arc<Figures>,
     /// Times the questions to the database.
     pub(super) asked: SqlMeter,
 }
 
 impl ReadMeters {
-    pub(super) fn new(query: &str, system: &'static str) -> Self {
+    pub(super) fn new(query: &str, system: &'static str, figures: Option<Arc<Figures>>) -> Self {
         let answers = ["memory", "redis", "database"].map(|source| {
             ["false", "true"].map(|stale| {
                 Meter(counter!(
@@ -56,11 +59,13 @@ impl ReadMeters {
             answers,
             errors: KINDS.map(|kind| error(kind.name())),
             abandoned: error("abandoned"),
+            figures: figures.unwrap_or_else(|| Arc::new(Figures::of_query())),
             asked: SqlMeter::new(system, "SELECT"),
         }
     }
 
-    pub(super) fn answered(&self, source: Source, stale: bool) {
+    pub(super) fn answered(&self, source: Source, stale: bool, took: Duration) {
+        self.figures.answered(source, stale, took);
         let row = match source {
             Source::Memory => 0,
             Source::Redis => 1,
@@ -69,16 +74,17 @@ impl ReadMeters {
         self.answers[row][usize::from(stale)].0.increment(1);
     }
 
-    pub(super) fn failed(&self, kind: ProblemKind) {
+    pub(super) fn failed(&self, kind: ProblemKind, took: Duration) {
+        self.figures.failed(took);
         count_error(&self.errors, kind);
     }
 
-    pub(super) fn unanswered(&self, why: Unanswered) {
-        match why {
-            Unanswered::Abandoned => self.abandoned.0.increment(1),
-            Unanswered::Late => self.failed(ProblemKind::Timeout),
-            Unanswered::Panicked => self.failed(ProblemKind::Internal),
+    pub(super) fn unanswered(&self, why: Unanswered, took: Duration) {
+        if let Some(kind) = why.problem() {
+            return self.failed(kind, took);
         }
+        self.figures.failed(took);
+        self.abandoned.0.increment(1);
     }
 }
 
@@ -90,11 +96,17 @@ pub(super) struct WriteMeters {
     errors: [Meter; KINDS.len()],
     /// Callers that went away before they were answered.
     abandoned: Meter,
+    pub(super) figures: Arc<Figures>,
     pub(super) asked: SqlMeter,
 }
 
 impl WriteMeters {
-    pub(super) fn new(statement: &str, system: &'static str, verb: &str) -> Self {
+    pub(super) fn new(
+        statement: &str,
+        system: &'static str,
+        verb: &str,
+        figures: Option<Arc<Figures>>,
+    ) -> Self {
         let meter = |outcome: &'static str| {
             Meter(counter!(
                 "steadfast_writes_total",
@@ -109,25 +121,28 @@ impl WriteMeters {
             replayed: meter("replayed"),
             errors: KINDS.map(|kind| meter(kind.name())),
             abandoned: meter("abandoned"),
+            figures: figures.unwrap_or_else(|| Arc::new(Figures::of_statement())),
             asked: SqlMeter::new(system, operation.unwrap_or("OTHER")),
         }
     }
 
-    pub(super) fn done(&self, replayed: bool) {
+    pub(super) fn done(&self, replayed: bool, took: Duration) {
+        self.figures.done(replayed, took);
         let meter = if replayed { &self.replayed } else { &self.ok };
         meter.0.increment(1);
     }
 
-    pub(super) fn failed(&self, kind: ProblemKind) {
+    pub(super) fn failed(&self, kind: ProblemKind, took: Duration) {
+        self.figures.failed(took);
         count_error(&self.errors, kind);
     }
 
-    pub(super) fn unanswered(&self, why: Unanswered) {
-        match why {
-            Unanswered::Abandoned => self.abandoned.0.increment(1),
-            Unanswered::Late => self.failed(ProblemKind::Timeout),
-            Unanswered::Panicked => self.failed(ProblemKind::Internal),
+    pub(super) fn unanswered(&self, why: Unanswered, took: Duration) {
+        if let Some(kind) = why.problem() {
+            return self.failed(kind, took);
         }
+        self.figures.failed(took);
+        self.abandoned.0.increment(1);
     }
 }
 

@@ -11,6 +11,7 @@ use steadfast_cache::{Param, ParamType};
 use crate::backend::Rows;
 use crate::complaint::Complaints;
 use crate::config::{Config, Dialect, ParamConfig, ParamKind, QueryConfig, StatementConfig};
+use crate::figures::Figures;
 
 mod blame;
 mod meters;
@@ -71,17 +72,17 @@ pub(crate) struct Statement {
 }
 
 impl Programs {
-    /// What a checked configuration describes. What it could not have passed with is left out.
-    pub(crate) fn compile(config: &Config) -> Self {
+    /// What a checked configuration describes. What it could not have passed with is left out. What was counted `before` goes on, by name.
+    pub(crate) fn compile(config: &Config, before: &Self) -> Self {
         let dialect = config.database.dialect();
         let queries = config.queries.iter().filter_map(|(name, query)| {
             Some((
                 name.clone(),
-                Arc::new(Query::compile(name, query, dialect)?),
+                Arc::new(Query::compile(name, query, dialect, before)?),
             ))
         });
         let statements = config.statements.iter().filter_map(|(name, statement)| {
-            let statement = Statement::compile(name, statement, dialect)?;
+            let statement = Statement::compile(name, statement, dialect, before)?;
             Some((name.clone(), Arc::new(statement)))
         });
         Self {
@@ -106,6 +107,20 @@ impl Programs {
         self.statements.values().map(Arc::as_ref)
     }
 
+    /// The counts and latencies of each query, and of each statement.
+    pub(crate) fn figures(&self) -> [Vec<(&str, &Figures)>; 2] {
+        let queries = self.query_names().into_iter();
+        let statements = self.statement_names().into_iter();
+        [
+            queries
+                .filter_map(|name| Some((name, &*self.query(name)?.meters.figures)))
+                .collect(),
+            statements
+                .filter_map(|name| Some((name, &*self.statement(name)?.meters.figures)))
+                .collect(),
+        ]
+    }
+
     pub(crate) fn query_names(&self) -> Vec<&str> {
         sorted(self.queries.keys())
     }
@@ -116,7 +131,13 @@ impl Programs {
 }
 
 impl Query {
-    fn compile(name: &str, config: &QueryConfig, dialect: Dialect) -> Option<Self> {
+    fn compile(
+        name: &str,
+        config: &QueryConfig,
+        dialect: Dialect,
+        before: &Programs,
+    ) -> Option<Self> {
+        let counted = before.query(name).map(|query| &query.meters.figures);
         let sql = Sql::parse(&config.sql, dialect).ok()?;
         Some(Self {
             version: version(&sql, config, dialect),
@@ -129,21 +150,27 @@ impl Query {
             key: Template::parse(&config.key).ok()?,
             tags: templates(&config.tags)?,
             max_rows: config.max_rows,
-            meters: ReadMeters::new(name, dialect.name()),
+            meters: ReadMeters::new(name, dialect.name(), counted.cloned()),
             complaints: Complaints::default(),
         })
     }
 }
 
 impl Statement {
-    fn compile(name: &str, config: &StatementConfig, dialect: Dialect) -> Option<Self> {
+    fn compile(
+        name: &str,
+        config: &StatementConfig,
+        dialect: Dialect,
+        before: &Programs,
+    ) -> Option<Self> {
+        let counted = before.statement(name).map(|one| &one.meters.figures);
         let sql = Sql::parse(&config.sql, dialect).ok()?;
         Some(Self {
             name: name.to_owned(),
             description: config.description.clone(),
             params: config.params.clone(),
             returns: sql.returns(),
-            meters: WriteMeters::new(name, dialect.name(), &sql.verb),
+            meters: WriteMeters::new(name, dialect.name(), &sql.verb, counted.cloned()),
             complaints: Complaints::default(),
             sql,
             keys: templates(&config.invalidates.keys)?,

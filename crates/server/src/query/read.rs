@@ -43,7 +43,11 @@ impl Query {
     pub(crate) async fn read(self: &Arc<Self>, app: &App, values: Values) -> Result<Read, Problem> {
         let waiting = Waiting::new(|why, took| {
             app.tally().read(Outcome::Failed, false, took);
-            self.meters.unanswered(why);
+            if why.problem().is_some() {
+                app.tally().fault();
+                app.felt().failed(&self.name, why.cause());
+            }
+            self.meters.unanswered(why, took);
         });
         let key = self.key.render(&values);
         let tags = rendered(&self.tags, &values);
@@ -74,7 +78,8 @@ impl Query {
             Ok(answer) => {
                 app.tally()
                     .read(outcome(answer.source), answer.stale.is_some(), took);
-                self.meters.answered(answer.source, answer.stale.is_some());
+                self.meters
+                    .answered(answer.source, answer.stale.is_some(), took);
                 telemetry::answered(answer.source.as_str(), answer.stale.is_some());
                 Ok(Read {
                     rows: answer.value.unwrap_or(Bytes::from_static(NO_ROWS)),
@@ -91,7 +96,7 @@ impl Query {
                     app.tally().fault();
                     app.felt().failed(&self.name, problem.detail());
                 }
-                self.meters.failed(problem.kind());
+                self.meters.failed(problem.kind(), took);
                 Err(problem)
             }
         }

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use tokio::time::error::Elapsed;
 
 use crate::app::now;
+use crate::problem::ProblemKind;
 
 tokio::task_local! {
     /// When the time of the request is over.
@@ -27,6 +28,26 @@ pub(super) enum Unanswered {
     Late,
     /// What was done for it panicked.
     Panicked,
+}
+
+impl Unanswered {
+    /// The problem of the service that it is; none where the caller went away as it liked.
+    pub(super) fn problem(self) -> Option<ProblemKind> {
+        match self {
+            Self::Abandoned => None,
+            Self::Late => Some(ProblemKind::Timeout),
+            Self::Panicked => Some(ProblemKind::Internal),
+        }
+    }
+
+    /// In words, for who looks after the service.
+    pub(super) fn cause(self) -> &'static str {
+        match self {
+            Self::Abandoned => "the caller went away",
+            Self::Late => "no answer within `limits.request_timeout`",
+            Self::Panicked => "what was done for it panicked; the log says where",
+        }
+    }
 }
 
 /// A caller that waits; dropped before it is [`over`](Self::over), it tells why and after how long.

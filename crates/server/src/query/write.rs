@@ -65,17 +65,27 @@ impl Statement {
         values: &Values,
         once: Option<&Once>,
     ) -> Result<Answer, Problem> {
-        let waiting = Waiting::new(|why, _| self.meters.unanswered(why));
+        let waiting = Waiting::new(|why, took| {
+            if why.problem().is_some() {
+                app.tally().write_failed();
+            }
+            self.meters.unanswered(why, took);
+        });
         let result = self.commit(app, values, once).await;
-        waiting.over();
+        let took = waiting.over();
         match &result {
             Ok(answer) => {
-                self.meters.done(answer.replayed);
+                self.meters.done(answer.replayed, took);
                 if !answer.replayed {
                     app.tally().write();
                 }
             }
-            Err(problem) => self.meters.failed(problem.kind()),
+            Err(problem) => {
+                if problem.is_ours() {
+                    app.tally().write_failed();
+                }
+                self.meters.failed(problem.kind(), took);
+            }
         }
         result
     }

@@ -1,8 +1,10 @@
 use std::sync::Arc;
+use std::time::Duration;
 
+use serde_json::Value as Json;
 use steadfast_server::health::{Check, Status};
 
-use crate::harness::{Service, redis};
+use crate::harness::{PATIENCE, Service, redis};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s3_health_tells_each_part_and_ready_holds_without_redis() {
@@ -183,4 +185,98 @@ async fn s3_reads_that_fail_are_told_by_health_and_history_though_redis_and_data
     );
     let history = service.get("/v1/history").await.text();
     assert!(history.contains("reads_failing"), "{history}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_a_connection_that_flaps_is_a_state_and_one_entry_that_grows() {
+    let redis = redis().await;
+    let service = Service::with(&[("redis.url", &redis.url())]).await;
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    let lose = async |times: u64| {
+        let client = service.app.client();
+        for _ in 0..times {
+            let before = client.status().reconnects;
+            let back = async {
+                while client.status().reconnects == before {
+                    let _ = redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(PATIENCE, back).await.unwrap();
+        }
+    };
+    let known = async |part: &str| {
+        let history = service.get("/v1/history").await.json();
+        let events = history["events"].as_array().unwrap().clone();
+        events.iter().filter(|event| event["event"] == part).count()
+    };
+    lose(10).await;
+    assert_eq!(service.app.status()["redis"]["flapping"], Json::Null);
+    lose(1).await;
+    let health = service
+        .health_when(|health| {
+            let message = health["checks"]["redis"]["message"].as_str().unwrap();
+            message.contains("flapping: reconnected 11 times since ")
+        })
+        .await;
+    assert_eq!(health["checks"]["redis"]["status"], "degraded");
+    assert_eq!(health["status"], "degraded");
+    let metrics = service.get("/metrics").await.text();
+    assert!(metrics.contains("\nsteadfast_redis_flapping 1\n"));
+    lose(20).await;
+    let told = async {
+        // Within a second of it, so that a page hears of it too.
+        while known("flapping").await == 0
+            || service.app.status()["outages"][0]["times"].as_u64() < Some(31)
+        {
+            lose(1).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    let counts = (
+        known("flapping").await,
+        known("lost").await,
+        known("connected").await,
+    );
+    assert_eq!(
+        counts,
+        (1, 0, 1),
+        "{}",
+        service.get("/v1/history").await.text()
+    );
+    let status = service.app.status();
+    let outages = status["outages"].as_array().unwrap();
+    assert_eq!(
+        (outages.len(), &outages[0]["flapping"]),
+        (1, &true.into()),
+        "{outages:?}"
+    );
+    assert!(status["redis"]["flapping"]["reconnects"].as_u64() >= Some(31));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_a_frozen_redis_that_wakes_ends_its_outage() {
+    let redis = redis().await;
+    let service = Service::with(&[("redis.url", &redis.url())]).await;
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    redis.freeze().unwrap();
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "unhealthy")
+        .await;
+    let lasting = service.app.status()["outages"][0].clone();
+    assert_eq!(lasting["ended_ms"], Json::Null, "{lasting}");
+    redis.resume().unwrap();
+    service
+        .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
+        .await;
+    let over = async {
+        while service.app.status()["outages"][0]["ended_ms"].is_null() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, over).await.unwrap();
 }

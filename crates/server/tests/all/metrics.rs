@@ -25,6 +25,9 @@ async fn s4_metrics_have_the_names_of_a_database_client() {
         "http_server_request_duration_seconds_bucket{http_request_method=\"GET\",http_route=\"/v1/queries/{name}\",http_response_status_code=\"200\",le=\"0.001\"}",
         "http_response_status_code=\"400\"",
         "steadfast_ready 1",
+        "cache_epochs_total 0",
+        "steadfast_reads_failing 0",
+        "steadfast_redis_flapping 0",
         "steadfast_redis_state{state=\"ready\"} 1",
         "steadfast_breaker_state{state=\"closed\"} 1",
         "process_memory_usage_bytes",
@@ -217,6 +220,11 @@ async fn s4_a_counter_begins_at_nought_so_that_its_first_event_is_a_rise() {
         "steadfast_auth_refused_total{reason=\"unknown_key\"} 0",
         "steadfast_rate_limited_total{limit=\"each\"} 0",
         "steadfast_rate_limit_uncounted_total{limit=\"each\"} 0",
+        "steadfast_client_connection_events_total{event=\"stuck_reset\"} 0",
+        "steadfast_client_connection_events_total{event=\"flapping\"} 0",
+        "steadfast_client_errors_total{kind=\"lost\",certainty=\"unknown\"} 0",
+        "steadfast_client_errors_total{kind=\"overloaded\",certainty=\"not_sent\"} 0",
+        "steadfast_client_retries_total 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }

@@ -58,3 +58,57 @@ async fn s6_rules_and_limits_hold_for_a_service_nested_in_another_router() {
         assert_eq!(history, [200, 429], "{nest}: a limit by route");
     }
 }
+
+#[tokio::test]
+async fn s6_below_a_path_with_a_parameter_names_are_found_and_the_audit_log_has_the_whole_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let users = "[queries.answer]\nsql = \"SELECT 42 AS answer\"\nkey = \"answer\"\n";
+    let sources = Sources::new()
+        .text("test", &format!("{SAMPLE}\n{AUTH}\n{users}"))
+        .flag("test", "auth.audit", file("audit.jsonl"))
+        .flag("test", "redis.url", "redis://127.0.0.1:1")
+        .flag("test", "database.url", format!("sqlite://{}", file("t.db")));
+    let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
+    let pages = Router::new().nest("/tenants/{tenant}", router(app.clone()));
+    let service = embedded(app, pages).await;
+    let operator = token(&service.app, Role::Operator, "grace");
+    let get = async |path: &str| {
+        let path = format!("/tenants/acme{path}");
+        service
+            .get_with(&path, &[("authorization", &operator)])
+            .await
+    };
+    let answer = get("/v1/queries/answer").await;
+    assert_eq!(answer.status, 200, "{}", answer.text());
+    let unknown = get("/v1/queries/acme").await;
+    assert!(
+        unknown.text().contains("no query `acme`"),
+        "{}",
+        unknown.text()
+    );
+    assert_eq!(get("/docs/index.js").await.status, 404);
+    let request = hyper::Request::post(service.url("/tenants/acme/v1/statements/none"))
+        .header("authorization", &operator)
+        .header("content-type", "application/json")
+        .body(http_body_util::Full::from("{}"))
+        .unwrap();
+    service.send(request).await;
+    let audit = folder.path().join("audit.jsonl");
+    let written = async {
+        loop {
+            let text = std::fs::read_to_string(&audit).unwrap_or_default();
+            if !text.is_empty() {
+                return text;
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+        }
+    };
+    let text = tokio::time::timeout(crate::harness::PATIENCE, written)
+        .await
+        .unwrap();
+    assert!(
+        text.contains("\"/tenants/acme/v1/statements/none\""),
+        "{text}"
+    );
+}

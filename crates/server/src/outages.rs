@@ -1,0 +1,447 @@
+//! An outage is one thing, with a beginning, an end and a cause, and with what callers felt of it. Told event by event it must be put together by each
+//! reader, and one that ended without a new connection would never end. So it is put together here. Pure: events, dates and counts go in.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use steadfast::EventKind;
+
+use crate::tally::Counts;
+
+/// Outages kept.
+const KEPT: usize = 50;
+
+/// One outage.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Outage {
+    of: Of,
+    began_ms: u64,
+    /// Absent while it lasts.
+    ended_ms: Option<u64>,
+    ended_by: Option<End>,
+    /// Why the last attempt failed, or else why it began.
+    cause: String,
+    /// For how long Redis had been silent when it was noticed; absent where the end of a connection told at once.
+    detection_ms: Option<f64>,
+    /// Attempts to connect that failed.
+    attempts: u64,
+    /// Whether these are the many outages of a connection that flaps, told as one.
+    flapping: bool,
+    /// How often the connection was lost.
+    times: u64,
+    /// Calls to Redis that were refused at once.
+    refused: u64,
+    /// Requests to Redis whose outcome is unknown.
+    unknown: u64,
+    #[serde(flatten)]
+    within: Felt,
+    /// What was counted when it began, or began again; absent once it is over.
+    #[serde(skip)]
+    since: Option<Counts>,
+}
+
+/// What is away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Of {
+    Redis,
+    Database,
+    /// Redis and database answer, and callers get nothing.
+    Reads,
+}
+
+/// How it ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum End {
+    /// By a new connection.
+    Reconnected,
+    /// What had not answered did so again.
+    Recovered,
+}
+
+/// What callers felt while it lasted.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+struct Felt {
+    calls: u64,
+    failed: u64,
+    stale: u64,
+    slow: u64,
+    writes: u64,
+    writes_failed: u64,
+}
+
+/// The outages of late.
+#[derive(Debug, Default)]
+pub(crate) struct Outages {
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    kept: VecDeque<Outage>,
+    /// Which of the client's connections are out of service.
+    away: BTreeSet<usize>,
+    /// Whether a connection flaps: then it is the same outage that goes on.
+    flaps: bool,
+}
+
+impl Outages {
+    /// Something happened to a connection, when so much had been counted.
+    pub(crate) fn connection(&self, event: &steadfast::Event, counts: Counts) {
+        let mut state = self.state.lock();
+        let (at_ms, connection) = (event.at_ms, event.connection);
+        match &event.kind {
+            EventKind::Lost { cause, unknown, .. } => {
+                let outage = state.lost(connection, at_ms, cause, counts);
+                outage.unknown += *unknown as u64;
+            }
+            EventKind::ConnectFailed { cause, .. } => {
+                let outage = state.lost(connection, at_ms, cause, counts);
+                outage.attempts += 1;
+                cause.as_ref().clone_into(&mut outage.cause);
+            }
+            EventKind::Overdue { quiet_ms } => {
+                let cause = "Redis stopped answering";
+                let outage = state.lost(connection, at_ms, cause, counts);
+                outage.detection_ms.get_or_insert(*quiet_ms);
+            }
+            EventKind::Connected { refused, .. } => {
+                state.back(connection, at_ms, End::Reconnected, (*refused, 0), counts);
+            }
+            EventKind::Woke {
+                refused, unknown, ..
+            } => {
+                let told = (*refused, *unknown as u64);
+                state.back(connection, at_ms, End::Recovered, told, counts);
+            }
+            EventKind::Flapping(told) => {
+                state.flap_since(told.since_ms, told.reconnects, &told.cause);
+            }
+            EventKind::FlappingEnded(_) => state.flaps = false,
+            _ => {}
+        }
+    }
+
+    /// How the database or the reads are; told as often as one likes.
+    pub(crate) fn is(&self, of: Of, trouble: Option<&str>, at_ms: u64, counts: Counts) {
+        let mut state = self.state.lock();
+        match (state.open(of), trouble) {
+            (None, Some(cause)) => {
+                state.begin(of, at_ms, cause, counts);
+            }
+            (Some(outage), None) => outage.end(at_ms, End::Recovered, counts),
+            _ => {}
+        }
+    }
+
+    /// The last outages, oldest first.
+    pub(crate) fn list(&self, counts: Counts) -> Vec<Outage> {
+        let state = self.state.lock();
+        state
+            .kept
+            .iter()
+            .map(|outage| outage.until(counts))
+            .collect()
+    }
+
+    /// The one that began first of those that last.
+    pub(crate) fn current(&self, counts: Counts) -> Option<Outage> {
+        let state = self.state.lock();
+        let mut kept = state.kept.iter();
+        kept.find(|outage| outage.ended_ms.is_none())
+            .map(|outage| outage.until(counts))
+    }
+}
+
+impl State {
+    fn open(&mut self, of: Of) -> Option<&mut Outage> {
+        let mut kept = self.kept.iter_mut().rev();
+        kept.find(|outage| outage.of == of && outage.ended_ms.is_none())
+    }
+
+    /// A connection is out of service: the outage that this belongs to.
+    fn lost(&mut self, connection: usize, at_ms: u64, cause: &str, counts: Counts) -> &mut Outage {
+        self.away.insert(connection);
+        let last = self.kept.iter().rposition(|outage| outage.of == Of::Redis);
+        let Some(index) = last else {
+            return self.begin(Of::Redis, at_ms, cause, counts);
+        };
+        let outage = &mut self.kept[index];
+        if outage.ended_ms.is_some() {
+            if !(self.flaps && outage.flapping) {
+                return self.begin(Of::Redis, at_ms, cause, counts);
+            }
+            outage.begin_again(cause, counts);
+        }
+        &mut self.kept[index]
+    }
+
+    fn begin(&mut self, of: Of, at_ms: u64, cause: &str, counts: Counts) -> &mut Outage {
+        if self.kept.len() == KEPT {
+            self.kept.pop_front();
+        }
+        self.kept.push_back(Outage {
+            of,
+            began_ms: at_ms,
+            ended_ms: None,
+            ended_by: None,
+            cause: cause.to_owned(),
+            detection_ms: None,
+            attempts: 0,
+            flapping: false,
+            times: 1,
+            refused: 0,
+            unknown: 0,
+            within: Felt::default(),
+            since: Some(counts),
+        });
+        let newest = self.kept.len() - 1;
+        &mut self.kept[newest]
+    }
+
+    /// A connection is in service, after so many calls that were refused or whose outcome is unknown. The outage is over with the last of them.
+    fn back(&mut self, connection: usize, at_ms: u64, by: End, told: (u64, u64), counts: Counts) {
+        self.away.remove(&connection);
+        let others = !self.away.is_empty();
+        if let Some(outage) = self.open(Of::Redis) {
+            outage.refused += told.0;
+            outage.unknown += told.1;
+            if !others {
+                outage.end(at_ms, by, counts);
+            }
+        }
+    }
+
+    /// A connection flaps: its outages since then are one.
+    fn flap_since(&mut self, since_ms: u64, times: u64, cause: &str) {
+        self.flaps = true;
+        let mut of_it = Vec::new();
+        self.kept.retain(|outage| {
+            let part = outage.of == Of::Redis && outage.began_ms >= since_ms;
+            if part {
+                of_it.push(outage.clone());
+            }
+            !part
+        });
+        let Some(mut all) = of_it.into_iter().reduce(Outage::and) else {
+            return;
+        };
+        all.flapping = true;
+        all.times = times;
+        cause.clone_into(&mut all.cause);
+        self.kept.push_back(all);
+    }
+}
+
+impl Outage {
+    fn begin_again(&mut self, cause: &str, counts: Counts) {
+        self.ended_ms = None;
+        self.ended_by = None;
+        self.times += 1;
+        cause.clone_into(&mut self.cause);
+        self.since = Some(counts);
+    }
+
+    fn end(&mut self, at_ms: u64, by: End, counts: Counts) {
+        *self = self.until(counts);
+        self.since = None;
+        self.ended_ms = Some(at_ms);
+        self.ended_by = Some(by);
+    }
+
+    /// As it is when so much has been counted.
+    fn until(&self, counts: Counts) -> Self {
+        let mut outage = self.clone();
+        if let Some(since) = self.since {
+            outage.within.add(counts.since(since));
+            outage.since = Some(counts);
+        }
+        outage
+    }
+
+    fn and(mut self, later: Self) -> Self {
+        self.ended_ms = later.ended_ms;
+        self.ended_by = later.ended_by;
+        self.attempts += later.attempts;
+        self.times += later.times;
+        self.refused += later.refused;
+        self.unknown += later.unknown;
+        self.within.join(later.within);
+        self.since = later.since;
+        self
+    }
+}
+
+impl Felt {
+    fn add(&mut self, counts: Counts) {
+        self.join(Self {
+            calls: counts.reads(),
+            failed: counts.failed,
+            stale: counts.stale,
+            slow: counts.slow,
+            writes: counts.writes,
+            writes_failed: counts.writes_failed,
+        });
+    }
+
+    fn join(&mut self, other: Self) {
+        self.calls += other.calls;
+        self.failed += other.failed;
+        self.stale += other.stale;
+        self.slow += other.slow;
+        self.writes += other.writes;
+        self.writes_failed += other.writes_failed;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value as Json, json};
+    use steadfast::Event;
+
+    use super::*;
+
+    fn happens(outages: &Outages, at_ms: u64, kind: EventKind, counts: Counts) {
+        let event = Event {
+            seq: at_ms,
+            at_ms,
+            connection: 0,
+            folded: false,
+            kind,
+        };
+        outages.connection(&event, counts);
+    }
+
+    fn lost() -> EventKind {
+        EventKind::Lost {
+            cause: "reset".into(),
+            unknown: 1,
+            not_sent: 0,
+        }
+    }
+
+    fn connected() -> EventKind {
+        EventKind::Connected {
+            address: String::new(),
+            version: String::new(),
+            attempt: 1,
+            outage_ms: None,
+            took_ms: 1.0,
+            refused: 2,
+        }
+    }
+
+    fn counts(database: u64, failed: u64, stale: u64) -> Counts {
+        Counts {
+            database,
+            failed,
+            stale,
+            ..Counts::default()
+        }
+    }
+
+    fn list(outages: &Outages, counts: Counts) -> Json {
+        serde_json::to_value(outages.list(counts)).unwrap()
+    }
+
+    #[test]
+    fn s5_an_outage_begins_and_ends_once_and_holds_what_callers_felt() {
+        let outages = Outages::default();
+        happens(&outages, 100, lost(), counts(10, 0, 0));
+        for attempt in 1..=3 {
+            let failed = EventKind::ConnectFailed {
+                attempt,
+                cause: "refused".into(),
+                retry_in_ms: 1.0,
+            };
+            happens(&outages, 100, failed, counts(11, 0, 0));
+        }
+        let lasting = &list(&outages, counts(14, 1, 2))[0];
+        assert_eq!(lasting["ended_ms"], Json::Null);
+        assert_eq!(lasting["failed"], 1, "so far");
+        happens(&outages, 900, connected(), counts(15, 2, 3));
+        let over = list(&outages, counts(99, 9, 9));
+        let expected = json!([{
+            "of": "redis", "began_ms": 100, "ended_ms": 900, "ended_by": "reconnected",
+            "cause": "refused", "detection_ms": null, "attempts": 3, "flapping": false, "times": 1,
+            "refused": 2, "unknown": 1,
+            "calls": 7, "failed": 2, "stale": 3, "slow": 0, "writes": 0, "writes_failed": 0,
+        }]);
+        assert_eq!(over, expected);
+        assert_eq!(outages.current(counts(0, 0, 0)), None);
+    }
+
+    #[test]
+    fn s5_an_outage_without_a_new_connection_ends_too() {
+        let outages = Outages::default();
+        happens(
+            &outages,
+            100,
+            EventKind::Overdue { quiet_ms: 500.0 },
+            counts(0, 0, 0),
+        );
+        let woke = EventKind::Woke {
+            quiet_ms: 3000.0,
+            refused: 40,
+            unknown: 2,
+        };
+        happens(&outages, 2600, woke, counts(3, 0, 0));
+        let only = &list(&outages, counts(3, 0, 0))[0];
+        assert_eq!(
+            (&only["ended_by"], &only["detection_ms"], &only["refused"]),
+            (&json!("recovered"), &json!(500.0), &json!(40))
+        );
+    }
+
+    #[test]
+    fn s5_a_connection_that_flaps_is_one_outage() {
+        let outages = Outages::default();
+        let blip = |n: u64| {
+            happens(&outages, n * 400, lost(), counts(n * 10, n, 0));
+            happens(
+                &outages,
+                n * 400 + 50,
+                connected(),
+                counts(n * 10 + 1, n, 0),
+            );
+        };
+        (1..=11).for_each(blip);
+        assert_eq!(
+            list(&outages, counts(0, 0, 0)).as_array().unwrap().len(),
+            11
+        );
+        outages.state.lock().flap_since(400, 11, "reset");
+        (12..=20).for_each(blip);
+        let all = list(&outages, counts(0, 0, 0));
+        assert_eq!(all.as_array().unwrap().len(), 1, "{all}");
+        assert_eq!(
+            (&all[0]["flapping"], &all[0]["times"], &all[0]["calls"]),
+            (&json!(true), &json!(20), &json!(20))
+        );
+        outages.state.lock().flaps = false;
+        blip(21);
+        assert_eq!(list(&outages, counts(0, 0, 0)).as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn s5_a_database_that_is_away_and_reads_that_fail_are_outages_too() {
+        let outages = Outages::default();
+        outages.is(Of::Database, None, 1, counts(0, 0, 0));
+        for at in 2..5 {
+            outages.is(Of::Database, Some("refused"), at, counts(0, at, 0));
+        }
+        outages.is(Of::Reads, Some("`search`: gone"), 5, counts(0, 5, 0));
+        outages.is(Of::Database, None, 6, counts(0, 6, 0));
+        let told = list(&outages, counts(0, 8, 0));
+        assert_eq!(
+            (&told[0]["of"], &told[0]["failed"]),
+            (&json!("database"), &json!(4))
+        );
+        assert_eq!(
+            (&told[1]["of"], &told[1]["ended_ms"], &told[1]["failed"]),
+            (&json!("reads"), &Json::Null, &json!(3))
+        );
+    }
+}
