@@ -123,7 +123,9 @@ impl Counts {
             database: self.database + other.database,
             failed: self.failed + other.failed,
             stale: self.stale + other.stale,
+            slow: self.slow + other.slow,
             writes: self.writes + other.writes,
+            writes_failed: self.writes_failed + other.writes_failed,
         }
     }
 

@@ -208,3 +208,81 @@ async fn s1_a_query_that_writes_is_refused_on_postgresql() {
                     $$ INSERT INTO notes VALUES ('slipped in'); SELECT 1 $$";
     s1_a_query_that_writes_is_refused(&server.url(), function).await;
 }
+
+/// One connection, so that what the last statement left there would be seen by the next.
+const IDS: &str = r#"
+[database]
+max_connections = 1
+[statements.add]
+sql = "INSERT INTO numbered (name) VALUES (:name)"
+params.name = { type = "string" }
+[statements.add_if_new]
+sql = "INSERT IGNORE INTO numbered (name) VALUES (:name)"
+params.name = { type = "string" }
+[statements.add_or_keep]
+sql = "INSERT INTO numbered (name) VALUES (:name) ON DUPLICATE KEY UPDATE name = VALUES(name)"
+params.name = { type = "string" }
+[statements.add_bare]
+sql = "INSERT INTO bare (name) VALUES (:name)"
+params.name = { type = "string" }
+"#;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s12_the_last_id_of_mariadb_is_that_of_the_row_itself_or_none() {
+    let server = MariaDb::start().await.unwrap();
+    let sources = Sources::new()
+        .text("ids", IDS)
+        .flag("test", "redis.url", "redis://127.0.0.1:1")
+        .flag("test", "database.url", server.url());
+    let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
+    let mut tx = app.database().begin().await.unwrap();
+    for table in [
+        "CREATE TABLE numbered (id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(40) UNIQUE)",
+        "CREATE TABLE bare (name VARCHAR(40) PRIMARY KEY)",
+    ] {
+        tx.execute(table, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let service = Service::from_app(app).await;
+    let say = async |statement: &str, name: &str, once: Option<&str>| {
+        let mut request = hyper::Request::post(service.url(&format!("/v1/statements/{statement}")))
+            .header("content-type", "application/json");
+        if let Some(key) = once {
+            request = request.header("idempotency-key", key);
+        }
+        let body = json!({ "name": name }).to_string();
+        let reply = service.send(request.body(body.into()).unwrap()).await;
+        assert_eq!(reply.status, 200, "{statement} {name}: {}", reply.text());
+        reply.json()["last_id"].as_i64()
+    };
+    let id_of = async |name: &str| {
+        let sql = "SELECT id FROM numbered WHERE name = ?";
+        let rows = service.app.database().select(sql, &[name.into()]).await;
+        let row = serde_json::to_value(rows.unwrap().remove(0)).unwrap();
+        row["id"].as_i64()
+    };
+    for name in ["a", "b"] {
+        assert_eq!(say("add", name, None).await, id_of(name).await, "{name}");
+    }
+    assert_eq!(
+        say("add_if_new", "a", None).await,
+        None,
+        "nothing was added"
+    );
+    assert_eq!(say("add_bare", "x", None).await, None, "it has no numbers");
+    assert_eq!(
+        say("add_bare", "y", Some("one")).await,
+        None,
+        "nor by a key"
+    );
+    let by_key = say("add", "c", Some("two")).await;
+    assert_eq!(by_key, id_of("c").await, "its own, and not the record's");
+    assert_eq!(say("add", "c", Some("two")).await, by_key, "told again");
+    assert_eq!(say("add_bare", "z", None).await, None);
+    let kept = say("add_or_keep", "a", None).await;
+    assert!(
+        kept.is_none() || kept == id_of("a").await,
+        "another row's: {kept:?}"
+    );
+    assert_eq!(say("add_or_keep", "d", None).await, id_of("d").await);
+}

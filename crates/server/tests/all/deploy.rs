@@ -96,3 +96,49 @@ fn s1_the_service_of_the_readme_is_one_that_starts() {
     let config = Config::load(&Sources::new().text("README.md", settings)).unwrap();
     assert!(config.queries.contains_key("user"));
 }
+
+/// What promtool says; nothing where there is none (Debian's package `prometheus` has it).
+fn promtool(arguments: &[&str], input: &str) -> Option<(bool, String)> {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+    let mut child = Command::new("promtool")
+        .args(arguments)
+        .current_dir(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../deploy/prometheus"
+        ))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .ok()?;
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(input.as_bytes())
+        .unwrap();
+    let done = child.wait_with_output().unwrap();
+    let said = [done.stdout, done.stderr].concat();
+    Some((done.status.success(), String::from_utf8(said).unwrap()))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s4_prometheus_takes_the_rules_and_the_metrics_and_fires_at_a_first_rise() {
+    let service = crate::harness::Service::demo().await;
+    service.get("/v1/queries/search_users?q=hopper").await;
+    let exported = service.get("/metrics").await.text();
+    for (arguments, input) in [
+        (&["check", "rules", "rules.yml"][..], ""),
+        (&["test", "rules", "rules_test.yml"], ""),
+        (&["check", "metrics"], exported.as_str()),
+    ] {
+        let Some((well, said)) = promtool(arguments, input) else {
+            eprintln!(
+                "there is no promtool: install Debian's package prometheus to have this tried"
+            );
+            return;
+        };
+        assert!(well, "promtool {}: {said}", arguments.join(" "));
+    }
+}
