@@ -16,7 +16,7 @@ demo:
 	@exec cargo run --locked --package steadfast-cli -- demo --listen 127.0.0.1:$(PORT)
 
 test:
-	@scripts/install redis mariadb postgres pgbouncer node chromium python
+	@scripts/install redis mariadb postgres pgbouncer node chromium python promtool
 	@scripts/test
 
 check:
