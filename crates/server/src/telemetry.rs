@@ -177,6 +177,27 @@ fn describe() {
         "Lines of the log that could not be written, because nobody took them"
     );
     describe_counter!(
+        "steadfast_audit_lost_total",
+        "Lines of the audit log that could not be written"
+    );
+    describe_counter!(
+        "steadfast_audit_suppressed_total",
+        "Refusals of callers without a name that were too many to be written down"
+    );
+    describe_counter!("steadfast_auth_refused_total", "Callers refused, by reason");
+    describe_counter!(
+        "steadfast_rate_limited_total",
+        "Calls refused by a rate, by limit"
+    );
+    describe_counter!(
+        "steadfast_rate_limit_uncounted_total",
+        "Calls that the fleet could not count, by limit"
+    );
+    describe_counter!(
+        "steadfast_stalled_callers_total",
+        "Connections reset because the caller took nothing of its answer"
+    );
+    describe_counter!(
         "steadfast_writes_total",
         "Statements run, by name and outcome"
     );
