@@ -145,7 +145,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Connections for commands that block, opened when needed. Default: 4.
+    /// Connections for commands that block, opened when needed; one more such call at a time fails as overloaded. Default: 4. Where no element may be
+    /// lost with a call that is cancelled, BLMOVE serves and BLPOP does not: see [`Client::send`].
     pub fn blocking_connections(mut self, connections: usize) -> Self {
         self.settings.blocking_connections = connections;
         self

@@ -161,6 +161,8 @@ struct Place<'a> {
     apart: bool,
     /// Another one did, though nothing else was in it: it is not repeated.
     blamed_again: bool,
+    /// When it was answered last, if no time was lost meanwhile that was this process's own.
+    answered: Option<Instant>,
     /// On a connection of one's own: the refusal after which it is not fit for another call.
     unfit: Option<Refusal>,
 }
@@ -327,8 +329,12 @@ impl Call<'_> {
         if let Some(mut outcome) = outcome
             && let Some(permit) = permit.take()
         {
-            if permit.is_probe() && outcome == Outcome::Success {
-                outcome = self.judge_probe(clock::now().saturating_duration_since(now));
+            // When its caller gets to hear of it tells nothing of the server.
+            if permit.is_probe()
+                && outcome == Outcome::Success
+                && let Some(at) = place.answered
+            {
+                outcome = self.judge_probe(at.saturating_duration_since(now));
             }
             let transition =
                 self.shared
@@ -427,8 +433,9 @@ impl Call<'_> {
         place: &mut Place<'_>,
     ) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
-            Ended::Answered { reply, at } => match self.refusal_in(&reply) {
+            Ended::Answered { reply, at, fair } => match self.refusal_in(&reply) {
                 None => {
+                    place.answered = fair.then_some(at);
                     let took = at.saturating_duration_since(self.started);
                     self.shared.metrics.answered(self.plan.name, took);
                     let outcome = match &reply {
@@ -812,9 +819,51 @@ mod tests {
     }
 
     fn answer(job: Job) {
-        let (reply, at) = (Reply::One(Value::Nil), clock::now());
+        answer_at(job, clock::now(), true);
+    }
+
+    fn answer_at(job: Job, at: Instant, fair: bool) {
+        let reply = Reply::One(Value::Nil);
         let ticket = job.into_ticket().expect("it is a call");
-        ticket.end(Ended::Answered { reply, at });
+        ticket.end(Ended::Answered { reply, at, fair });
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c19_a_probe_is_not_slow_because_this_process_stood_still() {
+        let slow = Duration::from_secs(30);
+        for (fair, heard_late, state) in [
+            (true, false, State::Open),
+            (false, false, State::Closed),
+            // Answered at once, and its caller had no turn.
+            (true, true, State::Closed),
+        ] {
+            let shared = ramping();
+            let link = &shared.links[0];
+            link.open(clock::now());
+            while shared.guard.state() == State::Closed {
+                shared.guard.record_loss(clock::now());
+            }
+            tokio::time::advance(Duration::from_millis(200)).await;
+            let options = CallOptions::new().deadline(shared.settings.deadline);
+            let needed = shared.settings.breaker.probe_successes as usize;
+            for _ in 0..needed {
+                let get = redis::cmd("GET").arg("k").to_owned();
+                let payload = Payload::Command(&get);
+                let plan = payload.plan(1, true).expect("it may be sent");
+                let mut probe = Box::pin(call(&shared, payload, plan, &options));
+                assert!(futures_util::poll!(&mut probe).is_pending());
+                let jobs: Vec<_> = submitted(&shared).drain().collect();
+                let [job] = <[Job; 1]>::try_from(jobs).expect("it is let through");
+                let sent = clock::now();
+                tokio::time::advance(slow).await;
+                answer_at(job, if heard_late { sent } else { clock::now() }, fair);
+                assert!(futures_util::poll!(&mut probe).is_ready());
+                if state == State::Open {
+                    break;
+                }
+            }
+            assert_eq!(shared.guard.state(), state, "{fair} {heard_late}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

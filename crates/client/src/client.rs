@@ -146,6 +146,11 @@ impl Client {
 
     /// Sends one command and returns its reply.
     ///
+    /// # Cancellation
+    /// Whoever drops this future does not learn what became of the command. A pop (BLPOP, LPOP, XREADGROUP with NOACK…) that is dropped as its answer comes
+    /// has taken an element, which is lost then, as it is where the connection is. Where that must not be, BLMOVE or LMOVE moves the element to a list
+    /// of the consumer's own, from which LREM takes it when the work is done.
+    ///
     /// # Errors
     /// [`Error::certainty`] says what is known of the command. A reply that is an error is an `Err` too.
     pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
@@ -415,7 +420,11 @@ impl Client {
         };
         clock::timeout(deadline, waiting).await.ok_or_else(|| {
             let last_error = self.status().last_error;
-            let cause = last_error.unwrap_or_else(|| format!("not within {deadline:?}"));
+            let cause = last_error.unwrap_or_else(|| {
+                let waits_for = self.inner.connector.waits_for.what();
+                let what = waits_for.unwrap_or_else(|| "no attempt has begun".into());
+                format!("not within {deadline:?}: {what}")
+            });
             Error::not_sent(ErrorKind::Connect {
                 cause: cause.into(),
             })

@@ -15,11 +15,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use thiserror::Error;
 use tracing::Instrument;
 
 use self::handshake::Handshake;
-pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth, proof};
+pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth, own_version, proof};
 pub(crate) use self::network::Network;
 use self::resolve::race;
 pub use self::resolve::{Resolve, SystemResolver};
@@ -118,17 +119,32 @@ pub(crate) enum Place {
     Tcp(SocketAddr),
 }
 
+/// What the last attempt to connect waits for, for whoever has less patience than its phases.
+#[derive(Debug, Default)]
+pub(crate) struct WaitsFor(Mutex<Option<String>>);
+
+impl WaitsFor {
+    pub(crate) fn now(&self, what: String) {
+        *self.0.lock() = Some(what);
+    }
+
+    pub(crate) fn what(&self) -> Option<String> {
+        self.0.lock().clone()
+    }
+}
+
 /// Opens sockets: the network, or in tests a simulation of it. `limit` is each phase's deadline.
 pub(crate) trait Transport: fmt::Debug + Send + Sync {
     /// Where the server may be, the likeliest first.
     fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>>;
 
-    /// An open stream, and the address of its peer for people to read.
-    fn open(
-        &self,
+    /// An open stream, and the address of its peer for people to read. What it waits for is told.
+    fn open<'a>(
+        &'a self,
         place: Place,
         limit: Duration,
-    ) -> BoxFuture<'_, Result<(Stream, String), ConnectError>>;
+        waits_for: &'a WaitsFor,
+    ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>>;
 }
 
 /// What one attempt to connect is to do.
@@ -160,6 +176,7 @@ pub(crate) struct Connector {
     /// How often the provider was asked.
     asked: AtomicU64,
     transport: Arc<dyn Transport>,
+    pub(crate) waits_for: WaitsFor,
 }
 
 impl Connector {
@@ -173,6 +190,7 @@ impl Connector {
             provider,
             asked: AtomicU64::new(0),
             transport,
+            waits_for: WaitsFor::default(),
         }
     }
 
@@ -231,6 +249,8 @@ impl Connector {
                 return Ok(established);
             }
         }
+        let host = &self.settings.target.address;
+        self.waits_for.now(format!("`{host}` is not resolved yet"));
         let places = self.transport.places(limit).await?;
         let attempts = race(&places, limit, |place| {
             self.connect_to(place, &ask, credentials)
@@ -251,7 +271,9 @@ impl Connector {
         credentials: Option<&Credentials>,
     ) -> Result<Established, ConnectError> {
         let limit = ask.limit;
-        let (stream, address) = self.transport.open(place, limit).await?;
+        let waits_for = &self.waits_for;
+        let (stream, address) = self.transport.open(place, limit, waits_for).await?;
+        waits_for.now(format!("{address} has not answered the handshake yet"));
         let handshake = Handshake {
             settings: &self.settings,
             protocol: ask.protocol,
@@ -279,6 +301,8 @@ impl Connector {
         let Some(provider) = &self.provider else {
             return Ok(None);
         };
+        self.waits_for
+            .now("the credentials provider has not answered yet".into());
         let asked = 1 + self.asked.fetch_add(1, Ordering::Relaxed);
         within("credentials", limit, provider.credentials())
             .await?

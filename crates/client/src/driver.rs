@@ -635,7 +635,7 @@ impl Driver {
                     let fair = self.stalled_at.is_none_or(|at| at <= taken);
                     self.judge(&ticket, &reply, took, given, fair);
                     self.handed_out += 1;
-                    self.answer(ticket, reply, now)?;
+                    self.answer(ticket, reply, now, fair)?;
                 }
                 Ok(Some(Incoming::TooLarge { ticket, error })) => {
                     if let Some(ticket) = ticket.into_ticket() {
@@ -715,15 +715,15 @@ impl Driver {
 
     /// Gives a reply to whom it is for. What the driver itself has asked must be answered as such a question is: else replies have got out of step,
     /// and none that follows may be believed.
-    fn answer(&mut self, job: Job, reply: Reply, now: Instant) -> Result<(), End> {
+    fn answer(&mut self, job: Job, reply: Reply, at: Instant, fair: bool) -> Result<(), End> {
         match job {
             Job::Call(ticket) | Job::Fenced(ticket) => {
-                ticket.end(Ended::Answered { reply, at: now });
+                ticket.end(Ended::Answered { reply, at, fair });
             }
             Job::Turning(turning) => {
                 // First what has waited for the end: the caller's next command comes after it.
                 self.lane.answered(&turning.turns, &reply);
-                turning.ticket.end(Ended::Answered { reply, at: now });
+                turning.ticket.end(Ended::Answered { reply, at, fair });
             }
             Job::Heartbeat => match &reply {
                 Reply::One(Value::SimpleString(pong)) if pong == "PONG" => {}

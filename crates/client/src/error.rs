@@ -142,7 +142,9 @@ impl Bound {
         match self {
             Self::InFlight => "too many calls are in flight",
             Self::Bytes => "too many bytes wait to be sent",
-            Self::Blocking => "every blocking connection is taken",
+            Self::Blocking => {
+                "every connection for commands that block is taken: raise blocking_connections"
+            }
             Self::Deadline => {
                 "at the latency now observed the call could not finish within its deadline"
             }

@@ -6,6 +6,7 @@ use redis::Value;
 
 use crate::client::Client;
 use crate::clock;
+use crate::connect::own_version;
 use crate::options::CallOptions;
 
 /// What a health check found. Fields that the server's ACL does not let us see are absent.
@@ -21,7 +22,7 @@ pub struct Health {
     pub message: String,
     /// `master` or `slave`, as Redis words it.
     pub role: Option<String>,
-    /// The server's version.
+    /// The server's version; its own where it says which version of Redis it is compatible with besides (Valkey).
     pub version: Option<String>,
     /// Clients connected to the server.
     pub clients: Option<u64>,
@@ -66,13 +67,13 @@ impl Client {
 
 impl Health {
     fn read(&mut self, info: &str) {
+        self.version = own_version(info);
         for line in info.lines() {
             let Some((name, value)) = line.split_once(':') else {
                 continue;
             };
             match name {
                 "role" => self.role = Some(value.to_owned()),
-                "redis_version" => self.version = Some(value.to_owned()),
                 "connected_clients" => self.clients = value.parse().ok(),
                 "used_memory" => self.memory_bytes = value.parse().ok(),
                 _ => {}
@@ -86,5 +87,39 @@ fn text(value: &Value) -> String {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::VerbatimString { text, .. } => text.clone(),
         _ => String::new(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c14_a_server_is_known_by_its_own_version_not_by_that_which_it_is_compatible_with() {
+        let redis = "redis_version:7.0.15\r\nredis_mode:standalone\r\n";
+        let valkey = "redis_version:7.2.4\r\nserver_name:valkey\r\nvalkey_version:8.1.1\r\n";
+        let renamed = "other_version:3\r\nserver_name:other\r\nredis_version:7.2.4\r\n";
+        let nameless = "valkey_version:8.0.0\r\nredis_version:7.2.4\r\n";
+        let unversioned = "server_name:other\r\nredis_version:7.2.4\r\n";
+        for (info, version) in [
+            (redis, Some("7.0.15")),
+            (valkey, Some("8.1.1")),
+            (renamed, Some("3")),
+            (nameless, Some("8.0.0")),
+            (unversioned, Some("7.2.4")),
+            ("role:master\r\n", None),
+        ] {
+            let mut health = Health {
+                healthy: true,
+                latency_ms: None,
+                message: String::new(),
+                role: None,
+                version: None,
+                clients: None,
+                memory_bytes: None,
+            };
+            health.read(info);
+            assert_eq!(health.version.as_deref(), version, "{info}");
+        }
     }
 }

@@ -94,6 +94,8 @@ pub struct PubSubControl {
 enum Kind {
     Channel,
     Pattern,
+    /// A channel of a shard.
+    Sharded,
 }
 
 impl Kind {
@@ -101,6 +103,7 @@ impl Kind {
         match self {
             Self::Channel => "SUBSCRIBE",
             Self::Pattern => "PSUBSCRIBE",
+            Self::Sharded => "SSUBSCRIBE",
         }
     }
 
@@ -108,6 +111,7 @@ impl Kind {
         match self {
             Self::Channel => "UNSUBSCRIBE",
             Self::Pattern => "PUNSUBSCRIBE",
+            Self::Sharded => "SUNSUBSCRIBE",
         }
     }
 }
@@ -163,6 +167,14 @@ impl PubSub {
         self.control.psubscribe(pattern).await
     }
 
+    /// Subscribes to a sharded channel. See [`PubSubControl::ssubscribe`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn ssubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
+        self.control.ssubscribe(channel).await
+    }
+
     /// The next thing heard; `None` once the client is closed. Also a [`futures_util::Stream`].
     pub async fn next(&mut self) -> Option<PubSubEvent> {
         std::future::poll_fn(|cx| self.heard.poll(cx)).await
@@ -195,6 +207,14 @@ impl PubSubControl {
         self.begin(Kind::Pattern, pattern.into()).await
     }
 
+    /// As [`subscribe`](Self::subscribe), to a sharded channel: one on which is published by SPUBLISH. Servers before Redis 7 know none, and refuse it.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn ssubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
+        self.begin(Kind::Sharded, channel.into()).await
+    }
+
     /// Ends the subscription to a channel. What was heard before may still be yielded.
     ///
     /// # Errors
@@ -209,6 +229,14 @@ impl PubSubControl {
     /// As there.
     pub async fn punsubscribe(&self, pattern: impl Into<Vec<u8>>) -> Result<(), Error> {
         self.end(Kind::Pattern, pattern.into()).await
+    }
+
+    /// Ends the subscription to a sharded channel, as [`unsubscribe`](Self::unsubscribe) does that to a channel.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn sunsubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
+        self.end(Kind::Sharded, channel.into()).await
     }
 
     async fn begin(&self, kind: Kind, name: Vec<u8>) -> Result<(), Error> {

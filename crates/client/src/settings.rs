@@ -258,11 +258,24 @@ impl Target {
         target.credentials = match (user, password) {
             (user, Some(password)) => Some(Credentials::new(user, password)),
             (user, None) if user.is_empty() => None,
-            _ => return Err(bad_url("a user name without a password".into())),
+            (user, None) if says_no_password(text) => Some(Credentials::new(user, "")),
+            _ => return Err(bad_url(USER_ALONE.into())),
         };
         Ok(target)
     }
 }
+
+/// True of `user:@host`, which a parsed URL does not tell from `user@host`.
+fn says_no_password(url: &str) -> bool {
+    let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();
+    authority
+        .rsplit_once('@')
+        .is_some_and(|(user, _)| user.ends_with(':'))
+}
+
+const USER_ALONE: &str = "a user name without a password, which may have been forgotten: for a user that \
+     needs none (`nopass`) put a colon behind the name, as in redis://user:@host";
 
 fn bad_url(why: String) -> ConfigError {
     ConfigError::Url { why }
@@ -331,6 +344,21 @@ mod tests {
         assert_eq!(target.db, 3);
         assert_eq!(target.protocol, Protocol::Resp3);
         assert_eq!(target.address.to_string(), "db.example:7000");
+        for url in [
+            "redis://app:@h",
+            "redis://app:@[::1]:7000/2",
+            "redis://app@h?password=",
+        ] {
+            let target = Target::parse(url).expect(url);
+            let credentials = target.credentials.expect("it names a user");
+            assert_eq!((credentials.user(), credentials.password()), ("app", ""));
+        }
+        for url in ["redis://:@h", "redis://h/?db=1"] {
+            assert!(
+                Target::parse(url).expect(url).credentials.is_none(),
+                "{url}"
+            );
+        }
         let target = Target::parse("redis://[::1]").expect("a good url");
         assert_eq!(target.address.to_string(), "[::1]:6379");
         let target = Target::parse("unix:///run/redis.sock?db=2").expect("a good url");
@@ -349,7 +377,8 @@ mod tests {
             ("redis://:s3cret@h?wat=1", "unknown parameter `wat`"),
             ("redis://:s3cret@h:0", "port 0"),
             ("not a url", "cannot be read"),
-            ("redis://u@h", "without a password"),
+            ("redis://u@h", "put a colon behind the name"),
+            ("redis://u@h/?user=u:@x", "put a colon behind the name"),
         ] {
             let error = Target::parse(url).expect_err(url).to_string();
             assert!(error.contains(want), "{url}: {error}");

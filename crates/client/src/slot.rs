@@ -20,7 +20,12 @@ use crate::sync::{self, Mutex};
 #[derive(Debug)]
 pub(crate) enum Ended {
     /// With a reply.
-    Answered { reply: Reply, at: Instant },
+    Answered {
+        reply: Reply,
+        at: Instant,
+        /// False if this process, not the server, stood still meanwhile.
+        fair: bool,
+    },
     /// With a reply that passes a limit: the connection ends with it.
     TooLarge(DecodeError),
     /// At its deadline.

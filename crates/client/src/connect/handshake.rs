@@ -228,8 +228,7 @@ impl Handshake<'_> {
         self.expect(is_text_or_error(client), "CLIENT INFO")?;
         let server = text(server);
         facts.run_id = info_field(&server, "run_id").map(Into::into);
-        // The other number is the one of Redis that it is compatible with.
-        if let Some(version) = info_field(&server, "valkey_version") {
+        if let Some(version) = own_version(&server) {
             facts.version = version;
         }
         facts.identity = parse_identity(&text(client), facts.run_id.clone());
@@ -393,12 +392,18 @@ fn read_hello(hello: &Value, facts: &mut ServerFacts) {
 /// The role as ROLE tells it; where that is not allowed, as INFO does. Where neither is, it cannot be known and stays `unknown`.
 fn read_role(role: &Value, info: &Value, facts: &mut ServerFacts) {
     let info = text(info);
-    facts.version = info_field(&info, "redis_version").unwrap_or_default();
+    facts.version = own_version(&info).unwrap_or_default();
     facts.role = match role {
         Value::Array(parts) => parts.first().map(text),
         _ => info_field(&info, "role"),
     }
     .unwrap_or_else(|| "unknown".into());
+}
+
+/// The version of the server by its own count, as INFO tells it. `redis_version` may be that of Redis which it is compatible with.
+pub(crate) fn own_version(info: &str) -> Option<String> {
+    let name = info_field(info, "server_name").unwrap_or_else(|| "valkey".into());
+    info_field(info, &format!("{name}_version")).or_else(|| info_field(info, "redis_version"))
 }
 
 /// A field of what INFO says.

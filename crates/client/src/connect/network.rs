@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::resolve::interleave;
-use super::{ConnectError, Place, Transport, within};
+use super::{ConnectError, Place, Transport, WaitsFor, within};
 use crate::settings::{Address, Settings};
 use crate::stream::Stream;
 
@@ -34,11 +34,12 @@ impl Transport for Network {
         })
     }
 
-    fn open(
-        &self,
+    fn open<'a>(
+        &'a self,
         place: Place,
         limit: Duration,
-    ) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
+        waits_for: &'a WaitsFor,
+    ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>> {
         Box::pin(async move {
             match (&self.settings.target.address, place) {
                 (Address::Unix(path), _) => {
@@ -49,7 +50,7 @@ impl Transport for Network {
                     Ok((Stream::Unix(stream), address))
                 }
                 (Address::Tcp { host, .. }, Place::Tcp(addr)) => {
-                    self.open_tcp(host, addr, limit).await
+                    self.open_tcp(host, addr, limit, waits_for).await
                 }
                 (Address::Tcp { host, .. }, Place::Itself) => Err(ConnectError::Dns {
                     host: host.clone(),
@@ -73,8 +74,10 @@ impl Network {
         host: &str,
         addr: SocketAddr,
         limit: Duration,
+        waits_for: &WaitsFor,
     ) -> Result<(Stream, String), ConnectError> {
         let address = addr.to_string();
+        waits_for.now(format!("{address} has not accepted a TCP connection yet"));
         let tcp = within("tcp", limit, TcpStream::connect(addr))
             .await?
             .map_err(|error| match host.parse::<IpAddr>() {
@@ -84,6 +87,9 @@ impl Network {
         tune(&tcp);
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.settings.tls {
+            waits_for.now(format!(
+                "{address} has not answered in TLS yet: does the server speak TLS on this port?"
+            ));
             let stream = tls.wrap(tcp, host, &address, limit).await?;
             return Ok((Stream::Tls(Box::new(stream)), address));
         }
@@ -163,7 +169,9 @@ mod tests {
         let target = Target::parse(&format!("redis://127.0.0.1:{port}")).expect("a good url");
         let network = Network::new(Arc::new(Settings::new(target)));
         let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
-        let opened = network.open(place, Duration::from_secs(20)).await;
+        let opened = network
+            .open(place, Duration::from_secs(20), &WaitsFor::default())
+            .await;
         let Ok((Stream::Tcp(tcp), _)) = opened else {
             panic!("it listens: {opened:?}");
         };

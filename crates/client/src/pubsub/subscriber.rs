@@ -205,7 +205,7 @@ impl Subscriber {
         };
         let mut parts = parts.into_iter();
         match kind.as_slice() {
-            b"message" => {
+            b"message" | b"smessage" => {
                 if let (Some(channel), Some(payload)) = (parts.next(), parts.next()) {
                     self.message(channel, None, payload);
                 }
@@ -219,9 +219,13 @@ impl Subscriber {
             }
             b"subscribe" => self.confirmed(wire, Kind::Channel, parts.next()),
             b"psubscribe" => self.confirmed(wire, Kind::Pattern, parts.next()),
-            b"unsubscribe" => ended(wire, Kind::Channel, parts.next()),
-            b"punsubscribe" => ended(wire, Kind::Pattern, parts.next()),
-            b"pong" => wire.done(&Asked::Ping),
+            b"ssubscribe" => self.confirmed(wire, Kind::Sharded, parts.next()),
+            b"unsubscribe" => self.ended(wire, Kind::Channel, parts.next())?,
+            b"punsubscribe" => self.ended(wire, Kind::Pattern, parts.next())?,
+            b"sunsubscribe" => self.ended(wire, Kind::Sharded, parts.next())?,
+            b"pong" => {
+                wire.done(&Asked::Ping);
+            }
             _ => return Err(OUT_OF_STEP.into()),
         }
         Ok(())
@@ -234,6 +238,18 @@ impl Subscriber {
             for done in waiting.drain(..) {
                 let _ = done.send(Ok(()));
             }
+        }
+    }
+
+    /// A subscription has ended. One that was not asked to has been taken away (a slot that moved, say), and is made anew with the connection.
+    fn ended(&self, wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) -> Result<(), Arc<str>> {
+        let Some(name) = name else {
+            return Ok(());
+        };
+        let asked = wire.done(&Asked::Unsubscribe(kind, name.clone()));
+        match !asked && self.wanted.contains_key(&(kind, name)) {
+            true => Err("the server ended a subscription by itself".into()),
+            false => Ok(()),
         }
     }
 
@@ -270,11 +286,5 @@ impl Subscriber {
             pattern,
             payload,
         });
-    }
-}
-
-fn ended(wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) {
-    if let Some(name) = name {
-        wire.done(&Asked::Unsubscribe(kind, name));
     }
 }

@@ -155,11 +155,10 @@ impl Wire {
         Ok(())
     }
 
-    /// The server named what it has done.
-    pub(super) fn done(&mut self, done: &Asked) {
-        if let Some(place) = self.asked.iter().position(|asked| asked == done) {
-            self.asked.remove(place);
-        }
+    /// The server named what it has done. False if that was not asked.
+    pub(super) fn done(&mut self, done: &Asked) -> bool {
+        let place = self.asked.iter().position(|asked| asked == done);
+        place.is_some_and(|place| self.asked.remove(place).is_some())
     }
 
     pub(super) fn all_confirmed(&self) -> bool {
@@ -211,10 +210,13 @@ pub(super) fn parts(value: Value) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
             let kind: &[u8] = match kind {
                 PushKind::Message => b"message",
                 PushKind::PMessage => b"pmessage",
+                PushKind::SMessage => b"smessage",
                 PushKind::Subscribe => b"subscribe",
                 PushKind::PSubscribe => b"psubscribe",
                 PushKind::Unsubscribe => b"unsubscribe",
                 PushKind::PUnsubscribe => b"punsubscribe",
+                PushKind::SSubscribe => b"ssubscribe",
+                PushKind::SUnsubscribe => b"sunsubscribe",
                 _ => return None,
             };
             Some((kind.to_vec(), data.into_iter().map(bytes_of).collect()))

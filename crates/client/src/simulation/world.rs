@@ -16,7 +16,7 @@ use steadfast_core::resp::{Decoder, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
-use crate::connect::{ConnectError, Place, Transport};
+use crate::connect::{ConnectError, Place, Transport, WaitsFor};
 use crate::stream::Stream;
 
 /// What the whole server does.
@@ -91,11 +91,12 @@ impl Transport for World {
         Box::pin(std::future::ready(Ok(vec![Place::Itself])))
     }
 
-    fn open(
-        &self,
+    fn open<'a>(
+        &'a self,
         _place: Place,
         limit: Duration,
-    ) -> BoxFuture<'_, Result<(Stream, String), ConnectError>> {
+        _waits_for: &'a WaitsFor,
+    ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>> {
         Box::pin(async move {
             let mode = self.0.state.lock().mode;
             match mode {

@@ -6,7 +6,7 @@ use redis::AsyncCommands;
 use steadfast::{Client, PubSub, PubSubEvent};
 use steadfast_drill::process::Redis;
 
-use crate::support::{cmd, pair, until};
+use crate::support::{cmd, ms, now, pair, until};
 
 async fn next(pubsub: &mut PubSub) -> PubSubEvent {
     next_or_end(pubsub).await.unwrap()
@@ -199,4 +199,51 @@ async fn c15_closing_ends_subscriptions_sessions_and_blocking_connections() {
     client.session().await.unwrap_err();
     assert_eq!(next_or_end(&mut client.pubsub()).await, None);
     assert_eq!(ours(), 0);
+}
+
+#[tokio::test]
+async fn c13_sharded_channels_are_heard_and_outlive_their_connection_as_others_do() {
+    let (redis, client) = pair().await;
+    let mut pubsub = client.pubsub();
+    pubsub.ssubscribe("orders").await.unwrap();
+    assert_eq!(
+        next_or_end(&mut pubsub).await,
+        Some(PubSubEvent::Resumed { gap: None })
+    );
+    // Another channel of the same name.
+    redis.command(&["PUBLISH", "orders", "0"]).await.unwrap();
+    let published = |payload: &'static str| {
+        let client = client.clone();
+        async move {
+            let publish = cmd(&format!("SPUBLISH orders {payload}"));
+            client.send(&publish).await.unwrap()
+        }
+    };
+    let heard = |payload: &str| {
+        let (channel, payload) = (b"orders".to_vec(), payload.into());
+        Some(PubSubEvent::Message {
+            channel,
+            pattern: None,
+            payload,
+        })
+    };
+    assert_eq!(published("1").await, redis::Value::Int(1));
+    assert_eq!(next_or_end(&mut pubsub).await, heard("1"));
+    let kill = ["CLIENT", "KILL", "TYPE", "pubsub"];
+    redis.command(&kill).await.unwrap();
+    let lost = next_or_end(&mut pubsub).await;
+    assert!(matches!(lost, Some(PubSubEvent::Lost { .. })), "{lost:?}");
+    let resumed = next_or_end(&mut pubsub).await;
+    let Some(PubSubEvent::Resumed { gap: Some(_) }) = resumed else {
+        panic!("{resumed:?}");
+    };
+    assert_eq!(published("2").await, redis::Value::Int(1));
+    assert_eq!(next_or_end(&mut pubsub).await, heard("2"));
+    pubsub.control().sunsubscribe("orders").await.unwrap();
+    let begun = now();
+    while published("3").await != redis::Value::Int(0) {
+        assert!(now() - begun < ms(20_000), "it is not unsubscribed");
+    }
+    let again = pubsub.ssubscribe("orders").await;
+    again.expect("one that was ended by its subscriber is no trouble");
 }

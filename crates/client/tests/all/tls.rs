@@ -213,6 +213,41 @@ async fn c17_plain_text_to_a_tls_port_and_tls_to_a_plain_one_are_named() {
     .await;
 }
 
+#[tokio::test]
+async fn c17_connecting_with_default_limits_names_what_it_waits_for() {
+    let plain = Redis::start().await.unwrap();
+    let tls = Authority::new().trusted();
+    let error = builder("rediss", &plain).tls(tls).connect().await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("speak TLS on this port?"), "{error}");
+    // One that takes connections and is silent; and a name that is not resolved.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("redis://{}", listener.local_addr().unwrap());
+    let error = Client::builder(&url).unwrap().connect().await;
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("handshake"), "{error}");
+    let client = Client::builder("redis://nowhere.example")
+        .unwrap()
+        .resolver(Unresolved);
+    let error = client.connect().await.unwrap_err().to_string();
+    let named = "`nowhere.example:6379` is not resolved";
+    assert!(error.contains(named) || error.contains("dns"), "{error}");
+}
+
+/// A resolver without an answer.
+#[derive(Debug)]
+struct Unresolved;
+
+impl steadfast::Resolve for Unresolved {
+    fn resolve(
+        &self,
+        _host: &str,
+        _port: u16,
+    ) -> futures_util::future::BoxFuture<'_, std::io::Result<Vec<std::net::SocketAddr>>> {
+        Box::pin(std::future::pending())
+    }
+}
+
 #[test]
 fn c17_files_that_hold_no_certificate_are_named_before_anything_is_dialled() {
     let error = Tls::new()
