@@ -16,6 +16,7 @@ use crate::serve::tls;
 
 mod lines;
 mod traces;
+mod words;
 
 use lines::Lines;
 pub(crate) use traces::{adopt_parent, answered, are_enabled as traces_are_enabled, operation};
@@ -128,7 +129,7 @@ pub(crate) fn metrics() -> &'static PrometheusHandle {
         if metrics::set_global_recorder(recorder).is_err() {
             tracing::warn!("an embedding program records metrics itself; /metrics shows none");
         }
-        describe();
+        words::describe();
         handle
     })
 }
@@ -154,125 +155,4 @@ pub(crate) fn begin_counters(config: &Config) {
     if config.server.tls.is_some() {
         tls::begin_counters();
     }
-}
-
-fn describe() {
-    use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};
-    describe_histogram!(
-        "http_server_request_duration_seconds",
-        Unit::Seconds,
-        "Time to answer a request, by route, method and status"
-    );
-    describe_gauge!("http_server_active_requests", "Requests under way");
-    describe_counter!(
-        "steadfast_reads_total",
-        "Reads by query, where the answer came from, and whether it was stale"
-    );
-    describe_counter!(
-        "steadfast_read_errors_total",
-        "Reads that failed, by query and kind of problem"
-    );
-    describe_counter!(
-        "steadfast_log_lost_total",
-        "Lines of the log that could not be written, because nobody took them"
-    );
-    describe_counter!(
-        "steadfast_audit_lost_total",
-        "Lines of the audit log that could not be written"
-    );
-    describe_counter!(
-        "steadfast_audit_suppressed_total",
-        "Refusals of callers without a name that were too many to be written down"
-    );
-    describe_counter!("steadfast_auth_refused_total", "Callers refused, by reason");
-    describe_counter!(
-        "steadfast_rate_limited_total",
-        "Calls refused by a rate, by limit"
-    );
-    describe_counter!(
-        "steadfast_rate_limit_uncounted_total",
-        "Calls that the fleet could not count, by limit"
-    );
-    describe_counter!(
-        "steadfast_stalled_callers_total",
-        "Connections reset because the caller took nothing of its answer"
-    );
-    describe_counter!(
-        "steadfast_writes_total",
-        "Statements run, by name and outcome"
-    );
-    describe_gauge!("steadfast_ready", "1 while /health/ready says 200");
-    describe_gauge!(
-        "steadfast_health",
-        "Health by check: 1 healthy, 0.5 degraded, 0 unhealthy"
-    );
-    describe_gauge!(
-        "steadfast_reads_failing",
-        "1 while reads fail by no fault of their callers"
-    );
-    describe_gauge!(
-        "steadfast_redis_flapping",
-        "1 while the connection to Redis is lost and replaced again and again"
-    );
-    describe_gauge!(
-        "steadfast_redis_state",
-        "1 for the state that the connection to Redis is in"
-    );
-    describe_gauge!(
-        "steadfast_breaker_state",
-        "1 for the state that the breaker is in"
-    );
-    describe_gauge!(
-        "steadfast_redis_in_flight",
-        "Calls to Redis that are not answered yet"
-    );
-    describe_counter!(
-        "steadfast_redis_attempts_total",
-        "Attempts to connect to Redis"
-    );
-    describe_counter!(
-        "steadfast_redis_reconnects_total",
-        "Lost connections to Redis that were replaced"
-    );
-    describe_counter!(
-        "steadfast_redis_stuck_resets_total",
-        "Times that a stuck supervisor of a connection was started anew"
-    );
-    describe_gauge!(
-        "steadfast_redis_mean_recovery_seconds",
-        Unit::Seconds,
-        "Mean time from the loss of a connection to the next in service"
-    );
-    describe_gauge!(
-        "steadfast_redis_round_trip_seconds",
-        Unit::Seconds,
-        "Round trip to Redis, smoothed"
-    );
-    describe_gauge!(
-        "steadfast_database_loads_running",
-        "Loads that the database is busy with"
-    );
-    describe_gauge!(
-        "steadfast_database_loads_waiting",
-        "Loads that wait to be admitted to the database"
-    );
-    describe_gauge!("steadfast_event_subscribers", "Event streams open");
-    describe_gauge!(
-        "system_cpu_utilization_ratio",
-        "Share of the machine's processors in use"
-    );
-    describe_gauge!(
-        "system_memory_utilization_ratio",
-        "Share of the machine's memory in use"
-    );
-    describe_gauge!(
-        "process_memory_usage_bytes",
-        Unit::Bytes,
-        "Resident memory of this process"
-    );
-    describe_gauge!(
-        "process_uptime_seconds",
-        Unit::Seconds,
-        "Time since the start"
-    );
 }

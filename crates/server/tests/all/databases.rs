@@ -217,29 +217,28 @@ max_connections = 1
 sql = "INSERT INTO numbered (name) VALUES (:name)"
 params.name = { type = "string" }
 [statements.add_if_new]
-sql = "INSERT IGNORE INTO numbered (name) VALUES (:name)"
 params.name = { type = "string" }
 [statements.add_or_keep]
-sql = "INSERT INTO numbered (name) VALUES (:name) ON DUPLICATE KEY UPDATE name = VALUES(name)"
 params.name = { type = "string" }
 [statements.add_bare]
 sql = "INSERT INTO bare (name) VALUES (:name)"
 params.name = { type = "string" }
 "#;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn s12_the_last_id_of_mariadb_is_that_of_the_row_itself_or_none() {
-    let server = MariaDb::start().await.unwrap();
+async fn s12_the_last_id_is_that_of_the_row_itself_or_none(
+    url: &str,
+    tables: [&str; 2],
+    (add_if_new, add_or_keep): (&str, &str),
+) {
     let sources = Sources::new()
         .text("ids", IDS)
         .flag("test", "redis.url", "redis://127.0.0.1:1")
-        .flag("test", "database.url", server.url());
+        .flag("test", "database.url", url)
+        .flag("test", "statements.add_if_new.sql", add_if_new)
+        .flag("test", "statements.add_or_keep.sql", add_or_keep);
     let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
     let mut tx = app.database().begin().await.unwrap();
-    for table in [
-        "CREATE TABLE numbered (id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(40) UNIQUE)",
-        "CREATE TABLE bare (name VARCHAR(40) PRIMARY KEY)",
-    ] {
+    for table in tables {
         tx.execute(table, &[]).await.unwrap();
     }
     tx.commit().await.unwrap();
@@ -285,4 +284,38 @@ async fn s12_the_last_id_of_mariadb_is_that_of_the_row_itself_or_none() {
         "another row's: {kept:?}"
     );
     assert_eq!(say("add_or_keep", "d", None).await, id_of("d").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s12_the_last_id_of_mariadb_is_that_of_the_row_itself_or_none() {
+    let server = MariaDb::start().await.unwrap();
+    s12_the_last_id_is_that_of_the_row_itself_or_none(
+        &server.url(),
+        [
+            "CREATE TABLE numbered (id BIGINT AUTO_INCREMENT PRIMARY KEY, name VARCHAR(40) UNIQUE)",
+            "CREATE TABLE bare (name VARCHAR(40) PRIMARY KEY)",
+        ],
+        (
+            "INSERT IGNORE INTO numbered (name) VALUES (:name)",
+            "INSERT INTO numbered (name) VALUES (:name) ON DUPLICATE KEY UPDATE name = VALUES(name)",
+        ),
+    )
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s12_the_last_id_of_sqlite_is_that_of_the_row_itself_or_none() {
+    let folder = tempfile::tempdir().unwrap();
+    s12_the_last_id_is_that_of_the_row_itself_or_none(
+        &format!("sqlite://{}", folder.path().join("t.db").display()),
+        [
+            "CREATE TABLE numbered (id INTEGER PRIMARY KEY, name TEXT UNIQUE)",
+            "CREATE TABLE bare (name TEXT PRIMARY KEY) WITHOUT ROWID",
+        ],
+        (
+            "INSERT OR IGNORE INTO numbered (name) VALUES (:name)",
+            "INSERT INTO numbered (name) VALUES (:name) ON CONFLICT (name) DO UPDATE SET name = excluded.name",
+        ),
+    )
+    .await;
 }

@@ -146,6 +146,31 @@ async fn s14_a_result_larger_than_allowed_is_cut_off_or_refused() {
 }
 
 #[tokio::test]
+async fn s14_a_result_without_end_is_left_in_the_database() {
+    let server = MariaDb::start().await.unwrap();
+    // A limit of its own keeps the database from stopping by itself at one row more than is wanted.
+    let text = "[queries.all]\nsql = 'SELECT seq AS n FROM seq_1_to_100000000'\nmax_rows = 10\n\
+                [queries.most]\nsql = 'SELECT seq AS n FROM seq_1_to_100000000 LIMIT 99999999'\nmax_rows = 10\n";
+    let service = service(&server.url(), text).await;
+    let other = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    for query in ["all", "most"] {
+        let path = format!("/v1/queries/{query}");
+        let (cut, live) = tokio::join!(service.get(&path), service.get("/health/live"));
+        assert_eq!(live.status, 200);
+        assert_eq!(cut.status, 200, "{query}: {}", cut.text());
+        let cut = cut.json();
+        assert_eq!(cut["truncated"], true, "{cut}");
+        assert_eq!(cut["rows"].as_array().unwrap().len(), 10);
+    }
+    let running =
+        "SELECT COUNT(*) AS n FROM information_schema.processlist WHERE info LIKE 'SELECT seq %'";
+    until("the database has stopped", async || {
+        other.select(running, &[]).await.unwrap()[0]["n"].as_i64() == Some(0)
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn k13_callers_of_a_slow_query_keep_nobody_else_out() {
     let server = Postgres::start().await.unwrap();
     let text = "[database.guard]\nconcurrency = 2\n[ttl.hurried]\nhard_limit = '300ms'\nsoft_limit = '100ms'\n\
@@ -174,6 +199,48 @@ async fn k13_callers_of_a_slow_query_keep_nobody_else_out() {
     .await;
     let health = service.get("/health").await.json();
     assert_ne!(health["status"], "unhealthy", "{health}");
+}
+
+#[tokio::test]
+async fn s3_a_database_that_answers_and_ends_no_query_is_told_as_stuck() {
+    let server = Postgres::start().await.unwrap();
+    let text = "[limits]\nrequest_timeout = '2m'\n[database.guard]\nconcurrency = 2\n[ttl.patient]\nhard_limit = '100s'\n\
+                [queries.rows]\nsql = 'SELECT COUNT(*) AS n FROM t WHERE id <> :id'\nparams.id = { type = 'integer' }\nttl = 'patient'\n";
+    let service = service(&server.url(), text).await;
+    let other = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    change(&other, "CREATE TABLE t (id INT PRIMARY KEY)").await;
+    let database = |health: &Json| health["checks"]["database"]["status"].clone();
+    service
+        .health_when(|health| database(health) == "healthy")
+        .await;
+    // Somebody alters the table, and takes time: every query of it waits, and the database itself is well.
+    let mut altering = other.begin().await.unwrap();
+    let lock = "LOCK TABLE t IN ACCESS EXCLUSIVE MODE";
+    altering.execute(lock, &[]).await.unwrap();
+    let asking = join_all((1..=4).map(|id| {
+        let service = &service;
+        async move { service.get(&format!("/v1/queries/rows?id={id}")).await }
+    }));
+    let looking = async {
+        let health = service
+            .health_when(|health| database(health) == "unhealthy")
+            .await;
+        let message = health["checks"]["database"]["message"].as_str().unwrap();
+        assert!(
+            message.contains("every one of the 2 places for loads"),
+            "{message}"
+        );
+        assert_eq!(service.get("/health/ready").await.status, 503);
+        altering.rollback().await.unwrap();
+        service
+            .health_when(|health| database(health) == "healthy")
+            .await;
+        assert_eq!(service.get("/health/ready").await.status, 200);
+    };
+    let (replies, ()) = tokio::join!(asking, looking);
+    for reply in &replies {
+        assert_eq!(reply.status, 200, "{}", reply.text());
+    }
 }
 
 const ADD: &str = "[database]\nmax_connections = 3\n[statements.add]\nsql = 'INSERT INTO t VALUES (:id)'\nparams.id = { type = 'integer' }\n";
