@@ -145,16 +145,16 @@ impl Line {
         None
     }
 
-    /// Up to when those of this class may wait without anybody being admitted: for `wait`, or several times as long as the loads that run take. `None`
-    /// while no load has ended at all: how long one takes, with the opening of its connection, is not known then.
-    pub(super) fn stands_still_at(&self, lane: usize, wait: Duration) -> Option<Instant> {
+    /// Up to when those of this class may wait without anybody being admitted: for `wait`, or several times as long as the loads that run take. Ten
+    /// times `wait` while no load has ended at all: how long one takes, with the opening of its connection, is not known then.
+    pub(super) fn stands_still_at(&self, lane: usize, wait: Duration) -> Instant {
         if !self.tried {
-            return None;
+            return self.lanes[lane].moved + wait * UNTRIED;
         }
         let running = self.lanes.iter().filter(|lane| lane.running > 0);
         let longest = running.map(|lane| lane.took).fold(0.0, f64::max);
         let patience = wait.max(span(longest * PATIENCE));
-        Some(self.lanes[lane].moved + patience)
+        self.lanes[lane].moved + patience
     }
 
     /// The last moment at which a load of this class may begin that has to end by `deadline`: it needs as long as others took, twice over.
@@ -317,6 +317,8 @@ fn span(seconds: f64) -> Duration {
 
 /// A queue stands still in which nobody was admitted for so many times as long as a load takes.
 const PATIENCE: f64 = 8.0;
+/// Before any load has ended, so many times the usual wait.
+const UNTRIED: u32 = 10;
 
 struct Bucket {
     tokens: f64,
@@ -532,21 +534,16 @@ mod tests {
         let enter = |line: &mut Line, ms| line.enter(0, Urgency::Needed, start + LONG, at(ms));
         assert!(admitted(enter(&mut line, 0)));
         let _second = queued(enter(&mut line, 10));
-        assert_eq!(line.stands_still_at(0, wait), None, "nobody knows yet");
+        let untried = line.stands_still_at(0, wait);
+        assert_eq!(untried, at(5010), "nobody knows yet");
         line.note(0, Duration::from_millis(100));
         line.leave(0);
         line.let_in(at(100));
         let _third = queued(enter(&mut line, 110));
-        assert_eq!(
-            line.stands_still_at(0, wait),
-            Some(at(910)),
-            "eight times 100 ms"
-        );
+        assert_eq!(line.stands_still_at(0, wait), at(910), "eight times 100 ms");
         line.note(0, Duration::from_millis(20));
-        assert_eq!(
-            line.stands_still_at(0, Duration::from_secs(1)),
-            Some(at(1110))
-        );
+        let patient = line.stands_still_at(0, Duration::from_secs(1));
+        assert_eq!(patient, at(1110));
     }
 
     #[test]
