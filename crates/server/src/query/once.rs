@@ -4,13 +4,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::http::HeaderMap;
 use parking_lot::Mutex;
 use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use steadfast_cache::{Database, Param, SourceError, Tx};
-use tokio::sync::OnceCell;
 
 use crate::app::{App, millis, unix_ms};
 use crate::problem::{Problem, ProblemKind};
@@ -222,7 +222,10 @@ fn number(text: &str) -> String {
 /// The table, made when it is first needed.
 #[derive(Debug, Default)]
 pub(crate) struct Records {
-    made: OnceCell<()>,
+    made: AtomicBool,
+    making: tokio::sync::Mutex<()>,
+    /// Why the last sweep failed, if it did.
+    trouble: Mutex<Option<String>>,
     /// The keys that are in use in this process, by caller and key: no more than there are requests.
     turns: Arc<Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>>,
 }
@@ -269,6 +272,8 @@ fn forget(turns: &Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>, used: &Used
     }
 }
 
+const TABLE: &str = "steadfast_idempotency";
+
 /// Rows that one sweep takes at a time, so that it holds no lock for long.
 const SWEPT: i64 = 1000;
 
@@ -291,24 +296,61 @@ impl Records {
 
     /// Makes the table if it is not there.
     pub(crate) async fn prepare(&self, database: &Database) -> Result<(), SourceError> {
-        self.made
-            .get_or_try_init(|| async {
-                if look(database).await.is_ok() {
-                    return Ok(());
-                }
+        if self.made.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let _alone = self.making.lock().await;
+        if !self.made.load(Ordering::Acquire) {
+            if look(database).await.is_err() {
                 let made = make(database).await;
                 // Another process may have been quicker.
-                match look(database).await {
-                    Ok(()) => Ok(()),
-                    Err(error) => made.and(Err(error)),
+                if let Err(error) = look(database).await {
+                    return made.and(Err(error));
                 }
-            })
-            .await
-            .copied()
+            }
+            self.made.store(true, Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// Whether this failure means that the table was dropped; if so it is made again when it is needed next.
+    pub(crate) async fn was_lost(&self, database: &Database, error: &SourceError) -> bool {
+        // Each database names what it misses.
+        if !error.to_string().contains(TABLE) || look(database).await.is_ok() {
+            return false;
+        }
+        self.made.store(false, Ordering::Release);
+        true
+    }
+
+    /// Tells that sweeps fail, or succeed again, when that changes.
+    fn note(&self, error: Option<&SourceError>) {
+        let error = error.map(ToString::to_string);
+        let mut trouble = self.trouble.lock();
+        if *trouble == error {
+            return;
+        }
+        match &error {
+            Some(error) => tracing::warn!(
+                error,
+                "expired idempotency keys cannot be forgotten: the table {TABLE} grows until they can"
+            ),
+            None => tracing::info!("expired idempotency keys are forgotten again"),
+        }
+        *trouble = error;
     }
 
     /// Forgets what has expired; tells how many.
     pub(crate) async fn sweep(&self, database: &Database) -> Result<u64, SourceError> {
+        let swept = self.try_sweep(database).await;
+        if let Err(error) = &swept {
+            self.was_lost(database, error).await;
+        }
+        self.note(swept.as_ref().err());
+        swept
+    }
+
+    async fn try_sweep(&self, database: &Database) -> Result<u64, SourceError> {
         self.prepare(database).await?;
         let mut gone = 0;
         loop {
@@ -371,11 +413,8 @@ pub(crate) async fn sweep(app: App) {
             continue;
         }
         match app.records().sweep(app.database()).await {
-            Ok(0) => {}
+            Ok(0) | Err(_) => {}
             Ok(gone) => tracing::debug!(gone, "idempotency keys expired"),
-            Err(error) => {
-                tracing::debug!(%error, "expired idempotency keys could not be forgotten")
-            }
         }
     }
 }
@@ -440,6 +479,25 @@ mod tests {
             .await
             .unwrap();
         assert!(!once.record(&mut tx, &answer).await.unwrap());
+    }
+
+    #[tokio::test]
+    async fn s8_a_sweep_that_fails_is_told_of_until_it_succeeds_and_makes_a_lost_table_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("sqlite://{}", folder.path().join("t.db").display());
+        let database =
+            Database::connect(&url, steadfast_cache::DatabaseOptions::default()).unwrap();
+        let records = Records::default();
+        records.prepare(&database).await.unwrap();
+        let mut tx = database.begin().await.unwrap();
+        tx.execute("DROP TABLE steadfast_idempotency", &[])
+            .await
+            .unwrap();
+        tx.commit().await.unwrap();
+        records.sweep(&database).await.unwrap_err();
+        assert!(records.trouble.lock().is_some());
+        assert_eq!(records.sweep(&database).await.unwrap(), 0);
+        assert!(records.trouble.lock().is_none());
     }
 
     #[test]

@@ -101,6 +101,30 @@ impl Statement {
             Some(once) => Some(app.records().turn(once).await),
             None => None,
         };
+        let mut result = self.try_commit(app, values, once).await?;
+        if let (Some(_), Err(WriteError::Work(Stopped::Sql(error)))) = (once, &result)
+            && app.records().was_lost(app.database(), error).await
+        {
+            // Everything was rolled back, so it may be done again.
+            result = self.try_commit(app, values, once).await?;
+        }
+        match &result {
+            Err(
+                WriteError::Source(error)
+                | WriteError::Commit(error)
+                | WriteError::Work(Stopped::Sql(error)),
+            ) => app.backend().statement_failed(error),
+            _ => app.backend().statement_answered(),
+        }
+        self.judge(result)
+    }
+
+    async fn try_commit(
+        &self,
+        app: &App,
+        values: &Values,
+        once: Option<&Once>,
+    ) -> Result<Result<steadfast_cache::Written<Recorded>, WriteError<Stopped>>, Problem> {
         if once.is_some() {
             let prepared = app.records().prepare(app.database()).await;
             prepared.map_err(|error| self.refusal(&error))?;
@@ -127,15 +151,7 @@ impl Statement {
         if let (Ok(_), Some(of_rows)) = (&result, of_rows) {
             of_rows.apply().await;
         }
-        match &result {
-            Err(
-                WriteError::Source(error)
-                | WriteError::Commit(error)
-                | WriteError::Work(Stopped::Sql(error)),
-            ) => app.backend().statement_failed(error),
-            _ => app.backend().statement_answered(),
-        }
-        self.judge(result)
+        Ok(result)
     }
 
     /// What it makes invalid, as far as its parameters tell.

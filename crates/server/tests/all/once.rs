@@ -94,6 +94,23 @@ async fn s8_holds_on(url: &str, table: &str) {
     assert_eq!(count(&service.app, "users").await, 4);
     assert_eq!(count(&service.app, "steadfast_idempotency").await, 4);
 
+    // A table that was dropped is made again, and nothing is refused for it.
+    let mut tx = service.app.database().begin().await.unwrap();
+    tx.execute("DROP TABLE steadfast_idempotency", &[])
+        .await
+        .unwrap();
+    tx.commit().await.unwrap();
+    let gil = json!({"name": "Gil", "phone_number": "107"});
+    let once = post(&service, "dropped", &gil).await;
+    assert_eq!(once.status, 200, "{}", once.text());
+    assert_eq!(
+        post(&service, "dropped", &gil)
+            .await
+            .header("idempotency-replayed"),
+        "true"
+    );
+    assert_eq!(count(&service.app, "users").await, 5);
+
     for bad in ["", "a b", &"x".repeat(256)] {
         assert_eq!(post(&service, bad, &cid).await.status, 400, "{bad:?}");
     }
@@ -106,7 +123,7 @@ async fn s8_holds_on(url: &str, table: &str) {
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     let fay = json!({"name": "Fay", "phone_number": "106"});
     assert_eq!(post(&again, "short", &fay).await.status, 200);
-    assert_eq!(count(&again.app, "users").await, 6);
+    assert_eq!(count(&again.app, "users").await, 7);
 }
 
 #[tokio::test]
