@@ -24,13 +24,7 @@ async fn k11_a_tag_invalidates_all_that_carry_it_in_every_tier_and_nothing_else(
     tagged(&first, "a", &["red"], &loader).await;
     tagged(&first, "b", &["red", "blue"], &loader).await;
     tagged(&first, "c", &["blue"], &loader).await;
-    assert!(
-        first
-            .invalidate(&[Target::tag("red")])
-            .await
-            .unwrap()
-            .applied
-    );
+    invalidate_everywhere(&first, &[Target::tag("red")]).await;
     // The second process has nothing in memory: it sees what Redis holds.
     for cache in [&first, &second] {
         for (key, tags, expected) in [
@@ -72,13 +66,7 @@ async fn k11_a_tag_that_the_reader_does_not_name_counts_too() {
     let (first, second) = (site.cache().await, site.cache().await);
     let loader = Loader::default();
     tagged(&first, "a", &["red"], &loader).await;
-    assert!(
-        first
-            .invalidate(&[Target::tag("red")])
-            .await
-            .unwrap()
-            .applied
-    );
+    invalidate_everywhere(&first, &[Target::tag("red")]).await;
     assert_eq!(
         get(&second, "a", "user", &loader).await.unwrap().source,
         Source::Database
@@ -108,13 +96,7 @@ async fn taken_without_its_tag(site: &Site) -> (Cache, Cache, Loader) {
 async fn k11_a_tag_that_the_reader_does_not_name_governs_what_it_has_in_memory() {
     let site = Site::start().await;
     let (first, second, loader) = taken_without_its_tag(&site).await;
-    assert!(
-        first
-            .invalidate(&[Target::tag("red")])
-            .await
-            .unwrap()
-            .applied
-    );
+    invalidate_everywhere(&first, &[Target::tag("red")]).await;
     eventually("the announcement is heard", || async {
         get(&second, "a", "user", &loader)
             .await
@@ -130,13 +112,7 @@ async fn k11_a_tag_that_the_reader_does_not_name_governs_what_it_has_in_memory()
 async fn k11_after_its_own_invalidation_of_an_unnamed_tag_a_process_reads_nothing_older() {
     let site = Site::start().await;
     let (_first, second, loader) = taken_without_its_tag(&site).await;
-    assert!(
-        second
-            .invalidate(&[Target::tag("red")])
-            .await
-            .unwrap()
-            .applied
-    );
+    invalidate_everywhere(&second, &[Target::tag("red")]).await;
     let answer = get(&second, "a", "user", &loader).await.unwrap();
     assert_eq!(answer.value.as_deref(), Some("2"));
 }
@@ -174,13 +150,7 @@ async fn k11_a_reader_who_names_a_tag_takes_no_value_without_it() {
         let answer = tagged(cache, "a", &["red"], &loader).await;
         assert_ne!(answer.value.as_deref(), Some("1"));
     }
-    assert!(
-        second
-            .invalidate(&[Target::tag("red")])
-            .await
-            .unwrap()
-            .applied
-    );
+    invalidate_everywhere(&second, &[Target::tag("red")]).await;
     let answer = get(&second, "a", "user", &loader).await.unwrap();
     assert_eq!(answer.source, Source::Database);
 }
@@ -257,11 +227,9 @@ async fn k11_each_key_of_a_batch_carries_its_own_tags() {
     })
     .await;
     assert_eq!(read(&second).await, [Redis, Redis]);
-    let of_b = second.invalidate(&[Target::tag("of b")]).await.unwrap();
-    assert!(of_b.applied);
+    invalidate_everywhere(&second, &[Target::tag("of b")]).await;
     assert_eq!(read(&second).await, [Memory, Database]);
-    let all = second.invalidate(&[Target::tag("letters")]).await.unwrap();
-    assert!(all.applied);
+    invalidate_everywhere(&second, &[Target::tag("letters")]).await;
     assert_eq!(read(&second).await, [Database, Database]);
 }
 
@@ -374,13 +342,7 @@ async fn k11_warming_fills_both_tiers() {
         (answer.source, answer.value.as_deref()),
         (Source::Redis, Some("7"))
     );
-    assert!(
-        first
-            .invalidate(&[Target::tag("items")])
-            .await
-            .unwrap()
-            .applied
-    );
+    invalidate_everywhere(&first, &[Target::tag("items")]).await;
     assert_eq!(
         get(&first, "item:7", "user", &loader).await.unwrap().source,
         Source::Database

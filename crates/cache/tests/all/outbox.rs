@@ -8,22 +8,20 @@ use steadfast_cache::{
 use steadfast_drill::fault::{Direction, Fault, LimitData, Toxic};
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Site, eventually, plain, read_item, select_item, set_item, text, write_item};
+use crate::site::{
+    Site, all_is_applied, eventually, plain, read_item, select_item, set_item, text,
+    write_everywhere, write_item,
+};
 
 #[tokio::test]
 async fn k7_a_write_is_seen_by_its_process_at_once_and_by_another_through_redis() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
     for version in 1..20i64 {
-        let written = first
-            .write(async |tx: &mut Tx| set_item(tx, 7, version).await)
-            .invalidates([Target::key("item:7")])
-            .commit()
-            .await
-            .unwrap();
-        assert!(written.applied);
+        write_item(&first, 7, version).await;
         assert_eq!(read_item(&first, 7).await, Some(version.to_string()));
     }
+    all_is_applied(&first).await;
     assert_eq!(read_item(&second, 7).await, Some("19".to_owned()));
 }
 
@@ -147,7 +145,8 @@ async fn k8_a_redis_restored_from_an_old_snapshot_is_not_believed() {
     })
     .await;
     site.redis.save_snapshot().await.unwrap();
-    assert!(write(2).await.applied);
+    write(2).await;
+    all_is_applied(&first).await;
     site.redis.restart_from_snapshot().await.unwrap();
     let second = site.cache().await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("2"));
@@ -222,7 +221,7 @@ async fn k8_neither_redis_nor_memory_is_believed_while_an_invalidation_waits() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
     let third = site.cache().await;
-    assert!(write_item(&first, 7, 1).await);
+    write_everywhere(&first, 7, 1).await;
     for cache in [&first, &second] {
         assert_eq!(read_item(cache, 7).await.as_deref(), Some("1"));
     }
@@ -275,7 +274,7 @@ async fn k8_an_invalidation_is_seen_to_wait_while_the_delivering_is_locked_out()
 async fn k7_a_state_row_that_is_lost_is_made_again_and_nothing_waits_for_ever() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
-    assert!(write_item(&first, 7, 1).await);
+    write_everywhere(&first, 7, 1).await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
     let mut tx = site.database.begin().await.unwrap();
     tx.execute("DELETE FROM steadfast_outbox_state", &[])
@@ -338,7 +337,7 @@ async fn k7_an_outbox_that_is_full_is_replaced_by_one_row_that_invalidates_every
     let full = || async { site.builder().await.outbox_rows(50).build().await.unwrap() };
     let (first, second) = (full().await, full().await);
     for id in 0..3 {
-        assert!(write_item(&first, id, 1).await);
+        write_everywhere(&first, id, 1).await;
         assert_eq!(read_item(&second, id).await.as_deref(), Some("1"));
     }
     site.take_no_writes(true).await;
@@ -450,16 +449,14 @@ async fn k7_a_repository_of_the_callers_own_reads_and_writes_under_the_same_rule
     let (first, second) = (site.cache().await, site.cache().await);
     let versions = Arc::new(Versions(site.database.clone()));
     for version in ["1", "2", "3"] {
-        assert!(
-            text(&first, "user")
-                .put_to(&*versions, [7], &version.to_owned())
-                .await
-                .unwrap()
-                .applied
-        );
+        text(&first, "user")
+            .put_to(&*versions, [7], &version.to_owned())
+            .await
+            .unwrap();
         let answer = text(&first, "user").get_from(&versions, [7]).await.unwrap();
         assert_eq!(answer.value.as_deref(), Some(version));
     }
+    all_is_applied(&first).await;
     let answer = text(&second, "user")
         .get_from(&versions, [7])
         .await

@@ -228,7 +228,18 @@ pub(crate) async fn write_item(cache: &Cache, id: i64, version: i64) -> bool {
 /// Invalidates, and waits until Redis has applied it, however busy the machine is.
 pub(crate) async fn invalidate_everywhere(cache: &Cache, targets: &[Target]) {
     cache.invalidate(targets).await.unwrap();
-    eventually("the invalidation is applied", || async {
+    all_is_applied(cache).await;
+}
+
+/// Writes an item's version, and waits until Redis has applied the invalidation, however busy the machine is.
+pub(crate) async fn write_everywhere(cache: &Cache, id: i64, version: i64) {
+    write_item(cache, id, version).await;
+    all_is_applied(cache).await;
+}
+
+/// Waits until Redis has applied all that this process has invalidated.
+pub(crate) async fn all_is_applied(cache: &Cache) {
+    eventually("the invalidations are applied", || async {
         cache.status().outbox_pending == 0
     })
     .await;

@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 
 use crate::site::{
     Loader, Site, create_table, eventually, get, plain, read_item, select_item, set_item, text,
-    write_item,
+    write_everywhere, write_item,
 };
 
 /// What a process writes that dies before its relay.
@@ -138,7 +138,7 @@ async fn k16_until_sql_was_seen_what_redis_holds_is_stale() {
     })
     .await;
     site.redis.save_snapshot().await.unwrap();
-    assert!(write_item(&first, 7, 2).await);
+    write_everywhere(&first, 7, 2).await;
     drop(first);
     site.redis.restart_from_snapshot().await.unwrap();
 
@@ -194,7 +194,7 @@ async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
     for version in 1..=3 {
-        assert!(write_item(&first, 7, version).await);
+        write_everywhere(&first, 7, version).await;
     }
     for cache in [&first, &second] {
         assert_eq!(read_item(cache, 7).await.as_deref(), Some("3"));
@@ -211,7 +211,7 @@ async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
         status.memory_proven && status.redis.is_some_and(|redis| redis.trusted)
     })
     .await;
-    assert!(write_item(&first, 7, 101).await);
+    write_everywhere(&first, 7, 101).await;
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("101"));
 
     // Nobody was there to see it fall: Redis is ahead of a SQL in which nothing waits.
@@ -229,7 +229,7 @@ async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
 async fn k16_a_forged_announcement_poisons_nobody() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
-    assert!(write_item(&first, 7, 1).await);
+    write_everywhere(&first, 7, 1).await;
     for forged in [
         "18446744073709551615 0 ",
         "9007199254740000 0 ",
@@ -260,7 +260,7 @@ async fn k16_a_forged_announcement_poisons_nobody() {
         })
         .await;
     }
-    assert!(write_item(&second, 7, 2).await);
+    write_everywhere(&second, 7, 2).await;
     eventually("the others hear of it", || async {
         read_item(&first, 7).await.as_deref() == Some("2")
             && read_item(&third, 7).await.as_deref() == Some("2")
@@ -302,7 +302,7 @@ async fn k11_all_is_invalidated_also_in_a_redis_that_is_full() {
 async fn k16_tables_that_were_dropped_are_made_again_and_what_they_held_is_made_good() {
     let site = Site::start().await;
     let (first, second) = (site.cache().await, site.cache().await);
-    assert!(write_item(&first, 7, 1).await);
+    write_everywhere(&first, 7, 1).await;
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
     let mut tx = site.database.begin().await.unwrap();
     for table in ["steadfast_outbox", "steadfast_outbox_state"] {
