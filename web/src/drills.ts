@@ -4,7 +4,7 @@ import type { Chart } from './charts';
 import { announce, at, h, icon, redraw, say } from './dom';
 import { clock, duration, text } from './format';
 import { pill } from './marks';
-import { felt, figureName, figures } from './report';
+import { felt, figures, judged } from './report';
 import { Scale, Side } from './side';
 import { Stream } from './stream';
 import { capital, type Mood } from './words';
@@ -243,12 +243,21 @@ class Stage {
   private readonly badge = h('span', { class: 'badge' });
   private readonly end = h('div', { class: 'end' });
   private readonly sides: Side[];
+  private readonly columns: HTMLElement;
+  private readonly scale: Scale;
+  private byHand: Side | null = null;
 
   constructor(private readonly drill: Drill) {
     const scale = new Scale();
     this.sides = [new Side('With Steadfast', scale)];
     if (drill.control) this.sides.push(new Side('Without resilience', scale));
     charts.push(...this.sides.map((side) => side.chart));
+    this.scale = scale;
+    this.columns = h(
+      'div',
+      { class: `sides ${drill.control ? 'two' : ''}` },
+      ...this.sides.map((side) => side.element),
+    );
     this.badge.append(pill('idle', 'Running'));
     this.element = h(
       'article',
@@ -266,7 +275,7 @@ class Stage {
       ),
       h('div', { class: 'course' }, this.steps, this.meter, this.broken),
       this.end,
-      h('div', { class: `sides ${drill.control ? 'two' : ''}` }, ...this.sides.map((side) => side.element)),
+      this.columns,
     );
     if (drill.progress) this.progress(drill.progress);
   }
@@ -285,8 +294,20 @@ class Stage {
     const broken = progress.broken.map((name) => name.replaceAll('_', ' ')).join(', ');
     say(this.broken, broken ? `Broken now: ${broken}. ${left} to go.` : `Nothing is broken now. ${left} to go.`);
     this.broken.classList.toggle('bad', broken !== '');
-    this.sides[0]!.take(progress.elapsed_ms, progress.total_ms, progress.subject);
-    if (progress.control) this.sides[1]?.take(progress.elapsed_ms, progress.total_ms, progress.control);
+    this.take(progress);
+  }
+
+  /** Each side takes its own; that one built by hand runs is first told here. */
+  private take({ elapsed_ms, total_ms, subject, control, hand_built }: Progress): void {
+    if (hand_built && !this.byHand) {
+      this.byHand = new Side('Built by hand', this.scale);
+      charts.push(this.byHand.chart);
+      this.columns.append(this.byHand.element);
+    }
+    this.columns.className = `sides ${['', 'two', 'three'][this.columns.childElementCount - 1] ?? ''}`;
+    this.sides[0]!.take(elapsed_ms, total_ms, subject);
+    if (control) this.sides[1]?.take(elapsed_ms, total_ms, control);
+    if (hand_built) this.byHand?.take(elapsed_ms, total_ms, hand_built);
   }
 
   async over(drill: Drill): Promise<void> {
@@ -296,7 +317,7 @@ class Stage {
     this.badge.replaceChildren(pill(mood(drill.state), verdict(drill.state)));
     this.element.querySelector('.course')!.remove();
     announce(`Drill ${human(drill.scenario)}: ${verdict(drill.state)}.`);
-    if (drill.progress && !this.sides[0]!.hasData) this.progressOnce(drill.progress);
+    if (drill.progress && !this.sides[0]!.hasData) this.take(drill.progress);
     if (drill.state === 'stopped') {
       this.end.append(
         h(
@@ -333,11 +354,6 @@ class Stage {
     );
   }
 
-  private progressOnce(progress: Progress): void {
-    this.sides[0]!.take(progress.elapsed_ms, progress.total_ms, progress.subject);
-    if (progress.control) this.sides[1]?.take(progress.elapsed_ms, progress.total_ms, progress.control);
-  }
-
   private async stopIt(): Promise<void> {
     this.stop.disabled = true;
     this.stop.lastChild!.textContent = 'Stopping…';
@@ -351,23 +367,14 @@ class Stage {
   }
 
   private show(report: Report): void {
-    const failed = report.kpis.filter((kpi) => !kpi.pass);
-    const words =
-      report.verdict === 'passed'
-        ? 'Every figure is within its target.'
-        : `${failed.map((kpi) => figureName(kpi.name)).join(', ')}: outside the target.`;
+    const { mood, words } = judged(report);
     const address = `/v1/drills/${this.drill.id}/report?format=html`;
     this.end.append(
       h(
         'div',
-        { class: `outcome verdict ${report.verdict === 'passed' ? 'good' : 'bad'}` },
-        icon(report.verdict === 'passed' ? 'good' : 'bad'),
-        h(
-          'div',
-          {},
-          h('b', { id: 'verdict' }, report.verdict === 'passed' ? 'Passed' : 'Failed'),
-          h('p', {}, `${words} ${felt(report)}`),
-        ),
+        { class: `outcome verdict ${mood}` },
+        icon(mood),
+        h('div', {}, h('b', { id: 'verdict' }, verdict(report.verdict)), h('p', {}, `${words} ${felt(report)}`)),
       ),
       figures(report),
       h(
@@ -417,11 +424,20 @@ async function save(address: string, drill: Drill): Promise<void> {
 }
 
 function mood(state: Drill['state']): Mood {
-  return ({ running: 'idle', passed: 'good', failed: 'bad', stopped: 'warn', broken: 'bad' } as const)[state];
+  return ({ running: 'idle', passed: 'good', failed: 'bad', void: 'warn', stopped: 'warn', broken: 'bad' } as const)[
+    state
+  ];
 }
 
 function verdict(state: Drill['state']): string {
-  return { running: 'Running', passed: 'Passed', failed: 'Failed', stopped: 'Stopped', broken: 'No verdict' }[state];
+  return {
+    running: 'Running',
+    passed: 'Passed',
+    failed: 'Failed',
+    void: 'Proves nothing',
+    stopped: 'Stopped',
+    broken: 'No verdict',
+  }[state];
 }
 
 const NAMES: Record<string, string> = {

@@ -174,11 +174,12 @@ function inWords(event: Noted): Told {
     case 'drill_over': {
       const drill = event.drill as { scenario?: string; state?: string; error?: string } | undefined;
       const state = drill?.state ?? '';
-      const mood = ({ passed: 'good', failed: 'warn', broken: 'warn' } as Record<string, Mood>)[state] ?? 'idle';
+      const mood =
+        ({ passed: 'good', failed: 'warn', void: 'warn', broken: 'warn' } as Record<string, Mood>)[state] ?? 'idle';
       return {
         mood,
         icon: 'play',
-        title: `Drill ${state === 'broken' ? 'came to no verdict' : state}: ${drill?.scenario ?? ''}`,
+        title: `Drill ${{ broken: 'came to no verdict', void: 'proved nothing' }[state] ?? state}: ${drill?.scenario ?? ''}`,
         detail: drill?.error ?? 'its report is kept below, with the drills',
       };
     }

@@ -4,11 +4,13 @@ import { stories } from './events';
 import { count, duration, type Figure, NONE, rate, text } from './format';
 import { mark, whatToDo } from './marks';
 import { drawPath } from './path';
-import { type Store, sum, type Sum, TICKS_KEPT } from './store';
+import { sinceWritten, type Store, sum, type Sum, TICKS_KEPT } from './store';
 import { headline } from './words';
 
 /** What is called "now". */
 const NOW_MS = 10_000;
+/** Writes are rarer. */
+const WRITES_MS = 60_000;
 
 export function drawNow(store: Store): void {
   const now = sum(store.recent(NOW_MS));
@@ -22,7 +24,8 @@ export function drawNow(store: Store): void {
 
 function drawHeadline(store: Store, recent: Sum): void {
   const { link, tick, status, heardAt } = store;
-  const { mood, title, detail, said, trouble } = headline({ link, tick, status, recent, heardAt });
+  const written = recent.writes > 0 ? recent : sum(sinceWritten(store.recent(WRITES_MS)));
+  const { mood, title, detail, said, trouble } = headline({ link, tick, status, recent, written, heardAt });
   at('hero').dataset.mood = mood;
   redraw(at('lamp'), mood, () => [icon(mood)]);
   say(at('headline'), title);

@@ -74,10 +74,25 @@ function ended(report: Report, phases: string[] | null): { calls: number; failed
   return { calls, failed };
 }
 
+/** The verdict in a sentence. Nothing is proven by a fault that touched nothing, whatever the other figures are. */
+export function judged(report: Report): { mood: 'good' | 'warn' | 'bad'; words: string } {
+  if (report.verdict === 'passed') return { mood: 'good', words: 'Every figure is within its target.' };
+  if (report.verdict === 'void')
+    return { mood: 'warn', words: 'Something that was to be broken touched nothing, so nothing was shown.' };
+  const missed = report.kpis.filter((kpi) => !kpi.pass).map((kpi) => figureName(kpi.name));
+  return { mood: 'bad', words: `${missed.join(', ')}: outside the target.` };
+}
+
 export function figures(report: Report): HTMLElement {
-  const { control } = report;
-  const sides = control ? [report, control] : [report];
-  const heads = ['Key figure', 'Target', 'With Steadfast', ...(control ? ['Without resilience'] : [])];
+  const { control, hand_built } = report;
+  const sides = [report, control, hand_built].filter((side) => side !== null);
+  const heads = [
+    'Key figure',
+    'Target',
+    'With Steadfast',
+    ...(control ? ['Without resilience'] : []),
+    ...(hand_built ? ['Built by hand'] : []),
+  ];
   return h(
     'div',
     { class: 'scroll', tabindex: 0, role: 'region', 'aria-label': 'Key figures' },
@@ -135,5 +150,6 @@ function row(kpi: Kpi, sides: Report[]): HTMLElement {
 export function felt(report: Report): string {
   const { calls, failed } = ended(report, null);
   const beside = report.control ? ` Without resilience ${count(ended(report.control, null).failed)} did.` : '';
-  return `Of ${count(calls)} calls, ${count(failed)} failed.${beside}`;
+  const byHand = report.hand_built ? ` Built by hand ${count(ended(report.hand_built, null).failed)} did.` : '';
+  return `Of ${count(calls)} calls, ${count(failed)} failed.${beside}${byHand}`;
 }

@@ -106,7 +106,9 @@ export function sum(ticks: readonly { reads: Reads; seconds?: number }[]): Sum {
     database: 0,
     failed: 0,
     stale: 0,
+    slow: 0,
     writes: 0,
+    writes_failed: 0,
     seconds: 0,
     answered: 0,
     calls: 0,
@@ -118,11 +120,18 @@ export function sum(ticks: readonly { reads: Reads; seconds?: number }[]): Sum {
     total.database += reads.database;
     total.failed += reads.failed;
     total.stale += reads.stale;
+    total.slow += reads.slow;
     total.writes += reads.writes;
+    total.writes_failed += reads.writes_failed;
   }
   total.answered = total.memory + total.redis + total.database;
   total.calls = total.answered + total.failed;
   return total;
+}
+
+/** Those after the last in which a write worked: writes are rare, and that they fail stays so until one does not. */
+export function sinceWritten(ticks: readonly Tick[]): readonly Tick[] {
+  return ticks.slice(ticks.findLastIndex(({ reads }) => reads.writes > 0) + 1);
 }
 
 /** The median and the greatest of a figure over some ticks; `null` where there is none. */

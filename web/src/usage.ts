@@ -19,7 +19,7 @@ const HEADS = [
 
 export function drawUsage(status: Status | null): void {
   if (!status) return;
-  const { queries = [], statements = [] } = status;
+  const { queries, statements } = status;
   redraw(at('usage-head'), 'head', () => [h('tr', {}, ...HEADS.map((name) => h('th', { scope: 'col' }, name)))]);
   redraw(at('usage-rows'), JSON.stringify([queries, statements]), () => [
     ...queries.map((query) => row(query, sources(query.last_minute))),

@@ -7,8 +7,8 @@ export interface Reads {
   failed: number;
   stale: number;
   writes: number;
-  slow?: number;
-  writes_failed?: number;
+  slow: number;
+  writes_failed: number;
 }
 
 export type Health = 'healthy' | 'degraded' | 'unhealthy';
@@ -37,8 +37,8 @@ export interface Tick {
   cpu_percent: number;
   memory_percent: number;
   /** The outage that lasts. */
-  outage?: Outage | null;
-  flapping?: boolean;
+  outage: Outage | null;
+  flapping: boolean;
 }
 
 /** One minute of the service; the newest is still under way. */
@@ -152,9 +152,9 @@ export interface Status {
   system: { cpu_percent: number; memory_percent: number; resident_bytes: number };
   reads: Reads;
   rates: { hit: number | null; fallback: number | null; error: number | null };
-  queries?: Named<QueryFigures>[];
-  statements?: Named<StatementFigures>[];
-  outages?: Outage[];
+  queries: Named<QueryFigures>[];
+  statements: Named<StatementFigures>[];
+  outages: Outage[];
   redis: {
     state: string;
     state_for_ms: number;
@@ -172,7 +172,7 @@ export interface Status {
     success_rate: number | null;
     rtt_ms: number | null;
     fencing: string;
-    flapping?: Flapping | null;
+    flapping: Flapping | null;
     nodes?: RedisNode[];
   };
   cache: {
@@ -222,6 +222,7 @@ export interface Progress {
   broken: string[];
   subject: Live;
   control: Live | null;
+  hand_built?: Live;
 }
 
 export interface Drill {
@@ -230,7 +231,7 @@ export interface Drill {
   about: string;
   control: boolean;
   started_ms: number;
-  state: 'running' | 'passed' | 'failed' | 'stopped' | 'broken';
+  state: 'running' | 'passed' | 'failed' | 'void' | 'stopped' | 'broken';
   progress?: Progress;
   error?: string;
 }
@@ -249,7 +250,7 @@ export interface Kpi {
 export interface Report {
   scenario: string;
   about: string;
-  verdict: 'passed' | 'failed';
+  verdict: 'passed' | 'failed' | 'void';
   phases: {
     name: string;
     calls: number;
@@ -261,4 +262,5 @@ export interface Report {
   recovery: { detect_ms: number | null; first_success_ms: number | null; full_ms: number | null };
   kpis: Kpi[];
   control: Report | null;
+  hand_built: Report | null;
 }

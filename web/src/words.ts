@@ -23,6 +23,8 @@ interface Known {
   tick: Tick | undefined;
   status: Status | null;
   recent: Sum;
+  /** The seconds that writes are judged by. */
+  written: Sum;
   heardAt: number;
 }
 
@@ -31,7 +33,7 @@ const FELT = { failed: 0.01, stale: 0.05, slowMs: 250, least: 5 };
 
 /** Is it serving, from where, and if something is wrong, what. What callers feel comes first, and of that the worst. */
 export function headline(known: Known): Headline {
-  const { link, tick, status, recent } = known;
+  const { link, tick, status, recent, written } = known;
   if (link.state === 'refused') {
     return plainly('idle', 'This page needs a token.', `The service says: ${link.cause}.`);
   }
@@ -50,6 +52,7 @@ export function headline(known: Known): Headline {
   }
   return (
     failing(checks, recent) ??
+    writesFail(status, checks, written) ??
     flapping(status, tick, recent) ??
     withoutParts(status, tick, recent) ??
     stale(recent) ??
@@ -90,6 +93,25 @@ function failing(checks: Record<string, Check>, recent: Sum): Headline | null {
     title: `${text(share(part))} of reads fail.`,
     detail: `${count(recent.failed)} of ${plural(recent.calls, 'read')} in the last ${span(recent)}.${cause}`,
     said: 'Reads fail.',
+    trouble: 'reads',
+  };
+}
+
+/** A statement may fail by itself, with a database that is well and queries that are answered. */
+function writesFail(status: Status | null, checks: Record<string, Check>, written: Sum): Headline | null {
+  const calls = written.writes + written.writes_failed;
+  const part = calls ? written.writes_failed / calls : 0;
+  const few = written.writes > 0 && written.writes_failed < FELT.least;
+  if (part < FELT.failed || few || checks.database?.status === 'unhealthy') return null;
+  const failed = (status?.statements ?? []).filter(({ last_minute }) => last_minute.failed > 0);
+  const names = failed.length > 0 ? `: ${listed(failed.map(({ name }) => name))}` : '';
+  const check = checks.statements;
+  const why = check && check.status !== 'healthy' ? check.message : 'the log of the service tells why';
+  return {
+    mood: part < 0.05 ? 'warn' : 'bad',
+    title: `${text(share(part))} of writes fail.`,
+    detail: `${count(written.writes_failed)} of ${plural(calls, 'write')} in the last ${span(written)}${names}. ${capital(why)}.`,
+    said: 'Writes fail.',
     trouble: 'reads',
   };
 }

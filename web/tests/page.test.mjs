@@ -156,6 +156,55 @@ test('s5_a_drill_started_from_the_page_runs_to_its_verdict', limits, async () =>
   await page.close();
 });
 
+test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so', limits, async () => {
+  const { page, wrong } = await open(chromium, demo);
+  const live = {
+    ...{ calls: 900, failed: 30, skipped: 0, rate: 100, memory: 400, redis: 400, database: 70, stale: 0, wrong: 0 },
+    ...{ connection: 'ready', breaker: 'closed' },
+  };
+  const about = 'Told by the test.';
+  const drill = {
+    ...{ id: 99, scenario: 'crash', about, control: true, started_ms: Date.now(), state: 'void' },
+    progress: {
+      ...{ elapsed_ms: 900, total_ms: 900, phase: 'recovered', broken: [] },
+      ...{ subject: live, control: live, hand_built: live },
+    },
+  };
+  const kpi = { phase: 'fault', unit: 'count', bound: 'at_most', formula: '', target: 0 };
+  const side = {
+    ...{ scenario: 'crash', about, verdict: 'void', recovery: {}, control: null, hand_built: null },
+    phases: [{ name: 'fault', calls: 900, ok: 870, skipped: 0, errors: { refused: 30 }, latency_ms: {} }],
+    kpis: [{ ...kpi, name: 'untouched', value: 1, pass: false }],
+  };
+  await page.route('**/v1/drills', async (route) => {
+    const response = await route.fetch();
+    await route.fulfill({ response, json: { ...(await response.json()), drills: [drill] } });
+  });
+  await page.route('**/v1/drills/99/report**', (route) =>
+    route.request().url().includes('format=html')
+      ? route.fulfill({ contentType: 'text/html', body: '<h1>Report</h1>' })
+      : route.fulfill({ json: { ...side, control: side, hand_built: side } }),
+  );
+  await page.reload();
+  await page.locator('.runs button', { hasText: 'Show' }).click();
+  await page.waitForSelector('#verdict');
+  assert.equal(await page.textContent('#verdict'), 'Proves nothing');
+  assert.match(await page.textContent('.verdict'), /touched nothing.*Built by hand 30 did/);
+  assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), [
+    'With Steadfast',
+    'Without resilience',
+    'Built by hand',
+  ]);
+  assert.equal(await page.locator('.side').count(), 3);
+  for (const width of [375, 1440]) {
+    await page.setViewportSize({ width, height: 900 });
+    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
+    if (process.env.SHOTS) await page.locator('.stage').screenshot({ path: `${process.env.SHOTS}/drill-${width}.png` });
+  }
+  assert.deepEqual(wrong, []);
+  await page.close();
+});
+
 test('s5_keyboard_alone_suffices', limits, async () => {
   const { page, wrong } = await open(chromium, demo);
   await live(page);

@@ -6,7 +6,7 @@ import { build } from 'esbuild';
 
 const bundle = await build({
   stdin: {
-    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export { markdown, slug } from './markdown';`,
+    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export * from './store'; export { markdown, slug } from './markdown';`,
     resolveDir: fileURLToPath(new URL('../src', import.meta.url)),
   },
   bundle: true,
@@ -17,7 +17,19 @@ const page = await import(
   `data:text/javascript;base64,${Buffer.from(bundle.outputFiles[0].contents).toString('base64')}`
 );
 
-const NONE = { memory: 0, redis: 0, database: 0, failed: 0, stale: 0, writes: 0, answered: 0, calls: 0, seconds: 10 };
+const NONE = {
+  memory: 0,
+  redis: 0,
+  database: 0,
+  failed: 0,
+  stale: 0,
+  slow: 0,
+  writes: 0,
+  writes_failed: 0,
+  answered: 0,
+  calls: 0,
+  seconds: 10,
+};
 const TICK = { phase: 'serving', status: 'healthy', redis: 'ready', breaker: 'closed', rtt_ms: 0.2, p99_10s_ms: 1 };
 const check = (status, message) => ({ status, message, latency_ms: null });
 const STATUS = {
@@ -29,8 +41,15 @@ const STATUS = {
 };
 const SERVING = { ...NONE, memory: 90, redis: 5, database: 5, answered: 100, calls: 100 };
 
-function headline({ tick = {}, status = {}, recent = SERVING, link = { state: 'live' } } = {}) {
-  return page.headline({ link, tick: { ...TICK, ...tick }, status: { ...STATUS, ...status }, recent, heardAt: 0 });
+function headline({ tick = {}, status = {}, recent = SERVING, written = recent, link = { state: 'live' } } = {}) {
+  return page.headline({
+    link,
+    tick: { ...TICK, ...tick },
+    status: { ...STATUS, ...status },
+    recent,
+    written,
+    heardAt: 0,
+  });
 }
 
 test('s5_a_well_service_says_who_serves_what_share_and_that_all_is_well', () => {
@@ -71,6 +90,32 @@ test('s5_staleness_then_slowness_then_flapping_are_told_each_with_its_chapter', 
   assert.match(away.title, /flaps/, 'the same state while it is away for a moment');
   const long = { ...blip, state_for_ms: 9000 };
   assert.match(headline({ status: { redis: long }, tick: { redis: 'down' } }).title, /without Redis/);
+});
+
+test('s5_writes_that_fail_are_never_all_is_well_and_are_told_until_one_works', () => {
+  const tick = (at_ms, reads) => ({ at_ms, reads: { ...NONE, ...reads } });
+  const ticks = [tick(1000, { writes: 3, writes_failed: 1 }), tick(2000, { writes_failed: 2 }), tick(3000, {})];
+  const written = page.sum(page.sinceWritten(ticks));
+  assert.deepEqual([written.writes, written.writes_failed], [0, 2]);
+  const statements = [{ name: 'rename_user', last_minute: { failed: 2 }, since_start: { failed: 2 } }];
+  const told = headline({ status: { statements }, written });
+  assert.deepEqual(
+    [told.title.replace(/\s/g, ' '), told.mood, told.said],
+    ['100 % of writes fail.', 'bad', 'Writes fail.'],
+  );
+  assert.match(told.detail, /2 of 2 writes .*rename_user\. The log of the service tells why\./);
+  const checks = { ...STATUS.health.checks, statements: check('degraded', 'the last statement failed: disk full') };
+  assert.match(headline({ status: { statements, health: { checks } }, written }).detail, /disk full/);
+  // Nobody writes any more, and the service still knows that it could not.
+  assert.match(headline({ status: { health: { checks } } }).title, /writes fail/);
+  assert.match(headline({ written: page.sum(page.sinceWritten([...ticks, tick(4000, { writes: 1 })])) }).title, /well/);
+});
+
+test('s5_a_drill_that_touched_nothing_is_not_called_failed', () => {
+  const kpis = [{ name: 'untouched', pass: false }];
+  assert.deepEqual(page.judged({ verdict: 'void', kpis }).mood, 'warn');
+  assert.doesNotMatch(page.judged({ verdict: 'void', kpis }).words, /outside|failed/i);
+  assert.match(page.judged({ verdict: 'failed', kpis }).words, /touched nothing: outside the target/);
 });
 
 test('s5_a_second_between_two_answers_is_no_contradiction', () => {

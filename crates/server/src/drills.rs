@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use steadfast_drill::report::{Report, html, json};
+use steadfast_drill::report::{Report, Verdict, html, json};
 use steadfast_drill::run::{Progress, RunError, RunOptions, run};
 use steadfast_drill::scenario::{self, Scenario};
 use tokio::task::JoinHandle;
@@ -73,6 +73,7 @@ enum State {
     Running,
     Passed,
     Failed,
+    Void,
     Stopped,
     Broken,
 }
@@ -298,10 +299,10 @@ impl Drill {
                 if let Some(folder) = folder {
                     keep(&report, &folder).await;
                 }
-                let state = if report.passed() {
-                    State::Passed
-                } else {
-                    State::Failed
+                let state = match report.verdict {
+                    Verdict::Passed => State::Passed,
+                    Verdict::Failed => State::Failed,
+                    Verdict::Void => State::Void,
                 };
                 *self.report.lock() = Some(Arc::new(report));
                 (state, None)

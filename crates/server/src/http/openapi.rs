@@ -448,7 +448,7 @@ fn schemas() -> Value {
                 "about": {"type": "string"},
                 "control": {"type": "boolean"},
                 "started_ms": {"type": "integer"},
-                "state": {"type": "string", "enum": ["running", "passed", "failed", "stopped", "broken"]},
+                "state": {"type": "string", "enum": ["running", "passed", "failed", "void", "stopped", "broken"]},
                 "error": {"type": "string"},
             },
         },
