@@ -186,7 +186,7 @@ struct Open<T> {
 ///     out.len()
 /// });
 /// conn.submit(&mut batch, now);
-/// let bytes = conn.transmit().len(); // for the socket
+/// let bytes = conn.transmit().map(<[u8]>::len).sum(); // for the socket
 /// conn.transmitted(bytes);
 ///
 /// conn.input().extend_from_slice(b"+PONG\r\n"); // from the socket
