@@ -51,7 +51,7 @@ pub(crate) struct Backend {
     database_check: RwLock<Check>,
     /// How many loads had succeeded when the database was last asked, and for how long none has while every place was taken.
     stuck: RwLock<(u64, u32)>,
-    /// The statement that last failed for want of the database; nothing once one was answered.
+    /// The statement that last failed by the fault of the database; nothing once one was answered.
     statements: RwLock<Option<FailedStatement>>,
     /// What Redis said of itself when it was last asked, and after how many reconnects.
     redis_said: RwLock<Option<(u64, steadfast::Health)>>,

@@ -128,10 +128,12 @@ impl Figures {
             latencies: Buckets::default(),
         };
         let earlier = self.earlier.lock();
+        // In the first minute nothing is older than the start.
+        let minute = earlier.front().filter(|_| earlier.len() == SAMPLES);
         json!({
             "name": name,
             "since_start": self.between(&start, &now),
-            "last_minute": self.between(earlier.front().unwrap_or(&start), &now),
+            "last_minute": self.between(minute.unwrap_or(&start), &now),
         })
     }
 
@@ -192,6 +194,7 @@ mod tests {
         figures.done(false, Duration::from_millis(3));
         figures.done(true, Duration::from_millis(1));
         figures.failed(Duration::from_millis(1));
+        figures.sample();
         let all = &figures.json("rename")["last_minute"];
         assert_eq!(
             (

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use steadfast::ConnectionState;
-use steadfast_cache::{SourceError, Target};
+use steadfast_cache::Target;
 use tokio::time::Instant;
 
 use super::Backend;
@@ -22,7 +22,7 @@ const WRITE_LIMIT: Duration = Duration::from_secs(5);
 /// A key that nobody has: to invalidate it takes the way of every statement, to the disk and back.
 const NOBODYS: &str = "steadfast:health";
 
-/// A statement that failed for want of the database.
+/// A statement that failed by the fault of the database.
 pub(super) struct FailedStatement {
     at: Instant,
     error: String,
@@ -139,16 +139,15 @@ impl Backend {
         }
     }
 
-    /// A statement could not be run; what is the caller's fault says nothing of the database.
-    pub(crate) fn statement_failed(&self, error: &SourceError) {
-        if error.is_passing() {
-            let at = Instant::now();
-            *self.statements.write() = Some(FailedStatement {
-                at,
-                error: error.to_string(),
-                look_at: at + FAILED_LATELY,
-            });
-        }
+    /// Records that a statement could not be run, and not by its caller's fault, which would say
+    /// nothing of the database.
+    pub(crate) fn statement_failed(&self, error: String) {
+        let at = Instant::now();
+        *self.statements.write() = Some(FailedStatement {
+            at,
+            error,
+            look_at: at + FAILED_LATELY,
+        });
     }
 
     /// A statement was run.
@@ -171,7 +170,7 @@ impl Backend {
             ),
             None => Check::new(
                 Status::Healthy,
-                "no statement has failed of late for want of the database",
+                "no statement has failed of late by the database's fault",
             ),
         }
     }

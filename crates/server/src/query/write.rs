@@ -113,7 +113,18 @@ impl Statement {
                 WriteError::Source(error)
                 | WriteError::Commit(error)
                 | WriteError::Work(Stopped::Sql(error)),
-            ) => app.backend().statement_failed(error),
+            ) => {
+                if error.is_passing() {
+                    app.backend().statement_failed(error.to_string());
+                } else if is_refused_to_anybody(error) {
+                    // What the database says of it may hold what nobody else should read.
+                    let refused = format!(
+                        "`{}` was refused by the database; the log says why",
+                        self.name
+                    );
+                    app.backend().statement_failed(refused);
+                }
+            }
             _ => app.backend().statement_answered(),
         }
         self.judge(result)
@@ -357,6 +368,14 @@ impl Statement {
             format!("the statement `{name}` was refused by the database; the log says why"),
         )
     }
+}
+
+/// Whether the database refuses a statement whoever asks, as where a table is missing: not for what
+/// its caller gave, nor for what its answer may hold.
+fn is_refused_to_anybody(error: &SourceError) -> bool {
+    let by_the_answer =
+        matches!(error, SourceError::RowTooLarge { .. }) || of_a_column(error).is_some();
+    Blame::of(error).is_none() && !by_the_answer
 }
 
 fn used_otherwise() -> Problem {

@@ -224,6 +224,41 @@ async fn s1_a_statement_invalidates_what_it_has_made() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s3_a_statement_that_the_database_refuses_whoever_asks_is_told_in_health() {
+    let service = Service::with(&[
+        ("redis.url", "redis://127.0.0.1:1"),
+        ("statements.make.sql", "INSERT INTO t VALUES (:n)"),
+        ("statements.make.params.n.type", "integer"),
+    ])
+    .await;
+    let change = async |sql: &str| {
+        let mut tx = service.app.database().begin().await.unwrap();
+        tx.execute(sql, &[]).await.unwrap();
+        tx.commit().await.unwrap();
+    };
+    let make = async |n: u64| {
+        let body = serde_json::json!({ "n": n });
+        service.post("/v1/statements/make", &body).await.status
+    };
+    let statements = |health: &serde_json::Value| health["checks"]["statements"].clone();
+    change("CREATE TABLE t (n INTEGER PRIMARY KEY)").await;
+    assert_eq!(make(1).await, 200);
+    assert_eq!(make(1).await, 409, "the caller's own fault");
+    let health = service.get("/health").await.json();
+    assert_eq!(statements(&health)["status"], "healthy", "{health}");
+    change("ALTER TABLE t RENAME TO away").await;
+    assert_eq!(make(2).await, 503);
+    let health = service.get("/health").await.json();
+    assert_eq!(statements(&health)["status"], "degraded", "{health}");
+    let message = statements(&health)["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("`make` was refused"), "{message}");
+    change("ALTER TABLE away RENAME TO t").await;
+    assert_eq!(make(2).await, 200);
+    let health = service.get("/health").await.json();
+    assert_eq!(statements(&health)["status"], "healthy", "{health}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s1_a_column_that_is_not_returned_undoes_the_statement_that_names_it() {
     let service = Service::with(&[
         ("redis.url", "redis://127.0.0.1:1"),
