@@ -518,13 +518,13 @@ mod tests {
     #[tokio::test]
     async fn k9_the_queue_waits_for_the_first_loads_whose_connections_are_being_opened() {
         let mut options = GuardOptions::new(1, 1000.0);
-        options.wait = Duration::from_millis(20);
+        options.wait = Duration::from_millis(200);
         let guard = Guard::new(&options, &[None], clock());
         let deadline = clock() + Duration::from_secs(3600);
         let admit = || guard.admit(0, Urgency::Needed, deadline, || ());
         let first = admit().await.ok().unwrap();
         let opening = async {
-            tokio::time::sleep(Duration::from_millis(400)).await;
+            tokio::time::sleep(Duration::from_millis(600)).await;
             first.record(Outcome::Failure);
         };
         let (second, ()) = tokio::join!(admit(), opening);
