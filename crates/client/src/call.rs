@@ -28,7 +28,7 @@ use crate::options::CallOptions;
 use crate::plan::{Payload, Plan};
 use crate::settings::Role;
 use crate::shared::{Fencing, Shared};
-use crate::slot::{Ended, Rejoin};
+use crate::slot::{Blame, Ended, Rejoin};
 
 /// One call from beginning to end.
 pub(crate) async fn call(
@@ -157,7 +157,9 @@ struct Place<'a> {
     rejoin: Option<Rejoin>,
     /// It was answered in words that say that this server is not to be served from any more, and that are not the server's own for certain.
     doubtful: bool,
-    /// A connection ended at it: it travels apart from the others.
+    /// A connection ended while it was under way.
+    suspected: bool,
+    /// A connection ended at it, or two did while it was under way: it travels apart from the others.
     apart: bool,
     /// Another one did, though nothing else was in it: it is not repeated.
     blamed_again: bool,
@@ -468,10 +470,11 @@ impl Call<'_> {
                 certainty,
                 cause,
                 rejoin,
-                blamed,
+                blame,
             } => {
                 place.rejoin = rejoin;
-                if blamed {
+                let again = blame == Blame::Shared && std::mem::replace(&mut place.suspected, true);
+                if blame == Blame::Own || again {
                     place.blamed_again = std::mem::replace(&mut place.apart, true);
                 }
                 (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
@@ -599,17 +602,19 @@ impl Call<'_> {
                 && !self.shared.settings.repeat_without_fence;
             let now = clock::now();
             let lost = matches!(error.kind(), ErrorKind::Lost { .. });
+            // What others did to the connection before this call was written on it is not held against it, and has loaded nobody.
+            let unsent = lost && error.certainty() == Certainty::NotSent;
             // After a loss, waiting for the next connection is the pause.
-            let step = if lost {
-                state.next_at_once(now)
-            } else {
-                state.next(now)
+            let step = match (lost, unsent) {
+                (_, true) => state.next_after_none(now),
+                (true, false) => state.next_at_once(now),
+                (false, false) => state.next(now),
             };
             let Step::Pause(pause) = step else {
                 return Err(error.at_best(unknown));
             };
-            if !(lost && std::mem::take(&mut free)) && self.shared.budget.try_withdraw(now).is_err()
-            {
+            let pays = !unsent && !(lost && std::mem::take(&mut free));
+            if pays && self.shared.budget.try_withdraw(now).is_err() {
                 return Err(error.at_best(unknown));
             }
             if !pause.is_zero() {

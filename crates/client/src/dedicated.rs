@@ -24,7 +24,7 @@ use crate::options::CallOptions;
 use crate::plan::{Payload, Plan};
 use crate::rotation::Rotation;
 use crate::shared::Shared;
-use crate::slot::Ended;
+use crate::slot::{Blame, Ended};
 use crate::supervisor::{FENCE_AGAIN, Owned, Unburied};
 use crate::transaction::Turn;
 
@@ -379,7 +379,7 @@ impl Keeper {
                     certainty: unanswered.certainty,
                     cause: Arc::clone(&cause),
                     rejoin: None,
-                    blamed: false,
+                    blame: Blame::None,
                 });
             }
         }

@@ -25,7 +25,7 @@ use crate::error::Certainty;
 use crate::home::Alive;
 use crate::lane::{Backlog, Gate, Job, Lane, Left, Order};
 use crate::shared::Shared;
-use crate::slot::{Ended, Rejoin, Ticket};
+use crate::slot::{Blame, Ended, Rejoin, Ticket};
 use crate::stream::Stream;
 use crate::transaction::Turns;
 
@@ -456,7 +456,7 @@ impl Driver {
                     certainty,
                     cause: Arc::clone(&cause),
                     rejoin: Some(rejoin.clone()),
-                    blamed: false,
+                    blame: Blame::None,
                 });
             }
         }
@@ -902,7 +902,7 @@ impl Drop for Driver {
                     certainty,
                     cause: Arc::clone(&cause),
                     rejoin: None,
-                    blamed: false,
+                    blame: Blame::None,
                 });
             }
         }

@@ -16,7 +16,7 @@ use steadfast_core::policy::bulkhead::Full;
 
 use crate::connect::Identity;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
-use crate::slot::{self, Ended, Pending, Rejoin, Ticket};
+use crate::slot::{self, Blame, Ended, Pending, Rejoin, Ticket};
 use crate::transaction::{Transactions, Turning, Turns};
 
 /// What travels through a connection.
@@ -467,7 +467,7 @@ impl Lane {
                 certainty: Certainty::NotSent,
                 cause: UNFENCED.into(),
                 rejoin: None,
-                blamed: false,
+                blame: Blame::None,
             });
         }
     }

@@ -44,11 +44,21 @@ pub(crate) enum Ended {
         cause: Arc<str>,
         /// Held until the command has been submitted again, or will not be: the next connection waits for it, to keep the order.
         rejoin: Option<Rejoin>,
-        /// The connection ended at this request.
-        blamed: bool,
+        blame: Blame,
     },
     /// Its wait for a connection was cut short: see the lane's state.
     Turned,
+}
+
+/// What may be held against a request for the end of its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Blame {
+    /// Nothing: it was not written, or its connection was to end.
+    None,
+    /// It was under way, as others were.
+    Shared,
+    /// The connection ended at it.
+    Own,
 }
 
 /// See [`Ended::Lost`]. All that matters is when the last one is dropped.
@@ -151,7 +161,7 @@ impl Drop for Ticket {
                     certainty: Certainty::Unknown,
                     cause: "the connection's task ended".into(),
                     rejoin: None,
-                    blamed: false,
+                    blame: Blame::None,
                 },
             );
         }

@@ -27,7 +27,7 @@ use crate::home::Alive;
 use crate::lane::{Gate, Outage};
 use crate::link::{ConnectionState, Link};
 use crate::shared::Shared;
-use crate::slot::Ended;
+use crate::slot::{Blame, Ended};
 
 /// See the module.
 pub(crate) struct Supervisor {
@@ -432,7 +432,12 @@ impl Supervisor {
                 Certainty::NotSent => not_sent += 1,
                 _ => unknown += 1,
             }
-            told.push((ticket, certainty, blames && unanswered.blamed));
+            let blame = match (blames, certainty) {
+                (true, _) if unanswered.blamed => Blame::Own,
+                (true, Certainty::Unknown) => Blame::Shared,
+                _ => Blame::None,
+            };
+            told.push((ticket, certainty, blame));
         }
         let kind = if ordered {
             EventKind::Replaced {
@@ -452,12 +457,12 @@ impl Supervisor {
             let transition = self.shared.guard.record_loss(now);
             self.shared.breaker_changed(transition);
         }
-        for (ticket, certainty, blamed) in told {
+        for (ticket, certainty, blame) in told {
             ticket.end(Ended::Lost {
                 certainty,
                 cause: Arc::clone(&cause),
                 rejoin: Some(rejoin.clone()),
-                blamed,
+                blame,
             });
         }
         self.rejoining = Some(rejoining);
@@ -483,7 +488,7 @@ async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<
                 certainty: unanswered.certainty,
                 cause: Arc::clone(&cause),
                 rejoin: None,
-                blamed: false,
+                blame: Blame::None,
             });
         }
     }

@@ -1,7 +1,7 @@
 //! C20: no request takes its neighbours down with it twice.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use steadfast::{Certainty, Client, ErrorKind, EventKind};
 use steadfast_drill::process::Redis;
@@ -10,34 +10,32 @@ use tokio::task::JoinSet;
 
 use crate::support::{cmd, ms, stand_still, until};
 
-/// Reads that go on beside the poison; returns how many there were. Only those fail that were under way
-/// on one connection after another as they ended: one for each reader, or two.
-async fn beside<T>(client: &Client, work: impl Future<Output = T>) -> (T, usize) {
-    let stop = Arc::new(AtomicBool::new(false));
+/// Reads that go on beside the poison and after it, of which none fails.
+async fn beside<T>(client: &Client, work: impl Future<Output = T>) -> T {
+    let (stop, reads) = (Arc::new(AtomicBool::new(false)), Arc::default());
     let mut readers = JoinSet::new();
     for _ in 0..8 {
         let (client, stop) = (client.clone(), Arc::clone(&stop));
+        let reads: Arc<AtomicUsize> = Arc::clone(&reads);
         readers.spawn(async move {
-            let (mut calls, mut blamed) = (0, 0);
             while !stop.load(Ordering::Relaxed) {
-                match client.send(&cmd("GET k")).await {
-                    Ok(_) => calls += 1,
-                    Err(error) => {
-                        assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
-                        blamed += 1;
-                    }
-                }
+                client.send(&cmd("GET k")).await.expect("a neighbour reads");
+                reads.fetch_add(1, Ordering::Relaxed);
                 tokio::time::sleep(ms(1)).await;
             }
-            (calls, blamed)
         });
     }
+    let read = |more: usize| {
+        let enough = reads.load(Ordering::Relaxed) + more;
+        let reads = &reads;
+        async move { until("it is read", || reads.load(Ordering::Relaxed) >= enough).await }
+    };
+    read(8).await;
     let result = work.await;
+    read(16).await;
     stop.store(true, Ordering::Relaxed);
-    let read = readers.join_all().await;
-    let blamed: usize = read.iter().map(|(_, blamed)| blamed).sum();
-    assert!(blamed <= 16, "{blamed} neighbours failed");
-    (result, read.into_iter().map(|(calls, _)| calls).sum())
+    readers.join_all().await;
+    result
 }
 
 async fn client_of(redis: &Redis) -> Client {
@@ -59,20 +57,19 @@ async fn c20_a_value_that_the_server_answers_by_hanging_up_is_not_sent_on_and_on
         .to_owned();
     let work = async {
         let mut errors = Vec::new();
-        for _ in 0..2 {
+        for _ in 0..4 {
             errors.push(client.send(&poison).await.expect_err("it is refused"));
         }
         errors
     };
-    let (errors, reads) = beside(&client, work).await;
+    let errors = beside(&client, work).await;
     for error in &errors {
         // The server's own words, however the writing ended.
         assert!(error.to_string().contains("Protocol error"), "{error}");
     }
-    assert!(reads > 4);
     until("it serves", || client.status().breaker == "closed").await;
     let reconnects = client.status().reconnects;
-    assert!(reconnects <= 4, "{reconnects}: {:?}", client.history());
+    assert!(reconnects <= 8, "{reconnects}: {:?}", client.history());
 }
 
 #[tokio::test]
@@ -112,11 +109,12 @@ async fn c20_a_read_whose_answer_ends_the_connection_is_repeated_once_and_alone(
     // Of another type: an answer as any other.
     work.await.unwrap_err();
     let get = cmd("GET large");
-    let (result, _) = beside(&client, client.send(&get)).await;
+    let result = beside(&client, client.send(&get)).await;
     let error = result.expect_err("the server closes the connection");
     assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
     let status = client.status();
-    assert!(status.reconnects <= 2, "{:?}", client.history());
+    // Answers before its own may be lost with it, and then the connection seems to have ended at another.
+    assert!(status.reconnects <= 3, "{:?}", client.history());
     assert_eq!(status.breaker, "closed", "{:?}", client.history());
 }
 

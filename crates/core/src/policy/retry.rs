@@ -129,6 +129,21 @@ impl RetryState {
         }
     }
 
+    /// As [`next_at_once`](Self::next_at_once), after an attempt of which nothing reached the server: it is not counted.
+    /// A policy that allows one attempt is still obeyed.
+    pub fn next_after_none(&self, now: Instant) -> Step {
+        let elapsed = now.saturating_duration_since(self.started);
+        match self
+            .policy
+            .stop
+            .limit_reached(self.attempts.max(1), elapsed)
+        {
+            Some(limit) => Step::GiveUp(limit.into()),
+            None if self.remaining(now) == Some(Duration::ZERO) => Step::GiveUp(GiveUp::Deadline),
+            None => Step::Pause(Duration::ZERO),
+        }
+    }
+
     /// Counts an attempt, which may have been the last.
     fn failed(&mut self, now: Instant) -> Option<GiveUp> {
         self.attempts = self.attempts.saturating_add(1);

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use redis::Value;
 use steadfast_core::node::Endpoint;
 use steadfast_core::report::{
     InfoReplication, InfoServer, MonitoredPrimary, PeerSentinel, RoleReport, SentinelReplica,
@@ -23,9 +24,10 @@ impl Watched {
         let primary = Node::start(&delay);
         let of = format!("{HOST} {}", primary.port);
         let replica = Node::start(&[delay[0], delay[1], "--replicaof", &of]);
-        until("the replica is in step", || {
-            let info = text(&replica.ask("INFO replication"));
-            info.contains("master_link_status:up").then_some(())
+        // The replica says that its link is up before the primary passes any write on to it.
+        until("the primary passes writes on to the replica", || {
+            let info = text(&primary.ask("INFO replication"));
+            info.contains("state=online").then_some(())
         });
         let sentinels = [(); 3].map(|()| Node::sentinel(primary.port));
         for sentinel in &sentinels {
@@ -119,6 +121,7 @@ fn t3_t17_t20_a_failover_is_seen_by_its_epoch_confirmed_by_a_majority_and_says_w
         at,
         acknowledged: 10,
     });
+    assert_eq!(connection.words("WAIT 1 20000"), Value::Int(1));
 
     let until_then = watched.sentinels[0].ask("SENTINEL FAILOVER main");
     assert_eq!(text(&until_then), "OK");
