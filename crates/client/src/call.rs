@@ -613,7 +613,7 @@ impl Call<'_> {
             let Step::Pause(pause) = step else {
                 return Err(error.at_best(unknown));
             };
-            let pays = !unsent && !(lost && std::mem::take(&mut free));
+            let pays = !(unsent || lost && std::mem::take(&mut free));
             if pays && self.shared.budget.try_withdraw(now).is_err() {
                 return Err(error.at_best(unknown));
             }
