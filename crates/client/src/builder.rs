@@ -9,8 +9,10 @@ use steadfast_core::resp::Limits;
 use crate::client::Client;
 use crate::clock;
 use crate::connect::{Connector, Network, Resolve, Transport};
-use crate::credentials::{CredentialsProvider, StaticCredentials};
+use crate::credentials::{Credentials, CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
+#[cfg(feature = "tls")]
+use crate::settings::SentinelTls;
 use crate::settings::{Role, Settings, Target};
 use crate::shared::Shared;
 #[cfg(feature = "tls")]
@@ -203,6 +205,36 @@ impl ClientBuilder {
         self
     }
 
+    /// How calls wait at the start of an outage for another primary, if that is longer than [`blip_wait`](Self::blip_wait): through an election, say,
+    /// instead of failing after the allowance; up to their deadlines and within the bounds of what may wait. Default: not longer. Costs: in a longer
+    /// outage each call in those moments waits in vain.
+    pub fn wait_for_primary(mut self, wait: Duration) -> Self {
+        self.settings.wait_for_primary = wait;
+        self
+    }
+
+    /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed address and epoch of the primary within this time, which
+    /// is 500 ms at least; they are asked three times as often. Default: no proof is needed. Costs: without a majority of sentinels there are no writes,
+    /// though the primary serves.
+    pub fn primary_proof(mut self, within: Duration) -> Self {
+        self.settings.primary_proof = Some(within);
+        self
+    }
+
+    /// User name and password that sentinels are given. Default: those of the URL (`sentinel_user`, `sentinel_password`), or none; never those of the
+    /// servers.
+    pub fn sentinel_credentials(mut self, credentials: Credentials) -> Self {
+        self.settings.target.sentinel_credentials = Some(credentials);
+        self
+    }
+
+    /// How to speak TLS to sentinels (feature `tls`); `None`: not at all. Default: as to the servers.
+    #[cfg(feature = "tls")]
+    pub fn sentinel_tls(mut self, tls: Option<Tls>) -> Self {
+        self.settings.sentinel_tls = tls.map_or(SentinelTls::None, SentinelTls::Own);
+        self
+    }
+
     /// Repeats last-wins writes of unknown outcome even where abandoned connections cannot be killed on the server. Default: no. A write that
     /// was left in an abandoned connection may then be applied after a later one.
     pub fn repeat_without_fence(mut self, allowed: bool) -> Self {
@@ -238,14 +270,18 @@ impl ClientBuilder {
     /// # Errors
     /// A setting cannot work, or there is no tokio runtime.
     pub fn build(self) -> Result<Client, ConfigError> {
-        let client = self.build_over(|settings| Arc::new(Network::new(settings)))?;
+        let network = |shared: &Shared| {
+            let discovery = shared.discovery.clone();
+            Arc::new(Network::new(Arc::clone(&shared.settings), discovery)) as _
+        };
+        let client = self.build_over(network)?;
         Ok(client.watched())
     }
 
     /// The same, over sockets that come from elsewhere.
     pub(crate) fn build_over(
         self,
-        transport: impl FnOnce(Arc<Settings>) -> Arc<dyn Transport>,
+        transport: impl FnOnce(&Shared) -> Arc<dyn Transport>,
     ) -> Result<Client, ConfigError> {
         let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
         let settings = self.settings;
@@ -253,7 +289,7 @@ impl ClientBuilder {
         #[cfg(feature = "tls")]
         let settings = settings.with_tls_prepared()?;
         let shared = Arc::new(Shared::new(settings, clock::now())?);
-        let transport = transport(Arc::clone(&shared.settings));
+        let transport = transport(&shared);
         let connector = Connector::new(Arc::clone(&shared.settings), self.provider, transport);
         Ok(Client::start(shared, Arc::new(connector), runtime))
     }

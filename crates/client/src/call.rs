@@ -299,6 +299,7 @@ impl Call<'_> {
             now = clock::now();
         }
         self.refuse_if_doomed(now)?;
+        self.refuse_without_proof(now)?;
         let ask = Ask {
             replies: self.plan.replies,
             started: self.started,
@@ -408,6 +409,20 @@ impl Call<'_> {
             deadline: self.limit,
         };
         Error::new(kind, certainty)
+    }
+
+    /// Refuses what may write while no majority of sentinels confirms the primary, where that is asked for.
+    fn refuse_without_proof(&self, now: Instant) -> Result<(), Error> {
+        let Some(within) = self.shared.settings.primary_proof else {
+            return Ok(());
+        };
+        match &self.shared.discovery {
+            Some(known) if self.plan.effect != Effect::Read && !known.is_proven(within, now) => {
+                let age = known.proof_age(now);
+                Err(Error::not_sent(ErrorKind::Unproven { within, age }))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn refuse_if_doomed(&self, now: Instant) -> Result<(), Error> {

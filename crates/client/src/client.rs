@@ -27,6 +27,7 @@ use crate::options::CallOptions;
 use crate::plan::Payload;
 use crate::pool::Blocking;
 use crate::pubsub::PubSub;
+use crate::sentinel::SentinelStatus;
 use crate::session::Session;
 use crate::shared::{Fencing, Shared};
 
@@ -111,6 +112,8 @@ pub struct Status {
     pub fencing: Fencing,
     /// Since when and how often the connection has been lost and replaced again and again; absent if it is steady.
     pub flapping: Option<Flapping>,
+    /// What the sentinels say; absent where none are asked.
+    pub sentinel: Option<SentinelStatus>,
 }
 
 /// What [`Client::close`] could not do.
@@ -123,6 +126,9 @@ pub struct Closed {
 
 impl Client {
     /// A client for this URL: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`.
+    ///
+    /// Where sentinels watch the primary: `redis-sentinel://[user:password@]host[:26379][,host…]/service[/db]`, `rediss-sentinel://…` for TLS. User
+    /// and password are those of the servers; sentinels get `?sentinel_user=…&sentinel_password=…`.
     ///
     /// # Errors
     /// The URL cannot be read.
@@ -324,6 +330,7 @@ impl Client {
             rtt_ms: shared.rtt().map(clock::as_ms),
             fencing: shared.fencing(),
             flapping: shared.hub.flaps(),
+            sentinel: shared.discovery.as_ref().map(|known| known.status(now)),
         }
     }
 
@@ -419,7 +426,10 @@ impl Client {
             }
         };
         clock::timeout(deadline, waiting).await.ok_or_else(|| {
-            let last_error = self.status().last_error;
+            let unnamed = self.inner.shared.discovery.as_ref();
+            let unnamed = unnamed.filter(|known| known.term() == 0);
+            let unnamed = unnamed.map(|known| known.unnamed().to_string());
+            let last_error = unnamed.or_else(|| self.status().last_error);
             let cause = last_error.unwrap_or_else(|| {
                 let waits_for = self.inner.connector.waits_for.what();
                 let what = waits_for.unwrap_or_else(|| "no attempt has begun".into());

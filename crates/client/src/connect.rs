@@ -20,8 +20,10 @@ use thiserror::Error;
 use tracing::Instrument;
 
 use self::handshake::Handshake;
-pub(crate) use self::handshake::{Fence, Identity, ServerFacts, auth, own_version, proof};
-pub(crate) use self::network::Network;
+pub(crate) use self::handshake::{
+    Fence, Identity, ServerFacts, Wire, as_error, auth, command, own_version, proof,
+};
+pub(crate) use self::network::{Network, dial_sentinel};
 use self::resolve::race;
 pub use self::resolve::{Resolve, SystemResolver};
 use crate::clock;
@@ -92,6 +94,22 @@ pub enum ConnectError {
         /// What is odd.
         why: String,
     },
+    /// No sentinel names the primary that is wanted.
+    #[error("no sentinel names a primary for `{service}`: {why}")]
+    NoPrimary {
+        /// The name under which the sentinels watch it.
+        service: String,
+        /// What became of each sentinel.
+        why: String,
+    },
+    /// What answers is not a sentinel.
+    #[error("what answers at {address} is not a sentinel: {why}")]
+    NotSentinel {
+        /// Where.
+        address: String,
+        /// What is odd.
+        why: String,
+    },
     /// The credentials provider or the resolver panicked.
     #[error("the credentials provider or the resolver panicked")]
     Panicked,
@@ -119,6 +137,23 @@ pub(crate) enum Place {
     Tcp(SocketAddr),
 }
 
+/// The places where the server may be.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) places: Vec<Place>,
+    /// The primary's time of office, where sentinels name it; else 0.
+    pub(crate) term: u64,
+}
+
+impl Found {
+    pub(crate) fn of(places: impl IntoIterator<Item = Place>) -> Self {
+        Self {
+            places: places.into_iter().collect(),
+            term: 0,
+        }
+    }
+}
+
 /// What the last attempt to connect waits for, for whoever has less patience than its phases.
 #[derive(Debug, Default)]
 pub(crate) struct WaitsFor(Mutex<Option<String>>);
@@ -136,7 +171,7 @@ impl WaitsFor {
 /// Opens sockets: the network, or in tests a simulation of it. `limit` is each phase's deadline.
 pub(crate) trait Transport: fmt::Debug + Send + Sync {
     /// Where the server may be, the likeliest first.
-    fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>>;
+    fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>>;
 
     /// An open stream, and the address of its peer for people to read. What it waits for is told.
     fn open<'a>(
@@ -244,16 +279,16 @@ impl Connector {
         let credentials = self.credentials(limit).await?;
         let credentials = credentials.as_ref();
         if let Some(place) = ask.first {
-            let found = within("connect", limit, self.connect_to(place, &ask, credentials)).await;
-            if let Ok(Ok(established)) = found {
+            let found = self.connect_to(place, 0, &ask, credentials);
+            if let Ok(Ok(established)) = within("connect", limit, found).await {
                 return Ok(established);
             }
         }
         let host = &self.settings.target.address;
         self.waits_for.now(format!("`{host}` is not resolved yet"));
-        let places = self.transport.places(limit).await?;
+        let Found { places, term } = self.transport.places(limit).await?;
         let attempts = race(&places, limit, |place| {
-            self.connect_to(place, &ask, credentials)
+            self.connect_to(place, term, &ask, credentials)
         });
         // TCP, TLS and handshake of the slowest.
         let limit = limit.saturating_mul(3);
@@ -267,6 +302,7 @@ impl Connector {
     async fn connect_to(
         &self,
         place: Place,
+        term: u64,
         ask: &Ask,
         credentials: Option<&Credentials>,
     ) -> Result<Established, ConnectError> {
@@ -285,6 +321,7 @@ impl Connector {
             within("handshake", limit, handshake.perform(stream)).await??;
         facts.address = address;
         facts.place = Some(place);
+        facts.term = term;
         Ok(Established {
             stream,
             facts,
@@ -319,7 +356,10 @@ fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
         ConnectError::MaxClients | ConnectError::Refused(_) => 2,
         ConnectError::Replica => 3,
         ConnectError::Tls { .. } | ConnectError::Dns { .. } => 4,
-        ConnectError::NotRedis { .. } | ConnectError::Panicked => 5,
+        ConnectError::NotRedis { .. }
+        | ConnectError::NoPrimary { .. }
+        | ConnectError::NotSentinel { .. }
+        | ConnectError::Panicked => 5,
         ConnectError::Ended(_) => 6,
         ConnectError::TimedOut { .. } => 7,
         ConnectError::Tcp { .. } => 8,

@@ -94,6 +94,14 @@ pub enum ErrorKind {
         /// Which of the two, and what to do.
         why: &'static str,
     },
+    /// No majority of sentinels has confirmed the primary lately, and the call may write: see
+    /// [`ClientBuilder::primary_proof`](crate::ClientBuilder::primary_proof).
+    Unproven {
+        /// How old the proof may be.
+        within: Duration,
+        /// How old it is; `None` if there never was one.
+        age: Option<Duration>,
+    },
     /// A connection of its own could not be had for this call.
     Connect {
         /// Why.
@@ -119,6 +127,7 @@ named! {
         Closed => "closed",
         Invalid => "invalid",
         Runtime => "runtime",
+        Unproven => "unproven",
         Connect => "connect",
     }
 }
@@ -284,6 +293,19 @@ impl fmt::Display for Error {
             ErrorKind::Closed => f.write_str("the client is closed")?,
             ErrorKind::Invalid { why } => f.write_str(why)?,
             ErrorKind::Runtime { why } => write!(f, "nobody serves the client: {why}")?,
+            ErrorKind::Unproven { within, age: None } => {
+                write!(
+                    f,
+                    "no majority of sentinels has confirmed the primary, which is asked for within {within:?}"
+                )?;
+            }
+            ErrorKind::Unproven {
+                within,
+                age: Some(age),
+            } => write!(
+                f,
+                "no majority of sentinels has confirmed the primary for {age:.1?}, which is asked for within {within:?}"
+            )?,
             ErrorKind::Connect { cause } => write!(f, "no connection of its own: {cause}")?,
         }
         write!(f, " [{}]", self.certainty)
@@ -393,7 +415,9 @@ pub enum ConfigError {
         why: String,
     },
     /// The scheme is unknown.
-    #[error("unknown scheme `{scheme}` in the redis URL: use redis, rediss (TLS) or unix")]
+    #[error(
+        "unknown scheme `{scheme}` in the redis URL: use redis, rediss (TLS), unix, or redis-sentinel and rediss-sentinel where sentinels are asked"
+    )]
     Scheme {
         /// The scheme.
         scheme: String,

@@ -139,6 +139,19 @@ pub enum EventKind {
         /// Calls that it could not finish.
         unfinished: usize,
     },
+    /// The sentinels name another primary. Connections to the old one end, and nothing that it still answers counts.
+    FailedOver {
+        /// The primary until now.
+        from: String,
+        /// The primary from now on.
+        to: String,
+        /// The epoch of the new configuration.
+        epoch: u64,
+        /// The sentinels that name it so far.
+        votes: usize,
+        /// The sentinels that there are, by all that is known.
+        voters: usize,
+    },
     /// The connection is lost and replaced again and again. From here on the history holds this one entry, which grows, in place of each loss;
     /// listeners hear of it once a second at most, and of what it consists of as ever.
     Flapping(Flapping),
@@ -166,6 +179,7 @@ named! {
         CredentialsFailed => "credentials_failed",
         StuckReset => "stuck_reset",
         Closed => "closed",
+        FailedOver => "failed_over",
         Flapping => "flapping",
         FlappingEnded => "flapping_ended",
     }
@@ -404,6 +418,20 @@ fn log(connection: usize, kind: &EventKind, aloud: bool) {
         EventKind::Replaced { cause, unknown } => {
             tracing::warn!(connection, %cause, unknown, "connection to redis replaced");
         }
+        EventKind::FailedOver {
+            from,
+            to,
+            epoch,
+            votes,
+            voters,
+        } => tracing::warn!(
+            from,
+            to,
+            epoch,
+            votes,
+            voters,
+            "redis failed over to another primary"
+        ),
         EventKind::Flapping(state) => tracing::warn!(
             connection, reconnects = state.reconnects, since_ms = state.since_ms, cause = %state.cause,
             "the connection to redis flaps: it is lost and replaced again and again"

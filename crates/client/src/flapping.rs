@@ -172,6 +172,7 @@ pub(crate) fn is_part(kind: &EventKind) -> bool {
         | EventKind::Reauthenticated
         | EventKind::CredentialsFailed { .. }
         | EventKind::StuckReset { .. }
+        | EventKind::FailedOver { .. }
         | EventKind::Closed { .. }
         | EventKind::Flapping { .. }
         | EventKind::FlappingEnded { .. } => false,

@@ -21,6 +21,8 @@ struct Served {
     run_id: Option<Arc<str>>,
     /// Times that the client was told to connect anew.
     resets: u64,
+    /// Times that sentinels named another primary.
+    moves: u64,
 }
 
 /// Ties a connection to the server that it was made to. One that lands elsewhere than the shared connection (behind a load balancer, say) serves
@@ -73,6 +75,11 @@ impl Following {
         self.0.send_modify(|served| served.resets += 1);
     }
 
+    /// Sentinels name another primary: every connection beside the shared one was made to one that is deposed.
+    pub(crate) fn moved(&self) {
+        self.0.send_modify(|served| served.moves += 1);
+    }
+
     /// For a connection that begins to connect now, and is to live so long.
     pub(crate) fn tie(&self, max_age: Option<Duration>, rng: &mut fastrand::Rng) -> Tie {
         let heard = self.0.subscribe();
@@ -105,6 +112,9 @@ impl Tie {
         let served = self.heard.borrow();
         if served.resets != self.then.resets {
             return Some(Parting::Cut(BY_HAND));
+        }
+        if served.moves != self.then.moves {
+            return Some(Parting::Cut(DEPOSED));
         }
         let elsewhere = self.run_id.is_some() && served.run_id != self.run_id;
         if elsewhere && served.run_id != self.then.run_id {
@@ -150,6 +160,7 @@ pub(crate) fn retirement(max_age: Duration, rng: &mut fastrand::Rng) -> Option<I
 }
 
 const BY_HAND: &str = "reset by hand";
+const DEPOSED: &str = "the sentinels name another primary now";
 const MOVED: &str = "the client serves from another server now";
 pub(crate) const OLD: &str = "its maximum age was reached";
 

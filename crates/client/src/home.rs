@@ -85,12 +85,16 @@ fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> 
         shared: Arc::clone(shared),
     });
     let links = shared.links.iter();
+    let discovery = shared.discovery.as_ref().map(|_| {
+        let watch = crate::sentinel::watch(Arc::clone(shared));
+        Owned::new(runtime.spawn(watch))
+    });
     let tasks = links.map(|link| {
         let (shared, link) = (Arc::clone(shared), Arc::clone(link));
         let (connector, alive) = (Arc::clone(connector), Arc::clone(&alive));
         Owned::new(runtime.spawn(supervisor::watchdog(shared, link, connector, alive)))
     });
-    tasks.collect()
+    tasks.chain(discovery).collect()
 }
 
 impl Drop for Alive {

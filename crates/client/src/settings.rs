@@ -11,14 +11,20 @@ use url::Url;
 use crate::connect::{Resolve, SystemResolver};
 use crate::credentials::Credentials;
 use crate::error::ConfigError;
+use crate::sentinel::{self, SentinelTarget};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
 /// Where the server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
-    Tcp { host: String, port: u16 },
+    Tcp {
+        host: String,
+        port: u16,
+    },
     Unix(PathBuf),
+    /// Of a primary that sentinels watch.
+    Sentinel(SentinelTarget),
 }
 
 impl std::fmt::Display for Address {
@@ -27,6 +33,7 @@ impl std::fmt::Display for Address {
             Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "{}", path.display()),
+            Self::Sentinel(target) => target.fmt(f),
         }
     }
 }
@@ -61,6 +68,19 @@ pub(crate) struct Target {
     pub(crate) db: i64,
     pub(crate) protocol: Protocol,
     pub(crate) credentials: Option<Credentials>,
+    /// What is given to sentinels.
+    pub(crate) sentinel_credentials: Option<Credentials>,
+}
+
+/// How TLS is spoken to sentinels.
+#[cfg(feature = "tls")]
+#[derive(Clone, Debug, Default)]
+pub(crate) enum SentinelTls {
+    /// As to the servers that they name.
+    #[default]
+    AsData,
+    Own(Tls),
+    None,
 }
 
 /// All settings of a client.
@@ -89,6 +109,12 @@ pub(crate) struct Settings {
     pub(crate) max_age: Option<Duration>,
     pub(crate) stuck_after: Duration,
     pub(crate) history: usize,
+    /// How old a majority's word may be for writes; `None`: of any age.
+    pub(crate) primary_proof: Option<Duration>,
+    /// How long calls wait for the next connection at the start of an outage, if that is longer than `blip_wait`.
+    pub(crate) wait_for_primary: Duration,
+    #[cfg(feature = "tls")]
+    pub(crate) sentinel_tls: SentinelTls,
     pub(crate) repeat_without_fence: bool,
     pub(crate) repeat_only_reads: bool,
     pub(crate) reply_limits: Limits,
@@ -124,6 +150,10 @@ impl Settings {
             max_age: None,
             stuck_after: Duration::from_secs(30),
             history: 100,
+            primary_proof: None,
+            wait_for_primary: Duration::ZERO,
+            #[cfg(feature = "tls")]
+            sentinel_tls: SentinelTls::AsData,
             repeat_without_fence: false,
             repeat_only_reads: false,
             reply_limits: Limits::default(),
@@ -139,7 +169,28 @@ impl Settings {
     #[cfg(feature = "tls")]
     pub(crate) fn with_tls_prepared(mut self) -> Result<Self, ConfigError> {
         self.tls.as_mut().map(Tls::prepare).transpose()?;
+        if let SentinelTls::Own(tls) = &mut self.sentinel_tls {
+            tls.prepare()?;
+        }
         Ok(self)
+    }
+
+    /// How TLS is spoken to sentinels, if it is.
+    #[cfg(feature = "tls")]
+    pub(crate) fn tls_to_sentinels(&self) -> Option<&Tls> {
+        match &self.sentinel_tls {
+            SentinelTls::AsData => self.tls.as_ref(),
+            SentinelTls::Own(tls) => Some(tls),
+            SentinelTls::None => None,
+        }
+    }
+
+    /// How often a majority of sentinels is to confirm the primary: often enough for the proof that writes need.
+    pub(crate) fn confirm_every(&self, usual: Duration) -> Duration {
+        match self.primary_proof {
+            Some(within) => (within / 3).clamp(Duration::from_millis(100), usual),
+            None => usual,
+        }
     }
 
     /// Refuses what cannot work, naming the setting.
@@ -159,6 +210,21 @@ impl Settings {
         }
         if self.blip_wait > Duration::from_secs(86_400) {
             return refuse("blip_wait", "must be at most a day");
+        }
+        if self.wait_for_primary > Duration::from_secs(86_400) {
+            return refuse("wait_for_primary", "must be at most a day");
+        }
+        if self.primary_proof.is_some() && !matches!(self.target.address, Address::Sentinel(_)) {
+            return refuse(
+                "primary_proof",
+                "needs sentinels: use a URL of the scheme redis-sentinel",
+            );
+        }
+        if self
+            .primary_proof
+            .is_some_and(|within| within < Duration::from_millis(500))
+        {
+            return refuse("primary_proof", "must be at least 500 ms");
         }
         if self.stuck_after < self.connect_timeout * 5 {
             return refuse(
@@ -213,13 +279,17 @@ fn seed() -> u64 {
 }
 
 impl Target {
-    /// Reads a URL as redis-rs does: `redis://[user[:password]@]host[:port][/db][?protocol=resp3]`, `rediss://…`, `unix:///path[?db=…]`.
+    /// Reads a URL as redis-rs does: `redis://[user[:password]@]host[:port][/db][?protocol=resp3]`, `rediss://…`, `unix:///path[?db=…]`. And
+    /// `redis-sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]`, `rediss-sentinel://…`.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
-        let url = Url::parse(text).map_err(|error| bad_url(error.to_string()))?;
+        let (one_host, other_hosts) = sentinel::divide(text);
+        let url = Url::parse(&one_host).map_err(|error| bad_url(error.to_string()))?;
         let tls = match url.scheme() {
-            "redis" | "valkey" | "unix" | "redis+unix" => false,
-            "rediss" | "valkeys" if !cfg!(feature = "tls") => return Err(ConfigError::NoTls),
-            "rediss" | "valkeys" => true,
+            "redis" | "valkey" | "unix" | "redis+unix" | "redis-sentinel" => false,
+            "rediss" | "valkeys" | "rediss-sentinel" if !cfg!(feature = "tls") => {
+                return Err(ConfigError::NoTls);
+            }
+            "rediss" | "valkeys" | "rediss-sentinel" => true,
             other => {
                 return Err(ConfigError::Scheme {
                     scheme: other.into(),
@@ -227,16 +297,24 @@ impl Target {
             }
         };
         let unix = matches!(url.scheme(), "unix" | "redis+unix");
+        let sentinels = sentinel::is_scheme(url.scheme());
+        let mut path_db = url.path().trim_matches('/');
+        let address = if sentinels {
+            let (target, db) = SentinelTarget::read(&url, &other_hosts)?;
+            path_db = db;
+            Address::Sentinel(target)
+        } else if unix {
+            unix_address(&url)?
+        } else {
+            tcp_address(&url)?
+        };
         let mut target = Self {
-            address: if unix {
-                unix_address(&url)?
-            } else {
-                tcp_address(&url)?
-            },
+            address,
             tls,
             db: 0,
             protocol: Protocol::Resp2,
             credentials: None,
+            sentinel_credentials: None,
         };
         let mut user = decoded(url.username(), "user name")?;
         let mut password = url
@@ -244,10 +322,18 @@ impl Target {
             .map(|password| decoded(password, "password"))
             .transpose()?;
         if !unix {
-            target.db = database(url.path().trim_matches('/'))?;
+            target.db = database(path_db)?;
         }
+        let (mut sentinel_user, mut sentinel_password) = (None, None);
         for (key, value) in url.query_pairs() {
             match &*key {
+                "sentinel_user" | "sentinel_password" if !sentinels => {
+                    return Err(bad_url(format!(
+                        "`{key}` makes sense only where sentinels are asked"
+                    )));
+                }
+                "sentinel_user" => sentinel_user = Some(value.into_owned()),
+                "sentinel_password" => sentinel_password = Some(value.into_owned()),
                 "db" => target.db = database(&value)?,
                 "user" => user = value.into_owned(),
                 "pass" | "password" => password = Some(value.into_owned()),
@@ -255,6 +341,15 @@ impl Target {
                 other => return Err(bad_url(format!("unknown parameter `{other}`"))),
             }
         }
+        target.sentinel_credentials = match (sentinel_user, sentinel_password) {
+            (None, None) => None,
+            (user, Some(password)) => Some(Credentials::new(user.unwrap_or_default(), password)),
+            (Some(_), None) => {
+                return Err(bad_url(
+                    "`sentinel_user` comes without `sentinel_password`".into(),
+                ));
+            }
+        };
         target.credentials = match (user, password) {
             (user, Some(password)) => Some(Credentials::new(user, password)),
             (user, None) if user.is_empty() => None,

@@ -22,7 +22,8 @@ use crate::lane::{Gate, Lane, Order};
 use crate::link::Link;
 use crate::metrics::Metrics;
 use crate::rotation::InForce;
-use crate::settings::Settings;
+use crate::sentinel::Discovery;
+use crate::settings::{Address, Settings};
 
 /// See the module.
 #[derive(Debug)]
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) credentials: InForce,
     /// The server that connections beside the shared one have to follow.
     pub(crate) following: Following,
+    /// Where sentinels name the primary.
+    pub(crate) discovery: Option<Arc<Discovery>>,
     /// True once the client is closing: nothing new begins.
     closing: watch::Sender<bool>,
     /// What runs the client, for as long as there is one.
@@ -97,6 +100,10 @@ impl Shared {
             latency: LatencyEstimate::new(now),
             credentials: InForce::new(),
             following: Following::new(),
+            discovery: match &settings.target.address {
+                Address::Sentinel(target) => Some(Arc::new(Discovery::new(target, now))),
+                Address::Tcp { .. } | Address::Unix(_) => None,
+            },
             closing: watch::Sender::new(false),
             home: OnceLock::new(),
             settings,
@@ -133,6 +140,26 @@ impl Shared {
     /// Ends when the client is closing.
     pub(crate) async fn closing(&self) {
         let _ = self.closing.subscribe().wait_for(|closing| *closing).await;
+    }
+
+    /// The primary's time of office, where sentinels name it; else 0.
+    pub(crate) fn term(&self) -> u64 {
+        self.discovery.as_ref().map_or(0, |known| known.term())
+    }
+
+    /// Has the sentinels asked at once, where there are any: something is wrong with the primary.
+    pub(crate) fn look_for_primary(&self) {
+        if let Some(discovery) = &self.discovery {
+            discovery.want();
+        }
+    }
+
+    /// Ends when sentinels name another primary than in this term.
+    pub(crate) async fn deposed(&self, term: u64) {
+        match &self.discovery {
+            Some(discovery) => discovery.switched(term).await,
+            None => std::future::pending().await,
+        }
     }
 
     /// A generator of its own for whoever asks, from the client's seed.

@@ -164,7 +164,9 @@ impl Supervisor {
         let now = clock::now();
         let blip_until = {
             let mut view = self.link.view.lock();
-            view.outage_begins(self.shared.settings.blip_wait, now)
+            let settings = &self.shared.settings;
+            let longer = view.outage_since.unwrap_or(now) + settings.wait_for_primary;
+            view.outage_begins(settings.blip_wait, now).max(longer)
         };
         let mut patience = Patience {
             link: Arc::clone(&self.link),
@@ -174,9 +176,21 @@ impl Supervisor {
         loop {
             let limit = self.shared.settings.connect_timeout;
             let attempt = self.begin_attempt(limit * 5);
+            let term = self.shared.term();
             let dial = self.dial(limit);
-            let result = patience.during(self.dialled(dial)).await?;
+            let dialled = async {
+                tokio::select! {
+                    biased;
+                    () = self.shared.deposed(term) => None,
+                    result = self.dialled(dial) => Some(result),
+                }
+            };
+            // What was dialled is not the primary any more, or was not looked for there.
+            let Some(result) = patience.during(dialled).await? else {
+                continue;
+            };
             match result {
+                Ok((established, ..)) if established.facts.term != self.shared.term() => {}
                 Ok((established, ghosts, began)) => {
                     // While it is not in service, their deadlines are still kept.
                     patience.during(self.all_rejoined()).await?;
@@ -352,7 +366,9 @@ impl Supervisor {
         };
         unburied.accounted_for();
         let aside_for = watch.aside_for();
-        let successor = watch.successor.take();
+        let term = self.shared.term();
+        let of_this_term = |next: &Successor| next.established.facts.term == term;
+        let successor = watch.successor.take().filter(of_this_term);
         match finished {
             Some(Ok(finished)) => self.ended(finished, identity, successor.is_some()),
             None => {

@@ -25,6 +25,8 @@ pub(crate) struct ServerFacts {
     pub(crate) address: String,
     /// Where it was found.
     pub(crate) place: Option<Place>,
+    /// The primary's time of office in which it was looked for, where sentinels name it; else 0.
+    pub(crate) term: u64,
     pub(crate) version: String,
     pub(crate) role: String,
     /// What is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
@@ -42,6 +44,7 @@ impl Default for ServerFacts {
         Self {
             address: String::new(),
             place: None,
+            term: 0,
             version: String::new(),
             role: String::new(),
             protocol: Protocol::Resp2,
@@ -343,7 +346,7 @@ fn knows_no_hello(code: &str, text: &str) -> bool {
     code == "ERR" && text.contains("unknown command") || code == "NOPERM" && text.contains("hello")
 }
 
-fn as_error(reply: &Value) -> Option<(String, String)> {
+pub(crate) fn as_error(reply: &Value) -> Option<(String, String)> {
     match reply {
         Value::ServerError(error) => Some((
             error.code().to_owned(),
@@ -442,7 +445,7 @@ fn parse_identity(info: &str, run_id: Option<Arc<str>>) -> Option<Identity> {
 }
 
 /// The stream during the handshake: commands out, as many replies in.
-struct Wire<'a> {
+pub(crate) struct Wire<'a> {
     stream: &'a mut Stream,
     decoder: Decoder,
     input: BytesMut,
@@ -450,7 +453,7 @@ struct Wire<'a> {
 }
 
 impl<'a> Wire<'a> {
-    fn new(stream: &'a mut Stream, address: &'a str) -> Self {
+    pub(crate) fn new(stream: &'a mut Stream, address: &'a str) -> Self {
         Self {
             stream,
             decoder: Decoder::new(Limits::default()),
@@ -459,7 +462,10 @@ impl<'a> Wire<'a> {
         }
     }
 
-    async fn exchange(&mut self, commands: &[Vec<u8>]) -> Result<Vec<Value>, ConnectError> {
+    pub(crate) async fn exchange(
+        &mut self,
+        commands: &[Vec<u8>],
+    ) -> Result<Vec<Value>, ConnectError> {
         // A server that is full says so and closes before it reads: what it said is worth more than the failure to write.
         let written = self.stream.write_all(&commands.concat()).await;
         let _ = self.stream.flush().await;
@@ -487,7 +493,15 @@ impl<'a> Wire<'a> {
         Ok(replies)
     }
 
-    async fn reply(&mut self) -> Result<Value, ConnectError> {
+    /// Sends a command without waiting for its reply.
+    pub(crate) async fn send(&mut self, command: &[u8]) -> Result<(), ConnectError> {
+        let ended = |error: std::io::Error| ConnectError::Ended(error.to_string());
+        self.stream.write_all(command).await.map_err(ended)?;
+        self.stream.flush().await.map_err(ended)
+    }
+
+    /// The next reply. May be dropped and asked again.
+    pub(crate) async fn reply(&mut self) -> Result<Value, ConnectError> {
         loop {
             if !self.input.is_empty() {
                 self.looks_like_tls()?;
@@ -545,7 +559,7 @@ pub(crate) fn auth(credentials: &Credentials) -> Vec<u8> {
     command(&["AUTH", credentials.user(), credentials.password()])
 }
 
-fn command(args: &[&str]) -> Vec<u8> {
+pub(crate) fn command(args: &[&str]) -> Vec<u8> {
     let mut out = Vec::new();
     encode::command(args.iter().map(|arg| arg.as_bytes()), &mut out);
     out

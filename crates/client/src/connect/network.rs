@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use steadfast_core::node::Endpoint;
+use steadfast_core::sentinel::Primacy;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::resolve::interleave;
-use super::{ConnectError, Place, Transport, WaitsFor, within};
+use super::resolve::{interleave, race};
+use super::{ConnectError, Found, Place, Transport, WaitsFor, within};
+use crate::sentinel::Discovery;
 use crate::settings::{Address, Settings};
 use crate::stream::Stream;
 
@@ -19,17 +22,21 @@ use crate::stream::Stream;
 pub(crate) struct Network {
     settings: Arc<Settings>,
     last_good: Mutex<Vec<SocketAddr>>,
+    discovery: Option<Arc<Discovery>>,
+    /// The host of the primary that was looked for last, as the sentinels name it.
+    named: Mutex<Option<Arc<str>>>,
 }
 
 impl Transport for Network {
-    fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>> {
+    fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>> {
         Box::pin(async move {
             match &self.settings.target.address {
-                Address::Unix(_) => Ok(vec![Place::Itself]),
+                Address::Unix(_) => Ok(Found::of([Place::Itself])),
                 Address::Tcp { host, port } => {
                     let addresses = self.resolve(host, *port, limit).await?;
-                    Ok(addresses.into_iter().map(Place::Tcp).collect())
+                    Ok(Found::of(addresses.into_iter().map(Place::Tcp)))
                 }
+                Address::Sentinel(_) => self.places_of_primary(limit).await,
             }
         })
     }
@@ -52,6 +59,16 @@ impl Transport for Network {
                 (Address::Tcp { host, .. }, Place::Tcp(addr)) => {
                     self.open_tcp(host, addr, limit, waits_for).await
                 }
+                (Address::Sentinel(target), Place::Tcp(addr)) => {
+                    let named = self.named.lock().clone();
+                    let host = named.unwrap_or_else(|| addr.ip().to_string().into());
+                    let host = name_in_certificate(&host, &target.seeds);
+                    self.open_tcp(&host, addr, limit, waits_for).await
+                }
+                (Address::Sentinel(target), Place::Itself) => Err(ConnectError::NoPrimary {
+                    service: target.service.to_string(),
+                    why: "it is none of a name".into(),
+                }),
                 (Address::Tcp { host, .. }, Place::Itself) => Err(ConnectError::Dns {
                     host: host.clone(),
                     cause: "it has no address".into(),
@@ -62,11 +79,33 @@ impl Transport for Network {
 }
 
 impl Network {
-    pub(crate) fn new(settings: Arc<Settings>) -> Self {
+    pub(crate) fn new(settings: Arc<Settings>, discovery: Option<Arc<Discovery>>) -> Self {
         Self {
             settings,
             last_good: Mutex::new(Vec::new()),
+            discovery,
+            named: Mutex::new(None),
         }
+    }
+
+    /// The addresses of the primary that the sentinels name.
+    async fn places_of_primary(&self, limit: Duration) -> Result<Found, ConnectError> {
+        let Some(discovery) = &self.discovery else {
+            return Ok(Found::default());
+        };
+        let Primacy { primary, term, .. } = discovery.primary(limit).await?;
+        let mut named = Some(Arc::clone(&primary.host));
+        std::mem::swap(&mut *self.named.lock(), &mut named);
+        if named.is_some_and(|before| before != primary.host) {
+            // They lead to another server.
+            self.last_good.lock().clear();
+        }
+        let addresses = self.resolve(&primary.host, primary.port, limit).await?;
+        let found = Found::of(addresses.into_iter().map(Place::Tcp));
+        Ok(Found {
+            term: term.0,
+            ..found
+        })
     }
 
     async fn open_tcp(
@@ -78,13 +117,7 @@ impl Network {
     ) -> Result<(Stream, String), ConnectError> {
         let address = addr.to_string();
         waits_for.now(format!("{address} has not accepted a TCP connection yet"));
-        let tcp = within("tcp", limit, TcpStream::connect(addr))
-            .await?
-            .map_err(|error| match host.parse::<IpAddr>() {
-                Ok(_) => tcp_error(&address, &error),
-                Err(_) => tcp_error(&format!("{host} ({address})"), &error),
-            })?;
-        tune(&tcp);
+        let tcp = connect_tcp(host, addr, limit).await?;
         #[cfg(feature = "tls")]
         if let Some(tls) = &self.settings.tls {
             waits_for.now(format!(
@@ -102,22 +135,12 @@ impl Network {
         port: u16,
         limit: Duration,
     ) -> Result<Vec<SocketAddr>, ConnectError> {
-        let found = within("dns", limit, self.settings.resolver.resolve(host, port)).await;
-        let error = match found {
-            Ok(Ok(addresses)) if !addresses.is_empty() => {
-                let addresses = interleave(addresses);
+        let error = match resolved(&self.settings, host, port, limit).await {
+            Ok(addresses) => {
                 self.last_good.lock().clone_from(&addresses);
                 return Ok(addresses);
             }
-            Ok(Ok(_)) => ConnectError::Dns {
-                host: host.into(),
-                cause: "it has no address".into(),
-            },
-            Ok(Err(error)) => ConnectError::Dns {
-                host: host.into(),
-                cause: error.to_string(),
-            },
-            Err(timed_out) => timed_out,
+            Err(error) => error,
         };
         let last_good = self.last_good.lock().clone();
         if last_good.is_empty() {
@@ -125,6 +148,72 @@ impl Network {
         }
         tracing::debug!(host, %error, "name not resolved, using its last good addresses");
         Ok(last_good)
+    }
+}
+
+async fn resolved(
+    settings: &Settings,
+    host: &str,
+    port: u16,
+    limit: Duration,
+) -> Result<Vec<SocketAddr>, ConnectError> {
+    let failed = |cause| ConnectError::Dns {
+        host: host.into(),
+        cause,
+    };
+    let addresses = within("dns", limit, settings.resolver.resolve(host, port))
+        .await?
+        .map_err(|error| failed(error.to_string()))?;
+    match addresses.is_empty() {
+        true => Err(failed("it has no address".into())),
+        false => Ok(interleave(addresses)),
+    }
+}
+
+async fn connect_tcp(
+    host: &str,
+    addr: SocketAddr,
+    limit: Duration,
+) -> Result<TcpStream, ConnectError> {
+    let tcp = within("tcp", limit, TcpStream::connect(addr))
+        .await?
+        .map_err(|error| match host.parse::<IpAddr>() {
+            Ok(_) => tcp_error(&addr.to_string(), &error),
+            Err(_) => tcp_error(&format!("{host} ({addr})"), &error),
+        })?;
+    tune(&tcp);
+    Ok(tcp)
+}
+
+/// A connection to a sentinel, on which nothing has been said yet, and the address of its peer.
+pub(crate) async fn dial_sentinel(
+    settings: &Settings,
+    at: &Endpoint,
+    limit: Duration,
+) -> Result<(Stream, String), ConnectError> {
+    let addresses = resolved(settings, &at.host, at.port, limit).await?;
+    let attempts = race(&addresses, limit, |addr| async move {
+        let tcp = connect_tcp(&at.host, addr, limit).await?;
+        let address = addr.to_string();
+        #[cfg(feature = "tls")]
+        if let Some(tls) = settings.tls_to_sentinels() {
+            let stream = tls.wrap(tcp, &at.host, &address, limit).await?;
+            return Ok((Stream::Tls(Box::new(stream)), address));
+        }
+        Ok((Stream::Tcp(tcp), address))
+    });
+    let opened = within("connect", limit.saturating_mul(2), attempts).await?;
+    opened.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
+}
+
+/// The name that a certificate is expected to carry: the announced one; where that is a bare IP address, the
+/// first name among the seeds, by which a person knows the deployment.
+fn name_in_certificate(announced: &str, seeds: &[Endpoint]) -> String {
+    let is_name = |host: &str| host.parse::<IpAddr>().is_err();
+    let seed = seeds.iter().find(|seed| is_name(&seed.host));
+    match seed {
+        Some(seed) if !is_name(announced) => seed.host.to_string(),
+        _ => announced.to_owned(),
     }
 }
 
@@ -167,7 +256,7 @@ mod tests {
             .expect("a free port");
         let port = listener.local_addr().expect("it is bound").port();
         let target = Target::parse(&format!("redis://127.0.0.1:{port}")).expect("a good url");
-        let network = Network::new(Arc::new(Settings::new(target)));
+        let network = Network::new(Arc::new(Settings::new(target)), None);
         let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
         let opened = network
             .open(place, Duration::from_secs(20), &WaitsFor::default())

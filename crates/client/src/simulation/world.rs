@@ -16,7 +16,7 @@ use steadfast_core::resp::{Decoder, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
-use crate::connect::{ConnectError, Place, Transport, WaitsFor};
+use crate::connect::{ConnectError, Found, Place, Transport, WaitsFor};
 use crate::stream::Stream;
 
 /// What the whole server does.
@@ -87,8 +87,8 @@ impl fmt::Debug for World {
 }
 
 impl Transport for World {
-    fn places(&self, _limit: Duration) -> BoxFuture<'_, Result<Vec<Place>, ConnectError>> {
-        Box::pin(std::future::ready(Ok(vec![Place::Itself])))
+    fn places(&self, _limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>> {
+        Box::pin(std::future::ready(Ok(Found::of([Place::Itself]))))
     }
 
     fn open<'a>(

@@ -206,6 +206,7 @@ impl Watching {
     /// A silence may be nothing: a standby connection is dialled, and nobody is told.
     fn doubt(&mut self, supervisor: &Supervisor) {
         if self.silence == Silence::None {
+            supervisor.shared.look_for_primary();
             self.silence = Silence::Doubtful;
             self.standby_until = None;
             match self.standby.take() {
@@ -250,6 +251,7 @@ impl Watching {
         let (shared, link) = (&supervisor.shared, &supervisor.link);
         let now = clock::now();
         let quiet_ms = clock::as_ms(quiet);
+        shared.look_for_primary();
         shared.hub.emit(link.index, EventKind::Overdue { quiet_ms });
         let since = now.checked_sub(quiet).unwrap_or(now);
         self.silence = Silence::Overdue;

@@ -22,6 +22,7 @@ mod order;
 mod outage;
 mod promises;
 mod pubsub;
+mod sentinel;
 mod silence;
 mod supervisor;
 mod support;

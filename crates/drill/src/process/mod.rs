@@ -15,6 +15,7 @@ mod postgres;
 mod program;
 mod redis;
 mod scratch;
+mod sentinel;
 mod server;
 
 use std::io;
@@ -29,6 +30,7 @@ pub use postgres::Postgres;
 pub use program::find;
 pub use redis::{Redis, RedisBuilder, Tls};
 pub use scratch::Scratch;
+pub use sentinel::{Sentinel, Watched};
 
 /// Why a server could not be started, signalled or asked. Each is one line that names the cause.
 #[derive(Debug, thiserror::Error)]

@@ -1,0 +1,276 @@
+//! The primary that the sentinels name: who is asked, who is believed, and how old that is.
+//!
+//! One task per sentinel asks and listens; what they hear goes to one council, whose rules are
+//! those of `docs/design/several-servers.md`. The council only says which server to dial. That it
+//! is a primary by its own word is asked in each handshake, as ever.
+
+mod target;
+mod watch;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use steadfast_core::node::Endpoint;
+use steadfast_core::report::PeerSentinel;
+use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, Testimony};
+
+pub(crate) use self::target::{SentinelTarget, divide, is_scheme};
+pub(crate) use self::watch::watch;
+use crate::clock;
+use crate::connect::ConnectError;
+
+/// How long the first answer waits for a majority before one sentinel's word is enough.
+const FOR_A_MAJORITY: Duration = Duration::from_millis(200);
+
+/// The state of the discovery of a primary by sentinels.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    service: Arc<str>,
+    known: Mutex<Known>,
+    believed: tokio::sync::watch::Sender<Option<Primacy>>,
+    /// Counts up when all sentinels are to be asked at once.
+    wanted: tokio::sync::watch::Sender<u64>,
+    started: Instant,
+    /// When the last majority was known to agree: nanoseconds after `started`, and one; or 0.
+    majority_at: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Known {
+    council: SentinelCouncil,
+    contacts: BTreeMap<Endpoint, Contact>,
+}
+
+/// The last contact with one sentinel.
+#[derive(Clone, Debug, Default)]
+struct Contact {
+    answered: Option<Instant>,
+    /// Why the last attempt failed, if it did.
+    error: Option<Arc<str>>,
+}
+
+/// The change of the primary that an answer brought.
+#[derive(Clone, Debug)]
+pub(crate) struct Switch {
+    pub(crate) from: Endpoint,
+    pub(crate) to: Primacy,
+    pub(crate) votes: usize,
+    pub(crate) voters: usize,
+}
+
+impl Discovery {
+    pub(crate) fn new(target: &SentinelTarget, now: Instant) -> Self {
+        let council = SentinelCouncil::new(target.seeds.clone(), CouncilConfig::default());
+        Self {
+            service: Arc::clone(&target.service),
+            known: Mutex::new(Known {
+                council,
+                contacts: BTreeMap::new(),
+            }),
+            believed: tokio::sync::watch::Sender::new(None),
+            wanted: tokio::sync::watch::Sender::new(0),
+            started: now,
+            majority_at: AtomicU64::new(0),
+        }
+    }
+
+    /// Has all sentinels asked at once.
+    pub(crate) fn want(&self) {
+        self.wanted.send_modify(|wanted| *wanted += 1);
+    }
+
+    /// Returns the number of the believed primary's time of office; 0 before there is one.
+    pub(crate) fn term(&self) -> u64 {
+        let believed = self.believed.borrow();
+        believed.as_ref().map_or(0, |primacy| primacy.term.0)
+    }
+
+    /// Waits until another primary is believed than in this term.
+    pub(crate) async fn switched(&self, term: u64) {
+        let mut believed = self.believed.subscribe();
+        let other = |primacy: &Option<Primacy>| {
+            term != 0 && primacy.as_ref().is_some_and(|now| now.term.0 != term)
+        };
+        let _ = believed.wait_for(other).await;
+    }
+
+    /// Returns the primary to dial. All sentinels are asked meanwhile, and while none is believed
+    /// this waits.
+    ///
+    /// # Errors
+    /// No sentinel has named one within the limit.
+    pub(crate) async fn primary(&self, limit: Duration) -> Result<Primacy, ConnectError> {
+        self.want();
+        let mut believed = self.believed.subscribe();
+        if believed.borrow().is_none() {
+            let proven = async {
+                while self.majority_at.load(Ordering::Relaxed) == 0 {
+                    if believed.changed().await.is_err() {
+                        break;
+                    }
+                }
+            };
+            let _ = clock::timeout(FOR_A_MAJORITY.min(limit), proven).await;
+        }
+        let named = believed.wait_for(Option::is_some);
+        let named = clock::timeout(limit, named).await;
+        let primacy = named.and_then(|named| named.ok().and_then(|named| named.clone()));
+        primacy.ok_or_else(|| self.unnamed())
+    }
+
+    /// Says that no sentinel names a primary, and of each why.
+    pub(crate) fn unnamed(&self) -> ConnectError {
+        ConnectError::NoPrimary {
+            service: self.service.to_string(),
+            why: self.why_none(),
+        }
+    }
+
+    /// Returns all sentinels that are to be asked.
+    fn sentinels(&self) -> Vec<Endpoint> {
+        self.known.lock().council.sentinels().cloned().collect()
+    }
+
+    /// Takes in what a sentinel has answered. Returns the switch, if that was one.
+    fn hear(
+        &self,
+        from: &Endpoint,
+        testimony: Testimony,
+        peers: &[PeerSentinel],
+        now: Instant,
+    ) -> Option<Switch> {
+        let mut known = self.known.lock();
+        let contact = known.contacts.entry(from.clone()).or_default();
+        contact.answered = Some(now);
+        contact.error = testimony.primary.is_none().then(|| {
+            let service = &self.service;
+            format!("it watches no primary named `{service}`").into()
+        });
+        known.council.learn(peers, now);
+        let heard = known.council.hear(from, testimony, now);
+        let confirmation = known.council.confirmation(now);
+        if let Some(at) = confirmation.as_ref().and_then(|known| known.majority_at) {
+            let after = at.saturating_duration_since(self.started).as_nanos() as u64;
+            self.majority_at.fetch_max(after + 1, Ordering::Relaxed);
+        }
+        // Told under the lock, so that nobody hears of an earlier one later.
+        let primacy = known.council.primacy().cloned();
+        self.believed.send_replace(primacy);
+        drop(known);
+        match heard {
+            Heard::Switched {
+                from: Some(from),
+                to,
+            } => Some(Switch {
+                from,
+                to,
+                votes: confirmation.as_ref().map_or(0, |known| known.votes),
+                voters: confirmation.map_or(0, |known| known.voters),
+            }),
+            _ => None,
+        }
+    }
+
+    /// A sentinel could not be asked.
+    fn failed(&self, at: &Endpoint, why: &ConnectError) {
+        let mut known = self.known.lock();
+        let contact = known.contacts.entry(at.clone()).or_default();
+        contact.error = Some(why.to_string().into());
+    }
+
+    /// Returns whether a majority of the sentinels has confirmed the primary within this time.
+    pub(crate) fn is_proven(&self, within: Duration, now: Instant) -> bool {
+        self.proof_age(now).is_some_and(|age| age <= within)
+    }
+
+    /// Returns how long ago a majority was last known to agree; `None` if it never was.
+    pub(crate) fn proof_age(&self, now: Instant) -> Option<Duration> {
+        let after = self.majority_at.load(Ordering::Relaxed).checked_sub(1)?;
+        let at = self.started + Duration::from_nanos(after);
+        Some(now.saturating_duration_since(at))
+    }
+
+    /// Says of each sentinel why it names no primary.
+    fn why_none(&self) -> String {
+        let known = self.known.lock();
+        let each = known.council.sentinels().map(|endpoint| {
+            let error = known
+                .contacts
+                .get(endpoint)
+                .and_then(|c| c.error.as_deref());
+            format!("{endpoint}: {}", error.unwrap_or("no answer yet"))
+        });
+        each.collect::<Vec<_>>().join("; ")
+    }
+
+    pub(crate) fn status(&self, now: Instant) -> SentinelStatus {
+        let known = self.known.lock();
+        let confirmation = known.council.confirmation(now);
+        let primacy = known.council.primacy();
+        let sentinels = known.council.sentinels().map(|endpoint| {
+            let contact = known.contacts.get(endpoint).cloned().unwrap_or_default();
+            let dissents = confirmation
+                .as_ref()
+                .is_some_and(|known| known.dissenters.contains(endpoint));
+            SentinelContact {
+                address: endpoint.to_string(),
+                answered_ms_ago: contact
+                    .answered
+                    .map(|at| clock::as_ms(now.saturating_duration_since(at))),
+                error: contact.error.as_deref().map(str::to_owned),
+                dissents,
+            }
+        });
+        SentinelStatus {
+            service: self.service.to_string(),
+            primary: primacy.map(|primacy| primacy.primary.to_string()),
+            epoch: primacy.map(|primacy| primacy.epoch),
+            switches: primacy.map_or(0, |primacy| primacy.term.0.saturating_sub(1)),
+            votes: confirmation.as_ref().map_or(0, |known| known.votes),
+            voters: confirmation.as_ref().map_or(0, |known| known.voters),
+            confirmed_ms_ago: self.proof_age(now).map(clock::as_ms),
+            sentinels: sentinels.collect(),
+        }
+    }
+}
+
+/// What the sentinels say, in [`Status`](crate::Status).
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SentinelStatus {
+    /// The name under which the sentinels watch the primary.
+    pub service: String,
+    /// The address of the primary that is believed; absent before a sentinel has named one.
+    pub primary: Option<String>,
+    /// The epoch of that configuration.
+    pub epoch: Option<u64>,
+    /// The number of times that the primary changed since the client was built.
+    pub switches: u64,
+    /// The sentinels that name this primary and epoch in answers of the last 10 s.
+    pub votes: usize,
+    /// The sentinels that there are, by all that is known.
+    pub voters: usize,
+    /// The time since a majority was last known to agree, in milliseconds; absent if it never was.
+    pub confirmed_ms_ago: Option<f64>,
+    /// Each sentinel that is asked.
+    pub sentinels: Vec<SentinelContact>,
+}
+
+/// One of the sentinels that are asked.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SentinelContact {
+    /// The address of the sentinel.
+    pub address: String,
+    /// The time since it last answered, in milliseconds; absent if it never did.
+    pub answered_ms_ago: Option<f64>,
+    /// Why it could not be asked, or that it watches no such primary; absent if all is well.
+    pub error: Option<String>,
+    /// Whether it names another primary or epoch than the one that is believed.
+    pub dissents: bool,
+}

@@ -1,0 +1,282 @@
+//! The tasks that ask the sentinels and listen to them, one for each.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use steadfast_core::node::Endpoint;
+use steadfast_core::policy::Backoff;
+use steadfast_core::report::{MonitoredPrimary, PeerSentinel, primary_address};
+use steadfast_core::sentinel::Testimony;
+
+use super::{Discovery, Switch};
+use crate::clock;
+use crate::connect::{ConnectError, Wire, as_error, auth, command, dial_sentinel, within};
+use crate::event::EventKind;
+use crate::shared::Shared;
+use crate::supervisor::Owned;
+
+/// The pause between two confirmations, of which up to a tenth is taken off at random.
+const CONFIRM: Duration = Duration::from_secs(10);
+/// The least pause between two questions to one sentinel, however often they are wanted.
+const LEAST: Duration = Duration::from_millis(100);
+/// The pause between two looks at a listening connection on which nothing comes.
+const LISTEN: Duration = Duration::from_secs(5);
+/// Between attempts to reach a sentinel: full jitter.
+const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Between looks whether other sentinels have become known.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// Keeps a task for each sentinel that is known. Ends with the client.
+pub(crate) async fn watch(shared: Arc<Shared>) {
+    let Some(discovery) = shared.discovery.clone() else {
+        return;
+    };
+    let mut tasks: BTreeMap<Endpoint, Owned<()>> = BTreeMap::new();
+    let mut believed = discovery.believed.subscribe();
+    loop {
+        let known = discovery.sentinels();
+        tasks.retain(|endpoint, task| known.contains(endpoint) && !task.is_finished());
+        for endpoint in known {
+            tasks.entry(endpoint).or_insert_with_key(|endpoint| {
+                let attends = attend(Arc::clone(&shared), endpoint.clone());
+                Owned::new(tokio::spawn(attends))
+            });
+        }
+        tokio::select! {
+            biased;
+            () = shared.closing() => return,
+            // Who has answered may have told of others.
+            _ = believed.changed() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Asks one sentinel again and again, and listens to it.
+async fn attend(shared: Arc<Shared>, at: Endpoint) {
+    let Some(discovery) = shared.discovery.clone() else {
+        return;
+    };
+    let mut rng = shared.rng();
+    let pauses = Backoff::full_jitter(RETRY.0, RETRY.1);
+    let mut wanted = discovery.wanted.subscribe();
+    let mut failed = 0;
+    loop {
+        let (asked, heard) = (
+            ask_again_and_again(&shared, &discovery, &at, &mut failed),
+            listen(&shared, &discovery, &at),
+        );
+        let error = tokio::select! {
+            error = asked => error,
+            error = heard => error,
+        };
+        tracing::debug!(sentinel = %at, %error, "a sentinel cannot be asked");
+        discovery.failed(&at, &error);
+        failed += 1;
+        wanted.borrow_and_update();
+        let began = clock::now();
+        tokio::select! {
+            () = tokio::time::sleep(pauses.pause(failed, &mut rng).max(RETRY.0)) => {}
+            () = wanted_again(&mut wanted, began) => {}
+        }
+    }
+}
+
+/// Waits until all sentinels are to be asked at once, but no sooner than it may be.
+async fn wanted_again(wanted: &mut tokio::sync::watch::Receiver<u64>, last: Instant) {
+    if wanted.changed().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+    clock::sleep_until(last + LEAST).await;
+    wanted.borrow_and_update();
+}
+
+async fn ask_again_and_again(
+    shared: &Shared,
+    discovery: &Discovery,
+    at: &Endpoint,
+    failed: &mut u32,
+) -> ConnectError {
+    let asking = async {
+        let limit = shared.settings.connect_timeout;
+        let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
+        let mut wire = Wire::new(&mut stream, &address);
+        greet(shared, &mut wire, limit).await?;
+        let mut wanted = discovery.wanted.subscribe();
+        let mut rng = shared.rng();
+        let every = shared.settings.confirm_every(CONFIRM);
+        loop {
+            wanted.borrow_and_update();
+            let asked = clock::now();
+            let questions = questions(&discovery.service);
+            let replies = within("sentinel", limit, wire.exchange(&questions)).await??;
+            let (testimony, peers) = read(&replies, asked, &address)?;
+            *failed = 0;
+            if let Some(switch) = discovery.hear(at, testimony, &peers, clock::now()) {
+                shared.primary_moved(&switch);
+            }
+            let pause = every.mul_f64(1.0 - 0.1 * rng.f64());
+            tokio::select! {
+                () = tokio::time::sleep(pause) => {}
+                () = wanted_again(&mut wanted, asked) => {}
+            }
+        }
+    };
+    let never: Result<std::convert::Infallible, ConnectError> = asking.await;
+    match never {
+        Err(error) => error,
+    }
+}
+
+/// Listens for `+switch-master`, which is a reason to ask.
+async fn listen(shared: &Shared, discovery: &Discovery, at: &Endpoint) -> ConnectError {
+    let listening = async {
+        let limit = shared.settings.connect_timeout;
+        let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
+        let mut wire = Wire::new(&mut stream, &address);
+        greet(shared, &mut wire, limit).await?;
+        let subscribe = [command(&["SUBSCRIBE", "+switch-master"])];
+        let replies = within("sentinel", limit, wire.exchange(&subscribe)).await??;
+        refused(&replies)?;
+        // It may have switched before this listened.
+        discovery.want();
+        let mut asked = false;
+        loop {
+            let pause = if asked { limit } else { LISTEN };
+            match clock::timeout(pause, wire.reply()).await {
+                Some(reply) => {
+                    let reply = reply?;
+                    asked = false;
+                    if is_message(&reply) {
+                        discovery.want();
+                    }
+                }
+                None if asked => {
+                    let phase = "sentinel";
+                    return Err(ConnectError::TimedOut { phase, limit });
+                }
+                None => {
+                    asked = true;
+                    wire.send(&command(&["PING"])).await?;
+                }
+            }
+        }
+    };
+    let never: Result<std::convert::Infallible, ConnectError> = listening.await;
+    match never {
+        Err(error) => error,
+    }
+}
+
+async fn greet(shared: &Shared, wire: &mut Wire<'_>, limit: Duration) -> Result<(), ConnectError> {
+    let Some(credentials) = &shared.settings.target.sentinel_credentials else {
+        return Ok(());
+    };
+    let words = match credentials.user() {
+        "" | "default" => command(&["AUTH", credentials.password()]),
+        _ => auth(credentials),
+    };
+    let replies = within("sentinel", limit, wire.exchange(&[words])).await??;
+    refused(&replies)
+}
+
+/// The epoch before the address: see [`steadfast_core::report::MonitoredPrimary`].
+fn questions(service: &str) -> [Vec<u8>; 4] {
+    [
+        command(&["SENTINEL", "MYID"]),
+        command(&["SENTINEL", "MASTER", service]),
+        command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", service]),
+        command(&["SENTINEL", "SENTINELS", service]),
+    ]
+}
+
+fn read(
+    replies: &[Value],
+    asked: Instant,
+    address: &str,
+) -> Result<(Testimony, Vec<PeerSentinel>), ConnectError> {
+    let no_sentinel = |why: String| ConnectError::NotSentinel {
+        address: address.into(),
+        why,
+    };
+    let [own, monitored, primary, peers] = replies else {
+        return Err(no_sentinel("it leaves questions unanswered".into()));
+    };
+    let needs_password = |reply: &Value| {
+        let code = as_error(reply).map(|(code, _)| code);
+        code.is_some_and(|code| matches!(code.as_str(), "NOAUTH" | "NOPERM" | "WRONGPASS"))
+    };
+    if let Some(reply) = replies.iter().skip(1).find(|reply| needs_password(reply)) {
+        refused(std::slice::from_ref(reply))?;
+    }
+    let primary = primary_address(primary).map_err(|error| no_sentinel(error.to_string()))?;
+    let monitored = match (MonitoredPrimary::read(monitored), &primary) {
+        (Ok(monitored), _) => monitored,
+        // It watches none of this name.
+        (Err(_), None) => MonitoredPrimary {
+            config_epoch: 0,
+            run_id: None,
+            other_sentinels: 0,
+            quorum: 0,
+            subjectively_down: false,
+            objectively_down: false,
+            failing_over: false,
+        },
+        (Err(error), Some(_)) => return Err(no_sentinel(error.to_string())),
+    };
+    let peers = PeerSentinel::read_all(peers).map_or_else(|_| Vec::new(), |(peers, _)| peers);
+    let sentinel = match own {
+        Value::BulkString(id) => std::str::from_utf8(id).ok().map(Arc::from),
+        _ => None,
+    };
+    let testimony = Testimony {
+        primary,
+        monitored,
+        sentinel,
+        asked,
+    };
+    Ok((testimony, peers))
+}
+
+fn refused(replies: &[Value]) -> Result<(), ConnectError> {
+    let Some((code, text)) = replies.iter().find_map(as_error) else {
+        return Ok(());
+    };
+    let said = format!("{code} {text}");
+    Err(match code.as_str() {
+        "NOAUTH" | "NOPERM" | "WRONGPASS" => ConnectError::Auth(format!(
+            "{said} (a sentinel has credentials of its own: sentinel_user and sentinel_password)"
+        )),
+        _ => ConnectError::Refused(said),
+    })
+}
+
+fn is_message(reply: &Value) -> bool {
+    let kind = match reply {
+        Value::Array(parts) => parts.first(),
+        Value::Push { .. } => return true,
+        _ => None,
+    };
+    matches!(kind, Some(Value::BulkString(kind)) if kind == b"message")
+}
+
+impl Shared {
+    /// The sentinels name another primary: from now on nothing that the old one answers counts.
+    fn primary_moved(&self, switch: &Switch) {
+        let cause = format!("the sentinels name {} as the primary", switch.to.primary);
+        for link in &self.links {
+            link.reset(link.epoch(), &cause);
+        }
+        self.following.moved();
+        let kind = EventKind::FailedOver {
+            from: switch.from.to_string(),
+            to: switch.to.primary.to_string(),
+            epoch: switch.to.epoch,
+            votes: switch.votes,
+            voters: switch.voters,
+        };
+        self.hub.emit(0, kind);
+    }
+}

@@ -1,0 +1,271 @@
+//! T16 to T19, T32: a primary that moves.
+
+use std::time::Duration;
+
+use steadfast::{Certainty, Client, ConnectionState, ErrorKind, EventKind, PubSubEvent};
+use steadfast_drill::process::{Redis, Sentinel, Watched};
+
+use crate::support::{cmd, ms, until, until_state};
+
+async fn client_of(watched: &Watched) -> Client {
+    let builder = Client::builder(&watched.url()).unwrap();
+    builder.deadline(ms(5_000)).connect().await.unwrap()
+}
+
+fn primary(client: &Client) -> u16 {
+    let status = client.status().sentinel.expect("sentinels are asked");
+    let primary = status.primary.unwrap_or_default();
+    primary.rsplit(':').next().unwrap().parse().unwrap_or(0)
+}
+
+/// From the events, the switches that were told.
+fn failovers(client: &Client) -> Vec<(String, String, u64)> {
+    let history = client.history().into_iter();
+    let told = history.filter_map(|event| match event.kind {
+        EventKind::FailedOver {
+            from, to, epoch, ..
+        } => Some((from, to, epoch)),
+        _ => None,
+    });
+    told.collect()
+}
+
+#[tokio::test]
+async fn t17_t23_a_planned_failover_under_load_costs_no_read_and_no_last_wins_write() {
+    let watched = Watched::start().await.unwrap();
+    let client = client_of(&watched).await;
+    assert_eq!(primary(&client), watched.data[0].port());
+    until("a majority confirms it", || {
+        let status = client.status().sentinel.expect("sentinels are asked");
+        (status.votes, status.voters) == (3, 3)
+    })
+    .await;
+    let stop = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let mut callers = tokio::task::JoinSet::new();
+    for caller in 0..4 {
+        let (client, stop) = (client.clone(), std::sync::Arc::clone(&stop));
+        callers.spawn(async move {
+            let mut calls = 0_u64;
+            while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                let (set, get) = (format!("SET k{caller} {calls}"), format!("GET k{caller}"));
+                client.send(&cmd(&set)).await.expect("the last one wins");
+                client.send(&cmd(&get)).await.expect("it reads");
+                calls += 1;
+                tokio::time::sleep(ms(1)).await;
+            }
+            calls
+        });
+    }
+    tokio::time::sleep(ms(100)).await;
+    watched.fail_over().await.unwrap();
+    until("it serves from the new one", || {
+        primary(&client) == watched.data[1].port()
+            && client.status().state == ConnectionState::Ready
+    })
+    .await;
+    client.send(&cmd("SET after it")).await.unwrap();
+    let role = watched.data[1].command(&["GET", "after"]).await.unwrap();
+    assert_eq!(role, redis::Value::BulkString(b"it".to_vec()));
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(callers.join_all().await.iter().all(|calls| *calls > 10));
+    let told = failovers(&client);
+    let [(from, to, epoch)] = &told[..] else {
+        panic!("one switch is told: {told:?}")
+    };
+    assert_eq!(*from, watched.data[0].addr().to_string());
+    assert_eq!(*to, watched.data[1].addr().to_string());
+    assert!(*epoch >= 1);
+}
+
+#[tokio::test]
+async fn t17_t32_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_next_if_asked_to() {
+    let watched = Watched::start().await.unwrap();
+    let client = client_of(&watched).await;
+    let patient = Client::builder(&watched.url())
+        .unwrap()
+        .deadline(Duration::from_secs(30))
+        .wait_for_primary(Duration::from_secs(30))
+        .connect()
+        .await
+        .unwrap();
+    let killed = watched.data[0].kill();
+    let lost = until_state(&client, ConnectionState::Down);
+    tokio::join!(killed, lost);
+    let error = client.send(&cmd("GET k")).await.expect_err("it is down");
+    assert_eq!(error.certainty(), Certainty::NotSent);
+    // It waits through the election, and succeeds.
+    patient.send(&cmd("INCR n")).await.unwrap();
+    assert_eq!(primary(&patient), watched.data[1].port());
+    until_state(&client, ConnectionState::Ready).await;
+    client.send(&cmd("INCR n")).await.unwrap();
+    let n = watched.data[1].command(&["GET", "n"]).await.unwrap();
+    assert_eq!(n, redis::Value::BulkString(b"2".to_vec()));
+}
+
+#[tokio::test]
+async fn t18_nothing_of_a_frozen_primary_counts_when_it_wakes_after_the_promotion() {
+    let watched = Watched::start().await.unwrap();
+    let client = client_of(&watched).await;
+    client.send(&cmd("SET k old")).await.unwrap();
+    watched.data[1]
+        .in_sync_with(&watched.data[0])
+        .await
+        .unwrap();
+    let mut blocked = {
+        let client = client.clone();
+        let pop = async move { client.send(&cmd("BLPOP list 60")).await };
+        tokio::spawn(pop)
+    };
+    let mut subscriber = client.pubsub();
+    subscriber.subscribe("c").await.unwrap();
+    watched.data[0].freeze().unwrap();
+    until("the sentinels name the other", || {
+        primary(&client) == watched.data[1].port()
+    })
+    .await;
+    until_state(&client, ConnectionState::Ready).await;
+    watched.data[0].resume().unwrap();
+    client.send(&cmd("SET k new")).await.unwrap();
+    for _ in 0..50 {
+        let read = client.send(&cmd("GET k")).await.unwrap();
+        assert_eq!(read, redis::Value::BulkString(b"new".to_vec()));
+        tokio::time::sleep(ms(2)).await;
+    }
+    // A blocking call and a subscriber are where the primary is.
+    if !blocked.is_finished() {
+        client.send(&cmd("LPUSH list v")).await.unwrap();
+    }
+    let ended = tokio::time::timeout(Duration::from_secs(20), &mut blocked).await;
+    let ended = ended.expect("it does not wait for the deposed").unwrap();
+    if let Err(error) = ended {
+        assert_eq!(error.certainty(), Certainty::Unknown, "{error}");
+    }
+    let heard = async {
+        loop {
+            client.send(&cmd("PUBLISH c m")).await.unwrap();
+            let next = tokio::time::timeout(ms(200), subscriber.next()).await;
+            if let Ok(Some(PubSubEvent::Message { payload, .. })) = next {
+                break payload;
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(20), heard)
+        .await
+        .expect("the subscriber hears the new primary");
+}
+
+#[tokio::test]
+async fn t17_sentinels_that_are_all_away_disturb_nobody_while_the_primary_serves() {
+    let watched = Watched::start().await.unwrap();
+    let client = client_of(&watched).await;
+    for sentinel in &watched.sentinels {
+        sentinel.kill().await;
+    }
+    until("it is known that they are away", || {
+        let status = client.status().sentinel.expect("sentinels are asked");
+        status.sentinels.iter().all(|one| one.error.is_some())
+    })
+    .await;
+    for _ in 0..100 {
+        client.send(&cmd("INCR n")).await.unwrap();
+    }
+    // Nor a lost connection.
+    client.reconnect();
+    client.send(&cmd("INCR n")).await.unwrap();
+    // They come back, with another in office.
+    for sentinel in &watched.sentinels {
+        sentinel.relaunch().await.unwrap();
+    }
+    until("they are heard again", || {
+        let status = client.status().sentinel.expect("sentinels are asked");
+        status.sentinels.iter().all(|one| one.error.is_none())
+    })
+    .await;
+    watched.fail_over().await.unwrap();
+    until("it follows", || primary(&client) == watched.data[1].port()).await;
+}
+
+#[tokio::test]
+async fn t17_whoever_names_no_primary_is_told_by_name() {
+    let watched = Watched::start().await.unwrap();
+    let url = watched.url().replace("/main", "/other");
+    let builder = Client::builder(&url).unwrap().deadline(ms(500));
+    let error = builder.connect().await.expect_err("nobody watches it");
+    let said = error.to_string();
+    assert!(
+        said.contains("no sentinel names a primary for `other`"),
+        "{said}"
+    );
+    let each = watched.sentinels.iter();
+    for address in each.map(|one| one.addr().to_string()) {
+        let want = format!("{address}: it watches no primary named `other`");
+        assert!(said.contains(&want), "{said}");
+    }
+    // A data server is no sentinel.
+    let url = format!("redis-sentinel://{}/main", watched.data[0].addr());
+    let builder = Client::builder(&url).unwrap().deadline(ms(500));
+    let error = builder.connect().await.expect_err("it is no sentinel");
+    assert!(error.to_string().contains("not a sentinel"), "{error}");
+}
+
+#[tokio::test]
+async fn t17_sentinels_have_credentials_of_their_own() {
+    let data = Redis::builder().password("d4ta").start().await.unwrap();
+    let lines = ["requirepass s3ntinel", "sentinel auth-pass main d4ta"];
+    let sentinel = Sentinel::start(&data, &lines).await.unwrap();
+    let at = sentinel.addr();
+    for wrong in ["", "?sentinel_password=d4ta"] {
+        let url = format!("redis-sentinel://:d4ta@{at}/main{wrong}");
+        let builder = Client::builder(&url).unwrap().deadline(ms(500));
+        let said = builder.connect().await.expect_err(wrong).to_string();
+        assert!(
+            said.contains("a sentinel has credentials of its own"),
+            "{said}"
+        );
+        assert!(!said.contains("d4ta"), "{said}");
+    }
+    let url = format!("redis-sentinel://:d4ta@{at}/main?sentinel_password=s3ntinel");
+    let client = Client::builder(&url).unwrap().connect().await.unwrap();
+    client.send(&cmd("SET k v")).await.unwrap();
+}
+
+#[tokio::test]
+async fn t19_without_a_majority_no_write_is_sent_where_a_proof_is_asked_for() {
+    let watched = Watched::start().await.unwrap();
+    let client = Client::builder(&watched.url())
+        .unwrap()
+        .deadline(ms(2_000))
+        .primary_proof(Duration::from_secs(1))
+        .connect()
+        .await
+        .unwrap();
+    until("a majority confirms it", || {
+        let status = client.status().sentinel.expect("sentinels are asked");
+        status.votes >= 2
+    })
+    .await;
+    client.send(&cmd("INCR n")).await.expect("it is proven");
+    watched.sentinels[0].freeze().unwrap();
+    tokio::time::sleep(ms(1_500)).await;
+    client
+        .send(&cmd("INCR n"))
+        .await
+        .expect("two are a majority");
+    watched.sentinels[1].kill().await;
+    let refused = async {
+        loop {
+            match client.send(&cmd("INCR n")).await {
+                Ok(_) => tokio::time::sleep(ms(20)).await,
+                Err(error) => break error,
+            }
+        }
+    };
+    let error = tokio::time::timeout(Duration::from_secs(20), refused).await;
+    let error = error.expect("the proof grows old");
+    assert!(
+        matches!(error.kind(), ErrorKind::Unproven { .. }),
+        "{error}"
+    );
+    assert_eq!(error.certainty(), Certainty::NotSent);
+    client.send(&cmd("GET n")).await.expect("it only reads");
+}
