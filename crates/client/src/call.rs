@@ -454,6 +454,11 @@ impl Call<'_> {
                 None => {
                     place.answered = fair.then_some(at);
                     let took = at.saturating_duration_since(self.started);
+                    if let Some(discovery) = &self.shared.discovery
+                        && self.plan.effect != Effect::Read
+                    {
+                        discovery.acknowledge();
+                    }
                     self.shared.metrics.answered(self.plan.name, took);
                     let outcome = match &reply {
                         Reply::One(_) => Outcome::Success,

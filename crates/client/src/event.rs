@@ -13,6 +13,7 @@ use crate::clock;
 use crate::flapping::{Flapping, Verdict, Watch, is_part};
 use crate::incident::{Incident, Incidents};
 use crate::named::named;
+use crate::sentinel::FailoverHistory;
 
 /// Something that happened to a connection.
 #[derive(Clone, Debug)]
@@ -139,7 +140,7 @@ pub enum EventKind {
         /// Calls that it could not finish.
         unfinished: usize,
     },
-    /// The sentinels name another primary. Connections to the old one end, and nothing that it still answers counts.
+    /// The sentinels name another primary, and it serves, or does not within 10 s. Connections to the old one ended as it was named.
     FailedOver {
         /// The primary until now.
         from: String,
@@ -151,6 +152,8 @@ pub enum EventKind {
         votes: usize,
         /// The sentinels that there are, by all that is known.
         voters: usize,
+        /// What is known of the data that it holds.
+        history: FailoverHistory,
     },
     /// The connection is lost and replaced again and again. From here on the history holds this one entry, which grows, in place of each loss;
     /// listeners hear of it once a second at most, and of what it consists of as ever.
@@ -424,12 +427,14 @@ fn log(connection: usize, kind: &EventKind, aloud: bool) {
             epoch,
             votes,
             voters,
+            history,
         } => tracing::warn!(
             from,
             to,
             epoch,
             votes,
             voters,
+            ?history,
             "redis failed over to another primary"
         ),
         EventKind::Flapping(state) => tracing::warn!(

@@ -14,6 +14,7 @@ use crate::clock;
 use crate::connect::Connector;
 use crate::error::Error;
 use crate::link::ConnectionState;
+use crate::sentinel;
 use crate::shared::Shared;
 use crate::supervisor::{self, Owned};
 
@@ -85,9 +86,10 @@ fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> 
         shared: Arc::clone(shared),
     });
     let links = shared.links.iter();
-    let discovery = shared.discovery.as_ref().map(|_| {
-        let watch = crate::sentinel::watch(Arc::clone(shared));
-        Owned::new(runtime.spawn(watch))
+    let discovery = shared.discovery.iter().flat_map(|_| {
+        let watch = runtime.spawn(sentinel::watch(Arc::clone(shared)));
+        let account = runtime.spawn(sentinel::keep_account(Arc::clone(shared)));
+        [Owned::new(watch), Owned::new(account)]
     });
     let tasks = links.map(|link| {
         let (shared, link) = (Arc::clone(shared), Arc::clone(link));

@@ -87,7 +87,7 @@ pub use link::ConnectionState;
 pub use options::CallOptions;
 pub use pubsub::{PubSub, PubSubControl, PubSubEvent};
 pub use retry::{Exhausted, Pause, Retry, RetryError};
-pub use sentinel::{SentinelContact, SentinelStatus};
+pub use sentinel::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub use session::Session;
 pub use settings::Role;
 pub use shared::Fencing;

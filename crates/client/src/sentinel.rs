@@ -4,10 +4,11 @@
 //! those of `docs/design/several-servers.md`. The council only says which server to dial. That it
 //! is a primary by its own word is asked in each handshake, as ever.
 
+mod account;
 mod target;
 mod watch;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -17,6 +18,8 @@ use steadfast_core::node::Endpoint;
 use steadfast_core::report::PeerSentinel;
 use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, Testimony};
 
+pub use self::account::FailoverHistory;
+pub(crate) use self::account::keep_account;
 pub(crate) use self::target::{SentinelTarget, divide, is_scheme};
 pub(crate) use self::watch::watch;
 use crate::clock;
@@ -36,6 +39,12 @@ pub(crate) struct Discovery {
     started: Instant,
     /// When the last majority was known to agree: nanoseconds after `started`, and one; or 0.
     majority_at: AtomicU64,
+    /// Calls that may have written and were answered, ever.
+    acknowledged: AtomicU64,
+    /// The replicas, as the primary told of them last.
+    replicas: Mutex<Vec<ReplicaStatus>>,
+    /// Failovers whose cost is not known yet.
+    untold: Mutex<VecDeque<Switch>>,
 }
 
 #[derive(Debug)]
@@ -59,6 +68,9 @@ pub(crate) struct Switch {
     pub(crate) to: Primacy,
     pub(crate) votes: usize,
     pub(crate) voters: usize,
+    /// When it became known, and how many writes were acknowledged until then.
+    at: Instant,
+    acknowledged: u64,
 }
 
 impl Discovery {
@@ -74,7 +86,28 @@ impl Discovery {
             wanted: tokio::sync::watch::Sender::new(0),
             started: now,
             majority_at: AtomicU64::new(0),
+            acknowledged: AtomicU64::new(0),
+            replicas: Mutex::default(),
+            untold: Mutex::default(),
         }
+    }
+
+    /// Counts a call that may have written and was answered.
+    pub(crate) fn acknowledge(&self) {
+        self.acknowledged.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn acknowledged(&self) -> u64 {
+        self.acknowledged.load(Ordering::Relaxed)
+    }
+
+    /// Keeps a switch until it can be told with what it cost.
+    fn note(&self, switch: &Switch) {
+        let mut untold = self.untold.lock();
+        if untold.len() == account::UNTOLD {
+            untold.pop_front();
+        }
+        untold.push_back(switch.clone());
     }
 
     /// Has all sentinels asked at once.
@@ -169,6 +202,8 @@ impl Discovery {
                 to,
                 votes: confirmation.as_ref().map_or(0, |known| known.votes),
                 voters: confirmation.map_or(0, |known| known.voters),
+                at: now,
+                acknowledged: self.acknowledged(),
             }),
             _ => None,
         }
@@ -233,6 +268,7 @@ impl Discovery {
             voters: confirmation.as_ref().map_or(0, |known| known.voters),
             confirmed_ms_ago: self.proof_age(now).map(clock::as_ms),
             sentinels: sentinels.collect(),
+            replicas: self.replicas.lock().clone(),
         }
     }
 }
@@ -258,6 +294,19 @@ pub struct SentinelStatus {
     pub confirmed_ms_ago: Option<f64>,
     /// Each sentinel that is asked.
     pub sentinels: Vec<SentinelContact>,
+    /// The replicas that are connected to the primary, as it told last: once a heartbeat.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// A replica of the primary.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// The address that the replica announces.
+    pub address: String,
+    /// The bytes of the primary's history that the replica had not acknowledged yet.
+    pub lag_bytes: u64,
 }
 
 /// One of the sentinels that are asked.

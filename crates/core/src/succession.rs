@@ -64,6 +64,11 @@ impl Watermarks {
         }
     }
 
+    /// Returns the history that these are points of.
+    pub fn history(&self) -> &Arc<str> {
+        &self.history
+    }
+
     /// Records the answer to a ROLE.
     pub fn note(&mut self, mark: Watermark) {
         let newest = self.marks.back();

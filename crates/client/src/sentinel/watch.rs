@@ -13,7 +13,6 @@ use steadfast_core::sentinel::Testimony;
 use super::{Discovery, Switch};
 use crate::clock;
 use crate::connect::{ConnectError, Wire, as_error, auth, command, dial_sentinel, within};
-use crate::event::EventKind;
 use crate::shared::Shared;
 use crate::supervisor::Owned;
 
@@ -265,18 +264,13 @@ fn is_message(reply: &Value) -> bool {
 impl Shared {
     /// The sentinels name another primary: from now on nothing that the old one answers counts.
     fn primary_moved(&self, switch: &Switch) {
+        if let Some(discovery) = &self.discovery {
+            discovery.note(switch);
+        }
         let cause = format!("the sentinels name {} as the primary", switch.to.primary);
         for link in &self.links {
             link.reset(link.epoch(), &cause);
         }
         self.following.moved();
-        let kind = EventKind::FailedOver {
-            from: switch.from.to_string(),
-            to: switch.to.primary.to_string(),
-            epoch: switch.to.epoch,
-            votes: switch.votes,
-            voters: switch.voters,
-        };
-        self.hub.emit(0, kind);
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use steadfast::{Certainty, Client, ConnectionState, ErrorKind, EventKind, PubSubEvent};
+use steadfast::{
+    Certainty, Client, ConnectionState, ErrorKind, EventKind, FailoverHistory, PubSubEvent,
+};
 use steadfast_drill::process::{Redis, Sentinel, Watched};
 
 use crate::support::{cmd, ms, until, until_state};
@@ -12,19 +14,30 @@ async fn client_of(watched: &Watched) -> Client {
     builder.deadline(ms(5_000)).connect().await.unwrap()
 }
 
+/// Waits for an election, which on a busy machine may take several rounds of 6 s.
+async fn until_elected(what: &str, mut done: impl FnMut() -> bool) {
+    let waited = async {
+        while !done() {
+            tokio::time::sleep(ms(5)).await;
+        }
+    };
+    let waited = tokio::time::timeout(Duration::from_secs(90), waited).await;
+    assert!(waited.is_ok(), "waited in vain: {what}");
+}
+
 fn primary(client: &Client) -> u16 {
     let status = client.status().sentinel.expect("sentinels are asked");
     let primary = status.primary.unwrap_or_default();
     primary.rsplit(':').next().unwrap().parse().unwrap_or(0)
 }
 
-/// From the events, the switches that were told.
-fn failovers(client: &Client) -> Vec<(String, String, u64)> {
-    let history = client.history().into_iter();
-    let told = history.filter_map(|event| match event.kind {
+/// From the events, the failovers that were told.
+fn failovers(client: &Client) -> Vec<(String, String, FailoverHistory)> {
+    let events = client.history().into_iter();
+    let told = events.filter_map(|event| match event.kind {
         EventKind::FailedOver {
-            from, to, epoch, ..
-        } => Some((from, to, epoch)),
+            from, to, history, ..
+        } => Some((from, to, history)),
         _ => None,
     });
     told.collect()
@@ -68,13 +81,71 @@ async fn t17_t23_a_planned_failover_under_load_costs_no_read_and_no_last_wins_wr
     assert_eq!(role, redis::Value::BulkString(b"it".to_vec()));
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(callers.join_all().await.iter().all(|calls| *calls > 10));
+    until("it is told", || !failovers(&client).is_empty()).await;
     let told = failovers(&client);
-    let [(from, to, epoch)] = &told[..] else {
-        panic!("one switch is told: {told:?}")
+    let [(from, to, history)] = &told[..] else {
+        panic!("one failover is told: {told:?}")
     };
     assert_eq!(*from, watched.data[0].addr().to_string());
     assert_eq!(*to, watched.data[1].addr().to_string());
-    assert!(*epoch >= 1);
+    assert!(
+        matches!(history, FailoverHistory::Same { .. }),
+        "{history:?}"
+    );
+}
+
+#[tokio::test]
+async fn t20_a_failover_tells_which_acknowledged_writes_have_survived_and_how_many_may_be_lost() {
+    let watched = Watched::start().await.unwrap();
+    let client = Client::builder(&watched.url())
+        .unwrap()
+        .deadline(ms(5_000))
+        .heartbeat(ms(50))
+        .connect()
+        .await
+        .unwrap();
+    for _ in 0..10 {
+        client.send(&cmd("INCR n")).await.unwrap();
+    }
+    until("the replica is seen", || {
+        let status = client.status().sentinel.expect("sentinels are asked");
+        let port = watched.data[1].port().to_string();
+        let seen = |one: &steadfast::ReplicaStatus| one.address.ends_with(&port);
+        status.replicas.iter().any(seen)
+    })
+    .await;
+    // A mark is set after the last of them, and the replica has it.
+    tokio::time::sleep(ms(300)).await;
+    watched.data[1]
+        .in_sync_with(&watched.data[0])
+        .await
+        .unwrap();
+    // From here on the replica hears nothing any more.
+    for words in [
+        "ACL SETUSER default -psync -sync",
+        "CLIENT KILL TYPE replica",
+    ] {
+        let words: Vec<_> = words.split(' ').collect();
+        watched.data[0].command(&words).await.unwrap();
+    }
+    for _ in 0..7 {
+        client.send(&cmd("INCR n")).await.unwrap();
+    }
+    watched.data[0].kill().await;
+    until_elected("it is told", || !failovers(&client).is_empty()).await;
+    let (_, to, history) = failovers(&client).remove(0);
+    assert_eq!(to, watched.data[1].addr().to_string());
+    let FailoverHistory::Same {
+        certain_ms_ago,
+        at_risk,
+    } = history
+    else {
+        panic!("{history:?}")
+    };
+    assert!(certain_ms_ago.is_some_and(|ago| ago > 0.0));
+    assert_eq!(at_risk, 7);
+    let n = client.send(&cmd("GET n")).await.unwrap();
+    assert_eq!(n, redis::Value::BulkString(b"10".to_vec()), "they are lost");
 }
 
 #[tokio::test]
@@ -83,8 +154,8 @@ async fn t17_t32_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_nex
     let client = client_of(&watched).await;
     let patient = Client::builder(&watched.url())
         .unwrap()
-        .deadline(Duration::from_secs(30))
-        .wait_for_primary(Duration::from_secs(30))
+        .deadline(Duration::from_secs(90))
+        .wait_for_primary(Duration::from_secs(90))
         .connect()
         .await
         .unwrap();
@@ -119,7 +190,7 @@ async fn t18_nothing_of_a_frozen_primary_counts_when_it_wakes_after_the_promotio
     let mut subscriber = client.pubsub();
     subscriber.subscribe("c").await.unwrap();
     watched.data[0].freeze().unwrap();
-    until("the sentinels name the other", || {
+    until_elected("the sentinels name the other", || {
         primary(&client) == watched.data[1].port()
     })
     .await;

@@ -1,0 +1,207 @@
+//! What a failover cost, as far as it can be known.
+//!
+//! Replication is asynchronous: a write that was acknowledged is lost if its primary dies before it
+//! has passed it on. But the histories can be compared. Once a heartbeat the primary is asked for
+//! its offset (ROLE), which is at or past every write that was acknowledged before; and a new
+//! primary says up to which offset it shares the old one's history (INFO).
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use redis::{Cmd, Value};
+use steadfast_core::report::{InfoReplication, RoleReport};
+use steadfast_core::succession::{History, Watermark, Watermarks};
+
+use super::{Discovery, ReplicaStatus, Switch};
+use crate::call;
+use crate::clock;
+use crate::event::EventKind;
+use crate::link::{ConnectionState, Link};
+use crate::options::CallOptions;
+use crate::plan::Payload;
+use crate::shared::Shared;
+use steadfast_core::conn::Reply;
+
+/// How long the new primary may take to serve before a failover is told without its history.
+const TOLD_WITHIN: Duration = Duration::from_secs(10);
+/// Between looks whether the new primary serves.
+const LOOK: Duration = Duration::from_millis(20);
+/// The failovers that wait to be told, at most.
+pub(super) const UNTOLD: usize = 16;
+
+/// What is known of the data that a new primary holds, in [`EventKind::FailedOver`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(tag = "is", rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum FailoverHistory {
+    /// It continues the old primary's history.
+    Same {
+        /// Writes that this client was acknowledged so long before the failover was known, in
+        /// milliseconds, have survived for certain; absent if no such moment is known.
+        certain_ms_ago: Option<f64>,
+        /// Calls that may have written and were acknowledged after that moment. They may be lost.
+        at_risk: u64,
+    },
+    /// It has another history: nothing says that any write has survived.
+    Forked,
+    /// The histories cannot be compared: ROLE or INFO is not allowed, or the new primary did not
+    /// serve in time.
+    Unknown,
+}
+
+/// Notes how far the primary is, and tells each failover with what it cost. Ends with the client.
+pub(crate) async fn keep_account(shared: Arc<Shared>) {
+    let Some(discovery) = shared.discovery.clone() else {
+        return;
+    };
+    let link = Arc::clone(&shared.links[0]);
+    let mut marks: Option<Watermarks> = None;
+    loop {
+        let in_service = clock::timeout(TOLD_WITHIN, in_service(&shared, &link));
+        let served = tokio::select! {
+            biased;
+            () = shared.closing() => return,
+            served = in_service => served,
+        };
+        let Some((term, epoch)) = served else {
+            tell(&shared, &discovery, |_| FailoverHistory::Unknown);
+            continue;
+        };
+        let info = ask(&shared, redis::cmd("INFO").arg("replication")).await;
+        let info = info.and_then(|reply| InfoReplication::read(&text(&reply)?).ok());
+        if shared.term() != term || link.epoch() != epoch {
+            continue;
+        }
+        let before = marks.take();
+        tell(&shared, &discovery, |switch| {
+            // One of several in a row has left no trace.
+            let marks = before.as_ref().filter(|_| switch.to.term.0 == term);
+            cost(marks, info.as_ref(), switch)
+        });
+        marks = info.map(|info| match before {
+            Some(marks) if *marks.history() == info.history => marks,
+            _ => Watermarks::new(info.history),
+        });
+        note_while_it_serves(&shared, &discovery, &link, &mut marks, (term, epoch)).await;
+        if shared.is_closing() {
+            return;
+        }
+    }
+}
+
+async fn note_while_it_serves(
+    shared: &Shared,
+    discovery: &Discovery,
+    link: &Link,
+    marks: &mut Option<Watermarks>,
+    (term, epoch): (u64, u64),
+) {
+    loop {
+        let (at, acknowledged) = (clock::now(), discovery.acknowledged());
+        let role = ask(shared, &redis::cmd("ROLE")).await;
+        let here = shared.term() == term && link.epoch() == epoch;
+        if !here {
+            return;
+        }
+        if let Some(RoleReport::Primary {
+            offset, replicas, ..
+        }) = role.and_then(|reply| RoleReport::read(&reply).ok())
+        {
+            let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
+                address: replica.endpoint.to_string(),
+                lag_bytes: offset.saturating_sub(replica.offset),
+            });
+            *discovery.replicas.lock() = replicas.collect();
+            if let Some(marks) = marks {
+                marks.note(Watermark {
+                    offset,
+                    at,
+                    acknowledged,
+                });
+            }
+        }
+        tokio::select! {
+            biased;
+            () = shared.closing() => return,
+            () = shared.deposed(term) => return,
+            () = tokio::time::sleep(shared.settings.heartbeat) => {}
+        }
+        if link.epoch() != epoch || link.state() != ConnectionState::Ready {
+            return;
+        }
+    }
+}
+
+/// Waits until the primary of the present term serves.
+async fn in_service(shared: &Shared, link: &Link) -> (u64, u64) {
+    loop {
+        let term = shared.term();
+        let epoch = link.epoch();
+        let of_this_term = {
+            let view = link.view.lock();
+            view.facts.as_ref().is_some_and(|facts| facts.term == term)
+        };
+        if of_this_term && link.state() == ConnectionState::Ready {
+            return (term, epoch);
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn ask(shared: &Shared, cmd: &Cmd) -> Option<Value> {
+    let payload = Payload::Command(cmd);
+    let plan = payload.plan(shared.links.len(), true).ok()?;
+    // The next connection may be to another server.
+    let options = CallOptions::new().attempts(1);
+    match call::call(shared, payload, plan, &options).await {
+        Ok(Reply::One(value)) => Some(value),
+        _ => None,
+    }
+}
+
+fn text(reply: &Value) -> Option<String> {
+    match reply {
+        Value::BulkString(text) => String::from_utf8(text.clone()).ok(),
+        Value::VerbatimString { text, .. } => Some(text.clone()),
+        _ => None,
+    }
+}
+
+fn tell(shared: &Shared, discovery: &Discovery, cost: impl Fn(&Switch) -> FailoverHistory) {
+    let switches: VecDeque<Switch> = std::mem::take(&mut *discovery.untold.lock());
+    for switch in switches {
+        let history = cost(&switch);
+        let kind = EventKind::FailedOver {
+            from: switch.from.to_string(),
+            to: switch.to.primary.to_string(),
+            epoch: switch.to.epoch,
+            votes: switch.votes,
+            voters: switch.voters,
+            history,
+        };
+        shared.hub.emit(0, kind);
+    }
+}
+
+fn cost(
+    marks: Option<&Watermarks>,
+    new: Option<&InfoReplication>,
+    switch: &Switch,
+) -> FailoverHistory {
+    let Some(marks) = marks else {
+        return FailoverHistory::Unknown;
+    };
+    match marks.judge(new, switch.acknowledged) {
+        History::Same { certain, at_risk } => {
+            let ago = |at: Instant| clock::as_ms(switch.at.saturating_duration_since(at));
+            FailoverHistory::Same {
+                certain_ms_ago: certain.map(|mark| ago(mark.at)),
+                at_risk,
+            }
+        }
+        History::Forked => FailoverHistory::Forked,
+        History::Unknown => FailoverHistory::Unknown,
+    }
+}
