@@ -201,7 +201,8 @@ impl Client {
         } else if inner.shared.settings.repeat_only_reads && plan.effect == Effect::LastWins {
             plan.effect = Effect::Conditional;
         }
-        if plan.blocking.is_some() {
+        let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
+        if plan.blocking.is_some() || waits {
             return Box::pin(inner.blocking.call(
                 &inner.shared,
                 &inner.connector,

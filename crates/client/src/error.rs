@@ -102,6 +102,14 @@ pub enum ErrorKind {
         /// How old it is; `None` if there never was one.
         age: Option<Duration>,
     },
+    /// The server has answered the write, and not so many replicas as were asked for have acknowledged it in time: see
+    /// [`CallOptions::acknowledged_by`](crate::CallOptions::acknowledged_by).
+    NotReplicated {
+        /// How many have.
+        acked: u32,
+        /// How many were asked for.
+        wanted: u32,
+    },
     /// A connection of its own could not be had for this call.
     Connect {
         /// Why.
@@ -128,6 +136,7 @@ named! {
         Invalid => "invalid",
         Runtime => "runtime",
         Unproven => "unproven",
+        NotReplicated => "not_replicated",
         Connect => "connect",
     }
 }
@@ -305,6 +314,10 @@ impl fmt::Display for Error {
             } => write!(
                 f,
                 "no majority of sentinels has confirmed the primary for {age:.1?}, which is asked for within {within:?}"
+            )?,
+            ErrorKind::NotReplicated { acked, wanted } => write!(
+                f,
+                "the write was answered, and {acked} of the {wanted} replicas that were asked for have acknowledged it"
             )?,
             ErrorKind::Connect { cause } => write!(f, "no connection of its own: {cause}")?,
         }

@@ -18,6 +18,7 @@ pub struct CallOptions {
     pub(crate) deadline: Option<Duration>,
     pub(crate) effect: Option<Effect>,
     pub(crate) attempts: Option<u32>,
+    pub(crate) acknowledged_by: Option<(u32, Duration)>,
 }
 
 impl CallOptions {
@@ -37,6 +38,24 @@ impl CallOptions {
     /// `Read` or `LastWins` of what accumulates will see it applied twice.
     pub fn effect(mut self, effect: Effect) -> Self {
         self.effect = Some(effect);
+        self
+    }
+
+    /// Succeeds only when so many replicas have acknowledged the write too, within this time and the call's deadline; else it fails as
+    /// [`ErrorKind::NotReplicated`](crate::ErrorKind::NotReplicated), of unknown outcome. Nothing of what only reads.
+    ///
+    /// The write and a WAIT behind it travel on a connection of their own, of which there are as many as
+    /// [`blocking_connections`](crate::ClientBuilder::blocking_connections); so the order of a key's commands holds only for a caller that awaits each.
+    /// Replicas that have it make its loss unlikely, not impossible: who is promoted is not the client's choice.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use steadfast::CallOptions;
+    ///
+    /// let options = CallOptions::new().acknowledged_by(1, Duration::from_millis(200));
+    /// ```
+    pub fn acknowledged_by(mut self, replicas: u32, within: Duration) -> Self {
+        self.acknowledged_by = (replicas > 0).then_some((replicas, within));
         self
     }
 

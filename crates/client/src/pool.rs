@@ -79,6 +79,9 @@ impl Blocking {
             pool: self,
             shared,
             connector,
+            acknowledged_by: options
+                .acknowledged_by
+                .filter(|_| plan.effect != Effect::Read),
             plan,
             started,
             limit,
@@ -109,6 +112,8 @@ struct Call<'a> {
     shared: &'a Arc<Shared>,
     connector: &'a Arc<Connector>,
     plan: Plan,
+    /// The replicas to wait for, and for how long.
+    acknowledged_by: Option<(u32, Duration)>,
     started: Instant,
     limit: Duration,
 }
@@ -145,7 +150,13 @@ impl Call<'_> {
             None => self.open().await?,
         };
         let (plan, started, limit) = (self.plan.clone(), self.started, self.limit);
-        let result = connection.call(payload, plan, started, limit).await;
+        let mut result = connection.call(payload, plan, started, limit).await;
+        if let (Ok(_), Some((wanted, within))) = (&result, self.acknowledged_by) {
+            // The write has run: no error from here on may say otherwise, or it would be made again.
+            if let Err(error) = self.wait_for_replicas(&connection, wanted, within).await {
+                result = Err(error.at_best(true));
+            }
+        }
         let clean = match &result {
             Ok(_) => true,
             Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
@@ -154,6 +165,39 @@ impl Call<'_> {
             self.pool.idle.lock().push(connection);
         }
         result
+    }
+
+    async fn wait_for_replicas(
+        &self,
+        connection: &Dedicated,
+        wanted: u32,
+        within: Duration,
+    ) -> Result<(), Error> {
+        let passed = clock::now().saturating_duration_since(self.started);
+        let left = self.limit.saturating_sub(passed);
+        // Its answer is to come before the deadline; and nought would be for ever.
+        let within = within.min(left.saturating_sub(FOR_THE_ANSWER)).as_millis();
+        let within = within.max(1) as u64;
+        let mut wait = redis::cmd("WAIT");
+        wait.arg(wanted).arg(within);
+        let payload = Payload::Command(&wait);
+        let plan = payload.plan(1, false)?;
+        match connection
+            .call(payload, plan, self.started, self.limit)
+            .await?
+        {
+            Reply::One(redis::Value::Int(acked)) if acked >= i64::from(wanted) => Ok(()),
+            Reply::One(redis::Value::Int(acked)) => {
+                let acked = u32::try_from(acked).unwrap_or(0);
+                Err(Error::new(
+                    ErrorKind::NotReplicated { acked, wanted },
+                    Certainty::Unknown,
+                ))
+            }
+            _ => Err(Error::not_sent(ErrorKind::Invalid {
+                why: "WAIT was answered by what is no answer to it",
+            })),
+        }
     }
 
     async fn open(&self) -> Result<Dedicated, Error> {
@@ -186,6 +230,9 @@ fn may_repeat(error: &Error, effect: Effect) -> bool {
 
 /// How often a call follows to another server, at most.
 const HOPS: u32 = 5;
+
+/// How much of a call's time is left for the answer to a WAIT that waits in vain.
+const FOR_THE_ANSWER: Duration = Duration::from_millis(20);
 
 #[cfg(test)]
 mod tests {

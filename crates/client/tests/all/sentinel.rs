@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use steadfast::{
-    Certainty, Client, ConnectionState, ErrorKind, EventKind, FailoverHistory, PubSubEvent,
+    CallOptions, Certainty, Client, ConnectionState, ErrorKind, EventKind, FailoverHistory,
+    PubSubEvent,
 };
 use steadfast_drill::process::{Redis, Sentinel, Watched};
 
@@ -339,4 +340,54 @@ async fn t19_without_a_majority_no_write_is_sent_where_a_proof_is_asked_for() {
     );
     assert_eq!(error.certainty(), Certainty::NotSent);
     client.send(&cmd("GET n")).await.expect("it only reads");
+}
+
+#[tokio::test]
+async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_made_again() {
+    let watched = Watched::start().await.unwrap();
+    let client = Client::builder(&watched.url())
+        .unwrap()
+        .deadline(ms(5_000))
+        .connect()
+        .await
+        .unwrap();
+    let options = |replicas| CallOptions::new().acknowledged_by(replicas, ms(300));
+    let waiting = client.with(options(1).deadline(Duration::from_secs(20)));
+    waiting.send(&cmd("INCR n")).await.expect("one has it");
+    // It has it now, whatever becomes of the primary.
+    let n = watched.data[1].command(&["GET", "n"]).await.unwrap();
+    assert_eq!(n, redis::Value::BulkString(b"1".to_vec()));
+    // A replica that is no more is missing, and one that was never there.
+    watched.data[1].freeze().unwrap();
+    let mut scoped = client.with(options(1));
+    for (scoped, wanted) in [(&scoped, 1), (&client.with(options(2)), 2)] {
+        let error = scoped
+            .send(&cmd("INCR n"))
+            .await
+            .expect_err("nobody has it");
+        let ErrorKind::NotReplicated {
+            acked: 0,
+            wanted: w,
+        } = error.kind()
+        else {
+            panic!("{error}")
+        };
+        assert_eq!((*w, error.certainty()), (wanted, Certainty::Unknown));
+    }
+    // What only reads waits for nobody, and a transaction waits as a whole.
+    scoped.send(&cmd("GET n")).await.expect("it only reads");
+    let mut transaction = redis::pipe();
+    transaction
+        .atomic()
+        .cmd("INCR")
+        .arg("n")
+        .cmd("GET")
+        .arg("n");
+    let made: redis::RedisResult<(i64, i64)> = transaction.query_async(&mut scoped).await;
+    let error = made.expect_err("nobody has it");
+    assert_eq!(steadfast::certainty(&error), Certainty::Unknown);
+    watched.data[1].resume().unwrap();
+    // Each was made once.
+    let n = client.send(&cmd("GET n")).await.unwrap();
+    assert_eq!(n, redis::Value::BulkString(b"4".to_vec()));
 }
