@@ -27,8 +27,7 @@ export function drawConnection(store: Store): void {
     return;
   }
   const { redis, cache, health } = status;
-  const mood: Mood = redis.state === 'ready' ? 'good' : redis.state === 'connecting' ? 'warn' : 'bad';
-  redraw(at('redis-state'), redis.state, () => [pill(mood, redisName(redis.state))]);
+  redraw(at('redis-state'), redis.state, () => [pill(moodOf(redis.state), redisName(redis.state))]);
   drawBreaker(redis.breaker);
   facts('redis-facts', [
     ['Address', h('code', {}, redis.address)],
@@ -108,17 +107,20 @@ function drawNodes(nodes: RedisNode[]): void {
   at('nodes').hidden = nodes.length < 2;
   redraw(at('nodes-rows'), JSON.stringify(nodes), () =>
     nodes.map(({ address, role, state, breaker }) => {
-      const mood: Mood = state === 'ready' ? 'good' : 'bad';
       return h(
         'tr',
         {},
         h('th', { scope: 'row' }, h('code', {}, address)),
         h('td', {}, role),
-        h('td', {}, pill(mood, redisName(state))),
+        h('td', {}, pill(moodOf(state), redisName(state))),
         h('td', {}, breakerName(breaker)),
       );
     }),
   );
+}
+
+function moodOf(state: string): Mood {
+  return state === 'ready' ? 'good' : state === 'connecting' ? 'warn' : 'bad';
 }
 
 function rank(status: Health): number {

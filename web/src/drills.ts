@@ -52,6 +52,18 @@ export async function loadDrills(): Promise<void> {
   }
 }
 
+// Made once: what was chosen stays chosen when the list is drawn anew.
+const control = h('input', { type: 'checkbox', id: 'control', checked: true });
+const byHand = h('input', { type: 'checkbox', id: 'by-hand', checked: true });
+const calls = h('input', {
+  type: 'number',
+  id: 'loop-calls',
+  min: 1,
+  max: 200000,
+  value: 1000,
+  inputmode: 'numeric',
+});
+
 function drawList(): void {
   if (!listing) return;
   const { enabled, scenarios, drills } = listing;
@@ -67,17 +79,13 @@ function drawList(): void {
         ),
       ];
     const busy = drills.some((drill) => drill.state === 'running');
-    const control = h('input', { type: 'checkbox', id: 'control', checked: true });
-    const calls = h('input', {
-      type: 'number',
-      id: 'loop-calls',
-      min: 1,
-      max: 200000,
-      value: 1000,
-      inputmode: 'numeric',
-    });
     const start = (name: string) => () =>
-      void begin(name, control.checked, name === 'loop' ? Number(calls.value) : null);
+      void begin({
+        scenario: name,
+        control: control.checked,
+        hand_built: byHand.checked,
+        ...(name === 'loop' && { calls: Number(calls.value) }),
+      });
     const button = (name: string) =>
       h(
         'button',
@@ -88,15 +96,10 @@ function drawList(): void {
     return [
       h('p', { class: 'problem', id: 'drill-problem', role: 'alert' }),
       h(
-        'label',
-        { class: 'control', for: 'control' },
-        control,
-        h(
-          'span',
-          {},
-          h('b', {}, 'Beside it, the same without resilience'),
-          ' – a plain client under the same load and the same faults',
-        ),
+        'div',
+        { class: 'controls', role: 'group', 'aria-label': 'What runs beside, under the same load and the same faults' },
+        beside(control, 'Beside it, the same without resilience', 'a plain client, which has no way round Redis'),
+        beside(byHand, 'and the same built by hand', 'a pool, retries, a breaker, and the database as fallback'),
       ),
       h(
         'ul',
@@ -147,13 +150,22 @@ function past(drill: Drill): HTMLElement {
   );
 }
 
-async function begin(scenario: string, control: boolean, calls: number | null): Promise<void> {
+/** What can run beside a drill. */
+function beside(box: HTMLInputElement, name: string, what: string): HTMLElement {
+  return h('label', { class: 'control', for: box.id }, box, h('span', {}, h('b', {}, name), ` – ${what}`));
+}
+
+interface Order {
+  scenario: string;
+  control: boolean;
+  hand_built: boolean;
+  calls?: number;
+}
+
+async function begin(order: Order): Promise<void> {
   say(at('drill-problem'), '');
   try {
-    const drill = await post<Drill>(
-      '/v1/drills',
-      calls === null ? { scenario, control } : { scenario, control, calls },
-    );
+    const drill = await post<Drill>('/v1/drills', order);
     watch(drill, true);
     await loadDrills();
   } catch (error) {
@@ -242,21 +254,21 @@ class Stage {
   );
   private readonly badge = h('span', { class: 'badge' });
   private readonly end = h('div', { class: 'end' });
-  private readonly sides: Side[];
-  private readonly columns: HTMLElement;
-  private readonly scale: Scale;
-  private byHand: Side | null = null;
+  private readonly subject: Side;
+  private readonly control: Side | null;
+  private readonly byHand: Side | null;
 
   constructor(private readonly drill: Drill) {
     const scale = new Scale();
-    this.sides = [new Side('With Steadfast', scale)];
-    if (drill.control) this.sides.push(new Side('Without resilience', scale));
-    charts.push(...this.sides.map((side) => side.chart));
-    this.scale = scale;
-    this.columns = h(
+    this.subject = new Side('With Steadfast', scale);
+    this.control = drill.control ? new Side('Without resilience', scale) : null;
+    this.byHand = drill.hand_built ? new Side('Built by hand', scale) : null;
+    const sides = [this.subject, this.control, this.byHand].filter((side) => side !== null);
+    charts.push(...sides.map((side) => side.chart));
+    const columns = h(
       'div',
-      { class: `sides ${drill.control ? 'two' : ''}` },
-      ...this.sides.map((side) => side.element),
+      { class: `sides ${['', 'two', 'three'][sides.length - 1]}` },
+      ...sides.map((side) => side.element),
     );
     this.badge.append(pill('idle', 'Running'));
     this.element = h(
@@ -275,7 +287,7 @@ class Stage {
       ),
       h('div', { class: 'course' }, this.steps, this.meter, this.broken),
       this.end,
-      this.columns,
+      columns,
     );
     if (drill.progress) this.progress(drill.progress);
   }
@@ -297,16 +309,10 @@ class Stage {
     this.take(progress);
   }
 
-  /** Each side takes its own; that one built by hand runs is first told here. */
+  /** Each side takes its own. */
   private take({ elapsed_ms, total_ms, subject, control, hand_built }: Progress): void {
-    if (hand_built && !this.byHand) {
-      this.byHand = new Side('Built by hand', this.scale);
-      charts.push(this.byHand.chart);
-      this.columns.append(this.byHand.element);
-    }
-    this.columns.className = `sides ${['', 'two', 'three'][this.columns.childElementCount - 1] ?? ''}`;
-    this.sides[0]!.take(elapsed_ms, total_ms, subject);
-    if (control) this.sides[1]?.take(elapsed_ms, total_ms, control);
+    this.subject.take(elapsed_ms, total_ms, subject);
+    if (control) this.control?.take(elapsed_ms, total_ms, control);
     if (hand_built) this.byHand?.take(elapsed_ms, total_ms, hand_built);
   }
 
@@ -317,7 +323,7 @@ class Stage {
     this.badge.replaceChildren(pill(mood(drill.state), verdict(drill.state)));
     this.element.querySelector('.course')!.remove();
     announce(`Drill ${human(drill.scenario)}: ${verdict(drill.state)}.`);
-    if (drill.progress && !this.sides[0]!.hasData) this.take(drill.progress);
+    if (drill.progress && !this.subject.hasData) this.take(drill.progress);
     if (drill.state === 'stopped') {
       this.end.append(
         h(

@@ -103,7 +103,7 @@ function inWords(event: Noted): Told {
         mood: 'bad',
         icon: 'bad',
         title: 'Reads have begun to fail',
-        detail: `${text(share(number('share')))} of them; the newest of ${word('query')}: ${word('cause')}`,
+        detail: `${text(share(number('share')))} of them; the newest failure: ${named(word('query'), word('cause'))}`,
       };
     case 'reads_answered':
       return {
@@ -193,6 +193,11 @@ function inWords(event: Noted): Told {
     default:
       return { mood: 'idle', icon: 'service', title: capital(event.event.replaceAll('_', ' ')), detail: '' };
   }
+}
+
+/** A cause with the name of its query, which many causes hold already. */
+function named(query: string, cause: string): string {
+  return cause.includes(`\`${query}\``) ? cause : `\`${query}\`: ${cause}`;
 }
 
 /** Kinds of events of which flapping consists. */

@@ -35,7 +35,7 @@ function incident(outage: Outage): Incident {
   const { lasts, over, trouble } = outage.flapping ? FLAPPING : NAMES[of];
   return {
     key: `${of}-${since}`,
-    mood: until === null ? 'bad' : 'idle',
+    mood: until !== null ? 'idle' : outage.flapping ? 'warn' : 'bad',
     title: until === null ? lasts : over,
     trouble,
     since,
@@ -71,8 +71,8 @@ function felt({ calls, failed, stale, slow, writes, writes_failed }: Outage): [s
   ];
 }
 
-function recovery({ began_ms, ended_ms, ended_by }: Outage): [string, string] {
-  if (ended_ms === null) return ['Recovery', 'not yet'];
+function recovery({ began_ms, ended_ms, ended_by, flapping }: Outage): [string, string] {
+  if (ended_ms === null) return ['Recovery', flapping ? 'back each time, and not steady yet' : 'not yet'];
   const how = ended_by === 'reconnected' ? 'by a new connection' : 'answered again';
   return ['Recovery', `${how}, after ${text(duration(ended_ms - began_ms))}`];
 }

@@ -7,6 +7,7 @@ export interface Chapter {
 
 export const RUNBOOK = {
   reads: { section: 'reads-fail', title: 'Reads fail' },
+  writes: { section: 'writes-fail', title: 'Writes fail' },
   down: { section: 'redis-down', title: 'Redis down' },
   slow: { section: 'redis-slow', title: 'Redis slow' },
   breaker: { section: 'breaker-open', title: 'Breaker open' },
@@ -51,7 +52,7 @@ const CHECKS: Record<string, Trouble> = {
   reads: 'reads',
   redis: 'down',
   database: 'reads',
-  statements: 'reads',
+  statements: 'writes',
   breaker: 'breaker',
   outbox: 'outbox',
   flapping: 'flapping',

@@ -230,6 +230,7 @@ export interface Drill {
   scenario: string;
   about: string;
   control: boolean;
+  hand_built: boolean;
   started_ms: number;
   state: 'running' | 'passed' | 'failed' | 'void' | 'stopped' | 'broken';
   progress?: Progress;

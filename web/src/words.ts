@@ -112,7 +112,7 @@ function writesFail(status: Status | null, checks: Record<string, Check>, writte
     title: `${text(share(part))} of writes fail.`,
     detail: `${count(written.writes_failed)} of ${plural(calls, 'write')} in the last ${span(written)}${names}. ${capital(why)}.`,
     said: 'Writes fail.',
-    trouble: 'reads',
+    trouble: 'writes',
   };
 }
 

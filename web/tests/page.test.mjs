@@ -33,6 +33,8 @@ const serving = (page) =>
 const headline = (page, words) =>
   page.waitForFunction((words) => document.querySelector('#headline').textContent.includes(words), words);
 const live = (page) => page.waitForSelector('body[data-link=live]');
+/** What a drill runs beside each other unless it is told otherwise. */
+const SIDES = ['With Steadfast', 'Without resilience', 'Built by hand'];
 const history = (page, words) => page.locator('#history-rows tr', { hasText: words });
 
 test('s5_the_first_view_shows_live_numbers_and_asks_nobody_else', limits, async () => {
@@ -140,10 +142,10 @@ test('s5_a_drill_started_from_the_page_runs_to_its_verdict', limits, async () =>
   await page.waitForFunction(
     () => Number(document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow')) > 5,
   );
-  assert.equal(await page.locator('.side').count(), 2);
+  assert.deepEqual(await page.locator('.side h4').allTextContents(), SIDES);
   await page.waitForSelector('#verdict', { timeout: 2 * PATIENCE });
   assert.match(await page.textContent('#verdict'), /^(Passed|Failed)$/);
-  assert.match(await page.textContent('.kpis thead'), /With Steadfast.*Without resilience/);
+  assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), SIDES);
   assert.ok((await page.locator('.kpis tbody tr').count()) >= 5);
   // The report is open beneath, as the file that can be forwarded.
   assert.equal(await page.getAttribute('#whole-report', 'open'), '');
@@ -164,7 +166,7 @@ test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so',
   };
   const about = 'Told by the test.';
   const drill = {
-    ...{ id: 99, scenario: 'crash', about, control: true, started_ms: Date.now(), state: 'void' },
+    ...{ id: 99, scenario: 'crash', about, control: true, hand_built: true, started_ms: Date.now(), state: 'void' },
     progress: {
       ...{ elapsed_ms: 900, total_ms: 900, phase: 'recovered', broken: [] },
       ...{ subject: live, control: live, hand_built: live },
@@ -190,17 +192,86 @@ test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so',
   await page.waitForSelector('#verdict');
   assert.equal(await page.textContent('#verdict'), 'Proves nothing');
   assert.match(await page.textContent('.verdict'), /touched nothing.*Built by hand 30 did/);
-  assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), [
-    'With Steadfast',
-    'Without resilience',
-    'Built by hand',
+  assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), SIDES);
+  assert.deepEqual(await page.locator('.side h4').allTextContents(), SIDES);
+  for (const width of [375, 720, 1440]) {
+    await page.setViewportSize({ width, height: 900 });
+    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
+    // No column of the figures is cut off: not even beside one that fills its row.
+    const cut = await page.evaluate(() => {
+      const { right } = document.querySelector('.stage').getBoundingClientRect();
+      return [...document.querySelectorAll('.kpis th, .kpis td')]
+        .filter((cell) => cell.checkVisibility() && cell.getBoundingClientRect().right > right)
+        .map((cell) => cell.textContent);
+    });
+    assert.deepEqual(cut, [], `${width} wide`);
+    if (process.env.SHOTS) await page.locator('.stage').screenshot({ path: `${process.env.SHOTS}/drill-${width}.png` });
+  }
+  assert.deepEqual(wrong, []);
+  await page.close();
+});
+
+test('s5_what_runs_beside_a_drill_is_chosen_and_stays_chosen', limits, async () => {
+  const { page, wrong } = await open(chromium, demo);
+  const orders = [];
+  await page.route('**/v1/drills', async (route) => {
+    if (route.request().method() !== 'POST') return route.continue();
+    orders.push(route.request().postDataJSON());
+    return route.fulfill({ status: 409, json: { detail: 'another drill is running' } });
+  });
+  const start = async () => {
+    await page.click('[data-drill="loop"]');
+    await page.locator('#drill-problem', { hasText: 'another drill is running' }).waitFor();
+  };
+  await start();
+  await page.uncheck('#control');
+  await page.fill('#loop-calls', '70');
+  await start();
+  await page.uncheck('#by-hand');
+  await page.click('[data-drill="crash"]');
+  await page.waitForFunction(() => document.querySelector('#drill-problem').textContent !== '');
+  assert.deepEqual(orders, [
+    { scenario: 'loop', control: true, hand_built: true, calls: 1000 },
+    { scenario: 'loop', control: false, hand_built: true, calls: 70 },
+    { scenario: 'crash', control: false, hand_built: false },
   ]);
-  assert.equal(await page.locator('.side').count(), 3);
+  assert.deepEqual(
+    wrong.filter((line) => !line.includes('409')),
+    [],
+  );
+  await page.close();
+});
+
+test('s5_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits, async () => {
+  const { page, wrong } = await open(chromium, demo);
+  await live(page);
+  await page.locator('#redis-facts dd').first().waitFor();
+  assert.equal(await page.locator('#nodes').isVisible(), false, 'one server is told of above');
+  const node = (address, fields = {}) => ({ address, role: 'primary', state: 'ready', breaker: 'closed', ...fields });
+  let nodes = [
+    node('10.0.0.1:6379'),
+    node('10.0.0.2:6379', { role: 'replica', state: 'connecting' }),
+    node('10.0.0.3:6379', { state: 'down', breaker: 'half_open' }),
+  ];
+  await page.route('**/v1/status', async (route) => {
+    const response = await route.fetch();
+    const status = await response.json();
+    await route.fulfill({ response, json: { ...status, redis: { ...status.redis, nodes } } });
+  });
+  const rows = page.locator('#nodes-rows tr');
+  await rows.nth(2).waitFor();
+  const cells = (row) => row.locator('th, td').allTextContents();
+  assert.deepEqual(await cells(rows.nth(0)), ['10.0.0.1:6379', 'primary', 'In service', 'closed']);
+  assert.deepEqual(await cells(rows.nth(1)), ['10.0.0.2:6379', 'replica', 'Connecting', 'closed']);
+  assert.deepEqual(await cells(rows.nth(2)), ['10.0.0.3:6379', 'primary', 'Down', 'half-open']);
+  const moods = await rows.locator('.pill').evaluateAll((pills) => pills.map((pill) => pill.className));
+  assert.deepEqual(moods, ['pill good', 'pill warn', 'pill bad'], 'as of the one connection above');
   for (const width of [375, 1440]) {
     await page.setViewportSize({ width, height: 900 });
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
-    if (process.env.SHOTS) await page.locator('.stage').screenshot({ path: `${process.env.SHOTS}/drill-${width}.png` });
   }
+  nodes = [node('10.0.0.1:6379')];
+  await page.locator('#nodes').waitFor({ state: 'hidden' });
   assert.deepEqual(wrong, []);
   await page.close();
 });

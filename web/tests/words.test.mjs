@@ -63,13 +63,13 @@ test('s5_reads_that_fail_come_before_everything_else_and_name_the_cause', () => 
   const recent = { ...SERVING, failed: 92, memory: 8, redis: 0, database: 0, answered: 8 };
   const checks = {
     ...STATUS.health.checks,
-    reads: check('degraded', '92 % failed; the newest of `search`: no such table'),
+    reads: check('degraded', '92 % failed; the newest failure: `search`: no such table'),
   };
   for (const redis of ['ready', 'down']) {
     const told = headline({ recent, tick: { redis, status: 'degraded' }, status: { health: { checks } } });
     assert.match(told.title, /^92\s% of reads fail/);
     assert.equal(told.mood, 'bad');
-    assert.match(told.detail, /no such table/);
+    assert.match(told.detail, / The newest failure: `search`: no such table\.$/);
     assert.equal(told.trouble, 'reads');
     assert.equal(told.said, 'Reads fail.', 'no figure is spoken');
   }
@@ -103,6 +103,7 @@ test('s5_writes_that_fail_are_never_all_is_well_and_are_told_until_one_works', (
     [told.title.replace(/\s/g, ' '), told.mood, told.said],
     ['100 % of writes fail.', 'bad', 'Writes fail.'],
   );
+  assert.equal(told.trouble, 'writes', 'a chapter of its own');
   assert.match(told.detail, /2 of 2 writes .*rename_user\. The log of the service tells why\./);
   const checks = { ...STATUS.health.checks, statements: check('degraded', 'the last statement failed: disk full') };
   assert.match(headline({ status: { statements, health: { checks } }, written }).detail, /disk full/);
@@ -164,6 +165,13 @@ test('s5_flapping_is_one_entry_that_grows_and_leaves_the_others_their_place', ()
     ['flapping_ended', 'started'],
   );
   assert.equal(page.stories(ended).length, 2);
+});
+
+test('s5_a_query_is_named_once_beside_its_cause', () => {
+  const told = (cause) => page.tell(event(1, 'reads_failing', { query: 'search', share: 0.5, cause })).detail;
+  assert.match(told('no such table'), /the newest failure: `search`: no such table$/);
+  const own = 'the query `search` was refused by the database';
+  assert.equal(told(own).split('search').length, 2, told(own));
 });
 
 test('s5_an_outage_that_ends_without_a_new_connection_ends', () => {
@@ -239,6 +247,9 @@ test('s5_every_outage_is_an_incident_and_a_band_beside_starts_reloads_and_drills
       ['Reads failed', 5000, 'reads'],
     ],
   );
+  const [flaps] = found;
+  assert.equal(flaps.mood, 'warn', 'it serves meanwhile');
+  assert.deepEqual(flaps.facts.at(-1), ['Recovery', 'back each time, and not steady yet']);
   const bands = page.bands(found, events, 0, 10_000);
   assert.deepEqual(bands.map(({ kind, from, to }) => [kind, from, to]).sort(), [
     ['database', 5500, 5600],

@@ -39,6 +39,8 @@ pub(crate) struct Order {
     toml: Option<String>,
     /// Whether a client without resilience runs beside.
     control: bool,
+    /// Whether one whose resilience is built by hand runs beside.
+    hand_built: bool,
     seed: Option<u64>,
     /// Ends the load after so many calls.
     calls: Option<u64>,
@@ -59,6 +61,7 @@ pub(crate) struct Summary {
     scenario: String,
     about: String,
     control: bool,
+    hand_built: bool,
     started_ms: u64,
     state: State,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -155,7 +158,7 @@ impl Drills {
         }
         shelf.last_id += 1;
         let id = shelf.last_id;
-        let drill = Arc::new(Drill::new(id, &scenario, order.control));
+        let drill = Arc::new(Drill::new(id, &scenario, &order));
         let folder = self
             .reports
             .as_ref()
@@ -207,14 +210,15 @@ impl Order {
 }
 
 impl Drill {
-    fn new(id: u64, scenario: &Scenario, control: bool) -> Self {
+    fn new(id: u64, scenario: &Scenario, order: &Order) -> Self {
         let started_ms = unix_ms();
         Self {
             summary: Mutex::new(Summary {
                 id,
                 scenario: scenario.name.clone(),
                 about: scenario.about.clone(),
-                control,
+                control: order.control,
+                hand_built: order.hand_built,
                 started_ms,
                 state: State::Running,
                 progress: None,
@@ -276,7 +280,7 @@ impl Drill {
         };
         RunOptions {
             control: order.control,
-            hand_built: false,
+            hand_built: order.hand_built,
             seed: order.seed,
             progress: Some(Arc::new(told)),
             stop: self.stop.clone(),

@@ -40,6 +40,23 @@ struct Failure {
     cause: String,
 }
 
+impl Failure {
+    /// The cause with its query, whose name many causes hold already.
+    fn told(&self) -> String {
+        named(&self.query, &self.cause)
+    }
+}
+
+/// A cause with the name of its query, once.
+pub(crate) fn named(query: &str, cause: &str) -> String {
+    let name = format!("`{query}`");
+    if cause.contains(&name) {
+        cause.to_owned()
+    } else {
+        format!("{name}: {cause}")
+    }
+}
+
 #[derive(Debug)]
 struct Failing {
     for_seconds: u64,
@@ -128,8 +145,9 @@ impl Felt {
                 Check::new(
                     Status::Degraded,
                     format!(
-                        "{percent:.0} % of reads failed in the last {WINDOW} s, for {} s now; the newest of `{}`: {}",
-                        failing.for_seconds, last.query, last.cause
+                        "{percent:.0} % of reads failed in the last {WINDOW} s, for {} s now; the newest failure: {}",
+                        failing.for_seconds,
+                        last.told()
                     ),
                 )
             }
@@ -187,6 +205,20 @@ mod tests {
             "{ended:?}"
         );
         assert_eq!(felt.check().status, Status::Healthy);
+    }
+
+    #[test]
+    fn s3_a_cause_that_names_its_query_is_told_without_naming_it_twice() {
+        let felt = Felt::default();
+        felt.failed("search", "the query `search` was refused by the database");
+        felt.second(40, 37);
+        let message = felt.check().message;
+        assert_eq!(message.matches("search").count(), 1, "{message}");
+        assert!(message.contains("was refused by the database"), "{message}");
+        assert_eq!(
+            named("sea", "the query `search` is wrong"),
+            "`sea`: the query `search` is wrong"
+        );
     }
 
     #[test]

@@ -139,23 +139,35 @@ impl Outages {
     /// The last outages, oldest first.
     pub(crate) fn list(&self, counts: Counts) -> Vec<Outage> {
         let state = self.state.lock();
-        state
-            .kept
-            .iter()
-            .map(|outage| outage.until(counts))
-            .collect()
+        let kept = state.kept.iter();
+        kept.map(|outage| state.told(outage, counts)).collect()
     }
 
     /// The one that began first of those that last.
     pub(crate) fn current(&self, counts: Counts) -> Option<Outage> {
         let state = self.state.lock();
         let mut kept = state.kept.iter();
-        kept.find(|outage| outage.ended_ms.is_none())
-            .map(|outage| outage.until(counts))
+        kept.find_map(|outage| {
+            Some(state.told(outage, counts)).filter(|told| told.ended_ms.is_none())
+        })
     }
 }
 
 impl State {
+    /// An outage as it is when so much has been counted. One of a connection that flaps goes on between its losses, and is over with the flapping.
+    fn told(&self, outage: &Outage, counts: Counts) -> Outage {
+        let mut told = outage.until(counts);
+        let of_redis = |other: &&Outage| other.of == Of::Redis;
+        let newest = self.kept.iter().rev().find(of_redis);
+        if self.flaps
+            && outage.flapping
+            && newest.is_some_and(|newest| newest.began_ms == outage.began_ms)
+        {
+            (told.ended_ms, told.ended_by) = (None, None);
+        }
+        told
+    }
+
     fn open(&mut self, of: Of) -> Option<&mut Outage> {
         let mut kept = self.kept.iter_mut().rev();
         kept.find(|outage| outage.of == of && outage.ended_ms.is_none())
@@ -420,7 +432,15 @@ mod tests {
             (&all[0]["flapping"], &all[0]["times"], &all[0]["calls"]),
             (&json!(true), &json!(20), &json!(20))
         );
+        // Between two losses it is not over: one that is steady for a moment flaps on.
+        assert_eq!(all[0]["ended_ms"], Json::Null, "{all}");
+        assert_eq!(all[0]["ended_by"], Json::Null, "{all}");
+        assert!(outages.current(counts(0, 0, 0)).is_some());
         outages.state.lock().flaps = false;
+        let over = list(&outages, counts(0, 0, 0));
+        assert_eq!(over[0]["ended_ms"], 20 * 400 + 50, "when it was last back");
+        assert_eq!(over[0]["ended_by"], "reconnected", "{over}");
+        assert_eq!(outages.current(counts(0, 0, 0)), None);
         blip(21);
         assert_eq!(list(&outages, counts(0, 0, 0)).as_array().unwrap().len(), 2);
     }

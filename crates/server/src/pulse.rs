@@ -11,7 +11,7 @@ use steadfast::EventKind;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::app::{App, unix_ms};
-use crate::felt::Change;
+use crate::felt::{self, Change};
 use crate::figures::SAMPLED_EVERY;
 use crate::health::{Phase, Status};
 use crate::minutes::Second;
@@ -145,7 +145,7 @@ impl Window {
 fn tell_felt(app: &App, change: &Change, counts: Counts) {
     let details = serde_json::to_value(change).unwrap_or_default();
     let trouble = match change {
-        Change::Began { query, cause, .. } => Some(format!("`{query}`: {cause}")),
+        Change::Began { query, cause, .. } => Some(felt::named(query, cause)),
         Change::Ended { .. } => None,
     };
     app.outages()

@@ -433,6 +433,7 @@ fn schemas() -> Value {
                 "scenario": {"type": "string"},
                 "toml": {"type": "string"},
                 "control": {"type": "boolean", "default": false},
+                "hand_built": {"type": "boolean", "default": false},
                 "seed": {"type": "integer", "minimum": 0},
                 "calls": {"type": "integer", "minimum": 1, "maximum": 200_000},
             },
@@ -441,12 +442,13 @@ fn schemas() -> Value {
         },
         "Drill": {
             "type": "object",
-            "required": ["id", "scenario", "about", "control", "started_ms", "state"],
+            "required": ["id", "scenario", "about", "control", "hand_built", "started_ms", "state"],
             "properties": {
                 "id": {"type": "integer"},
                 "scenario": {"type": "string"},
                 "about": {"type": "string"},
                 "control": {"type": "boolean"},
+                "hand_built": {"type": "boolean"},
                 "started_ms": {"type": "integer"},
                 "state": {"type": "string", "enum": ["running", "passed", "failed", "void", "stopped", "broken"]},
                 "error": {"type": "string"},

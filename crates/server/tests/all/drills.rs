@@ -52,7 +52,7 @@ async fn s5_a_drill_is_started_watched_and_read() {
         "{names:?}"
     );
 
-    let order = json!({"toml": SHORT, "control": true, "seed": 7});
+    let order = json!({"toml": SHORT, "control": true, "hand_built": true, "seed": 7});
     let started = service.post("/v1/drills", &order).await;
     assert_eq!(started.status, 202, "{}", started.text());
     let id = started.json()["id"].clone();
@@ -78,7 +78,11 @@ async fn s5_a_drill_is_started_watched_and_read() {
     let report = service.get(&format!("/v1/drills/{id}/report")).await.json();
     assert_eq!(report["scenario"], "short");
     assert_eq!(report["seed"], 7);
-    assert!(report["control"].is_object());
+    for beside in ["control", "hand_built"] {
+        assert_eq!(drill[beside], true, "{drill}");
+        assert_eq!(report[beside]["scenario"], "short", "{beside}: {report}");
+        assert!(drill["progress"][beside]["calls"].as_u64() > Some(0), "{drill}");
+    }
     let wrong: u64 = report["phases"]
         .as_array()
         .unwrap()
