@@ -3,7 +3,7 @@
 //! values are those of the documents that this project began with; where they name none, those that are common. Like the first
 //! control it has no tier in memory, and like most it forgets that a deletion has failed.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,10 +14,9 @@ use redis::{AsyncCommands, AsyncConnectionConfig, RedisError};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::plain::{Table, client_of, kept, told};
+use crate::control::{Rows, Table, client_of};
 use crate::subject::{
-    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source,
-    Subject,
+    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Subject,
 };
 
 /// Connections at most, each of which serves one call at a time.
@@ -39,22 +38,10 @@ const EXPIRES: u64 = 360;
 pub struct HandBuilt {
     client: redis::Client,
     options: AsyncConnectionConfig,
-    table: Box<dyn Table>,
+    rows: Rows,
     places: Semaphore,
     idle: Mutex<Vec<MultiplexedConnection>>,
     breaker: Mutex<Gate>,
-    counts: Counts,
-    begun: Instant,
-}
-
-#[derive(Default)]
-struct Counts {
-    attempts: AtomicU64,
-    connected: AtomicU64,
-    lost: AtomicU64,
-    redis_ok: AtomicU64,
-    redis_failed: AtomicU64,
-    sql_queries: AtomicU64,
 }
 
 /// The breaker: how many attempts failed one after the other, and since when it is open.
@@ -111,19 +98,16 @@ impl HandBuilt {
     /// # Errors
     /// When the URL is not one of a Redis.
     pub fn start(endpoint: &Endpoint, table: Box<dyn Table>) -> Result<Self, SetUpError> {
-        let client = client_of(endpoint).map_err(|error| SetUpError(error.to_string()))?;
         let options = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(TIMEOUT))
             .set_response_timeout(Some(TIMEOUT));
         Ok(Self {
-            client,
+            client: client_of(endpoint)?,
             options,
-            table,
+            rows: Rows::new("hand-built", table),
             places: Semaphore::new(POOL),
             idle: Mutex::default(),
             breaker: Mutex::default(),
-            counts: Counts::default(),
-            begun: Instant::now(),
         })
     }
 
@@ -150,7 +134,7 @@ impl HandBuilt {
             trial.over(outcome.as_ref().is_ok_and(Result::is_ok));
             match outcome {
                 Ok(Ok(value)) => {
-                    self.counts.redis_ok.fetch_add(1, Relaxed);
+                    self.rows.counts.redis(true);
                     return Ok(value);
                 }
                 // What the server has refused it would refuse again.
@@ -162,7 +146,7 @@ impl HandBuilt {
                 _ => {}
             }
         }
-        self.counts.redis_failed.fetch_add(1, Relaxed);
+        self.rows.counts.redis(false);
         Err(Unanswered)
     }
 
@@ -182,14 +166,14 @@ impl HandBuilt {
         let connection = match idle {
             Some(connection) => connection,
             None => {
-                self.counts.attempts.fetch_add(1, Relaxed);
+                self.rows.counts.attempts.fetch_add(1, Relaxed);
                 let dialled = self
                     .client
                     .get_multiplexed_async_connection_with_config(&self.options)
                     .await;
                 match dialled {
                     Ok(connection) => {
-                        self.counts.connected.fetch_add(1, Relaxed);
+                        self.rows.counts.connected.fetch_add(1, Relaxed);
                         connection
                     }
                     Err(error) => return Ok(Err(error)),
@@ -200,7 +184,7 @@ impl HandBuilt {
         match &outcome {
             // One that did not answer in time may answer the next call with what belongs to this one.
             Err(error) if error.is_unrecoverable_error() || error.is_timeout() => {
-                self.counts.lost.fetch_add(1, Relaxed);
+                self.rows.counts.lost.fetch_add(1, Relaxed);
                 // Those that wait beside it have been lost with it.
                 self.idle().clear();
             }
@@ -210,43 +194,32 @@ impl HandBuilt {
     }
 
     async fn read(&self, key: u64) -> Result<Answer, Failure> {
-        let name = format!("hand-built:{key}");
+        let name = self.rows.name(key);
         let get = |mut connection: MultiplexedConnection| {
             let name = name.clone();
             async move { connection.get::<_, Option<String>>(name).await }
         };
         let cached = self.redis(get).await;
-        let now = self.begun.elapsed().as_millis() as u64;
+        let now = self.rows.now();
         let answered = cached.is_ok();
-        if let Some((version, at)) = cached.ok().flatten().and_then(|text| kept(&text)) {
-            return Ok(Answer {
-                source: Source::Redis,
-                version,
-                age: Duration::from_millis(now.saturating_sub(at)),
-                stale: false,
-            });
+        let kept = cached.ok().flatten();
+        if let Some(answer) = kept.and_then(|text| Rows::answer(&text, now)) {
+            return Ok(answer);
         }
-        self.counts.sql_queries.fetch_add(1, Relaxed);
-        let version = self.table.version(key).await?;
+        let answer = self.rows.load(key).await?;
         if answered {
             let set = |mut connection: MultiplexedConnection| {
-                let (name, value) = (name.clone(), told(version, now));
+                let (name, value) = (name.clone(), Rows::value(answer.version, now));
                 async move { connection.set_ex::<_, _, ()>(name, value, EXPIRES).await }
             };
             let _ = self.redis(set).await;
         }
-        Ok(Answer {
-            source: Source::Database,
-            version,
-            age: Duration::ZERO,
-            stale: false,
-        })
+        Ok(answer)
     }
 
     async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
-        self.counts.sql_queries.fetch_add(1, Relaxed);
-        self.table.raise(key, version).await?;
-        let name = format!("hand-built:{key}");
+        self.rows.raise(key, version).await?;
+        let name = self.rows.name(key);
         let del = |mut connection: MultiplexedConnection| {
             let name = name.clone();
             async move { connection.del::<_, ()>(name).await }
@@ -278,16 +251,7 @@ fn worth_repeating(error: &RedisError) -> bool {
 
 impl Subject for HandBuilt {
     fn warm(&self, keys: u64) -> BoxFuture<'_, Result<(), SetUpError>> {
-        async move {
-            self.table.create(keys).await?;
-            let failed =
-                |failure: Failure| SetUpError(format!("a row could not be read: {}", failure.kind));
-            for key in 0..keys {
-                self.read(key).await.map_err(failed)?;
-            }
-            Ok(())
-        }
-        .boxed()
+        self.rows.warm(self, keys)
     }
 
     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
@@ -299,34 +263,24 @@ impl Subject for HandBuilt {
     }
 
     fn database_fault(&self, fault: DatabaseFault) {
-        self.table.fault(fault);
+        self.rows.table.fault(fault);
     }
 
     fn facts(&self) -> Facts {
-        let counts = &self.counts;
         let (breaker, failing) = {
             let gate = self.gate();
             (gate.state(), gate.failed > 0)
         };
-        Facts {
-            connection: if failing {
-                Connection::Down
-            } else {
-                Connection::Ready
-            },
-            breaker,
-            attempts: counts.attempts.load(Relaxed),
-            // Each connection that was lost had been made before; those made since stand for the lost.
-            reconnects: counts
-                .lost
-                .load(Relaxed)
-                .min(counts.connected.load(Relaxed).saturating_sub(1)),
-            stuck_resets: 0,
-            redis_ok: counts.redis_ok.load(Relaxed),
-            redis_failed: counts.redis_failed.load(Relaxed),
-            redis_replies: counts.redis_ok.load(Relaxed),
-            sql_queries: counts.sql_queries.load(Relaxed),
-        }
+        let connection = if failing {
+            Connection::Down
+        } else {
+            Connection::Ready
+        };
+        let counts = &self.rows.counts;
+        // Each connection that was lost had been made before; those made since stand for the lost.
+        let made = counts.connected.load(Relaxed).saturating_sub(1);
+        let reconnects = counts.lost.load(Relaxed).min(made);
+        counts.facts(connection, breaker, reconnects)
     }
 
     fn shutdown(&self) -> BoxFuture<'_, ()> {

@@ -8,9 +8,11 @@
 
 pub mod api;
 mod certificates;
+mod control;
 pub mod fault;
 pub mod hand_built;
 pub mod http_load;
+mod kpi;
 pub mod load;
 pub mod plain;
 pub mod process;
@@ -24,6 +26,7 @@ pub mod scripted;
 mod site;
 pub mod subject;
 pub mod target;
+mod timeline;
 pub mod truth;
 pub mod verdict;
 

@@ -1,6 +1,7 @@
 //! What a drill found, in the one shape that all its forms are made from: the table on a terminal, the JSON for machines,
 //! the page that people forward, and the JUnit file for CI.
 
+pub mod application;
 pub mod compare;
 pub mod html;
 pub mod json;
@@ -11,6 +12,7 @@ mod svg;
 pub mod table;
 pub mod timeline;
 pub mod traffic;
+pub mod users;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,7 +22,10 @@ use serde::Serialize;
 use crate::record::{Counts, Interval, Record};
 use crate::scenario::{Phase, Scenario};
 use crate::subject::{Breaker, Connection, Role};
-use crate::verdict::{Kpi, judge, ms, share, sum, untouched_kpi, verdict};
+pub use crate::timeline::FaultSpan;
+pub use crate::verdict::Verdict;
+use crate::kpi::{Kpi, duration, figure, target, title};
+use crate::verdict::{judge, ms, share, sum, untouched_kpi, verdict};
 
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-report/1";
@@ -77,18 +82,6 @@ pub struct LoadReport {
     pub late: u64,
     /// By how much the latest of them, in milliseconds.
     pub latest_ms: f64,
-}
-
-/// Whether a subject did well.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Verdict {
-    /// Every key figure is good enough.
-    Passed,
-    /// Some are not.
-    Failed,
-    /// Something that was to be broken touched nothing, so nothing was proven.
-    Void,
 }
 
 /// What happened in one phase.
@@ -205,17 +198,6 @@ pub struct DatabaseReport {
     pub baseline_qps: f64,
     /// In the busiest second from the start of the fault to the end of the recovery.
     pub fault_max_qps: f64,
-}
-
-/// From when to when something was broken, from the start of the load.
-#[derive(Debug, Clone, Serialize)]
-pub struct FaultSpan {
-    /// What, as in a scenario file.
-    pub name: &'static str,
-    /// When it was broken.
-    pub from_ms: u64,
-    /// When it was healed.
-    pub to_ms: u64,
 }
 
 /// What the plots show: columns of equal length, one value for each interval.
@@ -489,82 +471,4 @@ fn timeline(record: &Record) -> Timeline {
 /// To one decimal.
 pub(crate) fn rounded(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
-}
-
-/// A key figure as people read it: `99.2 %`, `214 ms`, `0`.
-pub(crate) fn figure(value: Option<f64>, unit: crate::verdict::Unit) -> String {
-    use crate::verdict::Unit;
-    match (value, unit) {
-        (None, Unit::Ms) => "never".to_owned(),
-        (None, _) => "–".to_owned(),
-        (Some(value), Unit::Ratio) => {
-            let percent = value * 100.0;
-            let digits = if percent > 99.0 && percent < 100.0 {
-                2
-            } else {
-                1
-            };
-            format!("{percent:.digits$} %").replace(".0 %", " %")
-        }
-        (Some(value), Unit::Ms) => duration(value),
-        (Some(value), Unit::Count) => format!("{value:.0}"),
-    }
-}
-
-/// What a key figure is held to, as people read it: `> 99 %`.
-pub(crate) fn target(kpi: &Kpi) -> String {
-    use crate::verdict::Bound;
-    if kpi.bound == Bound::AtMost && kpi.target == 0.0 {
-        return if kpi.name == "exit_status" {
-            "0"
-        } else {
-            "none"
-        }
-        .to_owned();
-    }
-    let sign = match kpi.bound {
-        Bound::Above => ">",
-        Bound::Below => "<",
-        Bound::AtMost => "≤",
-    };
-    format!("{sign} {}", figure(Some(kpi.target), kpi.unit))
-}
-
-/// Milliseconds as people read them, with three digits that matter.
-pub(crate) fn duration(ms: f64) -> String {
-    match ms {
-        0.0 => "0 ms".to_owned(),
-        ms if ms < 1.0 => format!("{:.0} µs", ms * 1e3),
-        ms if ms < 10.0 => format!("{ms:.2} ms"),
-        ms if ms < 100.0 => format!("{ms:.1} ms"),
-        ms if ms < 1000.0 => format!("{ms:.0} ms"),
-        ms => {
-            format!("{:.2}", ms / 1e3)
-                .trim_end_matches('0')
-                .trim_end_matches('.')
-                .to_owned()
-                + " s"
-        }
-    }
-}
-
-/// A key figure's name as people read it.
-pub(crate) fn title(name: &str) -> &str {
-    match name {
-        "connection_success" => "Redis calls answered",
-        "fallback" => "Fallback to the database",
-        "hit_rate" => "Hit rate",
-        "errors" => "Failed reads",
-        "write_errors" => "Failed writes",
-        "wrong_answers" => "Wrong answers",
-        "slowest_call" => "Slowest call",
-        "fault_p99" => "p99 during the fault",
-        "exit_status" => "Exit status",
-        "untouched" => "Faults that touched nothing",
-        "users_well" => "Users well again",
-        "redis_in_use" => "Redis in use again",
-        "used_redis" => "Answered by Redis before",
-        "lived" => "Lived through the fault",
-        other => other,
-    }
 }

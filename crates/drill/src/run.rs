@@ -1,7 +1,7 @@
 //! A drill from start to end: it sets up what it will break, puts the load on, breaks and heals at the times of the scenario,
 //! and takes everything down again, whatever happens in between. What is broken is private to the drill, and dies with it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{join_all, try_join_all};
@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 use crate::load::{Lane, drive};
 use crate::process::ProcessError;
 use crate::record::{Record, SAMPLE};
-use crate::report::{FaultSpan, Report};
+use crate::report::Report;
 use crate::scenario::{Fault, Phase, Scenario};
 pub use crate::site::SiteError;
 use crate::site::{FAULT_LIMIT, Site};
 use crate::subject::{Breaker, Connection, Role, SetUpError, Subject, SubjectFactory};
+use crate::timeline::{self, FaultSpan, Faults, Id};
 
 /// How often progress is told.
 const TELL: Duration = Duration::from_millis(250);
@@ -277,7 +278,6 @@ impl Stage {
         broken: &Broken,
         stop: &CancellationToken,
     ) -> Result<Vec<FaultSpan>, RunError> {
-        let mut spans: Vec<(Id, FaultSpan)> = Vec::new();
         for action in plan(scenario) {
             tokio::select! {
                 () = sleep_until(self.start + action.at) => {}
@@ -286,33 +286,19 @@ impl Stage {
             if stop.is_cancelled() && action.what != What::End {
                 continue;
             }
-            if action.what == What::End && !broken.holds(action.id) {
+            if action.what == What::End && !broken.lock().lasts(action.id) {
                 continue;
             }
-            let heals = action.what == What::End && broken.is_only(action.id);
+            let heals = action.what == What::End && broken.lock().is_alone(action.id);
             let at = self.carry_out(&action, scenario, heals, stop).await?;
             let name = action.fault.map_or("", Fault::name);
-            let at_ms = at.as_millis() as u64;
             match action.what {
                 What::Prepare => {}
-                What::Begin => {
-                    broken.add(action.id, name);
-                    let span = FaultSpan {
-                        name,
-                        from_ms: at_ms,
-                        to_ms: at_ms,
-                    };
-                    spans.push((action.id, span));
-                }
-                What::End => {
-                    broken.remove(action.id);
-                    if let Some((_, span)) = spans.iter_mut().find(|(id, _)| *id == action.id) {
-                        span.to_ms = at_ms;
-                    }
-                }
+                What::Begin => broken.lock().begin(action.id, name, at),
+                What::End => broken.lock().end(action.id, at),
             }
         }
-        Ok(spans.into_iter().map(|(_, span)| span).collect())
+        Ok(broken.lock().spans())
     }
 
     /// Does it to all, and says when: the time at which it began for the first of them, or had ended.
@@ -386,7 +372,7 @@ impl Stage {
                     elapsed_ms: elapsed.as_millis() as u64,
                     total_ms: total.as_millis() as u64,
                     phase: scenario.phases.at(elapsed),
-                    broken: broken.names(),
+                    broken: broken.lock().names(),
                     subject: live.next().expect("there is always one subject"),
                     control: options.control.then(|| live.next()).flatten(),
                     hand_built: live.next(),
@@ -456,77 +442,38 @@ struct Action<'a> {
     id: Id,
 }
 
-/// Which step, and which time of it.
-type Id = (usize, usize);
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum What {
     Prepare,
     End,
     Begin,
 }
 
-/// Everything that happens, in the order of its times; what ends at a moment ends before anything begins.
+/// Everything that happens, in the order of its times. Snapshots are taken before anything is broken.
 fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
-    let phases = scenario.phases.spans();
-    let fault_phase = phases[Phase::Fault as usize].1.start;
-    let mut actions = vec![Action {
-        at: phases[Phase::Baseline as usize].1.start,
+    let prepare = Action {
+        at: scenario.phases.spans()[Phase::Baseline as usize].1.start,
         what: What::Prepare,
         fault: None,
         id: (usize::MAX, 0),
-    }];
-    for (number, step) in scenario.steps.iter().enumerate() {
-        for (time, span) in step.spans().enumerate() {
-            let (fault, id) = (Some(&step.fault), (number, time));
-            actions.push(Action {
-                at: fault_phase + span.start,
-                what: What::Begin,
-                fault,
-                id,
-            });
-            actions.push(Action {
-                at: fault_phase + span.end,
-                what: What::End,
-                fault,
-                id,
-            });
-        }
-    }
-    actions.sort_by_key(|action| (action.at, action.what));
-    actions
+    };
+    let moments = timeline::moments_of(scenario);
+    let steps = moments.into_iter().map(|moment| Action {
+        at: moment.at,
+        what: if moment.begins { What::Begin } else { What::End },
+        fault: Some(&scenario.steps[moment.id.0].fault),
+        id: moment.id,
+    });
+    std::iter::once(prepare).chain(steps).collect()
 }
 
-/// What is broken now.
+/// What was broken, and is, as the load and whoever watches it see it.
 #[derive(Default)]
-struct Broken(std::sync::Mutex<Vec<(Id, &'static str)>>);
+struct Broken(Mutex<Faults>);
 
 impl Broken {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<(Id, &'static str)>> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-
-    fn add(&self, id: Id, name: &'static str) {
-        self.lock().push((id, name));
-    }
-
-    fn remove(&self, id: Id) {
-        self.lock().retain(|(broken, _)| *broken != id);
-    }
-
-    fn holds(&self, id: Id) -> bool {
-        self.lock().iter().any(|(broken, _)| *broken == id)
-    }
-
-    /// Whether nothing else is broken.
-    fn is_only(&self, id: Id) -> bool {
-        self.lock().iter().all(|(broken, _)| *broken == id)
-    }
-
-    fn names(&self) -> Vec<&'static str> {
-        self.lock().iter().map(|(_, name)| *name).collect()
+    fn lock(&self) -> MutexGuard<'_, Faults> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

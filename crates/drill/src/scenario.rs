@@ -18,6 +18,7 @@ mod builtin;
 mod http;
 mod source;
 mod step;
+mod value;
 
 use std::ops::Range;
 use std::time::Duration;

@@ -10,6 +10,7 @@ use crate::fault::{
 };
 use crate::process::{ProcessError, Redis};
 use crate::proxy::{Proxy, ToxicId};
+use crate::timeline::{self, Moment, millis};
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use std::ops::RangeInclusive;
@@ -175,7 +176,7 @@ impl Schedule {
         let start = Instant::now();
         let mut outcome = Ok(());
         for moment in self.moments() {
-            sleep_until(start + Duration::from_millis(moment.at_ms)).await;
+            sleep_until(start + moment.at).await;
             outcome = healing.act(&moment, &self.entries).await;
             if outcome.is_err() {
                 break;
@@ -189,36 +190,13 @@ impl Schedule {
 
     /// The beginnings and ends, in their order; at the same time ends come first.
     fn moments(&self) -> Vec<Moment> {
-        let begins = self
-            .entries
-            .iter()
-            .enumerate()
-            .map(|(entry, given)| Moment {
-                at_ms: given.at_ms,
-                begins: true,
-                entry,
-            });
-        let ends = self
-            .entries
-            .iter()
-            .enumerate()
-            .map(|(entry, given)| Moment {
-                at_ms: given.at_ms.saturating_add(given.for_ms),
-                begins: false,
-                entry,
-            });
-        let mut moments: Vec<_> = begins.chain(ends).collect();
-        moments.sort_by_key(|moment| (moment.at_ms, moment.begins, moment.entry));
-        moments
+        let spans = self.entries.iter().enumerate().map(|(number, entry)| {
+            let end = entry.at_ms.saturating_add(entry.for_ms);
+            let span = Duration::from_millis(entry.at_ms)..Duration::from_millis(end);
+            ((number, 0), span)
+        });
+        timeline::moments(spans)
     }
-}
-
-/// A fault begins or ends.
-#[derive(Debug, Clone, Copy)]
-struct Moment {
-    at_ms: u64,
-    begins: bool,
-    entry: usize,
 }
 
 /// What has to be healed.
@@ -230,20 +208,18 @@ struct Healing<'a> {
 
 impl Healing<'_> {
     async fn act(&mut self, moment: &Moment, entries: &[Entry]) -> Result<(), ProcessError> {
-        match (&entries[moment.entry].breaks, moment.begins) {
+        let (number, _) = moment.id;
+        match (&entries[number].breaks, moment.begins) {
             (Breakage::Wire(toxic), true) => {
                 // A schedule that was drawn holds none that is refused; of one that was written, the rest is still played.
                 if let Ok(id) = self.proxy.add(toxic.clone()).await {
-                    self.toxics.push((moment.entry, id));
+                    self.toxics.push((number, id));
                 }
             }
             (Breakage::Wire(_), false) => {
-                if let Some(place) = self
-                    .toxics
-                    .iter()
-                    .position(|(entry, _)| *entry == moment.entry)
-                {
-                    let (_, id) = self.toxics.swap_remove(place);
+                let mut toxics = self.toxics.iter();
+                if let Some(at) = toxics.position(|(entry, _)| *entry == number) {
+                    let (_, id) = self.toxics.swap_remove(at);
                     self.proxy.remove(id).await;
                 }
             }
@@ -333,10 +309,6 @@ fn share(rng: &mut Rng) -> f64 {
 fn between(range: &RangeInclusive<Duration>, rng: &mut Rng) -> u64 {
     let (least, most) = (millis(*range.start()), millis(*range.end()));
     rng.u64(least..=most.max(least))
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

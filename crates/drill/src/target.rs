@@ -8,43 +8,31 @@
 
 mod judge;
 mod plan;
-mod program;
+mod play;
 mod redact;
 mod requests;
-mod users;
+mod spawn;
 mod watch;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use serde::Serialize;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::fault::FaultError;
 use crate::http_load::HttpLoad;
-use crate::load::{Lane, drive_until};
-use crate::proxy::{Proxy, ProxyError, ToxicId};
-use crate::record::Record;
-use crate::report::{FaultSpan, Verdict};
-use crate::scenario::{Scenario, Wire};
-use crate::verdict::{Kpi, ms, verdict};
+use crate::proxy::{Proxy, ProxyError};
+pub use crate::report::application::{LogLine, SCHEMA, TargetReport, Traffic, TrafficTimeline};
+pub use crate::report::users::{Users, UsersPhase, UsersTimeline};
+use crate::scenario::Scenario;
 
-use self::judge::Evidence;
-use self::plan::{Action, Id, on_the_wire};
-pub use self::program::LogLine;
-use self::program::{Addresses, Program};
+use self::play::Drill;
 use self::redact::redacted;
 use self::requests::HttpSubject;
-pub use self::users::{Users, UsersPhase, UsersTimeline};
-use self::watch::{Seen, WINDOW};
-pub use self::watch::{Traffic, TrafficTimeline};
+use self::spawn::{Addresses, Program};
 
-/// The version of the JSON form.
-pub const SCHEMA: &str = "steadfast-drill-target/2";
-
-const SAMPLE: Duration = Duration::from_millis(20);
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
 /// The founding documents' own limit for a recovery; the scenario's is for Steadfast. The drill looks for it that long.
 const RECOVERY: Duration = Duration::from_secs(30);
@@ -90,49 +78,6 @@ impl TargetOptions {
             stop: CancellationToken::new(),
         }
     }
-}
-
-/// What was seen.
-#[derive(Debug, Clone, Serialize)]
-pub struct TargetReport {
-    /// [`SCHEMA`].
-    pub schema: &'static str,
-    /// The name of the scenario.
-    pub scenario: String,
-    /// What it shows, in a sentence.
-    pub about: String,
-    /// What chance was drawn from.
-    pub seed: u64,
-    /// The Redis behind the proxy.
-    pub target: String,
-    /// The application's command without what looks like a secret; null if the drill did not start it.
-    pub command: Option<String>,
-    /// How the application ended by itself; null if it was still running when the drill was over, as a service is.
-    pub exit_status: Option<i32>,
-    /// What its users got; null if no load was put on its interface.
-    pub users: Option<Users>,
-    /// The traffic with Redis of each phase.
-    pub phases: Vec<Traffic>,
-    /// From the last healing to the first second in which Redis answered half as many commands as in the baseline, in milliseconds;
-    /// null if there was none.
-    pub redis_in_use_ms: Option<f64>,
-    /// For plots.
-    pub timeline: TrafficTimeline,
-    /// Connections that faults of the protocol no longer acted on, as they could not be followed command by command to their end (a
-    /// subscription in RESP2, MONITOR); 0 if the scenario has no such faults.
-    pub unfollowed: u64,
-    /// What it is judged by.
-    pub kpis: Vec<Kpi>,
-    /// When something was broken.
-    pub faults: Vec<FaultSpan>,
-    /// The faults that touched nothing, by name.
-    pub untouched: Vec<&'static str>,
-    /// What the application wrote to its standard output and error, up to 2 000 lines, without what looks like a secret.
-    pub log: Vec<LogLine>,
-    /// Lines that it wrote beyond those.
-    pub log_dropped: u64,
-    /// Whether every key figure is good enough.
-    pub verdict: Verdict,
 }
 
 /// Why there is no verdict.
@@ -213,13 +158,6 @@ impl TargetError {
     }
 }
 
-impl TargetReport {
-    /// Whether the application did well.
-    pub fn passed(&self) -> bool {
-        self.verdict == Verdict::Passed
-    }
-}
-
 /// Runs the application through the scenario.
 ///
 /// ```no_run
@@ -260,17 +198,7 @@ pub async fn run_target(
         )?),
         None => None,
     };
-    let mut drill = Drill {
-        scenario,
-        options: &options,
-        redis,
-        database,
-        program,
-        users,
-        seen: Seen::new(scenario.phases),
-        broken: Vec::new(),
-        untouched: Vec::new(),
-    };
+    let mut drill = Drill::new(scenario, &options, (redis, database), program, users);
     let played = drill.play(plan).await;
     drill.finish(played).await
 }
@@ -321,278 +249,4 @@ fn users(
         .map_or(0, |since| since.as_secs());
     let subject = HttpSubject::new(load, scenario.seed, base).map_err(TargetError::Http)?;
     Ok(Some(Arc::new(subject)))
-}
-
-/// How a play ended: the exit status of the application, if it ended by itself, and what its users got.
-type Played = Result<(Option<i32>, Option<Arc<Lane>>), TargetError>;
-
-struct Drill<'a> {
-    scenario: &'a Scenario,
-    options: &'a TargetOptions,
-    redis: Proxy,
-    database: Option<Proxy>,
-    program: Option<Program>,
-    users: Option<Arc<HttpSubject>>,
-    seen: Seen,
-    broken: Vec<Broken>,
-    untouched: Vec<&'static str>,
-}
-
-/// What is broken now.
-struct Broken {
-    id: Id,
-    toxic: ToxicId,
-    wire: Wire,
-    /// What had passed the proxy when it began.
-    connections: u64,
-    /// Whether it acts on commands, which are counted.
-    on_commands: bool,
-}
-
-impl Drill<'_> {
-    /// Waits for the application, puts the load on it, breaks and heals, until it has ended or there is nothing more to be seen.
-    async fn play(&mut self, plan: Vec<Action>) -> Played {
-        self.up().await?;
-        let start = Instant::now();
-        self.seen.begin(self.redis.counters());
-        if let Some(program) = &self.program {
-            program.begin(start);
-        }
-        let (stop, finish) = (CancellationToken::new(), CancellationToken::new());
-        let _stopped = stop.clone().drop_guard();
-        let lane = self.users.clone().map(|users| {
-            let (phases, age) = (self.scenario.phases, self.scenario.thresholds.allowed_age);
-            Arc::new(Lane::new(users, start, phases, age))
-        });
-        let load = lane.clone().map(|lane| {
-            let load = self.load();
-            let length = self.scenario.phases.total() + self.options.recovery + WINDOW;
-            let seed = self.scenario.seed;
-            tokio::spawn(drive_until(lane, load, length, seed, stop, finish.clone()))
-        });
-        let status = self.steps(plan, start, lane.as_deref()).await?;
-        finish.cancel();
-        if let Some(load) = load {
-            let _ = load.await;
-        }
-        Ok((status, lane))
-    }
-
-    /// Waits until the application answers its users.
-    async fn up(&mut self) -> Result<(), TargetError> {
-        let Some(users) = self.users.clone() else {
-            return Ok(());
-        };
-        let outcome = tokio::select! {
-            () = self.options.stop.cancelled() => return Err(TargetError::Interrupted),
-            outcome = users.up(UP_LIMIT) => outcome,
-        };
-        outcome.map_err(|cause| TargetError::NotUp {
-            url: users.url().to_owned(),
-            cause,
-            ended: self
-                .program
-                .as_mut()
-                .and_then(Program::ended)
-                .map_or(String::new(), |status| {
-                    format!("; it has ended with status {status}")
-                }),
-        })
-    }
-
-    /// The scenario's load, in the shape of the requests.
-    fn load(&self) -> crate::scenario::Load {
-        let mut load = self.scenario.load.clone();
-        if let Some(users) = &self.users {
-            (load.keys, load.writes, load.calls) = (users.keys(), users.writes(), None);
-        }
-        load
-    }
-
-    /// Breaks and heals at the planned times. How the application ended, if it did.
-    async fn steps(
-        &mut self,
-        plan: Vec<Action>,
-        start: Instant,
-        users: Option<&Lane>,
-    ) -> Result<Option<i32>, TargetError> {
-        let mut ticks = interval(SAMPLE);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let mut plan = plan.into_iter().peekable();
-        let over = self.scenario.phases.total();
-        loop {
-            let next = plan.peek().map_or(over, |action| action.at);
-            tokio::select! {
-                () = self.options.stop.cancelled() => return Err(TargetError::Interrupted),
-                () = sleep_until(start + next), if plan.peek().is_some() => {
-                    if let Some(action) = plan.next() {
-                        self.carry_out(action, start, users).await?;
-                    }
-                }
-                _ = ticks.tick() => {
-                    let now = start.elapsed();
-                    self.seen.sample(now, self.redis.counters());
-                    if let Some(users) = users {
-                        let facts = users.subject().facts();
-                        users.record(|record| record.sample(now, facts));
-                    }
-                    if let Some(status) = self.program.as_mut().and_then(Program::ended) {
-                        return Ok(Some(status));
-                    }
-                    if now >= over && self.is_seen_to_the_end(now, users) {
-                        return Ok(None);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Whether all is well again, or the limit for that is over.
-    fn is_seen_to_the_end(&self, now: Duration, users: Option<&Lane>) -> bool {
-        let Some(healed) = self.seen.healed() else {
-            return true;
-        };
-        let users_well =
-            users.is_none_or(|users| users.record(|record| record.moments().users_well.is_some()));
-        (self.seen.in_use().is_some() && users_well)
-            || now >= healed + self.options.recovery + WINDOW
-    }
-
-    async fn carry_out(
-        &mut self,
-        action: Action,
-        start: Instant,
-        users: Option<&Lane>,
-    ) -> Result<(), TargetError> {
-        let proxy = match action.wire {
-            Wire::Redis => &self.redis,
-            Wire::Database => self.database.as_ref().expect("the plan was checked for it"),
-        };
-        if let Some(toxic) = action.begins {
-            let before = proxy.counters();
-            let on_commands = toxic.fault.resp().is_some();
-            let is_down = toxic.fault.name() == "down";
-            // A port that refuses is not seen to be asked: that it was used before must do.
-            let connections = if is_down && before.accepted > 0 {
-                0
-            } else {
-                before.accepted - before.open
-            };
-            self.broken.push(Broken {
-                id: action.id,
-                toxic: proxy.add(toxic).await?,
-                wire: action.wire,
-                connections,
-                on_commands,
-            });
-            let now = start.elapsed();
-            self.seen.begun(action.id, action.name, now);
-            if let Some(users) = users {
-                users.record(|record| record.broken(now));
-            }
-            return Ok(());
-        }
-        let at = self.broken.iter().position(|broken| broken.id == action.id);
-        if let Some(broken) = at.map(|at| self.broken.remove(at)) {
-            let touched = if broken.on_commands {
-                proxy.treated(broken.toxic).unwrap_or(0)
-            } else {
-                proxy.counters().accepted - broken.connections
-            };
-            if touched == 0 {
-                self.untouched.push(action.name);
-            }
-            debug_assert_eq!(broken.wire, action.wire);
-            proxy.remove(broken.toxic).await;
-        }
-        let (now, all_well) = (start.elapsed(), self.broken.is_empty());
-        let counters = self.redis.counters();
-        self.seen.ended(action.id, now, all_well, counters);
-        if let Some(users) = users.filter(|_| all_well) {
-            users.record(|record| record.healed(now));
-        }
-        Ok(())
-    }
-
-    /// Heals the wires, ends the application, and says what was seen.
-    async fn finish(mut self, played: Played) -> Result<TargetReport, TargetError> {
-        let unfollowed = self.redis.counters().unfollowed;
-        // First the wires, so that the application can end in peace.
-        self.redis.clear().await;
-        if let Some(database) = &self.database {
-            database.clear().await;
-        }
-        let is_ours = self.program.is_some();
-        let (mut log, mut log_dropped) = (Vec::new(), 0);
-        if let Some(program) = self.program.take() {
-            (log, log_dropped) = program.lines();
-            program.end().await;
-        }
-        let (exit_status, lane) = played?;
-        let scenario = self.scenario;
-        let breaks = !self.options.well;
-        let untouched = if breaks && scenario.steps.is_empty() {
-            vec!["nothing is broken by this scenario"]
-        } else {
-            self.untouched
-        };
-        let kpis = {
-            let judged = |users: Option<&Record>| {
-                judge::judge(&Evidence {
-                    scenario,
-                    seen: &self.seen,
-                    users,
-                    exit_status,
-                    is_ours,
-                    untouched: untouched.len(),
-                    breaks,
-                    recovery: self.options.recovery,
-                })
-            };
-            match &lane {
-                Some(lane) => lane.record(|record| judged(Some(record))),
-                None => judged(None),
-            }
-        };
-        let users = lane.zip(self.users).map(|(lane, users)| {
-            lane.record(|record| {
-                Users::of(record, scenario.phases, users.described(), users.unjudged())
-            })
-        });
-        let reads_protocol =
-            |fault| on_the_wire(fault).is_ok_and(|toxic| toxic.fault.resp().is_some());
-        let follows = scenario
-            .steps
-            .iter()
-            .any(|step| reads_protocol(&step.fault));
-        Ok(TargetReport {
-            schema: SCHEMA,
-            scenario: scenario.name.clone(),
-            about: scenario.about.clone(),
-            seed: scenario.seed,
-            target: redacted(&self.options.target),
-            command: self.options.command.as_deref().map(redacted),
-            exit_status,
-            users,
-            redis_in_use_ms: self.seen.in_use().map(ms),
-            unfollowed: if follows { unfollowed } else { 0 },
-            verdict: verdict(&kpis),
-            kpis,
-            faults: self.seen.faults(),
-            untouched,
-            log,
-            log_dropped,
-            phases: self
-                .seen
-                .traffic
-                .into_iter()
-                .filter(|phase| phase.to_ms > phase.from_ms)
-                .collect(),
-            timeline: self.seen.timeline,
-        })
-    }
-}
-
-fn millis(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

@@ -19,201 +19,221 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+pub use crate::kpi::{Bound, Kpi, Unit};
+use crate::kpi::{duration, figure};
 use crate::record::{Counts, Record};
-use crate::report::Verdict;
 use crate::scenario::{Phase, Thresholds};
 use crate::subject::{Connection, Role};
 
 /// What recovery of the control is held to; ours is held to the scenario's own threshold.
 const RECOVERY_OF_CONTROL: Duration = Duration::from_secs(30);
 
-/// A key figure and whether it is good enough.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Kpi {
-    /// One of the names of the table above.
-    pub name: &'static str,
-    /// The phases it is taken from.
-    pub phase: &'static str,
-    /// A share from 0 to 1, milliseconds or a count, as `unit` says. Null if there was nothing to measure, or no recovery.
-    pub value: Option<f64>,
-    /// What it is held to, in the same unit.
-    pub target: f64,
-    /// Whether it is good enough.
-    pub pass: bool,
-    /// How value and target are compared.
-    pub bound: Bound,
-    /// Of value and target.
-    pub unit: Unit,
-    /// How it is computed, in words.
-    pub formula: &'static str,
-    /// What belongs to the figure, in words: how exact it is, or what it is made of. Empty if nothing does.
-    pub note: String,
-}
-
-/// How a value and its target are compared.
+/// Whether a subject did well.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Bound {
-    /// The value must be greater.
-    Above,
-    /// The value must be smaller.
-    Below,
-    /// The value must not be greater.
-    AtMost,
+#[serde(rename_all = "lowercase")]
+pub enum Verdict {
+    /// Every key figure is good enough.
+    Passed,
+    /// Some are not.
+    Failed,
+    /// Something that was to be broken touched nothing, so nothing was proven.
+    Void,
 }
 
-impl Bound {
-    /// Returns whether the value is good enough. Nothing is below nought, so a target of 0 allows 0.
-    pub(crate) fn holds(self, value: f64, target: f64) -> bool {
-        match self {
-            Bound::Above => value > target,
-            Bound::Below if target == 0.0 => value == 0.0,
-            Bound::Below => value < target,
-            Bound::AtMost => value <= target,
-        }
-    }
-}
-
-/// What a number counts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Unit {
-    /// A share from 0 to 1.
-    Ratio,
-    /// Milliseconds.
-    Ms,
-    /// A count.
-    Count,
-}
-
-/// The key figures of one subject. `breaks` says whether the scenario breaks anything that could be recovered from.
+/// The key figures of one subject, in the order in which they are told. `breaks` says whether the scenario breaks anything that could be
+/// recovered from.
 pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool) -> Vec<Kpi> {
-    let baseline = record.counts(Phase::Baseline);
-    let normal = sum(record, &[Phase::Baseline, Phase::Recovered]);
-    let whole = sum(record, &Phase::ALL[1..]);
     let recovery = match role {
         Role::Resilient => thresholds.recovery,
         Role::Plain | Role::HandBuilt => RECOVERY_OF_CONTROL,
     };
+    let normal = sum(record, &[Phase::Baseline, Phase::Recovered]);
+    let whole = sum(record, &Phase::ALL[1..]);
     let mut kpis = vec![
-        Kpi {
-            // Nothing may have needed Redis; then it is enough that it could have been asked.
-            pass: above(
-                share(normal.redis_ok, normal.redis_ok + normal.redis_failed),
-                thresholds.connection_success,
-            )
-            .unwrap_or(record.facts().connection == Connection::Ready),
-            ..ratio(
-                "connection_success",
-                "baseline, recovered",
-                share(normal.redis_ok, normal.redis_ok + normal.redis_failed),
-                thresholds.connection_success,
-                Bound::Above,
-                "calls to Redis answered ÷ calls to Redis",
-            )
-        },
-        ratio(
-            "fallback",
-            "baseline",
-            share(baseline.sources[2], baseline.answered()),
-            thresholds.fallback,
-            Bound::Below,
-            "reads answered by the database ÷ reads answered",
-        ),
-        Kpi {
-            note: note_of_tiers(&normal),
-            ..ratio(
-                "hit_rate",
-                "baseline, recovered",
-                share(normal.sources[0] + normal.sources[1], normal.answered()),
-                thresholds.hit_rate,
-                Bound::Above,
-                "reads answered by memory or Redis ÷ reads answered",
-            )
-        },
-        ratio(
-            "errors",
-            "whole run",
-            share(
-                whole.reads_failed + whole.skipped,
-                whole.answered() + whole.reads_failed + whole.skipped,
-            ),
-            thresholds.errors,
-            Bound::Below,
-            "reads that failed, and calls that could not start ÷ reads",
-        ),
-        Kpi {
-            unit: Unit::Count,
-            ..ratio(
-                "wrong_answers",
-                "whole run",
-                Some(whole.wrong as f64),
-                0.0,
-                Bound::AtMost,
-                "answers too old that do not say so",
-            )
-        },
-        Kpi {
-            unit: Unit::Ms,
-            ..ratio(
-                "slowest_call",
-                "whole run",
-                Some(whole.latency.max() as f64 / 1e3),
-                ms(thresholds.slowest),
-                Bound::AtMost,
-                "the longest call, from when it was meant to start",
-            )
-        },
+        connection_success(record, &normal, thresholds),
+        fallback(record, thresholds),
     ];
-    let writes = whole.written + whole.writes_failed;
-    if writes > 0 {
-        let failed = ratio(
-            "write_errors",
-            "whole run",
-            share(whole.writes_failed, writes),
-            thresholds.write_errors,
-            Bound::Below,
-            "writes that failed ÷ writes",
-        );
-        kpis.insert(4, failed);
-    }
-    let fault = &record.counts(Phase::Fault).latency;
-    if breaks && !fault.is_empty() {
-        let p99 = Kpi {
-            unit: Unit::Ms,
-            ..ratio(
-                "fault_p99",
-                "fault",
-                Some(fault.value_at_quantile(0.99) as f64 / 1e3),
-                ms(thresholds.fault_p99),
-                Bound::AtMost,
-                "what 99 of 100 calls took at most, from when they were meant to start",
-            )
-        };
-        kpis.insert(kpis.len() - 1, p99);
-    }
     if breaks {
-        kpis.splice(2..2, recoveries(record, recovery));
+        kpis.extend(recoveries(record, recovery));
     }
+    kpis.push(hit_rate(&normal, thresholds));
+    kpis.extend(failures(&whole, thresholds));
+    if breaks {
+        kpis.extend(fault_p99(record, thresholds));
+    }
+    kpis.push(slowest_call(&whole, thresholds));
     kpis
+}
+
+fn connection_success(record: &Record, normal: &Counts, thresholds: &Thresholds) -> Kpi {
+    let kpi = Kpi::held_to(
+        ("connection_success", "baseline, recovered"),
+        Bound::Above,
+        thresholds.connection_success,
+        Unit::Ratio,
+        "calls to Redis answered ÷ calls to Redis",
+    );
+    let kpi = kpi.seen(share(
+        normal.redis_ok,
+        normal.redis_ok + normal.redis_failed,
+    ));
+    // Nothing may have needed Redis; then it is enough that it could have been asked.
+    let could_ask = kpi.value.is_none() && record.facts().connection == Connection::Ready;
+    Kpi {
+        pass: kpi.pass || could_ask,
+        ..kpi
+    }
+}
+
+fn fallback(record: &Record, thresholds: &Thresholds) -> Kpi {
+    let baseline = record.counts(Phase::Baseline);
+    Kpi::held_to(
+        ("fallback", "baseline"),
+        Bound::Below,
+        thresholds.fallback,
+        Unit::Ratio,
+        "reads answered by the database ÷ reads answered",
+    )
+    .seen(share(baseline.sources[2], baseline.answered()))
+}
+
+/// The two moments of recovery.
+fn recoveries(record: &Record, limit: Duration) -> [Kpi; 2] {
+    let (moments, resolution) = (record.moments(), record.resolution());
+    let held = |name, formula| {
+        Kpi::held_to((name, "recovery"), Bound::Below, ms(limit), Unit::Ms, formula)
+    };
+    let users_well = held(
+        "users_well",
+        "from the last healing to the first second without a failed read, a read that could not start or a wrong answer",
+    );
+    let redis_in_use = held(
+        "redis_in_use",
+        "from the last healing to the first second in which Redis answers a quarter as much as in the baseline, and no call to it fails",
+    );
+    [
+        users_well
+            .seen(moments.users_well.map(ms))
+            .noted(note_of_resolution(resolution.users, "reads")),
+        redis_in_use
+            .seen(moments.redis_in_use.map(ms))
+            .noted(note_of_resolution(
+                resolution.redis,
+                "answers of Redis, or looks at them",
+            )),
+    ]
+}
+
+fn hit_rate(normal: &Counts, thresholds: &Thresholds) -> Kpi {
+    Kpi::held_to(
+        ("hit_rate", "baseline, recovered"),
+        Bound::Above,
+        thresholds.hit_rate,
+        Unit::Ratio,
+        "reads answered by memory or Redis ÷ reads answered",
+    )
+    .seen(share(
+        normal.sources[0] + normal.sources[1],
+        normal.answered(),
+    ))
+    .noted(note_of_tiers(normal))
+}
+
+/// What users got that they should not, in the whole run.
+fn failures(whole: &Counts, thresholds: &Thresholds) -> Vec<Kpi> {
+    let mut kpis = vec![
+        Kpi::held_to(
+            ("errors", WHOLE),
+            Bound::Below,
+            thresholds.errors,
+            Unit::Ratio,
+            "reads that failed, and calls that could not start ÷ reads",
+        )
+        .seen(failed_reads(whole)),
+    ];
+    if let Some(failed) = failed_writes(whole) {
+        kpis.push(
+            Kpi::held_to(
+                ("write_errors", WHOLE),
+                Bound::Below,
+                thresholds.write_errors,
+                Unit::Ratio,
+                "writes that failed ÷ writes",
+            )
+            .seen(Some(failed)),
+        );
+    }
+    let wrong = Kpi::held_to(
+        ("wrong_answers", WHOLE),
+        Bound::AtMost,
+        0.0,
+        Unit::Count,
+        "answers too old that do not say so",
+    );
+    kpis.push(wrong.seen(Some(whole.wrong as f64)));
+    kpis
+}
+
+fn fault_p99(record: &Record, thresholds: &Thresholds) -> Option<Kpi> {
+    let held = Kpi::held_to(
+        ("fault_p99", "fault"),
+        Bound::AtMost,
+        ms(thresholds.fault_p99),
+        Unit::Ms,
+        "what 99 of 100 calls took at most, from when they were meant to start",
+    );
+    p99_of_fault(record).map(|p99| held.seen(Some(p99)))
+}
+
+fn slowest_call(whole: &Counts, thresholds: &Thresholds) -> Kpi {
+    Kpi::held_to(
+        ("slowest_call", WHOLE),
+        Bound::AtMost,
+        ms(thresholds.slowest),
+        Unit::Ms,
+        "the longest call, from when it was meant to start",
+    )
+    .seen(Some(longest(whole)))
+}
+
+/// The phases of a figure that is taken from all but the warm-up.
+pub(crate) const WHOLE: &str = "whole run";
+
+/// The share of reads that failed or could not start.
+pub(crate) fn failed_reads(counts: &Counts) -> Option<f64> {
+    let failed = counts.reads_failed + counts.skipped;
+    share(failed, counts.answered() + failed)
+}
+
+/// The share of writes that failed; none if there were no writes.
+pub(crate) fn failed_writes(counts: &Counts) -> Option<f64> {
+    share(counts.writes_failed, counts.written + counts.writes_failed)
+}
+
+/// The time in milliseconds that 99 of 100 calls of the fault phase took at most; none if there were no calls.
+pub(crate) fn p99_of_fault(record: &Record) -> Option<f64> {
+    let latency = &record.counts(Phase::Fault).latency;
+    (!latency.is_empty()).then(|| latency.value_at_quantile(0.99) as f64 / 1e3)
+}
+
+/// The time in milliseconds of the longest call.
+pub(crate) fn longest(counts: &Counts) -> f64 {
+    counts.latency.max() as f64 / 1e3
 }
 
 /// Whether every fault touched what it was to break.
 pub(crate) fn untouched_kpi(untouched: usize) -> Kpi {
-    Kpi {
-        unit: Unit::Count,
-        ..ratio(
-            "untouched",
-            "fault",
-            Some(untouched as f64),
-            0.0,
-            Bound::AtMost,
-            "faults that touched nothing of the application; with one, the drill proves nothing",
-        )
-    }
+    Kpi::held_to(
+        ("untouched", "fault"),
+        Bound::AtMost,
+        0.0,
+        Unit::Count,
+        "faults that touched nothing of the application; with one, the drill proves nothing",
+    )
+    .seen(Some(untouched as f64))
 }
 
-/// A drill that touched nothing proves nothing, whatever else was seen.
+/// The verdict that the figures come to. A drill that touched nothing proves nothing, whatever else was seen.
 pub(crate) fn verdict(kpis: &[Kpi]) -> Verdict {
     if kpis.iter().any(|kpi| kpi.name == "untouched" && !kpi.pass) {
         Verdict::Void
@@ -224,78 +244,19 @@ pub(crate) fn verdict(kpis: &[Kpi]) -> Verdict {
     }
 }
 
-/// The two moments of recovery.
-fn recoveries(record: &Record, limit: Duration) -> [Kpi; 2] {
-    let (moments, resolution) = (record.moments(), record.resolution());
-    [
-        (
-            "users_well",
-            moments.users_well,
-            "from the last healing to the first second without a failed read, a read that could not start or a wrong answer",
-            note_of_resolution(resolution.users, "reads"),
-        ),
-        (
-            "redis_in_use",
-            moments.redis_in_use,
-            "from the last healing to the first second in which Redis answers a quarter as much as in the baseline, and no call to it fails",
-            note_of_resolution(resolution.redis, "answers of Redis, or looks at them"),
-        ),
-    ]
-    .map(|(name, value, formula, note)| Kpi {
-        unit: Unit::Ms,
-        note,
-        ..ratio(
-            name,
-            "recovery",
-            value.map(ms),
-            ms(limit),
-            Bound::Below,
-            formula,
-        )
-    })
-}
-
 /// How exact a moment is, in words.
 pub(crate) fn note_of_resolution(resolution: Option<Duration>, between: &str) -> String {
     resolution.map_or(String::new(), |resolution| {
-        format!(
-            "± {}, the time between two {between}",
-            crate::report::duration(ms(resolution))
-        )
+        let exact = duration(ms(resolution));
+        format!("± {exact}, the time between two {between}")
     })
 }
 
 /// The share of reads that each tier answered, in words.
 fn note_of_tiers(counts: &Counts) -> String {
-    let percent = |part| crate::report::figure(share(part, counts.answered()), Unit::Ratio);
+    let percent = |part| figure(share(part, counts.answered()), Unit::Ratio);
     let [memory, redis, _] = counts.sources;
     format!("memory {}, Redis {}", percent(memory), percent(redis))
-}
-
-fn ratio(
-    name: &'static str,
-    phase: &'static str,
-    value: Option<f64>,
-    target: f64,
-    bound: Bound,
-    formula: &'static str,
-) -> Kpi {
-    let pass = value.is_some_and(|value| bound.holds(value, target));
-    Kpi {
-        name,
-        phase,
-        value,
-        target,
-        pass,
-        bound,
-        unit: Unit::Ratio,
-        formula,
-        note: String::new(),
-    }
-}
-
-fn above(value: Option<f64>, target: f64) -> Option<bool> {
-    value.map(|value| value > target)
 }
 
 pub(crate) fn share(part: u64, whole: u64) -> Option<f64> {

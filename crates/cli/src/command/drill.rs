@@ -1,6 +1,7 @@
 //! `steadfast drill`: the lab at the command line.
 
 mod compare;
+mod files;
 mod list;
 mod progress;
 mod proxy;

@@ -8,6 +8,7 @@ use super::server::Server;
 use super::{LOG, ProcessError, Tls, find, handed_over, telling_line, unprivileged};
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -20,6 +21,15 @@ pub struct MariaDb {
     program: PathBuf,
     args: Vec<OsString>,
     server: Server,
+}
+
+/// What it has in common with every server: port, folder, pid, standing still.
+impl Deref for MariaDb {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
 }
 
 impl MariaDb {
@@ -67,7 +77,7 @@ impl MariaDb {
         std::fs::write(&init, "CREATE DATABASE IF NOT EXISTS steadfast;\n")
             .map_err(|cause| folder_error(&init, cause))?;
         args.push(setting("init-file", init));
-        args.push(setting("port", server.port.number().to_string()));
+        args.push(setting("port", server.port().to_string()));
         args.push(setting("socket", folder.join("mariadb.sock")));
         args.push(setting("pid-file", folder.join("mariadb.pid")));
         args.extend(["--bind-address=127.0.0.1", "--skip-name-resolve"].map(OsString::from));
@@ -95,30 +105,6 @@ impl MariaDb {
         format!("mysql://root@{}/steadfast", self.addr())
     }
 
-    /// Its port; the same after every restart.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.server.port.number()
-    }
-
-    /// Its address and port.
-    #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.server.port.addr()
-    }
-
-    /// Its pid, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
-    /// Its folder, which is removed with it.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.server.folder()
-    }
-
     /// SIGKILL, and waits until it is gone.
     pub async fn kill(&self) {
         self.server.end(Death::Killed).await;
@@ -127,22 +113,6 @@ impl MariaDb {
     /// SIGTERM, as an operator stops it.
     pub async fn stop(&self) {
         self.server.end(Death::Asked).await;
-    }
-
-    /// SIGSTOP: connections are accepted, by the kernel, and nothing is answered.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn freeze(&self) -> Result<(), ProcessError> {
-        self.server.freeze()
-    }
-
-    /// SIGCONT: it goes on from where it stopped.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn resume(&self) -> Result<(), ProcessError> {
-        self.server.resume()
     }
 
     /// Kills it if it runs, and starts it again on the same port with the data it had; waits until it answers.

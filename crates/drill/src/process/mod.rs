@@ -31,6 +31,7 @@ pub use program::find;
 pub use redis::{Redis, RedisBuilder, Tls};
 pub use scratch::Scratch;
 pub use sentinel::{Sentinel, Watched};
+pub use server::Server;
 
 /// Why a server could not be started, signalled or asked. Each is one line that names the cause.
 #[derive(Debug, thiserror::Error)]

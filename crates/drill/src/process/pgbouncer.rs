@@ -5,12 +5,22 @@ use super::postgres::{as_user, is_ready};
 use super::server::Server;
 use super::{Postgres, ProcessError, find, unprivileged};
 use std::ffi::OsString;
+use std::ops::Deref;
 use std::path::PathBuf;
 
 /// A running PgBouncer; whoever comes is let in.
 #[derive(Debug)]
 pub struct PgBouncer {
     server: Server,
+}
+
+/// What it has in common with every server: port, folder, pid, standing still.
+impl Deref for PgBouncer {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
 }
 
 /// For how long a client keeps a session of the server.
@@ -44,7 +54,7 @@ impl PgBouncer {
             "[databases]\npostgres = host=127.0.0.1 port={} user=postgres\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {}\nunix_socket_dir =\n\
              auth_type = any\npool_mode = {mode}\ndefault_pool_size = {sessions}\nmax_client_conn = 200\n{settings}\n",
             postgres.port(),
-            server.port.number(),
+            server.port(),
         );
         std::fs::write(&file, text).map_err(|cause| ProcessError::Folder {
             path: file.clone(),
@@ -64,7 +74,7 @@ impl PgBouncer {
         args.push(OsString::from(file));
         server.launch(&program, &args)?;
         let pgbouncer = Self { server };
-        let addr = pgbouncer.server.port.addr();
+        let addr = pgbouncer.server.addr();
         pgbouncer.server.until(|| is_ready(addr)).await?;
         Ok(pgbouncer)
     }
@@ -72,6 +82,6 @@ impl PgBouncer {
     /// `postgres://postgres@127.0.0.1:port/postgres`.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("postgres://postgres@{}/postgres", self.server.port.addr())
+        format!("postgres://postgres@{}/postgres", self.addr())
     }
 }

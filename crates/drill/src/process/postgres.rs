@@ -9,6 +9,7 @@ use super::server::Server;
 use super::{ProcessError, Tls, User, find, handed_over, telling_line, unprivileged};
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -31,6 +32,15 @@ pub struct Postgres {
     program: PathBuf,
     args: Vec<OsString>,
     server: Server,
+}
+
+/// What it has in common with every server: port, folder, pid, standing still.
+impl Deref for Postgres {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
 }
 
 impl Postgres {
@@ -72,7 +82,7 @@ impl Postgres {
             OsString::from("-D"),
             data.into(),
             "-p".into(),
-            server.port.number().to_string().into(),
+            server.port().to_string().into(),
         ]);
         for setting in SETTINGS {
             args.extend([OsString::from("-c"), setting.into()]);
@@ -119,30 +129,6 @@ impl Postgres {
         format!("postgres://postgres@{}/postgres", self.addr())
     }
 
-    /// Its port; the same after every restart.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.server.port.number()
-    }
-
-    /// Its address and port.
-    #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.server.port.addr()
-    }
-
-    /// The pid of its first process, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
-    /// Its folder, which is removed with it.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.server.folder()
-    }
-
     /// SIGKILL to all its processes, and waits until the first is gone.
     pub async fn kill(&self) {
         let segment = self.segment();
@@ -161,22 +147,6 @@ impl Postgres {
     /// SIGINT, as an operator stops it: clients are cut off, what is committed is written.
     pub async fn stop(&self) {
         self.server.end(Death::Interrupted).await;
-    }
-
-    /// SIGSTOP to all its processes: connections are accepted, by the kernel, and nothing is answered.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn freeze(&self) -> Result<(), ProcessError> {
-        self.server.freeze()
-    }
-
-    /// SIGCONT to all its processes: it goes on from where it stopped.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn resume(&self) -> Result<(), ProcessError> {
-        self.server.resume()
     }
 
     /// Kills it if it runs, and starts it again on the same port with the data it had; waits until it answers.

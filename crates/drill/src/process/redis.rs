@@ -11,6 +11,7 @@ use super::{ProcessError, START_LIMIT, find};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
@@ -173,6 +174,15 @@ impl RedisBuilder {
     }
 }
 
+/// What it has in common with every server: port, folder, pid, standing still.
+impl Deref for Redis {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
+}
+
 impl Redis {
     /// A server with settings of its own.
     #[must_use]
@@ -202,30 +212,6 @@ impl Redis {
         }
     }
 
-    /// Its port; the same after every restart.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.server.port.number()
-    }
-
-    /// Its address and port.
-    #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.server.port.addr()
-    }
-
-    /// Its pid, while it runs.
-    #[must_use]
-    pub fn pid(&self) -> Option<u32> {
-        self.server.pid()
-    }
-
-    /// Its folder, which is removed with it.
-    #[must_use]
-    pub fn folder(&self) -> &Path {
-        self.server.folder()
-    }
-
     /// SIGKILL, and waits until it is gone. Its port refuses connections from then on. Nothing happens if it is down.
     pub async fn kill(&self) {
         self.occupant.leave();
@@ -236,22 +222,6 @@ impl Redis {
     pub async fn stop(&self) {
         self.occupant.leave();
         self.server.end(Death::Asked).await;
-    }
-
-    /// SIGSTOP: connections are still accepted, by the kernel, and nothing is answered.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn freeze(&self) -> Result<(), ProcessError> {
-        self.server.freeze()
-    }
-
-    /// SIGCONT: it goes on, beginning with what was sent to it meanwhile.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn resume(&self) -> Result<(), ProcessError> {
-        self.server.resume()
     }
 
     /// Kills it if it runs, and starts it again on the same port; waits until it answers.

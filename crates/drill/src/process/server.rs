@@ -3,20 +3,22 @@
 use super::child::{Child, Death};
 use super::{LOG, Port, ProcessError, START_LIMIT};
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-/// A server of whatever kind. Its methods take `&self`, so that a drill can break what others hold too.
+/// A server of whatever kind: what [`Redis`](super::Redis), [`MariaDb`](super::MariaDb), [`Postgres`](super::Postgres) and
+/// [`PgBouncer`](super::PgBouncer) have in common. Its methods take `&self`, so that a drill can break what others hold too.
 #[derive(Debug)]
-pub(super) struct Server {
+pub struct Server {
     name: &'static str,
     drop_by: Death,
     // Dropped in this order: the child first, so that nothing writes into a folder that is being removed.
     child: Mutex<Option<Child>>,
-    pub(super) port: Port,
+    port: Port,
     folder: TempDir,
 }
 
@@ -57,24 +59,48 @@ impl Server {
         })
     }
 
-    pub(super) fn folder(&self) -> &Path {
+    /// Its port; the same after every restart.
+    #[must_use]
+    pub fn port(&self) -> u16 {
+        self.port.number()
+    }
+
+    /// Its address and port.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        self.port.addr()
+    }
+
+    /// Its folder, which is removed with it.
+    #[must_use]
+    pub fn folder(&self) -> &Path {
         self.folder.path()
     }
 
-    pub(super) fn pid(&self) -> Option<u32> {
+    /// The pid of its first process, while it runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
         let mut child = self.child();
         let child = child.as_mut()?;
         (!child.has_ended()).then(|| child.pid())
     }
 
-    pub(super) fn freeze(&self) -> Result<(), ProcessError> {
+    /// SIGSTOP to all its processes: connections are still accepted, by the kernel, and nothing is answered.
+    ///
+    /// # Errors
+    /// [`ProcessError::Down`] when it does not run.
+    pub fn freeze(&self) -> Result<(), ProcessError> {
         self.child()
             .as_ref()
             .and_then(|child| child.freeze().ok())
             .ok_or_else(|| self.down())
     }
 
-    pub(super) fn resume(&self) -> Result<(), ProcessError> {
+    /// SIGCONT to all its processes: it goes on, beginning with what was sent to it meanwhile.
+    ///
+    /// # Errors
+    /// [`ProcessError::Down`] when it does not run.
+    pub fn resume(&self) -> Result<(), ProcessError> {
         self.child()
             .as_ref()
             .and_then(|child| child.resume().ok())

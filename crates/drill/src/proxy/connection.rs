@@ -1,8 +1,8 @@
 //! One client's connection: dials the server, and runs both lanes in one task until either side, or a fault, ends it.
 
 use super::exchange::Exchange;
-use super::lane::{Flow, Lane, Way};
-use super::{Open, Placed, Plan, ToxicId};
+use super::lane::{Flow, Lane};
+use super::{Open, Placed, Plan, ToxicId, Way};
 use crate::fault::{Direction, Item};
 use std::pin::Pin;
 use std::sync::Arc;

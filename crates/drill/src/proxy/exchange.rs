@@ -11,8 +11,7 @@
 //! What is kept is bounded: past 16 MiB of answers that do not have their turn, or of places in the row, the side that would add to them
 //! is not read from, as with a server that does not answer.
 
-use super::ToxicId;
-use super::lane::Way;
+use super::{ToxicId, Way};
 use crate::fault::{RespFault, Treatment};
 use bytes::{Bytes, BytesMut};
 use fastrand::Rng;

@@ -3,8 +3,8 @@
 //! With no fault on it, a lane is a buffer that is filled from one socket and emptied into the other. With faults, what is
 //! read passes through their stages one after another, each of which says when it may go on, and waits in a queue until then.
 
-use super::ToxicId;
 use super::exchange::Exchange;
+use super::{ToxicId, Way};
 use crate::fault::{Admits, Item, Out, Stage};
 use bytes::{Buf, Bytes};
 use std::collections::VecDeque;
@@ -16,13 +16,6 @@ use std::time::Instant;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-
-/// Which of a connection's two lanes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Way {
-    Up,
-    Down,
-}
 
 /// How things stand with a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

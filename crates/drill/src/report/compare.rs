@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::table::{align_right, finished, new_table};
 use super::{duration, figure, title};
-use crate::verdict::Unit;
+use crate::kpi::Unit;
 
 /// Two reports, and what the second does worse.
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 
 use super::{FaultSpan, PhaseReport, Report, Verdict, duration, figure, svg, target, title};
-use crate::verdict::{Kpi, Unit};
+use crate::kpi::{Kpi, Unit};
 
 const STYLE: &str = concat!(
     include_str!("palette.css"),

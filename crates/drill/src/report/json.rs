@@ -3,8 +3,8 @@
 use serde::Serialize;
 
 use super::Report;
+use super::application::TargetReport;
 use super::repeat::Repeated;
-use crate::target::TargetReport;
 
 /// The report as JSON, indented, with a newline at its end.
 pub fn render(report: &Report) -> String {

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use quick_junit::{NonSuccessKind, TestCase, TestCaseStatus, TestSuite};
 
+use super::application::TargetReport;
 use super::repeat::Run;
 use super::{Report, figure, target};
-use crate::target::TargetReport;
-use crate::verdict::Kpi;
+use crate::kpi::Kpi;
 
 /// The reports as a JUnit file.
 pub fn render(reports: &[Report]) -> String {

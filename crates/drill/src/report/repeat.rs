@@ -4,10 +4,10 @@
 use comfy_table::Cell;
 use serde::Serialize;
 
+use super::application::TargetReport;
 use super::table::{align_right, finished, new_table};
 use super::{Report, Verdict, figure, target, title};
-use crate::target::TargetReport;
-use crate::verdict::{Kpi, Unit};
+use crate::kpi::{Kpi, Unit};
 
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-repeated/1";
@@ -297,7 +297,7 @@ fn one(kpis: &[&Kpi]) -> RepeatedKpi {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::verdict::Bound;
+    use crate::kpi::Bound;
 
     fn run(recovery: Option<f64>, wrong: f64, verdict: Verdict) -> Run {
         let kpi = |name, value: Option<f64>, target, unit| Kpi {

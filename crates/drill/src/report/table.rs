@@ -2,9 +2,10 @@
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 
+use super::application::TargetReport;
+use super::users::Users;
 use super::{PhaseReport, Report, Verdict, duration, figure, target, title, traffic};
-use crate::target::{TargetReport, Users};
-use crate::verdict::Kpi;
+use crate::kpi::Kpi;
 
 /// The report as text. With `colour` the verdicts are green and red, by ANSI escapes.
 pub fn render(report: &Report, colour: bool) -> String {

@@ -3,10 +3,10 @@
 
 use std::fmt::Write as _;
 
+use super::application::TargetReport;
 use super::html::{escaped, fault_words};
 use super::{FaultSpan, Report, Verdict, figure, svg};
-use crate::target::TargetReport;
-use crate::verdict::{Kpi, Unit};
+use crate::kpi::{Kpi, Unit};
 
 const STYLE: &str = concat!(include_str!("palette.css"), include_str!("plots.css"));
 /// Of one column.

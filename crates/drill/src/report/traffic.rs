@@ -3,10 +3,11 @@
 
 use std::fmt::Write as _;
 
+use super::application::TargetReport;
 use super::svg::{Plot, Scales, linear_ticks, nice};
+use super::users::Users;
 use super::{Verdict, duration, figure, html};
-use crate::target::{TargetReport, Users};
-use crate::verdict::Kpi;
+use crate::kpi::Kpi;
 
 /// The plots stand alone on this page, so they are wider than those of two subjects side by side.
 const WIDTH: f64 = 760.0;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::Spanned;
 
-use super::source::{Mistake, Time};
+use super::value::{Mistake, Time};
 use crate::http_load::{Expect, HttpLoad, HttpRequest, Pattern, Template};
 
 #[derive(serde::Deserialize)]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use toml::Spanned;
 
-use super::source::{Mistake, Time, share_of, within};
+use super::value::{Mistake, Time, share_of, within};
 use super::{Fault, Step, Wire};
 use crate::fault::{self, Direction, Toxic};
 
@@ -134,15 +134,25 @@ fn checked_fault(mut given: StepSource, lasts: Duration) -> Result<Fault, Mistak
 
 /// The faults of the proxy, by the names that they have there.
 fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake> {
+    let fault = match on_bytes(name, given)? {
+        Some(fault) => fault,
+        None => on_commands(name, given)?,
+    };
+    let toxic = Toxic::new(fault).direction(direction(given.direction.take())?);
+    toxic
+        .check()
+        .map_err(|error| Mistake::at(name, error.to_string()))?;
+    Ok(Fault::Wire(Box::new(toxic)))
+}
+
+/// Those that act on bytes and connections.
+fn on_bytes(
+    name: &Spanned<String>,
+    given: &mut StepSource,
+) -> Result<Option<fault::Fault>, Mistake> {
     let zero =
         |time: Option<Spanned<Time>>| time.map_or(Duration::ZERO, |time| time.into_inner().0);
-    let mut commands = || {
-        given
-            .commands
-            .take()
-            .map_or_else(Vec::new, Spanned::into_inner)
-    };
-    let wire: fault::Fault = match name.get_ref().as_str() {
+    Ok(Some(match name.get_ref().as_str() {
         "down" => fault::Down {}.into(),
         "timeout" => fault::Timeout {
             timeout: zero(given.timeout.take()),
@@ -158,14 +168,11 @@ fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake
             delay: needed(given.delay.take(), name, "delay")?.0,
         }
         .into(),
-        "latency" => {
-            let latency = needed(given.latency.take(), name, "latency")?.0;
-            fault::Latency {
-                latency,
-                jitter: zero(given.jitter.take()),
-            }
-            .into()
+        "latency" => fault::Latency {
+            latency: needed(given.latency.take(), name, "latency")?.0,
+            jitter: zero(given.jitter.take()),
         }
+        .into(),
         "bandwidth" => fault::Bandwidth {
             rate: needed(given.rate.take(), name, "rate")?,
         }
@@ -184,6 +191,17 @@ fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake
             share: share_of(given.share.take(), 0.0, 1.0)?.unwrap_or(1.0),
         }
         .into(),
+        _ => return Ok(None),
+    }))
+}
+
+/// Those that act on commands.
+fn on_commands(name: &Spanned<String>, given: &mut StepSource) -> Result<fault::Fault, Mistake> {
+    let mut commands = || {
+        let commands = given.commands.take();
+        commands.map_or_else(Vec::new, Spanned::into_inner)
+    };
+    Ok(match name.get_ref().as_str() {
         "resp_error" => fault::RespError {
             commands: commands(),
             percentage: percentage(given.share.take())?,
@@ -202,32 +220,26 @@ fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake
         }
         .into(),
         other => {
-            let message = format!(
-                "there is no fault {other:?}; there are {}",
-                FAULTS.join(", ")
-            );
+            let known = FAULTS.join(", ");
+            let message = format!("there is no fault {other:?}; there are {known}");
             return Err(Mistake::at(name, message));
         }
+    })
+}
+
+fn direction(way: Option<Spanned<String>>) -> Result<Direction, Mistake> {
+    let Some(way) = way else {
+        return Ok(Direction::Both);
     };
-    let direction = match given.direction.take() {
-        None => Direction::Both,
-        Some(way) => match way.get_ref().as_str() {
-            "upstream" => Direction::Upstream,
-            "downstream" => Direction::Downstream,
-            "both" => Direction::Both,
-            _ => {
-                return Err(Mistake::at(
-                    &way,
-                    "a direction is upstream, downstream or both",
-                ));
-            }
-        },
-    };
-    let toxic = Toxic::new(wire).direction(direction);
-    toxic
-        .check()
-        .map_err(|error| Mistake::at(name, error.to_string()))?;
-    Ok(Fault::Wire(Box::new(toxic)))
+    match way.get_ref().as_str() {
+        "upstream" => Ok(Direction::Upstream),
+        "downstream" => Ok(Direction::Downstream),
+        "both" => Ok(Direction::Both),
+        _ => Err(Mistake::at(
+            &way,
+            "a direction is upstream, downstream or both",
+        )),
+    }
 }
 
 fn percentage(share: Option<Spanned<f64>>) -> Result<f64, Mistake> {

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
+use super::watch::{SAMPLE, Seen};
+use crate::kpi::{Bound, Kpi, Unit};
 use crate::record::Record;
-use crate::scenario::{Phase, Scenario};
-use crate::verdict::{Bound, Kpi, Unit, ms, note_of_resolution, share, sum, untouched_kpi};
-
-use super::SAMPLE;
-use super::watch::Seen;
+use crate::scenario::{Phase, Scenario, Thresholds};
+use crate::verdict::{
+    WHOLE, failed_reads, failed_writes, longest, ms, note_of_resolution, p99_of_fault, sum,
+    untouched_kpi,
+};
 
 /// What a drill of an application came to.
 pub(super) struct Evidence<'a> {
@@ -47,87 +49,76 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> Vec<Kpi> {
 fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
     let thresholds = &evidence.scenario.thresholds;
     let whole = sum(users, &Phase::ALL[1..]);
-    let reads = whole.answered() + whole.reads_failed + whole.skipped;
-    let writes = whole.written + whole.writes_failed;
-    let mut kpis = vec![Kpi {
-        ..compared(
-            share(whole.reads_failed + whole.skipped, reads),
-            figure(
-                "errors",
-                "whole run",
-                Bound::Below,
-                thresholds.errors,
-                Unit::Ratio,
-                "reads of the users that failed, and those that could not start ÷ reads",
-            ),
+    let mut kpis = vec![
+        Kpi::held_to(
+            ("errors", WHOLE),
+            Bound::Below,
+            thresholds.errors,
+            Unit::Ratio,
+            "reads of the users that failed, and those that could not start ÷ reads",
         )
-    }];
-    if writes > 0 {
-        kpis.push(compared(
-            share(whole.writes_failed, writes),
-            figure(
-                "write_errors",
-                "whole run",
-                Bound::Below,
-                thresholds.write_errors,
-                Unit::Ratio,
-                "writes of the users that failed ÷ writes",
-            ),
-        ));
-        kpis.push(compared(
-            Some(whole.wrong as f64),
-            figure(
-                "wrong_answers",
-                "whole run",
-                Bound::AtMost,
-                0.0,
-                Unit::Count,
-                "answers older than a write that was confirmed, which do not say that they are stale",
-            ),
-        ));
+        .seen(failed_reads(&whole)),
+    ];
+    if let Some(failed) = failed_writes(&whole) {
+        kpis.extend(by_writes(thresholds, failed, whole.wrong));
     }
-    let fault = &users.counts(Phase::Fault).latency;
-    if evidence.breaks && !fault.is_empty() {
-        kpis.push(compared(
-            Some(fault.value_at_quantile(0.99) as f64 / 1e3),
-            figure(
-                "fault_p99",
-                "fault",
-                Bound::AtMost,
-                ms(thresholds.fault_p99),
-                Unit::Ms,
-                "what 99 of 100 requests took at most, from when they were meant to start",
-            ),
-        ));
-    }
-    kpis.push(compared(
-        Some(whole.latency.max() as f64 / 1e3),
-        figure(
-            "slowest_call",
-            "whole run",
+    let p99 = p99_of_fault(users).filter(|_| evidence.breaks);
+    kpis.extend(p99.map(|p99| {
+        Kpi::held_to(
+            ("fault_p99", "fault"),
             Bound::AtMost,
-            ms(thresholds.slowest),
+            ms(thresholds.fault_p99),
             Unit::Ms,
-            "the longest request, from when it was meant to start",
-        ),
-    ));
+            "what 99 of 100 requests took at most, from when they were meant to start",
+        )
+        .seen(Some(p99))
+    }));
+    let slowest = Kpi::held_to(
+        ("slowest_call", WHOLE),
+        Bound::AtMost,
+        ms(thresholds.slowest),
+        Unit::Ms,
+        "the longest request, from when it was meant to start",
+    );
+    kpis.push(slowest.seen(Some(longest(&whole))));
     if evidence.breaks {
-        kpis.push(Kpi {
-            note: note_of_resolution(users.resolution().users, "requests"),
-            ..compared(
-                users.moments().users_well.map(ms),
-                figure(
-                    "users_well",
-                    "recovery",
-                    Bound::Below,
-                    ms(evidence.recovery),
-                    Unit::Ms,
-                    "from the last healing to a whole second in which no request failed",
-                ),
-            )
-        });
+        kpis.push(users_well(evidence, users));
     }
     kpis
+}
+
+/// What became of the users' writes, if there were any.
+fn by_writes(thresholds: &Thresholds, failed: f64, wrong: u64) -> [Kpi; 2] {
+    let errors = Kpi::held_to(
+        ("write_errors", WHOLE),
+        Bound::Below,
+        thresholds.write_errors,
+        Unit::Ratio,
+        "writes of the users that failed ÷ writes",
+    );
+    let wrong_answers = Kpi::held_to(
+        ("wrong_answers", WHOLE),
+        Bound::AtMost,
+        0.0,
+        Unit::Count,
+        "answers older than a write that was confirmed, which do not say that they are stale",
+    );
+    [
+        errors.seen(Some(failed)),
+        wrong_answers.seen(Some(wrong as f64)),
+    ]
+}
+
+fn users_well(evidence: &Evidence<'_>, users: &Record) -> Kpi {
+    Kpi::held_to(
+        ("users_well", "recovery"),
+        Bound::Below,
+        ms(evidence.recovery),
+        Unit::Ms,
+        "from the last healing to a whole second in which no request failed",
+    )
+    .seen(users.moments().users_well.map(ms))
+    .noted(note_of_resolution(users.resolution().users, "requests"))
 }
 
 /// How it used Redis.
@@ -135,70 +126,61 @@ fn by_redis(evidence: &Evidence<'_>) -> Vec<Kpi> {
     let seen = evidence.seen;
     let before = seen.traffic[Phase::WarmUp as usize].answered
         + seen.traffic[Phase::Baseline as usize].answered;
-    let mut kpis = vec![compared(
-        Some(before as f64),
-        figure(
-            "used_redis",
-            "baseline",
-            Bound::Above,
-            0.0,
-            Unit::Count,
-            "commands that Redis answered before anything was broken; an application without users asks nothing: give it a load (--http)",
-        ),
-    )];
+    let used = Kpi::held_to(
+        ("used_redis", "baseline"),
+        Bound::Above,
+        0.0,
+        Unit::Count,
+        "commands that Redis answered before anything was broken; an application without users asks nothing: give it a load (--http)",
+    );
+    let mut kpis = vec![used.seen(Some(before as f64))];
     // A program that did its work and ended well while all was broken had no need to come back.
     let outlived = evidence.exit_status.is_none()
         || seen.last_at >= drilled(evidence) + Duration::from_millis(500);
     if evidence.breaks && outlived {
-        kpis.push(Kpi {
-            note: note_of_resolution(Some(SAMPLE), "looks"),
-            ..compared(
-            seen.in_use().map(ms),
-            figure(
-                "redis_in_use",
-                "recovery",
-                Bound::Below,
-                ms(evidence.recovery),
-                Unit::Ms,
-                "from the last healing to the first second in which Redis answered half as many commands as in the baseline",
-            ),
-        )});
+        let again = Kpi::held_to(
+            ("redis_in_use", "recovery"),
+            Bound::Below,
+            ms(evidence.recovery),
+            Unit::Ms,
+            "from the last healing to the first second in which Redis answered half as many commands as in the baseline",
+        );
+        let note = note_of_resolution(Some(SAMPLE), "looks");
+        kpis.push(again.seen(seen.in_use().map(ms)).noted(note));
     }
     kpis
 }
 
 /// How it ended.
 fn by_end(evidence: &Evidence<'_>) -> [Kpi; 2] {
-    let lived = match evidence.exit_status {
+    let ran = match evidence.exit_status {
         Some(_) => evidence.seen.last_at,
         None => evidence.scenario.phases.total().max(evidence.seen.last_at),
     };
     let status = evidence.exit_status.unwrap_or(0);
+    let exit = Kpi::held_to(
+        ("exit_status", WHOLE),
+        Bound::AtMost,
+        0.0,
+        Unit::Count,
+        "of the program; 0 if it was still running at the end",
+    );
     let exit = Kpi {
         // A failure to be read as a number: a program ended by a signal has none.
-        value: Some(f64::from(status)),
         pass: status == 0,
-        ..figure(
-            "exit_status",
-            "whole run",
-            Bound::AtMost,
-            0.0,
-            Unit::Count,
-            "of the program; 0 if it was still running at the end",
-        )
+        ..exit.seen(Some(f64::from(status)))
     };
     let limit = drilled(evidence);
+    let lived = Kpi::held_to(
+        ("lived", WHOLE),
+        Bound::Above,
+        ms(limit),
+        Unit::Ms,
+        "how long the program ran, or was let run: past the fault",
+    );
     let lived = Kpi {
-        value: Some(ms(lived)),
-        pass: lived >= limit,
-        ..figure(
-            "lived",
-            "whole run",
-            Bound::Above,
-            ms(limit),
-            Unit::Ms,
-            "how long the program ran, or was let run: past the fault",
-        )
+        pass: ran >= limit,
+        ..lived.seen(Some(ms(ran)))
     };
     [exit, lived]
 }
@@ -208,33 +190,4 @@ fn drilled(evidence: &Evidence<'_>) -> Duration {
     evidence.scenario.phases.spans()[Phase::Fault as usize]
         .1
         .end
-}
-
-fn figure(
-    name: &'static str,
-    phase: &'static str,
-    bound: Bound,
-    target: f64,
-    unit: Unit,
-    formula: &'static str,
-) -> Kpi {
-    Kpi {
-        name,
-        phase,
-        value: None,
-        target,
-        pass: false,
-        bound,
-        unit,
-        formula,
-        note: String::new(),
-    }
-}
-
-fn compared(value: Option<f64>, kpi: Kpi) -> Kpi {
-    Kpi {
-        value,
-        pass: value.is_some_and(|value| kpi.bound.holds(value, kpi.target)),
-        ..kpi
-    }
 }

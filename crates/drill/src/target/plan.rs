@@ -4,10 +4,8 @@ use std::time::Duration;
 
 use super::TargetError;
 use crate::fault::{Direction, Down, Latency, RespError, Stall, Toxic};
-use crate::scenario::{Fault, Phase, Scenario, Wire};
-
-/// Which step, and which time of it.
-pub(super) type Id = (usize, usize);
+use crate::scenario::{Fault, Scenario, Wire};
+use crate::timeline::{self, Id, Moment};
 
 /// Something to be broken, or to be healed.
 pub(super) struct Action {
@@ -21,31 +19,27 @@ pub(super) struct Action {
 
 /// What is broken on which wire, and when, in the order of its times.
 pub(super) fn plan(scenario: &Scenario, has_database: bool) -> Result<Vec<Action>, TargetError> {
-    let start = scenario.phases.spans()[Phase::Fault as usize].1.start;
-    let mut actions = Vec::new();
-    for (step, planned) in scenario.steps.iter().enumerate() {
-        let wire = planned.wire();
-        if wire == Wire::Database && !has_database {
+    let mut toxics = Vec::new();
+    for step in &scenario.steps {
+        if step.wire() == Wire::Database && !has_database {
             return Err(TargetError::NoDatabase {
-                fault: planned.fault.name(),
+                fault: step.fault.name(),
             });
         }
-        let toxic = on_the_wire(&planned.fault)?;
-        for (time, span) in planned.spans().enumerate() {
-            let (id, name) = ((step, time), planned.fault.name());
-            for (at, begins) in [(span.start, Some(toxic.clone())), (span.end, None)] {
-                actions.push(Action {
-                    at: start + at,
-                    begins,
-                    wire,
-                    id,
-                    name,
-                });
-            }
-        }
+        toxics.push(on_the_wire(&step.fault)?);
     }
-    actions.sort_by_key(|action| (action.at, action.begins.is_some()));
-    Ok(actions)
+    let moments = timeline::moments_of(scenario).into_iter();
+    let actions = moments.map(|Moment { at, begins, id }| {
+        let step = &scenario.steps[id.0];
+        Action {
+            at,
+            begins: begins.then(|| toxics[id.0].clone()),
+            wire: step.wire(),
+            id,
+            name: step.fault.name(),
+        }
+    });
+    Ok(actions.collect())
 }
 
 /// What a client sees of a fault, as a fault of the wire.

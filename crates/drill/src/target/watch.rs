@@ -4,54 +4,20 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use serde::Serialize;
-
-use super::millis;
-use super::plan::Id;
 use crate::proxy::Counters;
 use crate::report::FaultSpan;
+use crate::report::application::{Traffic, TrafficTimeline};
 use crate::scenario::{Phase, Phases};
+use crate::timeline::{Faults, Id, millis};
 
 /// Of the plots, at most, on a drill that is long.
 const INTERVALS: u32 = 600;
 /// What Redis answers in so long after the healing is held against the baseline.
 pub(super) const WINDOW: Duration = Duration::from_secs(1);
+/// How often the wires and the application are looked at.
+pub(super) const SAMPLE: Duration = Duration::from_millis(20);
 /// So much of the baseline's answers is use.
 pub(super) const SHARE: f64 = 0.5;
-
-/// The traffic of one phase.
-#[derive(Debug, Clone, Copy, Serialize)]
-pub struct Traffic {
-    /// Its name.
-    pub name: &'static str,
-    /// When it began, from the start of the phases.
-    pub from_ms: u64,
-    /// When it ended, or was to end.
-    pub to_ms: u64,
-    /// Connections that the application opened to Redis.
-    pub connections: u64,
-    /// Bytes that it sent.
-    pub bytes_up: u64,
-    /// Bytes that Redis answered.
-    pub bytes_down: u64,
-    /// Commands that Redis answered, without those that set up or check a connection.
-    pub answered: u64,
-}
-
-/// What the plots show: columns of equal length, one value for each interval.
-#[derive(Debug, Clone, Default, Serialize)]
-pub struct TrafficTimeline {
-    /// The length of an interval.
-    pub interval_ms: u64,
-    /// Bytes that the application sent in it.
-    pub bytes_up: Vec<u64>,
-    /// Bytes that Redis answered in it.
-    pub bytes_down: Vec<u64>,
-    /// Connections that the application opened in it.
-    pub connections: Vec<u64>,
-    /// Commands that Redis answered in it.
-    pub answered: Vec<u64>,
-}
 
 /// All that was seen on the wire between the application and Redis.
 pub(super) struct Seen {
@@ -60,7 +26,7 @@ pub(super) struct Seen {
     phases: Phases,
     pub(super) last: Counters,
     pub(super) last_at: Duration,
-    faults: Vec<(Id, FaultSpan)>,
+    faults: Faults,
     healed: Option<Duration>,
     /// When so many commands had been answered since the start, within the window.
     recent: VecDeque<(Duration, u64)>,
@@ -87,7 +53,7 @@ impl Seen {
             phases,
             last: Counters::default(),
             last_at: Duration::ZERO,
-            faults: Vec::new(),
+            faults: Faults::default(),
             healed: None,
             recent: VecDeque::new(),
             in_use: None,
@@ -155,28 +121,23 @@ impl Seen {
     }
 
     pub(super) fn begun(&mut self, id: Id, name: &'static str, at: Duration) {
-        let at = millis(at);
-        let span = FaultSpan {
-            name,
-            from_ms: at,
-            to_ms: at,
-        };
-        self.faults.push((id, span));
+        self.faults.begin(id, name, at);
         (self.healed, self.in_use) = (None, None);
     }
 
-    pub(super) fn ended(&mut self, id: Id, at: Duration, all_well: bool, counters: Counters) {
-        if let Some((_, span)) = self.faults.iter_mut().find(|(of, _)| *of == id) {
-            span.to_ms = millis(at);
-        }
+    /// Something was healed. Returns whether nothing is broken any more.
+    pub(super) fn ended(&mut self, id: Id, at: Duration, counters: Counters) -> bool {
+        self.faults.end(id, at);
+        let all_well = self.faults.are_over();
         if all_well {
             self.healed = Some(at);
             self.recent = VecDeque::from([(at, counters.answered)]);
         }
+        all_well
     }
 
     pub(super) fn faults(&self) -> Vec<FaultSpan> {
-        self.faults.iter().map(|(_, span)| span.clone()).collect()
+        self.faults.spans()
     }
 }
 
@@ -219,7 +180,7 @@ mod tests {
             seen.sample(ms(n * 100), answered(n + 1));
         }
         seen.begun((0, 0), "down", ms(3_000));
-        seen.ended((0, 0), ms(4_000), true, answered(20));
+        assert!(seen.ended((0, 0), ms(4_000), answered(20)));
         seen
     }
 

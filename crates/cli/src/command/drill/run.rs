@@ -10,6 +10,7 @@ use steadfast_drill::scenario::{self, Scenario};
 use steadfast_server::drills::Subjects;
 use tokio_util::sync::CancellationToken;
 
+use super::files::{can_write, unwritable, write};
 use super::progress;
 use super::target::{self, Target};
 use crate::failure::{Failure, Status};
@@ -317,32 +318,12 @@ fn write_all(folder: &Path, report: &Report) -> Result<(), Failure> {
         .try_for_each(|(name, text)| write(folder, name, text).map(drop))
 }
 
-/// Writes a file, and says which.
-pub(super) fn write(folder: &Path, name: &str, text: &str) -> Result<PathBuf, Failure> {
-    let file = folder.join(name);
-    std::fs::write(&file, text).map_err(|error| unwritable(&file, &error))?;
-    Ok(file)
-}
-
 fn passed(all: bool) -> Result<(), Failure> {
     if all {
         Ok(())
     } else {
         Err(Failure::said(Status::Failed))
     }
-}
-
-/// Whether a file can be made there.
-fn can_write(folder: &Path) -> std::io::Result<()> {
-    let probe = folder.join(".steadfast-drill");
-    std::fs::write(&probe, "").and_then(|()| std::fs::remove_file(&probe))
-}
-
-fn unwritable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(
-        Status::Unavailable,
-        format_args!("cannot write {}: {error}", path.display()),
-    )
 }
 
 fn ended(error: &RunError) -> Failure {

@@ -9,7 +9,7 @@ use steadfast_drill::scenario::{Arrivals, Scenario};
 use steadfast_drill::target::{TargetError, TargetOptions, TargetReport, run_target};
 use tokio_util::sync::CancellationToken;
 
-use super::run::write;
+use super::files::write;
 use crate::address::host_and_port;
 use crate::failure::{Failure, Status};
 use crate::output::{has_colour, line};

@@ -7,16 +7,19 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process_group};
-use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};
 use tokio::time::Instant;
 
+use super::TargetError;
 use super::redact::redacted;
-use super::{SAMPLE, TargetError, millis};
+use crate::report::application::LogLine;
+use crate::timeline::millis;
 
 /// What a program that is told to end is given to do so; the script below counts to it too.
 const END_LIMIT: Duration = Duration::from_secs(5);
+/// Between two looks at what it left behind.
+const LOOK: Duration = Duration::from_millis(20);
 /// In the environment of the application and of all that it starts: how what it left behind is found.
 const MARK: &str = "STEADFAST_DRILL_RUN";
 /// Lines of the application that are kept, and the bytes of each.
@@ -42,15 +45,6 @@ exec 3<&0 </dev/null
 ) >/dev/null 2>&1 &
 exec 3<&- sh -c "$1"
 "#;
-
-/// A line that the application wrote, to its standard output or its standard error.
-#[derive(Debug, Clone, Serialize)]
-pub struct LogLine {
-    /// When, from the start of the phases.
-    pub at_ms: u64,
-    /// The line, without passwords, cut at 500 bytes.
-    pub text: String,
-}
 
 /// A running application.
 pub(super) struct Program {
@@ -161,7 +155,7 @@ impl Program {
         while (test_kill_process_group(group).is_ok() || self.is_elsewhere(leftovers))
             && Instant::now() < until
         {
-            tokio::time::sleep(SAMPLE).await;
+            tokio::time::sleep(LOOK).await;
         }
         self.elsewhere(Signal::KILL);
     }

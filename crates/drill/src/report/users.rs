@@ -4,12 +4,11 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::{Latency, latency, rounded};
 use crate::record::{Interval, Record};
-use crate::report::{Latency, latency, rounded};
 use crate::scenario::Phases;
+use crate::timeline::millis;
 use crate::verdict::ms;
-
-use super::millis;
 
 /// What the users got.
 #[derive(Debug, Clone, Serialize)]
@@ -73,7 +72,7 @@ pub struct UsersTimeline {
 }
 
 impl Users {
-    pub(super) fn of(
+    pub(crate) fn of(
         record: &Record,
         phases: Phases,
         requests: Vec<String>,
