@@ -78,7 +78,7 @@ function ended(report: Report, phases: string[] | null): { calls: number; failed
 export function judged(report: Report): { mood: 'good' | 'warn' | 'bad'; words: string } {
   if (report.verdict === 'passed') return { mood: 'good', words: 'Every figure is within its target.' };
   if (report.verdict === 'void')
-    return { mood: 'warn', words: 'Something that was to be broken touched nothing, so nothing was shown.' };
+    return { mood: 'warn', words: 'Nothing was broken, or what was broken touched nothing, so nothing was shown.' };
   const missed = report.kpis.filter((kpi) => !kpi.pass).map((kpi) => figureName(kpi.name));
   return { mood: 'bad', words: `${missed.join(', ')}: outside the target.` };
 }
@@ -118,7 +118,15 @@ function whileBroken(sides: Report[]): HTMLElement | null {
   );
 }
 
+/** What a figure is held to, and what that of those beside it is, where it is another. */
+export function targets(kpi: Kpi, sides: readonly Report[]): string {
+  const others = sides.flatMap((side) => side.kpis.filter(({ name }) => name === kpi.name));
+  const other = others.find((theirs) => theirs.target !== kpi.target);
+  return other ? `${target(kpi)} (those beside: ${target(other)})` : target(kpi);
+}
+
 function row(kpi: Kpi, sides: Report[]): HTMLElement {
+  const held = targets(kpi, sides);
   return h(
     'tr',
     {},
@@ -127,9 +135,9 @@ function row(kpi: Kpi, sides: Report[]): HTMLElement {
       { scope: 'row' },
       figureName(kpi.name),
       h('small', { class: 'phase' }, phase(kpi.phase)),
-      h('small', { class: 'target' }, target(kpi)),
+      h('small', { class: 'target' }, held),
     ),
-    h('td', { class: 'soft' }, target(kpi)),
+    h('td', { class: 'soft' }, held),
     ...sides.map((side) => {
       const of = side.kpis.find(({ name }) => name === kpi.name);
       if (!of) return h('td', {}, '–');

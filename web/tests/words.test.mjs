@@ -269,6 +269,14 @@ test('s5_headings_of_the_runbook_have_the_ids_that_links_name', () => {
   assert.equal(page.slug('Outbox lagging, or Redis suspended'), 'outbox-lagging-or-redis-suspended');
 });
 
+test('s5_what_those_beside_are_held_to_is_told_where_it_is_another', () => {
+  const kpi = (target) => ({ name: 'users_well', unit: 'ms', bound: 'below', target });
+  const plain = (words) => words.replace(/\s/g, ' ');
+  const side = (target) => ({ kpis: [kpi(target)] });
+  assert.equal(plain(page.targets(kpi(1000), [side(1000), side(30_000)])), 'under 1 s (those beside: under 30 s)');
+  assert.equal(plain(page.targets(kpi(1000), [side(1000), side(1000)])), 'under 1 s');
+});
+
 test('s5_a_client_that_fails_at_once_is_not_praised_for_its_speed', () => {
   const kpi = (name, fields) => ({
     name,

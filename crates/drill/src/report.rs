@@ -20,12 +20,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::record::{Counts, Interval, Record};
-use crate::scenario::{Phase, Scenario};
+use crate::scenario::{Phase, Scenario, Step};
 use crate::subject::{Breaker, Connection, Role};
 pub use crate::timeline::FaultSpan;
 pub use crate::verdict::Verdict;
 use crate::kpi::{Kpi, duration, figure, target, title};
-use crate::verdict::{judge, ms, share, sum, untouched_kpi, verdict};
+use crate::verdict::{
+    NOTHING_IS_BROKEN, judge, ms, proves_nothing, share, sum, untouched_kpi, verdict,
+};
 
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-report/1";
@@ -61,7 +63,7 @@ pub struct Report {
     pub verdict: Verdict,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
-    /// The faults of the protocol that acted on no command, by name.
+    /// The faults of the protocol that acted on no command, by name, or that nothing is broken by this scenario.
     pub untouched: Vec<&'static str>,
     /// For plots.
     pub timeline: Timeline,
@@ -249,12 +251,28 @@ pub struct StateChange {
 impl Report {
     /// What the record of one subject shows.
     pub fn of(scenario: &Scenario, role: Role, record: &Record, faults: Vec<FaultSpan>) -> Self {
-        let kpis = judge(
-            record,
-            &scenario.thresholds,
-            role,
-            !scenario.steps.is_empty(),
-        );
+        Self::with_untouched(scenario, role, record, faults, Vec::new())
+    }
+
+    /// The same, given which faults of the protocol acted on no command. With one it is void, since what it was to show was not shown; and so
+    /// is a scenario that breaks nothing.
+    pub(crate) fn with_untouched(
+        scenario: &Scenario,
+        role: Role,
+        record: &Record,
+        faults: Vec<FaultSpan>,
+        mut untouched: Vec<&'static str>,
+    ) -> Self {
+        let steps = &scenario.steps;
+        if steps.is_empty() {
+            untouched.push(NOTHING_IS_BROKEN);
+        }
+        let on_commands = |step: &Step| step.fault.name().starts_with("resp_");
+        let mut kpis = Vec::new();
+        if steps.is_empty() || steps.iter().any(on_commands) {
+            kpis.push(untouched_kpi(&untouched));
+        }
+        kpis.extend(judge(record, &scenario.thresholds, role, !steps.is_empty()));
         let (moments, resolution) = (record.moments(), record.resolution());
         let facts = record.facts();
         Self {
@@ -291,27 +309,12 @@ impl Report {
             verdict: verdict(&kpis),
             kpis,
             faults,
-            untouched: Vec::new(),
+            untouched,
             timeline: timeline(record),
             control_fails: scenario.thresholds.control_fails,
             control: None,
             hand_built: None,
         }
-    }
-
-    /// The report, given which faults of the protocol acted on no command. With one it is void, since what it was to show was not shown.
-    pub(crate) fn with_untouched(
-        mut self,
-        scenario: &Scenario,
-        untouched: Vec<&'static str>,
-    ) -> Self {
-        let on_commands = |step: &crate::scenario::Step| step.fault.name().starts_with("resp_");
-        if scenario.steps.iter().any(on_commands) {
-            self.kpis.insert(0, untouched_kpi(untouched.len()));
-            self.verdict = verdict(&self.kpis);
-        }
-        self.untouched = untouched;
-        self
     }
 
     /// Whether the judged subject did well; the control does not count.
@@ -339,6 +342,14 @@ impl Report {
             ));
         }
         (!said.is_empty()).then(|| said.join("; "))
+    }
+
+    /// What is to be said of faults that touched nothing.
+    pub fn proves_nothing(&self) -> Vec<String> {
+        self.untouched
+            .iter()
+            .map(|name| proves_nothing(name))
+            .collect()
     }
 
     /// Whether the control, if one ran, did as the scenario says that it will.
@@ -471,4 +482,12 @@ fn timeline(record: &Record) -> Timeline {
 /// To one decimal.
 pub(crate) fn rounded(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
+}
+
+/// What the controls are held to, where it is something else than the judged subject is.
+pub(crate) fn other_targets(report: &Report, kpi: &Kpi) -> Option<String> {
+    let mut controls = report.all().skip(1).flat_map(|(_, control)| &control.kpis);
+    controls
+        .find(|theirs| theirs.name == kpi.name && theirs.target != kpi.target)
+        .map(target)
 }

@@ -383,10 +383,10 @@ impl Stage {
 
     fn report(&self, scenario: &Scenario, faults: &[FaultSpan]) -> Report {
         let mut reports = self.actors.iter().map(|actor| {
-            actor
-                .lane
-                .record(|record| Report::of(scenario, actor.role, record, faults.to_vec()))
-                .with_untouched(scenario, actor.site.untouched())
+            let (faults, untouched) = (faults.to_vec(), actor.site.untouched());
+            actor.lane.record(|record| {
+                Report::with_untouched(scenario, actor.role, record, faults, untouched)
+            })
         });
         let mut report = reports.next().expect("there is always one subject");
         for other in reports {

@@ -85,6 +85,21 @@ impl Role {
             Role::HandBuilt => "Built by hand",
         }
     }
+
+    /// What a subject is made of, and so what can be expected of it.
+    pub(crate) fn built(self) -> &'static str {
+        match self {
+            Role::Resilient => "this client and cache on their defaults",
+            Role::Plain => {
+                "redis-rs as its documentation shows it, with a read-through cache; it has neither a tier in memory nor a way round Redis, \
+                 so that its reads fail while Redis does follows from how it is built"
+            }
+            Role::HandBuilt => {
+                "a pool, time-outs of 3 s, five attempts with pauses from 1 s, a breaker, and the database where Redis does not answer; \
+                 it has no tier in memory, and forgets a deletion that has failed"
+            }
+        }
+    }
 }
 
 impl Endpoint {

@@ -12,7 +12,7 @@
 //! | write_errors | writes that failed ÷ writes, if there were any | whole run | < 1 % |
 //! | wrong_answers | answers too old that do not say so | whole run | 0 |
 //! | fault_p99 | what 99 of 100 calls took at most | fault | ≤ 500 ms |
-//! | untouched | faults of the protocol that acted on no command; with one the verdict is void | fault | 0 |
+//! | untouched | faults of the protocol that acted on no command, or a scenario that breaks nothing; with one the verdict is void | fault | 0 |
 //! | slowest_call | the longest call | whole run | ≤ 1.25 s |
 
 use std::time::Duration;
@@ -221,8 +221,19 @@ pub(crate) fn longest(counts: &Counts) -> f64 {
     counts.latency.max() as f64 / 1e3
 }
 
+/// What stands among the faults that touched nothing if a scenario has no step at all.
+pub(crate) const NOTHING_IS_BROKEN: &str = "nothing is broken by this scenario";
+
+/// What a fault that touched nothing means, in words.
+pub(crate) fn proves_nothing(untouched: &str) -> String {
+    match untouched {
+        NOTHING_IS_BROKEN => format!("{NOTHING_IS_BROKEN}, so this drill proves nothing"),
+        fault => format!("{fault} touched nothing, so this drill proves nothing of it"),
+    }
+}
+
 /// Whether every fault touched what it was to break.
-pub(crate) fn untouched_kpi(untouched: usize) -> Kpi {
+pub(crate) fn untouched_kpi(untouched: &[&str]) -> Kpi {
     Kpi::held_to(
         ("untouched", "fault"),
         Bound::AtMost,
@@ -230,7 +241,8 @@ pub(crate) fn untouched_kpi(untouched: usize) -> Kpi {
         Unit::Count,
         "faults that touched nothing of the application; with one, the drill proves nothing",
     )
-    .seen(Some(untouched as f64))
+    .seen(Some(untouched.len() as f64))
+    .noted(untouched.join(", "))
 }
 
 /// The verdict that the figures come to. A drill that touched nothing proves nothing, whatever else was seen.

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::{FaultSpan, PhaseReport, Report, Verdict, duration, figure, svg, target, title};
 use crate::kpi::{Kpi, Unit};
+use crate::subject::Role;
 
 const STYLE: &str = concat!(
     include_str!("palette.css"),
@@ -45,7 +46,7 @@ fn header(page: &mut String, report: &Report) {
         report.verdict,
         &sentence(report),
     );
-    if let Some(caveat) = report.caveat() {
+    for caveat in report.proves_nothing().into_iter().chain(report.caveat()) {
         let _ = writeln!(
             page,
             "<p class=\"caveat\"><span aria-hidden=\"true\">⚠</span> {caveat}.</p>"
@@ -329,8 +330,13 @@ fn kpis(page: &mut String, report: &Report) {
         });
         let beside: String = theirs
             .map(|(who, theirs)| {
+                let limit = if theirs.target == kpi.target {
+                    String::new()
+                } else {
+                    format!(" ({})", target(theirs).replace('<', "&lt;"))
+                };
                 format!(
-                    "<p class=\"beside\">{who} <b class=\"{}\">{} {}</b></p>",
+                    "<p class=\"beside\">{who}{limit} <b class=\"{}\">{} {}</b></p>",
                     class(theirs.pass),
                     figure(theirs.value, theirs.unit),
                     mark(theirs.pass)
@@ -446,16 +452,18 @@ fn notes(page: &mut String, report: &Report) {
             report.database.fault_max_qps,
         );
     }
+    let controls = [Role::Plain, Role::HandBuilt]
+        .map(|role| format!("{} is {}.", role.title(), role.built()))
+        .join(" ");
     let _ = write!(
         page,
         "</tbody></table></div>\n<p class=\"small\">Calls start when they are due, whether or not earlier ones have ended; latency counts from that moment. \
          An answer is wrong if the database had held a newer version for longer than the scenario allows and the answer did not say that it was stale. \
          <em>Noticed</em> counts from the first fault, the others from the last healing; users are well from the start of the first whole second without a failed read or a wrong answer, \
          Redis is in use from the start of the first in which it answers a quarter as much as in the baseline, no call to it fails and the connection is in service. \
-         The controls run in the same run, each on a Redis and a database of its own. The plain client is redis-rs as its documentation shows it, with a read-through cache; it has neither a tier in memory nor a way round \
-         Redis, so that its reads fail while Redis does follows from how it is built. The one built by hand has a pool, time-outs of 3 s, five attempts with pauses from 1 s, a breaker, and the database where Redis does not answer; \
-         it has no tier in memory either.</p>\n\
+         The controls run in the same run, each on a Redis and a database of its own. {}</p>\n\
          <p class=\"small\">steadfast drill run {} --seed {}</p>\n</section>\n",
+        controls,
         escaped(&report.scenario),
         report.seed,
     );

@@ -4,7 +4,9 @@ use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Tab
 
 use super::application::TargetReport;
 use super::users::Users;
-use super::{PhaseReport, Report, Verdict, duration, figure, target, title, traffic};
+use super::{
+    PhaseReport, Report, Verdict, duration, figure, other_targets, target, title, traffic,
+};
 use crate::kpi::Kpi;
 
 /// The report as text. With `colour` the verdicts are green and red, by ANSI escapes.
@@ -175,7 +177,7 @@ fn kpis(report: &Report, colour: bool) -> Table {
         let mut row = vec![
             Cell::new(title(kpi.name)),
             Cell::new(kpi.phase),
-            Cell::new(target(kpi)),
+            Cell::new(targets(report, kpi)),
         ];
         for (_, subject) in report.all() {
             let theirs = subject.kpis.iter().find(|theirs| theirs.name == kpi.name);
@@ -186,6 +188,13 @@ fn kpis(report: &Report, colour: bool) -> Table {
     }
     align_right(&mut table, &[2, 3, 5, 7]);
     table
+}
+
+/// What a figure is held to, and what that of the controls is held to, where it is another.
+fn targets(report: &Report, kpi: &Kpi) -> String {
+    let other = other_targets(report, kpi);
+    let beside = other.map_or(String::new(), |other| format!(" (controls {other})"));
+    target(kpi) + &beside
 }
 
 fn judged(kpi: &Kpi, colour: bool) -> [Cell; 2] {
@@ -225,12 +234,12 @@ fn closing(report: &Report) -> String {
             if kinds.is_empty() { "" } else { "; errors: " },
             kinds.join(", "),
         );
-        for name in &report.untouched {
-            text += &format!("{who}: {name} touched nothing, so this drill proves nothing of it\n");
+        for said in report.proves_nothing().into_iter().chain(report.caveat()) {
+            text += &format!("{who}: {said}\n");
         }
-        if let Some(caveat) = report.caveat() {
-            text += &format!("{who}: {caveat}\n");
-        }
+    }
+    for (who, control) in report.all().skip(1) {
+        text += &format!("{who} is {}\n", control.subject.built());
     }
     text
 }

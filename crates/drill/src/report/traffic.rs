@@ -8,6 +8,7 @@ use super::svg::{Plot, Scales, linear_ticks, nice};
 use super::users::Users;
 use super::{Verdict, duration, figure, html};
 use crate::kpi::Kpi;
+use crate::verdict::proves_nothing;
 
 /// The plots stand alone on this page, so they are wider than those of two subjects side by side.
 const WIDTH: f64 = 760.0;
@@ -116,11 +117,7 @@ fn sentence(report: &TargetReport) -> String {
 /// What a reader must know before believing the figures.
 pub(super) fn beware(report: &TargetReport) -> Vec<String> {
     let mut said = Vec::new();
-    for name in &report.untouched {
-        said.push(format!(
-            "{name} touched nothing of the application, so this drill proves nothing of it"
-        ));
-    }
+    said.extend(report.untouched.iter().map(|name| proves_nothing(name)));
     if report.users.is_none() {
         said.push(
             "what its users got was not seen; put a load on its interface with --http and --request".to_owned(),

@@ -23,7 +23,7 @@ pub(super) struct Evidence<'a> {
     /// Whether the drill has started it, and so knows how it ended.
     pub(super) is_ours: bool,
     /// Faults that touched nothing.
-    pub(super) untouched: usize,
+    pub(super) untouched: &'a [&'static str],
     /// Whether anything was to be broken.
     pub(super) breaks: bool,
     /// What recovery is held to.

@@ -22,7 +22,7 @@ use crate::report::application::{SCHEMA, TargetReport};
 use crate::report::users::Users;
 use crate::scenario::{Load, Scenario, Wire};
 use crate::timeline::Id;
-use crate::verdict::{ms, verdict};
+use crate::verdict::{NOTHING_IS_BROKEN, ms, verdict};
 
 /// How a play ended: the exit status of the application, if it ended by itself, and what its users got.
 pub(super) type Played = Result<(Option<i32>, Option<Arc<Lane>>), TargetError>;
@@ -269,11 +269,11 @@ impl<'a> Drill<'a> {
         let (exit_status, lane) = played?;
         let scenario = self.scenario;
         let untouched = if !self.options.well && scenario.steps.is_empty() {
-            vec!["nothing is broken by this scenario"]
+            vec![NOTHING_IS_BROKEN]
         } else {
             std::mem::take(&mut self.untouched)
         };
-        let kpis = self.judged(lane.as_deref(), exit_status, is_ours, untouched.len());
+        let kpis = self.judged(lane.as_deref(), exit_status, is_ours, &untouched);
         let users = lane.zip(self.users).map(|(lane, users)| {
             lane.record(|record| {
                 Users::of(record, scenario.phases, users.described(), users.unjudged())
@@ -317,7 +317,7 @@ impl<'a> Drill<'a> {
         lane: Option<&Lane>,
         exit_status: Option<i32>,
         is_ours: bool,
-        untouched: usize,
+        untouched: &[&'static str],
     ) -> Vec<Kpi> {
         let judged = |users: Option<&Record>| {
             judge::judge(&Evidence {

@@ -129,6 +129,16 @@ async fn d5_what_is_built_by_hand_falls_back_and_serves_what_was_overwritten() {
     assert!(by_hand.recovery.redis_in_use_ms.is_some(), "{text}");
     let line = summary::markdown(std::slice::from_ref(&report));
     assert!(line.contains("| built by hand |"), "{line}");
+    // What the controls are held to, and what cannot be expected of them.
+    for limit in [
+        "< 1 s (controls < 30 s)",
+        "Plain client is redis-rs as its documentation shows it",
+        "it has neither a tier in memory nor a way round Redis",
+        "Built by hand is a pool, time-outs of 3 s",
+    ] {
+        assert!(text.contains(limit), "no {limit} in {text}");
+    }
+    assert!(html::render(&report).contains("Built by hand (&lt; 30 s)"));
     for page in [html::render(&report), timeline::render(&report)] {
         assert!(page.contains("Built by hand"), "{text}");
     }
@@ -156,6 +166,21 @@ async fn d1_a_fault_of_the_protocol_that_meets_no_command_makes_the_drill_void()
         );
         assert_eq!(html::render(&report).contains("Void: nothing"), void);
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d1_a_scenario_that_breaks_nothing_is_void_and_says_so() {
+    let report = run(&scenario(""), &Factory, with_control()).await.unwrap();
+    let text = table::render(&report, false);
+    assert_eq!(report.verdict, Verdict::Void, "{text}");
+    let says = "Steadfast: nothing is broken by this scenario, so this drill proves nothing";
+    assert!(text.contains(says), "{text}");
+    let page = html::render(&report);
+    assert!(page.contains("Void: nothing is proven"), "{text}");
+    assert!(page.contains("nothing is broken by this scenario, so"));
+    let junit = junit::render(std::slice::from_ref(&report));
+    assert!(junit.contains("name=\"untouched\""), "{junit}");
+    assert!(!junit.contains("failures=\"0\""), "{junit}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

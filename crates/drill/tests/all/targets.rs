@@ -391,6 +391,19 @@ async fn d7_a_fault_that_touches_nothing_makes_the_drill_void_everywhere() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn d7_a_scenario_that_breaks_nothing_proves_nothing_of_an_application() {
+    let redis = Redis::start().await.unwrap();
+    let mut nothing = scenario("down");
+    nothing.steps.clear();
+    let report = run_target(&nothing, options(&redis, "sleep 60")).await;
+    let report = report.unwrap();
+    let text = table::render_target(&report, false);
+    assert_eq!(report.verdict, Verdict::Void, "{text}");
+    let says = "nothing is broken by this scenario, so this drill proves nothing\n";
+    assert!(text.contains(says), "{text}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_what_left_the_programs_session_is_ended_too_and_secrets_stay_out_of_reports() {
     let redis = Redis::start().await.unwrap();
     let folder = tempfile::tempdir().unwrap();
