@@ -28,7 +28,8 @@ use std::time::Duration;
 
 /// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, the rest the server.
 /// One that is asked rather than killed gets eight seconds, more than PostgreSQL takes to kill its own stopped children.
-/// What a server has forked may write a moment longer than the server lives, so the folder is removed until it stays so.
+/// What a server has forked may write longer than the server lives, on a busy machine for any time. So what is left of the group is killed
+/// (but not the watcher, whose own pid is the first word of its `stat`), and the folder is removed until it stays so.
 const SCRIPT: &str = r#"
 folder=$1 signal=$2; shift 2
 exec 3<&0 </dev/null
@@ -40,7 +41,16 @@ exec 3<&0 </dev/null
   while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 80 ]; do sleep 0.1; turns=$((turns + 1)); done
   kill -KILL $$
   turns=0
-  until rm -rf -- "$folder" || [ $turns -ge 25 ]; do sleep 0.2; turns=$((turns + 1)); done
+  read -r own _ </proc/self/stat
+  while [ $turns -lt 100 ]; do
+    for process in /proc/[0-9]*; do
+      read -r stat <"$process/stat" || continue
+      set -- ${stat##*) }
+      [ "$3" != "$$" ] || [ "${process#/proc/}" = "$own" ] || kill -KILL "${process#/proc/}"
+    done
+    rm -rf -- "$folder" && break
+    sleep 0.1; turns=$((turns + 1))
+  done
   kill -KILL 0
 ) >/dev/null 2>&1 &
 exec 3<&- "$@"

@@ -12,7 +12,8 @@ use tempfile::TempDir;
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM QUIT
 read -r _
-for turn in 1 2 3 4 5; do rm -rf -- "$1" && break; sleep 0.2; done
+turns=0
+until rm -rf -- "$1" || [ $turns -ge 100 ]; do sleep 0.2; turns=$((turns + 1)); done
 "#;
 
 /// A folder for files. Dropped, it is removed; and also when this process is gone without having dropped anything.
@@ -61,7 +62,11 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         // First the folder: who is killed half way through this must still be watched.
-        let _ = std::fs::remove_dir_all(self.folder.path());
+        if std::fs::remove_dir_all(self.folder.path()).is_err() {
+            // Something still dies in there: the watcher tries until it is gone.
+            drop(self.watcher.stdin.take());
+            return;
+        }
         let _ = self.watcher.kill();
         let _ = self.watcher.wait();
     }

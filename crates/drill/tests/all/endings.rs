@@ -101,12 +101,13 @@ fn d6_a_program_that_is_killed_ends_its_servers() {
     }
 }
 
-/// A server with a worker that goes on writing into the folder for a moment when the server is no more, as one that saves does.
+/// A server with a worker that goes on writing into the folder when the server is no more, as one that saves does; on a busy machine that
+/// takes any time, so it does so until it is ended.
 const WRITING: &str = r#"
 (
   while [ -e /proc/$$/exe ]; do : > before; done
   n=0
-  while [ $n -lt 20000 ]; do : > after-$n; n=$((n + 1)); done
+  while :; do : > after-$n; n=$((n + 1)); done
 ) & exec sleep 600
 "#;
 
