@@ -13,7 +13,7 @@ fn written(folder: &std::path::Path) -> serde_json::Value {
 const SHORT: &str = "
 name = 'short-crash'
 about = 'Redis is killed for a moment.'
-phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '2s', recovered = '1s' }
+phases = { warm_up = '500ms', baseline = '1s', fault = '1s', recovery = '2s', recovered = '2s' }
 [load]
 rate = 100
 keys = 100
@@ -27,6 +27,8 @@ fallback = '99%'
 recovery = '30s'
 hit_rate = '1%'
 errors = '99%'
+write_errors = '99%'
+fault_p99 = '1m'
 slowest = '1m'
 allowed_age = '1m'
 ";

@@ -219,7 +219,7 @@ async fn first_answer(addr: std::net::SocketAddr) -> Option<[u8; 7]> {
         stream.read_exact(&mut answer).await.ok()?;
         Some(answer)
     };
-    let soon = std::time::Duration::from_millis(500);
+    let soon = std::time::Duration::from_secs(2);
     tokio::time::timeout(soon, asked).await.ok().flatten()
 }
 
