@@ -13,7 +13,7 @@ export const RUNBOOK = {
   breaker: { section: 'breaker-open', title: 'Breaker open' },
   flapping: { section: 'flapping', title: 'Flapping' },
   outbox: { section: 'outbox-lagging-or-redis-suspended', title: 'Outbox lagging, or Redis suspended' },
-  database: { section: 'database-overloaded', title: 'Database overloaded' },
+  database: { section: 'database-down', title: 'Database down' },
   stale: { section: 'stale-answers', title: 'Stale answers' },
   stuck: { section: 'stuck-resets', title: 'Stuck resets' },
   credentials: { section: 'credentials-failing', title: 'Credentials failing' },
@@ -51,7 +51,7 @@ export function troubleOfCheck(name: string): Trouble | null {
 const CHECKS: Record<string, Trouble> = {
   reads: 'reads',
   redis: 'down',
-  database: 'reads',
+  database: 'database',
   statements: 'writes',
   breaker: 'breaker',
   outbox: 'outbox',
