@@ -13,6 +13,7 @@ mod help;
 mod probe;
 mod program;
 mod rate;
+mod rooms;
 mod secrets;
 mod service;
 mod surroundings;
