@@ -19,12 +19,12 @@ use std::time::Duration;
 
 use serde::Serialize;
 
+use crate::kpi::{Kpi, duration, figure, target, title};
 use crate::record::{Counts, Interval, Record};
 use crate::scenario::{Phase, Scenario, Step};
 use crate::subject::{Breaker, Connection, Role};
 pub use crate::timeline::FaultSpan;
 pub use crate::verdict::Verdict;
-use crate::kpi::{Kpi, duration, figure, target, title};
 use crate::verdict::{
     NOTHING_IS_BROKEN, judge, ms, proves_nothing, share, sum, untouched_kpi, verdict,
 };

@@ -460,7 +460,11 @@ fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
     let moments = timeline::moments_of(scenario);
     let steps = moments.into_iter().map(|moment| Action {
         at: moment.at,
-        what: if moment.begins { What::Begin } else { What::End },
+        what: if moment.begins {
+            What::Begin
+        } else {
+            What::End
+        },
         fault: Some(&scenario.steps[moment.id.0].fault),
         id: moment.id,
     });

@@ -33,10 +33,14 @@ pub(crate) fn moments(spans: impl IntoIterator<Item = (Id, Range<Duration>)>) ->
 /// The beginnings and ends of a scenario's steps, from the start of its load. An id is the number of a step, and which time of it.
 pub(crate) fn moments_of(scenario: &Scenario) -> Vec<Moment> {
     let start = scenario.phases.spans()[Phase::Fault as usize].1.start;
-    let spans = scenario.steps.iter().enumerate().flat_map(|(step, planned)| {
-        let spans = planned.spans().enumerate();
-        spans.map(move |(time, span)| ((step, time), start + span.start..start + span.end))
-    });
+    let spans = scenario
+        .steps
+        .iter()
+        .enumerate()
+        .flat_map(|(step, planned)| {
+            let spans = planned.spans().enumerate();
+            spans.map(move |(time, span)| ((step, time), start + span.start..start + span.end))
+        });
     moments(spans)
 }
 
@@ -76,7 +80,11 @@ impl Faults {
 
     /// Ends a fault, if it lasts.
     pub(crate) fn end(&mut self, id: Id, at: Duration) {
-        if let Some(fault) = self.0.iter_mut().find(|fault| fault.lasts && fault.id == id) {
+        if let Some(fault) = self
+            .0
+            .iter_mut()
+            .find(|fault| fault.lasts && fault.id == id)
+        {
             fault.lasts = false;
             fault.span.to_ms = millis(at);
         }
@@ -159,7 +167,11 @@ mod tests {
         assert!(!faults.lasts((0, 0)) && faults.is_alone((1, 0)));
         faults.end((1, 0), ms(7));
         assert!(faults.are_over());
-        let spans: Vec<_> = faults.spans().iter().map(|s| (s.name, s.from_ms, s.to_ms)).collect();
+        let spans: Vec<_> = faults
+            .spans()
+            .iter()
+            .map(|s| (s.name, s.from_ms, s.to_ms))
+            .collect();
         assert_eq!(spans, [("crash", 1, 5), ("latency", 2, 7)]);
     }
 }

@@ -101,7 +101,13 @@ fn fallback(record: &Record, thresholds: &Thresholds) -> Kpi {
 fn recoveries(record: &Record, limit: Duration) -> [Kpi; 2] {
     let (moments, resolution) = (record.moments(), record.resolution());
     let held = |name, formula| {
-        Kpi::held_to((name, "recovery"), Bound::Below, ms(limit), Unit::Ms, formula)
+        Kpi::held_to(
+            (name, "recovery"),
+            Bound::Below,
+            ms(limit),
+            Unit::Ms,
+            formula,
+        )
     };
     let users_well = held(
         "users_well",

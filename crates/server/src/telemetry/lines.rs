@@ -154,7 +154,10 @@ mod tests {
         // A reader that begins late makes room for one more line, when others have been lost already.
         let (fits, later) = numbers.split_at(QUEUE);
         assert!(fits.iter().copied().eq(0..QUEUE));
-        assert!(later.len() <= 1 && later.iter().all(|n| *n >= QUEUE), "{later:?}");
+        assert!(
+            later.len() <= 1 && later.iter().all(|n| *n >= QUEUE),
+            "{later:?}"
+        );
         writeln!(lines.make_writer(), "last").unwrap();
         while !written().ends_with("last\n") {
             lines.flush();

@@ -81,7 +81,10 @@ async fn s5_a_drill_is_started_watched_and_read() {
     for beside in ["control", "hand_built"] {
         assert_eq!(drill[beside], true, "{drill}");
         assert_eq!(report[beside]["scenario"], "short", "{beside}: {report}");
-        assert!(drill["progress"][beside]["calls"].as_u64() > Some(0), "{drill}");
+        assert!(
+            drill["progress"][beside]["calls"].as_u64() > Some(0),
+            "{drill}"
+        );
     }
     let wrong: u64 = report["phases"]
         .as_array()
