@@ -176,7 +176,20 @@ test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so',
   const side = {
     ...{ scenario: 'crash', about, verdict: 'void', recovery: {}, control: null, hand_built: null },
     phases: [{ name: 'fault', calls: 900, ok: 870, skipped: 0, errors: { refused: 30 }, latency_ms: {} }],
-    kpis: [{ ...kpi, name: 'untouched', value: 1, pass: false }],
+    kpis: [
+      { ...kpi, name: 'untouched', value: 1, pass: false },
+      {
+        ...kpi,
+        name: 'users_well',
+        unit: 'ms',
+        bound: 'below',
+        phase: 'recovery',
+        target: 1000,
+        value: 312.4,
+        pass: true,
+      },
+      { ...kpi, name: 'connection_success', unit: 'ratio', phase: 'baseline, recovered', value: 0.9876, pass: false },
+    ],
   };
   await page.route('**/v1/drills', async (route) => {
     const response = await route.fetch();
@@ -194,7 +207,7 @@ test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so',
   assert.match(await page.textContent('.verdict'), /touched nothing.*Built by hand 30 did/);
   assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), SIDES);
   assert.deepEqual(await page.locator('.side h4').allTextContents(), SIDES);
-  for (const width of [375, 720, 1440]) {
+  for (const width of [375, 720, 900, 1440]) {
     await page.setViewportSize({ width, height: 900 });
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
     // No column of the figures is cut off: not even beside one that fills its row.
