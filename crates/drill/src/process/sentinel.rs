@@ -7,6 +7,7 @@ use super::{ProcessError, START_LIMIT, find};
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -17,6 +18,15 @@ pub struct Sentinel {
     program: PathBuf,
     server: Server,
     password: Option<String>,
+}
+
+/// What it has in common with every server: port, folder, pid, standing still.
+impl Deref for Sentinel {
+    type Target = Server;
+
+    fn deref(&self) -> &Server {
+        &self.server
+    }
 }
 
 impl Sentinel {
@@ -55,7 +65,7 @@ impl Sentinel {
             "bind 127.0.0.1\nport {}\ndir \"{}\"\nsentinel monitor {WATCHED} {host} {port} 2\n\
              sentinel down-after-milliseconds {WATCHED} 500\nsentinel failover-timeout {WATCHED} 3000\n{}\n",
             self.port(),
-            self.server.folder().display(),
+            self.folder().display(),
             lines.join("\n"),
         );
         std::fs::write(&path, conf).map_err(|cause| ProcessError::Folder {
@@ -79,40 +89,12 @@ impl Sentinel {
     }
 
     fn file(&self) -> PathBuf {
-        self.server.folder().join("sentinel.conf")
-    }
-
-    /// Its port; the same after every restart.
-    #[must_use]
-    pub fn port(&self) -> u16 {
-        self.server.port.number()
-    }
-
-    /// Its address and port.
-    #[must_use]
-    pub fn addr(&self) -> SocketAddr {
-        self.server.port.addr()
+        self.folder().join("sentinel.conf")
     }
 
     /// SIGKILL, and waits until it is gone.
     pub async fn kill(&self) {
         self.server.end(Death::Killed).await;
-    }
-
-    /// SIGSTOP: connections are still accepted, by the kernel, and nothing is answered.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn freeze(&self) -> Result<(), ProcessError> {
-        self.server.freeze()
-    }
-
-    /// SIGCONT: it goes on.
-    ///
-    /// # Errors
-    /// [`ProcessError::Down`] when it does not run.
-    pub fn resume(&self) -> Result<(), ProcessError> {
-        self.server.resume()
     }
 
     /// Asks or tells it something. At most 10 s.

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-/// A server of whatever kind: what [`Redis`](super::Redis), [`MariaDb`](super::MariaDb), [`Postgres`](super::Postgres) and
-/// [`PgBouncer`](super::PgBouncer) have in common. Its methods take `&self`, so that a drill can break what others hold too.
+/// A server of whatever kind: what [`Redis`](super::Redis), [`MariaDb`](super::MariaDb), [`Postgres`](super::Postgres)
+/// and the others have in common. Its methods take `&self`, so that a drill can break what others hold too.
 #[derive(Debug)]
 pub struct Server {
     name: &'static str,
