@@ -11,6 +11,7 @@ use crate::clock;
 use crate::connect::{Connector, Network, Resolve, Transport};
 use crate::credentials::{Credentials, CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
+use crate::sentinel::Translation;
 #[cfg(feature = "tls")]
 use crate::settings::SentinelTls;
 use crate::settings::{Role, Settings, Target};
@@ -218,6 +219,23 @@ impl ClientBuilder {
     /// though the primary serves.
     pub fn primary_proof(mut self, within: Duration) -> Self {
         self.settings.primary_proof = Some(within);
+        self
+    }
+
+    /// Turns each address that a sentinel announces, of the primary or of another sentinel, into the one to connect to: for networks in which servers
+    /// announce what cannot be reached from here. It is called with the announced host and port, and must not block. Default: taken as it is.
+    ///
+    /// ```
+    /// # fn main() -> Result<(), steadfast::ConfigError> {
+    /// let builder = steadfast::Client::builder("redis-sentinel://gateway:26379/main")?
+    ///     .translate_addresses(|_announced, port| ("gateway".into(), port));
+    /// # Ok(()) }
+    /// ```
+    pub fn translate_addresses(
+        mut self,
+        by: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.translation = Translation::new(by);
         self
     }
 

@@ -94,6 +94,14 @@ pub enum ConnectError {
         /// What is odd.
         why: String,
     },
+    /// What answers is a sentinel, which has no data.
+    #[error(
+        "{address} is a sentinel and has no data: write redis-sentinel://{address}/NAME, with the name that it watches"
+    )]
+    Sentinel {
+        /// Where.
+        address: String,
+    },
     /// No sentinel names the primary that is wanted.
     #[error("no sentinel names a primary for `{service}`: {why}")]
     NoPrimary {
@@ -359,6 +367,7 @@ fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
         ConnectError::NotRedis { .. }
         | ConnectError::NoPrimary { .. }
         | ConnectError::NotSentinel { .. }
+        | ConnectError::Sentinel { .. }
         | ConnectError::Panicked => 5,
         ConnectError::Ended(_) => 6,
         ConnectError::TimedOut { .. } => 7,

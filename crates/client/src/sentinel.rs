@@ -28,6 +28,38 @@ use crate::connect::ConnectError;
 /// How long the first answer waits for a majority before one sentinel's word is enough.
 const FOR_A_MAJORITY: Duration = Duration::from_millis(200);
 
+/// Turns the addresses that sentinels announce into those that can be reached from here.
+#[derive(Clone, Default)]
+pub(crate) struct Translation(Option<Arc<Translate>>);
+
+type Translate = dyn Fn(&str, u16) -> (String, u16) + Send + Sync;
+
+impl Translation {
+    pub(crate) fn new(by: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(by)))
+    }
+
+    fn of(&self, announced: Endpoint) -> Endpoint {
+        match &self.0 {
+            Some(translate) => {
+                let (host, port) = translate(&announced.host, announced.port);
+                Endpoint::new(&host, port)
+            }
+            None => announced,
+        }
+    }
+}
+
+impl std::fmt::Debug for Translation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "by a function"
+        } else {
+            "none"
+        })
+    }
+}
+
 /// The state of the discovery of a primary by sentinels.
 #[derive(Debug)]
 pub(crate) struct Discovery {

@@ -11,7 +11,7 @@ use url::Url;
 use crate::connect::{Resolve, SystemResolver};
 use crate::credentials::Credentials;
 use crate::error::ConfigError;
-use crate::sentinel::{self, SentinelTarget};
+use crate::sentinel::{self, SentinelTarget, Translation};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
@@ -111,6 +111,7 @@ pub(crate) struct Settings {
     pub(crate) history: usize,
     /// How old a majority's word may be for writes; `None`: of any age.
     pub(crate) primary_proof: Option<Duration>,
+    pub(crate) translation: Translation,
     /// How long calls wait for the next connection at the start of an outage, if that is longer than `blip_wait`.
     pub(crate) wait_for_primary: Duration,
     #[cfg(feature = "tls")]
@@ -151,6 +152,7 @@ impl Settings {
             stuck_after: Duration::from_secs(30),
             history: 100,
             primary_proof: None,
+            translation: Translation::default(),
             wait_for_primary: Duration::ZERO,
             #[cfg(feature = "tls")]
             sentinel_tls: SentinelTls::AsData,
@@ -285,11 +287,15 @@ impl Target {
         let (one_host, other_hosts) = sentinel::divide(text);
         let url = Url::parse(&one_host).map_err(|error| bad_url(error.to_string()))?;
         let tls = match url.scheme() {
-            "redis" | "valkey" | "unix" | "redis+unix" | "redis-sentinel" => false,
-            "rediss" | "valkeys" | "rediss-sentinel" if !cfg!(feature = "tls") => {
+            "redis" | "valkey" | "unix" | "redis+unix" | "redis-sentinel" | "valkey-sentinel" => {
+                false
+            }
+            "rediss" | "valkeys" | "rediss-sentinel" | "valkeys-sentinel"
+                if !cfg!(feature = "tls") =>
+            {
                 return Err(ConfigError::NoTls);
             }
-            "rediss" | "valkeys" | "rediss-sentinel" => true,
+            "rediss" | "valkeys" | "rediss-sentinel" | "valkeys-sentinel" => true,
             other => {
                 return Err(ConfigError::Scheme {
                     scheme: other.into(),

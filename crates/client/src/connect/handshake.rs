@@ -11,6 +11,7 @@ use std::sync::Arc;
 use bytes::BytesMut;
 use redis::Value;
 use steadfast_core::certainty::{Refusal, refusal};
+use steadfast_core::report::ServerMode;
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -29,6 +30,8 @@ pub(crate) struct ServerFacts {
     pub(crate) term: u64,
     pub(crate) version: String,
     pub(crate) role: String,
+    /// `standalone`, `cluster` or `sentinel`, where it says so.
+    pub(crate) mode: Option<ServerMode>,
     /// What is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
     pub(crate) protocol: Protocol,
     pub(crate) tls: Option<String>,
@@ -47,6 +50,7 @@ impl Default for ServerFacts {
             term: 0,
             version: String::new(),
             role: String::new(),
+            mode: None,
             protocol: Protocol::Resp2,
             tls: None,
             identity: None,
@@ -130,6 +134,11 @@ impl Handshake<'_> {
                 replies = self.greet_without_hello(&mut wire, &mut facts).await?;
             }
             Some(_) => refused(&hello)?,
+        }
+        if facts.mode == Some(ServerMode::Sentinel) {
+            return Err(ConnectError::Sentinel {
+                address: self.address.into(),
+            });
         }
         self.read_settled(&replies, on_unix, &mut facts)?;
         if self.settings.role == Role::Primary && matches!(facts.role.as_str(), "replica" | "slave")
@@ -387,6 +396,7 @@ fn read_hello(hello: &Value, facts: &mut ServerFacts) {
         match text(key).as_str() {
             "version" => facts.version = text(value),
             "role" => facts.role = text(value),
+            "mode" => facts.mode = ServerMode::read(&text(value)),
             _ => {}
         }
     }
@@ -396,6 +406,7 @@ fn read_hello(hello: &Value, facts: &mut ServerFacts) {
 fn read_role(role: &Value, info: &Value, facts: &mut ServerFacts) {
     let info = text(info);
     facts.version = own_version(&info).unwrap_or_default();
+    facts.mode = info_field(&info, "redis_mode").and_then(|mode| ServerMode::read(&mode));
     facts.role = match role {
         Value::Array(parts) => parts.first().map(text),
         _ => info_field(&info, "role"),

@@ -33,7 +33,8 @@ impl fmt::Display for SentinelTarget {
 
 /// Returns whether a URL's scheme is one for sentinels.
 pub(crate) fn is_scheme(scheme: &str) -> bool {
-    matches!(scheme, "redis-sentinel" | "rediss-sentinel")
+    let service = scheme.strip_suffix("-sentinel");
+    service.is_some_and(|service| matches!(service, "redis" | "rediss" | "valkey" | "valkeys"))
 }
 
 /// Divides `scheme://[user:password@]host,host…/rest` into the same with the first host only, which

@@ -111,7 +111,12 @@ async fn ask_again_and_again(
             let asked = clock::now();
             let questions = questions(&discovery.service);
             let replies = within("sentinel", limit, wire.exchange(&questions)).await??;
-            let (testimony, peers) = read(&replies, asked, &address)?;
+            let translation = &shared.settings.translation;
+            let (mut testimony, mut peers) = read(&replies, asked, &address)?;
+            testimony.primary = testimony.primary.map(|one| translation.of(one));
+            for peer in &mut peers {
+                peer.endpoint = translation.of(peer.endpoint.clone());
+            }
             *failed = 0;
             if let Some(switch) = discovery.hear(at, testimony, &peers, clock::now()) {
                 shared.primary_moved(&switch);

@@ -391,3 +391,43 @@ async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_
     let n = client.send(&cmd("GET n")).await.unwrap();
     assert_eq!(n, redis::Value::BulkString(b"4".to_vec()));
 }
+
+#[tokio::test]
+async fn t1_a_sentinel_that_is_asked_for_data_says_what_to_write_instead() {
+    let data = Redis::start().await.unwrap();
+    let sentinel = Sentinel::start(&data, &[]).await.unwrap();
+    let at = sentinel.addr();
+    let builder = Client::builder(&format!("redis://{at}")).unwrap();
+    let error = builder.deadline(ms(500)).connect().await;
+    let said = error.expect_err("it has no data").to_string();
+    let want = format!("{at} is a sentinel and has no data: write redis-sentinel://{at}/NAME");
+    assert!(said.contains(&want), "{said}");
+}
+
+#[tokio::test]
+async fn t25_announced_addresses_are_translated_alike_for_the_primary_and_for_sentinels() {
+    // All of them announce a network that cannot be reached from here, each with its own port.
+    let lines = ["sentinel announce-ip 203.0.113.7"];
+    let data = Redis::start().await.unwrap();
+    let first = Sentinel::start(&data, &lines).await.unwrap();
+    let second = Sentinel::start(&data, &lines).await.unwrap();
+    let here = |host: &str, port: u16| match host {
+        "203.0.113.7" => ("127.0.0.1".into(), port),
+        _ => (host.to_owned(), port),
+    };
+    let client = Client::builder(&format!("redis-sentinel://{}/main", first.addr()))
+        .unwrap()
+        .translate_addresses(here)
+        .connect()
+        .await
+        .unwrap();
+    client.send(&cmd("SET k v")).await.unwrap();
+    let second = second.addr().to_string();
+    until_elected("the other sentinel is asked as well", || {
+        client.reconnect();
+        let status = client.status().sentinel.expect("sentinels are asked");
+        let other = status.sentinels.iter().find(|one| one.address == second);
+        other.is_some_and(|one| one.answered_ms_ago.is_some())
+    })
+    .await;
+}
