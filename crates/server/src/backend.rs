@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use metrics::{counter, gauge};
 use parking_lot::RwLock;
-use serde_json::Value as Json;
+use serde::Serialize;
 use steadfast::{
     Backoff, BudgetConfig, Client, ClientBuilder, ConnectionState, RetryPolicy, Stop, Tls,
 };
@@ -70,6 +70,15 @@ pub(crate) struct RedisView {
     pub(crate) flaps: bool,
 }
 
+/// The connection to Redis, as `/v1/status` has it.
+#[derive(Debug, Serialize)]
+pub(crate) struct RedisStatus {
+    #[serde(flatten)]
+    client: steadfast::Status,
+    /// The share of the cache's questions that Redis answered, and in time; `None` before the first.
+    success_rate: Option<f64>,
+}
+
 impl Backend {
     pub(crate) async fn start(config: &Config) -> Result<Self, BackendError> {
         let client = redis_client(&config.redis)?.build()?;
@@ -93,7 +102,7 @@ impl Backend {
             client,
             database,
             cache,
-            outbox_lag_max: crate::app::millis(config.cache.outbox_lag_max),
+            outbox_lag_max: crate::clock::millis(config.cache.outbox_lag_max),
             redis_said: RwLock::default(),
             stuck: RwLock::default(),
             statements: RwLock::default(),
@@ -124,20 +133,16 @@ impl Backend {
         }
     }
 
-    pub(crate) fn redis_status(&self) -> Json {
-        let status = self.client.status();
+    pub(crate) fn redis_status(&self) -> RedisStatus {
         // Of what the cache asked of it since the start, so much was answered, and in time. The client's own count is of commands, which are
         // no part of these calls.
         let counts = self.cache.status().counts;
         let (answered, failed) = (counts.redis_answers, counts.redis_errors);
-        let mut json = serde_json::to_value(status).unwrap_or_default();
-        let share = (answered + failed > 0).then(|| answered as f64 / (answered + failed) as f64);
-        json["success_rate"] = share.into();
-        json
-    }
-
-    pub(crate) fn cache_status(&self) -> Json {
-        serde_json::to_value(self.cache.status()).unwrap_or_default()
+        RedisStatus {
+            client: self.client.status(),
+            success_rate: (answered + failed > 0)
+                .then(|| answered as f64 / (answered + failed) as f64),
+        }
     }
 
     /// How long the oldest invalidation has waited to be applied; `None` if none waits, or it is not known.

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::app::unix_ms;
+use crate::clock::unix_ms;
 
 /// How often one thing is complained about.
 #[derive(Debug, Default)]

@@ -3,12 +3,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 
 use steadfast_cache::{Database, DatabaseOptions, Param};
 use steadfast_drill::process;
 
 use crate::app::{App, StartError};
 use crate::config::{Config, SAMPLE, Sources};
+use crate::status::Overview;
 
 /// Rows of the demo's table.
 const USERS: usize = 10_000;
@@ -76,7 +78,7 @@ impl Demo {
         let database = format!("sqlite://{}", folder.path().join("demo.db").display());
         populate(&database).await?;
         let app = App::start(configure(&options, &url, &database, folder.path())?).await?;
-        app.set_notice(notice.clone());
+        *app.part::<Arc<Overview>>().notice.write() = notice.clone();
         Ok(Self {
             app,
             redis,

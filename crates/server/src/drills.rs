@@ -13,8 +13,8 @@ use steadfast_drill::scenario::{self, Scenario};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{millis, unix_ms};
-use crate::feed::Feed;
+use crate::clock::{millis, unix_ms};
+use crate::observe::feed::Feed;
 use crate::problem::{Problem, ProblemKind};
 
 mod aside;
@@ -32,7 +32,7 @@ const MOST_CALLS: u64 = 200_000;
 /// What a caller asks for.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(crate) struct Order {
+pub(crate) struct DrillRequest {
     /// A built-in scenario by name.
     scenario: Option<String>,
     /// Or a scenario of the caller's own, as TOML.
@@ -56,7 +56,7 @@ pub(crate) struct Offer {
 
 /// A drill as callers see it.
 #[derive(Debug, Clone, Serialize)]
-pub(crate) struct Summary {
+pub(crate) struct DrillSummary {
     id: u64,
     scenario: String,
     about: String,
@@ -81,7 +81,7 @@ enum State {
     Broken,
 }
 
-impl Summary {
+impl DrillSummary {
     pub(crate) fn id(&self) -> u64 {
         self.id
     }
@@ -89,7 +89,7 @@ impl Summary {
 
 /// A drill that runs or ran.
 pub(crate) struct Drill {
-    summary: Mutex<Summary>,
+    summary: Mutex<DrillSummary>,
     report: Mutex<Option<Arc<Report>>>,
     feed: Feed,
     stop: CancellationToken,
@@ -128,7 +128,7 @@ impl Drills {
         scenario::all().into_iter().map(offer).collect()
     }
 
-    pub(crate) fn list(&self) -> Vec<Summary> {
+    pub(crate) fn list(&self) -> Vec<DrillSummary> {
         let shelf = self.shelf.lock();
         let newest_first = shelf.drills.values().rev();
         newest_first.map(|drill| drill.summary()).collect()
@@ -142,8 +142,8 @@ impl Drills {
     }
 
     /// Starts a drill, unless one is running.
-    pub(crate) fn start(&self, order: Order) -> Result<Summary, Problem> {
-        let scenario = order.scenario()?;
+    pub(crate) fn start(&self, request: DrillRequest) -> Result<DrillSummary, Problem> {
+        let scenario = request.scenario()?;
         let mut shelf = self.shelf.lock();
         // One that has told of its end is over, though its task may have a moment to go.
         let newest_runs = shelf
@@ -158,12 +158,12 @@ impl Drills {
         }
         shelf.last_id += 1;
         let id = shelf.last_id;
-        let drill = Arc::new(Drill::new(id, &scenario, &order));
+        let drill = Arc::new(Drill::new(id, &scenario, &request));
         let folder = self
             .reports
             .as_ref()
             .map(|reports| reports.join(format!("{id}-{}", scenario.name)));
-        let options = drill.options(&order);
+        let options = drill.options(&request);
         shelf.running = Some(tokio::spawn(
             Arc::clone(&drill).play(scenario, options, folder),
         ));
@@ -188,7 +188,7 @@ impl Drills {
     }
 }
 
-impl Order {
+impl DrillRequest {
     fn scenario(&self) -> Result<Scenario, Problem> {
         let bad = |why: String| Problem::new(ProblemKind::BadParameter, why);
         let scenario = match (&self.scenario, &self.toml) {
@@ -210,15 +210,15 @@ impl Order {
 }
 
 impl Drill {
-    fn new(id: u64, scenario: &Scenario, order: &Order) -> Self {
+    fn new(id: u64, scenario: &Scenario, request: &DrillRequest) -> Self {
         let started_ms = unix_ms();
         Self {
-            summary: Mutex::new(Summary {
+            summary: Mutex::new(DrillSummary {
                 id,
                 scenario: scenario.name.clone(),
                 about: scenario.about.clone(),
-                control: order.control,
-                hand_built: order.hand_built,
+                control: request.control,
+                hand_built: request.hand_built,
                 started_ms,
                 state: State::Running,
                 progress: None,
@@ -231,12 +231,12 @@ impl Drill {
         }
     }
 
-    pub(crate) fn summary(&self) -> Summary {
+    pub(crate) fn summary(&self) -> DrillSummary {
         self.summary.lock().clone()
     }
 
     /// The summary without its last progress, for the history.
-    pub(crate) fn outcome(&self) -> Summary {
+    pub(crate) fn outcome(&self) -> DrillSummary {
         let mut summary = self.summary();
         summary.progress = None;
         summary
@@ -272,16 +272,16 @@ impl Drill {
         })
     }
 
-    fn options(self: &Arc<Self>, order: &Order) -> RunOptions {
+    fn options(self: &Arc<Self>, request: &DrillRequest) -> RunOptions {
         let drill = Arc::clone(self);
         let told = move |progress: &Progress| {
             drill.feed.tick(progress);
             drill.summary.lock().progress = Some(progress.clone());
         };
         RunOptions {
-            control: order.control,
-            hand_built: order.hand_built,
-            seed: order.seed,
+            control: request.control,
+            hand_built: request.hand_built,
+            seed: request.seed,
             progress: Some(Arc::new(told)),
             stop: self.stop.clone(),
         }

@@ -34,33 +34,46 @@ pub mod demo;
 pub mod drills;
 pub mod health;
 pub mod problem;
+pub mod telemetry;
 
+mod address_range;
 mod app;
 mod backend;
+mod certificates;
+mod checks;
+mod clock;
 mod complaint;
-mod feed;
-mod felt;
-mod figures;
+mod grammar;
 mod http;
+mod in_force;
+mod life;
 mod lifecycle;
 mod limit;
-mod minutes;
-mod outages;
+mod observe;
+mod peer;
 mod pulse;
 mod query;
 mod reload;
+mod role;
+mod route;
+mod router;
 mod serve;
 mod shutdown;
-mod tally;
-pub mod telemetry;
-mod vitals;
+mod status;
+mod tls_files;
+mod token_key;
 
 pub use app::{App, StartError};
 pub use backend::{BackendError, redis_client};
 pub use config::Config;
 #[cfg(feature = "drill")]
 pub use demo::{Demo, DemoOptions};
-pub use http::router;
 pub use lifecycle::{Signals, run};
-pub use serve::{BindError, Peer, Served, bind, serve};
+pub use peer::Peer;
+pub use router::router;
+pub use serve::{BindError, Served, bind, serve};
 pub use shutdown::Shutdown;
+pub use status::ServiceStatus;
+
+/// The version of the service.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -11,8 +11,11 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use crate::app::App;
+use crate::certificates::Certificates;
 use crate::config::{Config, Sources};
-use crate::serve::{Served, serve, tls};
+use crate::observe::Observations;
+use crate::reload::Reload;
+use crate::serve::{Served, serve};
 use crate::shutdown::Shutdown;
 
 /// How long putting things away may take. What is left then dies with the process: everything started dies with its parent.
@@ -35,7 +38,13 @@ pub async fn run(
     let hung_up = sources.is_some().then(|| Arc::new(Notify::new()));
     let mut reloads = JoinSet::new();
     if let (Some(hung_up), Some(sources)) = (&hung_up, sources) {
-        reloads.spawn(reload_at(Arc::clone(hung_up), app.clone(), sources));
+        let reloading = Reloading {
+            sources,
+            reload: app.part(),
+            observations: app.part(),
+            certificates: app.certificates(),
+        };
+        reloads.spawn(reloading.at(Arc::clone(hung_up)));
     }
     let serving = serve(listener, app.clone(), shutdown.clone());
     tokio::pin!(serving);
@@ -59,58 +68,76 @@ pub async fn run(
     served
 }
 
-/// Reloads each time that it is told to, one after the other, and once more if it was told meanwhile. Beside the service: neither callers
-/// nor signals wait for a file system that hangs.
-async fn reload_at(hung_up: Arc<Notify>, app: App, sources: Sources) {
-    loop {
-        hung_up.notified().await;
-        let mut reload = std::pin::pin!(reload(&app, &sources));
-        if tokio::time::timeout(READING_LIMIT, &mut reload)
-            .await
-            .is_err()
-        {
-            let cause = format!(
-                "its files have not been read within {} s; the old one stays in force until they are",
-                READING_LIMIT.as_secs()
-            );
-            tracing::error!("the configuration cannot be read again yet: {cause}");
-            app.tell("reload_late", serde_json::json!({ "cause": cause }));
-            reload.await;
-        }
-    }
+/// Reads the configuration again when it is told to, beside the service: neither callers nor signals
+/// wait for a file system that hangs.
+struct Reloading {
+    sources: Sources,
+    reload: Arc<Reload>,
+    observations: Arc<Observations>,
+    certificates: Option<Arc<Certificates>>,
 }
 
-async fn reload(app: &App, sources: &Sources) {
-    // Whatever becomes of the rest, a renewed certificate is taken up.
-    tls::look(app).await;
-    let sources = sources.clone();
-    let read = tokio::task::spawn_blocking(move || Config::load(&sources.read_again()?));
-    let Ok(read) = read.await else {
-        tracing::error!("the configuration could not be read again, the old one stays in force");
-        return;
-    };
-    match read {
-        Ok(config) => match app.reload(&config) {
-            Ok(needs_restart) if needs_restart.is_empty() => {
-                tracing::info!("configuration read again and in force");
+impl Reloading {
+    /// Reloads each time that it is told to, one after the other, and once more if it was told meanwhile. Beside the service: neither callers
+    /// nor signals wait for a file system that hangs.
+    async fn at(self, hung_up: Arc<Notify>) {
+        loop {
+            hung_up.notified().await;
+            let mut reload = std::pin::pin!(self.read_again());
+            if tokio::time::timeout(READING_LIMIT, &mut reload)
+                .await
+                .is_err()
+            {
+                let cause = format!(
+                    "its files have not been read within {} s; the old one stays in force until they are",
+                    READING_LIMIT.as_secs()
+                );
+                tracing::error!("the configuration cannot be read again yet: {cause}");
+                self.observations
+                    .feed
+                    .tell("reload_late", serde_json::json!({ "cause": cause }));
+                reload.await;
             }
-            Ok(needs_restart) => tracing::warn!(
-                settings = needs_restart.join(", "),
-                "configuration read again; these settings changed and need a restart"
-            ),
-            Err(why) => {
-                app.tell("reload_refused", serde_json::json!({ "cause": why }));
-                tracing::error!("configuration refused, the old one stays in force: {why}");
-            }
-        },
-        Err(error) => {
-            let mistakes = error.mistakes.len();
-            let some = if mistakes == 1 { "mistake" } else { "mistakes" };
-            app.tell(
-                "reload_refused",
-                serde_json::json!({ "mistakes": mistakes, "cause": format!("{mistakes} {some}, named in the log") }),
+        }
+    }
+
+    async fn read_again(&self) {
+        let feed = &self.observations.feed;
+        // Whatever becomes of the rest, a renewed certificate is taken up.
+        if let Some(certificates) = &self.certificates {
+            certificates.look_and_tell(&self.observations).await;
+        }
+        let sources = self.sources.clone();
+        let read = tokio::task::spawn_blocking(move || Config::load(&sources.read_again()?));
+        let Ok(read) = read.await else {
+            tracing::error!(
+                "the configuration could not be read again, the old one stays in force"
             );
-            tracing::error!("configuration refused, the old one stays in force:\n{error}");
+            return;
+        };
+        match read {
+            Ok(config) => match self.reload.take_up(&config) {
+                Ok(needs_restart) if needs_restart.is_empty() => {
+                    tracing::info!("configuration read again and in force");
+                }
+                Ok(needs_restart) => tracing::warn!(
+                    settings = needs_restart.join(", "),
+                    "configuration read again; these settings changed and need a restart"
+                ),
+                Err(why) => {
+                    feed.tell("reload_refused", serde_json::json!({ "cause": why }));
+                    tracing::error!("configuration refused, the old one stays in force: {why}");
+                }
+            },
+            Err(error) => {
+                let mistakes = error.mistakes.len();
+                let some = if mistakes == 1 { "mistake" } else { "mistakes" };
+                feed.tell(
+                    "reload_refused",
+                    serde_json::json!({ "mistakes": mistakes, "cause": format!("{mistakes} {some}, named in the log") }),
+                );
+                tracing::error!("configuration refused, the old one stays in force:\n{error}");
+            }
         }
     }
 }

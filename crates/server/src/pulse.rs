@@ -3,20 +3,25 @@
 //! answers never have to.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use serde_json::Value as Json;
 use steadfast::EventKind;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
-use crate::app::{App, unix_ms};
-use crate::felt::{self, Change};
-use crate::figures::SAMPLED_EVERY;
+use crate::checks::Checks;
+use crate::clock::unix_ms;
 use crate::health::{Phase, Status};
-use crate::minutes::Second;
-use crate::outages::{Of, Outage};
-use crate::tally::{Buckets, Counts};
+use crate::in_force::InForce;
+use crate::observe::felt::{self, Change};
+use crate::observe::figures::SAMPLED_EVERY;
+use crate::observe::minutes::Second;
+use crate::observe::outages::{Of, Outage};
+use crate::observe::tally::{Buckets, Counts};
+use crate::query::once::Records;
 use crate::telemetry;
 
 /// One second of the service, as pages draw it.
@@ -51,41 +56,78 @@ struct Tick {
     flapping: bool,
 }
 
-/// Counts a second and tells it, for ever.
-pub(crate) async fn beat(app: App) {
-    let mut ticker = interval(Duration::from_secs(1));
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut counts = app.tally().counts();
-    let mut latencies = app.tally().latencies();
-    let mut window = Window::default();
-    let mut loads = app.cache().status().counts.loads;
-    let mut faults = app.tally().faults();
-    let mut beats = 0_u64;
-    ticker.tick().await;
-    loop {
+/// Everything that the tasks in the background look at.
+#[derive(Clone)]
+pub(crate) struct Pulse {
+    pub(crate) checks: Arc<Checks>,
+    pub(crate) in_force: Arc<InForce>,
+    pub(crate) records: Arc<Records>,
+}
+
+impl Pulse {
+    /// Starts each of the tasks.
+    pub(crate) fn spawn(self, tasks: &mut JoinSet<()>) {
+        tasks.spawn(self.clone().beat());
+        tasks.spawn(self.clone().relay());
+        tasks.spawn(self.clone().watch());
+        tasks.spawn(self.clone().watch_redis());
+        tasks.spawn(self.clone().watch_writes());
+        tasks.spawn(self.sweep());
+    }
+
+    /// Counts a second and tells it, for ever.
+    async fn beat(self) {
+        let mut ticker = every(Duration::from_secs(1));
+        let mut before = Reading::of(&self.checks);
+        let mut window = Window::default();
+        let mut beats = 0_u64;
         ticker.tick().await;
-        let (counts_now, latencies_now) = (app.tally().counts(), app.tally().latencies());
-        let reads = counts_now.since(counts);
-        let [p50_ms, p99_ms, p999_ms] =
-            latencies_now.quantiles_since(&latencies, [0.5, 0.99, 0.999]);
-        let [p50_10s_ms, p99_10s_ms] = window.quantiles(&latencies, &latencies_now);
-        let loads_now = app.cache().status().counts.loads;
-        let faults_now = app.tally().faults();
-        if let Some(change) = app.felt().second(reads.reads(), faults_now - faults) {
-            tell_felt(&app, &change, counts_now);
+        loop {
+            ticker.tick().await;
+            let now = Reading::of(&self.checks);
+            self.tell_second(&before, &now, &mut window);
+            before = now;
+            beats += 1;
+            if beats.is_multiple_of(5) {
+                telemetry::metrics().run_upkeep();
+            }
+            if beats.is_multiple_of(SAMPLED_EVERY.as_secs()) {
+                let programs = self.in_force.programs();
+                for (_, figures) in programs.figures().into_iter().flatten() {
+                    figures.sample();
+                }
+            }
         }
-        faults = faults_now;
-        let redis = app.backend().redis();
-        let health = app.health();
+    }
+
+    /// Tells the second between two readings.
+    fn tell_second(&self, before: &Reading, now: &Reading, window: &mut Window) {
+        let Checks {
+            backend,
+            observations,
+            life,
+            ..
+        } = &*self.checks;
+        let reads = now.counts.since(before.counts);
+        let [p50_ms, p99_ms, p999_ms] =
+            (now.latencies).quantiles_since(&before.latencies, [0.5, 0.99, 0.999]);
+        let [p50_10s_ms, p99_10s_ms] = window.quantiles(&before.latencies, &now.latencies);
+        let faults = now.faults - before.faults;
+        if let Some(change) = observations.felt.second(reads.reads(), faults) {
+            self.tell_felt(&change, now.counts);
+        }
+        let redis = backend.redis();
+        let health = self.checks.health();
         let second = Second {
             at_ms: unix_ms(),
             reads,
-            loads: loads_now.saturating_sub(loads),
+            loads: now.loads.saturating_sub(before.loads),
             redis_away: redis.state != "ready",
-            outbox_lag_ms: app.backend().outbox_lag_ms(),
+            outbox_lag_ms: backend.outbox_lag_ms(),
         };
-        app.minutes().add(second, &latencies, &latencies_now);
-        app.feed().tick(&Tick {
+        let (earlier, later) = (&before.latencies, &now.latencies);
+        observations.minutes.add(second, earlier, later);
+        observations.feed.tick(&Tick {
             at_ms: second.at_ms,
             phase: health.phase,
             status: health.status,
@@ -102,24 +144,154 @@ pub(crate) async fn beat(app: App) {
             p50_10s_ms,
             p99_10s_ms,
             loads: second.loads,
-            in_flight: app.in_flight(),
-            subscribers: app.subscriber_count(),
+            in_flight: life.in_flight(),
+            subscribers: life.stream_count(),
             outbox_lag_ms: second.outbox_lag_ms,
-            cpu_percent: round(app.vitals().cpu_percent()),
-            memory_percent: round(app.vitals().memory_percent()),
-            outage: app.outages().current(counts_now),
+            cpu_percent: round(observations.vitals.cpu_percent()),
+            memory_percent: round(observations.vitals.memory_percent()),
+            outage: observations.outages.current(now.counts),
             flapping: redis.flaps,
         });
-        (counts, latencies, loads) = (counts_now, latencies_now, loads_now);
-        beats += 1;
-        if beats.is_multiple_of(5) {
-            telemetry::metrics().run_upkeep();
-        }
-        if beats.is_multiple_of(SAMPLED_EVERY.as_secs()) {
-            let programs = app.programs();
-            for (_, figures) in programs.figures().into_iter().flatten() {
-                figures.sample();
+    }
+
+    /// Tells a change that callers feel: to pages and in the log.
+    fn tell_felt(&self, change: &Change, counts: Counts) {
+        let observations = &self.checks.observations;
+        let details = serde_json::to_value(change).unwrap_or_default();
+        let trouble = match change {
+            Change::Began { query, cause, .. } => Some(felt::named(query, cause)),
+            Change::Ended { .. } => None,
+        };
+        observations
+            .outages
+            .is(Of::Reads, trouble.as_deref(), unix_ms(), counts);
+        match change {
+            Change::Began {
+                query,
+                cause,
+                share,
+            } => tracing::error!(query, cause, share, "reads have begun to fail"),
+            Change::Ended { lasted_ms, failed } => {
+                tracing::info!(lasted_ms, failed, "reads are answered again");
             }
+        }
+        observations.feed.tell(change.event(), details);
+    }
+
+    /// Hands the connection's events on to the feed and to the outages, for ever.
+    async fn relay(self) {
+        let client = &self.checks.backend.client;
+        let mut events = client.events();
+        // Those from before anyone listened; what follows is told as it comes.
+        let mut last = 0;
+        for event in client.history() {
+            last = event.seq;
+            self.hand_on(&event);
+        }
+        while let Some(next) = events.next().await {
+            match next {
+                steadfast::EventOrGap::Event(event) if event.seq > last => self.hand_on(&event),
+                steadfast::EventOrGap::Gap(missed) => {
+                    self.checks
+                        .observations
+                        .feed
+                        .tell("missed", serde_json::json!({ "events": missed }));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn hand_on(&self, event: &steadfast::Event) {
+        let observations = &self.checks.observations;
+        let (feed, counts) = (&observations.feed, observations.tally.counts());
+        observations.outages.connection(event, counts);
+        match &event.kind {
+            EventKind::Flapping(now) | EventKind::FlappingEnded(now) => {
+                let (connection, since) = (event.connection, now.since_ms);
+                let part = |earlier: &Json| is_part(earlier, connection, since);
+                feed.event_for("connection", event, part);
+            }
+            _ if event.folded => {}
+            _ => feed.event("connection", event),
+        }
+    }
+
+    /// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the connection itself is watched all the time.
+    async fn watch_redis(self) {
+        let mut ticker = every(Duration::from_secs(5));
+        loop {
+            ticker.tick().await;
+            self.checks.backend.ask_redis().await;
+        }
+    }
+
+    /// Sees whether anything can be written while the last statement has failed, for ever; by itself, since a database that does not write may let it wait.
+    async fn watch_writes(self) {
+        let mut ticker = every(Duration::from_secs(1));
+        loop {
+            ticker.tick().await;
+            self.checks.backend.try_to_write().await;
+        }
+    }
+
+    /// Asks the database and registered checks how they are, for ever.
+    async fn watch(self) {
+        let mut ticker = every(Duration::from_secs(1));
+        let mut beats = 0_u64;
+        loop {
+            ticker.tick().await;
+            let trouble = self.checks.backend.ask_database().await;
+            let observations = &self.checks.observations;
+            let counts = observations.tally.counts();
+            observations
+                .outages
+                .is(Of::Database, trouble.as_deref(), unix_ms(), counts);
+            if beats.is_multiple_of(5) {
+                self.checks.registry.refresh().await;
+            }
+            beats += 1;
+        }
+    }
+
+    /// Forgets `Idempotency-Key`s that have expired, for ever.
+    async fn sweep(self) {
+        loop {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            // A service that only reads may not be allowed to make the table, and needs none.
+            if self.in_force.config().statements.is_empty() {
+                continue;
+            }
+            match self.records.sweep(&self.checks.backend.database).await {
+                Ok(0) | Err(_) => {}
+                Ok(gone) => tracing::debug!(gone, "idempotency keys expired"),
+            }
+        }
+    }
+}
+
+fn every(period: Duration) -> Interval {
+    let mut ticker = interval(period);
+    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticker
+}
+
+/// What has been counted at one moment.
+struct Reading {
+    counts: Counts,
+    latencies: Buckets,
+    loads: u64,
+    faults: u64,
+}
+
+impl Reading {
+    fn of(checks: &Checks) -> Self {
+        let tally = &checks.observations.tally;
+        Self {
+            counts: tally.counts(),
+            latencies: tally.latencies(),
+            loads: checks.backend.cache.status().counts.loads,
+            faults: tally.faults(),
         }
     }
 }
@@ -141,61 +313,6 @@ impl Window {
     }
 }
 
-/// Tells a change that callers feel: to pages and in the log.
-fn tell_felt(app: &App, change: &Change, counts: Counts) {
-    let details = serde_json::to_value(change).unwrap_or_default();
-    let trouble = match change {
-        Change::Began { query, cause, .. } => Some(felt::named(query, cause)),
-        Change::Ended { .. } => None,
-    };
-    app.outages()
-        .is(Of::Reads, trouble.as_deref(), unix_ms(), counts);
-    match change {
-        Change::Began {
-            query,
-            cause,
-            share,
-        } => tracing::error!(query, cause, share, "reads have begun to fail"),
-        Change::Ended { lasted_ms, failed } => {
-            tracing::info!(lasted_ms, failed, "reads are answered again");
-        }
-    }
-    app.tell(change.event(), details);
-}
-
-/// Hands the connection's events on to the feed and to the outages, for ever.
-pub(crate) async fn relay(app: App) {
-    let mut events = app.client().events();
-    // Those from before anyone listened; what follows is told as it comes.
-    let mut last = 0;
-    for event in app.client().history() {
-        last = event.seq;
-        hand_on(&app, &event);
-    }
-    while let Some(next) = events.next().await {
-        match next {
-            steadfast::EventOrGap::Event(event) if event.seq > last => hand_on(&app, &event),
-            steadfast::EventOrGap::Gap(missed) => {
-                app.tell("missed", serde_json::json!({ "events": missed }));
-            }
-            _ => {}
-        }
-    }
-}
-
-fn hand_on(app: &App, event: &steadfast::Event) {
-    app.outages().connection(event, app.tally().counts());
-    match &event.kind {
-        EventKind::Flapping(now) | EventKind::FlappingEnded(now) => {
-            let (connection, since) = (event.connection, now.since_ms);
-            let part = |earlier: &Json| is_part(earlier, connection, since);
-            app.feed().event_for("connection", event, part);
-        }
-        _ if event.folded => {}
-        _ => app.feed().event("connection", event),
-    }
-}
-
 /// Whether an event is told by the flapping of this connection since then.
 fn is_part(event: &Json, connection: usize, since_ms: u64) -> bool {
     const PARTS: [&str; 10] = [
@@ -214,44 +331,6 @@ fn is_part(event: &Json, connection: usize, since_ms: u64) -> bool {
     event["connection"].as_u64() == Some(connection as u64)
         && at_ms.is_some_and(|at_ms| at_ms >= since_ms)
         && PARTS.iter().any(|part| event["event"] == *part)
-}
-
-/// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the connection itself is watched all the time.
-pub(crate) async fn watch_redis(app: App) {
-    let mut ticker = interval(Duration::from_secs(5));
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticker.tick().await;
-        app.backend().ask_redis().await;
-    }
-}
-
-/// Sees whether anything can be written while the last statement has failed, for ever; by itself, since a database that does not write may let it wait.
-pub(crate) async fn watch_writes(app: App) {
-    let mut ticker = interval(Duration::from_secs(1));
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticker.tick().await;
-        app.backend().try_to_write().await;
-    }
-}
-
-/// Asks the database and registered checks how they are, for ever.
-pub(crate) async fn watch(app: App) {
-    let mut ticker = interval(Duration::from_secs(1));
-    ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut beats = 0_u64;
-    loop {
-        ticker.tick().await;
-        let trouble = app.backend().ask_database().await;
-        let counts = app.tally().counts();
-        app.outages()
-            .is(Of::Database, trouble.as_deref(), unix_ms(), counts);
-        if beats.is_multiple_of(5) {
-            app.registry().refresh().await;
-        }
-        beats += 1;
-    }
 }
 
 fn round(value: f64) -> f64 {

@@ -2,21 +2,30 @@
 //! it; what can is taken up together, so that no query meets a class that is not there yet.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use steadfast_cache::Ttl;
+use steadfast_cache::{Cache, Ttl};
 
-use crate::app::App;
 use crate::config::{Config, GuardConfig};
-use crate::query::Programs;
+use crate::in_force::InForce;
+use crate::observe::Observations;
 use crate::telemetry;
 
-impl App {
-    /// Takes up what may change while the service runs, all of it or nothing, and names what else differs and needs a restart.
+/// What a reload changes.
+pub(crate) struct Reload {
+    pub(crate) in_force: Arc<InForce>,
+    pub(crate) cache: Cache,
+    pub(crate) observations: Arc<Observations>,
+}
+
+impl Reload {
+    /// Takes up what may change while the service runs, all of it or nothing, and names what else
+    /// differs and needs a restart.
     ///
     /// # Errors
     /// Why the file cannot be taken up while this process runs.
-    pub(crate) fn reload(&self, new: &Config) -> Result<Vec<&'static str>, String> {
-        let started = self.config();
+    pub(crate) fn take_up(&self, new: &Config) -> Result<Vec<&'static str>, String> {
+        let started = self.in_force.started();
         let (dialect, other) = (started.database.dialect(), new.database.dialect());
         if dialect != other {
             return Err(format!(
@@ -25,32 +34,30 @@ impl App {
                 dialect.name()
             ));
         }
-        // The only step that can be refused comes first; what it adds, nobody asks for before the queries are there.
-        let changed = self.cache().change_classes(self.classes_of(new));
+        // The only step that can be refused comes first; what it adds, nobody asks for before the
+        // queries are there.
+        let changed = self.cache.change_classes(self.classes_of(new));
         changed.map_err(|error| error.to_string())?;
         telemetry::change_level(&new.log.level);
-        let mut in_force = started.clone();
-        in_force.ttl = new.ttl.clone();
-        for (name, class) in &mut in_force.ttl {
+        let mut config = started.clone();
+        config.ttl = new.ttl.clone();
+        for (name, class) in &mut config.ttl {
             // The cache was built with these.
             class.guard = started.ttl.get(name).and_then(|class| class.guard.clone());
         }
-        in_force.queries = new.queries.clone();
-        in_force.statements = new.statements.clone();
-        in_force.log.level = new.log.level.clone();
-        let programs = Programs::compile(new, &self.programs());
-        self.put_in_force(programs, in_force);
+        config.queries = new.queries.clone();
+        config.statements = new.statements.clone();
+        config.log.level = new.log.level.clone();
+        self.in_force.replace(config);
         let needs_restart = differing(started, new);
-        self.tell(
-            "reloaded",
-            serde_json::json!({ "needs_restart": needs_restart }),
-        );
+        let told = serde_json::json!({ "needs_restart": needs_restart });
+        self.observations.feed.tell("reloaded", told);
         Ok(needs_restart)
     }
 
-    /// Every class of `new`; and those that it takes out, as they are where nobody has set them.
+    /// Every class of `new`. Those that it takes out are as they are where nobody has set them.
     fn classes_of(&self, new: &Config) -> BTreeMap<Box<str>, Ttl> {
-        let in_force = self.in_force();
+        let in_force = self.in_force.config();
         let before = in_force.ttl.keys().map(String::as_str);
         let mut classes: BTreeMap<Box<str>, Ttl> = before
             .chain(["default"])

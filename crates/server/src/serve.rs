@@ -5,22 +5,23 @@
 //! one connection cannot be told by its socket.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::net::TcpListener;
 use tokio::time::sleep;
 
 use crate::app::App;
 use crate::config::Config;
+use crate::life::Life;
 use crate::shutdown::Shutdown;
 
 mod acceptor;
 mod descriptors;
 mod manners;
-pub(crate) mod tls;
+mod tls;
 mod wire;
 
 use acceptor::Acceptor;
-pub(crate) use acceptor::{Counted, Spare};
 
 /// Why the service cannot listen.
 #[derive(Debug, thiserror::Error)]
@@ -85,10 +86,6 @@ pub enum Served {
     Forced,
 }
 
-/// The address of the caller, as a request carries it.
-#[derive(Debug, Clone, Copy)]
-pub struct Peer(pub SocketAddr);
-
 /// Serves until `shutdown`, then drains: not ready, `drain_delay`, event streams ended, no more accepted, what is in flight
 /// finished within `drain_limit`. A request is finished when the last byte of its answer has been written.
 pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Served {
@@ -116,7 +113,7 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Serve
     drop(listener);
     tokio::select! {
         () = acceptor.finish() => Served::Drained,
-        () = sleep(config.drain_limit) => Served::Unfinished { requests: app.in_flight() },
+        () = sleep(config.drain_limit) => Served::Unfinished { requests: app.part::<Arc<Life>>().in_flight() },
         () = shutdown.forced() => Served::Forced,
     }
 }

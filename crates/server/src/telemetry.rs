@@ -11,8 +11,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry, reload};
 
 use crate::auth;
+use crate::certificates;
 use crate::config::{Config, LogFormat};
-use crate::serve::tls;
 
 mod lines;
 mod traces;
@@ -153,6 +153,6 @@ pub(crate) fn begin_counters(config: &Config) {
         counter!("steadfast_rate_limit_uncounted_total", "limit" => limit.clone()).increment(0);
     }
     if config.server.tls.is_some() {
-        tls::begin_counters();
+        certificates::begin_counters();
     }
 }

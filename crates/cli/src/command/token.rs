@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::ExposeSecret;
-use steadfast_server::auth::{IssueError, Order, Role, issue};
+use steadfast_server::auth::{IssueError, Role, TokenSpec, issue};
 
 use crate::failure::{Failure, Status};
 use crate::output::line;
@@ -50,7 +50,7 @@ impl Args {
             let failure = Failure::new(Status::Config, "the configuration has no [auth]");
             return Err(failure.hint("without it no token is asked for"));
         };
-        let order = Order {
+        let order = TokenSpec {
             subject: &self.subject,
             role: self.role,
             lifetime: Duration::from_secs(60 * self.minutes),

@@ -85,7 +85,7 @@ impl AuditLog {
     }
 
     fn has_room_for_a_refusal(&self) -> bool {
-        let now = crate::app::now();
+        let now = crate::clock::now();
         let mut refusals = self.refusals.lock();
         let (began, count) = &mut *refusals;
         if began.is_none_or(|began| now.saturating_duration_since(began) >= Duration::from_secs(1))

@@ -13,8 +13,9 @@ use tokio::sync::{Semaphore, watch};
 use url::Url;
 
 use super::fetch::fetch;
-use super::key::{Key, KeySet};
-use crate::app::now;
+use super::key::KeySet;
+use crate::clock::now;
+use crate::token_key::Key;
 
 /// Requests that wait for a reading at once; the others are refused without it.
 const WAITERS: usize = 64;

@@ -2,21 +2,13 @@
 //! key says it: each has one algorithm, and a token that names another is refused before its signature is looked at.
 
 use std::collections::HashMap;
-use std::path::Path;
 
 use jsonwebtoken::jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse};
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey};
-use secrecy::{ExposeSecret, SecretSlice};
+use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::value::RawValue;
 
-use crate::config::{AuthConfig, KeyConfig};
-
-/// One key and the one algorithm it is for.
-#[derive(Clone)]
-pub(crate) struct Key {
-    pub(crate) algorithm: Algorithm,
-    pub(crate) decoding: DecodingKey,
-}
+use crate::config::AuthConfig;
+use crate::token_key::Key;
 
 /// Keys by their `kid`.
 #[derive(Clone, Default)]
@@ -32,7 +24,10 @@ impl KeySet {
     pub(crate) fn of_config(config: &AuthConfig) -> Result<Self, String> {
         let mut keys = HashMap::new();
         for (name, key) in &config.keys {
-            let key = load(key).map_err(|why| format!("`auth.keys.{name}` {why}"))?;
+            let key = key
+                .source()
+                .load()
+                .map_err(|why| format!("`auth.keys.{name}` {why}"))?;
             keys.insert(name.clone(), key);
         }
         Ok(Self { keys })
@@ -121,120 +116,6 @@ fn public(jwk: &Jwk) -> Option<Key> {
             algorithm,
             decoding,
         })
-}
-
-/// The names under which algorithms are configured.
-pub(crate) const ALGORITHMS: &[(&str, Algorithm)] = &[
-    ("HS256", Algorithm::HS256),
-    ("HS384", Algorithm::HS384),
-    ("HS512", Algorithm::HS512),
-    ("RS256", Algorithm::RS256),
-    ("RS384", Algorithm::RS384),
-    ("RS512", Algorithm::RS512),
-    ("PS256", Algorithm::PS256),
-    ("PS384", Algorithm::PS384),
-    ("PS512", Algorithm::PS512),
-    ("ES256", Algorithm::ES256),
-    ("ES384", Algorithm::ES384),
-    ("EdDSA", Algorithm::EdDSA),
-];
-
-/// Bytes that a shared secret must have at least (RFC 7518, 3.2: as many as the hash).
-fn least_secret(algorithm: Algorithm) -> Option<usize> {
-    match algorithm {
-        Algorithm::HS256 => Some(32),
-        Algorithm::HS384 => Some(48),
-        Algorithm::HS512 => Some(64),
-        _ => None,
-    }
-}
-
-/// Reads the key as it is configured. What is told of a failure never holds the key.
-pub(crate) fn load(config: &KeyConfig) -> Result<Key, String> {
-    let algorithm = config.algorithm.0;
-    let bytes = material(config)?;
-    let bytes = bytes.expose_secret();
-    let decoding = match algorithm.family() {
-        jsonwebtoken::AlgorithmFamily::Hmac => {
-            let least = least_secret(algorithm).unwrap_or(32);
-            if bytes.len() < least {
-                return Err(format!(
-                    "has a secret of {} bytes, but {} needs {least} at least",
-                    bytes.len(),
-                    config.algorithm.name()
-                ));
-            }
-            return Ok(Key {
-                algorithm,
-                decoding: DecodingKey::from_secret(bytes),
-            });
-        }
-        jsonwebtoken::AlgorithmFamily::Rsa => DecodingKey::from_rsa_pem(bytes),
-        jsonwebtoken::AlgorithmFamily::Ec => DecodingKey::from_ec_pem(bytes),
-        _ => DecodingKey::from_ed_pem(bytes),
-    };
-    let decoding = decoding.map_err(|_| {
-        format!(
-            "is not a public key in PEM that {} could use",
-            config.algorithm.name()
-        )
-    })?;
-    Ok(Key {
-        algorithm,
-        decoding,
-    })
-}
-
-/// The key to sign with: the shared secret, or a private key from `file`.
-pub(crate) fn signing(
-    config: &KeyConfig,
-    private: Option<&Path>,
-) -> Result<(Algorithm, EncodingKey), String> {
-    let algorithm = config.algorithm.0;
-    if least_secret(algorithm).is_some() {
-        load(config)?;
-        let key = EncodingKey::from_secret(material(config)?.expose_secret());
-        return Ok((algorithm, key));
-    }
-    let Some(path) = private else {
-        return Err("is a public key; give the private one to sign with".to_owned());
-    };
-    let bytes = read(path)?;
-    let bytes = bytes.expose_secret();
-    let key = match algorithm.family() {
-        jsonwebtoken::AlgorithmFamily::Rsa => EncodingKey::from_rsa_pem(bytes),
-        jsonwebtoken::AlgorithmFamily::Ec => EncodingKey::from_ec_pem(bytes),
-        _ => EncodingKey::from_ed_pem(bytes),
-    };
-    let key = key.map_err(|_| {
-        format!(
-            "{} is not a private key in PEM (PKCS #8) that {} could use",
-            path.display(),
-            config.algorithm.name()
-        )
-    })?;
-    Ok((algorithm, key))
-}
-
-fn material(config: &KeyConfig) -> Result<SecretSlice<u8>, String> {
-    match (&config.secret, &config.file) {
-        (Some(secret), None) => Ok(SecretSlice::from(secret.expose().as_bytes().to_vec())),
-        (None, Some(file)) => read(file),
-        _ => Err("needs either `secret` or `file`".to_owned()),
-    }
-}
-
-fn read(path: &Path) -> Result<SecretSlice<u8>, String> {
-    let mut bytes = std::fs::read(path).map_err(|error| {
-        format!(
-            "has a file that cannot be read: {}: {error}",
-            path.display()
-        )
-    })?;
-    while matches!(bytes.last(), Some(b'\n' | b'\r')) {
-        bytes.pop();
-    }
-    Ok(SecretSlice::from(bytes))
 }
 
 #[cfg(test)]

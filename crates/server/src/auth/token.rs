@@ -12,9 +12,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::jwks::Jwks;
-use super::key::{Key, KeySet, signing};
-use super::role::Role;
+use super::key::KeySet;
 use crate::config::AuthConfig;
+use crate::role::Role;
+use crate::token_key::Key;
 
 /// Who asks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -247,7 +248,7 @@ fn refusal(kind: &ErrorKind) -> Refusal {
 
 /// What `steadfast token` issues.
 #[derive(Debug, Clone)]
-pub struct Order<'a> {
+pub struct TokenSpec<'a> {
     /// About whom.
     pub subject: &'a str,
     /// What they may do.
@@ -289,11 +290,11 @@ pub enum IssueError {
 ///
 /// # Errors
 /// See [`IssueError`].
-pub fn issue(config: &AuthConfig, order: &Order<'_>) -> Result<SecretString, IssueError> {
-    if order.subject.is_empty() || order.subject.len() > LONGEST_SUBJECT {
+pub fn issue(config: &AuthConfig, spec: &TokenSpec<'_>) -> Result<SecretString, IssueError> {
+    if spec.subject.is_empty() || spec.subject.len() > LONGEST_SUBJECT {
         return Err(IssueError::Subject);
     }
-    let found = match order.key {
+    let found = match spec.key {
         Some(name) => config.keys.get_key_value(name),
         None if config.keys.len() == 1 => config.keys.first_key_value(),
         None => None,
@@ -306,18 +307,18 @@ pub fn issue(config: &AuthConfig, order: &Order<'_>) -> Result<SecretString, Iss
         name: name.clone(),
         why,
     };
-    let (algorithm, key) = signing(key, order.private_key).map_err(failed)?;
+    let (algorithm, key) = key.source().signing(spec.private_key).map_err(failed)?;
     let mut header = Header::new(algorithm);
     header.kid = Some(name.clone());
     let mut claims = serde_json::json!({
         "iss": config.issuer,
         "aud": config.audience,
-        "sub": order.subject,
-        "iat": order.now,
-        "nbf": order.now,
-        "exp": order.now.saturating_add(order.lifetime.as_secs()),
+        "sub": spec.subject,
+        "iat": spec.now,
+        "nbf": spec.now,
+        "exp": spec.now.saturating_add(spec.lifetime.as_secs()),
     });
-    claims[&config.roles_claim] = order.role.name().into();
+    claims[&config.roles_claim] = spec.role.name().into();
     encode(&header, &claims, &key)
         .map(SecretString::from)
         .map_err(|error| failed(format!("cannot sign: {error}")))

@@ -281,7 +281,7 @@ mod tests {
             .flag("test", "redis.url", "redis://127.0.0.1:1")
             .flag("test", "database.url", file.clone());
         let app = App::start(Config::load(&sources).unwrap()).await.unwrap();
-        let backend = app.backend();
+        let backend: std::sync::Arc<Backend> = app.part();
         let nothing: [Target; 0] = [];
         backend.cache.invalidate(&nothing).await.unwrap();
         // Another program has the file to itself: what SQLite waits for is longer than the limit.

@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use super::secret::{Fingerprint, SecretText, SecretUrl};
 use super::section::Section;
 use super::units::{Bytes, duration};
-use crate::auth::{ALGORITHMS, load_key};
+use crate::token_key::{ALGORITHMS, KeySource, algorithm_name};
 
 /// `[auth]`: whom to believe. Without it, everyone who can reach the service may use it, and it listens on loopback only.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -68,10 +68,7 @@ impl KeyAlgorithm {
     /// As in tokens.
     #[must_use]
     pub fn name(self) -> &'static str {
-        ALGORITHMS
-            .iter()
-            .find(|(_, algorithm)| *algorithm == self.0)
-            .map_or("none", |(name, _)| name)
+        algorithm_name(self.0)
     }
 }
 
@@ -190,6 +187,15 @@ fn read_jwks(section: &Section<'_>) -> Option<SecretUrl> {
 }
 
 impl KeyConfig {
+    /// Where the key is read from.
+    pub(crate) fn source(&self) -> KeySource<'_> {
+        KeySource {
+            algorithm: self.algorithm.0,
+            secret: self.secret.as_ref().map(SecretText::expose),
+            file: self.file.as_deref(),
+        }
+    }
+
     fn read(section: Section<'_>) -> Option<Self> {
         let secret = section.string("secret").map(SecretText::new);
         let file = section.string("file").map(PathBuf::from);
@@ -204,7 +210,7 @@ impl KeyConfig {
             held: Fingerprint::of_files([file.as_deref()]),
             file,
         });
-        if let Some(Err(why)) = key.as_ref().map(load_key) {
+        if let Some(Err(why)) = key.as_ref().map(|key| key.source().load()) {
             section.refuse(super::Mistake::new(
                 section.place(),
                 format!("`{}` {why}", section.path()),

@@ -7,11 +7,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::Serialize;
 
 use super::section::Section;
-use super::settings::{Dialect, TtlConfig};
+use super::settings::TtlConfig;
 use super::tree::Kind;
-use crate::query::param::{Match, ParamConfig, ParamKind, Value};
-use crate::query::sql::Sql;
-use crate::query::template::{RETURNED, Template};
+use crate::grammar::dialect::Dialect;
+use crate::grammar::param::{Match, ParamConfig, ParamKind, Value};
+use crate::grammar::sql::Sql;
+use crate::grammar::template::{RETURNED, Template};
 
 /// `[queries.NAME]`: a read, answered at `GET /v1/queries/NAME`.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -126,7 +126,7 @@ impl RateConfig {
         ];
         let routes = section.strings("routes").unwrap_or_default();
         for route in &routes {
-            if !crate::auth::RULES.iter().any(|rule| rule.path == route) {
+            if !crate::role::RULES.iter().any(|rule| rule.path == route) {
                 let message = format!("names {route:?}, which is not a route of this service");
                 section.refuse(section.mistake("routes", message));
             }

@@ -14,7 +14,8 @@ use super::secret::SecretUrl;
 use super::section::Section;
 use super::tls::{DatabaseTlsConfig, ServerTlsConfig};
 use super::units::{Bytes, duration, millis, secs};
-use crate::http::proxies::Range;
+use crate::address_range::AddressRange;
+use crate::grammar::dialect::Dialect;
 
 const MIB: u64 = 1 << 20;
 
@@ -85,7 +86,7 @@ fn read_hosts(section: &Section<'_>) -> Vec<String> {
 fn read_proxies(section: &Section<'_>) -> Vec<String> {
     let proxies = section.strings("trusted_proxies").unwrap_or_default();
     for proxy in &proxies {
-        if Range::parse(proxy).is_none() {
+        if AddressRange::parse(proxy).is_none() {
             let message = format!("has {proxy:?}, which is neither an address nor a range of them");
             let mistake = section.mistake("trusted_proxies", message);
             section.refuse(mistake.help("such as \"10.0.0.7\" or \"10.0.0.0/8\""));
@@ -180,30 +181,6 @@ pub struct DatabaseConfig {
     pub tls: Option<DatabaseTlsConfig>,
     /// `[database.guard]`
     pub guard: GuardConfig,
-}
-
-/// Which SQL the database speaks.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-#[non_exhaustive]
-pub enum Dialect {
-    /// SQLite.
-    Sqlite,
-    /// MySQL and MariaDB.
-    Mysql,
-    /// PostgreSQL.
-    Postgres,
-}
-
-impl Dialect {
-    /// OpenTelemetry's name of the database.
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::Sqlite => "sqlite",
-            Self::Mysql => "mysql",
-            Self::Postgres => "postgresql",
-        }
-    }
 }
 
 impl DatabaseConfig {

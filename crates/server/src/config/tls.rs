@@ -9,7 +9,7 @@ use serde::Serialize;
 use super::secret::Fingerprint;
 use super::section::Section;
 use super::units::{duration, secs};
-use crate::serve::tls::load;
+use crate::tls_files::TlsFiles;
 
 /// A version of TLS.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -187,6 +187,17 @@ pub enum ClientCertificates {
 }
 
 impl ServerTlsConfig {
+    /// The files to be read.
+    pub(crate) fn files(&self) -> TlsFiles<'_> {
+        TlsFiles {
+            certificate: &self.certificate,
+            key: &self.key,
+            client_ca: self.client_ca.as_deref(),
+            callers_must_show_one: self.client_certificates == ClientCertificates::Required,
+            only_tls13: self.min_version == TlsVersion::V13,
+        }
+    }
+
     /// `None` if there is no such section: the port speaks plain HTTP.
     pub(crate) fn read(section: &Section<'_>) -> Option<Self> {
         if !section.is_given() {
@@ -219,7 +230,7 @@ impl ServerTlsConfig {
             certificate: certificate?,
             key: key?,
         };
-        if let Err(why) = load(&config) {
+        if let Err(why) = config.files().load() {
             section.refuse(super::Mistake::new(
                 section.place(),
                 format!("`{}`: {why}", section.path()),

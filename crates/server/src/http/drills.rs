@@ -13,11 +13,13 @@ use futures_util::stream;
 use serde::Deserialize;
 use steadfast_drill::report::{html, json, junit};
 
-use super::events::stream_of;
+use super::events::{stream_of, stream_permit};
 use super::extract::{Asked, Named};
 use super::queries::json_body;
-use crate::app::App;
-use crate::drills::{Drill, Drills, Order, Summary};
+use crate::config::Config;
+use crate::drills::{Drill, DrillRequest, DrillSummary, Drills};
+use crate::life::Life;
+use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 
 /// The report is a page of its own, with script and style inside; it runs without an origin, so it reaches nothing of ours.
@@ -25,32 +27,42 @@ const REPORT_POLICY: &str = "sandbox allow-scripts; default-src 'none'; script-s
                              img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
 /// `GET /v1/drills`
-pub(super) async fn list(State(app): State<App>) -> Response {
+pub(crate) async fn list(
+    State(config): State<Arc<Config>>,
+    State(drills): State<Arc<Drills>>,
+) -> Response {
     Json(serde_json::json!({
-        "enabled": app.config().drill.enabled,
+        "enabled": config.drill.enabled,
         "scenarios": Drills::offers(),
-        "drills": app.drills().list(),
+        "drills": drills.list(),
     }))
     .into_response()
 }
 
 /// `POST /v1/drills` with `{"scenario": "crash", "control": true}`
-pub(super) async fn start(State(app): State<App>, request: Request) -> Result<Response, Problem> {
-    if !app.config().drill.enabled {
+pub(crate) async fn start(
+    State(config): State<Arc<Config>>,
+    State(drills): State<Arc<Drills>>,
+    State(observations): State<Arc<Observations>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    if !config.drill.enabled {
         return Err(Problem::new(
             ProblemKind::Forbidden,
             "drills are switched off here; `drill.enabled` switches them on",
         ));
     }
-    let body = json_body(&app, request).await?;
-    let order: Order = serde_json::from_value(body.into())
+    let body = json_body(&config.limits, request).await?;
+    let asked: DrillRequest = serde_json::from_value(body.into())
         .map_err(|error| Problem::new(ProblemKind::BadParameter, error.to_string()))?;
-    let summary = app.drills().start(order)?;
-    app.tell("drill", serde_json::json!({ "drill": summary }));
-    let started = find(&app, &summary.id().to_string())?;
+    let summary = drills.start(asked)?;
+    observations
+        .feed
+        .tell("drill", serde_json::json!({ "drill": summary }));
+    let started = find(&drills, &summary.id().to_string())?;
     tokio::spawn(async move {
         started.over().await;
-        app.tell(
+        observations.feed.tell(
             "drill_over",
             serde_json::json!({ "drill": started.outcome() }),
         );
@@ -59,39 +71,40 @@ pub(super) async fn start(State(app): State<App>, request: Request) -> Result<Re
 }
 
 /// `GET /v1/drills/{id}`
-pub(super) async fn one(
-    State(app): State<App>,
+pub(crate) async fn one(
+    State(drills): State<Arc<Drills>>,
     Named(id): Named,
-) -> Result<Json<Summary>, Problem> {
-    Ok(Json(find(&app, &id)?.summary()))
+) -> Result<Json<DrillSummary>, Problem> {
+    Ok(Json(find(&drills, &id)?.summary()))
 }
 
 /// `DELETE /v1/drills/{id}`: stops it; answers once everything is healed and gone.
-pub(super) async fn stop(
-    State(app): State<App>,
+pub(crate) async fn stop(
+    State(drills): State<Arc<Drills>>,
     Named(id): Named,
-) -> Result<Json<Summary>, Problem> {
-    let drill = find(&app, &id)?;
+) -> Result<Json<DrillSummary>, Problem> {
+    let drill = find(&drills, &id)?;
     drill.stop();
     drill.over().await;
     Ok(Json(drill.summary()))
 }
 
 /// `GET /v1/drills/{id}/events`: progress four times a second, from the beginning or from `Last-Event-ID`, to the end of the drill.
-pub(super) async fn events(
-    State(app): State<App>,
+pub(crate) async fn events(
+    State(drills): State<Arc<Drills>>,
+    State(life): State<Arc<Life>>,
     Named(id): Named,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let drill = find(&app, &id)?;
-    let place = super::events::place(&app)?;
+    let drill = find(&drills, &id)?;
+    let permit = stream_permit(&life)?;
     let last = headers
         .get("last-event-id")
         .and_then(|value| value.to_str().ok());
     let position = drill.feed().subscribe(last);
-    let state = (app, drill, position, place);
-    let frames = stream::unfold(state, |(app, drill, mut position, place)| async {
-        let shutdown = app.shutdown();
+    let state = (life, drill, position, permit);
+    let frames = stream::unfold(state, |(life, drill, mut position, permit)| async {
+        let shutdown = life.shutdown();
         // Asked before the feed: what is told before the end is told to everyone.
         let over = drill.is_over();
         let quiet = if over {
@@ -109,7 +122,7 @@ pub(super) async fn events(
             None if over => return None,
             None => Bytes::from_static(b": quiet\n\n"),
         };
-        let next = (app, drill, position, place);
+        let next = (life, drill, position, permit);
         Some((Ok::<_, std::convert::Infallible>(frame), next))
     });
     Ok(stream_of(Body::from_stream(frames)))
@@ -117,17 +130,17 @@ pub(super) async fn events(
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Form {
+pub(crate) struct Form {
     format: Option<String>,
 }
 
 /// `GET /v1/drills/{id}/report?format=json|html|junit`
-pub(super) async fn report(
-    State(app): State<App>,
+pub(crate) async fn report(
+    State(drills): State<Arc<Drills>>,
     Named(id): Named,
     Asked(form): Asked<Form>,
 ) -> Result<Response, Problem> {
-    let report = find(&app, &id)?.report()?;
+    let report = find(&drills, &id)?.report()?;
     let (kind, text) = match form.format.as_deref().unwrap_or("json") {
         "json" => ("application/json", json::render(&report)),
         "html" => ("text/html; charset=utf-8", html::render(&report)),
@@ -156,7 +169,7 @@ pub(super) async fn report(
     Ok(response)
 }
 
-fn find(app: &App, id: &str) -> Result<Arc<Drill>, Problem> {
+fn find(drills: &Drills, id: &str) -> Result<Arc<Drill>, Problem> {
     let unknown = || Problem::new(ProblemKind::UnknownQuery, "there is no such drill");
-    app.drills().find(id.parse().map_err(|_| unknown())?)
+    drills.find(id.parse().map_err(|_| unknown())?)
 }

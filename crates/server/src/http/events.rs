@@ -14,7 +14,8 @@ use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
 use super::extract::Asked;
-use crate::app::App;
+use crate::life::Life;
+use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 
 /// A comment is sent after so much silence, so that proxies keep the stream and a dead reader is found.
@@ -22,53 +23,53 @@ const QUIET: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
-pub(super) struct Resume {
+pub(crate) struct Resume {
     last_event_id: Option<String>,
 }
 
 /// `GET /v1/events`: everything since `Last-Event-ID` (or `?last_event_id=`), then what happens.
-pub(super) async fn events(
-    State(app): State<App>,
+pub(crate) async fn events(
+    State(observations): State<Arc<Observations>>,
+    State(life): State<Arc<Life>>,
     Asked(resume): Asked<Resume>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let place = place(&app)?;
+    let permit = stream_permit(&life)?;
     let last = headers
         .get("last-event-id")
         .and_then(|value| value.to_str().ok())
         .or(resume.last_event_id.as_deref());
-    let position = app.feed().subscribe(last);
-    let frames = stream::unfold((app, position, place), |(app, mut position, place)| async {
-        let shutdown = app.shutdown();
+    let position = observations.feed.subscribe(last);
+    let state = (observations, life, position, permit);
+    let frames = stream::unfold(state, |(observations, life, mut position, permit)| async {
+        let shutdown = life.shutdown();
         let frame = tokio::select! {
             biased;
             () = shutdown.closing() => return None,
-            frame = app.feed().next(&mut position, QUIET) => frame,
+            frame = observations.feed.next(&mut position, QUIET) => frame,
         };
         let frame = frame.unwrap_or(Bytes::from_static(b": quiet\n\n"));
         Some((
             Ok::<_, std::convert::Infallible>(frame),
-            (app, position, place),
+            (observations, life, position, permit),
         ))
     });
     Ok(stream_of(Body::from_stream(frames)))
 }
 
-/// A place among the subscribers, held while the stream lasts.
-pub(super) fn place(app: &App) -> Result<OwnedSemaphorePermit, Problem> {
-    Arc::clone(app.subscribers())
-        .try_acquire_owned()
-        .map_err(|_| {
-            Problem::new(
-                ProblemKind::Overloaded,
-                "there are as many event streams as `limits.subscribers` allows",
-            )
-            .retry_after(Some(Duration::from_secs(5)))
-        })
+/// The permit of an event stream, held while it lasts.
+pub(crate) fn stream_permit(life: &Life) -> Result<OwnedSemaphorePermit, Problem> {
+    life.open_stream().ok_or_else(|| {
+        Problem::new(
+            ProblemKind::Overloaded,
+            "there are as many event streams as `limits.subscribers` allows",
+        )
+        .retry_after(Some(Duration::from_secs(5)))
+    })
 }
 
 /// An answer that is an event stream.
-pub(super) fn stream_of(body: Body) -> Response {
+pub(crate) fn stream_of(body: Body) -> Response {
     let mut response = body.into_response();
     let headers = response.headers_mut();
     headers.insert(

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::problem::{Problem, ProblemKind};
 
 /// The one part of the path that a route leaves open. A program that has nested the router may leave parts of its own open: they come before.
-pub(super) struct Named(pub(super) String);
+pub(crate) struct Named(pub(super) String);
 
 impl<S: Send + Sync> FromRequestParts<S> for Named {
     type Rejection = Problem;
@@ -23,7 +23,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 }
 
 /// The parameters of the query string.
-pub(super) struct Asked<T>(pub(super) T);
+pub(crate) struct Asked<T>(pub(super) T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
     type Rejection = Problem;

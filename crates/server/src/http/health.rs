@@ -1,23 +1,26 @@
 //! Health as load balancers and people ask for it. Nothing here waits for anything.
 
+use std::sync::Arc;
+
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
-use super::guard::names_an_address;
-use crate::app::App;
+use super::hosts::names_an_address;
+use super::middleware::Admission;
 use crate::auth::Caller;
-use crate::serve::Peer;
+use crate::checks::Checks;
+use crate::peer::Peer;
 
 /// `GET /health/live`: the process runs its tasks. Nothing else is touched.
-pub(super) async fn live() -> &'static str {
+pub(crate) async fn live() -> &'static str {
     "alive\n"
 }
 
 /// `GET /health/ready`: 200 while callers should be sent here, serving or degraded; else 503.
-pub(super) async fn ready(State(app): State<App>) -> Response {
-    let health = app.health();
+pub(crate) async fn ready(State(checks): State<Arc<Checks>>) -> Response {
+    let health = checks.health();
     let ready = health.is_ready();
     let body = serde_json::json!({
         "ready": ready,
@@ -31,18 +34,19 @@ pub(super) async fn ready(State(app): State<App>) -> Response {
 ///
 /// Where callers are asked who they are, those who do not say it from elsewhere learn how each check is, and not why or where. What
 /// a proxy on this machine hands on comes from elsewhere.
-pub(super) async fn health(
-    State(app): State<App>,
+pub(crate) async fn health(
+    State(checks): State<Arc<Checks>>,
+    State(admission): State<Arc<Admission>>,
     peer: Option<Extension<Peer>>,
     caller: Option<Extension<Caller>>,
     headers: HeaderMap,
 ) -> Response {
-    let mut health = app.health();
+    let mut health = checks.health();
     let loopback = peer.is_some_and(|Extension(peer)| peer.0.ip().to_canonical().is_loopback());
     let handed_on = HANDED_ON.iter().any(|name| headers.contains_key(*name));
     let host = headers.get("host").and_then(|host| host.to_str().ok());
     let near = loopback && !handed_on && host.is_some_and(names_an_address);
-    if app.auth().is_some() && caller.is_none() && !near {
+    if admission.auth.is_some() && caller.is_none() && !near {
         for check in health.checks.values_mut() {
             check.message.clear();
         }

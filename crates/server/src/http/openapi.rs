@@ -1,19 +1,26 @@
 //! The interface depends on the configuration, so its description is made from it, on request: after a reload it tells
 //! what is in force, and it can never describe what is not served.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
 
-use crate::app::{App, VERSION};
-use crate::auth;
+use super::middleware::Admission;
+use crate::VERSION;
 use crate::config::{ParamConfig, ParamKind};
+use crate::in_force::InForce;
 use crate::query::Programs;
+use crate::role::RULES;
 
 /// `GET /openapi.json`
-pub(super) async fn openapi(State(app): State<App>) -> Json<Value> {
-    let mut described = describe(&app.programs(), app.config().metrics.enabled);
-    if app.auth().is_some() {
+pub(crate) async fn openapi(
+    State(in_force): State<Arc<InForce>>,
+    State(admission): State<Arc<Admission>>,
+) -> Json<Value> {
+    let mut described = describe(&in_force.programs(), in_force.started().metrics.enabled);
+    if admission.auth.is_some() {
         require_roles(&mut described);
     }
     Json(described)
@@ -85,7 +92,7 @@ fn require_roles(described: &mut Value) {
     for (path, item) in described["paths"].as_object_mut().into_iter().flatten() {
         let routed = routed(path);
         for (method, operation) in item.as_object_mut().into_iter().flatten() {
-            let needs = auth::RULES
+            let needs = RULES
                 .iter()
                 .find(|rule| rule.method.eq_ignore_ascii_case(method) && rule.path == routed)
                 .and_then(|rule| rule.needs);

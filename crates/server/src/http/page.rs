@@ -34,22 +34,22 @@ const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; c
                       font-src 'self'; frame-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// `GET /`
-pub(super) async fn index(headers: HeaderMap) -> Response {
+pub(crate) async fn index(headers: HeaderMap) -> Response {
     file("index.html", &headers)
 }
 
 /// `GET /assets/…`
-pub(super) async fn asset(Named(path): Named, headers: HeaderMap) -> Response {
+pub(crate) async fn asset(Named(path): Named, headers: HeaderMap) -> Response {
     file(&format!("assets/{path}"), &headers)
 }
 
 /// `GET /docs`: the interface, to be read and tried.
-pub(super) async fn reference(headers: HeaderMap) -> Response {
+pub(crate) async fn reference(headers: HeaderMap) -> Response {
     served("index.html", Reference::get("index.html"), &headers)
 }
 
 /// `GET /docs/…`: what that page needs beside the assets of the other, and the runbook, as text and as a page that shows it.
-pub(super) async fn reference_asset(Named(path): Named, headers: HeaderMap) -> Response {
+pub(crate) async fn reference_asset(Named(path): Named, headers: HeaderMap) -> Response {
     if path == "operations" {
         return file("operations.html", &headers);
     }

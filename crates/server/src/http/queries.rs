@@ -1,5 +1,7 @@
 //! Reads and writes by name.
 
+use std::sync::Arc;
+
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
@@ -9,53 +11,64 @@ use http_body_util::BodyExt;
 use steadfast_cache::Source;
 
 use super::extract::Named;
-use crate::app::{App, millis};
 use crate::auth::Caller;
+use crate::clock::millis;
+use crate::config::LimitsConfig;
+use crate::grammar::param;
+use crate::in_force::InForce;
 use crate::problem::{Problem, ProblemKind};
 use crate::query::once::Once;
-use crate::query::param;
-use crate::query::read::Read;
+use crate::query::read::{Read, Reads};
+use crate::query::write::Writes;
 
 /// `GET /v1/queries/{name}?…`
-pub(super) async fn read(
-    State(app): State<App>,
+pub(crate) async fn read(
+    State(in_force): State<Arc<InForce>>,
+    State(reads): State<Arc<Reads>>,
     Named(name): Named,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
-    let read = ask(&app, &name, raw.as_deref().unwrap_or_default()).await?;
+    let read = ask(&in_force, &reads, &name, raw.as_deref().unwrap_or_default()).await?;
     Ok(answer(&name, &read))
 }
 
 /// Asks the query `name` with parameters as they stand in an address.
-pub(crate) async fn ask(app: &App, name: &str, parameters: &str) -> Result<Read, Problem> {
-    let query = app
+pub(crate) async fn ask(
+    in_force: &InForce,
+    reads: &Reads,
+    name: &str,
+    parameters: &str,
+) -> Result<Read, Problem> {
+    let query = in_force
         .programs()
         .query(name)
         .cloned()
-        .ok_or_else(|| unknown("query", name, &app.programs().query_names()))?;
+        .ok_or_else(|| unknown("query", name, &in_force.programs().query_names()))?;
     let pairs = url::form_urlencoded::parse(parameters.as_bytes());
     let values = param::from_pairs(&query.params, pairs).map_err(bad_parameter)?;
-    query.read(app, values).await
+    query.read(reads, values).await
 }
 
 /// `POST /v1/statements/{name}` with a JSON object of parameters; with an `Idempotency-Key` it may be sent twice.
-pub(super) async fn write(
-    State(app): State<App>,
+pub(crate) async fn write(
+    State(in_force): State<Arc<InForce>>,
+    State(writes): State<Arc<Writes>>,
     Named(name): Named,
     request: Request,
 ) -> Result<Response, Problem> {
-    let statement = app
+    let statement = in_force
         .programs()
         .statement(&name)
         .cloned()
-        .ok_or_else(|| unknown("statement", &name, &app.programs().statement_names()))?;
+        .ok_or_else(|| unknown("statement", &name, &in_force.programs().statement_names()))?;
+    let limits = &in_force.started().limits;
     let headers = request.headers().clone();
     let caller = request.extensions().get::<Caller>().cloned();
-    let members = json_body(&app, request).await?;
+    let members = json_body(limits, request).await?;
     let caller = caller.as_ref().map_or("", |caller| &caller.subject);
-    let once = Once::from_headers(&app, &headers, caller, &name, &members)?;
+    let once = Once::from_headers(limits, &headers, caller, &name, &members)?;
     let values = param::from_json(&statement.params, members).map_err(bad_parameter)?;
-    let answer = statement.write(&app, &values, once.as_ref()).await?;
+    let answer = statement.write(&writes, &values, once.as_ref()).await?;
     let mut response = Response::new(Body::from(answer.body));
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or_default();
     let headers = response.headers_mut();
@@ -119,17 +132,21 @@ fn cache_status(read: &Read) -> HeaderValue {
 }
 
 /// The JSON object in a request's body, within `limits.body`.
-pub(super) async fn json_body(
-    app: &App,
+pub(crate) async fn json_body(
+    limits: &LimitsConfig,
     request: Request,
 ) -> Result<serde_json::Map<String, serde_json::Value>, Problem> {
     let (parts, body) = request.into_parts();
-    let body = whole(app, &parts.headers, body).await?;
+    let body = whole(limits, &parts.headers, body).await?;
     object(&parts.headers, &body)
 }
 
-async fn whole(app: &App, headers: &HeaderMap, mut body: Body) -> Result<Bytes, Problem> {
-    let limit = app.config().limits.body.as_usize();
+async fn whole(
+    limits: &LimitsConfig,
+    headers: &HeaderMap,
+    mut body: Body,
+) -> Result<Bytes, Problem> {
+    let limit = limits.body.as_usize();
     let announced = headers
         .get(header::CONTENT_LENGTH)
         .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());

@@ -1,5 +1,7 @@
 //! What is known of the service, in full: for the page, for `steadfast status`, and for Prometheus.
 
+use std::sync::Arc;
+
 use axum::Json;
 use axum::extract::State;
 use axum::http::header;
@@ -8,53 +10,57 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::extract::Asked;
-use crate::app::App;
+use crate::in_force::InForce;
+use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
+use crate::status::{Overview, ServiceStatus};
 use crate::telemetry;
 
 /// `GET /v1/status`
-pub(super) async fn status(State(app): State<App>) -> Json<Value> {
-    Json(app.status())
+pub(crate) async fn status(State(overview): State<Arc<Overview>>) -> Json<ServiceStatus> {
+    Json(overview.status())
 }
 
 /// `GET /v1/settings`: the configuration in force, secrets as `***`.
-pub(super) async fn settings(State(app): State<App>) -> Response {
-    Json(&*app.in_force()).into_response()
+pub(crate) async fn settings(State(in_force): State<Arc<InForce>>) -> Response {
+    Json(&*in_force.config()).into_response()
 }
 
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Depth {
+pub(crate) struct Depth {
     limit: Option<usize>,
 }
 
 /// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`; and the outages, oldest
 /// first.
-pub(super) async fn history(
-    State(app): State<App>,
+pub(crate) async fn history(
+    State(in_force): State<Arc<InForce>>,
+    State(observations): State<Arc<Observations>>,
     Asked(depth): Asked<Depth>,
 ) -> Result<Json<Value>, Problem> {
-    let limit = depth.limit.unwrap_or(app.config().redis.history);
+    let limit = depth.limit.unwrap_or(in_force.started().redis.history);
     if limit > DEEPEST {
         let detail = format!("`limit` must be at most {DEEPEST}");
         return Err(Problem::new(ProblemKind::BadParameter, detail).parameter("limit".to_owned()));
     }
-    Ok(Json(
-        serde_json::json!({ "events": app.feed().history(limit), "outages": app.outages_now() }),
-    ))
+    Ok(Json(serde_json::json!({
+        "events": observations.feed.history(limit),
+        "outages": observations.outages_now(),
+    })))
 }
 
 /// `GET /v1/minutes`: the last day, a row for each minute, oldest first; the newest is still under way.
-pub(super) async fn minutes(State(app): State<App>) -> Json<Value> {
-    Json(serde_json::json!({ "minutes": app.minutes().rows() }))
+pub(crate) async fn minutes(State(observations): State<Arc<Observations>>) -> Json<Value> {
+    Json(serde_json::json!({ "minutes": observations.minutes.rows() }))
 }
 
 /// More is never kept.
-pub(super) const DEEPEST: usize = 100_000;
+pub(crate) const DEEPEST: usize = 100_000;
 
 /// `GET /metrics`, in Prometheus' text format.
-pub(super) async fn metrics(State(app): State<App>) -> Response {
-    app.set_gauges();
+pub(crate) async fn metrics(State(overview): State<Arc<Overview>>) -> Response {
+    overview.set_gauges();
     let text = telemetry::metrics().render();
     let kind = (
         header::CONTENT_TYPE,

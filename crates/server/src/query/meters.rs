@@ -8,7 +8,7 @@ use metrics::{Counter, Histogram, counter, histogram};
 use steadfast_cache::Source;
 
 use super::waiting::Unanswered;
-use crate::figures::Figures;
+use crate::observe::figures::Figures;
 use crate::problem::ProblemKind;
 use crate::telemetry;
 

@@ -12,7 +12,8 @@ use serde_json::Value as Json;
 use sha2::{Digest, Sha256};
 use steadfast_cache::{Database, Param, SourceError, Tx};
 
-use crate::app::{App, millis, unix_ms};
+use crate::clock::{millis, unix_ms};
+use crate::config::LimitsConfig;
 use crate::problem::{Problem, ProblemKind};
 
 /// What a caller says so that it may ask twice.
@@ -34,7 +35,7 @@ pub(crate) struct Recorded {
 
 /// What the record says of a request.
 #[derive(Debug)]
-pub(crate) enum Seen {
+pub(crate) enum Earlier {
     /// Nothing: it is to be done now.
     New,
     /// It was done before.
@@ -49,7 +50,7 @@ const LONGEST_KEY: usize = 255;
 impl Once {
     /// From the header, if it is there; `caller` keeps the keys of different callers apart.
     pub(crate) fn from_headers(
-        app: &App,
+        limits: &LimitsConfig,
         headers: &HeaderMap,
         caller: &str,
         statement: &str,
@@ -71,7 +72,6 @@ impl Once {
                 "`Idempotency-Key` must be one value of 1 to 255 visible ASCII characters",
             ));
         }
-        let limits = &app.config().limits;
         Ok(Some(Self {
             key: text.to_owned(),
             caller: caller.to_owned(),
@@ -82,7 +82,7 @@ impl Once {
     }
 
     /// Takes the key for this transaction, waiting for one that holds it. What was done before is told instead.
-    pub(crate) async fn take(&self, tx: &mut Tx) -> Result<Seen, SourceError> {
+    pub(crate) async fn take(&self, tx: &mut Tx) -> Result<Earlier, SourceError> {
         let sql = Sql::of(tx);
         let now = unix_ms();
         let mine = [
@@ -99,7 +99,7 @@ impl Once {
         let number = |name: &str| row.and_then(|row| row[name].as_u64()).unwrap_or_default();
         // Only the row that this transaction just wrote can be without an answer: every other was committed with one.
         if number("status") == 0 {
-            return Ok(Seen::New);
+            return Ok(Earlier::New);
         }
         let text = |name: &str| row.and_then(|row| row[name].as_str()).unwrap_or_default();
         if number("expires_at") <= now {
@@ -114,12 +114,12 @@ impl Once {
                 ],
             )
             .await?;
-            return Ok(Seen::New);
+            return Ok(Earlier::New);
         }
         if number("same") == 0 {
-            return Ok(Seen::Otherwise);
+            return Ok(Earlier::Otherwise);
         }
-        Ok(Seen::Before(Recorded {
+        Ok(Earlier::Before(Recorded {
             status: u16::try_from(number("status")).unwrap_or(200),
             body: text("body").to_owned(),
         }))
@@ -404,21 +404,6 @@ async fn make(database: &Database) -> Result<(), SourceError> {
     tx.commit().await
 }
 
-/// Forgets what has expired, for ever.
-pub(crate) async fn sweep(app: App) {
-    loop {
-        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
-        // A service that only reads may not be allowed to make the table, and needs none.
-        if app.in_force().statements.is_empty() {
-            continue;
-        }
-        match app.records().sweep(app.database()).await {
-            Ok(0) | Err(_) => {}
-            Ok(gone) => tracing::debug!(gone, "idempotency keys expired"),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -473,7 +458,7 @@ mod tests {
             body: "{}".to_owned(),
         };
         let mut tx = database.begin().await.unwrap();
-        assert!(matches!(once.take(&mut tx).await.unwrap(), Seen::New));
+        assert!(matches!(once.take(&mut tx).await.unwrap(), Earlier::New));
         assert!(once.record(&mut tx, &answer).await.unwrap());
         tx.execute("DELETE FROM steadfast_idempotency", &[])
             .await

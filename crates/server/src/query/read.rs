@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use steadfast_cache::{
-    Bounds, CacheError, ClassBound, Selected, Source, SourceError, StaleReason, UnknownClass,
+    Bounds, Cache, CacheError, ClassBound, Database, Selected, Source, SourceError, StaleReason,
+    UnknownClass,
 };
 use tracing::Instrument;
 
 use super::blame::{Blame, of_a_column};
-use super::param::Values;
 use super::waiting::Waiting;
 use super::{Query, bound, rendered};
-use crate::app::{App, now};
 use crate::backend::Rows;
+use crate::clock::now;
+use crate::grammar::param::Values;
+use crate::observe::Observations;
+use crate::observe::tally::Outcome;
 use crate::problem::{Problem, ProblemKind};
-use crate::tally::Outcome;
 use crate::telemetry;
 
 /// What a caller is told when it is not known when waiting will help.
@@ -38,21 +40,35 @@ pub(crate) struct Read {
     pub(crate) fresh_for: Duration,
 }
 
+/// What a read uses.
+pub(crate) struct Reads {
+    pub(crate) cache: Cache,
+    pub(crate) database: Database,
+    pub(crate) observations: Arc<Observations>,
+    /// Bytes that the rows of one answer may have.
+    pub(crate) most_bytes: usize,
+}
+
 impl Query {
     /// Answers from memory, Redis or the database, whichever has it first.
-    pub(crate) async fn read(self: &Arc<Self>, app: &App, values: Values) -> Result<Read, Problem> {
+    pub(crate) async fn read(
+        self: &Arc<Self>,
+        reads: &Reads,
+        values: Values,
+    ) -> Result<Read, Problem> {
+        let (tally, felt) = (&reads.observations.tally, &reads.observations.felt);
         let waiting = Waiting::new(|why, took| {
-            app.tally().read(Outcome::Failed, false, took);
+            tally.read(Outcome::Failed, false, took);
             if why.problem().is_some() {
-                app.tally().fault();
-                app.felt().failed(&self.name, why.cause());
+                tally.fault();
+                felt.failed(&self.name, why.cause());
             }
             self.meters.unanswered(why, took);
         });
         let key = self.key.render(&values);
         let tags = rendered(&self.tags, &values);
-        let (query, database) = (Arc::clone(self), app.database().clone());
-        let most_bytes = app.config().limits.result.as_usize();
+        let (query, database) = (Arc::clone(self), reads.database.clone());
+        let most_bytes = reads.most_bytes;
         let span = self.meters.asked.span(&self.name);
         // A hit needs nothing of this, so nothing of it is prepared before it is needed.
         let load = move || {
@@ -69,15 +85,14 @@ impl Query {
             }
             .instrument(span)
         };
-        let answer = match self.view(app) {
+        let answer = match self.view(&reads.cache) {
             Ok(view) => view.read(&key).tags(&tags).get(load).await,
             Err(unknown) => Err(CacheError::Load(Arc::new(unknown))),
         };
         let took = waiting.over();
         match answer {
             Ok(answer) => {
-                app.tally()
-                    .read(outcome(answer.source), answer.stale.is_some(), took);
+                tally.read(outcome(answer.source), answer.stale.is_some(), took);
                 self.meters
                     .answered(answer.source, answer.stale.is_some(), took);
                 telemetry::answered(answer.source.as_str(), answer.stale.is_some());
@@ -91,10 +106,10 @@ impl Query {
             }
             Err(error) => {
                 let problem = self.refusal(&error);
-                app.tally().read(Outcome::Failed, false, took);
+                tally.read(Outcome::Failed, false, took);
                 if problem.is_ours() {
-                    app.tally().fault();
-                    app.felt().failed(&self.name, problem.detail());
+                    tally.fault();
+                    felt.failed(&self.name, problem.detail());
                 }
                 self.meters.failed(problem.kind(), took);
                 Err(problem)
@@ -103,11 +118,11 @@ impl Query {
     }
 
     /// Of the class's rows, made when they are first read.
-    fn view(&self, app: &App) -> Result<&Rows, UnknownClass> {
+    fn view(&self, cache: &Cache) -> Result<&Rows, UnknownClass> {
         if let Some(view) = self.rows.get() {
             return Ok(view);
         }
-        let view = app.cache().view_of_bytes(&self.class)?;
+        let view = cache.view_of_bytes(&self.class)?;
         let view = view.version(self.version);
         Ok(self.rows.get_or_init(|| view))
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::time::error::Elapsed;
 
-use crate::app::now;
+use crate::clock::now;
 use crate::problem::ProblemKind;
 
 tokio::task_local! {

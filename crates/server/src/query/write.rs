@@ -1,16 +1,20 @@
 //! A change, with what it makes invalid written down in the same transaction, so that no crash can come between the two.
 
+use std::sync::Arc;
+
 use serde::Serialize;
 use steadfast_cache::{Bounds, Row, SourceError, Target, Tx, WriteError};
 use tracing::Instrument;
 
 use super::blame::{Blame, of_a_column, was_refused};
-use super::once::{Once, Recorded, Seen};
-use super::param::Values;
-use super::template::Template;
+use super::once::{Earlier, Once, Recorded, Records};
 use super::waiting::Waiting;
 use super::{Statement, bound};
-use crate::app::{App, now};
+use crate::backend::Backend;
+use crate::clock::now;
+use crate::grammar::param::Values;
+use crate::grammar::template::Template;
+use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 
 /// What a statement did.
@@ -48,9 +52,18 @@ impl From<SourceError> for Stopped {
 /// A statement may return so many rows that say what it makes invalid.
 const MOST_INVALIDATED: usize = 10_000;
 
+/// What a statement uses.
+pub(crate) struct Writes {
+    pub(crate) backend: Arc<Backend>,
+    pub(crate) records: Arc<Records>,
+    pub(crate) observations: Arc<Observations>,
+    /// Bytes that the rows of one answer may have.
+    pub(crate) most_bytes: usize,
+}
+
 /// The answer to a statement.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct StatementAnswer {
     pub(crate) status: u16,
     pub(crate) body: String,
     /// Whether it was given before, and nothing was done now.
@@ -61,28 +74,29 @@ impl Statement {
     /// Runs it in a transaction of its own, with its invalidations, and with the record of `once` if the caller may ask twice.
     pub(crate) async fn write(
         &self,
-        app: &App,
+        writes: &Writes,
         values: &Values,
         once: Option<&Once>,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<StatementAnswer, Problem> {
+        let tally = &writes.observations.tally;
         let waiting = Waiting::new(|why, took| {
             if why.problem().is_some() {
-                app.tally().write_failed();
+                tally.write_failed();
             }
             self.meters.unanswered(why, took);
         });
-        let result = self.commit(app, values, once).await;
+        let result = self.commit(writes, values, once).await;
         let took = waiting.over();
         match &result {
             Ok(answer) => {
                 self.meters.done(answer.replayed, took);
                 if !answer.replayed {
-                    app.tally().write();
+                    tally.write();
                 }
             }
             Err(problem) => {
                 if problem.is_ours() {
-                    app.tally().write_failed();
+                    tally.write_failed();
                 }
                 self.meters.failed(problem.kind(), took);
             }
@@ -92,21 +106,24 @@ impl Statement {
 
     async fn commit(
         &self,
-        app: &App,
+        writes: &Writes,
         values: &Values,
         once: Option<&Once>,
-    ) -> Result<Answer, Problem> {
+    ) -> Result<StatementAnswer, Problem> {
         // Who asks the same at the same time waits here, and not with a connection in hand for the row that the first has locked.
         let _turn = match once {
-            Some(once) => Some(app.records().turn(once).await),
+            Some(once) => Some(writes.records.turn(once).await),
             None => None,
         };
-        let mut result = self.try_commit(app, values, once).await?;
+        let mut result = self.try_commit(writes, values, once).await?;
         if let (Some(_), Err(WriteError::Work(Stopped::Sql(error)))) = (once, &result)
-            && app.records().was_lost(app.database(), error).await
+            && writes
+                .records
+                .was_lost(&writes.backend.database, error)
+                .await
         {
             // Everything was rolled back, so it may be done again.
-            result = self.try_commit(app, values, once).await?;
+            result = self.try_commit(writes, values, once).await?;
         }
         match &result {
             Err(
@@ -115,44 +132,44 @@ impl Statement {
                 | WriteError::Work(Stopped::Sql(error)),
             ) => {
                 if error.is_passing() {
-                    app.backend().statement_failed(error.to_string());
+                    writes.backend.statement_failed(error.to_string());
                 } else if is_refused_to_anybody(error) {
                     // What the database says of it may hold what nobody else should read.
                     let refused = format!(
                         "`{}` was refused by the database; the log says why",
                         self.name
                     );
-                    app.backend().statement_failed(refused);
+                    writes.backend.statement_failed(refused);
                 }
             }
-            _ => app.backend().statement_answered(),
+            _ => writes.backend.statement_answered(),
         }
         self.judge(result)
     }
 
     async fn try_commit(
         &self,
-        app: &App,
+        writes: &Writes,
         values: &Values,
         once: Option<&Once>,
     ) -> Result<Result<steadfast_cache::Written<Recorded>, WriteError<Stopped>>, Problem> {
         if once.is_some() {
-            let prepared = app.records().prepare(app.database()).await;
+            let prepared = writes.records.prepare(&writes.backend.database).await;
             prepared.map_err(|error| self.refusal(&error))?;
         }
         // What it makes is known only once it is made.
         let mut of_rows = None;
-        let result = app
-            .cache()
+        let cache = &writes.backend.cache;
+        let result = cache
             .write(async |tx: &mut Tx| {
                 let begun = now();
-                let answered = self.answer(app, tx, values, once).await;
+                let answered = self.answer(writes, tx, values, once).await;
                 self.meters
                     .asked
                     .took(now().saturating_duration_since(begun));
                 let (answered, targets) = answered?;
                 if !targets.is_empty() {
-                    of_rows = Some(app.cache().invalidate_in(tx, &targets).await?);
+                    of_rows = Some(cache.invalidate_in(tx, &targets).await?);
                 }
                 Ok(answered)
             })
@@ -223,20 +240,20 @@ impl Statement {
 
     async fn answer(
         &self,
-        app: &App,
+        writes: &Writes,
         tx: &mut Tx,
         values: &Values,
         once: Option<&Once>,
     ) -> Result<(Recorded, Vec<Target>), Stopped> {
         if let Some(once) = once {
             match once.take(tx).await? {
-                Seen::New => {}
-                Seen::Before(recorded) => return Err(Stopped::Before(recorded)),
-                Seen::Otherwise => return Err(Stopped::Refused(used_otherwise())),
+                Earlier::New => {}
+                Earlier::Before(recorded) => return Err(Stopped::Before(recorded)),
+                Earlier::Otherwise => return Err(Stopped::Refused(used_otherwise())),
             }
         }
         let span = self.meters.asked.span(&self.name);
-        let most = app.config().limits.result.as_usize();
+        let most = writes.most_bytes;
         let (written, targets) = self.run(tx, values, most).instrument(span).await?;
         let answer = Recorded {
             status: 200,
@@ -266,8 +283,8 @@ impl Statement {
     fn judge(
         &self,
         result: Result<steadfast_cache::Written<Recorded>, WriteError<Stopped>>,
-    ) -> Result<Answer, Problem> {
-        let answer = |recorded: Recorded, replayed| Answer {
+    ) -> Result<StatementAnswer, Problem> {
+        let answer = |recorded: Recorded, replayed| StatementAnswer {
             status: recorded.status,
             body: recorded.body,
             replayed,

@@ -14,41 +14,40 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::manners::Mannered;
-use super::wire::{Answer, Unwritten, Wire};
-use super::{Peer, descriptors, tls};
+use super::wire::{AnswerBody, Unwritten, Wire};
+use super::{descriptors, tls};
 use crate::app::App;
+use crate::certificates::Certificates;
 use crate::complaint::Complaints;
-use crate::http;
-
-/// Marks a request that is counted as in flight until its answer is written; the router need not count it.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Counted;
-
-/// Marks a request on a connection for which there was only a spare place: such a one is for probes, and for hearing that there is no room.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Spare;
+use crate::config::LimitsConfig;
+use crate::http::middleware::is_stream;
+use crate::life::Life;
+use crate::peer::{Counted, Peer, Spare};
+use crate::router::router;
 
 /// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each time, and must not wait behind the
 /// callers who fill it: it would be taken for dead, and ended with all of them.
-pub(super) const SPARE_PLACES: usize = 16;
+pub(super) const SPARE_CONNECTIONS: usize = 16;
 
-/// A spare place is for one short question: each of its stages may take no longer than this, so that nobody holds it for long.
+/// A spare permit is for one short question: each of its stages may take no longer than this, so that nobody holds it for long.
 const SPARE_LIMIT: Duration = Duration::from_secs(2);
 
 /// How long a connection that was just accepted may take to bring its request when the service ends.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
 pub(super) struct Acceptor {
-    caller: Caller,
-    app: App,
+    service: ConnectionService,
+    limits: LimitsConfig,
+    certificates: Option<Arc<Certificates>>,
+    life: Arc<Life>,
     graceful: GracefulShutdown,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
     spare: Arc<Semaphore>,
     complaints: Complaints,
 }
 
 /// Room for one connection until it ends.
-struct Place {
+struct ConnectionPermit {
     _permit: OwnedSemaphorePermit,
     spare: bool,
 }
@@ -66,16 +65,18 @@ impl Acceptor {
             .header_read_timeout(limits.header_timeout.min(SPARE_LIMIT))
             .keep_alive(false);
         Self {
-            caller: Caller {
-                router: http::router(app.clone()),
+            service: ConnectionService {
+                router: router(app.clone()),
                 server,
                 brief,
-                app: app.clone(),
+                life: app.part(),
             },
-            app: app.clone(),
+            limits: limits.clone(),
+            certificates: app.certificates(),
+            life: app.part(),
             graceful: GracefulShutdown::new(),
-            places: Arc::new(Semaphore::new(descriptors::room(app.config()))),
-            spare: Arc::new(Semaphore::new(SPARE_PLACES)),
+            permits: Arc::new(Semaphore::new(descriptors::room(app.config()))),
+            spare: Arc::new(Semaphore::new(SPARE_CONNECTIONS)),
             complaints: Complaints::default(),
         }
     }
@@ -89,11 +90,11 @@ impl Acceptor {
     ) {
         let accepting = async {
             loop {
-                let Some(place) = self.place().await else {
+                let Some(permit) = self.permit().await else {
                     return;
                 };
                 match listener.accept().await {
-                    Ok((stream, peer)) => self.start(stream, peer, self.better(place)),
+                    Ok((stream, peer)) => self.start(stream, peer, self.better(permit)),
                     Err(error) => {
                         // Out of descriptors, most often: those that are open will free some.
                         if let Some(untold) = self.complaints.tell() {
@@ -116,29 +117,33 @@ impl Acceptor {
     }
 
     /// Room for one more, as soon as there is any.
-    async fn place(&self) -> Option<Place> {
+    async fn permit(&self) -> Option<ConnectionPermit> {
         let (permit, spare) = tokio::select! {
             biased;
-            permit = self.places.clone().acquire_owned() => (permit, false),
+            permit = self.permits.clone().acquire_owned() => (permit, false),
             permit = self.spare.clone().acquire_owned() => (permit, true),
         };
-        permit.ok().map(|_permit| Place { _permit, spare })
+        permit
+            .ok()
+            .map(|_permit| ConnectionPermit { _permit, spare })
     }
 
-    fn place_now(&self) -> Option<Place> {
-        let regular = self.places.clone().try_acquire_owned();
+    fn permit_now(&self) -> Option<ConnectionPermit> {
+        let regular = self.permits.clone().try_acquire_owned();
         let spare = regular.is_err();
         let permit = regular.or_else(|_| self.spare.clone().try_acquire_owned());
-        permit.ok().map(|_permit| Place { _permit, spare })
+        permit
+            .ok()
+            .map(|_permit| ConnectionPermit { _permit, spare })
     }
 
-    /// A regular place for a spare one, if one has become free since.
-    fn better(&self, place: Place) -> Place {
-        if !place.spare {
-            return place;
+    /// A regular permit for a spare one, if one has become free since.
+    fn better(&self, permit: ConnectionPermit) -> ConnectionPermit {
+        if !permit.spare {
+            return permit;
         }
-        let regular = self.places.clone().try_acquire_owned();
-        regular.map_or(place, |_permit| Place {
+        let regular = self.permits.clone().try_acquire_owned();
+        regular.map_or(permit, |_permit| ConnectionPermit {
             _permit,
             spare: false,
         })
@@ -146,31 +151,31 @@ impl Acceptor {
 
     /// Takes the connections that the system accepted already, so that closing the listener resets none of them.
     pub(super) async fn accept_backlog(&self, listener: &TcpListener) {
-        while let Some(place) = self.place_now() {
+        while let Some(permit) = self.permit_now() {
             match timeout(Duration::from_millis(1), listener.accept()).await {
-                Ok(Ok((stream, peer))) => self.start(stream, peer, place),
+                Ok(Ok((stream, peer))) => self.start(stream, peer, permit),
                 _ => return,
             }
         }
     }
 
-    fn start(&self, stream: TcpStream, peer: SocketAddr, place: Place) {
-        let limits = &self.app.config().limits;
+    fn start(&self, stream: TcpStream, peer: SocketAddr, permit: ConnectionPermit) {
+        let limits = &self.limits;
         let unwritten = Arc::<Unwritten>::default();
-        let spare = place.spare;
+        let spare = permit.spare;
         let no_longer_than = |limit: Duration| if spare { limit.min(SPARE_LIMIT) } else { limit };
         let write_limit = no_longer_than(limits.write_timeout);
         let wire = Wire::new(stream, Arc::clone(&unwritten), write_limit);
-        let caller = self.caller.clone();
+        let service = self.service.clone();
         let watcher = self.graceful.watcher();
         let handshake_limit = no_longer_than(limits.header_timeout);
-        let certificates = self.app.certificates().cloned();
+        let certificates = self.certificates.clone();
         tokio::spawn(async move {
             let ended = match certificates {
-                None => caller.serve(wire, peer, spare, unwritten, watcher).await,
+                None => service.serve(wire, peer, spare, unwritten, watcher).await,
                 Some(certificates) => {
                     match tls::accept(certificates.current(), wire, handshake_limit).await {
-                        Ok(stream) => caller.serve(stream, peer, spare, unwritten, watcher).await,
+                        Ok(stream) => service.serve(stream, peer, spare, unwritten, watcher).await,
                         Err(why) => {
                             tracing::debug!(%peer, %why, "no TLS with a caller");
                             Ok(())
@@ -182,7 +187,7 @@ impl Acceptor {
             if let Err(error) = ended {
                 tracing::trace!(%peer, %error, "connection ended");
             }
-            drop(place);
+            drop(permit);
         });
     }
 
@@ -191,12 +196,12 @@ impl Acceptor {
         // A connection that was accepted this moment may still bring its request: closed now, it would be lost.
         sleep(LAST_WORDS).await;
         let all_closed = self.graceful.shutdown();
-        let app = self.app;
+        let life = self.life;
         let idle = async {
             let mut quiet = 0;
             while quiet < 10 {
                 sleep(Duration::from_millis(50)).await;
-                quiet = if app.in_flight() == 0 { quiet + 1 } else { 0 };
+                quiet = if life.in_flight() == 0 { quiet + 1 } else { 0 };
             }
         };
         tokio::select! {
@@ -208,15 +213,15 @@ impl Acceptor {
 
 /// What every connection is served with.
 #[derive(Clone)]
-struct Caller {
+struct ConnectionService {
     router: axum::Router,
     server: http1::Builder,
-    /// For spare places.
+    /// For spare connections.
     brief: http1::Builder,
-    app: App,
+    life: Arc<Life>,
 }
 
-impl Caller {
+impl ConnectionService {
     async fn serve<S>(
         self,
         stream: S,
@@ -232,26 +237,27 @@ impl Caller {
             router,
             server,
             brief,
-            app,
+            life,
         } = self;
-        let service = tower::service_fn(move |mut request: http::Incoming| {
-            // A stream of events is ended by the end of the service, which waits for none.
-            let counted = (!http::guard::is_stream(request.uri().path())).then(|| app.enter());
-            let extensions = request.extensions_mut();
-            extensions.insert(Peer(peer));
-            extensions.insert(Counted);
-            if spare {
-                extensions.insert(Spare);
-            }
-            let unwritten = Arc::clone(&unwritten);
-            let answered = tower::ServiceExt::oneshot(router.clone(), request);
-            async move {
-                let response = answered.await?;
-                Ok::<_, std::convert::Infallible>(
-                    response.map(|body| Answer::new(body, counted, unwritten)),
-                )
-            }
-        });
+        let service =
+            tower::service_fn(move |mut request: http::Request<hyper::body::Incoming>| {
+                // A stream of events is ended by the end of the service, which waits for none.
+                let counted = (!is_stream(request.uri().path())).then(|| life.enter());
+                let extensions = request.extensions_mut();
+                extensions.insert(Peer(peer));
+                extensions.insert(Counted);
+                if spare {
+                    extensions.insert(Spare);
+                }
+                let unwritten = Arc::clone(&unwritten);
+                let answered = tower::ServiceExt::oneshot(router.clone(), request);
+                async move {
+                    let response = answered.await?;
+                    Ok::<_, std::convert::Infallible>(
+                        response.map(|body| AnswerBody::new(body, counted, unwritten)),
+                    )
+                }
+            });
         let service = TowerToHyperService::new(service);
         let server = if spare { brief } else { server };
         let stream = Mannered::new(stream);

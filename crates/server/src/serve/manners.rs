@@ -10,7 +10,7 @@ use bytes::{Buf, Bytes};
 use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::http::guard::harden;
+use crate::http::harden::harden;
 use crate::problem::{Problem, ProblemKind};
 
 /// A connection on which bare refusals become problems.

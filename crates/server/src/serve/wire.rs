@@ -16,7 +16,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
-use crate::app::InFlight;
+use crate::life::InFlight;
 
 /// Requests of one connection whose answers were taken over to be written, and are not known to be written yet.
 #[derive(Default)]
@@ -123,13 +123,13 @@ impl AsyncWrite for Wire {
 }
 
 /// An answer on its way. Its request is handed to the wire when the last of the body has been taken over.
-pub(super) struct Answer {
+pub(super) struct AnswerBody {
     body: Body,
     request: Option<InFlight>,
     unwritten: Arc<Unwritten>,
 }
 
-impl Answer {
+impl AnswerBody {
     /// `request` is what is held in flight; `None` for what has no end of its own.
     pub(super) fn new(body: Body, request: Option<InFlight>, unwritten: Arc<Unwritten>) -> Self {
         Self {
@@ -140,7 +140,7 @@ impl Answer {
     }
 }
 
-impl hyper::body::Body for Answer {
+impl hyper::body::Body for AnswerBody {
     type Data = Bytes;
     type Error = axum::Error;
 
@@ -160,7 +160,7 @@ impl hyper::body::Body for Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for AnswerBody {
     fn drop(&mut self) {
         if let Some(request) = self.request.take() {
             self.unwritten.0.lock().push(request);

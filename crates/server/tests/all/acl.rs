@@ -84,8 +84,8 @@ async fn tried(redis: &Redis, rules: &[&str], limit: Duration) -> Tried {
     let folder = tempfile::tempdir().unwrap();
     let (one, two) = (service(redis, &folder).await, service(redis, &folder).await);
     let ready = async || {
-        let status = one.app.status();
-        status["redis"]["state"] == "ready" && two.app.status()["redis"]["state"] == "ready"
+        let status = one.status();
+        status["redis"]["state"] == "ready" && two.status()["redis"]["state"] == "ready"
     };
     assert!(becomes(PATIENCE, ready).await, "{rules:?}: no connection");
     let coherent = becomes(limit, async || {

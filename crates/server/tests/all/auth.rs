@@ -13,7 +13,7 @@ use rcgen::{
     KeyPair, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384, PKCS_ED25519, PKCS_RSA_SHA256,
 };
 use serde_json::{Value as Json, json};
-use steadfast_server::auth::{Order, RULES, Role, issue};
+use steadfast_server::auth::{RULES, Role, TokenSpec, issue};
 use steadfast_server::config::{SAMPLE, Sources};
 use steadfast_server::{App, Config, Peer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -68,7 +68,7 @@ impl Guarded {
 
     fn token(&self, role: Role) -> String {
         use secrecy::ExposeSecret;
-        let order = Order {
+        let order = TokenSpec {
             subject: "ada",
             role,
             lifetime: PATIENCE * 3,
@@ -742,7 +742,7 @@ async fn s6_a_change_whose_caller_hangs_up_is_written_down_all_the_same() {
         "POST /v1/statements/slow HTTP/1.1\r\ncontent-type: application/json\r\nauthorization: Bearer {}",
         guarded.token(Role::Operator)
     );
-    let under_way = || guarded.service.app.status()["service"]["in_flight"].as_u64() >= Some(1);
+    let under_way = || guarded.service.status()["service"]["in_flight"].as_u64() >= Some(1);
     let audit = guarded.folder.path().join("audit.jsonl");
     // Who hangs up before it is known who asks has begun no change.
     while std::fs::read(&audit).is_ok_and(|text| text.is_empty()) {

@@ -43,7 +43,7 @@ async fn s9_an_answer_that_is_read_slowly_is_waited_for_to_its_last_byte() {
     for _ in 0..3 {
         slow.push(ask(&service, "/v1/queries/long").await);
     }
-    assert!(service.app.status()["service"]["in_flight"].as_u64() >= Some(3));
+    assert!(service.status()["service"]["in_flight"].as_u64() >= Some(3));
     service.shutdown.begin();
     // Far longer than a service takes to end on which nobody asks anything.
     tokio::time::sleep(Duration::from_secs(3)).await;
@@ -101,7 +101,7 @@ async fn s7_who_does_not_read_its_answer_is_let_go_and_holds_nothing() {
     let dropped = async {
         loop {
             service.get("/v1/queries/none").await;
-            let status = service.app.status();
+            let status = service.status();
             if status["service"]["in_flight"] == 0 && status["service"]["subscribers"] == 0 {
                 return;
             }
@@ -109,7 +109,7 @@ async fn s7_who_does_not_read_its_answer_is_let_go_and_holds_nothing() {
         }
     };
     let outcome = tokio::time::timeout(PATIENCE, dropped).await;
-    assert!(outcome.is_ok(), "{}", service.app.status()["service"]);
+    assert!(outcome.is_ok(), "{}", service.status()["service"]);
     for mut stream in answers {
         let mut rest = Vec::new();
         let read = stream.read_to_end(&mut rest).await;

@@ -115,6 +115,11 @@ impl Service {
         }
     }
 
+    /// What `/v1/status` says, asked past HTTP.
+    pub(crate) fn status(&self) -> Json {
+        serde_json::to_value(self.app.status()).unwrap()
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.addr)
     }

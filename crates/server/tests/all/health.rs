@@ -213,7 +213,7 @@ async fn s3_a_connection_that_flaps_is_a_state_and_one_entry_that_grows() {
         events.iter().filter(|event| event["event"] == part).count()
     };
     lose(10).await;
-    assert_eq!(service.app.status()["redis"]["flapping"], Json::Null);
+    assert_eq!(service.status()["redis"]["flapping"], Json::Null);
     lose(1).await;
     let health = service
         .health_when(|health| {
@@ -229,7 +229,7 @@ async fn s3_a_connection_that_flaps_is_a_state_and_one_entry_that_grows() {
     let told = async {
         // Within a second of it, so that a page hears of it too.
         while known("flapping").await == 0
-            || service.app.status()["outages"][0]["times"].as_u64() < Some(31)
+            || service.status()["outages"][0]["times"].as_u64() < Some(31)
         {
             lose(1).await;
         }
@@ -246,7 +246,7 @@ async fn s3_a_connection_that_flaps_is_a_state_and_one_entry_that_grows() {
         "{}",
         service.get("/v1/history").await.text()
     );
-    let status = service.app.status();
+    let status = service.status();
     let outages = status["outages"].as_array().unwrap();
     assert_eq!(
         (outages.len(), &outages[0]["flapping"]),
@@ -267,14 +267,14 @@ async fn s3_a_frozen_redis_that_wakes_ends_its_outage() {
     service
         .health_when(|health| health["checks"]["redis"]["status"] == "unhealthy")
         .await;
-    let lasting = service.app.status()["outages"][0].clone();
+    let lasting = service.status()["outages"][0].clone();
     assert_eq!(lasting["ended_ms"], Json::Null, "{lasting}");
     redis.resume().unwrap();
     service
         .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
         .await;
     let over = async {
-        while service.app.status()["outages"][0]["ended_ms"].is_null() {
+        while service.status()["outages"][0]["ended_ms"].is_null() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };

@@ -1,4 +1,4 @@
-use steadfast_server::auth::{Order, Role, issue};
+use steadfast_server::auth::{Role, TokenSpec, issue};
 
 use crate::harness::Service;
 
@@ -55,7 +55,7 @@ async fn s4_a_call_whose_caller_gave_up_is_counted_as_one_that_failed() {
         .await
         .unwrap();
     let asked = async {
-        while service.app.status()["cache"]["flights"].as_u64() < Some(1) {
+        while service.status()["cache"]["flights"].as_u64() < Some(1) {
             tokio::task::yield_now().await;
         }
     };
@@ -80,7 +80,7 @@ async fn s4_a_call_whose_caller_gave_up_is_counted_as_one_that_failed() {
     tokio::time::timeout(crate::harness::PATIENCE, told)
         .await
         .unwrap();
-    assert_eq!(service.app.status()["reads"]["failed"], 1);
+    assert_eq!(service.status()["reads"]["failed"], 1);
 }
 
 /// The names of metrics in a PromQL expression: what is left once labels, groupings and functions are taken away.
@@ -197,7 +197,7 @@ async fn s4_a_counter_begins_at_nought_so_that_its_first_event_is_a_rise() {
         ("auth.keys.dev.secret", "0123456789abcdef0123456789abcdef"),
     ])
     .await;
-    let order = Order {
+    let order = TokenSpec {
         subject: "ada",
         role: Role::Viewer,
         lifetime: std::time::Duration::from_secs(60),

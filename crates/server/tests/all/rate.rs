@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use steadfast_server::auth::{Order, Role, issue};
+use steadfast_server::auth::{Role, TokenSpec, issue};
 use steadfast_server::config::{SAMPLE, Sources};
 use steadfast_server::{App, Config};
 use tokio::time::Instant;
@@ -27,7 +27,7 @@ async fn service(redis: &str, folder: &tempfile::TempDir, rate: &str) -> Service
 
 pub(crate) fn token(app: &App, role: Role, subject: &str) -> String {
     use secrecy::ExposeSecret;
-    let order = Order {
+    let order = TokenSpec {
         subject,
         role,
         lifetime: Duration::from_secs(600),

@@ -156,7 +156,7 @@ async fn invariant_5_ten_thousand_malformed_requests_neither_panic_nor_hang_nor_
     let (memory, files) = (resident_bytes(), open_files());
     all(1000, REQUESTS).await;
     let over = async {
-        while service.app.status()["service"]["in_flight"] != 0 || open_files() > files + 8 {
+        while service.status()["service"]["in_flight"] != 0 || open_files() > files + 8 {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
     };
@@ -164,10 +164,10 @@ async fn invariant_5_ten_thousand_malformed_requests_neither_panic_nor_hang_nor_
     assert!(
         over.is_ok(),
         "{} and {} files, {files} before",
-        service.app.status()["service"],
+        service.status()["service"],
         open_files()
     );
-    assert_eq!(service.app.status()["service"]["subscribers"], 0);
+    assert_eq!(service.status()["service"]["subscribers"], 0);
     let grown = resident_bytes().saturating_sub(memory);
     assert!(grown < 96 << 20, "grown by {grown} bytes");
     let metrics = service.get("/metrics").await.text();

@@ -5,12 +5,12 @@ use axum::Json;
 use crate::problem::{Problem, ProblemKind};
 
 /// `GET /v1/drills`
-pub(super) async fn list() -> Json<serde_json::Value> {
+pub(crate) async fn list() -> Json<serde_json::Value> {
     Json(serde_json::json!({ "enabled": false, "scenarios": [], "drills": [] }))
 }
 
 /// `POST /v1/drills`
-pub(super) async fn start() -> Problem {
+pub(crate) async fn start() -> Problem {
     Problem::new(
         ProblemKind::Forbidden,
         "this program was built without the feature `drill` of steadfast-server",

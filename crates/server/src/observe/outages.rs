@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use steadfast::EventKind;
 
-use crate::tally::Counts;
+use super::tally::Counts;
 
 /// Outages kept.
 const KEPT: usize = 50;

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use serde_json::{Map, Value as Json, json};
+use serde::Serialize;
+use serde_json::{Map, Value as Json};
 use steadfast_cache::Source;
 
-use crate::app::{millis, now};
-use crate::tally::{Buckets, Latency, SLOW};
+use super::tally::{Buckets, Latency, SLOW};
+use crate::clock::{millis, now};
 
 /// Counts and latencies of one query or statement.
 #[derive(Debug)]
@@ -31,6 +32,14 @@ struct Sample {
     at: Instant,
     counts: Vec<u64>,
     latencies: Buckets,
+}
+
+/// Figures of one query or statement, as `/v1/status` has them.
+#[derive(Debug, Serialize)]
+pub(crate) struct NamedFigures {
+    name: String,
+    since_start: Map<String, Json>,
+    last_minute: Map<String, Json>,
 }
 
 const OF_QUERIES: [&str; 6] = ["memory", "redis", "database", "failed", "stale", "slow"];
@@ -119,8 +128,8 @@ impl Figures {
         }
     }
 
-    /// `{"name","since_start":{…},"last_minute":{…}}`; each part says how long it is.
-    pub(crate) fn json(&self, name: &str) -> Json {
+    /// The figures under their name; each of the two parts says how long it is.
+    pub(crate) fn named(&self, name: &str) -> NamedFigures {
         let now = self.now();
         let start = Sample {
             at: self.began,
@@ -130,14 +139,14 @@ impl Figures {
         let earlier = self.earlier.lock();
         // In the first minute nothing is older than the start.
         let minute = earlier.front().filter(|_| earlier.len() == SAMPLES);
-        json!({
-            "name": name,
-            "since_start": self.between(&start, &now),
-            "last_minute": self.between(minute.unwrap_or(&start), &now),
-        })
+        NamedFigures {
+            name: name.to_owned(),
+            since_start: self.between(&start, &now),
+            last_minute: self.between(minute.unwrap_or(&start), &now),
+        }
     }
 
-    fn between(&self, from: &Sample, to: &Sample) -> Json {
+    fn between(&self, from: &Sample, to: &Sample) -> Map<String, Json> {
         let [p50_ms, p99_ms] = to.latencies.quantiles_since(&from.latencies, [0.5, 0.99]);
         let counts = to.counts.iter().zip(&from.counts);
         let counts: Vec<u64> = counts.map(|(to, from)| to.saturating_sub(*from)).collect();
@@ -153,12 +162,14 @@ impl Figures {
         }
         json.insert("p50_ms".to_owned(), p50_ms.into());
         json.insert("p99_ms".to_owned(), p99_ms.into());
-        Json::Object(json)
+        json
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     #[test]
@@ -170,7 +181,7 @@ mod tests {
             figures.sample();
         }
         figures.answered(Source::Redis, false, Duration::from_millis(1));
-        let json = figures.json("search");
+        let json = serde_json::to_value(figures.named("search")).unwrap();
         assert_eq!(json["name"], "search");
         let all = &json["since_start"];
         assert_eq!(
@@ -195,7 +206,7 @@ mod tests {
         figures.done(true, Duration::from_millis(1));
         figures.failed(Duration::from_millis(1));
         figures.sample();
-        let all = &figures.json("rename")["last_minute"];
+        let all = &serde_json::to_value(figures.named("rename")).unwrap()["last_minute"];
         assert_eq!(
             (
                 &all["calls"],

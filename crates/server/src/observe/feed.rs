@@ -11,6 +11,8 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use tokio::sync::watch;
 
+use crate::clock::unix_ms;
+
 /// The events of a connection or of the service, in the order they happened.
 const EVENTS_KEPT: usize = 1024;
 /// Snapshots, one a second: as much past as a page shows.
@@ -65,6 +67,24 @@ impl Feed {
         let kept = |frame: &Frame| !frame.json.as_ref().is_some_and(&replaced);
         self.rings.lock().events.retain(kept);
         self.event(name, data);
+    }
+
+    /// Tells and keeps an event of the service itself.
+    pub(crate) fn tell(&self, event: &str, details: Json) {
+        #[derive(Serialize)]
+        struct Told<'a> {
+            at_ms: u64,
+            event: &'a str,
+            #[serde(flatten)]
+            details: Json,
+        }
+        let at_ms = unix_ms();
+        let told = Told {
+            at_ms,
+            event,
+            details,
+        };
+        self.event("service", &told);
     }
 
     /// Tells and keeps a snapshot.

@@ -1,5 +1,4 @@
-//! What callers see. Each file holds the handlers of one part of the interface; the guard around them all holds what
-//! must be so for every request.
+//! Every address that the service answers, and which handler answers it.
 
 use axum::Router;
 use axum::http::StatusCode;
@@ -8,24 +7,9 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use crate::app::App;
+use crate::http::middleware::{Admission, around_every_route};
+use crate::http::{drills, events, health, openapi, page, queries, status};
 use crate::problem::{Problem, ProblemKind};
-
-#[cfg_attr(not(feature = "drill"), path = "drills/off.rs")]
-mod drills;
-mod events;
-mod extract;
-pub(crate) mod guard;
-mod health;
-pub(crate) mod meters;
-mod openapi;
-mod page;
-pub(crate) mod proxies;
-pub(crate) mod queries;
-pub(crate) mod route;
-mod status;
-
-/// A request as the connection hands it over.
-pub(crate) type Incoming = axum::http::Request<hyper::body::Incoming>;
 
 /// Everything the service answers, to be served by [`serve`](crate::serve) or put into a program's own router. Limits, checks of
 /// Host and Origin, and security headers are part of it.
@@ -58,7 +42,10 @@ pub fn router(app: App) -> Router {
     router
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
-        .layer(middleware::from_fn_with_state(app.clone(), guard::guard))
+        .layer(middleware::from_fn_with_state(
+            app.part::<std::sync::Arc<Admission>>(),
+            around_every_route,
+        ))
         .with_state(app)
 }
 

@@ -10,22 +10,20 @@ use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use metrics::counter;
 
-use crate::app::{App, unix_ms};
+use crate::clock::unix_ms;
 use crate::config::AuthConfig;
-use crate::http::route::{Route, path_asked_for};
+use crate::peer::Peer;
 use crate::problem::{Problem, ProblemKind};
-use crate::serve::Peer;
+use crate::route::{Route, path_asked_for};
 
 mod audit;
 mod fetch;
 mod jwks;
 mod key;
-mod role;
 mod token;
 
-pub(crate) use key::{ALGORITHMS, load as load_key};
-pub use role::{RULES, Role, Rule, rule_for};
-pub use token::{Caller, IssueError, Order, issue};
+pub use crate::role::{RULES, Role, Rule, rule_for};
+pub use token::{Caller, IssueError, TokenSpec, issue};
 
 use audit::{AuditLog, Entry};
 use token::{Refusal, Verifier};
@@ -59,6 +57,55 @@ impl Auth {
             )),
             _ => Ok(()),
         }
+    }
+
+    /// Lets a request pass or refuses it. The caller of one that passes is left in its extensions.
+    pub(crate) async fn admit(self: &Arc<Self>, request: &mut Request) -> Result<Passed, Response> {
+        let rule = Route::of(request).map(|route| rule_for(request.method(), route.as_str()));
+        let mut passed = Passed {
+            auth: Arc::clone(self),
+            method: request.method().clone(),
+            path: path_asked_for(request).to_owned(),
+            peer: request.extensions().get::<Peer>().map(|peer| peer.0),
+            caller: None,
+            audited: false,
+            told: AtomicBool::new(false),
+        };
+        let needs = match rule {
+            // An address that does not exist, or not with that method, is nobody's secret.
+            None => return Ok(passed),
+            Some(None) => Role::Admin,
+            Some(Some(rule)) => {
+                passed.audited = rule.audited;
+                match rule.needs {
+                    Some(role) => role,
+                    None => {
+                        // Whoever brings a token all the same is shown what it allows; health waits for no identity provider.
+                        if let Ok(token) = bearer(request) {
+                            passed.caller = self.verifier.verify_at_once(token).ok();
+                        }
+                        if let Some(caller) = &passed.caller {
+                            request.extensions_mut().insert(caller.clone());
+                        }
+                        return Ok(passed);
+                    }
+                }
+            }
+        };
+        let verdict = match bearer(request) {
+            Ok(token) => self.verifier.verify(token).await,
+            Err(refusal) => Err(refusal),
+        };
+        let caller = match verdict {
+            Ok(caller) => caller,
+            Err(refusal) => return Err(refused(&passed, refusal)),
+        };
+        passed.caller = Some(caller.clone());
+        if caller.role < needs {
+            return Err(forbidden(&passed, needs, &caller));
+        }
+        request.extensions_mut().insert(caller);
+        Ok(passed)
     }
 
     /// Keeps the keys current; ends only if there is nothing to keep.
@@ -128,58 +175,6 @@ impl Passed {
 /// The first 256 bytes of an address, or a few less where a character would be cut.
 fn shortened(path: &str) -> &str {
     &path[..path.floor_char_boundary(256)]
-}
-
-/// Lets a request pass or refuses it; the caller of one that passes is left in its extensions. `None` where nobody is asked.
-pub(crate) async fn admit(app: &App, request: &mut Request) -> Result<Option<Passed>, Response> {
-    let Some(auth) = app.auth() else {
-        return Ok(None);
-    };
-    let rule = Route::of(request).map(|route| rule_for(request.method(), route.as_str()));
-    let mut passed = Passed {
-        auth: Arc::clone(auth),
-        method: request.method().clone(),
-        path: path_asked_for(request).to_owned(),
-        peer: request.extensions().get::<Peer>().map(|peer| peer.0),
-        caller: None,
-        audited: false,
-        told: AtomicBool::new(false),
-    };
-    let needs = match rule {
-        // An address that does not exist, or not with that method, is nobody's secret.
-        None => return Ok(Some(passed)),
-        Some(None) => Role::Admin,
-        Some(Some(rule)) => {
-            passed.audited = rule.audited;
-            match rule.needs {
-                Some(role) => role,
-                None => {
-                    // Whoever brings a token all the same is shown what it allows; health waits for no identity provider.
-                    if let Ok(token) = bearer(request) {
-                        passed.caller = auth.verifier.verify_at_once(token).ok();
-                    }
-                    if let Some(caller) = &passed.caller {
-                        request.extensions_mut().insert(caller.clone());
-                    }
-                    return Ok(Some(passed));
-                }
-            }
-        }
-    };
-    let verdict = match bearer(request) {
-        Ok(token) => auth.verifier.verify(token).await,
-        Err(refusal) => Err(refusal),
-    };
-    let caller = match verdict {
-        Ok(caller) => caller,
-        Err(refusal) => return Err(refused(&passed, refusal)),
-    };
-    passed.caller = Some(caller.clone());
-    if caller.role < needs {
-        return Err(forbidden(&passed, needs, &caller));
-    }
-    request.extensions_mut().insert(caller);
-    Ok(Some(passed))
 }
 
 /// The token, which comes in one header and nowhere else: addresses end up in logs.

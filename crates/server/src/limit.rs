@@ -10,14 +10,14 @@ use axum::response::{IntoResponse, Response};
 use metrics::counter;
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
-use steadfast::CallOptions;
+use steadfast::{CallOptions, Client};
 
-use crate::app::{App, now};
 use crate::auth::Caller;
+use crate::clock::now;
 use crate::config::{Algorithm, By, Config, RateConfig, WhenDown};
-use crate::http::route::Route;
+use crate::peer::Peer;
 use crate::problem::{Problem, ProblemKind};
-use crate::serve::Peer;
+use crate::route::Route;
 
 mod local;
 
@@ -44,7 +44,7 @@ pub(crate) struct Decision {
 }
 
 /// What is counted of a request.
-pub(crate) struct Asked {
+pub(crate) struct CountedBy {
     route: String,
     caller: String,
 }
@@ -64,7 +64,7 @@ pub(crate) struct Limiter {
     prefix: String,
     policies: Vec<Policy>,
     script: redis::Script,
-    patience: Duration,
+    redis_limit: Duration,
     local: Mutex<Local>,
 }
 
@@ -90,53 +90,57 @@ impl Limiter {
                 .iter()
                 .map(|(name, rate)| Policy::new(name, rate))
                 .collect(),
-            script: redis::Script::new(include_str!("count.lua")),
-            patience: config.cache.redis_limit,
+            script: redis::Script::new(include_str!("limit/count.lua")),
+            redis_limit: config.cache.redis_limit,
             local: Mutex::default(),
         }
     }
 
     /// What is counted of a request; `None` if nothing is limited.
-    pub(crate) fn look_at(&self, request: &Request) -> Option<Asked> {
+    pub(crate) fn look_at(&self, request: &Request) -> Option<CountedBy> {
         if self.policies.is_empty() {
             return None;
         }
-        Some(Asked {
+        Some(CountedBy {
             route: Route::of(request)?.as_str().to_owned(),
             caller: who(request),
         })
     }
 
     /// Counts a request against every limit that holds for it. What callers are told goes into the answer, whichever it is.
-    pub(crate) async fn admit(&self, app: &App, asked: Option<Asked>) -> Result<Told, Response> {
-        self.count(app, asked, |_| true).await
+    pub(crate) async fn admit(
+        &self,
+        redis: &Client,
+        asked: Option<CountedBy>,
+    ) -> Result<RateHeaders, Response> {
+        self.count(redis, asked, |_| true).await
     }
 
     /// As [`admit`](Self::admit), for one that was refused: against what its own address has, and never against what all callers
     /// share, which a stranger could use up.
     pub(crate) async fn admit_refused(
         &self,
-        app: &App,
-        asked: Option<Asked>,
-    ) -> Result<Told, Response> {
-        self.count(app, asked, |policy| policy.by != By::Route)
+        redis: &Client,
+        asked: Option<CountedBy>,
+    ) -> Result<RateHeaders, Response> {
+        self.count(redis, asked, |policy| policy.by != By::Route)
             .await
     }
 
     async fn count(
         &self,
-        app: &App,
-        asked: Option<Asked>,
+        redis: &Client,
+        asked: Option<CountedBy>,
         concerns: impl Fn(&Policy) -> bool,
-    ) -> Result<Told, Response> {
-        let mut told = Told::default();
-        let Some(Asked { route, caller }) = &asked else {
+    ) -> Result<RateHeaders, Response> {
+        let mut told = RateHeaders::default();
+        let Some(CountedBy { route, caller }) = &asked else {
             return Ok(told);
         };
         let policies = self.policies.iter();
         for policy in policies.filter(|policy| policy.holds_for(route) && concerns(policy)) {
             let key = self.key(policy, route, caller);
-            let decision = self.decide(app, policy, &key).await;
+            let decision = self.decide(redis, policy, &key).await;
             let Some(decision) = decision else {
                 let problem =
                     "requests cannot be counted now, and this limit lets none pass uncounted";
@@ -160,9 +164,9 @@ impl Limiter {
     }
 
     /// `None`: nobody may pass.
-    async fn decide(&self, app: &App, policy: &Policy, key: &str) -> Option<Decision> {
-        if let Some(client) = app.client().available() {
-            let mut scoped = client.with(CallOptions::new().deadline(self.patience));
+    async fn decide(&self, redis: &Client, policy: &Policy, key: &str) -> Option<Decision> {
+        if let Some(client) = redis.available() {
+            let mut scoped = client.with(CallOptions::new().deadline(self.redis_limit));
             let terms = &policy.terms;
             let mut script = self.script.prepare_invoke();
             script
@@ -284,12 +288,12 @@ impl Policy {
 
 /// `RateLimit` and `RateLimit-Policy`, as draft-ietf-httpapi-ratelimit-headers has them.
 #[derive(Default)]
-pub(crate) struct Told {
+pub(crate) struct RateHeaders {
     policies: String,
     limits: String,
 }
 
-impl Told {
+impl RateHeaders {
     fn add(&mut self, policy: &Policy, decision: &Decision) {
         if !self.limits.is_empty() {
             self.limits.push_str(", ");

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use crate::tally::{Buckets, Counts};
+use super::tally::{Buckets, Counts};
 
 /// Minutes kept: a day, about 200 kB.
 const KEPT: usize = 24 * 60;
@@ -104,8 +104,8 @@ impl Minute {
 
 #[cfg(test)]
 mod tests {
+    use super::super::tally::{Outcome, Tally};
     use super::*;
-    use crate::tally::{Outcome, Tally};
     use std::time::Duration;
 
     fn second(at_ms: u64, memory: u64) -> Second {

@@ -28,8 +28,8 @@ pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
 pub use secret::{Fingerprint, SecretText, SecretUrl, UrlMistake};
 pub use settings::{
-    CacheConfig, DatabaseConfig, Dialect, DrillConfig, GuardConfig, LimitsConfig, LogConfig,
-    LogFormat, MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
+    CacheConfig, DatabaseConfig, DrillConfig, GuardConfig, LimitsConfig, LogConfig, LogFormat,
+    MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
 };
 pub use tls::{
     ClientCertificates, DatabaseTlsConfig, DatabaseTlsMode, RedisTlsConfig, ServerTlsConfig,
@@ -39,10 +39,11 @@ pub use units::Bytes;
 
 use section::{Mistakes, Section};
 
-pub use crate::query::param::{Match, ParamConfig, ParamKind, Value};
+pub use crate::grammar::dialect::Dialect;
+pub use crate::grammar::param::{Match, ParamConfig, ParamKind, Value};
 
 /// A configuration to begin with: the table `users`, searched by name or phone number, listed and added to.
-pub const SAMPLE: &str = include_str!("../../sample.toml");
+pub const SAMPLE: &str = include_str!("../sample.toml");
 
 /// Everything that can be set, checked and complete.
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -4,7 +4,7 @@
 
 use std::fmt;
 
-use crate::config::Dialect;
+use super::dialect::Dialect;
 
 /// A statement ready to be prepared, and which parameter is bound at each of its places.
 #[derive(Debug, Clone, PartialEq, Eq)]

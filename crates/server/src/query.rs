@@ -10,23 +10,21 @@ use steadfast_cache::{Param, ParamType};
 
 use crate::backend::Rows;
 use crate::complaint::Complaints;
-use crate::config::{Config, Dialect, ParamConfig, ParamKind, QueryConfig, StatementConfig};
-use crate::figures::Figures;
+use crate::config::{Config, ParamConfig, ParamKind, QueryConfig, StatementConfig};
+use crate::grammar::dialect::Dialect;
+use crate::grammar::param::{Value, Values};
+use crate::grammar::sql::Sql;
+use crate::grammar::template::Template;
+use crate::observe::figures::Figures;
 
 mod blame;
 mod meters;
 pub(crate) mod once;
-pub(crate) mod param;
 pub(crate) mod read;
-pub(crate) mod sql;
-pub(crate) mod template;
 pub(crate) mod waiting;
 pub(crate) mod write;
 
 use meters::{ReadMeters, WriteMeters};
-use param::{Value, Values};
-use sql::Sql;
-use template::Template;
 
 type Params = std::collections::BTreeMap<String, ParamConfig>;
 
