@@ -2,37 +2,25 @@
 //! by one, so that the signature of a handler or a task says what it touches.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::Duration;
+use std::sync::atomic::Ordering::Relaxed;
 
 use axum::extract::FromRef;
-use parking_lot::{Mutex, RwLock};
-use tokio::task::JoinSet;
 
 use crate::VERSION;
 use crate::auth::Auth;
 use crate::backend::{Backend, BackendError};
 use crate::certificates::Certificates;
-use crate::checks::Checks;
-use crate::clock::unix_ms;
 use crate::config::Config;
-#[cfg(feature = "drill")]
-use crate::drills::Drills;
-use crate::health::{self, CustomCheck, Health};
-use crate::http::middleware::Admission;
+use crate::health::{CustomCheck, Health};
 use crate::http::queries;
-use crate::in_force::InForce;
-use crate::life::Life;
-use crate::observe::{Observations, vitals};
 use crate::problem::Problem;
-use crate::pulse::Pulse;
-use crate::query::once::Records;
-use crate::query::read::Reads;
-use crate::query::write::Writes;
-use crate::reload::Reload;
 use crate::shutdown::Shutdown;
-use crate::status::{Overview, ServiceStatus};
+use crate::status::ServiceStatus;
 use crate::telemetry;
+
+mod parts;
+
+use parts::Parts;
 
 /// Why a service cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -55,26 +43,7 @@ pub enum StartError {
 /// A running service. Clones are the same one.
 #[derive(Clone)]
 pub struct App {
-    inner: Arc<Inner>,
-}
-
-struct Inner {
-    config: Arc<Config>,
-    backend: Arc<Backend>,
-    life: Arc<Life>,
-    observations: Arc<Observations>,
-    checks: Arc<Checks>,
-    overview: Arc<Overview>,
-    in_force: Arc<InForce>,
-    admission: Arc<Admission>,
-    reads: Arc<Reads>,
-    writes: Arc<Writes>,
-    reload: Arc<Reload>,
-    #[cfg(feature = "drill")]
-    drills: Arc<Drills>,
-    /// Everything that runs in the background.
-    tasks: Mutex<JoinSet<()>>,
-    closed: AtomicBool,
+    inner: Arc<Parts>,
 }
 
 impl std::fmt::Debug for App {
@@ -103,89 +72,14 @@ impl App {
         let certificates = config.server.tls.as_ref().map(Certificates::start);
         let certificates = certificates.transpose().map_err(StartError::Tls)?;
         let backend = Arc::new(Backend::start(&config).await?);
-        let app = Self::of_parts(config, backend, auth, certificates.map(Arc::new));
+        let parts = Parts::new(config, backend, auth, certificates.map(Arc::new));
+        let app = Self {
+            inner: Arc::new(parts),
+        };
         let told = serde_json::json!({ "version": VERSION });
         app.inner.observations.feed.tell("started", told);
-        app.spawn_tasks();
+        app.inner.spawn_tasks();
         Ok(app)
-    }
-
-    fn of_parts(
-        config: Config,
-        backend: Arc<Backend>,
-        auth: Option<Arc<Auth>>,
-        certificates: Option<Arc<Certificates>>,
-    ) -> Self {
-        let config = Arc::new(config);
-        let most_bytes = config.limits.result.as_usize();
-        let observations = Arc::new(Observations::new(unix_ms()));
-        let life = Arc::new(Life::new(config.limits.subscribers));
-        let in_force = Arc::new(InForce::new(Arc::clone(&config)));
-        let speaks_tls = certificates.is_some();
-        let checks = Arc::new(Checks {
-            registry: health::Registry::default(),
-            backend: Arc::clone(&backend),
-            certificates,
-            observations: Arc::clone(&observations),
-            life: Arc::clone(&life),
-        });
-        let (redis, part) = (backend.client.clone(), Arc::clone(&life));
-        Self {
-            inner: Arc::new(Inner {
-                admission: Arc::new(Admission::new(&config, redis, part, auth, speaks_tls)),
-                reads: Arc::new(Reads {
-                    cache: backend.cache.clone(),
-                    database: backend.database.clone(),
-                    observations: Arc::clone(&observations),
-                    most_bytes,
-                }),
-                writes: Arc::new(Writes {
-                    backend: Arc::clone(&backend),
-                    records: Arc::new(Records::default()),
-                    observations: Arc::clone(&observations),
-                    most_bytes,
-                }),
-                reload: Arc::new(Reload {
-                    in_force: Arc::clone(&in_force),
-                    cache: backend.cache.clone(),
-                    observations: Arc::clone(&observations),
-                }),
-                overview: Arc::new(Overview {
-                    checks: Arc::clone(&checks),
-                    in_force: Arc::clone(&in_force),
-                    notice: RwLock::default(),
-                }),
-                #[cfg(feature = "drill")]
-                drills: Arc::new(Drills::new(config.drill.reports.clone())),
-                tasks: Mutex::new(JoinSet::new()),
-                closed: AtomicBool::new(false),
-                config,
-                backend,
-                life,
-                observations,
-                checks,
-                in_force,
-            }),
-        }
-    }
-
-    fn spawn_tasks(&self) {
-        let inner = &self.inner;
-        let mut tasks = inner.tasks.lock();
-        let vitals = Arc::clone(&inner.observations.vitals);
-        tasks.spawn(vitals::sample(vitals, Duration::from_secs(2)));
-        let pulse = Pulse {
-            checks: Arc::clone(&inner.checks),
-            in_force: Arc::clone(&inner.in_force),
-            records: Arc::clone(&inner.writes.records),
-        };
-        pulse.spawn(&mut tasks);
-        if let Some(certificates) = inner.checks.certificates.clone() {
-            tasks.spawn(certificates.keep(Arc::clone(&inner.observations)));
-        }
-        if let Some(auth) = inner.admission.auth.clone() {
-            tasks.spawn(auth.keep());
-        }
     }
 
     /// Whether a service could be started as `config` says, as far as that shows without starting
@@ -305,31 +199,3 @@ impl App {
         self.inner.checks.certificates.clone()
     }
 }
-
-/// Lets a handler take a part as its `State`.
-macro_rules! hands_out {
-    ($($field:ident: $part:ty),+ $(,)?) => {$(
-        impl FromRef<App> for Arc<$part> {
-            fn from_ref(app: &App) -> Self {
-                Arc::clone(&app.inner.$field)
-            }
-        }
-    )+};
-}
-
-hands_out! {
-    config: Config,
-    backend: Backend,
-    life: Life,
-    observations: Observations,
-    checks: Checks,
-    overview: Overview,
-    in_force: InForce,
-    admission: Admission,
-    reads: Reads,
-    writes: Writes,
-    reload: Reload,
-}
-
-#[cfg(feature = "drill")]
-hands_out!(drills: Drills);

@@ -117,3 +117,7 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Serve
         () = shutdown.forced() => Served::Forced,
     }
 }
+
+/// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each time, and must not wait behind the
+/// callers who fill it: it would be taken for dead, and ended with all of them.
+const SPARE_CONNECTIONS: usize = 16;

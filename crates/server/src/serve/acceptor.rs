@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 
 use super::manners::Mannered;
 use super::wire::{AnswerBody, Unwritten, Wire};
-use super::{descriptors, tls};
+use super::{SPARE_CONNECTIONS, descriptors, tls};
 use crate::app::App;
 use crate::certificates::Certificates;
 use crate::complaint::Complaints;
@@ -24,10 +24,6 @@ use crate::http::middleware::is_stream;
 use crate::life::Life;
 use crate::peer::{Counted, Peer, Spare};
 use crate::router::router;
-
-/// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each time, and must not wait behind the
-/// callers who fill it: it would be taken for dead, and ended with all of them.
-pub(super) const SPARE_CONNECTIONS: usize = 16;
 
 /// A spare permit is for one short question: each of its stages may take no longer than this, so that nobody holds it for long.
 const SPARE_LIMIT: Duration = Duration::from_secs(2);

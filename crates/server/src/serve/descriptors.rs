@@ -30,7 +30,7 @@ fn reserved(config: &Config) -> usize {
     // SQLite opens a database, its log and its index.
     let files = 3 * (connections.saturating_add(database.guard.concurrency) + 1);
     let redis = config.redis.connections + 6;
-    (files + redis + super::acceptor::SPARE_CONNECTIONS + 16).min(1 << 20)
+    (files + redis + super::SPARE_CONNECTIONS + 16).min(1 << 20)
 }
 
 /// Raises the soft limit to as much as is needed and the hard one allows; returns what it is then.
