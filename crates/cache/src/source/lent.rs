@@ -5,6 +5,7 @@
 //! transaction, goes back; the rest is stopped in the database and closed, and until that is done it keeps its place at the guard.
 
 use std::ops::{Deref, DerefMut};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub trait Kind: Database<Connection: Connection<Database = Self>> + sealed::Seal
     type Stop: Send + Sync + 'static;
 
     #[doc(hidden)]
-    fn stop(stop: Self::Stop) -> impl Future<Output = ()> + Send;
+    fn stop(stop: &Self::Stop) -> impl Future<Output = ()> + Send;
 }
 
 pub(super) mod sealed {
@@ -180,11 +181,21 @@ async fn settle<D: Kind>(
         return;
     }
     if let Some(stop) = stop.filter(|_| state != State::Spoilt) {
-        let _ = tokio::time::timeout(STOPPING, D::stop(stop)).await;
-        let _ = tokio::time::timeout(STOPPING, end_of::<D>(&mut connection)).await;
+        let _ = tokio::time::timeout(STOPPING, end::<D>(&mut connection, &stop)).await;
     }
     let _ = tokio::time::timeout(CLOSING, connection.close()).await;
     drop(place);
+}
+
+/// Stops what a connection runs, again and again until it has ended: a server that is told before it has begun with the statement may forget it.
+async fn end<D: Kind>(connection: &mut D::Connection, stop: &D::Stop) {
+    let mut ended = pin!(end_of::<D>(connection));
+    loop {
+        D::stop(stop).await;
+        if tokio::time::timeout(AGAIN, &mut ended).await.is_ok() {
+            return;
+        }
+    }
 }
 
 /// Waits for what was stopped to have ended: it is answered, or the server hangs up. In between may come errors that belong to it.
@@ -232,7 +243,7 @@ impl<D: Kind> std::fmt::Debug for Lent<D> {
 /// Whether a connection that its holder has left may be handed on: it answers, and is in no transaction. For those that were taken out of
 /// the pool by [`Database::pool`](super::Database::pool), which nobody here has watched.
 pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Error> {
-    match tokio::time::timeout(STOPPING, connection.ping()).await {
+    match tokio::time::timeout(ANSWERING, connection.ping()).await {
         Ok(answered) => answered?,
         Err(_late) => {
             let problem = "a statement that was given up still runs";
@@ -242,8 +253,15 @@ pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<boo
     Ok(!connection.is_in_transaction())
 }
 
-/// Stopping a statement, or rolling back, may take so long before the connection is closed instead.
-const STOPPING: Duration = Duration::from_secs(1);
+/// Stopping a statement, or rolling back, may take so long before the connection is closed instead. Nobody waits for it but the place at the guard, which
+/// would be free too soon otherwise; and to stop something a connection has to be opened, which takes a busy machine its time.
+const STOPPING: Duration = Duration::from_secs(10);
+
+/// What was told to stop and has not ended is told again after so long.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A connection that was given back without being asked anything answers within so long, or is closed.
+const ANSWERING: Duration = Duration::from_secs(1);
 
 /// Closing may take so long before the connection is dropped instead.
 const CLOSING: Duration = Duration::from_secs(5);

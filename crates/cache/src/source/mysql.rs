@@ -63,7 +63,7 @@ impl sealed::Sealed for MySql {}
 impl Kind for MySql {
     type Stop = (Arc<MySqlConnectOptions>, u64);
 
-    async fn stop((options, id): Self::Stop) {
+    async fn stop((options, id): &Self::Stop) {
         let stopping = async {
             let mut other = options.connect().await?;
             // The query only: its connection answers when it has ended, where one that is killed hangs up before.

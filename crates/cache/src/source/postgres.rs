@@ -67,7 +67,7 @@ impl sealed::Sealed for Postgres {}
 impl Kind for Postgres {
     type Stop = (Arc<PgConnectOptions>, i32);
 
-    async fn stop((options, pid): Self::Stop) {
+    async fn stop((options, pid): &Self::Stop) {
         let stopping = async {
             let mut other = options.connect().await?;
             let sql = format!("SELECT pg_cancel_backend({pid})");

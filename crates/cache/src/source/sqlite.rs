@@ -42,7 +42,7 @@ impl sealed::Sealed for Sqlite {}
 impl Kind for Sqlite {
     type Stop = Arc<AtomicBool>;
 
-    async fn stop(stop: Self::Stop) {
+    async fn stop(stop: &Self::Stop) {
         stop.store(true, Relaxed);
     }
 }

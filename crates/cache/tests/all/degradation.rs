@@ -80,11 +80,11 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     // Slow as it will be, the connection is the one to be used.
     let patient = Client::builder(&url)
         .unwrap()
-        .reply_overdue(Duration::from_secs(10));
+        .reply_overdue(Duration::from_secs(30));
     let client = patient.connect().await.unwrap();
     let cache = plain(&site.database)
         .redis(client.clone())
-        .redis_limit(Duration::from_millis(1150))
+        .redis_limit(Duration::from_millis(5800))
         .build()
         .await
         .unwrap();
@@ -95,7 +95,7 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     })
     .await;
     let slow = Latency {
-        latency: Duration::from_millis(600),
+        latency: Duration::from_secs(3),
         jitter: Duration::ZERO,
     };
     let toxic = Toxic {

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::site::{
-    create_table, eventually, invalidate_everywhere, plain, read_item, set_item, sqlite, text,
+    connect, create_table, eventually, invalidate_everywhere, patient, plain, read_item, set_item, sqlite, text,
     write_everywhere, write_item,
 };
 
@@ -133,13 +133,13 @@ async fn rows_become_json(database: Database, sql: &str, expected: serde_json::V
 async fn k7_writes_are_seen_and_survive_on_sqlite() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
-    writes_are_seen_and_survive(Database::connect(&url, DatabaseOptions::default()).unwrap()).await;
+    writes_are_seen_and_survive(connect(&url)).await;
 }
 
 #[tokio::test]
 async fn k7_writes_are_seen_and_survive_on_mariadb() {
     let server = MariaDb::start().await.unwrap();
-    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let database = connect(&server.url());
     writes_are_seen_and_survive(database.clone()).await;
     let sql = "SELECT 1 AS n, 1.5e0 AS f, 'text' AS t, NULL AS nothing, CAST('2026-11-23 12:34:56' AS DATETIME) AS at, \
                CAST(12.30 AS DECIMAL(6,2)) AS amount, X'00ff' AS raw, CAST(18446744073709551615 AS UNSIGNED) AS large";
@@ -151,7 +151,7 @@ async fn k7_writes_are_seen_and_survive_on_mariadb() {
 #[tokio::test]
 async fn k7_writes_are_seen_and_survive_on_postgres() {
     let server = Postgres::start().await.unwrap();
-    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let database = connect(&server.url());
     writes_are_seen_and_survive(database.clone()).await;
     let sql = "SELECT 1 AS n, 2::bigint AS b, 1.5::float8 AS f, 'text' AS t, NULL::text AS nothing, true AS yes, \
                TIMESTAMPTZ '2026-11-23 12:34:56+00' AS at, DATE '2026-11-23' AS day, '\\x00ff'::bytea AS raw, \
@@ -230,7 +230,7 @@ async fn parameters_are_bound_and_not_spliced() {
 #[tokio::test]
 async fn k7_an_application_without_the_right_to_create_tables_uses_those_that_are_there() {
     let server = Postgres::start().await.unwrap();
-    let owner = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let owner = connect(&server.url());
     create_table(&owner).await;
     let redis = Redis::start().await.unwrap();
     cache(&owner, &redis).await;
@@ -245,7 +245,7 @@ async fn k7_an_application_without_the_right_to_create_tables_uses_those_that_ar
     }
     tx.commit().await.unwrap();
     let url = server.url().replace("postgres@", "app@");
-    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let database = connect(&url);
     let refused = database.select("CREATE TABLE mine (id INT)", &[]).await;
     assert!(
         refused.is_err(),
@@ -276,10 +276,10 @@ async fn k7_an_application_without_the_right_to_create_tables_uses_those_that_ar
 #[tokio::test]
 async fn k9_a_query_whose_connection_is_ended_is_asked_once_more_if_it_only_reads() {
     let server = Postgres::start().await.unwrap();
-    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let database = connect(&server.url());
     create_table(&database).await;
     let ended_while = async |sql: &'static str| {
-        let other = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+        let other = connect(&server.url());
         let asked = tokio::spawn({
             let database = database.clone();
             async move { database.select(sql, &[]).await }
@@ -351,12 +351,12 @@ async fn k9_a_database_that_is_down_is_left_alone_and_used_again() {
 #[tokio::test]
 async fn a_pool_whose_connections_are_all_taken_is_no_database_that_is_down() {
     let folder = tempfile::tempdir().unwrap();
-    let mut options = DatabaseOptions::default();
+    let mut options = patient();
     options.max_connections = 1;
     let url = format!("sqlite://{}", folder.path().join("busy.db").display());
     let database = Database::connect(&url, options).unwrap();
     let held = database.begin().await.unwrap();
-    database.ping(Duration::from_secs(5)).await.unwrap();
+    database.ping(Duration::from_secs(60)).await.unwrap();
     drop(held);
     database.close().await;
 }
@@ -364,7 +364,7 @@ async fn a_pool_whose_connections_are_all_taken_is_no_database_that_is_down() {
 #[tokio::test]
 async fn a_database_that_takes_no_more_connections_is_not_down() {
     let server = Postgres::start().await.unwrap();
-    let owner = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let owner = connect(&server.url());
     let change = async |sql: &str| {
         let mut tx = owner.begin().await.unwrap();
         tx.execute(sql, &[]).await.unwrap();
@@ -372,12 +372,13 @@ async fn a_database_that_takes_no_more_connections_is_not_down() {
     };
     change("CREATE ROLE app LOGIN CONNECTION LIMIT 1").await;
     let url = server.url().replace("postgres@", "app@");
-    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let database = connect(&url);
     let held = database.begin().await.unwrap();
+    // This one is not patient: it is refused.
     let another = Database::connect(&url, DatabaseOptions::default()).unwrap();
     let refused = another.select("SELECT 1 AS one", &[]).await;
     assert!(refused.is_err(), "there was room for another connection");
-    database.ping(Duration::from_secs(5)).await.unwrap();
+    database.ping(Duration::from_secs(60)).await.unwrap();
     // Any other refusal is none.
     change("ALTER ROLE app NOLOGIN").await;
     assert!(database.ping(Duration::from_secs(5)).await.is_err());
@@ -418,10 +419,10 @@ async fn s14_what_takes_no_startup_options_is_asked_without_them_and_only_reads(
     let server = Postgres::start().await.unwrap();
     let port = refusing_to_read_only(server.port()).await;
     let url = format!("postgres://postgres@127.0.0.1:{port}/postgres?sslmode=disable");
-    let mut options = DatabaseOptions::default();
+    let mut options = patient();
     options.read_only_connections = Some(2);
     let database = Database::connect(&url, options).unwrap();
-    database.ping(Duration::from_secs(5)).await.unwrap();
+    database.ping(Duration::from_secs(60)).await.unwrap();
     create_table(&database).await;
     let rows = database.select("SELECT 1 AS one", &[]).await.unwrap();
     assert_eq!(rows[0]["one"], 1);
@@ -432,7 +433,7 @@ async fn s14_what_takes_no_startup_options_is_asked_without_them_and_only_reads(
 
 /// `counted` writes, which its name does not tell.
 async fn selects_only_read(url: &str, function: Option<&'static str>) {
-    let mut options = DatabaseOptions::default();
+    let mut options = patient();
     options.read_only_connections = Some(2);
     let database = Database::connect(url, options).unwrap();
     // Who takes the pool out has only its patience for a file that is made.

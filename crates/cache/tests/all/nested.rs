@@ -261,26 +261,27 @@ async fn k15_loads_nested_in_one_are_a_few_at_once_at_each_level() {
 #[tokio::test]
 async fn k13_waiting_for_admission_leaves_time_for_the_load() {
     let (database, _folder) = sqlite().await;
-    let brisk = Ttl {
+    let ttl = Ttl {
         soft_limit: Duration::ZERO,
-        hard_limit: Duration::from_secs(2),
+        hard_limit: Duration::from_secs(8),
         ..Ttl::default()
     };
     let mut guard = GuardOptions::new(1, 5000.0);
     guard.wait = Duration::from_secs(60);
     let builder = plain(&database).class("patient", patient());
-    let cache = builder.class("brisk", brisk).guard(guard).build().await;
+    let cache = builder.class("brisk", ttl).guard(guard).build().await;
     let cache = cache.unwrap();
     let slow = || async {
-        tokio::time::sleep(Duration::from_millis(600)).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
         Ok(Some("slow".to_owned()))
     };
     let brisk = text(&cache, "brisk");
     brisk.get("before", slow).await.unwrap();
     let other = text(&cache, "patient");
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
     let holder = tokio::spawn(async move {
         let long = || async {
-            tokio::time::sleep(Duration::from_millis(1700)).await;
+            released.await?;
             Ok(Some("long".to_owned()))
         };
         other.get("holds the place", long).await
@@ -295,10 +296,13 @@ async fn k13_waiting_for_admission_leaves_time_for_the_load() {
         counted.fetch_add(1, Ordering::SeqCst);
         slow().await
     };
-    // With the place free 300 ms before the limit, a load of 600 ms would be begun in vain, and then held against its class.
+    // With less left than its load takes, it would be begun in vain, and then held against its class.
+    let asked = tokio::time::Instant::now();
     let error = brisk.get("after", load).await.unwrap_err();
     assert!(matches!(error, CacheError::Overloaded { .. }), "{error}");
+    assert!(asked.elapsed() < ttl.hard_limit, "it waited to the end");
     assert_eq!(began.load(Ordering::SeqCst), 0);
+    release.send(()).unwrap();
     holder.await.unwrap().unwrap();
 }
 
@@ -362,10 +366,13 @@ async fn k15_a_class_whose_loads_are_late_is_refused_alone() {
         .unwrap();
     let view = text(&cache, "hasty");
     let mut refused = false;
-    for n in 0..20 {
+    for n in 0..200 {
         let never = || std::future::pending::<Result<Option<String>, LoadError>>();
         let error = view.get(n, never).await.unwrap_err();
-        refused |= matches!(error, CacheError::Unavailable { .. });
+        refused = matches!(error, CacheError::Unavailable { .. });
+        if refused {
+            break;
+        }
     }
     assert!(refused, "the class is left alone");
     assert!(!cache.status().guard.open, "the database is not");
@@ -378,12 +385,13 @@ async fn k13_waiting_for_another_process_leaves_time_for_the_load() {
     let site = Site::start().await;
     let brisk = Ttl {
         soft_limit: Duration::ZERO,
-        hard_limit: Duration::from_millis(1000),
+        hard_limit: Duration::from_secs(6),
         ..Ttl::default()
     };
     let cache = site
         .builder()
         .await
+        .lease_wait(Duration::from_secs(6))
         .class("brisk", brisk)
         .build()
         .await

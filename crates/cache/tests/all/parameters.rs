@@ -3,10 +3,10 @@
 use serde::Deserialize;
 use sqlx::types::time::{Date, OffsetDateTime, Time};
 use sqlx::types::{BigDecimal, Uuid};
-use steadfast_cache::{Database, DatabaseOptions, Param, ParamType, SourceError};
+use steadfast_cache::{Database, Param, ParamType, SourceError};
 use steadfast_drill::process::{MariaDb, Postgres};
 
-use crate::site::sqlite;
+use crate::site::{connect, patient, sqlite};
 
 /// A truth that the caller has wrapped.
 #[derive(Debug, PartialEq, Deserialize)]
@@ -138,7 +138,7 @@ async fn comes_back(database: &Database, create: &str, insert: &str, select: &st
 #[tokio::test]
 async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
     let server = Postgres::start().await.unwrap();
-    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let database = connect(&server.url());
     comes_back(
         &database,
         "CREATE TABLE p (n INTEGER, amount NUMERIC(6,2), id UUID, day DATE, doc JSONB, yes BOOLEAN)",
@@ -182,7 +182,7 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
 #[tokio::test]
 async fn k1_the_same_sql_takes_parameters_of_other_types_on_the_same_connection_to_postgres() {
     let server = Postgres::start().await.unwrap();
-    let mut options = DatabaseOptions::default();
+    let mut options = patient();
     options.max_connections = 1;
     let database = Database::connect(&server.url(), options).unwrap();
     let sql = "SELECT $1::text AS value -- as it was given";
@@ -221,7 +221,7 @@ async fn k1_the_same_sql_takes_parameters_of_other_types_on_the_same_connection_
 #[tokio::test]
 async fn k1_parameters_of_every_type_and_null_come_back_from_mariadb() {
     let server = MariaDb::start().await.unwrap();
-    let database = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let database = connect(&server.url());
     comes_back(
         &database,
         "CREATE TABLE p (n INTEGER, amount DECIMAL(6,2), id BINARY(16), day DATE, doc TEXT, yes BOOLEAN)",

@@ -3,7 +3,7 @@
 use steadfast_cache::{Cache, Database, DatabaseOptions, Param};
 use steadfast_drill::process::{PgBouncer, PoolMode, Postgres, Redis};
 
-use crate::site::{create_table, eventually, plain, read_item, write_item};
+use crate::site::{connect, create_table, eventually, plain, read_item, write_item};
 
 /// Refused as it comes, or dropped without a word: what is said with a connection's first message.
 const REFUSES_OPTIONS: &str = "";
@@ -145,7 +145,7 @@ async fn s14_behind_a_pooler_what_is_given_up_ends() {
     let mut options = DatabaseOptions::default();
     options.query_limit = std::time::Duration::from_millis(500);
     let hurried = Database::connect(&bouncer.url(), options).unwrap();
-    let direct = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let direct = connect(&server.url());
     assert!(
         hurried
             .select("SELECT pg_sleep(60)::text AS slept", &[])

@@ -76,9 +76,21 @@ impl Site {
 pub(crate) async fn sqlite() -> (Database, tempfile::TempDir) {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("test.db").display());
-    let database = Database::connect(&url, DatabaseOptions::default()).unwrap();
+    let database = connect(&url);
     create_table(&database).await;
     (database, folder)
+}
+
+/// The defaults, but for the time that a busy machine takes to open a connection and to answer.
+pub(crate) fn patient() -> DatabaseOptions {
+    let mut options = DatabaseOptions::default();
+    options.acquire_timeout = Duration::from_secs(60);
+    options.query_limit = Duration::from_secs(20);
+    options
+}
+
+pub(crate) fn connect(url: &str) -> Database {
+    Database::connect(url, patient()).unwrap()
 }
 
 pub(crate) async fn create_table(database: &Database) {
@@ -98,6 +110,7 @@ pub(crate) fn plain(database: &Database) -> CacheBuilder {
         jitter: 0.0,
         early_refresh: 0.0,
         soft_limit: Duration::from_secs(2),
+        hard_limit: Duration::from_secs(30),
         ..Ttl::default()
     };
     Cache::builder(database.clone())
@@ -199,7 +212,7 @@ pub(crate) async fn set_item(tx: &mut Tx, id: i64, version: i64) -> Result<(), S
     Ok(())
 }
 
-/// Asks again until it holds; fails after 20 s.
+/// Asks again until it holds; fails after a minute.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let asking = async {
         while !holds().await {
@@ -207,7 +220,7 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
         }
     };
     assert!(
-        tokio::time::timeout(Duration::from_secs(20), asking)
+        tokio::time::timeout(Duration::from_secs(60), asking)
             .await
             .is_ok(),
         "never: {what}"

@@ -7,7 +7,7 @@ use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
 
 use crate::site::{
-    Loader, Site, create_table, eventually, get, plain, read_item, select_item, set_item, text,
+    Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item, text,
     write_everywhere, write_item,
 };
 
@@ -98,7 +98,7 @@ async fn ten_loads_hide_no_invalidation(url: &str, slow: &'static str) {
         cache.status().guard.running == 10
     })
     .await;
-    let other = Database::connect(url, DatabaseOptions::default()).unwrap();
+    let other = connect(url);
     let mut tx = other.begin().await.unwrap();
     set_item(&mut tx, 7, 2).await.unwrap();
     let left = "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', 'item:7', 0)";
@@ -327,7 +327,7 @@ async fn k16_tables_that_were_dropped_are_made_again_and_what_they_held_is_made_
 #[tokio::test]
 async fn k14_a_role_that_lacks_a_right_is_told_of() {
     let server = Postgres::start().await.unwrap();
-    let owner = Database::connect(&server.url(), DatabaseOptions::default()).unwrap();
+    let owner = connect(&server.url());
     create_table(&owner).await;
     let redis = Redis::start().await.unwrap();
     let client = || async {
@@ -349,7 +349,7 @@ async fn k14_a_role_that_lacks_a_right_is_told_of() {
     tx.commit().await.unwrap();
     let app = |role: &str| {
         let url = server.url().replace("postgres@", &format!("{role}@"));
-        Database::connect(&url, DatabaseOptions::default()).unwrap()
+        connect(&url)
     };
     let cache = plain(&app("app")).redis(client().await);
     let cache = cache.build().await.unwrap();
