@@ -22,7 +22,6 @@ use crate::freshness::{Lifetime, Ttl};
 use crate::guard::Urgency;
 use crate::key::{Key, bounded};
 use crate::load::{Asking, Job, Kept, Permission, Stage, add_tags};
-use crate::moment::Moment;
 use crate::nesting::Loading;
 use crate::tier::memory::{Entry, Times};
 use crate::tier::redis::{Fill, Lease, Patience, Season};
@@ -393,7 +392,7 @@ where
             }
         }
         Err(error) => missing.iter().for_each(|(led, _)| {
-            cache.failures.note(led.leader.key(), Moment::now());
+            cache.note_failure(led.leader.key(), &error);
             led.leader.land(Err(error.clone()));
         }),
     }
@@ -450,7 +449,7 @@ where
     let pending = cache.is_pending(Some(leader.key()), &job.tags);
     let (Some(redis), Some(mut patience)) = (cache.redis.as_ref().filter(|_| !pending), patience)
     else {
-        return Some(None);
+        return without_lease(leader, job);
     };
     match job
         .look_and_lease(redis, leader, deadline, &mut patience)
@@ -468,9 +467,21 @@ where
         Ok(None) => Some(None),
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
-            Some(None)
+            without_lease(leader, job)
         }
     }
+}
+
+/// Nobody has looked whether the key is to be left alone for a while.
+fn without_lease<V>(leader: &Leader, job: &Job<V>) -> Option<Option<Lease>>
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let Some(retry_after) = job.is_left_alone(leader) else {
+        return Some(None);
+    };
+    leader.land(Err(CacheError::Unavailable { retry_after }));
+    None
 }
 
 /// Keys of a batch that are asked for at once: a sixteenth of what a client lets be in flight by default.

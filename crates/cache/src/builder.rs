@@ -12,7 +12,7 @@ use crate::cache::{Cache, Inner};
 use crate::classes::Classes;
 use crate::coherence::Coherence;
 use crate::failures::Failures;
-use crate::flight::Flights;
+use crate::flight::{self, Flights};
 use crate::freshness::{InvalidTtl, Ttl};
 use crate::generation::Generations;
 use crate::guard::{ClassGuard, Guard, GuardOptions};
@@ -262,7 +262,7 @@ impl CacheBuilder {
         let stats = Arc::new(Stats::new());
         // Longer than applying may take, so that only a relay that has fallen silent is cut off.
         let hold = apply_limit(self.redis_limit) + Duration::from_secs(1);
-        let outbox = Outbox::new(&self.database, &self.namespace, hold);
+        let outbox = Outbox::new(&self.database, &self.namespace, hold, entropy());
         let redis = self.redis.map(|client| {
             let options = RedisOptions {
                 names: Names::new(&self.namespace),
@@ -327,7 +327,10 @@ impl CacheBuilder {
             classes: Classes::new(&self.classes),
             memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
-            flights: Arc::new(Flights::new(!self.sabotage.flight_not_detached)),
+            flights: Arc::new(Flights::new(flight::Rules {
+                detach: !self.sabotage.flight_not_detached,
+                heed_age: !self.sabotage.flight_age_ignored,
+            })),
             failures: Failures::new(),
             guard,
             coherence,

@@ -9,15 +9,16 @@
 //! Anybody who may publish can forge an announcement. It costs loads, and the next beat sets the count right.
 
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
 
-use crate::cache::Inner;
+use crate::cache::{Inner, clock};
 use crate::moment::Moment;
 use crate::target::Announcement;
 use crate::tier::redis::RedisTier;
+use crate::trust::number_text;
 
 /// Listens until the cache is gone.
 pub(crate) async fn listen(
@@ -27,6 +28,7 @@ pub(crate) async fn listen(
 ) {
     let own = redis.names().own_channel(&redis.token_text());
     let (mut pubsub, mut subscribed) = subscribe(&redis, &own);
+    tokio::spawn(be_there(pubsub.control(), redis.clone(), gone.clone()));
     let mut ear = Ear {
         cache,
         redis,
@@ -37,6 +39,7 @@ pub(crate) async fn listen(
         connection: 0,
         beaten: 0,
         heard: None,
+        told: None,
     };
     let mut beats = tokio::time::interval(BEAT);
     beats.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -91,6 +94,29 @@ async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
     }
 }
 
+/// Listens where the processes of this database are looked for, by those of another that was given the same namespace.
+async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
+    let mut there = None;
+    loop {
+        let database = redis.trust.database();
+        let channel = |number| redis.names().presence(&number_text(number));
+        if database != there {
+            if let Some(before) = there.take() {
+                let _ = control.unsubscribe(channel(before)).await;
+            }
+            if let Some(now) = database
+                && control.subscribe(channel(now)).await.is_ok()
+            {
+                there = database;
+            }
+        }
+        tokio::select! {
+            _ = gone.changed() => return,
+            () = tokio::time::sleep(BEAT) => {}
+        }
+    }
+}
+
 struct Ear {
     cache: Weak<Inner>,
     redis: Arc<RedisTier>,
@@ -107,6 +133,8 @@ struct Ear {
     beaten: u64,
     /// Everything up to this watermark has been heard.
     heard: Option<u64>,
+    /// When it was last told that another database would use the same namespace.
+    told: Option<Instant>,
 }
 
 impl Ear {
@@ -118,6 +146,11 @@ impl Ear {
             PubSubEvent::Message {
                 channel, payload, ..
             } if channel == self.own => self.hear_beat(&cache, &payload),
+            PubSubEvent::Message { channel, .. }
+                if channel.starts_with(&self.redis.names().presence("")) =>
+            {
+                self.hear_of_another();
+            }
             PubSubEvent::Message { payload, .. } => self.hear_announcement(&cache, &payload),
             PubSubEvent::Resumed { .. } if !self.subscribed => {}
             PubSubEvent::Resumed { .. } => self.stand().await,
@@ -143,6 +176,18 @@ impl Ear {
         self.connection += 1;
         self.sync(&cache).await;
         self.beat().await;
+    }
+
+    /// Tells of it, but not each time that the other asks.
+    fn hear_of_another(&mut self) {
+        let now = clock();
+        let lately = |told: Instant| now.saturating_duration_since(told) < TOLD_EVERY;
+        if !self.told.is_some_and(lately) {
+            self.told = Some(now);
+            tracing::warn!(
+                "another database was given this namespace in this Redis: its processes go without Redis until it has one of its own"
+            );
+        }
     }
 
     fn hear_announcement(&mut self, cache: &Inner, payload: &[u8]) {
@@ -250,3 +295,6 @@ fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
 }
 
 const BEAT: Duration = Duration::from_millis(250);
+
+/// What goes on being so is told so often.
+const TOLD_EVERY: Duration = Duration::from_secs(60);

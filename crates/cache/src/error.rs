@@ -42,8 +42,8 @@ pub enum CacheError {
         /// When asking again may succeed.
         retry_after: Duration,
     },
-    /// The database has been failing, so it is not asked for now.
-    #[error("the database is failing; ask again in {retry_after:?}")]
+    /// The database has been failing, or the load of this key has, several times in a row, so it is not asked for now.
+    #[error("the database, or the load of this key, is failing; ask again in {retry_after:?}")]
     Unavailable {
         /// When asking again may succeed.
         retry_after: Duration,
@@ -111,6 +111,14 @@ impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for LoadError {
 }
 
 impl CacheError {
+    /// Whether a loader was run, and it is that which failed.
+    pub(crate) fn was_tried(&self) -> bool {
+        matches!(
+            self,
+            Self::Load(_) | Self::LoadTimeout { .. } | Self::LoadPanicked { .. }
+        )
+    }
+
     /// When asking again may succeed, where that is known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {

@@ -24,7 +24,16 @@ use crate::tier::memory::Entry;
 pub(crate) struct Flights {
     shards: Box<[Shard]>,
     hasher: foldhash::quality::RandomState,
-    detach: bool,
+    rules: Rules,
+}
+
+/// Both true but in the tests that prove why.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rules {
+    /// Nobody joins a flight that took off before an invalidation.
+    pub(crate) detach: bool,
+    /// Nor one that is older than what memory may be believed for.
+    pub(crate) heed_age: bool,
 }
 
 type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
@@ -105,13 +114,12 @@ pub(crate) struct Leader {
 }
 
 impl Flights {
-    /// `detach` is false only in the test that proves why it must be true.
-    pub(crate) fn new(detach: bool) -> Self {
+    pub(crate) fn new(rules: Rules) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
             shards,
             hasher: foldhash::quality::RandomState::default(),
-            detach,
+            rules,
         }
     }
 
@@ -155,8 +163,8 @@ impl Flights {
         let flight = shard.get(key)?;
         let may = flight.cargo == cargo
             && flight.may_be_joined(tags, generations)
-            && coherence.vouches(flight.began, now);
-        (may || !self.detach).then(|| Passenger::new(flight, true))
+            && (coherence.vouches(flight.began, now) || !self.rules.heed_age);
+        (may || !self.rules.detach).then(|| Passenger::new(flight, true))
     }
 
     /// Begins a flight for this key whether or not there is one. `in_table`: those who come later join it.
@@ -363,6 +371,10 @@ mod tests {
     use super::*;
 
     const NONE: &[&str] = &[];
+    const RULES: Rules = Rules {
+        detach: true,
+        heed_age: true,
+    };
 
     fn cargo() -> Cargo {
         Cargo {
@@ -374,7 +386,7 @@ mod tests {
 
     #[test]
     fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(leader, _) =
             flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
@@ -397,7 +409,7 @@ mod tests {
 
     #[test]
     fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(_leader, _) =
             flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
@@ -427,7 +439,7 @@ mod tests {
 
     #[test]
     fn k3_nobody_joins_a_load_older_than_an_invalidation() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(first, _) =
             flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
@@ -450,7 +462,7 @@ mod tests {
 
     #[test]
     fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(_bare, _) =
             flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
@@ -473,7 +485,7 @@ mod tests {
 
     #[test]
     fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(leader, _) =
             flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
@@ -494,7 +506,7 @@ mod tests {
 
     #[tokio::test]
     async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(leader, mut passenger) =
             flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
         else {
@@ -509,7 +521,7 @@ mod tests {
 
     #[test]
     fn k16_in_an_outage_nobody_joins_a_load_older_than_memory_may_be() {
-        let (flights, generations) = (Arc::new(Flights::new(true)), Generations::new());
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let coherence = Coherence::unproven();
         let board = |now| flights.board_at(now, b"k", cargo(), NONE, (&generations, &coherence));
         let now = Moment::now();

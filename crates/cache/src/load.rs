@@ -82,6 +82,11 @@ where
             }
         },
     };
+    if lease.is_none()
+        && let Some(retry_after) = job.is_left_alone(&leader)
+    {
+        return leader.land(Err(CacheError::Unavailable { retry_after }));
+    }
     let permission = match &job.parent {
         Some(parent) => Permission::Nested(parent.clone()),
         None => Permission::Guard(job.urgency()),
@@ -105,7 +110,7 @@ where
             }
         }
         Err(error) => {
-            cache.failures.note(leader.key(), Moment::now());
+            cache.note_failure(leader.key(), &error);
             leader.land(Err(error));
         }
     }
@@ -140,6 +145,10 @@ impl Inner {
         self.relay
             .as_ref()
             .is_some_and(|relay| relay.pending.concerns(key, tags))
+    }
+
+    pub(crate) fn note_failure(&self, key: &[u8], error: &CacheError) {
+        self.failures.note(key, Moment::now(), error.was_tried());
     }
 
     /// A read goes on without Redis.
@@ -355,15 +364,28 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
     }
 
-    /// What Redis had can be served as stale, and a load of it failed lately: when another may be tried.
+    /// A load failed lately, and what Redis had can be served as stale; or there is nothing, and it has failed again and again: when another may be
+    /// tried.
     fn has_just_failed(&self, leader: &Leader) -> Option<Duration> {
         let (cache, now) = (self.view.core(), Moment::now());
+        let held = leader.fallback();
+        let may = held.is_some_and(|held| self.view.may_serve_stale(&held, &self.ttl, now));
+        if !may {
+            return self.is_left_alone(leader);
+        }
         let retry_after = cache
             .failures
             .wait(leader.key(), now, self.ttl.retry_after)?;
-        let held = leader.fallback()?;
-        let may = self.view.may_serve_stale(&held, &self.ttl, now);
-        (may && !self.anew).then_some(retry_after)
+        (!self.anew).then_some(retry_after)
+    }
+
+    /// There is nothing to serve, and loading it has failed again and again: when it may be tried again.
+    pub(crate) fn is_left_alone(&self, leader: &Leader) -> Option<Duration> {
+        if self.anew || self.held.is_some() {
+            return None;
+        }
+        let failures = &self.view.core().failures;
+        failures.hold(leader.key(), Moment::now(), self.ttl.retry_after)
     }
 
     /// `None`: another process is loading.
@@ -384,7 +406,9 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                     return Ok(Some(Stage::Answered(loaded)));
                 }
                 // What takes its place carries its tags.
-                add_tags(&mut self.tags, tags.iter().map(Vec::as_slice));
+                if !self.view.core().sabotage.tags_stripped {
+                    add_tags(&mut self.tags, tags.iter().map(Vec::as_slice));
+                }
                 seen
             }
         };
@@ -422,7 +446,10 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         let times = Times {
             loaded_at: now.minus(stored.age.into()),
             // It may have been loaded by another class.
-            life: stored.life.within(&self.ttl, value.is_none()),
+            life: match cache.sabotage.class_ignored {
+                false => stored.life.within(&self.ttl, value.is_none()),
+                true => stored.life,
+            },
             cost: stored.cost,
             early_refresh: self.ttl.early_refresh,
         };

@@ -7,6 +7,7 @@
 //! This module is only the SQL of it. `relay` decides when.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 #[cfg(feature = "mysql")]
@@ -27,11 +28,15 @@ use crate::target::Target;
 pub(crate) struct Outbox {
     reserved: Reserved,
     namespace: Arc<str>,
+    /// The database's own number as last seen, or else the one to give it.
+    number: Arc<AtomicU64>,
 }
 
 /// A look at the outbox from outside any transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Glance {
+    /// The database's own number, by which it is told from others; `None` if it has none.
+    pub(crate) database: Option<u64>,
     /// What has been applied to Redis and deleted from the table, as a number that only grows.
     pub(crate) watermark: u64,
     /// The first rows that wait, in the order of their numbers.
@@ -76,8 +81,8 @@ mod sealed {
 }
 
 impl Outbox {
-    /// `hold` bounds how long the state row stays locked by a relay that has fallen silent.
-    pub(crate) fn new(database: &Database, namespace: &str, hold: Duration) -> Self {
+    /// `hold` bounds how long the state row stays locked by a relay that has fallen silent; a database without a number of its own gets `number`, a random one.
+    pub(crate) fn new(database: &Database, namespace: &str, hold: Duration, number: u64) -> Self {
         let limits = SessionLimits {
             lock: LOCK_LIMIT.min(database.query_limit()),
             idle: hold,
@@ -85,12 +90,19 @@ impl Outbox {
         Self {
             reserved: database.reserve(CONNECTIONS, limits),
             namespace: namespace.into(),
+            // As SQL can hold it, and not nought, which is none.
+            number: Arc::new((number >> 1 | 1).into()),
         }
     }
 
     /// Creates what is missing of the tables, and the namespace's row. Where all is there already no more rights are needed than to read and write.
     pub(crate) async fn prepare(&self) -> Result<(), SourceError> {
-        if matches!(self.glance().await, Ok(Some(_))) {
+        if let Ok(Some(glance)) = self.glance().await {
+            if glance.database.is_none()
+                && let Err(error) = self.prepare_once().await
+            {
+                tracing::warn!(%error, "the database cannot be given a number, by which it would be told from another that uses the same namespace");
+            }
             return Ok(());
         }
         match self.prepare_once().await {
@@ -116,15 +128,16 @@ impl Outbox {
             Pool::Postgres(_) => "ON CONFLICT DO NOTHING",
             _ => "",
         };
-        let row = format!(
-            "{insert} steadfast_outbox_state (namespace, watermark) VALUES (?, 0) {conflict}"
+        let rows = format!(
+            "{insert} steadfast_outbox_state (namespace, watermark) VALUES (?, 0), ('{DATABASE}', {}) {conflict}",
+            self.number.load(Ordering::Relaxed)
         );
         self.within(async {
             let mut session = self.reserved.begin().await?;
             for statement in tables.iter().filter(|_| !tables_are_there) {
                 session.execute(statement, &[]).await?;
             }
-            session.execute(&row, &[self.param()]).await?;
+            session.execute(&rows, &[self.param()]).await?;
             session.commit().await
         })
         .await
@@ -132,10 +145,11 @@ impl Outbox {
 
     /// Looks without locking anything; `None` if the namespace has no row.
     pub(crate) async fn glance(&self) -> Result<Option<Glance>, SourceError> {
-        type Seen = (i64, Option<i64>, Option<i64>, Option<i64>);
+        type Seen = (i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
         let now = self.now();
         let sql = format!(
-            "SELECT s.watermark, o.id, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?) \
+            "SELECT s.watermark, o.id, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?), \
+             (SELECT watermark FROM steadfast_outbox_state WHERE namespace = '{DATABASE}') \
              FROM steadfast_outbox_state s LEFT JOIN steadfast_outbox o ON o.namespace = s.namespace \
              WHERE s.namespace = ? ORDER BY o.id LIMIT {SEEN_AT_ONCE}"
         );
@@ -147,12 +161,16 @@ impl Outbox {
                 Ok(seen)
             })
             .await?;
-        let Some((watermark, _, _, newest)) = seen.first().copied() else {
+        let Some((watermark, _, _, newest, database)) = seen.first().copied() else {
             return Ok(None);
         };
+        let database = database.and_then(|number| u64::try_from(number).ok());
+        if let Some(number) = database {
+            self.number.store(number, Ordering::Relaxed);
+        }
         let waiting: Vec<_> = seen
             .iter()
-            .filter_map(|(_, id, age_ms, _)| {
+            .filter_map(|(_, id, age_ms, _, _)| {
                 Some(Waiting {
                     id: (*id)?,
                     age_ms: age_ms.unwrap_or(0),
@@ -161,6 +179,7 @@ impl Outbox {
             .collect();
         let first = waiting.first().map_or(0, |row| row.id);
         Ok(Some(Glance {
+            database,
             watermark: u64::try_from(watermark).unwrap_or(0),
             complete: waiting.len() < SEEN_AT_ONCE,
             spread: newest.unwrap_or(first).saturating_sub(first),
@@ -418,6 +437,9 @@ pub(crate) fn now_sql(pool: &Pool) -> &'static str {
         Pool::Postgres(_) => POSTGRES_NOW,
     }
 }
+
+/// Where the database's own number stands, among the watermarks: no namespace is called so.
+const DATABASE: &str = "{database}";
 
 /// As many rows as a batch takes at most.
 pub(crate) const BATCH: usize = 256;

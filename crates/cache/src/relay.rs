@@ -26,6 +26,7 @@ use crate::pending::Pending;
 use crate::source::SourceError;
 use crate::stats::Stats;
 use crate::tier::redis::{RedisTier, Trouble};
+use crate::trust::TAKEN;
 
 pub(crate) struct Relay {
     outbox: Outbox,
@@ -232,6 +233,11 @@ impl Relay {
         };
         let lag = watcher.lag(&glance, began);
         self.note_lag(lag);
+        if trust.is_taken() {
+            self.suspend(TAKEN);
+            trust.ask_again();
+            return Ok(false);
+        }
         if trust.is_rolled_back() {
             self.suspend(ROLLED_BACK);
             self.outbox.order_all().await?;
@@ -399,6 +405,7 @@ mod tests {
 
     fn glance(rows: &[(i64, i64)]) -> Glance {
         Glance {
+            database: None,
             watermark: 0,
             waiting: rows
                 .iter()

@@ -11,6 +11,9 @@
 //!
 //! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things give that away: its watermark is lower than it was at an
 //! earlier look, or it is lower than that of Redis while nothing waits in the outbox, since whatever takes Redis ahead of SQL is still waiting there.
+//!
+//! And two databases may be given one namespace by mistake. So each has a random number of its own, with which its epochs begin: what lies in an epoch of another's
+//! is never read. Whose processes are there first uses Redis, and those of the other go without, and say so, until the first are gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,6 +73,10 @@ struct State {
     rolled_back: bool,
     /// An epoch was believed in before.
     adopted: bool,
+    /// The database's own number.
+    database: Option<u64>,
+    /// Redis is used by another database.
+    taken: bool,
 }
 
 impl Trust {
@@ -105,6 +112,9 @@ impl Trust {
     async fn believed_within(&self, limit: Duration) -> Result<Standing, Trouble> {
         if let Some(standing) = self.believed() {
             return Ok(standing);
+        }
+        if self.is_taken() {
+            return Err(Trouble::NotAsked(TAKEN));
         }
         let mut settled = self.settled.subscribe();
         if let Some(standing) = self.believed() {
@@ -195,7 +205,33 @@ impl Trust {
             state.claimed = 0;
         }
         state.sql_unseen &= state.connection != connection;
+        if let Some(database) = glance.database {
+            state.database = Some(database);
+            let own = number_text(database);
+            state.epoch = state.epoch.take().filter(|epoch| epoch.starts_with(&own));
+        }
         Ok(Some(glance))
+    }
+
+    /// The database's own number, if it is known.
+    pub(crate) fn database(&self) -> Option<u64> {
+        self.state.lock().database
+    }
+
+    /// A word for an epoch, that of nobody's while the database is not known.
+    pub(crate) fn new_epoch(&self, random: u64) -> String {
+        let database = self.database().unwrap_or(0);
+        number_text(database) + &number_text(random)
+    }
+
+    /// Whether another database uses this namespace in Redis, and was there first.
+    pub(crate) fn is_taken(&self) -> bool {
+        self.state.lock().taken
+    }
+
+    /// Finds out once more what to believe, if nothing is believed.
+    pub(crate) fn ask_again(&self) {
+        self.wanted.notify_one();
     }
 
     /// Whether SQL was rolled back, if this was its watermark before and that is it now.
@@ -282,20 +318,30 @@ impl Trust {
             state.claimed = 0;
         }
         let known = self.required(self.known_watermark());
+        let own = self.database().map(number_text).unwrap_or_default();
         let mut ask = redis::cmd("EVAL");
         ask.arg(ADOPT)
             .arg(2)
             .arg(redis.names().epoch())
             .arg(redis.names().watermark())
             .arg(known)
-            .arg(redis.token_text());
+            .arg(redis.new_epoch())
+            .arg(own)
+            .arg(redis.names().presence(""));
         let (epoch, watermark, begun, held): (String, u64, bool, bool) = redis.ask(&ask).await?;
         let mut state = self.state.lock();
+        let taken = epoch.is_empty();
+        if std::mem::replace(&mut state.taken, taken) != taken {
+            tracing::warn!(taken, "{TAKEN}");
+        }
+        if taken {
+            return Ok(());
+        }
         // The first epoch of all is no beginning anew: nothing was there that could be behind.
         if begun && (held || known > 0 || state.adopted) {
             tracing::warn!(
                 known,
-                "redis is empty or behind: all it holds is unseen from now on"
+                "redis is empty, behind, or was used by another database: all it holds is unseen from now on"
             );
             redis.began_epoch();
         }
@@ -313,13 +359,24 @@ pub(crate) const COUNTABLE: u64 = 1 << 53;
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
 
-/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch. Returns the epoch, the watermark, whether the epoch is new, and whether there
-/// was one before. Keeps the epoch of a Redis that is current, begins a
+pub(crate) const TAKEN: &str = "another database uses this namespace in this Redis, and was there first: each needs a namespace of its own";
+
+/// As an epoch begins.
+pub(crate) fn number_text(number: u64) -> String {
+    format!("{number:016x}")
+}
+
+/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's number if it is known, how the channels are called on which those
+/// of a database listen. Returns the epoch, the watermark, whether the epoch is new, and whether there was one before; no epoch if it is another database's whose
+/// processes are there. Keeps the epoch of a Redis that is current, begins a
 /// new one otherwise; of several processes that find it behind at once, the first begins it and the others adopt it. Frees before it writes,
 /// which a full Redis takes.
 const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
 if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
+local other = epoch and ARGV[3] ~= '' and string.sub(epoch, 1, 16) ~= ARGV[3] \
+if other and redis.call('PUBLISH', ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1} end \
+if other then watermark = nil end \
 if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1} end \
 local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
 redis.call('UNLINK', KEYS[1], KEYS[2]) \

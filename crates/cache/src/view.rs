@@ -379,7 +379,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// The life of an entry, by this view's class.
     pub(crate) fn life_of(&self, entry: &Entry, ttl: &Ttl) -> Lifetime {
-        if entry.class() == self.made.class.number {
+        if entry.class() == self.made.class.number || self.core().sabotage.class_ignored {
             return entry.life();
         }
         let absent = entry.value::<V>().is_none_or(Option::is_none);
@@ -438,7 +438,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for it.
     pub(crate) fn job(&self, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Job<V> {
-        if let Some(entry) = &held {
+        if let Some(entry) = &held
+            && !self.core().sabotage.tags_stripped
+        {
             load::add_tags(&mut tags, entry.tag_names().iter().map(Vec::as_slice));
         }
         Job {

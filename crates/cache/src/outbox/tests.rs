@@ -19,7 +19,7 @@ fn database(url: &str) -> Database {
 
 /// An outbox with one row in it.
 async fn outbox(database: &Database) -> Outbox {
-    let outbox = Outbox::new(database, "test", HOLD);
+    let outbox = Outbox::new(database, "test", HOLD, 1);
     outbox.prepare().await.unwrap();
     let mut tx = database.begin().await.unwrap();
     tx.insert("test", &[Target::key("a")]).await.unwrap();
@@ -59,7 +59,7 @@ async fn a_relay_that_is_cut_off_stands_in_nobodys_way(url: &str, port: u16) {
     assert_ne!(through, url);
     let near = outbox(&database(url)).await;
     let soon = Duration::from_secs(1);
-    let far = Outbox::new(&database(&through), "test", soon);
+    let far = Outbox::new(&database(&through), "test", soon, 2);
     let batch = far.take_batch(10).await.unwrap();
     let cut = Toxic {
         name: "cut".into(),

@@ -372,6 +372,11 @@ impl RedisTier {
         self.stats.epochs.add(1);
     }
 
+    /// A random word for an epoch of the database's own.
+    pub(crate) fn new_epoch(&self) -> String {
+        self.trust.new_epoch(self.tokens.lock().u64(..))
+    }
+
     pub(crate) fn token_text(&self) -> String {
         format!("{:032x}", self.tokens.lock().u128(..))
     }

@@ -10,8 +10,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::site::{
-    connect, create_table, eventually, invalidate_everywhere, patient, plain, read_item, set_item, sqlite, text,
-    write_everywhere, write_item,
+    connect, create_table, eventually, invalidate_everywhere, patient, plain, read_item, set_item,
+    sqlite, text, write_everywhere, write_item,
 };
 
 async fn cache(database: &Database, redis: &Redis) -> Cache {

@@ -466,3 +466,60 @@ async fn k9_how_long_is_the_classs_to_say_and_where_the_value_is_held_does_not_m
         }
     }
 }
+
+#[tokio::test]
+async fn k9_a_key_with_nothing_to_serve_that_fails_again_and_again_is_tried_seldom() {
+    let site = Site::start().await;
+    let calm = Ttl {
+        retry_after: Duration::from_secs(600),
+        ..Ttl::default()
+    };
+    let with_redis = site.builder().await.class("calm", calm);
+    let with_redis = with_redis.build().await.unwrap();
+    let alone = plain(&site.database).class("calm", calm);
+    let alone = alone.build().await.unwrap();
+    for cache in [&with_redis, &alone] {
+        let view = text(cache, "calm");
+        for many in [false, true] {
+            let before = cache.status().counts.loads_failed;
+            let read = async || {
+                if many {
+                    let failing = |_| async { Err::<Vec<(&str, String)>, _>("no".into()) };
+                    return view.get_many(&["many"], failing).await.remove(0);
+                }
+                let failing = || async { Err::<Option<String>, _>("no".into()) };
+                view.get("one", failing).await
+            };
+            for n in 0..92 {
+                let error = read().await.unwrap_err();
+                assert!(n > 2 || matches!(error, CacheError::Load(_)), "{error}");
+            }
+            // Three, and one more each time that twice as much time has passed.
+            let failed = cache.status().counts.loads_failed - before;
+            assert!((3..20).contains(&failed), "{failed} loads failed");
+        }
+        // Another key is another matter.
+        get(cache, "other", "calm", &Loader::default())
+            .await
+            .unwrap();
+    }
+    // What another process has loaded is there for everybody.
+    let other = site.builder().await.class("calm", calm);
+    let other = other.build().await.unwrap();
+    get(&other, "one", "calm", &Loader::default())
+        .await
+        .unwrap();
+    eventually("Redis has it", || async {
+        other.status().counts.fills == 1
+    })
+    .await;
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
+    let answer = text(&with_redis, "calm").get("one", failing).await.unwrap();
+    assert_eq!(answer.source, Source::Redis);
+    // One success, and all is forgotten.
+    eventually("it is tried again", || async {
+        let loader = Loader::default();
+        get(&alone, "one", "calm", &loader).await.is_ok()
+    })
+    .await;
+}

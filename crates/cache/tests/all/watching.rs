@@ -7,8 +7,8 @@ use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
 
 use crate::site::{
-    Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item, text,
-    write_everywhere, write_item,
+    Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item,
+    sqlite, text, write_everywhere, write_item,
 };
 
 /// What a process writes that dies before its relay.
@@ -181,7 +181,9 @@ async fn roll_back(database: &Database, version: i64, watermark: i64) {
     let mut tx = database.begin().await.unwrap();
     set_item(&mut tx, 7, version).await.unwrap();
     for sql in [
-        format!("UPDATE steadfast_outbox_state SET watermark = {watermark}"),
+        format!(
+            "UPDATE steadfast_outbox_state SET watermark = {watermark} WHERE namespace = 'test'"
+        ),
         "DELETE FROM steadfast_outbox".to_owned(),
     ] {
         tx.execute(&sql, &[]).await.unwrap();
@@ -220,6 +222,58 @@ async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
     let third = site.cache().await;
     eventually("what SQL holds now is seen", || async {
         read_item(&third, 7).await.as_deref() == Some("200")
+    })
+    .await;
+}
+
+/// As a copy of the configuration brings it about. A copy of the database would have the same number, and is not told apart.
+#[tokio::test]
+async fn k16_of_two_databases_with_one_namespace_only_the_first_uses_redis() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    write_everywhere(&first, 7, 1).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
+    eventually("Redis has it", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    let epoch = || first.status().redis.unwrap().epoch;
+    let before = epoch();
+    let (database, _folder) = sqlite().await;
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, 7, 50).await.unwrap();
+    tx.commit().await.unwrap();
+    let second = plain(&database).redis(site.client().await);
+    let second = second.build().await.unwrap();
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("50"));
+    eventually("its status says so", || async {
+        let suspended = second.status().redis.unwrap().suspended;
+        suspended.is_some_and(|why| why.contains("another database"))
+    })
+    .await;
+    assert!(!write_item(&second, 7, 51).await, "it was applied to Redis");
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("51"));
+    // The first goes on as if nothing were.
+    write_everywhere(&first, 7, 2).await;
+    assert_eq!(read_item(&first, 7).await.as_deref(), Some("2"));
+    assert_eq!((epoch(), first.status().counts.epochs), (before, 0));
+    assert!(!second.status().redis.unwrap().trusted);
+    // Once the first is gone the second takes its place.
+    drop(first);
+    eventually("it uses Redis", || async {
+        second.status().redis.unwrap().trusted && second.status().outbox_pending == 0
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("51"));
+    let third = plain(&database).redis(site.client().await);
+    let third = third.build().await.unwrap();
+    eventually("they share Redis", || async {
+        get(&second, "a", "user", &Loader::default()).await.unwrap();
+        let read = get(&third, "a", "user", &Loader::default()).await;
+        read.unwrap().source == Source::Redis || {
+            third.invalidate(&[Target::key("a")]).await.unwrap();
+            false
+        }
     })
     .await;
 }

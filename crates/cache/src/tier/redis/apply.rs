@@ -37,7 +37,7 @@ impl RedisTier {
                 .arg(self.names.channel())
                 .arg(&body);
             ask.arg(if everything {
-                self.token_text()
+                self.new_epoch()
             } else {
                 String::new()
             })

@@ -22,6 +22,8 @@ pub(crate) enum Fault {
     Freeze,
     /// One process cannot reach Redis; the others can.
     CutOffOne,
+    /// The same for longer than a slow load takes.
+    CutOffLong,
     /// Redis comes back with what it held a while ago.
     RestoreSnapshot,
     /// Redis dies and a replica that lagged takes its place. Once.
@@ -142,6 +144,8 @@ impl Stage {
             write_ms: 0,
             die_after_ms: None,
             rule,
+            n: 0,
+            wide: faults.contains(&Fault::CutOffLong) || rule.is_some_and(Break::needs_width),
         };
         Self {
             servers,
@@ -182,6 +186,7 @@ impl Stage {
             run_ms: left(self.spans.0),
             write_ms: left(self.spans.1),
             die_after_ms,
+            n,
             ..self.order.clone()
         };
         let child = Command::new(std::env::current_exe().unwrap())
@@ -226,12 +231,8 @@ impl Stage {
                 self.pause(300..1500).await;
                 self.redis().resume().unwrap();
             }
-            Fault::CutOffOne => {
-                let n = self.rng.usize(..self.proxies.len());
-                let toxic = self.proxies[n].add(cut()).await.unwrap();
-                self.pause(300..2000).await;
-                self.proxies[n].remove(toxic).await;
-            }
+            Fault::CutOffOne => self.cut_off_one(300..2000).await,
+            Fault::CutOffLong => self.cut_off_one(6000..8000).await,
             Fault::RestoreSnapshot => {
                 self.redis().save_snapshot().await.unwrap();
                 self.pause(300..2000).await;
@@ -265,6 +266,13 @@ impl Stage {
             }
             Fault::PowerCut => self.cut_power().await,
         }
+    }
+
+    async fn cut_off_one(&mut self, ms: std::ops::Range<u64>) {
+        let n = self.rng.usize(..self.proxies.len());
+        let toxic = self.proxies[n].add(cut()).await.unwrap();
+        self.pause(ms).await;
+        self.proxies[n].remove(toxic).await;
     }
 
     /// What the values are then is told as if it were new: a reader need not know that it is old, only that it is what SQL holds.

@@ -30,6 +30,8 @@ pub(crate) enum Line {
         to: u64,
         stale: bool,
         strict: bool,
+        /// Older than its class lets a fresh value be, and not marked.
+        late: bool,
     },
     Refused,
 }
@@ -62,11 +64,13 @@ impl Line {
                 to,
                 stale,
                 strict,
+                late,
             } => {
                 format!(
-                    "R {item} {version} {from} {to} {} {}\n",
+                    "R {item} {version} {from} {to} {} {} {}\n",
                     u8::from(*stale),
-                    u8::from(*strict)
+                    u8::from(*strict),
+                    u8::from(*late)
                 )
             }
             Self::Refused => "X\n".to_owned(),
@@ -90,13 +94,14 @@ impl Line {
                 version: *version,
                 at: *at as u64,
             }),
-            ("R", [item, version, from, to, stale, strict]) => Some(Self::Read {
+            ("R", [item, version, from, to, stale, strict, late]) => Some(Self::Read {
                 item: *item,
                 version: *version,
                 from: *from as u64,
                 to: *to as u64,
                 stale: *stale == 1,
                 strict: *strict == 1,
+                late: *late == 1,
             }),
             ("X", []) => Some(Self::Refused),
             _ => None,
@@ -201,6 +206,7 @@ pub(crate) fn judge(history: &History) -> Verdict {
                     to,
                     stale,
                     strict,
+                    late,
                 } => {
                     verdict.reads += 1;
                     let mine = own
@@ -214,6 +220,8 @@ pub(crate) fn judge(history: &History) -> Verdict {
                         Some("a version that nobody had written".to_owned())
                     } else if *stale && *strict {
                         Some("stale, of a class that may not be".to_owned())
+                    } else if *late {
+                        Some("fresh, although older than its class allows".to_owned())
                     } else if mine.is_some_and(|mine| *version < mine) {
                         Some(format!(
                             "older than the process's own version {}",
@@ -255,6 +263,7 @@ fn the_judge_knows_each_way_to_break_the_contract() {
         to: from + 10,
         stale,
         strict,
+        late: false,
     };
     let writer = vec![
         Line::Begun {
@@ -312,6 +321,11 @@ fn the_judge_knows_each_way_to_break_the_contract() {
         1,
         "from nowhere"
     );
+    let mut too_old = read(2, late, false, false);
+    if let Line::Read { late, .. } = &mut too_old {
+        *late = true;
+    }
+    assert_eq!(judged(too_old, false), 1, "its class allows less");
     assert_eq!(
         Line::parse(read(2, late, true, false).write().trim()),
         Some(read(2, late, true, false))

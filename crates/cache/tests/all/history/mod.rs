@@ -2,7 +2,8 @@
 //!
 //! Several real processes read and write the same items through their caches, while Redis is killed, frozen, cut off from one of them,
 //! restored from an old snapshot, replaced by a lagging replica, and made to forget keys, while processes die between a commit and its
-//! relay, and while SQL is locked, rolled back, or the last to come back after a power cut. Some transactions are long. Items are read alone, in batches, and by readers who do not name the tags that an item carries; half of them are invalidated by a tag.
+//! relay, and while SQL is locked, rolled back, or the last to come back after a power cut. Some transactions are long. Items are read alone, in batches, and by readers who do not name the tags that an item carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while a process is cut off,
+//! values are loaded again by readers who name no tags, and read as another type by a class that allows less.
 //! Each process writes down what it did and when; afterwards each read is held against the contract in
 //! `docs/design/consistency.md`. A contract that nothing can break proves nothing, so each rule of the cache is also broken on purpose, and
 //! the checker must notice.
@@ -42,6 +43,9 @@ const OF_SQL: &[Fault] = &[
     Fault::RollBackSql,
     Fault::DieAfterCommit,
 ];
+
+/// For readers who join slow loads, name no tags, or share a key with another type: what happens takes longer than a slow load.
+const FOR_READERS: &[Fault] = &[Fault::CutOffLong, Fault::RestoreSnapshot, Fault::CutOffLong];
 
 const WORKERS: usize = 3;
 
@@ -95,6 +99,14 @@ async fn k16_no_read_breaks_the_contract_whatever_becomes_of_sql_on_postgres() {
     run(&server.url(), soak(), OF_SQL, None, folder.path())
         .await
         .assert_kept();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_no_read_breaks_the_contract_however_odd_its_neighbours_are() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let verdict = run(&url, soak(), FOR_READERS, None, folder.path()).await;
+    verdict.assert_kept();
 }
 
 /// Breaks a rule under the faults against which it is there; the checker must see it.
@@ -158,6 +170,26 @@ async fn k16_the_checker_notices_that_a_rollback_of_sql_is_ignored() {
     must_be_caught(Break::Rollback, &[Fault::RollBackSql]).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k16_the_checker_notices_that_old_loads_are_joined_in_an_outage() {
+    must_be_caught(Break::FlightAge, &[Fault::CutOffLong]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k11_the_checker_notices_that_what_is_loaded_again_loses_its_tags() {
+    must_be_caught(Break::Stripped, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k4_the_checker_notices_that_another_classs_times_are_taken_over() {
+    must_be_caught(Break::Class, &[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k3_the_checker_notices_that_types_have_caches_of_their_own() {
+    must_be_caught(Break::TwoCaches, &[Fault::CutOffLong]).await;
+}
+
 /// The other half of this file: what the processes above run. Started on its own it only shows that it cannot be given nonsense.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_the_history() {
@@ -167,7 +199,7 @@ async fn a_process_of_the_history() {
     }
 }
 
-/// A broken rule is noticed within a few seconds as a rule, and then the run ends.
+/// A broken rule is noticed within a few seconds as a rule, and then the run ends. The longest outage takes eight, and a load in it five.
 const LONG_ENOUGH: Duration = Duration::from_secs(60);
 
 /// Ten seconds, unless a soak is asked for.

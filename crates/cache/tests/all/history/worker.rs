@@ -23,6 +23,13 @@ pub(crate) const ORDER: &str = "STEADFAST_HISTORY_ORDER";
 
 pub(crate) const ITEMS: i64 = 8;
 
+/// Written by the first of the processes alone, if they are wide. Strict, and on no shelf.
+const FOREIGN: i64 = 5;
+
+/// For how long a value is fresh to the class `brisk`, and what may pass between judging an answer and telling its age.
+const BRISK: Duration = Duration::from_millis(500);
+const LEEWAY: Duration = Duration::from_secs(1);
+
 /// What a process is told.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Order {
@@ -35,6 +42,10 @@ pub(crate) struct Order {
     /// Ends itself between a commit and its relay, this long after it began.
     pub(crate) die_after_ms: Option<u64>,
     pub(crate) rule: Option<Break>,
+    /// Which of the processes it is.
+    pub(crate) n: usize,
+    /// Also reads slowly, without naming tags, and through views of another type and class.
+    pub(crate) wide: bool,
 }
 
 /// A rule to be broken.
@@ -48,6 +59,21 @@ pub(crate) enum Break {
     Tags,
     AwaitSql,
     Rollback,
+    FlightAge,
+    Stripped,
+    Class,
+    /// Each type of the process has a cache of its own.
+    TwoCaches,
+}
+
+impl Break {
+    /// Whether it shows only in what a wide process does.
+    pub(crate) fn needs_width(self) -> bool {
+        matches!(
+            self,
+            Self::FlightAge | Self::Stripped | Self::Class | Self::TwoCaches
+        )
+    }
 }
 
 /// How an item is read.
@@ -58,7 +84,18 @@ enum Form {
     InBatch,
     /// By somebody who names no tag and can load nothing: only what is there already, and whatever it carries.
     Peek,
+    /// By somebody who names no tag and loads again what is there already.
+    Untagged,
+    /// By a class that allows less.
+    Brisk,
+    /// By that class, as another type.
+    Typed,
 }
+
+/// What other types call the same text.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+struct Shown(String);
 
 impl Order {
     pub(crate) fn parse(text: &str) -> Option<Self> {
@@ -83,6 +120,10 @@ pub(crate) async fn create_items(database: &Database) {
 #[derive(Clone)]
 struct Process {
     cache: Cache,
+    /// The same cache, unless that rule is broken.
+    typed: Cache,
+    n: usize,
+    wide: bool,
     log: Arc<File>,
     /// The database has answered: from then on a read that is refused counts.
     sql_seen: Arc<AtomicBool>,
@@ -93,8 +134,15 @@ struct Process {
 
 pub(crate) async fn work(order: Order) {
     let now = now();
+    let cache = build(&order).await;
     let process = Process {
-        cache: build(&order).await,
+        typed: match order.rule {
+            Some(Break::TwoCaches) => build(&order).await,
+            _ => cache.clone(),
+        },
+        cache,
+        n: order.n,
+        wide: order.wide,
         log: Arc::new(
             File::options()
                 .create(true)
@@ -117,6 +165,9 @@ pub(crate) async fn work(order: Order) {
             tokio::spawn(process.writes(rng))
         });
     }
+    if order.wide {
+        tasks.push(tokio::spawn(process.dawdles()));
+    }
     for task in tasks {
         task.await.unwrap();
     }
@@ -128,6 +179,9 @@ async fn build(order: &Order) -> Cache {
     let ttl = Ttl {
         fresh: Duration::from_secs(120),
         soft_limit: Duration::from_millis(500),
+        hard_limit: Duration::from_secs(8),
+        // So that what took some milliseconds to load is often loaded again before its time.
+        early_refresh: if order.wide { 1000.0 } else { 1.0 },
         ..Ttl::default()
     };
     let mut sabotage = Sabotage::default();
@@ -140,7 +194,10 @@ async fn build(order: &Order) -> Cache {
         Some(Break::Tags) => sabotage.tags_dropped = true,
         Some(Break::AwaitSql) => sabotage.sql_not_awaited = true,
         Some(Break::Rollback) => sabotage.rollback_ignored = true,
-        None => {}
+        Some(Break::FlightAge) => sabotage.flight_age_ignored = true,
+        Some(Break::Stripped) => sabotage.tags_stripped = true,
+        Some(Break::Class) => sabotage.class_ignored = true,
+        Some(Break::TwoCaches) | None => {}
     }
     Cache::builder(database)
         .redis(client)
@@ -151,6 +208,13 @@ async fn build(order: &Order) -> Cache {
             "strict",
             Ttl {
                 stale: Duration::ZERO,
+                ..ttl
+            },
+        )
+        .class(
+            "brisk",
+            Ttl {
+                fresh: BRISK,
                 ..ttl
             },
         )
@@ -168,7 +232,10 @@ impl Process {
 
     async fn reads(self, mut rng: fastrand::Rng) {
         while now() < self.end {
-            let (item, form) = (rng.i64(0..ITEMS), any_form(&mut rng));
+            let (item, form) = (rng.i64(0..ITEMS), self.any_form(&mut rng));
+            if self.wide && item == FOREIGN {
+                continue; // which has readers of its own, who may have to wait for long
+            }
             for _ in 0..=u8::from(rng.bool()) {
                 self.read(item, form, slow(&mut rng)).await;
             }
@@ -199,8 +266,48 @@ impl Process {
                     self.note_answer(item, from, answer);
                 }
             }
+            Form::Untagged => {
+                // Only what replaces a value that is there: what is loaded anew by somebody who names no tag carries none.
+                let (there, told) = tokio::sync::oneshot::channel();
+                let load = move || async move {
+                    tokio::time::timeout(Duration::from_secs(1), told).await??;
+                    let found = select_item(&database, item).await;
+                    tokio::time::sleep(dawdle).await;
+                    Ok(found?)
+                };
+                let answer = text(&self.cache, class(item)).get(key(item), load).await;
+                if answer.is_ok() {
+                    let _ = there.send(());
+                    self.note_answer(item, from, answer);
+                }
+            }
+            Form::Brisk => {
+                let load = move || async move {
+                    let found = select_item(&database, item).await;
+                    tokio::time::sleep(dawdle).await;
+                    Ok(found?)
+                };
+                let (shelf, view) = (shelf(item), text(&self.typed, "brisk"));
+                let answer = view.read(key(item)).tags(&shelf).get(load).await;
+                self.note_answer_of(item, from, "brisk", answer, |text| text);
+            }
+            Form::Typed => {
+                let load = move || async move {
+                    let found = select_item(&database, item).await;
+                    tokio::time::sleep(dawdle).await;
+                    Ok(found?.map(Shown))
+                };
+                let (shelf, view) = (shelf(item), self.typed.view::<Shown>("brisk").unwrap());
+                let answer = view.read(key(item)).tags(&shelf).get(load).await;
+                self.note_answer_of(item, from, "brisk", answer, |Shown(text)| text);
+            }
             Form::InBatch => {
-                let items = [item, (item + 2) % ITEMS];
+                let beside = (item + 2) % ITEMS;
+                let beside = match self.wide && beside == FOREIGN {
+                    true => (item + 4) % ITEMS,
+                    false => beside,
+                };
+                let items = [item, beside];
                 let load = move |_keys: Vec<String>| async move {
                     let mut found = HashMap::new();
                     for item in items {
@@ -222,6 +329,17 @@ impl Process {
     }
 
     fn note_answer(&self, item: i64, from: u64, answer: Result<Answer<String>, CacheError>) {
+        self.note_answer_of(item, from, class(item), answer, |text| text);
+    }
+
+    fn note_answer_of<V>(
+        &self,
+        item: i64,
+        from: u64,
+        class: &str,
+        answer: Result<Answer<V>, CacheError>,
+        text: impl FnOnce(V) -> String,
+    ) {
         if matches!(&answer, Ok(answer) if answer.source == Source::Database) {
             self.sql_seen.store(true, Ordering::SeqCst);
         } else if answer.is_err() && !self.sql_seen.load(Ordering::SeqCst) {
@@ -230,22 +348,82 @@ impl Process {
         self.note(&match answer {
             Ok(answer) => Line::Read {
                 item,
+                late: class == "brisk"
+                    && answer.stale.is_none()
+                    && answer.source != Source::Database
+                    && answer.age > BRISK + LEEWAY,
+                stale: answer.stale.is_some(),
                 version: answer
                     .value
-                    .and_then(|text| text.parse().ok())
+                    .and_then(|value| text(value).parse().ok())
                     .unwrap_or(-1),
                 from,
                 to: now(),
-                stale: answer.stale.is_some(),
-                strict: class(item) == "strict",
+                strict: class == "strict",
             },
             Err(_) => Line::Refused,
         });
     }
 
+    /// Loads slowly, again and again, what this process does not write itself; meanwhile others come who may join, and should not when the load is old and
+    /// nobody can tell whether it was overtaken.
+    async fn dawdles(self) {
+        let mut rng = fastrand::Rng::with_seed(self.end);
+        let readers = tokio::spawn(self.clone().comes_again_and_again());
+        while now() < self.write_end {
+            let (database, from) = (self.cache.database().clone(), now());
+            let dawdle = Duration::from_millis(rng.u64(4000..5000));
+            let load = move || async move {
+                let found = select_item(&database, FOREIGN).await;
+                tokio::time::sleep(dawdle).await;
+                Ok(found?)
+            };
+            let view = text(&self.cache, class(FOREIGN));
+            let answer = view.refresh(key(FOREIGN), load).await;
+            if answer.is_ok() {
+                self.note_answer(FOREIGN, from, answer);
+            }
+            tokio::time::sleep(Duration::from_millis(rng.u64(100..1000))).await;
+        }
+        readers.await.unwrap();
+    }
+
+    async fn comes_again_and_again(self) {
+        while now() < self.write_end {
+            let process = self.clone();
+            tokio::spawn(async move { process.read(FOREIGN, Form::Alone, Duration::ZERO).await });
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    fn any_form(&self, rng: &mut fastrand::Rng) -> Form {
+        let forms = [
+            Form::Alone,
+            Form::Alone,
+            Form::InBatch,
+            Form::Peek,
+            Form::Untagged,
+            Form::Brisk,
+            Form::Typed,
+        ];
+        forms[rng.usize(..if self.wide { 7 } else { 4 })]
+    }
+
+    /// An item to be written. Each is written for three seconds of eight and then left alone, in turn, so that a value which is wrong
+    /// stays so for long enough to be noticed.
+    fn active(&self, rng: &mut fastrand::Rng) -> i64 {
+        let second = (now() / 1_000_000) as i64;
+        loop {
+            let item = (second + rng.i64(0..3)) % ITEMS;
+            if item != FOREIGN || self.n == 0 || !self.wide {
+                return item;
+            }
+        }
+    }
+
     async fn writes(self, mut rng: fastrand::Rng) {
         while now() < self.write_end {
-            let item = active(&mut rng);
+            let item = self.active(&mut rng);
             let dies = self.die_at.is_some_and(|at| now() > at);
             // Now and then a transaction is long in coming to its end after it has written its invalidation.
             let linger = match rng.u8(..30) {
@@ -254,7 +432,7 @@ impl Process {
             };
             match self.write(item, linger, dies).await {
                 Ok(()) => {
-                    let form = any_form(&mut rng);
+                    let form = self.any_form(&mut rng);
                     self.read(item, form, slow(&mut rng)).await;
                 }
                 Err(error) => tracing::debug!(%error, "a write failed"),
@@ -314,10 +492,6 @@ fn target(item: i64) -> Target {
     shelf(item).map_or_else(|| Target::key(key(item)), Target::tag)
 }
 
-fn any_form(rng: &mut fastrand::Rng) -> Form {
-    [Form::Alone, Form::Alone, Form::InBatch, Form::Peek][rng.usize(..4)]
-}
-
 async fn raise(tx: &mut Tx, item: i64) -> Result<i64, SourceError> {
     let (update, select) = match tx {
         Tx::Postgres(_) => (
@@ -332,13 +506,6 @@ async fn raise(tx: &mut Tx, item: i64) -> Result<i64, SourceError> {
     tx.execute(update, &[Param::Int(item)]).await?;
     let rows = tx.select(select, &[Param::Int(item)]).await?;
     Ok(rows[0]["version"].as_i64().unwrap())
-}
-
-/// An item to be written. Each is written for three seconds of eight and then left alone, in turn, so that a value which is wrong
-/// stays so for long enough to be noticed.
-fn active(rng: &mut fastrand::Rng) -> i64 {
-    let second = (now() / 1_000_000) as i64;
-    (second + rng.i64(0..3)) % ITEMS
 }
 
 fn slow(rng: &mut fastrand::Rng) -> Duration {
