@@ -27,7 +27,10 @@ export function drawConnection(store: Store): void {
     return;
   }
   const { redis, cache, health } = status;
-  redraw(at('redis-state'), redis.state, () => [pill(moodOf(redis.state), redisName(redis.state))]);
+  const flaps = redis.flapping !== null && redis.state === 'ready';
+  redraw(at('redis-state'), `${redis.state}${flaps}`, () => [
+    flaps ? pill('warn', 'In service, flapping') : pill(moodOf(redis.state), redisName(redis.state)),
+  ]);
   drawBreaker(redis.breaker);
   facts('redis-facts', [
     ['Address', h('code', {}, redis.address)],

@@ -3,7 +3,7 @@
 import { count, duration, moment, text } from './format';
 import { type Trouble, RUNBOOK, runbook } from './runbook';
 import type { Noted } from './store';
-import { capital, type Mood } from './words';
+import { BLIP_MS, capital, type Mood } from './words';
 import type { Outage, Status } from './wire';
 
 /** An outage in words. */
@@ -20,7 +20,8 @@ export interface Incident {
 
 /** Newest first. */
 export function incidents(status: Status | null): Incident[] {
-  return (status?.outages ?? []).map(incident).sort((a, b) => b.since - a.since);
+  const told = (outage: Outage) => incident(outage, status?.redis);
+  return (status?.outages ?? []).map(told).sort((a, b) => b.since - a.since);
 }
 
 const NAMES: Record<Outage['of'], { lasts: string; over: string; trouble: Trouble }> = {
@@ -30,12 +31,17 @@ const NAMES: Record<Outage['of'], { lasts: string; over: string; trouble: Troubl
 };
 const FLAPPING: (typeof NAMES)['redis'] = { lasts: 'Redis flaps', over: 'Redis flapped', trouble: 'flapping' };
 
-function incident(outage: Outage): Incident {
+/** What flapped may be away for good: then that is what is so. */
+const AWAY: (typeof NAMES)['redis'] = { lasts: 'Redis is away, and flapped before', over: '', trouble: 'down' };
+
+function incident(outage: Outage, redis?: Status['redis']): Incident {
   const { of, began_ms: since, ended_ms: until } = outage;
-  const { lasts, over, trouble } = outage.flapping ? FLAPPING : NAMES[of];
+  const flaps = outage.flapping && until === null;
+  const away = flaps && redis && redis.state !== 'ready' && redis.state_for_ms > BLIP_MS ? redis.state_for_ms : null;
+  const { lasts, over, trouble } = away !== null ? AWAY : outage.flapping ? FLAPPING : NAMES[of];
   return {
     key: `${of}-${since}`,
-    mood: until !== null ? 'idle' : outage.flapping ? 'warn' : 'bad',
+    mood: until !== null ? 'idle' : flaps && away === null ? 'warn' : 'bad',
     title: until === null ? lasts : over,
     trouble,
     since,
@@ -44,7 +50,7 @@ function incident(outage: Outage): Incident {
       ['Cause', capital(outage.cause)],
       ...(of === 'redis' ? wire(outage) : []),
       ...felt(outage),
-      recovery(outage),
+      recovery(outage, away),
     ],
   };
 }
@@ -71,7 +77,8 @@ function felt({ calls, failed, stale, slow, writes, writes_failed }: Outage): [s
   ];
 }
 
-function recovery({ began_ms, ended_ms, ended_by, flapping }: Outage): [string, string] {
+function recovery({ began_ms, ended_ms, ended_by, flapping }: Outage, away: number | null): [string, string] {
+  if (away !== null) return ['Recovery', `not yet: away for ${text(duration(away))} now`];
   if (ended_ms === null) return ['Recovery', flapping ? 'back each time, and not steady yet' : 'not yet'];
   const how = ended_by === 'reconnected' ? 'by a new connection' : 'answered again';
   return ['Recovery', `${how}, after ${text(duration(ended_ms - began_ms))}`];

@@ -106,6 +106,7 @@ function flow(left: number): string {
 function stationsOf(status: Status | null, tick: Tick, window: Sum): Station[] {
   const up = tick.redis === 'ready';
   const suspended = status?.cache.redis?.suspended;
+  const flapping = status?.redis.flapping;
   const database = status?.health.checks.database;
   const proven = status?.cache.memory_proven ?? true;
   const guard = status?.cache.guard;
@@ -117,9 +118,11 @@ function stationsOf(status: Status | null, tick: Tick, window: Sum): Station[] {
       ? `not in use yet: ${suspended}`
       : tick.breaker !== 'closed'
         ? 'breaker lets few calls through'
-        : tick.rtt_ms === null
-          ? 'in service'
-          : `answers in ${text(duration(tick.rtt_ms))}`;
+        : flapping
+          ? `flaps: lost and replaced ${count(flapping.reconnects)} times`
+          : tick.rtt_ms === null
+            ? 'in service'
+            : `answers in ${text(duration(tick.rtt_ms))}`;
   const databaseWords =
     database?.status === 'unhealthy'
       ? database.message
@@ -144,7 +147,7 @@ function stationsOf(status: Status | null, tick: Tick, window: Sum): Station[] {
       name: 'Redis',
       icon: 'redis',
       reads: window.redis,
-      mood: up ? (suspended || tick.breaker !== 'closed' ? 'warn' : 'good') : 'bad',
+      mood: up ? (suspended || flapping || tick.breaker !== 'closed' ? 'warn' : 'good') : 'bad',
       words: redisWords,
     },
     {

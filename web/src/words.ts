@@ -136,7 +136,7 @@ function withoutParts(status: Status | null, tick: Tick, recent: Sum): Headline 
 }
 
 /** A connection that is lost and back again and again is away at some moments: that is no other state. */
-const BLIP_MS = 5_000;
+export const BLIP_MS = 5_000;
 
 function flapping(status: Status | null, tick: Tick, recent: Sum): Headline | null {
   const state = status?.redis.flapping;

@@ -250,6 +250,9 @@ test('s5_every_outage_is_an_incident_and_a_band_beside_starts_reloads_and_drills
   const [flaps] = found;
   assert.equal(flaps.mood, 'warn', 'it serves meanwhile');
   assert.deepEqual(flaps.facts.at(-1), ['Recovery', 'back each time, and not steady yet']);
+  const away = page.incidents({ outages: [outages[2]], redis: { state: 'down', state_for_ms: 15_800 } })[0];
+  assert.deepEqual([away.title, away.mood, away.trouble], ['Redis is away, and flapped before', 'bad', 'down']);
+  assert.match(away.facts.at(-1)[1], /^not yet: away for 15\.8\ss now$/);
   const bands = page.bands(found, events, 0, 10_000);
   assert.deepEqual(bands.map(({ kind, from, to }) => [kind, from, to]).sort(), [
     ['database', 5500, 5600],

@@ -95,7 +95,7 @@ impl Role {
                  so that its reads fail while Redis does follows from how it is built"
             }
             Role::HandBuilt => {
-                "a pool, time-outs of 3 s, five attempts with pauses from 1 s, a breaker, and the database where Redis does not answer; \
+                "an application with a pool, time-outs of 3 s, five attempts with pauses from 1 s, a breaker, and the database where Redis does not answer; \
                  it has no tier in memory, and forgets a deletion that has failed"
             }
         }

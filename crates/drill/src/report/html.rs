@@ -88,7 +88,10 @@ fn sentence(report: &Report) -> String {
     };
     let failed = |report: &Report| match value(report, "errors").flatten() {
         Some(0.0) => "not one read failed".to_owned(),
-        share => format!("{} of reads failed", figure(share, Unit::Ratio)),
+        share => format!(
+            "{} of reads failed",
+            figure(share, Unit::Ratio).replace(' ', "\u{a0}")
+        ),
     };
     let broken: u64 = report
         .faults
@@ -453,7 +456,7 @@ fn notes(page: &mut String, report: &Report) {
         );
     }
     let controls = [Role::Plain, Role::HandBuilt]
-        .map(|role| format!("{} is {}.", role.title(), role.built()))
+        .map(|role| format!("<b>{}</b> is {}.", role.title(), role.built()))
         .join(" ");
     let _ = write!(
         page,

@@ -217,7 +217,7 @@ fn closing(report: &Report) -> String {
             .map(|(kind, count)| format!("{kind} {count}"))
             .collect();
         text += &format!(
-            "{who}: {}; noticed after {}, first answer {}, users well {} and Redis in use {} after healing; {} reconnects, {} stuck; database {} → {} queries/s{}{}\n",
+            "{who}: {}; noticed after {}, first answer {}, users well {} and Redis in use {} after healing; {}, {} stuck; database {} → {} queries/s{}{}\n",
             match report.verdict {
                 Verdict::Passed => "PASSED",
                 Verdict::Failed => "FAILED",
@@ -227,7 +227,10 @@ fn closing(report: &Report) -> String {
             moment(report.recovery.first_success_ms),
             moment(report.recovery.users_well_ms),
             moment(report.recovery.redis_in_use_ms),
-            report.connection.reconnects,
+            match report.connection.reconnects {
+                1 => "1 reconnect".to_owned(),
+                more => format!("{more} reconnects"),
+            },
             report.connection.stuck_resets,
             report.database.baseline_qps,
             report.database.fault_max_qps,

@@ -150,7 +150,7 @@ async fn d5_what_is_built_by_hand_falls_back_and_serves_what_was_overwritten() {
         "< 1 s (controls < 30 s)",
         "Plain client is redis-rs as its documentation shows it",
         "it has neither a tier in memory nor a way round Redis",
-        "Built by hand is a pool, time-outs of 3 s",
+        "Built by hand is an application with a pool, time-outs of 3 s",
     ] {
         assert!(text.contains(limit), "no {limit} in {text}");
     }
