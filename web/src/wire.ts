@@ -115,6 +115,19 @@ export interface RedisNode {
   breaker: string;
 }
 
+/** What the sentinels say of the primary that they watch. */
+export interface Sentinels {
+  service: string;
+  primary: string | null;
+  epoch: number | null;
+  switches: number;
+  votes: number;
+  voters: number;
+  confirmed_ms_ago: number | null;
+  sentinels: { address: string; answered_ms_ago: number | null; error: string | null; dissents: boolean }[];
+  replicas: { address: string; lag_bytes: number }[];
+}
+
 export interface Flapping {
   since_ms: number;
   reconnects: number;
@@ -173,6 +186,8 @@ export interface Status {
     rtt_ms: number | null;
     fencing: string;
     flapping: Flapping | null;
+    /** Absent where none are asked. */
+    sentinel: Sentinels | null;
     nodes?: RedisNode[];
   };
   cache: {
