@@ -211,6 +211,17 @@ mod tests {
     }
 
     #[test]
+    fn t18_a_connection_ends_when_sentinels_name_another_primary_whether_that_serves_or_not() {
+        let following = Following::new();
+        serves_from(&following, "a");
+        let (here, unknown) = (tie(&following, Some("a")), tie(&following, None));
+        following.moved();
+        assert_eq!(parting(&here), Some(Parting::Cut(DEPOSED)));
+        assert_eq!(parting(&unknown), Some(Parting::Cut(DEPOSED)));
+        assert_eq!(parting(&tie(&following, Some("b"))), None);
+    }
+
+    #[test]
     fn c13_what_changes_while_it_connects_counts() {
         let following = Following::new();
         serves_from(&following, "a");

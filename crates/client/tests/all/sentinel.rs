@@ -190,12 +190,23 @@ async fn t18_nothing_of_a_frozen_primary_counts_when_it_wakes_after_the_promotio
     };
     let mut subscriber = client.pubsub();
     subscriber.subscribe("c").await.unwrap();
+    // Whose attempts to connect would wait for the frozen one much longer than an election takes.
+    let stubborn = Client::builder(&watched.url())
+        .unwrap()
+        .connect_timeout(Duration::from_secs(600))
+        .stuck_after(Duration::from_secs(6_000))
+        .connect()
+        .await
+        .unwrap();
     watched.data[0].freeze().unwrap();
+    stubborn.reconnect();
     until_elected("the sentinels name the other", || {
         primary(&client) == watched.data[1].port()
     })
     .await;
     until_state(&client, ConnectionState::Ready).await;
+    until_state(&stubborn, ConnectionState::Ready).await;
+    assert_eq!(primary(&stubborn), watched.data[1].port());
     watched.data[0].resume().unwrap();
     client.send(&cmd("SET k new")).await.unwrap();
     for _ in 0..50 {
@@ -352,7 +363,9 @@ async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_
         .await
         .unwrap();
     let options = |replicas| CallOptions::new().acknowledged_by(replicas, ms(300));
-    let waiting = client.with(options(1).deadline(Duration::from_secs(20)));
+    let generous = Duration::from_secs(20);
+    let waiting = CallOptions::new().deadline(generous);
+    let waiting = client.with(waiting.acknowledged_by(1, generous));
     waiting.send(&cmd("INCR n")).await.expect("one has it");
     // It has it now, whatever becomes of the primary.
     let n = watched.data[1].command(&["GET", "n"]).await.unwrap();
