@@ -13,6 +13,7 @@
 //! | [`breaker`] | should this call be tried at all |
 //! | [`budget`] | can the fleet afford a retry |
 //! | [`bulkhead`] | is there room for one more |
+//! | [`rate`] | is one more within the rate, and when is the next |
 //! | [`deadline`] | when must it be over, and can it be |
 
 pub mod backoff;
@@ -20,6 +21,7 @@ pub mod breaker;
 pub mod budget;
 pub mod bulkhead;
 pub mod deadline;
+pub mod rate;
 pub mod retry;
 pub mod stop;
 pub mod window;
@@ -32,6 +34,7 @@ pub use breaker::{Breaker, BreakerConfig};
 pub use budget::{Budget, BudgetConfig};
 pub use bulkhead::Bulkhead;
 pub use deadline::{Deadline, LatencyEstimate};
+pub use rate::RateLimit;
 pub use retry::{RetryPolicy, RetryState};
 pub use stop::Stop;
 

@@ -229,7 +229,7 @@ pub fn redis_client(config: &RedisConfig) -> Result<ClientBuilder, steadfast::Co
         })
         .breaker(steadfast::BreakerConfig {
             failure_rate: breaker.failure_rate,
-            minimum_calls: breaker.min_calls,
+            minimum_calls: breaker.minimum_calls,
             window: breaker.window,
             consecutive_failures: (breaker.consecutive > 0).then_some(breaker.consecutive),
             open_first: breaker.open_first,

@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde::Serialize;
+use steadfast::BudgetConfig;
 
 use super::credentials::CredentialsConfig;
 use super::secret::SecretUrl;
@@ -51,10 +52,6 @@ pub struct RedisConfig {
     pub in_flight: usize,
     /// Events kept for the connection history; default 100.
     pub history: usize,
-    /// Calls a second that the client is expected to make, if it is known; it lets `config check` name a breaker that
-    /// such traffic can never trip. Changes nothing else.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub expected_rate: Option<f64>,
     /// `[redis.retry]`
     pub retry: RetryConfig,
     /// `[redis.breaker]`
@@ -92,7 +89,6 @@ impl RedisConfig {
             connections: section.count("connections", 1, 64).unwrap_or(1),
             in_flight: section.count("in_flight", 1, 1_000_000).unwrap_or(8192),
             history: section.count("history", 1, 100_000).unwrap_or(100),
-            expected_rate: section.number("expected_rate", 0.001, 1e9),
             retry: RetryConfig::read(&retry),
             breaker: BreakerConfig::read(&breaker),
             tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),
@@ -137,48 +133,9 @@ impl RedisConfig {
             let mistake = retry.mistake(key, message);
             retry.refuse(mistake.help("fewer attempts, shorter pauses or a longer deadline"));
         }
-        if let Some(rate) = self.expected_rate {
-            let seen = rate * self.breaker.window.as_secs_f64();
-            let needed = self.breaker.min_calls as f64;
-            if self.breaker.consecutive == 0 && seen < needed {
-                let message = format!(
-                    "can never trip: at `redis.expected_rate` {rate} a second {seen:.0} calls fall into its window, and it judges no fewer than {needed}",
-                );
-                let mistake = breaker.mistake("min_calls", message);
-                breaker.refuse(mistake.help("lower it, widen the window or set `consecutive`"));
-            }
-        }
-        self.ordered(
-            redis,
-            "reconnect_first",
-            self.reconnect_first,
-            "reconnect_cap",
-            self.reconnect_cap,
-        );
-        self.ordered(
-            redis,
-            "reply_overdue",
-            self.reply_overdue,
-            "abandon_after",
-            self.abandon_after,
-        );
-        self.ordered(
-            redis,
-            "blip_wait",
-            self.blip_wait,
-            "deadline",
-            self.deadline,
-        );
-    }
-
-    fn ordered(&self, section: &Section<'_>, a: &str, less: Duration, b: &str, more: Duration) {
-        if less > more {
-            let key = if section.has(a) { a } else { b };
-            let (less, more) = (show_duration(less), show_duration(more));
-            let message =
-                format!("makes no sense here: `{a}` ({less}) is longer than `{b}` ({more})");
-            section.refuse(section.mistake(key, message));
-        }
+        let (overdue, abandoned) = (self.reply_overdue, self.abandon_after);
+        redis.ordered(("reply_overdue", overdue), ("abandon_after", abandoned));
+        redis.ordered(("blip_wait", self.blip_wait), ("deadline", self.deadline));
     }
 }
 
@@ -203,14 +160,17 @@ pub struct RetryConfig {
 impl RetryConfig {
     fn read(section: &Section<'_>) -> Self {
         let attempts = section.integer("attempts", 1, 100).unwrap_or(3);
+        let budget = BudgetConfig::default();
         Self {
             attempts: u32::try_from(attempts).unwrap_or(3),
             first: section.positive("first").unwrap_or(millis(10)),
             cap: section.positive("cap").unwrap_or(secs(1)),
-            budget_ratio: section.number("budget_ratio", 0.0, 10.0).unwrap_or(0.1),
+            budget_ratio: section
+                .number("budget_ratio", 0.0, 10.0)
+                .unwrap_or(budget.ratio),
             budget_per_second: section
                 .number("budget_per_second", 0.0, 1e6)
-                .unwrap_or(10.0),
+                .unwrap_or(budget.per_second),
         }
     }
 
@@ -232,7 +192,7 @@ pub struct BreakerConfig {
     /// Share of failures that trips it; default 0.5.
     pub failure_rate: f64,
     /// Calls that must fall into the window before the share is judged; default 20.
-    pub min_calls: u32,
+    pub minimum_calls: u32,
     /// The window; default 10 s.
     #[serde(serialize_with = "duration")]
     pub window: Duration,
@@ -247,19 +207,25 @@ pub struct BreakerConfig {
 }
 
 impl BreakerConfig {
+    /// Reads the section; the defaults are the client's own.
     fn read(section: &Section<'_>) -> Self {
+        let default = steadfast::BreakerConfig::default();
         let small = |value: Option<i64>, default: u32| {
-            value
-                .and_then(|value| u32::try_from(value).ok())
-                .unwrap_or(default)
+            let value = value.and_then(|value| u32::try_from(value).ok());
+            value.unwrap_or(default)
         };
+        let minimum_calls = section.integer("minimum_calls", 1, 1_000_000);
+        let consecutive = section.integer("consecutive", 0, 1_000_000);
+        let duration = |key: &str, default| section.positive(key).unwrap_or(default);
         Self {
-            failure_rate: section.number("failure_rate", 0.01, 1.0).unwrap_or(0.5),
-            min_calls: small(section.integer("min_calls", 1, 1_000_000), 20),
-            window: section.positive("window").unwrap_or(secs(10)),
-            consecutive: small(section.integer("consecutive", 0, 1_000_000), 5),
-            open_first: section.positive("open_first").unwrap_or(millis(100)),
-            open_cap: section.positive("open_cap").unwrap_or(secs(5)),
+            failure_rate: section
+                .number("failure_rate", 0.01, 1.0)
+                .unwrap_or(default.failure_rate),
+            minimum_calls: small(minimum_calls, default.minimum_calls),
+            window: duration("window", default.window),
+            consecutive: small(consecutive, default.consecutive_failures.unwrap_or(0)),
+            open_first: duration("open_first", default.open_first),
+            open_cap: duration("open_cap", default.open_cap),
         }
     }
 }

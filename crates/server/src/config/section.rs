@@ -326,25 +326,10 @@ fn found(kind: &Kind) -> String {
 fn nearest<'k>(key: &str, known: &'k BTreeSet<String>) -> Option<&'k str> {
     known
         .iter()
-        .map(|candidate| (distance(key, candidate), candidate.as_str()))
+        .map(|candidate| (strsim::levenshtein(key, candidate), candidate.as_str()))
         .filter(|(distance, candidate)| *distance <= 2.max(candidate.len() / 3))
         .min()
         .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein's distance.
-fn distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, left) in a.bytes().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, right) in b.bytes().enumerate() {
-            let replace = diagonal + usize::from(left != right);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

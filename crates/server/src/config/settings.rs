@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Serialize;
-use steadfast_cache::Database;
+use steadfast_cache::{Database, DatabaseOptions, GuardOptions, Ttl};
 
 use super::rate::RateConfig;
 use super::secret::SecretUrl;
@@ -186,15 +186,19 @@ pub struct DatabaseConfig {
 impl DatabaseConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
         let schemes = ["sqlite", "mysql", "mariadb", "postgres", "postgresql"];
-        let connections = section.integer("max_connections", 1, 10_000).unwrap_or(10);
+        let default = DatabaseOptions::default();
+        let connections = section.integer("max_connections", 1, 10_000);
+        let connections = connections.and_then(|number| u32::try_from(number).ok());
         let (guard, tls) = (section.section("guard"), section.section("tls"));
         let url = SecretUrl::read(section, "url", "sqlite://steadfast.db", &schemes);
         check_database(section, &url);
         let config = Self {
             tls: DatabaseTlsConfig::read(&tls, url.scheme()),
             url,
-            max_connections: u32::try_from(connections).unwrap_or(10),
-            acquire_timeout: section.positive("acquire_timeout").unwrap_or(secs(1)),
+            max_connections: connections.unwrap_or(default.max_connections),
+            acquire_timeout: section
+                .positive("acquire_timeout")
+                .unwrap_or(default.acquire_timeout),
             guard: GuardConfig::read(&guard),
         };
         guard.finish();
@@ -239,11 +243,19 @@ pub struct GuardConfig {
     pub rate: f64,
 }
 
+/// Half of the cache's own default (`GuardOptions::concurrency`): here each load at once has a connection
+/// of its own, which is opened beside those for statements.
+const LOADS_AT_ONCE: usize = 8;
+
 impl GuardConfig {
     fn read(section: &Section<'_>) -> Self {
         Self {
-            concurrency: section.count("concurrency", 1, 10_000).unwrap_or(8),
-            rate: section.number("rate", 0.1, 1e9).unwrap_or(2000.0),
+            concurrency: section
+                .count("concurrency", 1, 10_000)
+                .unwrap_or(LOADS_AT_ONCE),
+            rate: section
+                .number("rate", 0.1, 1e9)
+                .unwrap_or(GuardOptions::default().rate),
         }
     }
 
@@ -353,16 +365,21 @@ pub struct TtlConfig {
 impl TtlConfig {
     fn read(section: &Section<'_>, whole: &GuardConfig) -> Self {
         let guard = section.section("guard");
+        let default = Ttl::default();
+        let duration = |key: &str, default| section.duration(key).unwrap_or(default);
+        let positive = |key: &str, default| section.positive(key).unwrap_or(default);
         let config = Self {
             guard: GuardConfig::read_within(&guard, whole),
-            fresh: section.positive("fresh").unwrap_or(secs(360)),
-            stale: section.duration("stale").unwrap_or(secs(3600)),
-            jitter: section.number("jitter", 0.0, 0.9).unwrap_or(0.1),
-            negative: section.duration("negative").unwrap_or(secs(10)),
-            early_refresh: section.number("early_refresh", 0.0, 100.0).unwrap_or(1.0),
-            soft_limit: section.positive("soft_limit").unwrap_or(millis(100)),
-            hard_limit: section.positive("hard_limit").unwrap_or(secs(5)),
-            retry_after: section.duration("retry_after").unwrap_or(secs(1)),
+            fresh: positive("fresh", default.fresh),
+            stale: duration("stale", default.stale),
+            jitter: section.number("jitter", 0.0, 0.9).unwrap_or(default.jitter),
+            negative: duration("negative", default.negative),
+            early_refresh: section
+                .number("early_refresh", 0.0, 100.0)
+                .unwrap_or(default.early_refresh),
+            soft_limit: positive("soft_limit", default.soft_limit),
+            hard_limit: positive("hard_limit", default.hard_limit),
+            retry_after: duration("retry_after", default.retry_after),
         };
         if config.soft_limit > config.hard_limit {
             let message = "is longer than `hard_limit`: a load would be given up before a stale value is tried";

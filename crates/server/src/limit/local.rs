@@ -4,6 +4,8 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use steadfast_core::policy::RateLimit;
+
 use super::{Decision, Terms};
 use crate::config::Algorithm;
 
@@ -58,27 +60,19 @@ impl Local {
     }
 
     fn bucket(&self, key: &str, terms: &Terms, now: Instant) -> (Decision, Held) {
-        let interval = terms.period / terms.quota;
-        let capacity = interval * terms.burst;
-        let due = match self.held.get(key) {
+        let full_at = match self.held.get(key) {
             Some(Held::Bucket { full_at }) => (*full_at).max(now),
             _ => now,
         };
-        let next = due + interval;
-        let owed = next - now;
-        let passes = owed <= capacity;
-        let room = capacity.saturating_sub(owed);
+        let taken = RateLimit::new(terms.quota, terms.period, terms.burst).take(full_at, now);
+        let full_at = taken.map_or(full_at, |taken| taken.full_at);
         let decision = Decision {
-            passes,
-            remaining: if passes {
-                (room.as_nanos() / interval.as_nanos().max(1)).min(u128::from(u32::MAX)) as u32
-            } else {
-                0
-            },
-            wait: owed.saturating_sub(capacity),
-            reset: if passes { owed } else { due - now },
+            passes: taken.is_ok(),
+            remaining: taken.map_or(0, |taken| taken.remaining),
+            wait: taken.err().unwrap_or_default(),
+            reset: full_at - now,
         };
-        (decision, Held::Bucket { full_at: next })
+        (decision, Held::Bucket { full_at })
     }
 
     fn window(&self, key: &str, terms: &Terms, now: Instant) -> (Decision, Held) {

@@ -122,7 +122,7 @@ async fn s9_signals_reload_drain_and_end() {
 
     write(
         "queries.two.sql = 'SELECT 2 AS n'\nqueries.two.ttl = 'new'\nttl.new.fresh = '77s'\nttl.new.jitter = 0\nttl.new.guard.rate = 5\n[log]\nlevel = 'warn'\n\
-         [redis.breaker]\nmin_calls = 7",
+         [redis.breaker]\nminimum_calls = 7",
     );
     signal("HUP");
     let told = event(&service, "reloaded").await;
@@ -138,7 +138,7 @@ async fn s9_signals_reload_drain_and_end() {
     assert!(settings["ttl"]["new"]["guard"].is_null(), "{settings}");
     assert_eq!(settings["log"]["level"], "warn");
     assert_ne!(
-        settings["redis"]["breaker"]["min_calls"], 7,
+        settings["redis"]["breaker"]["minimum_calls"], 7,
         "what needs a restart is not in force"
     );
 
