@@ -64,8 +64,8 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a connection may be silent while commands wait. Default: 500 ms; two thirds of it
-    /// (320 ms) where round trips are below 5 ms. After half of it (a fifth, 100 ms) a standby
+    /// How long a connection may be silent while commands wait. Default: 500 ms; somewhat more
+    /// than half of it (280 ms) where round trips are below 5 ms. After half of it (a fifth, 100 ms) a standby
     /// connection is dialled, which costs a connection attempt whenever the server pauses that long.
     /// Then the silent connection is replaced, unless the server says that a command in it waits; or
     /// the server counts as down, if the standby is silent too. Shorter notices sooner, and takes

@@ -4,19 +4,21 @@
 //! the connection, and then, if it failed, the judgement whether another attempt is safe and within budget. Every step is under the one
 //! deadline that the call began with. The first attempt allocates nothing; what follows a failure may take its time.
 
+mod repeats;
+
 use std::time::{Duration, Instant};
 
 use redis::{Pipeline, ServerError, Value};
 use steadfast_core::certainty::{self, Refusal};
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
+use steadfast_core::policy::Deadline;
 use steadfast_core::policy::breaker::{Outcome, Permit};
-use steadfast_core::policy::retry::Step;
-use steadfast_core::policy::{Deadline, RetryPolicy, RetryState, Stop};
 use steadfast_core::redis_rs;
 use tracing::field::Empty;
 use tracing::{Instrument, Level};
 
+pub(crate) use self::repeats::{After, Repeats};
 use crate::clock;
 use crate::crossing::{Lanes, Turn};
 use crate::error::{Bound, Certainty, Error, ErrorKind};
@@ -155,6 +157,8 @@ struct Place<'a> {
     only_fenced: bool,
     /// The next connection waits for this call to come again.
     rejoin: Option<Rejoin>,
+    /// Some of it was written when its connection ended.
+    begun: bool,
     /// It was answered in words that say that this server is not to be served from any more, and that are not the server's own for certain.
     doubtful: bool,
     /// A connection ended while it was under way.
@@ -289,6 +293,7 @@ impl Call<'_> {
 
     /// One attempt: breaker, doomed calls, bounds, connection.
     async fn attempt(&self, now: Instant, place: &mut Place<'_>) -> Result<Reply, Error> {
+        place.begun = false;
         let pass = self.admit(now)?;
         let mut permit = Held::new(&self.shared.guard, pass.permit);
         let mut now = now;
@@ -493,6 +498,7 @@ impl Call<'_> {
                 blame,
             } => {
                 place.rejoin = rejoin;
+                place.begun = blame != Blame::None;
                 let again = blame == Blame::Shared && std::mem::replace(&mut place.suspected, true);
                 if blame == Blame::Own || again {
                     place.blamed_again = std::mem::replace(&mut place.apart, true);
@@ -598,49 +604,29 @@ impl Call<'_> {
         }
     }
 
-    /// Further attempts, each after a pause and within the budget. The first resend after a loss is free of both: it is what makes a short
-    /// interruption invisible.
+    /// Further attempts, at the price that [`Repeats`] asks.
     async fn repeat(
         &self,
         mut error: Error,
         options: &CallOptions,
         mut place: Place<'_>,
     ) -> Result<Reply, Error> {
-        let mut policy = self.shared.settings.retry.clone();
-        if let Some(attempts) = options.attempts {
-            policy = RetryPolicy::new(policy.backoff, Stop::after_attempts(attempts));
-        }
-        let mut state =
-            RetryState::new(policy, self.started, Some(self.deadline), self.shared.rng());
-        let mut free = true;
-        // One attempt that may have had an effect outweighs all others that had none.
-        let mut unknown = false;
+        let mut repeats = Repeats::new(self.shared, options, self.started, self.deadline);
         loop {
-            unknown |= error.certainty() == Certainty::Unknown;
+            let after = match error.kind() {
+                // What others did to the connection before this call was written on it.
+                ErrorKind::Lost { .. }
+                    if error.certainty() == Certainty::NotSent && !place.begun =>
+                {
+                    After::Nothing
+                }
+                ErrorKind::Lost { .. } => After::Loss,
+                _ => After::Refusal,
+            };
+            let unknown = repeats.wait(error, after).await?;
             place.only_fenced = unknown
                 && self.plan.effect != Effect::Read
                 && !self.shared.settings.repeat_without_fence;
-            let now = clock::now();
-            let lost = matches!(error.kind(), ErrorKind::Lost { .. });
-            // What others did to the connection before this call was written on it is not held against it, and has loaded nobody.
-            let unsent = lost && error.certainty() == Certainty::NotSent;
-            // After a loss, waiting for the next connection is the pause.
-            let step = match (lost, unsent) {
-                (_, true) => state.next_after_none(now),
-                (true, false) => state.next_at_once(now),
-                (false, false) => state.next(now),
-            };
-            let Step::Pause(pause) = step else {
-                return Err(error.at_best(unknown));
-            };
-            let pays = !(unsent || lost && std::mem::take(&mut free));
-            if pays && self.shared.budget.try_withdraw(now).is_err() {
-                return Err(error.at_best(unknown));
-            }
-            if !pause.is_zero() {
-                clock::sleep(pause).await;
-            }
-            self.shared.metrics.retried();
             match self.attempt(clock::now(), &mut place).await {
                 // What may have run in an earlier attempt may have run, whatever became of this one.
                 Err(next)

@@ -172,7 +172,7 @@ impl End {
 /// a silence becomes doubtful, then overdue.
 pub(crate) fn patience(reply_overdue: Duration, fast: bool) -> (Duration, Duration) {
     match fast {
-        true => (reply_overdue / 5, reply_overdue * 16 / 25),
+        true => (reply_overdue / 5, reply_overdue * 14 / 25),
         false => (reply_overdue / 2, reply_overdue),
     }
 }

@@ -59,7 +59,8 @@ impl CallOptions {
         self
     }
 
-    /// At most so many attempts, the first included.
+    /// At most so many attempts, the first included. One that ended before anything of it was written counts only
+    /// where one is all that is asked for.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = Some(attempts.max(1));
         self

@@ -7,8 +7,10 @@ use parking_lot::Mutex;
 use steadfast_core::certainty::Refusal;
 use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
+use steadfast_core::policy::Deadline;
 use tokio::sync::{Semaphore, TryAcquireError};
 
+use crate::call::{After, Repeats};
 use crate::clock;
 use crate::connect::Connector;
 use crate::dedicated::Dedicated;
@@ -54,8 +56,9 @@ impl Blocking {
     }
 
     /// Runs one blocking call. Its connection is used again only after a clean answer: one that was given up may still pop an element, and is
-    /// killed instead. Where that is safe, a call whose connection was lost is made once more on another; and one that was refused because the
-    /// server is not the primary, or not any more, follows to the one that is. It then waits there for what is left of its timeout.
+    /// killed instead. Where that is safe, a call whose connection was lost is made once more on another; one that was refused because the
+    /// server is not the primary, or not any more, follows to the one that is; and one that was refused for the moment is made again. It then waits for
+    /// what is left of its timeout. All of these are attempts under the client's retry policy and budget.
     pub(crate) async fn call(
         &self,
         shared: &Arc<Shared>,
@@ -86,7 +89,7 @@ impl Blocking {
             started,
             limit,
         };
-        let result = call.run(payload, options.attempts == Some(1)).await;
+        let result = call.run(payload, options).await;
         result.inspect_err(crate::metrics::count_error)
     }
 
@@ -119,26 +122,32 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn run(&self, payload: Payload<'_>, once: bool) -> Result<Reply, Error> {
-        let (mut hops, mut was_lost, mut unknown) = (0, false, false);
-        let mut rest = None;
+    async fn run(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Reply, Error> {
+        let deadline = Deadline::after(self.started, self.limit).instant();
+        let mut repeats = Repeats::new(self.shared, options, self.started, deadline);
+        let (mut rest, mut was_lost, mut has_followed) = (None, false, false);
         loop {
             let next = rest.as_ref().map_or(payload, OwnPayload::payload);
             let error = match self.attempt(next).await {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
-            let again = if self.follows(&error) {
-                hops += 1;
-                hops <= HOPS
+            let after = if self.follows(&error) {
+                // One that is refused once more finds no primary yet.
+                match std::mem::replace(&mut has_followed, true) {
+                    false => After::Loss,
+                    true => After::Refusal,
+                }
+            } else if is_passing(&error) {
+                After::Refusal
+            } else if may_repeat(&error, self.plan.effect)
+                && !std::mem::replace(&mut was_lost, true)
+            {
+                After::Loss
             } else {
-                may_repeat(&error, self.plan.effect) && !std::mem::replace(&mut was_lost, true)
+                return Err(error.at_best(repeats.may_have_run()));
             };
-            unknown |= error.certainty() == Certainty::Unknown;
-            if !again || once {
-                return Err(error.at_best(unknown));
-            }
-            self.shared.metrics.retried();
+            repeats.wait(error, after).await?;
             let passed = clock::now().saturating_duration_since(self.started);
             rest = payload.with_time_left(passed);
         }
@@ -223,13 +232,15 @@ impl Call<'_> {
     }
 }
 
+/// True if the server refused the call, of which nothing has run, and may serve it soon.
+fn is_passing(error: &Error) -> bool {
+    error.certainty() == Certainty::Rejected && error.refusal() == Some(Refusal::Passing)
+}
+
 fn may_repeat(error: &Error, effect: Effect) -> bool {
     matches!(error.kind(), ErrorKind::Lost { .. })
         && (error.certainty() != Certainty::Unknown || effect == Effect::Read)
 }
-
-/// How often a call follows to another server, at most.
-const HOPS: u32 = 5;
 
 /// How much of a call's time is left for the answer to a WAIT that waits in vain.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(20);

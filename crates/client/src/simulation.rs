@@ -391,6 +391,51 @@ fn c7_a_connection_that_falls_silent_is_replaced_within_the_deadline_of_its_call
 }
 
 #[test]
+fn c7_a_frozen_server_is_known_to_be_down_within_300_ms_where_round_trips_are_short_and_600_elsewhere()
+ {
+    let slow = Odds {
+        slow: 1000,
+        ..Odds::default()
+    };
+    for (odds, pause, within) in [(Odds::default(), 250, 300), (slow, 450, 600)] {
+        for seed in seeds(4) {
+            in_virtual_time(async {
+                let world = World::new(seed, Odds::default());
+                let client = client_of(&world, seed);
+                client.send(&cmd("PING")).await.expect("it serves");
+                let ask = async || {
+                    world.set_odds(odds);
+                    for _ in 0..60 {
+                        client.send(&cmd("GET v:1")).await.expect("it serves");
+                    }
+                    world.set_odds(Odds::default());
+                };
+                ask().await;
+                let freeze = async |time| {
+                    world.turn(Mode::Frozen);
+                    tokio::time::sleep(ms(time)).await;
+                    world.turn(Mode::Well);
+                };
+                let get = cmd("GET v:1");
+                // A pause is no alarm.
+                let (read, ()) = tokio::join!(client.send(&get), freeze(pause));
+                read.expect("it was a pause");
+                assert_eq!(client.history().len(), 1, "{:?}", client.history());
+                ask().await;
+                let asked = async {
+                    let begun = clock::now();
+                    let error = client.send(&get).await.expect_err("it is frozen");
+                    assert!(matches!(error.kind(), ErrorKind::Down { .. }), "{error}");
+                    clock::now() - begun
+                };
+                let (took, ()) = tokio::join!(asked, freeze(2_000));
+                assert!(took <= ms(within), "seed {seed}: {took:?} of {within} ms");
+            });
+        }
+    }
+}
+
+#[test]
 fn c13_calls_of_one_moment_keep_their_order_while_the_ramp_after_an_outage_spreads_them() {
     for seed in seeds(6) {
         in_virtual_time(async {

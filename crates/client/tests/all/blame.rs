@@ -3,12 +3,13 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use steadfast::{Certainty, Client, ErrorKind, EventKind};
+use redis::Value;
+use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind, EventKind};
 use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 use tokio::task::JoinSet;
 
-use crate::support::{cmd, ms, stand_still, until};
+use crate::support::{cmd, ms, pair_with, stand_still, until, until_state};
 
 /// Reads that go on beside the poison and after it, of which none fails.
 async fn beside<T>(client: &Client, work: impl Future<Output = T>) -> T {
@@ -141,28 +142,103 @@ async fn c20_the_neighbours_of_a_request_that_is_repeated_are_not_in_flight_with
 }
 
 #[tokio::test]
-async fn c20_heartbeats_are_not_counted_among_unknown_outcomes() {
-    let server = Server::start(Script::new().handshake().read(1).close())
-        .await
-        .unwrap();
-    let client = Client::builder(&server.url())
-        .unwrap()
+async fn c20_neighbours_of_two_requests_that_end_their_connections_are_all_answered() {
+    // The second connection ends at another request than the first, after which each goes by itself.
+    let server = Server::start_each(vec![
+        Script::new().handshake().read(20).close(),
+        Script::new().handshake().echo(1).read(19).close(),
+        Script::new().handshake().echo(99),
+    ])
+    .await
+    .unwrap();
+    let builder = Client::builder(&server.url()).unwrap();
+    let client = builder
+        .deadline(ms(20_000))
+        .blip_wait(ms(20_000))
         .connect()
         .await
         .unwrap();
-    // A PING counts as greeting there, so one is asked that does not, and given up.
-    let echo = cmd("ECHO x");
-    let mut call = Box::pin(client.send(&echo));
-    assert!(futures_util::poll!(&mut call).is_pending());
-    let error = call.await.expect_err("each connection is closed on it");
-    assert_eq!(error.certainty(), Certainty::Unknown);
-    let lost = || {
-        let history = client.history();
-        let lost = history.into_iter().filter_map(|event| match event.kind {
-            EventKind::Lost { unknown, .. } => Some(unknown),
+    let gets: Vec<_> = (0..20).map(|n| cmd(&format!("GET {n}"))).collect();
+    let calls = gets.iter().map(|get| client.send(get));
+    let answers = futures_util::future::join_all(calls).await;
+    for (n, answer) in answers.into_iter().enumerate() {
+        let own = Value::BulkString(n.to_string().into_bytes());
+        assert_eq!(answer.expect("it is answered"), own);
+    }
+    assert_eq!(client.status().reconnects, 2, "{:?}", client.history());
+    assert_eq!(client.status().breaker, "closed");
+}
+
+/// A server that hangs up on a value that is larger than what its buffers and ours take, a patient client, and such a value.
+async fn poison() -> (Redis, Client, redis::Cmd) {
+    let redis = Redis::builder()
+        .config("proto-max-bulk-len", "1mb")
+        .start()
+        .await
+        .unwrap();
+    let builder = Client::builder(&redis.url()).unwrap();
+    let client = builder
+        .deadline(ms(30_000))
+        .blip_wait(ms(30_000))
+        .connect()
+        .await
+        .unwrap();
+    let poison = redis::cmd("SET")
+        .arg("k")
+        .arg(vec![b'x'; 12 << 20])
+        .to_owned();
+    (redis, client, poison)
+}
+
+#[tokio::test]
+async fn c20_what_others_did_to_its_connections_is_not_held_against_a_request_that_was_not_written()
+{
+    let (_redis, client, poison) = poison().await;
+    let incr = cmd("INCR n");
+    let poisoning = futures_util::future::join_all((0..5).map(|_| client.send(&poison)));
+    let (poisoned, n) = tokio::join!(poisoning, client.send(&incr));
+    for error in poisoned {
+        let error = error.expect_err("it is refused").to_string();
+        assert!(error.contains("Protocol error"), "{error}");
+    }
+    assert_eq!(n.expect("it had no attempt but the last"), Value::Int(1));
+    let reconnects = client.status().reconnects;
+    assert!(reconnects >= 5, "{reconnects}: {:?}", client.history());
+}
+
+#[tokio::test]
+async fn c20_whoever_asks_for_one_attempt_gets_one_though_others_ended_its_connection() {
+    let (_redis, client, poison) = poison().await;
+    let incr = cmd("INCR n");
+    let once = client.with(CallOptions::new().attempts(1));
+    let (poisoned, answer) = tokio::join!(client.send(&poison), once.send(&incr));
+    poisoned.expect_err("it is refused");
+    let error = answer.expect_err("its attempt is over");
+    assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
+    assert_eq!(error.certainty(), Certainty::NotSent, "{error}");
+}
+
+#[tokio::test]
+async fn c20_heartbeats_are_not_counted_among_unknown_outcomes() {
+    let (redis, client) = pair_with(|b| b.heartbeat(ms(20))).await;
+    for _ in 0..3 {
+        redis.freeze().unwrap();
+        // One is under way, for which nobody waits.
+        until_state(&client, ConnectionState::Down).await;
+        redis.kill().await;
+        redis.restart().await.unwrap();
+        until_state(&client, ConnectionState::Ready).await;
+    }
+    let history = client.history();
+    let ended: Vec<_> = history
+        .iter()
+        .filter_map(|event| match event.kind {
+            EventKind::Lost {
+                unknown, not_sent, ..
+            } => Some((unknown, not_sent)),
+            EventKind::Replaced { unknown, .. } => Some((unknown, 0)),
             _ => None,
-        });
-        lost.collect::<Vec<_>>()
-    };
-    assert!(lost().iter().all(|unknown| *unknown <= 1), "{:?}", lost());
+        })
+        .collect();
+    assert_eq!(ended, [(0, 0); 3], "{history:?}");
 }

@@ -4,10 +4,11 @@ use std::time::Duration;
 
 use redis::Value;
 use steadfast::{
-    Backoff, Bound, BreakerConfig, BreakerSwitch, BudgetConfig, CallOptions, Certainty,
+    Backoff, Bound, BreakerConfig, BreakerSwitch, BudgetConfig, CallOptions, Certainty, Client,
     ConnectionState, ErrorKind, RetryPolicy, Stop,
 };
 use steadfast_drill::fault::{RespDelay, RespError, Toxic};
+use steadfast_drill::scripted::{Script, Server};
 
 use crate::support::{cmd, ms, now, pair, pair_with, proxied, seen, until, until_state};
 
@@ -155,6 +156,52 @@ async fn c10_an_outage_does_not_multiply_the_load() {
         (500..=500 + 20 + 10 * seconds + 5).contains(&sent),
         "500 calls became {sent}"
     );
+}
+
+/// A primary, as it says, that refuses what blocks in these words.
+async fn refusing(words: &str) -> Server {
+    let script = (0..200).fold(Script::new(), |script, _| {
+        script.handshake().read(1).send(words)
+    });
+    Server::start(script).await.unwrap()
+}
+
+#[tokio::test]
+async fn c10_blocking_calls_that_are_refused_again_and_again_draw_on_the_budget_and_end() {
+    let readonly = "-READONLY You can't write against a read only replica.\r\n";
+    let busy = "-BUSY Redis is busy running a script.\r\n";
+    for (words, free) in [(readonly, 1), (busy, 0)] {
+        let server = refusing(words).await;
+        let asked = || {
+            let commands = server.commands();
+            let pops = commands.iter().filter(|words| words[0] == b"BLPOP");
+            pops.count()
+        };
+        let retry = |attempts| {
+            let builder = Client::builder(&server.url()).unwrap();
+            let stop = Stop::after_attempts(attempts);
+            builder
+                .deadline(ms(30_000))
+                .retry(RetryPolicy::new(Backoff::fixed(ms(1)), stop))
+                .budget(BudgetConfig {
+                    ratio: 0.0,
+                    per_second: 0.0,
+                    cap: 6.0,
+                })
+        };
+        // By the policy's end, by the caller's, and by that of the budget.
+        let client = retry(3).connect().await.unwrap();
+        let pop = cmd("BLPOP queue 20");
+        let error = client.send(&pop).await.unwrap_err();
+        assert_eq!(error.certainty(), Certainty::Rejected, "{error}");
+        assert_eq!(asked(), 3, "{words}");
+        let once = client.with(CallOptions::new().attempts(1));
+        once.send(&pop).await.unwrap_err();
+        assert_eq!(asked(), 4, "{words}");
+        let client = retry(1_000).connect().await.unwrap();
+        client.send(&pop).await.unwrap_err();
+        assert_eq!(asked(), 4 + 1 + free + 6, "{words}");
+    }
 }
 
 #[tokio::test]

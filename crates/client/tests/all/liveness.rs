@@ -2,16 +2,20 @@
 
 use std::future::Future;
 use std::pin::pin;
+use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake};
 use std::thread::Thread;
 
 use redis::Value;
-use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind};
+use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind, PubSubEvent};
 use steadfast_drill::process::Redis;
+use tokio::process::Command;
 use tokio::runtime::{Builder, Runtime};
+use tokio::task::JoinSet;
 
-use crate::support::{cmd, ms, now, seen, stand_still};
+use crate::support::{cmd, ms, now, seen, stand_still, until};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -234,4 +238,96 @@ async fn c19_answers_that_came_while_the_runtime_stood_still_are_handed_out_and_
         .iter()
         .any(|event| matches!(event, Some(steadfast::PubSubEvent::Lost { .. })));
     assert!(!lost, "{first:?} {second:?}");
+}
+
+/// In a process of its own, which is stopped: reads of many callers, one after the other, and a subscriber. Its answers are in Redis.
+async fn to_be_stopped(url: &str) {
+    let client = Client::builder(url).unwrap().connect().await.unwrap();
+    let mut pubsub = client.pubsub();
+    pubsub.subscribe("channel").await.unwrap();
+    pubsub.next().await.unwrap();
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut readers = JoinSet::new();
+    for _ in 0..32 {
+        let (client, ended) = (client.clone(), Arc::clone(&ended));
+        readers.spawn(async move {
+            let mut refused = Vec::new();
+            while !ended.load(Ordering::Relaxed) {
+                // One that has waited for its turn while the process stood still is out of time, and was not sent.
+                match client.send(&cmd("GET k")).await {
+                    Err(error) if !matches!(error.kind(), ErrorKind::Timeout { .. }) => {
+                        refused.push(error.to_string());
+                    }
+                    _ => {}
+                }
+                tokio::time::sleep(ms(1)).await;
+            }
+            refused
+        });
+    }
+    client.send(&cmd("SET ready 1")).await.unwrap();
+    while !matches!(
+        client.send(&cmd("GET over")).await,
+        Ok(Value::BulkString(_))
+    ) {
+        tokio::time::sleep(ms(5)).await;
+    }
+    ended.store(true, Ordering::Relaxed);
+    let mut told = readers.join_all().await.concat();
+    client.send(&cmd("PUBLISH channel x")).await.unwrap();
+    let event = pubsub.next().await;
+    if !matches!(event, Some(PubSubEvent::Message { .. })) {
+        told.push(format!("{event:?}"));
+    }
+    if client.status().reconnects > 0 {
+        told.push(format!("{:?}", client.history()));
+    }
+    let report = redis::cmd("SET")
+        .arg("report")
+        .arg(told.join("; "))
+        .to_owned();
+    client.send(&report).await.unwrap();
+}
+
+const STOPPED: &str = "STEADFAST_TEST_STOPPED";
+
+#[tokio::test]
+async fn c19_a_process_that_was_stopped_refuses_nothing_and_keeps_its_connections() {
+    if let Ok(url) = std::env::var(STOPPED) {
+        return to_be_stopped(&url).await;
+    }
+    let redis = Redis::start().await.unwrap();
+    let name = "liveness::c19_a_process_that_was_stopped_refuses_nothing_and_keeps_its_connections";
+    let mut process = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", name])
+        .env(STOPPED, redis.url())
+        .stdout(Stdio::null())
+        .kill_on_drop(true)
+        .spawn()
+        .unwrap();
+    let id = process.id().unwrap().to_string();
+    let signal = async |signal: &str| {
+        let kill = Command::new("kill")
+            .args([signal, id.as_str()])
+            .status()
+            .await;
+        assert!(kill.unwrap().success());
+    };
+    let has = |key: &'static str| {
+        let redis = &redis;
+        move || redis.command_blocking(&["EXISTS", key]).unwrap() == Value::Int(1)
+    };
+    until("it reads", has("ready")).await;
+    for _ in 0..2 {
+        tokio::time::sleep(ms(200)).await;
+        signal("-STOP").await;
+        tokio::time::sleep(ms(2_500)).await;
+        signal("-CONT").await;
+    }
+    tokio::time::sleep(ms(200)).await;
+    redis.command(&["SET", "over", "1"]).await.unwrap();
+    until("it tells", has("report")).await;
+    let report = redis.command(&["GET", "report"]).await.unwrap();
+    assert_eq!(report, Value::BulkString(Vec::new()));
+    assert!(process.wait().await.unwrap().success());
 }

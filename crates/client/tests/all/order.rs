@@ -262,6 +262,8 @@ async fn c13_blocking_calls_beyond_their_connections_are_refused_and_their_place
         .collect::<Vec<_>>();
     assert_eq!(refused.len(), 1);
     assert!(matches!(refused[0].kind(), ErrorKind::Overloaded { .. }));
+    let told = refused[0].to_string();
+    assert!(told.contains("raise blocking_connections"), "{told}");
     for _ in 0..3 {
         let _ = tokio::time::timeout(ms(20), client.send(&pop)).await;
     }

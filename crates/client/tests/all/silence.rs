@@ -58,6 +58,48 @@ async fn c7_writes_that_are_paused_get_their_answers_and_reads_beside_them_too()
     assert_eq!(client.send(&incr).await.unwrap(), Value::Int(2));
 }
 
+/// A module whose command is answered by a thread of its own, compiled for the server.
+async fn slow_module(folder: &std::path::Path) -> std::path::PathBuf {
+    let module = folder.join("slow.so");
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/module/slow.rs");
+    let compiled = tokio::process::Command::new("rustc")
+        .args(["--edition", "2024", "--crate-type", "cdylib", source, "-o"])
+        .arg(&module)
+        .status();
+    assert!(compiled.await.unwrap().success());
+    module
+}
+
+#[tokio::test]
+async fn c7_a_command_that_a_module_answers_from_a_thread_is_waited_for_and_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let module = slow_module(folder.path()).await;
+    let redis = Redis::builder()
+        .config("loadmodule", module.to_str().unwrap())
+        .start()
+        .await
+        .unwrap();
+    let builder = Client::builder(&redis.url()).unwrap();
+    let client = builder.connect().await.unwrap();
+    for _ in 0..50 {
+        client.send(&cmd("SET k v")).await.unwrap();
+    }
+    let patient = client.with(CallOptions::new().deadline(ms(20_000)));
+    let slow = cmd("SLOW.ANSWER 2000");
+    let mut call = Box::pin(patient.send(&slow));
+    assert!(futures_util::poll!(&mut call).is_pending());
+    let reads = async {
+        for _ in 0..60 {
+            client.send(&cmd("GET k")).await.unwrap();
+            tokio::time::sleep(ms(10)).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(call, reads);
+    assert_eq!(answer.unwrap(), Value::Int(7), "{:?}", client.history());
+    assert!(client.status().reconnects <= 1, "{:?}", client.history());
+    assert_eq!(seen(&client, "down"), 0, "{:?}", client.history());
+}
+
 #[tokio::test]
 async fn c7_however_many_writes_are_paused_a_few_connections_wait_for_them() {
     let (redis, client) = pair_with(|b| b.name("c7")).await;
@@ -168,7 +210,7 @@ async fn c7_a_pause_of_the_server_is_no_false_alarm() {
         client.send(&cmd("SET k v")).await.unwrap();
     }
     for _ in 0..2 {
-        let (sleep, get) = (cmd("DEBUG SLEEP 0.25"), cmd("GET k"));
+        let (sleep, get) = (cmd("DEBUG SLEEP 0.2"), cmd("GET k"));
         let (sleep, get) = tokio::join!(client.send(&sleep), client.send(&get));
         sleep.unwrap();
         get.unwrap();
@@ -191,6 +233,21 @@ async fn c7_a_reply_that_nobody_waits_for_holds_up_nobody() {
     let set = client.send(&cmd("GET k")).await;
     assert_eq!(set.unwrap(), Value::Nil, "{:?}", client.history());
     assert_eq!(client.status().reconnects, 1);
+}
+
+#[tokio::test]
+async fn c7_a_reply_that_drips_for_ever_holds_up_nobody() {
+    let drips = Script::new().handshake().read(1).send("$1000000\r\n");
+    let drips = (0..400).fold(drips, |script, _| script.pause(ms(50)).send("x"));
+    let well = Script::new().handshake().echo(9);
+    let server = Server::start_each(vec![drips, well]).await.unwrap();
+    let builder = Client::builder(&server.url()).unwrap();
+    let client = builder.deadline(ms(9_000)).connect().await.unwrap();
+    let hasty = client.with(CallOptions::new().deadline(ms(200)));
+    hasty.send(&cmd("GET large")).await.unwrap_err();
+    // 20 s of it are to come.
+    let value = client.send(&cmd("GET k")).await.unwrap();
+    assert_eq!(value, Value::BulkString(b"k".to_vec()));
 }
 
 #[tokio::test]

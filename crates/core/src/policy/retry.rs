@@ -250,6 +250,55 @@ mod tests {
     }
 
     #[test]
+    fn c20_an_attempt_of_which_nothing_was_sent_counts_as_none() {
+        let (mut retry, now) = fixed(ms(1), Stop::after_attempts(3), None);
+        let none = Step::Pause(Duration::ZERO);
+        assert!((0..9).all(|_| retry.next_after_none(now) == none));
+        assert_eq!(retry.attempts(), 0);
+        assert_eq!(retry.next_at_once(now), none);
+        assert!((0..9).all(|_| retry.next_after_none(now) == none));
+        assert_eq!(retry.next(now), Step::Pause(ms(1)));
+        assert!((0..9).all(|_| retry.next_after_none(now) == none));
+        assert_eq!(retry.attempts(), 2);
+        assert_eq!(retry.next(now), Step::GiveUp(GiveUp::Attempts));
+    }
+
+    #[test]
+    fn c20_whoever_asks_for_one_attempt_gets_one_though_nothing_was_sent() {
+        for attempts in [0, 1] {
+            let (retry, now) = fixed(ms(1), Stop::after_attempts(attempts), None);
+            assert_eq!(
+                retry.next_after_none(now),
+                Step::GiveUp(GiveUp::Attempts),
+                "{attempts}"
+            );
+        }
+    }
+
+    #[test]
+    fn c1_attempts_of_which_nothing_was_sent_end_with_the_time_that_is_given() {
+        let (retry, now) = fixed(ms(1), Stop::after_delay(ms(50)), None);
+        assert_eq!(
+            retry.next_after_none(now + ms(49)),
+            Step::Pause(Duration::ZERO)
+        );
+        let over = Step::GiveUp(GiveUp::Delay);
+        assert_eq!(retry.next_after_none(now + ms(50)), over);
+        let either = Stop::after_attempts(2).or(Stop::after_delay(ms(50)));
+        let (retry, now) = fixed(ms(1), either, None);
+        assert_eq!(retry.next_after_none(now + ms(50)), over);
+        // Only with both: the attempts do not grow, so time alone ends nothing but its deadline.
+        let both = Stop::after_attempts(2).and(Stop::after_delay(ms(50)));
+        let (retry, now) = fixed(ms(1), both, Some(ms(100)));
+        assert_eq!(
+            retry.next_after_none(now + ms(99)),
+            Step::Pause(Duration::ZERO)
+        );
+        let over = Step::GiveUp(GiveUp::Deadline);
+        assert_eq!(retry.next_after_none(now + ms(100)), over);
+    }
+
+    #[test]
     fn a_delay_is_counted_from_the_start_of_the_first_attempt() {
         let (mut retry, now) = fixed(ms(1), Stop::after_delay(ms(50)), None);
         assert_eq!(retry.next(now + ms(49)), Step::Pause(ms(1)));
