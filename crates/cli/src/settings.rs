@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use steadfast_server::config::{Config, ConfigError, Place, Sources};
+use steadfast_server::config::{Config, ConfigError, Origin, Sources};
 
 use crate::failure::{Failure, Status};
 use crate::mistakes::{InFile, Mistakes};
@@ -94,7 +94,7 @@ pub(crate) fn refusal(error: ConfigError) -> Failure {
     for mistake in &error.mistakes {
         let (message, help) = (mistake.message.as_str(), mistake.help.as_deref());
         match &mistake.place {
-            Place::File { line, column, span } => {
+            Origin::File { line, column, span } => {
                 let at = InFile {
                     name: &error.source_name,
                     text: &error.text,
@@ -104,7 +104,7 @@ pub(crate) fn refusal(error: ConfigError) -> Failure {
                 };
                 all.in_file(&at, message, help);
             }
-            Place::Environment { name } | Place::Flag { name } => {
+            Origin::Environment { name } | Origin::Flag { name } => {
                 all.elsewhere(Some(name), message, help)
             }
             _ => all.elsewhere(None, message, help),

@@ -1,7 +1,8 @@
-//! What a rate limit costs a request, above the round trip to Redis that counting for the fleet takes: the same request without
-//! a limit, with one counted in this process alone, and with one counted for the fleet; and that round trip alone. The price is
-//! "counted for the fleet" less "no limit" less "round trip"; nobody should have to reckon it from four lines of a log, so it is written
-//! to `bench/LIMIT.md`, by an optimised build only.
+//! What a rate limit costs a request, above the round trip to Redis that counting for the fleet
+//! takes: the same request without a limit, with one counted in this process alone, and with one
+//! counted for the fleet; and that round trip alone. The price is "counted for the fleet" less "no
+//! limit" less "round trip"; nobody should have to reckon it from four lines of a log, so it is
+//! written to `bench/LIMIT.md`, by an optimised build only.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,
@@ -110,7 +111,8 @@ impl Taken {
     fn note(&self, name: &'static str, times: u64, took: Duration) -> Duration {
         let mut all = self.0.borrow_mut();
         let samples = all.entry(name).or_default();
-        // criterion warms up with 1, 2, 4 and so on, for seconds, and begins its measurement with few again: what came before is of what was cold.
+        // criterion warms up with 1, 2, 4 and so on, for seconds, and begins its measurement with
+        // few again: what came before is of what was cold.
         if times < samples.times {
             samples.each.clear();
         }

@@ -22,7 +22,7 @@ mod parts;
 
 use parts::Parts;
 
-/// Why a service cannot start.
+/// The reason why a service cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -119,9 +119,9 @@ impl App {
     }
 
     /// Asks the query `name`, with parameters as they stand in an address (`q=ada&limit=3`), as
-    /// `GET /v1/queries/{name}` does, and returns the same answer: JSON as text, since its values may
-    /// be more exact than those of who reads them. No limit of callers holds here, and nobody is asked
-    /// who it is.
+    /// `GET /v1/queries/{name}` does, and returns the same answer: JSON as text, since its values
+    /// may be more exact than those of who reads them. No limit of callers holds here, and nobody
+    /// is asked who it is.
     ///
     /// # Errors
     /// The problem that a caller would be told.
@@ -155,9 +155,9 @@ impl App {
         self.inner.overview.status()
     }
 
-    /// Says that requests are answered from now on, until `shutdown` begins: `/health/ready` says 200.
-    /// [`serve`](crate::serve) does it; a program that serves the [`router`](crate::router) in a loop
-    /// of its own must.
+    /// Marks the service as serving: requests are answered from now on, until `shutdown` begins:
+    /// `/health/ready` says 200. [`serve`](crate::serve) does it; a program that serves the
+    /// [`router`](crate::router) in a loop of its own must.
     pub fn serving(&self, shutdown: &Shutdown) {
         self.inner.life.serving(shutdown);
         self.inner
@@ -166,8 +166,8 @@ impl App {
             .tell("serving", serde_json::json!({}));
     }
 
-    /// Says that the end is near: `/health/ready` says 503, and answers carry `Connection: close`. As
-    /// [`serving`](Self::serving).
+    /// Marks the service as ending: `/health/ready` says 503, and answers carry
+    /// `Connection: close`. As [`serving`](Self::serving).
     pub fn draining(&self) {
         self.inner.life.draining();
         self.inner

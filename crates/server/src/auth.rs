@@ -1,5 +1,6 @@
-//! No caller gets further than its role. Who a caller is, is told by a token that somebody else signed; what its role may
-//! do stands in one table; and what was done or refused is written down. One door, `admit`, in front of every route.
+//! No caller gets further than its role. Who a caller is, is told by a token that somebody else
+//! signed; what its role may do stands in one table; and what was done or refused is written down.
+//! One door, `admit`, in front of every route.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -25,8 +26,8 @@ mod token;
 pub use crate::role::{RULES, Role, Rule, rule_for};
 pub use token::{Caller, IssueError, TokenSpec, issue};
 
-use audit::{AuditLog, Entry};
-use token::{Refusal, Verifier};
+use audit::{AuditEntry, AuditLog};
+use token::{TokenRejection, Verifier};
 
 /// Everything that `[auth]` comes to.
 pub(crate) struct Auth {
@@ -80,7 +81,8 @@ impl Auth {
                 match rule.needs {
                     Some(role) => role,
                     None => {
-                        // Whoever brings a token all the same is shown what it allows; health waits for no identity provider.
+                        // Whoever brings a token all the same is shown what it allows; health waits
+                        // for no identity provider.
                         if let Ok(token) = bearer(request) {
                             passed.caller = self.verifier.verify_at_once(token).ok();
                         }
@@ -118,13 +120,18 @@ impl Auth {
 
 /// Lets what is counted here begin at nought.
 pub(crate) fn begin_counters() {
-    for reason in Refusal::ALL.map(Refusal::name).into_iter().chain(["role"]) {
+    for reason in TokenRejection::ALL
+        .map(TokenRejection::name)
+        .into_iter()
+        .chain(["role"])
+    {
         counter!("steadfast_auth_refused_total", "reason" => reason).increment(0);
     }
 }
 
-/// What is known of a request when it is answered, for the audit log. One that is never answered, because the caller hung up or the
-/// time was over, is written down as such when this is dropped: what was asked for may have been done.
+/// Everything that the audit log says of a request. A request that is never answered, because the
+/// caller hung up or the time was over, is written down as such when this is dropped: what was
+/// asked for may have been done.
 pub(crate) struct Passed {
     auth: Arc<Auth>,
     method: Method,
@@ -158,7 +165,7 @@ impl Passed {
 
     fn tell(&self, outcome: &str, reason: Option<&str>, status: Option<StatusCode>) {
         self.told.store(true, Relaxed);
-        self.auth.audit.write(&Entry {
+        self.auth.audit.write(&AuditEntry {
             at_ms: unix_ms(),
             who: self.caller.as_ref().map(|caller| &*caller.subject),
             role: self.caller.as_ref().map(|caller| caller.role.name()),
@@ -178,22 +185,22 @@ fn shortened(path: &str) -> &str {
 }
 
 /// The token, which comes in one header and nowhere else: addresses end up in logs.
-fn bearer(request: &Request) -> Result<&str, Refusal> {
+fn bearer(request: &Request) -> Result<&str, TokenRejection> {
     let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
     let (Some(value), None) = (values.next(), values.next()) else {
-        return Err(Refusal::Missing);
+        return Err(TokenRejection::Missing);
     };
-    let text = value.to_str().map_err(|_| Refusal::NotAToken)?;
+    let text = value.to_str().map_err(|_| TokenRejection::NotAToken)?;
     match text.split_once(' ') {
         Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Ok(token.trim()),
-        _ => Err(Refusal::Missing),
+        _ => Err(TokenRejection::Missing),
     }
 }
 
-fn refused(passed: &Passed, refusal: Refusal) -> Response {
+fn refused(passed: &Passed, refusal: TokenRejection) -> Response {
     let name = refusal.name();
     counter!("steadfast_auth_refused_total", "reason" => name).increment(1);
-    if refusal == Refusal::NoKeys {
+    if refusal == TokenRejection::NoKeys {
         passed.tell(
             "unauthorized",
             Some(name),
@@ -203,7 +210,7 @@ fn refused(passed: &Passed, refusal: Refusal) -> Response {
             .retry_after(Some(std::time::Duration::from_secs(5)))
             .into_response();
     }
-    if refusal == Refusal::NoRole {
+    if refusal == TokenRejection::NoRole {
         passed.tell("forbidden", Some(name), Some(StatusCode::FORBIDDEN));
         let response = Problem::new(ProblemKind::Forbidden, refusal.words()).into_response();
         return challenge(response, "Bearer error=\"insufficient_scope\"");
@@ -212,8 +219,8 @@ fn refused(passed: &Passed, refusal: Refusal) -> Response {
     let response = Problem::new(ProblemKind::Unauthorized, refusal.words()).into_response();
     let said = match refusal {
         // RFC 6750, 3.1: nothing is said to be wrong with a token that is not there.
-        Refusal::Missing => "Bearer realm=\"steadfast\"",
-        Refusal::Expired => {
+        TokenRejection::Missing => "Bearer realm=\"steadfast\"",
+        TokenRejection::Expired => {
             "Bearer realm=\"steadfast\", error=\"invalid_token\", error_description=\"the token has expired\""
         }
         _ => "Bearer realm=\"steadfast\", error=\"invalid_token\"",

@@ -1,5 +1,6 @@
-//! What the service stands on: the client of Redis, the database, and the cache over both. Made from the configuration here,
-//! and asked here how they are, so that nothing else knows their settings.
+//! What the service stands on: the client of Redis, the database, and the cache over both. Made
+//! from the configuration here, and asked here how they are, so that nothing else knows their
+//! settings.
 
 use std::time::Duration;
 
@@ -28,7 +29,7 @@ use checks::FailedStatement;
 /// Values are rows that are JSON already, so that a hit is served without decoding.
 pub(crate) type Rows = View<Bytes>;
 
-/// Why a service has nothing to stand on.
+/// The reason why client, database or cache cannot be built.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BackendError {
@@ -47,13 +48,14 @@ pub(crate) struct Backend {
     pub(crate) client: Client,
     pub(crate) database: Database,
     pub(crate) cache: Cache,
-    /// How the database was when it was last asked.
+    /// The result of the last ping of the database.
     database_check: RwLock<Check>,
-    /// How many loads had succeeded when the database was last asked, and for how long none has while every place was taken.
+    /// The number of loads that had succeeded at the last ping, and the seconds in which none has
+    /// while all were taken.
     stuck: RwLock<(u64, u32)>,
     /// The statement that last failed by the fault of the database; nothing once one was answered.
     statements: RwLock<Option<FailedStatement>>,
-    /// What Redis said of itself when it was last asked, and after how many reconnects.
+    /// The last answer of Redis about itself, and the number of reconnects before it.
     redis_said: RwLock<Option<(u64, steadfast::Health)>>,
     health_timeout: Duration,
     outbox_lag_max: u64,
@@ -75,7 +77,8 @@ pub(crate) struct RedisView {
 pub(crate) struct RedisStatus {
     #[serde(flatten)]
     client: steadfast::Status,
-    /// The share of the cache's questions that Redis answered, and in time; `None` before the first.
+    /// The share of the cache's questions that Redis answered, and in time; `None` before the
+    /// first.
     success_rate: Option<f64>,
 }
 
@@ -85,7 +88,8 @@ impl Backend {
         let mut options = DatabaseOptions::default();
         options.max_connections = config.database.max_connections;
         options.acquire_timeout = config.database.acquire_timeout;
-        // What its words do not tell, the database does: whether a query writes. No more of them load at once.
+        // What its words do not tell, the database does: whether a query writes. No more of them
+        // load at once.
         let readers = u32::try_from(config.database.guard.concurrency).unwrap_or(u32::MAX);
         options.read_only_connections = Some(readers);
         // Its caller has gone by then, and was told so: this is for what is left behind.
@@ -113,7 +117,8 @@ impl Backend {
         })
     }
 
-    /// Whether a service could stand on what `config` says: files are read and addresses taken apart, and nothing is connected to.
+    /// Whether a service could stand on what `config` says: files are read and addresses taken
+    /// apart, and nothing is connected to.
     pub(crate) fn try_out(config: &Config) -> Result<(), BackendError> {
         let builder = Client::builder(config.redis.url.expose())?;
         if let Some(settings) = &config.redis.tls {
@@ -134,8 +139,8 @@ impl Backend {
     }
 
     pub(crate) fn redis_status(&self) -> RedisStatus {
-        // Of what the cache asked of it since the start, so much was answered, and in time. The client's own count is of commands, which are
-        // no part of these calls.
+        // Of what the cache asked of it since the start, so much was answered, and in time. The
+        // client's own count is of commands, which are no part of these calls.
         let counts = self.cache.status().counts;
         let (answered, failed) = (counts.redis_answers, counts.redis_errors);
         RedisStatus {
@@ -145,7 +150,8 @@ impl Backend {
         }
     }
 
-    /// How long the oldest invalidation has waited to be applied; `None` if none waits, or it is not known.
+    /// Returns for how long the oldest invalidation has waited to be applied; `None` if none waits,
+    /// or it is not known.
     pub(crate) fn outbox_lag_ms(&self) -> Option<u64> {
         self.cache.status().outbox_lag_ms
     }

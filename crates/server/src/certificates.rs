@@ -1,6 +1,7 @@
-//! A certificate is renewed every few weeks by something that never restarts its users, so the files are looked at again and again
-//! and what they hold is used from the next connection on. A pair that cannot be used (half written, of two different
-//! renewals, expired) changes nothing: the old one stays in force and the trouble is told, long before it is an outage.
+//! A certificate is renewed every few weeks by something that never restarts its users, so the
+//! files are looked at again and again and what they hold is used from the next connection on. A
+//! pair that cannot be used (half written, of two different renewals, expired) changes nothing: the
+//! old one stays in force and the trouble is told, long before it is an outage.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,45 +15,47 @@ use crate::clock::unix_ms;
 use crate::config::ServerTlsConfig;
 use crate::health::{Check, Status};
 use crate::observe::Observations;
-use crate::tls_files::Loaded;
+use crate::tls_files::LoadedTls;
 
 /// The pair in force, and how it fares.
 pub(crate) struct Certificates {
     settings: ServerTlsConfig,
-    loaded: ArcSwap<Loaded>,
-    trouble: Mutex<Trouble>,
+    loaded: ArcSwap<LoadedTls>,
+    trouble: Mutex<RefusedRenewal>,
 }
 
-/// Why what lies in the files now is not in force.
+/// The reason why the pair in the files is not in force.
 #[derive(Default)]
-struct Trouble {
-    /// Seen once: perhaps no more than half of a renewal, whose other half is written a moment later.
+struct RefusedRenewal {
+    /// A reason that was seen once: perhaps the other half of a renewal is written a moment later.
     seen: Option<String>,
-    /// Seen twice, and told.
+    /// A reason that was seen twice, and told.
     told: Option<String>,
 }
 
-/// What came of a look at the files.
+/// The result of reading the files again.
 #[derive(Debug, PartialEq, Eq)]
-enum Look {
-    /// They are as they were.
+enum Reread {
+    /// The files are as they were.
     Same,
     /// A new pair is in force.
     Renewed,
     /// Something new is there that cannot be used as it is now.
     Doubtful,
-    /// It is there still, and cannot be used.
+    /// A new pair is there still, and cannot be used.
     Refused(String),
 }
 
 /// The health says so when the certificate has no longer to live than this.
 const SOON: i64 = 7 * 86_400;
 
-/// Whoever writes the two files one after the other has this long for it before they are told not to belong together.
+/// Whoever writes the two files one after the other has this long for it before they are told not
+/// to belong together.
 const SETTLING: Duration = Duration::from_secs(1);
 
 impl Certificates {
-    /// The pair as the files have it now. One that is out of its time is used all the same, for callers that do not mind, and told.
+    /// The pair as the files have it now. One that is out of its time is used all the same, for
+    /// callers that do not mind, and told.
     pub(crate) fn start(settings: &ServerTlsConfig) -> Result<Self, String> {
         let certificates = Self {
             loaded: ArcSwap::from_pointee(settings.files().load()?),
@@ -72,7 +75,7 @@ impl Certificates {
         Ok(certificates)
     }
 
-    /// For the next connection.
+    /// Returns the settings for the next connection.
     pub(crate) fn current(&self) -> Arc<ServerConfig> {
         Arc::clone(&self.loaded.load().config)
     }
@@ -82,7 +85,7 @@ impl Certificates {
         self.loaded.load().valid.1.saturating_sub(unix_seconds())
     }
 
-    fn warn_of_others(&self, loaded: &Loaded) {
+    fn warn_of_others(&self, loaded: &LoadedTls) {
         if loaded.others_expire.is_some_and(|at| at <= unix_seconds()) {
             tracing::warn!(
                 certificate = %self.settings.certificate.display(),
@@ -92,12 +95,12 @@ impl Certificates {
     }
 
     /// Reads the files again; takes up a pair that is new and can be used.
-    fn look(&self) -> Look {
+    fn look(&self) -> Reread {
         match self.settings.files().load() {
             Ok(loaded) if loaded.digest == self.loaded.load().digest => {
                 // Whatever was wrong in between is undone.
-                *self.trouble.lock() = Trouble::default();
-                Look::Same
+                *self.trouble.lock() = RefusedRenewal::default();
+                Reread::Same
             }
             Ok(loaded) => {
                 if let Some(why) = loaded.unfit(unix_seconds()) {
@@ -106,24 +109,24 @@ impl Certificates {
                 }
                 self.warn_of_others(&loaded);
                 self.loaded.store(Arc::new(loaded));
-                *self.trouble.lock() = Trouble::default();
-                Look::Renewed
+                *self.trouble.lock() = RefusedRenewal::default();
+                Reread::Renewed
             }
             Err(why) => self.refuse(why),
         }
     }
 
-    /// The same trouble is told once, when it is seen for the second time.
-    fn refuse(&self, why: String) -> Look {
+    /// Records a pair that cannot be used; the same reason is told once, at its second sight.
+    fn refuse(&self, why: String) -> Reread {
         let mut trouble = self.trouble.lock();
         if trouble.told.as_ref() == Some(&why) {
-            return Look::Same;
+            return Reread::Same;
         }
         if trouble.seen.replace(why.clone()) != Some(why.clone()) {
-            return Look::Doubtful;
+            return Reread::Doubtful;
         }
         trouble.told = Some(why.clone());
-        Look::Refused(why)
+        Reread::Refused(why)
     }
 
     pub(crate) fn set_gauges(&self) {
@@ -166,7 +169,7 @@ impl Certificates {
             tokio::task::spawn_blocking(move || certificates.look())
         };
         let mut looked = look().await;
-        if matches!(looked, Ok(Look::Doubtful)) {
+        if matches!(looked, Ok(Reread::Doubtful)) {
             tokio::time::sleep(SETTLING.min(self.settings.look_every)).await;
             looked = look().await;
         }
@@ -175,12 +178,12 @@ impl Certificates {
         };
         let feed = &observations.feed;
         match looked {
-            Ok(Look::Renewed) => {
+            Ok(Reread::Renewed) => {
                 told("renewed");
                 tracing::info!("a renewed certificate is in force for new connections");
                 feed.tell("certificate_renewed", serde_json::json!({}));
             }
-            Ok(Look::Refused(why)) => {
+            Ok(Reread::Refused(why)) => {
                 told("refused");
                 tracing::error!(
                     why,
@@ -188,7 +191,7 @@ impl Certificates {
                 );
                 feed.tell("certificate_refused", serde_json::json!({ "why": why }));
             }
-            Ok(Look::Same | Look::Doubtful) | Err(_) => {}
+            Ok(Reread::Same | Reread::Doubtful) | Err(_) => {}
         }
     }
 }
@@ -248,7 +251,7 @@ mod tests {
         write(folder, 2998);
         let certificates = Certificates::start(&settings(folder, "").unwrap()).unwrap();
         let first = certificates.current();
-        assert_eq!(certificates.look(), Look::Same);
+        assert_eq!(certificates.look(), Reread::Same);
         assert_eq!(certificates.check().status, Status::Healthy);
 
         // Half of a renewal: the key is not there yet.
@@ -256,18 +259,18 @@ mod tests {
         write(folder, 2999);
         let new_key = std::fs::read(folder.join("k.pem")).unwrap();
         std::fs::write(folder.join("k.pem"), old_key).unwrap();
-        assert_eq!(certificates.look(), Look::Doubtful);
+        assert_eq!(certificates.look(), Reread::Doubtful);
         assert_eq!(certificates.check().status, Status::Healthy, "not yet told");
-        let Look::Refused(why) = certificates.look() else {
+        let Reread::Refused(why) = certificates.look() else {
             panic!("two halves were taken for a pair");
         };
         assert!(why.contains("do not belong together"), "{why}");
-        assert_eq!(certificates.look(), Look::Same, "told once");
+        assert_eq!(certificates.look(), Reread::Same, "told once");
         assert_eq!(certificates.check().status, Status::Degraded);
         assert!(Arc::ptr_eq(&first, &certificates.current()));
 
         std::fs::write(folder.join("k.pem"), new_key).unwrap();
-        assert_eq!(certificates.look(), Look::Renewed);
+        assert_eq!(certificates.look(), Reread::Renewed);
         assert!(!Arc::ptr_eq(&first, &certificates.current()));
         assert_eq!(certificates.check().status, Status::Healthy);
         let second = certificates.current();
@@ -279,13 +282,13 @@ mod tests {
         ] {
             std::fs::write(folder.join("c.pem"), broken).unwrap();
             let looked = certificates.look();
-            assert_ne!(looked, Look::Renewed, "{broken:?}");
+            assert_ne!(looked, Reread::Renewed, "{broken:?}");
         }
         let refused = |words: &str| {
-            assert_eq!(certificates.look(), Look::Doubtful, "{words}");
+            assert_eq!(certificates.look(), Reread::Doubtful, "{words}");
             let looked = certificates.look();
             assert!(
-                matches!(&looked, Look::Refused(why) if why.contains(words)),
+                matches!(&looked, Reread::Refused(why) if why.contains(words)),
                 "{looked:?}"
             );
             assert!(Arc::ptr_eq(&second, &certificates.current()));
@@ -310,7 +313,7 @@ mod tests {
         let (other, _) = pair((2001, 2002));
         std::fs::write(folder.join("c.pem"), own + &other).unwrap();
         std::fs::write(folder.join("k.pem"), key).unwrap();
-        assert_eq!(certificates.look(), Look::Renewed);
+        assert_eq!(certificates.look(), Reread::Renewed);
         assert_eq!(certificates.check().status, Status::Healthy);
     }
 

@@ -1,5 +1,5 @@
-//! The two clocks of the service: a monotonic one for how long something takes, and the calendar for
-//! what leaves the process.
+//! The two clocks of the service: a monotonic one for how long something takes, and the calendar
+//! for what leaves the process.
 
 use std::time::{Duration, Instant};
 

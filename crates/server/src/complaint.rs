@@ -1,11 +1,12 @@
-//! In an outage every call fails for the same reason. The log needs the reason, not one line for each: the first within a
-//! second is told, with how many were not told since the last. The metrics have them all.
+//! In an outage every call fails for the same reason. The log needs the reason, not one line for
+//! each: the first within a second is told, with how many were not told since the last. The metrics
+//! have them all.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::clock::unix_ms;
 
-/// How often one thing is complained about.
+/// The times at which one kind of error was logged.
 #[derive(Debug, Default)]
 pub(crate) struct Complaints {
     /// The second in which something was told last.

@@ -1,6 +1,6 @@
-//! One file, a few variables and a few flags decide how the service behaves; a wrong one must be found before the
-//! service starts, not at three in the morning. So everything is read and held against everything else at once, and
-//! all that is wrong is told together, with its place.
+//! One file, a few variables and a few flags decide how the service behaves; a wrong one must be
+//! found before the service starts, not at three in the morning. So everything is read and held
+//! against everything else at once, and all that is wrong is told together, with its place.
 
 mod auth;
 mod credentials;
@@ -22,7 +22,7 @@ use serde::Serialize;
 
 pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
 pub use credentials::{CredentialsConfig, EntraConfig, EntraIdentity};
-pub use mistake::{ConfigError, Mistake, Place};
+pub use mistake::{ConfigError, Mistake, Origin};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
@@ -42,14 +42,16 @@ use section::{Mistakes, Section};
 pub use crate::grammar::dialect::Dialect;
 pub use crate::grammar::param::{Match, ParamConfig, ParamKind, Value};
 
-/// A configuration to begin with: the table `users`, searched by name or phone number, listed and added to.
+/// A configuration to begin with: the table `users`, searched by name or phone number, listed and
+/// added to.
 pub const SAMPLE: &str = include_str!("../sample.toml");
 
 /// Everything that can be set, checked and complete.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Config {
-    /// Prefix of every key in Redis, and name in the tables that several services share; default `steadfast`.
+    /// Prefix of every key in Redis, and name in the tables that several services share; default
+    /// `steadfast`.
     pub namespace: String,
     /// `[server]`
     pub server: ServerConfig,
@@ -81,11 +83,12 @@ pub struct Config {
 }
 
 impl Config {
-    /// Reads everything, flags over `STEADFAST__…` over `REDIS_URL`, `DATABASE_URL` and `HEALTH_CHECK_REDIS_TIMEOUT`
-    /// over the file over the defaults.
+    /// Reads everything, flags over `STEADFAST__…` over `REDIS_URL`, `DATABASE_URL` and
+    /// `HEALTH_CHECK_REDIS_TIMEOUT` over the file over the defaults.
     ///
     /// # Errors
-    /// All mistakes at once: what is not TOML, unknown keys, wrong types and limits, and contradictions.
+    /// All mistakes at once: what is not TOML, unknown keys, wrong types and limits, and
+    /// contradictions.
     pub fn load(sources: &Sources) -> Result<Self, ConfigError> {
         let mut unreadable = Vec::new();
         let mut root = tree::parse(&sources.text, &mut unreadable);
@@ -109,7 +112,7 @@ impl Config {
         }
     }
 
-    /// What is in force, as TOML, with every secret as `***`.
+    /// Returns what is in force, as TOML, with every secret as `***`.
     #[must_use]
     pub fn show(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
@@ -169,7 +172,7 @@ fn read_namespace(root: &Section<'_>) -> String {
     namespace
 }
 
-/// Where settings are read from.
+/// The file, environment and flags that settings are read from.
 #[derive(Clone)]
 pub struct Sources {
     name: String,
@@ -182,7 +185,7 @@ pub struct Sources {
     serving: bool,
 }
 
-/// Without what stands in them, which may be secret.
+/// Leaves out the contents, which may be secret.
 impl std::fmt::Debug for Sources {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Sources")
@@ -228,7 +231,7 @@ impl Sources {
             Err(error) => Err(ConfigError {
                 text: String::new(),
                 mistakes: vec![Mistake::new(
-                    Place::Nowhere,
+                    Origin::Nowhere,
                     format!("{} cannot be read: {error}", self.name),
                 )],
                 source_name: self.name,
@@ -236,7 +239,7 @@ impl Sources {
         }
     }
 
-    /// The same sources with the file as it is now.
+    /// Reads the file again.
     pub(crate) fn read_again(self) -> Result<Self, ConfigError> {
         match self.path.clone() {
             Some(path) => self.file(&path),
@@ -274,14 +277,16 @@ impl Sources {
         name.starts_with(PREFIX) || SHORT.iter().any(|(short, _)| *short == name)
     }
 
-    /// To be held against this machine too, on which the service is to run: the folders that it writes to must be there.
+    /// To be held against this machine too, on which the service is to run: the folders that it
+    /// writes to must be there.
     #[must_use]
     pub fn to_serve(mut self) -> Self {
         self.serving = true;
         self
     }
 
-    /// A flag as the user knows it (`--listen`), the setting it stands for (`server.listen`) and its value.
+    /// A flag as the user knows it (`--listen`), the setting it stands for (`server.listen`) and
+    /// its value.
     #[must_use]
     pub fn flag(mut self, flag: &str, setting: &str, value: impl Into<String>) -> Self {
         self.flags
@@ -295,7 +300,7 @@ impl Sources {
             let Some((_, value)) = self.environment.iter().find(|(n, _)| n == name) else {
                 continue;
             };
-            let place = Place::Environment {
+            let place = Origin::Environment {
                 name: (*name).to_owned(),
             };
             let Some(value) = in_seconds(name, value) else {
@@ -307,20 +312,21 @@ impl Sources {
         }
         for (name, value) in &self.environment {
             if let Some(setting) = name.strip_prefix(PREFIX) {
-                let place = Place::Environment { name: name.clone() };
+                let place = Origin::Environment { name: name.clone() };
                 tree::overlay(root, &path(&setting.to_lowercase(), "__"), value, &place);
             }
         }
         for (flag, setting, value) in &self.flags {
-            let place = Place::Flag { name: flag.clone() };
+            let place = Origin::Flag { name: flag.clone() };
             tree::overlay(root, &path(setting, "."), value, &place);
         }
     }
 }
 
 impl Sources {
-    /// Names each variable that would be a setting if its parts were parted by two underscores: one alone may be part of a name. Others that begin
-    /// alike are not ours, such as those that Kubernetes sets for a service of this name.
+    /// Names each variable that would be a setting if its parts were parted by two underscores: one
+    /// alone may be part of a name. Others that begin alike are not ours, such as those that
+    /// Kubernetes sets for a service of this name.
     fn refuse_misspelt(&self, mistakes: &Mistakes) {
         if self.strange.is_empty() {
             return;
@@ -338,7 +344,7 @@ impl Sources {
                 .iter()
                 .find(|setting| setting.replace('.', "_") == asked)
             {
-                let place = Place::Environment { name: name.clone() };
+                let place = Origin::Environment { name: name.clone() };
                 let wanted = format!("{PREFIX}{}", setting.to_uppercase().replace('.', "__"));
                 let mistake = Mistake::new(
                     place,

@@ -1,5 +1,6 @@
-//! Somebody who hears of Steadfast should see it serve, lose its Redis and go on serving, within a minute and without
-//! setting anything up. So everything the demo needs comes with it, belongs to it, and ends with it.
+//! Somebody who hears of Steadfast should see it serve, lose its Redis and go on serving, within a
+//! minute and without setting anything up. So everything the demo needs comes with it, belongs to
+//! it, and ends with it.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -16,16 +17,16 @@ use crate::status::Overview;
 const USERS: usize = 10_000;
 /// Rows per INSERT: below the number of values that any SQLite takes.
 const BATCH: usize = 200;
-/// The same people in every demo.
+/// The seed of the made-up people, the same in every demo.
 const SEED: u64 = 1815;
 
-/// What may be chosen of a demo.
+/// The choices for a demo.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct DemoOptions {
-    /// Where the service will listen; port 0 takes a free one.
+    /// The address to listen on; port 0 takes a free one.
     pub listen: SocketAddr,
-    /// What is logged, as `[log] level`.
+    /// The level of the log, as `[log] level`.
     pub log_level: String,
 }
 
@@ -51,8 +52,9 @@ pub struct Demo {
 }
 
 impl Demo {
-    /// Starts a private redis-server without persistence, makes the sample's table with 10 000 made-up people, and starts the service on
-    /// both. Without a redis-server to be found it starts all the same, degraded, and [`notice`](Self::notice) says what to install.
+    /// Starts a private redis-server without persistence, makes the sample's table with 10 000
+    /// made-up people, and starts the service on both. Without a redis-server to be found it starts
+    /// all the same, degraded, and [`notice`](Self::notice) says what to install.
     ///
     /// # Errors
     /// If the temporary folder or the table cannot be made, or the service cannot start.
@@ -99,7 +101,7 @@ impl Demo {
         self.redis.as_ref().map(|redis| (redis.port(), redis.pid()))
     }
 
-    /// What is missing, and what to install.
+    /// Returns what is missing, and what to install.
     #[must_use]
     pub fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
@@ -169,8 +171,8 @@ async fn populate(url: &str) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Name, phone number, address and day: nobody's. The numbers are of the range kept free for films, the addresses of a domain kept free for
-/// examples.
+/// Name, phone number, address and day: nobody's. The numbers are of the range kept free for films,
+/// the addresses of a domain kept free for examples.
 fn person(id: usize, rng: &mut fastrand::Rng) -> [Param; 4] {
     let first = FIRST[rng.usize(..FIRST.len())];
     let last = LAST[rng.usize(..LAST.len())];

@@ -1,5 +1,6 @@
-//! Drills started over HTTP. One runs at a time, because it is meant to be looked at and the machine is shared with the service;
-//! a few that ended are kept with their reports. What is broken is the drill's own: never the service's Redis or database.
+//! Drills started over HTTP. One runs at a time, because it is meant to be looked at and the
+//! machine is shared with the service; a few that ended are kept with their reports. What is broken
+//! is the drill's own: never the service's Redis or database.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::{millis, unix_ms};
-use crate::observe::feed::Feed;
+use crate::observe::feed::EventFeed;
 use crate::problem::{Problem, ProblemKind};
 
 mod aside;
@@ -29,7 +30,7 @@ const KEPT: usize = 16;
 /// Calls that a loop started over HTTP may make: some ten minutes at the usual rate.
 const MOST_CALLS: u64 = 200_000;
 
-/// What a caller asks for.
+/// The request of a caller for a drill.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct DrillRequest {
@@ -63,7 +64,7 @@ pub(crate) struct DrillSummary {
     control: bool,
     hand_built: bool,
     started_ms: u64,
-    state: State,
+    state: DrillState,
     #[serde(skip_serializing_if = "Option::is_none")]
     progress: Option<Progress>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -72,7 +73,7 @@ pub(crate) struct DrillSummary {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+enum DrillState {
     Running,
     Passed,
     Failed,
@@ -88,10 +89,10 @@ impl DrillSummary {
 }
 
 /// A drill that runs or ran.
-pub(crate) struct Drill {
+pub(crate) struct DrillRun {
     summary: Mutex<DrillSummary>,
     report: Mutex<Option<Arc<Report>>>,
-    feed: Feed,
+    feed: EventFeed,
     stop: CancellationToken,
     over: CancellationToken,
 }
@@ -105,7 +106,7 @@ pub(crate) struct Drills {
 
 #[derive(Default)]
 struct Shelf {
-    drills: BTreeMap<u64, Arc<Drill>>,
+    drills: BTreeMap<u64, Arc<DrillRun>>,
     running: Option<JoinHandle<()>>,
     last_id: u64,
 }
@@ -118,7 +119,7 @@ impl Drills {
         }
     }
 
-    /// What can be started by name.
+    /// Returns the scenarios that can be started by name.
     pub(crate) fn offers() -> Vec<Offer> {
         let offer = |scenario: Scenario| Offer {
             length_ms: millis(scenario.phases.total()),
@@ -134,7 +135,7 @@ impl Drills {
         newest_first.map(|drill| drill.summary()).collect()
     }
 
-    pub(crate) fn find(&self, id: u64) -> Result<Arc<Drill>, Problem> {
+    pub(crate) fn find(&self, id: u64) -> Result<Arc<DrillRun>, Problem> {
         let found = self.shelf.lock().drills.get(&id).cloned();
         found.ok_or_else(|| {
             Problem::new(ProblemKind::UnknownQuery, format!("there is no drill {id}"))
@@ -158,7 +159,7 @@ impl Drills {
         }
         shelf.last_id += 1;
         let id = shelf.last_id;
-        let drill = Arc::new(Drill::new(id, &scenario, &request));
+        let drill = Arc::new(DrillRun::new(id, &scenario, &request));
         let folder = self
             .reports
             .as_ref()
@@ -209,7 +210,7 @@ impl DrillRequest {
     }
 }
 
-impl Drill {
+impl DrillRun {
     fn new(id: u64, scenario: &Scenario, request: &DrillRequest) -> Self {
         let started_ms = unix_ms();
         Self {
@@ -220,12 +221,12 @@ impl Drill {
                 control: request.control,
                 hand_built: request.hand_built,
                 started_ms,
-                state: State::Running,
+                state: DrillState::Running,
                 progress: None,
                 error: None,
             }),
             report: Mutex::default(),
-            feed: Feed::new(started_ms),
+            feed: EventFeed::new(started_ms),
             stop: CancellationToken::new(),
             over: CancellationToken::new(),
         }
@@ -242,7 +243,7 @@ impl Drill {
         summary
     }
 
-    pub(crate) fn feed(&self) -> &Feed {
+    pub(crate) fn feed(&self) -> &EventFeed {
         &self.feed
     }
 
@@ -265,7 +266,7 @@ impl Drill {
         self.report.lock().clone().ok_or_else(|| {
             let state = self.summary.lock().state;
             let detail = match state {
-                State::Running => "the drill is still running",
+                DrillState::Running => "the drill is still running",
                 _ => "the drill came to no verdict, so there is no report",
             };
             Problem::new(ProblemKind::Conflict, detail)
@@ -304,22 +305,22 @@ impl Drill {
                     keep(&report, &folder).await;
                 }
                 let state = match report.verdict {
-                    Verdict::Passed => State::Passed,
-                    Verdict::Failed => State::Failed,
-                    Verdict::Void => State::Void,
+                    Verdict::Passed => DrillState::Passed,
+                    Verdict::Failed => DrillState::Failed,
+                    Verdict::Void => DrillState::Void,
                 };
                 *self.report.lock() = Some(Arc::new(report));
                 (state, None)
             }
-            Ok(Err(RunError::Interrupted)) => (State::Stopped, None),
+            Ok(Err(RunError::Interrupted)) => (DrillState::Stopped, None),
             Ok(Err(error)) => {
                 tracing::warn!(scenario = scenario.name, %error, "a drill came to no verdict");
-                (State::Broken, Some(error.to_string()))
+                (DrillState::Broken, Some(error.to_string()))
             }
             Err(fault) => {
                 tracing::error!(scenario = scenario.name, %fault, "a drill ended in a fault of its own");
                 let error = "it ended in a fault of its own; the log has more";
-                (State::Broken, Some(error.to_owned()))
+                (DrillState::Broken, Some(error.to_owned()))
             }
         };
         {

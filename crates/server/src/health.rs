@@ -1,6 +1,7 @@
-//! A health check that asks Redis hangs with Redis, and takes the service out of rotation for a failure it was built to
-//! survive. So nothing is asked here: every answer is put together from what is already known, in microseconds, and
-//! only what makes serving impossible makes the service unready.
+//! A health check that asks Redis hangs with Redis, and takes the service out of rotation for a
+//! failure it was built to survive. So nothing is asked here: every answer is put together from
+//! what is already known, in microseconds, and only what makes serving impossible makes the service
+//! unready.
 
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
@@ -12,7 +13,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 use serde::Serialize;
 
-/// How well something is.
+/// The state of something that is checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -26,7 +27,7 @@ pub enum Status {
 }
 
 impl Status {
-    /// As a gauge: 1, 0.5 or 0.
+    /// Returns the value of the gauge: 1, 0.5 or 0.
     pub(crate) fn as_number(self) -> f64 {
         match self {
             Self::Healthy => 1.0,
@@ -40,11 +41,11 @@ impl Status {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct Check {
-    /// How well it is.
+    /// The state.
     pub status: Status,
-    /// How long what was checked took, where that means something; in milliseconds.
+    /// The time that the checked thing took, in milliseconds, where that means something.
     pub latency_ms: Option<f64>,
-    /// In a few words, for a person.
+    /// The explanation, in a few words, for a person.
     pub message: String,
 }
 
@@ -59,7 +60,7 @@ impl Check {
         }
     }
 
-    /// With how long what was checked took.
+    /// Adds the time that the checked thing took.
     #[must_use]
     pub fn latency(mut self, latency: Option<Duration>) -> Self {
         self.latency_ms = latency.map(|latency| (latency.as_secs_f64() * 1e6).round() / 1e3);
@@ -67,7 +68,7 @@ impl Check {
     }
 }
 
-/// Where the service is in its life.
+/// The phase of the service's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[repr(u8)]
@@ -97,7 +98,7 @@ impl Phase {
 pub struct Health {
     /// The worst of what matters: `unhealthy` only if nothing could be served.
     pub status: Status,
-    /// Where the service is in its life.
+    /// The phase of the service's life.
     pub phase: Phase,
     /// Its version.
     pub version: &'static str,
@@ -114,7 +115,7 @@ impl Health {
         self.phase == Phase::Serving && self.status != Status::Unhealthy
     }
 
-    /// The same without messages, which may hold addresses, for callers who are not known.
+    /// Leaves out the messages, which may hold addresses, for callers who are not known.
     #[must_use]
     pub fn anonymous(mut self) -> Self {
         for check in self.checks.values_mut() {
@@ -124,8 +125,9 @@ impl Health {
     }
 }
 
-/// Judges the whole by its parts. Redis, or the database, alone can only degrade it: the other still answers. Without both
-/// it is out of order, and so it is if a check of the embedding program says so.
+/// Judges the whole by its parts. Redis, or the database, alone can only degrade it: the other
+/// still answers. Without both it is out of order, and so it is if a check of the embedding program
+/// says so.
 pub(crate) fn judge(checks: &BTreeMap<String, Check>, own: &[&str]) -> Status {
     let status = |name: &str| {
         checks
@@ -149,7 +151,8 @@ pub(crate) fn judge(checks: &BTreeMap<String, Check>, own: &[&str]) -> Status {
         .unwrap_or(Status::Healthy)
 }
 
-/// Checks of the machine: something to know, but no state of the service. A machine at work is not a service in trouble.
+/// Checks of the machine: something to know, but no state of the service. A machine at work is not
+/// a service in trouble.
 const NOTES: [&str; 2] = ["cpu", "memory"];
 
 /// A check of an embedding program: asked in the background, every five seconds.

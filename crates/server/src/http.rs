@@ -1,5 +1,5 @@
-//! What callers see. Each file holds the handlers of one part of the interface; the middleware around
-//! them all holds what must be so for every request.
+//! What callers see. Each file holds the handlers of one part of the interface; the middleware
+//! around them all holds what must be so for every request.
 
 #[cfg_attr(not(feature = "drill"), path = "http/drills/off.rs")]
 pub(crate) mod drills;

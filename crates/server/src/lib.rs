@@ -1,6 +1,7 @@
-//! A resilient read path is worth most to those who need not write a program for it. This crate puts Steadfast's
-//! client and cache behind HTTP: named queries and statements from one configuration file, with health, metrics,
-//! events and a page that shows what is happening and why.
+//! A resilient read path is worth most to those who need not write a program for it. This crate
+//! puts Steadfast's client and cache behind HTTP: named queries and statements from one
+//! configuration file, with health, metrics, events and a page that shows what is happening and
+//! why.
 //!
 //! ```no_run
 //! use steadfast_server::config::{SAMPLE, Sources};
@@ -16,15 +17,17 @@
 //! # Ok(()) }
 //! ```
 //!
-//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`]. Rules and limits name routes
-//! without that path, and hold below it.
+//! A program with a router of its own nests [`router`] below a path and calls [`App::serving`].
+//! Rules and limits name routes without that path, and hold below it.
 //!
 //! # Features
-//! `drill`: drills over HTTP and the demo, which start and kill private servers and make certificates; the program has it, an embedded service need not.
-//! `entra-id`: credentials of Azure's Entra ID for Redis.
+//! - `drill`: drills over HTTP and the demo, which start and kill private servers and make
+//!   certificates. The program has it; an embedded service need not.
+//! - `entra-id`: credentials of Azure's Entra ID for Redis.
 //!
 //! # Versions
-//! The router of axum, the client and the cache cross this interface, so their incompatible versions are part of ours. Before 1.0 a minor version may break.
+//! The router of axum, the client and the cache cross this interface, so their incompatible
+//! versions are part of ours. Before 1.0 a minor version may break.
 
 pub mod auth;
 pub mod config;
@@ -36,22 +39,22 @@ pub mod health;
 pub mod problem;
 pub mod telemetry;
 
+mod active_config;
 mod address_range;
 mod app;
 mod backend;
+mod background;
 mod certificates;
 mod checks;
 mod clock;
 mod complaint;
 mod grammar;
 mod http;
-mod in_force;
 mod life;
 mod lifecycle;
 mod limit;
 mod observe;
 mod peer;
-mod pulse;
 mod query;
 mod reload;
 mod role;

@@ -1,6 +1,6 @@
-//! What the outside says by signals: end (SIGTERM, SIGINT), end now (the same again), read the configuration again (SIGHUP).
-//! A bad file changes nothing and is complained about loudly: a running service with last week's settings is worth
-//! more than none with this week's.
+//! What the outside says by signals: end (SIGTERM, SIGINT), end now (the same again), read the
+//! configuration again (SIGHUP). A bad file changes nothing and is complained about loudly: a
+//! running service with last week's settings is worth more than none with this week's.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,16 +18,18 @@ use crate::reload::Reload;
 use crate::serve::{Served, serve};
 use crate::shutdown::Shutdown;
 
-/// How long putting things away may take. What is left then dies with the process: everything started dies with its parent.
+/// The time that closing everything may take. Whatever is left then dies with the process.
 const CLOSING_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long reading the files again may take before it is told.
+/// The time that reading the files again may take before it is told.
 const READING_LIMIT: Duration = Duration::from_secs(10);
 
-/// Serves until a signal says otherwise: the first SIGTERM or SIGINT drains, the second ends at once, SIGHUP reads `sources` again.
-/// Without sources there is nothing to read, and SIGHUP ends as SIGTERM does: the terminal is gone.
+/// Serves until a signal says otherwise: the first SIGTERM or SIGINT drains, the second ends at
+/// once, SIGHUP reads `sources` again. Without sources there is nothing to read, and SIGHUP ends as
+/// SIGTERM does: the terminal is gone.
 ///
-/// The app is closed when it returns, unless that took too long or a signal cut it short (see [`Signals::see_out`]).
+/// The app is closed when it returns, unless that took too long or a signal cut it short (see
+/// [`Signals::see_out`]).
 pub async fn run(
     listener: TcpListener,
     app: App,
@@ -52,7 +54,7 @@ pub async fn run(
         tokio::select! {
             served = &mut serving => break served,
             heard = signals.next() => match (heard, &hung_up) {
-                (Heard::HangUp, Some(hung_up)) => hung_up.notify_one(),
+                (Signalled::HangUp, Some(hung_up)) => hung_up.notify_one(),
                 _ if shutdown.has_begun() => shutdown.force(),
                 _ => {
                     tracing::info!("ending: not ready from now on, again to end at once");
@@ -68,8 +70,8 @@ pub async fn run(
     served
 }
 
-/// Reads the configuration again when it is told to, beside the service: neither callers nor signals
-/// wait for a file system that hangs.
+/// Reads the configuration again when it is told to, beside the service: neither callers nor
+/// signals wait for a file system that hangs.
 struct Reloading {
     sources: Sources,
     reload: Arc<Reload>,
@@ -78,8 +80,9 @@ struct Reloading {
 }
 
 impl Reloading {
-    /// Reloads each time that it is told to, one after the other, and once more if it was told meanwhile. Beside the service: neither callers
-    /// nor signals wait for a file system that hangs.
+    /// Reloads each time that it is told to, one after the other, and once more if it was told
+    /// meanwhile. Beside the service: neither callers nor signals wait for a file system that
+    /// hangs.
     async fn at(self, hung_up: Arc<Notify>) {
         loop {
             hung_up.notified().await;
@@ -142,13 +145,13 @@ impl Reloading {
     }
 }
 
-enum Heard {
+enum Signalled {
     End,
     HangUp,
 }
 
-/// What is listened for. It is installed before anything is started or announced, and handed on: between two listeners there
-/// would be a moment in which a signal is lost.
+/// The signals that are listened for. They are installed before anything is started or announced,
+/// and handed on: between two listeners there would be a moment in which a signal is lost.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -182,8 +185,8 @@ impl Signals {
         self.next().await;
     }
 
-    /// Lets what puts things away take up to 5 s, but no longer than until SIGTERM or SIGINT; then it is dropped.
-    /// False if a signal cut it short.
+    /// Lets what puts things away take up to 5 s, but no longer than until SIGTERM or SIGINT; then
+    /// it is dropped. False if a signal cut it short.
     pub async fn see_out(&mut self, ending: impl Future<Output = ()>) -> bool {
         tokio::select! {
             () = self.asked_to_end() => false,
@@ -196,11 +199,11 @@ impl Signals {
         }
     }
 
-    async fn next(&mut self) -> Heard {
+    async fn next(&mut self) -> Signalled {
         tokio::select! {
-            _ = self.terminate.recv() => Heard::End,
-            _ = self.interrupt.recv() => Heard::End,
-            _ = self.hang_up.recv() => Heard::HangUp,
+            _ = self.terminate.recv() => Signalled::End,
+            _ = self.interrupt.recv() => Signalled::End,
+            _ = self.hang_up.recv() => Signalled::HangUp,
         }
     }
 }

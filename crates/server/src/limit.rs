@@ -1,5 +1,6 @@
-//! One caller must not spend what all others need. The count is the fleet's, in Redis, on its clock; while Redis is down each
-//! process goes on counting for itself, from the last answers, because a limit that opens in an outage makes the outage worse.
+//! One caller must not spend what all others need. The count is the fleet's, in Redis, on its
+//! clock; while Redis is down each process goes on counting for itself, from the last answers,
+//! because a limit that opens in an outage makes the outage worse.
 
 use std::net::IpAddr;
 use std::time::Duration;
@@ -23,27 +24,27 @@ mod local;
 
 use local::Local;
 
-/// What is allowed.
+/// The terms of one limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Terms {
+pub(crate) struct RateTerms {
     algorithm: Algorithm,
     quota: u32,
     period: Duration,
     burst: u32,
 }
 
-/// What became of one request.
+/// The decision on one request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Decision {
     passes: bool,
     remaining: u32,
-    /// Until one more would pass.
+    /// The time until one more would pass.
     wait: Duration,
-    /// Until nothing is held against the caller.
+    /// The time until nothing is held against the caller.
     reset: Duration,
 }
 
-/// What is counted of a request.
+/// The route and the caller that a request is counted by.
 pub(crate) struct CountedBy {
     route: String,
     caller: String,
@@ -51,11 +52,11 @@ pub(crate) struct CountedBy {
 
 struct Policy {
     name: String,
-    terms: Terms,
+    terms: RateTerms,
     by: By,
     when_down: WhenDown,
     routes: Vec<String>,
-    /// As it stands in the header.
+    /// The text in the header.
     told: String,
 }
 
@@ -96,7 +97,7 @@ impl Limiter {
         }
     }
 
-    /// What is counted of a request; `None` if nothing is limited.
+    /// Returns what a request is counted by; `None` if nothing is limited.
     pub(crate) fn look_at(&self, request: &Request) -> Option<CountedBy> {
         if self.policies.is_empty() {
             return None;
@@ -107,7 +108,8 @@ impl Limiter {
         })
     }
 
-    /// Counts a request against every limit that holds for it. What callers are told goes into the answer, whichever it is.
+    /// Counts a request against every limit that holds for it. What callers are told goes into the
+    /// answer, whichever it is.
     pub(crate) async fn admit(
         &self,
         redis: &Client,
@@ -116,8 +118,8 @@ impl Limiter {
         self.count(redis, asked, |_| true).await
     }
 
-    /// As [`admit`](Self::admit), for one that was refused: against what its own address has, and never against what all callers
-    /// share, which a stranger could use up.
+    /// As [`admit`](Self::admit), for one that was refused: against what its own address has, and
+    /// never against what all callers share, which a stranger could use up.
     pub(crate) async fn admit_refused(
         &self,
         redis: &Client,
@@ -205,7 +207,8 @@ impl Limiter {
         }
     }
 
-    /// The counter's name. Callers appear in it as a hash: of bounded length, and no names in Redis.
+    /// The counter's name. Callers appear in it as a hash: of bounded length, and no names in
+    /// Redis.
     fn key(&self, policy: &Policy, route: &str, caller: &str) -> String {
         let (caller, route) = match policy.by {
             By::Caller => (caller, ""),
@@ -213,8 +216,9 @@ impl Limiter {
             By::Route => ("", route),
         };
         let digest = Sha256::digest(caller.as_bytes());
-        // What was counted under other terms is another count: also while a fleet goes over from one to the other.
-        let Terms {
+        // What was counted under other terms is another count: also while a fleet goes over from
+        // one to the other.
+        let RateTerms {
             algorithm,
             quota,
             period,
@@ -239,7 +243,8 @@ impl Limiter {
     }
 }
 
-/// The subject of the token, or else the address: an IPv6 caller has its /64 to itself, so that is what counts.
+/// The subject of the token, or else the address: an IPv6 caller has its /64 to itself, so that is
+/// what counts.
 fn who(request: &Request) -> String {
     let extensions = request.extensions();
     if let Some(caller) = extensions.get::<Caller>() {
@@ -264,7 +269,7 @@ impl Policy {
         let window = config.per.as_secs_f64().ceil();
         Self {
             name: name.to_owned(),
-            terms: Terms {
+            terms: RateTerms {
                 algorithm: config.algorithm,
                 quota: config.requests,
                 period: config.per,

@@ -11,18 +11,18 @@ pub(crate) mod vitals;
 
 use std::sync::Arc;
 
-use feed::Feed;
+use feed::EventFeed;
 use felt::Felt;
 use minutes::Minutes;
 use outages::{Outage, Outages};
-use tally::Tally;
+use tally::RequestStats;
 use vitals::Vitals;
 
 /// Counts, events and outages of one service.
 #[derive(Debug)]
 pub(crate) struct Observations {
-    pub(crate) feed: Feed,
-    pub(crate) tally: Tally,
+    pub(crate) feed: EventFeed,
+    pub(crate) tally: RequestStats,
     pub(crate) felt: Felt,
     pub(crate) minutes: Minutes,
     pub(crate) outages: Outages,
@@ -30,11 +30,11 @@ pub(crate) struct Observations {
 }
 
 impl Observations {
-    /// Nothing observed yet, of a service that starts at this date.
+    /// Creates the observations of a service that starts at this date.
     pub(crate) fn new(started_ms: u64) -> Self {
         Self {
-            feed: Feed::new(started_ms),
-            tally: Tally::default(),
+            feed: EventFeed::new(started_ms),
+            tally: RequestStats::default(),
             felt: Felt::default(),
             minutes: Minutes::default(),
             outages: Outages::default(),

@@ -11,7 +11,7 @@ pub struct Peer(pub SocketAddr);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Counted;
 
-/// Marks a request on a connection beyond `limits.connections`. Such a connection is for probes, and
-/// for telling everybody else that there is no room.
+/// Marks a request on a connection beyond `limits.connections`. Such a connection is for probes,
+/// and for telling everybody else that there is no room.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Spare;

@@ -1,5 +1,6 @@
-//! A caller that is refused must be able to tell, by program, what kind of refusal it was and when to come back. So every
-//! error leaves as problem details (RFC 9457), with a type from a short list and `Retry-After` where waiting helps.
+//! A caller that is refused must be able to tell, by program, what kind of refusal it was and when
+//! to come back. So every error leaves as problem details (RFC 9457), with a type from a short list
+//! and `Retry-After` where waiting helps.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -29,9 +30,9 @@ pub enum ProblemKind {
     TooManyRequests,
     /// The request is too large.
     TooLarge,
-    /// It took too long.
+    /// The request took too long.
     Timeout,
-    /// It contradicts what is already so.
+    /// The request contradicts what is already so.
     Conflict,
     /// A fault of the service itself, such as a panic; the log says which.
     Internal,
@@ -115,14 +116,14 @@ impl Problem {
         }
     }
 
-    /// With another status than the kind's own.
+    /// Sets another status than the kind's own.
     #[must_use]
     pub fn status(mut self, status: StatusCode) -> Self {
         self.status = status;
         self
     }
 
-    /// With when to try again, told in whole seconds, at least one.
+    /// Sets when to try again, told in whole seconds, at least one.
     #[must_use]
     pub fn retry_after(mut self, after: Option<Duration>) -> Self {
         self.retry_after = after;
@@ -134,7 +135,7 @@ impl Problem {
         self
     }
 
-    /// What is wrong, in words.
+    /// Returns what is wrong, in words.
     #[must_use]
     pub fn detail(&self) -> &str {
         &self.detail

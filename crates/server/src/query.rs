@@ -1,6 +1,6 @@
-//! Named queries and statements: SQL that an operator wrote once, and that callers may only fill in. What the configuration
-//! describes is compiled here, when the service starts or is told to read it again, so that a call only looks it up,
-//! fills it in and binds.
+//! Named queries and statements: SQL that an operator wrote once, and that callers may only fill
+//! in. What the configuration describes is compiled here, when the service starts or is told to
+//! read it again, so that a call only looks it up, fills it in and binds.
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -70,7 +70,8 @@ pub(crate) struct Statement {
 }
 
 impl Programs {
-    /// What a checked configuration describes. What it could not have passed with is left out. What was counted `before` goes on, by name.
+    /// Compiles the queries and statements of a checked configuration. The counts of those `before`
+    /// go on, by name.
     pub(crate) fn compile(config: &Config, before: &Self) -> Self {
         let dialect = config.database.dialect();
         let queries = config.queries.iter().filter_map(|(name, query)| {
@@ -178,12 +179,14 @@ impl Statement {
     }
 }
 
-/// The form in which rows are kept. Counted up when it changes, so that no release is answered with what another has kept.
+/// The form in which rows are kept. Counted up when it changes, so that no release is answered with
+/// what another has kept.
 const FORMAT: u32 = 1;
 
-/// Names what an answer depends on beside the values in its key: the SQL, how many rows, the database's kind, the types of the parameters, and our own
-/// form. Kept with each value, which is taken only by who has the same: what another release has kept, or this one before its SQL was changed, is loaded
-/// anew, while an invalidation by key reaches all.
+/// Names what an answer depends on beside the values in its key: the SQL, how many rows, the
+/// database's kind, the types of the parameters, and our own form. Kept with each value, which is
+/// taken only by who has the same: what another release has kept, or this one before its SQL was
+/// changed, is loaded anew, while an invalidation by key reaches all.
 fn version(sql: &Sql, config: &QueryConfig, dialect: Dialect) -> u32 {
     let kinds: Vec<_> = config
         .params
@@ -216,7 +219,8 @@ fn rendered(templates: &[Template], values: &Values) -> Vec<String> {
         .collect()
 }
 
-/// What is bound at each place of `sql`, in order. What was left out is NULL of the parameter's type.
+/// Returns what is bound at each place of `sql`, in order. A parameter that was left out is NULL of
+/// its type.
 fn bound(sql: &Sql, params: &Params, values: &Values) -> Vec<Param> {
     sql.places
         .iter()

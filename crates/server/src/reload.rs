@@ -1,19 +1,20 @@
-//! A running service takes up a file that was changed. What a connection or a cache was built from cannot be changed under
-//! it; what can is taken up together, so that no query meets a class that is not there yet.
+//! A running service takes up a file that was changed. What a connection or a cache was built from
+//! cannot be changed under it; what can is taken up together, so that no query meets a class that
+//! is not there yet.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use steadfast_cache::{Cache, Ttl};
 
+use crate::active_config::ActiveConfig;
 use crate::config::{Config, GuardConfig};
-use crate::in_force::InForce;
 use crate::observe::Observations;
 use crate::telemetry;
 
-/// What a reload changes.
+/// The parts of the service that a reload changes.
 pub(crate) struct Reload {
-    pub(crate) in_force: Arc<InForce>,
+    pub(crate) in_force: Arc<ActiveConfig>,
     pub(crate) cache: Cache,
     pub(crate) observations: Arc<Observations>,
 }

@@ -1,10 +1,11 @@
-//! Who may do what stands in one table, so that the code, the description of the interface and the manual cannot say
-//! different things: all three are held against [`RULES`] by tests. What the table does not name is refused.
+//! Who may do what stands in one table, so that the code, the description of the interface and the
+//! manual cannot say different things: all three are held against [`RULES`] by tests. What the
+//! table does not name is refused.
 
 use axum::http::Method;
 use serde::Serialize;
 
-/// What a caller may do. Each role may do all that those before it may.
+/// A set of rights. Each role may do all that those before it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -18,10 +19,10 @@ pub enum Role {
 }
 
 impl Role {
-    /// All of them, the least first.
+    /// Every role, the least first.
     pub const ALL: [Self; 3] = [Self::Viewer, Self::Operator, Self::Admin];
 
-    /// As it stands in tokens.
+    /// Returns the name as it stands in tokens.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {

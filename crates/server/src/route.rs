@@ -1,5 +1,6 @@
-//! Routes as this crate writes them, wherever a program with a router of its own has nested them. Rules and limits name routes, so
-//! they hold for an embedded service only if its prefix is left out.
+//! Routes as this crate writes them, wherever a program with a router of its own has nested them.
+//! Rules and limits name routes, so they hold for an embedded service only if its prefix is left
+//! out.
 
 use axum::extract::{MatchedPath, NestedPath, OriginalUri, Request};
 
@@ -29,7 +30,8 @@ impl Route {
     }
 }
 
-/// Returns the path of a request as its caller wrote it, also where the router is nested below a part of it.
+/// Returns the path of a request as its caller wrote it, also where the router is nested below a
+/// part of it.
 pub(crate) fn path_asked_for(request: &Request) -> &str {
     let original = request.extensions().get::<OriginalUri>();
     original
@@ -37,7 +39,8 @@ pub(crate) fn path_asked_for(request: &Request) -> &str {
         .path()
 }
 
-/// Returns how many bytes of the matched path are the nest's; nought if it does not begin with whole segments of the nest.
+/// Returns how many bytes of the matched path are the nest's; nought if it does not begin with
+/// whole segments of the nest.
 fn prefix_length(matched: &str, nest: &str) -> usize {
     let nest = nest.trim_end_matches('/');
     match matched.strip_prefix(nest) {

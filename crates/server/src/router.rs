@@ -7,12 +7,12 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 
 use crate::app::App;
-use crate::http::middleware::{Admission, around_every_route};
+use crate::http::middleware::{Middleware, around_every_route};
 use crate::http::{drills, events, health, openapi, page, queries, status};
 use crate::problem::{Problem, ProblemKind};
 
-/// Everything the service answers, to be served by [`serve`](crate::serve) or put into a program's own router. Limits, checks of
-/// Host and Origin, and security headers are part of it.
+/// Everything the service answers, to be served by [`serve`](crate::serve) or put into a program's
+/// own router. Limits, checks of Host and Origin, and security headers are part of it.
 pub fn router(app: App) -> Router {
     let mut router = Router::new()
         .route("/v1/queries/{name}", get(queries::read))
@@ -43,7 +43,7 @@ pub fn router(app: App) -> Router {
         .fallback(unknown)
         .method_not_allowed_fallback(wrong_method)
         .layer(middleware::from_fn_with_state(
-            app.part::<std::sync::Arc<Admission>>(),
+            app.part::<std::sync::Arc<Middleware>>(),
             around_every_route,
         ))
         .with_state(app)

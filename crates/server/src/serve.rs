@@ -1,7 +1,8 @@
-//! The loop that accepts is written out, because what matters about it is what a ready-made one leaves open: a bound on
-//! connections, a limit on how long a caller may take to say what it wants and to hear the answer, and an end in which no
-//! request that was accepted is lost. It speaks HTTP/1.1, over TLS too: telling HTTP/2 from it without TLS means waiting,
-//! without a limit, for a caller to say which of the two it means; and a caller that stops reading one of many answers on
+//! The loop that accepts is written out, because what matters about it is what a ready-made one
+//! leaves open: a bound on connections, a limit on how long a caller may take to say what it wants
+//! and to hear the answer, and an end in which no request that was accepted is lost. It speaks
+//! HTTP/1.1, over TLS too: telling HTTP/2 from it without TLS means waiting, without a limit, for a
+//! caller to say which of the two it means; and a caller that stops reading one of many answers on
 //! one connection cannot be told by its socket.
 
 use std::net::SocketAddr;
@@ -23,7 +24,7 @@ mod wire;
 
 use acceptor::Acceptor;
 
-/// Why the service cannot listen.
+/// The reason why the service cannot listen.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
@@ -48,7 +49,7 @@ pub enum BindError {
     Failed {
         /// The address asked for.
         addr: SocketAddr,
-        /// What the system said.
+        /// The error of the system.
         cause: std::io::Error,
     },
 }
@@ -71,7 +72,7 @@ pub async fn bind(config: &Config) -> Result<TcpListener, BindError> {
     })
 }
 
-/// How a service ended.
+/// The way in which a service ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Served {
@@ -79,15 +80,16 @@ pub enum Served {
     Drained,
     /// So many requests were still in flight at `server.drain_limit`.
     Unfinished {
-        /// How many.
+        /// The number of those requests.
         requests: usize,
     },
     /// It was told not to wait.
     Forced,
 }
 
-/// Serves until `shutdown`, then drains: not ready, `drain_delay`, event streams ended, no more accepted, what is in flight
-/// finished within `drain_limit`. A request is finished when the last byte of its answer has been written.
+/// Serves until `shutdown`, then drains: not ready, `drain_delay`, event streams ended, no more
+/// accepted, what is in flight finished within `drain_limit`. A request is finished when the last
+/// byte of its answer has been written.
 pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Served {
     let config = app.config().server.clone();
     if !config.listen.ip().is_loopback() && config.tls.is_none() {
@@ -118,6 +120,7 @@ pub async fn serve(listener: TcpListener, app: App, shutdown: Shutdown) -> Serve
     }
 }
 
-/// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each time, and must not wait behind the
-/// callers who fill it: it would be taken for dead, and ended with all of them.
+/// Connections accepted beyond `limits.connections`. Whoever probes an instance asks anew each
+/// time, and must not wait behind the callers who fill it: it would be taken for dead, and ended
+/// with all of them.
 const SPARE_CONNECTIONS: usize = 16;

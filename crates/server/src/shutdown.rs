@@ -1,5 +1,6 @@
-//! An instance that is to end must first stop being chosen, then stop accepting, then finish. Done in another order, a
-//! load balancer sends requests into a closed door. Each step is a signal here, so that every part waits for its own.
+//! An instance that is to end must first stop being chosen, then stop accepting, then finish. Done
+//! in another order, a load balancer sends requests into a closed door. Each step is a signal here,
+//! so that every part waits for its own.
 
 use std::sync::Arc;
 
@@ -8,18 +9,18 @@ use tokio_util::sync::CancellationToken;
 /// A handle on the end of a service; clones are the same one.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
-    inner: Arc<Signals>,
+    inner: Arc<ShutdownStages>,
 }
 
 #[derive(Debug, Default)]
-struct Signals {
+struct ShutdownStages {
     begun: CancellationToken,
     closing: CancellationToken,
     forced: CancellationToken,
 }
 
 impl Shutdown {
-    /// One that has not begun.
+    /// Creates a shutdown that has not begun.
     #[must_use]
     pub fn new() -> Self {
         Self::default()

@@ -8,21 +8,21 @@ use parking_lot::RwLock;
 use serde::Serialize;
 
 use crate::VERSION;
+use crate::active_config::ActiveConfig;
 use crate::backend::RedisStatus;
 use crate::checks::Checks;
 use crate::clock::millis;
 use crate::health::{Health, Phase};
-use crate::in_force::InForce;
 use crate::observe::figures::NamedFigures;
 use crate::observe::outages::Outage;
-use crate::observe::tally::{Counts, Rates};
+use crate::observe::tally::{Rates, ReadCounts};
 
 /// The answer of `/v1/status`, field by field; the page reads the same.
 #[derive(Debug, Serialize)]
 pub struct ServiceStatus {
     service: ServiceFacts,
     health: Health,
-    reads: Counts,
+    reads: ReadCounts,
     rates: Rates,
     queries: Vec<NamedFigures>,
     statements: Vec<NamedFigures>,
@@ -60,7 +60,7 @@ struct SystemFacts {
 /// Puts the status together when it is asked for.
 pub(crate) struct Overview {
     pub(crate) checks: Arc<Checks>,
-    pub(crate) in_force: Arc<InForce>,
+    pub(crate) in_force: Arc<ActiveConfig>,
     pub(crate) notice: RwLock<Option<String>>,
 }
 

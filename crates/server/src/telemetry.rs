@@ -1,5 +1,5 @@
-//! Logs go to standard error, so that standard output stays the program's own; metrics are kept by one recorder in the
-//! process, which every part feeds through a facade and `/metrics` renders.
+//! Logs go to standard error, so that standard output stays the program's own; metrics are kept by
+//! one recorder in the process, which every part feeds through a facade and `/metrics` renders.
 
 use std::io::IsTerminal;
 use std::sync::OnceLock;
@@ -21,7 +21,7 @@ mod words;
 use lines::Lines;
 pub(crate) use traces::{adopt_parent, answered, are_enabled as traces_are_enabled, operation};
 
-/// Why logs or traces could not be started.
+/// The reason why logs or traces could not be started.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TelemetryError {
@@ -36,8 +36,8 @@ pub enum TelemetryError {
     Traces(String),
 }
 
-/// Keeps logs and traces going. Dropped, however the program ends, it sends what is still held: the last lines before an early end
-/// are those that say why.
+/// Keeps logs and traces going. Dropped, however the program ends, it sends what is still held: the
+/// last lines before an early end are those that say why.
 #[derive(Debug)]
 pub struct Telemetry {
     lines: Lines,
@@ -47,7 +47,8 @@ pub struct Telemetry {
 /// Lets SIGHUP change what is logged.
 static FILTER: OnceLock<reload::Handle<EnvFilter, Registry>> = OnceLock::new();
 
-/// Starts logs as `[log]` says, and traces if `[tracing] endpoint` is set. Once in a process, within a tokio runtime.
+/// Starts logs as `[log]` says, and traces if `[tracing] endpoint` is set. Once in a process,
+/// within a tokio runtime.
 ///
 /// # Errors
 /// See [`TelemetryError`].
@@ -109,8 +110,8 @@ pub(crate) fn change_level(level: &str) {
     }
 }
 
-/// Edges of the latency histograms in seconds: OpenTelemetry's advice for database clients, and finer below a
-/// millisecond, where a cache lives.
+/// Edges of the latency histograms in seconds: OpenTelemetry's advice for database clients, and
+/// finer below a millisecond, where a cache lives.
 const SECONDS: &[f64] = &[
     0.000_05, 0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
     1.0, 2.5, 5.0, 10.0,
@@ -134,7 +135,8 @@ pub(crate) fn metrics() -> &'static PrometheusHandle {
     })
 }
 
-/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not a series from nowhere.
+/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not
+/// a series from nowhere.
 pub(crate) fn begin_counters(config: &Config) {
     use metrics::counter;
     for name in [

@@ -1,6 +1,6 @@
 //! A certificate, its key and the authorities for callers, read from their files and held against
-//! each other. The configuration reads them once to refuse what cannot be used, and the service reads
-//! them again and again, so this lies below both.
+//! each other. The configuration reads them once to refuse what cannot be used, and the service
+//! reads them again and again, so this lies below both.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -27,18 +27,19 @@ pub(crate) struct TlsFiles<'a> {
 
 /// TLS as the files have it.
 #[derive(Debug)]
-pub(crate) struct Loaded {
+pub(crate) struct LoadedTls {
     pub(crate) config: Arc<ServerConfig>,
-    /// When the service's own certificate begins to be valid, and when it ends to be, in seconds since 1970.
+    /// The validity of the service's own certificate: begin and end, in seconds since 1970.
     pub(crate) valid: (i64, i64),
-    /// When the first of the others in the file expires. Callers may well find a way around it, so that it is no reason to refuse.
+    /// The date on which the first of the other certificates expires. Callers may find a way around
+    /// it, so it is no reason to refuse the pair.
     pub(crate) others_expire: Option<i64>,
-    /// Of the files.
+    /// A hash of the files.
     pub(crate) digest: [u8; 32],
 }
 
-impl Loaded {
-    /// Why callers will refuse the service's own certificate at `now`, if they will.
+impl LoadedTls {
+    /// Returns why callers will refuse the service's own certificate at `now`, if they will.
     pub(crate) fn unfit(&self, now: i64) -> Option<&'static str> {
         let (begins, ends) = self.valid;
         if now < begins {
@@ -52,8 +53,9 @@ impl Loaded {
 }
 
 impl TlsFiles<'_> {
-    /// Reads the pair and the authorities, and holds them against each other. What is told of a failure never holds the key.
-    pub(crate) fn load(self) -> Result<Loaded, String> {
+    /// Reads the pair and the authorities, and holds them against each other. What is told of a
+    /// failure never holds the key.
+    pub(crate) fn load(self) -> Result<LoadedTls, String> {
         let files = Contents::read(self)?;
         let chain = certificates(&files.certificate, self.certificate)?;
         let validities = chain.iter().map(validity).collect::<Result<Vec<_>, _>>()?;
@@ -96,7 +98,7 @@ impl TlsFiles<'_> {
             )
         })?;
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
-        Ok(Loaded {
+        Ok(LoadedTls {
             config: Arc::new(config),
             valid,
             others_expire,
@@ -147,7 +149,7 @@ fn certificates(pem: &[u8], path: &Path) -> Result<Vec<CertificateDer<'static>>,
     }
 }
 
-/// From when until when.
+/// Returns begin and end of a certificate's validity.
 fn validity(certificate: &CertificateDer<'_>) -> Result<(i64, i64), String> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| format!("a certificate cannot be read: {error}"))?;

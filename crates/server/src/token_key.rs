@@ -1,5 +1,6 @@
-//! A key that signs or checks tokens, read from where it is configured. The configuration reads each
-//! key once to refuse a wrong one, and the service reads it again to use it, so this lies below both.
+//! A key that signs or checks tokens, read from where it is configured. The configuration reads
+//! each key once to refuse a wrong one, and the service reads it again to use it, so this lies
+//! below both.
 
 use std::path::Path;
 
@@ -37,7 +38,7 @@ pub(crate) fn algorithm_name(algorithm: Algorithm) -> &'static str {
         .map_or("none", |(name, _)| name)
 }
 
-/// Where a key is read from, and the one algorithm it is for.
+/// The place that a key is read from, and the one algorithm it is for.
 #[derive(Clone, Copy)]
 pub(crate) struct KeySource<'a> {
     pub(crate) algorithm: Algorithm,

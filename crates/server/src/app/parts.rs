@@ -9,8 +9,10 @@ use parking_lot::{Mutex, RwLock};
 use tokio::task::JoinSet;
 
 use super::App;
+use crate::active_config::ActiveConfig;
 use crate::auth::Auth;
 use crate::backend::Backend;
+use crate::background::Background;
 use crate::certificates::Certificates;
 use crate::checks::Checks;
 use crate::clock::unix_ms;
@@ -18,11 +20,9 @@ use crate::config::Config;
 #[cfg(feature = "drill")]
 use crate::drills::Drills;
 use crate::health;
-use crate::http::middleware::Admission;
-use crate::in_force::InForce;
+use crate::http::middleware::Middleware;
 use crate::life::Life;
 use crate::observe::{Observations, vitals};
-use crate::pulse::Pulse;
 use crate::query::once::Records;
 use crate::query::read::Reads;
 use crate::query::write::Writes;
@@ -36,8 +36,8 @@ pub(super) struct Parts {
     pub(super) observations: Arc<Observations>,
     pub(super) checks: Arc<Checks>,
     pub(super) overview: Arc<Overview>,
-    pub(super) in_force: Arc<InForce>,
-    pub(super) admission: Arc<Admission>,
+    pub(super) in_force: Arc<ActiveConfig>,
+    pub(super) admission: Arc<Middleware>,
     pub(super) reads: Arc<Reads>,
     pub(super) writes: Arc<Writes>,
     pub(super) reload: Arc<Reload>,
@@ -59,7 +59,7 @@ impl Parts {
         let most_bytes = config.limits.result.as_usize();
         let observations = Arc::new(Observations::new(unix_ms()));
         let life = Arc::new(Life::new(config.limits.subscribers));
-        let in_force = Arc::new(InForce::new(Arc::clone(&config)));
+        let in_force = Arc::new(ActiveConfig::new(Arc::clone(&config)));
         let speaks_tls = certificates.is_some();
         let checks = Arc::new(Checks {
             registry: health::Registry::default(),
@@ -70,7 +70,7 @@ impl Parts {
         });
         let redis = backend.client.clone();
         Self {
-            admission: Arc::new(Admission::new(
+            admission: Arc::new(Middleware::new(
                 &config,
                 redis,
                 Arc::clone(&life),
@@ -116,7 +116,7 @@ impl Parts {
         let mut tasks = self.tasks.lock();
         let vitals = Arc::clone(&self.observations.vitals);
         tasks.spawn(vitals::sample(vitals, Duration::from_secs(2)));
-        let pulse = Pulse {
+        let pulse = Background {
             checks: Arc::clone(&self.checks),
             in_force: Arc::clone(&self.in_force),
             records: Arc::clone(&self.writes.records),
@@ -149,8 +149,8 @@ hands_out! {
     observations: Observations,
     checks: Checks,
     overview: Overview,
-    in_force: InForce,
-    admission: Admission,
+    in_force: ActiveConfig,
+    admission: Middleware,
     reads: Reads,
     writes: Writes,
     reload: Reload,

@@ -1,5 +1,6 @@
-//! Who did what, and who was kept from it, one JSON object a line. Requests never wait for the disk: lines go through a
-//! bounded queue to a thread of their own, and lines that did not fit are counted, so that a gap is known to be one.
+//! Who did what, and who was kept from it, one JSON object a line. Requests never wait for the
+//! disk: lines go through a bounded queue to a thread of their own, and lines that did not fit are
+//! counted, so that a gap is known to be one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -12,9 +13,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// One line.
+/// One line of the audit log.
 #[derive(Debug, Serialize)]
-pub(crate) struct Entry<'a> {
+pub(crate) struct AuditEntry<'a> {
     pub(crate) at_ms: u64,
     /// The subject of the token; `null` if nobody is known.
     pub(crate) who: Option<&'a str>,
@@ -23,7 +24,8 @@ pub(crate) struct Entry<'a> {
     pub(crate) method: &'a str,
     /// The address as it was asked for, without its query, whose values may be personal.
     pub(crate) path: &'a str,
-    /// `allowed`, `unauthorized`, `forbidden`, `limited`, or `unfinished`: the caller hung up, or the time was over.
+    /// `allowed`, `unauthorized`, `forbidden`, `limited`, or `unfinished`: the caller hung up, or
+    /// the time was over.
     pub(crate) outcome: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) reason: Option<&'a str>,
@@ -31,19 +33,19 @@ pub(crate) struct Entry<'a> {
     pub(crate) status: Option<u16>,
 }
 
-/// Where lines go.
+/// The audit log: a bounded queue, and a thread that writes it out.
 pub(crate) struct AuditLog {
     queue: Option<SyncSender<Vec<u8>>>,
     writer: Mutex<Option<JoinHandle<()>>>,
-    /// When the present second of refusals began, and how many it has had.
+    /// The beginning of the present second of refusals, and their number in it.
     refusals: Mutex<(Option<Instant>, u32)>,
 }
 
 /// Lines that may wait to be written: some 4 MB at most.
 const QUEUE: usize = 8192;
 
-/// Refusals of nobody in particular that are written down in a second. Anyone can cause them, and must not fill the disk by that, nor
-/// crowd out the lines of those who did something.
+/// Refusals of nobody in particular that are written down in a second. Anyone can cause them, and
+/// must not fill the disk by that, nor crowd out the lines of those who did something.
 const REFUSALS: u32 = 100;
 
 impl AuditLog {
@@ -71,7 +73,7 @@ impl AuditLog {
         })
     }
 
-    pub(crate) fn write(&self, entry: &Entry<'_>) {
+    pub(crate) fn write(&self, entry: &AuditEntry<'_>) {
         let Some(queue) = &self.queue else { return };
         if entry.who.is_none() && !self.has_room_for_a_refusal() {
             metrics::counter!("steadfast_audit_suppressed_total").increment(1);
@@ -138,7 +140,7 @@ impl Sink {
         }
     }
 
-    /// Nothing waits: what is buffered is written out, and a file that was moved away is made anew.
+    /// Writes out the buffer, and makes a file that was moved away anew; called when no line waits.
     fn rest(&mut self) -> io::Result<()> {
         let Self::File { path, inode, file } = self else {
             return Ok(());
@@ -184,7 +186,7 @@ mod tests {
         let metrics = crate::telemetry::metrics();
         let log = AuditLog::open("/dev/full").unwrap();
         for _ in 0..500 {
-            log.write(&Entry {
+            log.write(&AuditEntry {
                 at_ms: 0,
                 who: Some("ada"),
                 role: None,
@@ -209,7 +211,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("audit");
         let log = AuditLog::open(path.to_str().unwrap()).unwrap();
-        let entry = |who| Entry {
+        let entry = |who| AuditEntry {
             at_ms: 0,
             who,
             role: None,

@@ -1,7 +1,8 @@
-//! Keys rotate without anybody telling us: one day a token names a key that is not known yet. Then the set must be read
-//! again at once; but anyone can write a token that names an unknown key, so this happens once in `auth.jwks_cooldown`,
-//! for whoever asks, and everyone else is refused at the cost of one look into a table. The reading belongs to no caller: one
-//! that hangs up ends its own waiting, and nothing else. Few wait for it at once, because each holds one of the places of all
+//! Keys rotate without anybody telling us: one day a token names a key that is not known yet. Then
+//! the set must be read again at once; but anyone can write a token that names an unknown key, so
+//! this happens once in `auth.jwks_cooldown`, for whoever asks, and everyone else is refused at the
+//! cost of one look into a table. The reading belongs to no caller: one that hangs up ends its own
+//! waiting, and nothing else. Few wait for it at once, because each holds one of the places of all
 //! callers while the identity provider takes its time.
 
 use std::sync::Arc;
@@ -23,37 +24,37 @@ const WAITERS: usize = 64;
 /// Clones are the same one.
 #[derive(Clone)]
 pub(crate) struct Jwks {
-    inner: Arc<Inner>,
+    inner: Arc<JwksInner>,
 }
 
-struct Inner {
+struct JwksInner {
     url: Url,
     shown: String,
     refresh: Duration,
     cooldown: Duration,
     /// `None` until one was read.
     set: ArcSwapOption<KeySet>,
-    /// What was told of the set that was read last, so that it is told once.
+    /// The keys of the last set that were passed over, so that each is told of once.
     passed_over: Mutex<Vec<String>>,
-    reads: Mutex<Reads>,
+    reads: Mutex<JwksReads>,
     /// Counts the readings that have ended.
     ended: watch::Sender<u64>,
     waiters: Semaphore,
 }
 
 #[derive(Default)]
-struct Reads {
+struct JwksReads {
     under_way: bool,
-    /// When the last one ended.
+    /// The end of the last reading.
     tried: Option<Instant>,
-    /// When the last one ended that brought keys.
+    /// The end of the last reading that brought keys.
     succeeded: Option<Instant>,
 }
 
 impl Jwks {
     pub(crate) fn new(url: Url, shown: String, refresh: Duration, cooldown: Duration) -> Self {
         Self {
-            inner: Arc::new(Inner {
+            inner: Arc::new(JwksInner {
                 url,
                 shown,
                 refresh,
@@ -77,8 +78,8 @@ impl Jwks {
         self.inner.set.load().as_ref()?.find(kid).cloned()
     }
 
-    /// The key of that name; the set is read again for one that is not known, if that is due. Waits for one reading at the most, and
-    /// for none where many wait already.
+    /// The key of that name; the set is read again for one that is not known, if that is due. Waits
+    /// for one reading at the most, and for none where many wait already.
     pub(crate) async fn find(&self, kid: Option<&str>) -> Option<Key> {
         if let Some(key) = self.known(kid) {
             return Some(key);
@@ -88,7 +89,8 @@ impl Jwks {
         self.known(kid)
     }
 
-    /// Reads the set for ever; a set that cannot be read leaves the last one in force, and is tried again soon.
+    /// Reads the set for ever; a set that cannot be read leaves the last one in force, and is tried
+    /// again soon.
     pub(crate) async fn keep(&self) {
         let (refresh, cooldown) = (self.inner.refresh, self.inner.cooldown);
         let pause = cooldown.max(Duration::from_millis(100)).min(refresh);
@@ -100,7 +102,7 @@ impl Jwks {
     }
 
     /// Reads, or waits for the reading that is under way; does neither if it is not due.
-    async fn read_if(&self, due: impl Fn(&Reads) -> bool) {
+    async fn read_if(&self, due: impl Fn(&JwksReads) -> bool) {
         let mut ended = self.inner.ended.subscribe();
         {
             let mut reads = self.inner.reads.lock();
@@ -109,7 +111,7 @@ impl Jwks {
                     return;
                 }
                 reads.under_way = true;
-                tokio::spawn(read(UnderWay {
+                tokio::spawn(read(JwksReading {
                     jwks: Arc::clone(&self.inner),
                     succeeded: false,
                 }));
@@ -124,7 +126,7 @@ fn is_past(at: Option<Instant>, pause: Duration) -> bool {
     at.is_none_or(|at| now().saturating_duration_since(at) >= pause)
 }
 
-async fn read(mut reading: UnderWay) {
+async fn read(mut reading: JwksReading) {
     let jwks = Arc::clone(&reading.jwks);
     let set = match fetch(&jwks.url).await {
         Ok(document) => KeySet::of_jwks(&document),
@@ -154,13 +156,14 @@ async fn read(mut reading: UnderWay) {
     }
 }
 
-/// A reading; over when it is dropped, also by a panic, so that nobody waits for one that never ends.
-struct UnderWay {
-    jwks: Arc<Inner>,
+/// A reading; over when it is dropped, also by a panic, so that nobody waits for one that never
+/// ends.
+struct JwksReading {
+    jwks: Arc<JwksInner>,
     succeeded: bool,
 }
 
-impl Drop for UnderWay {
+impl Drop for JwksReading {
     fn drop(&mut self) {
         let mut reads = self.jwks.reads.lock();
         reads.under_way = false;

@@ -1,5 +1,6 @@
-//! A token says by which algorithm it was signed; believing it is the oldest hole there is (RFC 8725, 2.1). Here the
-//! key says it: each has one algorithm, and a token that names another is refused before its signature is looked at.
+//! A token says by which algorithm it was signed; believing it is the oldest hole there is (RFC
+//! 8725, 2.1). Here the key says it: each has one algorithm, and a token that names another is
+//! refused before its signature is looked at.
 
 use std::collections::HashMap;
 
@@ -33,9 +34,10 @@ impl KeySet {
         Ok(Self { keys })
     }
 
-    /// The usable public keys of a JWKS document, each judged for itself, and why others are passed over (RFC 7517, section 5): symmetric keys, keys to
-    /// encrypt with, keys without a name, and what is no key at all. A set without a member says that every key is withdrawn; one of which nothing can
-    /// be used says nothing.
+    /// The usable public keys of a JWKS document, each judged for itself, and why others are passed
+    /// over (RFC 7517, section 5): symmetric keys, keys to encrypt with, keys without a name, and
+    /// what is no key at all. A set without a member says that every key is withdrawn; one of which
+    /// nothing can be used says nothing.
     pub(crate) fn of_jwks(document: &[u8]) -> Result<(Self, Vec<String>), String> {
         #[derive(serde::Deserialize)]
         struct Document<'d> {
@@ -79,7 +81,7 @@ impl KeySet {
     }
 }
 
-/// One member of a set.
+/// Reads one member of a set.
 fn named(text: &str) -> Result<(String, Key), String> {
     let jwk: Jwk = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let kid = jwk.common.key_id.clone().ok_or("it has no `kid`")?;

@@ -1,5 +1,6 @@
-//! What a token must be, besides signed: of bounded size, for this service, from the issuer that is believed, in its
-//! time, and about somebody. Each refusal has a name of its own for the audit log; the caller learns less.
+//! What a token must be, besides signed: of bounded size, for this service, from the issuer that is
+//! believed, in its time, and about somebody. Each refusal has a name of its own for the audit log;
+//! the caller learns less.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,7 +18,7 @@ use crate::config::AuthConfig;
 use crate::role::Role;
 use crate::token_key::Key;
 
-/// Who asks.
+/// The caller that a token names.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Caller {
@@ -27,9 +28,9 @@ pub struct Caller {
     pub role: Role,
 }
 
-/// Why a token is not believed.
+/// The reason why a token is not believed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Refusal {
+pub(crate) enum TokenRejection {
     Missing,
     TooLong,
     NotAToken,
@@ -46,8 +47,8 @@ pub(crate) enum Refusal {
     NoKeys,
 }
 
-impl Refusal {
-    /// All of them.
+impl TokenRejection {
+    /// Every reason.
     pub(crate) const ALL: [Self; 14] = [
         Self::Missing,
         Self::TooLong,
@@ -65,7 +66,7 @@ impl Refusal {
         Self::NoKeys,
     ];
 
-    /// For the audit log and the metric.
+    /// Returns the name for the audit log and the metric.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Missing => "no_token",
@@ -85,7 +86,7 @@ impl Refusal {
         }
     }
 
-    /// What the caller is told.
+    /// Returns the words for the caller.
     pub(crate) fn words(self) -> &'static str {
         match self {
             Self::Missing => "send a token: `Authorization: Bearer …`",
@@ -137,11 +138,13 @@ impl Verifier {
         })
     }
 
-    pub(crate) async fn verify(&self, token: &str) -> Result<Caller, Refusal> {
+    pub(crate) async fn verify(&self, token: &str) -> Result<Caller, TokenRejection> {
         let header = self.header(token)?;
         let kid = header.kid.as_deref();
         let key = match (self.known_key(kid), &self.jwks) {
-            (Err(Refusal::UnknownKey | Refusal::NoKeys), Some(jwks)) if self.is_of_jwks(kid) => {
+            (Err(TokenRejection::UnknownKey | TokenRejection::NoKeys), Some(jwks))
+                if self.is_of_jwks(kid) =>
+            {
                 jwks.find(kid).await;
                 self.known_key(kid)?
             }
@@ -151,35 +154,35 @@ impl Verifier {
     }
 
     /// As [`verify`](Self::verify), with the keys that are known: waits for nothing.
-    pub(crate) fn verify_at_once(&self, token: &str) -> Result<Caller, Refusal> {
+    pub(crate) fn verify_at_once(&self, token: &str) -> Result<Caller, TokenRejection> {
         let header = self.header(token)?;
         let key = self.known_key(header.kid.as_deref())?;
         self.judge(token, &header, &key)
     }
 
-    fn header(&self, token: &str) -> Result<Header, Refusal> {
+    fn header(&self, token: &str) -> Result<Header, TokenRejection> {
         if token.len() > self.longest {
-            return Err(Refusal::TooLong);
+            return Err(TokenRejection::TooLong);
         }
-        let header = decode_header(token).map_err(|_| Refusal::NotAToken)?;
+        let header = decode_header(token).map_err(|_| TokenRejection::NotAToken)?;
         if header.crit.is_some() {
             // Whatever it is that must be understood, it is not (RFC 7515, 4.1.11).
-            return Err(Refusal::Critical);
+            return Err(TokenRejection::Critical);
         }
         Ok(header)
     }
 
-    fn judge(&self, token: &str, header: &Header, key: &Key) -> Result<Caller, Refusal> {
+    fn judge(&self, token: &str, header: &Header, key: &Key) -> Result<Caller, TokenRejection> {
         if header.alg != key.algorithm {
-            return Err(Refusal::WrongAlgorithm);
+            return Err(TokenRejection::WrongAlgorithm);
         }
         let claims = decode::<Claims>(token, &key.decoding, &self.validation(key))
             .map_err(|error| refusal(error.kind()))?
             .claims;
         if claims.sub.is_empty() || claims.sub.len() > LONGEST_SUBJECT {
-            return Err(Refusal::MissingClaim);
+            return Err(TokenRejection::MissingClaim);
         }
-        let role = self.role(&claims.others).ok_or(Refusal::NoRole)?;
+        let role = self.role(&claims.others).ok_or(TokenRejection::NoRole)?;
         Ok(Caller {
             subject: claims.sub.into(),
             role,
@@ -191,20 +194,24 @@ impl Verifier {
         kid.is_some() || self.fixed.is_empty()
     }
 
-    fn known_key(&self, kid: Option<&str>) -> Result<Key, Refusal> {
+    fn known_key(&self, kid: Option<&str>) -> Result<Key, TokenRejection> {
         let Some(jwks) = &self.jwks else {
-            return self.fixed.find(kid).cloned().ok_or(Refusal::UnknownKey);
+            return self
+                .fixed
+                .find(kid)
+                .cloned()
+                .ok_or(TokenRejection::UnknownKey);
         };
         if let Some(key) = kid.and_then(|kid| self.fixed.find(Some(kid))) {
             return Ok(key.clone());
         }
         if !self.is_of_jwks(kid) {
-            return Err(Refusal::UnknownKey);
+            return Err(TokenRejection::UnknownKey);
         }
         match jwks.known(kid) {
             Some(key) => Ok(key),
-            None if jwks.is_known() => Err(Refusal::UnknownKey),
-            None => Err(Refusal::NoKeys),
+            None if jwks.is_known() => Err(TokenRejection::UnknownKey),
+            None => Err(TokenRejection::NoKeys),
         }
     }
 
@@ -231,29 +238,29 @@ impl Verifier {
     }
 }
 
-fn refusal(kind: &ErrorKind) -> Refusal {
+fn refusal(kind: &ErrorKind) -> TokenRejection {
     match kind {
-        ErrorKind::ExpiredSignature => Refusal::Expired,
-        ErrorKind::ImmatureSignature => Refusal::NotYetValid,
-        ErrorKind::InvalidIssuer => Refusal::WrongIssuer,
-        ErrorKind::InvalidAudience => Refusal::WrongAudience,
-        ErrorKind::InvalidAlgorithm => Refusal::WrongAlgorithm,
-        ErrorKind::InvalidSignature => Refusal::BadSignature,
+        ErrorKind::ExpiredSignature => TokenRejection::Expired,
+        ErrorKind::ImmatureSignature => TokenRejection::NotYetValid,
+        ErrorKind::InvalidIssuer => TokenRejection::WrongIssuer,
+        ErrorKind::InvalidAudience => TokenRejection::WrongAudience,
+        ErrorKind::InvalidAlgorithm => TokenRejection::WrongAlgorithm,
+        ErrorKind::InvalidSignature => TokenRejection::BadSignature,
         ErrorKind::MissingRequiredClaim(_)
         | ErrorKind::InvalidClaimFormat(_)
-        | ErrorKind::Json(_) => Refusal::MissingClaim,
-        _ => Refusal::NotAToken,
+        | ErrorKind::Json(_) => TokenRejection::MissingClaim,
+        _ => TokenRejection::NotAToken,
     }
 }
 
-/// What `steadfast token` issues.
+/// The content of a token that `steadfast token` issues.
 #[derive(Debug, Clone)]
 pub struct TokenSpec<'a> {
     /// About whom.
     pub subject: &'a str,
-    /// What they may do.
+    /// The role of the subject.
     pub role: Role,
-    /// How long it is valid.
+    /// The time for which the token is valid.
     pub lifetime: Duration,
     /// Which key of `[auth.keys]` signs; `None` if there is just one.
     pub key: Option<&'a str>,
@@ -263,22 +270,22 @@ pub struct TokenSpec<'a> {
     pub now: u64,
 }
 
-/// Why no token can be issued.
+/// The reason why no token can be issued.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum IssueError {
     /// There is no key of that name, or none is named and there are several.
     #[error("name one of the keys under [auth.keys]: {}", .known.join(", "))]
     WhichKey {
-        /// Those that there are.
+        /// The names of the keys that there are.
         known: Vec<String>,
     },
     /// The key cannot sign.
     #[error("`auth.keys.{name}` {why}")]
     Key {
-        /// Of the key.
+        /// The name of the key.
         name: String,
-        /// What is wrong with it.
+        /// The mistake in the key.
         why: String,
     },
     /// The subject is empty, or too long.

@@ -1,4 +1,5 @@
-//! How what the service stands on is: asked in the background, and told from what is known, so that no health check waits for it.
+//! How what the service stands on is: asked in the background, and told from what is known, so that
+//! no health check waits for it.
 
 use std::time::Duration;
 
@@ -9,10 +10,12 @@ use tokio::time::Instant;
 use super::Backend;
 use crate::health::{Check, Status};
 
-/// So many times in a row no load may succeed while every place is taken; it is looked at once a second.
+/// The seconds in which no load succeeds while all are taken, after which the database counts as
+/// stuck.
 const STUCK_BEATS: u32 = 3;
 
-/// A statement that failed is told of for so long at least. If none was answered since, it is seen then whether anything can be written,
+/// A statement that failed is told of for so long at least. If none was answered since, it is seen
+/// then whether anything can be written,
 const FAILED_LATELY: Duration = Duration::from_secs(60);
 /// and again after so long.
 const TRIED_AGAIN: Duration = Duration::from_secs(10);
@@ -26,7 +29,7 @@ const NOBODYS: &str = "steadfast:health";
 pub(super) struct FailedStatement {
     at: Instant,
     error: String,
-    /// When it is to be seen whether anything can be written.
+    /// The moment from which a write is tried.
     look_at: Instant,
 }
 
@@ -55,7 +58,7 @@ impl Backend {
         }
     }
 
-    /// How Redis, the breaker, the database and the outbox are, from what is known.
+    /// Returns the checks of Redis, breaker, database, outbox and statements, from what is known.
     pub(crate) fn checks(&self) -> Vec<(&'static str, Check)> {
         let status = self.client.status();
         let since = status.state_for_ms / 1e3;
@@ -130,7 +133,8 @@ impl Backend {
         Check::new(Status::Healthy, message)
     }
 
-    /// Asks Redis how it is, within `redis.health_timeout`, and remembers the answer. Not while it is known to be away.
+    /// Asks Redis how it is, within `redis.health_timeout`, and remembers the answer. Not while it
+    /// is known to be away.
     pub(crate) async fn ask_redis(&self) {
         let reconnects = self.client.status().reconnects;
         if self.client.available().is_some() {
@@ -175,8 +179,8 @@ impl Backend {
         }
     }
 
-    /// Sees whether anything can be written, if a statement has failed and nobody has tried one for a while: what failed then is not known to fail now,
-    /// and not known to be well either.
+    /// Sees whether anything can be written, if a statement has failed and nobody has tried one for
+    /// a while: what failed then is not known to fail now, and not known to be well either.
     pub(crate) async fn try_to_write(&self) {
         let look_at = self.statements.read().as_ref().map(|failed| failed.look_at);
         if look_at.is_none_or(|look_at| Instant::now() < look_at) {
@@ -195,7 +199,8 @@ impl Backend {
         }
     }
 
-    /// A database that answers a sign of life while every place for loads is taken by one that does not end answers no query.
+    /// A database that answers a sign of life while every place for loads is taken by one that does
+    /// not end answers no query.
     fn is_stuck(&self) -> bool {
         let status = self.cache.status();
         let mut stuck = self.stuck.write();
@@ -209,7 +214,8 @@ impl Backend {
         stuck.1 >= STUCK_BEATS
     }
 
-    /// Asks the database for a sign of life and remembers the answer. Tells what is wrong once it is out of order.
+    /// Asks the database for a sign of life and remembers the answer. Tells what is wrong once it
+    /// is out of order.
     pub(crate) async fn ask_database(&self) -> Option<String> {
         let started = Instant::now();
         let stuck = self.is_stuck();
@@ -257,7 +263,7 @@ fn flaps(check: Check, flapping: &steadfast::Flapping) -> Check {
     Check::new(check.status.max(Status::Degraded), message)
 }
 
-/// Of a date in milliseconds since 1970.
+/// Returns the time of day of a date in milliseconds since 1970.
 fn time_of_day(unix_ms: u64) -> String {
     let seconds = unix_ms / 1000 % 86_400;
     let (hours, minutes) = (seconds / 3600, seconds / 60 % 60);

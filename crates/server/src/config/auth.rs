@@ -1,5 +1,5 @@
-//! Who callers are is told by tokens that others sign. What is set here is whom to believe, and nothing here is guessed:
-//! issuer, audience and the algorithm of each key must be named.
+//! Who callers are is told by tokens that others sign. What is set here is whom to believe, and
+//! nothing here is guessed: issuer, audience and the algorithm of each key must be named.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -13,15 +13,17 @@ use super::section::Section;
 use super::units::{Bytes, duration};
 use crate::token_key::{ALGORITHMS, KeySource, algorithm_name};
 
-/// `[auth]`: whom to believe. Without it, everyone who can reach the service may use it, and it listens on loopback only.
+/// `[auth]`: whom to believe. Without it, everyone who can reach the service may use it, and it
+/// listens on loopback only.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct AuthConfig {
-    /// What `iss` must be; required.
+    /// The issuer that tokens must name (`iss`); required.
     pub issuer: String,
-    /// What `aud` must hold; required.
+    /// The audience that tokens must hold (`aud`); required.
     pub audience: String,
-    /// The claim that holds the role or roles (a string, or an array of which the highest counts); default `roles`.
+    /// The claim that holds the role or roles (a string, or an array of which the highest counts);
+    /// default `roles`.
     pub roles_claim: String,
     /// Difference of clocks that is forgiven for `exp` and `nbf`; default 30 s, at most 5 min.
     #[serde(serialize_with = "duration")]
@@ -34,10 +36,12 @@ pub struct AuthConfig {
     /// How often the JWKS is read again; default 5 min.
     #[serde(serialize_with = "duration")]
     pub jwks_refresh: Duration,
-    /// The JWKS is also read when a token names a key that is not known, but no more often than this; default 10 s.
+    /// The JWKS is also read when a token names a key that is not known, but no more often than
+    /// this; default 10 s.
     #[serde(serialize_with = "duration")]
     pub jwks_cooldown: Duration,
-    /// Where the audit log goes: `stderr` (default), `off`, or the path of a file, which is appended to.
+    /// Where the audit log goes: `stderr` (default), `off`, or the path of a file, which is
+    /// appended to.
     pub audit: String,
     /// `[auth.keys.NAME]`: keys besides the JWKS; NAME is the `kid` of the tokens.
     pub keys: BTreeMap<String, KeyConfig>,
@@ -49,13 +53,14 @@ pub struct AuthConfig {
 pub struct KeyConfig {
     /// The only algorithm for which the key is used; required.
     pub algorithm: KeyAlgorithm,
-    /// A shared secret (HS256, HS384, HS512), at least as long as the hash. Better kept in a `file`.
+    /// A shared secret (HS256, HS384, HS512), at least as long as the hash. Better kept in a
+    /// `file`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretText>,
     /// A file with the public key in PEM, or with the shared secret.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub file: Option<PathBuf>,
-    /// What the file held.
+    /// A fingerprint of the file.
     #[serde(skip)]
     pub held: Fingerprint,
 }
@@ -65,7 +70,7 @@ pub struct KeyConfig {
 pub struct KeyAlgorithm(pub(crate) Algorithm);
 
 impl KeyAlgorithm {
-    /// As in tokens.
+    /// Returns the name as in tokens.
     #[must_use]
     pub fn name(self) -> &'static str {
         algorithm_name(self.0)
@@ -187,7 +192,7 @@ fn read_jwks(section: &Section<'_>) -> Option<SecretUrl> {
 }
 
 impl KeyConfig {
-    /// Where the key is read from.
+    /// Returns where the key is read from.
     pub(crate) fn source(&self) -> KeySource<'_> {
         KeySource {
             algorithm: self.algorithm.0,

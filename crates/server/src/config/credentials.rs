@@ -1,5 +1,5 @@
-//! Where the user name and the password for Redis come from, if not from its URL. A secret has one source; two are a mistake,
-//! since nobody would know which of them is in force.
+//! Where the user name and the password for Redis come from, if not from its URL. A secret has one
+//! source; two are a mistake, since nobody would know which of them is in force.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,8 @@ use super::secret::SecretText;
 use super::section::Section;
 use super::units::{duration, secs};
 
-/// `[redis.credentials]`: where user and password come from, in place of the URL; read again when they change.
+/// `[redis.credentials]`: where user and password come from, in place of the URL; read again when
+/// they change.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "source", rename_all = "lowercase")]
 #[non_exhaustive]
@@ -38,26 +39,30 @@ pub enum CredentialsConfig {
     Entra(EntraConfig),
 }
 
-/// Tokens of Entra ID as passwords of Azure's Redis. The user name is the object id that the token names.
+/// Tokens of Entra ID as passwords of Azure's Redis. The user name is the object id that the token
+/// names.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct EntraConfig {
-    /// As whom: `managed_identity`, `workload_identity`, `client_secret` or `azure_cli`; required.
+    /// The kind of identity: `managed_identity`, `workload_identity`, `client_secret` or
+    /// `azure_cli`; required.
     pub identity: EntraIdentity,
-    /// The application, required for `client_secret`; or which of several managed identities, default the machine's own.
+    /// The application, required for `client_secret`; or which of several managed identities,
+    /// default the machine's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_id: Option<String>,
     /// The tenant of the application, required for `client_secret`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tenant: Option<String>,
-    /// The application's secret, required for `client_secret`. Better given as `STEADFAST__REDIS__CREDENTIALS__SECRET`.
+    /// The application's secret, required for `client_secret`. Better given as
+    /// `STEADFAST__REDIS__CREDENTIALS__SECRET`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub secret: Option<SecretText>,
-    /// What Redis is called to Entra ID; default `https://redis.azure.com/.default`.
+    /// The name of Redis in Entra ID; default `https://redis.azure.com/.default`.
     pub scope: String,
 }
 
-/// As whom a service signs in to Entra ID.
+/// The kinds of identity that a service may sign in with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

@@ -1,19 +1,21 @@
-//! A configuration that is refused one mistake at a time is corrected one restart at a time. So every mistake is
-//! collected, each with the place it stands at, and the caller decides how to draw them.
+//! A configuration that is refused one mistake at a time is corrected one restart at a time. So
+//! every mistake is collected, each with the place it stands at, and the caller decides how to draw
+//! them.
 
 use std::fmt;
 use std::ops::Range;
 
 /// A configuration that cannot be used, with everything that is wrong with it.
 ///
-/// `Display` lists every mistake on a line of its own (`file:line:column: message (help)`). A terminal may draw
-/// [`text`](Self::text) and the spans in [`Place::File`] instead.
+/// `Display` lists every mistake on a line of its own (`file:line:column: message (help)`). A
+/// terminal may draw [`text`](Self::text) and the spans in [`Origin::File`] instead.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ConfigError {
-    /// What the file is called: its path, or a name such as `sample`.
+    /// The name of the file: its path, or a name such as `sample`.
     pub source_name: String,
-    /// The file as it was read; empty where there is none. It may hold secrets: draw only the lines that are wrong.
+    /// The file as it was read; empty where there is none. It may hold secrets: draw only the lines
+    /// that are wrong.
     pub text: String,
     /// All that is wrong, in the order of the file, never empty.
     pub mistakes: Vec<Mistake>,
@@ -26,12 +28,12 @@ impl fmt::Display for ConfigError {
                 f.write_str("\n")?;
             }
             match &mistake.place {
-                Place::File { line, column, .. } => {
+                Origin::File { line, column, .. } => {
                     write!(f, "{}:{line}:{column}: ", self.source_name)?;
                 }
-                Place::Environment { name } => write!(f, "{name}: ")?,
-                Place::Flag { name } => write!(f, "{name}: ")?,
-                Place::Nowhere => {}
+                Origin::Environment { name } => write!(f, "{name}: ")?,
+                Origin::Flag { name } => write!(f, "{name}: ")?,
+                Origin::Nowhere => {}
             }
             f.write_str(&mistake.message)?;
             if let Some(help) = &mistake.help {
@@ -42,7 +44,7 @@ impl fmt::Display for ConfigError {
     }
 }
 
-/// Without the text: a program that returns this from `main` has it printed.
+/// Leaves out the text: a program that returns this from `main` has it printed.
 impl fmt::Debug for ConfigError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ConfigError")
@@ -54,20 +56,20 @@ impl fmt::Debug for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// One thing that is wrong: what, where, and what to do.
+/// A mistake: what is wrong, where, and what to do.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Mistake {
-    /// What is wrong, lower case, without a full stop.
+    /// The mistake, lower case, without a full stop.
     pub message: String,
-    /// What to do about it.
+    /// The remedy.
     pub help: Option<String>,
-    /// Where it stands.
-    pub place: Place,
+    /// The place of the mistake.
+    pub place: Origin,
 }
 
 impl Mistake {
-    pub(crate) fn new(place: Place, message: impl Into<String>) -> Self {
+    pub(crate) fn new(place: Origin, message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
             help: None,
@@ -81,10 +83,10 @@ impl Mistake {
     }
 }
 
-/// Where a setting comes from.
+/// The place that a setting comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Place {
+pub enum Origin {
     /// The file; line and column count from 1, the span is in bytes.
     File {
         /// Line, from 1.
@@ -108,7 +110,7 @@ pub enum Place {
     Nowhere,
 }
 
-impl Place {
+impl Origin {
     pub(crate) fn in_file(text: &str, span: Range<usize>) -> Self {
         let before = text.get(..span.start).unwrap_or(text);
         let line = before.matches('\n').count() + 1;

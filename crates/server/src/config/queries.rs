@@ -1,6 +1,6 @@
-//! Queries and statements are programs written in a configuration file. Whatever can be known to be wrong with one
-//! before a caller meets it, is told here: a parameter that is not described, a key that leaves one out, a class that
-//! does not exist, a read that writes.
+//! Queries and statements are programs written in a configuration file. Whatever can be known to be
+//! wrong with one before a caller meets it, is told here: a parameter that is not described, a key
+//! that leaves one out, a class that does not exist, a read that writes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::section::Section;
 use super::settings::TtlConfig;
-use super::tree::Kind;
+use super::tree::NodeKind;
 use crate::grammar::dialect::Dialect;
 use crate::grammar::param::{Match, ParamConfig, ParamKind, Value};
 use crate::grammar::sql::Sql;
@@ -18,7 +18,7 @@ use crate::grammar::template::{RETURNED, Template};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct QueryConfig {
-    /// What it is for, in the API's documentation.
+    /// The purpose, in the API's documentation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// One SELECT with parameters written `:name`.
@@ -26,13 +26,15 @@ pub struct QueryConfig {
     /// `[queries.NAME.params.PARAM]`
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub params: BTreeMap<String, ParamConfig>,
-    /// Key under which its answer is cached, with `{param}` for each parameter; default `NAME:{a}:{b}`.
+    /// Key under which its answer is cached, with `{param}` for each parameter; default
+    /// `NAME:{a}:{b}`.
     pub key: String,
     /// Class of time to live, a `[ttl.NAME]`; default `default`.
     pub ttl: String,
     /// Tags by which statements invalidate it, such as `users` or `user:{id}`; default none.
     pub tags: Vec<String>,
-    /// Most rows an answer may have; default 1000. What is beyond is left out, and `truncated` says so.
+    /// Most rows an answer may have; default 1000. What is beyond is left out, and `truncated` says
+    /// so.
     pub max_rows: usize,
 }
 
@@ -40,7 +42,7 @@ pub struct QueryConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct StatementConfig {
-    /// What it is for, in the API's documentation.
+    /// The purpose, in the API's documentation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// One statement with parameters written `:name`.
@@ -48,14 +50,15 @@ pub struct StatementConfig {
     /// `[statements.NAME.params.PARAM]`
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub params: BTreeMap<String, ParamConfig>,
-    /// What it makes invalid.
+    /// The keys and tags that it makes invalid.
     pub invalidates: Invalidates,
     /// Most rows that a RETURNING clause may hand back; default 1000.
     pub max_rows: usize,
 }
 
-/// The keys and tags that a statement makes invalid, with `{param}` where they depend on a parameter, and `{returned.column}` where they depend on
-/// what the statement has made: of each row that its RETURNING hands back.
+/// The keys and tags that a statement makes invalid, with `{param}` where they depend on a
+/// parameter, and `{returned.column}` where they depend on what the statement has made: of each row
+/// that its RETURNING hands back.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct Invalidates {
@@ -276,7 +279,7 @@ fn read_sql(
     Some(source)
 }
 
-/// What a template may name, and must.
+/// The names that a template may hold, or must.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Scope {
     /// All parameters.
@@ -414,9 +417,9 @@ fn read_param(section: &Section<'_>) -> Option<ParamConfig> {
 
 fn read_default(section: &Section<'_>, kind: &ParamKind) -> Option<Value> {
     let value = match &section.node("default")?.kind {
-        Kind::String(text) | Kind::Text(text) => Value::Text(text.clone()),
-        Kind::Integer(integer) => Value::Integer(*integer),
-        Kind::Boolean(boolean) => Value::Boolean(*boolean),
+        NodeKind::String(text) | NodeKind::Text(text) => Value::Text(text.clone()),
+        NodeKind::Integer(integer) => Value::Integer(*integer),
+        NodeKind::Boolean(boolean) => Value::Boolean(*boolean),
         other => {
             section.refuse(section.mistake("default", format!("is {}", other.describe())));
             return None;

@@ -1,4 +1,5 @@
-//! How often callers may ask. Several limits may hold at once, each with a name that callers see in the answers.
+//! How often callers may ask. Several limits may hold at once, each with a name that callers see in
+//! the answers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use super::section::Section;
 use super::units::duration;
 
-/// How requests are counted.
+/// The way in which requests are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -24,15 +25,15 @@ pub enum Algorithm {
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum By {
-    /// Those of each caller: the subject of the token, or else the address.
+    /// The requests of each caller: the subject of the token, or else the address.
     Caller,
-    /// Those of each caller to each route.
+    /// The requests of each caller to each route.
     CallerAndRoute,
     /// All to each route.
     Route,
 }
 
-/// What happens to requests while the fleet's count in Redis is out of reach.
+/// The fate of requests while the fleet's count in Redis is out of reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -60,10 +61,11 @@ pub struct RateConfig {
     pub algorithm: Algorithm,
     /// `caller` (default), `caller_and_route` or `route`.
     pub by: By,
-    /// While Redis is down: `open`, `local` (default) or `closed`. Local lets at most as many times the limit pass as there are
-    /// processes.
+    /// While Redis is down: `open`, `local` (default) or `closed`. Local lets at most as many times
+    /// the limit pass as there are processes.
     pub when_down: WhenDown,
-    /// Routes that it holds for, such as `/v1/queries/{name}`; default all but health, metrics and the page.
+    /// Routes that it holds for, such as `/v1/queries/{name}`; default all but health, metrics and
+    /// the page.
     pub routes: Vec<String>,
 }
 

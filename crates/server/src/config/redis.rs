@@ -1,5 +1,5 @@
-//! `[redis]` and what belongs to it: the connection, what is repeated, and when calls are refused. The defaults are the client's
-//! own; the contradictions between them are named here.
+//! `[redis]` and what belongs to it: the connection, what is repeated, and when calls are refused.
+//! The defaults are the client's own; the contradictions between them are named here.
 
 use std::time::Duration;
 
@@ -16,12 +16,14 @@ use super::units::{duration, millis, secs, show_duration};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RedisConfig {
-    /// `redis://`, `rediss://` or `unix://`; default `redis://127.0.0.1:6379`. It need not answer for the service to start.
+    /// `redis://`, `rediss://` or `unix://`; default `redis://127.0.0.1:6379`. It need not answer
+    /// for the service to start.
     pub url: SecretUrl,
     /// The longest a call may take with everything it includes; default 1 s.
     #[serde(serialize_with = "duration")]
     pub deadline: Duration,
-    /// Silence of a connection, while commands wait, after which a new one is tried; default 500 ms.
+    /// Silence of a connection, while commands wait, after which a new one is tried; default 500
+    /// ms.
     #[serde(serialize_with = "duration")]
     pub reply_overdue: Duration,
     /// Silence after which a connection is given up even if no other can be had; default 30 s.
@@ -33,7 +35,8 @@ pub struct RedisConfig {
     /// First pause between attempts to reconnect; default 20 ms.
     #[serde(serialize_with = "duration")]
     pub reconnect_first: Duration,
-    /// Longest pause between attempts to reconnect; default 250 ms. A restarted server is noticed at most so much later.
+    /// Longest pause between attempts to reconnect; default 250 ms. A restarted server is noticed
+    /// at most so much later.
     #[serde(serialize_with = "duration")]
     pub reconnect_cap: Duration,
     /// How long calls wait at the start of an outage, in case it is short; default 250 ms.
@@ -42,8 +45,9 @@ pub struct RedisConfig {
     /// How often an idle connection is asked whether it lives; default 1 s.
     #[serde(serialize_with = "duration")]
     pub heartbeat: Duration,
-    /// How long Redis may take over the PING by which `/health` tells how it is, sent every 5 s; default 3 s. Past it the check says degraded.
-    /// `HEALTH_CHECK_REDIS_TIMEOUT` sets it in seconds.
+    /// How long Redis may take over the PING by which `/health` tells how it is, sent every 5 s;
+    /// default 3 s. Past it the check says degraded. `HEALTH_CHECK_REDIS_TIMEOUT` sets it in
+    /// seconds.
     #[serde(serialize_with = "duration")]
     pub health_timeout: Duration,
     /// Connections; default 1. A key always takes the same one.

@@ -1,5 +1,5 @@
-//! A URL with a password in it is a secret, yet an operator must see which server is meant. So it is kept whole in a
-//! type that shows itself only without the password.
+//! A URL with a password in it is a secret, yet an operator must see which server is meant. So it
+//! is kept whole in a type that shows itself only without the password.
 
 use std::fmt;
 use std::path::Path;
@@ -33,7 +33,8 @@ impl SecretUrl {
         })
     }
 
-    /// Keeps `text` if it is a URL of one of these schemes, and such that nothing of its user or password can have got anywhere else.
+    /// Keeps `text` if it is a URL of one of these schemes, and such that nothing of its user or
+    /// password can have got anywhere else.
     ///
     /// # Errors
     /// [`UrlMistake`] says what is wrong, and quotes nothing.
@@ -70,13 +71,13 @@ impl SecretUrl {
         })
     }
 
-    /// With everything in it, to connect with. Never to be logged.
+    /// Returns the whole URL, to connect with. Never to be logged.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.whole.expose_secret()
     }
 
-    /// What stands before `://`.
+    /// Returns the scheme, before `://`.
     #[must_use]
     pub fn scheme(&self) -> &str {
         &self.scheme
@@ -103,16 +104,17 @@ impl SecretUrl {
     }
 }
 
-/// What a refused URL is called until the mistakes are reported; no host can be.
+/// The stand-in for a refused URL until the mistakes are reported; no host has such a name.
 const REFUSED: &str = "://refused.invalid";
 
-/// Why a text is not a URL that can be used. Nothing of the text is quoted: what cannot be taken apart may be a password anywhere.
+/// The reason why a text is not a usable URL. Nothing of the text is quoted: what cannot be taken
+/// apart may be a password anywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UrlMistake {
-    /// What is wrong, to be read behind the setting's name.
+    /// The mistake, to be read behind the setting's name.
     pub message: String,
-    /// How to write it.
+    /// The right way to write it.
     pub help: String,
 }
 
@@ -227,12 +229,14 @@ impl Serialize for SecretText {
     }
 }
 
-/// By what a file held when the configuration was read; tells that it was rotated though its path stayed. Shows nothing.
+/// A hash of what a file held when the configuration was read. It tells that it was rotated though
+/// its path stayed. Shows nothing.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Fingerprint([u8; 32]);
 
 impl Fingerprint {
-    /// Of all of them, in this order; one that cannot be read counts as empty, and is complained about elsewhere.
+    /// Hashes the files in this order. A file that cannot be read counts as empty; it is refused
+    /// elsewhere.
     pub(crate) fn of_files<'a>(files: impl IntoIterator<Item = Option<&'a Path>>) -> Self {
         let mut hasher = Sha256::new();
         for file in files {

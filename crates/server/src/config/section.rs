@@ -1,16 +1,16 @@
-//! Serde stops at the first mistake. This reader takes what it asks for, notes what it cannot use, goes on with the
-//! default, and at the end names every key that nobody asked for.
+//! Serde stops at the first mistake. This reader takes what it asks for, notes what it cannot use,
+//! goes on with the default, and at the end names every key that nobody asked for.
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::time::Duration;
 
-use super::mistake::{Mistake, Place};
-use super::tree::{Kind, Node};
+use super::mistake::{Mistake, Origin};
+use super::tree::{Node, NodeKind};
 use super::units::{Bytes, parse_bytes, parse_duration};
 
-/// Where mistakes are gathered while a tree is read.
+/// The mistakes that are gathered while a tree is read.
 #[derive(Debug, Default)]
 pub(crate) struct Mistakes(RefCell<Vec<Mistake>>);
 
@@ -34,7 +34,7 @@ impl Mistakes {
 pub(crate) struct Section<'a> {
     path: String,
     table: Option<&'a BTreeMap<String, Node>>,
-    place: Place,
+    place: Origin,
     asked: RefCell<BTreeSet<String>>,
     mistakes: &'a Mistakes,
 }
@@ -46,7 +46,7 @@ impl<'a> Section<'a> {
 
     fn at(path: String, node: Option<&'a Node>, mistakes: &'a Mistakes) -> Self {
         let table = match node.map(|node| (&node.kind, &node.place)) {
-            Some((Kind::Table(table), _)) => Some(table),
+            Some((NodeKind::Table(table), _)) => Some(table),
             Some((kind, place)) => {
                 let message = format!("`{path}` is {}, but must be a table", kind.describe());
                 mistakes.push(Mistake::new(place.clone(), message));
@@ -56,7 +56,7 @@ impl<'a> Section<'a> {
         };
         Self {
             table,
-            place: node.map_or(Place::Nowhere, |node| node.place.clone()),
+            place: node.map_or(Origin::Nowhere, |node| node.place.clone()),
             path,
             asked: RefCell::default(),
             mistakes,
@@ -71,13 +71,13 @@ impl<'a> Section<'a> {
         &self.path
     }
 
-    /// Where the table stands.
-    pub(crate) fn place(&self) -> Place {
+    /// Returns the place of the table.
+    pub(crate) fn place(&self) -> Origin {
         self.place.clone()
     }
 
-    /// Where the setting stands, or its table if it was not given.
-    pub(crate) fn place_of(&self, key: &str) -> Place {
+    /// Returns the place of the setting, or of its table if it was not given.
+    pub(crate) fn place_of(&self, key: &str) -> Origin {
         self.table
             .and_then(|table| table.get(key))
             .map_or_else(|| self.place(), |node| node.place.clone())
@@ -126,7 +126,7 @@ impl<'a> Section<'a> {
     pub(crate) fn string(&self, key: &str) -> Option<String> {
         let node = self.take(key)?;
         match &node.kind {
-            Kind::String(text) | Kind::Text(text) => Some(text.clone()),
+            NodeKind::String(text) | NodeKind::Text(text) => Some(text.clone()),
             other => {
                 let message = format!("is {}, but must be a string", other.describe());
                 self.refuse(self.mistake(key, message));
@@ -137,8 +137,8 @@ impl<'a> Section<'a> {
 
     pub(crate) fn boolean(&self, key: &str) -> Option<bool> {
         self.read(key, "true or false", |kind| match kind {
-            Kind::Boolean(boolean) => Some(*boolean),
-            Kind::Text(text) => text.parse().ok(),
+            NodeKind::Boolean(boolean) => Some(*boolean),
+            NodeKind::Text(text) => text.parse().ok(),
             _ => None,
         })
     }
@@ -146,8 +146,8 @@ impl<'a> Section<'a> {
     /// A whole number between `least` and `most`.
     pub(crate) fn integer(&self, key: &str, least: i64, most: i64) -> Option<i64> {
         let value = self.read(key, "a whole number", |kind| match kind {
-            Kind::Integer(integer) => Some(*integer),
-            Kind::Text(text) => text.parse().ok(),
+            NodeKind::Integer(integer) => Some(*integer),
+            NodeKind::Text(text) => text.parse().ok(),
             _ => None,
         })?;
         self.within(key, value, least, most)
@@ -159,12 +159,13 @@ impl<'a> Section<'a> {
             .and_then(|value| usize::try_from(value).ok())
     }
 
-    /// A number, with a fraction or without; NaN is refused with everything else that is not between the two.
+    /// A number, with a fraction or without; NaN is refused with everything else that is not
+    /// between the two.
     pub(crate) fn number(&self, key: &str, least: f64, most: f64) -> Option<f64> {
         let value = self.read(key, "a number", |kind| match kind {
-            Kind::Float(float) => Some(*float),
-            Kind::Integer(integer) => Some(*integer as f64),
-            Kind::Text(text) => text.parse().ok(),
+            NodeKind::Float(float) => Some(*float),
+            NodeKind::Integer(integer) => Some(*integer as f64),
+            NodeKind::Text(text) => text.parse().ok(),
             _ => None,
         })?;
         self.within(key, value, least, most)
@@ -175,7 +176,7 @@ impl<'a> Section<'a> {
             key,
             "a duration with its unit, such as \"250ms\" or \"6m\"",
             |kind| match kind {
-                Kind::String(text) | Kind::Text(text) => parse_duration(text),
+                NodeKind::String(text) | NodeKind::Text(text) => parse_duration(text),
                 _ => None,
             },
         )
@@ -220,7 +221,7 @@ impl<'a> Section<'a> {
             key,
             "a size with its unit, such as \"64MiB\"",
             |kind| match kind {
-                Kind::String(text) | Kind::Text(text) => parse_bytes(text).map(Bytes),
+                NodeKind::String(text) | NodeKind::Text(text) => parse_bytes(text).map(Bytes),
                 _ => None,
             },
         )
@@ -228,14 +229,14 @@ impl<'a> Section<'a> {
 
     pub(crate) fn strings(&self, key: &str) -> Option<Vec<String>> {
         self.read(key, "an array of strings", |kind| match kind {
-            Kind::Array(items) => items
+            NodeKind::Array(items) => items
                 .iter()
                 .map(|item| match &item.kind {
-                    Kind::String(text) => Some(text.clone()),
+                    NodeKind::String(text) => Some(text.clone()),
                     _ => None,
                 })
                 .collect(),
-            Kind::Text(text) => {
+            NodeKind::Text(text) => {
                 let items = text.split(',').map(str::trim);
                 Some(
                     items
@@ -248,7 +249,7 @@ impl<'a> Section<'a> {
         })
     }
 
-    /// One of a few words.
+    /// Reads one of a few words.
     pub(crate) fn choice<T: Copy>(&self, key: &str, choices: &[(&str, T)]) -> Option<T> {
         let text = self.string(key)?;
         let found = choices.iter().find(|(word, _)| *word == text);
@@ -292,7 +293,7 @@ impl<'a> Section<'a> {
         self.table.and_then(|table| table.get(key))
     }
 
-    fn read<T>(&self, key: &str, wanted: &str, read: impl Fn(&Kind) -> Option<T>) -> Option<T> {
+    fn read<T>(&self, key: &str, wanted: &str, read: impl Fn(&NodeKind) -> Option<T>) -> Option<T> {
         let node = self.take(key)?;
         let value = read(&node.kind);
         if value.is_none() {
@@ -312,12 +313,12 @@ impl<'a> Section<'a> {
     }
 }
 
-fn found(kind: &Kind) -> String {
+fn found(kind: &NodeKind) -> String {
     match kind {
-        Kind::String(text) | Kind::Text(text) => format!("{text:?}"),
-        Kind::Integer(integer) => integer.to_string(),
-        Kind::Float(float) => float.to_string(),
-        Kind::Boolean(boolean) => boolean.to_string(),
+        NodeKind::String(text) | NodeKind::Text(text) => format!("{text:?}"),
+        NodeKind::Integer(integer) => integer.to_string(),
+        NodeKind::Float(float) => float.to_string(),
+        NodeKind::Boolean(boolean) => boolean.to_string(),
         other => other.describe().to_owned(),
     }
 }

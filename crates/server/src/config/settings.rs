@@ -1,5 +1,5 @@
-//! Every setting with its default, its unit and what it costs, read from one place so that the documentation, the
-//! reader and `config show` cannot drift apart.
+//! Every setting with its default, its unit and what it costs, read from one place so that the
+//! documentation, the reader and `config show` cannot drift apart.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -23,18 +23,21 @@ const MIB: u64 = 1 << 20;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ServerConfig {
-    /// Address to listen on; default `127.0.0.1:8080`, port 0 takes a free one. Without `[auth]` it must be loopback.
+    /// Address to listen on; default `127.0.0.1:8080`, port 0 takes a free one. Without `[auth]` it
+    /// must be loopback.
     pub listen: SocketAddr,
     /// Names besides the address itself under which browsers may reach the service; default none.
     pub hosts: Vec<String>,
-    /// Addresses, or ranges such as `10.0.0.0/8`, of the proxies in front: of one that asks from there, the last address in `X-Forwarded-For` that is none
-    /// of theirs is the caller's, for limits, the audit log and health. Default none: whoever connects is the caller.
+    /// Addresses, or ranges such as `10.0.0.0/8`, of the proxies in front: of one that asks from
+    /// there, the last address in `X-Forwarded-For` that is none of theirs is the caller's, for
+    /// limits, the audit log and health. Default none: whoever connects is the caller.
     pub trusted_proxies: Vec<String>,
-    /// How long the service goes on serving after SIGTERM while `/health/ready` already says 503, so that load
-    /// balancers look elsewhere; default 1 s. It lengthens every stop.
+    /// How long the service goes on serving after SIGTERM while `/health/ready` already says 503,
+    /// so that load balancers look elsewhere; default 1 s. It lengthens every stop.
     #[serde(serialize_with = "duration")]
     pub drain_delay: Duration,
-    /// How long requests in flight may take after that, until the last byte of their answers is written; default 20 s.
+    /// How long requests in flight may take after that, until the last byte of their answers is
+    /// written; default 20 s.
     #[serde(serialize_with = "duration")]
     pub drain_limit: Duration,
     /// `[server.tls]`; default none: plain HTTP.
@@ -95,7 +98,7 @@ fn read_proxies(section: &Section<'_>) -> Vec<String> {
     proxies
 }
 
-/// How log lines are written.
+/// The form of log lines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -112,7 +115,8 @@ pub enum LogFormat {
 pub struct LogConfig {
     /// `text` (default) or `json`.
     pub format: LogFormat,
-    /// `error`, `warn`, `info` (default), `debug`, `trace`, or a filter such as `info,sqlx=warn`. Reloaded by SIGHUP.
+    /// `error`, `warn`, `info` (default), `debug`, `trace`, or a filter such as `info,sqlx=warn`.
+    /// Reloaded by SIGHUP.
     pub level: String,
 }
 
@@ -140,8 +144,9 @@ impl LogConfig {
 
 const LEVELS: [&str; 6] = ["error", "warn", "info", "debug", "trace", "off"];
 
-/// Holds a level against the little of the filter's language that can be checked. The whole of it takes any word for the name of a part of the
-/// program, `warning` among them, and logs nothing else.
+/// Holds a level against the little of the filter's language that can be checked. The whole of it
+/// takes any word for the name of a part of the program, `warning` among them, and logs nothing
+/// else.
 fn check_level(text: &str) -> Result<(), String> {
     let is_level = |word: &str| LEVELS.iter().any(|level| word.eq_ignore_ascii_case(level));
     let mut overall = 0;
@@ -168,15 +173,17 @@ fn check_level(text: &str) -> Result<(), String> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct DatabaseConfig {
-    /// `sqlite://path`, `mysql://…` (MariaDB too) or `postgres://…`; default `sqlite://steadfast.db`, made if missing.
+    /// `sqlite://path`, `mysql://…` (MariaDB too) or `postgres://…`; default
+    /// `sqlite://steadfast.db`, made if missing.
     pub url: SecretUrl,
-    /// Connections for statements and the outbox; default 10. Beside them as many as `guard.concurrency` says, which only read, for queries, and one
-    /// that watches.
+    /// Connections for statements and the outbox; default 10. Beside them as many as
+    /// `guard.concurrency` says, which only read, for queries, and one that watches.
     pub max_connections: u32,
     /// How long a statement, or a query, waits for one of its kind; default 1 s.
     #[serde(serialize_with = "duration")]
     pub acquire_timeout: Duration,
-    /// `[database.tls]`; default none: what the URL says (`sslmode`, `ssl-mode`), or else TLS if the server can.
+    /// `[database.tls]`; default none: what the URL says (`sslmode`, `ssl-mode`), or else TLS if
+    /// the server can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<DatabaseTlsConfig>,
     /// `[database.guard]`
@@ -206,7 +213,7 @@ impl DatabaseConfig {
         config
     }
 
-    /// By the scheme of the URL.
+    /// Returns the dialect, by the scheme of the URL.
     #[must_use]
     pub fn dialect(&self) -> Dialect {
         match self.url.scheme() {
@@ -233,18 +240,20 @@ fn check_database(section: &Section<'_>, url: &SecretUrl) {
     }
 }
 
-/// `[database.guard]`: what an outage of Redis may put on the database; and `[ttl.NAME.guard]`, what the loads of one class may.
+/// `[database.guard]`: what an outage of Redis may put on the database; and `[ttl.NAME.guard]`,
+/// what the loads of one class may.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct GuardConfig {
-    /// Loads at once; default 8. The whole's are as many connections to the database, beside its `max_connections`.
+    /// Loads at once; default 8. The whole's are as many connections to the database, beside its
+    /// `max_connections`.
     pub concurrency: usize,
     /// Loads a second; default 2000. Past it stale values are served, or calls refused.
     pub rate: f64,
 }
 
-/// Half of the cache's own default (`GuardOptions::concurrency`): here each load at once has a connection
-/// of its own, which is opened beside those for statements.
+/// Half of the cache's own default (`GuardOptions::concurrency`): here each load at once has a
+/// connection of its own, which is opened beside those for statements.
 const LOADS_AT_ONCE: usize = 8;
 
 impl GuardConfig {
@@ -298,7 +307,7 @@ pub struct CacheConfig {
     pub value_max: Bytes,
     /// Size from which values are compressed in Redis; default 4 KiB.
     pub compress_above: Bytes,
-    /// the longest a read waits for Redis; default 100 ms.
+    /// The longest that a read waits for Redis; default 100 ms.
     #[serde(serialize_with = "duration")]
     pub redis_limit: Duration,
     /// How often each process looks at the outbox; default 250 ms.
@@ -338,10 +347,12 @@ pub struct TtlConfig {
     /// How long a value is fresh; default 6 min.
     #[serde(serialize_with = "duration")]
     pub fresh: Duration,
-    /// How long after that it may be served stale when it cannot be refreshed; default 1 h, `0s` for never.
+    /// How long after that it may be served stale when it cannot be refreshed; default 1 h, `0s`
+    /// for never.
     #[serde(serialize_with = "duration")]
     pub stale: Duration,
-    /// Share of `fresh` by which it is shortened at random, so that values do not expire together; default 0.1.
+    /// Share of `fresh` by which it is shortened at random, so that values do not expire together;
+    /// default 0.1.
     pub jitter: f64,
     /// How long an empty answer is kept; default 10 s, `0s` for not at all.
     #[serde(serialize_with = "duration")]
@@ -354,10 +365,12 @@ pub struct TtlConfig {
     /// Time a load may take at all; default 5 s.
     #[serde(serialize_with = "duration")]
     pub hard_limit: Duration,
-    /// Time after a failed load in which a value that can be served as stale is not loaded again; default 1 s, 0 tries at each read.
+    /// Time after a failed load in which a value that can be served as stale is not loaded again;
+    /// default 1 s, 0 tries at each read.
     #[serde(serialize_with = "duration")]
     pub retry_after: Duration,
-    /// `[ttl.NAME.guard]`: bounds of its own within those of `[database.guard]`; default none. A change needs a restart.
+    /// `[ttl.NAME.guard]`: bounds of its own within those of `[database.guard]`; default none. A
+    /// change needs a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub guard: Option<GuardConfig>,
 }
@@ -410,34 +423,41 @@ impl TtlConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct LimitsConfig {
-    /// Largest body of a request; default 1 MiB, at most 1 GiB. It is held in memory while it is read, for each request under way.
+    /// Largest body of a request; default 1 MiB, at most 1 GiB. It is held in memory while it is
+    /// read, for each request under way.
     pub body: Bytes,
     /// Time a request may take; default 10 s. Event streams are exempt.
     #[serde(serialize_with = "duration")]
     pub request_timeout: Duration,
-    /// Time a client may take to send its headers, and before that for the TLS handshake; default 10 s.
+    /// Time a client may take to send its headers, and before that for the TLS handshake; default
+    /// 10 s.
     #[serde(serialize_with = "duration")]
     pub header_timeout: Duration,
-    /// Time for which a client may take nothing of its answer, event streams included; default 30 s. Then its connection is reset.
-    /// Meanwhile it holds a connection, some 64 KiB of the answer here, and up to 512 KiB that the system keeps for its socket. Less than
-    /// some 90 KiB in that time counts as nothing.
+    /// Time for which a client may take nothing of its answer, event streams included; default 30
+    /// s. Then its connection is reset. Meanwhile it holds a connection, some 64 KiB of the answer
+    /// here, and up to 512 KiB that the system keeps for its socket. Less than some 90 KiB in that
+    /// time counts as nothing.
     #[serde(serialize_with = "duration")]
     pub write_timeout: Duration,
-    /// Largest result that a query, or a statement with RETURNING, may have, in bytes of its rows; default 32 MiB. What is beyond it is left out and
-    /// `truncated` said; a row that alone is larger is refused. As many times that, and as much again while it is made ready, may be held at once as there
-    /// are loads and statements.
+    /// Largest result that a query, or a statement with RETURNING, may have, in bytes of its rows;
+    /// default 32 MiB. What is beyond it is left out and `truncated` said; a row that alone is
+    /// larger is refused. As many times that, and as much again while it is made ready, may be held
+    /// at once as there are loads and statements.
     pub result: Bytes,
-    /// Requests under way at once; default 4096. Past it they are refused with 503, health and metrics excepted.
+    /// Requests under way at once; default 4096. Past it they are refused with 503, health and
+    /// metrics excepted.
     pub concurrency: usize,
-    /// Connections at once; default 16384. Past it 16 more are accepted for one question each, of which those for health and metrics are
-    /// answered and all others refused with 503; the rest wait to be accepted.
+    /// Connections at once; default 16384. Past it 16 more are accepted for one question each, of
+    /// which those for health and metrics are answered and all others refused with 503; the rest
+    /// wait to be accepted.
     pub connections: usize,
     /// Event streams at once; default 2048.
     pub subscribers: usize,
     /// How long an `Idempotency-Key` is remembered; default 24 h. Each costs a row in the database.
     #[serde(serialize_with = "duration")]
     pub idempotency_ttl: Duration,
-    /// Largest answer that is kept under an `Idempotency-Key`; default 64 KiB. A change with a larger one is refused.
+    /// Largest answer that is kept under an `Idempotency-Key`; default 64 KiB. A change with a
+    /// larger one is refused.
     pub idempotency_body: Bytes,
     /// `[limits.rate.NAME]`: how often callers may ask; default no limit.
     pub rate: BTreeMap<String, RateConfig>,
@@ -477,7 +497,8 @@ const LARGEST_BODY: Bytes = Bytes(1 << 30);
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DrillConfig {
-    /// Whether drills may be started over HTTP; default no. Drills break only servers that they started themselves.
+    /// Whether drills may be started over HTTP; default no. Drills break only servers that they
+    /// started themselves.
     pub enabled: bool,
     /// Folder for the reports; default one that is removed at the end.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -519,7 +540,8 @@ impl MetricsConfig {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct TracingConfig {
-    /// Where traces are sent, OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; default nowhere.
+    /// Where traces are sent, OTLP over HTTP, such as `http://127.0.0.1:4318/v1/traces`; default
+    /// nowhere.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<SecretUrl>,
     /// Share of requests that start a trace of their own; default 0.1. A caller's decision is kept.

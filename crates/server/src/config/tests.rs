@@ -20,7 +20,7 @@ fn s10_three_mistakes_are_reported_at_once_with_line_and_column() {
         .mistakes
         .iter()
         .map(|mistake| match &mistake.place {
-            Place::File { line, column, .. } => (*line, *column),
+            Origin::File { line, column, .. } => (*line, *column),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -498,7 +498,8 @@ fn s10_a_variable_with_one_underscore_for_two_is_refused_and_others_are_not_ours
             "{said}"
         );
     }
-    // The program's own, and what Kubernetes sets for services called steadfast and steadfast-redis.
+    // The program's own, and what Kubernetes sets for services called steadfast and
+    // steadfast-redis.
     for name in [
         "STEADFAST_URL",
         "STEADFAST_CONFIG",

@@ -1,5 +1,6 @@
-//! TLS at each of the three boundaries: towards Redis, towards the database, and towards callers. What files must be given
-//! together, and what contradicts the rest, is named before anything is dialled or served.
+//! TLS at each of the three boundaries: towards Redis, towards the database, and towards callers.
+//! What files must be given together, and what contradicts the rest, is named before anything is
+//! dialled or served.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -32,7 +33,8 @@ impl TlsVersion {
     }
 }
 
-/// `[redis.tls]`: how TLS is spoken. `rediss://` alone speaks it with the system's roots; the section adds to that.
+/// `[redis.tls]`: how TLS is spoken. `rediss://` alone speaks it with the system's roots; the
+/// section adds to that.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct RedisTlsConfig {
@@ -50,7 +52,8 @@ pub struct RedisTlsConfig {
     pub server_name: Option<String>,
     /// Lowest version, `1.2` (default) or `1.3`.
     pub min_version: TlsVersion,
-    /// What the files held. They are read at the start; a renewed one needs a restart, and SIGHUP says so.
+    /// A fingerprint of the files. They are read at the start; a renewed one needs a restart, and
+    /// SIGHUP says so.
     #[serde(skip)]
     pub held: Fingerprint,
 }
@@ -71,14 +74,15 @@ impl RedisTlsConfig {
     }
 }
 
-/// How sure one must be of the database's server before anything is said to it.
+/// The certainty about the database's server that is asked for before anything is sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum DatabaseTlsMode {
     /// No TLS.
     Off,
-    /// TLS if the server can, and whoever answers is believed: against listening, not against standing in between.
+    /// TLS if the server can, and whoever answers is believed: against listening, not against
+    /// standing in between.
     Prefer,
     /// TLS, with a certificate of an authority that is believed, for whatever name.
     VerifyCa,
@@ -86,8 +90,9 @@ pub enum DatabaseTlsMode {
     VerifyFull,
 }
 
-/// `[database.tls]`: TLS towards PostgreSQL, MySQL and MariaDB, over what the URL says of it. There is no mode that takes TLS but
-/// asks nobody who they are: it would look safe and not be. Files are read at each new connection.
+/// `[database.tls]`: TLS towards PostgreSQL, MySQL and MariaDB, over what the URL says of it. There
+/// is no mode that takes TLS but asks nobody who they are: it would look safe and not be. Files are
+/// read at each new connection.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct DatabaseTlsConfig {
@@ -154,7 +159,8 @@ impl DatabaseTlsConfig {
     }
 }
 
-/// `[server.tls]`: TLS towards callers. With it the port speaks nothing else; plain HTTP is refused with a word of why.
+/// `[server.tls]`: TLS towards callers. With it the port speaks nothing else; plain HTTP is refused
+/// with a word of why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[non_exhaustive]
 pub struct ServerTlsConfig {
@@ -162,27 +168,30 @@ pub struct ServerTlsConfig {
     pub certificate: PathBuf,
     /// PEM file of its private key; required.
     pub key: PathBuf,
-    /// PEM file of the authorities whose certificates callers must show; default none: no caller is asked for one.
+    /// PEM file of the authorities whose certificates callers must show; default none: no caller is
+    /// asked for one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub client_ca: Option<PathBuf>,
-    /// With `client_ca`: `required` (default), or `optional`, which lets callers without one in and still refuses a wrong one.
+    /// With `client_ca`: `required` (default), or `optional`, which lets callers without one in and
+    /// still refuses a wrong one.
     pub client_certificates: ClientCertificates,
     /// Lowest version, `1.2` (default) or `1.3`.
     pub min_version: TlsVersion,
-    /// How often the files are looked at; default 5 s. A renewed pair is used for every connection from then on; one that cannot be
-    /// used leaves the old one in force. SIGHUP looks at once. Costs one read of each file.
+    /// How often the files are looked at; default 5 s. A renewed pair is used for every connection
+    /// from then on; one that cannot be used leaves the old one in force. SIGHUP looks at once.
+    /// Costs one read of each file.
     #[serde(serialize_with = "duration")]
     pub look_every: Duration,
 }
 
-/// What is asked of callers besides a token.
+/// Whether callers must show a certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ClientCertificates {
-    /// Who shows none is refused in the handshake.
+    /// A caller that shows none is refused in the handshake.
     Required,
-    /// Who shows none is let in; a wrong one is refused.
+    /// A caller that shows none is let in; a wrong one is refused.
     Optional,
 }
 

@@ -1,23 +1,25 @@
-//! The file, the environment and the flags say the same things in three notations. They are laid over each other
-//! here, as one tree whose every value remembers where it came from, so that reading and complaining happen once.
+//! The file, the environment and the flags say the same things in three notations. They are laid
+//! over each other here, as one tree whose every value remembers where it came from, so that
+//! reading and complaining happen once.
 
 use std::collections::BTreeMap;
 
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use super::mistake::{Mistake, Place};
+use super::mistake::{Mistake, Origin};
 
 /// A value and where it came from.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
-    pub(crate) kind: Kind,
-    pub(crate) place: Place,
+    pub(crate) kind: NodeKind,
+    pub(crate) place: Origin,
 }
 
-/// What a value is. `Text` is a string of the environment or a flag, which may stand for any scalar.
+/// The type of a value. `Text` is a string of the environment or a flag, which may stand for any
+/// scalar.
 #[derive(Debug, Clone)]
-pub(crate) enum Kind {
+pub(crate) enum NodeKind {
     String(String),
     Text(String),
     Integer(i64),
@@ -28,7 +30,7 @@ pub(crate) enum Kind {
     Other(&'static str),
 }
 
-impl Kind {
+impl NodeKind {
     pub(crate) fn describe(&self) -> &'static str {
         match self {
             Self::String(_) | Self::Text(_) => "a string",
@@ -48,32 +50,32 @@ pub(crate) fn parse(text: &str, mistakes: &mut Vec<Mistake>) -> Node {
     for error in errors {
         let place = error
             .span()
-            .map_or(Place::Nowhere, |span| Place::in_file(text, span));
+            .map_or(Origin::Nowhere, |span| Origin::in_file(text, span));
         let message = error.message().replace('\n', ", ");
         mistakes.push(Mistake::new(place, format!("not valid TOML: {message}")));
     }
     Node {
-        place: Place::Nowhere,
-        kind: Kind::Table(table_of(text, table.get_ref())),
+        place: Origin::Nowhere,
+        kind: NodeKind::Table(table_of(text, table.get_ref())),
     }
 }
 
 /// Lays `value` over whatever stands at `path`, making the tables on the way.
-pub(crate) fn overlay(root: &mut Node, path: &[String], value: &str, place: &Place) {
+pub(crate) fn overlay(root: &mut Node, path: &[String], value: &str, place: &Origin) {
     let mut node = root;
     for step in path {
-        if !matches!(node.kind, Kind::Table(_)) {
-            node.kind = Kind::Table(BTreeMap::new());
+        if !matches!(node.kind, NodeKind::Table(_)) {
+            node.kind = NodeKind::Table(BTreeMap::new());
         }
-        let Kind::Table(entries) = &mut node.kind else {
+        let NodeKind::Table(entries) = &mut node.kind else {
             unreachable!("the line above made it a table")
         };
         node = entries.entry(step.clone()).or_insert_with(|| Node {
-            kind: Kind::Table(BTreeMap::new()),
+            kind: NodeKind::Table(BTreeMap::new()),
             place: place.clone(),
         });
     }
-    node.kind = Kind::Text(value.to_owned());
+    node.kind = NodeKind::Text(value.to_owned());
     node.place = place.clone();
 }
 
@@ -81,8 +83,8 @@ fn table_of(text: &str, table: &DeTable<'_>) -> BTreeMap<String, Node> {
     let mut entries = BTreeMap::new();
     for (key, value) in table {
         let mut node = node_of(text, value);
-        if matches!(node.kind, Kind::Table(_)) {
-            node.place = Place::in_file(text, key.span());
+        if matches!(node.kind, NodeKind::Table(_)) {
+            node.place = Origin::in_file(text, key.span());
         }
         entries.insert(key.get_ref().to_string(), node);
     }
@@ -91,22 +93,24 @@ fn table_of(text: &str, table: &DeTable<'_>) -> BTreeMap<String, Node> {
 
 fn node_of(text: &str, value: &Spanned<DeValue<'_>>) -> Node {
     let kind = match value.get_ref() {
-        DeValue::String(string) => Kind::String(string.to_string()),
-        DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix())
-            .map_or(Kind::Other("an integer out of range"), Kind::Integer),
+        DeValue::String(string) => NodeKind::String(string.to_string()),
+        DeValue::Integer(integer) => i64::from_str_radix(integer.as_str(), integer.radix()).map_or(
+            NodeKind::Other("an integer out of range"),
+            NodeKind::Integer,
+        ),
         DeValue::Float(float) => float
             .as_str()
             .parse()
-            .map_or(Kind::Other("a number out of range"), Kind::Float),
-        DeValue::Boolean(boolean) => Kind::Boolean(*boolean),
-        DeValue::Datetime(_) => Kind::Other("a date"),
+            .map_or(NodeKind::Other("a number out of range"), NodeKind::Float),
+        DeValue::Boolean(boolean) => NodeKind::Boolean(*boolean),
+        DeValue::Datetime(_) => NodeKind::Other("a date"),
         DeValue::Array(array) => {
-            Kind::Array(array.iter().map(|item| node_of(text, item)).collect())
+            NodeKind::Array(array.iter().map(|item| node_of(text, item)).collect())
         }
-        DeValue::Table(table) => Kind::Table(table_of(text, table)),
+        DeValue::Table(table) => NodeKind::Table(table_of(text, table)),
     };
     Node {
         kind,
-        place: Place::in_file(text, value.span()),
+        place: Origin::in_file(text, value.span()),
     }
 }

@@ -1,5 +1,5 @@
-//! A bare number leaves the reader to guess its unit, so durations and sizes are written with one (`250ms`, `64MiB`)
-//! and shown again as they would be written.
+//! A bare number leaves the reader to guess its unit, so durations and sizes are written with one
+//! (`250ms`, `64MiB`) and shown again as they would be written.
 
 use std::time::Duration;
 

@@ -1,6 +1,7 @@
-//! A drill has a client, a cache and failures of its own. Counted among those of the service they would wake somebody for an outage
-//! that was played, so a drill runs on threads of its own, on which nothing is recorded and nothing is logged: whatever it
-//! starts, it starts there. What it found is in its progress and its report.
+//! A drill has a client, a cache and failures of its own. Counted among those of the service they
+//! would wake somebody for an outage that was played, so a drill runs on threads of its own, on
+//! which nothing is recorded and nothing is logged: whatever it starts, it starts there. What it
+//! found is in its progress and its report.
 
 use std::fmt;
 use std::io;
@@ -14,16 +15,16 @@ const THREADS: usize = 2;
 
 static NOTHING: NoopRecorder = NoopRecorder;
 
-/// Why there is no outcome.
+/// The reason why there is no outcome.
 #[derive(Debug)]
-pub(super) enum Fault {
+pub(super) enum AsideError {
     /// There are no threads to be had.
     Threads(io::Error),
-    /// It panicked.
+    /// The work panicked.
     Panicked,
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for AsideError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Threads(error) => write!(f, "no threads could be started for it: {error}"),
@@ -35,20 +36,20 @@ impl fmt::Display for Fault {
 /// Runs `work` aside and waits for its outcome.
 pub(super) async fn run<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
-) -> Result<T, Fault> {
+) -> Result<T, AsideError> {
     let runtime = Builder::new_multi_thread()
         .worker_threads(THREADS)
         .thread_name("drill")
         .on_thread_start(record_nothing)
         .enable_all()
         .build()
-        .map_err(Fault::Threads)?;
+        .map_err(AsideError::Threads)?;
     let running = runtime.spawn(work);
     let _ended = EndsThreads(Some(runtime));
-    running.await.map_err(|_| Fault::Panicked)
+    running.await.map_err(|_| AsideError::Panicked)
 }
 
-/// For as long as the thread lives.
+/// Turns recording and logging off for as long as the thread lives.
 fn record_nothing() {
     std::mem::forget(metrics::set_default_local_recorder(&NOTHING));
     std::mem::forget(tracing::subscriber::set_default(NoSubscriber::default()));
@@ -74,7 +75,7 @@ mod tests {
     #[tokio::test]
     async fn what_panics_aside_is_told_and_harms_nobody() {
         let outcome = run(async { panic!("on purpose") }).await;
-        assert!(matches!(outcome, Err::<(), _>(Fault::Panicked)));
+        assert!(matches!(outcome, Err::<(), _>(AsideError::Panicked)));
         assert_eq!(run(async { 7 }).await.unwrap(), 7);
     }
 

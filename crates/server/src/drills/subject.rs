@@ -1,5 +1,6 @@
-//! The application in small that drills are run on: this service's own client and cache, as their defaults are, over a
-//! database of its own; and beside it the same application as it is written without thought of outages.
+//! The application in small that drills are run on: this service's own client and cache, as their
+//! defaults are, over a database of its own; and beside it the same application as it is written
+//! without thought of outages.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -245,7 +246,8 @@ mod tests {
         subject.warm(4).await.unwrap();
         let asked = subject.facts();
         assert!(asked.redis_ok > 0, "{asked:?}");
-        // What others ask on the same client is a reply of Redis, and none of the cache's calls. The client counts it in batches.
+        // What others ask on the same client is a reply of Redis, and none of the cache's calls.
+        // The client counts it in batches.
         let pinging = async {
             while subject.facts().redis_replies < asked.redis_replies + 1_000 {
                 let mut client = subject.client.clone();
@@ -303,7 +305,8 @@ mod tests {
         let states = &report.timeline.states;
         assert_eq!(report.faults.len(), 2);
         for fault in &report.faults {
-            // With a certificate that it took, it would be back within its longest pause, a quarter of a second.
+            // With a certificate that it took, it would be back within its longest pause, a quarter
+            // of a second.
             let out = out_of_service(states, fault.from_ms, fault.to_ms);
             assert!(
                 out > (fault.to_ms - fault.from_ms) / 2 && out > 500,

@@ -1,5 +1,6 @@
-//! The database below a drill's subject: numbered rows with a version that only grows, in a SQLite file of its own. SQLite has
-//! no wire that could be cut, so an outage of it is made here, in front of every question and every change.
+//! The database below a drill's subject: numbered rows with a version that only grows, in a SQLite
+//! file of its own. SQLite has no wire that could be cut, so an outage of it is made here, in front
+//! of every question and every change.
 
 use std::path::Path;
 use std::time::Duration;
@@ -23,7 +24,8 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// An empty table, its file in a folder of its own within `place`. Must be called within a tokio runtime.
+    /// An empty table, its file in a folder of its own within `place`. Must be called within a
+    /// tokio runtime.
     pub(super) fn new(place: Option<&Path>) -> Result<Self, SetUpError> {
         let folder = tempfile::Builder::new()
             .prefix("table-")
@@ -91,7 +93,7 @@ impl Table {
     }
 }
 
-/// What a drill's database answers when it does not.
+/// The error of a drill's database that does not answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TableError {
     #[error("the drill has taken the database away")]

@@ -1,5 +1,6 @@
-//! What a caller sends is text of any kind; what a statement binds has a type and a limit. Between the two stands a
-//! description from the configuration, so that a wrong value is refused here, by name, and never reaches the database.
+//! What a caller sends is text of any kind; what a statement binds has a type and a limit. Between
+//! the two stands a description from the configuration, so that a wrong value is refused here, by
+//! name, and never reaches the database.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -8,7 +9,7 @@ use serde::Serialize;
 use serde_json::Value as Json;
 use steadfast_cache::ParamType;
 
-/// What a parameter may be.
+/// A parameter: its type, its limits and its default.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ParamConfig {
@@ -20,7 +21,7 @@ pub struct ParamConfig {
     pub default: Option<Value>,
     /// Whether it may be left out without a default; it is NULL then.
     pub optional: bool,
-    /// For the API's documentation.
+    /// The description, in the API's documentation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
 }
@@ -37,13 +38,14 @@ pub enum ParamKind {
         /// Most characters.
         max_length: usize,
     },
-    /// Text to look for with `LIKE … ESCAPE '!'`: what is special in a pattern is escaped, so that it means itself.
+    /// Text to look for with `LIKE … ESCAPE '!'`: what is special in a pattern is escaped, so that
+    /// it means itself.
     Pattern {
         /// Fewest characters.
         min_length: usize,
         /// Most characters.
         max_length: usize,
-        /// Where the text may stand.
+        /// The part of what is searched that must match.
         #[serde(rename = "match")]
         matching: Match,
     },
@@ -58,7 +60,7 @@ pub enum ParamKind {
     Boolean,
 }
 
-/// Where a pattern's text may stand in what is searched.
+/// The part of what is searched that a pattern must match.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
@@ -89,7 +91,7 @@ pub enum Value {
 /// The values of one call, by name.
 pub(crate) type Values = BTreeMap<String, Value>;
 
-/// Why a call's parameters were refused.
+/// The reason why a call's parameters were refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct BadParameter {
     pub(crate) name: String,
@@ -210,7 +212,7 @@ impl ParamKind {
         }
     }
 
-    /// What is bound for `value`: of a pattern the escaped text with its wild cards.
+    /// Returns what is bound for `value`: for a pattern the escaped text with its wild cards.
     pub(crate) fn bound(&self, value: &Value) -> Value {
         match (self, value) {
             (Self::Pattern { matching, .. }, Value::Text(text)) => {
@@ -225,7 +227,7 @@ impl ParamKind {
         }
     }
 
-    /// What the database is told that its values are.
+    /// Returns the type that the database is told.
     pub(crate) fn param_type(&self) -> ParamType {
         match self {
             Self::String { .. } | Self::Pattern { .. } => ParamType::Text,
@@ -243,7 +245,8 @@ impl ParamKind {
     }
 }
 
-/// `7` and `7.0` are the same number in JSON; a fraction is none of ours, nor is one too large to be exact.
+/// `7` and `7.0` are the same number in JSON; a fraction is none of ours, nor is one too large to
+/// be exact.
 fn whole(number: &serde_json::Number) -> Option<i64> {
     const EXACT: f64 = (1_u64 << 53) as f64;
     number.as_i64().or_else(|| {
@@ -252,8 +255,8 @@ fn whole(number: &serde_json::Number) -> Option<i64> {
     })
 }
 
-/// Takes the special meaning from `%`, `_` and the escape sign itself, for `ESCAPE '!'`. An exclamation mark, because
-/// the backslash is already special in the texts of some databases.
+/// Takes the special meaning from `%`, `_` and the escape sign itself, for `ESCAPE '!'`. An
+/// exclamation mark, because the backslash is already special in the texts of some databases.
 fn escape_like(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len() + 4);
     for c in text.chars() {

@@ -1,6 +1,7 @@
-//! Each database has its own sign for a parameter (`?`, `$1`), and one configuration shall do for all. So statements
-//! name their parameters (`:name`), and are translated here, once, at the start, by a reader that knows what is text,
-//! a comment or a cast in each dialect. Values never enter the statement: they are bound.
+//! Each database has its own sign for a parameter (`?`, `$1`), and one configuration shall do for
+//! all. So statements name their parameters (`:name`), and are translated here, once, at the start,
+//! by a reader that knows what is text, a comment or a cast in each dialect. Values never enter the
+//! statement: they are bound.
 
 use std::fmt;
 
@@ -17,13 +18,14 @@ pub(crate) struct Sql {
     pub(crate) verb: String,
     /// Whether `ESCAPE '!'` stands in it, which LIKE patterns need.
     pub(crate) escapes: bool,
-    /// The first of the words outside of texts, names in quotes and comments that change data, in capitals.
+    /// The first of the words outside of texts, names in quotes and comments that change data, in
+    /// capitals.
     pub(crate) writes: Option<String>,
     /// Whether RETURNING is among those words.
     returning: bool,
 }
 
-/// Why a statement cannot be used.
+/// The reason why a statement cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum SqlMistake {
     Empty,
@@ -48,7 +50,7 @@ impl fmt::Display for SqlMistake {
 impl Sql {
     /// Reads `source`, written with `:name`, for `dialect`.
     pub(crate) fn parse(source: &str, dialect: Dialect) -> Result<Self, SqlMistake> {
-        let mut reader = Reader {
+        let mut reader = SqlReader {
             source,
             at: 0,
             dialect,
@@ -86,23 +88,26 @@ impl Sql {
         self.reads() || self.returning
     }
 
-    /// Whether it only reads, as far as its words tell: a `WITH` may end in a DELETE, and a SELECT go INTO a table.
+    /// Whether it only reads, as far as its words tell: a `WITH` may end in a DELETE, and a SELECT
+    /// go INTO a table.
     pub(crate) fn reads(&self) -> bool {
         let verb = matches!(self.verb.as_str(), "SELECT" | "WITH" | "VALUES" | "TABLE");
         verb && self.writes.is_none()
     }
 }
 
-/// Words of statements that change data; a MERGE says INTO. Not each dialect reserves each of them, so that a name may be one: it is
-/// taken for a change until it stands in quotes or behind a dot.
+/// Words of statements that change data; a MERGE says INTO. Not each dialect reserves each of them,
+/// so that a name may be one: it is taken for a change until it stands in quotes or behind a dot.
 const CHANGES: [&str; 4] = ["INSERT", "UPDATE", "DELETE", "INTO"];
 
-/// The words that may be keywords: none behind a dot, where each is a name, and no `INSERT(…)`, which is a function of MySQL.
+/// The words that may be keywords: none behind a dot, where each is a name, and no `INSERT(…)`,
+/// which is a function of MySQL.
 fn keywords(bare: &str) -> impl Iterator<Item = &str> + Clone {
     let mut end = 0;
     let words = bare.split(|c: char| !is_word(c)).map(move |word| {
         let start = end;
-        // Words are parted by one character, which is ASCII: whatever is not counts as part of a word.
+        // Words are parted by one character, which is ASCII: whatever is not counts as part of a
+        // word.
         end += word.len() + 1;
         (bare[..start].trim_end(), word, &bare[start + word.len()..])
     });
@@ -120,7 +125,7 @@ fn keywords(bare: &str) -> impl Iterator<Item = &str> + Clone {
 }
 
 /// Copies the statement, leaving comments out and putting the dialect's signs in.
-struct Reader<'a> {
+struct SqlReader<'a> {
     source: &'a str,
     at: usize,
     dialect: Dialect,
@@ -130,7 +135,7 @@ struct Reader<'a> {
     places: Vec<String>,
 }
 
-impl Reader<'_> {
+impl SqlReader<'_> {
     fn run(&mut self) -> Result<(), SqlMistake> {
         let mut ended = false;
         while let Some(next) = self.rest().chars().next() {
@@ -217,7 +222,8 @@ impl Reader<'_> {
         Ok(true)
     }
 
-    /// Whether a backslash in the text that begins at `start` takes the next character's meaning away.
+    /// Whether a backslash in the text that begins at `start` takes the next character's meaning
+    /// away.
     fn backslashes(&self, start: usize) -> bool {
         match self.dialect {
             Dialect::Mysql => true,

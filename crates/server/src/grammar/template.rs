@@ -1,6 +1,7 @@
-//! A key that could be read in two ways would serve one caller's rows to another. So what a caller sent is escaped
-//! before it enters a key, a key must name every parameter its answer depends on, something that no value can hold must
-//! stand between two of them, and no two queries may have a key in common.
+//! A key that could be read in two ways would serve one caller's rows to another. So what a caller
+//! sent is escaped before it enters a key, a key must name every parameter its answer depends on,
+//! something that no value can hold must stand between two of them, and no two queries may have a
+//! key in common.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fmt;
@@ -22,10 +23,10 @@ enum Part {
     Param(String),
 }
 
-/// What stands before the name of a column that a statement returns: `users:{returned.id}`.
+/// The prefix of a column that a statement returns: `users:{returned.id}`.
 pub(crate) const RETURNED: &str = "returned.";
 
-/// Why a template cannot be used.
+/// The reason why a template cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum TemplateMistake {
     Unclosed,
@@ -76,8 +77,8 @@ impl Template {
         })
     }
 
-    /// Two parameters between which nothing stands that a value could not hold: where one ends and the other begins cannot be
-    /// told from the key.
+    /// Two parameters between which nothing stands that a value could not hold: where one ends and
+    /// the other begins cannot be told from the key.
     pub(crate) fn unseparated(&self) -> Option<(&str, &str)> {
         let mut open: Option<&str> = None;
         for part in &self.parts {
@@ -142,7 +143,8 @@ impl Template {
         symbols
     }
 
-    /// Whether it names what a statement returns, and so can be filled in only for each of its rows.
+    /// Whether it names what a statement returns, and so can be filled in only for each of its
+    /// rows.
     pub(crate) fn is_of_rows(&self) -> bool {
         self.params().any(|name| name.starts_with(RETURNED))
     }
@@ -151,7 +153,8 @@ impl Template {
         self.fill(|name, out| fill_in(values.get(name), out))
     }
 
-    /// As [`render`](Self::render), with the columns of a row that was returned, whose values are written as those of a parameter would be.
+    /// As [`render`](Self::render), with the columns of a row that was returned, whose values are
+    /// written as those of a parameter would be.
     ///
     /// # Errors
     /// Names the column that the row does not have.
@@ -197,7 +200,7 @@ enum Symbol {
     Any(fn(char) -> bool),
 }
 
-/// What [`escape`] may write, and `~` for NULL.
+/// Whether [`escape`] may write it; `~` stands for NULL.
 fn may_be_a_value(c: char) -> bool {
     c.is_ascii_alphanumeric() || ".-_@+%~".contains(c)
 }

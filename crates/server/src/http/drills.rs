@@ -14,15 +14,16 @@ use serde::Deserialize;
 use steadfast_drill::report::{html, json, junit};
 
 use super::events::{stream_of, stream_permit};
-use super::extract::{Asked, Named};
+use super::extract::{PathParam, QueryParams};
 use super::queries::json_body;
 use crate::config::Config;
-use crate::drills::{Drill, DrillRequest, DrillSummary, Drills};
+use crate::drills::{DrillRequest, DrillRun, DrillSummary, Drills};
 use crate::life::Life;
 use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 
-/// The report is a page of its own, with script and style inside; it runs without an origin, so it reaches nothing of ours.
+/// The report is a page of its own, with script and style inside; it runs without an origin, so it
+/// reaches nothing of ours.
 const REPORT_POLICY: &str = "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
                              img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'self'";
 
@@ -73,7 +74,7 @@ pub(crate) async fn start(
 /// `GET /v1/drills/{id}`
 pub(crate) async fn one(
     State(drills): State<Arc<Drills>>,
-    Named(id): Named,
+    PathParam(id): PathParam,
 ) -> Result<Json<DrillSummary>, Problem> {
     Ok(Json(find(&drills, &id)?.summary()))
 }
@@ -81,7 +82,7 @@ pub(crate) async fn one(
 /// `DELETE /v1/drills/{id}`: stops it; answers once everything is healed and gone.
 pub(crate) async fn stop(
     State(drills): State<Arc<Drills>>,
-    Named(id): Named,
+    PathParam(id): PathParam,
 ) -> Result<Json<DrillSummary>, Problem> {
     let drill = find(&drills, &id)?;
     drill.stop();
@@ -89,11 +90,12 @@ pub(crate) async fn stop(
     Ok(Json(drill.summary()))
 }
 
-/// `GET /v1/drills/{id}/events`: progress four times a second, from the beginning or from `Last-Event-ID`, to the end of the drill.
+/// `GET /v1/drills/{id}/events`: progress four times a second, from the beginning or from
+/// `Last-Event-ID`, to the end of the drill.
 pub(crate) async fn events(
     State(drills): State<Arc<Drills>>,
     State(life): State<Arc<Life>>,
-    Named(id): Named,
+    PathParam(id): PathParam,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let drill = find(&drills, &id)?;
@@ -137,8 +139,8 @@ pub(crate) struct Form {
 /// `GET /v1/drills/{id}/report?format=json|html|junit`
 pub(crate) async fn report(
     State(drills): State<Arc<Drills>>,
-    Named(id): Named,
-    Asked(form): Asked<Form>,
+    PathParam(id): PathParam,
+    QueryParams(form): QueryParams<Form>,
 ) -> Result<Response, Problem> {
     let report = find(&drills, &id)?.report()?;
     let (kind, text) = match form.format.as_deref().unwrap_or("json") {
@@ -169,7 +171,7 @@ pub(crate) async fn report(
     Ok(response)
 }
 
-fn find(drills: &Drills, id: &str) -> Result<Arc<Drill>, Problem> {
+fn find(drills: &Drills, id: &str) -> Result<Arc<DrillRun>, Problem> {
     let unknown = || Problem::new(ProblemKind::UnknownQuery, "there is no such drill");
     drills.find(id.parse().map_err(|_| unknown())?)
 }

@@ -1,5 +1,5 @@
-//! Live state as server-sent events. A subscriber costs a position in the feed and what its own socket holds; one that
-//! reads nothing is simply not asked for more.
+//! Live state as server-sent events. A subscriber costs a position in the feed and what its own
+//! socket holds; one that reads nothing is simply not asked for more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,12 +13,13 @@ use futures_util::stream;
 use serde::Deserialize;
 use tokio::sync::OwnedSemaphorePermit;
 
-use super::extract::Asked;
+use super::extract::QueryParams;
 use crate::life::Life;
 use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 
-/// A comment is sent after so much silence, so that proxies keep the stream and a dead reader is found.
+/// A comment is sent after so much silence, so that proxies keep the stream and a dead reader is
+/// found.
 const QUIET: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Default, Deserialize)]
@@ -31,7 +32,7 @@ pub(crate) struct Resume {
 pub(crate) async fn events(
     State(observations): State<Arc<Observations>>,
     State(life): State<Arc<Life>>,
-    Asked(resume): Asked<Resume>,
+    QueryParams(resume): QueryParams<Resume>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
     let permit = stream_permit(&life)?;

@@ -1,5 +1,5 @@
-//! What the framework says of a path or a query string that it cannot read is plain text; here every refusal is a problem
-//! that a program can read.
+//! What the framework says of a path or a query string that it cannot read is plain text; here
+//! every refusal is a problem that a program can read.
 
 use axum::extract::{FromRequestParts, Query, RawPathParams};
 use axum::http::request::Parts;
@@ -7,10 +7,11 @@ use serde::de::DeserializeOwned;
 
 use crate::problem::{Problem, ProblemKind};
 
-/// The one part of the path that a route leaves open. A program that has nested the router may leave parts of its own open: they come before.
-pub(crate) struct Named(pub(super) String);
+/// The one part of the path that a route leaves open. A program that has nested the router may
+/// leave parts of its own open: they come before.
+pub(crate) struct PathParam(pub(super) String);
 
-impl<S: Send + Sync> FromRequestParts<S> for Named {
+impl<S: Send + Sync> FromRequestParts<S> for PathParam {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
@@ -23,9 +24,9 @@ impl<S: Send + Sync> FromRequestParts<S> for Named {
 }
 
 /// The parameters of the query string.
-pub(crate) struct Asked<T>(pub(super) T);
+pub(crate) struct QueryParams<T>(pub(super) T);
 
-impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for Asked<T> {
+impl<T: DeserializeOwned, S: Send + Sync> FromRequestParts<S> for QueryParams<T> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {

@@ -2,7 +2,7 @@
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 
-/// Says to browsers what they may not do with an answer.
+/// Adds the headers that tell browsers what they may not do with an answer.
 pub(crate) fn harden(headers: &mut HeaderMap) {
     let fixed = [
         (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
 
 use super::hosts::names_an_address;
-use super::middleware::Admission;
+use super::middleware::Middleware;
 use crate::auth::Caller;
 use crate::checks::Checks;
 use crate::peer::Peer;
@@ -32,11 +32,11 @@ pub(crate) async fn ready(State(checks): State<Arc<Checks>>) -> Response {
 
 /// `GET /health`: every check. The status of the answer is that of `/health/ready`.
 ///
-/// Where callers are asked who they are, those who do not say it from elsewhere learn how each check is, and not why or where. What
-/// a proxy on this machine hands on comes from elsewhere.
+/// Where callers are asked who they are, those who do not say it from elsewhere learn how each
+/// check is, and not why or where. What a proxy on this machine hands on comes from elsewhere.
 pub(crate) async fn health(
     State(checks): State<Arc<Checks>>,
-    State(admission): State<Arc<Admission>>,
+    State(admission): State<Arc<Middleware>>,
     peer: Option<Extension<Peer>>,
     caller: Option<Extension<Caller>>,
     headers: HeaderMap,
@@ -54,7 +54,7 @@ pub(crate) async fn health(
     (status(health.is_ready()), Json(health)).into_response()
 }
 
-/// What proxies add.
+/// Headers that proxies add.
 const HANDED_ON: &[&str] = &[
     "forwarded",
     "via",

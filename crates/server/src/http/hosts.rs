@@ -1,5 +1,5 @@
-//! Whether a request was meant for this service. A page of another origin, or a name that points here
-//! by trickery, is refused, also on loopback.
+//! Whether a request was meant for this service. A page of another origin, or a name that points
+//! here by trickery, is refused, also on loopback.
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, HeaderName, Method, Version, header};
@@ -7,7 +7,7 @@ use axum::http::{HeaderMap, HeaderName, Method, Version, header};
 use crate::config::ServerConfig;
 use crate::problem::{Problem, ProblemKind};
 
-/// Which values of Host are this service.
+/// The values of Host that mean this service.
 #[derive(Debug, Clone)]
 pub(crate) struct HostRule {
     named: Vec<String>,
@@ -74,8 +74,8 @@ impl HostRule {
         Ok(())
     }
 
-    /// On loopback: its names and addresses, and those configured. Elsewhere those configured, or any if there are none,
-    /// since callers there bring a token that no foreign page has.
+    /// On loopback: its names and addresses, and those configured. Elsewhere those configured, or
+    /// any if there are none, since callers there bring a token that no foreign page has.
     fn allows(&self, host: &str) -> bool {
         let name = without_port(host);
         if self
@@ -92,8 +92,9 @@ impl HostRule {
     }
 }
 
-/// How a probe calls an instance: by an address, or as this machine. A foreign page cannot make a browser say either of a
-/// name that it controls, so that health and metrics may be asked for so whatever `server.hosts` names.
+/// Whether a host is named as probes name it: by an address, or as this machine. A foreign page
+/// cannot make a browser say either of a name that it controls, so that health and metrics may be
+/// asked for so whatever `server.hosts` names.
 pub(crate) fn names_an_address(host: &str) -> bool {
     let name = without_port(host);
     is_localhost(name) || literal(name).is_some()

@@ -1,5 +1,5 @@
-//! Times of requests, by route, method and status. A name and three labels take longer to find in the recorder than a hit in
-//! memory takes to answer, so each is looked up there once and kept.
+//! Times of requests, by route, method and status. A name and three labels take longer to find in
+//! the recorder than a hit in memory takes to answer, so each is looked up there once and kept.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -12,7 +12,8 @@ use metrics::{Histogram, histogram};
 /// The histograms of one route. Few methods and statuses occur on each.
 type OfRoute = Vec<(&'static str, StatusCode, Histogram)>;
 
-/// Histograms of every route that has been asked for. Routes, methods and statuses are bounded, so this is.
+/// Histograms of every route that has been asked for. Routes, methods and statuses are bounded, so
+/// this is.
 #[derive(Default)]
 pub(crate) struct RequestMeters {
     known: ArcSwap<HashMap<Box<str>, OfRoute>>,

@@ -1,6 +1,7 @@
-//! What must hold for every request, before any handler sees it: that it was meant for this service (a page of another
-//! origin, or a name that points here by trickery, is refused, also on loopback), that there is room for it, and that
-//! it ends in time. And for every answer: that no browser guesses at it, frames it or keeps it.
+//! What must hold for every request, before any handler sees it: that it was meant for this service
+//! (a page of another origin, or a name that points here by trickery, is refused, also on
+//! loopback), that there is room for it, and that it ends in time. And for every answer: that no
+//! browser guesses at it, frames it or keeps it.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -33,9 +34,9 @@ use crate::telemetry;
 /// The limit that applies to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Limit {
-    /// None: it is answered from known state, and must be when all else is full.
+    /// No limit: it is answered from known state, and must be when all else is full.
     Probe,
-    /// Of its own: it lasts as long as its reader stays.
+    /// `limits.subscribers`: it lasts as long as its reader stays.
     Stream,
     /// `limits.concurrency`.
     Concurrency,
@@ -58,13 +59,13 @@ pub(crate) fn is_stream(path: &str) -> bool {
     path == "/v1/events" || (path.starts_with("/v1/drills/") && path.ends_with("/events"))
 }
 
-/// What decides whether a request is let in, and what counts it.
-pub(crate) struct Admission {
+/// The rules by which a request is let in, and the meters that count it.
+pub(crate) struct Middleware {
     host_rule: HostRule,
     proxies: Proxies,
     pub(crate) auth: Option<Arc<Auth>>,
     limiter: Limiter,
-    /// Where the fleet counts requests.
+    /// The Redis in which the fleet counts requests.
     redis: Client,
     permits: Arc<Semaphore>,
     request_timeout: Duration,
@@ -75,7 +76,7 @@ pub(crate) struct Admission {
     tells_https: bool,
 }
 
-impl Admission {
+impl Middleware {
     pub(crate) fn new(
         config: &Config,
         redis: Client,
@@ -100,7 +101,7 @@ impl Admission {
 
 /// The middleware around every route.
 pub(crate) async fn around_every_route(
-    State(admission): State<Arc<Admission>>,
+    State(admission): State<Arc<Middleware>>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -142,7 +143,7 @@ pub(crate) async fn around_every_route(
     response
 }
 
-impl Admission {
+impl Middleware {
     /// As [`limited`](Self::limited), within a span that continues the caller's trace.
     async fn traced(&self, route: Option<&Route>, request: Request, next: Next) -> Response {
         let route = route.map_or("unmatched", Route::as_str);
@@ -162,8 +163,8 @@ impl Admission {
         response
     }
 
-    /// A permit and a limit in time for everything that follows. A caller that is not known yet has no
-    /// more of either than others.
+    /// A permit and a limit in time for everything that follows. A caller that is not known yet has
+    /// no more of either than others.
     async fn limited(&self, request: Request, next: Next) -> Response {
         let spare = request.extensions().get::<Spare>().is_some();
         let _permit = match Limit::of(&request) {
@@ -186,7 +187,8 @@ impl Admission {
         }
     }
 
-    /// Who asks and whether they may, then the rest. A refusal counts against the address that it goes to, and nobody else.
+    /// Finds out who asks and whether they may, and then goes on. A refusal counts against the
+    /// address that it goes to, and nobody else.
     async fn known(&self, mut request: Request, next: Next) -> Response {
         let Some(auth) = &self.auth else {
             return self.counted(request, next).await;
@@ -207,7 +209,7 @@ impl Admission {
         }
     }
 
-    /// Within the caller's rate, or refused; either way the caller learns what is left.
+    /// Counts the request against the caller's rate; either way the caller learns what is left.
     async fn counted(&self, request: Request, next: Next) -> Response {
         let asked = self.limiter.look_at(&request);
         match self.limiter.admit(&self.redis, asked).await {
@@ -221,21 +223,22 @@ impl Admission {
     }
 }
 
-/// A request that is to be counted, whatever becomes of it: its caller may go away before it is answered, and an outage in which
-/// all callers lose patience must not look like an hour in which nobody called.
+/// A request that is to be counted, whatever becomes of it: its caller may go away before it is
+/// answered, and an outage in which all callers lose patience must not look like an hour in which
+/// nobody called.
 struct TimedRequest {
-    admission: Arc<Admission>,
+    admission: Arc<Middleware>,
     method: &'static str,
     route: Option<Route>,
     began: Instant,
     answered: bool,
 }
 
-/// What others call it when a caller closed its connection before it had its answer.
+/// The status for a caller that closed its connection before it had its answer, as nginx has it.
 const GIVEN_UP: u16 = 499;
 
 impl TimedRequest {
-    fn begin(admission: &Arc<Admission>, method: &'static str, route: Option<Route>) -> Self {
+    fn begin(admission: &Arc<Middleware>, method: &'static str, route: Option<Route>) -> Self {
         Self {
             admission: Arc::clone(admission),
             method,
@@ -319,7 +322,8 @@ fn method_label(method: &Method) -> &'static str {
     }
 }
 
-/// What load balancers and Prometheus ask each instance for; HAProxy, where it is told nothing, whether `/` has any options.
+/// Whether a request is one that load balancers and Prometheus send to each instance. HAProxy,
+/// unless told otherwise, asks for the options of `/`.
 fn is_probe(request: &Request) -> bool {
     let path = request.uri().path();
     (path == "/" && request.method() == Method::OPTIONS)

@@ -1,5 +1,5 @@
-//! The interface depends on the configuration, so its description is made from it, on request: after a reload it tells
-//! what is in force, and it can never describe what is not served.
+//! The interface depends on the configuration, so its description is made from it, on request:
+//! after a reload it tells what is in force, and it can never describe what is not served.
 
 use std::sync::Arc;
 
@@ -7,17 +7,21 @@ use axum::Json;
 use axum::extract::State;
 use serde_json::{Map, Value, json};
 
-use super::middleware::Admission;
+use super::middleware::Middleware;
 use crate::VERSION;
+use crate::active_config::ActiveConfig;
 use crate::config::{ParamConfig, ParamKind};
-use crate::in_force::InForce;
 use crate::query::Programs;
 use crate::role::RULES;
 
+mod schemas;
+
+use schemas::schemas;
+
 /// `GET /openapi.json`
 pub(crate) async fn openapi(
-    State(in_force): State<Arc<InForce>>,
-    State(admission): State<Arc<Admission>>,
+    State(in_force): State<Arc<ActiveConfig>>,
+    State(admission): State<Arc<Middleware>>,
 ) -> Json<Value> {
     let mut described = describe(&in_force.programs(), in_force.started().metrics.enabled);
     if admission.auth.is_some() {
@@ -84,7 +88,7 @@ fn describe(programs: &Programs, metrics: bool) -> Value {
     })
 }
 
-/// Says of each operation which role it takes, as the table of roles has it.
+/// Adds to each operation the role that it takes, by the table of roles.
 fn require_roles(described: &mut Value) {
     described["components"]["securitySchemes"]["bearer"] = json!({
         "type": "http", "scheme": "bearer", "bearerFormat": "JWT",
@@ -116,78 +120,84 @@ fn routed(path: &str) -> &str {
     }
 }
 
+/// The addresses that do not depend on the configuration.
 fn fixed_paths() -> Map<String, Value> {
-    let any = json!({"type": "object"});
     let mut paths = Map::new();
-    let mut add = |path: &str, item: Value| paths.insert(path.to_owned(), item);
-    add(
-        "/health/live",
-        get(
-            "Whether the process runs",
-            "text/plain",
-            json!({"type": "string"}),
-        ),
-    );
-    for (path, summary, schema) in [
-        (
-            "/health/ready",
-            "Whether callers should be sent here",
-            any.clone(),
-        ),
-        ("/health", "Every check", reference("Health")),
-    ] {
+    for (path, item) in health_paths().into_iter().chain(state_paths()) {
+        paths.insert(path.to_owned(), item);
+    }
+    paths.insert("/v1/drills".to_owned(), drills_path());
+    if cfg!(feature = "drill") {
+        for (path, item) in one_drill() {
+            paths.insert(path.to_owned(), item);
+        }
+    }
+    paths
+}
+
+fn health_paths() -> [(&'static str, Value); 3] {
+    let answered = |summary: &str, schema: Value| {
         let content = json!({ "application/json": { "schema": schema } });
         let mut item = get(summary, "application/json", schema);
         item["get"]["responses"]["503"] = json!({
             "description": "Starting, draining, unable to serve, or overloaded",
             "content": content,
         });
-        add(path, item);
-    }
-    add(
-        "/v1/status",
-        get(
-            "Everything known of the service",
-            "application/json",
-            reference("Status"),
+        item
+    };
+    let any = json!({"type": "object"});
+    let text = json!({"type": "string"});
+    [
+        (
+            "/health/live",
+            get("Whether the process runs", "text/plain", text),
         ),
-    );
-    add(
-        "/v1/settings",
-        get(
-            "The configuration in force, without secrets",
-            "application/json",
-            any.clone(),
+        (
+            "/health/ready",
+            answered("Whether callers should be sent here", any),
         ),
-    );
-    add(
-        "/openapi.json",
-        get("This description", "application/json", any.clone()),
-    );
-    add(
-        "/v1/minutes",
-        get(
-            "Figures of the last day, a row for each minute, oldest first",
-            "application/json",
-            any.clone(),
-        ),
-    );
-    let mut history = get(
+        ("/health", answered("Every check", reference("Health"))),
+    ]
+}
+
+fn state_paths() -> [(&'static str, Value); 6] {
+    let any = json!({"type": "object"});
+    let json = |summary: &str, schema: Value| get(summary, "application/json", schema);
+    let mut history = json(
         "What happened, and which outages there were, oldest first",
-        "application/json",
         reference("History"),
     );
     history["get"]["parameters"] = json!([{
         "name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": super::status::DEEPEST},
     }]);
-    add("/v1/history", history);
-    let drill = reference("Drill");
+    let events = get(
+        "Everything that happens, as it happens, and figures every second; goes on after Last-Event-ID",
+        "text/event-stream",
+        json!({"type": "string"}),
+    );
+    let settings = "The configuration in force, without secrets";
+    let minutes = "Figures of the last day, a row for each minute, oldest first";
+    [
+        (
+            "/v1/status",
+            json("Everything known of the service", reference("Status")),
+        ),
+        ("/v1/settings", json(settings, any.clone())),
+        ("/openapi.json", json("This description", any.clone())),
+        ("/v1/minutes", json(minutes, any)),
+        ("/v1/history", history),
+        ("/v1/events", events),
+    ]
+}
+
+fn drills_path() -> Value {
     let mut drills = get(
         "Scenarios, and drills that run or ran",
         "application/json",
-        any,
+        json!({"type": "object"}),
     );
     if cfg!(feature = "drill") {
+        let drill = reference("Drill");
         drills["post"] = json!({
             "operationId": "start_drill",
             "summary": "Starts a drill",
@@ -203,18 +213,8 @@ fn fixed_paths() -> Map<String, Value> {
         for status in ["400", "403", "404", "409", "413", "415", "503"] {
             drills["post"]["responses"][status] = problem();
         }
-        for (path, item) in one_drill() {
-            add(path, item);
-        }
     }
-    add("/v1/drills", drills);
-    let events = get(
-        "Everything that happens, as it happens, and figures every second; goes on after Last-Event-ID",
-        "text/event-stream",
-        json!({"type": "string"}),
-    );
-    add("/v1/events", events);
-    paths
+    drills
 }
 
 /// The addresses below one drill.
@@ -358,192 +358,4 @@ fn param_schema(param: &ParamConfig, nullable: bool) -> Value {
         schema["default"] = json!(default);
     }
     schema
-}
-
-fn schemas() -> Value {
-    let rows = json!({ "type": "array", "items": { "type": "object" } });
-    json!({
-        "Answer": {
-            "type": "object",
-            "required": ["query", "rows", "truncated", "source", "stale", "age_ms"],
-            "properties": {
-                "query": {"type": "string"},
-                "rows": rows,
-                "truncated": {"type": "boolean", "description": "Whether rows beyond `max_rows` were left out"},
-                "source": {"type": "string", "enum": ["memory", "redis", "database"]},
-                "stale": {"type": "boolean"},
-                "age_ms": {"type": "integer", "minimum": 0},
-            },
-        },
-        "Written": {
-            "type": "object",
-            "required": ["statement", "affected"],
-            "properties": {
-                "statement": {"type": "string"},
-                "affected": {"type": "integer", "minimum": 0},
-                "last_id": {"type": "integer"},
-                "rows": rows,
-            },
-        },
-        "Problem": {
-            "type": "object",
-            "required": ["type", "title", "status", "detail"],
-            "properties": {
-                "type": {"type": "string"},
-                "title": {"type": "string"},
-                "status": {"type": "integer"},
-                "detail": {"type": "string"},
-                "parameter": {"type": "string"},
-                "retry_after_ms": {"type": "integer", "minimum": 0},
-            },
-        },
-        "Status": status_schema(),
-        "History": {
-            "type": "object",
-            "required": ["events", "outages"],
-            "properties": {
-                "events": { "type": "array", "items": {
-                    "type": "object",
-                    "required": ["at_ms", "event"],
-                    "properties": { "at_ms": {"type": "integer"}, "event": {"type": "string"} },
-                } },
-                "outages": { "type": "array", "items": reference("Outage") },
-            },
-        },
-        "Outage": outage_schema(),
-        "Figures": figures_schema(),
-        "Health": {
-            "type": "object",
-            "required": ["status", "phase", "version", "uptime_s", "checks"],
-            "properties": {
-                "status": {"type": "string", "enum": ["healthy", "degraded", "unhealthy"]},
-                "phase": {"type": "string", "enum": ["starting", "serving", "draining"]},
-                "version": {"type": "string"},
-                "uptime_s": {"type": "integer", "minimum": 0},
-                "checks": {
-                    "type": "object",
-                    "additionalProperties": {
-                        "type": "object",
-                        "required": ["status", "latency_ms", "message"],
-                        "properties": {
-                            "status": {"type": "string", "enum": ["healthy", "degraded", "unhealthy"]},
-                            "latency_ms": {"type": ["number", "null"]},
-                            "message": {"type": "string"},
-                        },
-                    },
-                },
-            },
-        },
-        "Order": {
-            "type": "object",
-            "properties": {
-                "scenario": {"type": "string"},
-                "toml": {"type": "string"},
-                "control": {"type": "boolean", "default": false},
-                "hand_built": {"type": "boolean", "default": false},
-                "seed": {"type": "integer", "minimum": 0},
-                "calls": {"type": "integer", "minimum": 1, "maximum": 200_000},
-            },
-            "oneOf": [{"required": ["scenario"]}, {"required": ["toml"]}],
-            "additionalProperties": false,
-        },
-        "Drill": {
-            "type": "object",
-            "required": ["id", "scenario", "about", "control", "hand_built", "started_ms", "state"],
-            "properties": {
-                "id": {"type": "integer"},
-                "scenario": {"type": "string"},
-                "about": {"type": "string"},
-                "control": {"type": "boolean"},
-                "hand_built": {"type": "boolean"},
-                "started_ms": {"type": "integer"},
-                "state": {"type": "string", "enum": ["running", "passed", "failed", "void", "stopped", "broken"]},
-                "error": {"type": "string"},
-            },
-        },
-    })
-}
-
-fn status_schema() -> Value {
-    let object = json!({"type": "object"});
-    let figures =
-        |what: &str| json!({ "type": "array", "description": what, "items": reference("Figures") });
-    json!({
-        "type": "object",
-        "required": ["service", "health", "reads", "rates", "queries", "statements", "outages", "redis", "cache", "system"],
-        "properties": {
-            "service": object,
-            "health": reference("Health"),
-            "reads": {"type": "object", "description": "Counts since the start", "additionalProperties": {"type": "integer"}},
-            "rates": object,
-            "queries": figures("memory, redis, database and failed are the ends of calls; stale and slow are some of these"),
-            "statements": figures("done, replayed and failed are the ends of calls; slow are some of these"),
-            "outages": { "type": "array", "items": reference("Outage") },
-            "redis": {
-                "type": "object",
-                "properties": { "flapping": {
-                    "type": ["object", "null"],
-                    "description": "Of a connection that is lost and replaced again and again",
-                    "properties": {
-                        "since_ms": {"type": "integer"},
-                        "reconnects": {"type": "integer"},
-                        "last_ms": {"type": "integer"},
-                        "cause": {"type": "string"},
-                    },
-                } },
-            },
-            "cache": object,
-            "system": object,
-        },
-    })
-}
-
-fn outage_schema() -> Value {
-    let count = |what: &str| json!({"type": "integer", "minimum": 0, "description": what});
-    json!({
-        "type": "object",
-        "description": "Something that was away, from its first sign to its end, with what callers felt meanwhile",
-        "required": ["of", "began_ms", "ended_ms", "ended_by", "cause", "flapping", "times", "calls", "failed", "stale", "slow"],
-        "properties": {
-            "of": {"type": "string", "enum": ["redis", "database", "reads"]},
-            "began_ms": {"type": "integer", "description": "Milliseconds since 1970"},
-            "ended_ms": {"type": ["integer", "null"], "description": "null while it lasts"},
-            "ended_by": {"enum": ["reconnected", "recovered", null]},
-            "cause": {"type": "string"},
-            "detection_ms": {"type": ["number", "null"], "description": "For how long Redis had been silent when it was noticed"},
-            "attempts": count("Attempts to connect that failed"),
-            "flapping": {"type": "boolean", "description": "Whether it is many outages of a connection that flaps, told as one"},
-            "times": count("How often the connection was lost"),
-            "refused": count("Calls to Redis that were refused at once"),
-            "unknown": count("Requests to Redis whose outcome is unknown"),
-            "calls": count("Reads that ended while it lasted"),
-            "failed": count("Reads that failed"),
-            "stale": count("Reads answered with something stale"),
-            "slow": count("Reads that took longer than 250 ms"),
-            "writes": count("Statements that were run"),
-            "writes_failed": count("Statements that could not be run"),
-        },
-    })
-}
-
-fn figures_schema() -> Value {
-    let part = json!({
-        "type": "object",
-        "required": ["window_ms", "calls", "failed", "slow", "p50_ms", "p99_ms"],
-        "properties": {
-            "window_ms": {"type": "integer", "description": "How long these were counted for"},
-            "p50_ms": {"type": ["number", "null"]},
-            "p99_ms": {"type": ["number", "null"]},
-        },
-        "additionalProperties": {"type": "integer"},
-    });
-    json!({
-        "type": "object",
-        "required": ["name", "since_start", "last_minute"],
-        "properties": {
-            "name": {"type": "string"},
-            "since_start": part,
-            "last_minute": part,
-        },
-    })
 }

@@ -1,5 +1,5 @@
-//! The page and what it needs, carried inside the program: an operator who has the binary has the page, and it asks
-//! nobody else for anything.
+//! The page and what it needs, carried inside the program: an operator who has the binary has the
+//! page, and it asks nobody else for anything.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -12,7 +12,7 @@ use flate2::write::GzEncoder;
 use parking_lot::Mutex;
 use rust_embed::{EmbeddedFile, RustEmbed};
 
-use super::extract::Named;
+use super::extract::PathParam;
 use crate::problem::{Problem, ProblemKind};
 
 #[derive(RustEmbed)]
@@ -24,7 +24,8 @@ struct Assets;
 #[folder = "assets/reference"]
 struct Reference;
 
-/// The pages for whoever runs the service, as they stand in the repository: at night nobody looks for the right version of them.
+/// The pages for whoever runs the service, as they stand in the repository: at night nobody looks
+/// for the right version of them.
 #[derive(RustEmbed)]
 #[folder = "assets/runbook"]
 struct Runbook;
@@ -39,7 +40,7 @@ pub(crate) async fn index(headers: HeaderMap) -> Response {
 }
 
 /// `GET /assets/…`
-pub(crate) async fn asset(Named(path): Named, headers: HeaderMap) -> Response {
+pub(crate) async fn asset(PathParam(path): PathParam, headers: HeaderMap) -> Response {
     file(&format!("assets/{path}"), &headers)
 }
 
@@ -48,8 +49,9 @@ pub(crate) async fn reference(headers: HeaderMap) -> Response {
     served("index.html", Reference::get("index.html"), &headers)
 }
 
-/// `GET /docs/…`: what that page needs beside the assets of the other, and the runbook, as text and as a page that shows it.
-pub(crate) async fn reference_asset(Named(path): Named, headers: HeaderMap) -> Response {
+/// `GET /docs/…`: what that page needs beside the assets of the other, and the runbook, as text and
+/// as a page that shows it.
+pub(crate) async fn reference_asset(PathParam(path): PathParam, headers: HeaderMap) -> Response {
     if path == "operations" {
         return file("operations.html", &headers);
     }
@@ -105,7 +107,7 @@ fn served(path: &str, file: Option<EmbeddedFile>, asked: &HeaderMap) -> Response
     response
 }
 
-/// What a browser may name a file by: what it holds, and how that was sent.
+/// Returns the `ETag` of a file: of its content, and of how that was sent.
 fn tag(hash: &[u8; 32], packed: bool) -> String {
     let hash: String = hash[..12]
         .iter()

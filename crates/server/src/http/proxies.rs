@@ -1,6 +1,7 @@
-//! Behind a proxy every caller has the proxy's address, unless the proxy is believed when it says whom it asks for. Each hop appends the address that
-//! it was asked by; whatever stands before the first hop that is not ours was written by a stranger. So the list is walked from the right, over our own,
-//! to the first that is not.
+//! Behind a proxy every caller has the proxy's address, unless the proxy is believed when it says
+//! whom it asks for. Each hop appends the address that it was asked by; whatever stands before the
+//! first hop that is not ours was written by a stranger. So the list is walked from the right, over
+//! our own, to the first that is not.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -48,7 +49,8 @@ impl Proxies {
         let lines = headers.get_all(FORWARDED_FOR).iter().rev();
         let hops = lines.flat_map(|line| line.to_str().unwrap_or_default().rsplit(','));
         for hop in hops {
-            // What is no address tells no more: the last hop that was understood is as far as anyone knows.
+            // What is no address tells no more: the last hop that was understood is as far as
+            // anyone knows.
             let Some(address) = address(hop.trim()) else {
                 break;
             };

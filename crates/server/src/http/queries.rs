@@ -10,22 +10,22 @@ use bytes::Bytes;
 use http_body_util::BodyExt;
 use steadfast_cache::Source;
 
-use super::extract::Named;
+use super::extract::PathParam;
+use crate::active_config::ActiveConfig;
 use crate::auth::Caller;
 use crate::clock::millis;
 use crate::config::LimitsConfig;
 use crate::grammar::param;
-use crate::in_force::InForce;
 use crate::problem::{Problem, ProblemKind};
 use crate::query::once::Once;
-use crate::query::read::{Read, Reads};
+use crate::query::read::{ReadAnswer, Reads};
 use crate::query::write::Writes;
 
 /// `GET /v1/queries/{name}?…`
 pub(crate) async fn read(
-    State(in_force): State<Arc<InForce>>,
+    State(in_force): State<Arc<ActiveConfig>>,
     State(reads): State<Arc<Reads>>,
-    Named(name): Named,
+    PathParam(name): PathParam,
     RawQuery(raw): RawQuery,
 ) -> Result<Response, Problem> {
     let read = ask(&in_force, &reads, &name, raw.as_deref().unwrap_or_default()).await?;
@@ -34,11 +34,11 @@ pub(crate) async fn read(
 
 /// Asks the query `name` with parameters as they stand in an address.
 pub(crate) async fn ask(
-    in_force: &InForce,
+    in_force: &ActiveConfig,
     reads: &Reads,
     name: &str,
     parameters: &str,
-) -> Result<Read, Problem> {
+) -> Result<ReadAnswer, Problem> {
     let query = in_force
         .programs()
         .query(name)
@@ -49,11 +49,12 @@ pub(crate) async fn ask(
     query.read(reads, values).await
 }
 
-/// `POST /v1/statements/{name}` with a JSON object of parameters; with an `Idempotency-Key` it may be sent twice.
+/// `POST /v1/statements/{name}` with a JSON object of parameters; with an `Idempotency-Key` it may
+/// be sent twice.
 pub(crate) async fn write(
-    State(in_force): State<Arc<InForce>>,
+    State(in_force): State<Arc<ActiveConfig>>,
     State(writes): State<Arc<Writes>>,
-    Named(name): Named,
+    PathParam(name): PathParam,
     request: Request,
 ) -> Result<Response, Problem> {
     let statement = in_force
@@ -82,8 +83,9 @@ pub(crate) async fn write(
     Ok(response)
 }
 
-/// `{"query","rows","truncated","source","stale","age_ms"}`, put together from rows that are JSON already.
-pub(crate) fn body(name: &str, read: &Read) -> Vec<u8> {
+/// `{"query","rows","truncated","source","stale","age_ms"}`, put together from rows that are JSON
+/// already.
+pub(crate) fn body(name: &str, read: &ReadAnswer) -> Vec<u8> {
     let source = read.source.as_str();
     let age_ms = millis(read.age);
     let mut body = Vec::with_capacity(read.rows.len() + name.len() + 96);
@@ -99,7 +101,7 @@ pub(crate) fn body(name: &str, read: &Read) -> Vec<u8> {
     body
 }
 
-fn answer(name: &str, read: &Read) -> Response {
+fn answer(name: &str, read: &ReadAnswer) -> Response {
     let mut response = Response::new(Body::from(body(name, read)));
     let headers = response.headers_mut();
     headers.insert(
@@ -111,8 +113,9 @@ fn answer(name: &str, read: &Read) -> Response {
     response
 }
 
-/// RFC 9211: a hit with the seconds it has left, below nought and with the reason if it is stale; or that it was forwarded.
-fn cache_status(read: &Read) -> HeaderValue {
+/// RFC 9211: a hit with the seconds it has left, below nought and with the reason if it is stale;
+/// or that it was forwarded.
+fn cache_status(read: &ReadAnswer) -> HeaderValue {
     let source = match read.source {
         Source::Memory => "memory",
         Source::Redis => "redis",
@@ -192,7 +195,8 @@ fn too_large(limit: usize) -> Problem {
 /// Room that is made for a body before any of it has come.
 const AT_ONCE: usize = 64 << 10;
 
-/// How much of a body that is too large is read, before the connection is closed on its sender.
+/// The bytes of a body that is too large which are read before the connection is closed on its
+/// sender.
 const DISCARDED: usize = 64 << 20;
 
 fn object(

@@ -9,8 +9,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::extract::Asked;
-use crate::in_force::InForce;
+use super::extract::QueryParams;
+use crate::active_config::ActiveConfig;
 use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 use crate::status::{Overview, ServiceStatus};
@@ -22,7 +22,7 @@ pub(crate) async fn status(State(overview): State<Arc<Overview>>) -> Json<Servic
 }
 
 /// `GET /v1/settings`: the configuration in force, secrets as `***`.
-pub(crate) async fn settings(State(in_force): State<Arc<InForce>>) -> Response {
+pub(crate) async fn settings(State(in_force): State<Arc<ActiveConfig>>) -> Response {
     Json(&*in_force.config()).into_response()
 }
 
@@ -32,12 +32,12 @@ pub(crate) struct Depth {
     limit: Option<usize>,
 }
 
-/// `GET /v1/history`: what happened to the connections and the service, oldest first, the last `redis.history` of them or `?limit=`; and the outages, oldest
-/// first.
+/// `GET /v1/history`: what happened to the connections and the service, oldest first, the last
+/// `redis.history` of them or `?limit=`; and the outages, oldest first.
 pub(crate) async fn history(
-    State(in_force): State<Arc<InForce>>,
+    State(in_force): State<Arc<ActiveConfig>>,
     State(observations): State<Arc<Observations>>,
-    Asked(depth): Asked<Depth>,
+    QueryParams(depth): QueryParams<Depth>,
 ) -> Result<Json<Value>, Problem> {
     let limit = depth.limit.unwrap_or(in_force.started().redis.history);
     if limit > DEEPEST {
@@ -50,12 +50,13 @@ pub(crate) async fn history(
     })))
 }
 
-/// `GET /v1/minutes`: the last day, a row for each minute, oldest first; the newest is still under way.
+/// `GET /v1/minutes`: the last day, a row for each minute, oldest first; the newest is still under
+/// way.
 pub(crate) async fn minutes(State(observations): State<Arc<Observations>>) -> Json<Value> {
     Json(serde_json::json!({ "minutes": observations.minutes.rows() }))
 }
 
-/// More is never kept.
+/// The largest `limit` of the history; more is never kept.
 pub(crate) const DEEPEST: usize = 100_000;
 
 /// `GET /metrics`, in Prometheus' text format.

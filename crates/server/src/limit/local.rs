@@ -1,18 +1,19 @@
-//! The same counting as in `count.lua`, for one process alone, while the fleet's count is out of reach. It begins where the fleet's
-//! last answer left off, so an outage of Redis gives nobody a second burst. Pure: time comes in.
+//! The same counting as in `count.lua`, for one process alone, while the fleet's count is out of
+//! reach. It begins where the fleet's last answer left off, so an outage of Redis gives nobody a
+//! second burst. Pure: time comes in.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use steadfast_core::policy::RateLimit;
 
-use super::{Decision, Terms};
+use super::{Decision, RateTerms};
 use crate::config::Algorithm;
 
-/// What is known of one counter.
+/// The state of one counter.
 #[derive(Debug, Clone, Copy)]
-enum Held {
-    /// When the bucket will be full again.
+enum CounterState {
+    /// The moment at which the bucket will be full again.
     Bucket { full_at: Instant },
     /// Counts of the window that began, and of the one before.
     Window {
@@ -25,7 +26,7 @@ enum Held {
 /// Counters by name, at most [`MOST`].
 #[derive(Debug, Default)]
 pub(crate) struct Local {
-    held: HashMap<String, Held>,
+    held: HashMap<String, CounterState>,
 }
 
 /// Counters kept: some 10 MB at most.
@@ -33,12 +34,12 @@ const MOST: usize = 65_536;
 
 impl Local {
     /// Takes up what the fleet's count has answered.
-    pub(crate) fn learn(&mut self, key: &str, terms: &Terms, told: &Decision, now: Instant) {
+    pub(crate) fn learn(&mut self, key: &str, terms: &RateTerms, told: &Decision, now: Instant) {
         let held = match terms.algorithm {
-            Algorithm::TokenBucket => Held::Bucket {
+            Algorithm::TokenBucket => CounterState::Bucket {
                 full_at: now + told.reset,
             },
-            Algorithm::SlidingWindow => Held::Window {
+            Algorithm::SlidingWindow => CounterState::Window {
                 began: now,
                 current: f64::from(terms.quota.saturating_sub(told.remaining)),
                 previous: 0.0,
@@ -48,7 +49,7 @@ impl Local {
     }
 
     /// Decides alone.
-    pub(crate) fn decide(&mut self, key: &str, terms: &Terms, now: Instant) -> Decision {
+    pub(crate) fn decide(&mut self, key: &str, terms: &RateTerms, now: Instant) -> Decision {
         let (decision, held) = match terms.algorithm {
             Algorithm::TokenBucket => self.bucket(key, terms, now),
             Algorithm::SlidingWindow => self.window(key, terms, now),
@@ -59,9 +60,9 @@ impl Local {
         decision
     }
 
-    fn bucket(&self, key: &str, terms: &Terms, now: Instant) -> (Decision, Held) {
+    fn bucket(&self, key: &str, terms: &RateTerms, now: Instant) -> (Decision, CounterState) {
         let full_at = match self.held.get(key) {
-            Some(Held::Bucket { full_at }) => (*full_at).max(now),
+            Some(CounterState::Bucket { full_at }) => (*full_at).max(now),
             _ => now,
         };
         let taken = RateLimit::new(terms.quota, terms.period, terms.burst).take(full_at, now);
@@ -72,12 +73,12 @@ impl Local {
             wait: taken.err().unwrap_or_default(),
             reset: full_at - now,
         };
-        (decision, Held::Bucket { full_at })
+        (decision, CounterState::Bucket { full_at })
     }
 
-    fn window(&self, key: &str, terms: &Terms, now: Instant) -> (Decision, Held) {
+    fn window(&self, key: &str, terms: &RateTerms, now: Instant) -> (Decision, CounterState) {
         let (mut began, mut current, mut previous) = match self.held.get(key) {
-            Some(Held::Window {
+            Some(CounterState::Window {
                 began,
                 current,
                 previous,
@@ -99,7 +100,8 @@ impl Local {
         let weighed = previous * (1.0 - share) + current;
         let quota = f64::from(terms.quota);
         let passes = weighed + 1.0 <= quota;
-        // Until the window before weighs so much less; or, in a full window, until it is that window before and does.
+        // Until the window before weighs so much less; or, in a full window, until it is that
+        // window before and does.
         let wait = if passes {
             Duration::ZERO
         } else if current + 1.0 <= quota {
@@ -123,7 +125,7 @@ impl Local {
             },
             reset: (2 * terms.period).saturating_sub(into),
         };
-        let held = Held::Window {
+        let held = CounterState::Window {
             began,
             current: current + 1.0,
             previous,
@@ -131,17 +133,19 @@ impl Local {
         (decision, held)
     }
 
-    fn keep(&mut self, key: &str, held: Held, now: Instant) {
+    fn keep(&mut self, key: &str, held: CounterState, now: Instant) {
         if let Some(place) = self.held.get_mut(key) {
             *place = held;
             return;
         }
         if self.held.len() >= MOST {
-            self.held
-                .retain(|_, held| !matches!(held, Held::Bucket { full_at } if *full_at <= now));
+            self.held.retain(
+                |_, held| !matches!(held, CounterState::Bucket { full_at } if *full_at <= now),
+            );
         }
         if self.held.len() >= MOST {
-            // So many callers at once are an attack: a part of what is known of them is given up, not the memory.
+            // So many callers at once are an attack: a part of what is known of them is given up,
+            // not the memory.
             let mut n = 0;
             self.held.retain(|_, _| {
                 n += 1;
@@ -162,8 +166,8 @@ mod tests {
 
     use super::*;
 
-    fn terms(algorithm: Algorithm, quota: u32, burst: u32) -> Terms {
-        Terms {
+    fn terms(algorithm: Algorithm, quota: u32, burst: u32) -> RateTerms {
+        RateTerms {
             algorithm,
             quota,
             period: Duration::from_secs(1),

@@ -1,6 +1,7 @@
-//! A page that loses its connection for a moment must not lose the moment: what happened then is what its reader is
-//! looking for. So everything told to pages is kept for a while in one bounded ring, numbered, and a subscriber is only
-//! a position in it. One that reads slowly, or comes back, goes on from its position; nothing is buffered for it.
+//! A page that loses its connection for a moment must not lose the moment: what happened then is
+//! what its reader is looking for. So everything told to pages is kept for a while in one bounded
+//! ring, numbered, and a subscriber is only a position in it. One that reads slowly, or comes back,
+//! goes on from its position; nothing is buffered for it.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -20,9 +21,9 @@ const TICKS_KEPT: usize = 300;
 /// Frames handed to one subscriber at a time.
 const BATCH: usize = 64;
 
-/// What is told to every page, and what was told lately.
+/// The events and snapshots that every page is told, with those told lately.
 #[derive(Debug)]
-pub(crate) struct Feed {
+pub(crate) struct EventFeed {
     /// Tells this run of the service from the last one, whose numbers mean nothing here.
     run: String,
     rings: Mutex<Rings>,
@@ -31,19 +32,19 @@ pub(crate) struct Feed {
 
 #[derive(Debug, Default)]
 struct Rings {
-    events: VecDeque<Frame>,
-    ticks: VecDeque<Frame>,
+    events: VecDeque<FeedFrame>,
+    ticks: VecDeque<FeedFrame>,
     seq: u64,
 }
 
 #[derive(Debug, Clone)]
-struct Frame {
+struct FeedFrame {
     seq: u64,
     text: Bytes,
     json: Option<Json>,
 }
 
-impl Feed {
+impl EventFeed {
     pub(crate) fn new(started_ms: u64) -> Self {
         Self {
             run: format!("{started_ms:x}"),
@@ -57,14 +58,15 @@ impl Feed {
         self.push(name, data, false);
     }
 
-    /// Tells and keeps an event that takes the place of others: of those for which `replaced` holds, which are told to nobody any more.
+    /// Tells and keeps an event that takes the place of others: of those for which `replaced`
+    /// holds, which are told to nobody any more.
     pub(crate) fn event_for(
         &self,
         name: &str,
         data: &impl Serialize,
         replaced: impl Fn(&Json) -> bool,
     ) {
-        let kept = |frame: &Frame| !frame.json.as_ref().is_some_and(&replaced);
+        let kept = |frame: &FeedFrame| !frame.json.as_ref().is_some_and(&replaced);
         self.rings.lock().events.retain(kept);
         self.event(name, data);
     }
@@ -72,14 +74,14 @@ impl Feed {
     /// Tells and keeps an event of the service itself.
     pub(crate) fn tell(&self, event: &str, details: Json) {
         #[derive(Serialize)]
-        struct Told<'a> {
+        struct ServiceEvent<'a> {
             at_ms: u64,
             event: &'a str,
             #[serde(flatten)]
             details: Json,
         }
         let at_ms = unix_ms();
-        let told = Told {
+        let told = ServiceEvent {
             at_ms,
             event,
             details,
@@ -116,7 +118,7 @@ impl Feed {
         if ring.len() == keep {
             ring.pop_front();
         }
-        ring.push_back(Frame {
+        ring.push_back(FeedFrame {
             seq,
             text: Bytes::from(text),
             json: (!tick).then_some(json),
@@ -125,7 +127,8 @@ impl Feed {
         self.newest.send_replace(seq);
     }
 
-    /// The position after `last_event_id`, or the beginning if it is missing, malformed or of another run.
+    /// The position after `last_event_id`, or the beginning if it is missing, malformed or of
+    /// another run.
     pub(crate) fn subscribe(&self, last_event_id: Option<&str>) -> Position {
         let resumed = last_event_id
             .and_then(|id| id.rsplit_once('-'))
@@ -138,7 +141,7 @@ impl Feed {
         }
     }
 
-    /// What comes after the position, at once if there is any, else as soon as there is; `None` after `quiet`.
+    /// Returns what comes after the position, as soon as there is any; `None` after `quiet`.
     pub(crate) async fn next(&self, position: &mut Position, quiet: Duration) -> Option<Bytes> {
         let after = position.seq;
         let wait = position.newest.wait_for(|newest| *newest > after);
@@ -148,8 +151,9 @@ impl Feed {
 
     fn after(&self, position: &mut Position) -> Bytes {
         let rings = self.rings.lock();
-        let from = |ring: &VecDeque<Frame>| ring.partition_point(|frame| frame.seq <= position.seq);
-        let mut frames: Vec<&Frame> = rings.events.range(from(&rings.events)..).collect();
+        let from =
+            |ring: &VecDeque<FeedFrame>| ring.partition_point(|frame| frame.seq <= position.seq);
+        let mut frames: Vec<&FeedFrame> = rings.events.range(from(&rings.events)..).collect();
         frames.extend(rings.ticks.range(from(&rings.ticks)..));
         frames.sort_unstable_by_key(|frame| frame.seq);
         frames.truncate(BATCH);
@@ -165,7 +169,7 @@ impl Feed {
     }
 }
 
-/// Where a subscriber stands.
+/// The position of a subscriber.
 #[derive(Debug)]
 pub(crate) struct Position {
     seq: u64,
@@ -176,7 +180,7 @@ pub(crate) struct Position {
 mod tests {
     use super::*;
 
-    async fn read(feed: &Feed, position: &mut Position) -> String {
+    async fn read(feed: &EventFeed, position: &mut Position) -> String {
         let mut text = String::new();
         while let Some(bytes) = feed.next(position, Duration::ZERO).await {
             text.push_str(std::str::from_utf8(&bytes).unwrap());
@@ -186,7 +190,7 @@ mod tests {
 
     #[tokio::test]
     async fn s5_a_subscriber_that_comes_back_misses_nothing_and_gets_nothing_twice() {
-        let feed = Feed::new(7);
+        let feed = EventFeed::new(7);
         feed.event("one", &1);
         let mut position = feed.subscribe(None);
         assert_eq!(
@@ -206,7 +210,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_position_of_another_run_begins_anew() {
-        let feed = Feed::new(7);
+        let feed = EventFeed::new(7);
         feed.event("one", &1);
         for id in ["6-1", "7-x", "", "-", "7-99999999999999999999"] {
             let mut position = feed.subscribe(Some(id));
@@ -219,7 +223,7 @@ mod tests {
 
     #[tokio::test]
     async fn memory_is_bounded_and_snapshots_do_not_push_events_out() {
-        let feed = Feed::new(1);
+        let feed = EventFeed::new(1);
         feed.event("kept", &1);
         for n in 0..TICKS_KEPT * 3 {
             feed.tick(&n);
@@ -237,7 +241,7 @@ mod tests {
 
     #[tokio::test]
     async fn s5_an_event_that_grows_is_kept_once() {
-        let feed = Feed::new(1);
+        let feed = EventFeed::new(1);
         feed.event("service", &"other");
         for n in 0..500 {
             feed.event_for("connection", &n, Json::is_number);
@@ -249,7 +253,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_quiet_feed_is_told_as_such() {
-        let feed = Feed::new(1);
+        let feed = EventFeed::new(1);
         let mut position = feed.subscribe(None);
         assert!(
             feed.next(&mut position, Duration::from_millis(1))

@@ -1,6 +1,7 @@
-//! A service can have a healthy Redis, a healthy database and callers who get nothing: a table was renamed, a right withdrawn. So
-//! health and page begin with what callers feel. Whether reads fail is judged here, once a second, over the last ten; it begins and
-//! ends as an event that names the query and the cause. Pure: counts go in, what changed comes out.
+//! A service can have a healthy Redis, a healthy database and callers who get nothing: a table was
+//! renamed, a right withdrawn. So health and page begin with what callers feel. Whether reads fail
+//! is judged here, once a second, over the last ten; it begins and ends as an event that names the
+//! query and the cause. Pure: counts go in, what changed comes out.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,35 +13,35 @@ use crate::health::{Check, Status};
 
 /// Seconds that are judged together.
 const WINDOW: usize = 10;
-/// From this share of reads on they are said to fail,
+/// The share of failed reads from which they are said to fail,
 const BEGINS: f64 = 0.05;
 /// if at least so many did.
 const AT_LEAST: u64 = 5;
 /// Below this share they are said to be answered again.
 const ENDS: f64 = 0.01;
 
-/// What callers feel of reads.
+/// The state of reads, as callers feel it.
 #[derive(Debug, Default)]
 pub(crate) struct Felt {
-    state: Mutex<State>,
+    state: Mutex<FeltState>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct FeltState {
     /// Reads and failed ones of each of the last seconds.
     seconds: VecDeque<(u64, u64)>,
     /// The newest failure that was not the caller's own.
-    last: Option<Failure>,
+    last: Option<ReadFailure>,
     failing: Option<Failing>,
 }
 
 #[derive(Debug, Clone)]
-struct Failure {
+struct ReadFailure {
     query: String,
     cause: String,
 }
 
-impl Failure {
+impl ReadFailure {
     /// The cause with its query, whose name many causes hold already.
     fn told(&self) -> String {
         named(&self.query, &self.cause)
@@ -66,18 +67,18 @@ struct Failing {
 /// A change that callers feel.
 #[derive(Debug, PartialEq, Serialize)]
 #[serde(untagged)]
-pub(crate) enum Change {
+pub(crate) enum ReadsChange {
     /// Reads have begun to fail.
     Began {
         query: String,
         cause: String,
         share: f64,
     },
-    /// They are answered again.
+    /// Reads are answered again.
     Ended { lasted_ms: u64, failed: u64 },
 }
 
-impl Change {
+impl ReadsChange {
     pub(crate) fn event(&self) -> &'static str {
         match self {
             Self::Began { .. } => "reads_failing",
@@ -87,16 +88,18 @@ impl Change {
 }
 
 impl Felt {
-    /// A read failed, and not by its caller's fault. `cause` is what the caller was told: it holds no value.
+    /// A read failed, and not by its caller's fault. `cause` is what the caller was told: it holds
+    /// no value.
     pub(crate) fn failed(&self, query: &str, cause: &str) {
-        self.state.lock().last = Some(Failure {
+        self.state.lock().last = Some(ReadFailure {
             query: query.to_owned(),
             cause: cause.to_owned(),
         });
     }
 
-    /// A second is over, in which so many reads ended, and so many of them failed by no fault of their callers.
-    pub(crate) fn second(&self, reads: u64, failed: u64) -> Option<Change> {
+    /// A second is over, in which so many reads ended, and so many of them failed by no fault of
+    /// their callers.
+    pub(crate) fn second(&self, reads: u64, failed: u64) -> Option<ReadsChange> {
         let mut state = self.state.lock();
         if state.seconds.len() == WINDOW {
             state.seconds.pop_front();
@@ -109,7 +112,7 @@ impl Felt {
             if share >= ENDS {
                 return None;
             }
-            let ended = Change::Ended {
+            let ended = ReadsChange::Ended {
                 lasted_ms: Duration::from_secs(failing.for_seconds).as_millis() as u64,
                 failed: failing.failed,
             };
@@ -124,7 +127,7 @@ impl Felt {
             for_seconds: 0,
             failed: failures,
         });
-        Some(Change::Began {
+        Some(ReadsChange::Began {
             query: last.query,
             cause: last.cause,
             share,
@@ -136,7 +139,7 @@ impl Felt {
         self.state.lock().failing.is_some()
     }
 
-    /// For health: degraded while reads fail.
+    /// Returns the check for health: degraded while reads fail.
     pub(crate) fn check(&self) -> Check {
         let state = self.state.lock();
         match (&state.failing, &state.last) {
@@ -156,7 +159,7 @@ impl Felt {
     }
 }
 
-impl State {
+impl FeltState {
     /// The share of reads that failed, and how many.
     fn share(&self) -> (f64, u64) {
         let (reads, failed) = self
@@ -184,7 +187,7 @@ mod tests {
         let began = felt.second(40, 37);
         assert_eq!(
             began,
-            Some(Change::Began {
+            Some(ReadsChange::Began {
                 query: "search".to_owned(),
                 cause: "the table is gone".to_owned(),
                 share: 37.0 / 80.0,
@@ -201,7 +204,7 @@ mod tests {
         assert_eq!(changes.len(), 1, "{changes:?}");
         let ended = changes.pop();
         assert!(
-            matches!(ended, Some(Change::Ended { failed: 77, .. })),
+            matches!(ended, Some(ReadsChange::Ended { failed: 77, .. })),
             "{ended:?}"
         );
         assert_eq!(felt.check().status, Status::Healthy);

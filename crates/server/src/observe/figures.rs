@@ -1,5 +1,6 @@
-//! Whoever looks for what is wrong asks first of which query. So each query and statement has counts and latencies of its own, since the start
-//! and of the last minute; they outlive a reload, which knows them by name.
+//! Whoever looks for what is wrong asks first of which query. So each query and statement has
+//! counts and latencies of its own, since the start and of the last minute; they outlive a reload,
+//! which knows them by name.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -10,20 +11,20 @@ use serde::Serialize;
 use serde_json::{Map, Value as Json};
 use steadfast_cache::Source;
 
-use super::tally::{Buckets, Latency, SLOW};
+use super::tally::{Buckets, LatencyHistogram, SLOW};
 use crate::clock::{millis, now};
 
 /// Counts and latencies of one query or statement.
 #[derive(Debug)]
 pub(crate) struct Figures {
-    /// How its calls ended, and then what else is counted of them.
+    /// The names of what is counted: first the ends of calls, then the rest.
     columns: &'static [&'static str],
-    /// So many of the columns are ends: a call is in exactly one of these.
+    /// The number of columns that are ends; a call is in exactly one of these.
     ends: usize,
     counts: Box<[AtomicU64]>,
-    latency: Latency,
+    latency: LatencyHistogram,
     began: Instant,
-    /// What was counted at earlier moments, oldest first.
+    /// The counts of earlier moments, oldest first.
     earlier: Mutex<VecDeque<Sample>>,
 }
 
@@ -64,7 +65,7 @@ impl Figures {
             columns,
             ends,
             counts: columns.iter().map(|_| AtomicU64::new(0)).collect(),
-            latency: Latency::default(),
+            latency: LatencyHistogram::default(),
             began: now(),
             earlier: Mutex::default(),
         }

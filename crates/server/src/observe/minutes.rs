@@ -1,12 +1,13 @@
-//! A page shows the last five minutes second by second. Whoever is called an hour after an incident began needs the hour
-//! before it, so each minute is kept as one row, for a day. Pure: seconds go in, rows come out.
+//! A page shows the last five minutes second by second. Whoever is called an hour after an incident
+//! began needs the hour before it, so each minute is kept as one row, for a day. Pure: seconds go
+//! in, rows come out.
 
 use std::collections::VecDeque;
 
 use parking_lot::Mutex;
 use serde::Serialize;
 
-use super::tally::{Buckets, Counts};
+use super::tally::{Buckets, ReadCounts};
 
 /// Minutes kept: a day, about 200 kB.
 const KEPT: usize = 24 * 60;
@@ -14,11 +15,11 @@ const KEPT: usize = 24 * 60;
 /// The last day, minute by minute.
 #[derive(Debug, Default)]
 pub(crate) struct Minutes {
-    state: Mutex<State>,
+    state: Mutex<MinuteRows>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct MinuteRows {
     rows: VecDeque<Minute>,
     /// Latencies counted when the newest row began.
     began: Buckets,
@@ -27,11 +28,12 @@ struct State {
 /// One minute of the service; the newest one is still under way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Minute {
-    /// When the minute began.
+    /// The beginning of the minute.
     at_ms: u64,
-    /// Seconds of it that were counted: 60, unless the service started, stood still or is in it now.
+    /// Seconds of it that were counted: 60, unless the service started, stood still or is in it
+    /// now.
     seconds: u64,
-    reads: Counts,
+    reads: ReadCounts,
     loads: u64,
     p50_ms: Option<f64>,
     p99_ms: Option<f64>,
@@ -46,7 +48,7 @@ pub(crate) struct Minute {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Second {
     pub(crate) at_ms: u64,
-    pub(crate) reads: Counts,
+    pub(crate) reads: ReadCounts,
     pub(crate) loads: u64,
     pub(crate) redis_away: bool,
     pub(crate) outbox_lag_ms: Option<u64>,
@@ -64,7 +66,7 @@ impl Minutes {
             state.rows.push_back(Minute::new(at_ms));
             state.began = before.clone();
         }
-        let State { rows, began } = &mut *state;
+        let MinuteRows { rows, began } = &mut *state;
         if let Some(row) = rows.back_mut() {
             [row.p50_ms, row.p99_ms, row.p999_ms] =
                 after.quantiles_since(began, [0.5, 0.99, 0.999]);
@@ -83,7 +85,7 @@ impl Minute {
         Self {
             at_ms,
             seconds: 0,
-            reads: Counts::default(),
+            reads: ReadCounts::default(),
             loads: 0,
             p50_ms: None,
             p99_ms: None,
@@ -104,16 +106,16 @@ impl Minute {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tally::{Outcome, Tally};
+    use super::super::tally::{ReadOutcome, RequestStats};
     use super::*;
     use std::time::Duration;
 
     fn second(at_ms: u64, memory: u64) -> Second {
         Second {
             at_ms,
-            reads: Counts {
+            reads: ReadCounts {
                 memory,
-                ..Counts::default()
+                ..ReadCounts::default()
             },
             loads: 1,
             redis_away: at_ms < 60_000,
@@ -124,11 +126,11 @@ mod tests {
     #[test]
     fn s5_a_minute_is_the_sum_of_its_seconds_and_its_p99_is_its_own() {
         let minutes = Minutes::default();
-        let tally = Tally::default();
+        let tally = RequestStats::default();
         for n in 0..120 {
             let before = tally.latencies();
             let took = Duration::from_millis(if n < 60 { 100 } else { 1 });
-            tally.read(Outcome::Memory, false, took);
+            tally.read(ReadOutcome::Memory, false, took);
             minutes.add(second(n * 1000, 1), &before, &tally.latencies());
         }
         let rows = minutes.rows();

@@ -1,5 +1,6 @@
-//! An outage is one thing, with a beginning, an end and a cause, and with what callers felt of it. Told event by event it must be put together by each
-//! reader, and one that ended without a new connection would never end. So it is put together here. Pure: events, dates and counts go in.
+//! An outage is one thing, with a beginning, an end and a cause, and with what callers felt of it.
+//! Told event by event it must be put together by each reader, and one that ended without a new
+//! connection would never end. So it is put together here. Pure: events, dates and counts go in.
 
 use std::collections::{BTreeSet, VecDeque};
 
@@ -7,7 +8,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use steadfast::EventKind;
 
-use super::tally::Counts;
+use super::tally::ReadCounts;
 
 /// Outages kept.
 const KEPT: usize = 50;
@@ -15,55 +16,56 @@ const KEPT: usize = 50;
 /// One outage.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Outage {
-    of: Of,
+    of: OutageOf,
     began_ms: u64,
     /// Absent while it lasts.
     ended_ms: Option<u64>,
-    ended_by: Option<End>,
-    /// Why the last attempt failed, or else why it began.
+    ended_by: Option<OutageEnd>,
+    /// The cause of the last failed attempt, or else of the outage.
     cause: String,
-    /// For how long Redis had been silent when it was noticed; absent where the end of a connection told at once.
+    /// The silence of Redis before it was noticed; absent where the end of a connection told at
+    /// once.
     detection_ms: Option<f64>,
     /// Attempts to connect that failed.
     attempts: u64,
     /// Whether these are the many outages of a connection that flaps, told as one.
     flapping: bool,
-    /// How often the connection was lost.
+    /// The number of times that the connection was lost.
     times: u64,
     /// Calls to Redis that were refused at once.
     refused: u64,
     /// Requests to Redis whose outcome is unknown.
     unknown: u64,
     #[serde(flatten)]
-    within: Felt,
-    /// What was counted when it began, or began again; absent once it is over.
+    within: OutageImpact,
+    /// The counts at its beginning, or its latest one; absent once it is over.
     #[serde(skip)]
-    since: Option<Counts>,
+    since: Option<ReadCounts>,
 }
 
-/// What is away.
+/// The part that is away.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Of {
+pub(crate) enum OutageOf {
     Redis,
     Database,
     /// Redis and database answer, and callers get nothing.
     Reads,
 }
 
-/// How it ended.
+/// The way in which an outage ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum End {
-    /// By a new connection.
+pub(crate) enum OutageEnd {
+    /// A new connection was made.
     Reconnected,
-    /// What had not answered did so again.
+    /// The part that had not answered did so again.
     Recovered,
 }
 
-/// What callers felt while it lasted.
+/// The impact on callers while it lasted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-struct Felt {
+struct OutageImpact {
     calls: u64,
     failed: u64,
     stale: u64,
@@ -75,11 +77,11 @@ struct Felt {
 /// The outages of late.
 #[derive(Debug, Default)]
 pub(crate) struct Outages {
-    state: Mutex<State>,
+    state: Mutex<OutageList>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct OutageList {
     kept: VecDeque<Outage>,
     /// Which of the client's connections are out of service.
     away: BTreeSet<usize>,
@@ -89,7 +91,7 @@ struct State {
 
 impl Outages {
     /// Something happened to a connection, when so much had been counted.
-    pub(crate) fn connection(&self, event: &steadfast::Event, counts: Counts) {
+    pub(crate) fn connection(&self, event: &steadfast::Event, counts: ReadCounts) {
         let mut state = self.state.lock();
         let (at_ms, connection) = (event.at_ms, event.connection);
         match &event.kind {
@@ -108,13 +110,19 @@ impl Outages {
                 outage.detection_ms.get_or_insert(*quiet_ms);
             }
             EventKind::Connected { refused, .. } => {
-                state.back(connection, at_ms, End::Reconnected, (*refused, 0), counts);
+                state.back(
+                    connection,
+                    at_ms,
+                    OutageEnd::Reconnected,
+                    (*refused, 0),
+                    counts,
+                );
             }
             EventKind::Woke {
                 refused, unknown, ..
             } => {
                 let told = (*refused, *unknown as u64);
-                state.back(connection, at_ms, End::Recovered, told, counts);
+                state.back(connection, at_ms, OutageEnd::Recovered, told, counts);
             }
             EventKind::Flapping(told) => {
                 state.flap_since(told.since_ms, told.reconnects, &told.cause);
@@ -124,27 +132,27 @@ impl Outages {
         }
     }
 
-    /// How the database or the reads are; told as often as one likes.
-    pub(crate) fn is(&self, of: Of, trouble: Option<&str>, at_ms: u64, counts: Counts) {
+    /// Records whether the database, or the reads, are in trouble; may be told again and again.
+    pub(crate) fn is(&self, of: OutageOf, trouble: Option<&str>, at_ms: u64, counts: ReadCounts) {
         let mut state = self.state.lock();
         match (state.open(of), trouble) {
             (None, Some(cause)) => {
                 state.begin(of, at_ms, cause, counts);
             }
-            (Some(outage), None) => outage.end(at_ms, End::Recovered, counts),
+            (Some(outage), None) => outage.end(at_ms, OutageEnd::Recovered, counts),
             _ => {}
         }
     }
 
     /// The last outages, oldest first.
-    pub(crate) fn list(&self, counts: Counts) -> Vec<Outage> {
+    pub(crate) fn list(&self, counts: ReadCounts) -> Vec<Outage> {
         let state = self.state.lock();
         let kept = state.kept.iter();
         kept.map(|outage| state.told(outage, counts)).collect()
     }
 
     /// The one that began first of those that last.
-    pub(crate) fn current(&self, counts: Counts) -> Option<Outage> {
+    pub(crate) fn current(&self, counts: ReadCounts) -> Option<Outage> {
         let state = self.state.lock();
         let mut kept = state.kept.iter();
         kept.find_map(|outage| {
@@ -153,11 +161,12 @@ impl Outages {
     }
 }
 
-impl State {
-    /// An outage as it is when so much has been counted. One of a connection that flaps goes on between its losses, and is over with the flapping.
-    fn told(&self, outage: &Outage, counts: Counts) -> Outage {
+impl OutageList {
+    /// Returns an outage with the impact up to these counts. One of a connection that flaps goes on
+    /// between its losses, and is over with the flapping.
+    fn told(&self, outage: &Outage, counts: ReadCounts) -> Outage {
         let mut told = outage.until(counts);
-        let of_redis = |other: &&Outage| other.of == Of::Redis;
+        let of_redis = |other: &&Outage| other.of == OutageOf::Redis;
         let newest = self.kept.iter().rev().find(of_redis);
         if self.flaps
             && outage.flapping
@@ -168,29 +177,38 @@ impl State {
         told
     }
 
-    fn open(&mut self, of: Of) -> Option<&mut Outage> {
+    fn open(&mut self, of: OutageOf) -> Option<&mut Outage> {
         let mut kept = self.kept.iter_mut().rev();
         kept.find(|outage| outage.of == of && outage.ended_ms.is_none())
     }
 
     /// A connection is out of service: the outage that this belongs to.
-    fn lost(&mut self, connection: usize, at_ms: u64, cause: &str, counts: Counts) -> &mut Outage {
+    fn lost(
+        &mut self,
+        connection: usize,
+        at_ms: u64,
+        cause: &str,
+        counts: ReadCounts,
+    ) -> &mut Outage {
         self.away.insert(connection);
-        let last = self.kept.iter().rposition(|outage| outage.of == Of::Redis);
+        let last = self
+            .kept
+            .iter()
+            .rposition(|outage| outage.of == OutageOf::Redis);
         let Some(index) = last else {
-            return self.begin(Of::Redis, at_ms, cause, counts);
+            return self.begin(OutageOf::Redis, at_ms, cause, counts);
         };
         let outage = &mut self.kept[index];
         if outage.ended_ms.is_some() {
             if !(self.flaps && outage.flapping) {
-                return self.begin(Of::Redis, at_ms, cause, counts);
+                return self.begin(OutageOf::Redis, at_ms, cause, counts);
             }
             outage.begin_again(cause, counts);
         }
         &mut self.kept[index]
     }
 
-    fn begin(&mut self, of: Of, at_ms: u64, cause: &str, counts: Counts) -> &mut Outage {
+    fn begin(&mut self, of: OutageOf, at_ms: u64, cause: &str, counts: ReadCounts) -> &mut Outage {
         if self.kept.len() == KEPT {
             self.kept.pop_front();
         }
@@ -206,18 +224,26 @@ impl State {
             times: 1,
             refused: 0,
             unknown: 0,
-            within: Felt::default(),
+            within: OutageImpact::default(),
             since: Some(counts),
         });
         let newest = self.kept.len() - 1;
         &mut self.kept[newest]
     }
 
-    /// A connection is in service, after so many calls that were refused or whose outcome is unknown. The outage is over with the last of them.
-    fn back(&mut self, connection: usize, at_ms: u64, by: End, told: (u64, u64), counts: Counts) {
+    /// A connection is in service, after so many calls that were refused or whose outcome is
+    /// unknown. The outage is over with the last of them.
+    fn back(
+        &mut self,
+        connection: usize,
+        at_ms: u64,
+        by: OutageEnd,
+        told: (u64, u64),
+        counts: ReadCounts,
+    ) {
         self.away.remove(&connection);
         let others = !self.away.is_empty();
-        if let Some(outage) = self.open(Of::Redis) {
+        if let Some(outage) = self.open(OutageOf::Redis) {
             outage.refused += told.0;
             outage.unknown += told.1;
             if !others {
@@ -231,7 +257,7 @@ impl State {
         self.flaps = true;
         let mut of_it = Vec::new();
         self.kept.retain(|outage| {
-            let part = outage.of == Of::Redis && outage.began_ms >= since_ms;
+            let part = outage.of == OutageOf::Redis && outage.began_ms >= since_ms;
             if part {
                 of_it.push(outage.clone());
             }
@@ -248,7 +274,7 @@ impl State {
 }
 
 impl Outage {
-    fn begin_again(&mut self, cause: &str, counts: Counts) {
+    fn begin_again(&mut self, cause: &str, counts: ReadCounts) {
         self.ended_ms = None;
         self.ended_by = None;
         self.times += 1;
@@ -256,15 +282,15 @@ impl Outage {
         self.since = Some(counts);
     }
 
-    fn end(&mut self, at_ms: u64, by: End, counts: Counts) {
+    fn end(&mut self, at_ms: u64, by: OutageEnd, counts: ReadCounts) {
         *self = self.until(counts);
         self.since = None;
         self.ended_ms = Some(at_ms);
         self.ended_by = Some(by);
     }
 
-    /// As it is when so much has been counted.
-    fn until(&self, counts: Counts) -> Self {
+    /// Returns the outage with the impact up to these counts.
+    fn until(&self, counts: ReadCounts) -> Self {
         let mut outage = self.clone();
         if let Some(since) = self.since {
             outage.within.add(counts.since(since));
@@ -286,8 +312,8 @@ impl Outage {
     }
 }
 
-impl Felt {
-    fn add(&mut self, counts: Counts) {
+impl OutageImpact {
+    fn add(&mut self, counts: ReadCounts) {
         self.join(Self {
             calls: counts.reads(),
             failed: counts.failed,
@@ -315,7 +341,7 @@ mod tests {
 
     use super::*;
 
-    fn happens(outages: &Outages, at_ms: u64, kind: EventKind, counts: Counts) {
+    fn happens(outages: &Outages, at_ms: u64, kind: EventKind, counts: ReadCounts) {
         let event = Event {
             seq: at_ms,
             at_ms,
@@ -345,16 +371,16 @@ mod tests {
         }
     }
 
-    fn counts(database: u64, failed: u64, stale: u64) -> Counts {
-        Counts {
+    fn counts(database: u64, failed: u64, stale: u64) -> ReadCounts {
+        ReadCounts {
             database,
             failed,
             stale,
-            ..Counts::default()
+            ..ReadCounts::default()
         }
     }
 
-    fn list(outages: &Outages, counts: Counts) -> Json {
+    fn list(outages: &Outages, counts: ReadCounts) -> Json {
         serde_json::to_value(outages.list(counts)).unwrap()
     }
 
@@ -448,12 +474,12 @@ mod tests {
     #[test]
     fn s5_a_database_that_is_away_and_reads_that_fail_are_outages_too() {
         let outages = Outages::default();
-        outages.is(Of::Database, None, 1, counts(0, 0, 0));
+        outages.is(OutageOf::Database, None, 1, counts(0, 0, 0));
         for at in 2..5 {
-            outages.is(Of::Database, Some("refused"), at, counts(0, at, 0));
+            outages.is(OutageOf::Database, Some("refused"), at, counts(0, at, 0));
         }
-        outages.is(Of::Reads, Some("`search`: gone"), 5, counts(0, 5, 0));
-        outages.is(Of::Database, None, 6, counts(0, 6, 0));
+        outages.is(OutageOf::Reads, Some("`search`: gone"), 5, counts(0, 5, 0));
+        outages.is(OutageOf::Database, None, 6, counts(0, 6, 0));
         let told = list(&outages, counts(0, 8, 0));
         assert_eq!(
             (&told[0]["of"], &told[0]["failed"]),

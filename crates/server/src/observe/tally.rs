@@ -1,6 +1,6 @@
-//! The page shows what happened in the last second, and Prometheus what happened since the start. Both are counted here,
-//! from one record per answer, by a few relaxed atomic additions: a read served from memory takes less than a
-//! microsecond, and its accounting must not take longer.
+//! The page shows what happened in the last second, and Prometheus what happened since the start.
+//! Both are counted here, from one record per answer, by a few relaxed atomic additions: a read
+//! served from memory takes less than a microsecond, and its accounting must not take longer.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -10,9 +10,9 @@ use serde::Serialize;
 /// A read or a statement that takes longer is slow: what the alert `SteadfastReadsSlow` begins at.
 pub(crate) const SLOW: Duration = Duration::from_millis(250);
 
-/// How one read ended, as far as counting goes.
+/// The end of one read, as far as counting goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Outcome {
+pub(crate) enum ReadOutcome {
     Memory,
     Redis,
     Database,
@@ -21,7 +21,7 @@ pub(crate) enum Outcome {
 
 /// Counts of reads since the start, by where the answer came from, with their latencies.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct RequestStats {
     memory: AtomicU64,
     redis: AtomicU64,
     database: AtomicU64,
@@ -32,16 +32,16 @@ pub(crate) struct Tally {
     writes_failed: AtomicU64,
     /// Failed reads that were not their callers' fault.
     faults: AtomicU64,
-    latency: Latency,
+    latency: LatencyHistogram,
 }
 
-impl Tally {
-    pub(crate) fn read(&self, outcome: Outcome, stale: bool, took: Duration) {
+impl RequestStats {
+    pub(crate) fn read(&self, outcome: ReadOutcome, stale: bool, took: Duration) {
         match outcome {
-            Outcome::Memory => &self.memory,
-            Outcome::Redis => &self.redis,
-            Outcome::Database => &self.database,
-            Outcome::Failed => &self.failed,
+            ReadOutcome::Memory => &self.memory,
+            ReadOutcome::Redis => &self.redis,
+            ReadOutcome::Database => &self.database,
+            ReadOutcome::Failed => &self.failed,
         }
         .fetch_add(1, Relaxed);
         if stale {
@@ -71,8 +71,8 @@ impl Tally {
         self.writes_failed.fetch_add(1, Relaxed);
     }
 
-    pub(crate) fn counts(&self) -> Counts {
-        Counts {
+    pub(crate) fn counts(&self) -> ReadCounts {
+        ReadCounts {
             memory: self.memory.load(Relaxed),
             redis: self.redis.load(Relaxed),
             database: self.database.load(Relaxed),
@@ -91,7 +91,7 @@ impl Tally {
 
 /// Counts at one moment, or between two.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
-pub(crate) struct Counts {
+pub(crate) struct ReadCounts {
     pub(crate) memory: u64,
     pub(crate) redis: u64,
     pub(crate) database: u64,
@@ -102,7 +102,7 @@ pub(crate) struct Counts {
     pub(crate) writes_failed: u64,
 }
 
-impl Counts {
+impl ReadCounts {
     pub(crate) fn since(self, earlier: Self) -> Self {
         Self {
             memory: self.memory - earlier.memory,
@@ -143,7 +143,7 @@ impl Counts {
         share(self.database, self.reads() - self.failed)
     }
 
-    /// All of them by name.
+    /// Returns all rates by name.
     pub(crate) fn rates(self) -> Rates {
         Rates {
             hit: self.hit_rate(),
@@ -175,11 +175,11 @@ const PER_DOUBLING: u32 = 8;
 const BUCKETS: usize = 33 * PER_DOUBLING as usize;
 
 #[derive(Debug)]
-pub(crate) struct Latency {
+pub(crate) struct LatencyHistogram {
     buckets: Box<[AtomicU64]>,
 }
 
-impl Default for Latency {
+impl Default for LatencyHistogram {
     fn default() -> Self {
         Self {
             buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
@@ -187,7 +187,7 @@ impl Default for Latency {
     }
 }
 
-impl Latency {
+impl LatencyHistogram {
     pub(crate) fn record(&self, took: Duration) {
         self.buckets[bucket(took)].fetch_add(1, Relaxed);
     }
@@ -227,7 +227,8 @@ fn edge_ms(bucket: usize) -> f64 {
 pub(crate) struct Buckets(Vec<u64>);
 
 impl Buckets {
-    /// The quantiles between an earlier moment and this one, in milliseconds; `None` where nothing was recorded.
+    /// The quantiles between an earlier moment and this one, in milliseconds; `None` where nothing
+    /// was recorded.
     pub(crate) fn quantiles_since<const N: usize>(
         &self,
         earlier: &Self,
@@ -260,16 +261,16 @@ mod tests {
 
     #[test]
     fn quantiles_are_those_of_the_interval() {
-        let tally = Tally::default();
+        let tally = RequestStats::default();
         for _ in 0..100 {
-            tally.read(Outcome::Memory, false, Duration::from_secs(1));
+            tally.read(ReadOutcome::Memory, false, Duration::from_secs(1));
         }
         let earlier = tally.latencies();
         let counts = tally.counts();
         for _ in 0..99 {
-            tally.read(Outcome::Redis, false, Duration::from_micros(100));
+            tally.read(ReadOutcome::Redis, false, Duration::from_micros(100));
         }
-        tally.read(Outcome::Failed, false, Duration::from_millis(50));
+        tally.read(ReadOutcome::Failed, false, Duration::from_millis(50));
         let [p50, p99, max] = tally
             .latencies()
             .quantiles_since(&earlier, [0.5, 0.99, 1.0]);
@@ -284,7 +285,7 @@ mod tests {
         assert_eq!(interval.error_rate(), Some(0.01));
         assert_eq!(interval.hit_rate(), Some(1.0));
         assert_eq!(interval.rates().fallback, Some(0.0));
-        assert_eq!(Counts::default().rates().hit, None);
+        assert_eq!(ReadCounts::default().rates().hit, None);
         let now = tally.latencies();
         assert_eq!(now.quantiles_since(&now, [0.5]), [None]);
     }

@@ -1,5 +1,5 @@
-//! The machine's own state, sampled in the background, because asking the system for it takes longer than a health
-//! check may.
+//! The machine's own state, sampled in the background, because asking the system for it takes
+//! longer than a health check may.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -98,7 +98,8 @@ pub(crate) async fn sample(vitals: std::sync::Arc<Vitals>, every: Duration) {
 
 fn memory(system: &System) -> f64 {
     let (used, total) = match system.cgroup_limits() {
-        // Not what the group holds in all: files that were read are in it, and make room as soon as it is needed.
+        // Not what the group holds in all: files that were read are in it, and make room as soon as
+        // it is needed.
         Some(limits) if limits.total_memory > 0 => (limits.rss, limits.total_memory),
         _ => (
             system

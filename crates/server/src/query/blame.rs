@@ -1,5 +1,6 @@
-//! A database says no for many reasons, and only it knows whose mistake each is. A value that its column does not take, or a key that is taken, is the
-//! caller's, who can do something about it, and no failure of the service; so it is told apart here, by the code that comes with the words.
+//! A database says no for many reasons, and only it knows whose mistake each is. A value that its
+//! column does not take, or a key that is taken, is the caller's, who can do something about it,
+//! and no failure of the service; so it is told apart here, by the code that comes with the words.
 
 use axum::http::StatusCode;
 use sqlx::error::{DatabaseError, ErrorKind};
@@ -7,17 +8,17 @@ use steadfast_cache::SourceError;
 
 use crate::problem::{Problem, ProblemKind};
 
-/// What a caller did wrong.
+/// The mistake of a caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Blame {
-    /// What is asked contradicts what is in the database, or a rule of it.
+pub(super) enum CallerMistake {
+    /// The request contradicts the content of the database, or a rule of it.
     Conflict,
     /// A value is not one that its column, or its place in the statement, takes.
     Value,
 }
 
-impl Blame {
-    /// Of a refusal; `None` if it is not the caller's.
+impl CallerMistake {
+    /// Returns the caller's mistake in a refusal; `None` if it is not the caller's.
     pub(super) fn of(error: &SourceError) -> Option<Self> {
         let SourceError::Sql(sqlx::Error::Database(error)) = error else {
             return None;
@@ -40,7 +41,8 @@ impl Blame {
         {
             return Self::of_sqlite(code.parse().ok()?);
         }
-        // PostgreSQL's classes: data exception, integrity constraint violation; and what a function or a trigger raises.
+        // PostgreSQL's classes: data exception, integrity constraint violation; and what a function
+        // or a trigger raises.
         match &*code {
             code if code.starts_with("22") => Some(Self::Value),
             code if code.starts_with("23") => Some(Self::Conflict),
@@ -51,7 +53,8 @@ impl Blame {
 
     fn of_mysql(number: u16) -> Option<Self> {
         match number {
-            // Cannot be null; out of range; truncated; incorrect; too long; not of a function; not JSON.
+            // Cannot be null; out of range; truncated; incorrect; too long; not of a function; not
+            // JSON.
             1048 | 1264 | 1265 | 1292 | 1366 | 1367 | 1406 | 1411 | 1690 | 3140 | 3141 | 4038 => {
                 Some(Self::Value)
             }
@@ -61,7 +64,7 @@ impl Blame {
         }
     }
 
-    /// By SQLite's extended codes, whose last byte is the kind.
+    /// Judges by SQLite's extended codes, whose last byte is the kind.
     fn of_sqlite(code: i32) -> Option<Self> {
         match (code, code & 0xff) {
             // Of a column's type in a STRICT table.
@@ -73,7 +76,7 @@ impl Blame {
         }
     }
 
-    /// As the caller is told it of the program `name`.
+    /// Returns the problem for the caller of `name`.
     pub(super) fn problem(self, name: &str) -> Problem {
         match self {
             Self::Conflict => Problem::new(
@@ -93,9 +96,10 @@ impl Blame {
     }
 }
 
-/// Whether the database said no to a commit, of its own will and knowingly: then nothing was changed.
+/// Whether the database said no to a commit, of its own will and knowingly: then nothing was
+/// changed.
 pub(super) fn was_refused(error: &SourceError) -> bool {
-    if Blame::of(error).is_some() {
+    if CallerMistake::of(error).is_some() {
         return true;
     }
     let SourceError::Sql(sqlx::Error::Database(error)) = error else {

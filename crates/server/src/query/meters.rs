@@ -1,5 +1,6 @@
-//! Counters of one query or statement, looked up once: a name and three labels take longer to find than a hit in memory
-//! takes to answer. They exist from the start, so that a first error is a rise from nought and not a series from nowhere.
+//! Counters of one query or statement, looked up once: a name and three labels take longer to find
+//! than a hit in memory takes to answer. They exist from the start, so that a first error is a rise
+//! from nought and not a series from nowhere.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,7 @@ use std::time::Duration;
 use metrics::{Counter, Histogram, counter, histogram};
 use steadfast_cache::Source;
 
-use super::waiting::Unanswered;
+use super::waiting::NoAnswer;
 use crate::observe::figures::Figures;
 use crate::problem::ProblemKind;
 use crate::telemetry;
@@ -23,7 +24,7 @@ const KINDS: [ProblemKind; 7] = [
     ProblemKind::Internal,
 ];
 
-/// How often a query was answered, and from where.
+/// The counters of one query.
 #[derive(Debug)]
 pub(super) struct ReadMeters {
     /// By memory, Redis and database; fresh, then stale.
@@ -79,7 +80,7 @@ impl ReadMeters {
         count_error(&self.errors, kind);
     }
 
-    pub(super) fn unanswered(&self, why: Unanswered, took: Duration) {
+    pub(super) fn unanswered(&self, why: NoAnswer, took: Duration) {
         if let Some(kind) = why.problem() {
             return self.failed(kind, took);
         }
@@ -88,7 +89,7 @@ impl ReadMeters {
     }
 }
 
-/// How often a statement was run, and how it ended.
+/// The counters of one statement.
 #[derive(Debug)]
 pub(super) struct WriteMeters {
     ok: Meter,
@@ -137,7 +138,7 @@ impl WriteMeters {
         count_error(&self.errors, kind);
     }
 
-    pub(super) fn unanswered(&self, why: Unanswered, took: Duration) {
+    pub(super) fn unanswered(&self, why: NoAnswer, took: Duration) {
         if let Some(kind) = why.problem() {
             return self.failed(kind, took);
         }

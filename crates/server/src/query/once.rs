@@ -1,6 +1,7 @@
-//! A caller whose connection broke cannot know whether its change was made, and dares not ask again. With an `Idempotency-Key`
-//! it may: the answer is written down in the transaction of the change itself, so either both are there or neither. Who comes
-//! second waits for the row of the first, finds it answered, and gets the same answer.
+//! A caller whose connection broke cannot know whether its change was made, and dares not ask
+//! again. With an `Idempotency-Key` it may: the answer is written down in the transaction of the
+//! change itself, so either both are there or neither. Who comes second waits for the row of the
+//! first, finds it answered, and gets the same answer.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use crate::clock::{millis, unix_ms};
 use crate::config::LimitsConfig;
 use crate::problem::{Problem, ProblemKind};
 
-/// What a caller says so that it may ask twice.
+/// The `Idempotency-Key` of a request, with which it may be sent twice.
 #[derive(Debug)]
 pub(crate) struct Once {
     key: String,
@@ -26,19 +27,19 @@ pub(crate) struct Once {
     largest: usize,
 }
 
-/// What was answered the first time.
+/// The answer that was given the first time.
 #[derive(Debug)]
 pub(crate) struct Recorded {
     pub(crate) status: u16,
     pub(crate) body: String,
 }
 
-/// What the record says of a request.
+/// The record of earlier requests under the key.
 #[derive(Debug)]
 pub(crate) enum Earlier {
-    /// Nothing: it is to be done now.
+    /// There is none: it is to be done now.
     New,
-    /// It was done before.
+    /// The request was answered before.
     Before(Recorded),
     /// Something else was done under this key.
     Otherwise,
@@ -48,7 +49,7 @@ pub(crate) enum Earlier {
 const LONGEST_KEY: usize = 255;
 
 impl Once {
-    /// From the header, if it is there; `caller` keeps the keys of different callers apart.
+    /// Reads the header, if it is there; `caller` keeps the keys of different callers apart.
     pub(crate) fn from_headers(
         limits: &LimitsConfig,
         headers: &HeaderMap,
@@ -81,9 +82,10 @@ impl Once {
         }))
     }
 
-    /// Takes the key for this transaction, waiting for one that holds it. What was done before is told instead.
+    /// Takes the key for this transaction, waiting for one that holds it. What was done before is
+    /// told instead.
     pub(crate) async fn take(&self, tx: &mut Tx) -> Result<Earlier, SourceError> {
-        let sql = Sql::of(tx);
+        let sql = RecordSql::of(tx);
         let now = unix_ms();
         let mine = [
             Param::Text(self.key.clone()),
@@ -97,7 +99,8 @@ impl Once {
         let rows = tx.select(&sql.select, &asked).await?;
         let row = rows.first();
         let number = |name: &str| row.and_then(|row| row[name].as_u64()).unwrap_or_default();
-        // Only the row that this transaction just wrote can be without an answer: every other was committed with one.
+        // Only the row that this transaction just wrote can be without an answer: every other was
+        // committed with one.
         if number("status") == 0 {
             return Ok(Earlier::New);
         }
@@ -130,9 +133,10 @@ impl Once {
         body.len() <= self.largest
     }
 
-    /// Writes down what is answered. False if the row that was taken is gone: swept by a process whose clock is ahead.
+    /// Writes down what is answered. False if the row that was taken is gone: swept by a process
+    /// whose clock is ahead.
     pub(crate) async fn record(&self, tx: &mut Tx, answer: &Recorded) -> Result<bool, SourceError> {
-        let sql = Sql::of(tx);
+        let sql = RecordSql::of(tx);
         let params = [
             Param::Int(i64::from(answer.status)),
             Param::Text(answer.body.clone()),
@@ -162,18 +166,20 @@ fn hash(statement: &str, members: &serde_json::Map<String, Json>) -> String {
 }
 
 /// The statements, as each database wants them.
-struct Sql {
+struct RecordSql {
     insert: String,
     select: String,
     renew: String,
     answer: String,
 }
 
-impl Sql {
+impl RecordSql {
     fn of(tx: &Tx) -> Self {
-        // Compared there, and told as text: what a collation says of bytes has nothing to do with what they are.
+        // Compared there, and told as text: what a collation says of bytes has nothing to do with
+        // what they are.
         let (key, lock, kept) = match tx {
-            // Taking the row's lock at once: were it shared first, three who want the same key would wait for each other.
+            // Taking the row's lock at once: were it shared first, three who want the same key
+            // would wait for each other.
             Tx::MySql(_) => (
                 "`key`",
                 " FOR UPDATE",
@@ -224,9 +230,10 @@ fn number(text: &str) -> String {
 pub(crate) struct Records {
     made: AtomicBool,
     making: tokio::sync::Mutex<()>,
-    /// Why the last sweep failed, if it did.
+    /// The error of the last sweep, if it failed.
     trouble: Mutex<Option<String>>,
-    /// The keys that are in use in this process, by caller and key: no more than there are requests.
+    /// The keys that are in use in this process, by caller and key: no more than there are
+    /// requests.
     turns: Arc<Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
@@ -234,19 +241,19 @@ type Used = (String, String);
 
 /// The right to use a key, until it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct KeyLock {
     held: Option<tokio::sync::OwnedMutexGuard<()>>,
     used: Used,
     turns: Arc<Mutex<HashMap<Used, Arc<tokio::sync::Mutex<()>>>>>,
 }
 
-/// One who waits for a turn; gone, he leaves nothing behind.
-struct Waits<'r> {
+/// A request that waits for a key; dropped, it leaves nothing behind.
+struct KeyWaiter<'r> {
     records: &'r Records,
     used: Option<Used>,
 }
 
-impl Drop for Waits<'_> {
+impl Drop for KeyWaiter<'_> {
     fn drop(&mut self) {
         if let Some(used) = self.used.take() {
             forget(&self.records.turns, &used);
@@ -254,7 +261,7 @@ impl Drop for Waits<'_> {
     }
 }
 
-impl Drop for Turn {
+impl Drop for KeyLock {
     fn drop(&mut self) {
         self.held = None;
         forget(&self.turns, &self.used);
@@ -279,15 +286,15 @@ const SWEPT: i64 = 1000;
 
 impl Records {
     /// Waits until nobody else of this process uses the key.
-    pub(crate) async fn turn(&self, once: &Once) -> Turn {
+    pub(crate) async fn turn(&self, once: &Once) -> KeyLock {
         let used = (once.caller.clone(), once.key.clone());
         let turn = Arc::clone(self.turns.lock().entry(used.clone()).or_default());
-        let mut waits = Waits {
+        let mut waits = KeyWaiter {
             records: self,
             used: Some(used),
         };
         let held = turn.lock_owned().await;
-        Turn {
+        KeyLock {
             held: Some(held),
             used: waits.used.take().unwrap_or_default(),
             turns: Arc::clone(&self.turns),
@@ -313,7 +320,8 @@ impl Records {
         Ok(())
     }
 
-    /// Whether this failure means that the table was dropped; if so it is made again when it is needed next.
+    /// Whether this failure means that the table was dropped; if so it is made again when it is
+    /// needed next.
     pub(crate) async fn was_lost(&self, database: &Database, error: &SourceError) -> bool {
         // Each database names what it misses.
         if !error.to_string().contains(TABLE) || look(database).await.is_ok() {
@@ -378,7 +386,8 @@ impl Records {
     }
 }
 
-/// Whether the table is there; asked where statements run, since the queries' connections may all be taken.
+/// Whether the table is there; asked where statements run, since the queries' connections may all
+/// be taken.
 async fn look(database: &Database) -> Result<(), SourceError> {
     let mut tx = database.begin().await?;
     let there = "SELECT status FROM steadfast_idempotency WHERE 1 = 0";
@@ -387,7 +396,8 @@ async fn look(database: &Database) -> Result<(), SourceError> {
 
 async fn make(database: &Database) -> Result<(), SourceError> {
     let mut tx = database.begin().await?;
-    // Compared byte by byte: keys and callers that differ in case, or by a blank at the end, are different ones.
+    // Compared byte by byte: keys and callers that differ in case, or by a blank at the end, are
+    // different ones.
     let (key, caller, text) = match &tx {
         Tx::MySql(_) => ("`key` VARBINARY(255)", "VARBINARY(256)", "MEDIUMTEXT"),
         _ => ("\"key\" TEXT", "TEXT", "TEXT"),

@@ -1,4 +1,5 @@
-//! A read through the cache, and the translation of what can go wrong with it into what a caller can do about it.
+//! A read through the cache, and the translation of what can go wrong with it into what a caller
+//! can do about it.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -11,36 +12,36 @@ use steadfast_cache::{
 };
 use tracing::Instrument;
 
-use super::blame::{Blame, of_a_column};
-use super::waiting::Waiting;
+use super::blame::{CallerMistake, of_a_column};
+use super::waiting::AnswerWatch;
 use super::{Query, bound, rendered};
 use crate::backend::Rows;
 use crate::clock::now;
 use crate::grammar::param::Values;
 use crate::observe::Observations;
-use crate::observe::tally::Outcome;
+use crate::observe::tally::ReadOutcome;
 use crate::problem::{Problem, ProblemKind};
 use crate::telemetry;
 
-/// What a caller is told when it is not known when waiting will help.
+/// The `Retry-After` for a caller when it is not known when waiting will help.
 const SOON: Duration = Duration::from_secs(1);
 
-/// What is kept of an empty answer, which the cache remembers as absence.
+/// The body of an empty answer, which the cache remembers as absence.
 const NO_ROWS: &[u8] = b"\"rows\":[],\"truncated\":false";
 
 /// Rows and where they came from.
 #[derive(Debug)]
-pub(crate) struct Read {
+pub(crate) struct ReadAnswer {
     /// `"rows":[…],"truncated":…`
     pub(crate) rows: Bytes,
     pub(crate) source: Source,
     pub(crate) age: Duration,
     pub(crate) stale: Option<StaleReason>,
-    /// How long it is, or was, fresh since it was loaded.
+    /// The time for which it is, or was, fresh since it was loaded.
     pub(crate) fresh_for: Duration,
 }
 
-/// What a read uses.
+/// The parts of the service that a read uses.
 pub(crate) struct Reads {
     pub(crate) cache: Cache,
     pub(crate) database: Database,
@@ -55,10 +56,10 @@ impl Query {
         self: &Arc<Self>,
         reads: &Reads,
         values: Values,
-    ) -> Result<Read, Problem> {
+    ) -> Result<ReadAnswer, Problem> {
         let (tally, felt) = (&reads.observations.tally, &reads.observations.felt);
-        let waiting = Waiting::new(|why, took| {
-            tally.read(Outcome::Failed, false, took);
+        let waiting = AnswerWatch::new(|why, took| {
+            tally.read(ReadOutcome::Failed, false, took);
             if why.problem().is_some() {
                 tally.fault();
                 felt.failed(&self.name, why.cause());
@@ -96,7 +97,7 @@ impl Query {
                 self.meters
                     .answered(answer.source, answer.stale.is_some(), took);
                 telemetry::answered(answer.source.as_str(), answer.stale.is_some());
-                Ok(Read {
+                Ok(ReadAnswer {
                     rows: answer.value.unwrap_or(Bytes::from_static(NO_ROWS)),
                     source: answer.source,
                     age: answer.age,
@@ -106,7 +107,7 @@ impl Query {
             }
             Err(error) => {
                 let problem = self.refusal(&error);
-                tally.read(Outcome::Failed, false, took);
+                tally.read(ReadOutcome::Failed, false, took);
                 if problem.is_ours() {
                     tally.fault();
                     felt.failed(&self.name, problem.detail());
@@ -117,7 +118,7 @@ impl Query {
         }
     }
 
-    /// Of the class's rows, made when they are first read.
+    /// Returns the view of the class, made when it is first read.
     fn view(&self, cache: &Cache) -> Result<&Rows, UnknownClass> {
         if let Some(view) = self.rows.get() {
             return Ok(view);
@@ -188,7 +189,7 @@ impl Query {
     fn not_loaded(&self, cause: &Arc<dyn Error + Send + Sync>) -> Problem {
         let query = &self.name;
         let source = cause.downcast_ref::<SourceError>();
-        if let Some(blame) = source.and_then(Blame::of) {
+        if let Some(blame) = source.and_then(CallerMistake::of) {
             return blame.problem(query);
         }
         let passing = source.is_none_or(SourceError::is_passing);
@@ -232,11 +233,11 @@ impl Query {
     }
 }
 
-fn outcome(source: Source) -> Outcome {
+fn outcome(source: Source) -> ReadOutcome {
     match source {
-        Source::Memory => Outcome::Memory,
-        Source::Redis => Outcome::Redis,
-        _ => Outcome::Database,
+        Source::Memory => ReadOutcome::Memory,
+        Source::Redis => ReadOutcome::Redis,
+        _ => ReadOutcome::Database,
     }
 }
 

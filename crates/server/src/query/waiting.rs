@@ -1,5 +1,6 @@
-//! A caller may go away, and its time may be over, while something is done for it. Either way all of that is dropped and no line
-//! behind it runs. Whoever waits is therefore watched by what is dropped with it, and the end that nobody was told is counted.
+//! A caller may go away, and its time may be over, while something is done for it. Either way all
+//! of that is dropped and no line behind it runs. Whoever waits is therefore watched by what is
+//! dropped with it, and the end that nobody was told is counted.
 
 use std::time::{Duration, Instant};
 
@@ -9,28 +10,29 @@ use crate::clock::now;
 use crate::problem::ProblemKind;
 
 tokio::task_local! {
-    /// When the time of the request is over.
+    /// The moment at which the time of the request is over.
     static UNTIL: Option<Instant>;
 }
 
-/// Does something for a caller that is answered after `limit` at the latest, whatever has become of it.
+/// Does something for a caller that is answered after `limit` at the latest, whatever has become of
+/// it.
 pub(crate) async fn within<F: Future>(limit: Duration, work: F) -> Result<F::Output, Elapsed> {
     let until = now().checked_add(limit);
     UNTIL.scope(until, tokio::time::timeout(limit, work)).await
 }
 
-/// Why there was no answer.
+/// The reason why there was no answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unanswered {
+pub(super) enum NoAnswer {
     /// The caller went away.
     Abandoned,
     /// `limits.request_timeout` was over.
     Late,
-    /// What was done for it panicked.
+    /// The work for the caller panicked.
     Panicked,
 }
 
-impl Unanswered {
+impl NoAnswer {
     /// The problem of the service that it is; none where the caller went away as it liked.
     pub(super) fn problem(self) -> Option<ProblemKind> {
         match self {
@@ -40,7 +42,7 @@ impl Unanswered {
         }
     }
 
-    /// In words, for who looks after the service.
+    /// Returns the reason in words, for the operator.
     pub(super) fn cause(self) -> &'static str {
         match self {
             Self::Abandoned => "the caller went away",
@@ -51,13 +53,13 @@ impl Unanswered {
 }
 
 /// A caller that waits; dropped before it is [`over`](Self::over), it tells why and after how long.
-pub(super) struct Waiting<F: FnOnce(Unanswered, Duration)> {
+pub(super) struct AnswerWatch<F: FnOnce(NoAnswer, Duration)> {
     since: Instant,
     until: Option<Instant>,
     tell: Option<F>,
 }
 
-impl<F: FnOnce(Unanswered, Duration)> Waiting<F> {
+impl<F: FnOnce(NoAnswer, Duration)> AnswerWatch<F> {
     pub(super) fn new(tell: F) -> Self {
         Self {
             since: now(),
@@ -73,16 +75,16 @@ impl<F: FnOnce(Unanswered, Duration)> Waiting<F> {
     }
 }
 
-impl<F: FnOnce(Unanswered, Duration)> Drop for Waiting<F> {
+impl<F: FnOnce(NoAnswer, Duration)> Drop for AnswerWatch<F> {
     fn drop(&mut self) {
         if let Some(tell) = self.tell.take() {
             let now = now();
             let why = if std::thread::panicking() {
-                Unanswered::Panicked
+                NoAnswer::Panicked
             } else if self.until.is_some_and(|until| now >= until) {
-                Unanswered::Late
+                NoAnswer::Late
             } else {
-                Unanswered::Abandoned
+                NoAnswer::Abandoned
             };
             tell(why, now.saturating_duration_since(self.since));
         }
@@ -98,19 +100,19 @@ mod tests {
     async fn who_went_away_is_told_from_who_ran_out_of_time() {
         let told = std::cell::Cell::new(None);
         let wait = async || {
-            let _waiting = Waiting::new(|why, took| told.set(Some((why, took))));
+            let _waiting = AnswerWatch::new(|why, took| told.set(Some((why, took))));
             std::future::pending::<()>().await;
         };
         let (soon, never) = (Duration::from_millis(20), Duration::from_secs(3600));
         assert!(within(soon, wait()).await.is_err());
         let (why, took) = told.take().unwrap();
-        assert_eq!((why, took >= soon), (Unanswered::Late, true));
+        assert_eq!((why, took >= soon), (NoAnswer::Late, true));
         let gone = tokio::time::timeout(soon, within(never, wait())).await;
         assert!(gone.is_err());
         let (why, took) = told.take().unwrap();
-        assert_eq!((why, took < never), (Unanswered::Abandoned, true));
+        assert_eq!((why, took < never), (NoAnswer::Abandoned, true));
         let answered = async {
-            Waiting::new(|why, took| told.set(Some((why, took)))).over();
+            AnswerWatch::new(|why, took| told.set(Some((why, took)))).over();
         };
         assert!(within(never, answered).await.is_ok());
         assert_eq!(told.take(), None);

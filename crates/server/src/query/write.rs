@@ -1,4 +1,5 @@
-//! A change, with what it makes invalid written down in the same transaction, so that no crash can come between the two.
+//! A change, with what it makes invalid written down in the same transaction, so that no crash can
+//! come between the two.
 
 use std::sync::Arc;
 
@@ -6,9 +7,9 @@ use serde::Serialize;
 use steadfast_cache::{Bounds, Row, SourceError, Target, Tx, WriteError};
 use tracing::Instrument;
 
-use super::blame::{Blame, of_a_column, was_refused};
+use super::blame::{CallerMistake, of_a_column, was_refused};
 use super::once::{Earlier, Once, Recorded, Records};
-use super::waiting::Waiting;
+use super::waiting::AnswerWatch;
 use super::{Statement, bound};
 use crate::backend::Backend;
 use crate::clock::now;
@@ -17,16 +18,16 @@ use crate::grammar::template::Template;
 use crate::observe::Observations;
 use crate::problem::{Problem, ProblemKind};
 
-/// What a statement did.
+/// The result of a statement, as callers get it.
 #[derive(Debug, Serialize)]
-pub(crate) struct Written {
+pub(crate) struct StatementResult {
     statement: String,
     /// Rows inserted, changed or deleted.
     affected: u64,
     /// The id of the row inserted last, where the database tells it.
     #[serde(skip_serializing_if = "Option::is_none")]
     last_id: Option<i64>,
-    /// What a RETURNING clause handed back.
+    /// The rows that a RETURNING clause handed back.
     #[serde(skip_serializing_if = "Option::is_none")]
     rows: Option<Vec<Row>>,
     /// Whether it handed back more than is told: `max_rows`, `limits.result`.
@@ -34,11 +35,11 @@ pub(crate) struct Written {
     truncated: Option<bool>,
 }
 
-/// Why a transaction was given up.
+/// The reason why a transaction was given up.
 #[derive(Debug)]
 enum Stopped {
     Sql(SourceError),
-    /// Nothing is to be done: it was done before.
+    /// The request was answered before: nothing is to be done.
     Before(Recorded),
     Refused(Problem),
 }
@@ -52,7 +53,7 @@ impl From<SourceError> for Stopped {
 /// A statement may return so many rows that say what it makes invalid.
 const MOST_INVALIDATED: usize = 10_000;
 
-/// What a statement uses.
+/// The parts of the service that a statement uses.
 pub(crate) struct Writes {
     pub(crate) backend: Arc<Backend>,
     pub(crate) records: Arc<Records>,
@@ -71,7 +72,8 @@ pub(crate) struct StatementAnswer {
 }
 
 impl Statement {
-    /// Runs it in a transaction of its own, with its invalidations, and with the record of `once` if the caller may ask twice.
+    /// Runs it in a transaction of its own, with its invalidations, and with the record of `once`
+    /// if the caller may ask twice.
     pub(crate) async fn write(
         &self,
         writes: &Writes,
@@ -79,7 +81,7 @@ impl Statement {
         once: Option<&Once>,
     ) -> Result<StatementAnswer, Problem> {
         let tally = &writes.observations.tally;
-        let waiting = Waiting::new(|why, took| {
+        let waiting = AnswerWatch::new(|why, took| {
             if why.problem().is_some() {
                 tally.write_failed();
             }
@@ -110,7 +112,8 @@ impl Statement {
         values: &Values,
         once: Option<&Once>,
     ) -> Result<StatementAnswer, Problem> {
-        // Who asks the same at the same time waits here, and not with a connection in hand for the row that the first has locked.
+        // Who asks the same at the same time waits here, and not with a connection in hand for the
+        // row that the first has locked.
         let _turn = match once {
             Some(once) => Some(writes.records.turn(once).await),
             None => None,
@@ -182,7 +185,7 @@ impl Statement {
         Ok(result)
     }
 
-    /// What it makes invalid, as far as its parameters tell.
+    /// Returns what it makes invalid, as far as its parameters tell.
     fn known_targets(&self, values: &Values) -> Vec<Target> {
         let known = |templates: &[Template]| {
             let known = templates.iter().filter(|template| !template.is_of_rows());
@@ -195,7 +198,7 @@ impl Statement {
         keys.chain(tags).collect()
     }
 
-    /// What it makes invalid by the rows that it has returned.
+    /// Returns what it makes invalid by the rows that it has returned.
     fn targets_of(&self, rows: &[Row], values: &Values) -> Result<Vec<Target>, Stopped> {
         let mut targets = Vec::new();
         for (templates, target) in [
@@ -316,9 +319,9 @@ impl Statement {
         tx: &mut Tx,
         values: &Values,
         most_bytes: usize,
-    ) -> Result<(Written, Vec<Target>), Stopped> {
+    ) -> Result<(StatementResult, Vec<Target>), Stopped> {
         let params = bound(&self.sql, &self.params, values);
-        let mut written = Written {
+        let mut written = StatementResult {
             statement: self.name.clone(),
             affected: 0,
             last_id: None,
@@ -371,7 +374,7 @@ impl Statement {
             )
             .retry_after(Some(std::time::Duration::from_secs(1)));
         }
-        if let Some(blame) = Blame::of(error) {
+        if let Some(blame) = CallerMistake::of(error) {
             return blame.problem(name);
         }
         if let Some(untold) = self.complaints.tell() {
@@ -392,7 +395,7 @@ impl Statement {
 fn is_refused_to_anybody(error: &SourceError) -> bool {
     let by_the_answer =
         matches!(error, SourceError::RowTooLarge { .. }) || of_a_column(error).is_some();
-    Blame::of(error).is_none() && !by_the_answer
+    CallerMistake::of(error).is_none() && !by_the_answer
 }
 
 fn used_otherwise() -> Problem {

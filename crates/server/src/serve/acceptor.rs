@@ -14,7 +14,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
 
 use super::manners::Mannered;
-use super::wire::{AnswerBody, Unwritten, Wire};
+use super::wire::{AnswerBody, CallerSocket, Unwritten};
 use super::{SPARE_CONNECTIONS, descriptors, tls};
 use crate::app::App;
 use crate::certificates::Certificates;
@@ -25,10 +25,12 @@ use crate::life::Life;
 use crate::peer::{Counted, Peer, Spare};
 use crate::router::router;
 
-/// A spare permit is for one short question: each of its stages may take no longer than this, so that nobody holds it for long.
+/// A spare permit is for one short question: each of its stages may take no longer than this, so
+/// that nobody holds it for long.
 const SPARE_LIMIT: Duration = Duration::from_secs(2);
 
-/// How long a connection that was just accepted may take to bring its request when the service ends.
+/// The time that a connection which was just accepted has to bring its request when the service
+/// ends.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
 pub(super) struct Acceptor {
@@ -145,7 +147,8 @@ impl Acceptor {
         })
     }
 
-    /// Takes the connections that the system accepted already, so that closing the listener resets none of them.
+    /// Takes the connections that the system accepted already, so that closing the listener resets
+    /// none of them.
     pub(super) async fn accept_backlog(&self, listener: &TcpListener) {
         while let Some(permit) = self.permit_now() {
             match timeout(Duration::from_millis(1), listener.accept()).await {
@@ -161,7 +164,7 @@ impl Acceptor {
         let spare = permit.spare;
         let no_longer_than = |limit: Duration| if spare { limit.min(SPARE_LIMIT) } else { limit };
         let write_limit = no_longer_than(limits.write_timeout);
-        let wire = Wire::new(stream, Arc::clone(&unwritten), write_limit);
+        let wire = CallerSocket::new(stream, Arc::clone(&unwritten), write_limit);
         let service = self.service.clone();
         let watcher = self.graceful.watcher();
         let handshake_limit = no_longer_than(limits.header_timeout);
@@ -189,7 +192,8 @@ impl Acceptor {
 
     /// Waits for the connections to end; those on which nobody asks anything are not waited for.
     pub(super) async fn finish(self) {
-        // A connection that was accepted this moment may still bring its request: closed now, it would be lost.
+        // A connection that was accepted this moment may still bring its request: closed now, it
+        // would be lost.
         sleep(LAST_WORDS).await;
         let all_closed = self.graceful.shutdown();
         let life = self.life;
@@ -207,12 +211,12 @@ impl Acceptor {
     }
 }
 
-/// What every connection is served with.
+/// The router and the HTTP settings that every connection is served with.
 #[derive(Clone)]
 struct ConnectionService {
     router: axum::Router,
     server: http1::Builder,
-    /// For spare connections.
+    /// The settings for spare connections.
     brief: http1::Builder,
     life: Arc<Life>,
 }

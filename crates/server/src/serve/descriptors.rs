@@ -1,11 +1,13 @@
-//! Every connection is an open file, and the system gives a process few of them unless it asks for more. Past the limit nothing can be accepted, not
-//! even a question for health. So the limit is raised at the start as far as may be, and no more callers are taken than it has room for.
+//! Every connection is an open file, and the system gives a process few of them unless it asks for
+//! more. Past the limit nothing can be accepted, not even a question for health. So the limit is
+//! raised at the start as far as may be, and no more callers are taken than it has room for.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::Config;
 
-/// Returns how many connections of callers there is room for, at most `limits.connections`, and says if it is fewer.
+/// Returns how many connections of callers there is room for, at most `limits.connections`, and
+/// says if it is fewer.
 pub(super) fn room(config: &Config) -> usize {
     let wanted = config.limits.connections;
     let own = reserved(config);
@@ -23,7 +25,8 @@ pub(super) fn room(config: &Config) -> usize {
     room
 }
 
-/// The files that the service needs for itself: connections to the database and Redis, spare places, logs, and what the runtime keeps open.
+/// The files that the service needs for itself: connections to the database and Redis, spare
+/// places, logs, and what the runtime keeps open.
 fn reserved(config: &Config) -> usize {
     let database = &config.database;
     let connections = usize::try_from(database.max_connections).unwrap_or(usize::MAX);

@@ -1,5 +1,6 @@
-//! What hyper cannot read as HTTP it answers by itself, with a bare status, past every layer of ours. Whoever sent it is told no less than others:
-//! here the status is given the same body and the same headers as any refusal, on its way to the caller.
+//! What hyper cannot read as HTTP it answers by itself, with a bare status, past every layer of
+//! ours. Whoever sent it is told no less than others: here the status is given the same body and
+//! the same headers as any refusal, on its way to the caller.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,7 +17,7 @@ use crate::problem::{Problem, ProblemKind};
 /// A connection on which bare refusals become problems.
 pub(super) struct Mannered<S> {
     stream: S,
-    /// What is left of a refusal of ours, written in the place of so many bytes.
+    /// The rest of a refusal of ours, and the number of hyper's bytes that it stands for.
     instead: Option<(Bytes, usize)>,
 }
 
@@ -38,7 +39,7 @@ fn bare(bytes: &[u8]) -> Option<StatusCode> {
     (status.is_client_error() && whole && !ours).then_some(status)
 }
 
-/// The same in full.
+/// Returns the refusal in full that stands for a bare status.
 fn instead_of(status: StatusCode) -> Bytes {
     let detail = match status {
         StatusCode::URI_TOO_LONG => "the address of the request is longer than some 64 KiB",

@@ -12,9 +12,9 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::manners::refusal;
-use super::wire::Wire;
+use super::wire::CallerSocket;
 
-/// Why there is no TLS with a caller.
+/// The reason why a handshake with a caller failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HandshakeError {
     #[error("it spoke plain HTTP to a port for TLS")]
@@ -28,9 +28,9 @@ pub(super) enum HandshakeError {
 /// The handshake with a caller, within `limit`.
 pub(super) async fn accept(
     config: Arc<ServerConfig>,
-    wire: Wire,
+    wire: CallerSocket,
     limit: Duration,
-) -> Result<TlsStream<Wire>, HandshakeError> {
+) -> Result<TlsStream<CallerSocket>, HandshakeError> {
     let handshake = async {
         let mut first = [0];
         wire.peek(&mut first).await?;
@@ -54,8 +54,9 @@ pub(super) async fn accept(
     outcome
 }
 
-/// A probe that was not told of TLS should fail with a word of why, and not with what looks like a broken network.
-async fn say_that_it_is_tls(mut wire: Wire) -> io::Result<()> {
+/// A probe that was not told of TLS should fail with a word of why, and not with what looks like a
+/// broken network.
+async fn say_that_it_is_tls(mut wire: CallerSocket) -> io::Result<()> {
     let answer = refusal(
         http::StatusCode::BAD_REQUEST,
         "this port speaks TLS: use https://",

@@ -1,6 +1,7 @@
-//! An answer is done when the caller's system has taken the last of it, and not when a handler returned, nor when HTTP took
-//! over the last of the body. Only the socket knows, so it is watched here: what it has not taken yet counts as in flight, and
-//! a caller that takes nothing for too long is let go, whatever it is that it does not read.
+//! An answer is done when the caller's system has taken the last of it, and not when a handler
+//! returned, nor when HTTP took over the last of the body. Only the socket knows, so it is watched
+//! here: what it has not taken yet counts as in flight, and a caller that takes nothing for too
+//! long is let go, whatever it is that it does not read.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -18,12 +19,13 @@ use tokio::time::{Sleep, sleep};
 
 use crate::life::InFlight;
 
-/// Requests of one connection whose answers were taken over to be written, and are not known to be written yet.
+/// Requests of one connection whose answers were taken over to be written, and are not known to be
+/// written yet.
 #[derive(Default)]
 pub(super) struct Unwritten(Mutex<Vec<InFlight>>);
 
 /// A socket that knows when all of an answer is written, and for how long none of it was taken.
-pub(super) struct Wire {
+pub(super) struct CallerSocket {
     stream: TcpStream,
     unwritten: Arc<Unwritten>,
     limit: Duration,
@@ -31,15 +33,17 @@ pub(super) struct Wire {
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl Wire {
+impl CallerSocket {
     /// A write that makes no progress for `limit` ends the connection.
     pub(super) fn new(stream: TcpStream, unwritten: Arc<Unwritten>, limit: Duration) -> Self {
         let _ = stream.set_nodelay(true);
-        // What was written may still lie in the system's own buffers, for a caller that has stopped reading or is gone.
+        // What was written may still lie in the system's own buffers, for a caller that has stopped
+        // reading or is gone.
         let socket = socket2::SockRef::from(&stream);
         let _ = socket.set_tcp_user_timeout(Some(limit));
-        // The system says that a caller took something once a third of this is free again. Left to itself it lets the buffer grow to
-        // megabytes, and who reads slowly but steadily would seem to read nothing for minutes.
+        // The system says that a caller took something once a third of this is free again. Left to
+        // itself it lets the buffer grow to megabytes, and who reads slowly but steadily would seem
+        // to read nothing for minutes.
         let _ = socket.set_send_buffer_size(SEND_BUFFER);
         Self {
             stream,
@@ -49,7 +53,7 @@ impl Wire {
         }
     }
 
-    /// What the caller sends first, left where it is.
+    /// Reads the first bytes of the caller without taking them.
     pub(super) async fn peek(&self, first: &mut [u8]) -> io::Result<usize> {
         self.stream.peek(first).await
     }
@@ -74,10 +78,11 @@ impl Wire {
     }
 }
 
-/// Bytes of an answer that the system keeps for one caller: enough for some 20 MB a second over 10 ms of network.
+/// Bytes of an answer that the system keeps for one caller: enough for some 20 MB a second over 10
+/// ms of network.
 const SEND_BUFFER: usize = 256 << 10;
 
-impl AsyncRead for Wire {
+impl AsyncRead for CallerSocket {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -87,7 +92,7 @@ impl AsyncRead for Wire {
     }
 }
 
-impl AsyncWrite for Wire {
+impl AsyncWrite for CallerSocket {
     fn poll_write(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -110,7 +115,8 @@ impl AsyncWrite for Wire {
         self.stream.is_write_vectored()
     }
 
-    /// Called by HTTP, and by TLS in between, once they hold back nothing: all that was given to them is written.
+    /// Called by HTTP, and by TLS in between, once they hold back nothing: all that was given to
+    /// them is written.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         self.unwritten.0.lock().clear();
@@ -122,7 +128,8 @@ impl AsyncWrite for Wire {
     }
 }
 
-/// An answer on its way. Its request is handed to the wire when the last of the body has been taken over.
+/// An answer on its way. Its request is handed to the wire when the last of the body has been taken
+/// over.
 pub(super) struct AnswerBody {
     body: Body,
     request: Option<InFlight>,

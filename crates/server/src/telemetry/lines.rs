@@ -1,5 +1,6 @@
-//! A log whose reader stalls must not stall the service: a worker that waits in a write answers nobody, not even a health
-//! check. Lines go through a bounded queue to a thread of their own; what does not fit is counted.
+//! A log whose reader stalls must not stall the service: a worker that waits in a write answers
+//! nobody, not even a health check. Lines go through a bounded queue to a thread of their own; what
+//! does not fit is counted.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -11,19 +12,19 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// Lines that may wait to be written: some 4 MB at most.
 const QUEUE: usize = 8192;
-/// How long the end of the program waits for the last lines.
+/// The time that the end of the program waits for the last lines.
 const LAST_LINES: Duration = Duration::from_secs(1);
 
-enum Order {
+enum LogCommand {
     Write(Vec<u8>),
-    /// Says so when everything before it is written.
+    /// Answers when everything before it is written.
     Flush(SyncSender<()>),
 }
 
-/// Where the log's lines go; clones are the same one.
+/// The queue of the log's lines; clones are the same one.
 #[derive(Debug, Clone)]
 pub(super) struct Lines {
-    queue: SyncSender<Order>,
+    queue: SyncSender<LogCommand>,
     lost: Arc<AtomicU64>,
 }
 
@@ -47,19 +48,19 @@ impl Lines {
     pub(super) fn flush(&self) {
         let (done, written) = sync_channel(1);
         // Full: it is stuck, and will not be written within any time that is worth waiting.
-        if self.queue.try_send(Order::Flush(done)).is_ok() {
+        if self.queue.try_send(LogCommand::Flush(done)).is_ok() {
             let _: Result<(), RecvTimeoutError> = written.recv_timeout(LAST_LINES);
         }
     }
 }
 
-fn write_all(orders: &Receiver<Order>, sink: &mut impl Write, lost: &AtomicU64) {
+fn write_all(orders: &Receiver<LogCommand>, sink: &mut impl Write, lost: &AtomicU64) {
     while let Ok(order) = orders.recv() {
         match order {
-            Order::Write(line) => {
+            LogCommand::Write(line) => {
                 let _ = sink.write_all(&line);
             }
-            Order::Flush(done) => {
+            LogCommand::Flush(done) => {
                 let _ = sink.flush();
                 let _ = done.try_send(());
             }
@@ -72,10 +73,10 @@ fn write_all(orders: &Receiver<Order>, sink: &mut impl Write, lost: &AtomicU64) 
 }
 
 impl<'a> MakeWriter<'a> for Lines {
-    type Writer = Line<'a>;
+    type Writer = LogLine<'a>;
 
-    fn make_writer(&'a self) -> Line<'a> {
-        Line {
+    fn make_writer(&'a self) -> LogLine<'a> {
+        LogLine {
             lines: self,
             text: Vec::new(),
         }
@@ -83,12 +84,12 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 /// One line while it is put together; handed over when it is dropped.
-pub(super) struct Line<'a> {
+pub(super) struct LogLine<'a> {
     lines: &'a Lines,
     text: Vec<u8>,
 }
 
-impl Write for Line<'_> {
+impl Write for LogLine<'_> {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.text.extend_from_slice(text);
         Ok(text.len())
@@ -99,9 +100,9 @@ impl Write for Line<'_> {
     }
 }
 
-impl Drop for Line<'_> {
+impl Drop for LogLine<'_> {
     fn drop(&mut self) {
-        let line = Order::Write(std::mem::take(&mut self.text));
+        let line = LogCommand::Write(std::mem::take(&mut self.text));
         if self.lines.queue.try_send(line).is_err() {
             self.lines.lost.fetch_add(1, Relaxed);
         }
@@ -151,7 +152,8 @@ mod tests {
             lines.flush();
         }
         let numbers: Vec<usize> = written().lines().map(|n| n.parse().unwrap()).collect();
-        // A reader that begins late makes room for one more line, when others have been lost already.
+        // A reader that begins late makes room for one more line, when others have been lost
+        // already.
         let (fits, later) = numbers.split_at(QUEUE);
         assert!(fits.iter().copied().eq(0..QUEUE));
         assert!(

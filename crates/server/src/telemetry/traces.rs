@@ -1,5 +1,6 @@
-//! Traces leave in batches from a thread of their own, so that a slow collector costs a caller nothing. That thread has no
-//! runtime, and an HTTP client needs one: requests are handed back to the service's runtime and only awaited there.
+//! Traces leave in batches from a thread of their own, so that a slow collector costs a caller
+//! nothing. That thread has no runtime, and an HTTP client needs one: requests are handed back to
+//! the service's runtime and only awaited there.
 
 use std::fmt;
 use std::future::Future;
@@ -40,7 +41,8 @@ pub(crate) fn adopt_parent(span: &Span, headers: &HeaderMap) {
     let _ = span.set_parent(parent);
 }
 
-/// A span of an operation on the database, below that of the request; none where nobody would see it.
+/// A span of an operation on the database, below that of the request; none where nobody would see
+/// it.
 pub(crate) fn operation(system: &'static str, operation: &'static str, program: &str) -> Span {
     if !are_enabled() {
         return Span::none();

@@ -1,5 +1,5 @@
-//! What Redis must let the service do: with exactly what the manual says everything works, and each part that is taken away costs what
-//! the manual says it costs, and never an answer.
+//! What Redis must let the service do: with exactly what the manual says everything works, and each
+//! part that is taken away costs what the manual says it costs, and never an answer.
 
 use std::time::Duration;
 
@@ -16,7 +16,8 @@ use crate::harness::{PATIENCE, Service};
 const TABLE: &str = "CREATE TABLE IF NOT EXISTS users (id INTEGER PRIMARY KEY, name TEXT NOT NULL, phone_number TEXT NOT NULL, \
                      email TEXT, created_at TEXT NOT NULL)";
 
-/// What of the service works, in the manual's words. Reads and statements are answered in any case: that is asserted on the way.
+/// What of the service works, in the manual's words. Reads and statements are answered in any case:
+/// that is asserted on the way.
 #[derive(Debug)]
 struct Tried {
     works: Vec<&'static str>,
@@ -50,7 +51,8 @@ async fn service(redis: &Redis, folder: &tempfile::TempDir) -> Service {
     Service::from_app(app).await
 }
 
-/// Whether it becomes so; what is not within the limit is taken for never, by tests that know that it works otherwise.
+/// Whether it becomes so; what is not within the limit is taken for never, by tests that know that
+/// it works otherwise.
 async fn becomes(limit: Duration, mut is: impl AsyncFnMut() -> bool) -> bool {
     let until = Instant::now() + limit;
     loop {

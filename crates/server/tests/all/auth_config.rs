@@ -3,7 +3,7 @@
 use steadfast_server::Config;
 use steadfast_server::config::Sources;
 
-use crate::auth::{SECRET, base, pem};
+use crate::guarded::{SECRET, base, pem};
 
 #[test]
 fn s9_a_key_file_that_was_rotated_under_the_same_name_is_noticed_by_a_reload() {

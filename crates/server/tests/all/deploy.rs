@@ -1,5 +1,5 @@
-//! What is under `deploy/` says things that the service says too: its file is one that the service takes, and whoever stops it waits
-//! for as long as it may need.
+//! What is under `deploy/` says things that the service says too: its file is one that the service
+//! takes, and whoever stops it waits for as long as it may need.
 
 use std::path::PathBuf;
 use std::time::Duration;

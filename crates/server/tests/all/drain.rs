@@ -115,7 +115,8 @@ async fn s7_who_does_not_read_its_answer_is_let_go_and_holds_nothing() {
         let read = stream.read_to_end(&mut rest).await;
         assert!(read.is_err() && rest.len() < LONG, "{} bytes", rest.len());
     }
-    // One that reads slowly but steadily is served: for longer than the limit it gets on by a few kilobytes at a time.
+    // One that reads slowly but steadily is served: for longer than the limit it gets on by a few
+    // kilobytes at a time.
     let mut patient = ask(&service, "/v1/queries/long").await;
     let mut read = 0;
     let mut buffer = vec![0; 1 << 20];

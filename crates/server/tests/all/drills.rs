@@ -159,7 +159,8 @@ async fn s5_a_wrong_order_is_refused_and_drills_are_off_unless_asked_for() {
     assert_eq!(off.get("/v1/drills").await.json()["enabled"], false);
 }
 
-/// Every line of the metrics that a drill would change if it counted among the service's own, and that does not change by itself.
+/// Every line of the metrics that a drill would change if it counted among the service's own, and
+/// that does not change by itself.
 fn counted(metrics: &str) -> Vec<String> {
     let lines = metrics
         .lines()

@@ -1,5 +1,6 @@
-//! The interface by its own description: a program that has never seen the service reads `/openapi.json`, asks what it says may be
-//! asked and what it says may not, and holds every answer to what it says is answered.
+//! The interface by its own description: a program that has never seen the service reads
+//! `/openapi.json`, asks what it says may be asked and what it says may not, and holds every answer
+//! to what it says is answered.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -53,7 +54,8 @@ include-path = '/v1/statements/strict'
 enabled = false
 ";
 
-/// Asks what the description of `service` says, as far as `choice` goes; at least so many operations.
+/// Asks what the description of `service` says, as far as `choice` goes; at least so many
+/// operations.
 async fn nothing_is_answered_otherwise(service: &Service, choice: &'static [&str], least: usize) {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("schemathesis.toml"), CHECKS).unwrap();
@@ -89,7 +91,8 @@ async fn s1_nothing_that_the_description_allows_is_answered_otherwise_than_it_sa
     .await;
 }
 
-/// The queries and statements of the sample, and some with parameters that are left out, on another database.
+/// The queries and statements of the sample, and some with parameters that are left out, on another
+/// database.
 async fn nor_is_what_it_allows_of(url: &str, tables: &[&str]) {
     let more = "
 [queries.optional]

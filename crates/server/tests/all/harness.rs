@@ -62,7 +62,8 @@ impl Service {
         Self::serve(app, Some(demo)).await
     }
 
-    /// A service as the sample says, with `settings` over it, and an empty database of its own if they name none.
+    /// A service as the sample says, with `settings` over it, and an empty database of its own if
+    /// they name none.
     pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = format!("sqlite://{}", folder.path().join("test.db").display());

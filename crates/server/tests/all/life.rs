@@ -91,7 +91,8 @@ async fn s9_a_service_told_not_to_wait_does_not() {
     assert_eq!(served.unwrap(), Served::Forced);
 }
 
-/// One test for all signals: they reach the whole process, so two such tests would hear each other's.
+/// One test for all signals: they reach the whole process, so two such tests would hear each
+/// other's.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s9_signals_reload_drain_and_end() {
     let folder = tempfile::tempdir().unwrap();

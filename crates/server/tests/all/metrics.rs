@@ -83,7 +83,8 @@ async fn s4_a_call_whose_caller_gave_up_is_counted_as_one_that_failed() {
     assert_eq!(service.status()["reads"]["failed"], 1);
 }
 
-/// The names of metrics in a PromQL expression: what is left once labels, groupings and functions are taken away.
+/// The names of metrics in a PromQL expression: what is left once labels, groupings and functions
+/// are taken away.
 fn names(expression: &str) -> Vec<String> {
     let mut bare = String::new();
     let mut depth = 0_usize;
@@ -115,7 +116,8 @@ fn only_metrics_count_as_names_of_metrics() {
     assert_eq!(names(expression), ["a_b", "x_y"]);
 }
 
-/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, and seen there by the tests of those.
+/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, and seen there by the
+/// tests of those.
 const SET_UP: [&str; 3] = [
     "steadfast_tls_certificate_expiry_seconds",
     "steadfast_credentials_expiry_seconds",

@@ -33,7 +33,8 @@ async fn s5_the_page_is_whole_and_asks_nobody_else() {
     assert_eq!(service.get("/assets/none.js").await.status, 404);
 }
 
-/// Whoever is called at night follows the page's links into the runbook, and the version that runs is the one to read.
+/// Whoever is called at night follows the page's links into the runbook, and the version that runs
+/// is the one to read.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s5_the_runbook_is_served_and_has_every_section_the_page_links_to() {
     let service = Service::demo().await;

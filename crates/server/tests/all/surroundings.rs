@@ -213,7 +213,8 @@ async fn s3_a_database_that_answers_and_ends_no_query_is_told_as_stuck() {
     service
         .health_when(|health| database(health) == "healthy")
         .await;
-    // Somebody alters the table, and takes time: every query of it waits, and the database itself is well.
+    // Somebody alters the table, and takes time: every query of it waits, and the database itself
+    // is well.
     let mut altering = other.begin().await.unwrap();
     let lock = "LOCK TABLE t IN ACCESS EXCLUSIVE MODE";
     altering.execute(lock, &[]).await.unwrap();

@@ -135,7 +135,8 @@ fn renew(folder: &Path, authority: &Authority, serial: u64) {
     replace(&folder.join("k.pem"), &key);
 }
 
-/// As whoever renews does it: a look in between finds the old file or the new one, and never half of one.
+/// As whoever renews does it: a look in between finds the old file or the new one, and never half
+/// of one.
 fn replace(path: &Path, text: &str) {
     let new = path.with_extension("new");
     std::fs::write(&new, text).unwrap();
@@ -182,7 +183,8 @@ async fn s6_a_renewed_certificate_is_shown_from_the_next_connection_on_and_a_bad
     let told = async {
         loop {
             let told = secure.event("certificate_refused").await;
-            // On a busy machine, two looks may have come between the two files of the renewal above.
+            // On a busy machine, two looks may have come between the two files of the renewal
+            // above.
             if told["why"].as_str().unwrap().contains("no private key") {
                 return;
             }

@@ -9,7 +9,8 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::harness::{PATIENCE, Service};
 
-/// Takes whatever is posted to it, as a collector of traces does: an answer says that all of it is there.
+/// Takes whatever is posted to it, as a collector of traces does: an answer says that all of it is
+/// there.
 async fn collector() -> (String, Arc<Mutex<Vec<u8>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/v1/traces", listener.local_addr().unwrap());
@@ -71,7 +72,8 @@ async fn s4_a_trace_goes_on_through_the_service_and_reaches_the_collector() {
         )
         .await;
     assert_eq!(reply.status, 200);
-    // As the program ends. SQLite's thread lets go of the span of a question when it has put it away, which may be after the answer.
+    // As the program ends. SQLite's thread lets go of the span of a question when it has put it
+    // away, which may be after the answer.
     service.app.close().await;
     tokio::task::spawn_blocking(move || telemetry.shutdown())
         .await
@@ -81,7 +83,8 @@ async fn s4_a_trace_goes_on_through_the_service_and_reaches_the_collector() {
         let taken = taken.lock();
         taken.windows(wanted.len()).any(|window| window == wanted)
     };
-    // Where the answer came from, and the question to the database that it took, within the same trace.
+    // Where the answer came from, and the question to the database that it took, within the same
+    // trace.
     let wanted: [&[u8]; 6] = [
         &trace,
         b"GET /v1/queries/{name}",

@@ -1,5 +1,6 @@
-//! Values as a database has them and as callers get them: from the database, from memory and from Redis. What is answered stands in
-//! `docs/values.md`, which these tests hold to the truth, and write anew when `STEADFAST_WRITE_DOCS` is set.
+//! Values as a database has them and as callers get them: from the database, from memory and from
+//! Redis. What is answered stands in `docs/values.md`, which these tests hold to the truth, and
+//! write anew when `STEADFAST_WRITE_DOCS` is set.
 
 use std::path::Path;
 
@@ -392,7 +393,8 @@ sql = 'INSERT INTO ruled VALUES (:n)'
 params.n = { type = 'integer' }
 ";
 
-/// Parameters that are left out, columns in their order, and mistakes of a caller, which are told as such.
+/// Parameters that are left out, columns in their order, and mistakes of a caller, which are told
+/// as such.
 async fn alike(
     url: &str,
     setup: &str,

@@ -1,4 +1,5 @@
-//! What counts things of the whole process (files, memory, panics), and so is a program of its own: tests beside it would be counted too.
+//! What counts things of the whole process (files, memory, panics), and so is a program of its own:
+//! tests beside it would be counted too.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../all/harness.rs"]

@@ -1,4 +1,5 @@
-//! In the place of the drills where the feature `drill` is off: there are none, and none can be started.
+//! In the place of the drills where the feature `drill` is off: there are none, and none can be
+//! started.
 
 use axum::Json;
 

@@ -1,6 +1,6 @@
-//! What a page shows once a second is computed once a second, however many pages look. The same beat keeps the metrics
-//! recorder tidy, and a slower one asks the database and the embedding program's checks how they are, so that health
-//! answers never have to.
+//! What a page shows once a second is computed once a second, however many pages look. The same
+//! beat keeps the metrics recorder tidy, and a slower one asks the database and the embedding
+//! program's checks how they are, so that health answers never have to.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -12,15 +12,15 @@ use steadfast::EventKind;
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior, interval};
 
+use crate::active_config::ActiveConfig;
 use crate::checks::Checks;
 use crate::clock::unix_ms;
 use crate::health::{Phase, Status};
-use crate::in_force::InForce;
-use crate::observe::felt::{self, Change};
+use crate::observe::felt::{self, ReadsChange};
 use crate::observe::figures::SAMPLED_EVERY;
 use crate::observe::minutes::Second;
-use crate::observe::outages::{Of, Outage};
-use crate::observe::tally::{Buckets, Counts};
+use crate::observe::outages::{Outage, OutageOf};
+use crate::observe::tally::{Buckets, ReadCounts};
 use crate::query::once::Records;
 use crate::telemetry;
 
@@ -34,7 +34,7 @@ struct Tick {
     redis: String,
     breaker: String,
     rtt_ms: Option<f64>,
-    reads: Counts,
+    reads: ReadCounts,
     hit_rate: Option<f64>,
     error_rate: Option<f64>,
     p50_ms: Option<f64>,
@@ -58,13 +58,13 @@ struct Tick {
 
 /// Everything that the tasks in the background look at.
 #[derive(Clone)]
-pub(crate) struct Pulse {
+pub(crate) struct Background {
     pub(crate) checks: Arc<Checks>,
-    pub(crate) in_force: Arc<InForce>,
+    pub(crate) in_force: Arc<ActiveConfig>,
     pub(crate) records: Arc<Records>,
 }
 
-impl Pulse {
+impl Background {
     /// Starts each of the tasks.
     pub(crate) fn spawn(self, tasks: &mut JoinSet<()>) {
         tasks.spawn(self.clone().beat());
@@ -79,7 +79,7 @@ impl Pulse {
     async fn beat(self) {
         let mut ticker = every(Duration::from_secs(1));
         let mut before = Reading::of(&self.checks);
-        let mut window = Window::default();
+        let mut window = TenSeconds::default();
         let mut beats = 0_u64;
         ticker.tick().await;
         loop {
@@ -101,7 +101,7 @@ impl Pulse {
     }
 
     /// Tells the second between two readings.
-    fn tell_second(&self, before: &Reading, now: &Reading, window: &mut Window) {
+    fn tell_second(&self, before: &Reading, now: &Reading, window: &mut TenSeconds) {
         let Checks {
             backend,
             observations,
@@ -155,23 +155,23 @@ impl Pulse {
     }
 
     /// Tells a change that callers feel: to pages and in the log.
-    fn tell_felt(&self, change: &Change, counts: Counts) {
+    fn tell_felt(&self, change: &ReadsChange, counts: ReadCounts) {
         let observations = &self.checks.observations;
         let details = serde_json::to_value(change).unwrap_or_default();
         let trouble = match change {
-            Change::Began { query, cause, .. } => Some(felt::named(query, cause)),
-            Change::Ended { .. } => None,
+            ReadsChange::Began { query, cause, .. } => Some(felt::named(query, cause)),
+            ReadsChange::Ended { .. } => None,
         };
         observations
             .outages
-            .is(Of::Reads, trouble.as_deref(), unix_ms(), counts);
+            .is(OutageOf::Reads, trouble.as_deref(), unix_ms(), counts);
         match change {
-            Change::Began {
+            ReadsChange::Began {
                 query,
                 cause,
                 share,
             } => tracing::error!(query, cause, share, "reads have begun to fail"),
-            Change::Ended { lasted_ms, failed } => {
+            ReadsChange::Ended { lasted_ms, failed } => {
                 tracing::info!(lasted_ms, failed, "reads are answered again");
             }
         }
@@ -217,7 +217,8 @@ impl Pulse {
         }
     }
 
-    /// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the connection itself is watched all the time.
+    /// Asks Redis how it is, for ever: as often as a load balancer does, and no more, since the
+    /// connection itself is watched all the time.
     async fn watch_redis(self) {
         let mut ticker = every(Duration::from_secs(5));
         loop {
@@ -226,7 +227,8 @@ impl Pulse {
         }
     }
 
-    /// Sees whether anything can be written while the last statement has failed, for ever; by itself, since a database that does not write may let it wait.
+    /// Sees whether anything can be written while the last statement has failed, for ever; by
+    /// itself, since a database that does not write may let it wait.
     async fn watch_writes(self) {
         let mut ticker = every(Duration::from_secs(1));
         loop {
@@ -246,7 +248,7 @@ impl Pulse {
             let counts = observations.tally.counts();
             observations
                 .outages
-                .is(Of::Database, trouble.as_deref(), unix_ms(), counts);
+                .is(OutageOf::Database, trouble.as_deref(), unix_ms(), counts);
             if beats.is_multiple_of(5) {
                 self.checks.registry.refresh().await;
             }
@@ -276,9 +278,9 @@ fn every(period: Duration) -> Interval {
     ticker
 }
 
-/// What has been counted at one moment.
+/// The counts at one moment.
 struct Reading {
-    counts: Counts,
+    counts: ReadCounts,
     latencies: Buckets,
     loads: u64,
     faults: u64,
@@ -298,9 +300,9 @@ impl Reading {
 
 /// Latencies counted at the beginnings of the last ten seconds.
 #[derive(Debug, Default)]
-struct Window(VecDeque<Buckets>);
+struct TenSeconds(VecDeque<Buckets>);
 
-impl Window {
+impl TenSeconds {
     /// Takes a second that is over, and returns median and p99 of the last ten.
     fn quantiles(&mut self, before: &Buckets, after: &Buckets) -> [Option<f64>; 2] {
         if self.0.len() == 10 {

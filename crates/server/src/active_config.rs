@@ -8,14 +8,14 @@ use crate::config::Config;
 use crate::query::Programs;
 
 /// The configuration and the queries compiled from it.
-pub(crate) struct InForce {
-    /// What the service was started with.
+pub(crate) struct ActiveConfig {
+    /// The configuration that the service was started with.
     started: Arc<Config>,
     config: ArcSwap<Config>,
     programs: ArcSwap<Programs>,
 }
 
-impl InForce {
+impl ActiveConfig {
     pub(crate) fn new(started: Arc<Config>) -> Self {
         let programs = Programs::compile(&started, &Programs::default());
         Self {

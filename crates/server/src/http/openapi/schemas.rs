@@ -1,0 +1,210 @@
+//! The schemas of what the service answers and takes.
+
+use serde_json::{Value, json};
+
+use super::reference;
+
+/// Returns every schema by its name.
+pub(super) fn schemas() -> Value {
+    let rows = json!({ "type": "array", "items": { "type": "object" } });
+    json!({
+        "Answer": {
+            "type": "object",
+            "required": ["query", "rows", "truncated", "source", "stale", "age_ms"],
+            "properties": {
+                "query": {"type": "string"},
+                "rows": rows,
+                "truncated": {"type": "boolean", "description": "Whether rows beyond `max_rows` were left out"},
+                "source": {"type": "string", "enum": ["memory", "redis", "database"]},
+                "stale": {"type": "boolean"},
+                "age_ms": {"type": "integer", "minimum": 0},
+            },
+        },
+        "Written": {
+            "type": "object",
+            "required": ["statement", "affected"],
+            "properties": {
+                "statement": {"type": "string"},
+                "affected": {"type": "integer", "minimum": 0},
+                "last_id": {"type": "integer"},
+                "rows": rows,
+            },
+        },
+        "Problem": problem_schema(),
+        "Status": status_schema(),
+        "History": {
+            "type": "object",
+            "required": ["events", "outages"],
+            "properties": {
+                "events": { "type": "array", "items": {
+                    "type": "object",
+                    "required": ["at_ms", "event"],
+                    "properties": { "at_ms": {"type": "integer"}, "event": {"type": "string"} },
+                } },
+                "outages": { "type": "array", "items": reference("Outage") },
+            },
+        },
+        "Outage": outage_schema(),
+        "Figures": figures_schema(),
+        "Health": health_schema(),
+        "Order": order_schema(),
+        "Drill": drill_schema(),
+    })
+}
+
+fn problem_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["type", "title", "status", "detail"],
+        "properties": {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer"},
+            "detail": {"type": "string"},
+            "parameter": {"type": "string"},
+            "retry_after_ms": {"type": "integer", "minimum": 0},
+        },
+    })
+}
+
+fn health_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["status", "phase", "version", "uptime_s", "checks"],
+        "properties": {
+            "status": {"type": "string", "enum": ["healthy", "degraded", "unhealthy"]},
+            "phase": {"type": "string", "enum": ["starting", "serving", "draining"]},
+            "version": {"type": "string"},
+            "uptime_s": {"type": "integer", "minimum": 0},
+            "checks": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "required": ["status", "latency_ms", "message"],
+                    "properties": {
+                        "status": {"type": "string", "enum": ["healthy", "degraded", "unhealthy"]},
+                        "latency_ms": {"type": ["number", "null"]},
+                        "message": {"type": "string"},
+                    },
+                },
+            },
+        },
+    })
+}
+
+fn order_schema() -> Value {
+    json!({
+        "type": "object",
+        "properties": {
+            "scenario": {"type": "string"},
+            "toml": {"type": "string"},
+            "control": {"type": "boolean", "default": false},
+            "hand_built": {"type": "boolean", "default": false},
+            "seed": {"type": "integer", "minimum": 0},
+            "calls": {"type": "integer", "minimum": 1, "maximum": 200_000},
+        },
+        "oneOf": [{"required": ["scenario"]}, {"required": ["toml"]}],
+        "additionalProperties": false,
+    })
+}
+
+fn drill_schema() -> Value {
+    json!({
+        "type": "object",
+        "required": ["id", "scenario", "about", "control", "hand_built", "started_ms", "state"],
+        "properties": {
+            "id": {"type": "integer"},
+            "scenario": {"type": "string"},
+            "about": {"type": "string"},
+            "control": {"type": "boolean"},
+            "hand_built": {"type": "boolean"},
+            "started_ms": {"type": "integer"},
+            "state": {"type": "string", "enum": ["running", "passed", "failed", "void", "stopped", "broken"]},
+            "error": {"type": "string"},
+        },
+    })
+}
+
+fn status_schema() -> Value {
+    let object = json!({"type": "object"});
+    let figures =
+        |what: &str| json!({ "type": "array", "description": what, "items": reference("Figures") });
+    json!({
+        "type": "object",
+        "required": ["service", "health", "reads", "rates", "queries", "statements", "outages", "redis", "cache", "system"],
+        "properties": {
+            "service": object,
+            "health": reference("Health"),
+            "reads": {"type": "object", "description": "Counts since the start", "additionalProperties": {"type": "integer"}},
+            "rates": object,
+            "queries": figures("memory, redis, database and failed are the ends of calls; stale and slow are some of these"),
+            "statements": figures("done, replayed and failed are the ends of calls; slow are some of these"),
+            "outages": { "type": "array", "items": reference("Outage") },
+            "redis": {
+                "type": "object",
+                "properties": { "flapping": {
+                    "type": ["object", "null"],
+                    "description": "Of a connection that is lost and replaced again and again",
+                    "properties": {
+                        "since_ms": {"type": "integer"},
+                        "reconnects": {"type": "integer"},
+                        "last_ms": {"type": "integer"},
+                        "cause": {"type": "string"},
+                    },
+                } },
+            },
+            "cache": object,
+            "system": object,
+        },
+    })
+}
+
+fn outage_schema() -> Value {
+    let count = |what: &str| json!({"type": "integer", "minimum": 0, "description": what});
+    json!({
+        "type": "object",
+        "description": "Something that was away, from its first sign to its end, with what callers felt meanwhile",
+        "required": ["of", "began_ms", "ended_ms", "ended_by", "cause", "flapping", "times", "calls", "failed", "stale", "slow"],
+        "properties": {
+            "of": {"type": "string", "enum": ["redis", "database", "reads"]},
+            "began_ms": {"type": "integer", "description": "Milliseconds since 1970"},
+            "ended_ms": {"type": ["integer", "null"], "description": "null while it lasts"},
+            "ended_by": {"enum": ["reconnected", "recovered", null]},
+            "cause": {"type": "string"},
+            "detection_ms": {"type": ["number", "null"], "description": "For how long Redis had been silent when it was noticed"},
+            "attempts": count("Attempts to connect that failed"),
+            "flapping": {"type": "boolean", "description": "Whether it is many outages of a connection that flaps, told as one"},
+            "times": count("How often the connection was lost"),
+            "refused": count("Calls to Redis that were refused at once"),
+            "unknown": count("Requests to Redis whose outcome is unknown"),
+            "calls": count("Reads that ended while it lasted"),
+            "failed": count("Reads that failed"),
+            "stale": count("Reads answered with something stale"),
+            "slow": count("Reads that took longer than 250 ms"),
+            "writes": count("Statements that were run"),
+            "writes_failed": count("Statements that could not be run"),
+        },
+    })
+}
+
+fn figures_schema() -> Value {
+    let part = json!({
+        "type": "object",
+        "required": ["window_ms", "calls", "failed", "slow", "p50_ms", "p99_ms"],
+        "properties": {
+            "window_ms": {"type": "integer", "description": "How long these were counted for"},
+            "p50_ms": {"type": ["number", "null"]},
+            "p99_ms": {"type": ["number", "null"]},
+        },
+        "additionalProperties": {"type": "integer"},
+    });
+    json!({
+        "type": "object",
+        "required": ["name", "since_start", "last_minute"],
+        "properties": {
+            "name": {"type": "string"},
+            "since_start": part,
+            "last_minute": part,
+        },
+    })
+}
