@@ -19,7 +19,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     redis.command(&["SET", "price", "3"]).await?;
     user_gets("3", &url, "healthy").await;
 
-    let slow = proxy.add(Toxic::new(Latency::of_millis(2_000))).await?;
+    let slow = proxy.add(Toxic::new(Latency::of_millis(10_000))).await?;
     user_gets("list price", &url, "slow").await;
     proxy.remove(slow).await;
 
@@ -52,8 +52,7 @@ async fn todays_price(url: &str) -> String {
         let mut redis = client.get_multiplexed_async_connection().await?;
         redis::cmd("GET").arg("price").query_async(&mut redis).await
     };
-    let read: Option<redis::RedisResult<String>> =
-        timeout(Duration::from_millis(500), read).await.ok();
+    let read: Option<redis::RedisResult<String>> = timeout(Duration::from_secs(1), read).await.ok();
     read.and_then(Result::ok)
         .unwrap_or_else(|| "list price".to_owned())
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::{RedisError, TlsCertificates};
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::subject::{
     Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source,
@@ -100,7 +100,7 @@ impl Rows {
         self.table.raise(key, version).await
     }
 
-    /// Makes the rows, and reads each once.
+    /// Makes the rows, and reads each once. A read that fails is repeated: the machine may be busy, and nothing is judged yet.
     pub(crate) fn warm<'a>(
         &'a self,
         reader: &'a dyn Subject,
@@ -109,9 +109,14 @@ impl Rows {
         async move {
             self.table.create(keys).await?;
             for key in 0..keys {
-                reader.read(key).await.map_err(|failure| {
-                    SetUpError(format!("a row could not be read: {}", failure.kind))
-                })?;
+                let mut attempts = 1;
+                while let Err(Failure { kind }) = reader.read(key).await {
+                    if attempts == WARM_ATTEMPTS {
+                        return Err(SetUpError(format!("a row could not be read: {kind}")));
+                    }
+                    attempts += 1;
+                    sleep(WARM_PAUSE).await;
+                }
             }
             Ok(())
         }
@@ -158,3 +163,8 @@ pub(crate) fn client_of(endpoint: &Endpoint) -> Result<redis::Client, SetUpError
     };
     redis::Client::build_with_tls(url, certificates).map_err(failed)
 }
+
+/// Reads of a row at most, before a control is said not to be fit for a drill.
+const WARM_ATTEMPTS: u32 = 10;
+/// Between two of them.
+const WARM_PAUSE: Duration = Duration::from_millis(100);

@@ -16,9 +16,9 @@ const upstream = process.env.REDIS_ADDR ?? '127.0.0.1:6379';
 const server = new Toxiproxy(`http://${process.env.TOXIPROXY_ADDR ?? '127.0.0.1:8474'}`);
 const key = `price:${randomUUID()}`;
 
-const connect = (address) => {
+const connect = (address, limit) => {
   const [host, port] = address.split(':');
-  const limits = { connectTimeout: 500, commandTimeout: 500, maxRetriesPerRequest: 0 };
+  const limits = { connectTimeout: limit, commandTimeout: limit, maxRetriesPerRequest: 0 };
   const client = new Redis({ host, port: Number(port), ...limits, retryStrategy: null });
   client.on('error', () => {}); // the call itself tells
   return client;
@@ -26,7 +26,7 @@ const connect = (address) => {
 
 // The application: today's price from Redis, or else the list price.
 async function todaysPrice(address) {
-  const client = connect(address);
+  const client = connect(address, 1_000);
   try {
     return (await client.get(key)) ?? 'list price';
   } catch {
@@ -39,13 +39,16 @@ async function todaysPrice(address) {
 // A way to Redis that can be broken, new for each test.
 let proxy;
 beforeEach(async () => {
-  const well = connect(upstream);
-  await well.set(key, '3', 'EX', 600);
-  well.disconnect();
+  const well = connect(upstream, 20_000); // what is well may be busy
+  try {
+    await well.set(key, '3', 'EX', 600);
+  } finally {
+    well.disconnect(); // one that stays open keeps node from ending
+  }
   const name = `test-${randomUUID()}`;
   proxy = await server.createProxy({ name, upstream, listen: '127.0.0.1:0' });
 });
-afterEach(() => proxy.remove());
+afterEach(() => proxy?.remove());
 
 async function userGets(expected) {
   const asked = performance.now();
@@ -63,7 +66,7 @@ test('Redis is down and comes back', async () => {
 });
 
 const toxics = {
-  latency: { latency: 2000, jitter: 0 },
+  latency: { latency: 10_000, jitter: 0 },
   timeout: { timeout: 0 },
   resp_error: { error: 'loading', commands: ['GET'] }, // not in Toxiproxy
 };

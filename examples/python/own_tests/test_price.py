@@ -23,7 +23,7 @@ KEY = f"price:{uuid.uuid4()}"
 def todays_price(address: str) -> str:
     """The application: today's price from Redis, or else the list price."""
     host, port = address.rsplit(":", 1)
-    options = {"socket_timeout": 0.5, "socket_connect_timeout": 0.5, "retry": None}
+    options = {"socket_timeout": 1, "socket_connect_timeout": 1, "retry": None}
     try:
         with redis.Redis(host, int(port), decode_responses=True, **options) as client:
             return client.get(KEY) or "list price"
@@ -65,7 +65,7 @@ def test_redis_is_down_and_comes_back(proxy):
 @pytest.mark.parametrize(
     "toxic, attributes",
     [
-        ("latency", {"latency": 2000}),
+        ("latency", {"latency": 10_000}),
         ("timeout", {"timeout": 0}),
         ("resp_error", {"error": "loading", "commands": ["GET"]}),  # not in Toxiproxy
     ],

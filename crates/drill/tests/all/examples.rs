@@ -7,7 +7,7 @@ use steadfast_drill::api::{Proxies, serve};
 use steadfast_drill::process::Redis;
 use tokio::process::Command;
 
-use crate::targets::{example, node, python};
+use crate::targets::{copied, example, node, python};
 
 #[tokio::test]
 async fn d7_the_example_drills_an_application_from_its_own_tests() {
@@ -41,9 +41,7 @@ async fn d7_the_example_for_pytest_breaks_redis_by_toxiproxys_api() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d7_the_example_for_node_test_breaks_redis_by_toxiproxys_api() {
     let folder = tokio::task::spawn_blocking(node).await.unwrap();
-    // Node looks for its packages from where the program lies.
-    let copy = folder.join("price.test.mjs");
-    std::fs::copy(example("node/own-tests/price.test.mjs"), &copy).unwrap();
+    let copy = copied(&example("node/own-tests/price.test.mjs"), &folder);
     let mut command = Command::new("node");
     let said = passes(command.args(["--test", "--test-reporter=tap"]).arg(copy)).await;
     assert!(said.contains("# pass 5"), "{said}");

@@ -59,6 +59,16 @@ pub(crate) fn node() -> PathBuf {
     folder
 }
 
+/// A copy of an example in that folder, since node looks for its packages from where the program lies. It appears there whole: other
+/// tests may be running it.
+pub(crate) fn copied(example: &Path, folder: &Path) -> PathBuf {
+    let copy = folder.join(example.file_name().unwrap());
+    let whole = tempfile::NamedTempFile::new_in(folder).unwrap();
+    std::fs::copy(example, whole.path()).unwrap();
+    whole.persist(&copy).unwrap();
+    copy
+}
+
 pub(crate) fn example(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../../examples")
@@ -147,9 +157,7 @@ async fn d7_the_examples_in_python_and_node_are_drilled_as_they_stand() {
     let (python, node) = tokio::task::spawn_blocking(|| (python(), node()))
         .await
         .unwrap();
-    // Node looks for its packages from where the program lies.
-    let copy = node.join("app.mjs");
-    std::fs::copy(example("node/user-search/app.mjs"), &copy).unwrap();
+    let copy = copied(&example("node/user-search/app.mjs"), &node);
     let fastapi = format!(
         "exec {} -m uvicorn --app-dir {} app:app --log-level warning --port",
         python.display(),
@@ -279,7 +287,7 @@ async fn d7_redis_and_the_database_of_an_application_break_together_and_neither_
     scenario.steps = Scenario::parse(&text).unwrap().steps;
     let mut options = options(&redis, users_py(address, &python));
     options.database = Some(database.addr().to_string());
-    options.recovery = Duration::from_secs(10);
+    options.recovery = Duration::from_secs(30);
     let report = run_target(&scenario, options.clone()).await.unwrap();
     let text = table::render_target(&report, false);
     let names: Vec<_> = report.faults.iter().map(|fault| fault.name).collect();
