@@ -3,13 +3,17 @@
 //! against everything else at once, and all that is wrong is told together, with its place.
 
 mod auth;
+mod cache;
 mod credentials;
+mod database;
+mod limits;
 mod mistake;
 mod queries;
 mod rate;
 mod redis;
 mod secret;
 mod section;
+mod server;
 mod settings;
 mod tls;
 mod tree;
@@ -21,16 +25,17 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
+pub use cache::{CacheConfig, TtlConfig};
 pub use credentials::{CredentialsConfig, EntraConfig, EntraIdentity};
+pub use database::{DatabaseConfig, GuardConfig};
+pub use limits::LimitsConfig;
 pub use mistake::{ConfigError, Mistake, Origin};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
 pub use secret::{Fingerprint, SecretText, SecretUrl, UrlMistake};
-pub use settings::{
-    CacheConfig, DatabaseConfig, DrillConfig, GuardConfig, LimitsConfig, LogConfig, LogFormat,
-    MetricsConfig, ServerConfig, TracingConfig, TtlConfig,
-};
+pub use server::ServerConfig;
+pub use settings::{DrillConfig, LogConfig, LogFormat, MetricsConfig, TracingConfig};
 pub use tls::{
     ClientCertificates, DatabaseTlsConfig, DatabaseTlsMode, RedisTlsConfig, ServerTlsConfig,
     TlsVersion,

@@ -6,8 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::cache::TtlConfig;
 use super::section::Section;
-use super::settings::TtlConfig;
 use super::tree::NodeKind;
 use crate::grammar::dialect::Dialect;
 use crate::grammar::param::{Match, ParamConfig, ParamKind, Value};

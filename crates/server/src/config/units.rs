@@ -44,6 +44,9 @@ const SIZES: [(&str, u64); 7] = [
     ("GB", 1_000_000_000),
 ];
 
+/// A mebibyte.
+pub(crate) const MIB: u64 = 1 << 20;
+
 pub(crate) const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
