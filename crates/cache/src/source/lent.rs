@@ -255,7 +255,7 @@ pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<boo
 
 /// Stopping a statement, or rolling back, may take so long before the connection is closed instead. Nobody waits for it but the place at the guard, which
 /// would be free too soon otherwise; and to stop something a connection has to be opened, which takes a busy machine its time.
-const STOPPING: Duration = Duration::from_secs(10);
+const STOPPING: Duration = Duration::from_secs(5);
 
 /// What was told to stop and has not ended is told again after so long.
 const AGAIN: Duration = Duration::from_millis(500);

@@ -133,6 +133,7 @@ async fn k8_a_redis_restored_from_an_old_snapshot_is_not_believed() {
         }
     };
     write(1).await;
+    all_is_applied(&first).await;
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
     eventually("Redis has it", || async {
         let epoch = first.status().redis.unwrap().epoch.unwrap_or_default();

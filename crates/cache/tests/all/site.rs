@@ -35,6 +35,7 @@ impl Site {
     pub(crate) async fn client(&self) -> Client {
         Client::builder(&self.redis.url())
             .unwrap()
+            .connect_timeout(Duration::from_secs(5))
             .connect()
             .await
             .unwrap()

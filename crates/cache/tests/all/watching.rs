@@ -7,8 +7,8 @@ use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
 
 use crate::site::{
-    Loader, Site, connect, create_table, eventually, get, plain, read_item, select_item, set_item,
-    sqlite, text, write_everywhere, write_item,
+    Loader, Site, connect, create_table, eventually, get, patient, plain, read_item, select_item,
+    set_item, sqlite, text, write_everywhere, write_item,
 };
 
 /// What a process writes that dies before its relay.
@@ -34,9 +34,8 @@ async fn outbox_is_empty(database: &Database) -> bool {
 #[tokio::test]
 async fn k14_a_waiting_invalidation_is_seen_and_delivered_while_loads_hold_every_connection() {
     let site = Site::start().await;
-    let mut options = DatabaseOptions::default();
+    let mut options = patient();
     options.max_connections = 2;
-    options.acquire_timeout = Duration::from_millis(200);
     let database = Database::connect(&site.database_url(), options).unwrap();
     let cache = plain(&database).redis(site.client().await);
     let cache = cache.build().await.unwrap();
@@ -61,7 +60,7 @@ async fn k14_a_waiting_invalidation_is_seen_and_delivered_while_loads_hold_every
         read().await.as_deref() == Some("2")
     })
     .await;
-    assert!(outbox_is_empty(&site.database).await);
+    eventually("it is delivered", || outbox_is_empty(&site.database)).await;
     drop(held);
 }
 
@@ -131,7 +130,7 @@ async fn k14_ten_loads_on_postgres_hide_no_invalidation() {
 async fn k16_until_sql_was_seen_what_redis_holds_is_stale() {
     let site = Site::start().await;
     let first = site.cache().await;
-    write_item(&first, 7, 1).await;
+    write_everywhere(&first, 7, 1).await;
     assert_eq!(read_item(&first, 7).await.as_deref(), Some("1"));
     eventually("Redis has it", || async {
         first.status().counts.fills == 1
@@ -292,6 +291,8 @@ async fn k16_a_forged_announcement_poisons_nobody() {
         let publish = ["PUBLISH", "test:inv", forged];
         site.redis.command(&publish).await.unwrap();
     }
+    // Time for a few looks at SQL: who took the claims for SQL's own would find that it fell, and invalidate everything.
+    tokio::time::sleep(Duration::from_secs(1)).await;
     let third = site.cache().await;
     let loader = Loader::default();
     for (n, cache) in [&first, &second, &third].into_iter().enumerate() {
@@ -327,6 +328,55 @@ async fn k16_a_forged_announcement_poisons_nobody() {
         .unwrap();
     let at: u64 = redis::from_redis_value(at).unwrap();
     assert_eq!(at, 2);
+}
+
+/// Nobody can say whether the claim is true, and Redis behind: what it holds is marked.
+#[tokio::test]
+async fn k16_what_the_channel_claims_while_sql_is_away_makes_redis_stale() {
+    let server = MariaDb::start().await.unwrap();
+    let mut options = DatabaseOptions::default();
+    options.acquire_timeout = Duration::from_secs(2);
+    let database = Database::connect(&server.url(), options).unwrap();
+    create_table(&database).await;
+    let redis = Redis::start().await.unwrap();
+    let cache = async || {
+        let client = steadfast::Client::builder(&redis.url()).unwrap();
+        let builder = plain(&database).redis(client.connect().await.unwrap());
+        builder
+            .redis_limit(Duration::from_secs(10))
+            .build()
+            .await
+            .unwrap()
+    };
+    let (first, second) = (cache().await, cache().await);
+    write_everywhere(&first, 7, 1).await;
+    eventually("both believe Redis", || async {
+        [&first, &second].iter().all(|cache| {
+            let redis = cache.status().redis.unwrap();
+            redis.trusted && redis.proven && redis.watermark == 1
+        })
+    })
+    .await;
+    for key in ["a", "b"] {
+        get(&first, key, "user", &Loader::default()).await.unwrap();
+    }
+    eventually("Redis has them", || async {
+        first.status().counts.fills == 2
+    })
+    .await;
+    server.kill().await;
+    let failing = || async { Err::<Option<String>, _>("no".into()) };
+    let answer = text(&second, "user").get("a", failing).await.unwrap();
+    assert_eq!((answer.source, answer.stale), (Source::Redis, None));
+    let forged = ["PUBLISH", "test:inv", "5000 4999 "];
+    redis.command(&forged).await.unwrap();
+    eventually("it is not taken for fresh", || async {
+        // Past the moment in which its own word counts.
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let answer = text(&second, "user").get("b", failing).await;
+        answer.is_ok_and(|answer| answer.stale.is_some())
+    })
+    .await;
 }
 
 #[tokio::test]
