@@ -32,6 +32,26 @@ async fn c7_a_large_value_is_written_over_a_slow_link() {
 }
 
 #[tokio::test]
+async fn c7_bytes_that_a_full_socket_takes_are_a_sign_of_life_where_the_server_tells_nothing() {
+    let set = redis::cmd("SET")
+        .arg("k")
+        .arg(vec![b'x'; 24 << 20])
+        .to_owned();
+    let bytes = set.get_packed_command().len();
+    // More than buffers hold is taken bit by bit, the rest at once; CLIENT LIST is answered by nothing of use.
+    let slowly = (0..16).fold(Script::new().handshake().echo(1), |script, _| {
+        script.read_bytes(1 << 20).pause(ms(50))
+    });
+    let server = slowly.read_bytes(bytes - (16 << 20)).send("+OK\r\n");
+    let server = Server::start(server).await.unwrap();
+    let builder = Client::builder(&server.url()).unwrap();
+    let client = builder.deadline(ms(30_000)).connect().await.unwrap();
+    client.send(&cmd("GET k")).await.unwrap();
+    assert_eq!(client.send(&set).await.unwrap(), Value::Okay);
+    assert_eq!(client.status().reconnects, 0, "{:?}", client.history());
+}
+
+#[tokio::test]
 async fn c7_writes_that_are_paused_get_their_answers_and_reads_beside_them_too() {
     let (redis, client) = pair().await;
     redis
