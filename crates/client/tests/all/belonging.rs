@@ -148,6 +148,9 @@ async fn c16_a_file_that_is_empty_for_a_while_is_told_once_and_is_no_empty_passw
     std::fs::write(&file, "").unwrap();
     let (strangers, all) = strangers(&client, ms(200)).await;
     assert_eq!(strangers, 0, "of {all}");
+    until_seen(&client, "credentials_failed").await;
+    // It is looked at again and again, and told once.
+    tokio::time::sleep(ms(100)).await;
     let history = serde_json::to_string(&client.history()).unwrap();
     assert!(history.contains("is empty"), "{history}");
     assert_eq!(seen(&client, "credentials_failed"), 1, "{history}");
