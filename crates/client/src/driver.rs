@@ -83,7 +83,7 @@ pub(crate) struct Driver {
     /// This process stood still, and may not have been told yet what came meanwhile: nothing is
     /// given up before the timer has fired once more.
     look_again: Option<Instant>,
-    /// When that was noticed last: what was under way then tells nothing of the server.
+    /// When that was noticed last: what was under way then, or had waited to be taken, tells nothing of the server.
     stalled_at: Option<Instant>,
     /// The socket took no more bytes when it was last asked.
     blocked: bool,
@@ -632,7 +632,7 @@ impl Driver {
                     given,
                 })) => {
                     let took = now.saturating_duration_since(taken);
-                    let fair = self.stalled_at.is_none_or(|at| at <= taken);
+                    let fair = self.stalled_at.is_none_or(|at| at < taken);
                     self.judge(&ticket, &reply, took, given, fair);
                     self.handed_out += 1;
                     self.answer(ticket, reply, now, fair)?;
@@ -835,7 +835,7 @@ impl Driver {
                         _ => {}
                     }
                     let taken = now.checked_sub(waited);
-                    let fair = self.stalled_at.is_none_or(|at| Some(at) <= taken);
+                    let fair = self.stalled_at.is_none_or(|at| Some(at) < taken);
                     if let Some(ticket) = ticket.into_ticket() {
                         ticket.end(Ended::Expired { certainty, fair });
                     }

@@ -15,7 +15,7 @@ use tokio::process::Command;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use crate::support::{cmd, ms, now, seen, stand_still, until};
+use crate::support::{cmd, ms, now, pair, seen, stand_still, until};
 
 fn runtime() -> Runtime {
     Builder::new_current_thread().enable_all().build().unwrap()
@@ -34,6 +34,8 @@ fn server() -> (Runtime, Redis) {
 
 async fn connect(redis: &Redis) -> Client {
     let builder = Client::builder(&redis.url()).unwrap().name("c19");
+    // An allowance for interruptions that a busy machine does not use up.
+    let builder = builder.deadline(ms(8_000)).blip_wait(ms(3_000));
     builder.connect().await.unwrap()
 }
 
@@ -193,8 +195,7 @@ fn c19_a_client_serves_callers_on_an_executor_that_is_not_tokio() {
 
 #[tokio::test]
 async fn c19_answers_that_came_while_the_runtime_stood_still_are_handed_out_and_judge_nobody() {
-    let redis = Redis::start().await.unwrap();
-    let client = connect(&redis).await;
+    let (redis, client) = pair().await;
     for _ in 0..50 {
         client.send(&cmd("SET k v")).await.unwrap();
     }
@@ -210,7 +211,13 @@ async fn c19_answers_that_came_while_the_runtime_stood_still_are_handed_out_and_
         tokio::task::yield_now().await;
     }
     tokio::task::yield_now().await;
-    stand_still(ms(1_500));
+    // Longer than they are given, and until all that was sent has been answered.
+    let n = || redis.command_blocking(&["GET", "n"]).unwrap();
+    let (begun, mut before) = (now(), Value::Nil);
+    while now() - begun < ms(1_500) || n() != before {
+        before = n();
+        stand_still(ms(300));
+    }
     // Some have come to the driver only after that; they are not sent, and say so.
     let (mut done, mut unknown) = (0, 0);
     for call in calls {
@@ -238,6 +245,28 @@ async fn c19_answers_that_came_while_the_runtime_stood_still_are_handed_out_and_
         .iter()
         .any(|event| matches!(event, Some(steadfast::PubSubEvent::Lost { .. })));
     assert!(!lost, "{first:?} {second:?}");
+}
+
+#[tokio::test]
+async fn c19_calls_that_waited_to_be_taken_while_the_runtime_stood_still_judge_nobody() {
+    let (redis, client) = pair().await;
+    for _ in 0..50 {
+        client.send(&cmd("SET k v")).await.unwrap();
+    }
+    // However late the server answers after that.
+    redis.freeze().unwrap();
+    let get = cmd("GET k");
+    let mut calls: Vec<_> = (0..32).map(|_| Box::pin(client.send(&get))).collect();
+    for call in &mut calls {
+        assert!(futures_util::poll!(call).is_pending());
+    }
+    stand_still(ms(2_500));
+    for result in futures_util::future::join_all(calls).await {
+        let error = result.expect_err("it is out of time");
+        assert!(matches!(error.kind(), ErrorKind::Timeout { .. }), "{error}");
+    }
+    assert_eq!(client.status().breaker, "closed", "{:?}", client.history());
+    redis.resume().unwrap();
 }
 
 /// In a process of its own, which is stopped: reads of many callers, one after the other, and a subscriber. Its answers are in Redis.

@@ -17,8 +17,14 @@ pub(crate) async fn pair() -> (Redis, Client) {
 pub(crate) async fn pair_with(set: impl FnOnce(ClientBuilder) -> ClientBuilder) -> (Redis, Client) {
     let redis = Redis::start().await.unwrap();
     let builder = Client::builder(&redis.url()).unwrap();
-    let client = set(builder).connect().await.unwrap();
-    (redis, client)
+    (redis, connected(set(builder)).await)
+}
+
+/// However long that takes on a busy machine.
+async fn connected(builder: ClientBuilder) -> Client {
+    let client = builder.build().unwrap();
+    until_state(&client, ConnectionState::Ready).await;
+    client
 }
 
 pub(crate) fn now() -> Instant {
@@ -120,7 +126,7 @@ pub(crate) async fn proxied(
         .await
         .unwrap();
     let builder = Client::builder(&format!("redis://{}", proxy.addr())).unwrap();
-    let client = set(builder).connect().await.unwrap();
+    let client = connected(set(builder)).await;
     (redis, proxy, client)
 }
 
