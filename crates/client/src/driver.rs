@@ -302,6 +302,7 @@ impl Driver {
             }
             if self.read(conn, cx)? {
                 now = clock::now();
+                self.notice_stall(conn, now);
                 self.bytes_came(conn, now);
                 continue;
             }
@@ -807,9 +808,12 @@ impl Driver {
             if self.timer.as_mut().poll(cx).is_pending() {
                 return Ok(());
             }
-            self.armed = None;
-            self.look_again = None;
             *now = clock::now();
+            // It may have stood still since this turn began.
+            if self.look_again.take().is_none() {
+                self.notice_stall(conn, *now);
+            }
+            self.armed = None;
         }
     }
 
