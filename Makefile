@@ -5,7 +5,7 @@ PORT ?= 8080
 help:
 	@echo 'make demo    install redis-server if there is none, build, serve on 127.0.0.1:$(PORT) (PORT=… for another)'
 	@echo 'make test    install what the tests need, then format, lints, doctests and every test'
-	@echo 'make check   dependencies (cargo-deny), fuzz targets, mutants, loom: what needs more tools or more time'
+	@echo 'make check   dependencies, features, compilers, docs, packages, loom, mutants, fuzz targets (PARTS="docs loom" for some of it)'
 	@echo 'make soak    the long runs: the same tests over and over, then the 45 s outage'
 	@echo 'make drill   every built-in drill, then the applications under examples/; reports under target/drills/'
 	@echo 'make bench   timings; never part of the tests'
@@ -20,7 +20,7 @@ test:
 	@scripts/test
 
 check:
-	@scripts/check
+	@scripts/check $(PARTS)
 
 soak:
 	@scripts/install redis mariadb postgres pgbouncer python

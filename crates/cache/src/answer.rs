@@ -5,6 +5,17 @@ use std::time::Duration;
 use crate::tier::memory::Entry;
 
 /// The value of a read with its provenance.
+///
+/// ```no_run
+/// # use steadfast_cache::{Answer, Source, StaleReason};
+/// # fn f(answer: Answer<String>) {
+/// match answer.stale {
+///     None => println!("{:?}, {:?} old, from {}", answer.value, answer.age, answer.source.as_str()),
+///     Some(StaleReason::Slow) => println!("an old one, while a newer is on its way"),
+///     Some(why) => println!("an old one: {}", why.as_str()),
+/// }
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Answer<V> {

@@ -40,6 +40,15 @@ pub struct Warmed {
 }
 
 /// A read of many keys being put together; see [`View::read_many`].
+///
+/// ```no_run
+/// # use steadfast_cache::View;
+/// # async fn load_users(ids: &[u64]) -> std::io::Result<Vec<(u64, String)>> { Ok(Vec::new()) }
+/// # async fn f(users: View<String>) {
+/// let read = users.read_many(&[7, 8, 9]).tags_of(|id| [format!("team:{}", id % 2)]).or("somebody".to_owned());
+/// let answers = read.get(|ids: Vec<u64>| async move { Ok(load_users(&ids).await?) }).await;
+/// # }
+/// ```
 #[must_use = "a read does nothing until `get` is called and awaited"]
 pub struct ReadMany<'a, V, K> {
     view: &'a View<V>,

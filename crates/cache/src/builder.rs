@@ -16,6 +16,7 @@ use crate::flight::{self, Flights};
 use crate::freshness::{InvalidTtl, Ttl};
 use crate::generation::Generations;
 use crate::guard::{ClassGuard, Guard, GuardOptions};
+use crate::key::bounded;
 use crate::names::Names;
 use crate::outbox::Outbox;
 use crate::relay::{Relay, RelayOptions, Served};
@@ -56,6 +57,7 @@ pub struct CacheBuilder {
     classes: Vec<(Box<str>, Ttl)>,
     guard: GuardOptions,
     class_guards: Vec<(Box<str>, ClassGuard)>,
+    class_tags: Vec<(Box<str>, Vec<u8>)>,
     memory_bytes: u64,
     value_max: usize,
     compress_above: usize,
@@ -98,6 +100,14 @@ pub enum BuildError {
         /// The name given.
         class: String,
     },
+    /// Tags were given for a class that there is not.
+    #[error(
+        "class_tags are given for the class {class:?}, which is not a class; add it with CacheBuilder::class"
+    )]
+    TagsWithoutClass {
+        /// The name given.
+        class: String,
+    },
     /// Bounds of a class mean nothing.
     #[error("class_guard of {class:?}: {problem}")]
     ClassGuard {
@@ -128,6 +138,7 @@ impl CacheBuilder {
             classes: Vec::new(),
             guard: GuardOptions::default(),
             class_guards: Vec::new(),
+            class_tags: Vec::new(),
             memory_bytes: 64 << 20,
             value_max: 1 << 20,
             compress_above: 4 << 10,
@@ -173,6 +184,34 @@ impl CacheBuilder {
     /// twice for a class, the last holds.
     pub fn class_guard(mut self, class: impl Into<Box<str>>, guard: ClassGuard) -> Self {
         self.class_guards.push((class.into(), guard));
+        self
+    }
+
+    /// Every value of the class carries these tags, whichever view reads it, beside those of the view ([`View::tag`](crate::View::tag)). May be
+    /// called repeatedly.
+    ///
+    /// ```
+    /// # use steadfast_cache::{CacheBuilder, Target, Ttl};
+    /// # fn f(builder: CacheBuilder) -> CacheBuilder {
+    /// // What Target::tag("catalogue") invalidates, of all types in these two classes.
+    /// builder
+    ///     .class("product", Ttl::default())
+    ///     .class("price", Ttl::default())
+    ///     .class_tags("product", ["catalogue"])
+    ///     .class_tags("price", ["catalogue", "prices"])
+    /// # }
+    /// ```
+    pub fn class_tags<T: AsRef<[u8]>>(
+        mut self,
+        class: impl Into<Box<str>>,
+        tags: impl IntoIterator<Item = T>,
+    ) -> Self {
+        let class = class.into();
+        let tags = tags.into_iter().map(|tag| {
+            let tag = bounded(tag.as_ref()).into_owned();
+            (class.clone(), tag)
+        });
+        self.class_tags.extend(tags);
         self
     }
 
@@ -324,7 +363,7 @@ impl CacheBuilder {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");
         }
         let inner = Inner {
-            classes: Classes::new(&self.classes),
+            classes: Classes::new(&self.classes, &self.class_tags),
             memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
             flights: Arc::new(Flights::new(flight::Rules {
@@ -367,6 +406,12 @@ impl CacheBuilder {
                     class: name.to_string(),
                 });
             }
+        }
+        let strange = |name: &str| !self.classes.iter().any(|(class, _)| **class == *name);
+        if let Some((name, _)) = self.class_tags.iter().find(|(name, _)| strange(name)) {
+            return Err(BuildError::TagsWithoutClass {
+                class: name.to_string(),
+            });
         }
         if self.outbox_rows == 0 || self.pending_names == 0 {
             return Err(BuildError::Setting(

@@ -119,6 +119,15 @@ impl Cache {
 
     /// A view of bytes that the caller has encoded, kept as they are in both tiers.
     ///
+    /// ```no_run
+    /// # use steadfast_cache::Cache;
+    /// # async fn render(page: &str) -> std::io::Result<Vec<u8>> { Ok(Vec::new()) }
+    /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
+    /// let pages = cache.view_of_bytes("page")?.prefix("page:");
+    /// let html = pages.get("index", || async { Ok(Some(render("index").await?.into())) }).await?.value;
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// As [`view`](Self::view).
     pub fn view_of_bytes(&self, class: &str) -> Result<View<Bytes>, UnknownClass> {
@@ -128,6 +137,15 @@ impl Cache {
 
     /// Gives classes other times to live, or adds some, from the next load on: what is held keeps those it was loaded with. Classes that are not
     /// named stay as they are, and views of a class see its new times.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use steadfast_cache::{Cache, Ttl};
+    /// # fn f(cache: &Cache) -> Result<(), Box<dyn std::error::Error>> {
+    /// let shorter = Ttl { fresh: Duration::from_secs(60), ..Ttl::default() };
+    /// cache.change_classes([("user".into(), shorter)])?;
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// [`BuildError`] names the class whose times mean nothing; nothing is changed then.
@@ -145,6 +163,16 @@ impl Cache {
     }
 
     /// A snapshot of what the cache does and believes.
+    ///
+    /// ```no_run
+    /// # fn f(cache: &steadfast_cache::Cache) {
+    /// let status = cache.status();
+    /// println!("{} hits in memory, {} loads", status.counts.memory, status.counts.loads);
+    /// if let Some(trouble) = &status.outbox_trouble {
+    ///     println!("invalidations wait: {trouble}");
+    /// }
+    /// # }
+    /// ```
     #[must_use]
     pub fn status(&self) -> CacheStatus {
         CacheStatus::of(&self.inner)

@@ -21,6 +21,8 @@ pub(crate) struct Class {
     pub(crate) number: usize,
     /// Its number at the guard.
     pub(crate) lane: usize,
+    /// What all its values carry.
+    pub(crate) tags: Box<[Vec<u8>]>,
     ttl: RwLock<Ttl>,
     /// Opens when loads of the class run out of their own time, which is no reason to refuse those of another.
     late: Mutex<Breaker>,
@@ -59,12 +61,12 @@ pub(crate) struct Classes {
 }
 
 impl Classes {
-    pub(crate) fn new(given: &[(Box<str>, Ttl)]) -> Self {
+    pub(crate) fn new(given: &[(Box<str>, Ttl)], tags: &[(Box<str>, Vec<u8>)]) -> Self {
         let classes = Self {
             all: RwLock::default(),
             lane_of_others: given.len(),
         };
-        classes.change(given);
+        classes.put(given, tags);
         classes
     }
 
@@ -78,6 +80,10 @@ impl Classes {
 
     /// Gives them other times, or adds some.
     pub(crate) fn change(&self, given: &[(Box<str>, Ttl)]) {
+        self.put(given, &[]);
+    }
+
+    fn put(&self, given: &[(Box<str>, Ttl)], tags: &[(Box<str>, Vec<u8>)]) {
         let mut all = self.all.write();
         for (name, ttl) in given {
             if let Some(class) = all.iter().find(|class| class.name == *name) {
@@ -85,7 +91,9 @@ impl Classes {
                 continue;
             }
             let number = all.len();
+            let tags = tags.iter().filter(|(class, _)| class == name);
             all.push(Arc::new(Class {
+                tags: tags.map(|(_, tag)| tag.clone()).collect(),
                 name: name.clone(),
                 number,
                 lane: number.min(self.lane_of_others),
@@ -106,7 +114,7 @@ mod tests {
     #[test]
     fn k9_a_class_that_is_added_later_shares_no_bounds_with_the_first_ones() {
         let ttl = Ttl::default();
-        let classes = Classes::new(&[("a".into(), ttl), ("b".into(), ttl)]);
+        let classes = Classes::new(&[("a".into(), ttl), ("b".into(), ttl)], &[]);
         classes.change(&[("b".into(), ttl), ("c".into(), ttl), ("d".into(), ttl)]);
         let lanes = ["a", "b", "c", "d"].map(|name| classes.find(name).unwrap().lane);
         assert_eq!(lanes, [0, 1, 2, 2]);
@@ -115,7 +123,7 @@ mod tests {
 
     #[test]
     fn k4_who_holds_a_class_sees_its_times_change() {
-        let classes = Classes::new(&[("a".into(), Ttl::default())]);
+        let classes = Classes::new(&[("a".into(), Ttl::default())], &[]);
         let held = classes.find("a").unwrap();
         let fresh = std::time::Duration::from_secs(1);
         let changed = Ttl {

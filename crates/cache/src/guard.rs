@@ -78,6 +78,15 @@ impl GuardOptions {
 }
 
 /// Bounds of one class of data, within those of the whole. Without them a class may use all that [`GuardOptions`] allow.
+///
+/// ```
+/// # use steadfast_cache::{CacheBuilder, ClassGuard, GuardOptions};
+/// # fn f(builder: CacheBuilder) -> CacheBuilder {
+/// let mut whole = GuardOptions::new(8, 500.0);
+/// whole.waiting = 1000;
+/// builder.guard(whole).class_guard("report", ClassGuard::new(2, 5.0))
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ClassGuard {

@@ -4,6 +4,15 @@ use crate::key::bounded;
 use crate::trust::COUNTABLE;
 
 /// A key or a tag to be invalidated.
+///
+/// ```no_run
+/// # async fn f(cache: steadfast_cache::Cache) -> Result<(), steadfast_cache::SourceError> {
+/// use steadfast_cache::Target;
+///
+/// cache.invalidate(&[Target::key("user:7"), Target::tag("users")]).await?;
+/// cache.invalidate(&[Target::All]).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Target {

@@ -111,9 +111,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             cache,
             number,
             prefix: Box::default(),
-            class,
             version: 0,
-            tags: Vec::new(),
+            tags: class.tags.to_vec(),
+            class,
             tags_by: None,
             fresh_for: None,
             codec,
@@ -141,12 +141,22 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// The version of the type, by default 0. Count it up when the type changes in such a way that the old program could not read what the new one
     /// writes, or the new one the old: while both run, each then reads its own values only, and loads the other's anew.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::{Cache, View};
+    /// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct User { name: String, born: u16 }
+    /// # fn f(cache: &Cache) -> Result<(), Box<dyn std::error::Error>> {
+    /// let users: View<User> = cache.view("user")?.prefix("user:").version(2); // since there is `born`
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn version(self, version: u32) -> Self {
         self.but(|made| made.version = version)
     }
 
-    /// Every value carries this tag, however it is read. May be called repeatedly.
+    /// Every value carries this tag, however it is read, beside those of its class
+    /// ([`CacheBuilder::class_tags`](crate::CacheBuilder::class_tags)). May be called repeatedly.
     #[must_use]
     pub fn tag(self, tag: impl AsRef<[u8]>) -> Self {
         self.but(|made| made.tags.push(bounded(tag.as_ref()).into_owned()))
@@ -175,6 +185,17 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Lets a value say how long it is fresh, as a token does that expires. The class's [`fresh`](Ttl::fresh) stays the most that it may be; jitter
     /// shortens either.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # use steadfast_cache::{Cache, View};
+    /// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
+    /// # struct Token { text: String, seconds: u64 }
+    /// # fn f(cache: &Cache) -> Result<(), Box<dyn std::error::Error>> {
+    /// let tokens: View<Token> = cache.view("token")?;
+    /// let tokens = tokens.fresh_for(|token| Duration::from_secs(token.seconds / 2));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn fresh_for(self, fresh: impl Fn(&V) -> Duration + Send + Sync + 'static) -> Self {
         self.but(|made| made.fresh_for = Some(Arc::new(fresh)))

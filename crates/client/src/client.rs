@@ -130,6 +130,15 @@ impl Client {
     /// Where sentinels watch the primary: `redis-sentinel://[user:password@]host[:26379][,host…]/service[/db]`, `rediss-sentinel://…` for TLS. User
     /// and password are those of the servers; sentinels get `?sentinel_user=…&sentinel_password=…`.
     ///
+    /// ```
+    /// # fn main() -> Result<(), steadfast::ConfigError> {
+    /// let plain = steadfast::Client::builder("redis://app:secret@redis.internal:6380/2")?;
+    /// let socket = steadfast::Client::builder("unix:///run/redis/redis.sock")?;
+    /// let refused = steadfast::Client::builder("postgres://localhost").unwrap_err();
+    /// assert!(refused.to_string().contains("unknown scheme"));
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// The URL cannot be read.
     pub fn builder(url: &str) -> Result<ClientBuilder, ConfigError> {
@@ -152,6 +161,22 @@ impl Client {
 
     /// Sends one command and returns its reply.
     ///
+    /// ```no_run
+    /// use steadfast::redis::cmd;
+    /// use steadfast::{Certainty, ErrorKind};
+    ///
+    /// # async fn example(client: steadfast::Client) {
+    /// match client.send(cmd("INCR").arg("orders")).await {
+    ///     Ok(reply) => println!("{reply:?}"),
+    ///     Err(error) => match (error.certainty(), error.kind()) {
+    ///         (Certainty::NotSent, ErrorKind::Down { down_for, .. }) => println!("down for {down_for:?}; not counted"),
+    ///         (Certainty::Unknown, _) => println!("perhaps counted: {error}"),
+    ///         _ => println!("not counted: {error}; try again in {:?}", error.retry_after()),
+    ///     },
+    /// }
+    /// # }
+    /// ```
+    ///
     /// # Cancellation
     /// Whoever drops this future does not learn what became of the command. A pop (BLPOP, LPOP, XREADGROUP with NOACK…) that is dropped as its answer comes
     /// has taken an element, which is lost then, as it is where the connection is. Where that must not be, BLMOVE or LMOVE moves the element to a list
@@ -165,6 +190,16 @@ impl Client {
 
     /// Sends a pipeline or transaction and returns all its replies in order; errors among them are values. A transaction's are those of MULTI,
     /// of each command (`QUEUED`) and of EXEC.
+    ///
+    /// ```no_run
+    /// # async fn example(client: steadfast::Client) -> Result<(), steadfast::Error> {
+    /// let mut both = steadfast::redis::pipe();
+    /// both.atomic().get("left").incr("right", 1);
+    /// for reply in client.send_pipeline(&both).await? {
+    ///     println!("{reply:?}");
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// The pipeline as a whole failed.
@@ -290,6 +325,15 @@ impl Client {
     }
 
     /// Waits until the state changes, from whatever it is now.
+    ///
+    /// ```no_run
+    /// # async fn example(client: steadfast::Client) {
+    /// loop {
+    ///     println!("{:?}", client.state());
+    ///     client.changed().await;
+    /// }
+    /// # }
+    /// ```
     pub async fn changed(&self) {
         let mut watches: Vec<_> = self
             .inner
@@ -341,6 +385,14 @@ impl Client {
     }
 
     /// The last events, oldest first; 100 by default.
+    ///
+    /// ```no_run
+    /// # fn example(client: &steadfast::Client) {
+    /// for event in client.history() {
+    ///     println!("{} on connection {}: {:?}", event.at_ms, event.connection, event.kind);
+    /// }
+    /// # }
+    /// ```
     pub fn history(&self) -> Vec<Event> {
         self.inner.shared.hub.history()
     }
@@ -351,6 +403,16 @@ impl Client {
     }
 
     /// Switches the breaker by hand.
+    ///
+    /// ```no_run
+    /// use steadfast::BreakerSwitch;
+    ///
+    /// # fn example(client: &steadfast::Client) {
+    /// client.switch_breaker(BreakerSwitch::ForceOpen); // Redis is spared while it is worked on
+    /// client.switch_breaker(BreakerSwitch::Automatic);
+    /// client.reconnect(); // and met on a new connection
+    /// # }
+    /// ```
     pub fn switch_breaker(&self, switch: BreakerSwitch) {
         let shared = &self.inner.shared;
         let transition = shared.guard.switch(switch, clock::now());

@@ -4,7 +4,7 @@
 //! of a command whose answer never came, when a silent peer is dead, and how long a call may wait.
 //!
 //! ```no_run
-//! use redis::AsyncCommands;
+//! use steadfast::redis::AsyncCommands;
 //!
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! let mut redis = steadfast::Client::builder("redis://127.0.0.1/")?.build()?;

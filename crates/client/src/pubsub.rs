@@ -147,6 +147,16 @@ impl PubSub {
     }
 
     /// A handle that changes the subscriptions.
+    ///
+    /// ```no_run
+    /// # async fn example(client: steadfast::Client) -> Result<(), steadfast::Error> {
+    /// let mut heard = client.pubsub();
+    /// let control = heard.control();
+    /// tokio::spawn(async move { while let Some(event) = heard.next().await { println!("{event:?}") } });
+    /// control.psubscribe("news.*").await?; // while another task listens
+    /// control.punsubscribe("news.*").await?;
+    /// # Ok(()) }
+    /// ```
     pub fn control(&self) -> PubSubControl {
         self.control.clone()
     }

@@ -46,6 +46,14 @@ pub(crate) enum Protocol {
 }
 
 /// Which role a server must have to be put into service.
+///
+/// ```
+/// use steadfast::{Client, Role};
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let reads_only = Client::builder("redis://replica.internal")?.role(Role::Any);
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {

@@ -133,6 +133,15 @@ impl App {
 
     /// Registers a check of the embedding program. It is asked every five seconds and shown by
     /// `/health` under `name`. If it is unhealthy, the service is.
+    ///
+    /// ```no_run
+    /// use std::sync::Arc;
+    /// use steadfast_server::health::{Check, Status};
+    ///
+    /// # fn example(app: steadfast_server::App) {
+    /// app.register_check("printer", Arc::new(|| Box::pin(async { Check::new(Status::Healthy, "has paper") })));
+    /// # }
+    /// ```
     pub fn register_check(&self, name: &str, check: CustomCheck) {
         self.inner.checks.registry.register(name, check);
     }

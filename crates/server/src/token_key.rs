@@ -51,6 +51,7 @@ pub(crate) struct KeySource<'a> {
 impl KeySource<'_> {
     /// Reads the key. An error never holds any of it.
     pub(crate) fn load(self) -> Result<Key, String> {
+        choose_cryptography();
         let algorithm = self.algorithm;
         let bytes = self.material()?;
         let bytes = bytes.expose_secret();
@@ -88,6 +89,7 @@ impl KeySource<'_> {
         self,
         private: Option<&Path>,
     ) -> Result<(Algorithm, EncodingKey), String> {
+        choose_cryptography();
         let algorithm = self.algorithm;
         if least_secret(algorithm).is_some() {
             self.load()?;
@@ -144,4 +146,11 @@ fn read(path: &Path) -> Result<SecretSlice<u8>, String> {
         bytes.pop();
     }
     Ok(SecretSlice::from(bytes))
+}
+
+/// Says by which library keys are used, unless the program that embeds the service has said so: jsonwebtoken panics where another crate of that program
+/// has made it ready for two.
+pub(crate) fn choose_cryptography() {
+    // An error says that it was chosen before.
+    let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();
 }

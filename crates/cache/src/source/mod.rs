@@ -48,6 +48,22 @@ use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
 use tokio::sync::OnceCell;
 
 /// A database, cheap to clone: a pool of connections of its own kind.
+///
+/// ```
+/// use steadfast_cache::{Database, DatabaseOptions};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), steadfast_cache::SourceError> {
+/// let database = Database::connect("sqlite::memory:", DatabaseOptions::default())?;
+/// let mut tx = database.begin().await?;
+/// tx.execute("CREATE TABLE users (id INTEGER PRIMARY KEY, name TEXT)", &[]).await?;
+/// let made = tx.execute("INSERT INTO users (name) VALUES (?)", &["Ada".into()]).await?;
+/// assert_eq!((made.rows_affected, made.last_insert_id), (1, Some(1)));
+/// tx.commit().await?;
+/// assert_eq!(database.select("SELECT name FROM users", &[]).await?[0]["name"], "Ada");
+/// database.close().await;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Database {
     pool: Pool,
@@ -300,6 +316,13 @@ impl Database {
 
     /// Whether [`connect`](Self::connect) would take this URL; connects to nothing.
     ///
+    /// ```
+    /// use steadfast_cache::Database;
+    ///
+    /// assert!(Database::check_url("postgres://app@db.internal/app").is_ok());
+    /// assert!(Database::check_url("postgres://app@db.internal:none/app").is_err());
+    /// ```
+    ///
     /// # Errors
     /// [`SourceError::Url`] names what is wrong with it.
     pub fn check_url(url: &str) -> Result<(), SourceError> {
@@ -319,6 +342,15 @@ impl Database {
 
     /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout. What PostgreSQL's opens from now on gets a setting
     /// of ours, `steadfast.session`, by which a session that is shared is told from one of its own.
+    ///
+    /// ```no_run
+    /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
+    /// use steadfast_cache::{Database, Pool, sqlx};
+    ///
+    /// let pool = sqlx::PgPool::connect("postgres://app@db.internal/app").await?; // as the application has it already
+    /// let database = Database::from_pool(Pool::Postgres(pool.clone()));
+    /// # Ok(()) }
+    /// ```
     #[must_use]
     pub fn from_pool(pool: Pool) -> Self {
         #[cfg(feature = "postgres")]
@@ -398,6 +430,14 @@ impl Database {
     }
 
     /// As [`select`](Self::select), but no more than the first `most` rows are fetched.
+    ///
+    /// ```no_run
+    /// # async fn f(database: steadfast_cache::Database) -> Result<(), steadfast_cache::SourceError> {
+    /// for row in database.select_at_most(10, "SELECT id, name FROM users ORDER BY id", &[]).await? {
+    ///     println!("{}: {}", row["id"], row["name"]);
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -495,6 +535,14 @@ impl Database {
     /// Asks the database for a sign of life, by one connection beside the pool's, which therefore may all be busy; the time it took is the
     /// caller's to measure. A database that has no room for that connection is full, not dead: its saying so is taken for the sign.
     /// With [`DatabaseOptions::read_only_connections`] it is opened as those are, so that what refuses them is heard here too.
+    ///
+    /// ```no_run
+    /// # async fn f(database: steadfast_cache::Database) {
+    /// if let Err(error) = database.ping(std::time::Duration::from_millis(500)).await {
+    ///     println!("{error}; it may pass: {}", error.is_passing());
+    /// }
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.

@@ -37,8 +37,20 @@ pub struct Row {
 #[derive(Clone, Debug)]
 struct Cell {
     value: Value,
-    /// A document of a JSON column as the database gave it: a [`Value`] would round its numbers and order its members.
-    document: Option<Box<RawValue>>,
+    origin: Origin,
+}
+
+/// What a value was in the database, where JSON does not show it.
+#[derive(Clone, Debug)]
+enum Origin {
+    /// What it is in JSON.
+    Plain,
+    /// A document of a JSON column, or a list of such, as the database gave it: a [`Value`] would round its numbers and order its members.
+    Document(Box<RawValue>),
+    /// Bytes, of which the value has the hexadecimal digits; or a list of such.
+    Bytes,
+    /// A floating-point number that JSON has none for, so that its name stands for it; or a list in which there are such.
+    Float,
 }
 
 impl Row {
@@ -79,8 +91,11 @@ impl Index<&str> for Row {
 
 impl PartialEq for Cell {
     fn eq(&self, other: &Self) -> bool {
-        let text = |cell: &Self| cell.document.as_deref().map(|text| text.get().to_owned());
-        self.value == other.value && text(self) == text(other)
+        let same_origin = match (&self.origin, &other.origin) {
+            (Origin::Document(text), Origin::Document(other)) => text.get() == other.get(),
+            (origin, other) => std::mem::discriminant(origin) == std::mem::discriminant(other),
+        };
+        self.value == other.value && same_origin
     }
 }
 
@@ -88,12 +103,18 @@ impl Serialize for Row {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut map = serializer.serialize_map(Some(self.cells.len()))?;
         for (name, cell) in &self.cells {
-            match &cell.document {
-                Some(document) => map.serialize_entry(&**name, document)?,
-                None => map.serialize_entry(&**name, &cell.value)?,
-            }
+            map.serialize_entry(&**name, cell)?;
         }
         map.end()
+    }
+}
+
+impl Serialize for Cell {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match &self.origin {
+            Origin::Document(document) => document.serialize(serializer),
+            Origin::Plain | Origin::Bytes | Origin::Float => self.value.serialize(serializer),
+        }
     }
 }
 
@@ -101,7 +122,7 @@ impl<T: Into<Value>> From<T> for Cell {
     fn from(value: T) -> Self {
         Self {
             value: value.into(),
-            document: None,
+            origin: Origin::Plain,
         }
     }
 }
@@ -112,8 +133,24 @@ impl Cell {
         let document = RawValue::from_string(text.to_owned());
         Ok(Self {
             value: serde_json::from_str(text).unwrap_or_else(|_| Value::from(text)),
-            document: Some(document.map_err(|_| Unfit::Value("it is not JSON"))?),
+            origin: Origin::Document(document.map_err(|_| Unfit::Value("it is not JSON"))?),
         })
+    }
+
+    /// A list of values of one type.
+    fn list(cells: Vec<Self>) -> Result<Self, Unfit> {
+        let unlike_json = cells.iter().map(|cell| &cell.origin);
+        let mut unlike_json = unlike_json.filter(|origin| !matches!(origin, Origin::Plain));
+        let origin = match unlike_json.next() {
+            None => Origin::Plain,
+            Some(Origin::Document(_)) => {
+                let text = serde_json::value::to_raw_value(&cells);
+                Origin::Document(text.map_err(|_| Unfit::Value("it cannot be written as JSON"))?)
+            }
+            Some(origin) => origin.clone(),
+        };
+        let value = cells.into_iter().map(|cell| cell.value).collect();
+        Ok(Self { value, origin })
     }
 }
 
@@ -153,7 +190,7 @@ impl Unfit {
     }
 }
 
-/// Bytes in hexadecimal.
+/// Bytes, in hexadecimal.
 fn hex(bytes: &[u8]) -> Cell {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let mut text = String::with_capacity(bytes.len() * 2);
@@ -161,16 +198,23 @@ fn hex(bytes: &[u8]) -> Cell {
         text.push(char::from(DIGITS[usize::from(byte >> 4)]));
         text.push(char::from(DIGITS[usize::from(byte & 15)]));
     }
-    text.into()
+    Cell {
+        value: text.into(),
+        origin: Origin::Bytes,
+    }
 }
 
 /// A number; as text if it is none that JSON has.
 fn double(value: f64) -> Cell {
-    match serde_json::Number::from_f64(value) {
-        Some(number) => Value::Number(number).into(),
-        None if value.is_nan() => "NaN".into(),
-        None if value > 0.0 => "Infinity".into(),
-        None => "-Infinity".into(),
+    let name = match serde_json::Number::from_f64(value) {
+        Some(number) => return Value::Number(number).into(),
+        None if value.is_nan() => "NaN",
+        None if value > 0.0 => "Infinity",
+        None => "-Infinity",
+    };
+    Cell {
+        value: name.into(),
+        origin: Origin::Float,
     }
 }
 

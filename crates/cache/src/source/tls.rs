@@ -9,6 +9,17 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
 /// How TLS is spoken with a database server; given, it is what holds, whatever the URL says. SQLite knows none.
+///
+/// ```
+/// use steadfast_cache::{Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), steadfast_cache::SourceError> {
+/// let mut options = DatabaseOptions::default();
+/// options.tls = Some(DatabaseTls { mode: DatabaseTlsMode::VerifyFull, ca: Some("/etc/ssl/db-ca.pem".into()), client: None });
+/// let database = Database::connect("postgres://app@db.internal/app", options)?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatabaseTls {
     /// How sure one must be of the server.

@@ -59,6 +59,76 @@ async fn truth_is_read(database: &Database) {
     );
 }
 
+/// A type of bytes, as `serde_bytes` and `bytes` have them.
+#[derive(Debug, PartialEq)]
+struct Blob(Vec<u8>);
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Bytes;
+        impl serde::de::Visitor<'_> for Bytes {
+            type Value = Blob;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("bytes")
+            }
+
+            fn visit_byte_buf<E>(self, bytes: Vec<u8>) -> Result<Blob, E> {
+                Ok(Blob(bytes))
+            }
+        }
+        from.deserialize_byte_buf(Bytes)
+    }
+}
+
+/// The same column as whatever can hold bytes, and as text.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Bytes {
+    list: Vec<u8>,
+    array: [u8; 3],
+    own: Blob,
+    optional: Option<Vec<u8>>,
+    none: Option<Vec<u8>>,
+    empty: Vec<u8>,
+    text: String,
+    any: serde_json::Value,
+}
+
+/// Reads bytes as such; `param` is a placeholder for bytes, as this database writes it.
+async fn bytes_are_read(database: &Database, param: impl Fn(u8) -> String) {
+    let names = [
+        "list", "array", "own", "optional", "text", "any", "empty", "none",
+    ];
+    let columns = names.iter().zip(1..);
+    let columns = columns.map(|(name, at)| format!("{} AS {name}", param(at)));
+    let sql = format!("SELECT {}", columns.collect::<Vec<_>>().join(", "));
+    let mut params = vec![Param::Bytes(vec![0, 255, 16]); 6];
+    params.extend([Param::Bytes(Vec::new()), None::<Vec<u8>>.into()]);
+    let read = || database.select_one_as::<Bytes>(&sql, &params);
+    let expected = Bytes {
+        list: vec![0, 255, 16],
+        array: [0, 255, 16],
+        own: Blob(vec![0, 255, 16]),
+        optional: Some(vec![0, 255, 16]),
+        none: None,
+        empty: Vec::new(),
+        text: "00ff10".into(),
+        any: "00ff10".into(),
+    };
+    assert_eq!(read().await.unwrap(), Some(expected));
+
+    let two = database.select_one_as::<std::collections::HashMap<String, [u8; 2]>>(&sql, &params);
+    let two = two.await.unwrap_err().to_string();
+    assert!(two.contains("column list: invalid length"), "{two}");
+    // Text is not bytes, be it made of hexadecimal digits.
+    let text = database.select_one_as::<std::collections::HashMap<String, Vec<u8>>>(
+        "SELECT '00ff10' AS text",
+        &[],
+    );
+    let text = text.await.unwrap_err().to_string();
+    assert!(text.contains("column text: invalid type: string"), "{text}");
+}
+
 #[derive(Debug, PartialEq, Deserialize)]
 struct Row {
     n: Option<i64>,
@@ -169,6 +239,8 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
         "moment": "1970-01-01T00:00:00.000000Z", "amounts": ["1.50", null], "days": ["2026-11-29"],
         "moments": ["1970-01-01T00:00:00.000000Z"], "letter": "b", "found": 1});
     assert_eq!(serde_json::to_value(row).unwrap(), expected);
+    bytes_are_read(&database, |at| format!("${at}::bytea")).await;
+    lists_and_floats_are_read_from_postgres(&database).await;
     // An empty list has a type too.
     let none = database
         .select(
@@ -177,6 +249,34 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_postgres() {
         )
         .await;
     assert!(none.unwrap().is_empty());
+}
+
+/// Numbers that JSON does not have.
+#[derive(Debug, PartialEq, Deserialize)]
+struct Floats {
+    one: f64,
+    other: f64,
+}
+
+async fn lists_and_floats_are_read_from_postgres(database: &Database) {
+    #[derive(Deserialize)]
+    struct Lists {
+        floats: Vec<Option<f32>>,
+        blobs: Vec<Vec<Option<Blob>>>,
+        nan: f64,
+        name: String,
+    }
+    let sql = "SELECT ARRAY['NaN', '1.5', NULL]::real[] AS floats, ARRAY[ARRAY['\\x00ff'::bytea, NULL]] AS blobs, \
+               'NaN'::float8 AS nan, 'NaN'::float8 AS name";
+    let lists: Lists = database.select_one_as(sql, &[]).await.unwrap().unwrap();
+    assert!(lists.floats[0].unwrap().is_nan() && lists.nan.is_nan());
+    assert_eq!(lists.floats[1..], [Some(1.5), None]);
+    assert_eq!(lists.blobs, [[Some(Blob(vec![0, 255])), None]]);
+    assert_eq!(lists.name, "NaN");
+    // Text is no number, be it the name of one.
+    let text = database.select_one_as::<Floats>("SELECT 'NaN' AS one, 1 AS other", &[]);
+    let text = text.await.unwrap_err().to_string();
+    assert!(text.contains("column one: invalid type: string"), "{text}");
 }
 
 #[tokio::test]
@@ -229,6 +329,7 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_mariadb() {
         "SELECT n, amount, id, day, doc, yes FROM p",
     )
     .await;
+    bytes_are_read(&database, |_| "CAST(? AS BINARY)".to_owned()).await;
 }
 
 #[tokio::test]
@@ -241,6 +342,13 @@ async fn k1_parameters_of_every_type_and_null_come_back_from_sqlite() {
         "SELECT n, amount, id, day, doc, yes FROM p",
     )
     .await;
+    bytes_are_read(&database, |_| "?".to_owned()).await;
+    let infinite: Option<Floats> = database
+        .select_one_as("SELECT 9e999 AS one, -9e999 AS other", &[])
+        .await
+        .unwrap();
+    let (one, other) = (f64::INFINITY, f64::NEG_INFINITY);
+    assert_eq!(infinite, Some(Floats { one, other }));
     let sql = "SELECT count(*) AS found FROM p WHERE n IN (SELECT value FROM json_each(?))";
     let found = database.select(sql, &[vec![7i64, 8].into()]).await.unwrap();
     assert_eq!(found[0]["found"], 1);

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use steadfast_cache::{Answer, Cache, CacheError, Source, Target, Ttl, View};
+use steadfast_cache::{Answer, BuildError, Cache, CacheError, Source, Target, Ttl, View};
 
 use crate::site::{Loader, Site, eventually, get, plain, set_item, sqlite, text};
 
@@ -166,6 +166,102 @@ async fn k11_the_tags_of_a_view_are_forgotten_at_no_call_site() {
     assert_eq!(source(there.get("us/1", value).await), Source::Memory);
     second.invalidate(&[Target::tag("orders")]).await.unwrap();
     assert_eq!(source(there.get("us/1", value).await), Source::Database);
+}
+
+#[tokio::test]
+async fn k11_the_tags_of_a_class_are_carried_by_whatever_is_read_with_it() {
+    let site = Site::start().await;
+    let built = async || {
+        let tagged = site.builder().await.class_tags("user", ["people", "all"]);
+        tagged.class_tags("user", [b"more"]).build().await.unwrap()
+    };
+    let (first, second) = (built().await, built().await);
+    let views = |cache: &Cache| {
+        let users: View<User> = cache.view("user").unwrap();
+        let users = users.prefix("user:").tag("users");
+        (users, text(cache, "user"), text(cache, "strict"))
+    };
+    let (users, names, others) = views(&first);
+    let (users_there, names_there, others_there) = views(&second);
+    let value = || async { Ok(Some("text".to_owned())) };
+    for tag in ["people", "all", "more", "users"] {
+        eventually(
+            "the one has filled Redis, and the other reads from it",
+            || async {
+                users
+                    .refresh(7, || async { Ok(Some(ada())) })
+                    .await
+                    .unwrap();
+                names.refresh("name", value).await.unwrap();
+                others.refresh("other", value).await.unwrap();
+                let (user, name) = tokio::join!(users_there.peek(7), names_there.peek("name"));
+                user.is_some() && name.is_some() && others_there.peek("other").await.is_some()
+            },
+        )
+        .await;
+        second.invalidate(&[Target::tag(tag)]).await.unwrap();
+        assert!(users_there.peek(7).await.is_none(), "{tag}");
+        let name = names_there.peek("name").await;
+        assert_eq!(name.is_some(), tag == "users", "{tag}");
+        assert!(others_there.peek("other").await.is_some(), "{tag}");
+        eventually("the first hears of it", || async {
+            users.peek(7).await.is_none()
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn k11_tags_of_a_class_that_there_is_not_are_refused_by_name() {
+    let (database, _folder) = sqlite().await;
+    let tagged = plain(&database).class_tags("usr", ["people"]);
+    let refused = tagged.build().await.unwrap_err();
+    let class = "usr".to_owned();
+    assert_eq!(refused, BuildError::TagsWithoutClass { class });
+}
+
+#[tokio::test]
+async fn k11_what_is_expired_is_forgotten_by_every_process_and_loaded_anew() {
+    let site = Site::start().await;
+    let (first, second) = (site.cache().await, site.cache().await);
+    let [here, there] = [&first, &second].map(|cache| text(cache, "user").prefix("user:"));
+    let value = |text: &'static str| move || async move { Ok(Some(text.to_owned())) };
+    here.get(7, value("old")).await.unwrap();
+    here.get(8, value("other")).await.unwrap();
+    filled(&first, 2).await;
+    for source in [Source::Redis, Source::Memory] {
+        let held = there.get(7, value("never")).await.unwrap();
+        assert_eq!((held.value.as_deref(), held.source), (Some("old"), source));
+    }
+    here.expire(7).await.unwrap();
+    // Here at once, there when it has heard of it; Redis has it no longer.
+    let anew = here.get(7, value("new")).await.unwrap();
+    assert_eq!(
+        (anew.value.as_deref(), anew.source),
+        (Some("new"), Source::Database)
+    );
+    eventually("the other has heard", || async {
+        let read = there.get(7, value("new")).await.unwrap();
+        read.value.as_deref() == Some("new")
+    })
+    .await;
+    let other = here.get(8, value("never")).await.unwrap();
+    assert_eq!(other.source, Source::Memory);
+
+    // What is expired while Redis is away is forgotten for good too.
+    site.redis.kill().await;
+    there.expire(7).await.unwrap();
+    let newest = there.get(7, value("newest")).await.unwrap();
+    assert_eq!(
+        (newest.value.as_deref(), newest.source),
+        (Some("newest"), Source::Database)
+    );
+    site.redis.restart().await.unwrap();
+    eventually("the first has heard", || async {
+        let read = here.get(7, value("newest")).await.unwrap();
+        read.value.as_deref() == Some("newest")
+    })
+    .await;
 }
 
 #[tokio::test]

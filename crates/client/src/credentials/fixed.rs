@@ -7,6 +7,15 @@ use futures_util::future::BoxFuture;
 use super::{Credentials, CredentialsError, CredentialsProvider};
 
 /// Always the same credentials; what a URL with a password makes.
+///
+/// ```
+/// use steadfast::credentials::{Credentials, StaticCredentials};
+///
+/// # fn main() -> Result<(), steadfast::ConfigError> {
+/// let fixed = StaticCredentials::new(Credentials::new("app", "secret"));
+/// let builder = steadfast::Client::builder("redis://127.0.0.1")?.credentials(fixed);
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct StaticCredentials(Credentials);
 

@@ -153,6 +153,20 @@ impl Breaker {
     }
 
     /// A connection was lost: one failure, however many calls it took with it. Half-open, it is a failed probe.
+    ///
+    /// ```
+    /// # #![allow(clippy::disallowed_methods)]
+    /// use std::time::Instant;
+    /// use steadfast_core::policy::breaker::{Breaker, BreakerConfig, State};
+    ///
+    /// let now = Instant::now();
+    /// let mut breaker = Breaker::new(BreakerConfig { consecutive_failures: Some(1), ..BreakerConfig::default() }, now)?;
+    /// breaker.record_loss(now);
+    /// assert_eq!(breaker.state(), State::Open);
+    /// breaker.probe_succeeded(now); // the client itself has found the server well
+    /// assert_eq!(breaker.state(), State::Closed);
+    /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())
+    /// ```
     pub fn record_loss(&mut self, now: Instant) -> Option<Transition> {
         match self.phase {
             Phase::Closed { .. } => self.count(Outcome::Failure, now),
@@ -264,6 +278,20 @@ impl Breaker {
     }
 
     /// By hand: refuses everything until [`enable`](Self::enable).
+    ///
+    /// ```
+    /// # #![allow(clippy::disallowed_methods)]
+    /// use std::time::Instant;
+    /// use steadfast_core::policy::breaker::{Breaker, BreakerConfig, Mode};
+    ///
+    /// let now = Instant::now();
+    /// let mut breaker = Breaker::new(BreakerConfig::default(), now)?;
+    /// breaker.force_open(now);
+    /// assert_eq!((breaker.mode(), breaker.try_acquire(now).is_err()), (Mode::ForcedOpen, true));
+    /// breaker.enable(now);
+    /// assert!(breaker.try_acquire(now).is_ok());
+    /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())
+    /// ```
     pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
         self.by_hand(Mode::ForcedOpen, Phase::Open { until: None }, now)
     }

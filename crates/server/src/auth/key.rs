@@ -9,7 +9,7 @@ use jsonwebtoken::{Algorithm, DecodingKey};
 use serde_json::value::RawValue;
 
 use crate::config::AuthConfig;
-use crate::token_key::Key;
+use crate::token_key::{Key, choose_cryptography};
 
 /// Keys by their `kid`.
 #[derive(Clone, Default)]
@@ -39,6 +39,7 @@ impl KeySet {
     /// what is no key at all. A set without a member says that every key is withdrawn; one of which
     /// nothing can be used says nothing.
     pub(crate) fn of_jwks(document: &[u8]) -> Result<(Self, Vec<String>), String> {
+        choose_cryptography();
         #[derive(serde::Deserialize)]
         struct Document<'d> {
             #[serde(borrow)]

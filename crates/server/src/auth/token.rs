@@ -295,6 +295,16 @@ pub enum IssueError {
 
 /// Signs a token that a service with this configuration accepts.
 ///
+/// ```no_run
+/// use std::time::Duration;
+/// use steadfast_server::auth::{Order, Role, issue};
+///
+/// # fn example(config: &steadfast_server::config::AuthConfig, now: u64) -> Result<(), Box<dyn std::error::Error>> {
+/// let order = Order { subject: "ada", role: Role::Viewer, lifetime: Duration::from_secs(3600), key: None, private_key: None, now };
+/// let token = issue(config, &order)?;
+/// # Ok(()) }
+/// ```
+///
 /// # Errors
 /// See [`IssueError`].
 pub fn issue(config: &AuthConfig, spec: &TokenSpec<'_>) -> Result<SecretString, IssueError> {

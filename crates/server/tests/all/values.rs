@@ -220,6 +220,12 @@ const POSTGRES: Cases = &[
     ("mood", &["'so so'"]),
     ("interval", &["'1 day'"]),
     ("integer[]", &["'{1,2}'"]),
+    ("double precision[]", &["'{{0.1, NaN}, {NULL, -Infinity}}'"]),
+    ("bytea[]", &["ARRAY['\\x00ff'::bytea, NULL]"]),
+    (
+        "json[]",
+        &["ARRAY['{\"b\": 1e400, \"a\": 0.10}', NULL, 'null']::json[]"],
+    ),
     ("inet", &["'::1'"]),
     ("money", &["1"]),
     ("bit(3)", &["B'101'"]),

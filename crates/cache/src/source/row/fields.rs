@@ -1,13 +1,14 @@
 //! A row as serde reads it: each column is the field of its name.
 //!
-//! Unlike JSON, a row knows no truth where the database knows none (MySQL, MariaDB, SQLite): there it is 0 or 1, and whoever asks for a `bool` gets one.
+//! Unlike JSON, a row knows no truth where the database knows none (MySQL, MariaDB, SQLite): there it is 0 or 1, and whoever asks for a `bool` gets one. And it
+//! knows bytes and all floating-point numbers, for whoever asks for these.
 
-use serde::de::value::BorrowedStrDeserializer;
-use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::value::{BorrowedStrDeserializer, SeqDeserializer};
+use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};
 use serde::forward_to_deserialize_any;
 use serde_json::{Error, Value};
 
-use super::{Cell, Row};
+use super::{Cell, Origin, Row};
 
 /// Reads the row as a struct or a map of its columns.
 ///
@@ -16,7 +17,7 @@ use super::{Cell, Row};
 /// use serde::Deserialize;
 ///
 /// #[derive(Deserialize)]
-/// struct User { id: u64, admin: bool }
+/// struct User { id: u64, admin: bool, picture: Option<Vec<u8>> }
 ///
 /// let user = User::deserialize(row)?;
 /// # Ok(()) }
@@ -85,9 +86,9 @@ impl<'de> MapAccess<'de> for Columns<'de> {
         let Some((name, cell)) = self.value.take() else {
             return Err(Error::custom("a value was asked for before its column"));
         };
-        let read = match &cell.document {
-            Some(document) => seed.deserialize(&**document),
-            None => seed.deserialize(Field(&cell.value)),
+        let read = match &cell.origin {
+            Origin::Document(document) => seed.deserialize(&**document),
+            origin => seed.deserialize(Field(&cell.value, origin)),
         };
         read.map_err(|error| Error::custom(format_args!("column {name}: {error}")))
     }
@@ -97,8 +98,75 @@ impl<'de> MapAccess<'de> for Columns<'de> {
     }
 }
 
-/// A value that is no document.
-struct Field<'de>(&'de Value);
+/// A value that is no document, and what it was.
+struct Field<'de>(&'de Value, &'de Origin);
+
+impl<'de> Field<'de> {
+    /// Its bytes, if it is bytes.
+    fn bytes(&self) -> Option<Vec<u8>> {
+        match (self.1, self.0) {
+            (Origin::Bytes, Value::String(digits)) => from_hex(digits),
+            _ => None,
+        }
+    }
+
+    /// Its number, if JSON has none for it.
+    fn float(&self) -> Option<f64> {
+        match (self.1, self.0) {
+            (Origin::Float, Value::String(name)) => name.parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn elements<V: Visitor<'de>>(
+        values: &'de [Value],
+        origin: &'de Origin,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        let fields = values.iter().map(|value| Self(value, origin));
+        sequence(SeqDeserializer::new(fields), visitor)
+    }
+}
+
+impl<'de> IntoDeserializer<'de, Error> for Field<'de> {
+    type Deserializer = Self;
+
+    fn into_deserializer(self) -> Self {
+        self
+    }
+}
+
+/// Hands out a sequence, of which nothing must be left.
+fn sequence<'de, I, T, V>(
+    mut elements: SeqDeserializer<I, Error>,
+    visitor: V,
+) -> Result<V::Value, Error>
+where
+    I: Iterator<Item = T>,
+    T: IntoDeserializer<'de, Error>,
+    V: Visitor<'de>,
+{
+    let value = visitor.visit_seq(&mut elements)?;
+    elements.end()?;
+    Ok(value)
+}
+
+fn from_hex(digits: &str) -> Option<Vec<u8>> {
+    let (pairs, rest) = digits.as_bytes().as_chunks::<2>();
+    let digit = |digit: u8| {
+        char::from(digit)
+            .to_digit(16)
+            .and_then(|digit| u8::try_from(digit).ok())
+    };
+    let bytes = pairs
+        .iter()
+        .map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?));
+    if rest.is_empty() {
+        bytes.collect()
+    } else {
+        None
+    }
+}
 
 /// As serde_json reads it.
 macro_rules! as_json {
@@ -117,6 +185,51 @@ impl<'de> Deserializer<'de> for Field<'de> {
             Some(number @ (0 | 1)) => visitor.visit_bool(number == 1),
             _ => self.0.deserialize_bool(visitor),
         }
+    }
+
+    fn deserialize_f32<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_f64(visitor)
+    }
+
+    fn deserialize_f64<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.float() {
+            Some(number) => visitor.visit_f64(number),
+            None => self.0.deserialize_f64(visitor),
+        }
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_byte_buf(visitor)
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        match self.bytes() {
+            Some(bytes) => visitor.visit_byte_buf(bytes),
+            None => self.0.deserialize_byte_buf(visitor),
+        }
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
+        if let Some(bytes) = self.bytes() {
+            return sequence(SeqDeserializer::new(bytes.into_iter()), visitor);
+        }
+        match self.0 {
+            Value::Array(values) => Self::elements(values, self.1, visitor),
+            other => other.deserialize_seq(visitor),
+        }
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, _: usize, visitor: V) -> Result<V::Value, Error> {
+        self.deserialize_seq(visitor)
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        _: usize,
+        visitor: V,
+    ) -> Result<V::Value, Error> {
+        self.deserialize_seq(visitor)
     }
 
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
@@ -139,10 +252,8 @@ impl<'de> Deserializer<'de> for Field<'de> {
 
     as_json! {
         deserialize_any(), deserialize_i8(), deserialize_i16(), deserialize_i32(), deserialize_i64(), deserialize_i128(), deserialize_u8(),
-        deserialize_u16(), deserialize_u32(), deserialize_u64(), deserialize_u128(), deserialize_f32(), deserialize_f64(), deserialize_char(),
-        deserialize_str(), deserialize_string(), deserialize_bytes(), deserialize_byte_buf(), deserialize_unit(),
-        deserialize_unit_struct(name: &'static str), deserialize_seq(), deserialize_tuple(length: usize),
-        deserialize_tuple_struct(name: &'static str, length: usize), deserialize_map(),
+        deserialize_u16(), deserialize_u32(), deserialize_u64(), deserialize_u128(), deserialize_char(), deserialize_str(), deserialize_string(), deserialize_unit(),
+        deserialize_unit_struct(name: &'static str), deserialize_map(),
         deserialize_struct(name: &'static str, fields: &'static [&'static str]),
         deserialize_enum(name: &'static str, variants: &'static [&'static str]), deserialize_identifier(), deserialize_ignored_any(),
     }

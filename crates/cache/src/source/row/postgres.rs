@@ -1,6 +1,5 @@
 //! PostgreSQL, in its binary formats (`src/backend/utils/adt` in its source).
 
-use serde_json::Value;
 use sqlx::postgres::{PgRow, PgTypeInfo, PgTypeKind};
 use sqlx::{Column, Row as _, TypeInfo, ValueRef};
 
@@ -79,25 +78,25 @@ fn array(of: &PgTypeInfo, mut bytes: &[u8]) -> Result<Cell, Unfit> {
         word()?;
     }
     if lengths.is_empty() {
-        return Ok(Value::Array(Vec::new()).into());
+        return Cell::list(Vec::new());
     }
-    let values = nested(of, &lengths, &mut bytes)?;
-    Ok(values.into())
+    nested(of, &lengths, &mut bytes)
 }
 
 /// The rest of an array that has these lengths.
-fn nested(of: &PgTypeInfo, lengths: &[usize], bytes: &mut &[u8]) -> Result<Value, Unfit> {
+fn nested(of: &PgTypeInfo, lengths: &[usize], bytes: &mut &[u8]) -> Result<Cell, Unfit> {
     let Some((length, inner)) = lengths.split_first() else {
         let (size, rest) = bytes.split_first_chunk().ok_or(WRONG_LENGTH)?;
         let Ok(size) = usize::try_from(i32::from_be_bytes(*size)) else {
             *bytes = rest;
-            return Ok(Value::Null);
+            return Ok(().into());
         };
         let (element, rest) = rest.split_at_checked(size).ok_or(WRONG_LENGTH)?;
         *bytes = rest;
-        return Ok(value(of, element)?.value);
+        return value(of, element);
     };
-    (0..*length).map(|_| nested(of, inner, bytes)).collect()
+    let cells = (0..*length).map(|_| nested(of, inner, bytes));
+    Cell::list(cells.collect::<Result<_, _>>()?)
 }
 
 const WRONG_LENGTH: Unfit = Unfit::Value("its length is not that of its type");
