@@ -72,6 +72,15 @@ impl Tls {
 
     /// Shows this certificate chain (PEM file) with its key (PEM file) to a server that asks for one.
     ///
+    /// ```no_run
+    /// use steadfast::{Client, Tls};
+    ///
+    /// # fn main() -> Result<(), steadfast::ConfigError> {
+    /// let tls = Tls::new().ca_file("ca.pem")?.client_certificate("client.pem", "client.key")?;
+    /// let builder = Client::builder("rediss://redis.internal")?.tls(tls);
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// A file cannot be read or does not hold what it should.
     pub fn client_certificate(

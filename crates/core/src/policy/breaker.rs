@@ -246,6 +246,22 @@ impl Breaker {
 
     /// Closed, and no ramp: calls may pass without asking, with [`Permit::passed`]. A shell keeps this in an atomic
     /// beside the [`generation`](Self::generation), and renews both after each operation.
+    ///
+    /// ```
+    /// # #![allow(clippy::disallowed_methods)]
+    /// use std::time::Instant;
+    /// use steadfast_core::policy::breaker::{Breaker, BreakerConfig, Outcome, Permit};
+    ///
+    /// let now = Instant::now();
+    /// let mut breaker = Breaker::new(BreakerConfig::default(), now)?;
+    /// let mut served = 0;
+    /// if breaker.passes_freely() {
+    ///     served += 1; // without asking; its permit is made for it only if it fails
+    /// }
+    /// breaker.record_successes(served, now);
+    /// breaker.record(Permit::passed(breaker.generation()), Outcome::Failure, now);
+    /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())
+    /// ```
     #[inline]
     pub fn passes_freely(&self) -> bool {
         matches!(self.phase, Phase::Closed { ramp: None })

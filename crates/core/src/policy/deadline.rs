@@ -27,6 +27,19 @@ use super::{
 };
 
 /// When a call must be over. Sums saturate: `Deadline::after(now, Duration::MAX)` is a century away.
+///
+/// ```
+/// # #![allow(clippy::disallowed_methods)]
+/// use std::time::{Duration, Instant};
+/// use steadfast_core::policy::Deadline;
+///
+/// let (now, ms) = (Instant::now(), Duration::from_millis);
+/// let call = Deadline::after(now, ms(100));
+/// let step = call.step(now + ms(80), ms(50)); // a step may take 50 ms, but no longer than the call
+/// assert_eq!(step.instant(), now + ms(100));
+/// assert_eq!(step.remaining(now + ms(90)), ms(10));
+/// assert!(call.has_passed(now + ms(100)));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Deadline(Instant);
 

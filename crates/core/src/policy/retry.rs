@@ -47,6 +47,15 @@ impl RetryPolicy {
 
     /// The most time that may pass between the first failure and the last attempt, if attempts themselves take none;
     /// `None` if there is no such limit. A deadline shorter than this cuts retries off. Looks at 10 000 attempts at most.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use steadfast_core::policy::{Backoff, RetryPolicy, Stop};
+    ///
+    /// let policy = RetryPolicy::new(Backoff::fixed(Duration::from_millis(20)), Stop::after_attempts(4));
+    /// assert_eq!(policy.longest_pauses(), Some(Duration::from_millis(60)));
+    /// assert_eq!(RetryPolicy::none().longest_pauses(), Some(Duration::ZERO));
+    /// ```
     pub fn longest_pauses(&self) -> Option<Duration> {
         let (mut longest, mut elapsed) = (Duration::ZERO, Duration::ZERO);
         for attempt in 1..=10_000 {
