@@ -297,11 +297,11 @@ pub enum IssueError {
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use steadfast_server::auth::{Order, Role, issue};
+/// use steadfast_server::auth::{Role, TokenSpec, issue};
 ///
 /// # fn example(config: &steadfast_server::config::AuthConfig, now: u64) -> Result<(), Box<dyn std::error::Error>> {
-/// let order = Order { subject: "ada", role: Role::Viewer, lifetime: Duration::from_secs(3600), key: None, private_key: None, now };
-/// let token = issue(config, &order)?;
+/// let spec = TokenSpec { subject: "ada", role: Role::Viewer, lifetime: Duration::from_secs(3600), key: None, private_key: None, now };
+/// let token = issue(config, &spec)?;
 /// # Ok(()) }
 /// ```
 ///
