@@ -15,6 +15,7 @@ mod outbox;
 mod parameters;
 mod pooler;
 mod pools;
+mod promotion;
 mod provenance;
 mod site;
 mod views;
