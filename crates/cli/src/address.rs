@@ -1,7 +1,7 @@
 //! Addresses as they are given on the command line. Whoever gives something else may have given a password, so that what is no address is refused
 //! without being quoted.
 
-use steadfast_server::config::{SecretUrl, UrlMistake};
+use steadfast_server::config::{REDIS_SCHEMES, SecretUrl, UrlMistake};
 
 use crate::failure::{Failure, Status};
 
@@ -22,7 +22,7 @@ pub(crate) fn host_and_port(flag: &str, text: &str) -> Result<(), Failure> {
 
 /// Refuses what is no URL of a Redis.
 pub(crate) fn redis_url(text: &str) -> Result<(), Failure> {
-    match SecretUrl::of(text, &["redis", "rediss", "unix"]) {
+    match SecretUrl::of(text, REDIS_SCHEMES) {
         Ok(_) => Ok(()),
         Err(UrlMistake { message, help, .. }) => {
             Err(Failure::new(Status::Usage, format_args!("the URL {message}")).hint(help))

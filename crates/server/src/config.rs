@@ -33,7 +33,7 @@ pub use mistake::{ConfigError, Mistake, Origin};
 pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
-pub use secret::{Fingerprint, SecretText, SecretUrl, UrlMistake};
+pub use secret::{Fingerprint, REDIS_SCHEMES, SecretText, SecretUrl, UrlMistake};
 pub use server::ServerConfig;
 pub use settings::{DrillConfig, LogConfig, LogFormat, MetricsConfig, TracingConfig};
 pub use tls::{

@@ -31,7 +31,7 @@ Examples:
 pub(crate) struct Args {
     // No doc comment: rustdoc would take the brackets for a link, and clap would print whatever escapes them.
     #[arg(
-        help = "redis://[user:password@]host:port/db, rediss://… for TLS, or unix:///path",
+        help = "redis://[user:password@]host:port/db, rediss://… for TLS, unix:///path, or redis-sentinel://host:26379,host/service[/db]",
         env = "REDIS_URL",
         hide_env_values = true
     )]

@@ -62,8 +62,13 @@ impl SentinelTarget {
     /// A host cannot be read, or the path names no primary.
     pub(crate) fn read<'u>(url: &'u Url, others: &[&str]) -> Result<(Self, &'u str), ConfigError> {
         let mut seeds = vec![endpoint(url)?];
-        for other in others {
-            let bad = |why: &str| bad(format!("`{other}` is not the address of a sentinel: {why}"));
+        for (number, other) in (2..).zip(others) {
+            // Not quoted: what is no address may be a password.
+            let bad = |why: &str| bad(format!("host {number} is no address of a sentinel: {why}"));
+            let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]%".contains(c);
+            if !other.chars().all(plain) {
+                return Err(bad("write host or host:port"));
+            }
             let url = Url::parse(&format!("redis-sentinel://{other}"))
                 .map_err(|error| bad(&error.to_string()))?;
             if !matches!(url.path(), "" | "/") || !url.username().is_empty() {
@@ -145,7 +150,11 @@ mod tests {
             ),
             ("redis-sentinel:///m", "no host"),
             ("redis-sentinel://a,,b/m", "has no host"),
-            ("redis-sentinel://a,b:x/m", "`b:x` is not the address"),
+            ("redis-sentinel://a,b:x/m", "host 2 is no address"),
+            (
+                "redis-sentinel://a,b,password=s3cret/m",
+                "host 3 is no address",
+            ),
             ("redis-sentinel://a,b:0/m", "port 0"),
             ("redis-sentinel://h/m/x", "`x` is not a database number"),
             ("redis-sentinel://h/m?wat=1", "unknown parameter `wat`"),
@@ -155,6 +164,7 @@ mod tests {
         ] {
             let error = Target::parse(url).expect_err(url).to_string();
             assert!(error.contains(want), "{url}: {error}");
+            assert!(!error.contains("s3cret"), "{error}");
         }
         let many: Vec<_> = (0..33).map(|n| format!("h{n}")).collect();
         let url = format!("redis-sentinel://{}/m", many.join(","));

@@ -7,7 +7,7 @@ use serde::Serialize;
 use steadfast::BudgetConfig;
 
 use super::credentials::CredentialsConfig;
-use super::secret::SecretUrl;
+use super::secret::{REDIS_SCHEMES, SecretUrl};
 use super::section::Section;
 use super::tls::RedisTlsConfig;
 use super::units::{duration, millis, secs, show_duration};
@@ -16,8 +16,8 @@ use super::units::{duration, millis, secs, show_duration};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RedisConfig {
-    /// `redis://`, `rediss://` or `unix://`; default `redis://127.0.0.1:6379`. It need not answer
-    /// for the service to start.
+    /// `redis://`, `rediss://` or `unix://`; or `redis-sentinel://HOST,HOST/NAME` where sentinels
+    /// watch it. Default `redis://127.0.0.1:6379`. It need not answer for the service to start.
     pub url: SecretUrl,
     /// The longest a call may take with everything it includes; default 1 s.
     #[serde(serialize_with = "duration")]
@@ -75,12 +75,7 @@ impl RedisConfig {
         let tls = section.section("tls");
         let credentials = section.section("credentials");
         let config = Self {
-            url: SecretUrl::read(
-                section,
-                "url",
-                "redis://127.0.0.1:6379",
-                &["redis", "rediss", "unix"],
-            ),
+            url: SecretUrl::read(section, "url", "redis://127.0.0.1:6379", REDIS_SCHEMES),
             deadline: section.positive("deadline").unwrap_or(secs(1)),
             reply_overdue: section.positive("reply_overdue").unwrap_or(millis(500)),
             abandon_after: section.positive("abandon_after").unwrap_or(secs(30)),
@@ -111,8 +106,7 @@ impl RedisConfig {
     }
 
     fn contradictions(&self, redis: &Section<'_>, retry: &Section<'_>, breaker: &Section<'_>) {
-        let password = url::Url::parse(self.url.expose()).is_ok_and(|url| url.password().is_some());
-        if password && self.credentials.is_some() {
+        if self.url.has_password() && self.credentials.is_some() {
             let message = "holds a password, and `redis.credentials` names another source of it: one of the two must go";
             redis.refuse(redis.mistake("url", message));
         }

@@ -25,9 +25,10 @@ impl SecretUrl {
     /// Keeps `text` as it is; `None` if it is not a URL.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let url = Url::parse(text).ok()?;
+        let (one_host, others) = divide(text)?;
+        let url = Url::parse(&one_host).ok()?;
         Some(Self {
-            shown: redact(text, &url),
+            shown: join(&redact(&one_host, &url), others),
             scheme: url.scheme().to_owned(),
             whole: SecretString::from(text.to_owned()),
         })
@@ -89,8 +90,17 @@ impl SecretUrl {
     }
 
     pub(crate) fn names_a_user(&self) -> bool {
-        Url::parse(self.expose())
-            .is_ok_and(|url| !url.username().is_empty() || url.password().is_some())
+        self.url()
+            .is_some_and(|url| !url.username().is_empty() || url.password().is_some())
+    }
+
+    pub(crate) fn has_password(&self) -> bool {
+        self.url().is_some_and(|url| url.password().is_some())
+    }
+
+    /// With one of its hosts.
+    fn url(&self) -> Option<Url> {
+        Url::parse(&divide(self.expose())?.0).ok()
     }
 
     /// Stands in for a URL that was refused, until the mistakes are reported.
@@ -102,6 +112,46 @@ impl SecretUrl {
             scheme: scheme.to_owned(),
         }
     }
+}
+
+/// The schemes of a Redis, and of one that sentinels name.
+pub const REDIS_SCHEMES: &[&str] = &[
+    "redis",
+    "rediss",
+    "unix",
+    "redis-sentinel",
+    "rediss-sentinel",
+];
+
+/// Divides the URL of sentinels, which names several hosts, into one with the first of them and the
+/// others behind a comma. Any other is returned whole. `None` if one of the others cannot be a host
+/// with a port.
+fn divide(text: &str) -> Option<(String, &str)> {
+    let sentinels = text
+        .split_once("://")
+        .is_some_and(|(scheme, _)| scheme.ends_with("-sentinel"));
+    let parts = authority_and_rest(text).filter(|_| sentinels);
+    let Some((authority, rest)) = parts else {
+        return Some((text.to_owned(), ""));
+    };
+    let hosts_at = authority.rfind('@').map_or(0, |at| at + 1);
+    let Some(comma) = authority[hosts_at..].find(',').map(|at| hosts_at + at) else {
+        return Some((text.to_owned(), ""));
+    };
+    let others = &authority[comma..];
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]%,".contains(c);
+    let scheme = &text[..text.len() - authority.len() - rest.len()];
+    others
+        .chars()
+        .all(plain)
+        .then(|| (format!("{scheme}{}{rest}", &authority[..comma]), others))
+}
+
+/// Puts the other hosts behind the first again.
+fn join(shown: &str, others: &str) -> String {
+    let end = authority_and_rest(shown).map_or(0, |(_, rest)| rest.len());
+    let (before, rest) = shown.split_at(shown.len() - end);
+    format!("{before}{others}{rest}")
 }
 
 /// The stand-in for a refused URL until the mistakes are reported; no host has such a name.
@@ -310,6 +360,29 @@ mod tests {
         }
         let token = SecretUrl::parse("redis://hunter2@db.example:6379").unwrap();
         assert!(!token.to_string().contains("hunter"), "{token}");
+    }
+
+    #[test]
+    fn s10_a_url_of_several_sentinels_shows_all_of_them_and_no_password() {
+        let text =
+            "redis-sentinel://app:hunter2@a:26379,b,[::1]:7/main/0?sentinel_password=hunter3";
+        let url = SecretUrl::of(text, REDIS_SCHEMES).unwrap();
+        assert_eq!(url.expose(), text);
+        let shown = "redis-sentinel://app:***@a:26379,b,[::1]:7/main/0?sentinel_password=***";
+        assert_eq!(url.to_string(), shown);
+        assert!(url.has_password());
+        let plain = "redis-sentinel://a,b/main";
+        assert_eq!(
+            SecretUrl::of(plain, REDIS_SCHEMES).unwrap().to_string(),
+            plain
+        );
+        for wrong in [
+            "redis-sentinel://a,password=hunter2/main",
+            "redis-sentinel://a,u:hunter2@b,c=d/m",
+        ] {
+            let wrong = SecretUrl::of(wrong, REDIS_SCHEMES).unwrap_err();
+            assert!(!format!("{wrong:?}").contains("hunter"), "{wrong:?}");
+        }
     }
 
     #[test]

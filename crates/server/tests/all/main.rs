@@ -26,6 +26,7 @@ mod openapi;
 mod page;
 mod queries;
 mod rate;
+mod sentinel;
 mod sql_tls;
 mod surroundings;
 mod tls;
