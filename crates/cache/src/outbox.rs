@@ -6,6 +6,9 @@
 //!
 //! This module is only the SQL of it. `relay` decides when.
 
+#[cfg(feature = "sqlite")]
+mod lease;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -18,10 +21,14 @@ use sqlx::Postgres;
 use sqlx::Sqlite;
 use sqlx::{AssertSqlSafe, Transaction};
 
+#[cfg(feature = "sqlite")]
+use crate::cache::clock;
 use crate::source::{
     Database, Param, Pool, Reserved, Session, SessionLimits, SourceError, Tx, within,
 };
 use crate::target::Target;
+#[cfg(feature = "sqlite")]
+use lease::Lease;
 
 /// The outbox of one namespace, on connections of its own.
 #[derive(Clone, Debug)]
@@ -30,6 +37,9 @@ pub(crate) struct Outbox {
     namespace: Arc<str>,
     /// The database's own number as last seen, or else the one to give it.
     number: Arc<AtomicU64>,
+    /// For how long a relay on SQLite may deliver.
+    #[cfg(feature = "sqlite")]
+    hold: Duration,
 }
 
 /// A look at the outbox from outside any transaction.
@@ -55,15 +65,25 @@ pub(crate) struct Waiting {
     pub(crate) age_ms: i64,
 }
 
-/// Rows to be applied, with the state row locked against every other relay.
+/// Rows to be applied, which no other relay applies meanwhile.
 #[derive(Debug)]
 pub(crate) struct Batch {
-    session: Session,
+    turn: Turn,
     pub(crate) watermark: u64,
     ids: Vec<i64>,
     pub(crate) targets: Vec<Target>,
     /// Whether these are all that were there.
     pub(crate) complete: bool,
+}
+
+/// What keeps other relays away.
+#[derive(Debug)]
+enum Turn {
+    /// The state row is locked by this session.
+    Locked(Session),
+    /// The file is not locked.
+    #[cfg(feature = "sqlite")]
+    Leased(Lease),
 }
 
 /// A transaction into which an invalidation can be written: [`Tx`], or any of sqlx's own.
@@ -81,7 +101,8 @@ mod sealed {
 }
 
 impl Outbox {
-    /// `hold` bounds how long the state row stays locked by a relay that has fallen silent; a database without a number of its own gets `number`, a random one.
+    /// `hold` bounds how long a relay that has fallen silent keeps the others away; a database
+    /// without a number of its own gets `number`, a random one.
     pub(crate) fn new(database: &Database, namespace: &str, hold: Duration, number: u64) -> Self {
         let limits = SessionLimits {
             lock: LOCK_LIMIT.min(database.query_limit()),
@@ -92,6 +113,8 @@ impl Outbox {
             namespace: namespace.into(),
             // As SQL can hold it, and not nought, which is none.
             number: Arc::new((number >> 1 | 1).into()),
+            #[cfg(feature = "sqlite")]
+            hold,
         }
     }
 
@@ -202,15 +225,14 @@ impl Outbox {
         .await
     }
 
-    /// Locks the namespace's state and takes the oldest rows, no more than `most`, nor of more bytes than [`BATCH_BYTES`] unless it is one; there may be
-    /// none. Fails if the state has no row to be locked, or if another relay keeps it locked for longer than the limit.
+    /// Keeps all other relays away and takes the oldest rows, no more than `most`, nor of more bytes than [`BATCH_BYTES`] unless it is one; there may be
+    /// none. Fails if the state has no row, or if another relay has its turn for longer than the limit.
     pub(crate) async fn take_batch(&self, most: usize) -> Result<Batch, SourceError> {
         let select = format!(
             "SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {most}"
         );
         self.within(async {
-            let mut session = self.reserved.begin().await?;
-            let state = self.lock(&mut session).await?;
+            let (mut session, state) = self.locked().await?;
             let mut rows: Vec<(i64, String, Vec<u8>)> =
                 session.fetch(&select, &[&self.namespace]).await?;
             let watermark = state.ok_or(sqlx::Error::RowNotFound)?;
@@ -223,7 +245,7 @@ impl Outbox {
             let fits = fits.count().max(1).min(found);
             rows.truncate(fits);
             Ok(Batch {
-                session,
+                turn: self.turn(session, fits > 0).await?,
                 watermark,
                 ids: rows.iter().map(|row| row.0).collect(),
                 targets: rows
@@ -237,11 +259,7 @@ impl Outbox {
     }
 
     /// Deletes what was applied and remembers how far Redis is now.
-    pub(crate) async fn finish(
-        &self,
-        mut batch: Batch,
-        watermark: u64,
-    ) -> Result<usize, SourceError> {
+    pub(crate) async fn finish(&self, batch: Batch, watermark: u64) -> Result<usize, SourceError> {
         let ids: Vec<_> = batch.ids.iter().map(ToString::to_string).collect();
         let delete = format!(
             "DELETE FROM steadfast_outbox WHERE id IN ({})",
@@ -250,11 +268,39 @@ impl Outbox {
         let update = "UPDATE steadfast_outbox_state SET watermark = ? WHERE namespace = ?";
         let watermark = i64::try_from(watermark).unwrap_or(i64::MAX);
         self.within(async {
-            batch.session.execute(&delete, &[]).await?;
+            let mut session = match batch.turn {
+                Turn::Locked(session) => session,
+                #[cfg(feature = "sqlite")]
+                Turn::Leased(lease) => {
+                    let mut session = self.reserved.begin().await?;
+                    if !lease.give_back(&mut session, &self.namespace).await? {
+                        session.rollback().await?;
+                        return Err(SourceError::Ended);
+                    }
+                    session
+                }
+            };
+            session.execute(&delete, &[]).await?;
             let params = [Param::Int(watermark), self.param()];
-            batch.session.execute(update, &params).await?;
-            batch.session.commit().await?;
+            session.execute(update, &params).await?;
+            session.commit().await?;
             Ok(batch.ids.len())
+        })
+        .await
+    }
+
+    /// Leaves a batch to be delivered later, or by another.
+    pub(crate) async fn leave(&self, batch: Batch) -> Result<(), SourceError> {
+        self.within(async {
+            match batch.turn {
+                Turn::Locked(session) => session.rollback().await,
+                #[cfg(feature = "sqlite")]
+                Turn::Leased(lease) => {
+                    let mut session = self.reserved.begin().await?;
+                    lease.give_back(&mut session, &self.namespace).await?;
+                    session.commit().await
+                }
+            }
         })
         .await
     }
@@ -262,8 +308,7 @@ impl Outbox {
     /// Bounds the table: puts one row that means everything, as old as the oldest, in the place of all that are there now.
     pub(crate) async fn collapse(&self) -> Result<(), SourceError> {
         self.within(async {
-            let mut session = self.reserved.begin().await?;
-            self.lock(&mut session).await?;
+            let (mut session, _) = self.locked().await?;
             let oldest = "SELECT MIN(created_at) FROM steadfast_outbox WHERE namespace = ?";
             let oldest: Vec<(Option<i64>,)> = session.fetch(oldest, &[&self.namespace]).await?;
             let Some((Some(oldest),)) = oldest.first().copied() else {
@@ -286,8 +331,7 @@ impl Outbox {
             "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES (?, 'all', ?, {now})"
         );
         self.within(async {
-            let mut session = self.reserved.begin().await?;
-            self.lock(&mut session).await?;
+            let (mut session, _) = self.locked().await?;
             let ordered =
                 "SELECT id FROM steadfast_outbox WHERE namespace = ? AND kind = 'all' LIMIT 1";
             let ordered: Vec<(i64,)> = session.fetch(ordered, &[&self.namespace]).await?;
@@ -304,17 +348,59 @@ impl Outbox {
         &self.namespace
     }
 
-    /// Locks the namespace's state row, which all relays do; answers its watermark.
-    async fn lock(&self, session: &mut Session) -> Result<Option<u64>, SourceError> {
-        let sql = match *self.reserved.pool() {
+    /// Begins a transaction when no other relay delivers, in which none can begin to; answers the watermark of the namespace's state.
+    async fn locked(&self) -> Result<(Session, Option<u64>), SourceError> {
+        let (mut session, sql) = match *self.reserved.pool() {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(_) => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?",
-            _ => "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE",
+            Pool::Sqlite(_) => (
+                self.not_leased().await?,
+                "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ?",
+            ),
+            #[allow(unreachable_patterns)]
+            _ => (
+                self.reserved.begin().await?,
+                "SELECT watermark FROM steadfast_outbox_state WHERE namespace = ? FOR UPDATE",
+            ),
         };
         let state: Vec<(i64,)> = session.fetch(sql, &[&self.namespace]).await?;
-        Ok(state
+        let watermark = state
             .first()
-            .map(|(watermark,)| u64::try_from(*watermark).unwrap_or(0)))
+            .map(|(watermark,)| u64::try_from(*watermark).unwrap_or(0));
+        Ok((session, watermark))
+    }
+
+    /// Waits as long for another's lease as for a lock, and holds none meanwhile.
+    #[cfg(feature = "sqlite")]
+    async fn not_leased(&self) -> Result<Session, SourceError> {
+        let give_up = clock() + LOCK_LIMIT;
+        loop {
+            let mut session = self.reserved.begin().await?;
+            if !Lease::is_taken(&mut session, &self.namespace).await? {
+                return Ok(session);
+            }
+            session.rollback().await?;
+            if clock() >= give_up {
+                return Err(SourceError::Timeout { limit: LOCK_LIMIT });
+            }
+            tokio::time::sleep(LEASE_LOOK).await;
+        }
+    }
+
+    /// What keeps other relays away while rows that were found are delivered.
+    async fn turn(
+        &self,
+        session: Session,
+        #[cfg_attr(not(feature = "sqlite"), allow(unused))] found: bool,
+    ) -> Result<Turn, SourceError> {
+        #[cfg(feature = "sqlite")]
+        if found && matches!(*self.reserved.pool(), Pool::Sqlite(_)) {
+            let mut session = session;
+            let millis = self.hold.as_millis();
+            let lease = Lease::take(&mut session, &self.namespace, millis).await?;
+            session.commit().await?;
+            return Ok(Turn::Leased(lease));
+        }
+        Ok(Turn::Locked(session))
     }
 
     fn param(&self) -> Param {
@@ -331,13 +417,6 @@ impl Outbox {
         work: impl Future<Output = Result<T, SourceError>>,
     ) -> Result<T, SourceError> {
         within(self.reserved.query_limit(), work).await
-    }
-}
-
-impl Batch {
-    /// Lets the lock go; there was nothing to be applied.
-    pub(crate) async fn leave(self) -> Result<(), SourceError> {
-        self.session.rollback().await
     }
 }
 
@@ -450,11 +529,14 @@ const BATCH_BYTES: usize = 64 << 10;
 /// As many rows as one look tells apart.
 const SEEN_AT_ONCE: usize = 64;
 
-/// One delivers and keeps the state row locked meanwhile, one looks.
+/// One delivers and (not on SQLite) keeps the state row locked meanwhile, one looks.
 const CONNECTIONS: u32 = 2;
 
 /// Another relay is waited for so long. In health it is done after two round trips to the database and one to Redis.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
+/// How often it is looked whether another relay has given its lease back.
+#[cfg(feature = "sqlite")]
+const LEASE_LOOK: Duration = Duration::from_millis(20);
 
 const ROWS_AT_ONCE: usize = 100;
 

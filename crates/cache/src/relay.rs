@@ -312,10 +312,11 @@ impl Relay {
             let batch = self.outbox.take_batch(most).await?;
             if redis.trust.has_fallen(known, batch.watermark) {
                 // To deliver would take it past where it was, and hide that it fell; and that nothing waits may mean that it was lost. The next look sees to it.
+                self.outbox.leave(batch).await?;
                 return Ok(false);
             }
             if batch.targets.is_empty() {
-                batch.leave().await?;
+                self.outbox.leave(batch).await?;
                 self.resume();
                 return Ok(true);
             }
@@ -323,6 +324,9 @@ impl Relay {
             let watermark = match redis.apply(batch.watermark, &batch.targets).await {
                 Ok(watermark) => watermark,
                 Err(trouble) => {
+                    if let Err(error) = self.outbox.leave(batch).await {
+                        tracing::debug!(%error, "a batch that could not be delivered");
+                    }
                     // The same again might fail again: it may be more than the link or Redis can take in the time.
                     self.batch.store((rows / 2).max(1), Ordering::Relaxed);
                     return Err(trouble.into());

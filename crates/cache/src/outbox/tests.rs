@@ -27,17 +27,17 @@ async fn outbox(database: &Database) -> Outbox {
     outbox
 }
 
-/// It is the database that ends the waiting: a limit of this process alone would leave a session behind that waits for ever.
-async fn a_held_lock_is_waited_for_by_the_database_and_not_for_long(url: &str) {
+/// Where there is a lock it is the database that ends the waiting: a limit of this process alone would leave a session behind that waits for ever.
+async fn a_relay_that_delivers_is_waited_for_but_not_for_long(url: &str) {
     let database = database(url);
     let outbox = outbox(&database).await;
     let holder = outbox.take_batch(10).await.unwrap();
     for _ in 0..2 {
         let refused = outbox.take_batch(10).await.unwrap_err();
-        assert!(
-            matches!(refused, SourceError::Sql(sqlx::Error::Database(_))),
-            "{refused}"
-        );
+        let by_the_database = matches!(refused, SourceError::Sql(sqlx::Error::Database(_)));
+        let by_the_lease = matches!(refused, SourceError::Timeout { .. });
+        assert_eq!(by_the_database, !url.starts_with("sqlite"), "{refused}");
+        assert_eq!(by_the_lease, url.starts_with("sqlite"), "{refused}");
         let glance = outbox.glance().await.unwrap().unwrap();
         assert_eq!(glance.waiting.len(), 1, "looking waits for no lock");
     }
@@ -45,15 +45,76 @@ async fn a_held_lock_is_waited_for_by_the_database_and_not_for_long(url: &str) {
 }
 
 #[tokio::test]
-async fn k13_a_held_lock_is_waited_for_by_sqlite_itself_and_not_for_long() {
+async fn k13_a_relay_that_delivers_is_waited_for_on_sqlite_but_not_for_long() {
     let folder = tempfile::tempdir().unwrap();
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
-    a_held_lock_is_waited_for_by_the_database_and_not_for_long(&url).await;
+    a_relay_that_delivers_is_waited_for_but_not_for_long(&url).await;
+}
+
+/// SQLite has one lock for all that write. What the relay takes from the outbox it carries to Redis, which may be slow.
+#[tokio::test]
+async fn k14_on_sqlite_no_write_waits_for_a_relay_that_waits_for_redis() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let carried = outbox.take_batch(10).await.unwrap();
+    assert_eq!(carried.targets, [Target::key("a")]);
+    let mut tx = database.begin().await.expect("a write waits for the relay");
+    tx.insert("test", &[Target::key("b")]).await.unwrap();
+    tx.commit().await.unwrap();
+    assert_eq!(outbox.finish(carried, 1).await.unwrap(), 1);
+    let left = outbox.take_batch(10).await.unwrap();
+    assert_eq!(left.targets, [Target::key("b")]);
+    // One that could not be delivered stands in nobody's way, and is there still.
+    outbox.leave(left).await.unwrap();
+    let again = outbox.take_batch(10).await.unwrap();
+    assert_eq!(again.targets, [Target::key("b")]);
+}
+
+#[tokio::test]
+async fn k13_on_sqlite_a_relay_that_has_fallen_silent_loses_its_turn_and_cannot_finish() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let near = outbox(&database).await;
+    let far = Outbox::new(&database, "test", Duration::from_millis(1500));
+    let silent = far.take_batch(10).await.unwrap();
+    let taken = async {
+        loop {
+            if let Ok(batch) = near.take_batch(10).await {
+                break batch;
+            }
+        }
+    };
+    let taken = tokio::time::timeout(Duration::from_secs(60), taken).await;
+    let taken = taken.expect("its turn never ends");
+    let late = far.finish(silent, 3).await.unwrap_err();
+    assert!(matches!(late, SourceError::Ended), "{late}");
+    near.finish(taken, 7).await.unwrap();
+    assert_eq!(near.glance().await.unwrap().unwrap().watermark, 7);
+}
+
+#[tokio::test]
+async fn k13_on_sqlite_a_clock_that_is_set_back_stretches_nobodys_turn() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let dead = outbox.take_batch(10).await.unwrap();
+    drop(dead);
+    outbox.take_batch(10).await.unwrap_err();
+    let mut tx = database.begin().await.unwrap();
+    let an_hour =
+        "UPDATE steadfast_outbox_relay SET since = since + 3600000, until = until + 3600000";
+    tx.execute(an_hour, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    outbox.take_batch(10).await.unwrap();
 }
 
 /// A process that is cut off in the midst of delivering: its session stays open, and keeps the state row locked until the database ends it.
 async fn a_relay_that_is_cut_off_stands_in_nobodys_way(url: &str, port: u16) {
-    a_held_lock_is_waited_for_by_the_database_and_not_for_long(url).await;
+    a_relay_that_delivers_is_waited_for_but_not_for_long(url).await;
     let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
     let through = url.replace(&format!(":{port}"), &format!(":{}", proxy.addr().port()));
     assert_ne!(through, url);

@@ -1,11 +1,16 @@
 use std::time::Duration;
 
 use steadfast::Client;
-use steadfast_cache::{CacheError, ClassGuard, GuardOptions, Source, StaleReason};
+use steadfast_cache::{
+    CacheError, ClassGuard, Database, DatabaseOptions, GuardOptions, Source, StaleReason,
+};
 use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
+use crate::site::{
+    Loader, Site, all_is_applied, eventually, get, plain, read_item, sqlite, text,
+    write_everywhere, write_item,
+};
 
 #[tokio::test]
 async fn k2_a_redis_that_is_killed_fails_no_read() {
@@ -123,6 +128,53 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     })
     .await;
     assert_eq!(site.scripts().await, scripts + 2);
+}
+
+/// On SQLite all who write share one lock. Redis answers, but later than applying an invalidation may take: had the relay the lock meanwhile, the writers
+/// would wait for it with all connections of the pool in their hands, and the loads of the readers behind them.
+#[tokio::test]
+async fn k2_beside_a_slow_redis_writes_hold_up_no_read() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let client = Client::builder(&format!("redis://{}", proxy.addr()))
+        .unwrap()
+        .reply_overdue(Duration::from_secs(60))
+        .connect()
+        .await
+        .unwrap();
+    let mut options = DatabaseOptions::default();
+    options.acquire_timeout = Duration::from_secs(10);
+    options.max_connections = 3;
+    let database = Database::connect(&site.database_url(), options).unwrap();
+    let cache = plain(&database)
+        .redis(client)
+        .redis_limit(Duration::from_secs(2))
+        .build()
+        .await
+        .unwrap();
+    write_everywhere(&cache, 0, 1).await;
+    let slow = Latency {
+        latency: Duration::from_secs(4),
+        jitter: Duration::ZERO,
+    };
+    let toxic = Toxic {
+        name: "slow".into(),
+        direction: Direction::Downstream,
+        toxicity: 1.0,
+        fault: Fault::Latency(slow),
+    };
+    proxy.add(toxic).await.unwrap();
+    let writes = futures_util::future::join_all((1..=8).map(async |id| {
+        for version in 1..=3 {
+            write_item(&cache, id, version).await;
+        }
+    }));
+    let reads = futures_util::future::join_all((100..120).map(async |id| {
+        assert_eq!(read_item(&cache, id).await, None);
+    }));
+    tokio::join!(writes, reads);
+    proxy.clear().await;
+    all_is_applied(&cache).await;
 }
 
 #[tokio::test]
