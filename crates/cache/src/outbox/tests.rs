@@ -78,7 +78,7 @@ async fn k13_on_sqlite_a_relay_that_has_fallen_silent_loses_its_turn_and_cannot_
     let url = format!("sqlite://{}", folder.path().join("x.db").display());
     let database = database(&url);
     let near = outbox(&database).await;
-    let far = Outbox::new(&database, "test", Duration::from_millis(1500));
+    let far = Outbox::new(&database, "test", Duration::from_millis(1500), 1);
     let silent = far.take_batch(10).await.unwrap();
     let taken = async {
         loop {
