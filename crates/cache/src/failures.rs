@@ -40,7 +40,11 @@ impl Failures {
         } else {
             0
         };
-        let in_a_row = (before + u64::from(tried)).min(MOST);
+        let in_a_row = match tried {
+            true => (before + 1).min(MOST),
+            // Being refused keeps no key away, whatever became of it before.
+            false => before.min(u64::from(TRIES) - 1),
+        };
         let noted = mark | in_a_row << STAMP_BITS | self.stamp(now);
         slot.store(noted, Ordering::Relaxed);
         self.any.store(true, Ordering::Relaxed);
@@ -153,6 +157,9 @@ mod tests {
             assert_eq!(hold(1000), Some(Duration::from_millis(pause)));
             assert_eq!(hold(1000 + pause), None);
         }
+        failures.note(b"a", at(1500), false);
+        assert_eq!(hold(1500), None, "it was refused, and not tried");
+        assert!(failures.wait(b"a", at(1500), longest).is_some());
         for _ in 0..20 {
             failures.note(b"a", at(2000), true);
         }

@@ -236,6 +236,7 @@ impl Relay {
         if trust.is_taken() {
             self.suspend(TAKEN);
             trust.ask_again();
+            self.keep_bound_of(&glance).await;
             return Ok(false);
         }
         if trust.is_rolled_back() {
@@ -251,13 +252,17 @@ impl Relay {
         if lag.is_some_and(|lag| lag > self.lag_max) {
             self.suspend(WAITING);
         }
-        // That something waits is known already, and has to be delivered whether this succeeds or not.
+        self.keep_bound_of(&glance).await;
+        Ok(false)
+    }
+
+    /// That something waits is known already, and has to be delivered whether this succeeds or not.
+    async fn keep_bound_of(&self, glance: &Glance) {
         if glance.spread > self.rows_max
             && let Err(error) = self.keep_bound().await
         {
             tracing::warn!(%error, "the outbox may hold more rows than it should");
         }
-        Ok(false)
     }
 
     async fn keep_bound(&self) -> Result<(), SourceError> {
@@ -273,7 +278,7 @@ impl Relay {
 
     fn suspend(&self, reason: &'static str) {
         if self.served.redis.trust.suspend(Some(reason)) {
-            tracing::warn!(reason, lag = ?self.lag(), "redis is not read until the outbox is drained");
+            tracing::warn!(reason, lag = ?self.lag(), "redis is not read until that has ended");
             // What waits has not been announced either: memory may hold it too.
             self.served.coherence.disprove(Moment::now());
             self.served.stats.suspended.set(1.0);
@@ -290,7 +295,7 @@ impl Relay {
 
     fn resume(&self) {
         if self.served.redis.trust.suspend(None) {
-            tracing::info!("the outbox is drained: redis is read again");
+            tracing::info!("redis is read again: nothing waits in the outbox");
             self.served.stats.suspended.set(0.0);
             self.served.guard.begin_ramp();
         }

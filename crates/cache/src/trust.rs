@@ -331,8 +331,10 @@ impl Trust {
         let (epoch, watermark, begun, held): (String, u64, bool, bool) = redis.ask(&ask).await?;
         let mut state = self.state.lock();
         let taken = epoch.is_empty();
-        if std::mem::replace(&mut state.taken, taken) != taken {
-            tracing::warn!(taken, "{TAKEN}");
+        match (std::mem::replace(&mut state.taken, taken), taken) {
+            (false, true) => tracing::warn!("{TAKEN}"),
+            (true, false) => tracing::info!("the namespace is free again"),
+            _ => {}
         }
         if taken {
             return Ok(());

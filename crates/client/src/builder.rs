@@ -207,7 +207,7 @@ impl ClientBuilder {
     }
 
     /// How calls wait at the start of an outage for another primary, if that is longer than [`blip_wait`](Self::blip_wait): through an election, say,
-    /// instead of failing after the allowance; up to their deadlines and within the bounds of what may wait. Default: not longer. Costs: in a longer
+    /// instead of failing after the allowance; up to their deadlines and within the bounds of what may wait. Not behind a server that is silent: it counts as down. Default: not longer. Costs: in a longer
     /// outage each call in those moments waits in vain.
     pub fn wait_for_primary(mut self, wait: Duration) -> Self {
         self.settings.wait_for_primary = wait;

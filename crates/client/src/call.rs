@@ -90,6 +90,9 @@ pub(crate) async fn call_dedicated(
         read_only: call.plan.effect == Effect::Read,
         apart: false,
     };
+    if let Err(error) = refuse_without_proof(shared, call.plan.effect, ask.now) {
+        return (Err(error), None);
+    }
     let submitted = if turns.is_empty() {
         lane.submit(ask, payload)
     } else {
@@ -304,7 +307,7 @@ impl Call<'_> {
             now = clock::now();
         }
         self.refuse_if_doomed(now)?;
-        self.refuse_without_proof(now)?;
+        refuse_without_proof(self.shared, self.plan.effect, now)?;
         let ask = Ask {
             replies: self.plan.replies,
             started: self.started,
@@ -416,20 +419,6 @@ impl Call<'_> {
         Error::new(kind, certainty)
     }
 
-    /// Refuses what may write while no majority of sentinels confirms the primary, where that is asked for.
-    fn refuse_without_proof(&self, now: Instant) -> Result<(), Error> {
-        let Some(within) = self.shared.settings.primary_proof else {
-            return Ok(());
-        };
-        match &self.shared.discovery {
-            Some(known) if self.plan.effect != Effect::Read && !known.is_proven(within, now) => {
-                let age = known.proof_age(now);
-                Err(Error::not_sent(ErrorKind::Unproven { within, age }))
-            }
-            _ => Ok(()),
-        }
-    }
-
     fn refuse_if_doomed(&self, now: Instant) -> Result<(), Error> {
         let left = self.deadline.saturating_duration_since(now);
         self.shared
@@ -460,7 +449,7 @@ impl Call<'_> {
                     place.answered = fair.then_some(at);
                     let took = at.saturating_duration_since(self.started);
                     if let Some(discovery) = &self.shared.discovery
-                        && self.plan.effect != Effect::Read
+                        && !matches!(self.plan.effect, Effect::Read | Effect::Control)
                     {
                         discovery.acknowledge();
                     }
@@ -640,6 +629,18 @@ impl Call<'_> {
             }
         }
     }
+}
+
+/// Refuses what may write while no majority of sentinels confirms the primary, where that is asked for.
+fn refuse_without_proof(shared: &Shared, effect: Effect, now: Instant) -> Result<(), Error> {
+    let (Some(within), Some(known)) = (shared.settings.primary_proof, &shared.discovery) else {
+        return Ok(());
+    };
+    if effect == Effect::Read || known.is_proven(within, now) {
+        return Ok(());
+    }
+    let age = known.proof_age(now);
+    Err(Error::not_sent(ErrorKind::Unproven { within, age }))
 }
 
 fn doomed(retry_after: Duration) -> Error {

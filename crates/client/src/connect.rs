@@ -22,6 +22,7 @@ use tracing::Instrument;
 use self::handshake::Handshake;
 pub(crate) use self::handshake::{
     Fence, Identity, ServerFacts, Wire, as_error, auth, command, own_version, proof,
+    without_arguments,
 };
 pub(crate) use self::network::{Network, dial_sentinel};
 use self::resolve::race;

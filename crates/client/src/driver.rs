@@ -393,6 +393,11 @@ impl Driver {
     fn obey(&mut self, order: Order, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
         match order {
             Order::Abandon(cause) => return Err(End::ordered(cause, false)),
+            Order::Depose(cause) => {
+                let mut end = End::ordered(cause, false);
+                end.deaf = true;
+                return Err(end);
+            }
             Order::Yield(cause) => {
                 if self.overdue_since.is_some() && !self.last_look(conn) {
                     return Err(End::ordered(cause, true));

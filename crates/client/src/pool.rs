@@ -168,7 +168,10 @@ impl Call<'_> {
         }
         let clean = match &result {
             Ok(_) => true,
-            Err(error) => matches!(error.kind(), ErrorKind::Server(_)),
+            Err(error) => matches!(
+                error.kind(),
+                ErrorKind::Server(_) | ErrorKind::NotReplicated { .. }
+            ),
         };
         if clean && connection.is_reusable() && !self.pool.places.is_closed() {
             self.pool.idle.lock().push(connection);

@@ -156,9 +156,10 @@ impl Discovery {
     /// Waits until another primary is believed than in this term.
     pub(crate) async fn switched(&self, term: u64) {
         let mut believed = self.believed.subscribe();
-        let other = |primacy: &Option<Primacy>| {
-            term != 0 && primacy.as_ref().is_some_and(|now| now.term.0 != term)
-        };
+        // What was dialled before there was one is dialled for the first.
+        let term = term.max(1);
+        let other =
+            |primacy: &Option<Primacy>| primacy.as_ref().is_some_and(|now| now.term.0 != term);
         let _ = believed.wait_for(other).await;
     }
 
@@ -215,12 +216,15 @@ impl Discovery {
             format!("it watches no primary named `{service}`").into()
         });
         known.council.learn(peers, now);
+        let Known { council, contacts } = &mut *known;
+        contacts.retain(|endpoint, _| council.sentinels().any(|one| one == endpoint));
         let heard = known.council.hear(from, testimony, now);
         let confirmation = known.council.confirmation(now);
-        if let Some(at) = confirmation.as_ref().and_then(|known| known.majority_at) {
-            let after = at.saturating_duration_since(self.started).as_nanos() as u64;
-            self.majority_at.fetch_max(after + 1, Ordering::Relaxed);
-        }
+        // Of the primary that is believed now: what was proven of another proves nothing of it.
+        let majority_at = confirmation.as_ref().and_then(|known| known.majority_at);
+        let after = |at: Instant| at.saturating_duration_since(self.started).as_nanos() as u64;
+        let majority_at = majority_at.map_or(0, |at| after(at) + 1);
+        self.majority_at.store(majority_at, Ordering::Relaxed);
         // Told under the lock, so that nobody hears of an earlier one later.
         let primacy = known.council.primacy().cloned();
         self.believed.send_replace(primacy);
@@ -354,4 +358,47 @@ pub struct SentinelContact {
     pub error: Option<String>,
     /// Whether it names another primary or epoch than the one that is believed.
     pub dissents: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_core::report::MonitoredPrimary;
+
+    use super::*;
+
+    #[test]
+    fn t19_what_was_proven_of_the_old_primary_proves_nothing_of_the_new_one() {
+        let seeds: Vec<_> = (1..4).map(|port| Endpoint::new("s", port)).collect();
+        let target = SentinelTarget {
+            seeds: seeds.clone(),
+            service: "main".into(),
+        };
+        let now = clock::now();
+        let discovery = Discovery::new(&target, now);
+        let says = |primary: &str, epoch| Testimony {
+            primary: Some(Endpoint::new(primary, 1)),
+            monitored: MonitoredPrimary {
+                config_epoch: epoch,
+                run_id: None,
+                other_sentinels: 2,
+                quorum: 2,
+                subjectively_down: false,
+                objectively_down: false,
+                failing_over: false,
+            },
+            sentinel: None,
+            asked: now,
+        };
+        let within = Duration::from_secs(60);
+        assert!(!discovery.is_proven(within, now));
+        for seed in &seeds {
+            discovery.hear(seed, says("a", 1), &[], now);
+        }
+        assert!(discovery.is_proven(within, now));
+        let switch = discovery.hear(&seeds[0], says("b", 2), &[], now);
+        assert!(switch.is_some(), "one word is enough to switch");
+        assert!(!discovery.is_proven(within, now), "and not to write");
+        discovery.hear(&seeds[1], says("b", 2), &[], now);
+        assert!(discovery.is_proven(within, now));
+    }
 }

@@ -76,7 +76,7 @@ pub(crate) struct Target {
     pub(crate) db: i64,
     pub(crate) protocol: Protocol,
     pub(crate) credentials: Option<Credentials>,
-    /// What is given to sentinels.
+    /// User name and password for sentinels.
     pub(crate) sentinel_credentials: Option<Credentials>,
 }
 

@@ -24,7 +24,7 @@ use crate::driver::{self, Driver, Finished, Signal};
 use crate::error::Certainty;
 use crate::event::EventKind;
 use crate::home::Alive;
-use crate::lane::{Gate, Outage};
+use crate::lane::{Gate, Order, Outage};
 use crate::link::{ConnectionState, Link};
 use crate::shared::Shared;
 use crate::slot::{Blame, Ended};
@@ -84,6 +84,8 @@ struct Dial {
     /// When it is over, if every phase keeps to its deadline.
     due: Instant,
 }
+
+const DEPOSED: &str = "the sentinels name another primary";
 
 /// How long the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
 /// rule while it is dialled; a caller that is not polled is not waited for.
@@ -345,6 +347,8 @@ impl Supervisor {
         )
         .of_server(established.facts.run_id);
         let identity = established.facts.identity;
+        let term = established.facts.term;
+        let mut deposed = false;
         // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
@@ -362,6 +366,11 @@ impl Supervisor {
                 },
                 due = watch.next() => watch.handle(self, due),
                 () = self.link.kick.notified() => watch.kicked(self),
+                // Also one that was named while this connection was on its way into service.
+                () = self.shared.deposed(term), if !deposed => {
+                    deposed = true;
+                    self.link.lane.order(Order::Depose(DEPOSED.into()));
+                }
             }
         };
         unburied.accounted_for();

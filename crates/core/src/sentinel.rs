@@ -103,7 +103,23 @@ pub struct SentinelCouncil {
 struct Sentinel {
     /// When others told of it. `None` of a seed.
     learnt: Option<Instant>,
+    /// The identity under which others told of it.
+    told_id: Option<Arc<str>>,
     testimony: Option<Testimony>,
+}
+
+impl Sentinel {
+    /// The name under which it votes, once, however many addresses it has.
+    fn voter(&self, endpoint: &Endpoint) -> String {
+        let own = self
+            .testimony
+            .as_ref()
+            .and_then(|own| own.sentinel.as_ref());
+        match own.or(self.told_id.as_ref()) {
+            Some(id) => id.to_string(),
+            None => endpoint.to_string(),
+        }
+    }
 }
 
 /// What an answer has done.
@@ -120,7 +136,8 @@ pub enum Heard {
     Unchanged,
     /// The answer is older than one that this sentinel has given already.
     Outdated,
-    /// The sentinel is not one of those that are known, and all places are taken.
+    /// The sentinel is not one of those that are known, or it is another than the one that others told of at
+    /// this address. Its answer does not count.
     Stranger,
 }
 
@@ -152,7 +169,10 @@ impl SentinelCouncil {
     /// taken from one that was told of before and has not answered lately, never from a seed.
     pub fn learn(&mut self, peers: &[PeerSentinel], now: Instant) {
         for peer in peers {
-            if self.sentinels.contains_key(&peer.endpoint) {
+            if let Some(known) = self.sentinels.get_mut(&peer.endpoint) {
+                if known.learnt.is_some() && peer.run_id.is_some() {
+                    known.told_id.clone_from(&peer.run_id);
+                }
                 continue;
             }
             if self.sentinels.len() >= MAX_SENTINELS {
@@ -167,6 +187,7 @@ impl SentinelCouncil {
             }
             let learnt = Sentinel {
                 learnt: Some(now),
+                told_id: peer.run_id.clone(),
                 testimony: None,
             };
             self.sentinels.insert(peer.endpoint.clone(), learnt);
@@ -178,6 +199,11 @@ impl SentinelCouncil {
         let Some(sentinel) = self.sentinels.get_mut(from) else {
             return Heard::Stranger;
         };
+        let told = sentinel.told_id.as_ref().zip(testimony.sentinel.as_ref());
+        if told.is_some_and(|(told, own)| told != own) {
+            // Somebody else's, at an address that was another's.
+            return Heard::Stranger;
+        }
         let earlier = sentinel.testimony.as_ref();
         if earlier.is_some_and(|earlier| earlier.asked > testimony.asked) {
             return Heard::Outdated;
@@ -309,7 +335,7 @@ impl SentinelCouncil {
                 continue;
             };
             let vote = (testimony.asked, agrees(testimony));
-            let voter = voter(endpoint, testimony);
+            let voter = sentinel.voter(endpoint);
             let last = by_voter.entry(voter).or_insert(vote);
             if last.0 < vote.0 {
                 *last = vote;
@@ -327,10 +353,7 @@ impl SentinelCouncil {
     /// makes a majority harder to find, never easier.
     fn voters(&self) -> usize {
         let names: BTreeSet<String> = (self.sentinels.iter())
-            .map(|(endpoint, sentinel)| match &sentinel.testimony {
-                Some(testimony) => voter(endpoint, testimony),
-                None => endpoint.to_string(),
-            })
+            .map(|(endpoint, sentinel)| sentinel.voter(endpoint))
             .collect();
         let told = (self.sentinels.values())
             .filter_map(|sentinel| sentinel.testimony.as_ref())
@@ -356,13 +379,6 @@ fn majority(voters: usize) -> usize {
 
 fn is_for(testimony: &Testimony, primary: &Endpoint, epoch: u64) -> bool {
     testimony.primary.as_ref() == Some(primary) && testimony.monitored.config_epoch == epoch
-}
-
-fn voter(endpoint: &Endpoint, testimony: &Testimony) -> String {
-    match &testimony.sentinel {
-        Some(id) => id.to_string(),
-        None => endpoint.to_string(),
-    }
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Each crate from the bottom up, the crates that it may use, and how many of its modules may lie in a
-/// circle. That number is what is left to do: it may fall, and must not rise.
+/// circle. That number is what is left to do: it must not rise, and whoever lowers it writes it here.
 const CRATES: &[(&str, &[&str], usize)] = &[
     ("core", &[], 0),
     ("client", &["core"], 30),
@@ -23,9 +23,9 @@ fn no_circle_of_modules_but_of_parent_and_child() {
     for (name, _, allowed) in CRATES {
         let circles = Modules::of_crate(&source_of(name)).circles();
         let found: usize = circles.iter().map(BTreeSet::len).sum();
-        if found > *allowed {
+        if found != *allowed {
             wrong.push(format!(
-                "{found} modules of `{name}` use each other in circles, and {allowed} may: {circles:#?}"
+                "{found} modules of `{name}` use each other in circles, and {allowed} are told of: {circles:#?}"
             ));
         }
     }

@@ -365,14 +365,19 @@ pub(crate) fn as_error(reply: &Value) -> Option<(String, String)> {
     }
 }
 
-fn refused(reply: &Value) -> Result<(), ConnectError> {
-    let Some((code, mut text)) = as_error(reply) else {
-        return Ok(());
-    };
-    // A server that does not know a command says what it was told with it; and AUTH is told a password.
+/// A server that does not know a command says what it was told with it; and AUTH is told a password.
+pub(crate) fn without_arguments(mut text: String) -> String {
     if let Some(arguments) = text.find("with args") {
         text.truncate(arguments);
     }
+    text
+}
+
+fn refused(reply: &Value) -> Result<(), ConnectError> {
+    let Some((code, text)) = as_error(reply) else {
+        return Ok(());
+    };
+    let text = without_arguments(text);
     Err(match code.as_str() {
         "LOADING" => ConnectError::Loading,
         "MASTERDOWN" => ConnectError::Replica,
@@ -465,9 +470,14 @@ pub(crate) struct Wire<'a> {
 
 impl<'a> Wire<'a> {
     pub(crate) fn new(stream: &'a mut Stream, address: &'a str) -> Self {
+        Self::limited(stream, address, Limits::default())
+    }
+
+    /// The same, with replies up to these limits.
+    pub(crate) fn limited(stream: &'a mut Stream, address: &'a str, limits: Limits) -> Self {
         Self {
             stream,
-            decoder: Decoder::new(Limits::default()),
+            decoder: Decoder::new(limits),
             input: BytesMut::with_capacity(4096),
             address,
         }

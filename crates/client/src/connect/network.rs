@@ -21,7 +21,8 @@ use crate::stream::Stream;
 #[derive(Debug)]
 pub(crate) struct Network {
     settings: Arc<Settings>,
-    last_good: Mutex<Vec<SocketAddr>>,
+    /// Of this host and port.
+    last_good: Mutex<(Option<Endpoint>, Vec<SocketAddr>)>,
     discovery: Option<Arc<Discovery>>,
     /// The host of the primary that was looked for last, as the sentinels name it.
     named: Mutex<Option<Arc<str>>>,
@@ -82,7 +83,7 @@ impl Network {
     pub(crate) fn new(settings: Arc<Settings>, discovery: Option<Arc<Discovery>>) -> Self {
         Self {
             settings,
-            last_good: Mutex::new(Vec::new()),
+            last_good: Mutex::default(),
             discovery,
             named: Mutex::new(None),
         }
@@ -94,12 +95,7 @@ impl Network {
             return Ok(Found::default());
         };
         let Primacy { primary, term, .. } = discovery.primary(limit).await?;
-        let mut named = Some(Arc::clone(&primary.host));
-        std::mem::swap(&mut *self.named.lock(), &mut named);
-        if named.is_some_and(|before| before != primary.host) {
-            // They lead to another server.
-            self.last_good.lock().clear();
-        }
+        *self.named.lock() = Some(Arc::clone(&primary.host));
         let addresses = self.resolve(&primary.host, primary.port, limit).await?;
         let found = Found::of(addresses.into_iter().map(Place::Tcp));
         Ok(Found {
@@ -137,13 +133,14 @@ impl Network {
     ) -> Result<Vec<SocketAddr>, ConnectError> {
         let error = match resolved(&self.settings, host, port, limit).await {
             Ok(addresses) => {
-                self.last_good.lock().clone_from(&addresses);
+                let of = Some(Endpoint::new(host, port));
+                *self.last_good.lock() = (of, addresses.clone());
                 return Ok(addresses);
             }
             Err(error) => error,
         };
-        let last_good = self.last_good.lock().clone();
-        if last_good.is_empty() {
+        let (of, last_good) = self.last_good.lock().clone();
+        if of != Some(Endpoint::new(host, port)) {
             return Err(error);
         }
         tracing::debug!(host, %error, "name not resolved, using its last good addresses");
@@ -280,5 +277,34 @@ mod tests {
             socket.tcp_user_timeout().ok(),
             Some(Some(Duration::from_secs(30)))
         );
+    }
+
+    /// Knows each name once.
+    #[derive(Debug, Default)]
+    struct Forgetful(std::sync::atomic::AtomicBool);
+
+    impl crate::connect::Resolve for Forgetful {
+        fn resolve(&self, _host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+            let known = !self.0.swap(true, std::sync::atomic::Ordering::Relaxed);
+            Box::pin(std::future::ready(match known {
+                true => Ok(vec![SocketAddr::from(([127, 0, 0, 1], port))]),
+                false => Err(io::Error::other("gone")),
+            }))
+        }
+    }
+
+    #[tokio::test]
+    async fn t18_the_last_good_addresses_of_one_server_are_not_those_of_another() {
+        let target = Target::parse("redis://h").expect("a good url");
+        let mut settings = Settings::new(target);
+        settings.resolver = Arc::new(Forgetful::default());
+        let network = Network::new(Arc::new(settings), None);
+        let limit = Duration::from_secs(20);
+        let first = network.resolve("h", 1, limit).await;
+        assert!(first.is_ok(), "{first:?}");
+        let again = network.resolve("h", 1, limit).await;
+        assert!(again.is_ok(), "its last good addresses: {again:?}");
+        let other = network.resolve("h", 2, limit).await;
+        assert!(other.is_err(), "{other:?}");
     }
 }

@@ -20,6 +20,7 @@ use crate::event::EventKind;
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
 use crate::plan::Payload;
+use crate::settings::Role;
 use crate::shared::Shared;
 use steadfast_core::conn::Reply;
 
@@ -30,7 +31,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The failovers that wait to be told, at most.
 pub(super) const UNTOLD: usize = 16;
 
-/// What is known of the data that a new primary holds, in [`EventKind::FailedOver`].
+/// The relation of a new primary's data to that of the one before, in [`EventKind::FailedOver`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(tag = "is", rename_all = "snake_case"))]
@@ -62,7 +63,7 @@ pub(crate) async fn keep_account(shared: Arc<Shared>) {
         let in_service = clock::timeout(TOLD_WITHIN, in_service(&shared, &link));
         let served = tokio::select! {
             biased;
-            () = shared.closing() => return,
+            () = link.closed() => return,
             served = in_service => served,
         };
         let Some((term, epoch)) = served else {
@@ -85,7 +86,7 @@ pub(crate) async fn keep_account(shared: Arc<Shared>) {
             _ => Watermarks::new(info.history),
         });
         note_while_it_serves(&shared, &discovery, &link, &mut marks, (term, epoch)).await;
-        if shared.is_closing() {
+        if link.state() == ConnectionState::Closed {
             return;
         }
     }
@@ -105,9 +106,15 @@ async fn note_while_it_serves(
         if !here {
             return;
         }
+        let role = role.and_then(|reply| RoleReport::read(&reply).ok());
+        if matches!(role, Some(RoleReport::Replica { .. })) && shared.settings.role == Role::Primary
+        {
+            link.reset(epoch, "the server became a replica");
+            return;
+        }
         if let Some(RoleReport::Primary {
             offset, replicas, ..
-        }) = role.and_then(|reply| RoleReport::read(&reply).ok())
+        }) = role
         {
             let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
                 address: replica.endpoint.to_string(),
@@ -124,7 +131,7 @@ async fn note_while_it_serves(
         }
         tokio::select! {
             biased;
-            () = shared.closing() => return,
+            () = link.closed() => return,
             () = shared.deposed(term) => return,
             () = tokio::time::sleep(shared.settings.heartbeat) => {}
         }

@@ -83,6 +83,12 @@ impl SentinelTarget {
             return Err(bad(format!("it names more than {MAX_SENTINELS} sentinels")));
         }
         let path = url.path().trim_matches('/');
+        if path.contains('@') {
+            // Not quoted: it may be a password.
+            return Err(bad(
+                "there is an `@` behind the hosts: write what is special in user and password as %XX".into(),
+            ));
+        }
         let (service, db) = path.split_once('/').unwrap_or((path, ""));
         let service = percent_encoding::percent_decode_str(service)
             .decode_utf8()
@@ -158,6 +164,7 @@ mod tests {
             ("redis-sentinel://a,b:0/m", "port 0"),
             ("redis-sentinel://h/m/x", "`x` is not a database number"),
             ("redis-sentinel://h/m?wat=1", "unknown parameter `wat`"),
+            ("redis-sentinel://ada:99/s3cret@h/0", "%XX"),
             ("redis-sentinel://u@h/m", "put a colon behind the name"),
             ("redis://h/0?sentinel_user=x", "only where sentinels"),
             ("redis-sentinel://h/m?sentinel_user=x", "sentinel_password"),

@@ -5,14 +5,18 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use steadfast_core::node::Endpoint;
+use steadfast_core::node::{Endpoint, MAX_NAME};
 use steadfast_core::policy::Backoff;
-use steadfast_core::report::{MonitoredPrimary, PeerSentinel, primary_address};
+use steadfast_core::report::{MonitoredPrimary, PeerSentinel, SwitchMaster, primary_address};
+use steadfast_core::resp::Limits;
 use steadfast_core::sentinel::Testimony;
 
 use super::{Discovery, Switch};
 use crate::clock;
-use crate::connect::{ConnectError, Wire, as_error, auth, command, dial_sentinel, within};
+use crate::connect::{
+    ConnectError, Wire, as_error, auth, command, dial_sentinel, within, without_arguments,
+};
+use crate::lane::Order;
 use crate::shared::Shared;
 use crate::supervisor::Owned;
 
@@ -20,12 +24,25 @@ use crate::supervisor::Owned;
 const CONFIRM: Duration = Duration::from_secs(10);
 /// The least pause between two questions to one sentinel, however often they are wanted.
 const LEAST: Duration = Duration::from_millis(100);
+/// What that pause grows to while sentinels are wanted again and again and name no other.
+const MOST: Duration = Duration::from_secs(1);
 /// The pause between two looks at a listening connection on which nothing comes.
 const LISTEN: Duration = Duration::from_secs(5);
 /// Between attempts to reach a sentinel: full jitter.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Between looks whether other sentinels have become known.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// What a sentinel's reply may measure: some kilobytes for each of at most 32 others.
+fn limits() -> Limits {
+    Limits {
+        depth: 8,
+        elements: 1 << 16,
+        bulk_bytes: 1 << 16,
+        line_bytes: 1 << 16,
+        total_bytes: 8 << 20,
+    }
+}
 
 /// Keeps a task for each sentinel that is known. Ends with the client.
 pub(crate) async fn watch(shared: Arc<Shared>) {
@@ -45,7 +62,7 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
         }
         tokio::select! {
             biased;
-            () = shared.closing() => return,
+            () = shared.links[0].closed() => return,
             // Who has answered may have told of others.
             _ = believed.changed() => {}
             () = tokio::time::sleep(LOOK) => {}
@@ -53,42 +70,53 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Asks one sentinel again and again, and listens to it.
+/// Asks one sentinel again and again, and listens to it. That the one fails does not disturb the other.
 async fn attend(shared: Arc<Shared>, at: Endpoint) {
     let Some(discovery) = shared.discovery.clone() else {
         return;
     };
-    let mut rng = shared.rng();
-    let pauses = Backoff::full_jitter(RETRY.0, RETRY.1);
-    let mut wanted = discovery.wanted.subscribe();
-    let mut failed = 0;
-    loop {
-        let (asked, heard) = (
-            ask_again_and_again(&shared, &discovery, &at, &mut failed),
-            listen(&shared, &discovery, &at),
-        );
-        let error = tokio::select! {
-            error = asked => error,
-            error = heard => error,
-        };
-        tracing::debug!(sentinel = %at, %error, "a sentinel cannot be asked");
-        discovery.failed(&at, &error);
-        failed += 1;
-        wanted.borrow_and_update();
-        let began = clock::now();
-        tokio::select! {
-            () = tokio::time::sleep(pauses.pause(failed, &mut rng).max(RETRY.0)) => {}
-            () = wanted_again(&mut wanted, began) => {}
+    let asks = async {
+        let mut failed = 0;
+        loop {
+            let error = ask_again_and_again(&shared, &discovery, &at, &mut failed).await;
+            discovery.failed(&at, &error);
+            pause_after(&shared, &discovery, &at, &error, &mut failed).await;
         }
+    };
+    let listens = async {
+        let mut failed = 0;
+        loop {
+            let error = listen(&shared, &discovery, &at, &mut failed).await;
+            pause_after(&shared, &discovery, &at, &error, &mut failed).await;
+        }
+    };
+    let ((), ()) = tokio::join!(asks, listens);
+}
+
+async fn pause_after(
+    shared: &Shared,
+    discovery: &Discovery,
+    at: &Endpoint,
+    error: &ConnectError,
+    failed: &mut u32,
+) {
+    tracing::debug!(sentinel = %at, %error, "a sentinel cannot be asked, or listened to");
+    *failed += 1;
+    let mut wanted = discovery.wanted.subscribe();
+    let began = clock::now();
+    let pause = Backoff::full_jitter(RETRY.0, RETRY.1).pause(*failed, &mut shared.rng());
+    tokio::select! {
+        () = tokio::time::sleep(pause.max(RETRY.0)) => {}
+        () = wanted_again(&mut wanted, began + LEAST) => {}
     }
 }
 
-/// Waits until all sentinels are to be asked at once, but no sooner than it may be.
-async fn wanted_again(wanted: &mut tokio::sync::watch::Receiver<u64>, last: Instant) {
+/// Waits until all sentinels are to be asked at once, but not before `soonest`.
+async fn wanted_again(wanted: &mut tokio::sync::watch::Receiver<u64>, soonest: Instant) {
     if wanted.changed().await.is_err() {
         std::future::pending::<()>().await;
     }
-    clock::sleep_until(last + LEAST).await;
+    clock::sleep_until(soonest).await;
     wanted.borrow_and_update();
 }
 
@@ -101,11 +129,12 @@ async fn ask_again_and_again(
     let asking = async {
         let limit = shared.settings.connect_timeout;
         let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
-        let mut wire = Wire::new(&mut stream, &address);
+        let mut wire = Wire::limited(&mut stream, &address, limits());
         greet(shared, &mut wire, limit).await?;
         let mut wanted = discovery.wanted.subscribe();
         let mut rng = shared.rng();
         let every = shared.settings.confirm_every(CONFIRM);
+        let mut least = LEAST;
         loop {
             wanted.borrow_and_update();
             let asked = clock::now();
@@ -118,14 +147,18 @@ async fn ask_again_and_again(
                 peer.endpoint = translation.of(peer.endpoint.clone());
             }
             *failed = 0;
-            if let Some(switch) = discovery.hear(at, testimony, &peers, clock::now()) {
+            let now = clock::now();
+            if let Some(switch) = discovery.hear(at, testimony, &peers, now) {
+                least = LEAST;
                 shared.primary_moved(&switch);
             }
             let pause = every.mul_f64(1.0 - 0.1 * rng.f64());
-            tokio::select! {
-                () = tokio::time::sleep(pause) => {}
-                () = wanted_again(&mut wanted, asked) => {}
-            }
+            // A fleet that has lost its primary is not to strike in step, nor for ever as often.
+            let soonest = asked + least.mul_f64(0.5 + rng.f64());
+            least = tokio::select! {
+                () = tokio::time::sleep(pause) => LEAST,
+                () = wanted_again(&mut wanted, soonest) => (least * 3 / 2).min(MOST),
+            };
         }
     };
     let never: Result<std::convert::Infallible, ConnectError> = asking.await;
@@ -135,15 +168,21 @@ async fn ask_again_and_again(
 }
 
 /// Listens for `+switch-master`, which is a reason to ask.
-async fn listen(shared: &Shared, discovery: &Discovery, at: &Endpoint) -> ConnectError {
+async fn listen(
+    shared: &Shared,
+    discovery: &Discovery,
+    at: &Endpoint,
+    failed: &mut u32,
+) -> ConnectError {
     let listening = async {
         let limit = shared.settings.connect_timeout;
         let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
-        let mut wire = Wire::new(&mut stream, &address);
+        let mut wire = Wire::limited(&mut stream, &address, limits());
         greet(shared, &mut wire, limit).await?;
         let subscribe = [command(&["SUBSCRIBE", "+switch-master"])];
         let replies = within("sentinel", limit, wire.exchange(&subscribe)).await??;
         refused(&replies)?;
+        *failed = 0;
         // It may have switched before this listened.
         discovery.want();
         let mut asked = false;
@@ -153,7 +192,7 @@ async fn listen(shared: &Shared, discovery: &Discovery, at: &Endpoint) -> Connec
                 Some(reply) => {
                     let reply = reply?;
                     asked = false;
-                    if is_message(&reply) {
+                    if tells_of(&reply, &discovery.service) {
                         discovery.want();
                     }
                 }
@@ -232,7 +271,9 @@ fn read(
     };
     let peers = PeerSentinel::read_all(peers).map_or_else(|_| Vec::new(), |(peers, _)| peers);
     let sentinel = match own {
-        Value::BulkString(id) => std::str::from_utf8(id).ok().map(Arc::from),
+        Value::BulkString(id) if id.len() <= MAX_NAME => {
+            std::str::from_utf8(id).ok().map(Arc::from)
+        }
         _ => None,
     };
     let testimony = Testimony {
@@ -248,7 +289,7 @@ fn refused(replies: &[Value]) -> Result<(), ConnectError> {
     let Some((code, text)) = replies.iter().find_map(as_error) else {
         return Ok(());
     };
-    let said = format!("{code} {text}");
+    let said = format!("{code} {}", without_arguments(text));
     Err(match code.as_str() {
         "NOAUTH" | "NOPERM" | "WRONGPASS" => ConnectError::Auth(format!(
             "{said} (a sentinel has credentials of its own: sentinel_user and sentinel_password)"
@@ -257,13 +298,18 @@ fn refused(replies: &[Value]) -> Result<(), ConnectError> {
     })
 }
 
-fn is_message(reply: &Value) -> bool {
-    let kind = match reply {
-        Value::Array(parts) => parts.first(),
-        Value::Push { .. } => return true,
-        _ => None,
+/// Returns whether a message tells of a switch of this primary, or of one that cannot be read.
+fn tells_of(reply: &Value, service: &str) -> bool {
+    let parts = match reply {
+        Value::Array(parts) => parts,
+        Value::Push { data, .. } => data,
+        _ => return false,
     };
-    matches!(kind, Some(Value::BulkString(kind)) if kind == b"message")
+    let [.., kind, _, payload] = &parts[..] else {
+        return false;
+    };
+    matches!(kind, Value::BulkString(kind) if kind == b"message")
+        && SwitchMaster::read(payload).map_or(true, |switch| &*switch.name == service)
 }
 
 impl Shared {
@@ -273,9 +319,49 @@ impl Shared {
             discovery.note(switch);
         }
         let cause = format!("the sentinels name {} as the primary", switch.to.primary);
+        let cause: Arc<str> = cause.into();
         for link in &self.links {
+            link.lane.order(Order::Depose(Arc::clone(&cause)));
             link.reset(link.epoch(), &cause);
         }
+        // Those of sessions and blocking calls, and those that finish what they have begun.
+        for lane in self.dedicated_lanes() {
+            lane.order(Order::Depose(Arc::clone(&cause)));
+        }
         self.following.moved();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(payload: &str) -> Value {
+        let text = |text: &str| Value::BulkString(text.as_bytes().to_vec());
+        Value::Array(vec![text("message"), text("+switch-master"), text(payload)])
+    }
+
+    #[test]
+    fn t17_only_the_switch_of_this_primary_is_a_reason_to_ask() {
+        assert!(tells_of(&message("main h 1 h 2"), "main"));
+        assert!(!tells_of(&message("other h 1 h 2"), "main"));
+        assert!(tells_of(&message("nonsense"), "main"), "it may be");
+        let pong = [
+            Value::BulkString(b"pong".to_vec()),
+            Value::BulkString(Vec::new()),
+        ];
+        assert!(!tells_of(&Value::Array(pong.into()), "main"));
+        assert!(!tells_of(&Value::Okay, "main"));
+    }
+
+    #[test]
+    fn c16_a_sentinel_that_knows_no_auth_cannot_make_us_tell_the_password() {
+        let said = b"-ERR unknown command 'AUTH', with args beginning with: 'u' 's3cret'\r\n";
+        let reply = redis::parse_redis_value(said).expect("it is an error");
+        let error = refused(&[reply]).expect_err("it is refused").to_string();
+        assert!(
+            error.contains("unknown command") && !error.contains("s3cret"),
+            "{error}"
+        );
     }
 }

@@ -200,11 +200,21 @@ async fn t18_nothing_of_a_frozen_primary_counts_when_it_wakes_after_the_promotio
         .unwrap();
     watched.data[0].freeze().unwrap();
     stubborn.reconnect();
+    let in_flight = {
+        let options = CallOptions::new().deadline(Duration::from_secs(180));
+        let client = client.with(options);
+        tokio::spawn(async move { client.send(&cmd("INCR n")).await })
+    };
     until_elected("the sentinels name the other", || {
         primary(&client) == watched.data[1].port()
     })
     .await;
     until_state(&client, ConnectionState::Ready).await;
+    let ended = in_flight
+        .await
+        .unwrap()
+        .expect_err("its answer never counts");
+    assert_eq!(ended.certainty(), Certainty::Unknown, "{ended}");
     until_state(&stubborn, ConnectionState::Ready).await;
     assert_eq!(primary(&stubborn), watched.data[1].port());
     watched.data[0].resume().unwrap();
@@ -351,6 +361,23 @@ async fn t19_without_a_majority_no_write_is_sent_where_a_proof_is_asked_for() {
     );
     assert_eq!(error.certainty(), Certainty::NotSent);
     client.send(&cmd("GET n")).await.expect("it only reads");
+    // Nor on any other connection.
+    let acknowledged = CallOptions::new().acknowledged_by(1, ms(100));
+    let blocking = CallOptions::new().deadline(ms(500));
+    for (options, words) in [(acknowledged, "INCR n"), (blocking, "BLPOP list 1")] {
+        let sent = client.with(options).send(&cmd(words)).await;
+        let error = sent.expect_err(words);
+        assert!(
+            matches!(error.kind(), ErrorKind::Unproven { .. }),
+            "{error}"
+        );
+    }
+    let session = client.session().await.unwrap();
+    let error = session.send(&cmd("INCR n")).await.expect_err("it writes");
+    assert!(
+        matches!(error.kind(), ErrorKind::Unproven { .. }),
+        "{error}"
+    );
 }
 
 #[tokio::test]

@@ -82,10 +82,11 @@ async fn c7_writes_that_are_paused_get_their_answers_and_reads_beside_them_too()
 async fn slow_module(folder: &std::path::Path) -> std::path::PathBuf {
     let module = folder.join("slow.so");
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/module/slow.rs");
-    let compiled = tokio::process::Command::new("rustc")
-        .args(["--edition", "2024", "--crate-type", "cdylib", source, "-o"])
-        .arg(&module)
-        .status();
+    let compiled =
+        tokio::process::Command::new(std::env::var_os("RUSTC").unwrap_or("rustc".into()))
+            .args(["--edition", "2024", "--crate-type", "cdylib", source, "-o"])
+            .arg(&module)
+            .status();
     assert!(compiled.await.unwrap().success());
     module
 }

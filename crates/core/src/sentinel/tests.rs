@@ -245,3 +245,47 @@ proptest! {
         }
     }
 }
+
+#[test]
+fn t17_a_sentinel_has_one_vote_also_under_an_address_at_which_nobody_answers() {
+    let now = start();
+    let mut council = council();
+    let id = |n: usize| -> Arc<str> { format!("id{n}").into() };
+    for (n, seed) in ["s1", "s2", "s3"].into_iter().enumerate() {
+        let mut testimony = says("a", 1, now);
+        testimony.sentinel = Some(id(n));
+        council.hear(&at(seed), testimony, now);
+    }
+    // They announce themselves with addresses that cannot be reached from here.
+    let inner = (0..3).map(|n| PeerSentinel {
+        endpoint: at(&format!("inner{n}")),
+        run_id: Some(id(n)),
+    });
+    council.learn(&inner.collect::<Vec<_>>(), now);
+    let confirmation = council.confirmation(now).expect("there is one");
+    assert_eq!((confirmation.votes, confirmation.voters), (3, 3));
+    assert!(council.is_proven(secs(1), now));
+}
+
+#[test]
+fn t26_whoever_answers_at_the_address_of_another_sentinel_is_not_heard() {
+    let now = start();
+    let mut council = council();
+    council.hear(&at("s1"), says("a", 1, now), now);
+    let told = |id: &str| PeerSentinel {
+        endpoint: at("inner"),
+        run_id: Some(id.into()),
+    };
+    council.learn(&[told("ours")], now);
+    let mut foreign = says("foreign", 9, now);
+    foreign.sentinel = Some("theirs".into());
+    assert_eq!(
+        council.hear(&at("inner"), foreign.clone(), now),
+        Heard::Stranger
+    );
+    assert_eq!(believed(&council), Some("a"));
+    // Unless others tell of that one, too.
+    council.learn(&[told("theirs")], now);
+    let heard = council.hear(&at("inner"), foreign, now);
+    assert!(matches!(heard, Heard::Switched { .. }), "{heard:?}");
+}

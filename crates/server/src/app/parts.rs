@@ -28,6 +28,7 @@ use crate::query::read::Reads;
 use crate::query::write::Writes;
 use crate::reload::Reload;
 use crate::status::Overview;
+
 /// The parts of one service.
 pub(super) struct Parts {
     pub(super) config: Arc<Config>,
