@@ -236,7 +236,6 @@ impl Relay {
         if trust.is_taken() {
             self.suspend(TAKEN);
             trust.ask_again();
-            self.keep_bound_of(&glance).await;
             return Ok(false);
         }
         if trust.is_rolled_back() {
