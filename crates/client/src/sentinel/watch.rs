@@ -320,8 +320,8 @@ impl Shared {
         }
         let cause = format!("the sentinels name {} as the primary", switch.to.primary);
         let cause: Arc<str> = cause.into();
+        // What serves is ended by its supervisor, which knows the term of it: an order from here could meet the next.
         for link in &self.links {
-            link.lane.order(Order::Depose(Arc::clone(&cause)));
             link.reset(link.epoch(), &cause);
         }
         // Those of sessions and blocking calls, and those that finish what they have begun.

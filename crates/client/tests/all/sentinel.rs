@@ -168,6 +168,7 @@ async fn t17_t32_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_nex
     // It waits through the election, and succeeds.
     patient.send(&cmd("INCR n")).await.unwrap();
     assert_eq!(primary(&patient), watched.data[1].port());
+    assert_eq!(patient.status().reconnects, 1, "{:?}", patient.history());
     until_state(&client, ConnectionState::Ready).await;
     client.send(&cmd("INCR n")).await.unwrap();
     let n = watched.data[1].command(&["GET", "n"]).await.unwrap();
