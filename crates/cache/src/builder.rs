@@ -187,8 +187,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Every value of the class carries these tags, whichever view reads it, beside those of the view ([`View::tag`](crate::View::tag)). May be
-    /// called repeatedly.
+    /// Every value of the class carries these tags, whichever view reads it, beside those of the
+    /// view ([`View::tag`](crate::View::tag)). May be called repeatedly.
     ///
     /// ```
     /// # use steadfast_cache::{CacheBuilder, Target, Ttl};

@@ -94,7 +94,8 @@ async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
     }
 }
 
-/// Listens where the processes of this database are looked for, by those of another that was given the same namespace.
+/// Listens where the processes of this database are looked for, by those of another that was given
+/// the same namespace.
 async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
     let mut there = None;
     loop {

@@ -42,7 +42,8 @@ pub enum CacheError {
         /// When asking again may succeed.
         retry_after: Duration,
     },
-    /// The database has been failing, or the load of this key has, several times in a row, so it is not asked for now.
+    /// The database has been failing, or the load of this key has, several times in a row, so it is
+    /// not asked for now.
     #[error("the database, or the load of this key, is failing; ask again in {retry_after:?}")]
     Unavailable {
         /// When asking again may succeed.

@@ -2,8 +2,10 @@
 //!
 //! It may take one key for another, and forget one. That costs a load that is tried a little later or sooner, and never correctness.
 //!
-//! Who holds something stale is served that after the first failure. Who holds nothing may try again at once, since the first failure is often the last (a
-//! connection that was cut off, a deadlock); only a key that fails again and again is left alone for a while between tries, longer each time.
+//! Who holds something stale is served that after the first failure. Who holds nothing may try
+//! again at once, since the first failure is often the last (a connection that was cut off, a
+//! deadlock); only a key that fails again and again is left alone for a while between tries, longer
+//! each time.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +15,8 @@ use crate::moment::Moment;
 
 /// When the load of a key failed last.
 pub(crate) struct Failures {
-    /// Each a part of the key's hash, then how often it has failed in a row, then milliseconds since the start, one more than there were.
+    /// Each a part of the key's hash, then how often it has failed in a row, then milliseconds
+    /// since the start, one more than there were.
     slots: Box<[AtomicU64]>,
     /// None while nothing has failed, which is nearly always.
     any: AtomicBool,
@@ -66,7 +69,8 @@ impl Failures {
         self.left(key, now, |_| span)
     }
 
-    /// When a key may be tried again that fails again and again, if not yet; at `longest` it is after so long.
+    /// When a key may be tried again that fails again and again, if not yet; at `longest` it is
+    /// after so long.
     pub(crate) fn hold(&self, key: &[u8], now: Moment, longest: Duration) -> Option<Duration> {
         self.left(key, now, |in_a_row| match in_a_row.checked_sub(TRIES) {
             Some(more) => longest.min(FIRST_PAUSE * (1 << more)),
@@ -115,7 +119,8 @@ const MOST: u64 = 15;
 const IN_A_ROW: u64 = MOST << STAMP_BITS;
 const MARK: u64 = !(STAMP | IN_A_ROW);
 
-/// So often a key may fail in a row before it is left alone, for so long at first and twice as long each time.
+/// So often a key may fail in a row before it is left alone, for so long at first and twice as long
+/// each time.
 const TRIES: u32 = 3;
 const FIRST_PAUSE: Duration = Duration::from_millis(50);
 

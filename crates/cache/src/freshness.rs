@@ -38,9 +38,12 @@ pub struct Ttl {
     pub soft_limit: Duration,
     /// A load, with its waiting for leases and admission, is given up after this long. Default 5 s.
     pub hard_limit: Duration,
-    /// After a failed load, a value that can be served as stale, wherever it is held, is not loaded again for so long; then one reader tries.
-    /// Default 1 s; zero: each reader tries, and waits for it up to `soft_limit`. Where there is nothing to serve, a key whose load has failed three times in a
-    /// row is refused ([`CacheError::Unavailable`](crate::CacheError::Unavailable)) between tries, for 50 ms at first, twice as long each time, and no longer than this.
+    /// After a failed load, a value that can be served as stale, wherever it is held, is not loaded
+    /// again for so long; then one reader tries. Default 1 s; zero: each reader tries, and waits
+    /// for it up to `soft_limit`. Where there is nothing to serve, a key whose load has failed
+    /// three times in a row is refused
+    /// ([`CacheError::Unavailable`](crate::CacheError::Unavailable)) between tries, for 50 ms at
+    /// first, twice as long each time, and no longer than this.
     pub retry_after: Duration,
 }
 

@@ -30,10 +30,13 @@ pub struct GuardOptions {
     pub rate: f64,
     /// Loads waiting for admission at most; past it the least wanted are refused. Default 8 192; each costs some 200 bytes.
     pub waiting: usize,
-    /// A load waits for admission while others are admitted: this long at most since the last one was, or eight times as long as loads take, if that is longer.
-    /// Default 500 ms. So a healthy database drains the queue, and before one that stands still nobody waits for long. As long as no load has ended
-    /// yet, since the first have connections to open, it is ten times as long. The load's own deadline always counts: its class's hard limit, less what
-    /// the load itself will need (twice what others took, an eighth at least and half at most). Who could not be admitted by then at the pace of late is refused at once.
+    /// A load waits for admission while others are admitted: this long at most since the last one
+    /// was, or eight times as long as loads take, if that is longer. Default 500 ms. So a healthy
+    /// database drains the queue, and before one that stands still nobody waits for long. As long
+    /// as no load has ended yet, since the first have connections to open, it is ten times as long.
+    /// The load's own deadline always counts: its class's hard limit, less what the load itself
+    /// will need (twice what others took, an eighth at least and half at most). Who could not be
+    /// admitted by then at the pace of late is refused at once.
     pub wait: Duration,
     /// Loads at once that are nested in one: those that its loader makes necessary by reading through the cache. They go by its permit, so without a bound one load could
     /// ask everything of the database at once. Default 4, at each level of nesting.

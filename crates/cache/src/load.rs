@@ -364,8 +364,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
     }
 
-    /// A load failed lately, and what Redis had can be served as stale; or there is nothing, and it has failed again and again: when another may be
-    /// tried.
+    /// A load failed lately, and what Redis had can be served as stale; or there is nothing, and it
+    /// has failed again and again: when another may be tried.
     fn has_just_failed(&self, leader: &Leader) -> Option<Duration> {
         let (cache, now) = (self.view.core(), Moment::now());
         let held = leader.fallback();
@@ -379,7 +379,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         (!self.anew).then_some(retry_after)
     }
 
-    /// There is nothing to serve, and loading it has failed again and again: when it may be tried again.
+    /// There is nothing to serve, and loading it has failed again and again: when it may be tried
+    /// again.
     pub(crate) fn is_left_alone(&self, leader: &Leader) -> Option<Duration> {
         if self.anew || self.held.is_some() {
             return None;

@@ -67,7 +67,8 @@ impl Names {
         self.join(&[b":inv:", id.as_bytes()])
     }
 
-    /// A channel on which the processes of a database are found to be there; without a number, how all of them begin.
+    /// A channel on which the processes of a database are found to be there; without a number, how
+    /// all of them begin.
     pub(crate) fn presence(&self, database: &str) -> Vec<u8> {
         self.join(&[b":inv:of:", database.as_bytes()])
     }

@@ -225,8 +225,9 @@ impl Outbox {
         .await
     }
 
-    /// Keeps all other relays away and takes the oldest rows, no more than `most`, nor of more bytes than [`BATCH_BYTES`] unless it is one; there may be
-    /// none. Fails if the state has no row, or if another relay has its turn for longer than the limit.
+    /// Keeps all other relays away and takes the oldest rows, no more than `most`, nor of more
+    /// bytes than [`BATCH_BYTES`] unless it is one; there may be none. Fails if the state has no
+    /// row, or if another relay has its turn for longer than the limit.
     pub(crate) async fn take_batch(&self, most: usize) -> Result<Batch, SourceError> {
         let select = format!(
             "SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {most}"
@@ -348,7 +349,8 @@ impl Outbox {
         &self.namespace
     }
 
-    /// Begins a transaction when no other relay delivers, in which none can begin to; answers the watermark of the namespace's state.
+    /// Begins a transaction when no other relay delivers, in which none can begin to; answers the
+    /// watermark of the namespace's state.
     async fn locked(&self) -> Result<(Session, Option<u64>), SourceError> {
         let (mut session, sql) = match *self.reserved.pool() {
             #[cfg(feature = "sqlite")]

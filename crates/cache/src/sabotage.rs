@@ -24,7 +24,8 @@ pub struct Sabotage {
     pub sql_not_awaited: bool,
     /// A database that was rolled back is not noticed.
     pub rollback_ignored: bool,
-    /// Callers join loads however old they are, though nobody vouches that an invalidation would have been heard.
+    /// Callers join loads however old they are, though nobody vouches that an invalidation would
+    /// have been heard.
     pub flight_age_ignored: bool,
     /// What is loaded again carries only the tags that its reader named.
     pub tags_stripped: bool,

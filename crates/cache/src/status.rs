@@ -42,7 +42,8 @@ pub struct CacheStatus {
 pub struct RedisTrust {
     /// Whether values are read from it.
     pub trusted: bool,
-    /// Why not, if it is because of the outbox, or because another database uses the same namespace.
+    /// Why not, if it is because of the outbox, or because another database uses the same
+    /// namespace.
     pub suspended: Option<&'static str>,
     /// Whether the database has said, since Redis was connected to, how far Redis must be; until then its values count as stale.
     pub proven: bool,

@@ -12,8 +12,10 @@
 //! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things give that away: its watermark is lower than it was at an
 //! earlier look, or it is lower than that of Redis while nothing waits in the outbox, since whatever takes Redis ahead of SQL is still waiting there.
 //!
-//! And two databases may be given one namespace by mistake. So each has a random number of its own, with which its epochs begin: what lies in an epoch of another's
-//! is never read. Whose processes are there first uses Redis, and those of the other go without, and say so, until the first are gone.
+//! And two databases may be given one namespace by mistake. So each has a random number of its own,
+//! with which its epochs begin: what lies in an epoch of another's is never read. Whose processes
+//! are there first uses Redis, and those of the other go without, and say so, until the first are
+//! gone.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -368,11 +370,12 @@ pub(crate) fn number_text(number: u64) -> String {
     format!("{number:016x}")
 }
 
-/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's number if it is known, how the channels are called on which those
-/// of a database listen. Returns the epoch, the watermark, whether the epoch is new, and whether there was one before; no epoch if it is another database's whose
-/// processes are there. Keeps the epoch of a Redis that is current, begins a
-/// new one otherwise; of several processes that find it behind at once, the first begins it and the others adopt it. Frees before it writes,
-/// which a full Redis takes.
+/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's
+/// number if it is known, how the channels are called on which those of a database listen. Returns
+/// the epoch, the watermark, whether the epoch is new, and whether there was one before; no epoch
+/// if it is another database's whose processes are there. Keeps the epoch of a Redis that is
+/// current, begins a new one otherwise; of several processes that find it behind at once, the first
+/// begins it and the others adopt it. Frees before it writes, which a full Redis takes.
 const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
 if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \

@@ -64,12 +64,12 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a connection may be silent while commands wait. Default: 500 ms; somewhat more
-    /// than half of it (280 ms) where round trips are below 5 ms. After half of it (a fifth, 100 ms) a standby
-    /// connection is dialled, which costs a connection attempt whenever the server pauses that long.
-    /// Then the silent connection is replaced, unless the server says that a command in it waits; or
-    /// the server counts as down, if the standby is silent too. Shorter notices sooner, and takes
-    /// more pauses of the server for its end.
+    /// How long a connection may be silent while commands wait. Default: 500 ms; somewhat more than
+    /// half of it (280 ms) where round trips are below 5 ms. After half of it (a fifth, 100 ms) a
+    /// standby connection is dialled, which costs a connection attempt whenever the server pauses
+    /// that long. Then the silent connection is replaced, unless the server says that a command in
+    /// it waits; or the server counts as down, if the standby is silent too. Shorter notices
+    /// sooner, and takes more pauses of the server for its end.
     pub fn reply_overdue(mut self, after: Duration) -> Self {
         self.settings.reply_overdue = after;
         self
@@ -206,24 +206,29 @@ impl ClientBuilder {
         self
     }
 
-    /// How calls wait at the start of an outage for another primary, if that is longer than [`blip_wait`](Self::blip_wait): through an election, say,
-    /// instead of failing after the allowance; up to their deadlines and within the bounds of what may wait. Not behind a server that is silent: it counts as down. Default: not longer. Costs: in a longer
-    /// outage each call in those moments waits in vain.
+    /// How calls wait at the start of an outage for another primary, if that is longer than
+    /// [`blip_wait`](Self::blip_wait): through an election, say, instead of failing after the
+    /// allowance; up to their deadlines and within the bounds of what may wait. Not behind a server
+    /// that is silent: it counts as down. Default: not longer. Costs: in a longer outage each call
+    /// in those moments waits in vain.
     pub fn wait_for_primary(mut self, wait: Duration) -> Self {
         self.settings.wait_for_primary = wait;
         self
     }
 
-    /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed address and epoch of the primary within this time, which
-    /// is 500 ms at least; they are asked three times as often. Default: no proof is needed. Costs: without a majority of sentinels there are no writes,
-    /// though the primary serves.
+    /// Refuses whatever may write, as not sent, unless a majority of the sentinels has confirmed
+    /// address and epoch of the primary within this time, which is 500 ms at least; they are asked
+    /// three times as often. Default: no proof is needed. Costs: without a majority of sentinels
+    /// there are no writes, though the primary serves.
     pub fn primary_proof(mut self, within: Duration) -> Self {
         self.settings.primary_proof = Some(within);
         self
     }
 
-    /// Turns each address that a sentinel announces, of the primary or of another sentinel, into the one to connect to: for networks in which servers
-    /// announce what cannot be reached from here. It is called with the announced host and port, and must not block. Default: taken as it is.
+    /// Turns each address that a sentinel announces, of the primary or of another sentinel, into
+    /// the one to connect to: for networks in which servers announce what cannot be reached from
+    /// here. It is called with the announced host and port, and must not block. Default: taken as
+    /// it is.
     ///
     /// ```
     /// # fn main() -> Result<(), steadfast::ConfigError> {
@@ -239,14 +244,15 @@ impl ClientBuilder {
         self
     }
 
-    /// User name and password that sentinels are given. Default: those of the URL (`sentinel_user`, `sentinel_password`), or none; never those of the
-    /// servers.
+    /// User name and password that sentinels are given. Default: those of the URL (`sentinel_user`,
+    /// `sentinel_password`), or none; never those of the servers.
     pub fn sentinel_credentials(mut self, credentials: Credentials) -> Self {
         self.settings.target.sentinel_credentials = Some(credentials);
         self
     }
 
-    /// How to speak TLS to sentinels (feature `tls`); `None`: not at all. Default: as to the servers.
+    /// How to speak TLS to sentinels (feature `tls`); `None`: not at all. Default: as to the
+    /// servers.
     #[cfg(feature = "tls")]
     pub fn sentinel_tls(mut self, tls: Option<Tls>) -> Self {
         self.settings.sentinel_tls = tls.map_or(SentinelTls::None, SentinelTls::Own);

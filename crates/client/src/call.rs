@@ -166,7 +166,8 @@ struct Place<'a> {
     doubtful: bool,
     /// A connection ended while it was under way.
     suspected: bool,
-    /// A connection ended at it, or two did while it was under way: it travels apart from the others.
+    /// A connection ended at it, or two did while it was under way: it travels apart from the
+    /// others.
     apart: bool,
     /// Another one did, though nothing else was in it: it is not repeated.
     blamed_again: bool,
@@ -631,7 +632,8 @@ impl Call<'_> {
     }
 }
 
-/// Refuses what may write while no majority of sentinels confirms the primary, where that is asked for.
+/// Refuses what may write while no majority of sentinels confirms the primary, where that is asked
+/// for.
 fn refuse_without_proof(shared: &Shared, effect: Effect, now: Instant) -> Result<(), Error> {
     let (Some(within), Some(known)) = (shared.settings.primary_proof, &shared.discovery) else {
         return Ok(());

@@ -127,8 +127,10 @@ pub struct Closed {
 impl Client {
     /// A client for this URL: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`.
     ///
-    /// Where sentinels watch the primary: `redis-sentinel://[user:password@]host[:26379][,host…]/service[/db]`, `rediss-sentinel://…` for TLS. User
-    /// and password are those of the servers; sentinels get `?sentinel_user=…&sentinel_password=…`.
+    /// Where sentinels watch the primary:
+    /// `redis-sentinel://[user:password@]host[:26379][,host…]/service[/db]`, `rediss-sentinel://…`
+    /// for TLS. User and password are those of the servers; sentinels get
+    /// `?sentinel_user=…&sentinel_password=…`.
     ///
     /// ```
     /// # fn main() -> Result<(), steadfast::ConfigError> {

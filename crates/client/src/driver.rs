@@ -83,7 +83,8 @@ pub(crate) struct Driver {
     /// This process stood still, and may not have been told yet what came meanwhile: nothing is
     /// given up before the timer has fired once more.
     look_again: Option<Instant>,
-    /// When that was noticed last: what was under way then, or had waited to be taken, tells nothing of the server.
+    /// When that was noticed last: what was under way then, or had waited to be taken, tells
+    /// nothing of the server.
     stalled_at: Option<Instant>,
     /// The socket took no more bytes when it was last asked.
     blocked: bool,

@@ -102,7 +102,8 @@ pub enum ErrorKind {
         /// How old it is; `None` if there never was one.
         age: Option<Duration>,
     },
-    /// The server has answered the write, and not so many replicas as were asked for have acknowledged it in time: see
+    /// The server has answered the write, and not so many replicas as were asked for have
+    /// acknowledged it in time: see
     /// [`CallOptions::acknowledged_by`](crate::CallOptions::acknowledged_by).
     NotReplicated {
         /// How many have.

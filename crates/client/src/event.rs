@@ -140,7 +140,8 @@ pub enum EventKind {
         /// Calls that it could not finish.
         unfinished: usize,
     },
-    /// The sentinels name another primary, and it serves, or does not within 10 s. Connections to the old one ended as it was named.
+    /// The sentinels name another primary, and it serves, or does not within 10 s. Connections to
+    /// the old one ended as it was named.
     FailedOver {
         /// The primary until now.
         from: String,

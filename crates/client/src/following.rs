@@ -75,7 +75,8 @@ impl Following {
         self.0.send_modify(|served| served.resets += 1);
     }
 
-    /// Sentinels name another primary: every connection beside the shared one was made to one that is deposed.
+    /// Sentinels name another primary: every connection beside the shared one was made to one that
+    /// is deposed.
     pub(crate) fn moved(&self) {
         self.0.send_modify(|served| served.moves += 1);
     }

@@ -109,7 +109,8 @@ pub(crate) enum Gate {
 pub(crate) enum Order {
     /// End at once; what waits is lost. Answers that have come already are still handed out.
     Abandon(Arc<str>),
-    /// End at once, and hand out nothing any more: the server is deposed, and nothing that it answers counts.
+    /// End at once, and hand out nothing any more: the server is deposed, and nothing that it
+    /// answers counts.
     Depose(Arc<str>),
     /// End for the sake of a challenger, unless bytes have come after all.
     Yield(Arc<str>),

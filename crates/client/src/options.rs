@@ -41,12 +41,15 @@ impl CallOptions {
         self
     }
 
-    /// Succeeds only when so many replicas have acknowledged the write too, within this time and the call's deadline; else it fails as
-    /// [`ErrorKind::NotReplicated`](crate::ErrorKind::NotReplicated), of unknown outcome. Nothing of what only reads.
+    /// Succeeds only when so many replicas have acknowledged the write too, within this time and
+    /// the call's deadline; else it fails as
+    /// [`ErrorKind::NotReplicated`](crate::ErrorKind::NotReplicated), of unknown outcome. Nothing
+    /// of what only reads.
     ///
-    /// The write and a WAIT behind it travel on a connection of their own, of which there are as many as
-    /// [`blocking_connections`](crate::ClientBuilder::blocking_connections); so the order of a key's commands holds only for a caller that awaits each.
-    /// Replicas that have it make its loss unlikely, not impossible: who is promoted is not the client's choice.
+    /// The write and a WAIT behind it travel on a connection of their own, of which there are as
+    /// many as [`blocking_connections`](crate::ClientBuilder::blocking_connections); so the order
+    /// of a key's commands holds only for a caller that awaits each. Replicas that have it make its
+    /// loss unlikely, not impossible: who is promoted is not the client's choice.
     ///
     /// ```
     /// use std::time::Duration;
@@ -59,8 +62,8 @@ impl CallOptions {
         self
     }
 
-    /// At most so many attempts, the first included. One that ended before anything of it was written counts only
-    /// where one is all that is asked for.
+    /// At most so many attempts, the first included. One that ended before anything of it was
+    /// written counts only where one is all that is asked for.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = Some(attempts.max(1));
         self

@@ -55,10 +55,12 @@ impl Blocking {
         }
     }
 
-    /// Runs one blocking call. Its connection is used again only after a clean answer: one that was given up may still pop an element, and is
-    /// killed instead. Where that is safe, a call whose connection was lost is made once more on another; one that was refused because the
-    /// server is not the primary, or not any more, follows to the one that is; and one that was refused for the moment is made again. It then waits for
-    /// what is left of its timeout. All of these are attempts under the client's retry policy and budget.
+    /// Runs one blocking call. Its connection is used again only after a clean answer: one that was
+    /// given up may still pop an element, and is killed instead. Where that is safe, a call whose
+    /// connection was lost is made once more on another; one that was refused because the server is
+    /// not the primary, or not any more, follows to the one that is; and one that was refused for
+    /// the moment is made again. It then waits for what is left of its timeout. All of these are
+    /// attempts under the client's retry policy and budget.
     pub(crate) async fn call(
         &self,
         shared: &Arc<Shared>,
@@ -161,7 +163,8 @@ impl Call<'_> {
         let (plan, started, limit) = (self.plan.clone(), self.started, self.limit);
         let mut result = connection.call(payload, plan, started, limit).await;
         if let (Ok(_), Some((wanted, within))) = (&result, self.acknowledged_by) {
-            // The write has run: no error from here on may say otherwise, or it would be made again.
+            // The write has run: no error from here on may say otherwise, or it would be made
+            // again.
             if let Err(error) = self.wait_for_replicas(&connection, wanted, within).await {
                 result = Err(error.at_best(true));
             }

@@ -120,7 +120,8 @@ pub(crate) struct Settings {
     /// How old a majority's word may be for writes; `None`: of any age.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
-    /// How long calls wait for the next connection at the start of an outage, if that is longer than `blip_wait`.
+    /// How long calls wait for the next connection at the start of an outage, if that is longer
+    /// than `blip_wait`.
     pub(crate) wait_for_primary: Duration,
     #[cfg(feature = "tls")]
     pub(crate) sentinel_tls: SentinelTls,
@@ -195,7 +196,8 @@ impl Settings {
         }
     }
 
-    /// How often a majority of sentinels is to confirm the primary: often enough for the proof that writes need.
+    /// How often a majority of sentinels is to confirm the primary: often enough for the proof that
+    /// writes need.
     pub(crate) fn confirm_every(&self, usual: Duration) -> Duration {
         match self.primary_proof {
             Some(within) => (within / 3).clamp(Duration::from_millis(100), usual),
@@ -289,8 +291,10 @@ fn seed() -> u64 {
 }
 
 impl Target {
-    /// Reads a URL as redis-rs does: `redis://[user[:password]@]host[:port][/db][?protocol=resp3]`, `rediss://…`, `unix:///path[?db=…]`. And
-    /// `redis-sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]`, `rediss-sentinel://…`.
+    /// Reads a URL as redis-rs does: `redis://[user[:password]@]host[:port][/db][?protocol=resp3]`,
+    /// `rediss://…`, `unix:///path[?db=…]`. And
+    /// `redis-sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]`,
+    /// `rediss-sentinel://…`.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
         let (one_host, other_hosts) = sentinel::divide(text);
         let url = Url::parse(&one_host).map_err(|error| bad_url(error.to_string()))?;

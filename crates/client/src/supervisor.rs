@@ -365,8 +365,8 @@ impl Supervisor {
                     signal => watch.heard(self, signal),
                 },
                 due = watch.next() => watch.handle(self, due),
-                // Also by one that was named while this connection was on its way into service. Before the kick that comes
-                // with it, after which late answers would be handed out.
+                // Also by one that was named while this connection was on its way into service.
+                // Before the kick that comes with it, after which late answers would be handed out.
                 () = self.shared.deposed(term), if !deposed => {
                     deposed = true;
                     self.link.lane.order(Order::Depose(DEPOSED.into()));

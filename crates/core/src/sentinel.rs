@@ -136,8 +136,8 @@ pub enum Heard {
     Unchanged,
     /// The answer is older than one that this sentinel has given already.
     Outdated,
-    /// The sentinel is not one of those that are known, or it is another than the one that others told of at
-    /// this address. Its answer does not count.
+    /// The sentinel is not one of those that are known, or it is another than the one that others
+    /// told of at this address. Its answer does not count.
     Stranger,
 }
 

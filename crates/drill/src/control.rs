@@ -1,5 +1,5 @@
-//! What the controls have in common: a table of rows, what each keeps of a row in Redis, and what it counts. How each goes to Redis, and
-//! what it does when that fails, is its own.
+//! What the controls have in common: a table of rows, what each keeps of a row in Redis, and what
+//! it counts. How each goes to Redis, and what it does when that fails, is its own.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -100,7 +100,8 @@ impl Rows {
         self.table.raise(key, version).await
     }
 
-    /// Makes the rows, and reads each once. A read that fails is repeated: the machine may be busy, and nothing is judged yet.
+    /// Makes the rows, and reads each once. A read that fails is repeated: the machine may be busy,
+    /// and nothing is judged yet.
     pub(crate) fn warm<'a>(
         &'a self,
         reader: &'a dyn Subject,

@@ -1,5 +1,5 @@
-//! A key figure: a number, what it is held to, and both as people read them. Pure; what is measured, and when it is good enough, is for
-//! those who judge.
+//! A key figure: a number, what it is held to, and both as people read them. Pure; what is
+//! measured, and when it is good enough, is for those who judge.
 
 use serde::Serialize;
 
@@ -10,7 +10,8 @@ pub struct Kpi {
     pub name: &'static str,
     /// The phases it is taken from.
     pub phase: &'static str,
-    /// A share from 0 to 1, milliseconds or a count, as `unit` says. Null if there was nothing to measure, or no recovery.
+    /// A share from 0 to 1, milliseconds or a count, as `unit` says. Null if there was nothing to
+    /// measure, or no recovery.
     pub value: Option<f64>,
     /// What it is held to, in the same unit.
     pub target: f64,
@@ -22,7 +23,8 @@ pub struct Kpi {
     pub unit: Unit,
     /// How it is computed, in words.
     pub formula: &'static str,
-    /// What belongs to the figure, in words: how exact it is, or what it is made of. Empty if nothing does.
+    /// What belongs to the figure, in words: how exact it is, or what it is made of. Empty if
+    /// nothing does.
     pub note: String,
 }
 
@@ -63,7 +65,8 @@ pub enum Unit {
 }
 
 impl Kpi {
-    /// A figure with what it is held to. It stands for nothing until a value is [`seen`](Self::seen).
+    /// A figure with what it is held to. It stands for nothing until a value is
+    /// [`seen`](Self::seen).
     pub(crate) fn held_to(
         (name, phase): (&'static str, &'static str),
         bound: Bound,
@@ -84,7 +87,8 @@ impl Kpi {
         }
     }
 
-    /// The figure with its value, which decides whether it is good enough. Nothing to measure is not good enough.
+    /// The figure with its value, which decides whether it is good enough. Nothing to measure is
+    /// not good enough.
     pub(crate) fn seen(self, value: Option<f64>) -> Self {
         Self {
             value,

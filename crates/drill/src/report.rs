@@ -63,7 +63,8 @@ pub struct Report {
     pub verdict: Verdict,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
-    /// The faults of the protocol that acted on no command, by name, or that nothing is broken by this scenario.
+    /// The faults of the protocol that acted on no command, by name, or that nothing is broken by
+    /// this scenario.
     pub untouched: Vec<&'static str>,
     /// For plots.
     pub timeline: Timeline,
@@ -254,8 +255,8 @@ impl Report {
         Self::with_untouched(scenario, role, record, faults, Vec::new())
     }
 
-    /// The same, given which faults of the protocol acted on no command. With one it is void, since what it was to show was not shown; and so
-    /// is a scenario that breaks nothing.
+    /// The same, given which faults of the protocol acted on no command. With one it is void, since
+    /// what it was to show was not shown; and so is a scenario that breaks nothing.
     pub(crate) fn with_untouched(
         scenario: &Scenario,
         role: Role,

@@ -449,7 +449,8 @@ enum What {
     Begin,
 }
 
-/// Everything that happens, in the order of its times. Snapshots are taken before anything is broken.
+/// Everything that happens, in the order of its times. Snapshots are taken before anything is
+/// broken.
 fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
     let prepare = Action {
         at: scenario.phases.spans()[Phase::Baseline as usize].1.start,

@@ -1,6 +1,7 @@
-//! When things break, and what is broken at a moment. Our own subjects, somebody's application and a drawn schedule are broken by
-//! different means; in which order faults begin and end, and whether all is well again, is the same for all of them. Pure: times are
-//! given, as lengths from the caller's start.
+//! When things break, and what is broken at a moment. Our own subjects, somebody's application and
+//! a drawn schedule are broken by different means; in which order faults begin and end, and whether
+//! all is well again, is the same for all of them. Pure: times are given, as lengths from the
+//! caller's start.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -20,7 +21,8 @@ pub(crate) struct Moment {
     pub(crate) id: Id,
 }
 
-/// Beginnings and ends in the order of their times. What ends at a moment ends before anything begins.
+/// Beginnings and ends in the order of their times. What ends at a moment ends before anything
+/// begins.
 pub(crate) fn moments(spans: impl IntoIterator<Item = (Id, Range<Duration>)>) -> Vec<Moment> {
     let both = |(id, span): (Id, Range<Duration>)| {
         [(span.start, true), (span.end, false)].map(|(at, begins)| Moment { at, begins, id })
@@ -30,7 +32,8 @@ pub(crate) fn moments(spans: impl IntoIterator<Item = (Id, Range<Duration>)>) ->
     moments
 }
 
-/// The beginnings and ends of a scenario's steps, from the start of its load. An id is the number of a step, and which time of it.
+/// The beginnings and ends of a scenario's steps, from the start of its load. An id is the number
+/// of a step, and which time of it.
 pub(crate) fn moments_of(scenario: &Scenario) -> Vec<Moment> {
     let start = scenario.phases.spans()[Phase::Fault as usize].1.start;
     let spans = scenario

@@ -40,8 +40,8 @@ pub enum Verdict {
     Void,
 }
 
-/// The key figures of one subject, in the order in which they are told. `breaks` says whether the scenario breaks anything that could be
-/// recovered from.
+/// The key figures of one subject, in the order in which they are told. `breaks` says whether the
+/// scenario breaks anything that could be recovered from.
 pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool) -> Vec<Kpi> {
     let recovery = match role {
         Role::Resilient => thresholds.recovery,
@@ -216,7 +216,8 @@ pub(crate) fn failed_writes(counts: &Counts) -> Option<f64> {
     share(counts.writes_failed, counts.written + counts.writes_failed)
 }
 
-/// The time in milliseconds that 99 of 100 calls of the fault phase took at most; none if there were no calls.
+/// The time in milliseconds that 99 of 100 calls of the fault phase took at most; none if there
+/// were no calls.
 pub(crate) fn p99_of_fault(record: &Record) -> Option<f64> {
     let latency = &record.counts(Phase::Fault).latency;
     (!latency.is_empty()).then(|| latency.value_at_quantile(0.99) as f64 / 1e3)
@@ -251,7 +252,8 @@ pub(crate) fn untouched_kpi(untouched: &[&str]) -> Kpi {
     .noted(untouched.join(", "))
 }
 
-/// The verdict that the figures come to. A drill that touched nothing proves nothing, whatever else was seen.
+/// The verdict that the figures come to. A drill that touched nothing proves nothing, whatever else
+/// was seen.
 pub(crate) fn verdict(kpis: &[Kpi]) -> Verdict {
     if kpis.iter().any(|kpi| kpi.name == "untouched" && !kpi.pass) {
         Verdict::Void

@@ -148,8 +148,8 @@ fn read(path: &Path) -> Result<SecretSlice<u8>, String> {
     Ok(SecretSlice::from(bytes))
 }
 
-/// Says by which library keys are used, unless the program that embeds the service has said so: jsonwebtoken panics where another crate of that program
-/// has made it ready for two.
+/// Says by which library keys are used, unless the program that embeds the service has said so:
+/// jsonwebtoken panics where another crate of that program has made it ready for two.
 pub(crate) fn choose_cryptography() {
     // An error says that it was chosen before.
     let _ = jsonwebtoken::crypto::aws_lc::DEFAULT_PROVIDER.install_default();

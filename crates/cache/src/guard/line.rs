@@ -145,8 +145,9 @@ impl Line {
         None
     }
 
-    /// Up to when those of this class may wait without anybody being admitted: for `wait`, or several times as long as the loads that run take. Ten
-    /// times `wait` while no load has ended at all: how long one takes, with the opening of its connection, is not known then.
+    /// Up to when those of this class may wait without anybody being admitted: for `wait`, or
+    /// several times as long as the loads that run take. Ten times `wait` while no load has ended
+    /// at all: how long one takes, with the opening of its connection, is not known then.
     pub(super) fn stands_still_at(&self, lane: usize, wait: Duration) -> Instant {
         if !self.tried {
             return self.lanes[lane].moved + wait * UNTRIED;

@@ -1,9 +1,11 @@
 //! The right to deliver on SQLite.
 //!
-//! Elsewhere a relay keeps the others away by the lock of a row, for as long as Redis takes. SQLite locks no row, but the whole file: with a lock held
-//! meanwhile every write of the application would wait for Redis, with a connection of the pool in its hands, until loads found none. So a relay writes
-//! down that it delivers, and until when, and commits that before it turns to Redis. What a relay that died has left behind lapses by
-//! itself; a clock that was set back voids it. Who has lost the right cannot finish: the rows stay, and are delivered again.
+//! Elsewhere a relay keeps the others away by the lock of a row, for as long as Redis takes. SQLite
+//! locks no row, but the whole file: with a lock held meanwhile every write of the application
+//! would wait for Redis, with a connection of the pool in its hands, until loads found none. So a
+//! relay writes down that it delivers, and until when, and commits that before it turns to Redis.
+//! What a relay that died has left behind lapses by itself; a clock that was set back voids it. Who
+//! has lost the right cannot finish: the rows stay, and are delivered again.
 
 use crate::source::{Param, Session, SourceError};
 

@@ -27,7 +27,8 @@ async fn outbox(database: &Database) -> Outbox {
     outbox
 }
 
-/// Where there is a lock it is the database that ends the waiting: a limit of this process alone would leave a session behind that waits for ever.
+/// Where there is a lock it is the database that ends the waiting: a limit of this process alone
+/// would leave a session behind that waits for ever.
 async fn a_relay_that_delivers_is_waited_for_but_not_for_long(url: &str) {
     let database = database(url);
     let outbox = outbox(&database).await;
@@ -51,7 +52,8 @@ async fn k13_a_relay_that_delivers_is_waited_for_on_sqlite_but_not_for_long() {
     a_relay_that_delivers_is_waited_for_but_not_for_long(&url).await;
 }
 
-/// SQLite has one lock for all that write. What the relay takes from the outbox it carries to Redis, which may be slow.
+/// SQLite has one lock for all that write. What the relay takes from the outbox it carries to
+/// Redis, which may be slow.
 #[tokio::test]
 async fn k14_on_sqlite_no_write_waits_for_a_relay_that_waits_for_redis() {
     let folder = tempfile::tempdir().unwrap();

@@ -187,7 +187,8 @@ async fn settle<D: Kind>(
     drop(place);
 }
 
-/// Stops what a connection runs, again and again until it has ended: a server that is told before it has begun with the statement may forget it.
+/// Stops what a connection runs, again and again until it has ended: a server that is told before
+/// it has begun with the statement may forget it.
 async fn end<D: Kind>(connection: &mut D::Connection, stop: &D::Stop) {
     let mut ended = pin!(end_of::<D>(connection));
     loop {
@@ -253,14 +254,16 @@ pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<boo
     Ok(!connection.is_in_transaction())
 }
 
-/// Stopping a statement, or rolling back, may take so long before the connection is closed instead. Nobody waits for it but the place at the guard, which
-/// would be free too soon otherwise; and to stop something a connection has to be opened, which takes a busy machine its time.
+/// Stopping a statement, or rolling back, may take so long before the connection is closed instead.
+/// Nobody waits for it but the place at the guard, which would be free too soon otherwise; and to
+/// stop something a connection has to be opened, which takes a busy machine its time.
 const STOPPING: Duration = Duration::from_secs(5);
 
 /// What was told to stop and has not ended is told again after so long.
 const AGAIN: Duration = Duration::from_millis(500);
 
-/// A connection that was given back without being asked anything answers within so long, or is closed.
+/// A connection that was given back without being asked anything answers within so long, or is
+/// closed.
 const ANSWERING: Duration = Duration::from_secs(1);
 
 /// Closing may take so long before the connection is dropped instead.

@@ -45,11 +45,13 @@ struct Cell {
 enum Origin {
     /// What it is in JSON.
     Plain,
-    /// A document of a JSON column, or a list of such, as the database gave it: a [`Value`] would round its numbers and order its members.
+    /// A document of a JSON column, or a list of such, as the database gave it: a [`Value`] would
+    /// round its numbers and order its members.
     Document(Box<RawValue>),
     /// Bytes, of which the value has the hexadecimal digits; or a list of such.
     Bytes,
-    /// A floating-point number that JSON has none for, so that its name stands for it; or a list in which there are such.
+    /// A floating-point number that JSON has none for, so that its name stands for it; or a list in
+    /// which there are such.
     Float,
 }
 

@@ -130,8 +130,9 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     assert_eq!(site.scripts().await, scripts + 2);
 }
 
-/// On SQLite all who write share one lock. Redis answers, but later than applying an invalidation may take: had the relay the lock meanwhile, the writers
-/// would wait for it with all connections of the pool in their hands, and the loads of the readers behind them.
+/// On SQLite all who write share one lock. Redis answers, but later than applying an invalidation
+/// may take: had the relay the lock meanwhile, the writers would wait for it with all connections
+/// of the pool in their hands, and the loads of the readers behind them.
 #[tokio::test]
 async fn k2_beside_a_slow_redis_writes_hold_up_no_read() {
     let site = Site::start().await;

@@ -296,7 +296,8 @@ async fn k13_waiting_for_admission_leaves_time_for_the_load() {
         counted.fetch_add(1, Ordering::SeqCst);
         slow().await
     };
-    // With less left than its load takes, it would be begun in vain, and then held against its class.
+    // With less left than its load takes, it would be begun in vain, and then held against its
+    // class.
     let asked = tokio::time::Instant::now();
     let error = brisk.get("after", load).await.unwrap_err();
     assert!(matches!(error, CacheError::Overloaded { .. }), "{error}");

@@ -140,7 +140,8 @@ enum Watch {
 }
 
 impl Watch {
-    /// How often this statement runs now. Whatever else does is nothing to count: connections are opened, asked for their numbers, told to stop.
+    /// How often this statement runs now. Whatever else does is nothing to count: connections are
+    /// opened, asked for their numbers, told to stop.
     async fn running(&self, other: &Database, statement: &str) -> i64 {
         let rows = match self {
             Self::MariaDb => {

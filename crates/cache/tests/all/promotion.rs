@@ -1,4 +1,5 @@
-//! K8 through a failover: what a promoted replica holds may be older than what its primary was told.
+//! K8 through a failover: what a promoted replica holds may be older than what its primary was
+//! told.
 
 use std::time::Duration;
 

@@ -245,7 +245,8 @@ pub(crate) async fn invalidate_everywhere(cache: &Cache, targets: &[Target]) {
     all_is_applied(cache).await;
 }
 
-/// Writes an item's version, and waits until Redis has applied the invalidation, however busy the machine is.
+/// Writes an item's version, and waits until Redis has applied the invalidation, however busy the
+/// machine is.
 pub(crate) async fn write_everywhere(cache: &Cache, id: i64, version: i64) {
     write_item(cache, id, version).await;
     all_is_applied(cache).await;

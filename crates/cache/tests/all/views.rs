@@ -40,7 +40,8 @@ async fn k1_many_types_share_one_cache_one_memory_and_one_channel() {
         assert_eq!((some.value, some.source), (Some(vec![1]), source));
     }
     assert_eq!(cache.status().memory_entries, 2);
-    // The processes' channel, the database's, and this process's own; a cache for each type would have one of its own more.
+    // The processes' channel, the database's, and this process's own; a cache for each type would
+    // have one of its own more.
     eventually("three channels are listened to", || async {
         let channels = site.redis.command(&["PUBSUB", "CHANNELS", "test:*"]).await;
         matches!(channels.unwrap(), redis::Value::Array(channels) if channels.len() == 3)

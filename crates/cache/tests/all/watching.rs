@@ -225,7 +225,8 @@ async fn k16_a_database_that_was_rolled_back_takes_everything_with_it() {
     .await;
 }
 
-/// As a copy of the configuration brings it about. A copy of the database would have the same number, and is not told apart.
+/// As a copy of the configuration brings it about. A copy of the database would have the same
+/// number, and is not told apart.
 #[tokio::test]
 async fn k16_of_two_databases_with_one_namespace_only_the_first_uses_redis() {
     let site = Site::start().await;
@@ -298,7 +299,8 @@ async fn k16_a_forged_announcement_poisons_nobody() {
         let publish = ["PUBLISH", "test:inv", forged];
         site.redis.command(&publish).await.unwrap();
     }
-    // Time for a few looks at SQL: who took the claims for SQL's own would find that it fell, and invalidate everything.
+    // Time for a few looks at SQL: who took the claims for SQL's own would find that it fell, and
+    // invalidate everything.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let third = site.cache().await;
     let loader = Loader::default();

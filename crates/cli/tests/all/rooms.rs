@@ -1,13 +1,14 @@
-//! Which module may use which. Two modules that use each other cannot be read, tested or moved one by
-//! one; so within a crate no circle of modules is allowed but that of a parent and its child, and
-//! between crates no arrow back.
+//! Which module may use which. Two modules that use each other cannot be read, tested or moved one
+//! by one; so within a crate no circle of modules is allowed but that of a parent and its child,
+//! and between crates no arrow back.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each crate from the bottom up, the crates that it may use, and how many of its modules may lie in a
-/// circle. That number is what is left to do: it must not rise, and whoever lowers it writes it here.
+/// Each crate from the bottom up, the crates that it may use, and how many of its modules may lie
+/// in a circle. That number is what is left to do: it must not rise, and whoever lowers it writes
+/// it here.
 const CRATES: &[(&str, &[&str], usize)] = &[
     ("core", &[], 0),
     ("client", &["core"], 30),

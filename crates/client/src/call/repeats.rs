@@ -1,6 +1,8 @@
-//! What a further attempt costs, whichever connection serves it: one of the policy's attempts, a pause, a token of the budget.
+//! What a further attempt costs, whichever connection serves it: one of the policy's attempts, a
+//! pause, a token of the budget.
 //!
-//! Whether a call *may* be made again is for whoever knows its connection; this decides whether it can be afforded.
+//! Whether a call *may* be made again is for whoever knows its connection; this decides whether it
+//! can be afforded.
 
 use std::time::Instant;
 
@@ -15,9 +17,11 @@ use crate::shared::Shared;
 /// How an attempt ended that is to be followed by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
-    /// Its connection was lost before anything of it was written: it has loaded nobody, and counts as none.
+    /// Its connection was lost before anything of it was written: it has loaded nobody, and counts
+    /// as none.
     Nothing,
-    /// Its connection was lost, or turned out to lead elsewhere: waiting for the next one is the pause.
+    /// Its connection was lost, or turned out to lead elsewhere: waiting for the next one is the
+    /// pause.
     Loss,
     /// The server refused it for now.
     Refusal,
@@ -27,7 +31,8 @@ pub(crate) enum After {
 pub(crate) struct Repeats<'a> {
     shared: &'a Shared,
     state: RetryState,
-    /// The first repeat after a loss asks for no token: it is what makes a short interruption invisible, and a loss hits each call once.
+    /// The first repeat after a loss asks for no token: it is what makes a short interruption
+    /// invisible, and a loss hits each call once.
     free: bool,
     /// An attempt may have had an effect, which outweighs all others that had none.
     unknown: bool,

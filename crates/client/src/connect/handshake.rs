@@ -365,7 +365,8 @@ pub(crate) fn as_error(reply: &Value) -> Option<(String, String)> {
     }
 }
 
-/// A server that does not know a command says what it was told with it; and AUTH is told a password.
+/// A server that does not know a command says what it was told with it; and AUTH is told a
+/// password.
 pub(crate) fn without_arguments(mut text: String) -> String {
     if let Some(arguments) = text.find("with args") {
         text.truncate(arguments);

@@ -203,8 +203,8 @@ pub(crate) async fn dial_sentinel(
     opened.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
 }
 
-/// The name that a certificate is expected to carry: the announced one; where that is a bare IP address, the
-/// first name among the seeds, by which a person knows the deployment.
+/// The name that a certificate is expected to carry: the announced one; where that is a bare IP
+/// address, the first name among the seeds, by which a person knows the deployment.
 fn name_in_certificate(announced: &str, seeds: &[Endpoint]) -> String {
     let is_name = |host: &str| host.parse::<IpAddr>().is_err();
     let seed = seeds.iter().find(|seed| is_name(&seed.host));

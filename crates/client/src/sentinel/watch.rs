@@ -70,7 +70,8 @@ pub(crate) async fn watch(shared: Arc<Shared>) {
     }
 }
 
-/// Asks one sentinel again and again, and listens to it. That the one fails does not disturb the other.
+/// Asks one sentinel again and again, and listens to it. That the one fails does not disturb the
+/// other.
 async fn attend(shared: Arc<Shared>, at: Endpoint) {
     let Some(discovery) = shared.discovery.clone() else {
         return;
@@ -320,7 +321,8 @@ impl Shared {
         }
         let cause = format!("the sentinels name {} as the primary", switch.to.primary);
         let cause: Arc<str> = cause.into();
-        // What serves is ended by its supervisor, which knows the term of it: an order from here could meet the next.
+        // What serves is ended by its supervisor, which knows the term of it: an order from here
+        // could meet the next.
         for link in &self.links {
             link.reset(link.epoch(), &cause);
         }

@@ -116,7 +116,8 @@ async fn c20_a_read_whose_answer_ends_the_connection_is_repeated_once_and_alone(
     let error = result.expect_err("the server closes the connection");
     assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
     let status = client.status();
-    // Answers before its own may be lost with it, and then the connection seems to have ended at another.
+    // Answers before its own may be lost with it, and then the connection seems to have ended at
+    // another.
     assert!(status.reconnects <= 3, "{:?}", client.history());
     assert_eq!(status.breaker, "closed", "{:?}", client.history());
 }
@@ -145,7 +146,8 @@ async fn c20_the_neighbours_of_a_request_that_is_repeated_are_not_in_flight_with
 
 #[tokio::test]
 async fn c20_whoever_was_under_way_as_two_connections_ended_goes_by_itself_and_ends_no_other() {
-    // Each connection ends at another request; the last ends at one that was at the head of none before.
+    // Each connection ends at another request; the last ends at one that was at the head of none
+    // before.
     let server = Server::start_each(vec![
         Script::new().handshake().read(20).close(),
         Script::new().handshake().echo(1).read(19).close(),
@@ -177,7 +179,8 @@ async fn c20_whoever_was_under_way_as_two_connections_ended_goes_by_itself_and_e
     assert_eq!(client.status().breaker, "closed");
 }
 
-/// A server that hangs up on a value that is larger than what its buffers and ours take, a patient client, and such a value.
+/// A server that hangs up on a value that is larger than what its buffers and ours take, a patient
+/// client, and such a value.
 async fn poison() -> (Redis, Client, redis::Cmd) {
     let redis = Redis::builder()
         .config("proto-max-bulk-len", "1mb")

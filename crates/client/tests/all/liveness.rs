@@ -269,7 +269,8 @@ async fn c19_calls_that_waited_to_be_taken_while_the_runtime_stood_still_judge_n
     redis.resume().unwrap();
 }
 
-/// In a process of its own, which is stopped: reads of many callers, one after the other, and a subscriber. Its answers are in Redis.
+/// In a process of its own, which is stopped: reads of many callers, one after the other, and a
+/// subscriber. Its answers are in Redis.
 async fn to_be_stopped(url: &str) {
     let client = Client::builder(url).unwrap().connect().await.unwrap();
     let mut pubsub = client.pubsub();
@@ -282,7 +283,8 @@ async fn to_be_stopped(url: &str) {
         readers.spawn(async move {
             let mut refused = Vec::new();
             while !ended.load(Ordering::Relaxed) {
-                // One that has waited for its turn while the process stood still is out of time, and was not sent.
+                // One that has waited for its turn while the process stood still is out of time,
+                // and was not sent.
                 match client.send(&cmd("GET k")).await {
                     Err(error) if !matches!(error.kind(), ErrorKind::Timeout { .. }) => {
                         refused.push(error.to_string());

@@ -38,7 +38,8 @@ async fn c7_bytes_that_a_full_socket_takes_are_a_sign_of_life_where_the_server_t
         .arg(vec![b'x'; 24 << 20])
         .to_owned();
     let bytes = set.get_packed_command().len();
-    // More than buffers hold is taken bit by bit, the rest at once; CLIENT LIST is answered by nothing of use.
+    // More than buffers hold is taken bit by bit, the rest at once; CLIENT LIST is answered by
+    // nothing of use.
     let slowly = (0..16).fold(Script::new().handshake().echo(1), |script, _| {
         script.read_bytes(1 << 20).pause(ms(50))
     });

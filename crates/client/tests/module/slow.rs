@@ -1,5 +1,5 @@
-//! A module of Redis with one command that a thread answers: `SLOW.ANSWER milliseconds`. Compiled by the test that loads it; the
-//! workspace does not, since what a module is called by is C.
+//! A module of Redis with one command that a thread answers: `SLOW.ANSWER milliseconds`. Compiled
+//! by the test that loads it; the workspace does not, since what a module is called by is C.
 
 use std::ffi::{CStr, c_char, c_int, c_longlong, c_void};
 use std::sync::OnceLock;

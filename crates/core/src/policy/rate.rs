@@ -1,6 +1,6 @@
-//! A rate with a burst, kept as one moment: when the bucket will be full again. That is the generic cell
-//! rate algorithm (GCRA, ITU-T I.371) in its form of virtual scheduling. Nothing is refilled, so a
-//! caller that is away costs nothing, and a refusal knows when the next one may go.
+//! A rate with a burst, kept as one moment: when the bucket will be full again. That is the generic
+//! cell rate algorithm (GCRA, ITU-T I.371) in its form of virtual scheduling. Nothing is refilled,
+//! so a caller that is away costs nothing, and a refusal knows when the next one may go.
 
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,8 @@ pub struct Taken {
 }
 
 impl RateLimit {
-    /// A limit of `quota` in each `period`, of which `burst` may come at once. A quota of 0 counts as 1.
+    /// A limit of `quota` in each `period`, of which `burst` may come at once. A quota of 0 counts
+    /// as 1.
     #[must_use]
     pub fn new(quota: u32, period: Duration, burst: u32) -> Self {
         let interval = period / quota.max(1);

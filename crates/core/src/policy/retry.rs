@@ -138,8 +138,8 @@ impl RetryState {
         }
     }
 
-    /// As [`next_at_once`](Self::next_at_once), after an attempt of which nothing reached the server: it is not counted.
-    /// A policy that allows one attempt is still obeyed.
+    /// As [`next_at_once`](Self::next_at_once), after an attempt of which nothing reached the
+    /// server: it is not counted. A policy that allows one attempt is still obeyed.
     pub fn next_after_none(&self, now: Instant) -> Step {
         let elapsed = now.saturating_duration_since(self.started);
         match self

@@ -26,10 +26,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, the rest the server.
-/// One that is asked rather than killed gets eight seconds, more than PostgreSQL takes to kill its own stopped children.
-/// What a server has forked may write longer than the server lives, on a busy machine for any time. So what is left of the group is killed
-/// (but not the watcher, whose own pid is the first word of its `stat`), and the folder is removed until it stays so.
+/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, the
+/// rest the server. One that is asked rather than killed gets eight seconds, more than PostgreSQL
+/// takes to kill its own stopped children. What a server has forked may write longer than the
+/// server lives, on a busy machine for any time. So what is left of the group is killed (but not
+/// the watcher, whose own pid is the first word of its `stat`), and the folder is removed until it
+/// stays so.
 const SCRIPT: &str = r#"
 folder=$1 signal=$2; shift 2
 exec 3<&0 </dev/null

@@ -1,4 +1,5 @@
-//! Private sentinels (`redis-server --sentinel`), and a primary with a replica that three of them watch.
+//! Private sentinels (`redis-server --sentinel`), and a primary with a replica that three of them
+//! watch.
 
 use super::child::Death;
 use super::redis::{Redis, RedisBuilder};
@@ -30,8 +31,9 @@ impl Deref for Sentinel {
 }
 
 impl Sentinel {
-    /// Starts a sentinel that watches this primary under the name `main`, with these further lines of its file, and
-    /// waits until it answers PING. Two sentinels have to agree that the primary is down, after half a second.
+    /// Starts a sentinel that watches this primary under the name `main`, with these further lines
+    /// of its file, and waits until it answers PING. Two sentinels have to agree that the primary
+    /// is down, after half a second.
     ///
     /// # Errors
     /// As [`RedisBuilder::start`].
@@ -51,7 +53,8 @@ impl Sentinel {
             };
             match sentinel.launch(primary.addr(), lines).await {
                 Ok(()) => return Ok(sentinel),
-                // Somebody asked for the free port by its number before the sentinel had bound it: take another.
+                // Somebody asked for the free port by its number before the sentinel had bound it:
+                // take another.
                 Err(ProcessError::PortTaken { .. }) if attempts < 5 => {}
                 Err(error) => return Err(error),
             }
@@ -212,8 +215,8 @@ impl Watched {
         format!("redis-sentinel://{}/{WATCHED}", seeds.join(","))
     }
 
-    /// Has the first sentinel make the replica the primary, and waits until a server says that it is one and another
-    /// that it is not.
+    /// Has the first sentinel make the replica the primary, and waits until a server says that it
+    /// is one and another that it is not.
     ///
     /// # Errors
     /// The sentinel refuses, or nothing came of it within 30 s.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
 
-/// A server of whatever kind: what [`Redis`](super::Redis), [`MariaDb`](super::MariaDb), [`Postgres`](super::Postgres)
-/// and the others have in common. Its methods take `&self`, so that a drill can break what others hold too.
+/// A server of whatever kind: what [`Redis`](super::Redis), [`MariaDb`](super::MariaDb),
+/// [`Postgres`](super::Postgres) and the others have in common. Its methods take `&self`, so that a
+/// drill can break what others hold too.
 #[derive(Debug)]
 pub struct Server {
     name: &'static str,
@@ -85,7 +86,8 @@ impl Server {
         (!child.has_ended()).then(|| child.pid())
     }
 
-    /// SIGSTOP to all its processes: connections are still accepted, by the kernel, and nothing is answered.
+    /// SIGSTOP to all its processes: connections are still accepted, by the kernel, and nothing is
+    /// answered.
     ///
     /// # Errors
     /// [`ProcessError::Down`] when it does not run.

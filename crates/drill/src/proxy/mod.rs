@@ -1,10 +1,11 @@
 //! A TCP proxy on loopback that stands between a client and its server, and breaks the wire while traffic flows.
 //!
-//! It passes bytes and understands none of them (so TLS passes too), except where a fault of Redis' protocol needs it. What
-//! makes it fit to measure with is that it does little while nothing is broken (a direct connection passes about twice as
-//! many GETs a second, see `docs/drills.md`): one task per connection, which
-//! reads into a buffer and writes from it, with no channel, no copy and no timer in between. The price of a fault is paid
-//! only on the connections, and in the directions, that have one.
+//! It passes bytes and understands none of them (so TLS passes too), except where a fault of Redis'
+//! protocol needs it. What makes it fit to measure with is that it does little while nothing is
+//! broken (a direct connection passes about twice as many GETs a second, see `docs/drills.md`): one
+//! task per connection, which reads into a buffer and writes from it, with no channel, no copy and
+//! no timer in between. The price of a fault is paid only on the connections, and in the
+//! directions, that have one.
 //!
 //! Adding and removing faults returns once the change is in force on every connection.
 

@@ -22,21 +22,24 @@ pub struct TargetReport {
     pub seed: u64,
     /// The Redis behind the proxy.
     pub target: String,
-    /// The application's command without what looks like a secret; null if the drill did not start it.
+    /// The application's command without what looks like a secret; null if the drill did not start
+    /// it.
     pub command: Option<String>,
-    /// How the application ended by itself; null if it was still running when the drill was over, as a service is.
+    /// How the application ended by itself; null if it was still running when the drill was over,
+    /// as a service is.
     pub exit_status: Option<i32>,
     /// What its users got; null if no load was put on its interface.
     pub users: Option<Users>,
     /// The traffic with Redis of each phase.
     pub phases: Vec<Traffic>,
-    /// From the last healing to the first second in which Redis answered half as many commands as in the baseline, in milliseconds;
-    /// null if there was none.
+    /// From the last healing to the first second in which Redis answered half as many commands as
+    /// in the baseline, in milliseconds; null if there was none.
     pub redis_in_use_ms: Option<f64>,
     /// For plots.
     pub timeline: TrafficTimeline,
-    /// Connections that faults of the protocol no longer acted on, as they could not be followed command by command to their end (a
-    /// subscription in RESP2, MONITOR); 0 if the scenario has no such faults.
+    /// Connections that faults of the protocol no longer acted on, as they could not be followed
+    /// command by command to their end (a subscription in RESP2, MONITOR); 0 if the scenario has no
+    /// such faults.
     pub unfollowed: u64,
     /// What it is judged by.
     pub kpis: Vec<Kpi>,
@@ -44,7 +47,8 @@ pub struct TargetReport {
     pub faults: Vec<FaultSpan>,
     /// The faults that touched nothing, by name.
     pub untouched: Vec<&'static str>,
-    /// What the application wrote to its standard output and error, up to 2 000 lines, without what looks like a secret.
+    /// What the application wrote to its standard output and error, up to 2 000 lines, without what
+    /// looks like a secret.
     pub log: Vec<LogLine>,
     /// Lines that it wrote beyond those.
     pub log_dropped: u64,

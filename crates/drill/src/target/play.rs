@@ -1,4 +1,5 @@
-//! One drill from the start of the application to its end: it puts the load on, breaks and heals, and looks on.
+//! One drill from the start of the application to its end: it puts the load on, breaks and heals,
+//! and looks on.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ use crate::scenario::{Load, Scenario, Wire};
 use crate::timeline::Id;
 use crate::verdict::{NOTHING_IS_BROKEN, ms, verdict};
 
-/// How a play ended: the exit status of the application, if it ended by itself, and what its users got.
+/// How a play ended: the exit status of the application, if it ended by itself, and what its users
+/// got.
 pub(super) type Played = Result<(Option<i32>, Option<Arc<Lane>>), TargetError>;
 
 /// A drill under way.
@@ -73,7 +75,8 @@ impl<'a> Drill<'a> {
         }
     }
 
-    /// Waits for the application, puts the load on it, breaks and heals, until it has ended or there is nothing more to be seen.
+    /// Waits for the application, puts the load on it, breaks and heals, until it has ended or
+    /// there is nothing more to be seen.
     pub(super) async fn play(&mut self, plan: Vec<Action>) -> Played {
         self.up().await?;
         let start = Instant::now();

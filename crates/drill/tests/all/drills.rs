@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::subjects::{Factory, Null};
 
-/// Times that a busy machine cannot miss, for drills that are not about these; shares of failed calls stay as strict as ever.
+/// Times that a busy machine cannot miss, for drills that are not about these; shares of failed
+/// calls stay as strict as ever.
 const PATIENT: &str = "
 [thresholds]
 connection_success = '50%'
@@ -557,7 +558,8 @@ async fn d2_every_fault_can_be_made_and_healed() {
         let made: Vec<_> = report.faults.iter().map(|fault| fault.name).collect();
         let wanted: Vec<_> = names_and_attributes(faults).map(|(name, _)| name).collect();
         assert_eq!(made, wanted, "{text}");
-        // One that falls due while a server starts again may be made and healed in one go; on a machine that lags behind, any may.
+        // One that falls due while a server starts again may be made and healed in one go; on a
+        // machine that lags behind, any may.
         let slow = ["loading", "old_snapshot"];
         let kept_up = report.load.late == 0;
         let timely = report.faults.iter();
@@ -623,8 +625,8 @@ async fn d1_certificates_go_bad_and_are_good_again_beside_other_faults() {
          load = {{ rate = 30, keys = 50, writes = 0.05 }}\n{steps}"
     ))
     .unwrap();
-    // Few calls, as each that fails dials anew, and a busy machine would not be done with so many handshakes. What it adds to
-    // one is not what is looked at here.
+    // Few calls, as each that fails dials anew, and a busy machine would not be done with so many
+    // handshakes. What it adds to one is not what is looked at here.
     scenario.thresholds.fault_p99 = Duration::from_secs(30);
     scenario.thresholds.slowest = Duration::from_secs(30);
     let report = run(&scenario, &Factory, with_control()).await.unwrap();

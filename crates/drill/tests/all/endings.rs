@@ -101,8 +101,8 @@ fn d6_a_program_that_is_killed_ends_its_servers() {
     }
 }
 
-/// A server with a worker that goes on writing into the folder when the server is no more, as one that saves does; on a busy machine that
-/// takes any time, so it does so until it is ended.
+/// A server with a worker that goes on writing into the folder when the server is no more, as one
+/// that saves does; on a busy machine that takes any time, so it does so until it is ended.
 const WRITING: &str = r#"
 (
   while [ -e /proc/$$/exe ]; do : > before; done

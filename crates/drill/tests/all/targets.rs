@@ -59,8 +59,8 @@ pub(crate) fn node() -> PathBuf {
     folder
 }
 
-/// A copy of an example in that folder, since node looks for its packages from where the program lies. It appears there whole: other
-/// tests may be running it.
+/// A copy of an example in that folder, since node looks for its packages from where the program
+/// lies. It appears there whole: other tests may be running it.
 pub(crate) fn copied(example: &Path, folder: &Path) -> PathBuf {
     let copy = folder.join(example.file_name().unwrap());
     let whole = tempfile::NamedTempFile::new_in(folder).unwrap();

@@ -1,7 +1,8 @@
 //! A row as serde reads it: each column is the field of its name.
 //!
-//! Unlike JSON, a row knows no truth where the database knows none (MySQL, MariaDB, SQLite): there it is 0 or 1, and whoever asks for a `bool` gets one. And it
-//! knows bytes and all floating-point numbers, for whoever asks for these.
+//! Unlike JSON, a row knows no truth where the database knows none (MySQL, MariaDB, SQLite): there
+//! it is 0 or 1, and whoever asks for a `bool` gets one. And it knows bytes and all floating-point
+//! numbers, for whoever asks for these.
 
 use serde::de::value::{BorrowedStrDeserializer, SeqDeserializer};
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess, Visitor};

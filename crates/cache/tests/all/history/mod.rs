@@ -1,12 +1,16 @@
 //! Every read compared with what SQL held.
 //!
-//! Several real processes read and write the same items through their caches, while Redis is killed, frozen, cut off from one of them,
-//! restored from an old snapshot, replaced by a lagging replica, and made to forget keys, while processes die between a commit and its
-//! relay, and while SQL is locked, rolled back, or the last to come back after a power cut. Some transactions are long. Items are read alone, in batches, and by readers who do not name the tags that an item carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while a process is cut off,
-//! values are loaded again by readers who name no tags, and read as another type by a class that allows less.
-//! Each process writes down what it did and when; afterwards each read is held against the contract in
-//! `docs/design/consistency.md`. A contract that nothing can break proves nothing, so each rule of the cache is also broken on purpose, and
-//! the checker must notice.
+//! Several real processes read and write the same items through their caches, while Redis is
+//! killed, frozen, cut off from one of them, restored from an old snapshot, replaced by a lagging
+//! replica, and made to forget keys, while processes die between a commit and its relay, and while
+//! SQL is locked, rolled back, or the last to come back after a power cut. Some transactions are
+//! long. Items are read alone, in batches, and by readers who do not name the tags that an item
+//! carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while
+//! a process is cut off, values are loaded again by readers who name no tags, and read as another
+//! type by a class that allows less. Each process writes down what it did and when; afterwards each
+//! read is held against the contract in `docs/design/consistency.md`. A contract that nothing can
+//! break proves nothing, so each rule of the cache is also broken on purpose, and the checker must
+//! notice.
 //!
 //! `STEADFAST_SOAK_SECONDS` makes the runs longer, `STEADFAST_SEED` repeats a run.
 
@@ -44,7 +48,8 @@ const OF_SQL: &[Fault] = &[
     Fault::DieAfterCommit,
 ];
 
-/// For readers who join slow loads, name no tags, or share a key with another type: what happens takes longer than a slow load.
+/// For readers who join slow loads, name no tags, or share a key with another type: what happens
+/// takes longer than a slow load.
 const FOR_READERS: &[Fault] = &[Fault::CutOffLong, Fault::RestoreSnapshot, Fault::CutOffLong];
 
 const WORKERS: usize = 3;
@@ -199,8 +204,9 @@ async fn a_process_of_the_history() {
     }
 }
 
-/// A broken rule is noticed within a few seconds as a rule, and then the run ends. The longest outage takes eight, and a load in it five; it has to come to the
-/// right process at the right moment, of which a minute has not always one.
+/// A broken rule is noticed within a few seconds as a rule, and then the run ends. The longest
+/// outage takes eight, and a load in it five; it has to come to the right process at the right
+/// moment, of which a minute has not always one.
 const LONG_ENOUGH: Duration = Duration::from_secs(150);
 
 /// Ten seconds, unless a soak is asked for.

@@ -26,7 +26,8 @@ pub(crate) const ITEMS: i64 = 8;
 /// Written by the first of the processes alone, if they are wide. Strict, and on no shelf.
 const FOREIGN: i64 = 5;
 
-/// For how long a value is fresh to the class `brisk`, and what may pass between judging an answer and telling its age.
+/// For how long a value is fresh to the class `brisk`, and what may pass between judging an answer
+/// and telling its age.
 const BRISK: Duration = Duration::from_millis(500);
 const LEEWAY: Duration = Duration::from_secs(1);
 
@@ -267,7 +268,8 @@ impl Process {
                 }
             }
             Form::Untagged => {
-                // Only what replaces a value that is there: what is loaded anew by somebody who names no tag carries none.
+                // Only what replaces a value that is there: what is loaded anew by somebody who
+                // names no tag carries none.
                 let (there, told) = tokio::sync::oneshot::channel();
                 let load = move || async move {
                     tokio::time::timeout(Duration::from_secs(1), told).await??;
@@ -365,8 +367,9 @@ impl Process {
         });
     }
 
-    /// Loads slowly, again and again, what this process does not write itself; meanwhile others come who may join, and should not when the load is old and
-    /// nobody can tell whether it was overtaken.
+    /// Loads slowly, again and again, what this process does not write itself; meanwhile others
+    /// come who may join, and should not when the load is old and nobody can tell whether it was
+    /// overtaken.
     async fn dawdles(self) {
         let mut rng = fastrand::Rng::with_seed(self.end);
         let readers = tokio::spawn(self.clone().comes_again_and_again());
@@ -409,8 +412,8 @@ impl Process {
         forms[rng.usize(..if self.wide { 7 } else { 4 })]
     }
 
-    /// An item to be written. Each is written for three seconds of eight and then left alone, in turn, so that a value which is wrong
-    /// stays so for long enough to be noticed.
+    /// An item to be written. Each is written for three seconds of eight and then left alone, in
+    /// turn, so that a value which is wrong stays so for long enough to be noticed.
     fn active(&self, rng: &mut fastrand::Rng) -> i64 {
         let second = (now() / 1_000_000) as i64;
         loop {
