@@ -1,6 +1,8 @@
 //! Steadfast's client and eight others, side by side in one run: what they do in a second, and what an outage costs their callers.
 //!
-//! `steadfast-bench [--quick] [--runs N] [--only NAME] [--out FILE]`. `--only` runs one client's GETs and nothing else: for a profiler.
+//! `steadfast-bench [--quick] [--runs N] [--only NAME] [--rows TEXT] [--outages] [--out FILE]`.
+//! `--only` runs one client's GETs and nothing else, for a profiler; `--outages` measures those
+//! alone and prints them.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -25,6 +27,7 @@ struct Arguments {
     runs: usize,
     only: Option<String>,
     rows: Option<String>,
+    outages: bool,
     out: PathBuf,
 }
 
@@ -34,6 +37,7 @@ fn arguments() -> Result<Arguments, SetUpError> {
         runs: 1,
         only: None,
         rows: None,
+        outages: false,
         out: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("RESULTS.md"),
     };
     let mut rest = std::env::args().skip(1);
@@ -43,11 +47,12 @@ fn arguments() -> Result<Arguments, SetUpError> {
             "--quick" => parsed.quick = true,
             "--runs" => parsed.runs = value()?.parse()?,
             "--only" => parsed.only = Some(value()?),
+            "--outages" => parsed.outages = true,
             "--rows" => parsed.rows = Some(value()?),
             "--out" => parsed.out = value()?.into(),
             other => {
                 return Err(format!(
-                    "unknown argument {other}: try --quick, --runs N, --only NAME, --rows TEXT, --out FILE"
+                    "unknown argument {other}: try --quick, --runs N, --only NAME, --rows TEXT, --outages, --out FILE"
                 )
                 .into());
             }
@@ -71,6 +76,12 @@ async fn main() -> Result<(), SetUpError> {
     }
     if let Some(rows) = &arguments.rows {
         return some(rows, &arguments).await;
+    }
+    if arguments.outages {
+        let mut run = Run::default();
+        measure_outages(&mut run, arguments.quick).await;
+        println!("{}", report::of_outages(&run));
+        return Ok(());
     }
     let mut runs = Vec::new();
     for number in 1..=arguments.runs {
@@ -167,10 +178,12 @@ async fn one(name: &str, rows: &str) -> Result<(), SetUpError> {
     let redis = Redis::start().await?;
     workloads::fill(&redis).await?;
     let subject = kind.connect(&redis.url(), Setup::AsItComes).await?;
-    for row in Workload::ALL.into_iter().filter(|row| row.name().contains(rows)) {
+    for row in Workload::ALL
+        .into_iter()
+        .filter(|row| row.name().contains(rows))
+    {
         for callers in row.callers() {
-            let figures =
-                throughput::turn(&subject, row, callers, Duration::from_secs(3)).await?;
+            let figures = throughput::turn(&subject, row, callers, Duration::from_secs(3)).await?;
             println!("{}, {callers:4} callers: {figures:.2?}", row.name());
         }
     }

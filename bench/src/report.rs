@@ -9,6 +9,7 @@ use crate::throughput::{Figures, Throughput};
 use crate::workloads::Workload;
 
 /// Everything that one run showed.
+#[derive(Default)]
 pub struct Run {
     pub throughput: Throughput,
     pub outages: Vec<Outages>,
@@ -62,6 +63,14 @@ pub fn render(runs: &[Run], machine: &str, quick: bool) -> String {
             let _ = writeln!(out, "- {failure}");
         }
     }
+    out
+}
+
+/// The outages alone: their promises and their table.
+pub fn of_outages(run: &Run) -> String {
+    let mut out = String::new();
+    targets(&mut out, std::slice::from_ref(run));
+    outages(&mut out, run);
     out
 }
 
