@@ -15,8 +15,11 @@
 //! a stopped member, and sends SIGHUP to all of it.
 //!
 //! No other child inherits the write end: the standard library opens it with O_CLOEXEC.
+//!
+//! A server that several processes take turns with has no pipe: see [`Runner`].
 
 use super::ProcessError;
+use super::runner::{ALIVE, Runner};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::ffi::OsString;
 use std::fs::File;
@@ -26,18 +29,18 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, the
-/// rest the server. One that is asked rather than killed gets eight seconds, more than PostgreSQL
+/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, `$3` and
+/// `$4` the process to watch instead of the parent (or 0), the rest the server. One that is asked rather than killed gets eight seconds, more than PostgreSQL
 /// takes to kill its own stopped children. What a server has forked may write longer than the
 /// server lives, on a busy machine for any time. So what is left of the group is killed (but not
 /// the watcher, whose own pid is the first word of its `stat`), and the folder is removed until it
 /// stays so.
 const SCRIPT: &str = r#"
-folder=$1 signal=$2; shift 2
+folder=$1 signal=$2 runner=$3 start=$4; shift 4
 exec 3<&0 </dev/null
 (
   trap '' HUP INT TERM QUIT
-  read -r _ <&3
+  if [ "$runner" = 0 ]; then read -r _ <&3; else while alive "$runner" "$start"; do sleep 3; done; fi
   kill -CONT $(cat /proc/$$/task/$$/children); kill -CONT $$; kill -s "$signal" $$
   turns=0
   while [ "$signal" != KILL ] && kill -0 $$ && [ $turns -lt 80 ]; do sleep 0.1; turns=$((turns + 1)); done
@@ -85,10 +88,19 @@ impl Death {
 /// A running server and the watcher beside it. Dropped, both end.
 #[derive(Debug)]
 pub struct Child {
-    /// Its stdin is the write end of the pipe.
-    process: std::process::Child,
+    process: Handle,
     pid: Pid,
     drop_by: Death,
+    /// It is not this process with which it ends, nor by drop.
+    is_shared: bool,
+}
+
+#[derive(Debug)]
+enum Handle {
+    /// Its stdin is the write end of the pipe.
+    Own(std::process::Child),
+    /// Another process has started it.
+    Found(Runner),
 }
 
 impl Child {
@@ -103,13 +115,26 @@ impl Child {
         folder: &Path,
         drop_by: Death,
     ) -> Result<Self, ProcessError> {
+        Self::spawn_for(None, program, args, folder, drop_by)
+    }
+
+    /// The same, but it dies with that process rather than with this one, if there is one.
+    pub(super) fn spawn_for(
+        runner: Option<Runner>,
+        program: &Path,
+        args: &[OsString],
+        folder: &Path,
+        drop_by: Death,
+    ) -> Result<Self, ProcessError> {
         let path = folder.join(super::LOG);
         let log = File::options().create(true).append(true).open(&path);
         let log = log.and_then(|log| Ok((log.try_clone()?, log)));
         let (out, err) = log.map_err(|cause| ProcessError::Folder { path, cause })?;
         let mut command = Command::new("/bin/sh");
-        command.arg("-c").arg(SCRIPT).arg("sh");
+        command.arg("-c").arg(format!("{ALIVE}{SCRIPT}")).arg("sh");
         command.arg(folder).arg(drop_by.signal().1);
+        let watched = runner.map_or((0, 0), |runner| (runner.pid, runner.start));
+        command.args([watched.0.to_string(), watched.1.to_string()]);
         command.arg(program).args(args);
         command.current_dir(folder).process_group(0);
         command.stdin(Stdio::piped()).stdout(out).stderr(err);
@@ -120,22 +145,37 @@ impl Child {
         let process = command.spawn().map_err(failed)?;
         let pid = Pid::from_child(&process);
         Ok(Self {
-            process,
+            process: Handle::Own(process),
             pid,
             drop_by,
+            is_shared: runner.is_some(),
+        })
+    }
+
+    /// A shared server that another process has started, if it still runs.
+    pub(super) fn find(server: Runner, drop_by: Death) -> Option<Self> {
+        let pid = Pid::from_raw(server.pid.try_into().ok()?)?;
+        server.lives().then_some(Self {
+            process: Handle::Found(server),
+            pid,
+            drop_by,
+            is_shared: true,
         })
     }
 
     /// The server's pid.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.pid.as_raw_nonzero().get().unsigned_abs()
     }
 
     /// Whether the server has ended by itself.
     pub fn has_ended(&mut self) -> bool {
-        // What was waited for is remembered, and the watcher keeps the pid from being used again.
-        !matches!(self.process.try_wait(), Ok(None))
+        match &mut self.process {
+            // What was waited for is remembered, and the watcher keeps the pid from being used again.
+            Handle::Own(process) => !matches!(process.try_wait(), Ok(None)),
+            Handle::Found(server) => !server.lives(),
+        }
     }
 
     /// SIGSTOP: the server keeps its sockets, and the kernel goes on accepting for it, but it does nothing.
@@ -219,6 +259,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
+        if self.is_shared {
+            return;
+        }
         if self.drop_by != Death::Killed && !self.has_ended() && self.signal(self.drop_by).is_ok() {
             for _ in 0..DROP_TURNS {
                 if self.has_ended() {
@@ -228,7 +271,9 @@ impl Drop for Child {
             }
         }
         self.kill_group();
-        let _ = self.process.wait();
+        if let Handle::Own(process) = &mut self.process {
+            let _ = process.wait();
+        }
     }
 }
 

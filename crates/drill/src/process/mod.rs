@@ -8,12 +8,14 @@
 //! * What goes wrong at the start is one line that names the cause, not the log of a server.
 
 mod child;
+mod cluster;
 mod mariadb;
 mod pgbouncer;
 mod port;
 mod postgres;
 mod program;
 mod redis;
+mod runner;
 mod scratch;
 mod sentinel;
 mod server;
@@ -23,6 +25,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use child::{Child, Death};
+pub use cluster::{
+    Cluster, ClusterBuilder, ClusterNode, FailoverKind, Layout, LayoutNode, SharedCluster,
+};
 pub use mariadb::MariaDb;
 pub use pgbouncer::{PgBouncer, PoolMode};
 pub use port::Port;

@@ -16,7 +16,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 #[derive(Debug)]
 pub struct Port {
     addr: SocketAddr,
-    _kept: Socket,
+    /// None for the port of a server that another process has started, which keeps it by listening.
+    kept: Option<Socket>,
 }
 
 impl Port {
@@ -50,6 +51,19 @@ impl Port {
         })
     }
 
+    /// The port of a server that another process has started: kept from now on if it does not run.
+    pub(super) fn of_other(number: u16) -> Self {
+        Self::numbered(number).unwrap_or(Self {
+            addr: SocketAddr::from((Ipv4Addr::LOCALHOST, number)),
+            kept: None,
+        })
+    }
+
+    /// Whether nobody else gets it while its server is down.
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept.is_some()
+    }
+
     /// The port's number.
     #[must_use]
     pub fn number(&self) -> u16 {
@@ -69,7 +83,7 @@ impl Port {
         let addr = socket.local_addr()?.as_socket().unwrap_or(addr);
         Ok(Self {
             addr,
-            _kept: socket,
+            kept: Some(socket),
         })
     }
 }

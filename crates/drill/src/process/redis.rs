@@ -6,13 +6,14 @@ mod control;
 
 use self::control::Occupant;
 use super::child::Death;
+use super::runner::Runner;
 use super::server::Server;
 use super::{ProcessError, START_LIMIT, find};
 use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
@@ -48,6 +49,7 @@ pub struct RedisBuilder {
     tls: Option<Tls>,
     primary: Option<Primary>,
     config: Vec<(String, String)>,
+    runner: Option<Runner>,
 }
 
 /// The files by which a server speaks TLS, as paths that its user can read. PEM.
@@ -131,6 +133,30 @@ impl RedisBuilder {
         self
     }
 
+    /// Ends with that process rather than with this one.
+    pub(super) fn shared(mut self, runner: Runner) -> Self {
+        self.runner = Some(runner);
+        self
+    }
+
+    /// The shared server in this folder that another process has started with these settings,
+    /// running or not.
+    pub(super) fn find(self, folder: &Path, runner: Runner) -> Result<Redis, ProcessError> {
+        Ok(Redis {
+            program: self.find_program()?,
+            server: Server::find("redis", folder, Death::Killed, runner)?,
+            settings: self.shared(runner),
+            occupant: Occupant::default(),
+        })
+    }
+
+    fn find_program(&self) -> Result<PathBuf, ProcessError> {
+        match &self.program {
+            Some(program) => Ok(program.clone()),
+            None => find(&["redis-server", "valkey-server"], &[], "redis-server"),
+        }
+    }
+
     /// Any other line of `redis.conf`. May be repeated; comes last, and so wins.
     #[must_use]
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -144,10 +170,7 @@ impl RedisBuilder {
     /// [`ProcessError::NotInstalled`], [`ProcessError::PortTaken`], [`ProcessError::Folder`], [`ProcessError::DiskFull`],
     /// [`ProcessError::Ended`] with the line of its log that tells why, [`ProcessError::Silent`] after 30 s.
     pub async fn start(self) -> Result<Redis, ProcessError> {
-        let program = match &self.program {
-            Some(program) => program.clone(),
-            None => find(&["redis-server", "valkey-server"], &[], "redis-server")?,
-        };
+        let program = self.find_program()?;
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -161,7 +184,10 @@ impl RedisBuilder {
 
     async fn attempt(self, program: PathBuf) -> Result<Redis, ProcessError> {
         let place = self.place.clone().unwrap_or_else(std::env::temp_dir);
-        let server = Server::within(&place, "redis", self.port, Death::Killed)?;
+        let mut server = Server::within(&place, "redis", self.port, Death::Killed)?;
+        if let Some(runner) = self.runner {
+            server = server.shared(runner);
+        }
         let redis = Redis {
             settings: self,
             program,
@@ -231,6 +257,18 @@ impl Redis {
     /// See [`RedisBuilder::start`].
     pub async fn restart(&self) -> Result<(), ProcessError> {
         self.kill().await;
+        self.relaunch()?;
+        self.answers().await
+    }
+
+    /// Kills it if it runs, and starts it again on another port, as a server whose address has changed. The port
+    /// that it had refuses connections from then on.
+    ///
+    /// # Errors
+    /// See [`RedisBuilder::start`].
+    pub async fn restart_elsewhere(&self) -> Result<(), ProcessError> {
+        self.kill().await;
+        self.server.move_elsewhere()?;
         self.relaunch()?;
         self.answers().await
     }
@@ -434,7 +472,7 @@ fn quoted(value: &str) -> String {
     format!("\"{}\"", value.replace('\\', "\\\\").replace('"', "\\\""))
 }
 
-fn percent_encoded(text: &str) -> String {
+pub(super) fn percent_encoded(text: &str) -> String {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~".contains(&byte);
     text.bytes().fold(String::new(), |mut encoded, byte| {
         if plain(byte) {

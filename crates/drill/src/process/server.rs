@@ -1,10 +1,11 @@
 //! What all servers have in common: a port, a folder, a child that may be down at the moment, and a log.
 
 use super::child::{Child, Death};
+use super::runner::Runner;
 use super::{LOG, Port, ProcessError, START_LIMIT};
 use std::ffi::OsString;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -19,8 +20,18 @@ pub struct Server {
     drop_by: Death,
     // Dropped in this order: the child first, so that nothing writes into a folder that is being removed.
     child: Mutex<Option<Child>>,
-    port: Port,
-    folder: TempDir,
+    /// The last is the one in use. Those before it are kept too, so that nobody answers on them.
+    ports: Mutex<Vec<Port>>,
+    folder: Folder,
+    /// With whom it ends, if it is not this process.
+    runner: Option<Runner>,
+}
+
+#[derive(Debug)]
+enum Folder {
+    Own(TempDir),
+    /// Of a server that several processes take turns with.
+    Shared(PathBuf),
 }
 
 impl Server {
@@ -55,27 +66,81 @@ impl Server {
             name,
             drop_by,
             child: Mutex::new(None),
-            port,
-            folder,
+            ports: Mutex::new(vec![port]),
+            folder: Folder::Own(folder),
+            runner: None,
         })
     }
 
-    /// Its port; the same after every restart.
+    /// The same, but it ends with that process rather than with this one, and its folder stays.
+    pub(super) fn shared(self, runner: Runner) -> Self {
+        let folder = match self.folder {
+            Folder::Own(folder) => folder.keep(),
+            Folder::Shared(folder) => folder,
+        };
+        Self {
+            folder: Folder::Shared(folder),
+            runner: Some(runner),
+            ..self
+        }
+    }
+
+    /// A shared server that another process has started, by its folder; running or not.
+    pub(super) fn find(
+        name: &'static str,
+        folder: &Path,
+        drop_by: Death,
+        runner: Runner,
+    ) -> Result<Self, ProcessError> {
+        let (server, port) = Self::noted(folder).ok_or_else(|| ProcessError::Down {
+            program: name.to_owned(),
+        })?;
+        Ok(Self {
+            name,
+            drop_by,
+            child: Mutex::new(Child::find(server, drop_by)),
+            ports: Mutex::new(vec![Port::of_other(port)]),
+            folder: Folder::Shared(folder.to_owned()),
+            runner: Some(runner),
+        })
+    }
+
+    /// Which process ran last in the folder of a shared server, and its port.
+    fn noted(folder: &Path) -> Option<(Runner, u16)> {
+        let noted = std::fs::read_to_string(folder.join(RUNNING)).ok()?;
+        let mut words = noted.split_whitespace();
+        let pid = words.next()?.parse().ok()?;
+        let start = words.next()?.parse().ok()?;
+        Some((Runner { pid, start }, words.next()?.parse().ok()?))
+    }
+
+    /// Its port; the same after every restart, unless it was given another.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port.number()
+        self.addr().port()
     }
 
     /// Its address and port.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
-        self.port.addr()
+        let ports = self.ports();
+        ports.last().expect("it has one from the start").addr()
+    }
+
+    /// Takes another free port for the next start. Nobody else gets the one before.
+    pub(super) fn move_elsewhere(&self) -> Result<(), ProcessError> {
+        let port = Port::free()?;
+        self.ports().push(port);
+        Ok(())
     }
 
     /// Its folder, which is removed with it.
     #[must_use]
     pub fn folder(&self) -> &Path {
-        self.folder.path()
+        match &self.folder {
+            Folder::Own(folder) => folder.path(),
+            Folder::Shared(folder) => folder,
+        }
     }
 
     /// The pid of its first process, while it runs.
@@ -84,6 +149,16 @@ impl Server {
         let mut child = self.child();
         let child = child.as_mut()?;
         (!child.has_ended()).then(|| child.pid())
+    }
+
+    /// Whether it runs and does not stand still.
+    #[must_use]
+    pub fn is_awake(&self) -> bool {
+        let Some(pid) = self.pid() else { return false };
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // The name, in brackets, may hold anything; after it comes the state.
+        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
+        !state.is_empty() && !state.starts_with(['T', 't', 'Z', 'X'])
     }
 
     /// SIGSTOP to all its processes: connections are still accepted, by the kernel, and nothing is
@@ -115,6 +190,11 @@ impl Server {
         if let Some(child) = child {
             child.end(death, START_LIMIT).await;
         }
+        // Until now it was kept by who listened on it.
+        let mut ports = self.ports();
+        if let Some(port) = ports.last_mut().filter(|port| !port.is_kept()) {
+            *port = Port::of_other(port.number());
+        }
     }
 
     /// Starts `program`, unless it runs.
@@ -125,8 +205,19 @@ impl Server {
         }
         *child = None;
         let _ = std::fs::remove_file(self.folder().join(LOG));
-        *child = Some(Child::spawn(program, args, self.folder(), self.drop_by)?);
-        Ok(())
+        let (folder, drop_by) = (self.folder(), self.drop_by);
+        let spawned = Child::spawn_for(self.runner, program, args, folder, drop_by)?;
+        let server = Runner::of(spawned.pid()).filter(|_| self.runner.is_some());
+        *child = Some(spawned);
+        drop(child);
+        server.map_or(Ok(()), |server| self.note(server))
+    }
+
+    /// Leaves word of a shared server to whoever has it next.
+    fn note(&self, server: Runner) -> Result<(), ProcessError> {
+        let path = self.folder().join(RUNNING);
+        let word = format!("{} {} {}", server.pid, server.start, self.port());
+        std::fs::write(&path, word).map_err(|cause| ProcessError::Folder { path, cause })
     }
 
     /// Waits until `answers` says that it does, or the server has ended, or 30 s are over.
@@ -158,9 +249,7 @@ impl Server {
             ProcessError::Ended { line, .. }
                 if PORT_TAKEN.iter().any(|said| line.contains(said)) =>
             {
-                ProcessError::PortTaken {
-                    port: self.port.number(),
-                }
+                ProcessError::PortTaken { port: self.port() }
             }
             other => other,
         }
@@ -175,7 +264,14 @@ impl Server {
     fn child(&self) -> MutexGuard<'_, Option<Child>> {
         self.child.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn ports(&self) -> MutexGuard<'_, Vec<Port>> {
+        self.ports.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
+
+/// The file in which a shared server's process and port are noted.
+const RUNNING: &str = "running";
 
 /// How Redis, MariaDB and PostgreSQL say that somebody else listens on their port.
 const PORT_TAKEN: [&str; 4] = [

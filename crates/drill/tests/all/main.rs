@@ -6,6 +6,7 @@ mod api;
 mod drills;
 mod endings;
 mod examples;
+mod process_cluster;
 mod process_redis;
 mod process_sql;
 mod proxy_resp;

@@ -59,6 +59,22 @@ impl Redis {
             .map_err(|error| refused(&error))
     }
 
+    /// Runs commands in one go, as the drill's own user. At most a minute.
+    pub(in crate::process) async fn pipeline(
+        &self,
+        pipeline: &redis::Pipeline,
+    ) -> Result<Vec<redis::Value>, ProcessError> {
+        let asked = async {
+            let mut connection = self.control().await?;
+            connection.set_response_timeout(PIPELINE_LIMIT);
+            pipeline.query_async(&mut connection).await
+        };
+        let outcome = timeout(PIPELINE_LIMIT, asked).await;
+        outcome
+            .map_err(|_| refused(&format!("no answer within {PIPELINE_LIMIT:?}")))?
+            .map_err(|error: redis::RedisError| refused(&error))
+    }
+
     /// As [`Redis::command`], for code that is not asynchronous.
     ///
     /// # Errors
@@ -124,6 +140,8 @@ impl Redis {
 }
 
 const COMMAND_LIMIT: Duration = Duration::from_secs(10);
+/// A hundred changes of slots, each of which a slow disk may have to hear of.
+const PIPELINE_LIMIT: Duration = Duration::from_secs(60);
 
 /// Left to itself it gives up after half a second, which a server that saves takes at times.
 fn patient() -> redis::AsyncConnectionConfig {
