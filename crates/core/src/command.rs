@@ -7,6 +7,7 @@
 
 mod effect;
 mod keys;
+pub mod place;
 mod sequence;
 mod table;
 mod wait;

@@ -19,6 +19,8 @@
 //! - [`slot`] and [`node`]: the slot of a key, the address and the identity of a server.
 //! - [`report`]: what servers say of themselves and of each other.
 //! - [`redirect`]: what an error reply says about which server serves a command.
+//! - [`command::place`], [`split`] and [`scan`]: where a command without keys belongs, how those of several slots
+//!   are divided and their answers joined, and how all keys of a cluster are gone through.
 //! - [`topology`] and [`sentinel`]: which of their answers to believe, and when to ask again.
 //! - [`succession`]: what became of the data when one primary followed another.
 //!
@@ -38,8 +40,10 @@ pub mod redirect;
 pub mod redis_rs;
 pub mod report;
 pub mod resp;
+pub mod scan;
 pub mod sentinel;
 pub mod slot;
+pub mod split;
 pub mod succession;
 pub mod topology;
 

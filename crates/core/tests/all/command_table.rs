@@ -16,7 +16,7 @@ struct Known {
     first_key: i64,
 }
 
-fn text(value: &Value) -> String {
+pub(crate) fn text(value: &Value) -> String {
     match value {
         Value::BulkString(bytes) => String::from_utf8_lossy(bytes).into_owned(),
         Value::SimpleString(text) => text.clone(),
@@ -24,7 +24,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-fn items(value: &Value) -> &[Value] {
+pub(crate) fn items(value: &Value) -> &[Value] {
     match value {
         Value::Array(items) => items,
         other => panic!("not an array: {other:?}"),
@@ -52,7 +52,7 @@ fn known_commands(connection: &mut Connection) -> Vec<Known> {
     all
 }
 
-fn split(command: &str) -> Vec<Vec<u8>> {
+pub(crate) fn split(command: &str) -> Vec<Vec<u8>> {
     command
         .split(' ')
         .map(|word| {

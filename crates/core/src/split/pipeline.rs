@@ -1,0 +1,384 @@
+//! A pipeline, divided by slot, and which of its commands are sent again.
+//!
+//! Its commands go to the owners of their slots, in one part for each node, and each answer comes back to
+//! the place of its command. When some are redirected and others lost, the pipeline is not simply sent again:
+//! a command is, only if nothing of it has run or it may be repeated, and never behind a later one of the
+//! same key that has run, because what was submitted first runs first.
+
+mod again;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::Hash;
+
+use redis::{Pipeline, ServerError, Value};
+
+pub use self::again::{Again, Terms};
+use super::keys::{DivideMset, PartsFailed, SplitCommand, command};
+use super::{Failed, Indivisible, UnexpectedAnswer, name};
+use crate::certainty::Certainty;
+use crate::command::place::{Place, place};
+use crate::command::{Effect, Errors, classify};
+use crate::redirect::Routing;
+use crate::redis_rs::{CommandRef, commands};
+use crate::slot::Slot;
+
+/// A pipeline on its way: which of its commands are to be sent, and what became of the others. `E` is the
+/// error of the sender.
+///
+/// ```
+/// use steadfast_core::redis::{ServerError, Value, pipe};
+/// use steadfast_core::split::{DivideMset, UnexpectedAnswer, pipeline::SplitPipeline};
+///
+/// # #[derive(Clone, Debug)] struct MyError;
+/// # impl From<UnexpectedAnswer> for MyError { fn from(_: UnexpectedAnswer) -> Self { Self } }
+/// # impl From<ServerError> for MyError { fn from(_: ServerError) -> Self { Self } }
+/// let mut pipeline = pipe();
+/// pipeline.set("foo", 1).incr("bar", 1).get("foo");
+/// let mut split = SplitPipeline::<MyError>::new(&pipeline, DivideMset::No)?;
+/// // As if each slot had an owner of its own.
+/// for part in split.to_send(|target| target.slot) {
+///     let answers = part.units().iter().map(|unit| Value::Int(*unit as i64));
+///     split.record(part.units(), answers.collect(), None);
+/// }
+/// assert_eq!(split.finish().unwrap(), [Value::Int(0), Value::Int(1), Value::Int(2)]);
+/// # Ok::<(), steadfast_core::split::Indivisible>(())
+/// ```
+pub struct SplitPipeline<'a, E> {
+    entries: Vec<Entry<'a>>,
+    units: Vec<Unit<E>>,
+}
+
+/// A command of the pipeline, all of whose units follow each other.
+struct Entry<'a> {
+    cmd: CommandRef<'a>,
+    divided: Option<SplitCommand>,
+}
+
+/// What is sent to one node: a command, or a part of one.
+struct Unit<E> {
+    entry: usize,
+    /// Which part of a command that was divided.
+    part: usize,
+    slot: Option<Slot>,
+    effect: Effect,
+    errors: Errors,
+    state: State<E>,
+    /// The redirect that was answered to it last.
+    redirect: Option<Routing>,
+}
+
+enum State<E> {
+    Waiting,
+    Sent,
+    Answered(Value),
+    Failed(Failed<E>),
+}
+
+/// Where a command belongs, for the sender to find its node.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'r> {
+    /// The slot of its keys. Without any, any primary serves.
+    pub slot: Option<Slot>,
+    /// The redirect that was answered to it last: MOVED, ASK or TRYAGAIN.
+    pub redirect: Option<&'r Routing>,
+}
+
+/// The commands for one node, in their order.
+#[derive(Clone)]
+pub struct NodePart<N> {
+    /// The node, as the sender names it.
+    pub node: N,
+    /// Each of the commands has to be preceded by an ASKING of its own.
+    pub asking: bool,
+    /// The commands.
+    pub pipeline: Pipeline,
+    /// These are all commands of the pipeline and as they were, so that it can be sent itself.
+    pub is_whole: bool,
+    units: Vec<usize>,
+}
+
+impl<N> NodePart<N> {
+    /// Returns the numbers of the commands, for [`SplitPipeline::record`].
+    pub fn units(&self) -> &[usize] {
+        &self.units
+    }
+}
+
+impl<N: fmt::Debug> fmt::Debug for NodePart<N> {
+    /// Only how many commands: their arguments may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NodePart")
+            .field("node", &self.node)
+            .field("asking", &self.asking)
+            .field("units", &self.units)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<E> fmt::Debug for SplitPipeline<'_, E> {
+    /// Only how many commands: their arguments may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SplitPipeline")
+            .field("commands", &self.entries.len())
+            .field("units", &self.units.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a, E> SplitPipeline<'a, E> {
+    /// Divides a pipeline that is no transaction: of that see
+    /// [`transaction_slot`](super::transaction_slot).
+    ///
+    /// # Errors
+    /// A command that cannot be sent to a cluster so. Nothing has been sent.
+    pub fn new(pipeline: &'a Pipeline, mset: DivideMset) -> Result<Self, Indivisible> {
+        let (mut entries, mut units) = (Vec::new(), Vec::new());
+        for (entry, cmd) in commands(pipeline).enumerate() {
+            let class = classify(cmd.arguments());
+            let mut unit = |part, slot| {
+                units.push(Unit {
+                    entry,
+                    part,
+                    slot,
+                    effect: class.effect,
+                    errors: class.errors,
+                    state: State::Waiting,
+                    redirect: None,
+                });
+            };
+            let mut divided = None;
+            match place(cmd.arguments()) {
+                Place::Slot(slot) => unit(0, Some(slot)),
+                Place::AnyPrimary => unit(0, None),
+                Place::Slots(..) => {
+                    divided = command(cmd, mset)?;
+                    let parts = divided.iter().flat_map(SplitCommand::parts).enumerate();
+                    parts.for_each(|(at, part)| unit(at, Some(part.slot())));
+                }
+                Place::AllPrimaries(_) => {
+                    let command = name(cmd.arguments());
+                    return Err(Indivisible::Everywhere { command });
+                }
+                Place::Refused(served_by) => {
+                    let command = name(cmd.arguments());
+                    return Err(Indivisible::NoPlace { command, served_by });
+                }
+            }
+            entries.push(Entry { cmd, divided });
+        }
+        Ok(Self { entries, units })
+    }
+
+    /// Takes what is to be sent now, in one part for each node that `node_of` names. Parts may be sent at
+    /// once; commands of one key are in one part, in their order, as long as `node_of` names one node for
+    /// a slot.
+    ///
+    /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one command.
+    pub fn to_send<N: Clone + Eq + Hash>(
+        &mut self,
+        mut node_of: impl FnMut(Target<'_>) -> N,
+    ) -> Vec<NodePart<N>> {
+        let mut parts: Vec<NodePart<N>> = Vec::new();
+        let mut by_node: HashMap<(N, bool), usize> = HashMap::new();
+        for (number, unit) in self.units.iter_mut().enumerate() {
+            if !matches!(unit.state, State::Waiting) {
+                continue;
+            }
+            let node = node_of(Target {
+                slot: unit.slot,
+                redirect: unit.redirect.as_ref(),
+            });
+            let asking = matches!(unit.redirect, Some(Routing::Ask(_)));
+            let at = *by_node.entry((node.clone(), asking)).or_insert_with(|| {
+                parts.push(NodePart {
+                    node,
+                    asking,
+                    pipeline: Pipeline::new(),
+                    is_whole: false,
+                    units: Vec::new(),
+                });
+                parts.len() - 1
+            });
+            parts[at]
+                .pipeline
+                .add_command(self.entries[unit.entry].cmd_of(unit.part));
+            parts[at].units.push(number);
+            unit.state = State::Sent;
+        }
+        if let [only] = &mut parts[..] {
+            let all = only.units.len() == self.entries.len();
+            only.is_whole = all && self.entries.iter().all(|entry| entry.divided.is_none());
+        }
+        parts
+    }
+
+    /// Takes in what became of commands, given by their numbers: the answers, in their order, and why there
+    /// are not more of them. Answers that nobody asked for are left out.
+    ///
+    /// A failure that leaves none unanswered changes nothing. Without a failure, missing answers leave their
+    /// commands as they were.
+    pub fn record(&mut self, units: &[usize], answers: Vec<Value>, failed: Option<Failed<E>>)
+    where
+        E: Clone,
+    {
+        let mut answers = answers.into_iter();
+        for number in units {
+            let Some(unit) = self.units.get_mut(*number) else {
+                continue;
+            };
+            if !matches!(unit.state, State::Sent) {
+                continue;
+            }
+            match (answers.next(), &failed) {
+                (Some(value), _) => unit.state = State::Answered(value),
+                (None, Some(failed)) => unit.state = State::Failed(failed.clone()),
+                (None, None) => {}
+            }
+        }
+    }
+
+    /// Returns the answers to all commands, in their order; also those that are errors, as from one server.
+    ///
+    /// # Errors
+    /// Commands were not answered. What was never sent counts as such.
+    pub fn finish(self) -> Result<Vec<Value>, PipelineFailed<E>>
+    where
+        E: Clone + From<UnexpectedAnswer> + From<ServerError>,
+    {
+        let mut units = self.units.into_iter();
+        let mut outcomes = Vec::new();
+        let (mut worst, mut has_written): (Option<Failed<E>>, _) = (None, false);
+        for entry in &self.entries {
+            let count = entry
+                .divided
+                .as_ref()
+                .map_or(1, |split| split.parts().len());
+            let mut effect = Effect::Read;
+            let mut results = units.by_ref().take(count).map(|unit| {
+                effect = unit.effect;
+                match unit.state {
+                    State::Answered(value) => Ok(value),
+                    State::Failed(failed) => Err(failed),
+                    State::Waiting | State::Sent => Err(never_sent()),
+                }
+            });
+            let result = match &entry.divided {
+                None => results.next().unwrap_or_else(|| Err(never_sent())),
+                Some(split) => joined(split, results),
+            };
+            outcomes.push(match result {
+                Ok(value) => {
+                    has_written |= effect != Effect::Read && !is_error(&value);
+                    CommandOutcome::Answered(value)
+                }
+                Err(failed) => {
+                    let certainty = failed.certainty;
+                    if worst
+                        .as_ref()
+                        .is_none_or(|worst| worst.certainty < certainty)
+                    {
+                        worst = Some(failed);
+                    }
+                    CommandOutcome::Failed(certainty)
+                }
+            });
+        }
+        match worst {
+            None => Ok(outcomes
+                .into_iter()
+                .filter_map(CommandOutcome::answer)
+                .collect()),
+            Some(Failed { error, certainty }) => Err(PipelineFailed {
+                error,
+                certainty: if has_written {
+                    Certainty::Unknown
+                } else {
+                    certainty
+                },
+                outcomes,
+            }),
+        }
+    }
+}
+
+impl Entry<'_> {
+    fn cmd_of(&self, part: usize) -> redis::Cmd {
+        let parts = self.divided.as_ref().map(SplitCommand::parts);
+        match parts.and_then(|parts| parts.get(part)) {
+            Some(part) => part.cmd().clone(),
+            None => self.cmd.to_cmd(),
+        }
+    }
+}
+
+/// Joins the parts of a command. Errors that all of them have for an answer are the answer of the whole.
+fn joined<E: From<UnexpectedAnswer> + From<ServerError>>(
+    split: &SplitCommand,
+    results: impl Iterator<Item = Result<Value, Failed<E>>>,
+) -> Result<Value, Failed<E>> {
+    let results: Vec<_> = results.collect();
+    if let Some(Ok(error)) = results.first()
+        && results
+            .iter()
+            .all(|result| result.as_ref().is_ok_and(is_error))
+    {
+        return Ok(error.clone());
+    }
+    let results = results.into_iter().map(|result| match result {
+        Ok(Value::ServerError(error)) => Err(Failed {
+            error: E::from(error),
+            certainty: Certainty::Rejected,
+        }),
+        result => result,
+    });
+    split.join(results).map_err(
+        |PartsFailed {
+             error, certainty, ..
+         }| Failed { error, certainty },
+    )
+}
+
+fn is_error(value: &Value) -> bool {
+    matches!(value, Value::ServerError(_))
+}
+
+fn never_sent<E: From<UnexpectedAnswer>>() -> Failed<E> {
+    let error = UnexpectedAnswer {
+        command: "PIPELINE",
+        wanted: "there: it was never sent, or its answer was not waited for",
+    };
+    Failed {
+        error: error.into(),
+        certainty: Certainty::NotSent,
+    }
+}
+
+/// What became of one command of a pipeline.
+#[derive(Clone, Debug, PartialEq)]
+pub enum CommandOutcome {
+    /// It was answered, perhaps with an error.
+    Answered(Value),
+    /// It was not answered.
+    Failed(Certainty),
+}
+
+impl CommandOutcome {
+    fn answer(self) -> Option<Value> {
+        match self {
+            Self::Answered(value) => Some(value),
+            Self::Failed(_) => None,
+        }
+    }
+}
+
+/// A pipeline of which some commands were not answered.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PipelineFailed<E> {
+    /// The error of the worst command.
+    pub error: E,
+    /// What is known of the whole: as little as of its worst command, and nothing if others have written.
+    pub certainty: Certainty,
+    /// What became of each command, in their order.
+    pub outcomes: Vec<CommandOutcome>,
+}

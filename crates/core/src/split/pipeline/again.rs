@@ -1,0 +1,214 @@
+//! Which commands of a pipeline are sent again.
+
+use std::collections::HashMap;
+
+use redis::Value;
+
+use super::{SplitPipeline, State, Unit};
+use crate::certainty::{Certainty, Refusal, refusal, was_refused_before_running};
+use crate::command::{Effect, Errors, key_names, looks_before_it_writes};
+use crate::redirect::Routing;
+use crate::slot::Slot;
+
+/// What may be sent again, as far as the sender decides it.
+#[derive(Clone, Copy, Debug)]
+pub struct Terms {
+    /// Redirects may be followed: fewer than [`MAX_HOPS`](crate::redirect::MAX_HOPS) were. That costs
+    /// nothing of the retry budget.
+    pub follow: bool,
+    /// Another attempt is allowed, by the policy and the budget.
+    pub retry: bool,
+    /// The effect that the caller has said all commands have. It is believed.
+    pub effect: Option<Effect>,
+}
+
+/// How many commands are sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Again {
+    /// Those that follow a redirect.
+    pub followed: usize,
+    /// Those that were not sent, or refused for now, or are repeated.
+    pub retried: usize,
+}
+
+impl Again {
+    /// Returns whether nothing is sent again, so that the pipeline has ended.
+    pub fn is_nothing(self) -> bool {
+        self.followed + self.retried == 0
+    }
+}
+
+/// Why a command may be sent again.
+#[derive(Clone, Debug, PartialEq)]
+enum Reason {
+    Follows(Routing),
+    Retries,
+}
+
+impl<E> SplitPipeline<'_, E> {
+    /// Makes ready to be sent again what may be, in answer to `may_repeat` for those that may have run: by
+    /// their effect, and by where they would be repeated.
+    ///
+    /// What was answered is never sent again, unless the answer proves that nothing has run. What has run, or
+    /// may have, and is not repeated keeps earlier commands of its key from being sent again.
+    pub fn again(&mut self, terms: Terms, may_repeat: impl Fn(Effect) -> bool) -> Again {
+        let mut reasons: Vec<Option<Reason>> = self
+            .units
+            .iter()
+            .map(|unit| self.reason(unit, terms))
+            .collect();
+        if terms.retry {
+            for number in self.repeatable(terms.effect, may_repeat) {
+                reasons[number] = Some(Reason::Retries);
+            }
+        }
+        self.keep_order(&mut reasons);
+        let mut again = Again::default();
+        for (unit, reason) in self.units.iter_mut().zip(reasons) {
+            match reason {
+                None => continue,
+                Some(Reason::Follows(routing)) => {
+                    again.followed += 1;
+                    unit.redirect = Some(routing);
+                }
+                Some(Reason::Retries) => {
+                    again.retried += 1;
+                    unit.redirect = None;
+                }
+            }
+            unit.state = State::Waiting;
+        }
+        again
+    }
+
+    /// Why a command that has certainly not run may be sent again.
+    fn reason(&self, unit: &Unit<E>, terms: Terms) -> Option<Reason> {
+        match &unit.state {
+            State::Answered(value) => {
+                if let Some(routing) = self.redirect(unit, value) {
+                    return terms.follow.then_some(Reason::Follows(routing));
+                }
+                (terms.retry && self.was_refused_for_now(unit, value)).then_some(Reason::Retries)
+            }
+            State::Failed(failed) => {
+                (terms.retry && failed.certainty != Certainty::Unknown).then_some(Reason::Retries)
+            }
+            State::Waiting | State::Sent => None,
+        }
+    }
+
+    /// The redirect in an answer, if it is the word of the server.
+    fn redirect(&self, unit: &Unit<E>, answer: &Value) -> Option<Routing> {
+        let Value::ServerError(error) = answer else {
+            return None;
+        };
+        let routing = Routing::of(error.code(), error.details().unwrap_or_default())?;
+        let is_servers = match unit.errors {
+            Errors::Refuse | Errors::MayFollowAPart => true,
+            Errors::ProveNothing => routing.may_redirect_script(unit.slot),
+            // Which of its arguments are keys only the server knows.
+            Errors::OfNoKnownCommand => self
+                .arguments(unit)
+                .iter()
+                .skip(1)
+                .any(|arg| routing.may_redirect_script(Some(Slot::of_key(arg)))),
+        };
+        (is_servers && routing.follows()).then_some(routing)
+    }
+
+    fn was_refused_for_now(&self, unit: &Unit<E>, answer: &Value) -> bool {
+        let Value::ServerError(error) = answer else {
+            return false;
+        };
+        let (code, detail) = (error.code(), error.details().unwrap_or_default());
+        let args = self.arguments(unit);
+        let name = args.first().map_or(&b""[..], Vec::as_slice);
+        was_refused_before_running(code, detail, unit.errors, name)
+            && matches!(
+                refusal(code, detail),
+                Refusal::Passing | Refusal::WrongServer | Refusal::Demoted
+            )
+    }
+
+    /// The commands of unknown outcome that may be repeated. Those of one slot are, all together and in
+    /// their order, or none of them is: what looks at a key before another writes it would find something else.
+    fn repeatable(&self, said: Option<Effect>, may_repeat: impl Fn(Effect) -> bool) -> Vec<usize> {
+        let mut by_slot: HashMap<(Option<Slot>, usize), Vec<usize>> = HashMap::new();
+        for (number, unit) in self.units.iter().enumerate() {
+            if is_unknown(unit) {
+                // Without a slot they have nothing to do with each other.
+                let apart = if unit.slot.is_none() { number } else { 0 };
+                by_slot.entry((unit.slot, apart)).or_default().push(number);
+            }
+        }
+        let may = |numbers: &Vec<usize>| {
+            let mut effects = numbers.iter().map(|number| self.units[*number].effect);
+            if !effects.all(|effect| may_repeat(said.unwrap_or(effect))) {
+                return false;
+            }
+            let commands = numbers
+                .iter()
+                .map(|number| self.arguments(&self.units[*number]));
+            let commands: Vec<Vec<Vec<u8>>> = commands.collect();
+            said.is_some()
+                || !looks_before_it_writes(
+                    commands.iter().map(|args| args.iter().map(Vec::as_slice)),
+                )
+        };
+        by_slot.into_values().filter(may).flatten().collect()
+    }
+
+    /// Leaves out what would run behind a later command of its key. Whether one is left out depends on later
+    /// ones only, so the last is judged first.
+    fn keep_order(&self, reasons: &mut [Option<Reason>]) {
+        if reasons.iter().all(Option::is_none) {
+            return;
+        }
+        // By key: whether a later command has read it, or may have written it, and will not run again.
+        let mut done: HashMap<Vec<u8>, Effect> = HashMap::new();
+        for (number, unit) in self.units.iter().enumerate().rev() {
+            let args = self.arguments(unit);
+            let keys = || key_names(args.iter().map(Vec::as_slice));
+            if reasons[number].is_some() {
+                let overtaken = keys().any(|key| match done.get(key) {
+                    None => false,
+                    Some(Effect::Read) => unit.effect != Effect::Read,
+                    Some(_) => true,
+                });
+                if !overtaken {
+                    continue;
+                }
+                reasons[number] = None;
+            }
+            if self.may_have_run(unit) {
+                for key in keys() {
+                    let worst = done.entry(key.to_vec()).or_insert(Effect::Read);
+                    *worst = unit.effect.max(*worst);
+                }
+            }
+        }
+    }
+
+    fn may_have_run(&self, unit: &Unit<E>) -> bool {
+        match &unit.state {
+            State::Answered(value) => {
+                self.redirect(unit, value).is_none() && !self.was_refused_for_now(unit, value)
+            }
+            State::Failed(failed) => failed.certainty == Certainty::Unknown,
+            // It is on its way, or will be.
+            State::Sent => true,
+            State::Waiting => false,
+        }
+    }
+
+    fn arguments(&self, unit: &Unit<E>) -> Vec<Vec<u8>> {
+        let cmd = self.entries[unit.entry].cmd_of(unit.part);
+        crate::command::arguments(&cmd)
+            .map(<[u8]>::to_vec)
+            .collect()
+    }
+}
+
+fn is_unknown<E>(unit: &Unit<E>) -> bool {
+    matches!(&unit.state, State::Failed(failed) if failed.certainty == Certainty::Unknown)
+}
