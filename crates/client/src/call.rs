@@ -4,6 +4,9 @@
 //! the connection, and then, if it failed, the judgement whether another attempt is safe and within budget. Every step is under the one
 //! deadline that the call began with. The first attempt allocates nothing; what follows a failure may take its time.
 
+pub(crate) mod blocking;
+pub(crate) mod dedicated;
+pub(crate) mod plan;
 mod repeats;
 
 use std::time::{Duration, Instant};
@@ -19,18 +22,18 @@ use tracing::field::Empty;
 use tracing::{Instrument, Level};
 
 pub(crate) use self::repeats::{After, Repeats};
+use crate::breaker::ramp::Place as InLine;
+use crate::breaker::{Held, Pass};
+use crate::call::plan::{Payload, Plan};
 use crate::clock;
-use crate::crossing::{Lanes, Turn};
 use crate::error::{Bound, Certainty, Error, ErrorKind};
-use crate::guard::{Held, Pass};
-use crate::lane::{Ask, Gate, Lane, Submitted, UNATTENDED};
-use crate::line::Place as InLine;
 use crate::link::Link;
+use crate::link::crossing::{Lanes, Turn};
+use crate::link::shared::{Fencing, Shared};
 use crate::options::CallOptions;
-use crate::plan::{Payload, Plan};
 use crate::settings::Role;
-use crate::shared::{Fencing, Shared};
-use crate::slot::{Blame, Ended, Rejoin};
+use crate::wire::queue::{Ask, Gate, Lane, Submitted, UNATTENDED};
+use crate::wire::slot::{Blame, Ended, Rejoin};
 
 /// One call from beginning to end.
 pub(crate) async fn call(
@@ -227,7 +230,7 @@ impl Call<'_> {
         result
     }
 
-    /// With several connections: its turn, if it has to wait for one. See [`crate::crossing`].
+    /// With several connections: its turn, if it has to wait for one. See [`crate::link::crossing`].
     async fn take_turn(&self) -> Result<Option<Turn<'_>>, Error> {
         let (crossings, route) = (&self.shared.crossings, self.plan.route);
         if crossings.len() >= self.shared.settings.in_flight {
@@ -756,9 +759,9 @@ mod tests {
     use steadfast_core::policy::breaker::State;
 
     use super::*;
-    use crate::guard::BreakerSwitch;
-    use crate::lane::{Backlog, Job};
+    use crate::breaker::BreakerSwitch;
     use crate::settings::{Settings, Target};
+    use crate::wire::queue::{Backlog, Job};
 
     /// No connection yet, so calls wait, though the breaker is open.
     fn waiting() -> Shared {

@@ -1,5 +1,8 @@
 //! The client: cheap to clone, safe from many tasks, alive without Redis.
 
+pub(crate) mod builder;
+pub(crate) mod home;
+
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,27 +12,27 @@ use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::Effect;
 use tokio::runtime::Handle;
 
-use crate::builder::ClientBuilder;
+use crate::breaker::{BreakerSwitch, state_name};
 use crate::call;
+use crate::call::blocking::Blocking;
+use crate::call::dedicated::{Dedicated, many, one};
+use crate::call::plan::Payload;
+use crate::client::builder::ClientBuilder;
+use crate::client::home::Home;
 use crate::clock;
-use crate::connect::Connector;
-use crate::dedicated::{Dedicated, many, one};
+use crate::clock::keeper;
 use crate::error::{ConfigError, Error, ErrorKind};
+use crate::event::flapping::Flapping;
+use crate::event::incident::Incident;
 use crate::event::{Event, EventKind, Events};
-use crate::flapping::Flapping;
-use crate::guard::{BreakerSwitch, state_name};
-use crate::home::Home;
-use crate::incident::Incident;
-use crate::keeper;
-use crate::lane::{Gate, Order};
 use crate::link::ConnectionState;
+use crate::link::connect::Connector;
+use crate::link::shared::{Fencing, Shared};
 use crate::options::CallOptions;
-use crate::plan::Payload;
-use crate::pool::Blocking;
 use crate::pubsub::PubSub;
 use crate::sentinel::SentinelStatus;
 use crate::session::Session;
-use crate::shared::{Fencing, Shared};
+use crate::wire::queue::{Gate, Order};
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
 ///

@@ -1,5 +1,7 @@
 //! The one place where the clock is read: through tokio, so that paused time works in tests.
 
+pub(crate) mod keeper;
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use steadfast_core::policy::Deadline;
@@ -25,7 +27,7 @@ pub(crate) fn unix_ms() -> u64 {
 pub(crate) async fn sleep_until(at: Instant) {
     match Handle::try_current() {
         Ok(_) => tokio::time::sleep_until(at.into()).await,
-        Err(_) => crate::keeper::sleep_until(at).await,
+        Err(_) => crate::clock::keeper::sleep_until(at).await,
     }
 }
 

@@ -2,6 +2,9 @@
 //!
 //! Feeding the three apart lets them disagree, at the moment when someone needs them to agree.
 
+pub(crate) mod flapping;
+pub(crate) mod incident;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,8 +13,8 @@ use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
 use crate::clock;
-use crate::flapping::{Flapping, Verdict, Watch, is_part};
-use crate::incident::{Incident, Incidents};
+use crate::event::flapping::{Flapping, Verdict, Watch, is_part};
+use crate::event::incident::{Incident, Incidents};
 use crate::named::named;
 use crate::sentinel::FailoverHistory;
 
@@ -579,7 +582,7 @@ mod tests {
         assert_eq!(incidents[0].times, 732);
         hub.settle(0);
         assert!(hub.flaps().is_some(), "not yet steady");
-        tokio::time::advance(crate::flapping::STEADY_AFTER).await;
+        tokio::time::advance(crate::event::flapping::STEADY_AFTER).await;
         hub.settle(0);
         assert_eq!(names(), ["reauthenticated", "lost", "flapping_ended"]);
         assert_eq!(hub.flaps(), None);

@@ -6,7 +6,7 @@ use redis::Value;
 
 use crate::client::Client;
 use crate::clock;
-use crate::connect::own_version;
+use crate::link::connect::own_version;
 use crate::options::CallOptions;
 
 /// What a health check found. Fields that the server's ACL does not let us see are absent.

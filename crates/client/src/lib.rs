@@ -26,71 +26,55 @@
 //! Commands, values and errors of redis-rs cross this interface, so its major version is part of ours: a new one of redis-rs is a new one of this crate.
 //! [`redis`] is the one that fits. Other crates' features never change what this one does. Before 1.0 a minor version may break.
 
-mod builder;
+mod breaker;
 mod call;
 mod client;
 mod clock;
-mod connect;
 pub mod credentials;
-mod crossing;
-mod dedicated;
-mod driver;
 mod error;
 mod event;
-mod flapping;
-mod following;
-mod guard;
+mod failover;
 mod health;
-mod home;
-mod incident;
-mod keeper;
-mod lane;
-mod line;
 mod link;
 #[cfg_attr(not(feature = "metrics"), path = "metrics/off.rs")]
 mod metrics;
 mod named;
 mod options;
-mod plan;
-mod pool;
 mod pubsub;
 mod redis_rs;
+mod resolve;
 mod retry;
-mod rotation;
 mod sentinel;
 mod session;
 mod settings;
-mod shared;
 #[cfg(test)]
 mod simulation;
-mod slot;
-mod stream;
-mod supervisor;
 mod sync;
 #[cfg(feature = "tls")]
 mod tls;
-mod transaction;
+mod wire;
 
 /// The redis-rs whose commands, values and errors cross this interface.
 pub use redis;
 
-pub use builder::ClientBuilder;
+pub use breaker::BreakerSwitch;
+pub use client::builder::ClientBuilder;
 pub use client::{Client, Closed, Scoped, Status};
-pub use connect::{ConnectError, Resolve, SystemResolver};
 pub use error::{Bound, Certainty, ConfigError, Error, ErrorKind, certainty};
+pub use event::flapping::Flapping;
+pub use event::incident::Incident;
 pub use event::{Event, EventKind, EventOrGap, Events};
-pub use flapping::Flapping;
-pub use guard::BreakerSwitch;
 pub use health::Health;
-pub use incident::Incident;
 pub use link::ConnectionState;
+pub use link::connect::ConnectError;
+pub use link::shared::Fencing;
 pub use options::CallOptions;
 pub use pubsub::{PubSub, PubSubControl, PubSubEvent};
+pub use resolve::{Resolve, SystemResolver};
 pub use retry::{Exhausted, Pause, Retry, RetryError};
 pub use sentinel::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub use session::Session;
 pub use settings::Role;
-pub use shared::Fencing;
 pub use steadfast_core::command::{Effect, Instead};
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
 pub use steadfast_core::resp::{DecodeError, Limits};

@@ -1,5 +1,13 @@
 //! One connection's place in the client: it stays while sockets come and go.
 
+pub(crate) mod connect;
+pub(crate) mod crossing;
+pub(crate) mod driver;
+pub(crate) mod following;
+pub(crate) mod rotation;
+pub(crate) mod shared;
+pub(crate) mod supervisor;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -7,9 +15,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::connect::{Identity, ServerFacts};
-use crate::lane::{Gate, Lane, Order};
+use crate::link::connect::{Identity, ServerFacts};
 use crate::settings::{HEALTHY_AFTER, Settings};
+use crate::wire::queue::{Gate, Lane, Order};
 
 /// The state of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -294,7 +302,7 @@ mod tests {
     #[test]
     fn only_the_connection_that_was_meant_is_reset() {
         let (link, now) = view();
-        let place = Some(crate::connect::Place::Itself);
+        let place = Some(crate::link::connect::Place::Itself);
         let facts = ServerFacts {
             place,
             ..ServerFacts::default()
@@ -327,7 +335,11 @@ mod tests {
             run_id: None,
         };
         link.remember(ghost(1));
-        let orders = |link: &Link| link.lane.take_orders(crate::lane::Backlog::default()).len();
+        let orders = |link: &Link| {
+            link.lane
+                .take_orders(crate::wire::queue::Backlog::default())
+                .len()
+        };
         assert_eq!(orders(&link), 0, "there is nobody to tell while it waits");
         link.open(now);
         assert_eq!(orders(&link), 1);

@@ -19,10 +19,10 @@ use tokio::sync::{mpsc, oneshot};
 use self::feed::Heard;
 use self::subscriber::Subscriber;
 use crate::clock;
-use crate::connect::Connector;
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::shared::Shared;
-use crate::supervisor::Owned;
+use crate::link::connect::Connector;
+use crate::link::shared::Shared;
+use crate::link::supervisor::Owned;
 
 /// What a subscriber hears.
 #[derive(Clone, Debug, PartialEq)]

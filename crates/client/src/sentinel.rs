@@ -4,9 +4,8 @@
 //! those of `docs/design/several-servers.md`. The council only says which server to dial. That it
 //! is a primary by its own word is asked in each handshake, as ever.
 
-mod account;
+mod status;
 mod target;
-mod watch;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -18,15 +17,16 @@ use steadfast_core::node::Endpoint;
 use steadfast_core::report::PeerSentinel;
 use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, Testimony};
 
-pub use self::account::FailoverHistory;
-pub(crate) use self::account::keep_account;
+pub use self::status::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub(crate) use self::target::{SentinelTarget, divide, is_scheme};
-pub(crate) use self::watch::watch;
 use crate::clock;
-use crate::connect::ConnectError;
+use crate::link::connect::ConnectError;
 
 /// How long the first answer waits for a majority before one sentinel's word is enough.
 const FOR_A_MAJORITY: Duration = Duration::from_millis(200);
+
+/// The failovers that wait to be told, at most.
+const UNTOLD: usize = 16;
 
 /// Turns the addresses that sentinels announce into those that can be reached from here.
 #[derive(Clone, Default)]
@@ -39,7 +39,7 @@ impl Translation {
         Self(Some(Arc::new(by)))
     }
 
-    fn of(&self, announced: Endpoint) -> Endpoint {
+    pub(crate) fn of(&self, announced: Endpoint) -> Endpoint {
         match &self.0 {
             Some(translate) => {
                 let (host, port) = translate(&announced.host, announced.port);
@@ -63,20 +63,20 @@ impl std::fmt::Debug for Translation {
 /// The state of the discovery of a primary by sentinels.
 #[derive(Debug)]
 pub(crate) struct Discovery {
-    service: Arc<str>,
+    pub(crate) service: Arc<str>,
     known: Mutex<Known>,
-    believed: tokio::sync::watch::Sender<Option<Primacy>>,
+    pub(crate) believed: tokio::sync::watch::Sender<Option<Primacy>>,
     /// Counts up when all sentinels are to be asked at once.
-    wanted: tokio::sync::watch::Sender<u64>,
+    pub(crate) wanted: tokio::sync::watch::Sender<u64>,
     started: Instant,
     /// When the last majority was known to agree: nanoseconds after `started`, and one; or 0.
     majority_at: AtomicU64,
     /// Calls that may have written and were answered, ever.
     acknowledged: AtomicU64,
     /// The replicas, as the primary told of them last.
-    replicas: Mutex<Vec<ReplicaStatus>>,
+    pub(crate) replicas: Mutex<Vec<ReplicaStatus>>,
     /// Failovers whose cost is not known yet.
-    untold: Mutex<VecDeque<Switch>>,
+    pub(crate) untold: Mutex<VecDeque<Switch>>,
 }
 
 #[derive(Debug)]
@@ -101,8 +101,8 @@ pub(crate) struct Switch {
     pub(crate) votes: usize,
     pub(crate) voters: usize,
     /// When it became known, and how many writes were acknowledged until then.
-    at: Instant,
-    acknowledged: u64,
+    pub(crate) at: Instant,
+    pub(crate) acknowledged: u64,
 }
 
 impl Discovery {
@@ -129,14 +129,14 @@ impl Discovery {
         self.acknowledged.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn acknowledged(&self) -> u64 {
+    pub(crate) fn acknowledged(&self) -> u64 {
         self.acknowledged.load(Ordering::Relaxed)
     }
 
     /// Keeps a switch until it can be told with what it cost.
-    fn note(&self, switch: &Switch) {
+    pub(crate) fn note(&self, switch: &Switch) {
         let mut untold = self.untold.lock();
-        if untold.len() == account::UNTOLD {
+        if untold.len() == UNTOLD {
             untold.pop_front();
         }
         untold.push_back(switch.clone());
@@ -196,12 +196,12 @@ impl Discovery {
     }
 
     /// Returns all sentinels that are to be asked.
-    fn sentinels(&self) -> Vec<Endpoint> {
+    pub(crate) fn sentinels(&self) -> Vec<Endpoint> {
         self.known.lock().council.sentinels().cloned().collect()
     }
 
     /// Takes in what a sentinel has answered. Returns the switch, if that was one.
-    fn hear(
+    pub(crate) fn hear(
         &self,
         from: &Endpoint,
         testimony: Testimony,
@@ -246,7 +246,7 @@ impl Discovery {
     }
 
     /// A sentinel could not be asked.
-    fn failed(&self, at: &Endpoint, why: &ConnectError) {
+    pub(crate) fn failed(&self, at: &Endpoint, why: &ConnectError) {
         let mut known = self.known.lock();
         let contact = known.contacts.entry(at.clone()).or_default();
         contact.error = Some(why.to_string().into());
@@ -307,57 +307,6 @@ impl Discovery {
             replicas: self.replicas.lock().clone(),
         }
     }
-}
-
-/// What the sentinels say, in [`Status`](crate::Status).
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct SentinelStatus {
-    /// The name under which the sentinels watch the primary.
-    pub service: String,
-    /// The address of the primary that is believed; absent before a sentinel has named one.
-    pub primary: Option<String>,
-    /// The epoch of that configuration.
-    pub epoch: Option<u64>,
-    /// The number of times that the primary changed since the client was built.
-    pub switches: u64,
-    /// The sentinels that name this primary and epoch in answers of the last 10 s.
-    pub votes: usize,
-    /// The sentinels that there are, by all that is known.
-    pub voters: usize,
-    /// The time since a majority was last known to agree, in milliseconds; absent if it never was.
-    pub confirmed_ms_ago: Option<f64>,
-    /// Each sentinel that is asked.
-    pub sentinels: Vec<SentinelContact>,
-    /// The replicas that are connected to the primary, as it told last: once a heartbeat.
-    pub replicas: Vec<ReplicaStatus>,
-}
-
-/// A replica of the primary.
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct ReplicaStatus {
-    /// The address that the replica announces.
-    pub address: String,
-    /// The bytes of the primary's history that the replica had not acknowledged yet.
-    pub lag_bytes: u64,
-}
-
-/// One of the sentinels that are asked.
-#[derive(Clone, Debug)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[non_exhaustive]
-pub struct SentinelContact {
-    /// The address of the sentinel.
-    pub address: String,
-    /// The time since it last answered, in milliseconds; absent if it never did.
-    pub answered_ms_ago: Option<f64>,
-    /// Why it could not be asked, or that it watches no such primary; absent if all is well.
-    pub error: Option<String>,
-    /// Whether it names another primary or epoch than the one that is believed.
-    pub dissents: bool,
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use redis::{Cmd, Pipeline, Value};
 
-use crate::dedicated::Dedicated;
+use crate::call::dedicated::Dedicated;
 use crate::error::Error;
 use crate::options::CallOptions;
 

@@ -8,9 +8,9 @@ use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, Bulkhead, Ret
 use steadfast_core::resp::Limits;
 use url::Url;
 
-use crate::connect::{Resolve, SystemResolver};
 use crate::credentials::Credentials;
 use crate::error::ConfigError;
+use crate::resolve::{Resolve, SystemResolver};
 use crate::sentinel::{self, SentinelTarget, Translation};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;

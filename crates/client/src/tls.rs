@@ -8,8 +8,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObjec
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::net::TcpStream;
 
-use crate::connect::{ConnectError, within};
 use crate::error::ConfigError;
+use crate::link::connect::{ConnectError, within};
 
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 

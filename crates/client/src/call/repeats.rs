@@ -11,8 +11,8 @@ use steadfast_core::policy::{RetryPolicy, RetryState, Stop};
 
 use crate::clock;
 use crate::error::{Certainty, Error};
+use crate::link::shared::Shared;
 use crate::options::CallOptions;
-use crate::shared::Shared;
 
 /// How an attempt ended that is to be followed by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use steadfast_core::policy::backoff::Backoff;
 use tokio::sync::watch;
 
 use super::{Credentials, CredentialsError, CredentialsProvider};
-use crate::supervisor::Owned;
+use crate::link::supervisor::Owned;
 
 /// What Azure's Redis is called to Entra ID.
 const SCOPE: &str = "https://redis.azure.com/.default";

@@ -13,9 +13,9 @@ use super::feed::Feed;
 use super::wire::{Asked, OUT_OF_STEP, Wire, parts};
 use super::{Done, Kind, Order, PubSubEvent};
 use crate::clock;
-use crate::connect::{Ask, ConnectError, Connector};
+use crate::link::connect::{Ask, ConnectError, Connector};
+use crate::link::shared::Shared;
 use crate::settings::Protocol;
-use crate::shared::Shared;
 
 pub(super) struct Subscriber {
     shared: Arc<Shared>,

@@ -11,13 +11,13 @@ use tokio::io::AsyncWriteExt;
 
 use super::Kind;
 use crate::clock;
-use crate::connect::{self, Established};
 use crate::credentials::Credentials;
-use crate::following::Tie;
-use crate::rotation::Rotation;
+use crate::link::connect::{self, Established};
+use crate::link::following::Tie;
+use crate::link::rotation::Rotation;
+use crate::link::shared::Shared;
 use crate::settings::Protocol;
-use crate::shared::Shared;
-use crate::stream::Stream;
+use crate::wire::stream::Stream;
 
 pub(super) struct Wire {
     pub(super) stream: Stream,

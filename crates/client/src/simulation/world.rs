@@ -16,8 +16,8 @@ use steadfast_core::resp::{Decoder, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
-use crate::connect::{ConnectError, Found, Place, Transport, WaitsFor};
-use crate::stream::Stream;
+use crate::link::connect::{ConnectError, Found, Place, Transport, WaitsFor};
+use crate::wire::stream::Stream;
 
 /// What the whole server does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

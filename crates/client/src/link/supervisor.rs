@@ -17,17 +17,17 @@ use tokio::task::{JoinError, JoinHandle};
 
 pub(crate) use self::watching::FENCE_AGAIN;
 use self::watching::{Successor, Watching};
+use crate::client::home::Alive;
 use crate::clock;
-use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
 use crate::credentials::Credentials;
-use crate::driver::{self, Driver, Finished, Signal};
 use crate::error::Certainty;
 use crate::event::EventKind;
-use crate::home::Alive;
-use crate::lane::{Gate, Order, Outage};
+use crate::link::connect::{ConnectError, Connector, Established, Identity, MARGIN};
+use crate::link::driver::{self, Driver, Finished, Signal};
+use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
-use crate::shared::Shared;
-use crate::slot::{Blame, Ended};
+use crate::wire::queue::{Gate, Order, Outage};
+use crate::wire::slot::{Blame, Ended};
 
 /// See the module.
 pub(crate) struct Supervisor {

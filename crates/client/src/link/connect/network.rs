@@ -11,11 +11,11 @@ use steadfast_core::node::Endpoint;
 use steadfast_core::sentinel::Primacy;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::resolve::{interleave, race};
 use super::{ConnectError, Found, Place, Transport, WaitsFor, within};
+use crate::resolve::{interleave, race};
 use crate::sentinel::Discovery;
 use crate::settings::{Address, Settings};
-use crate::stream::Stream;
+use crate::wire::stream::Stream;
 
 /// See the module. One per client, as it remembers the last good addresses.
 #[derive(Debug)]
@@ -283,7 +283,7 @@ mod tests {
     #[derive(Debug, Default)]
     struct Forgetful(std::sync::atomic::AtomicBool);
 
-    impl crate::connect::Resolve for Forgetful {
+    impl crate::resolve::Resolve for Forgetful {
         fn resolve(&self, _host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
             let known = !self.0.swap(true, std::sync::atomic::Ordering::Relaxed);
             Box::pin(std::future::ready(match known {

@@ -10,15 +10,15 @@ use steadfast_core::conn::Reply;
 use steadfast_core::policy::Deadline;
 use tokio::sync::{Semaphore, TryAcquireError};
 
+use crate::call::dedicated::Dedicated;
+use crate::call::plan::{OwnPayload, Payload, Plan};
 use crate::call::{After, Repeats};
 use crate::clock;
-use crate::connect::Connector;
-use crate::dedicated::Dedicated;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
+use crate::link::connect::Connector;
+use crate::link::shared::Shared;
 use crate::options::CallOptions;
-use crate::plan::{OwnPayload, Payload, Plan};
 use crate::settings::Role;
-use crate::shared::Shared;
 
 /// The same key, the same connection: so its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
 pub(crate) fn lane_of_key(key: &[u8], lanes: usize) -> usize {

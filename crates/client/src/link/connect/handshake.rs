@@ -18,7 +18,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use super::{ConnectError, Place};
 use crate::credentials::Credentials;
 use crate::settings::{Protocol, Role, Settings};
-use crate::stream::Stream;
+use crate::wire::stream::Stream;
 
 /// What the server said of itself.
 #[derive(Clone, Debug)]

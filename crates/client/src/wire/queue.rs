@@ -14,10 +14,10 @@ use steadfast_core::conn::{Batch, Conn, PIECE, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
 
-use crate::connect::Identity;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
-use crate::slot::{self, Blame, Ended, Pending, Rejoin, Ticket};
-use crate::transaction::{Transactions, Turning, Turns};
+use crate::link::connect::Identity;
+use crate::wire::slot::{self, Blame, Ended, Pending, Rejoin, Ticket};
+use crate::wire::transaction::{Transactions, Turning, Turns};
 
 /// What travels through a connection.
 #[derive(Debug)]
@@ -687,7 +687,7 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::error::Certainty;
-    use crate::transaction::Turn;
+    use crate::wire::transaction::Turn;
 
     const BOUNDS: Bulkhead = Bulkhead::new(3, 100);
 

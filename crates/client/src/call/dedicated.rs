@@ -1,7 +1,7 @@
 //! A connection that one caller has to itself: for sessions and for commands that block.
 //!
 //! It is not replaced when it is lost, because what made it special (a transaction begun, a key watched) is lost with it. Nor does it outlive the
-//! client's being served by the server that it was made to: see [`crate::following`].
+//! client's being served by the server that it was made to: see [`crate::link::following`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,21 +12,21 @@ use steadfast_core::certainty::Refusal;
 use steadfast_core::conn::{Reply, Watch};
 use tokio::sync::mpsc;
 
+use crate::call::plan::{Payload, Plan};
 use crate::call::{ask_who_serves, call_dedicated, why_reset};
 use crate::clock;
-use crate::connect::{self, ConnectError, Connector, Identity};
-use crate::driver::{Driver, Finished, Signal};
+use crate::clock::keeper;
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::following::{Parting, Tie};
-use crate::keeper;
-use crate::lane::{Gate, Lane, Order};
+use crate::link::connect::{self, ConnectError, Connector, Identity};
+use crate::link::driver::{Driver, Finished, Signal};
+use crate::link::following::{Parting, Tie};
+use crate::link::rotation::Rotation;
+use crate::link::shared::Shared;
+use crate::link::supervisor::{FENCE_AGAIN, Owned, Unburied};
 use crate::options::CallOptions;
-use crate::plan::{Payload, Plan};
-use crate::rotation::Rotation;
-use crate::shared::Shared;
-use crate::slot::{Blame, Ended};
-use crate::supervisor::{FENCE_AGAIN, Owned, Unburied};
-use crate::transaction::Turn;
+use crate::wire::queue::{Gate, Lane, Order};
+use crate::wire::slot::{Blame, Ended};
+use crate::wire::transaction::Turn;
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be queued in a transaction, and silence is what
 /// a blocking command asks for.

@@ -11,14 +11,14 @@ use steadfast_core::policy::Backoff;
 use super::inquiry::{self, Finding};
 use super::{Dial, Owned, Supervisor, go_down};
 use crate::clock;
-use crate::connect::{ConnectError, Connector, Established, Identity, MARGIN};
+use crate::clock::keeper;
 use crate::credentials::Credentials;
-use crate::driver::Signal;
 use crate::event::EventKind;
-use crate::following::{OLD, retirement};
-use crate::keeper;
-use crate::lane::Order;
 use crate::link::ConnectionState;
+use crate::link::connect::{ConnectError, Connector, Established, Identity, MARGIN};
+use crate::link::driver::Signal;
+use crate::link::following::{OLD, retirement};
+use crate::wire::queue::Order;
 
 /// A connection that is ready to take over.
 pub(super) struct Successor {

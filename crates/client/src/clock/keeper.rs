@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock;
-use crate::lane::Lane;
+use crate::wire::queue::Lane;
 
 /// How often each connection is looked at.
 const EVERY: Duration = Duration::from_millis(100);

@@ -11,8 +11,8 @@ use redis::Value;
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::connect::Identity;
-use crate::stream::Stream;
+use crate::link::connect::Identity;
+use crate::wire::stream::Stream;
 
 /// What was found out about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,14 +8,15 @@ use steadfast_core::resp::Limits;
 
 use crate::client::Client;
 use crate::clock;
-use crate::connect::{Connector, Network, Resolve, Transport};
 use crate::credentials::{Credentials, CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
+use crate::link::connect::{Connector, Network, Transport};
+use crate::link::shared::Shared;
+use crate::resolve::Resolve;
 use crate::sentinel::Translation;
 #[cfg(feature = "tls")]
 use crate::settings::SentinelTls;
 use crate::settings::{Role, Settings, Target};
-use crate::shared::Shared;
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 

@@ -72,7 +72,7 @@ impl Resolve for SystemResolver {
 }
 
 /// IPv6 and IPv4 in turns, the resolver's first choice first (RFC 8305, section 4).
-pub(super) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+pub(crate) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
     let (mut a, mut b): (Vec<_>, Vec<_>) = addresses
         .into_iter()
@@ -91,7 +91,7 @@ pub(super) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// Tries each place, the next one when the last has failed or is slow; the first that succeeds wins (RFC 8305, section 5, but what counts is for the
 /// attempt to say). However many swallow what is sent to them, each has its turn within `limit`. If all fail, their errors.
-pub(super) async fn race<P: Copy, T, E, A: Future<Output = Result<T, E>>>(
+pub(crate) async fn race<P: Copy, T, E, A: Future<Output = Result<T, E>>>(
     places: &[P],
     limit: Duration,
     attempt: impl Fn(P) -> A,

@@ -13,44 +13,21 @@ use redis::{Cmd, Value};
 use steadfast_core::report::{InfoReplication, RoleReport};
 use steadfast_core::succession::{History, Watermark, Watermarks};
 
-use super::{Discovery, ReplicaStatus, Switch};
 use crate::call;
+use crate::call::plan::Payload;
 use crate::clock;
 use crate::event::EventKind;
+use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
-use crate::plan::Payload;
+use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch};
 use crate::settings::Role;
-use crate::shared::Shared;
 use steadfast_core::conn::Reply;
 
 /// How long the new primary may take to serve before a failover is told without its history.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// Between looks whether the new primary serves.
 const LOOK: Duration = Duration::from_millis(20);
-/// The failovers that wait to be told, at most.
-pub(super) const UNTOLD: usize = 16;
-
-/// The relation of a new primary's data to that of the one before, in [`EventKind::FailedOver`].
-#[derive(Clone, Copy, Debug, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize))]
-#[cfg_attr(feature = "serde", serde(tag = "is", rename_all = "snake_case"))]
-#[non_exhaustive]
-pub enum FailoverHistory {
-    /// It continues the old primary's history.
-    Same {
-        /// Writes that this client was acknowledged so long before the failover was known, in
-        /// milliseconds, have survived for certain; absent if no such moment is known.
-        certain_ms_ago: Option<f64>,
-        /// Calls that may have written and were acknowledged after that moment. They may be lost.
-        at_risk: u64,
-    },
-    /// It has another history: nothing says that any write has survived.
-    Forked,
-    /// The histories cannot be compared: ROLE or INFO is not allowed, or the new primary did not
-    /// serve in time.
-    Unknown,
-}
 
 /// Notes how far the primary is, and tells each failover with what it cost. Ends with the client.
 pub(crate) async fn keep_account(shared: Arc<Shared>) {

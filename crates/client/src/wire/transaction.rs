@@ -8,8 +8,8 @@ use redis::{Pipeline, Value};
 use steadfast_core::conn::Reply;
 use steadfast_core::redis_rs::{self, CommandRef};
 
-use crate::lane::Order;
-use crate::slot::Ticket;
+use crate::wire::queue::Order;
+use crate::wire::slot::Ticket;
 
 /// What a command does to the transaction of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,7 +5,6 @@
 
 mod handshake;
 mod network;
-mod resolve;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -25,13 +24,12 @@ pub(crate) use self::handshake::{
     without_arguments,
 };
 pub(crate) use self::network::{Network, dial_sentinel};
-use self::resolve::race;
-pub use self::resolve::{Resolve, SystemResolver};
 use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
+use crate::link::supervisor::Owned;
+use crate::resolve::race;
 use crate::settings::{Protocol, Settings};
-use crate::stream::Stream;
-use crate::supervisor::Owned;
+use crate::wire::stream::Stream;
 
 /// Why an attempt to connect failed.
 #[derive(Clone, Debug, Error)]

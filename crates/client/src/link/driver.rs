@@ -19,15 +19,15 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
+use crate::client::home::Alive;
 use crate::clock;
-use crate::connect::{self, Identity};
 use crate::error::Certainty;
-use crate::home::Alive;
-use crate::lane::{Backlog, Gate, Job, Lane, Left, Order};
-use crate::shared::Shared;
-use crate::slot::{Blame, Ended, Rejoin, Ticket};
-use crate::stream::Stream;
-use crate::transaction::Turns;
+use crate::link::connect::{self, Identity};
+use crate::link::shared::Shared;
+use crate::wire::queue::{Backlog, Gate, Job, Lane, Left, Order};
+use crate::wire::slot::{Blame, Ended, Rejoin, Ticket};
+use crate::wire::stream::Stream;
+use crate::wire::transaction::Turns;
 
 /// Replies handed out before callers get their turn: an eighth of those that wait, within these. Small waves keep callers and server at work
 /// at the same time; larger ones, where many wait, make fewer and fuller writes of it.

@@ -11,19 +11,19 @@ use steadfast_core::policy::{Budget, LatencyEstimate};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::connect::{Fence, Identity, Place};
-use crate::crossing::Crossings;
+use crate::breaker::{Guard, state_name};
+use crate::client::home::Home;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::{EventKind, Hub};
-use crate::following::Following;
-use crate::guard::{Guard, state_name};
-use crate::home::Home;
-use crate::lane::{Gate, Lane, Order};
 use crate::link::Link;
+use crate::link::connect::{Fence, Identity, Place};
+use crate::link::crossing::Crossings;
+use crate::link::following::Following;
+use crate::link::rotation::InForce;
 use crate::metrics::Metrics;
-use crate::rotation::InForce;
 use crate::sentinel::Discovery;
 use crate::settings::{Address, Settings};
+use crate::wire::queue::{Gate, Lane, Order};
 
 /// See the module.
 #[derive(Debug)]
@@ -382,8 +382,8 @@ mod tests {
     use super::*;
     use crate::clock;
     use crate::error::Certainty;
-    use crate::lane::Ask;
     use crate::settings::Target;
+    use crate::wire::queue::Ask;
 
     fn shared(connections: usize) -> Shared {
         let mut settings = Settings::new(Target::parse("redis://h").expect("a good url"));
@@ -499,7 +499,9 @@ mod tests {
         link.open(clock::now());
         shared.bury(Some(ghost(1)));
         assert_eq!(
-            link.lane.take_orders(crate::lane::Backlog::default()).len(),
+            link.lane
+                .take_orders(crate::wire::queue::Backlog::default())
+                .len(),
             1
         );
         shared.fence_answered(Some(0), &ghost(1), &noperm());
@@ -511,7 +513,9 @@ mod tests {
         shared.serves(link, &Ok(()), &ghosts, &[refused]);
         link.open(clock::now());
         assert_eq!(
-            link.lane.take_orders(crate::lane::Backlog::default()).len(),
+            link.lane
+                .take_orders(crate::wire::queue::Backlog::default())
+                .len(),
             0
         );
         let error = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
@@ -521,7 +525,9 @@ mod tests {
         shared.serves(link, &Ok(()), &[], &[]);
         link.open(clock::now());
         assert_eq!(
-            link.lane.take_orders(crate::lane::Backlog::default()).len(),
+            link.lane
+                .take_orders(crate::wire::queue::Backlog::default())
+                .len(),
             1
         );
         shared.fence_answered(Some(0), &ghost(1), &done());

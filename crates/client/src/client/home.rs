@@ -11,12 +11,12 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use crate::clock;
-use crate::connect::Connector;
 use crate::error::Error;
+use crate::failover;
 use crate::link::ConnectionState;
-use crate::sentinel;
-use crate::shared::Shared;
-use crate::supervisor::{self, Owned};
+use crate::link::connect::Connector;
+use crate::link::shared::Shared;
+use crate::link::supervisor::{self, Owned};
 
 /// A client's tasks, which end with it.
 #[derive(Debug)]
@@ -62,10 +62,10 @@ impl Home {
     /// It has ended, and the caller is in none.
     pub(crate) fn runtime(&self) -> Result<Handle, Error> {
         let mut state = self.state.lock();
-        let orphaned = |lane: &crate::lane::Lane| lane.is_orphaned();
+        let orphaned = |lane: &crate::wire::queue::Lane| lane.is_orphaned();
         if self.shared.links.iter().any(|link| orphaned(&link.lane)) {
             let runtime =
-                Handle::try_current().map_err(|_| Error::not_sent(crate::lane::ORPHANED))?;
+                Handle::try_current().map_err(|_| Error::not_sent(crate::wire::queue::ORPHANED))?;
             for link in &self.shared.links {
                 link.lane.adopt();
             }
@@ -87,8 +87,8 @@ fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> 
     });
     let links = shared.links.iter();
     let discovery = shared.discovery.iter().flat_map(|_| {
-        let watch = runtime.spawn(sentinel::watch(Arc::clone(shared)));
-        let account = runtime.spawn(sentinel::keep_account(Arc::clone(shared)));
+        let watch = runtime.spawn(failover::watch(Arc::clone(shared)));
+        let account = runtime.spawn(failover::keep_account(Arc::clone(shared)));
         [Owned::new(watch), Owned::new(account)]
     });
     let tasks = links.map(|link| {

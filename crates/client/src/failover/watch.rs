@@ -11,14 +11,14 @@ use steadfast_core::report::{MonitoredPrimary, PeerSentinel, SwitchMaster, prima
 use steadfast_core::resp::Limits;
 use steadfast_core::sentinel::Testimony;
 
-use super::{Discovery, Switch};
 use crate::clock;
-use crate::connect::{
+use crate::link::connect::{
     ConnectError, Wire, as_error, auth, command, dial_sentinel, within, without_arguments,
 };
-use crate::lane::Order;
-use crate::shared::Shared;
-use crate::supervisor::Owned;
+use crate::link::shared::Shared;
+use crate::link::supervisor::Owned;
+use crate::sentinel::{Discovery, Switch};
+use crate::wire::queue::Order;
 
 /// The pause between two confirmations, of which up to a tenth is taken off at random.
 const CONFIRM: Duration = Duration::from_secs(10);

@@ -7,11 +7,11 @@ use steadfast_core::command::{self, BlockFor, Class, Effect, Errors, Instead, Sh
 use steadfast_core::redis_rs::{self, CommandRef};
 use steadfast_core::resp::encode;
 
-use crate::crossing::Lanes;
 use crate::error::{Error, ErrorKind};
-use crate::lane::Encode;
+use crate::link::crossing::Lanes;
 use crate::options::CallOptions;
-use crate::transaction::{Turn, Turns};
+use crate::wire::queue::Encode;
+use crate::wire::transaction::{Turn, Turns};
 
 /// What is to be sent.
 #[derive(Clone, Copy)]
@@ -211,7 +211,7 @@ impl Router {
             self.crosses = true;
         }
         for key in command::key_names(command::arguments(cmd)) {
-            let lane = crate::pool::lane_of_key(key, lanes);
+            let lane = crate::call::blocking::lane_of_key(key, lanes);
             self.lanes = self.lanes.with(lane);
             self.crosses |= *self.first.get_or_insert(lane) != lane;
         }

@@ -1,12 +1,14 @@
 //! The breaker as the shell keeps it: behind a lock that the healthy path never takes.
 
+pub(crate) mod ramp;
+
 use std::time::Instant;
 
 use steadfast_core::policy::breaker::{Admission, Outcome, Permit, State, Transition};
 use steadfast_core::policy::{Breaker, BreakerConfig};
 
+use crate::breaker::ramp::Line;
 use crate::error::{Error, ErrorKind};
-use crate::line::Line;
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// See the module.

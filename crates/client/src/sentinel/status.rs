@@ -1,0 +1,74 @@
+//! What is told of sentinels and of failovers, in status and events.
+
+/// What the sentinels say, in [`Status`](crate::Status).
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SentinelStatus {
+    /// The name under which the sentinels watch the primary.
+    pub service: String,
+    /// The address of the primary that is believed; absent before a sentinel has named one.
+    pub primary: Option<String>,
+    /// The epoch of that configuration.
+    pub epoch: Option<u64>,
+    /// The number of times that the primary changed since the client was built.
+    pub switches: u64,
+    /// The sentinels that name this primary and epoch in answers of the last 10 s.
+    pub votes: usize,
+    /// The sentinels that there are, by all that is known.
+    pub voters: usize,
+    /// The time since a majority was last known to agree, in milliseconds; absent if it never was.
+    pub confirmed_ms_ago: Option<f64>,
+    /// Each sentinel that is asked.
+    pub sentinels: Vec<SentinelContact>,
+    /// The replicas that are connected to the primary, as it told last: once a heartbeat.
+    pub replicas: Vec<ReplicaStatus>,
+}
+
+/// A replica of the primary.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ReplicaStatus {
+    /// The address that the replica announces.
+    pub address: String,
+    /// The bytes of the primary's history that the replica had not acknowledged yet.
+    pub lag_bytes: u64,
+}
+
+/// One of the sentinels that are asked.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct SentinelContact {
+    /// The address of the sentinel.
+    pub address: String,
+    /// The time since it last answered, in milliseconds; absent if it never did.
+    pub answered_ms_ago: Option<f64>,
+    /// Why it could not be asked, or that it watches no such primary; absent if all is well.
+    pub error: Option<String>,
+    /// Whether it names another primary or epoch than the one that is believed.
+    pub dissents: bool,
+}
+
+/// The relation of a new primary's data to that of the one before, in
+/// [`EventKind::FailedOver`](crate::EventKind::FailedOver).
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(tag = "is", rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum FailoverHistory {
+    /// It continues the old primary's history.
+    Same {
+        /// Writes that this client was acknowledged so long before the failover was known, in
+        /// milliseconds, have survived for certain; absent if no such moment is known.
+        certain_ms_ago: Option<f64>,
+        /// Calls that may have written and were acknowledged after that moment. They may be lost.
+        at_risk: u64,
+    },
+    /// It has another history: nothing says that any write has survived.
+    Forked,
+    /// The histories cannot be compared: ROLE or INFO is not allowed, or the new primary did not
+    /// serve in time.
+    Unknown,
+}
