@@ -29,9 +29,10 @@ use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
 use crate::link::crossing::{Lanes, Turn};
-use crate::link::shared::{Fencing, Shared};
+use crate::link::fence::Fencing;
+use crate::link::shared::Shared;
 use crate::options::CallOptions;
-use crate::settings::Role;
+use crate::target::Role;
 use crate::wire::queue::{Ask, Gate, Lane, Submitted, UNATTENDED};
 use crate::wire::slot::{Blame, Ended, Rejoin};
 
@@ -589,7 +590,8 @@ impl Call<'_> {
         match self.plan.effect {
             Effect::Read => true,
             Effect::LastWins => {
-                let fenced = self.shared.fencing() == Fencing::Works && self.lane.may_be_fenced();
+                let fenced =
+                    self.shared.fences.fencing() == Fencing::Works && self.lane.may_be_fenced();
                 (fenced || self.shared.settings.repeat_without_fence)
                     && !(self.plan.several && self.payload.looks_before_it_writes())
             }
@@ -760,7 +762,8 @@ mod tests {
 
     use super::*;
     use crate::breaker::BreakerSwitch;
-    use crate::settings::{Settings, Target};
+    use crate::settings::Settings;
+    use crate::target::Target;
     use crate::wire::queue::{Backlog, Job};
 
     /// No connection yet, so calls wait, though the breaker is open.

@@ -15,19 +15,19 @@ use tokio::runtime::Handle;
 use crate::breaker::{BreakerSwitch, state_name};
 use crate::call;
 use crate::call::blocking::Blocking;
-use crate::call::dedicated::{Dedicated, many, one};
-use crate::call::plan::Payload;
+use crate::call::dedicated::Dedicated;
+use crate::call::plan::{Payload, many, one};
 use crate::client::builder::ClientBuilder;
 use crate::client::home::Home;
 use crate::clock;
-use crate::clock::keeper;
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::flapping::Flapping;
 use crate::event::incident::Incident;
 use crate::event::{Event, EventKind, Events};
 use crate::link::ConnectionState;
 use crate::link::connect::Connector;
-use crate::link::shared::{Fencing, Shared};
+use crate::link::fence::Fencing;
+use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::pubsub::PubSub;
 use crate::sentinel::SentinelStatus;
@@ -302,7 +302,7 @@ impl Client {
     /// Has its calls looked after should its runtime not run.
     pub(crate) fn watched(self) -> Self {
         for link in &self.inner.shared.links {
-            keeper::watch(&link.lane);
+            link.lane.watch();
         }
         self
     }
@@ -378,7 +378,7 @@ impl Client {
             in_flight: shared.links.iter().map(|link| link.lane.in_flight()).sum(),
             answered: shared.answered.load(Ordering::Relaxed),
             rtt_ms: shared.rtt().map(clock::as_ms),
-            fencing: shared.fencing(),
+            fencing: shared.fences.fencing(),
             flapping: shared.hub.flaps(),
             sentinel: shared.discovery.as_ref().map(|known| known.status(now)),
         }
@@ -444,12 +444,12 @@ impl Client {
         for link in &shared.links {
             link.lane.refuse_new();
         }
-        for lane in shared.dedicated_lanes() {
+        for lane in shared.fences.dedicated_lanes() {
             lane.refuse_new();
         }
         let in_flight = || -> usize {
             let links = shared.links.iter().map(|link| link.lane.in_flight());
-            let dedicated = shared.dedicated_lanes();
+            let dedicated = shared.fences.dedicated_lanes();
             links.sum::<usize>() + dedicated.iter().map(|lane| lane.in_flight()).sum::<usize>()
         };
         let drained = async {
@@ -460,7 +460,7 @@ impl Client {
         let _ = clock::timeout(deadline, drained).await;
         let unfinished = in_flight();
         let closed: Arc<str> = "the client was closed".into();
-        for lane in shared.dedicated_lanes() {
+        for lane in shared.fences.dedicated_lanes() {
             lane.order(Order::Abandon(Arc::clone(&closed)));
         }
         for link in &shared.links {

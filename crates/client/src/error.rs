@@ -3,6 +3,8 @@
 //! An error that leaves open whether a write took effect cannot be handled: so [`Error::certainty`] is on every one of them, also on those that
 //! reach the caller as a [`redis::RedisError`] (see [`certainty`]).
 
+pub(crate) mod connect;
+
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;

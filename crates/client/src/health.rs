@@ -6,8 +6,8 @@ use redis::Value;
 
 use crate::client::Client;
 use crate::clock;
-use crate::link::connect::own_version;
 use crate::options::CallOptions;
+use crate::wire::words::own_version;
 
 /// What a health check found. Fields that the server's ACL does not let us see are absent.
 #[derive(Clone, Debug)]

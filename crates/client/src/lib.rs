@@ -50,6 +50,8 @@ mod settings;
 #[cfg(test)]
 mod simulation;
 mod sync;
+mod target;
+mod task;
 #[cfg(feature = "tls")]
 mod tls;
 mod wire;
@@ -60,24 +62,24 @@ pub use redis;
 pub use breaker::BreakerSwitch;
 pub use client::builder::ClientBuilder;
 pub use client::{Client, Closed, Scoped, Status};
+pub use error::connect::ConnectError;
 pub use error::{Bound, Certainty, ConfigError, Error, ErrorKind, certainty};
 pub use event::flapping::Flapping;
 pub use event::incident::Incident;
 pub use event::{Event, EventKind, EventOrGap, Events};
 pub use health::Health;
 pub use link::ConnectionState;
-pub use link::connect::ConnectError;
-pub use link::shared::Fencing;
+pub use link::fence::Fencing;
 pub use options::CallOptions;
 pub use pubsub::{PubSub, PubSubControl, PubSubEvent};
 pub use resolve::{Resolve, SystemResolver};
 pub use retry::{Exhausted, Pause, Retry, RetryError};
 pub use sentinel::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub use session::Session;
-pub use settings::Role;
 pub use steadfast_core::command::{Effect, Instead};
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
 pub use steadfast_core::resp::{DecodeError, Limits};
+pub use target::Role;
 #[cfg(feature = "tls")]
 pub use tls::Tls;
 

@@ -1,8 +1,10 @@
 //! One connection's place in the client: it stays while sockets come and go.
 
+pub(crate) mod alive;
 pub(crate) mod connect;
 pub(crate) mod crossing;
 pub(crate) mod driver;
+pub(crate) mod fence;
 pub(crate) mod following;
 pub(crate) mod rotation;
 pub(crate) mod shared;
@@ -15,8 +17,9 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::link::connect::{Identity, ServerFacts};
+use crate::link::connect::ServerFacts;
 use crate::settings::{HEALTHY_AFTER, Settings};
+use crate::wire::identity::Identity;
 use crate::wire::queue::{Gate, Lane, Order};
 
 /// The state of a client's connection.
@@ -78,10 +81,6 @@ pub(crate) struct View {
     /// Why the connection in service is to be replaced.
     pub(crate) kick: Option<Arc<str>>,
 }
-
-/// Abandoned connections remembered per link; there are as many only if connections are lost and abandoned over and over with no handshake
-/// in between, or none that may kill. The oldest is forgotten then.
-const GHOSTS: usize = 256;
 
 impl Link {
     pub(crate) fn new(index: usize, settings: &Settings, now: Instant) -> Self {
@@ -168,43 +167,6 @@ impl Link {
         view.outage_ends(now)
     }
 
-    /// An abandoned connection has to be killed before the next command.
-    pub(crate) fn remember(&self, ghost: Identity) {
-        let mut ghosts = self.ghosts.lock();
-        if ghosts.contains(&ghost) {
-            return;
-        }
-        if ghosts.len() == GHOSTS {
-            ghosts.remove(0);
-        }
-        if matches!(self.lane.gate(), Gate::Open) {
-            self.lane.order(Order::Fence(ghost.clone()));
-        }
-        ghosts.push(ghost);
-    }
-
-    /// Has killed, before the next command, whatever has not been yet.
-    pub(crate) fn fence(&self) {
-        for ghost in self.ghosts.lock().iter() {
-            self.lane.order(Order::Fence(ghost.clone()));
-        }
-    }
-
-    /// Lets calls pass; ahead of them, whatever has to be killed is killed.
-    pub(crate) fn open(&self, now: Instant) {
-        // Under this lock nobody can remember another one between the last order and the opening.
-        let ghosts = self.ghosts.lock();
-        // One whose handshake was refused that is not asked for it again.
-        if self.lane.may_be_fenced() {
-            for ghost in ghosts.iter() {
-                self.lane.order(Order::Fence(ghost.clone()));
-            }
-        }
-        self.lane.set_gate(Gate::Open);
-        drop(ghosts);
-        self.set_state(ConnectionState::Ready, now);
-    }
-
     /// Ends when the client is closed.
     pub(crate) async fn closed(&self) {
         let mut state = self.state.subscribe();
@@ -248,7 +210,7 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     fn view() -> (Link, Instant) {
-        let target = crate::settings::Target::parse("redis://h").expect("a good url");
+        let target = crate::target::Target::parse("redis://h").expect("a good url");
         let now = crate::clock::now();
         (Link::new(0, &Settings::new(target), now), now)
     }

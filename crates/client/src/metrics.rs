@@ -9,7 +9,6 @@ use arc_swap::ArcSwap;
 use metrics::{Counter, Histogram, counter, describe_counter, describe_histogram, histogram};
 
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::event::EventKind;
 
 /// Seconds from submission to answer, by command.
 const OPERATION: &str = "db_client_operation_duration_seconds";
@@ -39,7 +38,7 @@ impl std::fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(events: &[&'static str]) -> Self {
         describe_histogram!(
             OPERATION,
             metrics::Unit::Seconds,
@@ -51,7 +50,7 @@ impl Metrics {
         );
         describe_counter!(RETRIES, "Attempts after the first");
         describe_counter!(EVENTS, "What happened to connections");
-        begin_counters();
+        begin_counters(events);
         Self {
             operations: ArcSwap::default(),
             retries: counter!(RETRIES),
@@ -83,8 +82,8 @@ impl Metrics {
 }
 
 /// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not a series from nowhere.
-fn begin_counters() {
-    for event in EventKind::NAMES {
+fn begin_counters(events: &[&'static str]) {
+    for event in events {
         counter!(EVENTS, "event" => *event).increment(0);
     }
     for kind in ErrorKind::LABELS {
@@ -101,8 +100,8 @@ pub(crate) fn count_error(error: &Error) {
 }
 
 /// Something happened to a connection.
-pub(crate) fn count_event(kind: &EventKind) {
-    counter!(EVENTS, "event" => kind.name()).increment(1);
+pub(crate) fn count_event(name: &'static str) {
+    counter!(EVENTS, "event" => name).increment(1);
 }
 
 /// Credentials that are renewed are in use: what becomes of them is counted from nought.

@@ -12,7 +12,10 @@ macro_rules! named {
     ) => {
         impl $kind {
             $(#[$about_all])*
-            #[cfg(feature = "metrics")]
+            #[cfg_attr(
+                not(feature = "metrics"),
+                allow(dead_code, reason = "counted where there are metrics")
+            )]
             pub(crate) const $all: &[&'static str] = &[$($text),+];
 
             $(#[$about])*

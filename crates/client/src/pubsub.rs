@@ -22,7 +22,7 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
-use crate::link::supervisor::Owned;
+use crate::task::Owned;
 
 /// What a subscriber hears.
 #[derive(Clone, Debug, PartialEq)]

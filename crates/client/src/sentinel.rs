@@ -20,7 +20,7 @@ use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, T
 pub use self::status::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub(crate) use self::target::{SentinelTarget, divide, is_scheme};
 use crate::clock;
-use crate::link::connect::ConnectError;
+use crate::error::connect::ConnectError;
 
 /// How long the first answer waits for a majority before one sentinel's word is enough.
 const FOR_A_MAJORITY: Duration = Duration::from_millis(200);

@@ -8,8 +8,9 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, pem::PemObjec
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use tokio::net::TcpStream;
 
+use crate::clock;
 use crate::error::ConfigError;
-use crate::link::connect::{ConnectError, within};
+use crate::error::connect::ConnectError;
 
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 
@@ -157,9 +158,9 @@ impl Tls {
         let config = self.config.clone();
         let config = config.ok_or_else(|| failed("tls is not prepared".into()))?;
         let connector = tokio_rustls::TlsConnector::from(config);
-        within("tls", limit, connector.connect(name, tcp))
+        clock::timeout(limit, connector.connect(name, tcp))
             .await
-            .map_err(|_| {
+            .ok_or_else(|| {
                 failed(format!(
                     "no answer within {limit:?}: does the server speak TLS on this port?"
                 ))

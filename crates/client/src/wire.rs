@@ -2,7 +2,8 @@
 //!
 //! Nothing here knows which connection the bytes will take, nor what to do when one is lost.
 
+pub(crate) mod identity;
 pub(crate) mod queue;
 pub(crate) mod slot;
 pub(crate) mod stream;
-pub(crate) mod transaction;
+pub(crate) mod words;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 /// it here.
 const CRATES: &[(&str, &[&str], usize)] = &[
     ("core", &[], 0),
-    ("client", &["core"], 30),
+    ("client", &["core"], 0),
     ("cache", &["core", "client"], 25),
     ("drill", &["core"], 8),
     ("server", &["core", "client", "cache", "drill"], 0),

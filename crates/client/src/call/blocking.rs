@@ -1,4 +1,4 @@
-//! Which connection serves a command: decided by its keys, and by whether it blocks. Nothing else assumes that there is one server.
+//! Connections for commands that block, so that nobody else waits behind them.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,27 +18,7 @@ use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
-use crate::settings::Role;
-
-/// The same key, the same connection: so its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
-pub(crate) fn lane_of_key(key: &[u8], lanes: usize) -> usize {
-    let tag = hash_tag(key);
-    // FNV-1a: short, spreads well enough over a handful of connections.
-    let hash = tag.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    (hash % lanes as u64) as usize
-}
-
-fn hash_tag(key: &[u8]) -> &[u8] {
-    let Some(open) = key.iter().position(|byte| *byte == b'{') else {
-        return key;
-    };
-    match key[open + 1..].iter().position(|byte| *byte == b'}') {
-        Some(length) if length > 0 => &key[open + 1..open + 1 + length],
-        _ => key,
-    }
-}
+use crate::target::Role;
 
 /// A few connections for commands that block, so that nobody else waits behind them.
 #[derive(Debug)]
@@ -250,29 +230,3 @@ fn may_repeat(error: &Error, effect: Effect) -> bool {
 
 /// How much of a call's time is left for the answer to a WAIT that waits in vain.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(20);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_with_one_hash_tag_share_a_connection() {
-        for lanes in 1..9 {
-            assert_eq!(
-                lane_of_key(b"{user:1}:name", lanes),
-                lane_of_key(b"{user:1}:mail", lanes)
-            );
-        }
-        assert_eq!(hash_tag(b"a{}b"), b"a{}b");
-        assert_eq!(hash_tag(b"a{x"), b"a{x");
-    }
-
-    #[test]
-    fn keys_spread_over_all_connections() {
-        let mut seen = [0usize; 4];
-        for n in 0..4000 {
-            seen[lane_of_key(format!("key:{n}").as_bytes(), 4)] += 1;
-        }
-        assert!(seen.iter().all(|count| *count > 600), "{seen:?}");
-    }
-}

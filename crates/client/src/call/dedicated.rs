@@ -12,21 +12,22 @@ use steadfast_core::certainty::Refusal;
 use steadfast_core::conn::{Reply, Watch};
 use tokio::sync::mpsc;
 
-use crate::call::plan::{Payload, Plan};
+use crate::call::plan::{Payload, Plan, many, one};
 use crate::call::{ask_who_serves, call_dedicated, why_reset};
 use crate::clock;
-use crate::clock::keeper;
-use crate::error::{Certainty, Error, ErrorKind};
-use crate::link::connect::{self, ConnectError, Connector, Identity};
+use crate::error::connect::ConnectError;
+use crate::error::{Error, ErrorKind};
+use crate::link::connect::{self, Connector};
 use crate::link::driver::{Driver, Finished, Signal};
+use crate::link::fence::{FENCE_AGAIN, Unburied};
 use crate::link::following::{Parting, Tie};
 use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
-use crate::link::supervisor::{FENCE_AGAIN, Owned, Unburied};
 use crate::options::CallOptions;
-use crate::wire::queue::{Gate, Lane, Order};
+use crate::task::Owned;
+use crate::wire::identity::Identity;
+use crate::wire::queue::{Gate, Lane, Order, Turn};
 use crate::wire::slot::{Blame, Ended};
-use crate::wire::transaction::Turn;
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be queued in a transaction, and silence is what
 /// a blocking command asks for.
@@ -97,8 +98,8 @@ impl Dedicated {
     async fn connect(shared: &Arc<Shared>, connector: &Arc<Connector>) -> Result<Self, Error> {
         let lane = Arc::new(Lane::new(shared.settings.bulkhead()));
         // Known first, so that none is missed that is abandoned from now on; then those of before.
-        shared.register(&lane);
-        let ghosts = shared.ghosts();
+        shared.fences.register(&lane);
+        let ghosts = shared.fences.ghosts();
         if shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
@@ -139,7 +140,7 @@ impl Dedicated {
             None,
         )
         .of_server(established.facts.run_id);
-        keeper::watch(&lane);
+        lane.watch();
         let identity = established.facts.identity;
         let stale = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
@@ -244,7 +245,7 @@ impl Drop for Dedicated {
     /// What it has not been answered is buried here and now, so that whatever the caller does next comes after it.
     fn drop(&mut self) {
         if self.lane.in_flight() > 0 {
-            self.shared.bury(self.identity.clone());
+            self.shared.fences.bury(self.identity.clone());
         }
         self.lane
             .order(Order::Abandon("its owner let it go".into()));
@@ -273,25 +274,6 @@ async fn believed_up(shared: &Shared) -> Result<(), Error> {
     }
 }
 
-pub(crate) fn one(reply: Reply) -> Result<Value, Error> {
-    match reply {
-        Reply::One(value) => Ok(value),
-        Reply::Many(_) => Err(Error::new(
-            ErrorKind::Invalid {
-                why: "a single command was answered by several replies",
-            },
-            Certainty::Unknown,
-        )),
-    }
-}
-
-pub(crate) fn many(reply: Reply) -> Vec<Value> {
-    match reply {
-        Reply::One(value) => vec![value],
-        Reply::Many(values) => values,
-    }
-}
-
 /// What looks after a connection of one's own while it serves.
 struct Keeper {
     shared: Arc<Shared>,
@@ -306,7 +288,7 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self, driver: Driver, identity: Option<Identity>) {
-        let unburied = Unburied::new(&self.shared, identity.clone());
+        let unburied = Unburied::new(&self.shared.fences, identity.clone());
         let mut serving = std::pin::pin!(driver.run());
         let mut cut = false;
         let finished = loop {
@@ -368,7 +350,7 @@ impl Keeper {
         let mut conn = finished.conn;
         // Before anyone hears of the loss.
         if conn.has_unanswered_writes() {
-            self.shared.bury(identity);
+            self.shared.fences.bury(identity);
         }
         let cause = finished.cause;
         self.lane.set_gate(Gate::Ended(Arc::clone(&cause)));

@@ -2,16 +2,16 @@
 
 use std::time::Duration;
 
-use redis::{Cmd, Pipeline};
+use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::{self, BlockFor, Class, Effect, Errors, Instead, Shared as MayShare};
+use steadfast_core::conn::Reply;
 use steadfast_core::redis_rs::{self, CommandRef};
 use steadfast_core::resp::encode;
 
-use crate::error::{Error, ErrorKind};
+use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::crossing::Lanes;
 use crate::options::CallOptions;
-use crate::wire::queue::Encode;
-use crate::wire::transaction::{Turn, Turns};
+use crate::wire::queue::{Encode, Turn, Turns};
 
 /// What is to be sent.
 #[derive(Clone, Copy)]
@@ -211,7 +211,7 @@ impl Router {
             self.crosses = true;
         }
         for key in command::key_names(command::arguments(cmd)) {
-            let lane = crate::call::blocking::lane_of_key(key, lanes);
+            let lane = lane_of_key(key, lanes);
             self.lanes = self.lanes.with(lane);
             self.crosses |= *self.first.get_or_insert(lane) != lane;
         }
@@ -226,6 +226,26 @@ impl Router {
             lanes: self.lanes.with(lane),
             crosses: self.crosses,
         }
+    }
+}
+
+/// The same key, the same connection: so its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
+fn lane_of_key(key: &[u8], lanes: usize) -> usize {
+    let tag = hash_tag(key);
+    // FNV-1a: short, spreads well enough over a handful of connections.
+    let hash = tag.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    (hash % lanes as u64) as usize
+}
+
+fn hash_tag(key: &[u8]) -> &[u8] {
+    let Some(open) = key.iter().position(|byte| *byte == b'{') else {
+        return key;
+    };
+    match key[open + 1..].iter().position(|byte| *byte == b'}') {
+        Some(length) if length > 0 => &key[open + 1..open + 1 + length],
+        _ => key,
     }
 }
 
@@ -274,6 +294,25 @@ fn longer(a: Option<BlockFor>, b: Option<BlockFor>) -> Option<BlockFor> {
     }
 }
 
+pub(crate) fn one(reply: Reply) -> Result<Value, Error> {
+    match reply {
+        Reply::One(value) => Ok(value),
+        Reply::Many(_) => Err(Error::new(
+            ErrorKind::Invalid {
+                why: "a single command was answered by several replies",
+            },
+            Certainty::Unknown,
+        )),
+    }
+}
+
+pub(crate) fn many(reply: Reply) -> Vec<Value> {
+    match reply {
+        Reply::One(value) => vec![value],
+        Reply::Many(values) => values,
+    }
+}
+
 const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
 
@@ -293,4 +332,30 @@ fn encode_pipeline(pipeline: &Pipeline, out: &mut Vec<u8>) -> usize {
         return out.len();
     }
     first_end.unwrap_or(out.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_with_one_hash_tag_share_a_connection() {
+        for lanes in 1..9 {
+            assert_eq!(
+                lane_of_key(b"{user:1}:name", lanes),
+                lane_of_key(b"{user:1}:mail", lanes)
+            );
+        }
+        assert_eq!(hash_tag(b"a{}b"), b"a{}b");
+        assert_eq!(hash_tag(b"a{x"), b"a{x");
+    }
+
+    #[test]
+    fn keys_spread_over_all_connections() {
+        let mut seen = [0usize; 4];
+        for n in 0..4000 {
+            seen[lane_of_key(format!("key:{n}").as_bytes(), 4)] += 1;
+        }
+        assert!(seen.iter().all(|count| *count > 600), "{seen:?}");
+    }
 }

@@ -16,7 +16,8 @@ use crate::resolve::Resolve;
 use crate::sentinel::Translation;
 #[cfg(feature = "tls")]
 use crate::settings::SentinelTls;
-use crate::settings::{Role, Settings, Target};
+use crate::settings::Settings;
+use crate::target::{Role, Target};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 

@@ -10,13 +10,13 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
-use crate::clock;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::failover;
-use crate::link::ConnectionState;
+use crate::link::alive::Alive;
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
-use crate::link::supervisor::{self, Owned};
+use crate::link::supervisor;
+use crate::task::Owned;
 
 /// A client's tasks, which end with it.
 #[derive(Debug)]
@@ -32,12 +32,6 @@ struct State {
     tasks: Vec<Owned<()>>,
 }
 
-/// Held by each of a client's tasks. When the last one goes, nobody is left to serve the client.
-#[derive(Debug)]
-pub(crate) struct Alive {
-    shared: Arc<Shared>,
-}
-
 impl Home {
     /// Starts the tasks.
     pub(crate) fn new(
@@ -51,7 +45,11 @@ impl Home {
             shared,
             connector,
         });
-        home.shared.lives_in(&home);
+        let found = Arc::downgrade(&home);
+        home.shared.lives_in(move || match found.upgrade() {
+            Some(home) => home.runtime(),
+            None => Err(Error::not_sent(ErrorKind::Closed)),
+        });
         home
     }
 
@@ -82,9 +80,7 @@ impl Home {
 }
 
 fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> Vec<Owned<()>> {
-    let alive = Arc::new(Alive {
-        shared: Arc::clone(shared),
-    });
+    let alive = Alive::new(shared);
     let links = shared.links.iter();
     let discovery = shared.discovery.iter().flat_map(|_| {
         let watch = runtime.spawn(failover::watch(Arc::clone(shared)));
@@ -97,15 +93,4 @@ fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> 
         Owned::new(runtime.spawn(supervisor::watchdog(shared, link, connector, alive)))
     });
     tasks.chain(discovery).collect()
-}
-
-impl Drop for Alive {
-    fn drop(&mut self) {
-        let now = clock::now();
-        for link in &self.shared.links {
-            link.view.lock().outage_since.get_or_insert(now);
-            link.set_state(ConnectionState::Connecting, now);
-            link.lane.orphan();
-        }
-    }
 }

@@ -6,21 +6,19 @@
 //! time is up while their callers run and the task does not. It also lends timers to callers on
 //! executors other than tokio. It runs while there is something to look at.
 
-use std::sync::{Arc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
 use crate::clock;
-use crate::wire::queue::Lane;
 
 /// How often each connection is looked at.
 const EVERY: Duration = Duration::from_millis(100);
 
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
     running: false,
-    lanes: Vec::new(),
+    watched: Vec::new(),
     sleepers: Vec::new(),
     next_sleeper: 0,
 });
@@ -28,15 +26,13 @@ static CHANGED: Condvar = Condvar::new();
 
 struct Kept {
     running: bool,
-    lanes: Vec<Watched>,
+    watched: Vec<Watched>,
     sleepers: Vec<Sleeper>,
     next_sleeper: u64,
 }
 
-struct Watched {
-    lane: Weak<Lane>,
-    seen: u64,
-}
+/// Looks after something, and returns whether it is still there.
+type Watched = Box<dyn FnMut(Instant) -> bool + Send>;
 
 struct Sleeper {
     number: u64,
@@ -44,13 +40,10 @@ struct Sleeper {
     waker: Waker,
 }
 
-/// Looks after the calls of this lane for as long as it exists.
-pub(crate) fn watch(lane: &Arc<Lane>) {
+/// Has this called ten times a second, until it returns that what it looks after is gone.
+pub(crate) fn watch(look: impl FnMut(Instant) -> bool + Send + 'static) {
     let mut kept = KEPT.lock();
-    kept.lanes.push(Watched {
-        lane: Arc::downgrade(lane),
-        seen: 0,
-    });
+    kept.watched.push(Box::new(look));
     ensure_running(&mut kept);
 }
 
@@ -111,28 +104,27 @@ fn run() {
         let looks = now >= look_at;
         // Late itself, it can say nothing of others.
         let fair = clock::lost(look_at, now).is_none();
-        let (lanes, wakers) = {
+        let (watched, wakers) = {
             let mut kept = KEPT.lock();
-            kept.lanes.retain(|watched| watched.lane.strong_count() > 0);
             let (due, waiting) = std::mem::take(&mut kept.sleepers)
                 .into_iter()
                 .partition(|sleeper| sleeper.at <= now);
             kept.sleepers = waiting;
-            if kept.lanes.is_empty() && kept.sleepers.is_empty() && due.is_empty() {
+            if kept.watched.is_empty() && kept.sleepers.is_empty() && due.is_empty() {
                 kept.running = false;
                 return;
             }
-            let lanes = match looks && fair {
-                true => std::mem::take(&mut kept.lanes),
+            let watched = match looks && fair {
+                true => std::mem::take(&mut kept.watched),
                 false => Vec::new(),
             };
-            (lanes, due)
+            (watched, due)
         };
         wakers.into_iter().for_each(|sleeper| sleeper.waker.wake());
         if looks {
             look_at = now + EVERY;
         }
-        look_after(lanes, now);
+        look_after(watched, now);
         let mut kept = KEPT.lock();
         let next = kept.sleepers.iter().map(|sleeper| sleeper.at).min();
         let until = next.map_or(look_at, |next| next.min(look_at));
@@ -141,14 +133,10 @@ fn run() {
 }
 
 /// Outside the lock: wakers are others' code.
-fn look_after(mut lanes: Vec<Watched>, now: Instant) {
-    if lanes.is_empty() {
+fn look_after(mut watched: Vec<Watched>, now: Instant) {
+    if watched.is_empty() {
         return;
     }
-    for watched in &mut lanes {
-        if let Some(lane) = watched.lane.upgrade() {
-            lane.look_after(&mut watched.seen, now);
-        }
-    }
-    KEPT.lock().lanes.append(&mut lanes);
+    watched.retain_mut(|look| look(now));
+    KEPT.lock().watched.append(&mut watched);
 }

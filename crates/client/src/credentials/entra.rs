@@ -17,7 +17,7 @@ use steadfast_core::policy::backoff::Backoff;
 use tokio::sync::watch;
 
 use super::{Credentials, CredentialsError, CredentialsProvider};
-use crate::link::supervisor::Owned;
+use crate::task::Owned;
 
 /// What Azure's Redis is called to Entra ID.
 const SCOPE: &str = "https://redis.azure.com/.default";

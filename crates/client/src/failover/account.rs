@@ -21,7 +21,7 @@ use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
 use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch};
-use crate::settings::Role;
+use crate::target::Role;
 use steadfast_core::conn::Reply;
 
 /// How long the new primary may take to serve before a failover is told without its history.

@@ -12,13 +12,13 @@ use steadfast_core::resp::Limits;
 use steadfast_core::sentinel::Testimony;
 
 use crate::clock;
-use crate::link::connect::{
-    ConnectError, Wire, as_error, auth, command, dial_sentinel, within, without_arguments,
-};
+use crate::error::connect::ConnectError;
+use crate::link::connect::{Wire, auth, dial_sentinel, within};
 use crate::link::shared::Shared;
-use crate::link::supervisor::Owned;
 use crate::sentinel::{Discovery, Switch};
+use crate::task::Owned;
 use crate::wire::queue::Order;
+use crate::wire::words::{as_error, command, without_arguments};
 
 /// The pause between two confirmations, of which up to a tenth is taken off at random.
 const CONFIRM: Duration = Duration::from_secs(10);
@@ -327,7 +327,7 @@ impl Shared {
             link.reset(link.epoch(), &cause);
         }
         // Those of sessions and blocking calls, and those that finish what they have begun.
-        for lane in self.dedicated_lanes() {
+        for lane in self.fences.dedicated_lanes() {
             lane.order(Order::Depose(Arc::clone(&cause)));
         }
         self.following.moved();

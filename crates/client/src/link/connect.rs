@@ -3,6 +3,8 @@
 //! A server that is reached is not yet one that serves: it may be loading its data, be a replica where a primary is wanted, or refuse the
 //! password. Finding out here, before any call depends on it, is what keeps such a server out of service.
 
+mod exchange;
+mod facts;
 mod handshake;
 mod network;
 
@@ -15,115 +17,22 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
-use thiserror::Error;
 use tracing::Instrument;
 
+pub(crate) use self::exchange::{Wire, auth, proof};
+pub(crate) use self::facts::ServerFacts;
 use self::handshake::Handshake;
-pub(crate) use self::handshake::{
-    Fence, Identity, ServerFacts, Wire, as_error, auth, command, own_version, proof,
-    without_arguments,
-};
 pub(crate) use self::network::{Network, dial_sentinel};
 use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
-use crate::link::supervisor::Owned;
+use crate::error::connect::ConnectError;
+use crate::link::fence::Fence;
 use crate::resolve::race;
-use crate::settings::{Protocol, Settings};
+use crate::settings::Settings;
+use crate::target::Protocol;
+use crate::task::Owned;
+use crate::wire::identity::Identity;
 use crate::wire::stream::Stream;
-
-/// Why an attempt to connect failed.
-#[derive(Clone, Debug, Error)]
-#[non_exhaustive]
-pub enum ConnectError {
-    /// The name could not be resolved.
-    #[error("cannot resolve `{host}`: {cause}")]
-    Dns {
-        /// The name.
-        host: String,
-        /// Why.
-        cause: String,
-    },
-    /// No TCP connection (or Unix socket) could be opened.
-    #[error("cannot connect to {address}: {cause}")]
-    Tcp {
-        /// Where to.
-        address: String,
-        /// Why.
-        cause: String,
-    },
-    /// The TLS handshake failed.
-    #[error("tls to {address} failed: {cause}")]
-    Tls {
-        /// Where to.
-        address: String,
-        /// Why, and what to do.
-        cause: String,
-    },
-    /// A phase took longer than it may.
-    #[error("{phase} took longer than {limit:?}")]
-    TimedOut {
-        /// `dns`, `tcp`, `tls`, `credentials` or `handshake`; `attempt`, if something in it keeps its thread.
-        phase: &'static str,
-        /// Its deadline.
-        limit: Duration,
-    },
-    /// Credentials could not be had.
-    #[error("no credentials: {0}")]
-    Credentials(String),
-    /// The server refused the credentials, or wants some.
-    #[error("the server refused the credentials: {0}")]
-    Auth(String),
-    /// The server is loading its data.
-    #[error("the server is loading its data")]
-    Loading,
-    /// The server is a replica, and a primary is wanted.
-    #[error("the server is a replica, and a primary is wanted")]
-    Replica,
-    /// The server has no place for another client.
-    #[error("the server has reached its maximum of clients (maxclients)")]
-    MaxClients,
-    /// The server answered the handshake with another error.
-    #[error("the server refused the handshake: {0}")]
-    Refused(String),
-    /// What answers is not a Redis server.
-    #[error("what answers at {address} is not a redis server: {why}")]
-    NotRedis {
-        /// Where.
-        address: String,
-        /// What is odd.
-        why: String,
-    },
-    /// What answers is a sentinel, which has no data.
-    #[error(
-        "{address} is a sentinel and has no data: write redis-sentinel://{address}/NAME, with the name that it watches"
-    )]
-    Sentinel {
-        /// Where.
-        address: String,
-    },
-    /// No sentinel names the primary that is wanted.
-    #[error("no sentinel names a primary for `{service}`: {why}")]
-    NoPrimary {
-        /// The name under which the sentinels watch it.
-        service: String,
-        /// What became of each sentinel.
-        why: String,
-    },
-    /// What answers is not a sentinel.
-    #[error("what answers at {address} is not a sentinel: {why}")]
-    NotSentinel {
-        /// Where.
-        address: String,
-        /// What is odd.
-        why: String,
-    },
-    /// The credentials provider or the resolver panicked.
-    #[error("the credentials provider or the resolver panicked")]
-    Panicked,
-    /// The connection ended in the handshake.
-    #[error("the connection ended during the handshake: {0}")]
-    Ended(String),
-}
 
 /// A connection fit for service.
 pub(crate) struct Established {

@@ -19,15 +19,15 @@ use tokio::sync::mpsc;
 use tokio::time::Sleep;
 use tokio_util::io::poll_read_buf;
 
-use crate::client::home::Alive;
 use crate::clock;
 use crate::error::Certainty;
-use crate::link::connect::{self, Identity};
+use crate::link::alive::Alive;
+use crate::link::connect;
 use crate::link::shared::Shared;
-use crate::wire::queue::{Backlog, Gate, Job, Lane, Left, Order};
+use crate::wire::identity::Identity;
+use crate::wire::queue::{Backlog, Gate, Job, Lane, Left, Order, Turns};
 use crate::wire::slot::{Blame, Ended, Rejoin, Ticket};
 use crate::wire::stream::Stream;
-use crate::wire::transaction::Turns;
 
 /// Replies handed out before callers get their turn: an eighth of those that wait, within these. Small waves keep callers and server at work
 /// at the same time; larger ones, where many wait, make fewer and fuller writes of it.
@@ -406,7 +406,7 @@ impl Driver {
             }
             Order::Retire(cause) => self.retiring = Some(cause),
             Order::Fence(ghost) if ghost.is_elsewhere(self.server.as_deref()) => {
-                self.shared.gone(self.link, &ghost);
+                self.shared.fences.gone(self.link, &ghost);
             }
             Order::Fence(ghost) => {
                 let command = ghost.kill();
@@ -738,7 +738,7 @@ impl Driver {
                 _ => return Err(out_of_step("PING")),
             },
             Job::Fence(ghost) => {
-                let answered = self.shared.fence_answered(self.link, &ghost, &reply);
+                let answered = self.shared.fences.fence_answered(self.link, &ghost, &reply);
                 let done = answered.ok_or_else(|| out_of_step("CLIENT KILL"))?;
                 if !done {
                     let _ = self.signals.send(Signal::Unfenced(ghost));

@@ -6,26 +6,27 @@
 mod inquiry;
 mod watching;
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use steadfast_core::conn::Watch;
 use tokio::sync::mpsc;
-use tokio::task::{JoinError, JoinHandle};
+use tokio::task::JoinError;
 
-pub(crate) use self::watching::FENCE_AGAIN;
 use self::watching::{Successor, Watching};
-use crate::client::home::Alive;
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::Certainty;
+use crate::error::connect::ConnectError;
 use crate::event::EventKind;
-use crate::link::connect::{ConnectError, Connector, Established, Identity, MARGIN};
+use crate::link::alive::Alive;
+use crate::link::connect::{Connector, Established, MARGIN};
 use crate::link::driver::{self, Driver, Finished, Signal};
+use crate::link::fence::Unburied;
 use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
+use crate::task::Owned;
+use crate::wire::identity::Identity;
 use crate::wire::queue::{Gate, Order, Outage};
 use crate::wire::slot::{Blame, Ended};
 
@@ -40,39 +41,6 @@ pub(crate) struct Supervisor {
     rejoining: Option<mpsc::Receiver<()>>,
     /// The credentials that the provider has given last.
     latest: Option<Credentials>,
-}
-
-/// A task that ends with its owner.
-#[derive(Debug)]
-pub(crate) struct Owned<T>(JoinHandle<T>);
-
-impl<T> Owned<T> {
-    pub(crate) fn new(task: JoinHandle<T>) -> Self {
-        Self(task)
-    }
-
-    pub(crate) fn is_finished(&self) -> bool {
-        self.0.is_finished()
-    }
-
-    /// Waits for its end.
-    pub(crate) async fn ended(mut self) {
-        let _ = (&mut self.0).await;
-    }
-}
-
-impl<T> Future for Owned<T> {
-    type Output = Result<T, JoinError>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        Pin::new(&mut self.0).poll(cx)
-    }
-}
-
-impl<T> Drop for Owned<T> {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// An attempt to connect, in a task of its own: whatever a provider or a resolver does there, deadlines are kept here.
@@ -217,7 +185,7 @@ impl Supervisor {
     }
 
     fn dial(&self, limit: Duration) -> Dial {
-        let ghosts = self.shared.ghosts();
+        let ghosts = self.shared.fences.ghosts();
         let ask = self.connector.ask(limit, ghosts.clone());
         let began = clock::now();
         Dial {
@@ -296,7 +264,7 @@ impl Supervisor {
         began: Instant,
     ) {
         let now = clock::now();
-        self.shared.serves(
+        self.shared.fences.serves(
             &self.link,
             &established.facts.fencing,
             ghosts,
@@ -352,7 +320,7 @@ impl Supervisor {
         // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
-        let unburied = Unburied::new(&self.shared, identity.clone());
+        let unburied = Unburied::new(&self.shared.fences, identity.clone());
         let gave = established.credentials;
         let mut watch = Watching::new(self, gave.clone(), identity.clone());
         // Each branch may be dropped and asked again without losing what it waits for.
@@ -394,7 +362,7 @@ impl Supervisor {
                 self.link
                     .set_state(ConnectionState::Connecting, clock::now());
                 self.link.lane.release();
-                self.shared.bury(identity);
+                self.shared.fences.bury(identity);
             }
         }
         let Successor {
@@ -435,7 +403,7 @@ impl Supervisor {
         }
         self.link.lane.release();
         if conn.has_unanswered_writes() {
-            self.shared.bury(identity);
+            self.shared.fences.bury(identity);
         }
         {
             let mut view = self.link.view.lock();
@@ -497,7 +465,7 @@ impl Supervisor {
 
 /// Waits for the end of a connection that stepped aside, when nobody waits for it any more.
 async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<Identity>) {
-    let unburied = Unburied::new(&shared, identity.clone());
+    let unburied = Unburied::new(&shared.fences, identity.clone());
     let Ok(Finished {
         cause, mut conn, ..
     }) = driver.await
@@ -506,7 +474,7 @@ async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<
     };
     unburied.accounted_for();
     if conn.has_unanswered_writes() {
-        shared.bury(identity);
+        shared.fences.bury(identity);
     }
     for unanswered in conn.close() {
         if let Some(ticket) = unanswered.ticket.into_ticket() {
@@ -517,29 +485,6 @@ async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<
                 blame: Blame::None,
             });
         }
-    }
-}
-
-/// A connection that nobody has accounted for: if its supervisor is ended from without, and with it the driver, it is buried.
-pub(crate) struct Unburied {
-    shared: Arc<Shared>,
-    identity: Option<Identity>,
-}
-
-impl Unburied {
-    pub(crate) fn new(shared: &Arc<Shared>, identity: Option<Identity>) -> Self {
-        let shared = Arc::clone(shared);
-        Self { shared, identity }
-    }
-
-    pub(crate) fn accounted_for(mut self) {
-        self.identity = None;
-    }
-}
-
-impl Drop for Unburied {
-    fn drop(&mut self) {
-        self.shared.bury(self.identity.take());
     }
 }
 

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::event::EventKind;
 
 #[derive(Debug)]
 pub(crate) struct Metrics;
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(_events: &[&'static str]) -> Self {
         Self
     }
 
@@ -20,7 +19,7 @@ impl Metrics {
 
 pub(crate) fn count_error(_error: &Error) {}
 
-pub(crate) fn count_event(_kind: &EventKind) {}
+pub(crate) fn count_event(_name: &'static str) {}
 
 #[cfg(feature = "entra-id")]
 pub(crate) fn begin_refreshes() {}

@@ -13,9 +13,10 @@ use super::feed::Feed;
 use super::wire::{Asked, OUT_OF_STEP, Wire, parts};
 use super::{Done, Kind, Order, PubSubEvent};
 use crate::clock;
-use crate::link::connect::{Ask, ConnectError, Connector};
+use crate::error::connect::ConnectError;
+use crate::link::connect::{Ask, Connector};
 use crate::link::shared::Shared;
-use crate::settings::Protocol;
+use crate::target::Protocol;
 
 pub(super) struct Subscriber {
     shared: Arc<Shared>,

@@ -16,7 +16,7 @@ use crate::link::connect::{self, Established};
 use crate::link::following::Tie;
 use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
-use crate::settings::Protocol;
+use crate::target::Protocol;
 use crate::wire::stream::Stream;
 
 pub(super) struct Wire {

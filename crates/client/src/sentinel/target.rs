@@ -121,7 +121,7 @@ fn bad(why: String) -> ConfigError {
 
 #[cfg(test)]
 mod tests {
-    use crate::settings::{Address, Target};
+    use crate::target::{Address, Target};
 
     #[test]
     fn t17_a_url_names_the_sentinels_and_what_they_watch() {

@@ -16,7 +16,8 @@ use steadfast_core::resp::{Decoder, Limits};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
-use crate::link::connect::{ConnectError, Found, Place, Transport, WaitsFor};
+use crate::error::connect::ConnectError;
+use crate::link::connect::{Found, Place, Transport, WaitsFor};
 use crate::wire::stream::Stream;
 
 /// What the whole server does.

@@ -5,6 +5,9 @@
 //! there is no connection, commands wait here in their order, so that those of a short interruption reach the next connection as they were
 //! submitted.
 
+pub(crate) mod order;
+mod transaction;
+
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -14,65 +17,11 @@ use steadfast_core::conn::{Batch, Conn, PIECE, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
 
+pub(crate) use self::order::{Job, Order, Turn, Turning, Turns};
+use self::transaction::Transactions;
+use crate::clock::{self, keeper};
 use crate::error::{Bound, Certainty, Error, ErrorKind};
-use crate::link::connect::Identity;
-use crate::wire::slot::{self, Blame, Ended, Pending, Rejoin, Ticket};
-use crate::wire::transaction::{Transactions, Turning, Turns};
-
-/// What travels through a connection.
-#[derive(Debug)]
-pub(crate) enum Job {
-    /// Somebody's call.
-    Call(Ticket),
-    /// One that may have run already: only for a connection that can kill those before it.
-    Fenced(Ticket),
-    /// Somebody's call that begins or ends a transaction.
-    Turning(Box<Turning>),
-    /// A PING of the driver's own.
-    Heartbeat,
-    /// A CLIENT KILL for this abandoned connection.
-    Fence(Box<Identity>),
-    /// An AUTH with new credentials.
-    Reauthenticate,
-    /// The ECHO behind it, of what the server cannot know otherwise: that its answer comes in its place proves that the AUTH had one.
-    Proof(String),
-}
-
-impl Job {
-    /// Who waits for it, if anybody does.
-    pub(crate) fn into_ticket(self) -> Option<Ticket> {
-        match self {
-            Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
-            Self::Turning(turning) => Some(turning.ticket),
-            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
-        }
-    }
-
-    fn ticket(&self) -> Option<&Ticket> {
-        match self {
-            Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
-            Self::Turning(turning) => Some(&turning.ticket),
-            Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
-        }
-    }
-
-    /// True unless its caller has gone away.
-    pub(crate) fn is_wanted(&self) -> bool {
-        self.ticket().is_none_or(Ticket::is_wanted)
-    }
-
-    /// True if its caller was seen to run since this was asked before.
-    fn caller_runs(&self) -> bool {
-        self.ticket().is_some_and(Ticket::caller_runs)
-    }
-}
-
-impl Queue {
-    fn attend(&mut self, backlog: Backlog) {
-        self.backlog = backlog;
-        self.attended += 1;
-    }
-}
+use crate::wire::slot::{self, Blame, Ended, Pending, Ticket};
 
 /// Whether something was left in the lane that has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,30 +52,6 @@ pub(crate) enum Gate {
     Orphaned,
     /// The client is closed.
     Closed,
-}
-
-/// What the supervisor tells a driver.
-pub(crate) enum Order {
-    /// End at once; what waits is lost. Answers that have come already are still handed out.
-    Abandon(Arc<str>),
-    /// End at once, and hand out nothing any more: the server is deposed, and nothing that it
-    /// answers counts.
-    Depose(Arc<str>),
-    /// End for the sake of a challenger, unless bytes have come after all.
-    Yield(Arc<str>),
-    /// Take nothing new, and end once everything is answered.
-    Retire(Arc<str>),
-    /// Kill this abandoned connection on the server, before the next command.
-    Fence(Identity),
-    /// Give new credentials once everything before is answered, and take nothing new until they are.
-    Reauthenticate(Vec<u8>),
-    /// The server is taken for down: end the reads that were not given longer than usual.
-    EndReads,
-    /// The server is at work on what it was sent, as it says: a sign of life.
-    Lives,
-    /// Finish what was begun on this lane instead, where nothing new comes: a standby connection
-    /// takes over, though this one lives. Reads, and what was not begun, go with the standby.
-    StepAside(Arc<Lane>, Rejoin),
 }
 
 /// How much a driver holds, as of its last look.
@@ -164,6 +89,13 @@ struct Queue {
     refused: u64,
     /// The connection in service can kill those before it; true while the next is not known.
     fenced: bool,
+}
+
+impl Queue {
+    fn attend(&mut self, backlog: Backlog) {
+        self.backlog = backlog;
+        self.attended += 1;
+    }
 }
 
 /// See the module.
@@ -555,10 +487,23 @@ impl Lane {
         Arc::new(aside)
     }
 
+    /// Has the lane looked after for as long as it exists, should nobody serve it.
+    pub(crate) fn watch(self: &Arc<Self>) {
+        let lane = Arc::downgrade(self);
+        let mut seen = 0;
+        keeper::watch(move |now| match lane.upgrade() {
+            Some(lane) => {
+                lane.look_after(&mut seen, now);
+                true
+            }
+            None => false,
+        });
+    }
+
     /// Looks whether anybody serves the lane, and keeps its deadlines if nobody does. `seen` is what
     /// [`Queue::attended`] was at the last look. A call is ended only if its caller was seen to run
     /// meanwhile, or what stands still may be the program as a whole.
-    pub(crate) fn look_after(&self, seen: &mut u64, now: Instant) {
+    fn look_after(&self, seen: &mut u64, now: Instant) {
         let mut queue = self.queue.lock();
         if std::mem::replace(seen, queue.attended) != queue.attended {
             return;
@@ -619,7 +564,7 @@ impl Lane {
     /// Keeps the deadlines of what waits while no driver does. Never ends.
     pub(crate) async fn keep_deadlines(&self) {
         loop {
-            let next = self.expire(crate::clock::now());
+            let next = self.expire(clock::now());
             let submitted = std::future::poll_fn(|cx| {
                 let mut queue = self.queue.lock();
                 let earlier = match (queue.batch.earliest_deadline(), next) {
@@ -637,7 +582,7 @@ impl Lane {
                     tokio::select! {
                         biased;
                         () = submitted => {}
-                        () = crate::clock::sleep_until(at) => {}
+                        () = clock::sleep_until(at) => {}
                     }
                 }
                 None => submitted.await,
@@ -685,9 +630,8 @@ fn overloaded(full: Full) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::clock;
     use crate::error::Certainty;
-    use crate::wire::transaction::Turn;
+    use crate::wire::identity::Identity;
 
     const BOUNDS: Bulkhead = Bulkhead::new(3, 100);
 

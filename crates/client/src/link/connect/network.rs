@@ -11,10 +11,12 @@ use steadfast_core::node::Endpoint;
 use steadfast_core::sentinel::Primacy;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{ConnectError, Found, Place, Transport, WaitsFor, within};
+use super::{Found, Place, Transport, WaitsFor, within};
+use crate::error::connect::ConnectError;
 use crate::resolve::{interleave, race};
 use crate::sentinel::Discovery;
-use crate::settings::{Address, Settings};
+use crate::settings::Settings;
+use crate::target::Address;
 use crate::wire::stream::Stream;
 
 /// See the module. One per client, as it remembers the last good addresses.
@@ -244,7 +246,7 @@ fn tune(tcp: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::settings::Target;
+    use crate::target::Target;
 
     #[tokio::test]
     async fn c7_the_kernel_watches_each_connection_too() {

@@ -11,7 +11,7 @@ use redis::Value;
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use crate::link::connect::Identity;
+use crate::wire::identity::Identity;
 use crate::wire::stream::Stream;
 
 /// What was found out about a connection.

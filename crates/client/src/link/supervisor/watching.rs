@@ -9,15 +9,18 @@ use tokio::task::JoinError;
 use steadfast_core::policy::Backoff;
 
 use super::inquiry::{self, Finding};
-use super::{Dial, Owned, Supervisor, go_down};
+use super::{Dial, Supervisor, go_down};
 use crate::clock;
-use crate::clock::keeper;
 use crate::credentials::Credentials;
+use crate::error::connect::ConnectError;
 use crate::event::EventKind;
 use crate::link::ConnectionState;
-use crate::link::connect::{ConnectError, Connector, Established, Identity, MARGIN};
+use crate::link::connect::{Connector, Established, MARGIN};
 use crate::link::driver::Signal;
+use crate::link::fence::FENCE_AGAIN;
 use crate::link::following::{OLD, retirement};
+use crate::task::Owned;
+use crate::wire::identity::Identity;
 use crate::wire::queue::Order;
 
 /// A connection that is ready to take over.
@@ -368,8 +371,8 @@ impl Watching {
         }
         let aside = supervisor.link.lane.aside();
         supervisor.link.count_aside(&aside);
-        supervisor.shared.register(&aside);
-        keeper::watch(&aside);
+        supervisor.shared.fences.register(&aside);
+        aside.watch();
         self.aside_for = why.into();
         self.successor = Some(standby);
         let (rejoin, rejoining) = mpsc::channel(1);
@@ -729,9 +732,6 @@ const HANGING_LOOK: Duration = Duration::from_millis(250);
 /// Between renewals that fail: full jitter from the first to the second.
 const RENEW_AGAIN: Duration = Duration::from_secs(1);
 const RENEW_AGAIN_MAX: Duration = Duration::from_secs(30);
-/// Between attempts to have an abandoned connection killed by a server that cannot now.
-pub(crate) const FENCE_AGAIN: Duration = Duration::from_millis(20);
-
 impl Challenge {
     fn new(why: Arc<str>, gently: bool, limit: Duration, now: Instant) -> Self {
         Self {

@@ -4,30 +4,9 @@
 //! transaction's own. So such orders wait for its end. Only the server's replies tell when that is, whoever still waits for them: a caller that
 //! goes away, or whose EXEC was never sent, ends nothing.
 
-use redis::{Pipeline, Value};
 use steadfast_core::conn::Reply;
-use steadfast_core::redis_rs::{self, CommandRef};
 
-use crate::wire::queue::Order;
-use crate::wire::slot::Ticket;
-
-/// What a command does to the transaction of its connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
-    Multi,
-    Exec,
-    Discard,
-}
-
-/// The turns of a request, each with the place of its reply.
-pub(crate) type Turns = Vec<(usize, Turn)>;
-
-/// A request that begins or ends a transaction.
-#[derive(Debug)]
-pub(crate) struct Turning {
-    pub(crate) ticket: Ticket,
-    pub(crate) turns: Turns,
-}
+use super::order::{Order, Turn, Turns};
 
 /// The transactions of one connection, and the orders that wait for their end.
 #[derive(Default)]
@@ -40,46 +19,6 @@ pub(crate) struct Transactions {
 
 /// How many orders may wait for the end of a transaction. One that waits so long is doomed by the first fence among them.
 const HELD: usize = 256;
-
-impl Turn {
-    pub(crate) fn of<'a>(cmd: impl Into<CommandRef<'a>>) -> Option<Self> {
-        let name = cmd.into().arguments().next()?;
-        [
-            ("MULTI", Self::Multi),
-            ("EXEC", Self::Exec),
-            ("DISCARD", Self::Discard),
-        ]
-        .into_iter()
-        .find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))
-        .map(|(_, turn)| turn)
-    }
-
-    /// The turns of a pipeline that is not a transaction as a whole: such a one begins and ends in one breath.
-    pub(crate) fn all_of(pipeline: &Pipeline) -> Turns {
-        if pipeline.is_transaction() {
-            return Turns::new();
-        }
-        redis_rs::commands(pipeline)
-            .enumerate()
-            .filter_map(|(place, cmd)| Some((place, Self::of(cmd)?)))
-            .collect()
-    }
-
-    /// True if this reply ends a transaction, or shows that none was begun.
-    fn ends_one(self, reply: &Value) -> bool {
-        let error = match reply {
-            Value::ServerError(error) => Some(error.details().unwrap_or_default()),
-            _ => None,
-        };
-        let without = error.is_some_and(|details| details.contains("without MULTI"));
-        match self {
-            Self::Multi => error.is_some(),
-            // Whatever else it is answered, the server has put the transaction away.
-            Self::Exec => !without,
-            Self::Discard => error.is_none(),
-        }
-    }
-}
 
 impl Transactions {
     /// Requests with these turns are about to be submitted.
@@ -222,20 +161,5 @@ mod tests {
         assert_eq!(transactions.never_sent(&vec![(0, Turn::Multi)]).len(), 1);
         let mut transactions = begun();
         assert!(transactions.never_sent(&vec![(0, Turn::Exec)]).is_empty());
-    }
-
-    #[test]
-    fn a_pipeline_may_begin_one_and_leave_it_open() {
-        let mut pipeline = redis::pipe();
-        pipeline
-            .cmd("GET")
-            .arg("k")
-            .cmd("multi")
-            .cmd("SET")
-            .arg("k")
-            .arg(1);
-        assert_eq!(Turn::all_of(&pipeline), [(1, Turn::Multi)]);
-        pipeline.atomic();
-        assert!(Turn::all_of(&pipeline).is_empty());
     }
 }

@@ -1,0 +1,287 @@
+//! Takes each event once, and derives history, incidents, flapping, log and metrics from it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::broadcast;
+
+use super::flapping::{Flapping, Verdict, Watch, is_part};
+use super::incident::{Incident, Incidents};
+use super::log::log;
+use super::{Event, EventKind, Events};
+use crate::clock;
+use crate::metrics;
+
+/// Where events go.
+#[derive(Debug)]
+pub(crate) struct Hub {
+    seq: AtomicU64,
+    told: Mutex<Told>,
+    keep: usize,
+    live: broadcast::Sender<Event>,
+}
+
+#[derive(Debug, Default)]
+struct Told {
+    history: VecDeque<Event>,
+    incidents: Incidents,
+    /// Of each connection that was lost.
+    watches: BTreeMap<usize, Watch>,
+}
+
+impl Hub {
+    pub(crate) fn new(keep: usize) -> Self {
+        Self {
+            seq: AtomicU64::new(0),
+            told: Mutex::default(),
+            keep,
+            live: broadcast::channel(256).0,
+        }
+    }
+
+    pub(crate) fn emit(&self, connection: usize, kind: EventKind) {
+        metrics::count_event(kind.name());
+        let mut told = self.told.lock();
+        let mut event = self.event(connection, kind);
+        let watch = told.watches.entry(connection).or_default();
+        let verdict = watch.note(&event.kind, clock::now(), event.at_ms);
+        let flaps = watch.state().is_some();
+        told.incidents
+            .note(connection, event.at_ms, &event.kind, flaps);
+        let alone = verdict == Verdict::Alone;
+        event.folded = !alone;
+        if alone {
+            remember(&mut told.history, self.keep, &event);
+        }
+        // Sent under the lock, so that every listener sees events in their order; it does not block.
+        let _ = self.live.send(event.clone());
+        let flapping = match verdict {
+            Verdict::Alone | Verdict::Part => None,
+            Verdict::Begins(state) => {
+                fold(&mut told.history, connection, state.since_ms);
+                told.incidents.fold(connection, state.since_ms);
+                let kind = EventKind::Flapping(state);
+                metrics::count_event(kind.name());
+                Some(self.flapping(&mut told, connection, kind, true))
+            }
+            Verdict::Grows { now, tell, log } => {
+                let grown = self.flapping(&mut told, connection, EventKind::Flapping(now), tell);
+                log.then_some(grown)
+            }
+        };
+        drop(told);
+        log(connection, &event.kind, alone);
+        if let Some(event) = flapping {
+            log(connection, &event.kind, true);
+        }
+    }
+
+    /// Looks whether a connection that flapped has become steady.
+    pub(crate) fn settle(&self, connection: usize) {
+        let mut told = self.told.lock();
+        let watch = told.watches.get_mut(&connection);
+        let Some(ended) = watch.and_then(|watch| watch.settle(clock::now())) else {
+            return;
+        };
+        let kind = EventKind::FlappingEnded(ended);
+        metrics::count_event(kind.name());
+        let event = self.flapping(&mut told, connection, kind, true);
+        drop(told);
+        log(connection, &event.kind, true);
+    }
+
+    /// Puts what is told of flapping in the place of what was told before.
+    fn flapping(&self, told: &mut Told, connection: usize, kind: EventKind, tell: bool) -> Event {
+        let event = self.event(connection, kind);
+        remember(&mut told.history, self.keep, &event);
+        if tell {
+            let _ = self.live.send(event.clone());
+        }
+        event
+    }
+
+    fn event(&self, connection: usize, kind: EventKind) -> Event {
+        Event {
+            seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
+            at_ms: clock::unix_ms(),
+            connection,
+            folded: false,
+            kind,
+        }
+    }
+
+    pub(crate) fn history(&self) -> Vec<Event> {
+        self.told.lock().history.iter().cloned().collect()
+    }
+
+    pub(crate) fn incidents(&self) -> Vec<Incident> {
+        self.told.lock().incidents.list()
+    }
+
+    /// The flapping of the connection that does so most.
+    pub(crate) fn flaps(&self) -> Option<Flapping> {
+        let told = self.told.lock();
+        let states = told.watches.values().filter_map(Watch::state);
+        states.max_by_key(|state| state.reconnects).cloned()
+    }
+
+    pub(crate) fn subscribe(&self) -> Events {
+        Events {
+            live: self.live.subscribe(),
+        }
+    }
+}
+
+/// Takes out of the history what is told as flapping from now on.
+fn fold(history: &mut VecDeque<Event>, connection: usize, since_ms: u64) {
+    history.retain(|event| {
+        event.connection != connection || event.at_ms < since_ms || !is_part(&event.kind)
+    });
+}
+
+/// What fails for the same reason, again and again, is one entry (attempts to connect are counted in it): or a long outage would push its own
+/// beginning out.
+fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
+    if keep == 0 {
+        return;
+    }
+    if let EventKind::Flapping(state) | EventKind::FlappingEnded(state) = &event.kind {
+        let same = |kind: &EventKind| matches!(kind, EventKind::Flapping(earlier) if earlier.since_ms == state.since_ms);
+        history.retain(|earlier| earlier.connection != event.connection || !same(&earlier.kind));
+    }
+    if let Some(last) = history.back_mut()
+        && last.connection == event.connection
+        && same_failure(&last.kind, &event.kind)
+    {
+        *last = event.clone();
+        return;
+    }
+    if history.len() == keep {
+        history.pop_front();
+    }
+    history.push_back(event.clone());
+}
+
+fn same_failure(a: &EventKind, b: &EventKind) -> bool {
+    match (a, b) {
+        (
+            EventKind::ConnectFailed {
+                attempt: earlier,
+                cause: a,
+                ..
+            },
+            EventKind::ConnectFailed {
+                attempt: later,
+                cause: b,
+                ..
+            },
+        ) => a == b && later > earlier,
+        (EventKind::CredentialsFailed { cause: a }, EventKind::CredentialsFailed { cause: b }) => {
+            a == b
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn failed(attempt: u32, cause: &str) -> EventKind {
+        EventKind::ConnectFailed {
+            attempt,
+            cause: cause.into(),
+            retry_in_ms: 250.0,
+        }
+    }
+
+    fn lost() -> EventKind {
+        EventKind::Lost {
+            cause: "reset".into(),
+            unknown: 0,
+            not_sent: 0,
+        }
+    }
+
+    fn connected() -> EventKind {
+        EventKind::Connected {
+            address: String::new(),
+            version: String::new(),
+            attempt: 1,
+            outage_ms: None,
+            took_ms: 1.0,
+            refused: 1,
+        }
+    }
+
+    #[test]
+    fn a_long_outage_does_not_push_its_own_beginning_out_of_the_history() {
+        let hub = Hub::new(10);
+        hub.emit(0, EventKind::Reauthenticated);
+        for attempt in 1..1000 {
+            hub.emit(0, failed(attempt, "refused"));
+        }
+        hub.emit(0, failed(1000, "loading"));
+        let history = hub.history();
+        let names: Vec<_> = history.iter().map(|event| event.kind.name()).collect();
+        assert_eq!(
+            names,
+            ["reauthenticated", "connect_failed", "connect_failed"]
+        );
+        assert!(matches!(
+            history[1].kind,
+            EventKind::ConnectFailed { attempt: 999, .. }
+        ));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c14_a_connection_that_flaps_is_one_entry_that_grows_among_the_others() {
+        let hub = Hub::new(100);
+        hub.emit(0, EventKind::Reauthenticated);
+        for _ in 0..732 {
+            hub.emit(0, lost());
+            hub.emit(
+                0,
+                EventKind::Down {
+                    cause: "reset".into(),
+                },
+            );
+            hub.emit(0, connected());
+            tokio::time::advance(Duration::from_millis(400)).await;
+        }
+        hub.emit(1, lost());
+        let names = || -> Vec<_> {
+            let history = hub.history();
+            history.iter().map(|event| event.kind.name()).collect()
+        };
+        assert_eq!(names(), ["reauthenticated", "flapping", "lost"]);
+        assert_eq!(hub.flaps().unwrap().reconnects, 732);
+        let incidents = hub.incidents();
+        assert_eq!(incidents.len(), 2, "{incidents:?}");
+        assert_eq!(incidents[0].times, 732);
+        hub.settle(0);
+        assert!(hub.flaps().is_some(), "not yet steady");
+        tokio::time::advance(crate::event::flapping::STEADY_AFTER).await;
+        hub.settle(0);
+        assert_eq!(names(), ["reauthenticated", "lost", "flapping_ended"]);
+        assert_eq!(hub.flaps(), None);
+        hub.emit(0, lost());
+        assert_eq!(names().len(), 4, "told one by one again");
+    }
+
+    #[tokio::test]
+    async fn a_listener_that_is_too_slow_is_told_how_much_it_missed() {
+        let hub = Hub::new(10);
+        let mut events = hub.subscribe();
+        for attempt in 1..=300 {
+            hub.emit(0, failed(attempt, "refused"));
+        }
+        let Some(EventOrGap::Gap(missed)) = events.next().await else {
+            panic!("it missed some");
+        };
+        assert_eq!(missed, 300 - 256);
+    }
+}

@@ -1,0 +1,480 @@
+//! Abandoned connections, which are killed on the server before its next command.
+//!
+//! A connection that is given up with writes in it may still be read by the server, and a write that
+//! was repeated meanwhile would be overtaken by its first copy. So whoever goes on has it killed
+//! first. Why so, and what happens where that is not allowed: `docs/design/fencing.md`.
+
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use redis::Value;
+use steadfast_core::certainty::{Refusal, refusal};
+use steadfast_core::conn::Reply;
+
+use super::{ConnectionState, Link};
+use crate::event::EventKind;
+use crate::event::hub::Hub;
+use crate::wire::identity::Identity;
+use crate::wire::queue::{Gate, Lane, Order};
+use crate::wire::words::as_error;
+
+/// Whether abandoned connections can be killed on the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
+#[non_exhaustive]
+pub enum Fencing {
+    /// Not tried yet.
+    Untried,
+    /// Yes: last-wins writes of unknown outcome are repeated safely.
+    Works,
+    /// No: the server does not allow it, or did not once since a connection was put into service; such writes are not repeated unless the caller
+    /// allows it. A connection that replaces it finds out anew.
+    Refused,
+}
+
+/// The abandoned connections of a client, and whoever has to have them killed.
+#[derive(Debug)]
+pub(crate) struct Fences {
+    links: Vec<Arc<Link>>,
+    /// Of the connections that one caller has to itself.
+    dedicated: Mutex<Vec<Weak<Lane>>>,
+    /// Of each link, as its last connection has shown.
+    state: Mutex<Box<[Fencing]>>,
+    hub: Arc<Hub>,
+}
+
+/// Between attempts to have an abandoned connection killed by a server that cannot now.
+pub(crate) const FENCE_AGAIN: Duration = Duration::from_millis(20);
+/// Abandoned connections remembered per link; there are as many only if connections are lost and abandoned over and over with no handshake
+/// in between, or none that may kill. The oldest is forgotten then.
+const GHOSTS: usize = 256;
+
+impl Fences {
+    pub(crate) fn new(links: Vec<Arc<Link>>, hub: Arc<Hub>) -> Self {
+        Self {
+            dedicated: Mutex::default(),
+            state: Mutex::new(vec![Fencing::Untried; links.len()].into()),
+            links,
+            hub,
+        }
+    }
+
+    /// Of the client: `Refused` while any connection cannot have others killed.
+    pub(crate) fn fencing(&self) -> Fencing {
+        of_all(&self.state.lock())
+    }
+
+    /// A connection of this link is put into service, whose handshake has shown whether it may kill, and asked for these ghosts to be killed.
+    pub(crate) fn serves(
+        &self,
+        link: &Link,
+        may_kill: &Result<(), String>,
+        ghosts: &[Identity],
+        fences: &[Fence],
+    ) {
+        let refused = fences.iter().find_map(|fence| match fence {
+            Fence::Refused(why) => Some(why),
+            Fence::Done | Fence::Gone | Fence::NotNow => None,
+        });
+        match may_kill.as_ref().err().or(refused) {
+            Some(why) => self.unfenced(link, why),
+            None => {
+                link.lane.serves(true);
+                self.state.lock()[link.index] = Fencing::Works;
+            }
+        }
+        for (ghost, fence) in ghosts.iter().zip(fences) {
+            self.fenced(link, ghost, fence);
+        }
+    }
+
+    /// The server answered a CLIENT KILL that a connection of this link sent. One that it could not obey now stays to be done, and one that it
+    /// refused is for the next connection, which may be allowed to: until then a ghost is loose.
+    pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, fence: &Fence) {
+        match fence {
+            Fence::Done => {
+                let id = ghost.id;
+                self.hub.emit(link.index, EventKind::Fenced { id });
+                link.ghosts.lock().retain(|known| known != ghost);
+            }
+            Fence::Gone => link.ghosts.lock().retain(|known| known != ghost),
+            Fence::Refused(why) => self.unfenced(link, why),
+            Fence::NotNow => {}
+        }
+    }
+
+    /// An abandoned connection was made to another server than this link's (`None`: of one caller).
+    pub(crate) fn gone(&self, link: Option<usize>, ghost: &Identity) {
+        if let Some(link) = link.and_then(|index| self.links.get(index)) {
+            self.fenced(link, ghost, &Fence::Gone);
+        }
+    }
+
+    /// The connection in service of this link cannot have others killed, for as long as it lives: whatever it may be allowed later, a ghost has been
+    /// left behind it.
+    fn unfenced(&self, link: &Link, why: &str) {
+        // Whatever has not been sent yet, and has been looked at before.
+        link.lane.serves(false);
+        let before = {
+            let mut fencing = self.state.lock();
+            let before = of_all(&fencing);
+            fencing[link.index] = Fencing::Refused;
+            before
+        };
+        if before != Fencing::Refused {
+            let cause = why.into();
+            self.hub.emit(link.index, EventKind::FenceRefused { cause });
+        }
+    }
+
+    /// A connection was abandoned with writes that may still be applied: every connection that goes on has it killed before its next
+    /// command. A link remembers it until the server says that it is gone, so that it survives the loss of the connection that was told.
+    pub(crate) fn bury(&self, identity: Option<Identity>) {
+        let Some(identity) = identity else { return };
+        for link in &self.links {
+            link.remember(identity.clone());
+        }
+        for lane in self.dedicated_lanes() {
+            lane.order(Order::Fence(identity.clone()));
+        }
+    }
+
+    /// Abandoned connections that some link has not had killed yet: a new connection does so in its handshake.
+    pub(crate) fn ghosts(&self) -> Vec<Identity> {
+        let mut all: Vec<Identity> = Vec::new();
+        for link in &self.links {
+            for ghost in link.ghosts.lock().iter() {
+                if !all.contains(ghost) {
+                    all.push(ghost.clone());
+                }
+            }
+        }
+        all
+    }
+
+    /// From now on this connection is told of those that are abandoned.
+    pub(crate) fn register(&self, lane: &Arc<Lane>) {
+        let mut dedicated = self.dedicated.lock();
+        dedicated.retain(|lane| lane.strong_count() > 0);
+        dedicated.push(Arc::downgrade(lane));
+    }
+
+    /// Those of the connections that one caller has to itself, as far as they live.
+    pub(crate) fn dedicated_lanes(&self) -> Vec<Arc<Lane>> {
+        let dedicated = self.dedicated.lock();
+        let lanes = dedicated.iter().filter_map(Weak::upgrade);
+        lanes
+            .filter(|lane| !matches!(lane.gate(), Gate::Ended(_)))
+            .collect()
+    }
+
+    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL. False if it has to ask again; `None` if that was no
+    /// answer to it.
+    pub(crate) fn fence_answered(
+        &self,
+        link: Option<usize>,
+        ghost: &Identity,
+        reply: &Reply,
+    ) -> Option<bool> {
+        let Reply::One(value) = reply else {
+            return None;
+        };
+        let fence = Fence::of(value)?;
+        if let Some(link) = link.and_then(|index| self.links.get(index)) {
+            self.fenced(link, ghost, &fence);
+        }
+        Some(fence != Fence::NotNow)
+    }
+}
+
+impl Link {
+    /// An abandoned connection has to be killed before the next command.
+    pub(crate) fn remember(&self, ghost: Identity) {
+        let mut ghosts = self.ghosts.lock();
+        if ghosts.contains(&ghost) {
+            return;
+        }
+        if ghosts.len() == GHOSTS {
+            ghosts.remove(0);
+        }
+        if matches!(self.lane.gate(), Gate::Open) {
+            self.lane.order(Order::Fence(ghost.clone()));
+        }
+        ghosts.push(ghost);
+    }
+
+    /// Has killed, before the next command, whatever has not been yet.
+    pub(crate) fn fence(&self) {
+        for ghost in self.ghosts.lock().iter() {
+            self.lane.order(Order::Fence(ghost.clone()));
+        }
+    }
+
+    /// Lets calls pass; ahead of them, whatever has to be killed is killed.
+    pub(crate) fn open(&self, now: Instant) {
+        // Under this lock nobody can remember another one between the last order and the opening.
+        let ghosts = self.ghosts.lock();
+        // One whose handshake was refused that is not asked for it again.
+        if self.lane.may_be_fenced() {
+            for ghost in ghosts.iter() {
+                self.lane.order(Order::Fence(ghost.clone()));
+            }
+        }
+        self.lane.set_gate(Gate::Open);
+        drop(ghosts);
+        self.set_state(ConnectionState::Ready, now);
+    }
+}
+
+/// A connection that nobody has accounted for: if its supervisor is ended from without, and with it the driver, it is buried.
+pub(crate) struct Unburied {
+    fences: Arc<Fences>,
+    identity: Option<Identity>,
+}
+
+impl Unburied {
+    pub(crate) fn new(fences: &Arc<Fences>, identity: Option<Identity>) -> Self {
+        let fences = Arc::clone(fences);
+        Self { fences, identity }
+    }
+
+    pub(crate) fn accounted_for(mut self) {
+        self.identity = None;
+    }
+}
+
+impl Drop for Unburied {
+    fn drop(&mut self) {
+        self.fences.bury(self.identity.take());
+    }
+}
+
+/// What a server answered to CLIENT KILL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fence {
+    /// Killed, or gone already.
+    Done,
+    /// Not asked: it was a connection to another server, or to this one before its restart.
+    Gone,
+    /// Not allowed, not known to this server, or refused in words that are not known to pass.
+    Refused(String),
+    /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of what is allowed.
+    NotNow,
+}
+
+impl Fence {
+    /// `None` if the reply is no answer to CLIENT KILL.
+    pub(crate) fn of(reply: &Value) -> Option<Self> {
+        let Some((code, text)) = as_error(reply) else {
+            return matches!(reply, Value::Int(_)).then_some(Self::Done);
+        };
+        if text.to_ascii_lowercase().contains("no such client") {
+            return Some(Self::Done);
+        }
+        Some(match refusal(&code, &text) {
+            Refusal::Lasting => Self::Refused(format!("{code} {text}")),
+            // Protected mode would have said so to the greeting: this is a proxy that does not kill.
+            Refusal::Unauthenticated if code == "DENIED" => Self::Refused(format!("{code} {text}")),
+            _ => Self::NotNow,
+        })
+    }
+}
+
+/// What is true of a client with these connections: its writes go through any of them.
+fn of_all(each: &[Fencing]) -> Fencing {
+    if each.contains(&Fencing::Refused) {
+        Fencing::Refused
+    } else if each.contains(&Fencing::Works) {
+        Fencing::Works
+    } else {
+        Fencing::Untried
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock;
+    use crate::error::Certainty;
+    use crate::link::shared::Shared;
+    use crate::settings::Settings;
+    use crate::target::Target;
+    use crate::wire::queue::{Ask, Backlog};
+
+    fn shared(connections: usize) -> Shared {
+        let mut settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+        settings.connections = connections;
+        Shared::new(settings, clock::now()).expect("good settings")
+    }
+
+    fn relying() -> Ask {
+        let now = clock::now();
+        Ask {
+            replies: 1,
+            started: now,
+            deadline: now + Duration::from_secs(1),
+            now,
+            seq: None,
+            only_fenced: true,
+            read_only: false,
+            apart: false,
+        }
+    }
+
+    fn ghost(id: i64) -> Identity {
+        let addr = "127.0.0.1:1".into();
+        let run_id = None;
+        Identity { id, addr, run_id }
+    }
+
+    fn error(line: &str) -> Value {
+        redis::parse_redis_value(format!("-{line}\r\n").as_bytes()).expect("an error reply")
+    }
+
+    #[test]
+    fn c18_only_what_is_known_to_pass_keeps_a_server_that_does_not_kill_out_of_service() {
+        for (reply, fence) in [
+            (Value::Int(1), Fence::Done),
+            (Value::Int(0), Fence::Done),
+            (error("ERR No such client"), Fence::Done),
+            (error("LOADING Redis is loading"), Fence::NotNow),
+            (error("BUSY Redis is busy"), Fence::NotNow),
+            (error("ERR max number of clients reached"), Fence::NotNow),
+        ] {
+            assert_eq!(Fence::of(&reply), Some(fence), "{reply:?}");
+        }
+        let queued = Value::SimpleString("QUEUED".into());
+        for odd in [Value::Nil, Value::Okay, queued] {
+            assert_eq!(Fence::of(&odd), None, "{odd:?} is no answer");
+        }
+        for line in [
+            "NOPERM this user has no permissions to run the 'client|kill' command",
+            "ERR unknown command 'CLIENT'",
+            "ERR syntax error",
+            "ERR value is not an integer or out of range",
+            "ERR command is not allowed",
+            "DENIED by the proxy",
+        ] {
+            assert!(
+                matches!(Fence::of(&error(line)), Some(Fence::Refused(_))),
+                "{line}"
+            );
+        }
+    }
+
+    fn noperm() -> Reply {
+        let error = redis::parse_redis_value(b"-NOPERM this user has no permissions\r\n");
+        let Ok(refused @ Value::ServerError(_)) = error else {
+            panic!("it is an error: {error:?}");
+        };
+        Reply::One(refused)
+    }
+
+    fn done() -> Reply {
+        Reply::One(Value::Int(1))
+    }
+
+    fn refusals(shared: &Shared) -> usize {
+        let history = shared.hub.history();
+        let refused = |event: &&crate::event::Event| event.kind.name() == "fence_refused";
+        history.iter().filter(refused).count()
+    }
+
+    #[test]
+    fn c18_once_a_kill_is_refused_nothing_that_relies_on_one_is_sent() {
+        let shared = shared(1);
+        let lane = &shared.links[0].lane;
+        let ask = relying();
+        let _pending = lane
+            .submit(ask, |out: &mut Vec<u8>| out.len())
+            .expect("it may be killed");
+        assert_eq!(
+            shared.fences.fence_answered(Some(0), &ghost(1), &noperm()),
+            Some(true)
+        );
+        assert_eq!(shared.fences.fencing(), Fencing::Refused);
+        assert_eq!(lane.in_flight(), 0, "what waited is turned away");
+        let late = lane.submit(ask, |out: &mut Vec<u8>| out.len());
+        let error = late.expect_err("it was looked at before that was known");
+        assert_eq!(error.certainty(), Certainty::NotSent);
+    }
+
+    #[test]
+    fn c18_one_kill_that_succeeds_does_not_make_up_for_one_that_was_refused() {
+        let shared = shared(1);
+        let link = &shared.links[0];
+        let state = || (shared.fences.fencing(), link.lane.may_be_fenced());
+        shared.fences.serves(link, &Ok(()), &[], &[]);
+        assert_eq!(state(), (Fencing::Works, true));
+        shared.fences.fence_answered(Some(0), &ghost(1), &noperm());
+        shared.fences.fence_answered(Some(0), &ghost(2), &done());
+        assert_eq!(state(), (Fencing::Refused, false), "while it serves");
+        // Nor in a handshake, in whatever order.
+        let refused = || Fence::Refused("NOPERM".into());
+        for fences in [[refused(), Fence::Done], [Fence::Done, refused()]] {
+            link.lane.release();
+            shared
+                .fences
+                .serves(link, &Ok(()), &[ghost(1), ghost(2)], &fences);
+            assert_eq!(state(), (Fencing::Refused, false), "{fences:?}");
+        }
+        link.lane.release();
+        shared
+            .fences
+            .serves(link, &Ok(()), &[ghost(1)], &[Fence::Done]);
+        assert_eq!(state(), (Fencing::Works, true));
+        assert_eq!(refusals(&shared), 1, "told once, as it changed");
+    }
+
+    #[test]
+    fn c18_what_one_connection_is_refused_is_not_granted_by_another() {
+        let shared = shared(2);
+        let [first, second] = &shared.links[..] else {
+            panic!("there are two");
+        };
+        assert_eq!(shared.fences.fencing(), Fencing::Untried);
+        shared.fences.serves(first, &Err("NOPERM".into()), &[], &[]);
+        shared.fences.serves(second, &Ok(()), &[], &[]);
+        assert_eq!(shared.fences.fencing(), Fencing::Refused);
+        first.lane.release();
+        assert_eq!(
+            shared.fences.fencing(),
+            Fencing::Refused,
+            "nobody knows better yet"
+        );
+        shared.fences.serves(first, &Ok(()), &[], &[]);
+        assert_eq!(shared.fences.fencing(), Fencing::Works);
+    }
+
+    #[test]
+    fn c18_a_ghost_that_was_refused_is_killed_by_the_next_connection_that_may() {
+        let shared = shared(1);
+        let link = &shared.links[0];
+        shared.fences.serves(link, &Ok(()), &[], &[]);
+        link.open(clock::now());
+        shared.fences.bury(Some(ghost(1)));
+        assert_eq!(link.lane.take_orders(Backlog::default()).len(), 1);
+        shared.fences.fence_answered(Some(0), &ghost(1), &noperm());
+        // The next one may not either, and is asked once.
+        link.lane.release();
+        let ghosts = shared.fences.ghosts();
+        assert_eq!(ghosts, [ghost(1)], "a repeat still relies on its end");
+        let refused = Fence::Refused("NOPERM".into());
+        shared.fences.serves(link, &Ok(()), &ghosts, &[refused]);
+        link.open(clock::now());
+        assert_eq!(link.lane.take_orders(Backlog::default()).len(), 0);
+        let error = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
+        assert!(error.is_err(), "the ghost is loose");
+        // Dialled before it was refused, so it has not been asked: it is now, ahead of what waits.
+        link.lane.release();
+        shared.fences.serves(link, &Ok(()), &[], &[]);
+        link.open(clock::now());
+        assert_eq!(link.lane.take_orders(Backlog::default()).len(), 1);
+        shared.fences.fence_answered(Some(0), &ghost(1), &done());
+        assert!(shared.fences.ghosts().is_empty());
+        let submitted = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
+        assert!(submitted.is_ok(), "nothing can come after it");
+    }
+}

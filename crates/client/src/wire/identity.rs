@@ -1,0 +1,43 @@
+//! The name that a server gives to a connection, by which it is killed.
+
+use std::sync::Arc;
+
+use super::words::command;
+
+/// What the server calls our connection: enough to have it killed, and nobody else.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Identity {
+    pub(crate) id: i64,
+    pub(crate) addr: String,
+    /// Of the server; `None` where that cannot be known, and never on a unix socket, where all clients have one address.
+    pub(crate) run_id: Option<Arc<str>>,
+}
+
+impl Identity {
+    /// A connection that cannot be: killing it shows whether killing is allowed.
+    pub(crate) fn nobody() -> Self {
+        Self {
+            id: i64::MAX,
+            addr: "0.0.0.0:0".into(),
+            run_id: None,
+        }
+    }
+
+    /// True if it is known to be a connection to another server than this one, or to this one before it was restarted.
+    pub(crate) fn is_elsewhere(&self, run_id: Option<&str>) -> bool {
+        let known = self.run_id.as_deref().zip(run_id);
+        known.is_some_and(|(of, here)| of != here)
+    }
+
+    /// The command that kills the connection, and only this one, on the server that it [is not elsewhere](Self::is_elsewhere) of.
+    pub(crate) fn kill(&self) -> Vec<u8> {
+        command(&[
+            "CLIENT",
+            "KILL",
+            "ID",
+            &self.id.to_string(),
+            "ADDR",
+            &self.addr,
+        ])
+    }
+}
