@@ -61,7 +61,8 @@ pub use redis;
 
 pub use breaker::BreakerSwitch;
 pub use client::builder::ClientBuilder;
-pub use client::{Client, Closed, Scoped, Status};
+pub use client::status::Status;
+pub use client::{Client, Closed, Scoped};
 pub use error::connect::ConnectError;
 pub use error::{Bound, Certainty, ConfigError, Error, ErrorKind, certainty};
 pub use event::flapping::Flapping;

@@ -12,8 +12,9 @@ use steadfast_core::certainty::Refusal;
 use steadfast_core::conn::{Reply, Watch};
 use tokio::sync::mpsc;
 
+use crate::call::call_dedicated;
+use crate::call::identification::{ask_who_serves, why_reset};
 use crate::call::plan::{Payload, Plan, many, one};
-use crate::call::{ask_who_serves, call_dedicated, why_reset};
 use crate::clock;
 use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};

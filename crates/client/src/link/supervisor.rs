@@ -4,6 +4,8 @@
 //! its word either: a challenger is dialled, and only its fate decides whether the old connection is replaced or the server is down.
 
 mod inquiry;
+mod outage;
+mod watchdog;
 mod watching;
 
 use std::sync::Arc;
@@ -13,6 +15,8 @@ use steadfast_core::conn::Watch;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
+use self::outage::Patience;
+pub(crate) use self::watchdog::watchdog;
 use self::watching::{Successor, Watching};
 use crate::clock;
 use crate::credentials::Credentials;
@@ -27,7 +31,7 @@ use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::task::Owned;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{Gate, Order, Outage};
+use crate::wire::queue::{Gate, Order};
 use crate::wire::slot::{Blame, Ended};
 
 /// See the module.
@@ -58,43 +62,6 @@ const DEPOSED: &str = "the sentinels name another primary";
 /// How long the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
 /// rule while it is dialled; a caller that is not polled is not waited for.
 const REJOIN: Duration = Duration::from_millis(20);
-
-/// Keeps a supervisor running: starts it anew if it ends or makes no progress. Ends when the client is closed.
-pub(crate) async fn watchdog(
-    shared: Arc<Shared>,
-    link: Arc<Link>,
-    connector: Arc<Connector>,
-    alive: Arc<Alive>,
-) {
-    let every = (shared.settings.stuck_after / 4).min(Duration::from_secs(1));
-    while link.state() != ConnectionState::Closed {
-        let supervisor = Supervisor::new(
-            Arc::clone(&shared),
-            Arc::clone(&link),
-            Arc::clone(&connector),
-            Arc::clone(&alive),
-        );
-        let mut task = Owned::new(tokio::spawn(supervisor.run()));
-        let began = clock::now();
-        loop {
-            let ended = tokio::select! {
-                biased;
-                _ = &mut task => true,
-                () = tokio::time::sleep(every) => false,
-            };
-            let now = clock::now();
-            shared.hub.settle(link.index);
-            let overdue = link.stuck_at.lock().is_some_and(|at| at <= now);
-            if (ended || overdue) && link.state() != ConnectionState::Closed {
-                shared.stuck(&link, now.saturating_duration_since(began));
-            }
-            if ended || overdue {
-                *link.stuck_at.lock() = None;
-                break;
-            }
-        }
-    }
-}
 
 impl Supervisor {
     fn new(
@@ -486,63 +453,4 @@ async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<
             });
         }
     }
-}
-
-/// While there is no connection: keeps the deadlines of calls that wait, and turns them away when the allowance is spent.
-struct Patience {
-    link: Arc<Link>,
-    shared: Arc<Shared>,
-    blip_until: Option<Instant>,
-}
-
-impl Patience {
-    /// `None` if the client was closed meanwhile.
-    async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
-        let link = Arc::clone(&self.link);
-        let mut work = std::pin::pin!(work);
-        let mut deadlines = std::pin::pin!(link.lane.keep_deadlines());
-        let mut closed = std::pin::pin!(link.closed());
-        loop {
-            let spent = async {
-                match self.blip_until {
-                    Some(until) => clock::sleep_fairly_until(until).await,
-                    None => std::future::pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = &mut closed => return None,
-                result = &mut work => return Some(result),
-                () = spent => {
-                    self.blip_until = None;
-                    go_down(&self.shared, &self.link, None);
-                }
-                () = &mut deadlines => {}
-            }
-        }
-    }
-}
-
-/// Refuses calls from now on. Told once per outage.
-fn go_down(shared: &Shared, link: &Link, cause: Option<Arc<str>>) {
-    if link.state() == ConnectionState::Down {
-        return;
-    }
-    let now = clock::now();
-    let (since, cause) = {
-        let mut view = link.view.lock();
-        let since = *view.outage_since.get_or_insert(now);
-        let cause = cause
-            .or_else(|| view.last_error.clone())
-            .unwrap_or_else(|| "not connected yet".into());
-        (since, cause)
-    };
-    let outage = Arc::new(Outage {
-        since,
-        cause: Arc::clone(&cause),
-    });
-    let soon = now + shared.settings.reconnect.longest(1);
-    link.lane.set_gate(Gate::Down(outage, soon));
-    link.set_state(ConnectionState::Down, now);
-    shared.hub.emit(link.index, EventKind::Down { cause });
 }

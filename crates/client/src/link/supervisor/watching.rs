@@ -9,7 +9,8 @@ use tokio::task::JoinError;
 use steadfast_core::policy::Backoff;
 
 use super::inquiry::{self, Finding};
-use super::{Dial, Supervisor, go_down};
+use super::outage::go_down;
+use super::{Dial, Supervisor};
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;

@@ -1,0 +1,92 @@
+//! Whether a connection still serves from the server that is wanted: asked of the server itself.
+
+use std::time::Instant;
+
+use redis::Value;
+use steadfast_core::certainty::{self, Refusal};
+use steadfast_core::conn::Reply;
+
+use crate::clock;
+use crate::link::Link;
+use crate::link::shared::Shared;
+use crate::target::Role;
+use crate::wire::queue::{Ask, Submitted};
+use crate::wire::slot::Ended;
+
+/// Somebody has been told that the server which the shared connection serves from is no primary any more, or wants a password, and it may not be
+/// true of that one. So the server is asked, and only its own answer replaces the connection that all callers share.
+pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, deadline: Instant) {
+    let now = clock::now();
+    let ask = Ask {
+        replies: 2,
+        started: now,
+        deadline,
+        now,
+        seq: None,
+        only_fenced: false,
+        read_only: true,
+        apart: false,
+    };
+    let asked = link.lane.submit(ask, |out: &mut Vec<u8>| {
+        // An ACL may bar the one, and old servers do not know the other without arguments.
+        out.extend_from_slice(b"*1\r\n$4\r\nROLE\r\n*1\r\n$5\r\nHELLO\r\n");
+        out.len()
+    });
+    let Ok(Submitted { pending, .. }) = asked else {
+        return;
+    };
+    if let Ended::Answered { reply, .. } = pending.await
+        && let Some(why) = why_reset(shared, state_told_by(&reply))
+    {
+        link.reset(epoch, why);
+    }
+}
+
+/// Why a connection on which that was answered has to be replaced, if it has to be.
+pub(crate) fn why_reset(shared: &Shared, refusal: Refusal) -> Option<&'static str> {
+    match refusal {
+        // Where any role will do, it is the command that is wrong here.
+        Refusal::WrongServer | Refusal::Demoted if shared.settings.role == Role::Primary => {
+            Some("the server became a replica")
+        }
+        Refusal::Unauthenticated => Some("the connection lost its authentication"),
+        _ => None,
+    }
+}
+
+/// What a server says of itself in its answers to ROLE and HELLO.
+fn state_told_by(reply: &Reply) -> Refusal {
+    let is_text = |value: &Value, word: &str| match value {
+        Value::BulkString(text) => text == word.as_bytes(),
+        Value::SimpleString(text) => text == word,
+        _ => false,
+    };
+    let is_replica = |value: &Value| ["slave", "replica"].iter().any(|word| is_text(value, word));
+    let Reply::Many(replies) = reply else {
+        return Refusal::Lasting;
+    };
+    for reply in replies {
+        let replica = match reply {
+            Value::ServerError(error) => {
+                let details = error.details().unwrap_or_default();
+                if certainty::refusal(error.code(), details) == Refusal::Unauthenticated {
+                    return Refusal::Unauthenticated;
+                }
+                false
+            }
+            Value::Map(pairs) => pairs
+                .iter()
+                .any(|(key, value)| is_text(key, "role") && is_replica(value)),
+            Value::Array(items) => {
+                let mut pairs = items.chunks_exact(2);
+                items.first().is_some_and(is_replica)
+                    || pairs.any(|pair| is_text(&pair[0], "role") && is_replica(&pair[1]))
+            }
+            _ => false,
+        };
+        if replica {
+            return Refusal::WrongServer;
+        }
+    }
+    Refusal::Lasting
+}

@@ -1,0 +1,243 @@
+//! What an end means: for the caller, for the breaker, and for another attempt.
+
+use std::time::Duration;
+
+use redis::{Pipeline, ServerError, Value};
+use steadfast_core::certainty::Refusal;
+use steadfast_core::command::{self, Effect};
+use steadfast_core::conn::Reply;
+use steadfast_core::policy::breaker::Outcome;
+use steadfast_core::redis_rs;
+
+use super::identification::why_reset;
+use super::plan::Payload;
+use super::{Call, Place};
+use crate::clock;
+use crate::error::{Certainty, Error, ErrorKind};
+use crate::link::fence::Fencing;
+use crate::target::Role;
+use crate::wire::queue::UNATTENDED;
+use crate::wire::slot::{Blame, Ended};
+
+impl Call<'_> {
+    /// What an end means for the caller and for the breaker.
+    pub(super) fn judge(
+        &self,
+        ended: Ended,
+        place: &mut Place<'_>,
+    ) -> (Option<Outcome>, Result<Reply, Error>) {
+        match ended {
+            Ended::Answered { reply, at, fair } => match self.refusal_in(&reply) {
+                None => {
+                    place.answered = fair.then_some(at);
+                    let took = at.saturating_duration_since(self.started);
+                    if let Some(discovery) = &self.shared.discovery
+                        && !matches!(self.plan.effect, Effect::Read | Effect::Control)
+                    {
+                        discovery.acknowledge();
+                    }
+                    self.shared.metrics.answered(self.plan.name, took);
+                    let outcome = match &reply {
+                        Reply::One(_) => Outcome::Success,
+                        Reply::Many(replies) => self.judge_each(replies, place),
+                    };
+                    (Some(outcome), Ok(reply))
+                }
+                Some(error) => {
+                    let outcome = self.judge_refusal(&error, place);
+                    (Some(outcome), Err(error))
+                }
+            },
+            Ended::TooLarge(limit) => {
+                let kind = ErrorKind::ReplyTooLarge { limit };
+                let error = Error::new(kind, Certainty::Unknown);
+                (Some(Outcome::Success), Err(error))
+            }
+            Ended::Expired { certainty, fair } => {
+                let outcome = if fair { self.judge_timeout() } else { None };
+                (outcome, Err(self.timed_out(certainty)))
+            }
+            Ended::Unattended(certainty) => (None, Err(Error::new(UNATTENDED, certainty))),
+            Ended::Down(certainty) => {
+                let error = self.lane.refusal(clock::now());
+                (None, Err(error.at_best(certainty == Certainty::Unknown)))
+            }
+            // The supervisor counts the loss, once.
+            Ended::Lost {
+                certainty,
+                cause,
+                rejoin,
+                blame,
+            } => {
+                place.rejoin = rejoin;
+                place.begun = blame != Blame::None;
+                let again = blame == Blame::Shared && std::mem::replace(&mut place.suspected, true);
+                if blame == Blame::Own || again {
+                    place.blamed_again = std::mem::replace(&mut place.apart, true);
+                }
+                (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
+            }
+            Ended::Turned => (None, Err(self.lane.refusal(clock::now()))),
+        }
+    }
+
+    /// A probe that takes too long has not succeeded; one with a longer deadline of its own may take it.
+    pub(super) fn judge_probe(&self, took: Duration) -> Outcome {
+        let settings = &self.shared.settings;
+        if self.limit > settings.deadline {
+            Outcome::Success
+        } else {
+            settings.breaker.judge(took)
+        }
+    }
+
+    /// A call that was given less than the server is given otherwise has run out of its own time, and tells nothing of the server's: those that have more are
+    /// not to be refused for its sake.
+    fn judge_timeout(&self) -> Option<Outcome> {
+        let settings = &self.shared.settings;
+        let patience = settings.deadline.min(settings.reply_overdue);
+        (self.limit >= patience).then_some(Outcome::Failure)
+    }
+
+    /// The refusal in a reply, if it is one: of a single command any error; of a pipeline, as [`refusal_of_all`] says, however few its
+    /// commands are.
+    fn refusal_in(&self, reply: &Reply) -> Option<Error> {
+        match (reply, self.payload) {
+            (Reply::Many(replies), Payload::Pipeline(pipeline)) => {
+                refusal_of_all(replies, pipeline)
+            }
+            (Reply::One(reply), Payload::Pipeline(pipeline)) => {
+                refusal_of_all(std::slice::from_ref(reply), pipeline)
+            }
+            (Reply::One(Value::ServerError(error)), Payload::Command(cmd)) => {
+                let name = command::arguments(cmd).next().unwrap_or_default();
+                Some(Error::server(error.clone(), self.plan.errors, name))
+            }
+            (_, Payload::Command(_)) => None,
+        }
+    }
+
+    /// Some commands of a pipeline may have been answered, and others have shown that the server does not serve.
+    fn judge_each(&self, replies: &[Value], place: &mut Place<'_>) -> Outcome {
+        let mut outcome = Outcome::Success;
+        let Payload::Pipeline(pipeline) = self.payload else {
+            return outcome;
+        };
+        for (_, error) in errors_of(replies, pipeline) {
+            if self.judge_refusal(&error, place) == Outcome::Failure {
+                outcome = Outcome::Failure;
+            }
+        }
+        outcome
+    }
+
+    /// What a refusal says of the server. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
+    /// reason to ask.
+    fn judge_refusal(&self, error: &Error, place: &mut Place<'_>) -> Outcome {
+        let refusal = error.refusal().unwrap_or(Refusal::Lasting);
+        if error.certainty() != Certainty::Rejected {
+            place.doubtful |= why_reset(self.shared, refusal).is_some();
+            return Outcome::Success;
+        }
+        let why = why_reset(self.shared, refusal);
+        match (self.link, why) {
+            (Some(link), Some(why)) => {
+                link.reset(place.epoch, why);
+                return Outcome::Failure;
+            }
+            (None, why) if why.is_some() || refusal == Refusal::Demoted => {
+                place.unfit = Some(refusal);
+            }
+            _ => {}
+        }
+        match refusal {
+            Refusal::Passing => Outcome::Failure,
+            _ => Outcome::Success,
+        }
+    }
+
+    /// Is another attempt safe, and does it make sense?
+    pub(super) fn may_repeat(&self, error: &Error) -> bool {
+        let passing = match error.kind() {
+            ErrorKind::Lost { .. } => true,
+            ErrorKind::Server(_) => match error.refusal() {
+                Some(Refusal::WrongServer) => self.shared.settings.role == Role::Primary,
+                refusal => refusal != Some(Refusal::Lasting),
+            },
+            _ => false,
+        };
+        passing
+            && match error.certainty() {
+                Certainty::NotSent | Certainty::Rejected => true,
+                Certainty::Unknown => self.bears_another(),
+            }
+    }
+
+    /// May it be sent again although it may have run?
+    pub(super) fn bears_another(&self) -> bool {
+        match self.plan.effect {
+            Effect::Read => true,
+            Effect::LastWins => {
+                let fenced =
+                    self.shared.fences.fencing() == Fencing::Works && self.lane.may_be_fenced();
+                (fenced || self.shared.settings.repeat_without_fence)
+                    && !(self.plan.several && self.payload.looks_before_it_writes())
+            }
+            _ => false,
+        }
+    }
+}
+
+/// A transaction of which nothing ran.
+fn was_aborted(replies: &[Value]) -> bool {
+    matches!(replies.last(), Some(Value::ServerError(error)) if error.code() == "EXECABORT")
+}
+
+/// The refusal of a whole pipeline: only if every reply is a passing one; or, of a transaction that was aborted, the passing one that
+/// aborted it. Other errors stay at their places among the replies, as in redis-rs.
+fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
+    let passing = |error: &Error| {
+        let refusal = error.refusal();
+        error.certainty() == Certainty::Rejected && refusal != Some(Refusal::Lasting)
+    };
+    if was_aborted(replies) {
+        return errors_of(replies, pipeline)
+            .map(|(_, error)| error)
+            .find(passing);
+    }
+    let mut expected = 0;
+    let mut first = None;
+    for (at, error) in errors_of(replies, pipeline) {
+        if at != expected || !passing(&error) {
+            return None;
+        }
+        expected += 1;
+        first.get_or_insert(error);
+    }
+    first.filter(|_| expected == replies.len())
+}
+
+/// The errors among the replies to a pipeline, and where. What is answered while a transaction is queued is the server's own word, also of scripts.
+fn errors_of<'a>(
+    replies: &'a [Value],
+    pipeline: &'a Pipeline,
+) -> impl Iterator<Item = (usize, Error)> + 'a {
+    let judged = move |at: usize, error: &ServerError| {
+        let cmd = (!pipeline.is_transaction())
+            .then(|| redis_rs::commands(pipeline).nth(at))
+            .flatten();
+        let Some(cmd) = cmd else {
+            return Error::refused(error.clone());
+        };
+        let name = command::arguments(cmd).next().unwrap_or_default();
+        let errors = command::classify(command::arguments(cmd)).errors;
+        Error::server(error.clone(), errors, name)
+    };
+    replies
+        .iter()
+        .enumerate()
+        .filter_map(move |(at, reply)| match reply {
+            Value::ServerError(error) => Some((at, judged(at, error))),
+            _ => None,
+        })
+}

@@ -1,0 +1,60 @@
+//! The turn of a call among those whose keys belong to several connections.
+
+use super::plan::Payload;
+use super::{Call, Place};
+use crate::clock;
+use crate::error::{Bound, Certainty, Error, ErrorKind};
+use crate::link::Link;
+use crate::link::crossing::{Lanes, Turn};
+use crate::options::CallOptions;
+use crate::wire::queue::Gate;
+
+impl Call<'_> {
+    /// With several connections: its turn, if it has to wait for one. See [`crate::link::crossing`].
+    pub(super) async fn take_turn(&self) -> Result<Option<Turn<'_>>, Error> {
+        let (crossings, route) = (&self.shared.crossings, self.plan.route);
+        if crossings.len() >= self.shared.settings.in_flight {
+            return Err(Error::not_sent(ErrorKind::Overloaded {
+                bound: Bound::InFlight,
+                retry_after: self.shared.settings.blip_wait,
+            }));
+        }
+        let Some(turn) = crossings.join(route.lanes, route.crosses, self.deadline) else {
+            return Ok(None);
+        };
+        Box::pin(async {
+            clock::timeout_at(self.deadline, turn.reached())
+                .await
+                .ok_or_else(|| self.timed_out(Certainty::NotSent))?;
+            let others = self.shared.links.iter().skip(1);
+            let behind = others
+                .filter(|link| route.crosses && route.lanes.meets(Lanes::of(link.index)))
+                .map(|link| self.pass_behind(link));
+            futures_util::future::try_join_all(behind).await
+        })
+        .await?;
+        Ok(Some(turn))
+    }
+
+    /// Waits until what was submitted to another connection before has been answered.
+    async fn pass_behind(&self, link: &Link) -> Result<(), Error> {
+        if link.lane.in_flight() == 0 && matches!(link.lane.gate(), Gate::Open) {
+            return Ok(());
+        }
+        let ping = redis::cmd("PING");
+        let payload = Payload::Command(&ping);
+        let ping = Call {
+            lane: &link.lane,
+            link: Some(link),
+            payload,
+            plan: payload.plan(1, true)?,
+            ..*self
+        };
+        let options = CallOptions::new();
+        let answer = ping.run_from(clock::now(), Place::default(), &options);
+        match answer.await {
+            Ok(_) => Ok(()),
+            Err(error) => Err(Error::not_sent(error.kind().clone())),
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! A client as it is now, for people and for status pages.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Client;
+use crate::breaker::state_name;
+use crate::clock;
+use crate::event::flapping::Flapping;
+use crate::link::fence::Fencing;
+use crate::link::{ConnectionState, View};
+use crate::sentinel::SentinelStatus;
+
+/// A client as it is now, for status pages and decisions by people.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct Status {
+    /// Of the worst of its connections.
+    pub state: ConnectionState,
+    /// For how long it has been so.
+    pub state_for_ms: f64,
+    /// Where to.
+    pub address: String,
+    /// The server's version, once known.
+    pub server_version: Option<String>,
+    /// TLS version and cipher suite, if TLS is spoken.
+    pub tls: Option<String>,
+    /// Attempts to connect so far, successful ones included.
+    pub attempts: u64,
+    /// Times that a lost connection was replaced.
+    pub reconnects: u64,
+    /// Times that the watchdog had to start a supervisor anew, or that an attempt to connect or a renewal of credentials panicked or kept its thread
+    /// past its deadline.
+    pub stuck_resets: u64,
+    /// Mean length of the outages that are over.
+    pub mean_recovery_ms: Option<f64>,
+    /// What ended the last connection or attempt.
+    pub last_error: Option<String>,
+    /// `closed`, `open` or `half_open`.
+    pub breaker: &'static str,
+    /// Calls sent, or waiting to be sent, and not yet answered.
+    pub in_flight: usize,
+    /// Replies received so far.
+    pub answered: u64,
+    /// Round-trip time as smoothed.
+    pub rtt_ms: Option<f64>,
+    /// Whether abandoned connections can be killed on the server.
+    pub fencing: Fencing,
+    /// Since when and how often the connection has been lost and replaced again and again; absent if it is steady.
+    pub flapping: Option<Flapping>,
+    /// What the sentinels say; absent where none are asked.
+    pub sentinel: Option<SentinelStatus>,
+}
+
+impl Client {
+    /// A snapshot.
+    pub fn status(&self) -> Status {
+        let shared = &self.inner.shared;
+        let state = self.state();
+        let now = clock::now();
+        let worst = shared.links.iter().find(|link| link.state() == state);
+        let views: Vec<_> = shared.links.iter().map(|link| link.view.lock()).collect();
+        let sum = |field: fn(&View) -> u64| views.iter().map(|view| field(view)).sum();
+        let reconnects: u64 = sum(|view| view.reconnects);
+        let recoveries: u64 = sum(|view| view.recoveries);
+        let recovery: Duration = views.iter().map(|view| view.recovery_total).sum();
+        let view = &views[worst.map_or(0, |link| link.index)];
+        Status {
+            state,
+            state_for_ms: clock::as_ms(now.saturating_duration_since(view.since)),
+            address: shared.settings.target.address.to_string(),
+            server_version: view.facts.as_ref().map(|facts| facts.version.clone()),
+            tls: view.facts.as_ref().and_then(|facts| facts.tls.clone()),
+            attempts: sum(|view| view.attempts),
+            reconnects,
+            stuck_resets: sum(|view| view.stuck_resets),
+            mean_recovery_ms: (recoveries > 0).then(|| clock::as_ms(recovery) / recoveries as f64),
+            last_error: view.last_error.as_deref().map(str::to_owned),
+            breaker: state_name(shared.guard.state()),
+            in_flight: shared.links.iter().map(|link| link.lane.in_flight()).sum(),
+            answered: shared.answered.load(Ordering::Relaxed),
+            rtt_ms: shared.rtt().map(clock::as_ms),
+            fencing: shared.fences.fencing(),
+            flapping: shared.hub.flaps(),
+            sentinel: shared.discovery.as_ref().map(|known| known.status(now)),
+        }
+    }
+}

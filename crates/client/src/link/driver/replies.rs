@@ -1,0 +1,195 @@
+//! Replies: to whom they go, and what they say of the server.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use redis::Value;
+use steadfast_core::certainty::{Refusal, refusal};
+use steadfast_core::conn::{Conn, Incoming, Reply};
+
+use super::{Authentication, Driver, End, Signal, patience};
+use crate::wire::queue::{Job, Left};
+use crate::wire::slot::Ended;
+
+/// Replies handed out before callers get their turn: an eighth of those that wait, within these. Small waves keep callers and server at work
+/// at the same time; larger ones, where many wait, make fewer and fuller writes of it.
+const WAVE: std::ops::RangeInclusive<usize> = 16..=64;
+/// How often the count of successes is passed on.
+const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);
+/// Round trips are short below this.
+const FAST: Duration = Duration::from_millis(5);
+
+impl Driver {
+    /// Hands out up to a wave of replies. True if there may be more.
+    pub(super) fn hand_out(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<bool, End> {
+        let wave = (conn.awaiting() / 8).clamp(*WAVE.start(), *WAVE.end());
+        for _ in 0..wave {
+            match conn.poll_incoming() {
+                Ok(Some(Incoming::Reply {
+                    ticket,
+                    reply,
+                    taken,
+                    given,
+                })) => {
+                    let took = now.saturating_duration_since(taken);
+                    let fair = self.stalled_at.is_none_or(|at| at < taken);
+                    self.judge(&ticket, &reply, took, given, fair);
+                    self.handed_out += 1;
+                    self.answer(ticket, reply, now, fair)?;
+                }
+                Ok(Some(Incoming::TooLarge { ticket, error })) => {
+                    if let Some(ticket) = ticket.into_ticket() {
+                        ticket.end(Ended::TooLarge(error));
+                    }
+                }
+                Ok(Some(Incoming::Push(_))) => {}
+                Ok(None) => {
+                    self.learn(conn, now);
+                    if now.saturating_duration_since(self.told_breaker) > TELL_BREAKER_EVERY {
+                        self.tell_breaker(now);
+                    }
+                    return Ok(false);
+                }
+                Err(error) => {
+                    let mut end = End::network(error.to_string());
+                    end.deaf = true;
+                    return Err(end);
+                }
+            }
+        }
+        self.learn(conn, now);
+        Ok(true)
+    }
+
+    /// What a wave of replies tells: how many were good, how many slow, and by the last one, how long calls take.
+    fn learn(&mut self, conn: &mut Conn<Job>, now: Instant) {
+        if let Some(link) = self.link
+            && self.successes > 0
+        {
+            self.shared.guard.count_successes(link, self.successes);
+            self.passed_on += std::mem::take(&mut self.successes);
+        }
+        if self.slow > 0 {
+            let slow = std::mem::take(&mut self.slow);
+            let transition = self.shared.guard.record_slow(slow, now);
+            self.shared.breaker_changed(transition);
+        }
+        if let Some(took) = self.last_took.take() {
+            self.shared.latency.record(took, now);
+            let fast = self.shared.observe_rtt(took) < FAST;
+            if fast != self.fast && self.link.is_some() {
+                self.fast = fast;
+                let (doubtful, overdue) = patience(self.shared.settings.reply_overdue, fast);
+                conn.set_patience(doubtful, overdue);
+            }
+        }
+    }
+
+    /// What an answer says of the server. A call with a longer deadline of its own is meant to take long and says nothing; nor does one on a
+    /// connection that its caller has to itself; nor does the time of one that was under way while this process stood still (not `fair`).
+    fn judge(&mut self, job: &Job, reply: &Reply, took: Duration, given: Duration, fair: bool) {
+        if self.link.is_none() {
+            return;
+        }
+        if let Reply::One(Value::ServerError(error)) = reply {
+            self.listen(error);
+        }
+        let patient = !fair || matches!(job, Job::Call(_) | Job::Fenced(_)) && given > self.usual;
+        if !patient {
+            self.last_took = Some(took);
+        }
+        if !patient && self.slow_call.is_some_and(|slow_call| took > slow_call) {
+            self.slow += 1;
+        } else if !is_refused(reply) {
+            self.successes += 1;
+        }
+    }
+
+    /// Keeps what a server says before it closes a connection.
+    fn listen(&mut self, error: &redis::ServerError) {
+        let words = error.details().unwrap_or_default();
+        if error.code() == "ERR" && words.starts_with("Protocol error") {
+            self.last_words = Some(format!("ERR {words}"));
+        }
+    }
+
+    /// Gives a reply to whom it is for. What the driver itself has asked must be answered as such a question is: else replies have got out of step,
+    /// and none that follows may be believed.
+    fn answer(&mut self, job: Job, reply: Reply, at: Instant, fair: bool) -> Result<(), End> {
+        match job {
+            Job::Call(ticket) | Job::Fenced(ticket) => {
+                ticket.end(Ended::Answered { reply, at, fair });
+            }
+            Job::Turning(turning) => {
+                // First what has waited for the end: the caller's next command comes after it.
+                self.lane.answered(&turning.turns, &reply);
+                turning.ticket.end(Ended::Answered { reply, at, fair });
+            }
+            Job::Heartbeat => match &reply {
+                Reply::One(Value::SimpleString(pong)) if pong == "PONG" => {}
+                Reply::One(Value::ServerError(_)) => {}
+                _ => return Err(out_of_step("PING")),
+            },
+            Job::Fence(ghost) => {
+                let answered = self.shared.fences.fence_answered(self.link, &ghost, &reply);
+                let done = answered.ok_or_else(|| out_of_step("CLIENT KILL"))?;
+                if !done {
+                    let _ = self.signals.send(Signal::Unfenced(ghost));
+                }
+            }
+            Job::Reauthenticate => {
+                let refused = match reply {
+                    Reply::One(Value::Okay) => None,
+                    Reply::One(Value::ServerError(error)) => Some(error.code().to_owned()),
+                    _ => return Err(out_of_step("AUTH")),
+                };
+                let _ = self.signals.send(Signal::Reauthenticated(refused));
+            }
+            Job::Proof(nonce) => {
+                match &reply {
+                    Reply::One(Value::BulkString(echo)) if *echo == nonce.as_bytes() => {}
+                    // An ACL without ECHO.
+                    Reply::One(Value::ServerError(_)) => {}
+                    _ => return Err(out_of_step("ECHO")),
+                }
+                self.authentication = Authentication::Settled;
+                self.left = Left::Nothing;
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn tell_breaker(&mut self, now: Instant) {
+        self.told_breaker = now;
+        // Ends the ramp after an outage, so that calls pass freely again.
+        let transition = self.shared.guard.settle(now);
+        self.shared.breaker_changed(transition);
+        let successes = std::mem::take(&mut self.passed_on);
+        if successes > 0 {
+            self.shared.answered.fetch_add(successes, Ordering::Relaxed);
+            self.shared.budget.deposit(successes);
+        }
+    }
+}
+
+/// The server has answered a question of ours by what is no answer to it.
+fn out_of_step(asked: &str) -> End {
+    let cause = format!("{asked} was answered by what is no answer to it: replies are out of step");
+    let mut end = End::network(cause);
+    end.deaf = true;
+    end
+}
+
+/// True of what says nothing good of the server: a refusal that is not the command's own fault, alone or in a pipeline.
+fn is_refused(reply: &Reply) -> bool {
+    let refuses = |value: &Value| match value {
+        Value::ServerError(error) => {
+            refusal(error.code(), error.details().unwrap_or_default()) != Refusal::Lasting
+        }
+        _ => false,
+    };
+    match reply {
+        Reply::One(value) => refuses(value),
+        Reply::Many(values) => values.iter().any(refuses),
+    }
+}

@@ -1,0 +1,69 @@
+//! The time without a connection: calls wait for a while, then they are refused.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::clock;
+use crate::event::EventKind;
+use crate::link::shared::Shared;
+use crate::link::{ConnectionState, Link};
+use crate::wire::queue::{Gate, Outage};
+
+/// While there is no connection: keeps the deadlines of calls that wait, and turns them away when the allowance is spent.
+pub(super) struct Patience {
+    pub(super) link: Arc<Link>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) blip_until: Option<Instant>,
+}
+
+impl Patience {
+    /// `None` if the client was closed meanwhile.
+    pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
+        let link = Arc::clone(&self.link);
+        let mut work = std::pin::pin!(work);
+        let mut deadlines = std::pin::pin!(link.lane.keep_deadlines());
+        let mut closed = std::pin::pin!(link.closed());
+        loop {
+            let spent = async {
+                match self.blip_until {
+                    Some(until) => clock::sleep_fairly_until(until).await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = &mut closed => return None,
+                result = &mut work => return Some(result),
+                () = spent => {
+                    self.blip_until = None;
+                    go_down(&self.shared, &self.link, None);
+                }
+                () = &mut deadlines => {}
+            }
+        }
+    }
+}
+
+/// Refuses calls from now on. Told once per outage.
+pub(super) fn go_down(shared: &Shared, link: &Link, cause: Option<Arc<str>>) {
+    if link.state() == ConnectionState::Down {
+        return;
+    }
+    let now = clock::now();
+    let (since, cause) = {
+        let mut view = link.view.lock();
+        let since = *view.outage_since.get_or_insert(now);
+        let cause = cause
+            .or_else(|| view.last_error.clone())
+            .unwrap_or_else(|| "not connected yet".into());
+        (since, cause)
+    };
+    let outage = Arc::new(Outage {
+        since,
+        cause: Arc::clone(&cause),
+    });
+    let soon = now + shared.settings.reconnect.longest(1);
+    link.lane.set_gate(Gate::Down(outage, soon));
+    link.set_state(ConnectionState::Down, now);
+    shared.hub.emit(link.index, EventKind::Down { cause });
+}
