@@ -7,16 +7,11 @@ pub(crate) mod hub;
 pub(crate) mod incident;
 mod log;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use crate::clock;
-use crate::event::flapping::{Flapping, Verdict, Watch, is_part};
-use crate::event::incident::{Incident, Incidents};
+use crate::event::flapping::Flapping;
 use crate::named::named;
 use crate::sentinel::FailoverHistory;
 

@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use crate::link::connect::ServerFacts;
 use crate::settings::{HEALTHY_AFTER, Settings};
 use crate::wire::identity::Identity;
-use crate::wire::queue::{Gate, Lane, Order};
+use crate::wire::queue::Lane;
 
 /// The state of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

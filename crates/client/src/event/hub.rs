@@ -189,6 +189,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::event::EventOrGap;
 
     fn failed(attempt: u32, cause: &str) -> EventKind {
         EventKind::ConnectFailed {

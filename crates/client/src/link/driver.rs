@@ -8,7 +8,6 @@ mod orders;
 mod replies;
 mod time;
 
-use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};

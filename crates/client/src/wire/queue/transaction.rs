@@ -86,6 +86,8 @@ fn multis(turns: &Turns) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use redis::Value;
+
     use super::*;
 
     fn error(line: &str) -> Reply {
