@@ -1,8 +1,9 @@
 //! Many keys at once: a read that loads what is missing in one query, and warming.
 //!
-//! A batch obeys the rules of single reads. Each missing key gets a flight of its own, so that others join it and it joins
-//! others; each is filled under its own lease. Warming cannot take leases, because it learns the keys only with their values; Redis's log of what was
-//! invalidated lately tells which of them were overtaken.
+//! A batch obeys the rules of single reads. Each missing key gets a flight of its own, so that
+//! others join it and it joins others; each is filled under its own lease. Warming cannot take
+//! leases, because it learns the keys only with their values; Redis's log of what was invalidated
+//! lately tells which of them were overtaken.
 
 use std::collections::HashMap;
 use std::future::pending;
@@ -35,7 +36,8 @@ pub struct Warmed {
     pub loaded: usize,
     /// Values that are now in memory.
     pub memory: usize,
-    /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could not be reached.
+    /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could
+    /// not be reached.
     pub redis: usize,
 }
 
@@ -59,9 +61,10 @@ pub struct ReadMany<'a, V, K> {
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
-    /// Answers for many keys, in their order. What neither memory nor Redis has is loaded by one call of `load`, which is given
-    /// those keys and answers with the pairs of key and value that there are; a key it leaves out is absent. However many keys it is, that is one load to
-    /// the guard.
+    /// Answers for many keys, in their order. What neither memory nor Redis has is loaded by one
+    /// call of `load`, which is given those keys and answers with the pairs of key and value that
+    /// there are; a key it leaves out is absent. However many keys it is, that is one load to the
+    /// guard.
     ///
     /// ```no_run
     /// # use std::collections::HashMap;
@@ -98,8 +101,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
     }
 
-    /// Loads many values by one query and puts them into memory and Redis before anybody asks. What an
-    /// invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
+    /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
+    /// an invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
     ///
     /// ```no_run
     /// # use steadfast_cache::View;
@@ -193,7 +196,8 @@ struct Warm {
 }
 
 impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
-    /// All the values belong to this tag, beside those of the view; see [`Read::tag`](crate::Read::tag).
+    /// All the values belong to this tag, beside those of the view; see
+    /// [`Read::tag`](crate::Read::tag).
     pub fn tag<T: AsRef<[u8]> + ?Sized>(self, tag: &T) -> Self {
         self.tags_of(|_| [tag.as_ref().to_vec()])
     }
@@ -210,7 +214,8 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
         self
     }
 
-    /// What to answer for a key when there is nothing to serve and nothing can be loaded, rather than an error. It is never stored.
+    /// What to answer for a key when there is nothing to serve and nothing can be loaded, rather
+    /// than an error. It is never stored.
     pub fn or(mut self, default: V) -> Self {
         self.default = Some(default);
         self
@@ -267,7 +272,8 @@ enum Place<V> {
     Flight(Passenger, Option<Held>),
 }
 
-/// Answers from memory, or finds a flight for the key; one that is still to be led is put into `led`.
+/// Answers from memory, or finds a flight for the key; one that is still to be led is put into
+/// `led`.
 fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     view: &View<V>,
     key: &K,
@@ -304,7 +310,7 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     let world = (&cache.generations, &*cache.coherence);
     match flights.board(&name, view.cargo(), &job.tags, world) {
         Boarding::Joined(passenger) => Place::Flight(passenger, held),
-        Boarding::Leader(leader, passenger) => {
+        Boarding::Looking(leader, passenger) | Boarding::Leader(leader, passenger) => {
             let key = key.clone();
             led.push(Led { leader, job, key });
             Place::Flight(passenger, held)
@@ -347,7 +353,8 @@ impl Inner {
     }
 }
 
-/// Leads the flights of a batch: asks Redis for each, all at once, and the database for the rest in one call.
+/// Leads the flights of a batch: asks Redis for each, all at once, and the database for the rest in
+/// one call.
 async fn lead_many<V, K, L, F, I>(view: View<V>, ttl: Ttl, led: Vec<Led<V, K>>, load: L)
 where
     V: Clone + Send + Sync + 'static,
@@ -407,8 +414,8 @@ where
     }
 }
 
-/// Asks for each key, many at once but not all, so that a large batch leaves room on the client for others. They share what one read may
-/// spend on Redis. Answers with those that have to be loaded.
+/// Asks for each key, many at once but not all, so that a large batch leaves room on the client for
+/// others. They share what one read may spend on Redis. Answers with those that have to be loaded.
 async fn ask_redis_for_all<V, K>(
     cache: &Inner,
     led: Vec<Led<V, K>>,
@@ -444,8 +451,8 @@ fn in_chunks<T>(all: Vec<T>) -> impl Iterator<Item = Vec<T>> {
     })
 }
 
-/// `None` if Redis answered. A batch does not wait for another process that is loading one of its keys: it loads that one too,
-/// without the right to store it.
+/// `None` if Redis answered. A batch does not wait for another process that is loading one of its
+/// keys: it loads that one too, without the right to store it.
 async fn ask_redis_once<V, K>(
     cache: &Inner,
     Led { leader, job, .. }: &mut Led<V, K>,
@@ -493,7 +500,8 @@ where
     None
 }
 
-/// Keys of a batch that are asked for at once: a sixteenth of what a client lets be in flight by default.
+/// Keys of a batch that are asked for at once: a sixteenth of what a client lets be in flight by
+/// default.
 const ASKED_AT_ONCE: usize = 512;
 
 /// Fills sent to Redis in one go.

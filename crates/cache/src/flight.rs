@@ -1,8 +1,15 @@
 //! One load per key at a time in this process.
 //!
-//! The leader is a task of its own, so a caller that goes away cancels nobody, and a caller that has something stale may
-//! leave early while the load goes on. A flight is joined only while nothing has been invalidated since it took off: after its own
-//! write a caller never joins a load that began before it, but starts another, which takes the place of the first in the table.
+//! The leader is a task of its own, so a caller that goes away cancels nobody, and a caller that
+//! has something stale may leave early while the load goes on. A flight is joined only while
+//! nothing has been invalidated since it took off: after its own write a caller never joins a load
+//! that began before it, but starts another, which takes the place of the first in the table.
+//!
+//! Before there is a leader, the first reader of a key may look at Redis itself: for a hit, a task
+//! would cost more than the look. Nobody waits for such a look, since nobody can tell whether its
+//! reader is still polled. Whoever comes meanwhile begins a flight of its own, which takes the
+//! place of the look in the table; and a reader whose look was in vain waits for that one, also if
+//! it has landed by then. If nobody came, its own flight gets a leader.
 
 use std::any::TypeId;
 use std::collections::HashMap;
@@ -51,20 +58,34 @@ pub(crate) struct Cargo {
 pub(crate) struct Flight {
     pub(crate) key: Key,
     cargo: Cargo,
-    /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken value.
+    /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken
+    /// value.
     began: Moment,
     /// The counters before anything was read.
     snapshot: Snapshot,
-    /// Those of the tags that a value found in Redis carries and the leader did not name, from before their tokens were asked for.
+    /// Those of the tags that a value found in Redis carries and the leader did not name, from
+    /// before their tokens were asked for.
     found: Mutex<TagStripes>,
     progress: Mutex<Progress>,
     /// Tells the passengers that there is progress.
     told: Notify,
+    /// Changed only while the shard is locked that has the flight's key.
+    command: Mutex<Command>,
     /// The load that it waits for, once that has begun.
     loading: Mutex<Weak<Loading>>,
     /// A load that waits for this one, and lets it go by its own permit.
     lent: Mutex<Option<Arc<Loading>>>,
     is_lent: Notify,
+}
+
+/// Who sees to it that a flight lands.
+enum Command {
+    /// Its leader, a task of its own.
+    Led,
+    /// A reader, as long as its own look at Redis takes.
+    Looking,
+    /// Nobody: another flight was begun while the reader looked.
+    Overtaken(Arc<Flight>),
 }
 
 /// How far a flight has come, as its passengers see it.
@@ -79,7 +100,8 @@ pub(crate) struct Progress {
     pub(crate) outcome: Option<Result<Loaded, CacheError>>,
 }
 
-/// Something that may be served if nothing better comes in time, with what tells whether it has been invalidated since.
+/// Something that may be served if nothing better comes in time, with what tells whether it has
+/// been invalidated since.
 #[derive(Clone, Debug)]
 pub(crate) struct Held {
     pub(crate) loaded: Loaded,
@@ -94,7 +116,17 @@ pub(crate) struct Loaded {
 
 /// A place on a flight.
 pub(crate) enum Boarding {
+    /// Nobody joins it before its reader has looked at Redis and let it be led.
+    Looking(Leader, Passenger),
     Leader(Leader, Passenger),
+    Joined(Passenger),
+}
+
+/// How a reader goes on whose own look at Redis was in vain.
+pub(crate) enum AfterLook {
+    /// Its flight is to be led by a task.
+    Lead,
+    /// It waits for another flight.
     Joined(Passenger),
 }
 
@@ -106,7 +138,8 @@ pub(crate) struct Passenger {
     joined: bool,
 }
 
-/// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends the flight as closed.
+/// The duty to bring a flight to an end. Dropping it (the runtime shuts down, the task panics) ends
+/// the flight as closed.
 pub(crate) struct Leader {
     flight: Arc<Flight>,
     flights: Arc<Flights>,
@@ -131,7 +164,19 @@ impl Flights {
         tags: &[T],
         world: (&Generations, &Coherence),
     ) -> Boarding {
-        self.board_at(Moment::now(), key, cargo, tags, world)
+        self.board_at(Moment::now(), key, cargo, tags, world, false)
+    }
+
+    /// Joins the flight for this key, or begins one: if there is none at all, with the reader's own
+    /// look at Redis.
+    pub(crate) fn look_or_board<T: AsRef<[u8]>>(
+        self: &Arc<Self>,
+        key: &[u8],
+        cargo: Cargo,
+        tags: &[T],
+        world: (&Generations, &Coherence),
+    ) -> Boarding {
+        self.board_at(Moment::now(), key, cargo, tags, world, true)
     }
 
     fn board_at<T: AsRef<[u8]>>(
@@ -141,13 +186,19 @@ impl Flights {
         cargo: Cargo,
         tags: &[T],
         world: (&Generations, &Coherence),
+        may_look: bool,
     ) -> Boarding {
         let mut shard = self.shard(key).lock();
         if let Some(passenger) = self.joinable(&shard, now, key, cargo, tags, world) {
             return Boarding::Joined(passenger);
         }
         let (leader, passenger) = self.take_off(key, cargo, tags, world.0, true);
-        shard.insert(leader.key().clone(), leader.flight.clone());
+        if may_look && !shard.contains_key(key) {
+            *leader.flight.command.lock() = Command::Looking;
+            shard.insert(leader.key().clone(), leader.flight.clone());
+            return Boarding::Looking(leader, passenger);
+        }
+        leader.flight.enter(&mut shard);
         Boarding::Leader(leader, passenger)
     }
 
@@ -161,13 +212,17 @@ impl Flights {
         (generations, coherence): (&Generations, &Coherence),
     ) -> Option<Passenger> {
         let flight = shard.get(key)?;
+        if !matches!(*flight.command.lock(), Command::Led) {
+            return None;
+        }
         let may = flight.cargo == cargo
             && flight.may_be_joined(tags, generations)
             && (coherence.vouches(flight.began, now) || !self.rules.heed_age);
         (may || !self.rules.detach).then(|| Passenger::new(flight, true))
     }
 
-    /// Begins a flight for this key whether or not there is one. `in_table`: those who come later join it.
+    /// Begins a flight for this key whether or not there is one. `in_table`: those who come later
+    /// join it.
     pub(crate) fn begin<T: AsRef<[u8]>>(
         self: &Arc<Self>,
         key: &[u8],
@@ -178,8 +233,7 @@ impl Flights {
     ) -> (Leader, Passenger) {
         let (leader, passenger) = self.take_off(key, cargo, tags, generations, in_table);
         if in_table {
-            let mut shard = self.shard(key).lock();
-            shard.insert(leader.key().clone(), leader.flight.clone());
+            leader.flight.enter(&mut self.shard(key).lock());
         }
         (leader, passenger)
     }
@@ -200,6 +254,7 @@ impl Flights {
             found: Mutex::default(),
             progress: Mutex::default(),
             told: Notify::new(),
+            command: Mutex::new(Command::Led),
             loading: Mutex::default(),
             lent: Mutex::default(),
             is_lent: Notify::new(),
@@ -223,11 +278,22 @@ impl Flights {
 }
 
 impl Flight {
-    /// Whether it took off after the last invalidation, and brings a value that carries the tags named.
+    /// Whether it took off after the last invalidation, and brings a value that carries the tags
+    /// named.
     fn may_be_joined<T: AsRef<[u8]>>(&self, tags: &[T], generations: &Generations) -> bool {
         generations.is_current(&self.snapshot)
             && generations.tags_are_current(&self.found.lock())
             && generations.cover(&self.snapshot.tags, tags)
+    }
+
+    /// Enters the table in the place of whatever is there; a reader that looks there is told.
+    fn enter(self: &Arc<Self>, shard: &mut HashMap<Key, Arc<Self>>) {
+        if let Some(before) = shard.insert(self.key.clone(), self.clone()) {
+            let mut command = before.command.lock();
+            if matches!(*command, Command::Looking) {
+                *command = Command::Overtaken(self.clone());
+            }
+        }
     }
 
     fn advance(&self, change: impl FnOnce(&mut Progress)) {
@@ -289,7 +355,8 @@ impl Passenger {
 }
 
 impl Leader {
-    /// The value that is being looked at carries these tags too: from now on they outdate the flight.
+    /// The value that is being looked at carries these tags too: from now on they outdate the
+    /// flight.
     pub(crate) fn carries(&self, tags: TagStripes) {
         self.flight.found.lock().extend(tags);
     }
@@ -332,6 +399,28 @@ impl Leader {
             }
             self.flight.is_lent.notified().await;
         }
+    }
+
+    /// After the reader's own look, in vain: waits for the flight that was begun meanwhile, if it
+    /// brings what the reader wants. It was begun after the reader came, so that whatever it brings
+    /// is new enough. If there is none, this one is to be led from now on, and others may join it.
+    /// `named` are the tags that the reader named.
+    pub(crate) fn after_look<T: AsRef<[u8]>>(
+        &self,
+        named: &[T],
+        generations: &Generations,
+    ) -> AfterLook {
+        let mut shard = self.flights.shard(self.key()).lock();
+        let command = std::mem::replace(&mut *self.flight.command.lock(), Command::Led);
+        if let Command::Overtaken(other) = command {
+            let brings_it = other.cargo == self.flight.cargo
+                && generations.cover(&other.snapshot.tags, named);
+            if brings_it {
+                return AfterLook::Joined(Passenger::new(&other, true));
+            }
+            self.flight.enter(&mut shard);
+        }
+        AfterLook::Lead
     }
 
     /// Ends the flight: from here on a new one may begin.
@@ -461,6 +550,65 @@ mod tests {
     }
 
     #[test]
+    fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_if_it_has_landed() {
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
+        let coherence = Coherence::alone();
+        let world = (&generations, &coherence);
+        let look = || flights.look_or_board(b"k", cargo(), NONE, world);
+        let Boarding::Looking(reader, _) = look() else {
+            panic!("no look")
+        };
+        let Boarding::Leader(leader, _) = look() else {
+            panic!("waits for a reader that nobody may be polling")
+        };
+        assert!(matches!(look(), Boarding::Joined(_)));
+        leader.land(Err(CacheError::Closed));
+        let AfterLook::Joined(mut other) = reader.after_look(NONE, &generations) else {
+            panic!("a second load")
+        };
+        assert!(other.look(|progress| progress.outcome.is_some()));
+        drop(reader);
+        assert_eq!(flights.under_way(), 0);
+    }
+
+    #[test]
+    fn k3_a_look_in_vain_becomes_a_flight_that_others_join_if_nobody_came_meanwhile() {
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
+        let coherence = Coherence::alone();
+        let world = (&generations, &coherence);
+        let look = || flights.look_or_board(b"k", cargo(), NONE, world);
+        let Boarding::Looking(reader, _) = look() else {
+            panic!("no look")
+        };
+        let after = reader.after_look(NONE, &generations);
+        assert!(matches!(after, AfterLook::Lead));
+        assert!(matches!(look(), Boarding::Joined(_)));
+        drop(reader);
+        assert!(matches!(look(), Boarding::Looking(..)));
+    }
+
+    #[test]
+    fn k3_a_reader_takes_nothing_of_another_type_from_a_flight_begun_while_it_looked() {
+        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
+        let coherence = Coherence::alone();
+        let world = (&generations, &coherence);
+        let Boarding::Looking(reader, _) = flights.look_or_board(b"k", cargo(), NONE, world) else {
+            panic!("no look")
+        };
+        let other = Cargo {
+            value: TypeId::of::<String>(),
+            ..cargo()
+        };
+        let Boarding::Leader(_other, _) = flights.board(b"k", other, NONE, world) else {
+            panic!("no leader")
+        };
+        let after = reader.after_look(NONE, &generations);
+        assert!(matches!(after, AfterLook::Lead));
+        let joined = flights.board(b"k", cargo(), NONE, world);
+        assert!(matches!(joined, Boarding::Joined(_)));
+    }
+
+    #[test]
     fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
         let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let Boarding::Leader(_bare, _) =
@@ -523,7 +671,8 @@ mod tests {
     fn k16_in_an_outage_nobody_joins_a_load_older_than_memory_may_be() {
         let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let coherence = Coherence::unproven();
-        let board = |now| flights.board_at(now, b"k", cargo(), NONE, (&generations, &coherence));
+        let world = (&generations, &coherence);
+        let board = |now| flights.board_at(now, b"k", cargo(), NONE, world, false);
         let now = Moment::now();
         let later = now.plus((crate::coherence::SPAN * 2).into());
         let Boarding::Leader(_old, _) = board(now) else {

@@ -1,9 +1,11 @@
-//! What the leader of a flight does: ask Redis, get the right to fill, ask the database, store, tell.
+//! What the leader of a flight does: ask Redis, get the right to fill, ask the database, store,
+//! tell.
 //!
-//! The order carries the proof that nothing overtaken is ever stored (K6). The counters of the memory tier were looked at when the
-//! flight began, before anything was read. The lease is taken before the database is asked, so whatever invalidates the key
-//! after the read takes the lease away. A step that fails only ever costs the right to store, never the answer; and all the steps that
-//! ask Redis before the answer share one limit (K2).
+//! The order carries the proof that nothing overtaken is ever stored (K6). The counters of the
+//! memory tier were looked at when the flight began, before anything was read. The lease is taken
+//! before the database is asked, so whatever invalidates the key after the read takes the lease
+//! away. A step that fails only ever costs the right to store, never the answer; and all the steps
+//! that ask Redis before the answer share one limit (K2).
 
 use std::error::Error;
 use std::panic::AssertUnwindSafe;
@@ -26,7 +28,7 @@ use crate::moment::{Moment, Nanos};
 use crate::nesting::{Loading, Nested};
 use crate::source::SourceError;
 use crate::tier::memory::{Entry, Times};
-use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Stored, Trouble};
+use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Seen, Stored, Trouble};
 use crate::view::View;
 
 /// What is known when a flight begins.
@@ -43,6 +45,23 @@ pub(crate) struct Job<V> {
     pub(crate) anew: bool,
     /// The load that it is nested in.
     pub(crate) parent: Option<Arc<Loading>>,
+    pub(crate) first_look: FirstLook,
+}
+
+/// What came of the reader's own look at Redis, before its flight was led.
+pub(crate) enum FirstLook {
+    /// There was none.
+    None,
+    /// Redis had nothing that answers the read; and so much may still be spent on it.
+    Missed(Seen, Patience),
+    /// Redis was of no use.
+    InVain,
+}
+
+/// What a look at Redis found for a read.
+enum Found {
+    Answer(Loaded),
+    Nothing(Seen),
 }
 
 /// What Redis had to say.
@@ -63,14 +82,15 @@ pub(crate) fn add_tags<'t>(tags: &mut Vec<Vec<u8>>, more: impl Iterator<Item = &
     }
 }
 
-pub(crate) async fn lead<V, L, F>(leader: Leader, mut job: Job<V>, load: L)
+/// Leads a flight for a read that began at `began`.
+pub(crate) async fn lead<V, L, F>(leader: Leader, mut job: Job<V>, load: L, began: Instant)
 where
     V: Clone + Send + Sync + 'static,
     L: FnOnce() -> F + Send + 'static,
     F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
 {
     let cache = job.view.core().clone();
-    let deadline = clock() + job.ttl.hard_limit;
+    let deadline = began + job.ttl.hard_limit;
     let lease = match &cache.redis {
         None => None,
         Some(_) if cache.is_pending(Some(leader.key()), &job.tags) => None,
@@ -116,6 +136,29 @@ where
     }
 }
 
+/// Looks at Redis for a reader, in the reader's own task: a hit needs no other. What it finds out
+/// otherwise goes into the job, for the leader of the flight.
+pub(crate) async fn look_first<V>(leader: &Leader, job: &mut Job<V>) -> Option<Loaded>
+where
+    V: Clone + Send + Sync + 'static,
+{
+    let cache = job.view.core().clone();
+    let redis = cache.redis.as_ref()?;
+    if cache.is_pending(Some(leader.key()), &job.tags) {
+        return None;
+    }
+    let mut patience = redis.patience();
+    job.first_look = match job.look(redis, leader, &mut patience).await {
+        Ok(Found::Answer(loaded)) => return Some(loaded),
+        Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, patience),
+        Err(trouble) => {
+            cache.pass_by_redis(&trouble);
+            FirstLook::InVain
+        }
+    };
+    None
+}
+
 /// Takes a fresh value from Redis into memory, if it is there, and loads nothing.
 pub(crate) async fn look_only<V>(leader: &Leader, job: Job<V>) -> Option<Loaded>
 where
@@ -130,7 +173,7 @@ where
     let mut patience = redis.patience();
     let look = redis.look(leader.key(), &job.tags, &mut patience, &carries);
     match look.await {
-        Ok(Look::Hit(stored)) => job.take_in(leader, stored),
+        Ok(Look::Hit(stored)) => job.take_in(leader, stored).ok(),
         Ok(Look::Miss(_)) => None,
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
@@ -159,8 +202,9 @@ impl Inner {
         }
     }
 
-    /// A value with tags that nobody named has been found: from here on they outdate the flight, and what this process has invalidated
-    /// and Redis has not heard of makes it none. Whatever was invalidated before shows in the tokens, which are asked for after this.
+    /// A value with tags that nobody named has been found: from here on they outdate the flight,
+    /// and what this process has invalidated and Redis has not heard of makes it none. Whatever was
+    /// invalidated before shows in the tokens, which are asked for after this.
     fn may_carry(&self, leader: &Leader, tags: &[&[u8]]) -> bool {
         if self.sabotage.tags_dropped {
             return true;
@@ -169,7 +213,8 @@ impl Inner {
         !self.is_pending(None, tags)
     }
 
-    /// Runs a loader by a permit and within its limit; answers with what it loaded and how long that took. The loader is told the place that it goes by.
+    /// Runs a loader by a permit and within its limit; answers with what it loaded and how long
+    /// that took. The loader is told the place that it goes by.
     pub(crate) async fn ask_database<T, L, F>(
         &self,
         asking: Asking<'_>,
@@ -213,7 +258,8 @@ impl Inner {
                 let message = message(&*panic);
                 (Outcome::Success, Err(CacheError::LoadPanicked { message }))
             }
-            // That is between the class and its own limit: of the database as a whole it says nothing.
+            // That is between the class and its own limit: of the database as a whole it says
+            // nothing.
             Err(_late) => {
                 class.record(own, (cost >= limit / 2).then_some(Outcome::Failure));
                 drop(way);
@@ -229,7 +275,8 @@ impl Inner {
         result
     }
 
-    /// Finds a permit to go by: one of the guard, that of the load that it is nested in, or that of a load that waits for this one.
+    /// Finds a permit to go by: one of the guard, that of the load that it is nested in, or that of
+    /// a load that waits for this one.
     async fn find_way<'a>(
         &self,
         asking: &'a Asking<'_>,
@@ -328,15 +375,27 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         deadline: Instant,
     ) -> Stage {
         let cache = self.view.core().clone();
-        let mut patience = redis.patience();
+        let (mut seen, mut patience) =
+            match std::mem::replace(&mut self.first_look, FirstLook::None) {
+                FirstLook::None => (None, redis.patience()),
+                FirstLook::Missed(seen, patience) => (Some(seen), patience),
+                FirstLook::InVain => return Stage::Load(None),
+            };
         // Half of the time is left to the load itself.
         let give_up = clock() + cache.lease_wait.min(self.ttl.hard_limit / 2);
         let mut pause = FIRST_LOOK;
         loop {
-            match self
-                .look_and_lease(redis, leader, deadline, &mut patience)
-                .await
-            {
+            let asked = match seen.take() {
+                Some(seen) => {
+                    self.lease(redis, leader, deadline, seen, &mut patience)
+                        .await
+                }
+                None => {
+                    self.look_and_lease(redis, leader, deadline, &mut patience)
+                        .await
+                }
+            };
+            match asked {
                 Ok(Some(stage)) => return stage,
                 Ok(None) => {}
                 Err(trouble) => {
@@ -344,7 +403,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                     return Stage::Load(None);
                 }
             }
-            // Another process refreshes it: as long as the value is fresh that is soon enough. Once it is not, whoever has joined waits for the other's.
+            // Another process refreshes it: as long as the value is fresh that is soon enough. Once
+            // it is not, whoever has joined waits for the other's.
             if self.early
                 && let Some(held) = &self.held
                 && self.view.is_fresh(held, &self.ttl, Moment::now())
@@ -359,7 +419,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             }
             tokio::time::sleep(pause).await;
             pause = (pause * 2).min(LAST_LOOK);
-            // Looking for another's value is the load's time, not Redis's: each look has an allowance of its own.
+            // Looking for another's value is the load's time, not Redis's: each look has an
+            // allowance of its own.
             patience = redis.patience();
         }
     }
@@ -397,22 +458,47 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         deadline: Instant,
         patience: &mut Patience,
     ) -> Result<Option<Stage>, Trouble> {
+        match self.look(redis, leader, patience).await? {
+            Found::Answer(loaded) => Ok(Some(Stage::Answered(loaded))),
+            Found::Nothing(seen) => self.lease(redis, leader, deadline, seen, patience).await,
+        }
+    }
+
+    /// Looks for a value in Redis, and takes it into memory.
+    async fn look(
+        &mut self,
+        redis: &Arc<RedisTier>,
+        leader: &Leader,
+        patience: &mut Patience,
+    ) -> Result<Found, Trouble> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
         let look = redis.look(leader.key(), &self.tags, patience, &carries);
-        let seen = match look.await? {
-            Look::Miss(seen) => seen,
-            Look::Hit(stored) => {
-                let (seen, tags) = (stored.seen.clone(), stored.tags.clone());
-                if let Some(loaded) = self.take_in(leader, stored) {
-                    return Ok(Some(Stage::Answered(loaded)));
-                }
+        let stored = match look.await? {
+            Look::Miss(seen) => return Ok(Found::Nothing(seen)),
+            Look::Hit(stored) => stored,
+        };
+        match self.take_in(leader, stored) {
+            Ok(loaded) => Ok(Found::Answer(loaded)),
+            Err(Unfit { seen, tags }) => {
                 // What takes its place carries its tags.
                 if !self.view.core().sabotage.tags_stripped {
                     add_tags(&mut self.tags, tags.iter().map(Vec::as_slice));
                 }
-                seen
+                Ok(Found::Nothing(seen))
             }
-        };
+        }
+    }
+
+    /// Asks for the right to fill, after a look that has found nothing. `None`: another process is
+    /// loading.
+    async fn lease(
+        &mut self,
+        redis: &Arc<RedisTier>,
+        leader: &Leader,
+        deadline: Instant,
+        seen: Seen,
+        patience: &mut Patience,
+    ) -> Result<Option<Stage>, Trouble> {
         if let Some(retry_after) = self.has_just_failed(leader) {
             return Ok(Some(Stage::Failed(retry_after)));
         }
@@ -423,11 +509,17 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
     }
 
-    /// Takes a value from Redis into memory; `None` if it does not answer the read, in which case it may still be a fallback.
-    fn take_in(&self, leader: &Leader, stored: Stored) -> Option<Loaded> {
+    /// Takes a value from Redis into memory. One that does not answer the read may still be a
+    /// fallback.
+    fn take_in(&self, leader: &Leader, stored: Stored) -> Result<Loaded, Unfit> {
         let (view, cache) = (&self.view, self.view.core());
+        let Stored { seen, tags, .. } = stored;
+        let unfit = |tags: &[Vec<u8>]| {
+            let tags = tags.to_vec();
+            Err(Unfit { seen, tags })
+        };
         if self.anew || stored.type_version != view.label().version {
-            return None;
+            return unfit(&tags);
         }
         let bytes = stored.payload.as_ref().map_or(0, Vec::len);
         let value = match stored
@@ -439,7 +531,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             Err(error) => {
                 tracing::warn!(%error, "a value in Redis cannot be decoded and is treated as missing");
                 cache.stats.damaged.add(1);
-                return None;
+                return unfit(&tags);
             }
         };
         let snapshot = &leader.snapshot();
@@ -454,7 +546,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             cost: stored.cost,
             early_refresh: self.ttl.early_refresh,
         };
-        let governed = (snapshot, Arc::from(stored.tags));
+        let tags: Arc<[Vec<u8>]> = tags.into();
+        let governed = (snapshot, tags.clone());
         let entry = Entry::new(leader.key(), value, times, governed, view.label(), bytes);
         let loaded = Loaded {
             entry,
@@ -467,7 +560,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                 .memory
                 .insert(&loaded.entry, snapshot, &cache.generations)
         };
-        // Not held against SQL's watermark yet: as memory that nobody vouches for, it is fresh only while it is young.
+        // Not held against SQL's watermark yet: as memory that nobody vouches for, it is fresh only
+        // while it is young.
         let vouched = stored.proven || cache.coherence.vouches(times.loaded_at, now);
         let freshness = match times.life.judge(stored.age) {
             Freshness::Fresh if !vouched => Freshness::Stale,
@@ -476,18 +570,19 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         match freshness {
             Freshness::Fresh if !self.early || self.held.as_ref().is_none_or(newer) => {
                 keep();
-                Some(loaded)
+                return Ok(loaded);
             }
             Freshness::Stale if !self.ttl.never_stale() && self.held.is_none() => {
                 keep();
                 leader.offer_fallback(loaded);
-                None
             }
-            _ => None,
+            _ => {}
         }
+        unfit(&tags)
     }
 
-    /// Puts what was loaded into memory and lands the flight. What is to be stored in Redis is left to be sent: no caller waits for that.
+    /// Puts what was loaded into memory and lands the flight. What is to be stored in Redis is left
+    /// to be sent: no caller waits for that.
     pub(crate) fn keep(
         &self,
         leader: &Leader,
@@ -507,7 +602,8 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         let life = view.life(&self.ttl, value.as_ref());
         let snapshot = &leader.snapshot();
         cache.failures.forget(leader.key());
-        // The database may have been read at any moment of the load: the age is counted from its beginning.
+        // The database may have been read at any moment of the load: the age is counted from its
+        // beginning.
         let now = clock();
         let loaded_at = now.checked_sub(cost).unwrap_or(now);
         let times = Times {
@@ -538,6 +634,12 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             loaded_at,
         })
     }
+}
+
+/// A value in Redis that does not answer the read: what is known of it.
+struct Unfit {
+    seen: Seen,
+    tags: Vec<Vec<u8>>,
 }
 
 /// What was loaded, and the right to store it in Redis.

@@ -1,8 +1,9 @@
 //! One type's values, as their readers see them.
 //!
-//! All that a hit has to know is settled when the view is made: the class, the type, and which tags its values carry. An entry that was stored by the
-//! same view is therefore taken at a glance; what another view has stored under the same key is looked at more closely: it must be of the same type and
-//! version, carry this view's tags, and be no older than this view's class allows.
+//! All that a hit has to know is settled when the view is made: the class, the type, and which tags
+//! its values carry. An entry that was stored by the same view is therefore taken at a glance; what
+//! another view has stored under the same key is looked at more closely: it must be of the same
+//! type and version, carry this view's tags, and be no older than this view's class allows.
 
 mod read;
 
@@ -22,7 +23,7 @@ use crate::error::{CacheError, LoadError};
 use crate::flight::{Cargo, Held, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::key::{Key, KeyName, bounded};
-use crate::load::{self, Job};
+use crate::load::{self, FirstLook, Job};
 use crate::moment::{Moment, Nanos};
 use crate::nesting::Loading;
 use crate::source::SourceError;
@@ -30,7 +31,8 @@ use crate::target::Target;
 use crate::tier::memory::{Entry, Label};
 use crate::write::Written;
 
-/// The values of one type in a [`Cache`](crate::Cache), with the times of one class; see [`Cache::view`](crate::Cache::view).
+/// The values of one type in a [`Cache`](crate::Cache), with the times of one class; see
+/// [`Cache::view`](crate::Cache::view).
 ///
 /// ```no_run
 /// # use steadfast_cache::{Cache, View};
@@ -44,9 +46,11 @@ use crate::write::Written;
 /// # Ok(()) }
 /// ```
 ///
-/// A key or a tag may be of any length; one of more than 512 bytes is known, in Redis and in the outbox, by its beginning and a hash of it.
+/// A key or a tag may be of any length; one of more than 512 bytes is known, in Redis and in the
+/// outbox, by its beginning and a hash of it.
 ///
-/// Keys are those of the whole cache: two views of different types should not share one, so give each type a [`prefix`](Self::prefix).
+/// Keys are those of the whole cache: two views of different types should not share one, so give
+/// each type a [`prefix`](Self::prefix).
 pub struct View<V> {
     made: Arc<Made<V>>,
 }
@@ -132,15 +136,16 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self
     }
 
-    /// All keys are written behind this. `users.get(7, …)` with the prefix `user:` is the key `user:7` to everybody else, as in
-    /// [`Target::key("user:7")`](Target::key).
+    /// All keys are written behind this. `users.get(7, …)` with the prefix `user:` is the key
+    /// `user:7` to everybody else, as in [`Target::key("user:7")`](Target::key).
     #[must_use]
     pub fn prefix(self, prefix: impl AsRef<[u8]>) -> Self {
         self.but(|made| made.prefix = prefix.as_ref().into())
     }
 
-    /// The version of the type, by default 0. Count it up when the type changes in such a way that the old program could not read what the new one
-    /// writes, or the new one the old: while both run, each then reads its own values only, and loads the other's anew.
+    /// The version of the type, by default 0. Count it up when the type changes in such a way that
+    /// the old program could not read what the new one writes, or the new one the old: while both
+    /// run, each then reads its own values only, and loads the other's anew.
     ///
     /// ```no_run
     /// # use steadfast_cache::{Cache, View};
@@ -162,8 +167,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.but(|made| made.tags.push(bounded(tag.as_ref()).into_owned()))
     }
 
-    /// The value of each key carries these tags too, however it is read. The key is given without the [`prefix`](Self::prefix), and the
-    /// tags must depend on nothing else.
+    /// The value of each key carries these tags too, however it is read. The key is given without
+    /// the [`prefix`](Self::prefix), and the tags must depend on nothing else.
     ///
     /// ```no_run
     /// # fn f(views: steadfast_cache::View<String>) {
@@ -183,8 +188,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.but(|made| made.tags_by = Some(Arc::new(by)))
     }
 
-    /// Lets a value say how long it is fresh, as a token does that expires. The class's [`fresh`](Ttl::fresh) stays the most that it may be; jitter
-    /// shortens either.
+    /// Lets a value say how long it is fresh, as a token does that expires. The class's
+    /// [`fresh`](Ttl::fresh) stays the most that it may be; jitter shortens either.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -204,10 +209,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
 /// How it is read.
 impl<V: Clone + Send + Sync + 'static> View<V> {
-    /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says `None` if there is no such thing.
+    /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says
+    /// `None` if there is no such thing.
     ///
-    /// The load runs in a task of its own and at most once at a time for a key; callers that come meanwhile wait for the same one. It is begun
-    /// again after an invalidation, so that nobody gets what was loaded before his own write. Its error may be any ([`LoadError`]).
+    /// The load runs in a task of its own and at most once at a time for a key; callers that come
+    /// meanwhile wait for the same one. It is begun again after an invalidation, so that nobody
+    /// gets what was loaded before his own write. Its error may be any ([`LoadError`]).
     ///
     /// # Errors
     /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
@@ -265,8 +272,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.answer(&found, None)
     }
 
-    /// Loads the value of `key` whatever is held, stores it and answers with it. Nobody is told: others that hold the value keep theirs. What has
-    /// *changed* is better [written](crate::Cache::write) or [expired](Self::expire).
+    /// Loads the value of `key` whatever is held, stores it and answers with it. Nobody is told:
+    /// others that hold the value keep theirs. What has *changed* is better
+    /// [written](crate::Cache::write) or [expired](Self::expire).
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -279,8 +287,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         Box::pin(self.read(key).get_anew(load)).await
     }
 
-    /// Stores a value that the caller knows to be that of `key` now, as if it had just been loaded, and answers with it. What was read *before* an
-    /// invalidation would overtake it: where another may change the value meanwhile, [`get`](Self::get) it instead, which cannot.
+    /// Stores a value that the caller knows to be that of `key` now, as if it had just been loaded,
+    /// and answers with it. What was read *before* an invalidation would overtake it: where another
+    /// may change the value meanwhile, [`get`](Self::get) it instead, which cannot.
     ///
     /// # Errors
     /// As [`get`](Self::get).
@@ -288,7 +297,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.refresh(key, || async { Ok(Some(value)) }).await
     }
 
-    /// Forgets the value of `key`, in all tiers and processes, durably; see [`Cache::invalidate`](crate::Cache::invalidate).
+    /// Forgets the value of `key`, in all tiers and processes, durably; see
+    /// [`Cache::invalidate`](crate::Cache::invalidate).
     ///
     /// # Errors
     /// As [`Cache::invalidate`](crate::Cache::invalidate).
@@ -369,8 +379,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
     }
 
-    /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from its end. Whatever else there is to say of
-    /// the key is left to a longer look.
+    /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from
+    /// its end. Whatever else there is to say of the key is left to a longer look.
     #[inline]
     fn glance(&self, name: &KeyName<'_>, tags: &[Cow<'_, [u8]>]) -> Option<Answer<V>> {
         let cache = self.core();
@@ -425,7 +435,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             && self.core().is_current(entry, now)
     }
 
-    /// Whether it may be served now, though it is not fresh: judged when it is served, not when it was found.
+    /// Whether it may be served now, though it is not fresh: judged when it is served, not when it
+    /// was found.
     pub(crate) fn may_serve_stale(&self, held: &Held, ttl: &Ttl, now: Moment) -> bool {
         let (entry, generations) = (&held.loaded.entry, &self.core().generations);
         let age = entry.age(now).into();
@@ -457,7 +468,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         Some(Answer::of(entry, value, Source::Memory, None, age.into()))
     }
 
-    /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for it.
+    /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for
+    /// it.
     pub(crate) fn job(&self, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Job<V> {
         if let Some(entry) = &held
             && !self.core().sabotage.tags_stripped
@@ -472,6 +484,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             early: false,
             anew: false,
             parent: Loading::current(self.core()),
+            first_look: FirstLook::None,
         }
     }
 }

@@ -1,11 +1,13 @@
 //! The tier in Redis, shared by all processes.
 //!
-//! Every rule that must hold between processes is decided inside Redis, by a script, at the moment of the write: a
-//! value is stored only by the holder of the key's lease, and only in the epoch that was seen. What Redis forgets (by eviction,
-//! expiry, restart or flush) can therefore only refuse a write, never let a wrong one in.
+//! Every rule that must hold between processes is decided inside Redis, by a script, at the moment
+//! of the write: a value is stored only by the holder of the key's lease, and only in the epoch
+//! that was seen. What Redis forgets (by eviction, expiry, restart or flush) can therefore only
+//! refuse a write, never let a wrong one in.
 //!
-//! A read asks for the epoch and the watermark along with the value, in one round trip, so that an answer from a Redis that has
-//! been rolled back is recognised by the answer itself, not by an event that may come later.
+//! A read asks for the epoch and the watermark along with the value, in one round trip, so that an
+//! answer from a Redis that has been rolled back is recognised by the answer itself, not by an
+//! event that may come later.
 
 mod apply;
 mod fill;
@@ -23,6 +25,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
+use smallvec::SmallVec;
 use steadfast::{CallOptions, Certainty, Client, ConnectionState, certainty};
 
 use crate::envelope::{Damage, Envelope, Token};
@@ -64,12 +67,13 @@ pub(crate) enum Look {
     Miss(Seen),
 }
 
-/// What was there, well enough to know it again: whoever fills must not have been overtaken by another fill.
+/// What was there, well enough to know it again: whoever fills must not have been overtaken by
+/// another fill.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     standing: Standing,
     /// The first bytes, which hold the checksum; none if there was nothing.
-    head: Vec<u8>,
+    head: SmallVec<[u8; HEAD]>,
 }
 
 /// A value as it lay in Redis, not yet decoded.
@@ -111,7 +115,8 @@ impl Trouble {
     fn may_have_run(&self) -> bool {
         match self {
             Self::NoTime => false,
-            // The client believes no script's words; those of the cache's own scripts never begin so.
+            // The client believes no script's words; those of the cache's own scripts never begin
+            // so.
             Self::Failed(error) if BEFORE_A_SCRIPT.contains(&error.code().unwrap_or("")) => false,
             Self::Failed(error) => certainty(error) == Certainty::Unknown,
             Self::NotAsked(_) | Self::Replaced | Self::Slow => true,
@@ -163,13 +168,19 @@ impl RedisTier {
         &self.names
     }
 
+    /// What one read may spend here, as a time.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
     /// What one read may spend here.
     pub(crate) fn patience(&self) -> Patience {
         Patience::new(self.limit)
     }
 
-    /// Asks for a value. If Redis turns out to be another than was believed, once more. A value that lacks one of the tags is none. `carries`
-    /// is told of the tags that it has beside them, before their tokens are asked for, and may refuse the value.
+    /// Asks for a value. If Redis turns out to be another than was believed, once more. A value
+    /// that lacks one of the tags is none. `carries` is told of the tags that it has beside them,
+    /// before their tokens are asked for, and may refuse the value.
     pub(crate) async fn look(
         &self,
         key: &[u8],
@@ -196,7 +207,8 @@ impl RedisTier {
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
     ) -> Answer<Look> {
         let value_key = self.names.value(&standing.epoch, key);
-        // The time left is asked first: if the value is replaced in between, it seems older than it is, not younger.
+        // The time left is asked first: if the value is replaced in between, it seems older than it
+        // is, not younger.
         let mut pipe = redis::Pipeline::with_capacity(2);
         pipe.cmd("PTTL").arg(&value_key);
         pipe.cmd("MGET")
@@ -220,7 +232,7 @@ impl RedisTier {
         let Some(bytes) = bytes.as_ref().filter(|_| remaining != VANISHED) else {
             return Ok(Look::Miss(Seen {
                 standing,
-                head: Vec::new(),
+                head: SmallVec::new(),
             }));
         };
         let seen = Seen {
@@ -334,7 +346,8 @@ impl RedisTier {
         self.count(tokio::time::timeout(limit + GRACE, pipe.query_async(&mut connection)).await)
     }
 
-    /// Asks what a read asks most, with nothing between it and the client, which keeps the deadline by itself.
+    /// Asks what a read asks most, with nothing between it and the client, which keeps the deadline
+    /// by itself.
     async fn ask_plainly(
         &self,
         pipe: &redis::Pipeline,
@@ -382,7 +395,8 @@ impl RedisTier {
     }
 }
 
-/// The tags of a value that were not named, with their tokens; `None` if it lacks a tag that was named, or has an earlier token of it.
+/// The tags of a value that were not named, with their tokens; `None` if it lacks a tag that was
+/// named, or has an earlier token of it.
 fn unnamed<'e>(
     envelope: &'e Envelope<'_>,
     named: &[Vec<u8>],
@@ -427,10 +441,12 @@ fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
-/// A value may seem to have this much more time left than it was given: Redis rounds, and its clock is smoothed.
+/// A value may seem to have this much more time left than it was given: Redis rounds, and its clock
+/// is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
 
-/// What no reader waits for (proof of the channel, belief, fills) is given this long also where a read may spend less: it must work over any round trip.
+/// What no reader waits for (proof of the channel, belief, fills) is given this long also where a
+/// read may spend less: it must work over any round trip.
 const ASKED_BY_NO_READER: Duration = Duration::from_millis(250);
 
 /// A tag's token is kept for so much longer than any value that carries it.

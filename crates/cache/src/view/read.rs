@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::future::pending;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
@@ -11,7 +11,7 @@ use crate::answer::{Answer, Source, StaleReason};
 use crate::cache::clock;
 use crate::ending::{conclude, wait};
 use crate::error::{CacheError, LoadError};
-use crate::flight::{Boarding, Passenger};
+use crate::flight::{AfterLook, Boarding, Held, Loaded, Passenger};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::{Key, KeyName, bounded};
@@ -50,9 +50,11 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
     }
 
-    /// The value belongs to this tag, beside those of the view: invalidating the tag invalidates it, for every reader. A value carries the tags that
-    /// were named by the read that loaded it, and keeps them when it is refreshed behind a reader; a read that names a tag takes no value that
-    /// does not carry it. Tags that follow from the key are better said once, by [`View::tags_by`].
+    /// The value belongs to this tag, beside those of the view: invalidating the tag invalidates
+    /// it, for every reader. A value carries the tags that were named by the read that loaded it,
+    /// and keeps them when it is refreshed behind a reader; a read that names a tag takes no value
+    /// that does not carry it. Tags that follow from the key are better said once, by
+    /// [`View::tags_by`].
     pub fn tag<T: AsRef<[u8]> + ?Sized>(mut self, tag: &'a T) -> Self {
         self.tags.push(bounded(tag.as_ref()));
         self
@@ -65,7 +67,8 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         self
     }
 
-    /// What to answer when there is nothing to serve and nothing can be loaded, rather than an error. It is never stored.
+    /// What to answer when there is nothing to serve and nothing can be loaded, rather than an
+    /// error. It is never stored.
     pub fn or(mut self, default: V) -> Self {
         self.default = Some(default);
         self
@@ -157,8 +160,20 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
             return conclude(view, Err(error), self.default);
         }
-        let parent = job.parent.clone();
-        let passenger = view.board(&name, job, load);
+        let (parent, mut held) = (job.parent.clone(), held);
+        let passenger = if held.is_none() && parent.is_none() && view.may_look_first(&ttl) {
+            match view.look_or_board(&name, job, load, began).await {
+                Boarded::Answered(loaded) => {
+                    return conclude(view, Ok((loaded, None)), self.default);
+                }
+                Boarded::Waiting(passenger, found) => {
+                    held = found;
+                    passenger
+                }
+            }
+        } else {
+            view.board(&name, job, load)
+        };
         let ending = wait(view, passenger, held, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
@@ -180,7 +195,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let (flights, generations) = (&view.core().flights, &view.core().generations);
         let (leader, passenger) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
         let (ttl, parent) = (job.ttl, job.parent.clone());
-        tokio::spawn(load::lead(leader, job, load));
+        tokio::spawn(load::lead(leader, job, load, began));
         let ending = wait(view, passenger, None, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
@@ -213,12 +228,63 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             (&cache.generations, &cache.coherence),
         ) {
             Boarding::Joined(passenger) => passenger,
-            Boarding::Leader(leader, passenger) => {
-                tokio::spawn(load::lead(leader, job, load));
+            Boarding::Looking(leader, passenger) | Boarding::Leader(leader, passenger) => {
+                tokio::spawn(load::lead(leader, job, load, clock()));
                 passenger
             }
         }
     }
+
+    /// Whether a reader may look at Redis itself: the look may take no more than leaves half of the
+    /// time to a load.
+    fn may_look_first(&self, ttl: &Ttl) -> bool {
+        let redis = self.core().redis.as_ref();
+        redis.is_some_and(|redis| redis.limit() <= ttl.hard_limit / 2)
+    }
+
+    /// Looks at Redis in this very task; if that is in vain, or if there is a flight for this key,
+    /// waits for a flight.
+    async fn look_or_board<L, F>(
+        &self,
+        name: &[u8],
+        mut job: Job<V>,
+        load: L,
+        began: Instant,
+    ) -> Boarded
+    where
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        let cache = self.core();
+        let world = (&cache.generations, &*cache.coherence);
+        let boarding = cache
+            .flights
+            .look_or_board(name, self.cargo(), &job.tags, world);
+        let (leader, passenger) = match boarding {
+            Boarding::Joined(passenger) => return Boarded::Waiting(passenger, None),
+            Boarding::Leader(leader, passenger) => (leader, passenger),
+            Boarding::Looking(leader, passenger) => {
+                let named = job.tags.len();
+                if let Some(loaded) = load::look_first(&leader, &mut job).await {
+                    return Boarded::Answered(loaded);
+                }
+                match leader.after_look(&job.tags[..named], &cache.generations) {
+                    AfterLook::Lead => (leader, passenger),
+                    AfterLook::Joined(other) => return Boarded::Waiting(other, leader.fallback()),
+                }
+            }
+        };
+        tokio::spawn(load::lead(leader, job, load, began));
+        Boarded::Waiting(passenger, None)
+    }
+}
+
+/// How a read goes on that memory could not answer.
+enum Boarded {
+    /// Redis has answered it.
+    Answered(Loaded),
+    /// It waits for a flight, and has perhaps something stale meanwhile.
+    Waiting(Passenger, Option<Held>),
 }
 
 fn wants_refresh<V: Clone + Send + Sync + 'static>(

@@ -92,6 +92,35 @@ async fn k3_a_caller_that_goes_away_cancels_nobody() {
     );
 }
 
+/// The first reader of a key looks at Redis in its own task; nobody waits for a task that may not
+/// be polled any more.
+#[tokio::test]
+async fn k3_a_reader_that_is_no_longer_polled_holds_up_nobody() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    let loader = Loader::default();
+    for round in 0..20 {
+        let key = format!("cold:{round}");
+        let mut asleep = Box::pin(get(&cache, &key, "user", &loader));
+        // As far as it comes without waiting: its question is on its way.
+        assert!(futures_util::poll!(asleep.as_mut()).is_pending());
+        let others = (0..5).map(|_| get(&cache, &key, "user", &loader));
+        let others = futures_util::future::join_all(others);
+        let others = tokio::time::timeout(Duration::from_secs(20), others);
+        for answer in others.await.expect("they wait for it") {
+            answer.unwrap();
+        }
+        let before = loader.loads();
+        assert!(before <= round + 1, "{before} loads of {} keys", round + 1);
+        match round % 2 {
+            0 => drop(asleep),
+            _ => drop(asleep.await.unwrap()),
+        }
+        assert_eq!(loader.loads(), before, "it loaded what the others had");
+    }
+    assert_eq!(cache.status().flights, 0);
+}
+
 #[tokio::test]
 async fn k3_nobody_joins_a_load_that_is_older_than_his_own_write() {
     let site = Site::start().await;
@@ -149,7 +178,8 @@ async fn k3_a_holder_that_died_delays_a_load_by_no_more_than_the_wait() {
     assert_eq!(asked.await.unwrap().unwrap().source, Source::Database);
 }
 
-/// While a hot value is refreshed early and another process does the same, the value expires: who comes then gets none that is too old.
+/// While a hot value is refreshed early and another process does the same, the value expires: who
+/// comes then gets none that is too old.
 #[tokio::test]
 async fn k4_an_early_refresh_that_gives_way_hands_nobody_an_expired_value() {
     let site = Site::start().await;
@@ -206,14 +236,16 @@ async fn k4_an_early_refresh_that_gives_way_hands_nobody_an_expired_value() {
     for _ in 0..60 {
         let answer = read().await;
         let first = answer.value.as_deref() == Some("1");
-        // The leader judges and the caller tells the age at two moments, which are close; the refresh takes 1200 ms.
+        // The leader judges and the caller tells the age at two moments, which are close; the
+        // refresh takes 1200 ms.
         let limit = hot.fresh + Duration::from_millis(400);
         assert!(!first || answer.age < limit, "{answer:?}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// Whatever ends a load without a value gives its lease back at once, though it would stand for another minute.
+/// Whatever ends a load without a value gives its lease back at once, though it would stand for
+/// another minute.
 #[tokio::test]
 async fn k3_a_load_that_fails_leaves_no_lease_in_the_way() {
     let site = Site::start().await;
@@ -275,7 +307,8 @@ impl serde::Serialize for Fragile {
     }
 }
 
-/// Waiting for the holder of a lease is the load's time, not Redis's, so no round trip is too long for one load in the fleet.
+/// Waiting for the holder of a lease is the load's time, not Redis's, so no round trip is too long
+/// for one load in the fleet.
 #[tokio::test]
 async fn k3_a_fleet_far_from_redis_loads_a_slow_query_once() {
     let site = Site::start().await;

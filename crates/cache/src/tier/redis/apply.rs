@@ -9,7 +9,8 @@ use crate::names::Names;
 use crate::target::{Announcement, Target};
 
 impl RedisTier {
-    /// Forgets what the targets name, raises the watermark and announces it, in one step. `watermark` is SQL's. Answers the new one.
+    /// Forgets what the targets name, raises the watermark and announces it, in one step.
+    /// `watermark` is SQL's. Answers the new one.
     pub(crate) async fn apply(&self, watermark: u64, targets: &[Target]) -> Answer<u64> {
         let body = Announcement::body(watermark, targets);
         let everything = targets.contains(&Target::All);
@@ -53,7 +54,9 @@ impl RedisTier {
             let applied: i64 = patience.spend(|limit| self.ask_within(&ask, limit)).await?;
             if let Ok(applied) = u64::try_from(applied) {
                 if everything {
+                    // Found out at once, though nobody may be reading.
                     self.trust.doubt(&epoch);
+                    self.trust.ask_again();
                 }
                 return Ok(applied);
             }
@@ -90,12 +93,13 @@ pub(crate) fn apply_limit(redis_limit: Duration) -> Duration {
     redis_limit.clamp(APPLY_LIMIT, APPLY_LIMIT_MAX)
 }
 
-/// Applying holds a lock in SQL, so all of its attempts together must not take for ever; and should not give up on a Redis that is only slow.
+/// Applying holds a lock in SQL, so all of its attempts together must not take for ever; and should
+/// not give up on a Redis that is only slow.
 const APPLY_LIMIT: Duration = Duration::from_millis(250);
 const APPLY_LIMIT_MAX: Duration = Duration::from_secs(2);
 const APPLY_ATTEMPTS: usize = 3;
 
-/// Names that each of the two logs of what was invalidated holds at most, and how long it is kept after the last: what is being warmed meanwhile is held against them. Some
-/// hundred bytes each.
+/// Names that each of the two logs of what was invalidated holds at most, and how long it is kept
+/// after the last: what is being warmed meanwhile is held against them. Some hundred bytes each.
 const LOGGED: usize = 4096;
 const LOGGED_FOR: Duration = Duration::from_secs(600);

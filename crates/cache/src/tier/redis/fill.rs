@@ -14,8 +14,9 @@ use crate::names::Names;
 use crate::tier::Key;
 use crate::trust::Standing;
 
-/// The right to fill one key, proven to Redis by a random token. Others wait for its holder, so it is given back as soon as it is of no
-/// more use, whatever ended that: an error, a panic, a cancelled task, an answer that never came.
+/// The right to fill one key, proven to Redis by a random token. Others wait for its holder, so it
+/// is given back as soon as it is of no more use, whatever ended that: an error, a panic, a
+/// cancelled task, an answer that never came.
 pub(crate) struct Lease {
     redis: Arc<RedisTier>,
     key: Key,
@@ -55,7 +56,8 @@ impl Fill<'_> {
 }
 
 impl RedisTier {
-    /// Asks for the right to fill a key; `None` if another holds it, or has filled it since it was seen. `life` bounds how long a holder that died stands in the way.
+    /// Asks for the right to fill a key; `None` if another holds it, or has filled it since it was
+    /// seen. `life` bounds how long a holder that died stands in the way.
     pub(crate) async fn take_lease(
         self: &Arc<Self>,
         key: &Key,
@@ -86,7 +88,7 @@ impl RedisTier {
             .arg(&lease.token)
             .arg(millis(life))
             .arg(self.tag_life())
-            .arg(&seen.head);
+            .arg(seen.head.as_slice());
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
@@ -118,8 +120,8 @@ impl RedisTier {
         let _: Answer<i64> = self.ask(&ask).await; // if it fails, the lease expires
     }
 
-    /// Prepares for values whose keys are not known before they are loaded: each may be stored as long as neither its key nor one of its tags is
-    /// invalidated meanwhile.
+    /// Prepares for values whose keys are not known before they are loaded: each may be stored as
+    /// long as neither its key nor one of its tags is invalidated meanwhile.
     pub(crate) async fn open_season(&self) -> Answer<Season> {
         let standing = self.standing(&mut self.patience()).await?;
         let (watermark, _) = self.look_at_season(&standing, &[]).await?;
@@ -159,8 +161,8 @@ impl RedisTier {
         Ok((watermark.clone(), with_tokens(&tags, tokens)?))
     }
 
-    /// Asks for the tokens of tags that are not known yet. They may be asked for after the values were loaded: a tag that was invalidated since the season began
-    /// refuses the fill.
+    /// Asks for the tokens of tags that are not known yet. They may be asked for after the values
+    /// were loaded: a tag that was invalidated since the season began refuses the fill.
     async fn learn_tokens(&self, season: &mut Season, values: &[InSeason<'_>]) -> Answer<()> {
         let named = values.iter().flat_map(|(_, tags, _)| tags.iter());
         let unknown: HashSet<&Vec<u8>> = named
