@@ -1,12 +1,16 @@
 //! Hearing what other processes invalidate, and knowing when one has not heard.
 //!
-//! Pub/sub loses messages without a word, so silence proves nothing. Two things are held against it. Each announcement names the watermark
-//! after it, which is that before it and one for each target, so a missing one shows in the next. And every quarter of a second this process sends
-//! itself a *beat* through Redis, which adds its watermark at that moment: since one connection delivers in order, a beat that comes back proves that all
-//! announcements published before it have been heard if the watermark is exactly that of the last. From the moment that proof is too old, memory is not
-//! taken as fresh; after a gap, what was in memory before it is not either, until it has been loaded again.
+//! Pub/sub loses messages without a word, so silence proves nothing. Two things are held against
+//! it. Each announcement names the watermark after it, which is that before it and one for each
+//! target, so a missing one shows in the next. And every quarter of a second this process sends
+//! itself a *beat* through Redis, which adds its watermark at that moment: since one connection
+//! delivers in order, a beat that comes back proves that all announcements published before it have
+//! been heard if the watermark is exactly that of the last. From the moment that proof is too old,
+//! memory is not taken as fresh; after a gap, what was in memory before it is not either, until it
+//! has been loaded again.
 //!
-//! Anybody who may publish can forge an announcement. It costs loads, and the next beat sets the count right.
+//! Anybody who may publish can forge an announcement. It costs loads, and the next beat sets the
+//! count right.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -60,8 +64,9 @@ pub(crate) async fn listen(
     }
 }
 
-/// Subscribes to both channels, and tells when both have been confirmed for the first time. From then on they are made again by themselves,
-/// and an event tells that all stand; before, such an event may be about one of them, or none.
+/// Subscribes to both channels, and tells when both have been confirmed for the first time. From
+/// then on they are made again by themselves, and an event tells that all stand; before, such an
+/// event may be about one of them, or none.
 fn subscribe(redis: &RedisTier, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
     let pubsub = redis.client().pubsub();
     let (mut tell, subscribed) = oneshot::channel();
@@ -77,7 +82,8 @@ fn subscribe(redis: &RedisTier, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
     (pubsub, subscribed)
 }
 
-/// Each waits for its confirmation as long as a call may; while Redis is away, or forbids it, that is again and again.
+/// Each waits for its confirmation as long as a call may; while Redis is away, or forbids it, that
+/// is again and again.
 async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
     let mut told = false;
     for channel in channels {
@@ -97,23 +103,33 @@ async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
 /// Listens where the processes of this database are looked for, by those of another that was given
 /// the same namespace.
 async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
-    let mut there = None;
+    let (mut there, mut known) = (None, redis.trust.watch_database());
     loop {
-        let database = redis.trust.database();
+        let database = *known.borrow_and_update();
         let channel = |number| redis.names().presence(&number_text(number));
         if database != there {
             if let Some(before) = there.take() {
+                redis.trust.can_be_found(None);
                 let _ = control.unsubscribe(channel(before)).await;
             }
-            if let Some(now) = database
-                && control.subscribe(channel(now)).await.is_ok()
-            {
-                there = database;
+            if let Some(now) = database {
+                match control.subscribe(channel(now)).await {
+                    Ok(()) => {
+                        there = database;
+                        redis.trust.can_be_found(database);
+                    }
+                    // It is forbidden: nobody will find it, and to wait for that is in vain.
+                    Err(error) if error.certainty() == Certainty::Rejected => {
+                        redis.trust.can_be_found(database);
+                    }
+                    Err(_) => {}
+                }
             }
         }
         tokio::select! {
             _ = gone.changed() => return,
-            () = tokio::time::sleep(BEAT) => {}
+            _ = known.changed() => {}
+            () = tokio::time::sleep(BEAT), if database != there => {}
         }
     }
 }
@@ -155,7 +171,8 @@ impl Ear {
             PubSubEvent::Message { payload, .. } => self.hear_announcement(&cache, &payload),
             PubSubEvent::Resumed { .. } if !self.subscribed => {}
             PubSubEvent::Resumed { .. } => self.stand().await,
-            // Lost, or messages dropped because they came too fast, or something this program does not know: assume the worst.
+            // Lost, or messages dropped because they came too fast, or something this program does
+            // not know: assume the worst.
             PubSubEvent::Lost { .. } => {
                 (self.standing, self.synced) = (false, false);
                 cache.coherence.disprove(Moment::now());
@@ -168,7 +185,8 @@ impl Ear {
         }
     }
 
-    /// Both subscriptions stand, for the first time or again: what was missed has to be found out, and the channel to be proven.
+    /// Both subscriptions stand, for the first time or again: what was missed has to be found out,
+    /// and the channel to be proven.
     async fn stand(&mut self) {
         let Some(cache) = self.cache.upgrade() else {
             return;
@@ -198,7 +216,8 @@ impl Ear {
         };
         let applied = announced.targets.len() as u64;
         match self.heard {
-            // Known when the channel was synchronised, and heard only now; or forged, which the next beat tells.
+            // Known when the channel was synchronised, and heard only now; or forged, which the
+            // next beat tells.
             Some(heard) if announced.after <= heard => {}
             Some(heard) => {
                 if announced.after != heard + applied {
@@ -247,7 +266,8 @@ impl Ear {
         cache.guard.begin_ramp();
     }
 
-    /// Finds out whether anything was missed while nothing could be heard. A Redis that was rolled back has first to be set right.
+    /// Finds out whether anything was missed while nothing could be heard. A Redis that was rolled
+    /// back has first to be set right.
     async fn sync(&mut self, cache: &Inner) {
         if self.redis.epoch_to_write().await.is_err() {
             return;
@@ -286,7 +306,8 @@ impl Ear {
     }
 }
 
-/// The connection's number, when it was sent, and Redis's watermark then; `None` also if Redis has none.
+/// The connection's number, when it was sent, and Redis's watermark then; `None` also if Redis has
+/// none.
 fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
     let mut numbers = std::str::from_utf8(payload)
         .ok()?

@@ -1,8 +1,9 @@
 //! Invalidations that outlive a crash.
 //!
-//! "Commit, then delete from Redis" loses the second half whenever the process or Redis goes in between, and then a reader sees the
-//! old value for as long as it lives. So an invalidation is a row, written by the same transaction as the change: both happen or
-//! neither does. What is in the table has still to be applied to Redis; whoever can, does.
+//! "Commit, then delete from Redis" loses the second half whenever the process or Redis goes in
+//! between, and then a reader sees the old value for as long as it lives. So an invalidation is a
+//! row, written by the same transaction as the change: both happen or neither does. What is in the
+//! table has still to be applied to Redis; whoever can, does.
 //!
 //! This module is only the SQL of it. `relay` decides when.
 
@@ -61,7 +62,8 @@ pub(crate) struct Glance {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Waiting {
     pub(crate) id: i64,
-    /// Since it was written, by the database's clock alone. Its transaction may have been committed much later.
+    /// Since it was written, by the database's clock alone. Its transaction may have been committed
+    /// much later.
     pub(crate) age_ms: i64,
 }
 
@@ -118,7 +120,8 @@ impl Outbox {
         }
     }
 
-    /// Creates what is missing of the tables, and the namespace's row. Where all is there already no more rights are needed than to read and write.
+    /// Creates what is missing of the tables, and the namespace's row. Where all is there already
+    /// no more rights are needed than to read and write.
     pub(crate) async fn prepare(&self) -> Result<(), SourceError> {
         if let Ok(Some(glance)) = self.glance().await {
             if glance.database.is_none()
@@ -129,7 +132,8 @@ impl Outbox {
             return Ok(());
         }
         match self.prepare_once().await {
-            // Two processes may create the same table at the same moment; the second time it is there.
+            // Two processes may create the same table at the same moment; the second time it is
+            // there.
             Err(SourceError::Sql(sqlx::Error::Database(_))) => self.prepare_once().await,
             other => other,
         }
@@ -306,7 +310,8 @@ impl Outbox {
         .await
     }
 
-    /// Bounds the table: puts one row that means everything, as old as the oldest, in the place of all that are there now.
+    /// Bounds the table: puts one row that means everything, as old as the oldest, in the place of
+    /// all that are there now.
     pub(crate) async fn collapse(&self) -> Result<(), SourceError> {
         self.within(async {
             let (mut session, _) = self.locked().await?;
@@ -371,16 +376,22 @@ impl Outbox {
         Ok((session, watermark))
     }
 
-    /// Waits as long for another's lease as for a lock, and holds none meanwhile.
+    /// Waits as long for another's lease as for a lock. It looks by reading, which holds up nobody,
+    /// and takes the lock once the lease seems free.
     #[cfg(feature = "sqlite")]
     async fn not_leased(&self) -> Result<Session, SourceError> {
         let give_up = clock() + LOCK_LIMIT;
         loop {
-            let mut session = self.reserved.begin().await?;
-            if !Lease::is_taken(&mut session, &self.namespace).await? {
-                return Ok(session);
+            let mut session = self.reserved.reading().await?;
+            let taken = Lease::seems_taken(&mut session, &self.namespace).await?;
+            session.end().await?;
+            if !taken {
+                let mut session = self.reserved.begin().await?;
+                if !Lease::is_taken(&mut session, &self.namespace).await? {
+                    return Ok(session);
+                }
+                session.rollback().await?;
             }
-            session.rollback().await?;
             if clock() >= give_up {
                 return Err(SourceError::Timeout { limit: LOCK_LIMIT });
             }
@@ -413,7 +424,8 @@ impl Outbox {
         now_sql(self.reserved.pool())
     }
 
-    /// The database ends what it was told to before this does; this is for one that does not answer at all.
+    /// The database ends what it was told to before this does; this is for one that does not answer
+    /// at all.
     async fn within<T>(
         &self,
         work: impl Future<Output = Result<T, SourceError>>,
@@ -525,7 +537,8 @@ const DATABASE: &str = "{database}";
 /// As many rows as a batch takes at most.
 pub(crate) const BATCH: usize = 256;
 
-/// Names of so many bytes together: what a slow link to Redis carries well within what applying may take.
+/// Names of so many bytes together: what a slow link to Redis carries well within what applying may
+/// take.
 const BATCH_BYTES: usize = 64 << 10;
 
 /// As many rows as one look tells apart.
@@ -534,7 +547,8 @@ const SEEN_AT_ONCE: usize = 64;
 /// One delivers and (not on SQLite) keeps the state row locked meanwhile, one looks.
 const CONNECTIONS: u32 = 2;
 
-/// Another relay is waited for so long. In health it is done after two round trips to the database and one to Redis.
+/// Another relay is waited for so long. In health it is done after two round trips to the database
+/// and one to Redis.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// How often it is looked whether another relay has given its lease back.
 #[cfg(feature = "sqlite")]

@@ -1,14 +1,19 @@
 //! Who carries invalidations from the outbox to Redis, and when.
 //!
-//! A process that has just committed wakes its relay, so that in health Redis knows within a round trip or two. Every process also
-//! looks every `outbox_poll`, so what a dead process left behind, or could not deliver while Redis was down, is delivered by whoever sees it
-//! first. Applying is idempotent, so that a relay that dies between Redis and its commit costs nothing but doing it again.
+//! A process that has just committed wakes its relay, so that in health Redis knows within a round
+//! trip or two. Every process also looks every `outbox_poll`, so what a dead process left behind,
+//! or could not deliver while Redis was down, is delivered by whoever sees it first. Applying is
+//! idempotent, so that a relay that dies between Redis and its commit costs nothing but doing it
+//! again.
 //!
-//! A row that nobody gets applied means that Redis holds a value which SQL has overtaken. After `outbox_lag_max` Redis is
-//! therefore not read any more, by any process that sees the row, until the outbox is drained.
+//! A row that nobody gets applied means that Redis holds a value which SQL has overtaken. After
+//! `outbox_lag_max` Redis is therefore not read any more, by any process that sees the row, until
+//! the outbox is drained.
 //!
-//! Delivering and looking have connections of their own in the database, one each, and the database bounds how long either may keep a lock or wait for
-//! one. So a relay that is stuck, or cut off in the midst, costs the others a second, and loads that hold every connection of the pool cost them nothing.
+//! Delivering and looking have connections of their own in the database, one each, and the database
+//! bounds how long either may keep a lock or wait for one. So a relay that is stuck, or cut off in
+//! the midst, costs the others a second, and loads that hold every connection of the pool cost them
+//! nothing.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -142,7 +147,8 @@ impl Relay {
             match drained {
                 Ok(true) => self.end_round(round),
                 Ok(false) => {}
-                // It does not pass by itself: what was applied to Redis stays in the table, and would be applied again and again.
+                // It does not pass by itself: what was applied to Redis stays in the table, and
+                // would be applied again and again.
                 Err(Undelivered::Outbox(error)) if !error.is_passing() => {
                     let pause = self.poll * (1 << failures.min(6));
                     failures += 1;
@@ -158,8 +164,8 @@ impl Relay {
         }
     }
 
-    /// Looks every so often, until the cache is gone. Apart from the delivering, which may have to wait for a lock: that nobody gets to
-    /// deliver is just what has to be noticed.
+    /// Looks every so often, until the cache is gone. Apart from the delivering, which may have to
+    /// wait for a lock: that nobody gets to deliver is just what has to be noticed.
     pub(crate) async fn keep_watch(self: Arc<Self>, mut gone: watch::Receiver<()>) {
         let mut watcher = LagWatch::default();
         loop {
@@ -219,7 +225,8 @@ impl Relay {
         let trust = &self.served.redis.trust;
         let began = clock();
         let looked = match trust.look().await {
-            // The tables may be gone; if it is something else, making them fails for the same reason.
+            // The tables may be gone; if it is something else, making them fails for the same
+            // reason.
             Err(SourceError::Sql(sqlx::Error::Database(error))) => {
                 tracing::warn!(%error, "the outbox cannot be read: it is made if it is missing");
                 None
@@ -236,6 +243,7 @@ impl Relay {
         if trust.is_taken() {
             self.suspend(TAKEN);
             trust.ask_again();
+            self.keep_bound_of(&glance).await;
             return Ok(false);
         }
         if trust.is_rolled_back() {
@@ -315,7 +323,8 @@ impl Relay {
             let most = self.batch.load(Ordering::Relaxed);
             let batch = self.outbox.take_batch(most).await?;
             if redis.trust.has_fallen(known, batch.watermark) {
-                // To deliver would take it past where it was, and hide that it fell; and that nothing waits may mean that it was lost. The next look sees to it.
+                // To deliver would take it past where it was, and hide that it fell; and that
+                // nothing waits may mean that it was lost. The next look sees to it.
                 self.outbox.leave(batch).await?;
                 return Ok(false);
             }
@@ -331,7 +340,8 @@ impl Relay {
                     if let Err(error) = self.outbox.leave(batch).await {
                         tracing::debug!(%error, "a batch that could not be delivered");
                     }
-                    // The same again might fail again: it may be more than the link or Redis can take in the time.
+                    // The same again might fail again: it may be more than the link or Redis can
+                    // take in the time.
                     self.batch.store((rows / 2).max(1), Ordering::Relaxed);
                     return Err(trouble.into());
                 }
@@ -358,9 +368,11 @@ enum Undelivered {
     Redis(#[from] Trouble),
 }
 
-/// How long the rows of the outbox have waited at most since they could be seen. A row's own time is when it was written, and its transaction may have
-/// been committed long after; and a clock may be set back. So the age of a row is counted from the last look at which it was not there. Only what
-/// no look could tell, because it was there before the first one or because too many rows were ahead of it, is as old as it says.
+/// How long the rows of the outbox have waited at most since they could be seen. A row's own time
+/// is when it was written, and its transaction may have been committed long after; and a clock may
+/// be set back. So the age of a row is counted from the last look at which it was not there. Only
+/// what no look could tell, because it was there before the first one or because too many rows were
+/// ahead of it, is as old as it says.
 #[derive(Default)]
 struct LagWatch {
     /// Rows as of the last look, each with the latest moment at which it was certainly not there.

@@ -1,16 +1,20 @@
 //! May Redis be believed yet?
 //!
-//! A Redis that comes back may be an old snapshot, or a replica that lagged when it was promoted: full of values that
-//! were invalidated since. Nothing in the values says so. Hence the *watermark*: a number that grows with every invalidation
-//! applied, kept in Redis beside the values and in SQL beside the truth. A Redis whose watermark is missing or below SQL's
-//! was rolled back, and a new *epoch* (a random word in the name of every key) makes all it holds unseen at once.
-//! Otherwise the cache is warm, and stays so.
+//! A Redis that comes back may be an old snapshot, or a replica that lagged when it was promoted:
+//! full of values that were invalidated since. Nothing in the values says so. Hence the
+//! *watermark*: a number that grows with every invalidation applied, kept in Redis beside the
+//! values and in SQL beside the truth. A Redis whose watermark is missing or below SQL's was rolled
+//! back, and a new *epoch* (a random word in the name of every key) makes all it holds unseen at
+//! once. Otherwise the cache is warm, and stays so.
 //!
-//! Of the numbers that come here SQL's alone have authority. What the channel announces anybody may have published: it makes a process look again, never more.
-//! Until SQL has been seen since Redis was connected to, there is nothing to hold against Redis, and its values count as stale.
+//! Of the numbers that come here SQL's alone have authority. What the channel announces anybody may
+//! have published: it makes a process look again, never more. Until SQL has been seen since Redis
+//! was connected to, there is nothing to hold against Redis, and its values count as stale.
 //!
-//! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things give that away: its watermark is lower than it was at an
-//! earlier look, or it is lower than that of Redis while nothing waits in the outbox, since whatever takes Redis ahead of SQL is still waiting there.
+//! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things
+//! give that away: its watermark is lower than it was at an earlier look, or it is lower than that
+//! of Redis while nothing waits in the outbox, since whatever takes Redis ahead of SQL is still
+//! waiting there.
 //!
 //! And two databases may be given one namespace by mistake. So each has a random number of its own,
 //! with which its epochs begin: what lies in an epoch of another's is never read. Whose processes
@@ -18,6 +22,7 @@
 //! gone.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -42,6 +47,12 @@ pub(crate) struct Trust {
     /// Asks the verifier to verify; it tells here when it has.
     wanted: Notify,
     settled: watch::Sender<()>,
+    /// The database's own number, for those who wait for it.
+    numbered: watch::Sender<Option<u64>>,
+    /// The number of the database as whose process this one can be found by others.
+    present: watch::Sender<Option<u64>>,
+    /// Whether its being found was waited for.
+    presence_awaited: AtomicBool,
     /// All true but in the tests that prove why.
     rules: Rules,
 }
@@ -92,6 +103,9 @@ impl Trust {
             outbox,
             wanted: Notify::new(),
             settled: watch::Sender::default(),
+            numbered: watch::Sender::default(),
+            present: watch::Sender::default(),
+            presence_awaited: AtomicBool::new(false),
             rules,
         }
     }
@@ -128,7 +142,8 @@ impl Trust {
             .ok_or(Trouble::NotAsked("it is not yet known to be current"))
     }
 
-    /// Forms a belief whenever one is wanted, until the cache is gone. A task of its own, so that no reader's limit cuts it short.
+    /// Forms a belief whenever one is wanted, until the cache is gone. A task of its own, so that
+    /// no reader's limit cuts it short.
     pub(crate) async fn run(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
         loop {
             tokio::select! {
@@ -211,6 +226,8 @@ impl Trust {
             state.database = Some(database);
             let own = number_text(database);
             state.epoch = state.epoch.take().filter(|epoch| epoch.starts_with(&own));
+            self.numbered
+                .send_if_modified(|known| known.replace(database) != Some(database));
         }
         Ok(Some(glance))
     }
@@ -218,6 +235,31 @@ impl Trust {
     /// The database's own number, if it is known.
     pub(crate) fn database(&self) -> Option<u64> {
         self.state.lock().database
+    }
+
+    /// Tells the database's own number when it is learnt or has changed.
+    pub(crate) fn watch_database(&self) -> watch::Receiver<Option<u64>> {
+        self.numbered.subscribe()
+    }
+
+    /// Processes of another database find this one now, as one of this database's; or find it no
+    /// more.
+    pub(crate) fn can_be_found(&self, database: Option<u64>) {
+        self.present.send_replace(database);
+    }
+
+    /// Waits until others can find this process, once: a process that used Redis before that would
+    /// be overlooked by one of another database that comes just then.
+    async fn await_presence(&self) {
+        let Some(database) = self.database() else {
+            return;
+        };
+        if self.presence_awaited.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let mut present = self.present.subscribe();
+        let there = present.wait_for(|present| *present == Some(database));
+        let _ = tokio::time::timeout(PRESENCE_LIMIT, there).await;
     }
 
     /// A word for an epoch, that of nobody's while the database is not known.
@@ -254,7 +296,8 @@ impl Trust {
         state.redis_at = 0;
     }
 
-    /// This process has applied invalidations up to this watermark to Redis, and committed that in SQL.
+    /// This process has applied invalidations up to this watermark to Redis, and committed that in
+    /// SQL.
     pub(crate) fn learn(&self, watermark: u64) {
         let mut state = self.state.lock();
         state.known = state.known.max(watermark);
@@ -276,7 +319,8 @@ impl Trust {
         self.state.lock().suspended
     }
 
-    /// Why to have heard everything proves nothing: an invalidation waits that has not been announced, or SQL has not said how many there are.
+    /// Why to have heard everything proves nothing: an invalidation waits that has not been
+    /// announced, or SQL has not said how many there are.
     pub(crate) fn is_blind(&self) -> bool {
         let state = self.state.lock();
         state.suspended.is_some() || (state.sql_unseen && self.rules.await_sql)
@@ -296,7 +340,8 @@ impl Trust {
         self.state.lock().epoch.clone()
     }
 
-    /// What a Redis must have reached that is to be believed or written to, if this is the watermark known.
+    /// What a Redis must have reached that is to be believed or written to, if this is the
+    /// watermark known.
     pub(crate) fn required(&self, known: u64) -> u64 {
         if self.rules.heed_watermark { known } else { 0 }
     }
@@ -314,11 +359,13 @@ impl Trust {
         let connection = self.state.lock().connection;
         let looked = tokio::time::timeout(SQL_LIMIT, self.look()).await;
         if !matches!(looked, Ok(Ok(Some(_)))) {
-            // What the channel claims cannot be held against SQL now: it may be a forgery, and Redis may be behind.
+            // What the channel claims cannot be held against SQL now: it may be a forgery, and
+            // Redis may be behind.
             let mut state = self.state.lock();
             state.sql_unseen |= state.claimed > state.known;
             state.claimed = 0;
         }
+        self.await_presence().await;
         let known = self.required(self.known_watermark());
         let own = self.database().map(number_text).unwrap_or_default();
         let mut ask = redis::cmd("EVAL");
@@ -362,6 +409,9 @@ impl Trust {
 pub(crate) const COUNTABLE: u64 = 1 << 53;
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
+
+/// A process goes on without being found by others after so long: it may be forbidden to listen.
+const PRESENCE_LIMIT: Duration = Duration::from_secs(1);
 
 pub(crate) const TAKEN: &str = "another database uses this namespace in this Redis, and was there first: each needs a namespace of its own";
 

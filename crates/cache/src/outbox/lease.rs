@@ -19,12 +19,29 @@ pub(super) struct Lease {
 }
 
 impl Lease {
-    /// Whether somebody has it.
+    /// Whether somebody has it, as far as a look without a lock can tell.
+    pub(super) async fn seems_taken(
+        session: &mut Session,
+        namespace: &str,
+    ) -> Result<bool, SourceError> {
+        let there = "SELECT COUNT(*) FROM sqlite_master WHERE name = 'steadfast_outbox_relay'";
+        let there: Vec<(i64,)> = session.fetch(there, &[]).await?;
+        if there.first().is_none_or(|(count,)| *count == 0) {
+            return Ok(false);
+        }
+        Self::stands(session, namespace).await
+    }
+
+    /// Whether somebody has it, within a transaction that writes.
     pub(super) async fn is_taken(
         session: &mut Session,
         namespace: &str,
     ) -> Result<bool, SourceError> {
         session.execute(TABLE, &[]).await?;
+        Self::stands(session, namespace).await
+    }
+
+    async fn stands(session: &mut Session, namespace: &str) -> Result<bool, SourceError> {
         let sql = format!(
             "SELECT COUNT(*) FROM steadfast_outbox_relay \
              WHERE namespace = ? AND {SQLITE_NOW} BETWEEN since AND until - 1"

@@ -52,6 +52,25 @@ async fn k13_a_relay_that_delivers_is_waited_for_on_sqlite_but_not_for_long() {
     a_relay_that_delivers_is_waited_for_but_not_for_long(&url).await;
 }
 
+/// Who waits for another's lease only reads: with the lock that SQLite has for all that write, each
+/// look would hold up the application's writes, and be held up by them.
+#[tokio::test]
+async fn k14_on_sqlite_a_relay_waits_for_anothers_lease_without_the_lock_of_writers() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let held = outbox.take_batch(10).await.unwrap();
+    let writer = database.begin().await.unwrap();
+    let refused = outbox.take_batch(10).await.unwrap_err();
+    assert!(
+        matches!(refused, SourceError::Timeout { .. }),
+        "it waited for the writer: {refused}"
+    );
+    writer.rollback().await.unwrap();
+    assert_eq!(outbox.finish(held, 1).await.unwrap(), 1);
+}
+
 /// SQLite has one lock for all that write. What the relay takes from the outbox it carries to
 /// Redis, which may be slow.
 #[tokio::test]
@@ -114,7 +133,8 @@ async fn k13_on_sqlite_a_clock_that_is_set_back_stretches_nobodys_turn() {
     outbox.take_batch(10).await.unwrap();
 }
 
-/// A process that is cut off in the midst of delivering: its session stays open, and keeps the state row locked until the database ends it.
+/// A process that is cut off in the midst of delivering: its session stays open, and keeps the
+/// state row locked until the database ends it.
 async fn a_relay_that_is_cut_off_stands_in_nobodys_way(url: &str, port: u16) {
     a_relay_that_delivers_is_waited_for_but_not_for_long(url).await;
     let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();

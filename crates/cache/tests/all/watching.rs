@@ -64,7 +64,8 @@ async fn k14_a_waiting_invalidation_is_seen_and_delivered_while_loads_hold_every
     drop(held);
 }
 
-/// Everything at its default: ten loads hold ten connections for a minute, and a process dies between its commit and its relay.
+/// Everything at its default: ten loads hold ten connections for a minute, and a process dies
+/// between its commit and its relay.
 async fn ten_loads_hide_no_invalidation(url: &str, slow: &'static str) {
     let redis = Redis::start().await.unwrap();
     let database = Database::connect(url, DatabaseOptions::default()).unwrap();
@@ -125,7 +126,8 @@ async fn k14_ten_loads_on_postgres_hide_no_invalidation() {
     ten_loads_hide_no_invalidation(&server.url(), "SELECT 1 AS n FROM pg_sleep(60)").await;
 }
 
-/// Redis was restored from an old snapshot, and SQL, which alone knows, is away: the ordinary cold start after a power cut.
+/// Redis was restored from an old snapshot, and SQL, which alone knows, is away: the ordinary cold
+/// start after a power cut.
 #[tokio::test]
 async fn k16_until_sql_was_seen_what_redis_holds_is_stale() {
     let site = Site::start().await;
@@ -239,13 +241,6 @@ async fn k16_of_two_databases_with_one_namespace_only_the_first_uses_redis() {
     .await;
     let epoch = || first.status().redis.unwrap().epoch;
     let before = epoch();
-    // Whoever listens to nothing yet cannot say that it is there.
-    eventually("the first can be asked for", || async {
-        let of = ["PUBSUB", "CHANNELS", "test:inv:of:*"];
-        let found = site.redis.command(&of).await.unwrap();
-        matches!(found, redis::Value::Array(channels) if !channels.is_empty())
-    })
-    .await;
     let (database, _folder) = sqlite().await;
     let mut tx = database.begin().await.unwrap();
     set_item(&mut tx, 7, 50).await.unwrap();
@@ -283,6 +278,65 @@ async fn k16_of_two_databases_with_one_namespace_only_the_first_uses_redis() {
         }
     })
     .await;
+}
+
+/// Else one of another database that comes just then would take its place.
+#[tokio::test]
+async fn k16_a_process_can_be_found_by_those_of_another_database_before_it_uses_redis() {
+    for _ in 0..3 {
+        let site = Site::start().await;
+        let cache = site.cache().await;
+        eventually("it uses Redis", || async {
+            cache.status().redis.unwrap().epoch.is_some()
+        })
+        .await;
+        let of = ["PUBSUB", "CHANNELS", "test:inv:of:*"];
+        let found = site.redis.command(&of).await.unwrap();
+        assert!(
+            matches!(&found, redis::Value::Array(channels) if channels.len() == 1),
+            "{found:?}"
+        );
+    }
+}
+
+/// A database whose namespace is another's goes without Redis for good, and nothing drains its
+/// outbox.
+#[tokio::test]
+async fn k7_the_outbox_of_a_database_that_goes_without_redis_keeps_its_bound() {
+    let site = Site::start().await;
+    let first = site.cache().await;
+    write_everywhere(&first, 7, 1).await;
+    let (database, _folder) = sqlite().await;
+    let second = plain(&database).redis(site.client().await).outbox_rows(50);
+    let second = second.build().await.unwrap();
+    eventually("it goes without Redis", || async {
+        let suspended = second.status().redis.unwrap().suspended;
+        suspended.is_some_and(|why| why.contains("another database"))
+    })
+    .await;
+    let filler: Vec<_> = (0..200).map(|n| Target::key(format!("k{n}"))).collect();
+    second.invalidate(&filler).await.unwrap();
+    let kinds = async || {
+        let kinds = "SELECT kind FROM steadfast_outbox";
+        database.select(kinds, &[]).await.unwrap()
+    };
+    eventually("one row is left", || async {
+        let rows = kinds().await;
+        rows.len() == 1 && rows[0]["kind"] == "all"
+    })
+    .await;
+    assert!(!write_item(&second, 7, 51).await, "it was applied to Redis");
+    drop(first);
+    eventually("all is applied", || async {
+        second.status().outbox_pending == 0 && kinds().await.is_empty()
+    })
+    .await;
+    // Though nobody has read since.
+    eventually("it uses Redis", || async {
+        second.status().redis.unwrap().trusted
+    })
+    .await;
+    assert_eq!(read_item(&second, 7).await.as_deref(), Some("51"));
 }
 
 /// Anybody who may publish can claim anything.
