@@ -1,8 +1,9 @@
 //! The SQL database behind the cache.
 //!
-//! Native pools in an enum rather than a common denominator: each database keeps its own types, placeholders
-//! and ways to begin a transaction, and a caller who wants the whole of sqlx takes the pool out by
-//! [`Database::pool`]. What the cache itself needs (its outbox, named queries as JSON) is written per dialect here.
+//! Native pools in an enum rather than a common denominator: each database keeps its own types,
+//! placeholders and ways to begin a transaction, and a caller who wants the whole of sqlx takes the
+//! pool out by [`Database::pool`]. What the cache itself needs (its outbox, named queries as JSON)
+//! is written per dialect here.
 //!
 //! Pools connect on first use, so a process starts, in whatever state the database is.
 
@@ -112,21 +113,30 @@ pub enum Pool {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct DatabaseOptions {
-    /// Connections of the pool at most. Default 10; once it has been pinged, the database holds one more ([`Database::ping`]).
+    /// Connections of the pool at most. Default 10; once it has been pinged, the database holds one
+    /// more ([`Database::ping`]).
     pub max_connections: u32,
-    /// A caller waits this long for a connection. Default 1 s. A SQLite file is opened the first time, and made, within `query_limit` instead.
+    /// A caller waits this long for a connection. Default 1 s. A SQLite file is opened the first
+    /// time, and made, within `query_limit` instead.
     pub acquire_timeout: Duration,
-    /// A query ([`Database::select`]), and each statement of the cache's own, may take this long. Default 5 s. It is stopped in the database then, and
-    /// when nobody waits for it any more: `pg_cancel_backend`, `KILL QUERY`, or SQLite's progress handler, by a connection that is opened for it.
+    /// A query ([`Database::select`]), and each statement of the cache's own, may take this long.
+    /// Default 5 s. It is stopped in the database then, and when nobody waits for it any more:
+    /// `pg_cancel_backend`, `KILL QUERY`, or SQLite's progress handler, by a connection that is
+    /// opened for it. On [`read_only_connections`](Self::read_only_connections) PostgreSQL, MySQL
+    /// and MariaDB end it half a second later by themselves, also if this process is gone.
     pub query_limit: Duration,
-    /// A statement in a transaction ([`Tx`]) may take this long. Default 60 s. It is stopped in the database then, and when the transaction is dropped;
-    /// PostgreSQL ends by itself what takes longer, or does nothing for as long, also if this process is gone.
+    /// A statement in a transaction ([`Tx`]) may take this long. Default 60 s. It is stopped in the
+    /// database then, and when the transaction is dropped; PostgreSQL ends by itself what takes
+    /// longer, or does nothing for as long, also if this process is gone.
     pub statement_limit: Duration,
-    /// TLS towards PostgreSQL, MySQL and MariaDB. Default none: what the URL says, or else TLS if the server can.
+    /// TLS towards PostgreSQL, MySQL and MariaDB. Default none: what the URL says, or else TLS if
+    /// the server can.
     pub tls: Option<DatabaseTls>,
-    /// So many connections beside the pool's, on which the database itself refuses whatever would write, be it a SELECT of a function that does
-    /// ([`SourceError::writes`]); [`Database::select`] then runs on these. Default none: it runs on the pool's, and what writes, writes. Costs no round
-    /// trip of a query, and keeps what writes from waiting behind what reads. PostgreSQL is told so by the startup parameter `options`, or in a transaction of
+    /// So many connections beside the pool's, on which the database itself refuses whatever would
+    /// write, be it a SELECT of a function that does ([`SourceError::writes`]);
+    /// [`Database::select`] then runs on these. Default none: it runs on the pool's, and what
+    /// writes, writes. Costs no round trip of a query, and keeps what writes from waiting behind
+    /// what reads. PostgreSQL is told so by the startup parameter `options`, or in a transaction of
     /// each query where a pooler takes none.
     pub read_only_connections: Option<u32>,
 }
@@ -150,7 +160,8 @@ impl Default for DatabaseOptions {
 pub struct Executed {
     /// Rows inserted, changed or deleted.
     pub rows_affected: u64,
-    /// The id given to the last inserted row, where the database says so (not PostgreSQL: use RETURNING).
+    /// The id given to the last inserted row, where the database says so (not PostgreSQL: use
+    /// RETURNING).
     pub last_insert_id: Option<i64>,
 }
 
@@ -218,7 +229,8 @@ pub enum SourceError {
         /// The column and what is wrong with it.
         problem: serde_json::Error,
     },
-    /// The transaction has ended: the database rolled it back by itself, or a statement of it ran out of time.
+    /// The transaction has ended: the database rolled it back by itself, or a statement of it ran
+    /// out of time.
     #[error("the transaction has ended already, and nothing of it was kept")]
     Ended,
     /// One row alone is larger than what may be kept of the whole result.
@@ -233,7 +245,8 @@ pub enum SourceError {
 }
 
 impl SourceError {
-    /// Whether the same statement might succeed if tried again later: the database was out of reach, busy or slow.
+    /// Whether the same statement might succeed if tried again later: the database was out of
+    /// reach, busy or slow.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         match self {
@@ -254,7 +267,8 @@ impl SourceError {
         }
     }
 
-    /// Whether the database refused it because it writes where only reading is allowed ([`DatabaseOptions::read_only_connections`]).
+    /// Whether the database refused it because it writes where only reading is allowed
+    /// ([`DatabaseOptions::read_only_connections`]).
     #[must_use]
     pub fn writes(&self) -> bool {
         let Self::Sql(sqlx::Error::Database(error)) = self else {
@@ -268,8 +282,9 @@ impl SourceError {
 }
 
 impl Database {
-    /// Prepares a pool for `sqlite://path`, `mysql://…`, `mariadb://…` or `postgres://…`. Connects on first use;
-    /// a SQLite file is created if it is missing, and kept in WAL mode. Must be called within a tokio runtime.
+    /// Prepares a pool for `sqlite://path`, `mysql://…`, `mariadb://…` or `postgres://…`. Connects
+    /// on first use; a SQLite file is created if it is missing, and kept in WAL mode. Must be
+    /// called within a tokio runtime.
     ///
     /// # Errors
     /// [`SourceError::Url`] names what is wrong with the URL, [`SourceError::Setting`] a setting that means nothing.
@@ -340,8 +355,9 @@ impl Database {
         }
     }
 
-    /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout. What PostgreSQL's opens from now on gets a setting
-    /// of ours, `steadfast.session`, by which a session that is shared is told from one of its own.
+    /// Takes a pool that the caller made. For SQLite it should be in WAL mode with a busy timeout.
+    /// What PostgreSQL's opens from now on gets a setting of ours, `steadfast.session`, by which a
+    /// session that is shared is told from one of its own.
     ///
     /// ```no_run
     /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
@@ -395,8 +411,9 @@ impl Database {
         }
     }
 
-    /// Begins a transaction that is about to write. On SQLite it takes the write lock at once (`BEGIN IMMEDIATE`), since a
-    /// transaction that reads first and writes later can fail half way.
+    /// Begins a transaction that is about to write. On SQLite it takes the write lock at once
+    /// (`BEGIN IMMEDIATE`), since a transaction that reads first and writes later can fail half
+    /// way.
     ///
     /// # Errors
     /// [`SourceError::Timeout`], or what the database said.
@@ -418,10 +435,11 @@ impl Database {
         within(self.query_limit, begin).await
     }
 
-    /// Runs a query and gives its rows as JSON: numbers, text, booleans and JSON as such, bytes as hexadecimal text, points in time as
-    /// ISO 8601 text, decimals as text. What has no exact form here ([`SourceError::ColumnType`]) is cast to text in the query. A SELECT that failed because
-    /// its connection was gone, or for another reason that passes by itself (a deadlock, a server that shuts down), is asked once more; what has run out
-    /// of time is not.
+    /// Runs a query and gives its rows as JSON: numbers, text, booleans and JSON as such, bytes as
+    /// hexadecimal text, points in time as ISO 8601 text, decimals as text. What has no exact form
+    /// here ([`SourceError::ColumnType`]) is cast to text in the query. A SELECT that failed
+    /// because its connection was gone, or for another reason that passes by itself (a deadlock, a
+    /// server that shuts down), is asked once more; what has run out of time is not.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -451,8 +469,8 @@ impl Database {
         Ok(self.select_within(bounds, sql, params).await?.rows)
     }
 
-    /// As [`select`](Self::select), but keeps no more than `bounds`, and stops the database where there is more: it bounds what a query may take of memory
-    /// here and of time there.
+    /// As [`select`](Self::select), but keeps no more than `bounds`, and stops the database where
+    /// there is more: it bounds what a query may take of memory here and of time there.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -518,8 +536,8 @@ impl Database {
         usize::try_from(most).unwrap_or(usize::MAX)
     }
 
-    /// Opens a SQLite file the first time beside the pool: making one syncs it four times, and on a slow disk that takes longer than anyone
-    /// should wait for a connection.
+    /// Opens a SQLite file the first time beside the pool: making one syncs it four times, and on a
+    /// slow disk that takes longer than anyone should wait for a connection.
     async fn opened(&self) -> Result<(), SourceError> {
         #[cfg(feature = "sqlite")]
         if let Pool::Sqlite(pool) = &self.pool
@@ -532,9 +550,11 @@ impl Database {
         Ok(())
     }
 
-    /// Asks the database for a sign of life, by one connection beside the pool's, which therefore may all be busy; the time it took is the
-    /// caller's to measure. A database that has no room for that connection is full, not dead: its saying so is taken for the sign.
-    /// With [`DatabaseOptions::read_only_connections`] it is opened as those are, so that what refuses them is heard here too.
+    /// Asks the database for a sign of life, by one connection beside the pool's, which therefore
+    /// may all be busy; the time it took is the caller's to measure. A database that has no room
+    /// for that connection is full, not dead: its saying so is taken for the sign. With
+    /// [`DatabaseOptions::read_only_connections`] it is opened as those are, so that what refuses
+    /// them is heard here too.
     ///
     /// ```no_run
     /// # async fn f(database: steadfast_cache::Database) {
@@ -561,7 +581,8 @@ impl Database {
         self.query_limit
     }
 
-    /// Closes the pool when all connections have come back, and that of [`DatabaseOptions::read_only_connections`] with it.
+    /// Closes the pool when all connections have come back, and that of
+    /// [`DatabaseOptions::read_only_connections`] with it.
     pub async fn close(&self) {
         self.pulse.close().await;
         for pool in std::iter::once(&self.pool).chain(&self.readers) {
@@ -623,12 +644,15 @@ fn unknown(scheme: &str) -> String {
     format!("this program was built without the feature `{feature}` of steadfast-cache")
 }
 
-/// How much later than this process the database itself ends what takes too long, so that it is this process that says so.
+/// How much later than this process the database itself ends what takes too long, so that it is
+/// this process that says so.
 const GRACE: Duration = Duration::from_millis(500);
 
-/// Whether an error with this code passes by itself. SQLite: busy, locked, interrupted, trouble with the file, a disk that is full; its codes have at
-/// most four digits, of which the lowest byte tells the kind. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide). PostgreSQL: serialization
-/// failure, deadlock, too many connections, a disk that is full, starting up or shutting down. Both: stopped for want of time.
+/// Whether an error with this code passes by itself. SQLite: busy, locked, interrupted, trouble
+/// with the file, a disk that is full; its codes have at most four digits, of which the lowest byte
+/// tells the kind. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide). PostgreSQL:
+/// serialization failure, deadlock, too many connections, a disk that is full, starting up or
+/// shutting down. Both: stopped for want of time.
 fn is_passing_code(code: &str) -> bool {
     let sqlite = code.parse::<u32>().ok().filter(|_| code.len() <= 4);
     sqlite.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14))

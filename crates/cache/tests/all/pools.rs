@@ -6,7 +6,9 @@ use steadfast_cache::{
     Bounds, Cache, CacheError, Database, DatabaseOptions, GuardOptions, Param, SourceError, Ttl,
     View,
 };
+use steadfast_drill::fault::{Direction, Fault, Latency, Stall, Toxic};
 use steadfast_drill::process::{MariaDb, Postgres};
+use steadfast_drill::proxy::Proxy;
 
 use crate::site::{connect, eventually};
 
@@ -37,7 +39,8 @@ fn file(options: DatabaseOptions) -> (Database, tempfile::TempDir) {
     (Database::connect(&url, options).unwrap(), folder)
 }
 
-/// SQLite rolls back by itself in a conflict clause, in a trigger, and when its file can grow no more; sqlx does not notice.
+/// SQLite rolls back by itself in a conflict clause, in a trigger, and when its file can grow no
+/// more; sqlx does not notice.
 #[tokio::test]
 async fn k13_a_transaction_that_sqlite_ended_by_itself_leaves_no_connection_behind() {
     let (database, _folder) = file(options(1, None));
@@ -57,7 +60,8 @@ async fn k13_a_transaction_that_sqlite_ended_by_itself_leaves_no_connection_behi
             let mut tx = database.begin().await.unwrap();
             tx.execute("PRAGMA max_page_count = 20", &[]).await.unwrap();
             assert!(tx.execute(bad, &[]).await.is_err(), "{bad}");
-            // Whether the whole transaction is gone or the statement alone: nothing of it may be kept.
+            // Whether the whole transaction is gone or the statement alone: nothing of it may be
+            // kept.
             let _ = tx.execute("INSERT INTO t VALUES (99, 'kept?')", &[]).await;
             let ended = tx.execute("DELETE FROM t WHERE id = 99", &[]).await;
             if matches!(ended, Err(SourceError::Ended)) {
@@ -156,7 +160,8 @@ impl Watch {
     }
 }
 
-/// A result far larger than what is kept of it is left in the database, at once, and the database stops.
+/// A result far larger than what is kept of it is left in the database, at once, and the database
+/// stops.
 async fn a_large_result_is_left(url: &str, sql: &str, watch: Option<Watch>) {
     for readers in [None, Some(1)] {
         let database = Database::connect(url, options(1, readers)).unwrap();
@@ -303,6 +308,175 @@ async fn k13_a_query_that_is_given_up_ends_in_sqlite_and_only_then_leaves_its_pl
     let url = format!("sqlite://{}", folder.path().join("t.db").display());
     let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT COUNT(*) AS n FROM n";
     what_is_given_up_ends(&url, sql, None).await;
+}
+
+/// A database behind a wire that can be broken.
+async fn behind_a_proxy(url: &str, port: u16) -> (Proxy, String) {
+    let proxy = Proxy::start(([127, 0, 0, 1], port).into()).await.unwrap();
+    let through = url.replace(&format!(":{port}"), &format!(":{}", proxy.addr().port()));
+    assert_ne!(through, url);
+    (proxy, through)
+}
+
+async fn break_wire(proxy: &Proxy, direction: Direction, fault: Fault) {
+    let toxic = Toxic {
+        name: "broken".into(),
+        direction,
+        toxicity: 1.0,
+        fault,
+    };
+    proxy.add(toxic).await.unwrap();
+}
+
+/// To stop a query a connection has to be opened, which takes its time over a long wire. Until the
+/// query has ended its place is taken.
+async fn a_place_is_free_only_when_its_query_has_ended(
+    url: &str,
+    port: u16,
+    (brief, slow): (&'static str, &'static str),
+    watch: Watch,
+) {
+    let (proxy, through) = behind_a_proxy(url, port).await;
+    let database = Database::connect(&through, options(2, None)).unwrap();
+    let other = Database::connect(url, options(1, None)).unwrap();
+    let (one, two) = tokio::join!(database.select(brief, &[]), database.select(brief, &[]));
+    one.and(two).unwrap();
+    let far = Latency {
+        latency: Duration::from_millis(300),
+        jitter: Duration::ZERO,
+    };
+    break_wire(&proxy, Direction::Downstream, Fault::Latency(far)).await;
+    let hurried = Ttl {
+        hard_limit: Duration::from_secs(5),
+        ..Ttl::default()
+    };
+    let cache = Cache::builder(database.clone())
+        .class("hurried", hurried)
+        .guard(GuardOptions::new(2, 1000.0));
+    let cache = cache.build().await.unwrap();
+    let view: View<i64> = cache.view("hurried").unwrap();
+    let calls = (0..2).map(|n| {
+        let (view, database) = (view.clone(), database.clone());
+        tokio::spawn(async move {
+            let load = move || async move {
+                database.select(slow, &[]).await?;
+                Ok(None)
+            };
+            view.get(format!("slow:{n}"), load).await
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    eventually("they run", || async {
+        watch.running(&other, slow).await == 2
+    })
+    .await;
+    // Nothing more is begun, so that a place which is free has to be one that nothing runs by.
+    loop {
+        let places = cache.status().guard.running as i64;
+        let running = watch.running(&other, slow).await;
+        assert!(running <= places, "{running} run by {places} places");
+        if places == 0 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    for call in calls {
+        assert!(call.await.unwrap().is_err());
+    }
+}
+
+#[tokio::test]
+async fn k13_a_place_is_free_only_when_its_query_has_ended_in_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let sql = ("SELECT SLEEP(0.2) AS n", "SELECT SLEEP(600) AS n");
+    let (url, port) = (server.url(), server.port());
+    a_place_is_free_only_when_its_query_has_ended(&url, port, sql, Watch::MariaDb).await;
+}
+
+#[tokio::test]
+async fn k13_a_place_is_free_only_when_its_query_has_ended_in_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let sql = (
+        "SELECT 1 AS n FROM pg_sleep(0.2)",
+        "SELECT 1 AS n FROM pg_sleep(600)",
+    );
+    let (url, port) = (server.url(), server.port());
+    a_place_is_free_only_when_its_query_has_ended(&url, port, sql, Watch::Postgres).await;
+}
+
+/// What a process has begun that is cut off, and can stop nothing any more.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Begun {
+    /// A query on a connection that only reads.
+    Query,
+    /// A statement of a transaction.
+    Statement,
+    /// A transaction in which nothing is asked.
+    Silence,
+}
+
+/// The database was told how long each of these may take, and ends it by itself.
+async fn what_is_cut_off_ends_by_itself(
+    url: &str,
+    port: u16,
+    slow: &'static str,
+    watch: Watch,
+    begun: &[Begun],
+) {
+    let other = Database::connect(url, options(1, None)).unwrap();
+    run(&other, "CREATE TABLE t (id INT PRIMARY KEY)").await;
+    for begun in begun.iter().copied() {
+        let (proxy, through) = behind_a_proxy(url, port).await;
+        let mut options = options(1, Some(1));
+        let limit = Duration::from_secs(5);
+        (options.query_limit, options.statement_limit) = (limit, limit);
+        let database = Database::connect(&through, options).unwrap();
+        let insert = "INSERT INTO t VALUES (1)";
+        let working = tokio::spawn(async move {
+            // Again, should a busy machine have taken all the time to connect.
+            loop {
+                if begun == Begun::Query {
+                    let _ = database.select(slow, &[]).await;
+                } else if let Ok(mut tx) = database.begin().await {
+                    tx.execute(insert, &[]).await.unwrap();
+                    if begun == Begun::Statement {
+                        let _ = tx.select(slow, &[]).await;
+                    }
+                    std::future::pending::<()>().await;
+                }
+            }
+        });
+        // A transaction is seen by the row that it keeps others from inserting.
+        let is_there = async || match begun {
+            Begun::Silence => {
+                let open = "SELECT COUNT(*) AS n FROM pg_stat_activity WHERE state = 'idle in transaction'";
+                let open = other.select(open, &[]).await.unwrap();
+                open[0]["n"].as_i64() == Some(1)
+            }
+            _ => watch.running(&other, slow).await == 1,
+        };
+        eventually("it is there", is_there).await;
+        break_wire(&proxy, Direction::Both, Fault::Stall(Stall::default())).await;
+        eventually("the database has ended it", async || !is_there().await).await;
+        working.abort();
+    }
+}
+
+#[tokio::test]
+async fn k13_what_a_process_that_is_cut_off_has_begun_ends_by_itself_in_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    let (url, port) = (server.url(), server.port());
+    let slow = "SELECT SLEEP(600) AS n";
+    what_is_cut_off_ends_by_itself(&url, port, slow, Watch::MariaDb, &[Begun::Query]).await;
+}
+
+#[tokio::test]
+async fn k13_what_a_process_that_is_cut_off_has_begun_ends_by_itself_in_postgres() {
+    let server = Postgres::start().await.unwrap();
+    let (url, port) = (server.url(), server.port());
+    let slow = "SELECT 1 AS n FROM pg_sleep(600)";
+    let all = [Begun::Query, Begun::Statement, Begun::Silence];
+    what_is_cut_off_ends_by_itself(&url, port, slow, Watch::Postgres, &all).await;
 }
 
 /// A statement that runs out of time is stopped too, and its transaction is over.
@@ -463,7 +637,8 @@ async fn s14_a_result_is_bounded_in_bytes_and_says_so() {
 /// What a new user does first: everything at its default, and a cache that is empty.
 async fn a_healthy_database_drains_the_queue(url: &str) {
     let mut options = DatabaseOptions::default();
-    // All but this: on a machine that is busy with other things a connection may take longer to open, and it is the queue that is asked.
+    // All but this: on a machine that is busy with other things a connection may take longer to
+    // open, and it is the queue that is asked.
     options.acquire_timeout = Duration::from_secs(60);
     let database = Database::connect(url, options).unwrap();
     let patient = Ttl {
