@@ -413,8 +413,8 @@ impl Leader {
         let mut shard = self.flights.shard(self.key()).lock();
         let command = std::mem::replace(&mut *self.flight.command.lock(), Command::Led);
         if let Command::Overtaken(other) = command {
-            let brings_it = other.cargo == self.flight.cargo
-                && generations.cover(&other.snapshot.tags, named);
+            let brings_it =
+                other.cargo == self.flight.cargo && generations.cover(&other.snapshot.tags, named);
             if brings_it {
                 return AfterLook::Joined(Passenger::new(&other, true));
             }
@@ -550,7 +550,8 @@ mod tests {
     }
 
     #[test]
-    fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_if_it_has_landed() {
+    fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_if_it_has_landed()
+     {
         let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
         let coherence = Coherence::alone();
         let world = (&generations, &coherence);
