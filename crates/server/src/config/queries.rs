@@ -117,8 +117,11 @@ impl QueryConfig {
         if class != "default" && !ttl.contains_key(&class) {
             let names: Vec<&str> = ttl.keys().map(String::as_str).collect();
             let message = format!("names the class \"{class}\", but there is no `[ttl.{class}]`");
-            let mistake = section.mistake("ttl", message);
-            section.refuse(mistake.help(format!("there are: {}", names.join(", "))));
+            let help = match names.join(", ") {
+                none if none.is_empty() => format!("write a `[ttl.{class}]`, or leave `ttl` out"),
+                names => format!("there are: {names}"),
+            };
+            section.refuse(section.mistake("ttl", message).help(help));
         }
         Some(Self {
             description: section.string("description"),

@@ -34,6 +34,19 @@ fn s10_three_mistakes_are_reported_at_once_with_line_and_column() {
 }
 
 #[test]
+fn s10_a_class_that_is_not_there_is_named_with_those_that_are() {
+    let query = "[queries.q]\nsql = 'SELECT 1'\nkey = 'q'\nttl = 'usr'\n";
+    for (classes, help) in [
+        ("", "write a `[ttl.usr]`, or leave `ttl` out"),
+        ("[ttl.user]\n[ttl.page]", "there are: page, user"),
+    ] {
+        let text = format!("{query}{classes}");
+        let shown = load(&text).unwrap_err().to_string();
+        assert!(shown.contains(help), "{shown}");
+    }
+}
+
+#[test]
 fn s10_flags_win_over_variables_over_the_file_over_defaults() {
     let text =
         "[redis]\nurl = \"redis://file\"\nconnections = 2\n[server]\nlisten = \"127.0.0.1:1\"";
