@@ -46,7 +46,7 @@ use crate::slot::{SLOTS, Slot, SlotRange};
 /// ```
 #[derive(Debug)]
 pub struct ClusterScan<N> {
-    covered: SlotSet,
+    uncovered: SlotSet,
     sweep: Option<Sweep<N>>,
     /// The nodes that had their turn in this round.
     had: Vec<N>,
@@ -122,7 +122,7 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
     /// Begins a scan that gives up after so many rounds in a row that have covered no slot.
     pub fn new(rounds: u32) -> Self {
         Self {
-            covered: SlotSet::new(),
+            uncovered: SlotSet::full(),
             sweep: None,
             had: Vec::new(),
             progressed: false,
@@ -133,16 +133,14 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
 
     /// Returns the slots that are not covered yet.
     pub fn uncovered(&self) -> Uncovered {
-        let slots = SlotRange::all().slots();
-        let missing = slots.filter(|slot| !self.covered.contains(*slot));
         Uncovered {
-            slots: SlotRange::join(missing),
+            slots: SlotRange::join(self.uncovered.iter()),
         }
     }
 
     /// Returns what is to be done next, by the newest view of who owns which slot.
     pub fn next_step(&mut self, owner: impl Fn(Slot) -> Option<N>) -> ScanStep<N> {
-        if self.covered.is_full() {
+        if self.uncovered.is_empty() {
             return ScanStep::Finished;
         }
         if let Some(sweep) = &mut self.sweep {
@@ -154,21 +152,12 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
             }
             self.end_sweep();
         }
-        let missing = SlotRange::all()
-            .slots()
-            .filter(|slot| !self.covered.contains(*slot));
-        let next = missing
-            .filter_map(&owner)
-            .find(|node| !self.had.contains(node));
-        let Some(node) = next else {
+        let owners = self.uncovered.iter().filter_map(&owner);
+        let Some(node) = { owners }.find(|node| !self.had.contains(node)) else {
             return self.end_round();
         };
-        let mut slots = SlotSet::new();
-        for slot in SlotRange::all().slots() {
-            if !self.covered.contains(slot) && owner(slot).as_ref() == Some(&node) {
-                slots.insert(slot);
-            }
-        }
+        let mut slots = self.uncovered.clone();
+        slots.retain(|slot| owner(slot).as_ref() == Some(&node));
         let sweep = self.sweep.insert(Sweep {
             node,
             run_id: None,
@@ -207,7 +196,7 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
                 .slots
                 .retain(|slot| owner(slot).as_ref() == Some(&sweep.node));
             self.progressed |= !sweep.slots.is_empty();
-            self.covered.add(&sweep.slots);
+            self.uncovered.subtract(&sweep.slots);
             self.end_sweep();
         }
         keys
@@ -391,6 +380,10 @@ impl SlotSet {
         Self(vec![0; usize::from(SLOTS) / 64])
     }
 
+    fn full() -> Self {
+        Self(vec![u64::MAX; usize::from(SLOTS) / 64])
+    }
+
     fn contains(&self, slot: Slot) -> bool {
         self.0[slot.index() / 64] & (1 << (slot.index() % 64)) != 0
     }
@@ -403,34 +396,39 @@ impl SlotSet {
         self.0[slot.index() / 64] &= !(1 << (slot.index() % 64));
     }
 
+    fn iter(&self) -> impl Iterator<Item = Slot> {
+        (0..).zip(&self.0).flat_map(|(at, word)| {
+            let mut left = *word;
+            std::iter::from_fn(move || {
+                let bit = u16::try_from(left.trailing_zeros()).ok()?;
+                // Of no slot any more: the word is empty.
+                let slot = Slot::new(64_u16 * at + bit).filter(|_| left != 0)?;
+                left &= left - 1;
+                Some(slot)
+            })
+        })
+    }
+
     fn retain(&mut self, wanted: impl Fn(Slot) -> bool) {
-        for slot in SlotRange::all().slots() {
-            if self.contains(slot) && !wanted(slot) {
-                self.remove(slot);
-            }
+        let all = self.clone();
+        for slot in all.iter().filter(|slot| !wanted(*slot)) {
+            self.remove(slot);
         }
     }
 
-    fn add(&mut self, other: &Self) {
-        self.0
-            .iter_mut()
-            .zip(&other.0)
-            .for_each(|(all, more)| *all |= more);
+    fn subtract(&mut self, other: &Self) {
+        let words = self.0.iter_mut().zip(&other.0);
+        words.for_each(|(all, taken)| *all &= !taken);
     }
 
     fn is_empty(&self) -> bool {
         self.0.iter().all(|word| *word == 0)
     }
-
-    fn is_full(&self) -> bool {
-        self.0.iter().all(|word| *word == u64::MAX)
-    }
 }
 
 impl fmt::Debug for SlotSet {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let slots = SlotRange::all().slots();
-        let ranges = SlotRange::join(slots.filter(|slot| self.contains(*slot)));
+        let ranges = SlotRange::join(self.iter());
         f.debug_list()
             .entries(ranges.iter().map(ToString::to_string))
             .finish()

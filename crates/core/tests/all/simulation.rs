@@ -8,11 +8,12 @@
 //! `STEADFAST_SIMULATED_SEEDS=n` so many.
 //!
 //! A check that cannot fail proves nothing. So each rule is broken once ([`failover::Broken`],
-//! [`migration::Broken`]), and some history has to notice.
+//! [`migration::Broken`], [`scan::Broken`]), and some history has to notice.
 
 mod events;
 mod failover;
 mod migration;
+mod scan;
 
 /// The seeds to run: so many usually.
 fn seeds(usual: u64) -> std::ops::Range<u64> {

@@ -12,15 +12,15 @@ use steadfast_core::topology::{Moved, Topology, View};
 
 use super::servers::{HOST, Node, text, until};
 
-struct Cluster {
-    nodes: [Node; 3],
+pub(super) struct Cluster {
+    pub(super) nodes: [Node; 3],
 }
 
 /// The slots of the first primary end here.
-const LAST: u16 = 8_191;
+pub(super) const LAST: u16 = 8_191;
 
 impl Cluster {
-    fn start() -> Self {
+    pub(super) fn start() -> Self {
         let nodes = [(); 3].map(|()| Node::cluster_node());
         let told = |node: &Node, words: &str| {
             let answer = node.ask(words);
@@ -64,7 +64,7 @@ impl Cluster {
         cluster
     }
 
-    fn id(&self, at: usize) -> NodeId {
+    pub(super) fn id(&self, at: usize) -> NodeId {
         NodeId::new(&text(&self.nodes[at].ask("CLUSTER MYID"))).unwrap()
     }
 
@@ -100,7 +100,7 @@ impl Cluster {
 }
 
 /// Keys of one slot, as many as one likes.
-fn key(tag: &str, n: usize) -> String {
+pub(super) fn key(tag: &str, n: usize) -> String {
     format!("{{{tag}}}:{n}")
 }
 
