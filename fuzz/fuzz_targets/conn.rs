@@ -49,7 +49,7 @@ fuzz_target!(|data: &[u8]| {
     let ms = Duration::from_millis;
     let watch = Watch {
         doubtful: ms(250),
-        reply_overdue: ms(500),
+        response_idle_timeout: ms(500),
         heartbeat: ms(1000),
     };
     let mut conn: Conn<u32> = Conn::new(watch, Limits::default(), now);

@@ -50,14 +50,14 @@ function inWords(event: Noted): Told {
         title: 'Connection to Redis lost',
         detail: `${cause}; ${plural(number('unknown') ?? 0, 'call')} without an answer, ${number('not_sent') ?? 0} not sent`,
       };
-    case 'overdue':
+    case 'unresponsive':
       return {
         mood: 'warn',
         icon: 'clock',
         title: 'Redis does not answer',
         detail: `silent for ${text(duration(number('quiet_ms')))}; a second connection is tried`,
       };
-    case 'woke':
+    case 'recovered':
       return {
         mood: 'good',
         icon: 'link',
@@ -208,8 +208,8 @@ const PARTS = new Set([
   'down',
   'breaker',
   'fenced',
-  'overdue',
-  'woke',
+  'unresponsive',
+  'recovered',
   'replaced',
 ]);
 
@@ -291,9 +291,9 @@ interface Outage {
 }
 
 /** What belongs to an outage once it has begun. */
-const OF_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'overdue', 'breaker', 'fenced', 'credentials_failed']);
-/** With a new connection, or with the old one, which woke. */
-const ENDS_OUTAGES = new Set(['connected', 'replaced', 'woke']);
+const OF_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'unresponsive', 'breaker', 'fenced', 'credentials_failed']);
+/** With a new connection, or with the old one, which answers again. */
+const ENDS_OUTAGES = new Set(['connected', 'replaced', 'recovered']);
 const BEGIN_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'credentials_failed']);
 /** The breaker closes a moment after Redis is back: that is no news. */
 const AFTERMATH_MS = 10_000;

@@ -34,7 +34,7 @@ const EVENTS: Record<string, Trouble> = {
   lost: 'down',
   down: 'down',
   connect_failed: 'down',
-  overdue: 'slow',
+  unresponsive: 'slow',
   breaker: 'breaker',
   flapping: 'flapping',
   stuck_reset: 'stuck',

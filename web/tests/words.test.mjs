@@ -176,9 +176,9 @@ test('s5_a_query_is_named_once_beside_its_cause', () => {
 
 test('s5_an_outage_that_ends_without_a_new_connection_ends', () => {
   const events = [
-    event(1, 'overdue', { quiet_ms: 500 }),
+    event(1, 'unresponsive', { quiet_ms: 500 }),
     event(2, 'down', { cause: 'silent' }),
-    event(9000, 'woke', { quiet_ms: 9000 }),
+    event(9000, 'recovered', { quiet_ms: 9000 }),
   ];
   const [newest] = page.stories(events);
   assert.deepEqual([newest.title, newest.mood], ['Redis is back', 'good']);

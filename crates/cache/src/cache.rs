@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use steadfast::{EventKind, EventOrGap};
+use steadfast::{EventItem, EventKind};
 use tokio::sync::watch;
 
 use crate::builder::{BuildError, check_classes, longest_life};
@@ -194,7 +194,7 @@ async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) 
             event = events.next() => event,
         };
         match event {
-            Some(EventOrGap::Event(event)) => {
+            Some(EventItem::Event(event)) => {
                 if matches!(
                     event.kind,
                     EventKind::Connected { .. } | EventKind::Replaced { .. }

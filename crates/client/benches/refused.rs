@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use steadfast::{BreakerSwitch, Client, ConnectionState};
+use steadfast::{BreakerMode, Client, ConnectionState};
 use steadfast_drill::process::Redis;
 use tokio::runtime::Runtime;
 
@@ -37,12 +37,12 @@ fn refused(c: &mut Criterion) {
     let client = runtime
         .block_on(Client::builder(&redis.url()).unwrap().connect())
         .unwrap();
-    client.switch_breaker(BreakerSwitch::ForceOpen);
+    client.set_breaker_mode(BreakerMode::ForcedOpen);
     group.bench_function("breaker open", |b| {
         b.iter_custom(|times| calls(&client, times));
     });
 
-    client.switch_breaker(BreakerSwitch::Disable);
+    client.set_breaker_mode(BreakerMode::Disabled);
     runtime.block_on(async {
         redis.kill().await;
         while client.state() != ConnectionState::Down {

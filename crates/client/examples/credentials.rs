@@ -7,7 +7,7 @@ use std::error::Error;
 use std::time::Duration;
 
 use steadfast::credentials::FileCredentials;
-use steadfast::{Client, EventKind, EventOrGap};
+use steadfast::{Client, EventItem, EventKind};
 
 #[tokio::main]
 #[expect(clippy::print_stdout, reason = "an example shows what it does")]
@@ -33,7 +33,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // What an agent does: the server knows the new password first, then the file says it.
     set_password(&mut admin, &user, "second").await?;
     std::fs::write(&file, "second\n")?;
-    while let Some(EventOrGap::Event(event)) = events.next().await {
+    while let Some(EventItem::Event(event)) = events.next().await {
         println!("event: {}", event.kind.name());
         if matches!(event.kind, EventKind::Reauthenticated) {
             break;

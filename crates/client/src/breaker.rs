@@ -4,7 +4,7 @@ pub(crate) mod ramp;
 
 use std::time::Instant;
 
-use steadfast_core::policy::breaker::{Admission, Outcome, Permit, State, Transition};
+use steadfast_core::policy::breaker::{Admission, BreakerMode, Outcome, Permit, State, Transition};
 use steadfast_core::policy::{Breaker, BreakerConfig};
 
 use crate::breaker::ramp::Line;
@@ -153,13 +153,13 @@ impl Guard {
         self.kept.lock().breaker.state()
     }
 
-    /// By hand.
-    pub(crate) fn switch(&self, switch: BreakerSwitch, now: Instant) -> Option<Transition> {
-        self.with(now, |breaker| match switch {
-            BreakerSwitch::Automatic => breaker.enable(now),
-            BreakerSwitch::ForceOpen => breaker.force_open(now),
-            BreakerSwitch::ForceClosed => breaker.force_closed(now),
-            BreakerSwitch::Disable => breaker.disable(now),
+    /// Puts a person in charge, or the breaker again.
+    pub(crate) fn set_mode(&self, mode: BreakerMode, now: Instant) -> Option<Transition> {
+        self.with(now, |breaker| match mode {
+            BreakerMode::Automatic => breaker.enable(now),
+            BreakerMode::ForcedOpen => breaker.force_open(now),
+            BreakerMode::ForcedClosed => breaker.force_closed(now),
+            BreakerMode::Disabled => breaker.disable(now),
         })
     }
 
@@ -217,19 +217,6 @@ impl Drop for Held<'_> {
             self.guard.forget(permit);
         }
     }
-}
-
-/// What an operator may do with the breaker by hand.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BreakerSwitch {
-    /// It judges by itself (the default).
-    Automatic,
-    /// It refuses everything.
-    ForceOpen,
-    /// It lets everything through, and keeps counting.
-    ForceClosed,
-    /// It neither counts nor refuses.
-    Disable,
 }
 
 pub(crate) fn state_name(state: State) -> &'static str {
@@ -305,10 +292,10 @@ mod tests {
     fn a_breaker_forced_open_by_hand_stays_so_until_it_is_let_go() {
         let now = crate::clock::now();
         let guard = Guard::new(BreakerConfig::default(), 1, now).expect("good settings");
-        guard.switch(BreakerSwitch::ForceOpen, now);
+        guard.set_mode(BreakerMode::ForcedOpen, now);
         guard.probe_succeeded(now);
         guard.admit(now).expect_err("it is forced open");
-        guard.switch(BreakerSwitch::Automatic, now);
+        guard.set_mode(BreakerMode::Automatic, now);
         guard.admit(now).expect("it judges by itself again");
     }
 }
@@ -339,7 +326,7 @@ mod models {
                     other.record(pass.permit, Outcome::Failure, now);
                 }
             });
-            guard.switch(BreakerSwitch::ForceOpen, now);
+            guard.set_mode(BreakerMode::ForcedOpen, now);
             assert!(guard.admit(now).is_err(), "whatever was under way");
             other.join().expect("it ends");
             assert!(guard.admit(now).is_err());

@@ -1,6 +1,6 @@
 //! The one place where policies are ordered.
 //!
-//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal of doomed calls, the bounds of the lane,
+//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal of calls that cannot meet their deadline, the bounds of the lane,
 //! the connection, and then, if it failed, the judgement whether another attempt is safe and within budget. Every step is under the one
 //! deadline that the call began with. The first attempt allocates nothing; what follows a failure may take its time.
 
@@ -210,7 +210,7 @@ impl Call<'_> {
         result
     }
 
-    /// One attempt: breaker, doomed calls, bounds, connection.
+    /// One attempt: breaker, calls that cannot meet their deadline, bounds, connection.
     async fn attempt(&self, now: Instant, place: &mut Place<'_>) -> Result<Reply, Error> {
         place.begun = false;
         let pass = self.admit(now)?;
@@ -222,7 +222,7 @@ impl Call<'_> {
             line = Some(Box::pin(self.wait_for_turn(turn, &mut permit)).await?);
             now = clock::now();
         }
-        self.refuse_if_doomed(now)?;
+        self.refuse_if_infeasible(now)?;
         refuse_without_proof(self.shared, self.plan.effect, now)?;
         let ask = Ask {
             replies: self.plan.replies,
@@ -304,7 +304,9 @@ impl Call<'_> {
         let mut place = self.shared.guard.line.join(turn, generation);
         loop {
             if turn >= self.deadline {
-                return Err(doomed(turn.saturating_duration_since(self.started)));
+                return Err(deadline_infeasible(
+                    turn.saturating_duration_since(self.started),
+                ));
             }
             let reached = async {
                 if turn > clock::now() {
@@ -335,12 +337,12 @@ impl Call<'_> {
         Error::new(kind, certainty)
     }
 
-    fn refuse_if_doomed(&self, now: Instant) -> Result<(), Error> {
+    fn refuse_if_infeasible(&self, now: Instant) -> Result<(), Error> {
         let left = self.deadline.saturating_duration_since(now);
         self.shared
             .latency
             .admit(left, now)
-            .map_err(|refused| doomed(refused.retry_after))
+            .map_err(|refused| deadline_infeasible(refused.retry_after))
     }
 
     /// Further attempts, at the price that [`Repeats`] asks.
@@ -394,7 +396,7 @@ fn refuse_without_proof(shared: &Shared, effect: Effect, now: Instant) -> Result
     Err(Error::not_sent(ErrorKind::Unproven { within, age }))
 }
 
-fn doomed(retry_after: Duration) -> Error {
+fn deadline_infeasible(retry_after: Duration) -> Error {
     Error::not_sent(ErrorKind::Overloaded {
         bound: Bound::Deadline,
         retry_after,

@@ -10,9 +10,9 @@ use std::time::Duration;
 use futures_util::future::select_all;
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::Effect;
+use steadfast_core::policy::breaker::BreakerMode;
 use tokio::runtime::Handle;
 
-use crate::breaker::BreakerSwitch;
 use crate::call;
 use crate::call::blocking::Blocking;
 use crate::call::dedicated::Dedicated;
@@ -77,7 +77,7 @@ impl std::fmt::Debug for Client {
 /// What [`Client::close`] could not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "calls that were not finished may or may not have taken effect"]
-pub struct Closed {
+pub struct CloseReport {
     /// Calls that were not finished in time; each was told what is known of it.
     pub unfinished: usize,
 }
@@ -224,8 +224,8 @@ impl Client {
     /// let length: u64 = script.key("text").invoke_async(&mut client.with(options)).await?;
     /// # Ok(()) }
     /// ```
-    pub fn with(&self, options: CallOptions) -> Scoped {
-        Scoped {
+    pub fn with(&self, options: CallOptions) -> ScopedClient {
+        ScopedClient {
             client: self.clone(),
             options,
         }
@@ -329,20 +329,20 @@ impl Client {
         self.inner.shared.hub.incidents()
     }
 
-    /// Switches the breaker by hand.
+    /// Puts a person in charge of the breaker, or the breaker again.
     ///
     /// ```no_run
-    /// use steadfast::BreakerSwitch;
+    /// use steadfast::BreakerMode;
     ///
     /// # fn example(client: &steadfast::Client) {
-    /// client.switch_breaker(BreakerSwitch::ForceOpen); // Redis is spared while it is worked on
-    /// client.switch_breaker(BreakerSwitch::Automatic);
+    /// client.set_breaker_mode(BreakerMode::ForcedOpen); // Redis is spared while it is worked on
+    /// client.set_breaker_mode(BreakerMode::Automatic);
     /// client.reconnect(); // and met on a new connection
     /// # }
     /// ```
-    pub fn switch_breaker(&self, switch: BreakerSwitch) {
+    pub fn set_breaker_mode(&self, mode: BreakerMode) {
         let shared = &self.inner.shared;
-        let transition = shared.guard.switch(switch, clock::now());
+        let transition = shared.guard.set_mode(mode, clock::now());
         shared.breaker_changed(transition);
     }
 
@@ -358,7 +358,7 @@ impl Client {
 
     /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections, those of sessions, blocking calls and
     /// subscriptions too: a [`PubSub`] yields what it has heard, and then `None`.
-    pub async fn close(&self, deadline: Duration) -> Closed {
+    pub async fn close(&self, deadline: Duration) -> CloseReport {
         let inner = &*self.inner;
         let shared = &inner.shared;
         shared.close();
@@ -392,7 +392,7 @@ impl Client {
         }
         let tasks = inner.home.take_tasks();
         if tasks.is_empty() {
-            return Closed { unfinished: 0 };
+            return CloseReport { unfinished: 0 };
         }
         // They end by themselves and tell each call what is known of it; whatever does not is ended.
         let ended = async {
@@ -402,7 +402,7 @@ impl Client {
         };
         let _ = clock::timeout(LAST_WORDS, ended).await;
         shared.hub.emit(0, EventKind::Closed { unfinished });
-        Closed { unfinished }
+        CloseReport { unfinished }
     }
 
     /// Waits until it is connected.
@@ -445,12 +445,12 @@ const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// A client with options of its own for its calls. From [`Client::with`].
 #[derive(Clone, Debug)]
-pub struct Scoped {
+pub struct ScopedClient {
     client: Client,
     options: CallOptions,
 }
 
-impl Scoped {
+impl ScopedClient {
     /// As [`Client::send`].
     ///
     /// # Errors

@@ -14,7 +14,7 @@ use thiserror::Error;
 
 pub use steadfast_core::certainty::Certainty;
 use steadfast_core::certainty::{Refusal, refusal, was_refused_before_running};
-use steadfast_core::command::{Errors, Instead};
+use steadfast_core::command::{Alternative, Errors};
 use steadfast_core::resp::DecodeError;
 
 use crate::named::named;
@@ -76,7 +76,7 @@ pub enum ErrorKind {
         /// Its name.
         command: &'static str,
         /// What serves instead.
-        instead: Instead,
+        instead: Alternative,
     },
     /// A blocking command that waits for ever was sent without a deadline of its own.
     NeedsDeadline {
@@ -292,9 +292,9 @@ impl fmt::Display for Error {
                 f,
                 "{command} cannot run on a shared connection: {}",
                 match instead {
-                    Instead::Session => "use client.session()",
-                    Instead::PubSub => "use client.pubsub()",
-                    Instead::Unsupported => "steadfast does not support it",
+                    Alternative::Session => "use client.session()",
+                    Alternative::PubSub => "use client.pubsub()",
+                    Alternative::Unsupported => "steadfast does not support it",
                 }
             )?,
             ErrorKind::NeedsDeadline { command } => write!(

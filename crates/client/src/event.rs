@@ -79,12 +79,12 @@ pub enum EventKind {
         not_sent: usize,
     },
     /// No byte came for a while although commands wait: a challenger is dialled.
-    Overdue {
+    Unresponsive {
         /// For how long no byte has come.
         quiet_ms: f64,
     },
     /// The connection that was overdue answers again.
-    Woke {
+    Recovered {
         /// For how long no byte had come.
         quiet_ms: f64,
         /// Calls refused at once meanwhile.
@@ -172,8 +172,8 @@ named! {
         Connected => "connected",
         ConnectFailed => "connect_failed",
         Lost => "lost",
-        Overdue => "overdue",
-        Woke => "woke",
+        Unresponsive => "unresponsive",
+        Recovered => "recovered",
         Replaced => "replaced",
         Down => "down",
         Breaker => "breaker",
@@ -192,14 +192,14 @@ named! {
 /// The events of a client as they happen.
 ///
 /// ```no_run
-/// use steadfast::EventOrGap;
+/// use steadfast::EventItem;
 ///
 /// # async fn example(client: steadfast::Client) {
 /// let mut events = client.events();
 /// while let Some(event) = events.next().await {
 ///     match event {
-///         EventOrGap::Event(event) => println!("{}", event.kind.name()),
-///         EventOrGap::Gap(missed) => println!("{missed} events were missed"),
+///         EventItem::Event(event) => println!("{}", event.kind.name()),
+///         EventItem::Gap(missed) => println!("{missed} events were missed"),
 ///         _ => {}
 ///     }
 /// }
@@ -213,7 +213,7 @@ pub struct Events {
 /// What [`Events::next`] yields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum EventOrGap {
+pub enum EventItem {
     /// The next event.
     Event(Event),
     /// This listener was too slow (256 events are kept for it): so many were missed. [`Client::history`](crate::Client::history) has the last ones.
@@ -222,10 +222,10 @@ pub enum EventOrGap {
 
 impl Events {
     /// The next event; `None` once the client is gone.
-    pub async fn next(&mut self) -> Option<EventOrGap> {
+    pub async fn next(&mut self) -> Option<EventItem> {
         match self.live.recv().await {
-            Ok(event) => Some(EventOrGap::Event(event)),
-            Err(broadcast::error::RecvError::Lagged(missed)) => Some(EventOrGap::Gap(missed)),
+            Ok(event) => Some(EventItem::Event(event)),
+            Err(broadcast::error::RecvError::Lagged(missed)) => Some(EventItem::Gap(missed)),
             Err(broadcast::error::RecvError::Closed) => None,
         }
     }

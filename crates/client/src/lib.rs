@@ -59,15 +59,14 @@ mod wire;
 /// The redis-rs whose commands, values and errors cross this interface.
 pub use redis;
 
-pub use breaker::BreakerSwitch;
 pub use client::builder::ClientBuilder;
 pub use client::status::Status;
-pub use client::{Client, Closed, Scoped};
+pub use client::{Client, CloseReport, ScopedClient};
 pub use error::connect::ConnectError;
 pub use error::{Bound, Certainty, ConfigError, Error, ErrorKind, certainty};
 pub use event::flapping::Flapping;
 pub use event::incident::Incident;
-pub use event::{Event, EventKind, EventOrGap, Events};
+pub use event::{Event, EventItem, EventKind, Events};
 pub use health::Health;
 pub use link::ConnectionState;
 pub use link::fence::Fencing;
@@ -77,7 +76,8 @@ pub use resolve::{Resolve, SystemResolver};
 pub use retry::{Exhausted, Pause, Retry, RetryError};
 pub use sentinel::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
 pub use session::Session;
-pub use steadfast_core::command::{Effect, Instead};
+pub use steadfast_core::command::{Alternative, Effect};
+pub use steadfast_core::policy::breaker::BreakerMode;
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
 pub use steadfast_core::resp::{DecodeError, Limits};
 pub use target::Role;

@@ -77,7 +77,7 @@ pub(crate) struct View {
     pub(crate) outage_since: Option<Instant>,
     pub(crate) was_up: bool,
     pub(crate) healthy_since: Instant,
-    pub(crate) blip_left: Duration,
+    pub(crate) grace_left: Duration,
     /// Why the connection in service is to be replaced.
     pub(crate) kick: Option<Arc<str>>,
 }
@@ -101,7 +101,7 @@ impl Link {
                 outage_since: Some(now),
                 was_up: false,
                 healthy_since: now,
-                blip_left: settings.blip_wait,
+                grace_left: settings.reconnect_grace,
                 kick: None,
             }),
             state: watch::Sender::new(ConnectionState::Connecting),
@@ -178,13 +178,13 @@ impl Link {
 
 impl View {
     /// A connection was lost. Returns until when calls may wait for the next.
-    pub(crate) fn outage_begins(&mut self, blip_wait: Duration, now: Instant) -> Instant {
+    pub(crate) fn outage_begins(&mut self, reconnect_grace: Duration, now: Instant) -> Instant {
         if now.saturating_duration_since(self.healthy_since) >= HEALTHY_AFTER {
-            self.blip_left = blip_wait;
+            self.grace_left = reconnect_grace;
         }
         self.attempt = 0;
         let since = *self.outage_since.get_or_insert(now);
-        since + self.blip_left
+        since + self.grace_left
     }
 
     /// Calls are answered (again). Returns how long they were not, if they ever were before.
@@ -196,7 +196,7 @@ impl View {
             // Starting is no interruption: it costs nothing of the allowance for those.
             return None;
         }
-        self.blip_left = self.blip_left.saturating_sub(outage);
+        self.grace_left = self.grace_left.saturating_sub(outage);
         self.recoveries += 1;
         self.recovery_total += outage;
         Some(outage)

@@ -34,27 +34,27 @@ pub(crate) struct Settings {
     pub(crate) tls: Option<Tls>,
     pub(crate) resolver: Arc<dyn Resolve>,
     pub(crate) deadline: Duration,
-    pub(crate) reply_overdue: Duration,
-    pub(crate) abandon_after: Duration,
+    pub(crate) response_idle_timeout: Duration,
+    pub(crate) unresponsive_timeout: Duration,
     pub(crate) connect_timeout: Duration,
     pub(crate) retry: RetryPolicy,
     pub(crate) budget: BudgetConfig,
     pub(crate) breaker: BreakerConfig,
     pub(crate) reconnect: Backoff,
-    pub(crate) blip_wait: Duration,
+    pub(crate) reconnect_grace: Duration,
     pub(crate) heartbeat: Duration,
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
     pub(crate) buffered_bytes: usize,
     pub(crate) blocking_connections: usize,
     pub(crate) max_age: Option<Duration>,
-    pub(crate) stuck_after: Duration,
+    pub(crate) watchdog_timeout: Duration,
     pub(crate) history: usize,
     /// How old a majority's word may be for writes; `None`: of any age.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
     /// How long calls wait for the next connection at the start of an outage, if that is longer
-    /// than `blip_wait`.
+    /// than `reconnect_grace`.
     pub(crate) wait_for_primary: Duration,
     #[cfg(feature = "tls")]
     pub(crate) sentinel_tls: SentinelTls,
@@ -77,21 +77,21 @@ impl Settings {
             role: Role::Primary,
             resolver: Arc::new(SystemResolver::default()),
             deadline: Duration::from_secs(1),
-            reply_overdue: Duration::from_millis(500),
-            abandon_after: Duration::from_secs(30),
+            response_idle_timeout: Duration::from_millis(500),
+            unresponsive_timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(1),
             retry: RetryPolicy::default(),
             budget: BudgetConfig::default(),
             breaker: BreakerConfig::default(),
             reconnect: Backoff::full_jitter(Duration::from_millis(20), Duration::from_millis(250)),
-            blip_wait: Duration::from_millis(250),
+            reconnect_grace: Duration::from_millis(250),
             heartbeat: Duration::from_secs(1),
             connections: 1,
             in_flight: 8192,
             buffered_bytes: 64 << 20,
             blocking_connections: 4,
             max_age: None,
-            stuck_after: Duration::from_secs(30),
+            watchdog_timeout: Duration::from_secs(30),
             history: 100,
             primary_proof: None,
             translation: Translation::default(),
@@ -142,19 +142,19 @@ impl Settings {
     pub(crate) fn validate(&self) -> Result<(), ConfigError> {
         let times = [
             ("deadline", self.deadline),
-            ("reply_overdue", self.reply_overdue),
-            ("abandon_after", self.abandon_after),
+            ("response_idle_timeout", self.response_idle_timeout),
+            ("unresponsive_timeout", self.unresponsive_timeout),
             ("connect_timeout", self.connect_timeout),
             ("heartbeat", self.heartbeat),
-            ("stuck_after", self.stuck_after),
+            ("watchdog_timeout", self.watchdog_timeout),
         ];
         for (setting, value) in times {
             if value.is_zero() || value > Duration::from_secs(86_400) {
                 return refuse(setting, "must be more than nothing and at most a day");
             }
         }
-        if self.blip_wait > Duration::from_secs(86_400) {
-            return refuse("blip_wait", "must be at most a day");
+        if self.reconnect_grace > Duration::from_secs(86_400) {
+            return refuse("reconnect_grace", "must be at most a day");
         }
         if self.wait_for_primary > Duration::from_secs(86_400) {
             return refuse("wait_for_primary", "must be at most a day");
@@ -171,9 +171,9 @@ impl Settings {
         {
             return refuse("primary_proof", "must be at least 500 ms");
         }
-        if self.stuck_after < self.connect_timeout * 5 {
+        if self.watchdog_timeout < self.connect_timeout * 5 {
             return refuse(
-                "stuck_after",
+                "watchdog_timeout",
                 "must be at least 5 × connect_timeout, or a slow attempt to connect counts as stuck",
             );
         }
@@ -235,8 +235,8 @@ mod tests {
         let error = settings.validate().expect_err("it is nothing").to_string();
         assert!(error.contains("heartbeat"), "{error}");
         settings.heartbeat = Duration::from_secs(1);
-        settings.blip_wait = Duration::MAX;
+        settings.reconnect_grace = Duration::MAX;
         let error = settings.validate().expect_err("it never ends").to_string();
-        assert!(error.contains("blip_wait"), "{error}");
+        assert!(error.contains("reconnect_grace"), "{error}");
     }
 }

@@ -7,7 +7,7 @@
 use std::future::Future;
 
 use redis::aio::ConnectionLike;
-use steadfast::{BreakerSwitch, Client};
+use steadfast::{BreakerMode, Client};
 use steadfast_drill::process::Redis;
 use tokio::runtime::Runtime;
 
@@ -97,7 +97,7 @@ fn the_traits_of_redis_rs_cost_one_allocation_more() {
 fn a_call_refused_by_the_open_breaker_allocates_at_most_its_error() {
     let runtime = runtime();
     let (_redis, client) = connected(&runtime);
-    client.switch_breaker(BreakerSwitch::ForceOpen);
+    client.set_breaker_mode(BreakerMode::ForcedOpen);
     let mut get = redis::cmd("GET");
     get.arg("key");
     let counted = allocations(&runtime, || async { client.send(&get).await.unwrap_err() });

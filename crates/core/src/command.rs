@@ -36,7 +36,7 @@ pub use sequence::looks_before_it_writes;
 pub fn classify<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Class {
     let args = Args(args);
     let Some((group, name)) = args.group() else {
-        let instead = Shared::No(Instead::Unsupported);
+        let instead = Shared::No(Alternative::Unsupported);
         return Class {
             effect: Effect::Opaque,
             blocking: None,
@@ -183,12 +183,12 @@ pub enum Shared {
     /// It may.
     Yes,
     /// It may not; this serves instead.
-    No(Instead),
+    No(Alternative),
 }
 
 /// What serves a command that is refused on a shared connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Instead {
+pub enum Alternative {
     /// A session: a connection of one's own.
     Session,
     /// The subscriber, which resubscribes by itself.

@@ -25,13 +25,13 @@ use self::pieces::{KEEP_BYTES, Pieces};
 use crate::certainty::Certainty;
 use crate::resp::{DecodeError, Decoder, Limits};
 
-/// When a connection is doubtful, when it is overdue, and when it is worth a heartbeat.
+/// The times after which a connection is doubtful, is unresponsive, and is worth a heartbeat.
 #[derive(Clone, Copy, Debug)]
 pub struct Watch {
     /// No sign of life for so long while requests wait: doubtful.
     pub doubtful: Duration,
-    /// No sign of life for so long while requests wait: overdue.
-    pub reply_overdue: Duration,
+    /// No sign of life for so long while requests wait: unresponsive.
+    pub response_idle_timeout: Duration,
     /// No request for so long: a heartbeat is due.
     pub heartbeat: Duration,
 }
@@ -87,13 +87,13 @@ pub enum Lapse<T> {
         /// How long there has been none.
         quiet: Duration,
     },
-    /// No sign of life for [`Watch::reply_overdue`] while requests waited. Told once until there is
+    /// No sign of life for [`Watch::response_idle_timeout`] while requests waited. Told once until there is
     /// one.
-    Overdue {
+    Unresponsive {
         /// How long there has been none.
         quiet: Duration,
     },
-    /// No reply was completed for [`Watch::reply_overdue`], whatever bytes came, and the request
+    /// No reply was completed for [`Watch::response_idle_timeout`], whatever bytes came, and the request
     /// whose turn it is was given up. Told once until a reply is complete.
     Stuck {
         /// How long no reply was completed.
@@ -146,7 +146,7 @@ pub struct Unanswered<T> {
 enum Told {
     Nothing,
     Doubtful,
-    Overdue,
+    Unresponsive,
 }
 
 #[derive(Debug)]
@@ -176,7 +176,7 @@ struct Open<T> {
 /// use steadfast_core::resp::{Limits, encode};
 ///
 /// let (now, second) = (Instant::now(), Duration::from_secs(1)); // the shell's clock, or a test's
-/// let watch = Watch { doubtful: second / 4, reply_overdue: second / 2, heartbeat: second };
+/// let watch = Watch { doubtful: second / 4, response_idle_timeout: second / 2, heartbeat: second };
 /// let mut conn = Conn::new(watch, Limits::default(), now);
 ///
 /// let mut batch = Batch::default();
@@ -258,9 +258,9 @@ impl<T> Conn<T> {
     }
 
     /// Sets how long a silence is borne, of this one and of those that follow.
-    pub fn set_patience(&mut self, doubtful: Duration, reply_overdue: Duration) {
+    pub fn set_patience(&mut self, doubtful: Duration, response_idle_timeout: Duration) {
         self.watch.doubtful = doubtful;
-        self.watch.reply_overdue = reply_overdue;
+        self.watch.response_idle_timeout = response_idle_timeout;
     }
 
     /// Takes over all requests of a batch and leaves it empty, with buffers to reuse.
@@ -458,8 +458,8 @@ impl<T> Conn<T> {
     fn silence_at(&self) -> Option<Instant> {
         match self.told {
             Told::Nothing => Some(self.quiet_since + self.watch.doubtful),
-            Told::Doubtful => Some(self.quiet_since + self.watch.reply_overdue),
-            Told::Overdue => None,
+            Told::Doubtful => Some(self.quiet_since + self.watch.response_idle_timeout),
+            Told::Unresponsive => None,
         }
     }
 
@@ -468,7 +468,8 @@ impl<T> Conn<T> {
             .awaiting
             .front()
             .is_some_and(|head| head.ticket.is_none());
-        (given_up && !self.stuck_told).then(|| self.unserved_since + self.watch.reply_overdue)
+        (given_up && !self.stuck_told)
+            .then(|| self.unserved_since + self.watch.response_idle_timeout)
     }
 
     /// The next thing that time has brought, until `None`.
@@ -491,9 +492,9 @@ impl<T> Conn<T> {
                     self.told = Told::Doubtful;
                     Lapse::Doubtful { quiet }
                 }
-                Told::Doubtful | Told::Overdue => {
-                    self.told = Told::Overdue;
-                    Lapse::Overdue { quiet }
+                Told::Doubtful | Told::Unresponsive => {
+                    self.told = Told::Unresponsive;
+                    Lapse::Unresponsive { quiet }
                 }
             });
         }

@@ -212,14 +212,14 @@ pub fn redis_client(config: &RedisConfig) -> Result<ClientBuilder, steadfast::Co
     let builder = credentials::provide(builder, config.credentials.as_ref())
         .name("steadfast")
         .deadline(config.deadline)
-        .reply_overdue(config.reply_overdue)
-        .abandon_after(config.abandon_after)
+        .response_idle_timeout(config.response_idle_timeout)
+        .unresponsive_timeout(config.unresponsive_timeout)
         .connect_timeout(config.connect_timeout)
         .reconnect(Backoff::full_jitter(
             config.reconnect_first,
             config.reconnect_cap,
         ))
-        .blip_wait(config.blip_wait)
+        .reconnect_grace(config.reconnect_grace)
         .heartbeat(config.heartbeat)
         .connections(config.connections)
         .in_flight(config.in_flight)

@@ -190,8 +190,8 @@ impl Background {
         }
         while let Some(next) = events.next().await {
             match next {
-                steadfast::EventOrGap::Event(event) if event.seq > last => self.hand_on(&event),
-                steadfast::EventOrGap::Gap(missed) => {
+                steadfast::EventItem::Event(event) if event.seq > last => self.hand_on(&event),
+                steadfast::EventItem::Gap(missed) => {
                     self.checks
                         .observations
                         .feed
@@ -321,8 +321,8 @@ fn is_part(event: &Json, connection: usize, since_ms: u64) -> bool {
         "connected",
         "connect_failed",
         "lost",
-        "overdue",
-        "woke",
+        "unresponsive",
+        "recovered",
         "replaced",
         "down",
         "breaker",

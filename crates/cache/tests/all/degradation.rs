@@ -85,7 +85,7 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     // Slow as it will be, the connection is the one to be used.
     let patient = Client::builder(&url)
         .unwrap()
-        .reply_overdue(Duration::from_secs(30));
+        .response_idle_timeout(Duration::from_secs(30));
     let client = patient.connect().await.unwrap();
     let cache = plain(&site.database)
         .redis(client.clone())
@@ -139,7 +139,7 @@ async fn k2_beside_a_slow_redis_writes_hold_up_no_read() {
     let proxy = Proxy::start(site.redis.addr()).await.unwrap();
     let client = Client::builder(&format!("redis://{}", proxy.addr()))
         .unwrap()
-        .reply_overdue(Duration::from_secs(60))
+        .response_idle_timeout(Duration::from_secs(60))
         .connect()
         .await
         .unwrap();

@@ -8,7 +8,7 @@ mod work;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use steadfast::{Client, ConfigError, EventKind, EventOrGap, Fencing, Tls};
+use steadfast::{Client, ConfigError, EventItem, EventKind, Fencing, Tls};
 use tokio::time::timeout;
 
 use crate::address::redis_url;
@@ -143,7 +143,7 @@ async fn connect(client: &Client, deadline: Duration) -> Result<Connected, Strin
             }
         }
         seen = match timeout(limit, events.next()).await {
-            Ok(Some(EventOrGap::Event(event))) => vec![event],
+            Ok(Some(EventItem::Event(event))) => vec![event],
             Ok(Some(_)) => client.history(),
             Ok(None) => return Err("the client ended".to_owned()),
             Err(_) => return Err(format!("no attempt ended within {}", duration(limit))),

@@ -34,7 +34,7 @@ use crate::wire::slot::{Blame, Ended};
 /// a blocking command asks for.
 const UNWATCHED: Watch = Watch {
     doubtful: Duration::from_secs(365 * 86_400),
-    reply_overdue: Duration::from_secs(365 * 86_400),
+    response_idle_timeout: Duration::from_secs(365 * 86_400),
     heartbeat: Duration::from_secs(365 * 86_400),
 };
 
@@ -71,7 +71,8 @@ impl Dedicated {
                     Err(error) => error,
                 };
                 // The interruption may be one that the client's own connection is yet to notice.
-                if clock::now().saturating_duration_since(began) >= shared.settings.blip_wait {
+                if clock::now().saturating_duration_since(began) >= shared.settings.reconnect_grace
+                {
                     return Err(error);
                 }
                 clock::sleep(shared.settings.reconnect.pause(attempt, &mut rng)).await;
@@ -340,10 +341,10 @@ impl Keeper {
             // Nobody watches it for silence.
             Signal::Doubtful
             | Signal::Calm
-            | Signal::Overdue(..)
+            | Signal::Unresponsive(..)
             | Signal::Stuck(_)
             | Signal::Aside
-            | Signal::Woke(..) => {}
+            | Signal::Recovered(..) => {}
         }
     }
 

@@ -95,7 +95,7 @@ impl Call<'_> {
     /// not to be refused for its sake.
     fn judge_timeout(&self) -> Option<Outcome> {
         let settings = &self.shared.settings;
-        let patience = settings.deadline.min(settings.reply_overdue);
+        let patience = settings.deadline.min(settings.response_idle_timeout);
         (self.limit >= patience).then_some(Outcome::Failure)
     }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use redis::{Cmd, Pipeline, Value};
-use steadfast_core::command::{self, BlockFor, Class, Effect, Errors, Instead, Shared as MayShare};
+use steadfast_core::command::{
+    self, Alternative, BlockFor, Class, Effect, Errors, Shared as MayShare,
+};
 use steadfast_core::conn::Reply;
 use steadfast_core::redis_rs::{self, CommandRef};
 use steadfast_core::resp::encode;
@@ -151,7 +153,7 @@ impl Encode for Payload<'_> {
 impl Plan {
     fn allowed(self, class: &Class, shared_connection: bool) -> Result<Self, Error> {
         match class.shared {
-            MayShare::No(instead) if shared_connection || instead != Instead::Session => {
+            MayShare::No(instead) if shared_connection || instead != Alternative::Session => {
                 Err(Error::not_sent(ErrorKind::Refused {
                     command: class.name,
                     instead,

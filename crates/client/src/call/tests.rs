@@ -1,9 +1,8 @@
 use redis::Value;
 use steadfast_core::conn::Batch;
-use steadfast_core::policy::breaker::State;
+use steadfast_core::policy::breaker::{BreakerMode, State};
 
 use super::*;
-use crate::breaker::BreakerSwitch;
 use crate::settings::Settings;
 use crate::target::Target;
 use crate::wire::queue::{Backlog, Job};
@@ -13,7 +12,7 @@ use crate::wire::slot::Ended;
 fn waiting() -> Shared {
     let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
     let shared = Shared::new(settings, clock::now()).expect("good settings");
-    shared.guard.switch(BreakerSwitch::ForceOpen, clock::now());
+    shared.guard.set_mode(BreakerMode::ForcedOpen, clock::now());
     shared
 }
 
@@ -41,7 +40,7 @@ async fn c13_past_the_open_breaker_nobody_goes_before_those_in_line() {
 /// Closed again, and its ramp has begun.
 fn ramping() -> Shared {
     let shared = waiting();
-    shared.guard.switch(BreakerSwitch::Automatic, clock::now());
+    shared.guard.set_mode(BreakerMode::Automatic, clock::now());
     shared
 }
 
@@ -57,7 +56,7 @@ fn submitted(shared: &Shared) -> Batch<Job> {
 #[tokio::test(start_paused = true)]
 async fn c13_when_a_ramp_is_cut_short_all_go_at_once_in_their_order() {
     // Either the breaker lets them all go, or it refuses them, and they may wait for a connection nevertheless.
-    for switch in [BreakerSwitch::ForceClosed, BreakerSwitch::ForceOpen] {
+    for mode in [BreakerMode::ForcedClosed, BreakerMode::ForcedOpen] {
         let shared = ramping();
         let begun = clock::now();
         let keys: Vec<String> = (0..20).map(|n| n.to_string()).collect();
@@ -66,17 +65,17 @@ async fn c13_when_a_ramp_is_cut_short_all_go_at_once_in_their_order() {
             assert!(futures_util::poll!(call).is_pending());
         }
         assert_eq!(submitted(&shared).len(), 1, "only the first has its turn");
-        shared.guard.switch(switch, begun);
+        shared.guard.set_mode(mode, begun);
         for n in (1..calls.len()).rev().chain(1..calls.len()) {
             assert!(futures_util::poll!(&mut calls[n]).is_pending());
         }
         assert_eq!(clock::now(), begun, "the old turns hold up nobody");
         let places: Vec<_> = submitted(&shared).drain().collect();
-        assert_eq!(places.len(), calls.len() - 1, "{switch:?}");
+        assert_eq!(places.len(), calls.len() - 1, "{mode:?}");
         for (n, job) in places.into_iter().enumerate() {
             answer(job);
             let next = futures_util::poll!(&mut calls[n + 1]);
-            assert!(next.is_ready(), "{switch:?}: {n} of the line is another's");
+            assert!(next.is_ready(), "{mode:?}: {n} of the line is another's");
         }
     }
 }

@@ -16,7 +16,7 @@ impl Call<'_> {
         if crossings.len() >= self.shared.settings.in_flight {
             return Err(Error::not_sent(ErrorKind::Overloaded {
                 bound: Bound::InFlight,
-                retry_after: self.shared.settings.blip_wait,
+                retry_after: self.shared.settings.reconnect_grace,
             }));
         }
         let Some(turn) = crossings.join(route.lanes, route.crosses, self.deadline) else {

@@ -72,14 +72,14 @@ impl ClientBuilder {
     /// that long. Then the silent connection is replaced, unless the server says that a command in
     /// it waits; or the server counts as down, if the standby is silent too. Shorter notices
     /// sooner, and takes more pauses of the server for its end.
-    pub fn reply_overdue(mut self, after: Duration) -> Self {
-        self.settings.reply_overdue = after;
+    pub fn response_idle_timeout(mut self, after: Duration) -> Self {
+        self.settings.response_idle_timeout = after;
         self
     }
 
     /// A connection that answers nothing is kept so long while no challenger succeeds, in case it wakes. Default: 30 s.
-    pub fn abandon_after(mut self, after: Duration) -> Self {
-        self.settings.abandon_after = after;
+    pub fn unresponsive_timeout(mut self, after: Duration) -> Self {
+        self.settings.unresponsive_timeout = after;
         self
     }
 
@@ -116,8 +116,8 @@ impl ClientBuilder {
 
     /// At the start of an outage, calls wait so long for the next connection; after that they are refused at once. The allowance comes back
     /// after 5 s of health. Default: 250 ms. Zero: never wait.
-    pub fn blip_wait(mut self, wait: Duration) -> Self {
-        self.settings.blip_wait = wait;
+    pub fn reconnect_grace(mut self, wait: Duration) -> Self {
+        self.settings.reconnect_grace = wait;
         self
     }
 
@@ -166,8 +166,8 @@ impl ClientBuilder {
     }
 
     /// A supervisor without progress for so long is started anew. Default: 30 s.
-    pub fn stuck_after(mut self, after: Duration) -> Self {
-        self.settings.stuck_after = after;
+    pub fn watchdog_timeout(mut self, after: Duration) -> Self {
+        self.settings.watchdog_timeout = after;
         self
     }
 
@@ -209,7 +209,7 @@ impl ClientBuilder {
     }
 
     /// How calls wait at the start of an outage for another primary, if that is longer than
-    /// [`blip_wait`](Self::blip_wait): through an election, say, instead of failing after the
+    /// [`reconnect_grace`](Self::reconnect_grace): through an election, say, instead of failing after the
     /// allowance; up to their deadlines and within the bounds of what may wait. Not behind a server
     /// that is silent: it counts as down. Default: not longer. Costs: in a longer outage each call
     /// in those moments waits in vain.

@@ -162,8 +162,8 @@ pub(crate) fn is_part(kind: &EventKind) -> bool {
         EventKind::Connected { .. }
         | EventKind::ConnectFailed { .. }
         | EventKind::Lost { .. }
-        | EventKind::Overdue { .. }
-        | EventKind::Woke { .. }
+        | EventKind::Unresponsive { .. }
+        | EventKind::Recovered { .. }
         | EventKind::Replaced { .. }
         | EventKind::Down { .. }
         | EventKind::Breaker { .. }

@@ -189,7 +189,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::event::EventOrGap;
+    use crate::event::EventItem;
 
     fn failed(attempt: u32, cause: &str) -> EventKind {
         EventKind::ConnectFailed {
@@ -280,7 +280,7 @@ mod tests {
         for attempt in 1..=300 {
             hub.emit(0, failed(attempt, "refused"));
         }
-        let Some(EventOrGap::Gap(missed)) = events.next().await else {
+        let Some(EventItem::Gap(missed)) = events.next().await else {
             panic!("it missed some");
         };
         assert_eq!(missed, 300 - 256);

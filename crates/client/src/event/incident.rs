@@ -44,7 +44,7 @@ impl Incidents {
             self.reopen(connection);
         }
         match kind {
-            EventKind::Overdue { quiet_ms } => {
+            EventKind::Unresponsive { quiet_ms } => {
                 let incident = self.open(connection, at_ms, "the server stopped answering");
                 incident.detection_ms = *quiet_ms;
             }
@@ -61,10 +61,10 @@ impl Incidents {
             EventKind::ConnectFailed { cause, .. } => {
                 self.open(connection, at_ms, cause).failed_attempts += 1;
             }
-            EventKind::Connected { refused, .. } | EventKind::Woke { refused, .. } => {
+            EventKind::Connected { refused, .. } | EventKind::Recovered { refused, .. } => {
                 if let Some(incident) = self.current(connection) {
                     incident.refused += *refused;
-                    if let EventKind::Woke { unknown, .. } = kind {
+                    if let EventKind::Recovered { unknown, .. } = kind {
                         incident.unknown += unknown;
                     }
                     incident.recovery_ms = Some(at_ms.saturating_sub(incident.noticed_at_ms));
@@ -172,7 +172,7 @@ mod tests {
             &mut incidents,
             0,
             1000,
-            &EventKind::Overdue { quiet_ms: 500.0 },
+            &EventKind::Unresponsive { quiet_ms: 500.0 },
         );
         note(
             &mut incidents,
@@ -205,9 +205,9 @@ mod tests {
             &mut incidents,
             0,
             1000,
-            &EventKind::Overdue { quiet_ms: 500.0 },
+            &EventKind::Unresponsive { quiet_ms: 500.0 },
         );
-        let woke = EventKind::Woke {
+        let woke = EventKind::Recovered {
             quiet_ms: 900.0,
             refused: 7,
             unknown: 3,

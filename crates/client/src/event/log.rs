@@ -42,7 +42,7 @@ pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
             unknown,
             not_sent,
         } => tracing::warn!(connection, %cause, unknown, not_sent, "connection to redis lost"),
-        EventKind::Overdue { quiet_ms } => {
+        EventKind::Unresponsive { quiet_ms } => {
             tracing::warn!(connection, quiet_ms, "redis is overdue with its answers");
         }
         EventKind::Down { cause } => {
@@ -90,7 +90,7 @@ pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
             since_ms = state.since_ms,
             "the connection to redis no longer flaps"
         ),
-        EventKind::Woke { .. }
+        EventKind::Recovered { .. }
         | EventKind::Fenced { .. }
         | EventKind::Reauthenticated
         | EventKind::Closed { .. } => {

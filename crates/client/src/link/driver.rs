@@ -34,13 +34,13 @@ pub(crate) enum Signal {
     /// There was one, before the connection was overdue.
     Calm,
     /// No sign of life for so long while commands wait; the last of them is given until the instant.
-    Overdue(Duration, Option<Instant>),
+    Unresponsive(Duration, Option<Instant>),
     /// The connection has stepped aside: its lane is free for the next.
     Aside,
     /// Bytes come, and no reply has been completed for so long.
     Stuck(Duration),
     /// A byte has come after all; how long none had, and how many calls were given up meanwhile.
-    Woke(Duration, usize),
+    Recovered(Duration, usize),
     /// The server could not kill this abandoned connection now: it is to be asked again.
     Unfenced(Box<Identity>),
     /// New credentials were taken (`None`) or refused.
@@ -162,10 +162,10 @@ impl End {
 
 /// How patient the watch over a shared connection is, by whether round trips are short (below 5 ms):
 /// a silence becomes doubtful, then overdue.
-pub(crate) fn patience(reply_overdue: Duration, fast: bool) -> (Duration, Duration) {
+pub(crate) fn patience(response_idle_timeout: Duration, fast: bool) -> (Duration, Duration) {
     match fast {
-        true => (reply_overdue / 5, reply_overdue * 14 / 25),
-        false => (reply_overdue / 2, reply_overdue),
+        true => (response_idle_timeout / 5, response_idle_timeout * 14 / 25),
+        false => (response_idle_timeout / 2, response_idle_timeout),
     }
 }
 
@@ -215,7 +215,7 @@ impl Driver {
             needs_flush: false,
             handed_out: 0,
             last_words: None,
-            apart_for: shared.settings.reply_overdue,
+            apart_for: shared.settings.response_idle_timeout,
             shared,
         }
     }

@@ -99,16 +99,17 @@ impl Supervisor {
     /// Attempts with growing pauses. Calls wait while the allowance for short interruptions lasts, then they are refused. `None` if closed.
     async fn connect_until_up(&mut self) -> Option<Established> {
         let now = clock::now();
-        let blip_until = {
+        let grace_until = {
             let mut view = self.link.view.lock();
             let settings = &self.shared.settings;
             let longer = view.outage_since.unwrap_or(now) + settings.wait_for_primary;
-            view.outage_begins(settings.blip_wait, now).max(longer)
+            view.outage_begins(settings.reconnect_grace, now)
+                .max(longer)
         };
         let mut patience = Patience {
             link: Arc::clone(&self.link),
             shared: Arc::clone(&self.shared),
-            blip_until: (self.link.state() != ConnectionState::Down).then_some(blip_until),
+            grace_until: (self.link.state() != ConnectionState::Down).then_some(grace_until),
         };
         loop {
             let limit = self.shared.settings.connect_timeout;
@@ -192,8 +193,8 @@ impl Supervisor {
     }
 
     fn begin_attempt(&self, longest: Duration) -> u32 {
-        let stuck_after = self.shared.settings.stuck_after.max(longest);
-        *self.link.stuck_at.lock() = clock::now().checked_add(stuck_after);
+        let watchdog_timeout = self.shared.settings.watchdog_timeout.max(longest);
+        *self.link.stuck_at.lock() = clock::now().checked_add(watchdog_timeout);
         let mut view = self.link.view.lock();
         view.attempts += 1;
         view.attempt += 1;
@@ -208,7 +209,7 @@ impl Supervisor {
         let pause = self.pause(attempt);
         let now = clock::now();
         *self.link.stuck_at.lock() =
-            now.checked_add(pause.saturating_add(self.shared.settings.stuck_after));
+            now.checked_add(pause.saturating_add(self.shared.settings.watchdog_timeout));
         let cause: Arc<str> = error.to_string().into();
         self.link.view.lock().last_error = Some(Arc::clone(&cause));
         self.link.lane.set_retry_at(now + pause);
@@ -266,7 +267,8 @@ impl Supervisor {
     /// Serves until the connection ends. Returns its successor if there is one already.
     async fn serve(&mut self, established: Established) -> Option<Established> {
         let (signals, mut told) = mpsc::unbounded_channel();
-        let (doubtful, reply_overdue) = driver::patience(self.shared.settings.reply_overdue, false);
+        let (doubtful, response_idle_timeout) =
+            driver::patience(self.shared.settings.response_idle_timeout, false);
         let driver = Driver::new(
             Arc::clone(&self.shared),
             Arc::clone(&self.link.lane),
@@ -274,7 +276,7 @@ impl Supervisor {
             established.stream,
             Watch {
                 doubtful,
-                reply_overdue,
+                response_idle_timeout,
                 heartbeat: self.shared.settings.heartbeat,
             },
             signals,
@@ -341,7 +343,7 @@ impl Supervisor {
         let mut patience = Patience {
             link: Arc::clone(&self.link),
             shared: Arc::clone(&self.shared),
-            blip_until: None,
+            grace_until: None,
         };
         patience.during(self.all_rejoined()).await?;
         self.put_into_service(&established, &ghosts, attempt, began);

@@ -168,7 +168,7 @@ impl Wire {
 
     pub(super) fn next_tick(&self, shared: &Shared) -> Instant {
         match self.pinged_at {
-            Some(pinged) => pinged + shared.settings.reply_overdue,
+            Some(pinged) => pinged + shared.settings.response_idle_timeout,
             None => self.heard_at + shared.settings.heartbeat,
         }
     }
@@ -180,7 +180,7 @@ impl Wire {
             return Ok(());
         }
         if self.pinged_at.is_some() {
-            let overdue = shared.settings.reply_overdue;
+            let overdue = shared.settings.response_idle_timeout;
             return Err(format!("no answer to a heartbeat within {overdue:?}").into());
         }
         self.pinged_at = Some(now);

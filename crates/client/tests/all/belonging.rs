@@ -248,14 +248,14 @@ async fn c16_a_heartbeat_that_is_answered_by_anything_but_a_pong_ends_the_connec
         let client = Client::builder(&server.url())
             .unwrap()
             .heartbeat(ms(100))
-            .reply_overdue(ms(100))
+            .response_idle_timeout(ms(100))
             .connect()
             .await
             .unwrap();
         client.send(&cmd("SET k v")).await.unwrap();
         // The next heartbeat, which nobody answers; or the loss.
         until("it is heard", || {
-            seen(&client, "overdue") + seen(&client, "lost") > 0
+            seen(&client, "unresponsive") + seen(&client, "lost") > 0
         })
         .await;
         assert_eq!(seen(&client, "lost") == 0, goes_on, "{answer}");

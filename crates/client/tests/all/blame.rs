@@ -42,7 +42,7 @@ async fn beside<T>(client: &Client, work: impl Future<Output = T>) -> T {
 async fn client_of(redis: &Redis) -> Client {
     let builder = Client::builder(&redis.url()).unwrap();
     // An allowance for interruptions that a busy machine does not use up.
-    let builder = builder.deadline(ms(20_000)).blip_wait(ms(20_000));
+    let builder = builder.deadline(ms(20_000)).reconnect_grace(ms(20_000));
     builder.connect().await.unwrap()
 }
 
@@ -159,7 +159,7 @@ async fn c20_whoever_was_under_way_as_two_connections_ended_goes_by_itself_and_e
     let builder = Client::builder(&server.url()).unwrap();
     let client = builder
         .deadline(ms(20_000))
-        .blip_wait(ms(20_000))
+        .reconnect_grace(ms(20_000))
         .connect()
         .await
         .unwrap();
@@ -190,7 +190,7 @@ async fn poison() -> (Redis, Client, redis::Cmd) {
     let builder = Client::builder(&redis.url()).unwrap();
     let client = builder
         .deadline(ms(30_000))
-        .blip_wait(ms(30_000))
+        .reconnect_grace(ms(30_000))
         .connect()
         .await
         .unwrap();

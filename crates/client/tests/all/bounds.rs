@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use redis::Value;
 use steadfast::{
-    Backoff, Bound, BreakerConfig, BreakerSwitch, BudgetConfig, CallOptions, Certainty, Client,
+    Backoff, Bound, BreakerConfig, BreakerMode, BudgetConfig, CallOptions, Certainty, Client,
     ConnectionState, ErrorKind, RetryPolicy, Stop,
 };
 use steadfast_drill::fault::{RespDelay, RespError, Toxic};
@@ -81,7 +81,7 @@ async fn c11_past_the_bound_on_bytes_a_call_is_refused_and_later_ones_pass() {
 #[tokio::test]
 async fn c11_a_call_that_cannot_make_its_deadline_is_refused_and_the_refusal_does_not_latch() {
     let (_redis, proxy, client) = proxied(|b| {
-        b.reply_overdue(ms(10_000)).breaker(BreakerConfig {
+        b.response_idle_timeout(ms(10_000)).breaker(BreakerConfig {
             slow_call: None,
             ..BreakerConfig::default()
         })
@@ -138,7 +138,7 @@ async fn c10_an_outage_does_not_multiply_the_load() {
         })
     })
     .await;
-    client.switch_breaker(BreakerSwitch::Disable);
+    client.set_breaker_mode(BreakerMode::Disabled);
     // A server that refuses everything for the moment: each call would be made ten times.
     let trying = RespError::new("TRYAGAIN not now").commands(&["GET"]);
     proxy.add(Toxic::new(trying)).await.unwrap();
@@ -258,7 +258,7 @@ async fn c9_loading_counts_as_a_failure_and_a_type_error_does_not() {
 #[tokio::test]
 async fn c9_probes_that_are_dropped_or_lost_give_their_places_back() {
     let (redis, proxy, client) =
-        proxied(|b| b.reply_overdue(ms(20_000)).heartbeat(ms(20_000))).await;
+        proxied(|b| b.response_idle_timeout(ms(20_000)).heartbeat(ms(20_000))).await;
     let loading = RespError::loading().commands(&["GET"]);
     let id = proxy.add(Toxic::new(loading)).await.unwrap();
     for _ in 0..20 {
@@ -295,23 +295,23 @@ async fn c9_probes_that_are_dropped_or_lost_give_their_places_back() {
 #[tokio::test]
 async fn c9_the_breaker_obeys_the_hand_and_says_so() {
     let (_redis, client) = pair().await;
-    client.switch_breaker(BreakerSwitch::ForceOpen);
+    client.set_breaker_mode(BreakerMode::ForcedOpen);
     let error = client.send(&cmd("PING")).await.unwrap_err();
     assert!(
         matches!(error.kind(), ErrorKind::BreakerOpen { .. }),
         "{error}"
     );
     assert_eq!(client.status().breaker, "open");
-    client.switch_breaker(BreakerSwitch::Automatic);
+    client.set_breaker_mode(BreakerMode::Automatic);
     client.send(&cmd("PING")).await.unwrap();
-    client.switch_breaker(BreakerSwitch::Disable);
+    client.set_breaker_mode(BreakerMode::Disabled);
     client.send(&cmd("PING")).await.unwrap();
     assert!(seen(&client, "breaker") >= 2);
 }
 
 #[tokio::test]
 async fn c1_a_call_that_waits_out_a_blip_has_its_own_deadline() {
-    let (redis, client) = pair_with(|b| b.blip_wait(ms(60_000)).deadline(ms(30_000))).await;
+    let (redis, client) = pair_with(|b| b.reconnect_grace(ms(60_000)).deadline(ms(30_000))).await;
     redis.kill().await;
     until_state(&client, ConnectionState::Connecting).await;
     let deadlines = [300u64, 50, 150, 100, 20];
@@ -366,7 +366,7 @@ async fn c9_a_pipeline_of_which_nothing_was_done_is_no_success() {
     let loading = RespError::loading().commands(&["GET"]);
     proxy.add(Toxic::new(loading)).await.unwrap();
     for commands in [1, 3] {
-        client.switch_breaker(BreakerSwitch::Automatic);
+        client.set_breaker_mode(BreakerMode::Automatic);
         let mut pipe = redis::pipe();
         for _ in 0..commands {
             pipe.cmd("GET").arg("k");
@@ -377,7 +377,7 @@ async fn c9_a_pipeline_of_which_nothing_was_done_is_no_success() {
             assert_ne!(error.certainty(), Certainty::Unknown, "{error}");
             assert!(now().duration_since(begun) < ms(10_000), "it does not open");
         }
-        client.switch_breaker(BreakerSwitch::ForceClosed);
+        client.set_breaker_mode(BreakerMode::ForcedClosed);
     }
 }
 

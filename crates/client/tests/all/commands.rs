@@ -247,7 +247,7 @@ where
 #[tokio::test]
 async fn c3_a_client_may_repeat_only_reads_and_a_call_may_say_otherwise() {
     let (redis, proxy, client) = proxied(|b| {
-        let patient = b.deadline(ms(9_000)).blip_wait(ms(9_000));
+        let patient = b.deadline(ms(9_000)).reconnect_grace(ms(9_000));
         patient.repeat_only_reads(true)
     })
     .await;
@@ -282,7 +282,7 @@ async fn c3_a_client_may_repeat_only_reads_and_a_call_may_say_otherwise() {
 
 #[tokio::test]
 async fn c3_what_empties_a_database_is_repeated_only_where_the_caller_says_so() {
-    let patient = |b: steadfast::ClientBuilder| b.deadline(ms(9_000)).blip_wait(ms(9_000));
+    let patient = |b: steadfast::ClientBuilder| b.deadline(ms(9_000)).reconnect_grace(ms(9_000));
     let (redis, proxy, client) = proxied(patient).await;
     let at = (&redis, &proxy);
     for (effect, theirs) in [(None, true), (Some(Effect::LastWins), false)] {

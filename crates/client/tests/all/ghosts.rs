@@ -64,7 +64,7 @@ async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
 
 #[tokio::test]
 async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_writes() {
-    let (redis, client) = pair_with(|b| b.abandon_after(ms(700))).await;
+    let (redis, client) = pair_with(|b| b.unresponsive_timeout(ms(700))).await;
     let session = client.session().await.unwrap();
     session.send(&cmd("PING")).await.unwrap();
     redis.freeze().unwrap();
@@ -82,7 +82,7 @@ async fn c18_a_session_kills_what_the_shared_connection_left_behind_before_it_wr
 
 #[tokio::test]
 async fn c18_a_transaction_under_way_when_another_connection_is_abandoned_does_nothing() {
-    let (redis, client) = pair_with(|b| b.abandon_after(ms(700))).await;
+    let (redis, client) = pair_with(|b| b.unresponsive_timeout(ms(700))).await;
     let session = client.session().await.unwrap();
     session.send(&cmd("MULTI")).await.unwrap();
     session.send(&cmd("SET k 2")).await.unwrap();
@@ -225,7 +225,7 @@ async fn c18_a_right_that_comes_back_is_trusted_from_the_next_connection_on_whic
 
 #[tokio::test]
 async fn c18_a_session_whose_exec_was_given_up_still_kills_what_was_left_behind() {
-    let (redis, client) = pair_with(|b| b.abandon_after(ms(700))).await;
+    let (redis, client) = pair_with(|b| b.unresponsive_timeout(ms(700))).await;
     let session = client.session().await.unwrap();
     session.send(&cmd("MULTI")).await.unwrap();
     session.send(&cmd("INCR n")).await.unwrap();

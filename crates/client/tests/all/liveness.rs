@@ -35,7 +35,7 @@ fn server() -> (Runtime, Redis) {
 async fn connect(redis: &Redis) -> Client {
     let builder = Client::builder(&redis.url()).unwrap().name("c19");
     // An allowance for interruptions that a busy machine does not use up.
-    let builder = builder.deadline(ms(8_000)).blip_wait(ms(3_000));
+    let builder = builder.deadline(ms(8_000)).reconnect_grace(ms(3_000));
     builder.connect().await.unwrap()
 }
 
@@ -236,7 +236,7 @@ async fn c19_answers_that_came_while_the_runtime_stood_still_are_handed_out_and_
         hasty.send(&cmd("GET k")).await.unwrap();
     }
     assert_eq!(client.history().len(), 1, "{:?}", client.history());
-    assert_eq!(seen(&client, "overdue"), 0);
+    assert_eq!(seen(&client, "unresponsive"), 0);
     // The subscriber's connection lives, too.
     client.send(&cmd("PUBLISH channel x")).await.unwrap();
     let first = pubsub.next().await;

@@ -5,9 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use redis::Value;
-use steadfast::{
-    BreakerConfig, BreakerSwitch, Certainty, Client, ConnectionState, Error, ErrorKind,
-};
+use steadfast::{BreakerConfig, BreakerMode, Certainty, Client, ConnectionState, Error, ErrorKind};
 use steadfast_drill::fault::{Stall, Toxic};
 use steadfast_drill::process::Redis;
 use tokio::task::JoinSet;
@@ -92,9 +90,9 @@ async fn most_in_flight(client: Client, stop: Arc<AtomicBool>) -> usize {
 async fn patient_pair() -> (Redis, Client) {
     pair_with(|b| {
         b.deadline(ms(10_000))
-            .reply_overdue(ms(5000))
+            .response_idle_timeout(ms(5000))
             .connect_timeout(ms(5000))
-            .blip_wait(ms(2000))
+            .reconnect_grace(ms(2000))
             .breaker(BreakerConfig {
                 slow_call: None,
                 ..BreakerConfig::default()
@@ -250,8 +248,9 @@ async fn c6_a_cut_network_under_load_costs_no_call_more_than_its_deadline() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn c12_ten_thousand_callers_half_of_them_cancelled_get_their_own_replies() {
-    let (_redis, client) = pair_with(|b| b.deadline(ms(20_000)).reply_overdue(ms(10_000))).await;
-    client.switch_breaker(BreakerSwitch::Disable);
+    let (_redis, client) =
+        pair_with(|b| b.deadline(ms(20_000)).response_idle_timeout(ms(10_000))).await;
+    client.set_breaker_mode(BreakerMode::Disabled);
     for n in 0..1000 {
         client
             .send(&cmd(&format!("SET key:{n} value:{n}")))

@@ -101,7 +101,7 @@ async fn c5_readers_do_not_notice_that_their_connection_is_killed_again_and_agai
 #[tokio::test]
 async fn c5_calls_that_arrive_while_it_reconnects_wait_for_it() {
     let (redis, client) = pair_with(|b| {
-        b.blip_wait(Duration::from_secs(5))
+        b.reconnect_grace(Duration::from_secs(5))
             .deadline(Duration::from_secs(8))
     })
     .await;
@@ -118,7 +118,7 @@ async fn c5_calls_that_arrive_while_it_reconnects_wait_for_it() {
 
 #[tokio::test]
 async fn c5_flapping_cannot_spend_the_allowance_for_ever() {
-    let (redis, client) = pair_with(|b| b.blip_wait(Duration::from_millis(2000))).await;
+    let (redis, client) = pair_with(|b| b.reconnect_grace(Duration::from_millis(2000))).await;
     // The first outage spends it; the next begins before 5 s of health.
     redis.kill().await;
     until_state(&client, ConnectionState::Down).await;
@@ -183,7 +183,7 @@ async fn c7_an_overdue_peer_that_lives_is_replaced_by_a_challenger() {
         client
             .history()
             .iter()
-            .any(|event| event.kind.name() == "overdue")
+            .any(|event| event.kind.name() == "unresponsive")
     })
     .await;
     redis.resume().unwrap();
@@ -191,7 +191,7 @@ async fn c7_an_overdue_peer_that_lives_is_replaced_by_a_challenger() {
         client
             .history()
             .iter()
-            .any(|event| matches!(event.kind.name(), "woke" | "replaced"))
+            .any(|event| matches!(event.kind.name(), "recovered" | "replaced"))
     })
     .await;
     for call in calls {

@@ -195,7 +195,7 @@ async fn t18_nothing_of_a_frozen_primary_counts_when_it_wakes_after_the_promotio
     let stubborn = Client::builder(&watched.url())
         .unwrap()
         .connect_timeout(Duration::from_secs(600))
-        .stuck_after(Duration::from_secs(6_000))
+        .watchdog_timeout(Duration::from_secs(6_000))
         .connect()
         .await
         .unwrap();

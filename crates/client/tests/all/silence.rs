@@ -228,7 +228,7 @@ async fn c7_a_pause_of_the_server_is_no_false_alarm() {
         .unwrap();
     // Four times as long as usual, all of it: what the default is, the simulation shows.
     let builder = Client::builder(&redis.url()).unwrap();
-    let builder = builder.reply_overdue(ms(2_000)).deadline(ms(4_000));
+    let builder = builder.response_idle_timeout(ms(2_000)).deadline(ms(4_000));
     let client = builder.connect().await.unwrap();
     for _ in 0..50 {
         client.send(&cmd("SET k v")).await.unwrap();
@@ -244,7 +244,8 @@ async fn c7_a_pause_of_the_server_is_no_false_alarm() {
 
 #[tokio::test]
 async fn c7_a_reply_that_nobody_waits_for_holds_up_nobody() {
-    let slowly = |b: steadfast::ClientBuilder| b.reply_overdue(ms(1_500)).deadline(ms(8_000));
+    let slowly =
+        |b: steadfast::ClientBuilder| b.response_idle_timeout(ms(1_500)).deadline(ms(8_000));
     let (redis, proxy, client) = proxied(slowly).await;
     let large = "x".repeat(24 << 20);
     redis.command(&["SET", "large", &large]).await.unwrap();
@@ -293,7 +294,7 @@ async fn c7_pushes_without_end_do_not_keep_a_connection_alive() {
 
 #[tokio::test]
 async fn c12_a_call_that_was_dropped_before_it_was_written_is_never_sent() {
-    let (redis, client) = pair_with(|b| b.blip_wait(ms(8_000)).deadline(ms(9_000))).await;
+    let (redis, client) = pair_with(|b| b.reconnect_grace(ms(8_000)).deadline(ms(9_000))).await;
     redis.kill().await;
     until_state(&client, ConnectionState::Connecting).await;
     let incr = cmd("INCR n");

@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use redis::Value;
 use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider};
-use steadfast::{Client, ConnectionState, ErrorKind, EventOrGap, Resolve};
+use steadfast::{Client, ConnectionState, ErrorKind, EventItem, Resolve};
 use steadfast_drill::process::Redis;
 use steadfast_drill::scripted::{Script, Server};
 
@@ -196,8 +196,8 @@ async fn c8_a_provider_that_hangs_panics_or_blocks_its_thread_cannot_wedge_the_c
                 then,
             })
             .connect_timeout(ms(50))
-            .stuck_after(ms(1500))
-            .blip_wait(ms(60_000))
+            .watchdog_timeout(ms(1500))
+            .reconnect_grace(ms(60_000))
             .build()
             .unwrap();
         // Whatever is done to the supervisor, a call that waits for it has its deadline.
@@ -312,7 +312,7 @@ async fn c8_debug_sleep_is_survived_without_a_reconnection_that_is_not_needed() 
         let client = client.clone();
         async move { client.send(&cmd("DEBUG SLEEP 1.2")).await }
     });
-    until_seen(&client, "overdue").await;
+    until_seen(&client, "unresponsive").await;
     assert_eq!(sleeping.await.unwrap().unwrap(), Value::Okay);
     until_state(&client, ConnectionState::Ready).await;
     client.send(&cmd("INCR n")).await.unwrap();
@@ -350,14 +350,14 @@ async fn c14_a_listener_that_is_too_slow_is_told_how_much_it_missed() {
     let (_redis, client) = pair().await;
     let mut events = client.events();
     for _ in 0..300 {
-        client.switch_breaker(steadfast::BreakerSwitch::ForceOpen);
-        client.switch_breaker(steadfast::BreakerSwitch::Automatic);
+        client.set_breaker_mode(steadfast::BreakerMode::ForcedOpen);
+        client.set_breaker_mode(steadfast::BreakerMode::Automatic);
     }
-    let Some(EventOrGap::Gap(missed)) = events.next().await else {
+    let Some(EventItem::Gap(missed)) = events.next().await else {
         panic!("it missed some");
     };
     assert!(missed > 0);
-    let Some(EventOrGap::Event(first)) = events.next().await else {
+    let Some(EventItem::Event(first)) = events.next().await else {
         panic!("then it goes on");
     };
     let last = client.history().last().unwrap().seq;
@@ -385,7 +385,7 @@ async fn c15_closing_while_it_dials_ends_at_once_and_dials_no_more() {
 
 #[tokio::test]
 async fn c15_closing_tells_calls_that_wait_for_a_connection_and_blocking_ones() {
-    let (redis, client) = pair_with(|b| b.blip_wait(ms(60_000)).deadline(ms(60_000))).await;
+    let (redis, client) = pair_with(|b| b.reconnect_grace(ms(60_000)).deadline(ms(60_000))).await;
     let popping = tokio::spawn({
         let client = client.clone();
         async move { client.send(&cmd("BLPOP queue 30")).await }
@@ -404,7 +404,7 @@ async fn c15_closing_tells_calls_that_wait_for_a_connection_and_blocking_ones() 
 
     let client = Client::builder(&redis.url())
         .unwrap()
-        .blip_wait(ms(60_000))
+        .reconnect_grace(ms(60_000))
         .deadline(ms(60_000))
         .connect()
         .await

@@ -88,7 +88,7 @@ async fn c14_the_record_of_a_silence_tells_how_long_it_took_to_notice_and_what_w
     client.send(&cmd("GET k")).await.unwrap_err();
     redis.resume().unwrap();
     until_state(&client, ConnectionState::Ready).await;
-    if seen(&client, "woke") == 0 {
+    if seen(&client, "recovered") == 0 {
         until_seen(&client, "replaced").await;
     }
     let incidents = client.incidents();

@@ -100,7 +100,7 @@ async fn c7_the_answers_of_a_stalled_network_are_taken_when_it_is_mended() {
 
 #[tokio::test]
 async fn c7_a_frozen_connection_is_given_up_after_a_while_and_down_is_told_once() {
-    let (redis, client) = pair_with(|b| b.abandon_after(ms(1500))).await;
+    let (redis, client) = pair_with(|b| b.unresponsive_timeout(ms(1500))).await;
     redis.freeze().unwrap();
     until_seen(&client, "replaced").await;
     tokio::time::sleep(ms(600)).await;
@@ -132,7 +132,7 @@ async fn c7_a_slow_script_with_a_deadline_of_its_own_gets_its_answer() {
 async fn c9_slow_calls_open_the_breaker_unless_they_were_given_longer() {
     for (limit, opens) in [(ms(3000), true), (ms(20_000), false)] {
         let (_redis, proxy, client) =
-            proxied(|b| b.reply_overdue(ms(5000)).deadline(ms(3000))).await;
+            proxied(|b| b.response_idle_timeout(ms(5000)).deadline(ms(3000))).await;
         let delay = RespDelay {
             commands: vec!["GET".into()],
             percentage: 100.0,

@@ -14,7 +14,7 @@ use super::keys::{
     STORE_SECOND, TWO,
 };
 use super::wait::Wait;
-use super::{Errors, Instead, Shared};
+use super::{Alternative, Errors, Shared};
 
 /// Commands that share all their judgements.
 #[derive(Debug)]
@@ -49,7 +49,7 @@ impl Group {
         self
     }
 
-    const fn refused(mut self, instead: Instead) -> Self {
+    const fn refused(mut self, instead: Alternative) -> Self {
         self.shared = Shared::No(instead);
         self
     }
@@ -185,7 +185,7 @@ pub(super) static GROUPS: &[Group] = &[
         "OBJECT", "PUBSUB", "SCRIPT", "SLOWLOG", "XGROUP", "XINFO",
     ]),
     group(Rule::BareCommand, NONE, &["COMMAND"]),
-    group(Rule::Container, NONE, &["CLIENT"]).refused(Instead::Session),
+    group(Rule::Container, NONE, &["CLIENT"]).refused(Alternative::Session),
     // The server as a whole.
     group(Is(Control), NONE, &[
         "SAVE", "BGSAVE", "BGREWRITEAOF", "SHUTDOWN", "FAILOVER", "REPLICAOF", "SLAVEOF", "DEBUG",
@@ -204,19 +204,19 @@ pub(super) static GROUPS: &[Group] = &[
         "MULTI", "EXEC", "DISCARD", "UNWATCH", "SELECT", "READONLY", "READWRITE", "ASKING",
         "CLIENT CAPA", "CLIENT IMPORT-SOURCE", "CLIENT NO-EVICT", "CLIENT NO-TOUCH",
         "CLIENT SETINFO", "CLIENT SETNAME",
-    ]).refused(Instead::Session),
-    group(Is(Control), ALL, &["WATCH"]).refused(Instead::Session),
-    group(Is(Control), NONE, &["WAIT"]).waits(Wait::Millis { at: 2 }).refused(Instead::Session),
-    group(Is(Control), NONE, &["WAITAOF"]).waits(Wait::Millis { at: 3 }).refused(Instead::Session),
+    ]).refused(Alternative::Session),
+    group(Is(Control), ALL, &["WATCH"]).refused(Alternative::Session),
+    group(Is(Control), NONE, &["WAIT"]).waits(Wait::Millis { at: 2 }).refused(Alternative::Session),
+    group(Is(Control), NONE, &["WAITAOF"]).waits(Wait::Millis { at: 3 }).refused(Alternative::Session),
     group(Is(Control), NONE, &[
         "SUBSCRIBE", "PSUBSCRIBE", "UNSUBSCRIBE", "PUNSUBSCRIBE",
-    ]).refused(Instead::PubSub),
-    group(Is(Control), ALL, &["SSUBSCRIBE", "SUNSUBSCRIBE"]).refused(Instead::PubSub),
+    ]).refused(Alternative::PubSub),
+    group(Is(Control), ALL, &["SSUBSCRIBE", "SUNSUBSCRIBE"]).refused(Alternative::PubSub),
     // These would take the connection out of the hands of the client that looks after it.
     group(Is(Control), NONE, &[
         "AUTH", "HELLO", "RESET", "QUIT", "MONITOR", "SYNC", "PSYNC", "REPLCONF", "CLIENT CACHING",
         "CLIENT REPLY", "CLIENT TRACKING", "SCRIPT DEBUG",
-    ]).refused(Instead::Unsupported),
+    ]).refused(Alternative::Unsupported),
 ];
 
 /// Finds the group of a command, with its canonical name. `sub` is given for the commands of a container.

@@ -47,7 +47,7 @@ fn what_is_unknown_is_opaque_and_keeps_metrics_bounded() {
 fn an_unknown_subcommand_of_client_may_change_the_connection() {
     let class = classify(words("CLIENT SOMETHING-NEW"));
     assert_eq!((class.name, class.effect), ("CLIENT", Effect::Opaque));
-    assert_eq!(class.shared, Shared::No(Instead::Session));
+    assert_eq!(class.shared, Shared::No(Alternative::Session));
     assert_eq!(classify(words("CONFIG SOMETHING-NEW")).shared, Shared::Yes);
 }
 
@@ -55,7 +55,7 @@ fn an_unknown_subcommand_of_client_may_change_the_connection() {
 fn a_command_without_a_name_is_refused() {
     assert_eq!(
         classify([].into_iter()).shared,
-        Shared::No(Instead::Unsupported)
+        Shared::No(Alternative::Unsupported)
     );
     assert!(keys([].into_iter()).is_empty());
 }
@@ -128,7 +128,7 @@ fn commands_of_later_servers_are_judged_by_their_arguments() {
     );
     assert_eq!(
         classify(words("WAITAOF 1 1 250")).shared,
-        Shared::No(Instead::Session)
+        Shared::No(Alternative::Session)
     );
 }
 

@@ -26,7 +26,7 @@ mod tests_clock {
 fn conn(now: Instant) -> Conn<u32> {
     let watch = Watch {
         doubtful: SECOND * 2 / 5,
-        reply_overdue: SECOND / 2,
+        response_idle_timeout: SECOND / 2,
         heartbeat: SECOND,
     };
     Conn::new(watch, Limits::default(), now)
@@ -72,7 +72,7 @@ fn strict(now: Instant) -> Conn<u32> {
     };
     let watch = Watch {
         doubtful: SECOND / 4,
-        reply_overdue: SECOND / 2,
+        response_idle_timeout: SECOND / 2,
         heartbeat: SECOND,
     };
     let mut conn = Conn::new(watch, limits, now);
@@ -308,7 +308,7 @@ fn silence_is_told_once_and_again_only_after_a_byte() {
     let doubtful =
         |conn: &mut Conn<u32>, at| matches!(conn.poll_lapse(at), Some(Lapse::Doubtful { .. }));
     let overdue =
-        |conn: &mut Conn<u32>, at| matches!(conn.poll_lapse(at), Some(Lapse::Overdue { .. }));
+        |conn: &mut Conn<u32>, at| matches!(conn.poll_lapse(at), Some(Lapse::Unresponsive { .. }));
     assert!(!doubtful(&mut conn, now + SECOND / 5));
     assert!(doubtful(&mut conn, now + SECOND * 2 / 5));
     assert!(!overdue(&mut conn, now + SECOND * 2 / 5));
@@ -577,7 +577,7 @@ fn what_a_connection_has_to_do_next_is_told_by_its_timeout() {
     assert!(matches!(told, Some(Lapse::Doubtful { quiet }) if quiet == SECOND * 2 / 5));
     let overdue = at + SECOND / 2;
     assert_eq!(conn.poll_timeout(), Some(overdue), "longer silence");
-    let Some(Lapse::Overdue { quiet }) = conn.poll_lapse(overdue) else {
+    let Some(Lapse::Unresponsive { quiet }) = conn.poll_lapse(overdue) else {
         panic!("it is overdue");
     };
     assert_eq!(quiet, SECOND / 2);

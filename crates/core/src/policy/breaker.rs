@@ -42,7 +42,7 @@ mod transition;
 
 pub use config::BreakerConfig;
 pub use permit::{Admission, Outcome, Permit, Refused};
-pub use transition::{Cause, Mode, State, Transition};
+pub use transition::{BreakerMode, Cause, State, Transition};
 
 use self::ramp::Ramp;
 use super::{
@@ -56,7 +56,7 @@ use super::{
 #[derive(Clone, Debug)]
 pub struct Breaker {
     config: BreakerConfig,
-    mode: Mode,
+    mode: BreakerMode,
     phase: Phase,
     /// Changes whenever permits issued before must no longer count.
     generation: u64,
@@ -76,7 +76,7 @@ impl Breaker {
         Ok(Self {
             window: Window::new(config.window, now),
             config,
-            mode: Mode::Automatic,
+            mode: BreakerMode::Automatic,
             phase: Phase::Closed { ramp: None },
             generation: 1,
             in_a_row: 0,
@@ -190,7 +190,7 @@ impl Breaker {
     /// on finding out. Closes at once, with a ramp.
     pub fn probe_succeeded(&mut self, now: Instant) -> Option<Transition> {
         match (self.mode, &self.phase) {
-            (Mode::Automatic, Phase::Open { .. } | Phase::HalfOpen { .. }) => {
+            (BreakerMode::Automatic, Phase::Open { .. } | Phase::HalfOpen { .. }) => {
                 Some(self.close(Cause::OwnProbe, now))
             }
             _ => None,
@@ -289,7 +289,7 @@ impl Breaker {
     }
 
     /// Who is in charge.
-    pub fn mode(&self) -> Mode {
+    pub fn mode(&self) -> BreakerMode {
         self.mode
     }
 
@@ -298,33 +298,33 @@ impl Breaker {
     /// ```
     /// # #![allow(clippy::disallowed_methods)]
     /// use std::time::Instant;
-    /// use steadfast_core::policy::breaker::{Breaker, BreakerConfig, Mode};
+    /// use steadfast_core::policy::breaker::{Breaker, BreakerConfig, BreakerMode};
     ///
     /// let now = Instant::now();
     /// let mut breaker = Breaker::new(BreakerConfig::default(), now)?;
     /// breaker.force_open(now);
-    /// assert_eq!((breaker.mode(), breaker.try_acquire(now).is_err()), (Mode::ForcedOpen, true));
+    /// assert_eq!((breaker.mode(), breaker.try_acquire(now).is_err()), (BreakerMode::ForcedOpen, true));
     /// breaker.enable(now);
     /// assert!(breaker.try_acquire(now).is_ok());
     /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())
     /// ```
     pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(Mode::ForcedOpen, Phase::Open { until: None }, now)
+        self.by_hand(BreakerMode::ForcedOpen, Phase::Open { until: None }, now)
     }
 
     /// By hand: lets everything through until [`enable`](Self::enable), and goes on counting.
     pub fn force_closed(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(Mode::ForcedClosed, Phase::Closed { ramp: None }, now)
+        self.by_hand(BreakerMode::ForcedClosed, Phase::Closed { ramp: None }, now)
     }
 
     /// By hand: lets everything through and counts nothing until [`enable`](Self::enable).
     pub fn disable(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(Mode::Disabled, Phase::Closed { ramp: None }, now)
+        self.by_hand(BreakerMode::Disabled, Phase::Closed { ramp: None }, now)
     }
 
     /// Gives charge back to the breaker, which begins closed and with nothing counted; with a ramp if it was open.
     pub fn enable(&mut self, now: Instant) -> Option<Transition> {
-        if self.mode == Mode::Automatic {
+        if self.mode == BreakerMode::Automatic {
             return None;
         }
         let ramp = match self.phase {
@@ -332,11 +332,11 @@ impl Breaker {
             _ => Ramp::begin(self.config.ramp, self.config.ramp_start, now),
         };
         self.openings = 0;
-        self.by_hand(Mode::Automatic, Phase::Closed { ramp }, now)
+        self.by_hand(BreakerMode::Automatic, Phase::Closed { ramp }, now)
     }
 
     fn counts(&self) -> bool {
-        matches!(self.phase, Phase::Closed { .. }) && self.mode != Mode::Disabled
+        matches!(self.phase, Phase::Closed { .. }) && self.mode != BreakerMode::Disabled
     }
 
     /// Counts one call while closed, and opens if that is one too many. A success never opens.
@@ -351,7 +351,7 @@ impl Breaker {
         };
         self.in_a_row = in_a_row;
         self.window.add(counts, now);
-        if outcome == Outcome::Success || self.mode != Mode::Automatic {
+        if outcome == Outcome::Success || self.mode != BreakerMode::Automatic {
             return None;
         }
         self.one_too_many(now).map(|cause| self.open(cause, now))
@@ -409,7 +409,7 @@ impl Breaker {
         self.go(Phase::Closed { ramp }, cause, now)
     }
 
-    fn by_hand(&mut self, mode: Mode, phase: Phase, now: Instant) -> Option<Transition> {
+    fn by_hand(&mut self, mode: BreakerMode, phase: Phase, now: Instant) -> Option<Transition> {
         self.mode = mode;
         if matches!(phase, Phase::Open { .. }) && self.state() == State::Closed {
             self.trouble_since = now;

@@ -3,7 +3,7 @@
 //!
 //! [`LatencyEstimate`] says what a call is expected to take *now*. It is shared without a lock; on the healthy path it costs
 //! one relaxed load. Three things keep it from refusing for ever on the strength of what it once saw: it halves with every
-//! [`HALF_LIFE`] in which nothing is learnt; one call in [`PILOT_EVERY`] goes whatever it says, and is learnt from;
+//! [`HALF_LIFE`] in which nothing is learnt; one call in [`PROBE_EVERY`] goes whatever it says, and is learnt from;
 //! and it takes on what it learns the faster the longer it has learnt nothing.
 //!
 //! ```
@@ -76,8 +76,8 @@ impl Deadline {
     }
 }
 
-/// One doomed call in so much time is let go, so that the estimate can learn that it is wrong.
-pub const PILOT_EVERY: Duration = Duration::from_millis(100);
+/// One call that cannot meet its deadline in so much time is let go, so that the estimate can learn that it is wrong.
+pub const PROBE_EVERY: Duration = Duration::from_millis(100);
 
 /// The estimate halves in so much time in which no call has ended.
 pub const HALF_LIFE: Duration = Duration::from_millis(500);
@@ -94,8 +94,8 @@ pub struct LatencyEstimate {
     nanos: AtomicU64,
     /// Nanoseconds since `start`.
     learnt_at: AtomicU64,
-    /// Nanoseconds since `start` from which the next pilot may go.
-    next_pilot: AtomicU64,
+    /// Nanoseconds since `start` from which the next probe may go.
+    next_probe: AtomicU64,
 }
 
 impl LatencyEstimate {
@@ -105,15 +105,15 @@ impl LatencyEstimate {
             start: now,
             nanos: AtomicU64::new(0),
             learnt_at: AtomicU64::new(0),
-            next_pilot: AtomicU64::new(0),
+            next_probe: AtomicU64::new(0),
         }
     }
 
-    /// A call with so much time left arrives. Errors: [`Doomed`], if it would not be answered in time.
+    /// A call with so much time left arrives. Errors: [`DeadlineInfeasible`], if it would not be answered in time.
     ///
     /// `now` is looked at only if the last estimate speaks against the call.
     #[inline]
-    pub fn admit(&self, remaining: Duration, now: Instant) -> Result<(), Doomed> {
+    pub fn admit(&self, remaining: Duration, now: Instant) -> Result<(), DeadlineInfeasible> {
         if u128::from(self.nanos.load(Relaxed)) <= remaining.as_nanos() {
             return Ok(());
         }
@@ -154,24 +154,24 @@ impl LatencyEstimate {
     }
 
     #[cold]
-    fn look_closer(&self, remaining: Duration, now: Instant) -> Result<(), Doomed> {
+    fn look_closer(&self, remaining: Duration, now: Instant) -> Result<(), DeadlineInfeasible> {
         let expected = self.expected(now);
         if expected <= remaining {
             return Ok(());
         }
         let now = self.since_start(now);
-        let next = self.next_pilot.load(Relaxed);
-        let following = now.saturating_add(nanos(PILOT_EVERY));
+        let next = self.next_probe.load(Relaxed);
+        let following = now.saturating_add(nanos(PROBE_EVERY));
         if now >= next
             && self
-                .next_pilot
+                .next_probe
                 .compare_exchange(next, following, Relaxed, Relaxed)
                 .is_ok()
         {
             return Ok(());
         }
         let retry_after = Duration::from_nanos(next.saturating_sub(now));
-        Err(Doomed {
+        Err(DeadlineInfeasible {
             expected,
             remaining,
             retry_after,
@@ -186,7 +186,7 @@ impl LatencyEstimate {
 /// The call would not be answered before its deadline, at the latency now observed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a call takes about {} ms at present, and this one has {} ms left", expected.as_millis(), remaining.as_millis())]
-pub struct Doomed {
+pub struct DeadlineInfeasible {
     /// What a call takes now.
     pub expected: Duration,
     /// What this one had.
@@ -255,7 +255,7 @@ mod tests {
         let doomed = estimate.admit(ms(399), now).unwrap_err();
         assert_eq!(
             doomed,
-            Doomed {
+            DeadlineInfeasible {
                 expected: ms(400),
                 remaining: ms(399),
                 retry_after: ms(100)

@@ -8,7 +8,7 @@ use steadfast_core::policy::{
     RetryState, Stop,
     breaker::Admission,
     bulkhead::Full,
-    deadline::PILOT_EVERY,
+    deadline::PROBE_EVERY,
     retry::{GiveUp, Step},
     window::{BUCKETS, Counts, Window},
 };
@@ -236,16 +236,16 @@ proptest! {
             let expected = estimate.expected(now);
             match estimate.admit(Duration::ZERO, now) {
                 Ok(()) if !expected.is_zero() => {
-                    prop_assert!(pilots.last().is_none_or(|last| now - *last >= PILOT_EVERY));
+                    prop_assert!(pilots.last().is_none_or(|last| now - *last >= PROBE_EVERY));
                     pilots.push(now);
                     refused_since = None;
                 }
                 Ok(()) => refused_since = None,
                 Err(doomed) => {
                     prop_assert_eq!(doomed.expected, expected);
-                    prop_assert!(doomed.retry_after <= PILOT_EVERY);
+                    prop_assert!(doomed.retry_after <= PROBE_EVERY);
                     let since = *refused_since.get_or_insert(now);
-                    prop_assert!(now - since < PILOT_EVERY);
+                    prop_assert!(now - since < PROBE_EVERY);
                 }
             }
         }

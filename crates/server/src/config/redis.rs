@@ -25,10 +25,10 @@ pub struct RedisConfig {
     /// Silence of a connection, while commands wait, after which a new one is tried; default 500
     /// ms.
     #[serde(serialize_with = "duration")]
-    pub reply_overdue: Duration,
+    pub response_idle_timeout: Duration,
     /// Silence after which a connection is given up even if no other can be had; default 30 s.
     #[serde(serialize_with = "duration")]
-    pub abandon_after: Duration,
+    pub unresponsive_timeout: Duration,
     /// Limit on each phase of connecting (DNS, TCP, TLS, handshake); default 1 s.
     #[serde(serialize_with = "duration")]
     pub connect_timeout: Duration,
@@ -41,7 +41,7 @@ pub struct RedisConfig {
     pub reconnect_cap: Duration,
     /// How long calls wait at the start of an outage, in case it is short; default 250 ms.
     #[serde(serialize_with = "duration")]
-    pub blip_wait: Duration,
+    pub reconnect_grace: Duration,
     /// How often an idle connection is asked whether it lives; default 1 s.
     #[serde(serialize_with = "duration")]
     pub heartbeat: Duration,
@@ -77,12 +77,14 @@ impl RedisConfig {
         let config = Self {
             url: SecretUrl::read(section, "url", "redis://127.0.0.1:6379", REDIS_SCHEMES),
             deadline: section.positive("deadline").unwrap_or(secs(1)),
-            reply_overdue: section.positive("reply_overdue").unwrap_or(millis(500)),
-            abandon_after: section.positive("abandon_after").unwrap_or(secs(30)),
+            response_idle_timeout: section
+                .positive("response_idle_timeout")
+                .unwrap_or(millis(500)),
+            unresponsive_timeout: section.positive("unresponsive_timeout").unwrap_or(secs(30)),
             connect_timeout: section.positive("connect_timeout").unwrap_or(secs(1)),
             reconnect_first: section.positive("reconnect_first").unwrap_or(millis(20)),
             reconnect_cap: section.positive("reconnect_cap").unwrap_or(millis(250)),
-            blip_wait: section.duration("blip_wait").unwrap_or(millis(250)),
+            reconnect_grace: section.duration("reconnect_grace").unwrap_or(millis(250)),
             heartbeat: section.positive("heartbeat").unwrap_or(secs(1)),
             health_timeout: section.positive("health_timeout").unwrap_or(secs(3)),
             connections: section.count("connections", 1, 64).unwrap_or(1),
@@ -131,9 +133,15 @@ impl RedisConfig {
             let mistake = retry.mistake(key, message);
             retry.refuse(mistake.help("fewer attempts, shorter pauses or a longer deadline"));
         }
-        let (overdue, abandoned) = (self.reply_overdue, self.abandon_after);
-        redis.ordered(("reply_overdue", overdue), ("abandon_after", abandoned));
-        redis.ordered(("blip_wait", self.blip_wait), ("deadline", self.deadline));
+        let (overdue, abandoned) = (self.response_idle_timeout, self.unresponsive_timeout);
+        redis.ordered(
+            ("response_idle_timeout", overdue),
+            ("unresponsive_timeout", abandoned),
+        );
+        redis.ordered(
+            ("reconnect_grace", self.reconnect_grace),
+            ("deadline", self.deadline),
+        );
     }
 }
 

@@ -105,9 +105,9 @@ fn s10_settings_that_contradict_each_other_are_named() {
             "contradicts `redis.reconnect_cap`",
         ),
         (
-            "[redis]\nreply_overdue = \"40s\"",
-            "redis.reply_overdue",
-            "contradicts `redis.abandon_after`",
+            "[redis]\nresponse_idle_timeout = \"40s\"",
+            "redis.response_idle_timeout",
+            "contradicts `redis.unresponsive_timeout`",
         ),
         (
             "[redis.retry]\nattempts = 9\nfirst = \"100ms\"",
@@ -136,8 +136,8 @@ fn s10_settings_that_contradict_each_other_are_named() {
             "is missing",
         ),
         (
-            "[redis]\nblip_wait = \"5s\"",
-            "redis.blip_wait",
+            "[redis]\nreconnect_grace = \"5s\"",
+            "redis.reconnect_grace",
             "contradicts `redis.deadline`",
         ),
         (

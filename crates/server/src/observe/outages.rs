@@ -104,7 +104,7 @@ impl Outages {
                 outage.attempts += 1;
                 cause.as_ref().clone_into(&mut outage.cause);
             }
-            EventKind::Overdue { quiet_ms } => {
+            EventKind::Unresponsive { quiet_ms } => {
                 let cause = "Redis stopped answering";
                 let outage = state.lost(connection, at_ms, cause, counts);
                 outage.detection_ms.get_or_insert(*quiet_ms);
@@ -118,7 +118,7 @@ impl Outages {
                     counts,
                 );
             }
-            EventKind::Woke {
+            EventKind::Recovered {
                 refused, unknown, ..
             } => {
                 let told = (*refused, *unknown as u64);
@@ -417,15 +417,15 @@ mod tests {
         happens(
             &outages,
             100,
-            EventKind::Overdue { quiet_ms: 500.0 },
+            EventKind::Unresponsive { quiet_ms: 500.0 },
             counts(0, 0, 0),
         );
-        let woke = EventKind::Woke {
+        let recovered = EventKind::Recovered {
             quiet_ms: 3000.0,
             refused: 40,
             unknown: 2,
         };
-        happens(&outages, 2600, woke, counts(3, 0, 0));
+        happens(&outages, 2600, recovered, counts(3, 0, 0));
         let only = &list(&outages, counts(3, 0, 0))[0];
         assert_eq!(
             (&only["ended_by"], &only["detection_ms"], &only["refused"]),

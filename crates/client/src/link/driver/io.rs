@@ -128,7 +128,7 @@ impl Driver {
         if let Some(since) = self.overdue_since.take() {
             let quiet = now.saturating_duration_since(since);
             let given_up = std::mem::take(&mut self.given_up);
-            let _ = self.signals.send(Signal::Woke(quiet, given_up));
+            let _ = self.signals.send(Signal::Recovered(quiet, given_up));
         } else if self.doubtful {
             let _ = self.signals.send(Signal::Calm);
         }

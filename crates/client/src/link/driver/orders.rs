@@ -10,7 +10,7 @@ use crate::link::connect;
 use crate::wire::queue::{Backlog, Job, Left, Order};
 use crate::wire::slot::{Blame, Ended, Rejoin};
 
-/// Deadline of the driver's own commands: they are watched by `reply_overdue` instead.
+/// Deadline of the driver's own commands: they are watched by `response_idle_timeout` instead.
 pub(super) const INTERNAL: Duration = Duration::from_secs(3600);
 /// A request is not asked whether anybody waits for it before it is so old.
 const JUST_COME: Duration = Duration::from_millis(1);

@@ -79,7 +79,8 @@ impl Driver {
             let fast = self.shared.observe_rtt(took) < FAST;
             if fast != self.fast && self.link.is_some() {
                 self.fast = fast;
-                let (doubtful, overdue) = patience(self.shared.settings.reply_overdue, fast);
+                let (doubtful, overdue) =
+                    patience(self.shared.settings.response_idle_timeout, fast);
                 conn.set_patience(doubtful, overdue);
             }
         }

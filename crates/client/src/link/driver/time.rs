@@ -105,11 +105,11 @@ impl Driver {
                     self.doubtful = true;
                     let _ = self.signals.send(Signal::Doubtful);
                 }
-                Lapse::Overdue { quiet } => {
+                Lapse::Unresponsive { quiet } => {
                     self.overdue_since = now.checked_sub(quiet).or(Some(now));
                     let calls = |job: &Job| matches!(job, Job::Call(_) | Job::Fenced(_));
                     let last = conn.latest_deadline(calls);
-                    let _ = self.signals.send(Signal::Overdue(quiet, last));
+                    let _ = self.signals.send(Signal::Unresponsive(quiet, last));
                 }
                 Lapse::Stuck { unserved } => {
                     let _ = self.signals.send(Signal::Stuck(unserved));

@@ -13,7 +13,7 @@ use crate::wire::queue::{Gate, Outage};
 pub(super) struct Patience {
     pub(super) link: Arc<Link>,
     pub(super) shared: Arc<Shared>,
-    pub(super) blip_until: Option<Instant>,
+    pub(super) grace_until: Option<Instant>,
 }
 
 impl Patience {
@@ -25,7 +25,7 @@ impl Patience {
         let mut closed = std::pin::pin!(link.closed());
         loop {
             let spent = async {
-                match self.blip_until {
+                match self.grace_until {
                     Some(until) => clock::sleep_fairly_until(until).await,
                     None => std::future::pending().await,
                 }
@@ -35,7 +35,7 @@ impl Patience {
                 () = &mut closed => return None,
                 result = &mut work => return Some(result),
                 () = spent => {
-                    self.blip_until = None;
+                    self.grace_until = None;
                     go_down(&self.shared, &self.link, None);
                 }
                 () = &mut deadlines => {}

@@ -18,7 +18,7 @@ pub(crate) async fn watchdog(
     connector: Arc<Connector>,
     alive: Arc<Alive>,
 ) {
-    let every = (shared.settings.stuck_after / 4).min(Duration::from_secs(1));
+    let every = (shared.settings.watchdog_timeout / 4).min(Duration::from_secs(1));
     while link.state() != ConnectionState::Closed {
         let supervisor = Supervisor::new(
             Arc::clone(&shared),

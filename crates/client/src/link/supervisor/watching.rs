@@ -193,13 +193,13 @@ impl Watching {
                 self.calm();
                 self.go_on_replacing(supervisor);
             }
-            Signal::Overdue(quiet, last) => self.overdue(supervisor, quiet, last),
+            Signal::Unresponsive(quiet, last) => self.overdue(supervisor, quiet, last),
             Signal::Stuck(unserved) => self.stuck(supervisor, unserved),
             Signal::Aside => {}
-            Signal::Woke(quiet, given_up) if self.quiet_since.is_some() => {
+            Signal::Recovered(quiet, given_up) if self.quiet_since.is_some() => {
                 self.woke(supervisor, quiet, given_up);
             }
-            Signal::Woke(..) => {}
+            Signal::Recovered(..) => {}
             // It stays remembered; so does every other one.
             Signal::Unfenced(_) => self.fence_at = Some(clock::now() + FENCE_AGAIN),
             // Nothing of that travels on a connection that many share.
@@ -225,7 +225,7 @@ impl Watching {
             return;
         }
         let settings = &supervisor.shared.settings;
-        let limit = settings.connect_timeout.min(settings.reply_overdue);
+        let limit = settings.connect_timeout.min(settings.response_idle_timeout);
         match &mut self.challenge {
             // What was dialled because the connection is old serves as well.
             Some(challenge) => challenge.gently = false,
@@ -256,14 +256,18 @@ impl Watching {
         let now = clock::now();
         let quiet_ms = clock::as_ms(quiet);
         shared.look_for_primary();
-        shared.hub.emit(link.index, EventKind::Overdue { quiet_ms });
+        shared
+            .hub
+            .emit(link.index, EventKind::Unresponsive { quiet_ms });
         let since = now.checked_sub(quiet).unwrap_or(now);
         self.silence = Silence::Overdue;
         self.quiet_since = Some(since);
         // A call that was given longer gets it, in case the server is merely busy with it.
         let usual = now.checked_add(shared.settings.deadline);
         self.patient = last > usual;
-        self.abandon_at = since.checked_add(shared.settings.abandon_after).max(last);
+        self.abandon_at = since
+            .checked_add(shared.settings.unresponsive_timeout)
+            .max(last);
         if self.successor.is_some() {
             // It was to retire, and does not even finish.
             link.lane.order(Order::Abandon(SILENT.into()));
@@ -275,7 +279,7 @@ impl Watching {
             return;
         }
         // A first attempt is given a moment, should it have begun only now.
-        let moment = shared.settings.reply_overdue / 5;
+        let moment = shared.settings.response_idle_timeout / 5;
         let begun = self
             .challenge
             .as_ref()
@@ -309,7 +313,7 @@ impl Watching {
 
     fn ask(&mut self, supervisor: &Supervisor, mut standby: Successor) {
         self.down_at = None;
-        let limit = supervisor.shared.settings.reply_overdue;
+        let limit = supervisor.shared.settings.response_idle_timeout;
         let about = self.identity.clone();
         let task = async move {
             let Some(about) = about else {
@@ -396,7 +400,7 @@ impl Watching {
         let (shared, link) = (&supervisor.shared, &supervisor.link);
         let now = clock::now();
         self.calm();
-        let kind = EventKind::Woke {
+        let kind = EventKind::Recovered {
             quiet_ms: clock::as_ms(quiet),
             refused: link.lane.take_refused(),
             unknown,

@@ -382,7 +382,7 @@ fn by_hand_it_stays_open_until_enabled() {
     assert!(breaker.try_acquire(start + 3600 * SECOND).is_err());
     assert_eq!(breaker.enable(start).unwrap().to, State::Closed);
     assert!(breaker.ramps());
-    assert_eq!(breaker.mode(), Mode::Automatic);
+    assert_eq!(breaker.mode(), BreakerMode::Automatic);
     assert_eq!(breaker.enable(start), None);
 }
 

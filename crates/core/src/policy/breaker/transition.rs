@@ -15,14 +15,14 @@ pub enum State {
 
 /// Who is in charge of a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Mode {
-    /// The breaker.
+pub enum BreakerMode {
+    /// The breaker judges by itself (the default).
     Automatic,
-    /// A person, who refuses everything.
+    /// A person has it refuse everything.
     ForcedOpen,
-    /// A person, who lets everything through.
+    /// A person has it let everything through; it keeps counting.
     ForcedClosed,
-    /// A person, who switched it off.
+    /// A person has switched it off: it neither counts nor refuses.
     Disabled,
 }
 
