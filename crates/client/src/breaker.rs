@@ -11,7 +11,7 @@ use crate::breaker::ramp::Line;
 use crate::error::{Error, ErrorKind};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
-/// See the module.
+/// The breaker of one client, for which calls that pass freely take no lock.
 #[derive(Debug)]
 pub(crate) struct Guard {
     kept: Mutex<Kept>,
@@ -20,14 +20,14 @@ pub(crate) struct Guard {
     /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the breaker hears of anything else, or failures
     /// would seem to come in a row that have thousands of successes between them.
     successes: Box<[Count]>,
-    /// Those who do not pass freely. While anybody is in it, nobody does.
+    /// The queue of calls that do not pass freely. While a call is in it, none passes freely.
     pub(crate) line: Line,
 }
 
 #[derive(Debug)]
 struct Kept {
     breaker: Breaker,
-    /// What of `successes` the breaker has been told.
+    /// The part of `successes` that the breaker knows of.
     told: u64,
 }
 
@@ -40,7 +40,7 @@ struct Count(AtomicU64);
 #[derive(Debug)]
 pub(crate) struct Pass {
     pub(crate) permit: Permit,
-    /// Not before this instant.
+    /// The instant before which the attempt must not begin.
     pub(crate) not_before: Option<Instant>,
     /// Nor before those who have asked earlier: see [`Line`].
     pub(crate) in_line: bool,
@@ -65,7 +65,7 @@ impl Guard {
         Ok(guard)
     }
 
-    /// So many more calls of this connection ended well. For its driver alone: one that writes needs no lock, nor an instruction that acts as one.
+    /// Adds calls of this connection that ended well. Only its driver may call this: a single writer needs neither a lock nor an atomic addition.
     pub(crate) fn count_successes(&self, connection: usize, n: u64) {
         if let Some(Count(count)) = self.successes.get(connection) {
             count.store(
@@ -110,7 +110,7 @@ impl Guard {
             })
     }
 
-    /// An attempt is over. A success of a call that passed freely is counted by the driver, in batches.
+    /// Records how an attempt ended. Successes of calls that passed freely are counted by the driver, in batches.
     pub(crate) fn record(
         &self,
         permit: Permit,
@@ -123,7 +123,7 @@ impl Guard {
         self.with(now, |breaker| breaker.record(permit, outcome, now))
     }
 
-    /// An attempt ended without telling anything of the server.
+    /// Gives back the permit of an attempt that told nothing of the server.
     pub(crate) fn forget(&self, permit: Permit) {
         if permit.is_probe() {
             self.kept.lock().breaker.forget(permit);
@@ -163,7 +163,7 @@ impl Guard {
         })
     }
 
-    /// Does what has become due: ends the ramp, so that calls pass freely again.
+    /// Does the work that is due: ends the ramp, so that calls pass freely again.
     pub(crate) fn settle(&self, now: Instant) -> Option<Transition> {
         self.with(now, |breaker| breaker.handle_timeout(now))
     }

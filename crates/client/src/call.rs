@@ -36,7 +36,7 @@ use crate::options::CallOptions;
 use crate::wire::queue::{Ask, Gate, Lane, Submitted};
 use crate::wire::slot::Rejoin;
 
-/// One call from beginning to end.
+/// Runs one call from beginning to end.
 pub(crate) async fn call(
     shared: &Shared,
     payload: Payload<'_>,
@@ -63,7 +63,7 @@ pub(crate) async fn call(
     call.run(options).await
 }
 
-/// One attempt on a connection of one's own, which nothing but its deadline limits. Besides the result: the refusal after which the connection is
+/// Makes one attempt on a dedicated connection, which nothing but its deadline limits. Returns besides the result the refusal after which the connection is
 /// not fit for another call, if there was one.
 pub(crate) async fn call_dedicated(
     shared: &Shared,
@@ -111,7 +111,7 @@ pub(crate) async fn call_dedicated(
     (result, place.unfit)
 }
 
-/// Where a call stands in the order of submission.
+/// The place of a call in the order of submission, and what its attempts have shown.
 #[derive(Default)]
 struct Place<'a> {
     /// Among those that wait for a command of several connections, or are one.
@@ -119,13 +119,13 @@ struct Place<'a> {
     seq: Option<u64>,
     /// The connection in service when it was last submitted.
     epoch: u64,
-    /// It may have run already: a connection that cannot kill those before it must not carry it.
+    /// Whether it may have run already: then a connection that cannot fence its predecessors must not carry it.
     only_fenced: bool,
     /// The next connection waits for this call to come again.
     rejoin: Option<Rejoin>,
-    /// Some of it was written when its connection ended.
+    /// Whether some of it was written when its connection ended.
     begun: bool,
-    /// It was answered in words that say that this server is not to be served from any more, and that are not the server's own for certain.
+    /// Whether an error said that this server serves no more, in words that may be a script's.
     doubtful: bool,
     /// A connection ended while it was under way.
     suspected: bool,
@@ -134,7 +134,7 @@ struct Place<'a> {
     apart: bool,
     /// Another one did, though nothing else was in it: it is not repeated.
     blamed_again: bool,
-    /// When it was answered last, if no time was lost meanwhile that was this process's own.
+    /// The time of its last answer, if this process did not stand still meanwhile.
     answered: Option<Instant>,
     /// On a connection of one's own: the refusal after which it is not fit for another call.
     unfit: Option<Refusal>,
@@ -190,7 +190,7 @@ impl Call<'_> {
         result
     }
 
-    /// In a span of its own, with OpenTelemetry's names for a call to a database.
+    /// Runs in a span of its own, with OpenTelemetry's names for a call to a database.
     async fn run_in_span(&self, options: &CallOptions) -> Result<Reply, Error> {
         let span = tracing::debug_span!(
             "redis",
@@ -210,7 +210,7 @@ impl Call<'_> {
         result
     }
 
-    /// One attempt: breaker, calls that cannot meet their deadline, bounds, connection.
+    /// Makes one attempt: breaker, deadline, bounds, connection.
     async fn attempt(&self, now: Instant, place: &mut Place<'_>) -> Result<Reply, Error> {
         place.begun = false;
         let pass = self.admit(now)?;

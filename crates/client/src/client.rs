@@ -74,7 +74,7 @@ impl std::fmt::Debug for Client {
     }
 }
 
-/// What [`Client::close`] could not do.
+/// The result of [`Client::close`]: what it could not do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "calls that were not finished may or may not have taken effect"]
 pub struct CloseReport {
@@ -440,7 +440,7 @@ impl Client {
     }
 }
 
-/// How long the tasks of a closed client may take to end.
+/// The time that the tasks of a closed client may take to end.
 const LAST_WORDS: Duration = Duration::from_millis(250);
 
 /// A client with options of its own for its calls. From [`Client::with`].
@@ -451,18 +451,18 @@ pub struct ScopedClient {
 }
 
 impl ScopedClient {
-    /// As [`Client::send`].
+    /// Sends one command, as [`Client::send`] does.
     ///
     /// # Errors
-    /// As [`Client::send`].
+    /// Sends one command, as [`Client::send`] does.
     pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
         self.client.send_with(cmd, &self.options).await
     }
 
-    /// As [`Client::send_pipeline`].
+    /// Sends a pipeline or transaction, as [`Client::send_pipeline`] does.
     ///
     /// # Errors
-    /// As [`Client::send_pipeline`].
+    /// Sends a pipeline or transaction, as [`Client::send_pipeline`] does.
     pub async fn send_pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
         self.client
             .send_pipeline_with(pipeline, &self.options)

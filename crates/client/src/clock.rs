@@ -36,7 +36,7 @@ pub(crate) async fn sleep(time: Duration) {
     sleep_until(Deadline::after(now(), time).instant()).await;
 }
 
-/// The result of `work`, or `None` if it has none at `at`. Time that this process stood still is not
+/// Returns the result of `work`, or `None` if it has none at `at`. Time that this process stood still is not
 /// held against it: what has become ready meanwhile is looked at first.
 pub(crate) async fn timeout_at<T>(at: Instant, work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
@@ -46,7 +46,7 @@ pub(crate) async fn timeout_at<T>(at: Instant, work: impl Future<Output = T>) ->
     }
 }
 
-/// The same, so long from now.
+/// Returns the result of `work`, or `None` if it has none within `limit`.
 pub(crate) async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
     timeout_at(Deadline::after(now(), limit).instant(), work).await
 }

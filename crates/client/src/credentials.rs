@@ -28,7 +28,7 @@ pub use fixed::StaticCredentials;
 pub struct Credentials {
     user: String,
     password: SecretString,
-    /// Which question to the provider they answer, counted by each client from 1; 0 outside of it.
+    /// The number of the question that they answer, counted by each client from 1; 0 outside of it.
     asked: u64,
 }
 
@@ -46,7 +46,7 @@ impl Credentials {
         Self { asked, ..self }
     }
 
-    /// True if they answer an earlier question than the others do, and so may have been replaced by those.
+    /// Returns whether they answer an earlier question than the others do, and so may have been replaced by those.
     pub(crate) fn before(&self, other: &Self) -> bool {
         self.asked < other.asked
     }
@@ -63,7 +63,7 @@ impl Credentials {
         self.password.expose_secret()
     }
 
-    /// True if both give the same user name and password.
+    /// Returns whether both give the same user name and password.
     pub(crate) fn same(&self, other: &Self) -> bool {
         self.user() == other.user() && self.password() == other.password()
     }
@@ -79,7 +79,7 @@ impl fmt::Debug for Credentials {
 #[derive(Clone, Debug, Error)]
 #[error("{why}")]
 pub struct CredentialsError {
-    /// Why; never shows a secret.
+    /// The cause; never shows a secret.
     pub why: Arc<str>,
 }
 
@@ -127,10 +127,10 @@ pub trait CredentialsProvider: fmt::Debug + Send + Sync {
     /// connect phase.
     fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>>;
 
-    /// When to ask again, for the sake of connections that live. `None`: never, these do not change.
+    /// Returns when to ask again, for the sake of connections that live. `None`: never, these do not change.
     fn renew_in(&self) -> Option<Duration>;
 
-    /// What keeps the credentials from being renewed, while those that are held still work; told as an event long before it is an outage.
+    /// Returns the trouble with renewing credentials, while those that are held still work; told as an event long before it is an outage.
     fn trouble(&self) -> Option<CredentialsError> {
         None
     }

@@ -19,14 +19,14 @@ use steadfast_core::resp::DecodeError;
 
 use crate::named::named;
 
-/// Why a call failed, and what is known of its command.
+/// The failure of a call, and what is known of its command.
 #[derive(Clone, Debug)]
 pub struct Error {
     kind: ErrorKind,
     certainty: Certainty,
 }
 
-/// What went wrong.
+/// The kind of a failure.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum ErrorKind {
@@ -37,30 +37,30 @@ pub enum ErrorKind {
     },
     /// Redis is down, and the call was refused at once.
     Down {
-        /// For how long it has been down.
+        /// The time for which it has been down.
         down_for: Duration,
-        /// When the next attempt to connect is due: calling sooner is useless.
+        /// The time to the next attempt to connect: calling sooner is useless.
         retry_after: Duration,
-        /// What ended the last attempt.
+        /// The cause of the last attempt's end.
         cause: Arc<str>,
     },
     /// Redis answers, but fails too often: the breaker refuses calls for a while.
     BreakerOpen {
-        /// For how long it has been open.
+        /// The time for which it has been open.
         open_for: Duration,
-        /// When calls may pass again.
+        /// The time until calls may pass again.
         retry_after: Duration,
     },
-    /// A bound is reached.
+    /// The client has reached one of its bounds.
     Overloaded {
-        /// Which.
+        /// The bound that is reached.
         bound: Bound,
-        /// When a place may be free.
+        /// The time until a place may be free.
         retry_after: Duration,
     },
     /// The connection was lost while the command was on its way.
     Lost {
-        /// What ended it.
+        /// The cause of its end.
         cause: Arc<str>,
     },
     /// The server answered with an error.
@@ -68,14 +68,14 @@ pub enum ErrorKind {
     /// The reply passes a limit of [`ClientBuilder::reply_limits`](crate::ClientBuilder::reply_limits). The command has run; it is not sent again, since its
     /// reply would be as large, and the connection has ended with it.
     ReplyTooLarge {
-        /// Which limit.
+        /// The limit that the reply passes.
         limit: DecodeError,
     },
     /// The command cannot run on a connection that is shared.
     Refused {
         /// Its name.
         command: &'static str,
-        /// What serves instead.
+        /// The part of the interface that serves instead.
         instead: Alternative,
     },
     /// A blocking command that waits for ever was sent without a deadline of its own.
@@ -87,7 +87,7 @@ pub enum ErrorKind {
     Closed,
     /// The command is empty, or a pipeline's replies do not add up.
     Invalid {
-        /// What is wrong with it.
+        /// The fault, in words.
         why: &'static str,
     },
     /// The runtime that the client's tasks live in has ended or does not run, so that nobody serves
@@ -99,30 +99,30 @@ pub enum ErrorKind {
     /// No majority of sentinels has confirmed the primary lately, and the call may write: see
     /// [`ClientBuilder::primary_proof`](crate::ClientBuilder::primary_proof).
     Unproven {
-        /// How old the proof may be.
+        /// The age that the proof may have.
         within: Duration,
-        /// How old it is; `None` if there never was one.
+        /// The age of the proof; `None` if there never was one.
         age: Option<Duration>,
     },
     /// The server has answered the write, and not so many replicas as were asked for have
     /// acknowledged it in time: see
     /// [`CallOptions::acknowledged_by`](crate::CallOptions::acknowledged_by).
     NotReplicated {
-        /// How many have.
+        /// The number of replicas that have.
         acked: u32,
-        /// How many were asked for.
+        /// The number of replicas that were asked for.
         wanted: u32,
     },
     /// A connection of its own could not be had for this call.
     Connect {
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
     },
 }
 
 named! {
     impl ErrorKind {
-        /// A label of few values, for metrics and reports.
+        /// Returns a label of few values, for metrics and reports.
         pub(crate) fn label;
         /// Each label there is, so that every counter can begin at nought.
         const LABELS;
@@ -154,7 +154,7 @@ pub enum Bound {
     Bytes,
     /// Blocking connections.
     Blocking,
-    /// At the latency now observed, the call could not finish within its deadline.
+    /// The deadline: at the latency now observed, the call could not finish within it.
     Deadline,
 }
 
@@ -206,17 +206,17 @@ impl Error {
         self
     }
 
-    /// What is known of the command.
+    /// Returns what is known of the command.
     pub fn certainty(&self) -> Certainty {
         self.certainty
     }
 
-    /// What went wrong.
+    /// The kind of a failure.
     pub fn kind(&self) -> &ErrorKind {
         &self.kind
     }
 
-    /// When a new call is worth it, where that is known.
+    /// Returns the time until a new call is worth it, where that is known.
     pub fn retry_after(&self) -> Option<Duration> {
         match &self.kind {
             ErrorKind::Down { retry_after, .. }
@@ -226,7 +226,7 @@ impl Error {
         }
     }
 
-    /// True if the infrastructure failed, not the command: such errors count for the breaker, and a cache may degrade on them.
+    /// Returns whether the infrastructure failed, not the command: such errors count for the breaker, and a cache may degrade on them.
     pub fn is_infrastructure(&self) -> bool {
         match &self.kind {
             ErrorKind::Server(error) => self.server_refusal(error) != Refusal::Lasting,
@@ -238,7 +238,7 @@ impl Error {
         }
     }
 
-    /// A label of few values, for metrics and reports.
+    /// Returns a label of few values, for metrics and reports.
     pub fn label(&self) -> &'static str {
         self.kind.label()
     }
@@ -367,7 +367,7 @@ pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisEr
         .unwrap_or_else(|| std::io::Error::other("an error of the server").into())
 }
 
-/// What is known of a command that failed with a [`RedisError`] of this client.
+/// Returns what is known of a command that failed with a [`RedisError`] of this client.
 ///
 /// An error that does not come from the connection (a value of another type than asked for, say) belongs to a command that was answered: it
 /// counts as `Unknown`, since its effect stands.
@@ -427,7 +427,7 @@ pub enum ConfigError {
         "the redis URL cannot be read: {why}; write redis://[user:password@]host[:port][/db], rediss://… for TLS, or unix:///path"
     )]
     Url {
-        /// What is wrong with it; never shows the password.
+        /// The fault, in words; never shows the password.
         why: String,
     },
     /// The scheme is unknown.
@@ -443,7 +443,7 @@ pub enum ConfigError {
     Setting {
         /// Its name.
         setting: &'static str,
-        /// What is wrong with it.
+        /// The fault, in words.
         why: String,
     },
     /// The URL asks for TLS, of which this build knows nothing.
@@ -454,7 +454,7 @@ pub enum ConfigError {
     /// Certificates or keys for TLS cannot be used.
     #[error("tls: {why}")]
     Tls {
-        /// Which, and why.
+        /// The file or setting, and the fault.
         why: String,
     },
     /// The builder was used outside a tokio runtime.

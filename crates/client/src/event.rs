@@ -15,7 +15,7 @@ use crate::event::flapping::Flapping;
 use crate::named::named;
 use crate::sentinel::FailoverHistory;
 
-/// Something that happened to a connection.
+/// An event in the life of a connection.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 pub struct Event {
@@ -23,12 +23,12 @@ pub struct Event {
     pub seq: u64,
     /// Milliseconds since 1970.
     pub at_ms: u64,
-    /// Which of the client's connections, from 0.
+    /// The index of the connection among the client's, from 0.
     pub connection: usize,
     /// Whether it is one of the many events of a connection that flaps ([`EventKind::Flapping`]), which the history tells as one.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_not"))]
     pub folded: bool,
-    /// What happened.
+    /// The kind of an event.
     #[cfg_attr(feature = "serde", serde(flatten))]
     pub kind: EventKind,
 }
@@ -39,7 +39,7 @@ fn is_not(flag: &bool) -> bool {
     !flag
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[cfg_attr(feature = "serde", serde(tag = "event", rename_all = "snake_case"))]
@@ -47,15 +47,15 @@ fn is_not(flag: &bool) -> bool {
 pub enum EventKind {
     /// An attempt to connect succeeded; the connection is in service.
     Connected {
-        /// Where to.
+        /// The address of the server.
         address: String,
         /// The server's version.
         version: String,
         /// The attempts of this outage, this one included.
         attempt: u32,
-        /// From the loss of the last connection to now; absent for the first.
+        /// The time from the loss of the last connection to now; absent for the first.
         outage_ms: Option<f64>,
-        /// How long the attempt took.
+        /// The time that the attempt took.
         took_ms: f64,
         /// Calls refused at once since the last connection was in service.
         refused: u64,
@@ -64,28 +64,28 @@ pub enum EventKind {
     ConnectFailed {
         /// The attempts of this outage, this one included.
         attempt: u32,
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
-        /// When the next one begins.
+        /// The time until the next one begins.
         retry_in_ms: f64,
     },
     /// A connection ended that was in service.
     Lost {
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
         /// Requests written and not answered, those given up while it was silent included: their outcome is unknown.
         unknown: usize,
         /// Requests that were not written.
         not_sent: usize,
     },
-    /// No byte came for a while although commands wait: a challenger is dialled.
+    /// No byte came for a while although commands wait: a standby connection is dialled.
     Unresponsive {
-        /// For how long no byte has come.
+        /// The time for which no byte has come.
         quiet_ms: f64,
     },
-    /// The connection that was overdue answers again.
+    /// The connection that was unresponsive answers again.
     Recovered {
-        /// For how long no byte had come.
+        /// The time for which no byte had come.
         quiet_ms: f64,
         /// Calls refused at once meanwhile.
         refused: u64,
@@ -94,23 +94,23 @@ pub enum EventKind {
     },
     /// A new connection takes the place of one that works, or that stopped answering.
     Replaced {
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
         /// Requests written to the old one and not answered: their outcome is unknown.
         unknown: usize,
     },
     /// The allowance for short interruptions is spent: from now on calls are refused at once.
     Down {
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
     },
     /// The breaker changed its state.
     Breaker {
-        /// From `closed`, `open` or `half_open`.
+        /// The state before: `closed`, `open` or `half_open`.
         from: &'static str,
-        /// To.
+        /// The state since.
         to: &'static str,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// An abandoned connection was killed on the server, so that nothing left in it can be applied.
@@ -127,12 +127,12 @@ pub enum EventKind {
     Reauthenticated,
     /// New credentials could not be had, or were refused.
     CredentialsFailed {
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
     },
     /// The watchdog found the supervisor stuck and started it anew.
     StuckReset {
-        /// For how long it made no progress.
+        /// The time without progress.
         stuck_ms: f64,
     },
     /// The client was closed.
@@ -153,7 +153,7 @@ pub enum EventKind {
         votes: usize,
         /// The sentinels that there are, by all that is known.
         voters: usize,
-        /// What is known of the data that it holds.
+        /// The relation of its data to that of the primary before.
         history: FailoverHistory,
     },
     /// The connection is lost and replaced again and again. From here on the history holds this one entry, which grows, in place of each loss;
@@ -210,7 +210,7 @@ pub struct Events {
     live: broadcast::Receiver<Event>,
 }
 
-/// What [`Events::next`] yields.
+/// An item that [`Events::next`] yields.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum EventItem {
@@ -221,7 +221,7 @@ pub enum EventItem {
 }
 
 impl Events {
-    /// The next event; `None` once the client is gone.
+    /// Waits for the next event; `None` once the client is gone.
     pub async fn next(&mut self) -> Option<EventItem> {
         match self.live.recv().await {
             Ok(event) => Some(EventItem::Event(event)),

@@ -9,16 +9,16 @@ use crate::clock;
 use crate::options::CallOptions;
 use crate::wire::words::own_version;
 
-/// What a health check found. Fields that the server's ACL does not let us see are absent.
+/// The result of a health check. Fields that the server's ACL does not let us see are absent.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Health {
-    /// It answered a PING in time.
+    /// Whether it answered a PING in time.
     pub healthy: bool,
-    /// How long the PING took, in milliseconds.
+    /// The time that the PING took, in milliseconds.
     pub latency_ms: Option<f64>,
-    /// One line for a person.
+    /// The result in one line, for a person.
     pub message: String,
     /// `master` or `slave`, as Redis words it.
     pub role: Option<String>,

@@ -38,27 +38,27 @@ pub enum ConnectionState {
     Closed,
 }
 
-/// See the module.
+/// The state of one connection of the client, which outlives its sockets.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) index: usize,
     pub(crate) lane: Arc<Lane>,
     pub(crate) view: Mutex<View>,
-    /// Tells of each change of state.
+    /// The present state, of which each change is told.
     pub(crate) state: watch::Sender<ConnectionState>,
-    /// Asks the supervisor to connect anew; why is in the view.
+    /// The request that the supervisor connect anew; its reason is in the view.
     pub(crate) kick: Notify,
-    /// Which connection of this link is in service, counted from 1.
+    /// The number of the connection in service, counted from 1.
     epoch: AtomicU64,
     /// Abandoned connections that the next one must have killed.
     pub(crate) ghosts: Mutex<Vec<Identity>>,
-    /// Those that have stepped aside, to finish what they have.
+    /// The connections that have stepped aside, to finish what they have.
     asides: Mutex<Vec<Weak<Lane>>>,
-    /// When the supervisor counts as stuck. `None` while it serves.
+    /// The instant at which the supervisor counts as stuck. `None` while it serves.
     pub(crate) stuck_at: Mutex<Option<Instant>>,
 }
 
-/// What is known of a link, for status and for decisions of its supervisor.
+/// The knowledge of a link, for status and for decisions of its supervisor.
 #[derive(Debug)]
 pub(crate) struct View {
     pub(crate) since: Instant,
@@ -73,12 +73,12 @@ pub(crate) struct View {
     pub(crate) recovery_total: Duration,
     pub(crate) last_error: Option<Arc<str>>,
     pub(crate) facts: Option<ServerFacts>,
-    /// When the present outage began.
+    /// The beginning of the present outage.
     pub(crate) outage_since: Option<Instant>,
     pub(crate) was_up: bool,
     pub(crate) healthy_since: Instant,
     pub(crate) grace_left: Duration,
-    /// Why the connection in service is to be replaced.
+    /// The reason to replace the connection in service.
     pub(crate) kick: Option<Arc<str>>,
 }
 
@@ -113,14 +113,14 @@ impl Link {
         }
     }
 
-    /// How many connections have stepped aside and are not done.
+    /// Returns the number of connections that have stepped aside and are not done.
     pub(crate) fn asides(&self) -> usize {
         let mut asides = self.asides.lock();
         asides.retain(|lane| lane.strong_count() > 0);
         asides.len()
     }
 
-    /// The connection in service is about to step aside, to this lane.
+    /// Counts the connection in service as one that steps aside, to this queue.
     pub(crate) fn count_aside(&self, lane: &Arc<Lane>) {
         self.asides.lock().push(Arc::downgrade(lane));
     }
@@ -157,7 +157,7 @@ impl Link {
         self.kick.notify_one();
     }
 
-    /// A connection is put into service. Returns how long there was none, if there was one before.
+    /// Puts a connection into service. Returns how long there was none, if there was one before.
     pub(crate) fn connected(&self, facts: &ServerFacts, now: Instant) -> Option<Duration> {
         let mut view = self.view.lock();
         self.epoch.fetch_add(1, Ordering::Relaxed);
@@ -177,7 +177,7 @@ impl Link {
 }
 
 impl View {
-    /// A connection was lost. Returns until when calls may wait for the next.
+    /// Notes that a connection was lost. Returns until when calls may wait for the next.
     pub(crate) fn outage_begins(&mut self, reconnect_grace: Duration, now: Instant) -> Instant {
         if now.saturating_duration_since(self.healthy_since) >= HEALTHY_AFTER {
             self.grace_left = reconnect_grace;
@@ -187,7 +187,7 @@ impl View {
         since + self.grace_left
     }
 
-    /// Calls are answered (again). Returns how long they were not, if they ever were before.
+    /// Notes that calls are answered (again). Returns how long they were not, if they ever were before.
     pub(crate) fn outage_ends(&mut self, now: Instant) -> Option<Duration> {
         let outage = now.saturating_duration_since(self.outage_since.take()?);
         self.healthy_since = now;

@@ -16,7 +16,7 @@ const OPERATION: &str = "db_client_operation_duration_seconds";
 const ERRORS: &str = "steadfast_client_errors_total";
 /// Attempts after the first.
 const RETRIES: &str = "steadfast_client_retries_total";
-/// What happened to connections, by event.
+/// Events of connections, by name.
 const EVENTS: &str = "steadfast_client_connection_events_total";
 
 /// Renewals of credentials, by outcome.
@@ -57,12 +57,12 @@ impl Metrics {
         }
     }
 
-    /// A call is tried again.
+    /// Counts a call that is tried again.
     pub(crate) fn retried(&self) {
         self.retries.increment(1);
     }
 
-    /// A call was answered.
+    /// Records a call that was answered.
     pub(crate) fn answered(&self, name: &'static str, took: Duration) {
         let known = self.operations.load();
         // Few names are in use, and each is one static string: comparing addresses finds it in a nanosecond or two.
@@ -93,13 +93,13 @@ fn begin_counters(events: &[&'static str]) {
     }
 }
 
-/// A call failed.
+/// Counts a call that failed.
 pub(crate) fn count_error(error: &Error) {
     counter!(ERRORS, "kind" => error.label(), "certainty" => error.certainty().as_str())
         .increment(1);
 }
 
-/// Something happened to a connection.
+/// Counts an event of a connection.
 pub(crate) fn count_event(name: &'static str) {
     counter!(EVENTS, "event" => name).increment(1);
 }
@@ -118,7 +118,7 @@ pub(crate) fn count_refresh(outcome: &'static str) {
     counter!(REFRESHES, "outcome" => outcome).increment(1);
 }
 
-/// How long the credentials still work.
+/// Sets how long the credentials still work.
 #[cfg(feature = "entra-id")]
 pub(crate) fn credentials_expire_in(left: Duration) {
     metrics::gauge!("steadfast_credentials_expiry_seconds").set(left.as_secs_f64());

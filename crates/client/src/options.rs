@@ -27,7 +27,7 @@ impl CallOptions {
         Self::default()
     }
 
-    /// An absolute limit on the whole call, waits and repeats included, instead of the client's. Longer costs patience in an outage, not
+    /// Sets an absolute limit on the whole call, waits and repeats included, instead of the client's. Longer costs patience in an outage, not
     /// resources of the client: the call keeps its place for so long.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
@@ -62,7 +62,7 @@ impl CallOptions {
         self
     }
 
-    /// At most so many attempts, the first included. One that ended before anything of it was
+    /// Allows so many attempts at most, the first included. One that ended before anything of it was
     /// written counts only where one is all that is asked for.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = Some(attempts.max(1));

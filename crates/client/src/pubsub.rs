@@ -24,7 +24,7 @@ use crate::link::connect::Connector;
 use crate::link::shared::Shared;
 use crate::task::Owned;
 
-/// What a subscriber hears.
+/// An event of a subscriber.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum PubSubEvent {
@@ -34,22 +34,22 @@ pub enum PubSubEvent {
         channel: Vec<u8>,
         /// The pattern through which it was heard, if it was.
         pattern: Option<Vec<u8>>,
-        /// What was published.
+        /// The payload that was published.
         payload: Vec<u8>,
     },
     /// The connection is gone, or no longer proven alive: from now on messages may be missed.
     Lost {
-        /// Why.
+        /// The cause.
         cause: Arc<str>,
     },
     /// Every subscription stands (again). For the first time, `gap` is `None`.
     Resumed {
-        /// For how long messages may have been missed, counted from the last byte that was heard.
+        /// The time for which messages may have been missed, counted from the last byte that was heard.
         gap: Option<Duration>,
     },
     /// This subscriber was too slow: so many messages were dropped here.
     Dropped {
-        /// How many.
+        /// The number of messages.
         messages: u64,
     },
 }
@@ -185,7 +185,7 @@ impl PubSub {
         self.control.ssubscribe(channel).await
     }
 
-    /// The next thing heard; `None` once the client is closed. Also a [`futures_util::Stream`].
+    /// Waits for the next event; `None` once the client is closed. A [`PubSub`] is also a [`futures_util::Stream`].
     pub async fn next(&mut self) -> Option<PubSubEvent> {
         std::future::poll_fn(|cx| self.heard.poll(cx)).await
     }
@@ -209,7 +209,7 @@ impl PubSubControl {
         self.begin(Kind::Channel, channel.into()).await
     }
 
-    /// As [`subscribe`](Self::subscribe), for all channels that match a glob-style pattern.
+    /// Subscribes to all channels that match a glob-style pattern, as [`subscribe`](Self::subscribe) does to one.
     ///
     /// # Errors
     /// As there.
@@ -217,7 +217,7 @@ impl PubSubControl {
         self.begin(Kind::Pattern, pattern.into()).await
     }
 
-    /// As [`subscribe`](Self::subscribe), to a sharded channel: one on which is published by SPUBLISH. Servers before Redis 7 know none, and refuse it.
+    /// Subscribes to a sharded channel, as [`subscribe`](Self::subscribe) does to one: to what SPUBLISH publishes. Servers before Redis 7 know none, and refuse it.
     ///
     /// # Errors
     /// As there.

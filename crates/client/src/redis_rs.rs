@@ -86,12 +86,12 @@ fn error_within(value: &Value) -> Option<&ServerError> {
     }
 }
 
-/// What redis-rs says of a command or pipeline that is empty.
+/// Returns the error of redis-rs for a command or pipeline that is empty.
 fn nothing_to_send() -> RedisError {
     (ErrorKind::Client, "empty command").into()
 }
 
-/// What redis-rs asks for of all replies: `count` from `offset`. Of a transaction that was aborted, the error that redis-rs makes of its refusals.
+/// Returns the replies that redis-rs asks for: `count` from `offset`. Of a transaction that was aborted, the error that redis-rs makes of its refusals.
 async fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
     if offset > 0 {
         let kept = replies.split_off(offset.min(replies.len()));

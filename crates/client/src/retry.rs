@@ -47,14 +47,14 @@ pub struct Retry<'a, T, E> {
     seed: u64,
 }
 
-/// What is known before a pause, for a callback that logs or counts.
+/// The state of a retry before a pause, for a callback that logs or counts.
 #[derive(Debug)]
 pub struct Pause<'a, E> {
     /// Attempts so far.
     pub attempts: u32,
-    /// How long the pause will be.
+    /// The length of the pause.
     pub pause: Duration,
-    /// How the last attempt failed; `None` if it was its result that was refused.
+    /// The error of the last attempt; `None` if it was its result that was refused.
     pub error: Option<&'a E>,
 }
 
@@ -65,11 +65,11 @@ pub enum RetryError<T, E: fmt::Display + fmt::Debug> {
     /// The last attempt failed.
     #[error("{error} (attempt {attempts}, {why})")]
     Failed {
-        /// How.
+        /// The error of the last attempt.
         error: E,
         /// Attempts made.
         attempts: u32,
-        /// Why there was no further one.
+        /// The reason why there was no further one.
         why: Exhausted,
     },
     /// The last result was refused by the predicate.
@@ -79,12 +79,12 @@ pub enum RetryError<T, E: fmt::Display + fmt::Debug> {
         result: T,
         /// Attempts made.
         attempts: u32,
-        /// Why there was no further one.
+        /// The reason why there was no further one.
         why: Exhausted,
     },
 }
 
-/// Why there was no further attempt.
+/// The reason why there was no further attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Exhausted {

@@ -22,7 +22,7 @@ pub(crate) use self::target::{SentinelTarget, divide, is_scheme};
 use crate::clock;
 use crate::error::connect::ConnectError;
 
-/// How long the first answer waits for a majority before one sentinel's word is enough.
+/// The time that the first answer waits for a majority before one sentinel's word is enough.
 const FOR_A_MAJORITY: Duration = Duration::from_millis(200);
 
 /// The failovers that wait to be told, at most.
@@ -69,7 +69,7 @@ pub(crate) struct Discovery {
     /// Counts up when all sentinels are to be asked at once.
     pub(crate) wanted: tokio::sync::watch::Sender<u64>,
     started: Instant,
-    /// When the last majority was known to agree: nanoseconds after `started`, and one; or 0.
+    /// The time at which the last majority was known to agree: nanoseconds after `started`, and one; or 0.
     majority_at: AtomicU64,
     /// Calls that may have written and were answered, ever.
     acknowledged: AtomicU64,
@@ -89,7 +89,7 @@ struct Known {
 #[derive(Clone, Debug, Default)]
 struct Contact {
     answered: Option<Instant>,
-    /// Why the last attempt failed, if it did.
+    /// The cause for which the last attempt failed, if it did.
     error: Option<Arc<str>>,
 }
 
@@ -100,7 +100,7 @@ pub(crate) struct Switch {
     pub(crate) to: Primacy,
     pub(crate) votes: usize,
     pub(crate) voters: usize,
-    /// When it became known, and how many writes were acknowledged until then.
+    /// The time at which it became known, and the writes acknowledged until then.
     pub(crate) at: Instant,
     pub(crate) acknowledged: u64,
 }
@@ -245,7 +245,7 @@ impl Discovery {
         }
     }
 
-    /// A sentinel could not be asked.
+    /// Notes that a sentinel could not be asked.
     pub(crate) fn failed(&self, at: &Endpoint, why: &ConnectError) {
         let mut known = self.known.lock();
         let contact = known.contacts.entry(at.clone()).or_default();

@@ -40,7 +40,7 @@ impl Session {
         }
     }
 
-    /// The same session with other options for its calls.
+    /// Returns the same session with other options for its calls.
     pub fn with(&self, options: CallOptions) -> Self {
         Self {
             connection: Arc::clone(&self.connection),
@@ -70,7 +70,7 @@ impl Session {
         self.db
     }
 
-    /// False once its connection is lost.
+    /// Returns false once its connection is lost.
     pub fn is_open(&self) -> bool {
         self.connection.is_open()
     }

@@ -13,11 +13,11 @@ use crate::target::{Address, Role, Target};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
-/// How TLS is spoken to sentinels.
+/// The way in which TLS is spoken to sentinels.
 #[cfg(feature = "tls")]
 #[derive(Clone, Debug, Default)]
 pub(crate) enum SentinelTls {
-    /// As to the servers that they name.
+    /// TLS as to the servers that they name.
     #[default]
     AsData,
     Own(Tls),
@@ -50,10 +50,10 @@ pub(crate) struct Settings {
     pub(crate) max_age: Option<Duration>,
     pub(crate) watchdog_timeout: Duration,
     pub(crate) history: usize,
-    /// How old a majority's word may be for writes; `None`: of any age.
+    /// The age that a majority's word may have for writes; `None`: any.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
-    /// How long calls wait for the next connection at the start of an outage, if that is longer
+    /// The time that calls wait for the next connection at the start of an outage, if that is longer
     /// than `reconnect_grace`.
     pub(crate) wait_for_primary: Duration,
     #[cfg(feature = "tls")]
@@ -105,7 +105,7 @@ impl Settings {
         }
     }
 
-    /// What one connection may hold of calls.
+    /// Returns the bounds of one connection.
     pub(crate) fn bulkhead(&self) -> Bulkhead {
         Bulkhead::new(self.in_flight, self.buffered_bytes)
     }
@@ -119,7 +119,7 @@ impl Settings {
         Ok(self)
     }
 
-    /// How TLS is spoken to sentinels, if it is.
+    /// Returns how TLS is spoken to sentinels, if it is.
     #[cfg(feature = "tls")]
     pub(crate) fn tls_to_sentinels(&self) -> Option<&Tls> {
         match &self.sentinel_tls {
@@ -129,7 +129,7 @@ impl Settings {
         }
     }
 
-    /// How often a majority of sentinels is to confirm the primary: often enough for the proof that
+    /// Returns how often a majority of sentinels is to confirm the primary: often enough for the proof that
     /// writes need.
     pub(crate) fn confirm_every(&self, usual: Duration) -> Duration {
         match self.primary_proof {

@@ -79,7 +79,7 @@ fn cmd(words: &str) -> Cmd {
     cmd
 }
 
-/// One call, and what became of it.
+/// A call, and what became of it.
 struct Made {
     words: String,
     took: Duration,
@@ -87,7 +87,7 @@ struct Made {
     result: Option<Result<Value, Error>>,
 }
 
-/// One of those who use the client at the same time.
+/// A caller that uses the client at the same time as others.
 struct Caller {
     client: Client,
     number: u32,
@@ -140,7 +140,7 @@ impl Caller {
         self
     }
 
-    /// Nobody else writes this key: it never goes back behind what was acknowledged.
+    /// Reads a key that nobody else writes: it never goes back behind what was acknowledged.
     async fn look(&mut self) {
         let heard = self.call(format!("GET k:{}", self.number)).await;
         let value = match heard {
@@ -226,7 +226,7 @@ async fn history(seed: u64, odds: Odds, modes: &[Mode]) -> (Vec<Made>, World, u6
     (made, world, hash.finish())
 }
 
-/// Whatever it was, it is over: nothing is left of it, and what was acknowledged stands.
+/// Checks that nothing is left of a trouble that is over, and that what was acknowledged stands.
 async fn it_serves_again(client: &Client, world: &World, callers: &mut [Caller]) {
     let begun = clock::now();
     while client.state() != ConnectionState::Ready || client.status().breaker != "closed" {
@@ -262,7 +262,7 @@ async fn it_serves_again(client: &Client, world: &World, callers: &mut [Caller])
     }
 }
 
-/// What was said of each write, held against what the server did.
+/// Holds what was said of each write against what the server did.
 fn every_word_was_true(made: &[Made], world: &World) {
     for call in made.iter().filter(|call| !call.words.starts_with("GET")) {
         let (words, ran) = (&call.words, world.ran(&call.words));

@@ -8,7 +8,7 @@ use crate::credentials::Credentials;
 use crate::error::ConfigError;
 use crate::sentinel::{self, SentinelTarget};
 
-/// Where the server is.
+/// The address of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Address {
     Tcp {
@@ -16,7 +16,7 @@ pub(crate) enum Address {
         port: u16,
     },
     Unix(PathBuf),
-    /// Of a primary that sentinels watch.
+    /// The sentinels that watch a primary.
     Sentinel(SentinelTarget),
 }
 
@@ -31,14 +31,14 @@ impl std::fmt::Display for Address {
     }
 }
 
-/// Which protocol the server is asked for.
+/// The protocol that the server is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Resp2,
     Resp3,
 }
 
-/// Which role a server must have to be put into service.
+/// The role that a server must have to be put into service.
 ///
 /// ```
 /// use steadfast::{Client, Role};
@@ -57,7 +57,7 @@ pub enum Role {
     Any,
 }
 
-/// What the URL says.
+/// The content of a URL.
 #[derive(Clone, Debug)]
 pub(crate) struct Target {
     pub(crate) address: Address,
@@ -161,7 +161,7 @@ impl Target {
     }
 }
 
-/// True of `user:@host`, which a parsed URL does not tell from `user@host`.
+/// Returns whether a URL says `user:@host`, which, once parsed, is the same as `user@host`.
 fn says_no_password(url: &str) -> bool {
     let authority = url.split_once("://").map_or(url, |(_, rest)| rest);
     let authority = authority.split(['/', '?', '#']).next().unwrap_or_default();

@@ -14,7 +14,7 @@ use crate::error::connect::ConnectError;
 
 pub(crate) type TlsStream = tokio_rustls::client::TlsStream<TcpStream>;
 
-/// How to speak TLS. The default trusts the roots of the system and asks for at least TLS 1.2.
+/// The way to speak TLS. The default trusts the roots of the system and asks for at least TLS 1.2.
 ///
 /// ```no_run
 /// # fn main() -> Result<(), steadfast::ConfigError> {
@@ -93,7 +93,7 @@ impl Tls {
         self.client_certificate_pem(&chain, &key)
     }
 
-    /// As [`client_certificate`](Self::client_certificate), from memory.
+    /// Shows this certificate chain, as [`client_certificate`](Self::client_certificate) does, from memory.
     ///
     /// # Errors
     /// One does not hold what it should.

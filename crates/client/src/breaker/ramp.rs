@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 
 use crate::clock;
 
-/// See the module.
+/// The queue of calls that wait for their turns in a ramp.
 #[derive(Debug, Default)]
 pub(crate) struct Line {
     state: Mutex<State>,
@@ -41,7 +41,7 @@ impl State {
     }
 }
 
-/// A place in the line; given up when it is dropped.
+/// A place in the queue; given up when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place<'a> {
     line: &'a Line,
@@ -50,7 +50,7 @@ pub(crate) struct Place<'a> {
     generation: u64,
 }
 
-/// One that has not gone so long after its turn loses its place.
+/// The time after its turn in which a call must go, or it loses its place.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 impl Line {
@@ -67,7 +67,7 @@ impl Line {
         }
     }
 
-    /// A ramp was cut short; the breaker is in that generation now. Who does not hear of it is waited for as if its turn had come.
+    /// Voids the turns of earlier generations: a ramp was cut short. A waiter that has not yet been woken counts as if its turn had arrived.
     pub(crate) fn recall(&self, generation: u64, now: Instant) {
         let mut state = self.state.lock();
         state.valid_from = generation;
@@ -79,7 +79,7 @@ impl Line {
         self.moved.notify_waiters();
     }
 
-    /// True if nobody waits who is still waited for.
+    /// Returns whether no later call has to wait for one in the queue.
     pub(crate) fn is_clear(&self, now: Instant) -> bool {
         let state = self.state.lock();
         state
@@ -88,7 +88,7 @@ impl Line {
             .all(|(_, turn)| *turn + PATIENCE <= now)
     }
 
-    /// Until when somebody with a lower number is waited for.
+    /// Returns until when a call has to wait for one with a lower number.
     fn blocked_until(&self, number: u64, now: Instant) -> Option<Instant> {
         let state = self.state.lock();
         state
@@ -112,7 +112,7 @@ impl Place<'_> {
         }
     }
 
-    /// Another turn, in the same place.
+    /// Sets another turn, in the same place.
     pub(crate) fn renew(&mut self, turn: Instant, generation: u64) {
         self.generation = generation;
         let mut state = self.line.state.lock();

@@ -207,7 +207,7 @@ impl Call<'_> {
         })
     }
 
-    /// True if the server that refused the call is known not to be the one that is wanted, and nothing of the call has run.
+    /// Returns whether the server that refused the call is known not to be the one that is wanted, and nothing of the call has run.
     fn follows(&self, error: &Error) -> bool {
         error.certainty() == Certainty::Rejected
             && match error.refusal() {
@@ -218,7 +218,7 @@ impl Call<'_> {
     }
 }
 
-/// True if the server refused the call, of which nothing has run, and may serve it soon.
+/// Returns whether the server refused the call, of which nothing has run, and may serve it soon.
 fn is_passing(error: &Error) -> bool {
     error.certainty() == Certainty::Rejected && error.refusal() == Some(Refusal::Passing)
 }
@@ -228,5 +228,5 @@ fn may_repeat(error: &Error, effect: Effect) -> bool {
         && (error.certainty() != Certainty::Unknown || effect == Effect::Read)
 }
 
-/// How much of a call's time is left for the answer to a WAIT that waits in vain.
+/// The part of a call's time that is left for the answer to a WAIT that waits in vain.
 const FOR_THE_ANSWER: Duration = Duration::from_millis(20);

@@ -38,7 +38,7 @@ const UNWATCHED: Watch = Watch {
     heartbeat: Duration::from_secs(365 * 86_400),
 };
 
-/// See the module. Dropped with requests unanswered, it is killed on the server too.
+/// A connection that one caller has to itself. Dropped with requests unanswered, it is killed on the server too.
 #[derive(Debug)]
 pub(crate) struct Dedicated {
     shared: Arc<Shared>,
@@ -169,7 +169,7 @@ impl Dedicated {
         matches!(self.lane.gate(), Gate::Open)
     }
 
-    /// True if it may serve another caller.
+    /// Returns whether it may serve another caller.
     pub(crate) fn is_reusable(&self) -> bool {
         self.is_open()
             && !self.stale.load(Ordering::Relaxed)
@@ -193,7 +193,7 @@ impl Dedicated {
         result
     }
 
-    /// The server has said that it is not, or no longer, the one that is wanted. The shared connection, which was that of this epoch, may be to it.
+    /// Ends the connection, because the server has said that it is not the one that is wanted. The shared connection of this epoch may be to the same one.
     async fn give_up(&self, refusal: Refusal, epoch: u64) {
         self.unfit.store(true, Ordering::Relaxed);
         let why = why_reset(&self.shared, refusal);
@@ -234,7 +234,7 @@ impl Dedicated {
         reply.inspect_err(crate::metrics::count_error)
     }
 
-    /// Another connection of this client was abandoned since MULTI. What is left in it must not be applied after this transaction, and it
+    /// Ends the connection, because another of this client was abandoned since MULTI. What is left in it must not be applied after this transaction, and it
     /// cannot be killed from within one: so nothing of the transaction is done.
     fn give_up_transaction(&self) -> Error {
         let cause: Arc<str> = "another connection was abandoned during the transaction".into();
@@ -244,7 +244,7 @@ impl Dedicated {
 }
 
 impl Drop for Dedicated {
-    /// What it has not been answered is buried here and now, so that whatever the caller does next comes after it.
+    /// Has it fenced at once if requests are unanswered, so that whatever the caller does next comes after them.
     fn drop(&mut self) {
         if self.lane.in_flight() > 0 {
             self.shared.fences.bury(self.identity.clone());
@@ -276,7 +276,7 @@ async fn believed_up(shared: &Shared) -> Result<(), Error> {
     }
 }
 
-/// What looks after a connection of one's own while it serves.
+/// The task that looks after a dedicated connection while it serves.
 struct Keeper {
     shared: Arc<Shared>,
     lane: Arc<Lane>,

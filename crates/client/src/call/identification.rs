@@ -13,7 +13,7 @@ use crate::target::Role;
 use crate::wire::queue::{Ask, Submitted};
 use crate::wire::slot::Ended;
 
-/// Somebody has been told that the server which the shared connection serves from is no primary any more, or wants a password, and it may not be
+/// Asks the server whether it still serves. A call was told that it is no primary any more, or wants a password, and it may not be
 /// true of that one. So the server is asked, and only its own answer replaces the connection that all callers share.
 pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, deadline: Instant) {
     let now = clock::now();
@@ -42,7 +42,7 @@ pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, dea
     }
 }
 
-/// Why a connection on which that was answered has to be replaced, if it has to be.
+/// Returns why a connection with this refusal has to be replaced, if it has to be.
 pub(crate) fn why_reset(shared: &Shared, refusal: Refusal) -> Option<&'static str> {
     match refusal {
         // Where any role will do, it is the command that is wrong here.
@@ -54,7 +54,7 @@ pub(crate) fn why_reset(shared: &Shared, refusal: Refusal) -> Option<&'static st
     }
 }
 
-/// What a server says of itself in its answers to ROLE and HELLO.
+/// Reads the state of a server from its answers to ROLE and HELLO.
 fn state_told_by(reply: &Reply) -> Refusal {
     let is_text = |value: &Value, word: &str| match value {
         Value::BulkString(text) => text == word.as_bytes(),

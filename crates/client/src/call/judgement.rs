@@ -20,7 +20,7 @@ use crate::wire::queue::UNATTENDED;
 use crate::wire::slot::{Blame, Ended};
 
 impl Call<'_> {
-    /// What an end means for the caller and for the breaker.
+    /// Turns the end of a request into the caller's result and the breaker's outcome.
     pub(super) fn judge(
         &self,
         ended: Ended,
@@ -81,7 +81,7 @@ impl Call<'_> {
         }
     }
 
-    /// A probe that takes too long has not succeeded; one with a longer deadline of its own may take it.
+    /// Judges a probe by its time; one with a longer deadline of its own may take it.
     pub(super) fn judge_probe(&self, took: Duration) -> Outcome {
         let settings = &self.shared.settings;
         if self.limit > settings.deadline {
@@ -91,7 +91,7 @@ impl Call<'_> {
         }
     }
 
-    /// A call that was given less than the server is given otherwise has run out of its own time, and tells nothing of the server's: those that have more are
+    /// Judges a timeout. A call that was given less time than usual has run out of its own, and tells nothing of the server: those that have more are
     /// not to be refused for its sake.
     fn judge_timeout(&self) -> Option<Outcome> {
         let settings = &self.shared.settings;
@@ -99,7 +99,7 @@ impl Call<'_> {
         (self.limit >= patience).then_some(Outcome::Failure)
     }
 
-    /// The refusal in a reply, if it is one: of a single command any error; of a pipeline, as [`refusal_of_all`] says, however few its
+    /// Returns the refusal in a reply, if it is one: of a single command any error; of a pipeline, as [`refusal_of_all`] says, however few its
     /// commands are.
     fn refusal_in(&self, reply: &Reply) -> Option<Error> {
         match (reply, self.payload) {
@@ -117,7 +117,7 @@ impl Call<'_> {
         }
     }
 
-    /// Some commands of a pipeline may have been answered, and others have shown that the server does not serve.
+    /// Judges each reply of a pipeline: some may be answered, and others show that the server does not serve.
     fn judge_each(&self, replies: &[Value], place: &mut Place<'_>) -> Outcome {
         let mut outcome = Outcome::Success;
         let Payload::Pipeline(pipeline) = self.payload else {
@@ -131,7 +131,7 @@ impl Call<'_> {
         outcome
     }
 
-    /// What a refusal says of the server. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
+    /// Judges the server by a refusal. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
     /// reason to ask.
     fn judge_refusal(&self, error: &Error, place: &mut Place<'_>) -> Outcome {
         let refusal = error.refusal().unwrap_or(Refusal::Lasting);
@@ -156,7 +156,7 @@ impl Call<'_> {
         }
     }
 
-    /// Is another attempt safe, and does it make sense?
+    /// Returns whether another attempt is safe and makes sense.
     pub(super) fn may_repeat(&self, error: &Error) -> bool {
         let passing = match error.kind() {
             ErrorKind::Lost { .. } => true,
@@ -173,7 +173,7 @@ impl Call<'_> {
             }
     }
 
-    /// May it be sent again although it may have run?
+    /// Returns whether it may be sent again although it may have run.
     pub(super) fn bears_another(&self) -> bool {
         match self.plan.effect {
             Effect::Read => true,
@@ -188,12 +188,12 @@ impl Call<'_> {
     }
 }
 
-/// A transaction of which nothing ran.
+/// Returns whether a transaction was aborted, so that nothing of it ran.
 fn was_aborted(replies: &[Value]) -> bool {
     matches!(replies.last(), Some(Value::ServerError(error)) if error.code() == "EXECABORT")
 }
 
-/// The refusal of a whole pipeline: only if every reply is a passing one; or, of a transaction that was aborted, the passing one that
+/// Returns the refusal of a whole pipeline: only if every reply is a passing one; or, of a transaction that was aborted, the passing one that
 /// aborted it. Other errors stay at their places among the replies, as in redis-rs.
 fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
     let passing = |error: &Error| {
@@ -217,7 +217,7 @@ fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
     first.filter(|_| expected == replies.len())
 }
 
-/// The errors among the replies to a pipeline, and where. What is answered while a transaction is queued is the server's own word, also of scripts.
+/// Returns the errors among the replies to a pipeline, and their places. An answer while a transaction is queued is the server's own word, also of scripts.
 fn errors_of<'a>(
     replies: &'a [Value],
     pipeline: &'a Pipeline,

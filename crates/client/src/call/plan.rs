@@ -15,14 +15,14 @@ use crate::link::crossing::Lanes;
 use crate::options::CallOptions;
 use crate::wire::queue::{Encode, Turn, Turns};
 
-/// What is to be sent.
+/// The commands of a call.
 #[derive(Clone, Copy)]
 pub(crate) enum Payload<'a> {
     Command(&'a Cmd),
     Pipeline(&'a Pipeline),
 }
 
-/// What is to be sent, of its own.
+/// The commands of a call, owned.
 pub(crate) enum OwnPayload {
     Command(Cmd),
     Pipeline(Pipeline),
@@ -37,30 +37,30 @@ impl OwnPayload {
     }
 }
 
-/// What was found out about a payload before it is sent.
+/// The judgement of a payload before it is sent.
 #[derive(Clone)]
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) effect: Effect,
-    /// Of several commands, each judged alone: what a repeat of all of them does is found out where one is considered.
+    /// Whether it has several commands. Each is judged alone; what a repeat of all of them does is found out where one is considered.
     pub(crate) several: bool,
     pub(crate) blocking: Option<BlockFor>,
-    /// What an error reply to a single command proves; of several, each is asked for its own.
+    /// The meaning of an error reply to a single command; of several, each has its own.
     pub(crate) errors: Errors,
     pub(crate) replies: u32,
     pub(crate) route: Route,
 }
 
-/// Which connection serves it, and which its keys belong to.
+/// The connection that serves a call, and those that its keys belong to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Route {
     pub(crate) lane: usize,
     pub(crate) lanes: Lanes,
-    /// The keys belong to several connections, or are not all known.
+    /// Whether the keys belong to several connections, or are not all known.
     pub(crate) crosses: bool,
 }
 
-/// How long after its own timeout a blocking command may still be answered.
+/// The time after its own timeout in which a blocking command may still be answered.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
 
 impl<'a> Payload<'a> {
@@ -85,7 +85,7 @@ impl<'a> Payload<'a> {
         Ok(plan)
     }
 
-    /// What it does to the transaction of a connection of one's own.
+    /// Returns its steps in the transaction of a dedicated connection.
     pub(crate) fn turns(self) -> Turns {
         match self {
             Self::Command(cmd) => Turn::of(cmd).map(|turn| (0, turn)).into_iter().collect(),
@@ -93,7 +93,7 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// True if a repeat would find something else, though each of its commands alone could be repeated.
+    /// Returns whether a repeat would find something else, though each of its commands alone could be repeated.
     pub(crate) fn looks_before_it_writes(self) -> bool {
         match self {
             Self::Command(_) => false,
@@ -103,7 +103,7 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// The same for what is left of its timeouts, once so much of them has `passed`. `None` if it is sent again as it is.
+    /// Returns the payload with what is left of its timeouts, once so much of them has `passed`. `None` if it is sent again as it is.
     pub(crate) fn with_time_left(self, passed: Duration) -> Option<OwnPayload> {
         match self {
             Self::Command(cmd) => command::with_time_left(cmd, passed).map(OwnPayload::Command),
@@ -231,7 +231,7 @@ impl Router {
     }
 }
 
-/// The same key, the same connection: so its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
+/// Returns the connection of a key: always the same one, so that its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
 fn lane_of_key(key: &[u8], lanes: usize) -> usize {
     let tag = hash_tag(key);
     // FNV-1a: short, spreads well enough over a handful of connections.

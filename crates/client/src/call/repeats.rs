@@ -14,7 +14,7 @@ use crate::error::{Certainty, Error};
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
 
-/// How an attempt ended that is to be followed by another.
+/// The end of an attempt that is to be followed by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
     /// Its connection was lost before anything of it was written: it has loaded nobody, and counts
@@ -87,7 +87,7 @@ impl<'a> Repeats<'a> {
         Ok(self.unknown)
     }
 
-    /// True if an attempt may have had an effect.
+    /// Returns whether an attempt may have had an effect.
     pub(crate) fn may_have_run(&self) -> bool {
         self.unknown
     }

@@ -44,7 +44,7 @@ fn ramping() -> Shared {
     shared
 }
 
-/// What has been submitted, in its order.
+/// Returns the requests submitted so far, in their order.
 fn submitted(shared: &Shared) -> Batch<Job> {
     let mut batch = Batch::default();
     shared.links[0]

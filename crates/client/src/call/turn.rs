@@ -10,7 +10,7 @@ use crate::options::CallOptions;
 use crate::wire::queue::Gate;
 
 impl Call<'_> {
-    /// With several connections: its turn, if it has to wait for one. See [`crate::link::crossing`].
+    /// Waits for the turn of a call, if it has to. See [`crate::link::crossing`].
     pub(super) async fn take_turn(&self) -> Result<Option<Turn<'_>>, Error> {
         let (crossings, route) = (&self.shared.crossings, self.plan.route);
         if crossings.len() >= self.shared.settings.in_flight {

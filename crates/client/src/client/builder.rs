@@ -66,7 +66,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How long a connection may be silent while commands wait. Default: 500 ms; somewhat more than
+    /// Sets how long a connection may be silent while commands wait. Default: 500 ms; somewhat more than
     /// half of it (280 ms) where round trips are below 5 ms. After half of it (a fifth, 100 ms) a
     /// standby connection is dialled, which costs a connection attempt whenever the server pauses
     /// that long. Then the silent connection is replaced, unless the server says that a command in
@@ -77,7 +77,7 @@ impl ClientBuilder {
         self
     }
 
-    /// A connection that answers nothing is kept so long while no challenger succeeds, in case it wakes. Default: 30 s.
+    /// Sets how long a connection that answers nothing is kept while no standby connection succeeds, in case it recovers. Default: 30 s.
     pub fn unresponsive_timeout(mut self, after: Duration) -> Self {
         self.settings.unresponsive_timeout = after;
         self
@@ -89,19 +89,19 @@ impl ClientBuilder {
         self
     }
 
-    /// How failed calls are repeated, where that is safe. Default: 3 attempts, full jitter from 10 ms to 1 s.
+    /// Sets how failed calls are repeated, where that is safe. Default: 3 attempts, full jitter from 10 ms to 1 s.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = policy;
         self
     }
 
-    /// What bounds all repeats together. Default: 10 % of calls plus 10 a second.
+    /// Sets the bound of all repeats together. Default: 10 % of calls plus 10 a second.
     pub fn budget(mut self, budget: BudgetConfig) -> Self {
         self.settings.budget = budget;
         self
     }
 
-    /// When calls are refused without being tried. Default: 50 % of at least 20 calls in 10 s, or 5 in a row.
+    /// Sets when calls are refused without being tried. Default: 50 % of at least 20 calls in 10 s, or 5 in a row.
     pub fn breaker(mut self, breaker: BreakerConfig) -> Self {
         self.settings.breaker = breaker;
         self
@@ -114,14 +114,14 @@ impl ClientBuilder {
         self
     }
 
-    /// At the start of an outage, calls wait so long for the next connection; after that they are refused at once. The allowance comes back
+    /// Sets how long calls wait for the next connection at the start of an outage; after that they are refused at once. The grace comes back
     /// after 5 s of health. Default: 250 ms. Zero: never wait.
     pub fn reconnect_grace(mut self, wait: Duration) -> Self {
         self.settings.reconnect_grace = wait;
         self
     }
 
-    /// An idle connection is pinged so often. Default: 1 s.
+    /// Sets how often an idle connection is pinged. Default: 1 s.
     pub fn heartbeat(mut self, every: Duration) -> Self {
         self.settings.heartbeat = every;
         self
@@ -157,7 +157,7 @@ impl ClientBuilder {
         self
     }
 
-    /// A connection older than this (up to a tenth less, at random) is replaced. Default: never. For load balancers that cut old connections,
+    /// Sets the age (up to a tenth less, at random) at which a connection is replaced. Default: never. For load balancers that cut old connections,
     /// and for names that move to another server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session, which
     /// nothing can replace, ends.
     pub fn max_age(mut self, age: Duration) -> Self {
@@ -165,7 +165,7 @@ impl ClientBuilder {
         self
     }
 
-    /// A supervisor without progress for so long is started anew. Default: 30 s.
+    /// Sets the time without progress after which a supervisor is started anew. Default: 30 s.
     pub fn watchdog_timeout(mut self, after: Duration) -> Self {
         self.settings.watchdog_timeout = after;
         self
@@ -189,26 +189,26 @@ impl ClientBuilder {
         self
     }
 
-    /// How to speak TLS (feature `tls`, on by default); also switches it on. Default for `rediss://`: the system's roots, TLS 1.2 or later.
+    /// Sets how TLS is spoken (feature `tls`, on by default), and switches it on. Default for `rediss://`: the system's roots, TLS 1.2 or later.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
         self
     }
 
-    /// Where user name and password come from, instead of the URL.
+    /// Sets the source of user name and password, instead of the URL.
     pub fn credentials(mut self, provider: impl CredentialsProvider + 'static) -> Self {
         self.provider = Some(Arc::new(provider));
         self
     }
 
-    /// What turns the host's name into addresses. Default: the system.
+    /// Sets the resolver of the host's name. Default: the system.
     pub fn resolver(mut self, resolver: impl Resolve + 'static) -> Self {
         self.settings.resolver = Arc::new(resolver);
         self
     }
 
-    /// How calls wait at the start of an outage for another primary, if that is longer than
+    /// Sets how long calls wait at the start of an outage for another primary, if that is longer than
     /// [`reconnect_grace`](Self::reconnect_grace): through an election, say, instead of failing after the
     /// allowance; up to their deadlines and within the bounds of what may wait. Not behind a server
     /// that is silent: it counts as down. Default: not longer. Costs: in a longer outage each call
@@ -253,7 +253,7 @@ impl ClientBuilder {
         self
     }
 
-    /// How to speak TLS to sentinels (feature `tls`); `None`: not at all. Default: as to the
+    /// Sets how TLS is spoken to sentinels (feature `tls`); `None`: not at all. Default: as to the
     /// servers.
     #[cfg(feature = "tls")]
     pub fn sentinel_tls(mut self, tls: Option<Tls>) -> Self {
@@ -304,7 +304,7 @@ impl ClientBuilder {
         Ok(client.watched())
     }
 
-    /// The same, over sockets that come from elsewhere.
+    /// Builds the client over sockets that come from elsewhere.
     pub(crate) fn build_over(
         self,
         transport: impl FnOnce(&Shared) -> Arc<dyn Transport>,

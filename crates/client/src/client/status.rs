@@ -16,11 +16,11 @@ use crate::sentinel::SentinelStatus;
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Status {
-    /// Of the worst of its connections.
+    /// The state of the worst of its connections.
     pub state: ConnectionState,
-    /// For how long it has been so.
+    /// The time in that state, in milliseconds.
     pub state_for_ms: f64,
-    /// Where to.
+    /// The address of the server.
     pub address: String,
     /// The server's version, once known.
     pub server_version: Option<String>,
@@ -35,7 +35,7 @@ pub struct Status {
     pub stuck_resets: u64,
     /// Mean length of the outages that are over.
     pub mean_recovery_ms: Option<f64>,
-    /// What ended the last connection or attempt.
+    /// The reason for which the last connection or attempt ended.
     pub last_error: Option<String>,
     /// `closed`, `open` or `half_open`.
     pub breaker: &'static str,
@@ -49,7 +49,7 @@ pub struct Status {
     pub fencing: Fencing,
     /// Since when and how often the connection has been lost and replaced again and again; absent if it is steady.
     pub flapping: Option<Flapping>,
-    /// What the sentinels say; absent where none are asked.
+    /// The word of the sentinels; absent where none are asked.
     pub sentinel: Option<SentinelStatus>,
 }
 

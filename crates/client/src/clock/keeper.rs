@@ -13,7 +13,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::clock;
 
-/// How often each connection is looked at.
+/// The time between two looks at each connection.
 const EVERY: Duration = Duration::from_millis(100);
 
 static KEPT: Mutex<Kept> = Mutex::new(Kept {
@@ -132,7 +132,7 @@ fn run() {
     }
 }
 
-/// Outside the lock: wakers are others' code.
+/// Looks after all, outside the lock: wakers are others' code.
 fn look_after(mut watched: Vec<Watched>, now: Instant) {
     if watched.is_empty() {
         return;

@@ -19,16 +19,16 @@ use tokio::sync::watch;
 use super::{Credentials, CredentialsError, CredentialsProvider};
 use crate::task::Owned;
 
-/// What Azure's Redis is called to Entra ID.
+/// The name of Azure's Redis for Entra ID.
 const SCOPE: &str = "https://redis.azure.com/.default";
 
-/// A token is renewed so long before it expires, at the latest.
+/// The time before its expiry at which a token is renewed, at the latest.
 const MARGIN: Duration = Duration::from_secs(180);
 
-/// One attempt to get a token may take so long.
+/// The time that one attempt to get a token may take.
 const ATTEMPT: Duration = Duration::from_secs(30);
 
-/// So much longer, and it hangs where no deadline reaches it.
+/// The time after which an attempt hangs where no deadline reaches it.
 const HANGING: Duration = Duration::from_secs(5);
 
 /// While a renewal is under way, live connections look for its result so often.
@@ -109,7 +109,7 @@ impl EntraId {
         })
     }
 
-    /// Whoever is signed in to the `az` program; for development.
+    /// Uses the account that is signed in to the `az` program; for development.
     pub fn azure_cli() -> Self {
         Self::made_by(|| Ok(AzureCliCredential::new(None)?))
     }
@@ -229,7 +229,7 @@ async fn keep(shared: Weak<Shared>) {
     }
 }
 
-/// One attempt, in a task of its own: a credential that panics, or keeps its thread, ends an attempt and not the renewal.
+/// Makes one attempt, in a task of its own: a credential that panics, or keeps its thread, ends an attempt and not the renewal.
 async fn attempt(
     provider: &Arc<Shared>,
     running: &mut Option<Owned<Result<Held, CredentialsError>>>,

@@ -40,7 +40,7 @@ impl FileCredentials {
         }
     }
 
-    /// How often to look whether the file has changed. Default: 5 s; costs one read of the file.
+    /// Sets how often to look whether the file has changed. Default: 5 s; costs one read of the file.
     pub fn look_every(mut self, every: Duration) -> Self {
         self.look_every = every.max(Duration::from_millis(10));
         self

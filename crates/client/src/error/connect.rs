@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-/// Why an attempt to connect failed.
+/// The failure of an attempt to connect.
 #[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ConnectError {
@@ -13,23 +13,23 @@ pub enum ConnectError {
     Dns {
         /// The name.
         host: String,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// No TCP connection (or Unix socket) could be opened.
     #[error("cannot connect to {address}: {cause}")]
     Tcp {
-        /// Where to.
+        /// The address.
         address: String,
-        /// Why.
+        /// The cause.
         cause: String,
     },
     /// The TLS handshake failed.
     #[error("tls to {address} failed: {cause}")]
     Tls {
-        /// Where to.
+        /// The address.
         address: String,
-        /// Why, and what to do.
+        /// The cause, and what to do.
         cause: String,
     },
     /// A phase took longer than it may.
@@ -58,20 +58,20 @@ pub enum ConnectError {
     /// The server answered the handshake with another error.
     #[error("the server refused the handshake: {0}")]
     Refused(String),
-    /// What answers is not a Redis server.
+    /// The peer is not a Redis server.
     #[error("what answers at {address} is not a redis server: {why}")]
     NotRedis {
-        /// Where.
+        /// The address.
         address: String,
-        /// What is odd.
+        /// The oddity.
         why: String,
     },
-    /// What answers is a sentinel, which has no data.
+    /// The peer is a sentinel, which has no data.
     #[error(
         "{address} is a sentinel and has no data: write redis-sentinel://{address}/NAME, with the name that it watches"
     )]
     Sentinel {
-        /// Where.
+        /// The address.
         address: String,
     },
     /// No sentinel names the primary that is wanted.
@@ -79,15 +79,15 @@ pub enum ConnectError {
     NoPrimary {
         /// The name under which the sentinels watch it.
         service: String,
-        /// What became of each sentinel.
+        /// The outcome of asking each sentinel.
         why: String,
     },
-    /// What answers is not a sentinel.
+    /// The peer is not a sentinel.
     #[error("what answers at {address} is not a sentinel: {why}")]
     NotSentinel {
-        /// Where.
+        /// The address.
         address: String,
-        /// What is odd.
+        /// The oddity.
         why: String,
     },
     /// The credentials provider or the resolver panicked.

@@ -16,7 +16,7 @@ pub(crate) const STEADY_AFTER: Duration = Duration::from_secs(120);
 
 /// An outage that lasts longer is no blip of a connection that flaps, and is told by itself.
 const BLIP: Duration = Duration::from_secs(5);
-/// What grows is told to listeners so often at most.
+/// The least time between two events about flapping that grows.
 const RETELL: Duration = Duration::from_secs(1);
 
 /// A connection that is lost and replaced again and again: more than ten times within ten minutes, and not yet steady for two.
@@ -24,26 +24,26 @@ const RETELL: Duration = Duration::from_secs(1);
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Flapping {
-    /// When the first of these connections was lost, in milliseconds since 1970.
+    /// The time at which the first of these connections was lost, in milliseconds since 1970.
     pub since_ms: u64,
-    /// How often a lost connection was replaced since.
+    /// The number of times that a lost connection was replaced since.
     pub reconnects: u64,
-    /// When a connection was last lost, in milliseconds since 1970.
+    /// The time at which a connection was last lost, in milliseconds since 1970.
     pub last_ms: u64,
-    /// What ended that one.
+    /// The cause of that loss.
     pub cause: Arc<str>,
 }
 
-/// What an event means for a connection.
+/// The meaning of an event for the flapping of its connection.
 #[derive(Debug, PartialEq)]
 pub(crate) enum Verdict {
-    /// It is told by itself.
+    /// The event is told by itself.
     Alone,
-    /// It is a part of what is told as flapping.
+    /// The event is a part of what is told as flapping.
     Part,
-    /// With it, the connection flaps; what has happened to it since then is a part of that.
+    /// The connection flaps from this event on; what has happened to it since then is a part of that.
     Begins(Flapping),
-    /// It has flapped once more. To be told to listeners, and to the log, if so.
+    /// The connection has flapped once more: to be told to listeners, and to the log, if so.
     Grows {
         now: Flapping,
         tell: bool,
@@ -202,7 +202,7 @@ mod tests {
         }
     }
 
-    /// One loss that is made good; `every` later.
+    /// Notes one loss that is made good; `every` later.
     fn blip(watch: &mut Watch, now: &mut Instant, every: Duration) -> Verdict {
         let date = 1_000;
         watch.note(&lost(), *now, date);

@@ -13,7 +13,7 @@ use super::{Event, EventKind, Events};
 use crate::clock;
 use crate::metrics;
 
-/// Where events go.
+/// The one place that takes events, keeps and passes them on.
 #[derive(Debug)]
 pub(crate) struct Hub {
     seq: AtomicU64,
@@ -26,7 +26,7 @@ pub(crate) struct Hub {
 struct Told {
     history: VecDeque<Event>,
     incidents: Incidents,
-    /// Of each connection that was lost.
+    /// The flapping of each connection that was lost.
     watches: BTreeMap<usize, Watch>,
 }
 
@@ -140,7 +140,7 @@ fn fold(history: &mut VecDeque<Event>, connection: usize, since_ms: u64) {
     });
 }
 
-/// What fails for the same reason, again and again, is one entry (attempts to connect are counted in it): or a long outage would push its own
+/// Keeps an event. Failures for the same reason are one entry (attempts to connect are counted in it): or a long outage would push its own
 /// beginning out.
 fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
     if keep == 0 {

@@ -4,28 +4,28 @@ use std::collections::VecDeque;
 
 use crate::event::EventKind;
 
-/// One outage of one connection, from its first sign to the connection that ended it.
+/// An outage of one connection, from its first sign to the connection that ended it.
 #[derive(Clone, Debug, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
 pub struct Incident {
-    /// Which of the client's connections, from 0.
+    /// The index of the connection among the client's, from 0.
     pub connection: usize,
-    /// When it was noticed, in milliseconds since 1970.
+    /// The time at which it was noticed, in milliseconds since 1970.
     pub noticed_at_ms: u64,
-    /// What was seen first.
+    /// The first sign of it.
     pub cause: String,
-    /// How long the connection had been silent when it was noticed. A connection that the peer closed is noticed at once.
+    /// The time for which the connection had been silent when it was noticed. A connection that the peer closed is noticed at once.
     pub detection_ms: f64,
     /// Attempts to connect that failed.
     pub failed_attempts: u64,
-    /// How often the connection was lost: once, but of one that flapped, whose outages are one incident.
+    /// The number of times that the connection was lost: one, unless it flapped, whose outages are one incident.
     pub times: u64,
     /// Calls refused at once because it was down.
     pub refused: u64,
     /// Requests whose outcome is unknown.
     pub unknown: usize,
-    /// From being noticed to being in service again, of one that flapped for the last time; absent while it lasts.
+    /// The time from being noticed to being in service again, of one that flapped for the last time; absent while it lasts.
     pub recovery_ms: Option<u64>,
 }
 
@@ -113,7 +113,7 @@ impl Incidents {
         }
     }
 
-    /// A connection has flapped since then: its incidents are one.
+    /// Makes one incident of those of a connection that has flapped since then.
     pub(crate) fn fold(&mut self, connection: usize, since_ms: u64) {
         let (of_it, mut kept): (VecDeque<Incident>, VecDeque<Incident>) =
             self.kept.drain(..).partition(|incident| {

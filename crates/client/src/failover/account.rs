@@ -24,7 +24,7 @@ use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch};
 use crate::target::Role;
 use steadfast_core::conn::Reply;
 
-/// How long the new primary may take to serve before a failover is told without its history.
+/// The time that the new primary may take to serve before a failover is told without its history.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
 /// Between looks whether the new primary serves.
 const LOOK: Duration = Duration::from_millis(20);

@@ -24,7 +24,7 @@ use crate::wire::words::{as_error, command, without_arguments};
 const CONFIRM: Duration = Duration::from_secs(10);
 /// The least pause between two questions to one sentinel, however often they are wanted.
 const LEAST: Duration = Duration::from_millis(100);
-/// What that pause grows to while sentinels are wanted again and again and name no other.
+/// The length that this pause grows to while sentinels are wanted again and again and name no other.
 const MOST: Duration = Duration::from_secs(1);
 /// The pause between two looks at a listening connection on which nothing comes.
 const LISTEN: Duration = Duration::from_secs(5);
@@ -33,7 +33,7 @@ const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_s
 /// Between looks whether other sentinels have become known.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// What a sentinel's reply may measure: some kilobytes for each of at most 32 others.
+/// Returns the limits of a sentinel's reply: some kilobytes for each of at most 32 others.
 fn limits() -> Limits {
     Limits {
         depth: 8,

@@ -38,13 +38,13 @@ use crate::wire::stream::Stream;
 pub(crate) struct Established {
     pub(crate) stream: Stream,
     pub(crate) facts: ServerFacts,
-    /// What the handshake authenticated with.
+    /// The credentials that the handshake gave.
     pub(crate) credentials: Option<Credentials>,
-    /// What was answered to the fences, in their order.
+    /// The answers to the fences, in their order.
     pub(crate) fences: Vec<Fence>,
 }
 
-/// One of the places that the configured address stands for.
+/// A socket address that the configured address stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     /// The address itself: a unix socket.
@@ -70,7 +70,7 @@ impl Found {
     }
 }
 
-/// What the last attempt to connect waits for, for whoever has less patience than its phases.
+/// The step that the last attempt to connect waits for, for callers who give up before its phases do.
 #[derive(Debug, Default)]
 pub(crate) struct WaitsFor(Mutex<Option<String>>);
 
@@ -86,10 +86,10 @@ impl WaitsFor {
 
 /// Opens sockets: the network, or in tests a simulation of it. `limit` is each phase's deadline.
 pub(crate) trait Transport: fmt::Debug + Send + Sync {
-    /// Where the server may be, the likeliest first.
+    /// Returns where the server may be, the likeliest first.
     fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>>;
 
-    /// An open stream, and the address of its peer for people to read. What it waits for is told.
+    /// Opens a stream. Returns it with the address of its peer for people to read. Each step that it waits for is told.
     fn open<'a>(
         &'a self,
         place: Place,
@@ -98,7 +98,7 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
     ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>>;
 }
 
-/// What one attempt to connect is to do.
+/// The terms of one attempt to connect.
 #[derive(Clone, Debug)]
 pub(crate) struct Ask {
     /// Each phase's deadline.
@@ -106,12 +106,12 @@ pub(crate) struct Ask {
     /// Connections to kill before anything else.
     pub(crate) fences: Vec<Identity>,
     pub(crate) protocol: Protocol,
-    /// Where to try first, before the address is resolved.
+    /// The address to try first, before the name is resolved.
     pub(crate) first: Option<Place>,
 }
 
 impl Ask {
-    /// How long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake, and before them the
+    /// Returns how long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake, and before them the
     /// place to try first.
     pub(crate) fn longest(&self) -> Duration {
         let phases = if self.first.is_some() { 6 } else { 5 };
@@ -124,7 +124,7 @@ impl Ask {
 pub(crate) struct Connector {
     settings: Arc<Settings>,
     provider: Option<Arc<dyn CredentialsProvider>>,
-    /// How often the provider was asked.
+    /// The number of questions to the provider.
     asked: AtomicU64,
     transport: Arc<dyn Transport>,
     pub(crate) waits_for: WaitsFor,
@@ -145,20 +145,20 @@ impl Connector {
         }
     }
 
-    /// When the provider wants to be asked again. One that panics here is asked as if it had not said.
+    /// Returns when the provider wants to be asked again. One that panics here is asked after a while.
     pub(crate) fn renew_in(&self) -> Option<Duration> {
         let provider = self.provider.as_ref()?;
         catch_unwind(AssertUnwindSafe(|| provider.renew_in())).unwrap_or(Some(RENEW_AFTER_PANIC))
     }
 
-    /// What keeps the provider from renewing.
+    /// Returns the trouble that the provider has with renewing.
     pub(crate) fn trouble(&self) -> Option<CredentialsError> {
         let provider = self.provider.as_ref()?;
         catch_unwind(AssertUnwindSafe(|| provider.trouble()))
             .unwrap_or_else(|_| Some(CredentialsError::new("the credentials provider panicked")))
     }
 
-    /// What a connection for commands asks for.
+    /// Returns the terms of a connection for commands.
     pub(crate) fn ask(&self, limit: Duration, fences: Vec<Identity>) -> Ask {
         Ask {
             limit,
@@ -177,7 +177,7 @@ impl Connector {
         Owned::new(tokio::spawn(attempt.instrument(span)))
     }
 
-    /// One attempt from its beginning to its end.
+    /// Makes one attempt from its beginning to its end.
     pub(crate) async fn dialled(self: &Arc<Self>, ask: Ask) -> Result<Established, ConnectError> {
         let limit = ask.longest() + MARGIN;
         match clock::timeout(limit, self.dial(ask)).await {
@@ -213,7 +213,7 @@ impl Connector {
             .map_err(|errors| most_telling(errors).unwrap_or(ConnectError::Panicked))
     }
 
-    /// From a place to a connection fit for service: only then has the place been the right one. What accepts TCP may be frozen, a replica,
+    /// Goes from an address to a connection fit for service: only then was it the right address. A peer that accepts TCP may be frozen, a replica,
     /// or no Redis at all.
     async fn connect_to(
         &self,
@@ -246,7 +246,7 @@ impl Connector {
         })
     }
 
-    /// The provider's credentials, under the deadline of a phase.
+    /// Asks the provider for credentials, under the deadline of a phase.
     pub(crate) async fn credentials(
         &self,
         limit: Duration,
@@ -264,7 +264,7 @@ impl Connector {
     }
 }
 
-/// Of several places' errors the one that says most: what a server said, before what none did.
+/// Returns of several errors the one that says most: the word of a server before the silence of others.
 fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
     errors.into_iter().min_by_key(|error| match error {
         ConnectError::Auth(_) | ConnectError::Credentials(_) => 0,
@@ -283,9 +283,9 @@ fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
     })
 }
 
-/// When a provider is asked again that panicked as it was asked when to.
+/// The time after which a provider is asked again that panicked in `renew_in`.
 const RENEW_AFTER_PANIC: Duration = Duration::from_secs(5);
-/// How much later than it should an attempt may be over before it counts as hanging.
+/// The time that an attempt may be late before it counts as hanging.
 pub(crate) const MARGIN: Duration = Duration::from_secs(1);
 
 pub(crate) async fn within<T>(

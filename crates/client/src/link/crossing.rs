@@ -36,11 +36,11 @@ impl Lanes {
     }
 }
 
-/// See the module.
+/// The calls whose keys belong to several connections, and those that wait for them.
 #[derive(Debug, Default)]
 pub(crate) struct Crossings {
     queue: Mutex<Queue>,
-    /// Those in the queue, to be looked at without a lock.
+    /// The number of calls in the queue, which is read without a lock.
     waiting: AtomicUsize,
 }
 
@@ -55,9 +55,9 @@ struct Entry {
     number: u64,
     lanes: Lanes,
     crosses: bool,
-    /// It has a place in the order of its connection. One that crosses stays here until it is answered.
+    /// Whether it was submitted to its connection. A call that crosses stays here until it is answered.
     submitted: bool,
-    /// When its turn came.
+    /// The instant at which its turn came.
     since: Option<Instant>,
     /// No call outlives it.
     deadline: Instant,
@@ -90,7 +90,7 @@ pub(crate) struct Turn<'a> {
     crosses: bool,
 }
 
-/// One of a single connection that has not gone so long after its turn came holds up nobody any more.
+/// The time after its turn in which a call of a single connection must go, or it holds up nobody any more.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 impl Crossings {
@@ -119,7 +119,7 @@ impl Crossings {
         })
     }
 
-    /// How many wait, or are waited for.
+    /// Returns the number of calls that wait, or are waited for.
     pub(crate) fn len(&self) -> usize {
         self.waiting.load(Ordering::Acquire)
     }
@@ -183,7 +183,7 @@ impl Turn<'_> {
         Poll::Ready(())
     }
 
-    /// It has its place on its connection: who goes by the same one may follow.
+    /// Notes that it was submitted: calls by the same connection may follow.
     pub(crate) fn submitted(self) -> Option<Self> {
         if !self.crosses {
             return None;

@@ -26,7 +26,7 @@ use crate::wire::queue::{Backlog, Gate, Job, Lane, Left};
 use crate::wire::slot::{Blame, Ended, Rejoin, Ticket};
 use crate::wire::stream::Stream;
 
-/// What a driver tells its supervisor.
+/// A signal of a driver to its supervisor.
 #[derive(Debug)]
 pub(crate) enum Signal {
     /// No sign of life for a while, while commands wait, which may be nothing.
@@ -39,7 +39,7 @@ pub(crate) enum Signal {
     Aside,
     /// Bytes come, and no reply has been completed for so long.
     Stuck(Duration),
-    /// A byte has come after all; how long none had, and how many calls were given up meanwhile.
+    /// A byte has come after all: how long none had, and how many calls were given up meanwhile.
     Recovered(Duration, usize),
     /// The server could not kill this abandoned connection now: it is to be asked again.
     Unfenced(Box<Identity>),
@@ -51,16 +51,16 @@ pub(crate) enum Signal {
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     lane: Arc<Lane>,
-    /// Which link's; `None` for a connection that one caller has to itself, which says nothing about what calls take.
+    /// The index of the link; `None` for a dedicated connection, which says nothing about what calls take.
     link: Option<usize>,
     stream: Stream,
     /// The server's run id, as far as it is known.
     server: Option<Arc<str>>,
-    /// What keeps a client's tasks from counting as gone. `None` on a connection of one caller.
+    /// The sign of life of the client's tasks. `None` on a dedicated connection.
     _alive: Option<Arc<Alive>>,
-    /// Where to finish instead of on `lane`.
+    /// The queue on which to finish instead of on its own.
     aside: Option<(Arc<Lane>, Rejoin)>,
-    /// Why this connection takes nothing new.
+    /// The reason why this connection takes nothing new.
     retiring: Option<Arc<str>>,
     /// New credentials, which travel alone: there are servers that swallow the error of a refused AUTH while other replies are pending, and then
     /// every later reply would go to the wrong caller.
@@ -74,14 +74,14 @@ pub(crate) struct Driver {
     /// This process stood still, and may not have been told yet what came meanwhile: nothing is
     /// given up before the timer has fired once more.
     look_again: Option<Instant>,
-    /// When that was noticed last: what was under way then, or had waited to be taken, tells
+    /// The instant of the last stall: what was under way then, or had waited to be taken, tells
     /// nothing of the server.
     stalled_at: Option<Instant>,
     /// The socket took no more bytes when it was last asked.
     blocked: bool,
-    /// When what nobody waits for any more was last taken out of what is not written.
+    /// The instant of the last sweep of requests that nobody waits for.
     swept_at: Instant,
-    /// A silence is doubtful, as was told.
+    /// Whether a doubtful silence was told.
     doubtful: bool,
     /// Round trips are short, so that a shorter silence tells as much.
     fast: bool,
@@ -91,12 +91,12 @@ pub(crate) struct Driver {
     given_up: usize,
     /// Good replies of this turn, which the breaker can see at its end.
     successes: u64,
-    /// Those since the budget was last told.
+    /// The successes since the budget was last told.
     passed_on: u64,
     /// Slow ones of this turn.
     slow: u32,
     slow_call: Option<Duration>,
-    /// What a call is given that does not say otherwise.
+    /// The deadline of a call that does not say otherwise.
     usual: Duration,
     last_took: Option<Duration>,
     told_breaker: Instant,
@@ -109,18 +109,18 @@ pub(crate) struct Driver {
     apart_for: Duration,
 }
 
-/// Where the giving of new credentials stands.
+/// The state of giving new credentials.
 #[derive(Default)]
 enum Authentication {
     #[default]
     Settled,
     /// The AUTH waits until everything before it is answered.
     Due(Vec<u8>),
-    /// It and its proof are sent.
+    /// The AUTH and its proof are sent.
     Asked,
 }
 
-/// How a driver ended: what still waits is in `conn`.
+/// The end of a driver: the requests that still wait are in `conn`.
 pub(crate) struct Finished {
     pub(crate) cause: Arc<str>,
     pub(crate) conn: Conn<Job>,
@@ -128,7 +128,7 @@ pub(crate) struct Finished {
     pub(crate) given_up: usize,
     /// Ended by order, not by the network.
     pub(crate) ordered: bool,
-    /// What was at the head, or half written, may be what ended it.
+    /// Whether the request at the head, or half written, may be what ended it.
     pub(crate) blames: bool,
 }
 
@@ -160,7 +160,7 @@ impl End {
     }
 }
 
-/// How patient the watch over a shared connection is, by whether round trips are short (below 5 ms):
+/// Returns the patience with a shared connection, by whether round trips are short (below 5 ms):
 /// a silence becomes doubtful, then overdue.
 pub(crate) fn patience(response_idle_timeout: Duration, fast: bool) -> (Duration, Duration) {
     match fast {

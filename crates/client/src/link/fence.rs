@@ -25,7 +25,7 @@ use crate::wire::words::as_error;
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum Fencing {
-    /// Not tried yet.
+    /// Nobody has tried yet.
     Untried,
     /// Yes: last-wins writes of unknown outcome are repeated safely.
     Works,
@@ -38,9 +38,9 @@ pub enum Fencing {
 #[derive(Debug)]
 pub(crate) struct Fences {
     links: Vec<Arc<Link>>,
-    /// Of the connections that one caller has to itself.
+    /// The queues of dedicated connections.
     dedicated: Mutex<Vec<Weak<Lane>>>,
-    /// Of each link, as its last connection has shown.
+    /// The fencing of each link, as its last connection has shown.
     state: Mutex<Box<[Fencing]>>,
     hub: Arc<Hub>,
 }
@@ -61,12 +61,12 @@ impl Fences {
         }
     }
 
-    /// Of the client: `Refused` while any connection cannot have others killed.
+    /// Returns the fencing of the client: `Refused` while any connection cannot have others killed.
     pub(crate) fn fencing(&self) -> Fencing {
         of_all(&self.state.lock())
     }
 
-    /// A connection of this link is put into service, whose handshake has shown whether it may kill, and asked for these ghosts to be killed.
+    /// Records whether the next connection of this link can fence its predecessors. Its handshake has shown it, and has asked for these abandoned connections to be killed.
     pub(crate) fn serves(
         &self,
         link: &Link,
@@ -90,7 +90,7 @@ impl Fences {
         }
     }
 
-    /// The server answered a CLIENT KILL that a connection of this link sent. One that it could not obey now stays to be done, and one that it
+    /// Takes the server's answer to a CLIENT KILL of this link. One that it could not obey now stays to be done, and one that it
     /// refused is for the next connection, which may be allowed to: until then a ghost is loose.
     pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, fence: &Fence) {
         match fence {
@@ -105,14 +105,14 @@ impl Fences {
         }
     }
 
-    /// An abandoned connection was made to another server than this link's (`None`: of one caller).
+    /// Forgets an abandoned connection that was made to another server than this link's (`None`: of one caller).
     pub(crate) fn gone(&self, link: Option<usize>, ghost: &Identity) {
         if let Some(link) = link.and_then(|index| self.links.get(index)) {
             self.fenced(link, ghost, &Fence::Gone);
         }
     }
 
-    /// The connection in service of this link cannot have others killed, for as long as it lives: whatever it may be allowed later, a ghost has been
+    /// Notes that the connection in service cannot have others killed, for as long as it lives: whatever it may be allowed later, one has been
     /// left behind it.
     fn unfenced(&self, link: &Link, why: &str) {
         // Whatever has not been sent yet, and has been looked at before.
@@ -129,7 +129,7 @@ impl Fences {
         }
     }
 
-    /// A connection was abandoned with writes that may still be applied: every connection that goes on has it killed before its next
+    /// Has an abandoned connection killed, whose writes may still be applied: every connection that goes on does so before its next
     /// command. A link remembers it until the server says that it is gone, so that it survives the loss of the connection that was told.
     pub(crate) fn bury(&self, identity: Option<Identity>) {
         let Some(identity) = identity else { return };
@@ -141,7 +141,7 @@ impl Fences {
         }
     }
 
-    /// Abandoned connections that some link has not had killed yet: a new connection does so in its handshake.
+    /// Returns the abandoned connections that some link has not had killed yet: a new connection does so in its handshake.
     pub(crate) fn ghosts(&self) -> Vec<Identity> {
         let mut all: Vec<Identity> = Vec::new();
         for link in &self.links {
@@ -154,14 +154,14 @@ impl Fences {
         all
     }
 
-    /// From now on this connection is told of those that are abandoned.
+    /// Registers a dedicated connection, to be told of those that are abandoned.
     pub(crate) fn register(&self, lane: &Arc<Lane>) {
         let mut dedicated = self.dedicated.lock();
         dedicated.retain(|lane| lane.strong_count() > 0);
         dedicated.push(Arc::downgrade(lane));
     }
 
-    /// Those of the connections that one caller has to itself, as far as they live.
+    /// Returns the queues of the dedicated connections that live.
     pub(crate) fn dedicated_lanes(&self) -> Vec<Arc<Lane>> {
         let dedicated = self.dedicated.lock();
         let lanes = dedicated.iter().filter_map(Weak::upgrade);
@@ -170,7 +170,7 @@ impl Fences {
             .collect()
     }
 
-    /// A connection of this link (`None`: of one caller) was answered to its CLIENT KILL. False if it has to ask again; `None` if that was no
+    /// Takes the answer to a CLIENT KILL of this link (`None`: of one caller). Returns false if it has to ask again; `None` if that was no
     /// answer to it.
     pub(crate) fn fence_answered(
         &self,
@@ -190,7 +190,7 @@ impl Fences {
 }
 
 impl Link {
-    /// An abandoned connection has to be killed before the next command.
+    /// Remembers an abandoned connection, to be killed before the next command.
     pub(crate) fn remember(&self, ghost: Identity) {
         let mut ghosts = self.ghosts.lock();
         if ghosts.contains(&ghost) {
@@ -205,7 +205,7 @@ impl Link {
         ghosts.push(ghost);
     }
 
-    /// Has killed, before the next command, whatever has not been yet.
+    /// Has those abandoned connections killed, before the next command, that have not been yet.
     pub(crate) fn fence(&self) {
         for ghost in self.ghosts.lock().iter() {
             self.lane.order(Order::Fence(ghost.clone()));
@@ -228,7 +228,7 @@ impl Link {
     }
 }
 
-/// A connection that nobody has accounted for: if its supervisor is ended from without, and with it the driver, it is buried.
+/// A connection that is fenced unless it is accounted for: its supervisor may be ended from without, and with it the driver.
 pub(crate) struct Unburied {
     fences: Arc<Fences>,
     identity: Option<Identity>,
@@ -251,14 +251,14 @@ impl Drop for Unburied {
     }
 }
 
-/// What a server answered to CLIENT KILL.
+/// The answer of a server to CLIENT KILL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fence {
     /// Killed, or gone already.
     Done,
-    /// Not asked: it was a connection to another server, or to this one before its restart.
+    /// The server was not asked: it was a connection to another one, or to this one before its restart.
     Gone,
-    /// Not allowed, not known to this server, or refused in words that are not known to pass.
+    /// The server does not allow it, does not know it, or refused in words that are not known to pass.
     Refused(String),
     /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of what is allowed.
     NotNow,
@@ -282,7 +282,7 @@ impl Fence {
     }
 }
 
-/// What is true of a client with these connections: its writes go through any of them.
+/// Returns what is true of a client with these connections: its writes go through any of them.
 fn of_all(each: &[Fencing]) -> Fencing {
     if each.contains(&Fencing::Refused) {
         Fencing::Refused

@@ -29,20 +29,20 @@ struct Served {
 /// until that one moves.
 #[derive(Clone, Debug)]
 pub(crate) struct Tie {
-    /// Of the server that it was made to; `None` while, or where, that is not known.
+    /// The run id of the server that it was made to; `None` while, or where, that is not known.
     run_id: Option<Arc<str>>,
-    /// As it began to connect.
+    /// The server of the shared connection as this one began to connect.
     then: Served,
     heard: watch::Receiver<Served>,
     retire_at: Option<Instant>,
 }
 
-/// Why a connection is not to serve any longer.
+/// The reason why a connection is not to serve any longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Parting {
-    /// At once: what it answers from now on is not to be believed.
+    /// The connection ends at once: its answers are not to be believed from now on.
     Cut(&'static str),
-    /// When it has answered what it was asked.
+    /// The connection ends when it has answered what it was asked.
     Retire(&'static str),
 }
 
@@ -81,7 +81,7 @@ impl Following {
         self.0.send_modify(|served| served.moves += 1);
     }
 
-    /// For a connection that begins to connect now, and is to live so long.
+    /// Ties a connection that begins to connect now, and is to live so long.
     pub(crate) fn tie(&self, max_age: Option<Duration>, rng: &mut fastrand::Rng) -> Tie {
         let heard = self.0.subscribe();
         let then = heard.borrow().clone();
@@ -154,7 +154,7 @@ impl Tie {
     }
 }
 
-/// When a connection that is made now is too old: up to a tenth sooner, so that those of a fleet do not all retire at once.
+/// Returns when a connection that is made now is too old: up to a tenth sooner, so that those of a fleet do not all retire at once.
 pub(crate) fn retirement(max_age: Duration, rng: &mut fastrand::Rng) -> Option<Instant> {
     let spread = 1.0 - 0.1 * rng.f64();
     clock::now().checked_add(max_age.mul_f64(spread))

@@ -13,7 +13,7 @@ use crate::credentials::Credentials;
 #[derive(Debug)]
 pub(crate) struct InForce(watch::Sender<Option<Credentials>>);
 
-/// One connection's share: what the server has taken of it, and what it was offered since. One offer at a time, or an answer could not be told from
+/// The credentials of one connection: those that the server has taken, and those that it was offered since. One offer at a time, or an answer could not be told from
 /// the next one's.
 #[derive(Debug)]
 pub(crate) struct Rotation {
@@ -29,7 +29,7 @@ impl InForce {
         Self(watch::Sender::new(None))
     }
 
-    /// To be offered by every connection that has not given them yet, unless later ones are in force.
+    /// Has every connection offer these that has not given them yet, unless later ones are in force.
     pub(crate) fn offer(&self, credentials: &Credentials) {
         self.0.send_if_modified(|in_force| {
             let overtaken = in_force
@@ -45,7 +45,7 @@ impl InForce {
         });
     }
 
-    /// For a connection whose handshake gave `taken`.
+    /// Returns the rotation of a connection whose handshake gave `taken`.
     pub(crate) fn rotation(&self, taken: Option<Credentials>) -> Rotation {
         let mut heard = self.0.subscribe();
         // What changed during the handshake counts.

@@ -25,7 +25,7 @@ use crate::settings::Settings;
 use crate::target::Address;
 use crate::wire::queue::Gate;
 
-/// See the module.
+/// The parts of a client that its clones, supervisors and drivers share.
 pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     pub(crate) hub: Arc<Hub>,
@@ -41,15 +41,15 @@ pub(crate) struct Shared {
     /// Round-trip time as smoothed, in nanoseconds; 0 while unknown.
     rtt_ns: AtomicU64,
     seeds: AtomicU64,
-    /// What calls take, to refuse those that cannot be answered in time.
+    /// The time that calls take, to refuse those that cannot be answered in time.
     pub(crate) latency: LatencyEstimate,
     /// The credentials in force.
     pub(crate) credentials: InForce,
     /// The server that connections beside the shared one have to follow.
     pub(crate) following: Following,
-    /// Where sentinels name the primary.
+    /// The word of the sentinels, where they name the primary.
     pub(crate) discovery: Option<Arc<Discovery>>,
-    /// True once the client is closing: nothing new begins.
+    /// Whether the client is closing: then nothing new begins.
     closing: watch::Sender<bool>,
     /// Finds the runtime that the client's tasks live in.
     home: OnceLock<Box<FindRuntime>>,
@@ -101,7 +101,7 @@ impl Shared {
         })
     }
 
-    /// The tasks of the client live where this finds them.
+    /// Sets how to find the runtime that the client's tasks live in.
     pub(crate) fn lives_in(
         &self,
         home: impl Fn() -> Result<Handle, Error> + Send + Sync + 'static,
@@ -121,7 +121,7 @@ impl Shared {
         }
     }
 
-    /// From now on nothing new begins.
+    /// Lets nothing new begin.
     pub(crate) fn close(&self) {
         self.closing.send_replace(true);
     }
@@ -183,7 +183,7 @@ impl Shared {
         }
     }
 
-    /// Where the client's own connection has found the server that it serves from. Not of one that does not say who it is: nobody would notice that it
+    /// Returns where the client's own connection has found its server. Not of one that does not say who it is: nobody would notice that it
     /// is not that server any more, so each looks for it by its name.
     pub(crate) fn place(&self) -> Option<Place> {
         let link = &self.links[0];
@@ -195,7 +195,7 @@ impl Shared {
             .and_then(|facts| facts.place)
     }
 
-    /// A supervisor, or its attempt to connect, had to be ended from without.
+    /// Tells that a supervisor, or its attempt to connect, had to be ended from without.
     pub(crate) fn stuck(&self, link: &Link, after: Duration) {
         link.view.lock().stuck_resets += 1;
         let stuck_ms = crate::clock::as_ms(after);

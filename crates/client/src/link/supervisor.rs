@@ -34,7 +34,7 @@ use crate::wire::identity::Identity;
 use crate::wire::queue::{Gate, Order};
 use crate::wire::slot::{Blame, Ended};
 
-/// See the module.
+/// The task that keeps one link connected.
 pub(crate) struct Supervisor {
     shared: Arc<Shared>,
     link: Arc<Link>,
@@ -50,16 +50,16 @@ pub(crate) struct Supervisor {
 /// An attempt to connect, in a task of its own: whatever a provider or a resolver does there, deadlines are kept here.
 struct Dial {
     task: Owned<Result<Established, ConnectError>>,
-    /// What its handshake has killed.
+    /// The abandoned connections that its handshake is to kill.
     ghosts: Vec<Identity>,
     began: Instant,
-    /// When it is over, if every phase keeps to its deadline.
+    /// The instant at which it is over, if every phase keeps to its deadline.
     due: Instant,
 }
 
 const DEPOSED: &str = "the sentinels name another primary";
 
-/// How long the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
+/// The time that the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
 /// rule while it is dialled; a caller that is not polled is not waited for.
 const REJOIN: Duration = Duration::from_millis(20);
 

@@ -17,7 +17,7 @@ pub(super) struct Feed {
     events: mpsc::Sender<PubSubEvent>,
     waiting: Arc<Waiting>,
     most_bytes: usize,
-    /// What there was no room for, as few words as tell it.
+    /// The events that there was no room for, as few as tell them.
     owed: VecDeque<PubSubEvent>,
 }
 

@@ -25,7 +25,7 @@ pub(super) struct Subscriber {
     feed: Feed,
     /// Every subscription that should stand, with those who wait for its confirmation.
     wanted: BTreeMap<(Kind, Vec<u8>), Vec<Done>>,
-    /// When the last byte was heard of a connection on which everything stood.
+    /// The time of the last byte of a connection on which every subscription stood.
     last_heard: Option<Instant>,
     rng: fastrand::Rng,
 }
@@ -242,7 +242,7 @@ impl Subscriber {
         }
     }
 
-    /// A subscription has ended. One that was not asked to has been taken away (a slot that moved, say), and is made anew with the connection.
+    /// Notes that a subscription has ended. One that was not asked to has been taken away (a slot that moved, say), and is made anew with the connection.
     fn ended(&self, wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) -> Result<(), Arc<str>> {
         let Some(name) = name else {
             return Ok(());

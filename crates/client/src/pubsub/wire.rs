@@ -26,16 +26,16 @@ pub(super) struct Wire {
     /// Every subscription stood, at some time.
     pub(super) resumed: bool,
     pub(super) rotation: Rotation,
-    /// To the server, for as long as the client serves from it.
+    /// The tie to the server, for as long as the client serves from it.
     pub(super) tie: Tie,
     decoder: Decoder,
     protocol: Protocol,
     pinged_at: Option<Instant>,
-    /// What the server has not answered, in the order in which it will.
+    /// The questions that the server has not answered, in the order in which it will.
     asked: VecDeque<Asked>,
 }
 
-/// Something that the server answers.
+/// A question that the server answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
     Subscribe(Kind, Vec<u8>),
@@ -75,12 +75,12 @@ impl Wire {
         self.ask(Asked::Unsubscribe(kind, name), &command).await
     }
 
-    /// True while nothing that was asked is without an answer.
+    /// Returns whether every question is answered.
     pub(super) fn is_quiet(&self) -> bool {
         self.asked.is_empty()
     }
 
-    /// True while the server has not answered to new credentials: nothing else is asked meanwhile.
+    /// Returns whether the server has not answered to new credentials: nothing else is asked meanwhile.
     pub(super) fn authenticates(&self) -> bool {
         self.asked
             .iter()
@@ -139,7 +139,7 @@ impl Wire {
         Ok(decoded.value)
     }
 
-    /// What an answer that does not name it is the answer to: the oldest.
+    /// Takes the question that an answer without a name belongs to: the oldest.
     pub(super) fn answered(&mut self) -> Option<Asked> {
         self.asked.pop_front()
     }
@@ -173,7 +173,7 @@ impl Wire {
         }
     }
 
-    /// A heartbeat is due, or the answer to the last one is overdue.
+    /// Sends a heartbeat if one is due; fails if the answer to the last one is late.
     pub(super) async fn tick(&mut self, shared: &Shared) -> Result<(), Arc<str>> {
         let now = clock::now();
         if now < self.next_tick(shared) {
@@ -194,11 +194,11 @@ fn encoded(args: &[&[u8]]) -> Vec<u8> {
     out
 }
 
-/// Why nothing more is believed of a connection.
+/// The reason why nothing more is believed of a connection.
 pub(super) const OUT_OF_STEP: &str =
     "the server answered what was not asked: replies are out of step";
 
-/// What a message is made of: an array in RESP2, a push in RESP3.
+/// Returns the parts of a message: an array in RESP2, a push in RESP3.
 pub(super) fn parts(value: Value) -> Option<(Vec<u8>, Vec<Vec<u8>>)> {
     match value {
         Value::Array(items) => {

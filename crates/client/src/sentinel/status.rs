@@ -1,6 +1,6 @@
 //! What is told of sentinels and of failovers, in status and events.
 
-/// What the sentinels say, in [`Status`](crate::Status).
+/// The word of the sentinels, in [`Status`](crate::Status).
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -36,7 +36,7 @@ pub struct ReplicaStatus {
     pub lag_bytes: u64,
 }
 
-/// One of the sentinels that are asked.
+/// A sentinel that is asked.
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -45,7 +45,7 @@ pub struct SentinelContact {
     pub address: String,
     /// The time since it last answered, in milliseconds; absent if it never did.
     pub answered_ms_ago: Option<f64>,
-    /// Why it could not be asked, or that it watches no such primary; absent if all is well.
+    /// The cause why it could not be asked, or that it watches no such primary; absent if all is well.
     pub error: Option<String>,
     /// Whether it names another primary or epoch than the one that is believed.
     pub dissents: bool,
@@ -58,7 +58,7 @@ pub struct SentinelContact {
 #[cfg_attr(feature = "serde", serde(tag = "is", rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum FailoverHistory {
-    /// It continues the old primary's history.
+    /// The new primary continues the old one's history.
     Same {
         /// Writes that this client was acknowledged so long before the failover was known, in
         /// milliseconds, have survived for certain; absent if no such moment is known.
@@ -66,7 +66,7 @@ pub enum FailoverHistory {
         /// Calls that may have written and were acknowledged after that moment. They may be lost.
         at_risk: u64,
     },
-    /// It has another history: nothing says that any write has survived.
+    /// The new primary has another history: nothing says that any write has survived.
     Forked,
     /// The histories cannot be compared: ROLE or INFO is not allowed, or the new primary did not
     /// serve in time.

@@ -14,7 +14,7 @@ const PORT: u16 = 26379;
 /// The sentinels to begin with, and the name of what they watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct SentinelTarget {
-    /// From 1 to 32.
+    /// The sentinels to ask first, from 1 to 32.
     pub(crate) seeds: Vec<Endpoint>,
     pub(crate) service: Arc<str>,
 }

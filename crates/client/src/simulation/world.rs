@@ -20,11 +20,11 @@ use crate::error::connect::ConnectError;
 use crate::link::connect::{Found, Place, Transport, WaitsFor};
 use crate::wire::stream::Stream;
 
-/// What the whole server does.
+/// The behaviour of the whole server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Mode {
     Well,
-    /// It runs nothing; what is sent waits.
+    /// The server runs nothing; what is sent waits.
     Frozen,
     /// Nobody listens, and whatever was connected is cut.
     Gone,
@@ -37,7 +37,7 @@ pub(super) enum Mode {
     Busy,
 }
 
-/// What may happen to a connection as it serves a command, in per mille.
+/// The odds, in per mille, of what may happen to a connection as it serves a command.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Odds {
     pub(super) cut_before: u32,
@@ -45,11 +45,11 @@ pub(super) struct Odds {
     pub(super) half_reply: u32,
     pub(super) garbage: u32,
     pub(super) slow: u32,
-    /// It stands still for a long time, and then goes on with what it was sent.
+    /// A long stall, after which it goes on with what it was sent.
     pub(super) stall: u32,
 }
 
-/// See the module.
+/// The simulated server with the network before it.
 #[derive(Clone)]
 pub(super) struct World(Arc<Inner>);
 
@@ -155,7 +155,7 @@ impl World {
         self.0.state.lock().data.get(key.as_bytes()).cloned()
     }
 
-    /// How often this write was run.
+    /// Returns how often this write was run.
     pub(super) fn ran(&self, words: &str) -> u32 {
         let state = self.0.state.lock();
         state.ran.get(words.as_bytes()).copied().unwrap_or(0)

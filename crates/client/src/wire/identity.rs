@@ -4,17 +4,17 @@ use std::sync::Arc;
 
 use super::words::command;
 
-/// What the server calls our connection: enough to have it killed, and nobody else.
+/// The server's name for our connection: enough to have it killed, and nobody else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Identity {
     pub(crate) id: i64,
     pub(crate) addr: String,
-    /// Of the server; `None` where that cannot be known, and never on a unix socket, where all clients have one address.
+    /// The run id of the server; `None` where it cannot be known, though never on a unix socket, where all clients have one address.
     pub(crate) run_id: Option<Arc<str>>,
 }
 
 impl Identity {
-    /// A connection that cannot be: killing it shows whether killing is allowed.
+    /// Returns the identity of no connection: killing it shows whether killing is allowed.
     pub(crate) fn nobody() -> Self {
         Self {
             id: i64::MAX,
@@ -23,13 +23,13 @@ impl Identity {
         }
     }
 
-    /// True if it is known to be a connection to another server than this one, or to this one before it was restarted.
+    /// Returns whether it is known to be a connection to another server than this one, or to this one before it was restarted.
     pub(crate) fn is_elsewhere(&self, run_id: Option<&str>) -> bool {
         let known = self.run_id.as_deref().zip(run_id);
         known.is_some_and(|(of, here)| of != here)
     }
 
-    /// The command that kills the connection, and only this one, on the server that it [is not elsewhere](Self::is_elsewhere) of.
+    /// Returns the command that kills the connection, and only this one, on the server that it [is not elsewhere](Self::is_elsewhere) of.
     pub(crate) fn kill(&self) -> Vec<u8> {
         command(&[
             "CLIENT",

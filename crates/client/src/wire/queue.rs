@@ -33,7 +33,7 @@ pub(crate) enum Left {
     Some,
 }
 
-/// How much a driver holds, as of its last look.
+/// The load that a driver holds, as of its last look.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Backlog {
     /// Requests that are not answered.
@@ -77,7 +77,7 @@ impl Queue {
     }
 }
 
-/// See the module.
+/// The queue between callers and a driver.
 pub(crate) struct Lane {
     queue: Mutex<Queue>,
     bulkhead: Bulkhead,
@@ -86,32 +86,32 @@ pub(crate) struct Lane {
     pub(crate) serving: Mutex<Option<Conn<Job>>>,
 }
 
-/// How to submit a request.
+/// The terms on which a request is submitted.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Ask {
     pub(crate) replies: u32,
-    /// When the call began, which may be attempts ago.
+    /// The beginning of the call, which may be attempts ago.
     pub(crate) started: Instant,
     pub(crate) deadline: Instant,
     pub(crate) now: Instant,
     /// The place it had when it was first submitted.
     pub(crate) seq: Option<u64>,
-    /// Not for a connection that cannot kill those before it: see [`Lane::serves`].
+    /// Whether only a connection that can fence its predecessors may carry it: see [`Lane::serves`].
     pub(crate) only_fenced: bool,
-    /// It changes nothing on the server.
+    /// Whether it changes nothing on the server.
     pub(crate) read_only: bool,
     /// A connection ended at it before, so it travels apart from the others.
     pub(crate) apart: bool,
 }
 
-/// What a request is made of, until it is bytes.
+/// A request that is not bytes yet.
 pub(crate) trait Encode {
-    /// How many bytes it becomes, or a few more. Zero if it is short.
+    /// Returns how many bytes it becomes, or a few more. Zero if it is short.
     fn size(&self) -> usize {
         0
     }
 
-    /// As in [`Batch::push`].
+    /// Appends its bytes, as [`Batch::push`] asks.
     fn encode(self, out: &mut Vec<u8>) -> usize;
 }
 
@@ -165,7 +165,7 @@ impl Lane {
         self.submit_as(job, ask, request)
     }
 
-    /// The same, of a request that begins or ends a transaction.
+    /// Hands over a request that begins or ends a transaction.
     pub(crate) fn submit_turning(
         &self,
         turns: Turns,
@@ -208,7 +208,7 @@ impl Lane {
         }))
     }
 
-    /// May it wait here?
+    /// Refuses a request that may not wait here.
     fn admit(&self, queue: &mut Queue, ask: &Ask) -> Result<(), Error> {
         match &queue.gate {
             Gate::Open | Gate::Waiting => {}
@@ -264,7 +264,7 @@ impl Lane {
         Submitted { pending, seq }
     }
 
-    /// For the driver: swaps what waits for the empty `spare`, and says how much it holds itself.
+    /// Swaps what waits for the empty `spare` of the driver, which says how much it holds itself.
     /// Leaves what is to wait until another request has travelled apart, unless `all` is to be taken; and everything
     /// where there are credentials to be given first.
     pub(crate) fn take(
@@ -292,7 +292,7 @@ impl Lane {
         (std::mem::take(&mut queue.orders), left)
     }
 
-    /// For whoever serves the lane: wakes it when something is submitted or ordered. False if
+    /// Registers the waker of the driver, to be woken when something is submitted or commanded. Returns false if
     /// something already was; what was left before does not count.
     pub(crate) fn park(&self, waker: &Waker, backlog: Backlog, left: Left) -> bool {
         let mut queue = self.queue.lock();
@@ -305,25 +305,25 @@ impl Lane {
         true
     }
 
-    /// For a driver that takes nothing new: only what it is told.
+    /// Takes the commands alone, for a driver that takes nothing new.
     pub(crate) fn take_orders(&self, backlog: Backlog) -> Vec<Order> {
         let mut queue = self.queue.lock();
         queue.attend(backlog);
         std::mem::take(&mut queue.orders)
     }
 
-    /// True if an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
+    /// Returns whether an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
     pub(crate) fn holds_a_fence(&self) -> bool {
         self.queue.lock().transactions.holds_a_fence()
     }
 
-    /// A request with these turns never reached the server.
+    /// Notes that a request with these steps never reached the server.
     pub(crate) fn never_sent(&self, turns: &Turns) {
         let released = self.queue.lock().transactions.never_sent(turns);
         released.into_iter().for_each(|order| self.order(order));
     }
 
-    /// A request with these turns was answered: what has waited for its transaction's end comes before the next command.
+    /// Notes that a request with these steps was answered: commands that waited for its transaction's end come before the next request.
     pub(crate) fn answered(&self, turns: &Turns, reply: &Reply) {
         let released = self.queue.lock().transactions.answered(turns, reply);
         released.into_iter().for_each(|order| self.order(order));
@@ -343,7 +343,7 @@ impl Lane {
         }
     }
 
-    /// The next connection can kill those before it, or cannot: then what relies on that does not go with it, nor will any that comes.
+    /// Records whether the next connection can fence its predecessors. If it cannot, queued calls that require fencing fail now with `NotSent`, and later ones are refused.
     pub(crate) fn serves(&self, fenced: bool) {
         let turned = {
             let mut queue = self.queue.lock();
@@ -363,12 +363,12 @@ impl Lane {
         }
     }
 
-    /// True unless the connection in service is known not to kill those before it.
+    /// Returns true unless the connection in service is known not to be able to fence its predecessors.
     pub(crate) fn may_be_fenced(&self) -> bool {
         self.queue.lock().fenced
     }
 
-    /// A driver has ended: it holds nothing any more, and its orders are void.
+    /// Forgets a driver that has ended: it holds nothing any more, and its commands are void.
     pub(crate) fn release(&self) {
         let mut queue = self.queue.lock();
         queue.backlog = Backlog::default();
@@ -389,7 +389,7 @@ impl Lane {
         queue.backlog.awaiting + queue.batch.len()
     }
 
-    /// A lane for the connection that this one had, where nothing new comes.
+    /// Returns a queue for the connection that this one had, to which nothing new comes.
     pub(crate) fn aside(&self) -> Arc<Self> {
         let aside = Self::new(self.bulkhead);
         aside.set_gate(Gate::Closed);

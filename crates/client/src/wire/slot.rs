@@ -16,29 +16,29 @@ use steadfast_core::resp::DecodeError;
 
 use crate::sync::{self, Mutex};
 
-/// How a request ended on its connection.
+/// The end of a request on its connection.
 #[derive(Debug)]
 pub(crate) enum Ended {
-    /// With a reply.
+    /// The request was answered.
     Answered {
         reply: Reply,
         at: Instant,
-        /// False if this process, not the server, stood still meanwhile.
+        /// Whether this process did not stand still meanwhile.
         fair: bool,
     },
-    /// With a reply that passes a limit: the connection ends with it.
+    /// The reply passes a limit: the connection ends with it.
     TooLarge(DecodeError),
-    /// At its deadline.
+    /// The deadline passed.
     Expired {
         certainty: Certainty,
-        /// False if this process, not the server, stood still meanwhile.
+        /// Whether this process did not stand still meanwhile.
         fair: bool,
     },
-    /// At its deadline, and nobody served its connection.
+    /// The deadline passed, and nobody served its connection.
     Unattended(Certainty),
     /// The server is taken for down.
     Down(Certainty),
-    /// With its connection.
+    /// The connection was lost.
     Lost {
         certainty: Certainty,
         cause: Arc<str>,
@@ -50,18 +50,18 @@ pub(crate) enum Ended {
     Turned,
 }
 
-/// What may be held against a request for the end of its connection.
+/// The blame of a request for the end of its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Blame {
     /// Nothing: it was not written, or its connection was to end.
     None,
-    /// It was under way, as others were.
+    /// The request was under way, as others were.
     Shared,
     /// The connection ended at it.
     Own,
 }
 
-/// See [`Ended::Lost`]. All that matters is when the last one is dropped.
+/// A hold on the next connection, see [`Ended::Lost`]: all that matters is when the last one is dropped.
 pub(crate) type Rejoin = tokio::sync::mpsc::Sender<()>;
 
 #[derive(Debug, Default)]
@@ -71,7 +71,7 @@ enum State {
     Waiting(Waker),
     /// Its caller was woken to see whether it runs.
     Nudged,
-    /// It does.
+    /// The caller runs.
     Runs(Waker),
     Done(Ended),
 }
@@ -120,14 +120,14 @@ impl Ticket {
         }
     }
 
-    /// True unless the caller has gone away.
+    /// Returns true unless the caller has gone away.
     pub(crate) fn is_wanted(&self) -> bool {
         self.slot
             .as_ref()
             .is_some_and(|slot| sync::Arc::strong_count(slot) > 1)
     }
 
-    /// True if the caller has run since this was asked before; the first time it is only woken.
+    /// Returns whether the caller has run since this was asked before; the first time it is only woken.
     pub(crate) fn caller_runs(&self) -> bool {
         let Some(slot) = &self.slot else {
             return false;

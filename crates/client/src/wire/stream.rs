@@ -14,7 +14,7 @@ pub(crate) enum Stream {
     #[cfg(feature = "tls")]
     Tls(Box<crate::tls::TlsStream>),
     Unix(UnixStream),
-    /// Of the simulation.
+    /// A socket of the simulation.
     #[cfg(test)]
     Memory(tokio::io::DuplexStream),
 }

@@ -10,7 +10,7 @@ use crate::error::connect::ConnectError;
 use crate::wire::stream::Stream;
 use crate::wire::words::{as_error, command, without_arguments};
 
-/// The stream during the handshake: commands out, as many replies in.
+/// A stream during the handshake: commands out, as many replies in.
 pub(crate) struct Wire<'a> {
     stream: &'a mut Stream,
     decoder: Decoder,
@@ -23,7 +23,7 @@ impl<'a> Wire<'a> {
         Self::limited(stream, address, Limits::default())
     }
 
-    /// The same, with replies up to these limits.
+    /// Begins an exchange with replies up to these limits.
     pub(crate) fn limited(stream: &'a mut Stream, address: &'a str, limits: Limits) -> Self {
         Self {
             stream,

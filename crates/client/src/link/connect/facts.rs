@@ -10,11 +10,11 @@ use crate::target::Protocol;
 use crate::wire::identity::Identity;
 use crate::wire::words::{info_field, own_version, text};
 
-/// What the server said of itself.
+/// The facts that a server told of itself.
 #[derive(Clone, Debug)]
 pub(crate) struct ServerFacts {
     pub(crate) address: String,
-    /// Where it was found.
+    /// The address at which it was found.
     pub(crate) place: Option<Place>,
     /// The primary's time of office in which it was looked for, where sentinels name it; else 0.
     pub(crate) term: u64,
@@ -22,11 +22,11 @@ pub(crate) struct ServerFacts {
     pub(crate) role: String,
     /// `standalone`, `cluster` or `sentinel`, where it says so.
     pub(crate) mode: Option<ServerMode>,
-    /// What is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
+    /// The protocol that is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
     pub(crate) protocol: Protocol,
     pub(crate) tls: Option<String>,
     pub(crate) identity: Option<Identity>,
-    /// What the server process calls itself, until it is restarted; `None` where the ACL does not allow INFO.
+    /// The name of the server process, until it is restarted; `None` where the ACL does not allow INFO.
     pub(crate) run_id: Option<Arc<str>>,
     /// Whether this user may kill connections, and if not, why.
     pub(crate) fencing: Result<(), String>,

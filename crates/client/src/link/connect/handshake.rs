@@ -20,7 +20,7 @@ use crate::wire::identity::Identity;
 use crate::wire::stream::Stream;
 use crate::wire::words::{as_error, command, info_field, own_version, text};
 
-/// What a handshake needs to know.
+/// The terms of a handshake.
 pub(super) struct Handshake<'a> {
     pub(super) settings: &'a Settings,
     pub(super) protocol: Protocol,
@@ -127,7 +127,7 @@ impl Handshake<'_> {
         }
     }
 
-    /// What follows the greeting: database, our identity, is it fit for service, fences.
+    /// Adds the commands that follow the greeting: database, our identity, is it fit for service, fences.
     fn settle(&self, commands: &mut Vec<Vec<u8>>) {
         commands.push(command(&["CLIENT", "SETINFO", "LIB-NAME", "steadfast"]));
         let db = self.settings.target.db.to_string();
@@ -230,7 +230,7 @@ impl Handshake<'_> {
     }
 }
 
-/// Why nobody is killed over a unix socket of a server whose run id is not known.
+/// The reason why nobody is killed over a unix socket of a server whose run id is not known.
 const NAMELESS: &str = "INFO does not tell the server's run id, without which connections over a unix socket cannot be told from those \
      before its restart: allow INFO to this user";
 

@@ -19,11 +19,11 @@ use crate::settings::Settings;
 use crate::target::Address;
 use crate::wire::stream::Stream;
 
-/// See the module. One per client, as it remembers the last good addresses.
+/// The real network. One per client, as it remembers the last good addresses.
 #[derive(Debug)]
 pub(crate) struct Network {
     settings: Arc<Settings>,
-    /// Of this host and port.
+    /// The last good addresses, of this host and port.
     last_good: Mutex<(Option<Endpoint>, Vec<SocketAddr>)>,
     discovery: Option<Arc<Discovery>>,
     /// The host of the primary that was looked for last, as the sentinels name it.

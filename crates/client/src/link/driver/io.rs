@@ -13,11 +13,11 @@ use super::{Driver, End, Signal};
 use crate::clock;
 use crate::wire::queue::Job;
 
-/// How many pieces of what is to be written leave at most in one system call.
+/// The number of pieces that leave at most in one system call.
 const MOST_PIECES: usize = 64;
-/// How often a connection that is to end is read once more, at most.
+/// The number of reads at most of a connection that is to end.
 const LAST_READS: usize = 64;
-/// How often that is asked of what the socket does not take.
+/// The least time between two sweeps while the socket takes no more.
 const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
 impl Driver {
@@ -103,7 +103,7 @@ impl Driver {
         }
     }
 
-    /// True if bytes came.
+    /// Reads once. Returns whether bytes came.
     pub(super) fn read(&mut self, conn: &mut Conn<Job>, cx: &mut Context<'_>) -> Result<bool, End> {
         let stream = Pin::new(&mut self.stream);
         let read = match conn.input_of_string() {

@@ -12,7 +12,7 @@ use crate::wire::slot::{Blame, Ended, Rejoin};
 
 /// Deadline of the driver's own commands: they are watched by `response_idle_timeout` instead.
 pub(super) const INTERNAL: Duration = Duration::from_secs(3600);
-/// A request is not asked whether anybody waits for it before it is so old.
+/// The age below which a request is not asked whether anybody waits for it.
 const JUST_COME: Duration = Duration::from_millis(1);
 
 impl Driver {
@@ -121,7 +121,7 @@ impl Driver {
         Ok(())
     }
 
-    /// What a standby connection can serve goes with it: reads, and what was not begun.
+    /// Leaves to the standby connection what it can serve: reads, and requests that were not begun.
     fn leave_to_standby(&mut self, conn: &mut Conn<Job>, rejoin: &Rejoin, now: Instant) {
         conn.give_up(now, |waiting| waiting.read_only || !waiting.begun);
         let cause: Arc<str> = "a standby connection took over".into();
@@ -151,7 +151,7 @@ impl Driver {
         }
     }
 
-    /// False if it has stepped aside, and everything that it has was given up.
+    /// Returns false if it has stepped aside and all its requests were given up.
     fn is_awaited(&self, conn: &Conn<Job>) -> bool {
         let is_call = |job: &Job| !matches!(job, Job::Heartbeat | Job::Fence(_));
         self.link.is_some() || conn.latest_deadline(is_call).is_some()
@@ -181,7 +181,7 @@ impl Driver {
         conn.submit(&mut batch, now);
     }
 
-    /// True while nothing new is taken.
+    /// Returns whether nothing new is taken.
     pub(super) fn holds_back(&self) -> bool {
         self.retiring.is_some() || !matches!(self.authentication, Authentication::Settled)
     }

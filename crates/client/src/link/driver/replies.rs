@@ -14,7 +14,7 @@ use crate::wire::slot::Ended;
 /// Replies handed out before callers get their turn: an eighth of those that wait, within these. Small waves keep callers and server at work
 /// at the same time; larger ones, where many wait, make fewer and fuller writes of it.
 const WAVE: std::ops::RangeInclusive<usize> = 16..=64;
-/// How often the count of successes is passed on.
+/// The time between two reports of the count of successes.
 const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);
 /// Round trips are short below this.
 const FAST: Duration = Duration::from_millis(5);
@@ -61,7 +61,7 @@ impl Driver {
         Ok(true)
     }
 
-    /// What a wave of replies tells: how many were good, how many slow, and by the last one, how long calls take.
+    /// Learns from a wave of replies: how many were good, how many slow, and by the last one, how long calls take.
     fn learn(&mut self, conn: &mut Conn<Job>, now: Instant) {
         if let Some(link) = self.link
             && self.successes > 0
@@ -86,7 +86,7 @@ impl Driver {
         }
     }
 
-    /// What an answer says of the server. A call with a longer deadline of its own is meant to take long and says nothing; nor does one on a
+    /// Judges the server by a reply. A call with a longer deadline of its own is meant to take long and says nothing; nor does one on a
     /// connection that its caller has to itself; nor does the time of one that was under way while this process stood still (not `fair`).
     fn judge(&mut self, job: &Job, reply: &Reply, took: Duration, given: Duration, fair: bool) {
         if self.link.is_none() {
@@ -181,7 +181,7 @@ fn out_of_step(asked: &str) -> End {
     end
 }
 
-/// True of what says nothing good of the server: a refusal that is not the command's own fault, alone or in a pipeline.
+/// Returns whether a reply says nothing good of the server: a refusal that is not the command's own fault, alone or in a pipeline.
 fn is_refused(reply: &Reply) -> bool {
     let refuses = |value: &Value| match value {
         Value::ServerError(error) => {

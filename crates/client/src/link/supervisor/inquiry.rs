@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use crate::wire::identity::Identity;
 use crate::wire::stream::Stream;
 
-/// What was found out about a connection.
+/// The server's knowledge of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Finding {
     /// The server has no such connection.

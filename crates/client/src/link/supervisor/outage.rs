@@ -9,7 +9,7 @@ use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::wire::queue::{Gate, Outage};
 
-/// While there is no connection: keeps the deadlines of calls that wait, and turns them away when the allowance is spent.
+/// The grace in which calls wait for a connection: keeps their deadlines, and turns them away when it is spent.
 pub(super) struct Patience {
     pub(super) link: Arc<Link>,
     pub(super) shared: Arc<Shared>,
@@ -17,7 +17,7 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// `None` if the client was closed meanwhile.
+    /// Does the work meanwhile. Returns `None` if the client was closed.
     pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let link = Arc::clone(&self.link);
         let mut work = std::pin::pin!(work);

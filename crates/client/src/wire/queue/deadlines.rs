@@ -9,7 +9,7 @@ use crate::error::Certainty;
 use crate::wire::slot::Ended;
 
 impl Lane {
-    /// Has the lane looked after for as long as it exists, should nobody serve it.
+    /// Has the queue looked after for as long as it exists, should nobody serve it.
     pub(crate) fn watch(self: &Arc<Self>) {
         let lane = Arc::downgrade(self);
         let mut seen = 0;
@@ -72,7 +72,7 @@ impl Lane {
         }
     }
 
-    /// Looks whether anybody serves the lane, and keeps its deadlines if nobody does. `seen` is what
+    /// Looks whether anybody serves the queue, and keeps its deadlines if nobody does. `seen` is what
     /// [`Queue::attended`] was at the last look. A call is ended only if its caller was seen to run
     /// meanwhile, or what stands still may be the program as a whole.
     fn look_after(&self, seen: &mut u64, now: Instant) {

@@ -7,17 +7,17 @@ use super::{Job, Lane};
 use crate::error::{Error, ErrorKind};
 use crate::wire::slot::Ended;
 
-/// Why calls are refused at once.
+/// The reason why calls are refused at once.
 #[derive(Debug)]
 pub(crate) struct Outage {
     pub(crate) since: Instant,
     pub(crate) cause: Arc<str>,
 }
 
-/// Whether calls may pass.
+/// The gate of a queue: whether calls may pass.
 #[derive(Debug, Clone)]
 pub(crate) enum Gate {
-    /// A driver is in service.
+    /// Calls pass: a driver is in service.
     Open,
     /// A short interruption: calls wait here.
     Waiting,
@@ -37,7 +37,7 @@ impl Lane {
         self.queue.lock().gate = Gate::Closed;
     }
 
-    /// Opens or shuts the lane. A closed one stays closed. What waits in it stays only while the gate is open or waiting.
+    /// Opens or shuts the queue. A closed one stays closed. What waits in it stays only while the gate is open or waiting.
     pub(crate) fn set_gate(&self, gate: Gate) {
         let mut queue = self.queue.lock();
         let turned = match &gate {
@@ -66,7 +66,7 @@ impl Lane {
         self.queue.lock().gate.clone()
     }
 
-    /// The error of a call that the gate turned away.
+    /// Returns the error of a call that the gate turned away.
     pub(crate) fn refusal(&self, now: Instant) -> Error {
         let mut queue = self.queue.lock();
         match &queue.gate {
@@ -84,13 +84,13 @@ impl Lane {
         }
     }
 
-    /// The runtime has ended in which the lane was served. What waits is turned away, to come again.
+    /// Turns away what waits, to come again: the runtime has ended in which the queue was served.
     pub(crate) fn orphan(&self) {
         self.set_gate(Gate::Orphaned);
         self.release();
     }
 
-    /// Another runtime serves the lane from now on.
+    /// Lets calls wait again: another runtime serves the queue from now on.
     pub(crate) fn adopt(&self) {
         let mut queue = self.queue.lock();
         if matches!(queue.gate, Gate::Orphaned) {

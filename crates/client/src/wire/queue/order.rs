@@ -9,14 +9,14 @@ use super::Lane;
 use crate::wire::identity::Identity;
 use crate::wire::slot::{Rejoin, Ticket};
 
-/// What travels through a connection.
+/// A request that travels through a connection.
 #[derive(Debug)]
 pub(crate) enum Job {
-    /// Somebody's call.
+    /// A call.
     Call(Ticket),
-    /// One that may have run already: only for a connection that can kill those before it.
+    /// A call that may have run already: only for a connection that can fence its predecessors.
     Fenced(Ticket),
-    /// Somebody's call that begins or ends a transaction.
+    /// A call that begins or ends a transaction.
     Turning(Box<Turning>),
     /// A PING of the driver's own.
     Heartbeat,
@@ -29,7 +29,7 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// Who waits for it, if anybody does.
+    /// Returns the ticket of the caller who waits for it, if one does.
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
@@ -46,25 +46,25 @@ impl Job {
         }
     }
 
-    /// True unless its caller has gone away.
+    /// Returns true unless its caller has gone away.
     pub(crate) fn is_wanted(&self) -> bool {
         self.ticket().is_none_or(Ticket::is_wanted)
     }
 
-    /// True if its caller was seen to run since this was asked before.
+    /// Returns whether its caller was seen to run since this was asked before.
     pub(super) fn caller_runs(&self) -> bool {
         self.ticket().is_some_and(Ticket::caller_runs)
     }
 }
 
-/// What the supervisor tells a driver.
+/// A command of a supervisor to its driver.
 pub(crate) enum Order {
     /// End at once; what waits is lost. Answers that have come already are still handed out.
     Abandon(Arc<str>),
     /// End at once, and hand out nothing any more: the server is deposed, and nothing that it
     /// answers counts.
     Depose(Arc<str>),
-    /// End for the sake of a challenger, unless bytes have come after all.
+    /// End for the sake of a standby connection, unless bytes have come after all.
     Yield(Arc<str>),
     /// Take nothing new, and end once everything is answered.
     Retire(Arc<str>),
@@ -81,7 +81,7 @@ pub(crate) enum Order {
     StepAside(Arc<Lane>, Rejoin),
 }
 
-/// What a command does to the transaction of its connection.
+/// A step in the transaction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
     Multi,
@@ -89,7 +89,7 @@ pub(crate) enum Turn {
     Discard,
 }
 
-/// The turns of a request, each with the place of its reply.
+/// The steps of a request, each with the place of its reply.
 pub(crate) type Turns = Vec<(usize, Turn)>;
 
 /// A request that begins or ends a transaction.
@@ -112,7 +112,7 @@ impl Turn {
         .map(|(_, turn)| turn)
     }
 
-    /// The turns of a pipeline that is not a transaction as a whole: such a one begins and ends in one breath.
+    /// Returns the steps of a pipeline that is not a transaction as a whole: such a one begins and ends in one breath.
     pub(crate) fn all_of(pipeline: &Pipeline) -> Turns {
         if pipeline.is_transaction() {
             return Turns::new();
@@ -123,7 +123,7 @@ impl Turn {
             .collect()
     }
 
-    /// True if this reply ends a transaction, or shows that none was begun.
+    /// Returns whether this reply ends a transaction, or shows that none was begun.
     pub(super) fn ends_one(self, reply: &Value) -> bool {
         let error = match reply {
             Value::ServerError(error) => Some(error.details().unwrap_or_default()),

@@ -8,7 +8,7 @@ use steadfast_core::conn::Reply;
 
 use super::order::{Order, Turn, Turns};
 
-/// The transactions of one connection, and the orders that wait for their end.
+/// The transactions of one connection, and the commands that wait for their end.
 #[derive(Default)]
 pub(crate) struct Transactions {
     /// Begun, as far as was asked, and not yet known to be over. More than one only if the next was begun before the end of the first was
@@ -17,22 +17,22 @@ pub(crate) struct Transactions {
     held: Vec<Order>,
 }
 
-/// How many orders may wait for the end of a transaction. One that waits so long is doomed by the first fence among them.
+/// The number of commands that may wait for the end of a transaction. One that waits so long is lost to the first fence among them.
 const HELD: usize = 256;
 
 impl Transactions {
-    /// Requests with these turns are about to be submitted.
+    /// Notes that a request with these steps is about to be submitted.
     pub(crate) fn begin(&mut self, turns: &Turns) {
         self.open += multis(turns);
     }
 
-    /// They never reached the server. Returns the orders that have waited long enough.
+    /// Notes that these steps never reached the server. Returns the commands that have waited long enough.
     pub(crate) fn never_sent(&mut self, turns: &Turns) -> Vec<Order> {
         self.open = self.open.saturating_sub(multis(turns));
         self.released()
     }
 
-    /// They were answered. Returns the orders that have waited long enough.
+    /// Notes that these steps were answered. Returns the commands that have waited long enough.
     pub(crate) fn answered(&mut self, turns: &Turns, reply: &Reply) -> Vec<Order> {
         let replies = match reply {
             Reply::One(reply) => std::slice::from_ref(reply),
@@ -49,7 +49,7 @@ impl Transactions {
         self.released()
     }
 
-    /// Keeps an order that would be queued; gives it back if it would not. If too many wait, the transaction is given up instead.
+    /// Keeps a command that would be queued; gives it back if it would not. If too many wait, the transaction is given up instead.
     pub(crate) fn hold(&mut self, order: Order) -> Option<Order> {
         match order {
             Order::Fence(_) | Order::Reauthenticate(_)
