@@ -7,25 +7,25 @@ use std::time::Instant;
 use steadfast_core::policy::breaker::{Admission, BreakerMode, Outcome, Permit, State, Transition};
 use steadfast_core::policy::{Breaker, BreakerConfig};
 
-use crate::breaker::ramp::Line;
+use crate::breaker::ramp::RampQueue;
 use crate::error::{Error, ErrorKind};
 use crate::sync::{AtomicU64, Mutex, Ordering};
 
 /// The breaker of one client, for which calls that pass freely take no lock.
 #[derive(Debug)]
-pub(crate) struct Guard {
-    kept: Mutex<Kept>,
+pub(crate) struct BreakerGate {
+    counted: Mutex<Counted>,
     /// The breaker's generation while calls pass without asking, else 0.
     free: AtomicU64,
     /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the breaker hears of anything else, or failures
     /// would seem to come in a row that have thousands of successes between them.
     successes: Box<[Count]>,
     /// The queue of calls that do not pass freely. While a call is in it, none passes freely.
-    pub(crate) line: Line,
+    pub(crate) ramp: RampQueue,
 }
 
 #[derive(Debug)]
-struct Kept {
+struct Counted {
     breaker: Breaker,
     /// The part of `successes` that the breaker knows of.
     told: u64,
@@ -38,31 +38,31 @@ struct Count(AtomicU64);
 
 /// The right to make one attempt.
 #[derive(Debug)]
-pub(crate) struct Pass {
+pub(crate) struct AttemptPermit {
     pub(crate) permit: Permit,
     /// The instant before which the attempt must not begin.
     pub(crate) not_before: Option<Instant>,
-    /// Nor before those who have asked earlier: see [`Line`].
-    pub(crate) in_line: bool,
+    /// Nor before those who have asked earlier: see [`RampQueue`].
+    pub(crate) queued: bool,
     /// The breaker's, as it gave the permit.
     pub(crate) generation: u64,
 }
 
-impl Guard {
+impl BreakerGate {
     pub(crate) fn new(
         config: BreakerConfig,
         connections: usize,
         now: Instant,
     ) -> Result<Self, steadfast_core::policy::InvalidSetting> {
         let breaker = Breaker::new(config, now)?;
-        let guard = Self {
+        let gate = Self {
             free: AtomicU64::new(0),
-            kept: Mutex::new(Kept { breaker, told: 0 }),
+            counted: Mutex::new(Counted { breaker, told: 0 }),
             successes: (0..connections).map(|_| Count::default()).collect(),
-            line: Line::default(),
+            ramp: RampQueue::default(),
         };
-        guard.with(now, |_| ());
-        Ok(guard)
+        gate.with(now, |_| ());
+        Ok(gate)
     }
 
     /// Adds calls of this connection that ended well. Only its driver may call this: a single writer needs neither a lock nor an atomic addition.
@@ -76,13 +76,13 @@ impl Guard {
     }
 
     /// Asks for one attempt. On the healthy path this is one load.
-    pub(crate) fn admit(&self, now: Instant) -> Result<Pass, Error> {
+    pub(crate) fn admit(&self, now: Instant) -> Result<AttemptPermit, Error> {
         let free = self.free.load(Ordering::Acquire);
         if free != 0 {
-            return Ok(Pass {
+            return Ok(AttemptPermit {
                 permit: Permit::passed(free),
                 not_before: None,
-                in_line: false,
+                queued: false,
                 generation: free,
             });
         }
@@ -95,10 +95,10 @@ impl Guard {
                     Admission::Now(permit) => (permit, None),
                     Admission::Delay { until, permit } => (permit, Some(until)),
                 };
-                Pass {
+                AttemptPermit {
                     permit,
                     not_before,
-                    in_line: true,
+                    queued: true,
                     generation,
                 }
             })
@@ -126,7 +126,7 @@ impl Guard {
     /// Gives back the permit of an attempt that told nothing of the server.
     pub(crate) fn forget(&self, permit: Permit) {
         if permit.is_probe() {
-            self.kept.lock().breaker.forget(permit);
+            self.counted.lock().breaker.forget(permit);
         }
     }
 
@@ -150,7 +150,7 @@ impl Guard {
     }
 
     pub(crate) fn state(&self) -> State {
-        self.kept.lock().breaker.state()
+        self.counted.lock().breaker.state()
     }
 
     /// Puts a person in charge, or the breaker again.
@@ -169,20 +169,20 @@ impl Guard {
     }
 
     fn with<T>(&self, now: Instant, work: impl FnOnce(&mut Breaker) -> T) -> T {
-        let mut kept = self.kept.lock();
+        let mut counted = self.counted.lock();
         let counts = self.successes.iter();
         let all = counts.fold(0, |sum: u64, Count(count)| {
             sum.wrapping_add(count.load(Ordering::Relaxed))
         });
-        let fresh = all.wrapping_sub(std::mem::replace(&mut kept.told, all));
-        let breaker = &mut kept.breaker;
+        let fresh = all.wrapping_sub(std::mem::replace(&mut counted.told, all));
+        let breaker = &mut counted.breaker;
         breaker.record_successes(fresh, now);
         let ramp = breaker.ramps().then(|| breaker.generation());
         let result = work(breaker);
         if ramp.is_some_and(|ramp| ramp != breaker.generation()) {
-            self.line.recall(breaker.generation(), now);
+            self.ramp.recall(breaker.generation(), now);
         }
-        let free = if breaker.passes_freely() && self.line.is_clear(now) {
+        let free = if breaker.passes_freely() && self.ramp.is_clear(now) {
             breaker.generation()
         } else {
             0
@@ -193,15 +193,15 @@ impl Guard {
 }
 
 /// A permit that is given back if its call is dropped.
-pub(crate) struct Held<'a> {
-    guard: &'a Guard,
+pub(crate) struct HeldPermit<'a> {
+    gate: &'a BreakerGate,
     permit: Option<Permit>,
 }
 
-impl<'a> Held<'a> {
-    pub(crate) fn new(guard: &'a Guard, permit: Permit) -> Self {
+impl<'a> HeldPermit<'a> {
+    pub(crate) fn new(gate: &'a BreakerGate, permit: Permit) -> Self {
         Self {
-            guard,
+            gate,
             permit: Some(permit),
         }
     }
@@ -211,10 +211,10 @@ impl<'a> Held<'a> {
     }
 }
 
-impl Drop for Held<'_> {
+impl Drop for HeldPermit<'_> {
     fn drop(&mut self) {
         if let Some(permit) = self.permit.take() {
-            self.guard.forget(permit);
+            self.gate.forget(permit);
         }
     }
 }
@@ -233,21 +233,21 @@ mod tests {
 
     use super::*;
 
-    fn failing() -> (Guard, Instant) {
+    fn failing() -> (BreakerGate, Instant) {
         let now = crate::clock::now();
-        let guard = Guard::new(BreakerConfig::default(), 1, now).expect("good settings");
+        let gate = BreakerGate::new(BreakerConfig::default(), 1, now).expect("good settings");
         for _ in 0..5 {
-            let pass = guard.admit(now).expect("it is closed");
-            guard.record(pass.permit, Outcome::Failure, now);
+            let pass = gate.admit(now).expect("it is closed");
+            gate.record(pass.permit, Outcome::Failure, now);
         }
-        (guard, now)
+        (gate, now)
     }
 
     #[test]
     fn calls_that_passed_freely_still_open_the_breaker() {
-        let (guard, now) = failing();
-        assert_eq!(guard.state(), State::Open);
-        let refused = guard.admit(now).expect_err("it is open");
+        let (gate, now) = failing();
+        assert_eq!(gate.state(), State::Open);
+        let refused = gate.admit(now).expect_err("it is open");
         assert!(matches!(refused.kind(), ErrorKind::BreakerOpen { .. }));
     }
 
@@ -255,48 +255,48 @@ mod tests {
     fn c9_failures_with_successes_between_them_do_not_come_in_a_row() {
         let now = crate::clock::now();
         let config = BreakerConfig::default();
-        let guard = Guard::new(config, 2, now).expect("good settings");
+        let gate = BreakerGate::new(config, 2, now).expect("good settings");
         for round in 0..50 {
-            let pass = guard.admit(now).expect("it is closed");
-            guard.record(pass.permit, Outcome::Failure, now);
+            let pass = gate.admit(now).expect("it is closed");
+            gate.record(pass.permit, Outcome::Failure, now);
             // The driver has not told the breaker of these.
-            guard.count_successes(round % 2, 99);
+            gate.count_successes(round % 2, 99);
         }
-        assert_eq!(guard.state(), State::Closed);
-        assert!(guard.record_slow(20, now).is_none(), "20 of 5 000 are few");
+        assert_eq!(gate.state(), State::Closed);
+        assert!(gate.record_slow(20, now).is_none(), "20 of 5 000 are few");
     }
 
     #[test]
     fn probes_that_are_forgotten_give_their_places_back() {
-        let (guard, now) = failing();
+        let (gate, now) = failing();
         let later = now + Duration::from_secs(6);
         for _ in 0..100 {
-            let pass = guard.admit(later).expect("there is a place");
+            let pass = gate.admit(later).expect("there is a place");
             assert!(pass.permit.is_probe());
-            guard.forget(pass.permit);
+            gate.forget(pass.permit);
         }
     }
 
     #[test]
     fn a_closed_breaker_costs_one_load_again_once_its_ramp_is_over() {
-        let (guard, now) = failing();
-        guard.probe_succeeded(now);
-        assert_eq!(guard.state(), State::Closed);
-        guard.settle(now + Duration::from_secs(60));
-        let pass = guard.admit(now).expect("it is closed");
+        let (gate, now) = failing();
+        gate.probe_succeeded(now);
+        assert_eq!(gate.state(), State::Closed);
+        gate.settle(now + Duration::from_secs(60));
+        let pass = gate.admit(now).expect("it is closed");
         assert!(pass.not_before.is_none() && !pass.permit.is_probe());
-        assert_ne!(guard.free.load(Ordering::Acquire), 0);
+        assert_ne!(gate.free.load(Ordering::Acquire), 0);
     }
 
     #[test]
     fn a_breaker_forced_open_by_hand_stays_so_until_it_is_let_go() {
         let now = crate::clock::now();
-        let guard = Guard::new(BreakerConfig::default(), 1, now).expect("good settings");
-        guard.set_mode(BreakerMode::ForcedOpen, now);
-        guard.probe_succeeded(now);
-        guard.admit(now).expect_err("it is forced open");
-        guard.set_mode(BreakerMode::Automatic, now);
-        guard.admit(now).expect("it judges by itself again");
+        let gate = BreakerGate::new(BreakerConfig::default(), 1, now).expect("good settings");
+        gate.set_mode(BreakerMode::ForcedOpen, now);
+        gate.probe_succeeded(now);
+        gate.admit(now).expect_err("it is forced open");
+        gate.set_mode(BreakerMode::Automatic, now);
+        gate.admit(now).expect("it judges by itself again");
     }
 }
 
@@ -307,29 +307,29 @@ mod models {
 
     use super::*;
 
-    fn guard(now: Instant) -> Arc<Guard> {
+    fn gate(now: Instant) -> Arc<BreakerGate> {
         let config = BreakerConfig {
             consecutive_failures: Some(2),
             ..BreakerConfig::default()
         };
-        Arc::new(Guard::new(config, 1, now).expect("good settings"))
+        Arc::new(BreakerGate::new(config, 1, now).expect("good settings"))
     }
 
     #[test]
     fn c9_nobody_passes_freely_once_the_breaker_is_open() {
         loom::model(|| {
             let now = crate::clock::now();
-            let guard = guard(now);
-            let other = Arc::clone(&guard);
+            let gate = gate(now);
+            let other = Arc::clone(&gate);
             let other = thread::spawn(move || {
                 if let Ok(pass) = other.admit(now) {
                     other.record(pass.permit, Outcome::Failure, now);
                 }
             });
-            guard.set_mode(BreakerMode::ForcedOpen, now);
-            assert!(guard.admit(now).is_err(), "whatever was under way");
+            gate.set_mode(BreakerMode::ForcedOpen, now);
+            assert!(gate.admit(now).is_err(), "whatever was under way");
             other.join().expect("it ends");
-            assert!(guard.admit(now).is_err());
+            assert!(gate.admit(now).is_err());
         });
     }
 
@@ -337,16 +337,16 @@ mod models {
     fn c9_a_success_is_told_once_however_it_meets_a_failure() {
         loom::model(|| {
             let now = crate::clock::now();
-            let guard = guard(now);
-            let driver = Arc::clone(&guard);
+            let gate = gate(now);
+            let driver = Arc::clone(&gate);
             let driver = thread::spawn(move || {
                 driver.count_successes(0, 3);
                 driver.count_successes(0, 4);
             });
-            guard.record_loss(now);
+            gate.record_loss(now);
             driver.join().expect("it ends");
-            guard.settle(now);
-            assert_eq!(guard.kept.lock().told, 7);
+            gate.settle(now);
+            assert_eq!(gate.counted.lock().told, 7);
         });
     }
 }

@@ -1,6 +1,6 @@
 //! The one place where policies are ordered.
 //!
-//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal of calls that cannot meet their deadline, the bounds of the lane,
+//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal of calls that cannot meet their deadline, the bounds of the queue,
 //! the connection, and then, if it failed, the judgement whether another attempt is safe and within budget. Every step is under the one
 //! deadline that the call began with. The first attempt allocates nothing; what follows a failure may take its time.
 
@@ -24,16 +24,16 @@ use tracing::{Instrument, Level};
 
 use self::identification::ask_who_serves;
 pub(crate) use self::repeats::{After, Repeats};
-use crate::breaker::ramp::Place as InLine;
-use crate::breaker::{Held, Pass};
+use crate::breaker::ramp::RampTicket;
+use crate::breaker::{AttemptPermit, HeldPermit};
 use crate::call::plan::{Payload, Plan};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
-use crate::link::crossing::Turn;
+use crate::link::crossing::CrossingTurn;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
-use crate::wire::queue::{Ask, Gate, Lane, Submitted};
+use crate::wire::queue::{Gate, Submission, SubmitQueue, Submitted};
 use crate::wire::slot::Rejoin;
 
 /// Runs one call from beginning to end.
@@ -45,10 +45,10 @@ pub(crate) async fn call(
 ) -> Result<Reply, Error> {
     let started = clock::now();
     let limit = plan.limit(options, shared.settings.deadline)?;
-    let link = &shared.links[plan.route.lane];
+    let link = &shared.links[plan.route.link];
     let call = Call {
         shared,
-        lane: &link.lane,
+        queue: &link.queue,
         link: Some(link),
         payload,
         plan,
@@ -67,16 +67,16 @@ pub(crate) async fn call(
 /// not fit for another call, if there was one.
 pub(crate) async fn call_dedicated(
     shared: &Shared,
-    lane: &Lane,
+    queue: &SubmitQueue,
     payload: Payload<'_>,
     plan: Plan,
     started: Instant,
     limit: Duration,
 ) -> (Result<Reply, Error>, Option<Refusal>) {
-    let turns = payload.turns();
+    let steps = payload.steps();
     let call = Call {
         shared,
-        lane,
+        queue,
         link: None,
         payload,
         plan,
@@ -84,7 +84,7 @@ pub(crate) async fn call_dedicated(
         limit,
         deadline: Deadline::after(started, limit).instant(),
     };
-    let ask = Ask {
+    let submission = Submission {
         replies: call.plan.replies,
         started,
         deadline: call.deadline,
@@ -94,28 +94,28 @@ pub(crate) async fn call_dedicated(
         read_only: call.plan.effect == Effect::Read,
         apart: false,
     };
-    if let Err(error) = refuse_without_proof(shared, call.plan.effect, ask.now) {
+    if let Err(error) = refuse_without_proof(shared, call.plan.effect, submission.now) {
         return (Err(error), None);
     }
-    let submitted = if turns.is_empty() {
-        lane.submit(ask, payload)
+    let submitted = if steps.is_empty() {
+        queue.submit(submission, payload)
     } else {
-        lane.submit_turning(turns, ask, payload)
+        queue.submit_transition(steps, submission, payload)
     };
     let submitted = match submitted {
         Ok(submitted) => submitted,
         Err(error) => return (Err(error), None),
     };
-    let mut place = Place::default();
-    let (_, result) = call.judge(submitted.pending.await, &mut place);
-    (result, place.unfit)
+    let mut again = Resubmission::default();
+    let (_, result) = call.judge(submitted.pending.await, &mut again);
+    (result, again.unfit)
 }
 
 /// The place of a call in the order of submission, and what its attempts have shown.
 #[derive(Default)]
-struct Place<'a> {
+struct Resubmission<'a> {
     /// Among those that wait for a command of several connections, or are one.
-    turn: Option<Turn<'a>>,
+    turn: Option<CrossingTurn<'a>>,
     seq: Option<u64>,
     /// The connection in service when it was last submitted.
     epoch: u64,
@@ -142,7 +142,7 @@ struct Place<'a> {
 
 struct Call<'a> {
     shared: &'a Shared,
-    lane: &'a Lane,
+    queue: &'a SubmitQueue,
     /// `None` on a connection of one's own, where nothing is repeated and the breaker is not asked.
     link: Option<&'a Link>,
     payload: Payload<'a>,
@@ -154,13 +154,13 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn run(&self, options: &CallOptions) -> Result<Reply, Error> {
-        let mut place = Place::default();
+        let mut again = Resubmission::default();
         let mut began = self.started;
         if self.shared.links.len() > 1 && self.link.is_some() {
             match self.take_turn().await {
                 Ok(None) => {}
                 Ok(turn) => {
-                    place.turn = turn;
+                    again.turn = turn;
                     began = clock::now();
                 }
                 Err(error) => {
@@ -169,18 +169,18 @@ impl Call<'_> {
                 }
             }
         }
-        self.run_from(began, place, options).await
+        self.run_from(began, again, options).await
     }
 
     async fn run_from(
         &self,
         began: Instant,
-        mut place: Place<'_>,
+        mut again: Resubmission<'_>,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
-        let result = match self.attempt(began, &mut place).await {
-            Err(error) if !place.blamed_again && self.may_repeat(&error) => {
-                Box::pin(self.repeat(error, options, place)).await
+        let result = match self.attempt(began, &mut again).await {
+            Err(error) if !again.blamed_again && self.may_repeat(&error) => {
+                Box::pin(self.repeat(error, options, again)).await
             }
             result => result,
         };
@@ -211,47 +211,47 @@ impl Call<'_> {
     }
 
     /// Makes one attempt: breaker, deadline, bounds, connection.
-    async fn attempt(&self, now: Instant, place: &mut Place<'_>) -> Result<Reply, Error> {
-        place.begun = false;
+    async fn attempt(&self, now: Instant, again: &mut Resubmission<'_>) -> Result<Reply, Error> {
+        again.begun = false;
         let pass = self.admit(now)?;
-        let mut permit = Held::new(&self.shared.guard, pass.permit);
+        let mut permit = HeldPermit::new(&self.shared.breaker, pass.permit);
         let mut now = now;
         let mut line = None;
-        if pass.in_line {
+        if pass.queued {
             let turn = (pass.not_before.unwrap_or(now), pass.generation);
             line = Some(Box::pin(self.wait_for_turn(turn, &mut permit)).await?);
             now = clock::now();
         }
         self.refuse_if_infeasible(now)?;
         refuse_without_proof(self.shared, self.plan.effect, now)?;
-        let ask = Ask {
+        let submission = Submission {
             replies: self.plan.replies,
             started: self.started,
             deadline: self.deadline,
             now,
-            seq: place.seq,
-            only_fenced: place.only_fenced,
+            seq: again.seq,
+            only_fenced: again.only_fenced,
             read_only: self.plan.effect == Effect::Read,
-            apart: place.apart,
+            apart: again.apart,
         };
-        place.epoch = self.link.map_or(0, Link::epoch);
-        let submit = || self.lane.submit(ask, self.payload);
+        again.epoch = self.link.map_or(0, Link::epoch);
+        let submit = || self.queue.submit(submission, self.payload);
         let Submitted { pending, seq } = match submit() {
-            Err(_) if self.lane.is_orphaned() => {
+            Err(_) if self.queue.is_orphaned() => {
                 self.shared.runtime()?;
                 submit()?
             }
             submitted => submitted?,
         };
         drop(line);
-        place.turn = place.turn.take().and_then(Turn::submitted);
-        place.seq = Some(seq);
-        place.rejoin = None;
-        let (outcome, result) = self.judge(pending.await, place);
-        if std::mem::take(&mut place.doubtful)
+        again.turn = again.turn.take().and_then(CrossingTurn::submitted);
+        again.seq = Some(seq);
+        again.rejoin = None;
+        let (outcome, result) = self.judge(pending.await, again);
+        if std::mem::take(&mut again.doubtful)
             && let Some(link) = self.link
         {
-            ask_who_serves(self.shared, link, place.epoch, self.deadline).await;
+            ask_who_serves(self.shared, link, again.epoch, self.deadline).await;
         }
         if let Some(mut outcome) = outcome
             && let Some(permit) = permit.take()
@@ -259,13 +259,13 @@ impl Call<'_> {
             // When its caller gets to hear of it tells nothing of the server.
             if permit.is_probe()
                 && outcome == Outcome::Success
-                && let Some(at) = place.answered
+                && let Some(at) = again.answered
             {
                 outcome = self.judge_probe(at.saturating_duration_since(now));
             }
             let transition =
                 self.shared
-                    .guard
+                    .breaker
                     .record(permit, outcome, clock_if_needed(outcome, now));
             self.shared.breaker_changed(transition);
         }
@@ -273,22 +273,22 @@ impl Call<'_> {
     }
 
     /// The breaker, except within the allowance for a short interruption: then the call waits for the connection instead.
-    fn admit(&self, now: Instant) -> Result<Pass, Error> {
-        let pass = self.shared.guard.admit(now);
+    fn admit(&self, now: Instant) -> Result<AttemptPermit, Error> {
+        let pass = self.shared.breaker.admit(now);
         if let Ok(pass) = &pass {
             let transition = pass.permit.transition().copied();
             self.shared.breaker_changed(transition);
         }
         pass.or_else(|refused| {
-            match self.lane.gate() {
-                Gate::Waiting | Gate::Orphaned => Ok(Pass {
+            match self.queue.gate() {
+                Gate::Waiting | Gate::Orphaned => Ok(AttemptPermit {
                     permit: Permit::passed(0),
                     not_before: None,
-                    in_line: !self.shared.guard.line.is_clear(now),
+                    queued: !self.shared.breaker.ramp.is_clear(now),
                     generation: u64::MAX,
                 }),
                 // The better answer: since when, and why.
-                Gate::Down(..) | Gate::Ended(_) | Gate::Closed => Err(self.lane.refusal(now)),
+                Gate::Down(..) | Gate::Ended(_) | Gate::Closed => Err(self.queue.refusal(now)),
                 Gate::Open => Err(refused),
             }
         })
@@ -299,9 +299,9 @@ impl Call<'_> {
     async fn wait_for_turn<'g>(
         &'g self,
         (mut turn, generation): (Instant, u64),
-        permit: &mut Held<'g>,
-    ) -> Result<InLine<'g>, Error> {
-        let mut place = self.shared.guard.line.join(turn, generation);
+        permit: &mut HeldPermit<'g>,
+    ) -> Result<RampTicket<'g>, Error> {
+        let mut ticket = self.shared.breaker.ramp.join(turn, generation);
         loop {
             if turn >= self.deadline {
                 return Err(deadline_infeasible(
@@ -313,20 +313,20 @@ impl Call<'_> {
                     clock::sleep_until(turn).await;
                 }
                 // One whose time is up has told nothing of the server.
-                clock::timeout_at(self.deadline, place.reached())
+                clock::timeout_at(self.deadline, ticket.reached())
                     .await
                     .ok_or_else(|| self.timed_out(Certainty::NotSent))
             };
             tokio::select! {
                 biased;
-                () = place.recalled() => {}
-                reached = reached => return reached.map(|()| place),
+                () = ticket.recalled() => {}
+                reached = reached => return reached.map(|()| ticket),
             }
             let now = clock::now();
             let pass = self.admit(now)?;
-            *permit = Held::new(&self.shared.guard, pass.permit);
+            *permit = HeldPermit::new(&self.shared.breaker, pass.permit);
             turn = pass.not_before.unwrap_or(now);
-            place.renew(turn, pass.generation);
+            ticket.renew(turn, pass.generation);
         }
     }
 
@@ -350,14 +350,14 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut place: Place<'_>,
+        mut again: Resubmission<'_>,
     ) -> Result<Reply, Error> {
         let mut repeats = Repeats::new(self.shared, options, self.started, self.deadline);
         loop {
             let after = match error.kind() {
                 // What others did to the connection before this call was written on it.
                 ErrorKind::Lost { .. }
-                    if error.certainty() == Certainty::NotSent && !place.begun =>
+                    if error.certainty() == Certainty::NotSent && !again.begun =>
                 {
                     After::Nothing
                 }
@@ -365,13 +365,13 @@ impl Call<'_> {
                 _ => After::Refusal,
             };
             let unknown = repeats.wait(error, after).await?;
-            place.only_fenced = unknown
+            again.only_fenced = unknown
                 && self.plan.effect != Effect::Read
                 && !self.shared.settings.repeat_without_fence;
-            match self.attempt(clock::now(), &mut place).await {
+            match self.attempt(clock::now(), &mut again).await {
                 // What may have run in an earlier attempt may have run, whatever became of this one.
                 Err(next)
-                    if !place.blamed_again
+                    if !again.blamed_again
                         && self.may_repeat(&next)
                         && (!unknown || self.bears_another()) =>
                 {

@@ -29,7 +29,7 @@ use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::pubsub::PubSub;
 use crate::session::Session;
-use crate::wire::queue::{Gate, Order};
+use crate::wire::queue::{DriverCommand, Gate};
 
 /// A Redis client that survives outages. See the [crate's documentation](crate).
 ///
@@ -257,7 +257,7 @@ impl Client {
     /// Has its calls looked after should its runtime not run.
     pub(crate) fn watched(self) -> Self {
         for link in &self.inner.shared.links {
-            link.lane.watch();
+            link.queue.watch();
         }
         self
     }
@@ -342,7 +342,7 @@ impl Client {
     /// ```
     pub fn set_breaker_mode(&self, mode: BreakerMode) {
         let shared = &self.inner.shared;
-        let transition = shared.guard.set_mode(mode, clock::now());
+        let transition = shared.breaker.set_mode(mode, clock::now());
         shared.breaker_changed(transition);
     }
 
@@ -364,15 +364,19 @@ impl Client {
         shared.close();
         inner.blocking.close();
         for link in &shared.links {
-            link.lane.refuse_new();
+            link.queue.refuse_new();
         }
-        for lane in shared.fences.dedicated_lanes() {
-            lane.refuse_new();
+        for queue in shared.fences.dedicated_queues() {
+            queue.refuse_new();
         }
         let in_flight = || -> usize {
-            let links = shared.links.iter().map(|link| link.lane.in_flight());
-            let dedicated = shared.fences.dedicated_lanes();
-            links.sum::<usize>() + dedicated.iter().map(|lane| lane.in_flight()).sum::<usize>()
+            let links = shared.links.iter().map(|link| link.queue.in_flight());
+            let dedicated = shared.fences.dedicated_queues();
+            links.sum::<usize>()
+                + dedicated
+                    .iter()
+                    .map(|queue| queue.in_flight())
+                    .sum::<usize>()
         };
         let drained = async {
             while in_flight() > 0 {
@@ -382,13 +386,14 @@ impl Client {
         let _ = clock::timeout(deadline, drained).await;
         let unfinished = in_flight();
         let closed: Arc<str> = "the client was closed".into();
-        for lane in shared.fences.dedicated_lanes() {
-            lane.order(Order::Abandon(Arc::clone(&closed)));
+        for queue in shared.fences.dedicated_queues() {
+            queue.command(DriverCommand::Abandon(Arc::clone(&closed)));
         }
         for link in &shared.links {
             link.set_state(ConnectionState::Closed, clock::now());
-            link.lane.set_gate(Gate::Closed);
-            link.lane.order(Order::Abandon(Arc::clone(&closed)));
+            link.queue.set_gate(Gate::Closed);
+            link.queue
+                .command(DriverCommand::Abandon(Arc::clone(&closed)));
         }
         let tasks = inner.home.take_tasks();
         if tasks.is_empty() {

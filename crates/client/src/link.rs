@@ -20,7 +20,7 @@ use tokio::sync::{Notify, watch};
 use crate::link::connect::ServerFacts;
 use crate::settings::{HEALTHY_AFTER, Settings};
 use crate::wire::identity::Identity;
-use crate::wire::queue::Lane;
+use crate::wire::queue::SubmitQueue;
 
 /// The state of a client's connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,8 +42,8 @@ pub enum ConnectionState {
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) index: usize,
-    pub(crate) lane: Arc<Lane>,
-    pub(crate) view: Mutex<View>,
+    pub(crate) queue: Arc<SubmitQueue>,
+    pub(crate) view: Mutex<LinkView>,
     /// The present state, of which each change is told.
     pub(crate) state: watch::Sender<ConnectionState>,
     /// The request that the supervisor connect anew; its reason is in the view.
@@ -51,16 +51,16 @@ pub(crate) struct Link {
     /// The number of the connection in service, counted from 1.
     epoch: AtomicU64,
     /// Abandoned connections that the next one must have killed.
-    pub(crate) ghosts: Mutex<Vec<Identity>>,
+    pub(crate) abandoned: Mutex<Vec<Identity>>,
     /// The connections that have stepped aside, to finish what they have.
-    asides: Mutex<Vec<Weak<Lane>>>,
+    asides: Mutex<Vec<Weak<SubmitQueue>>>,
     /// The instant at which the supervisor counts as stuck. `None` while it serves.
     pub(crate) stuck_at: Mutex<Option<Instant>>,
 }
 
 /// The knowledge of a link, for status and for decisions of its supervisor.
 #[derive(Debug)]
-pub(crate) struct View {
+pub(crate) struct LinkView {
     pub(crate) since: Instant,
     /// Attempts to connect, ever.
     pub(crate) attempts: u64,
@@ -87,8 +87,8 @@ impl Link {
         let bulkhead = settings.bulkhead();
         Self {
             index,
-            lane: Arc::new(Lane::new(bulkhead)),
-            view: Mutex::new(View {
+            queue: Arc::new(SubmitQueue::new(bulkhead)),
+            view: Mutex::new(LinkView {
                 since: now,
                 attempts: 0,
                 attempt: 0,
@@ -107,7 +107,7 @@ impl Link {
             state: watch::Sender::new(ConnectionState::Connecting),
             kick: Notify::new(),
             epoch: AtomicU64::new(0),
-            ghosts: Mutex::new(Vec::new()),
+            abandoned: Mutex::new(Vec::new()),
             asides: Mutex::new(Vec::new()),
             stuck_at: Mutex::new(None),
         }
@@ -116,13 +116,13 @@ impl Link {
     /// Returns the number of connections that have stepped aside and are not done.
     pub(crate) fn asides(&self) -> usize {
         let mut asides = self.asides.lock();
-        asides.retain(|lane| lane.strong_count() > 0);
+        asides.retain(|queue| queue.strong_count() > 0);
         asides.len()
     }
 
     /// Counts the connection in service as one that steps aside, to this queue.
-    pub(crate) fn count_aside(&self, lane: &Arc<Lane>) {
-        self.asides.lock().push(Arc::downgrade(lane));
+    pub(crate) fn count_aside(&self, queue: &Arc<SubmitQueue>) {
+        self.asides.lock().push(Arc::downgrade(queue));
     }
 
     pub(crate) fn state(&self) -> ConnectionState {
@@ -176,7 +176,7 @@ impl Link {
     }
 }
 
-impl View {
+impl LinkView {
     /// Notes that a connection was lost. Returns until when calls may wait for the next.
     pub(crate) fn outage_begins(&mut self, reconnect_grace: Duration, now: Instant) -> Instant {
         if now.saturating_duration_since(self.healthy_since) >= HEALTHY_AFTER {
@@ -264,7 +264,7 @@ mod tests {
     #[test]
     fn only_the_connection_that_was_meant_is_reset() {
         let (link, now) = view();
-        let place = Some(crate::link::connect::Place::Itself);
+        let place = Some(crate::link::connect::Location::Unix);
         let facts = ServerFacts {
             place,
             ..ServerFacts::default()
@@ -291,23 +291,23 @@ mod tests {
     #[test]
     fn a_ghost_is_ordered_killed_while_open_and_kept_for_the_next_connection() {
         let (link, now) = view();
-        let ghost = |id| Identity {
+        let identity = |id| Identity {
             id,
             addr: "127.0.0.1:1".into(),
             run_id: None,
         };
-        link.remember(ghost(1));
+        link.remember(identity(1));
         let orders = |link: &Link| {
-            link.lane
-                .take_orders(crate::wire::queue::Backlog::default())
+            link.queue
+                .take_commands(crate::wire::queue::Backlog::default())
                 .len()
         };
         assert_eq!(orders(&link), 0, "there is nobody to tell while it waits");
         link.open(now);
         assert_eq!(orders(&link), 1);
-        link.remember(ghost(2));
+        link.remember(identity(2));
         assert_eq!(orders(&link), 1);
-        link.lane.release();
+        link.queue.release();
         link.open(now);
         assert_eq!(orders(&link), 2, "the next connection is told of both");
     }

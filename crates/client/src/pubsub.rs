@@ -16,7 +16,7 @@ use futures_util::Stream as FutureStream;
 use redis::ServerError;
 use tokio::sync::{mpsc, oneshot};
 
-use self::feed::Heard;
+use self::feed::FeedReader;
 use self::subscriber::Subscriber;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
@@ -79,26 +79,26 @@ pub enum PubSubEvent {
 #[derive(Debug)]
 pub struct PubSub {
     control: PubSubControl,
-    heard: Heard,
+    heard: FeedReader,
     _task: Option<Owned<()>>,
 }
 
 /// Changes the subscriptions of a [`PubSub`] from elsewhere.
 #[derive(Clone, Debug)]
 pub struct PubSubControl {
-    orders: mpsc::Sender<Order>,
+    changes: mpsc::Sender<SubscriptionChange>,
     deadline: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
+enum SubscriptionKind {
     Channel,
     Pattern,
     /// A channel of a shard.
     Sharded,
 }
 
-impl Kind {
+impl SubscriptionKind {
     fn subscribe(self) -> &'static str {
         match self {
             Self::Channel => "SUBSCRIBE",
@@ -120,17 +120,17 @@ impl Kind {
 type Done = oneshot::Sender<Result<(), ServerError>>;
 
 #[derive(Debug)]
-enum Order {
-    Subscribe(Kind, Vec<u8>, Done),
-    Unsubscribe(Kind, Vec<u8>),
+enum SubscriptionChange {
+    Subscribe(SubscriptionKind, Vec<u8>, Done),
+    Unsubscribe(SubscriptionKind, Vec<u8>),
 }
 
 /// Orders that may wait.
-const ORDERS: usize = 1024;
+const CHANGES: usize = 1024;
 
 impl PubSub {
     pub(crate) fn start(shared: Arc<Shared>, connector: Arc<Connector>) -> Self {
-        let (orders, taken) = mpsc::channel(ORDERS);
+        let (changes, taken) = mpsc::channel(CHANGES);
         let (feed, heard) = feed::pair(shared.settings.buffered_bytes);
         let deadline = shared.settings.deadline;
         let runtime = shared.runtime();
@@ -140,7 +140,7 @@ impl PubSub {
             .ok()
             .map(|runtime| Owned::new(runtime.spawn(subscriber.run())));
         Self {
-            control: PubSubControl { orders, deadline },
+            control: PubSubControl { changes, deadline },
             heard,
             _task: task,
         }
@@ -206,7 +206,7 @@ impl PubSubControl {
     /// The server refused it (its ACL, say), and the subscription is given up. Or it was not confirmed within the client's deadline: then it is
     /// kept all the same, and is made as soon as the server can be reached: `Resumed` tells.
     pub async fn subscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.begin(Kind::Channel, channel.into()).await
+        self.begin(SubscriptionKind::Channel, channel.into()).await
     }
 
     /// Subscribes to all channels that match a glob-style pattern, as [`subscribe`](Self::subscribe) does to one.
@@ -214,7 +214,7 @@ impl PubSubControl {
     /// # Errors
     /// As there.
     pub async fn psubscribe(&self, pattern: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.begin(Kind::Pattern, pattern.into()).await
+        self.begin(SubscriptionKind::Pattern, pattern.into()).await
     }
 
     /// Subscribes to a sharded channel, as [`subscribe`](Self::subscribe) does to one: to what SPUBLISH publishes. Servers before Redis 7 know none, and refuse it.
@@ -222,7 +222,7 @@ impl PubSubControl {
     /// # Errors
     /// As there.
     pub async fn ssubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.begin(Kind::Sharded, channel.into()).await
+        self.begin(SubscriptionKind::Sharded, channel.into()).await
     }
 
     /// Ends the subscription to a channel. What was heard before may still be yielded.
@@ -230,7 +230,7 @@ impl PubSubControl {
     /// # Errors
     /// The client is closed, or the order was not taken within its deadline because too many others wait (1 024).
     pub async fn unsubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.end(Kind::Channel, channel.into()).await
+        self.end(SubscriptionKind::Channel, channel.into()).await
     }
 
     /// Ends the subscription to a pattern, as [`unsubscribe`](Self::unsubscribe) does that to a channel.
@@ -238,7 +238,7 @@ impl PubSubControl {
     /// # Errors
     /// As there.
     pub async fn punsubscribe(&self, pattern: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.end(Kind::Pattern, pattern.into()).await
+        self.end(SubscriptionKind::Pattern, pattern.into()).await
     }
 
     /// Ends the subscription to a sharded channel, as [`unsubscribe`](Self::unsubscribe) does that to a channel.
@@ -246,17 +246,18 @@ impl PubSubControl {
     /// # Errors
     /// As there.
     pub async fn sunsubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.end(Kind::Sharded, channel.into()).await
+        self.end(SubscriptionKind::Sharded, channel.into()).await
     }
 
-    async fn begin(&self, kind: Kind, name: Vec<u8>) -> Result<(), Error> {
+    async fn begin(&self, kind: SubscriptionKind, name: Vec<u8>) -> Result<(), Error> {
         let (done, confirmed) = oneshot::channel();
         let asked = async {
-            self.order(Order::Subscribe(kind, name, done)).await?;
+            self.order(SubscriptionChange::Subscribe(kind, name, done))
+                .await?;
             match confirmed.await {
                 Ok(Ok(())) => Ok(()),
                 Ok(Err(refused)) => Err(Error::refused(refused)),
-                Err(_) if self.orders.is_closed() => Err(Error::not_sent(ErrorKind::Closed)),
+                Err(_) if self.changes.is_closed() => Err(Error::not_sent(ErrorKind::Closed)),
                 Err(_) => Err(Error::not_sent(ErrorKind::Invalid {
                     why: "the subscription was ended before it was confirmed",
                 })),
@@ -265,13 +266,13 @@ impl PubSubControl {
         self.in_time(asked).await
     }
 
-    async fn end(&self, kind: Kind, name: Vec<u8>) -> Result<(), Error> {
-        self.in_time(self.order(Order::Unsubscribe(kind, name)))
+    async fn end(&self, kind: SubscriptionKind, name: Vec<u8>) -> Result<(), Error> {
+        self.in_time(self.order(SubscriptionChange::Unsubscribe(kind, name)))
             .await
     }
 
-    async fn order(&self, order: Order) -> Result<(), Error> {
-        let sent = self.orders.send(order).await;
+    async fn order(&self, order: SubscriptionChange) -> Result<(), Error> {
+        let sent = self.changes.send(order).await;
         sent.map_err(|_| Error::not_sent(ErrorKind::Closed))
     }
 

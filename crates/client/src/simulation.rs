@@ -375,7 +375,7 @@ fn c7_a_connection_that_falls_silent_is_replaced_within_the_deadline_of_its_call
                         stall,
                         ..Odds::default()
                     });
-                    // Until one has met it: the challenger is spared.
+                    // Until one has met it: the standby connection is spared.
                     while world.faults().get(&Fault::Stall) != Some(&round) {
                         tokio::time::sleep(ms(1)).await;
                     }

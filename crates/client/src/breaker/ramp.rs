@@ -17,14 +17,14 @@ use crate::clock;
 
 /// The queue of calls that wait for their turns in a ramp.
 #[derive(Debug, Default)]
-pub(crate) struct Line {
-    state: Mutex<State>,
+pub(crate) struct RampQueue {
+    state: Mutex<RampState>,
     moved: Notify,
     recalled: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RampState {
     next: u64,
     /// Turns that the breaker gave in an earlier generation are void.
     valid_from: u64,
@@ -32,7 +32,7 @@ struct State {
     waiting: VecDeque<(u64, Instant)>,
 }
 
-impl State {
+impl RampState {
     fn find(&self, number: u64) -> Option<usize> {
         let by_number = self
             .waiting
@@ -43,25 +43,25 @@ impl State {
 
 /// A place in the queue; given up when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Place<'a> {
-    line: &'a Line,
+pub(crate) struct RampTicket<'a> {
+    ramp: &'a RampQueue,
     number: u64,
     /// The breaker's, as it gave the turn.
     generation: u64,
 }
 
 /// The time after its turn in which a call must go, or it loses its place.
-const PATIENCE: Duration = Duration::from_millis(20);
+const FORFEIT_AFTER: Duration = Duration::from_millis(20);
 
-impl Line {
-    /// Joins the line, behind all who have, with a turn that the breaker gave in that generation.
-    pub(crate) fn join(&self, turn: Instant, generation: u64) -> Place<'_> {
+impl RampQueue {
+    /// Joins the queue, behind all who have, with a turn that the breaker gave in that generation.
+    pub(crate) fn join(&self, turn: Instant, generation: u64) -> RampTicket<'_> {
         let mut state = self.state.lock();
         let number = state.next;
         state.next += 1;
         state.waiting.push_back((number, turn));
-        Place {
-            line: self,
+        RampTicket {
+            ramp: self,
             number,
             generation,
         }
@@ -85,7 +85,7 @@ impl Line {
         state
             .waiting
             .iter()
-            .all(|(_, turn)| *turn + PATIENCE <= now)
+            .all(|(_, turn)| *turn + FORFEIT_AFTER <= now)
     }
 
     /// Returns until when a call has to wait for one with a lower number.
@@ -95,17 +95,17 @@ impl Line {
             .waiting
             .iter()
             .take_while(|(ahead, _)| *ahead < number)
-            .map(|(_, turn)| *turn + PATIENCE)
+            .map(|(_, turn)| *turn + FORFEIT_AFTER)
             .find(|until| *until > now)
     }
 }
 
-impl Place<'_> {
+impl RampTicket<'_> {
     /// Waits until the turn is void.
     pub(crate) async fn recalled(&self) {
         loop {
-            let recalled = self.line.recalled.notified();
-            if self.line.state.lock().valid_from > self.generation {
+            let recalled = self.ramp.recalled.notified();
+            if self.ramp.state.lock().valid_from > self.generation {
                 return;
             }
             recalled.await;
@@ -115,19 +115,19 @@ impl Place<'_> {
     /// Sets another turn, in the same place.
     pub(crate) fn renew(&mut self, turn: Instant, generation: u64) {
         self.generation = generation;
-        let mut state = self.line.state.lock();
+        let mut state = self.ramp.state.lock();
         if let Some(at) = state.find(self.number) {
             state.waiting[at].1 = turn;
         }
         drop(state);
-        self.line.moved.notify_waiters();
+        self.ramp.moved.notify_waiters();
     }
 
     /// Waits until those before it have gone, or have lost their places: 20 ms after the last turn among theirs at the latest.
     pub(crate) async fn reached(&self) {
         loop {
-            let moved = self.line.moved.notified();
-            let Some(until) = self.line.blocked_until(self.number, clock::now()) else {
+            let moved = self.ramp.moved.notified();
+            let Some(until) = self.ramp.blocked_until(self.number, clock::now()) else {
                 return;
             };
             let _ = clock::timeout_at(until, moved).await;
@@ -135,14 +135,14 @@ impl Place<'_> {
     }
 }
 
-impl Drop for Place<'_> {
+impl Drop for RampTicket<'_> {
     fn drop(&mut self) {
-        let mut state = self.line.state.lock();
+        let mut state = self.ramp.state.lock();
         if let Some(at) = state.find(self.number) {
             state.waiting.remove(at);
         }
         drop(state);
-        self.line.moved.notify_waiters();
+        self.ramp.moved.notify_waiters();
     }
 }
 
@@ -152,47 +152,47 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn c13_whoever_came_first_goes_first() {
-        let line = Line::default();
+        let ramp = RampQueue::default();
         let now = clock::now();
-        let (first, second) = (line.join(now, 1), line.join(now, 1));
+        let (first, second) = (ramp.join(now, 1), ramp.join(now, 1));
         let mut waiting = Box::pin(second.reached());
         assert!(futures_util::poll!(&mut waiting).is_pending());
         first.reached().await;
-        assert!(!line.is_clear(now));
+        assert!(!ramp.is_clear(now));
         drop(first);
         waiting.await;
         assert_eq!(clock::now(), now, "no time was needed");
         drop(second);
-        assert!(line.is_clear(now));
+        assert!(ramp.is_clear(now));
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_does_not_go_holds_up_nobody_for_long() {
-        let line = Line::default();
+        let ramp = RampQueue::default();
         let now = clock::now();
-        let _asleep = line.join(now, 1);
-        line.join(now, 1).reached().await;
-        assert_eq!(clock::now() - now, PATIENCE);
-        line.join(clock::now(), 1).reached().await;
-        assert_eq!(clock::now() - now, PATIENCE, "it has lost its place");
-        assert!(line.is_clear(clock::now()));
+        let _asleep = ramp.join(now, 1);
+        ramp.join(now, 1).reached().await;
+        assert_eq!(clock::now() - now, FORFEIT_AFTER);
+        ramp.join(clock::now(), 1).reached().await;
+        assert_eq!(clock::now() - now, FORFEIT_AFTER, "it has lost its place");
+        assert!(ramp.is_clear(clock::now()));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_recalled_turn_holds_up_nobody_and_its_owner_hears_of_it() {
-        let line = Line::default();
+        let ramp = RampQueue::default();
         let now = clock::now();
         let late = now + Duration::from_secs(1);
-        let (mut first, _asleep) = (line.join(late, 1), line.join(late, 1));
+        let (mut first, _asleep) = (ramp.join(late, 1), ramp.join(late, 1));
         let mut hearing = Box::pin(first.recalled());
         assert!(futures_util::poll!(&mut hearing).is_pending());
-        line.recall(2, now);
+        ramp.recall(2, now);
         hearing.await;
         // One that joins with what it was given before has missed the call.
-        line.join(late, 1).recalled().await;
-        first.renew(now + PATIENCE / 2, 2);
+        ramp.join(late, 1).recalled().await;
+        first.renew(now + FORFEIT_AFTER / 2, 2);
         assert!(futures_util::poll!(Box::pin(first.recalled())).is_pending());
-        line.join(now, 2).reached().await;
-        assert_eq!(clock::now() - now, PATIENCE * 3 / 2);
+        ramp.join(now, 2).reached().await;
+        assert_eq!(clock::now() - now, FORFEIT_AFTER * 3 / 2);
     }
 }

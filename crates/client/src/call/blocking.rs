@@ -60,7 +60,7 @@ impl Blocking {
                 },
             })
         })?;
-        let call = Call {
+        let call = BlockingCall {
             pool: self,
             shared,
             connector,
@@ -92,7 +92,7 @@ impl Blocking {
 }
 
 /// A blocking call, from its first attempt to its last.
-struct Call<'a> {
+struct BlockingCall<'a> {
     pool: &'a Blocking,
     shared: &'a Arc<Shared>,
     connector: &'a Arc<Connector>,
@@ -103,7 +103,7 @@ struct Call<'a> {
     limit: Duration,
 }
 
-impl Call<'_> {
+impl BlockingCall<'_> {
     async fn run(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Reply, Error> {
         let deadline = Deadline::after(self.started, self.limit).instant();
         let mut repeats = Repeats::new(self.shared, options, self.started, deadline);

@@ -20,14 +20,14 @@ use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};
 use crate::link::connect::{self, Connector};
 use crate::link::driver::{Driver, Finished, Signal};
-use crate::link::fence::{FENCE_AGAIN, Unburied};
+use crate::link::fence::{FENCE_AGAIN, FenceOnDrop};
 use crate::link::following::{Parting, Tie};
 use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
 use crate::options::CallOptions;
 use crate::task::Owned;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{Gate, Lane, Order, Turn};
+use crate::wire::queue::{DriverCommand, Gate, SubmitQueue, TxStep};
 use crate::wire::slot::{Blame, Ended};
 
 /// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be queued in a transaction, and silence is what
@@ -42,7 +42,7 @@ const UNWATCHED: Watch = Watch {
 #[derive(Debug)]
 pub(crate) struct Dedicated {
     shared: Arc<Shared>,
-    lane: Arc<Lane>,
+    queue: Arc<SubmitQueue>,
     identity: Option<Identity>,
     tie: Tie,
     /// The server refused it the credentials in force: it works for as long as the server lets it, and is not used anew.
@@ -98,10 +98,10 @@ impl Dedicated {
     }
 
     async fn connect(shared: &Arc<Shared>, connector: &Arc<Connector>) -> Result<Self, Error> {
-        let lane = Arc::new(Lane::new(shared.settings.bulkhead()));
+        let queue = Arc::new(SubmitQueue::new(shared.settings.bulkhead()));
         // Known first, so that none is missed that is abandoned from now on; then those of before.
-        shared.fences.register(&lane);
-        let ghosts = shared.fences.ghosts();
+        shared.fences.register(&queue);
+        let abandoned = shared.fences.abandoned();
         if shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
@@ -111,9 +111,9 @@ impl Dedicated {
             .tie(shared.settings.max_age, &mut shared.rng());
         let link = &shared.links[0];
         let epoch = link.epoch();
-        let mut ask = connector.ask(shared.settings.connect_timeout, ghosts);
-        ask.first = shared.place();
-        let established = match connector.dialled(ask).await {
+        let mut request = connector.ask(shared.settings.connect_timeout, abandoned);
+        request.first = shared.place();
+        let established = match connector.dialled(request).await {
             Ok(established) => established,
             Err(error) => {
                 if matches!(error, ConnectError::Replica) {
@@ -130,11 +130,11 @@ impl Dedicated {
             let cause = parting.why().into();
             return Err(Error::not_sent(ErrorKind::Connect { cause }));
         }
-        lane.set_gate(Gate::Open);
+        queue.set_gate(Gate::Open);
         let (signals, told) = mpsc::unbounded_channel();
         let driver = Driver::new(
             Arc::clone(shared),
-            Arc::clone(&lane),
+            Arc::clone(&queue),
             None,
             established.stream,
             UNWATCHED,
@@ -142,12 +142,12 @@ impl Dedicated {
             None,
         )
         .of_server(established.facts.run_id);
-        lane.watch();
+        queue.watch();
         let identity = established.facts.identity;
         let stale = Arc::new(AtomicBool::new(false));
         let keeper = Keeper {
             shared: Arc::clone(shared),
-            lane: Arc::clone(&lane),
+            queue: Arc::clone(&queue),
             told,
             rotation: shared.credentials.rotation(established.credentials),
             stale: Arc::clone(&stale),
@@ -157,7 +157,7 @@ impl Dedicated {
         tokio::spawn(keeper.keep(driver, identity.clone()));
         Ok(Self {
             shared: Arc::clone(shared),
-            lane,
+            queue,
             identity,
             tie,
             stale,
@@ -166,7 +166,7 @@ impl Dedicated {
     }
 
     pub(crate) fn is_open(&self) -> bool {
-        matches!(self.lane.gate(), Gate::Open)
+        matches!(self.queue.gate(), Gate::Open)
     }
 
     /// Returns whether it may serve another caller.
@@ -185,7 +185,7 @@ impl Dedicated {
         limit: Duration,
     ) -> Result<Reply, Error> {
         let epoch = self.shared.links[0].epoch();
-        let call = call_dedicated(&self.shared, &self.lane, payload, plan, started, limit);
+        let call = call_dedicated(&self.shared, &self.queue, payload, plan, started, limit);
         let (result, unfit) = call.await;
         if let Some(refusal) = unfit {
             self.give_up(refusal, epoch).await;
@@ -198,7 +198,7 @@ impl Dedicated {
         self.unfit.store(true, Ordering::Relaxed);
         let why = why_reset(&self.shared, refusal);
         let cause = why.unwrap_or("the server was demoted");
-        self.lane.order(Order::Abandon(cause.into()));
+        self.queue.command(DriverCommand::Abandon(cause.into()));
         let link = &self.shared.links[0];
         match (why, self.tie.is_shared()) {
             _ if refusal == Refusal::Unauthenticated => {}
@@ -225,8 +225,8 @@ impl Dedicated {
 
     async fn run(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Reply, Error> {
         let plan = payload.plan(1, false)?;
-        let mut turns = payload.turns().into_iter();
-        if turns.any(|(_, turn)| turn == Turn::Exec) && self.lane.holds_a_fence() {
+        let mut steps = payload.steps().into_iter();
+        if steps.any(|(_, step)| step == TxStep::Exec) && self.queue.holds_a_fence() {
             return Err(self.give_up_transaction());
         }
         let limit = plan.limit(options, self.shared.settings.deadline)?;
@@ -238,7 +238,8 @@ impl Dedicated {
     /// cannot be killed from within one: so nothing of the transaction is done.
     fn give_up_transaction(&self) -> Error {
         let cause: Arc<str> = "another connection was abandoned during the transaction".into();
-        self.lane.order(Order::Abandon(Arc::clone(&cause)));
+        self.queue
+            .command(DriverCommand::Abandon(Arc::clone(&cause)));
         Error::not_sent(ErrorKind::Lost { cause })
     }
 }
@@ -246,11 +247,11 @@ impl Dedicated {
 impl Drop for Dedicated {
     /// Has it fenced at once if requests are unanswered, so that whatever the caller does next comes after them.
     fn drop(&mut self) {
-        if self.lane.in_flight() > 0 {
-            self.shared.fences.bury(self.identity.clone());
+        if self.queue.in_flight() > 0 {
+            self.shared.fences.fence(self.identity.clone());
         }
-        self.lane
-            .order(Order::Abandon("its owner let it go".into()));
+        self.queue
+            .command(DriverCommand::Abandon("its owner let it go".into()));
     }
 }
 
@@ -260,10 +261,10 @@ async fn believed_up(shared: &Shared) -> Result<(), Error> {
     let mut state = link.state.subscribe();
     loop {
         state.borrow_and_update();
-        match link.lane.gate() {
+        match link.queue.gate() {
             Gate::Open => return Ok(()),
             Gate::Down(..) | Gate::Ended(_) | Gate::Closed => {
-                return Err(link.lane.refusal(clock::now()));
+                return Err(link.queue.refusal(clock::now()));
             }
             Gate::Orphaned => {
                 shared.runtime()?;
@@ -279,7 +280,7 @@ async fn believed_up(shared: &Shared) -> Result<(), Error> {
 /// The task that looks after a dedicated connection while it serves.
 struct Keeper {
     shared: Arc<Shared>,
-    lane: Arc<Lane>,
+    queue: Arc<SubmitQueue>,
     told: mpsc::UnboundedReceiver<Signal>,
     rotation: Rotation,
     stale: Arc<AtomicBool>,
@@ -290,7 +291,7 @@ struct Keeper {
 
 impl Keeper {
     async fn keep(mut self, driver: Driver, identity: Option<Identity>) {
-        let unburied = Unburied::new(&self.shared.fences, identity.clone());
+        let fence = FenceOnDrop::new(&self.shared.fences, identity.clone());
         let mut serving = std::pin::pin!(driver.run());
         let mut cut = false;
         let finished = loop {
@@ -305,29 +306,29 @@ impl Keeper {
                 finished = &mut serving => break finished,
                 Some(signal) = self.told.recv() => self.heard(signal),
                 fresh = self.rotation.fresh() => {
-                    self.lane.order(Order::Reauthenticate(connect::auth(&fresh)));
+                    self.queue.command(DriverCommand::Reauthenticate(connect::auth(&fresh)));
                 }
                 parting = self.tie.parted(), if !cut => {
                     cut = matches!(parting, Parting::Cut(_));
-                    self.lane.order(match parting {
-                        Parting::Cut(why) => Order::Abandon(why.into()),
-                        Parting::Retire(why) => Order::Retire(why.into()),
+                    self.queue.command(match parting {
+                        Parting::Cut(why) => DriverCommand::Abandon(why.into()),
+                        Parting::Retire(why) => DriverCommand::Retire(why.into()),
                     });
                 }
                 () = again => {
-                    for ghost in self.unfenced.drain(..) {
-                        self.lane.order(Order::Fence(ghost));
+                    for identity in self.unfenced.drain(..) {
+                        self.queue.command(DriverCommand::Fence(identity));
                     }
                 }
             }
         };
-        unburied.accounted_for();
+        fence.accounted_for();
         self.ended(finished, identity);
     }
 
     fn heard(&mut self, signal: Signal) {
         match signal {
-            Signal::Unfenced(ghost) => self.unfenced.push(*ghost),
+            Signal::Unfenced(identity) => self.unfenced.push(*identity),
             Signal::Reauthenticated(refused) => {
                 if let Some(code) = &refused {
                     tracing::warn!(
@@ -352,11 +353,11 @@ impl Keeper {
         let mut conn = finished.conn;
         // Before anyone hears of the loss.
         if conn.has_unanswered_writes() {
-            self.shared.fences.bury(identity);
+            self.shared.fences.fence(identity);
         }
         let cause = finished.cause;
-        self.lane.set_gate(Gate::Ended(Arc::clone(&cause)));
-        self.lane.release();
+        self.queue.set_gate(Gate::Ended(Arc::clone(&cause)));
+        self.queue.release();
         for unanswered in conn.close() {
             if let Some(ticket) = unanswered.ticket.into_ticket() {
                 ticket.end(Ended::Lost {

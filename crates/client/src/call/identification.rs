@@ -10,14 +10,14 @@ use crate::clock;
 use crate::link::Link;
 use crate::link::shared::Shared;
 use crate::target::Role;
-use crate::wire::queue::{Ask, Submitted};
+use crate::wire::queue::{Submission, Submitted};
 use crate::wire::slot::Ended;
 
 /// Asks the server whether it still serves. A call was told that it is no primary any more, or wants a password, and it may not be
 /// true of that one. So the server is asked, and only its own answer replaces the connection that all callers share.
 pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, deadline: Instant) {
     let now = clock::now();
-    let ask = Ask {
+    let submission = Submission {
         replies: 2,
         started: now,
         deadline,
@@ -27,7 +27,7 @@ pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, dea
         read_only: true,
         apart: false,
     };
-    let asked = link.lane.submit(ask, |out: &mut Vec<u8>| {
+    let asked = link.queue.submit(submission, |out: &mut Vec<u8>| {
         // An ACL may bar the one, and old servers do not know the other without arguments.
         out.extend_from_slice(b"*1\r\n$4\r\nROLE\r\n*1\r\n$5\r\nHELLO\r\n");
         out.len()

@@ -11,7 +11,7 @@ use steadfast_core::redis_rs;
 
 use super::identification::why_reset;
 use super::plan::Payload;
-use super::{Call, Place};
+use super::{Call, Resubmission};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::fence::Fencing;
@@ -24,12 +24,12 @@ impl Call<'_> {
     pub(super) fn judge(
         &self,
         ended: Ended,
-        place: &mut Place<'_>,
+        again: &mut Resubmission<'_>,
     ) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
             Ended::Answered { reply, at, fair } => match self.refusal_in(&reply) {
                 None => {
-                    place.answered = fair.then_some(at);
+                    again.answered = fair.then_some(at);
                     let took = at.saturating_duration_since(self.started);
                     if let Some(discovery) = &self.shared.discovery
                         && !matches!(self.plan.effect, Effect::Read | Effect::Control)
@@ -39,12 +39,12 @@ impl Call<'_> {
                     self.shared.metrics.answered(self.plan.name, took);
                     let outcome = match &reply {
                         Reply::One(_) => Outcome::Success,
-                        Reply::Many(replies) => self.judge_each(replies, place),
+                        Reply::Many(replies) => self.judge_each(replies, again),
                     };
                     (Some(outcome), Ok(reply))
                 }
                 Some(error) => {
-                    let outcome = self.judge_refusal(&error, place);
+                    let outcome = self.judge_refusal(&error, again);
                     (Some(outcome), Err(error))
                 }
             },
@@ -59,7 +59,7 @@ impl Call<'_> {
             }
             Ended::Unattended(certainty) => (None, Err(Error::new(UNATTENDED, certainty))),
             Ended::Down(certainty) => {
-                let error = self.lane.refusal(clock::now());
+                let error = self.queue.refusal(clock::now());
                 (None, Err(error.at_best(certainty == Certainty::Unknown)))
             }
             // The supervisor counts the loss, once.
@@ -69,15 +69,15 @@ impl Call<'_> {
                 rejoin,
                 blame,
             } => {
-                place.rejoin = rejoin;
-                place.begun = blame != Blame::None;
-                let again = blame == Blame::Shared && std::mem::replace(&mut place.suspected, true);
-                if blame == Blame::Own || again {
-                    place.blamed_again = std::mem::replace(&mut place.apart, true);
+                again.rejoin = rejoin;
+                again.begun = blame != Blame::None;
+                let twice = blame == Blame::Shared && std::mem::replace(&mut again.suspected, true);
+                if blame == Blame::Own || twice {
+                    again.blamed_again = std::mem::replace(&mut again.apart, true);
                 }
                 (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
             }
-            Ended::Turned => (None, Err(self.lane.refusal(clock::now()))),
+            Ended::Turned => (None, Err(self.queue.refusal(clock::now()))),
         }
     }
 
@@ -118,13 +118,13 @@ impl Call<'_> {
     }
 
     /// Judges each reply of a pipeline: some may be answered, and others show that the server does not serve.
-    fn judge_each(&self, replies: &[Value], place: &mut Place<'_>) -> Outcome {
+    fn judge_each(&self, replies: &[Value], again: &mut Resubmission<'_>) -> Outcome {
         let mut outcome = Outcome::Success;
         let Payload::Pipeline(pipeline) = self.payload else {
             return outcome;
         };
         for (_, error) in errors_of(replies, pipeline) {
-            if self.judge_refusal(&error, place) == Outcome::Failure {
+            if self.judge_refusal(&error, again) == Outcome::Failure {
                 outcome = Outcome::Failure;
             }
         }
@@ -133,20 +133,20 @@ impl Call<'_> {
 
     /// Judges the server by a refusal. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
     /// reason to ask.
-    fn judge_refusal(&self, error: &Error, place: &mut Place<'_>) -> Outcome {
+    fn judge_refusal(&self, error: &Error, again: &mut Resubmission<'_>) -> Outcome {
         let refusal = error.refusal().unwrap_or(Refusal::Lasting);
         if error.certainty() != Certainty::Rejected {
-            place.doubtful |= why_reset(self.shared, refusal).is_some();
+            again.doubtful |= why_reset(self.shared, refusal).is_some();
             return Outcome::Success;
         }
         let why = why_reset(self.shared, refusal);
         match (self.link, why) {
             (Some(link), Some(why)) => {
-                link.reset(place.epoch, why);
+                link.reset(again.epoch, why);
                 return Outcome::Failure;
             }
             (None, why) if why.is_some() || refusal == Refusal::Demoted => {
-                place.unfit = Some(refusal);
+                again.unfit = Some(refusal);
             }
             _ => {}
         }
@@ -179,7 +179,7 @@ impl Call<'_> {
             Effect::Read => true,
             Effect::LastWins => {
                 let fenced =
-                    self.shared.fences.fencing() == Fencing::Works && self.lane.may_be_fenced();
+                    self.shared.fences.fencing() == Fencing::Works && self.queue.may_be_fenced();
                 (fenced || self.shared.settings.repeat_without_fence)
                     && !(self.plan.several && self.payload.looks_before_it_writes())
             }

@@ -11,9 +11,9 @@ use steadfast_core::redis_rs::{self, CommandRef};
 use steadfast_core::resp::encode;
 
 use crate::error::{Certainty, Error, ErrorKind};
-use crate::link::crossing::Lanes;
+use crate::link::crossing::LinkSet;
 use crate::options::CallOptions;
-use crate::wire::queue::{Encode, Turn, Turns};
+use crate::wire::queue::{Encode, TxStep, TxSteps};
 
 /// The commands of a call.
 #[derive(Clone, Copy)]
@@ -54,8 +54,8 @@ pub(crate) struct Plan {
 /// The connection that serves a call, and those that its keys belong to.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Route {
-    pub(crate) lane: usize,
-    pub(crate) lanes: Lanes,
+    pub(crate) link: usize,
+    pub(crate) links: LinkSet,
     /// Whether the keys belong to several connections, or are not all known.
     pub(crate) crosses: bool,
 }
@@ -65,7 +65,7 @@ const BLOCKING_GRACE: Duration = Duration::from_secs(1);
 
 impl<'a> Payload<'a> {
     /// Judges the payload. Refused here is what can never run on a shared connection.
-    pub(crate) fn plan(self, lanes: usize, shared_connection: bool) -> Result<Plan, Error> {
+    pub(crate) fn plan(self, links: usize, shared_connection: bool) -> Result<Plan, Error> {
         let plan = match self {
             Self::Command(cmd) => {
                 let class = classify(cmd)?;
@@ -76,20 +76,20 @@ impl<'a> Payload<'a> {
                     blocking: class.blocking,
                     errors: class.errors,
                     replies: 1,
-                    route: Router::default().add(cmd, &class, lanes).route(),
+                    route: Router::default().add(cmd, &class, links).route(),
                 }
                 .allowed(&class, shared_connection)?
             }
-            Self::Pipeline(pipeline) => plan_pipeline(pipeline, lanes, shared_connection)?,
+            Self::Pipeline(pipeline) => plan_pipeline(pipeline, links, shared_connection)?,
         };
         Ok(plan)
     }
 
     /// Returns its steps in the transaction of a dedicated connection.
-    pub(crate) fn turns(self) -> Turns {
+    pub(crate) fn steps(self) -> TxSteps {
         match self {
-            Self::Command(cmd) => Turn::of(cmd).map(|turn| (0, turn)).into_iter().collect(),
-            Self::Pipeline(pipeline) => Turn::all_of(pipeline),
+            Self::Command(cmd) => TxStep::of(cmd).map(|step| (0, step)).into_iter().collect(),
+            Self::Pipeline(pipeline) => TxStep::all_of(pipeline),
         }
     }
 
@@ -199,46 +199,46 @@ fn classify<'a>(cmd: impl Into<CommandRef<'a>>) -> Result<Class, Error> {
 #[derive(Default)]
 struct Router {
     first: Option<usize>,
-    lanes: Lanes,
+    links: LinkSet,
     crosses: bool,
 }
 
 impl Router {
-    fn add<'a>(mut self, cmd: impl Into<CommandRef<'a>>, class: &Class, lanes: usize) -> Self {
-        if lanes == 1 {
+    fn add<'a>(mut self, cmd: impl Into<CommandRef<'a>>, class: &Class, links: usize) -> Self {
+        if links == 1 {
             return self;
         }
         if command::reaches_further(class) {
-            self.lanes = Lanes::ALL;
+            self.links = LinkSet::ALL;
             self.crosses = true;
         }
         for key in command::key_names(command::arguments(cmd)) {
-            let lane = lane_of_key(key, lanes);
-            self.lanes = self.lanes.with(lane);
-            self.crosses |= *self.first.get_or_insert(lane) != lane;
+            let link = link_of_key(key, links);
+            self.links = self.links.with(link);
+            self.crosses |= *self.first.get_or_insert(link) != link;
         }
         self
     }
 
     /// A key always takes the same connection; commands without keys, and those that cross, take the first.
     fn route(self) -> Route {
-        let lane = self.first.filter(|_| !self.crosses).unwrap_or(0);
+        let link = self.first.filter(|_| !self.crosses).unwrap_or(0);
         Route {
-            lane,
-            lanes: self.lanes.with(lane),
+            link,
+            links: self.links.with(link),
             crosses: self.crosses,
         }
     }
 }
 
 /// Returns the connection of a key: always the same one, so that its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
-fn lane_of_key(key: &[u8], lanes: usize) -> usize {
+fn link_of_key(key: &[u8], links: usize) -> usize {
     let tag = hash_tag(key);
     // FNV-1a: short, spreads well enough over a handful of connections.
     let hash = tag.iter().fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
         (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    (hash % lanes as u64) as usize
+    (hash % links as u64) as usize
 }
 
 fn hash_tag(key: &[u8]) -> &[u8] {
@@ -253,7 +253,7 @@ fn hash_tag(key: &[u8]) -> &[u8] {
 
 fn plan_pipeline(
     pipeline: &Pipeline,
-    lanes: usize,
+    links: usize,
     shared_connection: bool,
 ) -> Result<Plan, Error> {
     let transaction = pipeline.is_transaction();
@@ -275,7 +275,7 @@ fn plan_pipeline(
         if !transaction {
             plan.blocking = longer(plan.blocking, class.blocking);
         }
-        router = router.add(cmd, &class, lanes);
+        router = router.add(cmd, &class, links);
     }
     if plan.replies == 0 {
         return Err(Error::not_sent(ErrorKind::Invalid {
@@ -342,10 +342,10 @@ mod tests {
 
     #[test]
     fn keys_with_one_hash_tag_share_a_connection() {
-        for lanes in 1..9 {
+        for links in 1..9 {
             assert_eq!(
-                lane_of_key(b"{user:1}:name", lanes),
-                lane_of_key(b"{user:1}:mail", lanes)
+                link_of_key(b"{user:1}:name", links),
+                link_of_key(b"{user:1}:mail", links)
             );
         }
         assert_eq!(hash_tag(b"a{}b"), b"a{}b");
@@ -356,7 +356,7 @@ mod tests {
     fn keys_spread_over_all_connections() {
         let mut seen = [0usize; 4];
         for n in 0..4000 {
-            seen[lane_of_key(format!("key:{n}").as_bytes(), 4)] += 1;
+            seen[link_of_key(format!("key:{n}").as_bytes(), 4)] += 1;
         }
         assert!(seen.iter().all(|count| *count > 600), "{seen:?}");
     }

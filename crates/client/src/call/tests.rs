@@ -12,7 +12,9 @@ use crate::wire::slot::Ended;
 fn waiting() -> Shared {
     let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
     let shared = Shared::new(settings, clock::now()).expect("good settings");
-    shared.guard.set_mode(BreakerMode::ForcedOpen, clock::now());
+    shared
+        .breaker
+        .set_mode(BreakerMode::ForcedOpen, clock::now());
     shared
 }
 
@@ -27,20 +29,22 @@ async fn get(shared: &Shared, key: &str) -> Result<Reply, Error> {
 #[tokio::test(start_paused = true)]
 async fn c13_past_the_open_breaker_nobody_goes_before_those_in_line() {
     let shared = waiting();
-    let ahead = shared.guard.line.join(clock::now(), 1);
+    let ahead = shared.breaker.ramp.join(clock::now(), 1);
     let mut call = Box::pin(get(&shared, "k"));
     assert!(futures_util::poll!(&mut call).is_pending());
-    let lane = &shared.links[0].lane;
-    assert_eq!(lane.in_flight(), 0, "it waits behind the other");
+    let queue = &shared.links[0].queue;
+    assert_eq!(queue.in_flight(), 0, "it waits behind the other");
     drop(ahead);
     assert!(futures_util::poll!(&mut call).is_pending());
-    assert_eq!(lane.in_flight(), 1);
+    assert_eq!(queue.in_flight(), 1);
 }
 
 /// Closed again, and its ramp has begun.
 fn ramping() -> Shared {
     let shared = waiting();
-    shared.guard.set_mode(BreakerMode::Automatic, clock::now());
+    shared
+        .breaker
+        .set_mode(BreakerMode::Automatic, clock::now());
     shared
 }
 
@@ -48,7 +52,7 @@ fn ramping() -> Shared {
 fn submitted(shared: &Shared) -> Batch<Job> {
     let mut batch = Batch::default();
     shared.links[0]
-        .lane
+        .queue
         .take(&mut batch, Backlog::default(), false);
     batch
 }
@@ -65,7 +69,7 @@ async fn c13_when_a_ramp_is_cut_short_all_go_at_once_in_their_order() {
             assert!(futures_util::poll!(call).is_pending());
         }
         assert_eq!(submitted(&shared).len(), 1, "only the first has its turn");
-        shared.guard.set_mode(mode, begun);
+        shared.breaker.set_mode(mode, begun);
         for n in (1..calls.len()).rev().chain(1..calls.len()) {
             assert!(futures_util::poll!(&mut calls[n]).is_pending());
         }
@@ -102,8 +106,8 @@ async fn c19_a_probe_is_not_slow_because_this_process_stood_still() {
         let shared = ramping();
         let link = &shared.links[0];
         link.open(clock::now());
-        while shared.guard.state() == State::Closed {
-            shared.guard.record_loss(clock::now());
+        while shared.breaker.state() == State::Closed {
+            shared.breaker.record_loss(clock::now());
         }
         tokio::time::advance(Duration::from_millis(200)).await;
         let options = CallOptions::new().deadline(shared.settings.deadline);
@@ -124,7 +128,7 @@ async fn c19_a_probe_is_not_slow_because_this_process_stood_still() {
                 break;
             }
         }
-        assert_eq!(shared.guard.state(), state, "{fair} {heard_late}");
+        assert_eq!(shared.breaker.state(), state, "{fair} {heard_late}");
     }
 }
 
@@ -142,32 +146,32 @@ async fn c9_one_that_was_recalled_from_a_ramp_is_a_probe_of_the_half_open_breake
         1,
         "the others wait for their turns"
     );
-    while shared.guard.state() == State::Closed {
-        shared.guard.record_loss(clock::now());
+    while shared.breaker.state() == State::Closed {
+        shared.breaker.record_loss(clock::now());
     }
     // Nobody asks while it is open.
     tokio::time::advance(Duration::from_millis(200)).await;
     for call in &mut calls[1..] {
         assert!(futures_util::poll!(call).is_pending());
     }
-    assert_eq!(shared.guard.state(), State::HalfOpen);
+    assert_eq!(shared.breaker.state(), State::HalfOpen);
     let probes: Vec<_> = submitted(&shared).drain().collect();
     assert_eq!(probes.len(), 3);
     let needed = shared.settings.breaker.probe_successes as usize;
     for (job, call) in probes.into_iter().zip(&mut calls[1..]).take(needed) {
-        assert_eq!(shared.guard.state(), State::HalfOpen);
+        assert_eq!(shared.breaker.state(), State::HalfOpen);
         answer(job);
         assert!(futures_util::poll!(call).is_ready());
     }
-    assert_eq!(shared.guard.state(), State::Closed, "the probes tell it");
+    assert_eq!(shared.breaker.state(), State::Closed, "the probes tell it");
 }
 
 #[tokio::test(start_paused = true)]
 async fn c1_one_whose_time_is_up_in_line_is_not_submitted() {
     let shared = waiting();
     let _ahead = shared
-        .guard
-        .line
+        .breaker
+        .ramp
         .join(clock::now() + Duration::from_secs(60), 1);
     let error = tokio::time::timeout(Duration::from_secs(30), get(&shared, "k"))
         .await
@@ -175,5 +179,5 @@ async fn c1_one_whose_time_is_up_in_line_is_not_submitted() {
         .expect_err("its turn did not come");
     assert!(matches!(error.kind(), ErrorKind::Timeout { .. }), "{error}");
     assert_eq!(error.certainty(), Certainty::NotSent);
-    assert_eq!(shared.links[0].lane.in_flight(), 0);
+    assert_eq!(shared.links[0].queue.in_flight(), 0);
 }

@@ -1,17 +1,17 @@
 //! The turn of a call among those whose keys belong to several connections.
 
 use super::plan::Payload;
-use super::{Call, Place};
+use super::{Call, Resubmission};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
-use crate::link::crossing::{Lanes, Turn};
+use crate::link::crossing::{CrossingTurn, LinkSet};
 use crate::options::CallOptions;
 use crate::wire::queue::Gate;
 
 impl Call<'_> {
     /// Waits for the turn of a call, if it has to. See [`crate::link::crossing`].
-    pub(super) async fn take_turn(&self) -> Result<Option<Turn<'_>>, Error> {
+    pub(super) async fn take_turn(&self) -> Result<Option<CrossingTurn<'_>>, Error> {
         let (crossings, route) = (&self.shared.crossings, self.plan.route);
         if crossings.len() >= self.shared.settings.in_flight {
             return Err(Error::not_sent(ErrorKind::Overloaded {
@@ -19,7 +19,7 @@ impl Call<'_> {
                 retry_after: self.shared.settings.reconnect_grace,
             }));
         }
-        let Some(turn) = crossings.join(route.lanes, route.crosses, self.deadline) else {
+        let Some(turn) = crossings.join(route.links, route.crosses, self.deadline) else {
             return Ok(None);
         };
         Box::pin(async {
@@ -28,7 +28,7 @@ impl Call<'_> {
                 .ok_or_else(|| self.timed_out(Certainty::NotSent))?;
             let others = self.shared.links.iter().skip(1);
             let behind = others
-                .filter(|link| route.crosses && route.lanes.meets(Lanes::of(link.index)))
+                .filter(|link| route.crosses && route.links.meets(LinkSet::of(link.index)))
                 .map(|link| self.pass_behind(link));
             futures_util::future::try_join_all(behind).await
         })
@@ -38,20 +38,20 @@ impl Call<'_> {
 
     /// Waits until what was submitted to another connection before has been answered.
     async fn pass_behind(&self, link: &Link) -> Result<(), Error> {
-        if link.lane.in_flight() == 0 && matches!(link.lane.gate(), Gate::Open) {
+        if link.queue.in_flight() == 0 && matches!(link.queue.gate(), Gate::Open) {
             return Ok(());
         }
         let ping = redis::cmd("PING");
         let payload = Payload::Command(&ping);
         let ping = Call {
-            lane: &link.lane,
+            queue: &link.queue,
             link: Some(link),
             payload,
             plan: payload.plan(1, true)?,
             ..*self
         };
         let options = CallOptions::new();
-        let answer = ping.run_from(clock::now(), Place::default(), &options);
+        let answer = ping.run_from(clock::now(), Resubmission::default(), &options);
         match answer.await {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::not_sent(error.kind().clone())),

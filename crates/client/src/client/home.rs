@@ -2,7 +2,7 @@
 //!
 //! A client may outlive the runtime in which it was built: a `static` does, in a program of several
 //! runtimes or in tests that have one each. Then all its tasks are gone, and with them whoever would
-//! notice. So the last of them to go marks the client's lanes as orphaned, and the next call, finding
+//! notice. So the last of them to go marks the client's queues as orphaned, and the next call, finding
 //! them so, has the tasks started anew where it runs itself.
 
 use std::sync::Arc;
@@ -23,11 +23,11 @@ use crate::task::Owned;
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
     pub(crate) connector: Arc<Connector>,
-    state: Mutex<State>,
+    state: Mutex<Tasks>,
 }
 
 #[derive(Debug)]
-struct State {
+struct Tasks {
     runtime: Handle,
     tasks: Vec<Owned<()>>,
 }
@@ -41,7 +41,7 @@ impl Home {
     ) -> Arc<Self> {
         let tasks = start(&shared, &connector, &runtime);
         let home = Arc::new(Self {
-            state: Mutex::new(State { runtime, tasks }),
+            state: Mutex::new(Tasks { runtime, tasks }),
             shared,
             connector,
         });
@@ -60,12 +60,12 @@ impl Home {
     /// It has ended, and the caller is in none.
     pub(crate) fn runtime(&self) -> Result<Handle, Error> {
         let mut state = self.state.lock();
-        let orphaned = |lane: &crate::wire::queue::Lane| lane.is_orphaned();
-        if self.shared.links.iter().any(|link| orphaned(&link.lane)) {
+        let orphaned = |queue: &crate::wire::queue::SubmitQueue| queue.is_orphaned();
+        if self.shared.links.iter().any(|link| orphaned(&link.queue)) {
             let runtime =
                 Handle::try_current().map_err(|_| Error::not_sent(crate::wire::queue::ORPHANED))?;
             for link in &self.shared.links {
-                link.lane.adopt();
+                link.queue.adopt();
             }
             state.tasks = start(&self.shared, &self.connector, &runtime);
             state.runtime = runtime;

@@ -8,7 +8,7 @@ use crate::breaker::state_name;
 use crate::clock;
 use crate::event::flapping::Flapping;
 use crate::link::fence::Fencing;
-use crate::link::{ConnectionState, View};
+use crate::link::{ConnectionState, LinkView};
 use crate::sentinel::SentinelStatus;
 
 /// A client as it is now, for status pages and decisions by people.
@@ -61,7 +61,7 @@ impl Client {
         let now = clock::now();
         let worst = shared.links.iter().find(|link| link.state() == state);
         let views: Vec<_> = shared.links.iter().map(|link| link.view.lock()).collect();
-        let sum = |field: fn(&View) -> u64| views.iter().map(|view| field(view)).sum();
+        let sum = |field: fn(&LinkView) -> u64| views.iter().map(|view| field(view)).sum();
         let reconnects: u64 = sum(|view| view.reconnects);
         let recoveries: u64 = sum(|view| view.recoveries);
         let recovery: Duration = views.iter().map(|view| view.recovery_total).sum();
@@ -77,8 +77,8 @@ impl Client {
             stuck_resets: sum(|view| view.stuck_resets),
             mean_recovery_ms: (recoveries > 0).then(|| clock::as_ms(recovery) / recoveries as f64),
             last_error: view.last_error.as_deref().map(str::to_owned),
-            breaker: state_name(shared.guard.state()),
-            in_flight: shared.links.iter().map(|link| link.lane.in_flight()).sum(),
+            breaker: state_name(shared.breaker.state()),
+            in_flight: shared.links.iter().map(|link| link.queue.in_flight()).sum(),
             answered: shared.answered.load(Ordering::Relaxed),
             rtt_ms: shared.rtt().map(clock::as_ms),
             fencing: shared.fences.fencing(),

@@ -16,7 +16,7 @@ use crate::clock;
 /// The time between two looks at each connection.
 const EVERY: Duration = Duration::from_millis(100);
 
-static KEPT: Mutex<Kept> = Mutex::new(Kept {
+static KEPT: Mutex<Watchlist> = Mutex::new(Watchlist {
     running: false,
     watched: Vec::new(),
     sleepers: Vec::new(),
@@ -24,15 +24,15 @@ static KEPT: Mutex<Kept> = Mutex::new(Kept {
 });
 static CHANGED: Condvar = Condvar::new();
 
-struct Kept {
+struct Watchlist {
     running: bool,
-    watched: Vec<Watched>,
+    watched: Vec<LookAfter>,
     sleepers: Vec<Sleeper>,
     next_sleeper: u64,
 }
 
 /// Looks after something, and returns whether it is still there.
-type Watched = Box<dyn FnMut(Instant) -> bool + Send>;
+type LookAfter = Box<dyn FnMut(Instant) -> bool + Send>;
 
 struct Sleeper {
     number: u64,
@@ -49,7 +49,7 @@ pub(crate) fn watch(look: impl FnMut(Instant) -> bool + Send + 'static) {
 
 /// Waits until `at`, by no runtime's timer.
 pub(crate) async fn sleep_until(at: Instant) {
-    let mut place = Place(None);
+    let mut place = SleeperGuard(None);
     std::future::poll_fn(|cx| {
         if clock::now() >= at {
             return Poll::Ready(());
@@ -73,9 +73,9 @@ pub(crate) async fn sleep_until(at: Instant) {
 }
 
 /// The place of a sleeper, given up when it is dropped.
-struct Place(Option<u64>);
+struct SleeperGuard(Option<u64>);
 
-impl Drop for Place {
+impl Drop for SleeperGuard {
     fn drop(&mut self) {
         if let Some(number) = self.0 {
             let mut kept = KEPT.lock();
@@ -84,7 +84,7 @@ impl Drop for Place {
     }
 }
 
-fn ensure_running(kept: &mut Kept) {
+fn ensure_running(kept: &mut Watchlist) {
     if kept.running {
         return;
     }
@@ -133,7 +133,7 @@ fn run() {
 }
 
 /// Looks after all, outside the lock: wakers are others' code.
-fn look_after(mut watched: Vec<Watched>, now: Instant) {
+fn look_after(mut watched: Vec<LookAfter>, now: Instant) {
     if watched.is_empty() {
         return;
     }

@@ -36,7 +36,7 @@ pub struct Flapping {
 
 /// The meaning of an event for the flapping of its connection.
 #[derive(Debug, PartialEq)]
-pub(crate) enum Verdict {
+pub(crate) enum FlapVerdict {
     /// The event is told by itself.
     Alone,
     /// The event is a part of what is told as flapping.
@@ -53,7 +53,7 @@ pub(crate) enum Verdict {
 
 /// The flapping of one connection.
 #[derive(Debug, Default)]
-pub(crate) struct Watch {
+pub(crate) struct FlapDetector {
     /// The losses that were made good of late: when they happened, also as a date.
     lost: VecDeque<(Instant, u64)>,
     /// The loss that is not made good yet, with its date and its cause.
@@ -69,9 +69,9 @@ struct Flaps {
     log_at: u64,
 }
 
-impl Watch {
+impl FlapDetector {
     /// Takes note of an event.
-    pub(crate) fn note(&mut self, kind: &EventKind, now: Instant, at_ms: u64) -> Verdict {
+    pub(crate) fn note(&mut self, kind: &EventKind, now: Instant, at_ms: u64) -> FlapVerdict {
         match kind {
             EventKind::Lost { cause, .. } => {
                 self.open
@@ -81,15 +81,15 @@ impl Watch {
             _ => {}
         }
         if self.flaps.is_some() && is_part(kind) && !self.lasts(now) {
-            Verdict::Part
+            FlapVerdict::Part
         } else {
-            Verdict::Alone
+            FlapVerdict::Alone
         }
     }
 
-    fn connected(&mut self, now: Instant) -> Verdict {
+    fn connected(&mut self, now: Instant) -> FlapVerdict {
         let Some((at, at_ms, cause)) = self.open.take() else {
-            return Verdict::Alone;
+            return FlapVerdict::Alone;
         };
         if let Some(flaps) = &mut self.flaps {
             flaps.state.reconnects += 1;
@@ -105,7 +105,7 @@ impl Watch {
                 flaps.log_at *= 2;
             }
             let now = flaps.state.clone();
-            return Verdict::Grows { now, tell, log };
+            return FlapVerdict::Grows { now, tell, log };
         }
         self.lost.push_back((at, at_ms));
         while self
@@ -116,7 +116,7 @@ impl Watch {
             self.lost.pop_front();
         }
         if self.lost.len() <= MORE_THAN {
-            return Verdict::Alone;
+            return FlapVerdict::Alone;
         }
         let state = Flapping {
             since_ms: self.lost[0].1,
@@ -131,7 +131,7 @@ impl Watch {
             last: at,
             told: now,
         });
-        Verdict::Begins(state)
+        FlapVerdict::Begins(state)
     }
 
     /// The end of flapping, if it is over.
@@ -203,7 +203,7 @@ mod tests {
     }
 
     /// Notes one loss that is made good; `every` later.
-    fn blip(watch: &mut Watch, now: &mut Instant, every: Duration) -> Verdict {
+    fn blip(watch: &mut FlapDetector, now: &mut Instant, every: Duration) -> FlapVerdict {
         let date = 1_000;
         watch.note(&lost(), *now, date);
         let verdict = watch.note(&connected(), *now + Duration::from_millis(30), date);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     fn flaps(every: Duration, times: usize) -> bool {
-        let (mut watch, mut now) = (Watch::default(), crate::clock::now());
+        let (mut watch, mut now) = (FlapDetector::default(), crate::clock::now());
         for _ in 0..times {
             blip(&mut watch, &mut now, every);
         }
@@ -229,16 +229,16 @@ mod tests {
 
     #[test]
     fn c14_it_grows_in_silence_and_ends_once_it_is_steady() {
-        let (mut watch, mut now) = (Watch::default(), crate::clock::now());
+        let (mut watch, mut now) = (FlapDetector::default(), crate::clock::now());
         let every = Duration::from_millis(400);
         let (mut told, mut logged) = (0, 0);
         for _ in 0..732 {
             match blip(&mut watch, &mut now, every) {
-                Verdict::Begins(_) => {
+                FlapVerdict::Begins(_) => {
                     told += 1;
                     logged += 1;
                 }
-                Verdict::Grows { tell, log, .. } => {
+                FlapVerdict::Grows { tell, log, .. } => {
                     told += u32::from(tell);
                     logged += u32::from(log);
                 }
@@ -248,9 +248,9 @@ mod tests {
         assert_eq!(watch.state().unwrap().reconnects, 732);
         assert!(told < 260, "{told} in 293 s");
         assert_eq!(logged, 7, "at 11, 22, 44 … 704");
-        assert_eq!(watch.note(&lost(), now, 2_000), Verdict::Part);
+        assert_eq!(watch.note(&lost(), now, 2_000), FlapVerdict::Part);
         let back = watch.note(&connected(), now, 2_000);
-        assert!(matches!(back, Verdict::Grows { .. }), "{back:?}");
+        assert!(matches!(back, FlapVerdict::Grows { .. }), "{back:?}");
         assert_eq!(
             watch.settle(now + STEADY_AFTER - Duration::from_millis(1)),
             None
@@ -260,14 +260,14 @@ mod tests {
         assert_eq!(watch.state(), None);
         assert_eq!(
             blip(&mut watch, &mut now, every),
-            Verdict::Alone,
+            FlapVerdict::Alone,
             "counted anew"
         );
     }
 
     #[test]
     fn c14_an_outage_that_lasts_is_told_though_the_connection_flapped() {
-        let (mut watch, mut now) = (Watch::default(), crate::clock::now());
+        let (mut watch, mut now) = (FlapDetector::default(), crate::clock::now());
         for _ in 0..11 {
             blip(&mut watch, &mut now, Duration::from_secs(1));
         }
@@ -277,11 +277,11 @@ mod tests {
             retry_in_ms: 250.0,
         };
         watch.note(&lost(), now, 5_000);
-        assert_eq!(watch.note(&failed, now, 5_100), Verdict::Part);
+        assert_eq!(watch.note(&failed, now, 5_100), FlapVerdict::Part);
         let later = now + BLIP + Duration::from_millis(1);
-        assert_eq!(watch.note(&failed, later, 10_001), Verdict::Alone);
+        assert_eq!(watch.note(&failed, later, 10_001), FlapVerdict::Alone);
         let over = watch.settle(now + STEADY_AFTER);
         assert!(over.is_some(), "what does not come back does not flap");
-        assert_eq!(watch.note(&failed, later, 130_000), Verdict::Alone);
+        assert_eq!(watch.note(&failed, later, 130_000), FlapVerdict::Alone);
     }
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use super::flapping::{Flapping, Verdict, Watch, is_part};
+use super::flapping::{FlapDetector, FlapVerdict, Flapping, is_part};
 use super::incident::{Incident, Incidents};
 use super::log::log;
 use super::{Event, EventKind, Events};
@@ -17,17 +17,17 @@ use crate::metrics;
 #[derive(Debug)]
 pub(crate) struct Hub {
     seq: AtomicU64,
-    told: Mutex<Told>,
+    told: Mutex<Recorded>,
     keep: usize,
     live: broadcast::Sender<Event>,
 }
 
 #[derive(Debug, Default)]
-struct Told {
+struct Recorded {
     history: VecDeque<Event>,
     incidents: Incidents,
     /// The flapping of each connection that was lost.
-    watches: BTreeMap<usize, Watch>,
+    watches: BTreeMap<usize, FlapDetector>,
 }
 
 impl Hub {
@@ -49,7 +49,7 @@ impl Hub {
         let flaps = watch.state().is_some();
         told.incidents
             .note(connection, event.at_ms, &event.kind, flaps);
-        let alone = verdict == Verdict::Alone;
+        let alone = verdict == FlapVerdict::Alone;
         event.folded = !alone;
         if alone {
             remember(&mut told.history, self.keep, &event);
@@ -57,15 +57,15 @@ impl Hub {
         // Sent under the lock, so that every listener sees events in their order; it does not block.
         let _ = self.live.send(event.clone());
         let flapping = match verdict {
-            Verdict::Alone | Verdict::Part => None,
-            Verdict::Begins(state) => {
+            FlapVerdict::Alone | FlapVerdict::Part => None,
+            FlapVerdict::Begins(state) => {
                 fold(&mut told.history, connection, state.since_ms);
                 told.incidents.fold(connection, state.since_ms);
                 let kind = EventKind::Flapping(state);
                 metrics::count_event(kind.name());
                 Some(self.flapping(&mut told, connection, kind, true))
             }
-            Verdict::Grows { now, tell, log } => {
+            FlapVerdict::Grows { now, tell, log } => {
                 let grown = self.flapping(&mut told, connection, EventKind::Flapping(now), tell);
                 log.then_some(grown)
             }
@@ -92,7 +92,13 @@ impl Hub {
     }
 
     /// Puts what is told of flapping in the place of what was told before.
-    fn flapping(&self, told: &mut Told, connection: usize, kind: EventKind, tell: bool) -> Event {
+    fn flapping(
+        &self,
+        told: &mut Recorded,
+        connection: usize,
+        kind: EventKind,
+        tell: bool,
+    ) -> Event {
         let event = self.event(connection, kind);
         remember(&mut told.history, self.keep, &event);
         if tell {
@@ -122,7 +128,7 @@ impl Hub {
     /// The flapping of the connection that does so most.
     pub(crate) fn flaps(&self) -> Option<Flapping> {
         let told = self.told.lock();
-        let states = told.watches.values().filter_map(Watch::state);
+        let states = told.watches.values().filter_map(FlapDetector::state);
         states.max_by_key(|state| state.reconnects).cloned()
     }
 

@@ -13,11 +13,11 @@ use steadfast_core::sentinel::Testimony;
 
 use crate::clock;
 use crate::error::connect::ConnectError;
-use crate::link::connect::{Wire, auth, dial_sentinel, within};
+use crate::link::connect::{Exchange, auth, dial_sentinel, within};
 use crate::link::shared::Shared;
 use crate::sentinel::{Discovery, Switch};
 use crate::task::Owned;
-use crate::wire::queue::Order;
+use crate::wire::queue::DriverCommand;
 use crate::wire::words::{as_error, command, without_arguments};
 
 /// The pause between two confirmations, of which up to a tenth is taken off at random.
@@ -130,8 +130,8 @@ async fn ask_again_and_again(
     let asking = async {
         let limit = shared.settings.connect_timeout;
         let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
-        let mut wire = Wire::limited(&mut stream, &address, limits());
-        greet(shared, &mut wire, limit).await?;
+        let mut exchange = Exchange::limited(&mut stream, &address, limits());
+        greet(shared, &mut exchange, limit).await?;
         let mut wanted = discovery.wanted.subscribe();
         let mut rng = shared.rng();
         let every = shared.settings.confirm_every(CONFIRM);
@@ -140,7 +140,7 @@ async fn ask_again_and_again(
             wanted.borrow_and_update();
             let asked = clock::now();
             let questions = questions(&discovery.service);
-            let replies = within("sentinel", limit, wire.exchange(&questions)).await??;
+            let replies = within("sentinel", limit, exchange.exchange(&questions)).await??;
             let translation = &shared.settings.translation;
             let (mut testimony, mut peers) = read(&replies, asked, &address)?;
             testimony.primary = testimony.primary.map(|one| translation.of(one));
@@ -178,10 +178,10 @@ async fn listen(
     let listening = async {
         let limit = shared.settings.connect_timeout;
         let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
-        let mut wire = Wire::limited(&mut stream, &address, limits());
-        greet(shared, &mut wire, limit).await?;
+        let mut exchange = Exchange::limited(&mut stream, &address, limits());
+        greet(shared, &mut exchange, limit).await?;
         let subscribe = [command(&["SUBSCRIBE", "+switch-master"])];
-        let replies = within("sentinel", limit, wire.exchange(&subscribe)).await??;
+        let replies = within("sentinel", limit, exchange.exchange(&subscribe)).await??;
         refused(&replies)?;
         *failed = 0;
         // It may have switched before this listened.
@@ -189,7 +189,7 @@ async fn listen(
         let mut asked = false;
         loop {
             let pause = if asked { limit } else { LISTEN };
-            match clock::timeout(pause, wire.reply()).await {
+            match clock::timeout(pause, exchange.reply()).await {
                 Some(reply) => {
                     let reply = reply?;
                     asked = false;
@@ -203,7 +203,7 @@ async fn listen(
                 }
                 None => {
                     asked = true;
-                    wire.send(&command(&["PING"])).await?;
+                    exchange.send(&command(&["PING"])).await?;
                 }
             }
         }
@@ -214,7 +214,11 @@ async fn listen(
     }
 }
 
-async fn greet(shared: &Shared, wire: &mut Wire<'_>, limit: Duration) -> Result<(), ConnectError> {
+async fn greet(
+    shared: &Shared,
+    exchange: &mut Exchange<'_>,
+    limit: Duration,
+) -> Result<(), ConnectError> {
     let Some(credentials) = &shared.settings.target.sentinel_credentials else {
         return Ok(());
     };
@@ -222,7 +226,7 @@ async fn greet(shared: &Shared, wire: &mut Wire<'_>, limit: Duration) -> Result<
         "" | "default" => command(&["AUTH", credentials.password()]),
         _ => auth(credentials),
     };
-    let replies = within("sentinel", limit, wire.exchange(&[words])).await??;
+    let replies = within("sentinel", limit, exchange.exchange(&[words])).await??;
     refused(&replies)
 }
 
@@ -327,8 +331,8 @@ impl Shared {
             link.reset(link.epoch(), &cause);
         }
         // Those of sessions and blocking calls, and those that finish what they have begun.
-        for lane in self.fences.dedicated_lanes() {
-            lane.order(Order::Depose(Arc::clone(&cause)));
+        for queue in self.fences.dedicated_queues() {
+            queue.command(DriverCommand::Depose(Arc::clone(&cause)));
         }
         self.following.moved();
     }

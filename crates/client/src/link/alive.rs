@@ -25,7 +25,7 @@ impl Drop for Alive {
         for link in &self.shared.links {
             link.view.lock().outage_since.get_or_insert(now);
             link.set_state(ConnectionState::Connecting, now);
-            link.lane.orphan();
+            link.queue.orphan();
         }
     }
 }

@@ -19,7 +19,7 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tracing::Instrument;
 
-pub(crate) use self::exchange::{Wire, auth, proof};
+pub(crate) use self::exchange::{Exchange, auth, proof};
 pub(crate) use self::facts::ServerFacts;
 use self::handshake::Handshake;
 pub(crate) use self::network::{Network, dial_sentinel};
@@ -46,9 +46,9 @@ pub(crate) struct Established {
 
 /// A socket address that the configured address stands for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
+pub(crate) enum Location {
     /// The address itself: a unix socket.
-    Itself,
+    Unix,
     /// One of the addresses of a name.
     Tcp(SocketAddr),
 }
@@ -56,13 +56,13 @@ pub(crate) enum Place {
 /// The places where the server may be.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    pub(crate) places: Vec<Place>,
+    pub(crate) places: Vec<Location>,
     /// The primary's time of office, where sentinels name it; else 0.
     pub(crate) term: u64,
 }
 
 impl Found {
-    pub(crate) fn of(places: impl IntoIterator<Item = Place>) -> Self {
+    pub(crate) fn of(places: impl IntoIterator<Item = Location>) -> Self {
         Self {
             places: places.into_iter().collect(),
             term: 0,
@@ -92,7 +92,7 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
     /// Opens a stream. Returns it with the address of its peer for people to read. Each step that it waits for is told.
     fn open<'a>(
         &'a self,
-        place: Place,
+        place: Location,
         limit: Duration,
         waits_for: &'a WaitsFor,
     ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>>;
@@ -100,17 +100,17 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
 
 /// The terms of one attempt to connect.
 #[derive(Clone, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct ConnectRequest {
     /// Each phase's deadline.
     pub(crate) limit: Duration,
     /// Connections to kill before anything else.
     pub(crate) fences: Vec<Identity>,
     pub(crate) protocol: Protocol,
     /// The address to try first, before the name is resolved.
-    pub(crate) first: Option<Place>,
+    pub(crate) first: Option<Location>,
 }
 
-impl Ask {
+impl ConnectRequest {
     /// Returns how long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake, and before them the
     /// place to try first.
     pub(crate) fn longest(&self) -> Duration {
@@ -159,8 +159,8 @@ impl Connector {
     }
 
     /// Returns the terms of a connection for commands.
-    pub(crate) fn ask(&self, limit: Duration, fences: Vec<Identity>) -> Ask {
-        Ask {
+    pub(crate) fn ask(&self, limit: Duration, fences: Vec<Identity>) -> ConnectRequest {
+        ConnectRequest {
             limit,
             fences,
             protocol: self.settings.target.protocol,
@@ -169,7 +169,10 @@ impl Connector {
     }
 
     /// Begins one attempt, in a task of its own: what a provider or a resolver does there ends an attempt, and nothing else.
-    pub(crate) fn dial(self: &Arc<Self>, ask: Ask) -> Owned<Result<Established, ConnectError>> {
+    pub(crate) fn dial(
+        self: &Arc<Self>,
+        ask: ConnectRequest,
+    ) -> Owned<Result<Established, ConnectError>> {
         let connector = Arc::clone(self);
         let span =
             tracing::debug_span!("connect to redis", address = %self.settings.target.address);
@@ -178,7 +181,10 @@ impl Connector {
     }
 
     /// Makes one attempt from its beginning to its end.
-    pub(crate) async fn dialled(self: &Arc<Self>, ask: Ask) -> Result<Established, ConnectError> {
+    pub(crate) async fn dialled(
+        self: &Arc<Self>,
+        ask: ConnectRequest,
+    ) -> Result<Established, ConnectError> {
         let limit = ask.longest() + MARGIN;
         match clock::timeout(limit, self.dial(ask)).await {
             Some(Ok(result)) => result,
@@ -190,7 +196,7 @@ impl Connector {
         }
     }
 
-    async fn connect(&self, ask: Ask) -> Result<Established, ConnectError> {
+    async fn connect(&self, ask: ConnectRequest) -> Result<Established, ConnectError> {
         let limit = ask.limit;
         let credentials = self.credentials(limit).await?;
         let credentials = credentials.as_ref();
@@ -217,9 +223,9 @@ impl Connector {
     /// or no Redis at all.
     async fn connect_to(
         &self,
-        place: Place,
+        place: Location,
         term: u64,
-        ask: &Ask,
+        ask: &ConnectRequest,
         credentials: Option<&Credentials>,
     ) -> Result<Established, ConnectError> {
         let limit = ask.limit;

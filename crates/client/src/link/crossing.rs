@@ -16,19 +16,19 @@ use crate::clock;
 
 /// A set of connections, by their indices. Past 64, several share a bit: then one may wait for another's sake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Lanes(u64);
+pub(crate) struct LinkSet(u64);
 
-impl Lanes {
+impl LinkSet {
     pub(crate) const ALL: Self = Self(u64::MAX);
     /// The one by which all go that cross.
     const FIRST: Self = Self(1);
 
-    pub(crate) fn of(lane: usize) -> Self {
-        Self(1 << (lane % 64))
+    pub(crate) fn of(link: usize) -> Self {
+        Self(1 << (link % 64))
     }
 
-    pub(crate) fn with(self, lane: usize) -> Self {
-        Self(self.0 | Self::of(lane).0)
+    pub(crate) fn with(self, link: usize) -> Self {
+        Self(self.0 | Self::of(link).0)
     }
 
     pub(crate) fn meets(self, other: Self) -> bool {
@@ -39,21 +39,21 @@ impl Lanes {
 /// The calls whose keys belong to several connections, and those that wait for them.
 #[derive(Debug, Default)]
 pub(crate) struct Crossings {
-    queue: Mutex<Queue>,
+    queue: Mutex<Waiters>,
     /// The number of calls in the queue, which is read without a lock.
     waiting: AtomicUsize,
 }
 
 #[derive(Debug, Default)]
-struct Queue {
+struct Waiters {
     next: u64,
-    entries: VecDeque<Entry>,
+    entries: VecDeque<Waiter>,
 }
 
 #[derive(Debug)]
-struct Entry {
+struct Waiter {
     number: u64,
-    lanes: Lanes,
+    links: LinkSet,
     crosses: bool,
     /// Whether it was submitted to its connection. A call that crosses stays here until it is answered.
     submitted: bool,
@@ -64,19 +64,19 @@ struct Entry {
     waker: Option<Waker>,
 }
 
-impl Entry {
+impl Waiter {
     /// Whether a later one has to wait for it, because they meet.
     fn holds(&self, later: &Self, now: Instant) -> bool {
-        if !self.lanes.meets(later.lanes) || self.deadline <= now {
+        if !self.links.meets(later.links) || self.deadline <= now {
             return false;
         }
         // Its caller does something else.
-        let forfeited = self.since.is_some_and(|since| since + PATIENCE <= now);
+        let forfeited = self.since.is_some_and(|since| since + FORFEIT_AFTER <= now);
         match (self.crosses, later.crosses) {
             (false, _) => !forfeited,
             // By the same connection, in the order of submission.
             (true, true) => !self.submitted,
-            (true, false) if later.lanes == Lanes::FIRST => !self.submitted,
+            (true, false) if later.links == LinkSet::FIRST => !self.submitted,
             (true, false) => true,
         }
     }
@@ -84,27 +84,32 @@ impl Entry {
 
 /// A place among those who wait; given up when it is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn<'a> {
+pub(crate) struct CrossingTurn<'a> {
     crossings: &'a Crossings,
     number: u64,
     crosses: bool,
 }
 
 /// The time after its turn in which a call of a single connection must go, or it holds up nobody any more.
-const PATIENCE: Duration = Duration::from_millis(20);
+const FORFEIT_AFTER: Duration = Duration::from_millis(20);
 
 impl Crossings {
     /// A place in the order of submission, for one that crosses; for another only if it has to wait for one that does.
-    pub(crate) fn join(&self, lanes: Lanes, crosses: bool, deadline: Instant) -> Option<Turn<'_>> {
+    pub(crate) fn join(
+        &self,
+        links: LinkSet,
+        crosses: bool,
+        deadline: Instant,
+    ) -> Option<CrossingTurn<'_>> {
         if !crosses && self.waiting.load(Ordering::Acquire) == 0 {
             return None;
         }
         let mut queue = self.queue.lock();
         let number = queue.next;
         queue.next += 1;
-        queue.entries.push_back(Entry {
+        queue.entries.push_back(Waiter {
             number,
-            lanes,
+            links,
             crosses,
             submitted: false,
             since: None,
@@ -112,7 +117,7 @@ impl Crossings {
             waker: None,
         });
         self.waiting.store(queue.entries.len(), Ordering::Release);
-        Some(Turn {
+        Some(CrossingTurn {
             crossings: self,
             number,
             crosses,
@@ -125,7 +130,7 @@ impl Crossings {
     }
 }
 
-impl Queue {
+impl Waiters {
     fn find(&self, number: u64) -> Option<usize> {
         self.entries
             .binary_search_by_key(&number, |entry| entry.number)
@@ -140,13 +145,13 @@ impl Queue {
             .any(|earlier| earlier.holds(later, now))
     }
 
-    /// Wakes those behind whom one of these lanes was waited for, as far as their turn has come.
-    fn moved(&mut self, lanes: Lanes, from: usize) -> Vec<Waker> {
+    /// Wakes those behind whom one of these queues was waited for, as far as their turn has come.
+    fn moved(&mut self, links: LinkSet, from: usize) -> Vec<Waker> {
         let now = clock::now();
         let mut woken = Vec::new();
         for at in from..self.entries.len() {
             let entry = &self.entries[at];
-            if entry.since.is_none() && entry.lanes.meets(lanes) && !self.is_held(at, now) {
+            if entry.since.is_none() && entry.links.meets(links) && !self.is_held(at, now) {
                 let entry = &mut self.entries[at];
                 entry.since = Some(now);
                 woken.extend(entry.waker.take());
@@ -156,11 +161,11 @@ impl Queue {
     }
 }
 
-impl Turn<'_> {
+impl CrossingTurn<'_> {
     /// Waits until its turn has come.
     pub(crate) async fn reached(&self) {
         loop {
-            let until = clock::now() + PATIENCE;
+            let until = clock::now() + FORFEIT_AFTER;
             let turn = std::future::poll_fn(|cx| self.poll(cx));
             // One before it may be asleep; then nobody tells.
             if clock::timeout_at(until, turn).await.is_some() {
@@ -191,8 +196,8 @@ impl Turn<'_> {
         let mut queue = self.crossings.queue.lock();
         let woken = queue.find(self.number).map(|at| {
             queue.entries[at].submitted = true;
-            let lanes = queue.entries[at].lanes;
-            queue.moved(lanes, at + 1)
+            let links = queue.entries[at].links;
+            queue.moved(links, at + 1)
         });
         drop(queue);
         woken.into_iter().flatten().for_each(Waker::wake);
@@ -200,12 +205,12 @@ impl Turn<'_> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for CrossingTurn<'_> {
     fn drop(&mut self) {
         let mut queue = self.crossings.queue.lock();
         let woken = queue.find(self.number).and_then(|at| {
             let gone = queue.entries.remove(at)?;
-            Some(queue.moved(gone.lanes, at))
+            Some(queue.moved(gone.links, at))
         });
         self.crossings
             .waiting

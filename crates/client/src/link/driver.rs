@@ -3,8 +3,8 @@
 //! A hand-written poll loop, because this is where the time goes: as many commands as wait leave in one write, replies are decoded from one
 //! buffer, and they are handed out in small waves, so that callers and server work at the same time instead of in turns.
 
+mod commands;
 mod io;
-mod orders;
 mod replies;
 mod time;
 
@@ -22,7 +22,7 @@ use crate::error::Certainty;
 use crate::link::alive::Alive;
 use crate::link::shared::Shared;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{Backlog, Gate, Job, Lane, Left};
+use crate::wire::queue::{Backlog, Gate, Job, Left, SubmitQueue};
 use crate::wire::slot::{Blame, Ended, Rejoin, Ticket};
 use crate::wire::stream::Stream;
 
@@ -31,11 +31,11 @@ use crate::wire::stream::Stream;
 pub(crate) enum Signal {
     /// No sign of life for a while, while commands wait, which may be nothing.
     Doubtful,
-    /// There was one, before the connection was overdue.
+    /// There was one, before the connection was unresponsive.
     Calm,
     /// No sign of life for so long while commands wait; the last of them is given until the instant.
     Unresponsive(Duration, Option<Instant>),
-    /// The connection has stepped aside: its lane is free for the next.
+    /// The connection has stepped aside: its queue is free for the next.
     Aside,
     /// Bytes come, and no reply has been completed for so long.
     Stuck(Duration),
@@ -50,7 +50,7 @@ pub(crate) enum Signal {
 /// A connection at work.
 pub(crate) struct Driver {
     shared: Arc<Shared>,
-    lane: Arc<Lane>,
+    queue: Arc<SubmitQueue>,
     /// The index of the link; `None` for a dedicated connection, which says nothing about what calls take.
     link: Option<usize>,
     stream: Stream,
@@ -59,14 +59,14 @@ pub(crate) struct Driver {
     /// The sign of life of the client's tasks. `None` on a dedicated connection.
     _alive: Option<Arc<Alive>>,
     /// The queue on which to finish instead of on its own.
-    aside: Option<(Arc<Lane>, Rejoin)>,
+    aside: Option<(Arc<SubmitQueue>, Rejoin)>,
     /// The reason why this connection takes nothing new.
     retiring: Option<Arc<str>>,
     /// New credentials, which travel alone: there are servers that swallow the error of a refused AUTH while other replies are pending, and then
     /// every later reply would go to the wrong caller.
     authentication: Authentication,
     spare: Batch<Job>,
-    /// Whether something was left in the lane until a request has travelled apart, and since when.
+    /// Whether something was left in the queue until a request has travelled apart, and since when.
     left: Left,
     left_since: Instant,
     timer: Pin<Box<Sleep>>,
@@ -126,7 +126,7 @@ pub(crate) struct Finished {
     pub(crate) conn: Conn<Job>,
     /// Calls given up since it fell silent, of unknown outcome.
     pub(crate) given_up: usize,
-    /// Ended by order, not by the network.
+    /// Ended by command, not by the network.
     pub(crate) ordered: bool,
     /// Whether the request at the head, or half written, may be what ended it.
     pub(crate) blames: bool,
@@ -161,7 +161,7 @@ impl End {
 }
 
 /// Returns the patience with a shared connection, by whether round trips are short (below 5 ms):
-/// a silence becomes doubtful, then overdue.
+/// a silence becomes doubtful, then unresponsive.
 pub(crate) fn patience(response_idle_timeout: Duration, fast: bool) -> (Duration, Duration) {
     match fast {
         true => (response_idle_timeout / 5, response_idle_timeout * 14 / 25),
@@ -172,7 +172,7 @@ pub(crate) fn patience(response_idle_timeout: Duration, fast: bool) -> (Duration
 impl Driver {
     pub(crate) fn new(
         shared: Arc<Shared>,
-        lane: Arc<Lane>,
+        queue: Arc<SubmitQueue>,
         link: Option<usize>,
         stream: Stream,
         watch: Watch,
@@ -181,9 +181,9 @@ impl Driver {
     ) -> Self {
         let now = clock::now();
         let conn = Conn::new(watch, shared.settings.reply_limits, now);
-        *lane.serving.lock() = Some(conn);
+        *queue.serving.lock() = Some(conn);
         Self {
-            lane,
+            queue,
             _alive: alive,
             aside: None,
             link,
@@ -229,8 +229,8 @@ impl Driver {
     /// Serves until the connection ends.
     pub(crate) async fn run(mut self) -> Finished {
         let end = std::future::poll_fn(|cx| self.poll(cx)).await;
-        let lane = Arc::clone(&self.lane);
-        let conn = lane.serving.lock().take();
+        let queue = Arc::clone(&self.queue);
+        let conn = queue.serving.lock().take();
         let mut conn = conn.expect("only its driver takes a connection away");
         let mut cause = end.cause;
         if !end.deaf {
@@ -250,8 +250,8 @@ impl Driver {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<End> {
-        let lane = Arc::clone(&self.lane);
-        let mut serving = lane.serving.lock();
+        let queue = Arc::clone(&self.queue);
+        let mut serving = queue.serving.lock();
         let conn = serving
             .as_mut()
             .expect("only its driver takes a connection away");
@@ -259,8 +259,8 @@ impl Driver {
         if let Some((aside, _)) = self.aside.take() {
             *aside.serving.lock() = serving.take();
             drop(serving);
-            lane.release();
-            self.lane = aside;
+            queue.release();
+            self.queue = aside;
             let _ = self.signals.send(Signal::Aside);
             // Once more, to park there.
             cx.waker().wake_by_ref();
@@ -323,7 +323,7 @@ impl Driver {
             true => Left::Some,
             false => self.left,
         };
-        self.lane.park(cx.waker(), Backlog::of(conn), left)
+        self.queue.park(cx.waker(), Backlog::of(conn), left)
     }
 }
 
@@ -331,15 +331,15 @@ impl Driver {
 /// known of it.
 impl Drop for Driver {
     fn drop(&mut self) {
-        let Some(mut conn) = self.lane.serving.lock().take() else {
+        let Some(mut conn) = self.queue.serving.lock().take() else {
             return;
         };
         let cause: Arc<str> =
             "the task that served the connection ended, as with its runtime".into();
         if self.link.is_none() {
-            self.lane.set_gate(Gate::Ended(Arc::clone(&cause)));
+            self.queue.set_gate(Gate::Ended(Arc::clone(&cause)));
         }
-        self.lane.release();
+        self.queue.release();
         let ended: Vec<(Option<Ticket>, Certainty)> = conn
             .close()
             .map(|unanswered| (unanswered.ticket.into_ticket(), unanswered.certainty))

@@ -16,7 +16,7 @@ use super::{ConnectionState, Link};
 use crate::event::EventKind;
 use crate::event::hub::Hub;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{Gate, Lane, Order};
+use crate::wire::queue::{DriverCommand, Gate, SubmitQueue};
 use crate::wire::words::as_error;
 
 /// Whether abandoned connections can be killed on the server.
@@ -39,7 +39,7 @@ pub enum Fencing {
 pub(crate) struct Fences {
     links: Vec<Arc<Link>>,
     /// The queues of dedicated connections.
-    dedicated: Mutex<Vec<Weak<Lane>>>,
+    dedicated: Mutex<Vec<Weak<SubmitQueue>>>,
     /// The fencing of each link, as its last connection has shown.
     state: Mutex<Box<[Fencing]>>,
     hub: Arc<Hub>,
@@ -49,7 +49,7 @@ pub(crate) struct Fences {
 pub(crate) const FENCE_AGAIN: Duration = Duration::from_millis(20);
 /// Abandoned connections remembered per link; there are as many only if connections are lost and abandoned over and over with no handshake
 /// in between, or none that may kill. The oldest is forgotten then.
-const GHOSTS: usize = 256;
+const MOST_ABANDONED: usize = 256;
 
 impl Fences {
     pub(crate) fn new(links: Vec<Arc<Link>>, hub: Arc<Hub>) -> Self {
@@ -71,7 +71,7 @@ impl Fences {
         &self,
         link: &Link,
         may_kill: &Result<(), String>,
-        ghosts: &[Identity],
+        abandoned: &[Identity],
         fences: &[Fence],
     ) {
         let refused = fences.iter().find_map(|fence| match fence {
@@ -81,34 +81,34 @@ impl Fences {
         match may_kill.as_ref().err().or(refused) {
             Some(why) => self.unfenced(link, why),
             None => {
-                link.lane.serves(true);
+                link.queue.serves(true);
                 self.state.lock()[link.index] = Fencing::Works;
             }
         }
-        for (ghost, fence) in ghosts.iter().zip(fences) {
-            self.fenced(link, ghost, fence);
+        for (identity, fence) in abandoned.iter().zip(fences) {
+            self.fenced(link, identity, fence);
         }
     }
 
     /// Takes the server's answer to a CLIENT KILL of this link. One that it could not obey now stays to be done, and one that it
-    /// refused is for the next connection, which may be allowed to: until then a ghost is loose.
-    pub(crate) fn fenced(&self, link: &Link, ghost: &Identity, fence: &Fence) {
+    /// refused is for the next connection, which may be allowed to: until then an abandoned connection is loose.
+    pub(crate) fn fenced(&self, link: &Link, identity: &Identity, fence: &Fence) {
         match fence {
             Fence::Done => {
-                let id = ghost.id;
+                let id = identity.id;
                 self.hub.emit(link.index, EventKind::Fenced { id });
-                link.ghosts.lock().retain(|known| known != ghost);
+                link.abandoned.lock().retain(|known| known != identity);
             }
-            Fence::Gone => link.ghosts.lock().retain(|known| known != ghost),
+            Fence::Gone => link.abandoned.lock().retain(|known| known != identity),
             Fence::Refused(why) => self.unfenced(link, why),
             Fence::NotNow => {}
         }
     }
 
     /// Forgets an abandoned connection that was made to another server than this link's (`None`: of one caller).
-    pub(crate) fn gone(&self, link: Option<usize>, ghost: &Identity) {
+    pub(crate) fn gone(&self, link: Option<usize>, identity: &Identity) {
         if let Some(link) = link.and_then(|index| self.links.get(index)) {
-            self.fenced(link, ghost, &Fence::Gone);
+            self.fenced(link, identity, &Fence::Gone);
         }
     }
 
@@ -116,7 +116,7 @@ impl Fences {
     /// left behind it.
     fn unfenced(&self, link: &Link, why: &str) {
         // Whatever has not been sent yet, and has been looked at before.
-        link.lane.serves(false);
+        link.queue.serves(false);
         let before = {
             let mut fencing = self.state.lock();
             let before = of_all(&fencing);
@@ -131,23 +131,23 @@ impl Fences {
 
     /// Has an abandoned connection killed, whose writes may still be applied: every connection that goes on does so before its next
     /// command. A link remembers it until the server says that it is gone, so that it survives the loss of the connection that was told.
-    pub(crate) fn bury(&self, identity: Option<Identity>) {
+    pub(crate) fn fence(&self, identity: Option<Identity>) {
         let Some(identity) = identity else { return };
         for link in &self.links {
             link.remember(identity.clone());
         }
-        for lane in self.dedicated_lanes() {
-            lane.order(Order::Fence(identity.clone()));
+        for queue in self.dedicated_queues() {
+            queue.command(DriverCommand::Fence(identity.clone()));
         }
     }
 
     /// Returns the abandoned connections that some link has not had killed yet: a new connection does so in its handshake.
-    pub(crate) fn ghosts(&self) -> Vec<Identity> {
+    pub(crate) fn abandoned(&self) -> Vec<Identity> {
         let mut all: Vec<Identity> = Vec::new();
         for link in &self.links {
-            for ghost in link.ghosts.lock().iter() {
-                if !all.contains(ghost) {
-                    all.push(ghost.clone());
+            for identity in link.abandoned.lock().iter() {
+                if !all.contains(identity) {
+                    all.push(identity.clone());
                 }
             }
         }
@@ -155,18 +155,18 @@ impl Fences {
     }
 
     /// Registers a dedicated connection, to be told of those that are abandoned.
-    pub(crate) fn register(&self, lane: &Arc<Lane>) {
+    pub(crate) fn register(&self, queue: &Arc<SubmitQueue>) {
         let mut dedicated = self.dedicated.lock();
-        dedicated.retain(|lane| lane.strong_count() > 0);
-        dedicated.push(Arc::downgrade(lane));
+        dedicated.retain(|queue| queue.strong_count() > 0);
+        dedicated.push(Arc::downgrade(queue));
     }
 
     /// Returns the queues of the dedicated connections that live.
-    pub(crate) fn dedicated_lanes(&self) -> Vec<Arc<Lane>> {
+    pub(crate) fn dedicated_queues(&self) -> Vec<Arc<SubmitQueue>> {
         let dedicated = self.dedicated.lock();
-        let lanes = dedicated.iter().filter_map(Weak::upgrade);
-        lanes
-            .filter(|lane| !matches!(lane.gate(), Gate::Ended(_)))
+        let queues = dedicated.iter().filter_map(Weak::upgrade);
+        queues
+            .filter(|queue| !matches!(queue.gate(), Gate::Ended(_)))
             .collect()
     }
 
@@ -175,7 +175,7 @@ impl Fences {
     pub(crate) fn fence_answered(
         &self,
         link: Option<usize>,
-        ghost: &Identity,
+        identity: &Identity,
         reply: &Reply,
     ) -> Option<bool> {
         let Reply::One(value) = reply else {
@@ -183,7 +183,7 @@ impl Fences {
         };
         let fence = Fence::of(value)?;
         if let Some(link) = link.and_then(|index| self.links.get(index)) {
-            self.fenced(link, ghost, &fence);
+            self.fenced(link, identity, &fence);
         }
         Some(fence != Fence::NotNow)
     }
@@ -191,50 +191,50 @@ impl Fences {
 
 impl Link {
     /// Remembers an abandoned connection, to be killed before the next command.
-    pub(crate) fn remember(&self, ghost: Identity) {
-        let mut ghosts = self.ghosts.lock();
-        if ghosts.contains(&ghost) {
+    pub(crate) fn remember(&self, identity: Identity) {
+        let mut abandoned = self.abandoned.lock();
+        if abandoned.contains(&identity) {
             return;
         }
-        if ghosts.len() == GHOSTS {
-            ghosts.remove(0);
+        if abandoned.len() == MOST_ABANDONED {
+            abandoned.remove(0);
         }
-        if matches!(self.lane.gate(), Gate::Open) {
-            self.lane.order(Order::Fence(ghost.clone()));
+        if matches!(self.queue.gate(), Gate::Open) {
+            self.queue.command(DriverCommand::Fence(identity.clone()));
         }
-        ghosts.push(ghost);
+        abandoned.push(identity);
     }
 
     /// Has those abandoned connections killed, before the next command, that have not been yet.
     pub(crate) fn fence(&self) {
-        for ghost in self.ghosts.lock().iter() {
-            self.lane.order(Order::Fence(ghost.clone()));
+        for identity in self.abandoned.lock().iter() {
+            self.queue.command(DriverCommand::Fence(identity.clone()));
         }
     }
 
     /// Lets calls pass; ahead of them, whatever has to be killed is killed.
     pub(crate) fn open(&self, now: Instant) {
         // Under this lock nobody can remember another one between the last order and the opening.
-        let ghosts = self.ghosts.lock();
+        let abandoned = self.abandoned.lock();
         // One whose handshake was refused that is not asked for it again.
-        if self.lane.may_be_fenced() {
-            for ghost in ghosts.iter() {
-                self.lane.order(Order::Fence(ghost.clone()));
+        if self.queue.may_be_fenced() {
+            for identity in abandoned.iter() {
+                self.queue.command(DriverCommand::Fence(identity.clone()));
             }
         }
-        self.lane.set_gate(Gate::Open);
-        drop(ghosts);
+        self.queue.set_gate(Gate::Open);
+        drop(abandoned);
         self.set_state(ConnectionState::Ready, now);
     }
 }
 
 /// A connection that is fenced unless it is accounted for: its supervisor may be ended from without, and with it the driver.
-pub(crate) struct Unburied {
+pub(crate) struct FenceOnDrop {
     fences: Arc<Fences>,
     identity: Option<Identity>,
 }
 
-impl Unburied {
+impl FenceOnDrop {
     pub(crate) fn new(fences: &Arc<Fences>, identity: Option<Identity>) -> Self {
         let fences = Arc::clone(fences);
         Self { fences, identity }
@@ -245,9 +245,9 @@ impl Unburied {
     }
 }
 
-impl Drop for Unburied {
+impl Drop for FenceOnDrop {
     fn drop(&mut self) {
-        self.fences.bury(self.identity.take());
+        self.fences.fence(self.identity.take());
     }
 }
 
@@ -301,7 +301,7 @@ mod tests {
     use crate::link::shared::Shared;
     use crate::settings::Settings;
     use crate::target::Target;
-    use crate::wire::queue::{Ask, Backlog};
+    use crate::wire::queue::{Backlog, Submission};
 
     fn shared(connections: usize) -> Shared {
         let mut settings = Settings::new(Target::parse("redis://h").expect("a good url"));
@@ -309,9 +309,9 @@ mod tests {
         Shared::new(settings, clock::now()).expect("good settings")
     }
 
-    fn relying() -> Ask {
+    fn relying() -> Submission {
         let now = clock::now();
-        Ask {
+        Submission {
             replies: 1,
             started: now,
             deadline: now + Duration::from_secs(1),
@@ -323,7 +323,7 @@ mod tests {
         }
     }
 
-    fn ghost(id: i64) -> Identity {
+    fn identity(id: i64) -> Identity {
         let addr = "127.0.0.1:1".into();
         let run_id = None;
         Identity { id, addr, run_id }
@@ -385,18 +385,20 @@ mod tests {
     #[test]
     fn c18_once_a_kill_is_refused_nothing_that_relies_on_one_is_sent() {
         let shared = shared(1);
-        let lane = &shared.links[0].lane;
-        let ask = relying();
-        let _pending = lane
-            .submit(ask, |out: &mut Vec<u8>| out.len())
+        let queue = &shared.links[0].queue;
+        let submission = relying();
+        let _pending = queue
+            .submit(submission, |out: &mut Vec<u8>| out.len())
             .expect("it may be killed");
         assert_eq!(
-            shared.fences.fence_answered(Some(0), &ghost(1), &noperm()),
+            shared
+                .fences
+                .fence_answered(Some(0), &identity(1), &noperm()),
             Some(true)
         );
         assert_eq!(shared.fences.fencing(), Fencing::Refused);
-        assert_eq!(lane.in_flight(), 0, "what waited is turned away");
-        let late = lane.submit(ask, |out: &mut Vec<u8>| out.len());
+        assert_eq!(queue.in_flight(), 0, "what waited is turned away");
+        let late = queue.submit(submission, |out: &mut Vec<u8>| out.len());
         let error = late.expect_err("it was looked at before that was known");
         assert_eq!(error.certainty(), Certainty::NotSent);
     }
@@ -405,25 +407,27 @@ mod tests {
     fn c18_one_kill_that_succeeds_does_not_make_up_for_one_that_was_refused() {
         let shared = shared(1);
         let link = &shared.links[0];
-        let state = || (shared.fences.fencing(), link.lane.may_be_fenced());
+        let state = || (shared.fences.fencing(), link.queue.may_be_fenced());
         shared.fences.serves(link, &Ok(()), &[], &[]);
         assert_eq!(state(), (Fencing::Works, true));
-        shared.fences.fence_answered(Some(0), &ghost(1), &noperm());
-        shared.fences.fence_answered(Some(0), &ghost(2), &done());
+        shared
+            .fences
+            .fence_answered(Some(0), &identity(1), &noperm());
+        shared.fences.fence_answered(Some(0), &identity(2), &done());
         assert_eq!(state(), (Fencing::Refused, false), "while it serves");
         // Nor in a handshake, in whatever order.
         let refused = || Fence::Refused("NOPERM".into());
         for fences in [[refused(), Fence::Done], [Fence::Done, refused()]] {
-            link.lane.release();
+            link.queue.release();
             shared
                 .fences
-                .serves(link, &Ok(()), &[ghost(1), ghost(2)], &fences);
+                .serves(link, &Ok(()), &[identity(1), identity(2)], &fences);
             assert_eq!(state(), (Fencing::Refused, false), "{fences:?}");
         }
-        link.lane.release();
+        link.queue.release();
         shared
             .fences
-            .serves(link, &Ok(()), &[ghost(1)], &[Fence::Done]);
+            .serves(link, &Ok(()), &[identity(1)], &[Fence::Done]);
         assert_eq!(state(), (Fencing::Works, true));
         assert_eq!(refusals(&shared), 1, "told once, as it changed");
     }
@@ -438,7 +442,7 @@ mod tests {
         shared.fences.serves(first, &Err("NOPERM".into()), &[], &[]);
         shared.fences.serves(second, &Ok(()), &[], &[]);
         assert_eq!(shared.fences.fencing(), Fencing::Refused);
-        first.lane.release();
+        first.queue.release();
         assert_eq!(
             shared.fences.fencing(),
             Fencing::Refused,
@@ -454,27 +458,29 @@ mod tests {
         let link = &shared.links[0];
         shared.fences.serves(link, &Ok(()), &[], &[]);
         link.open(clock::now());
-        shared.fences.bury(Some(ghost(1)));
-        assert_eq!(link.lane.take_orders(Backlog::default()).len(), 1);
-        shared.fences.fence_answered(Some(0), &ghost(1), &noperm());
+        shared.fences.fence(Some(identity(1)));
+        assert_eq!(link.queue.take_commands(Backlog::default()).len(), 1);
+        shared
+            .fences
+            .fence_answered(Some(0), &identity(1), &noperm());
         // The next one may not either, and is asked once.
-        link.lane.release();
-        let ghosts = shared.fences.ghosts();
-        assert_eq!(ghosts, [ghost(1)], "a repeat still relies on its end");
+        link.queue.release();
+        let abandoned = shared.fences.abandoned();
+        assert_eq!(abandoned, [identity(1)], "a repeat still relies on its end");
         let refused = Fence::Refused("NOPERM".into());
-        shared.fences.serves(link, &Ok(()), &ghosts, &[refused]);
+        shared.fences.serves(link, &Ok(()), &abandoned, &[refused]);
         link.open(clock::now());
-        assert_eq!(link.lane.take_orders(Backlog::default()).len(), 0);
-        let error = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
-        assert!(error.is_err(), "the ghost is loose");
+        assert_eq!(link.queue.take_commands(Backlog::default()).len(), 0);
+        let error = link.queue.submit(relying(), |out: &mut Vec<u8>| out.len());
+        assert!(error.is_err(), "the identity is loose");
         // Dialled before it was refused, so it has not been asked: it is now, ahead of what waits.
-        link.lane.release();
+        link.queue.release();
         shared.fences.serves(link, &Ok(()), &[], &[]);
         link.open(clock::now());
-        assert_eq!(link.lane.take_orders(Backlog::default()).len(), 1);
-        shared.fences.fence_answered(Some(0), &ghost(1), &done());
-        assert!(shared.fences.ghosts().is_empty());
-        let submitted = link.lane.submit(relying(), |out: &mut Vec<u8>| out.len());
+        assert_eq!(link.queue.take_commands(Backlog::default()).len(), 1);
+        shared.fences.fence_answered(Some(0), &identity(1), &done());
+        assert!(shared.fences.abandoned().is_empty());
+        let submitted = link.queue.submit(relying(), |out: &mut Vec<u8>| out.len());
         assert!(submitted.is_ok(), "nothing can come after it");
     }
 }

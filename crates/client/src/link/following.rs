@@ -13,11 +13,11 @@ use crate::clock;
 
 /// Tells connections which server the shared one serves from.
 #[derive(Debug)]
-pub(crate) struct Following(watch::Sender<Served>);
+pub(crate) struct Following(watch::Sender<ServedFrom>);
 
 /// The server that the shared connection serves from, as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-struct Served {
+struct ServedFrom {
     run_id: Option<Arc<str>>,
     /// Times that the client was told to connect anew.
     resets: u64,
@@ -32,8 +32,8 @@ pub(crate) struct Tie {
     /// The run id of the server that it was made to; `None` while, or where, that is not known.
     run_id: Option<Arc<str>>,
     /// The server of the shared connection as this one began to connect.
-    then: Served,
-    heard: watch::Receiver<Served>,
+    then: ServedFrom,
+    heard: watch::Receiver<ServedFrom>,
     retire_at: Option<Instant>,
 }
 

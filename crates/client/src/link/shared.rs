@@ -9,12 +9,12 @@ use steadfast_core::policy::{Budget, LatencyEstimate};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::breaker::{Guard, state_name};
+use crate::breaker::{BreakerGate, state_name};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::event::EventKind;
 use crate::event::hub::Hub;
 use crate::link::Link;
-use crate::link::connect::Place;
+use crate::link::connect::Location;
 use crate::link::crossing::Crossings;
 use crate::link::fence::Fences;
 use crate::link::following::Following;
@@ -29,7 +29,7 @@ use crate::wire::queue::Gate;
 pub(crate) struct Shared {
     pub(crate) settings: Arc<Settings>,
     pub(crate) hub: Arc<Hub>,
-    pub(crate) guard: Guard,
+    pub(crate) breaker: BreakerGate,
     pub(crate) budget: Budget,
     pub(crate) metrics: Metrics,
     pub(crate) links: Vec<Arc<Link>>,
@@ -79,7 +79,7 @@ impl Shared {
         Ok(Self {
             fences: Arc::new(Fences::new(links.clone(), Arc::clone(&hub))),
             hub,
-            guard: Guard::new(settings.breaker.clone(), settings.connections, now)
+            breaker: BreakerGate::new(settings.breaker.clone(), settings.connections, now)
                 .map_err(setting("breaker"))?,
             budget: Budget::new(settings.budget, now).map_err(setting("budget"))?,
             metrics: Metrics::new(EventKind::NAMES),
@@ -185,9 +185,9 @@ impl Shared {
 
     /// Returns where the client's own connection has found its server. Not of one that does not say who it is: nobody would notice that it
     /// is not that server any more, so each looks for it by its name.
-    pub(crate) fn place(&self) -> Option<Place> {
+    pub(crate) fn place(&self) -> Option<Location> {
         let link = &self.links[0];
-        let serves = matches!(link.lane.gate(), Gate::Open);
+        let serves = matches!(link.queue.gate(), Gate::Open);
         let view = link.view.lock();
         view.facts
             .as_ref()

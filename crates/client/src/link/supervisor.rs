@@ -1,10 +1,12 @@
 //! Connects, watches, reconnects, for ever; owns the connection's state.
 //!
 //! Whatever ends an attempt, another follows: there is no error after which this loop gives up. A peer that stops answering is not taken at
-//! its word either: a challenger is dialled, and only its fate decides whether the old connection is replaced or the server is down.
+//! its word either: a standby connection is dialled, and only its fate decides whether the old connection is replaced or the server is down.
 
 mod inquiry;
 mod outage;
+mod renewal;
+mod replacement;
 mod watchdog;
 mod watching;
 
@@ -15,9 +17,10 @@ use steadfast_core::conn::Watch;
 use tokio::sync::mpsc;
 use tokio::task::JoinError;
 
-use self::outage::Patience;
+use self::outage::GracePeriod;
+use self::replacement::Successor;
 pub(crate) use self::watchdog::watchdog;
-use self::watching::{Successor, Watching};
+use self::watching::Watching;
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::Certainty;
@@ -26,12 +29,12 @@ use crate::event::EventKind;
 use crate::link::alive::Alive;
 use crate::link::connect::{Connector, Established, MARGIN};
 use crate::link::driver::{self, Driver, Finished, Signal};
-use crate::link::fence::Unburied;
+use crate::link::fence::FenceOnDrop;
 use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::task::Owned;
 use crate::wire::identity::Identity;
-use crate::wire::queue::{Gate, Order};
+use crate::wire::queue::{DriverCommand, Gate};
 use crate::wire::slot::{Blame, Ended};
 
 /// The task that keeps one link connected.
@@ -51,7 +54,7 @@ pub(crate) struct Supervisor {
 struct Dial {
     task: Owned<Result<Established, ConnectError>>,
     /// The abandoned connections that its handshake is to kill.
-    ghosts: Vec<Identity>,
+    abandoned: Vec<Identity>,
     began: Instant,
     /// The instant at which it is over, if every phase keeps to its deadline.
     due: Instant,
@@ -106,7 +109,7 @@ impl Supervisor {
             view.outage_begins(settings.reconnect_grace, now)
                 .max(longer)
         };
-        let mut patience = Patience {
+        let mut patience = GracePeriod {
             link: Arc::clone(&self.link),
             shared: Arc::clone(&self.shared),
             grace_until: (self.link.state() != ConnectionState::Down).then_some(grace_until),
@@ -129,10 +132,10 @@ impl Supervisor {
             };
             match result {
                 Ok((established, ..)) if established.facts.term != self.shared.term() => {}
-                Ok((established, ghosts, began)) => {
+                Ok((established, abandoned, began)) => {
                     // While it is not in service, their deadlines are still kept.
                     patience.during(self.all_rejoined()).await?;
-                    self.put_into_service(&established, &ghosts, attempt, began);
+                    self.put_into_service(&established, &abandoned, attempt, began);
                     return Some(established);
                 }
                 Err(error) => {
@@ -153,13 +156,13 @@ impl Supervisor {
     }
 
     fn dial(&self, limit: Duration) -> Dial {
-        let ghosts = self.shared.fences.ghosts();
-        let ask = self.connector.ask(limit, ghosts.clone());
+        let abandoned = self.shared.fences.abandoned();
+        let ask = self.connector.ask(limit, abandoned.clone());
         let began = clock::now();
         Dial {
             due: began + ask.longest() + MARGIN,
             task: self.connector.dial(ask),
-            ghosts,
+            abandoned,
             began,
         }
     }
@@ -170,7 +173,7 @@ impl Supervisor {
     ) -> Result<(Established, Vec<Identity>, Instant), ConnectError> {
         let result = (&mut dial.task).await;
         let established = self.survived(result, dial.began)?;
-        Ok((established, dial.ghosts, dial.began))
+        Ok((established, dial.abandoned, dial.began))
     }
 
     /// The result of a task that runs what others wrote. A panic there ends one attempt, and counts as one that was stuck.
@@ -212,7 +215,7 @@ impl Supervisor {
             now.checked_add(pause.saturating_add(self.shared.settings.watchdog_timeout));
         let cause: Arc<str> = error.to_string().into();
         self.link.view.lock().last_error = Some(Arc::clone(&cause));
-        self.link.lane.set_retry_at(now + pause);
+        self.link.queue.set_retry_at(now + pause);
         self.shared.hub.emit(
             self.link.index,
             EventKind::ConnectFailed {
@@ -227,7 +230,7 @@ impl Supervisor {
     fn put_into_service(
         &self,
         established: &Established,
-        ghosts: &[Identity],
+        abandoned: &[Identity],
         attempt: u32,
         began: Instant,
     ) {
@@ -235,7 +238,7 @@ impl Supervisor {
         self.shared.fences.serves(
             &self.link,
             &established.facts.fencing,
-            ghosts,
+            abandoned,
             &established.fences,
         );
         let outage = self.link.connected(&established.facts, now);
@@ -254,10 +257,10 @@ impl Supervisor {
                 attempt,
                 outage_ms: outage.map(clock::as_ms),
                 took_ms: clock::as_ms(now.saturating_duration_since(began)),
-                refused: self.link.lane.take_refused(),
+                refused: self.link.queue.take_refused(),
             },
         );
-        let transition = self.shared.guard.probe_succeeded(now);
+        let transition = self.shared.breaker.probe_succeeded(now);
         self.shared.breaker_changed(transition);
         if let Some(credentials) = &established.credentials {
             self.shared.credentials.offer(credentials);
@@ -271,7 +274,7 @@ impl Supervisor {
             driver::patience(self.shared.settings.response_idle_timeout, false);
         let driver = Driver::new(
             Arc::clone(&self.shared),
-            Arc::clone(&self.link.lane),
+            Arc::clone(&self.link.queue),
             Some(self.link.index),
             established.stream,
             Watch {
@@ -289,7 +292,7 @@ impl Supervisor {
         // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
-        let unburied = Unburied::new(&self.shared.fences, identity.clone());
+        let fence = FenceOnDrop::new(&self.shared.fences, identity.clone());
         let gave = established.credentials;
         let mut watch = Watching::new(self, gave.clone(), identity.clone());
         // Each branch may be dropped and asked again without losing what it waits for.
@@ -299,23 +302,23 @@ impl Supervisor {
                 finished = &mut driver => break Some(finished),
                 Some(signal) = told.recv() => match signal {
                     Signal::Aside => break None,
-                    signal => watch.heard(self, signal),
+                    signal => watch.on_signal(self, signal),
                 },
                 due = watch.next() => watch.handle(self, due),
                 // Also by one that was named while this connection was on its way into service.
                 // Before the kick that comes with it, after which late answers would be handed out.
                 () = self.shared.deposed(term), if !deposed => {
                     deposed = true;
-                    self.link.lane.order(Order::Depose(DEPOSED.into()));
+                    self.link.queue.command(DriverCommand::Depose(DEPOSED.into()));
                 }
                 () = self.link.kick.notified() => watch.kicked(self),
             }
         };
-        unburied.accounted_for();
+        fence.accounted_for();
         let aside_for = watch.aside_for();
         let term = self.shared.term();
         let of_this_term = |next: &Successor| next.established.facts.term == term;
-        let successor = watch.successor.take().filter(of_this_term);
+        let successor = watch.take_successor().filter(of_this_term);
         match finished {
             Some(Ok(finished)) => self.ended(finished, identity, successor.is_some()),
             None => {
@@ -323,30 +326,30 @@ impl Supervisor {
                 let kind = EventKind::Replaced { cause, unknown };
                 self.shared.hub.emit(self.link.index, kind);
                 self.rejoining = watch.take_rejoining();
-                tokio::spawn(see_out(Arc::clone(&self.shared), driver, identity));
+                tokio::spawn(drain(Arc::clone(&self.shared), driver, identity));
             }
             // The driver panicked: it told its callers as it was dropped.
             Some(Err(_)) => {
-                self.link.lane.set_gate(Gate::Waiting);
+                self.link.queue.set_gate(Gate::Waiting);
                 self.link
                     .set_state(ConnectionState::Connecting, clock::now());
-                self.link.lane.release();
-                self.shared.fences.bury(identity);
+                self.link.queue.release();
+                self.shared.fences.fence(identity);
             }
         }
         let Successor {
             established,
-            ghosts,
+            abandoned,
             attempt,
             began,
         } = successor?;
-        let mut patience = Patience {
+        let mut patience = GracePeriod {
             link: Arc::clone(&self.link),
             shared: Arc::clone(&self.shared),
             grace_until: None,
         };
         patience.during(self.all_rejoined()).await?;
-        self.put_into_service(&established, &ghosts, attempt, began);
+        self.put_into_service(&established, &abandoned, attempt, began);
         let gives = established.credentials.as_ref();
         if gives.is_some_and(|gives| !gave.is_some_and(|gave| gave.same(gives))) {
             self.shared
@@ -367,12 +370,12 @@ impl Supervisor {
         } = finished;
         // The gate first: a caller that hears of the loss and comes again shall wait here.
         if self.link.state() == ConnectionState::Ready {
-            self.link.lane.set_gate(Gate::Waiting);
+            self.link.queue.set_gate(Gate::Waiting);
             self.link.set_state(ConnectionState::Connecting, now);
         }
-        self.link.lane.release();
+        self.link.queue.release();
         if conn.has_unanswered_writes() {
-            self.shared.fences.bury(identity);
+            self.shared.fences.fence(identity);
         }
         {
             let mut view = self.link.view.lock();
@@ -417,7 +420,7 @@ impl Supervisor {
         self.shared.hub.emit(self.link.index, kind);
         // One that was replaced with nothing left in it tells nothing of the server.
         if !(ordered && told.is_empty() || apart) {
-            let transition = self.shared.guard.record_loss(now);
+            let transition = self.shared.breaker.record_loss(now);
             self.shared.breaker_changed(transition);
         }
         for (ticket, certainty, blame) in told {
@@ -433,17 +436,17 @@ impl Supervisor {
 }
 
 /// Waits for the end of a connection that stepped aside, when nobody waits for it any more.
-async fn see_out(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<Identity>) {
-    let unburied = Unburied::new(&shared.fences, identity.clone());
+async fn drain(shared: Arc<Shared>, driver: Owned<Finished>, identity: Option<Identity>) {
+    let fence = FenceOnDrop::new(&shared.fences, identity.clone());
     let Ok(Finished {
         cause, mut conn, ..
     }) = driver.await
     else {
         return;
     };
-    unburied.accounted_for();
+    fence.accounted_for();
     if conn.has_unanswered_writes() {
-        shared.fences.bury(identity);
+        shared.fences.fence(identity);
     }
     for unanswered in conn.close() {
         if let Some(ticket) = unanswered.ticket.into_ticket() {

@@ -15,7 +15,7 @@ use super::PubSubEvent;
 /// The task's end.
 pub(super) struct Feed {
     events: mpsc::Sender<PubSubEvent>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<Unread>,
     most_bytes: usize,
     /// The events that there was no room for, as few as tell them.
     owed: VecDeque<PubSubEvent>,
@@ -23,14 +23,14 @@ pub(super) struct Feed {
 
 /// The listener's end.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct FeedReader {
     events: mpsc::Receiver<PubSubEvent>,
-    waiting: Arc<Waiting>,
+    waiting: Arc<Unread>,
 }
 
 /// The messages that wait.
 #[derive(Debug, Default)]
-struct Waiting {
+struct Unread {
     bytes: AtomicUsize,
     fewer: Notify,
 }
@@ -40,16 +40,16 @@ const QUEUE: usize = 4096;
 /// Words owed, at most: beyond, losses that are over are left out.
 const OWED: usize = 16;
 
-pub(super) fn pair(most_bytes: usize) -> (Feed, Heard) {
+pub(super) fn pair(most_bytes: usize) -> (Feed, FeedReader) {
     let (sender, events) = mpsc::channel(QUEUE);
-    let waiting = Arc::new(Waiting::default());
+    let waiting = Arc::new(Unread::default());
     let feed = Feed {
         events: sender,
         waiting: Arc::clone(&waiting),
         most_bytes,
         owed: VecDeque::new(),
     };
-    (feed, Heard { events, waiting })
+    (feed, FeedReader { events, waiting })
 }
 
 impl Feed {
@@ -132,7 +132,7 @@ impl Feed {
     }
 }
 
-impl Heard {
+impl FeedReader {
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Option<PubSubEvent>> {
         let event = self.events.poll_recv(cx);
         if let Poll::Ready(Some(event)) = &event {
@@ -172,7 +172,7 @@ mod tests {
         }
     }
 
-    async fn next(heard: &mut Heard) -> PubSubEvent {
+    async fn next(heard: &mut FeedReader) -> PubSubEvent {
         std::future::poll_fn(|cx| heard.poll(cx))
             .await
             .expect("the feed lives")

@@ -10,21 +10,21 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
 use super::feed::Feed;
-use super::wire::{Asked, OUT_OF_STEP, Wire, parts};
-use super::{Done, Kind, Order, PubSubEvent};
+use super::wire::{Asked, OUT_OF_STEP, SubscriberWire, parts};
+use super::{Done, PubSubEvent, SubscriptionChange, SubscriptionKind};
 use crate::clock;
 use crate::error::connect::ConnectError;
-use crate::link::connect::{Ask, Connector};
+use crate::link::connect::{ConnectRequest, Connector};
 use crate::link::shared::Shared;
 use crate::target::Protocol;
 
 pub(super) struct Subscriber {
     shared: Arc<Shared>,
     connector: Arc<Connector>,
-    orders: mpsc::Receiver<Order>,
+    changes: mpsc::Receiver<SubscriptionChange>,
     feed: Feed,
     /// Every subscription that should stand, with those who wait for its confirmation.
-    wanted: BTreeMap<(Kind, Vec<u8>), Vec<Done>>,
+    wanted: BTreeMap<(SubscriptionKind, Vec<u8>), Vec<Done>>,
     /// The time of the last byte of a connection on which every subscription stood.
     last_heard: Option<Instant>,
     rng: fastrand::Rng,
@@ -34,14 +34,14 @@ impl Subscriber {
     pub(super) fn new(
         shared: Arc<Shared>,
         connector: Arc<Connector>,
-        orders: mpsc::Receiver<Order>,
+        changes: mpsc::Receiver<SubscriptionChange>,
         feed: Feed,
     ) -> Self {
         Self {
             rng: shared.rng(),
             shared,
             connector,
-            orders,
+            changes,
             feed,
             wanted: BTreeMap::new(),
             last_heard: None,
@@ -80,12 +80,12 @@ impl Subscriber {
         }
     }
 
-    async fn connect(&mut self) -> Result<Wire, ConnectError> {
+    async fn connect(&mut self) -> Result<SubscriberWire, ConnectError> {
         let connector = Arc::clone(&self.connector);
         // Before it is known where to: whatever changes meanwhile counts.
         let max_age = self.shared.settings.max_age;
         let tie = self.shared.following.tie(max_age, &mut self.rng);
-        let ask = Ask {
+        let ask = ConnectRequest {
             limit: self.shared.settings.connect_timeout,
             fences: Vec::new(),
             protocol: Protocol::Resp3,
@@ -94,7 +94,7 @@ impl Subscriber {
         let established = self
             .meanwhile(async move { connector.dialled(ask).await })
             .await?;
-        let mut wire = Wire::new(established, tie, &self.shared);
+        let mut wire = SubscriberWire::new(established, tie, &self.shared);
         for (kind, name) in self.wanted.keys().cloned() {
             let written = wire.subscribe(kind, name).await;
             written.map_err(|cause| ConnectError::Ended(cause.to_string()))?;
@@ -102,35 +102,35 @@ impl Subscriber {
         Ok(wire)
     }
 
-    /// Takes orders while there is no connection to obey them on: the next one will.
+    /// Takes changes while there is no connection to obey them on: the next one will.
     async fn meanwhile<T>(&mut self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
         loop {
             tokio::select! {
                 biased;
                 result = &mut work => return result,
-                Some(order) = self.orders.recv() => self.note(order),
+                Some(order) = self.changes.recv() => self.note(order),
                 () = self.feed.room() => self.feed.settle(),
             }
         }
     }
 
-    fn note(&mut self, order: Order) {
+    fn note(&mut self, order: SubscriptionChange) {
         match order {
-            Order::Subscribe(kind, name, done) => {
+            SubscriptionChange::Subscribe(kind, name, done) => {
                 let waiting = self.wanted.entry((kind, name)).or_default();
                 // Those who have gone away need no answer.
                 waiting.retain(|done| !done.is_closed());
                 waiting.push(done);
             }
-            Order::Unsubscribe(kind, name) => {
+            SubscriptionChange::Unsubscribe(kind, name) => {
                 self.wanted.remove(&(kind, name));
             }
         }
     }
 
     /// Serves until the connection is lost; says why it was.
-    async fn serve(&mut self, wire: &mut Wire) -> Arc<str> {
+    async fn serve(&mut self, wire: &mut SubscriberWire) -> Arc<str> {
         loop {
             self.resume_if_confirmed(wire);
             let tick = wire.next_tick(&self.shared);
@@ -142,7 +142,7 @@ impl Subscriber {
                     Ok(_) => self.heard(wire),
                     Err(error) => Err(error.to_string().into()),
                 },
-                Some(order) = self.orders.recv(), if !wire.authenticates() => {
+                Some(order) = self.changes.recv(), if !wire.authenticates() => {
                     self.obey(wire, order).await
                 }
                 parting = wire.tie.parted() => Err(parting.why().into()),
@@ -161,7 +161,7 @@ impl Subscriber {
         }
     }
 
-    fn resume_if_confirmed(&mut self, wire: &mut Wire) {
+    fn resume_if_confirmed(&mut self, wire: &mut SubscriberWire) {
         if !wire.resumed && wire.all_confirmed() {
             wire.resumed = true;
             let gap = self
@@ -174,10 +174,14 @@ impl Subscriber {
         }
     }
 
-    async fn obey(&mut self, wire: &mut Wire, order: Order) -> Result<(), Arc<str>> {
+    async fn obey(
+        &mut self,
+        wire: &mut SubscriberWire,
+        order: SubscriptionChange,
+    ) -> Result<(), Arc<str>> {
         let (begins, kind, name) = match &order {
-            Order::Subscribe(kind, name, _) => (true, *kind, name.clone()),
-            Order::Unsubscribe(kind, name) => (false, *kind, name.clone()),
+            SubscriptionChange::Subscribe(kind, name, _) => (true, *kind, name.clone()),
+            SubscriptionChange::Unsubscribe(kind, name) => (false, *kind, name.clone()),
         };
         self.note(order);
         if begins {
@@ -187,7 +191,7 @@ impl Subscriber {
         }
     }
 
-    fn heard(&mut self, wire: &mut Wire) -> Result<(), Arc<str>> {
+    fn heard(&mut self, wire: &mut SubscriberWire) -> Result<(), Arc<str>> {
         wire.handle_input();
         while let Some(value) = wire.poll_value()? {
             self.understand(wire, value)?;
@@ -195,7 +199,7 @@ impl Subscriber {
         Ok(())
     }
 
-    fn understand(&mut self, wire: &mut Wire, value: Value) -> Result<(), Arc<str>> {
+    fn understand(&mut self, wire: &mut SubscriberWire, value: Value) -> Result<(), Arc<str>> {
         let value = match value {
             Value::ServerError(error) => return self.refused(wire, error),
             value @ (Value::Array(_) | Value::Push { .. }) => value,
@@ -218,12 +222,12 @@ impl Subscriber {
                     self.message(channel, Some(pattern), payload);
                 }
             }
-            b"subscribe" => self.confirmed(wire, Kind::Channel, parts.next()),
-            b"psubscribe" => self.confirmed(wire, Kind::Pattern, parts.next()),
-            b"ssubscribe" => self.confirmed(wire, Kind::Sharded, parts.next()),
-            b"unsubscribe" => self.ended(wire, Kind::Channel, parts.next())?,
-            b"punsubscribe" => self.ended(wire, Kind::Pattern, parts.next())?,
-            b"sunsubscribe" => self.ended(wire, Kind::Sharded, parts.next())?,
+            b"subscribe" => self.confirmed(wire, SubscriptionKind::Channel, parts.next()),
+            b"psubscribe" => self.confirmed(wire, SubscriptionKind::Pattern, parts.next()),
+            b"ssubscribe" => self.confirmed(wire, SubscriptionKind::Sharded, parts.next()),
+            b"unsubscribe" => self.ended(wire, SubscriptionKind::Channel, parts.next())?,
+            b"punsubscribe" => self.ended(wire, SubscriptionKind::Pattern, parts.next())?,
+            b"sunsubscribe" => self.ended(wire, SubscriptionKind::Sharded, parts.next())?,
             b"pong" => {
                 wire.done(&Asked::Ping);
             }
@@ -232,7 +236,12 @@ impl Subscriber {
         Ok(())
     }
 
-    fn confirmed(&mut self, wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) {
+    fn confirmed(
+        &mut self,
+        wire: &mut SubscriberWire,
+        kind: SubscriptionKind,
+        name: Option<Vec<u8>>,
+    ) {
         let Some(name) = name else { return };
         wire.done(&Asked::Subscribe(kind, name.clone()));
         if let Some(waiting) = self.wanted.get_mut(&(kind, name)) {
@@ -243,7 +252,12 @@ impl Subscriber {
     }
 
     /// Notes that a subscription has ended. One that was not asked to has been taken away (a slot that moved, say), and is made anew with the connection.
-    fn ended(&self, wire: &mut Wire, kind: Kind, name: Option<Vec<u8>>) -> Result<(), Arc<str>> {
+    fn ended(
+        &self,
+        wire: &mut SubscriberWire,
+        kind: SubscriptionKind,
+        name: Option<Vec<u8>>,
+    ) -> Result<(), Arc<str>> {
         let Some(name) = name else {
             return Ok(());
         };
@@ -255,7 +269,7 @@ impl Subscriber {
     }
 
     /// The server answered the oldest question with an error.
-    fn refused(&mut self, wire: &mut Wire, error: ServerError) -> Result<(), Arc<str>> {
+    fn refused(&mut self, wire: &mut SubscriberWire, error: ServerError) -> Result<(), Arc<str>> {
         let details = error.details().unwrap_or_default();
         let lasting = refusal(error.code(), details) == Refusal::Lasting;
         match wire.answered() {

@@ -9,7 +9,7 @@ use redis::{PushKind, Value};
 use steadfast_core::resp::{Decoder, Limits, encode};
 use tokio::io::AsyncWriteExt;
 
-use super::Kind;
+use super::SubscriptionKind;
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::link::connect::{self, Established};
@@ -19,7 +19,7 @@ use crate::link::shared::Shared;
 use crate::target::Protocol;
 use crate::wire::stream::Stream;
 
-pub(super) struct Wire {
+pub(super) struct SubscriberWire {
     pub(super) stream: Stream,
     pub(super) input: BytesMut,
     pub(super) heard_at: Instant,
@@ -38,8 +38,8 @@ pub(super) struct Wire {
 /// A question that the server answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
-    Subscribe(Kind, Vec<u8>),
-    Unsubscribe(Kind, Vec<u8>),
+    Subscribe(SubscriptionKind, Vec<u8>),
+    Unsubscribe(SubscriptionKind, Vec<u8>),
     Ping,
     Auth,
     /// The ECHO behind an AUTH, of that.
@@ -49,7 +49,7 @@ pub(super) enum Asked {
 /// A peer that takes nothing holds the subscriber up for so long.
 const WRITE: Duration = Duration::from_secs(1);
 
-impl Wire {
+impl SubscriberWire {
     pub(super) fn new(established: Established, tie: Tie, shared: &Shared) -> Self {
         Self {
             stream: established.stream,
@@ -65,12 +65,20 @@ impl Wire {
         }
     }
 
-    pub(super) async fn subscribe(&mut self, kind: Kind, name: Vec<u8>) -> Result<(), Arc<str>> {
+    pub(super) async fn subscribe(
+        &mut self,
+        kind: SubscriptionKind,
+        name: Vec<u8>,
+    ) -> Result<(), Arc<str>> {
         let command = encoded(&[kind.subscribe().as_bytes(), &name]);
         self.ask(Asked::Subscribe(kind, name), &command).await
     }
 
-    pub(super) async fn unsubscribe(&mut self, kind: Kind, name: Vec<u8>) -> Result<(), Arc<str>> {
+    pub(super) async fn unsubscribe(
+        &mut self,
+        kind: SubscriptionKind,
+        name: Vec<u8>,
+    ) -> Result<(), Arc<str>> {
         let command = encoded(&[kind.unsubscribe().as_bytes(), &name]);
         self.ask(Asked::Unsubscribe(kind, name), &command).await
     }

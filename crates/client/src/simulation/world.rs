@@ -17,7 +17,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::sync::{Notify, watch};
 
 use crate::error::connect::ConnectError;
-use crate::link::connect::{Found, Place, Transport, WaitsFor};
+use crate::link::connect::{Found, Location, Transport, WaitsFor};
 use crate::wire::stream::Stream;
 
 /// The behaviour of the whole server.
@@ -89,12 +89,12 @@ impl fmt::Debug for World {
 
 impl Transport for World {
     fn places(&self, _limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>> {
-        Box::pin(std::future::ready(Ok(Found::of([Place::Itself]))))
+        Box::pin(std::future::ready(Ok(Found::of([Location::Unix]))))
     }
 
     fn open<'a>(
         &'a self,
-        _place: Place,
+        _place: Location,
         limit: Duration,
         _waits_for: &'a WaitsFor,
     ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>> {

@@ -5,9 +5,9 @@
 //! there is no connection, commands wait here in their order, so that those of a short interruption reach the next connection as they were
 //! submitted.
 
+mod command;
 mod deadlines;
 mod gate;
-mod order;
 mod transaction;
 
 use std::sync::Arc;
@@ -19,14 +19,14 @@ use steadfast_core::conn::{Batch, Conn, PIECE, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
 
+pub(crate) use self::command::{DriverCommand, Job, TxStep, TxSteps, TxTransition};
 pub(crate) use self::gate::{Gate, ORPHANED, Outage, UNATTENDED};
 use self::gate::{down, lost};
-pub(crate) use self::order::{Job, Order, Turn, Turning, Turns};
 use self::transaction::Transactions;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::wire::slot::{self, Blame, Ended, Pending, Ticket};
 
-/// Whether something was left in the lane that has to wait.
+/// Whether something was left in the queue that has to wait.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Left {
     Nothing,
@@ -54,14 +54,14 @@ impl Backlog {
     }
 }
 
-struct Queue {
+struct Inner {
     gate: Gate,
     batch: Batch<Job>,
     backlog: Backlog,
-    /// Counts the times that whoever serves the lane has looked after it.
+    /// Counts the times that whoever serves the queue has looked after it.
     attended: u64,
     parked: Option<Waker>,
-    orders: Vec<Order>,
+    commands: Vec<DriverCommand>,
     transactions: Transactions,
     next_seq: u64,
     /// Calls refused because the server is down, since the last connection was in service.
@@ -70,7 +70,7 @@ struct Queue {
     fenced: bool,
 }
 
-impl Queue {
+impl Inner {
     fn attend(&mut self, backlog: Backlog) {
         self.backlog = backlog;
         self.attended += 1;
@@ -78,8 +78,8 @@ impl Queue {
 }
 
 /// The queue between callers and a driver.
-pub(crate) struct Lane {
-    queue: Mutex<Queue>,
+pub(crate) struct SubmitQueue {
+    inner: Mutex<Inner>,
     bulkhead: Bulkhead,
     /// The connection in the hands of a driver: locked for each of its turns, so that deadlines can
     /// be kept should it get no more of them.
@@ -88,7 +88,7 @@ pub(crate) struct Lane {
 
 /// The terms on which a request is submitted.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Ask {
+pub(crate) struct Submission {
     pub(crate) replies: u32,
     /// The beginning of the call, which may be attempts ago.
     pub(crate) started: Instant,
@@ -96,7 +96,7 @@ pub(crate) struct Ask {
     pub(crate) now: Instant,
     /// The place it had when it was first submitted.
     pub(crate) seq: Option<u64>,
-    /// Whether only a connection that can fence its predecessors may carry it: see [`Lane::serves`].
+    /// Whether only a connection that can fence its predecessors may carry it: see [`SubmitQueue::serves`].
     pub(crate) only_fenced: bool,
     /// Whether it changes nothing on the server.
     pub(crate) read_only: bool,
@@ -129,22 +129,22 @@ pub(crate) struct Submitted {
 }
 
 /// Shows nothing of what waits: commands carry data, and AUTH a password.
-impl std::fmt::Debug for Lane {
+impl std::fmt::Debug for SubmitQueue {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Lane")
+        f.write_str("SubmitQueue")
     }
 }
 
-impl Lane {
+impl SubmitQueue {
     pub(crate) fn new(bulkhead: Bulkhead) -> Self {
         Self {
-            queue: Mutex::new(Queue {
+            inner: Mutex::new(Inner {
                 gate: Gate::Waiting,
                 batch: Batch::default(),
                 backlog: Backlog::default(),
                 attended: 0,
                 parked: None,
-                orders: Vec::new(),
+                commands: Vec::new(),
                 transactions: Transactions::default(),
                 next_seq: 0,
                 refused: 0,
@@ -156,43 +156,47 @@ impl Lane {
     }
 
     /// Hands a request over. A large one is encoded before the lock is taken.
-    pub(crate) fn submit(&self, ask: Ask, request: impl Encode) -> Result<Submitted, Error> {
-        let job = if ask.only_fenced {
+    pub(crate) fn submit(
+        &self,
+        submission: Submission,
+        request: impl Encode,
+    ) -> Result<Submitted, Error> {
+        let job = if submission.only_fenced {
             Job::Fenced
         } else {
             Job::Call
         };
-        self.submit_as(job, ask, request)
+        self.submit_as(job, submission, request)
     }
 
     /// Hands over a request that begins or ends a transaction.
-    pub(crate) fn submit_turning(
+    pub(crate) fn submit_transition(
         &self,
-        turns: Turns,
-        ask: Ask,
+        steps: TxSteps,
+        submission: Submission,
         request: impl Encode,
     ) -> Result<Submitted, Error> {
         // What is ordered from now on waits; what was ordered before is ahead of it.
-        self.queue.lock().transactions.begin(&turns);
+        self.inner.lock().transactions.begin(&steps);
         let job = |ticket| {
-            let turns = turns.clone();
-            Job::Turning(Box::new(Turning { ticket, turns }))
+            let steps = steps.clone();
+            Job::TxTransition(Box::new(TxTransition { ticket, steps }))
         };
-        self.submit_as(job, ask, request)
-            .inspect_err(|_| self.never_sent(&turns))
+        self.submit_as(job, submission, request)
+            .inspect_err(|_| self.never_sent(&steps))
     }
 
     fn submit_as(
         &self,
         job: impl FnOnce(Ticket) -> Job,
-        ask: Ask,
+        submission: Submission,
         request: impl Encode,
     ) -> Result<Submitted, Error> {
-        let mut queue = self.queue.lock();
-        self.admit(&mut queue, &ask)?;
+        let mut queue = self.inner.lock();
+        self.admit(&mut queue, &submission)?;
         let size = request.size();
         if size < PIECE {
-            return Ok(self.push(queue, job, ask, |batch, job, terms| {
+            return Ok(self.push(queue, job, submission, |batch, job, terms| {
                 batch.push(job, terms, |out| request.encode(out));
             }));
         }
@@ -201,19 +205,19 @@ impl Lane {
         drop(queue);
         bytes.reserve_exact(size);
         let commit = request.encode(&mut bytes);
-        let mut queue = self.queue.lock();
-        self.admit(&mut queue, &ask)?;
-        Ok(self.push(queue, job, ask, |batch, job, terms| {
+        let mut queue = self.inner.lock();
+        self.admit(&mut queue, &submission)?;
+        Ok(self.push(queue, job, submission, |batch, job, terms| {
             batch.push_encoded(job, terms, bytes, commit);
         }))
     }
 
     /// Refuses a request that may not wait here.
-    fn admit(&self, queue: &mut Queue, ask: &Ask) -> Result<(), Error> {
+    fn admit(&self, queue: &mut Inner, submission: &Submission) -> Result<(), Error> {
         match &queue.gate {
             Gate::Open | Gate::Waiting => {}
             Gate::Down(outage, retry_at) => {
-                let error = down(outage, *retry_at, ask.now);
+                let error = down(outage, *retry_at, submission.now);
                 queue.refused += 1;
                 return Err(error);
             }
@@ -221,7 +225,7 @@ impl Lane {
             Gate::Orphaned => return Err(Error::not_sent(ORPHANED)),
             Gate::Closed => return Err(Error::not_sent(ErrorKind::Closed)),
         }
-        if ask.only_fenced && !queue.fenced {
+        if submission.only_fenced && !queue.fenced {
             let cause = UNFENCED.into();
             return Err(Error::not_sent(ErrorKind::Lost { cause }));
         }
@@ -234,26 +238,26 @@ impl Lane {
             .map_err(overloaded)
     }
 
-    /// Adds it to what waits, and wakes who serves the lane.
+    /// Adds it to what waits, and wakes who serves the queue.
     fn push(
         &self,
-        mut queue: MutexGuard<'_, Queue>,
+        mut queue: MutexGuard<'_, Inner>,
         job: impl FnOnce(Ticket) -> Job,
-        ask: Ask,
+        submission: Submission,
         add: impl FnOnce(&mut Batch<Job>, Job, Terms),
     ) -> Submitted {
-        let seq = ask.seq.unwrap_or(queue.next_seq);
-        if ask.seq.is_none() {
+        let seq = submission.seq.unwrap_or(queue.next_seq);
+        if submission.seq.is_none() {
             queue.next_seq += 1;
         }
         let (ticket, pending) = slot::pair();
         let terms = Terms {
-            replies: ask.replies,
-            deadline: ask.deadline,
-            submitted: ask.started,
+            replies: submission.replies,
+            deadline: submission.deadline,
+            submitted: submission.started,
             seq,
-            read_only: ask.read_only,
-            apart: ask.apart,
+            read_only: submission.read_only,
+            apart: submission.apart,
         };
         add(&mut queue.batch, job(ticket), terms);
         let parked = queue.parked.take();
@@ -272,11 +276,12 @@ impl Lane {
         spare: &mut Batch<Job>,
         backlog: Backlog,
         all: bool,
-    ) -> (Vec<Order>, Left) {
-        let mut queue = self.queue.lock();
+    ) -> (Vec<DriverCommand>, Left) {
+        let mut queue = self.inner.lock();
         queue.attend(backlog);
-        let authenticates = |order: &Order| matches!(order, Order::Reauthenticate(_));
-        if !queue.orders.iter().any(authenticates) {
+        let authenticates =
+            |command: &DriverCommand| matches!(command, DriverCommand::Reauthenticate(_));
+        if !queue.commands.iter().any(authenticates) {
             std::mem::swap(&mut queue.batch, spare);
         }
         if spare.has_apart() && !all {
@@ -289,15 +294,15 @@ impl Lane {
             true => Left::Nothing,
             false => Left::Some,
         };
-        (std::mem::take(&mut queue.orders), left)
+        (std::mem::take(&mut queue.commands), left)
     }
 
     /// Registers the waker of the driver, to be woken when something is submitted or commanded. Returns false if
     /// something already was; what was left before does not count.
     pub(crate) fn park(&self, waker: &Waker, backlog: Backlog, left: Left) -> bool {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         let submitted = left == Left::Nothing && !queue.batch.is_empty();
-        if submitted || !queue.orders.is_empty() {
+        if submitted || !queue.commands.is_empty() {
             return false;
         }
         queue.attend(backlog);
@@ -306,36 +311,40 @@ impl Lane {
     }
 
     /// Takes the commands alone, for a driver that takes nothing new.
-    pub(crate) fn take_orders(&self, backlog: Backlog) -> Vec<Order> {
-        let mut queue = self.queue.lock();
+    pub(crate) fn take_commands(&self, backlog: Backlog) -> Vec<DriverCommand> {
+        let mut queue = self.inner.lock();
         queue.attend(backlog);
-        std::mem::take(&mut queue.orders)
+        std::mem::take(&mut queue.commands)
     }
 
     /// Returns whether an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
     pub(crate) fn holds_a_fence(&self) -> bool {
-        self.queue.lock().transactions.holds_a_fence()
+        self.inner.lock().transactions.holds_a_fence()
     }
 
     /// Notes that a request with these steps never reached the server.
-    pub(crate) fn never_sent(&self, turns: &Turns) {
-        let released = self.queue.lock().transactions.never_sent(turns);
-        released.into_iter().for_each(|order| self.order(order));
+    pub(crate) fn never_sent(&self, steps: &TxSteps) {
+        let released = self.inner.lock().transactions.never_sent(steps);
+        released
+            .into_iter()
+            .for_each(|command| self.command(command));
     }
 
     /// Notes that a request with these steps was answered: commands that waited for its transaction's end come before the next request.
-    pub(crate) fn answered(&self, turns: &Turns, reply: &Reply) {
-        let released = self.queue.lock().transactions.answered(turns, reply);
-        released.into_iter().for_each(|order| self.order(order));
+    pub(crate) fn answered(&self, steps: &TxSteps, reply: &Reply) {
+        let released = self.inner.lock().transactions.answered(steps, reply);
+        released
+            .into_iter()
+            .for_each(|command| self.command(command));
     }
 
     /// Tells the driver something.
-    pub(crate) fn order(&self, order: Order) {
-        let mut queue = self.queue.lock();
-        let Some(order) = queue.transactions.hold(order) else {
+    pub(crate) fn command(&self, command: DriverCommand) {
+        let mut queue = self.inner.lock();
+        let Some(command) = queue.transactions.hold(command) else {
             return;
         };
-        queue.orders.push(order);
+        queue.commands.push(command);
         let parked = queue.parked.take();
         drop(queue);
         if let Some(waker) = parked {
@@ -346,7 +355,7 @@ impl Lane {
     /// Records whether the next connection can fence its predecessors. If it cannot, queued calls that require fencing fail now with `NotSent`, and later ones are refused.
     pub(crate) fn serves(&self, fenced: bool) {
         let turned = {
-            let mut queue = self.queue.lock();
+            let mut queue = self.inner.lock();
             queue.fenced = fenced;
             match fenced {
                 true => return,
@@ -365,14 +374,14 @@ impl Lane {
 
     /// Returns true unless the connection in service is known not to be able to fence its predecessors.
     pub(crate) fn may_be_fenced(&self) -> bool {
-        self.queue.lock().fenced
+        self.inner.lock().fenced
     }
 
     /// Forgets a driver that has ended: it holds nothing any more, and its commands are void.
     pub(crate) fn release(&self) {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         queue.backlog = Backlog::default();
-        queue.orders.clear();
+        queue.commands.clear();
         queue.transactions = Transactions::default();
         queue.parked = None;
         queue.fenced = true;
@@ -380,12 +389,12 @@ impl Lane {
 
     /// Calls refused since this was last asked.
     pub(crate) fn take_refused(&self) -> u64 {
-        std::mem::take(&mut self.queue.lock().refused)
+        std::mem::take(&mut self.inner.lock().refused)
     }
 
     /// Requests submitted and not yet answered.
     pub(crate) fn in_flight(&self) -> usize {
-        let queue = self.queue.lock();
+        let queue = self.inner.lock();
         queue.backlog.awaiting + queue.batch.len()
     }
 

@@ -46,7 +46,7 @@ pub(crate) enum Ended {
         rejoin: Option<Rejoin>,
         blame: Blame,
     },
-    /// Its wait for a connection was cut short: see the lane's state.
+    /// Its wait for a connection was cut short: see the queue's state.
     Turned,
 }
 
@@ -65,7 +65,7 @@ pub(crate) enum Blame {
 pub(crate) type Rejoin = tokio::sync::mpsc::Sender<()>;
 
 #[derive(Debug, Default)]
-enum State {
+enum SlotState {
     #[default]
     Idle,
     Waiting(Waker),
@@ -77,26 +77,26 @@ enum State {
 }
 
 #[derive(Debug, Default)]
-struct Slot {
-    state: Mutex<State>,
+struct ReplySlot {
+    state: Mutex<SlotState>,
 }
 
 const FREE_SLOTS: usize = 1024;
 
 sync::thread_local! {
-    static FREE: RefCell<Vec<sync::Arc<Slot>>> = const { RefCell::new(Vec::new()) };
+    static FREE: RefCell<Vec<sync::Arc<ReplySlot>>> = const { RefCell::new(Vec::new()) };
 }
 
 /// The caller's half.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    slot: Option<sync::Arc<Slot>>,
+    slot: Option<sync::Arc<ReplySlot>>,
 }
 
 /// The driver's half. Dropped without an end, it tells the caller that the connection is gone.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    slot: Option<sync::Arc<Slot>>,
+    slot: Option<sync::Arc<ReplySlot>>,
 }
 
 /// A new pair.
@@ -134,14 +134,14 @@ impl Ticket {
         };
         let mut state = slot.state.lock();
         match std::mem::take(&mut *state) {
-            State::Waiting(waker) => {
-                *state = State::Nudged;
+            SlotState::Waiting(waker) => {
+                *state = SlotState::Nudged;
                 drop(state);
                 waker.wake();
                 false
             }
-            State::Runs(waker) => {
-                *state = State::Runs(waker);
+            SlotState::Runs(waker) => {
+                *state = SlotState::Runs(waker);
                 true
             }
             other => {
@@ -168,11 +168,11 @@ impl Drop for Ticket {
     }
 }
 
-fn finish(slot: sync::Arc<Slot>, ended: Ended) {
-    let before = std::mem::replace(&mut *slot.state.lock(), State::Done(ended));
+fn finish(slot: sync::Arc<ReplySlot>, ended: Ended) {
+    let before = std::mem::replace(&mut *slot.state.lock(), SlotState::Done(ended));
     // Let go before waking: a slot that its caller alone holds can be reused.
     drop(slot);
-    if let State::Waiting(waker) | State::Runs(waker) = before {
+    if let SlotState::Waiting(waker) | SlotState::Runs(waker) = before {
         waker.wake();
     }
 }
@@ -186,28 +186,28 @@ impl Future for Pending {
         };
         let mut state = slot.state.lock();
         match std::mem::take(&mut *state) {
-            State::Done(ended) => {
+            SlotState::Done(ended) => {
                 drop(state);
                 recycle(self.slot.take());
                 Poll::Ready(ended)
             }
-            State::Waiting(waker) if waker.will_wake(cx.waker()) => {
-                *state = State::Waiting(waker);
+            SlotState::Waiting(waker) if waker.will_wake(cx.waker()) => {
+                *state = SlotState::Waiting(waker);
                 Poll::Pending
             }
-            State::Nudged | State::Runs(_) => {
-                *state = State::Runs(cx.waker().clone());
+            SlotState::Nudged | SlotState::Runs(_) => {
+                *state = SlotState::Runs(cx.waker().clone());
                 Poll::Pending
             }
             _ => {
-                *state = State::Waiting(cx.waker().clone());
+                *state = SlotState::Waiting(cx.waker().clone());
                 Poll::Pending
             }
         }
     }
 }
 
-fn recycle(slot: Option<sync::Arc<Slot>>) {
+fn recycle(slot: Option<sync::Arc<ReplySlot>>) {
     if let Some(mut slot) = slot
         && sync::Arc::get_mut(&mut slot).is_some()
     {

@@ -148,7 +148,7 @@ pub(crate) fn soaking() -> bool {
     std::env::var_os("STEADFAST_SOAK").is_some()
 }
 
-/// How many ghosts are raised.
+/// How many abandoned connections are raised.
 pub(crate) fn ghosts() -> usize {
     if soaking() { 200 } else { 20 }
 }

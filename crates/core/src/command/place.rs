@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use super::{Args, Errors, Instead, Shared};
+use super::{Args, Errors, Alternative, Shared};
 use crate::slot::Slot;
 
 /// Judges where a command belongs in a cluster, by its name and its arguments.
@@ -34,9 +34,9 @@ pub fn place<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Place {
     };
     match group.shared {
         Shared::Yes => {}
-        Shared::No(Instead::Session) => return Place::Refused(ServedBy::Session),
-        Shared::No(Instead::PubSub) => return Place::Refused(ServedBy::Subscriber),
-        Shared::No(Instead::Unsupported) => return Place::Refused(ServedBy::Nothing),
+        Shared::No(Alternative::Session) => return Place::Refused(ServedBy::Session),
+        Shared::No(Alternative::PubSub) => return Place::Refused(ServedBy::Subscriber),
+        Shared::No(Alternative::Unsupported) => return Place::Refused(ServedBy::Nothing),
     }
     let mut keys = super::key_names(args.0.clone());
     if let Some(first) = keys.next() {

@@ -11,14 +11,14 @@ use crate::wire::stream::Stream;
 use crate::wire::words::{as_error, command, without_arguments};
 
 /// A stream during the handshake: commands out, as many replies in.
-pub(crate) struct Wire<'a> {
+pub(crate) struct Exchange<'a> {
     stream: &'a mut Stream,
     decoder: Decoder,
     input: BytesMut,
     address: &'a str,
 }
 
-impl<'a> Wire<'a> {
+impl<'a> Exchange<'a> {
     pub(crate) fn new(stream: &'a mut Stream, address: &'a str) -> Self {
         Self::limited(stream, address, Limits::default())
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::Value;
 use steadfast_core::report::ServerMode;
 
-use super::Place;
+use super::Location;
 use crate::target::Protocol;
 use crate::wire::identity::Identity;
 use crate::wire::words::{info_field, own_version, text};
@@ -15,7 +15,7 @@ use crate::wire::words::{info_field, own_version, text};
 pub(crate) struct ServerFacts {
     pub(crate) address: String,
     /// The address at which it was found.
-    pub(crate) place: Option<Place>,
+    pub(crate) place: Option<Location>,
     /// The primary's time of office in which it was looked for, where sentinels name it; else 0.
     pub(crate) term: u64,
     pub(crate) version: String,

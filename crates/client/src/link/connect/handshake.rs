@@ -9,7 +9,7 @@
 use redis::Value;
 use steadfast_core::report::ServerMode;
 
-use super::exchange::{Wire, auth, refused};
+use super::exchange::{Exchange, auth, refused};
 use super::facts::{ServerFacts, parse_identity, read_hello, read_role};
 use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
@@ -37,10 +37,10 @@ impl Handshake<'_> {
         mut stream: Stream,
     ) -> Result<(Stream, ServerFacts, Fenced), ConnectError> {
         let on_unix = matches!(stream, Stream::Unix(_));
-        let mut wire = Wire::new(&mut stream, self.address);
+        let mut exchange = Exchange::new(&mut stream, self.address);
         let mut first = self.hello();
         self.settle(&mut first);
-        let mut replies = wire.exchange(&first).await?;
+        let mut replies = exchange.exchange(&first).await?;
         let hello = replies.remove(0);
         let mut facts = ServerFacts::default();
         match as_error(&hello) {
@@ -53,7 +53,7 @@ impl Handshake<'_> {
             }
             // Older than Redis 6, or an ACL without HELLO.
             Some((code, text)) if knows_no_hello(&code, &text) => {
-                replies = self.greet_without_hello(&mut wire, &mut facts).await?;
+                replies = self.greet_without_hello(&mut exchange, &mut facts).await?;
             }
             Some(_) => refused(&hello)?,
         }
@@ -67,7 +67,7 @@ impl Handshake<'_> {
         {
             return Err(ConnectError::Replica);
         }
-        let fences = self.fence(&mut wire, facts.run_id.as_deref()).await?;
+        let fences = self.fence(&mut exchange, facts.run_id.as_deref()).await?;
         facts.tls = stream.tls_facts();
         Ok((stream, facts, fences))
     }
@@ -75,7 +75,7 @@ impl Handshake<'_> {
     /// The greeting of old, and the questions that HELLO answers by itself. Returns the replies to what follows the greeting.
     async fn greet_without_hello(
         &self,
-        wire: &mut Wire<'_>,
+        exchange: &mut Exchange<'_>,
         facts: &mut ServerFacts,
     ) -> Result<Vec<Value>, ConnectError> {
         let mut commands = self.old_hello();
@@ -87,7 +87,7 @@ impl Handshake<'_> {
         }
         let greeting = commands.len();
         self.settle(&mut commands);
-        let mut replies = wire.exchange(&commands).await?;
+        let mut replies = exchange.exchange(&commands).await?;
         let settled = replies.split_off(greeting);
         for reply in &replies[..login] {
             refused(reply)?;
@@ -186,10 +186,10 @@ impl Handshake<'_> {
     /// Has abandoned connections killed, as far as they were made to this server.
     async fn fence(
         &self,
-        wire: &mut Wire<'_>,
+        exchange: &mut Exchange<'_>,
         run_id: Option<&str>,
     ) -> Result<Fenced, ConnectError> {
-        let here = |ghost: &&Identity| !ghost.is_elsewhere(run_id);
+        let here = |identity: &&Identity| !identity.is_elsewhere(run_id);
         let kills: Vec<_> = self
             .fences
             .iter()
@@ -198,11 +198,11 @@ impl Handshake<'_> {
             .collect();
         let mut replies = match kills.is_empty() {
             true => Vec::new(),
-            false => wire.exchange(&kills).await?,
+            false => exchange.exchange(&kills).await?,
         }
         .into_iter();
-        let fenced = self.fences.iter().map(|ghost| {
-            if ghost.is_elsewhere(run_id) {
+        let fenced = self.fences.iter().map(|identity| {
+            if identity.is_elsewhere(run_id) {
                 return Ok(Fence::Gone);
             }
             let reply = replies.next().unwrap_or(Value::Nil);

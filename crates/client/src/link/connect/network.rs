@@ -11,7 +11,7 @@ use steadfast_core::node::Endpoint;
 use steadfast_core::sentinel::Primacy;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Found, Place, Transport, WaitsFor, within};
+use super::{Found, Location, Transport, WaitsFor, within};
 use crate::error::connect::ConnectError;
 use crate::resolve::{interleave, race};
 use crate::sentinel::Discovery;
@@ -34,10 +34,10 @@ impl Transport for Network {
     fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>> {
         Box::pin(async move {
             match &self.settings.target.address {
-                Address::Unix(_) => Ok(Found::of([Place::Itself])),
+                Address::Unix(_) => Ok(Found::of([Location::Unix])),
                 Address::Tcp { host, port } => {
                     let addresses = self.resolve(host, *port, limit).await?;
-                    Ok(Found::of(addresses.into_iter().map(Place::Tcp)))
+                    Ok(Found::of(addresses.into_iter().map(Location::Tcp)))
                 }
                 Address::Sentinel(_) => self.places_of_primary(limit).await,
             }
@@ -46,7 +46,7 @@ impl Transport for Network {
 
     fn open<'a>(
         &'a self,
-        place: Place,
+        place: Location,
         limit: Duration,
         waits_for: &'a WaitsFor,
     ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>> {
@@ -59,20 +59,20 @@ impl Transport for Network {
                         .map_err(|error| tcp_error(&address, &error))?;
                     Ok((Stream::Unix(stream), address))
                 }
-                (Address::Tcp { host, .. }, Place::Tcp(addr)) => {
+                (Address::Tcp { host, .. }, Location::Tcp(addr)) => {
                     self.open_tcp(host, addr, limit, waits_for).await
                 }
-                (Address::Sentinel(target), Place::Tcp(addr)) => {
+                (Address::Sentinel(target), Location::Tcp(addr)) => {
                     let named = self.named.lock().clone();
                     let host = named.unwrap_or_else(|| addr.ip().to_string().into());
                     let host = name_in_certificate(&host, &target.seeds);
                     self.open_tcp(&host, addr, limit, waits_for).await
                 }
-                (Address::Sentinel(target), Place::Itself) => Err(ConnectError::NoPrimary {
+                (Address::Sentinel(target), Location::Unix) => Err(ConnectError::NoPrimary {
                     service: target.service.to_string(),
                     why: "it is none of a name".into(),
                 }),
-                (Address::Tcp { host, .. }, Place::Itself) => Err(ConnectError::Dns {
+                (Address::Tcp { host, .. }, Location::Unix) => Err(ConnectError::Dns {
                     host: host.clone(),
                     cause: "it has no address".into(),
                 }),
@@ -99,7 +99,7 @@ impl Network {
         let Primacy { primary, term, .. } = discovery.primary(limit).await?;
         *self.named.lock() = Some(Arc::clone(&primary.host));
         let addresses = self.resolve(&primary.host, primary.port, limit).await?;
-        let found = Found::of(addresses.into_iter().map(Place::Tcp));
+        let found = Found::of(addresses.into_iter().map(Location::Tcp));
         Ok(Found {
             term: term.0,
             ..found
@@ -256,7 +256,7 @@ mod tests {
         let port = listener.local_addr().expect("it is bound").port();
         let target = Target::parse(&format!("redis://127.0.0.1:{port}")).expect("a good url");
         let network = Network::new(Arc::new(Settings::new(target)), None);
-        let place = Place::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
+        let place = Location::Tcp(SocketAddr::from(([127, 0, 0, 1], port)));
         let opened = network
             .open(place, Duration::from_secs(20), &WaitsFor::default())
             .await;

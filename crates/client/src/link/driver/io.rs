@@ -97,8 +97,8 @@ impl Driver {
         self.swept_at = now;
         conn.give_up(now, |waiting| !waiting.begun && !waiting.ticket.is_wanted());
         while let Some((job, ..)) = conn.poll_given_up() {
-            if let Job::Turning(turning) = job {
-                self.lane.never_sent(&turning.turns);
+            if let Job::TxTransition(transition) = job {
+                self.queue.never_sent(&transition.steps);
             }
         }
     }

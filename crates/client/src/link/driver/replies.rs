@@ -66,12 +66,12 @@ impl Driver {
         if let Some(link) = self.link
             && self.successes > 0
         {
-            self.shared.guard.count_successes(link, self.successes);
+            self.shared.breaker.count_successes(link, self.successes);
             self.passed_on += std::mem::take(&mut self.successes);
         }
         if self.slow > 0 {
             let slow = std::mem::take(&mut self.slow);
-            let transition = self.shared.guard.record_slow(slow, now);
+            let transition = self.shared.breaker.record_slow(slow, now);
             self.shared.breaker_changed(transition);
         }
         if let Some(took) = self.last_took.take() {
@@ -121,21 +121,24 @@ impl Driver {
             Job::Call(ticket) | Job::Fenced(ticket) => {
                 ticket.end(Ended::Answered { reply, at, fair });
             }
-            Job::Turning(turning) => {
+            Job::TxTransition(transition) => {
                 // First what has waited for the end: the caller's next command comes after it.
-                self.lane.answered(&turning.turns, &reply);
-                turning.ticket.end(Ended::Answered { reply, at, fair });
+                self.queue.answered(&transition.steps, &reply);
+                transition.ticket.end(Ended::Answered { reply, at, fair });
             }
             Job::Heartbeat => match &reply {
                 Reply::One(Value::SimpleString(pong)) if pong == "PONG" => {}
                 Reply::One(Value::ServerError(_)) => {}
                 _ => return Err(out_of_step("PING")),
             },
-            Job::Fence(ghost) => {
-                let answered = self.shared.fences.fence_answered(self.link, &ghost, &reply);
+            Job::Fence(identity) => {
+                let answered = self
+                    .shared
+                    .fences
+                    .fence_answered(self.link, &identity, &reply);
                 let done = answered.ok_or_else(|| out_of_step("CLIENT KILL"))?;
                 if !done {
-                    let _ = self.signals.send(Signal::Unfenced(ghost));
+                    let _ = self.signals.send(Signal::Unfenced(identity));
                 }
             }
             Job::Reauthenticate => {
@@ -163,7 +166,7 @@ impl Driver {
     pub(super) fn tell_breaker(&mut self, now: Instant) {
         self.told_breaker = now;
         // Ends the ramp after an outage, so that calls pass freely again.
-        let transition = self.shared.guard.settle(now);
+        let transition = self.shared.breaker.settle(now);
         self.shared.breaker_changed(transition);
         let successes = std::mem::take(&mut self.passed_on);
         if successes > 0 {

@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use steadfast_core::conn::{Conn, Lapse};
 
-use super::orders::INTERNAL;
+use super::commands::INTERNAL;
 use super::{Driver, End, Signal};
 use crate::clock;
 use crate::error::Certainty;
-use crate::wire::queue::{Job, Left, Order, Turns};
+use crate::wire::queue::{DriverCommand, Job, Left, TxSteps};
 use crate::wire::slot::Ended;
 
 impl Driver {
@@ -34,13 +34,13 @@ impl Driver {
         now: &mut Instant,
     ) -> Result<(), End> {
         loop {
-            // A lane that nobody takes from has to be watched, too.
+            // A queue that nobody takes from has to be watched, too.
             let waiting = match (self.holds_back(), self.left) {
                 (false, Left::Nothing) => None,
-                (true, _) => self.lane.expire(*now),
+                (true, _) => self.queue.expire(*now),
                 (false, Left::Some) => {
                     let others = (self.left_since + self.apart_for).max(*now + clock::LOOK_AGAIN);
-                    Some(self.lane.expire(*now).map_or(others, |at| at.min(others)))
+                    Some(self.queue.expire(*now).map_or(others, |at| at.min(others)))
                 }
             };
             let next = [conn.poll_timeout(), waiting];
@@ -84,10 +84,12 @@ impl Driver {
                         self.given_up += 1;
                     }
                     match &ticket {
-                        Job::Turning(turning) => self.lost_track(&turning.turns, certainty),
+                        Job::TxTransition(transition) => {
+                            self.lost_track(&transition.steps, certainty)
+                        }
                         Job::Proof(_) => {
                             let cause = "new credentials were not answered in time";
-                            self.lane.order(Order::Abandon(cause.into()));
+                            self.queue.command(DriverCommand::Abandon(cause.into()));
                         }
                         _ => {}
                     }
@@ -126,12 +128,12 @@ impl Driver {
     }
 
     /// A step of a transaction got no answer in time. If it was sent, nobody knows any more whether a transaction is open here.
-    fn lost_track(&self, turns: &Turns, certainty: Certainty) {
+    fn lost_track(&self, steps: &TxSteps, certainty: Certainty) {
         if certainty == Certainty::NotSent {
-            self.lane.never_sent(turns);
+            self.queue.never_sent(steps);
         } else {
             let cause = "a command of a transaction was not answered in time";
-            self.lane.order(Order::Abandon(cause.into()));
+            self.queue.command(DriverCommand::Abandon(cause.into()));
         }
     }
 }

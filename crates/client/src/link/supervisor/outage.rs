@@ -10,18 +10,18 @@ use crate::link::{ConnectionState, Link};
 use crate::wire::queue::{Gate, Outage};
 
 /// The grace in which calls wait for a connection: keeps their deadlines, and turns them away when it is spent.
-pub(super) struct Patience {
+pub(super) struct GracePeriod {
     pub(super) link: Arc<Link>,
     pub(super) shared: Arc<Shared>,
     pub(super) grace_until: Option<Instant>,
 }
 
-impl Patience {
+impl GracePeriod {
     /// Does the work meanwhile. Returns `None` if the client was closed.
     pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> Option<T> {
         let link = Arc::clone(&self.link);
         let mut work = std::pin::pin!(work);
-        let mut deadlines = std::pin::pin!(link.lane.keep_deadlines());
+        let mut deadlines = std::pin::pin!(link.queue.keep_deadlines());
         let mut closed = std::pin::pin!(link.closed());
         loop {
             let spent = async {
@@ -63,7 +63,7 @@ pub(super) fn go_down(shared: &Shared, link: &Link, cause: Option<Arc<str>>) {
         cause: Arc::clone(&cause),
     });
     let soon = now + shared.settings.reconnect.longest(1);
-    link.lane.set_gate(Gate::Down(outage, soon));
+    link.queue.set_gate(Gate::Down(outage, soon));
     link.set_state(ConnectionState::Down, now);
     shared.hub.emit(link.index, EventKind::Down { cause });
 }

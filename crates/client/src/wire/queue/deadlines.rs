@@ -3,19 +3,19 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Job, Lane};
+use super::{Job, SubmitQueue};
 use crate::clock::{self, keeper};
 use crate::error::Certainty;
 use crate::wire::slot::Ended;
 
-impl Lane {
+impl SubmitQueue {
     /// Has the queue looked after for as long as it exists, should nobody serve it.
     pub(crate) fn watch(self: &Arc<Self>) {
-        let lane = Arc::downgrade(self);
+        let queue = Arc::downgrade(self);
         let mut seen = 0;
-        keeper::watch(move |now| match lane.upgrade() {
-            Some(lane) => {
-                lane.look_after(&mut seen, now);
+        keeper::watch(move |now| match queue.upgrade() {
+            Some(queue) => {
+                queue.look_after(&mut seen, now);
                 true
             }
             None => false,
@@ -24,14 +24,14 @@ impl Lane {
 
     /// Ends those in the queue whose deadline has passed; returns the next deadline.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         queue.attended += 1;
         let expired = queue.batch.expire(now);
         let next = queue.batch.earliest_deadline();
         drop(queue);
         for job in expired {
-            if let Job::Turning(turning) = &job {
-                self.never_sent(&turning.turns);
+            if let Job::TxTransition(transition) = &job {
+                self.never_sent(&transition.steps);
             }
             if let Some(ticket) = job.into_ticket() {
                 ticket.end(Ended::Expired {
@@ -48,7 +48,7 @@ impl Lane {
         loop {
             let next = self.expire(clock::now());
             let submitted = std::future::poll_fn(|cx| {
-                let mut queue = self.queue.lock();
+                let mut queue = self.inner.lock();
                 let earlier = match (queue.batch.earliest_deadline(), next) {
                     (Some(first), Some(next)) => first < next,
                     (first, _) => first.is_some(),
@@ -73,10 +73,10 @@ impl Lane {
     }
 
     /// Looks whether anybody serves the queue, and keeps its deadlines if nobody does. `seen` is what
-    /// [`Queue::attended`] was at the last look. A call is ended only if its caller was seen to run
+    /// [`Inner::attended`] was at the last look. A call is ended only if its caller was seen to run
     /// meanwhile, or what stands still may be the program as a whole.
     fn look_after(&self, seen: &mut u64, now: Instant) {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         if std::mem::replace(seen, queue.attended) != queue.attended {
             return;
         }
@@ -101,10 +101,10 @@ impl Lane {
         let gone = gone.into_iter().map(|job| (job, Certainty::NotSent));
         let given_up = given_up.into_iter().map(|(job, known, _)| (job, known));
         for (job, certainty) in gone.chain(given_up) {
-            if let Job::Turning(turning) = &job
+            if let Job::TxTransition(transition) = &job
                 && certainty == Certainty::NotSent
             {
-                self.never_sent(&turning.turns);
+                self.never_sent(&transition.steps);
             }
             if let Some(ticket) = job.into_ticket() {
                 ticket.end(Ended::Unattended(certainty));

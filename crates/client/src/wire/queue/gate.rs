@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{Job, Lane};
+use super::{Job, SubmitQueue};
 use crate::error::{Error, ErrorKind};
 use crate::wire::slot::Ended;
 
@@ -31,15 +31,15 @@ pub(crate) enum Gate {
     Closed,
 }
 
-impl Lane {
+impl SubmitQueue {
     /// Refuses what is new, and keeps what waits.
     pub(crate) fn refuse_new(&self) {
-        self.queue.lock().gate = Gate::Closed;
+        self.inner.lock().gate = Gate::Closed;
     }
 
     /// Opens or shuts the queue. A closed one stays closed. What waits in it stays only while the gate is open or waiting.
     pub(crate) fn set_gate(&self, gate: Gate) {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         let turned = match &gate {
             Gate::Open | Gate::Waiting => Vec::new(),
             Gate::Down(..) | Gate::Ended(_) | Gate::Orphaned | Gate::Closed => {
@@ -57,18 +57,18 @@ impl Lane {
 
     /// Moves the time of the next attempt, in the answer of refused calls.
     pub(crate) fn set_retry_at(&self, at: Instant) {
-        if let Gate::Down(_, retry_at) = &mut self.queue.lock().gate {
+        if let Gate::Down(_, retry_at) = &mut self.inner.lock().gate {
             *retry_at = at;
         }
     }
 
     pub(crate) fn gate(&self) -> Gate {
-        self.queue.lock().gate.clone()
+        self.inner.lock().gate.clone()
     }
 
     /// Returns the error of a call that the gate turned away.
     pub(crate) fn refusal(&self, now: Instant) -> Error {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         match &queue.gate {
             Gate::Down(outage, retry_at) => {
                 let error = down(outage, *retry_at, now);
@@ -92,14 +92,14 @@ impl Lane {
 
     /// Lets calls wait again: another runtime serves the queue from now on.
     pub(crate) fn adopt(&self) {
-        let mut queue = self.queue.lock();
+        let mut queue = self.inner.lock();
         if matches!(queue.gate, Gate::Orphaned) {
             queue.gate = Gate::Waiting;
         }
     }
 
     pub(crate) fn is_orphaned(&self) -> bool {
-        matches!(self.queue.lock().gate, Gate::Orphaned)
+        matches!(self.inner.lock().gate, Gate::Orphaned)
     }
 }
 

@@ -4,9 +4,9 @@ use crate::wire::identity::Identity;
 
 const BOUNDS: Bulkhead = Bulkhead::new(3, 100);
 
-fn submit(lane: &Lane, bytes: usize, limit: Duration) -> Result<Submitted, Error> {
+fn submit(queue: &SubmitQueue, bytes: usize, limit: Duration) -> Result<Submitted, Error> {
     let now = clock::now();
-    let ask = Ask {
+    let submission = Submission {
         replies: 1,
         started: now,
         deadline: now + limit,
@@ -16,7 +16,7 @@ fn submit(lane: &Lane, bytes: usize, limit: Duration) -> Result<Submitted, Error
         read_only: false,
         apart: false,
     };
-    lane.submit(ask, |out: &mut Vec<u8>| {
+    queue.submit(submission, |out: &mut Vec<u8>| {
         out.resize(out.len() + bytes, b'x');
         out.len()
     })
@@ -31,7 +31,7 @@ fn down() -> Gate {
     Gate::Down(Arc::new(outage), now + Duration::from_millis(70))
 }
 
-fn ghost() -> Identity {
+fn identity() -> Identity {
     Identity {
         id: 7,
         addr: "127.0.0.1:1".into(),
@@ -41,10 +41,10 @@ fn ghost() -> Identity {
 
 #[test]
 fn a_full_lane_refuses_and_says_which_bound() {
-    let lane = Lane::new(BOUNDS);
-    let held: Vec<_> = (0..3).map(|_| submit(&lane, 10, BOUND)).collect();
+    let queue = SubmitQueue::new(BOUNDS);
+    let held: Vec<_> = (0..3).map(|_| submit(&queue, 10, BOUND)).collect();
     assert!(held.iter().all(Result::is_ok));
-    let error = submit(&lane, 10, BOUND).expect_err("it is full");
+    let error = submit(&queue, 10, BOUND).expect_err("it is full");
     let in_flight = matches!(
         error.kind(),
         ErrorKind::Overloaded {
@@ -53,9 +53,9 @@ fn a_full_lane_refuses_and_says_which_bound() {
         }
     );
     assert!(in_flight, "{error}");
-    let lane = Lane::new(BOUNDS);
-    let _held = [100, 100].map(|bytes| submit(&lane, bytes, BOUND).expect("it passes"));
-    let error = submit(&lane, 1, BOUND).expect_err("it is full");
+    let queue = SubmitQueue::new(BOUNDS);
+    let _held = [100, 100].map(|bytes| submit(&queue, bytes, BOUND).expect("it passes"));
+    let error = submit(&queue, 1, BOUND).expect_err("it is full");
     let bytes = matches!(
         error.kind(),
         ErrorKind::Overloaded {
@@ -68,42 +68,42 @@ fn a_full_lane_refuses_and_says_which_bound() {
 
 #[test]
 fn c11_what_was_written_leaves_its_room_as_soon_as_the_driver_parks() {
-    let lane = Lane::new(Bulkhead::new(9, 100));
-    let _held = [100, 100].map(|bytes| submit(&lane, bytes, BOUND).expect("it passes"));
+    let queue = SubmitQueue::new(Bulkhead::new(9, 100));
+    let _held = [100, 100].map(|bytes| submit(&queue, bytes, BOUND).expect("it passes"));
     let mut batch = Batch::default();
-    lane.take(&mut batch, Backlog::default(), false);
-    assert!(submit(&lane, 1, BOUND).is_err(), "it is not written yet");
+    queue.take(&mut batch, Backlog::default(), false);
+    assert!(submit(&queue, 1, BOUND).is_err(), "it is not written yet");
     let written = Backlog {
         awaiting: 2,
         ..Backlog::default()
     };
-    assert!(lane.park(Waker::noop(), written, Left::Nothing));
-    assert!(submit(&lane, 1, BOUND).is_ok());
+    assert!(queue.park(Waker::noop(), written, Left::Nothing));
+    assert!(submit(&queue, 1, BOUND).is_ok());
 }
 
 #[test]
 fn c11_one_large_value_that_waits_does_not_shut_out_the_others() {
-    let lane = Lane::new(Bulkhead::new(99, 100));
-    let _large = submit(&lane, 5_000, BOUND).expect("it passes");
-    let _small = [(); 9].map(|()| submit(&lane, 10, BOUND).expect("there is room"));
+    let queue = SubmitQueue::new(Bulkhead::new(99, 100));
+    let _large = submit(&queue, 5_000, BOUND).expect("it passes");
+    let _small = [(); 9].map(|()| submit(&queue, 10, BOUND).expect("there is room"));
     // Nor while the driver has it, and has written a part.
-    lane.take(&mut Batch::default(), Backlog::default(), false);
+    queue.take(&mut Batch::default(), Backlog::default(), false);
     let held = Backlog {
         awaiting: 10,
         unsent: 4_090,
         longest: 4_000,
     };
-    assert!(lane.park(Waker::noop(), held, Left::Nothing));
-    let _last = submit(&lane, 10, BOUND).expect("there is room");
-    assert!(submit(&lane, 10, BOUND).is_err(), "90 and 10 are 100");
+    assert!(queue.park(Waker::noop(), held, Left::Nothing));
+    let _last = submit(&queue, 10, BOUND).expect("there is room");
+    assert!(submit(&queue, 10, BOUND).is_err(), "90 and 10 are 100");
 }
 
 #[tokio::test]
 async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_it() {
-    let lane = Lane::new(Bulkhead::new(99, 100));
+    let queue = SubmitQueue::new(Bulkhead::new(99, 100));
     let now = clock::now();
     let send = |apart| {
-        let ask = Ask {
+        let submission = Submission {
             replies: 1,
             started: now,
             deadline: now + BOUND,
@@ -113,7 +113,7 @@ async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_
             read_only: false,
             apart,
         };
-        let submitted = lane.submit(ask, |out: &mut Vec<u8>| {
+        let submitted = queue.submit(submission, |out: &mut Vec<u8>| {
             out.push(b'x');
             out.len()
         });
@@ -126,7 +126,7 @@ async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_
             awaiting,
             ..Backlog::default()
         };
-        let (_, left) = lane.take(&mut batch, backlog, all);
+        let (_, left) = queue.take(&mut batch, backlog, all);
         (batch.drain().count(), left)
     };
     assert_eq!(take(0, false), (1, Left::Some));
@@ -141,47 +141,47 @@ const BOUND: Duration = Duration::from_secs(1);
 
 #[tokio::test]
 async fn what_waits_is_turned_away_when_the_server_is_down_and_so_is_what_comes() {
-    let lane = Lane::new(BOUNDS);
-    let waiting = submit(&lane, 1, BOUND).expect("it waits");
-    lane.set_gate(down());
+    let queue = SubmitQueue::new(BOUNDS);
+    let waiting = submit(&queue, 1, BOUND).expect("it waits");
+    queue.set_gate(down());
     assert!(matches!(waiting.pending.await, Ended::Turned));
-    let error = submit(&lane, 1, BOUND).expect_err("it is down");
+    let error = submit(&queue, 1, BOUND).expect_err("it is down");
     assert_eq!(error.certainty(), Certainty::NotSent);
     assert!(error.retry_after().expect("it says when") <= Duration::from_millis(70));
-    assert_eq!(lane.take_refused(), 1);
-    assert_eq!(lane.in_flight(), 0);
+    assert_eq!(queue.take_refused(), 1);
+    assert_eq!(queue.in_flight(), 0);
 }
 
 #[test]
 fn a_closed_lane_stays_closed() {
-    let lane = Lane::new(BOUNDS);
-    lane.refuse_new();
-    lane.set_gate(Gate::Open);
-    let error = submit(&lane, 1, BOUND).expect_err("it is closed");
+    let queue = SubmitQueue::new(BOUNDS);
+    queue.refuse_new();
+    queue.set_gate(Gate::Open);
+    let error = submit(&queue, 1, BOUND).expect_err("it is closed");
     assert!(matches!(error.kind(), ErrorKind::Closed));
 }
 
 #[tokio::test]
 async fn those_whose_time_is_up_end_and_the_others_keep_their_places() {
-    let lane = Lane::new(BOUNDS);
-    let hasty = submit(&lane, 5, Duration::ZERO).expect("it waits");
-    let patient = submit(&lane, 7, BOUND).expect("it waits");
-    assert!(lane.expire(clock::now()).is_some(), "one is left");
+    let queue = SubmitQueue::new(BOUNDS);
+    let hasty = submit(&queue, 5, Duration::ZERO).expect("it waits");
+    let patient = submit(&queue, 7, BOUND).expect("it waits");
+    assert!(queue.expire(clock::now()).is_some(), "one is left");
     let Ended::Expired { certainty, .. } = hasty.pending.await else {
         panic!("it has expired");
     };
     assert_eq!(certainty, Certainty::NotSent);
     let mut batch = Batch::default();
-    lane.take(&mut batch, Backlog::default(), false);
+    queue.take(&mut batch, Backlog::default(), false);
     assert_eq!((batch.len(), batch.byte_len()), (1, 7));
     drop(patient);
 }
 
 #[tokio::test]
 async fn c18_what_relies_on_a_fence_does_not_go_with_a_connection_that_has_none() {
-    let lane = Lane::new(BOUNDS);
+    let queue = SubmitQueue::new(BOUNDS);
     let now = clock::now();
-    let ask = Ask {
+    let submission = Submission {
         replies: 1,
         started: now,
         deadline: now + BOUND,
@@ -191,34 +191,38 @@ async fn c18_what_relies_on_a_fence_does_not_go_with_a_connection_that_has_none(
         read_only: false,
         apart: false,
     };
-    let relying = lane
-        .submit(ask, |out: &mut Vec<u8>| out.len())
+    let relying = queue
+        .submit(submission, |out: &mut Vec<u8>| out.len())
         .expect("it waits");
-    let other = submit(&lane, 7, BOUND).expect("it waits");
-    lane.serves(false);
+    let other = submit(&queue, 7, BOUND).expect("it waits");
+    queue.serves(false);
     let Ended::Lost { certainty, .. } = relying.pending.await else {
         panic!("it is turned away");
     };
     assert_eq!(certainty, Certainty::NotSent);
-    assert_eq!(lane.in_flight(), 1, "the other goes");
+    assert_eq!(queue.in_flight(), 1, "the other goes");
     // Nor does one that comes while it serves.
-    lane.set_gate(Gate::Open);
-    let late = lane.submit(ask, |out: &mut Vec<u8>| out.len());
+    queue.set_gate(Gate::Open);
+    let late = queue.submit(submission, |out: &mut Vec<u8>| out.len());
     let error = late.expect_err("it relies on a fence");
     assert_eq!(error.certainty(), Certainty::NotSent);
     assert!(matches!(error.kind(), ErrorKind::Lost { .. }), "{error}");
-    assert!(submit(&lane, 7, BOUND).is_ok(), "others may");
+    assert!(submit(&queue, 7, BOUND).is_ok(), "others may");
     // The next one may be another.
-    lane.release();
-    assert!(lane.submit(ask, |out: &mut Vec<u8>| out.len()).is_ok());
+    queue.release();
+    assert!(
+        queue
+            .submit(submission, |out: &mut Vec<u8>| out.len())
+            .is_ok()
+    );
     drop(other);
 }
 
 #[test]
 fn a_transaction_is_not_interrupted_but_by_its_end() {
-    let lane = Lane::new(BOUNDS);
+    let queue = SubmitQueue::new(BOUNDS);
     let now = clock::now();
-    let ask = Ask {
+    let submission = Submission {
         replies: 1,
         started: now,
         deadline: now + BOUND,
@@ -228,21 +232,21 @@ fn a_transaction_is_not_interrupted_but_by_its_end() {
         read_only: false,
         apart: false,
     };
-    let multi = vec![(0, Turn::Multi)];
-    let begun = lane.submit_turning(multi, ask, |out: &mut Vec<u8>| out.len());
+    let multi = vec![(0, TxStep::Multi)];
+    let begun = queue.submit_transition(multi, submission, |out: &mut Vec<u8>| out.len());
     assert!(begun.is_ok());
-    lane.order(Order::Fence(ghost()));
-    assert!(lane.holds_a_fence());
-    lane.order(Order::Abandon("over".into()));
+    queue.command(DriverCommand::Fence(identity()));
+    assert!(queue.holds_a_fence());
+    queue.command(DriverCommand::Abandon("over".into()));
     assert_eq!(
-        lane.take_orders(Backlog::default()).len(),
+        queue.take_commands(Backlog::default()).len(),
         1,
         "only the end is told at once"
     );
     let done = Reply::One(redis::Value::Nil);
-    lane.answered(&vec![(0, Turn::Exec)], &done);
-    assert!(!lane.holds_a_fence());
+    queue.answered(&vec![(0, TxStep::Exec)], &done);
+    assert!(!queue.holds_a_fence());
     assert!(
-        matches!(&lane.take_orders(Backlog::default())[..], [Order::Fence(known)] if *known == ghost())
+        matches!(&queue.take_commands(Backlog::default())[..], [DriverCommand::Fence(known)] if *known == identity())
     );
 }

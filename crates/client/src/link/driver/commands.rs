@@ -7,7 +7,7 @@ use steadfast_core::conn::{Batch, Conn, Terms};
 
 use super::{Authentication, Driver, End};
 use crate::link::connect;
-use crate::wire::queue::{Backlog, Job, Left, Order};
+use crate::wire::queue::{Backlog, DriverCommand, Job, Left};
 use crate::wire::slot::{Blame, Ended, Rejoin};
 
 /// Deadline of the driver's own commands: they are watched by `response_idle_timeout` instead.
@@ -28,15 +28,15 @@ impl Driver {
             return self.authenticate(conn, now);
         }
         let patient = self.left == Left::Some && now >= self.left_since + self.apart_for;
-        let (orders, left) = self.lane.take(&mut self.spare, Backlog::of(conn), patient);
+        let (commands, left) = self.queue.take(&mut self.spare, Backlog::of(conn), patient);
         if left == Left::Some && self.left == Left::Nothing {
             self.left_since = now;
         }
         self.left = left;
         // Its own commands come first. What was submitted belongs to the connection even if this is its end: so it is told that it was not sent.
-        let obeyed = orders
+        let obeyed = commands
             .into_iter()
-            .try_for_each(|order| self.obey(order, conn, now));
+            .try_for_each(|command| self.obey(command, conn, now));
         self.withdraw_unwanted(now);
         conn.submit(&mut self.spare, now);
         if let Some((_, rejoin)) = &self.aside {
@@ -53,38 +53,43 @@ impl Driver {
             now.saturating_duration_since(terms.submitted) > JUST_COME && !job.is_wanted()
         });
         for job in gone {
-            if let Job::Turning(turning) = job {
-                self.lane.never_sent(&turning.turns);
+            if let Job::TxTransition(transition) = job {
+                self.queue.never_sent(&transition.steps);
             }
         }
     }
 
-    fn obey(&mut self, order: Order, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
-        match order {
-            Order::Abandon(cause) => return Err(End::ordered(cause, false)),
-            Order::Depose(cause) => {
+    fn obey(
+        &mut self,
+        command: DriverCommand,
+        conn: &mut Conn<Job>,
+        now: Instant,
+    ) -> Result<(), End> {
+        match command {
+            DriverCommand::Abandon(cause) => return Err(End::ordered(cause, false)),
+            DriverCommand::Depose(cause) => {
                 let mut end = End::ordered(cause, false);
                 end.deaf = true;
                 return Err(end);
             }
-            Order::Yield(cause) => {
+            DriverCommand::Yield(cause) => {
                 if self.overdue_since.is_some() && !self.last_look(conn) {
                     return Err(End::ordered(cause, true));
                 }
             }
-            Order::Retire(cause) => self.retiring = Some(cause),
-            Order::Fence(ghost) if ghost.is_elsewhere(self.server.as_deref()) => {
-                self.shared.fences.gone(self.link, &ghost);
+            DriverCommand::Retire(cause) => self.retiring = Some(cause),
+            DriverCommand::Fence(identity) if identity.is_elsewhere(self.server.as_deref()) => {
+                self.shared.fences.gone(self.link, &identity);
             }
-            Order::Fence(ghost) => {
-                let command = ghost.kill();
+            DriverCommand::Fence(identity) => {
+                let command = identity.kill();
                 let until = now + INTERNAL;
-                self.submit_own(Job::Fence(Box::new(ghost)), &command, until, conn, now);
+                self.submit_own(Job::Fence(Box::new(identity)), &command, until, conn, now);
             }
-            Order::Reauthenticate(command) => {
+            DriverCommand::Reauthenticate(command) => {
                 self.authentication = Authentication::Due(command);
             }
-            Order::EndReads => {
+            DriverCommand::EndReads => {
                 let usual = self.usual;
                 conn.give_up(now, |waiting| waiting.read_only && waiting.given <= usual);
                 while let Some((job, certainty, _)) = conn.poll_given_up() {
@@ -93,10 +98,10 @@ impl Driver {
                     }
                 }
             }
-            Order::Lives => self.lives(conn, now),
-            Order::StepAside(lane, rejoin) => {
+            DriverCommand::Lives => self.lives(conn, now),
+            DriverCommand::StepAside(queue, rejoin) => {
                 self.retiring = Some("it has finished what it had".into());
-                self.aside = Some((lane, rejoin));
+                self.aside = Some((queue, rejoin));
             }
         }
         Ok(())
@@ -104,8 +109,8 @@ impl Driver {
 
     /// Gives new credentials, once nothing else is on the wire.
     fn authenticate(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
-        for order in self.lane.take_orders(Backlog::of(conn)) {
-            self.obey(order, conn, now)?;
+        for command in self.queue.take_commands(Backlog::of(conn)) {
+            self.obey(command, conn, now)?;
         }
         if conn.awaiting() > 0 {
             return Ok(());
@@ -138,10 +143,10 @@ impl Driver {
         self.link = None;
     }
 
-    /// Ends once everything is answered; what is new stays in the lane for the successor.
+    /// Ends once everything is answered; what is new stays in the queue for the successor.
     fn retire(&mut self, conn: &mut Conn<Job>, now: Instant) -> Result<(), End> {
-        for order in self.lane.take_orders(Backlog::of(conn)) {
-            self.obey(order, conn, now)?;
+        for command in self.queue.take_commands(Backlog::of(conn)) {
+            self.obey(command, conn, now)?;
         }
         match &self.retiring {
             Some(cause) if conn.awaiting() == 0 || !self.is_awaited(conn) => {

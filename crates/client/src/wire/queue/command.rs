@@ -5,7 +5,7 @@ use std::sync::Arc;
 use redis::{Pipeline, Value};
 use steadfast_core::redis_rs::{self, CommandRef};
 
-use super::Lane;
+use super::SubmitQueue;
 use crate::wire::identity::Identity;
 use crate::wire::slot::{Rejoin, Ticket};
 
@@ -17,7 +17,7 @@ pub(crate) enum Job {
     /// A call that may have run already: only for a connection that can fence its predecessors.
     Fenced(Ticket),
     /// A call that begins or ends a transaction.
-    Turning(Box<Turning>),
+    TxTransition(Box<TxTransition>),
     /// A PING of the driver's own.
     Heartbeat,
     /// A CLIENT KILL for this abandoned connection.
@@ -33,7 +33,7 @@ impl Job {
     pub(crate) fn into_ticket(self) -> Option<Ticket> {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
-            Self::Turning(turning) => Some(turning.ticket),
+            Self::TxTransition(transition) => Some(transition.ticket),
             Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
         }
     }
@@ -41,7 +41,7 @@ impl Job {
     fn ticket(&self) -> Option<&Ticket> {
         match self {
             Self::Call(ticket) | Self::Fenced(ticket) => Some(ticket),
-            Self::Turning(turning) => Some(&turning.ticket),
+            Self::TxTransition(transition) => Some(&transition.ticket),
             Self::Heartbeat | Self::Fence(_) | Self::Reauthenticate | Self::Proof(_) => None,
         }
     }
@@ -58,7 +58,7 @@ impl Job {
 }
 
 /// A command of a supervisor to its driver.
-pub(crate) enum Order {
+pub(crate) enum DriverCommand {
     /// End at once; what waits is lost. Answers that have come already are still handed out.
     Abandon(Arc<str>),
     /// End at once, and hand out nothing any more: the server is deposed, and nothing that it
@@ -76,30 +76,30 @@ pub(crate) enum Order {
     EndReads,
     /// The server is at work on what it was sent, as it says: a sign of life.
     Lives,
-    /// Finish what was begun on this lane instead, where nothing new comes: a standby connection
+    /// Finish what was begun on this queue instead, where nothing new comes: a standby connection
     /// takes over, though this one lives. Reads, and what was not begun, go with the standby.
-    StepAside(Arc<Lane>, Rejoin),
+    StepAside(Arc<SubmitQueue>, Rejoin),
 }
 
 /// A step in the transaction of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Turn {
+pub(crate) enum TxStep {
     Multi,
     Exec,
     Discard,
 }
 
 /// The steps of a request, each with the place of its reply.
-pub(crate) type Turns = Vec<(usize, Turn)>;
+pub(crate) type TxSteps = Vec<(usize, TxStep)>;
 
 /// A request that begins or ends a transaction.
 #[derive(Debug)]
-pub(crate) struct Turning {
+pub(crate) struct TxTransition {
     pub(crate) ticket: Ticket,
-    pub(crate) turns: Turns,
+    pub(crate) steps: TxSteps,
 }
 
-impl Turn {
+impl TxStep {
     pub(crate) fn of<'a>(cmd: impl Into<CommandRef<'a>>) -> Option<Self> {
         let name = cmd.into().arguments().next()?;
         [
@@ -109,13 +109,13 @@ impl Turn {
         ]
         .into_iter()
         .find(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))
-        .map(|(_, turn)| turn)
+        .map(|(_, step)| step)
     }
 
     /// Returns the steps of a pipeline that is not a transaction as a whole: such a one begins and ends in one breath.
-    pub(crate) fn all_of(pipeline: &Pipeline) -> Turns {
+    pub(crate) fn all_of(pipeline: &Pipeline) -> TxSteps {
         if pipeline.is_transaction() {
-            return Turns::new();
+            return TxSteps::new();
         }
         redis_rs::commands(pipeline)
             .enumerate()
@@ -153,8 +153,8 @@ mod tests {
             .cmd("SET")
             .arg("k")
             .arg(1);
-        assert_eq!(Turn::all_of(&pipeline), [(1, Turn::Multi)]);
+        assert_eq!(TxStep::all_of(&pipeline), [(1, TxStep::Multi)]);
         pipeline.atomic();
-        assert!(Turn::all_of(&pipeline).is_empty());
+        assert!(TxStep::all_of(&pipeline).is_empty());
     }
 }
