@@ -1,4 +1,5 @@
-//! What a refused call costs: in an outage it is given to everybody, for as long as the outage lasts.
+//! What a refused call costs: in an outage it is given to everybody, for as long as the outage
+//! lasts.
 #![allow(
     clippy::unwrap_used,
     clippy::disallowed_methods,

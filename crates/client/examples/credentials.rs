@@ -1,5 +1,6 @@
-//! Shows a password that rotates while the client lives: it stands in a file, as Kubernetes and Vault agents write it, and no call fails when
-//! it changes. The program makes a user for that on the server, and takes it away again; it needs the right to.
+//! Shows a password that rotates while the client lives: it stands in a file, as Kubernetes and
+//! Vault agents write it, and no call fails when it changes. The program makes a user for that on
+//! the server, and takes it away again; it needs the right to.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast --example credentials
 

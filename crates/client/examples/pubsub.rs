@@ -1,4 +1,5 @@
-//! Shows a subscriber that outlives its connection, and is told what it may have missed. The program cuts that connection itself, by its name.
+//! Shows a subscriber that outlives its connection, and is told what it may have missed. The
+//! program cuts that connection itself, by its name.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast --example pubsub
 
@@ -31,7 +32,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 }
                 cut(&mut redis, &name).await?;
             }
-            // From here on messages may be missed: what is derived from them is no longer to be trusted.
+            // From here on messages may be missed: what is derived from them is no longer to be
+            // trusted.
             PubSubEvent::Lost { cause } => println!("lost: {cause}"),
             // Read anew what the messages of so long would have told.
             PubSubEvent::Resumed { gap: Some(gap) } => {

@@ -1,5 +1,6 @@
-//! Shows `Retry` around an async function of one's own: pauses, ends and predicates are composed, and a budget keeps the repeats of all callers
-//! from multiplying the load. Here it waits for the result of a job that a worker is about to store.
+//! Shows `Retry` around an async function of one's own: pauses, ends and predicates are composed,
+//! and a budget keeps the repeats of all callers from multiplying the load. Here it waits for the
+//! result of a job that a worker is about to store.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast --example retry
 

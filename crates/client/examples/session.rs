@@ -1,5 +1,6 @@
-//! Shows a session, a connection of one's own: WATCH a key, read it, and change it in a MULTI that is done only if nobody else has changed
-//! the key meanwhile. Two tasks move money out of one account, and no coin is lost.
+//! Shows a session, a connection of one's own: WATCH a key, read it, and change it in a MULTI that
+//! is done only if nobody else has changed the key meanwhile. Two tasks move money out of one
+//! account, and no coin is lost.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast --example session
 
@@ -16,7 +17,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let key = format!("example:session:{}", std::process::id());
     let () = redis.set(&key, 100).await?;
 
-    // WATCH is the connection's, so each task needs a session of its own; the client would refuse it.
+    // WATCH is the connection's, so each task needs a session of its own; the client would refuse
+    // it.
     let (mut ada, mut bob) = (redis.session().await?, redis.session().await?);
     let (by_ada, by_bob) = tokio::try_join!(
         withdraw_often(&mut ada, &key),

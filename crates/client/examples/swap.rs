@@ -1,5 +1,6 @@
-//! Shows the swap from redis-rs's `ConnectionManager`: the alias and one line that connects. The rest is code for redis-rs, left as it was,
-//! and what an error can now be asked: whether the command may have run.
+//! Shows the swap from redis-rs's `ConnectionManager`: the alias and one line that connects. The
+//! rest is code for redis-rs, left as it was, and what an error can now be asked: whether the
+//! command may have run.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast --example swap
 

@@ -17,8 +17,9 @@ pub(crate) struct BreakerGate {
     counted: Mutex<Counted>,
     /// The breaker's generation while calls pass without asking, else 0.
     free: AtomicU64,
-    /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the breaker hears of anything else, or failures
-    /// would seem to come in a row that have thousands of successes between them.
+    /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the
+    /// breaker hears of anything else, or failures would seem to come in a row that have thousands
+    /// of successes between them.
     successes: Box<[Count]>,
     /// The queue of calls that do not pass freely. While a call is in it, none passes freely.
     pub(crate) ramp: RampQueue,
@@ -65,7 +66,8 @@ impl BreakerGate {
         Ok(gate)
     }
 
-    /// Adds calls of this connection that ended well. Only its driver may call this: a single writer needs neither a lock nor an atomic addition.
+    /// Adds calls of this connection that ended well. Only its driver may call this: a single
+    /// writer needs neither a lock nor an atomic addition.
     pub(crate) fn count_successes(&self, connection: usize, n: u64) {
         if let Some(Count(count)) = self.successes.get(connection) {
             count.store(
@@ -110,7 +112,8 @@ impl BreakerGate {
             })
     }
 
-    /// Records how an attempt ended. Successes of calls that passed freely are counted by the driver, in batches.
+    /// Records how an attempt ended. Successes of calls that passed freely are counted by the
+    /// driver, in batches.
     pub(crate) fn record(
         &self,
         permit: Permit,

@@ -1,8 +1,10 @@
 //! The one place where policies are ordered.
 //!
-//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal of calls that cannot meet their deadline, the bounds of the queue,
-//! the connection, and then, if it failed, the judgement whether another attempt is safe and within budget. Every step is under the one
-//! deadline that the call began with. The first attempt allocates nothing; what follows a failure may take its time.
+//! A call passes: the command table (may it run here, may it be repeated), the breaker, the refusal
+//! of calls that cannot meet their deadline, the bounds of the queue, the connection, and then, if
+//! it failed, the judgement whether another attempt is safe and within budget. Every step is under
+//! the one deadline that the call began with. The first attempt allocates nothing; what follows a
+//! failure may take its time.
 
 pub(crate) mod blocking;
 pub(crate) mod dedicated;
@@ -63,8 +65,9 @@ pub(crate) async fn call(
     call.run(options).await
 }
 
-/// Makes one attempt on a dedicated connection, which nothing but its deadline limits. Returns besides the result the refusal after which the connection is
-/// not fit for another call, if there was one.
+/// Makes one attempt on a dedicated connection, which nothing but its deadline limits. Returns
+/// besides the result the refusal after which the connection is not fit for another call, if there
+/// was one.
 pub(crate) async fn call_dedicated(
     shared: &Shared,
     queue: &SubmitQueue,
@@ -119,7 +122,8 @@ struct Resubmission<'a> {
     seq: Option<u64>,
     /// The connection in service when it was last submitted.
     epoch: u64,
-    /// Whether it may have run already: then a connection that cannot fence its predecessors must not carry it.
+    /// Whether it may have run already: then a connection that cannot fence its predecessors must
+    /// not carry it.
     only_fenced: bool,
     /// The next connection waits for this call to come again.
     rejoin: Option<Rejoin>,
@@ -272,7 +276,8 @@ impl Call<'_> {
         result
     }
 
-    /// The breaker, except within the allowance for a short interruption: then the call waits for the connection instead.
+    /// The breaker, except within the allowance for a short interruption: then the call waits for
+    /// the connection instead.
     fn admit(&self, now: Instant) -> Result<AttemptPermit, Error> {
         let pass = self.shared.breaker.admit(now);
         if let Ok(pass) = &pass {
@@ -294,8 +299,9 @@ impl Call<'_> {
         })
     }
 
-    /// Waits for the turn that the breaker's ramp has given (in that generation), and for those who came before. If the ramp is cut short, the breaker is
-    /// asked again, for another `permit` and another turn.
+    /// Waits for the turn that the breaker's ramp has given (in that generation), and for those who
+    /// came before. If the ramp is cut short, the breaker is asked again, for another `permit` and
+    /// another turn.
     async fn wait_for_turn<'g>(
         &'g self,
         (mut turn, generation): (Instant, u64),
@@ -369,7 +375,8 @@ impl Call<'_> {
                 && self.plan.effect != Effect::Read
                 && !self.shared.settings.repeat_without_fence;
             match self.attempt(clock::now(), &mut again).await {
-                // What may have run in an earlier attempt may have run, whatever became of this one.
+                // What may have run in an earlier attempt may have run, whatever became of this
+                // one.
                 Err(next)
                     if !again.blamed_again
                         && self.may_repeat(&next)

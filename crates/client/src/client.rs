@@ -83,7 +83,8 @@ pub struct CloseReport {
 }
 
 impl Client {
-    /// A client for this URL: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS, `unix:///path`.
+    /// A client for this URL: `redis://[user:password@]host[:port][/db]`, `rediss://…` for TLS,
+    /// `unix:///path`.
     ///
     /// Where sentinels watch the primary:
     /// `redis-sentinel://[user:password@]host[:26379][,host…]/service[/db]`, `rediss-sentinel://…`
@@ -138,18 +139,20 @@ impl Client {
     /// ```
     ///
     /// # Cancellation
-    /// Whoever drops this future does not learn what became of the command. A pop (BLPOP, LPOP, XREADGROUP with NOACK…) that is dropped as its answer comes
-    /// has taken an element, which is lost then, as it is where the connection is. Where that must not be, BLMOVE or LMOVE moves the element to a list
-    /// of the consumer's own, from which LREM takes it when the work is done.
+    /// Whoever drops this future does not learn what became of the command. A pop (BLPOP, LPOP,
+    /// XREADGROUP with NOACK…) that is dropped as its answer comes has taken an element, which is
+    /// lost then, as it is where the connection is. Where that must not be, BLMOVE or LMOVE moves
+    /// the element to a list of the consumer's own, from which LREM takes it when the work is done.
     ///
     /// # Errors
-    /// [`Error::certainty`] says what is known of the command. A reply that is an error is an `Err` too.
+    /// [`Error::certainty`] says what is known of the command. A reply that is an error is an `Err`
+    /// too.
     pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
         self.send_with(cmd, &self.inner.defaults).await
     }
 
-    /// Sends a pipeline or transaction and returns all its replies in order; errors among them are values. A transaction's are those of MULTI,
-    /// of each command (`QUEUED`) and of EXEC.
+    /// Sends a pipeline or transaction and returns all its replies in order; errors among them are
+    /// values. A transaction's are those of MULTI, of each command (`QUEUED`) and of EXEC.
     ///
     /// ```no_run
     /// # async fn example(client: steadfast::Client) -> Result<(), steadfast::Error> {
@@ -245,8 +248,9 @@ impl Client {
         Ok(Session::new(connection, self.db()))
     }
 
-    /// Subscriptions on a connection of their own, which resubscribe by themselves and report what may have been missed. They live in the
-    /// client's runtime, and end with it: then [`PubSub::next`] yields `None`.
+    /// Subscriptions on a connection of their own, which resubscribe by themselves and report what
+    /// may have been missed. They live in the client's runtime, and end with it: then
+    /// [`PubSub::next`] yields `None`.
     pub fn pubsub(&self) -> PubSub {
         PubSub::start(
             Arc::clone(&self.inner.shared),
@@ -324,7 +328,8 @@ impl Client {
         self.inner.shared.hub.history()
     }
 
-    /// The last outages (50 are kept), oldest first: cause, time to notice, calls refused, unknown outcomes, time to recover.
+    /// The last outages (50 are kept), oldest first: cause, time to notice, calls refused, unknown
+    /// outcomes, time to recover.
     pub fn incidents(&self) -> Vec<Incident> {
         self.inner.shared.hub.incidents()
     }
@@ -346,8 +351,8 @@ impl Client {
         shared.breaker_changed(transition);
     }
 
-    /// Connects anew, by hand. What is in flight ends as if the connection had been lost, also on the connections of blocking calls and sessions,
-    /// and subscribers connect anew.
+    /// Connects anew, by hand. What is in flight ends as if the connection had been lost, also on
+    /// the connections of blocking calls and sessions, and subscribers connect anew.
     pub fn reconnect(&self) {
         let shared = &self.inner.shared;
         for link in &shared.links {
@@ -356,8 +361,9 @@ impl Client {
         shared.following.reset();
     }
 
-    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections, those of sessions, blocking calls and
-    /// subscriptions too: a [`PubSub`] yields what it has heard, and then `None`.
+    /// Refuses what is new, waits for what is in flight up to `deadline`, and ends the connections,
+    /// those of sessions, blocking calls and subscriptions too: a [`PubSub`] yields what it has
+    /// heard, and then `None`.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         let inner = &*self.inner;
         let shared = &inner.shared;
@@ -399,7 +405,8 @@ impl Client {
         if tasks.is_empty() {
             return CloseReport { unfinished: 0 };
         }
-        // They end by themselves and tell each call what is known of it; whatever does not is ended.
+        // They end by themselves and tell each call what is known of it; whatever does not is
+        // ended.
         let ended = async {
             for task in tasks {
                 task.ended().await;

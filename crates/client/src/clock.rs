@@ -36,8 +36,8 @@ pub(crate) async fn sleep(time: Duration) {
     sleep_until(Deadline::after(now(), time).instant()).await;
 }
 
-/// Returns the result of `work`, or `None` if it has none at `at`. Time that this process stood still is not
-/// held against it: what has become ready meanwhile is looked at first.
+/// Returns the result of `work`, or `None` if it has none at `at`. Time that this process stood
+/// still is not held against it: what has become ready meanwhile is looked at first.
 pub(crate) async fn timeout_at<T>(at: Instant, work: impl Future<Output = T>) -> Option<T> {
     tokio::select! {
         biased;
@@ -51,8 +51,8 @@ pub(crate) async fn timeout<T>(limit: Duration, work: impl Future<Output = T>) -
     timeout_at(Deadline::after(now(), limit).instant(), work).await
 }
 
-/// Waits until `at`. If this process stood still then, it waits for another moment, so that whatever
-/// has become ready meanwhile comes first.
+/// Waits until `at`. If this process stood still then, it waits for another moment, so that
+/// whatever has become ready meanwhile comes first.
 pub(crate) async fn sleep_fairly_until(at: Instant) {
     sleep_until(at).await;
     let now = now();

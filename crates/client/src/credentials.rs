@@ -1,7 +1,7 @@
 //! Where user name and password come from, and how they change while connections live.
 //!
-//! A provider is asked at every handshake, and tells when what it gave changes or expires, so that live connections give the new credentials
-//! in time instead of being cut off.
+//! A provider is asked at every handshake, and tells when what it gave changes or expires, so that
+//! live connections give the new credentials in time instead of being cut off.
 
 #[cfg(feature = "entra-id")]
 mod entra;
@@ -46,7 +46,8 @@ impl Credentials {
         Self { asked, ..self }
     }
 
-    /// Returns whether they answer an earlier question than the others do, and so may have been replaced by those.
+    /// Returns whether they answer an earlier question than the others do, and so may have been
+    /// replaced by those.
     pub(crate) fn before(&self, other: &Self) -> bool {
         self.asked < other.asked
     }
@@ -123,14 +124,16 @@ impl CredentialsError {
 /// # Ok(()) }
 /// ```
 pub trait CredentialsProvider: fmt::Debug + Send + Sync {
-    /// The credentials to use now. Called at each handshake and each time [`renew_in`](Self::renew_in) has passed; under the deadline of a
-    /// connect phase.
+    /// The credentials to use now. Called at each handshake and each time
+    /// [`renew_in`](Self::renew_in) has passed; under the deadline of a connect phase.
     fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>>;
 
-    /// Returns when to ask again, for the sake of connections that live. `None`: never, these do not change.
+    /// Returns when to ask again, for the sake of connections that live. `None`: never, these do
+    /// not change.
     fn renew_in(&self) -> Option<Duration>;
 
-    /// Returns the trouble with renewing credentials, while those that are held still work; told as an event long before it is an outage.
+    /// Returns the trouble with renewing credentials, while those that are held still work; told as
+    /// an event long before it is an outage.
     fn trouble(&self) -> Option<CredentialsError> {
         None
     }

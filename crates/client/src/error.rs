@@ -1,7 +1,8 @@
 //! Every failure says what is known of the command, and what to do.
 //!
-//! An error that leaves open whether a write took effect cannot be handled: so [`Error::certainty`] is on every one of them, also on those that
-//! reach the caller as a [`redis::RedisError`] (see [`certainty`]).
+//! An error that leaves open whether a write took effect cannot be handled: so [`Error::certainty`]
+//! is on every one of them, also on those that reach the caller as a [`redis::RedisError`] (see
+//! [`certainty`]).
 
 pub(crate) mod connect;
 
@@ -65,8 +66,9 @@ pub enum ErrorKind {
     },
     /// The server answered with an error.
     Server(ServerError),
-    /// The reply passes a limit of [`ClientBuilder::reply_limits`](crate::ClientBuilder::reply_limits). The command has run; it is not sent again, since its
-    /// reply would be as large, and the connection has ended with it.
+    /// The reply passes a limit of
+    /// [`ClientBuilder::reply_limits`](crate::ClientBuilder::reply_limits). The command has run; it
+    /// is not sent again, since its reply would be as large, and the connection has ended with it.
     ReplyTooLarge {
         /// The limit that the reply passes.
         limit: DecodeError,
@@ -226,7 +228,8 @@ impl Error {
         }
     }
 
-    /// Returns whether the infrastructure failed, not the command: such errors count for the breaker, and a cache may degrade on them.
+    /// Returns whether the infrastructure failed, not the command: such errors count for the
+    /// breaker, and a cache may degrade on them.
     pub fn is_infrastructure(&self) -> bool {
         match &self.kind {
             ErrorKind::Server(error) => self.server_refusal(error) != Refusal::Lasting,
@@ -330,7 +333,8 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// An error of Steadfast inside an [`std::io::Error`] inside a [`RedisError`], so that redis-rs users find it by [`certainty`].
+/// An error of Steadfast inside an [`std::io::Error`] inside a [`RedisError`], so that redis-rs
+/// users find it by [`certainty`].
 impl From<Error> for RedisError {
     fn from(error: Error) -> Self {
         let kind = match &error.kind {
@@ -350,10 +354,12 @@ impl From<Error> for RedisError {
     }
 }
 
-/// Marks, in the text of an error reply, that the command may have run half way: a [`RedisError`] has no other room for it.
+/// Marks, in the text of an error reply, that the command may have run half way: a [`RedisError`]
+/// has no other room for it.
 const HALF_WAY: &str = " [outcome unknown]";
 
-/// An error reply stays one, with its code; where its command may have run half way, its text says so.
+/// An error reply stays one, with its code; where its command may have run half way, its text says
+/// so.
 pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisError {
     let detail = error.details().unwrap_or_default();
     let mark = match certainty {
@@ -369,8 +375,8 @@ pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisEr
 
 /// Returns what is known of a command that failed with a [`RedisError`] of this client.
 ///
-/// An error that does not come from the connection (a value of another type than asked for, say) belongs to a command that was answered: it
-/// counts as `Unknown`, since its effect stands.
+/// An error that does not come from the connection (a value of another type than asked for, say)
+/// belongs to a command that was answered: it counts as `Unknown`, since its effect stands.
 ///
 /// ```no_run
 /// use steadfast::redis::{AsyncCommands, RedisResult};
@@ -386,7 +392,8 @@ pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisEr
 /// # }
 /// ```
 pub fn certainty(error: &RedisError) -> Certainty {
-    // Of a transaction that was aborted nothing has run. One in the words of a script has a source, which is looked at below.
+    // Of a transaction that was aborted nothing has run. One in the words of a script has a source,
+    // which is looked at below.
     let mut source = std::error::Error::source(error);
     if source.is_none() && error.kind() == redis::ErrorKind::Server(ServerErrorKind::ExecAbort) {
         return Certainty::Rejected;

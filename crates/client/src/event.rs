@@ -1,4 +1,5 @@
-//! One enum describes what happens to a connection; history, log lines and metrics are all derived from it.
+//! One enum describes what happens to a connection; history, log lines and metrics are all derived
+//! from it.
 //!
 //! Feeding the three apart lets them disagree, at the moment when someone needs them to agree.
 
@@ -25,7 +26,8 @@ pub struct Event {
     pub at_ms: u64,
     /// The index of the connection among the client's, from 0.
     pub connection: usize,
-    /// Whether it is one of the many events of a connection that flaps ([`EventKind::Flapping`]), which the history tells as one.
+    /// Whether it is one of the many events of a connection that flaps ([`EventKind::Flapping`]),
+    /// which the history tells as one.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_not"))]
     pub folded: bool,
     /// The kind of an event.
@@ -73,7 +75,8 @@ pub enum EventKind {
     Lost {
         /// The cause.
         cause: Arc<str>,
-        /// Requests written and not answered, those given up while it was silent included: their outcome is unknown.
+        /// Requests written and not answered, those given up while it was silent included: their
+        /// outcome is unknown.
         unknown: usize,
         /// Requests that were not written.
         not_sent: usize,
@@ -118,12 +121,14 @@ pub enum EventKind {
         /// The abandoned connection's id.
         id: i64,
     },
-    /// The server does not let this user kill connections: last-wins writes are not repeated after an unknown outcome.
+    /// The server does not let this user kill connections: last-wins writes are not repeated after
+    /// an unknown outcome.
     FenceRefused {
         /// The server's answer.
         cause: Arc<str>,
     },
-    /// New credentials are in force: a connection that gave them has taken the place of the one before.
+    /// New credentials are in force: a connection that gave them has taken the place of the one
+    /// before.
     Reauthenticated,
     /// New credentials could not be had, or were refused.
     CredentialsFailed {
@@ -156,8 +161,9 @@ pub enum EventKind {
         /// The relation of its data to that of the primary before.
         history: FailoverHistory,
     },
-    /// The connection is lost and replaced again and again. From here on the history holds this one entry, which grows, in place of each loss;
-    /// listeners hear of it once a second at most, and of what it consists of as ever.
+    /// The connection is lost and replaced again and again. From here on the history holds this one
+    /// entry, which grows, in place of each loss; listeners hear of it once a second at most, and
+    /// of what it consists of as ever.
     Flapping(Flapping),
     /// No connection was lost for two minutes.
     FlappingEnded(Flapping),
@@ -216,7 +222,8 @@ pub struct Events {
 pub enum EventItem {
     /// The next event.
     Event(Event),
-    /// This listener was too slow (256 events are kept for it): so many were missed. [`Client::history`](crate::Client::history) has the last ones.
+    /// This listener was too slow (256 events are kept for it): so many were missed.
+    /// [`Client::history`](crate::Client::history) has the last ones.
     Gap(u64),
 }
 

@@ -1,4 +1,5 @@
-//! The tasks that follow a primary which sentinels watch: asking them, and telling what a switch cost.
+//! The tasks that follow a primary which sentinels watch: asking them, and telling what a switch
+//! cost.
 
 mod account;
 mod watch;

@@ -22,7 +22,8 @@ pub struct Health {
     pub message: String,
     /// `master` or `slave`, as Redis words it.
     pub role: Option<String>,
-    /// The server's version; its own where it says which version of Redis it is compatible with besides (Valkey).
+    /// The server's version; its own where it says which version of Redis it is compatible with
+    /// besides (Valkey).
     pub version: Option<String>,
     /// Clients connected to the server.
     pub clients: Option<u64>,
@@ -31,7 +32,8 @@ pub struct Health {
 }
 
 impl Client {
-    /// Pings the server, then asks what it says of itself. Takes `timeout` at most, and never fails: what went wrong is the message.
+    /// Pings the server, then asks what it says of itself. Takes `timeout` at most, and never
+    /// fails: what went wrong is the message.
     pub async fn health(&self, timeout: Duration) -> Health {
         let began = clock::now();
         let scoped = self.with(CallOptions::new().deadline(timeout));

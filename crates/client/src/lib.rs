@@ -1,7 +1,8 @@
 //! A Redis client that keeps an application serving when Redis does not.
 //!
-//! redis-rs supplies commands and values; the connection is Steadfast's own, because what matters in an outage is decided there: what is known
-//! of a command whose answer never came, when a silent peer is dead, and how long a call may wait.
+//! redis-rs supplies commands and values; the connection is Steadfast's own, because what matters
+//! in an outage is decided there: what is known of a command whose answer never came, when a silent
+//! peer is dead, and how long a call may wait.
 //!
 //! ```no_run
 //! use steadfast::redis::AsyncCommands;
@@ -15,16 +16,20 @@
 //!
 //! - A call never outlives its deadline (1 s by default), waits, attempts and pauses included.
 //! - Every failure says what is known of the command: [`Certainty`]. Only what is safe is repeated.
-//! - A short interruption is not noticed; after it, calls to a server that is down are refused in microseconds.
-//! - The client starts without Redis, reconnects for ever, and says what it does: [`Client::status`], [`Client::events`].
+//! - A short interruption is not noticed; after it, calls to a server that is down are refused in
+//!   microseconds.
+//! - The client starts without Redis, reconnects for ever, and says what it does:
+//!   [`Client::status`], [`Client::events`].
 //!
 //! # Features
-//! `tls` (default): `rediss://` and `Tls`, by rustls. `metrics` (default): metrics through the facade of the crate `metrics`. `serde`: `Serialize` for
-//! status, health, events and incidents. `entra-id`: credentials of Azure's Entra ID, with Azure's own crates.
+//! `tls` (default): `rediss://` and `Tls`, by rustls. `metrics` (default): metrics through the
+//! facade of the crate `metrics`. `serde`: `Serialize` for status, health, events and incidents.
+//! `entra-id`: credentials of Azure's Entra ID, with Azure's own crates.
 //!
 //! # Versions
-//! Commands, values and errors of redis-rs cross this interface, so its major version is part of ours: a new one of redis-rs is a new one of this crate.
-//! [`redis`] is the one that fits. Other crates' features never change what this one does. Before 1.0 a minor version may break.
+//! Commands, values and errors of redis-rs cross this interface, so its major version is part of
+//! ours: a new one of redis-rs is a new one of this crate. [`redis`] is the one that fits. Other
+//! crates' features never change what this one does. Before 1.0 a minor version may break.
 
 mod breaker;
 mod call;

@@ -28,7 +28,8 @@ use crate::wire::queue::SubmitQueue;
 #[cfg_attr(feature = "serde", serde(rename_all = "snake_case"))]
 #[non_exhaustive]
 pub enum ConnectionState {
-    /// Connecting for the first time, or anew within the allowance for short interruptions: calls wait.
+    /// Connecting for the first time, or anew within the allowance for short interruptions: calls
+    /// wait.
     Connecting,
     /// In service.
     Ready,
@@ -141,7 +142,8 @@ impl Link {
         self.epoch.load(Ordering::Relaxed)
     }
 
-    /// Asks for another connection in place of this one; if it has been replaced already, that was it.
+    /// Asks for another connection in place of this one; if it has been replaced already, that was
+    /// it.
     pub(crate) fn reset(&self, epoch: u64, cause: &str) {
         {
             let mut view = self.view.lock();
@@ -187,7 +189,8 @@ impl LinkView {
         since + self.grace_left
     }
 
-    /// Notes that calls are answered (again). Returns how long they were not, if they ever were before.
+    /// Notes that calls are answered (again). Returns how long they were not, if they ever were
+    /// before.
     pub(crate) fn outage_ends(&mut self, now: Instant) -> Option<Duration> {
         let outage = now.saturating_duration_since(self.outage_since.take()?);
         self.healthy_since = now;

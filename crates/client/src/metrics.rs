@@ -1,6 +1,7 @@
 //! Metrics through the `metrics` facade, named as OpenTelemetry names those of a database client.
 //!
-//! Install a recorder before building a client: handles are fetched once, so that the hot path pays a few nanoseconds and no look-up by name.
+//! Install a recorder before building a client: handles are fetched once, so that the hot path pays
+//! a few nanoseconds and no look-up by name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -65,7 +66,8 @@ impl Metrics {
     /// Records a call that was answered.
     pub(crate) fn answered(&self, name: &'static str, took: Duration) {
         let known = self.operations.load();
-        // Few names are in use, and each is one static string: comparing addresses finds it in a nanosecond or two.
+        // Few names are in use, and each is one static string: comparing addresses finds it in a
+        // nanosecond or two.
         if let Some((_, histogram)) = known.iter().find(|(n, _)| std::ptr::eq(*n, name)) {
             histogram.record(took);
             return;
@@ -81,7 +83,8 @@ impl Metrics {
     }
 }
 
-/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not a series from nowhere.
+/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not
+/// a series from nowhere.
 fn begin_counters(events: &[&'static str]) {
     for event in events {
         counter!(EVENTS, "event" => *event).increment(0);

@@ -1,4 +1,5 @@
-//! The name of each variant of an enum, and the list of all names, from one table: a variant that is new cannot be missing in the list.
+//! The name of each variant of an enum, and the list of all names, from one table: a variant that
+//! is new cannot be missing in the list.
 
 macro_rules! named {
     (

@@ -27,15 +27,17 @@ impl CallOptions {
         Self::default()
     }
 
-    /// Sets an absolute limit on the whole call, waits and repeats included, instead of the client's. Longer costs patience in an outage, not
-    /// resources of the client: the call keeps its place for so long.
+    /// Sets an absolute limit on the whole call, waits and repeats included, instead of the
+    /// client's. Longer costs patience in an outage, not resources of the client: the call keeps
+    /// its place for so long.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Says what repeating the command does, where the table cannot know (scripts, functions, modules) or is too careful. A caller that says
-    /// `Read` or `LastWins` of what accumulates will see it applied twice.
+    /// Says what repeating the command does, where the table cannot know (scripts, functions,
+    /// modules) or is too careful. A caller that says `Read` or `LastWins` of what accumulates will
+    /// see it applied twice.
     pub fn effect(mut self, effect: Effect) -> Self {
         self.effect = Some(effect);
         self
@@ -62,8 +64,8 @@ impl CallOptions {
         self
     }
 
-    /// Allows so many attempts at most, the first included. One that ended before anything of it was
-    /// written counts only where one is all that is asked for.
+    /// Allows so many attempts at most, the first included. One that ended before anything of it
+    /// was written counts only where one is all that is asked for.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = Some(attempts.max(1));
         self

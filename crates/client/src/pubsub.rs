@@ -1,7 +1,8 @@
 //! Subscriptions that outlive their connection.
 //!
-//! What a subscriber misses while its connection is away cannot be had back, so it must at least be told: a loss is reported when it is noticed,
-//! and its end together with how long it lasted. A heartbeat notices a connection that is silent because it is dead.
+//! What a subscriber misses while its connection is away cannot be had back, so it must at least be
+//! told: a loss is reported when it is noticed, and its end together with how long it lasted. A
+//! heartbeat notices a connection that is silent because it is dead.
 
 mod feed;
 mod subscriber;
@@ -44,7 +45,8 @@ pub enum PubSubEvent {
     },
     /// Every subscription stands (again). For the first time, `gap` is `None`.
     Resumed {
-        /// The time for which messages may have been missed, counted from the last byte that was heard.
+        /// The time for which messages may have been missed, counted from the last byte that was
+        /// heard.
         gap: Option<Duration>,
     },
     /// This subscriber was too slow: so many messages were dropped here.
@@ -54,12 +56,13 @@ pub enum PubSubEvent {
     },
 }
 
-/// Subscriptions on a connection of their own, from [`Client::pubsub`](crate::Client::pubsub). Ends when it is dropped, and when the client is
-/// closed.
+/// Subscriptions on a connection of their own, from [`Client::pubsub`](crate::Client::pubsub). Ends
+/// when it is dropped, and when the client is closed.
 ///
-/// For one that is slow, 4 096 messages are kept, of no more bytes than [`buffered_bytes`](crate::ClientBuilder::buffered_bytes); those past that
-/// are dropped and counted. The connection speaks RESP3 where the server does, whatever the URL says, because only there it can take new
-/// credentials without being made anew.
+/// For one that is slow, 4 096 messages are kept, of no more bytes than
+/// [`buffered_bytes`](crate::ClientBuilder::buffered_bytes); those past that are dropped and
+/// counted. The connection speaks RESP3 where the server does, whatever the URL says, because only
+/// there it can take new credentials without being made anew.
 ///
 /// ```no_run
 /// use steadfast::PubSubEvent;
@@ -185,7 +188,8 @@ impl PubSub {
         self.control.ssubscribe(channel).await
     }
 
-    /// Waits for the next event; `None` once the client is closed. A [`PubSub`] is also a [`futures_util::Stream`].
+    /// Waits for the next event; `None` once the client is closed. A [`PubSub`] is also a
+    /// [`futures_util::Stream`].
     pub async fn next(&mut self) -> Option<PubSubEvent> {
         std::future::poll_fn(|cx| self.heard.poll(cx)).await
     }
@@ -203,13 +207,15 @@ impl PubSubControl {
     /// Subscribes to a channel, and returns when the server has confirmed it.
     ///
     /// # Errors
-    /// The server refused it (its ACL, say), and the subscription is given up. Or it was not confirmed within the client's deadline: then it is
-    /// kept all the same, and is made as soon as the server can be reached: `Resumed` tells.
+    /// The server refused it (its ACL, say), and the subscription is given up. Or it was not
+    /// confirmed within the client's deadline: then it is kept all the same, and is made as soon as
+    /// the server can be reached: `Resumed` tells.
     pub async fn subscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
         self.begin(SubscriptionKind::Channel, channel.into()).await
     }
 
-    /// Subscribes to all channels that match a glob-style pattern, as [`subscribe`](Self::subscribe) does to one.
+    /// Subscribes to all channels that match a glob-style pattern, as
+    /// [`subscribe`](Self::subscribe) does to one.
     ///
     /// # Errors
     /// As there.
@@ -217,7 +223,8 @@ impl PubSubControl {
         self.begin(SubscriptionKind::Pattern, pattern.into()).await
     }
 
-    /// Subscribes to a sharded channel, as [`subscribe`](Self::subscribe) does to one: to what SPUBLISH publishes. Servers before Redis 7 know none, and refuse it.
+    /// Subscribes to a sharded channel, as [`subscribe`](Self::subscribe) does to one: to what
+    /// SPUBLISH publishes. Servers before Redis 7 know none, and refuse it.
     ///
     /// # Errors
     /// As there.
@@ -228,12 +235,14 @@ impl PubSubControl {
     /// Ends the subscription to a channel. What was heard before may still be yielded.
     ///
     /// # Errors
-    /// The client is closed, or the order was not taken within its deadline because too many others wait (1 024).
+    /// The client is closed, or the order was not taken within its deadline because too many others
+    /// wait (1 024).
     pub async fn unsubscribe(&self, channel: impl Into<Vec<u8>>) -> Result<(), Error> {
         self.end(SubscriptionKind::Channel, channel.into()).await
     }
 
-    /// Ends the subscription to a pattern, as [`unsubscribe`](Self::unsubscribe) does that to a channel.
+    /// Ends the subscription to a pattern, as [`unsubscribe`](Self::unsubscribe) does that to a
+    /// channel.
     ///
     /// # Errors
     /// As there.
@@ -241,7 +250,8 @@ impl PubSubControl {
         self.end(SubscriptionKind::Pattern, pattern.into()).await
     }
 
-    /// Ends the subscription to a sharded channel, as [`unsubscribe`](Self::unsubscribe) does that to a channel.
+    /// Ends the subscription to a sharded channel, as [`unsubscribe`](Self::unsubscribe) does that
+    /// to a channel.
     ///
     /// # Errors
     /// As there.

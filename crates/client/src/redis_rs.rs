@@ -1,4 +1,5 @@
-//! The adapter to the traits of redis-rs: its users swap the type of their connection and keep their code.
+//! The adapter to the traits of redis-rs: its users swap the type of their connection and keep
+//! their code.
 
 use redis::aio::{ConnectionLike, MultiplexedConnection};
 use redis::{
@@ -50,7 +51,8 @@ connection_like!(Client);
 connection_like!(ScopedClient);
 connection_like!(Session);
 
-/// redis-rs makes an error of an answer that holds one (of EXEC, of a script), and so would lose that the rest has run.
+/// redis-rs makes an error of an answer that holds one (of EXEC, of a script), and so would lose
+/// that the rest has run.
 fn whole(cmd: &Cmd, answer: Value) -> RedisResult<Value> {
     let nested = matches!(
         answer,
@@ -91,7 +93,8 @@ fn nothing_to_send() -> RedisError {
     (ErrorKind::Client, "empty command").into()
 }
 
-/// Returns the replies that redis-rs asks for: `count` from `offset`. Of a transaction that was aborted, the error that redis-rs makes of its refusals.
+/// Returns the replies that redis-rs asks for: `count` from `offset`. Of a transaction that was
+/// aborted, the error that redis-rs makes of its refusals.
 async fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResult<Vec<Value>> {
     if offset > 0 {
         let kept = replies.split_off(offset.min(replies.len()));
@@ -110,9 +113,11 @@ async fn cut(mut replies: Vec<Value>, offset: usize, count: usize) -> RedisResul
     Ok(replies)
 }
 
-/// The error of an aborted transaction, with every refusal at the index of its command; nothing if there is none among the replies to what was queued.
+/// The error of an aborted transaction, with every refusal at the index of its command; nothing if
+/// there is none among the replies to what was queued.
 ///
-/// Only redis-rs itself can make that error, so a connection of its own is shown the replies, in memory.
+/// Only redis-rs itself can make that error, so a connection of its own is shown the replies, in
+/// memory.
 async fn aborted(queued: &[Value]) -> RedisResult<()> {
     let refused = |reply: &Value| matches!(reply, Value::ServerError(_));
     if !queued.iter().any(refused) {

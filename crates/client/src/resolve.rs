@@ -1,4 +1,5 @@
-//! From a name to the one of its addresses that serves: resolved anew each time, all of them tried, both families in turns.
+//! From a name to the one of its addresses that serves: resolved anew each time, all of them tried,
+//! both families in turns.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -32,13 +33,15 @@ use tokio::task::JoinHandle;
 /// # Ok(()) }
 /// ```
 pub trait Resolve: std::fmt::Debug + Send + Sync {
-    /// The addresses of `host`. Asked anew at every attempt to connect; where it fails, the addresses of its last success serve.
+    /// The addresses of `host`. Asked anew at every attempt to connect; where it fails, the
+    /// addresses of its last success serve.
     fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>>;
 }
 
 type Lookup = (String, u16, JoinHandle<io::Result<Vec<SocketAddr>>>);
 
-/// The system's resolver. A look-up that hangs is waited for by later attempts instead of being joined by another.
+/// The system's resolver. A look-up that hangs is waited for by later attempts instead of being
+/// joined by another.
 #[derive(Debug, Default)]
 pub struct SystemResolver {
     running: tokio::sync::Mutex<Option<Lookup>>,
@@ -89,8 +92,9 @@ pub(crate) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     mixed
 }
 
-/// Tries each place, the next one when the last has failed or is slow; the first that succeeds wins (RFC 8305, section 5, but what counts is for the
-/// attempt to say). However many swallow what is sent to them, each has its turn within `limit`. If all fail, their errors.
+/// Tries each place, the next one when the last has failed or is slow; the first that succeeds wins
+/// (RFC 8305, section 5, but what counts is for the attempt to say). However many swallow what is
+/// sent to them, each has its turn within `limit`. If all fail, their errors.
 pub(crate) async fn race<P: Copy, T, E, A: Future<Output = Result<T, E>>>(
     places: &[P],
     limit: Duration,

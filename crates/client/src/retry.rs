@@ -1,7 +1,8 @@
 //! Retries for any async function, composed as tenacity composes them.
 //!
-//! The client repeats its own commands by itself, where that is safe. This is for what stands around it: a look-up that needs several commands,
-//! a call to another service. It decides nothing about safety; the function it repeats must bear it.
+//! The client repeats its own commands by itself, where that is safe. This is for what stands
+//! around it: a look-up that needs several commands, a call to another service. It decides nothing
+//! about safety; the function it repeats must bear it.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -166,13 +167,15 @@ impl<'a, T, E: fmt::Display + fmt::Debug> Retry<'a, T, E> {
         self
     }
 
-    /// No pause begins that would end after so long. A running attempt is not cut short: give it a limit of its own.
+    /// No pause begins that would end after so long. A running attempt is not cut short: give it a
+    /// limit of its own.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// Draws each repeat on a budget that others may share, so that together they cannot multiply the load of an outage.
+    /// Draws each repeat on a budget that others may share, so that together they cannot multiply
+    /// the load of an outage.
     pub fn budget(mut self, budget: &'a Budget) -> Self {
         self.budget = Some(budget);
         self
@@ -187,7 +190,8 @@ impl<'a, T, E: fmt::Display + fmt::Debug> Retry<'a, T, E> {
     /// Runs `attempt` until it succeeds or there is no further attempt.
     ///
     /// # Errors
-    /// The last error, or the last result if that was refused, with the attempts made and why there was no further one.
+    /// The last error, or the last result if that was refused, with the attempts made and why there
+    /// was no further one.
     pub async fn run(
         &self,
         mut attempt: impl AsyncFnMut() -> Result<T, E>,

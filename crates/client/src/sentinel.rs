@@ -69,7 +69,8 @@ pub(crate) struct Discovery {
     /// Counts up when all sentinels are to be asked at once.
     pub(crate) wanted: tokio::sync::watch::Sender<u64>,
     started: Instant,
-    /// The time at which the last majority was known to agree: nanoseconds after `started`, and one; or 0.
+    /// The time at which the last majority was known to agree: nanoseconds after `started`, and
+    /// one; or 0.
     majority_at: AtomicU64,
     /// Calls that may have written and were answered, ever.
     acknowledged: AtomicU64,

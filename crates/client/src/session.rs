@@ -1,4 +1,5 @@
-//! A connection of one's own, for commands that change the connection's state: WATCH, a bare MULTI, SELECT.
+//! A connection of one's own, for commands that change the connection's state: WATCH, a bare MULTI,
+//! SELECT.
 
 use std::sync::Arc;
 
@@ -8,8 +9,9 @@ use crate::call::dedicated::Dedicated;
 use crate::error::Error;
 use crate::options::CallOptions;
 
-/// A connection of one's own, from [`Client::session`](crate::Client::session). Clones share it. It is not replaced when it is lost: what it
-/// was in the middle of is lost with it, and every later call says so.
+/// A connection of one's own, from [`Client::session`](crate::Client::session). Clones share it. It
+/// is not replaced when it is lost: what it was in the middle of is lost with it, and every later
+/// call says so.
 ///
 /// ```no_run
 /// use steadfast::redis::{self, AsyncCommands};

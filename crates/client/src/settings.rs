@@ -53,8 +53,8 @@ pub(crate) struct Settings {
     /// The age that a majority's word may have for writes; `None`: any.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
-    /// The time that calls wait for the next connection at the start of an outage, if that is longer
-    /// than `reconnect_grace`.
+    /// The time that calls wait for the next connection at the start of an outage, if that is
+    /// longer than `reconnect_grace`.
     pub(crate) wait_for_primary: Duration,
     #[cfg(feature = "tls")]
     pub(crate) sentinel_tls: SentinelTls,
@@ -129,8 +129,8 @@ impl Settings {
         }
     }
 
-    /// Returns how often a majority of sentinels is to confirm the primary: often enough for the proof that
-    /// writes need.
+    /// Returns how often a majority of sentinels is to confirm the primary: often enough for the
+    /// proof that writes need.
     pub(crate) fn confirm_every(&self, usual: Duration) -> Duration {
         match self.primary_proof {
             Some(within) => (within / 3).clamp(Duration::from_millis(100), usual),

@@ -1,9 +1,11 @@
 //! The client against a server in memory, under virtual time.
 //!
-//! Real servers show what really happens, and only what happens often. Here an hour takes a second, and each seed is another history of cut
-//! connections, half replies, garbage, silence and commands that are run long after they were given up. The whole client runs: handshake, driver,
-//! supervisor, breaker, fences; only the sockets are not real. The same seed gives the same history, so what a seed has found it finds again:
-//! `STEADFAST_SIMULATED_SEED=n` runs that one alone, `STEADFAST_SIMULATED_SEEDS=n` so many.
+//! Real servers show what really happens, and only what happens often. Here an hour takes a second,
+//! and each seed is another history of cut connections, half replies, garbage, silence and commands
+//! that are run long after they were given up. The whole client runs: handshake, driver,
+//! supervisor, breaker, fences; only the sockets are not real. The same seed gives the same
+//! history, so what a seed has found it finds again: `STEADFAST_SIMULATED_SEED=n` runs that one
+//! alone, `STEADFAST_SIMULATED_SEEDS=n` so many.
 
 mod world;
 
@@ -187,7 +189,8 @@ impl Caller {
     }
 }
 
-/// A history: callers, and a world in which things go wrong for a while. Returns what can be compared with another run of it.
+/// A history: callers, and a world in which things go wrong for a while. Returns what can be
+/// compared with another run of it.
 async fn history(seed: u64, odds: Odds, modes: &[Mode]) -> (Vec<Made>, World, u64) {
     let world = World::new(seed, odds);
     let client = client_of(&world, seed);
@@ -466,8 +469,9 @@ fn c13_calls_of_one_moment_keep_their_order_while_the_ramp_after_an_outage_sprea
                             let mut call = Box::pin(maybe_done(client.send(set)));
                             let _ = futures_util::poll!(&mut call);
                             calls.push(call);
-                            // Timers are of whole milliseconds, and clocks are not: the turn of the one that waits is over before it wakes,
-                            // and the next comes when it need not wait at all.
+                            // Timers are of whole milliseconds, and clocks are not: the turn of the
+                            // one that waits is over before it wakes, and the next comes when it
+                            // need not wait at all.
                             tokio::time::advance(Duration::from_micros(rng.u64(0..300))).await;
                         }
                         join_all(&mut calls).await;
@@ -531,7 +535,8 @@ fn c9_the_turns_of_a_ramp_that_was_cut_short_hold_up_nobody() {
             tokio::time::sleep(ms(1)).await;
         }
         assert!(clock::now() - cut < ms(480), "the old ramp is not over");
-        // Those of the crowd that were not served were told so as soon as the breaker was open again.
+        // Those of the crowd that were not served were told so as soon as the breaker was open
+        // again.
         let (mut served, mut refused) = (0, 0);
         while let Some(ended) = crowd.join_next().await {
             match ended.expect("no call panics") {

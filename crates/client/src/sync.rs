@@ -1,5 +1,6 @@
-//! The locks and counts that threads meet at, where their order matters; under `--cfg loom` those of the model checker, which runs a test
-//! through every order in which its threads can meet. `scripts/check` builds this crate alone with it, so that what it stands on stays as it is.
+//! The locks and counts that threads meet at, where their order matters; under `--cfg loom` those
+//! of the model checker, which runs a test through every order in which its threads can meet.
+//! `scripts/check` builds this crate alone with it, so that what it stands on stays as it is.
 
 #[cfg(loom)]
 pub(crate) use loom::sync::{

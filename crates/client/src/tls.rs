@@ -71,7 +71,8 @@ impl Tls {
         Ok(self)
     }
 
-    /// Shows this certificate chain (PEM file) with its key (PEM file) to a server that asks for one.
+    /// Shows this certificate chain (PEM file) with its key (PEM file) to a server that asks for
+    /// one.
     ///
     /// ```no_run
     /// use steadfast::{Client, Tls};
@@ -93,7 +94,8 @@ impl Tls {
         self.client_certificate_pem(&chain, &key)
     }
 
-    /// Shows this certificate chain, as [`client_certificate`](Self::client_certificate) does, from memory.
+    /// Shows this certificate chain, as [`client_certificate`](Self::client_certificate) does, from
+    /// memory.
     ///
     /// # Errors
     /// One does not hold what it should.

@@ -1,4 +1,5 @@
-//! The way of a command's bytes: callers put them into a queue, and replies come back through slots.
+//! The way of a command's bytes: callers put them into a queue, and replies come back through
+//! slots.
 //!
 //! Nothing here knows which connection the bytes will take, nor what to do when one is lost.
 

@@ -1,7 +1,7 @@
 //! How often a call asks for memory, counted: unlike times, counts are the same on every machine.
 //!
-//! A test binary of its own, because the counter is the process's allocator. Caller, driver and supervisor share one thread here, so what is
-//! counted is all that the client does for a call.
+//! A test binary of its own, because the counter is the process's allocator. Caller, driver and
+//! supervisor share one thread here, so what is counted is all that the client does for a call.
 #![allow(clippy::unwrap_used)]
 
 use std::future::Future;
@@ -12,7 +12,8 @@ use steadfast_drill::process::Redis;
 use tokio::runtime::Runtime;
 
 const CALLS: u64 = 1_000;
-/// What may be asked for now and then, whatever the number of calls: a buffer that grows, a timer's wheel.
+/// What may be asked for now and then, whatever the number of calls: a buffer that grows, a timer's
+/// wheel.
 const NOW_AND_THEN: u64 = 20;
 
 fn runtime() -> Runtime {

@@ -1,11 +1,13 @@
 //! The line of those whom the breaker does not let pass freely.
 //!
-//! After an outage its ramp gives each call a turn, and the calls wait for theirs by timers, which are of whole milliseconds: two that were made
-//! one after the other could change places. So each also waits for those before it, but not for long: one that is not polled when its turn
-//! has come (its caller does something else) must not hold up the others.
+//! After an outage its ramp gives each call a turn, and the calls wait for theirs by timers, which
+//! are of whole milliseconds: two that were made one after the other could change places. So each
+//! also waits for those before it, but not for long: one that is not polled when its turn has come
+//! (its caller does something else) must not hold up the others.
 //!
-//! A ramp may be cut short: the breaker opens again, and the turns that it gave mean nothing any more. Then those who wait for them are recalled, to
-//! ask the breaker anew. They keep their places, as they have come before whoever comes now.
+//! A ramp may be cut short: the breaker opens again, and the turns that it gave mean nothing any
+//! more. Then those who wait for them are recalled, to ask the breaker anew. They keep their
+//! places, as they have come before whoever comes now.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -67,7 +69,8 @@ impl RampQueue {
         }
     }
 
-    /// Voids the turns of earlier generations: a ramp was cut short. A waiter that has not yet been woken counts as if its turn had arrived.
+    /// Voids the turns of earlier generations: a ramp was cut short. A waiter that has not yet been
+    /// woken counts as if its turn had arrived.
     pub(crate) fn recall(&self, generation: u64, now: Instant) {
         let mut state = self.state.lock();
         state.valid_from = generation;
@@ -123,7 +126,8 @@ impl RampTicket<'_> {
         self.ramp.moved.notify_waiters();
     }
 
-    /// Waits until those before it have gone, or have lost their places: 20 ms after the last turn among theirs at the latest.
+    /// Waits until those before it have gone, or have lost their places: 20 ms after the last turn
+    /// among theirs at the latest.
     pub(crate) async fn reached(&self) {
         loop {
             let moved = self.ramp.moved.notified();

@@ -207,7 +207,8 @@ impl BlockingCall<'_> {
         })
     }
 
-    /// Returns whether the server that refused the call is known not to be the one that is wanted, and nothing of the call has run.
+    /// Returns whether the server that refused the call is known not to be the one that is wanted,
+    /// and nothing of the call has run.
     fn follows(&self, error: &Error) -> bool {
         error.certainty() == Certainty::Rejected
             && match error.refusal() {

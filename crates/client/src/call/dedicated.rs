@@ -1,7 +1,8 @@
 //! A connection that one caller has to itself: for sessions and for commands that block.
 //!
-//! It is not replaced when it is lost, because what made it special (a transaction begun, a key watched) is lost with it. Nor does it outlive the
-//! client's being served by the server that it was made to: see [`crate::link::following`].
+//! It is not replaced when it is lost, because what made it special (a transaction begun, a key
+//! watched) is lost with it. Nor does it outlive the client's being served by the server that it
+//! was made to: see [`crate::link::following`].
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,30 +31,32 @@ use crate::wire::identity::Identity;
 use crate::wire::queue::{DriverCommand, Gate, SubmitQueue, TxStep};
 use crate::wire::slot::{Blame, Ended};
 
-/// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be queued in a transaction, and silence is what
-/// a blocking command asks for.
+/// Nothing but the deadlines of its calls watches a connection of one's own: a heartbeat would be
+/// queued in a transaction, and silence is what a blocking command asks for.
 const UNWATCHED: Watch = Watch {
     doubtful: Duration::from_secs(365 * 86_400),
     response_idle_timeout: Duration::from_secs(365 * 86_400),
     heartbeat: Duration::from_secs(365 * 86_400),
 };
 
-/// A connection that one caller has to itself. Dropped with requests unanswered, it is killed on the server too.
+/// A connection that one caller has to itself. Dropped with requests unanswered, it is killed on
+/// the server too.
 #[derive(Debug)]
 pub(crate) struct Dedicated {
     shared: Arc<Shared>,
     queue: Arc<SubmitQueue>,
     identity: Option<Identity>,
     tie: Tie,
-    /// The server refused it the credentials in force: it works for as long as the server lets it, and is not used anew.
+    /// The server refused it the credentials in force: it works for as long as the server lets it,
+    /// and is not used anew.
     stale: Arc<AtomicBool>,
     /// The server said that it is not the one that is wanted.
     unfit: AtomicBool,
 }
 
 impl Dedicated {
-    /// Connects, under the client's connect deadlines and within `limit`. In a short interruption it waits for its end; while the server is
-    /// down it is refused.
+    /// Connects, under the client's connect deadlines and within `limit`. In a short interruption
+    /// it waits for its end; while the server is down it is refused.
     pub(crate) async fn open(
         shared: &Arc<Shared>,
         connector: &Arc<Connector>,
@@ -193,7 +196,8 @@ impl Dedicated {
         result
     }
 
-    /// Ends the connection, because the server has said that it is not the one that is wanted. The shared connection of this epoch may be to the same one.
+    /// Ends the connection, because the server has said that it is not the one that is wanted. The
+    /// shared connection of this epoch may be to the same one.
     async fn give_up(&self, refusal: Refusal, epoch: u64) {
         self.unfit.store(true, Ordering::Relaxed);
         let why = why_reset(&self.shared, refusal);
@@ -234,8 +238,9 @@ impl Dedicated {
         reply.inspect_err(crate::metrics::count_error)
     }
 
-    /// Ends the connection, because another of this client was abandoned since MULTI. What is left in it must not be applied after this transaction, and it
-    /// cannot be killed from within one: so nothing of the transaction is done.
+    /// Ends the connection, because another of this client was abandoned since MULTI. What is left
+    /// in it must not be applied after this transaction, and it cannot be killed from within one:
+    /// so nothing of the transaction is done.
     fn give_up_transaction(&self) -> Error {
         let cause: Arc<str> = "another connection was abandoned during the transaction".into();
         self.queue
@@ -245,7 +250,8 @@ impl Dedicated {
 }
 
 impl Drop for Dedicated {
-    /// Has it fenced at once if requests are unanswered, so that whatever the caller does next comes after them.
+    /// Has it fenced at once if requests are unanswered, so that whatever the caller does next
+    /// comes after them.
     fn drop(&mut self) {
         if self.queue.in_flight() > 0 {
             self.shared.fences.fence(self.identity.clone());

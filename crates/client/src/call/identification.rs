@@ -13,8 +13,9 @@ use crate::target::Role;
 use crate::wire::queue::{Submission, Submitted};
 use crate::wire::slot::Ended;
 
-/// Asks the server whether it still serves. A call was told that it is no primary any more, or wants a password, and it may not be
-/// true of that one. So the server is asked, and only its own answer replaces the connection that all callers share.
+/// Asks the server whether it still serves. A call was told that it is no primary any more, or
+/// wants a password, and it may not be true of that one. So the server is asked, and only its own
+/// answer replaces the connection that all callers share.
 pub(crate) async fn ask_who_serves(shared: &Shared, link: &Link, epoch: u64, deadline: Instant) {
     let now = clock::now();
     let submission = Submission {

@@ -91,16 +91,16 @@ impl Call<'_> {
         }
     }
 
-    /// Judges a timeout. A call that was given less time than usual has run out of its own, and tells nothing of the server: those that have more are
-    /// not to be refused for its sake.
+    /// Judges a timeout. A call that was given less time than usual has run out of its own, and
+    /// tells nothing of the server: those that have more are not to be refused for its sake.
     fn judge_timeout(&self) -> Option<Outcome> {
         let settings = &self.shared.settings;
         let patience = settings.deadline.min(settings.response_idle_timeout);
         (self.limit >= patience).then_some(Outcome::Failure)
     }
 
-    /// Returns the refusal in a reply, if it is one: of a single command any error; of a pipeline, as [`refusal_of_all`] says, however few its
-    /// commands are.
+    /// Returns the refusal in a reply, if it is one: of a single command any error; of a pipeline,
+    /// as [`refusal_of_all`] says, however few its commands are.
     fn refusal_in(&self, reply: &Reply) -> Option<Error> {
         match (reply, self.payload) {
             (Reply::Many(replies), Payload::Pipeline(pipeline)) => {
@@ -117,7 +117,8 @@ impl Call<'_> {
         }
     }
 
-    /// Judges each reply of a pipeline: some may be answered, and others show that the server does not serve.
+    /// Judges each reply of a pipeline: some may be answered, and others show that the server does
+    /// not serve.
     fn judge_each(&self, replies: &[Value], again: &mut Resubmission<'_>) -> Outcome {
         let mut outcome = Outcome::Success;
         let Payload::Pipeline(pipeline) = self.payload else {
@@ -131,8 +132,8 @@ impl Call<'_> {
         outcome
     }
 
-    /// Judges the server by a refusal. Where the connection cannot serve any more, another is asked for. In the words of a script it says nothing, but may be
-    /// reason to ask.
+    /// Judges the server by a refusal. Where the connection cannot serve any more, another is asked
+    /// for. In the words of a script it says nothing, but may be reason to ask.
     fn judge_refusal(&self, error: &Error, again: &mut Resubmission<'_>) -> Outcome {
         let refusal = error.refusal().unwrap_or(Refusal::Lasting);
         if error.certainty() != Certainty::Rejected {
@@ -193,8 +194,9 @@ fn was_aborted(replies: &[Value]) -> bool {
     matches!(replies.last(), Some(Value::ServerError(error)) if error.code() == "EXECABORT")
 }
 
-/// Returns the refusal of a whole pipeline: only if every reply is a passing one; or, of a transaction that was aborted, the passing one that
-/// aborted it. Other errors stay at their places among the replies, as in redis-rs.
+/// Returns the refusal of a whole pipeline: only if every reply is a passing one; or, of a
+/// transaction that was aborted, the passing one that aborted it. Other errors stay at their places
+/// among the replies, as in redis-rs.
 fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
     let passing = |error: &Error| {
         let refusal = error.refusal();
@@ -217,7 +219,8 @@ fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
     first.filter(|_| expected == replies.len())
 }
 
-/// Returns the errors among the replies to a pipeline, and their places. An answer while a transaction is queued is the server's own word, also of scripts.
+/// Returns the errors among the replies to a pipeline, and their places. An answer while a
+/// transaction is queued is the server's own word, also of scripts.
 fn errors_of<'a>(
     replies: &'a [Value],
     pipeline: &'a Pipeline,

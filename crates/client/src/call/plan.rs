@@ -1,4 +1,5 @@
-//! What is found out about a call before it is sent: may it run here, what would a repeat do, does it block, which connection serves it?
+//! What is found out about a call before it is sent: may it run here, what would a repeat do, does
+//! it block, which connection serves it?
 
 use std::time::Duration;
 
@@ -42,7 +43,8 @@ impl OwnPayload {
 pub(crate) struct Plan {
     pub(crate) name: &'static str,
     pub(crate) effect: Effect,
-    /// Whether it has several commands. Each is judged alone; what a repeat of all of them does is found out where one is considered.
+    /// Whether it has several commands. Each is judged alone; what a repeat of all of them does is
+    /// found out where one is considered.
     pub(crate) several: bool,
     pub(crate) blocking: Option<BlockFor>,
     /// The meaning of an error reply to a single command; of several, each has its own.
@@ -93,7 +95,8 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// Returns whether a repeat would find something else, though each of its commands alone could be repeated.
+    /// Returns whether a repeat would find something else, though each of its commands alone could
+    /// be repeated.
     pub(crate) fn looks_before_it_writes(self) -> bool {
         match self {
             Self::Command(_) => false,
@@ -103,7 +106,8 @@ impl<'a> Payload<'a> {
         }
     }
 
-    /// Returns the payload with what is left of its timeouts, once so much of them has `passed`. `None` if it is sent again as it is.
+    /// Returns the payload with what is left of its timeouts, once so much of them has `passed`.
+    /// `None` if it is sent again as it is.
     pub(crate) fn with_time_left(self, passed: Duration) -> Option<OwnPayload> {
         match self {
             Self::Command(cmd) => command::with_time_left(cmd, passed).map(OwnPayload::Command),
@@ -220,7 +224,8 @@ impl Router {
         self
     }
 
-    /// A key always takes the same connection; commands without keys, and those that cross, take the first.
+    /// A key always takes the same connection; commands without keys, and those that cross, take
+    /// the first.
     fn route(self) -> Route {
         let link = self.first.filter(|_| !self.crosses).unwrap_or(0);
         Route {
@@ -231,7 +236,8 @@ impl Router {
     }
 }
 
-/// Returns the connection of a key: always the same one, so that its commands keep their order. Keys with the same hash tag (`{…}`) go together, as in a cluster.
+/// Returns the connection of a key: always the same one, so that its commands keep their order.
+/// Keys with the same hash tag (`{…}`) go together, as in a cluster.
 fn link_of_key(key: &[u8], links: usize) -> usize {
     let tag = hash_tag(key);
     // FNV-1a: short, spreads well enough over a handful of connections.

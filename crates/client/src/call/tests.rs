@@ -59,7 +59,8 @@ fn submitted(shared: &Shared) -> Batch<Job> {
 
 #[tokio::test(start_paused = true)]
 async fn c13_when_a_ramp_is_cut_short_all_go_at_once_in_their_order() {
-    // Either the breaker lets them all go, or it refuses them, and they may wait for a connection nevertheless.
+    // Either the breaker lets them all go, or it refuses them, and they may wait for a connection
+    // nevertheless.
     for mode in [BreakerMode::ForcedClosed, BreakerMode::ForcedOpen] {
         let shared = ramping();
         let begun = clock::now();

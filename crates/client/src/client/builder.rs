@@ -59,37 +59,40 @@ impl ClientBuilder {
         Ok(Self { settings, provider })
     }
 
-    /// The absolute limit on a whole call: waiting, every attempt, every pause. Default: 1 s. Longer means that in the first moments of an
-    /// outage callers wait longer.
+    /// The absolute limit on a whole call: waiting, every attempt, every pause. Default: 1 s.
+    /// Longer means that in the first moments of an outage callers wait longer.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.settings.deadline = deadline;
         self
     }
 
-    /// Sets how long a connection may be silent while commands wait. Default: 500 ms; somewhat more than
-    /// half of it (280 ms) where round trips are below 5 ms. After half of it (a fifth, 100 ms) a
-    /// standby connection is dialled, which costs a connection attempt whenever the server pauses
-    /// that long. Then the silent connection is replaced, unless the server says that a command in
-    /// it waits; or the server counts as down, if the standby is silent too. Shorter notices
-    /// sooner, and takes more pauses of the server for its end.
+    /// Sets how long a connection may be silent while commands wait. Default: 500 ms; somewhat more
+    /// than half of it (280 ms) where round trips are below 5 ms. After half of it (a fifth, 100
+    /// ms) a standby connection is dialled, which costs a connection attempt whenever the server
+    /// pauses that long. Then the silent connection is replaced, unless the server says that a
+    /// command in it waits; or the server counts as down, if the standby is silent too. Shorter
+    /// notices sooner, and takes more pauses of the server for its end.
     pub fn response_idle_timeout(mut self, after: Duration) -> Self {
         self.settings.response_idle_timeout = after;
         self
     }
 
-    /// Sets how long a connection that answers nothing is kept while no standby connection succeeds, in case it recovers. Default: 30 s.
+    /// Sets how long a connection that answers nothing is kept while no standby connection
+    /// succeeds, in case it recovers. Default: 30 s.
     pub fn unresponsive_timeout(mut self, after: Duration) -> Self {
         self.settings.unresponsive_timeout = after;
         self
     }
 
-    /// The limit on each phase of connecting: credentials, DNS, TCP, TLS, handshake. Default: 1 s each.
+    /// The limit on each phase of connecting: credentials, DNS, TCP, TLS, handshake. Default: 1 s
+    /// each.
     pub fn connect_timeout(mut self, limit: Duration) -> Self {
         self.settings.connect_timeout = limit;
         self
     }
 
-    /// Sets how failed calls are repeated, where that is safe. Default: 3 attempts, full jitter from 10 ms to 1 s.
+    /// Sets how failed calls are repeated, where that is safe. Default: 3 attempts, full jitter
+    /// from 10 ms to 1 s.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.settings.retry = policy;
         self
@@ -101,21 +104,24 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets when calls are refused without being tried. Default: 50 % of at least 20 calls in 10 s, or 5 in a row.
+    /// Sets when calls are refused without being tried. Default: 50 % of at least 20 calls in 10 s,
+    /// or 5 in a row.
     pub fn breaker(mut self, breaker: BreakerConfig) -> Self {
         self.settings.breaker = breaker;
         self
     }
 
-    /// The pauses between attempts to connect; the first attempt after a loss is immediate. Default: full jitter from 20 ms to 250 ms. The cap
-    /// bounds how long after its return a server is in service again, and how often each client knocks in an outage.
+    /// The pauses between attempts to connect; the first attempt after a loss is immediate.
+    /// Default: full jitter from 20 ms to 250 ms. The cap bounds how long after its return a server
+    /// is in service again, and how often each client knocks in an outage.
     pub fn reconnect(mut self, backoff: Backoff) -> Self {
         self.settings.reconnect = backoff;
         self
     }
 
-    /// Sets how long calls wait for the next connection at the start of an outage; after that they are refused at once. The grace comes back
-    /// after 5 s of health. Default: 250 ms. Zero: never wait.
+    /// Sets how long calls wait for the next connection at the start of an outage; after that they
+    /// are refused at once. The grace comes back after 5 s of health. Default: 250 ms. Zero: never
+    /// wait.
     pub fn reconnect_grace(mut self, wait: Duration) -> Self {
         self.settings.reconnect_grace = wait;
         self
@@ -127,39 +133,43 @@ impl ClientBuilder {
         self
     }
 
-    /// Connections to the server. Default: 1, which is faster than most pools. With more, the commands of one key still keep their order,
-    /// also where they have several keys, and the others lose theirs. A command whose keys belong to several connections (MSET, FLUSHALL, a pipeline) then
-    /// waits for a round trip of the others, and holds up those that come after it to them: keys with the same hash tag (`{…}`) avoid that.
+    /// Connections to the server. Default: 1, which is faster than most pools. With more, the
+    /// commands of one key still keep their order, also where they have several keys, and the
+    /// others lose theirs. A command whose keys belong to several connections (MSET, FLUSHALL, a
+    /// pipeline) then waits for a round trip of the others, and holds up those that come after it
+    /// to them: keys with the same hash tag (`{…}`) avoid that.
     pub fn connections(mut self, connections: usize) -> Self {
         self.settings.connections = connections;
         self
     }
 
-    /// Calls in flight per connection, beyond which calls fail as overloaded. Default: 8 192. Worst-case memory is this times the size of a
-    /// command and its reply.
+    /// Calls in flight per connection, beyond which calls fail as overloaded. Default: 8 192.
+    /// Worst-case memory is this times the size of a command and its reply.
     pub fn in_flight(mut self, calls: usize) -> Self {
         self.settings.in_flight = calls;
         self
     }
 
-    /// Bytes waiting to be sent per connection, beyond which calls fail as overloaded. Default: 64 MiB.
-    /// The longest request that waits does not count, so that one large value does not shut out all
-    /// others: worst-case memory is this and the two longest.
+    /// Bytes waiting to be sent per connection, beyond which calls fail as overloaded. Default: 64
+    /// MiB. The longest request that waits does not count, so that one large value does not shut
+    /// out all others: worst-case memory is this and the two longest.
     pub fn buffered_bytes(mut self, bytes: usize) -> Self {
         self.settings.buffered_bytes = bytes;
         self
     }
 
-    /// Connections for commands that block, opened when needed; one more such call at a time fails as overloaded. Default: 4. Where no element may be
-    /// lost with a call that is cancelled, BLMOVE serves and BLPOP does not: see [`Client::send`].
+    /// Connections for commands that block, opened when needed; one more such call at a time fails
+    /// as overloaded. Default: 4. Where no element may be lost with a call that is cancelled,
+    /// BLMOVE serves and BLPOP does not: see [`Client::send`].
     pub fn blocking_connections(mut self, connections: usize) -> Self {
         self.settings.blocking_connections = connections;
         self
     }
 
-    /// Sets the age (up to a tenth less, at random) at which a connection is replaced. Default: never. For load balancers that cut old connections,
-    /// and for names that move to another server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session, which
-    /// nothing can replace, ends.
+    /// Sets the age (up to a tenth less, at random) at which a connection is replaced. Default:
+    /// never. For load balancers that cut old connections, and for names that move to another
+    /// server. A blocking call finishes first; a subscriber tells `Lost` and `Resumed`; a session,
+    /// which nothing can replace, ends.
     pub fn max_age(mut self, age: Duration) -> Self {
         self.settings.max_age = Some(age);
         self
@@ -189,7 +199,8 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how TLS is spoken (feature `tls`, on by default), and switches it on. Default for `rediss://`: the system's roots, TLS 1.2 or later.
+    /// Sets how TLS is spoken (feature `tls`, on by default), and switches it on. Default for
+    /// `rediss://`: the system's roots, TLS 1.2 or later.
     #[cfg(feature = "tls")]
     pub fn tls(mut self, tls: Tls) -> Self {
         self.settings.tls = Some(tls);
@@ -208,11 +219,11 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets how long calls wait at the start of an outage for another primary, if that is longer than
-    /// [`reconnect_grace`](Self::reconnect_grace): through an election, say, instead of failing after the
-    /// allowance; up to their deadlines and within the bounds of what may wait. Not behind a server
-    /// that is silent: it counts as down. Default: not longer. Costs: in a longer outage each call
-    /// in those moments waits in vain.
+    /// Sets how long calls wait at the start of an outage for another primary, if that is longer
+    /// than [`reconnect_grace`](Self::reconnect_grace): through an election, say, instead of
+    /// failing after the allowance; up to their deadlines and within the bounds of what may wait.
+    /// Not behind a server that is silent: it counts as down. Default: not longer. Costs: in a
+    /// longer outage each call in those moments waits in vain.
     pub fn wait_for_primary(mut self, wait: Duration) -> Self {
         self.settings.wait_for_primary = wait;
         self
@@ -261,22 +272,26 @@ impl ClientBuilder {
         self
     }
 
-    /// Repeats last-wins writes of unknown outcome even where abandoned connections cannot be killed on the server. Default: no. A write that
-    /// was left in an abandoned connection may then be applied after a later one.
+    /// Repeats last-wins writes of unknown outcome even where abandoned connections cannot be
+    /// killed on the server. Default: no. A write that was left in an abandoned connection may then
+    /// be applied after a later one.
     pub fn repeat_without_fence(mut self, allowed: bool) -> Self {
         self.settings.repeat_without_fence = allowed;
         self
     }
 
-    /// After an unknown outcome, repeats only what reads. Default: no, so that last-wins writes (plain SET, EXPIRE…) are repeated too. What the caller says of a
-    /// single call by [`CallOptions::effect`](crate::CallOptions::effect) stands. Costs: a short interruption is no longer invisible to writes.
+    /// After an unknown outcome, repeats only what reads. Default: no, so that last-wins writes
+    /// (plain SET, EXPIRE…) are repeated too. What the caller says of a single call by
+    /// [`CallOptions::effect`](crate::CallOptions::effect) stands. Costs: a short interruption is
+    /// no longer invisible to writes.
     pub fn repeat_only_reads(mut self, only: bool) -> Self {
         self.settings.repeat_only_reads = only;
         self
     }
 
-    /// The largest reply that is accepted; see [`Limits`] for each default and what it costs in memory. A call whose reply is larger fails at once by
-    /// [`ErrorKind::ReplyTooLarge`], is not made again, and ends its connection, because the rest of the stream cannot be followed.
+    /// The largest reply that is accepted; see [`Limits`] for each default and what it costs in
+    /// memory. A call whose reply is larger fails at once by [`ErrorKind::ReplyTooLarge`], is not
+    /// made again, and ends its connection, because the rest of the stream cannot be followed.
     pub fn reply_limits(mut self, limits: Limits) -> Self {
         self.settings.reply_limits = limits;
         self

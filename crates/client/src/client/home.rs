@@ -1,9 +1,9 @@
 //! The runtime that a client's tasks live in, and how they come to live in another.
 //!
 //! A client may outlive the runtime in which it was built: a `static` does, in a program of several
-//! runtimes or in tests that have one each. Then all its tasks are gone, and with them whoever would
-//! notice. So the last of them to go marks the client's queues as orphaned, and the next call, finding
-//! them so, has the tasks started anew where it runs itself.
+//! runtimes or in tests that have one each. Then all its tasks are gone, and with them whoever
+//! would notice. So the last of them to go marks the client's queues as orphaned, and the next
+//! call, finding them so, has the tasks started anew where it runs itself.
 
 use std::sync::Arc;
 

@@ -30,8 +30,8 @@ pub struct Status {
     pub attempts: u64,
     /// Times that a lost connection was replaced.
     pub reconnects: u64,
-    /// Times that the watchdog had to start a supervisor anew, or that an attempt to connect or a renewal of credentials panicked or kept its thread
-    /// past its deadline.
+    /// Times that the watchdog had to start a supervisor anew, or that an attempt to connect or a
+    /// renewal of credentials panicked or kept its thread past its deadline.
     pub stuck_resets: u64,
     /// Mean length of the outages that are over.
     pub mean_recovery_ms: Option<f64>,
@@ -47,7 +47,8 @@ pub struct Status {
     pub rtt_ms: Option<f64>,
     /// Whether abandoned connections can be killed on the server.
     pub fencing: Fencing,
-    /// Since when and how often the connection has been lost and replaced again and again; absent if it is steady.
+    /// Since when and how often the connection has been lost and replaced again and again; absent
+    /// if it is steady.
     pub flapping: Option<Flapping>,
     /// The word of the sentinels; absent where none are asked.
     pub sentinel: Option<SentinelStatus>,

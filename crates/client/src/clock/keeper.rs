@@ -2,9 +2,9 @@
 //!
 //! A call's deadline is kept by the task that serves its connection. Should that task get no turns,
 //! because nobody drives its runtime or something blocks it, a timer of the same runtime would not
-//! fire either. So this thread looks at each connection ten times a second, and ends the calls whose
-//! time is up while their callers run and the task does not. It also lends timers to callers on
-//! executors other than tokio. It runs while there is something to look at.
+//! fire either. So this thread looks at each connection ten times a second, and ends the calls
+//! whose time is up while their callers run and the task does not. It also lends timers to callers
+//! on executors other than tokio. It runs while there is something to look at.
 
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};

@@ -1,5 +1,6 @@
-//! Entra ID gives tokens that live for an hour or so; an outage of the identity provider must not become one of Redis. So a token is
-//! renewed long before it expires, again and again for as long as it takes, and the one that is held is used to its last second.
+//! Entra ID gives tokens that live for an hour or so; an outage of the identity provider must not
+//! become one of Redis. So a token is renewed long before it expires, again and again for as long
+//! as it takes, and the one that is held is used to its last second.
 
 use std::fmt;
 use std::sync::{Arc, Weak};
@@ -36,11 +37,13 @@ const LOOK: Duration = Duration::from_secs(1);
 
 type Make = dyn Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sync;
 
-/// Tokens of Entra ID as passwords of Azure's Redis: the user name is the object id that the token names, the password is the token.
+/// Tokens of Entra ID as passwords of Azure's Redis: the user name is the object id that the token
+/// names, the password is the token.
 ///
-/// A token is renewed when a third of its life is left, and no later than three minutes before its end (of one that lives for less than six
-/// minutes: after half of it); after a failure again, with pauses of up to 30 s, for ever. Metrics: `steadfast_credentials_refresh_total` by
-/// `outcome`, and `steadfast_credentials_expiry_seconds`, which tells how long the token still lives.
+/// A token is renewed when a third of its life is left, and no later than three minutes before its
+/// end (of one that lives for less than six minutes: after half of it); after a failure again, with
+/// pauses of up to 30 s, for ever. Metrics: `steadfast_credentials_refresh_total` by `outcome`, and
+/// `steadfast_credentials_expiry_seconds`, which tells how long the token still lives.
 ///
 /// ```no_run
 /// use steadfast::credentials::EntraId;
@@ -78,7 +81,8 @@ struct Held {
 }
 
 impl EntraId {
-    /// The identity that Azure gives to the machine or the container; `client_id` if it was given several.
+    /// The identity that Azure gives to the machine or the container; `client_id` if it was given
+    /// several.
     pub fn managed_identity(client_id: Option<&str>) -> Self {
         let client_id = client_id.map(str::to_owned);
         Self::made_by(move || {
@@ -90,7 +94,8 @@ impl EntraId {
         })
     }
 
-    /// The identity of a Kubernetes service account, as the webhook of Azure sets it up in the environment.
+    /// The identity of a Kubernetes service account, as the webhook of Azure sets it up in the
+    /// environment.
     pub fn workload_identity() -> Self {
         Self::made_by(|| Ok(WorkloadIdentityCredential::new(None)?))
     }
@@ -114,8 +119,9 @@ impl EntraId {
         Self::made_by(|| Ok(AzureCliCredential::new(None)?))
     }
 
-    /// Any credential of Azure's crates, with a transport of the program's own if need be. It is made anew for each renewal, because one that
-    /// is kept answers from its own memory until five minutes before the end, which is too late to sit out an outage.
+    /// Any credential of Azure's crates, with a transport of the program's own if need be. It is
+    /// made anew for each renewal, because one that is kept answers from its own memory until five
+    /// minutes before the end, which is too late to sit out an outage.
     pub fn made_by<F>(make: F) -> Self
     where
         F: Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sync + 'static,
@@ -229,7 +235,8 @@ async fn keep(shared: Weak<Shared>) {
     }
 }
 
-/// Makes one attempt, in a task of its own: a credential that panics, or keeps its thread, ends an attempt and not the renewal.
+/// Makes one attempt, in a task of its own: a credential that panics, or keeps its thread, ends an
+/// attempt and not the renewal.
 async fn attempt(
     provider: &Arc<Shared>,
     running: &mut Option<Owned<Result<Held, CredentialsError>>>,
@@ -344,8 +351,9 @@ fn life_of(token: &AccessToken) -> Duration {
         .min(Duration::from_secs(86_400))
 }
 
-/// The claim `oid`. The signature is for Redis to check; to us the token is only a password that says whose it is. One that cannot be read
-/// is an error: without a name it would be tried as the user `default`.
+/// The claim `oid`. The signature is for Redis to check; to us the token is only a password that
+/// says whose it is. One that cannot be read is an error: without a name it would be tried as the
+/// user `default`.
 fn object_id(token: &str) -> Result<String, CredentialsError> {
     let unreadable = |what: &str| {
         CredentialsError::new(format!(

@@ -23,7 +23,8 @@ pub struct EnvironmentCredentials {
 }
 
 impl EnvironmentCredentials {
-    /// `user` names the variable of the user name (absent: `default`), `password` that of the password.
+    /// `user` names the variable of the user name (absent: `default`), `password` that of the
+    /// password.
     pub fn new(user: Option<&str>, password: &str) -> Self {
         Self {
             user: user.map(str::to_owned),

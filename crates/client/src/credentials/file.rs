@@ -26,12 +26,14 @@ pub struct FileCredentials {
 }
 
 impl FileCredentials {
-    /// The file holds the password of `user`; or, where `user` is `None`, one line `user:password`. A closing line break is dropped. The file
-    /// is read at each handshake, and every 5 s for connections that live.
+    /// The file holds the password of `user`; or, where `user` is `None`, one line `user:password`.
+    /// A closing line break is dropped. The file is read at each handshake, and every 5 s for
+    /// connections that live.
     ///
-    /// A file that is empty (as one is in the midst of a rewrite), that begins with a byte-order mark, whose password ends with a blank, or
-    /// that has a second line is refused with words that say so: the client keeps the credentials that it has, and looks again. So a password
-    /// that is empty or ends with a blank cannot come from a file.
+    /// A file that is empty (as one is in the midst of a rewrite), that begins with a byte-order
+    /// mark, whose password ends with a blank, or that has a second line is refused with words that
+    /// say so: the client keeps the credentials that it has, and looks again. So a password that is
+    /// empty or ends with a blank cannot come from a file.
     pub fn new(path: impl Into<PathBuf>, user: Option<&str>) -> Self {
         Self {
             path: path.into(),
@@ -40,7 +42,8 @@ impl FileCredentials {
         }
     }
 
-    /// Sets how often to look whether the file has changed. Default: 5 s; costs one read of the file.
+    /// Sets how often to look whether the file has changed. Default: 5 s; costs one read of the
+    /// file.
     pub fn look_every(mut self, every: Duration) -> Self {
         self.look_every = every.max(Duration::from_millis(10));
         self
@@ -65,7 +68,8 @@ impl FileCredentials {
     }
 }
 
-/// The one line of a file; or what is wrong with it, which a server would only call a wrong password.
+/// The one line of a file; or what is wrong with it, which a server would only call a wrong
+/// password.
 fn one_line(text: &str) -> Result<&str, &'static str> {
     let line = text.trim_end_matches(['\r', '\n']);
     if line.trim().is_empty() {

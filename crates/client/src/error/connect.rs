@@ -35,7 +35,8 @@ pub enum ConnectError {
     /// A phase took longer than it may.
     #[error("{phase} took longer than {limit:?}")]
     TimedOut {
-        /// `dns`, `tcp`, `tls`, `credentials` or `handshake`; `attempt`, if something in it keeps its thread.
+        /// `dns`, `tcp`, `tls`, `credentials` or `handshake`; `attempt`, if something in it keeps
+        /// its thread.
         phase: &'static str,
         /// Its deadline.
         limit: Duration,

@@ -1,5 +1,6 @@
-//! A connection that is lost and back again and again is one trouble, not hundreds: told loss by loss, it pushes everything else out of history
-//! and log, and each moment by itself looks well. So it is a state, judged here. Pure: events and the time go in, what changed comes out.
+//! A connection that is lost and back again and again is one trouble, not hundreds: told loss by
+//! loss, it pushes everything else out of history and log, and each moment by itself looks well. So
+//! it is a state, judged here. Pure: events and the time go in, what changed comes out.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,7 +20,8 @@ const BLIP: Duration = Duration::from_secs(5);
 /// The least time between two events about flapping that grows.
 const RETELL: Duration = Duration::from_secs(1);
 
-/// A connection that is lost and replaced again and again: more than ten times within ten minutes, and not yet steady for two.
+/// A connection that is lost and replaced again and again: more than ten times within ten minutes,
+/// and not yet steady for two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -41,7 +43,8 @@ pub(crate) enum FlapVerdict {
     Alone,
     /// The event is a part of what is told as flapping.
     Part,
-    /// The connection flaps from this event on; what has happened to it since then is a part of that.
+    /// The connection flaps from this event on; what has happened to it since then is a part of
+    /// that.
     Begins(Flapping),
     /// The connection has flapped once more: to be told to listeners, and to the log, if so.
     Grows {

@@ -54,7 +54,8 @@ impl Hub {
         if alone {
             remember(&mut told.history, self.keep, &event);
         }
-        // Sent under the lock, so that every listener sees events in their order; it does not block.
+        // Sent under the lock, so that every listener sees events in their order; it does not
+        // block.
         let _ = self.live.send(event.clone());
         let flapping = match verdict {
             FlapVerdict::Alone | FlapVerdict::Part => None,
@@ -146,8 +147,8 @@ fn fold(history: &mut VecDeque<Event>, connection: usize, since_ms: u64) {
     });
 }
 
-/// Keeps an event. Failures for the same reason are one entry (attempts to connect are counted in it): or a long outage would push its own
-/// beginning out.
+/// Keeps an event. Failures for the same reason are one entry (attempts to connect are counted in
+/// it): or a long outage would push its own beginning out.
 fn remember(history: &mut VecDeque<Event>, keep: usize, event: &Event) {
     if keep == 0 {
         return;

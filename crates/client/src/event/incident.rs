@@ -15,17 +15,20 @@ pub struct Incident {
     pub noticed_at_ms: u64,
     /// The first sign of it.
     pub cause: String,
-    /// The time for which the connection had been silent when it was noticed. A connection that the peer closed is noticed at once.
+    /// The time for which the connection had been silent when it was noticed. A connection that the
+    /// peer closed is noticed at once.
     pub detection_ms: f64,
     /// Attempts to connect that failed.
     pub failed_attempts: u64,
-    /// The number of times that the connection was lost: one, unless it flapped, whose outages are one incident.
+    /// The number of times that the connection was lost: one, unless it flapped, whose outages are
+    /// one incident.
     pub times: u64,
     /// Calls refused at once because it was down.
     pub refused: u64,
     /// Requests whose outcome is unknown.
     pub unknown: usize,
-    /// The time from being noticed to being in service again, of one that flapped for the last time; absent while it lasts.
+    /// The time from being noticed to being in service again, of one that flapped for the last
+    /// time; absent while it lasts.
     pub recovery_ms: Option<u64>,
 }
 

@@ -30,7 +30,8 @@ pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
             cause,
             retry_in_ms,
         } => {
-            // An outage of an hour is some 14 000 attempts: the first tells what is wrong, a doubling number of them that it still is.
+            // An outage of an hour is some 14 000 attempts: the first tells what is wrong, a
+            // doubling number of them that it still is.
             if attempt.is_power_of_two() {
                 tracing::warn!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
             } else {

@@ -24,7 +24,8 @@ use crate::wire::words::{as_error, command, without_arguments};
 const CONFIRM: Duration = Duration::from_secs(10);
 /// The least pause between two questions to one sentinel, however often they are wanted.
 const LEAST: Duration = Duration::from_millis(100);
-/// The length that this pause grows to while sentinels are wanted again and again and name no other.
+/// The length that this pause grows to while sentinels are wanted again and again and name no
+/// other.
 const MOST: Duration = Duration::from_secs(1);
 /// The pause between two looks at a listening connection on which nothing comes.
 const LISTEN: Duration = Duration::from_secs(5);

@@ -1,7 +1,8 @@
 //! From an address to a connection fit for service, phase by phase, each under its own deadline.
 //!
-//! A server that is reached is not yet one that serves: it may be loading its data, be a replica where a primary is wanted, or refuse the
-//! password. Finding out here, before any call depends on it, is what keeps such a server out of service.
+//! A server that is reached is not yet one that serves: it may be loading its data, be a replica
+//! where a primary is wanted, or refuse the password. Finding out here, before any call depends on
+//! it, is what keeps such a server out of service.
 
 mod exchange;
 mod facts;
@@ -70,7 +71,8 @@ impl Found {
     }
 }
 
-/// The step that the last attempt to connect waits for, for callers who give up before its phases do.
+/// The step that the last attempt to connect waits for, for callers who give up before its phases
+/// do.
 #[derive(Debug, Default)]
 pub(crate) struct WaitsFor(Mutex<Option<String>>);
 
@@ -89,7 +91,8 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
     /// Returns where the server may be, the likeliest first.
     fn places(&self, limit: Duration) -> BoxFuture<'_, Result<Found, ConnectError>>;
 
-    /// Opens a stream. Returns it with the address of its peer for people to read. Each step that it waits for is told.
+    /// Opens a stream. Returns it with the address of its peer for people to read. Each step that
+    /// it waits for is told.
     fn open<'a>(
         &'a self,
         place: Location,
@@ -111,8 +114,8 @@ pub(crate) struct ConnectRequest {
 }
 
 impl ConnectRequest {
-    /// Returns how long the whole attempt takes at most, if every phase keeps to its deadline: credentials, DNS, TCP, TLS, handshake, and before them the
-    /// place to try first.
+    /// Returns how long the whole attempt takes at most, if every phase keeps to its deadline:
+    /// credentials, DNS, TCP, TLS, handshake, and before them the place to try first.
     pub(crate) fn longest(&self) -> Duration {
         let phases = if self.first.is_some() { 6 } else { 5 };
         self.limit.saturating_mul(phases)
@@ -145,7 +148,8 @@ impl Connector {
         }
     }
 
-    /// Returns when the provider wants to be asked again. One that panics here is asked after a while.
+    /// Returns when the provider wants to be asked again. One that panics here is asked after a
+    /// while.
     pub(crate) fn renew_in(&self) -> Option<Duration> {
         let provider = self.provider.as_ref()?;
         catch_unwind(AssertUnwindSafe(|| provider.renew_in())).unwrap_or(Some(RENEW_AFTER_PANIC))
@@ -168,7 +172,8 @@ impl Connector {
         }
     }
 
-    /// Begins one attempt, in a task of its own: what a provider or a resolver does there ends an attempt, and nothing else.
+    /// Begins one attempt, in a task of its own: what a provider or a resolver does there ends an
+    /// attempt, and nothing else.
     pub(crate) fn dial(
         self: &Arc<Self>,
         ask: ConnectRequest,
@@ -219,8 +224,8 @@ impl Connector {
             .map_err(|errors| most_telling(errors).unwrap_or(ConnectError::Panicked))
     }
 
-    /// Goes from an address to a connection fit for service: only then was it the right address. A peer that accepts TCP may be frozen, a replica,
-    /// or no Redis at all.
+    /// Goes from an address to a connection fit for service: only then was it the right address. A
+    /// peer that accepts TCP may be frozen, a replica, or no Redis at all.
     async fn connect_to(
         &self,
         place: Location,
@@ -270,7 +275,8 @@ impl Connector {
     }
 }
 
-/// Returns of several errors the one that says most: the word of a server before the silence of others.
+/// Returns of several errors the one that says most: the word of a server before the silence of
+/// others.
 fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
     errors.into_iter().min_by_key(|error| match error {
         ConnectError::Auth(_) | ConnectError::Credentials(_) => 0,

@@ -1,9 +1,12 @@
 //! The order of keys whose commands go by several connections.
 //!
-//! With several connections a key always takes the same one, and that keeps the order of its commands. A command of several keys (MSET, a pipeline), or of
-//! all of them (FLUSHALL), crosses: it goes by the first connection, where nothing makes it come after what is under way on the others, nor before what is
-//! submitted to them next. So it waits until the others have answered what they hold, and whoever comes later for one of these connections waits until
-//! it is answered itself. That costs it a round trip more, and those behind it one; commands of one key beside no such command pay an atomic look.
+//! With several connections a key always takes the same one, and that keeps the order of its
+//! commands. A command of several keys (MSET, a pipeline), or of all of them (FLUSHALL), crosses:
+//! it goes by the first connection, where nothing makes it come after what is under way on the
+//! others, nor before what is submitted to them next. So it waits until the others have answered
+//! what they hold, and whoever comes later for one of these connections waits until it is answered
+//! itself. That costs it a round trip more, and those behind it one; commands of one key beside no
+//! such command pay an atomic look.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +17,8 @@ use parking_lot::Mutex;
 
 use crate::clock;
 
-/// A set of connections, by their indices. Past 64, several share a bit: then one may wait for another's sake.
+/// A set of connections, by their indices. Past 64, several share a bit: then one may wait for
+/// another's sake.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct LinkSet(u64);
 
@@ -55,7 +59,8 @@ struct Waiter {
     number: u64,
     links: LinkSet,
     crosses: bool,
-    /// Whether it was submitted to its connection. A call that crosses stays here until it is answered.
+    /// Whether it was submitted to its connection. A call that crosses stays here until it is
+    /// answered.
     submitted: bool,
     /// The instant at which its turn came.
     since: Option<Instant>,
@@ -90,11 +95,13 @@ pub(crate) struct CrossingTurn<'a> {
     crosses: bool,
 }
 
-/// The time after its turn in which a call of a single connection must go, or it holds up nobody any more.
+/// The time after its turn in which a call of a single connection must go, or it holds up nobody
+/// any more.
 const FORFEIT_AFTER: Duration = Duration::from_millis(20);
 
 impl Crossings {
-    /// A place in the order of submission, for one that crosses; for another only if it has to wait for one that does.
+    /// A place in the order of submission, for one that crosses; for another only if it has to wait
+    /// for one that does.
     pub(crate) fn join(
         &self,
         links: LinkSet,

@@ -1,7 +1,8 @@
 //! Owns one socket and its timers, and drives the connection's state machine.
 //!
-//! A hand-written poll loop, because this is where the time goes: as many commands as wait leave in one write, replies are decoded from one
-//! buffer, and they are handed out in small waves, so that callers and server work at the same time instead of in turns.
+//! A hand-written poll loop, because this is where the time goes: as many commands as wait leave in
+//! one write, replies are decoded from one buffer, and they are handed out in small waves, so that
+//! callers and server work at the same time instead of in turns.
 
 mod commands;
 mod io;
@@ -33,7 +34,8 @@ pub(crate) enum Signal {
     Doubtful,
     /// There was one, before the connection was unresponsive.
     Calm,
-    /// No sign of life for so long while commands wait; the last of them is given until the instant.
+    /// No sign of life for so long while commands wait; the last of them is given until the
+    /// instant.
     Unresponsive(Duration, Option<Instant>),
     /// The connection has stepped aside: its queue is free for the next.
     Aside,
@@ -51,7 +53,8 @@ pub(crate) enum Signal {
 pub(crate) struct Driver {
     shared: Arc<Shared>,
     queue: Arc<SubmitQueue>,
-    /// The index of the link; `None` for a dedicated connection, which says nothing about what calls take.
+    /// The index of the link; `None` for a dedicated connection, which says nothing about what
+    /// calls take.
     link: Option<usize>,
     stream: Stream,
     /// The server's run id, as far as it is known.
@@ -62,8 +65,9 @@ pub(crate) struct Driver {
     aside: Option<(Arc<SubmitQueue>, Rejoin)>,
     /// The reason why this connection takes nothing new.
     retiring: Option<Arc<str>>,
-    /// New credentials, which travel alone: there are servers that swallow the error of a refused AUTH while other replies are pending, and then
-    /// every later reply would go to the wrong caller.
+    /// New credentials, which travel alone: there are servers that swallow the error of a refused
+    /// AUTH while other replies are pending, and then every later reply would go to the wrong
+    /// caller.
     authentication: Authentication,
     spare: Batch<Job>,
     /// Whether something was left in the queue until a request has travelled apart, and since when.
@@ -220,7 +224,8 @@ impl Driver {
         }
     }
 
-    /// Says whose connection it is: those that were made to another server are not killed on this one.
+    /// Says whose connection it is: those that were made to another server are not killed on this
+    /// one.
     pub(crate) fn of_server(mut self, run_id: Option<Arc<str>>) -> Self {
         self.server = run_id;
         self
@@ -298,7 +303,8 @@ impl Driver {
                 self.bytes_came(conn, now);
                 continue;
             }
-            // Some were answered: they ask again before this one parks, or the first of them would wake it to write one command alone.
+            // Some were answered: they ask again before this one parks, or the first of them would
+            // wake it to write one command alone.
             if std::mem::take(&mut self.handed_out) > 1 {
                 cx.waker().wake_by_ref();
                 return Ok(());
@@ -327,8 +333,8 @@ impl Driver {
     }
 }
 
-/// A connection whose task is ended from without, with its runtime say: each request is told what is
-/// known of it.
+/// A connection whose task is ended from without, with its runtime say: each request is told what
+/// is known of it.
 impl Drop for Driver {
     fn drop(&mut self) {
         let Some(mut conn) = self.queue.serving.lock().take() else {

@@ -1,8 +1,8 @@
 //! Abandoned connections, which are killed on the server before its next command.
 //!
-//! A connection that is given up with writes in it may still be read by the server, and a write that
-//! was repeated meanwhile would be overtaken by its first copy. So whoever goes on has it killed
-//! first. Why so, and what happens where that is not allowed: `docs/design/fencing.md`.
+//! A connection that is given up with writes in it may still be read by the server, and a write
+//! that was repeated meanwhile would be overtaken by its first copy. So whoever goes on has it
+//! killed first. Why so, and what happens where that is not allowed: `docs/design/fencing.md`.
 
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -29,8 +29,9 @@ pub enum Fencing {
     Untried,
     /// Yes: last-wins writes of unknown outcome are repeated safely.
     Works,
-    /// No: the server does not allow it, or did not once since a connection was put into service; such writes are not repeated unless the caller
-    /// allows it. A connection that replaces it finds out anew.
+    /// No: the server does not allow it, or did not once since a connection was put into service;
+    /// such writes are not repeated unless the caller allows it. A connection that replaces it
+    /// finds out anew.
     Refused,
 }
 
@@ -47,8 +48,9 @@ pub(crate) struct Fences {
 
 /// Between attempts to have an abandoned connection killed by a server that cannot now.
 pub(crate) const FENCE_AGAIN: Duration = Duration::from_millis(20);
-/// Abandoned connections remembered per link; there are as many only if connections are lost and abandoned over and over with no handshake
-/// in between, or none that may kill. The oldest is forgotten then.
+/// Abandoned connections remembered per link; there are as many only if connections are lost and
+/// abandoned over and over with no handshake in between, or none that may kill. The oldest is
+/// forgotten then.
 const MOST_ABANDONED: usize = 256;
 
 impl Fences {
@@ -66,7 +68,8 @@ impl Fences {
         of_all(&self.state.lock())
     }
 
-    /// Records whether the next connection of this link can fence its predecessors. Its handshake has shown it, and has asked for these abandoned connections to be killed.
+    /// Records whether the next connection of this link can fence its predecessors. Its handshake
+    /// has shown it, and has asked for these abandoned connections to be killed.
     pub(crate) fn serves(
         &self,
         link: &Link,
@@ -90,8 +93,9 @@ impl Fences {
         }
     }
 
-    /// Takes the server's answer to a CLIENT KILL of this link. One that it could not obey now stays to be done, and one that it
-    /// refused is for the next connection, which may be allowed to: until then an abandoned connection is loose.
+    /// Takes the server's answer to a CLIENT KILL of this link. One that it could not obey now
+    /// stays to be done, and one that it refused is for the next connection, which may be allowed
+    /// to: until then an abandoned connection is loose.
     pub(crate) fn fenced(&self, link: &Link, identity: &Identity, fence: &Fence) {
         match fence {
             Fence::Done => {
@@ -105,15 +109,16 @@ impl Fences {
         }
     }
 
-    /// Forgets an abandoned connection that was made to another server than this link's (`None`: of one caller).
+    /// Forgets an abandoned connection that was made to another server than this link's (`None`: of
+    /// one caller).
     pub(crate) fn gone(&self, link: Option<usize>, identity: &Identity) {
         if let Some(link) = link.and_then(|index| self.links.get(index)) {
             self.fenced(link, identity, &Fence::Gone);
         }
     }
 
-    /// Notes that the connection in service cannot have others killed, for as long as it lives: whatever it may be allowed later, one has been
-    /// left behind it.
+    /// Notes that the connection in service cannot have others killed, for as long as it lives:
+    /// whatever it may be allowed later, one has been left behind it.
     fn unfenced(&self, link: &Link, why: &str) {
         // Whatever has not been sent yet, and has been looked at before.
         link.queue.serves(false);
@@ -129,8 +134,9 @@ impl Fences {
         }
     }
 
-    /// Has an abandoned connection killed, whose writes may still be applied: every connection that goes on does so before its next
-    /// command. A link remembers it until the server says that it is gone, so that it survives the loss of the connection that was told.
+    /// Has an abandoned connection killed, whose writes may still be applied: every connection that
+    /// goes on does so before its next command. A link remembers it until the server says that it
+    /// is gone, so that it survives the loss of the connection that was told.
     pub(crate) fn fence(&self, identity: Option<Identity>) {
         let Some(identity) = identity else { return };
         for link in &self.links {
@@ -141,7 +147,8 @@ impl Fences {
         }
     }
 
-    /// Returns the abandoned connections that some link has not had killed yet: a new connection does so in its handshake.
+    /// Returns the abandoned connections that some link has not had killed yet: a new connection
+    /// does so in its handshake.
     pub(crate) fn abandoned(&self) -> Vec<Identity> {
         let mut all: Vec<Identity> = Vec::new();
         for link in &self.links {
@@ -170,8 +177,8 @@ impl Fences {
             .collect()
     }
 
-    /// Takes the answer to a CLIENT KILL of this link (`None`: of one caller). Returns false if it has to ask again; `None` if that was no
-    /// answer to it.
+    /// Takes the answer to a CLIENT KILL of this link (`None`: of one caller). Returns false if it
+    /// has to ask again; `None` if that was no answer to it.
     pub(crate) fn fence_answered(
         &self,
         link: Option<usize>,
@@ -228,7 +235,8 @@ impl Link {
     }
 }
 
-/// A connection that is fenced unless it is accounted for: its supervisor may be ended from without, and with it the driver.
+/// A connection that is fenced unless it is accounted for: its supervisor may be ended from
+/// without, and with it the driver.
 pub(crate) struct FenceOnDrop {
     fences: Arc<Fences>,
     identity: Option<Identity>,
@@ -256,11 +264,14 @@ impl Drop for FenceOnDrop {
 pub(crate) enum Fence {
     /// Killed, or gone already.
     Done,
-    /// The server was not asked: it was a connection to another one, or to this one before its restart.
+    /// The server was not asked: it was a connection to another one, or to this one before its
+    /// restart.
     Gone,
-    /// The server does not allow it, does not know it, or refused in words that are not known to pass.
+    /// The server does not allow it, does not know it, or refused in words that are not known to
+    /// pass.
     Refused(String),
-    /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of what is allowed.
+    /// The server could not now, for a reason that will pass (LOADING, BUSY…): that says nothing of
+    /// what is allowed.
     NotNow,
 }
 
@@ -275,7 +286,8 @@ impl Fence {
         }
         Some(match refusal(&code, &text) {
             Refusal::Lasting => Self::Refused(format!("{code} {text}")),
-            // Protected mode would have said so to the greeting: this is a proxy that does not kill.
+            // Protected mode would have said so to the greeting: this is a proxy that does not
+            // kill.
             Refusal::Unauthenticated if code == "DENIED" => Self::Refused(format!("{code} {text}")),
             _ => Self::NotNow,
         })

@@ -1,8 +1,10 @@
 //! Which server the client serves from, and which connections have to follow it there.
 //!
-//! Sessions, blocking calls and subscribers have connections beside the shared one. When a name moves, or after a failover, the old server may
-//! live on and answer them as if nothing had happened: with values that nobody writes any more, and with a silence that nobody hears. So each of
-//! these connections knows which server it was made to, and ends when the shared one serves from another.
+//! Sessions, blocking calls and subscribers have connections beside the shared one. When a name
+//! moves, or after a failover, the old server may live on and answer them as if nothing had
+//! happened: with values that nobody writes any more, and with a silence that nobody hears. So each
+//! of these connections knows which server it was made to, and ends when the shared one serves from
+//! another.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -25,8 +27,8 @@ struct ServedFrom {
     moves: u64,
 }
 
-/// Ties a connection to the server that it was made to. One that lands elsewhere than the shared connection (behind a load balancer, say) serves
-/// until that one moves.
+/// Ties a connection to the server that it was made to. One that lands elsewhere than the shared
+/// connection (behind a load balancer, say) serves until that one moves.
 #[derive(Clone, Debug)]
 pub(crate) struct Tie {
     /// The run id of the server that it was made to; `None` while, or where, that is not known.
@@ -59,7 +61,8 @@ impl Following {
         Self(watch::Sender::default())
     }
 
-    /// The shared connection serves from this server. One that does not say its run id is not taken for another.
+    /// The shared connection serves from this server. One that does not say its run id is not taken
+    /// for another.
     pub(crate) fn serves_from(&self, run_id: Option<&Arc<str>>) {
         self.0.send_if_modified(|served| {
             let moved = run_id.is_some() && served.run_id.as_ref() != run_id;
@@ -70,7 +73,8 @@ impl Following {
         });
     }
 
-    /// The client connects anew because it was told to: so does every connection beside the shared one.
+    /// The client connects anew because it was told to: so does every connection beside the shared
+    /// one.
     pub(crate) fn reset(&self) {
         self.0.send_modify(|served| served.resets += 1);
     }
@@ -154,7 +158,8 @@ impl Tie {
     }
 }
 
-/// Returns when a connection that is made now is too old: up to a tenth sooner, so that those of a fleet do not all retire at once.
+/// Returns when a connection that is made now is too old: up to a tenth sooner, so that those of a
+/// fleet do not all retire at once.
 pub(crate) fn retirement(max_age: Duration, rng: &mut fastrand::Rng) -> Option<Instant> {
     let spread = 1.0 - 0.1 * rng.f64();
     clock::now().checked_add(max_age.mul_f64(spread))

@@ -1,9 +1,10 @@
 //! New credentials for connections that live.
 //!
-//! The supervisors ask the provider; every other connection hears of what was given and compares it with what it gave itself. So one that was
-//! opened, or refused new credentials, while they were changing is not forgotten: it is told again whenever some connection has been let in.
-//! Answers of the provider overtake one another, and a handshake may have got a newer one than the supervisors know of; so they are numbered, and
-//! none takes the place of a later one.
+//! The supervisors ask the provider; every other connection hears of what was given and compares it
+//! with what it gave itself. So one that was opened, or refused new credentials, while they were
+//! changing is not forgotten: it is told again whenever some connection has been let in. Answers of
+//! the provider overtake one another, and a handshake may have got a newer one than the supervisors
+//! know of; so they are numbered, and none takes the place of a later one.
 
 use tokio::sync::watch;
 
@@ -13,8 +14,8 @@ use crate::credentials::Credentials;
 #[derive(Debug)]
 pub(crate) struct InForce(watch::Sender<Option<Credentials>>);
 
-/// The credentials of one connection: those that the server has taken, and those that it was offered since. One offer at a time, or an answer could not be told from
-/// the next one's.
+/// The credentials of one connection: those that the server has taken, and those that it was
+/// offered since. One offer at a time, or an answer could not be told from the next one's.
 #[derive(Debug)]
 pub(crate) struct Rotation {
     heard: watch::Receiver<Option<Credentials>>,
@@ -29,7 +30,8 @@ impl InForce {
         Self(watch::Sender::new(None))
     }
 
-    /// Has every connection offer these that has not given them yet, unless later ones are in force.
+    /// Has every connection offer these that has not given them yet, unless later ones are in
+    /// force.
     pub(crate) fn offer(&self, credentials: &Credentials) {
         self.0.send_if_modified(|in_force| {
             let overtaken = in_force
@@ -79,7 +81,8 @@ impl Rotation {
         }
     }
 
-    /// The server answered to what was offered. What it refused is offered again when it is told again.
+    /// The server answered to what was offered. What it refused is offered again when it is told
+    /// again.
     pub(crate) fn answered(&mut self, taken: bool) {
         let offered = self.offered.take();
         if taken {

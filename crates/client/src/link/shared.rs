@@ -183,8 +183,9 @@ impl Shared {
         }
     }
 
-    /// Returns where the client's own connection has found its server. Not of one that does not say who it is: nobody would notice that it
-    /// is not that server any more, so each looks for it by its name.
+    /// Returns where the client's own connection has found its server. Not of one that does not say
+    /// who it is: nobody would notice that it is not that server any more, so each looks for it by
+    /// its name.
     pub(crate) fn place(&self) -> Option<Location> {
         let link = &self.links[0];
         let serves = matches!(link.queue.gate(), Gate::Open);

@@ -1,7 +1,8 @@
 //! Connects, watches, reconnects, for ever; owns the connection's state.
 //!
-//! Whatever ends an attempt, another follows: there is no error after which this loop gives up. A peer that stops answering is not taken at
-//! its word either: a standby connection is dialled, and only its fate decides whether the old connection is replaced or the server is down.
+//! Whatever ends an attempt, another follows: there is no error after which this loop gives up. A
+//! peer that stops answering is not taken at its word either: a standby connection is dialled, and
+//! only its fate decides whether the old connection is replaced or the server is down.
 
 mod inquiry;
 mod outage;
@@ -50,7 +51,8 @@ pub(crate) struct Supervisor {
     latest: Option<Credentials>,
 }
 
-/// An attempt to connect, in a task of its own: whatever a provider or a resolver does there, deadlines are kept here.
+/// An attempt to connect, in a task of its own: whatever a provider or a resolver does there,
+/// deadlines are kept here.
 struct Dial {
     task: Owned<Result<Established, ConnectError>>,
     /// The abandoned connections that its handshake is to kill.
@@ -62,8 +64,9 @@ struct Dial {
 
 const DEPOSED: &str = "the sentinels name another primary";
 
-/// The time that the next connection waits for the calls of the last one that come again, so that they keep their places. They come at once, as a
-/// rule while it is dialled; a caller that is not polled is not waited for.
+/// The time that the next connection waits for the calls of the last one that come again, so that
+/// they keep their places. They come at once, as a rule while it is dialled; a caller that is not
+/// polled is not waited for.
 const REJOIN: Duration = Duration::from_millis(20);
 
 impl Supervisor {
@@ -99,7 +102,8 @@ impl Supervisor {
         }
     }
 
-    /// Attempts with growing pauses. Calls wait while the allowance for short interruptions lasts, then they are refused. `None` if closed.
+    /// Attempts with growing pauses. Calls wait while the allowance for short interruptions lasts,
+    /// then they are refused. `None` if closed.
     async fn connect_until_up(&mut self) -> Option<Established> {
         let now = clock::now();
         let grace_until = {
@@ -176,7 +180,8 @@ impl Supervisor {
         Ok((established, dial.abandoned, dial.began))
     }
 
-    /// The result of a task that runs what others wrote. A panic there ends one attempt, and counts as one that was stuck.
+    /// The result of a task that runs what others wrote. A panic there ends one attempt, and counts
+    /// as one that was stuck.
     fn survived<T>(
         &self,
         result: Result<Result<T, ConnectError>, JoinError>,
@@ -289,7 +294,8 @@ impl Supervisor {
         let identity = established.facts.identity;
         let term = established.facts.term;
         let mut deposed = false;
-        // Before the driver's first look: what its handshake did not kill comes ahead of what waits.
+        // Before the driver's first look: what its handshake did not kill comes ahead of what
+        // waits.
         self.link.open(clock::now());
         let mut driver = Owned::new(tokio::spawn(driver.run()));
         let fence = FenceOnDrop::new(&self.shared.fences, identity.clone());

@@ -1,4 +1,5 @@
-//! In the place of the metrics where the feature `metrics` is off: the same doors, and nothing behind them.
+//! In the place of the metrics where the feature `metrics` is off: the same doors, and nothing
+//! behind them.
 
 use std::time::Duration;
 

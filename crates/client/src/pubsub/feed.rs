@@ -1,7 +1,8 @@
 //! From the subscriber's task to whoever listens, who may be slow.
 //!
-//! The task never waits for its listener, or a slow one would make the connection look dead. What does not fit is counted instead; the count, and
-//! what became of the connection, are owed to the listener and told as soon as there is room, whether or not anything else is heard.
+//! The task never waits for its listener, or a slow one would make the connection look dead. What
+//! does not fit is counted instead; the count, and what became of the connection, are owed to the
+//! listener and told as soon as there is room, whether or not anything else is heard.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,7 +69,8 @@ impl Feed {
         }
     }
 
-    /// Ends when something that is owed can be told: then [`settle`](Self::settle). Never, if nothing is.
+    /// Ends when something that is owed can be told: then [`settle`](Self::settle). Never, if
+    /// nothing is.
     pub(super) async fn room(&self) {
         while !self.owed.is_empty() && !self.fits() {
             self.waiting.fewer.notified().await;

@@ -251,7 +251,8 @@ impl Subscriber {
         }
     }
 
-    /// Notes that a subscription has ended. One that was not asked to has been taken away (a slot that moved, say), and is made anew with the connection.
+    /// Notes that a subscription has ended. One that was not asked to has been taken away (a slot
+    /// that moved, say), and is made anew with the connection.
     fn ended(
         &self,
         wire: &mut SubscriberWire,
@@ -280,7 +281,8 @@ impl Subscriber {
                 }
                 Ok(())
             }
-            // It goes on under the old ones, and is told again when some connection was let in with the new.
+            // It goes on under the old ones, and is told again when some connection was let in with
+            // the new.
             Some(Asked::Auth) => {
                 tracing::warn!(
                     code = error.code(),

@@ -88,15 +88,17 @@ impl SubscriberWire {
         self.asked.is_empty()
     }
 
-    /// Returns whether the server has not answered to new credentials: nothing else is asked meanwhile.
+    /// Returns whether the server has not answered to new credentials: nothing else is asked
+    /// meanwhile.
     pub(super) fn authenticates(&self) -> bool {
         self.asked
             .iter()
             .any(|asked| matches!(asked, Asked::Proof(_)))
     }
 
-    /// Gives new credentials, with a proof behind them that they are answered: a server may swallow that it refuses them, where messages are on
-    /// their way. In RESP2 a connection that has subscribed takes none.
+    /// Gives new credentials, with a proof behind them that they are answered: a server may swallow
+    /// that it refuses them, where messages are on their way. In RESP2 a connection that has
+    /// subscribed takes none.
     pub(super) async fn give(
         &mut self,
         credentials: &Credentials,
@@ -152,7 +154,8 @@ impl SubscriberWire {
         self.asked.pop_front()
     }
 
-    /// A reply that is no error, no message and no confirmation. It must be what the oldest question is answered by.
+    /// A reply that is no error, no message and no confirmation. It must be what the oldest
+    /// question is answered by.
     pub(super) fn replied(&mut self, reply: &Value) -> Result<(), Arc<str>> {
         match (self.answered(), reply) {
             (Some(Asked::Auth), Value::Okay) => self.rotation.answered(true),

@@ -45,7 +45,8 @@ pub struct SentinelContact {
     pub address: String,
     /// The time since it last answered, in milliseconds; absent if it never did.
     pub answered_ms_ago: Option<f64>,
-    /// The cause why it could not be asked, or that it watches no such primary; absent if all is well.
+    /// The cause why it could not be asked, or that it watches no such primary; absent if all is
+    /// well.
     pub error: Option<String>,
     /// Whether it names another primary or epoch than the one that is believed.
     pub dissents: bool,

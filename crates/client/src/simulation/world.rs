@@ -1,7 +1,8 @@
 //! A server and the network before it, in memory and in virtual time.
 //!
-//! It keeps what a real one keeps: commands of one connection run in their order, bytes that were sent before the client went away are still
-//! read, and a connection that was killed runs nothing more. What goes wrong is drawn from a seed.
+//! It keeps what a real one keeps: commands of one connection run in their order, bytes that were
+//! sent before the client went away are still read, and a connection that was killed runs nothing
+//! more. What goes wrong is drawn from a seed.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -55,7 +56,8 @@ pub(super) struct World(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    /// Wakes in the order in which they wait, which a `watch` does not: the same seed shall give the same history.
+    /// Wakes in the order in which they wait, which a `watch` does not: the same seed shall give
+    /// the same history.
     turned: Notify,
 }
 

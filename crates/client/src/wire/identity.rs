@@ -9,7 +9,8 @@ use super::words::command;
 pub(crate) struct Identity {
     pub(crate) id: i64,
     pub(crate) addr: String,
-    /// The run id of the server; `None` where it cannot be known, though never on a unix socket, where all clients have one address.
+    /// The run id of the server; `None` where it cannot be known, though never on a unix socket,
+    /// where all clients have one address.
     pub(crate) run_id: Option<Arc<str>>,
 }
 
@@ -23,13 +24,15 @@ impl Identity {
         }
     }
 
-    /// Returns whether it is known to be a connection to another server than this one, or to this one before it was restarted.
+    /// Returns whether it is known to be a connection to another server than this one, or to this
+    /// one before it was restarted.
     pub(crate) fn is_elsewhere(&self, run_id: Option<&str>) -> bool {
         let known = self.run_id.as_deref().zip(run_id);
         known.is_some_and(|(of, here)| of != here)
     }
 
-    /// Returns the command that kills the connection, and only this one, on the server that it [is not elsewhere](Self::is_elsewhere) of.
+    /// Returns the command that kills the connection, and only this one, on the server that it [is
+    /// not elsewhere](Self::is_elsewhere) of.
     pub(crate) fn kill(&self) -> Vec<u8> {
         command(&[
             "CLIENT",

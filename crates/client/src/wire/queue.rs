@@ -1,9 +1,9 @@
 //! Where callers hand over encoded commands and a driver picks them up.
 //!
-//! The lock is held for a few dozen nanoseconds, to append bytes and a ticket or to swap two buffers, and never across a system call; a large
-//! request is encoded before it is taken. While
-//! there is no connection, commands wait here in their order, so that those of a short interruption reach the next connection as they were
-//! submitted.
+//! The lock is held for a few dozen nanoseconds, to append bytes and a ticket or to swap two
+//! buffers, and never across a system call; a large request is encoded before it is taken. While
+//! there is no connection, commands wait here in their order, so that those of a short interruption
+//! reach the next connection as they were submitted.
 
 mod command;
 mod deadlines;
@@ -96,7 +96,8 @@ pub(crate) struct Submission {
     pub(crate) now: Instant,
     /// The place it had when it was first submitted.
     pub(crate) seq: Option<u64>,
-    /// Whether only a connection that can fence its predecessors may carry it: see [`SubmitQueue::serves`].
+    /// Whether only a connection that can fence its predecessors may carry it: see
+    /// [`SubmitQueue::serves`].
     pub(crate) only_fenced: bool,
     /// Whether it changes nothing on the server.
     pub(crate) read_only: bool,
@@ -269,8 +270,8 @@ impl SubmitQueue {
     }
 
     /// Swaps what waits for the empty `spare` of the driver, which says how much it holds itself.
-    /// Leaves what is to wait until another request has travelled apart, unless `all` is to be taken; and everything
-    /// where there are credentials to be given first.
+    /// Leaves what is to wait until another request has travelled apart, unless `all` is to be
+    /// taken; and everything where there are credentials to be given first.
     pub(crate) fn take(
         &self,
         spare: &mut Batch<Job>,
@@ -297,8 +298,8 @@ impl SubmitQueue {
         (std::mem::take(&mut queue.commands), left)
     }
 
-    /// Registers the waker of the driver, to be woken when something is submitted or commanded. Returns false if
-    /// something already was; what was left before does not count.
+    /// Registers the waker of the driver, to be woken when something is submitted or commanded.
+    /// Returns false if something already was; what was left before does not count.
     pub(crate) fn park(&self, waker: &Waker, backlog: Backlog, left: Left) -> bool {
         let mut queue = self.inner.lock();
         let submitted = left == Left::Nothing && !queue.batch.is_empty();
@@ -317,7 +318,8 @@ impl SubmitQueue {
         std::mem::take(&mut queue.commands)
     }
 
-    /// Returns whether an abandoned connection has to be killed before the transaction may take effect, which it cannot be from within it.
+    /// Returns whether an abandoned connection has to be killed before the transaction may take
+    /// effect, which it cannot be from within it.
     pub(crate) fn holds_a_fence(&self) -> bool {
         self.inner.lock().transactions.holds_a_fence()
     }
@@ -330,7 +332,8 @@ impl SubmitQueue {
             .for_each(|command| self.command(command));
     }
 
-    /// Notes that a request with these steps was answered: commands that waited for its transaction's end come before the next request.
+    /// Notes that a request with these steps was answered: commands that waited for its
+    /// transaction's end come before the next request.
     pub(crate) fn answered(&self, steps: &TxSteps, reply: &Reply) {
         let released = self.inner.lock().transactions.answered(steps, reply);
         released
@@ -352,7 +355,8 @@ impl SubmitQueue {
         }
     }
 
-    /// Records whether the next connection can fence its predecessors. If it cannot, queued calls that require fencing fail now with `NotSent`, and later ones are refused.
+    /// Records whether the next connection can fence its predecessors. If it cannot, queued calls
+    /// that require fencing fail now with `NotSent`, and later ones are refused.
     pub(crate) fn serves(&self, fenced: bool) {
         let turned = {
             let mut queue = self.inner.lock();
@@ -372,7 +376,8 @@ impl SubmitQueue {
         }
     }
 
-    /// Returns true unless the connection in service is known not to be able to fence its predecessors.
+    /// Returns true unless the connection in service is known not to be able to fence its
+    /// predecessors.
     pub(crate) fn may_be_fenced(&self) -> bool {
         self.inner.lock().fenced
     }

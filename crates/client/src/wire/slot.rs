@@ -1,7 +1,8 @@
 //! The place where a caller waits for its reply, reused instead of allocated.
 //!
-//! The caller holds one half ([`Pending`]), the driver the other ([`Ticket`]). A slot goes back to its thread's free list only while nobody
-//! else holds it, so a caller that went away can never be handed another call's reply, nor leave its own to the next.
+//! The caller holds one half ([`Pending`]), the driver the other ([`Ticket`]). A slot goes back to
+//! its thread's free list only while nobody else holds it, so a caller that went away can never be
+//! handed another call's reply, nor leave its own to the next.
 
 use std::cell::RefCell;
 use std::future::Future;
@@ -42,7 +43,8 @@ pub(crate) enum Ended {
     Lost {
         certainty: Certainty,
         cause: Arc<str>,
-        /// Held until the command has been submitted again, or will not be: the next connection waits for it, to keep the order.
+        /// Held until the command has been submitted again, or will not be: the next connection
+        /// waits for it, to keep the order.
         rejoin: Option<Rejoin>,
         blame: Blame,
     },
@@ -61,7 +63,8 @@ pub(crate) enum Blame {
     Own,
 }
 
-/// A hold on the next connection, see [`Ended::Lost`]: all that matters is when the last one is dropped.
+/// A hold on the next connection, see [`Ended::Lost`]: all that matters is when the last one is
+/// dropped.
 pub(crate) type Rejoin = tokio::sync::mpsc::Sender<()>;
 
 #[derive(Debug, Default)]
@@ -127,7 +130,8 @@ impl Ticket {
             .is_some_and(|slot| sync::Arc::strong_count(slot) > 1)
     }
 
-    /// Returns whether the caller has run since this was asked before; the first time it is only woken.
+    /// Returns whether the caller has run since this was asked before; the first time it is only
+    /// woken.
     pub(crate) fn caller_runs(&self) -> bool {
         let Some(slot) = &self.slot else {
             return false;

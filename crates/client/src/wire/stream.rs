@@ -56,7 +56,8 @@ impl Stream {
         match self {
             #[cfg(feature = "tls")]
             Self::Tls(_) => crate::tls::explain(error),
-            // A TLS server that is told plain text may reset the connection before its alert is read.
+            // A TLS server that is told plain text may reset the connection before its alert is
+            // read.
             _ => format!("{error}; if the server speaks TLS on this port, use rediss://"),
         }
     }

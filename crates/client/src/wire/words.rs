@@ -40,7 +40,8 @@ pub(crate) fn text(value: &Value) -> String {
     }
 }
 
-/// The version of the server by its own count, as INFO tells it. `redis_version` may be that of Redis which it is compatible with.
+/// The version of the server by its own count, as INFO tells it. `redis_version` may be that of
+/// Redis which it is compatible with.
 pub(crate) fn own_version(info: &str) -> Option<String> {
     let name = info_field(info, "server_name").unwrap_or_else(|| "valkey".into());
     info_field(info, &format!("{name}_version")).or_else(|| info_field(info, "redis_version"))

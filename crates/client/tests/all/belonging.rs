@@ -1,4 +1,5 @@
-//! C16: nothing that the client itself says on a connection may come between callers and their replies.
+//! C16: nothing that the client itself says on a connection may come between callers and their
+//! replies.
 
 use std::net::SocketAddr;
 
@@ -12,8 +13,9 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::support::{cmd, ms, now, seen, until, until_down_for, until_seen};
 
-/// A relay that makes a server one of those that swallow the error of a refused AUTH while other replies are pending: a `-WRONGPASS` that
-/// is not the first of what the server wrote together is dropped.
+/// A relay that makes a server one of those that swallow the error of a refused AUTH while other
+/// replies are pending: a `-WRONGPASS` that is not the first of what the server wrote together is
+/// dropped.
 async fn swallowing(server: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();
@@ -53,7 +55,8 @@ async fn relay(client: TcpStream, server: SocketAddr) {
     up.abort();
 }
 
-/// Asks for values that name their keys until the time is over; returns how many answers belonged to somebody else, and how many there were.
+/// Asks for values that name their keys until the time is over; returns how many answers belonged
+/// to somebody else, and how many there were.
 async fn strangers(client: &Client, time: std::time::Duration) -> (usize, usize) {
     let mut callers = tokio::task::JoinSet::new();
     let until = now() + time;
@@ -159,7 +162,8 @@ async fn c16_a_file_that_is_empty_for_a_while_is_told_once_and_is_no_empty_passw
     client.send(&cmd("PING")).await.unwrap();
 }
 
-/// A relay that hears no answer to an AUTH that travels by itself: the first line that comes after one is dropped.
+/// A relay that hears no answer to an AUTH that travels by itself: the first line that comes after
+/// one is dropped.
 async fn deaf_to_auth(server: SocketAddr) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let addr = listener.local_addr().unwrap();

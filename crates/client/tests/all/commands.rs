@@ -6,7 +6,8 @@ use steadfast_drill::fault::{Latency, RespSilence, Toxic};
 
 use crate::support::{cmd, ms, pair, pair_with, proxied, until, until_seen, until_state};
 
-/// In the words of the server, each of which would be worth a repeat, a reset or a failure of the breaker.
+/// In the words of the server, each of which would be worth a repeat, a reset or a failure of the
+/// breaker.
 const WORDS: [&str; 8] = [
     "LOADING Redis is loading the dataset in memory",
     "NOREPLICAS Not enough good replicas to write.",
@@ -68,7 +69,8 @@ async fn c3_a_script_or_function_that_was_answered_has_run_once_whatever_the_wor
 async fn c3_a_script_that_hands_on_what_a_command_of_its_own_was_told_is_not_run_again() {
     let (redis, client) = pair().await;
     client.send(&cmd("SET runs 0")).await.unwrap();
-    // Written before the server lacks replicas, and by publishing after it: the script has done something each time.
+    // Written before the server lacks replicas, and by publishing after it: the script has done
+    // something each time.
     let mut listener = client.pubsub();
     listener.subscribe("runs").await.unwrap();
     redis

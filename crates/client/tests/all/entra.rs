@@ -1,4 +1,5 @@
-//! C16 with Entra ID: its endpoints are played by a transport, and Redis takes the token as the password.
+//! C16 with Entra ID: its endpoints are played by a transport, and Redis takes the token as the
+//! password.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};

@@ -1,4 +1,5 @@
-//! C13: blocking calls, sessions and subscribers are served by the server that the shared connection serves from.
+//! C13: blocking calls, sessions and subscribers are served by the server that the shared
+//! connection serves from.
 
 use redis::Value;
 use steadfast::{
@@ -161,7 +162,8 @@ async fn next(pubsub: &mut PubSub) -> PubSubEvent {
         .expect("the client lives")
 }
 
-/// What is between an old server that lives on and a new one: a session, a subscriber, idle connections of blocking calls, and two under way.
+/// What is between an old server that lives on and a new one: a session, a subscriber, idle
+/// connections of blocking calls, and two under way.
 struct Beside {
     client: Client,
     session: steadfast::Session,

@@ -1,4 +1,5 @@
-//! C1, C3, C5, C6, C11, C12 under load: what callers feel while the server is killed, frozen or swallowed by the network.
+//! C1, C3, C5, C6, C11, C12 under load: what callers feel while the server is killed, frozen or
+//! swallowed by the network.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -86,7 +87,8 @@ async fn most_in_flight(client: Client, stop: Arc<AtomicBool>) -> usize {
     most
 }
 
-/// Of a machine that is busy with other tests no call shall be too slow: what is looked for is what becomes of connections.
+/// Of a machine that is busy with other tests no call shall be too slow: what is looked for is what
+/// becomes of connections.
 async fn patient_pair() -> (Redis, Client) {
     pair_with(|b| {
         b.deadline(ms(10_000))
@@ -147,7 +149,8 @@ async fn c3_two_thousand_increments_a_second_are_applied_once_each_while_connect
             }
         }
     }
-    // Only what is in flight can be lost with a connection; the double, for what comes between two looks.
+    // Only what is in flight can be lost with a connection; the double, for what comes between two
+    // looks.
     let most = ROUNDS * (2 * in_flight + 50);
     assert!(
         unknown <= most && done > 5 * unknown,
@@ -155,7 +158,8 @@ async fn c3_two_thousand_increments_a_second_are_applied_once_each_while_connect
     );
 }
 
-/// No call over its deadline; once it is known to be down, refusals are immediate; afterwards it serves.
+/// No call over its deadline; once it is known to be down, refusals are immediate; afterwards it
+/// serves.
 fn judge(outcomes: &[Outcome], down: Instant, back: Instant) {
     let deadline = ms(1000);
     let longest = outcomes.iter().map(|outcome| outcome.took).max().unwrap();
@@ -213,7 +217,8 @@ async fn outage_under_load(
     stop.store(true, Ordering::Relaxed);
     let outcomes = running.await.unwrap();
     judge(&outcomes, down, back);
-    // Only where this test has the process to itself. The outcomes themselves are kept, some 200 bytes each.
+    // Only where this test has the process to itself. The outcomes themselves are kept, some 200
+    // bytes each.
     if std::env::var_os("NEXTEST").is_some() {
         assert!(after < before + 20_000, "{before} KiB, then {after} KiB");
     }

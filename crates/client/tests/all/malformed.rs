@@ -1,4 +1,5 @@
-//! Invariant 5 towards Redis, and towards whoever answers in its place: ten thousand replies that are wrong, each from its own seed.
+//! Invariant 5 towards Redis, and towards whoever answers in its place: ten thousand replies that
+//! are wrong, each from its own seed.
 
 use redis::Value;
 use steadfast::{Backoff, Client, ConnectionState};

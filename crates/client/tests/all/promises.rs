@@ -153,7 +153,8 @@ async fn c13_a_blocking_call_that_was_given_up_pops_nothing_afterwards() {
     let mut other = client.clone();
     let blocked = client.with(CallOptions::new().deadline(Duration::from_millis(100)));
     blocked.send(&cmd("BLPOP queue 30")).await.unwrap_err();
-    // The abandoned connection is killed before the next command of the shared one; the first command may race its announcement.
+    // The abandoned connection is killed before the next command of the shared one; the first
+    // command may race its announcement.
     let begun = now();
     loop {
         let list: String = redis::cmd("CLIENT")

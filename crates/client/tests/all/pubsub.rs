@@ -1,4 +1,5 @@
-//! C13: subscriptions on a connection of their own, which come back by themselves and say what may have been missed.
+//! C13: subscriptions on a connection of their own, which come back by themselves and say what may
+//! have been missed.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! C8, C14, C15: whatever ends an attempt to connect, another follows; what others wrote cannot hold it up; closing ends it.
+//! C8, C14, C15: whatever ends an attempt to connect, another follows; what others wrote cannot
+//! hold it up; closing ends it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -473,7 +474,8 @@ async fn c2_a_call_that_meets_the_end_of_its_connection_unwritten_was_not_sent_a
     for n in 1..=20 {
         let before = client.status().reconnects;
         client.reconnect();
-        // On one thread the supervisor comes next, with its order; then the driver, which finds it together with this call.
+        // On one thread the supervisor comes next, with its order; then the driver, which finds it
+        // together with this call.
         let done = client.send(&cmd("INCR n")).await.unwrap();
         assert_eq!(done, Value::Int(n));
         until("it has reconnected", || client.status().reconnects > before).await;

@@ -47,8 +47,8 @@ pub(crate) async fn until_state(client: &Client, state: ConnectionState) {
     until(&format!("{state:?}"), || client.status().state == state).await;
 }
 
-/// Waits until it cannot connect and says why in these words: it is down as soon as a first attempt takes longer than a blip, and knows
-/// why when that has ended.
+/// Waits until it cannot connect and says why in these words: it is down as soon as a first attempt
+/// takes longer than a blip, and knows why when that has ended.
 pub(crate) async fn until_down_for(client: &Client, words: &str) {
     until_state(client, ConnectionState::Down).await;
     until(words, || {
@@ -66,7 +66,8 @@ pub(crate) fn cmd(words: &str) -> redis::Cmd {
     cmd
 }
 
-/// Values of every size go and come back whole, many at a time: those that share a buffer, those that have their own, and all of them in one pipeline.
+/// Values of every size go and come back whole, many at a time: those that share a buffer, those
+/// that have their own, and all of them in one pipeline.
 pub(crate) async fn values_come_back_as_they_went(client: &Client) {
     let sizes = [
         0,

@@ -156,7 +156,8 @@ async fn c8_a_server_that_never_answers_the_client_hello_ends_each_attempt_in_ti
         client.status().attempts > 3
     })
     .await;
-    // Some attempt says so: where the machine is slow, another may have ended before it came to that.
+    // Some attempt says so: where the machine is slow, another may have ended before it came to
+    // that.
     until_down_for(&client, "no answer within 200ms: does the server speak TLS").await;
     assert_eq!(client.state(), ConnectionState::Down);
     assert_eq!(client.status().stuck_resets, 0);

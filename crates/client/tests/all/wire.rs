@@ -76,7 +76,8 @@ async fn c7_an_idle_connection_that_goes_dead_is_noticed_by_its_heartbeat() {
 #[tokio::test]
 async fn c7_the_answers_of_a_stalled_network_are_taken_when_it_is_mended() {
     let (_redis, proxy, client) = proxied(|b| b.deadline(ms(10_000))).await;
-    // No standby connection gets through its handshake: one that did would replace the connection, and rightly.
+    // No standby connection gets through its handshake: one that did would replace the connection,
+    // and rightly.
     let no_handshake = RespSilence {
         commands: vec!["HELLO".into()],
         percentage: 100.0,

@@ -37,7 +37,8 @@ impl<'a> Exchange<'a> {
         &mut self,
         commands: &[Vec<u8>],
     ) -> Result<Vec<Value>, ConnectError> {
-        // A server that is full says so and closes before it reads: what it said is worth more than the failure to write.
+        // A server that is full says so and closes before it reads: what it said is worth more than
+        // the failure to write.
         let written = self.stream.write_all(&commands.concat()).await;
         let _ = self.stream.flush().await;
         let mut replies = Vec::with_capacity(commands.len());
@@ -51,7 +52,8 @@ impl<'a> Exchange<'a> {
                     replies.push(reply);
                 }
                 Err(error @ ConnectError::Ended(_)) => {
-                    // A server that refuses everybody (protected mode, loading behind some proxies) says so once and closes.
+                    // A server that refuses everybody (protected mode, loading behind some proxies)
+                    // says so once and closes.
                     if let Some(said) = replies.last() {
                         refused(said)?;
                     }

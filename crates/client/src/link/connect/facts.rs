@@ -22,11 +22,13 @@ pub(crate) struct ServerFacts {
     pub(crate) role: String,
     /// `standalone`, `cluster` or `sentinel`, where it says so.
     pub(crate) mode: Option<ServerMode>,
-    /// The protocol that is spoken: RESP2 where RESP3 was asked for, if the server is too old for it.
+    /// The protocol that is spoken: RESP2 where RESP3 was asked for, if the server is too old for
+    /// it.
     pub(crate) protocol: Protocol,
     pub(crate) tls: Option<String>,
     pub(crate) identity: Option<Identity>,
-    /// The name of the server process, until it is restarted; `None` where the ACL does not allow INFO.
+    /// The name of the server process, until it is restarted; `None` where the ACL does not allow
+    /// INFO.
     pub(crate) run_id: Option<Arc<str>>,
     /// Whether this user may kill connections, and if not, why.
     pub(crate) fencing: Result<(), String>,
@@ -69,7 +71,8 @@ pub(super) fn read_hello(hello: &Value, facts: &mut ServerFacts) {
     }
 }
 
-/// The role as ROLE tells it; where that is not allowed, as INFO does. Where neither is, it cannot be known and stays `unknown`.
+/// The role as ROLE tells it; where that is not allowed, as INFO does. Where neither is, it cannot
+/// be known and stays `unknown`.
 pub(super) fn read_role(role: &Value, info: &Value, facts: &mut ServerFacts) {
     let info = text(info);
     facts.version = own_version(&info).unwrap_or_default();

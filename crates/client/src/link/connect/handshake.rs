@@ -1,10 +1,12 @@
 //! The first words with a server: who are we, who is it, and is it fit for service?
 //!
-//! Everything goes out in one write and is judged from the replies, so that a handshake costs one round trip: two on servers before Redis 6, and one
-//! more where there are abandoned connections to kill, which is done only once it is known that this is the server they were made to.
+//! Everything goes out in one write and is judged from the replies, so that a handshake costs one
+//! round trip: two on servers before Redis 6, and one more where there are abandoned connections to
+//! kill, which is done only once it is known that this is the server they were made to.
 //!
-//! Replies are matched by their places, so each must also be of the kind that its question has: a peer that answers `+OK` to everything is no
-//! server, and one that leaves a reply out must not be believed in the next.
+//! Replies are matched by their places, so each must also be of the kind that its question has: a
+//! peer that answers `+OK` to everything is no server, and one that leaves a reply out must not be
+//! believed in the next.
 
 use redis::Value;
 use steadfast_core::report::ServerMode;
@@ -72,7 +74,8 @@ impl Handshake<'_> {
         Ok((stream, facts, fences))
     }
 
-    /// The greeting of old, and the questions that HELLO answers by itself. Returns the replies to what follows the greeting.
+    /// The greeting of old, and the questions that HELLO answers by itself. Returns the replies to
+    /// what follows the greeting.
     async fn greet_without_hello(
         &self,
         exchange: &mut Exchange<'_>,
@@ -127,7 +130,8 @@ impl Handshake<'_> {
         }
     }
 
-    /// Adds the commands that follow the greeting: database, our identity, is it fit for service, fences.
+    /// Adds the commands that follow the greeting: database, our identity, is it fit for service,
+    /// fences.
     fn settle(&self, commands: &mut Vec<Vec<u8>>) {
         commands.push(command(&["CLIENT", "SETINFO", "LIB-NAME", "steadfast"]));
         let db = self.settings.target.db.to_string();

@@ -230,7 +230,8 @@ fn tcp_error(address: &str, error: &io::Error) -> ConnectError {
     }
 }
 
-/// No delay for small writes; and the kernel gives up a peer that acknowledges nothing, should all our own watches fail.
+/// No delay for small writes; and the kernel gives up a peer that acknowledges nothing, should all
+/// our own watches fail.
 fn tune(tcp: &TcpStream) {
     let socket = socket2::SockRef::from(tcp);
     let _ = socket.set_tcp_nodelay(true);

@@ -33,7 +33,8 @@ impl Driver {
             self.left_since = now;
         }
         self.left = left;
-        // Its own commands come first. What was submitted belongs to the connection even if this is its end: so it is told that it was not sent.
+        // Its own commands come first. What was submitted belongs to the connection even if this is
+        // its end: so it is told that it was not sent.
         let obeyed = commands
             .into_iter()
             .try_for_each(|command| self.obey(command, conn, now));

@@ -11,8 +11,9 @@ use super::{Authentication, Driver, End, Signal, patience};
 use crate::wire::queue::{Job, Left};
 use crate::wire::slot::Ended;
 
-/// Replies handed out before callers get their turn: an eighth of those that wait, within these. Small waves keep callers and server at work
-/// at the same time; larger ones, where many wait, make fewer and fuller writes of it.
+/// Replies handed out before callers get their turn: an eighth of those that wait, within these.
+/// Small waves keep callers and server at work at the same time; larger ones, where many wait, make
+/// fewer and fuller writes of it.
 const WAVE: std::ops::RangeInclusive<usize> = 16..=64;
 /// The time between two reports of the count of successes.
 const TELL_BREAKER_EVERY: Duration = Duration::from_millis(100);
@@ -61,7 +62,8 @@ impl Driver {
         Ok(true)
     }
 
-    /// Learns from a wave of replies: how many were good, how many slow, and by the last one, how long calls take.
+    /// Learns from a wave of replies: how many were good, how many slow, and by the last one, how
+    /// long calls take.
     fn learn(&mut self, conn: &mut Conn<Job>, now: Instant) {
         if let Some(link) = self.link
             && self.successes > 0
@@ -86,8 +88,9 @@ impl Driver {
         }
     }
 
-    /// Judges the server by a reply. A call with a longer deadline of its own is meant to take long and says nothing; nor does one on a
-    /// connection that its caller has to itself; nor does the time of one that was under way while this process stood still (not `fair`).
+    /// Judges the server by a reply. A call with a longer deadline of its own is meant to take long
+    /// and says nothing; nor does one on a connection that its caller has to itself; nor does the
+    /// time of one that was under way while this process stood still (not `fair`).
     fn judge(&mut self, job: &Job, reply: &Reply, took: Duration, given: Duration, fair: bool) {
         if self.link.is_none() {
             return;
@@ -114,8 +117,8 @@ impl Driver {
         }
     }
 
-    /// Gives a reply to whom it is for. What the driver itself has asked must be answered as such a question is: else replies have got out of step,
-    /// and none that follows may be believed.
+    /// Gives a reply to whom it is for. What the driver itself has asked must be answered as such a
+    /// question is: else replies have got out of step, and none that follows may be believed.
     fn answer(&mut self, job: Job, reply: Reply, at: Instant, fair: bool) -> Result<(), End> {
         match job {
             Job::Call(ticket) | Job::Fenced(ticket) => {
@@ -184,7 +187,8 @@ fn out_of_step(asked: &str) -> End {
     end
 }
 
-/// Returns whether a reply says nothing good of the server: a refusal that is not the command's own fault, alone or in a pipeline.
+/// Returns whether a reply says nothing good of the server: a refusal that is not the command's own
+/// fault, alone or in a pipeline.
 fn is_refused(reply: &Reply) -> bool {
     let refuses = |value: &Value| match value {
         Value::ServerError(error) => {

@@ -25,8 +25,8 @@ impl Driver {
         }
     }
 
-    /// Handles what is due and sets the timer for what is not. One timer serves all deadlines of the connection: it is moved only when
-    /// something is due sooner, and may fire early.
+    /// Handles what is due and sets the timer for what is not. One timer serves all deadlines of
+    /// the connection: it is moved only when something is due sooner, and may fire early.
     pub(super) fn keep_time(
         &mut self,
         conn: &mut Conn<Job>,
@@ -127,7 +127,8 @@ impl Driver {
         }
     }
 
-    /// A step of a transaction got no answer in time. If it was sent, nobody knows any more whether a transaction is open here.
+    /// A step of a transaction got no answer in time. If it was sent, nobody knows any more whether
+    /// a transaction is open here.
     fn lost_track(&self, steps: &TxSteps, certainty: Certainty) {
         if certainty == Certainty::NotSent {
             self.queue.never_sent(steps);

@@ -9,7 +9,8 @@ use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::wire::queue::{Gate, Outage};
 
-/// The grace in which calls wait for a connection: keeps their deadlines, and turns them away when it is spent.
+/// The grace in which calls wait for a connection: keeps their deadlines, and turns them away when
+/// it is spent.
 pub(super) struct GracePeriod {
     pub(super) link: Arc<Link>,
     pub(super) shared: Arc<Shared>,

@@ -102,8 +102,8 @@ impl Renewal {
         }
     }
 
-    /// Takes the answer of the provider. Returns whether it gave other credentials than those known;
-    /// `None` if it gave none.
+    /// Takes the answer of the provider. Returns whether it gave other credentials than those
+    /// known; `None` if it gave none.
     pub(super) fn handle_answer(
         &mut self,
         supervisor: &mut Supervisor,

@@ -1,7 +1,7 @@
 //! The connection that is to take the place of the one in service: on its way, or ready.
 //!
-//! More than one can be there at once. A standby that a silence called and did not need is kept for a
-//! while, and meanwhile another may be dialled because the one in service is old.
+//! More than one can be there at once. A standby that a silence called and did not need is kept for
+//! a while, and meanwhile another may be dialled because the one in service is old.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

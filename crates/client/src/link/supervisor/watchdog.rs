@@ -11,7 +11,8 @@ use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::task::Owned;
 
-/// Keeps a supervisor running: starts it anew if it ends or makes no progress. Ends when the client is closed.
+/// Keeps a supervisor running: starts it anew if it ends or makes no progress. Ends when the client
+/// is closed.
 pub(crate) async fn watchdog(
     shared: Arc<Shared>,
     link: Arc<Link>,

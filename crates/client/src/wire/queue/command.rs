@@ -24,7 +24,8 @@ pub(crate) enum Job {
     Fence(Box<Identity>),
     /// An AUTH with new credentials.
     Reauthenticate,
-    /// The ECHO behind it, of what the server cannot know otherwise: that its answer comes in its place proves that the AUTH had one.
+    /// The ECHO behind it, of what the server cannot know otherwise: that its answer comes in its
+    /// place proves that the AUTH had one.
     Proof(String),
 }
 
@@ -70,7 +71,8 @@ pub(crate) enum DriverCommand {
     Retire(Arc<str>),
     /// Kill this abandoned connection on the server, before the next command.
     Fence(Identity),
-    /// Give new credentials once everything before is answered, and take nothing new until they are.
+    /// Give new credentials once everything before is answered, and take nothing new until they
+    /// are.
     Reauthenticate(Vec<u8>),
     /// The server is taken for down: end the reads that were not given longer than usual.
     EndReads,
@@ -112,7 +114,8 @@ impl TxStep {
         .map(|(_, step)| step)
     }
 
-    /// Returns the steps of a pipeline that is not a transaction as a whole: such a one begins and ends in one breath.
+    /// Returns the steps of a pipeline that is not a transaction as a whole: such a one begins and
+    /// ends in one breath.
     pub(crate) fn all_of(pipeline: &Pipeline) -> TxSteps {
         if pipeline.is_transaction() {
             return TxSteps::new();

@@ -21,11 +21,13 @@ pub(crate) enum Gate {
     Open,
     /// A short interruption: calls wait here.
     Waiting,
-    /// The server is down: calls are refused. The second is when the next attempt to connect is due.
+    /// The server is down: calls are refused. The second is when the next attempt to connect is
+    /// due.
     Down(Arc<Outage>, Instant),
     /// A connection of one caller is lost for good: calls are refused at once.
     Ended(Arc<str>),
-    /// The runtime has ended in which the client's tasks lived: the next call has them started anew.
+    /// The runtime has ended in which the client's tasks lived: the next call has them started
+    /// anew.
     Orphaned,
     /// The client is closed.
     Closed,
@@ -37,7 +39,8 @@ impl SubmitQueue {
         self.inner.lock().gate = Gate::Closed;
     }
 
-    /// Opens or shuts the queue. A closed one stays closed. What waits in it stays only while the gate is open or waiting.
+    /// Opens or shuts the queue. A closed one stays closed. What waits in it stays only while the
+    /// gate is open or waiting.
     pub(crate) fn set_gate(&self, gate: Gate) {
         let mut queue = self.inner.lock();
         let turned = match &gate {

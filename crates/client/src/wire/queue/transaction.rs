@@ -1,8 +1,9 @@
 //! What must not come in the midst of a transaction, and when it is over.
 //!
-//! Between MULTI and EXEC the server queues whatever it is told: a CLIENT KILL would kill nobody until EXEC, and add a reply to the
-//! transaction's own. So such commands wait for its end. Only the server's replies tell when that is, whoever still waits for them: a caller that
-//! goes away, or whose EXEC was never sent, ends nothing.
+//! Between MULTI and EXEC the server queues whatever it is told: a CLIENT KILL would kill nobody
+//! until EXEC, and add a reply to the transaction's own. So such commands wait for its end. Only
+//! the server's replies tell when that is, whoever still waits for them: a caller that goes away,
+//! or whose EXEC was never sent, ends nothing.
 
 use steadfast_core::conn::Reply;
 
@@ -11,13 +12,14 @@ use super::command::{DriverCommand, TxStep, TxSteps};
 /// The transactions of one connection, and the commands that wait for their end.
 #[derive(Default)]
 pub(crate) struct Transactions {
-    /// Begun, as far as was asked, and not yet known to be over. More than one only if the next was begun before the end of the first was
-    /// answered.
+    /// Begun, as far as was asked, and not yet known to be over. More than one only if the next was
+    /// begun before the end of the first was answered.
     open: usize,
     held: Vec<DriverCommand>,
 }
 
-/// The number of commands that may wait for the end of a transaction. One that waits so long is lost to the first fence among them.
+/// The number of commands that may wait for the end of a transaction. One that waits so long is
+/// lost to the first fence among them.
 const HELD: usize = 256;
 
 impl Transactions {
@@ -26,7 +28,8 @@ impl Transactions {
         self.open += multis(steps);
     }
 
-    /// Notes that these steps never reached the server. Returns the commands that have waited long enough.
+    /// Notes that these steps never reached the server. Returns the commands that have waited long
+    /// enough.
     pub(crate) fn never_sent(&mut self, steps: &TxSteps) -> Vec<DriverCommand> {
         self.open = self.open.saturating_sub(multis(steps));
         self.released()
@@ -49,7 +52,8 @@ impl Transactions {
         self.released()
     }
 
-    /// Keeps a command that would be queued; gives it back if it would not. If too many wait, the transaction is given up instead.
+    /// Keeps a command that would be queued; gives it back if it would not. If too many wait, the
+    /// transaction is given up instead.
     pub(crate) fn hold(&mut self, command: DriverCommand) -> Option<DriverCommand> {
         match command {
             DriverCommand::Fence(_) | DriverCommand::Reauthenticate(_)
