@@ -8,7 +8,7 @@
 
 use std::fmt;
 
-use super::{Args, Errors, Alternative, Shared};
+use super::{Alternative, Args, Errors, Shared};
 use crate::slot::Slot;
 
 /// Judges where a command belongs in a cluster, by its name and its arguments.
