@@ -56,8 +56,8 @@ async fn never() -> Result<Option<Bytes>, LoadError> {
     unreachable!("everything is in memory")
 }
 
-/// Runs the same on so many threads, and answers the time of the slowest. Each begins with another key: in step they would fight for the same
-/// entries, which is not what a service does.
+/// Runs the same on so many threads, and answers the time of the slowest. Each begins with another
+/// key: in step they would fight for the same entries, which is not what a service does.
 fn on_threads(
     threads: usize,
     rounds: u64,
@@ -97,7 +97,8 @@ fn hits(c: &mut Criterion) {
     for key in &keys {
         bare.insert(key.clone(), Bytes::from_static(&[b'x'; 64]));
     }
-    // What `#[cached]` keeps behind a function: a map that orders by use, so that a hit writes, under one lock.
+    // What `#[cached]` keeps behind a function: a map that orders by use, so that a hit writes,
+    // under one lock.
     let mut lru = cached::LruCache::new(1_000_000);
     for key in &keys {
         lru.cache_set(key.clone(), Bytes::from_static(&[b'x'; 64]));

@@ -1,6 +1,7 @@
 //! What a hit in Redis costs, beside a raw GET of the same client, in turns.
 //!
-//! `cargo bench -p steadfast-cache --bench redis_hit`. Each turn is that of one subject; a ratio is taken between neighbours, so that it holds on a machine that is not quiet.
+//! `cargo bench -p steadfast-cache --bench redis_hit`. Each turn is that of one subject; a ratio is
+//! taken between neighbours, so that it holds on a machine that is not quiet.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout)]
 
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! Shows the cache in a web application: axum before it, PostgreSQL behind it, and Redis between them whenever it is there. It starts and serves
-//! without Redis too.
+//! Shows the cache in a web application: axum before it, PostgreSQL behind it, and Redis between
+//! them whenever it is there. It starts and serves without Redis too.
 //!
 //!     DATABASE_URL=postgres://app@localhost/app REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast-cache --example axum
 //!     curl -i 127.0.0.1:3000/users/1                     # x-source: database; again: memory
@@ -40,7 +40,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let database = variable("DATABASE_URL", "postgres://postgres@localhost/postgres");
     let database = Database::connect(&database, DatabaseOptions::default())?;
     create(&database).await?;
-    // Returns at once: a service that waits for its cache at the start is down whenever its cache is.
+    // Returns at once: a service that waits for its cache at the start is down whenever its cache
+    // is.
     let redis = Client::builder(&variable("REDIS_URL", "redis://127.0.0.1:6379"))?.build()?;
     let cache = Cache::builder(database.clone())
         .redis(redis.clone())

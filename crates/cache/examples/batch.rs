@@ -1,4 +1,5 @@
-//! Shows a read of many keys: what is held is answered, and all that is missing is loaded by one query.
+//! Shows a read of many keys: what is held is answered, and all that is missing is loaded by one
+//! query.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast-cache --example batch
 

@@ -1,5 +1,6 @@
-//! Shows invalidation by tag: one change makes all values invalid that carry the tag, whatever their keys, and no other. The tags follow from the
-//! key, and are said once, where the view is made.
+//! Shows invalidation by tag: one change makes all values invalid that carry the tag, whatever
+//! their keys, and no other. The tags follow from the key, and are said once, where the view is
+//! made.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast-cache --example tags
 

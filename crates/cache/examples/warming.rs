@@ -1,4 +1,5 @@
-//! Shows warming: what everybody is going to ask for is loaded by one query, into memory and Redis, before the first caller comes.
+//! Shows warming: what everybody is going to ask for is loaded by one query, into memory and Redis,
+//! before the first caller comes.
 //!
 //!     REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast-cache --example warming
 

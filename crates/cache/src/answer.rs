@@ -25,7 +25,8 @@ pub struct Answer<V> {
     pub source: Source,
     /// Time since it was loaded from the database; zero for a default.
     pub age: Duration,
-    /// How long it is, or was, fresh from then on: what its class says, with jitter; for absence its own. Zero for a default.
+    /// How long it is, or was, fresh from then on: what its class says, with jitter; for absence
+    /// its own. Zero for a default.
     pub fresh_for: Duration,
     /// Why it is not fresh, if it is not.
     pub stale: Option<StaleReason>,

@@ -122,8 +122,8 @@ pub enum BuildError {
 }
 
 impl Cache {
-    /// Begins a cache over this database. One serves a whole application, however many types it caches: each is read through a
-    /// [`view`](Self::view).
+    /// Begins a cache over this database. One serves a whole application, however many types it
+    /// caches: each is read through a [`view`](Self::view).
     pub fn builder(database: Database) -> CacheBuilder {
         CacheBuilder::new(database)
     }
@@ -153,16 +153,17 @@ impl CacheBuilder {
         }
     }
 
-    /// The Redis that the processes share. Without one the cache lives in this process alone: it hears of no invalidation by another, and **tells no
-    /// other of its own**, since it writes none into the outbox, where there might be nobody to take them out. A program that changes what others cache
-    /// needs their Redis and their namespace.
+    /// The Redis that the processes share. Without one the cache lives in this process alone: it
+    /// hears of no invalidation by another, and **tells no other of its own**, since it writes none
+    /// into the outbox, where there might be nobody to take them out. A program that changes what
+    /// others cache needs their Redis and their namespace.
     pub fn redis(mut self, client: Client) -> Self {
         self.redis = Some(client);
         self
     }
 
-    /// Prefix of every key in Redis, and the name under which invalidations are kept in SQL. Default `steadfast`. Two programs with
-    /// different values must not share one.
+    /// Prefix of every key in Redis, and the name under which invalidations are kept in SQL.
+    /// Default `steadfast`. Two programs with different values must not share one.
     pub fn namespace(mut self, namespace: impl Into<String>) -> Self {
         self.namespace = namespace.into();
         self
@@ -180,8 +181,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Bounds on what loads of one class may ask of the database, within those of the whole. Default none of its own. Given
-    /// twice for a class, the last holds.
+    /// Bounds on what loads of one class may ask of the database, within those of the whole.
+    /// Default none of its own. Given twice for a class, the last holds.
     pub fn class_guard(mut self, class: impl Into<Box<str>>, guard: ClassGuard) -> Self {
         self.class_guards.push((class.into(), guard));
         self
@@ -215,8 +216,9 @@ impl CacheBuilder {
         self
     }
 
-    /// The memory tier holds at most so many bytes of encoded values, keys and overhead. Default 64 MiB. Decoded values may take
-    /// more than their encoding. It is divided into as many parts as there are cores times four, as long as each has room for four values of
+    /// The memory tier holds at most so many bytes of encoded values, keys and overhead. Default 64
+    /// MiB. Decoded values may take more than their encoding. It is divided into as many parts as
+    /// there are cores times four, as long as each has room for four values of
     /// [`value_max`](Self::value_max); a value finds no room that is longer than its part.
     pub fn memory_bytes(mut self, bytes: u64) -> Self {
         self.memory_bytes = bytes;
@@ -235,48 +237,55 @@ impl CacheBuilder {
         self
     }
 
-    /// What Redis may add to a read, all questions of the read together. Default 100 ms. Waiting for the value that another process is
-    /// loading is not counted: see [`lease_wait`](Self::lease_wait). A miss asks two questions, one after the other, so a Redis that takes more than half
-    /// of this for each is read but never filled, which [`Counts::redis_slow`](crate::Counts::redis_slow) counts.
+    /// What Redis may add to a read, all questions of the read together. Default 100 ms. Waiting
+    /// for the value that another process is loading is not counted: see
+    /// [`lease_wait`](Self::lease_wait). A miss asks two questions, one after the other, so a Redis
+    /// that takes more than half of this for each is read but never filled, which
+    /// [`Counts::redis_slow`](crate::Counts::redis_slow) counts.
     pub fn redis_limit(mut self, limit: Duration) -> Self {
         self.redis_limit = limit;
         self
     }
 
-    /// A load waits this long for the value of another process that holds the key's lease, before it asks the database itself. Default 1 s; never more
-    /// than half of the class's [`hard_limit`](Ttl::hard_limit), so that the load has time left.
+    /// A load waits this long for the value of another process that holds the key's lease, before
+    /// it asks the database itself. Default 1 s; never more than half of the class's
+    /// [`hard_limit`](Ttl::hard_limit), so that the load has time left.
     pub fn lease_wait(mut self, wait: Duration) -> Self {
         self.lease_wait = wait;
         self
     }
 
-    /// How often each process looks for invalidations that were left behind. Default 250 ms; costs one small query each time.
+    /// How often each process looks for invalidations that were left behind. Default 250 ms; costs
+    /// one small query each time.
     pub fn outbox_poll(mut self, every: Duration) -> Self {
         self.outbox_poll = every;
         self
     }
 
-    /// Redis is not read while an invalidation has waited longer than this to be applied to it. Default 1 s.
+    /// Redis is not read while an invalidation has waited longer than this to be applied to it.
+    /// Default 1 s.
     pub fn outbox_lag_max(mut self, lag: Duration) -> Self {
         self.outbox_lag_max = lag;
         self
     }
 
-    /// Rows of the namespace that may wait in the outbox. Default 100 000; in SQL that is some ten megabytes. Past it one row that invalidates the
-    /// whole namespace takes the place of all.
+    /// Rows of the namespace that may wait in the outbox. Default 100 000; in SQL that is some ten
+    /// megabytes. Past it one row that invalidates the whole namespace takes the place of all.
     pub fn outbox_rows(mut self, most: u32) -> Self {
         self.outbox_rows = most;
         self
     }
 
-    /// Keys and tags that this process has invalidated and Redis has not yet heard of, kept apart so that Redis is passed by for these
-    /// only. Default 10 000; costs about 100 bytes each and their names. Past it Redis is passed by for every key until all are applied.
+    /// Keys and tags that this process has invalidated and Redis has not yet heard of, kept apart
+    /// so that Redis is passed by for these only. Default 10 000; costs about 100 bytes each and
+    /// their names. Past it Redis is passed by for every key until all are applied.
     pub fn pending_names(mut self, most: usize) -> Self {
         self.pending_names = most;
         self
     }
 
-    /// Makes the random choices (jitter, tokens) repeat themselves, for a test. Processes that share a Redis must not share a seed.
+    /// Makes the random choices (jitter, tokens) repeat themselves, for a test. Processes that
+    /// share a Redis must not share a seed.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = Some(seed);
         self
@@ -290,7 +299,8 @@ impl CacheBuilder {
         self
     }
 
-    /// Builds the cache. Neither Redis nor the database need be there. Must be called within a tokio runtime.
+    /// Builds the cache. Neither Redis nor the database need be there. Must be called within a
+    /// tokio runtime.
     ///
     /// # Errors
     /// [`BuildError`] names the setting that cannot be.
@@ -357,7 +367,8 @@ impl CacheBuilder {
             Arc::new(Relay::new(outbox, served, &relay_options))
         });
         if let Some(relay) = &relay
-            // In a box: what embeds this future, and that of who embeds it, would else nest deeper than the compiler follows.
+            // In a box: what embeds this future, and that of who embeds it, would else nest deeper
+            // than the compiler follows.
             && let Err(error) = Box::pin(within(START_LIMIT, relay.prepare())).await
         {
             tracing::warn!(%error, "the outbox's tables cannot be made yet");

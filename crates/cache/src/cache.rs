@@ -32,8 +32,9 @@ use crate::tier::redis::RedisTier;
 use crate::trust::Trust;
 use crate::view::View;
 
-/// A read-through cache: memory, then Redis, then the caller's loader. One serves a whole application: its types are read through
-/// [views](Self::view), which share its memory, its connections and what it knows. Cheap to clone; clones share everything.
+/// A read-through cache: memory, then Redis, then the caller's loader. One serves a whole
+/// application: its types are read through [views](Self::view), which share its memory, its
+/// connections and what it knows. Cheap to clone; clones share everything.
 ///
 /// See the [crate documentation](crate) for an example.
 #[derive(Clone)]
@@ -71,7 +72,8 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Cache {
-    /// Starts the tasks that serve the cache; they end when its last clone and its last view are dropped.
+    /// Starts the tasks that serve the cache; they end when its last clone and its last view are
+    /// dropped.
     pub(crate) fn start(inner: Inner) -> Self {
         let inner = Arc::new(inner);
         let gone = || inner.gone.subscribe();
@@ -104,8 +106,9 @@ impl Cache {
         }
     }
 
-    /// A view of the values of one type, kept as JSON in Redis and decoded in memory, with the times of this class. Make it once and keep
-    /// it; it is cheap to clone. A hit clones the value: where that is dear, let `V` be an `Arc`.
+    /// A view of the values of one type, kept as JSON in Redis and decoded in memory, with the
+    /// times of this class. Make it once and keep it; it is cheap to clone. A hit clones the value:
+    /// where that is dear, let `V` be an `Arc`.
     ///
     /// # Errors
     /// [`UnknownClass`], if the cache was not given the class.
@@ -135,8 +138,9 @@ impl Cache {
         Ok(View::new(self.clone(), class, Codec::bytes()))
     }
 
-    /// Gives classes other times to live, or adds some, from the next load on: what is held keeps those it was loaded with. Classes that are not
-    /// named stay as they are, and views of a class see its new times.
+    /// Gives classes other times to live, or adds some, from the next load on: what is held keeps
+    /// those it was loaded with. Classes that are not named stay as they are, and views of a class
+    /// see its new times.
     ///
     /// ```no_run
     /// # use std::time::Duration;

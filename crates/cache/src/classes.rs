@@ -1,7 +1,8 @@
 //! Classes by their names.
 //!
-//! A class is looked up once, when a view is made, and a name that does not exist is an error there. Views hold the class itself, whose times to
-//! live may be changed meanwhile. Classes are never taken away.
+//! A class is looked up once, when a view is made, and a name that does not exist is an error
+//! there. Views hold the class itself, whose times to live may be changed meanwhile. Classes are
+//! never taken away.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,7 +25,8 @@ pub(crate) struct Class {
     /// What all its values carry.
     pub(crate) tags: Box<[Vec<u8>]>,
     ttl: RwLock<Ttl>,
-    /// Opens when loads of the class run out of their own time, which is no reason to refuse those of another.
+    /// Opens when loads of the class run out of their own time, which is no reason to refuse those
+    /// of another.
     late: Mutex<Breaker>,
 }
 

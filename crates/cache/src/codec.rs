@@ -1,6 +1,7 @@
 //! Between a caller's value and the bytes in Redis.
 //!
-//! Both ways run the caller's code (his `Serialize` and `Deserialize`), so a panic in them is an error of that one value, like any other.
+//! Both ways run the caller's code (his `Serialize` and `Deserialize`), so a panic in them is an
+//! error of that one value, like any other.
 
 mod faithful;
 

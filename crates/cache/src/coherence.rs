@@ -1,6 +1,8 @@
-//! Whether memory may be believed: is it certain that every invalidation of other processes has been heard?
+//! Whether memory may be believed: is it certain that every invalidation of other processes has
+//! been heard?
 //!
-//! The answer is a moment up to which the channel is proven alive, in one atomic, so that a hit can ask for it.
+//! The answer is a moment up to which the channel is proven alive, in one atomic, so that a hit can
+//! ask for it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -31,8 +33,9 @@ impl Coherence {
         now < self.proven_until()
     }
 
-    /// Whether a value loaded then may be taken as fresh now: the channel is proven alive; or it was loaded after the proof had ended,
-    /// in which case its own load proves for a span that nothing newer was there.
+    /// Whether a value loaded then may be taken as fresh now: the channel is proven alive; or it
+    /// was loaded after the proof had ended, in which case its own load proves for a span that
+    /// nothing newer was there.
     #[inline]
     pub(crate) fn vouches(&self, loaded_at: Moment, now: Moment) -> bool {
         let proven_until = self.proven_until();
@@ -40,7 +43,8 @@ impl Coherence {
             || (loaded_at >= proven_until && now.since(loaded_at) < Nanos::from(SPAN))
     }
 
-    /// The channel answered to something said to have been sent at `sent`, which holds good for a [`SPAN`] from then. Nothing was sent later than now.
+    /// The channel answered to something said to have been sent at `sent`, which holds good for a
+    /// [`SPAN`] from then. Nothing was sent later than now.
     pub(crate) fn prove(&self, sent: Moment, now: Moment) {
         let until = sent.min(now).plus(SPAN.into());
         self.proven_until

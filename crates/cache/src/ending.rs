@@ -1,7 +1,8 @@
 //! How a read ends that memory could not answer.
 //!
-//! It waits for a flight, but whoever holds something stale need not wait for its end: a load that is slow, refused or failing is no reason to
-//! answer with nothing. So each reason to take the stale value is weighed here, and nowhere else.
+//! It waits for a flight, but whoever holds something stale need not wait for its end: a load that
+//! is slow, refused or failing is no reason to answer with nothing. So each reason to take the
+//! stale value is weighed here, and nowhere else.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -19,8 +20,8 @@ use crate::view::View;
 /// How a read ended: a value, perhaps stale; or why there is none.
 pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
 
-/// Waits for the flight to land, but not past the soft limit if there is something stale to serve. A load that waits so, `parent`, lets the flight go
-/// by its own permit.
+/// Waits for the flight to land, but not past the soft limit if there is something stale to serve.
+/// A load that waits so, `parent`, lets the flight go by its own permit.
 pub(crate) async fn wait<V>(
     view: &View<V>,
     passenger: Passenger,

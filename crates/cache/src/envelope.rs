@@ -1,13 +1,15 @@
 //! How a value is written into Redis.
 //!
-//! Redis outlives deployments and may be written to by older and newer programs, by a hand, or by a disk that
-//! lies. So every value carries a format version and a checksum over all the rest, and reading one has
-//! exactly two outcomes: the value as it was written, or a [`Damage`] that the caller counts and treats as a
-//! miss. Lengths in the bytes are checked against what is there, never trusted.
+//! Redis outlives deployments and may be written to by older and newer programs, by a hand, or by a
+//! disk that lies. So every value carries a format version and a checksum over all the rest, and
+//! reading one has exactly two outcomes: the value as it was written, or a [`Damage`] that the
+//! caller counts and treats as a miss. Lengths in the bytes are checked against what is there,
+//! never trusted.
 //!
-//! Layout, little endian: version `u8`, flags `u8`, crc32 `u32` of flags and everything after it, kept for
-//! `u64` ms, fresh for `u64` ms, cost of loading `u64` µs, version of the value's type `u32`, count of tags `u16`, each as length `u16`, name, token
-//! of 16 bytes; then the payload, which if compressed begins with its full length as `u32`.
+//! Layout, little endian: version `u8`, flags `u8`, crc32 `u32` of flags and everything after it,
+//! kept for `u64` ms, fresh for `u64` ms, cost of loading `u64` µs, version of the value's type
+//! `u32`, count of tags `u16`, each as length `u16`, name, token of 16 bytes; then the payload,
+//! which if compressed begins with its full length as `u32`.
 
 use std::borrow::Cow;
 use std::time::Duration;
@@ -45,8 +47,8 @@ pub(crate) enum Damage {
 }
 
 impl Envelope<'_> {
-    /// Encodes, compressing a payload longer than `compress_above` if that makes it shorter. `None` if there are more than 65 535 tags, or one
-    /// of them is longer than that.
+    /// Encodes, compressing a payload longer than `compress_above` if that makes it shorter. `None`
+    /// if there are more than 65 535 tags, or one of them is longer than that.
     pub(crate) fn encode(&self, compress_above: usize) -> Option<Vec<u8>> {
         let tag_count = u16::try_from(self.tags.len()).ok()?;
         let payload = self.payload.as_deref().unwrap_or_default();
@@ -77,7 +79,8 @@ impl Envelope<'_> {
         Some(out)
     }
 
-    /// Decodes; a payload that unpacks to more than `value_max` bytes is refused before it is unpacked.
+    /// Decodes; a payload that unpacks to more than `value_max` bytes is refused before it is
+    /// unpacked.
     pub(crate) fn decode(bytes: &[u8], value_max: usize) -> Result<Envelope<'_>, Damage> {
         let mut rest = Reader(bytes);
         if rest.array::<1>()? != [VERSION] {

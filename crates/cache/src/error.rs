@@ -31,8 +31,8 @@ pub enum CacheError {
         /// When asking again may succeed.
         retry_after: Duration,
     },
-    /// The class is at a bound of its own ([`ClassGuard`](crate::ClassGuard)), whatever the database could still be asked, and there was nothing stale to
-    /// serve.
+    /// The class is at a bound of its own ([`ClassGuard`](crate::ClassGuard)), whatever the
+    /// database could still be asked, and there was nothing stale to serve.
     #[error("the class {class:?} is at its own bound of {bound}; ask again in {retry_after:?}")]
     ClassOverloaded {
         /// Its name.
@@ -64,7 +64,8 @@ pub enum CacheError {
         /// What it said, if it was text.
         message: String,
     },
-    /// The loader of a key reads, by itself or through another loader, the key that it loads, and would wait for itself.
+    /// The loader of a key reads, by itself or through another loader, the key that it loads, and
+    /// would wait for itself.
     #[error("the load of {key:?} reads {key:?} itself; load its parts under keys of their own")]
     OwnKey {
         /// The key.
@@ -89,7 +90,8 @@ pub struct UnknownClass {
     pub class: String,
 }
 
-/// The error of a loader: any at all, which `?` turns into this one. A reader finds it in [`CacheError::Load`].
+/// The error of a loader: any at all, which `?` turns into this one. A reader finds it in
+/// [`CacheError::Load`].
 ///
 /// ```
 /// # use steadfast_cache::LoadError;

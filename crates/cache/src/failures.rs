@@ -1,6 +1,8 @@
-//! Which keys were loaded in vain lately: by their hashes, in a table of fixed size, so that it does not matter where their values are held.
+//! Which keys were loaded in vain lately: by their hashes, in a table of fixed size, so that it
+//! does not matter where their values are held.
 //!
-//! It may take one key for another, and forget one. That costs a load that is tried a little later or sooner, and never correctness.
+//! It may take one key for another, and forget one. That costs a load that is tried a little later
+//! or sooner, and never correctness.
 //!
 //! Who holds something stale is served that after the first failure. Who holds nothing may try
 //! again at once, since the first failure is often the last (a connection that was cut off, a

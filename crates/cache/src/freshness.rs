@@ -1,9 +1,10 @@
 //! How long a value may be believed, decided without a clock.
 //!
-//! Every rule about age is a function of durations here (a hit compares with what they gave when its value was stored), so that each can be tested to the
-//! millisecond and none depends on which clock, process or tier the value came from. Ages are measured
-//! by the monotonic clock in memory and by Redis's own remaining time to live across processes; the
-//! calendar is never asked, so setting a host's clock changes nothing.
+//! Every rule about age is a function of durations here (a hit compares with what they gave when
+//! its value was stored), so that each can be tested to the millisecond and none depends on which
+//! clock, process or tier the value came from. Ages are measured by the monotonic clock in memory
+//! and by Redis's own remaining time to live across processes; the calendar is never asked, so
+//! setting a host's clock changes nothing.
 
 use std::time::Duration;
 
@@ -21,20 +22,22 @@ use std::time::Duration;
 pub struct Ttl {
     /// A value is served without question for this long after it was loaded. Default 6 minutes.
     pub fresh: Duration,
-    /// After that it is kept for this long, to be served marked as stale when a load is slow, refused or
-    /// fails. Zero: the class never serves stale. Default 1 hour; costs memory in both tiers.
+    /// After that it is kept for this long, to be served marked as stale when a load is slow,
+    /// refused or fails. Zero: the class never serves stale. Default 1 hour; costs memory in both
+    /// tiers.
     pub stale: Duration,
-    /// Share of `fresh`, from 0 to 1, by which a value's own time may be shortened at random, so that values
-    /// loaded together do not expire together. Default 0.1.
+    /// Share of `fresh`, from 0 to 1, by which a value's own time may be shortened at random, so
+    /// that values loaded together do not expire together. Default 0.1.
     pub jitter: f64,
-    /// Absence (the loader answered `None`) is remembered for this long; zero: not at all. Default 10 s.
+    /// Absence (the loader answered `None`) is remembered for this long; zero: not at all. Default
+    /// 10 s.
     pub negative: Duration,
-    /// How eagerly a hot value is loaded again before it expires (the `beta` of XFetch); zero: never.
-    /// Default 1; at 1, a value that took 20 ms to load is typically refreshed within its last 20 ms to 100 ms. When it may begin is settled by the
-    /// class that loads the value.
+    /// How eagerly a hot value is loaded again before it expires (the `beta` of XFetch); zero:
+    /// never. Default 1; at 1, a value that took 20 ms to load is typically refreshed within its
+    /// last 20 ms to 100 ms. When it may begin is settled by the class that loads the value.
     pub early_refresh: f64,
-    /// A caller that holds a stale value waits this long for a load, then takes the stale one while the load
-    /// goes on. Default 100 ms; zero serves stale at once and refreshes behind it.
+    /// A caller that holds a stale value waits this long for a load, then takes the stale one while
+    /// the load goes on. Default 100 ms; zero serves stale at once and refreshes behind it.
     pub soft_limit: Duration,
     /// A load, with its waiting for leases and admission, is given up after this long. Default 5 s.
     pub hard_limit: Duration,
@@ -166,15 +169,17 @@ impl Lifetime {
         }
     }
 
-    /// Up to this age a value is fresh and XFetch cannot say yes, so that nearly every hit is spared the random number.
+    /// Up to this age a value is fresh and XFetch cannot say yes, so that nearly every hit is
+    /// spared the random number.
     pub(crate) fn certain(self, cost: Duration, beta: f64) -> Duration {
         let ahead = cost.as_secs_f64() * (beta * LARGEST_DRAW);
         let ahead = Duration::try_from_secs_f64(ahead).unwrap_or(Duration::MAX);
         self.fresh.saturating_sub(ahead)
     }
 
-    /// Whether a fresh value should be loaded again already (XFetch: Vattani, Chierichetti, Lowenstein,
-    /// "Optimal probabilistic cache stampede prevention", VLDB 2015). `unit` is a random number in `0..1`.
+    /// Whether a fresh value should be loaded again already (XFetch: Vattani, Chierichetti,
+    /// Lowenstein, "Optimal probabilistic cache stampede prevention", VLDB 2015). `unit` is a
+    /// random number in `0..1`.
     pub(crate) fn refresh_early(self, age: Duration, cost: Duration, beta: f64, unit: f64) -> bool {
         let draw = -unit.max((-LARGEST_DRAW).exp()).ln();
         let ahead = cost.as_secs_f64() * (beta * draw);

@@ -1,15 +1,18 @@
 //! What lets a slow load be told that it has been overtaken.
 //!
-//! A load that began before a change must not be stored after it. Remembering every change by its key would
-//! need memory without bound, so keys share 65 536 counters, and tags 65 536 more: an invalidation adds one to its
-//! counter, a load takes a [`Snapshot`] before it reads anything, and its value enters the memory tier only
-//! if the counters are still what they were. Two keys on one counter cost a needless refusal, never a wrong value.
+//! A load that began before a change must not be stored after it. Remembering every change by its
+//! key would need memory without bound, so keys share 65 536 counters, and tags 65 536 more: an
+//! invalidation adds one to its counter, a load takes a [`Snapshot`] before it reads anything, and
+//! its value enters the memory tier only if the counters are still what they were. Two keys on one
+//! counter cost a needless refusal, never a wrong value.
 //!
-//! A value that comes from Redis may carry tags that no reader named. Their counters are looked at when the tags become known, and only
-//! then are the tags' tokens asked of Redis: what was invalidated before that look shows in the tokens, what comes after it in the counters.
+//! A value that comes from Redis may carry tags that no reader named. Their counters are looked at
+//! when the tags become known, and only then are the tags' tokens asked of Redis: what was
+//! invalidated before that look shows in the tokens, what comes after it in the counters.
 //!
-//! The *era* is one counter for all: it moves when the process may have missed invalidations that it cannot name.
-//! Entries of an earlier era are not fresh; they may still be served as stale by a class that allows it.
+//! The *era* is one counter for all: it moves when the process may have missed invalidations that
+//! it cannot name. Entries of an earlier era are not fresh; they may still be served as stale by a
+//! class that allows it.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -73,15 +76,16 @@ impl Generations {
         }
     }
 
-    /// Whether no invalidation of the key or one of the tags has come since, and the era is the same.
+    /// Whether no invalidation of the key or one of the tags has come since, and the era is the
+    /// same.
     pub(crate) fn is_current(&self, snapshot: &Snapshot) -> bool {
         self.era() == snapshot.era
             && still(&self.keys, snapshot.key)
             && self.tags_are_current(&snapshot.tags)
     }
 
-    /// Whether neither the key nor one of the tags has been invalidated since, by name or with everything. The era may be another: what may have been
-    /// missed is not known to be outdated.
+    /// Whether neither the key nor one of the tags has been invalidated since, by name or with
+    /// everything. The era may be another: what may have been missed is not known to be outdated.
     pub(crate) fn is_uninvalidated(&self, snapshot: &Snapshot) -> bool {
         self.clears() == snapshot.clears
             && still(&self.keys, snapshot.key)

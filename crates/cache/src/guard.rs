@@ -1,11 +1,13 @@
 //! What an outage of Redis can put on the database, bounded.
 //!
-//! Without Redis every read that memory cannot answer turns to SQL, and a database sized for one read in twenty falls over under all
-//! twenty. So loads pass a bulkhead (so many at once) and an admission rate (so many a second). What cannot go at once waits in
-//! a short queue, in which a load that a caller cannot do without stands before a refresh, and a hot key before a cold one;
-//! the queue is bounded in length and in time. After an outage refreshes are let in at a tenth of the rate, growing to
-//! all of it, so that refilling does not become the next outage. A breaker spares a database that fails. A class may have bounds of its own
-//! within those of the whole, so that reports do not stand in the way of log-ins.
+//! Without Redis every read that memory cannot answer turns to SQL, and a database sized for one
+//! read in twenty falls over under all twenty. So loads pass a bulkhead (so many at once) and an
+//! admission rate (so many a second). What cannot go at once waits in a short queue, in which a
+//! load that a caller cannot do without stands before a refresh, and a hot key before a cold one;
+//! the queue is bounded in length and in time. After an outage refreshes are let in at a tenth of
+//! the rate, growing to all of it, so that refilling does not become the next outage. A breaker
+//! spares a database that fails. A class may have bounds of its own within those of the whole, so
+//! that reports do not stand in the way of log-ins.
 
 mod line;
 
@@ -24,11 +26,13 @@ use line::{Entry, Line};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct GuardOptions {
-    /// Loads at once. Default 16; never more than the database has connections for them, 10 by default.
+    /// Loads at once. Default 16; never more than the database has connections for them, 10 by
+    /// default.
     pub concurrency: usize,
     /// Loads a second, with bursts of a tenth of that. Default 2 000.
     pub rate: f64,
-    /// Loads waiting for admission at most; past it the least wanted are refused. Default 8 192; each costs some 200 bytes.
+    /// Loads waiting for admission at most; past it the least wanted are refused. Default 8 192;
+    /// each costs some 200 bytes.
     pub waiting: usize,
     /// A load waits for admission while others are admitted: this long at most since the last one
     /// was, or eight times as long as loads take, if that is longer. Default 500 ms. So a healthy
@@ -38,10 +42,12 @@ pub struct GuardOptions {
     /// will need (twice what others took, an eighth at least and half at most). Who could not be
     /// admitted by then at the pace of late is refused at once.
     pub wait: Duration,
-    /// Loads at once that are nested in one: those that its loader makes necessary by reading through the cache. They go by its permit, so without a bound one load could
-    /// ask everything of the database at once. Default 4, at each level of nesting.
+    /// Loads at once that are nested in one: those that its loader makes necessary by reading
+    /// through the cache. They go by its permit, so without a bound one load could ask everything
+    /// of the database at once. Default 4, at each level of nesting.
     pub nested: usize,
-    /// After an outage, the share of the rate that refreshes may use grows from a tenth to all over this time. Default 5 s.
+    /// After an outage, the share of the rate that refreshes may use grows from a tenth to all over
+    /// this time. Default 5 s.
     pub ramp: Duration,
 }
 
@@ -80,7 +86,8 @@ impl GuardOptions {
     }
 }
 
-/// Bounds of one class of data, within those of the whole. Without them a class may use all that [`GuardOptions`] allow.
+/// Bounds of one class of data, within those of the whole. Without them a class may use all that
+/// [`GuardOptions`] allow.
 ///
 /// ```
 /// # use steadfast_cache::{CacheBuilder, ClassGuard, GuardOptions};
@@ -191,8 +198,8 @@ pub(crate) struct Permit {
     breaker: Option<breaker::Permit>,
 }
 
-/// A load's place among those that run. It is given back when nothing of the load is left: neither its [`Permit`], nor a statement that goes on in the
-/// database and has still to be stopped.
+/// A load's place among those that run. It is given back when nothing of the load is left: neither
+/// its [`Permit`], nor a statement that goes on in the database and has still to be stopped.
 pub(crate) struct Place {
     guard: Guard,
     lane: usize,
@@ -203,7 +210,8 @@ tokio::task_local! {
     static PLACE: Arc<Place>;
 }
 
-/// Runs a load that goes by this place: what it asks of the database keeps it until it has ended there.
+/// Runs a load that goes by this place: what it asks of the database keeps it until it has ended
+/// there.
 pub(crate) async fn during<F: Future>(place: Option<Arc<Place>>, load: F) -> F::Output {
     match place {
         Some(place) => PLACE.scope(place, load).await,
@@ -229,7 +237,8 @@ pub struct GuardStatus {
 }
 
 impl Guard {
-    /// `classes` are the bounds of each class, in the order in which [`admit`](Self::admit) numbers them.
+    /// `classes` are the bounds of each class, in the order in which [`admit`](Self::admit) numbers
+    /// them.
     pub(crate) fn new(
         options: &GuardOptions,
         classes: &[Option<ClassGuard>],
@@ -307,9 +316,11 @@ impl Guard {
                 Ok(Err(_pushed_out)) => return Err(self.overloaded(lane)),
                 Err(_too_late) => {
                     let now = clock();
-                    // Somebody may have been admitted meanwhile: then the queue moves, and it is worth the wait.
+                    // Somebody may have been admitted meanwhile: then the queue moves, and it is
+                    // worth the wait.
                     let mut longer = self.give_up(lane, latest);
-                    // Woken late: it is this process that stood still, and who was to be admitted meanwhile has yet to be.
+                    // Woken late: it is this process that stood still, and who was to be admitted
+                    // meanwhile has yet to be.
                     if now.saturating_duration_since(give_up) > self.wait / 4 {
                         longer = longer.max(now + self.wait / 2).min(latest);
                     }
@@ -370,7 +381,8 @@ impl Guard {
         }
     }
 
-    /// Lets in who may go; if the rest only waits for time to pass, sees to it that somebody looks again then.
+    /// Lets in who may go; if the rest only waits for time to pass, sees to it that somebody looks
+    /// again then.
     fn pump(&self) {
         let mut state = self.shared.lock();
         let Some(pause) = state.line.let_in(clock()) else {

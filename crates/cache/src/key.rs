@@ -9,7 +9,8 @@ use bytes::Bytes;
 use sha2::{Digest, Sha256};
 use smallvec::SmallVec;
 
-/// A key of the cache. Implemented for text, bytes, whole numbers and UUIDs; a type of one's own says how it is written:
+/// A key of the cache. Implemented for text, bytes, whole numbers and UUIDs; a type of one's own
+/// says how it is written:
 ///
 /// ```
 /// use steadfast_cache::{Key, KeyName};
@@ -49,7 +50,8 @@ impl<'k> KeyName<'k> {
     #[must_use]
     pub fn written(text: fmt::Arguments<'_>) -> Self {
         let mut bytes = Bytes40::default();
-        // Writing into memory fails only if a part of the text says that it cannot be written, and then the rest of it is the key.
+        // Writing into memory fails only if a part of the text says that it cannot be written, and
+        // then the rest of it is the key.
         let _ = bytes.write_fmt(text);
         Self(Bytewise::Written(bytes.0))
     }
@@ -100,8 +102,9 @@ impl Deref for KeyName<'_> {
     }
 }
 
-/// A key or a tag as the cache knows it: what is too long to be carried about is its beginning and a hash of all of it. That of a caller which looks like one is
-/// hashed too, so that no two names become one.
+/// A key or a tag as the cache knows it: what is too long to be carried about is its beginning and
+/// a hash of all of it. That of a caller which looks like one is hashed too, so that no two names
+/// become one.
 pub(crate) fn bounded(name: &[u8]) -> Cow<'_, [u8]> {
     if is_short(name) {
         Cow::Borrowed(name)
@@ -129,7 +132,8 @@ fn shortened(name: &[u8]) -> Vec<u8> {
 
 /// A name of this many bytes is carried as it is.
 const LONGEST: usize = 512;
-/// Of a longer one so many, so that people and prefixes can tell it, then a zero, then its SHA-256 in hexadecimal.
+/// Of a longer one so many, so that people and prefixes can tell it, then a zero, then its SHA-256
+/// in hexadecimal.
 const BEGINNING: usize = 64;
 const SHORTENED: usize = BEGINNING + 1 + 64;
 

@@ -1,9 +1,10 @@
 //! A read-through cache in front of SQL that stays correct through outages.
 //!
-//! A cache is easy while everything works. This one is written from the other end: what may a reader see when Redis is killed, frozen,
-//! restarted from an old snapshot, or cut off from one process only; when a process dies between its commit and its invalidation;
-//! when the database is at its limit? Each answer carries where it came from and why it is stale, if it is, and the rules that make it
-//! so are in the pages of `docs/design/consistency.md`.
+//! A cache is easy while everything works. This one is written from the other end: what may a
+//! reader see when Redis is killed, frozen, restarted from an old snapshot, or cut off from one
+//! process only; when a process dies between its commit and its invalidation; when the database is
+//! at its limit? Each answer carries where it came from and why it is stale, if it is, and the
+//! rules that make it so are in the pages of `docs/design/consistency.md`.
 //!
 //! One [`Cache`] serves an application; each of its types is read through a [`View`].
 //!
@@ -47,14 +48,16 @@
 //! ```
 //!
 //! # Features
-//! `sqlite`, `mysql` (MariaDB too), `postgres`: the databases, none by default; SQLite is compiled from its C sources. `tls` (default): TLS towards Redis and the
-//! database, by rustls.
+//! `sqlite`, `mysql` (MariaDB too), `postgres`: the databases, none by default; SQLite is compiled
+//! from its C sources. `tls` (default): TLS towards Redis and the database, by rustls.
 //!
 //! # Versions
-//! Pools, transactions and errors of sqlx cross this interface, and the client of [`steadfast`](https://docs.rs/steadfast), so their incompatible versions are part of
-//! ours; [`sqlx`] is the one that fits. Before 1.0 a minor version may break.
+//! Pools, transactions and errors of sqlx cross this interface, and the client of
+//! [`steadfast`](https://docs.rs/steadfast), so their incompatible versions are part of ours;
+//! [`sqlx`] is the one that fits. Before 1.0 a minor version may break.
 
-// What the databases share is used in full only where all of them are built in, as the tests build them.
+// What the databases share is used in full only where all of them are built in, as the tests build
+// them.
 #![cfg_attr(
     not(all(feature = "sqlite", feature = "mysql", feature = "postgres")),
     allow(unused)

@@ -1,14 +1,15 @@
 //! Moments and spans of time as one number each, for what every hit in memory looks at.
 //!
-//! `Instant` and `Duration` keep seconds and nanoseconds apart and check each step. That was a third of the instructions of a hit, and
-//! twice the room in an entry.
+//! `Instant` and `Duration` keep seconds and nanoseconds apart and check each step. That was a
+//! third of the instructions of a hit, and twice the room in an entry.
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use crate::cache::clock;
 
-/// A moment of the monotonic clock, in nanoseconds. What another process loaded before this one began has its place too.
+/// A moment of the monotonic clock, in nanoseconds. What another process loaded before this one
+/// began has its place too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(u64);
 

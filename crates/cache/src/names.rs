@@ -1,6 +1,7 @@
 //! The names of everything the cache keeps in Redis.
 //!
-//! The key stands in braces, so that a cluster puts a value and its lease, which one script touches, on one node.
+//! The key stands in braces, so that a cluster puts a value and its lease, which one script
+//! touches, on one node.
 
 /// Makes names within one namespace.
 #[derive(Clone, Debug)]

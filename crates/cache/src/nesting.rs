@@ -1,11 +1,15 @@
 //! Loads that read through the cache.
 //!
-//! Composing cached reads is common, and a nested load that waited for a permit of the guard while its parent holds one would starve: a guard full of
-//! parents lets no child in. So a nested load goes by its parent's permit, a few of them at once; and a load that is joined while it waits for a permit goes by the
-//! permit of whoever waits for it, if that is a load. A load is known by its task: what a loader spawns is on its own.
+//! Composing cached reads is common, and a nested load that waited for a permit of the guard while
+//! its parent holds one would starve: a guard full of parents lets no child in. So a nested load
+//! goes by its parent's permit, a few of them at once; and a load that is joined while it waits for
+//! a permit goes by the permit of whoever waits for it, if that is a load. A load is known by its
+//! task: what a loader spawns is on its own.
 //!
-//! Loads that wait for each other would do so until their time is up. Each says which flights it waits for, and each flight which load it is, so a read that closes such a
-//! circle sees it, and is an error at once. It says so before it looks: of two that close a circle together at least one sees the other.
+//! Loads that wait for each other would do so until their time is up. Each says which flights it
+//! waits for, and each flight which load it is, so a read that closes such a circle sees it, and is
+//! an error at once. It says so before it looks: of two that close a circle together at least one
+//! sees the other.
 
 use std::sync::{Arc, Weak};
 
@@ -89,7 +93,8 @@ impl Loading {
         Ok(())
     }
 
-    /// Says that this load waits for a flight, as long as what is answered lives. Refuses if that one waits for this.
+    /// Says that this load waits for a flight, as long as what is answered lives. Refuses if that
+    /// one waits for this.
     pub(crate) fn wait_for(self: &Arc<Self>, flight: &Arc<Flight>) -> Result<Waits, CacheError> {
         self.waits.lock().push(Arc::downgrade(flight));
         let waits = Waits {

@@ -1,8 +1,10 @@
 //! What this process has committed and not yet seen applied to Redis.
 //!
-//! Between a commit and its relay Redis still holds the old value. A process must not read that back after its own write, so it passes
-//! Redis by for these keys and tags, and only for these. An outage lets them pile up, so there is a bound; past it they are no longer told
-//! apart: everything counts as overwritten, and Redis is passed by for every key, until the last of them is applied. Nothing is lost that way.
+//! Between a commit and its relay Redis still holds the old value. A process must not read that
+//! back after its own write, so it passes Redis by for these keys and tags, and only for these. An
+//! outage lets them pile up, so there is a bound; past it they are no longer told apart: everything
+//! counts as overwritten, and Redis is passed by for every key, until the last of them is applied.
+//! Nothing is lost that way.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -38,7 +38,8 @@ pub trait Repository<V>: Send + Sync + 'static {
     /// Reads the value of a key, which is given without the view's prefix; `None` if there is none.
     fn read(&self, key: Vec<u8>) -> impl Future<Output = Result<Option<V>, Self::Error>> + Send;
 
-    /// Writes the value of a key within a transaction, which the cache commits together with the key's invalidation.
+    /// Writes the value of a key within a transaction, which the cache commits together with the
+    /// key's invalidation.
     fn write(
         &self,
         tx: &mut Tx,
@@ -62,7 +63,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.get(key, load).await
     }
 
-    /// Writes through a repository, and invalidates the key in the same transaction; see [`Cache::write`](crate::Cache::write).
+    /// Writes through a repository, and invalidates the key in the same transaction; see
+    /// [`Cache::write`](crate::Cache::write).
     ///
     /// # Errors
     /// As [`Commit::commit`](crate::Commit::commit).

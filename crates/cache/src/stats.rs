@@ -1,4 +1,5 @@
-//! Counts, once, for both who asks this process ([`crate::Cache::status`]) and who scrapes it (the `metrics` facade).
+//! Counts, once, for both who asks this process ([`crate::Cache::status`]) and who scrapes it (the
+//! `metrics` facade).
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -6,7 +7,8 @@ use std::time::Duration;
 use crate::answer::Source;
 use crate::error::CacheError;
 
-/// A count kept here and, under the same step, in the metrics recorder that was installed when the cache was built.
+/// A count kept here and, under the same step, in the metrics recorder that was installed when the
+/// cache was built.
 pub(crate) struct Tally {
     own: AtomicU64,
     exported: metrics::Counter,
@@ -30,7 +32,8 @@ impl Tally {
     }
 }
 
-/// A count that every hit raises: with one cell for all threads, they would wait for one another here.
+/// A count that every hit raises: with one cell for all threads, they would wait for one another
+/// here.
 #[derive(Default)]
 struct Spread([Cell; CELLS]);
 
@@ -63,7 +66,8 @@ const CELLS: usize = 16;
 pub(crate) struct Stats {
     /// Fresh answers from memory, which are not counted in `answers`.
     hits: Spread,
-    /// The same in the metrics recorder, which has one cell for all threads and so is told of many at a time.
+    /// The same in the metrics recorder, which has one cell for all threads and so is told of many
+    /// at a time.
     hits_exported: metrics::Counter,
     /// Those it has been told of.
     hits_told: AtomicU64,
@@ -229,8 +233,8 @@ pub struct Counts {
     pub redis_answers: u64,
     /// Calls to Redis that failed or were late.
     pub redis_errors: u64,
-    /// Keys that were read without Redis, or without the right to store them there, because less was left of
-    /// [`redis_limit`](crate::CacheBuilder::redis_limit) than a question takes.
+    /// Keys that were read without Redis, or without the right to store them there, because less
+    /// was left of [`redis_limit`](crate::CacheBuilder::redis_limit) than a question takes.
     pub redis_slow: u64,
     /// Values in Redis that were corrupt or of an unknown format.
     pub damaged: u64,

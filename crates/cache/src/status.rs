@@ -22,7 +22,8 @@ pub struct CacheStatus {
     pub memory_bytes: u64,
     /// Entries in the memory tier; lags a little.
     pub memory_entries: u64,
-    /// Whether memory is known to have heard of every invalidation; while not, its entries count as stale.
+    /// Whether memory is known to have heard of every invalidation; while not, its entries count as
+    /// stale.
     pub memory_proven: bool,
     /// Loads under way, by key.
     pub flights: usize,
@@ -30,7 +31,8 @@ pub struct CacheStatus {
     pub redis: Option<RedisTrust>,
     /// Age of the oldest invalidation that waits in the outbox, as last seen.
     pub outbox_lag_ms: Option<u64>,
-    /// Why the outbox cannot be looked at or drained, in words, if it cannot: the database is away, a right is missing, Redis refuses.
+    /// Why the outbox cannot be looked at or drained, in words, if it cannot: the database is away,
+    /// a right is missing, Redis refuses.
     pub outbox_trouble: Option<String>,
     /// Invalidations of this process that Redis has not applied yet.
     pub outbox_pending: usize,
@@ -45,7 +47,8 @@ pub struct RedisTrust {
     /// Why not, if it is because of the outbox, or because another database uses the same
     /// namespace.
     pub suspended: Option<&'static str>,
-    /// Whether the database has said, since Redis was connected to, how far Redis must be; until then its values count as stale.
+    /// Whether the database has said, since Redis was connected to, how far Redis must be; until
+    /// then its values count as stale.
     pub proven: bool,
     /// The epoch of its values, if it is known to be current.
     pub epoch: Option<String>,
@@ -84,7 +87,8 @@ impl CacheStatus {
     }
 }
 
-/// Tells the metrics recorder from time to time what would be too dear to tell at each step, until the cache is gone.
+/// Tells the metrics recorder from time to time what would be too dear to tell at each step, until
+/// the cache is gone.
 pub(crate) async fn export(cache: Weak<Inner>, mut gone: watch::Receiver<()>) {
     let mut ticks = tokio::time::interval(EXPORT_EVERY);
     ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);

@@ -63,10 +63,12 @@ impl Target {
     }
 }
 
-/// An announcement on the channel: these targets were applied, which took the watermark from one number to another.
+/// An announcement on the channel: these targets were applied, which took the watermark from one
+/// number to another.
 ///
-/// On the wire: the new watermark and the old in decimal, each followed by a space, then for each target a letter, its length
-/// as `u32` and its bytes. The new watermark stands first because it is Redis that knows it.
+/// On the wire: the new watermark and the old in decimal, each followed by a space, then for each
+/// target a letter, its length as `u32` and its bytes. The new watermark stands first because it is
+/// Redis that knows it.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Announcement {
     pub(crate) before: u64,

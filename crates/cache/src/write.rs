@@ -1,4 +1,5 @@
-//! The write path: the change, its invalidation in the same transaction, and the commit, in an order that cannot be got wrong.
+//! The write path: the change, its invalidation in the same transaction, and the commit, in an
+//! order that cannot be got wrong.
 
 use std::time::Duration;
 
@@ -46,8 +47,9 @@ pub struct Commit<'a, F> {
 pub struct Written<T> {
     /// What the work returned.
     pub value: T,
-    /// Whether Redis has forgotten the old values already. If not, it will as soon as it can be reached, from whichever process
-    /// gets there first; this process does not read them from Redis until then.
+    /// Whether Redis has forgotten the old values already. If not, it will as soon as it can be
+    /// reached, from whichever process gets there first; this process does not read them from Redis
+    /// until then.
     pub applied: bool,
 }
 
@@ -61,13 +63,15 @@ pub enum WriteError<E> {
     /// The database refused before the commit; everything was rolled back.
     #[error("nothing was written: {0}")]
     Source(SourceError),
-    /// The commit failed. If the connection broke, whether it took effect is unknown; the targets were invalidated in this process in any case.
+    /// The commit failed. If the connection broke, whether it took effect is unknown; the targets
+    /// were invalidated in this process in any case.
     #[error("whether the commit took effect is unknown: {0}")]
     Commit(SourceError),
 }
 
-/// Invalidations that were written into a transaction which the caller commits. Call [`apply`](Self::apply) after the commit; if this is
-/// dropped instead, the same is done without waiting.
+/// Invalidations that were written into a transaction which the caller commits. Call
+/// [`apply`](Self::apply) after the commit; if this is dropped instead, the same is done without
+/// waiting.
 #[must_use = "after the commit, call `apply`"]
 pub struct Invalidation<'a> {
     inner: &'a Inner,
@@ -75,8 +79,9 @@ pub struct Invalidation<'a> {
 }
 
 impl Cache {
-    /// Runs `work` in a transaction of the cache's database, writes the invalidations given by [`Write::invalidates`] into the same
-    /// transaction, and commits. After it has returned, this process reads nothing older than the write.
+    /// Runs `work` in a transaction of the cache's database, writes the invalidations given by
+    /// [`Write::invalidates`] into the same transaction, and commits. After it has returned, this
+    /// process reads nothing older than the write.
     ///
     /// ```no_run
     /// # use steadfast_cache::{Cache, Param, SourceError, Target, Tx};
@@ -94,12 +99,14 @@ impl Cache {
         Write { cache: self, work }
     }
 
-    /// Invalidates keys and tags, in all tiers and processes, durably: the order is in SQL before this returns. For changes made
-    /// elsewhere; a change made through SQL here is better made by [`write`](Self::write) or with [`invalidate_in`](Self::invalidate_in),
-    /// which cannot be torn apart by a crash.
+    /// Invalidates keys and tags, in all tiers and processes, durably: the order is in SQL before
+    /// this returns. For changes made elsewhere; a change made through SQL here is better made by
+    /// [`write`](Self::write) or with [`invalidate_in`](Self::invalidate_in), which cannot be torn
+    /// apart by a crash.
     ///
     /// # Errors
-    /// What the database said; then other processes have not been told. This process has forgotten the values in any case.
+    /// What the database said; then other processes have not been told. This process has forgotten
+    /// the values in any case.
     pub async fn invalidate(&self, targets: &[Target]) -> Result<Written<()>, SourceError> {
         let targets = &targets.iter().map(Target::bounded).collect::<Vec<_>>()[..];
         self.inner.forget(targets);
@@ -124,7 +131,8 @@ impl Cache {
         })
     }
 
-    /// Writes invalidations into a transaction of the caller's own, on the cache's database. They take effect if it is committed.
+    /// Writes invalidations into a transaction of the caller's own, on the cache's database. They
+    /// take effect if it is committed.
     ///
     /// ```no_run
     /// # use steadfast_cache::{Cache, Pool, Target};
@@ -149,8 +157,8 @@ impl Cache {
         let inner = &*self.inner;
         let targets = &targets.iter().map(Target::bounded).collect::<Vec<_>>()[..];
         if let Some(relay) = inner.relay.as_ref().filter(|_| !inner.sabotage.outbox_off) {
-            // The tables may be made on another connection: on SQLite that would wait for this very transaction, so it is only tried
-            // if it was not done when the cache was built.
+            // The tables may be made on another connection: on SQLite that would wait for this very
+            // transaction, so it is only tried if it was not done when the cache was built.
             relay.prepare().await?;
             tx.insert(relay.outbox().namespace(), targets).await?;
         }
@@ -229,7 +237,8 @@ impl<'a> Invalidation<'a> {
         }
     }
 
-    /// Forgets the values in this process, and waits a moment for Redis to do so too. Says whether it did.
+    /// Forgets the values in this process, and waits a moment for Redis to do so too. Says whether
+    /// it did.
     pub async fn apply(mut self) -> bool {
         let targets = std::mem::take(&mut self.targets);
         self.inner.apply(&targets).await

@@ -1,7 +1,8 @@
 //! Whether JSON brings a value back as it was.
 //!
-//! It has no word for NaN and infinity, nor for `Some(None)` and `Some(())`: all are written as `null`, and read as `None`. A serializer that writes
-//! nothing walks over a value in whose JSON a `null` was found, and refuses it if that `null` stands for something else than nothing.
+//! It has no word for NaN and infinity, nor for `Some(None)` and `Some(())`: all are written as
+//! `null`, and read as `None`. A serializer that writes nothing walks over a value in whose JSON a
+//! `null` was found, and refuses it if that `null` stands for something else than nothing.
 
 use std::fmt::Display;
 

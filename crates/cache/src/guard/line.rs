@@ -37,7 +37,8 @@ struct Lane {
     moved: Instant,
     /// Seconds between two admissions from the queue, of late.
     pace: f64,
-    /// Whether somebody was admitted since the queue formed: what the first one waited for says nothing of the pace.
+    /// Whether somebody was admitted since the queue formed: what the first one waited for says
+    /// nothing of the pace.
     flows: bool,
     /// Seconds that a load took, of late, if it ended well.
     took: f64,
@@ -117,7 +118,8 @@ impl Line {
         Entry::Waiting(told)
     }
 
-    /// Admits in order of urgency whom the bounds of his class allow; answers how long until the next could go, if only a rate holds him back.
+    /// Admits in order of urgency whom the bounds of his class allow; answers how long until the
+    /// next could go, if only a rate holds him back.
     pub(super) fn let_in(&mut self, now: Instant) -> Option<Duration> {
         let mut soonest: Option<Duration> = None;
         let mut held_back: SmallVec<[usize; 8]> = SmallVec::new();
@@ -158,7 +160,8 @@ impl Line {
         self.lanes[lane].moved + patience
     }
 
-    /// The last moment at which a load of this class may begin that has to end by `deadline`: it needs as long as others took, twice over.
+    /// The last moment at which a load of this class may begin that has to end by `deadline`: it
+    /// needs as long as others took, twice over.
     pub(super) fn latest(&self, lane: usize, deadline: Instant, now: Instant) -> Instant {
         let left = deadline.saturating_duration_since(now);
         let needed = span(self.lanes[lane].took * 2.0).max(left / 8);
@@ -190,7 +193,8 @@ impl Line {
         }
     }
 
-    /// The bound of its own at which a class is. One that is no narrower than that of the whole is not what holds it up.
+    /// The bound of its own at which a class is. One that is no narrower than that of the whole is
+    /// not what holds it up.
     fn own_bound(&mut self, lane: usize, now: Instant) -> Option<ClassBound> {
         let lane = &mut self.lanes[lane];
         lane.bucket.refill(lane.rate, now);
@@ -215,7 +219,8 @@ impl Line {
         self.lanes[lane].running += 1;
     }
 
-    /// Of a full queue: drops who has gone away, else the least wanted of all if he is less wanted than this; which refuses him.
+    /// Of a full queue: drops who has gone away, else the least wanted of all if he is less wanted
+    /// than this; which refuses him.
     fn make_room_for(&mut self, urgency: Urgency) -> bool {
         for lane in &mut self.lanes {
             lane.waiting.retain(|_, turn| !turn.is_closed());
@@ -284,7 +289,8 @@ impl Lane {
         self.has_room() && ahead.is_none_or(|(place, _)| place.0 < urgency)
     }
 
-    /// Whether at the pace of late nobody who comes now would be admitted in `time`, behind those who are wanted as much.
+    /// Whether at the pace of late nobody who comes now would be admitted in `time`, behind those
+    /// who are wanted as much.
     fn is_too_long_for(&self, urgency: Urgency, time: Duration) -> bool {
         let too_many = |ahead: usize| ahead as f64 * self.pace > time.as_secs_f64();
         // Counted only if all who wait would be too many.

@@ -1,8 +1,10 @@
 //! A connection taken from a pool, and what may go back there.
 //!
-//! A future that is dropped ends the waiting and not the work: the database goes on with a query that nobody reads, and the pool would hand the
-//! connection on in whatever state it is. So whoever takes one says what it is in the midst of. Only what has answered to the end, outside of any
-//! transaction, goes back; the rest is stopped in the database and closed, and until that is done it keeps its place at the guard.
+//! A future that is dropped ends the waiting and not the work: the database goes on with a query
+//! that nobody reads, and the pool would hand the connection on in whatever state it is. So whoever
+//! takes one says what it is in the midst of. Only what has answered to the end, outside of any
+//! transaction, goes back; the rest is stopped in the database and closed, and until that is done
+//! it keeps its place at the guard.
 
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
@@ -30,8 +32,8 @@ pub(super) mod sealed {
     pub trait Sealed {}
 }
 
-/// A pool's connection, which dereferences to sqlx's own. It returns to the pool only in a state that was checked; otherwise what it runs is
-/// stopped in the database, and it is closed.
+/// A pool's connection, which dereferences to sqlx's own. It returns to the pool only in a state
+/// that was checked; otherwise what it runs is stopped in the database, and it is closed.
 pub struct Lent<D: Kind> {
     connection: Option<PoolConnection<D>>,
     stop: Option<D::Stop>,
@@ -72,7 +74,8 @@ impl<D: Kind> Lent<D> {
         self.stop = Some(stop);
     }
 
-    /// Tells that the session behind the connection is shared with others, so that nothing may be left in it.
+    /// Tells that the session behind the connection is shared with others, so that nothing may be
+    /// left in it.
     pub(super) fn shares_its_session(&mut self) {
         self.own = false;
     }
@@ -170,7 +173,8 @@ impl<D: Kind> Drop for Lent<D> {
     }
 }
 
-/// Ends what a connection is in the midst of; it goes back to the pool if that is known to have gone well.
+/// Ends what a connection is in the midst of; it goes back to the pool if that is known to have
+/// gone well.
 async fn settle<D: Kind>(
     mut connection: PoolConnection<D>,
     stop: Option<D::Stop>,
@@ -199,7 +203,8 @@ async fn end<D: Kind>(connection: &mut D::Connection, stop: &D::Stop) {
     }
 }
 
-/// Waits for what was stopped to have ended: it is answered, or the server hangs up. In between may come errors that belong to it.
+/// Waits for what was stopped to have ended: it is answered, or the server hangs up. In between may
+/// come errors that belong to it.
 async fn end_of<D: Kind>(connection: &mut D::Connection) {
     for _ in 0..3 {
         if let Ok(()) | Err(sqlx::Error::Io(_)) = connection.ping().await {
@@ -241,8 +246,9 @@ impl<D: Kind> std::fmt::Debug for Lent<D> {
     }
 }
 
-/// Whether a connection that its holder has left may be handed on: it answers, and is in no transaction. For those that were taken out of
-/// the pool by [`Database::pool`](super::Database::pool), which nobody here has watched.
+/// Whether a connection that its holder has left may be handed on: it answers, and is in no
+/// transaction. For those that were taken out of the pool by
+/// [`Database::pool`](super::Database::pool), which nobody here has watched.
 pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<bool, sqlx::Error> {
     match tokio::time::timeout(ANSWERING, connection.ping()).await {
         Ok(answered) => answered?,

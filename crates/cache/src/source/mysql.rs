@@ -41,7 +41,8 @@ pub(super) fn connect(
     (Pool::MySql(writers.connect_lazy_with(options)), readers)
 }
 
-/// Lets a session only read, and each query run no longer than `limit`, of which MariaDB and MySQL have different words.
+/// Lets a session only read, and each query run no longer than `limit`, of which MariaDB and MySQL
+/// have different words.
 pub(super) async fn only_read(
     connection: &mut MySqlConnection,
     limit: Duration,
@@ -66,7 +67,8 @@ impl Kind for MySql {
     async fn stop((options, id): &Self::Stop) {
         let stopping = async {
             let mut other = options.connect().await?;
-            // The query only: its connection answers when it has ended, where one that is killed hangs up before.
+            // The query only: its connection answers when it has ended, where one that is killed
+            // hangs up before.
             let sql = format!("KILL QUERY {id}");
             other.execute(AssertSqlSafe(sql)).await?;
             other.close().await
@@ -77,7 +79,8 @@ impl Kind for MySql {
     }
 }
 
-/// Runs a query. On connections that are only for this the server itself stops at one row more than is kept.
+/// Runs a query. On connections that are only for this the server itself stops at one row more than
+/// is kept.
 pub(super) async fn read(
     pool: &MySqlPool,
     sql: AssertSqlSafe<String>,
@@ -111,7 +114,8 @@ pub(super) async fn begin(pool: &MySqlPool, limit: Duration) -> Result<Lent<MySq
     Ok(held)
 }
 
-/// A connection that answers, and of which it is known how to stop it. Those that were cut off meanwhile are thrown away, however many they are.
+/// A connection that answers, and of which it is known how to stop it. Those that were cut off
+/// meanwhile are thrown away, however many they are.
 async fn taken(
     pool: &MySqlPool,
     limit: Duration,
@@ -133,7 +137,8 @@ async fn taken(
     }
 }
 
-/// Whether the server has rolled the whole transaction back, so that what follows would be kept at once: it was the victim of a deadlock.
+/// Whether the server has rolled the whole transaction back, so that what follows would be kept at
+/// once: it was the victim of a deadlock.
 pub(super) fn has_ended(error: &SourceError) -> bool {
     let SourceError::Sql(sqlx::Error::Database(error)) = error else {
         return false;

@@ -4,8 +4,8 @@ use serde_json::Value;
 use sqlx::types::time::{Date, OffsetDateTime, PrimitiveDateTime, Time};
 use sqlx::types::{BigDecimal, Uuid};
 
-/// A value bound to a placeholder: `?` in SQLite and MySQL, `$1` in PostgreSQL. Never spliced into the text. Rust's own values become one by `into`,
-/// an `Option` among them:
+/// A value bound to a placeholder: `?` in SQLite and MySQL, `$1` in PostgreSQL. Never spliced into
+/// the text. Rust's own values become one by `into`, an `Option` among them:
 ///
 /// ```
 /// # use steadfast_cache::{Param, ParamType};
@@ -15,8 +15,9 @@ use sqlx::types::{BigDecimal, Uuid};
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Param {
-    /// NULL of whatever type stands in its place. PostgreSQL infers it, and refuses where it cannot (`$1 IS NULL`); as a statement that was prepared for one type
-    /// does not fit another, it is prepared anew each time there. [`NullOf`](Self::NullOf) has neither drawback.
+    /// NULL of whatever type stands in its place. PostgreSQL infers it, and refuses where it cannot
+    /// (`$1 IS NULL`); as a statement that was prepared for one type does not fit another, it is
+    /// prepared anew each time there. [`NullOf`](Self::NullOf) has neither drawback.
     Null,
     /// NULL of this type.
     NullOf(ParamType),
@@ -30,7 +31,8 @@ pub enum Param {
     Text(String),
     /// Bytes.
     Bytes(Vec<u8>),
-    /// A UUID: PostgreSQL's type; in MySQL and SQLite its 16 bytes, as sqlx binds it. Where a column holds it as text, bind text.
+    /// A UUID: PostgreSQL's type; in MySQL and SQLite its 16 bytes, as sqlx binds it. Where a
+    /// column holds it as text, bind text.
     Uuid(Uuid),
     /// A date.
     Date(Date),
@@ -44,8 +46,8 @@ pub enum Param {
     Decimal(BigDecimal),
     /// JSON.
     Json(Value),
-    /// Truth values: an array in PostgreSQL (`= ANY($1)`), as all the lists below; in MySQL and SQLite, which have none, a JSON array as text, for
-    /// `JSON_TABLE` and `json_each`.
+    /// Truth values: an array in PostgreSQL (`= ANY($1)`), as all the lists below; in MySQL and
+    /// SQLite, which have none, a JSON array as text, for `JSON_TABLE` and `json_each`.
     Bools(Vec<bool>),
     /// Whole numbers.
     Ints(Vec<i64>),
@@ -147,7 +149,8 @@ impl Param {
     }
 }
 
-/// NULL of no type in particular: what `unknown` is to PostgreSQL, which infers the type from where it stands.
+/// NULL of no type in particular: what `unknown` is to PostgreSQL, which infers the type from where
+/// it stands.
 #[cfg(feature = "postgres")]
 struct Untyped;
 
@@ -169,8 +172,8 @@ impl sqlx::Encode<'_, sqlx::Postgres> for Untyped {
     }
 }
 
-/// Whether a statement with these may be prepared once for all: one with an untyped NULL would be prepared for a type that another value in its
-/// place need not have.
+/// Whether a statement with these may be prepared once for all: one with an untyped NULL would be
+/// prepared for a type that another value in its place need not have.
 #[cfg(feature = "postgres")]
 pub(super) fn may_stay_prepared(params: &[Param]) -> bool {
     !params.contains(&Param::Null)

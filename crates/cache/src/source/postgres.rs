@@ -1,9 +1,10 @@
 //! PostgreSQL.
 //!
-//! What stands before it may share its sessions among clients (PgBouncer in transaction mode and its kind), and then the next statement may run in
-//! another session than the last: what was prepared there under a name is another's, and what was set is gone. So each connection is opened with a
-//! setting of ours, and asked for it before it is used. Where it is missing, every query has a transaction of its own, which keeps one session,
-//! and prepares its statement without a name.
+//! What stands before it may share its sessions among clients (PgBouncer in transaction mode and
+//! its kind), and then the next statement may run in another session than the last: what was
+//! prepared there under a name is another's, and what was set is gone. So each connection is opened
+//! with a setting of ours, and asked for it before it is used. Where it is missing, every query has
+//! a transaction of its own, which keeps one session, and prepares its statement without a name.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,7 +148,8 @@ pub(super) async fn begin(way: Way<'_>) -> Result<Lent<Postgres>, SourceError> {
     Ok(held)
 }
 
-/// A connection that answers. Those that were cut off meanwhile are thrown away, however many they are.
+/// A connection that answers. Those that were cut off meanwhile are thrown away, however many they
+/// are.
 async fn taken(way: Way<'_>) -> Result<Lent<Postgres>, SourceError> {
     let mut dead = way.pool.options().get_max_connections();
     loop {
@@ -164,7 +166,8 @@ async fn taken(way: Way<'_>) -> Result<Lent<Postgres>, SourceError> {
     }
 }
 
-/// Takes a connection. What stands between and takes no options is asked without them, once and for all.
+/// Takes a connection. What stands between and takes no options is asked without them, once and for
+/// all.
 pub(super) async fn acquire(
     pool: &PgPool,
     plain: &PgConnectOptions,
@@ -219,7 +222,8 @@ async fn ask_session(pool: &PgPool, held: &mut Lent<Postgres>) -> Result<(), sql
     Ok(())
 }
 
-/// For the transaction that has begun: a statement that takes longer is ended by the server, and so is a transaction in which nothing is asked.
+/// For the transaction that has begun: a statement that takes longer is ended by the server, and so
+/// is a transaction in which nothing is asked.
 fn limited(limit: Duration) -> String {
     let limit = millis(limit + GRACE);
     format!(
@@ -242,7 +246,8 @@ fn is_cut_off(error: &sqlx::Error) -> bool {
     }
 }
 
-/// "cached plan must not change result type"; or what the statement named was dropped and made again.
+/// "cached plan must not change result type"; or what the statement named was dropped and made
+/// again.
 fn is_outdated(error: &SourceError) -> bool {
     let SourceError::Sql(sqlx::Error::Database(error)) = error else {
         return false;
@@ -252,8 +257,9 @@ fn is_outdated(error: &SourceError) -> bool {
         .is_some_and(|code| matches!(&*code, "0A000" | "26000"))
 }
 
-/// The statement, with the types of its parameters in a comment. What was prepared is found again by its text alone, and a value of another type would be read
-/// there as one of the type it was prepared for: eight letters as a number.
+/// The statement, with the types of its parameters in a comment. What was prepared is found again
+/// by its text alone, and a value of another type would be read there as one of the type it was
+/// prepared for: eight letters as a number.
 fn typed(sql: &str, params: &[Param]) -> AssertSqlSafe<String> {
     let mut text = sql.to_owned();
     for (index, param) in params.iter().enumerate() {
@@ -277,7 +283,8 @@ async fn rows(
     gather(query.fetch(connection), bounds, rest, json).await
 }
 
-/// Runs a statement that hands rows back, within a transaction. Prepared anew each time: one that was prepared for another schema would end the transaction.
+/// Runs a statement that hands rows back, within a transaction. Prepared anew each time: one that
+/// was prepared for another schema would end the transaction.
 pub(super) async fn select(
     connection: &mut PgConnection,
     sql: &str,

@@ -1,8 +1,9 @@
 //! A sign of life, by a connection of its own.
 //!
-//! Asked through the pool, a database that is merely busy looks dead: in an outage of Redis every connection is taken, and each instance of a
-//! service would leave its load balancer just when it is needed. Where there are connections that only read, it is one of those: what stands between may
-//! refuse how they are asked for, and then no query is answered by a database that looks well.
+//! Asked through the pool, a database that is merely busy looks dead: in an outage of Redis every
+//! connection is taken, and each instance of a service would leave its load balancer just when it
+//! is needed. Where there are connections that only read, it is one of those: what stands between
+//! may refuse how they are asked for, and then no query is answered by a database that looks well.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -106,7 +107,8 @@ impl Line {
     }
 }
 
-/// Whether the database answered that it takes no more connections. MySQL says so before it has learned how to name the SQLSTATE, so its own number counts.
+/// Whether the database answered that it takes no more connections. MySQL says so before it has
+/// learned how to name the SQLSTATE, so its own number counts.
 fn is_full(error: &sqlx::Error) -> bool {
     let Some(error) = error.as_database_error() else {
         return false;

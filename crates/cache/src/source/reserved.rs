@@ -1,9 +1,12 @@
-//! Connections that the cache keeps for itself: for its outbox, and for whatever watches over the database.
+//! Connections that the cache keeps for itself: for its outbox, and for whatever watches over the
+//! database.
 //!
-//! Asked through the pool, a watcher waits behind the loads, and is blind just when they hold every connection. And a limit of time that only drops a
-//! future leaves its session in the database: it goes on waiting for its lock, or keeps one, with nobody left to give it back. So the database itself is
-//! told how long a session may wait for a lock, and how long a transaction may stay silent before it is ended; and a session that was not brought to its
-//! end here is not put back but closed, which ends its transaction too.
+//! Asked through the pool, a watcher waits behind the loads, and is blind just when they hold every
+//! connection. And a limit of time that only drops a future leaves its session in the database: it
+//! goes on waiting for its lock, or keeps one, with nobody left to give it back. So the database
+//! itself is told how long a session may wait for a lock, and how long a transaction may stay
+//! silent before it is ended; and a session that was not brought to its end here is not put back
+//! but closed, which ends its transaction too.
 
 use std::time::Duration;
 
@@ -27,16 +30,19 @@ pub(crate) struct Reserved {
     limits: SessionLimits,
 }
 
-/// Limits that the database itself keeps, so that they hold for a session whose process is gone, stuck or cut off.
+/// Limits that the database itself keeps, so that they hold for a session whose process is gone,
+/// stuck or cut off.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionLimits {
     /// A lock is waited for so long at most.
     pub(crate) lock: Duration,
-    /// A transaction that says nothing for so long is ended. Not in SQLite, whose locks end with the process that holds them.
+    /// A transaction that says nothing for so long is ended. Not in SQLite, whose locks end with
+    /// the process that holds them.
     pub(crate) idle: Duration,
 }
 
-/// One of the reserved connections. Unless it was ended by one of its own methods, dropping it closes it.
+/// One of the reserved connections. Unless it was ended by one of its own methods, dropping it
+/// closes it.
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: Option<Held>,
@@ -76,7 +82,8 @@ rows_of!(FromMySql, "mysql", sqlx::mysql::MySqlRow);
 rows_of!(FromPostgres, "postgres", sqlx::postgres::PgRow);
 
 impl Database {
-    /// Sets connections apart from the pool's, opened the same way (with the hooks of a pool that the caller made) when they are first needed.
+    /// Sets connections apart from the pool's, opened the same way (with the hooks of a pool that
+    /// the caller made) when they are first needed.
     pub(crate) fn reserve(&self, connections: u32, limits: SessionLimits) -> Reserved {
         macro_rules! small {
             ($pool:expr, $options:expr) => {
@@ -131,8 +138,8 @@ impl Reserved {
         })
     }
 
-    /// A session for queries that change nothing. In PostgreSQL it is a transaction: without one, whatever shares sessions may run another's
-    /// statement.
+    /// A session for queries that change nothing. In PostgreSQL it is a transaction: without one,
+    /// whatever shares sessions may run another's statement.
     pub(crate) async fn reading(&self) -> Result<Session, SourceError> {
         #[allow(unused_mut)]
         let mut session = self.session().await?;
@@ -157,7 +164,8 @@ impl Reserved {
                 "BEGIN; SET LOCAL lock_timeout = {lock}; SET LOCAL idle_in_transaction_session_timeout = {idle}; \
                  SET LOCAL statement_timeout = {statement}"
             ),
-            // In whole seconds. MySQL has no limit of that kind for transactions, only for whole sessions; either reads what is meant for it.
+            // In whole seconds. MySQL has no limit of that kind for transactions, only for whole
+            // sessions; either reads what is meant for it.
             #[cfg(feature = "mysql")]
             Pool::MySql(_) => format!(
                 "SET SESSION innodb_lock_wait_timeout = {} /*M!100300 , idle_transaction_timeout = {}, max_statement_time = {} */ \
@@ -241,7 +249,8 @@ impl Session {
                 let query = params
                     .iter()
                     .fold(sqlx::query_as(sql), |query, param| query.bind(*param));
-                // Without a name: a session that is shared may have another's statement of that name.
+                // Without a name: a session that is shared may have another's statement of that
+                // name.
                 query.persistent(false).fetch_all(&mut **connection).await?
             }
         })
@@ -299,7 +308,8 @@ impl Drop for Session {
         if self.ended {
             return;
         }
-        // Nobody knows what it is in the middle of. Out of the pool, so that it holds no place there while the database finds out.
+        // Nobody knows what it is in the middle of. Out of the pool, so that it holds no place
+        // there while the database finds out.
         match self.connection.take() {
             #[cfg(feature = "sqlite")]
             Some(Held::Sqlite(connection)) => drop(connection.detach()),

@@ -1,5 +1,6 @@
-//! Values as JSON: exactly; or, where JSON has no such value, as text; or not at all, with the name and the type of the column.
-//! A value that became another on its way would be cached, and be believed for as long as it is fresh.
+//! Values as JSON: exactly; or, where JSON has no such value, as text; or not at all, with the name
+//! and the type of the column. A value that became another on its way would be cached, and be
+//! believed for as long as it is fresh.
 
 #![cfg_attr(
     not(all(feature = "sqlite", feature = "mysql", feature = "postgres")),
@@ -56,8 +57,9 @@ enum Origin {
 }
 
 impl Row {
-    /// Returns the value of a column. A document that a [`Value`] cannot hold (a number beyond `f64`, more than 127 levels) is its text here; serialized,
-    /// the row has every document as the database gave it.
+    /// Returns the value of a column. A document that a [`Value`] cannot hold (a number beyond
+    /// `f64`, more than 127 levels) is its text here; serialized, the row has every document as the
+    /// database gave it.
     #[must_use]
     pub fn get(&self, column: &str) -> Option<&Value> {
         self.iter()
@@ -220,7 +222,8 @@ fn double(value: f64) -> Cell {
     }
 }
 
-/// A number of single precision, with the digits that tell it from its neighbours: 0.1, and not the 0.10000000149011612 of double precision.
+/// A number of single precision, with the digits that tell it from its neighbours: 0.1, and not the
+/// 0.10000000149011612 of double precision.
 fn single(value: f32) -> Cell {
     match value.to_string().parse::<f64>() {
         Ok(same) if value.is_finite() => double(same),

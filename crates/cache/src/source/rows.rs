@@ -20,7 +20,8 @@ use super::{Row, SourceError};
 pub struct Bounds {
     /// Rows at most.
     pub rows: usize,
-    /// Bytes at most, of the values as text. A row that passes this is not kept, nor is any behind it.
+    /// Bytes at most, of the values as text. A row that passes this is not kept, nor is any behind
+    /// it.
     pub bytes: usize,
 }
 
@@ -43,7 +44,8 @@ pub struct Selected {
     pub rows: Vec<Row>,
     /// Whether there were more.
     pub truncated: bool,
-    /// How many came, those that were not kept included; of a query that was cut off, not all there were.
+    /// How many came, those that were not kept included; of a query that was cut off, not all there
+    /// were.
     pub seen: u64,
 }
 
@@ -69,7 +71,8 @@ pub(super) async fn gather<R>(
     let mut unread = 0;
     let mut failed = None;
     loop {
-        // A database's error is the end of its answer; what breaks a connection leaves it in no state to be used.
+        // A database's error is the end of its answer; what breaks a connection leaves it in no
+        // state to be used.
         let row = match rows.try_next().await {
             Ok(Some(row)) => row,
             Ok(None) => break,

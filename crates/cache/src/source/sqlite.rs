@@ -31,7 +31,8 @@ pub(super) fn connect(
         Pool::Sqlite(pool.connect_lazy_with(options))
     };
     let readers = limits.read_only_connections.map(|connections| {
-        // Not `mode=ro`, which could neither make a file that is missing nor take up a WAL that was left behind.
+        // Not `mode=ro`, which could neither make a file that is missing nor take up a WAL that was
+        // left behind.
         pool(connections, options.clone().pragma("query_only", "ON"))
     });
     (pool(limits.max_connections, options), readers)
@@ -47,8 +48,10 @@ impl Kind for Sqlite {
     }
 }
 
-/// Runs a query. What reads does so in one snapshot, in which the schema cannot change: sqlx remembers the columns of a statement, which SQLite
-/// prepares anew by itself when they have changed. The schema's number is part of the text, so that no statement of another schema is found.
+/// Runs a query. What reads does so in one snapshot, in which the schema cannot change: sqlx
+/// remembers the columns of a statement, which SQLite prepares anew by itself when they have
+/// changed. The schema's number is part of the text, so that no statement of another schema is
+/// found.
 pub(super) async fn read(
     pool: &SqlitePool,
     sql: AssertSqlSafe<String>,
@@ -100,8 +103,8 @@ async fn taken(pool: &SqlitePool, limit: Duration) -> Result<Lent<Sqlite>, Sourc
     Ok(held)
 }
 
-/// Whether SQLite has ended the transaction by itself (`ROLLBACK` in a conflict clause or a trigger, a disk that is full), so that what follows
-/// would be kept at once.
+/// Whether SQLite has ended the transaction by itself (`ROLLBACK` in a conflict clause or a
+/// trigger, a disk that is full), so that what follows would be kept at once.
 pub(super) async fn has_ended(connection: &mut SqliteConnection) -> bool {
     if connection.execute("BEGIN").await.is_err() {
         return false;
@@ -110,7 +113,8 @@ pub(super) async fn has_ended(connection: &mut SqliteConnection) -> bool {
     true
 }
 
-/// Runs a statement that hands rows back, within a transaction. Prepared anew each time, for the schema that is in force now.
+/// Runs a statement that hands rows back, within a transaction. Prepared anew each time, for the
+/// schema that is in force now.
 pub(super) async fn select(
     connection: &mut SqliteConnection,
     sql: AssertSqlSafe<String>,
@@ -123,7 +127,8 @@ pub(super) async fn select(
         .map_err(|(error, _)| error)
 }
 
-/// SQLite remembers the last row that the connection inserted, whoever it was for. So a row of ours comes before it, by which to see that there was none.
+/// SQLite remembers the last row that the connection inserted, whoever it was for. So a row of ours
+/// comes before it, by which to see that there was none.
 pub(super) async fn execute(
     connection: &mut SqliteConnection,
     sql: AssertSqlSafe<String>,
@@ -145,7 +150,8 @@ pub(super) async fn execute(
     })
 }
 
-/// The number of the schema. Reading a table of the file along with it makes the connection look whether it knows that schema; a pragma alone does not.
+/// The number of the schema. Reading a table of the file along with it makes the connection look
+/// whether it knows that schema; a pragma alone does not.
 const SCHEMA: &str = "SELECT schema_version, (SELECT COUNT(*) FROM sqlite_master WHERE 0) FROM pragma_schema_version";
 
 const MARK_ROW: [&str; 2] = [

@@ -1,5 +1,5 @@
-//! TLS towards a database server. What each database calls it differs (`sslmode`, `ssl-mode`), and its defaults believe anyone;
-//! here are the few ways that make sense, under one name for both.
+//! TLS towards a database server. What each database calls it differs (`sslmode`, `ssl-mode`), and
+//! its defaults believe anyone; here are the few ways that make sense, under one name for both.
 
 use std::path::PathBuf;
 
@@ -8,7 +8,8 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 #[cfg(feature = "postgres")]
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-/// How TLS is spoken with a database server; given, it is what holds, whatever the URL says. SQLite knows none.
+/// How TLS is spoken with a database server; given, it is what holds, whatever the URL says. SQLite
+/// knows none.
 ///
 /// ```
 /// use steadfast_cache::{Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode};
@@ -24,7 +25,8 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 pub struct DatabaseTls {
     /// How sure one must be of the server.
     pub mode: DatabaseTlsMode,
-    /// PEM file of the authorities to believe besides those of the web. Default none. Read at each new connection, as the others.
+    /// PEM file of the authorities to believe besides those of the web. Default none. Read at each
+    /// new connection, as the others.
     pub ca: Option<PathBuf>,
     /// PEM files of the client's certificate chain and its key. Default none.
     pub client: Option<(PathBuf, PathBuf)>,

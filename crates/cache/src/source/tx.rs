@@ -18,7 +18,8 @@ use super::rows::{Bounds, Selected};
 use super::sqlite;
 use super::{Executed, Param, Row, SourceError};
 
-/// A transaction, rolled back when dropped. The variants hold a connection of sqlx, for use with everything that takes one:
+/// A transaction, rolled back when dropped. The variants hold a connection of sqlx, for use with
+/// everything that takes one:
 ///
 /// ```no_run
 /// # #[cfg(feature = "sqlite")]
@@ -43,8 +44,10 @@ pub enum Tx {
 }
 
 impl Tx {
-    /// Runs a statement, within [`DatabaseOptions::statement_limit`](super::DatabaseOptions::statement_limit). After that time, or once the database has
-    /// ended the transaction by itself, the transaction can only be dropped.
+    /// Runs a statement, within
+    /// [`DatabaseOptions::statement_limit`](super::DatabaseOptions::statement_limit). After that
+    /// time, or once the database has ended the transaction by itself, the transaction can only be
+    /// dropped.
     ///
     /// # Errors
     /// What the database said; [`SourceError::Timeout`]; [`SourceError::Ended`].
@@ -71,7 +74,8 @@ impl Tx {
         self.heed(done).await
     }
 
-    /// Runs a query, or a statement with RETURNING, and gives its rows as [`Database::select`](super::Database::select) does.
+    /// Runs a query, or a statement with RETURNING, and gives its rows as
+    /// [`Database::select`](super::Database::select) does.
     ///
     /// # Errors
     /// As [`execute`](Self::execute).
@@ -80,7 +84,8 @@ impl Tx {
         Ok(selected.rows)
     }
 
-    /// As [`select`](Self::select), but keeps no more than `bounds`; the statement runs to its end all the same.
+    /// As [`select`](Self::select), but keeps no more than `bounds`; the statement runs to its end
+    /// all the same.
     ///
     /// # Errors
     /// As [`execute`](Self::execute), and [`SourceError::RowTooLarge`].
@@ -111,7 +116,8 @@ impl Tx {
         self.heed(selected).await
     }
 
-    /// After a failed statement, learns whether the database has ended the transaction with it: what came next would be no part of any.
+    /// After a failed statement, learns whether the database has ended the transaction with it:
+    /// what came next would be no part of any.
     async fn heed<T>(&mut self, result: Result<T, SourceError>) -> Result<T, SourceError> {
         if let Err(error) = &result {
             match *self {

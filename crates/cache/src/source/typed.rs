@@ -47,7 +47,8 @@ impl Database {
 }
 
 impl Tx {
-    /// Runs a query, or a statement with RETURNING, and gives its rows as [`Database::select_as`] does.
+    /// Runs a query, or a statement with RETURNING, and gives its rows as [`Database::select_as`]
+    /// does.
     ///
     /// # Errors
     /// As [`Database::select_as`].

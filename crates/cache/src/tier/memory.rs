@@ -1,12 +1,15 @@
 //! The tier in this process's memory.
 //!
-//! A hit must cost no more than a look-up: no lock that all keys share, no decoding, nothing allocated. So values are
-//! kept decoded, each in its entry with its type erased, and everything that decides whether one may be served is in the entry or in an atomic. The map is cut into shards, in which a
-//! hit takes a lock for reading and writes one byte; `docs/design/speed-of-the-cache.md` says why this map.
+//! A hit must cost no more than a look-up: no lock that all keys share, no decoding, nothing
+//! allocated. So values are kept decoded, each in its entry with its type erased, and everything
+//! that decides whether one may be served is in the entry or in an atomic. The map is cut into
+//! shards, in which a hit takes a lock for reading and writes one byte;
+//! `docs/design/speed-of-the-cache.md` says why this map.
 //!
-//! An entry becomes visible in two steps. It is put into the map unpublished, then the counters are looked at, and only if
-//! no invalidation has come is it published. An invalidation first moves the counters, then removes. So whichever comes second sees the other:
-//! either the counters have moved and the entry is never published, or the entry is in the map and is removed.
+//! An entry becomes visible in two steps. It is put into the map unpublished, then the counters are
+//! looked at, and only if no invalidation has come is it published. An invalidation first moves the
+//! counters, then removes. So whichever comes second sees the other: either the counters have moved
+//! and the entry is never published, or the entry is in the map and is removed.
 
 use std::any::Any;
 use std::borrow::Borrow;
@@ -27,8 +30,8 @@ pub(crate) struct Memory {
     map: Map<UnderItsKey, Arc<Entry>, Weigh, foldhash::quality::RandomState>,
 }
 
-/// The entry once more, as its own key: what the map compares then lies where the value does, and a look-up goes to one place less that is
-/// not in the processor's cache.
+/// The entry once more, as its own key: what the map compares then lies where the value does, and a
+/// look-up goes to one place less that is not in the processor's cache.
 struct UnderItsKey(Arc<Entry>);
 
 impl Borrow<[u8]> for UnderItsKey {
@@ -62,8 +65,8 @@ impl Weighter<UnderItsKey, Arc<Entry>> for Weigh {
     }
 }
 
-/// A value with all that decides whether it may be served. What a hit reads comes first, in the order in which it does; the value, whose type is
-/// erased, has to come last.
+/// A value with all that decides whether it may be served. What a hit reads comes first, in the
+/// order in which it does; the value, whose type is erased, has to come last.
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
@@ -217,7 +220,8 @@ impl Entry {
 }
 
 impl Memory {
-    /// `value_max` is the longest value that has to find room: a shard must hold several of that length.
+    /// `value_max` is the longest value that has to find room: a shard must hold several of that
+    /// length.
     pub(crate) fn new(bytes: u64, value_max: usize) -> Self {
         let longest = (value_max + OVERHEAD) as u64;
         let cores = std::thread::available_parallelism().map_or(1, usize::from) as u64;
@@ -236,7 +240,8 @@ impl Memory {
         }
     }
 
-    /// What is there, unless it has been invalidated or does not carry a tag that the reader names. Freshness is the caller's to judge.
+    /// What is there, unless it has been invalidated or does not carry a tag that the reader names.
+    /// Freshness is the caller's to judge.
     pub(crate) fn get<T: AsRef<[u8]>>(
         &self,
         key: &[u8],
@@ -429,8 +434,8 @@ mod tests {
         );
     }
 
-    /// Writers invalidate and raise the truth; loaders read it and try to store what they read. A reader that looks after an
-    /// invalidation has returned must never find anything older.
+    /// Writers invalidate and raise the truth; loaders read it and try to store what they read. A
+    /// reader that looks after an invalidation has returned must never find anything older.
     #[test]
     fn k6_no_interleaving_shows_an_overtaken_value() {
         use std::sync::atomic::AtomicU32;

@@ -73,7 +73,8 @@ async fn k11_a_tag_that_the_reader_does_not_name_counts_too() {
     );
 }
 
-/// Puts a tagged value into Redis through one process, and has another take it without naming the tag.
+/// Puts a tagged value into Redis through one process, and has another take it without naming the
+/// tag.
 async fn taken_without_its_tag(site: &Site) -> (Cache, Cache, Loader) {
     let (first, second) = (site.cache().await, site.cache().await);
     let loader = Loader::default();
@@ -117,7 +118,8 @@ async fn k11_after_its_own_invalidation_of_an_unnamed_tag_a_process_reads_nothin
     assert_eq!(answer.value.as_deref(), Some("2"));
 }
 
-/// Redis still has the value, its tag and the tag's token: only this process knows that they are overtaken.
+/// Redis still has the value, its tag and the tag's token: only this process knows that they are
+/// overtaken.
 #[tokio::test]
 async fn k11_a_value_is_not_taken_from_redis_while_the_invalidation_of_an_unnamed_tag_waits() {
     let site = Site::start().await;
@@ -383,7 +385,8 @@ async fn k6_warming_stores_nothing_that_was_invalidated_meanwhile() {
     .await;
 }
 
-/// However much is written meanwhile, what is warmed is refused only where it was overtaken itself: by its key, by a tag, or with everything.
+/// However much is written meanwhile, what is warmed is refused only where it was overtaken itself:
+/// by its key, by a tag, or with everything.
 #[tokio::test]
 async fn k6_warming_is_refused_only_what_was_invalidated_itself() {
     let site = Site::start().await;

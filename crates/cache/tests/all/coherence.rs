@@ -120,7 +120,8 @@ async fn k10_a_process_that_was_cut_off_alone_does_not_believe_its_memory() {
     assert_eq!(read_item(&second, 7).await.as_deref(), Some("1"));
     let toxic = proxy.add(cut()).await.unwrap();
     write_item(&first, 7, 2).await;
-    // Nothing can tell the second process for as long as its last proof lasts; then it must ask SQL.
+    // Nothing can tell the second process for as long as its last proof lasts; then it must ask
+    // SQL.
     eventually("the cut is noticed", || async {
         !second.status().memory_proven
     })
@@ -164,7 +165,8 @@ async fn k10_all_is_forgotten_everywhere_when_all_is_invalidated() {
     assert_eq!(loader.loads(), 2);
 }
 
-/// Built and given up while Redis is away: what waits for the subscriptions has nobody to tell any more.
+/// Built and given up while Redis is away: what waits for the subscriptions has nobody to tell any
+/// more.
 #[tokio::test]
 async fn k10_a_cache_that_is_gone_leaves_no_task_behind() {
     let alive = || {

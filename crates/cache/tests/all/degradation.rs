@@ -76,7 +76,8 @@ async fn k2_a_redis_that_is_frozen_adds_no_more_than_its_limit() {
     .await;
 }
 
-/// Each question is answered within the limit, all of them together would not be: the second is not asked, and the read goes on without it.
+/// Each question is answered within the limit, all of them together would not be: the second is not
+/// asked, and the read goes on without it.
 #[tokio::test]
 async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     let site = Site::start().await;
@@ -114,7 +115,8 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     let answer = get(&cache, "cold", "user", &loader).await.unwrap();
     assert_eq!(answer.source, Source::Database);
     assert_eq!(cache.status().counts.redis_slow, 1);
-    // The lease was not asked for, nor given back: once Redis is quick again, only the next read does so.
+    // The lease was not asked for, nor given back: once Redis is quick again, only the next read
+    // does so.
     proxy.clear().await;
     eventually("Redis is quick again", || async {
         let asked = tokio::time::Instant::now();

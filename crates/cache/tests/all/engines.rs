@@ -226,7 +226,8 @@ async fn parameters_are_bound_and_not_spliced() {
     );
 }
 
-/// As it is in most places: tables are made by their owner, and the application may only read and write them.
+/// As it is in most places: tables are made by their owner, and the application may only read and
+/// write them.
 #[tokio::test]
 async fn k7_an_application_without_the_right_to_create_tables_uses_those_that_are_there() {
     let server = Postgres::start().await.unwrap();
@@ -385,7 +386,8 @@ async fn a_database_that_takes_no_more_connections_is_not_down() {
     drop(held);
 }
 
-/// A proxy before PostgreSQL that shares connections, and so takes no startup parameter that it does not know: it refuses them in the words of PgBouncer.
+/// A proxy before PostgreSQL that shares connections, and so takes no startup parameter that it
+/// does not know: it refuses them in the words of PgBouncer.
 async fn refusing_to_read_only(port: u16) -> u16 {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let own = listener.local_addr().unwrap().port();

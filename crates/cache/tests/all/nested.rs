@@ -98,7 +98,8 @@ async fn k15_loads_that_wait_for_each_other_are_told_of_the_circle_at_once() {
         .build()
         .await
         .unwrap();
-    // Each is begun by a caller of its own, so that none is nested in another, and reads the next when all have begun.
+    // Each is begun by a caller of its own, so that none is nested in another, and reads the next
+    // when all have begun.
     for many in [false, true] {
         let gate = Arc::new(tokio::sync::Barrier::new(3));
         let loads = ["a", "b", "c"].into_iter().zip(["b", "c", "a"]);
@@ -181,7 +182,8 @@ async fn k15_what_a_load_joins_in_the_queue_goes_by_its_own_permit() {
         let (view, parts) = (text(&cache, "patient"), text(&cache, "patient"));
         let (page, part) = (format!("page {many}"), format!("part {many}"));
         let wanted = part.clone();
-        // It holds the only place, and reads a part that another has begun to load, and that waits for the place.
+        // It holds the only place, and reads a part that another has begun to load, and that waits
+        // for the place.
         let page = tokio::spawn(async move {
             let load = move || async move {
                 begun.await?;
@@ -307,7 +309,8 @@ async fn k13_waiting_for_admission_leaves_time_for_the_load() {
     holder.await.unwrap().unwrap();
 }
 
-/// As a class that is held back by its own breaker, and whose try is refused by the guard: that is no try.
+/// As a class that is held back by its own breaker, and whose try is refused by the guard: that is
+/// no try.
 #[tokio::test]
 async fn k9_a_class_whose_try_the_guard_refuses_may_try_again() {
     let (database, _folder) = sqlite().await;

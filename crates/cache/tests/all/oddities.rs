@@ -90,7 +90,8 @@ async fn k12_a_corrupt_foreign_or_future_value_is_a_counted_miss() {
     })
     .await;
     let name = value_key(&first, "good").await;
-    // What is there, with one bit of the payload turned; a future version; nothing like it; another type; one that never expires.
+    // What is there, with one bit of the payload turned; a future version; nothing like it; another
+    // type; one that never expires.
     let spoil: [(&str, &[&str]); 5] = [
         (
             "corrupt",
@@ -182,8 +183,8 @@ async fn k12_a_value_of_another_type_is_a_counted_miss() {
     assert_eq!(cache.status().counts.damaged, 1);
 }
 
-/// Redis judges expiry by its own clock. One that is set back makes values look as if they had more time left than they were
-/// given, which is not believed.
+/// Redis judges expiry by its own clock. One that is set back makes values look as if they had more
+/// time left than they were given, which is not believed.
 #[tokio::test]
 async fn k4_a_value_with_more_time_left_than_it_was_given_is_not_believed() {
     let site = Site::start().await;

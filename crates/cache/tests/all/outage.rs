@@ -1,4 +1,5 @@
-//! A busy service whose Redis goes away for ten seconds; for thirty, if `STEADFAST_SOAK_SECONDS` asks for long runs.
+//! A busy service whose Redis goes away for ten seconds; for thirty, if `STEADFAST_SOAK_SECONDS`
+//! asks for long runs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -64,7 +65,8 @@ struct Load {
 }
 
 impl Load {
-    /// Reads at a steady rate, whether or not answers come, one in a hundred of a key that nobody has seen.
+    /// Reads at a steady rate, whether or not answers come, one in a hundred of a key that nobody
+    /// has seen.
     async fn run(&mut self, span: Duration) -> Arc<Tally> {
         let tally = Arc::new(Tally::default());
         let mut ticks = tokio::time::interval(Duration::from_millis(10));

@@ -292,7 +292,8 @@ async fn k7_a_state_row_that_is_lost_is_made_again_and_nothing_waits_for_ever() 
     .await;
 }
 
-/// What has to be done is in the outbox; what must not be read meanwhile is in memory, and that has a bound.
+/// What has to be done is in the outbox; what must not be read meanwhile is in memory, and that has
+/// a bound.
 #[tokio::test]
 async fn k7_past_the_bound_on_what_is_pending_redis_is_passed_by_for_every_key() {
     let site = Site::start().await;
@@ -408,7 +409,8 @@ async fn k7_the_outbox_keeps_its_bound_while_loads_hold_every_connection_that_re
     holding.abort();
 }
 
-/// A database whose clock was set back by an hour after the row was written: by that clock the row has not been written yet.
+/// A database whose clock was set back by an hour after the row was written: by that clock the row
+/// has not been written yet.
 #[tokio::test]
 async fn k8_a_clock_that_is_set_back_an_hour_hides_no_waiting_invalidation() {
     let site = Site::start().await;
@@ -465,7 +467,8 @@ async fn k7_a_repository_of_the_callers_own_reads_and_writes_under_the_same_rule
     assert_eq!(answer.value.as_deref(), Some("3"));
 }
 
-/// A link that breaks whenever much is sent over it: what is too large a unit is not repeated for ever.
+/// A link that breaks whenever much is sent over it: what is too large a unit is not repeated for
+/// ever.
 #[tokio::test]
 async fn k7_a_batch_that_cannot_be_delivered_is_halved_until_it_can() {
     let site = Site::start().await;

@@ -157,7 +157,8 @@ async fn execute(database: &Database, sql: &str, params: &[Param]) -> Result<(),
     tx.commit().await
 }
 
-/// NULL goes into a column of any type, before and after a value has been bound in its place, and as untyped as typed.
+/// NULL goes into a column of any type, before and after a value has been bound in its place, and
+/// as untyped as typed.
 async fn comes_back(database: &Database, create: &str, insert: &str, select: &str) {
     execute(database, create, &[]).await.unwrap();
     let untyped = std::array::from_fn::<_, 6, _>(|_| Param::Null);

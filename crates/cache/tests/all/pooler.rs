@@ -18,7 +18,8 @@ fn database(bouncer: &PgBouncer, readers: Option<u32>) -> Database {
     Database::connect(&bouncer.url(), options).unwrap()
 }
 
-/// Three clients of two sessions, each with statements of its own, in an order of its own: each gets what it asked for.
+/// Three clients of two sessions, each with statements of its own, in an order of its own: each
+/// gets what it asked for.
 async fn nobody_gets_what_another_asked_for(bouncer: &PgBouncer, table: &str) {
     let owner = database(bouncer, None);
     let mut tx = owner.begin().await.unwrap();

@@ -46,7 +46,8 @@ impl Site {
         plain(&self.database).redis(self.client().await)
     }
 
-    /// A Redis that waits for replicas it does not have answers reads and carries messages, but takes no invalidation.
+    /// A Redis that waits for replicas it does not have answers reads and carries messages, but
+    /// takes no invalidation.
     pub(crate) async fn take_no_writes(&self, none: bool) {
         let replicas = if none { "1" } else { "0" };
         let set = ["CONFIG", "SET", "min-replicas-to-write", replicas];
@@ -105,7 +106,8 @@ pub(crate) async fn create_table(database: &Database) {
     tx.commit().await.unwrap();
 }
 
-/// Limits are wide, so that a slow machine changes nothing; the classes differ in what they promise.
+/// Limits are wide, so that a slow machine changes nothing; the classes differ in what they
+/// promise.
 pub(crate) fn plain(database: &Database) -> CacheBuilder {
     let ttl = Ttl {
         jitter: 0.0,

@@ -1,4 +1,5 @@
-//! MySQL and MariaDB. Truths are numbers here, as they are there: `BOOLEAN` is a name for `TINYINT(1)`, which holds a 5 as well.
+//! MySQL and MariaDB. Truths are numbers here, as they are there: `BOOLEAN` is a name for
+//! `TINYINT(1)`, which holds a 5 as well.
 
 use sqlx::error::BoxDynError;
 use sqlx::mysql::{MySql, MySqlRow, MySqlTypeInfo, MySqlValueRef};
@@ -42,7 +43,8 @@ fn cell(row: &MySqlRow, at: usize, info: &MySqlTypeInfo) -> Result<Cell, Unfit> 
         "JSON" => Cell::document(std::str::from_utf8(bytes)?)?,
         "BINARY" | "VARBINARY" | "TINYBLOB" | "BLOB" | "MEDIUMBLOB" | "LONGBLOB" | "CHAR"
         | "VARCHAR" | "ENUM" | "SET" | "TINYTEXT" | "TEXT" | "MEDIUMTEXT" | "LONGTEXT" => {
-            // The names are of a flag which says how text is compared. That these are bytes, says their collation.
+            // The names are of a flag which says how text is compared. That these are bytes, says
+            // their collation.
             if <str as Type<MySql>>::compatible(info) {
                 std::str::from_utf8(bytes)?.into()
             } else {
@@ -53,7 +55,8 @@ fn cell(row: &MySqlRow, at: usize, info: &MySqlTypeInfo) -> Result<Cell, Unfit> 
     })
 }
 
-/// What was sent, of whatever type; `None` for NULL. sqlx itself takes a date of zeros for NULL too.
+/// What was sent, of whatever type; `None` for NULL. sqlx itself takes a date of zeros for NULL
+/// too.
 struct Sent<'r>(Option<&'r [u8]>);
 
 impl<'r> Decode<'r, MySql> for Sent<'r> {
@@ -86,7 +89,8 @@ fn moment(bytes: &[u8]) -> String {
     )
 }
 
-/// A length, a sign, then days, hours, minutes and seconds, then microseconds, as far as they are not zero.
+/// A length, a sign, then days, hours, minutes and seconds, then microseconds, as far as they are
+/// not zero.
 fn time(bytes: &[u8]) -> String {
     let byte = |at: usize| bytes.get(at).copied().unwrap_or(0);
     let number = |at| u32::from_le_bytes([byte(at), byte(at + 1), byte(at + 2), byte(at + 3)]);

@@ -63,8 +63,8 @@ fn exactly<const N: usize>(bytes: &[u8]) -> Option<[u8; N]> {
     bytes.try_into().ok()
 }
 
-/// The number of dimensions, a flag, the type of the elements; for each dimension its length and its first index; then the elements, each behind its
-/// length, which is -1 for NULL.
+/// The number of dimensions, a flag, the type of the elements; for each dimension its length and
+/// its first index; then the elements, each behind its length, which is -1 for NULL.
 fn array(of: &PgTypeInfo, mut bytes: &[u8]) -> Result<Cell, Unfit> {
     let mut word = || -> Result<i32, Unfit> {
         let (word, rest) = bytes.split_first_chunk().ok_or(WRONG_LENGTH)?;
@@ -101,7 +101,8 @@ fn nested(of: &PgTypeInfo, lengths: &[usize], bytes: &mut &[u8]) -> Result<Cell,
 
 const WRONG_LENGTH: Unfit = Unfit::Value("its length is not that of its type");
 
-/// Digits to the base of 10 000: their number, the weight of the first, the sign, the places to show, the digits.
+/// Digits to the base of 10 000: their number, the weight of the first, the sign, the places to
+/// show, the digits.
 fn numeric(bytes: &[u8]) -> Option<String> {
     let word = |at: usize| {
         let bytes = bytes.get(2 * at..2 * at + 2)?;
@@ -186,8 +187,9 @@ fn zoned(bytes: &[u8]) -> Option<String> {
     ))
 }
 
-/// The date so many days after 2000-01-01, in the proleptic Gregorian calendar, counted in years that begin in March, so
-/// that the leap day is the last of its year; and ` BC` if it is of a year before the first.
+/// The date so many days after 2000-01-01, in the proleptic Gregorian calendar, counted in years
+/// that begin in March, so that the leap day is the last of its year; and ` BC` if it is of a year
+/// before the first.
 fn civil(days: i64) -> (String, &'static str) {
     let days = days + 730_425; // from 0000-03-01 to 2000-01-01
     let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));

@@ -1,10 +1,12 @@
 //! What one read may spend on Redis, altogether.
 //!
-//! A limit on each question would let a slow Redis delay a read by as many limits as the read has questions: for what to believe, for the
-//! value, for its tags, for the lease. So a read carries one allowance through all of them. Waiting for the value that another process
-//! is loading is not charged: that is the load's time, not Redis's.
+//! A limit on each question would let a slow Redis delay a read by as many limits as the read has
+//! questions: for what to believe, for the value, for its tags, for the lease. So a read carries
+//! one allowance through all of them. Waiting for the value that another process is loading is not
+//! charged: that is the load's time, not Redis's.
 //!
-//! With less left than a question has already taken, none is asked: it would only be late, and count as a failure of a Redis that is well.
+//! With less left than a question has already taken, none is asked: it would only be late, and
+//! count as a failure of a Redis that is well.
 
 use std::time::Duration;
 

@@ -1,13 +1,18 @@
 //! What is decided inside Redis, at the moment of the write.
 //!
-//! All but the beat are sent whole: a few hundred bytes, against one round trip more after every restart. Redis compiles each once.
+//! All but the beat are sent whole: a few hundred bytes, against one round trip more after every
+//! restart. Redis compiles each once.
 
-/// KEYS epoch, watermark, the two logs of names, all that is to be deleted. ARGV epoch, SQL's watermark, count, channel, announcement, a new epoch or
-/// nothing, how many names a log holds, its life in ms, the names for it. Refuses if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark
-/// then would hide that; or if it has lost count. Frees before it writes, if need be the watermark itself: a full Redis refuses a script that writes first.
+/// KEYS epoch, watermark, the two logs of names, all that is to be deleted. ARGV epoch, SQL's
+/// watermark, count, channel, announcement, a new epoch or nothing, how many names a log holds, its
+/// life in ms, the names for it. Refuses if the epoch is another (-1) or Redis is behind SQL (-2):
+/// to raise its watermark then would hide that; or if it has lost count. Frees before it writes, if
+/// need be the watermark itself: a full Redis refuses a script that writes first.
 ///
-/// A log is a hash of names, each with the watermark at which it was applied last; `from` and `last` say between which watermarks it is complete. When one is full, or does not
-/// reach up to now, the other begins anew. Logs that cannot be kept are thrown away: none is better than one with a gap.
+/// A log is a hash of names, each with the watermark at which it was applied last; `from` and
+/// `last` say between which watermarks it is complete. When one is full, or does not reach up to
+/// now, the other begins anew. Logs that cannot be kept are thrown away: none is better than one
+/// with a gap.
 pub(super) const APPLY: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end \
 local at = tonumber(redis.call('GET', KEYS[2]) or '-1') or -1 \
@@ -41,14 +46,16 @@ end) \
 if not kept then redis.pcall('UNLINK', KEYS[3], KEYS[4]) end \
 return tonumber(new)";
 
-/// KEYS watermark. ARGV channel, what to say. Adds the watermark, as it is between the announcements before this and those after.
+/// KEYS watermark. ARGV channel, what to say. Adds the watermark, as it is between the
+/// announcements before this and those after.
 pub(super) const BEAT: &str =
     "return redis.call('PUBLISH', ARGV[1], ARGV[2] .. (redis.call('GET', KEYS[1]) or '-'))";
 
 /// Its SHA-1, by which Redis knows it once it was sent whole: it runs four times a second.
 pub(super) const BEAT_SHA: &str = "c4a1c0f5ec2932042588bcad4ce7052e365292d7";
 
-/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, a new token per tag.
+/// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, a
+/// new token per tag.
 pub(super) const TAKE_LEASE: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return {'epoch'} end \
 local head = redis.pcall('GETRANGE', KEYS[3], 0, 5) \
@@ -62,7 +69,8 @@ for i = 4, #KEYS do \
 end \
 return out";
 
-/// KEYS epoch, watermark, tags… ARGV epoch, tag ms, a new token per tag. Answers the watermark and the tokens, or nothing.
+/// KEYS epoch, watermark, tags… ARGV epoch, tag ms, a new token per tag. Answers the watermark and
+/// the tokens, or nothing.
 pub(super) const OPEN_SEASON: &str = "\
 local at = redis.call('GET', KEYS[2]) \
 if redis.call('GET', KEYS[1]) ~= ARGV[1] or not at then return {} end \
@@ -74,8 +82,9 @@ for i = 3, #KEYS do \
 end \
 return out";
 
-/// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the season's watermark, bytes, ms, the names that govern the value. Refuses what was invalidated since
-/// the season began, and everything if the logs do not reach from there up to now.
+/// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the season's watermark, bytes,
+/// ms, the names that govern the value. Refuses what was invalidated since the season began, and
+/// everything if the logs do not reach from there up to now.
 pub(super) const FILL_IN_SEASON: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
 local at, season = redis.call('GET', KEYS[2]), tonumber(ARGV[2]) \

@@ -36,11 +36,13 @@ pub(crate) enum Fault {
     HoldLock,
     /// SQL comes back as it was a while ago, with what was in its outbox then.
     RollBackSql,
-    /// All processes die; Redis comes back with what it held a while ago, and the processes before SQL does.
+    /// All processes die; Redis comes back with what it held a while ago, and the processes before
+    /// SQL does.
     PowerCut,
 }
 
-/// Each process reaches Redis through a proxy of its own, and all of them through one that a failover points elsewhere.
+/// Each process reaches Redis through a proxy of its own, and all of them through one that a
+/// failover points elsewhere.
 pub(crate) struct Stage {
     servers: Vec<Redis>,
     replication: Option<Proxy>,
@@ -275,7 +277,8 @@ impl Stage {
         self.proxies[n].remove(toxic).await;
     }
 
-    /// What the values are then is told as if it were new: a reader need not know that it is old, only that it is what SQL holds.
+    /// What the values are then is told as if it were new: a reader need not know that it is old,
+    /// only that it is what SQL holds.
     async fn roll_back_sql(&mut self) -> Result<(), SourceError> {
         let mut tx = self.database.begin().await?;
         for sql in [

@@ -4,11 +4,13 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::time::Duration;
 
-/// An answer that does not say that it is stale is never older than this, whatever has happened to Redis or to a process: the time
-/// that a proof of the channel lasts, or that a row may wait in the outbox, and an allowance for a machine that is busy with other things.
+/// An answer that does not say that it is stale is never older than this, whatever has happened to
+/// Redis or to a process: the time that a proof of the channel lasts, or that a row may wait in the
+/// outbox, and an allowance for a machine that is busy with other things.
 pub(crate) const BOUND: Duration = Duration::from_millis(3000);
 
-/// What a process wrote down. Times are microseconds of the one clock that all processes of a machine share.
+/// What a process wrote down. Times are microseconds of the one clock that all processes of a
+/// machine share.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Line {
     /// A version is about to be committed.

@@ -142,7 +142,8 @@ async fn k6_the_checker_notices_that_leases_are_not_checked() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k8_the_checker_notices_that_the_watermark_is_ignored() {
-    // Who was there all the time has the right values in memory; it is a process that starts afterwards which believes the old ones.
+    // Who was there all the time has the right values in memory; it is a process that starts
+    // afterwards which believes the old ones.
     must_be_caught(
         Break::Watermark,
         &[Fault::RestoreSnapshot, Fault::DieAfterCommit],
@@ -195,7 +196,8 @@ async fn k3_the_checker_notices_that_types_have_caches_of_their_own() {
     must_be_caught(Break::TwoCaches, &[Fault::CutOffLong]).await;
 }
 
-/// The other half of this file: what the processes above run. Started on its own it only shows that it cannot be given nonsense.
+/// The other half of this file: what the processes above run. Started on its own it only shows that
+/// it cannot be given nonsense.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_process_of_the_history() {
     match std::env::var(worker::ORDER) {
@@ -224,8 +226,8 @@ fn seed() -> u64 {
         .unwrap_or(2026)
 }
 
-/// Whether a violation shows in two readings. Processes go on writing while the files are read one after the other, so one reading
-/// may lack what explains a line.
+/// Whether a violation shows in two readings. Processes go on writing while the files are read one
+/// after the other, so one reading may lack what explains a line.
 async fn is_caught(folder: &Path) -> bool {
     let first = judge::judge(&History::read(folder)).violations;
     if first.is_empty() {
@@ -248,7 +250,8 @@ async fn run(
     worker::create_items(&database).await;
     let mut stage = Stage::set(WORKERS, faults, url, rule, folder, seed()).await;
     let began = tokio::time::Instant::now();
-    // Writers fall silent before the end, so that what a reader then still gets wrong it would get wrong for ever.
+    // Writers fall silent before the end, so that what a reader then still gets wrong it would get
+    // wrong for ever.
     let quiet = judge::BOUND + Duration::from_secs(1);
     stage.begin(span + quiet, span);
     while began.elapsed() < span {

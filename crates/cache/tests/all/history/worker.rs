@@ -83,7 +83,8 @@ enum Form {
     Alone,
     /// Together with another of its class.
     InBatch,
-    /// By somebody who names no tag and can load nothing: only what is there already, and whatever it carries.
+    /// By somebody who names no tag and can load nothing: only what is there already, and whatever
+    /// it carries.
     Peek,
     /// By somebody who names no tag and loads again what is there already.
     Untagged,
@@ -428,7 +429,8 @@ impl Process {
         while now() < self.write_end {
             let item = self.active(&mut rng);
             let dies = self.die_at.is_some_and(|at| now() > at);
-            // Now and then a transaction is long in coming to its end after it has written its invalidation.
+            // Now and then a transaction is long in coming to its end after it has written its
+            // invalidation.
             let linger = match rng.u8(..30) {
                 0 => Duration::from_millis(rng.u64(300..1500)),
                 _ => Duration::ZERO,
