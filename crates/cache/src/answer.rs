@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use crate::tier::memory::Entry;
-
 /// The value of a read with its provenance.
 ///
 /// ```no_run
@@ -58,25 +56,6 @@ pub enum StaleReason {
     Overloaded,
     /// The load failed, or the database is known to be failing.
     Failed,
-}
-
-impl<V: Clone> Answer<V> {
-    #[inline]
-    pub(crate) fn of(
-        entry: &Entry,
-        value: &Option<V>,
-        source: Source,
-        stale: Option<StaleReason>,
-        age: Duration,
-    ) -> Self {
-        Self {
-            value: value.clone(),
-            source,
-            age,
-            fresh_for: entry.life().fresh,
-            stale,
-        }
-    }
 }
 
 impl Source {

@@ -8,24 +8,25 @@ use std::time::Duration;
 
 use steadfast::Client;
 
-use crate::cache::{Cache, Inner};
-use crate::classes::Classes;
-use crate::coherence::Coherence;
-use crate::failures::Failures;
+use crate::classes::{Classes, check_classes, longest_life};
+use crate::error::BuildError;
+use crate::flight::failures::Failures;
 use crate::flight::{self, Flights};
-use crate::freshness::{InvalidTtl, Ttl};
-use crate::generation::Generations;
+use crate::freshness::Ttl;
 use crate::guard::{ClassGuard, Guard, GuardOptions};
 use crate::key::bounded;
-use crate::names::Names;
 use crate::outbox::Outbox;
+use crate::parts::{Cache, Inner};
 use crate::relay::{Relay, RelayOptions, Served};
 use crate::sabotage::Sabotage;
-use crate::source::{Database, within};
+use crate::sql::{Database, within};
 use crate::stats::Stats;
+use crate::tier::coherence::Coherence;
+use crate::tier::generation::Generations;
 use crate::tier::memory::Memory;
+use crate::tier::redis::names::Names;
+use crate::tier::redis::trust::{Rules, Trust};
 use crate::tier::redis::{RedisOptions, RedisTier, apply_limit};
-use crate::trust::{Rules, Trust};
 
 /// Collects the settings of a [`Cache`].
 ///
@@ -69,56 +70,6 @@ pub struct CacheBuilder {
     pending_names: usize,
     seed: Option<u64>,
     sabotage: Sabotage,
-}
-
-/// A cache cannot be built so.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum BuildError {
-    /// No class was given, so nothing could be read.
-    #[error("a cache needs at least one class; add one with CacheBuilder::class")]
-    NoClass,
-    /// A class was given twice.
-    #[error("the class {class:?} is given twice")]
-    ClassTwice {
-        /// Its name.
-        class: String,
-    },
-    /// A class has a setting that means nothing.
-    #[error("class {class:?}: {problem}")]
-    Class {
-        /// Its name.
-        class: String,
-        /// The setting and what is wrong with it.
-        problem: InvalidTtl,
-    },
-    /// Bounds were given for a class that there is not.
-    #[error(
-        "class_guard is given for the class {class:?}, which is not a class; add it with CacheBuilder::class"
-    )]
-    GuardWithoutClass {
-        /// The name given.
-        class: String,
-    },
-    /// Tags were given for a class that there is not.
-    #[error(
-        "class_tags are given for the class {class:?}, which is not a class; add it with CacheBuilder::class"
-    )]
-    TagsWithoutClass {
-        /// The name given.
-        class: String,
-    },
-    /// Bounds of a class mean nothing.
-    #[error("class_guard of {class:?}: {problem}")]
-    ClassGuard {
-        /// The class.
-        class: String,
-        /// The setting and what is wrong with it.
-        problem: &'static str,
-    },
-    /// Another setting means nothing.
-    #[error("{0}")]
-    Setting(&'static str),
 }
 
 impl Cache {
@@ -327,8 +278,13 @@ impl CacheBuilder {
                 await_sql: !self.sabotage.sql_not_awaited,
                 heed_rollback: !self.sabotage.rollback_ignored && !self.sabotage.outbox_off,
             };
-            let trust = Trust::new(outbox.clone(), rules);
-            Arc::new(RedisTier::new(client, options, trust, stats.clone()))
+            let trust = Trust::new(rules);
+            Arc::new(RedisTier::new(
+                client,
+                options,
+                (trust, outbox.clone()),
+                stats.clone(),
+            ))
         });
         let coherence = Arc::new(match &redis {
             Some(_) => Coherence::unproven(),
@@ -469,29 +425,6 @@ impl CacheBuilder {
         }
         Ok(())
     }
-}
-
-/// Refuses a class that is given twice, or whose times mean nothing.
-pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildError> {
-    for (at, (class, ttl)) in classes.iter().enumerate() {
-        let named = || class.to_string();
-        if classes[..at].iter().any(|(earlier, _)| earlier == class) {
-            return Err(BuildError::ClassTwice { class: named() });
-        }
-        ttl.validate().map_err(|problem| BuildError::Class {
-            class: named(),
-            problem,
-        })?;
-    }
-    Ok(())
-}
-
-/// No value of these classes lives longer.
-pub(crate) fn longest_life(classes: &[(Box<str>, Ttl)]) -> Duration {
-    let lives = classes
-        .iter()
-        .map(|(_, ttl)| ttl.fresh + ttl.stale + ttl.negative + ttl.hard_limit);
-    lives.max().unwrap_or_default()
 }
 
 /// A cache is built no later, even if its database hangs.

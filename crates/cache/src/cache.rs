@@ -1,8 +1,7 @@
 //! The core that all views of an application share: one memory, one guard, one channel, one relay.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use serde::Serialize;
@@ -10,66 +9,18 @@ use serde::de::DeserializeOwned;
 use steadfast::{EventItem, EventKind};
 use tokio::sync::watch;
 
-use crate::builder::{BuildError, check_classes, longest_life};
-use crate::channel;
-use crate::classes::Classes;
+use crate::classes::{check_classes, longest_life};
+use crate::clock::clock;
 use crate::codec::Codec;
-use crate::coherence::Coherence;
-use crate::error::UnknownClass;
-use crate::failures::Failures;
-use crate::flight::Flights;
+use crate::error::{BuildError, UnknownClass};
 use crate::freshness::Ttl;
-use crate::generation::Generations;
-use crate::guard::Guard;
+use crate::invalidate::channel;
 use crate::moment::Moment;
-use crate::relay::Relay;
-use crate::sabotage::Sabotage;
-use crate::source::Database;
-use crate::stats::Stats;
+use crate::parts::{Cache, Inner};
+use crate::read::view::View;
+use crate::sql::Database;
 use crate::status::{self, CacheStatus};
-use crate::tier::memory::Memory;
 use crate::tier::redis::RedisTier;
-use crate::trust::Trust;
-use crate::view::View;
-
-/// A read-through cache: memory, then Redis, then the caller's loader. One serves a whole
-/// application: its types are read through [views](Self::view), which share its memory, its
-/// connections and what it knows. Cheap to clone; clones share everything.
-///
-/// See the [crate documentation](crate) for an example.
-#[derive(Clone)]
-pub struct Cache {
-    pub(crate) inner: Arc<Inner>,
-}
-
-pub(crate) struct Inner {
-    pub(crate) classes: Classes,
-    pub(crate) memory: Memory,
-    pub(crate) generations: Generations,
-    pub(crate) flights: Arc<Flights>,
-    pub(crate) failures: Failures,
-    pub(crate) guard: Guard,
-    pub(crate) coherence: Arc<Coherence>,
-    pub(crate) redis: Option<Arc<RedisTier>>,
-    pub(crate) relay: Option<Arc<Relay>>,
-    pub(crate) database: Database,
-    pub(crate) value_max: usize,
-    pub(crate) lease_wait: Duration,
-    /// The state of a generator of random numbers that needs no lock.
-    pub(crate) draws: AtomicU64,
-    pub(crate) stats: Arc<Stats>,
-    pub(crate) sabotage: Sabotage,
-    /// Views made so far.
-    pub(crate) views: AtomicU64,
-    /// Dropped with the cache, which ends the tasks that serve it.
-    pub(crate) gone: watch::Sender<()>,
-}
-
-impl std::fmt::Debug for Cache {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Cache").finish_non_exhaustive()
-    }
-}
 
 impl Cache {
     /// Starts the tasks that serve the cache; they end when its last clone and its last view are
@@ -79,7 +30,7 @@ impl Cache {
         let gone = || inner.gone.subscribe();
         tokio::spawn(status::export(Arc::downgrade(&inner), gone()));
         if let (Some(redis), Some(relay)) = (&inner.redis, &inner.relay) {
-            tokio::spawn(Trust::run(redis.clone(), gone()));
+            tokio::spawn(redis.clone().keep_verified(gone()));
             tokio::spawn(relay.clone().run(gone()));
             tokio::spawn(relay.clone().keep_watch(gone()));
             tokio::spawn(watch_connection(redis.clone(), gone()));
@@ -210,20 +161,4 @@ async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) 
             None => return,
         }
     }
-}
-
-impl Inner {
-    /// A random number in `0..1` (splitmix64).
-    pub(crate) fn draw(&self) -> f64 {
-        let mut z = self
-            .draws
-            .fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        ((z ^ (z >> 31)) >> 11) as f64 / (1u64 << 53) as f64
-    }
-}
-
-pub(crate) fn clock() -> Instant {
-    tokio::time::Instant::now().into_std()
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use parking_lot::{Mutex, RwLock};
 use steadfast_core::policy::breaker::{Admission, Breaker, BreakerConfig, Outcome, Permit};
 
-use crate::cache::clock;
-use crate::error::UnknownClass;
+use crate::clock::clock;
+use crate::error::{BuildError, UnknownClass};
 use crate::freshness::Ttl;
 
 /// A class of data.
@@ -107,6 +107,29 @@ impl Classes {
             }));
         }
     }
+}
+
+/// Refuses a class that is given twice, or whose times mean nothing.
+pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildError> {
+    for (at, (class, ttl)) in classes.iter().enumerate() {
+        let named = || class.to_string();
+        if classes[..at].iter().any(|(earlier, _)| earlier == class) {
+            return Err(BuildError::ClassTwice { class: named() });
+        }
+        ttl.validate().map_err(|problem| BuildError::Class {
+            class: named(),
+            problem,
+        })?;
+    }
+    Ok(())
+}
+
+/// No value of these classes lives longer.
+pub(crate) fn longest_life(classes: &[(Box<str>, Ttl)]) -> Duration {
+    let lives = classes
+        .iter()
+        .map(|(_, ttl)| ttl.fresh + ttl.stale + ttl.negative + ttl.hard_limit);
+    lives.max().unwrap_or_default()
 }
 
 #[cfg(test)]

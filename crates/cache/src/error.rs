@@ -4,6 +4,7 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::freshness::InvalidTtl;
 use crate::guard::ClassBound;
 
 /// A read that ends without a value: neither fresh, nor stale, nor a default.
@@ -132,4 +133,54 @@ impl CacheError {
             _ => None,
         }
     }
+}
+
+/// A cache cannot be built so.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// No class was given, so nothing could be read.
+    #[error("a cache needs at least one class; add one with CacheBuilder::class")]
+    NoClass,
+    /// A class was given twice.
+    #[error("the class {class:?} is given twice")]
+    ClassTwice {
+        /// Its name.
+        class: String,
+    },
+    /// A class has a setting that means nothing.
+    #[error("class {class:?}: {problem}")]
+    Class {
+        /// Its name.
+        class: String,
+        /// The setting and what is wrong with it.
+        problem: InvalidTtl,
+    },
+    /// Bounds were given for a class that there is not.
+    #[error(
+        "class_guard is given for the class {class:?}, which is not a class; add it with CacheBuilder::class"
+    )]
+    GuardWithoutClass {
+        /// The name given.
+        class: String,
+    },
+    /// Tags were given for a class that there is not.
+    #[error(
+        "class_tags are given for the class {class:?}, which is not a class; add it with CacheBuilder::class"
+    )]
+    TagsWithoutClass {
+        /// The name given.
+        class: String,
+    },
+    /// Bounds of a class mean nothing.
+    #[error("class_guard of {class:?}: {problem}")]
+    ClassGuard {
+        /// The class.
+        class: String,
+        /// The setting and what is wrong with it.
+        problem: &'static str,
+    },
+    /// Another setting means nothing.
+    #[error("{0}")]
+    Setting(&'static str),
 }

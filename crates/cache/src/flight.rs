@@ -11,6 +11,9 @@
 //! place of the look in the table; and a reader whose look was in vain waits for that one, also if
 //! it has landed by then. If nobody came, its own flight gets a leader.
 
+pub(crate) mod failures;
+pub(crate) mod nesting;
+
 use std::any::TypeId;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
@@ -20,13 +23,13 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::answer::Source;
-use crate::coherence::Coherence;
 use crate::error::CacheError;
-use crate::generation::{Generations, Snapshot, TagStripes};
 use crate::moment::Moment;
-use crate::nesting::Loading;
 use crate::tier::Key;
-use crate::tier::memory::Entry;
+use crate::tier::coherence::Coherence;
+use crate::tier::entry::Entry;
+use crate::tier::generation::{Generations, Snapshot, TagStripes};
+use nesting::Loading;
 
 pub(crate) struct Flights {
     shards: Box<[Shard]>,
@@ -456,236 +459,4 @@ impl Drop for Leader {
 const SHARDS: usize = 64;
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const NONE: &[&str] = &[];
-    const RULES: Rules = Rules {
-        detach: true,
-        heed_age: true,
-    };
-
-    fn cargo() -> Cargo {
-        Cargo {
-            value: TypeId::of::<u8>(),
-            version: 0,
-            class: 0,
-        }
-    }
-
-    #[test]
-    fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let Boarding::Leader(leader, _) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("no leader")
-        };
-        assert!(matches!(
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Joined(_)
-        ));
-        assert!(matches!(
-            flights.board(b"other", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Leader(..)
-        ));
-        leader.land(Err(CacheError::Closed));
-        assert!(matches!(
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Leader(..)
-        ));
-    }
-
-    #[test]
-    fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let Boarding::Leader(_leader, _) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("no leader")
-        };
-        let (text, newer, stricter) = (TypeId::of::<String>(), 1, 1);
-        for other in [
-            Cargo {
-                value: text,
-                ..cargo()
-            },
-            Cargo {
-                version: newer,
-                ..cargo()
-            },
-            Cargo {
-                class: stricter,
-                ..cargo()
-            },
-        ] {
-            assert!(matches!(
-                flights.board(b"k", other, NONE, (&generations, &Coherence::alone())),
-                Boarding::Leader(..)
-            ));
-        }
-    }
-
-    #[test]
-    fn k3_nobody_joins_a_load_older_than_an_invalidation() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let Boarding::Leader(first, _) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("no leader")
-        };
-        generations.bump_key(b"k");
-        let Boarding::Leader(second, _) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("joined an old load")
-        };
-        drop(first); // must not take the second out of the table
-        assert!(matches!(
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Joined(_)
-        ));
-        drop(second);
-        assert_eq!(flights.under_way(), 0);
-    }
-
-    #[test]
-    fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_if_it_has_landed()
-     {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let coherence = Coherence::alone();
-        let world = (&generations, &coherence);
-        let look = || flights.look_or_board(b"k", cargo(), NONE, world);
-        let Boarding::Looking(reader, _) = look() else {
-            panic!("no look")
-        };
-        let Boarding::Leader(leader, _) = look() else {
-            panic!("waits for a reader that nobody may be polling")
-        };
-        assert!(matches!(look(), Boarding::Joined(_)));
-        leader.land(Err(CacheError::Closed));
-        let AfterLook::Joined(mut other) = reader.after_look(NONE, &generations) else {
-            panic!("a second load")
-        };
-        assert!(other.look(|progress| progress.outcome.is_some()));
-        drop(reader);
-        assert_eq!(flights.under_way(), 0);
-    }
-
-    #[test]
-    fn k3_a_look_in_vain_becomes_a_flight_that_others_join_if_nobody_came_meanwhile() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let coherence = Coherence::alone();
-        let world = (&generations, &coherence);
-        let look = || flights.look_or_board(b"k", cargo(), NONE, world);
-        let Boarding::Looking(reader, _) = look() else {
-            panic!("no look")
-        };
-        let after = reader.after_look(NONE, &generations);
-        assert!(matches!(after, AfterLook::Lead));
-        assert!(matches!(look(), Boarding::Joined(_)));
-        drop(reader);
-        assert!(matches!(look(), Boarding::Looking(..)));
-    }
-
-    #[test]
-    fn k3_a_reader_takes_nothing_of_another_type_from_a_flight_begun_while_it_looked() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let coherence = Coherence::alone();
-        let world = (&generations, &coherence);
-        let Boarding::Looking(reader, _) = flights.look_or_board(b"k", cargo(), NONE, world) else {
-            panic!("no look")
-        };
-        let other = Cargo {
-            value: TypeId::of::<String>(),
-            ..cargo()
-        };
-        let Boarding::Leader(_other, _) = flights.board(b"k", other, NONE, world) else {
-            panic!("no leader")
-        };
-        let after = reader.after_look(NONE, &generations);
-        assert!(matches!(after, AfterLook::Lead));
-        let joined = flights.board(b"k", cargo(), NONE, world);
-        assert!(matches!(joined, Boarding::Joined(_)));
-    }
-
-    #[test]
-    fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let Boarding::Leader(_bare, _) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("no leader")
-        };
-        let Boarding::Leader(_tagged, _) =
-            flights.board(b"k", cargo(), &["red"], (&generations, &Coherence::alone()))
-        else {
-            panic!("joined a load without the tag")
-        };
-        assert!(matches!(
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Joined(_)
-        ));
-        assert!(matches!(
-            flights.board(b"k", cargo(), &["red"], (&generations, &Coherence::alone())),
-            Boarding::Joined(_)
-        ));
-    }
-
-    #[test]
-    fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let Boarding::Leader(leader, _) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("no leader")
-        };
-        leader.carries(generations.tag_stripes(&["red"]));
-        assert!(matches!(
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Joined(_)
-        ));
-        generations.bump_tag(b"red");
-        assert!(!generations.is_current(&leader.snapshot()));
-        assert!(matches!(
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-            Boarding::Leader(..)
-        ));
-    }
-
-    #[tokio::test]
-    async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let Boarding::Leader(leader, mut passenger) =
-            flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
-        else {
-            panic!("no leader")
-        };
-        drop(leader);
-        passenger.changed().await;
-        assert!(
-            passenger.look(|progress| matches!(progress.outcome, Some(Err(CacheError::Closed))))
-        );
-    }
-
-    #[test]
-    fn k16_in_an_outage_nobody_joins_a_load_older_than_memory_may_be() {
-        let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-        let coherence = Coherence::unproven();
-        let world = (&generations, &coherence);
-        let board = |now| flights.board_at(now, b"k", cargo(), NONE, world, false);
-        let now = Moment::now();
-        let later = now.plus((crate::coherence::SPAN * 2).into());
-        let Boarding::Leader(_old, _) = board(now) else {
-            panic!("no leader")
-        };
-        assert!(matches!(board(now), Boarding::Joined(_)), "young");
-        coherence.prove(later, later);
-        assert!(matches!(board(later), Boarding::Joined(_)), "proven");
-        coherence.disprove(later);
-        assert!(
-            matches!(board(later), Boarding::Leader(..)),
-            "old, and nobody vouches"
-        );
-    }
-}
+mod tests;

@@ -64,67 +64,54 @@
 )]
 
 mod answer;
-mod batch;
 mod builder;
 mod cache;
-mod channel;
 mod classes;
+mod clock;
 mod codec;
-mod coherence;
-mod ending;
-mod envelope;
 mod error;
-mod failures;
 mod flight;
 mod freshness;
-mod generation;
 mod guard;
+mod invalidate;
 mod key;
-mod load;
 mod moment;
-mod names;
-mod nesting;
 mod outbox;
-mod pending;
+mod parts;
+mod read;
 mod relay;
 mod repository;
 mod sabotage;
-mod source;
-mod statement;
+mod sql;
 mod stats;
 mod status;
 mod target;
 mod tier;
-mod trust;
-mod view;
-mod write;
 
 /// The sqlx whose pools and transactions cross this interface.
 pub use sqlx;
 
 pub use answer::{Answer, Source, StaleReason};
-pub use batch::{ReadMany, Warmed};
-pub use builder::{BuildError, CacheBuilder};
-pub use cache::Cache;
-pub use error::{CacheError, LoadError, UnknownClass};
+pub use builder::CacheBuilder;
+pub use error::{BuildError, CacheError, LoadError, UnknownClass};
 pub use freshness::{InvalidTtl, Ttl};
 pub use guard::{ClassBound, ClassGuard, GuardOptions, GuardStatus};
+pub use invalidate::{Commit, Invalidation, Statement, Write, WriteError, Written};
 pub use key::{Key, KeyName};
 pub use outbox::Transactional;
+pub use parts::Cache;
+pub use read::{Read, ReadMany, View, Warmed};
 pub use repository::Repository;
 #[cfg(any(test, feature = "sabotage"))]
 #[doc(hidden)]
 pub use sabotage::Sabotage;
-pub use source::{
+pub use sql::{
     Bounds, Database, DatabaseOptions, DatabaseTls, DatabaseTlsMode, Executed, Kind, Lent, Param,
     ParamType, Pool, Row, Selected, SourceError, Tx,
 };
-pub use statement::Statement;
 pub use stats::Counts;
 pub use status::{CacheStatus, RedisTrust};
 pub use target::Target;
-pub use view::{Read, View};
-pub use write::{Commit, Invalidation, Write, WriteError, Written};
 
 /// The format in Redis, for the benchmark that measures it.
 #[cfg(feature = "sabotage")]
@@ -133,8 +120,8 @@ pub mod measured {
     use std::borrow::Cow;
     use std::time::Duration;
 
-    use crate::envelope::Envelope;
     use crate::freshness::Lifetime;
+    use crate::tier::redis::envelope::Envelope;
 
     /// Encodes a value.
     pub fn seal(payload: &[u8], compress_above: usize) -> Vec<u8> {

@@ -6,7 +6,7 @@
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-use crate::cache::clock;
+use crate::clock::clock;
 
 /// A moment of the monotonic clock, in nanoseconds. What another process loaded before this one
 /// began has its place too.

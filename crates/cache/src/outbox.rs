@@ -7,29 +7,25 @@
 //!
 //! This module is only the SQL of it. `relay` decides when.
 
+mod insert;
 #[cfg(feature = "sqlite")]
 mod lease;
+mod tables;
+
+pub use insert::Transactional;
+pub(crate) use tables::now_sql;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-#[cfg(feature = "mysql")]
-use sqlx::MySql;
-#[cfg(feature = "postgres")]
-use sqlx::Postgres;
 #[cfg(feature = "sqlite")]
-use sqlx::Sqlite;
-use sqlx::{AssertSqlSafe, Transaction};
-
-#[cfg(feature = "sqlite")]
-use crate::cache::clock;
-use crate::source::{
-    Database, Param, Pool, Reserved, Session, SessionLimits, SourceError, Tx, within,
-};
+use crate::clock::clock;
+use crate::sql::{Database, Param, Pool, Reserved, Session, SessionLimits, SourceError, within};
 use crate::target::Target;
 #[cfg(feature = "sqlite")]
 use lease::Lease;
+use tables::{MYSQL_TABLES, POSTGRES_TABLES, SQLITE_TABLES};
 
 /// The outbox of one namespace, on connections of its own.
 #[derive(Clone, Debug)]
@@ -86,20 +82,6 @@ enum Turn {
     /// The file is not locked.
     #[cfg(feature = "sqlite")]
     Leased(Lease),
-}
-
-/// A transaction into which an invalidation can be written: [`Tx`], or any of sqlx's own.
-pub trait Transactional: sealed::Sealed + Send {
-    #[doc(hidden)]
-    fn insert(
-        &mut self,
-        namespace: &str,
-        targets: &[Target],
-    ) -> impl Future<Output = Result<(), SourceError>> + Send;
-}
-
-mod sealed {
-    pub trait Sealed {}
 }
 
 impl Outbox {
@@ -434,103 +416,6 @@ impl Outbox {
     }
 }
 
-impl sealed::Sealed for Tx {}
-#[cfg(feature = "sqlite")]
-impl sealed::Sealed for Transaction<'_, Sqlite> {}
-#[cfg(feature = "mysql")]
-impl sealed::Sealed for Transaction<'_, MySql> {}
-#[cfg(feature = "postgres")]
-impl sealed::Sealed for Transaction<'_, Postgres> {}
-
-impl Transactional for Tx {
-    async fn insert(&mut self, namespace: &str, targets: &[Target]) -> Result<(), SourceError> {
-        for chunk in targets.chunks(ROWS_AT_ONCE) {
-            let row: fn(usize) -> String = match *self {
-                #[cfg(feature = "sqlite")]
-                Self::Sqlite(_) => sqlite_row,
-                #[cfg(feature = "mysql")]
-                Self::MySql(_) => mysql_row,
-                #[cfg(feature = "postgres")]
-                Self::Postgres(_) => postgres_row,
-            };
-            let mut params = Vec::with_capacity(chunk.len() * 3);
-            for target in chunk {
-                let (kind, bytes) = target.row();
-                params.extend([
-                    Param::Text(namespace.to_owned()),
-                    Param::Text(kind.to_owned()),
-                    Param::Bytes(bytes.to_vec()),
-                ]);
-            }
-            self.execute(&insert_sql(chunk.len(), row), &params).await?;
-        }
-        Ok(())
-    }
-}
-
-macro_rules! insert_for {
-    ($database:ty, $row:expr) => {
-        impl Transactional for Transaction<'_, $database> {
-            async fn insert(
-                &mut self,
-                namespace: &str,
-                targets: &[Target],
-            ) -> Result<(), SourceError> {
-                for chunk in targets.chunks(ROWS_AT_ONCE) {
-                    let mut query = sqlx::query(AssertSqlSafe(insert_sql(chunk.len(), $row)));
-                    for target in chunk {
-                        let (kind, bytes) = target.row();
-                        query = query.bind(namespace).bind(kind).bind(bytes);
-                    }
-                    query.execute(&mut **self).await?;
-                }
-                Ok(())
-            }
-        }
-    };
-}
-
-#[cfg(feature = "sqlite")]
-insert_for!(Sqlite, sqlite_row);
-#[cfg(feature = "mysql")]
-insert_for!(MySql, mysql_row);
-#[cfg(feature = "postgres")]
-insert_for!(Postgres, postgres_row);
-
-fn insert_sql(rows: usize, row: fn(usize) -> String) -> String {
-    let rows = (0..rows).map(row).collect::<Vec<_>>().join(", ");
-    format!("INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES {rows}")
-}
-
-fn sqlite_row(_: usize) -> String {
-    format!("(?, ?, ?, {SQLITE_NOW})")
-}
-
-fn mysql_row(_: usize) -> String {
-    format!("(?, ?, ?, {MYSQL_NOW})")
-}
-
-fn postgres_row(at: usize) -> String {
-    format!(
-        "(${}, ${}, ${}, {POSTGRES_NOW})",
-        at * 3 + 1,
-        at * 3 + 2,
-        at * 3 + 3
-    )
-}
-
-/// The time by the database's clock, in milliseconds since 1970.
-pub(crate) fn now_sql(pool: &Pool) -> &'static str {
-    match *pool {
-        #[cfg(feature = "sqlite")]
-        Pool::Sqlite(_) => SQLITE_NOW,
-        #[cfg(feature = "mysql")]
-        Pool::MySql(_) => MYSQL_NOW,
-        #[cfg(feature = "postgres")]
-        Pool::Postgres(_) => POSTGRES_NOW,
-    }
-}
-
 /// Where the database's own number stands, among the watermarks: no namespace is called so.
 const DATABASE: &str = "{database}";
 
@@ -553,34 +438,6 @@ const LOCK_LIMIT: Duration = Duration::from_secs(1);
 /// How often it is looked whether another relay has given its lease back.
 #[cfg(feature = "sqlite")]
 const LEASE_LOOK: Duration = Duration::from_millis(20);
-
-const ROWS_AT_ONCE: usize = 100;
-
-/// Milliseconds since 1970 by the database's clock.
-const SQLITE_NOW: &str = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
-const MYSQL_NOW: &str = "CAST(UNIX_TIMESTAMP(SYSDATE(3)) * 1000 AS SIGNED)";
-const POSTGRES_NOW: &str = "CAST(EXTRACT(EPOCH FROM clock_timestamp()) * 1000 AS BIGINT)";
-
-const SQLITE_TABLES: &[&str] = &[
-    "CREATE TABLE IF NOT EXISTS steadfast_outbox (id INTEGER PRIMARY KEY AUTOINCREMENT, namespace TEXT NOT NULL, \
-     kind TEXT NOT NULL, target BLOB NOT NULL, created_at INTEGER NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS steadfast_outbox_order ON steadfast_outbox (namespace, id)",
-    "CREATE TABLE IF NOT EXISTS steadfast_outbox_state (namespace TEXT NOT NULL PRIMARY KEY, watermark INTEGER NOT NULL)",
-];
-
-const MYSQL_TABLES: &[&str] = &[
-    "CREATE TABLE IF NOT EXISTS steadfast_outbox (id BIGINT NOT NULL AUTO_INCREMENT PRIMARY KEY, namespace VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL, \
-     kind VARCHAR(8) NOT NULL, target MEDIUMBLOB NOT NULL, created_at BIGINT NOT NULL, KEY steadfast_outbox_order (namespace, id)) ENGINE=InnoDB",
-    "CREATE TABLE IF NOT EXISTS steadfast_outbox_state (namespace VARCHAR(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL PRIMARY KEY, \
-     watermark BIGINT NOT NULL) ENGINE=InnoDB",
-];
-
-const POSTGRES_TABLES: &[&str] = &[
-    "CREATE TABLE IF NOT EXISTS steadfast_outbox (id BIGSERIAL PRIMARY KEY, namespace TEXT NOT NULL, kind TEXT NOT NULL, \
-     target BYTEA NOT NULL, created_at BIGINT NOT NULL)",
-    "CREATE INDEX IF NOT EXISTS steadfast_outbox_order ON steadfast_outbox (namespace, id)",
-    "CREATE TABLE IF NOT EXISTS steadfast_outbox_state (namespace TEXT NOT NULL PRIMARY KEY, watermark BIGINT NOT NULL)",
-];
 
 #[cfg(all(test, feature = "sqlite", feature = "mysql", feature = "postgres"))]
 mod tests;

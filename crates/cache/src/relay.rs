@@ -15,23 +15,26 @@
 //! the midst, costs the others a second, and loads that hold every connection of the pool cost them
 //! nothing.
 
-use std::collections::HashMap;
+mod lag;
+pub(crate) mod pending;
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-use crate::cache::clock;
-use crate::coherence::Coherence;
+use crate::clock::clock;
 use crate::guard::Guard;
 use crate::moment::Moment;
 use crate::outbox::{BATCH, Glance, Outbox};
-use crate::pending::Pending;
-use crate::source::SourceError;
+use crate::sql::SourceError;
 use crate::stats::Stats;
+use crate::tier::coherence::Coherence;
+use crate::tier::redis::trust::TAKEN;
 use crate::tier::redis::{RedisTier, Trouble};
-use crate::trust::TAKEN;
+use lag::LagWatch;
+use pending::Pending;
 
 pub(crate) struct Relay {
     outbox: Outbox,
@@ -224,7 +227,7 @@ impl Relay {
         self.prepare().await?;
         let trust = &self.served.redis.trust;
         let began = clock();
-        let looked = match trust.look().await {
+        let looked = match self.served.redis.look_at_sql().await {
             // The tables may be gone; if it is something else, making them fails for the same
             // reason.
             Err(SourceError::Sql(sqlx::Error::Database(error))) => {
@@ -368,45 +371,6 @@ enum Undelivered {
     Redis(#[from] Trouble),
 }
 
-/// How long the rows of the outbox have waited at most since they could be seen. A row's own time
-/// is when it was written, and its transaction may have been committed long after; and a clock may
-/// be set back. So the age of a row is counted from the last look at which it was not there. Only
-/// what no look could tell, because it was there before the first one or because too many rows were
-/// ahead of it, is as old as it says.
-#[derive(Default)]
-struct LagWatch {
-    /// Rows as of the last look, each with the latest moment at which it was certainly not there.
-    rows: HashMap<i64, Instant>,
-    /// The last look, and the last row that it saw if there may have been others beyond.
-    last: Option<(Instant, Option<i64>)>,
-}
-
-impl LagWatch {
-    /// `began`: when the look began.
-    fn lag(&mut self, glance: &Glance, began: Instant) -> Option<Duration> {
-        let since = |id: i64, age_ms: i64| {
-            let by_database = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
-            let written = began.checked_sub(by_database).unwrap_or(began);
-            match (self.rows.get(&id), self.last) {
-                (Some(since), _) => *since,
-                (None, Some((looked, None))) => looked,
-                (None, Some((looked, Some(beyond)))) if id < beyond => looked,
-                (None, _) => written,
-            }
-        };
-        let rows: HashMap<i64, Instant> = glance
-            .waiting
-            .iter()
-            .map(|row| (row.id, since(row.id, row.age_ms)))
-            .collect();
-        let beyond = glance.waiting.last().filter(|_| !glance.complete);
-        self.last = Some((began, beyond.map(|row| row.id)));
-        self.rows = rows;
-        let oldest = self.rows.values().min()?;
-        Some(began.saturating_duration_since(*oldest))
-    }
-}
-
 /// The two things that can be in trouble.
 const LOOK: usize = 0;
 const DRAIN: usize = 1;
@@ -417,71 +381,3 @@ const ROLLED_BACK: &str = "the database was rolled back, and everything has yet 
 
 /// What cannot be delivered for a reason that does not pass is tried again after so long at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::outbox::Waiting;
-
-    fn glance(rows: &[(i64, i64)]) -> Glance {
-        Glance {
-            database: None,
-            watermark: 0,
-            waiting: rows
-                .iter()
-                .map(|&(id, age_ms)| Waiting { id, age_ms })
-                .collect(),
-            complete: rows.len() < 3,
-            spread: 0,
-        }
-    }
-
-    /// Looks at those moments, in milliseconds, and gives the lags seen.
-    fn lags(looks: &[(u64, &[(i64, i64)])]) -> Vec<Option<u64>> {
-        let (zero, mut watch) = (clock(), LagWatch::default());
-        looks
-            .iter()
-            .map(|(at, rows)| {
-                let lag = watch.lag(&glance(rows), zero + Duration::from_millis(*at));
-                lag.map(|lag| lag.as_millis() as u64)
-            })
-            .collect()
-    }
-
-    #[test]
-    fn k8_a_clock_set_back_cannot_hide_a_waiting_row() {
-        let seen = lags(&[
-            (0, &[(7, -3_600_000)]),
-            (2000, &[(7, -3_599_000)]),
-            (3000, &[(7, 5000)]),
-            (4000, &[]),
-        ]);
-        assert_eq!(seen, [Some(0), Some(2000), Some(3000), None]);
-    }
-
-    #[test]
-    fn k8_a_row_of_a_long_transaction_has_not_waited() {
-        let seen = lags(&[
-            (1000, &[(9, 20)]),
-            (1250, &[(5, 1500)]),
-            (1500, &[(5, 1750), (11, 100)]),
-        ]);
-        assert_eq!(seen, [Some(20), Some(250), Some(500)]);
-    }
-
-    #[test]
-    fn k8_a_row_that_was_there_before_the_first_look_is_as_old_as_it_says() {
-        assert_eq!(lags(&[(0, &[(1, 90)])]), [Some(90)]);
-    }
-
-    #[test]
-    fn k8_what_stands_behind_too_many_others_is_as_old_as_it_says_and_a_young_one_hides_no_old_one()
-    {
-        let seen = lags(&[
-            (0, &[(10, 0), (11, 0), (12, 0)]),
-            (250, &[(14, 240), (15, 10), (16, 10)]),
-            (500, &[(13, 3000), (15, 260), (16, 260)]),
-        ]);
-        assert_eq!(seen, [Some(0), Some(240), Some(260)]);
-    }
-}

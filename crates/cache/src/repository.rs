@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use crate::answer::Answer;
 use crate::error::{CacheError, LoadError};
+use crate::invalidate::write::{WriteError, Written};
 use crate::key::Key;
-use crate::source::Tx;
-use crate::view::View;
-use crate::write::{WriteError, Written};
+use crate::read::view::View;
+use crate::sql::Tx;
 
 /// Reads and writes the values of one kind, from and to whatever holds the truth.
 ///

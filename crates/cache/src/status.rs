@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use tokio::sync::watch;
 
-use crate::cache::Inner;
 use crate::guard::GuardStatus;
 use crate::moment::Moment;
+use crate::parts::Inner;
 use crate::stats::Counts;
 
 /// What a cache does and believes at one moment. Taken from what is known already: asks nobody.

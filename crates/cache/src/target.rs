@@ -1,7 +1,6 @@
 //! What an invalidation is aimed at, and how it is told to other processes.
 
 use crate::key::bounded;
-use crate::trust::COUNTABLE;
 
 /// A key or a tag to be invalidated.
 ///
@@ -117,6 +116,9 @@ fn number(bytes: &[u8]) -> Option<(u64, &[u8])> {
     let number: u64 = std::str::from_utf8(&bytes[..at]).ok()?.parse().ok()?;
     (number < COUNTABLE).then_some((number, &bytes[at + 1..]))
 }
+
+/// Numbers from here on are none that Redis could have counted up to: its scripts lose count there.
+pub(crate) const COUNTABLE: u64 = 1 << 53;
 
 #[cfg(test)]
 mod tests {

@@ -7,9 +7,9 @@
 //! What a relay that died has left behind lapses by itself; a clock that was set back voids it. Who
 //! has lost the right cannot finish: the rows stay, and are delivered again.
 
-use crate::source::{Param, Session, SourceError};
+use crate::sql::{Param, Session, SourceError};
 
-use super::SQLITE_NOW;
+use super::tables::SQLITE_NOW;
 
 /// The right of one relay, for a time.
 #[derive(Clone, Copy, Debug)]

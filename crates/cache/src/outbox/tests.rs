@@ -8,7 +8,7 @@ use steadfast_drill::process::{MariaDb, Postgres};
 use steadfast_drill::proxy::Proxy;
 
 use super::*;
-use crate::source::DatabaseOptions;
+use crate::sql::DatabaseOptions;
 
 /// Longer than any of these tests holds a lock.
 const HOLD: Duration = Duration::from_secs(60);

@@ -11,20 +11,16 @@
 //! counters, then removes. So whichever comes second sees the other: either the counters have moved
 //! and the entry is never published, or the entry is in the map and is removed.
 
-use std::any::Any;
 use std::borrow::Borrow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
 
 use quick_cache::sync::{Cache as Map, DefaultLifecycle};
 use quick_cache::{OptionsBuilder, Weighter};
-use smallvec::SmallVec;
 
-use crate::freshness::Lifetime;
-use crate::generation::{Generations, Snapshot, TagStripes};
-use crate::moment::{Moment, Nanos};
+use super::entry::{Entry, OVERHEAD};
+use super::generation::{Generations, Snapshot};
 
 pub(crate) struct Memory {
     map: Map<UnderItsKey, Arc<Entry>, Weigh, foldhash::quality::RandomState>,
@@ -62,160 +58,6 @@ struct Weigh;
 impl Weighter<UnderItsKey, Arc<Entry>> for Weigh {
     fn weight(&self, _: &UnderItsKey, entry: &Arc<Entry>) -> u64 {
         u64::from(entry.weight)
-    }
-}
-
-/// A value with all that decides whether it may be served. What a hit reads comes first, in the
-/// order in which it does; the value, whose type is erased, has to come last.
-#[derive(Debug)]
-#[repr(C)]
-pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
-    key: SmallVec<[u8; SHORT_KEY]>,
-    published: AtomicBool,
-    /// Answers given from here: what is hot is refreshed first.
-    hits: AtomicU32,
-    /// The number of the view that stored it.
-    view: u64,
-    tags: TagStripes,
-    pub(crate) loaded_at: Moment,
-    /// The age up to which it is fresh and need not be refreshed early.
-    certain: Nanos,
-    era: u64,
-    fresh: Nanos,
-    keep: Nanos,
-    cost: Nanos,
-    weight: u32,
-    version: u32,
-    class: usize,
-    /// The names of its tags.
-    tag_names: Arc<[Vec<u8>]>,
-    value: T,
-}
-
-/// Who stores an entry.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Label {
-    /// The number of the view.
-    pub(crate) view: u64,
-    /// The number of its class.
-    pub(crate) class: usize,
-    /// The version of its type.
-    pub(crate) version: u32,
-}
-
-/// When a value was loaded, and how long it may be believed.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Times {
-    pub(crate) loaded_at: Moment,
-    pub(crate) life: Lifetime,
-    /// How long the load took.
-    pub(crate) cost: Duration,
-    /// As in [`Ttl`](crate::Ttl).
-    pub(crate) early_refresh: f64,
-}
-
-impl Entry {
-    /// `bytes` is the length of the encoded value.
-    pub(crate) fn new<V: Send + Sync + 'static>(
-        key: &[u8],
-        value: Option<V>,
-        times: Times,
-        (snapshot, tag_names): (&Snapshot, Arc<[Vec<u8>]>),
-        label: Label,
-        bytes: usize,
-    ) -> Arc<Self> {
-        let certain = times.life.certain(times.cost, times.early_refresh);
-        let named: usize = tag_names.iter().map(|name| name.len() + TAG_OVERHEAD).sum();
-        let weight = bytes + key.len() + named + OVERHEAD;
-        Arc::new(Entry {
-            key: SmallVec::from_slice(key),
-            published: AtomicBool::new(false),
-            hits: AtomicU32::new(0),
-            view: label.view,
-            tags: snapshot.tags.clone(),
-            loaded_at: times.loaded_at,
-            certain: certain.into(),
-            era: snapshot.era,
-            fresh: times.life.fresh.into(),
-            keep: times.life.keep.into(),
-            cost: times.cost.into(),
-            weight: u32::try_from(weight).unwrap_or(u32::MAX),
-            version: label.version,
-            class: label.class,
-            tag_names,
-            value,
-        })
-    }
-
-    /// The value, or its known absence; `None` if it is of another type.
-    #[inline]
-    pub(crate) fn value<V: 'static>(&self) -> Option<&Option<V>> {
-        self.value.downcast_ref()
-    }
-
-    #[inline]
-    pub(crate) fn view(&self) -> u64 {
-        self.view
-    }
-
-    pub(crate) fn class(&self) -> usize {
-        self.class
-    }
-
-    pub(crate) fn version(&self) -> u32 {
-        self.version
-    }
-
-    pub(crate) fn tag_names(&self) -> &Arc<[Vec<u8>]> {
-        &self.tag_names
-    }
-
-    pub(crate) fn carries<T: AsRef<[u8]>>(&self, tags: &[T], generations: &Generations) -> bool {
-        generations.cover(&self.tags, tags)
-    }
-
-    #[inline]
-    pub(crate) fn age(&self, now: Moment) -> Nanos {
-        now.since(self.loaded_at)
-    }
-
-    /// Whether it is fresh at this age, and not to be refreshed early either.
-    #[inline]
-    pub(crate) fn is_certain_at(&self, age: Nanos) -> bool {
-        age < self.certain
-    }
-
-    #[inline]
-    pub(crate) fn era(&self) -> u64 {
-        self.era
-    }
-
-    #[inline]
-    pub(crate) fn life(&self) -> Lifetime {
-        Lifetime {
-            fresh: self.fresh.into(),
-            keep: self.keep.into(),
-        }
-    }
-
-    pub(crate) fn cost(&self) -> Duration {
-        self.cost.into()
-    }
-
-    /// Whether none of its tags has been invalidated since it was loaded.
-    pub(crate) fn tags_are_current(&self, generations: &Generations) -> bool {
-        generations.tags_are_current(&self.tags)
-    }
-
-    pub(crate) fn count_hit(&self) {
-        self.hits.store(
-            self.hits.load(Ordering::Relaxed).saturating_add(1),
-            Ordering::Relaxed,
-        );
-    }
-
-    pub(crate) fn heat(&self) -> u32 {
-        self.hits.load(Ordering::Relaxed)
     }
 }
 
@@ -297,21 +139,17 @@ impl Memory {
     }
 }
 
-/// A key of this many bytes or fewer lies in the entry, a longer one beside it.
-const SHORT_KEY: usize = 24;
-
-/// What the map and the entry take beside key and value, roughly.
-const OVERHEAD: usize = 240;
-
-/// What the name of a tag takes beside its bytes.
-const TAG_OVERHEAD: usize = 24;
-
 /// What an entry may weigh; only sizes the map's own books.
 const TYPICAL: u64 = 512;
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::freshness::Lifetime;
+    use crate::moment::Moment;
+    use crate::tier::entry::{Label, Times};
 
     const NONE: &[&str] = &[];
 

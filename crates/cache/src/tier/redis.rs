@@ -9,11 +9,17 @@
 //! answer from a Redis that has been rolled back is recognised by the answer itself, not by an
 //! event that may come later.
 
+mod answer;
 mod apply;
+pub(crate) mod envelope;
 mod fill;
+pub(crate) mod names;
 mod patience;
 mod scripts;
+pub(crate) mod trust;
+mod verify;
 
+pub(crate) use answer::{Seen, Trouble};
 pub(crate) use apply::apply_limit;
 pub(crate) use fill::{Fill, Lease, Season};
 pub(crate) use patience::Patience;
@@ -26,13 +32,15 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
 use smallvec::SmallVec;
-use steadfast::{CallOptions, Certainty, Client, ConnectionState, certainty};
+use steadfast::{CallOptions, Client, ConnectionState};
 
-use crate::envelope::{Damage, Envelope, Token};
 use crate::freshness::Lifetime;
-use crate::names::Names;
+use crate::outbox::Outbox;
 use crate::stats::Stats;
-use crate::trust::{Standing, Trust};
+use answer::{Answer, HEAD, Standing, millis};
+use envelope::{Damage, Envelope, Token};
+use names::Names;
+use trust::Trust;
 
 pub(crate) struct RedisTier {
     client: Client,
@@ -45,6 +53,8 @@ pub(crate) struct RedisTier {
     tokens: Mutex<fastrand::Rng>,
     lease_checked: bool,
     pub(crate) trust: Trust,
+    /// Asked for how far Redis must be.
+    outbox: Outbox,
     stats: Arc<Stats>,
 }
 
@@ -67,15 +77,6 @@ pub(crate) enum Look {
     Miss(Seen),
 }
 
-/// What was there, well enough to know it again: whoever fills must not have been overtaken by
-/// another fill.
-#[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    standing: Standing,
-    /// The first bytes, which hold the checksum; none if there was nothing.
-    head: SmallVec<[u8; HEAD]>,
-}
-
 /// A value as it lay in Redis, not yet decoded.
 pub(crate) struct Stored {
     pub(crate) life: Lifetime,
@@ -90,47 +91,11 @@ pub(crate) struct Stored {
     pub(crate) proven: bool,
 }
 
-/// Why Redis was not of use.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
-    #[error("redis is not asked: {0}")]
-    NotAsked(&'static str),
-    #[error("redis has been replaced or rolled back")]
-    Replaced,
-    #[error("redis failed: {0}")]
-    Failed(#[from] RedisError),
-    #[error("redis did not answer within its limit")]
-    Slow,
-    #[error(
-        "redis is not asked: less is left of what a read may spend on it than a question takes"
-    )]
-    NoTime,
-}
-
-/// What a server answers to a script that it does not begin.
-const BEFORE_A_SCRIPT: [&str; 5] = ["NOPERM", "NOAUTH", "LOADING", "BUSY", "MASTERDOWN"];
-
-impl Trouble {
-    /// Whether Redis may have done what it was asked.
-    fn may_have_run(&self) -> bool {
-        match self {
-            Self::NoTime => false,
-            // The client believes no script's words; those of the cache's own scripts never begin
-            // so.
-            Self::Failed(error) if BEFORE_A_SCRIPT.contains(&error.code().unwrap_or("")) => false,
-            Self::Failed(error) => certainty(error) == Certainty::Unknown,
-            Self::NotAsked(_) | Self::Replaced | Self::Slow => true,
-        }
-    }
-}
-
-type Answer<T> = Result<T, Trouble>;
-
 impl RedisTier {
     pub(crate) fn new(
         client: Client,
         options: RedisOptions,
-        trust: Trust,
+        (trust, outbox): (Trust, Outbox),
         stats: Arc<Stats>,
     ) -> Self {
         let tier = Self {
@@ -143,6 +108,7 @@ impl RedisTier {
             tokens: Mutex::new(fastrand::Rng::with_seed(options.seed)),
             lease_checked: options.lease_checked,
             trust,
+            outbox,
             stats,
         };
         tier.outlast(options.longest_life);
@@ -437,10 +403,6 @@ fn time_and_texts(answer: Vec<redis::Value>) -> Option<(i64, Vec<Option<Vec<u8>>
     ))
 }
 
-fn millis(duration: Duration) -> u64 {
-    duration.as_millis() as u64
-}
-
 /// A value may seem to have this much more time left than it was given: Redis rounds, and its clock
 /// is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
@@ -451,9 +413,6 @@ const ASKED_BY_NO_READER: Duration = Duration::from_millis(250);
 
 /// A tag's token is kept for so much longer than any value that carries it.
 const BEYOND_VALUES: Duration = Duration::from_secs(3600);
-
-/// As many bytes as `TAKE_LEASE` compares.
-const HEAD: usize = 6;
 
 /// The time left of a key that is not there.
 const VANISHED: i64 = -2;

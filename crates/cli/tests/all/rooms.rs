@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const CRATES: &[(&str, &[&str], usize)] = &[
     ("core", &[], 0),
     ("client", &["core"], 0),
-    ("cache", &["core", "client"], 25),
+    ("cache", &["core", "client"], 0),
     ("drill", &["core"], 8),
     ("server", &["core", "client", "cache", "drill"], 0),
     ("cli", &["core", "client", "cache", "drill", "server"], 0),

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::RedisTier;
+use super::answer::{Answer, Trouble};
+use super::names::Names;
+use super::patience::Patience;
 use super::scripts::{APPLY, BEAT, BEAT_SHA};
-use super::{Answer, Patience, RedisTier, Trouble};
-use crate::names::Names;
 use crate::target::{Announcement, Target};
 
 impl RedisTier {

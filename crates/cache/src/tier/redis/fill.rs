@@ -5,14 +5,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::RedisTier;
+use super::answer::{Answer, Seen, Standing, Trouble, millis};
+use super::envelope::{Envelope, Token};
+use super::names::Names;
+use super::patience::Patience;
 use super::scripts::{FILL, FILL_IN_SEASON, FILL_UNCHECKED, OPEN_SEASON, RELEASE, TAKE_LEASE};
-use super::{Answer, Patience, RedisTier, Seen, Trouble, millis};
-use crate::cache::clock;
-use crate::envelope::{Envelope, Token};
+use crate::clock::clock;
 use crate::freshness::Lifetime;
-use crate::names::Names;
 use crate::tier::Key;
-use crate::trust::Standing;
 
 /// The right to fill one key, proven to Redis by a random token. Others wait for its holder, so it
 /// is given back as soon as it is of no more use, whatever ended that: an error, a panic, a

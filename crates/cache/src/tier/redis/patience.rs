@@ -10,8 +10,8 @@
 
 use std::time::Duration;
 
-use super::{Answer, Trouble};
-use crate::cache::clock;
+use super::answer::{Answer, Trouble};
+use crate::clock::clock;
 
 #[derive(Clone, Debug)]
 pub(crate) struct Patience {

@@ -4,9 +4,9 @@ use sqlx::postgres::{PgRow, PgTypeInfo, PgTypeKind};
 use sqlx::{Column, Row as _, TypeInfo, ValueRef};
 
 use super::{Cell, Row, Unfit, double, hex, single};
-use crate::source::SourceError;
+use crate::sql::SourceError;
 
-pub(in crate::source) fn row(from: &PgRow) -> Result<Row, SourceError> {
+pub(in crate::sql) fn row(from: &PgRow) -> Result<Row, SourceError> {
     let mut row = Row::default();
     for (at, column) in from.columns().iter().enumerate() {
         let (name, info) = (column.name(), column.type_info());

@@ -5,10 +5,6 @@
 //! another view has stored under the same key is looked at more closely: it must be of the same
 //! type and version, carry this view's tags, and be no older than this view's class allows.
 
-mod read;
-
-pub use read::Read;
-
 use std::any::TypeId;
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -16,20 +12,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::answer::{Answer, Source};
-use crate::cache::{Cache, Inner};
 use crate::classes::Class;
 use crate::codec::Codec;
-use crate::error::{CacheError, LoadError};
 use crate::flight::{Cargo, Held, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::key::{Key, KeyName, bounded};
-use crate::load::{self, FirstLook, Job};
 use crate::moment::{Moment, Nanos};
-use crate::nesting::Loading;
-use crate::source::SourceError;
-use crate::target::Target;
-use crate::tier::memory::{Entry, Label};
-use crate::write::Written;
+use crate::parts::{Cache, Inner};
+use crate::tier::entry::{Entry, Label};
 
 /// The values of one type in a [`Cache`](crate::Cache), with the times of one class; see
 /// [`Cache::view`](crate::Cache::view).
@@ -207,111 +197,6 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 }
 
-/// How it is read.
-impl<V: Clone + Send + Sync + 'static> View<V> {
-    /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says
-    /// `None` if there is no such thing.
-    ///
-    /// The load runs in a task of its own and at most once at a time for a key; callers that come
-    /// meanwhile wait for the same one. It is begun again after an invalidation, so that nobody
-    /// gets what was loaded before his own write. Its error may be any ([`LoadError`]).
-    ///
-    /// # Errors
-    /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
-    pub async fn get<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
-    where
-        K: Key,
-        L: FnOnce() -> F + Send + 'static,
-        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-    {
-        if let Some(answer) = self.glance(&self.name(&key), &[]) {
-            return Ok(answer);
-        }
-        // In a box, so that the future of a hit, which nearly all of them are, is small.
-        Box::pin(self.read(key).get_otherwise(load)).await
-    }
-
-    /// The long form of [`get`](Self::get), with more tags, a default, or past the cache.
-    pub fn read<K: Key>(&self, key: K) -> Read<'_, V, K> {
-        Read::new(self, key)
-    }
-
-    /// Answers with the value of `key` if memory or Redis has one that is fresh, and loads nothing.
-    ///
-    /// ```no_run
-    /// # use steadfast_cache::View;
-    /// # async fn load_user(id: u64) -> std::io::Result<Option<String>> { Ok(None) }
-    /// # async fn f(users: View<String>) -> Result<(), Box<dyn std::error::Error>> {
-    /// if let Some(answer) = users.peek(7).await {
-    ///     println!("{:?}, {:?} old", answer.value, answer.age);
-    /// }
-    /// users.refresh(7, || async { Ok(load_user(7).await?) }).await?; // from the database, whatever is held
-    /// users.put(8, "Grace".to_owned()).await?; // by who knows the value
-    /// users.expire(7).await?; // for everybody
-    /// # Ok(()) }
-    /// ```
-    pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
-        let name = self.name(&key);
-        if let Some(answer) = self.glance(&name, &[]) {
-            return Some(answer);
-        }
-        let (ttl, now) = (self.ttl(), Moment::now());
-        let held = self.held::<&[u8]>(&name, &[]).map(|held| held.loaded.entry);
-        if let Some(entry) = held
-            .as_ref()
-            .filter(|entry| self.is_fresh(entry, &ttl, now))
-        {
-            return self.hit(entry, entry.age(now));
-        }
-        let tags = self.tags_of(&name);
-        let (leader, _) =
-            self.core()
-                .flights
-                .begin(&name, self.cargo(), &tags, &self.core().generations, false);
-        let found = Box::pin(load::look_only(&leader, self.job(tags, held))).await?;
-        self.answer(&found, None)
-    }
-
-    /// Loads the value of `key` whatever is held, stores it and answers with it. Nobody is told:
-    /// others that hold the value keep theirs. What has *changed* is better
-    /// [written](crate::Cache::write) or [expired](Self::expire).
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    pub async fn refresh<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
-    where
-        K: Key,
-        L: FnOnce() -> F + Send + 'static,
-        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
-    {
-        Box::pin(self.read(key).get_anew(load)).await
-    }
-
-    /// Stores a value that the caller knows to be that of `key` now, as if it had just been loaded,
-    /// and answers with it. What was read *before* an invalidation would overtake it: where another
-    /// may change the value meanwhile, [`get`](Self::get) it instead, which cannot.
-    ///
-    /// # Errors
-    /// As [`get`](Self::get).
-    pub async fn put<K: Key>(&self, key: K, value: V) -> Result<Answer<V>, CacheError> {
-        self.refresh(key, || async { Ok(Some(value)) }).await
-    }
-
-    /// Forgets the value of `key`, in all tiers and processes, durably; see
-    /// [`Cache::invalidate`](crate::Cache::invalidate).
-    ///
-    /// # Errors
-    /// As [`Cache::invalidate`](crate::Cache::invalidate).
-    pub async fn expire<K: Key>(&self, key: K) -> Result<Written<()>, SourceError> {
-        self.cache().invalidate(&[self.target(key)]).await
-    }
-
-    /// What a write of this key invalidates.
-    pub fn target<K: Key>(&self, key: K) -> Target {
-        Target::key(&*self.name(&key))
-    }
-}
-
 impl<V> View<V> {
     /// The cache that it is a view of.
     #[must_use]
@@ -382,7 +267,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// All that a hit does, for nearly all hits: what is in memory, fresh beyond doubt and far from
     /// its end. Whatever else there is to say of the key is left to a longer look.
     #[inline]
-    fn glance(&self, name: &KeyName<'_>, tags: &[Cow<'_, [u8]>]) -> Option<Answer<V>> {
+    pub(super) fn glance(&self, name: &KeyName<'_>, tags: &[Cow<'_, [u8]>]) -> Option<Answer<V>> {
         let cache = self.core();
         let now = Moment::now();
         let entry = cache.memory.get(name, tags, &cache.generations)?;
@@ -446,6 +331,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             && entry.tags_are_current(generations)
     }
 
+    /// Whether a load failed so lately that another would be waited for in vain.
+    pub(crate) fn has_just_failed(&self, name: &[u8], ttl: &Ttl, now: Moment) -> bool {
+        let failures = &self.core().failures;
+        failures.wait(name, now, ttl.retry_after).is_some()
+    }
+
     /// Counts a value that cannot be kept, and tells of the first through this view.
     pub(crate) fn cannot_keep(&self, key: &[u8], problem: &dyn std::error::Error) {
         self.core().stats.not_encodable.add(1);
@@ -465,27 +356,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let value = entry.value::<V>()?;
         entry.count_hit();
         self.core().stats.hit();
-        Some(Answer::of(entry, value, Source::Memory, None, age.into()))
-    }
-
-    /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for
-    /// it.
-    pub(crate) fn job(&self, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Job<V> {
-        if let Some(entry) = &held
-            && !self.core().sabotage.tags_stripped
-        {
-            load::add_tags(&mut tags, entry.tag_names().iter().map(Vec::as_slice));
-        }
-        Job {
-            view: self.clone(),
-            ttl: self.ttl(),
-            tags,
-            held,
-            early: false,
-            anew: false,
-            parent: Loading::current(self.core()),
-            first_look: FirstLook::None,
-        }
+        Some(entry.answer(value, Source::Memory, None, age.into()))
     }
 }
 

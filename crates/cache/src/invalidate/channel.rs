@@ -18,11 +18,12 @@ use std::time::{Duration, Instant};
 use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
 
-use crate::cache::{Inner, clock};
+use crate::clock::clock;
 use crate::moment::Moment;
+use crate::parts::Inner;
 use crate::target::Announcement;
 use crate::tier::redis::RedisTier;
-use crate::trust::number_text;
+use crate::tier::redis::trust::number_text;
 
 /// Listens until the cache is gone.
 pub(crate) async fn listen(

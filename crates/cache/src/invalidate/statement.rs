@@ -1,10 +1,10 @@
 //! Invalidations as SQL, for transactions that are not sqlx's.
 
-use crate::cache::Cache;
+use crate::invalidate::write::Invalidation;
 use crate::outbox::now_sql;
-use crate::source::{Param, SourceError};
+use crate::parts::Cache;
+use crate::sql::{Param, SourceError};
 use crate::target::Target;
-use crate::write::Invalidation;
 
 /// SQL with its parameters, in the order of its placeholders.
 #[derive(Clone, Debug, PartialEq)]

@@ -8,14 +8,14 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::view::View;
 use crate::answer::{Answer, Source, StaleReason};
-use crate::cache::clock;
+use crate::clock::clock;
 use crate::error::CacheError;
+use crate::flight::nesting::Loading;
 use crate::flight::{Held, Loaded, Passenger};
 use crate::freshness::Ttl;
 use crate::moment::Moment;
-use crate::nesting::Loading;
-use crate::view::View;
 
 /// How a read ended: a value, perhaps stale; or why there is none.
 pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
@@ -143,7 +143,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
         self.core().stats.answered(*source, stale.is_some());
         let age = entry.age(Moment::now()).into();
-        Some(Answer::of(entry, value, *source, stale, age))
+        Some(entry.answer(value, *source, stale, age))
     }
 }
 

@@ -7,9 +7,11 @@
 //!
 //! Pools connect on first use, so a process starts, in whatever state the database is.
 
+mod error;
 mod lent;
 #[cfg(feature = "mysql")]
 mod mysql;
+mod options;
 mod param;
 #[cfg(feature = "postgres")]
 mod postgres;
@@ -23,7 +25,9 @@ mod tls;
 mod tx;
 mod typed;
 
+pub use error::SourceError;
 pub use lent::{Kind, Lent};
+pub use options::{DatabaseOptions, Executed};
 pub use param::{Param, ParamType};
 pub(crate) use reserved::{Reserved, Session, SessionLimits};
 pub use row::Row;
@@ -93,192 +97,6 @@ pub enum Pool {
     /// PostgreSQL.
     #[cfg(feature = "postgres")]
     Postgres(PgPool),
-}
-
-/// Limits of a [`Database`].
-///
-/// ```
-/// use std::time::Duration;
-/// use steadfast_cache::{Database, DatabaseOptions, Pool};
-///
-/// # #[tokio::main(flavor = "current_thread")]
-/// # async fn main() -> Result<(), steadfast_cache::SourceError> {
-/// let mut options = DatabaseOptions::default();
-/// options.max_connections = 20;
-/// options.query_limit = Duration::from_secs(2);
-/// let database = Database::connect("postgres://app@db.internal/app", options)?; // connects on first use
-/// let Pool::Postgres(pool) = database.pool() else { unreachable!() };
-/// # Ok(()) }
-/// ```
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DatabaseOptions {
-    /// Connections of the pool at most. Default 10; once it has been pinged, the database holds one
-    /// more ([`Database::ping`]).
-    pub max_connections: u32,
-    /// A caller waits this long for a connection. Default 1 s. A SQLite file is opened the first
-    /// time, and made, within `query_limit` instead.
-    pub acquire_timeout: Duration,
-    /// A query ([`Database::select`]), and each statement of the cache's own, may take this long.
-    /// Default 5 s. It is stopped in the database then, and when nobody waits for it any more:
-    /// `pg_cancel_backend`, `KILL QUERY`, or SQLite's progress handler, by a connection that is
-    /// opened for it. On [`read_only_connections`](Self::read_only_connections) PostgreSQL, MySQL
-    /// and MariaDB end it half a second later by themselves, also if this process is gone.
-    pub query_limit: Duration,
-    /// A statement in a transaction ([`Tx`]) may take this long. Default 60 s. It is stopped in the
-    /// database then, and when the transaction is dropped; PostgreSQL ends by itself what takes
-    /// longer, or does nothing for as long, also if this process is gone.
-    pub statement_limit: Duration,
-    /// TLS towards PostgreSQL, MySQL and MariaDB. Default none: what the URL says, or else TLS if
-    /// the server can.
-    pub tls: Option<DatabaseTls>,
-    /// So many connections beside the pool's, on which the database itself refuses whatever would
-    /// write, be it a SELECT of a function that does ([`SourceError::writes`]);
-    /// [`Database::select`] then runs on these. Default none: it runs on the pool's, and what
-    /// writes, writes. Costs no round trip of a query, and keeps what writes from waiting behind
-    /// what reads. PostgreSQL is told so by the startup parameter `options`, or in a transaction of
-    /// each query where a pooler takes none.
-    pub read_only_connections: Option<u32>,
-}
-
-impl Default for DatabaseOptions {
-    fn default() -> Self {
-        Self {
-            max_connections: 10,
-            acquire_timeout: Duration::from_secs(1),
-            query_limit: Duration::from_secs(5),
-            statement_limit: Duration::from_secs(60),
-            tls: None,
-            read_only_connections: None,
-        }
-    }
-}
-
-/// What a statement changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Executed {
-    /// Rows inserted, changed or deleted.
-    pub rows_affected: u64,
-    /// The id given to the last inserted row, where the database says so (not PostgreSQL: use
-    /// RETURNING).
-    pub last_insert_id: Option<i64>,
-}
-
-/// A database could not do what was asked.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SourceError {
-    /// The URL is not one of a database that is known here.
-    #[error(
-        "the database URL is not valid: {problem}; use sqlite://path, mysql://user:password@host/name or postgres://user:password@host/name"
-    )]
-    Url {
-        /// What is wrong with it, without the URL itself, which may hold a password.
-        problem: String,
-    },
-    /// A setting of [`DatabaseOptions`] that means nothing.
-    #[error("{setting} {problem}")]
-    Setting {
-        /// The setting's name.
-        setting: &'static str,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// Nothing came back in time.
-    #[error("the database did not answer within {limit:?}")]
-    Timeout {
-        /// The limit that was passed.
-        limit: Duration,
-    },
-    /// A column has a type that has no JSON form here.
-    #[error(
-        "column {column} has the type {type_name}, which cannot be shown as JSON; cast it to text in the query"
-    )]
-    ColumnType {
-        /// The column's name.
-        column: String,
-        /// Its type.
-        type_name: String,
-    },
-    /// A column has a value that has no JSON form here, though others of its type have one.
-    #[error(
-        "column {column}, of type {type_name}, has a value that cannot be shown as JSON: {problem}; cast it in the query"
-    )]
-    ColumnValue {
-        /// The column's name.
-        column: String,
-        /// Its type.
-        type_name: String,
-        /// What is wrong with the value, which is not told itself.
-        problem: &'static str,
-    },
-    /// Two columns of a row have one name, of which one would be lost.
-    #[error("two columns are called {column}; give one of them another name with AS")]
-    ColumnTwice {
-        /// The name.
-        column: String,
-    },
-    /// A row cannot be read as the type asked for.
-    #[error("row {row} is no {type_name}: {problem}")]
-    Row {
-        /// Its number, from 1.
-        row: usize,
-        /// The type.
-        type_name: &'static str,
-        /// The column and what is wrong with it.
-        problem: serde_json::Error,
-    },
-    /// The transaction has ended: the database rolled it back by itself, or a statement of it ran
-    /// out of time.
-    #[error("the transaction has ended already, and nothing of it was kept")]
-    Ended,
-    /// One row alone is larger than what may be kept of the whole result.
-    #[error("a row is larger than the {bytes} bytes that a result may have")]
-    RowTooLarge {
-        /// The bound, [`Bounds::bytes`].
-        bytes: usize,
-    },
-    /// The database, or the way to it, refused.
-    #[error("the database refused: {}", tls::explain(.0))]
-    Sql(#[from] sqlx::Error),
-}
-
-impl SourceError {
-    /// Whether the same statement might succeed if tried again later: the database was out of
-    /// reach, busy or slow.
-    #[must_use]
-    pub fn is_passing(&self) -> bool {
-        match self {
-            Self::Timeout { .. } | Self::Ended => true,
-            Self::Sql(sqlx::Error::Database(error)) => {
-                error.code().is_some_and(|code| is_passing_code(&code))
-            }
-            Self::Sql(error) => {
-                matches!(
-                    error,
-                    sqlx::Error::Io(_)
-                        | sqlx::Error::PoolTimedOut
-                        | sqlx::Error::WorkerCrashed
-                        | sqlx::Error::Tls(_)
-                )
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether the database refused it because it writes where only reading is allowed
-    /// ([`DatabaseOptions::read_only_connections`]).
-    #[must_use]
-    pub fn writes(&self) -> bool {
-        let Self::Sql(sqlx::Error::Database(error)) = self else {
-            return false;
-        };
-        // SQLSTATE "read-only SQL transaction", of PostgreSQL and MySQL; SQLITE_READONLY.
-        error
-            .code()
-            .is_some_and(|code| matches!(&*code, "25006" | "8"))
-    }
 }
 
 impl Database {
@@ -647,22 +465,6 @@ fn unknown(scheme: &str) -> String {
 /// How much later than this process the database itself ends what takes too long, so that it is
 /// this process that says so.
 const GRACE: Duration = Duration::from_millis(500);
-
-/// Whether an error with this code passes by itself. SQLite: busy, locked, interrupted, trouble
-/// with the file, a disk that is full; its codes have at most four digits, of which the lowest byte
-/// tells the kind. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide). PostgreSQL:
-/// serialization failure, deadlock, too many connections, a disk that is full, starting up or
-/// shutting down. Both: stopped for want of time.
-fn is_passing_code(code: &str) -> bool {
-    let sqlite = code.parse::<u32>().ok().filter(|_| code.len() <= 4);
-    sqlite.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14))
-        || PASSING_CODES.contains(&code)
-}
-
-const PASSING_CODES: &[&str] = &[
-    "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "08004", "25P03",
-    "70100",
-];
 
 #[cfg(test)]
 mod tests {

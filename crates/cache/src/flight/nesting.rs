@@ -16,15 +16,15 @@ use std::sync::{Arc, Weak};
 use parking_lot::Mutex;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-use crate::cache::Inner;
+use super::{Flight, Flights, Leader};
 use crate::error::CacheError;
-use crate::flight::{Flight, Leader};
 use crate::guard::Place;
 use crate::tier::Key;
 
 /// A load under way, with those that it is nested in.
 pub(crate) struct Loading {
-    cache: Weak<Inner>,
+    /// Those of the cache that it is of.
+    flights: Weak<Flights>,
     keys: Vec<Key>,
     parent: Option<Arc<Self>>,
     /// Flights that reads within it wait for.
@@ -47,25 +47,26 @@ pub(crate) struct Nested<'l> {
 
 impl Loading {
     /// The load that this task is in, if it is one of this cache.
-    pub(crate) fn current(cache: &Arc<Inner>) -> Option<Arc<Self>> {
+    pub(crate) fn current(flights: &Arc<Flights>) -> Option<Arc<Self>> {
         let current = LOADING.try_with(Arc::clone).ok()?;
-        current.is_of(cache).then_some(current)
+        current.is_of(flights).then_some(current)
     }
 
-    /// Runs the load of these flights, which is nested in `parent` and goes by that place.
+    /// Runs the load of these flights, which is nested in `parent` and goes by that place; as many
+    /// as `nested` may be nested in it at once.
     pub(crate) async fn within<T>(
-        cache: &Arc<Inner>,
+        (flights, nested): (&Arc<Flights>, usize),
         leaders: &[&Leader],
         parent: Option<Arc<Self>>,
         place: Option<Arc<Place>>,
         load: impl Future<Output = T>,
     ) -> T {
         let loading = Arc::new(Self {
-            cache: Arc::downgrade(cache),
+            flights: Arc::downgrade(flights),
             keys: leaders.iter().map(|leader| leader.key().clone()).collect(),
             parent,
             waits: Mutex::default(),
-            nested: Semaphore::new(cache.guard.nested()),
+            nested: Semaphore::new(nested),
             place,
         });
         for leader in leaders {
@@ -122,8 +123,8 @@ impl Loading {
         self.place.clone()
     }
 
-    fn is_of(&self, cache: &Arc<Inner>) -> bool {
-        std::ptr::eq(self.cache.as_ptr(), Arc::as_ptr(cache))
+    fn is_of(&self, flights: &Arc<Flights>) -> bool {
+        std::ptr::eq(self.flights.as_ptr(), Arc::as_ptr(flights))
     }
 }
 

@@ -1,4 +1,4 @@
-//! One read, when a glance into memory is not enough.
+//! One read: a glance into memory, and what follows if that is not enough.
 
 use std::borrow::Cow;
 use std::future::pending;
@@ -6,18 +6,126 @@ use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
-use super::View;
+use super::database::{Asking, Permission};
+use super::ending::{conclude, wait};
+use super::load::{self, Job};
+use super::view::View;
 use crate::answer::{Answer, Source, StaleReason};
-use crate::cache::clock;
-use crate::ending::{conclude, wait};
+use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
+use crate::flight::nesting::Loading;
 use crate::flight::{AfterLook, Boarding, Held, Loaded, Passenger};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
+use crate::invalidate::write::Written;
 use crate::key::{Key, KeyName, bounded};
-use crate::load::{self, Asking, Job, Permission};
 use crate::moment::Moment;
-use crate::nesting::Loading;
+use crate::sql::SourceError;
+use crate::target::Target;
+
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says
+    /// `None` if there is no such thing.
+    ///
+    /// The load runs in a task of its own and at most once at a time for a key; callers that come
+    /// meanwhile wait for the same one. It is begun again after an invalidation, so that nobody
+    /// gets what was loaded before his own write. Its error may be any ([`LoadError`]).
+    ///
+    /// # Errors
+    /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
+    pub async fn get<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
+    where
+        K: Key,
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        if let Some(answer) = self.glance(&self.name(&key), &[]) {
+            return Ok(answer);
+        }
+        // In a box, so that the future of a hit, which nearly all of them are, is small.
+        Box::pin(self.read(key).get_otherwise(load)).await
+    }
+
+    /// The long form of [`get`](Self::get), with more tags, a default, or past the cache.
+    pub fn read<K: Key>(&self, key: K) -> Read<'_, V, K> {
+        Read::new(self, key)
+    }
+
+    /// Answers with the value of `key` if memory or Redis has one that is fresh, and loads nothing.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::View;
+    /// # async fn load_user(id: u64) -> std::io::Result<Option<String>> { Ok(None) }
+    /// # async fn f(users: View<String>) -> Result<(), Box<dyn std::error::Error>> {
+    /// if let Some(answer) = users.peek(7).await {
+    ///     println!("{:?}, {:?} old", answer.value, answer.age);
+    /// }
+    /// users.refresh(7, || async { Ok(load_user(7).await?) }).await?; // from the database, whatever is held
+    /// users.put(8, "Grace".to_owned()).await?; // by who knows the value
+    /// users.expire(7).await?; // for everybody
+    /// # Ok(()) }
+    /// ```
+    pub async fn peek<K: Key>(&self, key: K) -> Option<Answer<V>> {
+        let name = self.name(&key);
+        if let Some(answer) = self.glance(&name, &[]) {
+            return Some(answer);
+        }
+        let (ttl, now) = (self.ttl(), Moment::now());
+        let held = self.held::<&[u8]>(&name, &[]).map(|held| held.loaded.entry);
+        if let Some(entry) = held
+            .as_ref()
+            .filter(|entry| self.is_fresh(entry, &ttl, now))
+        {
+            return self.hit(entry, entry.age(now));
+        }
+        let tags = self.tags_of(&name);
+        let (leader, _) =
+            self.core()
+                .flights
+                .begin(&name, self.cargo(), &tags, &self.core().generations, false);
+        let found = Box::pin(load::look_only(&leader, Job::new(self, tags, held))).await?;
+        self.answer(&found, None)
+    }
+
+    /// Loads the value of `key` whatever is held, stores it and answers with it. Nobody is told:
+    /// others that hold the value keep theirs. What has *changed* is better
+    /// [written](crate::Cache::write) or [expired](Self::expire).
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn refresh<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
+    where
+        K: Key,
+        L: FnOnce() -> F + Send + 'static,
+        F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+    {
+        Box::pin(self.read(key).get_anew(load)).await
+    }
+
+    /// Stores a value that the caller knows to be that of `key` now, as if it had just been loaded,
+    /// and answers with it. What was read *before* an invalidation would overtake it: where another
+    /// may change the value meanwhile, [`get`](Self::get) it instead, which cannot.
+    ///
+    /// # Errors
+    /// As [`get`](Self::get).
+    pub async fn put<K: Key>(&self, key: K, value: V) -> Result<Answer<V>, CacheError> {
+        self.refresh(key, || async { Ok(Some(value)) }).await
+    }
+
+    /// Forgets the value of `key`, in all tiers and processes, durably; see
+    /// [`Cache::invalidate`](crate::Cache::invalidate).
+    ///
+    /// # Errors
+    /// As [`Cache::invalidate`](crate::Cache::invalidate).
+    pub async fn expire<K: Key>(&self, key: K) -> Result<Written<()>, SourceError> {
+        self.cache().invalidate(&[self.target(key)]).await
+    }
+
+    /// What a write of this key invalidates.
+    pub fn target<K: Key>(&self, key: K) -> Target {
+        Target::key(&*self.name(&key))
+    }
+}
 
 /// A read being put together; see [`View::read`].
 ///
@@ -41,7 +149,7 @@ pub struct Read<'a, V, K> {
 }
 
 impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
-    pub(super) fn new(view: &'a View<V>, key: K) -> Self {
+    fn new(view: &'a View<V>, key: K) -> Self {
         Self {
             view,
             key,
@@ -99,7 +207,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         F: Future<Output = Result<Option<V>, LoadError>> + Send,
     {
         let (view, cache, ttl) = (self.view, self.view.core(), self.view.ttl());
-        let permission = match Loading::current(cache) {
+        let permission = match Loading::current(&cache.flights) {
             Some(parent) => Permission::Within(parent),
             None => Permission::Guard(Urgency::Needed),
         };
@@ -127,7 +235,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
     }
 
-    pub(super) async fn get_otherwise<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    async fn get_otherwise<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
@@ -136,7 +244,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let (name, ttl, now) = (view.name(&self.key), view.ttl(), began.into());
         let held = view.held(&name, &self.tags);
         let entry = held.as_ref().map(|held| held.loaded.entry.clone());
-        let mut job = view.job(self.all_tags(&name), entry.clone());
+        let mut job = Job::new(view, self.all_tags(&name), entry.clone());
         if let Some(entry) = entry.filter(|entry| view.is_fresh(entry, &ttl, now))
             && let Some(answer) = view.hit(&entry, entry.age(now))
         {
@@ -179,7 +287,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
     }
 
     /// Loads whatever is held.
-    pub(super) async fn get_anew<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
+    async fn get_anew<L, F>(self, load: L) -> Result<Answer<V>, CacheError>
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
@@ -187,7 +295,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let (view, began) = (self.view, clock());
         let name = view.name(&self.key);
         let held = view.held(&name, &self.tags).map(|held| held.loaded.entry);
-        let mut job = view.job(self.all_tags(&name), held);
+        let mut job = Job::new(view, self.all_tags(&name), held);
         (job.held, job.anew) = (None, true);
         if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
             return conclude(view, Err(error), self.default);
@@ -208,12 +316,6 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
-    /// Whether a load failed so lately that another would be waited for in vain.
-    pub(crate) fn has_just_failed(&self, name: &[u8], ttl: &Ttl, now: Moment) -> bool {
-        let failures = &self.core().failures;
-        failures.wait(name, now, ttl.retry_after).is_some()
-    }
-
     /// Joins or begins the flight for this key.
     fn board<L, F>(&self, name: &[u8], job: Job<V>, load: L) -> Passenger
     where
@@ -290,7 +392,7 @@ enum Boarded {
 fn wants_refresh<V: Clone + Send + Sync + 'static>(
     view: &View<V>,
     ttl: &Ttl,
-    entry: &crate::tier::memory::Entry,
+    entry: &crate::tier::entry::Entry,
     age: Duration,
 ) -> bool {
     let (life, beta) = (view.life_of(entry, ttl), ttl.early_refresh);

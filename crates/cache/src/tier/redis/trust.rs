@@ -28,22 +28,12 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use crate::outbox::{Glance, Outbox};
-use crate::source::SourceError;
-use crate::tier::redis::{RedisTier, Trouble};
-
-/// The belief that values of this epoch are good, as it was at one moment.
-#[derive(Clone, Debug)]
-pub(crate) struct Standing {
-    pub(crate) epoch: Arc<str>,
-    watermark: u64,
-    /// SQL was seen since Redis was connected to.
-    pub(crate) proven: bool,
-}
+use super::answer::{Standing, Trouble};
+use crate::outbox::Glance;
+use crate::target::COUNTABLE;
 
 pub(crate) struct Trust {
     state: Mutex<State>,
-    outbox: Outbox,
     /// Asks the verifier to verify; it tells here when it has.
     wanted: Notify,
     settled: watch::Sender<()>,
@@ -92,15 +82,36 @@ struct State {
     taken: bool,
 }
 
+/// What was known before a look at SQL.
+#[derive(Clone, Copy)]
+pub(super) struct BeforeLook {
+    /// The number of the connection to Redis.
+    pub(super) connection: u64,
+    known: u64,
+    claimed: u64,
+    redis_at: u64,
+}
+
+/// What Redis was found to be, by what SQL had said.
+pub(super) struct Adopted {
+    pub(super) epoch: String,
+    pub(super) watermark: u64,
+    /// Whether the epoch is new.
+    pub(super) begun: bool,
+    /// Whether there was one before.
+    pub(super) held: bool,
+    /// What SQL had said that Redis must have reached.
+    pub(super) known: u64,
+}
+
 impl Trust {
-    pub(crate) fn new(outbox: Outbox, rules: Rules) -> Self {
+    pub(crate) fn new(rules: Rules) -> Self {
         let state = State {
             sql_unseen: true,
             ..State::default()
         };
         Self {
             state: Mutex::new(state),
-            outbox,
             wanted: Notify::new(),
             settled: watch::Sender::default(),
             numbered: watch::Sender::default(),
@@ -142,23 +153,6 @@ impl Trust {
             .ok_or(Trouble::NotAsked("it is not yet known to be current"))
     }
 
-    /// Forms a belief whenever one is wanted, until the cache is gone. A task of its own, so that
-    /// no reader's limit cuts it short.
-    pub(crate) async fn run(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
-        loop {
-            tokio::select! {
-                _ = gone.changed() => return,
-                () = redis.trust.wanted.notified() => {}
-            }
-            if redis.trust.believed().is_none()
-                && let Err(trouble) = redis.trust.verify(&redis).await
-            {
-                tracing::debug!(%trouble, "redis cannot be verified");
-            }
-            redis.trust.settled.send_replace(());
-        }
-    }
-
     /// Compares what an answer says with what was believed when it was asked for.
     pub(crate) fn check(
         &self,
@@ -194,16 +188,33 @@ impl Trust {
         self.wanted.notify_one();
     }
 
-    /// Looks at the outbox, and learns from it what Redis must have reached.
-    pub(crate) async fn look(&self) -> Result<Option<Glance>, SourceError> {
-        let (connection, known, claimed, redis_at) = {
-            let state = self.state.lock();
-            (state.connection, state.known, state.claimed, state.redis_at)
-        };
-        let Some(glance) = self.outbox.glance().await? else {
-            return Ok(None);
-        };
+    /// Waits until a belief is wanted.
+    pub(super) async fn wanted(&self) {
+        self.wanted.notified().await;
+    }
+
+    /// Tells those who wait for a belief that there is one, or that none could be formed.
+    pub(super) fn settle(&self) {
+        self.settled.send_replace(());
+    }
+
+    /// Returns what is known before a look at SQL.
+    pub(super) fn before_look(&self) -> BeforeLook {
+        let state = self.state.lock();
+        BeforeLook {
+            connection: state.connection,
+            known: state.known,
+            claimed: state.claimed,
+            redis_at: state.redis_at,
+        }
+    }
+
+    /// Learns from a look at SQL, held against what was known before it.
+    pub(super) fn after_look(&self, before: BeforeLook, glance: &Glance) {
         let at = glance.watermark;
+        let BeforeLook {
+            known, redis_at, ..
+        } = before;
         let fell = self.has_fallen(known, at);
         // What took Redis ahead of SQL waits in the outbox until SQL has caught up.
         let overtaken = self.has_fallen(redis_at, at) && glance.waiting.is_empty();
@@ -218,10 +229,10 @@ impl Trust {
             state.rolled_back = true;
         }
         state.known = if fell { at } else { state.known.max(at) };
-        if state.claimed == claimed {
+        if state.claimed == before.claimed {
             state.claimed = 0;
         }
-        state.sql_unseen &= state.connection != connection;
+        state.sql_unseen &= state.connection != before.connection;
         if let Some(database) = glance.database {
             state.database = Some(database);
             let own = number_text(database);
@@ -229,7 +240,43 @@ impl Trust {
             self.numbered
                 .send_if_modified(|known| known.replace(database) != Some(database));
         }
-        Ok(Some(glance))
+    }
+
+    /// Doubts what the channel claims while SQL cannot be asked: it may be a forgery, and Redis may
+    /// be behind.
+    pub(super) fn without_look(&self) {
+        let mut state = self.state.lock();
+        state.sql_unseen |= state.claimed > state.known;
+        state.claimed = 0;
+    }
+
+    /// Believes in what Redis was found to be, if it has not been connected to anew since; or
+    /// learns that it is used by another database. Says whether a new epoch is a beginning anew.
+    pub(super) fn adopt(&self, connection: u64, found: Option<Adopted>) -> bool {
+        let mut state = self.state.lock();
+        let taken = found.is_none();
+        match (std::mem::replace(&mut state.taken, taken), taken) {
+            (false, true) => tracing::warn!("{TAKEN}"),
+            (true, false) => tracing::info!("the namespace is free again"),
+            _ => {}
+        }
+        let Some(found) = found else {
+            return false;
+        };
+        // The first epoch of all is no beginning anew: nothing was there that could be behind.
+        let anew = found.begun && (found.held || found.known > 0 || state.adopted);
+        if anew {
+            tracing::warn!(
+                known = found.known,
+                "redis is empty, behind, or was used by another database: all it holds is unseen from now on"
+            );
+        }
+        state.adopted = true;
+        if state.connection == connection {
+            state.epoch = Some(found.epoch.into());
+            state.redis_at = found.watermark;
+        }
+        anew
     }
 
     /// The database's own number, if it is known.
@@ -250,7 +297,7 @@ impl Trust {
 
     /// Waits until others can find this process, once: a process that used Redis before that would
     /// be overlooked by one of another database that comes just then.
-    async fn await_presence(&self) {
+    pub(super) async fn await_presence(&self) {
         let Some(database) = self.database() else {
             return;
         };
@@ -346,7 +393,7 @@ impl Trust {
         if self.rules.heed_watermark { known } else { 0 }
     }
 
-    fn believed(&self) -> Option<Standing> {
+    pub(super) fn believed(&self) -> Option<Standing> {
         let state = self.state.lock();
         state.epoch.as_ref().map(|epoch| Standing {
             epoch: epoch.clone(),
@@ -354,61 +401,7 @@ impl Trust {
             proven: !state.sql_unseen || !self.rules.await_sql,
         })
     }
-
-    async fn verify(&self, redis: &RedisTier) -> Result<(), Trouble> {
-        let connection = self.state.lock().connection;
-        let looked = tokio::time::timeout(SQL_LIMIT, self.look()).await;
-        if !matches!(looked, Ok(Ok(Some(_)))) {
-            // What the channel claims cannot be held against SQL now: it may be a forgery, and
-            // Redis may be behind.
-            let mut state = self.state.lock();
-            state.sql_unseen |= state.claimed > state.known;
-            state.claimed = 0;
-        }
-        self.await_presence().await;
-        let known = self.required(self.known_watermark());
-        let own = self.database().map(number_text).unwrap_or_default();
-        let mut ask = redis::cmd("EVAL");
-        ask.arg(ADOPT)
-            .arg(2)
-            .arg(redis.names().epoch())
-            .arg(redis.names().watermark())
-            .arg(known)
-            .arg(redis.new_epoch())
-            .arg(own)
-            .arg(redis.names().presence(""));
-        let (epoch, watermark, begun, held): (String, u64, bool, bool) = redis.ask(&ask).await?;
-        let mut state = self.state.lock();
-        let taken = epoch.is_empty();
-        match (std::mem::replace(&mut state.taken, taken), taken) {
-            (false, true) => tracing::warn!("{TAKEN}"),
-            (true, false) => tracing::info!("the namespace is free again"),
-            _ => {}
-        }
-        if taken {
-            return Ok(());
-        }
-        // The first epoch of all is no beginning anew: nothing was there that could be behind.
-        if begun && (held || known > 0 || state.adopted) {
-            tracing::warn!(
-                known,
-                "redis is empty, behind, or was used by another database: all it holds is unseen from now on"
-            );
-            redis.began_epoch();
-        }
-        state.adopted = true;
-        if state.connection == connection {
-            state.epoch = Some(epoch.into());
-            state.redis_at = watermark;
-        }
-        Ok(())
-    }
 }
-
-/// Numbers from here on are none that Redis could have counted up to: its scripts lose count there.
-pub(crate) const COUNTABLE: u64 = 1 << 53;
-
-const SQL_LIMIT: Duration = Duration::from_secs(1);
 
 /// A process goes on without being found by others after so long: it may be forbidden to listen.
 const PRESENCE_LIMIT: Duration = Duration::from_secs(1);
@@ -419,22 +412,3 @@ pub(crate) const TAKEN: &str = "another database uses this namespace in this Red
 pub(crate) fn number_text(number: u64) -> String {
     format!("{number:016x}")
 }
-
-/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's
-/// number if it is known, how the channels are called on which those of a database listen. Returns
-/// the epoch, the watermark, whether the epoch is new, and whether there was one before; no epoch
-/// if it is another database's whose processes are there. Keeps the epoch of a Redis that is
-/// current, begins a new one otherwise; of several processes that find it behind at once, the first
-/// begins it and the others adopt it. Frees before it writes, which a full Redis takes.
-const ADOPT: &str = "\
-local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
-if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
-local other = epoch and ARGV[3] ~= '' and string.sub(epoch, 1, 16) ~= ARGV[3] \
-if other and redis.call('PUBLISH', ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1} end \
-if other then watermark = nil end \
-if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1} end \
-local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
-redis.call('UNLINK', KEYS[1], KEYS[2]) \
-redis.call('SET', KEYS[1], ARGV[2]) \
-redis.call('SET', KEYS[2], at) \
-return {ARGV[2], at, 1, epoch and 1 or 0}";

@@ -6,9 +6,9 @@ use sqlx::mysql::{MySql, MySqlRow, MySqlTypeInfo, MySqlValueRef};
 use sqlx::{Column, Decode, Row as _, Type, TypeInfo, ValueRef};
 
 use super::{Cell, Row, Unfit, double, hex, single};
-use crate::source::SourceError;
+use crate::sql::SourceError;
 
-pub(in crate::source) fn row(from: &MySqlRow) -> Result<Row, SourceError> {
+pub(in crate::sql) fn row(from: &MySqlRow) -> Result<Row, SourceError> {
     let mut row = Row::default();
     for (at, column) in from.columns().iter().enumerate() {
         let name = column.name();

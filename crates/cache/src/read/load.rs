@@ -7,29 +7,22 @@
 //! away. A step that fails only ever costs the right to store, never the answer; and all the steps
 //! that ask Redis before the answer share one limit (K2).
 
-use std::error::Error;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures_util::FutureExt;
-use steadfast_core::policy::breaker::Outcome;
-
+use super::database::{Asking, Permission};
+use super::view::View;
 use crate::answer::Source;
-use crate::cache::{Inner, clock};
-use crate::classes::Class;
-use crate::codec::message;
+use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
+use crate::flight::nesting::Loading;
 use crate::flight::{Leader, Loaded};
-use crate::freshness::{Freshness, Lifetime, Ttl};
-use crate::guard::{self, Permit, Place, Refusal, Urgency};
+use crate::freshness::{Freshness, Ttl};
+use crate::guard::Urgency;
 use crate::moment::{Moment, Nanos};
-use crate::nesting::{Loading, Nested};
-use crate::source::SourceError;
-use crate::tier::memory::{Entry, Times};
-use crate::tier::redis::{Fill, Lease, Look, Patience, RedisTier, Seen, Stored, Trouble};
-use crate::view::View;
+use crate::parts::Inner;
+use crate::tier::entry::{Entry, Times};
+use crate::tier::redis::{Lease, Look, Patience, RedisTier, Seen, Stored, Trouble};
 
 /// What is known when a flight begins.
 pub(crate) struct Job<V> {
@@ -119,7 +112,11 @@ where
     };
     let (queued, parent) = (|| leader.say_queued(), job.parent.clone());
     let leaders = [&leader];
-    let load = |place| Loading::within(&cache, &leaders, parent, place, async { load().await });
+    let load = |place| {
+        Loading::within(cache.nesting(), &leaders, parent, place, async {
+            load().await
+        })
+    };
     let loaded = cache
         .ask_database(asking, queued, leader.lent(), load)
         .await;
@@ -212,154 +209,29 @@ impl Inner {
         leader.carries(self.generations.tag_stripes(tags));
         !self.is_pending(None, tags)
     }
-
-    /// Runs a loader by a permit and within its limit; answers with what it loaded and how long
-    /// that took. The loader is told the place that it goes by.
-    pub(crate) async fn ask_database<T, L, F>(
-        &self,
-        asking: Asking<'_>,
-        queued: impl FnOnce(),
-        lent: impl Future<Output = Arc<Loading>>,
-        load: L,
-    ) -> Result<(T, Duration), CacheError>
-    where
-        L: FnOnce(Option<Arc<Place>>) -> F + Send,
-        F: Future<Output = Result<T, LoadError>> + Send,
-    {
-        let Asking {
-            class,
-            limit,
-            deadline,
-            ..
-        } = asking;
-        let own = class
-            .try_load()
-            .map_err(|retry_after| CacheError::Unavailable { retry_after })?;
-        let way = match self.find_way(&asking, queued, lent).await {
-            Ok(way) => way,
-            Err(refused) => {
-                class.record(own, None);
-                return Err(refused);
-            }
-        };
-        let began = clock();
-        let place = way.place();
-        let work = async { load(place.clone()).await };
-        let guarded = AssertUnwindSafe(guard::during(place.clone(), work)).catch_unwind();
-        let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
-        let cost = clock().saturating_duration_since(began);
-        let (outcome, result) = match ended {
-            Ok(Ok(Ok(value))) => (Outcome::Success, Ok((value, cost))),
-            Ok(Ok(Err(LoadError(error)))) => {
-                let error: Arc<dyn Error + Send + Sync> = Arc::from(error);
-                (outcome_of(&*error), Err(CacheError::Load(error)))
-            }
-            Ok(Err(panic)) => {
-                let message = message(&*panic);
-                (Outcome::Success, Err(CacheError::LoadPanicked { message }))
-            }
-            // That is between the class and its own limit: of the database as a whole it says
-            // nothing.
-            Err(_late) => {
-                class.record(own, (cost >= limit / 2).then_some(Outcome::Failure));
-                drop(way);
-                self.stats.loaded(false, cost);
-                return Err(CacheError::LoadTimeout { limit });
-            }
-        };
-        class.record(own, Some(Outcome::Success));
-        if let Way::Permit(permit) = way {
-            permit.record(outcome);
-        }
-        self.stats.loaded(result.is_ok(), cost);
-        result
-    }
-
-    /// Finds a permit to go by: one of the guard, that of the load that it is nested in, or that of
-    /// a load that waits for this one.
-    async fn find_way<'a>(
-        &self,
-        asking: &'a Asking<'_>,
-        queued: impl FnOnce(),
-        lent: impl Future<Output = Arc<Loading>>,
-    ) -> Result<Way<'a>, CacheError> {
-        let (class, deadline) = (asking.class, asking.deadline);
-        let own = async {
-            match &asking.permission {
-                Permission::Within(parent) => Ok(Way::Lent(parent.clone())),
-                Permission::Nested(parent) => {
-                    let place = Loading::nested_place(parent);
-                    let place = tokio::time::timeout_at(deadline.into(), place).await;
-                    place.map(Way::Nested).map_err(|_late| {
-                        let retry_after = Duration::from_millis(10);
-                        CacheError::Overloaded { retry_after }
-                    })
-                }
-                Permission::Guard(urgency) => {
-                    let permit = self.guard.admit(class.lane, *urgency, deadline, queued);
-                    permit
-                        .await
-                        .map(Way::Permit)
-                        .map_err(|refusal| refused(class, refusal))
-                }
-            }
-        };
-        tokio::select! {
-            biased;
-            own = own => own,
-            by = lent => Ok(Way::Lent(by)),
-        }
-    }
-}
-
-fn refused(class: &Class, refusal: Refusal) -> CacheError {
-    match refusal {
-        Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
-        Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
-            class: class.name.clone(),
-            bound,
-            retry_after,
-        },
-        Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
-    }
-}
-
-/// What a load wants of the guard.
-pub(crate) struct Asking<'a> {
-    pub(crate) class: &'a Class,
-    pub(crate) permission: Permission,
-    /// How long it may take, and when it has to have ended.
-    pub(crate) limit: Duration,
-    pub(crate) deadline: Instant,
-}
-
-/// By what right a load asks the database.
-pub(crate) enum Permission {
-    /// By a permit of its own.
-    Guard(Urgency),
-    /// By that of the load that it is a part of.
-    Within(Arc<Loading>),
-    /// By that of the load that it is nested in, beside a few others.
-    Nested(Arc<Loading>),
-}
-
-enum Way<'a> {
-    Permit(Permit),
-    Nested(Nested<'a>),
-    Lent(Arc<Loading>),
-}
-
-impl Way<'_> {
-    fn place(&self) -> Option<Arc<Place>> {
-        match self {
-            Self::Permit(permit) => Some(permit.place()),
-            Self::Nested(nested) => nested.by.place(),
-            Self::Lent(by) => by.place(),
-        }
-    }
 }
 
 impl<V: Clone + Send + Sync + 'static> Job<V> {
+    /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for
+    /// it.
+    pub(crate) fn new(view: &View<V>, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Self {
+        if let Some(entry) = &held
+            && !view.core().sabotage.tags_stripped
+        {
+            add_tags(&mut tags, entry.tag_names().iter().map(Vec::as_slice));
+        }
+        Self {
+            view: view.clone(),
+            ttl: view.ttl(),
+            tags,
+            held,
+            early: false,
+            anew: false,
+            parent: Loading::current(&view.core().flights),
+            first_look: FirstLook::None,
+        }
+    }
+
     pub(crate) fn urgency(&self) -> Urgency {
         match &self.held {
             Some(held) => Urgency::Refresh { heat: held.heat() },
@@ -580,115 +452,12 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         }
         unfit(&tags)
     }
-
-    /// Puts what was loaded into memory and lands the flight. What is to be stored in Redis is left
-    /// to be sent: no caller waits for that.
-    pub(crate) fn keep(
-        &self,
-        leader: &Leader,
-        value: Option<V>,
-        cost: Duration,
-        lease: Option<Lease>,
-    ) -> Option<Kept> {
-        let (view, cache) = (&self.view, self.view.core());
-        let encoded = value.as_ref().map(|value| view.codec().encode(value));
-        // What cannot be kept in Redis as it is can still be answered.
-        let encoded = encoded
-            .transpose()
-            .map_err(|problem| view.cannot_keep(leader.key(), &*problem));
-        let can_be_kept = encoded.is_ok();
-        let encoded = encoded.unwrap_or_default();
-        let length = encoded.as_ref().map_or(0, Bytes::len);
-        let life = view.life(&self.ttl, value.as_ref());
-        let snapshot = &leader.snapshot();
-        cache.failures.forget(leader.key());
-        // The database may have been read at any moment of the load: the age is counted from its
-        // beginning.
-        let now = clock();
-        let loaded_at = now.checked_sub(cost).unwrap_or(now);
-        let times = Times {
-            loaded_at: loaded_at.into(),
-            life,
-            cost,
-            early_refresh: self.ttl.early_refresh,
-        };
-        let governed = (snapshot, Arc::from(self.tags.as_slice()));
-        let entry = Entry::new(leader.key(), value, times, governed, view.label(), length);
-        let keep = can_be_kept && length <= cache.value_max && !life.keep.is_zero();
-        if keep {
-            cache.memory.insert(&entry, snapshot, &cache.generations);
-        } else {
-            cache.memory.remove(leader.key());
-        }
-        let source = Source::Database;
-        leader.land(Ok(Loaded { entry, source }));
-        if length > cache.value_max {
-            cache.stats.not_stored.add(1);
-        }
-        lease.filter(|_| keep).map(|lease| Kept {
-            lease,
-            encoded,
-            life,
-            cost,
-            type_version: view.label().version,
-            loaded_at,
-        })
-    }
 }
 
 /// A value in Redis that does not answer the read: what is known of it.
 struct Unfit {
     seen: Seen,
     tags: Vec<Vec<u8>>,
-}
-
-/// What was loaded, and the right to store it in Redis.
-pub(crate) struct Kept {
-    lease: Lease,
-    encoded: Option<Bytes>,
-    life: Lifetime,
-    cost: Duration,
-    type_version: u32,
-    loaded_at: Instant,
-}
-
-impl Kept {
-    pub(crate) async fn fill(self) {
-        let fill = Fill {
-            payload: self.encoded.as_deref(),
-            life: self.life,
-            cost: self.cost,
-            type_version: self.type_version,
-            loaded_at: self.loaded_at,
-        };
-        let filled = self.lease.fill(&fill).await;
-        tracing::trace!(?filled, "fill");
-    }
-}
-
-fn outcome_of(error: &(dyn Error + Send + Sync + 'static)) -> Outcome {
-    if is_infrastructure(error) {
-        Outcome::Failure
-    } else {
-        Outcome::Success
-    }
-}
-
-/// Whether a loader's error says something about the database, rather than about the question.
-fn is_infrastructure(error: &(dyn Error + Send + Sync + 'static)) -> bool {
-    let mut error: Option<&(dyn Error + 'static)> = Some(error);
-    while let Some(cause) = error {
-        if let Some(source) = cause.downcast_ref::<SourceError>() {
-            return source.is_passing();
-        }
-        if let Some(sqlx::Error::Io(_) | sqlx::Error::PoolTimedOut | sqlx::Error::WorkerCrashed) =
-            cause.downcast_ref::<sqlx::Error>()
-        {
-            return true;
-        }
-        error = cause.source();
-    }
-    false
 }
 
 /// Another process is loading: how soon to look, at first and at last.

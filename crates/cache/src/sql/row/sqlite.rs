@@ -4,9 +4,9 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{Column, Row as _, TypeInfo, ValueRef};
 
 use super::{Cell, Row, Unfit, double, hex};
-use crate::source::SourceError;
+use crate::sql::SourceError;
 
-pub(in crate::source) fn row(from: &SqliteRow) -> Result<Row, SourceError> {
+pub(in crate::sql) fn row(from: &SqliteRow) -> Result<Row, SourceError> {
     let mut row = Row::default();
     for (at, column) in from.columns().iter().enumerate() {
         let (name, type_name) = (column.name(), type_name(from, at)?);

@@ -3,9 +3,9 @@
 
 use std::time::Duration;
 
-use crate::cache::{Cache, Inner};
 use crate::outbox::Transactional;
-use crate::source::{SourceError, Tx};
+use crate::parts::{Cache, Inner};
+use crate::sql::{SourceError, Tx};
 use crate::target::Target;
 
 /// A write that has yet to say what it invalidates; see [`Cache::write`].

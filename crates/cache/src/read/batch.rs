@@ -1,45 +1,30 @@
-//! Many keys at once: a read that loads what is missing in one query, and warming.
+//! Many keys at once: a read that loads what is missing in one query.
 //!
 //! A batch obeys the rules of single reads. Each missing key gets a flight of its own, so that
-//! others join it and it joins others; each is filled under its own lease. Warming cannot take
-//! leases, because it learns the keys only with their values; Redis's log of what was invalidated
-//! lately tells which of them were overtaken.
+//! others join it and it joins others; each is filled under its own lease.
 
 use std::collections::HashMap;
-use std::future::pending;
 use std::hash::Hash;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{join_all, select_all};
 
+use super::database::{Asking, Permission};
+use super::ending::{Ending, conclude, wait};
+use super::keep::Kept;
+use super::load::{Job, Stage, add_tags};
+use super::view::View;
 use crate::answer::{Answer, StaleReason};
-use crate::cache::{Inner, clock};
-use crate::ending::{Ending, conclude, wait};
+use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
+use crate::flight::nesting::Loading;
 use crate::flight::{Boarding, Held, Leader, Passenger};
-use crate::freshness::{Lifetime, Ttl};
+use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::{Key, bounded};
-use crate::load::{Asking, Job, Kept, Permission, Stage, add_tags};
-use crate::nesting::Loading;
-use crate::tier::memory::{Entry, Times};
-use crate::tier::redis::{Fill, Lease, Patience, Season};
-use crate::view::View;
-
-/// What a warming did.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Warmed {
-    /// Values loaded.
-    pub loaded: usize,
-    /// Values that are now in memory.
-    pub memory: usize,
-    /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could
-    /// not be reached.
-    pub redis: usize,
-}
+use crate::parts::Inner;
+use crate::tier::redis::{Lease, Patience};
 
 /// A read of many keys being put together; see [`View::read_many`].
 ///
@@ -100,99 +85,6 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             default: None,
         }
     }
-
-    /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
-    /// an invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
-    ///
-    /// ```no_run
-    /// # use steadfast_cache::View;
-    /// # async fn best_sellers() -> std::io::Result<Vec<(u64, String)>> { Ok(Vec::new()) }
-    /// # async fn f(titles: View<String>) -> Result<(), steadfast_cache::CacheError> {
-    /// let warmed = titles.warm(|| async { Ok(best_sellers().await?) }).await?;
-    /// println!("{} of {} in memory, {} in Redis", warmed.memory, warmed.loaded, warmed.redis);
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// As [`View::get`]; it draws on the guard like any load.
-    pub async fn warm<K, I, L, F>(&self, load: L) -> Result<Warmed, CacheError>
-    where
-        K: Key,
-        I: IntoIterator<Item = (K, V)>,
-        L: FnOnce() -> F + Send,
-        F: Future<Output = Result<I, LoadError>> + Send,
-    {
-        let (cache, ttl) = (self.core(), self.ttl());
-        let whole = cache.generations.snapshot_all();
-        let season = match &cache.redis {
-            Some(redis) => redis.open_season().await.ok(),
-            None => None,
-        };
-        let began = clock();
-        let permission = match Loading::current(cache) {
-            Some(parent) => Permission::Within(parent),
-            None => Permission::Guard(Urgency::Refresh { heat: 0 }),
-        };
-        let asking = Asking {
-            class: self.class(),
-            permission,
-            limit: ttl.hard_limit,
-            deadline: began + ttl.hard_limit,
-        };
-        let asked = cache.ask_database(asking, || (), pending(), |_| load());
-        let (pairs, cost) = asked.await?;
-
-        let mut warmed = Warmed::default();
-        let mut kept = Vec::new();
-        for (key, value) in pairs {
-            warmed.loaded += 1;
-            let name = self.name(&key);
-            let bytes = match self.codec().encode(&value) {
-                Ok(bytes) => bytes,
-                Err(problem) => {
-                    self.cannot_keep(&name, &*problem);
-                    continue;
-                }
-            };
-            if bytes.len() > cache.value_max {
-                cache.stats.not_stored.add(1);
-                continue;
-            }
-            let tags = self.tags_of(&name);
-            let snapshot = cache.generations.narrow(&whole, &name, &tags);
-            let life = self.life(&ttl, Some(&value));
-            let times = Times {
-                loaded_at: began.into(),
-                life,
-                cost,
-                early_refresh: ttl.early_refresh,
-            };
-            let governed = (&snapshot, tags.clone().into());
-            let length = bytes.len();
-            let entry = Entry::new(&name, Some(value), times, governed, self.label(), length);
-            let stored = cache.memory.insert(&entry, &snapshot, &cache.generations);
-            warmed.memory += usize::from(stored);
-            kept.push(Warm {
-                name: name.to_vec(),
-                tags,
-                bytes,
-                life,
-            });
-        }
-        if let Some(season) = season {
-            let times = (began, cost, self.label().version);
-            warmed.redis = cache.fill_in_season(season, &kept, times).await;
-        }
-        Ok(warmed)
-    }
-}
-
-/// A value to be put into Redis.
-struct Warm {
-    name: Vec<u8>,
-    tags: Vec<Vec<u8>>,
-    bytes: Bytes,
-    life: Lifetime,
 }
 
 impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
@@ -249,7 +141,7 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
                 Place::Hit(answer) => Ok(answer),
                 Place::Ended(ending) => conclude(view, ending, default.clone()),
                 Place::Flight(passenger, held) => {
-                    let parent = Loading::current(view.core());
+                    let parent = Loading::current(&view.core().flights);
                     let ending = wait(view, passenger, held, &ttl, now, parent).await;
                     conclude(view, ending, default.clone())
                 }
@@ -294,7 +186,7 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     }
     let mut all = view.tags_of(&name);
     add_tags(&mut all, named.into_iter());
-    let mut job = view.job(all, entry);
+    let mut job = Job::new(view, all, entry);
     let held = held.filter(|held| view.may_serve_stale(held, ttl, moment));
     job.held = held.as_ref().map(|held| held.loaded.entry.clone());
     let flights = &cache.flights;
@@ -315,41 +207,6 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
             led.push(Led { leader, job, key });
             Place::Flight(passenger, held)
         }
-    }
-}
-
-impl Inner {
-    async fn fill_in_season(
-        &self,
-        mut season: Season,
-        kept: &[Warm],
-        (loaded_at, cost, type_version): (Instant, Duration, u32),
-    ) -> usize {
-        let Some(redis) = &self.redis else { return 0 };
-        let mut filled = 0;
-        for chunk in kept.chunks(FILLS_AT_ONCE) {
-            let fills: Vec<_> = chunk
-                .iter()
-                .map(|warm| {
-                    let fill = Fill {
-                        payload: Some(&warm.bytes),
-                        life: warm.life,
-                        cost,
-                        type_version,
-                        loaded_at,
-                    };
-                    (&*warm.name, &*warm.tags, fill)
-                })
-                .collect();
-            match redis.fill_in_season(&mut season, &fills).await {
-                Ok(count) => filled += count,
-                Err(trouble) => {
-                    tracing::debug!(%trouble, "warming goes on without Redis");
-                    break;
-                }
-            }
-        }
-        filled
     }
 }
 
@@ -388,7 +245,7 @@ where
         deadline,
     };
     let load = |place| {
-        Loading::within(cache, &leaders, parent, place, async move {
+        Loading::within(cache.nesting(), &leaders, parent, place, async move {
             let pairs = load(keys).await?;
             Ok(pairs.into_iter().collect::<HashMap<K, V>>())
         })
@@ -504,15 +361,12 @@ where
 /// default.
 const ASKED_AT_ONCE: usize = 512;
 
-/// Fills sent to Redis in one go.
-const FILLS_AT_ONCE: usize = 64;
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::answer::Source;
-    use crate::cache::Cache;
-    use crate::source::{Database, DatabaseOptions};
+    use crate::parts::Cache;
+    use crate::sql::{Database, DatabaseOptions};
 
     /// The batch has the key twice, and it is invalidated after the first of them has boarded.
     #[tokio::test]

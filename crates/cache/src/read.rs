@@ -1,0 +1,15 @@
+//! Reading: memory, then Redis, then the database.
+
+pub(crate) mod batch;
+pub(crate) mod database;
+pub(crate) mod ending;
+pub(crate) mod keep;
+pub(crate) mod load;
+pub(crate) mod single;
+pub(crate) mod view;
+pub(crate) mod warm;
+
+pub use batch::ReadMany;
+pub use single::Read;
+pub use view::View;
+pub use warm::Warmed;

@@ -1,0 +1,167 @@
+//! Warming: values that are loaded before anybody asks.
+//!
+//! Warming cannot take leases, because it learns the keys only with their values; Redis's log of
+//! what was invalidated lately tells which of them were overtaken.
+
+use std::future::pending;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use super::database::{Asking, Permission};
+use super::view::View;
+use crate::clock::clock;
+use crate::error::{CacheError, LoadError};
+use crate::flight::nesting::Loading;
+use crate::freshness::Lifetime;
+use crate::guard::Urgency;
+use crate::key::Key;
+use crate::parts::Inner;
+use crate::tier::entry::{Entry, Times};
+use crate::tier::redis::{Fill, Season};
+
+/// What a warming did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Warmed {
+    /// Values loaded.
+    pub loaded: usize,
+    /// Values that are now in memory.
+    pub memory: usize,
+    /// Values that are now in Redis. The others were overtaken by an invalidation, or Redis could
+    /// not be reached.
+    pub redis: usize,
+}
+
+impl<V: Clone + Send + Sync + 'static> View<V> {
+    /// Loads many values by one query and puts them into memory and Redis before anybody asks. What
+    /// an invalidation overtook meanwhile is left out. Call it at the start, or from time to time.
+    ///
+    /// ```no_run
+    /// # use steadfast_cache::View;
+    /// # async fn best_sellers() -> std::io::Result<Vec<(u64, String)>> { Ok(Vec::new()) }
+    /// # async fn f(titles: View<String>) -> Result<(), steadfast_cache::CacheError> {
+    /// let warmed = titles.warm(|| async { Ok(best_sellers().await?) }).await?;
+    /// println!("{} of {} in memory, {} in Redis", warmed.memory, warmed.loaded, warmed.redis);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`View::get`]; it draws on the guard like any load.
+    pub async fn warm<K, I, L, F>(&self, load: L) -> Result<Warmed, CacheError>
+    where
+        K: Key,
+        I: IntoIterator<Item = (K, V)>,
+        L: FnOnce() -> F + Send,
+        F: Future<Output = Result<I, LoadError>> + Send,
+    {
+        let (cache, ttl) = (self.core(), self.ttl());
+        let whole = cache.generations.snapshot_all();
+        let season = match &cache.redis {
+            Some(redis) => redis.open_season().await.ok(),
+            None => None,
+        };
+        let began = clock();
+        let permission = match Loading::current(&cache.flights) {
+            Some(parent) => Permission::Within(parent),
+            None => Permission::Guard(Urgency::Refresh { heat: 0 }),
+        };
+        let asking = Asking {
+            class: self.class(),
+            permission,
+            limit: ttl.hard_limit,
+            deadline: began + ttl.hard_limit,
+        };
+        let asked = cache.ask_database(asking, || (), pending(), |_| load());
+        let (pairs, cost) = asked.await?;
+
+        let mut warmed = Warmed::default();
+        let mut kept = Vec::new();
+        for (key, value) in pairs {
+            warmed.loaded += 1;
+            let name = self.name(&key);
+            let bytes = match self.codec().encode(&value) {
+                Ok(bytes) => bytes,
+                Err(problem) => {
+                    self.cannot_keep(&name, &*problem);
+                    continue;
+                }
+            };
+            if bytes.len() > cache.value_max {
+                cache.stats.not_stored.add(1);
+                continue;
+            }
+            let tags = self.tags_of(&name);
+            let snapshot = cache.generations.narrow(&whole, &name, &tags);
+            let life = self.life(&ttl, Some(&value));
+            let times = Times {
+                loaded_at: began.into(),
+                life,
+                cost,
+                early_refresh: ttl.early_refresh,
+            };
+            let governed = (&snapshot, tags.clone().into());
+            let length = bytes.len();
+            let entry = Entry::new(&name, Some(value), times, governed, self.label(), length);
+            let stored = cache.memory.insert(&entry, &snapshot, &cache.generations);
+            warmed.memory += usize::from(stored);
+            kept.push(Warm {
+                name: name.to_vec(),
+                tags,
+                bytes,
+                life,
+            });
+        }
+        if let Some(season) = season {
+            let times = (began, cost, self.label().version);
+            warmed.redis = cache.fill_in_season(season, &kept, times).await;
+        }
+        Ok(warmed)
+    }
+}
+
+/// A value to be put into Redis.
+struct Warm {
+    name: Vec<u8>,
+    tags: Vec<Vec<u8>>,
+    bytes: Bytes,
+    life: Lifetime,
+}
+
+impl Inner {
+    async fn fill_in_season(
+        &self,
+        mut season: Season,
+        kept: &[Warm],
+        (loaded_at, cost, type_version): (Instant, Duration, u32),
+    ) -> usize {
+        let Some(redis) = &self.redis else { return 0 };
+        let mut filled = 0;
+        for chunk in kept.chunks(FILLS_AT_ONCE) {
+            let fills: Vec<_> = chunk
+                .iter()
+                .map(|warm| {
+                    let fill = Fill {
+                        payload: Some(&warm.bytes),
+                        life: warm.life,
+                        cost,
+                        type_version,
+                        loaded_at,
+                    };
+                    (&*warm.name, &*warm.tags, fill)
+                })
+                .collect();
+            match redis.fill_in_season(&mut season, &fills).await {
+                Ok(count) => filled += count,
+                Err(trouble) => {
+                    tracing::debug!(%trouble, "warming goes on without Redis");
+                    break;
+                }
+            }
+        }
+        filled
+    }
+}
+
+/// Fills sent to Redis in one go.
+const FILLS_AT_ONCE: usize = 64;

@@ -1,0 +1,137 @@
+//! What a database could not do.
+
+use std::time::Duration;
+
+use super::tls;
+
+/// A database could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The URL is not one of a database that is known here.
+    #[error(
+        "the database URL is not valid: {problem}; use sqlite://path, mysql://user:password@host/name or postgres://user:password@host/name"
+    )]
+    Url {
+        /// What is wrong with it, without the URL itself, which may hold a password.
+        problem: String,
+    },
+    /// A setting of [`DatabaseOptions`](super::DatabaseOptions) that means nothing.
+    #[error("{setting} {problem}")]
+    Setting {
+        /// The setting's name.
+        setting: &'static str,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Nothing came back in time.
+    #[error("the database did not answer within {limit:?}")]
+    Timeout {
+        /// The limit that was passed.
+        limit: Duration,
+    },
+    /// A column has a type that has no JSON form here.
+    #[error(
+        "column {column} has the type {type_name}, which cannot be shown as JSON; cast it to text in the query"
+    )]
+    ColumnType {
+        /// The column's name.
+        column: String,
+        /// Its type.
+        type_name: String,
+    },
+    /// A column has a value that has no JSON form here, though others of its type have one.
+    #[error(
+        "column {column}, of type {type_name}, has a value that cannot be shown as JSON: {problem}; cast it in the query"
+    )]
+    ColumnValue {
+        /// The column's name.
+        column: String,
+        /// Its type.
+        type_name: String,
+        /// What is wrong with the value, which is not told itself.
+        problem: &'static str,
+    },
+    /// Two columns of a row have one name, of which one would be lost.
+    #[error("two columns are called {column}; give one of them another name with AS")]
+    ColumnTwice {
+        /// The name.
+        column: String,
+    },
+    /// A row cannot be read as the type asked for.
+    #[error("row {row} is no {type_name}: {problem}")]
+    Row {
+        /// Its number, from 1.
+        row: usize,
+        /// The type.
+        type_name: &'static str,
+        /// The column and what is wrong with it.
+        problem: serde_json::Error,
+    },
+    /// The transaction has ended: the database rolled it back by itself, or a statement of it ran
+    /// out of time.
+    #[error("the transaction has ended already, and nothing of it was kept")]
+    Ended,
+    /// One row alone is larger than what may be kept of the whole result.
+    #[error("a row is larger than the {bytes} bytes that a result may have")]
+    RowTooLarge {
+        /// The bound, [`Bounds::bytes`](super::Bounds::bytes).
+        bytes: usize,
+    },
+    /// The database, or the way to it, refused.
+    #[error("the database refused: {}", tls::explain(.0))]
+    Sql(#[from] sqlx::Error),
+}
+
+impl SourceError {
+    /// Whether the same statement might succeed if tried again later: the database was out of
+    /// reach, busy or slow.
+    #[must_use]
+    pub fn is_passing(&self) -> bool {
+        match self {
+            Self::Timeout { .. } | Self::Ended => true,
+            Self::Sql(sqlx::Error::Database(error)) => {
+                error.code().is_some_and(|code| is_passing_code(&code))
+            }
+            Self::Sql(error) => {
+                matches!(
+                    error,
+                    sqlx::Error::Io(_)
+                        | sqlx::Error::PoolTimedOut
+                        | sqlx::Error::WorkerCrashed
+                        | sqlx::Error::Tls(_)
+                )
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether the database refused it because it writes where only reading is allowed
+    /// ([`DatabaseOptions::read_only_connections`](super::DatabaseOptions::read_only_connections)).
+    #[must_use]
+    pub fn writes(&self) -> bool {
+        let Self::Sql(sqlx::Error::Database(error)) = self else {
+            return false;
+        };
+        // SQLSTATE "read-only SQL transaction", of PostgreSQL and MySQL; SQLITE_READONLY.
+        error
+            .code()
+            .is_some_and(|code| matches!(&*code, "25006" | "8"))
+    }
+}
+
+/// Whether an error with this code passes by itself. SQLite: busy, locked, interrupted, trouble
+/// with the file, a disk that is full; its codes have at most four digits, of which the lowest byte
+/// tells the kind. MySQL: deadlock, lock wait (SQLSTATE 40001, HY000 is too wide). PostgreSQL:
+/// serialization failure, deadlock, too many connections, a disk that is full, starting up or
+/// shutting down. Both: stopped for want of time.
+fn is_passing_code(code: &str) -> bool {
+    let sqlite = code.parse::<u32>().ok().filter(|_| code.len() <= 4);
+    sqlite.is_some_and(|code| matches!(code & 0xff, 5 | 6 | 9 | 10 | 13 | 14))
+        || PASSING_CODES.contains(&code)
+}
+
+const PASSING_CODES: &[&str] = &[
+    "40001", "40P01", "53100", "53300", "57014", "57P01", "57P02", "57P03", "08004", "25P03",
+    "70100",
+];

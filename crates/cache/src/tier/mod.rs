@@ -1,9 +1,0 @@
-//! The two places where values are kept.
-
-pub(crate) mod memory;
-pub(crate) mod redis;
-
-use std::sync::Arc;
-
-/// A key as the memory tier and the flights share it.
-pub(crate) type Key = Arc<[u8]>;

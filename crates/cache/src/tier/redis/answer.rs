@@ -1,0 +1,69 @@
+//! What Redis says, and why it says nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redis::RedisError;
+use smallvec::SmallVec;
+use steadfast::{Certainty, certainty};
+
+/// The belief that values of this epoch are good, as it was at one moment.
+#[derive(Clone, Debug)]
+pub(crate) struct Standing {
+    pub(crate) epoch: Arc<str>,
+    pub(super) watermark: u64,
+    /// SQL was seen since Redis was connected to.
+    pub(crate) proven: bool,
+}
+
+/// What was there, well enough to know it again: whoever fills must not have been overtaken by
+/// another fill.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    pub(super) standing: Standing,
+    /// The first bytes, which hold the checksum; none if there was nothing.
+    pub(super) head: SmallVec<[u8; HEAD]>,
+}
+
+/// Why Redis was not of use.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Trouble {
+    #[error("redis is not asked: {0}")]
+    NotAsked(&'static str),
+    #[error("redis has been replaced or rolled back")]
+    Replaced,
+    #[error("redis failed: {0}")]
+    Failed(#[from] RedisError),
+    #[error("redis did not answer within its limit")]
+    Slow,
+    #[error(
+        "redis is not asked: less is left of what a read may spend on it than a question takes"
+    )]
+    NoTime,
+}
+
+/// What a server answers to a script that it does not begin.
+const BEFORE_A_SCRIPT: [&str; 5] = ["NOPERM", "NOAUTH", "LOADING", "BUSY", "MASTERDOWN"];
+
+impl Trouble {
+    /// Whether Redis may have done what it was asked.
+    pub(super) fn may_have_run(&self) -> bool {
+        match self {
+            Self::NoTime => false,
+            // The client believes no script's words; those of the cache's own scripts never begin
+            // so.
+            Self::Failed(error) if BEFORE_A_SCRIPT.contains(&error.code().unwrap_or("")) => false,
+            Self::Failed(error) => certainty(error) == Certainty::Unknown,
+            Self::NotAsked(_) | Self::Replaced | Self::Slow => true,
+        }
+    }
+}
+
+pub(crate) type Answer<T> = Result<T, Trouble>;
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    duration.as_millis() as u64
+}
+
+/// As many bytes as `TAKE_LEASE` compares.
+pub(super) const HEAD: usize = 6;

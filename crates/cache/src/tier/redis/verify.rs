@@ -1,0 +1,96 @@
+//! Finding out whether Redis may be believed: SQL is asked how far it must be, then Redis how far
+//! it is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::RedisTier;
+use super::answer::Trouble;
+use super::trust::{Adopted, number_text};
+use crate::outbox::Glance;
+use crate::sql::SourceError;
+
+impl RedisTier {
+    /// Forms a belief whenever one is wanted, until the cache is gone. A task of its own, so that
+    /// no reader's limit cuts it short.
+    pub(crate) async fn keep_verified(self: Arc<Self>, mut gone: watch::Receiver<()>) {
+        loop {
+            tokio::select! {
+                _ = gone.changed() => return,
+                () = self.trust.wanted() => {}
+            }
+            if self.trust.believed().is_none()
+                && let Err(trouble) = self.verify().await
+            {
+                tracing::debug!(%trouble, "redis cannot be verified");
+            }
+            self.trust.settle();
+        }
+    }
+
+    /// Looks at the outbox, and learns from it what Redis must have reached.
+    pub(crate) async fn look_at_sql(&self) -> Result<Option<Glance>, SourceError> {
+        let before = self.trust.before_look();
+        let Some(glance) = self.outbox.glance().await? else {
+            return Ok(None);
+        };
+        self.trust.after_look(before, &glance);
+        Ok(Some(glance))
+    }
+
+    async fn verify(&self) -> Result<(), Trouble> {
+        let trust = &self.trust;
+        let connection = trust.before_look().connection;
+        let looked = tokio::time::timeout(SQL_LIMIT, self.look_at_sql()).await;
+        if !matches!(looked, Ok(Ok(Some(_)))) {
+            trust.without_look();
+        }
+        trust.await_presence().await;
+        let known = trust.required(trust.known_watermark());
+        let own = trust.database().map(number_text).unwrap_or_default();
+        let mut ask = redis::cmd("EVAL");
+        ask.arg(ADOPT)
+            .arg(2)
+            .arg(self.names.epoch())
+            .arg(self.names.watermark())
+            .arg(known)
+            .arg(self.new_epoch())
+            .arg(own)
+            .arg(self.names.presence(""));
+        let (epoch, watermark, begun, held): (String, u64, bool, bool) = self.ask(&ask).await?;
+        let found = (!epoch.is_empty()).then_some(Adopted {
+            epoch,
+            watermark,
+            begun,
+            held,
+            known,
+        });
+        if trust.adopt(connection, found) {
+            self.began_epoch();
+        }
+        Ok(())
+    }
+}
+
+const SQL_LIMIT: Duration = Duration::from_secs(1);
+
+/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's
+/// number if it is known, how the channels are called on which those of a database listen. Returns
+/// the epoch, the watermark, whether the epoch is new, and whether there was one before; no epoch
+/// if it is another database's whose processes are there. Keeps the epoch of a Redis that is
+/// current, begins a new one otherwise; of several processes that find it behind at once, the first
+/// begins it and the others adopt it. Frees before it writes, which a full Redis takes.
+const ADOPT: &str = "\
+local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
+if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
+local other = epoch and ARGV[3] ~= '' and string.sub(epoch, 1, 16) ~= ARGV[3] \
+if other and redis.call('PUBLISH', ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1} end \
+if other then watermark = nil end \
+if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1} end \
+local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
+redis.call('UNLINK', KEYS[1], KEYS[2]) \
+redis.call('SET', KEYS[1], ARGV[2]) \
+redis.call('SET', KEYS[2], at) \
+return {ARGV[2], at, 1, epoch and 1 or 0}";
