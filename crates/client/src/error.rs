@@ -95,7 +95,7 @@ pub enum ErrorKind {
     /// The runtime that the client's tasks live in has ended or does not run, so that nobody serves
     /// its connection.
     Runtime {
-        /// Which of the two, and what to do.
+        /// The one of the two that it is, and what to do.
         why: &'static str,
     },
     /// No majority of sentinels has confirmed the primary lately, and the call may write: see

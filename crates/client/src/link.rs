@@ -249,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_woke_ends_an_outage_and_is_no_reconnection() {
+    fn a_connection_that_recovered_ends_an_outage_and_is_no_reconnection() {
         let (link, now) = view();
         link.connected(&ServerFacts::default(), now);
         {
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ghost_is_ordered_killed_while_open_and_kept_for_the_next_connection() {
+    fn an_abandoned_connection_is_ordered_killed_while_open_and_kept_for_the_next_connection() {
         let (link, now) = view();
         let identity = |id| Identity {
             id,

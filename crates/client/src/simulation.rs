@@ -7,6 +7,7 @@
 //! history, so what a seed has found it finds again: `STEADFAST_SIMULATED_SEED=n` runs that one
 //! alone, `STEADFAST_SIMULATED_SEEDS=n` so many.
 
+mod caller;
 mod world;
 
 use std::collections::BTreeSet;
@@ -15,14 +16,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::{join_all, maybe_done};
-use redis::{Cmd, Value};
+use redis::Cmd;
 use tokio::task::JoinSet;
 
+use self::caller::{Caller, Made, every_word_was_true};
 use self::world::{Fault, Mode, Odds, World};
 use crate::clock;
-use crate::error::{Certainty, Error, ErrorKind};
+use crate::error::{Certainty, ErrorKind};
 use crate::link::ConnectionState;
-use crate::{BreakerConfig, CallOptions, Client, ClientBuilder};
+use crate::{BreakerConfig, Client, ClientBuilder};
 
 const DEADLINE: Duration = Duration::from_secs(1);
 /// Timers are of whole milliseconds.
@@ -79,114 +81,6 @@ fn cmd(words: &str) -> Cmd {
         cmd.arg(word);
     }
     cmd
-}
-
-/// A call, and what became of it.
-struct Made {
-    words: String,
-    took: Duration,
-    /// `None` if its future was dropped.
-    result: Option<Result<Value, Error>>,
-}
-
-/// A caller that uses the client at the same time as others.
-struct Caller {
-    client: Client,
-    number: u32,
-    rng: fastrand::Rng,
-    made: Vec<Made>,
-    /// The last value that was set, and the last of which the server said so.
-    set: u32,
-    acknowledged: u32,
-}
-
-impl Caller {
-    fn new(client: &Client, number: u32, seed: u64) -> Self {
-        Self {
-            client: client.clone(),
-            number,
-            rng: fastrand::Rng::with_seed(seed ^ u64::from(number) << 32),
-            made: Vec::new(),
-            set: 0,
-            acknowledged: 0,
-        }
-    }
-
-    async fn call_for(mut self, time: Duration) -> Self {
-        let until = clock::now() + time;
-        while clock::now() < until {
-            match self.rng.u32(0..5) {
-                0 => {
-                    let words = format!("INCR n:{}:{}", self.number, self.made.len());
-                    self.call(words).await;
-                }
-                1 => {
-                    self.set += 1;
-                    let words = format!("SET k:{} {}", self.number, self.set);
-                    if let Some(Ok(_)) = self.call(words).await {
-                        self.acknowledged = self.set;
-                    }
-                }
-                2 => self.look().await,
-                _ => {
-                    let n = self.rng.u32(0..VALUES);
-                    let heard = self.call(format!("GET v:{n}")).await;
-                    if let Some(Ok(value)) = heard {
-                        let own = format!("value {n}").into_bytes();
-                        assert_eq!(*value, Value::BulkString(own), "another call's reply");
-                    }
-                }
-            }
-            tokio::time::sleep(ms(self.rng.u64(0..25))).await;
-        }
-        self
-    }
-
-    /// Reads a key that nobody else writes: it never goes back behind what was acknowledged.
-    async fn look(&mut self) {
-        let heard = self.call(format!("GET k:{}", self.number)).await;
-        let value = match heard {
-            Some(Ok(Value::BulkString(value))) => String::from_utf8_lossy(value).into_owned(),
-            Some(Ok(_)) => "0".to_owned(),
-            _ => return,
-        };
-        let value: u32 = value.parse().expect("a number was set");
-        let known = self.acknowledged..=self.set;
-        assert!(
-            known.contains(&value),
-            "k:{} is {value}, not of {known:?}",
-            self.number
-        );
-    }
-
-    async fn call(&mut self, words: String) -> Option<&Result<Value, Error>> {
-        let command = cmd(&words);
-        // Now and then with little patience, or none left.
-        let limit = match self.rng.u32(0..12) {
-            0 => ms(self.rng.u64(1..60)),
-            _ => DEADLINE,
-        };
-        let patience = match self.rng.u32(0..8) {
-            0 => ms(self.rng.u64(0..30)),
-            _ => Duration::from_secs(60),
-        };
-        let began = clock::now();
-        let scoped = self.client.with(CallOptions::new().deadline(limit));
-        let result = tokio::time::timeout(patience, scoped.send(&command))
-            .await
-            .ok();
-        let took = clock::now() - began;
-        assert!(
-            took <= limit + NOISE,
-            "{words} took {took:?} of {limit:?}: {result:?}"
-        );
-        self.made.push(Made {
-            words,
-            took,
-            result,
-        });
-        self.made.last()?.result.as_ref()
-    }
 }
 
 /// A history: callers, and a world in which things go wrong for a while. Returns what can be
@@ -262,22 +156,6 @@ async fn it_serves_again(client: &Client, world: &World, callers: &mut [Caller])
             "an old write of k:{} came last",
             caller.number
         );
-    }
-}
-
-/// Holds what was said of each write against what the server did.
-fn every_word_was_true(made: &[Made], world: &World) {
-    for call in made.iter().filter(|call| !call.words.starts_with("GET")) {
-        let (words, ran) = (&call.words, world.ran(&call.words));
-        let once = words.starts_with("INCR");
-        assert!(!once || ran <= 1, "{words} was run {ran} times");
-        match &call.result {
-            Some(Ok(_)) => assert!(ran >= 1, "{words} was said to be done"),
-            Some(Err(error)) if error.certainty() != Certainty::Unknown => {
-                assert_eq!(ran, 0, "{words} was said not to be run: {error}");
-            }
-            _ => {}
-        }
     }
 }
 

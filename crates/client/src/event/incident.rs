@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_in_silence_counts_though_the_connection_woke() {
+    fn what_was_given_up_in_silence_counts_though_the_connection_recovered() {
         let mut incidents = Incidents::default();
         note(
             &mut incidents,

@@ -30,7 +30,7 @@ use crate::wire::stream::Stream;
 /// A signal of a driver to its supervisor.
 #[derive(Debug)]
 pub(crate) enum Signal {
-    /// No sign of life for a while, while commands wait, which may be nothing.
+    /// No sign of life for a while, while requests wait, which may be nothing.
     Doubtful,
     /// There was one, before the connection was unresponsive.
     Calm,
@@ -41,7 +41,7 @@ pub(crate) enum Signal {
     Aside,
     /// Bytes come, and no reply has been completed for so long.
     Stuck(Duration),
-    /// A byte has come after all: how long none had, and how many calls were given up meanwhile.
+    /// The end of a silence: how long no byte had come, and how many calls were given up meanwhile.
     Recovered(Duration, usize),
     /// The server could not kill this abandoned connection now: it is to be asked again.
     Unfenced(Box<Identity>),

@@ -465,7 +465,7 @@ mod tests {
     }
 
     #[test]
-    fn c18_a_ghost_that_was_refused_is_killed_by_the_next_connection_that_may() {
+    fn c18_an_abandoned_connection_that_was_refused_is_killed_by_the_next_connection_that_may() {
         let shared = shared(1);
         let link = &shared.links[0];
         shared.fences.serves(link, &Ok(()), &[], &[]);

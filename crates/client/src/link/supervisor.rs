@@ -8,6 +8,7 @@ mod inquiry;
 mod outage;
 mod renewal;
 mod replacement;
+mod silence;
 mod watchdog;
 mod watching;
 

@@ -27,14 +27,14 @@ pub(super) enum Mode {
     Well,
     /// The server runs nothing; what is sent waits.
     Frozen,
-    /// Nobody listens, and whatever was connected is cut.
+    /// The server is gone: nobody listens, and whatever was connected is cut.
     Gone,
     /// Connections are accepted into the void.
     Void,
     Loading,
     /// A user may not kill connections.
     Unfenced,
-    /// A script is running: all but a few commands are refused, killing too.
+    /// The server runs a script: all but a few commands are refused, killing too.
     Busy,
 }
 

@@ -310,7 +310,7 @@ async fn c9_the_breaker_obeys_the_hand_and_says_so() {
 }
 
 #[tokio::test]
-async fn c1_a_call_that_waits_out_a_blip_has_its_own_deadline() {
+async fn c1_a_call_that_waits_out_an_interruption_has_its_own_deadline() {
     let (redis, client) = pair_with(|b| b.reconnect_grace(ms(60_000)).deadline(ms(30_000))).await;
     redis.kill().await;
     until_state(&client, ConnectionState::Connecting).await;

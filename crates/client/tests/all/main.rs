@@ -13,8 +13,8 @@ mod credentials;
 #[cfg(feature = "entra-id")]
 mod entra;
 mod examples;
+mod fencing;
 mod following;
-mod ghosts;
 mod liveness;
 mod load;
 mod malformed;

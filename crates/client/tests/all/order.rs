@@ -272,7 +272,8 @@ async fn c13_blocking_calls_beyond_their_connections_are_refused_and_their_place
 }
 
 #[tokio::test]
-async fn c13_a_blocking_call_while_the_server_is_down_is_refused_at_once_and_in_a_blip_waits() {
+async fn c13_a_blocking_call_while_the_server_is_down_is_refused_at_once_and_in_an_interruption_waits()
+ {
     let (redis, client) = pair_with(|b| b.reconnect_grace(ms(1000))).await;
     redis.kill().await;
     let waiting = tokio::spawn({

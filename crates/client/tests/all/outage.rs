@@ -8,7 +8,7 @@ use redis::AsyncCommands;
 use steadfast::{CallOptions, Certainty, Client, ConnectionState, ErrorKind};
 use steadfast_drill::process::Redis;
 
-use crate::support::{cmd, ghosts, now, pair, pair_with, until, until_down_for, until_state};
+use crate::support::{cmd, now, pair, pair_with, rounds, until, until_down_for, until_state};
 
 async fn kill_clients(redis: &Redis) {
     redis
@@ -167,7 +167,7 @@ async fn c6_a_call_to_a_server_that_is_down_is_refused_at_once_and_says_since_wh
 }
 
 #[tokio::test]
-async fn c7_an_overdue_peer_that_lives_is_replaced_by_a_challenger() {
+async fn c7_an_unresponsive_peer_that_lives_is_replaced_by_a_standby() {
     let (redis, client) = pair().await;
     // Paused clients are accepted and shaken hands with, but their commands are not answered.
     let mut calls = Vec::new();
@@ -277,7 +277,7 @@ async fn c9_calls_pass_at_once_after_the_supervisors_own_probe_has_closed_the_br
 
 #[tokio::test]
 async fn c18_bytes_left_in_a_frozen_server_are_never_applied_after_a_later_write() {
-    for round in 0..ghosts() {
+    for round in 0..rounds() {
         let (redis, client) = pair_with(|b| b.deadline(Duration::from_millis(400))).await;
         redis.freeze().unwrap();
         // More than the server reads at once, and the old write behind it.

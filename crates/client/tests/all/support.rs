@@ -149,8 +149,8 @@ pub(crate) fn soaking() -> bool {
     std::env::var_os("STEADFAST_SOAK").is_some()
 }
 
-/// How many abandoned connections are raised.
-pub(crate) fn ghosts() -> usize {
+/// Returns how many connections are abandoned, one after another.
+pub(crate) fn rounds() -> usize {
     if soaking() { 200 } else { 20 }
 }
 

@@ -346,7 +346,7 @@ mod models {
     use super::*;
 
     #[test]
-    fn of_two_doomed_calls_at_once_exactly_one_is_the_pilot() {
+    fn of_two_infeasible_calls_at_once_exactly_one_is_the_probe() {
         loom::model(|| {
             let now = Instant::now();
             let estimate = Arc::new(LatencyEstimate::new(now));

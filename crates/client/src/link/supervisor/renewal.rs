@@ -31,7 +31,7 @@ pub(super) struct Renewal {
     state: RenewalState,
     /// Renewals that failed, one after another.
     failed: u32,
-    /// What is wrong with the credentials, as it was told last.
+    /// The trouble with the credentials, as it was told last.
     told: Option<Arc<str>>,
     /// The credentials that the connection has given, or that another is dialled to give.
     credentials: Option<Credentials>,
@@ -46,7 +46,7 @@ enum RenewalState {
 struct Running {
     task: Owned<Given>,
     began: Instant,
-    /// When it is told (again) that it hangs.
+    /// The instant at which it is told (again) that it hangs.
     due: Instant,
     told: bool,
 }

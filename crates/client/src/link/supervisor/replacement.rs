@@ -29,7 +29,7 @@ pub(super) struct StandbyDial {
     pub(super) why: Arc<str>,
     /// The old one works: it is not cut, it finishes what it has. Not for one that is silent.
     pub(super) gently: bool,
-    /// How long each phase may take.
+    /// The limit of each phase.
     limit: Duration,
     pub(super) attempt: u32,
     pub(super) next_at: Instant,
@@ -54,7 +54,7 @@ pub(super) struct Replacement {
     pub(super) successor: Option<Successor>,
     /// Takes over if that turns out to be needed.
     pub(super) standby: Option<Successor>,
-    /// When the standby is let go, if it was not needed.
+    /// The instant at which the standby is let go, if it was not needed.
     standby_until: Option<Instant>,
 }
 

@@ -12,6 +12,7 @@ use super::inquiry::{self, Finding};
 use super::outage::go_down;
 use super::renewal::{Given, Renewal};
 use super::replacement::{Dialled, Replacement, Successor};
+use super::silence::{Silence, Unresponsive};
 use crate::clock;
 use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
@@ -26,52 +27,28 @@ use crate::wire::queue::DriverCommand;
 
 /// The state of a supervisor while a connection serves.
 pub(super) struct Watching {
-    /// What the server calls the connection in service.
+    /// The server's name for the connection in service.
     identity: Option<Identity>,
     silence: Silence,
     replacement: Replacement,
     renewal: Renewal,
     /// A question to the server about the connection in service, on a standby connection.
     asking: Option<Owned<Asked>>,
-    /// What has arrived at the server of a request, as it said last.
+    /// The bytes of a request that have arrived at the server, as it said last.
     received: Option<u64>,
-    /// Why the connection steps aside.
+    /// The reason why the connection steps aside.
     aside_for: Arc<str>,
     rejoining: Option<mpsc::Receiver<()>>,
-    /// Why the connection is to be replaced although it works.
+    /// The reason to replace the connection although it works.
     replaces_for: Option<Arc<str>>,
     retire_at: Option<Instant>,
-    /// When to have those killed again that the server could not kill.
+    /// The instant at which to have those killed again that the server could not kill.
     fence_at: Option<Instant>,
-}
-
-/// The silence of the connection in service.
-#[derive(Debug)]
-enum Silence {
-    None,
-    /// It may be nothing.
-    Doubtful,
-    /// It is too long.
-    Unresponsive(Unresponsive),
-    /// There are bytes, and no reply is completed.
-    Stuck,
-}
-
-#[derive(Debug)]
-struct Unresponsive {
-    /// Since when no byte has come.
-    since: Instant,
-    /// When the server counts as down, if no standby connection is ready by then.
-    down_at: Option<Instant>,
-    /// When the connection is given up.
-    abandon_at: Option<Instant>,
-    /// A call under way was given longer than usual.
-    patient: bool,
 }
 
 type Asked = Result<(Successor, Finding), Arc<str>>;
 
-/// What [`Watching::next`] found due.
+/// A thing that [`Watching::next`] found due.
 pub(super) enum Due {
     /// An attempt to connect is over.
     Dialled(Dialled),
@@ -79,7 +56,7 @@ pub(super) enum Due {
     Asked(Result<Asked, JoinError>),
     /// The credentials provider has answered.
     Renewed(Result<Given, JoinError>),
-    /// It is time for something.
+    /// A time that was waited for has come.
     Time,
 }
 
@@ -236,13 +213,7 @@ impl Watching {
                 None if dial.attempt == 0 => now + moment,
                 None => now,
             });
-        self.set_down_at(begun.map(|at| at.max(now)));
-    }
-
-    fn set_down_at(&mut self, at: Option<Instant>) {
-        if let Silence::Unresponsive(silent) = &mut self.silence {
-            silent.down_at = at;
-        }
+        self.silence.set_down_at(begun.map(|at| at.max(now)));
     }
 
     fn stuck(&mut self, supervisor: &Supervisor, unserved: Duration) {
@@ -267,7 +238,7 @@ impl Watching {
     }
 
     fn ask(&mut self, supervisor: &Supervisor, mut standby: Successor) {
-        self.set_down_at(None);
+        self.silence.set_down_at(None);
         let limit = supervisor.shared.settings.response_idle_timeout;
         let about = self.identity.clone();
         let task = async move {
@@ -461,14 +432,9 @@ impl Watching {
 
     /// Returns when something is to be done: dial, abandon, retire, renew.
     fn poll_timeout(&self) -> Option<Instant> {
-        let (down_at, abandon_at) = match &self.silence {
-            Silence::Unresponsive(silent) => (silent.down_at, silent.abandon_at),
-            _ => (None, None),
-        };
         let next = [
             self.replacement.poll_timeout(),
-            down_at,
-            abandon_at,
+            self.silence.poll_timeout(),
             self.retire_at,
             self.fence_at,
             self.renewal.poll_timeout(),

@@ -40,7 +40,7 @@ fn identity() -> Identity {
 }
 
 #[test]
-fn a_full_lane_refuses_and_says_which_bound() {
+fn a_full_queue_refuses_and_says_which_bound() {
     let queue = SubmitQueue::new(BOUNDS);
     let held: Vec<_> = (0..3).map(|_| submit(&queue, 10, BOUND)).collect();
     assert!(held.iter().all(Result::is_ok));
@@ -153,7 +153,7 @@ async fn what_waits_is_turned_away_when_the_server_is_down_and_so_is_what_comes(
 }
 
 #[test]
-fn a_closed_lane_stays_closed() {
+fn a_closed_queue_stays_closed() {
     let queue = SubmitQueue::new(BOUNDS);
     queue.refuse_new();
     queue.set_gate(Gate::Open);

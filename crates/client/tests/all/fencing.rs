@@ -10,7 +10,7 @@ use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 
 use crate::support::{
-    Name, cmd, ghosts, ms, now, pair, pair_with, proxied, seen, until, until_seen, until_state,
+    Name, cmd, ms, now, pair, pair_with, proxied, rounds, seen, until, until_seen, until_state,
 };
 
 async fn send_until_ok(client: &Client, words: &str) {
@@ -37,7 +37,7 @@ async fn leave_behind(client: &Client, write: &str) {
 #[tokio::test]
 async fn c18_bytes_held_back_on_the_wire_reach_nobody_after_a_later_write() {
     let redis = Redis::start().await.unwrap();
-    for round in 0..ghosts() {
+    for round in 0..rounds() {
         let proxy = Proxy::start(redis.addr()).await.unwrap();
         let name = Name::at(proxy.addr());
         let client = Client::builder("redis://the-name:6379")
