@@ -164,7 +164,7 @@ impl Bound {
     fn as_str(self) -> &'static str {
         match self {
             Self::InFlight => "too many calls are in flight",
-            Self::Bytes => "too many bytes wait to be sent",
+            Self::Bytes => "the send buffer is full",
             Self::Blocking => {
                 "every connection for commands that block is taken: raise blocking_connections"
             }
@@ -213,7 +213,7 @@ impl Error {
         self.certainty
     }
 
-    /// The kind of a failure.
+    /// Returns the kind of the failure.
     pub fn kind(&self) -> &ErrorKind {
         &self.kind
     }

@@ -1,4 +1,4 @@
-//! One connection's place in the client: it stays while sockets come and go.
+//! State that outlives a single socket: one [`Link`] per configured connection.
 
 pub(crate) mod alive;
 pub(crate) mod connect;

@@ -26,7 +26,7 @@ pub enum Full {
     #[error("every place is taken")]
     Calls,
     /// So many bytes are inside.
-    #[error("as many bytes as may wait are waiting")]
+    #[error("the send buffer is full")]
     Bytes,
 }
 
