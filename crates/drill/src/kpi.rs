@@ -177,6 +177,10 @@ pub(crate) fn title(name: &str) -> &str {
         "users_well" => "Users well again",
         "redis_in_use" => "Redis in use again",
         "used_redis" => "Answered by Redis before",
+        "lost" => "Acknowledged writes lost",
+        "lost_late" => "Lost after the switch",
+        "applied_twice" => "Writes applied twice",
+        "back_in_service" => "Back in service after",
         "lived" => "Lived through the fault",
         other => other,
     }

@@ -7,12 +7,14 @@
 //! The format of scenarios and of `report.json` is versioned by itself; before 1.0 a minor version of this crate may break its functions.
 
 pub mod api;
+pub mod asking;
 mod certificates;
 mod control;
 pub mod fault;
 pub mod hand_built;
 pub mod http_load;
 mod kpi;
+pub mod ledger;
 pub mod load;
 pub mod plain;
 pub mod process;

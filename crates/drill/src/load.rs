@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::ledger::Ledger;
 use crate::record::{Ended, LATE, Record};
 use crate::scenario::{Arrivals, Load, Phases};
 use crate::subject::Subject;
@@ -36,6 +37,8 @@ pub struct Lane {
 struct Seen {
     record: Record,
     truth: Truth,
+    /// Of a subject whose data are in Redis itself. What it reads is judged in the end, by this.
+    ledger: Option<Ledger>,
 }
 
 impl Lane {
@@ -49,12 +52,29 @@ impl Lane {
         let seen = Seen {
             record: Record::new(phases),
             truth: Truth::new(allowed_age),
+            ledger: None,
         };
         Self {
             subject,
             start,
             seen: Mutex::new(seen),
         }
+    }
+
+    /// The same, of a subject that keeps a ledger.
+    pub(crate) fn keeping_a_ledger(self) -> Self {
+        self.seen().ledger = Some(Ledger::default());
+        self
+    }
+
+    /// Reads the ledger, an empty one if none is kept.
+    pub(crate) fn ledger<T>(&self, with: impl FnOnce(&Ledger) -> T) -> T {
+        with(self.seen().ledger.as_ref().unwrap_or(&Ledger::default()))
+    }
+
+    /// A moment, from the start of the load.
+    pub(crate) fn moment(&self, at: Instant) -> Duration {
+        at.saturating_duration_since(self.start)
     }
 
     /// The subject.
@@ -88,27 +108,48 @@ impl Lane {
             write: choice.write,
             ended: None,
         };
-        call.ended = Some(if choice.write {
-            let version = self.seen().truth.next_version(choice.key);
-            match timeout(HUNG, self.subject.write(choice.key, version)).await {
-                Ok(Ok(())) => {
-                    let now = self.now();
-                    self.seen().truth.confirm(choice.key, version, now);
-                    Ended::Written
-                }
-                Ok(Err(failure)) => Ended::WriteFailed(failure.kind),
-                Err(_) => Ended::WriteFailed("hung"),
-            }
-        } else {
-            match timeout(HUNG, self.subject.read(choice.key)).await {
-                Ok(Ok(answer)) => {
-                    let wrong = self.seen().truth.is_wrong(choice.key, &answer, begun);
-                    Ended::Read { answer, wrong }
-                }
-                Ok(Err(failure)) => Ended::ReadFailed(failure.kind),
-                Err(_) => Ended::ReadFailed("hung"),
-            }
+        call.ended = Some(match choice.write {
+            true => self.write(choice.key).await,
+            false => self.read(choice.key, begun).await,
         });
+    }
+
+    async fn write(&self, key: u64) -> Ended {
+        let now = self.now();
+        let (version, entry) = {
+            let mut seen = self.seen();
+            let version = seen.truth.next_version(key);
+            let ledger = seen.ledger.as_mut();
+            (
+                version,
+                ledger.map(|ledger| ledger.begin(key, version, now)),
+            )
+        };
+        let written = timeout(HUNG, self.subject.write(key, version)).await;
+        let (now, mut seen) = (self.now(), self.seen());
+        if let (Some(ledger), Some(entry)) = (&mut seen.ledger, entry) {
+            ledger.end(entry, matches!(written, Ok(Ok(()))), now);
+        }
+        match written {
+            Ok(Ok(())) => {
+                seen.truth.confirm(key, version, now);
+                Ended::Written
+            }
+            Ok(Err(failure)) => Ended::WriteFailed(failure.kind),
+            Err(_) => Ended::WriteFailed("hung"),
+        }
+    }
+
+    async fn read(&self, key: u64, begun: Duration) -> Ended {
+        match timeout(HUNG, self.subject.read(key)).await {
+            Ok(Ok(answer)) => {
+                let seen = self.seen();
+                let wrong = seen.ledger.is_none() && seen.truth.is_wrong(key, &answer, begun);
+                Ended::Read { answer, wrong }
+            }
+            Ok(Err(failure)) => Ended::ReadFailed(failure.kind),
+            Err(_) => Ended::ReadFailed("hung"),
+        }
     }
 }
 

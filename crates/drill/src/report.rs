@@ -20,13 +20,14 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::kpi::{Kpi, duration, figure, target, title};
+use crate::ledger::LedgerReport;
 use crate::record::{Counts, Interval, Record};
 use crate::scenario::{Phase, Scenario, Step};
 use crate::subject::{Breaker, Connection, Role};
 pub use crate::timeline::FaultSpan;
 pub use crate::verdict::Verdict;
 use crate::verdict::{
-    NOTHING_IS_BROKEN, judge, ms, proves_nothing, share, sum, untouched_kpi, verdict,
+    NOTHING_IS_BROKEN, judge, judge_ledger, ms, proves_nothing, share, sum, untouched_kpi, verdict,
 };
 
 /// The version of the JSON form.
@@ -66,6 +67,9 @@ pub struct Report {
     /// The faults of the protocol that acted on no command, by name, or that nothing is broken by
     /// this scenario.
     pub untouched: Vec<&'static str>,
+    /// What became of the writes of a subject whose data are in Redis itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ledger: Option<LedgerReport>,
     /// For plots.
     pub timeline: Timeline,
     /// Whether the control is expected to fail, which is what most scenarios are there to show.
@@ -252,7 +256,7 @@ pub struct StateChange {
 impl Report {
     /// What the record of one subject shows.
     pub fn of(scenario: &Scenario, role: Role, record: &Record, faults: Vec<FaultSpan>) -> Self {
-        Self::with_untouched(scenario, role, record, faults, Vec::new())
+        Self::with_untouched(scenario, role, record, faults, Vec::new(), None)
     }
 
     /// The same, given which faults of the protocol acted on no command. With one it is void, since
@@ -263,6 +267,7 @@ impl Report {
         record: &Record,
         faults: Vec<FaultSpan>,
         mut untouched: Vec<&'static str>,
+        ledger: Option<LedgerReport>,
     ) -> Self {
         let steps = &scenario.steps;
         if steps.is_empty() {
@@ -270,10 +275,14 @@ impl Report {
         }
         let on_commands = |step: &Step| step.fault.name().starts_with("resp_");
         let mut kpis = Vec::new();
-        if steps.is_empty() || steps.iter().any(on_commands) {
+        if steps.is_empty() || steps.iter().any(on_commands) || ledger.is_some() {
             kpis.push(untouched_kpi(&untouched));
         }
-        kpis.extend(judge(record, &scenario.thresholds, role, !steps.is_empty()));
+        let thresholds = &scenario.thresholds;
+        kpis.extend(match &ledger {
+            Some(ledger) => judge_ledger(record, ledger, thresholds, role),
+            None => judge(record, thresholds, role, !steps.is_empty()),
+        });
         let (moments, resolution) = (record.moments(), record.resolution());
         let facts = record.facts();
         Self {
@@ -311,6 +320,7 @@ impl Report {
             kpis,
             faults,
             untouched,
+            ledger,
             timeline: timeline(record),
             control_fails: scenario.thresholds.control_fails,
             control: None,

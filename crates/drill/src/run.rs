@@ -9,11 +9,12 @@ use serde::Serialize;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
+use crate::ledger::LedgerReport;
 use crate::load::{Lane, drive};
 use crate::process::ProcessError;
 use crate::record::{Record, SAMPLE};
 use crate::report::Report;
-use crate::scenario::{Fault, Phase, Scenario};
+use crate::scenario::{Fault, Phase, Scenario, Store};
 pub use crate::site::SiteError;
 use crate::site::{FAULT_LIMIT, Site};
 use crate::subject::{Breaker, Connection, Role, SetUpError, Subject, SubjectFactory};
@@ -155,7 +156,7 @@ pub async fn run(
 ) -> Result<Report, RunError> {
     let mut scenario = scenario.clone();
     scenario.seed = options.seed.unwrap_or(scenario.seed);
-    let setting_up = Stage::set_up(&scenario, factory, roles(&options));
+    let setting_up = Stage::set_up(&scenario, factory, roles(&scenario, &options));
     let stage = tokio::select! {
         stage = setting_up => stage?,
         () = options.stop.cancelled() => return Err(RunError::Interrupted),
@@ -220,12 +221,12 @@ impl Stage {
         .await?;
         let start = Instant::now() + Duration::from_millis(20);
         let lane = |subject| {
-            Lane::new(
-                subject,
-                start,
-                scenario.phases,
-                scenario.thresholds.allowed_age,
-            )
+            let allowed_age = scenario.thresholds.allowed_age;
+            let lane = Lane::new(subject, start, scenario.phases, allowed_age);
+            match scenario.store {
+                Store::Cache => lane,
+                Store::Sentinel => lane.keeping_a_ledger(),
+            }
         };
         let actors = ready
             .into_iter()
@@ -268,7 +269,11 @@ impl Stage {
         if options.stop.is_cancelled() {
             return Err(RunError::Interrupted);
         }
-        Ok(self.report(scenario, &faults))
+        let looked_up = self.actors.iter();
+        let looked_up = looked_up.map(|actor| actor.site.ledger(&actor.lane));
+        let ledgers = try_join_all(looked_up).await;
+        let ledgers = ledgers.map_err(|cause| RunError::Server(cause.into()))?;
+        Ok(self.report(scenario, &faults, &ledgers))
     }
 
     /// Carries the steps out at their times, and heals what is broken when `stop` comes.
@@ -381,11 +386,16 @@ impl Stage {
         }
     }
 
-    fn report(&self, scenario: &Scenario, faults: &[FaultSpan]) -> Report {
-        let mut reports = self.actors.iter().map(|actor| {
-            let (faults, untouched) = (faults.to_vec(), actor.site.untouched());
+    fn report(
+        &self,
+        scenario: &Scenario,
+        faults: &[FaultSpan],
+        ledgers: &[Option<LedgerReport>],
+    ) -> Report {
+        let mut reports = self.actors.iter().zip(ledgers).map(|(actor, ledger)| {
+            let (faults, untouched, role) = (faults.to_vec(), actor.site.untouched(), actor.role);
             actor.lane.record(|record| {
-                Report::with_untouched(scenario, actor.role, record, faults, untouched)
+                Report::with_untouched(scenario, role, record, faults, untouched, *ledger)
             })
         });
         let mut report = reports.next().expect("there is always one subject");
@@ -408,10 +418,12 @@ impl Stage {
 }
 
 /// The subjects of the run; the one that is judged comes first.
-fn roles(options: &RunOptions) -> Vec<Role> {
+fn roles(scenario: &Scenario, options: &RunOptions) -> Vec<Role> {
+    // What is built by hand in the founding documents is a cache.
+    let has_cache = scenario.store == Store::Cache;
     let controls = [
         (Role::Plain, options.control),
-        (Role::HandBuilt, options.hand_built),
+        (Role::HandBuilt, options.hand_built && has_cache),
     ];
     let wanted = controls.iter().filter(|(_, runs)| *runs);
     std::iter::once(Role::Resilient)

@@ -49,6 +49,8 @@ pub struct Scenario {
     /// Whether the subject keeps a tier in memory; without it, every read that is answered from a cache is answered by Redis. Default
     /// true.
     pub memory: bool,
+    /// Where the subject's data are. Default: in a database, with Redis before it.
+    pub store: Store,
     /// What is broken, and when.
     pub steps: Vec<Step>,
     /// What is still good enough.
@@ -56,6 +58,17 @@ pub struct Scenario {
     /// What the users of an application of one's own ask for over HTTP (`[target.http]`). It has no meaning for a drill of Steadfast
     /// itself.
     pub http: Option<HttpLoad>,
+}
+
+/// Where a subject's data are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Store {
+    /// In a database of its own, with Redis as a cache before it.
+    #[default]
+    Cache,
+    /// In Redis itself: a primary with a replica that three sentinels watch. What is written is kept in a
+    /// [ledger](crate::ledger).
+    Sentinel,
 }
 
 /// What the users do.
@@ -258,6 +271,20 @@ pub enum Fault {
     DatabaseDown,
     /// Every query of the database takes this much longer.
     DatabaseSlow(Duration),
+    /// A sentinel is told to fail over, as an operator does it.
+    FailoverPlanned,
+    /// The primary is killed, and started again, empty, at the end.
+    PrimaryKilled,
+    /// The primary is stopped where it stands, and goes on at the end, deposed.
+    PrimaryFrozen,
+    /// The primary is cut off from the sentinels and its replica, and not from its clients.
+    SplitBrain,
+    /// All sentinels are killed, and started again at the end.
+    SentinelsAway,
+    /// One sentinel, the first that a client asks, hears of nothing, and names the old primary after a planned failover.
+    SentinelStale,
+    /// The replica gets nothing from the primary.
+    ReplicaLag,
 }
 
 impl Fault {
@@ -279,17 +306,34 @@ impl Fault {
         matches!(self, Fault::CertificateExpired | Fault::CertificateWrong)
     }
 
+    /// Whether sentinels must watch the server.
+    pub fn needs_sentinels(&self) -> bool {
+        matches!(
+            self,
+            Fault::FailoverPlanned
+                | Fault::PrimaryKilled
+                | Fault::PrimaryFrozen
+                | Fault::SplitBrain
+                | Fault::SentinelsAway
+                | Fault::SentinelStale
+                | Fault::ReplicaLag
+        )
+    }
+
     /// Whether the server cannot be told anything while it lasts, or forgets with its end what it was told.
     fn takes_away(&self) -> bool {
         matches!(
             self,
             Fault::Crash | Fault::OldSnapshot | Fault::Freeze | Fault::Pause(_) | Fault::Loading
-        )
+        ) || self.needs_sentinels() && *self != Fault::ReplicaLag
     }
 
-    /// Whether it happens to the server itself: not on the wire before it, nor in the database.
+    /// Whether it happens to the server itself: not on the wire before it, nor in the database or between servers.
     fn is_of_server(&self) -> bool {
-        let elsewhere = matches!(self, Fault::DatabaseDown | Fault::DatabaseSlow(_));
+        let elsewhere = matches!(
+            self,
+            Fault::DatabaseDown | Fault::DatabaseSlow(_) | Fault::ReplicaLag
+        );
         !elsewhere && !self.needs_proxy()
     }
 
@@ -333,6 +377,13 @@ impl Fault {
             Fault::Wire(toxic) => toxic.fault.name(),
             Fault::DatabaseDown => "database_down",
             Fault::DatabaseSlow(_) => "database_slow",
+            Fault::FailoverPlanned => "failover_planned",
+            Fault::PrimaryKilled => "primary_killed",
+            Fault::PrimaryFrozen => "primary_frozen",
+            Fault::SplitBrain => "split_brain",
+            Fault::SentinelsAway => "sentinels_away",
+            Fault::SentinelStale => "sentinel_stale",
+            Fault::ReplicaLag => "replica_lag",
         }
     }
 }
@@ -358,6 +409,8 @@ pub struct Thresholds {
     pub slowest: Duration,
     /// An answer this much older than the database is wrong, unless it says that it is stale. Default 2 s.
     pub allowed_age: Duration,
+    /// Acknowledged writes that may be lost, of a subject whose data are in Redis itself. Default 0.
+    pub lost: u64,
     /// Whether the control is expected to fail: what the scenario is there to show. Default true.
     pub control_fails: bool,
 }
@@ -374,6 +427,7 @@ impl Default for Thresholds {
             fault_p99: Duration::from_millis(500),
             slowest: Duration::from_millis(1250),
             allowed_age: Duration::from_secs(2),
+            lost: 0,
             control_fails: true,
         }
     }

@@ -74,6 +74,9 @@ pub struct Endpoint {
     pub folder: Option<PathBuf>,
     /// Whether a subject that has a tier in memory is to use it.
     pub memory: bool,
+    /// Whether the subject keeps its data in Redis itself, without a database: `redis_url` is then one of sentinels, a write is an
+    /// [`Entry`](crate::ledger::Entry), and a read asks for a [name](crate::ledger::name_of).
+    pub ledger: bool,
 }
 
 impl Role {
@@ -87,8 +90,12 @@ impl Role {
     }
 
     /// What a subject is made of, and so what can be expected of it.
-    pub(crate) fn built(self) -> &'static str {
+    pub(crate) fn built(self, keeps_a_ledger: bool) -> &'static str {
         match self {
+            Role::Plain if keeps_a_ledger => {
+                "redis-rs with its own client for sentinels, which asks one of them at each connection"
+            }
+            Role::Resilient if keeps_a_ledger => "this client on its defaults, without a cache",
             Role::Resilient => "this client and cache on their defaults",
             Role::Plain => {
                 "redis-rs as its documentation shows it, with a read-through cache; it has neither a tier in memory nor a way round Redis, \
@@ -111,7 +118,15 @@ impl Endpoint {
             ca_file: None,
             folder: None,
             memory: true,
+            ledger: false,
         }
+    }
+
+    /// The same, of a subject whose data are in Redis itself.
+    #[must_use]
+    pub fn keeping_a_ledger(mut self) -> Self {
+        self.ledger = true;
+        self
     }
 
     /// The same, with a file in which the current password is kept.
@@ -151,6 +166,7 @@ impl std::fmt::Debug for Endpoint {
             .field("ca_file", &self.ca_file)
             .field("folder", &self.folder)
             .field("memory", &self.memory)
+            .field("ledger", &self.ledger)
             .finish_non_exhaustive()
     }
 }

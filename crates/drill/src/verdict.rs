@@ -14,6 +14,15 @@
 //! | fault_p99 | what 99 of 100 calls took at most | fault | ≤ 500 ms |
 //! | untouched | faults of the protocol that acted on no command, or a scenario that breaks nothing; with one the verdict is void | fault | 0 |
 //! | slowest_call | the longest call | whole run | ≤ 1.25 s |
+//!
+//! A subject whose data are in Redis itself is judged by errors, write_errors, fault_p99 and slowest_call as above, and by its ledger:
+//!
+//! | figure | formula | phases | good when |
+//! |---|---|---|---|
+//! | lost | acknowledged writes that are not there in the end | whole run | ≤ what the scenario says (0) |
+//! | lost_late | those of them that were begun 500 ms or more after another primary was named | whole run | 0 |
+//! | applied_twice | writes that were applied more than once | whole run | 0 |
+//! | back_in_service | from another primary being named to the first acknowledged write that stays, if one was named | fault | < 1 s (a control: 30 s) |
 
 use std::time::Duration;
 
@@ -21,6 +30,7 @@ use serde::Serialize;
 
 pub use crate::kpi::{Bound, Kpi, Unit};
 use crate::kpi::{duration, figure};
+use crate::ledger::LedgerReport;
 use crate::record::{Counts, Record};
 use crate::scenario::{Phase, Thresholds};
 use crate::subject::{Connection, Role};
@@ -61,6 +71,69 @@ pub fn judge(record: &Record, thresholds: &Thresholds, role: Role, breaks: bool)
     if breaks {
         kpis.extend(fault_p99(record, thresholds));
     }
+    kpis.push(slowest_call(&whole, thresholds));
+    kpis
+}
+
+/// The key figures of a subject whose data are in Redis itself.
+pub(crate) fn judge_ledger(
+    record: &Record,
+    ledger: &LedgerReport,
+    thresholds: &Thresholds,
+    role: Role,
+) -> Vec<Kpi> {
+    let whole = sum(record, &Phase::ALL[1..]);
+    let mut kpis = failures(&whole, thresholds);
+    kpis.retain(|kpi| kpi.name != "wrong_answers");
+    let count = |name, target: u64, formula, seen: u64| {
+        let kpi = Kpi::held_to(
+            (name, WHOLE),
+            Bound::AtMost,
+            target as f64,
+            Unit::Count,
+            formula,
+        );
+        kpi.seen(Some(seen as f64))
+    };
+    kpis.extend([
+        count(
+            "lost",
+            thresholds.lost,
+            "acknowledged writes that are not there in the end",
+            ledger.lost,
+        )
+        .noted(format!("of {} acknowledged", ledger.acknowledged)),
+        count(
+            "lost_late",
+            0,
+            "acknowledged writes lost that were begun 500 ms or more after another primary was named",
+            ledger.lost_late,
+        ),
+        count(
+            "applied_twice",
+            0,
+            "writes that were applied more than once",
+            ledger.twice,
+        ),
+    ]);
+    if ledger.failovers > 0 {
+        let limit = match role {
+            Role::Resilient => thresholds.recovery,
+            Role::Plain | Role::HandBuilt => RECOVERY_OF_CONTROL,
+        };
+        let back = Kpi::held_to(
+            ("back_in_service", "fault"),
+            Bound::Below,
+            ms(limit),
+            Unit::Ms,
+            "from another primary being named by two sentinels to the first acknowledged write that stays",
+        );
+        kpis.push(
+            back.seen(ledger.back_ms)
+                .noted("± 20 ms, the time between two looks"),
+        );
+    }
+    kpis.extend(fault_p99(record, thresholds));
     kpis.push(slowest_call(&whole, thresholds));
     kpis
 }

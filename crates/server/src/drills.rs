@@ -19,6 +19,8 @@ use crate::observe::feed::EventFeed;
 use crate::problem::{Problem, ProblemKind};
 
 mod aside;
+mod facts;
+mod ledger;
 mod subject;
 mod table;
 

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -38,11 +38,20 @@ impl Sentinel {
     /// # Errors
     /// As [`RedisBuilder::start`].
     pub async fn start(primary: &Redis, lines: &[&str]) -> Result<Self, ProcessError> {
+        Self::start_within(&std::env::temp_dir(), primary, lines).await
+    }
+
+    /// The same, its folder being one of `place`.
+    async fn start_within(
+        place: &Path,
+        primary: &Redis,
+        lines: &[&str],
+    ) -> Result<Self, ProcessError> {
         let program = find(&["redis-server", "valkey-server"], &[], "redis-server")?;
         let mut attempts = 0;
         loop {
             attempts += 1;
-            let server = Server::new("sentinel", None, Death::Killed)?;
+            let server = Server::within(place, "sentinel", None, Death::Killed)?;
             let password = lines
                 .iter()
                 .find_map(|line| line.strip_prefix("requirepass "));
@@ -166,6 +175,16 @@ impl Watched {
         set: impl Fn(RedisBuilder) -> RedisBuilder,
         lines: &[&str],
     ) -> Result<Self, ProcessError> {
+        let lines = |_| lines.iter().map(ToString::to_string).collect();
+        Self::start_each(set, lines, &std::env::temp_dir()).await
+    }
+
+    /// The same, with further lines for each sentinel by its number; their folders are in `place`.
+    pub(crate) async fn start_each(
+        set: impl Fn(RedisBuilder) -> RedisBuilder,
+        lines: impl Fn(usize) -> Vec<String>,
+        place: &Path,
+    ) -> Result<Self, ProcessError> {
         let primary = set(Redis::builder()).start().await?;
         let of = format!("127.0.0.1 {}", primary.port());
         let replica = set(Redis::builder().config("replicaof", of))
@@ -176,11 +195,12 @@ impl Watched {
         while !primary.info("replication").await?.contains("state=online") {
             soon(until, "replica").await?;
         }
-        let sentinels = [
-            Sentinel::start(&primary, lines).await?,
-            Sentinel::start(&primary, lines).await?,
-            Sentinel::start(&primary, lines).await?,
-        ];
+        let sentinel = async |number| {
+            let lines = lines(number);
+            let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+            Sentinel::start_within(place, &primary, &lines).await
+        };
+        let sentinels = [sentinel(0).await?, sentinel(1).await?, sentinel(2).await?];
         let watched = Self {
             data: [primary, replica],
             sentinels,

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 
 use super::{FaultSpan, PhaseReport, Report, Verdict, duration, figure, svg, target, title};
 use crate::kpi::{Kpi, Unit};
+use crate::ledger::LedgerReport;
 use crate::subject::Role;
 
 const STYLE: &str = concat!(
@@ -121,6 +122,9 @@ fn sentence(report: &Report) -> String {
         (Some(_), Some(_)) => text.push_str("; it had not recovered when the drill ended"),
         _ => {}
     }
+    if let Some(ledger) = &report.ledger {
+        let _ = write!(text, "; {}", of_the_writes(ledger));
+    }
     text.push('.');
     for (who, control) in report.all().skip(1) {
         let _ = write!(text, " {who}: <strong>{}</strong>", failed(control));
@@ -134,12 +138,33 @@ fn sentence(report: &Report) -> String {
                 grouped(wrong as u64)
             );
         }
+        if let Some(ledger) = &control.ledger {
+            let _ = write!(text, ", <strong>{}</strong>", of_the_writes(ledger));
+        }
         match value(control, "redis_in_use") {
             Some(None) => text.push_str(", and it had not recovered when the drill ended."),
             _ => text.push('.'),
         }
     }
     text
+}
+
+/// What became of the writes of a subject whose data are in Redis itself.
+fn of_the_writes(ledger: &LedgerReport) -> String {
+    let count = |count: u64| match count {
+        0 => "none".to_owned(),
+        count => grouped(count),
+    };
+    format!(
+        "of {} acknowledged writes {} lost, {} of them after the switch, and {} applied twice",
+        grouped(ledger.acknowledged),
+        match ledger.lost {
+            1 => "one was".to_owned(),
+            lost => format!("{} were", count(lost)),
+        },
+        count(ledger.lost_late),
+        count(ledger.twice)
+    )
 }
 
 /// Side by side, in figures that need no explanation.
@@ -152,6 +177,10 @@ fn felt(page: &mut String, report: &Report) {
         "<section class=\"felt\" aria-label=\"What users felt\">"
     );
     for (name, label) in [
+        ("lost", "acknowledged writes lost"),
+        ("lost_late", "lost after the switch"),
+        ("applied_twice", "writes applied twice"),
+        ("back_in_service", "until back in service"),
         ("errors", "reads that failed"),
         ("slowest_call", "slowest call"),
         ("users_well", "until users were well again"),
@@ -455,9 +484,16 @@ fn notes(page: &mut String, report: &Report) {
             report.database.fault_max_qps,
         );
     }
-    let controls = [Role::Plain, Role::HandBuilt]
-        .map(|role| format!("<b>{}</b> is {}.", role.title(), role.built()))
-        .join(" ");
+    let keeps_a_ledger = report.ledger.is_some();
+    let controls: &[Role] = match keeps_a_ledger {
+        true => &[Role::Plain],
+        false => &[Role::Plain, Role::HandBuilt],
+    };
+    let told = |role: &Role| format!("<b>{}</b> is {}.", role.title(), role.built(keeps_a_ledger));
+    let mut controls = controls.iter().map(told).collect::<Vec<_>>().join(" ");
+    if keeps_a_ledger {
+        controls += OF_LEDGER;
+    }
     let _ = write!(
         page,
         "</tbody></table></div>\n<p class=\"small\">Calls start when they are due, whether or not earlier ones have ended; latency counts from that moment. \
@@ -471,6 +507,11 @@ fn notes(page: &mut String, report: &Report) {
         report.seed,
     );
 }
+
+/// How a ledger is read.
+const OF_LEDGER: &str = " The data are in Redis itself, a primary with a replica that three sentinels watch. Every second write counts up a name of its own; one that was acknowledged \
+    and is not there in the end is lost, one that is there twice was applied twice. Lost after the switch are those that were begun half a second or more after two sentinels had named another primary. \
+    Back in service is the first acknowledged write that stays, counted from that naming.";
 
 fn hover_data(report: &Report) -> serde_json::Value {
     let one = |(_, report): (&str, &Report)| {

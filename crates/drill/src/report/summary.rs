@@ -18,45 +18,85 @@ const FIGURES: [(&str, &str); 7] = [
     ("wrong answers", "wrong_answers"),
 ];
 
+/// The same of drills whose subjects have their data in Redis itself.
+const FIGURES_OF_LEDGER: [(&str, &str); 7] = [
+    ("acknowledged writes lost", "lost"),
+    ("of those, after the switch", "lost_late"),
+    ("writes applied twice", "applied_twice"),
+    ("back in service after", "back_in_service"),
+    ("failed reads", "errors"),
+    ("failed writes", "write_errors"),
+    ("slowest call", "slowest_call"),
+];
+
 /// One line for each report, for a terminal. A control that did not do as its scenario says it will is marked (!).
 pub fn render(reports: &[Report], colour: bool) -> String {
-    let mut header = vec!["drill", "Steadfast", "plain client", "built by hand"];
-    header.extend(FIGURES.map(|(heading, _)| heading));
+    let caches = rendered(&of_kind(reports, false), FIGURES, colour);
+    let ledgers = rendered(&of_kind(reports, true), FIGURES_OF_LEDGER, colour);
+    let both: Vec<_> = caches.into_iter().chain(ledgers).collect();
+    both.join("\n")
+}
+
+/// Those whose subjects have their data in Redis itself, or the others.
+fn of_kind(reports: &[Report], keeps_a_ledger: bool) -> Vec<&Report> {
+    let of_kind = |report: &&Report| report.ledger.is_some() == keeps_a_ledger;
+    reports.iter().filter(of_kind).collect()
+}
+
+fn rendered(reports: &[&Report], figures: [(&str, &str); 7], colour: bool) -> Option<String> {
+    let keeps_a_ledger = reports.first()?.ledger.is_some();
+    let mut header = vec!["drill", "Steadfast", "plain client"];
+    header.extend((!keeps_a_ledger).then_some("built by hand"));
+    let first = header.len();
+    header.extend(figures.map(|(heading, _)| heading));
     let mut table = table::new_table(&header);
     for report in reports {
         let mut row = vec![
             Cell::new(&report.scenario),
             table::verdict(report.verdict, colour),
             control_cell(report, colour),
-            hand_built_cell(report, colour),
         ];
-        row.extend(FIGURES.map(|(_, name)| Cell::new(pair(report, name))));
+        row.extend((!keeps_a_ledger).then(|| hand_built_cell(report, colour)));
+        row.extend(figures.map(|(_, name)| Cell::new(pair(report, name))));
         table.add_row(row);
     }
-    table::align_right(&mut table, &[4, 5, 6, 7, 8, 9, 10]);
-    table::finished(table, colour)
+    let numbers: Vec<usize> = (first..first + figures.len()).collect();
+    table::align_right(&mut table, &numbers);
+    Some(table::finished(table, colour))
 }
 
 /// One drill in a line, for a run that has more to come.
 pub fn in_a_line(report: &Report, colour: bool) -> String {
+    let [first, second, third] = match report.ledger {
+        Some(_) => ["lost", "applied_twice", "back_in_service"],
+        None => ["errors", "fault_p99", "users_well"],
+    };
     let told = |report: &Report| {
         let of = |name| {
             let kpi = report.kpis.iter().find(|kpi| kpi.name == name);
             kpi.map_or_else(|| "–".to_owned(), |kpi| figure(kpi.value, kpi.unit))
         };
-        (of("errors"), of("fault_p99"), of("users_well"))
+        (of(first), of(second), of(third))
     };
-    let (errors, p99, recovery) = told(report);
+    let (first, second, third) = told(report);
     let mut text = format!(
-        "{:<21} {}  {errors} of reads failed, p99 {p99} during the fault, users well after {recovery}",
+        "{:<21} {}  ",
         report.scenario,
-        table::mark(report.verdict, colour),
+        table::mark(report.verdict, colour)
     );
+    text += &match report.ledger {
+        Some(_) => format!(
+            "{first} acknowledged writes lost, {second} applied twice, back in service after {third}"
+        ),
+        None => format!(
+            "{first} of reads failed, p99 {second} during the fault, users well after {third}"
+        ),
+    };
     if let Some(control) = &report.control {
-        let (errors, p99, recovery) = told(control);
+        let (first, second, third) = told(control);
         let _ = write!(
             text,
-            "; plain client {}{}: {errors}, {p99}, {recovery}",
+            "; plain client {}{}: {first}, {second}, {third}",
             word(control.verdict),
             if report.control_as_expected() {
                 ""
@@ -68,32 +108,55 @@ pub fn in_a_line(report: &Report, colour: bool) -> String {
     text
 }
 
-/// The same as a table of Markdown, with what it comes to below it.
+/// The same as tables of Markdown, with what they come to below them.
 pub fn markdown(reports: &[Report]) -> String {
-    let mut text = String::from("| drill | Steadfast | plain client | built by hand |");
-    FIGURES
+    let caches = in_markdown(&of_kind(reports, false), FIGURES);
+    let ledgers = in_markdown(&of_kind(reports, true), FIGURES_OF_LEDGER);
+    let mut parts: Vec<_> = caches.into_iter().collect();
+    if let Some(ledgers) = ledgers {
+        if !parts.is_empty() {
+            parts.push(SENTINELS.to_owned());
+        }
+        parts.push(ledgers);
+    }
+    parts.push(in_words(reports));
+    parts.join("\n\n") + "\n"
+}
+
+/// What stands above the second table.
+const SENTINELS: &str = "Data in Redis itself, a primary with a replica that three sentinels watch; the plain client is redis-rs with its client for sentinels:";
+
+fn in_markdown(reports: &[&Report], figures: [(&str, &str); 7]) -> Option<String> {
+    let keeps_a_ledger = reports.first()?.ledger.is_some();
+    let by_hand = |text: &str| match keeps_a_ledger {
+        true => String::new(),
+        false => format!(" {text} |"),
+    };
+    let mut text = format!(
+        "| drill | Steadfast | plain client |{}",
+        by_hand("built by hand")
+    );
+    figures
         .iter()
         .for_each(|(heading, _)| text += &format!(" {heading} |"));
-    text += "\n|---|---|---|---|";
-    text += &"---:|".repeat(FIGURES.len());
+    text += "\n|---|---|---|";
+    text += if keeps_a_ledger { "" } else { "---|" };
+    text += &"---:|".repeat(figures.len());
     for report in reports {
+        let other = report.hand_built.as_ref();
         let _ = write!(
             text,
-            "\n| `{}` | {} | {} | {} |",
+            "\n| `{}` | {} | {} |{}",
             report.scenario,
             word(report.verdict),
             control_word(report),
-            report
-                .hand_built
-                .as_ref()
-                .map_or("–", |other| word(other.verdict)),
+            by_hand(other.map_or("–", |other| word(other.verdict))),
         );
-        for (_, name) in FIGURES {
+        for (_, name) in figures {
             let _ = write!(text, " {} |", pair(report, name));
         }
     }
-    let _ = write!(text, "\n\n{}\n", in_words(reports));
-    text
+    Some(text)
 }
 
 /// What a run of many comes to.

@@ -242,7 +242,8 @@ fn closing(report: &Report) -> String {
         }
     }
     for (who, control) in report.all().skip(1) {
-        text += &format!("{who} is {}\n", control.subject.built());
+        let built = control.subject.built(control.ledger.is_some());
+        text += &format!("{who} is {built}\n");
     }
     text
 }

@@ -24,6 +24,13 @@ const FILES: &[&str] = &[
     include_str!("../../scenarios/stale-after-recovery.toml"),
     include_str!("../../scenarios/stale-without-memory.toml"),
     include_str!("../../scenarios/loop.toml"),
+    include_str!("../../scenarios/failover-planned.toml"),
+    include_str!("../../scenarios/primary-killed.toml"),
+    include_str!("../../scenarios/primary-frozen.toml"),
+    include_str!("../../scenarios/split-brain.toml"),
+    include_str!("../../scenarios/sentinels-away.toml"),
+    include_str!("../../scenarios/sentinel-stale.toml"),
+    include_str!("../../scenarios/replica-lag.toml"),
 ];
 
 /// All scenarios that come with the lab, in the order in which they are best met.

@@ -9,7 +9,7 @@ use toml::Spanned;
 use super::http::HttpSource;
 use super::step::{StepSource, checked_step};
 use super::value::{Mistake, Share, Time, share_of, within};
-use super::{Arrivals, Fault, Load, Phases, Scenario, ScenarioError, Step, Thresholds};
+use super::{Arrivals, Fault, Load, Phases, Scenario, ScenarioError, Step, Store, Thresholds};
 
 pub(super) fn parse(text: &str) -> Result<Scenario, ScenarioError> {
     let source: Source = toml::from_str(text).map_err(|error| {
@@ -32,6 +32,7 @@ struct Source {
     about: String,
     seed: Option<u64>,
     memory: Option<bool>,
+    store: Option<Spanned<String>>,
     #[serde(default)]
     load: LoadSource,
     phases: Spanned<PhasesSource>,
@@ -76,12 +77,14 @@ impl Source {
             .collect::<Result<_, _>>()?;
         checked_overlaps(&steps, &places)?;
         checked_tls(&steps, &places)?;
+        let store = checked_store(self.store, &steps, &places)?;
         Ok(Scenario {
             steps,
             name: self.name.into_inner(),
             about: self.about,
             seed: self.seed.unwrap_or(1),
             memory: self.memory.unwrap_or(true),
+            store,
             load: self.load.checked(phases, self.phases.span())?,
             phases,
             thresholds: self.thresholds.checked(),
@@ -135,6 +138,41 @@ fn checked_tls(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
             ),
         }),
         None => Ok(()),
+    }
+}
+
+/// What happens to sentinels and those whom they watch needs some, and nothing else can be done to them.
+fn checked_store(
+    store: Option<Spanned<String>>,
+    steps: &[Step],
+    places: &[Range<usize>],
+) -> Result<Store, Mistake> {
+    let named = match store.as_ref().map(|store| store.get_ref().as_str()) {
+        None | Some("cache") => Store::Cache,
+        Some("sentinel") => Store::Sentinel,
+        Some(_) => {
+            let place = store.as_ref().map_or(0..0, Spanned::span);
+            return Err(Mistake {
+                span: place,
+                message: "store is cache or sentinel".to_owned(),
+            });
+        }
+    };
+    let wrong = |(step, _): &(&Step, &Range<usize>)| {
+        step.fault.needs_sentinels() != (named == Store::Sentinel)
+    };
+    match steps.iter().zip(places).find(wrong) {
+        None => Ok(named),
+        Some((step, place)) => Err(Mistake {
+            span: place.clone(),
+            message: match named {
+                Store::Cache => format!("{} needs store = \"sentinel\"", step.fault.name()),
+                Store::Sentinel => format!(
+                    "{} cannot be done where sentinels watch: leave out store, or the step",
+                    step.fault.name()
+                ),
+            },
+        }),
     }
 }
 
@@ -292,6 +330,7 @@ struct ThresholdsSource {
     fault_p99: Option<Time>,
     slowest: Option<Time>,
     allowed_age: Option<Time>,
+    lost: Option<u64>,
     control_fails: Option<bool>,
 }
 
@@ -310,6 +349,7 @@ impl ThresholdsSource {
             fault_p99: self.fault_p99.map_or(usual.fault_p99, |t| t.0),
             slowest: self.slowest.map_or(usual.slowest, |t| t.0),
             allowed_age: self.allowed_age.map_or(usual.allowed_age, |t| t.0),
+            lost: self.lost.unwrap_or(usual.lost),
             control_fails: self.control_fails.unwrap_or(usual.control_fails),
         }
     }

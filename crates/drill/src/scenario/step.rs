@@ -125,6 +125,13 @@ fn checked_fault(mut given: StepSource, lasts: Duration) -> Result<Fault, Mistak
         "certificate_expired" => Fault::CertificateExpired,
         "certificate_wrong" => Fault::CertificateWrong,
         "database_down" => Fault::DatabaseDown,
+        "failover_planned" => Fault::FailoverPlanned,
+        "primary_killed" => Fault::PrimaryKilled,
+        "primary_frozen" => Fault::PrimaryFrozen,
+        "split_brain" => Fault::SplitBrain,
+        "sentinels_away" => Fault::SentinelsAway,
+        "sentinel_stale" => Fault::SentinelStale,
+        "replica_lag" => Fault::ReplicaLag,
         "database_slow" => Fault::DatabaseSlow(needed(given.latency.take(), &name, "latency")?.0),
         _ => wire(&name, &mut given)?,
     };
@@ -276,6 +283,13 @@ const FAULTS: &[&str] = &[
     "resp_silence",
     "database_down",
     "database_slow",
+    "failover_planned",
+    "primary_killed",
+    "primary_frozen",
+    "split_brain",
+    "sentinels_away",
+    "sentinel_stale",
+    "replica_lag",
 ];
 
 fn needed<T>(value: Option<Spanned<T>>, fault: &Spanned<String>, what: &str) -> Result<T, Mistake> {

@@ -705,3 +705,25 @@ fn d2_the_page_on_drills_shows_a_scenario_that_runs_and_names_every_fault_and_dr
         );
     }
 }
+
+#[test]
+fn d2_faults_of_sentinels_need_some_and_beside_them_nothing_else_can_be_broken() {
+    let with = |store: &str, fault: &str| {
+        Scenario::parse(&format!(
+            "name = 'test'\n{store}\n\
+             phases = {{ baseline = '1s', fault = '1s', recovery = '1s', recovered = '1s' }}\n\
+             [[steps]]\nfault = '{fault}'\n"
+        ))
+    };
+    assert!(with("store = 'sentinel'", "split_brain").is_ok());
+    let refused = |store, fault| with(store, fault).unwrap_err().to_string();
+    let said = refused("", "split_brain");
+    assert!(
+        said.contains("split_brain needs store = \"sentinel\""),
+        "{said}"
+    );
+    let said = refused("store = 'sentinel'", "crash");
+    assert!(said.contains("crash cannot be done"), "{said}");
+    let said = refused("store = 'cluster'", "crash");
+    assert!(said.contains("store is cache or sentinel"), "{said}");
+}

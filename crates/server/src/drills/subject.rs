@@ -12,13 +12,16 @@ use futures_util::{FutureExt, StreamExt, TryStreamExt, stream};
 use steadfast::credentials::FileCredentials;
 use steadfast::{Client, ConnectionState, Tls};
 use steadfast_cache::{Cache, CacheError, Ttl, Tx, WriteError};
+use steadfast_drill::asking::Asking;
 use steadfast_drill::hand_built::HandBuilt;
 use steadfast_drill::plain::Plain;
 use steadfast_drill::subject::{
-    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source,
-    Subject, SubjectFactory,
+    Answer, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source, Subject,
+    SubjectFactory,
 };
 
+use super::facts::facts_of;
+use super::ledger::Keeper;
 use super::table::{PlainTable, Table};
 use crate::backend::Rows;
 
@@ -34,6 +37,12 @@ impl SubjectFactory for Subjects {
         endpoint: Endpoint,
     ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>> {
         async move {
+            if endpoint.ledger {
+                return Ok(match role {
+                    Role::Resilient => Box::new(Keeper::start(&endpoint)?) as _,
+                    _ => Box::new(Asking::start(&endpoint)?) as _,
+                });
+            }
             let table = Table::new(endpoint.folder.as_deref())?;
             Ok(match role {
                 Role::Resilient => Box::new(Resilient::start(&endpoint, table).await?) as _,
@@ -157,23 +166,10 @@ impl Resilient {
         let status = self.client.status();
         let counts = self.rows.cache().status().counts;
         Facts {
-            connection: match status.state {
-                ConnectionState::Ready => Connection::Ready,
-                ConnectionState::Connecting => Connection::Connecting,
-                _ => Connection::Down,
-            },
-            breaker: match status.breaker {
-                "open" => Breaker::Open,
-                "half_open" => Breaker::HalfOpen,
-                _ => Breaker::Closed,
-            },
-            attempts: status.attempts,
-            reconnects: status.reconnects,
-            stuck_resets: status.stuck_resets,
             redis_ok: counts.redis_answers,
             redis_failed: counts.redis_errors,
-            redis_replies: status.answered,
             sql_queries: self.sql_queries.load(Relaxed),
+            ..facts_of(&status)
         }
     }
 }
@@ -233,6 +229,7 @@ mod tests {
     use steadfast_drill::report::StateChange;
     use steadfast_drill::run::{RunOptions, run};
     use steadfast_drill::scenario::Scenario;
+    use steadfast_drill::subject::Connection;
 
     use super::*;
 

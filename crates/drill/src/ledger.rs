@@ -1,0 +1,213 @@
+//! What became of each write, for a subject whose data are in Redis itself.
+//!
+//! Redis passes writes on after it has acknowledged them, so a failover may lose some, and a client that
+//! repeats what it should not applies some twice. Counters that many writes share would hide the one
+//! behind the other. So every second write counts up a name of its own: one that was acknowledged and is
+//! not there is lost, one that is there twice was applied twice. The others set a value that the next
+//! overwrites, which is also what is read. Pure: times are given, as lengths from the start of the load.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use serde::Serialize;
+
+/// So long after another primary was named nobody should be writing to the old one any more.
+pub(crate) const GRACE: Duration = Duration::from_millis(500);
+
+/// One write, as a subject that keeps a ledger has to make it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Entry {
+    /// `INCR name`.
+    Count(String),
+    /// `SET name version`.
+    Set(String, u64),
+}
+
+impl Entry {
+    /// The write of that version of a row.
+    #[must_use]
+    pub fn of(key: u64, version: u64) -> Self {
+        match version % 2 {
+            1 => Self::Count(format!("ledger:count:{key}:{version}")),
+            _ => Self::Set(name_of(key), version),
+        }
+    }
+}
+
+/// What a read of that row asks for (`GET`): a version, or nothing before the first was set.
+#[must_use]
+pub fn name_of(key: u64) -> String {
+    format!("ledger:last:{key}")
+}
+
+/// Every write that was tried.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    writes: Vec<Tried>,
+}
+
+#[derive(Debug)]
+struct Tried {
+    key: u64,
+    version: u64,
+    begun: Duration,
+    ended: Duration,
+    acknowledged: bool,
+}
+
+/// What became of the writes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct LedgerReport {
+    /// Writes that were acknowledged.
+    pub acknowledged: u64,
+    /// Writes that failed; of each it may be unknown whether it was applied.
+    pub failed: u64,
+    /// Acknowledged writes that are not there in the end.
+    pub lost: u64,
+    /// Those of them that were begun half a second or more after the sentinels had named the primary
+    /// that serves now: sent to one that was known to be deposed.
+    pub lost_late: u64,
+    /// Writes that were applied more than once.
+    pub twice: u64,
+    /// How often another primary was named.
+    pub failovers: u64,
+    /// From another primary being named to the first write that was acknowledged after it and has
+    /// stayed; the longest, if there were several. Null if there was none.
+    pub back_ms: Option<f64>,
+}
+
+impl Ledger {
+    /// A write begins; what it is called here.
+    pub fn begin(&mut self, key: u64, version: u64, at: Duration) -> usize {
+        self.writes.push(Tried {
+            key,
+            version,
+            begun: at,
+            ended: Duration::MAX,
+            acknowledged: false,
+        });
+        self.writes.len() - 1
+    }
+
+    /// It was acknowledged, or failed.
+    pub fn end(&mut self, number: usize, acknowledged: bool, at: Duration) {
+        let write = &mut self.writes[number];
+        (write.acknowledged, write.ended) = (acknowledged, at);
+    }
+
+    /// The names whose values are to be looked up in the end.
+    pub fn names(&self) -> Vec<String> {
+        let name = |write: &Tried| match Entry::of(write.key, write.version) {
+            Entry::Count(name) | Entry::Set(name, _) => name,
+        };
+        let mut names: Vec<String> = self.writes.iter().map(name).collect();
+        names.sort_unstable();
+        names.dedup();
+        names
+    }
+
+    /// Compares with what the primary holds in the end. `named` are the moments at which the sentinels
+    /// named another one.
+    pub fn judge(&self, held: &HashMap<String, u64>, named: &[Duration]) -> LedgerReport {
+        let mut report = LedgerReport {
+            failovers: named.len() as u64,
+            ..LedgerReport::default()
+        };
+        let ended: HashMap<(u64, u64), Duration> = self
+            .writes
+            .iter()
+            .map(|write| ((write.key, write.version), write.ended))
+            .collect();
+        let mut kept = Vec::new();
+        for write in &self.writes {
+            let lost = match Entry::of(write.key, write.version) {
+                Entry::Count(name) => {
+                    let times = held.get(&name).copied().unwrap_or(0);
+                    report.twice += u64::from(times > 1);
+                    if write.acknowledged && times > 0 {
+                        kept.push(write.ended);
+                    }
+                    times == 0
+                }
+                Entry::Set(name, version) => {
+                    let last = held.get(&name).copied().unwrap_or(0);
+                    let ended = ended.get(&(write.key, last)).copied();
+                    // Of two that were under way at the same time either may have come last.
+                    let after = last == 0 || ended.is_some_and(|ended| ended <= write.begun);
+                    last < version && after
+                }
+            };
+            match write.acknowledged {
+                true => report.acknowledged += 1,
+                false => report.failed += 1,
+            }
+            if write.acknowledged && lost {
+                report.lost += 1;
+                let late = named.iter().any(|named| write.begun >= *named + GRACE);
+                report.lost_late += u64::from(late);
+            }
+        }
+        kept.sort_unstable();
+        let back = named.iter().map(|named| {
+            let first = kept.get(kept.partition_point(|ended| ended < named))?;
+            Some((*first - *named).as_micros() as f64 / 1e3)
+        });
+        let back: Option<Vec<f64>> = back.collect();
+        report.back_ms = back.and_then(|all| all.into_iter().reduce(f64::max));
+        report
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn held<const N: usize>(values: [(&str, u64); N]) -> HashMap<String, u64> {
+        HashMap::from(values.map(|(name, value)| (name.to_owned(), value)))
+    }
+
+    #[test]
+    fn d4_an_acknowledged_count_that_is_not_there_is_lost_and_one_that_is_there_twice_was_repeated()
+    {
+        let mut ledger = Ledger::default();
+        for (version, acknowledged) in [(1, true), (3, true), (5, false), (7, false)] {
+            let number = ledger.begin(0, version, ms(version));
+            ledger.end(number, acknowledged, ms(version + 1));
+        }
+        let held = held([("ledger:count:0:3", 2), ("ledger:count:0:5", 1)]);
+        let report = ledger.judge(&held, &[]);
+        assert_eq!((report.acknowledged, report.failed), (2, 2));
+        assert_eq!((report.lost, report.lost_late, report.twice), (1, 0, 1));
+        assert_eq!(ledger.names().len(), 4);
+    }
+
+    #[test]
+    fn d4_of_values_that_overwrite_each_other_one_is_lost_only_if_it_came_after_what_is_there() {
+        let mut ledger = Ledger::default();
+        for (version, begun, ended) in [(2, 0, 10), (4, 20, 30), (6, 25, 40)] {
+            let number = ledger.begin(0, version, ms(begun));
+            ledger.end(number, true, ms(ended));
+        }
+        let lost = |last| ledger.judge(&held([("ledger:last:0", last)]), &[]).lost;
+        assert_eq!([lost(6), lost(4), lost(2)], [0, 0, 2]);
+        assert_eq!(ledger.judge(&HashMap::new(), &[]).lost, 3);
+    }
+
+    #[test]
+    fn d4_what_is_lost_long_after_another_was_named_went_to_one_that_was_deposed() {
+        let mut ledger = Ledger::default();
+        for (version, begun) in [(1, 90), (3, 400), (5, 700), (7, 900)] {
+            let number = ledger.begin(0, version, ms(begun));
+            ledger.end(number, true, ms(begun + 5));
+        }
+        let held = held([("ledger:count:0:7", 1)]);
+        let report = ledger.judge(&held, &[ms(100)]);
+        assert_eq!((report.lost, report.lost_late), (3, 1));
+        assert_eq!(report.back_ms, Some(805.0));
+        assert_eq!(ledger.judge(&held, &[ms(100), ms(2_000)]).back_ms, None);
+    }
+}

@@ -1,0 +1,168 @@
+//! The application in small whose data are in Redis itself, for drills in which the primary moves: this
+//! service's client on its defaults, without a cache.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use redis::{Cmd, FromRedisValue};
+use steadfast::{Certainty, Client, ConnectionState};
+use steadfast_drill::ledger::{Entry, name_of};
+use steadfast_drill::subject::{
+    Answer, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source, Subject,
+};
+
+use super::facts::facts_of;
+
+/// The client on its defaults.
+pub(super) struct Keeper {
+    client: Client,
+    answered: AtomicU64,
+    failed: AtomicU64,
+}
+
+impl Keeper {
+    pub(super) fn start(endpoint: &Endpoint) -> Result<Self, SetUpError> {
+        let failed = |error: &dyn std::fmt::Display| SetUpError(error.to_string());
+        let builder = Client::builder(&endpoint.redis_url).map_err(|error| failed(&error))?;
+        let client = builder.name("steadfast-drill").build();
+        Ok(Self {
+            client: client.map_err(|error| failed(&error))?,
+            answered: AtomicU64::new(0),
+            failed: AtomicU64::new(0),
+        })
+    }
+
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Failure> {
+        let answer = self.client.send(command).await.map_err(|error| Failure {
+            kind: match error.certainty() {
+                Certainty::NotSent => "not_sent",
+                Certainty::Rejected => "rejected",
+                Certainty::Unknown => "unknown",
+            },
+        });
+        let counter = match answer {
+            Ok(_) => &self.answered,
+            Err(_) => &self.failed,
+        };
+        counter.fetch_add(1, Relaxed);
+        redis::from_redis_value(answer?).map_err(|_| Failure { kind: "value" })
+    }
+
+    async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
+        match Entry::of(key, version) {
+            Entry::Count(name) => {
+                let counted: Result<u64, _> = self.ask(redis::cmd("INCR").arg(name)).await;
+                counted.map(drop)
+            }
+            Entry::Set(name, value) => self.ask(redis::cmd("SET").arg(name).arg(value)).await,
+        }
+    }
+}
+
+impl Subject for Keeper {
+    fn warm(&self, _keys: u64) -> BoxFuture<'_, Result<(), SetUpError>> {
+        async move {
+            while self.client.state() != ConnectionState::Ready {
+                // A change between the look and the wait is seen at the next look.
+                let changed = self.client.changed();
+                let _ = tokio::time::timeout(Duration::from_millis(50), changed).await;
+            }
+            Ok(())
+        }
+        .boxed()
+    }
+
+    fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
+        async move {
+            let version: Option<u64> = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
+            Ok(Answer {
+                source: Source::Redis,
+                version: version.unwrap_or(0),
+                age: Duration::ZERO,
+                stale: false,
+            })
+        }
+        .boxed()
+    }
+
+    fn write(&self, key: u64, version: u64) -> BoxFuture<'_, Result<(), Failure>> {
+        self.write(key, version).boxed()
+    }
+
+    fn database_fault(&self, _fault: DatabaseFault) {}
+
+    fn facts(&self) -> Facts {
+        Facts {
+            redis_ok: self.answered.load(Relaxed),
+            redis_failed: self.failed.load(Relaxed),
+            ..facts_of(&self.client.status())
+        }
+    }
+
+    fn shutdown(&self) -> BoxFuture<'_, ()> {
+        async move {
+            let _ = self.client.close(Duration::from_secs(1)).await;
+        }
+        .boxed()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_drill::report::{Report, html, summary};
+    use steadfast_drill::run::{RunOptions, run};
+    use steadfast_drill::scenario::Scenario;
+
+    use crate::drills::Subjects;
+
+    /// Two seconds in which the primary has its trouble, and time until all is found again.
+    async fn report_of(fault: &str) -> Report {
+        let scenario = Scenario::parse(&format!(
+            "name = 'test'\nstore = 'sentinel'\n\
+             phases = {{ warm_up = '300ms', baseline = '500ms', fault = '8s', recovery = '4s', recovered = '1s' }}\n\
+             load = {{ rate = 200, keys = 20, writes = 0.5 }}\n\
+             [[steps]]\nfault = '{fault}'\n"
+        ));
+        let options = RunOptions {
+            control: true,
+            hand_built: true,
+            ..RunOptions::default()
+        };
+        run(&scenario.unwrap(), &Subjects, options).await.unwrap()
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn d1_t18_in_a_split_brain_nothing_is_lost_once_another_primary_is_named_but_by_the_control()
+     {
+        let report = report_of("split_brain").await;
+        assert!(report.untouched.is_empty(), "{:?}", report.untouched);
+        let (ours, control) = (report.ledger.unwrap(), report.control.as_ref().unwrap());
+        let theirs = control.ledger.unwrap();
+        assert_eq!((ours.failovers, theirs.failovers), (1, 1));
+        assert_eq!((ours.lost_late, ours.twice), (0, 0), "{ours:?}");
+        assert!(
+            ours.acknowledged > 200 && ours.back_ms.is_some(),
+            "{ours:?}"
+        );
+        // It holds on to a primary that answers, as nobody tells it.
+        assert!(theirs.lost_late > 20, "{theirs:?}");
+        assert!(report.hand_built.is_none());
+        let page = html::render(&report);
+        assert!(page.contains("Lost after the switch"), "{page}");
+        let table = summary::markdown(std::slice::from_ref(&report));
+        assert!(table.contains("| acknowledged writes lost |"), "{table}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn d1_sentinels_that_are_away_are_felt_by_nobody() {
+        let report = report_of("sentinels_away").await;
+        let ours = report.ledger.unwrap();
+        assert_eq!(
+            (ours.failovers, ours.lost, ours.failed),
+            (0, 0, 0),
+            "{ours:?}"
+        );
+    }
+}
