@@ -13,7 +13,7 @@ use crate::error::BuildError;
 use crate::flight::failures::Failures;
 use crate::flight::{self, Flights};
 use crate::freshness::Ttl;
-use crate::guard::{ClassGuard, Guard, GuardOptions};
+use crate::guard::{ClassGuard, GuardOptions, LoadAdmission};
 use crate::key::bounded;
 use crate::outbox::Outbox;
 use crate::parts::{Cache, Inner};
@@ -24,8 +24,8 @@ use crate::stats::Stats;
 use crate::tier::coherence::Coherence;
 use crate::tier::generation::Generations;
 use crate::tier::memory::Memory;
+use crate::tier::redis::epoch_guard::{EpochGuard, EpochRules};
 use crate::tier::redis::names::Names;
-use crate::tier::redis::trust::{Rules, Trust};
 use crate::tier::redis::{RedisOptions, RedisTier, apply_limit};
 
 /// Collects the settings of a [`Cache`].
@@ -273,16 +273,16 @@ impl CacheBuilder {
                 seed: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15),
                 lease_checked: !self.sabotage.lease_unchecked,
             };
-            let rules = Rules {
+            let rules = EpochRules {
                 heed_watermark: !self.sabotage.watermark_ignored,
                 await_sql: !self.sabotage.sql_not_awaited,
                 heed_rollback: !self.sabotage.rollback_ignored && !self.sabotage.outbox_off,
             };
-            let trust = Trust::new(rules);
+            let epochs = EpochGuard::new(rules);
             Arc::new(RedisTier::new(
                 client,
                 options,
-                (trust, outbox.clone()),
+                (epochs, outbox.clone()),
                 stats.clone(),
             ))
         });
@@ -297,7 +297,7 @@ impl CacheBuilder {
                 .rfind(|(class, _)| **class == *name);
             own.map(|(_, guard)| *guard)
         };
-        let lanes: Vec<_> = self
+        let class_bounds: Vec<_> = self
             .classes
             .iter()
             .map(|(name, _)| guard_of(name))
@@ -306,7 +306,7 @@ impl CacheBuilder {
         // More loads than connections would only wait there, out of order and out of sight.
         let mut bounds = self.guard.clone();
         bounds.concurrency = bounds.concurrency.min(self.database.width());
-        let guard = Guard::new(&bounds, &lanes, now);
+        let guard = LoadAdmission::new(&bounds, &class_bounds, now);
         let relay_options = RelayOptions {
             poll: self.outbox_poll,
             lag_max: self.outbox_lag_max,
@@ -333,7 +333,7 @@ impl CacheBuilder {
             classes: Classes::new(&self.classes, &self.class_tags),
             memory: Memory::new(self.memory_bytes, self.value_max),
             generations: Generations::new(),
-            flights: Arc::new(Flights::new(flight::Rules {
+            flights: Arc::new(Flights::new(flight::JoinRules {
                 detach: !self.sabotage.flight_not_detached,
                 heed_age: !self.sabotage.flight_age_ignored,
             })),

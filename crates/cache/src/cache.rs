@@ -15,7 +15,7 @@ use crate::codec::Codec;
 use crate::error::{BuildError, UnknownClass};
 use crate::freshness::Ttl;
 use crate::invalidate::channel;
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 use crate::parts::{Cache, Inner};
 use crate::read::view::View;
 use crate::sql::Database;
@@ -52,7 +52,7 @@ impl Cache {
                 .as_ref()
                 .is_some_and(|redis| redis.client().available().is_some())
         };
-        while is_there() && !self.inner.coherence.is_proven(Moment::now()) && clock() < give_up {
+        while is_there() && !self.inner.coherence.is_proven(Monotonic::now()) && clock() < give_up {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
@@ -154,10 +154,10 @@ async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) 
                     event.kind,
                     EventKind::Connected { .. } | EventKind::Replaced { .. }
                 ) {
-                    redis.trust.doubt_all();
+                    redis.epoch_guard.doubt_all();
                 }
             }
-            Some(_) => redis.trust.doubt_all(),
+            Some(_) => redis.epoch_guard.doubt_all(),
             None => return,
         }
     }

@@ -21,7 +21,7 @@ pub(crate) struct Class {
     /// Tells it from the others of the cache.
     pub(crate) number: usize,
     /// Its number at the guard.
-    pub(crate) lane: usize,
+    pub(crate) queue: usize,
     /// What all its values carry.
     pub(crate) tags: Box<[Vec<u8>]>,
     ttl: RwLock<Ttl>,
@@ -59,14 +59,14 @@ impl Class {
 pub(crate) struct Classes {
     all: RwLock<Vec<Arc<Class>>>,
     /// The number at the guard of classes that were added later: they have no bounds of their own.
-    lane_of_others: usize,
+    queue_of_others: usize,
 }
 
 impl Classes {
     pub(crate) fn new(given: &[(Box<str>, Ttl)], tags: &[(Box<str>, Vec<u8>)]) -> Self {
         let classes = Self {
             all: RwLock::default(),
-            lane_of_others: given.len(),
+            queue_of_others: given.len(),
         };
         classes.put(given, tags);
         classes
@@ -98,7 +98,7 @@ impl Classes {
                 tags: tags.map(|(_, tag)| tag.clone()).collect(),
                 name: name.clone(),
                 number,
-                lane: number.min(self.lane_of_others),
+                queue: number.min(self.queue_of_others),
                 ttl: RwLock::new(*ttl),
                 late: Mutex::new(
                     Breaker::new(BreakerConfig::default(), clock())
@@ -141,8 +141,8 @@ mod tests {
         let ttl = Ttl::default();
         let classes = Classes::new(&[("a".into(), ttl), ("b".into(), ttl)], &[]);
         classes.change(&[("b".into(), ttl), ("c".into(), ttl), ("d".into(), ttl)]);
-        let lanes = ["a", "b", "c", "d"].map(|name| classes.find(name).unwrap().lane);
-        assert_eq!(lanes, [0, 1, 2, 2]);
+        let class_bounds = ["a", "b", "c", "d"].map(|name| classes.find(name).unwrap().queue);
+        assert_eq!(class_bounds, [0, 1, 2, 2]);
         assert!(classes.find("e").is_err());
     }
 

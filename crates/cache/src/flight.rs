@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 use crate::answer::Source;
 use crate::error::CacheError;
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 use crate::tier::Key;
 use crate::tier::coherence::Coherence;
 use crate::tier::entry::Entry;
@@ -34,12 +34,12 @@ use nesting::Loading;
 pub(crate) struct Flights {
     shards: Box<[Shard]>,
     hasher: foldhash::quality::RandomState,
-    rules: Rules,
+    rules: JoinRules,
 }
 
 /// Both true but in the tests that prove why.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
+pub(crate) struct JoinRules {
     /// Nobody joins a flight that took off before an invalidation.
     pub(crate) detach: bool,
     /// Nor one that is older than what memory may be believed for.
@@ -63,17 +63,17 @@ pub(crate) struct Flight {
     cargo: Cargo,
     /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken
     /// value.
-    began: Moment,
+    began: Monotonic,
     /// The counters before anything was read.
     snapshot: Snapshot,
     /// Those of the tags that a value found in Redis carries and the leader did not name, from
     /// before their tokens were asked for.
     found: Mutex<TagStripes>,
     progress: Mutex<Progress>,
-    /// Tells the passengers that there is progress.
+    /// Tells the followers that there is progress.
     told: Notify,
     /// Changed only while the shard is locked that has the flight's key.
-    command: Mutex<Command>,
+    led_by: Mutex<LedBy>,
     /// The load that it waits for, once that has begun.
     loading: Mutex<Weak<Loading>>,
     /// A load that waits for this one, and lets it go by its own permit.
@@ -82,7 +82,7 @@ pub(crate) struct Flight {
 }
 
 /// Who sees to it that a flight lands.
-enum Command {
+enum LedBy {
     /// Its leader, a task of its own.
     Led,
     /// A reader, as long as its own look at Redis takes.
@@ -91,13 +91,13 @@ enum Command {
     Overtaken(Arc<Flight>),
 }
 
-/// How far a flight has come, as its passengers see it.
+/// How far a flight has come, as its followers see it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// Counts the steps.
     step: u32,
     /// Something stale that was found on the way.
-    pub(crate) fallback: Option<Held>,
+    pub(crate) fallback: Option<Fallback>,
     /// The load waits for admission to the database: who can do with something stale should.
     pub(crate) queued: bool,
     pub(crate) outcome: Option<Result<Loaded, CacheError>>,
@@ -106,7 +106,7 @@ pub(crate) struct Progress {
 /// Something that may be served if nothing better comes in time, with what tells whether it has
 /// been invalidated since.
 #[derive(Clone, Debug)]
-pub(crate) struct Held {
+pub(crate) struct Fallback {
     pub(crate) loaded: Loaded,
     pub(crate) then: Snapshot,
 }
@@ -118,11 +118,11 @@ pub(crate) struct Loaded {
 }
 
 /// A place on a flight.
-pub(crate) enum Boarding {
+pub(crate) enum Join {
     /// Nobody joins it before its reader has looked at Redis and let it be led.
-    Looking(Leader, Passenger),
-    Leader(Leader, Passenger),
-    Joined(Passenger),
+    Looking(Leader, Follower),
+    Leader(Leader, Follower),
+    Joined(Follower),
 }
 
 /// How a reader goes on whose own look at Redis was in vain.
@@ -130,10 +130,10 @@ pub(crate) enum AfterLook {
     /// Its flight is to be led by a task.
     Lead,
     /// It waits for another flight.
-    Joined(Passenger),
+    Joined(Follower),
 }
 
-pub(crate) struct Passenger {
+pub(crate) struct Follower {
     flight: Arc<Flight>,
     /// The step that was looked at last.
     seen: u32,
@@ -150,7 +150,7 @@ pub(crate) struct Leader {
 }
 
 impl Flights {
-    pub(crate) fn new(rules: Rules) -> Self {
+    pub(crate) fn new(rules: JoinRules) -> Self {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Self {
             shards,
@@ -166,8 +166,8 @@ impl Flights {
         cargo: Cargo,
         tags: &[T],
         world: (&Generations, &Coherence),
-    ) -> Boarding {
-        self.board_at(Moment::now(), key, cargo, tags, world, false)
+    ) -> Join {
+        self.board_at(Monotonic::now(), key, cargo, tags, world, false)
     }
 
     /// Joins the flight for this key, or begins one: if there is none at all, with the reader's own
@@ -178,50 +178,50 @@ impl Flights {
         cargo: Cargo,
         tags: &[T],
         world: (&Generations, &Coherence),
-    ) -> Boarding {
-        self.board_at(Moment::now(), key, cargo, tags, world, true)
+    ) -> Join {
+        self.board_at(Monotonic::now(), key, cargo, tags, world, true)
     }
 
     fn board_at<T: AsRef<[u8]>>(
         self: &Arc<Self>,
-        now: Moment,
+        now: Monotonic,
         key: &[u8],
         cargo: Cargo,
         tags: &[T],
         world: (&Generations, &Coherence),
         may_look: bool,
-    ) -> Boarding {
+    ) -> Join {
         let mut shard = self.shard(key).lock();
-        if let Some(passenger) = self.joinable(&shard, now, key, cargo, tags, world) {
-            return Boarding::Joined(passenger);
+        if let Some(follower) = self.joinable(&shard, now, key, cargo, tags, world) {
+            return Join::Joined(follower);
         }
-        let (leader, passenger) = self.take_off(key, cargo, tags, world.0, true);
+        let (leader, follower) = self.take_off(key, cargo, tags, world.0, true);
         if may_look && !shard.contains_key(key) {
-            *leader.flight.command.lock() = Command::Looking;
+            *leader.flight.led_by.lock() = LedBy::Looking;
             shard.insert(leader.key().clone(), leader.flight.clone());
-            return Boarding::Looking(leader, passenger);
+            return Join::Looking(leader, follower);
         }
         leader.flight.enter(&mut shard);
-        Boarding::Leader(leader, passenger)
+        Join::Leader(leader, follower)
     }
 
     fn joinable<T: AsRef<[u8]>>(
         &self,
         shard: &HashMap<Key, Arc<Flight>>,
-        now: Moment,
+        now: Monotonic,
         key: &[u8],
         cargo: Cargo,
         tags: &[T],
         (generations, coherence): (&Generations, &Coherence),
-    ) -> Option<Passenger> {
+    ) -> Option<Follower> {
         let flight = shard.get(key)?;
-        if !matches!(*flight.command.lock(), Command::Led) {
+        if !matches!(*flight.led_by.lock(), LedBy::Led) {
             return None;
         }
         let may = flight.cargo == cargo
             && flight.may_be_joined(tags, generations)
             && (coherence.vouches(flight.began, now) || !self.rules.heed_age);
-        (may || !self.rules.detach).then(|| Passenger::new(flight, true))
+        (may || !self.rules.detach).then(|| Follower::new(flight, true))
     }
 
     /// Begins a flight for this key whether or not there is one. `in_table`: those who come later
@@ -233,12 +233,12 @@ impl Flights {
         tags: &[T],
         generations: &Generations,
         in_table: bool,
-    ) -> (Leader, Passenger) {
-        let (leader, passenger) = self.take_off(key, cargo, tags, generations, in_table);
+    ) -> (Leader, Follower) {
+        let (leader, follower) = self.take_off(key, cargo, tags, generations, in_table);
         if in_table {
             leader.flight.enter(&mut self.shard(key).lock());
         }
-        (leader, passenger)
+        (leader, follower)
     }
 
     fn take_off<T: AsRef<[u8]>>(
@@ -248,27 +248,27 @@ impl Flights {
         tags: &[T],
         generations: &Generations,
         in_table: bool,
-    ) -> (Leader, Passenger) {
+    ) -> (Leader, Follower) {
         let flight = Arc::new(Flight {
             key: Arc::from(key),
             cargo,
-            began: Moment::now(),
+            began: Monotonic::now(),
             snapshot: generations.snapshot(key, tags),
             found: Mutex::default(),
             progress: Mutex::default(),
             told: Notify::new(),
-            command: Mutex::new(Command::Led),
+            led_by: Mutex::new(LedBy::Led),
             loading: Mutex::default(),
             lent: Mutex::default(),
             is_lent: Notify::new(),
         });
-        let passenger = Passenger::new(&flight, false);
+        let follower = Follower::new(&flight, false);
         let leader = Leader {
             flight,
             flights: self.clone(),
             in_table,
         };
-        (leader, passenger)
+        (leader, follower)
     }
 
     pub(crate) fn under_way(&self) -> usize {
@@ -292,9 +292,9 @@ impl Flight {
     /// Enters the table in the place of whatever is there; a reader that looks there is told.
     fn enter(self: &Arc<Self>, shard: &mut HashMap<Key, Arc<Self>>) {
         if let Some(before) = shard.insert(self.key.clone(), self.clone()) {
-            let mut command = before.command.lock();
-            if matches!(*command, Command::Looking) {
-                *command = Command::Overtaken(self.clone());
+            let mut led_by = before.led_by.lock();
+            if matches!(*led_by, LedBy::Looking) {
+                *led_by = LedBy::Overtaken(self.clone());
             }
         }
     }
@@ -319,7 +319,7 @@ impl Flight {
     }
 }
 
-impl Passenger {
+impl Follower {
     fn new(flight: &Arc<Flight>, joined: bool) -> Self {
         Self {
             flight: flight.clone(),
@@ -375,13 +375,13 @@ impl Leader {
 
     pub(crate) fn offer_fallback(&self, loaded: Loaded) {
         let then = self.snapshot();
-        let held = Held { loaded, then };
+        let held = Fallback { loaded, then };
         self.flight
             .advance(|progress| progress.fallback = Some(held));
     }
 
     /// What was offered.
-    pub(crate) fn fallback(&self) -> Option<Held> {
+    pub(crate) fn fallback(&self) -> Option<Fallback> {
         self.flight.progress.lock().fallback.clone()
     }
 
@@ -414,12 +414,12 @@ impl Leader {
         generations: &Generations,
     ) -> AfterLook {
         let mut shard = self.flights.shard(self.key()).lock();
-        let command = std::mem::replace(&mut *self.flight.command.lock(), Command::Led);
-        if let Command::Overtaken(other) = command {
+        let led_by = std::mem::replace(&mut *self.flight.led_by.lock(), LedBy::Led);
+        if let LedBy::Overtaken(other) = led_by {
             let brings_it =
                 other.cargo == self.flight.cargo && generations.cover(&other.snapshot.tags, named);
             if brings_it {
-                return AfterLook::Joined(Passenger::new(&other, true));
+                return AfterLook::Joined(Follower::new(&other, true));
             }
             self.flight.enter(&mut shard);
         }

@@ -10,10 +10,10 @@
 //! that reports do not stand in the way of log-ins.
 
 mod bounds;
-mod line;
+mod queue;
 
 pub use bounds::{ClassBound, ClassGuard, GuardOptions};
-pub(crate) use bounds::{Refusal, Urgency};
+pub(crate) use bounds::{Rejection, Urgency};
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,10 +23,10 @@ use steadfast_core::policy::breaker::{self, Admission, Breaker, BreakerConfig, O
 use tokio::sync::oneshot;
 
 use crate::clock::clock;
-use line::{Entry, Line};
+use queue::{AdmissionQueue, Entrance};
 
 #[derive(Clone)]
-pub(crate) struct Guard {
+pub(crate) struct LoadAdmission {
     shared: Arc<Mutex<State>>,
     wait: Duration,
     nested: usize,
@@ -34,35 +34,35 @@ pub(crate) struct Guard {
 
 /// The right to one load.
 pub(crate) struct Permit {
-    place: Arc<Place>,
+    slot: Arc<LoadSlot>,
     since: Instant,
     breaker: Option<breaker::Permit>,
 }
 
-/// A load's place among those that run. It is given back when nothing of the load is left: neither
+/// A load's slot among those that run. It is given back when nothing of the load is left: neither
 /// its [`Permit`], nor a statement that goes on in the database and has still to be stopped.
-pub(crate) struct Place {
-    guard: Guard,
-    lane: usize,
+pub(crate) struct LoadSlot {
+    guard: LoadAdmission,
+    class: usize,
 }
 
 tokio::task_local! {
     /// Of the load that runs.
-    static PLACE: Arc<Place>;
+    static SLOT: Arc<LoadSlot>;
 }
 
-/// Runs a load that goes by this place: what it asks of the database keeps it until it has ended
+/// Runs a load that goes by this slot: what it asks of the database keeps it until it has ended
 /// there.
-pub(crate) async fn during<F: Future>(place: Option<Arc<Place>>, load: F) -> F::Output {
-    match place {
-        Some(place) => PLACE.scope(place, load).await,
+pub(crate) async fn during<F: Future>(slot: Option<Arc<LoadSlot>>, load: F) -> F::Output {
+    match slot {
+        Some(slot) => SLOT.scope(slot, load).await,
         None => load.await,
     }
 }
 
-/// The place of the load that this is called from, if it is one.
-pub(crate) fn current() -> Option<Arc<Place>> {
-    PLACE.try_with(Arc::clone).ok()
+/// The slot of the load that this is called from, if it is one.
+pub(crate) fn current() -> Option<Arc<LoadSlot>> {
+    SLOT.try_with(Arc::clone).ok()
 }
 
 /// What is going on, for a status page.
@@ -77,7 +77,7 @@ pub struct GuardStatus {
     pub open: bool,
 }
 
-impl Guard {
+impl LoadAdmission {
     /// `classes` are the bounds of each class, in the order in which [`admit`](Self::admit) numbers
     /// them.
     pub(crate) fn new(
@@ -88,7 +88,7 @@ impl Guard {
         let breaker = Breaker::new(BreakerConfig::default(), now)
             .expect("the default configuration is valid");
         let state = State {
-            line: Line::new(options, classes, now),
+            queue: AdmissionQueue::new(options, classes, now),
             breaker,
             pumping: false,
         };
@@ -102,64 +102,64 @@ impl Guard {
     /// Asks for admission; `queued` is called if that is not at once.
     pub(crate) async fn admit(
         &self,
-        lane: usize,
+        class: usize,
         urgency: Urgency,
         deadline: Instant,
         queued: impl FnOnce(),
-    ) -> Result<Permit, Refusal> {
-        let place = self.take_place(lane, urgency, deadline, queued).await?;
+    ) -> Result<Permit, Rejection> {
+        let slot = self.take_slot(class, urgency, deadline, queued).await?;
         let now = clock();
         let admission = self.shared.lock().breaker.try_acquire(now);
         match admission {
-            Ok(Admission::Now(permit)) => Ok(place.with(permit)),
+            Ok(Admission::Now(permit)) => Ok(slot.with(permit)),
             Ok(Admission::Delay { until, permit }) => {
-                let place = place.with(permit);
+                let slot = slot.with(permit);
                 tokio::time::sleep_until(until.min(deadline).into()).await;
-                Ok(place)
+                Ok(slot)
             }
-            Err(refused) => Err(Refusal::Unavailable {
+            Err(refused) => Err(Rejection::Unavailable {
                 retry_after: refused.retry_after,
             }),
         }
     }
 
-    async fn take_place(
+    async fn take_slot(
         &self,
-        lane: usize,
+        class: usize,
         urgency: Urgency,
         deadline: Instant,
         queued: impl FnOnce(),
-    ) -> Result<Permit, Refusal> {
+    ) -> Result<Permit, Rejection> {
         let now = clock();
         let (turn, latest) = {
             let mut state = self.shared.lock();
             if let Some(refused) = state.refused_by_breaker(now) {
                 return Err(refused);
             }
-            let latest = state.line.latest(lane, deadline, now);
-            match state.line.enter(lane, urgency, latest, now) {
-                Entry::Admitted => return Ok(self.permit(lane)),
-                Entry::Full => return Err(state.line.refusal(lane, now)),
-                Entry::Waiting(turn) => (turn, latest),
+            let latest = state.queue.latest(class, deadline, now);
+            match state.queue.enter(class, urgency, latest, now) {
+                Entrance::Admitted => return Ok(self.permit(class)),
+                Entrance::Full => return Err(state.queue.refusal(class, now)),
+                Entrance::Waiting(turn) => (turn, latest),
             }
         };
         queued();
         self.pump();
         let mut waiter = Waiter {
             guard: self,
-            lane,
+            class,
             turn,
         };
-        let mut give_up = self.give_up(lane, latest);
+        let mut give_up = self.give_up(class, latest);
         loop {
             match tokio::time::timeout_at(give_up.into(), &mut waiter.turn).await {
-                Ok(Ok(())) => return Ok(self.permit(lane)),
-                Ok(Err(_pushed_out)) => return Err(self.overloaded(lane)),
+                Ok(Ok(())) => return Ok(self.permit(class)),
+                Ok(Err(_pushed_out)) => return Err(self.overloaded(class)),
                 Err(_too_late) => {
                     let now = clock();
                     // Somebody may have been admitted meanwhile: then the queue moves, and it is
                     // worth the wait.
-                    let mut longer = self.give_up(lane, latest);
+                    let mut longer = self.give_up(class, latest);
                     // Woken late: it is this process that stood still, and who was to be admitted
                     // meanwhile has yet to be.
                     if now.saturating_duration_since(give_up) > self.wait / 4 {
@@ -173,34 +173,34 @@ impl Guard {
             }
         }
         waiter.turn.close();
-        // The turn may have come in the very last moment; then the place is there to be used.
+        // The turn may have come in the very last moment; then the slot is there to be used.
         if waiter.turn.try_recv().is_ok() {
-            Ok(self.permit(lane))
+            Ok(self.permit(class))
         } else {
-            Err(self.overloaded(lane))
+            Err(self.overloaded(class))
         }
     }
 
-    fn permit(&self, lane: usize) -> Permit {
-        let place = Place {
+    fn permit(&self, class: usize) -> Permit {
+        let slot = LoadSlot {
             guard: self.clone(),
-            lane,
+            class,
         };
         Permit {
-            place: Arc::new(place),
+            slot: Arc::new(slot),
             since: clock(),
             breaker: None,
         }
     }
 
     /// When a load of this class that waits now would wait in vain.
-    fn give_up(&self, lane: usize, latest: Instant) -> Instant {
-        let still = self.shared.lock().line.stands_still_at(lane, self.wait);
+    fn give_up(&self, class: usize, latest: Instant) -> Instant {
+        let still = self.shared.lock().queue.stands_still_at(class, self.wait);
         still.min(latest)
     }
 
-    fn overloaded(&self, lane: usize) -> Refusal {
-        self.shared.lock().line.refusal(lane, clock())
+    fn overloaded(&self, class: usize) -> Rejection {
+        self.shared.lock().queue.refusal(class, clock())
     }
 
     /// Loads at once that may be nested in one.
@@ -210,14 +210,14 @@ impl Guard {
 
     /// An outage is over: let refreshes in gently.
     pub(crate) fn begin_ramp(&self) {
-        self.shared.lock().line.ramp_from = Some(clock());
+        self.shared.lock().queue.ramp_from = Some(clock());
     }
 
     pub(crate) fn status(&self) -> GuardStatus {
         let state = self.shared.lock();
         GuardStatus {
-            running: state.line.running,
-            waiting: state.line.waiting(),
+            running: state.queue.running,
+            waiting: state.queue.waiting(),
             open: state.breaker.state() == breaker::State::Open,
         }
     }
@@ -226,7 +226,7 @@ impl Guard {
     /// again then.
     fn pump(&self) {
         let mut state = self.shared.lock();
-        let Some(pause) = state.line.let_in(clock()) else {
+        let Some(pause) = state.queue.let_in(clock()) else {
             return;
         };
         if std::mem::replace(&mut state.pumping, true) {
@@ -239,7 +239,7 @@ impl Guard {
             while let Some(wait) = pause {
                 tokio::time::sleep(wait).await;
                 let mut state = guard.shared.lock();
-                pause = state.line.let_in(clock());
+                pause = state.queue.let_in(clock());
                 state.pumping = pause.is_some();
             }
         };
@@ -250,10 +250,10 @@ impl Guard {
     }
 }
 
-/// Waits for its turn. Dropped in the moment in which it comes, it gives the place back.
+/// Waits for its turn. Dropped in the moment in which it comes, it gives the slot back.
 struct Waiter<'g> {
-    guard: &'g Guard,
-    lane: usize,
+    guard: &'g LoadAdmission,
+    class: usize,
     turn: oneshot::Receiver<()>,
 }
 
@@ -261,7 +261,7 @@ impl Drop for Waiter<'_> {
     fn drop(&mut self) {
         self.turn.close();
         if self.turn.try_recv().is_ok() {
-            drop(self.guard.permit(self.lane));
+            drop(self.guard.permit(self.class));
         }
     }
 }
@@ -272,8 +272,8 @@ impl Permit {
         self
     }
 
-    pub(crate) fn place(&self) -> Arc<Place> {
-        Arc::clone(&self.place)
+    pub(crate) fn slot(&self) -> Arc<LoadSlot> {
+        Arc::clone(&self.slot)
     }
 
     /// Tells how the load went.
@@ -281,11 +281,11 @@ impl Permit {
         let now = clock();
         if outcome == Outcome::Success {
             let took = now.saturating_duration_since(self.since);
-            let place = &self.place;
-            place.guard.shared.lock().line.note(place.lane, took);
+            let slot = &self.slot;
+            slot.guard.shared.lock().queue.note(slot.class, took);
         }
         if let Some(permit) = self.breaker.take() {
-            let guard = &self.place.guard;
+            let guard = &self.slot.guard;
             let transition = guard.shared.lock().breaker.record(permit, outcome, now);
             if let Some(transition) = transition {
                 tracing::warn!(from = ?transition.from, to = ?transition.to, cause = ?transition.cause, "breaker of the database");
@@ -300,32 +300,32 @@ impl Permit {
 impl Drop for Permit {
     fn drop(&mut self) {
         if let Some(permit) = self.breaker.take() {
-            self.place.guard.shared.lock().breaker.forget(permit);
+            self.slot.guard.shared.lock().breaker.forget(permit);
         }
     }
 }
 
-impl Drop for Place {
+impl Drop for LoadSlot {
     fn drop(&mut self) {
-        self.guard.shared.lock().line.leave(self.lane);
+        self.guard.shared.lock().queue.leave(self.class);
         self.guard.pump();
     }
 }
 
 struct State {
-    line: Line,
+    queue: AdmissionQueue,
     breaker: Breaker,
     pumping: bool,
 }
 
 impl State {
     /// Spares the queue those whom the breaker would refuse anyway.
-    fn refused_by_breaker(&mut self, now: Instant) -> Option<Refusal> {
+    fn refused_by_breaker(&mut self, now: Instant) -> Option<Rejection> {
         if self.breaker.state() != breaker::State::Open {
             return None;
         }
         match self.breaker.try_acquire(now) {
-            Err(refused) => Some(Refusal::Unavailable {
+            Err(refused) => Some(Rejection::Unavailable {
                 retry_after: refused.retry_after,
             }),
             Ok(Admission::Now(permit) | Admission::Delay { permit, .. }) => {
@@ -342,7 +342,7 @@ mod tests {
 
     #[tokio::test]
     async fn k9_a_waiting_load_is_let_in_when_another_ends() {
-        let guard = Guard::new(&GuardOptions::new(1, 1000.0), &[None], clock());
+        let guard = LoadAdmission::new(&GuardOptions::new(1, 1000.0), &[None], clock());
         let deadline = clock() + Duration::from_secs(5);
         let first = guard
             .admit(0, Urgency::Needed, deadline, || ())
@@ -368,7 +368,7 @@ mod tests {
 
     #[tokio::test]
     async fn k9_who_goes_away_when_his_turn_comes_leaves_his_place() {
-        let guard = Guard::new(&GuardOptions::new(1, 1000.0), &[None], clock());
+        let guard = LoadAdmission::new(&GuardOptions::new(1, 1000.0), &[None], clock());
         let deadline = clock() + Duration::from_secs(5);
         let admit = || guard.admit(0, Urgency::Needed, deadline, || ());
         let first = admit().await.ok().unwrap();
@@ -384,7 +384,7 @@ mod tests {
     async fn k9_the_queue_waits_for_the_first_loads_whose_connections_are_being_opened() {
         let mut options = GuardOptions::new(1, 1000.0);
         options.wait = Duration::from_millis(200);
-        let guard = Guard::new(&options, &[None], clock());
+        let guard = LoadAdmission::new(&options, &[None], clock());
         let deadline = clock() + Duration::from_secs(3600);
         let admit = || guard.admit(0, Urgency::Needed, deadline, || ());
         let first = admit().await.ok().unwrap();
@@ -396,20 +396,23 @@ mod tests {
         let second = second.ok().unwrap();
         // Once it is known how long a load takes, nobody waits before a database that stands still.
         let refused = tokio::time::timeout(Duration::from_secs(60), admit()).await;
-        assert!(matches!(refused.unwrap(), Err(Refusal::Overloaded { .. })));
+        assert!(matches!(
+            refused.unwrap(),
+            Err(Rejection::Overloaded { .. })
+        ));
         drop(second);
         assert_eq!(guard.status().running, 0);
     }
 
     #[tokio::test]
     async fn k9_a_failing_database_is_left_alone() {
-        let guard = Guard::new(&GuardOptions::new(4, 1000.0), &[None], clock());
+        let guard = LoadAdmission::new(&GuardOptions::new(4, 1000.0), &[None], clock());
         let deadline = clock() + Duration::from_secs(5);
         let mut refusals = 0;
         for _ in 0..20 {
             match guard.admit(0, Urgency::Needed, deadline, || ()).await {
                 Ok(permit) => permit.record(Outcome::Failure),
-                Err(Refusal::Unavailable { retry_after }) => {
+                Err(Rejection::Unavailable { retry_after }) => {
                     assert!(retry_after > Duration::ZERO);
                     refusals += 1;
                 }

@@ -75,7 +75,7 @@ mod freshness;
 mod guard;
 mod invalidate;
 mod key;
-mod moment;
+mod monotonic;
 mod outbox;
 mod parts;
 mod read;

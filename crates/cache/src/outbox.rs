@@ -47,7 +47,7 @@ pub(crate) struct Glance {
     /// What has been applied to Redis and deleted from the table, as a number that only grows.
     pub(crate) watermark: u64,
     /// The first rows that wait, in the order of their numbers.
-    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) waiting: Vec<WaitingRow>,
     /// Whether there are no more than these.
     pub(crate) complete: bool,
     /// How far the newest row's number is ahead of the first.
@@ -56,7 +56,7 @@ pub(crate) struct Glance {
 
 /// A row that waits to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Waiting {
+pub(crate) struct WaitingRow {
     pub(crate) id: i64,
     /// Since it was written, by the database's clock alone. Its transaction may have been committed
     /// much later.
@@ -180,7 +180,7 @@ impl Outbox {
         let waiting: Vec<_> = seen
             .iter()
             .filter_map(|(_, id, age_ms, _, _)| {
-                Some(Waiting {
+                Some(WaitingRow {
                     id: (*id)?,
                     age_ms: age_ms.unwrap_or(0),
                 })

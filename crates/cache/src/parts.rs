@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use crate::classes::Classes;
 use crate::flight::Flights;
 use crate::flight::failures::Failures;
-use crate::guard::Guard;
+use crate::guard::LoadAdmission;
 use crate::relay::Relay;
 use crate::sabotage::Sabotage;
 use crate::sql::Database;
@@ -35,7 +35,7 @@ pub(crate) struct Inner {
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights>,
     pub(crate) failures: Failures,
-    pub(crate) guard: Guard,
+    pub(crate) guard: LoadAdmission,
     pub(crate) coherence: Arc<Coherence>,
     pub(crate) redis: Option<Arc<RedisTier>>,
     pub(crate) relay: Option<Arc<Relay>>,

@@ -25,14 +25,14 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 use crate::clock::clock;
-use crate::guard::Guard;
-use crate::moment::Moment;
+use crate::guard::LoadAdmission;
+use crate::monotonic::Monotonic;
 use crate::outbox::{BATCH, Glance, Outbox};
 use crate::sql::SourceError;
 use crate::stats::Stats;
 use crate::tier::coherence::Coherence;
-use crate::tier::redis::trust::TAKEN;
-use crate::tier::redis::{RedisTier, Trouble};
+use crate::tier::redis::epoch_guard::TAKEN;
+use crate::tier::redis::{RedisFailure, RedisTier};
 use lag::LagWatch;
 use pending::Pending;
 
@@ -57,7 +57,7 @@ pub(crate) struct Relay {
 pub(crate) struct Served {
     pub(crate) redis: Arc<RedisTier>,
     pub(crate) coherence: Arc<Coherence>,
-    pub(crate) guard: Guard,
+    pub(crate) guard: LoadAdmission,
     pub(crate) stats: Arc<Stats>,
 }
 
@@ -225,7 +225,7 @@ impl Relay {
     /// Learns the watermark and judges the lag; true if nothing waits.
     async fn look(&self, watcher: &mut LagWatch) -> Result<bool, SourceError> {
         self.prepare().await?;
-        let trust = &self.served.redis.trust;
+        let epochs = &self.served.redis.epoch_guard;
         let began = clock();
         let looked = match self.served.redis.look_at_sql().await {
             // The tables may be gone; if it is something else, making them fails for the same
@@ -243,16 +243,16 @@ impl Relay {
         };
         let lag = watcher.lag(&glance, began);
         self.note_lag(lag);
-        if trust.is_taken() {
+        if epochs.is_taken() {
             self.suspend(TAKEN);
-            trust.ask_again();
+            epochs.ask_again();
             self.keep_bound_of(&glance).await;
             return Ok(false);
         }
-        if trust.is_rolled_back() {
+        if epochs.is_rolled_back() {
             self.suspend(ROLLED_BACK);
             self.outbox.order_all().await?;
-            trust.all_is_ordered();
+            epochs.all_is_ordered();
             return Ok(false);
         }
         if glance.waiting.is_empty() {
@@ -287,10 +287,10 @@ impl Relay {
     }
 
     fn suspend(&self, reason: &'static str) {
-        if self.served.redis.trust.suspend(Some(reason)) {
+        if self.served.redis.epoch_guard.suspend(Some(reason)) {
             tracing::warn!(reason, lag = ?self.lag(), "redis is not read until that has ended");
             // What waits has not been announced either: memory may hold it too.
-            self.served.coherence.disprove(Moment::now());
+            self.served.coherence.disprove(Monotonic::now());
             self.served.stats.suspended.set(1.0);
         }
     }
@@ -304,7 +304,7 @@ impl Relay {
     }
 
     fn resume(&self) {
-        if self.served.redis.trust.suspend(None) {
+        if self.served.redis.epoch_guard.suspend(None) {
             tracing::info!("redis is read again: nothing waits in the outbox");
             self.served.stats.suspended.set(0.0);
             self.served.guard.begin_ramp();
@@ -322,10 +322,10 @@ impl Relay {
             if redis.epoch_to_write().await.is_err() {
                 return Ok(false);
             }
-            let known = redis.trust.known_watermark();
+            let known = redis.epoch_guard.known_watermark();
             let most = self.batch.load(Ordering::Relaxed);
             let batch = self.outbox.take_batch(most).await?;
-            if redis.trust.has_fallen(known, batch.watermark) {
+            if redis.epoch_guard.has_fallen(known, batch.watermark) {
                 // To deliver would take it past where it was, and hide that it fell; and that
                 // nothing waits may mean that it was lost. The next look sees to it.
                 self.outbox.leave(batch).await?;
@@ -351,7 +351,7 @@ impl Relay {
             };
             self.outbox.finish(batch, watermark).await?;
             self.batch.store((most * 2).min(BATCH), Ordering::Relaxed);
-            redis.trust.learn(watermark);
+            redis.epoch_guard.learn(watermark);
             self.served.stats.relayed.add(rows as u64);
             if complete {
                 self.note_lag(None);
@@ -368,7 +368,7 @@ enum Undelivered {
     #[error(transparent)]
     Outbox(#[from] SourceError),
     #[error(transparent)]
-    Redis(#[from] Trouble),
+    Redis(#[from] RedisFailure),
 }
 
 /// The two things that can be in trouble.

@@ -13,9 +13,9 @@ mod lent;
 mod mysql;
 mod options;
 mod param;
+mod ping;
 #[cfg(feature = "postgres")]
 mod postgres;
-mod pulse;
 mod reserved;
 mod row;
 mod rows;
@@ -40,7 +40,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use pulse::Pulse;
+use ping::Pinger;
 #[cfg(feature = "mysql")]
 use sqlx::MySqlPool;
 #[cfg(feature = "postgres")]
@@ -77,7 +77,7 @@ pub struct Database {
     /// What connections to PostgreSQL are opened with where no startup options are taken.
     #[cfg(feature = "postgres")]
     plain: Arc<PgConnectOptions>,
-    pulse: Pulse,
+    pinger: Pinger,
     /// Set once a SQLite file is there.
     opened: Arc<OnceCell<()>>,
     query_limit: Duration,
@@ -140,7 +140,7 @@ impl Database {
             readers,
             #[cfg(feature = "postgres")]
             plain: Arc::new(plain),
-            pulse: Pulse::default(),
+            pinger: Pinger::default(),
             opened: Arc::default(),
             query_limit: options.query_limit,
             statement_limit: options.statement_limit,
@@ -203,7 +203,7 @@ impl Database {
             readers: None,
             #[cfg(feature = "postgres")]
             plain: Arc::new(plain),
-            pulse: Pulse::default(),
+            pinger: Pinger::default(),
             opened: Arc::new(OnceCell::new_with(Some(()))),
             query_limit: defaults.query_limit,
             statement_limit: defaults.statement_limit,
@@ -385,14 +385,14 @@ impl Database {
     /// # Errors
     /// [`SourceError::Timeout`] after `limit`, or what the database said.
     pub async fn ping(&self, limit: Duration) -> Result<(), SourceError> {
-        let way = pulse::Way {
+        let way = ping::Way {
             pool: self.readers.as_ref().unwrap_or(&self.pool),
             only_reads: self.readers.is_some(),
             #[cfg(feature = "postgres")]
             plain: &self.plain,
             query_limit: self.query_limit,
         };
-        self.pulse.feel(way, limit).await
+        self.pinger.ping(way, limit).await
     }
 
     pub(crate) fn query_limit(&self) -> Duration {
@@ -402,7 +402,7 @@ impl Database {
     /// Closes the pool when all connections have come back, and that of
     /// [`DatabaseOptions::read_only_connections`] with it.
     pub async fn close(&self) {
-        self.pulse.close().await;
+        self.pinger.close().await;
         for pool in std::iter::once(&self.pool).chain(&self.readers) {
             match *pool {
                 #[cfg(feature = "sqlite")]

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use crate::guard::GuardStatus;
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 use crate::parts::Inner;
 use crate::stats::Counts;
 
@@ -59,13 +59,13 @@ pub struct RedisTrust {
 impl CacheStatus {
     pub(crate) fn of(inner: &Inner) -> Self {
         let redis = inner.redis.as_ref().map(|redis| {
-            let (suspended, epoch) = (redis.trust.suspended(), redis.trust.epoch());
+            let (suspended, epoch) = (redis.epoch_guard.suspended(), redis.epoch_guard.epoch());
             RedisTrust {
                 trusted: suspended.is_none() && epoch.is_some() && redis.is_reachable(),
                 suspended,
-                proven: redis.trust.sql_seen(),
+                proven: redis.epoch_guard.sql_seen(),
                 epoch: epoch.map(|epoch| epoch.to_string()),
-                watermark: redis.trust.known_watermark(),
+                watermark: redis.epoch_guard.known_watermark(),
             }
         });
         let relay = inner.relay.as_ref();
@@ -75,7 +75,7 @@ impl CacheStatus {
             guard: inner.guard.status(),
             memory_bytes: inner.memory.bytes(),
             memory_entries: inner.memory.entries(),
-            memory_proven: inner.coherence.is_proven(Moment::now()),
+            memory_proven: inner.coherence.is_proven(Monotonic::now()),
             flights: inner.flights.under_way(),
             redis,
             outbox_lag_ms: relay

@@ -13,7 +13,7 @@ use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 
 /// When the load of a key failed last.
 pub(crate) struct Failures {
@@ -22,7 +22,7 @@ pub(crate) struct Failures {
     slots: Box<[AtomicU64]>,
     /// None while nothing has failed, which is nearly always.
     any: AtomicBool,
-    start: Moment,
+    start: Monotonic,
     hasher: foldhash::quality::RandomState,
 }
 
@@ -31,13 +31,13 @@ impl Failures {
         Self {
             slots: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
             any: AtomicBool::new(false),
-            start: Moment::now(),
+            start: Monotonic::now(),
             hasher: foldhash::quality::RandomState::default(),
         }
     }
 
     /// `tried`: the loader was run, rather than refused.
-    pub(crate) fn note(&self, key: &[u8], now: Moment, tried: bool) {
+    pub(crate) fn note(&self, key: &[u8], now: Monotonic, tried: bool) {
         let (slot, mark) = self.slot(key);
         let there = slot.load(Ordering::Relaxed);
         let before = if there & MARK == mark {
@@ -67,13 +67,13 @@ impl Failures {
     }
 
     /// What is left of this span since the last failure, if anything.
-    pub(crate) fn wait(&self, key: &[u8], now: Moment, span: Duration) -> Option<Duration> {
+    pub(crate) fn wait(&self, key: &[u8], now: Monotonic, span: Duration) -> Option<Duration> {
         self.left(key, now, |_| span)
     }
 
     /// When a key may be tried again that fails again and again, if not yet; at `longest` it is
     /// after so long.
-    pub(crate) fn hold(&self, key: &[u8], now: Moment, longest: Duration) -> Option<Duration> {
+    pub(crate) fn hold(&self, key: &[u8], now: Monotonic, longest: Duration) -> Option<Duration> {
         self.left(key, now, |in_a_row| match in_a_row.checked_sub(TRIES) {
             Some(more) => longest.min(FIRST_PAUSE * (1 << more)),
             None => Duration::ZERO,
@@ -83,7 +83,7 @@ impl Failures {
     fn left(
         &self,
         key: &[u8],
-        now: Moment,
+        now: Monotonic,
         span: impl FnOnce(u32) -> Duration,
     ) -> Option<Duration> {
         if !self.any.load(Ordering::Relaxed) {
@@ -106,7 +106,7 @@ impl Failures {
     }
 
     /// Milliseconds, which begin anew after 12 days.
-    fn stamp(&self, now: Moment) -> u64 {
+    fn stamp(&self, now: Monotonic) -> u64 {
         let passed: Duration = now.since(self.start).into();
         (passed.as_millis() as u64).wrapping_add(1) & STAMP
     }
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn k9_a_failure_is_remembered_for_a_span_and_until_a_load_succeeds() {
-        let (failures, now) = (Failures::new(), Moment::now());
+        let (failures, now) = (Failures::new(), Monotonic::now());
         let at = |ms: u64| now.plus(Duration::from_millis(ms).into());
         let span = Duration::from_secs(1);
         assert_eq!(failures.wait(b"a", at(0), span), None);
@@ -147,7 +147,7 @@ mod tests {
 
     #[test]
     fn k9_a_key_that_fails_again_and_again_is_tried_less_and_less_often() {
-        let (failures, now) = (Failures::new(), Moment::now());
+        let (failures, now) = (Failures::new(), Monotonic::now());
         let at = |ms: u64| now.plus(Duration::from_millis(ms).into());
         let longest = Duration::from_millis(300);
         let hold = |ms| failures.hold(b"a", at(ms), longest);

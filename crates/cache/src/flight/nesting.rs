@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Flight, Flights, Leader};
 use crate::error::CacheError;
-use crate::guard::Place;
+use crate::guard::LoadSlot;
 use crate::tier::Key;
 
 /// A load under way, with those that it is nested in.
@@ -31,8 +31,8 @@ pub(crate) struct Loading {
     waits: Mutex<Vec<Weak<Flight>>>,
     /// Places of the loads that are nested in it.
     nested: Semaphore,
-    /// The place at the guard by which it goes.
-    place: Option<Arc<Place>>,
+    /// The slot at the guard by which it goes.
+    slot: Option<Arc<LoadSlot>>,
 }
 
 tokio::task_local! {
@@ -52,13 +52,13 @@ impl Loading {
         current.is_of(flights).then_some(current)
     }
 
-    /// Runs the load of these flights, which is nested in `parent` and goes by that place; as many
+    /// Runs the load of these flights, which is nested in `parent` and goes by that slot; as many
     /// as `nested` may be nested in it at once.
     pub(crate) async fn within<T>(
         (flights, nested): (&Arc<Flights>, usize),
         leaders: &[&Leader],
         parent: Option<Arc<Self>>,
-        place: Option<Arc<Place>>,
+        slot: Option<Arc<LoadSlot>>,
         load: impl Future<Output = T>,
     ) -> T {
         let loading = Arc::new(Self {
@@ -67,7 +67,7 @@ impl Loading {
             parent,
             waits: Mutex::default(),
             nested: Semaphore::new(nested),
-            place,
+            slot,
         });
         for leader in leaders {
             leader.begins(&loading);
@@ -110,8 +110,8 @@ impl Loading {
         Ok(waits)
     }
 
-    /// Waits for a place among the loads that are nested in this one.
-    pub(crate) async fn nested_place(this: &Arc<Self>) -> Nested<'_> {
+    /// Waits for a slot among the loads that are nested in this one.
+    pub(crate) async fn nested_slot(this: &Arc<Self>) -> Nested<'_> {
         Nested {
             by: this.clone(),
             // It is never closed.
@@ -119,8 +119,8 @@ impl Loading {
         }
     }
 
-    pub(crate) fn place(&self) -> Option<Arc<Place>> {
-        self.place.clone()
+    pub(crate) fn slot(&self) -> Option<Arc<LoadSlot>> {
+        self.slot.clone()
     }
 
     fn is_of(&self, flights: &Arc<Flights>) -> bool {

@@ -1,7 +1,7 @@
 use super::*;
 
 const NONE: &[&str] = &[];
-const RULES: Rules = Rules {
+const RULES: JoinRules = JoinRules {
     detach: true,
     heed_age: true,
 };
@@ -17,30 +17,30 @@ fn cargo() -> Cargo {
 #[test]
 fn k3_the_second_caller_joins_and_the_first_after_landing_begins_anew() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-    let Boarding::Leader(leader, _) =
+    let Join::Leader(leader, _) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("no leader")
     };
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Joined(_)
+        Join::Joined(_)
     ));
     assert!(matches!(
         flights.board(b"other", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Leader(..)
+        Join::Leader(..)
     ));
     leader.land(Err(CacheError::Closed));
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Leader(..)
+        Join::Leader(..)
     ));
 }
 
 #[test]
 fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-    let Boarding::Leader(_leader, _) =
+    let Join::Leader(_leader, _) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("no leader")
@@ -62,7 +62,7 @@ fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
     ] {
         assert!(matches!(
             flights.board(b"k", other, NONE, (&generations, &Coherence::alone())),
-            Boarding::Leader(..)
+            Join::Leader(..)
         ));
     }
 }
@@ -70,13 +70,13 @@ fn k3_nobody_joins_a_load_of_another_type_version_or_class() {
 #[test]
 fn k3_nobody_joins_a_load_older_than_an_invalidation() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-    let Boarding::Leader(first, _) =
+    let Join::Leader(first, _) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("no leader")
     };
     generations.bump_key(b"k");
-    let Boarding::Leader(second, _) =
+    let Join::Leader(second, _) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("joined an old load")
@@ -84,7 +84,7 @@ fn k3_nobody_joins_a_load_older_than_an_invalidation() {
     drop(first); // must not take the second out of the table
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Joined(_)
+        Join::Joined(_)
     ));
     drop(second);
     assert_eq!(flights.under_way(), 0);
@@ -96,13 +96,13 @@ fn k3_a_reader_whose_look_was_in_vain_waits_for_the_flight_begun_meanwhile_also_
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
     let look = || flights.look_or_board(b"k", cargo(), NONE, world);
-    let Boarding::Looking(reader, _) = look() else {
+    let Join::Looking(reader, _) = look() else {
         panic!("no look")
     };
-    let Boarding::Leader(leader, _) = look() else {
+    let Join::Leader(leader, _) = look() else {
         panic!("waits for a reader that nobody may be polling")
     };
-    assert!(matches!(look(), Boarding::Joined(_)));
+    assert!(matches!(look(), Join::Joined(_)));
     leader.land(Err(CacheError::Closed));
     let AfterLook::Joined(mut other) = reader.after_look(NONE, &generations) else {
         panic!("a second load")
@@ -118,14 +118,14 @@ fn k3_a_look_in_vain_becomes_a_flight_that_others_join_if_nobody_came_meanwhile(
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
     let look = || flights.look_or_board(b"k", cargo(), NONE, world);
-    let Boarding::Looking(reader, _) = look() else {
+    let Join::Looking(reader, _) = look() else {
         panic!("no look")
     };
     let after = reader.after_look(NONE, &generations);
     assert!(matches!(after, AfterLook::Lead));
-    assert!(matches!(look(), Boarding::Joined(_)));
+    assert!(matches!(look(), Join::Joined(_)));
     drop(reader);
-    assert!(matches!(look(), Boarding::Looking(..)));
+    assert!(matches!(look(), Join::Looking(..)));
 }
 
 #[test]
@@ -133,49 +133,49 @@ fn k3_a_reader_takes_nothing_of_another_type_from_a_flight_begun_while_it_looked
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let coherence = Coherence::alone();
     let world = (&generations, &coherence);
-    let Boarding::Looking(reader, _) = flights.look_or_board(b"k", cargo(), NONE, world) else {
+    let Join::Looking(reader, _) = flights.look_or_board(b"k", cargo(), NONE, world) else {
         panic!("no look")
     };
     let other = Cargo {
         value: TypeId::of::<String>(),
         ..cargo()
     };
-    let Boarding::Leader(_other, _) = flights.board(b"k", other, NONE, world) else {
+    let Join::Leader(_other, _) = flights.board(b"k", other, NONE, world) else {
         panic!("no leader")
     };
     let after = reader.after_look(NONE, &generations);
     assert!(matches!(after, AfterLook::Lead));
     let joined = flights.board(b"k", cargo(), NONE, world);
-    assert!(matches!(joined, Boarding::Joined(_)));
+    assert!(matches!(joined, Join::Joined(_)));
 }
 
 #[test]
 fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-    let Boarding::Leader(_bare, _) =
+    let Join::Leader(_bare, _) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("no leader")
     };
-    let Boarding::Leader(_tagged, _) =
+    let Join::Leader(_tagged, _) =
         flights.board(b"k", cargo(), &["red"], (&generations, &Coherence::alone()))
     else {
         panic!("joined a load without the tag")
     };
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Joined(_)
+        Join::Joined(_)
     ));
     assert!(matches!(
         flights.board(b"k", cargo(), &["red"], (&generations, &Coherence::alone())),
-        Boarding::Joined(_)
+        Join::Joined(_)
     ));
 }
 
 #[test]
 fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-    let Boarding::Leader(leader, _) =
+    let Join::Leader(leader, _) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("no leader")
@@ -183,27 +183,27 @@ fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
     leader.carries(generations.tag_stripes(&["red"]));
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Joined(_)
+        Join::Joined(_)
     ));
     generations.bump_tag(b"red");
     assert!(!generations.is_current(&leader.snapshot()));
     assert!(matches!(
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone())),
-        Boarding::Leader(..)
+        Join::Leader(..)
     ));
 }
 
 #[tokio::test]
 async fn k3_a_leader_that_vanishes_leaves_nobody_waiting() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
-    let Boarding::Leader(leader, mut passenger) =
+    let Join::Leader(leader, mut follower) =
         flights.board(b"k", cargo(), NONE, (&generations, &Coherence::alone()))
     else {
         panic!("no leader")
     };
     drop(leader);
-    passenger.changed().await;
-    assert!(passenger.look(|progress| matches!(progress.outcome, Some(Err(CacheError::Closed)))));
+    follower.changed().await;
+    assert!(follower.look(|progress| matches!(progress.outcome, Some(Err(CacheError::Closed)))));
 }
 
 #[test]
@@ -212,17 +212,17 @@ fn k16_in_an_outage_nobody_joins_a_load_older_than_memory_may_be() {
     let coherence = Coherence::unproven();
     let world = (&generations, &coherence);
     let board = |now| flights.board_at(now, b"k", cargo(), NONE, world, false);
-    let now = Moment::now();
+    let now = Monotonic::now();
     let later = now.plus((crate::tier::coherence::SPAN * 2).into());
-    let Boarding::Leader(_old, _) = board(now) else {
+    let Join::Leader(_old, _) = board(now) else {
         panic!("no leader")
     };
-    assert!(matches!(board(now), Boarding::Joined(_)), "young");
+    assert!(matches!(board(now), Join::Joined(_)), "young");
     coherence.prove(later, later);
-    assert!(matches!(board(later), Boarding::Joined(_)), "proven");
+    assert!(matches!(board(later), Join::Joined(_)), "proven");
     coherence.disprove(later);
     assert!(
-        matches!(board(later), Boarding::Leader(..)),
+        matches!(board(later), Join::Leader(..)),
         "old, and nobody vouches"
     );
 }

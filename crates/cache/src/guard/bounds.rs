@@ -142,14 +142,14 @@ fn problem(concurrency: usize, rate: f64) -> Option<Problem> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
     /// There is something to serve meanwhile; the hotter the key, the more it matters.
-    Refresh { heat: u32 },
+    Refresh { hit_count: u32 },
     /// A caller has nothing without it.
     Needed,
 }
 
 /// Not now.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum Refusal {
+pub(crate) enum Rejection {
     Overloaded {
         retry_after: Duration,
     },

@@ -19,11 +19,11 @@ use steadfast::{Certainty, PubSub, PubSubControl, PubSubEvent};
 use tokio::sync::{oneshot, watch};
 
 use crate::clock::clock;
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 use crate::parts::Inner;
 use crate::target::Announcement;
 use crate::tier::redis::RedisTier;
-use crate::tier::redis::trust::number_text;
+use crate::tier::redis::epoch_guard::number_text;
 
 /// Listens until the cache is gone.
 pub(crate) async fn listen(
@@ -34,7 +34,7 @@ pub(crate) async fn listen(
     let own = redis.names().own_channel(&redis.token_text());
     let (mut pubsub, mut subscribed) = subscribe(&redis, &own);
     tokio::spawn(be_there(pubsub.control(), redis.clone(), gone.clone()));
-    let mut ear = Ear {
+    let mut listener = InvalidationListener {
         cache,
         redis,
         own,
@@ -53,21 +53,21 @@ pub(crate) async fn listen(
             biased;
             _ = gone.changed() => return,
             event = pubsub.next() => match event {
-                Some(event) => ear.hear(event).await,
+                Some(event) => listener.on_event(event).await,
                 None => return,
             },
-            Ok(()) = &mut subscribed, if !ear.subscribed => {
-                ear.subscribed = true;
-                ear.stand().await;
+            Ok(()) = &mut subscribed, if !listener.subscribed => {
+                listener.subscribed = true;
+                listener.on_subscribed().await;
             }
-            _ = beats.tick() => ear.beat().await,
+            _ = beats.tick() => listener.beat().await,
         }
     }
 }
 
 /// Subscribes to both channels, and tells when both have been confirmed for the first time. From
-/// then on they are made again by themselves, and an event tells that all stand; before, such an
-/// event may be about one of them, or none.
+/// then on they are made again by themselves, and an event tells that all on_subscribed; before,
+/// such an event may be about one of them, or none.
 fn subscribe(redis: &RedisTier, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
     let pubsub = redis.client().pubsub();
     let (mut tell, subscribed) = oneshot::channel();
@@ -104,24 +104,24 @@ async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
 /// Listens where the processes of this database are looked for, by those of another that was given
 /// the same namespace.
 async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
-    let (mut there, mut known) = (None, redis.trust.watch_database());
+    let (mut there, mut known) = (None, redis.epoch_guard.watch_database());
     loop {
         let database = *known.borrow_and_update();
         let channel = |number| redis.names().presence(&number_text(number));
         if database != there {
             if let Some(before) = there.take() {
-                redis.trust.can_be_found(None);
+                redis.epoch_guard.can_be_found(None);
                 let _ = control.unsubscribe(channel(before)).await;
             }
             if let Some(now) = database {
                 match control.subscribe(channel(now)).await {
                     Ok(()) => {
                         there = database;
-                        redis.trust.can_be_found(database);
+                        redis.epoch_guard.can_be_found(database);
                     }
                     // It is forbidden: nobody will find it, and to wait for that is in vain.
                     Err(error) if error.certainty() == Certainty::Rejected => {
-                        redis.trust.can_be_found(database);
+                        redis.epoch_guard.can_be_found(database);
                     }
                     Err(_) => {}
                 }
@@ -135,13 +135,13 @@ async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch
     }
 }
 
-struct Ear {
+struct InvalidationListener {
     cache: Weak<Inner>,
     redis: Arc<RedisTier>,
     own: Vec<u8>,
     /// Both subscriptions have stood once, so that both are made again after a loss.
     subscribed: bool,
-    /// Both subscriptions stand.
+    /// Both subscriptions on_subscribed.
     standing: bool,
     /// What was missed while they did not is known.
     synced: bool,
@@ -155,40 +155,40 @@ struct Ear {
     told: Option<Instant>,
 }
 
-impl Ear {
-    async fn hear(&mut self, event: PubSubEvent) {
+impl InvalidationListener {
+    async fn on_event(&mut self, event: PubSubEvent) {
         let Some(cache) = self.cache.upgrade() else {
             return;
         };
         match event {
             PubSubEvent::Message {
                 channel, payload, ..
-            } if channel == self.own => self.hear_beat(&cache, &payload),
+            } if channel == self.own => self.on_beat(&cache, &payload),
             PubSubEvent::Message { channel, .. }
                 if channel.starts_with(&self.redis.names().presence("")) =>
             {
-                self.hear_of_another();
+                self.on_other_database();
             }
-            PubSubEvent::Message { payload, .. } => self.hear_announcement(&cache, &payload),
+            PubSubEvent::Message { payload, .. } => self.on_announcement(&cache, &payload),
             PubSubEvent::Resumed { .. } if !self.subscribed => {}
-            PubSubEvent::Resumed { .. } => self.stand().await,
+            PubSubEvent::Resumed { .. } => self.on_subscribed().await,
             // Lost, or messages dropped because they came too fast, or something this program does
             // not know: assume the worst.
             PubSubEvent::Lost { .. } => {
                 (self.standing, self.synced) = (false, false);
-                cache.coherence.disprove(Moment::now());
+                cache.coherence.disprove(Monotonic::now());
             }
             _ => {
                 (self.synced, self.heard) = (false, None);
                 self.connection += 1;
-                cache.coherence.disprove(Moment::now());
+                cache.coherence.disprove(Monotonic::now());
             }
         }
     }
 
-    /// Both subscriptions stand, for the first time or again: what was missed has to be found out,
-    /// and the channel to be proven.
-    async fn stand(&mut self) {
+    /// Both subscriptions on_subscribed, for the first time or again: what was missed has to be
+    /// found out, and the channel to be proven.
+    async fn on_subscribed(&mut self) {
         let Some(cache) = self.cache.upgrade() else {
             return;
         };
@@ -199,7 +199,7 @@ impl Ear {
     }
 
     /// Tells of it, but not each time that the other asks.
-    fn hear_of_another(&mut self) {
+    fn on_other_database(&mut self) {
         let now = clock();
         let lately = |told: Instant| now.saturating_duration_since(told) < TOLD_EVERY;
         if !self.told.is_some_and(lately) {
@@ -210,7 +210,7 @@ impl Ear {
         }
     }
 
-    fn hear_announcement(&mut self, cache: &Inner, payload: &[u8]) {
+    fn on_announcement(&mut self, cache: &Inner, payload: &[u8]) {
         let Some(announced) = Announcement::parse(payload) else {
             tracing::warn!("an announcement that cannot be understood: memory is emptied");
             return cache.forget(&[crate::Target::All]);
@@ -229,14 +229,14 @@ impl Ear {
             None => {}
         }
         cache.forget(&announced.targets);
-        self.redis.trust.hear(announced.after);
+        self.redis.epoch_guard.on_claim(announced.after);
     }
 
-    fn hear_beat(&mut self, cache: &Inner, payload: &[u8]) {
+    fn on_beat(&mut self, cache: &Inner, payload: &[u8]) {
         let Some((connection, sent, at)) = parse_beat(payload) else {
             return;
         };
-        if connection != self.connection || !self.synced || self.redis.trust.is_blind() {
+        if connection != self.connection || !self.synced || self.redis.epoch_guard.is_blind() {
             return;
         }
         if self.heard != Some(at) {
@@ -244,16 +244,16 @@ impl Ear {
             self.heard = Some(at);
         }
         // Redis itself has not heard of all that SQL has.
-        let trust = &self.redis.trust;
-        if at < trust.required(trust.known_watermark()) {
+        let epochs = &self.redis.epoch_guard;
+        if at < epochs.required(epochs.known_watermark()) {
             return;
         }
         cache
             .coherence
-            .prove(Moment::from_bits(sent), Moment::now());
+            .prove(Monotonic::from_bits(sent), Monotonic::now());
         // It may have been suspended just now, which must not be undone by this.
-        if self.redis.trust.is_blind() {
-            cache.coherence.disprove(Moment::now());
+        if self.redis.epoch_guard.is_blind() {
+            cache.coherence.disprove(Monotonic::now());
         }
     }
 
@@ -263,7 +263,7 @@ impl Ear {
             why,
             "what is in memory counts as stale until it is loaded again"
         );
-        cache.generations.begin_era();
+        cache.generations.begin_proof_epoch();
         cache.guard.begin_ramp();
     }
 
@@ -284,7 +284,7 @@ impl Ear {
                 cache,
                 "invalidations were applied while the channel was away",
             ),
-            None => cache.generations.begin_era(),
+            None => cache.generations.begin_proof_epoch(),
         }
         self.heard = Some(at);
         self.synced = true;
@@ -300,7 +300,7 @@ impl Ear {
             };
             self.sync(&cache).await;
         }
-        let text = format!("{} {} ", self.connection, Moment::now().to_bits());
+        let text = format!("{} {} ", self.connection, Monotonic::now().to_bits());
         let first = std::mem::replace(&mut self.beaten, self.connection) != self.connection;
         let (redis, own) = (self.redis.clone(), self.own.clone());
         tokio::spawn(async move { redis.beat(&own, text, first).await });

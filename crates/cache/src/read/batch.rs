@@ -12,19 +12,19 @@ use futures_util::future::{join_all, select_all};
 
 use super::database::{Asking, Permission};
 use super::ending::{Ending, conclude, wait};
-use super::keep::Kept;
+use super::keep::Stored;
 use super::load::{Job, Stage, add_tags};
 use super::view::View;
 use crate::answer::{Answer, StaleReason};
 use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::flight::{Boarding, Held, Leader, Passenger};
+use crate::flight::{Fallback, Follower, Join, Leader};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::{Key, bounded};
 use crate::parts::Inner;
-use crate::tier::redis::{Lease, Patience};
+use crate::tier::redis::{Lease, RedisAllowance};
 
 /// A read of many keys being put together; see [`View::read_many`].
 ///
@@ -126,23 +126,23 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
     {
         let (view, ttl, now) = (self.view, self.view.ttl(), clock());
         let mut led = Vec::new();
-        let places: Vec<_> = self
+        let slots: Vec<_> = self
             .keys
             .iter()
             .zip(self.tags)
-            .map(|(key, tags)| take_place(view, key, &tags, &ttl, now, &mut led))
+            .map(|(key, tags)| take_slot(view, key, &tags, &ttl, now, &mut led))
             .collect();
         if !led.is_empty() {
             tokio::spawn(lead_many(view.clone(), ttl, led, load));
         }
         let default = &self.default;
-        join_all(places.into_iter().map(|place| async {
-            match place {
-                Place::Hit(answer) => Ok(answer),
-                Place::Ended(ending) => conclude(view, ending, default.clone()),
-                Place::Flight(passenger, held) => {
+        join_all(slots.into_iter().map(|slot| async {
+            match slot {
+                BatchSlot::Hit(answer) => Ok(answer),
+                BatchSlot::Ended(ending) => conclude(view, ending, default.clone()),
+                BatchSlot::Flight(follower, held) => {
                     let parent = Loading::current(&view.core().flights);
-                    let ending = wait(view, passenger, held, &ttl, now, parent).await;
+                    let ending = wait(view, follower, held, &ttl, now, parent).await;
                     conclude(view, ending, default.clone())
                 }
             }
@@ -158,22 +158,22 @@ struct Led<V, K> {
     key: K,
 }
 
-enum Place<V> {
+enum BatchSlot<V> {
     Hit(Answer<V>),
     Ended(Ending),
-    Flight(Passenger, Option<Held>),
+    Flight(Follower, Option<Fallback>),
 }
 
 /// Answers from memory, or finds a flight for the key; one that is still to be led is put into
 /// `led`.
-fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
+fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     view: &View<V>,
     key: &K,
     tags: &[Vec<u8>],
     ttl: &Ttl,
     now: Instant,
     led: &mut Vec<Led<V, K>>,
-) -> Place<V> {
+) -> BatchSlot<V> {
     let (name, cache, moment) = (view.name(key), view.core(), now.into());
     let named: Vec<&[u8]> = tags.iter().map(Vec::as_slice).collect();
     let held = view.held(&name, &named);
@@ -182,7 +182,7 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
         && view.is_fresh(entry, ttl, moment)
         && let Some(answer) = view.hit(entry, entry.age(moment))
     {
-        return Place::Hit(answer);
+        return BatchSlot::Hit(answer);
     }
     let mut all = view.tags_of(&name);
     add_tags(&mut all, named.into_iter());
@@ -194,18 +194,18 @@ fn take_place<V: Clone + Send + Sync + 'static, K: Key + Clone>(
         .as_ref()
         .filter(|_| view.has_just_failed(&name, ttl, moment))
     {
-        return Place::Ended(Ok((held.loaded.clone(), Some(StaleReason::Failed))));
+        return BatchSlot::Ended(Ok((held.loaded.clone(), Some(StaleReason::Failed))));
     }
     if let Err(error) = Loading::check(job.parent.as_ref(), &name) {
-        return Place::Ended(Err(error));
+        return BatchSlot::Ended(Err(error));
     }
     let world = (&cache.generations, &*cache.coherence);
     match flights.board(&name, view.cargo(), &job.tags, world) {
-        Boarding::Joined(passenger) => Place::Flight(passenger, held),
-        Boarding::Looking(leader, passenger) | Boarding::Leader(leader, passenger) => {
+        Join::Joined(follower) => BatchSlot::Flight(follower, held),
+        Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
             let key = key.clone();
             led.push(Led { leader, job, key });
-            Place::Flight(passenger, held)
+            BatchSlot::Flight(follower, held)
         }
     }
 }
@@ -244,8 +244,8 @@ where
         limit: ttl.hard_limit,
         deadline,
     };
-    let load = |place| {
-        Loading::within(cache.nesting(), &leaders, parent, place, async move {
+    let load = |slot| {
+        Loading::within(cache.nesting(), &leaders, parent, slot, async move {
             let pairs = load(keys).await?;
             Ok(pairs.into_iter().collect::<HashMap<K, V>>())
         })
@@ -261,7 +261,7 @@ where
             // All of them have landed before the first is sent to Redis.
             let kept: Vec<_> = kept.collect();
             for chunk in in_chunks(kept) {
-                join_all(chunk.into_iter().map(Kept::fill)).await;
+                join_all(chunk.into_iter().map(Stored::fill)).await;
             }
         }
         Err(error) => missing.iter().for_each(|(led, _)| {
@@ -282,19 +282,19 @@ where
     V: Clone + Send + Sync + 'static,
 {
     let mut missing = Vec::new();
-    let mut patience = cache.redis.as_ref().map(|redis| redis.patience());
+    let mut allowance = cache.redis.as_ref().map(|redis| redis.allowance());
     for chunk in in_chunks(led) {
         let began = clock();
         let asked = chunk.into_iter().map(|mut led| {
-            let patience = patience.clone();
+            let allowance = allowance.clone();
             async move {
-                let lease = ask_redis_once(cache, &mut led, deadline, patience).await?;
+                let lease = ask_redis_once(cache, &mut led, deadline, allowance).await?;
                 Some((led, lease))
             }
         });
         missing.extend(join_all(asked).await.into_iter().flatten());
-        if let Some(patience) = &mut patience {
-            patience.charge(clock().saturating_duration_since(began));
+        if let Some(allowance) = &mut allowance {
+            allowance.charge(clock().saturating_duration_since(began));
         }
     }
     missing
@@ -314,18 +314,18 @@ async fn ask_redis_once<V, K>(
     cache: &Inner,
     Led { leader, job, .. }: &mut Led<V, K>,
     deadline: Instant,
-    patience: Option<Patience>,
+    allowance: Option<RedisAllowance>,
 ) -> Option<Option<Lease>>
 where
     V: Clone + Send + Sync + 'static,
 {
     let pending = cache.is_pending(Some(leader.key()), &job.tags);
-    let (Some(redis), Some(mut patience)) = (cache.redis.as_ref().filter(|_| !pending), patience)
+    let (Some(redis), Some(mut allowance)) = (cache.redis.as_ref().filter(|_| !pending), allowance)
     else {
         return without_lease(leader, job);
     };
     match job
-        .look_and_lease(redis, leader, deadline, &mut patience)
+        .look_and_lease(redis, leader, deadline, &mut allowance)
         .await
     {
         Ok(Some(Stage::Answered(loaded))) => {
@@ -376,7 +376,7 @@ mod tests {
         let cache = builder.build().await.unwrap();
         let users = cache.view::<String>("user").unwrap();
         let (ttl, mut led) = (users.ttl(), Vec::new());
-        let mut board = || take_place(&users, &"a", &[], &ttl, clock(), &mut led);
+        let mut board = || take_slot(&users, &"a", &[], &ttl, clock(), &mut led);
         let first = board();
         cache.inner.generations.bump_key(b"a");
         let second = board();
@@ -386,11 +386,11 @@ mod tests {
             Ok(keys.into_iter().map(value).collect::<Vec<_>>())
         };
         lead_many(users.clone(), ttl, led, load).await;
-        for place in [first, second] {
-            let Place::Flight(mut passenger, _) = place else {
+        for slot in [first, second] {
+            let BatchSlot::Flight(mut follower, _) = slot else {
                 panic!("nothing was in memory")
             };
-            let outcome = passenger.look(|progress| progress.outcome.clone());
+            let outcome = follower.look(|progress| progress.outcome.clone());
             let entry = outcome.unwrap().unwrap().entry;
             assert_eq!(entry.value::<String>().unwrap().as_deref(), Some("there"));
         }

@@ -13,13 +13,13 @@ use crate::clock::clock;
 use crate::codec::message;
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::{Loading, Nested};
-use crate::guard::{self, Permit, Place, Refusal, Urgency};
+use crate::guard::{self, LoadSlot, Permit, Rejection, Urgency};
 use crate::parts::Inner;
 use crate::sql::SourceError;
 
 impl Inner {
     /// Runs a loader by a permit and within its limit; answers with what it loaded and how long
-    /// that took. The loader is told the place that it goes by.
+    /// that took. The loader is told the slot that it goes by.
     pub(crate) async fn ask_database<T, L, F>(
         &self,
         asking: Asking<'_>,
@@ -28,7 +28,7 @@ impl Inner {
         load: L,
     ) -> Result<(T, Duration), CacheError>
     where
-        L: FnOnce(Option<Arc<Place>>) -> F + Send,
+        L: FnOnce(Option<Arc<LoadSlot>>) -> F + Send,
         F: Future<Output = Result<T, LoadError>> + Send,
     {
         let Asking {
@@ -48,9 +48,9 @@ impl Inner {
             }
         };
         let began = clock();
-        let place = way.place();
-        let work = async { load(place.clone()).await };
-        let guarded = AssertUnwindSafe(guard::during(place.clone(), work)).catch_unwind();
+        let slot = way.slot();
+        let work = async { load(slot.clone()).await };
+        let guarded = AssertUnwindSafe(guard::during(slot.clone(), work)).catch_unwind();
         let ended = tokio::time::timeout_at(deadline.into(), guarded).await;
         let cost = clock().saturating_duration_since(began);
         let (outcome, result) = match ended {
@@ -93,15 +93,15 @@ impl Inner {
             match &asking.permission {
                 Permission::Within(parent) => Ok(Way::Lent(parent.clone())),
                 Permission::Nested(parent) => {
-                    let place = Loading::nested_place(parent);
-                    let place = tokio::time::timeout_at(deadline.into(), place).await;
-                    place.map(Way::Nested).map_err(|_late| {
+                    let slot = Loading::nested_slot(parent);
+                    let slot = tokio::time::timeout_at(deadline.into(), slot).await;
+                    slot.map(Way::Nested).map_err(|_late| {
                         let retry_after = Duration::from_millis(10);
                         CacheError::Overloaded { retry_after }
                     })
                 }
                 Permission::Guard(urgency) => {
-                    let permit = self.guard.admit(class.lane, *urgency, deadline, queued);
+                    let permit = self.guard.admit(class.queue, *urgency, deadline, queued);
                     permit
                         .await
                         .map(Way::Permit)
@@ -117,15 +117,15 @@ impl Inner {
     }
 }
 
-fn refused(class: &Class, refusal: Refusal) -> CacheError {
+fn refused(class: &Class, refusal: Rejection) -> CacheError {
     match refusal {
-        Refusal::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
-        Refusal::Class { bound, retry_after } => CacheError::ClassOverloaded {
+        Rejection::Overloaded { retry_after } => CacheError::Overloaded { retry_after },
+        Rejection::Class { bound, retry_after } => CacheError::ClassOverloaded {
             class: class.name.clone(),
             bound,
             retry_after,
         },
-        Refusal::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
+        Rejection::Unavailable { retry_after } => CacheError::Unavailable { retry_after },
     }
 }
 
@@ -155,11 +155,11 @@ enum Way<'a> {
 }
 
 impl Way<'_> {
-    fn place(&self) -> Option<Arc<Place>> {
+    fn slot(&self) -> Option<Arc<LoadSlot>> {
         match self {
-            Self::Permit(permit) => Some(permit.place()),
-            Self::Nested(nested) => nested.by.place(),
-            Self::Lent(by) => by.place(),
+            Self::Permit(permit) => Some(permit.slot()),
+            Self::Nested(nested) => nested.by.slot(),
+            Self::Lent(by) => by.slot(),
         }
     }
 }

@@ -13,9 +13,9 @@ use crate::answer::{Answer, Source, StaleReason};
 use crate::clock::clock;
 use crate::error::CacheError;
 use crate::flight::nesting::Loading;
-use crate::flight::{Held, Loaded, Passenger};
+use crate::flight::{Fallback, Follower, Loaded};
 use crate::freshness::Ttl;
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 
 /// How a read ended: a value, perhaps stale; or why there is none.
 pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
@@ -24,8 +24,8 @@ pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
 /// A load that waits so, `parent`, lets the flight go by its own permit.
 pub(crate) async fn wait<V>(
     view: &View<V>,
-    passenger: Passenger,
-    held: Option<Held>,
+    follower: Follower,
+    held: Option<Fallback>,
     ttl: &Ttl,
     began: Instant,
     parent: Option<Arc<Loading>>,
@@ -34,15 +34,15 @@ where
     V: Clone + Send + Sync + 'static,
 {
     let Some(parent) = parent else {
-        return wait_alone(view, passenger, held, ttl, began).await;
+        return wait_alone(view, follower, held, ttl, began).await;
     };
-    let (flight, joined) = (passenger.flight().clone(), passenger.has_joined());
+    let (flight, joined) = (follower.flight().clone(), follower.has_joined());
     let _waits = parent.wait_for(&flight)?;
-    let mut waiting = pin!(wait_alone(view, passenger, held, ttl, began));
+    let mut waiting = pin!(wait_alone(view, follower, held, ttl, began));
     tokio::select! {
         biased;
         ending = &mut waiting => ending,
-        _place = Loading::nested_place(&parent), if joined => {
+        _slot = Loading::nested_slot(&parent), if joined => {
             flight.lend(&parent);
             waiting.await
         }
@@ -51,8 +51,8 @@ where
 
 async fn wait_alone<V>(
     view: &View<V>,
-    mut passenger: Passenger,
-    held: Option<Held>,
+    mut follower: Follower,
+    held: Option<Fallback>,
     ttl: &Ttl,
     began: Instant,
 ) -> Ending
@@ -63,13 +63,13 @@ where
     let soft = began + ttl.soft_limit;
     let hard = began + ttl.hard_limit + MARGIN;
     loop {
-        let ended = passenger.look(|progress| {
+        let ended = follower.look(|progress| {
             if fallback.is_none() {
                 fallback = progress.fallback.clone();
             }
             // Again each time: it may have expired or been invalidated since.
             let held = fallback.take();
-            fallback = held.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
+            fallback = held.filter(|held| view.may_serve_stale(held, ttl, Monotonic::now()));
             match (&progress.outcome, &fallback) {
                 (Some(Ok(loaded)), _) => Some(Ok((loaded.clone(), None))),
                 (Some(Err(error)), Some(held)) => {
@@ -86,11 +86,11 @@ where
             return ending;
         }
         let limit = if fallback.is_some() { soft } else { hard };
-        if tokio::time::timeout_at(limit.into(), passenger.changed())
+        if tokio::time::timeout_at(limit.into(), follower.changed())
             .await
             .is_err()
         {
-            fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Moment::now()));
+            fallback = fallback.filter(|held| view.may_serve_stale(held, ttl, Monotonic::now()));
             if let Some(held) = fallback {
                 return Ok((held.loaded, Some(StaleReason::Slow)));
             }
@@ -142,7 +142,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             entry.count_hit();
         }
         self.core().stats.answered(*source, stale.is_some());
-        let age = entry.age(Moment::now()).into();
+        let age = entry.age(Monotonic::now()).into();
         Some(entry.answer(value, *source, stale, age))
     }
 }
@@ -156,5 +156,5 @@ fn reason(error: &CacheError) -> StaleReason {
     }
 }
 
-/// The leader ends by the hard limit; a passenger allows for what comes after it.
+/// The leader ends by the hard limit; a follower allows for what comes after it.
 const MARGIN: Duration = Duration::from_millis(500);

@@ -22,7 +22,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         value: Option<V>,
         cost: Duration,
         lease: Option<Lease>,
-    ) -> Option<Kept> {
+    ) -> Option<Stored> {
         let (view, cache) = (&self.view, self.view.core());
         let encoded = value.as_ref().map(|value| view.codec().encode(value));
         // What cannot be kept in Redis as it is can still be answered.
@@ -58,7 +58,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         if length > cache.value_max {
             cache.stats.not_stored.add(1);
         }
-        lease.filter(|_| keep).map(|lease| Kept {
+        lease.filter(|_| keep).map(|lease| Stored {
             lease,
             encoded,
             life,
@@ -70,7 +70,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
 }
 
 /// What was loaded, and the right to store it in Redis.
-pub(crate) struct Kept {
+pub(crate) struct Stored {
     lease: Lease,
     encoded: Option<Bytes>,
     life: Lifetime,
@@ -79,7 +79,7 @@ pub(crate) struct Kept {
     loaded_at: Instant,
 }
 
-impl Kept {
+impl Stored {
     pub(crate) async fn fill(self) {
         let fill = Fill {
             payload: self.encoded.as_deref(),

@@ -19,10 +19,12 @@ use crate::flight::nesting::Loading;
 use crate::flight::{Leader, Loaded};
 use crate::freshness::{Freshness, Ttl};
 use crate::guard::Urgency;
-use crate::moment::{Moment, Nanos};
+use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
-use crate::tier::redis::{Lease, Look, Patience, RedisTier, Seen, Stored, Trouble};
+use crate::tier::redis::{
+    Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue,
+};
 
 /// What is known when a flight begins.
 pub(crate) struct Job<V> {
@@ -46,7 +48,7 @@ pub(crate) enum FirstLook {
     /// There was none.
     None,
     /// Redis had nothing that answers the read; and so much may still be spent on it.
-    Missed(Seen, Patience),
+    Missed(SeenValue, RedisAllowance),
     /// Redis was of no use.
     InVain,
 }
@@ -54,7 +56,7 @@ pub(crate) enum FirstLook {
 /// What a look at Redis found for a read.
 enum Found {
     Answer(Loaded),
-    Nothing(Seen),
+    Nothing(SeenValue),
 }
 
 /// What Redis had to say.
@@ -112,8 +114,8 @@ where
     };
     let (queued, parent) = (|| leader.say_queued(), job.parent.clone());
     let leaders = [&leader];
-    let load = |place| {
-        Loading::within(cache.nesting(), &leaders, parent, place, async {
+    let load = |slot| {
+        Loading::within(cache.nesting(), &leaders, parent, slot, async {
             load().await
         })
     };
@@ -144,10 +146,10 @@ where
     if cache.is_pending(Some(leader.key()), &job.tags) {
         return None;
     }
-    let mut patience = redis.patience();
-    job.first_look = match job.look(redis, leader, &mut patience).await {
+    let mut allowance = redis.allowance();
+    job.first_look = match job.look(redis, leader, &mut allowance).await {
         Ok(Found::Answer(loaded)) => return Some(loaded),
-        Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, patience),
+        Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, allowance),
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
             FirstLook::InVain
@@ -167,11 +169,11 @@ where
         return None;
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
-    let mut patience = redis.patience();
-    let look = redis.look(leader.key(), &job.tags, &mut patience, &carries);
+    let mut allowance = redis.allowance();
+    let look = redis.look(leader.key(), &job.tags, &mut allowance, &carries);
     match look.await {
-        Ok(Look::Hit(stored)) => job.take_in(leader, stored).ok(),
-        Ok(Look::Miss(_)) => None,
+        Ok(Lookup::Hit(stored)) => job.take_in(leader, stored).ok(),
+        Ok(Lookup::Miss(_)) => None,
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
             None
@@ -188,13 +190,13 @@ impl Inner {
     }
 
     pub(crate) fn note_failure(&self, key: &[u8], error: &CacheError) {
-        self.failures.note(key, Moment::now(), error.was_tried());
+        self.failures.note(key, Monotonic::now(), error.was_tried());
     }
 
     /// A read goes on without Redis.
-    pub(crate) fn pass_by_redis(&self, trouble: &Trouble) {
+    pub(crate) fn pass_by_redis(&self, trouble: &RedisFailure) {
         tracing::debug!(%trouble, "a read goes on without Redis");
-        if matches!(trouble, Trouble::NoTime) {
+        if matches!(trouble, RedisFailure::NoTime) {
             self.stats.redis_slow.add(1);
         }
     }
@@ -234,7 +236,9 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
 
     pub(crate) fn urgency(&self) -> Urgency {
         match &self.held {
-            Some(held) => Urgency::Refresh { heat: held.heat() },
+            Some(held) => Urgency::Refresh {
+                hit_count: held.hit_count(),
+            },
             None => Urgency::Needed,
         }
     }
@@ -247,10 +251,10 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         deadline: Instant,
     ) -> Stage {
         let cache = self.view.core().clone();
-        let (mut seen, mut patience) =
+        let (mut seen, mut allowance) =
             match std::mem::replace(&mut self.first_look, FirstLook::None) {
-                FirstLook::None => (None, redis.patience()),
-                FirstLook::Missed(seen, patience) => (Some(seen), patience),
+                FirstLook::None => (None, redis.allowance()),
+                FirstLook::Missed(seen, allowance) => (Some(seen), allowance),
                 FirstLook::InVain => return Stage::Load(None),
             };
         // Half of the time is left to the load itself.
@@ -259,11 +263,11 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         loop {
             let asked = match seen.take() {
                 Some(seen) => {
-                    self.lease(redis, leader, deadline, seen, &mut patience)
+                    self.lease(redis, leader, deadline, seen, &mut allowance)
                         .await
                 }
                 None => {
-                    self.look_and_lease(redis, leader, deadline, &mut patience)
+                    self.look_and_lease(redis, leader, deadline, &mut allowance)
                         .await
                 }
             };
@@ -279,7 +283,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             // it is not, whoever has joined waits for the other's.
             if self.early
                 && let Some(held) = &self.held
-                && self.view.is_fresh(held, &self.ttl, Moment::now())
+                && self.view.is_fresh(held, &self.ttl, Monotonic::now())
             {
                 return Stage::Answered(Loaded {
                     entry: held.clone(),
@@ -293,14 +297,14 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             pause = (pause * 2).min(LAST_LOOK);
             // Looking for another's value is the load's time, not Redis's: each look has an
             // allowance of its own.
-            patience = redis.patience();
+            allowance = redis.allowance();
         }
     }
 
     /// A load failed lately, and what Redis had can be served as stale; or there is nothing, and it
     /// has failed again and again: when another may be tried.
     fn has_just_failed(&self, leader: &Leader) -> Option<Duration> {
-        let (cache, now) = (self.view.core(), Moment::now());
+        let (cache, now) = (self.view.core(), Monotonic::now());
         let held = leader.fallback();
         let may = held.is_some_and(|held| self.view.may_serve_stale(&held, &self.ttl, now));
         if !may {
@@ -319,7 +323,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             return None;
         }
         let failures = &self.view.core().failures;
-        failures.hold(leader.key(), Moment::now(), self.ttl.retry_after)
+        failures.hold(leader.key(), Monotonic::now(), self.ttl.retry_after)
     }
 
     /// `None`: another process is loading.
@@ -328,11 +332,11 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         redis: &Arc<RedisTier>,
         leader: &Leader,
         deadline: Instant,
-        patience: &mut Patience,
-    ) -> Result<Option<Stage>, Trouble> {
-        match self.look(redis, leader, patience).await? {
+        allowance: &mut RedisAllowance,
+    ) -> Result<Option<Stage>, RedisFailure> {
+        match self.look(redis, leader, allowance).await? {
             Found::Answer(loaded) => Ok(Some(Stage::Answered(loaded))),
-            Found::Nothing(seen) => self.lease(redis, leader, deadline, seen, patience).await,
+            Found::Nothing(seen) => self.lease(redis, leader, deadline, seen, allowance).await,
         }
     }
 
@@ -341,13 +345,13 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         &mut self,
         redis: &Arc<RedisTier>,
         leader: &Leader,
-        patience: &mut Patience,
-    ) -> Result<Found, Trouble> {
+        allowance: &mut RedisAllowance,
+    ) -> Result<Found, RedisFailure> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
-        let look = redis.look(leader.key(), &self.tags, patience, &carries);
+        let look = redis.look(leader.key(), &self.tags, allowance, &carries);
         let stored = match look.await? {
-            Look::Miss(seen) => return Ok(Found::Nothing(seen)),
-            Look::Hit(stored) => stored,
+            Lookup::Miss(seen) => return Ok(Found::Nothing(seen)),
+            Lookup::Hit(stored) => stored,
         };
         match self.take_in(leader, stored) {
             Ok(loaded) => Ok(Found::Answer(loaded)),
@@ -368,24 +372,24 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         redis: &Arc<RedisTier>,
         leader: &Leader,
         deadline: Instant,
-        seen: Seen,
-        patience: &mut Patience,
-    ) -> Result<Option<Stage>, Trouble> {
+        seen: SeenValue,
+        allowance: &mut RedisAllowance,
+    ) -> Result<Option<Stage>, RedisFailure> {
         if let Some(retry_after) = self.has_just_failed(leader) {
             return Ok(Some(Stage::Failed(retry_after)));
         }
         let life = deadline.saturating_duration_since(clock()) + Duration::from_secs(1);
         let lease = redis
-            .take_lease(leader.key(), &self.tags, &seen, life, patience)
+            .take_lease(leader.key(), &self.tags, &seen, life, allowance)
             .await?;
         Ok(lease.map(|lease| Stage::Load(Some(lease))))
     }
 
     /// Takes a value from Redis into memory. One that does not answer the read may still be a
     /// fallback.
-    fn take_in(&self, leader: &Leader, stored: Stored) -> Result<Loaded, Unfit> {
+    fn take_in(&self, leader: &Leader, stored: RedisValue) -> Result<Loaded, Unfit> {
         let (view, cache) = (&self.view, self.view.core());
-        let Stored { seen, tags, .. } = stored;
+        let RedisValue { seen, tags, .. } = stored;
         let unfit = |tags: &[Vec<u8>]| {
             let tags = tags.to_vec();
             Err(Unfit { seen, tags })
@@ -407,7 +411,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             }
         };
         let snapshot = &leader.snapshot();
-        let now = Moment::now();
+        let now = Monotonic::now();
         let times = Times {
             loaded_at: now.minus(stored.age.into()),
             // It may have been loaded by another class.
@@ -425,7 +429,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             entry,
             source: Source::Redis,
         };
-        let a_moment = Nanos::from(Duration::from_millis(1));
+        let a_moment = NanoSpan::from(Duration::from_millis(1));
         let newer = |held: &Arc<Entry>| loaded.entry.loaded_at.since(held.loaded_at) > a_moment;
         let keep = || {
             cache
@@ -456,7 +460,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
 
 /// A value in Redis that does not answer the read: what is known of it.
 struct Unfit {
-    seen: Seen,
+    seen: SeenValue,
     tags: Vec<Vec<u8>>,
 }
 

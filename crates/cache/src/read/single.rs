@@ -14,12 +14,12 @@ use crate::answer::{Answer, Source, StaleReason};
 use crate::clock::clock;
 use crate::error::{CacheError, LoadError};
 use crate::flight::nesting::Loading;
-use crate::flight::{AfterLook, Boarding, Held, Loaded, Passenger};
+use crate::flight::{AfterLook, Fallback, Follower, Join, Loaded};
 use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::invalidate::write::Written;
 use crate::key::{Key, KeyName, bounded};
-use crate::moment::Moment;
+use crate::monotonic::Monotonic;
 use crate::sql::SourceError;
 use crate::target::Target;
 
@@ -70,7 +70,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         if let Some(answer) = self.glance(&name, &[]) {
             return Some(answer);
         }
-        let (ttl, now) = (self.ttl(), Moment::now());
+        let (ttl, now) = (self.ttl(), Monotonic::now());
         let held = self.held::<&[u8]>(&name, &[]).map(|held| held.loaded.entry);
         if let Some(entry) = held
             .as_ref()
@@ -269,20 +269,20 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             return conclude(view, Err(error), self.default);
         }
         let (parent, mut held) = (job.parent.clone(), held);
-        let passenger = if held.is_none() && parent.is_none() && view.may_look_first(&ttl) {
+        let follower = if held.is_none() && parent.is_none() && view.may_look_first(&ttl) {
             match view.look_or_board(&name, job, load, began).await {
                 Boarded::Answered(loaded) => {
                     return conclude(view, Ok((loaded, None)), self.default);
                 }
-                Boarded::Waiting(passenger, found) => {
+                Boarded::Waiting(follower, found) => {
                     held = found;
-                    passenger
+                    follower
                 }
             }
         } else {
             view.board(&name, job, load)
         };
-        let ending = wait(view, passenger, held, &ttl, began, parent).await;
+        let ending = wait(view, follower, held, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
 
@@ -301,10 +301,10 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
             return conclude(view, Err(error), self.default);
         }
         let (flights, generations) = (&view.core().flights, &view.core().generations);
-        let (leader, passenger) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
+        let (leader, follower) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
         let (ttl, parent) = (job.ttl, job.parent.clone());
         tokio::spawn(load::lead(leader, job, load, began));
-        let ending = wait(view, passenger, None, &ttl, began, parent).await;
+        let ending = wait(view, follower, None, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
 
@@ -317,7 +317,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Joins or begins the flight for this key.
-    fn board<L, F>(&self, name: &[u8], job: Job<V>, load: L) -> Passenger
+    fn board<L, F>(&self, name: &[u8], job: Job<V>, load: L) -> Follower
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
@@ -329,10 +329,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             &job.tags,
             (&cache.generations, &cache.coherence),
         ) {
-            Boarding::Joined(passenger) => passenger,
-            Boarding::Looking(leader, passenger) | Boarding::Leader(leader, passenger) => {
+            Join::Joined(follower) => follower,
+            Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
                 tokio::spawn(load::lead(leader, job, load, clock()));
-                passenger
+                follower
             }
         }
     }
@@ -362,22 +362,22 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let boarding = cache
             .flights
             .look_or_board(name, self.cargo(), &job.tags, world);
-        let (leader, passenger) = match boarding {
-            Boarding::Joined(passenger) => return Boarded::Waiting(passenger, None),
-            Boarding::Leader(leader, passenger) => (leader, passenger),
-            Boarding::Looking(leader, passenger) => {
+        let (leader, follower) = match boarding {
+            Join::Joined(follower) => return Boarded::Waiting(follower, None),
+            Join::Leader(leader, follower) => (leader, follower),
+            Join::Looking(leader, follower) => {
                 let named = job.tags.len();
                 if let Some(loaded) = load::look_first(&leader, &mut job).await {
                     return Boarded::Answered(loaded);
                 }
                 match leader.after_look(&job.tags[..named], &cache.generations) {
-                    AfterLook::Lead => (leader, passenger),
+                    AfterLook::Lead => (leader, follower),
                     AfterLook::Joined(other) => return Boarded::Waiting(other, leader.fallback()),
                 }
             }
         };
         tokio::spawn(load::lead(leader, job, load, began));
-        Boarded::Waiting(passenger, None)
+        Boarded::Waiting(follower, None)
     }
 }
 
@@ -386,7 +386,7 @@ enum Boarded {
     /// Redis has answered it.
     Answered(Loaded),
     /// It waits for a flight, and has perhaps something stale meanwhile.
-    Waiting(Passenger, Option<Held>),
+    Waiting(Follower, Option<Fallback>),
 }
 
 fn wants_refresh<V: Clone + Send + Sync + 'static>(

@@ -14,10 +14,10 @@ use std::time::Duration;
 use crate::answer::{Answer, Source};
 use crate::classes::Class;
 use crate::codec::Codec;
-use crate::flight::{Cargo, Held, Loaded};
+use crate::flight::{Cargo, Fallback, Loaded};
 use crate::freshness::{Freshness, Lifetime, Ttl};
 use crate::key::{Key, KeyName, bounded};
-use crate::moment::{Moment, Nanos};
+use crate::monotonic::{Monotonic, NanoSpan};
 use crate::parts::{Cache, Inner};
 use crate::tier::entry::{Entry, Label};
 
@@ -269,7 +269,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     #[inline]
     pub(super) fn glance(&self, name: &KeyName<'_>, tags: &[Cow<'_, [u8]>]) -> Option<Answer<V>> {
         let cache = self.core();
-        let now = Moment::now();
+        let now = Monotonic::now();
         let entry = cache.memory.get(name, tags, &cache.generations)?;
         let age = entry.age(now);
         let good = entry.is_certain_at(age)
@@ -280,7 +280,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Whether what another view has stored answers this one, at this age.
     #[cold]
-    fn accepts(&self, name: &KeyName<'_>, entry: &Entry, age: Nanos) -> bool {
+    fn accepts(&self, name: &KeyName<'_>, entry: &Entry, age: NanoSpan) -> bool {
         self.can_read(name, entry)
             && self.life_of(entry, &self.ttl()).judge(age.into()) == Freshness::Fresh
     }
@@ -303,7 +303,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// What is in memory, fresh or not, and can be read by this view.
-    pub(crate) fn held<T: AsRef<[u8]>>(&self, name: &KeyName<'_>, tags: &[T]) -> Option<Held> {
+    pub(crate) fn held<T: AsRef<[u8]>>(&self, name: &KeyName<'_>, tags: &[T]) -> Option<Fallback> {
         let cache = self.core();
         // Before the look: whatever invalidates the key from now on shows in it.
         let then = cache.generations.snapshot(name, tags);
@@ -311,10 +311,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let readable = self.can_read(name, &entry);
         let source = Source::Memory;
         let loaded = Loaded { entry, source };
-        readable.then_some(Held { loaded, then })
+        readable.then_some(Fallback { loaded, then })
     }
 
-    pub(crate) fn is_fresh(&self, entry: &Entry, ttl: &Ttl, now: Moment) -> bool {
+    pub(crate) fn is_fresh(&self, entry: &Entry, ttl: &Ttl, now: Monotonic) -> bool {
         let age = entry.age(now).into();
         self.life_of(entry, ttl).judge(age) == Freshness::Fresh
             && self.core().is_current(entry, now)
@@ -322,7 +322,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Whether it may be served now, though it is not fresh: judged when it is served, not when it
     /// was found.
-    pub(crate) fn may_serve_stale(&self, held: &Held, ttl: &Ttl, now: Moment) -> bool {
+    pub(crate) fn may_serve_stale(&self, held: &Fallback, ttl: &Ttl, now: Monotonic) -> bool {
         let (entry, generations) = (&held.loaded.entry, &self.core().generations);
         let age = entry.age(now).into();
         !ttl.never_stale()
@@ -332,7 +332,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// Whether a load failed so lately that another would be waited for in vain.
-    pub(crate) fn has_just_failed(&self, name: &[u8], ttl: &Ttl, now: Moment) -> bool {
+    pub(crate) fn has_just_failed(&self, name: &[u8], ttl: &Ttl, now: Monotonic) -> bool {
         let failures = &self.core().failures;
         failures.wait(name, now, ttl.retry_after).is_some()
     }
@@ -352,7 +352,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 
     /// Answers from memory and counts it.
     #[inline]
-    pub(crate) fn hit(&self, entry: &Entry, age: Nanos) -> Option<Answer<V>> {
+    pub(crate) fn hit(&self, entry: &Entry, age: NanoSpan) -> Option<Answer<V>> {
         let value = entry.value::<V>()?;
         entry.count_hit();
         self.core().stats.hit();
@@ -363,7 +363,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 impl Inner {
     /// Whether no invalidation can have been missed.
     #[inline]
-    fn is_current(&self, entry: &Entry, now: Moment) -> bool {
-        entry.era() == self.generations.era() && self.coherence.vouches(entry.loaded_at, now)
+    fn is_current(&self, entry: &Entry, now: Monotonic) -> bool {
+        entry.proof_epoch() == self.generations.proof_epoch()
+            && self.coherence.vouches(entry.loaded_at, now)
     }
 }

@@ -18,7 +18,7 @@ use crate::guard::Urgency;
 use crate::key::Key;
 use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
-use crate::tier::redis::{Fill, Season};
+use crate::tier::redis::{Fill, WarmWindow};
 
 /// What a warming did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -57,14 +57,14 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     {
         let (cache, ttl) = (self.core(), self.ttl());
         let whole = cache.generations.snapshot_all();
-        let season = match &cache.redis {
-            Some(redis) => redis.open_season().await.ok(),
+        let window = match &cache.redis {
+            Some(redis) => redis.open_window().await.ok(),
             None => None,
         };
         let began = clock();
         let permission = match Loading::current(&cache.flights) {
             Some(parent) => Permission::Within(parent),
-            None => Permission::Guard(Urgency::Refresh { heat: 0 }),
+            None => Permission::Guard(Urgency::Refresh { hit_count: 0 }),
         };
         let asking = Asking {
             class: self.class(),
@@ -112,9 +112,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 life,
             });
         }
-        if let Some(season) = season {
+        if let Some(window) = window {
             let times = (began, cost, self.label().version);
-            warmed.redis = cache.fill_in_season(season, &kept, times).await;
+            warmed.redis = cache.fill_in_window(window, &kept, times).await;
         }
         Ok(warmed)
     }
@@ -129,9 +129,9 @@ struct Warm {
 }
 
 impl Inner {
-    async fn fill_in_season(
+    async fn fill_in_window(
         &self,
-        mut season: Season,
+        mut window: WarmWindow,
         kept: &[Warm],
         (loaded_at, cost, type_version): (Instant, Duration, u32),
     ) -> usize {
@@ -151,7 +151,7 @@ impl Inner {
                     (&*warm.name, &*warm.tags, fill)
                 })
                 .collect();
-            match redis.fill_in_season(&mut season, &fills).await {
+            match redis.fill_in_window(&mut window, &fills).await {
                 Ok(count) => filled += count,
                 Err(trouble) => {
                     tracing::debug!(%trouble, "warming goes on without Redis");

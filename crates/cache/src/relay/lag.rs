@@ -48,7 +48,7 @@ impl LagWatch {
 mod tests {
     use super::*;
     use crate::clock::clock;
-    use crate::outbox::Waiting;
+    use crate::outbox::WaitingRow;
 
     fn glance(rows: &[(i64, i64)]) -> Glance {
         Glance {
@@ -56,7 +56,7 @@ mod tests {
             watermark: 0,
             waiting: rows
                 .iter()
-                .map(|&(id, age_ms)| Waiting { id, age_ms })
+                .map(|&(id, age_ms)| WaitingRow { id, age_ms })
                 .collect(),
             complete: rows.len() < 3,
             spread: 0,

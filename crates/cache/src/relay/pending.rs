@@ -16,13 +16,13 @@ use crate::target::Target;
 pub(crate) struct Pending {
     /// Names kept, or more than any bound if they have become too many.
     count: AtomicUsize,
-    waiting: Mutex<Waiting>,
+    waiting: Mutex<PendingTargets>,
     most: usize,
 }
 
 /// Each target with the round of the relay that will have applied it.
 #[derive(Default)]
-struct Waiting {
+struct PendingTargets {
     keys: HashMap<Box<[u8]>, u64>,
     tags: HashMap<Box<[u8]>, u64>,
     all: Option<u64>,
@@ -82,7 +82,7 @@ impl Pending {
     }
 }
 
-impl Waiting {
+impl PendingTargets {
     fn len(&self) -> usize {
         self.keys.len() + self.tags.len()
     }

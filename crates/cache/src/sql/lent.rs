@@ -4,7 +4,7 @@
 //! that nobody reads, and the pool would hand the connection on in whatever state it is. So whoever
 //! takes one says what it is in the midst of. Only what has answered to the end, outside of any
 //! transaction, goes back; the rest is stopped in the database and closed, and until that is done
-//! it keeps its place at the guard.
+//! it keeps its slot at the guard.
 
 use std::ops::{Deref, DerefMut};
 use std::pin::pin;
@@ -16,7 +16,7 @@ use sqlx::{Connection, Database, SqlSafeStr};
 use sqlx_core::transaction::TransactionManager;
 
 use super::{SourceError, within};
-use crate::guard::{self, Place};
+use crate::guard::{self, LoadSlot};
 
 /// A database whose running statements can be stopped from outside their connection.
 pub trait Kind: Database<Connection: Connection<Database = Self>> + sealed::Sealed {
@@ -40,7 +40,7 @@ pub struct Lent<D: Kind> {
     state: State,
     own: bool,
     limit: Duration,
-    place: Option<Arc<Place>>,
+    slot: Option<Arc<LoadSlot>>,
 }
 
 /// What a connection is in the midst of.
@@ -65,7 +65,7 @@ impl<D: Kind> Lent<D> {
             state: State::Spoilt,
             own: true,
             limit,
-            place: guard::current(),
+            slot: guard::current(),
         }
     }
 
@@ -167,8 +167,8 @@ impl<D: Kind> Drop for Lent<D> {
             return;
         };
         if self.state != State::Free {
-            let (stop, state, place) = (self.stop.take(), self.state, self.place.take());
-            runtime.spawn(settle::<D>(connection, stop, state, place));
+            let (stop, state, slot) = (self.stop.take(), self.state, self.slot.take());
+            runtime.spawn(settle::<D>(connection, stop, state, slot));
         }
     }
 }
@@ -179,7 +179,7 @@ async fn settle<D: Kind>(
     mut connection: PoolConnection<D>,
     stop: Option<D::Stop>,
     state: State,
-    place: Option<Arc<Place>>,
+    slot: Option<Arc<LoadSlot>>,
 ) {
     if state == State::Open && is_rolled_back::<D>(&mut connection).await {
         return;
@@ -188,7 +188,7 @@ async fn settle<D: Kind>(
         let _ = tokio::time::timeout(STOPPING, end::<D>(&mut connection, &stop)).await;
     }
     let _ = tokio::time::timeout(CLOSING, connection.close()).await;
-    drop(place);
+    drop(slot);
 }
 
 /// Stops what a connection runs, again and again until it has ended: a server that is told before
@@ -261,7 +261,7 @@ pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<boo
 }
 
 /// Stopping a statement, or rolling back, may take so long before the connection is closed instead.
-/// Nobody waits for it but the place at the guard, which would be free too soon otherwise; and to
+/// Nobody waits for it but the slot at the guard, which would be free too soon otherwise; and to
 /// stop something a connection has to be opened, which takes a busy machine its time.
 const STOPPING: Duration = Duration::from_secs(5);
 

@@ -45,12 +45,12 @@ pub(crate) struct SessionLimits {
 /// closes it.
 #[derive(Debug)]
 pub(crate) struct Session {
-    connection: Option<Held>,
+    connection: Option<AnyConnection>,
     ended: bool,
 }
 
 #[derive(Debug)]
-enum Held {
+enum AnyConnection {
     #[cfg(feature = "sqlite")]
     Sqlite(PoolConnection<sqlx::Sqlite>),
     #[cfg(feature = "mysql")]
@@ -124,12 +124,12 @@ impl Reserved {
         self.database.opened().await?;
         let connection = match self.pool {
             #[cfg(feature = "sqlite")]
-            Pool::Sqlite(ref pool) => Held::Sqlite(pool.acquire().await?),
+            Pool::Sqlite(ref pool) => AnyConnection::Sqlite(pool.acquire().await?),
             #[cfg(feature = "mysql")]
-            Pool::MySql(ref pool) => Held::MySql(pool.acquire().await?),
+            Pool::MySql(ref pool) => AnyConnection::MySql(pool.acquire().await?),
             #[cfg(feature = "postgres")]
             Pool::Postgres(ref pool) => {
-                Held::Postgres(postgres::acquire(pool, &self.database.plain).await?)
+                AnyConnection::Postgres(postgres::acquire(pool, &self.database.plain).await?)
             }
         };
         Ok(Session {
@@ -193,13 +193,19 @@ impl Session {
     /// Runs statements that have no parameters and whose rows nobody wants.
     async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
-        match *self.held() {
+        match *self.connection() {
             #[cfg(feature = "sqlite")]
-            Held::Sqlite(ref mut connection) => sql.execute(&mut **connection).await.map(drop)?,
+            AnyConnection::Sqlite(ref mut connection) => {
+                sql.execute(&mut **connection).await.map(drop)?
+            }
             #[cfg(feature = "mysql")]
-            Held::MySql(ref mut connection) => sql.execute(&mut **connection).await.map(drop)?,
+            AnyConnection::MySql(ref mut connection) => {
+                sql.execute(&mut **connection).await.map(drop)?
+            }
             #[cfg(feature = "postgres")]
-            Held::Postgres(ref mut connection) => sql.execute(&mut **connection).await.map(drop)?,
+            AnyConnection::Postgres(ref mut connection) => {
+                sql.execute(&mut **connection).await.map(drop)?
+            }
         }
         Ok(())
     }
@@ -211,13 +217,17 @@ impl Session {
         params: &[Param],
     ) -> Result<Executed, SourceError> {
         let sql = self.placed(sql);
-        match *self.held() {
+        match *self.connection() {
             #[cfg(feature = "sqlite")]
-            Held::Sqlite(ref mut connection) => sqlite::execute(connection, sql, params).await,
+            AnyConnection::Sqlite(ref mut connection) => {
+                sqlite::execute(connection, sql, params).await
+            }
             #[cfg(feature = "mysql")]
-            Held::MySql(ref mut connection) => mysql::execute(connection, sql, params).await,
+            AnyConnection::MySql(ref mut connection) => {
+                mysql::execute(connection, sql, params).await
+            }
             #[cfg(feature = "postgres")]
-            Held::Postgres(ref mut connection) => {
+            AnyConnection::Postgres(ref mut connection) => {
                 postgres::execute(connection, &sql.0, params, false).await
             }
         }
@@ -239,13 +249,13 @@ impl Session {
                     .await?
             };
         }
-        Ok(match *self.held() {
+        Ok(match *self.connection() {
             #[cfg(feature = "sqlite")]
-            Held::Sqlite(ref mut connection) => rows!(connection),
+            AnyConnection::Sqlite(ref mut connection) => rows!(connection),
             #[cfg(feature = "mysql")]
-            Held::MySql(ref mut connection) => rows!(connection),
+            AnyConnection::MySql(ref mut connection) => rows!(connection),
             #[cfg(feature = "postgres")]
-            Held::Postgres(ref mut connection) => {
+            AnyConnection::Postgres(ref mut connection) => {
                 let query = params
                     .iter()
                     .fold(sqlx::query_as(sql), |query, param| query.bind(*param));
@@ -273,20 +283,20 @@ impl Session {
     /// Gives the connection back after queries that changed nothing.
     pub(crate) async fn end(mut self) -> Result<(), SourceError> {
         #[cfg(feature = "postgres")]
-        if matches!(self.connection, Some(Held::Postgres(_))) {
+        if matches!(self.connection, Some(AnyConnection::Postgres(_))) {
             self.run("COMMIT").await?;
         }
         self.ended = true;
         Ok(())
     }
 
-    fn held(&mut self) -> &mut Held {
+    fn connection(&mut self) -> &mut AnyConnection {
         self.connection.as_mut().expect("taken only when dropped")
     }
 
     fn placed(&self, sql: &str) -> AssertSqlSafe<String> {
         #[cfg(feature = "postgres")]
-        let numbers = matches!(self.connection, Some(Held::Postgres(_)));
+        let numbers = matches!(self.connection, Some(AnyConnection::Postgres(_)));
         #[cfg(not(feature = "postgres"))]
         let numbers = false;
         if !numbers {
@@ -312,11 +322,11 @@ impl Drop for Session {
         // there while the database finds out.
         match self.connection.take() {
             #[cfg(feature = "sqlite")]
-            Some(Held::Sqlite(connection)) => drop(connection.detach()),
+            Some(AnyConnection::Sqlite(connection)) => drop(connection.detach()),
             #[cfg(feature = "mysql")]
-            Some(Held::MySql(connection)) => drop(connection.detach()),
+            Some(AnyConnection::MySql(connection)) => drop(connection.detach()),
             #[cfg(feature = "postgres")]
-            Some(Held::Postgres(connection)) => drop(connection.detach()),
+            Some(AnyConnection::Postgres(connection)) => drop(connection.detach()),
             None => {}
         }
     }

@@ -7,10 +7,10 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use crate::moment::{Moment, Nanos};
+use crate::monotonic::{Monotonic, NanoSpan};
 
 pub(crate) struct Coherence {
-    /// The bits of a [`Moment`].
+    /// The bits of a [`Monotonic`].
     proven_until: AtomicU64,
 }
 
@@ -18,18 +18,18 @@ impl Coherence {
     /// For a cache without Redis: there is nobody to hear from.
     pub(crate) fn alone() -> Self {
         Self {
-            proven_until: Moment::LAST.to_bits().into(),
+            proven_until: Monotonic::LAST.to_bits().into(),
         }
     }
 
     /// For a cache whose channel has yet to be heard.
     pub(crate) fn unproven() -> Self {
         Self {
-            proven_until: Moment::FIRST.to_bits().into(),
+            proven_until: Monotonic::FIRST.to_bits().into(),
         }
     }
 
-    pub(crate) fn is_proven(&self, now: Moment) -> bool {
+    pub(crate) fn is_proven(&self, now: Monotonic) -> bool {
         now < self.proven_until()
     }
 
@@ -37,26 +37,26 @@ impl Coherence {
     /// was loaded after the proof had ended, in which case its own load proves for a span that
     /// nothing newer was there.
     #[inline]
-    pub(crate) fn vouches(&self, loaded_at: Moment, now: Moment) -> bool {
+    pub(crate) fn vouches(&self, loaded_at: Monotonic, now: Monotonic) -> bool {
         let proven_until = self.proven_until();
         now < proven_until
-            || (loaded_at >= proven_until && now.since(loaded_at) < Nanos::from(SPAN))
+            || (loaded_at >= proven_until && now.since(loaded_at) < NanoSpan::from(SPAN))
     }
 
     /// The channel answered to something said to have been sent at `sent`, which holds good for a
     /// [`SPAN`] from then. Nothing was sent later than now.
-    pub(crate) fn prove(&self, sent: Moment, now: Moment) {
+    pub(crate) fn prove(&self, sent: Monotonic, now: Monotonic) {
         let until = sent.min(now).plus(SPAN.into());
         self.proven_until
             .fetch_max(until.to_bits(), Ordering::AcqRel);
     }
 
-    pub(crate) fn disprove(&self, now: Moment) {
+    pub(crate) fn disprove(&self, now: Monotonic) {
         self.proven_until.fetch_min(now.to_bits(), Ordering::AcqRel);
     }
 
-    fn proven_until(&self) -> Moment {
-        Moment::from_bits(self.proven_until.load(Ordering::Acquire))
+    fn proven_until(&self) -> Monotonic {
+        Monotonic::from_bits(self.proven_until.load(Ordering::Acquire))
     }
 }
 
@@ -67,8 +67,8 @@ pub(crate) const SPAN: Duration = Duration::from_secs(1);
 mod tests {
     use super::*;
 
-    fn from_now() -> impl Fn(u64) -> Moment {
-        let now = Moment::now();
+    fn from_now() -> impl Fn(u64) -> Monotonic {
+        let now = Monotonic::now();
         move |ms| now.plus(Duration::from_millis(ms).into())
     }
 
@@ -90,7 +90,7 @@ mod tests {
     fn k10_a_beat_proves_nothing_of_what_is_yet_to_come() {
         let ms = from_now();
         let coherence = Coherence::unproven();
-        coherence.prove(Moment::LAST, ms(500));
+        coherence.prove(Monotonic::LAST, ms(500));
         assert!(coherence.is_proven(ms(1499)) && !coherence.is_proven(ms(1500)));
     }
 

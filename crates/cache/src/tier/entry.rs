@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::generation::{Generations, Snapshot, TagStripes};
 use crate::answer::{Answer, Source, StaleReason};
 use crate::freshness::Lifetime;
-use crate::moment::{Moment, Nanos};
+use crate::monotonic::{Monotonic, NanoSpan};
 
 /// A value with all that decides whether it may be served. What a hit reads comes first, in the
 /// order in which it does; the value, whose type is erased, has to come last.
@@ -24,13 +24,13 @@ pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     /// The number of the view that stored it.
     view: u64,
     pub(super) tags: TagStripes,
-    pub(crate) loaded_at: Moment,
+    pub(crate) loaded_at: Monotonic,
     /// The age up to which it is fresh and need not be refreshed early.
-    certain: Nanos,
-    era: u64,
-    fresh: Nanos,
-    keep: Nanos,
-    cost: Nanos,
+    certain: NanoSpan,
+    proof_epoch: u64,
+    fresh: NanoSpan,
+    keep: NanoSpan,
+    cost: NanoSpan,
     pub(super) weight: u32,
     version: u32,
     class: usize,
@@ -53,7 +53,7 @@ pub(crate) struct Label {
 /// When a value was loaded, and how long it may be believed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
-    pub(crate) loaded_at: Moment,
+    pub(crate) loaded_at: Monotonic,
     pub(crate) life: Lifetime,
     /// How long the load took.
     pub(crate) cost: Duration,
@@ -82,7 +82,7 @@ impl Entry {
             tags: snapshot.tags.clone(),
             loaded_at: times.loaded_at,
             certain: certain.into(),
-            era: snapshot.era,
+            proof_epoch: snapshot.proof_epoch,
             fresh: times.life.fresh.into(),
             keep: times.life.keep.into(),
             cost: times.cost.into(),
@@ -122,19 +122,19 @@ impl Entry {
     }
 
     #[inline]
-    pub(crate) fn age(&self, now: Moment) -> Nanos {
+    pub(crate) fn age(&self, now: Monotonic) -> NanoSpan {
         now.since(self.loaded_at)
     }
 
     /// Whether it is fresh at this age, and not to be refreshed early either.
     #[inline]
-    pub(crate) fn is_certain_at(&self, age: Nanos) -> bool {
+    pub(crate) fn is_certain_at(&self, age: NanoSpan) -> bool {
         age < self.certain
     }
 
     #[inline]
-    pub(crate) fn era(&self) -> u64 {
-        self.era
+    pub(crate) fn proof_epoch(&self) -> u64 {
+        self.proof_epoch
     }
 
     #[inline]
@@ -161,7 +161,7 @@ impl Entry {
         );
     }
 
-    pub(crate) fn heat(&self) -> u32 {
+    pub(crate) fn hit_count(&self) -> u32 {
         self.hits.load(Ordering::Relaxed)
     }
 

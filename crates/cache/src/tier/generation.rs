@@ -10,9 +10,9 @@
 //! when the tags become known, and only then are the tags' tokens asked of Redis: what was
 //! invalidated before that look shows in the tokens, what comes after it in the counters.
 //!
-//! The *era* is one counter for all: it moves when the process may have missed invalidations that
-//! it cannot name. Entries of an earlier era are not fresh; they may still be served as stale by a
-//! class that allows it.
+//! The *proof epoch* is one counter for all: it moves when the process may have missed
+//! invalidations that it cannot name. Entries of an earlier proof epoch are not fresh; they may
+//! still be served as stale by a class that allows it.
 
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -22,7 +22,7 @@ use smallvec::SmallVec;
 pub(crate) struct Generations {
     keys: Box<[AtomicU32]>,
     tags: Box<[AtomicU32]>,
-    era: AtomicU64,
+    proof_epoch: AtomicU64,
     /// How often everything was invalidated.
     clears: AtomicU64,
     hasher: foldhash::quality::RandomState,
@@ -40,7 +40,7 @@ pub(crate) type TagStripes = SmallVec<[Stripe; 2]>;
 /// The counters of a key and its tags as they were before anything was read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Snapshot {
-    pub(crate) era: u64,
+    pub(crate) proof_epoch: u64,
     clears: u64,
     key: Stripe,
     pub(crate) tags: TagStripes,
@@ -61,7 +61,7 @@ impl Generations {
         Self {
             keys: counters(),
             tags: counters(),
-            era: AtomicU64::new(0),
+            proof_epoch: AtomicU64::new(0),
             clears: AtomicU64::new(0),
             hasher: foldhash::quality::RandomState::default(),
         }
@@ -69,23 +69,24 @@ impl Generations {
 
     pub(crate) fn snapshot<T: AsRef<[u8]>>(&self, key: &[u8], tags: &[T]) -> Snapshot {
         Snapshot {
-            era: self.era(),
+            proof_epoch: self.proof_epoch(),
             clears: self.clears(),
             key: self.look(&self.keys, key),
             tags: self.tag_stripes(tags),
         }
     }
 
-    /// Whether no invalidation of the key or one of the tags has come since, and the era is the
-    /// same.
+    /// Whether no invalidation of the key or one of the tags has come since, and the proof epoch is
+    /// the same.
     pub(crate) fn is_current(&self, snapshot: &Snapshot) -> bool {
-        self.era() == snapshot.era
+        self.proof_epoch() == snapshot.proof_epoch
             && still(&self.keys, snapshot.key)
             && self.tags_are_current(&snapshot.tags)
     }
 
     /// Whether neither the key nor one of the tags has been invalidated since, by name or with
-    /// everything. The era may be another: what may have been missed is not known to be outdated.
+    /// everything. The proof epoch may be another: what may have been missed is not known to be
+    /// outdated.
     pub(crate) fn is_uninvalidated(&self, snapshot: &Snapshot) -> bool {
         self.clears() == snapshot.clears
             && still(&self.keys, snapshot.key)
@@ -104,18 +105,18 @@ impl Generations {
         self.tags[self.index(tag)].fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(crate) fn era(&self) -> u64 {
-        self.era.load(Ordering::SeqCst)
+    pub(crate) fn proof_epoch(&self) -> u64 {
+        self.proof_epoch.load(Ordering::SeqCst)
     }
 
-    pub(crate) fn begin_era(&self) {
-        self.era.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn begin_proof_epoch(&self) {
+        self.proof_epoch.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Everything is invalidated.
     pub(crate) fn clear(&self) {
         self.clears.fetch_add(1, Ordering::SeqCst);
-        self.begin_era();
+        self.begin_proof_epoch();
     }
 
     fn clears(&self) -> u64 {
@@ -131,7 +132,7 @@ impl Generations {
             seen.collect()
         };
         WholeSnapshot {
-            era: self.era(),
+            proof_epoch: self.proof_epoch(),
             clears: self.clears(),
             keys: seen(&self.keys),
             tags: seen(&self.tags),
@@ -153,7 +154,7 @@ impl Generations {
             }
         };
         Snapshot {
-            era: whole.era,
+            proof_epoch: whole.proof_epoch,
             clears: whole.clears,
             key: then(&whole.keys, key),
             tags: tags
@@ -192,7 +193,7 @@ impl Generations {
 
 /// Every counter as it was seen.
 pub(crate) struct WholeSnapshot {
-    era: u64,
+    proof_epoch: u64,
     clears: u64,
     keys: Box<[u32]>,
     tags: Box<[u32]>,
@@ -220,7 +221,7 @@ mod tests {
         };
         assert!(overtaken(&|| generations.bump_key(b"key")));
         assert!(overtaken(&|| generations.bump_tag(b"tag")));
-        assert!(overtaken(&|| generations.begin_era()));
+        assert!(overtaken(&|| generations.begin_proof_epoch()));
         assert!(!overtaken(&|| generations.bump_key(b"another")));
         assert!(!overtaken(&|| generations.bump_tag(b"key")));
     }
@@ -229,7 +230,7 @@ mod tests {
     fn k6_a_new_era_invalidates_nothing_by_name_and_clearing_does() {
         let generations = Generations::new();
         let held = generations.snapshot(b"key", &["tag"]);
-        generations.begin_era();
+        generations.begin_proof_epoch();
         assert!(!generations.is_current(&held) && generations.is_uninvalidated(&held));
         generations.clear();
         assert!(!generations.is_uninvalidated(&held));

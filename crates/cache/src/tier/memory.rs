@@ -108,7 +108,9 @@ impl Memory {
             return false;
         }
         if let Some(previous) = self.map.peek(&*entry.key) {
-            entry.hits.store(previous.heat() / 2, Ordering::Relaxed);
+            entry
+                .hits
+                .store(previous.hit_count() / 2, Ordering::Relaxed);
         }
         self.map.insert(UnderItsKey(entry.clone()), entry.clone());
         let current = generations.is_current(snapshot);
@@ -148,14 +150,14 @@ mod tests {
 
     use super::*;
     use crate::freshness::Lifetime;
-    use crate::moment::Moment;
+    use crate::monotonic::Monotonic;
     use crate::tier::entry::{Label, Times};
 
     const NONE: &[&str] = &[];
 
     fn loaded_now() -> Times {
         Times {
-            loaded_at: Moment::now(),
+            loaded_at: Monotonic::now(),
             life: Lifetime {
                 fresh: Duration::from_secs(9),
                 keep: Duration::from_secs(9),

@@ -9,20 +9,20 @@
 //! answer from a Redis that has been rolled back is recognised by the answer itself, not by an
 //! event that may come later.
 
+mod allowance;
 mod answer;
 mod apply;
 pub(crate) mod envelope;
+pub(crate) mod epoch_guard;
 mod fill;
 pub(crate) mod names;
-mod patience;
 mod scripts;
-pub(crate) mod trust;
 mod verify;
 
-pub(crate) use answer::{Seen, Trouble};
+pub(crate) use allowance::RedisAllowance;
+pub(crate) use answer::{RedisFailure, SeenValue};
 pub(crate) use apply::apply_limit;
-pub(crate) use fill::{Fill, Lease, Season};
-pub(crate) use patience::Patience;
+pub(crate) use fill::{Fill, Lease, WarmWindow};
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -37,10 +37,10 @@ use steadfast::{CallOptions, Client, ConnectionState};
 use crate::freshness::Lifetime;
 use crate::outbox::Outbox;
 use crate::stats::Stats;
-use answer::{Answer, HEAD, Standing, millis};
-use envelope::{Damage, Envelope, Token};
+use answer::{EpochView, HEAD, RedisResult, millis};
+use envelope::{DecodeError, Envelope, Token};
+use epoch_guard::EpochGuard;
 use names::Names;
-use trust::Trust;
 
 pub(crate) struct RedisTier {
     client: Client,
@@ -52,7 +52,7 @@ pub(crate) struct RedisTier {
     tag_life: AtomicU64,
     tokens: Mutex<fastrand::Rng>,
     lease_checked: bool,
-    pub(crate) trust: Trust,
+    pub(crate) epoch_guard: EpochGuard,
     /// Asked for how far Redis must be.
     outbox: Outbox,
     stats: Arc<Stats>,
@@ -71,14 +71,14 @@ pub(crate) struct RedisOptions {
 }
 
 /// What a look at Redis found.
-pub(crate) enum Look {
-    Hit(Stored),
+pub(crate) enum Lookup {
+    Hit(RedisValue),
     /// Nothing that may be served.
-    Miss(Seen),
+    Miss(SeenValue),
 }
 
 /// A value as it lay in Redis, not yet decoded.
-pub(crate) struct Stored {
+pub(crate) struct RedisValue {
     pub(crate) life: Lifetime,
     pub(crate) cost: Duration,
     pub(crate) age: Duration,
@@ -86,7 +86,7 @@ pub(crate) struct Stored {
     /// The names of all its tags.
     pub(crate) tags: Vec<Vec<u8>>,
     pub(crate) payload: Option<Vec<u8>>,
-    pub(crate) seen: Seen,
+    pub(crate) seen: SeenValue,
     /// Whether SQL has said how far Redis must be; if not, this is not fresh.
     pub(crate) proven: bool,
 }
@@ -95,7 +95,7 @@ impl RedisTier {
     pub(crate) fn new(
         client: Client,
         options: RedisOptions,
-        (trust, outbox): (Trust, Outbox),
+        (epoch_guard, outbox): (EpochGuard, Outbox),
         stats: Arc<Stats>,
     ) -> Self {
         let tier = Self {
@@ -107,7 +107,7 @@ impl RedisTier {
             tag_life: AtomicU64::new(0),
             tokens: Mutex::new(fastrand::Rng::with_seed(options.seed)),
             lease_checked: options.lease_checked,
-            trust,
+            epoch_guard,
             outbox,
             stats,
         };
@@ -140,8 +140,8 @@ impl RedisTier {
     }
 
     /// What one read may spend here.
-    pub(crate) fn patience(&self) -> Patience {
-        Patience::new(self.limit)
+    pub(crate) fn allowance(&self) -> RedisAllowance {
+        RedisAllowance::new(self.limit)
     }
 
     /// Asks for a value. If Redis turns out to be another than was believed, once more. A value
@@ -151,14 +151,18 @@ impl RedisTier {
         &self,
         key: &[u8],
         tags: &[Vec<u8>],
-        patience: &mut Patience,
+        allowance: &mut RedisAllowance,
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
-    ) -> Answer<Look> {
-        let standing = self.standing(patience).await?;
-        match self.look_once(key, tags, standing, patience, carries).await {
-            Err(Trouble::Replaced) => {
-                let standing = self.standing(patience).await?;
-                self.look_once(key, tags, standing, patience, carries).await
+    ) -> RedisResult<Lookup> {
+        let epoch_view = self.epoch_view(allowance).await?;
+        match self
+            .look_once(key, tags, epoch_view, allowance, carries)
+            .await
+        {
+            Err(RedisFailure::Replaced) => {
+                let epoch_view = self.epoch_view(allowance).await?;
+                self.look_once(key, tags, epoch_view, allowance, carries)
+                    .await
             }
             other => other,
         }
@@ -168,11 +172,11 @@ impl RedisTier {
         &self,
         key: &[u8],
         tags: &[Vec<u8>],
-        standing: Standing,
-        patience: &mut Patience,
+        epoch_view: EpochView,
+        allowance: &mut RedisAllowance,
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
-    ) -> Answer<Look> {
-        let value_key = self.names.value(&standing.epoch, key);
+    ) -> RedisResult<Lookup> {
+        let value_key = self.names.value(&epoch_view.epoch, key);
         // The time left is asked first: if the value is replaced in between, it seems older than it
         // is, not younger.
         let mut pipe = redis::Pipeline::with_capacity(2);
@@ -184,25 +188,25 @@ impl RedisTier {
         for tag in tags {
             pipe.arg(self.names.tag(tag));
         }
-        let answer = patience
+        let answer = allowance
             .spend(|limit| self.ask_plainly(&pipe, limit))
             .await?;
         let Some((remaining, found)) = time_and_texts(answer) else {
-            return Err(Trouble::NotAsked("its answer has another shape"));
+            return Err(RedisFailure::NotAsked("its answer has another shape"));
         };
         let [epoch, watermark, bytes, tokens @ ..] = found.as_slice() else {
-            return Err(Trouble::NotAsked("its answer has another shape"));
+            return Err(RedisFailure::NotAsked("its answer has another shape"));
         };
-        self.trust
-            .check(&standing, epoch.as_deref(), watermark.as_deref())?;
+        self.epoch_guard
+            .check(&epoch_view, epoch.as_deref(), watermark.as_deref())?;
         let Some(bytes) = bytes.as_ref().filter(|_| remaining != VANISHED) else {
-            return Ok(Look::Miss(Seen {
-                standing,
+            return Ok(Lookup::Miss(SeenValue {
+                epoch_view,
                 head: SmallVec::new(),
             }));
         };
-        let seen = Seen {
-            standing,
+        let seen = SeenValue {
+            epoch_view,
             head: bytes.iter().take(HEAD).copied().collect(),
         };
         let (envelope, age) = match self.open(bytes, remaining) {
@@ -210,26 +214,26 @@ impl RedisTier {
             Err(damage) => {
                 tracing::warn!(%damage, "a value in Redis is treated as missing");
                 self.stats.damaged.add(1);
-                return Ok(Look::Miss(seen));
+                return Ok(Lookup::Miss(seen));
             }
         };
         let Some(unnamed) = unnamed(&envelope, tags, tokens) else {
-            return Ok(Look::Miss(seen));
+            return Ok(Lookup::Miss(seen));
         };
         if !unnamed.is_empty() {
             let names: Vec<&[u8]> = unnamed.iter().map(|(name, _)| *name).collect();
-            if !carries(&names) || !self.hold(&unnamed, &seen.standing, patience).await? {
-                return Ok(Look::Miss(seen));
+            if !carries(&names) || !self.hold(&unnamed, &seen.epoch_view, allowance).await? {
+                return Ok(Lookup::Miss(seen));
             }
         }
-        Ok(Look::Hit(Stored {
+        Ok(Lookup::Hit(RedisValue {
             life: envelope.life,
             cost: envelope.cost,
             age,
             type_version: envelope.type_version,
             tags: envelope.tags.iter().map(|(tag, _)| tag.to_vec()).collect(),
             payload: envelope.payload.map(Cow::into_owned),
-            proven: seen.standing.proven,
+            proven: seen.epoch_view.proven,
             seen,
         }))
     }
@@ -239,13 +243,13 @@ impl RedisTier {
         &self,
         bytes: &'b [u8],
         remaining_ms: i64,
-    ) -> Result<(Envelope<'b>, Duration), Damage> {
+    ) -> Result<(Envelope<'b>, Duration), DecodeError> {
         let envelope = Envelope::decode(bytes, self.value_max)?;
         // The time it has left, by Redis's own clock, tells its age; the host's clock is not asked.
-        let remaining = u64::try_from(remaining_ms).map_err(|_| Damage::Corrupt)?;
+        let remaining = u64::try_from(remaining_ms).map_err(|_| DecodeError::Corrupt)?;
         let age = (envelope.life.keep + TOLERANCE)
             .checked_sub(Duration::from_millis(remaining))
-            .ok_or(Damage::Corrupt)?;
+            .ok_or(DecodeError::Corrupt)?;
         Ok((envelope, age.saturating_sub(TOLERANCE)))
     }
 
@@ -253,21 +257,22 @@ impl RedisTier {
     async fn hold(
         &self,
         tags: &[(&[u8], Token)],
-        standing: &Standing,
-        patience: &mut Patience,
-    ) -> Answer<bool> {
+        epoch_view: &EpochView,
+        allowance: &mut RedisAllowance,
+    ) -> RedisResult<bool> {
         let mut ask = redis::cmd("MGET");
         ask.arg(self.names.epoch()).arg(self.names.watermark());
         for (tag, _) in tags {
             ask.arg(self.names.tag(tag));
         }
-        let found: Vec<Option<Vec<u8>>> =
-            patience.spend(|limit| self.ask_within(&ask, limit)).await?;
+        let found: Vec<Option<Vec<u8>>> = allowance
+            .spend(|limit| self.ask_within(&ask, limit))
+            .await?;
         let [epoch, watermark, tokens @ ..] = found.as_slice() else {
-            return Err(Trouble::NotAsked("its answer has another shape"));
+            return Err(RedisFailure::NotAsked("its answer has another shape"));
         };
-        self.trust
-            .check(standing, epoch.as_deref(), watermark.as_deref())?;
+        self.epoch_guard
+            .check(epoch_view, epoch.as_deref(), watermark.as_deref())?;
         let same =
             |((_, token), now): (&(&[u8], Token), &Option<Vec<u8>>)| now.as_deref() == Some(token);
         Ok(tokens.len() == tags.len() && tags.iter().zip(tokens).all(same))
@@ -282,14 +287,19 @@ impl RedisTier {
     }
 
     /// The epoch to read in, if Redis may be believed.
-    pub(crate) async fn standing(&self, patience: &mut Patience) -> Answer<Standing> {
+    pub(crate) async fn epoch_view(
+        &self,
+        allowance: &mut RedisAllowance,
+    ) -> RedisResult<EpochView> {
         if !self.is_reachable() {
-            return Err(Trouble::NotAsked("it is down"));
+            return Err(RedisFailure::NotAsked("it is down"));
         }
-        patience.spend(|limit| self.trust.standing(limit)).await
+        allowance
+            .spend(|limit| self.epoch_guard.epoch_view(limit))
+            .await
     }
 
-    pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> Answer<T> {
+    pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> RedisResult<T> {
         self.ask_within(cmd, self.limit.max(ASKED_BY_NO_READER))
             .await
     }
@@ -298,7 +308,7 @@ impl RedisTier {
         &self,
         cmd: &redis::Cmd,
         limit: Duration,
-    ) -> Answer<T> {
+    ) -> RedisResult<T> {
         let mut connection = self.client.with(CallOptions::new().deadline(limit));
         self.count(tokio::time::timeout(limit + GRACE, cmd.query_async(&mut connection)).await)
     }
@@ -307,7 +317,7 @@ impl RedisTier {
         &self,
         pipe: &redis::Pipeline,
         limit: Duration,
-    ) -> Answer<T> {
+    ) -> RedisResult<T> {
         let mut connection = self.client.with(CallOptions::new().deadline(limit));
         self.count(tokio::time::timeout(limit + GRACE, pipe.query_async(&mut connection)).await)
     }
@@ -318,7 +328,7 @@ impl RedisTier {
         &self,
         pipe: &redis::Pipeline,
         limit: Duration,
-    ) -> Answer<Vec<redis::Value>> {
+    ) -> RedisResult<Vec<redis::Value>> {
         let options = CallOptions::new().deadline(limit);
         let answer = self.client.with(options).send_pipeline(pipe).await;
         let answer = answer.map_err(RedisError::from).and_then(|values| {
@@ -331,10 +341,10 @@ impl RedisTier {
     fn count<T>(
         &self,
         answer: Result<Result<T, RedisError>, tokio::time::error::Elapsed>,
-    ) -> Answer<T> {
+    ) -> RedisResult<T> {
         let answer = answer
-            .map_err(|_| Trouble::Slow)
-            .and_then(|answer| answer.map_err(Trouble::Failed));
+            .map_err(|_| RedisFailure::Slow)
+            .and_then(|answer| answer.map_err(RedisFailure::Failed));
         let counter = match answer {
             Ok(_) => &self.stats.redis_answers,
             Err(_) => &self.stats.redis_errors,
@@ -353,7 +363,7 @@ impl RedisTier {
 
     /// A random word for an epoch of the database's own.
     pub(crate) fn new_epoch(&self) -> String {
-        self.trust.new_epoch(self.tokens.lock().u64(..))
+        self.epoch_guard.new_epoch(self.tokens.lock().u64(..))
     }
 
     pub(crate) fn token_text(&self) -> String {

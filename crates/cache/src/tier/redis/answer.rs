@@ -9,7 +9,7 @@ use steadfast::{Certainty, certainty};
 
 /// The belief that values of this epoch are good, as it was at one moment.
 #[derive(Clone, Debug)]
-pub(crate) struct Standing {
+pub(crate) struct EpochView {
     pub(crate) epoch: Arc<str>,
     pub(super) watermark: u64,
     /// SQL was seen since Redis was connected to.
@@ -19,15 +19,15 @@ pub(crate) struct Standing {
 /// What was there, well enough to know it again: whoever fills must not have been overtaken by
 /// another fill.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
-    pub(super) standing: Standing,
+pub(crate) struct SeenValue {
+    pub(super) epoch_view: EpochView,
     /// The first bytes, which hold the checksum; none if there was nothing.
     pub(super) head: SmallVec<[u8; HEAD]>,
 }
 
 /// Why Redis was not of use.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum Trouble {
+pub(crate) enum RedisFailure {
     #[error("redis is not asked: {0}")]
     NotAsked(&'static str),
     #[error("redis has been replaced or rolled back")]
@@ -45,7 +45,7 @@ pub(crate) enum Trouble {
 /// What a server answers to a script that it does not begin.
 const BEFORE_A_SCRIPT: [&str; 5] = ["NOPERM", "NOAUTH", "LOADING", "BUSY", "MASTERDOWN"];
 
-impl Trouble {
+impl RedisFailure {
     /// Whether Redis may have done what it was asked.
     pub(super) fn may_have_run(&self) -> bool {
         match self {
@@ -59,7 +59,7 @@ impl Trouble {
     }
 }
 
-pub(crate) type Answer<T> = Result<T, Trouble>;
+pub(crate) type RedisResult<T> = Result<T, RedisFailure>;
 
 pub(super) fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64

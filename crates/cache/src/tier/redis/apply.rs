@@ -4,22 +4,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::RedisTier;
-use super::answer::{Answer, Trouble};
+use super::allowance::RedisAllowance;
+use super::answer::{RedisFailure, RedisResult};
 use super::names::Names;
-use super::patience::Patience;
 use super::scripts::{APPLY, BEAT, BEAT_SHA};
 use crate::target::{Announcement, Target};
 
 impl RedisTier {
     /// Forgets what the targets name, raises the watermark and announces it, in one step.
     /// `watermark` is SQL's. Answers the new one.
-    pub(crate) async fn apply(&self, watermark: u64, targets: &[Target]) -> Answer<u64> {
+    pub(crate) async fn apply(&self, watermark: u64, targets: &[Target]) -> RedisResult<u64> {
         let body = Announcement::body(watermark, targets);
         let everything = targets.contains(&Target::All);
-        let mut patience = Patience::new(apply_limit(self.limit));
+        let mut allowance = RedisAllowance::new(apply_limit(self.limit));
         for _ in 0..APPLY_ATTEMPTS {
-            let epoch = patience
-                .spend(|limit| self.trust.epoch_to_write(limit))
+            let epoch = allowance
+                .spend(|limit| self.epoch_guard.epoch_to_write(limit))
                 .await?;
             let mut names = vec![self.names.epoch().to_vec(), self.names.watermark().to_vec()];
             names.extend(self.names.recent().map(<[u8]>::to_vec));
@@ -35,7 +35,7 @@ impl RedisTier {
             let mut ask = redis::cmd("EVAL");
             ask.arg(APPLY).arg(names.len()).arg(names);
             ask.arg(&*epoch)
-                .arg(self.trust.required(watermark))
+                .arg(self.epoch_guard.required(watermark))
                 .arg(targets.len())
                 .arg(self.names.channel())
                 .arg(&body);
@@ -53,23 +53,27 @@ impl RedisTier {
                     Target::All => continue,
                 };
             }
-            let applied: i64 = patience.spend(|limit| self.ask_within(&ask, limit)).await?;
+            let applied: i64 = allowance
+                .spend(|limit| self.ask_within(&ask, limit))
+                .await?;
             if let Ok(applied) = u64::try_from(applied) {
                 if everything {
                     // Found out at once, though nobody may be reading.
-                    self.trust.doubt(&epoch);
-                    self.trust.ask_again();
+                    self.epoch_guard.doubt(&epoch);
+                    self.epoch_guard.ask_again();
                 }
                 return Ok(applied);
             }
-            self.trust.doubt(&epoch); // replaced or behind: find out which, and try again
+            self.epoch_guard.doubt(&epoch); // replaced or behind: find out which, and try again
         }
-        Err(Trouble::NotAsked("its epoch keeps changing"))
+        Err(RedisFailure::NotAsked("its epoch keeps changing"))
     }
 
     /// The epoch to write in, also while Redis is not read.
-    pub(crate) async fn epoch_to_write(&self) -> Answer<Arc<str>> {
-        self.trust.epoch_to_write(apply_limit(self.limit)).await
+    pub(crate) async fn epoch_to_write(&self) -> RedisResult<Arc<str>> {
+        self.epoch_guard
+            .epoch_to_write(apply_limit(self.limit))
+            .await
     }
 
     /// Sends this process `text` and Redis's watermark, through Redis.
@@ -82,7 +86,7 @@ impl RedisTier {
             ask.arg(own_channel).arg(&text);
             match self.ask::<u64>(&ask).await {
                 // Not known yet, or not allowed by that name.
-                Err(Trouble::Failed(error))
+                Err(RedisFailure::Failed(error))
                     if matches!(error.code(), Some("NOSCRIPT" | "NOPERM")) => {}
                 _ => return,
             }

@@ -2,7 +2,7 @@
 //!
 //! Redis outlives deployments and may be written to by older and newer programs, by a hand, or by a
 //! disk that lies. So every value carries a format version and a checksum over all the rest, and
-//! reading one has exactly two outcomes: the value as it was written, or a [`Damage`] that the
+//! reading one has exactly two outcomes: the value as it was written, or a [`DecodeError`] that the
 //! caller counts and treats as a miss. Lengths in the bytes are checked against what is there,
 //! never trusted.
 //!
@@ -37,7 +37,7 @@ pub(crate) struct Envelope<'a> {
 
 /// Why bytes from Redis are not a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum Damage {
+pub(crate) enum DecodeError {
     #[error("of a format version that this program does not know")]
     Version,
     #[error("corrupt")]
@@ -81,15 +81,15 @@ impl Envelope<'_> {
 
     /// Decodes; a payload that unpacks to more than `value_max` bytes is refused before it is
     /// unpacked.
-    pub(crate) fn decode(bytes: &[u8], value_max: usize) -> Result<Envelope<'_>, Damage> {
+    pub(crate) fn decode(bytes: &[u8], value_max: usize) -> Result<Envelope<'_>, DecodeError> {
         let mut rest = Reader(bytes);
         if rest.array::<1>()? != [VERSION] {
-            return Err(Damage::Version);
+            return Err(DecodeError::Version);
         }
         let [flags] = rest.array()?;
         let sum = u32::from_le_bytes(rest.array()?);
         if checksum(flags, rest.0) != sum {
-            return Err(Damage::Corrupt);
+            return Err(DecodeError::Corrupt);
         }
         let keep = Duration::from_millis(u64::from_le_bytes(rest.array()?));
         let fresh = Duration::from_millis(u64::from_le_bytes(rest.array()?));
@@ -119,16 +119,16 @@ impl Envelope<'_> {
     }
 }
 
-fn unpack(mut packed: Reader<'_>, value_max: usize) -> Result<Vec<u8>, Damage> {
+fn unpack(mut packed: Reader<'_>, value_max: usize) -> Result<Vec<u8>, DecodeError> {
     let length = u32::from_le_bytes(packed.array()?) as usize;
     if length > value_max {
-        return Err(Damage::TooLarge);
+        return Err(DecodeError::TooLarge);
     }
-    let unpacked = lz4_flex::decompress(packed.0, length).map_err(|_| Damage::Corrupt)?;
+    let unpacked = lz4_flex::decompress(packed.0, length).map_err(|_| DecodeError::Corrupt)?;
     if unpacked.len() == length {
         Ok(unpacked)
     } else {
-        Err(Damage::Corrupt)
+        Err(DecodeError::Corrupt)
     }
 }
 
@@ -146,14 +146,17 @@ fn millis(duration: Duration) -> u64 {
 struct Reader<'a>(&'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn slice(&mut self, length: usize) -> Result<&'a [u8], Damage> {
-        let (head, tail) = self.0.split_at_checked(length).ok_or(Damage::Corrupt)?;
+    fn slice(&mut self, length: usize) -> Result<&'a [u8], DecodeError> {
+        let (head, tail) = self
+            .0
+            .split_at_checked(length)
+            .ok_or(DecodeError::Corrupt)?;
         self.0 = tail;
         Ok(head)
     }
 
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], Damage> {
-        let (head, tail) = self.0.split_first_chunk().ok_or(Damage::Corrupt)?;
+    fn array<const N: usize>(&mut self) -> Result<[u8; N], DecodeError> {
+        let (head, tail) = self.0.split_first_chunk().ok_or(DecodeError::Corrupt)?;
         self.0 = tail;
         Ok(*head)
     }
@@ -219,7 +222,7 @@ mod tests {
     fn k12_a_future_version_is_told_from_damage() {
         let mut bytes = envelope(Some(b"x".to_vec()), vec![]).encode(100).unwrap();
         bytes[0] = VERSION + 1;
-        assert_eq!(Envelope::decode(&bytes, 100), Err(Damage::Version));
+        assert_eq!(Envelope::decode(&bytes, 100), Err(DecodeError::Version));
     }
 
     #[test]
@@ -235,6 +238,6 @@ mod tests {
             .encode(100)
             .unwrap();
         assert!(bytes.len() < 10_000);
-        assert_eq!(Envelope::decode(&bytes, 1000), Err(Damage::TooLarge));
+        assert_eq!(Envelope::decode(&bytes, 1000), Err(DecodeError::TooLarge));
     }
 }

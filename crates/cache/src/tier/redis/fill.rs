@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::RedisTier;
-use super::answer::{Answer, Seen, Standing, Trouble, millis};
+use super::allowance::RedisAllowance;
+use super::answer::{EpochView, RedisFailure, RedisResult, SeenValue, millis};
 use super::envelope::{Envelope, Token};
 use super::names::Names;
-use super::patience::Patience;
-use super::scripts::{FILL, FILL_IN_SEASON, FILL_UNCHECKED, OPEN_SEASON, RELEASE, TAKE_LEASE};
+use super::scripts::{FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, RELEASE, TAKE_LEASE};
 use crate::clock::clock;
 use crate::freshness::Lifetime;
 use crate::tier::Key;
@@ -21,7 +21,7 @@ use crate::tier::Key;
 pub(crate) struct Lease {
     redis: Arc<RedisTier>,
     key: Key,
-    standing: Standing,
+    epoch_view: EpochView,
     token: String,
     tags: Vec<(Vec<u8>, Token)>,
     /// Whether Redis may hold it.
@@ -29,15 +29,15 @@ pub(crate) struct Lease {
 }
 
 /// What is known from before values were loaded whose keys were not known then.
-pub(crate) struct Season {
-    standing: Standing,
+pub(crate) struct WarmWindow {
+    epoch_view: EpochView,
     watermark: Vec<u8>,
     /// Tokens of tags, as far as they have been asked for.
     tokens: HashMap<Vec<u8>, Token>,
 }
 
-/// A value that was loaded in a season: its key, its tags, and it.
-pub(crate) type InSeason<'a> = (&'a [u8], &'a [Vec<u8>], Fill<'a>);
+/// A value that was loaded in a window: its key, its tags, and it.
+pub(crate) type InWindow<'a> = (&'a [u8], &'a [Vec<u8>], Fill<'a>);
 
 /// A value to be stored.
 pub(crate) struct Fill<'a> {
@@ -63,15 +63,15 @@ impl RedisTier {
         self: &Arc<Self>,
         key: &Key,
         tags: &[Vec<u8>],
-        seen: &Seen,
+        seen: &SeenValue,
         life: Duration,
-        patience: &mut Patience,
-    ) -> Answer<Option<Lease>> {
-        let standing = &seen.standing;
+        allowance: &mut RedisAllowance,
+    ) -> RedisResult<Option<Lease>> {
+        let epoch_view = &seen.epoch_view;
         let mut lease = Lease {
             redis: self.clone(),
             key: key.clone(),
-            standing: standing.clone(),
+            epoch_view: epoch_view.clone(),
             token: self.token_text(),
             tags: Vec::new(),
             held: true,
@@ -80,12 +80,12 @@ impl RedisTier {
         ask.arg(TAKE_LEASE)
             .arg(3 + tags.len())
             .arg(self.names.epoch())
-            .arg(self.names.lease(&standing.epoch, key))
-            .arg(self.names.value(&standing.epoch, key));
+            .arg(self.names.lease(&epoch_view.epoch, key))
+            .arg(self.names.value(&epoch_view.epoch, key));
         for tag in tags {
             ask.arg(self.names.tag(tag));
         }
-        ask.arg(&*standing.epoch)
+        ask.arg(&*epoch_view.epoch)
             .arg(&lease.token)
             .arg(millis(life))
             .arg(self.tag_life())
@@ -93,8 +93,8 @@ impl RedisTier {
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
-        let asked: Answer<Vec<Vec<u8>>> =
-            patience.spend(|limit| self.ask_within(&ask, limit)).await;
+        let asked: RedisResult<Vec<Vec<u8>>> =
+            allowance.spend(|limit| self.ask_within(&ask, limit)).await;
         // What was never taken need not be given back.
         let answer = asked.inspect_err(|trouble| lease.held = trouble.may_have_run())?;
         match answer.split_first() {
@@ -108,8 +108,8 @@ impl RedisTier {
             }
             _ => {
                 lease.held = false;
-                self.trust.doubt(&standing.epoch);
-                Err(Trouble::NotAsked("its epoch has changed"))
+                self.epoch_guard.doubt(&epoch_view.epoch);
+                Err(RedisFailure::NotAsked("its epoch has changed"))
             }
         }
     }
@@ -118,91 +118,98 @@ impl RedisTier {
     async fn release(&self, name: Vec<u8>, token: String) {
         let mut ask = redis::cmd("EVAL");
         ask.arg(RELEASE).arg(1).arg(name).arg(token);
-        let _: Answer<i64> = self.ask(&ask).await; // if it fails, the lease expires
+        let _: RedisResult<i64> = self.ask(&ask).await; // if it fails, the lease expires
     }
 
     /// Prepares for values whose keys are not known before they are loaded: each may be stored as
     /// long as neither its key nor one of its tags is invalidated meanwhile.
-    pub(crate) async fn open_season(&self) -> Answer<Season> {
-        let standing = self.standing(&mut self.patience()).await?;
-        let (watermark, _) = self.look_at_season(&standing, &[]).await?;
-        Ok(Season {
-            standing,
+    pub(crate) async fn open_window(&self) -> RedisResult<WarmWindow> {
+        let epoch_view = self.epoch_view(&mut self.allowance()).await?;
+        let (watermark, _) = self.look_at_window(&epoch_view, &[]).await?;
+        Ok(WarmWindow {
+            epoch_view,
             watermark,
             tokens: HashMap::new(),
         })
     }
 
     /// The watermark, and the tokens of these tags.
-    async fn look_at_season(
+    async fn look_at_window(
         &self,
-        standing: &Standing,
+        epoch_view: &EpochView,
         tags: &[&Vec<u8>],
-    ) -> Answer<(Vec<u8>, Vec<(Vec<u8>, Token)>)> {
+    ) -> RedisResult<(Vec<u8>, Vec<(Vec<u8>, Token)>)> {
         let mut ask = redis::cmd("EVAL");
-        ask.arg(OPEN_SEASON)
+        ask.arg(OPEN_WINDOW)
             .arg(2 + tags.len())
             .arg(self.names.epoch())
             .arg(self.names.watermark());
         for tag in tags {
             ask.arg(self.names.tag(tag));
         }
-        ask.arg(&*standing.epoch).arg(self.tag_life());
+        ask.arg(&*epoch_view.epoch).arg(self.tag_life());
         for _ in tags {
             ask.arg(self.token().as_slice());
         }
         let answer: Vec<Vec<u8>> = self.ask(&ask).await?;
         let Some((watermark, tokens)) = answer.split_first() else {
-            self.trust.doubt(&standing.epoch);
-            return Err(Trouble::NotAsked("its epoch has changed"));
+            self.epoch_guard.doubt(&epoch_view.epoch);
+            return Err(RedisFailure::NotAsked("its epoch has changed"));
         };
-        self.trust
-            .check(standing, Some(standing.epoch.as_bytes()), Some(watermark))?;
+        self.epoch_guard.check(
+            epoch_view,
+            Some(epoch_view.epoch.as_bytes()),
+            Some(watermark),
+        )?;
         let tags: Vec<Vec<u8>> = tags.iter().map(|tag| (*tag).clone()).collect();
         Ok((watermark.clone(), with_tokens(&tags, tokens)?))
     }
 
     /// Asks for the tokens of tags that are not known yet. They may be asked for after the values
-    /// were loaded: a tag that was invalidated since the season began refuses the fill.
-    async fn learn_tokens(&self, season: &mut Season, values: &[InSeason<'_>]) -> Answer<()> {
+    /// were loaded: a tag that was invalidated since the window began refuses the fill.
+    async fn learn_tokens(
+        &self,
+        window: &mut WarmWindow,
+        values: &[InWindow<'_>],
+    ) -> RedisResult<()> {
         let named = values.iter().flat_map(|(_, tags, _)| tags.iter());
         let unknown: HashSet<&Vec<u8>> = named
-            .filter(|tag| !season.tokens.contains_key(*tag))
+            .filter(|tag| !window.tokens.contains_key(*tag))
             .collect();
         if unknown.is_empty() {
             return Ok(());
         }
         let unknown: Vec<_> = unknown.into_iter().collect();
-        let (_, tokens) = self.look_at_season(&season.standing, &unknown).await?;
-        season.tokens.extend(tokens);
+        let (_, tokens) = self.look_at_window(&window.epoch_view, &unknown).await?;
+        window.tokens.extend(tokens);
         Ok(())
     }
 
-    /// Stores values loaded in that season; answers how many Redis took.
-    pub(crate) async fn fill_in_season(
+    /// Stores values loaded in that window; answers how many Redis took.
+    pub(crate) async fn fill_in_window(
         &self,
-        season: &mut Season,
-        values: &[InSeason<'_>],
-    ) -> Answer<usize> {
-        self.learn_tokens(season, values).await?;
-        let season = &*season;
-        let epoch = &season.standing.epoch;
+        window: &mut WarmWindow,
+        values: &[InWindow<'_>],
+    ) -> RedisResult<usize> {
+        self.learn_tokens(window, values).await?;
+        let window = &*window;
+        let epoch = &window.epoch_view.epoch;
         let mut pipe = redis::pipe();
         for (key, tags, value) in values {
-            let token = |tag: &Vec<u8>| Some((tag.clone(), *season.tokens.get(tag)?));
+            let token = |tag: &Vec<u8>| Some((tag.clone(), *window.tokens.get(tag)?));
             let tags: Vec<_> = tags.iter().filter_map(token).collect();
             let Some(bytes) = self.seal(value, &tags) else {
-                return Err(Trouble::NotAsked(
+                return Err(RedisFailure::NotAsked(
                     "the tags are too many or too long to be written",
                 ));
             };
-            pipe.cmd("EVAL").arg(FILL_IN_SEASON).arg(5);
+            pipe.cmd("EVAL").arg(FILL_IN_WINDOW).arg(5);
             pipe.arg(self.names.epoch())
                 .arg(self.names.watermark())
                 .arg(self.names.value(epoch, key))
                 .arg(&self.names.recent());
             pipe.arg(&**epoch)
-                .arg(&season.watermark)
+                .arg(&window.watermark)
                 .arg(bytes)
                 .arg(value.remaining())
                 .arg(Names::logged_key(key));
@@ -236,7 +243,7 @@ impl RedisTier {
 
 impl Lease {
     /// Stores a value, if the lease is still the one in Redis. Says whether it did.
-    pub(crate) async fn fill(mut self, value: &Fill<'_>) -> Answer<bool> {
+    pub(crate) async fn fill(mut self, value: &Fill<'_>) -> RedisResult<bool> {
         let redis = self.redis.clone();
         let Some(bytes) = redis.seal(value, &self.tags) else {
             tracing::warn!(
@@ -245,7 +252,7 @@ impl Lease {
             redis.stats.not_stored.add(1);
             return Ok(false);
         };
-        let epoch = &self.standing.epoch;
+        let epoch = &self.epoch_view.epoch;
         let mut ask = redis::cmd("EVAL");
         ask.arg(if redis.lease_checked {
             FILL
@@ -274,13 +281,13 @@ impl Drop for Lease {
         }
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (redis, token) = (self.redis.clone(), std::mem::take(&mut self.token));
-            let name = redis.names.lease(&self.standing.epoch, &self.key);
+            let name = redis.names.lease(&self.epoch_view.epoch, &self.key);
             runtime.spawn(async move { redis.release(name, token).await });
         }
     }
 }
 
-fn with_tokens(tags: &[Vec<u8>], tokens: &[Vec<u8>]) -> Answer<Vec<(Vec<u8>, Token)>> {
+fn with_tokens(tags: &[Vec<u8>], tokens: &[Vec<u8>]) -> RedisResult<Vec<(Vec<u8>, Token)>> {
     let tokens = tokens
         .iter()
         .map(|token| Token::try_from(token.as_slice()).ok());
@@ -289,7 +296,7 @@ fn with_tokens(tags: &[Vec<u8>], tokens: &[Vec<u8>]) -> Answer<Vec<(Vec<u8>, Tok
         .zip(tokens)
         .map(|(tag, token)| Some((tag.clone(), token?)))
         .collect();
-    tags.ok_or(Trouble::NotAsked(
+    tags.ok_or(RedisFailure::NotAsked(
         "a tag holds something that is not a token",
     ))
 }

@@ -71,7 +71,7 @@ return out";
 
 /// KEYS epoch, watermark, tags… ARGV epoch, tag ms, a new token per tag. Answers the watermark and
 /// the tokens, or nothing.
-pub(super) const OPEN_SEASON: &str = "\
+pub(super) const OPEN_WINDOW: &str = "\
 local at = redis.call('GET', KEYS[2]) \
 if redis.call('GET', KEYS[1]) ~= ARGV[1] or not at then return {} end \
 local out = {at} \
@@ -82,23 +82,23 @@ for i = 3, #KEYS do \
 end \
 return out";
 
-/// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the season's watermark, bytes,
-/// ms, the names that govern the value. Refuses what was invalidated since the season began, and
+/// KEYS epoch, watermark, value, the two logs of names. ARGV epoch, the window's watermark, bytes,
+/// ms, the names that govern the value. Refuses what was invalidated since the window began, and
 /// everything if the logs do not reach from there up to now.
-pub(super) const FILL_IN_SEASON: &str = "\
+pub(super) const FILL_IN_WINDOW: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end \
-local at, season = redis.call('GET', KEYS[2]), tonumber(ARGV[2]) \
+local at, window = redis.call('GET', KEYS[2]), tonumber(ARGV[2]) \
 if at ~= ARGV[2] then \
   local a, b = redis.call('HMGET', KEYS[4], 'from', 'last'), redis.call('HMGET', KEYS[5], 'from', 'last') \
   if tonumber(b[1] or -1) > tonumber(a[1] or -1) then a, b = b, a end \
   if not at or not a[1] or a[2] ~= at then return 0 end \
   local from = tonumber(a[1]) \
   if b[1] and b[2] == a[1] then from = tonumber(b[1]) end \
-  if from > season then return 0 end \
+  if from > window then return 0 end \
   for i = 5, #ARGV do \
     for log = 4, 5 do \
       local last = redis.call('HMGET', KEYS[log], ARGV[i])[1] \
-      if last and tonumber(last) > season then return 0 end \
+      if last and tonumber(last) > window then return 0 end \
     end \
   end \
 end \

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::RedisTier;
-use super::answer::Trouble;
-use super::trust::{Adopted, number_text};
+use super::answer::RedisFailure;
+use super::epoch_guard::{Adopted, number_text};
 use crate::outbox::Glance;
 use crate::sql::SourceError;
 
@@ -19,37 +19,37 @@ impl RedisTier {
         loop {
             tokio::select! {
                 _ = gone.changed() => return,
-                () = self.trust.wanted() => {}
+                () = self.epoch_guard.wanted() => {}
             }
-            if self.trust.believed().is_none()
+            if self.epoch_guard.believed().is_none()
                 && let Err(trouble) = self.verify().await
             {
                 tracing::debug!(%trouble, "redis cannot be verified");
             }
-            self.trust.settle();
+            self.epoch_guard.settle();
         }
     }
 
     /// Looks at the outbox, and learns from it what Redis must have reached.
     pub(crate) async fn look_at_sql(&self) -> Result<Option<Glance>, SourceError> {
-        let before = self.trust.before_look();
+        let before = self.epoch_guard.before_look();
         let Some(glance) = self.outbox.glance().await? else {
             return Ok(None);
         };
-        self.trust.after_look(before, &glance);
+        self.epoch_guard.after_look(before, &glance);
         Ok(Some(glance))
     }
 
-    async fn verify(&self) -> Result<(), Trouble> {
-        let trust = &self.trust;
-        let connection = trust.before_look().connection;
+    async fn verify(&self) -> Result<(), RedisFailure> {
+        let guard = &self.epoch_guard;
+        let connection = guard.before_look().connection;
         let looked = tokio::time::timeout(SQL_LIMIT, self.look_at_sql()).await;
         if !matches!(looked, Ok(Ok(Some(_)))) {
-            trust.without_look();
+            guard.without_look();
         }
-        trust.await_presence().await;
-        let known = trust.required(trust.known_watermark());
-        let own = trust.database().map(number_text).unwrap_or_default();
+        guard.await_presence().await;
+        let known = guard.required(guard.known_watermark());
+        let own = guard.database().map(number_text).unwrap_or_default();
         let mut ask = redis::cmd("EVAL");
         ask.arg(ADOPT)
             .arg(2)
@@ -67,7 +67,7 @@ impl RedisTier {
             held,
             known,
         });
-        if trust.adopt(connection, found) {
+        if guard.adopt(connection, found) {
             self.began_epoch();
         }
         Ok(())

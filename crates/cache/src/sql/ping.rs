@@ -27,7 +27,7 @@ use super::{Pool, SourceError, within};
 
 /// The connection, opened when it is first needed and again after it has failed.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pulse(Arc<Mutex<Option<Line>>>);
+pub(super) struct Pinger(Arc<Mutex<Option<PingConnection>>>);
 
 /// How the connection is opened: as those of queries are.
 #[derive(Clone, Copy)]
@@ -40,7 +40,7 @@ pub(super) struct Way<'a> {
 }
 
 #[derive(Debug)]
-enum Line {
+enum PingConnection {
     #[cfg(feature = "sqlite")]
     Sqlite(Box<SqliteConnection>),
     #[cfg(feature = "mysql")]
@@ -49,20 +49,20 @@ enum Line {
     Postgres(Box<PgConnection>),
 }
 
-impl Pulse {
-    pub(super) async fn feel(&self, way: Way<'_>, limit: Duration) -> Result<(), SourceError> {
+impl Pinger {
+    pub(super) async fn ping(&self, way: Way<'_>, limit: Duration) -> Result<(), SourceError> {
         within(limit, async {
             let mut kept = self.0.lock().await;
             // Taken out: whoever gives up half way leaves no connection in an unknown state behind.
-            let mut line = match kept.take() {
-                Some(line) => line,
-                None => match Line::open(way).await {
+            let mut connection = match kept.take() {
+                Some(connection) => connection,
+                None => match PingConnection::open(way).await {
                     Err(error) if is_full(&error) => return Ok(()),
                     opened => opened?,
                 },
             };
-            line.ping().await?;
-            *kept = Some(line);
+            connection.ping().await?;
+            *kept = Some(connection);
             Ok(())
         })
         .await
@@ -73,7 +73,7 @@ impl Pulse {
     }
 }
 
-impl Line {
+impl PingConnection {
     async fn open(way: Way<'_>) -> Result<Self, sqlx::Error> {
         Ok(match *way.pool {
             #[cfg(feature = "sqlite")]

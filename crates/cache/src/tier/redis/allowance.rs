@@ -10,17 +10,17 @@
 
 use std::time::Duration;
 
-use super::answer::{Answer, Trouble};
+use super::answer::{RedisFailure, RedisResult};
 use crate::clock::clock;
 
 #[derive(Clone, Debug)]
-pub(crate) struct Patience {
+pub(crate) struct RedisAllowance {
     left: Duration,
     /// What the slowest of the questions so far has taken.
     slowest: Duration,
 }
 
-impl Patience {
+impl RedisAllowance {
     pub(super) fn new(limit: Duration) -> Self {
         Self {
             left: limit,
@@ -29,12 +29,12 @@ impl Patience {
     }
 
     /// Asks something within what is left, and takes off what it took.
-    pub(super) async fn spend<T, F>(&mut self, ask: impl FnOnce(Duration) -> F) -> Answer<T>
+    pub(super) async fn spend<T, F>(&mut self, ask: impl FnOnce(Duration) -> F) -> RedisResult<T>
     where
-        F: Future<Output = Answer<T>>,
+        F: Future<Output = RedisResult<T>>,
     {
         if self.left.is_zero() || self.left < self.slowest {
-            return Err(Trouble::NoTime);
+            return Err(RedisFailure::NoTime);
         }
         let began = clock();
         let answer = ask(self.left).await;
@@ -59,25 +59,25 @@ mod tests {
             tokio::time::sleep(took).await;
             Ok(limit)
         };
-        let mut patience = Patience::new(limit);
-        assert_eq!(patience.spend(asking).await.unwrap(), limit);
-        assert!(patience.spend(asking).await.unwrap() <= limit - took);
-        assert!(patience.spend(asking).await.unwrap() <= limit - took * 2);
-        let mut patience = Patience::new(took);
-        patience.spend(asking).await.unwrap();
-        let asked = patience.spend(asking).await;
-        assert!(matches!(asked, Err(Trouble::NoTime)));
+        let mut allowance = RedisAllowance::new(limit);
+        assert_eq!(allowance.spend(asking).await.unwrap(), limit);
+        assert!(allowance.spend(asking).await.unwrap() <= limit - took);
+        assert!(allowance.spend(asking).await.unwrap() <= limit - took * 2);
+        let mut allowance = RedisAllowance::new(took);
+        allowance.spend(asking).await.unwrap();
+        let asked = allowance.spend(asking).await;
+        assert!(matches!(asked, Err(RedisFailure::NoTime)));
     }
 
     #[tokio::test]
     async fn k2_with_less_left_than_a_question_has_taken_none_is_asked() {
-        let mut patience = Patience::new(Duration::from_secs(60));
-        patience.charge(Duration::from_secs(30));
-        patience.spend(async |_| Ok(())).await.unwrap();
-        let left = patience.left;
-        patience.charge(Duration::from_secs(1));
-        let unasked = patience.spend(async |_| -> Answer<()> { panic!("it was asked") });
-        assert!(matches!(unasked.await, Err(Trouble::NoTime)));
-        assert_eq!(patience.left, left - Duration::from_secs(1));
+        let mut allowance = RedisAllowance::new(Duration::from_secs(60));
+        allowance.charge(Duration::from_secs(30));
+        allowance.spend(async |_| Ok(())).await.unwrap();
+        let left = allowance.left;
+        allowance.charge(Duration::from_secs(1));
+        let unasked = allowance.spend(async |_| -> RedisResult<()> { panic!("it was asked") });
+        assert!(matches!(unasked.await, Err(RedisFailure::NoTime)));
+        assert_eq!(allowance.left, left - Duration::from_secs(1));
     }
 }

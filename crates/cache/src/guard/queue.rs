@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use tokio::sync::oneshot;
 
-use super::bounds::{ClassBound, ClassGuard, GuardOptions, Refusal, Urgency};
+use super::bounds::{ClassBound, ClassGuard, GuardOptions, Rejection, Urgency};
 
 /// See the module.
-pub(super) struct Line {
+pub(super) struct AdmissionQueue {
     concurrency: usize,
     pub(super) running: usize,
     rate: f64,
@@ -20,19 +20,19 @@ pub(super) struct Line {
     pub(super) ramp_from: Option<Instant>,
     bound: usize,
     /// One for each class.
-    lanes: Box<[Lane]>,
+    classes: Box<[ClassQueue]>,
     arrivals: u64,
     /// Whether any load has ended, well or not.
     tried: bool,
 }
 
 /// The loads of one class, with the bounds of its own.
-struct Lane {
+struct ClassQueue {
     concurrency: usize,
     running: usize,
     rate: f64,
     bucket: Bucket,
-    waiting: BTreeMap<Place, oneshot::Sender<()>>,
+    waiting: BTreeMap<Priority, oneshot::Sender<()>>,
     /// When somebody of it was admitted last, or began to wait where nobody did.
     moved: Instant,
     /// Seconds between two admissions from the queue, of late.
@@ -45,22 +45,26 @@ struct Lane {
 }
 
 /// By urgency, then by order of arrival, the earlier the greater.
-type Place = (Urgency, Reverse<u64>);
+type Priority = (Urgency, Reverse<u64>);
 
-pub(super) enum Entry {
+pub(super) enum Entrance {
     Admitted,
     Waiting(oneshot::Receiver<()>),
     Full,
 }
 
-impl Line {
-    pub(super) fn new(options: &GuardOptions, lanes: &[Option<ClassGuard>], now: Instant) -> Self {
+impl AdmissionQueue {
+    pub(super) fn new(
+        options: &GuardOptions,
+        classes: &[Option<ClassGuard>],
+        now: Instant,
+    ) -> Self {
         let burst = (options.rate / 10.0).max(1.0);
-        let lane = |own: &Option<ClassGuard>| {
+        let class = |own: &Option<ClassGuard>| {
             let (concurrency, rate) = own.map_or((usize::MAX, f64::INFINITY), |own| {
                 (own.concurrency, own.rate)
             });
-            Lane {
+            ClassQueue {
                 concurrency,
                 running: 0,
                 rate,
@@ -81,7 +85,7 @@ impl Line {
             ramp: options.ramp,
             ramp_from: None,
             bound: options.waiting,
-            lanes: lanes.iter().map(lane).collect(),
+            classes: classes.iter().map(class).collect(),
             arrivals: 0,
             tried: false,
         }
@@ -89,33 +93,33 @@ impl Line {
 
     pub(super) fn enter(
         &mut self,
-        lane: usize,
+        class: usize,
         urgency: Urgency,
         deadline: Instant,
         now: Instant,
-    ) -> Entry {
+    ) -> Entrance {
         self.let_in(now);
         if self.running < self.concurrency
-            && self.lanes[lane].is_open_to(urgency)
-            && self.pay(lane, urgency, now).is_ok()
+            && self.classes[class].is_open_to(urgency)
+            && self.pay(class, urgency, now).is_ok()
         {
-            self.take(lane);
-            return Entry::Admitted;
+            self.take(class);
+            return Entrance::Admitted;
         }
         if self.waiting() >= self.bound && !self.make_room_for(urgency) {
-            return Entry::Full;
+            return Entrance::Full;
         }
         let (turn, told) = oneshot::channel();
         self.arrivals += 1;
-        let place = (urgency, Reverse(self.arrivals));
-        let lane = &mut self.lanes[lane];
-        if lane.waiting.is_empty() {
-            (lane.moved, lane.flows) = (now, false);
-        } else if lane.is_too_long_for(urgency, deadline.saturating_duration_since(now)) {
-            return Entry::Full;
+        let priority = (urgency, Reverse(self.arrivals));
+        let class = &mut self.classes[class];
+        if class.waiting.is_empty() {
+            (class.moved, class.flows) = (now, false);
+        } else if class.is_too_long_for(urgency, deadline.saturating_duration_since(now)) {
+            return Entrance::Full;
         }
-        lane.waiting.insert(place, turn);
-        Entry::Waiting(told)
+        class.waiting.insert(priority, turn);
+        Entrance::Waiting(told)
     }
 
     /// Admits in order of urgency whom the bounds of his class allow; answers how long until the
@@ -124,24 +128,24 @@ impl Line {
         let mut soonest: Option<Duration> = None;
         let mut held_back: SmallVec<[usize; 8]> = SmallVec::new();
         while self.running < self.concurrency {
-            let open = self.lanes.iter_mut().enumerate();
-            let open = open.filter(|(at, lane)| lane.has_room() && !held_back.contains(at));
+            let open = self.classes.iter_mut().enumerate();
+            let open = open.filter(|(at, class)| class.has_room() && !held_back.contains(at));
             let next = open
-                .filter_map(|(at, lane)| Some((lane.first()?, at)))
+                .filter_map(|(at, class)| Some((class.first()?, at)))
                 .max();
-            let Some((place, lane)) = next else {
+            let Some((priority, class)) = next else {
                 return soonest;
             };
-            if let Err(pause) = self.pay(lane, place.0, now) {
+            if let Err(pause) = self.pay(class, priority.0, now) {
                 let pause = pause.max(Duration::from_millis(1));
                 soonest = Some(soonest.map_or(pause, |soonest| soonest.min(pause)));
-                held_back.push(lane);
+                held_back.push(class);
                 continue;
             }
-            let turn = self.lanes[lane].waiting.remove(&place);
+            let turn = self.classes[class].waiting.remove(&priority);
             if turn.is_some_and(|turn| turn.send(()).is_ok()) {
-                self.lanes[lane].move_on(now);
-                self.take(lane);
+                self.classes[class].move_on(now);
+                self.take(class);
             }
         }
         None
@@ -150,115 +154,120 @@ impl Line {
     /// Up to when those of this class may wait without anybody being admitted: for `wait`, or
     /// several times as long as the loads that run take. Ten times `wait` while no load has ended
     /// at all: how long one takes, with the opening of its connection, is not known then.
-    pub(super) fn stands_still_at(&self, lane: usize, wait: Duration) -> Instant {
+    pub(super) fn stands_still_at(&self, class: usize, wait: Duration) -> Instant {
         if !self.tried {
-            return self.lanes[lane].moved + wait * UNTRIED;
+            return self.classes[class].moved + wait * UNTRIED;
         }
-        let running = self.lanes.iter().filter(|lane| lane.running > 0);
-        let longest = running.map(|lane| lane.took).fold(0.0, f64::max);
-        let patience = wait.max(span(longest * PATIENCE));
-        self.lanes[lane].moved + patience
+        let running = self.classes.iter().filter(|class| class.running > 0);
+        let longest = running.map(|class| class.took).fold(0.0, f64::max);
+        let allowance = wait.max(span(longest * STILL_FOR));
+        self.classes[class].moved + allowance
     }
 
     /// The last moment at which a load of this class may begin that has to end by `deadline`: it
     /// needs as long as others took, twice over.
-    pub(super) fn latest(&self, lane: usize, deadline: Instant, now: Instant) -> Instant {
+    pub(super) fn latest(&self, class: usize, deadline: Instant, now: Instant) -> Instant {
         let left = deadline.saturating_duration_since(now);
-        let needed = span(self.lanes[lane].took * 2.0).max(left / 8);
+        let needed = span(self.classes[class].took * 2.0).max(left / 8);
         deadline.checked_sub(needed.min(left / 2)).unwrap_or(now)
     }
 
     /// A load of this class has ended well in that time.
-    pub(super) fn note(&mut self, lane: usize, took: Duration) {
-        let lane = &mut self.lanes[lane];
-        let weight = if lane.took == 0.0 { 1.0 } else { 8.0 };
-        lane.took += (took.as_secs_f64() - lane.took) / weight;
+    pub(super) fn note(&mut self, class: usize, took: Duration) {
+        let class = &mut self.classes[class];
+        let weight = if class.took == 0.0 { 1.0 } else { 8.0 };
+        class.took += (took.as_secs_f64() - class.took) / weight;
     }
 
-    pub(super) fn leave(&mut self, lane: usize) {
+    pub(super) fn leave(&mut self, class: usize) {
         self.tried = true;
         self.running -= 1;
-        self.lanes[lane].running -= 1;
+        self.classes[class].running -= 1;
     }
 
     pub(super) fn waiting(&self) -> usize {
-        self.lanes.iter().map(|lane| lane.waiting.len()).sum()
+        self.classes.iter().map(|class| class.waiting.len()).sum()
     }
 
-    pub(super) fn refusal(&mut self, lane: usize, now: Instant) -> Refusal {
-        let retry_after = self.retry_after(lane);
-        match self.own_bound(lane, now) {
-            Some(bound) => Refusal::Class { bound, retry_after },
-            None => Refusal::Overloaded { retry_after },
+    pub(super) fn refusal(&mut self, class: usize, now: Instant) -> Rejection {
+        let retry_after = self.retry_after(class);
+        match self.own_bound(class, now) {
+            Some(bound) => Rejection::Class { bound, retry_after },
+            None => Rejection::Overloaded { retry_after },
         }
     }
 
     /// The bound of its own at which a class is. One that is no narrower than that of the whole is
     /// not what holds it up.
-    fn own_bound(&mut self, lane: usize, now: Instant) -> Option<ClassBound> {
-        let lane = &mut self.lanes[lane];
-        lane.bucket.refill(lane.rate, now);
-        if lane.concurrency < self.concurrency && !lane.has_room() {
-            Some(ClassBound::Concurrency(lane.concurrency))
-        } else if lane.rate < self.rate && lane.bucket.tokens < 1.0 {
-            Some(ClassBound::Rate(lane.rate))
+    fn own_bound(&mut self, class: usize, now: Instant) -> Option<ClassBound> {
+        let class = &mut self.classes[class];
+        class.bucket.refill(class.rate, now);
+        if class.concurrency < self.concurrency && !class.has_room() {
+            Some(ClassBound::Concurrency(class.concurrency))
+        } else if class.rate < self.rate && class.bucket.tokens < 1.0 {
+            Some(ClassBound::Rate(class.rate))
         } else {
             None
         }
     }
 
-    fn retry_after(&self, lane: usize) -> Duration {
-        let lane = &self.lanes[lane];
+    fn retry_after(&self, class: usize) -> Duration {
+        let class = &self.classes[class];
         let all = (self.waiting() + 1) as f64 / self.rate;
-        let own = (lane.waiting.len() + 1) as f64 / lane.rate;
+        let own = (class.waiting.len() + 1) as f64 / class.rate;
         Duration::from_secs_f64(all.max(own).clamp(0.01, 60.0))
     }
 
-    fn take(&mut self, lane: usize) {
+    fn take(&mut self, class: usize) {
         self.running += 1;
-        self.lanes[lane].running += 1;
+        self.classes[class].running += 1;
     }
 
     /// Of a full queue: drops who has gone away, else the least wanted of all if he is less wanted
     /// than this; which refuses him.
     fn make_room_for(&mut self, urgency: Urgency) -> bool {
-        for lane in &mut self.lanes {
-            lane.waiting.retain(|_, turn| !turn.is_closed());
+        for class in &mut self.classes {
+            class.waiting.retain(|_, turn| !turn.is_closed());
         }
         if self.waiting() < self.bound {
             return true;
         }
-        let last = |lane: &Lane| lane.waiting.first_key_value().map(|(place, _)| *place);
-        let least = (0..self.lanes.len())
-            .filter_map(|lane| Some((last(&self.lanes[lane])?, lane)))
+        let last = |class: &ClassQueue| {
+            class
+                .waiting
+                .first_key_value()
+                .map(|(priority, _)| *priority)
+        };
+        let least = (0..self.classes.len())
+            .filter_map(|class| Some((last(&self.classes[class])?, class)))
             .min();
         match least {
-            Some((place, lane)) if place.0 < urgency => {
-                self.lanes[lane].waiting.remove(&place);
+            Some((priority, class)) if priority.0 < urgency => {
+                self.classes[class].waiting.remove(&priority);
                 true
             }
             _ => false,
         }
     }
 
-    fn pay(&mut self, lane: usize, urgency: Urgency, now: Instant) -> Result<(), Duration> {
+    fn pay(&mut self, class: usize, urgency: Urgency, now: Instant) -> Result<(), Duration> {
         let share = self.ramp_share(now);
-        let lane = &mut self.lanes[lane];
+        let class = &mut self.classes[class];
         self.all.refill(self.rate, now);
         self.refreshes.refill(self.rate * share, now);
-        lane.bucket.refill(lane.rate, now);
+        class.bucket.refill(class.rate, now);
         let refresh = matches!(urgency, Urgency::Refresh { .. });
         if self.all.tokens < 1.0 {
             return Err(self.all.until_one(self.rate));
         }
-        if lane.bucket.tokens < 1.0 {
-            return Err(lane.bucket.until_one(lane.rate));
+        if class.bucket.tokens < 1.0 {
+            return Err(class.bucket.until_one(class.rate));
         }
         if refresh && self.refreshes.tokens < 1.0 {
             return Err(self.refreshes.until_one(self.rate * share));
         }
         self.all.tokens -= 1.0;
-        lane.bucket.tokens -= 1.0;
+        class.bucket.tokens -= 1.0;
         if refresh {
             self.refreshes.tokens -= 1.0;
         }
@@ -278,7 +287,7 @@ impl Line {
     }
 }
 
-impl Lane {
+impl ClassQueue {
     fn has_room(&self) -> bool {
         self.running < self.concurrency
     }
@@ -286,7 +295,7 @@ impl Lane {
     /// Whether nobody of this class waits who is wanted as much.
     fn is_open_to(&self, urgency: Urgency) -> bool {
         let ahead = self.waiting.last_key_value();
-        self.has_room() && ahead.is_none_or(|(place, _)| place.0 < urgency)
+        self.has_room() && ahead.is_none_or(|(priority, _)| priority.0 < urgency)
     }
 
     /// Whether at the pace of late nobody who comes now would be admitted in `time`, behind those
@@ -307,7 +316,7 @@ impl Lane {
     }
 
     /// Who would go first; forgets those before him who have gone away.
-    fn first(&mut self) -> Option<Place> {
+    fn first(&mut self) -> Option<Priority> {
         while let Some(first) = self.waiting.last_entry() {
             if !first.get().is_closed() {
                 return Some(*first.key());
@@ -323,7 +332,7 @@ fn span(seconds: f64) -> Duration {
 }
 
 /// A queue stands still in which nobody was admitted for so many times as long as a load takes.
-const PATIENCE: f64 = 8.0;
+const STILL_FOR: f64 = 8.0;
 /// Before any load has ended, so many times the usual wait.
 const UNTRIED: u32 = 10;
 

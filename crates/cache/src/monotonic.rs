@@ -11,13 +11,13 @@ use crate::clock::clock;
 /// A moment of the monotonic clock, in nanoseconds. What another process loaded before this one
 /// began has its place too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Moment(u64);
+pub(crate) struct Monotonic(u64);
 
 /// A span of time in nanoseconds; one of more than 584 years is cut to that.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Nanos(u64);
+pub(crate) struct NanoSpan(u64);
 
-impl Moment {
+impl Monotonic {
     pub(crate) const FIRST: Self = Self(0);
     pub(crate) const LAST: Self = Self(u64::MAX);
 
@@ -28,17 +28,17 @@ impl Moment {
 
     /// Zero if the other is later.
     #[inline]
-    pub(crate) fn since(self, earlier: Self) -> Nanos {
-        Nanos(self.0.saturating_sub(earlier.0))
+    pub(crate) fn since(self, earlier: Self) -> NanoSpan {
+        NanoSpan(self.0.saturating_sub(earlier.0))
     }
 
     #[inline]
-    pub(crate) fn plus(self, span: Nanos) -> Self {
+    pub(crate) fn plus(self, span: NanoSpan) -> Self {
         Self(self.0.saturating_add(span.0))
     }
 
     #[inline]
-    pub(crate) fn minus(self, span: Nanos) -> Self {
+    pub(crate) fn minus(self, span: NanoSpan) -> Self {
         Self(self.0.saturating_sub(span.0))
     }
 
@@ -51,18 +51,18 @@ impl Moment {
     }
 }
 
-impl From<Instant> for Moment {
+impl From<Instant> for Monotonic {
     #[inline]
     fn from(at: Instant) -> Self {
         let base = *BASE;
         match at.checked_duration_since(base) {
-            Some(after) => Self(CENTURY.saturating_add(Nanos::from(after).0)),
-            None => Self(CENTURY.saturating_sub(Nanos::from(base - at).0)),
+            Some(after) => Self(CENTURY.saturating_add(NanoSpan::from(after).0)),
+            None => Self(CENTURY.saturating_sub(NanoSpan::from(base - at).0)),
         }
     }
 }
 
-impl From<Duration> for Nanos {
+impl From<Duration> for NanoSpan {
     #[inline]
     fn from(span: Duration) -> Self {
         let seconds = span.as_secs().saturating_mul(1_000_000_000);
@@ -70,9 +70,9 @@ impl From<Duration> for Nanos {
     }
 }
 
-impl From<Nanos> for Duration {
+impl From<NanoSpan> for Duration {
     #[inline]
-    fn from(span: Nanos) -> Self {
+    fn from(span: NanoSpan) -> Self {
         Self::from_nanos(span.0)
     }
 }
@@ -95,7 +95,7 @@ mod tests {
                 if ms < 0 { BASE.checked_sub(span) } else { BASE.checked_add(span) }
             };
             if let (Some(x), Some(y)) = (at(a), at(b)) {
-                let (m, n) = (Moment::from(x), Moment::from(y));
+                let (m, n) = (Monotonic::from(x), Monotonic::from(y));
                 prop_assert_eq!(m.cmp(&n), x.cmp(&y));
                 prop_assert_eq!(Duration::from(m.since(n)), x.saturating_duration_since(y));
                 prop_assert_eq!(n.plus(m.since(n)), m.max(n));
@@ -106,8 +106,8 @@ mod tests {
 
     #[test]
     fn what_is_too_long_is_cut() {
-        assert_eq!(Nanos::from(Duration::MAX), Nanos(u64::MAX));
-        assert_eq!(Moment::LAST.plus(Nanos(1)), Moment::LAST);
-        assert_eq!(Moment::FIRST.since(Moment::LAST), Nanos(0));
+        assert_eq!(NanoSpan::from(Duration::MAX), NanoSpan(u64::MAX));
+        assert_eq!(Monotonic::LAST.plus(NanoSpan(1)), Monotonic::LAST);
+        assert_eq!(Monotonic::FIRST.since(Monotonic::LAST), NanoSpan(0));
     }
 }

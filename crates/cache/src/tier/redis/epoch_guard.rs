@@ -28,11 +28,11 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::answer::{Standing, Trouble};
+use super::answer::{EpochView, RedisFailure};
 use crate::outbox::Glance;
 use crate::target::COUNTABLE;
 
-pub(crate) struct Trust {
+pub(crate) struct EpochGuard {
     state: Mutex<State>,
     /// Asks the verifier to verify; it tells here when it has.
     wanted: Notify,
@@ -44,12 +44,12 @@ pub(crate) struct Trust {
     /// Whether its being found was waited for.
     presence_awaited: AtomicBool,
     /// All true but in the tests that prove why.
-    rules: Rules,
+    rules: EpochRules,
 }
 
-/// Rules of belief that a test may break.
+/// EpochRules of belief that a test may break.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rules {
+pub(crate) struct EpochRules {
     /// A Redis behind the watermark is not believed.
     pub(crate) heed_watermark: bool,
     /// Nor is one of which SQL has not said how far it must be.
@@ -104,8 +104,8 @@ pub(super) struct Adopted {
     pub(super) known: u64,
 }
 
-impl Trust {
-    pub(crate) fn new(rules: Rules) -> Self {
+impl EpochGuard {
+    pub(crate) fn new(rules: EpochRules) -> Self {
         let state = State {
             sql_unseen: true,
             ..State::default()
@@ -122,52 +122,52 @@ impl Trust {
     }
 
     /// The present belief; if there is none, waits for one up to `limit`.
-    pub(crate) async fn standing(&self, limit: Duration) -> Result<Standing, Trouble> {
+    pub(crate) async fn epoch_view(&self, limit: Duration) -> Result<EpochView, RedisFailure> {
         if let Some(reason) = self.suspended() {
-            return Err(Trouble::NotAsked(reason));
+            return Err(RedisFailure::NotAsked(reason));
         }
         self.believed_within(limit).await
     }
 
     /// The epoch to write in, also while Redis is not read.
-    pub(crate) async fn epoch_to_write(&self, limit: Duration) -> Result<Arc<str>, Trouble> {
+    pub(crate) async fn epoch_to_write(&self, limit: Duration) -> Result<Arc<str>, RedisFailure> {
         self.believed_within(limit)
             .await
-            .map(|standing| standing.epoch)
+            .map(|epoch_view| epoch_view.epoch)
     }
 
-    async fn believed_within(&self, limit: Duration) -> Result<Standing, Trouble> {
-        if let Some(standing) = self.believed() {
-            return Ok(standing);
+    async fn believed_within(&self, limit: Duration) -> Result<EpochView, RedisFailure> {
+        if let Some(epoch_view) = self.believed() {
+            return Ok(epoch_view);
         }
         if self.is_taken() {
-            return Err(Trouble::NotAsked(TAKEN));
+            return Err(RedisFailure::NotAsked(TAKEN));
         }
         let mut settled = self.settled.subscribe();
-        if let Some(standing) = self.believed() {
-            return Ok(standing);
+        if let Some(epoch_view) = self.believed() {
+            return Ok(epoch_view);
         }
         self.wanted.notify_one();
         let _ = tokio::time::timeout(limit, settled.changed()).await;
         self.believed()
-            .ok_or(Trouble::NotAsked("it is not yet known to be current"))
+            .ok_or(RedisFailure::NotAsked("it is not yet known to be current"))
     }
 
     /// Compares what an answer says with what was believed when it was asked for.
     pub(crate) fn check(
         &self,
-        standing: &Standing,
+        epoch_view: &EpochView,
         epoch: Option<&[u8]>,
         watermark: Option<&[u8]>,
-    ) -> Result<(), Trouble> {
-        let same_epoch = epoch == Some(standing.epoch.as_bytes());
+    ) -> Result<(), RedisFailure> {
+        let same_epoch = epoch == Some(epoch_view.epoch.as_bytes());
         let at = watermark.and_then(|text| std::str::from_utf8(text).ok()?.parse::<u64>().ok());
-        let current = at.is_some_and(|at| at >= standing.watermark && at < COUNTABLE);
+        let current = at.is_some_and(|at| at >= epoch_view.watermark && at < COUNTABLE);
         if same_epoch && (current || !self.rules.heed_watermark) {
             return Ok(());
         }
-        self.doubt(&standing.epoch);
-        Err(Trouble::Replaced)
+        self.doubt(&epoch_view.epoch);
+        Err(RedisFailure::Replaced)
     }
 
     /// Believes no longer in this epoch; the next who asks verifies.
@@ -351,7 +351,7 @@ impl Trust {
     }
 
     /// The channel says that invalidations were applied up to this watermark.
-    pub(crate) fn hear(&self, watermark: u64) {
+    pub(crate) fn on_claim(&self, watermark: u64) {
         let mut state = self.state.lock();
         state.claimed = state.claimed.max(watermark);
     }
@@ -393,9 +393,9 @@ impl Trust {
         if self.rules.heed_watermark { known } else { 0 }
     }
 
-    pub(super) fn believed(&self) -> Option<Standing> {
+    pub(super) fn believed(&self) -> Option<EpochView> {
         let state = self.state.lock();
-        state.epoch.as_ref().map(|epoch| Standing {
+        state.epoch.as_ref().map(|epoch| EpochView {
             epoch: epoch.clone(),
             watermark: state.known.max(state.claimed),
             proven: !state.sql_unseen || !self.rules.await_sql,
