@@ -349,6 +349,7 @@ impl CacheBuilder {
             stats,
             sabotage: self.sabotage,
             views: AtomicU64::new(0),
+            under_way: Arc::default(),
             gone: tokio::sync::watch::Sender::default(),
         };
         let cache = Cache::start(inner);

@@ -133,6 +133,21 @@ impl Cache {
         CacheStatus::of(&self.inner)
     }
 
+    /// Waits until the loads that have begun have ended, and what they brought is in Redis; returns
+    /// how many had not, after `within`. A load answers its readers first, so a program that ends at
+    /// once after a read may leave Redis without the value. To be called before that.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// # async fn f(cache: steadfast_cache::Cache) {
+    /// let unfinished = cache.finish_loads(Duration::from_secs(1)).await;
+    /// println!("{unfinished} loads were cut off");
+    /// # }
+    /// ```
+    pub async fn finish_loads(&self, within: Duration) -> usize {
+        self.inner.under_way.wait(within).await
+    }
+
     /// The database behind the cache.
     #[must_use]
     pub fn database(&self) -> &Database {

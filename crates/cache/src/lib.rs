@@ -87,6 +87,7 @@ mod stats;
 mod status;
 mod target;
 mod tier;
+mod under_way;
 
 /// The sqlx whose pools and transactions cross this interface.
 pub use sqlx;

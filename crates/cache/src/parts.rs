@@ -18,6 +18,7 @@ use crate::tier::coherence::Coherence;
 use crate::tier::generation::Generations;
 use crate::tier::memory::Memory;
 use crate::tier::redis::RedisTier;
+use crate::under_way::UnderWay;
 
 /// A read-through cache: memory, then Redis, then the caller's loader. One serves a whole
 /// application: its types are read through [views](Self::view), which share its memory, its
@@ -34,6 +35,7 @@ pub(crate) struct Inner {
     pub(crate) memory: Memory,
     pub(crate) generations: Generations,
     pub(crate) flights: Arc<Flights>,
+    pub(crate) under_way: Arc<UnderWay>,
     pub(crate) failures: Failures,
     pub(crate) guard: LoadAdmission,
     pub(crate) coherence: Arc<Coherence>,

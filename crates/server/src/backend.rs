@@ -183,7 +183,10 @@ impl Backend {
         gauge!("steadfast_database_loads_waiting").set(guard.waiting as f64);
     }
 
+    /// What was just loaded is still stored, so that the next process finds it, and no lease that
+    /// nobody holds.
     pub(crate) async fn close(&self) {
+        self.cache.finish_loads(Duration::from_secs(1)).await;
         let _ = self.client.close(Duration::from_secs(1)).await;
         self.database.close().await;
     }

@@ -133,7 +133,9 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
             .map(|(key, tags)| take_slot(view, key, &tags, &ttl, now, &mut led))
             .collect();
         if !led.is_empty() {
-            tokio::spawn(lead_many(view.clone(), ttl, led, load));
+            view.core()
+                .under_way
+                .spawn(lead_many(view.clone(), ttl, led, load));
         }
         let default = &self.default;
         join_all(slots.into_iter().map(|slot| async {

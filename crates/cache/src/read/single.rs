@@ -303,7 +303,9 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         let (flights, generations) = (&view.core().flights, &view.core().generations);
         let (leader, follower) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
         let (ttl, parent) = (job.ttl, job.parent.clone());
-        tokio::spawn(load::lead(leader, job, load, began));
+        view.core()
+            .under_way
+            .spawn(load::lead(leader, job, load, began));
         let ending = wait(view, follower, None, &ttl, began, parent).await;
         conclude(view, ending, self.default)
     }
@@ -331,7 +333,9 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         ) {
             Join::Joined(follower) => follower,
             Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
-                tokio::spawn(load::lead(leader, job, load, clock()));
+                cache
+                    .under_way
+                    .spawn(load::lead(leader, job, load, clock()));
                 follower
             }
         }
@@ -376,7 +380,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 }
             }
         };
-        tokio::spawn(load::lead(leader, job, load, began));
+        cache.under_way.spawn(load::lead(leader, job, load, began));
         Boarded::Waiting(follower, None)
     }
 }

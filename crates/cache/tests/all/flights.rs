@@ -357,3 +357,40 @@ async fn k3_a_fleet_far_from_redis_loads_a_slow_query_once() {
     }
     assert_eq!(loader.loads(), 1);
 }
+
+/// A load answers its readers before it stores its value, so a program that ends at once after a
+/// read would leave Redis with a lease and without a value.
+#[tokio::test]
+async fn k3_when_its_loads_are_finished_a_process_leaves_values_and_no_leases_in_redis() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let client = steadfast::Client::builder(&url).unwrap().connect().await;
+    let limit = Duration::from_secs(10);
+    let builder = plain(&site.database)
+        .redis(client.unwrap())
+        .redis_limit(limit);
+    let cache = builder.build().await.unwrap();
+    let far = Latency {
+        latency: Duration::from_millis(100),
+        jitter: Duration::ZERO,
+    };
+    let toxic = Toxic {
+        name: "far".into(),
+        direction: Direction::Upstream,
+        toxicity: 1.0,
+        fault: Fault::Latency(far),
+    };
+    proxy.add(toxic).await.unwrap();
+    let loader = Loader::default();
+    for key in ["a", "b", "c"] {
+        get(&cache, key, "user", &loader).await.unwrap();
+    }
+    assert!(cache.finish_loads(Duration::ZERO).await > 0);
+    assert_eq!(cache.finish_loads(limit).await, 0);
+    let near = site.cache().await;
+    for key in ["a", "b", "c"] {
+        let answer = get(&near, key, "user", &loader).await.unwrap();
+        assert_eq!(answer.source, Source::Redis);
+    }
+}
