@@ -28,7 +28,7 @@ use self::identification::ask_who_serves;
 pub(crate) use self::repeats::{After, Repeats};
 use crate::breaker::ramp::RampTicket;
 use crate::breaker::{AttemptPermit, HeldPermit};
-use crate::call::plan::{Payload, Plan};
+use crate::call::plan::{Asking, Payload, Plan};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
@@ -47,6 +47,18 @@ pub(crate) async fn call(
 ) -> Result<Reply, Error> {
     let started = clock::now();
     let limit = plan.limit(options, shared.settings.deadline)?;
+    call_within(shared, payload, plan, options, started, limit).await
+}
+
+/// The same, of a call that began at `started` and takes until `limit` later.
+pub(crate) async fn call_within(
+    shared: &Shared,
+    payload: Payload<'_>,
+    plan: Plan,
+    options: &CallOptions,
+    started: Instant,
+    limit: Duration,
+) -> Result<Reply, Error> {
     let link = &shared.links[plan.route.link];
     let call = Call {
         shared,
@@ -229,7 +241,7 @@ impl Call<'_> {
         self.refuse_if_infeasible(now)?;
         refuse_without_proof(self.shared, self.plan.effect, now)?;
         let submission = Submission {
-            replies: self.plan.replies,
+            replies: self.plan.replies + u32::from(self.plan.asking),
             started: self.started,
             deadline: self.deadline,
             now,
@@ -239,7 +251,10 @@ impl Call<'_> {
             apart: again.apart,
         };
         again.epoch = self.link.map_or(0, Link::epoch);
-        let submit = || self.queue.submit(submission, self.payload);
+        let submit = || match self.plan.asking {
+            false => self.queue.submit(submission, self.payload),
+            true => self.queue.submit(submission, Asking(self.payload)),
+        };
         let Submitted { pending, seq } = match submit() {
             Err(_) if self.queue.is_orphaned() => {
                 self.shared.runtime()?;

@@ -1,8 +1,10 @@
 //! The client: cheap to clone, safe from many tasks, alive without Redis.
 
 pub(crate) mod builder;
+pub(crate) mod cluster;
 pub(crate) mod home;
 pub(crate) mod status;
+pub(crate) mod toward;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +13,7 @@ use futures_util::future::select_all;
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::Effect;
 use steadfast_core::policy::breaker::BreakerMode;
+use steadfast_core::slot::Slot;
 use tokio::runtime::Handle;
 
 use crate::call;
@@ -18,6 +21,7 @@ use crate::call::blocking::Blocking;
 use crate::call::dedicated::Dedicated;
 use crate::call::plan::{Payload, many, one};
 use crate::client::builder::ClientBuilder;
+use crate::client::cluster::Cluster;
 use crate::client::home::Home;
 use crate::clock;
 use crate::error::{ConfigError, Error, ErrorKind};
@@ -62,6 +66,8 @@ struct Inner {
     connector: Arc<Connector>,
     blocking: Blocking,
     home: Arc<Home>,
+    /// Where there are many servers. Then no call goes by what stands above.
+    cluster: Option<Arc<Cluster>>,
     defaults: CallOptions,
 }
 
@@ -91,6 +97,9 @@ impl Client {
     /// for TLS. User and password are those of the servers; sentinels get
     /// `?sentinel_user=…&sentinel_password=…`.
     ///
+    /// A cluster, of which the URL names some nodes: `redis-cluster://[user:password@]host[:6379][,host…]`,
+    /// `rediss-cluster://…` for TLS. The others are learnt.
+    ///
     /// ```
     /// # fn main() -> Result<(), steadfast::ConfigError> {
     /// let plain = steadfast::Client::builder("redis://app:secret@redis.internal:6380/2")?;
@@ -106,15 +115,22 @@ impl Client {
         ClientBuilder::new(url)
     }
 
-    pub(crate) fn start(shared: Arc<Shared>, connector: Arc<Connector>, runtime: Handle) -> Self {
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        connector: Arc<Connector>,
+        runtime: Handle,
+        cluster: Option<Arc<Cluster>>,
+    ) -> Self {
         let blocking = Blocking::new(shared.settings.blocking_connections);
-        let home = Home::new(Arc::clone(&shared), Arc::clone(&connector), runtime);
+        let (all, connects) = (Arc::clone(&shared), Arc::clone(&connector));
+        let home = Home::new(all, connects, cluster.clone(), runtime);
         Self {
             inner: Arc::new(Inner {
                 shared,
                 connector,
                 blocking,
                 home,
+                cluster,
                 defaults: CallOptions::new(),
             }),
         }
@@ -192,12 +208,11 @@ impl Client {
         options: &CallOptions,
     ) -> Result<steadfast_core::conn::Reply, Error> {
         let inner = &*self.inner;
-        let mut plan = payload.plan(inner.shared.links.len(), true)?;
-        if let Some(effect) = options.effect {
-            plan.effect = effect;
-            plan.several = false;
-        } else if inner.shared.settings.repeat_only_reads && plan.effect == Effect::LastWins {
-            plan.effect = Effect::Conditional;
+        let settings = &inner.shared.settings;
+        let plan = payload.plan(settings.connections, true)?;
+        let plan = plan.adjusted(options, settings.repeat_only_reads);
+        if let Some(cluster) = &inner.cluster {
+            return Box::pin(cluster.call(payload, plan, options)).await;
         }
         let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
         if plan.blocking.is_some() || waits {
@@ -243,9 +258,29 @@ impl Client {
         if inner.shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
+        if inner.cluster.is_some() {
+            return Err(Error::not_sent(ErrorKind::NoPlace {
+                command: "a session",
+                instead: "use client.session_for(key), which belongs to the node of that key",
+            }));
+        }
         let limit = inner.shared.settings.deadline;
         let connection = Dedicated::open(&inner.shared, &inner.connector, limit).await?;
         Ok(Session::new(connection, self.db()))
+    }
+
+    /// A connection of one's own to the server of this key: in a cluster the node that owns its
+    /// slot, of which the session is and stays. It ends when that node is no primary any more; what
+    /// it asks for in slots of other nodes is answered by MOVED.
+    ///
+    /// # Errors
+    /// It could not be opened.
+    pub async fn session_for(&self, key: impl AsRef<[u8]>) -> Result<Session, Error> {
+        let Some(cluster) = &self.inner.cluster else {
+            return self.session().await;
+        };
+        let owner = cluster.owner_of(Slot::of_key(key.as_ref())).await?;
+        Box::pin(owner.session()).await
     }
 
     /// Subscriptions on a connection of their own, which resubscribe by themselves and report what
@@ -255,7 +290,19 @@ impl Client {
         PubSub::start(
             Arc::clone(&self.inner.shared),
             Arc::clone(&self.inner.connector),
+            None,
         )
+    }
+
+    /// Subscriptions to sharded channels ([`PubSub::ssubscribe`]) of this channel's slot: in a
+    /// cluster on a connection to the node that owns it, wherever it moves. Each move is told as
+    /// [`PubSubEvent::Lost`](crate::PubSubEvent::Lost) and `Resumed`. Channels of other slots are
+    /// refused; one hash tag (`{…}`) gives channels one slot.
+    pub fn pubsub_for(&self, channel: impl AsRef<[u8]>) -> PubSub {
+        match &self.inner.cluster {
+            Some(cluster) => cluster.pubsub_for(Slot::of_key(channel.as_ref())),
+            None => self.pubsub(),
+        }
     }
 
     /// Has its calls looked after should its runtime not run.
@@ -276,9 +323,13 @@ impl Client {
         let rank = |state: &ConnectionState| match state {
             ConnectionState::Ready => 0,
             ConnectionState::Connecting => 1,
-            ConnectionState::Down => 2,
-            ConnectionState::Closed => 3,
+            ConnectionState::Partial => 2,
+            ConnectionState::Down => 3,
+            ConnectionState::Closed => 4,
         };
+        if let Some(cluster) = &self.inner.cluster {
+            cluster.tell_state();
+        }
         self.inner
             .shared
             .links
@@ -346,6 +397,9 @@ impl Client {
     /// # }
     /// ```
     pub fn set_breaker_mode(&self, mode: BreakerMode) {
+        for node in self.nodes() {
+            node.set_breaker_mode(mode);
+        }
         let shared = &self.inner.shared;
         let transition = shared.breaker.set_mode(mode, clock::now());
         shared.breaker_changed(transition);
@@ -354,6 +408,9 @@ impl Client {
     /// Connects anew, by hand. What is in flight ends as if the connection had been lost, also on
     /// the connections of blocking calls and sessions, and subscribers connect anew.
     pub fn reconnect(&self) {
+        for node in self.nodes() {
+            node.reconnect();
+        }
         let shared = &self.inner.shared;
         for link in &shared.links {
             link.reset(link.epoch(), "reset by hand");
@@ -389,8 +446,9 @@ impl Client {
                 clock::sleep(Duration::from_millis(1)).await;
             }
         };
-        let _ = clock::timeout(deadline, drained).await;
-        let unfinished = in_flight();
+        let of_nodes = self.close_nodes(deadline);
+        let (_, of_nodes) = tokio::join!(clock::timeout(deadline, drained), of_nodes);
+        let unfinished = in_flight() + of_nodes;
         let closed: Arc<str> = "the client was closed".into();
         for queue in shared.fences.dedicated_queues() {
             queue.command(DriverCommand::Abandon(Arc::clone(&closed)));
@@ -402,6 +460,11 @@ impl Client {
                 .command(DriverCommand::Abandon(Arc::clone(&closed)));
         }
         let tasks = inner.home.take_tasks();
+        if inner.cluster.is_some() {
+            drop(tasks);
+            shared.hub.emit(0, EventKind::Closed { unfinished });
+            return CloseReport { unfinished };
+        }
         if tasks.is_empty() {
             return CloseReport { unfinished: 0 };
         }
@@ -417,8 +480,25 @@ impl Client {
         CloseReport { unfinished }
     }
 
+    /// The clients of a cluster's nodes.
+    fn nodes(&self) -> Vec<Self> {
+        let cluster = self.inner.cluster.as_ref();
+        cluster.map_or_else(Vec::new, |cluster| cluster.clients())
+    }
+
+    /// Closes the nodes of a cluster. Returns how many calls they have not finished.
+    async fn close_nodes(&self, deadline: Duration) -> usize {
+        let nodes = self.nodes();
+        let closes = nodes.iter().map(|node| Box::pin(node.close(deadline)));
+        let closed = futures_util::future::join_all(closes).await;
+        closed.iter().map(|closed| closed.unfinished).sum()
+    }
+
     /// Waits until it is connected.
     pub(crate) async fn first_connection(&self, deadline: Duration) -> Result<(), Error> {
+        if let Some(cluster) = &self.inner.cluster {
+            return cluster.first_connections(deadline).await;
+        }
         let waiting = async {
             for link in &self.inner.shared.links {
                 let mut watch = link.state.subscribe();

@@ -25,6 +25,8 @@ use crate::named::named;
 pub struct Error {
     kind: ErrorKind,
     certainty: Certainty,
+    /// The node of a cluster and its slots.
+    at: Option<Arc<str>>,
 }
 
 /// The kind of a failure.
@@ -79,6 +81,35 @@ pub enum ErrorKind {
         command: &'static str,
         /// The part of the interface that serves instead.
         instead: Alternative,
+    },
+    /// The keys of the command, transaction or script belong to several slots of the cluster, and it
+    /// is not one that is split.
+    CrossSlot {
+        /// The name of the command.
+        command: &'static str,
+        /// The first two slots that differ.
+        slots: (u16, u16),
+    },
+    /// The command has no key, and no one place in a cluster.
+    NoPlace {
+        /// The name of the command.
+        command: &'static str,
+        /// What serves instead.
+        instead: &'static str,
+    },
+    /// Later commands for the same key have run at the new owner of its slot: to send this one after
+    /// them would break their order.
+    Overtaken,
+    /// Several nodes were needed, and some of them failed: of these parts of the call.
+    Partial {
+        /// Why the first of them failed.
+        cause: Arc<str>,
+        /// The keys, or the numbers of a pipeline's commands from 0, that were served.
+        done: usize,
+        /// Those of which nothing has run.
+        not_run: Vec<usize>,
+        /// Those that may have run.
+        unknown: Vec<usize>,
     },
     /// A blocking command that waits for ever was sent without a deadline of its own.
     NeedsDeadline {
@@ -136,6 +167,10 @@ named! {
         Server => "server",
         ReplyTooLarge => "reply_too_large",
         Refused => "refused",
+        CrossSlot => "cross_slot",
+        NoPlace => "no_place",
+        Overtaken => "overtaken",
+        Partial => "partial",
         NeedsDeadline => "needs_deadline",
         Closed => "closed",
         Invalid => "invalid",
@@ -177,7 +212,11 @@ impl Bound {
 
 impl Error {
     pub(crate) fn new(kind: ErrorKind, certainty: Certainty) -> Self {
-        Self { kind, certainty }
+        Self {
+            kind,
+            certainty,
+            at: None,
+        }
     }
 
     pub(crate) fn not_sent(kind: ErrorKind) -> Self {
@@ -208,6 +247,24 @@ impl Error {
         self
     }
 
+    /// The same error, which in truth proves that nothing has run.
+    pub(crate) fn proven_rejected(mut self) -> Self {
+        self.certainty = Certainty::Rejected;
+        self
+    }
+
+    /// The same error, of this node of a cluster.
+    pub(crate) fn named(mut self, at: Arc<str>) -> Self {
+        self.at = Some(at);
+        self
+    }
+
+    /// Returns the node of a cluster that failed, with its slots: of errors of the infrastructure,
+    /// where one node is to blame.
+    pub fn at(&self) -> Option<&str> {
+        self.at.as_deref()
+    }
+
     /// Returns what is known of the command.
     pub fn certainty(&self) -> Certainty {
         self.certainty
@@ -234,6 +291,8 @@ impl Error {
         match &self.kind {
             ErrorKind::Server(error) => self.server_refusal(error) != Refusal::Lasting,
             ErrorKind::Refused { .. }
+            | ErrorKind::CrossSlot { .. }
+            | ErrorKind::NoPlace { .. }
             | ErrorKind::NeedsDeadline { .. }
             | ErrorKind::ReplyTooLarge { .. }
             | ErrorKind::Invalid { .. } => false,
@@ -300,6 +359,31 @@ impl fmt::Display for Error {
                     Alternative::Unsupported => "steadfast does not support it",
                 }
             )?,
+            ErrorKind::CrossSlot {
+                command,
+                slots: (one, other),
+            } => write!(
+                f,
+                "{command} has keys of slots {one} and {other}, which may lie on different nodes of the cluster: \
+                 give keys that belong together one hash tag ({{…}}), or send a command for each"
+            )?,
+            ErrorKind::NoPlace { command, instead } => {
+                write!(f, "{command} has no one place in a cluster: {instead}")?;
+            }
+            ErrorKind::Overtaken => f.write_str(
+                "its slot changed hands, and later commands of its key have run: to send it after them would break their order",
+            )?,
+            ErrorKind::Partial {
+                cause,
+                done,
+                not_run,
+                unknown,
+            } => write!(
+                f,
+                "{done} parts of the call were served, {} were not and {} may have been ({cause})",
+                not_run.len(),
+                unknown.len()
+            )?,
             ErrorKind::NeedsDeadline { command } => write!(
                 f,
                 "{command} with a timeout of 0 waits for ever: give the call a deadline, \
@@ -327,6 +411,9 @@ impl fmt::Display for Error {
             )?,
             ErrorKind::Connect { cause } => write!(f, "no connection of its own: {cause}")?,
         }
+        if let Some(at) = &self.at {
+            write!(f, " ({at})")?;
+        }
         write!(f, " [{}]", self.certainty)
     }
 }
@@ -343,9 +430,10 @@ impl From<Error> for RedisError {
             ErrorKind::Down { .. } | ErrorKind::BreakerOpen { .. } => {
                 std::io::ErrorKind::ConnectionRefused
             }
-            ErrorKind::Invalid { .. } | ErrorKind::Refused { .. } => {
-                std::io::ErrorKind::InvalidInput
-            }
+            ErrorKind::Invalid { .. }
+            | ErrorKind::Refused { .. }
+            | ErrorKind::CrossSlot { .. }
+            | ErrorKind::NoPlace { .. } => std::io::ErrorKind::InvalidInput,
             ErrorKind::ReplyTooLarge { .. } => std::io::ErrorKind::InvalidData,
             ErrorKind::Server(server) => return server_error(server, error.certainty),
             _ => std::io::ErrorKind::Other,
@@ -439,7 +527,7 @@ pub enum ConfigError {
     },
     /// The scheme is unknown.
     #[error(
-        "unknown scheme `{scheme}` in the redis URL: use redis, rediss (TLS), unix, or redis-sentinel and rediss-sentinel where sentinels are asked"
+        "unknown scheme `{scheme}` in the redis URL: use redis, rediss (TLS), unix, redis-sentinel and rediss-sentinel where sentinels are asked, or redis-cluster and rediss-cluster"
     )]
     Scheme {
         /// The scheme.

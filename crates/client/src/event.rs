@@ -26,6 +26,10 @@ pub struct Event {
     pub at_ms: u64,
     /// The index of the connection among the client's, from 0.
     pub connection: usize,
+    /// The address of the node that it leads to; absent where there is one server. In a cluster
+    /// each node's connections have numbers of their own.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Option::is_none"))]
+    pub node: Option<Arc<str>>,
     /// Whether it is one of the many events of a connection that flaps ([`EventKind::Flapping`]),
     /// which the history tells as one.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_not"))]

@@ -41,6 +41,7 @@ mod event;
 mod failover;
 mod health;
 mod link;
+mod membership;
 #[cfg_attr(not(feature = "metrics"), path = "metrics/off.rs")]
 mod metrics;
 mod named;
@@ -49,6 +50,7 @@ mod pubsub;
 mod redis_rs;
 mod resolve;
 mod retry;
+mod seeds;
 mod sentinel;
 mod session;
 mod settings;
@@ -65,7 +67,9 @@ mod wire;
 pub use redis;
 
 pub use client::builder::ClientBuilder;
+pub use client::cluster::{ClusterStatus, NodeStatus};
 pub use client::status::Status;
+pub use client::toward::Toward;
 pub use client::{Client, CloseReport, ScopedClient};
 pub use error::connect::ConnectError;
 pub use error::{Bound, Certainty, ConfigError, Error, ErrorKind, certainty};

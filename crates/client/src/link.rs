@@ -33,6 +33,9 @@ pub enum ConnectionState {
     Connecting,
     /// In service.
     Ready,
+    /// Of a cluster: some of its slots are served, and others are not, or their nodes are being
+    /// connected to. [`Client::toward`](crate::Client::toward) says it of one key.
+    Partial,
     /// Down: calls are refused at once.
     Down,
     /// Closed by its owner.

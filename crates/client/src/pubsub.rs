@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use futures_util::Stream as FutureStream;
 use redis::ServerError;
+use steadfast_core::slot::Slot;
 use tokio::sync::{mpsc, oneshot};
 
 use self::feed::FeedReader;
@@ -23,6 +24,7 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
 use crate::link::shared::Shared;
+use crate::target::Address;
 use crate::task::Owned;
 
 /// An event of a subscriber.
@@ -91,6 +93,36 @@ pub struct PubSub {
 pub struct PubSubControl {
     changes: mpsc::Sender<SubscriptionChange>,
     deadline: Duration,
+    hears: Hears,
+}
+
+/// The channels that a connection can be subscribed to.
+#[derive(Clone, Copy, Debug)]
+enum Hears {
+    All,
+    /// None of a shard.
+    Unsharded,
+    /// Of shards only those of this slot.
+    OfSlot(Slot),
+}
+
+impl Hears {
+    /// Refuses a sharded channel of a node that the connection does not lead to.
+    fn admit(self, channel: &[u8]) -> Result<(), Error> {
+        let slot = Slot::of_key(channel);
+        Err(Error::not_sent(match self {
+            Self::All => return Ok(()),
+            Self::OfSlot(own) if own == slot => return Ok(()),
+            Self::OfSlot(own) => ErrorKind::CrossSlot {
+                command: "SSUBSCRIBE",
+                slots: (own.number(), slot.number()),
+            },
+            Self::Unsharded => ErrorKind::NoPlace {
+                command: "SSUBSCRIBE",
+                instead: "use client.pubsub_for(channel), which is connected to the owner of its slot",
+            },
+        }))
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -132,18 +164,32 @@ enum SubscriptionChange {
 const CHANGES: usize = 1024;
 
 impl PubSub {
-    pub(crate) fn start(shared: Arc<Shared>, connector: Arc<Connector>) -> Self {
+    /// `slot`: in a cluster, to whose owner the connector connects, if not to any node.
+    pub(crate) fn start(
+        shared: Arc<Shared>,
+        connector: Arc<Connector>,
+        slot: Option<Slot>,
+    ) -> Self {
         let (changes, taken) = mpsc::channel(CHANGES);
         let (feed, heard) = feed::pair(shared.settings.buffered_bytes);
         let deadline = shared.settings.deadline;
         let runtime = shared.runtime();
+        let hears = match (&shared.settings.target.address, slot) {
+            (Address::Cluster(_), None) => Hears::Unsharded,
+            (_, Some(slot)) => Hears::OfSlot(slot),
+            _ => Hears::All,
+        };
         let subscriber = Subscriber::new(shared, connector, taken, feed);
         // Without a runtime it has ended before it began.
         let task = runtime
             .ok()
             .map(|runtime| Owned::new(runtime.spawn(subscriber.run())));
         Self {
-            control: PubSubControl { changes, deadline },
+            control: PubSubControl {
+                changes,
+                deadline,
+                hears,
+            },
             heard,
             _task: task,
         }
@@ -260,6 +306,9 @@ impl PubSubControl {
     }
 
     async fn begin(&self, kind: SubscriptionKind, name: Vec<u8>) -> Result<(), Error> {
+        if kind == SubscriptionKind::Sharded {
+            self.hears.admit(&name)?;
+        }
         let (done, confirmed) = oneshot::channel();
         let asked = async {
             self.order(SubscriptionChange::Subscribe(kind, name, done))

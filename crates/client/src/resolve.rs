@@ -74,6 +74,11 @@ impl Resolve for SystemResolver {
     }
 }
 
+/// Whether a host is a name, and no IP address.
+pub(crate) fn is_name(host: &str) -> bool {
+    host.parse::<std::net::IpAddr>().is_err()
+}
+
 /// IPv6 and IPv4 in turns, the resolver's first choice first (RFC 8305, section 4).
 pub(crate) fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
     let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);

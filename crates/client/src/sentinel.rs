@@ -18,7 +18,7 @@ use steadfast_core::report::PeerSentinel;
 use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, Testimony};
 
 pub use self::status::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
-pub(crate) use self::target::{SentinelTarget, divide, is_scheme};
+pub(crate) use self::target::{SENTINELS, SentinelTarget};
 use crate::clock;
 use crate::error::connect::ConnectError;
 

@@ -7,6 +7,7 @@ use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, Bulkhead, Ret
 use steadfast_core::resp::Limits;
 
 use crate::error::ConfigError;
+use crate::membership::Membership;
 use crate::resolve::{Resolve, SystemResolver};
 use crate::sentinel::Translation;
 use crate::target::{Address, Role, Target};
@@ -53,6 +54,8 @@ pub(crate) struct Settings {
     /// The age that a majority's word may have for writes; `None`: any.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
+    /// Who it has to be, of a cluster's node.
+    pub(crate) member: Option<Arc<Membership>>,
     /// The time that calls wait for the next connection at the start of an outage, if that is
     /// longer than `reconnect_grace`.
     pub(crate) wait_for_primary: Duration,
@@ -95,6 +98,7 @@ impl Settings {
             history: 100,
             primary_proof: None,
             translation: Translation::default(),
+            member: None,
             wait_for_primary: Duration::ZERO,
             #[cfg(feature = "tls")]
             sentinel_tls: SentinelTls::AsData,
@@ -158,6 +162,10 @@ impl Settings {
         }
         if self.wait_for_primary > Duration::from_secs(86_400) {
             return refuse("wait_for_primary", "must be at most a day");
+        }
+        let in_cluster = matches!(self.target.address, Address::Cluster(_));
+        if in_cluster && self.role != Role::Primary {
+            return refuse("role", "a cluster serves from its primaries");
         }
         if self.primary_proof.is_some() && !matches!(self.target.address, Address::Sentinel(_)) {
             return refuse(

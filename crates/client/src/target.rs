@@ -6,7 +6,8 @@ use url::Url;
 
 use crate::credentials::Credentials;
 use crate::error::ConfigError;
-use crate::sentinel::{self, SentinelTarget};
+use crate::membership::{ClusterTarget, NODES};
+use crate::sentinel::{SENTINELS, SentinelTarget};
 
 /// The address of the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub(crate) enum Address {
     Unix(PathBuf),
     /// The sentinels that watch a primary.
     Sentinel(SentinelTarget),
+    /// Of some nodes of a cluster.
+    Cluster(ClusterTarget),
 }
 
 impl std::fmt::Display for Address {
@@ -27,6 +30,7 @@ impl std::fmt::Display for Address {
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "{}", path.display()),
             Self::Sentinel(target) => target.fmt(f),
+            Self::Cluster(target) => target.fmt(f),
         }
     }
 }
@@ -77,33 +81,23 @@ impl Target {
     /// Reads a URL as redis-rs does: `redis://[user[:password]@]host[:port][/db][?protocol=resp3]`,
     /// `rediss://…`, `unix:///path[?db=…]`. And
     /// `redis-sentinel://[user:password@]host[:port][,host[:port]…]/service[/db]`,
-    /// `rediss-sentinel://…`.
+    /// `rediss-sentinel://…`. And `redis-cluster://[user:password@]host[:port][,host[:port]…]`,
+    /// `rediss-cluster://…`.
     pub(crate) fn parse(text: &str) -> Result<Self, ConfigError> {
-        let (one_host, other_hosts) = sentinel::divide(text);
+        let divided = SENTINELS.divide(text).or_else(|| NODES.divide(text));
+        let (one_host, other_hosts) = divided.unwrap_or_else(|| (text.to_owned(), Vec::new()));
         let url = Url::parse(&one_host).map_err(|error| bad_url(error.to_string()))?;
-        let tls = match url.scheme() {
-            "redis" | "valkey" | "unix" | "redis+unix" | "redis-sentinel" | "valkey-sentinel" => {
-                false
-            }
-            "rediss" | "valkeys" | "rediss-sentinel" | "valkeys-sentinel"
-                if !cfg!(feature = "tls") =>
-            {
-                return Err(ConfigError::NoTls);
-            }
-            "rediss" | "valkeys" | "rediss-sentinel" | "valkeys-sentinel" => true,
-            other => {
-                return Err(ConfigError::Scheme {
-                    scheme: other.into(),
-                });
-            }
-        };
+        let sentinels = SENTINELS.is_scheme(url.scheme());
+        let cluster = NODES.is_scheme(url.scheme());
+        let tls = speaks_tls(url.scheme())?;
         let unix = matches!(url.scheme(), "unix" | "redis+unix");
-        let sentinels = sentinel::is_scheme(url.scheme());
         let mut path_db = url.path().trim_matches('/');
         let address = if sentinels {
             let (target, db) = SentinelTarget::read(&url, &other_hosts)?;
             path_db = db;
             Address::Sentinel(target)
+        } else if cluster {
+            Address::Cluster(ClusterTarget::read(&url, &other_hosts)?)
         } else if unix {
             unix_address(&url)?
         } else {
@@ -142,6 +136,11 @@ impl Target {
                 other => return Err(bad_url(format!("unknown parameter `{other}`"))),
             }
         }
+        if cluster && target.db != 0 {
+            return Err(bad_url(
+                "a cluster has database 0 only: leave the number out".into(),
+            ));
+        }
         target.sentinel_credentials = match (sentinel_user, sentinel_password) {
             (None, None) => None,
             (user, Some(password)) => Some(Credentials::new(user.unwrap_or_default(), password)),
@@ -158,6 +157,22 @@ impl Target {
             _ => return Err(bad_url(USER_ALONE.into())),
         };
         Ok(target)
+    }
+}
+
+/// Returns whether a URL of this scheme asks for TLS.
+fn speaks_tls(scheme: &str) -> Result<bool, ConfigError> {
+    let of_several = scheme
+        .strip_suffix(SENTINELS.ending)
+        .or_else(|| scheme.strip_suffix(NODES.ending));
+    match of_several.unwrap_or(scheme) {
+        "redis" | "valkey" => Ok(false),
+        "unix" | "redis+unix" if of_several.is_none() => Ok(false),
+        "rediss" | "valkeys" if cfg!(feature = "tls") => Ok(true),
+        "rediss" | "valkeys" => Err(ConfigError::NoTls),
+        _ => Err(ConfigError::Scheme {
+            scheme: scheme.into(),
+        }),
     }
 }
 

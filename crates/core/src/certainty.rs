@@ -51,6 +51,9 @@ pub enum Refusal {
     /// The server was demoted while the command waited in it, and nothing of the command was done: it may be made again, on another connection, wherever
     /// the primary is now.
     Demoted,
+    /// Another node of a cluster, or another moment, will take the command, of which nothing has
+    /// run: who redirects is well.
+    Redirected,
     /// The connection is not, or no longer, let in: it is not authenticated, or the server's protected mode bars it.
     Unauthenticated,
 }
@@ -65,9 +68,8 @@ pub enum Refusal {
 /// ```
 pub fn refusal(code: &str, detail: &str) -> Refusal {
     match code {
-        "LOADING" | "BUSY" | "TRYAGAIN" | "CLUSTERDOWN" | "MASTERDOWN" | "NOREPLICAS" => {
-            Refusal::Passing
-        }
+        "LOADING" | "BUSY" | "CLUSTERDOWN" | "MASTERDOWN" | "NOREPLICAS" => Refusal::Passing,
+        "MOVED" | "ASK" | "TRYAGAIN" => Refusal::Redirected,
         "READONLY" => Refusal::WrongServer,
         // CLIENT UNBLOCK … ERROR answers by the same code, and says nothing of the server.
         "UNBLOCKED" if detail.starts_with("force unblock from blocking operation") => {
@@ -112,7 +114,7 @@ mod tests {
         for (code, judged) in [
             ("LOADING", Refusal::Passing),
             ("BUSY", Refusal::Passing),
-            ("TRYAGAIN", Refusal::Passing),
+            ("TRYAGAIN", Refusal::Redirected),
             ("CLUSTERDOWN", Refusal::Passing),
             ("MASTERDOWN", Refusal::Passing),
             ("NOREPLICAS", Refusal::Passing),
@@ -124,7 +126,8 @@ mod tests {
             ("OOM", Refusal::Lasting),
             ("MISCONF", Refusal::Lasting),
             ("EXECABORT", Refusal::Lasting),
-            ("MOVED", Refusal::Lasting),
+            ("MOVED", Refusal::Redirected),
+            ("ASK", Refusal::Redirected),
             ("ERR", Refusal::Lasting),
         ] {
             assert_eq!(refusal(code, "in some words"), judged, "{code}");

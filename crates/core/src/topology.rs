@@ -49,6 +49,11 @@ pub struct Topology {
 pub struct MemberIndex(u16);
 
 impl MemberIndex {
+    /// Returns the place as a number below [`MAX_NODES`].
+    pub fn number(self) -> u16 {
+        self.0
+    }
+
     fn index(self) -> usize {
         usize::from(self.0)
     }
@@ -147,6 +152,18 @@ impl Topology {
     /// Returns the node of this identity.
     pub fn find(&self, id: &NodeId) -> Option<MemberIndex> {
         self.by_id.get(id).copied()
+    }
+
+    /// Returns the node at this place, if there is one.
+    pub fn nth(&self, number: u16) -> Option<(MemberIndex, &Member)> {
+        let member = self.members.get(usize::from(number))?;
+        Some((MemberIndex(number), member))
+    }
+
+    /// Returns the node at an endpoint: one that a view names rather than one that it does not, the
+    /// latest told of first.
+    pub fn find_at(&self, endpoint: &Endpoint) -> Option<MemberIndex> {
+        self.at(endpoint)
     }
 
     /// Returns all nodes that were ever told of and not forgotten, also those that no view names

@@ -210,7 +210,9 @@ impl BlockingCall<'_> {
     /// Returns whether the server that refused the call is known not to be the one that is wanted,
     /// and nothing of the call has run.
     fn follows(&self, error: &Error) -> bool {
-        error.certainty() == Certainty::Rejected
+        // In a cluster the call goes on at whichever node owns its slot now.
+        self.shared.settings.member.is_none()
+            && error.certainty() == Certainty::Rejected
             && match error.refusal() {
                 Some(Refusal::Demoted) => true,
                 Some(Refusal::WrongServer) => self.shared.settings.role == Role::Primary,

@@ -1,6 +1,6 @@
 //! What an end means: for the caller, for the breaker, and for another attempt.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use redis::{Pipeline, ServerError, Value};
 use steadfast_core::certainty::Refusal;
@@ -27,27 +27,7 @@ impl Call<'_> {
         again: &mut Resubmission<'_>,
     ) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
-            Ended::Answered { reply, at, fair } => match self.refusal_in(&reply) {
-                None => {
-                    again.answered = fair.then_some(at);
-                    let took = at.saturating_duration_since(self.started);
-                    if let Some(discovery) = &self.shared.discovery
-                        && !matches!(self.plan.effect, Effect::Read | Effect::Control)
-                    {
-                        discovery.acknowledge();
-                    }
-                    self.shared.metrics.answered(self.plan.name, took);
-                    let outcome = match &reply {
-                        Reply::One(_) => Outcome::Success,
-                        Reply::Many(replies) => self.judge_each(replies, again),
-                    };
-                    (Some(outcome), Ok(reply))
-                }
-                Some(error) => {
-                    let outcome = self.judge_refusal(&error, again);
-                    (Some(outcome), Err(error))
-                }
-            },
+            Ended::Answered { reply, at, fair } => self.judge_answer(reply, (at, fair), again),
             Ended::TooLarge(limit) => {
                 let kind = ErrorKind::ReplyTooLarge { limit };
                 let error = Error::new(kind, Certainty::Unknown);
@@ -78,6 +58,49 @@ impl Call<'_> {
                 (None, Err(Error::new(ErrorKind::Lost { cause }, certainty)))
             }
             Ended::Turned => (None, Err(self.queue.refusal(clock::now()))),
+        }
+    }
+
+    fn judge_answer(
+        &self,
+        reply: Reply,
+        (at, fair): (Instant, bool),
+        again: &mut Resubmission<'_>,
+    ) -> (Option<Outcome>, Result<Reply, Error>) {
+        let reply = match self.plan.asking {
+            true => self.without_asking(reply),
+            false => reply,
+        };
+        if let Some(error) = self.refusal_in(&reply) {
+            let outcome = self.judge_refusal(&error, again);
+            return (Some(outcome), Err(error));
+        }
+        again.answered = fair.then_some(at);
+        let took = at.saturating_duration_since(self.started);
+        if let Some(discovery) = &self.shared.discovery
+            && !matches!(self.plan.effect, Effect::Read | Effect::Control)
+        {
+            discovery.acknowledge();
+        }
+        self.shared.metrics.answered(self.plan.name, took);
+        let outcome = match &reply {
+            Reply::One(_) => Outcome::Success,
+            Reply::Many(replies) => self.judge_each(replies, again),
+        };
+        (Some(outcome), Ok(reply))
+    }
+
+    /// Returns the reply without that to the ASKING ahead of it.
+    fn without_asking(&self, reply: Reply) -> Reply {
+        match (reply, self.payload) {
+            (Reply::Many(mut replies), Payload::Command(_)) if replies.len() == 2 => {
+                Reply::One(replies.pop().unwrap_or(Value::Nil))
+            }
+            (Reply::Many(mut replies), Payload::Pipeline(_)) if !replies.is_empty() => {
+                replies.remove(0);
+                Reply::Many(replies)
+            }
+            (reply, _) => reply,
         }
     }
 
@@ -163,7 +186,8 @@ impl Call<'_> {
             ErrorKind::Lost { .. } => true,
             ErrorKind::Server(_) => match error.refusal() {
                 Some(Refusal::WrongServer) => self.shared.settings.role == Role::Primary,
-                refusal => refusal != Some(Refusal::Lasting),
+                // Where it goes on, whoever knows the other nodes decides.
+                refusal => !matches!(refusal, Some(Refusal::Lasting | Refusal::Redirected)),
             },
             _ => false,
         };
@@ -194,9 +218,21 @@ fn was_aborted(replies: &[Value]) -> bool {
     matches!(replies.last(), Some(Value::ServerError(error)) if error.code() == "EXECABORT")
 }
 
+/// Returns the redirect by which EXEC itself was answered: its slot moved after its commands were
+/// queued, and nothing has run.
+fn was_redirected(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
+    match replies.last() {
+        Some(Value::ServerError(error)) if pipeline.is_transaction() => {
+            let error = Error::refused(error.clone());
+            (error.refusal() == Some(Refusal::Redirected)).then_some(error)
+        }
+        _ => None,
+    }
+}
+
 /// Returns the refusal of a whole pipeline: only if every reply is a passing one; or, of a
 /// transaction that was aborted, the passing one that aborted it. Other errors stay at their places
-/// among the replies, as in redis-rs.
+/// among the replies, as in redis-rs; redirects too, because each of them may lead elsewhere.
 fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
     let passing = |error: &Error| {
         let refusal = error.refusal();
@@ -207,6 +243,10 @@ fn refusal_of_all(replies: &[Value], pipeline: &Pipeline) -> Option<Error> {
             .map(|(_, error)| error)
             .find(passing);
     }
+    if let Some(redirect) = was_redirected(replies, pipeline) {
+        return Some(redirect);
+    }
+    let passing = |error: &Error| passing(error) && error.refusal() != Some(Refusal::Redirected);
     let mut expected = 0;
     let mut first = None;
     for (at, error) in errors_of(replies, pipeline) {

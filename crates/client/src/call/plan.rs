@@ -51,6 +51,8 @@ pub(crate) struct Plan {
     pub(crate) errors: Errors,
     pub(crate) replies: u32,
     pub(crate) route: Route,
+    /// To be sent behind an ASKING: a node of a cluster that imports its slot takes it then.
+    pub(crate) asking: bool,
 }
 
 /// The connection that serves a call, and those that its keys belong to.
@@ -79,6 +81,7 @@ impl<'a> Payload<'a> {
                     errors: class.errors,
                     replies: 1,
                     route: Router::default().add(cmd, &class, links).route(),
+                    asking: false,
                 }
                 .allowed(&class, shared_connection)?
             }
@@ -165,6 +168,17 @@ impl Plan {
             }
             _ => Ok(self),
         }
+    }
+
+    /// The same, with what the caller says of the effect.
+    pub(crate) fn adjusted(mut self, options: &CallOptions, repeat_only_reads: bool) -> Self {
+        if let Some(effect) = options.effect {
+            self.effect = effect;
+            self.several = false;
+        } else if repeat_only_reads && self.effect == Effect::LastWins {
+            self.effect = Effect::Conditional;
+        }
+        self
     }
 
     /// The deadline of a call, from its options and, for a blocking command, from its own timeout.
@@ -271,6 +285,7 @@ fn plan_pipeline(
         errors: Errors::Refuse,
         replies: pipeline.len() as u32 + if transaction { 2 } else { 0 },
         route: Route::default(),
+        asking: false,
     };
     let mut router = Router::default();
     for cmd in redis_rs::commands(pipeline) {
@@ -321,6 +336,21 @@ pub(crate) fn many(reply: Reply) -> Vec<Value> {
     }
 }
 
+/// A payload behind an ASKING, in one piece: nothing comes between the two.
+pub(crate) struct Asking<'a>(pub(crate) Payload<'a>);
+
+impl Encode for Asking<'_> {
+    fn size(&self) -> usize {
+        ASKING.len() + self.0.size()
+    }
+
+    fn encode(self, out: &mut Vec<u8>) -> usize {
+        out.extend_from_slice(ASKING);
+        self.0.encode(out)
+    }
+}
+
+const ASKING: &[u8] = b"*1\r\n$6\r\nASKING\r\n";
 const MULTI: &[u8] = b"*1\r\n$5\r\nMULTI\r\n";
 const EXEC: &[u8] = b"*1\r\n$4\r\nEXEC\r\n";
 

@@ -7,6 +7,7 @@ use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, RetryPolicy};
 use steadfast_core::resp::Limits;
 
 use crate::client::Client;
+use crate::client::cluster::{Cluster, Roaming};
 use crate::clock;
 use crate::credentials::{Credentials, CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
@@ -17,7 +18,7 @@ use crate::sentinel::Translation;
 #[cfg(feature = "tls")]
 use crate::settings::SentinelTls;
 use crate::settings::Settings;
-use crate::target::{Role, Target};
+use crate::target::{Address, Role, Target};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
 
@@ -311,6 +312,9 @@ impl ClientBuilder {
     /// # Errors
     /// A setting cannot work, or there is no tokio runtime.
     pub fn build(self) -> Result<Client, ConfigError> {
+        if matches!(self.settings.target.address, Address::Cluster(_)) {
+            return self.build_cluster();
+        }
         let network = |shared: &Shared| {
             let discovery = shared.discovery.clone();
             Arc::new(Network::new(Arc::clone(&shared.settings), discovery)) as _
@@ -332,7 +336,34 @@ impl ClientBuilder {
         let shared = Arc::new(Shared::new(settings, clock::now())?);
         let transport = transport(&shared);
         let connector = Connector::new(Arc::clone(&shared.settings), self.provider, transport);
-        Ok(Client::start(shared, Arc::new(connector), runtime))
+        Ok(Client::start(shared, Arc::new(connector), runtime, None))
+    }
+
+    fn build_cluster(self) -> Result<Client, ConfigError> {
+        let runtime = tokio::runtime::Handle::try_current().map_err(|_| ConfigError::NoRuntime)?;
+        let settings = self.settings;
+        settings.validate()?;
+        #[cfg(feature = "tls")]
+        let settings = settings.with_tls_prepared()?;
+        let seeds = match &settings.target.address {
+            Address::Cluster(target) => target.seeds.clone(),
+            _ => Vec::new(),
+        };
+        let shared = Arc::new(Shared::new(settings, clock::now())?);
+        let roaming = Arc::new(Roaming::new(Arc::clone(&shared.settings), None));
+        let transport = Arc::clone(&roaming) as _;
+        let settings = Arc::clone(&shared.settings);
+        let connector = Connector::new(settings, self.provider.clone(), transport);
+        let connector = Arc::new(connector);
+        let cluster = Cluster::new(
+            Arc::clone(&shared),
+            Arc::clone(&connector),
+            self.provider,
+            seeds,
+        );
+        let cluster = Arc::new(cluster);
+        roaming.belongs_to(&cluster);
+        Ok(Client::start(shared, connector, runtime, Some(cluster)))
     }
 
     /// Starts the client and waits for its first connection, up to the deadline of a call.

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
+use crate::client::cluster::{self, Cluster};
 use crate::error::{Error, ErrorKind};
 use crate::failover;
 use crate::link::alive::Alive;
@@ -23,6 +24,7 @@ use crate::task::Owned;
 pub(crate) struct Home {
     pub(crate) shared: Arc<Shared>,
     pub(crate) connector: Arc<Connector>,
+    cluster: Option<Arc<Cluster>>,
     state: Mutex<Tasks>,
 }
 
@@ -37,13 +39,15 @@ impl Home {
     pub(crate) fn new(
         shared: Arc<Shared>,
         connector: Arc<Connector>,
+        cluster: Option<Arc<Cluster>>,
         runtime: Handle,
     ) -> Arc<Self> {
-        let tasks = start(&shared, &connector, &runtime);
+        let tasks = start(&shared, &connector, cluster.as_ref(), &runtime);
         let home = Arc::new(Self {
             state: Mutex::new(Tasks { runtime, tasks }),
             shared,
             connector,
+            cluster,
         });
         let found = Arc::downgrade(&home);
         home.shared.lives_in(move || match found.upgrade() {
@@ -67,7 +71,12 @@ impl Home {
             for link in &self.shared.links {
                 link.queue.adopt();
             }
-            state.tasks = start(&self.shared, &self.connector, &runtime);
+            state.tasks = start(
+                &self.shared,
+                &self.connector,
+                self.cluster.as_ref(),
+                &runtime,
+            );
             state.runtime = runtime;
         }
         Ok(state.runtime.clone())
@@ -79,8 +88,18 @@ impl Home {
     }
 }
 
-fn start(shared: &Arc<Shared>, connector: &Arc<Connector>, runtime: &Handle) -> Vec<Owned<()>> {
+fn start(
+    shared: &Arc<Shared>,
+    connector: &Arc<Connector>,
+    cluster: Option<&Arc<Cluster>>,
+    runtime: &Handle,
+) -> Vec<Owned<()>> {
     let alive = Alive::new(shared);
+    // Its nodes have tasks of their own.
+    if let Some(cluster) = cluster {
+        let keeps = cluster::keep_view(Arc::clone(cluster), alive);
+        return vec![Owned::new(runtime.spawn(keeps))];
+    }
     let links = shared.links.iter();
     let discovery = shared.discovery.iter().flat_map(|_| {
         let watch = runtime.spawn(failover::watch(Arc::clone(shared)));

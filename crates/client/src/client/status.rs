@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::Client;
+use super::cluster::{Cluster, ClusterStatus};
 use crate::breaker::state_name;
 use crate::clock;
 use crate::event::flapping::Flapping;
@@ -52,11 +53,50 @@ pub struct Status {
     pub flapping: Option<Flapping>,
     /// The word of the sentinels; absent where none are asked.
     pub sentinel: Option<SentinelStatus>,
+    /// The nodes of the cluster; absent where there is one server.
+    pub cluster: Option<ClusterStatus>,
 }
 
 impl Client {
-    /// A snapshot.
+    /// A snapshot. Of a cluster, the sums of its nodes.
     pub fn status(&self) -> Status {
+        match &self.inner.cluster {
+            Some(cluster) => Self::status_of_all(cluster, self.status_of_one()),
+            None => self.status_of_one(),
+        }
+    }
+
+    /// Returns the status of the whole, from that of the link that stands for it.
+    fn status_of_all(cluster: &Cluster, front: Status) -> Status {
+        let clients = cluster.clients();
+        let nodes: Vec<Status> = clients.iter().map(Self::status).collect();
+        let sum = |field: fn(&Status) -> u64| nodes.iter().map(field).sum();
+        let worst = nodes
+            .iter()
+            .find(|node| node.state != ConnectionState::Ready);
+        let breaker = nodes.iter().find(|node| node.breaker != "closed");
+        let cluster = cluster.status();
+        Status {
+            server_version: nodes.iter().find_map(|node| node.server_version.clone()),
+            tls: nodes.iter().find_map(|node| node.tls.clone()),
+            attempts: sum(|node| node.attempts),
+            reconnects: sum(|node| node.reconnects),
+            stuck_resets: sum(|node| node.stuck_resets),
+            mean_recovery_ms: nodes.iter().find_map(|node| node.mean_recovery_ms),
+            last_error: worst
+                .and_then(|node| node.last_error.clone())
+                .or_else(|| cluster.error.clone()),
+            breaker: breaker.map_or("closed", |node| node.breaker),
+            in_flight: nodes.iter().map(|node| node.in_flight).sum(),
+            answered: sum(|node| node.answered),
+            rtt_ms: nodes.iter().find_map(|node| node.rtt_ms),
+            fencing: fencing(&nodes),
+            cluster: Some(cluster),
+            ..front
+        }
+    }
+
+    fn status_of_one(&self) -> Status {
         let shared = &self.inner.shared;
         let state = self.state();
         let now = clock::now();
@@ -85,6 +125,16 @@ impl Client {
             fencing: shared.fences.fencing(),
             flapping: shared.hub.flaps(),
             sentinel: shared.discovery.as_ref().map(|known| known.status(now)),
+            cluster: None,
         }
+    }
+}
+
+fn fencing(nodes: &[Status]) -> Fencing {
+    let any = |fencing| nodes.iter().any(|node| node.fencing == fencing);
+    match (any(Fencing::Refused), any(Fencing::Works)) {
+        (true, _) => Fencing::Refused,
+        (false, true) => Fencing::Works,
+        (false, false) => Fencing::Untried,
     }
 }

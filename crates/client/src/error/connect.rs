@@ -75,6 +75,44 @@ pub enum ConnectError {
         /// The address.
         address: String,
     },
+    /// What answers is a node of a cluster, and one server is wanted.
+    #[error(
+        "{address} is a node of a cluster, which serves its own slots only: write redis-cluster://{address}"
+    )]
+    Cluster {
+        /// Where.
+        address: String,
+    },
+    /// What answers is no node of a cluster.
+    #[error("{address} is a server by itself and no node of a cluster: write redis://{address}")]
+    NotCluster {
+        /// Where.
+        address: String,
+    },
+    /// What answers is another node of the cluster than the one that is wanted.
+    #[error(
+        "{address} is another node of the cluster ({found}) than the one that was looked for there ({wanted})"
+    )]
+    Stranger {
+        /// Where.
+        address: String,
+        /// The id that it has.
+        found: String,
+        /// The id that was looked for.
+        wanted: String,
+    },
+    /// The node does not serve: it has lost the majority of its cluster, or has not found it yet.
+    #[error("{address} is a node of a cluster that does not serve now (cluster_state:fail)")]
+    ClusterDown {
+        /// Where.
+        address: String,
+    },
+    /// No node of the cluster is known that could be connected to.
+    #[error("no node of the cluster is known: {why}")]
+    NoNode {
+        /// What became of those that were asked.
+        why: String,
+    },
     /// No sentinel names the primary that is wanted.
     #[error("no sentinel names a primary for `{service}`: {why}")]
     NoPrimary {

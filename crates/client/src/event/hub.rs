@@ -1,6 +1,7 @@
 //! Takes each event once, and derives history, incidents, flapping, log and metrics from it.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -13,9 +14,23 @@ use super::{Event, EventKind, Events};
 use crate::clock;
 use crate::metrics;
 
-/// The one place that takes events, keeps and passes them on.
-#[derive(Debug)]
+/// The one place that takes events, keeps and passes them on: of one server, or of the nodes of a
+/// cluster together.
+#[derive(Clone, Debug)]
 pub(crate) struct Hub {
+    all: Arc<All>,
+    node: Option<NodeName>,
+}
+
+/// A node, and what its connections are numbered from.
+#[derive(Clone, Debug)]
+struct NodeName {
+    name: Arc<str>,
+    first: usize,
+}
+
+#[derive(Debug)]
+struct All {
     seq: AtomicU64,
     told: Mutex<Recorded>,
     keep: usize,
@@ -32,17 +47,39 @@ struct Recorded {
 
 impl Hub {
     pub(crate) fn new(keep: usize) -> Self {
-        Self {
+        let all = All {
             seq: AtomicU64::new(0),
             told: Mutex::default(),
             keep,
             live: broadcast::channel(256).0,
+        };
+        Self {
+            all: Arc::new(all),
+            node: None,
         }
     }
 
+    /// The same for a node of a cluster, whose connections are numbered from `first`.
+    pub(crate) fn of_node(&self, name: Arc<str>, first: usize) -> Self {
+        Self {
+            all: Arc::clone(&self.all),
+            node: Some(NodeName { name, first }),
+        }
+    }
+
+    /// Its number among the connections of all nodes.
+    fn number(&self, connection: usize) -> usize {
+        connection + self.node.as_ref().map_or(0, |node| node.first)
+    }
+
     pub(crate) fn emit(&self, connection: usize, kind: EventKind) {
+        let connection = self.number(connection);
+        let _span = self.node.as_ref().map(|node| {
+            let node = &*node.name;
+            tracing::info_span!("redis node", node).entered()
+        });
         metrics::count_event(kind.name());
-        let mut told = self.told.lock();
+        let mut told = self.all.told.lock();
         let mut event = self.event(connection, kind);
         let watch = told.watches.entry(connection).or_default();
         let verdict = watch.note(&event.kind, clock::now(), event.at_ms);
@@ -52,11 +89,11 @@ impl Hub {
         let alone = verdict == FlapVerdict::Alone;
         event.folded = !alone;
         if alone {
-            remember(&mut told.history, self.keep, &event);
+            remember(&mut told.history, self.all.keep, &event);
         }
         // Sent under the lock, so that every listener sees events in their order; it does not
         // block.
-        let _ = self.live.send(event.clone());
+        let _ = self.all.live.send(event.clone());
         let flapping = match verdict {
             FlapVerdict::Alone | FlapVerdict::Part => None,
             FlapVerdict::Begins(state) => {
@@ -80,7 +117,8 @@ impl Hub {
 
     /// Looks whether a connection that flapped has become steady.
     pub(crate) fn settle(&self, connection: usize) {
-        let mut told = self.told.lock();
+        let connection = self.number(connection);
+        let mut told = self.all.told.lock();
         let watch = told.watches.get_mut(&connection);
         let Some(ended) = watch.and_then(|watch| watch.settle(clock::now())) else {
             return;
@@ -101,41 +139,42 @@ impl Hub {
         tell: bool,
     ) -> Event {
         let event = self.event(connection, kind);
-        remember(&mut told.history, self.keep, &event);
+        remember(&mut told.history, self.all.keep, &event);
         if tell {
-            let _ = self.live.send(event.clone());
+            let _ = self.all.live.send(event.clone());
         }
         event
     }
 
     fn event(&self, connection: usize, kind: EventKind) -> Event {
         Event {
-            seq: self.seq.fetch_add(1, Ordering::Relaxed) + 1,
+            seq: self.all.seq.fetch_add(1, Ordering::Relaxed) + 1,
             at_ms: clock::unix_ms(),
             connection,
+            node: self.node.as_ref().map(|node| Arc::clone(&node.name)),
             folded: false,
             kind,
         }
     }
 
     pub(crate) fn history(&self) -> Vec<Event> {
-        self.told.lock().history.iter().cloned().collect()
+        self.all.told.lock().history.iter().cloned().collect()
     }
 
     pub(crate) fn incidents(&self) -> Vec<Incident> {
-        self.told.lock().incidents.list()
+        self.all.told.lock().incidents.list()
     }
 
     /// The flapping of the connection that does so most.
     pub(crate) fn flaps(&self) -> Option<Flapping> {
-        let told = self.told.lock();
+        let told = self.all.told.lock();
         let states = told.watches.values().filter_map(FlapDetector::state);
         states.max_by_key(|state| state.reconnects).cloned()
     }
 
     pub(crate) fn subscribe(&self) -> Events {
         Events {
-            live: self.live.subscribe(),
+            live: self.all.live.subscribe(),
         }
     }
 }

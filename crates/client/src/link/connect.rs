@@ -7,6 +7,7 @@
 mod exchange;
 mod facts;
 mod handshake;
+mod membership;
 mod network;
 
 use std::fmt;
@@ -23,7 +24,7 @@ use tracing::Instrument;
 pub(crate) use self::exchange::{Exchange, auth, proof};
 pub(crate) use self::facts::ServerFacts;
 use self::handshake::Handshake;
-pub(crate) use self::network::{Network, dial_sentinel};
+pub(crate) use self::network::{Network, dial, dial_sentinel, resolved};
 use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use crate::error::connect::ConnectError;
@@ -280,7 +281,7 @@ impl Connector {
 fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
     errors.into_iter().min_by_key(|error| match error {
         ConnectError::Auth(_) | ConnectError::Credentials(_) => 0,
-        ConnectError::Loading => 1,
+        ConnectError::Loading | ConnectError::ClusterDown { .. } => 1,
         ConnectError::MaxClients | ConnectError::Refused(_) => 2,
         ConnectError::Replica => 3,
         ConnectError::Tls { .. } | ConnectError::Dns { .. } => 4,
@@ -288,6 +289,10 @@ fn most_telling(errors: Vec<ConnectError>) -> Option<ConnectError> {
         | ConnectError::NoPrimary { .. }
         | ConnectError::NotSentinel { .. }
         | ConnectError::Sentinel { .. }
+        | ConnectError::Cluster { .. }
+        | ConnectError::NotCluster { .. }
+        | ConnectError::Stranger { .. }
+        | ConnectError::NoNode { .. }
         | ConnectError::Panicked => 5,
         ConnectError::Ended(_) => 6,
         ConnectError::TimedOut { .. } => 7,

@@ -65,6 +65,21 @@ impl std::fmt::Debug for Shared {
 
 impl Shared {
     pub(crate) fn new(settings: Settings, now: Instant) -> Result<Self, ConfigError> {
+        let hub = Arc::new(Hub::new(settings.history));
+        Self::with_hub(settings, hub, now)
+    }
+
+    /// The same, whose events go there.
+    pub(crate) fn with_hub(
+        settings: Settings,
+        hub: Arc<Hub>,
+        now: Instant,
+    ) -> Result<Self, ConfigError> {
+        // Of a cluster there is one only, which tells the state of the whole.
+        let links = match &settings.target.address {
+            Address::Cluster(_) => 1,
+            _ => settings.connections,
+        };
         let setting = |setting: &'static str| {
             move |error: steadfast_core::policy::InvalidSetting| ConfigError::Setting {
                 setting,
@@ -72,8 +87,7 @@ impl Shared {
             }
         };
         let settings = Arc::new(settings);
-        let hub = Arc::new(Hub::new(settings.history));
-        let links: Vec<_> = (0..settings.connections)
+        let links: Vec<_> = (0..links)
             .map(|index| Arc::new(Link::new(index, &settings, now)))
             .collect();
         Ok(Self {
@@ -93,7 +107,7 @@ impl Shared {
             following: Following::new(),
             discovery: match &settings.target.address {
                 Address::Sentinel(target) => Some(Arc::new(Discovery::new(target, now))),
-                Address::Tcp { .. } | Address::Unix(_) => None,
+                Address::Tcp { .. } | Address::Unix(_) | Address::Cluster(_) => None,
             },
             closing: watch::Sender::new(false),
             home: OnceLock::new(),

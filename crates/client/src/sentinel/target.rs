@@ -7,9 +7,7 @@ use steadfast_core::node::{Endpoint, MAX_SENTINELS};
 use url::Url;
 
 use crate::error::ConfigError;
-
-/// The port of a sentinel whose URL names none.
-const PORT: u16 = 26379;
+use crate::seeds::Hosts;
 
 /// The sentinels to begin with, and the name of what they watch.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,29 +29,13 @@ impl fmt::Display for SentinelTarget {
     }
 }
 
-/// Returns whether a URL's scheme is one for sentinels.
-pub(crate) fn is_scheme(scheme: &str) -> bool {
-    let service = scheme.strip_suffix("-sentinel");
-    service.is_some_and(|service| matches!(service, "redis" | "rediss" | "valkey" | "valkeys"))
-}
-
-/// Divides `scheme://[user:password@]host,host…/rest` into the same with the first host only, which
-/// a URL may be, and the other hosts. A URL of another scheme is returned as it is.
-pub(crate) fn divide(text: &str) -> (String, Vec<&str>) {
-    let parts = text.split_once("://");
-    let Some((scheme, rest)) = parts.filter(|(scheme, _)| is_scheme(scheme)) else {
-        return (text.to_owned(), Vec::new());
-    };
-    let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
-    let (authority, tail) = rest.split_at(end);
-    let (user, hosts) = match authority.rsplit_once('@') {
-        Some((user, hosts)) => (format!("{user}@"), hosts),
-        None => (String::new(), authority),
-    };
-    let mut hosts = hosts.split(',');
-    let first = hosts.next().unwrap_or_default();
-    (format!("{scheme}://{user}{first}{tail}"), hosts.collect())
-}
+/// How the sentinels of a URL are read.
+pub(crate) const SENTINELS: Hosts = Hosts {
+    ending: "-sentinel",
+    what: "sentinel",
+    port: 26379,
+    most: MAX_SENTINELS,
+};
 
 impl SentinelTarget {
     /// Reads what the URL says of the sentinels. Returns the database's part of the path as well.
@@ -61,34 +43,8 @@ impl SentinelTarget {
     /// # Errors
     /// A host cannot be read, or the path names no primary.
     pub(crate) fn read<'u>(url: &'u Url, others: &[&str]) -> Result<(Self, &'u str), ConfigError> {
-        let mut seeds = vec![endpoint(url)?];
-        for (number, other) in (2..).zip(others) {
-            // Not quoted: what is no address may be a password.
-            let bad = |why: &str| bad(format!("host {number} is no address of a sentinel: {why}"));
-            let plain = |c: char| c.is_ascii_alphanumeric() || "-._:[]%".contains(c);
-            if !other.chars().all(plain) {
-                return Err(bad("write host or host:port"));
-            }
-            let url = Url::parse(&format!("redis-sentinel://{other}"))
-                .map_err(|error| bad(&error.to_string()))?;
-            if !matches!(url.path(), "" | "/") || !url.username().is_empty() {
-                return Err(bad("write host or host:port"));
-            }
-            let seed = endpoint(&url)?;
-            if !seeds.contains(&seed) {
-                seeds.push(seed);
-            }
-        }
-        if seeds.len() > MAX_SENTINELS {
-            return Err(bad(format!("it names more than {MAX_SENTINELS} sentinels")));
-        }
+        let seeds = SENTINELS.read(url, others)?;
         let path = url.path().trim_matches('/');
-        if path.contains('@') {
-            // Not quoted: it may be a password.
-            return Err(bad(
-                "there is an `@` behind the hosts: write what is special in user and password as %XX".into(),
-            ));
-        }
         let (service, db) = path.split_once('/').unwrap_or((path, ""));
         let service = percent_encoding::percent_decode_str(service)
             .decode_utf8()
@@ -102,16 +58,6 @@ impl SentinelTarget {
         }
         let service = service.into();
         Ok((Self { seeds, service }, db))
-    }
-}
-
-fn endpoint(url: &Url) -> Result<Endpoint, ConfigError> {
-    let host = url.host_str().filter(|host| !host.is_empty());
-    let host = host.ok_or_else(|| bad("a sentinel has no host".into()))?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
-    match url.port() {
-        Some(0) => Err(bad("port 0 cannot be connected to".into())),
-        port => Ok(Endpoint::new(host, port.unwrap_or(PORT))),
     }
 }
 

@@ -7,6 +7,7 @@
 mod belonging;
 mod blame;
 mod bounds;
+mod cluster;
 mod commands;
 mod compat;
 mod credentials;

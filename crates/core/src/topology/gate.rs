@@ -214,6 +214,11 @@ impl SlotGate {
         }
     }
 
+    /// Returns whether no slot changes hands and nothing of such a change is remembered.
+    pub fn is_calm(&self) -> bool {
+        self.closed.is_empty()
+    }
+
     /// Closes the gate of a slot: with its first redirect, and whenever its owner changes.
     /// `under_way` are the commands of the slot that are unanswered. If the gate is closed already,
     /// it keeps its time: a slot that bounces between nodes does not hold its commands for ever.
@@ -257,27 +262,34 @@ impl SlotGate {
         }
     }
 
-    /// Returns whether a command for which the gate was closed may be sent again, on this
-    /// connection.
-    pub fn resubmit(&mut self, slot: Slot, command: u64, connection: u64) -> Resubmission {
-        let Some(closed) = self.closed.get_mut(&slot) else {
+    /// Returns what [`resubmit`](Self::resubmit) would say, and changes nothing: for a command of
+    /// several slots, which goes only if it may in all of them.
+    pub fn may_resubmit(&self, slot: Slot, command: u64, connection: u64) -> Resubmission {
+        let Some(closed) = self.closed.get(&slot) else {
             return Resubmission::Overtaken;
         };
-        let Some(turn) = closed.under_way.get(&command).copied() else {
+        let Some(turn) = closed.under_way.get(&command) else {
             return Resubmission::Overtaken;
         };
         let mut earlier = closed.under_way.range(..command);
         let goes = earlier
             .all(|(_, other)| !other.shares_key(turn.key) || other.connection == Some(connection));
-        let connection = goes.then_some(connection);
-        closed
-            .under_way
-            .insert(command, Turn { connection, ..turn });
-        if goes {
-            Resubmission::Go
-        } else {
-            Resubmission::Wait
+        match goes {
+            true => Resubmission::Go,
+            false => Resubmission::Wait,
         }
+    }
+
+    /// Returns whether a command for which the gate was closed may be sent again, on this
+    /// connection.
+    pub fn resubmit(&mut self, slot: Slot, command: u64, connection: u64) -> Resubmission {
+        let may = self.may_resubmit(slot, command, connection);
+        let closed = self.closed.get_mut(&slot);
+        let turn = closed.and_then(|closed| closed.under_way.get_mut(&command));
+        if let Some(turn) = turn {
+            turn.connection = (may == Resubmission::Go).then_some(connection);
+        }
+        may
     }
 
     /// Records that a command has ended. If it ran, earlier ones of its key that are still under

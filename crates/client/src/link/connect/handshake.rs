@@ -13,6 +13,7 @@ use steadfast_core::report::ServerMode;
 
 use super::exchange::{Exchange, auth, refused};
 use super::facts::{ServerFacts, parse_identity, read_hello, read_role};
+use super::membership::{self, is_of_the_kind};
 use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
 use crate::link::fence::Fence;
@@ -64,10 +65,14 @@ impl Handshake<'_> {
                 address: self.address.into(),
             });
         }
+        is_of_the_kind(self.settings, &facts, self.address)?;
         self.read_settled(&replies, on_unix, &mut facts)?;
         if self.settings.role == Role::Primary && matches!(facts.role.as_str(), "replica" | "slave")
         {
             return Err(ConnectError::Replica);
+        }
+        if let Some(member) = &self.settings.member {
+            membership::check(member, &mut exchange, self.address).await?;
         }
         let fences = self.fence(&mut exchange, facts.run_id.as_deref()).await?;
         facts.tls = stream.tls_facts();

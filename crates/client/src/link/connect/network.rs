@@ -13,7 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::{Found, Location, Transport, WaitsFor, within};
 use crate::error::connect::ConnectError;
-use crate::resolve::{interleave, race};
+use crate::resolve::{interleave, is_name, race};
 use crate::sentinel::Discovery;
 use crate::settings::Settings;
 use crate::target::Address;
@@ -40,6 +40,7 @@ impl Transport for Network {
                     Ok(Found::of(addresses.into_iter().map(Location::Tcp)))
                 }
                 Address::Sentinel(_) => self.places_of_primary(limit).await,
+                Address::Cluster(_) => Err(many_servers()),
             }
         })
     }
@@ -60,7 +61,10 @@ impl Transport for Network {
                     Ok((Stream::Unix(stream), address))
                 }
                 (Address::Tcp { host, .. }, Location::Tcp(addr)) => {
-                    self.open_tcp(host, addr, limit, waits_for).await
+                    let member = self.settings.member.as_deref();
+                    let name = member.and_then(|member| member.name_in_certificate.as_deref());
+                    let name = name.unwrap_or(host);
+                    self.open_tcp(name, addr, limit, waits_for).await
                 }
                 (Address::Sentinel(target), Location::Tcp(addr)) => {
                     let named = self.named.lock().clone();
@@ -68,6 +72,7 @@ impl Transport for Network {
                     let host = name_in_certificate(&host, &target.seeds);
                     self.open_tcp(&host, addr, limit, waits_for).await
                 }
+                (Address::Cluster(_), _) => Err(many_servers()),
                 (Address::Sentinel(target), Location::Unix) => Err(ConnectError::NoPrimary {
                     service: target.service.to_string(),
                     why: "it is none of a name".into(),
@@ -106,7 +111,7 @@ impl Network {
         })
     }
 
-    async fn open_tcp(
+    pub(crate) async fn open_tcp(
         &self,
         host: &str,
         addr: SocketAddr,
@@ -150,7 +155,7 @@ impl Network {
     }
 }
 
-async fn resolved(
+pub(crate) async fn resolved(
     settings: &Settings,
     host: &str,
     port: u16,
@@ -184,6 +189,34 @@ async fn connect_tcp(
     Ok(tcp)
 }
 
+/// A connection to a node of a cluster, on which nothing has been said yet, and the address of its
+/// peer. Its certificate has to carry this name.
+pub(crate) async fn dial(
+    settings: &Settings,
+    at: &Endpoint,
+    name: &str,
+    limit: Duration,
+) -> Result<(Stream, String), ConnectError> {
+    let network = Network::new(Arc::new(settings.clone()), None);
+    let addresses = resolved(settings, &at.host, at.port, limit).await?;
+    let attempts = race(&addresses, limit, |addr| {
+        let network = &network;
+        async move {
+            let nobody = WaitsFor::default();
+            network.open_tcp(name, addr, limit, &nobody).await
+        }
+    });
+    let opened = within("connect", limit.saturating_mul(2), attempts).await?;
+    opened.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
+}
+
+/// Whoever connects to a cluster names one of its nodes.
+fn many_servers() -> ConnectError {
+    ConnectError::NoNode {
+        why: "none was named".into(),
+    }
+}
+
 /// A connection to a sentinel, on which nothing has been said yet, and the address of its peer.
 pub(crate) async fn dial_sentinel(
     settings: &Settings,
@@ -208,7 +241,6 @@ pub(crate) async fn dial_sentinel(
 /// The name that a certificate is expected to carry: the announced one; where that is a bare IP
 /// address, the first name among the seeds, by which a person knows the deployment.
 fn name_in_certificate(announced: &str, seeds: &[Endpoint]) -> String {
-    let is_name = |host: &str| host.parse::<IpAddr>().is_err();
     let seed = seeds.iter().find(|seed| is_name(&seed.host));
     match seed {
         Some(seed) if !is_name(announced) => seed.host.to_string(),

@@ -192,7 +192,8 @@ fn out_of_step(asked: &str) -> End {
 fn is_refused(reply: &Reply) -> bool {
     let refuses = |value: &Value| match value {
         Value::ServerError(error) => {
-            refusal(error.code(), error.details().unwrap_or_default()) != Refusal::Lasting
+            let refusal = refusal(error.code(), error.details().unwrap_or_default());
+            !matches!(refusal, Refusal::Lasting | Refusal::Redirected)
         }
         _ => false,
     };

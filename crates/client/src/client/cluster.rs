@@ -1,0 +1,254 @@
+//! A client of a cluster: which node serves a call, and what happens when that changes.
+//!
+//! A node is what a single server is elsewhere, with all policies of its own ([`node`]). Above the
+//! nodes stand the routes by slot ([`routes`]), the view of the cluster that changes them
+//! ([`view`]), the task that asks for newer views ([`discovery`]), and the journey of a call from
+//! node to node ([`journey`]). A call looks up its slot anew for each attempt.
+
+mod discovery;
+mod journey;
+mod node;
+mod order;
+mod parts;
+mod pipeline;
+mod roaming;
+mod routes;
+mod status;
+mod view;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use steadfast_core::node::Endpoint;
+use steadfast_core::slot::Slot;
+use steadfast_core::topology::{DiscoveryGate, DiscoveryGateConfig, Topology, Trigger};
+use tokio::sync::{Notify, watch};
+
+pub(crate) use self::discovery::watch as keep_view;
+use self::node::Node;
+use self::order::InOrder;
+pub(crate) use self::roaming::Roaming;
+use self::routes::{MemberFacts, Routes};
+pub use self::status::{ClusterStatus, NodeStatus};
+use crate::client::Client;
+use crate::clock;
+use crate::credentials::CredentialsProvider;
+use crate::error::connect::ConnectError;
+use crate::error::{Error, ErrorKind};
+use crate::link::connect::{Connector, Network, Transport};
+use crate::link::shared::Shared;
+use crate::membership::Membership;
+use crate::pubsub::PubSub;
+use crate::settings::Settings;
+use crate::target::{Address, Role, Target};
+
+/// See the module.
+pub(crate) struct Cluster {
+    /// The settings, events and credentials that all nodes have in common, and a link that tells
+    /// the state of the whole. No call goes by it.
+    shared: Arc<Shared>,
+    connector: Arc<Connector>,
+    provider: Option<Arc<dyn CredentialsProvider>>,
+    seeds: Vec<Endpoint>,
+    started: Instant,
+    routes: Routes,
+    order: InOrder,
+    known: Mutex<Known>,
+    gate: Mutex<DiscoveryGate>,
+    /// Something is to be found out.
+    wake: Notify,
+    /// Counts up with each answer, and each round in which there was none.
+    version: watch::Sender<u64>,
+    discoveries: AtomicU64,
+    redirects: AtomicU64,
+}
+
+struct Known {
+    topology: Topology,
+    /// When a view last came.
+    heard: Option<Instant>,
+    /// Why the last discovery found none.
+    error: Option<Arc<str>>,
+}
+
+/// Where the next attempt of a call goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Aim {
+    /// To whoever owns its slot.
+    Owner,
+    /// To the node that a redirect has named.
+    At { endpoint: Endpoint, asking: bool },
+}
+
+/// Of the many connections to one node: how many numbers its events have for them.
+const NUMBERS: usize = 1_024;
+
+impl std::fmt::Debug for Cluster {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Cluster")
+    }
+}
+
+impl Cluster {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        connector: Arc<Connector>,
+        provider: Option<Arc<dyn CredentialsProvider>>,
+        seeds: Vec<Endpoint>,
+    ) -> Self {
+        let now = clock::now();
+        let seed = shared.rng().u64(..);
+        Self {
+            gate: Mutex::new(DiscoveryGate::new(
+                DiscoveryGateConfig::default(),
+                seed,
+                now,
+            )),
+            shared,
+            connector,
+            provider,
+            seeds,
+            started: now,
+            routes: Routes::new(),
+            order: InOrder::new(),
+            known: Mutex::new(Known {
+                topology: Topology::new(),
+                heard: None,
+                error: None,
+            }),
+            wake: Notify::new(),
+            version: watch::Sender::new(0),
+            discoveries: AtomicU64::new(0),
+            redirects: AtomicU64::new(0),
+        }
+    }
+
+    fn settings(&self) -> &Settings {
+        &self.shared.settings
+    }
+
+    fn speaks_tls(&self) -> bool {
+        #[cfg(feature = "tls")]
+        return self.settings().tls.is_some();
+        #[cfg(not(feature = "tls"))]
+        false
+    }
+
+    /// The node at this place, which is started if need be. `None` while nobody knows who it is.
+    fn node(&self, number: u16) -> Result<Option<Arc<Node>>, Error> {
+        if let Some(node) = self.routes.node(number) {
+            return Ok(Some(node));
+        }
+        // Before the place is locked: whoever changes the view locks the two the other way round.
+        let slots = self.slots_of(number);
+        self.routes.started(number, |member| {
+            let node = self.start(number, member)?;
+            node.name(&slots);
+            Ok(node)
+        })
+    }
+
+    fn start(&self, number: u16, member: MemberFacts) -> Result<Arc<Node>, Error> {
+        let runtime = self.shared.runtime()?;
+        if self.shared.is_closing() {
+            return Err(Error::not_sent(ErrorKind::Closed));
+        }
+        let settings = self.settings_for(&member);
+        let name: Arc<str> = member.endpoint.to_string().into();
+        let first = NUMBERS * (1 + usize::from(number));
+        let hub = Arc::new(self.shared.hub.of_node(name, first));
+        let now = clock::now();
+        let shared = Shared::with_hub(settings, hub, now).map_err(|error| {
+            let cause = error.to_string().into();
+            Error::not_sent(ErrorKind::Connect { cause })
+        })?;
+        let shared = Arc::new(shared);
+        let network: Arc<dyn Transport> =
+            Arc::new(Network::new(Arc::clone(&shared.settings), None));
+        let settings = Arc::clone(&shared.settings);
+        let connector = Connector::new(settings, self.provider.clone(), network);
+        let client = Client::start(shared, Arc::new(connector), runtime, None).watched();
+        let node = Node::new(number, member, client);
+        Ok(Arc::new(node))
+    }
+
+    fn settings_for(&self, member: &MemberFacts) -> Settings {
+        let common = self.settings();
+        let Target {
+            tls,
+            protocol,
+            ref credentials,
+            ..
+        } = common.target;
+        let Endpoint { host, port } = member.endpoint.clone();
+        Settings {
+            target: Target {
+                address: Address::Tcp {
+                    host: host.to_string(),
+                    port,
+                },
+                tls,
+                db: 0,
+                protocol,
+                credentials: credentials.clone(),
+                sentinel_credentials: None,
+            },
+            role: Role::Primary,
+            member: Some(Arc::new(Membership {
+                id: member.id.clone(),
+                name_in_certificate: member.name_in_certificate.clone(),
+                as_replica: false,
+            })),
+            // One node that hangs is not to take the room of all.
+            buffered_bytes: (common.buffered_bytes / 2).max(64 << 10),
+            seed: self.shared.rng().u64(..),
+            ..common.clone()
+        }
+    }
+
+    /// The nodes in service, for what concerns all of them.
+    pub(crate) fn clients(&self) -> Vec<Client> {
+        let nodes = self.routes.nodes();
+        nodes.iter().map(|node| node.client.clone()).collect()
+    }
+
+    /// Subscriptions to sharded channels of this slot.
+    pub(crate) fn pubsub_for(self: &Arc<Self>, slot: Slot) -> PubSub {
+        let settings = Arc::clone(&self.shared.settings);
+        let roaming = Arc::new(Roaming::new(Arc::clone(&settings), Some(slot)));
+        roaming.belongs_to(self);
+        let connector = Connector::new(settings, self.provider.clone(), roaming);
+        PubSub::start(Arc::clone(&self.shared), Arc::new(connector), Some(slot))
+    }
+
+    /// Where the owner of a slot is, by the newest view.
+    async fn endpoint_of(
+        &self,
+        slot: Slot,
+        limit: Duration,
+    ) -> Result<Vec<Endpoint>, ConnectError> {
+        // Whoever has to connect anew may have to do so elsewhere.
+        let mut version = self.version.subscribe();
+        self.trigger(Trigger::Doubt);
+        let known = || {
+            let place = self.routes.place(self.routes.owner(slot)?)?;
+            place.member.as_ref().map(|member| member.endpoint.clone())
+        };
+        if known().is_none() {
+            let _ = clock::timeout(limit, version.changed()).await;
+        }
+        known().map(|endpoint| vec![endpoint]).ok_or_else(|| {
+            let why = format!("none that serves slot {slot}");
+            ConnectError::NoNode { why }
+        })
+    }
+
+    /// The client of a slot's owner.
+    pub(crate) async fn owner_of(&self, slot: Slot) -> Result<Client, Error> {
+        let deadline = clock::now() + self.settings().deadline;
+        let node = self.reach(slot, &Aim::Owner, deadline).await?;
+        Ok(node.client.clone())
+    }
+}

@@ -1,0 +1,320 @@
+//! Asks nodes who owns which slot: off the path of calls, one question at a time, and never too
+//! many. It never gives up, and forgets no seed.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redis::Value;
+use steadfast_core::node::{Endpoint, NodeId};
+use steadfast_core::report::{ClusterInfo, ClusterReport};
+use steadfast_core::resp::Limits;
+use steadfast_core::topology::{Changes, Explained, MemberIndex, Trigger, View};
+
+use super::Cluster;
+use crate::clock;
+use crate::error::connect::ConnectError;
+use crate::event::{EventItem, EventKind, Events};
+use crate::link::ConnectionState;
+use crate::link::alive::Alive;
+use crate::link::connect::{Exchange, auth, dial, within};
+use crate::wire::words::{as_error, command, text, without_arguments};
+
+/// How many nodes are asked at the same time.
+const AT_ONCE: usize = 3;
+/// How long the others of these may still answer once one has.
+const FOR_OTHERS: Duration = Duration::from_millis(100);
+
+/// How long after an event the states of the nodes are looked at once more.
+const LOOK_AFTER: Duration = Duration::from_millis(20);
+
+/// What a node's reply may measure: some hundred bytes for each of at most 1 024 nodes, and a range
+/// for each slot.
+fn limits() -> Limits {
+    Limits {
+        depth: 8,
+        elements: 1 << 18,
+        bulk_bytes: 4 << 20,
+        line_bytes: 1 << 16,
+        total_bytes: 16 << 20,
+    }
+}
+
+/// Keeps the view of the cluster new. Ends with the client.
+pub(crate) async fn watch(cluster: Arc<Cluster>, _alive: Arc<Alive>) {
+    let mut events = cluster.shared.hub.subscribe();
+    // What an event tells of is true a moment later.
+    let mut look = None;
+    loop {
+        cluster.tell_state();
+        let due = cluster.gate.lock().poll_timeout();
+        let due = due.into_iter().chain(look.take()).min();
+        let wait = async {
+            match due {
+                Some(at) => clock::sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            biased;
+            () = cluster.shared.closing() => return,
+            () = wait => {}
+            () = cluster.wake.notified() => {}
+            event = trouble(&mut events) => {
+                look = Some(clock::now() + LOOK_AFTER);
+                match event {
+                    true => cluster.trigger(Trigger::Doubt),
+                    false => continue,
+                }
+            }
+        }
+        if cluster.gate.lock().poll(clock::now()) {
+            let explained = tokio::select! {
+                biased;
+                () = cluster.shared.closing() => return,
+                explained = cluster.discover() => explained,
+            };
+            cluster.gate.lock().finished(explained, clock::now());
+        }
+    }
+}
+
+/// Waits for the next event; true if it is a reason to doubt who serves.
+async fn trouble(events: &mut Events) -> bool {
+    match events.next().await {
+        Some(EventItem::Event(event)) => matches!(
+            event.kind,
+            EventKind::Lost { .. }
+                | EventKind::Unresponsive { .. }
+                | EventKind::Down { .. }
+                | EventKind::ConnectFailed { .. }
+        ),
+        Some(EventItem::Gap(_)) => true,
+        None => std::future::pending().await,
+    }
+}
+
+impl Cluster {
+    /// Asks for a newer view as soon as that is allowed.
+    pub(super) fn trigger(&self, trigger: Trigger) {
+        self.gate.lock().trigger(trigger);
+        self.wake.notify_one();
+        // Should the runtime have ended in which discovery lived.
+        let _ = self.shared.runtime();
+    }
+
+    /// Asks until a node has answered whose view counts, or all have been asked.
+    async fn discover(&self) -> Explained {
+        self.discoveries
+            .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let mut candidates = self.candidates();
+        let mut disputed: Vec<MemberIndex> = Vec::new();
+        let (mut heard, mut changed) = (false, false);
+        let mut errors = Vec::new();
+        while !candidates.is_empty() && !heard {
+            let wave = candidates.split_off(candidates.len().saturating_sub(AT_ONCE));
+            self.ask_each(wave, &mut errors, &mut |changes: Changes| {
+                heard |= changes.ignored.is_none();
+                changed |= !changes.is_empty();
+                disputed.extend(changes.disputed);
+            })
+            .await;
+        }
+        // Their own word decides what others contradict each other about.
+        let disputed: Vec<Endpoint> = {
+            let known = self.known.lock();
+            let members = disputed.iter().map(|index| known.topology.member(*index));
+            members
+                .filter_map(|member| member.endpoint.clone())
+                .collect()
+        };
+        if !disputed.is_empty() {
+            self.ask_each(disputed, &mut errors, &mut |changes: Changes| {
+                changed |= !changes.is_empty();
+            })
+            .await;
+        }
+        if !heard {
+            self.known.lock().error = Some(errors.join("; ").into());
+            self.tell_state();
+            self.version.send_modify(|version| *version += 1);
+        }
+        match heard && (changed || self.is_well()) {
+            true => Explained::Yes,
+            false => Explained::NotYet,
+        }
+    }
+
+    /// Whether every owner of slots that was asked for something serves.
+    fn is_well(&self) -> bool {
+        let owners = self.routes.owners();
+        let mut nodes = owners.iter().filter_map(|owner| self.routes.node(*owner));
+        self.routes.is_covered() && nodes.all(|node| node.client.state() == ConnectionState::Ready)
+    }
+
+    async fn ask_each(
+        &self,
+        wave: Vec<Endpoint>,
+        errors: &mut Vec<String>,
+        take_in: &mut (dyn FnMut(Changes) + Send),
+    ) {
+        let asks = wave.into_iter().map(|endpoint| async move {
+            let answer = self.ask(&endpoint).await;
+            (endpoint, answer)
+        });
+        let mut asks: FuturesUnordered<_> = asks.collect();
+        let mut until = None;
+        loop {
+            let next = asks.next();
+            let next = match until {
+                None => next.await,
+                Some(until) => clock::timeout_at(until, next).await.flatten(),
+            };
+            match next {
+                None => return,
+                Some((_, Ok(view))) => {
+                    let changes = self.believe(&view);
+                    if changes.ignored.is_none() {
+                        until.get_or_insert(clock::now() + FOR_OTHERS);
+                    } else {
+                        errors.push(format!("{}: it does not serve now", view.host));
+                    }
+                    take_in(changes);
+                }
+                Some((endpoint, Err(error))) => {
+                    tracing::debug!(node = %endpoint, %error, "a node of the cluster cannot be asked");
+                    errors.push(format!("{endpoint}: {error}"));
+                }
+            }
+        }
+    }
+
+    /// Whoever may be asked, the likeliest last: primaries that are well, then all others that are
+    /// known, then the seeds, which stay candidates for ever.
+    pub(super) fn candidates(&self) -> Vec<Endpoint> {
+        let mut rng = self.shared.rng();
+        let mut all = self.seeds.clone();
+        rng.shuffle(&mut all);
+        let mut members: Vec<(u8, Endpoint)> = {
+            let known = self.known.lock();
+            let members = known.topology.members();
+            members
+                .filter_map(|(_, member)| {
+                    let rank = match member {
+                        member if !member.is_present => 0,
+                        member if member.is_failing => 1,
+                        member if !member.is_primary => 2,
+                        _ => 3,
+                    };
+                    Some((rank, member.endpoint.clone()?))
+                })
+                .collect()
+        };
+        rng.shuffle(&mut members);
+        members.sort_by_key(|(rank, _)| *rank);
+        let members: Vec<Endpoint> = members.into_iter().map(|(_, endpoint)| endpoint).collect();
+        all.retain(|seed| !members.contains(seed));
+        all.extend(members);
+        all
+    }
+
+    /// The name that the certificate of this node is expected to carry.
+    pub(super) fn name_at(&self, at: &Endpoint) -> Arc<str> {
+        let hostname = {
+            let known = self.known.lock();
+            let index = known.topology.find_at(at);
+            index.and_then(|index| known.topology.member(index).hostname.clone())
+        };
+        let name = self.name_in_certificate(at, hostname.as_ref());
+        name.unwrap_or_else(|| Arc::clone(&at.host))
+    }
+
+    /// Asks one node, on a connection for this question.
+    async fn ask(&self, at: &Endpoint) -> Result<View, ConnectError> {
+        let settings = self.settings();
+        let limit = settings.connect_timeout;
+        let name = self.name_at(at);
+        let (mut stream, address) = dial(settings, at, &name, limit).await?;
+        let mut wire = Exchange::limited(&mut stream, &address, limits());
+        let asking = async {
+            if let Some(credentials) = self.connector.credentials(limit).await? {
+                let words = match credentials.user() {
+                    "" | "default" => command(&["AUTH", credentials.password()]),
+                    _ => auth(&credentials),
+                };
+                refused(&wire.exchange(&[words]).await?[0])?;
+            }
+            let asked = clock::now();
+            let questions = ["MYID", "INFO", "NODES"].map(|what| command(&["CLUSTER", what]));
+            let replies = wire.exchange(&questions).await?;
+            let [id, info, nodes] = &replies[..] else {
+                return Err(no_answer(&address, "CLUSTER"));
+            };
+            if as_error(info).is_some_and(|(_, text)| text.contains("cluster support disabled")) {
+                return Err(ConnectError::NotCluster {
+                    address: address.clone(),
+                });
+            }
+            refused(info)?;
+            let info =
+                ClusterInfo::read(&text(info)).map_err(|_| no_answer(&address, "CLUSTER INFO"))?;
+            let mut report = match as_error(nodes) {
+                None => ClusterReport::read_nodes(nodes),
+                Some(_) => self.ask_otherwise(&mut wire).await?,
+            }
+            .map_err(|error| ConnectError::NotRedis {
+                address: address.clone(),
+                why: error.to_string(),
+            })?;
+            self.translate(&mut report);
+            let by = match id {
+                Value::BulkString(id) => std::str::from_utf8(id).ok().and_then(NodeId::new),
+                _ => None,
+            };
+            Ok(View {
+                by,
+                host: Arc::clone(&at.host),
+                asked,
+                heard: clock::now(),
+                tls: self.speaks_tls(),
+                report,
+                info,
+            })
+        };
+        within("handshake", limit, asking).await?
+    }
+
+    /// Asks by the commands that do not tell epochs, where CLUSTER NODES is not allowed.
+    async fn ask_otherwise(
+        &self,
+        wire: &mut Exchange<'_>,
+    ) -> Result<Result<ClusterReport, steadfast_core::report::ReportError>, ConnectError> {
+        let questions = ["SHARDS", "SLOTS"].map(|what| command(&["CLUSTER", what]));
+        let replies = wire.exchange(&questions).await?;
+        if as_error(&replies[0]).is_none() {
+            return Ok(ClusterReport::read_shards(&replies[0]));
+        }
+        refused(&replies[1])?;
+        Ok(ClusterReport::read_slots(&replies[1]))
+    }
+}
+
+fn refused(reply: &Value) -> Result<(), ConnectError> {
+    let Some((code, text)) = as_error(reply) else {
+        return Ok(());
+    };
+    let said = format!("{code} {}", without_arguments(text));
+    Err(match code.as_str() {
+        "NOAUTH" | "NOPERM" | "WRONGPASS" => ConnectError::Auth(said),
+        "LOADING" => ConnectError::Loading,
+        _ => ConnectError::Refused(said),
+    })
+}
+
+fn no_answer(address: &str, asked: &str) -> ConnectError {
+    ConnectError::NotRedis {
+        address: address.into(),
+        why: format!("it answers {asked} by what is no answer to it"),
+    }
+}

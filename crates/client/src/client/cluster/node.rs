@@ -1,0 +1,135 @@
+//! One node of a cluster: a client of its own, with its own breaker, budget, bounds and fences, so
+//! that what befalls one node delays no call to another.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLock;
+use steadfast_core::command::Effect;
+use steadfast_core::conn::Reply;
+
+use super::routes::MemberFacts;
+use crate::call;
+use crate::call::plan::{Payload, Plan};
+use crate::client::Client;
+use crate::clock;
+use crate::error::{Certainty, Error, ErrorKind};
+use crate::options::CallOptions;
+
+/// See the module.
+pub(super) struct Node {
+    /// Its place among the nodes.
+    pub(super) number: u16,
+    pub(super) member: MemberFacts,
+    pub(super) client: Client,
+    retired: AtomicBool,
+    /// The node and its slots, for errors.
+    named: RwLock<Arc<str>>,
+}
+
+/// How long what was asked of a node that is taken out of service may take to be answered.
+const LAST_ANSWERS: Duration = Duration::from_secs(1);
+
+impl Node {
+    pub(super) fn new(number: u16, member: MemberFacts, client: Client) -> Self {
+        let named = member.endpoint.to_string().into();
+        Self {
+            number,
+            member,
+            client,
+            retired: AtomicBool::new(false),
+            named: RwLock::new(named),
+        }
+    }
+
+    /// One attempt, within which only this node is asked.
+    pub(super) async fn attempt(
+        &self,
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+        (started, limit): (Instant, Duration),
+    ) -> Result<Reply, Error> {
+        let inner = &*self.client.inner;
+        let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
+        if plan.blocking.is_none() && !waits {
+            return call::call_within(&inner.shared, payload, plan, options, started, limit).await;
+        }
+        let passed = clock::now().saturating_duration_since(started);
+        let options = options.clone().deadline(limit.saturating_sub(passed));
+        let blocking =
+            inner
+                .blocking
+                .call(&inner.shared, &inner.connector, payload, plan, &options);
+        Box::pin(blocking).await
+    }
+
+    pub(super) fn is_retired(&self) -> bool {
+        self.retired.load(Ordering::Relaxed)
+    }
+
+    /// Ends it: at once if it does not answer, else when it has answered what it was asked. What
+    /// is refused for that goes on at another node.
+    pub(super) fn retire(self: Arc<Self>, at_once: bool) {
+        self.retired.store(true, Ordering::Relaxed);
+        let limit = if at_once {
+            Duration::ZERO
+        } else {
+            LAST_ANSWERS
+        };
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { self.client.close(limit).await });
+        }
+    }
+
+    /// Replaces its connections.
+    pub(super) fn reconnect(&self, why: &str) {
+        for link in &self.client.inner.shared.links {
+            link.reset(link.epoch(), why);
+        }
+    }
+
+    /// Says which slots it owns, for errors.
+    pub(super) fn name(&self, slots: &str) {
+        let named = match slots {
+            "" => format!("node {}, which owns no slots", self.member.endpoint),
+            slots => format!("node {}, which owns slots {slots}", self.member.endpoint),
+        };
+        *self.named.write() = named.into();
+    }
+
+    /// The error, with the node that it comes from.
+    pub(super) fn blame(&self, error: Error) -> Error {
+        let of_infrastructure = matches!(
+            error.kind(),
+            ErrorKind::Down { .. }
+                | ErrorKind::BreakerOpen { .. }
+                | ErrorKind::Lost { .. }
+                | ErrorKind::Timeout { .. }
+                | ErrorKind::Overloaded { .. }
+                | ErrorKind::Connect { .. }
+        );
+        match of_infrastructure && error.at().is_none() {
+            true => error.named(Arc::clone(&self.named.read())),
+            false => error,
+        }
+    }
+}
+
+/// Whether a call that failed so on a node that owns its slot no more goes on at the one that does.
+pub(super) fn may_go_on(error: &Error, effect: Effect) -> bool {
+    let left = matches!(
+        error.kind(),
+        ErrorKind::Down { .. }
+            | ErrorKind::Lost { .. }
+            | ErrorKind::Closed
+            | ErrorKind::Connect { .. }
+            | ErrorKind::BreakerOpen { .. }
+    );
+    left && match error.certainty() {
+        Certainty::NotSent | Certainty::Rejected => true,
+        // The new owner has succeeded it by a newer epoch: what the old one still applies is lost.
+        Certainty::Unknown => matches!(effect, Effect::Read | Effect::LastWins),
+    }
+}

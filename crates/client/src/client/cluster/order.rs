@@ -1,0 +1,380 @@
+//! The order of a key's commands while its slot changes hands.
+//!
+//! Commands of one key keep their order because they take the same connection. When a slot moves,
+//! some of them are under way at the old owner and come back redirected, one after the other, while
+//! newer ones would go to the new owner at once. So the commands under way are known by slot, and
+//! with the first that is redirected the gate of its slot closes: see
+//! [`SlotGate`](steadfast_core::topology::SlotGate), whose rules these are.
+//!
+//! A command gets its number and is handed to its node under one lock, so that the numbers of a
+//! slot's commands tell their true order. That costs a call two short locks that it shares with one
+//! slot in 256.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+use smallvec::SmallVec;
+use std::sync::atomic::{AtomicU64, Ordering};
+use steadfast_core::slot::Slot;
+use steadfast_core::topology::{Passage, Resubmission, SlotGate, UnderWay};
+use tokio::sync::Notify;
+
+use crate::clock;
+
+/// How long new commands of a slot wait at most for those that are under way as it changes hands.
+/// Where all nodes are well that takes a round trip; a busy machine may take longer, and one that is
+/// let through before has those fail that it overtakes. Those under way have deadlines, and end with
+/// a node that is taken out of service.
+const WAIT: Duration = Duration::from_secs(1);
+
+const STRIPES: usize = 256;
+
+/// The commands under way, by slot.
+#[derive(Debug)]
+pub(super) struct InOrder {
+    next: AtomicU64,
+    stripes: Box<[Mutex<Stripe>]>,
+    /// Told whenever those who wait for their turn may have it.
+    changed: Notify,
+}
+
+#[derive(Debug)]
+struct Stripe {
+    gate: SlotGate,
+    under_way: Vec<UnderWayIn>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct UnderWayIn {
+    command: u64,
+    entry: Entry,
+}
+
+/// What a command has to do with one slot.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    pub(super) slot: Slot,
+    /// The hash of its key, if it has one only.
+    pub(super) key: Option<u64>,
+    /// The node that it is on.
+    pub(super) node: u16,
+}
+
+type Entries = SmallVec<[Entry; 1]>;
+type Locks<'a> = SmallVec<[(usize, MutexGuard<'a, Stripe>); 1]>;
+
+/// A command's places in the order of its slots, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Places<'a> {
+    order: &'a InOrder,
+    command: u64,
+    entries: Entries,
+    ran: bool,
+}
+
+/// What became of a new command.
+pub(super) enum Entered<'a, T> {
+    /// It was sent, and has ended at once, or not.
+    Sent(Places<'a>, Poll<T>),
+    /// A slot of it changes hands; the slots were looked at, and something may have changed since.
+    Waited,
+}
+
+/// What became of a command that was to be sent again.
+pub(super) enum Again<T> {
+    /// It was sent, and has ended at once, or not.
+    Sent(Poll<T>),
+    /// Later ones of its key have run.
+    Overtaken,
+    /// Its turn did not come in time.
+    TimedOut,
+}
+
+impl InOrder {
+    pub(super) fn new() -> Self {
+        let stripe = || Stripe {
+            gate: SlotGate::new(WAIT),
+            under_way: Vec::new(),
+        };
+        Self {
+            next: AtomicU64::new(0),
+            stripes: (0..STRIPES).map(|_| Mutex::new(stripe())).collect(),
+            changed: Notify::new(),
+        }
+    }
+
+    fn stripe(&self, slot: Slot) -> &Mutex<Stripe> {
+        &self.stripes[stripe_of(slot)]
+    }
+
+    /// Locks what has to do with these slots, always in the same order.
+    fn lock<'a>(&'a self, slots: impl Iterator<Item = Slot>) -> Locks<'a> {
+        let mut stripes: SmallVec<[usize; 1]> = slots.map(stripe_of).collect();
+        stripes.sort_unstable();
+        stripes.dedup();
+        let locks = stripes.into_iter();
+        locks.map(|at| (at, self.stripes[at].lock())).collect()
+    }
+
+    /// Polls `attempt` for the first time, by which it is submitted, and gives it places; unless a
+    /// slot changes hands: then it waits a while.
+    pub(super) async fn enter<F: Future>(
+        &self,
+        entries: Entries,
+        (now, deadline): (Instant, Instant),
+        mut attempt: Pin<&mut F>,
+    ) -> Entered<'_, F::Output> {
+        let mut entries = Some(entries);
+        let mut changed = std::pin::pin!(self.changed.notified());
+        let tried = std::future::poll_fn(|cx| {
+            let entries = entries.take().unwrap_or_default();
+            let tried = self.try_enter(entries, now, cx, attempt.as_mut());
+            if tried.is_err() {
+                changed.as_mut().enable();
+            }
+            Poll::Ready(tried)
+        });
+        match tried.await {
+            Ok((places, polled)) => Entered::Sent(places, polled),
+            Err(until) => {
+                let _ = clock::timeout_at(until.min(deadline), changed).await;
+                Entered::Waited
+            }
+        }
+    }
+
+    fn try_enter<F: Future>(
+        &self,
+        entries: Entries,
+        now: Instant,
+        cx: &mut Context<'_>,
+        attempt: Pin<&mut F>,
+    ) -> Result<(Places<'_>, Poll<F::Output>), Instant> {
+        let mut locks = self.lock(entries.iter().map(|entry| entry.slot));
+        for entry in &entries {
+            let stripe = locked(&mut locks, entry.slot);
+            if !stripe.gate.is_calm()
+                && let Passage::Until(until) = stripe.gate.pass(entry.slot, now)
+            {
+                return Err(until);
+            }
+        }
+        let command = self.next.fetch_add(1, Ordering::Relaxed);
+        for entry in &entries {
+            let entry = *entry;
+            let under_way = &mut locked(&mut locks, entry.slot).under_way;
+            under_way.push(UnderWayIn { command, entry });
+        }
+        let polled = attempt.poll(cx);
+        drop(locks);
+        let places = Places {
+            order: self,
+            command,
+            entries,
+            ran: false,
+        };
+        Ok((places, polled))
+    }
+
+    /// The slot changes hands: closes its gate, if commands of it are under way.
+    pub(super) fn close(&self, slot: Slot, now: Instant) {
+        let mut stripe = self.stripe(slot).lock();
+        let Stripe { gate, under_way } = &mut *stripe;
+        let of_slot = under_way.iter().filter(|one| one.entry.slot == slot);
+        let of_slot = of_slot.map(|one| UnderWay {
+            command: one.command,
+            connection: one.entry.node.into(),
+            key: one.entry.key,
+        });
+        gate.close(slot, of_slot, now);
+    }
+
+    /// A command has ended, as far as this slot is concerned.
+    fn settle(&self, slot: Slot, command: u64, ran: bool) {
+        let mut stripe = self.stripe(slot).lock();
+        let is_it = |one: &UnderWayIn| one.command == command && one.entry.slot == slot;
+        if let Some(at) = stripe.under_way.iter().rposition(is_it) {
+            stripe.under_way.swap_remove(at);
+        }
+        if !stripe.gate.is_calm() {
+            stripe.gate.settle(slot, command, ran);
+            drop(stripe);
+            self.changed.notify_waiters();
+        }
+    }
+}
+
+fn stripe_of(slot: Slot) -> usize {
+    usize::from(slot.number()) % STRIPES
+}
+
+/// The stripe of a slot, which is locked.
+fn locked<'l>(locks: &'l mut Locks<'_>, slot: Slot) -> &'l mut Stripe {
+    let at = stripe_of(slot);
+    let place = locks.iter().position(|(stripe, _)| *stripe == at);
+    &mut locks[place.unwrap_or_default()].1
+}
+
+impl Places<'_> {
+    /// Sends the command again where it goes now, when it is its turn in all of these slots, whose
+    /// gates are closed: polls `attempt` for the first time, by which it is submitted, while
+    /// nobody else can be.
+    pub(super) async fn again<F: Future>(
+        &mut self,
+        goes: &[(Slot, u16)],
+        deadline: Instant,
+        mut attempt: Pin<&mut F>,
+    ) -> Again<F::Output> {
+        let order = self.order;
+        loop {
+            let mut changed = std::pin::pin!(order.changed.notified());
+            changed.as_mut().enable();
+            let tried = std::future::poll_fn(|cx| {
+                Poll::Ready(match self.try_again(goes) {
+                    Ok(locks) => {
+                        let polled = attempt.as_mut().poll(cx);
+                        drop(locks);
+                        Ok(Again::Sent(polled))
+                    }
+                    Err(why) => Err(why),
+                })
+            });
+            match tried.await {
+                Ok(sent) => {
+                    // Whoever is to come behind it on this node may.
+                    order.changed.notify_waiters();
+                    return sent;
+                }
+                Err(Resubmission::Overtaken) => return Again::Overtaken,
+                Err(_) => {}
+            }
+            if clock::timeout_at(deadline, changed).await.is_none() {
+                return Again::TimedOut;
+            }
+        }
+    }
+
+    /// Locks its slots, if it is its turn in all of them.
+    fn try_again(&mut self, goes: &[(Slot, u16)]) -> Result<Locks<'_>, Resubmission> {
+        let order = self.order;
+        let mut locks = order.lock(goes.iter().map(|(slot, _)| *slot));
+        for (slot, node) in goes {
+            let gate = &locked(&mut locks, *slot).gate;
+            match gate.may_resubmit(*slot, self.command, (*node).into()) {
+                Resubmission::Go => {}
+                why => return Err(why),
+            }
+        }
+        for (slot, node) in goes {
+            let Stripe { gate, under_way } = locked(&mut locks, *slot);
+            gate.resubmit(*slot, self.command, (*node).into());
+            let is_it =
+                |one: &&mut UnderWayIn| one.command == self.command && one.entry.slot == *slot;
+            if let Some(one) = under_way.iter_mut().find(is_it) {
+                one.entry.node = *node;
+            }
+        }
+        Ok(locks)
+    }
+
+    /// It has run, as far as all slots but these are concerned.
+    pub(super) fn leave_all_but(&mut self, stays: impl Fn(Slot) -> bool) {
+        let (order, command) = (self.order, self.command);
+        self.entries.retain(|entry| {
+            let stays = stays(entry.slot);
+            if !stays {
+                order.settle(entry.slot, command, true);
+            }
+            stays
+        });
+    }
+
+    /// The command has run, or may have.
+    pub(super) fn ran(&mut self) {
+        self.ran = true;
+    }
+}
+
+impl Drop for Places<'_> {
+    fn drop(&mut self) {
+        for entry in &self.entries {
+            self.order.settle(entry.slot, self.command, self.ran);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::ready;
+    use std::pin::pin;
+
+    use super::*;
+
+    const FAR: Duration = Duration::from_secs(60);
+
+    /// Takes a place for a command on this node, when its slot lets it.
+    async fn enter(order: &InOrder, node: u16) -> Places<'_> {
+        let entry = Entry {
+            slot: slot(),
+            key: Some(7),
+            node,
+        };
+        loop {
+            let now = clock::now();
+            let attempt = pin!(ready(()));
+            let entries = Entries::from_slice(&[entry]);
+            match order.enter(entries, (now, now + FAR), attempt).await {
+                Entered::Sent(places, _) => return places,
+                Entered::Waited => {}
+            }
+        }
+    }
+
+    fn slot() -> Slot {
+        Slot::of_key(b"k")
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn t9_a_new_command_waits_until_those_that_were_redirected_have_run_at_the_new_owner() {
+        let order = InOrder::new();
+        let mut first = enter(&order, 1).await;
+        let mut second = enter(&order, 1).await;
+        order.close(slot(), clock::now());
+        let mut third = pin!(enter(&order, 2));
+        assert!(futures_util::poll!(&mut third).is_pending());
+        let deadline = clock::now() + FAR;
+        let goes = [(slot(), 2)];
+        {
+            // The second is told of its redirect first.
+            let early = pin!(ready(()));
+            let mut waits = pin!(second.again(&goes, deadline, early));
+            let waiting = futures_util::poll!(&mut waits);
+            assert!(waiting.is_pending(), "the first may still run there");
+            let attempt = pin!(ready(()));
+            let sent = first.again(&goes, deadline, attempt).await;
+            assert!(matches!(sent, Again::Sent(Poll::Ready(()))));
+            first.ran();
+            drop(first);
+            assert!(matches!(waits.await, Again::Sent(_)));
+            assert!(futures_util::poll!(&mut third).is_pending());
+        }
+        second.ran();
+        drop(second);
+        third.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn t9_one_that_was_let_through_after_the_wait_overtakes_for_good_and_says_so() {
+        let order = InOrder::new();
+        let mut first = enter(&order, 1).await;
+        order.close(slot(), clock::now());
+        // The wait has an end.
+        let _third = enter(&order, 2).await;
+        let attempt = pin!(ready(()));
+        let deadline = clock::now() + FAR;
+        let again = first.again(&[(slot(), 2)], deadline, attempt).await;
+        assert!(matches!(again, Again::Overtaken));
+    }
+}

@@ -1,0 +1,255 @@
+//! Where a call belongs: to one slot, to several, to any primary or to all of them.
+//!
+//! What concerns several slots is divided by the rules of [`steadfast_core::split`], each part makes
+//! its own journey, and the answers are joined.
+
+use futures_util::future::join_all;
+use redis::{Cmd, ServerError, Value};
+use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place};
+use steadfast_core::command::{self, Effect};
+use steadfast_core::conn::Reply;
+use steadfast_core::slot::Slot;
+use steadfast_core::split::{
+    self, DivideMset, Failed, Indivisible, KeyFate, SplitCommand, UnexpectedAnswer,
+};
+
+use super::Cluster;
+use super::node::Node;
+use crate::call::plan::{Payload, Plan, one};
+use crate::error::{Certainty, Error, ErrorKind};
+use crate::link::ConnectionState;
+use crate::options::CallOptions;
+
+impl Cluster {
+    /// One call from beginning to end.
+    pub(crate) async fn call(
+        &self,
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+    ) -> Result<Reply, Error> {
+        let result = match payload {
+            Payload::Command(cmd) => self.command(cmd, plan, options).await,
+            Payload::Pipeline(pipeline) if pipeline.is_transaction() => {
+                let slot = split::transaction_slot(pipeline).map_err(indivisible)?;
+                let slot = slot.unwrap_or_else(|| self.any_slot());
+                self.follow((slot, None), payload, plan, options).await
+            }
+            Payload::Pipeline(pipeline) => self.pipeline(pipeline, plan, options).await,
+        };
+        result.inspect_err(|error| {
+            if matches!(error.kind(), ErrorKind::Down { .. }) && error.at().is_none() {
+                crate::metrics::count_error(error);
+            }
+        })
+    }
+
+    async fn command(&self, cmd: &Cmd, plan: Plan, options: &CallOptions) -> Result<Reply, Error> {
+        let payload = Payload::Command(cmd);
+        match place(command::arguments(cmd)) {
+            Belongs::Slot(slot) => {
+                let key = key_of(cmd);
+                self.follow((slot, key), payload, plan, options).await
+            }
+            Belongs::Slots(slot, other) => {
+                match split::command(cmd, DivideMset::No).map_err(indivisible) {
+                    Ok(Some(parts)) => {
+                        let joined = self.divided(&parts, &plan, options).await;
+                        joined.map(Reply::One)
+                    }
+                    Ok(None) | Err(_) => Err(Error::not_sent(ErrorKind::CrossSlot {
+                        command: plan.name,
+                        slots: (slot.number(), other.number()),
+                    })),
+                }
+            }
+            Belongs::AnyPrimary => {
+                let slot = self.any_slot();
+                self.follow((slot, None), payload, plan, options).await
+            }
+            Belongs::AllPrimaries(joining) => {
+                self.everywhere(payload, joining, plan, options).await
+            }
+            // What a health check asks: of whichever node.
+            Belongs::Refused(ServedBy::Node) if plan.name == "INFO" => {
+                let slot = self.any_slot();
+                self.follow((slot, None), payload, plan, options).await
+            }
+            Belongs::Refused(served_by) => Err(no_place(plan.name, served_by)),
+        }
+    }
+
+    /// A command of many keys, in a part for each slot.
+    async fn divided(
+        &self,
+        split: &SplitCommand,
+        plan: &Plan,
+        options: &CallOptions,
+    ) -> Result<Value, Error> {
+        let parts = split.parts().iter().map(|part| async {
+            let payload = Payload::Command(part.cmd());
+            let key = (part.keys().len() == 1)
+                .then(|| key_of(part.cmd()))
+                .flatten();
+            let place = (part.slot(), key);
+            let answer = self.follow(place, payload, plan.clone(), options).await;
+            answer.and_then(one).map_err(|error| Failed {
+                certainty: error.certainty(),
+                error,
+            })
+        });
+        let results = join_all(parts).await;
+        split.join(results).map_err(|failed| {
+            let keys = || (0..).zip(&failed.fates);
+            let of = |unknown: bool| {
+                let keys = keys().filter(|(_, fate)| match fate {
+                    KeyFate::Done => false,
+                    KeyFate::Failed(certainty) => (*certainty == Certainty::Unknown) == unknown,
+                });
+                keys.map(|(key, _)| key).collect()
+            };
+            let done = keys().filter(|(_, fate)| **fate == KeyFate::Done).count();
+            let kind = ErrorKind::Partial {
+                cause: failed.error.to_string().into(),
+                done,
+                not_run: of(false),
+                unknown: of(true),
+            };
+            let error = Error::new(kind, failed.certainty);
+            // Nothing was done: the reason says more.
+            match done {
+                0 => failed.error,
+                _ => error,
+            }
+        })
+    }
+
+    /// A command that concerns every primary. Its answer is whole or an error.
+    async fn everywhere(
+        &self,
+        payload: Payload<'_>,
+        joining: Joining,
+        plan: Plan,
+        options: &CallOptions,
+    ) -> Result<Reply, Error> {
+        let limits = super::journey::Limits::new(plan.limit(options, self.settings().deadline)?);
+        self.reach(self.any_slot(), &super::Aim::Owner, limits.deadline)
+            .await?;
+        if !self.routes.is_covered() {
+            return Err(Error::not_sent(ErrorKind::Connect {
+                cause: "slots of the cluster have no owner: see status().cluster.uncovered".into(),
+            }));
+        }
+        let mut nodes = Vec::new();
+        for owner in self.routes.owners() {
+            nodes.extend(self.node(owner)?);
+        }
+        let asks = nodes.iter().map(|node| {
+            let times = (limits.started, limits.limit);
+            let attempt = node.attempt(payload, plan.clone(), options, times);
+            async move {
+                attempt
+                    .await
+                    .and_then(one)
+                    .map_err(|error| node.blame(error))
+            }
+        });
+        let answers = join_all(asks).await;
+        let some = answers.iter().any(Result::is_ok);
+        let writes = plan.effect != Effect::Read;
+        let joined = split::joined(plan.name, joining, answers);
+        match joined {
+            Ok(Value::ServerError(error)) => Err(Error::refused(error)),
+            Ok(value) => Ok(Reply::One(value)),
+            // Some have done it, and others not.
+            Err(error) => Err(error.at_best(some && writes)),
+        }
+    }
+
+    /// A slot whose owner is in service, if there is one.
+    pub(super) fn any_slot(&self) -> Slot {
+        let mut rng = self.shared.rng();
+        let mut any = || Slot::of_key(&rng.u32(..).to_be_bytes());
+        let serves = |slot: &Slot| self.state_of(*slot) == ConnectionState::Ready;
+        let first = any();
+        match serves(&first) {
+            true => first,
+            false => (0..ANY).map(|_| any()).find(serves).unwrap_or(first),
+        }
+    }
+
+    /// What a node answered to a part, as values; an error reply to a single command is one.
+    pub(super) fn values(
+        node: &Node,
+        result: Result<Reply, Error>,
+    ) -> Result<Vec<Value>, Failed<Error>> {
+        match result {
+            Ok(Reply::One(value)) => Ok(vec![value]),
+            Ok(Reply::Many(values)) => Ok(values),
+            Err(error) => Err(Failed {
+                certainty: error.certainty(),
+                error: node.blame(error),
+            }),
+        }
+    }
+}
+
+/// How many slots are looked at for one whose owner serves.
+const ANY: usize = 16;
+
+/// The hash of the command's key, if it has one only.
+fn key_of(cmd: &Cmd) -> Option<u64> {
+    let mut keys = command::key_names(command::arguments(cmd));
+    let first = keys.next().map(hash);
+    first.filter(|_| keys.next().is_none())
+}
+
+/// FNV-1a: which of a slot's keys it is.
+fn hash(key: &[u8]) -> u64 {
+    key.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
+fn no_place(command: &'static str, served_by: ServedBy) -> Error {
+    let instead = match served_by {
+        ServedBy::Node => "it concerns one server: use client.node(address)",
+        ServedBy::Scan => "a cursor is valid for one server only: use client.scan()",
+        ServedBy::Session => "use client.session_for(key)",
+        ServedBy::Subscriber => "use client.pubsub()",
+        ServedBy::Nothing => "a cluster has no such thing",
+    };
+    Error::not_sent(ErrorKind::NoPlace { command, instead })
+}
+
+pub(super) fn indivisible(why: Indivisible) -> Error {
+    Error::not_sent(match why {
+        Indivisible::Slots { command, slots } => {
+            let mut slots = slots.into_iter().map(Slot::number);
+            let first = slots.next().unwrap_or_default();
+            let slots = (first, slots.next().unwrap_or(first));
+            ErrorKind::CrossSlot { command, slots }
+        }
+        Indivisible::NoPlace { command, served_by } => return no_place(command, served_by),
+        Indivisible::Everywhere { command } => ErrorKind::NoPlace {
+            command,
+            instead: "it concerns every primary: send it outside the pipeline",
+        },
+        _ => ErrorKind::Invalid {
+            why: "it cannot be sent to a cluster",
+        },
+    })
+}
+
+impl From<UnexpectedAnswer> for Error {
+    fn from(_: UnexpectedAnswer) -> Self {
+        let why = "a node has answered by what is no answer to the command";
+        Self::new(ErrorKind::Invalid { why }, Certainty::Unknown)
+    }
+}
+
+impl From<ServerError> for Error {
+    fn from(error: ServerError) -> Self {
+        Self::refused(error)
+    }
+}

@@ -1,0 +1,149 @@
+//! What is known of a cluster, for status pages and for people.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use steadfast_core::slot::SlotRange;
+
+use super::Cluster;
+use crate::clock;
+use crate::error::{Error, ErrorKind};
+use crate::link::ConnectionState;
+
+/// What is known of the cluster, in [`Status`](crate::Status).
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct ClusterStatus {
+    /// The highest epoch that a node has told.
+    pub epoch: u64,
+    /// The time since a node last told who owns what, in milliseconds; absent if none ever did.
+    pub heard_ms_ago: Option<f64>,
+    /// Why no node told it when they were asked last; absent if one did.
+    pub error: Option<String>,
+    /// How often nodes were asked.
+    pub discoveries: u64,
+    /// How often a call went on at another node, or at the same once more.
+    pub redirects: u64,
+    /// The slots that nobody is known to own, such as `0-5460, 7000`; empty if all are owned.
+    pub uncovered: String,
+    /// The nodes, those that are no more members included while their places are not needed.
+    pub nodes: Vec<NodeStatus>,
+}
+
+/// A node of the cluster.
+#[derive(Clone, Debug)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize))]
+#[non_exhaustive]
+pub struct NodeStatus {
+    /// The identity (`CLUSTER MYID`); absent of a node that only a redirect has named.
+    pub id: Option<String>,
+    /// Where it is dialled; absent if nobody knows.
+    pub address: Option<String>,
+    /// Whether it is a primary.
+    pub primary: bool,
+    /// Whether the newest view names it.
+    pub member: bool,
+    /// Whether other nodes think that it does not serve.
+    pub failing: bool,
+    /// Its slots, such as `0-5460, 7000`.
+    pub slots: String,
+    /// The state of the connection to it; absent if nothing was asked of it yet.
+    pub state: Option<ConnectionState>,
+    /// `closed`, `open` or `half_open`.
+    pub breaker: Option<&'static str>,
+    /// Calls sent to it, or waiting to be sent, and not yet answered.
+    pub in_flight: usize,
+    /// Replies received from it so far.
+    pub answered: u64,
+    /// Times that a lost connection to it was replaced.
+    pub reconnects: u64,
+    /// Round-trip time as smoothed.
+    pub rtt_ms: Option<f64>,
+    /// What ended the last connection or attempt.
+    pub last_error: Option<String>,
+}
+
+impl Cluster {
+    pub(crate) fn status(&self) -> ClusterStatus {
+        let now = clock::now();
+        let known = self.known.lock();
+        let topology = &known.topology;
+        let nodes = topology.members().map(|(index, member)| {
+            let node = self.routes.node(index.number());
+            let status = node.map(|node| node.client.status());
+            NodeStatus {
+                id: member.id.as_ref().map(ToString::to_string),
+                address: member.endpoint.as_ref().map(ToString::to_string),
+                primary: member.is_primary,
+                member: member.is_present,
+                failing: member.is_failing,
+                slots: told(&topology.slots_of(index)),
+                state: status.as_ref().map(|status| status.state),
+                breaker: status.as_ref().map(|status| status.breaker),
+                in_flight: status.as_ref().map_or(0, |status| status.in_flight),
+                answered: status.as_ref().map_or(0, |status| status.answered),
+                reconnects: status.as_ref().map_or(0, |status| status.reconnects),
+                rtt_ms: status.as_ref().and_then(|status| status.rtt_ms),
+                last_error: status.and_then(|status| status.last_error),
+            }
+        });
+        ClusterStatus {
+            epoch: topology.current_epoch(),
+            heard_ms_ago: known
+                .heard
+                .map(|at| clock::as_ms(now.saturating_duration_since(at))),
+            error: known.error.as_deref().map(str::to_owned),
+            discoveries: self.discoveries.load(Ordering::Relaxed),
+            redirects: self.redirects.load(Ordering::Relaxed),
+            uncovered: told(&topology.uncovered()),
+            nodes: nodes.collect(),
+        }
+    }
+
+    /// Why no node is known, if none is.
+    pub(crate) fn trouble(&self) -> Option<Arc<str>> {
+        self.known.lock().error.clone()
+    }
+
+    /// Waits until all owners of slots are connected.
+    pub(crate) async fn first_connections(&self, limit: Duration) -> Result<(), Error> {
+        let connected = async {
+            let mut version = self.version.subscribe();
+            while self.routes.owners().is_empty() {
+                if version.changed().await.is_err() {
+                    return Ok(());
+                }
+            }
+            for owner in self.routes.owners() {
+                let Some(node) = self.node(owner)? else {
+                    continue;
+                };
+                let link = &node.client.inner.shared.links[0];
+                let mut state = link.state.subscribe();
+                let _ = state
+                    .wait_for(|state| *state == ConnectionState::Ready)
+                    .await;
+            }
+            Ok(())
+        };
+        clock::timeout(limit, connected).await.unwrap_or_else(|| {
+            let of_node = self.clients().iter().find_map(|client| {
+                let status = client.status();
+                let ready = status.state == ConnectionState::Ready;
+                status.last_error.filter(|_| !ready)
+            });
+            let cause = of_node.map(Arc::from).or_else(|| self.trouble());
+            let cause = cause.unwrap_or_else(|| {
+                format!("no node of the cluster has answered within {limit:?}").into()
+            });
+            Err(Error::not_sent(ErrorKind::Connect { cause }))
+        })
+    }
+}
+
+fn told(ranges: &[SlotRange]) -> String {
+    let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
+    ranges.join(", ")
+}

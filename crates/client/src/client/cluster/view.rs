@@ -1,0 +1,314 @@
+//! What is known of the cluster, and how answers and redirects change where calls go.
+//!
+//! The lock is held by discovery, by redirects and by the start of a node, never by a call whose
+//! slot has a node.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use steadfast_core::node::{AnnouncedHost, Endpoint};
+use steadfast_core::redirect::Redirect;
+use steadfast_core::report::ClusterReport;
+use steadfast_core::slot::Slot;
+use steadfast_core::topology::{Changes, Member, MemberIndex, Moved, Topology, Trigger, View};
+
+use super::node::Node;
+use super::routes::MemberFacts;
+use super::{Aim, Cluster, Known};
+use crate::clock;
+use crate::link::ConnectionState;
+use crate::resolve::is_name;
+
+impl Cluster {
+    /// Takes in a MOVED that a node has answered to a command which was `sent` then. Returns where
+    /// the command goes on; `None` if nobody knows yet.
+    pub(super) fn moved(&self, by: &Node, redirect: &Redirect, sent: Instant) -> Option<Aim> {
+        let redirect = self.translated(redirect);
+        let now = clock::now();
+        let asked = &by.member.endpoint.host;
+        let mut known = self.known.lock();
+        let Some(index) = self.index_of(&known.topology, by) else {
+            drop(known);
+            self.trigger(Trigger::Contradiction);
+            return Some(Aim::Owner);
+        };
+        let moved = known.topology.moved(index, &redirect, asked, sent, now);
+        if let Moved::Patched(target) = moved {
+            self.publish_member(&mut known, target);
+        }
+        let owner = known.topology.owner(redirect.slot);
+        drop(known);
+        if let Moved::Patched(_) = moved {
+            self.hand_over([redirect.slot], now);
+        }
+        if !matches!(moved, Moved::Known(_)) {
+            self.trigger(Trigger::Contradiction);
+        }
+        match moved {
+            Moved::Patched(_) | Moved::Known(_) => Some(Aim::Owner),
+            // What was known when it was sent is known better now.
+            Moved::Hint if owner.is_some_and(|owner| owner != index) => Some(Aim::Owner),
+            Moved::Hint => Some(Aim::At {
+                endpoint: redirect.endpoint(asked)?,
+                asking: false,
+            }),
+            Moved::ToItself => {
+                by.reconnect("its name leads to another node now");
+                Some(Aim::Owner)
+            }
+            Moved::Nowhere => None,
+        }
+    }
+
+    /// Where a command goes that was answered ASK.
+    pub(super) fn asked(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
+        let endpoint = self
+            .translated(redirect)
+            .endpoint(&by.member.endpoint.host)?;
+        Some(Aim::At {
+            endpoint,
+            asking: true,
+        })
+    }
+
+    /// The place of the node at an endpoint that a redirect has named.
+    pub(super) fn find_at(&self, endpoint: &Endpoint) -> Option<u16> {
+        let known = self.known.lock();
+        known.topology.find_at(endpoint).map(MemberIndex::number)
+    }
+
+    fn index_of(&self, topology: &Topology, node: &Node) -> Option<MemberIndex> {
+        topology.find(&node.member.id)
+    }
+
+    pub(super) fn translated(&self, redirect: &Redirect) -> Redirect {
+        let AnnouncedHost::Named(host) = &redirect.host else {
+            return redirect.clone();
+        };
+        let announced = Endpoint {
+            host: Arc::clone(host),
+            port: redirect.port,
+        };
+        let Endpoint { host, port } = self.settings().translation.of(announced);
+        Redirect {
+            slot: redirect.slot,
+            host: AnnouncedHost::Named(host),
+            port,
+        }
+    }
+
+    /// Translates the addresses that nodes announce.
+    pub(super) fn translate(&self, report: &mut ClusterReport) {
+        for node in &mut report.nodes {
+            let AnnouncedHost::Named(host) = &node.host else {
+                continue;
+            };
+            let port = match (self.speaks_tls(), node.tls_port) {
+                (true, Some(port)) => port,
+                _ => node.port,
+            };
+            let announced = Endpoint {
+                host: Arc::clone(host),
+                port,
+            };
+            let Endpoint { host, port } = self.settings().translation.of(announced);
+            node.host = AnnouncedHost::Named(host);
+            node.port = port;
+            node.tls_port = None;
+        }
+    }
+
+    /// Takes in the answer of a node.
+    pub(super) fn believe(&self, view: &View) -> Changes {
+        let now = clock::now();
+        let mut known = self.known.lock();
+        let changes = known.topology.merge(view);
+        if changes.ignored.is_none() {
+            known.heard = Some(now);
+            known.error = None;
+        }
+        let members: Vec<MemberIndex> = known.topology.members().map(|(index, _)| index).collect();
+        for index in members {
+            self.publish_member(&mut known, index);
+        }
+        if !changes.is_empty() {
+            self.name_nodes(&known);
+        }
+        drop(known);
+        let slots = changes.slots.iter().flat_map(|range| range.slots());
+        let lost_by = self.hand_over(slots, now);
+        let known = self.known.lock();
+        for number in lost_by {
+            self.retire_if_replaced(&known, number);
+        }
+        for index in &changes.left {
+            if let Some(node) = self.routes.retire(index.number()) {
+                node.retire(false);
+            }
+        }
+        drop(known);
+        self.tell_state();
+        self.version.send_modify(|version| *version += 1);
+        changes
+    }
+
+    /// Sends new calls for these slots to their new owners. Their gates close before that, or one of
+    /// them could come between those that are under way to the old owner. Returns the places of the
+    /// old owners.
+    fn hand_over(&self, slots: impl IntoIterator<Item = Slot>, now: Instant) -> Vec<u16> {
+        let mut lost_by = Vec::new();
+        for slot in slots {
+            self.order.close(slot, now);
+            // Only now, and under the lock: another view may have come between.
+            let known = self.known.lock();
+            let Some(owner) = known.topology.owner(slot) else {
+                continue;
+            };
+            let before = self.routes.owner(slot);
+            self.routes.set_owner(slot, owner.number());
+            if let Some(before) = before.filter(|before| *before != owner.number())
+                && !lost_by.contains(&before)
+            {
+                lost_by.push(before);
+            }
+        }
+        lost_by
+    }
+
+    /// A node that has lost all its slots and does not answer, or is a primary no more: nothing
+    /// that waits for it, and nothing that it may still answer, counts.
+    fn retire_if_replaced(&self, known: &Known, number: u16) {
+        let Some((index, member)) = known.topology.nth(number) else {
+            return;
+        };
+        if !known.topology.slots_of(index).is_empty() {
+            return;
+        }
+        let Some(node) = self.routes.node(number) else {
+            return;
+        };
+        let answers = node.client.state() == ConnectionState::Ready && !member.is_failing;
+        if answers && member.is_primary {
+            return;
+        }
+        self.routes.retire(number);
+        node.retire(!answers);
+    }
+
+    /// Lets calls find a node, under the name and address that it has now.
+    fn publish_member(&self, known: &mut Known, index: MemberIndex) {
+        let member = known.topology.member(index);
+        let facts = self.facts_of(member);
+        if let Some(old) = self.routes.settle(index.number(), facts) {
+            old.retire(false);
+        }
+    }
+
+    fn facts_of(&self, member: &Member) -> Option<MemberFacts> {
+        let endpoint = member.endpoint.clone()?;
+        Some(MemberFacts {
+            id: member.id.clone()?,
+            name_in_certificate: self.name_in_certificate(&endpoint, member.hostname.as_ref()),
+            endpoint,
+        })
+    }
+
+    /// The name that a certificate is expected to carry where the host is a bare IP address: the
+    /// announced host name, else the first name among the seeds, by which a person knows the
+    /// cluster. `None`: the host itself.
+    pub(super) fn name_in_certificate(
+        &self,
+        endpoint: &Endpoint,
+        hostname: Option<&Arc<str>>,
+    ) -> Option<Arc<str>> {
+        if is_name(&endpoint.host) {
+            return None;
+        }
+        let of_seed = || {
+            let seed = self.seeds.iter().find(|seed| is_name(&seed.host));
+            seed.map(|seed| Arc::clone(&seed.host))
+        };
+        hostname
+            .filter(|name| is_name(name))
+            .cloned()
+            .or_else(of_seed)
+    }
+
+    fn name_nodes(&self, known: &Known) {
+        for node in self.routes.nodes() {
+            if let Some((index, _)) = known.topology.nth(node.number) {
+                node.name(&ranges(&known.topology, index));
+            }
+        }
+    }
+
+    /// The slots of the node at this place, for people.
+    pub(super) fn slots_of(&self, number: u16) -> String {
+        let known = self.known.lock();
+        let index = known.topology.nth(number).map(|(index, _)| index);
+        index.map_or_else(String::new, |index| ranges(&known.topology, index))
+    }
+
+    /// Tells the state of the whole from that of the owners of slots.
+    pub(crate) fn tell_state(&self) {
+        let owners = self.routes.owners();
+        let states: Vec<ConnectionState> = owners
+            .iter()
+            .filter_map(|owner| self.routes.node(*owner))
+            .map(|node| node.client.state())
+            .collect();
+        let link = &self.shared.links[0];
+        let ready = states
+            .iter()
+            .filter(|state| **state == ConnectionState::Ready);
+        let ready = ready.count();
+        let unasked = owners.len() - states.len();
+        let state = if owners.is_empty() {
+            self.state_without_view()
+        } else if ready == states.len() && self.routes.is_covered() {
+            ConnectionState::Ready
+        } else if ready + unasked > 0 {
+            ConnectionState::Partial
+        } else if states.contains(&ConnectionState::Connecting) {
+            ConnectionState::Connecting
+        } else {
+            ConnectionState::Down
+        };
+        link.set_state(state, clock::now());
+    }
+
+    fn state_without_view(&self) -> ConnectionState {
+        let waited = clock::now().saturating_duration_since(self.started);
+        match waited < self.settings().reconnect_grace {
+            true => ConnectionState::Connecting,
+            false => ConnectionState::Down,
+        }
+    }
+
+    /// The state of the connection to the owner of a slot.
+    pub(crate) fn state_of(&self, slot: Slot) -> ConnectionState {
+        match self.routes.owner(slot) {
+            None => self.state_without_view(),
+            Some(owner) => match self.routes.node(owner) {
+                Some(node) => node.client.state(),
+                None => ConnectionState::Connecting,
+            },
+        }
+    }
+}
+
+/// The most ranges that are told of one node.
+const RANGES: usize = 8;
+
+fn ranges(topology: &Topology, index: MemberIndex) -> String {
+    let ranges = topology.slots_of(index);
+    let mut told: Vec<String> = ranges
+        .iter()
+        .take(RANGES)
+        .map(ToString::to_string)
+        .collect();
+    if ranges.len() > RANGES {
+        told.push(format!("and {} ranges more", ranges.len() - RANGES));
+    }
+    told.join(", ")
+}

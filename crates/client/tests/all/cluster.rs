@@ -1,0 +1,571 @@
+//! T1 to T16, T23 to T26: a cluster of several primaries.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use steadfast::redis::{self, Value};
+use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent};
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::{Cluster, FailoverKind, Redis};
+use tokio::task::JoinSet;
+
+use crate::support::{cmd, ms, now, until};
+
+/// A client with more patience than a busy machine takes away.
+async fn client_of(cluster: &Cluster) -> Client {
+    let builder = Client::builder(&cluster.url()).unwrap();
+    builder.deadline(ms(10_000)).connect().await.unwrap()
+}
+
+fn slot(key: &str) -> u16 {
+    Slot::of_key(key.as_bytes()).number()
+}
+
+/// Keys whose slots belong to the node at this position.
+async fn keys_of(cluster: &Cluster, at: usize, count: usize) -> Vec<String> {
+    let layout = cluster.layout().await.unwrap();
+    let id = cluster.node(at).id().to_owned();
+    let keys = (0..).map(|n| format!("key:{n}"));
+    keys.filter(|key| layout.owner(slot(key)) == Some(id.as_str()))
+        .take(count)
+        .collect()
+}
+
+#[tokio::test]
+async fn t1_what_is_behind_a_url_has_to_be_what_it_names() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let plain = Redis::start().await.unwrap();
+    let node = cluster.node(0).addr();
+    let asked = |url: String| async move {
+        let builder = Client::builder(&url).unwrap().deadline(ms(3_000));
+        builder.connect().await.map(drop).unwrap_err().to_string()
+    };
+    let error = asked(format!("redis://{node}")).await;
+    assert!(
+        error.contains(&format!("redis-cluster://{node}")),
+        "{error}"
+    );
+    let error = asked(format!("redis-cluster://{}", plain.addr())).await;
+    assert!(
+        error.contains(&format!("redis://{}", plain.addr())),
+        "{error}"
+    );
+    let client = client_of(&cluster).await;
+    client.send(&cmd("SET k v")).await.unwrap();
+    assert_eq!(client.state(), ConnectionState::Ready);
+    let status = client.status().cluster.expect("it is one");
+    assert_eq!(status.nodes.len(), 3, "{status:?}");
+    assert_eq!(status.uncovered, "");
+}
+
+#[tokio::test]
+async fn t4_every_key_goes_to_its_owner_and_a_slot_that_has_moved_costs_one_redirect() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    for n in 0..300 {
+        client
+            .send(&cmd(&format!("SET key:{n} {n}")))
+            .await
+            .unwrap();
+    }
+    let redirects = || client.status().cluster.unwrap().redirects;
+    assert_eq!(redirects(), 0, "every slot is known");
+    let key = &keys_of(&cluster, 0, 1).await[0];
+    cluster.migrate(slot(key), 0, 1).await.unwrap();
+    for _ in 0..20 {
+        let value = client.send(&cmd(&format!("GET {key}"))).await.unwrap();
+        assert!(matches!(value, Value::BulkString(_)));
+    }
+    assert!(
+        redirects() <= 1,
+        "a redirect, or discovery, patches the slot"
+    );
+}
+
+#[tokio::test]
+async fn t6_a_key_that_has_migrated_ahead_of_its_slot_is_asked_for_and_nothing_runs_twice() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let key = &keys_of(&cluster, 0, 1).await[0];
+    let slots = [slot(key)];
+    client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
+    let value = client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
+    assert_eq!(value, Value::Int(2), "behind ASKING, by the importing node");
+    let script = redis::cmd("EVAL")
+        .arg("return redis.call('INCR', KEYS[1])")
+        .arg(1)
+        .arg(key)
+        .to_owned();
+    assert_eq!(client.send(&script).await.unwrap(), Value::Int(3));
+    let mut both = redis::pipe();
+    both.atomic().incr(key, 1).incr(key, 1);
+    let replies = client.send_pipeline(&both).await.unwrap();
+    let exec = Value::Array(vec![Value::Int(4), Value::Int(5)]);
+    assert_eq!(replies.last(), Some(&exec));
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+    let value = client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
+    assert_eq!(value, Value::Int(6));
+    let status = client.status();
+    assert_eq!(status.breaker, "closed");
+}
+
+#[tokio::test]
+async fn t11_keys_of_several_slots_are_refused_before_anything_is_sent_and_the_slots_are_named() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let error = client.send(&cmd("RENAME a b")).await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::NotSent);
+    let slots = (slot("a"), slot("b"));
+    assert!(
+        matches!(error.kind(), ErrorKind::CrossSlot { slots: named, .. } if *named == slots),
+        "{error}"
+    );
+    let mut apart = redis::pipe();
+    apart.atomic().set("a", 1).set("b", 1);
+    let error = client.send_pipeline(&apart).await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::NotSent, "{error}");
+    client.send(&cmd("RENAME {a}1 {a}2")).await.unwrap_err();
+}
+
+/// Callers that count, each key by INCR, until they are told to stop.
+struct Load {
+    stop: Arc<AtomicBool>,
+    callers: JoinSet<Vec<String>>,
+    acknowledged: Arc<HashMap<String, AtomicU64>>,
+}
+
+impl Load {
+    fn start(client: &Client, callers: usize, keys: usize) -> Self {
+        let names: Vec<String> = (0..keys).map(|n| format!("count:{n}")).collect();
+        let counts = names.iter().map(|key| (key.clone(), AtomicU64::new(0)));
+        let acknowledged: Arc<HashMap<_, _>> = Arc::new(counts.collect());
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut tasks = JoinSet::new();
+        for caller in 0..callers {
+            let (client, stop) = (client.clone(), Arc::clone(&stop));
+            let (names, acknowledged) = (names.clone(), Arc::clone(&acknowledged));
+            tasks.spawn(async move {
+                let mut errors = Vec::new();
+                let mut at = caller * 7;
+                while !stop.load(Ordering::Relaxed) {
+                    at += 1;
+                    let key = &names[at % names.len()];
+                    match client.send(redis::cmd("INCR").arg(key)).await {
+                        Ok(_) => drop(acknowledged[key].fetch_add(1, Ordering::Relaxed)),
+                        Err(error) => errors.push(format!("{key}: {error}")),
+                    }
+                }
+                errors
+            });
+        }
+        Self {
+            stop,
+            callers: tasks,
+            acknowledged,
+        }
+    }
+
+    async fn end(self) -> (Vec<String>, Arc<HashMap<String, AtomicU64>>) {
+        self.stop.store(true, Ordering::Relaxed);
+        let errors = self.callers.join_all().await;
+        (errors.into_iter().flatten().collect(), self.acknowledged)
+    }
+}
+
+async fn counted(client: &Client, key: &str) -> u64 {
+    match client.send(redis::cmd("GET").arg(key)).await.unwrap() {
+        Value::BulkString(text) => String::from_utf8(text).unwrap().parse().unwrap(),
+        _ => 0,
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t7_slots_that_move_to_and_fro_under_load_fail_no_call_and_each_incr_counts_once() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(5_000)).connect().await.unwrap();
+    let load = Load::start(&client, 64, 300);
+    let slots: Vec<u16> = (0..300).map(|n| slot(&format!("count:{n}"))).collect();
+    let before = client.status().cluster.unwrap().discoveries;
+    let began = now();
+    let moving = cluster.keep_moving(&slots, 1_000, tokio::time::sleep(ms(10_000)));
+    let moved = moving.await.unwrap();
+    let took = now().duration_since(began);
+    let status = client.status().cluster.unwrap();
+    let (errors, acknowledged) = load.end().await;
+    assert!(
+        errors.is_empty(),
+        "{} failed: {:#?}",
+        errors.len(),
+        &errors[..errors.len().min(10)]
+    );
+    assert!(moved > 100 && status.redirects > 0, "{moved}: {status:?}");
+    let most = 10.0 * took.as_secs_f64() + 1.0;
+    assert!((status.discoveries - before) as f64 <= most, "{status:?}");
+    for (key, count) in acknowledged.iter() {
+        assert_eq!(
+            counted(&client, key).await,
+            count.load(Ordering::Relaxed),
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t5_a_shard_that_is_frozen_fails_and_delays_no_call_to_another_and_is_named() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let (own, others) = (keys_of(&cluster, 0, 1).await, keys_of(&cluster, 1, 5).await);
+    client
+        .send(&cmd(&format!("SET {} v", own[0])))
+        .await
+        .unwrap();
+    cluster.node(0).freeze().unwrap();
+    let key = own[0].clone();
+    let asked = client.clone();
+    let waits = tokio::spawn(async move { asked.send(&cmd(&format!("GET {key}"))).await });
+    until("it is known to be down", || {
+        client.toward(&own[0]).state() == ConnectionState::Down
+    })
+    .await;
+    assert_eq!(client.state(), ConnectionState::Partial);
+    waits.await.unwrap().unwrap_err();
+    for n in 0..200 {
+        let key = &others[n % others.len()];
+        client.send(&cmd(&format!("SET {key} {n}"))).await.unwrap();
+    }
+    let error = client
+        .send(&cmd(&format!("GET {}", own[0])))
+        .await
+        .unwrap_err();
+    assert_eq!(error.certainty(), Certainty::NotSent);
+    let node = cluster.node(0).addr().to_string();
+    assert!(error.to_string().contains(&node), "{error}");
+    assert!(error.to_string().contains("slots 0-"), "{error}");
+    cluster.node(0).resume().unwrap();
+    until("it serves again", || {
+        client.toward(&own[0]).state() == ConnectionState::Ready
+    })
+    .await;
+    client.send(&cmd(&format!("GET {}", own[0]))).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t23_a_planned_failover_under_load_fails_no_call_and_each_incr_counts_once() {
+    // Under this load a busy machine may take a second for an answer: nobody is to be voted out.
+    let builder = Cluster::builder().node_timeout(Duration::from_secs(15));
+    let cluster = builder.start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(10_000)).connect().await.unwrap();
+    let load = Load::start(&client, 16, 60);
+    // Each once: a node that is promoted again within four times its timeout counts old votes.
+    for at in 0..3 {
+        let replica = cluster.fail_over(at, FailoverKind::Planned).await;
+        assert_eq!(replica.unwrap(), at + 3);
+        cluster.well().await.unwrap();
+    }
+    let (errors, acknowledged) = load.end().await;
+    assert!(
+        errors.is_empty(),
+        "{} failed: {:#?}",
+        errors.len(),
+        &errors[..errors.len().min(10)]
+    );
+    for (key, count) in acknowledged.iter() {
+        assert_eq!(
+            counted(&client, key).await,
+            count.load(Ordering::Relaxed),
+            "{key}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
+    let cluster = Cluster::start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let (own, others) = (keys_of(&cluster, 0, 1).await, keys_of(&cluster, 1, 1).await);
+    client
+        .send(&cmd(&format!("SET {} v", own[0])))
+        .await
+        .unwrap();
+    cluster.node(0).kill().await;
+    let began = now();
+    loop {
+        client
+            .send(&cmd(&format!("SET {} v", others[0])))
+            .await
+            .unwrap();
+        if client
+            .send(&cmd(&format!("SET {} w", own[0])))
+            .await
+            .is_ok()
+        {
+            break;
+        }
+        assert!(
+            now().duration_since(began) < Duration::from_secs(60),
+            "{:#?}",
+            client.status()
+        );
+        tokio::time::sleep(ms(20)).await;
+    }
+    until("every slot is served", || {
+        client.state() == ConnectionState::Ready
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t8_a_pipeline_over_all_slots_is_joined_in_its_order_while_slots_move() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let slots: Vec<u16> = (0..40).map(|n| slot(&format!("piped:{n}"))).collect();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut callers = JoinSet::new();
+    for caller in 0..4u64 {
+        let (client, stop) = (client.clone(), Arc::clone(&stop));
+        callers.spawn(async move {
+            let mut rounds = 0;
+            while !stop.load(Ordering::Relaxed) {
+                rounds += 1;
+                let mut pipeline = redis::pipe();
+                for n in 0..40 {
+                    let key = format!("piped:{n}");
+                    pipeline.hincr(&key, caller, 1).hget(&key, caller);
+                }
+                let replies = client.send_pipeline(&pipeline).await.unwrap();
+                assert_eq!(replies.len(), 80);
+                for pair in replies.chunks(2) {
+                    let text = Value::BulkString(rounds.to_string().into_bytes());
+                    assert_eq!(pair, [Value::Int(rounds), text], "{rounds}");
+                }
+            }
+            rounds
+        });
+    }
+    let moving = cluster.keep_moving(&slots, 1_000, tokio::time::sleep(ms(5_000)));
+    let moved = moving.await.unwrap();
+    stop.store(true, Ordering::Relaxed);
+    let rounds: i64 = callers.join_all().await.into_iter().sum();
+    assert!(moved > 0 && rounds > 0);
+}
+
+#[tokio::test]
+async fn t11_commands_of_many_keys_are_split_and_joined_in_the_order_of_their_keys() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let keys: Vec<String> = (0..100).map(|n| format!("many:{n}")).collect();
+    for (n, key) in keys.iter().enumerate() {
+        client
+            .send(redis::cmd("SET").arg(key).arg(n))
+            .await
+            .unwrap();
+    }
+    let mut mget = redis::cmd("MGET");
+    mget.arg(&keys);
+    mget.arg("none").arg(&keys[3]);
+    let Value::Array(values) = client.send(&mget).await.unwrap() else {
+        panic!("a list is asked for")
+    };
+    let text = |n: usize| Value::BulkString(n.to_string().into_bytes());
+    let wanted = (0..100).map(text).chain([Value::Nil, text(3)]);
+    assert_eq!(values, wanted.collect::<Vec<_>>());
+    for (name, count) in [("EXISTS", 100), ("TOUCH", 100), ("DEL", 50), ("UNLINK", 50)] {
+        let mut cmd = redis::cmd(name);
+        let half = match name {
+            "DEL" => &keys[..50],
+            "UNLINK" => &keys[50..],
+            _ => &keys[..],
+        };
+        cmd.arg(half);
+        assert_eq!(
+            client.send(&cmd).await.unwrap(),
+            Value::Int(count),
+            "{name}"
+        );
+    }
+    let mut mset = redis::cmd("MSET");
+    mset.arg("a").arg(1).arg("b").arg(2);
+    let error = client.send(&mset).await.unwrap_err();
+    assert_eq!(
+        error.certainty(),
+        Certainty::NotSent,
+        "atomic on one server: {error}"
+    );
+}
+
+#[tokio::test]
+async fn t11_if_parts_fail_the_error_lists_keys_by_certainty() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let (lost, well) = (keys_of(&cluster, 0, 1).await, keys_of(&cluster, 1, 1).await);
+    client
+        .send(&cmd(&format!("SET {} v", well[0])))
+        .await
+        .unwrap();
+    client
+        .send(&cmd(&format!("SET {} v", lost[0])))
+        .await
+        .unwrap();
+    cluster.node(0).kill().await;
+    until("it is down", || {
+        client.toward(&lost[0]).state() == ConnectionState::Down
+    })
+    .await;
+    let both = cmd(&format!("DEL {} {}", well[0], lost[0]));
+    let error = client.send(&both).await.unwrap_err();
+    assert_eq!(
+        error.certainty(),
+        Certainty::Unknown,
+        "half applied: {error}"
+    );
+    let ErrorKind::Partial {
+        done,
+        not_run,
+        unknown,
+        ..
+    } = error.kind()
+    else {
+        panic!("{error}")
+    };
+    assert_eq!((*done, &not_run[..], &unknown[..]), (1, &[1][..], &[][..]));
+    let error = client
+        .send(&cmd(&format!("MGET {} {}", well[0], lost[0])))
+        .await
+        .unwrap_err();
+    assert_eq!(
+        error.certainty(),
+        Certainty::NotSent,
+        "nothing was changed: {error}"
+    );
+}
+
+#[tokio::test]
+async fn t12_commands_without_keys_have_their_place() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    for n in 0..100 {
+        client
+            .send(&cmd(&format!("SET spread:{n} {n}")))
+            .await
+            .unwrap();
+    }
+    assert_eq!(client.send(&cmd("DBSIZE")).await.unwrap(), Value::Int(100));
+    let Value::Array(keys) = client.send(&cmd("KEYS spread:*")).await.unwrap() else {
+        panic!("a list is asked for")
+    };
+    assert_eq!(keys.len(), 100);
+    let script = redis::Script::new("return redis.call('GET', KEYS[1])");
+    let mut connection = client.clone();
+    for n in 0..100 {
+        let key = format!("spread:{n}");
+        let value: i64 = script.key(key).invoke_async(&mut connection).await.unwrap();
+        assert_eq!(value, n, "by its hash, on whichever node");
+    }
+    client.send(&cmd("PING")).await.unwrap();
+    for refused in ["SCAN 0", "CONFIG GET maxmemory", "CLIENT LIST"] {
+        let error = client.send(&cmd(refused)).await.unwrap_err();
+        assert_eq!(error.certainty(), Certainty::NotSent, "{refused}: {error}");
+        assert!(
+            error.to_string().contains("use client."),
+            "{refused}: {error}"
+        );
+    }
+    assert!(client.health(ms(5_000)).await.healthy);
+    client.send(&cmd("FLUSHALL")).await.unwrap();
+    assert_eq!(client.send(&cmd("DBSIZE")).await.unwrap(), Value::Int(0));
+}
+
+#[tokio::test]
+async fn t10_a_session_belongs_to_the_node_of_its_key() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let error = client.session().await.map(drop).unwrap_err();
+    assert!(error.to_string().contains("session_for"), "{error}");
+    for at in 0..3 {
+        let key = &keys_of(&cluster, at, 1).await[0];
+        let own = client.session_for(key).await.unwrap();
+        own.send(&cmd(&format!("WATCH {key}"))).await.unwrap();
+        let mut both = redis::pipe();
+        both.atomic().set(key, at).get(key);
+        own.send_pipeline(&both).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn t14_a_blocking_call_whose_slot_moves_waits_on_at_the_new_owner() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let key = keys_of(&cluster, 0, 1).await.remove(0);
+    let (waits, list) = (client.clone(), key.clone());
+    let popped = tokio::spawn(async move { waits.send(&cmd(&format!("BLPOP {list} 60"))).await });
+    let blocked = || async {
+        let info = cluster.node(0).info("clients").await.unwrap();
+        info.contains("blocked_clients:1")
+    };
+    while !blocked().await {
+        tokio::time::sleep(ms(10)).await;
+    }
+    cluster.migrate(slot(&key), 0, 1).await.unwrap();
+    client.send(&cmd(&format!("RPUSH {key} v"))).await.unwrap();
+    let popped = popped.await.unwrap().unwrap();
+    assert!(matches!(popped, Value::Array(pair) if pair.len() == 2));
+}
+
+#[tokio::test]
+async fn t15_a_sharded_subscriber_follows_its_slot_and_a_plain_one_any_member() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let channel = keys_of(&cluster, 0, 1).await.remove(0);
+    let mut sharded = client.pubsub_for(&channel);
+    sharded.ssubscribe(channel.as_str()).await.unwrap();
+    let mut plain = client.pubsub();
+    plain.subscribe("news").await.unwrap();
+    let refused = plain.ssubscribe(channel.as_str()).await.unwrap_err();
+    assert!(refused.to_string().contains("pubsub_for"), "{refused}");
+    let publish = |payload: &'static str| {
+        let (client, channel) = (client.clone(), channel.clone());
+        async move {
+            let words = format!("SPUBLISH {channel} {payload}");
+            client.send(&cmd(&words)).await.unwrap();
+            client
+                .send(&cmd(&format!("PUBLISH news {payload}")))
+                .await
+                .unwrap();
+        }
+    };
+    publish("before").await;
+    heard(&mut sharded, "before").await;
+    heard(&mut plain, "before").await;
+    cluster.migrate(slot(&channel), 0, 1).await.unwrap();
+    let mut lost = false;
+    loop {
+        match sharded.next().await.expect("the client lives") {
+            PubSubEvent::Lost { .. } => lost = true,
+            PubSubEvent::Resumed { gap: Some(_) } if lost => break,
+            other => panic!("{other:?}"),
+        }
+    }
+    publish("after").await;
+    heard(&mut sharded, "after").await;
+    heard(&mut plain, "after").await;
+}
+
+/// Waits for a message, and lets nothing else pass but that the subscriptions stand.
+async fn heard(subscriber: &mut PubSub, wanted: &str) {
+    loop {
+        match subscriber.next().await.expect("the client lives") {
+            PubSubEvent::Message { payload, .. } => {
+                assert_eq!(payload, wanted.as_bytes());
+                return;
+            }
+            PubSubEvent::Resumed { gap: None } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
