@@ -346,6 +346,7 @@ mod tests {
             seq: at_ms,
             at_ms,
             connection: 0,
+            node: None,
             folded: false,
             kind,
         };
