@@ -7,14 +7,14 @@
 mod status;
 mod target;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use steadfast_core::node::Endpoint;
-use steadfast_core::report::PeerSentinel;
+use steadfast_core::report::{PeerSentinel, SentinelReplica};
 use steadfast_core::sentinel::{CouncilConfig, Heard, Primacy, SentinelCouncil, Testimony};
 
 pub use self::status::{FailoverHistory, ReplicaStatus, SentinelContact, SentinelStatus};
@@ -60,6 +60,28 @@ impl std::fmt::Debug for Translation {
     }
 }
 
+/// What a sentinel says in one round of questions.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(crate) testimony: Testimony,
+    /// The other sentinels that it knows.
+    pub(crate) peers: Vec<PeerSentinel>,
+    /// The replicas that it knows, those that are away too. `None` if it does not say.
+    pub(crate) replicas: Option<Vec<SentinelReplica>>,
+}
+
+impl Answer {
+    pub(crate) fn translate(&mut self, by: &Translation) {
+        let primary = self.testimony.primary.iter_mut();
+        let peers = self.peers.iter_mut().map(|peer| &mut peer.endpoint);
+        let replicas = self.replicas.iter_mut().flatten();
+        let replicas = replicas.map(|replica| &mut replica.endpoint);
+        for endpoint in primary.chain(peers).chain(replicas) {
+            *endpoint = by.of(endpoint.clone());
+        }
+    }
+}
+
 /// The state of the discovery of a primary by sentinels.
 #[derive(Debug)]
 pub(crate) struct Discovery {
@@ -76,6 +98,8 @@ pub(crate) struct Discovery {
     acknowledged: AtomicU64,
     /// The replicas, as the primary told of them last.
     pub(crate) replicas: Mutex<Vec<ReplicaStatus>>,
+    /// The commands by which the server does not let this user ask it of itself.
+    pub(crate) not_allowed: Mutex<BTreeSet<&'static str>>,
     /// Failovers whose cost is not known yet.
     pub(crate) untold: Mutex<VecDeque<Switch>>,
 }
@@ -84,6 +108,8 @@ pub(crate) struct Discovery {
 struct Known {
     council: SentinelCouncil,
     contacts: BTreeMap<Endpoint, Contact>,
+    /// The replicas, as a sentinel told of them last that names the believed primary.
+    replicas: Vec<SentinelReplica>,
 }
 
 /// The last contact with one sentinel.
@@ -92,6 +118,17 @@ struct Contact {
     answered: Option<Instant>,
     /// The cause for which the last attempt failed, if it did.
     error: Option<Arc<str>>,
+    /// The last answer.
+    said: Option<Said>,
+}
+
+/// What a sentinel answered last, as far as people want to see it.
+#[derive(Clone, Debug)]
+struct Said {
+    primary: Option<Endpoint>,
+    epoch: u64,
+    quorum: usize,
+    down: bool,
 }
 
 /// The change of the primary that an answer brought.
@@ -114,6 +151,7 @@ impl Discovery {
             known: Mutex::new(Known {
                 council,
                 contacts: BTreeMap::new(),
+                replicas: Vec::new(),
             }),
             believed: tokio::sync::watch::Sender::new(None),
             wanted: tokio::sync::watch::Sender::new(0),
@@ -121,6 +159,7 @@ impl Discovery {
             majority_at: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             replicas: Mutex::default(),
+            not_allowed: Mutex::default(),
             untold: Mutex::default(),
         }
     }
@@ -202,24 +241,47 @@ impl Discovery {
     }
 
     /// Takes in what a sentinel has answered. Returns the switch, if that was one.
-    pub(crate) fn hear(
-        &self,
-        from: &Endpoint,
-        testimony: Testimony,
-        peers: &[PeerSentinel],
-        now: Instant,
-    ) -> Option<Switch> {
+    pub(crate) fn hear(&self, from: &Endpoint, answer: Answer, now: Instant) -> Option<Switch> {
+        let Answer {
+            testimony,
+            peers,
+            replicas,
+        } = answer;
+        let said = Said {
+            primary: testimony.primary.clone(),
+            epoch: testimony.monitored.config_epoch,
+            quorum: testimony.monitored.quorum,
+            down: testimony.monitored.objectively_down,
+        };
         let mut known = self.known.lock();
-        let contact = known.contacts.entry(from.clone()).or_default();
-        contact.answered = Some(now);
-        contact.error = testimony.primary.is_none().then(|| {
-            let service = &self.service;
-            format!("it watches no primary named `{service}`").into()
-        });
-        known.council.learn(peers, now);
-        let Known { council, contacts } = &mut *known;
+        let Known {
+            council, contacts, ..
+        } = &mut *known;
+        council.learn(&peers, now);
         contacts.retain(|endpoint, _| council.sentinels().any(|one| one == endpoint));
-        let heard = known.council.hear(from, testimony, now);
+        let heard = council.hear(from, testimony, now);
+        let contact = contacts.entry(from.clone()).or_default();
+        contact.answered = Some(now);
+        contact.error = match (&heard, &said.primary) {
+            (Heard::Stranger, _) => Some(STRANGER.into()),
+            (_, None) => {
+                let service = &self.service;
+                Some(format!("it watches no primary named `{service}`").into())
+            }
+            _ => None,
+        };
+        if matches!(heard, Heard::Switched { .. }) {
+            // Those that were told of belong to another primary.
+            known.replicas.clear();
+            self.replicas.lock().clear();
+        }
+        let believed = known.council.primacy();
+        let agrees =
+            believed.is_some_and(|believed| Some(&believed.primary) == said.primary.as_ref());
+        if let Some(replicas) = replicas.filter(|_| agrees && heard != Heard::Stranger) {
+            known.replicas = replicas;
+        }
+        known.contacts.entry(from.clone()).or_default().said = Some(said);
         let confirmation = known.council.confirmation(now);
         // Of the primary that is believed now: what was proven of another proves nothing of it.
         let majority_at = confirmation.as_ref().and_then(|known| known.majority_at);
@@ -294,6 +356,14 @@ impl Discovery {
                     .map(|at| clock::as_ms(now.saturating_duration_since(at))),
                 error: contact.error.as_deref().map(str::to_owned),
                 dissents,
+                names: contact
+                    .said
+                    .as_ref()
+                    .and_then(|said| said.primary.as_ref())
+                    .map(Endpoint::to_string),
+                epoch: contact.said.as_ref().map(|said| said.epoch),
+                quorum: contact.said.as_ref().map(|said| said.quorum),
+                thinks_down: contact.said.as_ref().is_some_and(|said| said.down),
             }
         });
         SentinelStatus {
@@ -305,10 +375,34 @@ impl Discovery {
             voters: confirmation.as_ref().map_or(0, |known| known.voters),
             confirmed_ms_ago: self.proof_age(now).map(clock::as_ms),
             sentinels: sentinels.collect(),
-            replicas: self.replicas.lock().clone(),
+            replicas: all_replicas(&self.replicas.lock(), &known.replicas),
+            not_allowed: self.not_allowed.lock().iter().copied().collect(),
         }
     }
 }
+
+/// The replicas that the primary tells of, and those that only the sentinels know: they are away.
+fn all_replicas(connected: &[ReplicaStatus], known: &[SentinelReplica]) -> Vec<ReplicaStatus> {
+    let mut all = connected.to_vec();
+    for replica in known {
+        let address = replica.endpoint.to_string();
+        match all.iter_mut().find(|one| one.address == address) {
+            Some(one) => one.priority = replica.priority,
+            None => all.push(ReplicaStatus {
+                address,
+                // The primary may not have been asked, or may not be allowed to be.
+                in_sync: replica.in_sync,
+                lag_bytes: None,
+                priority: replica.priority,
+            }),
+        }
+    }
+    all
+}
+
+/// The answer of a sentinel that is not heard.
+const STRANGER: &str =
+    "it is not heard: it has another id than the sentinel that others know at this address";
 
 #[cfg(test)]
 mod tests {
@@ -316,39 +410,114 @@ mod tests {
 
     use super::*;
 
+    fn says(primary: &str, epoch: u64, now: Instant) -> Answer {
+        Answer {
+            testimony: Testimony {
+                primary: Some(Endpoint::new(primary, 1)),
+                monitored: MonitoredPrimary {
+                    config_epoch: epoch,
+                    run_id: None,
+                    other_sentinels: 2,
+                    quorum: 2,
+                    subjectively_down: false,
+                    objectively_down: false,
+                    failing_over: false,
+                },
+                sentinel: None,
+                asked: now,
+            },
+            peers: Vec::new(),
+            replicas: None,
+        }
+    }
+
+    fn discovery(seeds: &[Endpoint]) -> Discovery {
+        let target = SentinelTarget {
+            seeds: seeds.to_vec(),
+            service: "main".into(),
+        };
+        Discovery::new(&target, clock::now())
+    }
+
+    fn replica(host: &str, in_sync: bool) -> SentinelReplica {
+        SentinelReplica {
+            endpoint: Endpoint::new(host, 1),
+            run_id: None,
+            in_sync,
+            offset: 0,
+            priority: Some(100),
+        }
+    }
+
+    #[test]
+    fn t20_replicas_are_those_of_the_primary_that_is_believed_and_those_that_are_away() {
+        let seeds = [Endpoint::new("s", 1)];
+        let discovery = discovery(&seeds);
+        let now = clock::now();
+        let mut first = says("a", 1, now);
+        first.replicas = Some(vec![replica("b", true), replica("c", false)]);
+        discovery.hear(&seeds[0], first, now);
+        *discovery.replicas.lock() = vec![ReplicaStatus {
+            address: "b:1".into(),
+            in_sync: true,
+            lag_bytes: Some(7),
+            priority: None,
+        }];
+        let told = discovery.status(now).replicas;
+        let facts = |one: &ReplicaStatus| (one.address.clone(), one.in_sync, one.lag_bytes);
+        let told: Vec<_> = told.iter().map(facts).collect();
+        let want = [
+            ("b:1".to_owned(), true, Some(7)),
+            ("c:1".to_owned(), false, None),
+        ];
+        assert_eq!(told, want);
+        // Another primary: what was said of the old one's replicas is over.
+        discovery.hear(&seeds[0], says("b", 2, now), now);
+        assert!(discovery.status(now).replicas.is_empty());
+    }
+
+    #[test]
+    fn t17_a_sentinel_that_is_not_heard_says_so_and_each_shows_what_it_names() {
+        let seeds = [Endpoint::new("s", 1)];
+        let discovery = discovery(&seeds);
+        let now = clock::now();
+        let peer = Endpoint::new("p", 2);
+        let mut answer = says("a", 3, now);
+        answer.peers = vec![PeerSentinel {
+            endpoint: peer.clone(),
+            run_id: Some("its-id".into()),
+        }];
+        discovery.hear(&seeds[0], answer, now);
+        let mut other = says("b", 9, now);
+        other.testimony.sentinel = Some("another-id".into());
+        discovery.hear(&peer, other, now);
+        let status = discovery.status(now);
+        assert_eq!(status.primary.as_deref(), Some("a:1"));
+        let [stranger, seed] = &status.sentinels[..] else {
+            panic!("{status:?}");
+        };
+        let error = stranger.error.as_deref().unwrap_or_default();
+        assert!(error.contains("not heard"), "{stranger:?}");
+        assert_eq!((seed.names.as_deref(), seed.epoch), (Some("a:1"), Some(3)));
+        assert_eq!((seed.quorum, seed.error.as_deref()), (Some(2), None));
+    }
+
     #[test]
     fn t19_what_was_proven_of_the_old_primary_proves_nothing_of_the_new_one() {
         let seeds: Vec<_> = (1..4).map(|port| Endpoint::new("s", port)).collect();
-        let target = SentinelTarget {
-            seeds: seeds.clone(),
-            service: "main".into(),
-        };
         let now = clock::now();
-        let discovery = Discovery::new(&target, now);
-        let says = |primary: &str, epoch| Testimony {
-            primary: Some(Endpoint::new(primary, 1)),
-            monitored: MonitoredPrimary {
-                config_epoch: epoch,
-                run_id: None,
-                other_sentinels: 2,
-                quorum: 2,
-                subjectively_down: false,
-                objectively_down: false,
-                failing_over: false,
-            },
-            sentinel: None,
-            asked: now,
-        };
+        let discovery = discovery(&seeds);
+        let says = |primary: &str, epoch| says(primary, epoch, now);
         let within = Duration::from_secs(60);
         assert!(!discovery.is_proven(within, now));
         for seed in &seeds {
-            discovery.hear(seed, says("a", 1), &[], now);
+            discovery.hear(seed, says("a", 1), now);
         }
         assert!(discovery.is_proven(within, now));
-        let switch = discovery.hear(&seeds[0], says("b", 2), &[], now);
+        let switch = discovery.hear(&seeds[0], says("b", 2), now);
         assert!(switch.is_some(), "one word is enough to switch");
         assert!(!discovery.is_proven(within, now), "and not to write");
-        discovery.hear(&seeds[1], says("b", 2), &[], now);
+        discovery.hear(&seeds[1], says("b", 2), now);
         assert!(discovery.is_proven(within, now));
     }
 }

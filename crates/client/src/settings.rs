@@ -6,6 +6,7 @@ use std::time::Duration;
 use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, Bulkhead, RetryPolicy};
 use steadfast_core::resp::Limits;
 
+use crate::credentials::CredentialsProvider;
 use crate::error::ConfigError;
 use crate::membership::Membership;
 use crate::resolve::{Resolve, SystemResolver};
@@ -61,6 +62,8 @@ pub(crate) struct Settings {
     pub(crate) wait_for_primary: Duration,
     #[cfg(feature = "tls")]
     pub(crate) sentinel_tls: SentinelTls,
+    /// Asked for user name and password at each connection to a sentinel, if there is one.
+    pub(crate) sentinel_provider: Option<Arc<dyn CredentialsProvider>>,
     pub(crate) repeat_without_fence: bool,
     pub(crate) repeat_only_reads: bool,
     pub(crate) reply_limits: Limits,
@@ -102,6 +105,7 @@ impl Settings {
             wait_for_primary: Duration::ZERO,
             #[cfg(feature = "tls")]
             sentinel_tls: SentinelTls::AsData,
+            sentinel_provider: None,
             repeat_without_fence: false,
             repeat_only_reads: false,
             reply_limits: Limits::default(),

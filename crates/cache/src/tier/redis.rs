@@ -32,7 +32,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
 use smallvec::SmallVec;
-use steadfast::{CallOptions, Client, ConnectionState};
+use steadfast::{CallOptions, Client, ConnectionState, Effect};
 
 use crate::freshness::Lifetime;
 use crate::outbox::Outbox;
@@ -309,7 +309,25 @@ impl RedisTier {
         cmd: &redis::Cmd,
         limit: Duration,
     ) -> RedisResult<T> {
-        let mut connection = self.client.with(CallOptions::new().deadline(limit));
+        let options = CallOptions::new().deadline(limit);
+        self.ask_with(cmd, limit, options).await
+    }
+
+    /// Asks what changes nothing that Redis keeps, though its words could: a failover loses nothing
+    /// with it, and it needs no proof of the primary.
+    async fn ask_only<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> RedisResult<T> {
+        let limit = self.limit.max(ASKED_BY_NO_READER);
+        let options = CallOptions::new().deadline(limit).effect(Effect::Read);
+        self.ask_with(cmd, limit, options).await
+    }
+
+    async fn ask_with<T: FromRedisValue>(
+        &self,
+        cmd: &redis::Cmd,
+        limit: Duration,
+        options: CallOptions,
+    ) -> RedisResult<T> {
+        let mut connection = self.client.with(options);
         self.count(tokio::time::timeout(limit + GRACE, cmd.query_async(&mut connection)).await)
     }
 

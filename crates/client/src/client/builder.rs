@@ -265,6 +265,17 @@ impl ClientBuilder {
         self
     }
 
+    /// Sets where user name and password for sentinels come from, asked at each connection to one of
+    /// them; in place of [`sentinel_credentials`](Self::sentinel_credentials). When to ask again is
+    /// not asked: no connection to a sentinel lives so long that it matters.
+    pub fn sentinel_credentials_from(
+        mut self,
+        provider: impl CredentialsProvider + 'static,
+    ) -> Self {
+        self.settings.sentinel_provider = Some(Arc::new(provider));
+        self
+    }
+
     /// Sets how TLS is spoken to sentinels (feature `tls`); `None`: not at all. Default: as to the
     /// servers.
     #[cfg(feature = "tls")]

@@ -16,6 +16,7 @@ use steadfast_core::succession::{History, Watermark, Watermarks};
 use crate::call;
 use crate::call::plan::Payload;
 use crate::clock;
+use crate::error::ErrorKind;
 use crate::event::EventKind;
 use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
@@ -26,6 +27,8 @@ use steadfast_core::conn::Reply;
 
 /// The time that the new primary may take to serve before a failover is told without its history.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
+/// How often what the server does not allow is asked again.
+const REFUSED_PAUSE: Duration = Duration::from_secs(60);
 /// Between looks whether the new primary serves.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -48,6 +51,8 @@ pub(crate) async fn keep_account(shared: Arc<Shared>) {
             continue;
         };
         let info = ask(&shared, redis::cmd("INFO").arg("replication")).await;
+        discovery.note_answer("INFO", &info);
+        let info = info.reply();
         let info = info.and_then(|reply| InfoReplication::read(&text(&reply)?).ok());
         if shared.term() != term || link.epoch() != epoch {
             continue;
@@ -83,6 +88,12 @@ async fn note_while_it_serves(
         if !here {
             return;
         }
+        discovery.note_answer("ROLE", &role);
+        let pause = match &role {
+            Asked::Refused => REFUSED_PAUSE,
+            _ => shared.settings.heartbeat,
+        };
+        let role = role.reply();
         let role = role.and_then(|reply| RoleReport::read(&reply).ok());
         if matches!(role, Some(RoleReport::Replica { .. })) && shared.settings.role == Role::Primary
         {
@@ -95,7 +106,9 @@ async fn note_while_it_serves(
         {
             let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
                 address: replica.endpoint.to_string(),
-                lag_bytes: offset.saturating_sub(replica.offset),
+                in_sync: true,
+                lag_bytes: Some(offset.saturating_sub(replica.offset)),
+                priority: None,
             });
             *discovery.replicas.lock() = replicas.collect();
             if let Some(marks) = marks {
@@ -110,7 +123,7 @@ async fn note_while_it_serves(
             biased;
             () = link.closed() => return,
             () = shared.deposed(term) => return,
-            () = tokio::time::sleep(shared.settings.heartbeat) => {}
+            () = tokio::time::sleep(pause) => {}
         }
         if link.epoch() != epoch || link.state() != ConnectionState::Ready {
             return;
@@ -134,14 +147,55 @@ async fn in_service(shared: &Shared, link: &Link) -> (u64, u64) {
     }
 }
 
-async fn ask(shared: &Shared, cmd: &Cmd) -> Option<Value> {
+/// What became of a question.
+enum Asked {
+    Answered(Value),
+    /// The user may not ask it.
+    Refused,
+    Failed,
+}
+
+impl Asked {
+    fn reply(self) -> Option<Value> {
+        match self {
+            Self::Answered(value) => Some(value),
+            Self::Refused | Self::Failed => None,
+        }
+    }
+}
+
+async fn ask(shared: &Shared, cmd: &Cmd) -> Asked {
     let payload = Payload::Command(cmd);
-    let plan = payload.plan(shared.links.len(), true).ok()?;
+    let Ok(plan) = payload.plan(shared.links.len(), true) else {
+        return Asked::Failed;
+    };
     // The next connection may be to another server.
     let options = CallOptions::new().attempts(1);
     match call::call(shared, payload, plan, &options).await {
-        Ok(Reply::One(value)) => Some(value),
-        _ => None,
+        Ok(Reply::One(value)) => Asked::Answered(value),
+        Err(error) => match error.kind() {
+            ErrorKind::Server(said) if said.code() == "NOPERM" => Asked::Refused,
+            _ => Asked::Failed,
+        },
+        Ok(_) => Asked::Failed,
+    }
+}
+
+impl Discovery {
+    /// Notes whether the server says of itself what this command asks. That it does not is told
+    /// once.
+    fn note_answer(&self, command: &'static str, answer: &Asked) {
+        let mut refused = self.not_allowed.lock();
+        match answer {
+            Asked::Answered(_) => {
+                refused.remove(command);
+            }
+            Asked::Refused if refused.insert(command) => tracing::warn!(
+                command,
+                "not allowed to this user: lag, and what a failover costs, are not known"
+            ),
+            Asked::Refused | Asked::Failed => {}
+        }
     }
 }
 

@@ -7,7 +7,9 @@ use std::time::{Duration, Instant};
 use redis::Value;
 use steadfast_core::node::{Endpoint, MAX_NAME};
 use steadfast_core::policy::Backoff;
-use steadfast_core::report::{MonitoredPrimary, PeerSentinel, SwitchMaster, primary_address};
+use steadfast_core::report::{
+    MonitoredPrimary, PeerSentinel, SentinelReplica, SwitchMaster, primary_address,
+};
 use steadfast_core::resp::Limits;
 use steadfast_core::sentinel::Testimony;
 
@@ -15,7 +17,7 @@ use crate::clock;
 use crate::error::connect::ConnectError;
 use crate::link::connect::{Exchange, auth, dial_sentinel, within};
 use crate::link::shared::Shared;
-use crate::sentinel::{Discovery, Switch};
+use crate::sentinel::{Answer, Discovery, Switch};
 use crate::task::Owned;
 use crate::wire::queue::DriverCommand;
 use crate::wire::words::{as_error, command, without_arguments};
@@ -143,14 +145,11 @@ async fn ask_again_and_again(
             let questions = questions(&discovery.service);
             let replies = within("sentinel", limit, exchange.exchange(&questions)).await??;
             let translation = &shared.settings.translation;
-            let (mut testimony, mut peers) = read(&replies, asked, &address)?;
-            testimony.primary = testimony.primary.map(|one| translation.of(one));
-            for peer in &mut peers {
-                peer.endpoint = translation.of(peer.endpoint.clone());
-            }
+            let mut answer = read(&replies, asked, &address)?;
+            answer.translate(translation);
             *failed = 0;
             let now = clock::now();
-            if let Some(switch) = discovery.hear(at, testimony, &peers, now) {
+            if let Some(switch) = discovery.hear(at, answer, now) {
                 least = LEAST;
                 shared.primary_moved(&switch);
             }
@@ -220,44 +219,51 @@ async fn greet(
     exchange: &mut Exchange<'_>,
     limit: Duration,
 ) -> Result<(), ConnectError> {
-    let Some(credentials) = &shared.settings.target.sentinel_credentials else {
+    let given = shared.settings.target.sentinel_credentials.clone();
+    let credentials = match &shared.settings.sentinel_provider {
+        Some(provider) => {
+            let had = within("credentials", limit, provider.credentials()).await?;
+            Some(had.map_err(|error| ConnectError::Credentials(error.to_string()))?)
+        }
+        None => given,
+    };
+    let Some(credentials) = credentials else {
         return Ok(());
     };
     let words = match credentials.user() {
         "" | "default" => command(&["AUTH", credentials.password()]),
-        _ => auth(credentials),
+        _ => auth(&credentials),
     };
     let replies = within("sentinel", limit, exchange.exchange(&[words])).await??;
     refused(&replies)
 }
 
 /// The epoch before the address: see [`steadfast_core::report::MonitoredPrimary`].
-fn questions(service: &str) -> [Vec<u8>; 4] {
+fn questions(service: &str) -> [Vec<u8>; 5] {
     [
         command(&["SENTINEL", "MYID"]),
         command(&["SENTINEL", "MASTER", service]),
         command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", service]),
         command(&["SENTINEL", "SENTINELS", service]),
+        command(&["SENTINEL", "REPLICAS", service]),
     ]
 }
 
-fn read(
-    replies: &[Value],
-    asked: Instant,
-    address: &str,
-) -> Result<(Testimony, Vec<PeerSentinel>), ConnectError> {
+fn read(replies: &[Value], asked: Instant, address: &str) -> Result<Answer, ConnectError> {
     let no_sentinel = |why: String| ConnectError::NotSentinel {
         address: address.into(),
         why,
     };
-    let [own, monitored, primary, peers] = replies else {
+    let [own, monitored, primary, peers, replicas] = replies else {
         return Err(no_sentinel("it leaves questions unanswered".into()));
     };
     let needs_password = |reply: &Value| {
         let code = as_error(reply).map(|(code, _)| code);
         code.is_some_and(|code| matches!(code.as_str(), "NOAUTH" | "NOPERM" | "WRONGPASS"))
     };
-    if let Some(reply) = replies.iter().skip(1).find(|reply| needs_password(reply)) {
+    // What is left out without the last is a list to look at.
+    let mut needed = replies.iter().skip(1).take(3);
+    if let Some(reply) = needed.find(|reply| needs_password(reply)) {
         refused(std::slice::from_ref(reply))?;
     }
     let primary = primary_address(primary).map_err(|error| no_sentinel(error.to_string()))?;
@@ -288,7 +294,12 @@ fn read(
         sentinel,
         asked,
     };
-    Ok((testimony, peers))
+    let replicas = SentinelReplica::read_all(replicas).ok();
+    Ok(Answer {
+        testimony,
+        peers,
+        replicas: replicas.map(|(replicas, _)| replicas),
+    })
 }
 
 fn refused(replies: &[Value]) -> Result<(), ConnectError> {

@@ -21,8 +21,12 @@ pub struct SentinelStatus {
     pub confirmed_ms_ago: Option<f64>,
     /// Each sentinel that is asked.
     pub sentinels: Vec<SentinelContact>,
-    /// The replicas that are connected to the primary, as it told last: once a heartbeat.
+    /// The replicas: those that are connected to the primary, as it told last, once a heartbeat;
+    /// and those that the sentinels know besides.
     pub replicas: Vec<ReplicaStatus>,
+    /// The commands that the server does not allow to this user, of those that tell lag and what a
+    /// failover cost (ROLE, INFO).
+    pub not_allowed: Vec<&'static str>,
 }
 
 /// A replica of the primary.
@@ -32,8 +36,14 @@ pub struct SentinelStatus {
 pub struct ReplicaStatus {
     /// The address that the replica announces.
     pub address: String,
-    /// The bytes of the primary's history that the replica had not acknowledged yet.
-    pub lag_bytes: u64,
+    /// Whether it receives what the primary writes, by the word of the primary, or else of a
+    /// sentinel.
+    pub in_sync: bool,
+    /// The bytes of the primary's history that the replica had not acknowledged yet; absent if the
+    /// primary does not tell of it.
+    pub lag_bytes: Option<u64>,
+    /// Its `replica-priority`, as a sentinel knows it: 0 is never promoted.
+    pub priority: Option<u32>,
 }
 
 /// A sentinel that is asked.
@@ -50,6 +60,14 @@ pub struct SentinelContact {
     pub error: Option<String>,
     /// Whether it names another primary or epoch than the one that is believed.
     pub dissents: bool,
+    /// The primary that it named last.
+    pub names: Option<String>,
+    /// The epoch that it named with it.
+    pub epoch: Option<u64>,
+    /// The number of sentinels that must find the primary down before one of them fails over.
+    pub quorum: Option<usize>,
+    /// Whether it says that so many cannot reach the primary.
+    pub thinks_down: bool,
 }
 
 /// The relation of a new primary's data to that of the one before, in

@@ -1,7 +1,10 @@
 //! T16 to T19, T32: a primary that moves.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
+use steadfast::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use steadfast::{
     CallOptions, Certainty, Client, ConnectionState, ErrorKind, EventKind, FailoverHistory,
     PubSubEvent,
@@ -321,6 +324,62 @@ async fn t17_sentinels_have_credentials_of_their_own() {
     let url = format!("redis-sentinel://:d4ta@{at}/main?sentinel_password=s3ntinel");
     let client = Client::builder(&url).unwrap().connect().await.unwrap();
     client.send(&cmd("SET k v")).await.unwrap();
+
+    // From a provider, which is asked again at each connection: the first answer was wrong.
+    let url = format!("redis-sentinel://:d4ta@{at}/main");
+    let client = Client::builder(&url)
+        .unwrap()
+        .sentinel_credentials_from(Renewed::default())
+        .build()
+        .unwrap();
+    until("the second answer is given", || {
+        client.state() == ConnectionState::Ready
+    })
+    .await;
+}
+
+/// Gives a password that is wrong, and then the right one.
+#[derive(Debug, Default)]
+struct Renewed(AtomicU64);
+
+impl CredentialsProvider for Renewed {
+    fn credentials(&self) -> BoxFuture<'_, Result<Credentials, CredentialsError>> {
+        let asked = self.0.fetch_add(1, Ordering::Relaxed);
+        let password = if asked == 0 { "old" } else { "s3ntinel" };
+        Box::pin(std::future::ready(Ok(Credentials::new("", password))))
+    }
+
+    fn renew_in(&self) -> Option<Duration> {
+        None
+    }
+}
+
+#[tokio::test]
+async fn t20_what_the_user_may_not_ask_is_told_and_asked_no_more_at_each_heartbeat() {
+    let watched = Watched::start().await.unwrap();
+    let user = "ACL SETUSER app on >secret ~* &* +@all -role";
+    let user: Vec<_> = user.split(' ').collect();
+    for server in &watched.data {
+        server.command(&user).await.unwrap();
+    }
+    let url = watched.url().replace("://", "://app:secret@");
+    let builder = Client::builder(&url).unwrap().heartbeat(ms(10));
+    let client = builder.connect().await.unwrap();
+    let not_allowed = || client.status().sentinel.unwrap().not_allowed;
+    until("the refusal is told", || not_allowed() == ["ROLE"]).await;
+    // Some fifty heartbeats.
+    tokio::time::sleep(ms(500)).await;
+    let stats = watched.data[0].info("commandstats").await.unwrap();
+    let role = stats.lines().find(|line| line.starts_with("cmdstat_role:"));
+    let role = role.expect("it was asked once");
+    let refused = role.split("rejected_calls=").nth(1).unwrap();
+    let refused: u32 = refused.split(',').next().unwrap().parse().unwrap();
+    assert!(refused < 5, "{role}");
+    // Replicas are known all the same, by the sentinels' word.
+    let [replica] = &client.status().sentinel.unwrap().replicas[..] else {
+        panic!("{:?}", client.status());
+    };
+    assert_eq!((replica.in_sync, replica.lag_bytes), (true, None));
 }
 
 #[tokio::test]

@@ -120,6 +120,8 @@ pub struct SentinelReplica {
     pub in_sync: bool,
     /// The number of bytes that the replica had when the sentinel last asked.
     pub offset: u64,
+    /// The priority among those that may be promoted; 0 never is. `None` if it is not told.
+    pub priority: Option<u32>,
 }
 
 impl SentinelReplica {
@@ -135,11 +137,13 @@ impl SentinelReplica {
             let link = fields.need("master-link-status")?;
             let link_up = link.text("master-link-status")? == "ok";
             let offset = fields.need("slave-repl-offset")?;
+            let priority = fields.find("slave-priority");
             Ok(Self {
                 endpoint,
                 run_id: run_id(fields)?,
                 in_sync: reached && link_up,
                 offset: offset.number("slave-repl-offset")?,
+                priority: priority.and_then(|part| part.number("slave-priority").ok()),
             })
         })
     }

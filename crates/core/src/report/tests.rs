@@ -259,10 +259,10 @@ fn sentinels_tell_of_other_sentinels_and_of_replicas() {
     let many = Value::Array(vec![reply(one); 40]);
     let (peers, _) = PeerSentinel::read_all(&many).expect("it can be read");
     assert_eq!(peers.len(), 32);
-    let replicas = "*1|*12|$2|ip|$9|127.0.0.1|$4|port|$5|42361|$5|runid|$0||$5|flags|$5|slave|$18|master-link-status|$2|ok|$17|slave-repl-offset|$4|3547|";
+    let replicas = "*1|*14|$2|ip|$9|127.0.0.1|$4|port|$5|42361|$5|runid|$0||$5|flags|$5|slave|$18|master-link-status|$2|ok|$17|slave-repl-offset|$4|3547|$14|slave-priority|$1|0|";
     let (replicas, _) = SentinelReplica::read_all(&reply(replicas)).expect("it can be read");
     assert!(replicas[0].in_sync && replicas[0].run_id.is_none());
-    assert_eq!(replicas[0].offset, 3_547);
+    assert_eq!((replicas[0].offset, replicas[0].priority), (3_547, Some(0)));
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl RedisTier {
             let mut ask = redis::cmd(command);
             ask.arg(script).arg(1).arg(self.names.watermark());
             ask.arg(own_channel).arg(&text);
-            match self.ask::<u64>(&ask).await {
+            match self.ask_only::<u64>(&ask).await {
                 // Not known yet, or not allowed by that name.
                 Err(RedisFailure::Failed(error))
                     if matches!(error.code(), Some("NOSCRIPT" | "NOPERM")) => {}
