@@ -2,6 +2,7 @@
 //! of its own. It says what it did in figures and, where it could not do it, why in words to act on.
 
 mod tally;
+mod view;
 mod why;
 mod work;
 
@@ -16,6 +17,7 @@ use crate::failure::{Failure, Status, chain};
 use crate::figures::{bytes, count, duration};
 use crate::output::row;
 use crate::signals::Signals;
+use view::View;
 use work::{EXPIRY, Outcome, Plan};
 
 #[derive(Debug, clap::Args)]
@@ -27,6 +29,7 @@ Ctrl-C. Exit status: 0 if every operation succeeded, 1 if one failed, 69 if no c
 Examples:
   steadfast probe redis://127.0.0.1:6379
   steadfast probe rediss://app@cache.example:6380 --operations 30000 --workers 50
+  steadfast probe redis-sentinel://a.example:26379,b.example,c.example/mymaster
   REDIS_URL=redis://:password@cache.example:6379 steadfast probe")]
 pub(crate) struct Args {
     // No doc comment: rustdoc would take the brackets for a link, and clap would print whatever escapes them.
@@ -67,6 +70,11 @@ impl Args {
             connected = connect(&client, deadline) => connected,
             () = &mut stop => return interrupted(),
         };
+        if connected.is_err()
+            && let Some(view) = View::of(&client, deadline).await
+        {
+            view.describe()?;
+        }
         let connected = connected.map_err(|cause| {
             let failure = Failure::new(Status::Unavailable, format_args!("no connection: {cause}"));
             match why::hint(&cause) {
@@ -79,6 +87,10 @@ impl Args {
             () = &mut stop => return interrupted(),
         }
         describe_connection(&client, &connected)?;
+        tokio::select! {
+            view = View::of(&client, deadline) => if let Some(view) = view { view.describe()? },
+            () = &mut stop => return interrupted(),
+        }
 
         let plan = Plan {
             operations: self.operations,
@@ -162,9 +174,11 @@ async fn describe_server(client: &Client, deadline: Duration) -> Result<(), Fail
         Some("slave") => "replica",
         _ => "role unknown",
     };
+    let named = status.sentinel.and_then(|watch| watch.primary);
+    let address = named.unwrap_or(status.address);
     row(
         "server",
-        format_args!("redis {version}, {role}, at {}", status.address),
+        format_args!("redis {version}, {role}, at {address}"),
     )?;
     let facts = [
         health.clients.map(|clients| plural(clients, "client")),

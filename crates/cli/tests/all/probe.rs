@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use steadfast_drill::process::{Redis, Tls};
+use steadfast_drill::process::{Redis, Tls, Watched};
 use tokio::time::{Instant, sleep};
 
 use crate::program::{Ended, PATIENCE, finish, run, signal, steadfast};
@@ -212,5 +212,108 @@ async fn tls_is_described_and_each_way_to_get_it_wrong_is_named() {
     assert_says(
         &run(&["probe", &url.replace("rediss", "redis")]).await,
         &["rediss://"],
+    );
+}
+
+/// Probes until the words are said: sentinels learn some things by and by.
+async fn probe_until(url: &str, words: &[&str]) -> Ended {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let ended = run(&["probe", url, "--operations", "30"]).await;
+        let missing = words.iter().find(|word| !ended.stdout.contains(**word));
+        let Some(missing) = missing else { return ended };
+        assert!(
+            Instant::now() < until,
+            "nothing of {missing:?}: {}",
+            ended.all()
+        );
+        sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn t17_what_each_sentinel_says_is_printed_and_what_in_their_set_up_will_hurt() {
+    let watched = Watched::start().await.unwrap();
+    let [primary, replica] = [0, 1].map(|at| watched.data[at].addr().to_string());
+    let well = probe_until(
+        &watched.url(),
+        &[
+            &format!("3 of 3 name {primary} as the primary of main, epoch 0: a majority"),
+            &format!("names {primary}, epoch 0, quorum 2"),
+            &format!("{replica} in sync, "),
+            "priority 100",
+            "3 of 3 sentinels are on 127.0.0.1, and so is the primary",
+            "min-replicas-to-write is 0",
+            &format!("primary, at {primary}"),
+        ],
+    )
+    .await;
+    assert_eq!(well.status, Some(0), "{}", well.all());
+    for word in ["no majority is left and nothing fails over", "min-replicas"] {
+        assert_eq!(
+            well.stdout.matches(word).count(),
+            if word == "min-replicas" { 3 } else { 1 }
+        );
+    }
+    assert!(!well.stdout.contains("quorum is"), "{}", well.all());
+
+    // Set up such that it cannot do its work.
+    for sentinel in &watched.sentinels {
+        let set = ["SENTINEL", "SET", "main", "quorum", "3"];
+        sentinel.command(&set).await.unwrap();
+    }
+    let server = |at: usize, setting: &'static str, value: &'static str| {
+        let server = &watched.data[at];
+        async move {
+            server
+                .command(&["CONFIG", "SET", setting, value])
+                .await
+                .unwrap()
+        }
+    };
+    server(0, "min-replicas-to-write", "1").await;
+    server(1, "replica-priority", "0").await;
+    let third = &watched.sentinels[2];
+    third
+        .command(&["SENTINEL", "REMOVE", "main"])
+        .await
+        .unwrap();
+    let port = watched.data[1].port().to_string();
+    let monitor = ["SENTINEL", "MONITOR", "main", "127.0.0.1", &port, "3"];
+    third.command(&monitor).await.unwrap();
+    let ill = probe_until(
+        &watched.url(),
+        &[
+            "2 of 3 name",
+            "the quorum is 3 of 3: if one sentinel fails",
+            "replica-priority is 0 on every replica",
+            &format!(
+                "{} names {replica}, epoch 0: programs that ask only this one",
+                third.addr()
+            ),
+        ],
+    )
+    .await;
+    assert!(
+        !ill.stdout.contains("min-replicas-to-write is 0"),
+        "{}",
+        ill.all()
+    );
+}
+
+#[tokio::test]
+async fn t17_a_probe_without_a_primary_says_of_each_sentinel_why() {
+    let watched = Watched::start().await.unwrap();
+    let url = format!("{}er", watched.url());
+    let ended = run(&["probe", &url]).await;
+    assert_says(&ended, &["no sentinel names a primary for `mainer`"]);
+    assert_eq!(
+        ended
+            .stdout
+            .matches("it watches no primary named `mainer`")
+            .count(),
+        3,
+        "{}",
+        ended.all()
     );
 }
