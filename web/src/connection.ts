@@ -4,8 +4,9 @@ import { ago, bytes, count, duration, share, text } from './format';
 import type { Store } from './store';
 import { breakerName, capital, checkName, type Mood, redisName } from './words';
 import { mark, pill, whatToDo } from './marks';
+import { drawNodes, moodOf } from './nodes';
 import { troubleOfCheck } from './runbook';
-import type { Health, RedisNode } from './wire';
+import type { Health } from './wire';
 
 const HEALTH: Record<Health, Mood> = { healthy: 'good', degraded: 'warn', unhealthy: 'bad' };
 
@@ -49,7 +50,7 @@ export function drawConnection(store: Store): void {
     ['In flight', count(redis.in_flight)],
     ['Last error', redis.last_error ?? 'none'],
   ]);
-  drawNodes(redis.nodes ?? []);
+  drawNodes(status);
   const trust = cache.redis;
   const believed: [Mood, string] = trust?.trusted
     ? ['good', 'Redis is in use']
@@ -103,27 +104,6 @@ export function drawConnection(store: Store): void {
   ]);
   say(at('namespace'), status.service.namespace);
   say(at('version'), `Steadfast ${status.service.version}, started ${ago(status.service.uptime_ms)}`);
-}
-
-/** Of one server nothing is shown that is not said above. */
-function drawNodes(nodes: RedisNode[]): void {
-  at('nodes').hidden = nodes.length < 2;
-  redraw(at('nodes-rows'), JSON.stringify(nodes), () =>
-    nodes.map(({ address, role, state, breaker }) => {
-      return h(
-        'tr',
-        {},
-        h('th', { scope: 'row' }, h('code', {}, address)),
-        h('td', {}, role),
-        h('td', {}, pill(moodOf(state), redisName(state))),
-        h('td', {}, breakerName(breaker)),
-      );
-    }),
-  );
-}
-
-function moodOf(state: string): Mood {
-  return state === 'ready' ? 'good' : state === 'connecting' ? 'warn' : 'bad';
 }
 
 function rank(status: Health): number {

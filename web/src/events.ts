@@ -126,6 +126,8 @@ function inWords(event: Noted): Told {
         title: 'The connection to Redis is steady again',
         detail: `it was lost and replaced ${plural(number('reconnects') ?? 0, 'time')} in ${text(duration((number('last_ms') ?? event.at_ms) - (number('since_ms') ?? event.at_ms)))}; the last cause: ${word('cause')}`,
       };
+    case 'failed_over':
+      return failedOver(event);
     case 'stuck_reset':
       return {
         mood: 'bad',
@@ -146,6 +148,17 @@ function inWords(event: Noted): Told {
       return { mood: 'good', icon: 'service', title: 'Service listening', detail: '' };
     case 'draining':
       return { mood: 'warn', icon: 'service', title: 'Service draining', detail: 'it finishes what it has begun' };
+    case 'certificate_renewed':
+      return { mood: 'good', icon: 'key', title: 'Certificate renewed', detail: 'new connections get the new one' };
+    case 'certificate_refused':
+      return {
+        mood: 'bad',
+        icon: 'key',
+        title: 'New certificate refused',
+        detail: `the old one stays in force; ${word('why')}`,
+      };
+    case 'reload_late':
+      return { mood: 'warn', icon: 'service', title: 'Configuration not read yet', detail: cause };
     case 'reload_refused':
       return {
         mood: 'bad',
@@ -193,6 +206,33 @@ function inWords(event: Noted): Told {
     default:
       return { mood: 'idle', icon: 'service', title: capital(event.event.replaceAll('_', ' ')), detail: '' };
   }
+}
+
+/** Another primary, and what became of the data: what somebody who was woken for it has to know first. */
+function failedOver(event: Noted): Told {
+  const { from, to, epoch, votes, voters } = event;
+  const told = event.history as { is?: string; certain_ms_ago?: number | null; at_risk?: number } | undefined;
+  const who = `${String(to)} is the primary in place of ${String(from)} (epoch ${String(epoch)}, named by ${String(votes)} of ${plural(Number(voters), 'sentinel')})`;
+  const icon = 'link';
+  if (told?.is === 'same' && !told.at_risk) {
+    const detail = `${who}. It has the old one’s data: no write that was acknowledged here is lost.`;
+    return { mood: 'good', icon, title: 'Redis failed over, nothing is lost', detail };
+  }
+  if (told?.is === 'same') {
+    const risk = plural(told.at_risk ?? 0, 'acknowledged write');
+    const certain =
+      typeof told.certain_ms_ago === 'number'
+        ? `What was acknowledged until ${text(duration(told.certain_ms_ago))} before is safe; the ${risk} after that may be lost.`
+        : `${capital(risk)} may be lost.`;
+    const detail = `${who}. It has the old one’s data, up to a point. ${certain}`;
+    return { mood: 'warn', icon, title: `Redis failed over, ${risk} at risk`, detail };
+  }
+  if (told?.is === 'forked') {
+    const detail = `${who}. Its data has another history: nothing says which acknowledged writes have survived. The cache reads from the database until it has proof.`;
+    return { mood: 'bad', icon, title: 'Redis failed over to other data', detail };
+  }
+  const detail = `${who}. Its data could not be compared with the old one’s: ROLE or INFO is not allowed, or it did not serve within 10 s. Acknowledged writes may be lost.`;
+  return { mood: 'warn', icon, title: 'Redis failed over, losses not known', detail };
 }
 
 /** A cause with the name of its query, which many causes hold already. */
@@ -291,7 +331,15 @@ interface Outage {
 }
 
 /** What belongs to an outage once it has begun. */
-const OF_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'unresponsive', 'breaker', 'fenced', 'credentials_failed']);
+const OF_OUTAGES = new Set([
+  'lost',
+  'down',
+  'connect_failed',
+  'unresponsive',
+  'breaker',
+  'fenced',
+  'credentials_failed',
+]);
 /** With a new connection, or with the old one, which answers again. */
 const ENDS_OUTAGES = new Set(['connected', 'replaced', 'recovered']);
 const BEGIN_OUTAGES = new Set(['lost', 'down', 'connect_failed', 'credentials_failed']);

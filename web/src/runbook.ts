@@ -12,6 +12,7 @@ export const RUNBOOK = {
   slow: { section: 'redis-slow', title: 'Redis slow' },
   breaker: { section: 'breaker-open', title: 'Breaker open' },
   flapping: { section: 'flapping', title: 'Flapping' },
+  failover: { section: 'failover', title: 'Failover' },
   outbox: { section: 'outbox-lagging-or-redis-suspended', title: 'Outbox lagging, or Redis suspended' },
   database: { section: 'database-down', title: 'Database down' },
   stale: { section: 'stale-answers', title: 'Stale answers' },
@@ -37,6 +38,7 @@ const EVENTS: Record<string, Trouble> = {
   unresponsive: 'slow',
   breaker: 'breaker',
   flapping: 'flapping',
+  failed_over: 'failover',
   stuck_reset: 'stuck',
   credentials_failed: 'credentials',
   fence_refused: 'credentials',
@@ -51,6 +53,7 @@ export function troubleOfCheck(name: string): Trouble | null {
 const CHECKS: Record<string, Trouble> = {
   reads: 'reads',
   redis: 'down',
+  sentinels: 'failover',
   database: 'database',
   statements: 'writes',
   breaker: 'breaker',

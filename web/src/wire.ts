@@ -107,12 +107,39 @@ export interface Named<F> {
   last_minute: F;
 }
 
-/** A server of a group that serves together. */
+/** A server behind the name of Redis. */
 export interface RedisNode {
   address: string;
-  role: string;
+  role: 'primary' | 'replica';
+  /** Of its connection (`ready`, `connecting`, `down`, `closed`); where there is none, `in_sync` or `away`. */
   state: string;
-  breaker: string;
+  lag_bytes: number | null;
+  breaker: string | null;
+  can_take_over: boolean | null;
+}
+
+export interface Sentinel {
+  address: string;
+  state: 'agrees' | 'disagrees' | 'silent';
+  answered_ms_ago: number | null;
+  names: string | null;
+  epoch: number | null;
+  error: string | null;
+}
+
+/** The sentinels that watch the primary, and how well it is proven. */
+export interface SentinelGroup {
+  service: string;
+  primary: string | null;
+  epoch: number | null;
+  switches: number;
+  votes: number;
+  majority: number;
+  voters: number;
+  confirmed_ms_ago: number | null;
+  proof_within_ms: number | null;
+  each: Sentinel[];
+  not_allowed: string[];
 }
 
 /** What the sentinels say of the primary that they watch. */
@@ -124,8 +151,18 @@ export interface Sentinels {
   votes: number;
   voters: number;
   confirmed_ms_ago: number | null;
-  sentinels: { address: string; answered_ms_ago: number | null; error: string | null; dissents: boolean }[];
-  replicas: { address: string; lag_bytes: number }[];
+  sentinels: {
+    address: string;
+    answered_ms_ago: number | null;
+    error: string | null;
+    dissents: boolean;
+    names: string | null;
+    epoch: number | null;
+    quorum: number | null;
+    thinks_down: boolean;
+  }[];
+  replicas: { address: string; in_sync: boolean; lag_bytes: number | null; priority: number | null }[];
+  not_allowed: string[];
 }
 
 export interface Flapping {
@@ -188,8 +225,8 @@ export interface Status {
     flapping: Flapping | null;
     /** Absent where none are asked. */
     sentinel: Sentinels | null;
-    nodes?: RedisNode[];
   };
+  nodes: { found_by: 'single' | 'sentinel'; servers: RedisNode[]; sentinels: SentinelGroup | null };
   cache: {
     counts: Record<string, number>;
     flights: number;

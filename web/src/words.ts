@@ -186,6 +186,7 @@ function unsteady(status: Status | null, tick: Tick, checks: Record<string, Chec
   for (const [name, words] of [
     ['statements', 'Serving; writes fail.'],
     ['outbox', 'Serving; invalidations wait.'],
+    ['sentinels', 'Serving; no majority of sentinels.'],
   ] as const) {
     const check = checks[name];
     if (check && check.status !== 'healthy') {

@@ -10,25 +10,28 @@ const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
 /** Nothing that is waited for takes so long, unless it never comes. */
 export const PATIENCE = 60_000;
 
-/** The program: $STEADFAST_BIN, or built from these sources. */
-function program() {
-  if (process.env.STEADFAST_BIN) return process.env.STEADFAST_BIN;
-  const built = spawnSync('cargo', ['build', '--locked', '--quiet', '--package', 'steadfast-cli'], {
+let built;
+
+/** The program: $STEADFAST_BIN, or built once from these sources. */
+export function program() {
+  built ??= process.env.STEADFAST_BIN ?? build();
+  return built;
+}
+
+function build() {
+  const made = spawnSync('cargo', ['build', '--locked', '--quiet', '--package', 'steadfast-cli'], {
     cwd: root,
     stdio: 'inherit',
   });
-  if (built.status !== 0) throw new Error('the program does not build');
+  if (made.status !== 0) throw new Error('the program does not build');
   return join(process.env.CARGO_TARGET_DIR ?? join(root, 'target'), 'debug', 'steadfast');
 }
-
-let built;
 
 /** A running demo. */
 export class Demo {
   static async start(listen = '127.0.0.1:0') {
     const demo = new Demo();
-    built ??= program();
-    demo.process = spawn(built, ['demo', '--listen', listen], { stdio: ['ignore', 'pipe', 'pipe'] });
+    demo.process = spawn(program(), ['demo', '--listen', listen], { stdio: ['ignore', 'pipe', 'pipe'] });
     demo.ended = new Promise((resolve) => demo.process.once('exit', resolve));
     let said = '';
     let complaints = '';

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { browser, Demo, open, PATIENCE } from './harness.mjs';
+import { Watched } from './watched.mjs';
 
 const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 let chromium;
@@ -255,38 +256,129 @@ test('s5_what_runs_beside_a_drill_is_chosen_and_stays_chosen', limits, async () 
   await page.close();
 });
 
-test('s5_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits, async () => {
+test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits, async () => {
   const { page, wrong } = await open(chromium, demo);
   await live(page);
   await page.locator('#redis-facts dd').first().waitFor();
   assert.equal(await page.locator('#nodes').isVisible(), false, 'one server is told of above');
-  const node = (address, fields = {}) => ({ address, role: 'primary', state: 'ready', breaker: 'closed', ...fields });
-  let nodes = [
-    node('10.0.0.1:6379'),
-    node('10.0.0.2:6379', { role: 'replica', state: 'connecting' }),
-    node('10.0.0.3:6379', { state: 'down', breaker: 'half_open' }),
+  const node = (address, fields = {}) => ({
+    address,
+    role: 'primary',
+    state: 'ready',
+    lag_bytes: null,
+    breaker: 'closed',
+    can_take_over: null,
+    ...fields,
+  });
+  const replica = (address, fields) => node(address, { role: 'replica', state: 'in_sync', breaker: null, ...fields });
+  let servers = [
+    node('10.0.0.1:6379', { breaker: 'half_open' }),
+    replica('10.0.0.2:6379', { lag_bytes: 2048, can_take_over: true }),
+    replica('10.0.0.3:6379', { state: 'away', can_take_over: false }),
   ];
+  const sentinel = (address, fields = {}) => ({
+    address,
+    state: 'agrees',
+    answered_ms_ago: 900,
+    names: '10.0.0.1:6379',
+    epoch: 4,
+    error: null,
+    ...fields,
+  });
+  let sentinels = {
+    service: 'main',
+    primary: '10.0.0.1:6379',
+    epoch: 4,
+    switches: 1,
+    votes: 1,
+    majority: 2,
+    voters: 3,
+    confirmed_ms_ago: 61_000,
+    proof_within_ms: 5000,
+    each: [
+      sentinel('10.0.0.7:26379'),
+      sentinel('10.0.0.8:26379', { state: 'disagrees', names: '10.0.0.9:6379', epoch: 3 }),
+      sentinel('10.0.0.9:26379', {
+        state: 'silent',
+        answered_ms_ago: null,
+        names: null,
+        epoch: null,
+        error: 'refused',
+      }),
+    ],
+    not_allowed: ['ROLE'],
+  };
   await page.route('**/v1/status', async (route) => {
     const response = await route.fetch();
     const status = await response.json();
-    await route.fulfill({ response, json: { ...status, redis: { ...status.redis, nodes } } });
+    const nodes = { found_by: sentinels ? 'sentinel' : 'single', servers, sentinels };
+    const message = '1 of 3 sentinels name 10.0.0.1:6379';
+    if (sentinels) status.health.checks.sentinels = { status: 'degraded', latency_ms: null, message };
+    await route.fulfill({ response, json: { ...status, nodes } });
   });
   const rows = page.locator('#nodes-rows tr');
   await rows.nth(2).waitFor();
   const cells = (row) => row.locator('th, td').allTextContents();
-  assert.deepEqual(await cells(rows.nth(0)), ['10.0.0.1:6379', 'primary', 'In service', 'closed']);
-  assert.deepEqual(await cells(rows.nth(1)), ['10.0.0.2:6379', 'replica', 'Connecting', 'closed']);
-  assert.deepEqual(await cells(rows.nth(2)), ['10.0.0.3:6379', 'primary', 'Down', 'half-open']);
-  const moods = await rows.locator('.pill').evaluateAll((pills) => pills.map((pill) => pill.className));
-  assert.deepEqual(moods, ['pill good', 'pill warn', 'pill bad'], 'as of the one connection above');
+  assert.deepEqual(await cells(rows.nth(0)), ['10.0.0.1:6379', 'primary', 'In service', '–', 'half-open']);
+  assert.deepEqual(await cells(rows.nth(1)), ['10.0.0.2:6379', 'replica', 'In sync', '2\u00a0KiB', '–']);
+  assert.deepEqual(await cells(rows.nth(2)), ['10.0.0.3:6379', 'replica, never promoted', 'Away', 'not known', '–']);
+  const watching = page.locator('#sentinels-rows tr');
+  assert.deepEqual(await cells(watching.nth(0)), ['10.0.0.7:26379', 'Agrees', '10.0.0.1:6379', '4', 'just now']);
+  assert.deepEqual(await cells(watching.nth(1)), ['10.0.0.8:26379', 'Disagrees', '10.0.0.9:6379', '3', 'just now']);
+  assert.deepEqual(await cells(watching.nth(2)), ['10.0.0.9:26379', 'Silent', '–', '–', 'never']);
+  const told = await page.textContent('#nodes-said');
+  for (const words of [
+    'epoch 4, confirmed by a majority (2 of 3) 61\u00a0s ago. It has moved once',
+    'Writes to Redis are refused until a majority confirms it',
+    '10.0.0.8:26379 names 10.0.0.9:6379 instead, epoch 3.',
+    '10.0.0.9:26379 does not answer: refused.',
+    'ROLE not allowed',
+  ]) {
+    assert.ok(told.includes(words), `${words} in ${told}`);
+  }
+  assert.equal(await page.locator('#nodes-said a').getAttribute('href'), '/docs/operations#failover');
+  await headline(page, 'no majority of sentinels');
   for (const width of [375, 1440]) {
     await page.setViewportSize({ width, height: 900 });
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
   }
-  nodes = [node('10.0.0.1:6379')];
+  sentinels = null;
+  servers = [node('10.0.0.1:6379')];
   await page.locator('#nodes').waitFor({ state: 'hidden' });
   assert.deepEqual(wrong, []);
   await page.close();
+});
+
+test('t20_a_failover_of_real_servers_is_seen_with_its_cost_and_the_nodes_change_places', limits, async () => {
+  const watched = await Watched.start();
+  try {
+    const { page, wrong } = await open(chromium, watched);
+    await live(page);
+    const { primary, replica, sentinels } = watched.ports;
+    const rows = page.locator('#nodes-rows tr');
+    const row = (number, words) => rows.nth(number).filter({ hasText: words });
+    await row(0, `127.0.0.1:${primary}primaryIn service`).waitFor();
+    await row(1, `127.0.0.1:${replica}replicaIn sync`).waitFor();
+    await page.locator('#nodes-state', { hasText: '3 of 3 sentinels agree' }).waitFor();
+    assert.equal(await page.locator('#sentinels-rows tr', { hasText: 'Agrees' }).count(), 3);
+    assert.match(await page.textContent('#nodes-said'), new RegExp(`primary of “main” is 127.0.0.1:${primary}, epoch`));
+    await watched.failOver();
+    await row(0, `127.0.0.1:${replica}primaryIn service`).waitFor();
+    await row(1, `127.0.0.1:${primary}replicaIn sync`).waitFor();
+    await history(page, /Redis failed over/).waitFor();
+    await page.locator('#last', { hasText: 'Redis failed over' }).waitFor();
+    await page.locator('#nodes-said', { hasText: 'It has moved once' }).waitFor();
+    const found = await page.evaluate(`${axe}; axe.run('#nodes', { resultTypes: ['violations'] })`);
+    assert.deepEqual(
+      found.violations.map(({ id }) => id),
+      [],
+    );
+    assert.equal(sentinels.length, 3);
+    assert.deepEqual(wrong, []);
+    await page.close();
+  } finally {
+    await watched.stop();
+  }
 });
 
 test('s5_keyboard_alone_suffices', limits, async () => {

@@ -1,12 +1,14 @@
 // What the page says of a state, without a browser: figures in, sentences out.
 import assert from 'node:assert/strict';
+import { readdir, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 const bundle = await build({
   stdin: {
-    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export * from './store'; export { markdown, slug } from './markdown';`,
+    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export * from './store'; export { said } from './nodes'; export { markdown, slug } from './markdown';`,
     resolveDir: fileURLToPath(new URL('../src', import.meta.url)),
   },
   bundle: true,
@@ -301,4 +303,78 @@ test('s5_a_client_that_fails_at_once_is_not_praised_for_its_speed', () => {
   assert.equal(page.cell({ kpis: [errors], phases: phases(25) }, p99).mood, 'idle', 'neither a tick nor a cross');
   assert.equal(page.cell({ kpis: [{ ...errors, pass: true }], phases: phases(0) }, p99).mood, 'good');
   assert.equal(page.phase('baseline, recovered'), 'before the fault and once recovered');
+});
+
+test('t20_a_failover_is_told_with_what_it_cost_and_what_to_do', () => {
+  const event = (history) => ({
+    event: 'failed_over',
+    at_ms: 0,
+    id: 'a-1',
+    from: '10.0.0.1:6379',
+    to: '10.0.0.2:6379',
+    epoch: 4,
+    votes: 2,
+    voters: 3,
+    history,
+  });
+  const told = (history) => page.tell(event(history));
+  const nothing = told({ is: 'same', certain_ms_ago: 12, at_risk: 0 });
+  assert.equal(nothing.mood, 'good');
+  assert.match(
+    nothing.detail,
+    /10\.0\.0\.2:6379 is the primary in place of 10\.0\.0\.1:6379 \(epoch 4, named by 2 of 3/,
+  );
+  assert.match(nothing.detail, /no write that was acknowledged here is lost/);
+  const some = told({ is: 'same', certain_ms_ago: 800, at_risk: 12 });
+  assert.equal(some.title, 'Redis failed over, 12 acknowledged writes at risk');
+  assert.match(some.detail, /until 800\sms before is safe; the 12 acknowledged writes after that may be lost/);
+  assert.equal(some.trouble, 'failover');
+  assert.match(told({ is: 'same', certain_ms_ago: null, at_risk: 1 }).detail, /1 acknowledged write may be lost/);
+  assert.equal(told({ is: 'forked' }).mood, 'bad');
+  assert.match(told({ is: 'unknown' }).detail, /ROLE or INFO is not allowed/);
+});
+
+test('s5_each_kind_of_event_has_words_of_its_own', async () => {
+  const root = fileURLToPath(new URL('../..', import.meta.url));
+  const source = async (folder, words) => {
+    for (const entry of await readdir(join(root, folder), { recursive: true, withFileTypes: true })) {
+      if (!entry.isFile() || !entry.name.endsWith('.rs')) continue;
+      const text = await readFile(join(entry.parentPath, entry.name), 'utf8');
+      if (text.includes(words)) return text;
+    }
+    throw new Error(`nobody says ${words}`);
+  };
+  const client = await source('crates/client/src', 'impl EventKind {\n        /// Its name');
+  const [, kinds] = client.split('impl EventKind {\n        /// Its name');
+  const names = [...kinds.slice(0, kinds.indexOf('\n}')).matchAll(/=> "(\w+)"/g)].map(([, name]) => name);
+  assert.ok(names.includes('failed_over') && names.length > 15, names.join());
+  const told = await readFile(join(root, 'web/src/events.ts'), 'utf8');
+  const service = ['certificate_renewed', 'certificate_refused', 'reload_late', 'reads_failing', 'missed'];
+  for (const name of [...names, ...service]) assert.ok(told.includes(`case '${name}':`), `nothing is said of ${name}`);
+});
+
+test('t17_what_is_said_of_the_nodes_begins_with_the_primary_and_names_what_is_missing', () => {
+  const watched = {
+    service: 'main',
+    primary: 'a:1',
+    epoch: 2,
+    switches: 0,
+    votes: 3,
+    majority: 2,
+    voters: 3,
+    confirmed_ms_ago: 4000,
+    proof_within_ms: null,
+    each: [],
+    not_allowed: [],
+  };
+  const replica = { address: 'b:1', role: 'replica', state: 'in_sync', can_take_over: true };
+  const said = (servers, fields = {}) => page.said({ servers, sentinels: { ...watched, ...fields } });
+  assert.deepEqual(said([replica]), [
+    'The primary of “main” is a:1, epoch 2, confirmed by a majority (2 of 3) 4\u00a0s ago.',
+  ]);
+  for (const missing of [{ state: 'away' }, { can_take_over: false }]) {
+    assert.match(said([{ ...replica, ...missing }])[1], /No replica could take over now/);
+  }
+  assert.match(said([replica], { primary: null })[0], /No sentinel names a primary/);
+  assert.match(said([replica], { confirmed_ms_ago: null, proof_within_ms: 500 })[1], /Writes to Redis are refused/);
 });

@@ -20,9 +20,11 @@ use crate::config::{
     Config, DatabaseTlsConfig, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
 };
 use crate::health::{Check, Status};
+use crate::nodes::Nodes;
 
 mod checks;
 mod credentials;
+mod sentinel;
 
 use checks::FailedStatement;
 
@@ -58,6 +60,8 @@ pub(crate) struct Backend {
     /// The last answer of Redis about itself, and the number of reconnects before it.
     redis_said: RwLock<Option<(u64, steadfast::Health)>>,
     health_timeout: Duration,
+    /// How old the proof of the primary may be before writes are refused.
+    proof_within_ms: Option<u64>,
     outbox_lag_max: u64,
     /// Loads at once.
     places: usize,
@@ -112,6 +116,9 @@ impl Backend {
             statements: RwLock::default(),
             places: config.database.guard.concurrency,
             health_timeout: config.redis.health_timeout,
+            proof_within_ms: (config.redis.sentinel.as_ref())
+                .and_then(|watched| watched.proof)
+                .map(crate::clock::millis),
             // Not known is not good: what has not answered yet serves nobody.
             database_check: RwLock::new(Check::new(Status::Unhealthy, "not asked yet")),
         })
@@ -120,10 +127,7 @@ impl Backend {
     /// Whether a service could stand on what `config` says: files are read and addresses taken
     /// apart, and nothing is connected to.
     pub(crate) fn try_out(config: &Config) -> Result<(), BackendError> {
-        let builder = Client::builder(config.redis.url.expose())?;
-        if let Some(settings) = &config.redis.tls {
-            let _ = builder.tls(tls(settings)?);
-        }
+        let _ = redis_client(&config.redis)?;
         Database::connect(config.database.url.expose(), DatabaseOptions::default())?;
         Ok(())
     }
@@ -150,6 +154,11 @@ impl Backend {
         }
     }
 
+    /// Returns the servers behind the name of Redis.
+    pub(crate) fn nodes(&self) -> Nodes {
+        Nodes::of(&self.client.status(), self.proof_within_ms)
+    }
+
     /// Returns for how long the oldest invalidation has waited to be applied; `None` if none waits,
     /// or it is not known.
     pub(crate) fn outbox_lag_ms(&self) -> Option<u64> {
@@ -166,6 +175,7 @@ impl Backend {
             let is = f64::from(u8::from(name == state.breaker));
             gauge!("steadfast_breaker_state", "state" => name).set(is);
         }
+        Nodes::of(&state, self.proof_within_ms).set_gauges();
         gauge!("steadfast_redis_in_flight").set(state.in_flight as f64);
         let flaps = f64::from(u8::from(state.flapping.is_some()));
         gauge!("steadfast_redis_flapping").set(flaps);
@@ -211,6 +221,9 @@ pub fn redis_client(config: &RedisConfig) -> Result<ClientBuilder, steadfast::Co
     let mut builder = Client::builder(config.url.expose())?;
     if let Some(settings) = &config.tls {
         builder = builder.tls(tls(settings)?);
+    }
+    if let Some(settings) = &config.sentinel {
+        builder = sentinel::apply(builder, settings)?;
     }
     let builder = credentials::provide(builder, config.credentials.as_ref())
         .name("steadfast")

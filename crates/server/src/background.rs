@@ -16,6 +16,7 @@ use crate::active_config::ActiveConfig;
 use crate::checks::Checks;
 use crate::clock::unix_ms;
 use crate::health::{Phase, Status};
+use crate::observe::failovers;
 use crate::observe::felt::{self, ReadsChange};
 use crate::observe::figures::SAMPLED_EVERY;
 use crate::observe::minutes::Second;
@@ -206,6 +207,9 @@ impl Background {
         let observations = &self.checks.observations;
         let (feed, counts) = (&observations.feed, observations.tally.counts());
         observations.outages.connection(event, counts);
+        if let EventKind::FailedOver { history, .. } = &event.kind {
+            failovers::count(history);
+        }
         match &event.kind {
             EventKind::Flapping(now) | EventKind::FlappingEnded(now) => {
                 let (connection, since) = (event.connection, now.since_ms);

@@ -14,6 +14,7 @@ use crate::observe::Observations;
 const OWN_CHECKS: &[&str] = &[
     "reads",
     "redis",
+    "sentinels",
     "database",
     "breaker",
     "outbox",

@@ -13,6 +13,7 @@ mod rate;
 mod redis;
 mod secret;
 mod section;
+mod sentinel;
 mod server;
 mod settings;
 mod tls;
@@ -34,6 +35,7 @@ pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
 pub use secret::{Fingerprint, REDIS_SCHEMES, SecretText, SecretUrl, UrlMistake};
+pub use sentinel::{AddressMap, SentinelConfig, SentinelTlsConfig};
 pub use server::ServerConfig;
 pub use settings::{DrillConfig, LogConfig, LogFormat, MetricsConfig, TracingConfig};
 pub use tls::{

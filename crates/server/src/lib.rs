@@ -53,6 +53,7 @@ mod http;
 mod life;
 mod lifecycle;
 mod limit;
+mod nodes;
 mod observe;
 mod peer;
 mod query;

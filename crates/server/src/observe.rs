@@ -1,6 +1,7 @@
 //! What the service knows of itself, counted and kept while it runs. Everything that is shown or
 //! told to anybody is derived from here.
 
+pub(crate) mod failovers;
 pub(crate) mod feed;
 pub(crate) mod felt;
 pub(crate) mod figures;

@@ -13,6 +13,7 @@ use crate::backend::RedisStatus;
 use crate::checks::Checks;
 use crate::clock::millis;
 use crate::health::{Health, Phase};
+use crate::nodes::Nodes;
 use crate::observe::figures::NamedFigures;
 use crate::observe::outages::Outage;
 use crate::observe::tally::{Rates, ReadCounts};
@@ -28,6 +29,7 @@ pub struct ServiceStatus {
     statements: Vec<NamedFigures>,
     outages: Vec<Outage>,
     redis: RedisStatus,
+    nodes: Nodes,
     cache: steadfast_cache::CacheStatus,
     system: SystemFacts,
 }
@@ -100,6 +102,7 @@ impl Overview {
             statements,
             outages: observations.outages_now(),
             redis: backend.redis_status(),
+            nodes: backend.nodes(),
             cache: backend.cache.status(),
             system: SystemFacts {
                 cpu_percent: observations.vitals.cpu_percent(),

@@ -13,6 +13,7 @@ use tracing_subscriber::{EnvFilter, Registry, reload};
 use crate::auth;
 use crate::certificates;
 use crate::config::{Config, LogFormat};
+use crate::observe::failovers;
 
 mod lines;
 mod traces;
@@ -147,6 +148,7 @@ pub(crate) fn begin_counters(config: &Config) {
     ] {
         counter!(name).increment(0);
     }
+    failovers::begin_counters();
     if config.auth.is_some() {
         auth::begin_counters();
     }

@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::Backend;
 use crate::health::{Check, Status};
+use crate::nodes::Nodes;
 
 /// The seconds in which no load succeeds while all are taken, after which the database counts as
 /// stuck.
@@ -58,7 +59,8 @@ impl Backend {
         }
     }
 
-    /// Returns the checks of Redis, breaker, database, outbox and statements, from what is known.
+    /// Returns the checks of Redis, breaker, database, outbox, statements and, where some are asked,
+    /// sentinels, from what is known.
     pub(crate) fn checks(&self) -> Vec<(&'static str, Check)> {
         let status = self.client.status();
         let since = status.state_for_ms / 1e3;
@@ -97,13 +99,16 @@ impl Backend {
             "half_open" => Check::new(Status::Degraded, "half-open: a few calls pass, on trial"),
             _ => Check::new(Status::Degraded, "open: calls to Redis are refused at once"),
         };
-        vec![
+        let sentinels = Nodes::of(&status, self.proof_within_ms).check();
+        let mut checks = vec![
             ("redis", redis.latency(rtt)),
             ("breaker", breaker),
             ("outbox", self.outbox_check()),
             ("database", self.database_check.read().clone()),
             ("statements", self.statements_check()),
-        ]
+        ];
+        checks.extend(sentinels.map(|check| ("sentinels", check)));
+        checks
     }
 
     /// A connection in service, with what the server said of itself on it.

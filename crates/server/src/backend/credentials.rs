@@ -28,6 +28,29 @@ pub(super) fn provide(builder: ClientBuilder, config: Option<&CredentialsConfig>
     }
 }
 
+/// Gives the client what `[redis.sentinel.credentials]` says; without it, what the URL holds.
+pub(super) fn provide_to_sentinels(
+    builder: ClientBuilder,
+    config: Option<&CredentialsConfig>,
+) -> ClientBuilder {
+    match config {
+        Some(CredentialsConfig::Environment {
+            user_variable,
+            password_variable,
+        }) => {
+            let user = user_variable.as_deref();
+            let variables = EnvironmentCredentials::new(user, password_variable);
+            builder.sentinel_credentials_from(variables)
+        }
+        Some(CredentialsConfig::File { path, user, .. }) => {
+            let file = FileCredentials::new(path, user.as_deref());
+            builder.sentinel_credentials_from(file)
+        }
+        // The configuration refuses tokens there.
+        Some(CredentialsConfig::Entra(_)) | None => builder,
+    }
+}
+
 #[cfg(feature = "entra-id")]
 fn entra(builder: ClientBuilder, config: &EntraConfig) -> ClientBuilder {
     use secrecy::SecretString;

@@ -10,8 +10,8 @@ use super::secret::SecretText;
 use super::section::Section;
 use super::units::{duration, secs};
 
-/// `[redis.credentials]`: where user and password come from, in place of the URL; read again when
-/// they change.
+/// `[redis.credentials]` and `[redis.sentinel.credentials]`: where user and password come from, in
+/// place of the URL; read again when they change.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(tag = "source", rename_all = "lowercase")]
 #[non_exhaustive]
@@ -21,7 +21,8 @@ pub enum CredentialsConfig {
         /// Variable that holds the user's name; default none, for the user `default`.
         #[serde(skip_serializing_if = "Option::is_none")]
         user_variable: Option<String>,
-        /// Variable that holds the password; default `REDIS_PASSWORD`.
+        /// Variable that holds the password; default `REDIS_PASSWORD`, of
+        /// sentinels `REDIS_SENTINEL_PASSWORD`.
         password_variable: String,
     },
     /// From a file that something else rotates.
@@ -86,27 +87,39 @@ enum Source {
 
 impl CredentialsConfig {
     pub(crate) fn read(section: &Section<'_>) -> Option<Self> {
-        if !section.is_given() {
-            return None;
-        }
-        if !section.has("source") {
-            section.refuse(
-                section
-                    .mistake("source", "is missing")
-                    .help("environment, file or entra"),
-            );
-        }
         let sources = [
             ("environment", Source::Environment),
             ("file", Source::File),
             ("entra", Source::Entra),
         ];
-        match section.choice("source", &sources)? {
+        Self::read_from(section, &sources, "REDIS_PASSWORD")
+    }
+
+    /// Those of sentinels, which know no tokens.
+    pub(crate) fn read_for_sentinels(section: &Section<'_>) -> Option<Self> {
+        let sources = [("environment", Source::Environment), ("file", Source::File)];
+        Self::read_from(section, &sources, "REDIS_SENTINEL_PASSWORD")
+    }
+
+    fn read_from(
+        section: &Section<'_>,
+        sources: &[(&str, Source)],
+        variable: &str,
+    ) -> Option<Self> {
+        if !section.is_given() {
+            return None;
+        }
+        if !section.has("source") {
+            let words: Vec<&str> = sources.iter().map(|(word, _)| *word).collect();
+            let mistake = section.mistake("source", "is missing");
+            section.refuse(mistake.help(format!("one of {}", words.join(", "))));
+        }
+        match section.choice("source", sources)? {
             Source::Environment => Some(Self::Environment {
                 user_variable: section.string("user_variable"),
                 password_variable: section
                     .string("password_variable")
-                    .unwrap_or_else(|| "REDIS_PASSWORD".to_owned()),
+                    .unwrap_or_else(|| variable.to_owned()),
             }),
             Source::File => {
                 let path = section.string("path");

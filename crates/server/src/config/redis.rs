@@ -9,6 +9,7 @@ use steadfast::BudgetConfig;
 use super::credentials::CredentialsConfig;
 use super::secret::{REDIS_SCHEMES, SecretUrl};
 use super::section::Section;
+use super::sentinel::SentinelConfig;
 use super::tls::RedisTlsConfig;
 use super::units::{duration, millis, secs, show_duration};
 
@@ -66,6 +67,9 @@ pub struct RedisConfig {
     /// `[redis.credentials]`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub credentials: Option<CredentialsConfig>,
+    /// `[redis.sentinel]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sentinel: Option<SentinelConfig>,
 }
 
 impl RedisConfig {
@@ -74,6 +78,7 @@ impl RedisConfig {
         let breaker = section.section("breaker");
         let tls = section.section("tls");
         let credentials = section.section("credentials");
+        let sentinel = section.section("sentinel");
         let config = Self {
             url: SecretUrl::read(section, "url", "redis://127.0.0.1:6379", REDIS_SCHEMES),
             deadline: section.positive("deadline").unwrap_or(secs(1)),
@@ -94,6 +99,7 @@ impl RedisConfig {
             breaker: BreakerConfig::read(&breaker),
             tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),
             credentials: CredentialsConfig::read(&credentials),
+            sentinel: SentinelConfig::read(&sentinel),
         };
         if !config.url.is_refused()
             && let Err(error) = steadfast::Client::builder(config.url.expose())
@@ -101,7 +107,10 @@ impl RedisConfig {
             section.refuse(section.mistake("url", format!("cannot be used: {error}")));
         }
         config.contradictions(section, &retry, &breaker);
-        for section in [retry, breaker, tls, credentials] {
+        if let Some(watched) = &config.sentinel {
+            watched.contradictions(&sentinel, &config.url, config.deadline);
+        }
+        for section in [retry, breaker, tls, credentials, sentinel] {
             section.finish();
         }
         config

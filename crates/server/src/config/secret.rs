@@ -98,6 +98,12 @@ impl SecretUrl {
         self.url().is_some_and(|url| url.password().is_some())
     }
 
+    /// Whether its query names this parameter.
+    pub(crate) fn says(&self, parameter: &str) -> bool {
+        self.url()
+            .is_some_and(|url| url.query_pairs().any(|(name, _)| name == parameter))
+    }
+
     /// With one of its hosts.
     fn url(&self) -> Option<Url> {
         Url::parse(&divide(self.expose())?.0).ok()

@@ -118,6 +118,12 @@ impl<'a> Section<'a> {
             .collect()
     }
 
+    /// Returns the name of each setting that is given.
+    pub(crate) fn keys(&self) -> Vec<String> {
+        let table = self.table.into_iter().flatten();
+        table.map(|(key, _)| key.clone()).collect()
+    }
+
     pub(crate) fn node(&self, key: &str) -> Option<&'a Node> {
         self.take(key)
     }

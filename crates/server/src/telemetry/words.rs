@@ -58,6 +58,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "Lost connections to Redis that were replaced",
     ),
     (
+        "steadfast_redis_failovers_total",
+        "Primaries that followed another, by what became of its data",
+    ),
+    (
+        "steadfast_redis_writes_at_risk_total",
+        "Acknowledged writes that a failover may have lost",
+    ),
+    (
         "steadfast_redis_stuck_resets_total",
         "Times that a stuck supervisor of a connection was started anew",
     ),
@@ -106,6 +114,26 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
         "steadfast_redis_round_trip_seconds",
         Some(Unit::Seconds),
         "Round trip to Redis, smoothed",
+    ),
+    (
+        "steadfast_redis_sentinels",
+        None,
+        "Sentinels by whether they agree on the primary",
+    ),
+    (
+        "steadfast_redis_primary_proof_age_seconds",
+        Some(Unit::Seconds),
+        "Time since a majority of sentinels confirmed the primary",
+    ),
+    (
+        "steadfast_redis_replicas",
+        None,
+        "Replicas of the primary by state",
+    ),
+    (
+        "steadfast_redis_replica_lag_bytes",
+        Some(Unit::Bytes),
+        "How far the replica that is furthest behind is behind the primary",
     ),
     (
         "steadfast_database_loads_running",

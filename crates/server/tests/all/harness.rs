@@ -65,12 +65,16 @@ impl Service {
     /// A service as the sample says, with `settings` over it, and an empty database of its own if
     /// they name none.
     pub(crate) async fn with(settings: &[(&str, &str)]) -> Self {
+        Self::with_more("", settings).await
+    }
+
+    /// The same, with more in its file.
+    pub(crate) async fn with_more(toml: &str, settings: &[(&str, &str)]) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let database = format!("sqlite://{}", folder.path().join("test.db").display());
-        let mut sources =
-            Sources::new()
-                .text("sample", SAMPLE)
-                .flag("test", "database.url", database);
+        let mut sources = Sources::new()
+            .text("sample", &format!("{SAMPLE}{toml}"))
+            .flag("test", "database.url", database);
         for (setting, value) in settings {
             sources = sources.flag("test", setting, *value);
         }

@@ -116,9 +116,13 @@ fn only_metrics_count_as_names_of_metrics() {
     assert_eq!(names(expression), ["a_b", "x_y"]);
 }
 
-/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, and seen there by the
-/// tests of those.
-const SET_UP: [&str; 3] = [
+/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, or sentinels are asked,
+/// and seen there by the tests of those.
+const SET_UP: [&str; 7] = [
+    "steadfast_redis_sentinels",
+    "steadfast_redis_primary_proof_age_seconds",
+    "steadfast_redis_replicas",
+    "steadfast_redis_replica_lag_bytes",
     "steadfast_tls_certificate_expiry_seconds",
     "steadfast_credentials_expiry_seconds",
     "steadfast_audit_lost_total",
@@ -227,6 +231,8 @@ async fn s4_a_counter_begins_at_nought_so_that_its_first_event_is_a_rise() {
         "steadfast_client_errors_total{kind=\"lost\",certainty=\"unknown\"} 0",
         "steadfast_client_errors_total{kind=\"overloaded\",certainty=\"not_sent\"} 0",
         "steadfast_client_retries_total 0",
+        "steadfast_redis_failovers_total{history=\"forked\"} 0",
+        "steadfast_redis_writes_at_risk_total 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
     }

@@ -131,7 +131,7 @@ fn status_schema() -> Value {
         |what: &str| json!({ "type": "array", "description": what, "items": reference("Figures") });
     json!({
         "type": "object",
-        "required": ["service", "health", "reads", "rates", "queries", "statements", "outages", "redis", "cache", "system"],
+        "required": ["service", "health", "reads", "rates", "queries", "statements", "outages", "redis", "nodes", "cache", "system"],
         "properties": {
             "service": object,
             "health": reference("Health"),
@@ -153,8 +153,61 @@ fn status_schema() -> Value {
                     },
                 } },
             },
+            "nodes": nodes_schema(),
             "cache": object,
             "system": object,
+        },
+    })
+}
+
+fn nodes_schema() -> Value {
+    let text = json!({"type": ["string", "null"]});
+    let number = json!({"type": ["number", "null"]});
+    json!({
+        "type": "object",
+        "description": "The servers behind the name of Redis, and the sentinels that watch them",
+        "required": ["found_by", "servers", "sentinels"],
+        "properties": {
+            "found_by": {"type": "string", "enum": ["single", "sentinel"]},
+            "servers": {"type": "array", "items": {
+                "type": "object",
+                "required": ["address", "role", "state"],
+                "properties": {
+                    "address": {"type": "string"},
+                    "role": {"type": "string", "enum": ["primary", "replica"]},
+                    "state": {"type": "string", "description": "Of the connection to it (ready, connecting, down, closed); without one, in_sync or away"},
+                    "lag_bytes": {"type": ["integer", "null"], "description": "How far it is behind the primary; null where nobody says"},
+                    "breaker": text,
+                    "can_take_over": {"type": ["boolean", "null"]},
+                },
+            }},
+            "sentinels": {
+                "type": ["object", "null"],
+                "description": "null where none are asked",
+                "properties": {
+                    "service": {"type": "string"},
+                    "primary": text,
+                    "epoch": number,
+                    "switches": {"type": "integer", "description": "How often the primary has changed since the start"},
+                    "votes": {"type": "integer"},
+                    "majority": {"type": "integer"},
+                    "voters": {"type": "integer"},
+                    "confirmed_ms_ago": number,
+                    "proof_within_ms": number,
+                    "each": {"type": "array", "items": {
+                        "type": "object",
+                        "properties": {
+                            "address": {"type": "string"},
+                            "state": {"type": "string", "enum": ["agrees", "disagrees", "silent"]},
+                            "answered_ms_ago": number,
+                            "names": text,
+                            "epoch": number,
+                            "error": text,
+                        },
+                    }},
+                    "not_allowed": {"type": "array", "items": {"type": "string"}},
+                },
+            },
         },
     })
 }

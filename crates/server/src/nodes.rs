@@ -1,0 +1,246 @@
+//! Behind one name of Redis there may be several servers, and sentinels that watch them. Whoever is
+//! called at night has to know which of them serves, which could take over, and who says otherwise.
+//! So they are listed one by one, from what the client knows already: nobody is asked for it.
+
+use metrics::gauge;
+use serde::Serialize;
+use steadfast::{SentinelContact, SentinelStatus, Status as ClientStatus};
+
+use crate::backend::state_name;
+use crate::health::{Check, Status};
+
+/// The servers behind the name of Redis, in `/v1/status`.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Nodes {
+    /// How it is found which of them serves: `single` or `sentinel`.
+    found_by: &'static str,
+    servers: Vec<Node>,
+    /// Absent where none are asked.
+    sentinels: Option<Sentinels>,
+}
+
+/// One server.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Node {
+    address: String,
+    /// `primary` or `replica`.
+    role: &'static str,
+    /// Of one that this service is connected to, the state of its connection (`ready`, `connecting`,
+    /// `down`, `closed`); of another, `in_sync` or `away`.
+    state: &'static str,
+    /// How far it is behind the primary; absent of a primary, and where nobody says.
+    lag_bytes: Option<u64>,
+    /// `closed`, `open` or `half_open`; absent where this service sends it nothing.
+    breaker: Option<&'static str>,
+    /// Whether it can become the primary; absent where nobody says.
+    can_take_over: Option<bool>,
+}
+
+/// The sentinels that watch the primary, and how well it is proven.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Sentinels {
+    /// The name under which they watch it.
+    service: String,
+    primary: Option<String>,
+    epoch: Option<u64>,
+    /// How often the primary has changed since the start.
+    switches: u64,
+    /// The sentinels that name this primary and epoch in answers of the last 10 s.
+    votes: usize,
+    /// How many of them a majority takes, of how many.
+    majority: usize,
+    voters: usize,
+    /// How long ago a majority was last known to agree; absent if it never was.
+    confirmed_ms_ago: Option<f64>,
+    /// How old that may be before writes are refused; absent if no proof is asked for.
+    proof_within_ms: Option<u64>,
+    each: Vec<Sentinel>,
+    /// The commands that the primary does not allow to this user, without which lag and the cost of
+    /// a failover are not known.
+    not_allowed: Vec<&'static str>,
+}
+
+/// One sentinel.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Sentinel {
+    address: String,
+    state: SentinelState,
+    answered_ms_ago: Option<f64>,
+    /// The primary and the epoch that it named last.
+    names: Option<String>,
+    epoch: Option<u64>,
+    /// Why it could not be asked, or does not count.
+    error: Option<String>,
+}
+
+/// What a sentinel's word is worth just now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum SentinelState {
+    /// It names the primary that is believed.
+    Agrees,
+    /// It names another primary, or another epoch.
+    Disagrees,
+    /// It has not answered, or its answer does not count.
+    Silent,
+}
+
+/// An answer counts for so long: the sentinels are asked every 10 s.
+const FRESH_MS: f64 = 25_000.0;
+
+impl Nodes {
+    pub(crate) fn of(client: &ClientStatus, proof_within_ms: Option<u64>) -> Self {
+        let breaker = Some(client.breaker);
+        let state = state_name(client.state);
+        let node = |address: String, role| Node {
+            address,
+            role,
+            state,
+            lag_bytes: None,
+            breaker,
+            can_take_over: None,
+        };
+        let Some(watched) = &client.sentinel else {
+            return Self {
+                found_by: "single",
+                servers: vec![node(client.address.clone(), "primary")],
+                sentinels: None,
+            };
+        };
+        let primary = watched.primary.clone();
+        let primary = primary.map(|address| node(address, "primary"));
+        let replicas = watched.replicas.iter().map(|replica| Node {
+            address: replica.address.clone(),
+            role: "replica",
+            state: if replica.in_sync { "in_sync" } else { "away" },
+            lag_bytes: replica.lag_bytes,
+            breaker: None,
+            can_take_over: replica.priority.map(|priority| priority > 0),
+        });
+        Self {
+            found_by: "sentinel",
+            servers: primary.into_iter().chain(replicas).collect(),
+            sentinels: Some(Sentinels::of(watched, proof_within_ms)),
+        }
+    }
+
+    /// Returns how the sentinels are; `None` where none are asked.
+    pub(crate) fn check(&self) -> Option<Check> {
+        let watch = self.sentinels.as_ref()?;
+        let said = watch.votes_in_words();
+        let ago = watch.confirmed_ms_ago;
+        let older_than = |most: f64| ago.is_none_or(|ago| ago > most);
+        let refuses = watch
+            .proof_within_ms
+            .is_some_and(|within| older_than(within as f64));
+        let (status, means) = match &watch.primary {
+            None => (Status::Degraded, "; none of them has named a primary yet"),
+            Some(_) if refuses => (Status::Degraded, "; writes to Redis are refused without it"),
+            // As it is for a moment after a failover.
+            Some(_) if ago.is_none() => (Status::Degraded, ""),
+            Some(_) if older_than(FRESH_MS) => (
+                Status::Degraded,
+                "; should the primary fail, nobody takes over",
+            ),
+            Some(_) => (Status::Healthy, ""),
+        };
+        let in_sync = (self.servers.iter())
+            .filter(|node| node.state == "in_sync")
+            .count();
+        let replicas = match in_sync {
+            0 => "no replica in sync".to_owned(),
+            1 => "1 replica in sync".to_owned(),
+            n => format!("{n} replicas in sync"),
+        };
+        Some(Check::new(status, format!("{said}{means}; {replicas}")))
+    }
+
+    /// Sets the gauges of sentinels and replicas, where there are any.
+    pub(crate) fn set_gauges(&self) {
+        let Some(watch) = &self.sentinels else { return };
+        for (name, state) in [
+            ("agrees", SentinelState::Agrees),
+            ("disagrees", SentinelState::Disagrees),
+            ("silent", SentinelState::Silent),
+        ] {
+            let of_it = watch.each.iter().filter(|one| one.state == state);
+            gauge!("steadfast_redis_sentinels", "state" => name).set(of_it.count() as f64);
+        }
+        // What never was is no number: nought would be a perfect one.
+        let age = watch.confirmed_ms_ago.map_or(f64::NAN, |ms| ms / 1e3);
+        gauge!("steadfast_redis_primary_proof_age_seconds").set(age);
+        let replicas = || self.servers.iter().filter(|node| node.role == "replica");
+        for state in ["in_sync", "away"] {
+            let of_it = replicas().filter(|node| node.state == state);
+            gauge!("steadfast_redis_replicas", "state" => state).set(of_it.count() as f64);
+        }
+        let lag = replicas().filter_map(|node| node.lag_bytes).max();
+        let lag = lag.map_or(f64::NAN, |bytes| bytes as f64);
+        gauge!("steadfast_redis_replica_lag_bytes").set(lag);
+    }
+}
+
+impl Sentinels {
+    fn of(watched: &SentinelStatus, proof_within_ms: Option<u64>) -> Self {
+        Self {
+            service: watched.service.clone(),
+            primary: watched.primary.clone(),
+            epoch: watched.epoch,
+            switches: watched.switches,
+            votes: watched.votes,
+            majority: watched.voters / 2 + 1,
+            voters: watched.voters,
+            confirmed_ms_ago: watched.confirmed_ms_ago,
+            proof_within_ms,
+            each: watched.sentinels.iter().map(Sentinel::of).collect(),
+            not_allowed: watched.not_allowed.clone(),
+        }
+    }
+
+    /// "2 of 3 sentinels name 10.0.0.1:6379, epoch 4, last confirmed by a majority 3.1 s ago".
+    fn votes_in_words(&self) -> String {
+        let Some(primary) = &self.primary else {
+            return format!("no sentinel of {} is known to agree", self.voters.max(1));
+        };
+        let epoch = self.epoch.unwrap_or_default();
+        let confirmed = match self.confirmed_ms_ago {
+            Some(ms) => format!("last confirmed by a majority {:.1} s ago", ms / 1e3),
+            None => "not confirmed by a majority yet".to_owned(),
+        };
+        let mut said = format!(
+            "{} of {} sentinels name {primary}, epoch {epoch}, {confirmed}",
+            self.votes, self.voters
+        );
+        for one in &self.each {
+            match (one.state, &one.names, &one.error) {
+                (SentinelState::Agrees, ..) => {}
+                (SentinelState::Disagrees, Some(other), _) => {
+                    let epoch = one.epoch.unwrap_or_default();
+                    said.push_str(&format!("; {} names {other}, epoch {epoch}", one.address));
+                }
+                (_, _, Some(error)) => said.push_str(&format!("; {}: {error}", one.address)),
+                _ => said.push_str(&format!("; {} is silent", one.address)),
+            }
+        }
+        said
+    }
+}
+
+impl Sentinel {
+    fn of(contact: &SentinelContact) -> Self {
+        let fresh = contact.answered_ms_ago.is_some_and(|ago| ago < FRESH_MS);
+        let state = match (&contact.error, fresh) {
+            (None, true) if contact.dissents => SentinelState::Disagrees,
+            (None, true) => SentinelState::Agrees,
+            _ => SentinelState::Silent,
+        };
+        Self {
+            address: contact.address.clone(),
+            state,
+            answered_ms_ago: contact.answered_ms_ago,
+            names: contact.names.clone(),
+            epoch: contact.epoch,
+            error: contact.error.clone(),
+        }
+    }
+}

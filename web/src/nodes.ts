@@ -1,0 +1,125 @@
+// The servers behind the name of Redis and the sentinels that watch them, one by one: who serves, who could take over, who says otherwise.
+import { at, type Child, h, redraw } from './dom';
+import { ago, bytes, count, duration, text } from './format';
+import { pill, whatToDo } from './marks';
+import { breakerName, type Mood, plural, redisName } from './words';
+import type { Health, RedisNode, Sentinel, SentinelGroup, Status } from './wire';
+
+/** Of one server that nobody watches nothing is shown that is not said above. */
+export function drawNodes({ nodes, health }: Status): void {
+  const { servers, sentinels } = nodes;
+  at('nodes').hidden = servers.length < 2 && !sentinels;
+  redraw(at('nodes-rows'), JSON.stringify(servers), () => servers.map(row));
+  at('nodes-watch').hidden = !sentinels;
+  at('nodes-said').hidden = !sentinels;
+  if (!sentinels) {
+    redraw(at('nodes-state'), '', () => []);
+    return;
+  }
+  const check = health.checks.sentinels?.status ?? 'healthy';
+  const words = `${sentinels.votes} of ${plural(sentinels.voters, 'sentinel')} agree`;
+  redraw(at('nodes-state'), `${check}${words}`, () => [pill(moodOfWatch(sentinels, check), words)]);
+  const told = said(nodes);
+  const advice = check !== 'healthy' || told.length > 1;
+  redraw(at('nodes-said'), `${told.join('|')}${advice}`, () => [
+    ...told.map((line) => h('p', {}, line)),
+    advice ? h('p', {}, whatToDo('failover')) : null,
+  ]);
+  redraw(at('sentinels-rows'), JSON.stringify(sentinels.each.map(shownOf)), () => sentinels.each.map(sentinelRow));
+}
+
+function moodOfWatch({ votes, voters, each }: SentinelGroup, check: Health): Mood {
+  if (check !== 'healthy') return 'bad';
+  return votes === voters && each.every(({ state }) => state === 'agrees') ? 'good' : 'warn';
+}
+
+/** What an engineer has to know of them, most important first. */
+export function said({ servers, sentinels }: Status['nodes']): string[] {
+  if (!sentinels) return [];
+  const { service, primary, epoch, majority, voters, confirmed_ms_ago: confirmed, switches } = sentinels;
+  const proof =
+    confirmed === null
+      ? 'no majority has confirmed it yet'
+      : `confirmed by a majority (${majority} of ${voters}) ${ago(confirmed)}`;
+  const moved =
+    switches === 0 ? '' : ` It has moved ${switches === 1 ? 'once' : `${count(switches)} times`} since the start.`;
+  const lines = [
+    primary === null
+      ? `No sentinel names a primary for “${service}”.`
+      : `The primary of “${service}” is ${primary}, epoch ${epoch ?? 'unknown'}, ${proof}.${moved}`,
+  ];
+  const { proof_within_ms: within } = sentinels;
+  if (within !== null && (confirmed === null || confirmed > within)) {
+    lines.push(
+      `Writes to Redis are refused until a majority confirms it: no proof is to be older than ${text(duration(within))}.`,
+    );
+  }
+  const fit = servers.filter(
+    ({ role, state, can_take_over: can }) => role === 'replica' && state === 'in_sync' && can !== false,
+  );
+  if (fit.length === 0)
+    lines.push('No replica could take over now: should the primary fail, Redis stays away until it is back.');
+  for (const { address, state, names, epoch: other, error } of sentinels.each) {
+    if (state === 'disagrees')
+      lines.push(`${address} names ${names ?? 'nobody'} instead, epoch ${other ?? 'unknown'}.`);
+    if (state === 'silent') lines.push(`${address} does not answer${error ? `: ${error}` : ''}.`);
+  }
+  if (sentinels.not_allowed.length > 0) {
+    lines.push(
+      `${sentinels.not_allowed.join(' and ')} not allowed to this user: how far replicas are behind, and what a failover costs, is not known.`,
+    );
+  }
+  return lines;
+}
+
+function row({ address, role, state, lag_bytes: lag, breaker, can_take_over: can }: RedisNode): HTMLElement {
+  const behind = role === 'primary' ? '–' : lag === null ? 'not known' : lag === 0 ? 'nothing' : text(bytes(lag));
+  return h(
+    'tr',
+    {},
+    h('th', { scope: 'row' }, h('code', {}, address)),
+    h('td', {}, role === 'replica' && can === false ? 'replica, never promoted' : role),
+    h('td', {}, pill(moodOf(state), stateName(state))),
+    h('td', {}, behind),
+    h('td', {}, breaker === null ? '–' : breakerName(breaker)),
+  );
+}
+
+const WORDS: Record<Sentinel['state'], [Mood, string]> = {
+  agrees: ['good', 'Agrees'],
+  disagrees: ['bad', 'Disagrees'],
+  silent: ['warn', 'Silent'],
+};
+
+function sentinelRow(sentinel: Sentinel): HTMLElement {
+  const { address, state, names, epoch } = sentinel;
+  const [mood, words] = WORDS[state];
+  const code = (words: string | null): Child => (words === null ? '–' : h('code', {}, words));
+  return h(
+    'tr',
+    {},
+    h('th', { scope: 'row' }, h('code', {}, address)),
+    h('td', {}, pill(mood, words)),
+    h('td', {}, code(names)),
+    h('td', {}, epoch === null ? '–' : String(epoch)),
+    h('td', {}, answered(sentinel)),
+  );
+}
+
+function answered({ answered_ms_ago: last }: Sentinel): string {
+  return last === null ? 'never' : ago(last);
+}
+
+/** What is drawn of a sentinel: ages only as precisely as they are told. */
+function shownOf(sentinel: Sentinel): unknown[] {
+  return [sentinel.address, sentinel.state, sentinel.names, sentinel.epoch, answered(sentinel)];
+}
+
+export function moodOf(state: string): Mood {
+  if (state === 'ready' || state === 'in_sync') return 'good';
+  return state === 'connecting' ? 'warn' : 'bad';
+}
+
+function stateName(state: string): string {
+  return { in_sync: 'In sync', away: 'Away' }[state] ?? redisName(state);
+}
