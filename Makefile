@@ -20,6 +20,7 @@ test:
 	@scripts/test
 
 check:
+	@scripts/install redis
 	@scripts/check $(PARTS)
 
 soak:

@@ -277,6 +277,37 @@ fn c20_the_head_and_the_half_written_request_are_blamed_for_the_end() {
 }
 
 #[test]
+fn c20_what_travels_apart_is_known_of_until_it_is_answered_or_given_up() {
+    let now = start();
+    let mut conn = conn(now);
+    let submit_apart = |conn: &mut Conn<u32>, ticket| {
+        let mut batch = Batch::default();
+        let apart = Terms {
+            apart: true,
+            ..terms(now, SECOND, u64::from(ticket))
+        };
+        push(&mut batch, ticket, apart);
+        conn.submit(&mut batch, now);
+    };
+    submit(&mut conn, 0..1, now);
+    assert!(!conn.has_apart());
+    submit_apart(&mut conn, 1);
+    submit_apart(&mut conn, 2);
+    conn.transmitted(conn.unsent());
+    assert!(conn.has_apart());
+    replies(&mut conn, b"+a\r\n+b\r\n", now);
+    assert!(conn.has_apart(), "one is left");
+    conn.give_up(now, |_| true);
+    assert!(!conn.has_apart());
+    // The late reply to what was given up counts nothing twice.
+    replies(&mut conn, b"+c\r\n", now);
+    assert!(!conn.has_apart());
+    submit_apart(&mut conn, 3);
+    assert_eq!(conn.close().count(), 1 + 1);
+    assert!(!conn.has_apart());
+}
+
+#[test]
 fn c7_bytes_without_a_reply_are_told_once_their_head_was_given_up() {
     let now = start();
     let mut conn = conn(now);
