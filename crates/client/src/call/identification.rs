@@ -91,3 +91,41 @@ fn state_told_by(reply: &Reply) -> Refusal {
     }
     Refusal::Lasting
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn c13_only_what_names_the_role_of_a_replica_shows_one() {
+        let text = |text: &str| Value::SimpleString(text.to_owned());
+        let bulk = |text: &str| Value::BulkString(text.into());
+        let hello = |role| {
+            [("server", "redis"), ("role", role)].map(|(name, value)| (bulk(name), bulk(value)))
+        };
+        let flat = |role| {
+            hello(role)
+                .into_iter()
+                .flat_map(|(name, value)| [name, value])
+        };
+        let roles = [
+            ("slave", Refusal::WrongServer),
+            ("replica", Refusal::WrongServer),
+            ("master", Refusal::Lasting),
+        ];
+        for (role, told) in roles {
+            for answer in [
+                Value::Map(hello(role).to_vec()),
+                Value::Array(flat(role).collect()),
+                Value::Array(vec![text(role), Value::Int(0)]),
+            ] {
+                let reply = Reply::Many(vec![Value::Okay, answer]);
+                assert_eq!(state_told_by(&reply), told, "{reply:?}");
+            }
+        }
+        // A name that happens to be that of a role says nothing.
+        let name = Value::Map(vec![(bulk("server"), bulk("slave"))]);
+        assert_eq!(state_told_by(&Reply::Many(vec![name])), Refusal::Lasting);
+        assert_eq!(state_told_by(&Reply::One(text("slave"))), Refusal::Lasting);
+    }
+}

@@ -284,3 +284,48 @@ fn errors_of<'a>(
             _ => None,
         })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refused(replies: &[&str], transaction: bool) -> Option<String> {
+        let mut pipeline = redis::pipe();
+        for _ in 0..2 {
+            pipeline.cmd("INCR").arg("k");
+        }
+        if transaction {
+            pipeline.atomic();
+        }
+        let replies: Vec<Value> = replies
+            .iter()
+            .map(|reply| {
+                let mut decoder = steadfast_core::resp::Decoder::default();
+                let decoded = decoder.decode(format!("{reply}\r\n").as_bytes());
+                decoded.expect("good").value.expect("whole")
+            })
+            .collect();
+        let error = refusal_of_all(&replies, &pipeline)?;
+        match error.kind() {
+            ErrorKind::Server(error) => Some(error.code().to_owned()),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn c2_a_pipeline_is_rejected_only_if_every_reply_is_a_passing_refusal() {
+        for (replies, code) in [
+            (["-LOADING wait", "-BUSY wait"], Some("LOADING")),
+            (["-LOADING wait", "-WRONGTYPE no"], None),
+            (["-LOADING wait", ":1"], None),
+            ([":1", "-LOADING wait"], None),
+            ([":1", ":2"], None),
+        ] {
+            assert_eq!(refused(&replies, false).as_deref(), code, "{replies:?}");
+        }
+        let aborted = ["+OK", "-OOM no", "-READONLY no", "-EXECABORT discarded"];
+        assert_eq!(refused(&aborted, true).as_deref(), Some("READONLY"));
+        let by_its_own = ["+OK", "-OOM no", "+QUEUED", "-EXECABORT discarded"];
+        assert_eq!(refused(&by_its_own, true), None);
+    }
+}

@@ -396,4 +396,36 @@ mod tests {
         }
         assert!(seen.iter().all(|count| *count > 600), "{seen:?}");
     }
+
+    #[test]
+    fn the_room_that_is_set_aside_for_what_is_sent_suffices_and_is_not_much_too_large() {
+        let mut set = redis::cmd("SET");
+        set.arg("key").arg(vec![0_u8; 10_000]);
+        let mut pipeline = redis::pipe();
+        for _ in 0..3 {
+            pipeline.add_command(set.clone());
+        }
+        let mut transaction = pipeline.clone();
+        transaction.atomic();
+        for (payload, arguments) in [
+            (Payload::Command(&set), 3),
+            (Payload::Pipeline(&pipeline), 9),
+            (Payload::Pipeline(&transaction), 11),
+        ] {
+            let mut bytes = Vec::new();
+            payload.encode(&mut bytes);
+            let slack = 64 * arguments;
+            assert!((bytes.len()..bytes.len() + slack).contains(&payload.size()));
+        }
+    }
+
+    #[test]
+    fn a_reply_is_a_list_of_itself_and_several_are_no_single_one() {
+        let two = || vec![Value::Int(1), Value::Okay];
+        assert_eq!(many(Reply::One(Value::Int(1))), [Value::Int(1)]);
+        assert_eq!(many(Reply::Many(two())), two());
+        assert_eq!(one(Reply::One(Value::Int(1))).expect("one"), Value::Int(1));
+        let error = one(Reply::Many(two())).expect_err("two");
+        assert_eq!(error.certainty(), Certainty::Unknown);
+    }
 }
