@@ -107,6 +107,8 @@ async fn subjects(redis: &Redis) -> [Subject; 2] {
     let database = Database::connect("sqlite::memory:", DatabaseOptions::default()).unwrap();
     let ttl = Ttl {
         fresh: Duration::from_secs(86_400),
+        // Readers look at Redis themselves only if that leaves half of this to a load.
+        hard_limit: Duration::from_secs(60),
         ..Ttl::default()
     };
     let cache = Cache::builder(database)

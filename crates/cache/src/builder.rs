@@ -188,8 +188,8 @@ impl CacheBuilder {
         self
     }
 
-    /// What Redis may add to a read, all questions of the read together. Default 100 ms. Waiting
-    /// for the value that another process is loading is not counted: see
+    /// The time that Redis may add to a read, all questions of the read together. Default 100 ms.
+    /// Waiting for the value that another process is loading is not counted: see
     /// [`lease_wait`](Self::lease_wait). A miss asks two questions, one after the other, so a Redis
     /// that takes more than half of this for each is read but never filled, which
     /// [`Counts::redis_slow`](crate::Counts::redis_slow) counts.

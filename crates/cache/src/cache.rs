@@ -155,7 +155,7 @@ impl Cache {
     }
 }
 
-/// Whatever has just been connected to may not be what was believed in.
+/// Doubts each Redis that is connected to: it may not be the one that was believed in.
 async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
     let mut events = redis.client().events();
     loop {

@@ -22,7 +22,7 @@ pub(crate) struct Class {
     pub(crate) number: usize,
     /// Its number at the guard.
     pub(crate) queue: usize,
-    /// What all its values carry.
+    /// The tags that all its values carry.
     pub(crate) tags: Box<[Vec<u8>]>,
     ttl: RwLock<Ttl>,
     /// Opens when loads of the class run out of their own time, which is no reason to refuse those

@@ -1,6 +1,6 @@
 //! Between a caller's value and the bytes in Redis.
 //!
-//! Both ways run the caller's code (his `Serialize` and `Deserialize`), so a panic in them is an
+//! Both ways run the caller's code (its `Serialize` and `Deserialize`), so a panic in them is an
 //! error of that one value, like any other.
 
 mod faithful;
@@ -72,7 +72,7 @@ fn panicked<T>(panic: Box<dyn Any + Send>) -> Result<T, CodecError> {
     Err(error.into())
 }
 
-/// What a panic said, if it was text.
+/// Returns the message of a panic, if it was text.
 pub(crate) fn message(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned())

@@ -48,7 +48,7 @@ pub(crate) struct JoinRules {
 
 type Shard = Mutex<HashMap<Key, Arc<Flight>>>;
 
-/// What a flight brings: who reads otherwise does not join it.
+/// The kind of value that a flight brings: a reader of another kind does not join it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cargo {
     pub(crate) value: TypeId,
@@ -81,7 +81,7 @@ pub(crate) struct Flight {
     is_lent: Notify,
 }
 
-/// Who sees to it that a flight lands.
+/// The one by whom a flight is led to its end.
 enum LedBy {
     /// Its leader, a task of its own.
     Led,
@@ -129,7 +129,7 @@ pub(crate) enum Join {
 pub(crate) enum AfterLook {
     /// Its flight is to be led by a task.
     Lead,
-    /// It waits for another flight.
+    /// The reader waits for another flight.
     Joined(Follower),
 }
 
@@ -380,7 +380,7 @@ impl Leader {
             .advance(|progress| progress.fallback = Some(held));
     }
 
-    /// What was offered.
+    /// Returns the value that was offered.
     pub(crate) fn fallback(&self) -> Option<Fallback> {
         self.flight.progress.lock().fallback.clone()
     }

@@ -135,7 +135,7 @@ pub(crate) struct Lifetime {
     pub(crate) keep: Duration,
 }
 
-/// What may be done with a value of some age.
+/// The use that may be made of a value of some age.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Freshness {
     Fresh,

@@ -65,7 +65,7 @@ pub(crate) fn current() -> Option<Arc<LoadSlot>> {
     SLOT.try_with(Arc::clone).ok()
 }
 
-/// What is going on, for a status page.
+/// A snapshot of the guard, for a status page.
 #[derive(Clone, Copy, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct GuardStatus {
@@ -374,8 +374,8 @@ mod tests {
         let first = admit().await.ok().unwrap();
         let mut second = Box::pin(admit());
         assert!(futures_util::poll!(&mut second).is_pending());
-        drop(first); // his turn is told to him
-        drop(second); // and he does not hear it
+        drop(first); // the second is told that its turn has come
+        drop(second); // and does not hear it
         assert_eq!(guard.status().running, 0);
         assert!(admit().await.is_ok());
     }

@@ -44,7 +44,7 @@ pub(crate) struct Outbox {
 pub(crate) struct Glance {
     /// The database's own number, by which it is told from others; `None` if it has none.
     pub(crate) database: Option<u64>,
-    /// What has been applied to Redis and deleted from the table, as a number that only grows.
+    /// The watermark: all that was applied to Redis and deleted here, as a number that only grows.
     pub(crate) watermark: u64,
     /// The first rows that wait, in the order of their numbers.
     pub(crate) waiting: Vec<WaitingRow>,
@@ -74,7 +74,7 @@ pub(crate) struct Batch {
     pub(crate) complete: bool,
 }
 
-/// What keeps other relays away.
+/// The lock or lease that keeps other relays away.
 #[derive(Debug)]
 enum Turn {
     /// The state row is locked by this session.
@@ -381,7 +381,7 @@ impl Outbox {
         }
     }
 
-    /// What keeps other relays away while rows that were found are delivered.
+    /// Takes the lock or lease that keeps other relays away while the rows found are delivered.
     async fn turn(
         &self,
         session: Session,

@@ -61,7 +61,7 @@ impl std::fmt::Debug for Cache {
 }
 
 impl Inner {
-    /// What a load has to know of those that may be nested in it: the flights of this cache, and
+    /// Returns what bounds the loads nested in another: the flights of this cache, and
     /// how many at once.
     pub(crate) fn nesting(&self) -> (&Arc<Flights>, usize) {
         (&self.flights, self.guard.nested())

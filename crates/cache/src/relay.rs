@@ -53,7 +53,7 @@ pub(crate) struct Relay {
     trouble: parking_lot::Mutex<[Option<String>; 2]>,
 }
 
-/// What the relay delivers to, and whom it tells how that goes.
+/// The parts that a relay delivers to, and those that it tells how that goes.
 pub(crate) struct Served {
     pub(crate) redis: Arc<RedisTier>,
     pub(crate) coherence: Arc<Coherence>,
@@ -111,7 +111,7 @@ impl Relay {
         *self.lag.lock()
     }
 
-    /// What is committed now will have been applied when this round has ended.
+    /// Returns the round by whose end all that is committed now will have been applied.
     pub(crate) fn next_round(&self) -> u64 {
         self.rounds.borrow().begun + 1
     }
@@ -266,7 +266,8 @@ impl Relay {
         Ok(false)
     }
 
-    /// That something waits is known already, and has to be delivered whether this succeeds or not.
+    /// Keeps the bound, if it can: that something waits is known already, and has to be delivered
+    /// whether this succeeds or not.
     async fn keep_bound_of(&self, glance: &Glance) {
         if glance.spread > self.rows_max
             && let Err(error) = self.keep_bound().await
@@ -379,5 +380,5 @@ const WHAT: [&str; 2] = ["looked at", "drained"];
 const WAITING: &str = "invalidations wait in the outbox";
 const ROLLED_BACK: &str = "the database was rolled back, and everything has yet to be invalidated";
 
-/// What cannot be delivered for a reason that does not pass is tried again after so long at most.
+/// A delivery that fails for a reason which does not pass is tried again after so long at most.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);

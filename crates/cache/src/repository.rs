@@ -32,7 +32,7 @@ use crate::sql::Tx;
 /// }
 /// ```
 pub trait Repository<V>: Send + Sync + 'static {
-    /// What can go wrong.
+    /// The error of reads and writes.
     type Error: Into<Box<dyn Error + Send + Sync>> + Send + 'static;
 
     /// Reads the value of a key, which is given without the view's prefix; `None` if there is none.

@@ -74,7 +74,8 @@ pub struct Database {
     pool: Pool,
     /// Connections that may only read.
     readers: Option<Pool>,
-    /// What connections to PostgreSQL are opened with where no startup options are taken.
+    /// The options by which connections to PostgreSQL are opened where no startup options are
+    /// taken.
     #[cfg(feature = "postgres")]
     plain: Arc<PgConnectOptions>,
     pinger: Pinger,
@@ -423,7 +424,8 @@ fn first_word(sql: &str) -> String {
     letters[..end.unwrap_or(letters.len())].to_ascii_uppercase()
 }
 
-/// What begins with SELECT changes nothing, or is the caller's to answer for.
+/// Returns whether a query may be asked again: what begins with SELECT changes nothing, or is the
+/// caller's to answer for.
 fn may_be_repeated(sql: &str, error: &SourceError) -> bool {
     let passing = match error {
         SourceError::Sql(sqlx::Error::Io(_)) => true,

@@ -203,7 +203,7 @@ impl Drop for Stats {
     }
 }
 
-/// What has been counted since the cache was built.
+/// Counts since the cache was built.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
 #[non_exhaustive]
 pub struct Counts {

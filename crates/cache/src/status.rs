@@ -10,11 +10,12 @@ use crate::monotonic::Monotonic;
 use crate::parts::Inner;
 use crate::stats::Counts;
 
-/// What a cache does and believes at one moment. Taken from what is known already: asks nobody.
+/// A snapshot of a cache, of its work and its beliefs. Taken from what is known already: asks
+/// nobody.
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct CacheStatus {
-    /// What has been counted since the cache was built.
+    /// Counts since the cache was built.
     pub counts: Counts,
     /// The database's guard.
     pub guard: GuardStatus,
@@ -27,7 +28,7 @@ pub struct CacheStatus {
     pub memory_proven: bool,
     /// Loads under way, by key.
     pub flights: usize,
-    /// What is believed of Redis; `None` for a cache without one.
+    /// The belief in Redis; `None` for a cache without one.
     pub redis: Option<RedisTrust>,
     /// Age of the oldest invalidation that waits in the outbox, as last seen.
     pub outbox_lag_ms: Option<u64>,
@@ -38,7 +39,7 @@ pub struct CacheStatus {
     pub outbox_pending: usize,
 }
 
-/// What a cache believes of its Redis.
+/// The belief of a cache in its Redis.
 #[derive(Clone, Debug, serde::Serialize)]
 #[non_exhaustive]
 pub struct RedisTrust {
@@ -52,7 +53,7 @@ pub struct RedisTrust {
     pub proven: bool,
     /// The epoch of its values, if it is known to be current.
     pub epoch: Option<String>,
-    /// What Redis must have reached, as the database said last.
+    /// The watermark that Redis must have reached, as the database said last.
     pub watermark: u64,
 }
 

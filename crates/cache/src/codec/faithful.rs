@@ -13,7 +13,7 @@ pub(super) fn check<T: Serialize + ?Sized>(value: &T) -> Result<(), Unfaithful> 
     value.serialize(Walk { within_some: false })
 }
 
-/// What JSON cannot hold.
+/// A value that JSON cannot hold.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 pub(super) struct Unfaithful(String);

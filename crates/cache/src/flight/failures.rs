@@ -66,7 +66,7 @@ impl Failures {
         }
     }
 
-    /// What is left of this span since the last failure, if anything.
+    /// Returns what is left of this span since the last failure, if anything.
     pub(crate) fn wait(&self, key: &[u8], now: Monotonic, span: Duration) -> Option<Duration> {
         self.left(key, now, |_| span)
     }

@@ -9,7 +9,7 @@ use tokio::sync::oneshot;
 
 use super::bounds::{ClassBound, ClassGuard, GuardOptions, Rejection, Urgency};
 
-/// See the module.
+/// Bulkhead, rate and queue of all classes.
 pub(super) struct AdmissionQueue {
     concurrency: usize,
     pub(super) running: usize,
@@ -122,8 +122,8 @@ impl AdmissionQueue {
         Entrance::Waiting(told)
     }
 
-    /// Admits in order of urgency whom the bounds of his class allow; answers how long until the
-    /// next could go, if only a rate holds him back.
+    /// Admits waiters by urgency, as the bounds of their classes allow. Returns when to try again
+    /// if only a rate is in the way.
     pub(super) fn let_in(&mut self, now: Instant) -> Option<Duration> {
         let mut soonest: Option<Duration> = None;
         let mut held_back: SmallVec<[usize; 8]> = SmallVec::new();
@@ -315,7 +315,7 @@ impl ClassQueue {
         self.moved = now;
     }
 
-    /// Who would go first; forgets those before him who have gone away.
+    /// Returns the first in turn; forgets waiters before it that have gone away.
     fn first(&mut self) -> Option<Priority> {
         while let Some(first) = self.waiting.last_entry() {
             if !first.get().is_closed() {

@@ -143,7 +143,7 @@ struct InvalidationListener {
     subscribed: bool,
     /// Both subscriptions on_subscribed.
     standing: bool,
-    /// What was missed while they did not is known.
+    /// It is known what was missed while they did not stand.
     synced: bool,
     /// Counts the times that they have stood, so that a beat of an earlier one proves nothing.
     connection: u64,
@@ -319,5 +319,5 @@ fn parse_beat(payload: &[u8]) -> Option<(u64, u64, u64)> {
 
 const BEAT: Duration = Duration::from_millis(250);
 
-/// What goes on being so is told so often.
+/// A state that lasts is told again after so long.
 const TOLD_EVERY: Duration = Duration::from_secs(60);

@@ -17,8 +17,8 @@ pub struct Statement {
 }
 
 impl Cache {
-    /// What [`invalidate_in`](Self::invalidate_in) does, as statements for a transaction of any
-    /// driver on the cache's database: execute them in it, commit, and call
+    /// Returns the work of [`invalidate_in`](Self::invalidate_in) as statements for a transaction
+    /// of any driver on the cache's database: execute them in it, commit, and call
     /// [`apply`](Invalidation::apply).
     ///
     /// ```no_run

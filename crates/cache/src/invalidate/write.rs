@@ -41,11 +41,11 @@ pub struct Commit<'a, F> {
     targets: Vec<Target>,
 }
 
-/// What a write that was committed returned.
+/// The result of a write that was committed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Written<T> {
-    /// What the work returned.
+    /// The value that the work returned.
     pub value: T,
     /// Whether Redis has forgotten the old values already. If not, it will as soon as it can be
     /// reached, from whichever process gets there first; this process does not read them from Redis

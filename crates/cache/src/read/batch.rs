@@ -106,7 +106,7 @@ impl<V: Clone + Send + Sync + 'static, K: Key> ReadMany<'_, V, K> {
         self
     }
 
-    /// What to answer for a key when there is nothing to serve and nothing can be loaded, rather
+    /// Sets the answer for a key when there is nothing to serve and nothing can be loaded, rather
     /// than an error. It is never stored.
     pub fn or(mut self, default: V) -> Self {
         self.default = Some(default);

@@ -129,7 +129,7 @@ fn refused(class: &Class, refusal: Rejection) -> CacheError {
     }
 }
 
-/// What a load wants of the guard.
+/// The request of a load for a permit.
 pub(crate) struct Asking<'a> {
     pub(crate) class: &'a Class,
     pub(crate) permission: Permission,

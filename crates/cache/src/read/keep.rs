@@ -69,7 +69,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
     }
 }
 
-/// What was loaded, and the right to store it in Redis.
+/// A loaded value with the right to store it in Redis.
 pub(crate) struct Stored {
     lease: Lease,
     encoded: Option<Bytes>,

@@ -26,13 +26,13 @@ use crate::tier::redis::{
     Lease, Lookup, RedisAllowance, RedisFailure, RedisTier, RedisValue, SeenValue,
 };
 
-/// What is known when a flight begins.
+/// The task of a flight's leader, as known when the flight begins.
 pub(crate) struct Job<V> {
     pub(crate) view: View<V>,
     pub(crate) ttl: Ttl,
     /// Those that what is loaded will carry.
     pub(crate) tags: Vec<Vec<u8>>,
-    /// What the caller could serve meanwhile.
+    /// The value that the caller could serve meanwhile.
     pub(crate) held: Option<Arc<Entry>>,
     /// Begun before it was necessary: gives way to any other process that does the same.
     pub(crate) early: bool,
@@ -43,7 +43,7 @@ pub(crate) struct Job<V> {
     pub(crate) first_look: FirstLook,
 }
 
-/// What came of the reader's own look at Redis, before its flight was led.
+/// The outcome of the reader's own look at Redis, before its flight was led.
 pub(crate) enum FirstLook {
     /// There was none.
     None,
@@ -53,13 +53,13 @@ pub(crate) enum FirstLook {
     InVain,
 }
 
-/// What a look at Redis found for a read.
+/// The outcome of a look at Redis, for a read.
 enum Found {
     Answer(Loaded),
     Nothing(SeenValue),
 }
 
-/// What Redis had to say.
+/// The next step of a leader after it has asked Redis.
 pub(crate) enum Stage {
     Answered(Loaded),
     /// The database must be asked; with the lease its answer may be stored in Redis.

@@ -29,7 +29,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     ///
     /// The load runs in a task of its own and at most once at a time for a key; callers that come
     /// meanwhile wait for the same one. It is begun again after an invalidation, so that nobody
-    /// gets what was loaded before his own write. Its error may be any ([`LoadError`]).
+    /// gets what was loaded before its own write. Its error may be any ([`LoadError`]).
     ///
     /// # Errors
     /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
@@ -121,7 +121,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         self.cache().invalidate(&[self.target(key)]).await
     }
 
-    /// What a write of this key invalidates.
+    /// Returns the target that a write of this key invalidates.
     pub fn target<K: Key>(&self, key: K) -> Target {
         Target::key(&*self.name(&key))
     }
@@ -175,7 +175,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         self
     }
 
-    /// What to answer when there is nothing to serve and nothing can be loaded, rather than an
+    /// Sets the answer for when there is nothing to serve and nothing can be loaded, rather than an
     /// error. It is never stored.
     pub fn or(mut self, default: V) -> Self {
         self.default = Some(default);
@@ -389,7 +389,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
 enum Boarded {
     /// Redis has answered it.
     Answered(Loaded),
-    /// It waits for a flight, and has perhaps something stale meanwhile.
+    /// The read waits for a flight, and has perhaps something stale meanwhile.
     Waiting(Follower, Option<Fallback>),
 }
 

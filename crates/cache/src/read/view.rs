@@ -302,7 +302,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         entry.life().within(ttl, absent)
     }
 
-    /// What is in memory, fresh or not, and can be read by this view.
+    /// Returns the value in memory, fresh or not, if this view can read it.
     pub(crate) fn held<T: AsRef<[u8]>>(&self, name: &KeyName<'_>, tags: &[T]) -> Option<Fallback> {
         let cache = self.core();
         // Before the look: whatever invalidates the key from now on shows in it.

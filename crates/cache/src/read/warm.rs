@@ -20,7 +20,7 @@ use crate::parts::Inner;
 use crate::tier::entry::{Entry, Times};
 use crate::tier::redis::{Fill, WarmWindow};
 
-/// What a warming did.
+/// The result of a warming.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Warmed {

@@ -43,7 +43,7 @@ pub struct Lent<D: Kind> {
     slot: Option<Arc<LoadSlot>>,
 }
 
-/// What a connection is in the midst of.
+/// The state of a connection between two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {
     /// Of nothing.
@@ -57,7 +57,8 @@ pub(super) enum State {
 }
 
 impl<D: Kind> Lent<D> {
-    /// One that has not been asked anything yet; `limit` is how long a statement may take.
+    /// Takes a connection that has not been asked anything yet; `limit` is how long a statement may
+    /// take.
     pub(super) fn new(connection: PoolConnection<D>, limit: Duration) -> Self {
         Self {
             connection: Some(connection),
@@ -265,7 +266,7 @@ pub(super) async fn may_go_back<C: Connection>(connection: &mut C) -> Result<boo
 /// stop something a connection has to be opened, which takes a busy machine its time.
 const STOPPING: Duration = Duration::from_secs(5);
 
-/// What was told to stop and has not ended is told again after so long.
+/// A statement that was told to stop and has not ended is told again after so long.
 const AGAIN: Duration = Duration::from_millis(500);
 
 /// A connection that was given back without being asked anything answers within so long, or is

@@ -85,7 +85,7 @@ impl Kind for Postgres {
 #[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
     pub(super) pool: &'a PgPool,
-    /// What to connect with where no options are taken.
+    /// The options to connect with where no startup options are taken.
     pub(super) plain: &'a PgConnectOptions,
     /// How long a statement may take.
     pub(super) limit: Duration,

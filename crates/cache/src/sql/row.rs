@@ -41,7 +41,7 @@ struct Cell {
     origin: Origin,
 }
 
-/// What a value was in the database, where JSON does not show it.
+/// The type that a value had in the database, where JSON does not show it.
 #[derive(Clone, Debug)]
 enum Origin {
     /// What it is in JSON.

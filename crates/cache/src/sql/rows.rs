@@ -49,12 +49,12 @@ pub struct Selected {
     pub seen: u64,
 }
 
-/// What becomes of the rest of a result that has passed its bounds.
+/// The fate of the rest of a result that has passed its bounds.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rest {
-    /// It is left where it is: the caller stops the database.
+    /// The rest is left where it is: the caller stops the database.
     Left,
-    /// It is read and thrown away: the statement writes, and has to come to its end.
+    /// The rest is read and thrown away: the statement writes, and has to come to its end.
     Read,
 }
 

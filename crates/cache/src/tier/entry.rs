@@ -39,7 +39,7 @@ pub(crate) struct Entry<T: ?Sized = dyn Any + Send + Sync> {
     value: T,
 }
 
-/// Who stores an entry.
+/// The origin of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Label {
     /// The number of the view.
@@ -187,8 +187,8 @@ impl Entry {
 /// A key of this many bytes or fewer lies in the entry, a longer one beside it.
 const SHORT_KEY: usize = 24;
 
-/// What the map and the entry take beside key and value, roughly.
+/// Bytes that the map and the entry take beside key and value, roughly.
 pub(super) const OVERHEAD: usize = 240;
 
-/// What the name of a tag takes beside its bytes.
+/// Bytes that the name of a tag takes beside its own.
 const TAG_OVERHEAD: usize = 24;

@@ -139,7 +139,7 @@ impl Generations {
         }
     }
 
-    /// What a snapshot of this key and these tags would have been when the whole was taken.
+    /// Returns the snapshot of this key and these tags as of when the whole was taken.
     pub(crate) fn narrow<T: AsRef<[u8]>>(
         &self,
         whole: &WholeSnapshot,

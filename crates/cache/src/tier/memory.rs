@@ -82,7 +82,7 @@ impl Memory {
         }
     }
 
-    /// What is there, unless it has been invalidated or does not carry a tag that the reader names.
+    /// Returns what is there, unless it has been invalidated or lacks a tag that the reader names.
     /// Freshness is the caller's to judge.
     pub(crate) fn get<T: AsRef<[u8]>>(
         &self,
@@ -141,7 +141,7 @@ impl Memory {
     }
 }
 
-/// What an entry may weigh; only sizes the map's own books.
+/// The usual weight of an entry; only sizes the map's own books.
 const TYPICAL: u64 = 512;
 
 #[cfg(test)]

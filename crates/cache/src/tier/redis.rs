@@ -70,7 +70,7 @@ pub(crate) struct RedisOptions {
     pub(crate) lease_checked: bool,
 }
 
-/// What a look at Redis found.
+/// The outcome of a look at Redis.
 pub(crate) enum Lookup {
     Hit(RedisValue),
     /// Nothing that may be served.
@@ -134,12 +134,12 @@ impl RedisTier {
         &self.names
     }
 
-    /// What one read may spend here, as a time.
+    /// Returns the limit on the time that one read may spend here.
     pub(crate) fn limit(&self) -> Duration {
         self.limit
     }
 
-    /// What one read may spend here.
+    /// Returns the allowance of one read, yet unspent.
     pub(crate) fn allowance(&self) -> RedisAllowance {
         RedisAllowance::new(self.limit)
     }

@@ -16,7 +16,7 @@ use crate::clock::clock;
 #[derive(Clone, Debug)]
 pub(crate) struct RedisAllowance {
     left: Duration,
-    /// What the slowest of the questions so far has taken.
+    /// The time that the slowest of the questions so far has taken.
     slowest: Duration,
 }
 

@@ -16,8 +16,8 @@ pub(crate) struct EpochView {
     pub(crate) proven: bool,
 }
 
-/// What was there, well enough to know it again: whoever fills must not have been overtaken by
-/// another fill.
+/// A value that was seen in Redis, known well enough to be told from another: whoever fills must
+/// not have been overtaken by another fill.
 #[derive(Clone, Debug)]
 pub(crate) struct SeenValue {
     pub(super) epoch_view: EpochView,
@@ -42,7 +42,7 @@ pub(crate) enum RedisFailure {
     NoTime,
 }
 
-/// What a server answers to a script that it does not begin.
+/// The errors by which a server refuses a script before it begins.
 const BEFORE_A_SCRIPT: [&str; 5] = ["NOPERM", "NOAUTH", "LOADING", "BUSY", "MASTERDOWN"];
 
 impl RedisFailure {

@@ -61,9 +61,10 @@ pub(crate) struct EpochRules {
 #[derive(Default)]
 struct State {
     epoch: Option<Arc<str>>,
-    /// What Redis must have reached: SQL's watermark, by a look or by this process's own commit.
+    /// The watermark that Redis must have reached: SQL's, by a look or by this process's own
+    /// commit.
     known: u64,
-    /// What the channel claims, until the next look.
+    /// The watermark that the channel claims, until the next look.
     claimed: u64,
     /// Redis's own watermark, when it was last asked.
     redis_at: u64,
@@ -82,7 +83,7 @@ struct State {
     taken: bool,
 }
 
-/// What was known before a look at SQL.
+/// The state of knowledge before a look at SQL.
 #[derive(Clone, Copy)]
 pub(super) struct BeforeLook {
     /// The number of the connection to Redis.
@@ -92,7 +93,7 @@ pub(super) struct BeforeLook {
     redis_at: u64,
 }
 
-/// What Redis was found to be, by what SQL had said.
+/// An epoch of Redis that was found current or was begun, by what SQL had said.
 pub(super) struct Adopted {
     pub(super) epoch: String,
     pub(super) watermark: u64,
@@ -100,7 +101,7 @@ pub(super) struct Adopted {
     pub(super) begun: bool,
     /// Whether there was one before.
     pub(super) held: bool,
-    /// What SQL had said that Redis must have reached.
+    /// The watermark that Redis had to have reached, as SQL had said.
     pub(super) known: u64,
 }
 
@@ -378,7 +379,7 @@ impl EpochGuard {
         !self.state.lock().sql_unseen
     }
 
-    /// What Redis must have reached, by what SQL said.
+    /// Returns the watermark that Redis must have reached, by what SQL said.
     pub(crate) fn known_watermark(&self) -> u64 {
         self.state.lock().known
     }
@@ -387,7 +388,7 @@ impl EpochGuard {
         self.state.lock().epoch.clone()
     }
 
-    /// What a Redis must have reached that is to be believed or written to, if this is the
+    /// Returns the watermark of a Redis that is to be believed or written to, if this is the
     /// watermark known.
     pub(crate) fn required(&self, known: u64) -> u64 {
         if self.rules.heed_watermark { known } else { 0 }

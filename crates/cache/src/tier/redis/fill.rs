@@ -28,7 +28,7 @@ pub(crate) struct Lease {
     held: bool,
 }
 
-/// What is known from before values were loaded whose keys were not known then.
+/// A state of Redis from before values were loaded whose keys were not known then.
 pub(crate) struct WarmWindow {
     epoch_view: EpochView,
     watermark: Vec<u8>,
@@ -49,7 +49,8 @@ pub(crate) struct Fill<'a> {
 }
 
 impl Fill<'_> {
-    /// What is left of its life: Redis counts from the fill, its age is counted from the load.
+    /// Returns what is left of its life: Redis counts from the fill, its age is counted from the
+    /// load.
     fn remaining(&self) -> u64 {
         let age = clock().saturating_duration_since(self.loaded_at);
         millis(self.life.keep.saturating_sub(age)).max(1)

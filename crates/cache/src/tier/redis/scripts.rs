@@ -112,7 +112,7 @@ redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) \
 redis.call('DEL', KEYS[2]) \
 return 1";
 
-/// What FILL must not be: for the test that proves it.
+/// A FILL without its checks: for the test that proves them necessary.
 pub(super) const FILL_UNCHECKED: &str =
     "redis.call('SET', KEYS[3], ARGV[3], 'PX', ARGV[4]) redis.call('DEL', KEYS[2]) return 1";
 
