@@ -27,10 +27,10 @@ use steadfast_core::topology::{DiscoveryGate, DiscoveryGateConfig, Topology, Tri
 use tokio::sync::{Notify, watch};
 
 pub(crate) use self::discovery::watch as keep_view;
-use self::node::Node;
+use self::node::{MemberFacts, Node};
 use self::order::InOrder;
 pub(crate) use self::roaming::Roaming;
-use self::routes::{MemberFacts, Routes};
+use self::routes::Routes;
 pub use self::status::{ClusterStatus, NodeStatus};
 use crate::client::Client;
 use crate::clock;

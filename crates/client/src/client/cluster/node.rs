@@ -8,14 +8,23 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
+use steadfast_core::node::{Endpoint, NodeId};
 
-use super::routes::MemberFacts;
 use crate::call;
 use crate::call::plan::{Payload, Plan};
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
+
+/// What is needed to connect to a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MemberFacts {
+    pub(super) id: NodeId,
+    pub(super) endpoint: Endpoint,
+    /// The name in its certificate, where that is not the host.
+    pub(super) name_in_certificate: Option<Arc<str>>,
+}
 
 /// See the module.
 pub(super) struct Node {

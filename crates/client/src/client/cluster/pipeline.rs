@@ -73,7 +73,7 @@ impl Cluster {
         let mut parts = split.to_send(|target| self.node_of(target, any, &turns));
         loop {
             let sent = clock::now();
-            let answers: Vec<Answers> = {
+            let answers: Option<Vec<Answers>> = {
                 let whole = (pipeline, &plan);
                 let sends = parts
                     .iter()
@@ -91,12 +91,12 @@ impl Cluster {
                         match self.order.enter(entries, times, sends.as_mut()).await {
                             Entered::Sent(entered, polled) => {
                                 places = Some(entered);
-                                polled
+                                polled.map(Some)
                             }
                             Entered::Waited if sent >= limits.deadline => {
                                 return Err(limits.timed_out(Certainty::NotSent));
                             }
-                            Entered::Waited => continue,
+                            Entered::Waited => Poll::Ready(None),
                         }
                     }
                     Some(_) if turns.is_empty() => Poll::Pending,
@@ -106,7 +106,7 @@ impl Cluster {
                         let goes: Vec<_> = turns.iter().map(|(slot, to)| (*slot, *to)).collect();
                         let again = places.again(&goes, limits.deadline, sends.as_mut());
                         match again.await {
-                            Again::Sent(polled) => polled,
+                            Again::Sent(polled) => polled.map(Some),
                             Again::Overtaken | Again::TimedOut => {
                                 for part in &parts {
                                     split.record(part.units(), Vec::new(), Some(overtaken()));
@@ -118,8 +118,14 @@ impl Cluster {
                 };
                 match polled {
                     Poll::Ready(answers) => answers,
-                    Poll::Pending => sends.await,
+                    Poll::Pending => Some(sends.await),
                 }
+            };
+            let Some(answers) = answers else {
+                // Slots have changed hands meanwhile: each command goes to whoever owns its slot now.
+                self.take_back(&mut split, &parts);
+                parts = split.to_send(|target| self.node_of(target, any, &turns));
+                continue;
             };
             turns.clear();
             let (mut pauses, mut elsewhere) = (false, false);
@@ -165,6 +171,19 @@ impl Cluster {
             places.ran();
         }
         split.finish().map(Reply::Many).map_err(failed)
+    }
+
+    /// Makes parts that were not sent ready to be divided anew.
+    fn take_back(&self, split: &mut SplitPipeline<'_, Error>, parts: &[NodePart<Option<u16>>]) {
+        for part in parts {
+            split.record(part.units(), Vec::new(), Some(overtaken()));
+        }
+        let terms = Terms {
+            follow: true,
+            retry: true,
+            effect: None,
+        };
+        split.again(terms, |_| false);
     }
 
     /// The node that a command goes to now. `None` if nobody knows it.

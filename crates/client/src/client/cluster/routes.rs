@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
 
 use parking_lot::{RwLock, RwLockReadGuard};
-use steadfast_core::node::{Endpoint, MAX_NODES, NodeId};
+use steadfast_core::node::MAX_NODES;
 use steadfast_core::slot::{SLOTS, Slot};
 
-use super::node::Node;
+use super::node::{MemberFacts, Node};
 
 /// No owner is known.
 const NOBODY: u16 = u16::MAX;
@@ -25,15 +25,6 @@ pub(super) struct Place {
     pub(super) member: Option<MemberFacts>,
     /// `None` before the first call to it.
     pub(super) node: Option<Arc<Node>>,
-}
-
-/// What is needed to connect to a node.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MemberFacts {
-    pub(super) id: NodeId,
-    pub(super) endpoint: Endpoint,
-    /// The name in its certificate, where that is not the host.
-    pub(super) name_in_certificate: Option<Arc<str>>,
 }
 
 impl std::fmt::Debug for Routes {
