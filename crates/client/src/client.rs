@@ -9,7 +9,7 @@ pub(crate) mod toward;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::future::select_all;
+use futures_util::future::{BoxFuture, select_all};
 use redis::{Cmd, Pipeline, Value};
 use steadfast_core::command::Effect;
 use steadfast_core::policy::breaker::BreakerMode;
@@ -212,7 +212,10 @@ impl Client {
         let plan = payload.plan(settings.connections, true)?;
         let plan = plan.adjusted(options, settings.repeat_only_reads);
         if let Some(cluster) = &inner.cluster {
-            return Box::pin(cluster.call(payload, plan, options)).await;
+            // Of a type that is named: whoever awaits it within futures of its own would need a
+            // higher recursion limit to compile.
+            let routed: BoxFuture<'_, _> = Box::pin(cluster.call(payload, plan, options));
+            return routed.await;
         }
         let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
         if plan.blocking.is_some() || waits {

@@ -8,6 +8,7 @@ use crate::link::Link;
 use crate::link::crossing::{CrossingTurn, LinkSet};
 use crate::options::CallOptions;
 use crate::wire::queue::Gate;
+use futures_util::future::BoxFuture;
 
 impl Call<'_> {
     /// Waits for the turn of a call, if it has to. See [`crate::link::crossing`].
@@ -22,7 +23,8 @@ impl Call<'_> {
         let Some(turn) = crossings.join(route.links, route.crosses, self.deadline) else {
             return Ok(None);
         };
-        Box::pin(async {
+        // Of a type that is named, as in `Client::run`.
+        let waits: BoxFuture<'_, Result<_, Error>> = Box::pin(async {
             clock::timeout_at(self.deadline, turn.reached())
                 .await
                 .ok_or_else(|| self.timed_out(Certainty::NotSent))?;
@@ -31,8 +33,8 @@ impl Call<'_> {
                 .filter(|link| route.crosses && route.links.meets(LinkSet::of(link.index)))
                 .map(|link| self.pass_behind(link));
             futures_util::future::try_join_all(behind).await
-        })
-        .await?;
+        });
+        waits.await?;
         Ok(Some(turn))
     }
 
