@@ -185,6 +185,32 @@ export interface Check {
   message: string;
 }
 
+export interface Cluster {
+  epoch: number;
+  heard_ms_ago: number | null;
+  error: string | null;
+  discoveries: number;
+  redirects: number;
+  uncovered: string;
+  nodes: ClusterNode[];
+}
+
+export interface ClusterNode {
+  id: string | null;
+  address: string | null;
+  primary: boolean;
+  member: boolean;
+  failing: boolean;
+  slots: string;
+  state: string | null;
+  breaker: string | null;
+  in_flight: number;
+  answered: number;
+  reconnects: number;
+  rtt_ms: number | null;
+  last_error: string | null;
+}
+
 export interface Status {
   service: {
     version: string;
@@ -225,6 +251,8 @@ export interface Status {
     flapping: Flapping | null;
     /** Absent where none are asked. */
     sentinel: Sentinels | null;
+    /** Absent where Redis is one server, or one primary that sentinels name. */
+    cluster: Cluster | null;
   };
   nodes: { found_by: 'single' | 'sentinel'; servers: RedisNode[]; sentinels: SentinelGroup | null };
   cache: {

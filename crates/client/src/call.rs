@@ -100,7 +100,7 @@ pub(crate) async fn call_dedicated(
         deadline: Deadline::after(started, limit).instant(),
     };
     let submission = Submission {
-        replies: call.plan.replies,
+        replies: call.plan.replies + u32::from(call.plan.asking),
         started,
         deadline: call.deadline,
         now: clock::now(),
@@ -112,7 +112,9 @@ pub(crate) async fn call_dedicated(
     if let Err(error) = refuse_without_proof(shared, call.plan.effect, submission.now) {
         return (Err(error), None);
     }
-    let submitted = if steps.is_empty() {
+    let submitted = if call.plan.asking {
+        queue.submit(submission, Asking(payload))
+    } else if steps.is_empty() {
         queue.submit(submission, payload)
     } else {
         queue.submit_transition(steps, submission, payload)

@@ -518,6 +518,21 @@ async fn t14_a_blocking_call_whose_slot_moves_waits_on_at_the_new_owner() {
 }
 
 #[tokio::test]
+async fn t14_a_blocking_call_that_begins_while_its_slot_migrates_is_served_by_the_importing_node() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let key = keys_of(&cluster, 0, 1).await.remove(0);
+    let slots = [slot(&key)];
+    client.send(&cmd(&format!("RPUSH {key} v"))).await.unwrap();
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
+    let popped = client.send(&cmd(&format!("BLPOP {key} 60"))).await;
+    let pair = [&*key, "v"].map(|text| Value::BulkString(text.into()));
+    assert_eq!(popped.unwrap(), Value::Array(pair.into()));
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+}
+
+#[tokio::test]
 async fn t15_a_sharded_subscriber_follows_its_slot_and_a_plain_one_any_member() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let client = client_of(&cluster).await;

@@ -117,8 +117,9 @@ impl View {
         for one in &watch.sentinels {
             if let (true, Some(names), Some(epoch)) = (one.dissents, &one.names, one.epoch) {
                 all.push(format!(
-                    "{} names {names}, epoch {epoch}: programs that ask only this one go to another server (SENTINEL RESET {} there makes it look anew)",
-                    one.address, watch.service
+                    "{} names {names}, epoch {epoch}: programs that ask only this one go to another server (there: SENTINEL REMOVE {service}, then SENTINEL MONITOR {service} with the address of the primary, and its SENTINEL SET lines again)",
+                    one.address,
+                    service = watch.service
                 ));
             }
             if one.thinks_down {
@@ -135,10 +136,17 @@ impl View {
             );
         }
         if self.guards_writes == Some(false) {
-            all.push(
-                "min-replicas-to-write is 0: a primary that is cut off goes on acknowledging writes, which the failover then throws away (CONFIG SET min-replicas-to-write 1, min-replicas-max-lag 10)"
-                    .to_owned(),
-            );
+            let in_sync = watch.replicas.iter().filter(|one| one.in_sync).count();
+            let advice = match in_sync {
+                // With fewer, the loss of one replica would end all writes.
+                0 | 1 => "with two replicas in sync, min-replicas-to-write 1 would prevent it",
+                _ => {
+                    "CONFIG SET min-replicas-to-write 1, min-replicas-max-lag 10; writes then fail while no replica is in sync"
+                }
+            };
+            all.push(format!(
+                "min-replicas-to-write is 0: a primary that is cut off goes on acknowledging writes, which the failover then throws away ({advice})"
+            ));
         }
         all
     }

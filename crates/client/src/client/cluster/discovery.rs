@@ -70,13 +70,23 @@ pub(crate) async fn watch(cluster: Arc<Cluster>, _alive: Arc<Alive>) {
             }
         }
         if cluster.gate.lock().poll(clock::now()) {
-            let explained = tokio::select! {
+            let mut running = Running(&cluster, Explained::NotYet);
+            running.1 = tokio::select! {
                 biased;
                 () = cluster.shared.closing() => return,
                 explained = cluster.discover() => explained,
             };
-            cluster.gate.lock().finished(explained, clock::now());
         }
+    }
+}
+
+/// A discovery under way, and what came of it. However it ends, by a panic or with its runtime too,
+/// another may begin afterwards.
+struct Running<'a>(&'a Cluster, Explained);
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        self.0.gate.lock().finished(self.1, clock::now());
     }
 }
 

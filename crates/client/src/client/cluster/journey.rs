@@ -118,7 +118,14 @@ impl Cluster {
                 asking,
                 ..plan.clone()
             };
-            let (effect, errors) = (plan.effect, plan.errors);
+            let errors = plan.errors;
+            // A repeat would look at what the first run has written.
+            let effect = match plan.effect {
+                Effect::LastWins if plan.several && payload.looks_before_it_writes() => {
+                    Effect::Conditional
+                }
+                effect => effect,
+            };
             let number = node.number;
             let result = {
                 let payload = rest.as_ref().map_or(payload, OwnPayload::payload);

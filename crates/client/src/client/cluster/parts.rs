@@ -155,13 +155,16 @@ impl Cluster {
             }
         });
         let answers = join_all(asks).await;
-        let some = answers.iter().any(Result::is_ok);
+        let some = answers.iter().any(|answer| match answer {
+            Ok(_) => true,
+            Err(error) => error.certainty() == Certainty::Unknown,
+        });
         let writes = plan.effect != Effect::Read;
         let joined = split::joined(plan.name, joining, answers);
         match joined {
             Ok(Value::ServerError(error)) => Err(Error::refused(error)),
             Ok(value) => Ok(Reply::One(value)),
-            // Some have done it, and others not.
+            // Some have done it, or may have, and others not.
             Err(error) => Err(error.at_best(some && writes)),
         }
     }
