@@ -166,8 +166,8 @@ impl Nodes {
             let of_it = watch.each.iter().filter(|one| one.state == state);
             gauge!("steadfast_redis_sentinels", "state" => name).set(of_it.count() as f64);
         }
-        // What never was is no number: nought would be a perfect one.
-        let age = watch.confirmed_ms_ago.map_or(f64::NAN, |ms| ms / 1e3);
+        // Endless where there never was a majority: no number would wake nobody.
+        let age = watch.confirmed_ms_ago.map_or(f64::INFINITY, |ms| ms / 1e3);
         gauge!("steadfast_redis_primary_proof_age_seconds").set(age);
         let replicas = || self.servers.iter().filter(|node| node.role == "replica");
         for state in ["in_sync", "away"] {
