@@ -170,9 +170,10 @@ where
     }
     let carries = |tags: &[&[u8]]| cache.may_carry(leader, tags);
     let mut allowance = redis.allowance();
+    let asked = Monotonic::now();
     let look = redis.look(leader.key(), &job.tags, &mut allowance, &carries);
     match look.await {
-        Ok(Lookup::Hit(stored)) => job.take_in(leader, stored).ok(),
+        Ok(Lookup::Hit(stored)) => job.take_in(leader, stored, asked).ok(),
         Ok(Lookup::Miss(_)) => None,
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
@@ -348,12 +349,13 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         allowance: &mut RedisAllowance,
     ) -> Result<Found, RedisFailure> {
         let carries = |tags: &[&[u8]]| self.view.core().may_carry(leader, tags);
+        let asked = Monotonic::now();
         let look = redis.look(leader.key(), &self.tags, allowance, &carries);
         let stored = match look.await? {
             Lookup::Miss(seen) => return Ok(Found::Nothing(seen)),
             Lookup::Hit(stored) => stored,
         };
-        match self.take_in(leader, stored) {
+        match self.take_in(leader, stored, asked) {
             Ok(loaded) => Ok(Found::Answer(loaded)),
             Err(Unfit { seen, tags }) => {
                 // What takes its place carries its tags.
@@ -386,8 +388,14 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
     }
 
     /// Takes a value from Redis into memory. One that does not answer the read may still be a
-    /// fallback.
-    fn take_in(&self, leader: &Leader, stored: RedisValue) -> Result<Loaded, Unfit> {
+    /// fallback. Its age is counted from when Redis was asked: whoever waits for the answer may not
+    /// look at it for a long time after it has come.
+    fn take_in(
+        &self,
+        leader: &Leader,
+        stored: RedisValue,
+        asked: Monotonic,
+    ) -> Result<Loaded, Unfit> {
         let (view, cache) = (&self.view, self.view.core());
         let RedisValue { seen, tags, .. } = stored;
         let unfit = |tags: &[Vec<u8>]| {
@@ -413,7 +421,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         let snapshot = &leader.snapshot();
         let now = Monotonic::now();
         let times = Times {
-            loaded_at: now.minus(stored.age.into()),
+            loaded_at: asked.minus(stored.age.into()),
             // It may have been loaded by another class.
             life: match cache.sabotage.class_ignored {
                 false => stored.life.within(&self.ttl, value.is_none()),
@@ -439,7 +447,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
         // Not held against SQL's watermark yet: as memory that nobody vouches for, it is fresh only
         // while it is young.
         let vouched = stored.proven || cache.coherence.vouches(times.loaded_at, now);
-        let freshness = match times.life.judge(stored.age) {
+        let freshness = match times.life.judge(now.since(times.loaded_at).into()) {
             Freshness::Fresh if !vouched => Freshness::Stale,
             other => other,
         };

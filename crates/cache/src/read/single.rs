@@ -2,13 +2,15 @@
 
 use std::borrow::Cow;
 use std::future::pending;
+use std::marker::PhantomData;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
 
 use super::database::{Asking, Permission};
 use super::ending::{conclude, wait};
-use super::load::{self, Job};
+use super::load::{self, FirstLook, Job};
 use super::view::View;
 use crate::answer::{Answer, Source, StaleReason};
 use crate::clock::clock;
@@ -22,6 +24,7 @@ use crate::key::{Key, KeyName, bounded};
 use crate::monotonic::Monotonic;
 use crate::sql::SourceError;
 use crate::target::Target;
+use crate::tier::entry::Entry;
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Answers with the value of `key`, from memory, from Redis, or else by `load`, which says
@@ -355,7 +358,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         name: &[u8],
         mut job: Job<V>,
         load: L,
-        began: Instant,
+        mut began: Instant,
     ) -> Boarded
     where
         L: FnOnce() -> F + Send + 'static,
@@ -366,16 +369,28 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         let boarding = cache
             .flights
             .look_or_board(name, self.cargo(), &job.tags, world);
-        let (leader, follower) = match boarding {
+        let (leader, follower, load) = match boarding {
             Join::Joined(follower) => return Boarded::Waiting(follower, None),
-            Join::Leader(leader, follower) => (leader, follower),
+            Join::Leader(leader, follower) => (leader, follower, load),
             Join::Looking(leader, follower) => {
                 let named = job.tags.len();
-                if let Some(loaded) = load::look_first(&leader, &mut job).await {
+                let look = OwnLook::new(self, name, &job, load);
+                let found = load::look_first(&leader, &mut job).await;
+                let load = look.over();
+                if let Some(loaded) = found {
                     return Boarded::Answered(loaded);
                 }
+                let Some(load) = load else {
+                    return Boarded::Waiting(follower, None);
+                };
+                if clock() > began + job.ttl.hard_limit / 2 {
+                    // Nobody has looked at the answer for a long time. A load gets its time all
+                    // the same; the reader waits no longer than it would have.
+                    job.first_look = FirstLook::None;
+                    began = clock();
+                }
                 match leader.after_look(&job.tags[..named], &cache.generations) {
-                    AfterLook::Lead => (leader, follower),
+                    AfterLook::Lead => (leader, follower, load),
                     AfterLook::Joined(other) => return Boarded::Waiting(other, leader.fallback()),
                 }
             }
@@ -401,4 +416,59 @@ fn wants_refresh<V: Clone + Send + Sync + 'static>(
 ) -> bool {
     let (life, beta) = (view.life_of(entry, ttl), ttl.early_refresh);
     life.refresh_early(age, entry.cost(), beta, view.core().draw())
+}
+
+/// A reader's own look at Redis. Should the reader go away meanwhile, a flight looks and loads for
+/// those that come after it, as if it had been begun at once.
+struct OwnLook<V, L, F>
+where
+    V: Clone + Send + Sync + 'static,
+    L: FnOnce() -> F + Send + 'static,
+    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+{
+    load: Option<L>,
+    view: View<V>,
+    name: Vec<u8>,
+    tags: Vec<Vec<u8>>,
+    held: Option<Arc<Entry>>,
+    loads: PhantomData<fn() -> F>,
+}
+
+impl<V, L, F> OwnLook<V, L, F>
+where
+    V: Clone + Send + Sync + 'static,
+    L: FnOnce() -> F + Send + 'static,
+    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+{
+    fn new(view: &View<V>, name: &[u8], job: &Job<V>, load: L) -> Self {
+        Self {
+            load: Some(load),
+            view: view.clone(),
+            name: name.to_vec(),
+            tags: job.tags.clone(),
+            held: job.held.clone(),
+            loads: PhantomData,
+        }
+    }
+
+    /// The reader is still there: hands its loader back.
+    fn over(mut self) -> Option<L> {
+        self.load.take()
+    }
+}
+
+impl<V, L, F> Drop for OwnLook<V, L, F>
+where
+    V: Clone + Send + Sync + 'static,
+    L: FnOnce() -> F + Send + 'static,
+    F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
+{
+    fn drop(&mut self) {
+        let Some(load) = self.load.take() else { return };
+        if tokio::runtime::Handle::try_current().is_ok() {
+            let tags = std::mem::take(&mut self.tags);
+            let job = Job::new(&self.view, tags, self.held.take());
+            self.view.board(&self.name, job, load);
+        }
+    }
 }

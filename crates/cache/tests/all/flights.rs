@@ -394,3 +394,51 @@ async fn k3_when_its_loads_are_finished_a_process_leaves_values_and_no_leases_in
         assert_eq!(answer.source, Source::Redis);
     }
 }
+
+/// A reader looks at Redis itself. Should it give up before Redis has answered, the value is loaded
+/// all the same, for those that come after it.
+#[tokio::test]
+async fn k3_a_reader_that_gives_up_before_redis_has_answered_leaves_a_load_behind() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let url = format!("redis://{}", proxy.addr());
+    let client = steadfast::Client::builder(&url).unwrap().connect().await;
+    let builder = plain(&site.database).redis(client.unwrap());
+    let builder = builder.redis_limit(Duration::from_secs(10));
+    let cache = builder.build().await.unwrap();
+    let far = Latency {
+        latency: Duration::from_millis(200),
+        jitter: Duration::ZERO,
+    };
+    let toxic = Toxic {
+        name: "far".into(),
+        direction: Direction::Downstream,
+        toxicity: 1.0,
+        fault: Fault::Latency(far),
+    };
+    proxy.add(toxic).await.unwrap();
+    let loader = Loader::default();
+    let read = get(&cache, "impatient", "user", &loader);
+    let given_up = tokio::time::timeout(Duration::from_millis(20), read).await;
+    assert!(given_up.is_err());
+    eventually("a load", async || loader.loads() == 1).await;
+}
+
+/// The age of what comes from Redis is that of the value, however late its reader looks at it.
+#[tokio::test]
+async fn k10_an_answer_of_redis_that_nobody_looked_at_for_a_while_is_as_old_as_it_is() {
+    let site = Site::start().await;
+    let loader = Loader::default();
+    let cache = site.cache().await;
+    get(&cache, "parked", "user", &loader).await.unwrap();
+    cache.finish_loads(Duration::from_secs(10)).await;
+    let other = site.cache().await;
+    let mut read = Box::pin(get(&other, "parked", "user", &loader));
+    let begun = futures_util::poll!(&mut read);
+    assert!(begun.is_pending());
+    let parked = Duration::from_millis(700);
+    tokio::time::sleep(parked).await;
+    let answer = read.await.unwrap();
+    assert_eq!(answer.source, Source::Redis);
+    assert!(answer.age >= parked, "{:?}", answer.age);
+}
