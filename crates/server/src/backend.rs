@@ -20,7 +20,7 @@ use crate::config::{
     Config, DatabaseTlsConfig, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
 };
 use crate::health::{Check, Status};
-use crate::nodes::Nodes;
+use crate::nodes::{Nodes, state_name};
 
 mod checks;
 mod credentials;
@@ -199,15 +199,6 @@ impl Backend {
         self.cache.finish_loads(Duration::from_secs(1)).await;
         let _ = self.client.close(Duration::from_secs(1)).await;
         self.database.close().await;
-    }
-}
-
-pub(crate) fn state_name(state: ConnectionState) -> &'static str {
-    match state {
-        ConnectionState::Connecting => "connecting",
-        ConnectionState::Ready => "ready",
-        ConnectionState::Closed => "closed",
-        _ => "down",
     }
 }
 

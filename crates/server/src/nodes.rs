@@ -4,9 +4,8 @@
 
 use metrics::gauge;
 use serde::Serialize;
-use steadfast::{SentinelContact, SentinelStatus, Status as ClientStatus};
+use steadfast::{ConnectionState, SentinelContact, SentinelStatus, Status as ClientStatus};
 
-use crate::backend::state_name;
 use crate::health::{Check, Status};
 
 /// The servers behind the name of Redis, in `/v1/status`.
@@ -242,5 +241,15 @@ impl Sentinel {
             epoch: contact.epoch,
             error: contact.error.clone(),
         }
+    }
+}
+
+/// Returns the word for a state of the connection to Redis.
+pub(crate) fn state_name(state: ConnectionState) -> &'static str {
+    match state {
+        ConnectionState::Connecting => "connecting",
+        ConnectionState::Ready => "ready",
+        ConnectionState::Closed => "closed",
+        _ => "down",
     }
 }
