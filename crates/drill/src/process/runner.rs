@@ -101,7 +101,9 @@ mod tests {
         let found = builder().find(&folder, runner).unwrap();
         assert_eq!(found.pid(), Some(server));
         found.freeze().unwrap();
-        assert!(!found.is_awake());
+        while found.is_awake() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         found.resume().unwrap();
         assert!(found.command(&["GET", "k"]).await.is_ok());
         found.restart().await.unwrap();
