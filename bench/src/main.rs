@@ -1,4 +1,5 @@
-//! Steadfast's client and eight others, side by side in one run: what they do in a second, and what an outage costs their callers.
+//! Steadfast's client and eight others, side by side in one run: what they do in a second, and what
+//! an outage costs their callers.
 //!
 //! `steadfast-bench [--quick] [--runs N] [--only NAME] [--rows TEXT] [--outages] [--out FILE]`.
 //! `--only` runs one client's GETs and nothing else, for a profiler; `--outages` measures those
@@ -155,7 +156,8 @@ fn pace(quick: bool) -> Pace {
     }
 }
 
-/// All clients in the rows that are named so, as a table on standard output: to see what a change does.
+/// All clients in the rows that are named so, as a table on standard output: to see what a change
+/// does.
 async fn some(rows: &str, arguments: &Arguments) -> Result<(), SetUpError> {
     let mut runs = Vec::new();
     for _ in 0..arguments.runs {

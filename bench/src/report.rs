@@ -117,7 +117,8 @@ fn targets(out: &mut String, runs: &[Run]) {
     }
 }
 
-/// Calls a second of ours to those of the fastest other client: in each row, by each number of callers, in each run.
+/// Calls a second of ours to those of the fastest other client: in each row, by each number of
+/// callers, in each run.
 pub fn rows(runs: &[&Throughput]) -> String {
     let speed: fn(&Figures) -> f64 = |figures| figures.per_second;
     let mut out = String::from("| row | callers | ours | through the traits | the fastest |\n");

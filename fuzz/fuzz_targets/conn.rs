@@ -1,5 +1,6 @@
-//! Any sequence of what can happen to a connection: submissions, partial writes, replies in any pieces, time. Each request ends exactly once;
-//! one that is called not sent has left no byte on the wire; answers go to their own.
+//! Any sequence of what can happen to a connection: submissions, partial writes, replies in any
+//! pieces, time. Each request ends exactly once; one that is called not sent has left no byte on
+//! the wire; answers go to their own.
 
 #![no_main]
 

@@ -1,5 +1,6 @@
-//! Any commands are given a place and divided without panic, and whatever is answered to their parts is joined or an
-//! error: each part has one slot and is sent on, no command is lost, and one that was answered is not sent again.
+//! Any commands are given a place and divided without panic, and whatever is answered to their
+//! parts is joined or an error: each part has one slot and is sent on, no command is lost, and one
+//! that was answered is not sent again.
 
 #![no_main]
 
@@ -31,7 +32,8 @@ impl From<ServerError> for Lost {
 }
 
 fuzz_target!(|data: &[u8]| {
-    // Commands by lines; behind an empty line the replies, one byte telling where each node is lost.
+    // Commands by lines; behind an empty line the replies, one byte telling where each node is
+    // lost.
     let (text, replies) = match data.windows(2).position(|two| two == b"\n\n") {
         Some(at) => (&data[..at], &data[at + 2..]),
         None => (data, &[][..]),

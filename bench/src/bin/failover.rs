@@ -1,9 +1,11 @@
-//! What a failover costs callers: 2 000 INCRs a second by 64 callers while the primary moves, through Steadfast and, in programs of
-//! their own language beside it, through redis-py's and ioredis's clients for sentinels (`scripts/failover` starts them).
+//! What a failover costs callers: 2 000 INCRs a second by 64 callers while the primary moves,
+//! through Steadfast and, in programs of their own language beside it, through redis-py's and
+//! ioredis's clients for sentinels (`scripts/failover` starts them).
 //!
-//! Each INCR has a name of its own, so that in the end each can be asked for: an acknowledged one that is not there is lost, one that
-//! is there twice was applied twice. All programs write `caller number begun ended outcome` (microseconds of the clock of this
-//! machine), and are judged here alike.
+//! Each INCR has a name of its own, so that in the end each can be asked for: an acknowledged one
+//! that is not there is lost, one that is there twice was applied twice. All programs write
+//! `caller number begun ended outcome` (microseconds of the clock of this machine), and are judged
+//! here alike.
 
 use std::collections::HashMap;
 use std::process::Stdio;

@@ -134,8 +134,8 @@ impl Cache {
     }
 
     /// Waits until the loads that have begun have ended, and what they brought is in Redis; returns
-    /// how many had not, after `within`. A load answers its readers first, so a program that ends at
-    /// once after a read may leave Redis without the value. To be called before that.
+    /// how many had not, after `within`. A load answers its readers first, so a program that ends
+    /// at once after a read may leave Redis without the value. To be called before that.
     ///
     /// ```no_run
     /// # use std::time::Duration;

@@ -97,8 +97,9 @@ impl Client {
     /// for TLS. User and password are those of the servers; sentinels get
     /// `?sentinel_user=…&sentinel_password=…`.
     ///
-    /// A cluster, of which the URL names some nodes: `redis-cluster://[user:password@]host[:6379][,host…]`,
-    /// `rediss-cluster://…` for TLS. The others are learnt.
+    /// A cluster, of which the URL names some nodes:
+    /// `redis-cluster://[user:password@]host[:6379][,host…]`, `rediss-cluster://…` for TLS. The
+    /// others are learnt.
     ///
     /// ```
     /// # fn main() -> Result<(), steadfast::ConfigError> {

@@ -82,8 +82,8 @@ pub enum ErrorKind {
         /// The part of the interface that serves instead.
         instead: Alternative,
     },
-    /// The keys of the command, transaction or script belong to several slots of the cluster, and it
-    /// is not one that is split.
+    /// The keys of the command, transaction or script belong to several slots of the cluster, and
+    /// it is not one that is split.
     CrossSlot {
         /// The name of the command.
         command: &'static str,
@@ -97,8 +97,8 @@ pub enum ErrorKind {
         /// What serves instead.
         instead: &'static str,
     },
-    /// Later commands for the same key have run at the new owner of its slot: to send this one after
-    /// them would break their order.
+    /// Later commands for the same key have run at the new owner of its slot: to send this one
+    /// after them would break their order.
     Overtaken,
     /// Several nodes were needed, and some of them failed: of these parts of the call.
     Partial {

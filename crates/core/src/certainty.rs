@@ -1,7 +1,8 @@
 //! What is known of a command that failed.
 //!
-//! Whether a command may be repeated, and what its caller may conclude, hangs on one question that most clients cannot answer: could the
-//! server have executed it? Every failure in Steadfast carries one of three answers.
+//! Whether a command may be repeated, and what its caller may conclude, hangs on one question that
+//! most clients cannot answer: could the server have executed it? Every failure in Steadfast
+//! carries one of three answers.
 
 use std::fmt;
 
@@ -14,7 +15,8 @@ pub enum Certainty {
     NotSent,
     /// The server answered, and refused it before running it.
     Rejected,
-    /// It was written and no answer came, or it may have failed half way: it may or may not have taken effect.
+    /// It was written and no answer came, or it may have failed half way: it may or may not have
+    /// taken effect.
     Unknown,
 }
 
@@ -42,23 +44,28 @@ impl fmt::Display for Certainty {
 /// What an error reply says about the server, beyond the command it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The command itself is at fault (type, syntax, permission…): repeating it is useless, and the server is well.
+    /// The command itself is at fault (type, syntax, permission…): repeating it is useless, and the
+    /// server is well.
     Lasting,
-    /// The server cannot serve now, but may soon: worth repeating, and a failure of infrastructure for the breaker.
+    /// The server cannot serve now, but may soon: worth repeating, and a failure of infrastructure
+    /// for the breaker.
     Passing,
-    /// The server is not, or no longer, the one that is wanted: repeating it here is useless, a new connection may help.
+    /// The server is not, or no longer, the one that is wanted: repeating it here is useless, a new
+    /// connection may help.
     WrongServer,
-    /// The server was demoted while the command waited in it, and nothing of the command was done: it may be made again, on another connection, wherever
-    /// the primary is now.
+    /// The server was demoted while the command waited in it, and nothing of the command was done:
+    /// it may be made again, on another connection, wherever the primary is now.
     Demoted,
     /// Another node of a cluster, or another moment, will take the command, of which nothing has
     /// run: who redirects is well.
     Redirected,
-    /// The connection is not, or no longer, let in: it is not authenticated, or the server's protected mode bars it.
+    /// The connection is not, or no longer, let in: it is not authenticated, or the server's
+    /// protected mode bars it.
     Unauthenticated,
 }
 
-/// Judges an error reply by its code and text, as Redis 7 and Valkey word them. The text must be the server's own: see [`Errors`].
+/// Judges an error reply by its code and text, as Redis 7 and Valkey word them. The text must be
+/// the server's own: see [`Errors`].
 ///
 /// ```
 /// use steadfast_core::certainty::{Refusal, refusal};
@@ -83,8 +90,9 @@ pub fn refusal(code: &str, detail: &str) -> Refusal {
 
 /// True where an error reply proves that the command, which was sent under this name, has not run.
 ///
-/// The words of the error prove it only if nobody but the server can have written them. A script may write any (`return redis.error_reply('LOADING …')`),
-/// after whatever it has done; so of a script that was answered nothing is proved, not even by the code alone.
+/// The words of the error prove it only if nobody but the server can have written them. A script
+/// may write any (`return redis.error_reply('LOADING …')`), after whatever it has done; so of a
+/// script that was answered nothing is proved, not even by the code alone.
 pub fn was_refused_before_running(code: &str, detail: &str, errors: Errors, name: &[u8]) -> bool {
     match errors {
         Errors::Refuse => true,

@@ -1,9 +1,9 @@
 //! What a command does to the server, judged by its name and its arguments.
 //!
-//! A client that repeats a command after a lost connection must know what a repeat does, and the name alone
-//! does not tell: `SET k v` may be sent twice, `SET k v NX` may not, because the answer of the repeat would be
-//! a lie. The same table says which commands block, which change the state of their connection and so have
-//! no place on a shared one, and where the keys are.
+//! A client that repeats a command after a lost connection must know what a repeat does, and the
+//! name alone does not tell: `SET k v` may be sent twice, `SET k v NX` may not, because the answer
+//! of the repeat would be a lie. The same table says which commands block, which change the state
+//! of their connection and so have no place on a shared one, and where the keys are.
 
 mod effect;
 mod keys;
@@ -58,8 +58,8 @@ pub fn classify<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Class {
 
 /// Where the keys are: their indices among `args`, of which the first is the name.
 ///
-/// Keys that only a module, a script without declared keys or a pattern (`SORT … BY`) would touch cannot be
-/// told.
+/// Keys that only a module, a script without declared keys or a pattern (`SORT … BY`) would touch
+/// cannot be told.
 pub fn keys<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Keys {
     let args = Args(args);
     args.group()
@@ -77,7 +77,8 @@ where
         .map(|(_, name)| name)
 }
 
-/// True if a command may concern keys that it does not name: all of a database, those of a pattern, or those that only a script or a module knows.
+/// True if a command may concern keys that it does not name: all of a database, those of a pattern,
+/// or those that only a script or a module knows.
 pub fn reaches_further(class: &Class) -> bool {
     const FURTHER: [&str; 9] = [
         "DBSIZE",
@@ -98,7 +99,8 @@ pub fn reaches_further(class: &Class) -> bool {
     }
 }
 
-/// The arguments of a redis-rs command, as [`classify`] and [`keys`] take them. A cursor is given as `0`.
+/// The arguments of a redis-rs command, as [`classify`] and [`keys`] take them. A cursor is given
+/// as `0`.
 #[inline]
 pub fn arguments<'a>(
     cmd: impl Into<CommandRef<'a>>,
@@ -106,8 +108,9 @@ pub fn arguments<'a>(
     cmd.into().arguments()
 }
 
-/// The same blocking command for what is left of its timeout once so much of it has `passed`: at least a millisecond, since 0 is for ever. `None` if
-/// it does not block, blocks for ever, or says in no way that can be read for how long: then it is sent again as it is.
+/// The same blocking command for what is left of its timeout once so much of it has `passed`: at
+/// least a millisecond, since 0 is for ever. `None` if it does not block, blocks for ever, or says
+/// in no way that can be read for how long: then it is sent again as it is.
 ///
 /// Servers before Redis 6 take whole seconds only, and refuse what is left of them.
 pub fn with_time_left<'a>(cmd: impl Into<CommandRef<'a>>, passed: Duration) -> Option<redis::Cmd> {
@@ -118,18 +121,20 @@ pub fn with_time_left<'a>(cmd: impl Into<CommandRef<'a>>, passed: Duration) -> O
     Some(cmd.with_argument(at, left.as_bytes()))
 }
 
-/// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its worst command; but see
-/// [`looks_before_it_writes`].
+/// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its
+/// worst command; but see [`looks_before_it_writes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Effect {
     /// Changes nothing, however often it is sent.
     Read,
-    /// Leaves the same state and gives the same answer when repeated. A repeat may overwrite what another
-    /// client wrote meanwhile.
+    /// Leaves the same state and gives the same answer when repeated. A repeat may overwrite what
+    /// another client wrote meanwhile.
     LastWins,
-    /// Leaves the same state when repeated, but the answer of the repeat would be a lie (or an error).
+    /// Leaves the same state when repeated, but the answer of the repeat would be a lie (or an
+    /// error).
     Conditional,
-    /// Changes the state once more each time; or undoes what others did meanwhile to more than one key, as FLUSHALL does.
+    /// Changes the state once more each time; or undoes what others did meanwhile to more than one
+    /// key, as FLUSHALL does.
     Accumulating,
     /// What it does cannot be told from outside: scripts, functions, modules, unknown commands.
     Opaque,
@@ -150,8 +155,8 @@ pub struct Class {
     pub first_key: Option<usize>,
     /// What an error reply to it proves.
     pub errors: Errors,
-    /// The canonical name, such as `GET` or `CLIENT KILL`; `UNKNOWN` if the table has no such command. One of
-    /// a bounded set, so that it may label a metric.
+    /// The canonical name, such as `GET` or `CLIENT KILL`; `UNKNOWN` if the table has no such
+    /// command. One of a bounded set, so that it may label a metric.
     pub name: &'static str,
 }
 
@@ -169,11 +174,13 @@ pub enum BlockFor {
 pub enum Errors {
     /// The server refused the command before it ran.
     Refuse,
-    /// Some of it may have been done before the error (MIGRATE), unless the server says why it did not begin.
+    /// Some of it may have been done before the error (MIGRATE), unless the server says why it did
+    /// not begin.
     MayFollowAPart,
     /// Nothing: a script or function answers in any words it likes, whatever it has done.
     ProveNothing,
-    /// Nothing either, of a module's command, unless it is the server that says that there is no such command.
+    /// Nothing either, of a module's command, unless it is the server that says that there is no
+    /// such command.
     OfNoKnownCommand,
 }
 

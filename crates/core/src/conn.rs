@@ -1,12 +1,14 @@
 //! One pipelined connection as a state machine: bytes and time in, bytes and events out.
 //!
-//! redis-rs cannot say whether a command was written before its connection broke. This machine can, because it alone counts the bytes: each
-//! request knows the offset in the stream past which it may have had an effect, and compares it with what the socket took. So every request
-//! ends in exactly one of three ways: answered, `NotSent` or `Unknown`.
+//! redis-rs cannot say whether a command was written before its connection broke. This machine can,
+//! because it alone counts the bytes: each request knows the offset in the stream past which it may
+//! have had an effect, and compares it with what the socket took. So every request ends in exactly
+//! one of three ways: answered, `NotSent` or `Unknown`.
 //!
-//! The shell owns the socket and the clock. It submits batches, writes what [`Conn::transmit`] shows, reads into [`Conn::input`] (or
-//! [`Conn::input_of_string`]), takes
-//! replies one at a time (so that it may hand them out in waves), and calls [`Conn::poll_timeout`] to learn when to come back.
+//! The shell owns the socket and the clock. It submits batches, writes what [`Conn::transmit`]
+//! shows, reads into [`Conn::input`] (or [`Conn::input_of_string`]), takes replies one at a time
+//! (so that it may hand them out in waves), and calls [`Conn::poll_timeout`] to learn when to come
+//! back.
 
 mod batch;
 mod pieces;
@@ -59,7 +61,8 @@ pub enum Incoming<T> {
         /// How long the request was given in all.
         given: Duration,
     },
-    /// The reply to a request passes a limit. The connection cannot go on; what comes next is the error that ends it.
+    /// The reply to a request passes a limit. The connection cannot go on; what comes next is the
+    /// error that ends it.
     TooLarge {
         /// What the shell gave with the request.
         ticket: T,
@@ -87,14 +90,14 @@ pub enum Lapse<T> {
         /// How long there has been none.
         quiet: Duration,
     },
-    /// No sign of life for [`Watch::response_idle_timeout`] while requests waited. Told once until there is
-    /// one.
+    /// No sign of life for [`Watch::response_idle_timeout`] while requests waited. Told once until
+    /// there is one.
     Unresponsive {
         /// How long there has been none.
         quiet: Duration,
     },
-    /// No reply was completed for [`Watch::response_idle_timeout`], whatever bytes came, and the request
-    /// whose turn it is was given up. Told once until a reply is complete.
+    /// No reply was completed for [`Watch::response_idle_timeout`], whatever bytes came, and the
+    /// request whose turn it is was given up. Told once until a reply is complete.
     Stuck {
         /// How long no reply was completed.
         unserved: Duration,
@@ -339,7 +342,8 @@ impl<T> Conn<T> {
         &mut self.input
     }
 
-    /// Where to read to instead, if a large string is on its way: its own memory. The same holds as for [`input`](Self::input).
+    /// Where to read to instead, if a large string is on its way: its own memory. The same holds as
+    /// for [`input`](Self::input).
     pub fn input_of_string(&mut self) -> Option<Limit<&mut Vec<u8>>> {
         // What has come is in there already.
         match self.consumed == self.input.len() {
@@ -394,7 +398,8 @@ impl<T> Conn<T> {
         Ok(None)
     }
 
-    /// Only whose reply it is can be blamed for its size: the others may be sent again, that one must not.
+    /// Only whose reply it is can be blamed for its size: the others may be sent again, that one
+    /// must not.
     #[cold]
     fn end_reading(&mut self, error: DecodeError) -> Result<Option<Incoming<T>>, ConnError> {
         self.broken = Some(error);
@@ -522,8 +527,9 @@ impl<T> Conn<T> {
         })
     }
 
-    /// Ends every request of which this is true; [`poll_given_up`](Self::poll_given_up) yields them.
-    /// One of which no byte was written is taken back out of the stream, so that `NotSent` stays true.
+    /// Ends every request of which this is true; [`poll_given_up`](Self::poll_given_up) yields
+    /// them. One of which no byte was written is taken back out of the stream, so that `NotSent`
+    /// stays true.
     pub fn give_up(&mut self, now: Instant, of: impl Fn(&Waiting<'_, T>) -> bool) {
         let wire = self.written;
         let mut earliest: Option<Instant> = None;
@@ -575,8 +581,8 @@ impl<T> Conn<T> {
         self.earliest = earliest;
     }
 
-    /// The next request that [`give_up`](Self::give_up) ended, with what is known of it and how long
-    /// this connection had it.
+    /// The next request that [`give_up`](Self::give_up) ended, with what is known of it and how
+    /// long this connection had it.
     pub fn poll_given_up(&mut self) -> Option<(T, Certainty, Duration)> {
         self.expired.pop_front()
     }
@@ -616,7 +622,8 @@ impl<T> Conn<T> {
         self.earliest
     }
 
-    /// True if something was written that has not been answered: after this connection is abandoned, the server may still execute it.
+    /// True if something was written that has not been answered: after this connection is
+    /// abandoned, the server may still execute it.
     pub fn has_unanswered_writes(&self) -> bool {
         let wire = self.written;
         self.awaiting

@@ -1,19 +1,20 @@
 //! All keys of a cluster, by a cursor over its slots.
 //!
-//! Each server scans its own keys, by a cursor that means nothing to another, and slots change hands
-//! meanwhile: a key that moves from a server that has not come to it yet to one that has passed its place
-//! would be missed, and nobody would know. So a scan of the cluster is a list of slots to be covered. A node
-//! is swept from the beginning of its cursor to the end, and that covers the slots which it owned, with none
-//! of their keys elsewhere, at every single step. Each step is one transaction that asks the node for both
-//! ([`ScanQuery::step`]): what it says of its slots, and the next keys. Slots that moved are swept again, at
-//! whoever owns them then, and only their keys are taken.
+//! Each server scans its own keys, by a cursor that means nothing to another, and slots change
+//! hands meanwhile: a key that moves from a server that has not come to it yet to one that has
+//! passed its place would be missed, and nobody would know. So a scan of the cluster is a list of
+//! slots to be covered. A node is swept from the beginning of its cursor to the end, and that
+//! covers the slots which it owned, with none of their keys elsewhere, at every single step. Each
+//! step is one transaction that asks the node for both ([`ScanQuery::step`]): what it says of its
+//! slots, and the next keys. Slots that moved are swept again, at whoever owns them then, and only
+//! their keys are taken.
 //!
-//! So every key that was there from the beginning to the end comes at least once; or the scan ends with the
-//! slots that it did not cover. A key may come more than once.
+//! So every key that was there from the beginning to the end comes at least once; or the scan ends
+//! with the slots that it did not cover. A key may come more than once.
 //!
-//! That rests on what SCAN promises of one server: what is in its table at every call from the first to the
-//! last is returned. A server that was restarted, or another one in its place, has another table; so a sweep
-//! belongs to one run id.
+//! That rests on what SCAN promises of one server: what is in its table at every call from the
+//! first to the last is returned. A server that was restarted, or another one in its place, has
+//! another table; so a sweep belongs to one run id.
 
 use std::fmt;
 use std::sync::Arc;
@@ -73,16 +74,16 @@ struct Sweep<N> {
 /// What is to be done next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScanStep<N> {
-    /// Send [`ScanQuery::step`] with this cursor to this node, as a read that may be repeated there, and
-    /// hand in the answer, or that there is none.
+    /// Send [`ScanQuery::step`] with this cursor to this node, as a read that may be repeated
+    /// there, and hand in the answer, or that there is none.
     Ask {
         /// The node.
         node: N,
         /// The cursor.
         cursor: u64,
     },
-    /// Wait a moment, and ask for a newer view: the slots that are missing move, or have no owner that
-    /// answers.
+    /// Wait a moment, and ask for a newer view: the slots that are missing move, or have no owner
+    /// that answers.
     Wait,
     /// All slots are covered.
     Finished,
@@ -114,7 +115,8 @@ impl fmt::Display for Uncovered {
 }
 
 impl<N: Clone + PartialEq> ClusterScan<N> {
-    /// Rounds that may bring nothing, by default: with a pause of half a second after each, five seconds.
+    /// Rounds that may bring nothing, by default: with a pause of half a second after each, five
+    /// seconds.
     pub const ROUNDS: u32 = 10;
     /// A step that failed so often in a row ends the sweep of its node for this round.
     const FAILURES: u32 = 3;
@@ -168,8 +170,8 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
         sweep.step()
     }
 
-    /// Takes in the answer to the last [`ScanStep::Ask`], from the server process of this run id, and returns
-    /// the keys that are to be handed out.
+    /// Takes in the answer to the last [`ScanStep::Ask`], from the server process of this run id,
+    /// and returns the keys that are to be handed out.
     pub fn answered(
         &mut self,
         run_id: &str,
@@ -202,8 +204,8 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
         keys
     }
 
-    /// The last [`ScanStep::Ask`] got no answer, or none that could be read. It is asked again, some times.
-    /// Wait a moment before the next step.
+    /// The last [`ScanStep::Ask`] got no answer, or none that could be read. It is asked again,
+    /// some times. Wait a moment before the next step.
     pub fn failed(&mut self) {
         if let Some(sweep) = &mut self.sweep {
             sweep.failures += 1;
@@ -245,8 +247,8 @@ pub struct ScanQuery {
     pub pattern: Option<Vec<u8>>,
     /// Only keys of this type, such as `hash`. Default: all.
     pub kind: Option<String>,
-    /// How many places of its table a server looks at in one step, during which it serves nobody else.
-    /// Default 1000, well below a millisecond.
+    /// How many places of its table a server looks at in one step, during which it serves nobody
+    /// else. Default 1000, well below a millisecond.
     pub count: u32,
 }
 
@@ -263,7 +265,8 @@ impl Default for ScanQuery {
 impl ScanQuery {
     /// Returns the transaction of one step. The answer to its EXEC is read by [`ScanPage::read`].
     ///
-    /// The server says within the transaction who it is and what it owns, so that nothing moves in between.
+    /// The server says within the transaction who it is and what it owns, so that nothing moves in
+    /// between.
     pub fn step(&self, cursor: u64) -> Pipeline {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("COUNT").arg(self.count.max(1));
@@ -297,7 +300,8 @@ pub struct UnreadablePage {
 }
 
 impl ScanPage {
-    /// Reads the answer to the EXEC of [`ScanQuery::step`]: two elements, what CLUSTER NODES and SCAN answer.
+    /// Reads the answer to the EXEC of [`ScanQuery::step`]: two elements, what CLUSTER NODES and
+    /// SCAN answer.
     ///
     /// # Errors
     /// It cannot be read, which says where; or the server has refused a part of it.
@@ -354,8 +358,8 @@ fn wrong(mistake: &str) -> UnreadablePage {
     }
 }
 
-/// The slots that a node owns by its own word, but for those that are moving. `None` if it is not told who
-/// answers.
+/// The slots that a node owns by its own word, but for those that are moving. `None` if it is not
+/// told who answers.
 fn settled(report: &ClusterReport) -> Option<SlotSet> {
     let myself = report.nodes.iter().find(|node| node.is_myself)?;
     let mut settled = SlotSet::new();

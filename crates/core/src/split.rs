@@ -1,11 +1,12 @@
 //! Calls that concern several slots of a cluster: divided, and their answers joined.
 //!
-//! A server takes a command only if all its keys belong to one slot, and a slot belongs to one server. So
-//! what concerns several is sent in parts at once, each of which may be answered, refused or lost. A call
-//! that was divided is as certain as its worst part: a write of which one part ran and another failed is
-//! half applied, and so of unknown outcome as a whole.
+//! A server takes a command only if all its keys belong to one slot, and a slot belongs to one
+//! server. So what concerns several is sent in parts at once, each of which may be answered,
+//! refused or lost. A call that was divided is as certain as its worst part: a write of which one
+//! part ran and another failed is half applied, and so of unknown outcome as a whole.
 //!
-//! - [`command`]: MGET, EXISTS, TOUCH, DEL, UNLINK, and MSET on request, by the slots of their keys.
+//! - [`command`]: MGET, EXISTS, TOUCH, DEL, UNLINK, and MSET on request, by the slots of their
+//!   keys.
 //! - [`pipeline`]: a pipeline by slots, and which of its commands are sent again.
 //! - [`joined`]: the answers of all primaries to a command without keys.
 

@@ -10,14 +10,15 @@
 //! - At the same epoch the owner's own word decides, or two nodes that say the same.
 //! - A redirect of the owner is its own word: it changes the slot at once, and no answer that was
 //!   asked for before it counts for that slot.
-//! - A slot passes from one primary to another by the word of either. In Redis 7.0 a third node goes on
-//!   believing that a slot belongs to a node which gave it away and has since got a higher epoch for another
-//!   reason; by the epochs alone that belief would win. So what others say of a primary is *disputed*: a
-//!   reason to ask it. A replica that has been promoted is believed at once, by anybody's word.
+//! - A slot passes from one primary to another by the word of either. In Redis 7.0 a third node
+//!   goes on believing that a slot belongs to a node which gave it away and has since got a higher
+//!   epoch for another reason; by the epochs alone that belief would win. So what others say of a
+//!   primary is *disputed*: a reason to ask it. A replica that has been promoted is believed at
+//!   once, by anybody's word.
 //! - A node that does not serve (`cluster_state:fail`) is not believed at all.
 //!
-//! Time is handed in. An answer may be as old as its question: so it counts as of when it was `asked` against
-//! what was heard meanwhile, and what is known counts as of when it was `heard`.
+//! Time is handed in. An answer may be as old as its question: so it counts as of when it was
+//! `asked` against what was heard meanwhile, and what is known counts as of when it was `heard`.
 
 mod gate;
 mod merge;

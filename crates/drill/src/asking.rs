@@ -1,7 +1,7 @@
-//! The control of drills in which the primary moves: redis-rs with its own client for sentinels, used as
-//! its documentation shows. It asks a sentinel whenever it needs a connection, which it does when it finds
-//! the one that it has broken or its server to be no primary any more. Nothing in it is made worse than
-//! it is in the field.
+//! The control of drills in which the primary moves: redis-rs with its own client for sentinels,
+//! used as its documentation shows. It asks a sentinel whenever it needs a connection, which it
+//! does when it finds the one that it has broken or its server to be no primary any more. Nothing
+//! in it is made worse than it is in the field.
 
 use std::sync::{Mutex as Slot, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -101,13 +101,9 @@ impl Asking {
     }
 
     async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
-        match Entry::of(key, version) {
-            Entry::Count(name) => {
-                let counted: Result<u64, _> = self.ask(redis::cmd("INCR").arg(name)).await;
-                counted.map(drop)
-            }
-            Entry::Set(name, value) => self.ask(redis::cmd("SET").arg(name).arg(value)).await,
-        }
+        let written: redis::Value = self.ask(&Entry::of(key, version).command()).await?;
+        drop(written);
+        Ok(())
     }
 }
 

@@ -41,7 +41,8 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// Returns whether the value is good enough. Nothing is below nought, so a target of 0 allows 0.
+    /// Returns whether the value is good enough. Nothing is below nought, so a target of 0 allows
+    /// 0.
     fn holds(self, value: f64, target: f64) -> bool {
         match self {
             Bound::Above => value > target,

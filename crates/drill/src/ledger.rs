@@ -1,10 +1,11 @@
 //! What became of each write, for a subject whose data are in Redis itself.
 //!
-//! Redis passes writes on after it has acknowledged them, so a failover may lose some, and a client that
-//! repeats what it should not applies some twice. Counters that many writes share would hide the one
-//! behind the other. So every second write counts up a name of its own: one that was acknowledged and is
-//! not there is lost, one that is there twice was applied twice. The others set a value that the next
-//! overwrites, which is also what is read. Pure: times are given, as lengths from the start of the load.
+//! Redis passes writes on after it has acknowledged them, so a failover may lose some, and a client
+//! that repeats what it should not applies some twice. Counters that many writes share would hide
+//! the one behind the other. So every second write counts up a name of its own: one that was
+//! acknowledged and is not there is lost, one that is there twice was applied twice. The others set
+//! a value that the next overwrites, which is also what is read. Pure: times are given, as lengths
+//! from the start of the load.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,7 +18,7 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 /// One write, as a subject that keeps a ledger has to make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
-    /// `INCR name`.
+    /// `INCRBY name 1`.
     Count(String),
     /// `SET name version`.
     Set(String, u64),
@@ -30,6 +31,15 @@ impl Entry {
         match version % 2 {
             1 => Self::Count(format!("ledger:count:{key}:{version}")),
             _ => Self::Set(name_of(key), version),
+        }
+    }
+
+    /// Returns the command that makes it.
+    #[must_use]
+    pub fn command(&self) -> redis::Cmd {
+        match self {
+            Self::Count(name) => redis::Cmd::incr(name, 1),
+            Self::Set(name, version) => redis::Cmd::set(name, version),
         }
     }
 }
@@ -64,8 +74,8 @@ pub struct LedgerReport {
     pub failed: u64,
     /// Acknowledged writes that are not there in the end.
     pub lost: u64,
-    /// Those of them that were begun half a second or more after the sentinels had named the primary
-    /// that serves now: sent to one that was known to be deposed.
+    /// Those of them that were begun half a second or more after the sentinels had named the
+    /// primary that serves now: sent to one that was known to be deposed.
     pub lost_late: u64,
     /// Writes that were applied more than once.
     pub twice: u64,
@@ -106,8 +116,8 @@ impl Ledger {
         names
     }
 
-    /// Compares with what the primary holds in the end. `named` are the moments at which the sentinels
-    /// named another one.
+    /// Compares with what the primary holds in the end. `named` are the moments at which the
+    /// sentinels named another one.
     pub fn judge(&self, held: &HashMap<String, u64>, named: &[Duration]) -> LedgerReport {
         let mut report = LedgerReport {
             failovers: named.len() as u64,

@@ -1,10 +1,12 @@
 //! Breaks Redis on purpose and judges what the users of an application would have felt.
 //!
-//! As a dev-dependency it starts private servers ([`process`]), stands between them and an application ([`proxy`], [`fault`]), and breaks either; as the program
-//! `steadfast drill` it runs whole experiments ([`scenario`], [`run`](mod@run)).
+//! As a dev-dependency it starts private servers ([`process`]), stands between them and an
+//! application ([`proxy`], [`fault`]), and breaks either; as the program `steadfast drill` it runs
+//! whole experiments ([`scenario`], [`run`](mod@run)).
 //!
 //! # Versions
-//! The format of scenarios and of `report.json` is versioned by itself; before 1.0 a minor version of this crate may break its functions.
+//! The format of scenarios and of `report.json` is versioned by itself; before 1.0 a minor version
+//! of this crate may break its functions.
 
 pub mod api;
 pub mod asking;

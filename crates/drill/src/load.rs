@@ -1,6 +1,7 @@
-//! Users do not wait for each other. A generator that sends the next call only once the last was answered sends almost none
-//! while everything stands still, and so misses just what it was to measure. Here calls start when they are due, their
-//! latency counts from then, and those that cannot be started are counted too.
+//! Users do not wait for each other. A generator that sends the next call only once the last was
+//! answered sends almost none while everything stands still, and so misses just what it was to
+//! measure. Here calls start when they are due, their latency counts from then, and those that
+//! cannot be started are counted too.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -18,7 +19,8 @@ use crate::scenario::{Arrivals, Load, Phases};
 use crate::subject::Subject;
 use crate::truth::Truth;
 
-/// Timers wake to the millisecond. That much of a late start is the generator's own, and not charged to the subject.
+/// Timers wake to the millisecond. That much of a late start is the generator's own, and not
+/// charged to the subject.
 const GRAIN: Duration = Duration::from_millis(1);
 /// A call that takes longer than this will never end.
 const HUNG: Duration = Duration::from_secs(30);
@@ -178,8 +180,8 @@ impl Drop for Open {
     }
 }
 
-/// Puts the load on the lane until its phases are over (or its number of calls is made), or until `stop`.
-/// When it returns, no call is running.
+/// Puts the load on the lane until its phases are over (or its number of calls is made), or until
+/// `stop`. When it returns, no call is running.
 pub async fn drive(
     lane: Arc<Lane>,
     load: Load,
@@ -190,7 +192,8 @@ pub async fn drive(
     drive_until(lane, load, length, seed, stop, CancellationToken::new()).await;
 }
 
-/// As [`drive`], but no further call starts once `finish` comes; those that are running are waited for.
+/// As [`drive`], but no further call starts once `finish` comes; those that are running are waited
+/// for.
 pub async fn drive_until(
     lane: Arc<Lane>,
     load: Load,

@@ -1,5 +1,5 @@
-//! What a drill found, in the one shape that all its forms are made from: the table on a terminal, the JSON for machines,
-//! the page that people forward, and the JUnit file for CI.
+//! What a drill found, in the one shape that all its forms are made from: the table on a terminal,
+//! the JSON for machines, the page that people forward, and the JUnit file for CI.
 
 pub mod application;
 pub mod compare;
@@ -80,12 +80,14 @@ pub struct Report {
     pub hand_built: Option<Box<Report>>,
 }
 
-/// Whether the load was what the scenario asks for. If it was not, the machine could not keep up, and the figures are partly its own.
+/// Whether the load was what the scenario asks for. If it was not, the machine could not keep up,
+/// and the figures are partly its own.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct LoadReport {
     /// Calls that could not be started, as too many were running.
     pub skipped: u64,
-    /// Calls that started more than 50 ms after they were due, as nothing found the time to start them.
+    /// Calls that started more than 50 ms after they were due, as nothing found the time to start
+    /// them.
     pub late: u64,
     /// By how much the latest of them, in milliseconds.
     pub latest_ms: f64,
@@ -116,7 +118,8 @@ pub struct PhaseReport {
     pub wrong: u64,
     /// Latency of its calls.
     pub latency_ms: Latency,
-    /// The same as a histogram: pairs of microseconds and how many calls took so long, to three digits.
+    /// The same as a histogram: pairs of microseconds and how many calls took so long, to three
+    /// digits.
     pub histogram_us: Vec<(u64, u64)>,
 }
 
@@ -131,7 +134,8 @@ pub struct Sources {
     pub database: u64,
 }
 
-/// The share of the reads of baseline and recovered that each tier answered, from 0 to 1; null if none was answered.
+/// The share of the reads of baseline and recovered that each tier answered, from 0 to 1; null if
+/// none was answered.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct HitRate {
     /// The memory of the process.
@@ -174,14 +178,16 @@ pub struct Recovery {
     pub detect_ms: Option<f64>,
     /// From the last healing to the first call answered by Redis.
     pub first_success_ms: Option<f64>,
-    /// From the last healing to the start of the first second in which no read failed, none was wrong and each could start.
+    /// From the last healing to the start of the first second in which no read failed, none was
+    /// wrong and each could start.
     pub users_well_ms: Option<f64>,
     /// How exact that is: the time between two reads.
     pub users_well_resolution_ms: Option<f64>,
-    /// From the last healing to the start of the first second in which Redis answers a quarter as much as in the baseline and no call to
-    /// it fails.
+    /// From the last healing to the start of the first second in which Redis answers a quarter as
+    /// much as in the baseline and no call to it fails.
     pub redis_in_use_ms: Option<f64>,
-    /// How exact that is: the time between two answers of Redis, or between two looks at the subject if that is longer.
+    /// How exact that is: the time between two answers of Redis, or between two looks at the
+    /// subject if that is longer.
     pub redis_in_use_resolution_ms: Option<f64>,
     /// The later of the two.
     pub full_ms: Option<f64>,

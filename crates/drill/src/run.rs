@@ -1,5 +1,6 @@
-//! A drill from start to end: it sets up what it will break, puts the load on, breaks and heals at the times of the scenario,
-//! and takes everything down again, whatever happens in between. What is broken is private to the drill, and dies with it.
+//! A drill from start to end: it sets up what it will break, puts the load on, breaks and heals at
+//! the times of the scenario, and takes everything down again, whatever happens in between. What is
+//! broken is private to the drill, and dies with it.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -174,7 +175,8 @@ struct Actor {
 }
 
 impl Actor {
-    /// Does it to this subject's own, whose record learns of it at that moment: another's server may take longer.
+    /// Does it to this subject's own, whose record learns of it at that moment: another's server
+    /// may take longer.
     async fn carry_out(
         &self,
         action: &Action<'_>,
@@ -306,7 +308,8 @@ impl Stage {
         Ok(broken.lock().spans())
     }
 
-    /// Does it to all, and says when: the time at which it began for the first of them, or had ended.
+    /// Does it to all, and says when: the time at which it began for the first of them, or had
+    /// ended.
     async fn carry_out(
         &self,
         action: &Action<'_>,

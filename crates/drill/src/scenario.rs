@@ -1,6 +1,7 @@
-//! A drill that cannot be read cannot be trusted, so what happens in one stands in a short file that anyone can review:
-//! the load, what is broken when and for how long, and what is still good enough. Everything here is pure; a scenario that
-//! parses can be run, and one that does not says at which line and column it is wrong.
+//! A drill that cannot be read cannot be trusted, so what happens in one stands in a short file
+//! that anyone can review: the load, what is broken when and for how long, and what is still good
+//! enough. Everything here is pure; a scenario that parses can be run, and one that does not says
+//! at which line and column it is wrong.
 //!
 //! ```
 //! let scenario = steadfast_drill::scenario::Scenario::parse(r#"
@@ -46,8 +47,8 @@ pub struct Scenario {
     pub load: Load,
     /// How long each part takes.
     pub phases: Phases,
-    /// Whether the subject keeps a tier in memory; without it, every read that is answered from a cache is answered by Redis. Default
-    /// true.
+    /// Whether the subject keeps a tier in memory; without it, every read that is answered from a
+    /// cache is answered by Redis. Default true.
     pub memory: bool,
     /// Where the subject's data are. Default: in a database, with Redis before it.
     pub store: Store,
@@ -55,8 +56,8 @@ pub struct Scenario {
     pub steps: Vec<Step>,
     /// What is still good enough.
     pub thresholds: Thresholds,
-    /// What the users of an application of one's own ask for over HTTP (`[target.http]`). It has no meaning for a drill of Steadfast
-    /// itself.
+    /// What the users of an application of one's own ask for over HTTP (`[target.http]`). It has no
+    /// meaning for a drill of Steadfast itself.
     pub http: Option<HttpLoad>,
 }
 
@@ -66,8 +67,8 @@ pub enum Store {
     /// In a database of its own, with Redis as a cache before it.
     #[default]
     Cache,
-    /// In Redis itself: a primary with a replica that three sentinels watch. What is written is kept in a
-    /// [ledger](crate::ledger).
+    /// In Redis itself: a primary with a replica that three sentinels watch. What is written is
+    /// kept in a [ledger](crate::ledger).
     Sentinel,
 }
 
@@ -78,13 +79,15 @@ pub struct Load {
     pub arrivals: Arrivals,
     /// Rows in the table; reads and writes choose among them. Default 1 000.
     pub keys: u64,
-    /// The exponent of Zipf's law by which keys are chosen: 0 is evenly, 1 (the default) gives the first key of 1 000 one call in seven.
+    /// The exponent of Zipf's law by which keys are chosen: 0 is evenly, 1 (the default) gives the
+    /// first key of 1 000 one call in seven.
     pub zipf: f64,
     /// The share of calls that write, from 0 to less than 1. Default 0.02.
     pub writes: f64,
     /// Calls running at once at most; an arrival past that is skipped, and counted. Default 1 024.
     pub in_flight: usize,
-    /// The load ends after this many calls (the last phase is made longer or shorter to fit, up to 10 min). Default: no such end.
+    /// The load ends after this many calls (the last phase is made longer or shorter to fit, up to
+    /// 10 min). Default: no such end.
     pub calls: Option<u64>,
 }
 
@@ -241,11 +244,13 @@ impl Step {
 pub enum Fault {
     /// The server is killed, and started again empty at the end.
     Crash,
-    /// The server is killed, and started again with the data of a snapshot taken at the start of the baseline.
+    /// The server is killed, and started again with the data of a snapshot taken at the start of
+    /// the baseline.
     OldSnapshot,
     /// The server is stopped where it stands (`SIGSTOP`): connections stay open, nothing answers.
     Freeze,
-    /// The server answers nobody for as long as the step lasts (`CLIENT PAUSE`), as an operator pauses it before a failover.
+    /// The server answers nobody for as long as the step lasts (`CLIENT PAUSE`), as an operator
+    /// pauses it before a failover.
     Pause(Duration),
     /// The server drops its clients, and others take all their places.
     MaxClients,
@@ -259,11 +264,14 @@ pub enum Fault {
     PasswordChanged,
     /// The user was deleted, and their connections are closed.
     UserDeleted,
-    /// A new token was issued some time before the old one ended; connections that used the old one are closed.
+    /// A new token was issued some time before the old one ended; connections that used the old one
+    /// are closed.
     TokenExpired,
-    /// The server shows a certificate whose time is over, and its connections are closed. The subject speaks TLS.
+    /// The server shows a certificate whose time is over, and its connections are closed. The
+    /// subject speaks TLS.
     CertificateExpired,
-    /// The server shows a certificate of another name, and its connections are closed. The subject speaks TLS.
+    /// The server shows a certificate of another name, and its connections are closed. The subject
+    /// speaks TLS.
     CertificateWrong,
     /// Something on the wire between subject and server, or in the protocol spoken on it.
     Wire(Box<Toxic>),
@@ -281,7 +289,8 @@ pub enum Fault {
     SplitBrain,
     /// All sentinels are killed, and started again at the end.
     SentinelsAway,
-    /// One sentinel, the first that a client asks, hears of nothing, and names the old primary after a planned failover.
+    /// One sentinel, the first that a client asks, hears of nothing, and names the old primary
+    /// after a planned failover.
     SentinelStale,
     /// The replica gets nothing from the primary.
     ReplicaLag,
@@ -320,7 +329,8 @@ impl Fault {
         )
     }
 
-    /// Whether the server cannot be told anything while it lasts, or forgets with its end what it was told.
+    /// Whether the server cannot be told anything while it lasts, or forgets with its end what it
+    /// was told.
     fn takes_away(&self) -> bool {
         matches!(
             self,
@@ -328,7 +338,8 @@ impl Fault {
         ) || self.needs_sentinels() && *self != Fault::ReplicaLag
     }
 
-    /// Whether it happens to the server itself: not on the wire before it, nor in the database or between servers.
+    /// Whether it happens to the server itself: not on the wire before it, nor in the database or
+    /// between servers.
     fn is_of_server(&self) -> bool {
         let elsewhere = matches!(
             self,
@@ -391,25 +402,31 @@ impl Fault {
 /// What is still good enough. The first five are the KPIs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Thresholds {
-    /// The share of calls to Redis that are answered, in baseline and recovered, is above this. Default 0.99.
+    /// The share of calls to Redis that are answered, in baseline and recovered, is above this.
+    /// Default 0.99.
     pub connection_success: f64,
     /// The share of reads answered by the database, in the baseline, is below this. Default 0.05.
     pub fallback: f64,
     /// From healing to full recovery takes less than this. Default 1 s.
     pub recovery: Duration,
-    /// The share of answered reads that came from memory or Redis, in baseline and recovered, is above this. Default 0.80.
+    /// The share of answered reads that came from memory or Redis, in baseline and recovered, is
+    /// above this. Default 0.80.
     pub hit_rate: f64,
     /// The share of reads that fail, in the whole run, is below this. Default 0.01.
     pub errors: f64,
     /// The share of writes that fail, in the whole run, is below this. Default 0.01.
     pub write_errors: f64,
-    /// 99 of 100 calls that are meant to start in the fault phase take no longer than this. Default 500 ms.
+    /// 99 of 100 calls that are meant to start in the fault phase take no longer than this. Default
+    /// 500 ms.
     pub fault_p99: Duration,
-    /// No call takes longer than this. Default 1.25 s: the usual deadline of one second, and what a busy machine adds.
+    /// No call takes longer than this. Default 1.25 s: the usual deadline of one second, and what a
+    /// busy machine adds.
     pub slowest: Duration,
-    /// An answer this much older than the database is wrong, unless it says that it is stale. Default 2 s.
+    /// An answer this much older than the database is wrong, unless it says that it is stale.
+    /// Default 2 s.
     pub allowed_age: Duration,
-    /// Acknowledged writes that may be lost, of a subject whose data are in Redis itself. Default 0.
+    /// Acknowledged writes that may be lost, of a subject whose data are in Redis itself. Default
+    /// 0.
     pub lost: u64,
     /// Whether the control is expected to fail: what the scenario is there to show. Default true.
     pub control_fails: bool,
@@ -439,7 +456,8 @@ impl Scenario {
         source::parse(text)
     }
 
-    /// The same scenario with another number of calls after which it ends. At a rate, all its times grow or shrink with them.
+    /// The same scenario with another number of calls after which it ends. At a rate, all its times
+    /// grow or shrink with them.
     #[must_use]
     pub fn with_calls(mut self, calls: u64) -> Self {
         let calls = calls.clamp(1, source::MOST_CALLS);
@@ -666,7 +684,8 @@ mod tests {
             ("[thresholds]", "/properties/thresholds/properties"),
         ] {
             for name in names(at) {
-                // A datetime is nowhere right, so it is refused for its type; an unknown name would be refused for itself.
+                // A datetime is nowhere right, so it is refused for its type; an unknown name would
+                // be refused for itself.
                 let error =
                     Scenario::parse(&format!("{table}\n{name} = 1979-05-27\n")).unwrap_err();
                 let unknown = format!("unknown field `{name}`");

@@ -1,5 +1,5 @@
-//! Where one subject lives, and what is done to it there: a single Redis, or one with a replica that
-//! sentinels watch.
+//! Where one subject lives, and what is done to it there: a single Redis, or one with a replica
+//! that sentinels watch.
 
 mod alone;
 mod watched;
@@ -77,7 +77,8 @@ impl Site {
         }
     }
 
-    /// What has become of the writes, once no call is running any more, if the subject keeps a ledger.
+    /// What has become of the writes, once no call is running any more, if the subject keeps a
+    /// ledger.
     pub(crate) async fn ledger(&self, lane: &Lane) -> Result<Option<LedgerReport>, ProcessError> {
         match self {
             Self::Alone(_) => Ok(None),

@@ -1,9 +1,11 @@
-//! The lab breaks things for whoever can answer these few questions, and knows nothing else of what it drives. So a drill
-//! can be run on a resilient cache, on a plain client beside it, or on a stand-in in a test, and each is judged alike.
+//! The lab breaks things for whoever can answer these few questions, and knows nothing else of what
+//! it drives. So a drill can be run on a resilient cache, on a plain client beside it, or on a
+//! stand-in in a test, and each is judged alike.
 //!
-//! A subject is an application in small: numbered rows in SQL, each holding a version that only grows, read through
-//! whatever cache the subject has. The lab remembers which version was committed when, so it needs to believe nobody:
-//! an answer that is older than it may be, and does not say so, is wrong.
+//! A subject is an application in small: numbered rows in SQL, each holding a version that only
+//! grows, read through whatever cache the subject has. The lab remembers which version was
+//! committed when, so it needs to believe nobody: an answer that is older than it may be, and does
+//! not say so, is wrong.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -11,23 +13,28 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-/// What the lab drives. Every method may be called from many tasks at once, at any time between `start` and `shutdown`.
+/// What the lab drives. Every method may be called from many tasks at once, at any time between
+/// `start` and `shutdown`.
 pub trait Subject: Send + Sync {
-    /// Makes the rows `0..keys` exist with version 0, and fills the caches with them as far as that can be done.
-    /// Called once, before any load and with nothing broken. The lab allows it 30 s.
+    /// Makes the rows `0..keys` exist with version 0, and fills the caches with them as far as that
+    /// can be done. Called once, before any load and with nothing broken. The lab allows it 30 s.
     fn warm(&self, keys: u64) -> BoxFuture<'_, Result<(), SetUpError>>;
 
-    /// Reads one row as a user would. It ends within the subject's own deadline; the lab measures, and does not hurry it.
+    /// Reads one row as a user would. It ends within the subject's own deadline; the lab measures,
+    /// and does not hurry it.
     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>>;
 
-    /// Raises the row's version to `version`, and returns once that is committed and invalidated as well as the subject can.
+    /// Raises the row's version to `version`, and returns once that is committed and invalidated as
+    /// well as the subject can.
     ///
-    /// A version never goes down, whatever the order in which writes arrive: `SET version = :v WHERE id = :k AND version < :v`.
-    /// A failure means that the write may or may not have happened.
+    /// A version never goes down, whatever the order in which writes arrive:
+    /// `SET version = :v WHERE id = :k AND version < :v`. A failure means that the write may or may
+    /// not have happened.
     fn write(&self, key: u64, version: u64) -> BoxFuture<'_, Result<(), Failure>>;
 
-    /// Slows or breaks the subject's own database from now on, or heals it. It acts on every query and statement that
-    /// `read` and `write` cause (an embedded database has no wire that could be cut). Must take effect at once.
+    /// Slows or breaks the subject's own database from now on, or heals it. It acts on every query
+    /// and statement that `read` and `write` cause (an embedded database has no wire that could be
+    /// cut). Must take effect at once.
     fn database_fault(&self, fault: DatabaseFault);
 
     /// Counts since the start, and the states now. Cheap: asked ten times a second.
@@ -37,7 +44,8 @@ pub trait Subject: Send + Sync {
     fn shutdown(&self) -> BoxFuture<'_, ()>;
 }
 
-/// Makes subjects: one that is resilient and, for comparison, one that is not and one whose resilience is built by hand.
+/// Makes subjects: one that is resilient and, for comparison, one that is not and one whose
+/// resilience is built by hand.
 pub trait SubjectFactory: Send + Sync {
     /// Starts a subject of that role with a new, empty database of its own.
     fn start(
@@ -59,14 +67,16 @@ pub enum Role {
     HandBuilt,
 }
 
-/// Where a subject finds its Redis. It belongs to this subject alone, and the lab is about to break it.
+/// Where a subject finds its Redis. It belongs to this subject alone, and the lab is about to break
+/// it.
 #[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Endpoint {
-    /// `redis://[user:password@]host:port/0`, or `rediss://`; the password is the one valid at the start.
+    /// `redis://[user:password@]host:port/0`, or `rediss://`; the password is the one valid at the
+    /// start.
     pub redis_url: String,
-    /// If set, the current password stands in this file and may change while the drill runs, as a token would. A subject that can
-    /// follow it should; others use the password of the URL.
+    /// If set, the current password stands in this file and may change while the drill runs, as a
+    /// token would. A subject that can follow it should; others use the password of the URL.
     pub password_file: Option<PathBuf>,
     /// With `rediss://`, the authority that signed the server's certificate, as PEM.
     pub ca_file: Option<PathBuf>,
@@ -74,8 +84,9 @@ pub struct Endpoint {
     pub folder: Option<PathBuf>,
     /// Whether a subject that has a tier in memory is to use it.
     pub memory: bool,
-    /// Whether the subject keeps its data in Redis itself, without a database: `redis_url` is then one of sentinels, a write is an
-    /// [`Entry`](crate::ledger::Entry), and a read asks for a [name](crate::ledger::name_of).
+    /// Whether the subject keeps its data in Redis itself, without a database: `redis_url` is then
+    /// one of sentinels, a write is an [`Entry`](crate::ledger::Entry), and a read asks for a
+    /// [name](crate::ledger::name_of).
     pub ledger: bool,
 }
 
@@ -199,7 +210,8 @@ pub enum Source {
 /// A call that failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
-    /// Why, as one of a handful of labels: `timeout`, `redis`, `database`, `overloaded`, `unavailable`…
+    /// Why, as one of a handful of labels: `timeout`, `redis`, `database`, `overloaded`,
+    /// `unavailable`…
     pub kind: &'static str,
 }
 
@@ -236,7 +248,8 @@ pub struct Facts {
     pub redis_ok: u64,
     /// Calls to Redis that failed, or were refused without being sent.
     pub redis_failed: u64,
-    /// All that Redis answered, also to what the subject asks it on its own account to see whether it lives.
+    /// All that Redis answered, also to what the subject asks it on its own account to see whether
+    /// it lives.
     pub redis_replies: u64,
     /// Queries and statements sent to the database.
     pub sql_queries: u64,

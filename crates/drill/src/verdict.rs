@@ -1,5 +1,5 @@
-//! Numbers become a judgement here and nowhere else, so that the table, the page and the exit status can never disagree.
-//! Pure: a record and thresholds in, key figures out.
+//! Numbers become a judgement here and nowhere else, so that the table, the page and the exit
+//! status can never disagree. Pure: a record and thresholds in, key figures out.
 //!
 //! | figure | formula | phases | good when |
 //! |---|---|---|---|
@@ -15,7 +15,8 @@
 //! | untouched | faults of the protocol that acted on no command, or a scenario that breaks nothing; with one the verdict is void | fault | 0 |
 //! | slowest_call | the longest call | whole run | ≤ 1.25 s |
 //!
-//! A subject whose data are in Redis itself is judged by errors, write_errors, fault_p99 and slowest_call as above, and by its ledger:
+//! A subject whose data are in Redis itself is judged by errors, write_errors, fault_p99 and
+//! slowest_call as above, and by its ledger:
 //!
 //! | figure | formula | phases | good when |
 //! |---|---|---|---|

@@ -24,8 +24,8 @@ struct Node {
     address: String,
     /// `primary` or `replica`.
     role: &'static str,
-    /// Of one that this service is connected to, the state of its connection (`ready`, `connecting`,
-    /// `down`, `closed`); of another, `in_sync` or `away`.
+    /// Of one that this service is connected to, the state of its connection (`ready`,
+    /// `connecting`, `down`, `closed`); of another, `in_sync` or `away`.
     state: &'static str,
     /// How far it is behind the primary; absent of a primary, and where nobody says.
     lag_bytes: Option<u64>,

@@ -4,11 +4,11 @@ use steadfast::Client;
 use steadfast_cache::{
     CacheError, ClassGuard, Database, DatabaseOptions, GuardOptions, Source, StaleReason,
 };
-use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
+use steadfast_drill::fault::Direction;
 use steadfast_drill::proxy::Proxy;
 
 use crate::site::{
-    Loader, Site, all_is_applied, eventually, get, plain, read_item, sqlite, text,
+    Loader, Site, all_is_applied, eventually, get, plain, read_item, slow_down, sqlite, text,
     write_everywhere, write_item,
 };
 
@@ -100,17 +100,7 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
         cache.status().counts.fills == 1
     })
     .await;
-    let slow = Latency {
-        latency: Duration::from_secs(3),
-        jitter: Duration::ZERO,
-    };
-    let toxic = Toxic {
-        name: "slow".into(),
-        direction: Direction::Downstream,
-        toxicity: 1.0,
-        fault: Fault::Latency(slow),
-    };
-    proxy.add(toxic).await.unwrap();
+    slow_down(&proxy, Direction::Downstream, Duration::from_secs(3)).await;
     let scripts = site.scripts().await;
     let answer = get(&cache, "cold", "user", &loader).await.unwrap();
     assert_eq!(answer.source, Source::Database);
@@ -121,7 +111,7 @@ async fn k2_the_limit_is_one_for_all_questions_of_a_read() {
     eventually("Redis is quick again", || async {
         let asked = tokio::time::Instant::now();
         let pong: Result<String, _> = redis::cmd("PING").query_async(&mut client.clone()).await;
-        pong.is_ok() && asked.elapsed() < slow.latency / 4
+        pong.is_ok() && asked.elapsed() < Duration::from_millis(750)
     })
     .await;
     get(&cache, "later", "user", &loader).await.unwrap();
@@ -156,17 +146,7 @@ async fn k2_beside_a_slow_redis_writes_hold_up_no_read() {
         .await
         .unwrap();
     write_everywhere(&cache, 0, 1).await;
-    let slow = Latency {
-        latency: Duration::from_secs(4),
-        jitter: Duration::ZERO,
-    };
-    let toxic = Toxic {
-        name: "slow".into(),
-        direction: Direction::Downstream,
-        toxicity: 1.0,
-        fault: Fault::Latency(slow),
-    };
-    proxy.add(toxic).await.unwrap();
+    slow_down(&proxy, Direction::Downstream, Duration::from_secs(4)).await;
     let writes = futures_util::future::join_all((1..=8).map(async |id| {
         for version in 1..=3 {
             write_item(&cache, id, version).await;

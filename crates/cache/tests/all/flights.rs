@@ -3,10 +3,10 @@ use std::time::Duration;
 
 use steadfast_cache::{Cache, CacheError, Source, Target, Ttl};
 
-use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
+use steadfast_drill::fault::Direction;
 use steadfast_drill::proxy::Proxy;
 
-use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
+use crate::site::{Loader, Site, eventually, get, plain, slow_down, sqlite, text};
 
 async fn ask_all(caches: &[&Cache], callers: usize, loader: &Loader) {
     let gate = Arc::new(tokio::sync::Semaphore::new(0));
@@ -222,17 +222,7 @@ async fn k4_an_early_refresh_that_gives_way_hands_nobody_an_expired_value() {
     site.redis.command(&["DEL", &value]).await.unwrap();
     let held = ["SET", &lease, "another's", "PX", "60000"];
     site.redis.command(&held).await.unwrap();
-    let slow = Latency {
-        latency: Duration::from_millis(600),
-        jitter: Duration::ZERO,
-    };
-    let toxic = Toxic {
-        name: "slow".into(),
-        direction: Direction::Downstream,
-        toxicity: 1.0,
-        fault: Fault::Latency(slow),
-    };
-    proxy.add(toxic).await.unwrap();
+    slow_down(&proxy, Direction::Downstream, Duration::from_millis(600)).await;
     for _ in 0..60 {
         let answer = read().await;
         let first = answer.value.as_deref() == Some("1");
@@ -327,17 +317,7 @@ async fn k3_a_fleet_far_from_redis_loads_a_slow_query_once() {
             .redis_limit(Duration::from_secs(2))
             .lease_wait(Duration::from_secs(60));
         let cache = builder.class("long", long).build().await.unwrap();
-        let far = Latency {
-            latency: Duration::from_millis(100),
-            jitter: Duration::ZERO,
-        };
-        let toxic = Toxic {
-            name: "far".into(),
-            direction: Direction::Downstream,
-            toxicity: 1.0,
-            fault: Fault::Latency(far),
-        };
-        proxy.add(toxic).await.unwrap();
+        slow_down(&proxy, Direction::Downstream, Duration::from_millis(100)).await;
         let loader = loader.clone();
         reads.push(tokio::spawn(async move {
             let load = move || async move {
@@ -371,17 +351,7 @@ async fn k3_when_its_loads_are_finished_a_process_leaves_values_and_no_leases_in
         .redis(client.unwrap())
         .redis_limit(limit);
     let cache = builder.build().await.unwrap();
-    let far = Latency {
-        latency: Duration::from_millis(100),
-        jitter: Duration::ZERO,
-    };
-    let toxic = Toxic {
-        name: "far".into(),
-        direction: Direction::Upstream,
-        toxicity: 1.0,
-        fault: Fault::Latency(far),
-    };
-    proxy.add(toxic).await.unwrap();
+    slow_down(&proxy, Direction::Upstream, Duration::from_millis(100)).await;
     let loader = Loader::default();
     for key in ["a", "b", "c"] {
         get(&cache, key, "user", &loader).await.unwrap();
@@ -406,17 +376,7 @@ async fn k3_a_reader_that_gives_up_before_redis_has_answered_leaves_a_load_behin
     let builder = plain(&site.database).redis(client.unwrap());
     let builder = builder.redis_limit(Duration::from_secs(10));
     let cache = builder.build().await.unwrap();
-    let far = Latency {
-        latency: Duration::from_millis(200),
-        jitter: Duration::ZERO,
-    };
-    let toxic = Toxic {
-        name: "far".into(),
-        direction: Direction::Downstream,
-        toxicity: 1.0,
-        fault: Fault::Latency(far),
-    };
-    proxy.add(toxic).await.unwrap();
+    slow_down(&proxy, Direction::Downstream, Duration::from_millis(200)).await;
     let loader = Loader::default();
     let read = get(&cache, "impatient", "user", &loader);
     let given_up = tokio::time::timeout(Duration::from_millis(20), read).await;

@@ -9,7 +9,9 @@ use steadfast_cache::{
     Answer, Cache, CacheBuilder, CacheError, Database, DatabaseOptions, LoadError, Param,
     SourceError, Target, Ttl, Tx, View,
 };
+use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 use steadfast_drill::process::Redis;
+use steadfast_drill::proxy::Proxy;
 
 pub(crate) struct Site {
     pub(crate) redis: Redis,
@@ -260,4 +262,19 @@ pub(crate) async fn all_is_applied(cache: &Cache) {
         cache.status().outbox_pending == 0
     })
     .await;
+}
+
+/// Lets everything that passes in this direction take so much longer, until the proxy is cleared.
+pub(crate) async fn slow_down(proxy: &Proxy, direction: Direction, latency: Duration) {
+    let slow = Latency {
+        latency,
+        jitter: Duration::ZERO,
+    };
+    let toxic = Toxic {
+        name: "slow".into(),
+        direction,
+        toxicity: 1.0,
+        fault: Fault::Latency(slow),
+    };
+    proxy.add(toxic).await.unwrap();
 }

@@ -1,5 +1,6 @@
-//! `steadfast probe`: what a connection is worth, measured from where the application runs, with nothing but short-lived keys
-//! of its own. It says what it did in figures and, where it could not do it, why in words to act on.
+//! `steadfast probe`: what a connection is worth, measured from where the application runs, with
+//! nothing but short-lived keys of its own. It says what it did in figures and, where it could not
+//! do it, why in words to act on.
 
 mod tally;
 mod view;
@@ -32,7 +33,8 @@ Examples:
   steadfast probe redis-sentinel://a.example:26379,b.example,c.example/mymaster
   REDIS_URL=redis://:password@cache.example:6379 steadfast probe")]
 pub(crate) struct Args {
-    // No doc comment: rustdoc would take the brackets for a link, and clap would print whatever escapes them.
+    // No doc comment: rustdoc would take the brackets for a link, and clap would print whatever
+    // escapes them.
     #[arg(
         help = "redis://[user:password@]host:port/db, rediss://… for TLS, unix:///path, or redis-sentinel://host:26379,host/service[/db]",
         env = "REDIS_URL",
@@ -136,7 +138,8 @@ struct Connected {
     took: Duration,
 }
 
-/// Waits for the end of the first attempt. The client would go on trying; a probe wants to know why the first one failed.
+/// Waits for the end of the first attempt. The client would go on trying; a probe wants to know why
+/// the first one failed.
 async fn connect(client: &Client, deadline: Duration) -> Result<Connected, String> {
     let mut events = client.events();
     let mut seen = client.history();

@@ -265,9 +265,9 @@ impl ClientBuilder {
         self
     }
 
-    /// Sets where user name and password for sentinels come from, asked at each connection to one of
-    /// them; in place of [`sentinel_credentials`](Self::sentinel_credentials). When to ask again is
-    /// not asked: no connection to a sentinel lives so long that it matters.
+    /// Sets where user name and password for sentinels come from, asked at each connection to one
+    /// of them; in place of [`sentinel_credentials`](Self::sentinel_credentials). When to ask again
+    /// is not asked: no connection to a sentinel lives so long that it matters.
     pub fn sentinel_credentials_from(
         mut self,
         provider: impl CredentialsProvider + 'static,

@@ -1,10 +1,10 @@
 //! Where a command belongs in a cluster.
 //!
-//! Most commands name keys, and their slot decides. Of the others some may run anywhere, some concern
-//! every primary, and some ask a server about itself: an answer of whichever node happened to be asked
-//! would look like one of the cluster. Those are refused, with what serves instead. The servers have an
-//! opinion too, the tips `request_policy` and `response_policy` of `COMMAND`; a test compares, and lists
-//! where this differs and why.
+//! Most commands name keys, and their slot decides. Of the others some may run anywhere, some
+//! concern every primary, and some ask a server about itself: an answer of whichever node happened
+//! to be asked would look like one of the cluster. Those are refused, with what serves instead. The
+//! servers have an opinion too, the tips `request_policy` and `response_policy` of `COMMAND`; a
+//! test compares, and lists where this differs and why.
 
 use std::fmt;
 
@@ -25,8 +25,8 @@ use crate::slot::Slot;
 /// assert_eq!(place(words("SCAN 0")), Place::Refused(ServedBy::Scan));
 /// ```
 ///
-/// Of a module's command nobody here knows the keys; its first argument is taken for one, and the redirect
-/// of the server corrects what was guessed wrong.
+/// Of a module's command nobody here knows the keys; its first argument is taken for one, and the
+/// redirect of the server corrects what was guessed wrong.
 pub fn place<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: I) -> Place {
     let args = Args(args);
     let Some((group, name)) = args.group() else {
@@ -141,8 +141,8 @@ enum Home {
     Refused(ServedBy),
 }
 
-/// The home of a command, by its canonical name, where it names no keys. What ought to name some and does
-/// not is refused by any server.
+/// The home of a command, by its canonical name, where it names no keys. What ought to name some
+/// and does not is refused by any server.
 fn home(name: &str) -> Home {
     match name {
         "DBSIZE" => Home::All(Joining::Sum),

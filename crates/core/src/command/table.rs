@@ -1,11 +1,11 @@
 //! Every command of Redis 7, and what later servers added, sorted by what it does.
 //!
-//! Grouped rather than alphabetical, so that each judgement stands once with its reason beside it, and a
-//! command in the wrong company is seen. A perfect order for people is a poor one for look-up, so an index by
-//! hash is built from it at compile time.
+//! Grouped rather than alphabetical, so that each judgement stands once with its reason beside it,
+//! and a command in the wrong company is seen. A perfect order for people is a poor one for
+//! look-up, so an index by hash is built from it at compile time.
 //!
-//! Judgements lean to the safe side: where a repeat is harmless on some servers or with some data only, the
-//! command is called the worse of the two.
+//! Judgements lean to the safe side: where a repeat is harmless on some servers or with some data
+//! only, the command is called the worse of the two.
 
 use super::Effect::{Accumulating, Conditional, Control, LastWins, Opaque, Read};
 use super::effect::Rule::{self, Is};
@@ -103,8 +103,9 @@ pub(super) static GROUPS: &[Group] = &[
     group(Is(Read), COUNT_2, &["EVAL_RO", "EVALSHA_RO", "FCALL_RO"])
         .fails(Errors::ProveNothing),
     group(Rule::XRead, KeySpec::Streams, &["XREAD"]).waits(Wait::BlockOption),
-    // The last one wins: the same state and the same answer. SETRANGE answers with a length that a repeat
-    // does not change. A union or intersection stored over one of its sources stays what it is.
+    // The last one wins: the same state and the same answer. SETRANGE answers with a length that a
+    // repeat does not change. A union or intersection stored over one of its sources stays what it
+    // is.
     group(Rule::Overwrite, FIRST, &["SETEX", "PSETEX", "HMSET"]),
     group(Rule::Overwrite, PAIRS, &["MSET"]),
     group(Is(LastWins), FIRST, &["SETRANGE", "VSETATTR"]),
@@ -137,7 +138,8 @@ pub(super) static GROUPS: &[Group] = &[
     group(Rule::StoreOption, KeySpec::Sort, &["SORT"]),
     group(Rule::StoreOption, KeySpec::GeoRadius { options: 6 }, &["GEORADIUS"]),
     group(Rule::StoreOption, KeySpec::GeoRadius { options: 5 }, &["GEORADIUSBYMEMBER"]),
-    // The answer counts what was changed, or tells what was there before, or is an error the second time.
+    // The answer counts what was changed, or tells what was there before, or is an error the second
+    // time.
     group(Is(Conditional), FIRST, &[
         "SETNX", "GETSET", "SETBIT", "PERSIST", "MOVE", "HSET", "HSETNX", "HDEL", "HPERSIST",
         "SADD", "SREM", "ZREM", "ZREMRANGEBYLEX", "ZREMRANGEBYSCORE", "GEOADD", "PFADD", "XACK",
@@ -154,8 +156,9 @@ pub(super) static GROUPS: &[Group] = &[
         "XGROUP CREATE", "XGROUP CREATECONSUMER", "XGROUP DELCONSUMER", "XGROUP DESTROY",
     ]),
     group(Is(Conditional), NONE, &["FUNCTION DELETE"]),
-    // Once more each time. What is taken out is gone with the lost answer, so a repeat takes the next one.
-    // Claiming and reading as a group count the deliveries. The index of LSET is another element's once something was pushed.
+    // Once more each time. What is taken out is gone with the lost answer, so a repeat takes the
+    // next one. Claiming and reading as a group count the deliveries. The index of LSET is another
+    // element's once something was pushed.
     group(Is(Accumulating), FIRST, &[
         "INCR", "INCRBY", "INCRBYFLOAT", "DECR", "DECRBY", "APPEND", "GETDEL", "HINCRBY",
         "HINCRBYFLOAT", "HGETDEL", "LPUSH", "LPUSHX", "RPUSH", "RPUSHX", "LINSERT", "LPOP", "RPOP",
@@ -170,11 +173,12 @@ pub(super) static GROUPS: &[Group] = &[
     ]).waits(Wait::SecondsLast),
     group(Is(Accumulating), COUNT_2, &["BLMPOP", "BZMPOP"]).waits(Wait::SecondsFirst),
     group(Is(Accumulating), KeySpec::Streams, &["XREADGROUP"]).waits(Wait::BlockOption),
-    // A group's place, or a stream's last id, moves on meanwhile: moved back, it delivers again, or gives an id twice;
-    // moved on to `$`, it skips.
+    // A group's place, or a stream's last id, moves on meanwhile: moved back, it delivers again, or
+    // gives an id twice; moved on to `$`, it skips.
     group(Is(Accumulating), FIRST, &["XSETID"]),
     group(Is(Accumulating), SECOND, &["XGROUP SETID"]),
-    // Not one key but all that others have written meanwhile would be gone, so a caller has to ask for the repeat.
+    // Not one key but all that others have written meanwhile would be gone, so a caller has to ask
+    // for the repeat.
     group(Is(Accumulating), NONE, &["FLUSHALL", "FLUSHDB", "FUNCTION FLUSH", "SCRIPT FLUSH"]),
     // Nobody can tell.
     group(Is(Opaque), COUNT_2, &["EVAL", "EVALSHA", "FCALL"]).fails(Errors::ProveNothing),
@@ -198,8 +202,8 @@ pub(super) static GROUPS: &[Group] = &[
         "CONFIG REWRITE", "CONFIG SET", "FUNCTION KILL", "LATENCY RESET", "MEMORY PURGE",
         "MODULE LOAD", "MODULE LOADEX", "MODULE UNLOAD", "SCRIPT KILL", "SLOWLOG RESET",
     ]),
-    // The state of one connection. WAIT speaks of the writes of its own connection, so on any other it would
-    // answer at once and mean nothing.
+    // The state of one connection. WAIT speaks of the writes of its own connection, so on any other
+    // it would answer at once and mean nothing.
     group(Is(Control), NONE, &[
         "MULTI", "EXEC", "DISCARD", "UNWATCH", "SELECT", "READONLY", "READWRITE", "ASKING",
         "CLIENT CAPA", "CLIENT IMPORT-SOURCE", "CLIENT NO-EVICT", "CLIENT NO-TOUCH",
@@ -219,7 +223,8 @@ pub(super) static GROUPS: &[Group] = &[
     ]).refused(Alternative::Unsupported),
 ];
 
-/// Finds the group of a command, with its canonical name. `sub` is given for the commands of a container.
+/// Finds the group of a command, with its canonical name. `sub` is given for the commands of a
+/// container.
 #[inline]
 pub(super) fn find(name: &[u8], sub: Option<&[u8]>) -> Option<(&'static Group, &'static str)> {
     if name.len() + sub.map_or(0, |sub| sub.len() + 1) > LONGEST {

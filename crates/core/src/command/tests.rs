@@ -67,7 +67,8 @@ fn effects_are_ordered_so_that_the_worst_of_a_pipeline_is_its_maximum() {
     assert!(order.is_sorted());
 }
 
-/// What later servers added cannot be tried on the server at hand, so it is held to its documentation here.
+/// What later servers added cannot be tried on the server at hand, so it is held to its
+/// documentation here.
 #[test]
 fn commands_of_later_servers_are_judged_by_their_arguments() {
     use Effect::*;

@@ -762,7 +762,8 @@ fn c13_a_pipeline_that_is_put_back_to_its_place_may_still_have_begun_where_it_ha
 /// What may happen to a connection, one step at a time.
 #[derive(Clone, Debug)]
 enum Op {
-    /// Requests that come together: their deadlines and lengths, and which of them come back out of order.
+    /// Requests that come together: their deadlines and lengths, and which of them come back out of
+    /// order.
     Submit(Vec<(u16, usize)>, usize),
     Write(usize),
     Reply(usize),
@@ -770,7 +771,8 @@ enum Op {
     GiveUp(u32),
 }
 
-/// Of a request: short ones that share a piece, and such as just do or do not have one of their own.
+/// Of a request: short ones that share a piece, and such as just do or do not have one of their
+/// own.
 fn lengths() -> impl Strategy<Value = usize> {
     prop_oneof![
         6 => 9usize..40,
@@ -800,7 +802,8 @@ fn request(ticket: u32, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// What a server reads of the bytes that it got: the requests that are whole, and what is left of another.
+/// What a server reads of the bytes that it got: the requests that are whole, and what is left of
+/// another.
 fn read(mut wire: &[u8]) -> (Vec<u32>, &[u8]) {
     let mut whole = Vec::new();
     while wire.len() >= 9 {
@@ -820,8 +823,9 @@ fn read(mut wire: &[u8]) -> (Vec<u32>, &[u8]) {
 }
 
 proptest! {
-    /// Whatever happens, each request ends exactly once; `NotSent` only if no byte of it has gone out, or not all of them as the connection ended;
-    /// answers go to their own; and what is written are whole requests in their order.
+    /// Whatever happens, each request ends exactly once; `NotSent` only if no byte of it has gone
+    /// out, or not all of them as the connection ended; answers go to their own; and what is
+    /// written are whole requests in their order.
     #[test]
     fn c2_every_request_ends_once_and_truly(ops in ops()) {
         let mut now = start();
@@ -910,7 +914,8 @@ proptest! {
         }
     }
 
-    /// A large string is read into its own memory, in whatever parts it comes, and is what the server sent.
+    /// A large string is read into its own memory, in whatever parts it comes, and is what the
+    /// server sent.
     #[test]
     fn a_string_read_into_its_own_memory_is_what_was_sent(
         lengths in proptest::collection::vec(prop_oneof![0usize..99, READ_BYTES - 3..READ_BYTES + 3, 0..8 * READ_BYTES], 1..5),

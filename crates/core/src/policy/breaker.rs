@@ -1,20 +1,23 @@
-//! Trying a server that is down costs every caller a timeout, and costs the server its recovery. A breaker
-//! remembers, refuses at once, and finds out with a few calls when it may stop refusing.
+//! Trying a server that is down costs every caller a timeout, and costs the server its recovery. A
+//! breaker remembers, refuses at once, and finds out with a few calls when it may stop refusing.
 //!
-//! **Closed** lets calls through and counts. It *opens* on the rate of failures over a window, on failures in a row
-//! (the rate alone would sleep through an outage at five calls a second), and on the rate of slow calls.
-//! **Open** refuses, saying since when and when to try again, for a time that grows while health does not last.
-//! **Half-open** admits a bounded number of probes. A permit belongs to the half-open cycle that issued it: a result
-//! that comes late can neither close nor reopen a newer one. Probes that never report lose their places after
-//! `open_cap`, so that leaked permits cannot wedge the breaker.
-//! After closing, a [ramp](BreakerConfig::ramp) spreads the waiting crowd out in time.
+//! **Closed** lets calls through and counts. It *opens* on the rate of failures over a window, on
+//! failures in a row (the rate alone would sleep through an outage at five calls a second), and on
+//! the rate of slow calls. **Open** refuses, saying since when and when to try again, for a time
+//! that grows while health does not last. **Half-open** admits a bounded number of probes. A permit
+//! belongs to the half-open cycle that issued it: a result that comes late can neither close nor
+//! reopen a newer one. Probes that never report lose their places after `open_cap`, so that leaked
+//! permits cannot wedge the breaker. After closing, a [ramp](BreakerConfig::ramp) spreads the
+//! waiting crowd out in time.
 //!
-//! On the healthy path nobody needs to ask: while [`passes_freely`](Breaker::passes_freely) is true, callers may go with
-//! [`Permit::passed`] and the shell folds its own count of successes in with [`record_successes`](Breaker::record_successes),
-//! before it records a failure (else failures would seem to come in a row).
+//! On the healthy path nobody needs to ask: while [`passes_freely`](Breaker::passes_freely) is
+//! true, callers may go with [`Permit::passed`] and the shell folds its own count of successes in
+//! with [`record_successes`](Breaker::record_successes), before it records a failure (else failures
+//! would seem to come in a row).
 //!
-//! Two promises are the caller's: only failures of the infrastructure are reported as such, and a lost connection is
-//! reported once, by [`record_loss`](Breaker::record_loss), while the calls it took with it are forgotten.
+//! Two promises are the caller's: only failures of the infrastructure are reported as such, and a
+//! lost connection is reported once, by [`record_loss`](Breaker::record_loss), while the calls it
+//! took with it are forgotten.
 //!
 //! ```
 //! # #![allow(clippy::disallowed_methods)]
@@ -52,7 +55,8 @@ use super::{
     window::{Counts, Window},
 };
 
-/// Decides whether a call should be tried at all. Owned by one lock; every operation is constant time.
+/// Decides whether a call should be tried at all. Owned by one lock; every operation is constant
+/// time.
 #[derive(Clone, Debug)]
 pub struct Breaker {
     config: BreakerConfig,
@@ -70,7 +74,8 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// A closed breaker, without a ramp. Errors: a setting that [`BreakerConfig::validate`] refuses.
+    /// A closed breaker, without a ramp. Errors: a setting that [`BreakerConfig::validate`]
+    /// refuses.
     pub fn new(config: BreakerConfig, now: Instant) -> Result<Self, InvalidSetting> {
         config.validate()?;
         Ok(Self {
@@ -152,7 +157,8 @@ impl Breaker {
         }
     }
 
-    /// A connection was lost: one failure, however many calls it took with it. Half-open, it is a failed probe.
+    /// A connection was lost: one failure, however many calls it took with it. Half-open, it is a
+    /// failed probe.
     ///
     /// ```
     /// # #![allow(clippy::disallowed_methods)]
@@ -175,8 +181,8 @@ impl Breaker {
         }
     }
 
-    /// A call that held a permit ended without telling anything of the server: it was dropped, or refused elsewhere.
-    /// A probe gives its place back.
+    /// A call that held a permit ended without telling anything of the server: it was dropped, or
+    /// refused elsewhere. A probe gives its place back.
     pub fn forget(&mut self, permit: Permit) {
         if let Phase::HalfOpen { placed, .. } = &mut self.phase
             && permit.probe
@@ -186,8 +192,8 @@ impl Breaker {
         }
     }
 
-    /// The client's own probe has been answered (a handshake with a server fit for service): no need to spend callers
-    /// on finding out. Closes at once, with a ramp.
+    /// The client's own probe has been answered (a handshake with a server fit for service): no
+    /// need to spend callers on finding out. Closes at once, with a ramp.
     pub fn probe_succeeded(&mut self, now: Instant) -> Option<Transition> {
         match (self.mode, &self.phase) {
             (BreakerMode::Automatic, Phase::Open { .. } | Phase::HalfOpen { .. }) => {
@@ -197,8 +203,8 @@ impl Breaker {
         }
     }
 
-    /// When [`handle_timeout`](Self::handle_timeout) has something to do: the open time or the ramp ends, or the probes
-    /// of a half-open cycle have kept their places too long.
+    /// When [`handle_timeout`](Self::handle_timeout) has something to do: the open time or the ramp
+    /// ends, or the probes of a half-open cycle have kept their places too long.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
             Phase::Closed { ramp } => ramp.as_ref().map(Ramp::end),
@@ -209,8 +215,9 @@ impl Breaker {
         }
     }
 
-    /// Does what has become due. Not needed for correctness: [`try_acquire`](Self::try_acquire) does it too. It is for
-    /// those who want the transition to be known when it is due and not when the next call comes.
+    /// Does what has become due. Not needed for correctness: [`try_acquire`](Self::try_acquire)
+    /// does it too. It is for those who want the transition to be known when it is due and not when
+    /// the next call comes.
     pub fn handle_timeout(&mut self, now: Instant) -> Option<Transition> {
         if self.poll_timeout().is_none_or(|due| due > now) {
             return None;
@@ -244,8 +251,9 @@ impl Breaker {
         }
     }
 
-    /// Closed, and no ramp: calls may pass without asking, with [`Permit::passed`]. A shell keeps this in an atomic
-    /// beside the [`generation`](Self::generation), and renews both after each operation.
+    /// Closed, and no ramp: calls may pass without asking, with [`Permit::passed`]. A shell keeps
+    /// this in an atomic beside the [`generation`](Self::generation), and renews both after each
+    /// operation.
     ///
     /// ```
     /// # #![allow(clippy::disallowed_methods)]
@@ -322,7 +330,8 @@ impl Breaker {
         self.by_hand(BreakerMode::Disabled, Phase::Closed { ramp: None }, now)
     }
 
-    /// Gives charge back to the breaker, which begins closed and with nothing counted; with a ramp if it was open.
+    /// Gives charge back to the breaker, which begins closed and with nothing counted; with a ramp
+    /// if it was open.
     pub fn enable(&mut self, now: Instant) -> Option<Transition> {
         if self.mode == BreakerMode::Automatic {
             return None;

@@ -1,7 +1,9 @@
-//! A slow dependency fills whatever it is given: threads, memory, sockets. A bulkhead bounds it, in calls and in bytes, so that the rest of
-//! the ship stays dry; past a bound a call is told at once, because a queue in front of a queue only hides that there is no room.
+//! A slow dependency fills whatever it is given: threads, memory, sockets. A bulkhead bounds it, in
+//! calls and in bytes, so that the rest of the ship stays dry; past a bound a call is told at once,
+//! because a queue in front of a queue only hides that there is no room.
 //!
-//! These are the bounds only. What is inside is counted by whoever holds it: the client's lane, which has a lock for that already.
+//! These are the bounds only. What is inside is counted by whoever holds it: the client's lane,
+//! which has a lock for that already.
 //!
 //! ```
 //! use steadfast_core::policy::bulkhead::{Bulkhead, Full};
@@ -36,8 +38,9 @@ impl Bulkhead {
         Self { calls, bytes }
     }
 
-    /// Is there room for one more beside so many `calls` and `bytes`? A call that is larger than the bound on bytes itself passes while fewer
-    /// wait: it could never pass otherwise. So what is inside exceeds the bound by one call at most.
+    /// Is there room for one more beside so many `calls` and `bytes`? A call that is larger than
+    /// the bound on bytes itself passes while fewer wait: it could never pass otherwise. So what is
+    /// inside exceeds the bound by one call at most.
     ///
     /// # Errors
     /// Which bound is reached; of calls, if both are.

@@ -1,10 +1,12 @@
-//! A call has one absolute deadline, not a timeout for each of its steps: steps add up, a deadline does not.
-//! And a call that cannot make its deadline should not be started, because it takes the place of one that can.
+//! A call has one absolute deadline, not a timeout for each of its steps: steps add up, a deadline
+//! does not. And a call that cannot make its deadline should not be started, because it takes the
+//! place of one that can.
 //!
 //! [`LatencyEstimate`] says what a call is expected to take *now*. It is shared without a lock; on the healthy path it costs
-//! one relaxed load. Three things keep it from refusing for ever on the strength of what it once saw: it halves with every
-//! [`HALF_LIFE`] in which nothing is learnt; one call in [`PROBE_EVERY`] goes whatever it says, and is learnt from;
-//! and it takes on what it learns the faster the longer it has learnt nothing.
+//! one relaxed load. Three things keep it from refusing for ever on the strength of what it once
+//! saw: it halves with every [`HALF_LIFE`] in which nothing is learnt; one call in [`PROBE_EVERY`]
+//! goes whatever it says, and is learnt from; and it takes on what it learns the faster the longer
+//! it has learnt nothing.
 //!
 //! ```
 //! # #![allow(clippy::disallowed_methods)]
@@ -26,7 +28,8 @@ use super::{
     instant::after,
 };
 
-/// When a call must be over. Sums saturate: `Deadline::after(now, Duration::MAX)` is a century away.
+/// When a call must be over. Sums saturate: `Deadline::after(now, Duration::MAX)` is a century
+/// away.
 ///
 /// ```
 /// # #![allow(clippy::disallowed_methods)]
@@ -76,14 +79,16 @@ impl Deadline {
     }
 }
 
-/// One call that cannot meet its deadline in so much time is let go, so that the estimate can learn that it is wrong.
+/// One call that cannot meet its deadline in so much time is let go, so that the estimate can learn
+/// that it is wrong.
 pub const PROBE_EVERY: Duration = Duration::from_millis(100);
 
 /// The estimate halves in so much time in which no call has ended.
 pub const HALF_LIFE: Duration = Duration::from_millis(500);
 
-/// How much of what was known is still there after so much time of new results: half. So a change in the server's latency
-/// shows within some tenths of a second, and a single slow answer among fast ones does not.
+/// How much of what was known is still there after so much time of new results: half. So a change
+/// in the server's latency shows within some tenths of a second, and a single slow answer among
+/// fast ones does not.
 pub const MEMORY: Duration = Duration::from_millis(200);
 
 /// What a call is expected to take, by what calls took lately. All operations are lock-free.
@@ -109,7 +114,8 @@ impl LatencyEstimate {
         }
     }
 
-    /// A call with so much time left arrives. Errors: [`DeadlineInfeasible`], if it would not be answered in time.
+    /// A call with so much time left arrives. Errors: [`DeadlineInfeasible`], if it would not be
+    /// answered in time.
     ///
     /// `now` is looked at only if the last estimate speaks against the call.
     #[inline]
@@ -120,8 +126,8 @@ impl LatencyEstimate {
         self.look_closer(remaining, now)
     }
 
-    /// A call ended after so long, waiting included. One that timed out counts too, with the time it was given:
-    /// it would have taken at least that. When many end at once, one of them will do.
+    /// A call ended after so long, waiting included. One that timed out counts too, with the time
+    /// it was given: it would have taken at least that. When many end at once, one of them will do.
     ///
     /// Of two that report in the same instant one may be lost, which an estimate can bear.
     pub fn record(&self, took: Duration, now: Instant) {
@@ -133,7 +139,8 @@ impl LatencyEstimate {
         } else {
             let memory = nanos(MEMORY);
             let passed = now.saturating_sub(learnt_at).max(memory / LEAST_WEIGHT);
-            // After a pause one slow answer alone would be believed almost whole, and refuse calls to a server that is well again.
+            // After a pause one slow answer alone would be believed almost whole, and refuse calls
+            // to a server that is well again.
             let passed = if took > known {
                 passed.min(memory / MOST_WEIGHT_OF_SLOW)
             } else {

@@ -1,8 +1,8 @@
-//! One call's attempts, counted against one deadline. A pause that would end after the deadline is not taken:
-//! the caller learns at once what it would otherwise learn late.
+//! One call's attempts, counted against one deadline. A pause that would end after the deadline is
+//! not taken: the caller learns at once what it would otherwise learn late.
 //!
-//! Whether an error *may* be repeated is not decided here, nor whether the fleet can afford it (the budget);
-//! this says only how often and how far apart.
+//! Whether an error *may* be repeated is not decided here, nor whether the fleet can afford it (the
+//! budget); this says only how often and how far apart.
 //!
 //! ```
 //! # #![allow(clippy::disallowed_methods)]
@@ -45,8 +45,9 @@ impl RetryPolicy {
         self.backoff.validate()
     }
 
-    /// The most time that may pass between the first failure and the last attempt, if attempts themselves take none;
-    /// `None` if there is no such limit. A deadline shorter than this cuts retries off. Looks at 10 000 attempts at most.
+    /// The most time that may pass between the first failure and the last attempt, if attempts
+    /// themselves take none; `None` if there is no such limit. A deadline shorter than this cuts
+    /// retries off. Looks at 10 000 attempts at most.
     ///
     /// ```
     /// use std::time::Duration;
@@ -79,8 +80,8 @@ impl Default for RetryPolicy {
     }
 }
 
-/// One call on its way through its attempts. Made when the first attempt fails or before, but told of the moment
-/// at which that attempt began.
+/// One call on its way through its attempts. Made when the first attempt fails or before, but told
+/// of the moment at which that attempt began.
 #[derive(Clone, Debug)]
 pub struct RetryState {
     policy: RetryPolicy,
@@ -91,7 +92,8 @@ pub struct RetryState {
 }
 
 impl RetryState {
-    /// A call whose first attempt begins, or began, at `started`, and which must be over by `deadline`.
+    /// A call whose first attempt begins, or began, at `started`, and which must be over by
+    /// `deadline`.
     pub fn new(
         policy: RetryPolicy,
         started: Instant,
@@ -128,8 +130,8 @@ impl RetryState {
         }
     }
 
-    /// As [`next`](Self::next), when the next attempt waits by itself for what it needs: no pause is drawn, so none can
-    /// be too long for the time that is left.
+    /// As [`next`](Self::next), when the next attempt waits by itself for what it needs: no pause
+    /// is drawn, so none can be too long for the time that is left.
     pub fn next_at_once(&mut self, now: Instant) -> Step {
         match self.failed(now) {
             Some(limit) => Step::GiveUp(limit),

@@ -5,11 +5,11 @@ use redis::Value;
 use super::{UnexpectedAnswer, sum};
 use crate::command::place::Joining;
 
-/// Joins the answers of all primaries to the command of this name to one. Each is a success, an error reply
-/// or a failure of the sender's, which is given as `Err`.
+/// Joins the answers of all primaries to the command of this name to one. Each is a success, an
+/// error reply or a failure of the sender's, which is given as `Err`.
 ///
-/// The joined answer is whole or an error: the first failure, else the first error reply, unless one success
-/// is enough ([`Joining::OneSucceeds`]).
+/// The joined answer is whole or an error: the first failure, else the first error reply, unless
+/// one success is enough ([`Joining::OneSucceeds`]).
 ///
 /// ```
 /// use steadfast_core::command::place::Joining;

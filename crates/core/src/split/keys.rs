@@ -11,8 +11,8 @@ use crate::command::place::{Place, place};
 use crate::redis_rs::CommandRef;
 use crate::slot::Slot;
 
-/// Whether MSET may be divided. On one server it is atomic, so that nobody sees some of its keys set and
-/// others not; in parts it is not.
+/// Whether MSET may be divided. On one server it is atomic, so that nobody sees some of its keys
+/// set and others not; in parts it is not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DivideMset {
     /// MSET over several slots is refused.
@@ -21,8 +21,8 @@ pub enum DivideMset {
     Yes,
 }
 
-/// Divides a command whose keys belong to several slots. `None` if it need not be divided: all keys belong
-/// to one slot, or it names none.
+/// Divides a command whose keys belong to several slots. `None` if it need not be divided: all keys
+/// belong to one slot, or it names none.
 ///
 /// ```
 /// use steadfast_core::redis::{Value, cmd};
@@ -162,14 +162,14 @@ impl Kind {
 }
 
 impl SplitCommand {
-    /// Returns the parts, in the order of their slots. Each may be sent, followed and repeated as a command
-    /// of its own.
+    /// Returns the parts, in the order of their slots. Each may be sent, followed and repeated as a
+    /// command of its own.
     pub fn parts(&self) -> &[Part] {
         &self.parts
     }
 
-    /// Joins what became of the parts, given in their order. An error reply is a failure, and to be given as
-    /// one.
+    /// Joins what became of the parts, given in their order. An error reply is a failure, and to be
+    /// given as one.
     ///
     /// # Errors
     /// Parts have failed, or an answer is none that a server gives (which counts as unknown).
@@ -273,8 +273,8 @@ pub enum KeyFate {
 pub struct PartsFailed<E> {
     /// The error of the worst part.
     pub error: E,
-    /// What is known of the whole: as little as of its worst part, and nothing of a write that is half
-    /// applied.
+    /// What is known of the whole: as little as of its worst part, and nothing of a write that is
+    /// half applied.
     pub certainty: Certainty,
     /// What became of each key, in their order.
     pub fates: Vec<KeyFate>,

@@ -1,9 +1,9 @@
 //! A pipeline, divided by slot, and which of its commands are sent again.
 //!
-//! Its commands go to the owners of their slots, in one part for each node, and each answer comes back to
-//! the place of its command. When some are redirected and others lost, the pipeline is not simply sent again:
-//! a command is, only if nothing of it has run or it may be repeated, and never behind a later one of the
-//! same key that has run, because what was submitted first runs first.
+//! Its commands go to the owners of their slots, in one part for each node, and each answer comes
+//! back to the place of its command. When some are redirected and others lost, the pipeline is not
+//! simply sent again: a command is, only if nothing of it has run or it may be repeated, and never
+//! behind a later one of the same key that has run, because what was submitted first runs first.
 
 mod again;
 
@@ -23,8 +23,8 @@ use crate::redirect::Routing;
 use crate::redis_rs::{CommandRef, commands};
 use crate::slot::Slot;
 
-/// A pipeline on its way: which of its commands are to be sent, and what became of the others. `E` is the
-/// error of the sender.
+/// A pipeline on its way: which of its commands are to be sent, and what became of the others. `E`
+/// is the error of the sender.
 ///
 /// ```
 /// use steadfast_core::redis::{ServerError, Value, pipe};
@@ -64,6 +64,8 @@ struct Unit<E> {
     effect: Effect,
     errors: Errors,
     state: State<E>,
+    /// Whether it may have run in an attempt that was not answered, whatever came of a later one.
+    may_have_run: bool,
     /// The redirect that was answered to it last.
     redirect: Option<Routing>,
 }
@@ -144,6 +146,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                     effect: class.effect,
                     errors: class.errors,
                     state: State::Waiting,
+                    may_have_run: false,
                     redirect: None,
                 });
             };
@@ -170,11 +173,12 @@ impl<'a, E> SplitPipeline<'a, E> {
         Ok(Self { entries, units })
     }
 
-    /// Takes what is to be sent now, in one part for each node that `node_of` names. Parts may be sent at
-    /// once; commands of one key are in one part, in their order, as long as `node_of` names one node for
-    /// a slot.
+    /// Takes what is to be sent now, in one part for each node that `node_of` names. Parts may be
+    /// sent at once; commands of one key are in one part, in their order, as long as `node_of`
+    /// names one node for a slot.
     ///
-    /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one command.
+    /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one
+    /// command.
     pub fn to_send<N: Clone + Eq + Hash>(
         &mut self,
         mut node_of: impl FnMut(Target<'_>) -> N,
@@ -213,11 +217,11 @@ impl<'a, E> SplitPipeline<'a, E> {
         parts
     }
 
-    /// Takes in what became of commands, given by their numbers: the answers, in their order, and why there
-    /// are not more of them. Answers that nobody asked for are left out.
+    /// Takes in what became of commands, given by their numbers: the answers, in their order, and
+    /// why there are not more of them. Answers that nobody asked for are left out.
     ///
-    /// A failure that leaves none unanswered changes nothing. Without a failure, missing answers leave their
-    /// commands as they were.
+    /// A failure that leaves none unanswered changes nothing. Without a failure, missing answers
+    /// leave their commands as they were.
     pub fn record(&mut self, units: &[usize], answers: Vec<Value>, failed: Option<Failed<E>>)
     where
         E: Clone,
@@ -232,13 +236,21 @@ impl<'a, E> SplitPipeline<'a, E> {
             }
             match (answers.next(), &failed) {
                 (Some(value), _) => unit.state = State::Answered(value),
-                (None, Some(failed)) => unit.state = State::Failed(failed.clone()),
+                (None, Some(failed)) => {
+                    let mut failed = failed.clone();
+                    unit.may_have_run |= failed.certainty == Certainty::Unknown;
+                    if unit.may_have_run {
+                        failed.certainty = Certainty::Unknown;
+                    }
+                    unit.state = State::Failed(failed);
+                }
                 (None, None) => {}
             }
         }
     }
 
-    /// Returns the answers to all commands, in their order; also those that are errors, as from one server.
+    /// Returns the answers to all commands, in their order; also those that are errors, as from one
+    /// server.
     ///
     /// # Errors
     /// Commands were not answered. What was never sent counts as such.
@@ -258,6 +270,13 @@ impl<'a, E> SplitPipeline<'a, E> {
             let mut results = units.by_ref().take(count).map(|unit| {
                 effect = unit.effect;
                 match unit.state {
+                    // Refused now, but perhaps not in an earlier attempt.
+                    State::Answered(Value::ServerError(error)) if unit.may_have_run => {
+                        Err(Failed {
+                            error: E::from(error),
+                            certainty: Certainty::Unknown,
+                        })
+                    }
                     State::Answered(value) => Ok(value),
                     State::Failed(failed) => Err(failed),
                     State::Waiting | State::Sent => Err(never_sent()),
@@ -312,7 +331,8 @@ impl Entry<'_> {
     }
 }
 
-/// Joins the parts of a command. Errors that all of them have for an answer are the answer of the whole.
+/// Joins the parts of a command. Errors that all of them have for an answer are the answer of the
+/// whole.
 fn joined<E: From<UnexpectedAnswer> + From<ServerError>>(
     split: &SplitCommand,
     results: impl Iterator<Item = Result<Value, Failed<E>>>,
@@ -377,7 +397,8 @@ impl CommandOutcome {
 pub struct PipelineFailed<E> {
     /// The error of the worst command.
     pub error: E,
-    /// What is known of the whole: as little as of its worst command, and nothing if others have written.
+    /// What is known of the whole: as little as of its worst command, and nothing if others have
+    /// written.
     pub certainty: Certainty,
     /// What became of each command, in their order.
     pub outcomes: Vec<CommandOutcome>,

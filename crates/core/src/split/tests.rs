@@ -1,5 +1,5 @@
-//! Parts against the whole: a model of one server, and the same divided among many that redirect, refuse and
-//! lose what they are sent.
+//! Parts against the whole: a model of one server, and the same divided among many that redirect,
+//! refuse and lose what they are sent.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -180,13 +180,6 @@ proptest! {
         prop_assert_eq!(failed.certainty, if half { Certainty::Unknown } else { *worst });
     }
 
-}
-
-proptest! {
-    // Two histories are known in which it does not hold: a redirect and two losses within one slot
-    // (docs/design/several-servers.md, "Known gaps"). About one run in ten meets another such one.
-    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
     #[test]
     fn t8_a_pipeline_through_redirects_and_losses_is_that_of_one_server(
         commands in prop::collection::vec(some_command(), 1..24),
@@ -303,9 +296,9 @@ fn check_pipeline(
     Ok(())
 }
 
-/// Nothing ran twice that may not, and what came first has not the last word over what came later and
-/// was answered. (What is of unknown outcome may have run before an earlier one was repeated, and then
-/// not be repeated itself, because another command of its slot may not be.)
+/// Nothing ran twice that may not, and what came first has not the last word over what came later.
+/// (A read whose answer nobody got has none. Of two that overwrite, both of unknown outcome, both
+/// are repeated; should that fail between them, the second is told as unknown.)
 fn check_log(
     log: &Log,
     of_unit: &HashMap<usize, Cmd>,
@@ -324,11 +317,12 @@ fn check_log(
     }
     for (first, when) in &last {
         for (later, then) in last.range(first + 1..) {
-            if !answered.contains(later) {
-                continue;
-            }
             let (a, b) = (&of_unit[first], &of_unit[later]);
             let effect = |cmd| crate::command::classify(arguments(cmd)).effect;
+            let both_overwrite = [effect(a), effect(b)] == [Effect::LastWins; 2];
+            if !answered.contains(later) && (effect(b) == Effect::Read || both_overwrite) {
+                continue;
+            }
             let keys = |cmd| {
                 key_names(arguments(cmd))
                     .map(<[u8]>::to_vec)
@@ -353,8 +347,8 @@ fn reads_and_last_wins(effect: Effect) -> bool {
     effect <= Effect::LastWins
 }
 
-/// Sends a pipeline to one node, which gives these answers and then is lost, and tells which commands are
-/// sent again.
+/// Sends a pipeline to one node, which gives these answers and then is lost, and tells which
+/// commands are sent again.
 fn again(commands: &str, answers: &[&str], terms: Terms) -> Vec<usize> {
     let mut pipeline = pipe();
     commands.split("; ").for_each(|command| {
@@ -406,7 +400,9 @@ fn t8_only_what_was_rejected_not_sent_or_may_be_repeated_is_sent_again() {
         ("GET k; GET k", &[moved, "1"], &[0]),
         ("SET k 1; SET {k}2 2", &[moved, "OK"], &[0]),
         ("SET k 1; INCR k", &[moved], &[]),
-        ("INCR k; SET k 1", &[moved], &[0, 1]),
+        // It would see what a later one may have written already.
+        ("INCR k; SET k 1", &[moved], &[1]),
+        ("GET k; SET k 1", &[moved], &[1]),
         // Refused for now; and for good.
         (
             "INCR k; INCR other",

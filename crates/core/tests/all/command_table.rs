@@ -1,4 +1,5 @@
-//! The command table against the `COMMAND` of a real server, and its judgements against what the server does.
+//! The command table against the `COMMAND` of a real server, and its judgements against what the
+//! server does.
 
 use std::collections::HashSet;
 
@@ -131,7 +132,8 @@ fn c4_samples_are_judged_as_they_say() {
     }
 }
 
-/// The law behind the names: each sample is run twice on a real server, and state and answers compared.
+/// The law behind the names: each sample is run twice on a real server, and state and answers
+/// compared.
 #[test]
 fn c4_the_effects_are_those_that_a_repeat_has_on_a_real_server() {
     let server = Server::start();
@@ -196,7 +198,8 @@ fn c4_the_effects_are_those_that_a_repeat_has_on_a_real_server() {
     }
 }
 
-/// "The last one wins" concerns the keys that a command names. What others wrote elsewhere meanwhile was acknowledged, and stays.
+/// "The last one wins" concerns the keys that a command names. What others wrote elsewhere
+/// meanwhile was acknowledged, and stays.
 #[test]
 fn c4_a_repeat_of_what_is_called_last_wins_leaves_alone_what_others_wrote_to_other_keys() {
     let server = Server::start();
@@ -266,7 +269,8 @@ fn c4_moving_a_group_is_not_repeated_because_that_would_deliver_again() {
     assert_eq!(class("XSETID k 9-9").effect, Effect::Accumulating);
 }
 
-/// The server's digest of all data, and for a stream, of which that omits the groups, what is pending.
+/// The server's digest of all data, and for a stream, of which that omits the groups, what is
+/// pending.
 fn state(connection: &mut Connection, sample: &Sample) -> (Value, Value) {
     let pending = if sample.command.starts_with('X') {
         connection.words("XPENDING k g IDLE 0 - + 9")
@@ -369,9 +373,9 @@ fn c13_keys_are_where_the_server_finds_them() {
     }
 }
 
-/// The server bars scripts from what depends on the state of a connection. All of that is refused on the shared
-/// connection, but for what is barred for other reasons: looking, administering, and blocking commands, which
-/// get a connection of their own.
+/// The server bars scripts from what depends on the state of a connection. All of that is refused
+/// on the shared connection, but for what is barred for other reasons: looking, administering, and
+/// blocking commands, which get a connection of their own.
 #[test]
 fn c13_what_changes_the_state_of_a_connection_is_refused_on_the_shared_one() {
     let harmless = [

@@ -1,5 +1,5 @@
-//! Laws that hold for any input, models that any sequence of operations must agree with, and what is
-//! claimed of Redis, held against a real `redis-server`.
+//! Laws that hold for any input, models that any sequence of operations must agree with, and what
+//! is claimed of Redis, held against a real `redis-server`.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod breaker_model;

@@ -175,8 +175,8 @@ const DEVIATIONS: [(Place, &str, &[&str]); 9] = [
     ),
 ];
 
-/// Decided by an argument, where the server knows no key: a channel keeps its order, and only the owner
-/// of a slot has its keys.
+/// Decided by an argument, where the server knows no key: a channel keeps its order, and only the
+/// owner of a slot has its keys.
 const BY_ARGUMENT: [(&str, &str); 3] = [
     ("PUBLISH", "PUBLISH a text"),
     ("CLUSTER COUNTKEYSINSLOT", "CLUSTER COUNTKEYSINSLOT 15495"),

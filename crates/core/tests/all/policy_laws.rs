@@ -276,7 +276,8 @@ proptest! {
                 prop_assert!(turn <= (start + ramp).max(now));
                 let part = (turn - start).as_secs_f64() / ramp.as_secs_f64();
                 if part < 0.999 {
-                    // One may go at once; turns are kept to a nanosecond, at a rate that part of the way has raised.
+                    // One may go at once; turns are kept to a nanosecond, at a rate that part of
+                    // the way has raised.
                     let allowed = 1.0 - rate * ramp.as_secs_f64() * (1.0 - part).ln();
                     prop_assert!(let_in <= allowed + 0.1, "{} > {} at {}", let_in, allowed, part);
                 }

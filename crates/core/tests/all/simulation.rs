@@ -64,12 +64,14 @@ struct Made {
     ended: Option<(Ended, u64)>,
 }
 
-/// What must hold of the order in which writes of one key stand in the data. Answers with the first thing that does not.
+/// What must hold of the order in which writes of one key stand in the data. Answers with the first
+/// thing that does not.
 ///
 /// - No accumulating command stands twice.
 /// - What was said to be not sent or rejected does not stand at all.
 /// - What was done stands in the order in which it was submitted.
-/// - What had ended before another was submitted does not stand behind it: nothing comes out of its grave.
+/// - What had ended before another was submitted does not stand behind it: nothing comes out of its
+///   grave.
 fn check_data(made: &[Made], data: &[u32]) -> Result<(), String> {
     let mut last_of_key = std::collections::BTreeMap::<u32, Vec<u32>>::new();
     for &op in data {

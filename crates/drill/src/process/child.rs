@@ -1,18 +1,20 @@
 //! A server process that cannot outlive the process that started it.
 //!
-//! Drop covers success, failure and panic. It does not cover SIGKILL, so somebody else must watch. The kernel's
-//! parent-death signal would, but it is tied to the *thread* that spawned the child, and the threads of a tokio
-//! runtime come and go; setting it also takes unsafe code between fork and exec. So a pipe is watched instead:
-//! this process holds the only write end, in [`Child`], and the kernel closes it when this process ends, in whatever way.
+//! Drop covers success, failure and panic. It does not cover SIGKILL, so somebody else must watch.
+//! The kernel's parent-death signal would, but it is tied to the *thread* that spawned the child,
+//! and the threads of a tokio runtime come and go; setting it also takes unsafe code between fork
+//! and exec. So a pipe is watched instead: this process holds the only write end, in [`Child`], and
+//! the kernel closes it when this process ends, in whatever way.
 //!
-//! The child begins as a shell, which forks the watcher and then becomes the server by `exec`. So the server is
-//! this process's own child, with a pid known at once, and there is no moment in which it runs unwatched. Both are
-//! in a process group of their own: Ctrl-C in a terminal does not reach them behind this process's back, and
-//! since the watcher belongs to the group whose number is the server's pid, the kernel gives that number to nobody
-//! else while the watcher lives. Its kill cannot hit a stranger.
+//! The child begins as a shell, which forks the watcher and then becomes the server by `exec`. So
+//! the server is this process's own child, with a pid known at once, and there is no moment in
+//! which it runs unwatched. Both are in a process group of their own: Ctrl-C in a terminal does not
+//! reach them behind this process's back, and since the watcher belongs to the group whose number
+//! is the server's pid, the kernel gives that number to nobody else while the watcher lives. Its
+//! kill cannot hit a stranger.
 //!
-//! The watcher ignores the signals that it can: when the starter of a stopped server dies, the kernel finds an orphaned group with
-//! a stopped member, and sends SIGHUP to all of it.
+//! The watcher ignores the signals that it can: when the starter of a stopped server dies, the
+//! kernel finds an orphaned group with a stopped member, and sends SIGHUP to all of it.
 //!
 //! No other child inherits the write end: the standard library opens it with O_CLOEXEC.
 //!
@@ -29,12 +31,12 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, `$3` and
-/// `$4` the process to watch instead of the parent (or 0), the rest the server. One that is asked rather than killed gets eight seconds, more than PostgreSQL
-/// takes to kill its own stopped children. What a server has forked may write longer than the
-/// server lives, on a busy machine for any time. So what is left of the group is killed (but not
-/// the watcher, whose own pid is the first word of its `stat`), and the folder is removed until it
-/// stays so.
+/// `$1` is the folder to remove once the parent died, `$2` the signal that ends the server, `$3`
+/// and `$4` the process to watch instead of the parent (or 0), the rest the server. One that is
+/// asked rather than killed gets eight seconds, more than PostgreSQL takes to kill its own stopped
+/// children. What a server has forked may write longer than the server lives, on a busy machine for
+/// any time. So what is left of the group is killed (but not the watcher, whose own pid is the
+/// first word of its `stat`), and the folder is removed until it stays so.
 const SCRIPT: &str = r#"
 folder=$1 signal=$2 runner=$3 start=$4; shift 4
 exec 3<&0 </dev/null
@@ -104,8 +106,8 @@ enum Handle {
 }
 
 impl Child {
-    /// Starts `program`, its output going to a log in `folder`. When this process dies, `drop_by` is what befalls
-    /// the server, and then the folder, which must be a temporary one, is removed.
+    /// Starts `program`, its output going to a log in `folder`. When this process dies, `drop_by`
+    /// is what befalls the server, and then the folder, which must be a temporary one, is removed.
     ///
     /// # Errors
     /// [`ProcessError::Folder`] when the log cannot be written, [`ProcessError::Spawn`] when the system refuses to fork.
@@ -172,13 +174,15 @@ impl Child {
     /// Whether the server has ended by itself.
     pub fn has_ended(&mut self) -> bool {
         match &mut self.process {
-            // What was waited for is remembered, and the watcher keeps the pid from being used again.
+            // What was waited for is remembered, and the watcher keeps the pid from being used
+            // again.
             Handle::Own(process) => !matches!(process.try_wait(), Ok(None)),
             Handle::Found(server) => !server.lives(),
         }
     }
 
-    /// SIGSTOP: the server keeps its sockets, and the kernel goes on accepting for it, but it does nothing.
+    /// SIGSTOP: the server keeps its sockets, and the kernel goes on accepting for it, but it does
+    /// nothing.
     ///
     /// # Errors
     /// When the server is no more.
@@ -200,7 +204,8 @@ impl Child {
         Ok(kill_process(self.pid, Signal::CONT)?)
     }
 
-    /// Ends the server and waits until it is gone. One that does not go when asked is killed after `patience`.
+    /// Ends the server and waits until it is gone. One that does not go when asked is killed after
+    /// `patience`.
     pub async fn end(mut self, death: Death, patience: Duration) {
         let until = tokio::time::Instant::now() + patience;
         if death != Death::Killed {
@@ -230,8 +235,9 @@ impl Child {
         let _ = kill_process_group(self.pid, Signal::KILL);
     }
 
-    /// The processes that the server forked and that left its group: PostgreSQL serves each connection by one. They are
-    /// its children until it waits for them, which a stopped server does not; so their pids are safe to signal then.
+    /// The processes that the server forked and that left its group: PostgreSQL serves each
+    /// connection by one. They are its children until it waits for them, which a stopped server
+    /// does not; so their pids are safe to signal then.
     fn workers(&self) -> Vec<Pid> {
         let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
@@ -277,7 +283,8 @@ impl Drop for Child {
     }
 }
 
-/// How often [`pause`] is repeated before a dropped server that does not go is killed: eight seconds.
+/// How often [`pause`] is repeated before a dropped server that does not go is killed: eight
+/// seconds.
 const DROP_TURNS: usize = 1600;
 
 #[expect(

@@ -1,11 +1,11 @@
 //! Private clusters: primaries that share the slots among them, and replicas.
 //!
-//! What is done to one here is what an operator does, by the same commands in the same order, and each
-//! method returns when it is so, not when it was told: when all nodes that are awake agree. Nothing goes
-//! by time, as a busy machine may take any.
+//! What is done to one here is what an operator does, by the same commands in the same order, and
+//! each method returns when it is so, not when it was told: when all nodes that are awake agree.
+//! Nothing goes by time, as a busy machine may take any.
 //!
-//! How slots are moved: `migration.rs`; what becomes of nodes: `change.rs`; how a cluster gets back to
-//! what it was: `heal.rs`; how tests take turns with one: `shared.rs`.
+//! How slots are moved: `migration.rs`; what becomes of nodes: `change.rs`; how a cluster gets back
+//! to what it was: `heal.rs`; how tests take turns with one: `shared.rs`.
 
 mod change;
 mod heal;
@@ -359,7 +359,8 @@ impl Cluster {
 
     /// Waits for a fact. An error of a node that has just started, or was just told to change, is
     /// none: it is asked again.
-    // Not an `AsyncFnMut`: of the futures of those the compiler cannot yet see that they may be sent to another thread.
+    // Not an `AsyncFnMut`: of the futures of those the compiler cannot yet see that they may be
+    // sent to another thread.
     async fn until<F: Future<Output = Result<bool, ProcessError>>>(
         &self,
         fact: &str,

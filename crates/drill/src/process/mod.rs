@@ -1,7 +1,8 @@
 //! Real servers, started for a test or a drill and ended with it.
 //!
-//! A fault is only worth what it breaks, so what is broken here is the real thing: `redis-server`, `mariadbd`
-//! and `postgres` on free ports of 127.0.0.1, in folders of their own. Three rules hold for each of them:
+//! A fault is only worth what it breaks, so what is broken here is the real thing: `redis-server`,
+//! `mariadbd` and `postgres` on free ports of 127.0.0.1, in folders of their own. Three rules hold
+//! for each of them:
 //!
 //! * It dies with the process that started it, however that ends, SIGKILL included (see [`Child`]).
 //! * Its port stays its own while it is down, so that it can be started again on it (see [`Port`]).
@@ -201,7 +202,8 @@ fn telling_line(log: &str) -> String {
         .to_owned()
 }
 
-/// The user as whom a server must run that refuses to be root's, with its ids; none when this process is not root's.
+/// The user as whom a server must run that refuses to be root's, with its ids; none when this
+/// process is not root's.
 fn unprivileged(name: &'static str) -> Result<Option<User>, ProcessError> {
     if !rustix::process::geteuid().is_root() {
         return Ok(None);
@@ -218,7 +220,8 @@ fn unprivileged(name: &'static str) -> Result<Option<User>, ProcessError> {
     Ok(Some(User { name, uid, gid }))
 }
 
-/// A copy of a file in a server's folder that the server's user, and nobody else, can read: databases refuse any other key.
+/// A copy of a file in a server's folder that the server's user, and nobody else, can read:
+/// databases refuse any other key.
 fn handed_over(file: &Path, folder: &Path, user: Option<User>) -> Result<PathBuf, ProcessError> {
     use std::os::unix::fs::{PermissionsExt, chown};
     let name = file.file_name().unwrap_or_default().to_string_lossy();

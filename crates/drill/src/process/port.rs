@@ -1,11 +1,12 @@
 //! A port that stays one server's own, also while that server is down.
 //!
-//! A port found by binding to port 0 and letting go again may be anybody's a moment later: another test's
-//! server, or the near end of any outgoing connection. Worse, a server that is killed to be started again on
-//! the same port may find it gone. So the port is kept bound here, by a socket that never listens. On Linux
-//! a server that sets SO_REUSEADDR (Redis, MariaDB and PostgreSQL all do) may bind and listen beside such a
-//! socket, while the kernel hands the port to nobody who did not ask for it by number. While the server is
-//! down, a connection to the port is refused, as it is on a port that nobody holds.
+//! A port found by binding to port 0 and letting go again may be anybody's a moment later: another
+//! test's server, or the near end of any outgoing connection. Worse, a server that is killed to be
+//! started again on the same port may find it gone. So the port is kept bound here, by a socket
+//! that never listens. On Linux a server that sets SO_REUSEADDR (Redis, MariaDB and PostgreSQL all
+//! do) may bind and listen beside such a socket, while the kernel hands the port to nobody who did
+//! not ask for it by number. While the server is down, a connection to the port is refused, as it
+//! is on a port that nobody holds.
 
 use super::ProcessError;
 use socket2::{Domain, Socket, Type};

@@ -1,4 +1,5 @@
-//! A private `redis-server` or `valkey-server`, to be killed, frozen, restarted and brought back with old data.
+//! A private `redis-server` or `valkey-server`, to be killed, frozen, restarted and brought back
+//! with old data.
 //!
 //! How it is asked and told things: `control.rs`.
 
@@ -37,7 +38,8 @@ pub struct Redis {
     occupant: Occupant,
 }
 
-/// What a [`Redis`] is started with. By default: a free port, no persistence, no password, no TLS, a primary.
+/// What a [`Redis`] is started with. By default: a free port, no persistence, no password, no TLS,
+/// a primary.
 #[derive(Debug, Clone, Default)]
 pub struct RedisBuilder {
     program: Option<PathBuf>,
@@ -80,7 +82,8 @@ impl RedisBuilder {
         self
     }
 
-    /// The folder within which its own one is made. Default: the system's place for temporary files.
+    /// The folder within which its own one is made. Default: the system's place for temporary
+    /// files.
     #[must_use]
     pub fn within(mut self, place: impl Into<PathBuf>) -> Self {
         self.place = Some(place.into());
@@ -94,7 +97,8 @@ impl RedisBuilder {
         self
     }
 
-    /// Whether data outlives a crash (an append-only file). Default: `false`, a restarted server is empty.
+    /// Whether data outlives a crash (an append-only file). Default: `false`, a restarted server is
+    /// empty.
     #[must_use]
     pub fn save(mut self, save: bool) -> Self {
         self.save = save;
@@ -175,7 +179,8 @@ impl RedisBuilder {
         loop {
             attempts += 1;
             match self.clone().attempt(program.clone()).await {
-                // Somebody asked for the free port by its number before the server had bound it: take another.
+                // Somebody asked for the free port by its number before the server had bound it:
+                // take another.
                 Err(ProcessError::PortTaken { .. }) if self.port.is_none() && attempts < 5 => {}
                 outcome => return outcome,
             }
@@ -224,7 +229,8 @@ impl Redis {
         Self::builder().start().await
     }
 
-    /// What a client connects to: `redis://127.0.0.1:port`, `rediss://` with TLS, with the password if there is one.
+    /// What a client connects to: `redis://127.0.0.1:port`, `rediss://` with TLS, with the password
+    /// if there is one.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.settings.tls.is_some() {
@@ -238,7 +244,8 @@ impl Redis {
         }
     }
 
-    /// SIGKILL, and waits until it is gone. Its port refuses connections from then on. Nothing happens if it is down.
+    /// SIGKILL, and waits until it is gone. Its port refuses connections from then on. Nothing
+    /// happens if it is down.
     pub async fn kill(&self) {
         self.occupant.leave();
         self.server.end(Death::Killed).await;
@@ -250,8 +257,8 @@ impl Redis {
         self.server.end(Death::Asked).await;
     }
 
-    /// Kills it if it runs, and starts it again on the same port; waits until it answers.
-    /// Without persistence it comes back empty, and with its first settings whatever `CONFIG SET` changed.
+    /// Kills it if it runs, and starts it again on the same port; waits until it answers. Without
+    /// persistence it comes back empty, and with its first settings whatever `CONFIG SET` changed.
     ///
     /// # Errors
     /// See [`RedisBuilder::start`].
@@ -261,8 +268,8 @@ impl Redis {
         self.answers().await
     }
 
-    /// Kills it if it runs, and starts it again on another port, as a server whose address has changed. The port
-    /// that it had refuses connections from then on.
+    /// Kills it if it runs, and starts it again on another port, as a server whose address has
+    /// changed. The port that it had refuses connections from then on.
     ///
     /// # Errors
     /// See [`RedisBuilder::start`].
@@ -273,8 +280,8 @@ impl Redis {
         self.answers().await
     }
 
-    /// Starts a killed server and does not wait until it answers: it may be refusing or LOADING for a while.
-    /// Does nothing to one that runs.
+    /// Starts a killed server and does not wait until it answers: it may be refusing or LOADING for
+    /// a while. Does nothing to one that runs.
     ///
     /// # Errors
     /// Those of [`RedisBuilder::start`] that come before the server runs.
@@ -297,7 +304,8 @@ impl Redis {
             .map_err(|cause| ProcessError::Folder { path: kept, cause })
     }
 
-    /// Kills it and starts it with the data of the snapshot, whatever came after that: a backup put back, or a disk that lied.
+    /// Kills it and starts it with the data of the snapshot, whatever came after that: a backup put
+    /// back, or a disk that lied.
     ///
     /// # Errors
     /// [`ProcessError::NoSnapshot`], and see [`RedisBuilder::start`].
@@ -314,7 +322,8 @@ impl Redis {
         self.launch(false)?;
         self.answers().await?;
         if self.settings.save {
-            // A server that starts with an append-only file does not look at the dump; so it begins one only now.
+            // A server that starts with an append-only file does not look at the dump; so it begins
+            // one only now.
             self.command(&["CONFIG", "SET", "appendonly", "yes"])
                 .await?;
             let until = Instant::now() + START_LIMIT;
@@ -330,7 +339,8 @@ impl Redis {
         Ok(())
     }
 
-    /// Shows another certificate from now on, to new connections; the next restart shows the first one again.
+    /// Shows another certificate from now on, to new connections; the next restart shows the first
+    /// one again.
     ///
     /// # Errors
     /// When it is down, or does not like the files.

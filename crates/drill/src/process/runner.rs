@@ -1,8 +1,9 @@
 //! The process with which servers end that several processes take turns with.
 //!
-//! A test runner gives each test a process of its own, so a server that belongs to its starter serves one
-//! test. One that several share belongs to the runner instead, which need not know of it: the watcher of
-//! such a server looks every few seconds whether the runner still lives, where others wait for a pipe.
+//! A test runner gives each test a process of its own, so a server that belongs to its starter
+//! serves one test. One that several share belongs to the runner instead, which need not know of
+//! it: the watcher of such a server looks every few seconds whether the runner still lives, where
+//! others wait for a pipe.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -33,7 +34,8 @@ impl Runner {
     /// Finds the process of that number, if it lives.
     pub(super) fn of(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name, in brackets, may hold anything; after it come state and, as the 20th, the start.
+        // The name, in brackets, may hold anything; after it come state and, as the 20th, the
+        // start.
         let fields = stat.rsplit(')').next()?;
         let mut fields = fields.split_whitespace();
         let has_ended = fields.next()?.starts_with(['Z', 'X']);

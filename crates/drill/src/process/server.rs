@@ -1,4 +1,5 @@
-//! What all servers have in common: a port, a folder, a child that may be down at the moment, and a log.
+//! What all servers have in common: a port, a folder, a child that may be down at the moment, and a
+//! log.
 
 use super::child::{Child, Death};
 use super::runner::Runner;
@@ -18,7 +19,8 @@ use tokio::time::{Instant, sleep};
 pub struct Server {
     name: &'static str,
     drop_by: Death,
-    // Dropped in this order: the child first, so that nothing writes into a folder that is being removed.
+    // Dropped in this order: the child first, so that nothing writes into a folder that is being
+    // removed.
     child: Mutex<Option<Child>>,
     /// The last is the one in use. Those before it are kept too, so that nobody answers on them.
     ports: Mutex<Vec<Port>>,
@@ -221,7 +223,8 @@ impl Server {
     }
 
     /// Waits until `answers` says that it does, or the server has ended, or 30 s are over.
-    // Not an `AsyncFnMut`: of the futures of those the compiler cannot yet see that they may be sent to another thread.
+    // Not an `AsyncFnMut`: of the futures of those the compiler cannot yet see that they may be
+    // sent to another thread.
     pub(super) async fn until<F: Future<Output = bool>>(
         &self,
         mut answers: impl FnMut() -> F,

@@ -1,4 +1,5 @@
-//! A TCP proxy on loopback that stands between a client and its server, and breaks the wire while traffic flows.
+//! A TCP proxy on loopback that stands between a client and its server, and breaks the wire while
+//! traffic flows.
 //!
 //! It passes bytes and understands none of them (so TLS passes too), except where a fault of Redis'
 //! protocol needs it. What makes it fit to measure with is that it does little while nothing is
@@ -82,15 +83,16 @@ pub struct Counters {
     pub rejected: u64,
     /// Of these, connections reset because the server could not be reached.
     pub unreachable: u64,
-    /// Connections that were followed command by command and no longer are (`proxy/exchange.rs` says why), so that RESP faults do not
-    /// act on them any more.
+    /// Connections that were followed command by command and no longer are (`proxy/exchange.rs`
+    /// says why), so that RESP faults do not act on them any more.
     pub unfollowed: u64,
     /// Bytes read from clients.
     pub bytes_up: u64,
     /// Bytes read from the server.
     pub bytes_down: u64,
-    /// Commands that the server answered, on connections that are followed. Commands that set up or check a connection (HELLO, AUTH,
-    /// CLIENT, PING…) are not counted, nor those that were on their way while a fault began or ended.
+    /// Commands that the server answered, on connections that are followed. Commands that set up or
+    /// check a connection (HELLO, AUTH, CLIENT, PING…) are not counted, nor those that were on
+    /// their way while a fault began or ended.
     pub answered: u64,
 }
 
@@ -135,8 +137,9 @@ impl ProxyBuilder {
         self
     }
 
-    /// Whether every connection is followed command by command from its start, which costs a parse of all bytes. Then RESP
-    /// faults take hold of connections that are open already. Default: `false`, they take hold of those opened after them only.
+    /// Whether every connection is followed command by command from its start, which costs a parse
+    /// of all bytes. Then RESP faults take hold of connections that are open already. Default:
+    /// `false`, they take hold of those opened after them only.
     #[must_use]
     pub fn resp(mut self, resp: bool) -> Self {
         self.resp = resp;
@@ -151,8 +154,8 @@ impl ProxyBuilder {
         self.start_by_name(&upstream.to_string()).await
     }
 
-    /// Starts it in front of `upstream`, a `host:port` whose name is resolved for each connection, and need not resolve yet. Without
-    /// a host it is this machine.
+    /// Starts it in front of `upstream`, a `host:port` whose name is resolved for each connection,
+    /// and need not resolve yet. Without a host it is this machine.
     ///
     /// # Errors
     /// [`ProxyError`] when it cannot listen, or `upstream` is not written so.
@@ -232,8 +235,8 @@ impl Proxy {
         Ok(id)
     }
 
-    /// Puts another fault in the place of one, and returns when it is in force. Unlike a removal this ends no connection. Nothing
-    /// happens if there is no such fault.
+    /// Puts another fault in the place of one, and returns when it is in force. Unlike a removal
+    /// this ends no connection. Nothing happens if there is no such fault.
     ///
     /// # Errors
     /// A setting of it that means nothing.
@@ -288,7 +291,8 @@ impl Proxy {
             .collect()
     }
 
-    /// Returns how many commands a fault of the protocol has acted on, or nothing if there is no such fault.
+    /// Returns how many commands a fault of the protocol has acted on, or nothing if there is no
+    /// such fault.
     #[must_use]
     pub fn treated(&self, id: ToxicId) -> Option<u64> {
         let plan = self.plan.borrow();
@@ -322,7 +326,8 @@ impl Drop for Proxy {
     }
 }
 
-/// What is to be broken at the moment. Those who follow it keep it until they have acted upon the next one.
+/// What is to be broken at the moment. Those who follow it keep it until they have acted upon the
+/// next one.
 #[derive(Debug)]
 struct Plan {
     toxics: Vec<Arc<Placed>>,

@@ -1,5 +1,6 @@
-//! The report as one page that can be forwarded, opened from a disk years later, and printed: no library, no font, no outside
-//! request (its own policy forbids them). It says first what was felt, then shows it, then how it was judged.
+//! The report as one page that can be forwarded, opened from a disk years later, and printed: no
+//! library, no font, no outside request (its own policy forbids them). It says first what was felt,
+//! then shows it, then how it was judged.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,6 @@
-//! Many drills as one table, for the end of a run of them and for a page that shows what they found. A cell holds as many
-//! figures as there are subjects: what the users of Steadfast felt, and what those of the controls beside it did.
+//! Many drills as one table, for the end of a run of them and for a page that shows what they
+//! found. A cell holds as many figures as there are subjects: what the users of Steadfast felt, and
+//! what those of the controls beside it did.
 
 use std::fmt::Write as _;
 
@@ -29,7 +30,8 @@ const FIGURES_OF_LEDGER: [(&str, &str); 7] = [
     ("slowest call", "slowest_call"),
 ];
 
-/// One line for each report, for a terminal. A control that did not do as its scenario says it will is marked (!).
+/// One line for each report, for a terminal. A control that did not do as its scenario says it will
+/// is marked (!).
 pub fn render(reports: &[Report], colour: bool) -> String {
     let caches = rendered(&of_kind(reports, false), FIGURES, colour);
     let ledgers = rendered(&of_kind(reports, true), FIGURES_OF_LEDGER, colour);
@@ -221,7 +223,8 @@ pub fn in_words(reports: &[Report]) -> String {
     text
 }
 
-/// Whether the judged subject passed each drill, and the control did in each as its scenario says that it will.
+/// Whether the judged subject passed each drill, and the control did in each as its scenario says
+/// that it will.
 pub fn all_as_expected(reports: &[Report]) -> bool {
     reports
         .iter()

@@ -1,4 +1,5 @@
-//! The report on a terminal: what was felt in each phase, then what it is judged by, with the control beside it.
+//! The report on a terminal: what was felt in each phase, then what it is judged by, with the
+//! control beside it.
 
 use comfy_table::{Cell, CellAlignment, Color, ContentArrangement, LineStyle, Table, TableStyle};
 

@@ -1,4 +1,5 @@
-//! The scenarios that come with the lab are files like any other: they can be read, copied and changed.
+//! The scenarios that come with the lab are files like any other: they can be read, copied and
+//! changed.
 
 use super::Scenario;
 

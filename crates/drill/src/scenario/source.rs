@@ -1,5 +1,6 @@
-//! The text of a scenario and what may stand in it. The form is kept apart from the meaning, so that a mistake is found where
-//! its place in the text is still known, and the rest of the lab never meets one.
+//! The text of a scenario and what may stand in it. The form is kept apart from the meaning, so
+//! that a mistake is found where its place in the text is still known, and the rest of the lab
+//! never meets one.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -93,7 +94,8 @@ impl Source {
     }
 }
 
-/// What is broken cannot be broken once more, nor by what cannot stand beside it. On the wire things add up.
+/// What is broken cannot be broken once more, nor by what cannot stand beside it. On the wire
+/// things add up.
 fn checked_overlaps(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
     let mut spans: Vec<_> = steps
         .iter()
@@ -141,7 +143,8 @@ fn checked_tls(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
     }
 }
 
-/// What happens to sentinels and those whom they watch needs some, and nothing else can be done to them.
+/// What happens to sentinels and those whom they watch needs some, and nothing else can be done to
+/// them.
 fn checked_store(
     store: Option<Spanned<String>>,
     steps: &[Step],
@@ -233,7 +236,8 @@ impl LoadSource {
     }
 }
 
-/// Fallback, hits and recovery are told by reads; in a phase without any, nothing would ever be seen to be well.
+/// Fallback, hits and recovery are told by reads; in a phase without any, nothing would ever be
+/// seen to be well.
 const LEAST_READS: f64 = 3.0;
 
 /// In the shorter of the phases that the figures are taken from.

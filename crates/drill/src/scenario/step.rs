@@ -1,5 +1,6 @@
-//! What may stand in a step, and what it then means. A fault takes some attributes and refuses the others, since an attribute
-//! that is silently ignored makes a drill that shows something else than its file says.
+//! What may stand in a step, and what it then means. A fault takes some attributes and refuses the
+//! others, since an attribute that is silently ignored makes a drill that shows something else than
+//! its file says.
 
 use std::ops::Range;
 use std::time::Duration;
@@ -10,8 +11,8 @@ use super::value::{Mistake, Time, share_of, within};
 use super::{Fault, Step, Wire};
 use crate::fault::{self, Direction, Toxic};
 
-/// A step and what its fault is told. Each fault takes some of the attributes and refuses the others.
-/// (They stand in one struct, as flattening would lose their places.)
+/// A step and what its fault is told. Each fault takes some of the attributes and refuses the
+/// others. (They stand in one struct, as flattening would lose their places.)
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct StepSource {

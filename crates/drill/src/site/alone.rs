@@ -1,5 +1,6 @@
-//! Where one subject lives: a Redis of its own, and what the lab does to it. Each fault is begun and ended here, by the means
-//! that come closest to how it happens in the field: a signal, a command of an operator, or the wire.
+//! Where one subject lives: a Redis of its own, and what the lab does to it. Each fault is begun
+//! and ended here, by the means that come closest to how it happens in the field: a signal, a
+//! command of an operator, or the wire.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -21,8 +22,8 @@ const HOST: &str = "127.0.0.1";
 const USER: &str = "app";
 const PASSWORD: &str = "first-password";
 const OTHER_PASSWORD: &str = "second-password";
-/// While it loads, a server looks at its clients once for each KiB that it has read. Rows are so small that it might not look
-/// once; so as many keys of that size lie between them.
+/// While it loads, a server looks at its clients once for each KiB that it has read. Rows are so
+/// small that it might not look once; so as many keys of that size lie between them.
 const BALLAST: u64 = 256;
 
 /// A Redis to be broken. Dropped, all of it is gone.
@@ -77,7 +78,8 @@ impl Alone {
         }
         let redis = std::sync::Arc::new(builder.start().await?);
         let proxy = if faults().any(Fault::needs_proxy) {
-            // RESP faults take hold of open connections only if those were followed from their start.
+            // RESP faults take hold of open connections only if those were followed from their
+            // start.
             let resp = |fault: &Fault| fault.name().starts_with("resp_");
             let builder = Proxy::builder()
                 .seed(scenario.seed)

@@ -1,6 +1,6 @@
-//! A primary with a replica that three sentinels watch, and what is done to them. Sentinels and replica
-//! come as users of their own, so that each can be cut off from a server by an ACL while clients reach
-//! it: a partition without privileges.
+//! A primary with a replica that three sentinels watch, and what is done to them. Sentinels and
+//! replica come as users of their own, so that each can be cut off from a server by an ACL while
+//! clients reach it: a partition without privileges.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,7 +17,8 @@ use crate::process::{ProcessError, Redis, Scratch, Watched};
 use crate::scenario::Fault;
 use crate::subject::Endpoint;
 
-/// As whom the subject comes to the servers. Nobody gets in without a name: whoever was turned away by one would come back without.
+/// As whom the subject comes to the servers. Nobody gets in without a name: whoever was turned away
+/// by one would come back without.
 const APPLICATION: &str = "app";
 /// As whom each sentinel comes to the servers.
 const WATCHERS: [&str; 3] = ["watcher-0", "watcher-1", "watcher-2"];

@@ -301,7 +301,8 @@ async fn d4_the_report_has_the_names_that_are_promised() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn d6_a_step_that_fails_ends_the_drill_and_says_which() {
-    // A server that was killed cannot be told that it has no memory left. In a file that would be refused.
+    // A server that was killed cannot be told that it has no memory left. In a file that would be
+    // refused.
     let steps =
         "[[steps]]\nfault = 'crash'\nfor = '300ms'\n[[steps]]\nfault = 'oom'\nat = '300ms'\n";
     let mut scenario = scenario(steps);
@@ -517,8 +518,9 @@ fn sources_are_named_as_in_the_report() {
     );
 }
 
-/// Every fault but the one that its end does not heal (`token_expired`). In scenarios of their own, so that they pass side by side: on the wire,
-/// in the server (what takes it its time last), and with TLS.
+/// Every fault but the one that its end does not heal (`token_expired`). In scenarios of their own,
+/// so that they pass side by side: on the wire, in the server (what takes it its time last), and
+/// with TLS.
 const FAULTS: [&str; 3] = [
     "down|timeout|stall|hold|reset_peer|corrupt|resp_silence|slow_close delay='10ms'|latency latency='10ms'|bandwidth rate=1|slicer size=3|
      limit_data bytes=10|resp_error error='loading'|resp_delay delay='20ms'|database_down|database_slow latency='10ms'",

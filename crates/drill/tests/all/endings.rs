@@ -1,4 +1,5 @@
-//! Nothing outlives the program that started it, however that program ends; and what cannot be started says why.
+//! Nothing outlives the program that started it, however that program ends; and what cannot be
+//! started says why.
 //!
 //! The program is this test binary, run once more with a variable that says how it is to end.
 
@@ -158,7 +159,8 @@ fn d6_what_is_missing_taken_or_full_is_one_clear_line() {
         "{no_such_folder}"
     );
 
-    // A disk without room for a single byte more: no write succeeds, as with ENOSPC, and no privilege is needed for it.
+    // A disk without room for a single byte more: no write succeeds, as with ENOSPC, and no
+    // privilege is needed for it.
     let no_room = refusal("trap '' XFSZ; ulimit -f 0; exec \"$@\"");
     assert!(
         no_room.starts_with("cannot write to the folder /") && no_room.contains("too large"),
@@ -245,7 +247,8 @@ fn gone((pid, folder): &(u32, PathBuf)) {
     }
 }
 
-/// The processes of the group that the server led, zombies aside: nobody may be there to wait for those.
+/// The processes of the group that the server led, zombies aside: nobody may be there to wait for
+/// those.
 fn running(group: u32) -> Vec<String> {
     let stats = std::fs::read_dir("/proc")
         .unwrap()

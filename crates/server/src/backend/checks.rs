@@ -59,8 +59,8 @@ impl Backend {
         }
     }
 
-    /// Returns the checks of Redis, breaker, database, outbox, statements and, where some are asked,
-    /// sentinels, from what is known.
+    /// Returns the checks of Redis, breaker, database, outbox, statements and, where some are
+    /// asked, sentinels, from what is known.
     pub(crate) fn checks(&self) -> Vec<(&'static str, Check)> {
         let status = self.client.status();
         let since = status.state_for_ms / 1e3;

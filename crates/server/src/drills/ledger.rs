@@ -1,5 +1,5 @@
-//! The application in small whose data are in Redis itself, for drills in which the primary moves: this
-//! service's client on its defaults, without a cache.
+//! The application in small whose data are in Redis itself, for drills in which the primary moves:
+//! this service's client on its defaults, without a cache.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
@@ -51,13 +51,9 @@ impl Keeper {
     }
 
     async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
-        match Entry::of(key, version) {
-            Entry::Count(name) => {
-                let counted: Result<u64, _> = self.ask(redis::cmd("INCR").arg(name)).await;
-                counted.map(drop)
-            }
-            Entry::Set(name, value) => self.ask(redis::cmd("SET").arg(name).arg(value)).await,
-        }
+        let written: redis::Value = self.ask(&Entry::of(key, version).command()).await?;
+        drop(written);
+        Ok(())
     }
 }
 

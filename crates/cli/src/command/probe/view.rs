@@ -1,4 +1,5 @@
-//! What the sentinels say of a primary, one by one, and what in their set-up will hurt on the day they are needed.
+//! What the sentinels say of a primary, one by one, and what in their set-up will hurt on the day
+//! they are needed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -21,8 +22,8 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Waits until each sentinel has answered, or could not be asked, and the primary has told of its replicas; no longer than `limit`. `None` where
-    /// no sentinels are asked.
+    /// Waits until each sentinel has answered, or could not be asked, and the primary has told of
+    /// its replicas; no longer than `limit`. `None` where no sentinels are asked.
     pub(super) async fn of(client: &Client, limit: Duration) -> Option<Self> {
         let until = Instant::now() + limit;
         loop {

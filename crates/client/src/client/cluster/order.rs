@@ -24,9 +24,9 @@ use tokio::sync::Notify;
 use crate::clock;
 
 /// How long new commands of a slot wait at most for those that are under way as it changes hands.
-/// Where all nodes are well that takes a round trip; a busy machine may take longer, and one that is
-/// let through before has those fail that it overtakes. Those under way have deadlines, and end with
-/// a node that is taken out of service.
+/// Where all nodes are well that takes a round trip; a busy machine may take longer, and one that
+/// is let through before has those fail that it overtakes. Those under way have deadlines, and end
+/// with a node that is taken out of service.
 const WAIT: Duration = Duration::from_secs(1);
 
 const STRIPES: usize = 256;

@@ -1,7 +1,7 @@
 //! Where a call belongs: to one slot, to several, to any primary or to all of them.
 //!
-//! What concerns several slots is divided by the rules of [`steadfast_core::split`], each part makes
-//! its own journey, and the answers are joined.
+//! What concerns several slots is divided by the rules of [`steadfast_core::split`], each part
+//! makes its own journey, and the answers are joined.
 
 use futures_util::future::join_all;
 use redis::{Cmd, ServerError, Value};

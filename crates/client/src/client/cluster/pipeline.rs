@@ -122,7 +122,8 @@ impl Cluster {
                 }
             };
             let Some(answers) = answers else {
-                // Slots have changed hands meanwhile: each command goes to whoever owns its slot now.
+                // Slots have changed hands meanwhile: each command goes to whoever owns its slot
+                // now.
                 self.take_back(&mut split, &parts);
                 parts = split.to_send(|target| self.node_of(target, any, &turns));
                 continue;
@@ -339,7 +340,7 @@ fn failed(failed: PipelineFailed<Error>) -> Error {
     let answered = |outcome: &CommandOutcome| matches!(outcome, CommandOutcome::Answered(_));
     let done = outcomes().filter(|(_, outcome)| answered(outcome)).count();
     if done == 0 {
-        return failed.error;
+        return failed.error.at_best(failed.certainty == Certainty::Unknown);
     }
     let kind = ErrorKind::Partial {
         cause: failed.error.to_string().into(),

@@ -151,9 +151,9 @@ impl Cluster {
         changes
     }
 
-    /// Sends new calls for these slots to their new owners. Their gates close before that, or one of
-    /// them could come between those that are under way to the old owner. Returns the places of the
-    /// old owners.
+    /// Sends new calls for these slots to their new owners. Their gates close before that, or one
+    /// of them could come between those that are under way to the old owner. Returns the places of
+    /// the old owners.
     fn hand_over(&self, slots: impl IntoIterator<Item = Slot>, now: Instant) -> Vec<u16> {
         let mut lost_by = Vec::new();
         for slot in slots {

@@ -1,6 +1,6 @@
 //! Which commands of a pipeline are sent again.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use redis::Value;
 
@@ -13,8 +13,8 @@ use crate::slot::Slot;
 /// What may be sent again, as far as the sender decides it.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
-    /// Redirects may be followed: fewer than [`MAX_HOPS`](crate::redirect::MAX_HOPS) were. That costs
-    /// nothing of the retry budget.
+    /// Redirects may be followed: fewer than [`MAX_HOPS`](crate::redirect::MAX_HOPS) were. That
+    /// costs nothing of the retry budget.
     pub follow: bool,
     /// Another attempt is allowed, by the policy and the budget.
     pub retry: bool,
@@ -46,11 +46,12 @@ enum Reason {
 }
 
 impl<E> SplitPipeline<'_, E> {
-    /// Makes ready to be sent again what may be, in answer to `may_repeat` for those that may have run: by
-    /// their effect, and by where they would be repeated.
+    /// Makes ready to be sent again what may be, in answer to `may_repeat` for those that may have
+    /// run: by their effect, and by where they would be repeated.
     ///
-    /// What was answered is never sent again, unless the answer proves that nothing has run. What has run, or
-    /// may have, and is not repeated keeps earlier commands of its key from being sent again.
+    /// What was answered is never sent again, unless the answer proves that nothing has run. What
+    /// has run, or may have, and is not repeated keeps earlier commands of its key from being sent
+    /// again.
     pub fn again(&mut self, terms: Terms, may_repeat: impl Fn(Effect) -> bool) -> Again {
         let mut reasons: Vec<Option<Reason>> = self
             .units
@@ -62,7 +63,7 @@ impl<E> SplitPipeline<'_, E> {
                 reasons[number] = Some(Reason::Retries);
             }
         }
-        self.keep_order(&mut reasons);
+        self.keep_order(&mut reasons, terms.effect);
         let mut again = Again::default();
         for (unit, reason) in self.units.iter_mut().zip(reasons) {
             match reason {
@@ -130,8 +131,9 @@ impl<E> SplitPipeline<'_, E> {
             )
     }
 
-    /// The commands of unknown outcome that may be repeated. Those of one slot are, all together and in
-    /// their order, or none of them is: what looks at a key before another writes it would find something else.
+    /// The commands of unknown outcome that may be repeated. Those of one slot are, all together
+    /// and in their order, or none of them is: what looks at a key before another writes it would
+    /// find something else.
     fn repeatable(&self, said: Option<Effect>, may_repeat: impl Fn(Effect) -> bool) -> Vec<usize> {
         let mut by_slot: HashMap<(Option<Slot>, usize), Vec<usize>> = HashMap::new();
         for (number, unit) in self.units.iter().enumerate() {
@@ -158,14 +160,18 @@ impl<E> SplitPipeline<'_, E> {
         by_slot.into_values().filter(may).flatten().collect()
     }
 
-    /// Leaves out what would run behind a later command of its key. Whether one is left out depends on later
-    /// ones only, so the last is judged first.
-    fn keep_order(&self, reasons: &mut [Option<Reason>]) {
+    /// Leaves out what would run behind a later command of its key. Whether one is left out depends
+    /// on later ones only, so the last is judged first.
+    fn keep_order(&self, reasons: &mut [Option<Reason>], said: Option<Effect>) {
         if reasons.iter().all(Option::is_none) {
             return;
         }
-        // By key: whether a later command has read it, or may have written it, and will not run again.
+        // By key: whether a later command has read it, or may have written it, and will not run
+        // again.
         let mut done: HashMap<Vec<u8>, Effect> = HashMap::new();
+        // The keys of later writes that may have run and are repeated. What has certainly not run
+        // may not come between: it would see what they have written.
+        let mut repeated: HashSet<Vec<u8>> = HashSet::new();
         for (number, unit) in self.units.iter().enumerate().rev() {
             let args = self.arguments(unit);
             let keys = || key_names(args.iter().map(Vec::as_slice));
@@ -175,7 +181,15 @@ impl<E> SplitPipeline<'_, E> {
                     Some(Effect::Read) => unit.effect != Effect::Read,
                     Some(_) => true,
                 });
-                if !overtaken {
+                // One that only writes, and may have run itself, restores the order when it is
+                // repeated together with them.
+                let effect = said.unwrap_or(unit.effect);
+                let only_writes = unit.may_have_run && effect == Effect::LastWins;
+                let would_see_them = !only_writes && keys().any(|key| repeated.contains(key));
+                if !overtaken && !would_see_them {
+                    if unit.may_have_run && unit.effect != Effect::Read {
+                        repeated.extend(keys().map(<[u8]>::to_vec));
+                    }
                     continue;
                 }
                 reasons[number] = None;
@@ -190,14 +204,16 @@ impl<E> SplitPipeline<'_, E> {
     }
 
     fn may_have_run(&self, unit: &Unit<E>) -> bool {
+        if unit.may_have_run {
+            return true;
+        }
         match &unit.state {
             State::Answered(value) => {
                 self.redirect(unit, value).is_none() && !self.was_refused_for_now(unit, value)
             }
-            State::Failed(failed) => failed.certainty == Certainty::Unknown,
             // It is on its way, or will be.
             State::Sent => true,
-            State::Waiting => false,
+            State::Failed(_) | State::Waiting => false,
         }
     }
 

@@ -1,5 +1,5 @@
-//! A scan of all keys while slots move there and back, keys lie on two nodes, primaries fail over to
-//! replicas that hash otherwise, and the view is late.
+//! A scan of all keys while slots move there and back, keys lie on two nodes, primaries fail over
+//! to replicas that hash otherwise, and the view is late.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -173,8 +173,8 @@ impl World {
                 }
             }
             8 => {
-                // Another process takes the place of a node, with all that it had. Who had it is known by
-                // the same name, as where an address leads to another server.
+                // Another process takes the place of a node, with all that it had. Who had it is
+                // known by the same name, as where an address leads to another server.
                 let node = self.rng.usize(..PRIMARIES);
                 self.runs += 1;
                 self.nodes[node].run = self.nodes[node].run / 1_000 * 1_000 + self.runs;

@@ -13,8 +13,9 @@ use crate::process::ProcessError;
 
 impl Cluster {
     /// Makes the cluster what it was when it had this layout, whatever was done to it: nodes are
-    /// thawed or started again, slots on their way are stopped, added nodes removed, roles and slots
-    /// given back. Then it is empty: keys, scripts and functions are gone, and no client is paused.
+    /// thawed or started again, slots on their way are stopped, added nodes removed, roles and
+    /// slots given back. Then it is empty: keys, scripts and functions are gone, and no client is
+    /// paused.
     ///
     /// What was changed by CONFIG SET or ACL stays, and so do new addresses.
     ///

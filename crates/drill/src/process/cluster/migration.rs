@@ -10,8 +10,8 @@ use super::{Cluster, ClusterNode, HOST, PEER, failed};
 use crate::process::ProcessError;
 
 impl Cluster {
-    /// Moves a slot with its keys from one primary to another, by their positions. Returns when both
-    /// and all others were told; see [`Cluster::agree`].
+    /// Moves a slot with its keys from one primary to another, by their positions. Returns when
+    /// both and all others were told; see [`Cluster::agree`].
     ///
     /// Move between one pair of nodes at a time, and have all agree before the next pair or the way
     /// back: faster than epochs spread, the cluster itself comes to disagree.
@@ -101,7 +101,8 @@ impl Cluster {
                     .arg("")
                     .arg(0)
                     .arg(MIGRATE_MS);
-                // Where a move before this one ended half way, the key is at both; this one is right.
+                // Where a move before this one ended half way, the key is at both; this one is
+                // right.
                 migrate
                     .arg("REPLACE")
                     .arg("AUTH2")
@@ -141,8 +142,8 @@ impl Cluster {
     }
 
     /// Moves slots, each with its keys, from their owners to the next primaries and back, again and
-    /// again, at most so many a second, until `stop` comes; then brings home what is away. Tells how
-    /// many slots have changed hands.
+    /// again, at most so many a second, until `stop` comes; then brings home what is away. Tells
+    /// how many slots have changed hands.
     ///
     /// It runs only as long as it is polled: join it with the load. Dropped half way, it leaves a
     /// slot on its way ([`Cluster::heal_to`] mends that).
@@ -190,7 +191,8 @@ impl Cluster {
         Ok(moved)
     }
 
-    /// The ways of [`Cluster::keep_moving`], pair of nodes by pair: from each owner to the next primary.
+    /// The ways of [`Cluster::keep_moving`], pair of nodes by pair: from each owner to the next
+    /// primary.
     async fn ways(&self, slots: &[u16]) -> Result<Vec<Way>, ProcessError> {
         let layout = self.layout().await?;
         let nodes = self.nodes();

@@ -1,9 +1,10 @@
 //! One cluster for the tests of many processes, one after another.
 //!
-//! A cluster takes seconds to form, and a test runner gives each test a process of its own. So the nodes
-//! of a shared one belong to the program that runs the tests (see `runner.rs`), who has it at the moment
-//! holds a lock, and each takes it over healed. What the next needs to know stands in files: which nodes
-//! there are in `members.json`, which process and port a node has in the node's own folder.
+//! A cluster takes seconds to form, and a test runner gives each test a process of its own. So the
+//! nodes of a shared one belong to the program that runs the tests (see `runner.rs`), who has it at
+//! the moment holds a lock, and each takes it over healed. What the next needs to know stands in
+//! files: which nodes there are in `members.json`, which process and port a node has in the node's
+//! own folder.
 
 use std::fs::File;
 use std::io;
@@ -21,8 +22,8 @@ use crate::process::{Port, ProcessError, Redis};
 
 /// A [`Cluster`] that tests take turns with. Dropped, the next may have it, who heals it.
 ///
-/// Any node of it may be broken in any way, and also killed; nothing outlives the program that runs the
-/// tests. But a test that changes passwords or settings of nodes starts a cluster of its own.
+/// Any node of it may be broken in any way, and also killed; nothing outlives the program that runs
+/// the tests. But a test that changes passwords or settings of nodes starts a cluster of its own.
 #[derive(Debug)]
 pub struct SharedCluster {
     cluster: Cluster,
@@ -107,9 +108,9 @@ impl Cluster {
 }
 
 impl ClusterBuilder {
-    /// Waits for a turn with a cluster of that name, which is started if there is none: healed, empty,
-    /// as it was at first. There are two of a name at most, so that two tests may run at once.
-    /// Whoever uses a name has to use it with the same settings.
+    /// Waits for a turn with a cluster of that name, which is started if there is none: healed,
+    /// empty, as it was at first. There are two of a name at most, so that two tests may run at
+    /// once. Whoever uses a name has to use it with the same settings.
     ///
     /// # Errors
     /// As [`ClusterBuilder::start`]; no turn came within ten minutes.

@@ -1,6 +1,7 @@
-//! How the drill asks its server and tells it things: over a socket in the server's own folder, as a user of its own. That works with
-//! TLS on and a certificate that nobody believes, with passwords changed and users deleted, and its connections are not among those
-//! that a proxy in front of the port sees. They do count towards `maxclients`; so whoever takes all places keeps one for this.
+//! How the drill asks its server and tells it things: over a socket in the server's own folder, as
+//! a user of its own. That works with TLS on and a certificate that nobody believes, with passwords
+//! changed and users deleted, and its connections are not among those that a proxy in front of the
+//! port sees. They do count towards `maxclients`; so whoever takes all places keeps one for this.
 
 use super::{NAME, Redis, SOCKET, USER};
 use crate::process::ProcessError;
@@ -88,7 +89,8 @@ impl Redis {
         asked().map_err(|error: redis::RedisError| refused(&error))
     }
 
-    /// Drops its clients and takes all their places, until [`Redis::make_room`]. Only [`Redis::command`] reaches it meanwhile.
+    /// Drops its clients and takes all their places, until [`Redis::make_room`]. Only
+    /// [`Redis::command`] reaches it meanwhile.
     pub(crate) async fn occupy(&self) -> Result<(), ProcessError> {
         let mut connection = self.control().await.map_err(|error| refused(&error))?;
         // Known before it is told anything, as that can be undone only by the one that is let stay.
