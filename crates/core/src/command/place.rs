@@ -112,20 +112,29 @@ pub enum ServedBy {
     Nothing,
 }
 
-/// Writes what to do, as the end of a message.
-impl fmt::Display for ServedBy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Node => "it concerns one server of the cluster: choose it with `client.node(…)`",
+impl ServedBy {
+    /// Returns what to do, as the end of a message.
+    #[must_use]
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::Node => {
+                "it concerns one server, and a cluster's client cannot name one yet: ask it with redis-cli"
+            }
             Self::Scan => {
-                "a cursor is valid for one server only: use `client.scan()`, which covers all slots"
+                "a cursor is valid for one server only, and a cluster's client cannot scan all of them yet"
             }
             Self::Session => {
                 "it changes the state of its connection: use `client.session_for(key)`"
             }
             Self::Subscriber => "use `client.pubsub()`, which subscribes anew when nodes change",
             Self::Nothing => "a cluster has no place for it",
-        })
+        }
+    }
+}
+
+impl fmt::Display for ServedBy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.advice())
     }
 }
 

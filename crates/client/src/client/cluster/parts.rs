@@ -215,17 +215,7 @@ fn hash(key: &[u8]) -> u64 {
 }
 
 fn no_place(command: &'static str, served_by: ServedBy) -> Error {
-    let instead = match served_by {
-        ServedBy::Node => {
-            "it concerns one server, and a cluster's client cannot name one yet: ask it with redis-cli"
-        }
-        ServedBy::Scan => {
-            "a cursor is valid for one server only, and a cluster's client cannot scan all of them yet"
-        }
-        ServedBy::Session => "use client.session_for(key)",
-        ServedBy::Subscriber => "use client.pubsub()",
-        ServedBy::Nothing => "a cluster has no such thing",
-    };
+    let instead = served_by.advice();
     Error::not_sent(ErrorKind::NoPlace { command, instead })
 }
 
