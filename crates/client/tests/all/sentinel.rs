@@ -153,7 +153,7 @@ async fn t20_a_failover_tells_which_acknowledged_writes_have_survived_and_how_ma
 }
 
 #[tokio::test]
-async fn t17_t32_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_next_if_asked_to() {
+async fn t32_t17_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_next_if_asked_to() {
     let watched = Watched::start().await.unwrap();
     let client = client_of(&watched).await;
     let patient = Client::builder(&watched.url())
