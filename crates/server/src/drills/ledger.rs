@@ -113,11 +113,12 @@ mod tests {
 
     use crate::drills::Subjects;
 
-    /// Two seconds in which the primary has its trouble, and time until all is found again.
+    /// Time for a second election, should the first one fail, which the sentinels hold six seconds
+    /// after it; and time until all is found again.
     async fn report_of(fault: &str) -> Report {
         let scenario = Scenario::parse(&format!(
             "name = 'test'\nstore = 'sentinel'\n\
-             phases = {{ warm_up = '300ms', baseline = '500ms', fault = '8s', recovery = '4s', recovered = '1s' }}\n\
+             phases = {{ warm_up = '300ms', baseline = '500ms', fault = '16s', recovery = '4s', recovered = '1s' }}\n\
              load = {{ rate = 200, keys = 20, writes = 0.5 }}\n\
              [[steps]]\nfault = '{fault}'\n"
         ));
