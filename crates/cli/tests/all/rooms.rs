@@ -13,7 +13,7 @@ const CRATES: &[(&str, &[&str], usize)] = &[
     ("core", &[], 0),
     ("client", &["core"], 0),
     ("cache", &["core", "client"], 0),
-    ("drill", &["core"], 8),
+    ("drill", &["core"], 0),
     ("server", &["core", "client", "cache", "drill"], 0),
     ("cli", &["core", "client", "cache", "drill", "server"], 0),
 ];

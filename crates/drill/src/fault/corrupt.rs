@@ -1,8 +1,7 @@
 //! Bytes change on their way.
 
-use super::FaultError;
+use super::error::{FaultError, within};
 use super::stage::{Item, Out, Stage};
-use super::toxic::within;
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;

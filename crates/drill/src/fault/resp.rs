@@ -4,8 +4,7 @@
 //! in its place among the others. So the proxy follows both directions (see `proxy/exchange.rs`), and these faults only
 //! say what is to be done with a command.
 
-use super::FaultError;
-use super::toxic::within;
+use super::error::{FaultError, within};
 use bytes::Bytes;
 use fastrand::Rng;
 use std::time::Duration;

@@ -1,7 +1,8 @@
 //! Chosen commands are answered late.
 
+use super::error::FaultError;
+use super::millis;
 use super::resp::{RespFault, Treatment, always, check};
-use super::{FaultError, millis};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 

@@ -1,6 +1,6 @@
 //! Chosen commands are answered by an error.
 
-use super::FaultError;
+use super::error::FaultError;
 use super::refused;
 use super::resp::{Commands, RespFault, Treatment, always, check};
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! Chosen commands are not answered.
 
-use super::FaultError;
+use super::error::FaultError;
 use super::resp::{RespFault, Treatment, always, check};
 use serde::{Deserialize, Serialize};
 

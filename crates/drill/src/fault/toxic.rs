@@ -1,8 +1,9 @@
 //! A fault with where it takes hold, as Toxiproxy's clients write it.
 
+use super::error::within;
 use super::stage::Stage;
 use super::{
-    Bandwidth, Corrupt, Down, Hold, Latency, LimitData, RejectNext, ResetPeer, RespDelay,
+    Bandwidth, Corrupt, Down, FaultError, Hold, Latency, LimitData, RejectNext, ResetPeer, RespDelay,
     RespError, RespFault, RespReply, RespSilence, Slicer, SlowClose, Stall, Timeout,
 };
 use fastrand::Rng;
@@ -86,37 +87,6 @@ pub enum Fault {
     RespDelay(RespDelay),
     /// See [`RespSilence`].
     RespSilence(RespSilence),
-}
-
-/// Why a toxic is refused.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
-#[non_exhaustive]
-pub enum FaultError {
-    /// A share is not one.
-    #[error("{name} is {value}, but must be a number from {from} to {to}")]
-    OutOfRange {
-        /// The setting.
-        name: &'static str,
-        /// What was given.
-        value: f64,
-        /// The least that it may be.
-        from: f64,
-        /// The most that it may be.
-        to: f64,
-    },
-    /// Text that is to be sent as a reply would not be one.
-    #[error("{name} must be {what}, but is {value:?}")]
-    NoReply {
-        /// The setting.
-        name: &'static str,
-        /// What it has to be.
-        what: &'static str,
-        /// What was given.
-        value: String,
-    },
-    /// The type is unknown, or its attributes are not its own.
-    #[error("no such fault: {0}")]
-    Unknown(String),
 }
 
 impl Toxic {
@@ -276,20 +246,6 @@ into_fault!(
     RespDelay,
     RespSilence
 );
-
-/// Refuses a number outside `from..=to`, and NaN.
-pub(super) fn within(name: &'static str, value: f64, from: f64, to: f64) -> Result<(), FaultError> {
-    if (from..=to).contains(&value) {
-        Ok(())
-    } else {
-        Err(FaultError::OutOfRange {
-            name,
-            value,
-            from,
-            to,
-        })
-    }
-}
 
 fn default_name(fault: &Fault, direction: Direction) -> String {
     let direction = match direction {

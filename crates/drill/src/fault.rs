@@ -11,6 +11,7 @@
 mod bandwidth;
 mod corrupt;
 mod down;
+mod error;
 mod hold;
 mod latency;
 mod limit_data;
@@ -32,6 +33,7 @@ mod toxic;
 pub use bandwidth::Bandwidth;
 pub use corrupt::Corrupt;
 pub use down::Down;
+pub use error::FaultError;
 pub use hold::Hold;
 pub use latency::Latency;
 pub use limit_data::LimitData;
@@ -45,7 +47,7 @@ pub use slicer::Slicer;
 pub use slow_close::SlowClose;
 pub use stall::Stall;
 pub use timeout::Timeout;
-pub use toxic::{Direction, Fault, FaultError, Toxic};
+pub use toxic::{Direction, Fault, Toxic};
 
 pub(crate) use resp::{RespFault, Treatment};
 pub(crate) use stage::{Admits, Item, Out, Stage};
