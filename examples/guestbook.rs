@@ -1,5 +1,6 @@
-//! A program written for redis-rs's `ConnectionManager`, with only the type swapped: the one alias below, and how it is
-//! made. Everything under `// the application` is as it was: commands, pipelines, transactions, scripts.
+//! A program written for redis-rs's `ConnectionManager`, with only the type swapped: the one alias
+//! below, and how it is made. Everything under `// the application` is as it was: commands,
+//! pipelines, transactions, scripts.
 //!
 //!     cargo run -p steadfast-examples --bin guestbook [redis://127.0.0.1:6379]
 

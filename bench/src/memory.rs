@@ -1,4 +1,5 @@
-//! Resident memory of a process in which one client serves 512 callers: a process for each, so that none pays for another.
+//! Resident memory of a process in which one client serves 512 callers: a process for each, so that
+//! none pays for another.
 
 use std::time::Duration;
 

@@ -1,7 +1,9 @@
 //! What an outage costs the callers of each client.
 //!
-//! Eight callers SET every 5 ms (a server that was killed comes back empty) while the server is killed and started again, frozen and resumed, or while the wire to it is cut. Each client
-//! that can be told so gives a call up after a second; a call that lasts longer than [`GUARD`] is ended here.
+//! Eight callers SET every 5 ms (a server that was killed comes back empty) while the server is
+//! killed and started again, frozen and resumed, or while the wire to it is cut. Each client that
+//! can be told so gives a call up after a second; a call that lasts longer than [`GUARD`] is ended
+//! here.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -35,7 +37,8 @@ pub struct Trial {
     pub refused_p99_us: Option<f64>,
     /// The longest call of all.
     pub longest: f64,
-    /// From the first answered PING after the fault (or the end of the freeze, or the cut) until a call is answered.
+    /// From the first answered PING after the fault (or the end of the freeze, or the cut) until a
+    /// call is answered.
     pub back: Option<f64>,
 }
 

@@ -1,4 +1,5 @@
-//! The clients that are compared, each used as its own documentation recommends: the same five operations, nothing wrapped around them.
+//! The clients that are compared, each used as its own documentation recommends: the same five
+//! operations, nothing wrapped around them.
 
 use std::fmt::Display;
 use std::time::Duration;
@@ -19,7 +20,8 @@ const POOL: usize = 16;
 /// In the outage half, each client that can be told so gives a call up after so long.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// One client at work. Operations return how many bytes, or values, came, so that nothing is optimised away and wrong answers are noticed.
+/// One client at work. Operations return how many bytes, or values, came, so that nothing is
+/// optimised away and wrong answers are noticed.
 pub trait Subject: Clone + Send + Sync + 'static {
     type Error: Display + Send;
     fn get(&self, key: &str) -> impl Future<Output = Result<usize, Self::Error>> + Send;

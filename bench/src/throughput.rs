@@ -1,7 +1,7 @@
 //! Calls a second, time per call and processor time per call, client by client in turns.
 //!
-//! The machine is never quiet for a whole run. So each repeat asks every client in turn, ratios are taken within a repeat, and what is
-//! reported is the median of those.
+//! The machine is never quiet for a whole run. So each repeat asks every client in turn, ratios are
+//! taken within a repeat, and what is reported is the median of those.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -216,7 +216,8 @@ fn cpu_seconds() -> f64 {
     seconds(usage.user_time()) + seconds(usage.system_time())
 }
 
-/// What redis-benchmark reaches with so many connections, each with so many commands under way: the limit of server and machine.
+/// What redis-benchmark reaches with so many connections, each with so many commands under way: the
+/// limit of server and machine.
 pub async fn limit(
     redis: &Redis,
     connections: usize,

@@ -1,4 +1,5 @@
-//! A wire that can be cut: what goes through it is lost without a word, as behind a firewall that forgot a connection. New connections pass.
+//! A wire that can be cut: what goes through it is lost without a word, as behind a firewall that
+//! forgot a connection. New connections pass.
 
 use std::net::SocketAddr;
 

@@ -98,8 +98,9 @@ impl Workload {
         }
     }
 
-    /// How many callers there are at a time, in three measurements. No more than what all of them have under way is a few MiB: a client
-    /// that bounds what it buffers refuses the rest, as it should.
+    /// How many callers there are at a time, in three measurements. No more than what all of them
+    /// have under way is a few MiB: a client that bounds what it buffers refuses the rest, as it
+    /// should.
     pub fn callers(self) -> [usize; 3] {
         match self {
             Self::Get(Size::KiB256) | Self::Set(Size::KiB256) => [1, 8, 64],

@@ -1,5 +1,5 @@
-//! Any arguments are judged without panic, their keys lie among them, and a name is judged the same in any
-//! case.
+//! Any arguments are judged without panic, their keys lie among them, and a name is judged the same
+//! in any case.
 
 #![no_main]
 

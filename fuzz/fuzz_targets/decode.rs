@@ -1,5 +1,5 @@
-//! Any bytes, cut anywhere, decode without panic, within the limits, and to what they decode to whole. What
-//! is accepted is what redis-rs makes of the same bytes.
+//! Any bytes, cut anywhere, decode without panic, within the limits, and to what they decode to
+//! whole. What is accepted is what redis-rs makes of the same bytes.
 
 #![no_main]
 

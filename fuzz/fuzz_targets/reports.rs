@@ -1,4 +1,5 @@
-//! Any reply, well formed or not, is read to a report within the bounds or to an error in words. None panics.
+//! Any reply, well formed or not, is read to a report within the bounds or to an error in words.
+//! None panics.
 
 #![no_main]
 

@@ -1,5 +1,5 @@
-//! Any sequence of views, redirects and answers of sentinels: no panic, nothing past its bound, what owns a slot is
-//! known, epochs never fall by another's word, and terms never go back.
+//! Any sequence of views, redirects and answers of sentinels: no panic, nothing past its bound,
+//! what owns a slot is known, epochs never fall by another's word, and terms never go back.
 
 #![no_main]
 

@@ -1,7 +1,9 @@
-//! What the service costs over HTTP itself: `wrk` on a warm query, in turns with a bare axum handler that returns the same body, and
-//! how long `/health/live` takes meanwhile, also while Redis is frozen.
+//! What the service costs over HTTP itself: `wrk` on a warm query, in turns with a bare axum
+//! handler that returns the same body, and how long `/health/live` takes meanwhile, also while
+//! Redis is frozen.
 //!
-//! `service [--rounds N] [--seconds N] [--connections N] [--steadfast PROGRAM] [--out FILE]`. Needs `wrk` and `redis-server`.
+//! `service [--rounds N] [--seconds N] [--connections N] [--steadfast PROGRAM] [--out FILE]`. Needs
+//! `wrk` and `redis-server`.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,5 +1,5 @@
-//! Addresses as they are given on the command line. Whoever gives something else may have given a password, so that what is no address is refused
-//! without being quoted.
+//! Addresses as they are given on the command line. Whoever gives something else may have given a
+//! password, so that what is no address is refused without being quoted.
 
 use steadfast_server::config::{REDIS_SCHEMES, SecretUrl, UrlMistake};
 

@@ -1,5 +1,5 @@
-//! The commands, a file each. A command prints what it has to say and returns; how the process ends is decided by the
-//! [`Failure`] that it returns, or by there being none.
+//! The commands, a file each. A command prints what it has to say and returns; how the process ends
+//! is decided by the [`Failure`] that it returns, or by there being none.
 
 mod cache;
 mod completions;

@@ -1,5 +1,5 @@
-//! Why a command did not do what it was asked, as a person can act on it: what is wrong, what to do, and an exit status
-//! of its own kind so that a script need not read the words.
+//! Why a command did not do what it was asked, as a person can act on it: what is wrong, what to
+//! do, and an exit status of its own kind so that a script need not read the words.
 
 use std::fmt::Display;
 use std::io;
@@ -92,7 +92,8 @@ impl Failure {
     }
 }
 
-/// Mostly a reader of our output that went away (`steadfast drill list | head -1`): that is no error of ours.
+/// Mostly a reader of our output that went away (`steadfast drill list | head -1`): that is no
+/// error of ours.
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Self {
         if error.kind() == io::ErrorKind::BrokenPipe {

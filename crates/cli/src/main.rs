@@ -1,5 +1,6 @@
-//! The one program of Steadfast. Libraries return errors and reports; only here is anything printed, and only here does
-//! a process end, so that the exit status of every command is decided in one place (see [`failure::Status`]).
+//! The one program of Steadfast. Libraries return errors and reports; only here is anything
+//! printed, and only here does a process end, so that the exit status of every command is decided
+//! in one place (see [`failure::Status`]).
 #![allow(
     clippy::print_stderr,
     clippy::exit,
@@ -20,8 +21,8 @@ use clap::Parser;
 
 /// Keeps an application serving when Redis does not.
 ///
-/// A read-through cache in front of SQL behind HTTP, and a lab that breaks Redis on purpose and reports what users would
-/// have felt.
+/// A read-through cache in front of SQL behind HTTP, and a lab that breaks Redis on purpose and
+/// reports what users would have felt.
 #[derive(Debug, Parser)]
 #[command(
     name = "steadfast",

@@ -1,5 +1,6 @@
-//! A file with mistakes in it, told so that a person sees the line with a mark under it, and an editor or a build machine
-//! finds `file:line:column:` where it looks for it. A line that may hold a secret is named, and not shown.
+//! A file with mistakes in it, told so that a person sees the line with a mark under it, and an
+//! editor or a build machine finds `file:line:column:` where it looks for it. A line that may hold
+//! a secret is named, and not shown.
 
 use std::fmt;
 use std::ops::Range;

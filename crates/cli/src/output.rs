@@ -1,4 +1,5 @@
-//! Standard output that may be a pipe whose reader has left: the macros of std panic then, these return the error.
+//! Standard output that may be a pipe whose reader has left: the macros of std panic then, these
+//! return the error.
 
 use std::fmt;
 use std::io::{self, IsTerminal, Write};

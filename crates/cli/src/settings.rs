@@ -1,5 +1,6 @@
-//! Where settings come from at the command line: flags over environment over one file over defaults. Every command that needs
-//! them reads them here, so that `config show` shows what `serve` would use.
+//! Where settings come from at the command line: flags over environment over one file over
+//! defaults. Every command that needs them reads them here, so that `config show` shows what
+//! `serve` would use.
 
 use std::path::PathBuf;
 
@@ -71,7 +72,8 @@ pub(crate) fn environment() -> impl Iterator<Item = (String, String)> {
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// A setting that is not text is refused, not left out: the service would quietly go somewhere else.
+/// A setting that is not text is refused, not left out: the service would quietly go somewhere
+/// else.
 fn check_environment() -> Result<(), Failure> {
     let mut all = Mistakes::default();
     for (name, value) in std::env::vars_os() {

@@ -1,5 +1,6 @@
-//! A first Ctrl-C asks for an orderly end; whoever sends a second one means it. Listening begins before anything is
-//! started, so that there is no moment in which a signal would leave something behind.
+//! A first Ctrl-C asks for an orderly end; whoever sends a second one means it. Listening begins
+//! before anything is started, so that there is no moment in which a signal would leave something
+//! behind.
 
 use std::io;
 

@@ -49,7 +49,7 @@ use crate::wire::queue::{DriverCommand, Gate};
 /// }
 /// println!("{}", client.health(Duration::from_millis(500)).await.message);
 /// let status = client.status();
-/// println!("{:?} after {} reconnects, breaker {}", status.state, status.reconnects, status.breaker);
+/// println!("{:?}, breaker {}", status.state, status.breaker);
 /// for outage in client.incidents() {
 ///     println!("{outage:?}");
 /// }
@@ -147,7 +147,9 @@ impl Client {
     /// match client.send(cmd("INCR").arg("orders")).await {
     ///     Ok(reply) => println!("{reply:?}"),
     ///     Err(error) => match (error.certainty(), error.kind()) {
-    ///         (Certainty::NotSent, ErrorKind::Down { down_for, .. }) => println!("down for {down_for:?}; not counted"),
+    ///         (Certainty::NotSent, ErrorKind::Down { down_for, .. }) => {
+    ///             println!("down for {down_for:?}; not counted")
+    ///         }
     ///         (Certainty::Unknown, _) => println!("perhaps counted: {error}"),
     ///         _ => println!("not counted: {error}; try again in {:?}", error.retry_after()),
     ///     },

@@ -474,7 +474,7 @@ pub(crate) fn server_error(error: &ServerError, certainty: Certainty) -> RedisEr
 /// let counted: RedisResult<u64> = client.incr("orders", 1).await;
 /// match counted.map_err(|error| certainty(&error)) {
 ///     Ok(orders) => println!("order {orders}"),
-///     Err(Certainty::NotSent | Certainty::Rejected) => println!("not counted; it may be tried again"),
+///     Err(Certainty::NotSent | Certainty::Rejected) => println!("not counted; try it again"),
 ///     Err(_) => println!("it may have been counted; to try again could count it twice"),
 /// }
 /// # }

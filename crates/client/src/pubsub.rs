@@ -74,8 +74,8 @@ pub enum PubSubEvent {
 /// news.subscribe("news").await?;
 /// while let Some(event) = news.next().await {
 ///     match event {
-///         PubSubEvent::Message { payload, .. } => println!("{}", String::from_utf8_lossy(&payload)),
-///         PubSubEvent::Resumed { gap: Some(gap) } => println!("messages of {gap:?} may be missing"),
+///         PubSubEvent::Message { payload, .. } => println!("{} bytes", payload.len()),
+///         PubSubEvent::Resumed { gap: Some(gap) } => println!("{gap:?} may be missing"),
 ///         _ => {}
 ///     }
 /// }
@@ -201,7 +201,11 @@ impl PubSub {
     /// # async fn example(client: steadfast::Client) -> Result<(), steadfast::Error> {
     /// let mut heard = client.pubsub();
     /// let control = heard.control();
-    /// tokio::spawn(async move { while let Some(event) = heard.next().await { println!("{event:?}") } });
+    /// tokio::spawn(async move {
+    ///     while let Some(event) = heard.next().await {
+    ///         println!("{event:?}");
+    ///     }
+    /// });
     /// control.psubscribe("news.*").await?; // while another task listens
     /// control.punsubscribe("news.*").await?;
     /// # Ok(()) }

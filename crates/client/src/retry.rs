@@ -23,8 +23,9 @@ type BeforePause<E> = Box<dyn Fn(&Pause<'_, E>) + Send + Sync>;
 /// use steadfast::{Backoff, Retry, Stop};
 ///
 /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
-/// let wait = Backoff::fixed(Duration::from_millis(1)) + Backoff::random(Duration::ZERO, Duration::from_millis(2));
-/// let retry = Retry::new(wait, Stop::after_attempts(5).or(Stop::after_delay(Duration::from_secs(2))))
+/// let ms = Duration::from_millis;
+/// let wait = Backoff::fixed(ms(1)) + Backoff::random(Duration::ZERO, ms(2));
+/// let retry = Retry::new(wait, Stop::after_attempts(5).or(Stop::after_delay(ms(2_000))))
 ///     .if_error(|error: &std::io::Error| error.kind() == std::io::ErrorKind::TimedOut)
 ///     .if_result(|found: &Option<u32>| found.is_none());
 ///

@@ -22,7 +22,8 @@ use crate::options::CallOptions;
 /// let left: u64 = own.get("stock").await?;
 /// if left > 0 {
 ///     // `None` if somebody else has changed it meanwhile.
-///     let sold: Option<(u64,)> = redis::pipe().atomic().decr("stock", 1).query_async(&mut own).await?;
+///     let mut sale = redis::pipe();
+///     let sold: Option<(u64,)> = sale.atomic().decr("stock", 1).query_async(&mut own).await?;
 /// }
 /// # Ok(()) }
 /// ```

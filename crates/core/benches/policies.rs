@@ -1,5 +1,6 @@
-//! What the policies cost a call: on the healthy path, where every nanosecond is paid a million times a second, and
-//! in an outage, where a refusal has to be cheap enough to be given to everybody.
+//! What the policies cost a call: on the healthy path, where every nanosecond is paid a million
+//! times a second, and in an outage, where a refusal has to be cheap enough to be given to
+//! everybody.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, missing_docs)]
 
 use std::{

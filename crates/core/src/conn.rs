@@ -179,11 +179,22 @@ struct Open<T> {
 /// use steadfast_core::resp::{Limits, encode};
 ///
 /// let (now, second) = (Instant::now(), Duration::from_secs(1)); // the shell's clock, or a test's
-/// let watch = Watch { doubtful: second / 4, response_idle_timeout: second / 2, heartbeat: second };
+/// let watch = Watch {
+///     doubtful: second / 4,
+///     response_idle_timeout: second / 2,
+///     heartbeat: second,
+/// };
 /// let mut conn = Conn::new(watch, Limits::default(), now);
 ///
 /// let mut batch = Batch::default();
-/// let terms = Terms { replies: 1, deadline: now + second, submitted: now, seq: 1, read_only: true, apart: false };
+/// let terms = Terms {
+///     replies: 1,
+///     deadline: now + second,
+///     submitted: now,
+///     seq: 1,
+///     read_only: true,
+///     apart: false,
+/// };
 /// batch.push("ping", terms, |out| {
 ///     encode::redis_cmd(&redis::cmd("PING"), out);
 ///     out.len()
@@ -194,7 +205,9 @@ struct Open<T> {
 ///
 /// conn.input().extend_from_slice(b"+PONG\r\n"); // from the socket
 /// conn.handle_input(now);
-/// let Ok(Some(Incoming::Reply { ticket, reply, .. })) = conn.poll_incoming() else { unreachable!() };
+/// let Ok(Some(Incoming::Reply { ticket, reply, .. })) = conn.poll_incoming() else {
+///     unreachable!()
+/// };
 /// assert_eq!((ticket, reply), ("ping", Reply::One(Value::SimpleString("PONG".to_owned()))));
 /// ```
 pub struct Conn<T> {

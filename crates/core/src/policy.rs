@@ -1,8 +1,8 @@
 //! The rules by which a call is tried, paused, refused or let through.
 //!
-//! They are pure so that an outage of ten minutes can be tested in a microsecond: time comes in as an
-//! argument, deadlines go out as return values, randomness is handed in. Nothing here knows what a
-//! connection is; the client orders these rules around a call in one place, and owns the locks.
+//! They are pure so that an outage of ten minutes can be tested in a microsecond: time comes in as
+//! an argument, deadlines go out as return values, randomness is handed in. Nothing here knows what
+//! a connection is; the client orders these rules around a call in one place, and owns the locks.
 //!
 //! | module | question it answers |
 //! |---|---|
@@ -40,7 +40,8 @@ pub use stop::Stop;
 
 /// A number that a policy cannot work with, found when the policy was set up.
 ///
-/// Settings are refused once, at the door, so that no policy has to defend itself against them on every call.
+/// Settings are refused once, at the door, so that no policy has to defend itself against them on
+/// every call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("setting `{setting}` {why}")]
 pub struct InvalidSetting {

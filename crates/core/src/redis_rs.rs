@@ -1,7 +1,8 @@
 //! The one place that takes commands of redis-rs apart.
 //!
-//! A pipeline of redis-rs 1.x yields its commands; one of 2.0 yields views of them, which are another type. Whatever judges or sends a command takes
-//! a [`CommandRef`], which is made from either, and so does not change when redis-rs does.
+//! A pipeline of redis-rs 1.x yields its commands; one of 2.0 yields views of them, which are
+//! another type. Whatever judges or sends a command takes a [`CommandRef`], which is made from
+//! either, and so does not change when redis-rs does.
 
 use redis::{Arg, Cmd, Pipeline};
 
@@ -17,8 +18,9 @@ use redis::{Arg, Cmd, Pipeline};
 ///
 /// let mut pipeline = redis::pipe();
 /// pipeline.get("a").incr("b", 1);
-/// let worst = redis_rs::commands(&pipeline).map(|cmd| command::classify(cmd.arguments()).effect).max();
-/// assert_eq!(worst, Some(command::Effect::Accumulating));
+/// let effects =
+///     redis_rs::commands(&pipeline).map(|cmd| command::classify(cmd.arguments()).effect);
+/// assert_eq!(effects.max(), Some(command::Effect::Accumulating));
 /// ```
 #[derive(Clone, Copy)]
 pub struct CommandRef<'a>(&'a Cmd);

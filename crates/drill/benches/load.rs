@@ -1,7 +1,8 @@
-//! How many calls a second the load generator holds against a subject that answers at once: the highest rate at which, for a second,
-//! no arrival was skipped and none started late. Past that it says so, and so does the report of a drill (`load` in `report.json`, a
-//! line below the table): skipped arrivals, or calls that started more than 50 ms after they were due. A drill whose rate comes near
-//! the figure measures the generator.
+//! How many calls a second the load generator holds against a subject that answers at once: the
+//! highest rate at which, for a second, no arrival was skipped and none started late. Past that it
+//! says so, and so does the report of a drill (`load` in `report.json`, a line below the table):
+//! skipped arrivals, or calls that started more than 50 ms after they were due. A drill whose rate
+//! comes near the figure measures the generator.
 
 use std::hint::black_box;
 use std::sync::Arc;

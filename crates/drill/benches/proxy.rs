@@ -1,7 +1,9 @@
-//! What the proxy costs while nothing is broken: a round trip, and a pipeline, direct and through it.
+//! What the proxy costs while nothing is broken: a round trip, and a pipeline, direct and through
+//! it.
 //!
-//! It stands between every measurement of a drill and its server, so it must not be what is measured: less than 100 µs more per
-//! round trip in the middle, and 200 000 pipelined calls a second.
+//! It stands between every measurement of a drill and its server, so it must not be what is
+//! measured: less than 100 µs more per round trip in the middle, and 200 000 pipelined calls a
+//! second.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use std::io::{Read, Write};

@@ -1,5 +1,6 @@
-//! Shows a drill of an application of one's own from its Rust tests, with `steadfast-drill` as a dev-dependency: start a Redis, stand between
-//! it and the application, break one or the other, and assert what a user gets. In a test, `main` is a `#[tokio::test]`.
+//! Shows a drill of an application of one's own from its Rust tests, with `steadfast-drill` as a
+//! dev-dependency: start a Redis, stand between it and the application, break one or the other, and
+//! assert what a user gets. In a test, `main` is a `#[tokio::test]`.
 //!
 //!     cargo run -p steadfast-drill --example own_tests
 

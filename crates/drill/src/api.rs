@@ -1,10 +1,11 @@
-//! Whoever has tests with Toxiproxy has them here too: the same HTTP API, with its names, attributes, status codes and error
-//! bodies, over the proxy of this crate. Toxics that Toxiproxy does not know (`stall`, `hold`, `corrupt`, `reject_next`, `down`
-//! and those of Redis' protocol) are added by the same calls.
+//! Whoever has tests with Toxiproxy has them here too: the same HTTP API, with its names,
+//! attributes, status codes and error bodies, over the proxy of this crate. Toxics that Toxiproxy
+//! does not know (`stall`, `hold`, `corrupt`, `reject_next`, `down` and those of Redis' protocol)
+//! are added by the same calls.
 //!
-//! Where it differs, it refuses what Toxiproxy overlooks: an unknown attribute is an error, not a silence. A proxy without
-//! a host in `listen` listens on loopback, not on every interface. As there, a browser is turned away, so that no page can
-//! reach through it to break anything.
+//! Where it differs, it refuses what Toxiproxy overlooks: an unknown attribute is an error, not a
+//! silence. A proxy without a host in `listen` listens on loopback, not on every interface. As
+//! there, a browser is turned away, so that no page can reach through it to break anything.
 
 mod routes;
 
@@ -27,7 +28,8 @@ pub use routes::{router, serve};
 /// A toxic of our own that stands for a proxy that is not enabled. Not shown.
 const DISABLED: &str = "\0disabled";
 
-/// The proxies that the API makes. Cheap to clone; dropped with its last clone, all proxies are gone.
+/// The proxies that the API makes. Cheap to clone; dropped with its last clone, all proxies are
+/// gone.
 #[derive(Clone, Default)]
 pub struct Proxies {
     all: Arc<Mutex<BTreeMap<String, Entry>>>,
@@ -52,10 +54,11 @@ pub struct Wanted {
     pub upstream: String,
     /// Whether it takes connections. Default: yes.
     pub enabled: Option<bool>,
-    /// Not of Toxiproxy: whether RESP toxics take hold of connections that are open already, at the cost of a parse of all bytes.
+    /// Not of Toxiproxy: whether RESP toxics take hold of connections that are open already, at the
+    /// cost of a parse of all bytes.
     pub resp: bool,
-    /// The toxics that it is made with. A proxy that is there already keeps its own, as in Toxiproxy, whose clients send back
-    /// what they once read.
+    /// The toxics that it is made with. A proxy that is there already keeps its own, as in
+    /// Toxiproxy, whose clients send back what they once read.
     #[serde(deserialize_with = "routes::toxics_of")]
     pub toxics: Vec<Toxic>,
 }
@@ -127,7 +130,8 @@ impl Proxies {
     /// Makes a proxy, and says where it listens.
     ///
     /// # Errors
-    /// A missing name or upstream, a name that is taken, an address that cannot be had, two toxics of one name.
+    /// A missing name or upstream, a name that is taken, an address that cannot be had, two toxics
+    /// of one name.
     pub async fn create(&self, wanted: Wanted) -> Result<SocketAddr, Refusal> {
         wanted.check()?;
         let (name, plan) = (wanted.name.clone(), wanted.plan().await?);

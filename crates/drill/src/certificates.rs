@@ -1,5 +1,5 @@
-//! The certificates of a server whose certificate is to go bad. All are of one authority, which the subjects are told to believe, so that what is
-//! wrong with a bad one is that one thing.
+//! The certificates of a server whose certificate is to go bad. All are of one authority, which the
+//! subjects are told to believe, so that what is wrong with a bad one is that one thing.
 
 use std::path::{Path, PathBuf};
 

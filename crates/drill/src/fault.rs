@@ -1,12 +1,14 @@
-//! What goes wrong on the wire, a file each, named as Toxiproxy names it, so that whoever knows that tool knows this one.
+//! What goes wrong on the wire, a file each, named as Toxiproxy names it, so that whoever knows
+//! that tool knows this one.
 //!
-//! A fault says nothing of sockets or tasks. It is given what comes along a connection, in pieces with the moment of
-//! their arrival, and answers with pieces and the moments at which they may go on. So each can be tested without
-//! a wire, and what it draws at random comes from a seed.
+//! A fault says nothing of sockets or tasks. It is given what comes along a connection, in pieces
+//! with the moment of their arrival, and answers with pieces and the moments at which they may go
+//! on. So each can be tested without a wire, and what it draws at random comes from a seed.
 //!
-//! Toxiproxy's: [`Latency`], [`Bandwidth`], [`SlowClose`], [`Timeout`], [`ResetPeer`], [`Slicer`], [`LimitData`], and [`Down`],
-//! which there is a property of the proxy. Ours: [`Stall`], [`Hold`], [`Corrupt`], [`RejectNext`], and those that know
-//! Redis' protocol: [`RespError`], [`RespReply`], [`RespDelay`], [`RespSilence`].
+//! Toxiproxy's: [`Latency`], [`Bandwidth`], [`SlowClose`], [`Timeout`], [`ResetPeer`], [`Slicer`],
+//! [`LimitData`], and [`Down`], which there is a property of the proxy. Ours: [`Stall`], [`Hold`],
+//! [`Corrupt`], [`RejectNext`], and those that know Redis' protocol: [`RespError`], [`RespReply`],
+//! [`RespDelay`], [`RespSilence`].
 
 mod bandwidth;
 mod corrupt;

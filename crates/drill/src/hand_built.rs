@@ -1,6 +1,7 @@
-//! The second control is the application as it is written with care, and without a library for it: a pool of connections with
-//! time-outs, retries with exponential pauses, a breaker around each attempt, and the database where Redis does not answer. Its
-//! values are those of the documents that this project began with; where they name none, those that are common. Like the first
+//! The second control is the application as it is written with care, and without a library for it:
+//! a pool of connections with time-outs, retries with exponential pauses, a breaker around each
+//! attempt, and the database where Redis does not answer. Its values are those of the documents
+//! that this project began with; where they name none, those that are common. Like the first
 //! control it has no tier in memory, and like most it forgets that a deletion has failed.
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -182,7 +183,8 @@ impl HandBuilt {
         };
         let outcome = call(connection.clone()).await;
         match &outcome {
-            // One that did not answer in time may answer the next call with what belongs to this one.
+            // One that did not answer in time may answer the next call with what belongs to this
+            // one.
             Err(error) if error.is_unrecoverable_error() || error.is_timeout() => {
                 self.rows.counts.lost.fetch_add(1, Relaxed);
                 // Those that wait beside it have been lost with it.

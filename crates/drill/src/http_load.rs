@@ -1,5 +1,5 @@
-//! The load on an application's own interface: what its users ask for, and what counts as an answer. Everything here is
-//! checked when it is read, so that a load that parses can be sent.
+//! The load on an application's own interface: what its users ask for, and what counts as an
+//! answer. Everything here is checked when it is read, so that a load that parses can be sent.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -25,7 +25,8 @@ pub struct HttpLoad {
 pub struct HttpRequest {
     /// The method.
     pub method: Method,
-    /// The path with its query. `{1..1000}` is one of these numbers, drawn for each request: the key.
+    /// The path with its query. `{1..1000}` is one of these numbers, drawn for each request: the
+    /// key.
     pub path: Template,
     /// The body, with `{key}` and `{value}`. Default: none.
     pub body: Option<Template>,
@@ -35,8 +36,8 @@ pub struct HttpRequest {
     pub weight: f64,
     /// What counts as an answer.
     pub expect: Expect,
-    /// Where in the JSON of the answer the value stands that a write has put there, as a JSON pointer (`/name`). A write has `{value}`
-    /// in its path or body.
+    /// Where in the JSON of the answer the value stands that a write has put there, as a JSON
+    /// pointer (`/name`). A write has `{value}` in its path or body.
     pub value: Option<String>,
     /// Where in the JSON of the answer `true` says that it may be out of date, as a JSON pointer.
     pub stale: Option<String>,
@@ -47,7 +48,8 @@ pub struct HttpRequest {
 pub struct Expect {
     /// The status, as bounds. Default 200 to 299.
     pub status: RangeInclusive<u16>,
-    /// A JSON pointer that must lead to something other than null. Default: the body is not looked at.
+    /// A JSON pointer that must lead to something other than null. Default: the body is not looked
+    /// at.
     pub json: Option<String>,
     /// A regular expression that the body must match. Default: none.
     pub matches: Option<Pattern>,
@@ -108,7 +110,8 @@ enum Part {
 }
 
 impl Template {
-    /// Reads `{low..high}` and `{key}` as the key and `{value}` as the value; other braces are text.
+    /// Reads `{low..high}` and `{key}` as the key and `{value}` as the value; other braces are
+    /// text.
     ///
     /// # Errors
     /// A range that is empty or given twice.

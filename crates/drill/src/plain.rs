@@ -1,7 +1,9 @@
-//! The control is the application as most are written: one shared connection, opened again by whoever finds it broken; a value
-//! read from Redis or else from SQL, and put into Redis for a minute; an entry deleted when its row is written. It has neither a tier in
-//! memory nor a way round Redis, so that its reads fail while Redis does follows from how it is built. redis-rs with
-//! its own defaults, used as its documentation shows. Nothing in it is made worse than it is in the field.
+//! The control is the application as most are written: one shared connection, opened again by
+//! whoever finds it broken; a value read from Redis or else from SQL, and put into Redis for a
+//! minute; an entry deleted when its row is written. It has neither a tier in memory nor a way
+//! round Redis, so that its reads fail while Redis does follows from how it is built. redis-rs with
+//! its own defaults, used as its documentation shows. Nothing in it is made worse than it is in the
+//! field.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,6 +1,6 @@
-//! What was seen in a drill, kept in a size that does not grow with its length or its rate: histograms per phase, at most
-//! six hundred intervals for the plots, and a running search for the moment of recovery. Pure: times are given, as lengths
-//! from the start of the load.
+//! What was seen in a drill, kept in a size that does not grow with its length or its rate:
+//! histograms per phase, at most six hundred intervals for the plots, and a running search for the
+//! moment of recovery. Pure: times are given, as lengths from the start of the load.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -12,9 +12,11 @@ use crate::subject::{Answer, Breaker, Connection, Facts, Source};
 
 /// How long all must be well before recovery is called full.
 pub const QUIET: Duration = Duration::from_secs(1);
-/// A call that starts so long after it was due has started late: not for want of a place, but because the machine had no time for it.
+/// A call that starts so long after it was due has started late: not for want of a place, but
+/// because the machine had no time for it.
 pub const LATE: Duration = Duration::from_millis(50);
-/// Changes of state that are kept; a subject that flaps faster than that is bad enough with what is kept.
+/// Changes of state that are kept; a subject that flaps faster than that is bad enough with what is
+/// kept.
 const CHANGES: usize = 10_000;
 /// Latencies beyond this are recorded as this.
 const LONGEST: Duration = Duration::from_secs(120);
@@ -23,7 +25,8 @@ const INTERVALS: u32 = 600;
 pub const SAMPLE: Duration = Duration::from_millis(10);
 /// Redis is in use if it answers this share of what it did in the baseline.
 const USED: f64 = 0.25;
-/// A subject that asks Redis so many things a second is judged by them; one whose memory spares it that, by all that Redis answers.
+/// A subject that asks Redis so many things a second is judged by them; one whose memory spares it
+/// that, by all that Redis answers.
 const MANY: f64 = 20.0;
 
 /// How one call ended.
@@ -58,7 +61,8 @@ pub struct Record {
     end: Duration,
 }
 
-/// Calls that started later than they were due by more than [`LATE`]. What they took is partly the machine's own.
+/// Calls that started later than they were due by more than [`LATE`]. What they took is partly the
+/// machine's own.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Late {
     /// How many, warm-up included.
@@ -133,7 +137,8 @@ impl Counts {
         self.ok() + self.reads_failed + self.writes_failed
     }
 
-    /// Returns the latencies as pairs of microseconds and how many calls took so long, to three digits.
+    /// Returns the latencies as pairs of microseconds and how many calls took so long, to three
+    /// digits.
     pub fn histogram(&self) -> Vec<(u64, u64)> {
         let values = self.latency.iter_recorded();
         values
@@ -231,11 +236,13 @@ pub struct Moments {
     pub detect: Option<Duration>,
     /// From the last healing to the first thing that Redis answered.
     pub first_success: Option<Duration>,
-    /// From the last healing to the start of the first second without a failed read, a read that could not start or a wrong answer;
-    /// and not before a read that began after the healing was answered. As exact as reads are close.
+    /// From the last healing to the start of the first second without a failed read, a read that
+    /// could not start or a wrong answer; and not before a read that began after the healing was
+    /// answered. As exact as reads are close.
     pub users_well: Option<Duration>,
-    /// From the last healing to the first answer of Redis that begins a second in which it answers a quarter as much as in the
-    /// baseline, no call to it fails, and the connection is in service. As exact as samples and answers are close.
+    /// From the last healing to the first answer of Redis that begins a second in which it answers
+    /// a quarter as much as in the baseline, no call to it fails, and the connection is in service.
+    /// As exact as samples and answers are close.
     pub redis_in_use: Option<Duration>,
 }
 
@@ -246,7 +253,8 @@ impl Moments {
     }
 }
 
-/// How close to each other the events are from which the moments of recovery are taken: no moment is more exact than that.
+/// How close to each other the events are from which the moments of recovery are taken: no moment
+/// is more exact than that.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Resolution {
     /// Between two reads of the baseline; none if there was not one.
@@ -283,7 +291,8 @@ struct Use {
 }
 
 impl Use {
-    /// What was seen at `at`: all that Redis has answered by now and had before, what a second must have, and whether something was bad.
+    /// What was seen at `at`: all that Redis has answered by now and had before, what a second must
+    /// have, and whether something was bad.
     fn look(&mut self, at: Duration, (before, now): (u64, u64), enough: f64, bad: bool) {
         if self.found.is_some() {
             return;
@@ -421,7 +430,8 @@ impl Record {
         }
     }
 
-    /// What the subject knows of itself at `at`. Asked often: the moments of recovery are as exact as these are close.
+    /// What the subject knows of itself at `at`. Asked often: the moments of recovery are as exact
+    /// as these are close.
     pub fn sample(&mut self, at: Duration, facts: Facts) {
         self.end = self.end.max(at);
         // What came before the load, as it warmed, is not the load's.
@@ -545,7 +555,8 @@ impl Record {
         }
     }
 
-    /// What Redis has answered: to the subject's calls, or, where those are few, to all that it asks.
+    /// What Redis has answered: to the subject's calls, or, where those are few, to all that it
+    /// asks.
     fn asked(&self, facts: &Facts) -> u64 {
         let calls = self.counts(Phase::Baseline).redis_ok as f64;
         if calls >= MANY * self.phases.baseline.as_secs_f64() {
@@ -569,7 +580,8 @@ impl Record {
 
     fn interval_at(&mut self, at: Duration) -> Option<&mut Interval> {
         let index = (at.as_micros() / self.interval.as_micros().max(1)) as usize;
-        // A load that goes on past its phases (until so many calls are made) may take as long again; past that it is not plotted.
+        // A load that goes on past its phases (until so many calls are made) may take as long
+        // again; past that it is not plotted.
         if index >= 2 * INTERVALS as usize {
             return None;
         }
@@ -669,7 +681,8 @@ mod tests {
         record.broken(ms(1000));
         record.healed(ms(2000));
         record.call(ms(2001), ms(2001), ms(2002), ANSWERED);
-        // The connection is believed to be well all the time, but one answer comes in a second where a hundred did.
+        // The connection is believed to be well all the time, but one answer comes in a second
+        // where a hundred did.
         for at in [2_000, 2_300, 2_900] {
             record.sample(ms(at), facts(Connection::Ready, 101, 0));
         }

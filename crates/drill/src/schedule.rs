@@ -1,8 +1,9 @@
 //! What breaks when, drawn from a seed.
 //!
-//! A failure found by chance is worth little if it cannot be had again. So a schedule is drawn whole, before anything is broken,
-//! by nothing but its seed and its bounds: the same ones give the same faults at the same times, and the same bytes when it is
-//! written down. Playing it is a matter of waiting and doing.
+//! A failure found by chance is worth little if it cannot be had again. So a schedule is drawn
+//! whole, before anything is broken, by nothing but its seed and its bounds: the same ones give the
+//! same faults at the same times, and the same bytes when it is written down. Playing it is a
+//! matter of waiting and doing.
 
 use crate::fault::{
     Bandwidth, Corrupt, Direction, Down, Fault, Hold, Latency, LimitData, RejectNext, ResetPeer,
@@ -17,7 +18,8 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 
-/// Faults and their times, in order of their beginning. Times are whole milliseconds from the schedule's start.
+/// Faults and their times, in order of their beginning. Times are whole milliseconds from the
+/// schedule's start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
     /// What it was drawn from.
@@ -126,7 +128,8 @@ impl Default for Bounds {
 }
 
 impl Schedule {
-    /// Draws a schedule. Bounds that admit no fault (no kind, a length too short) give an empty one.
+    /// Draws a schedule. Bounds that admit no fault (no kind, a length too short) give an empty
+    /// one.
     ///
     /// ```
     /// use steadfast_drill::schedule::{Bounds, Schedule};
@@ -139,7 +142,8 @@ impl Schedule {
         let mut rng = Rng::with_seed(seed);
         let mut entries = Vec::new();
         let length = millis(bounds.length);
-        // Faults that may overlap are drawn as so many schedules without overlap, laid over one another.
+        // Faults that may overlap are drawn as so many schedules without overlap, laid over one
+        // another.
         for _ in 0..bounds.at_once {
             let mut now = 0_u64;
             while !bounds.kinds.is_empty() {
@@ -162,8 +166,9 @@ impl Schedule {
         Self { seed, entries }
     }
 
-    /// Breaks and heals what the schedule says, when it says it, and returns with all healed: no toxic of the schedule on the
-    /// proxy, the server running. If the future is dropped in between, `proxy.clear()` and `redis.restart()` do that.
+    /// Breaks and heals what the schedule says, when it says it, and returns with all healed: no
+    /// toxic of the schedule on the proxy, the server running. If the future is dropped in between,
+    /// `proxy.clear()` and `redis.restart()` do that.
     ///
     /// # Errors
     /// When the server cannot be started again; the proxy is healed then too.
@@ -211,7 +216,8 @@ impl Healing<'_> {
         let (number, _) = moment.id;
         match (&entries[number].breaks, moment.begins) {
             (Breakage::Wire(toxic), true) => {
-                // A schedule that was drawn holds none that is refused; of one that was written, the rest is still played.
+                // A schedule that was drawn holds none that is refused; of one that was written,
+                // the rest is still played.
                 if let Ok(id) = self.proxy.add(toxic.clone()).await {
                     self.toxics.push((number, id));
                 }

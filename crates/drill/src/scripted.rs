@@ -1,8 +1,9 @@
 //! A server that speaks a script, for what no real one can be brought to do.
 //!
-//! A client has to survive a peer that is broken or hostile: garbage, half a reply, lengths that promise gigabytes, nesting
-//! without end, answers in the wrong order. Each connection gets a script of steps, done one after the other; after the last
-//! step the connection stays open and silent, as long as nothing was said about its end.
+//! A client has to survive a peer that is broken or hostile: garbage, half a reply, lengths that
+//! promise gigabytes, nesting without end, answers in the wrong order. Each connection gets a
+//! script of steps, done one after the other; after the last step the connection stays open and
+//! silent, as long as nothing was said about its end.
 
 use bytes::{Bytes, BytesMut};
 use redis::Value;
@@ -23,7 +24,8 @@ use tokio::task::{JoinHandle, JoinSet};
 /// use steadfast_drill::scripted::{Script, Server};
 ///
 /// // Behaves until the first real command, and answers that with half a reply.
-/// let server = Server::start(Script::new().handshake().read(1).send("$10\r\nhalf").close()).await?;
+/// let script = Script::new().handshake().read(1).send("$10\r\nhalf").close();
+/// let server = Server::start(script).await?;
 /// println!("{}", server.url());
 /// # Ok(()) }
 /// ```
@@ -67,8 +69,9 @@ impl Script {
         Self::default()
     }
 
-    /// Answers what clients ask before their first command (HELLO, AUTH, CLIENT, SELECT, ROLE, INFO, PING…) as a healthy
-    /// primary does, until something else is asked; that is left for the next step.
+    /// Answers what clients ask before their first command (HELLO, AUTH, CLIENT, SELECT, ROLE,
+    /// INFO, PING…) as a healthy primary does, until something else is asked; that is left for the
+    /// next step.
     #[must_use]
     pub fn handshake(self) -> Self {
         self.then(Step::Handshake)
@@ -192,7 +195,8 @@ impl Server {
         Self::start_each(vec![script]).await
     }
 
-    /// Starts a server with a script for each connection in turn; the last serves all later ones too.
+    /// Starts a server with a script for each connection in turn; the last serves all later ones
+    /// too.
     ///
     /// # Errors
     /// When the system has no port left.

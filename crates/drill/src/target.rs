@@ -1,10 +1,12 @@
-//! An application in any language can be drilled without a change to it: it is run as its users run it, with the address of a
-//! proxy in its environment, and the scenario's faults happen on the wire between it and its Redis. It is judged by what its users
-//! get, if a load is put on its own interface ([`HttpLoad`]), and by what can be seen from outside: how it ended, and whether it
+//! An application in any language can be drilled without a change to it: it is run as its users run
+//! it, with the address of a proxy in its environment, and the scenario's faults happen on the wire
+//! between it and its Redis. It is judged by what its users get, if a load is put on its own
+//! interface ([`HttpLoad`]), and by what can be seen from outside: how it ended, and whether it
 //! used Redis before and after.
 //!
-//! That Redis is somebody else's, so nothing is ever done to it. A fault that needs a server of the drill's own is played
-//! on the wire where that looks the same to a client, and refused where it does not. The same holds for its database.
+//! That Redis is somebody else's, so nothing is ever done to it. A fault that needs a server of the
+//! drill's own is played on the wire where that looks the same to a client, and refused where it
+//! does not. The same holds for its database.
 
 mod judge;
 mod plan;
@@ -34,7 +36,8 @@ use self::requests::HttpSubject;
 use self::spawn::{Addresses, Program};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// The founding documents' own limit for a recovery; the scenario's is for Steadfast. The drill looks for it that long.
+/// The founding documents' own limit for a recovery; the scenario's is for Steadfast. The drill
+/// looks for it that long.
 const RECOVERY: Duration = Duration::from_secs(30);
 /// How long an application may take to answer its first request.
 const UP_LIMIT: Duration = Duration::from_secs(30);
@@ -44,8 +47,8 @@ const UP_LIMIT: Duration = Duration::from_secs(30);
 pub struct TargetOptions {
     /// The application's Redis, as `host:port`. It is never broken.
     pub target: String,
-    /// The application, as a line for the shell. It finds the proxy in `REDIS_URL`, `REDIS_HOST` and `REDIS_PORT`. None: it runs
-    /// already, with the address of `listen` for its Redis.
+    /// The application, as a line for the shell. It finds the proxy in `REDIS_URL`, `REDIS_HOST`
+    /// and `REDIS_PORT`. None: it runs already, with the address of `listen` for its Redis.
     pub command: Option<String>,
     /// Where the proxy listens. Default: a free port of 127.0.0.1.
     pub listen: Option<SocketAddr>,
@@ -53,9 +56,11 @@ pub struct TargetOptions {
     pub database: Option<String>,
     /// Where that proxy listens. Default: a free port of 127.0.0.1.
     pub listen_database: Option<SocketAddr>,
-    /// The load on the application's own interface, in place of the scenario's. Default: that of the scenario, or none.
+    /// The load on the application's own interface, in place of the scenario's. Default: that of
+    /// the scenario, or none.
     pub http: Option<HttpLoad>,
-    /// How long the drill looks for the users and Redis to be well again after the healing, and what recovery is held to. Default 30 s.
+    /// How long the drill looks for the users and Redis to be well again after the healing, and
+    /// what recovery is held to. Default 30 s.
     pub recovery: Duration,
     /// Breaks nothing: what the same application does while all is well, to compare with.
     pub well: bool,
@@ -112,7 +117,8 @@ pub enum TargetError {
         /// The fault, as in the scenario.
         fault: &'static str,
     },
-    /// The application would speak TLS to the proxy, which has no certificate of its server's name, and cannot break what it cannot read.
+    /// The application would speak TLS to the proxy, which has no certificate of its server's name,
+    /// and cannot break what it cannot read.
     #[error(
         "REDIS_URL is rediss://, but the proxy speaks no TLS; give the application a redis:// URL for the drill, of a server or port without TLS"
     )]

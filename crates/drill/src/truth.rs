@@ -1,13 +1,15 @@
-//! Whether an answer was right can only be said by someone who remembers what was true when. The lab writes through the
-//! subject and notes when each write was confirmed; whatever is read later is held against that, not against what the
-//! subject believes. Pure: times are given, as lengths from the start of the load.
+//! Whether an answer was right can only be said by someone who remembers what was true when. The
+//! lab writes through the subject and notes when each write was confirmed; whatever is read later
+//! is held against that, not against what the subject believes. Pure: times are given, as lengths
+//! from the start of the load.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use crate::subject::Answer;
 
-/// Commits remembered of one row. Forgetting the oldest can only excuse an answer, never condemn one.
+/// Commits remembered of one row. Forgetting the oldest can only excuse an answer, never condemn
+/// one.
 const REMEMBERED: usize = 1024;
 
 /// What the database is known to have held.
@@ -26,7 +28,8 @@ struct Row {
 }
 
 impl Truth {
-    /// All rows hold version 0. An answer may be older than the database by `allowed_age` without saying so.
+    /// All rows hold version 0. An answer may be older than the database by `allowed_age` without
+    /// saying so.
     pub fn new(allowed_age: Duration) -> Self {
         Self {
             allowed_age,
@@ -56,8 +59,9 @@ impl Truth {
         }
     }
 
-    /// Whether a read that was begun at `begun` should not have been answered so: the row had been replaced long before and the
-    /// answer does not say that it is stale, or no such version was ever written.
+    /// Whether a read that was begun at `begun` should not have been answered so: the row had been
+    /// replaced long before and the answer does not say that it is stale, or no such version was
+    /// ever written.
     pub fn is_wrong(&self, key: u64, answer: &Answer, begun: Duration) -> bool {
         let Some(row) = self.rows.get(&key) else {
             return answer.version != 0;

@@ -1,29 +1,35 @@
 //! Numbers become a judgement here and nowhere else, so that the table, the page and the exit
 //! status can never disagree. Pure: a record and thresholds in, key figures out.
 //!
-//! | figure | formula | phases | good when |
-//! |---|---|---|---|
-//! | connection_success | calls to Redis answered ÷ calls to Redis | baseline, recovered | > 99 % |
-//! | fallback | reads answered by the database ÷ reads answered | baseline | < 5 % |
-//! | users_well | from the last healing to a whole second without a failed read or a wrong answer | recovery | < 1 s (a control: 30 s) |
-//! | redis_in_use | from the last healing to a whole second in which Redis answers as before | recovery | < 1 s (a control: 30 s) |
-//! | hit_rate | reads answered by memory or Redis ÷ reads answered | baseline, recovered | > 80 % |
-//! | errors | reads that failed, and calls that could not start ÷ reads | whole run | < 1 % |
-//! | write_errors | writes that failed ÷ writes, if there were any | whole run | < 1 % |
-//! | wrong_answers | answers too old that do not say so | whole run | 0 |
-//! | fault_p99 | what 99 of 100 calls took at most | fault | ≤ 500 ms |
-//! | untouched | faults of the protocol that acted on no command, or a scenario that breaks nothing; with one the verdict is void | fault | 0 |
-//! | slowest_call | the longest call | whole run | ≤ 1.25 s |
+//! Each figure, in the order of the report: what it is, of which phases, and when it is good.
+//!
+//! - **connection_success**: calls to Redis answered ÷ calls to Redis; baseline and recovered;
+//!   above 99 %.
+//! - **fallback**: reads answered by the database ÷ reads answered; baseline; below 5 %.
+//! - **users_well**: from the last healing to a whole second without a failed read or a wrong
+//!   answer; recovery; below 1 s (a control: 30 s).
+//! - **redis_in_use**: from the last healing to a whole second in which Redis answers as before;
+//!   recovery; below 1 s (a control: 30 s).
+//! - **hit_rate**: reads answered by memory or Redis ÷ reads answered; baseline and recovered;
+//!   above 80 %.
+//! - **errors**: reads that failed, and calls that could not start ÷ reads; whole run; below 1 %.
+//! - **write_errors**: writes that failed ÷ writes, if there were any; whole run; below 1 %.
+//! - **wrong_answers**: answers too old that do not say so; whole run; 0.
+//! - **fault_p99**: what 99 of 100 calls took at most; fault; at most 500 ms.
+//! - **untouched**: faults of the protocol that acted on no command, or a scenario that breaks
+//!   nothing; fault; 0. With one the verdict is void.
+//! - **slowest_call**: the longest call; whole run; at most 1.25 s.
 //!
 //! A subject whose data are in Redis itself is judged by errors, write_errors, fault_p99 and
 //! slowest_call as above, and by its ledger:
 //!
-//! | figure | formula | phases | good when |
-//! |---|---|---|---|
-//! | lost | acknowledged writes that are not there in the end | whole run | ≤ what the scenario says (0) |
-//! | lost_late | those of them that were begun 500 ms or more after another primary was named | whole run | 0 |
-//! | applied_twice | writes that were applied more than once | whole run | 0 |
-//! | back_in_service | from another primary being named to the first acknowledged write that stays, if one was named | fault | < 1 s (a control: 30 s) |
+//! - **lost**: acknowledged writes that are not there in the end; whole run; at most what the
+//!   scenario says (0).
+//! - **lost_late**: those of them that were begun 500 ms or more after another primary was named;
+//!   whole run; 0.
+//! - **applied_twice**: writes that were applied more than once; whole run; 0.
+//! - **back_in_service**: from another primary being named to the first acknowledged write that
+//!   stays, if one was named; fault; below 1 s (a control: 30 s).
 
 use std::time::Duration;
 

@@ -139,7 +139,8 @@ impl App {
     /// use steadfast_server::health::{Check, Status};
     ///
     /// # fn example(app: steadfast_server::App) {
-    /// app.register_check("printer", Arc::new(|| Box::pin(async { Check::new(Status::Healthy, "has paper") })));
+    /// let printer = || async { Check::new(Status::Healthy, "has paper") };
+    /// app.register_check("printer", Arc::new(move || Box::pin(printer())));
     /// # }
     /// ```
     pub fn register_check(&self, name: &str, check: CustomCheck) {

@@ -1,5 +1,6 @@
-//! `steadfast cache`: look into the cache of a service and put it right, by the service's own configuration. It goes the ways
-//! that the service goes: an invalidation is in the outbox before it is anywhere else, so it reaches every process.
+//! `steadfast cache`: look into the cache of a service and put it right, by the service's own
+//! configuration. It goes the ways that the service goes: an invalidation is in the outbox before
+//! it is anywhere else, so it reaches every process.
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
@@ -224,7 +225,8 @@ impl Warm {
     }
 }
 
-/// The service without its listener, and without what stands between it and its callers: whoever may read the file needs no token.
+/// The service without its listener, and without what stands between it and its callers: whoever
+/// may read the file needs no token.
 async fn start(file: &File) -> Result<App, Failure> {
     let mut config = file.load()?;
     config.auth = None;
@@ -232,7 +234,8 @@ async fn start(file: &File) -> Result<App, Failure> {
     let app = Box::pin(App::start(config))
         .await
         .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
-    // So that the first read finds Redis, if there is one; without it everything works all the same.
+    // So that the first read finds Redis, if there is one; without it everything works all the
+    // same.
     if app.client().available().is_none() {
         let _ = tokio::time::timeout(Duration::from_secs(1), app.client().changed()).await;
     }

@@ -1,4 +1,5 @@
-//! `steadfast completions`: a script for the shell, made from the same definitions as the help, so that the two agree.
+//! `steadfast completions`: a script for the shell, made from the same definitions as the help, so
+//! that the two agree.
 
 use clap::CommandFactory;
 use clap_complete::Shell;

@@ -1,4 +1,5 @@
-//! `steadfast config`: find out what is wrong with a configuration, or what it comes to, without starting anything.
+//! `steadfast config`: find out what is wrong with a configuration, or what it comes to, without
+//! starting anything.
 
 use steadfast_server::App;
 use steadfast_server::config::SAMPLE;

@@ -1,5 +1,5 @@
-//! `steadfast demo`: the whole road on one's own machine, with a Redis and a database that end with it. What it prints is what
-//! a newcomer does next, ready to be pasted.
+//! `steadfast demo`: the whole road on one's own machine, with a Redis and a database that end with
+//! it. What it prints is what a newcomer does next, ready to be pasted.
 
 use steadfast_server::config::{Config, Sources};
 use steadfast_server::{Demo, DemoOptions, Served, Signals, telemetry};

@@ -54,7 +54,8 @@ impl Args {
     }
 }
 
-/// A service that cannot be started. What it stands on need not be there, so it is what was written that is wrong.
+/// A service that cannot be started. What it stands on need not be there, so it is what was written
+/// that is wrong.
 pub(super) fn unstarted(error: &StartError) -> Failure {
     let status = match error {
         StartError::Auth(_) | StartError::Backend(_) => Status::Config,

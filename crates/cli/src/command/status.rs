@@ -1,4 +1,5 @@
-//! `steadfast status`: how a running service is, for a person at a terminal and, by its exit status, for a script.
+//! `steadfast status`: how a running service is, for a person at a terminal and, by its exit
+//! status, for a script.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -64,7 +65,8 @@ impl Args {
     }
 }
 
-/// The scheme, host, port and path of a URL, without whatever else was given, which may hold a password, and is not quoted where it makes no address.
+/// The scheme, host, port and path of a URL, without whatever else was given, which may hold a
+/// password, and is not quoted where it makes no address.
 fn address(url: &str) -> Result<String, Failure> {
     let not_one = || {
         let form = "the URL is not an address of the form http://host:port or https://host:port";

@@ -1,5 +1,6 @@
-//! `steadfast token`: a token to try a service with, signed with a key of its own configuration. Who lets others in has an
-//! identity provider for this; here is what stands in for one at a developer's desk.
+//! `steadfast token`: a token to try a service with, signed with a key of its own configuration.
+//! Who lets others in has an identity provider for this; here is what stands in for one at a
+//! developer's desk.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -61,7 +61,8 @@ impl Demo {
         get(self.address, &format!("/v1/queries/search_users?q={name}")).await
     }
 
-    /// What `/health` says: as a whole, of Redis, and why. (The whole may be degraded by a busy machine alone.)
+    /// What `/health` says: as a whole, of Redis, and why. (The whole may be degraded by a busy
+    /// machine alone.)
     async fn health(&self) -> [String; 3] {
         let health = get(self.address, "/health").await.json();
         let redis = &health["checks"]["redis"];

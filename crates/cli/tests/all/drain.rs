@@ -12,7 +12,8 @@ use crate::program::{Lines, PATIENCE, signal, steadfast, wait};
 /// More than all the buffers on the way can hold.
 const LONG: usize = 16 << 20;
 
-/// Asks on one connection, again and again, until it is told that the connection ends with the answer; tells how many answers came.
+/// Asks on one connection, again and again, until it is told that the connection ends with the
+/// answer; tells how many answers came.
 async fn ask_until_told(server: SocketAddr) -> usize {
     let mut stream = BufReader::new(TcpStream::connect(server).await.unwrap());
     let request = b"GET /v1/queries/quick HTTP/1.1\r\nhost: localhost\r\n\r\n";

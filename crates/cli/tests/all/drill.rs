@@ -9,7 +9,8 @@ fn written(folder: &std::path::Path) -> serde_json::Value {
     serde_json::from_str(&std::fs::read_to_string(folder.join("report.json")).unwrap()).unwrap()
 }
 
-/// A short drill that only a subject which does not work at all can fail: what is tested here is the program around it.
+/// A short drill that only a subject which does not work at all can fail: what is tested here is
+/// the program around it.
 const SHORT: &str = "
 name = 'short-crash'
 about = 'Redis is killed for a moment.'

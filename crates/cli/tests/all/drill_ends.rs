@@ -1,4 +1,5 @@
-//! However a drill ends, and in whichever phase: nothing that it started runs on, and no file of it is left.
+//! However a drill ends, and in whichever phase: nothing that it started runs on, and no file of it
+//! is left.
 
 use std::io::{BufRead, BufReader};
 use std::path::Path;
@@ -11,7 +12,8 @@ use tokio::time::Instant;
 
 use crate::program::{Lines, PATIENCE, finish, is_running, run, signal, steadfast, wait};
 
-/// Each phase is long enough to be told of, and something is broken in the one that is for that: two things, in two ways.
+/// Each phase is long enough to be told of, and something is broken in the one that is for that:
+/// two things, in two ways.
 const SCENARIO: &str = "
 name = 'ended'
 about = 'Something is broken, and the drill is ended from outside.'
@@ -25,7 +27,8 @@ fault = 'freeze'
 at = '2500ms'
 ";
 
-/// As the drill tells of them on standard error; the first is told of by the folders that are there.
+/// As the drill tells of them on standard error; the first is told of by the folders that are
+/// there.
 const PHASES: [&str; 7] = [
     "set up",
     "warm up",
@@ -96,7 +99,8 @@ async fn reaches(child: &mut Child, phase: &str, files: &Path) {
     let reached = tokio::task::spawn_blocking(move || {
         let mut told = told.lines().map_while(Result::ok);
         let mut before = Vec::new();
-        // What is told after that must still find a reader, so it is read to its end by another thread.
+        // What is told after that must still find a reader, so it is read to its end by another
+        // thread.
         for line in told.by_ref() {
             if line.contains(&phase) {
                 std::thread::spawn(move || told.count());
@@ -122,7 +126,8 @@ async fn nothing_left(files: &Path, when: &str) {
     }
 }
 
-/// The files in that folder, and the processes that work in it or were told of it. (Zombies do neither.)
+/// The files in that folder, and the processes that work in it or were told of it. (Zombies do
+/// neither.)
 fn left(files: &Path) -> Vec<String> {
     let entries = std::fs::read_dir(files).unwrap().flatten();
     let mut left: Vec<_> = entries
@@ -196,7 +201,8 @@ async fn d6_a_demo_that_is_killed_leaves_nothing_running() {
     let folder = tempfile::tempdir().unwrap();
     let mut command = steadfast(&["demo", "--listen", "127.0.0.1:0"]);
     let mut child = command.env("TMPDIR", folder.path()).spawn().unwrap();
-    // Kept open: a program whose output nobody takes may end in order, and it is to be killed at work.
+    // Kept open: a program whose output nobody takes may end in order, and it is to be killed at
+    // work.
     let mut lines = Lines::of(&mut child);
     assert!(!lines.next().is_empty(), "{}", finish(child).await.all());
     assert!(!left(folder.path()).is_empty());

@@ -1,6 +1,7 @@
-//! C16 from the configuration: the service signs in to Redis by tokens of Entra ID, as Azure gives them to a program on one of its
-//! machines, to a developer at a desk, to an application with a secret and to a pod with a service account. The last two ask a tenant over TLS,
-//! which is played here behind an authority of the test's own.
+//! C16 from the configuration: the service signs in to Redis by tokens of Entra ID, as Azure gives
+//! them to a program on one of its machines, to a developer at a desk, to an application with a
+//! secret and to a pod with a service account. The last two ask a tenant over TLS, which is played
+//! here behind an authority of the test's own.
 
 use std::path::Path;
 use std::process::Child;

@@ -1,6 +1,7 @@
 use crate::program::{Ended, finish, run, steadfast};
 
-/// Every command, found by asking for help as a user would: the names that each help lists under "Commands".
+/// Every command, found by asking for help as a user would: the names that each help lists under
+/// "Commands".
 async fn every_command() -> Vec<(Vec<String>, Ended)> {
     let mut found = Vec::new();
     let mut open = vec![Vec::<String>::new()];

@@ -27,7 +27,8 @@ impl Ended {
     }
 }
 
-/// `steadfast` with these arguments, and none of the variables by which a machine might configure it.
+/// `steadfast` with these arguments, and none of the variables by which a machine might configure
+/// it.
 pub(crate) fn steadfast(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_steadfast"));
     command

@@ -75,7 +75,8 @@ impl Drop for Member {
     }
 }
 
-/// Asks both as one greedy caller for five seconds, and as a modest one beside; tells how many of the first passed, and the time.
+/// Asks both as one greedy caller for five seconds, and as a modest one beside; tells how many of
+/// the first passed, and the time.
 async fn press(fleet: &[Member; 2], greedy: &str, modest: &str) -> (f64, f64) {
     let begun = Instant::now();
     let going = || begun.elapsed() < Duration::from_secs(5);

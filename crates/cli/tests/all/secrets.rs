@@ -1,5 +1,6 @@
-//! Invariant 6, by planting: every setting that holds a secret gets a marked one, everything is made to go wrong at the loudest level,
-//! and whatever the program said anywhere is searched for the marks.
+//! Invariant 6, by planting: every setting that holds a secret gets a marked one, everything is
+//! made to go wrong at the loudest level, and whatever the program said anywhere is searched for
+//! the marks.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -28,7 +29,8 @@ async fn collector(file: PathBuf) -> SocketAddr {
                 let mut taken = Vec::new();
                 while let Ok(read @ 1..) = stream.read(&mut buffer).await {
                     taken.extend_from_slice(&buffer[..read]);
-                    // The head holds the address and the key as they were configured, and this is whom they are for.
+                    // The head holds the address and the key as they were configured, and this is
+                    // whom they are for.
                     if let Some(end) = taken.windows(4).position(|end| end == b"\r\n\r\n") {
                         taken.drain(..end + 4);
                     }
@@ -131,7 +133,8 @@ impl Said {
     }
 }
 
-/// One whole exchange; all that comes, or as much of it as comes within a moment where there is no end.
+/// One whole exchange; all that comes, or as much of it as comes within a moment where there is no
+/// end.
 async fn exchange(addr: SocketAddr, head: &str, body: &str) -> Vec<u8> {
     let mut stream = TcpStream::connect(addr).await.unwrap();
     let request = format!(

@@ -114,7 +114,8 @@ impl Drop for Program {
 
 const ANYWHERE: &str = "127.0.0.1:0";
 
-/// One question on a connection of its own; an error if the service is away, or went away before it had answered.
+/// One question on a connection of its own; an error if the service is away, or went away before it
+/// had answered.
 async fn ask(address: SocketAddr, request: &str) -> io::Result<(u16, String, Value)> {
     let mut stream = TcpStream::connect(address).await?;
     stream.write_all(request.as_bytes()).await?;
@@ -173,7 +174,8 @@ async fn read_number(address: SocketAddr, id: u64) -> io::Result<u64> {
 /// What was acknowledged of each person's number.
 type Acknowledged = Arc<Vec<AtomicU64>>;
 
-/// Raises the numbers of a quarter of the people for as long as it may. Whoever made a change reads it.
+/// Raises the numbers of a quarter of the people for as long as it may. Whoever made a change reads
+/// it.
 async fn change(address: SocketAddr, quarter: u64, known: Acknowledged, over: Arc<AtomicBool>) {
     let mut next = 1000;
     while !over.load(SeqCst) {
@@ -251,7 +253,8 @@ async fn s9_a_service_killed_at_work_loses_nothing_committed_and_leaves_nothing_
             "{id}: {acknowledged} was committed, {truth} is there"
         );
         for address in [fresh.address, other.address, killed.address] {
-            // The announcement may still be on its way; a stale answer that stays would stay for minutes.
+            // The announcement may still be on its way; a stale answer that stays would stay for
+            // minutes.
             let until = Instant::now() + Duration::from_secs(30);
             while read_number(address, id).await.unwrap() != truth {
                 assert!(Instant::now() < until, "{id} of {address} is not {truth}");
@@ -383,7 +386,8 @@ async fn s9_sigterm_under_load_fails_not_one_request_that_was_accepted() {
     );
 }
 
-/// Asks on one connection until it is told to leave, as a load balancer does. Each answer must be whole.
+/// Asks on one connection until it is told to leave, as a load balancer does. Each answer must be
+/// whole.
 async fn keep_asking(address: SocketAddr, id: u64, answered: Arc<AtomicU64>) {
     let mut stream = BufReader::new(TcpStream::connect(address).await.unwrap());
     let request = get(&format!("/v1/queries/user_by_id?id={id}"), "keep-alive");
@@ -425,7 +429,8 @@ async fn send_slowly(address: SocketAddr, number: u64, under_way: Arc<AtomicU64>
 
 const GO_ON: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// Takes so long over an answer, which is far larger than what the system keeps for it, that all else has ended before.
+/// Takes so long over an answer, which is far larger than what the system keeps for it, that all
+/// else has ended before.
 async fn read_slowly(address: SocketAddr, under_way: Arc<AtomicU64>) {
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(4096).unwrap();
@@ -512,8 +517,8 @@ async fn s5_a_thousand_subscribers_cost_little_and_ten_deaf_ones_hold_up_nobody(
     drop(deaf);
 }
 
-/// Takes events until it has heard twelve ticks and a lost connection; each but the first batch in time and none left out. Answers how
-/// late the latest was.
+/// Takes events until it has heard twelve ticks and a lost connection; each but the first batch in
+/// time and none left out. Answers how late the latest was.
 async fn listen(stream: TcpStream) -> Duration {
     let mut lines = BufReader::new(stream).lines();
     let (mut expected, mut ticks, mut losses) = (None, 0, 0);

@@ -1,4 +1,5 @@
-//! Asks by HTTP/1.1 as `curl` does: one connection for each request, so that an answer is as slow as a newcomer sees it.
+//! Asks by HTTP/1.1 as `curl` does: one connection for each request, so that an answer is as slow
+//! as a newcomer sees it.
 
 use std::net::SocketAddr;
 use std::time::Duration;

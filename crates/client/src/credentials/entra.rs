@@ -50,7 +50,8 @@ type Make = dyn Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sy
 ///
 /// # fn main() -> Result<(), steadfast::ConfigError> {
 /// let identity = EntraId::managed_identity(None);
-/// let builder = steadfast::Client::builder("redis://name.redis.cache.windows.net:6379")?.credentials(identity);
+/// let builder = steadfast::Client::builder("redis://name.redis.cache.windows.net:6379")?;
+/// let builder = builder.credentials(identity);
 /// # Ok(()) }
 /// ```
 pub struct EntraId {

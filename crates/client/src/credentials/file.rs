@@ -14,7 +14,8 @@ use super::{Credentials, CredentialsError, CredentialsProvider};
 /// use steadfast::credentials::FileCredentials;
 ///
 /// # fn main() -> Result<(), steadfast::ConfigError> {
-/// let mounted = FileCredentials::new("/run/secrets/redis", Some("app")).look_every(Duration::from_secs(10));
+/// let mounted = FileCredentials::new("/run/secrets/redis", Some("app"));
+/// let mounted = mounted.look_every(Duration::from_secs(10));
 /// let builder = steadfast::Client::builder("redis://127.0.0.1")?.credentials(mounted);
 /// # Ok(()) }
 /// ```

@@ -1,8 +1,9 @@
 //! What a repeat does, where that depends on the arguments.
 //!
-//! Options are read as the server reads them, each with the arguments that it takes, so that a value which
-//! happens to be spelled like an option is not taken for one. An option that is not known here (a later
-//! server's) makes the command opaque: better not repeated than repeated wrongly.
+//! Options are read as the server reads them, each with the arguments that it takes, so that a
+//! value which happens to be spelled like an option is not taken for one. An option that is not
+//! known here (a later server's) makes the command opaque: better not repeated than repeated
+//! wrongly.
 
 use super::Effect::{self, Accumulating, Conditional, Control, LastWins, Opaque, Read};
 use super::keys::KeySpec;
@@ -22,7 +23,8 @@ pub(super) enum Rule {
     Expire {
         millis: bool,
     },
-    /// Repeatable with `REPLACE` among the options from that argument on; else an error the second time.
+    /// Repeatable with `REPLACE` among the options from that argument on; else an error the second
+    /// time.
     Replace {
         from: usize,
     },
@@ -148,8 +150,8 @@ fn set<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     effect
 }
 
-/// GETEX and HGETEX: the value is read, and its time to live set. A value that may be gone by the time of a repeat is
-/// lost with the answer, as by GETDEL.
+/// GETEX and HGETEX: the value is read, and its time to live set. A value that may be gone by the
+/// time of a repeat is lost with the answer, as by GETDEL.
 fn get_ex<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     let mut effect = Read;
     while let Some(option) = options.next() {
@@ -174,8 +176,8 @@ fn get_ex<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     effect
 }
 
-/// EXPIRE and its kin: repeatable without a condition, if the key is still there for the repeat. One that is not makes
-/// the repeat answer that there was none.
+/// EXPIRE and its kin: repeatable without a condition, if the key is still there for the repeat.
+/// One that is not makes the repeat answer that there was none.
 fn expire<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>, millis: bool) -> Effect {
     let lasts = args
         .at(2)
@@ -198,8 +200,8 @@ fn skip_fields<'a>(options: &mut impl Iterator<Item = &'a [u8]>, each: usize) {
     options.take(arguments).for_each(drop);
 }
 
-/// An id of `$` or `+` is the last one at the moment of the call: a repeat asks from a later moment and says nothing of
-/// what came between.
+/// An id of `$` or `+` is the last one at the moment of the call: a repeat asks from a later moment
+/// and says nothing of what came between.
 fn x_read<'a, I: Iterator<Item = &'a [u8]> + Clone>(keys: KeySpec, args: &Args<I>) -> Effect {
     let ids = keys.all(args).last().map_or(usize::MAX, |last| last + 1);
     if args.from(ids).any(|id| matches!(id, b"$" | b"+")) {
@@ -242,8 +244,8 @@ fn bit_field<'a>(mut operations: impl Iterator<Item = &'a [u8]>) -> Effect {
     effect
 }
 
-/// Trimming to the first or the last so many, to where both overlap, or to none leaves nothing for a repeat to
-/// trim. With any other ends, what is kept moves up and is trimmed again.
+/// Trimming to the first or the last so many, to where both overlap, or to none leaves nothing for
+/// a repeat to trim. With any other ends, what is kept moves up and is trimmed again.
 fn l_trim<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Effect {
     match (args.at(2).and_then(number), args.at(3).and_then(number)) {
         (Some(0), Some(0..)) | (Some(0), Some(-1)) | (Some(..0), Some(-1..)) => LastWins,
@@ -252,8 +254,8 @@ fn l_trim<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Effect {
     }
 }
 
-/// Removing all but so many at either end answers with a count that a repeat would not give; any other ranks
-/// are taken by those that follow, which a repeat would remove too.
+/// Removing all but so many at either end answers with a count that a repeat would not give; any
+/// other ranks are taken by those that follow, which a repeat would remove too.
 fn z_rem_range_by_rank<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Effect {
     match (args.at(2).and_then(number), args.at(3).and_then(number)) {
         (Some(0..), Some(..0)) => Conditional,
@@ -277,8 +279,8 @@ fn z_add<'a>(options: impl Iterator<Item = &'a [u8]>) -> Effect {
     Conditional
 }
 
-/// XADD under an id of the caller's choice is refused the second time; under one that the server makes, it
-/// adds another entry.
+/// XADD under an id of the caller's choice is refused the second time; under one that the server
+/// makes, it adds another entry.
 fn x_add<'a>(mut options: impl Iterator<Item = &'a [u8]>) -> Effect {
     while let Some(option) = options.next() {
         if is(option, b"MAXLEN") || is(option, b"MINID") {
@@ -317,7 +319,8 @@ fn store<'a, I: Iterator<Item = &'a [u8]> + Clone>(
     }
 }
 
-/// Whether what lives so long is still there when a call is made again, however late within its deadline.
+/// Whether what lives so long is still there when a call is made again, however late within its
+/// deadline.
 fn outlasts_a_call(after: i64, millis: bool) -> bool {
     after >= if millis { 60_000 } else { 60 }
 }

@@ -1,7 +1,7 @@
 //! Where the keys of a command are.
 //!
-//! A key decides which connection serves a command, so that commands of one key keep their order. Most
-//! commands have theirs at fixed places; the rest count them, or put them behind a word.
+//! A key decides which connection serves a command, so that commands of one key keep their order.
+//! Most commands have theirs at fixed places; the rest count them, or put them behind a word.
 
 use smallvec::SmallVec;
 
@@ -14,14 +14,15 @@ pub type Keys = SmallVec<[usize; 4]>;
 #[derive(Clone, Copy, Debug)]
 pub(super) enum KeySpec {
     None,
-    /// Every `step`-th argument from `first` up to `last`; a negative `last` counts from the end (-1 is the
-    /// last argument).
+    /// Every `step`-th argument from `first` up to `last`; a negative `last` counts from the end
+    /// (-1 is the last argument).
     Range {
         first: usize,
         last: isize,
         step: usize,
     },
-    /// Their number is at `at` and they follow it, `step` apart; with `store`, argument 1 is one as well.
+    /// Their number is at `at` and they follow it, `step` apart; with `store`, argument 1 is one as
+    /// well.
     Count {
         at: usize,
         step: usize,
@@ -100,7 +101,8 @@ impl KeySpec {
     ) -> Option<usize> {
         match self {
             KeySpec::None => None,
-            // The furthest argument that must be there: behind a negative `last`, some are not keys.
+            // The furthest argument that must be there: behind a negative `last`, some are not
+            // keys.
             KeySpec::Range { first, last, .. } => {
                 let behind = if last < 0 { last.unsigned_abs() - 1 } else { 0 };
                 args.at(first + behind).map(|_| first)
@@ -165,8 +167,8 @@ fn streams<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>, count: usiz
     Keys::new()
 }
 
-/// Argument 1, and what follows the last of the `stores` words from argument `from` on. What follows one of
-/// the `other` words (given with how many arguments it takes) is no such word.
+/// Argument 1, and what follows the last of the `stores` words from argument `from` on. What
+/// follows one of the `other` words (given with how many arguments it takes) is no such word.
 fn with_store<'a, I: Iterator<Item = &'a [u8]> + Clone>(
     args: &Args<I>,
     from: usize,

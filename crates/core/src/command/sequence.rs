@@ -1,16 +1,17 @@
 //! What a repeat of several commands does that each alone could be repeated.
 //!
-//! "Same state, same answer" holds for one command, and is lost when two are put in a row: `GET c` and `SET c 0` are
-//! harmless each, but together they take a counter's value and reset it, and a repeat answers 0 while the value is gone with
-//! the first answer. So a command that looks at a key must not come before one that writes it.
+//! "Same state, same answer" holds for one command, and is lost when two are put in a row: `GET c`
+//! and `SET c 0` are harmless each, but together they take a counter's value and reset it, and a
+//! repeat answers 0 while the value is gone with the first answer. So a command that looks at a key
+//! must not come before one that writes it.
 
 use std::collections::HashSet;
 
 use super::Effect::Read;
 use super::{Args, Keys, effect::Rule};
 
-/// True if one of the commands looks at what a later one writes, so that a repeat of all of them would find something else.
-/// Each is given by its name and its arguments.
+/// True if one of the commands looks at what a later one writes, so that a repeat of all of them
+/// would find something else. Each is given by its name and its arguments.
 ///
 /// ```
 /// use steadfast_core::command::looks_before_it_writes;
@@ -21,9 +22,9 @@ use super::{Args, Keys, effect::Rule};
 /// assert!(!looks_before_it_writes(["GET other", "SET counter 0"].map(words)));
 /// ```
 ///
-/// Errs on the safe side: a key that a command names counts as looked at and as written, a command without keys, or that
-/// may look at others than it names, as concerned with all of them. It goes through every argument, so it is for a repeat
-/// that is considered, not for every pipeline.
+/// Errs on the safe side: a key that a command names counts as looked at and as written, a command
+/// without keys, or that may look at others than it names, as concerned with all of them. It goes
+/// through every argument, so it is for a repeat that is considered, not for every pipeline.
 pub fn looks_before_it_writes<'a, I>(commands: impl IntoIterator<Item = I>) -> bool
 where
     I: Iterator<Item = &'a [u8]> + Clone,
@@ -53,7 +54,8 @@ where
 /// Commands that look at keys which they do not name: by a pattern, or from within a script.
 const LOOK_FURTHER: [&str; 5] = ["SORT", "SORT_RO", "EVAL_RO", "EVALSHA_RO", "FCALL_RO"];
 
-/// The arguments at these indices, which ascend. In one pass, because to look one up is to walk to it.
+/// The arguments at these indices, which ascend. In one pass, because to look one up is to walk to
+/// it.
 fn names<'a, I: Iterator<Item = &'a [u8]> + Clone>(
     args: &Args<I>,
     keys: &Keys,

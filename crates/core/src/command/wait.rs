@@ -1,7 +1,7 @@
 //! How long a blocking command may keep its connection.
 //!
-//! The timeout of the server is what the client's own deadline has to follow, and servers take it in two
-//! units and at four places.
+//! The timeout of the server is what the client's own deadline has to follow, and servers take it
+//! in two units and at four places.
 
 use std::time::Duration;
 
@@ -58,8 +58,8 @@ impl Wait {
         }
     }
 
-    /// What the timeout is to be once so much of it has `passed`, and at which index. It never becomes 0, which would be for ever. `None` where
-    /// there is none to shorten.
+    /// What the timeout is to be once so much of it has `passed`, and at which index. It never
+    /// becomes 0, which would be for ever. `None` where there is none to shorten.
     pub(super) fn shortened<'a, I: Iterator<Item = &'a [u8]> + Clone>(
         self,
         args: &Args<I>,
@@ -90,10 +90,13 @@ impl Wait {
     }
 }
 
-/// Looks for BLOCK among the options. What follows GROUP, COUNT and CLAIM are names and numbers, not options: a group may be called `streams`.
+/// Looks for BLOCK among the options. What follows GROUP, COUNT and CLAIM are names and numbers,
+/// not options: a group may be called `streams`.
 ///
-/// Behind an option that is not known here (a later server's), nobody can tell names from options. So the command is taken to block, for as long as a
-/// `BLOCK` behind it says: that costs a connection of its own for a moment, while one that does block would stop everybody on a shared one.
+/// Behind an option that is not known here (a later server's), nobody can tell names from options.
+/// So the command is taken to block, for as long as a `BLOCK` behind it says: that costs a
+/// connection of its own for a moment, while one that does block would stop everybody on a shared
+/// one.
 fn options<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>) -> Options {
     let mut options = (1..).zip(args.from(1));
     let mut found = None;
@@ -134,7 +137,8 @@ fn millis(arg: Option<&[u8]>) -> BlockFor {
     block_for(millis.map(Duration::from_millis))
 }
 
-/// A timeout that is missing, negative or no number is refused by the server at once, so it waits for nothing.
+/// A timeout that is missing, negative or no number is refused by the server at once, so it waits
+/// for nothing.
 fn block_for(timeout: Option<Duration>) -> BlockFor {
     match timeout {
         Some(Duration::ZERO) => BlockFor::Forever,

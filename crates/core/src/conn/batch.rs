@@ -1,8 +1,8 @@
 //! Requests that travel together.
 //!
-//! Whatever gathers while the driver is busy leaves in one write, so a batch is a run of bytes (in pieces, of which large requests have their own)
-//! and a list of who begins where in it. A
-//! request can be taken out again, or put back to an earlier place, as long as none of it was handed on.
+//! Whatever gathers while the driver is busy leaves in one write, so a batch is a run of bytes (in
+//! pieces, of which large requests have their own) and a list of who begins where in it. A request
+//! can be taken out again, or put back to an earlier place, as long as none of it was handed on.
 
 use std::time::Instant;
 
@@ -68,8 +68,8 @@ impl<T> Default for Batch<T> {
 }
 
 impl<T> Batch<T> {
-    /// Adds one request. `encode` appends its bytes and returns the length of the buffer past which it may have had an effect: the end of
-    /// its first command; or, for a transaction, of its last.
+    /// Adds one request. `encode` appends its bytes and returns the length of the buffer past which
+    /// it may have had an effect: the end of its first command; or, for a transaction, of its last.
     pub fn push(&mut self, ticket: T, terms: Terms, encode: impl FnOnce(&mut Vec<u8>) -> usize) {
         let start = self.bytes.len();
         let (length, commit) = self.bytes.share(encode);
@@ -81,8 +81,8 @@ impl<T> Batch<T> {
         self.bytes.reuse(size).unwrap_or_default()
     }
 
-    /// Adds one request that was encoded already, which is what a large one should be: it will not be copied. `commit` is the length past
-    /// which it may have had an effect.
+    /// Adds one request that was encoded already, which is what a large one should be: it will not
+    /// be copied. `commit` is the length past which it may have had an effect.
     pub fn push_encoded(&mut self, ticket: T, terms: Terms, bytes: Vec<u8>, commit: usize) {
         let (start, length) = (self.bytes.len(), bytes.len());
         self.bytes.push(bytes);

@@ -1,7 +1,8 @@
 //! Bytes on their way out, in pieces.
 //!
-//! Small requests share a piece, so that many leave in one write. A large one is a piece of its own from the moment it is encoded: it moves
-//! from the caller to the batch to the connection without being copied, and leaves by a vectored write. A request always lies within one piece.
+//! Small requests share a piece, so that many leave in one write. A large one is a piece of its own
+//! from the moment it is encoded: it moves from the caller to the batch to the connection without
+//! being copied, and leaves by a vectored write. A request always lies within one piece.
 
 use std::collections::VecDeque;
 use std::ops::{Range, RangeInclusive};
@@ -40,7 +41,8 @@ impl Pieces {
         first.into_iter().chain(others)
     }
 
-    /// Lets `encode` append to a piece that others share. Returns how many bytes it added, and what it returned as seen from where those begin.
+    /// Lets `encode` append to a piece that others share. Returns how many bytes it added, and what
+    /// it returned as seen from where those begin.
     #[inline]
     pub(super) fn share(&mut self, encode: impl FnOnce(&mut Vec<u8>) -> usize) -> (usize, usize) {
         if self.list.back().is_none_or(|last| last.len() >= PIECE) {
@@ -57,7 +59,8 @@ impl Pieces {
         (added, told - start)
     }
 
-    /// An empty piece for a large request of so many bytes, if one is to be used again that is not much larger.
+    /// An empty piece for a large request of so many bytes, if one is to be used again that is not
+    /// much larger.
     pub(super) fn reuse(&mut self, size: usize) -> Option<Vec<u8>> {
         self.take_spare(size..=4 * size)
     }
@@ -76,7 +79,8 @@ impl Pieces {
         self.list.push_back(piece);
     }
 
-    /// Moves everything from another one behind what is here, and lends it what there is to be used again.
+    /// Moves everything from another one behind what is here, and lends it what there is to be used
+    /// again.
     pub(super) fn append(&mut self, other: &mut Self) {
         debug_assert_eq!(other.gone, 0);
         if self.length == 0 {
@@ -115,7 +119,8 @@ impl Pieces {
         }
     }
 
-    /// Takes out parts of what has not left, each a whole request, in ascending order. Positions count from the first byte that has not left.
+    /// Takes out parts of what has not left, each a whole request, in ascending order. Positions
+    /// count from the first byte that has not left.
     pub(super) fn cut(&mut self, parts: &[Range<usize>]) {
         let mut parts = parts.iter().peekable();
         // Where a piece begins and ends, before anything is cut out.
@@ -140,7 +145,8 @@ impl Pieces {
         self.advance(0);
     }
 
-    /// Lays out anew what is here: these parts, each a whole request, in this order. What has a piece of its own is moved, not copied.
+    /// Lays out anew what is here: these parts, each a whole request, in this order. What has a
+    /// piece of its own is moved, not copied.
     pub(super) fn arrange(&mut self, parts: impl Iterator<Item = Range<usize>>) {
         debug_assert_eq!(self.gone, 0);
         let mut old = std::mem::take(&mut self.list);

@@ -1,8 +1,9 @@
-//! Pauses must grow, or an outage is met with a hail of attempts; must be capped, or recovery goes unnoticed;
-//! and must be scattered, or all callers come back in the same instant and cause the next outage.
+//! Pauses must grow, or an outage is met with a hail of attempts; must be capped, or recovery goes
+//! unnoticed; and must be scattered, or all callers come back in the same instant and cause the
+//! next outage.
 //!
-//! Pauses are built from four simple ones and joined with `+`, [`then`](Backoff::then), [`min`](Backoff::min)
-//! and [`max`](Backoff::max).
+//! Pauses are built from four simple ones and joined with `+`, [`then`](Backoff::then),
+//! [`min`](Backoff::min) and [`max`](Backoff::max).
 //!
 //! ```
 //! use std::time::Duration;
@@ -33,7 +34,8 @@ impl Backoff {
         })
     }
 
-    /// Anything from `min` to `max`, both included, all equally likely. Bounds given in the wrong order are swapped.
+    /// Anything from `min` to `max`, both included, all equally likely. Bounds given in the wrong
+    /// order are swapped.
     pub fn random(min: Duration, max: Duration) -> Self {
         Self(Kind::Random {
             min: min.min(max),
@@ -51,10 +53,11 @@ impl Backoff {
         })
     }
 
-    /// Anything from nothing to what [`exponential`](Self::exponential) would pause, all equally likely.
+    /// Anything from nothing to what [`exponential`](Self::exponential) would pause, all equally
+    /// likely.
     ///
-    /// This is the "full jitter" of Brooker, *Exponential Backoff And Jitter* (AWS, 2015): of the ways to
-    /// scatter, the one that spreads a crowd of callers best for the time it costs them.
+    /// This is the "full jitter" of Brooker, *Exponential Backoff And Jitter* (AWS, 2015): of the
+    /// ways to scatter, the one that spreads a crowd of callers best for the time it costs them.
     pub fn full_jitter(first: Duration, cap: Duration) -> Self {
         Self(Kind::Growing {
             first,
@@ -64,9 +67,9 @@ impl Backoff {
         })
     }
 
-    /// Growth from one pause to the next, of `exponential` and `full_jitter`; 2 by default. Elsewhere, and inside
-    /// pauses already joined, it changes nothing. A factor below 1 or NaN is refused by [`validate`](Self::validate),
-    /// and counts as 1 until then.
+    /// Growth from one pause to the next, of `exponential` and `full_jitter`; 2 by default.
+    /// Elsewhere, and inside pauses already joined, it changes nothing. A factor below 1 or NaN is
+    /// refused by [`validate`](Self::validate), and counts as 1 until then.
     #[must_use]
     pub fn factor(mut self, growth: f64) -> Self {
         if let Kind::Growing { factor, .. } = &mut self.0 {
@@ -75,7 +78,8 @@ impl Backoff {
         self
     }
 
-    /// This pause after the first `times` failures, then `rest`, which counts its attempts from 1 again.
+    /// This pause after the first `times` failures, then `rest`, which counts its attempts from 1
+    /// again.
     #[must_use]
     pub fn then(self, times: u32, rest: Backoff) -> Self {
         Self(Kind::Then(times, Arc::new((self, rest))))
@@ -93,8 +97,8 @@ impl Backoff {
         Self(Kind::Max(Arc::new((self, other))))
     }
 
-    /// The pause after failure number `attempt`, 1 being the first; 0 counts as 1. Never panics: what would
-    /// overflow is cut off at the cap, or at `Duration::MAX`.
+    /// The pause after failure number `attempt`, 1 being the first; 0 counts as 1. Never panics:
+    /// what would overflow is cut off at the cap, or at `Duration::MAX`.
     pub fn pause(&self, attempt: u32, rng: &mut fastrand::Rng) -> Duration {
         self.evaluate(attempt, &mut |min, max| draw(min, max, rng))
     }

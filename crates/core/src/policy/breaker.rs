@@ -31,7 +31,9 @@
 //!     breaker.record(permit, Outcome::Failure, now);
 //! }
 //! let refused = breaker.try_acquire(now).unwrap_err();
-//! let Ok(Admission::Now(probe)) = breaker.try_acquire(now + refused.retry_after) else { panic!("a probe") };
+//! let Ok(Admission::Now(probe)) = breaker.try_acquire(now + refused.retry_after) else {
+//!     panic!("a probe")
+//! };
 //! assert_eq!(probe.transition().map(|t| t.to), Some(State::HalfOpen));
 //! # Ok::<(), steadfast_core::policy::InvalidSetting>(())
 //! ```
@@ -166,7 +168,11 @@ impl Breaker {
     /// use steadfast_core::policy::breaker::{Breaker, BreakerConfig, State};
     ///
     /// let now = Instant::now();
-    /// let mut breaker = Breaker::new(BreakerConfig { consecutive_failures: Some(1), ..BreakerConfig::default() }, now)?;
+    /// let config = BreakerConfig {
+    ///     consecutive_failures: Some(1),
+    ///     ..BreakerConfig::default()
+    /// };
+    /// let mut breaker = Breaker::new(config, now)?;
     /// breaker.record_loss(now);
     /// assert_eq!(breaker.state(), State::Open);
     /// breaker.probe_succeeded(now); // the client itself has found the server well
@@ -311,7 +317,8 @@ impl Breaker {
     /// let now = Instant::now();
     /// let mut breaker = Breaker::new(BreakerConfig::default(), now)?;
     /// breaker.force_open(now);
-    /// assert_eq!((breaker.mode(), breaker.try_acquire(now).is_err()), (BreakerMode::ForcedOpen, true));
+    /// assert_eq!(breaker.mode(), BreakerMode::ForcedOpen);
+    /// assert!(breaker.try_acquire(now).is_err());
     /// breaker.enable(now);
     /// assert!(breaker.try_acquire(now).is_ok());
     /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())

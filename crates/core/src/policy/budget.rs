@@ -1,13 +1,15 @@
-//! Three attempts a call are kind to one call and cruel to a server: in an outage they triple the load just when it
-//! can least be borne. A budget lets retries be a small *share* of the calls made, so that they help when few calls
-//! fail and vanish when most do. The few a second that come by themselves keep a quiet client able to retry at all.
+//! Three attempts a call are kind to one call and cruel to a server: in an outage they triple the
+//! load just when it can least be borne. A budget lets retries be a small *share* of the calls
+//! made, so that they help when few calls fail and vanish when most do. The few a second that come
+//! by themselves keep a quiet client able to retry at all.
 //!
-//! All clones of a client share one budget, so it is lock-free, and on the healthy path, with the balance at its cap,
-//! a deposit is two relaxed loads.
+//! All clones of a client share one budget, so it is lock-free, and on the healthy path, with the
+//! balance at its cap, a deposit is two relaxed loads.
 //!
-//! How it counts: tokens are millionths in one integer, `level`, which is the balance *less what time has added since the start*.
-//! So time needs no bookkeeping: the balance at `t` is `min(cap, level + per_second × t)`, and a withdrawal is one
-//! compare-and-swap that also cuts the balance to its cap. (The idea is that of GCRA: keep a moment, not a count and a clock.)
+//! How it counts: tokens are millionths in one integer, `level`, which is the balance *less what
+//! time has added since the start*. So time needs no bookkeeping: the balance at `t` is
+//! `min(cap, level + per_second × t)`, and a withdrawal is one compare-and-swap that also cuts the
+//! balance to its cap. (The idea is that of GCRA: keep a moment, not a count and a clock.)
 //!
 //! ```
 //! # #![allow(clippy::disallowed_methods)]
@@ -15,7 +17,12 @@
 //! use steadfast_core::policy::budget::{Budget, BudgetConfig};
 //!
 //! let now = Instant::now();
-//! let budget = Budget::new(BudgetConfig { cap: 1.0, per_second: 0.0, ..BudgetConfig::default() }, now)?;
+//! let config = BudgetConfig {
+//!     cap: 1.0,
+//!     per_second: 0.0,
+//!     ..BudgetConfig::default()
+//! };
+//! let budget = Budget::new(config, now)?;
 //! assert!(budget.try_withdraw(now).is_ok());
 //! assert!(budget.try_withdraw(now).is_err());
 //! budget.deposit(10); // ten calls were made: a tenth of them may be retried
@@ -33,12 +40,13 @@ use super::{
 /// How many retries calls may draw on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct BudgetConfig {
-    /// Retries earned by each call, 0 to 1. Default: 0.1. The most that retries can add to the load in the long run.
+    /// Retries earned by each call, 0 to 1. Default: 0.1. The most that retries can add to the load
+    /// in the long run.
     pub ratio: f64,
     /// Retries that come by themselves each second, 0 to a million. Default: 10.
     pub per_second: f64,
-    /// The most retries that can be saved up, 1 to a million. Default: 100, which is the size of the burst that the
-    /// first moment of an outage can see. It is also the balance at the start.
+    /// The most retries that can be saved up, 1 to a million. Default: 100, which is the size of
+    /// the burst that the first moment of an outage can see. It is also the balance at the start.
     pub cap: f64,
 }
 
@@ -88,7 +96,8 @@ pub struct Budget {
     cap: i64,
     /// The balance, less what time has added since `start`.
     level: AtomicI64,
-    /// A level from which the balance is at its cap for certain, as of the last withdrawal. Only spares writes.
+    /// A level from which the balance is at its cap for certain, as of the last withdrawal. Only
+    /// spares writes.
     full: AtomicI64,
 }
 
@@ -169,7 +178,8 @@ impl Budget {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the retry budget is used up")]
 pub struct Exhausted {
-    /// When time alone will have earned a token, if nobody else takes it; `None` if time earns none.
+    /// When time alone will have earned a token, if nobody else takes it; `None` if time earns
+    /// none.
     pub retry_after: Option<Duration>,
 }
 

@@ -2,11 +2,11 @@
 //! does not. And a call that cannot make its deadline should not be started, because it takes the
 //! place of one that can.
 //!
-//! [`LatencyEstimate`] says what a call is expected to take *now*. It is shared without a lock; on the healthy path it costs
-//! one relaxed load. Three things keep it from refusing for ever on the strength of what it once
-//! saw: it halves with every [`HALF_LIFE`] in which nothing is learnt; one call in [`PROBE_EVERY`]
-//! goes whatever it says, and is learnt from; and it takes on what it learns the faster the longer
-//! it has learnt nothing.
+//! [`LatencyEstimate`] says what a call is expected to take *now*. It is shared without a lock; on
+//! the healthy path it costs one relaxed load. Three things keep it from refusing for ever on the
+//! strength of what it once saw: it halves with every [`HALF_LIFE`] in which nothing is learnt; one
+//! call in [`PROBE_EVERY`] goes whatever it says, and is learnt from; and it takes on what it
+//! learns the faster the longer it has learnt nothing.
 //!
 //! ```
 //! # #![allow(clippy::disallowed_methods)]
@@ -38,7 +38,8 @@ use super::{
 ///
 /// let (now, ms) = (Instant::now(), Duration::from_millis);
 /// let call = Deadline::after(now, ms(100));
-/// let step = call.step(now + ms(80), ms(50)); // a step may take 50 ms, but no longer than the call
+/// // A step may take 50 ms, but no longer than the call.
+/// let step = call.step(now + ms(80), ms(50));
 /// assert_eq!(step.instant(), now + ms(100));
 /// assert_eq!(step.remaining(now + ms(90)), ms(10));
 /// assert!(call.has_passed(now + ms(100)));

@@ -1,4 +1,5 @@
-//! Sums of time that cannot overflow: settings may be `Duration::MAX`, and `Instant + Duration` panics.
+//! Sums of time that cannot overflow: settings may be `Duration::MAX`, and `Instant + Duration`
+//! panics.
 
 use std::time::{Duration, Instant};
 

@@ -53,7 +53,8 @@ impl RetryPolicy {
     /// use std::time::Duration;
     /// use steadfast_core::policy::{Backoff, RetryPolicy, Stop};
     ///
-    /// let policy = RetryPolicy::new(Backoff::fixed(Duration::from_millis(20)), Stop::after_attempts(4));
+    /// let pause = Backoff::fixed(Duration::from_millis(20));
+    /// let policy = RetryPolicy::new(pause, Stop::after_attempts(4));
     /// assert_eq!(policy.longest_pauses(), Some(Duration::from_millis(60)));
     /// assert_eq!(RetryPolicy::none().longest_pauses(), Some(Duration::ZERO));
     /// ```

@@ -1,6 +1,6 @@
-//! Pauses say how to try again; something else must say when it is enough. Limits on attempts and limits on
-//! time are both needed, and neither covers the other: three attempts may take a minute, one minute may hold
-//! a thousand attempts.
+//! Pauses say how to try again; something else must say when it is enough. Limits on attempts and
+//! limits on time are both needed, and neither covers the other: three attempts may take a minute,
+//! one minute may hold a thousand attempts.
 //!
 //! ```
 //! use std::time::Duration;
@@ -19,7 +19,8 @@ use std::{sync::Arc, time::Duration};
 pub struct Stop(Kind);
 
 impl Stop {
-    /// After so many attempts, the first one included. 0 counts as 1: the first attempt is always made.
+    /// After so many attempts, the first one included. 0 counts as 1: the first attempt is always
+    /// made.
     pub fn after_attempts(max_attempts: u32) -> Self {
         Self(Kind::Attempts(max_attempts))
     }
@@ -68,7 +69,8 @@ impl Stop {
         }
     }
 
-    /// The elapsed time below which so many attempts are not yet enough; `None` if they are enough at once.
+    /// The elapsed time below which so many attempts are not yet enough; `None` if they are enough
+    /// at once.
     pub(super) fn allowed_elapsed(&self, attempts: u32) -> Option<Duration> {
         match &self.0 {
             Kind::Attempts(max) => (attempts < *max).then_some(Duration::MAX),

@@ -1,8 +1,9 @@
-//! A failure rate needs a memory of fixed size that forgets. Counting over *time* rather than over the last n calls
-//! keeps the rate honest when traffic is thin: ten failures of this morning say nothing about now.
+//! A failure rate needs a memory of fixed size that forgets. Counting over *time* rather than over
+//! the last n calls keeps the rate honest when traffic is thin: ten failures of this morning say
+//! nothing about now.
 //!
-//! The window is cut into [`BUCKETS`] slices; each falls out of it whole. So what is counted reaches back between
-//! 9⁄10 of the window and the whole of it.
+//! The window is cut into [`BUCKETS`] slices; each falls out of it whole. So what is counted
+//! reaches back between 9⁄10 of the window and the whole of it.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,8 @@ pub const BUCKETS: usize = 10;
 
 /// What happened within the last stretch of time. 300 bytes, and constant time for every operation.
 ///
-/// A clock that jumps back (it should not) counts into the newest slice; one that jumps ahead empties the window.
+/// A clock that jumps back (it should not) counts into the newest slice; one that jumps ahead
+/// empties the window.
 ///
 /// ```
 /// use std::time::{Duration, Instant};

@@ -1,15 +1,15 @@
 //! Bytes into replies.
 //!
-//! A reply arrives in pieces of any size, from a peer that may never send the rest, so the decoder is a state
-//! machine that stops anywhere and goes on there. It keeps its own stack, so that no nesting can overflow the
-//! thread's; it remembers how far it has looked for a line end, so that no byte is scanned twice; it moves
-//! the parts of an unfinished bulk string into their place as they come, so that the read buffer stays small,
-//! and lets a large one be read straight into its place ([`Decoder::rest_of_string`]); and it reserves memory by
-//! what has arrived, never by what a length claims. The values are those that
-//! redis-rs' own parser would build of the same bytes.
+//! A reply arrives in pieces of any size, from a peer that may never send the rest, so the decoder
+//! is a state machine that stops anywhere and goes on there. It keeps its own stack, so that no
+//! nesting can overflow the thread's; it remembers how far it has looked for a line end, so that no
+//! byte is scanned twice; it moves the parts of an unfinished bulk string into their place as they
+//! come, so that the read buffer stays small, and lets a large one be read straight into its place
+//! ([`Decoder::rest_of_string`]); and it reserves memory by what has arrived, never by what a
+//! length claims. The values are those that redis-rs' own parser would build of the same bytes.
 //!
-//! The streamed strings and aggregates of the RESP3 specification (`$?`, `*?`) are sent by no server and
-//! refused as a bad length.
+//! The streamed strings and aggregates of the RESP3 specification (`$?`, `*?`) are sent by no
+//! server and refused as a bad length.
 
 mod aggregate;
 mod scalar;
@@ -23,22 +23,24 @@ use scalar::{Blob, Header, Number, header, line_end, line_value, number};
 
 /// What one reply may cost. All limits hold per top-level value.
 ///
-/// They guard against a peer that is broken or hostile, so the defaults admit whatever a healthy Redis can
-/// answer in practice. A reply past a limit ends the connection: the stream cannot be followed any further.
+/// They guard against a peer that is broken or hostile, so the defaults admit whatever a healthy
+/// Redis can answer in practice. A reply past a limit ends the connection: the stream cannot be
+/// followed any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// How many aggregates may be nested. Default 128; redis-rs refuses at 100.
     pub depth: usize,
     /// How many values a reply may consist of, whatever their nesting. Default 16 777 216.
     pub elements: usize,
-    /// Bytes of one bulk string, verbatim string or blob error. Default 512 MiB, which is Redis' own
-    /// `proto-max-bulk-len`.
+    /// Bytes of one bulk string, verbatim string or blob error. Default 512 MiB, which is Redis'
+    /// own `proto-max-bulk-len`.
     pub bulk_bytes: usize,
-    /// Bytes of one line (simple string, error, big number, double), without its line end. Default 1 MiB.
+    /// Bytes of one line (simple string, error, big number, double), without its line end. Default
+    /// 1 MiB.
     pub line_bytes: usize,
-    /// Bytes of memory that the decoded reply holds: its strings, and the size of a [`Value`] for each of its
-    /// elements. Default 1 GiB, the worst case of memory for one reply (twice that for a moment, while a
-    /// growing buffer moves).
+    /// Bytes of memory that the decoded reply holds: its strings, and the size of a [`Value`] for
+    /// each of its elements. Default 1 GiB, the worst case of memory for one reply (twice that for
+    /// a moment, while a growing buffer moves).
     pub total_bytes: usize,
 }
 
@@ -65,12 +67,13 @@ pub struct Decoded {
 
 /// Why the bytes are not a reply that can be accepted.
 ///
-/// After any of these the position in the stream is lost: the connection has to be closed and the decoder
-/// dropped with it.
+/// After any of these the position in the stream is lost: the connection has to be closed and the
+/// decoder dropped with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum DecodeError {
-    /// A value began with a byte that names no type. Plain text or TLS on the wrong port looks like this.
+    /// A value began with a byte that names no type. Plain text or TLS on the wrong port looks like
+    /// this.
     #[error(
         "a reply began with byte {byte:#04x}, which is no RESP type; is the peer a Redis server, and is TLS set as it expects?"
     )]
@@ -78,13 +81,15 @@ pub enum DecodeError {
         /// The byte found.
         byte: u8,
     },
-    /// The length of a string or aggregate is not a number, or negative where there is no null form.
+    /// The length of a string or aggregate is not a number, or negative where there is no null
+    /// form.
     #[error("the length of a `{sigil}` reply is not a valid number")]
     BadLength {
         /// The type of the value.
         sigil: char,
     },
-    /// The content of a number, boolean, null, verbatim string or push is not what its type demands.
+    /// The content of a number, boolean, null, verbatim string or push is not what its type
+    /// demands.
     #[error("the content of a `{sigil}` reply is malformed")]
     BadContent {
         /// The type of the value.
@@ -180,12 +185,13 @@ impl Decoder {
 
     /// Takes in what has arrived, up to the end of the first complete top-level value.
     ///
-    /// `input` begins where the last call's [`consumed`](Decoded::consumed) ended, so bytes that were not
-    /// consumed are given again, with more behind them. Finished children of an unfinished aggregate and
-    /// parts of an unfinished string are consumed; what is not is at most one line.
+    /// `input` begins where the last call's [`consumed`](Decoded::consumed) ended, so bytes that
+    /// were not consumed are given again, with more behind them. Finished children of an unfinished
+    /// aggregate and parts of an unfinished string are consumed; what is not is at most one line.
     ///
     /// # Errors
-    /// [`DecodeError`] if the bytes are not RESP or the reply passes a limit. The stream is then lost.
+    /// [`DecodeError`] if the bytes are not RESP or the reply passes a limit. The stream is then
+    /// lost.
     #[inline]
     pub fn decode(&mut self, input: &[u8]) -> Result<Decoded, DecodeError> {
         if self.is_idle()
@@ -198,8 +204,8 @@ impl Decoder {
         self.walk(input)
     }
 
-    /// The replies that most commands get, if they are all there: what [`walk`](Self::walk) would make of
-    /// them, without its state.
+    /// The replies that most commands get, if they are all there: what [`walk`](Self::walk) would
+    /// make of them, without its state.
     #[inline]
     fn usual(&self, input: &[u8]) -> Option<(Value, usize)> {
         match input {
@@ -237,8 +243,9 @@ impl Decoder {
         }
     }
 
-    /// Where to read the next bytes to, without another copy, if at least `least` of what is missing belong to one string. Everything given to
-    /// [`decode`](Self::decode) must have been consumed, as it is in the midst of a string.
+    /// Where to read the next bytes to, without another copy, if at least `least` of what is
+    /// missing belong to one string. Everything given to [`decode`](Self::decode) must have been
+    /// consumed, as it is in the midst of a string.
     pub fn rest_of_string(&mut self, least: usize) -> Option<Limit<&mut Vec<u8>>> {
         let blob = self.blob.as_mut()?;
         let missing = blob.missing();
@@ -250,13 +257,14 @@ impl Decoder {
         Some((&mut blob.content).limit(room.min(missing)))
     }
 
-    /// Whether the decoder stands between two top-level values. Bytes that it did not consume are the
-    /// caller's to know of.
+    /// Whether the decoder stands between two top-level values. Bytes that it did not consume are
+    /// the caller's to know of.
     pub fn is_idle(&self) -> bool {
         self.stack.is_empty() && self.blob.is_none()
     }
 
-    /// Whether what is being decoded is a push message, which answers no request. `next` is the first byte that is not consumed.
+    /// Whether what is being decoded is a push message, which answers no request. `next` is the
+    /// first byte that is not consumed.
     pub fn is_in_push(&self, next: Option<&u8>) -> bool {
         match self.stack.first() {
             Some(outermost) => outermost.sigil == b'>',
@@ -413,8 +421,8 @@ impl Decoder {
         line_value(sigil, &rest[1..end]).map(Step::Value)
     }
 
-    /// Puts a finished value into the innermost open aggregate. Answers with the outermost one once that is
-    /// complete.
+    /// Puts a finished value into the innermost open aggregate. Answers with the outermost one once
+    /// that is complete.
     #[inline]
     fn add(&mut self, mut value: Value) -> Result<Option<Value>, DecodeError> {
         while let Some(frame) = self.stack.last_mut() {

@@ -1,8 +1,8 @@
 //! Commands into bytes.
 //!
-//! One pass and no buffer in between: the caller hands over the buffer that it is going to write to the
-//! socket, and many commands go into it before one system call takes them all. Arguments are bytes; nothing
-//! here looks at what they mean.
+//! One pass and no buffer in between: the caller hands over the buffer that it is going to write to
+//! the socket, and many commands go into it before one system call takes them all. Arguments are
+//! bytes; nothing here looks at what they mean.
 
 use crate::redis_rs::CommandRef;
 
@@ -14,8 +14,8 @@ use crate::redis_rs::CommandRef;
 /// assert_eq!(out, b"*2\r\n$3\r\nGET\r\n$3\r\nkey\r\n");
 /// ```
 ///
-/// A command without arguments is encoded as `*0`, which Redis ignores and never answers; callers refuse it
-/// beforehand ([`classify`](crate::command::classify) says so).
+/// A command without arguments is encoded as `*0`, which Redis ignores and never answers; callers
+/// refuse it beforehand ([`classify`](crate::command::classify) says so).
 pub fn command<'a>(args: impl ExactSizeIterator<Item = &'a [u8]>, out: &mut Vec<u8>) {
     header(b'*', args.len(), out);
     for arg in args {

@@ -1,5 +1,6 @@
-//! The breaker against a model of it that is slow and obvious: it keeps every call of the present generation in a
-//! list and counts it anew each time. Any sequence of operations, in virtual time, must find the two in agreement.
+//! The breaker against a model of it that is slow and obvious: it keeps every call of the present
+//! generation in a list and counts it anew each time. Any sequence of operations, in virtual time,
+//! must find the two in agreement.
 
 use std::time::{Duration, Instant};
 

@@ -1,5 +1,5 @@
-//! One invocation of each command that has keys or writes, and of each choice of arguments that is judged
-//! differently, with what must be there before it is run.
+//! One invocation of each command that has keys or writes, and of each choice of arguments that is
+//! judged differently, with what must be there before it is run.
 
 use steadfast_core::command::Effect::{self, Accumulating, Conditional, LastWins, Opaque, Read};
 
@@ -27,8 +27,8 @@ const STREAM: &str = "XADD k 1-1 f v; XADD k 2-1 f v; XADD k 3-1 f v; XGROUP CRE
 const PENDING: &str =
     "XADD k 1-1 f v; XADD k 2-1 f v; XGROUP CREATE k g 0; XREADGROUP GROUP g c STREAMS k >";
 
-/// These run against the server: what they claim must show. In a word of a command, `''` is the empty string
-/// and `<dump>` what DUMP says of the key `from`.
+/// These run against the server: what they claim must show. In a word of a command, `''` is the
+/// empty string and `<dump>` what DUMP says of the key `from`.
 pub(crate) static RUN: &[Sample] = &[
     // Strings.
     s("SET k v", "GET k", Read),
@@ -321,8 +321,8 @@ pub(crate) static RUN: &[Sample] = &[
     s("", "SCRIPT LOAD return", LastWins),
 ];
 
-/// These are only looked at: what they do needs a second server, a script or a listener, shows only after a while or beside
-/// another client, or hides from the server's own digest.
+/// These are only looked at: what they do needs a second server, a script or a listener, shows only
+/// after a while or beside another client, or hides from the server's own digest.
 pub(crate) static LOOK: &[Sample] = &[
     s("", "SET k v XX", Conditional),
     s("", "EXPIRE k 59", Conditional),

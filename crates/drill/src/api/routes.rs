@@ -1,4 +1,5 @@
-//! The paths of the API. What Toxiproxy leaves out it means as zero, and what it does not know it says in its own words.
+//! The paths of the API. What Toxiproxy leaves out it means as zero, and what it does not know it
+//! says in its own words.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -125,8 +126,8 @@ async fn populate(State(proxies): State<Proxies>, body: Bytes) -> Result<Respons
     Ok((StatusCode::CREATED, Json(json!({ "proxies": shown }))).into_response())
 }
 
-/// Starts all of the new ones, or none: then those of the same names are as before. What waits for a port of one that it
-/// replaces comes last.
+/// Starts all of the new ones, or none: then those of the same names are as before. What waits for
+/// a port of one that it replaces comes last.
 async fn replaced(
     proxies: &Proxies,
     all: &mut BTreeMap<String, Entry>,

@@ -4,7 +4,8 @@ use super::stage::{Admits, Item, Out, Stage};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Passes `rate` kilobytes (of 1 000 bytes) a second, evenly; the sender is slowed down by it too. A rate of 0 passes nothing.
+/// Passes `rate` kilobytes (of 1 000 bytes) a second, evenly; the sender is slowed down by it too.
+/// A rate of 0 passes nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Bandwidth {

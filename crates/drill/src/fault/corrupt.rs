@@ -6,7 +6,8 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Changes one byte in a share of the pieces that pass (a piece is what one read from the socket brought).
+/// Changes one byte in a share of the pieces that pass (a piece is what one read from the socket
+/// brought).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Corrupt {

@@ -4,9 +4,10 @@ use super::stage::{Admits, Item, Out, Stage};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Takes all that is sent and keeps it until the fault is removed, even when the sender has closed or reset its connection meanwhile:
-/// then it still reaches the receiver, late, as bytes do that were left in a socket or a router. Keeps at most 64 MiB a
-/// connection, after which the sender is no longer read from.
+/// Takes all that is sent and keeps it until the fault is removed, even when the sender has closed
+/// or reset its connection meanwhile: then it still reaches the receiver, late, as bytes do that
+/// were left in a socket or a router. Keeps at most 64 MiB a connection, after which the sender is
+/// no longer read from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Hold {}

@@ -6,7 +6,8 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Delays everything, the end of the connection too, by `latency` give or take `jitter`, and never reorders.
+/// Delays everything, the end of the connection too, by `latency` give or take `jitter`, and never
+/// reorders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Latency {

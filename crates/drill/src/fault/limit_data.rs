@@ -4,7 +4,8 @@ use super::stage::{Item, Out, Stage};
 use serde::{Deserialize, Serialize};
 use std::time::Instant;
 
-/// Closes a connection once `bytes` have passed since the fault took hold of it; not one more passes.
+/// Closes a connection once `bytes` have passed since the fault took hold of it; not one more
+/// passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LimitData {

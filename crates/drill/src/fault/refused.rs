@@ -1,5 +1,6 @@
-//! Which commands a server refuses in which state, by the flags of its own table of commands (`COMMAND`, Redis 7.0). A test holds
-//! these lists against a real server. Scripts have no such flags, as what they do is not known before: here they are taken to write.
+//! Which commands a server refuses in which state, by the flags of its own table of commands
+//! (`COMMAND`, Redis 7.0). A test holds these lists against a real server. Scripts have no such
+//! flags, as what they do is not known before: here they are taken to write.
 
 use super::resp::is_called;
 
@@ -119,7 +120,8 @@ const WRITE_WITHOUT_MEMORY: [&str; 49] = [
     "ZREMRANGEBYSCORE",
 ];
 
-/// Flag `loading`: answered while the server reads its data. A command alone stands for all its subcommands.
+/// Flag `loading`: answered while the server reads its data. A command alone stands for all its
+/// subcommands.
 const ANSWERED_WHILE_LOADING: [&str; 44] = [
     "ACL",
     "AUTH",

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Accepts and at once resets the next `n` connections; later ones pass. It concerns the whole proxy.
+/// Accepts and at once resets the next `n` connections; later ones pass. It concerns the whole
+/// proxy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RejectNext {

@@ -5,7 +5,8 @@ use super::stage::{Item, Out, Stage};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Resets connections (a TCP RST to either side) `timeout` after it takes hold of them; until then bytes vanish.
+/// Resets connections (a TCP RST to either side) `timeout` after it takes hold of them; until then
+/// bytes vanish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ResetPeer {

@@ -1,8 +1,8 @@
 //! Which commands a fault concerns, and what becomes of their answers.
 //!
-//! The bytes of a connection are not enough for these: a command answered by the proxy, or late, must still have its answer
-//! in its place among the others. So the proxy follows both directions (see `proxy/exchange.rs`), and these faults only
-//! say what is to be done with a command.
+//! The bytes of a connection are not enough for these: a command answered by the proxy, or late,
+//! must still have its answer in its place among the others. So the proxy follows both directions
+//! (see `proxy/exchange.rs`), and these faults only say what is to be done with a command.
 
 use super::error::{FaultError, within};
 use bytes::Bytes;
@@ -22,12 +22,13 @@ pub(crate) struct RespFault {
 pub(crate) enum Treatment {
     /// The server never sees it, and this is the answer.
     Answer(Bytes),
-    /// The server never sees it, and this error is the answer; what else a server does that refuses a command (it remembers so in a transaction)
-    /// is done too.
+    /// The server never sees it, and this error is the answer; what else a server does that refuses
+    /// a command (it remembers so in a transaction) is done too.
     Refuse(Bytes),
     /// It runs, and its answer comes so much later (and with it all that come after it).
     Delay(Duration),
-    /// It runs, and its answer comes when the fault is removed (and with it all that come after it).
+    /// It runs, and its answer comes when the fault is removed (and with it all that come after
+    /// it).
     Silence,
 }
 

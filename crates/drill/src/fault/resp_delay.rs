@@ -6,8 +6,8 @@ use super::resp::{RespFault, Treatment, always, check};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
-/// Lets commands run, and keeps their answers for `delay`. What was asked after them on the same connection waits behind them, as it
-/// does with a server that runs one command at a time.
+/// Lets commands run, and keeps their answers for `delay`. What was asked after them on the same
+/// connection waits behind them, as it does with a server that runs one command at a time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RespDelay {

@@ -6,16 +6,17 @@ use super::resp::{Commands, RespFault, Treatment, always, check};
 use serde::{Deserialize, Serialize};
 use steadfast_core::command::classify;
 
-/// Answers commands with an error; the server never sees them. Within MULTI it is told that something was refused, so EXEC aborts as it does
-/// after any refusal.
+/// Answers commands with an error; the server never sees them. Within MULTI it is told that
+/// something was refused, so EXEC aborts as it does after any refusal.
 ///
-/// `error` is the line without its `-`, or one of these names, which stand for what Redis says in that state, to those commands
-/// that it then refuses (as long as `commands` does not choose others):
-/// `loading`, `readonly`, `moved`, `oom`, `busy`, `noauth`.
+/// `error` is the line without its `-`, or one of these names, which stand for what Redis says in
+/// that state, to those commands that it then refuses (as long as `commands` does not choose
+/// others): `loading`, `readonly`, `moved`, `oom`, `busy`, `noauth`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RespError {
-    /// Which commands, as `GET` or `CLIENT KILL`. Default: those that a server in that state refuses; for any other error, all.
+    /// Which commands, as `GET` or `CLIENT KILL`. Default: those that a server in that state
+    /// refuses; for any other error, all.
     #[serde(default)]
     pub commands: Vec<String>,
     /// How many of them, drawn by the seed. Default: 100.

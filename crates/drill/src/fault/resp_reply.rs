@@ -14,7 +14,8 @@ pub struct RespReply {
     /// How many of them, drawn by the seed. Default: 100.
     #[serde(default = "always")]
     pub percentage: f64,
-    /// The reply, as it goes over the wire (`"+OK\r\n"`). It may be anything: also what is no reply, or more than one.
+    /// The reply, as it goes over the wire (`"+OK\r\n"`). It may be anything: also what is no
+    /// reply, or more than one.
     pub reply: String,
 }
 

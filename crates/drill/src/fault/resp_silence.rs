@@ -4,8 +4,8 @@ use super::error::FaultError;
 use super::resp::{RespFault, Treatment, always, check};
 use serde::{Deserialize, Serialize};
 
-/// Lets commands run and keeps their answers until the fault is removed. Replies carry no number, so what was asked after them on
-/// the same connection is not answered either.
+/// Lets commands run and keeps their answers until the fault is removed. Replies carry no number,
+/// so what was asked after them on the same connection is not answered either.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RespSilence {

@@ -6,7 +6,8 @@ use fastrand::Rng;
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Cuts what is sent into pieces of about `average_size` bytes, each written by itself, `delay` apart.
+/// Cuts what is sent into pieces of about `average_size` bytes, each written by itself, `delay`
+/// apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Slicer {

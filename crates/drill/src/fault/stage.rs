@@ -19,9 +19,11 @@ pub(crate) enum Item {
 /// Items and the moments from which they may go on; in order of both.
 pub(crate) type Out = Vec<(Instant, Item)>;
 
-/// A fault at work on one direction of one connection, from the moment at which it takes hold there until that at which it is removed.
+/// A fault at work on one direction of one connection, from the moment at which it takes hold there
+/// until that at which it is removed.
 pub(crate) trait Stage: Send {
-    /// Takes what arrives at `at` (which may lie ahead, where an earlier fault delays it), and puts into `out` what becomes of it.
+    /// Takes what arrives at `at` (which may lie ahead, where an earlier fault delays it), and puts
+    /// into `out` what becomes of it.
     fn pass(&mut self, item: Item, at: Instant, out: &mut Out);
 
     /// Whether it admits more at `now`; or from when on, or not until something else happens.

@@ -5,14 +5,17 @@ use super::stage::{Item, Out, Stage};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
-/// Bytes vanish, and so does the end of the connection: no FIN, no RST. After `timeout` the connection is closed; with a
-/// `timeout` of zero it stays. It is closed when the fault is removed, since a stream with a hole in it serves nobody.
+/// Bytes vanish, and so does the end of the connection: no FIN, no RST. After `timeout` the
+/// connection is closed; with a `timeout` of zero it stays. It is closed when the fault is removed,
+/// since a stream with a hole in it serves nobody.
 ///
-/// A network that is cut and mended again loses nothing on the connections that survive: that is [`Stall`](super::Stall).
+/// A network that is cut and mended again loses nothing on the connections that survive: that is
+/// [`Stall`](super::Stall).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Timeout {
-    /// How long after it takes hold of a connection that is closed. Milliseconds when written. Zero, the default: never.
+    /// How long after it takes hold of a connection that is closed. Milliseconds when written.
+    /// Zero, the default: never.
     #[serde(with = "millis", default)]
     pub timeout: Duration,
 }

@@ -18,7 +18,8 @@ use std::time::Instant;
 /// use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 ///
 /// let toxic: Toxic = serde_json::from_str(
-///     r#"{"name": "slow", "type": "latency", "stream": "upstream", "toxicity": 0.5, "attributes": {"latency": 100}}"#,
+///     r#"{"name": "slow", "type": "latency", "stream": "upstream", "toxicity": 0.5,
+///         "attributes": {"latency": 100}}"#,
 /// )?;
 /// assert_eq!(toxic.direction, Direction::Upstream);
 /// assert_eq!(toxic.fault, Fault::Latency(Latency::of_millis(100)));
@@ -29,9 +30,11 @@ use std::time::Instant;
 pub struct Toxic {
     /// What it is called. Default: the fault's name and the direction, `latency_downstream`.
     pub name: String,
-    /// Which way the bytes go that it touches. Default: downstream. Without meaning for `down`, `reject_next` and the RESP faults.
+    /// Which way the bytes go that it touches. Default: downstream. Without meaning for `down`,
+    /// `reject_next` and the RESP faults.
     pub direction: Direction,
-    /// The share of connections that it takes hold of, 0 to 1. Default: 1. Without meaning for `down` and `reject_next`.
+    /// The share of connections that it takes hold of, 0 to 1. Default: 1. Without meaning for
+    /// `down` and `reject_next`.
     pub toxicity: f64,
     /// What it does.
     pub fault: Fault,

@@ -110,7 +110,8 @@ impl Child {
     /// is what befalls the server, and then the folder, which must be a temporary one, is removed.
     ///
     /// # Errors
-    /// [`ProcessError::Folder`] when the log cannot be written, [`ProcessError::Spawn`] when the system refuses to fork.
+    /// [`ProcessError::Folder`] when the log cannot be written, [`ProcessError::Spawn`] when the
+    /// system refuses to fork.
     pub fn spawn(
         program: &Path,
         args: &[OsString],

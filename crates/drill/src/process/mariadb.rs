@@ -1,7 +1,7 @@
 //! A private MariaDB, for a source of truth that can be killed, frozen and made slow.
 //!
-//! Nothing is synced to disk, only written: a crash of the server, which is what is tried here, loses nothing by that, and it
-//! is what makes starting one bearable in a test.
+//! Nothing is synced to disk, only written: a crash of the server, which is what is tried here,
+//! loses nothing by that, and it is what makes starting one bearable in a test.
 
 use super::child::Death;
 use super::server::Server;
@@ -15,7 +15,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
-/// A running (or killed, or frozen) MariaDB with one empty database, `steadfast`, and `root` without a password.
+/// A running (or killed, or frozen) MariaDB with one empty database, `steadfast`, and `root`
+/// without a password.
 #[derive(Debug)]
 pub struct MariaDb {
     program: PathBuf,
@@ -36,13 +37,14 @@ impl MariaDb {
     /// Starts one on a free port and waits until it answers. As root, it runs as the user `mysql`.
     ///
     /// # Errors
-    /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`], [`ProcessError::Setup`],
-    /// [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
+    /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`],
+    /// [`ProcessError::Setup`], [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
     pub async fn start() -> Result<Self, ProcessError> {
         Self::start_as(None).await
     }
 
-    /// One that speaks TLS to who asks for it. `client_certificates` means nothing here: a user may `REQUIRE X509`.
+    /// One that speaks TLS to who asks for it. `client_certificates` means nothing here: a user may
+    /// `REQUIRE X509`.
     ///
     /// # Errors
     /// See [`MariaDb::start`].
@@ -63,7 +65,8 @@ impl MariaDb {
         let mut args = vec![
             OsString::from("--no-defaults"),
             setting("datadir", folder.join("data")),
-            // A server that starts removes the temporary tables that it finds: in a folder that all share, those of others too.
+            // A server that starts removes the temporary tables that it finds: in a folder that all
+            // share, those of others too.
             setting("tmpdir", folder),
         ];
         if let Some(user) = user {
@@ -115,7 +118,8 @@ impl MariaDb {
         self.server.end(Death::Asked).await;
     }
 
-    /// Kills it if it runs, and starts it again on the same port with the data it had; waits until it answers.
+    /// Kills it if it runs, and starts it again on the same port with the data it had; waits until
+    /// it answers.
     ///
     /// # Errors
     /// See [`MariaDb::start`].
@@ -142,7 +146,8 @@ const FAST: [&str; 9] = [
     "--innodb-log-file-size=8M",
     "--innodb-buffer-pool-size=32M",
     "--sync-frm=OFF",
-    // The system tables are kept by another engine, which syncs hundreds of times while they are made: minutes on a slow disk.
+    // The system tables are kept by another engine, which syncs hundreds of times while they are
+    // made: minutes on a slow disk.
     "--loose-debug-no-sync",
     "--skip-log-bin",
 ];
@@ -198,7 +203,8 @@ async fn install(installer: PathBuf, args: &[OsString], folder: &Path) -> Result
     })
 }
 
-/// Whether the server greets who connects: a packet whose payload begins with the protocol's version, 10.
+/// Whether the server greets who connects: a packet whose payload begins with the protocol's
+/// version, 10.
 async fn greets(addr: SocketAddr) -> bool {
     let greeted = async {
         let mut stream = TcpStream::connect(addr).await?;

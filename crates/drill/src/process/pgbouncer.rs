@@ -1,4 +1,5 @@
-//! A private PgBouncer before a private PostgreSQL: it hands sessions of the server from client to client, and so shows what trusts one.
+//! A private PgBouncer before a private PostgreSQL: it hands sessions of the server from client to
+//! client, and so shows what trusts one.
 
 use super::child::Death;
 use super::postgres::{as_user, is_ready};
@@ -33,7 +34,8 @@ pub enum PoolMode {
 }
 
 impl PgBouncer {
-    /// Starts one on a free port, with so many sessions of `postgres`, and waits until it answers. `settings` are lines of its configuration.
+    /// Starts one on a free port, with so many sessions of `postgres`, and waits until it answers.
+    /// `settings` are lines of its configuration.
     ///
     /// # Errors
     /// As [`Postgres::start`].

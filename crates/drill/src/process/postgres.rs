@@ -1,8 +1,9 @@
 //! A private PostgreSQL, for a source of truth that can be killed, frozen and made slow.
 //!
-//! PostgreSQL differs from the other servers in that it serves each connection by a process of its own, which outlives
-//! its parent for a moment and goes on while the parent is stopped; so the family is signalled as one. And it
-//! keeps a segment of System V shared memory that no crash removes; so that is given back here.
+//! PostgreSQL differs from the other servers in that it serves each connection by a process of its
+//! own, which outlives its parent for a moment and goes on while the parent is stopped; so the
+//! family is signalled as one. And it keeps a segment of System V shared memory that no crash
+//! removes; so that is given back here.
 
 use super::child::Death;
 use super::server::Server;
@@ -44,17 +45,18 @@ impl Deref for Postgres {
 }
 
 impl Postgres {
-    /// Starts one on a free port and waits until it answers. As root, it runs as the user `postgres`.
+    /// Starts one on a free port and waits until it answers. As root, it runs as the user
+    /// `postgres`.
     ///
     /// # Errors
-    /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`], [`ProcessError::Setup`],
-    /// [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
+    /// [`ProcessError::NotInstalled`], [`ProcessError::NoUser`], [`ProcessError::Folder`],
+    /// [`ProcessError::Setup`], [`ProcessError::Ended`], [`ProcessError::Silent`] after 30 s.
     pub async fn start() -> Result<Self, ProcessError> {
         Self::start_as(None).await
     }
 
-    /// One that speaks TLS to who asks for it, and asks them for a certificate if `client_certificates` says so; without TLS it
-    /// lets anyone in as ever.
+    /// One that speaks TLS to who asks for it, and asks them for a certificate if
+    /// `client_certificates` says so; without TLS it lets anyone in as ever.
     ///
     /// # Errors
     /// See [`Postgres::start`].
@@ -149,7 +151,8 @@ impl Postgres {
         self.server.end(Death::Interrupted).await;
     }
 
-    /// Kills it if it runs, and starts it again on the same port with the data it had; waits until it answers.
+    /// Kills it if it runs, and starts it again on the same port with the data it had; waits until
+    /// it answers.
     ///
     /// # Errors
     /// See [`Postgres::start`].
@@ -177,7 +180,8 @@ impl Postgres {
 
 const PACKAGE: &str = "postgresql";
 
-/// Small, without a wait for a disk, and with no shared memory but one segment and what is in its folder.
+/// Small, without a wait for a disk, and with no shared memory but one segment and what is in its
+/// folder.
 const SETTINGS: [&str; 8] = [
     "listen_addresses=127.0.0.1",
     "unix_socket_directories=",
@@ -264,7 +268,8 @@ async fn install(initdb: &Path, data: &Path, user: Option<User>) -> Result<(), P
     })
 }
 
-/// Whether the server lets `postgres` in: an authentication request, rather than an error, answers the start-up message.
+/// Whether the server lets `postgres` in: an authentication request, rather than an error, answers
+/// the start-up message.
 pub(super) async fn is_ready(addr: SocketAddr) -> bool {
     const START: &[u8] = b"\0\x03\0\0user\0postgres\0database\0postgres\0\0";
     const TERMINATE: &[u8] = b"X\0\0\0\x04";

@@ -171,8 +171,9 @@ impl RedisBuilder {
     /// Starts the server and waits until it answers PING.
     ///
     /// # Errors
-    /// [`ProcessError::NotInstalled`], [`ProcessError::PortTaken`], [`ProcessError::Folder`], [`ProcessError::DiskFull`],
-    /// [`ProcessError::Ended`] with the line of its log that tells why, [`ProcessError::Silent`] after 30 s.
+    /// [`ProcessError::NotInstalled`], [`ProcessError::PortTaken`], [`ProcessError::Folder`],
+    /// [`ProcessError::DiskFull`], [`ProcessError::Ended`] with the line of its log that tells why,
+    /// [`ProcessError::Silent`] after 30 s.
     pub async fn start(self) -> Result<Redis, ProcessError> {
         let program = self.find_program()?;
         let mut attempts = 0;

@@ -1,6 +1,7 @@
-//! A folder that goes with the process that made it. A server's own watcher removes the server's folder, but there is none while
-//! the server is killed, and a subject's database has none at all. So a drill keeps all its files in one folder, and that is watched
-//! for as long as the drill lasts, by the same means as a server (see [`super::Child`]).
+//! A folder that goes with the process that made it. A server's own watcher removes the server's
+//! folder, but there is none while the server is killed, and a subject's database has none at all.
+//! So a drill keeps all its files in one folder, and that is watched for as long as the drill
+//! lasts, by the same means as a server (see [`super::Child`]).
 
 use super::ProcessError;
 use std::os::unix::process::CommandExt;
@@ -8,7 +9,8 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
-/// Removes `$1` once the pipe on its standard input is closed. What still dies in there may write meanwhile, so it tries again.
+/// Removes `$1` once the pipe on its standard input is closed. What still dies in there may write
+/// meanwhile, so it tries again.
 const SCRIPT: &str = r#"
 trap '' HUP INT TERM QUIT
 read -r _
@@ -16,7 +18,8 @@ turns=0
 until rm -rf -- "$1" || [ $turns -ge 100 ]; do sleep 0.2; turns=$((turns + 1)); done
 "#;
 
-/// A folder for files. Dropped, it is removed; and also when this process is gone without having dropped anything.
+/// A folder for files. Dropped, it is removed; and also when this process is gone without having
+/// dropped anything.
 #[derive(Debug)]
 pub struct Scratch {
     folder: TempDir,
@@ -27,7 +30,8 @@ impl Scratch {
     /// A new folder within the system's place for temporary files, whose name begins with `prefix`.
     ///
     /// # Errors
-    /// [`ProcessError::Folder`] when it cannot be made, [`ProcessError::Spawn`] when the system refuses to fork.
+    /// [`ProcessError::Folder`] when it cannot be made, [`ProcessError::Spawn`] when the system
+    /// refuses to fork.
     pub fn new(prefix: &str) -> Result<Self, ProcessError> {
         let folder = tempfile::Builder::new()
             .prefix(prefix)

@@ -1,4 +1,5 @@
-//! One client's connection: dials the server, and runs both lanes in one task until either side, or a fault, ends it.
+//! One client's connection: dials the server, and runs both lanes in one task until either side, or
+//! a fault, ends it.
 
 use super::exchange::Exchange;
 use super::lane::{Flow, Lane};
@@ -13,8 +14,8 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::Sleep;
 
-/// How long the server may take to accept a connection. Beyond any client's patience: a frozen server with a full
-/// backlog is to look from behind the proxy as it does without.
+/// How long the server may take to accept a connection. Beyond any client's patience: a frozen
+/// server with a full backlog is to look from behind the proxy as it does without.
 const DIAL_LIMIT: Duration = Duration::from_secs(60);
 
 /// All that a connection is started with.

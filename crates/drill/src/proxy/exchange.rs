@@ -1,15 +1,17 @@
-//! Follows a connection command by command, so that some can be answered otherwise, late or not at all.
+//! Follows a connection command by command, so that some can be answered otherwise, late or not at
+//! all.
 //!
-//! Replies carry no number: the n-th belongs to the n-th command. So each command leaves a place in a row of answers, to be
-//! filled by the server's next reply or by one made here, and answers leave from the head of that row only. RESP3's pushes
-//! belong to no command and pass at once.
+//! Replies carry no number: the n-th belongs to the n-th command. So each command leaves a place in
+//! a row of answers, to be filled by the server's next reply or by one made here, and answers leave
+//! from the head of that row only. RESP3's pushes belong to no command and pass at once.
 //!
-//! Where the row cannot be known any longer (subscriptions in RESP2, MONITOR, CLIENT REPLY, replication, bytes that are no
-//! RESP, one command or reply that takes more than 64 MiB), the connection is no longer followed: its bytes pass as they are. Only
-//! if answers made here would then be missing among the server's, the connection is reset.
+//! Where the row cannot be known any longer (subscriptions in RESP2, MONITOR, CLIENT REPLY,
+//! replication, bytes that are no RESP, one command or reply that takes more than 64 MiB), the
+//! connection is no longer followed: its bytes pass as they are. Only if answers made here would
+//! then be missing among the server's, the connection is reset.
 //!
-//! What is kept is bounded: past 16 MiB of answers that do not have their turn, or of places in the row, the side that would add to them
-//! is not read from, as with a server that does not answer.
+//! What is kept is bounded: past 16 MiB of answers that do not have their turn, or of places in the
+//! row, the side that would add to them is not read from, as with a server that does not answer.
 
 use super::{ToxicId, Way};
 use crate::fault::{RespFault, Treatment};
@@ -41,9 +43,11 @@ pub(super) struct Exchange {
     lost: bool,
     /// Answers made here have lost their places among the server's.
     broken: bool,
-    /// Grows by one with every change of the faults, so that a command from before one is told from those after it.
+    /// Grows by one with every change of the faults, so that a command from before one is told from
+    /// those after it.
     era: u32,
-    /// Commands that the server answered and that nobody has asked about yet; see [`Exchange::take_answered`].
+    /// Commands that the server answered and that nobody has asked about yet; see
+    /// [`Exchange::take_answered`].
     answered: u64,
 }
 
@@ -55,7 +59,8 @@ struct Placed {
     treated: Arc<AtomicU64>,
 }
 
-/// What may wait each way for its turn. The worst case of memory is this and [`LARGEST`], each way, and what one read adds.
+/// What may wait each way for its turn. The worst case of memory is this and [`LARGEST`], each way,
+/// and what one read adds.
 const KEPT: usize = 16 << 20;
 /// The memory that one command or one reply may take while it is followed.
 const LARGEST: usize = 64 << 20;
@@ -64,13 +69,15 @@ const LARGEST: usize = 64 << 20;
 struct Place {
     /// What was made here; else the server's next reply belongs here.
     answer: Option<Bytes>,
-    /// The server was told something in place of the command: its next reply is taken out for what was made here.
+    /// The server was told something in place of the command: its next reply is taken out for what
+    /// was made here.
     replaces: bool,
     /// Not to be left before.
     not_before: Option<Instant>,
     /// Not to be left while this fault lasts.
     silenced_by: Option<ToxicId>,
-    /// The era in which it came; nothing if it is a command that only sets up or checks the connection.
+    /// The era in which it came; nothing if it is a command that only sets up or checks the
+    /// connection.
     era: Option<u32>,
 }
 
@@ -132,8 +139,8 @@ impl Exchange {
         self.era = self.era.wrapping_add(1);
     }
 
-    /// Returns how many commands the server answered since the last call. Those that came in an earlier era do not count: their answers
-    /// may only have waited for the end of a fault.
+    /// Returns how many commands the server answered since the last call. Those that came in an
+    /// earlier era do not count: their answers may only have waited for the end of a fault.
     pub(super) fn take_answered(&mut self) -> u64 {
         std::mem::take(&mut self.answered)
     }
@@ -159,7 +166,8 @@ impl Exchange {
         through.freeze()
     }
 
-    /// Takes bytes of the server; gives those that are for the client: none, once it is broken, as it would take them for other answers.
+    /// Takes bytes of the server; gives those that are for the client: none, once it is broken, as
+    /// it would take them for other answers.
     pub(super) fn replies(&mut self, bytes: &Bytes, now: Instant) -> Bytes {
         if self.broken {
             return Bytes::new();
@@ -305,8 +313,9 @@ fn weight(reply: &Bytes) -> usize {
     size_of::<Bytes>() + reply.len()
 }
 
-/// What a server answers that refuses a command. An EXEC that is refused ends its transaction, and says so, but where a cluster sends it elsewhere
-/// (`rejectCommand` and `processCommand` in Redis' `server.c`).
+/// What a server answers that refuses a command. An EXEC that is refused ends its transaction, and
+/// says so, but where a cluster sends it elsewhere (`rejectCommand` and `processCommand` in Redis'
+/// `server.c`).
 fn refusal_of(args: &[&[u8]], error: &Bytes) -> Bytes {
     let redirects = REDIRECTIONS.iter().any(|code| error[1..].starts_with(code));
     if !is_called(args, &["EXEC"]) || redirects {
@@ -325,7 +334,8 @@ const REDIRECTIONS: [&[u8]; 5] = [
     b"TRYAGAIN ",
 ];
 
-/// Commands by which clients set up and check a connection. A client that sends no others does not use Redis.
+/// Commands by which clients set up and check a connection. A client that sends no others does not
+/// use Redis.
 const SET_UP: [&str; 11] = [
     "AUTH", "CLIENT", "COMMAND", "CONFIG", "ECHO", "HELLO", "INFO", "PING", "QUIT", "ROLE",
     "SELECT",
@@ -336,7 +346,8 @@ const ENDING: [&str; 3] = ["EXEC", "DISCARD", "RESET"];
 
 const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
 
-/// What every server refuses to queue, for want of a key: sent in place of a refused command, it makes EXEC abort.
+/// What every server refuses to queue, for want of a key: sent in place of a refused command, it
+/// makes EXEC abort.
 const SPOILER: &[u8] = b"*1\r\n$3\r\nGET\r\n";
 
 /// Commands after which replies and commands no longer come in pairs.

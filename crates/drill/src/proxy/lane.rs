@@ -1,7 +1,8 @@
 //! One direction of one connection: what is read, what becomes of it, what is written.
 //!
-//! With no fault on it, a lane is a buffer that is filled from one socket and emptied into the other. With faults, what is
-//! read passes through their stages one after another, each of which says when it may go on, and waits in a queue until then.
+//! With no fault on it, a lane is a buffer that is filled from one socket and emptied into the
+//! other. With faults, what is read passes through their stages one after another, each of which
+//! says when it may go on, and waits in a queue until then.
 
 use super::exchange::Exchange;
 use super::{ToxicId, Way};
@@ -50,7 +51,8 @@ pub(super) struct Lane {
 /// Read at once, at most. A pipeline of a thousand commands fits.
 const BUFFER: usize = 64 << 10;
 
-/// Bytes that may wait in a lane's queue before its sender is no longer read from. The worst case of memory per lane.
+/// Bytes that may wait in a lane's queue before its sender is no longer read from. The worst case
+/// of memory per lane.
 const QUEUE_LIMIT: usize = 16 << 20;
 
 impl Lane {
@@ -77,7 +79,8 @@ impl Lane {
         self.stages.push((id, stage));
     }
 
-    /// Removes the stages that are not to `stay`. What they kept, and what they made wait, goes on at once.
+    /// Removes the stages that are not to `stay`. What they kept, and what they made wait, goes on
+    /// at once.
     pub(super) fn retain(&mut self, now: Instant, stay: impl Fn(ToxicId) -> bool) {
         while let Some(place) = self.stages.iter().position(|(id, _)| !stay(*id)) {
             self.queue.iter_mut().for_each(|(due, _)| *due = now);
@@ -88,8 +91,9 @@ impl Lane {
         }
     }
 
-    /// Puts `stage` in the place of that of `old`, if it is here. What the old one kept goes on through the new one; that it would
-    /// end the connection where it is removed does not matter, as the fault goes on.
+    /// Puts `stage` in the place of that of `old`, if it is here. What the old one kept goes on
+    /// through the new one; that it would end the connection where it is removed does not matter,
+    /// as the fault goes on.
     pub(super) fn replace(
         &mut self,
         now: Instant,
@@ -309,7 +313,8 @@ impl Lane {
             .any(|(_, stage)| stage.admits(now) == Admits::Nothing)
     }
 
-    /// An order to close or reset the connection that is due, which holds even where bytes are stalled.
+    /// An order to close or reset the connection that is due, which holds even where bytes are
+    /// stalled.
     fn ordered(&self, now: Instant) -> Flow {
         let due = self.queue.iter().take_while(|(due, _)| *due <= now);
         let orders = due.filter_map(|(_, item)| match item {

@@ -1,5 +1,6 @@
-//! Two reports side by side: another branch, another client, with and without a cache, with Redis well and broken. It works on
-//! the JSON form, so that reports of other days and machines can be compared.
+//! Two reports side by side: another branch, another client, with and without a cache, with Redis
+//! well and broken. It works on the JSON form, so that reports of other days and machines can be
+//! compared.
 
 use comfy_table::Cell;
 use serde_json::Value;
@@ -24,7 +25,8 @@ struct Figure<'a> {
 }
 
 impl<'a> Comparison<'a> {
-    /// Compares two reports, read from their `report.json`; `names` are what they are called in the table.
+    /// Compares two reports, read from their `report.json`; `names` are what they are called in the
+    /// table.
     ///
     /// # Errors
     /// Says which of the two is no report of a drill.
@@ -137,7 +139,8 @@ impl<'a> Comparison<'a> {
     }
 }
 
-/// The phases as the users felt them: those of the load on an application, or those of the drill itself.
+/// The phases as the users felt them: those of the load on an application, or those of the drill
+/// itself.
 fn phases(report: &Value) -> &[Value] {
     let users = report["users"]["phases"].as_array();
     users

@@ -1,4 +1,5 @@
-//! `report.json`, for machines. Its names are promised: they change only with the number in `schema`.
+//! `report.json`, for machines. Its names are promised: they change only with the number in
+//! `schema`.
 
 use serde::Serialize;
 

@@ -1,5 +1,5 @@
-//! The report for CI: each subject that is judged a suite, each key figure a case. Of the control there is one case: whether it did what the
-//! scenario says that it will.
+//! The report for CI: each subject that is judged a suite, each key figure a case. Of the control
+//! there is one case: whether it did what the scenario says that it will.
 
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
-//! The same drill run several times, as one: a single run may owe its verdict to chance. Each figure is the median of the runs
-//! with its range, and it is good only if it was good in every run.
+//! The same drill run several times, as one: a single run may owe its verdict to chance. Each
+//! figure is the median of the runs with its range, and it is good only if it was good in every
+//! run.
 
 use comfy_table::Cell;
 use serde::Serialize;
@@ -60,7 +61,8 @@ pub struct RepeatedControl {
 /// A key figure over several runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct RepeatedKpi {
-    /// The figure of the run in the middle, with its name, phase, target and formula. Good if it was good in each run.
+    /// The figure of the run in the middle, with its name, phase, target and formula. Good if it
+    /// was good in each run.
     #[serde(flatten)]
     pub median: Kpi,
     /// The smallest value that was measured; null if none was.

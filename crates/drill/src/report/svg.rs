@@ -1,5 +1,6 @@
-//! The plots of the page, drawn here so that the page needs no library and prints as it looks. Colours are left to the
-//! page's style sheet by class names, so one drawing serves light, dark and paper.
+//! The plots of the page, drawn here so that the page needs no library and prints as it looks.
+//! Colours are left to the page's style sheet by class names, so one drawing serves light, dark and
+//! paper.
 
 use std::fmt::Write as _;
 

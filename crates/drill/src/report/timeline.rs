@@ -1,5 +1,6 @@
-//! The heart of the report as one picture, for a page that cannot hold the whole: what answered, how fast, and what the connection
-//! did meanwhile, of both side by side. It brings its own colours, light and dark as the reader's system has it.
+//! The heart of the report as one picture, for a page that cannot hold the whole: what answered,
+//! how fast, and what the connection did meanwhile, of both side by side. It brings its own
+//! colours, light and dark as the reader's system has it.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! The page on somebody's own application. What went on inside it is not known here, so nothing is said of it: only what its users
-//! got, what passed the proxy, what it wrote, and how it ended.
+//! The page on somebody's own application. What went on inside it is not known here, so nothing is
+//! said of it: only what its users got, what passed the proxy, what it wrote, and how it ended.
 
 use std::fmt::Write as _;
 

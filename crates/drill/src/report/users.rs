@@ -17,11 +17,14 @@ pub struct Users {
     pub requests: Vec<String>,
     /// What they got in each phase.
     pub phases: Vec<UsersPhase>,
-    /// From the first thing broken to the first request that failed, in milliseconds; null if none did.
+    /// From the first thing broken to the first request that failed, in milliseconds; null if none
+    /// did.
     pub felt_ms: Option<f64>,
-    /// From the last healing to the start of the first second in which no request failed, in milliseconds; null if there was none.
+    /// From the last healing to the start of the first second in which no request failed, in
+    /// milliseconds; null if there was none.
     pub well_ms: Option<f64>,
-    /// Reads that were not held against writes: writes of the same key overlapped, or the fate of one was not known.
+    /// Reads that were not held against writes: writes of the same key overlapped, or the fate of
+    /// one was not known.
     pub unjudged: u64,
     /// Requests that started more than 50 ms late, as this machine had no time for them.
     pub late: u64,
@@ -52,7 +55,8 @@ pub struct UsersPhase {
     pub stale: u64,
     /// What they took.
     pub latency_ms: Latency,
-    /// The same as a histogram: pairs of microseconds and how many requests took so long, to three digits.
+    /// The same as a histogram: pairs of microseconds and how many requests took so long, to three
+    /// digits.
     pub histogram_us: Vec<(u64, u64)>,
 }
 

@@ -1,4 +1,5 @@
-//! The load on an application's own interface, as it stands in a scenario file under `[target.http]`.
+//! The load on an application's own interface, as it stands in a scenario file under
+//! `[target.http]`.
 
 use std::collections::BTreeMap;
 

@@ -112,7 +112,8 @@ async fn d7_a_published_toxiproxy_client_adds_latency_and_a_timeout_and_removes_
     serving.abort();
 }
 
-/// The same by another published client, which populates by one call. Prints a dot for each thing that was as it should be.
+/// The same by another published client, which populates by one call. Prints a dot for each thing
+/// that was as it should be.
 const SCRIPT: &str = r#"
 const { Toxiproxy } = require("toxiproxy-node-client");
 const net = require("node:net");

@@ -1,4 +1,5 @@
-//! D7: the examples of a drill from the tests of an application of one's own run by themselves, and find what their comments promise.
+//! D7: the examples of a drill from the tests of an application of one's own run by themselves, and
+//! find what their comments promise.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -182,7 +182,8 @@ async fn d1_passwords_and_users_are_as_the_builder_says_and_can_be_taken_away() 
 
 #[tokio::test]
 async fn d1_a_redis_with_a_slow_disk_answers_loading() {
-    // Of an append-only file the server answers nobody until it has read a thousand commands; of a snapshot, after so many bytes.
+    // Of an append-only file the server answers nobody until it has read a thousand commands; of a
+    // snapshot, after so many bytes.
     let redis = Redis::builder()
         .config("key-load-delay", "20000")
         .config("loading-process-events-interval-bytes", "1024")

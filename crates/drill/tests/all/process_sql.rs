@@ -67,7 +67,8 @@ async fn d1_a_mariadb_is_killed_frozen_and_restarted_with_its_data() {
     assert_eq!(server.pid(), None);
 }
 
-/// A server that starts removes what its kind left in the folder for temporary files, in use or not.
+/// A server that starts removes what its kind left in the folder for temporary files, in use or
+/// not.
 #[tokio::test]
 async fn d1_no_mariadb_shares_its_temporary_files_with_another() {
     let server = MariaDb::start().await.unwrap();

@@ -1,5 +1,6 @@
-//! Subjects for the lab's own tests: the lab's plain one over a table in memory, and a sturdy one that goes to that table when
-//! Redis fails. Neither is a model of resilience; they show that the lab sees what is there.
+//! Subjects for the lab's own tests: the lab's plain one over a table in memory, and a sturdy one
+//! that goes to that table when Redis fails. Neither is a model of resilience; they show that the
+//! lab sees what is there.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

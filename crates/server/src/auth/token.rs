@@ -299,8 +299,16 @@ pub enum IssueError {
 /// use std::time::Duration;
 /// use steadfast_server::auth::{Role, TokenSpec, issue};
 ///
-/// # fn example(config: &steadfast_server::config::AuthConfig, now: u64) -> Result<(), Box<dyn std::error::Error>> {
-/// let spec = TokenSpec { subject: "ada", role: Role::Viewer, lifetime: Duration::from_secs(3600), key: None, private_key: None, now };
+/// # use steadfast_server::config::AuthConfig;
+/// # fn example(config: &AuthConfig, now: u64) -> Result<(), Box<dyn std::error::Error>> {
+/// let spec = TokenSpec {
+///     subject: "ada",
+///     role: Role::Viewer,
+///     lifetime: Duration::from_secs(3600),
+///     key: None,
+///     private_key: None,
+///     now,
+/// };
 /// let token = issue(config, &spec)?;
 /// # Ok(()) }
 /// ```

@@ -1,4 +1,5 @@
-//! A program that knows only `steadfast-cache` with PostgreSQL: no redis-rs, no sqlx of its own, and no Redis either.
+//! A program that knows only `steadfast-cache` with PostgreSQL: no redis-rs, no sqlx of its own,
+//! and no Redis either.
 
 use serde::{Deserialize, Serialize};
 use steadfast_cache::sqlx;

@@ -1,5 +1,6 @@
-//! A worker that knows only `steadfast`: no redis-rs of its own, none of the client's default features, a runtime of one thread. It takes jobs
-//! from a list, and outlives a Redis that goes away.
+//! A worker that knows only `steadfast`: no redis-rs of its own, none of the client's default
+//! features, a runtime of one thread. It takes jobs from a list, and outlives a Redis that goes
+//! away.
 
 use std::time::Duration;
 

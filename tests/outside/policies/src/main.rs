@@ -1,4 +1,5 @@
-//! A program without a runtime, a socket or Redis: it has only the policies of `steadfast-core`, and brings its own clock, here one that jumps.
+//! A program without a runtime, a socket or Redis: it has only the policies of `steadfast-core`,
+//! and brings its own clock, here one that jumps.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,5 @@
-//! A web application that has a router, a fallback and a shutdown of its own, and puts the service below `/data`.
+//! A web application that has a router, a fallback and a shutdown of its own, and puts the service
+//! below `/data`.
 
 use axum::Router;
 use axum::routing::get;

@@ -1,5 +1,6 @@
-//! A shop written for redis-rs's `ConnectionManager`, with redis-rs's default features, as it is after the swap. What changed is marked; the rest
-//! is as it was: commands, pipelines, transactions, a script, streams, a scan, and a number too big for an integer.
+//! A shop written for redis-rs's `ConnectionManager`, with redis-rs's default features, as it is
+//! after the swap. What changed is marked; the rest is as it was: commands, pipelines,
+//! transactions, a script, streams, a scan, and a number too big for an integer.
 
 use std::collections::HashMap;
 
@@ -72,7 +73,8 @@ impl Shop {
         }))
     }
 
-    /// Redis answers such a number by RESP3 only; with its default features redis-rs makes a `BigInt` of it.
+    /// Redis answers such a number by RESP3 only; with its default features redis-rs makes a
+    /// `BigInt` of it.
     async fn grains_on_the_chessboard(&mut self) -> RedisResult<String> {
         let count = Script::new("redis.setresp(3) return { big_number = ARGV[1] }");
         match count

@@ -1,4 +1,5 @@
-//! `steadfast drill compare`: two reports side by side; the exit status says whether the second does worse.
+//! `steadfast drill compare`: two reports side by side; the exit status says whether the second
+//! does worse.
 
 use std::path::{Path, PathBuf};
 

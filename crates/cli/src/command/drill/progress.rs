@@ -1,5 +1,5 @@
-//! How far a drill has come: where somebody watches, a bar and a line for each subject; else a line whenever something changes, which
-//! is what a log can use.
+//! How far a drill has come: where somebody watches, a bar and a line for each subject; else a line
+//! whenever something changes, which is what a log can use.
 
 use std::io::IsTerminal;
 use std::sync::{Arc, Mutex, PoisonError};

@@ -1,5 +1,5 @@
-//! `steadfast drill proxy`: stands in front of the user's own Redis, and breaks only the wire. Whoever has tests with Toxiproxy
-//! points them at it: the API is the same.
+//! `steadfast drill proxy`: stands in front of the user's own Redis, and breaks only the wire.
+//! Whoever has tests with Toxiproxy points them at it: the API is the same.
 
 use std::net::SocketAddr;
 

@@ -1,5 +1,6 @@
-//! `steadfast drill run`: breaks a private Redis as a scenario says, beside a control that takes it as it comes. Progress goes
-//! to standard error and the report to standard output, so that the one can be watched while the other is kept.
+//! `steadfast drill run`: breaks a private Redis as a scenario says, beside a control that takes it
+//! as it comes. Progress goes to standard error and the report to standard output, so that the one
+//! can be watched while the other is kept.
 
 use std::path::{Path, PathBuf};
 
@@ -39,21 +40,23 @@ pub(crate) struct Args {
     /// Every drill that comes with the program
     #[arg(long, conflicts_with = "names")]
     all: bool,
-    /// Write report.json, report.html, timeline.svg and junit.xml here; with several drills, into a folder for each, and summary.md
-    /// and junit.xml of all
+    /// Write report.json, report.html, timeline.svg and junit.xml here; with several drills, into a
+    /// folder for each, and summary.md and junit.xml of all
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Replace the report of an earlier run in that folder
     #[arg(long, requires = "out")]
     overwrite: bool,
-    /// Leave out what runs beside for comparison: a plain client, and one with resilience built by hand
+    /// Leave out what runs beside for comparison: a plain client, and one with resilience built by
+    /// hand
     #[arg(long)]
     no_control: bool,
     /// Draw all chance from another seed than the scenario's
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
-    /// Run each drill so many times, and end with the median and the range of each figure and how often each verdict was given; with
-    /// --out, a folder for each run, and report.json and junit.xml of all. Every run must pass
+    /// Run each drill so many times, and end with the median and the range of each figure and how
+    /// often each verdict was given; with --out, a folder for each run, and report.json and
+    /// junit.xml of all. Every run must pass
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     repeat: Option<u32>,
     /// Make this many calls, in phases as much longer or shorter; how many look-ups `loop` makes

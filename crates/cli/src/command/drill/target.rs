@@ -1,4 +1,5 @@
-//! A drill of the user's own application: it runs as it always does, with a proxy between it and its Redis.
+//! A drill of the user's own application: it runs as it always does, with a proxy between it and
+//! its Redis.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,24 +21,26 @@ pub(super) struct Target {
     /// Drill an application of yours: its Redis, as host:port, which is never broken itself
     #[arg(long, value_name = "ADDR", conflicts_with_all = ["no_control", "all"])]
     target: Option<String>,
-    /// The application, as a line for the shell; it finds the proxy in REDIS_URL, REDIS_HOST and REDIS_PORT. Without it, it runs
-    /// already, and has the address of --proxy for its Redis
+    /// The application, as a line for the shell; it finds the proxy in REDIS_URL, REDIS_HOST and
+    /// REDIS_PORT. Without it, it runs already, and has the address of --proxy for its Redis
     #[arg(long, value_name = "LINE", requires = "target")]
     command: Option<String>,
     /// Where the proxy listens, for an application that takes no address from its environment
     #[arg(long, value_name = "ADDR", requires = "target")]
     proxy: Option<SocketAddr>,
-    /// Its database, as host:port, behind a proxy of its own; it finds that in DATABASE_URL, DATABASE_HOST and DATABASE_PORT,
-    /// PGHOST and PGPORT
+    /// Its database, as host:port, behind a proxy of its own; it finds that in DATABASE_URL,
+    /// DATABASE_HOST and DATABASE_PORT, PGHOST and PGPORT
     #[arg(long, value_name = "ADDR", requires = "target")]
     database: Option<String>,
     /// Where that proxy listens
     #[arg(long, value_name = "ADDR", requires = "database")]
     database_proxy: Option<SocketAddr>,
-    /// Put a load on the application's own interface, and judge it by what its users get: http://host:port
+    /// Put a load on the application's own interface, and judge it by what its users get:
+    /// http://host:port
     #[arg(long, value_name = "URL", requires_all = ["target", "request"])]
     http: Option<String>,
-    /// What its users ask for, such as 'GET /users/{1..1000}'; may be repeated. A scenario file can say more (`[target.http]`)
+    /// What its users ask for, such as 'GET /users/{1..1000}'; may be repeated. A scenario file can
+    /// say more (`[target.http]`)
     #[arg(long, value_name = "REQUEST", requires = "http")]
     request: Vec<String>,
     /// A header of every request, such as 'authorization: Bearer {env:TOKEN}'; may be repeated
@@ -46,7 +49,8 @@ pub(super) struct Target {
     /// Requests a second [default: the scenario's]
     #[arg(long, value_name = "N", requires = "target", value_parser = rate)]
     rate: Option<f64>,
-    /// Break nothing: what the same application does while all is well, for `steadfast drill compare`
+    /// Break nothing: what the same application does while all is well, for
+    /// `steadfast drill compare`
     #[arg(long, requires = "target")]
     well: bool,
 }

@@ -1,5 +1,6 @@
-//! What came of the operations: counts by outcome, and a histogram of the times of those that were answered. Failures have
-//! no place in the percentiles; a refused call takes microseconds and would flatter them.
+//! What came of the operations: counts by outcome, and a histogram of the times of those that were
+//! answered. Failures have no place in the percentiles; a refused call takes microseconds and would
+//! flatter them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;

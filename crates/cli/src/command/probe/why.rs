@@ -1,4 +1,5 @@
-//! What to do about a connection that could not be had. The client says what happened; here is what a person may try next.
+//! What to do about a connection that could not be had. The client says what happened; here is what
+//! a person may try next.
 
 /// The hint for a cause, if there is more to say than the cause does.
 pub(super) fn hint(cause: &str) -> Option<&'static str> {

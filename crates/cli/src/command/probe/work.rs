@@ -1,5 +1,6 @@
-//! The work of a probe: every worker goes round SET, GET, DEL with a key of its own for each round. A key that may still
-//! be there is remembered until its deletion was answered, so that cleaning up needs no scan of a server that is not ours.
+//! The work of a probe: every worker goes round SET, GET, DEL with a key of its own for each round.
+//! A key that may still be there is remembered until its deletion was answered, so that cleaning up
+//! needs no scan of a server that is not ours.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

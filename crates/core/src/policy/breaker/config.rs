@@ -18,41 +18,46 @@ use crate::policy::InvalidSetting;
 pub struct BreakerConfig {
     /// The time over which rates are taken. Default: 10 s. Longer is calmer, and slower to notice.
     pub window: Duration,
-    /// Calls within the window below which no rate is judged. Default: 20, so 2 calls a second are enough to be judged.
+    /// Calls within the window below which no rate is judged. Default: 20, so 2 calls a second are
+    /// enough to be judged.
     pub minimum_calls: u32,
     /// The share of calls that failed, above 0 up to 1, from which the breaker opens. Default: 0.5.
     pub failure_rate: f64,
-    /// So many failures with no success between them open the breaker, whatever the rate; it is what works when
-    /// calls are few. Default: 5. `None`: off.
+    /// So many failures with no success between them open the breaker, whatever the rate; it is
+    /// what works when calls are few. Default: 5. `None`: off.
     pub consecutive_failures: Option<u32>,
-    /// A call that ends well but takes longer than this is slow. Default: 500 ms, half the default deadline of a call.
-    /// `None`: no call is slow. A server meant to run slow scripts wants more, or `None`.
+    /// A call that ends well but takes longer than this is slow. Default: 500 ms, half the default
+    /// deadline of a call. `None`: no call is slow. A server meant to run slow scripts wants more,
+    /// or `None`.
     pub slow_call: Option<Duration>,
-    /// The share of calls that were slow, above 0 up to 1, from which the breaker opens. Default: 0.8.
+    /// The share of calls that were slow, above 0 up to 1, from which the breaker opens. Default:
+    /// 0.8.
     pub slow_rate: f64,
     /// How long the breaker stays open at first. Default: 100 ms.
     pub open_first: Duration,
-    /// The longest it stays open. Default: 5 s. It is also the longest a probe may keep its place without reporting.
+    /// The longest it stays open. Default: 5 s. It is also the longest a probe may keep its place
+    /// without reporting.
     pub open_cap: Duration,
     /// The growth of the open time from one opening to the next, at least 1. Default: 2.
     pub open_factor: f64,
-    /// Closed for so long, the open time starts from `open_first` again. Default: 5 s, so that a server which comes
-    /// and goes faster than that is left alone for longer and longer.
+    /// Closed for so long, the open time starts from `open_first` again. Default: 5 s, so that a
+    /// server which comes and goes faster than that is left alone for longer and longer.
     pub healthy_after: Duration,
     /// Calls admitted at one time while half-open. Default: 3.
     pub probes: u32,
-    /// Probes that must succeed for the breaker to close. Default: 2. The client's own probe closes it alone.
+    /// Probes that must succeed for the breaker to close. Default: 2. The client's own probe closes
+    /// it alone.
     pub probe_successes: u32,
-    /// After closing, the time over which admission grows to unlimited; no call is delayed by more. Default: 100 ms.
-    /// Zero: no ramp.
+    /// After closing, the time over which admission grows to unlimited; no call is delayed by more.
+    /// Default: 100 ms. Zero: no ramp.
     pub ramp: Duration,
     /// Calls a second admitted when the ramp begins. Default: 1 000.
     pub ramp_start: f64,
 }
 
 impl BreakerConfig {
-    /// Refuses what cannot work: a rate or a factor out of range (NaN is), a count or a time of zero, a cap
-    /// below the first open time. Names the first such setting.
+    /// Refuses what cannot work: a rate or a factor out of range (NaN is), a count or a time of
+    /// zero, a cap below the first open time. Names the first such setting.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         let share = |rate: f64| rate > 0.0 && rate <= 1.0;
         let checks = [

@@ -1,5 +1,5 @@
-//! What a breaker answers to a call, and what the call answers afterwards. A permit is neither `Copy` nor `Clone`, so that
-//! one call can report once.
+//! What a breaker answers to a call, and what the call answers afterwards. A permit is neither
+//! `Copy` nor `Clone`, so that one call can report once.
 
 use std::time::{Duration, Instant};
 
@@ -11,7 +11,8 @@ use super::Transition;
 pub enum Admission {
     /// Go.
     Now(Permit),
-    /// Go then: the breaker closed a moment ago and spreads the crowd out. The place is kept; do not ask again.
+    /// Go then: the breaker closed a moment ago and spreads the crowd out. The place is kept; do
+    /// not ask again.
     Delay {
         /// The call's turn, never later than the end of the ramp.
         until: Instant,
@@ -20,7 +21,8 @@ pub enum Admission {
     },
 }
 
-/// The right to make one call, to be given back by [`record`](super::Breaker::record) or [`forget`](super::Breaker::forget).
+/// The right to make one call, to be given back by [`record`](super::Breaker::record) or
+/// [`forget`](super::Breaker::forget).
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a permit that is neither recorded nor forgotten keeps a probe's place"]
 pub struct Permit {
@@ -30,8 +32,8 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// For a call that went without asking, while the breaker of that [generation](super::Breaker::generation)
-    /// [passed freely](super::Breaker::passes_freely).
+    /// For a call that went without asking, while the breaker of that
+    /// [generation](super::Breaker::generation) [passed freely](super::Breaker::passes_freely).
     #[inline]
     pub fn passed(generation: u64) -> Self {
         Self {
@@ -69,6 +71,7 @@ pub enum Outcome {
     Success,
     /// The infrastructure failed: timeout, loss, or a server that says it cannot serve.
     Failure,
-    /// Answered, but later than [`slow_call`](super::BreakerConfig::slow_call). Of a probe it is a failure.
+    /// Answered, but later than [`slow_call`](super::BreakerConfig::slow_call). Of a probe it is a
+    /// failure.
     Slow,
 }

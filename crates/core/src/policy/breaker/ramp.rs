@@ -1,12 +1,15 @@
-//! After an outage every caller is waiting, and a server that has just come up has cold caches and a backlog.
-//! Letting all in at once is how a recovery ends in the next outage; refusing some would be a second outage for them.
-//! So for a short time callers are spread out instead: each is told when to go.
+//! After an outage every caller is waiting, and a server that has just come up has cold caches and
+//! a backlog. Letting all in at once is how a recovery ends in the next outage; refusing some would
+//! be a second outage for them. So for a short time callers are spread out instead: each is told
+//! when to go.
 //!
-//! With start rate `r` and length `T`, the rate of admission is `r / (1 − t/T)`: it begins at `r`, has doubled
-//! half-way and is without limit at `T`. By time `t` that has let in `N(t) = −r·T·ln(1 − t/T)` calls; turned round,
-//! call number `n` goes at `t(n) = T·(1 − e^(−n / rT))`. Each call takes the next number not yet passed
-//! (virtual scheduling, as in GCRA: capacity that nobody used is not saved up). Since `t(n) < T` for every `n`, no call is
-//! delayed beyond the end of the ramp however many there are, and there is no crowd waiting at its end.
+//! With start rate `r` and length `T`, the rate of admission is `r / (1 − t/T)`: it begins at `r`,
+//! has doubled half-way and is without limit at `T`. By time `t` that has let in
+//! `N(t) = −r·T·ln(1 − t/T)` calls; turned round, call number `n` goes at
+//! `t(n) = T·(1 − e^(−n / rT))`. Each call takes the next number not yet passed (virtual
+//! scheduling, as in GCRA: capacity that nobody used is not saved up). Since `t(n) < T` for every
+//! `n`, no call is delayed beyond the end of the ramp however many there are, and there is no crowd
+//! waiting at its end.
 
 use std::time::{Duration, Instant};
 

@@ -29,8 +29,8 @@ impl Blob {
         self.length - self.content.len()
     }
 
-    /// Makes room for so many bytes, and for four times what has come if they fill it: so what is moved for that is a third of a large string,
-    /// not all of it.
+    /// Makes room for so many bytes, and for four times what has come if they fill it: so what is
+    /// moved for that is a third of a large string, not all of it.
     pub(super) fn make_room(&mut self, bytes: usize) {
         let have = self.content.len();
         if self.content.capacity() - have < bytes {
@@ -39,7 +39,8 @@ impl Blob {
         }
     }
 
-    /// Takes what belongs to the string off the front of `input`; answers with how many bytes that was.
+    /// Takes what belongs to the string off the front of `input`; answers with how many bytes that
+    /// was.
     pub(super) fn take(&mut self, input: &[u8]) -> usize {
         let have = self.content.len();
         let part = &input[..input.len().min(self.length - have)];
@@ -74,8 +75,8 @@ fn verbatim(content: &str) -> Result<Value, DecodeError> {
 
 /// The content of a line, without its sigil and line end, as a value.
 ///
-/// Redis repeats bytes of a refused command in its error messages, so they need not be UTF-8; what is not is
-/// replaced, where redis-rs would give up the connection.
+/// Redis repeats bytes of a refused command in its error messages, so they need not be UTF-8; what
+/// is not is replaced, where redis-rs would give up the connection.
 pub(super) fn line_value(sigil: u8, content: &[u8]) -> Result<Value, DecodeError> {
     let text = || String::from_utf8_lossy(content);
     let value = match sigil {
@@ -110,8 +111,9 @@ fn server_error(content: &[u8]) -> Result<Value, DecodeError> {
     by_redis_rs(b'!', &[length.as_bytes(), content].concat()).map_err(|_| bad(b'-'))
 }
 
-/// Lets redis-rs's own parser make what only it can make: its errors have no public constructor, and the content of a big number
-/// is of another type with its feature `num-bigint`, which any crate of the program may have switched on.
+/// Lets redis-rs's own parser make what only it can make: its errors have no public constructor,
+/// and the content of a big number is of another type with its feature `num-bigint`, which any
+/// crate of the program may have switched on.
 fn by_redis_rs(sigil: u8, content: &[u8]) -> Result<Value, DecodeError> {
     let frame = [&[sigil], content, b"\r\n"].concat();
     redis::parse_redis_value(&frame).map_err(|_| bad(sigil))
@@ -166,8 +168,8 @@ pub(super) enum Number {
     Bad,
 }
 
-/// A line that holds an integer. It is at most 23 bytes long, so that looking at it again when it comes in
-/// pieces costs next to nothing.
+/// A line that holds an integer. It is at most 23 bytes long, so that looking at it again when it
+/// comes in pieces costs next to nothing.
 #[inline]
 pub(super) fn number(rest: &[u8]) -> Number {
     let negative = rest.get(1) == Some(&b'-');

@@ -108,7 +108,8 @@ fn held(value: &Value) -> usize {
     };
     match value {
         Value::BulkString(bytes) => bytes.capacity(),
-        // Of a type that depends on redis-rs's features; in neither does it take more than what it prints.
+        // Of a type that depends on redis-rs's features; in neither does it take more than what it
+        // prints.
         Value::BigNumber(number) => format!("{number:?}").len(),
         Value::SimpleString(text) | Value::VerbatimString { text, .. } => text.capacity(),
         Value::Array(items) | Value::Set(items) | Value::Push { data: items, .. } => many(items),
@@ -195,7 +196,8 @@ proptest! {
                 done += consumed;
             }
         }
-        // One unearned string at most, and for each open aggregate (4 bytes of header) a reservation by what follows.
+        // One unearned string at most, and for each open aggregate (4 bytes of header) a
+        // reservation by what follows.
         prop_assert!(decoder.held() <= UNEARNED_BYTES + input.len() * input.len() * size_of::<Value>());
     }
 }
