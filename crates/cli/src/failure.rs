@@ -7,7 +7,7 @@ use std::process::ExitCode;
 
 use crate::mistakes::Mistakes;
 
-/// What the process ends with. The numbers are those of `sysexits.h` where it has one.
+/// The exit status of the process. The numbers are those of `sysexits.h` where it has one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Status {
@@ -67,7 +67,7 @@ impl Failure {
         }
     }
 
-    /// What to do about it, as a whole sentence or a command.
+    /// Adds what to do about it, as a whole sentence or a command.
     #[must_use]
     pub(crate) fn hint(mut self, text: impl Display) -> Self {
         if let Words::Plain { hint, .. } = &mut self.words {

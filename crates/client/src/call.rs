@@ -150,7 +150,8 @@ struct Resubmission<'a> {
     /// A connection ended at it, or two did while it was under way: it travels apart from the
     /// others.
     apart: bool,
-    /// Another one did, though nothing else was in it: it is not repeated.
+    /// Whether a connection ended a second time at this command, though nothing else was in it: it
+    /// is not repeated.
     blamed_again: bool,
     /// The time of its last answer, if this process did not stand still meanwhile.
     answered: Option<Instant>,

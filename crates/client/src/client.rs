@@ -234,7 +234,8 @@ impl Client {
         call::call(&inner.shared, payload, plan, options).await
     }
 
-    /// This client with other options for its calls; works through the traits of redis-rs too.
+    /// Returns this client with other options for its calls; works through the traits of redis-rs
+    /// too.
     ///
     /// ```no_run
     /// use std::time::Duration;

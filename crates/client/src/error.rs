@@ -77,7 +77,7 @@ pub enum ErrorKind {
     },
     /// The command cannot run on a connection that is shared.
     Refused {
-        /// Its name.
+        /// The name of the command.
         command: &'static str,
         /// The part of the interface that serves instead.
         instead: Alternative,
@@ -94,7 +94,7 @@ pub enum ErrorKind {
     NoPlace {
         /// The name of the command.
         command: &'static str,
-        /// What serves instead.
+        /// The way to run it instead.
         instead: &'static str,
     },
     /// Later commands for the same key have run at the new owner of its slot: to send this one
@@ -106,14 +106,14 @@ pub enum ErrorKind {
         cause: Arc<str>,
         /// The keys, or the numbers of a pipeline's commands from 0, that were served.
         done: usize,
-        /// Those of which nothing has run.
+        /// The positions of the commands of which nothing has run.
         not_run: Vec<usize>,
-        /// Those that may have run.
+        /// The positions of the commands that may have run.
         unknown: Vec<usize>,
     },
     /// A blocking command that waits for ever was sent without a deadline of its own.
     NeedsDeadline {
-        /// Its name.
+        /// The name of the command.
         command: &'static str,
     },
     /// The client is closed or closing.
@@ -239,7 +239,7 @@ impl Error {
         Self::new(ErrorKind::Server(error), Certainty::Rejected)
     }
 
-    /// This error, of a call one of whose attempts may have had an effect (`unknown`).
+    /// Returns this error, of a call one of whose attempts may have had an effect (`unknown`).
     pub(crate) fn at_best(mut self, unknown: bool) -> Self {
         if unknown {
             self.certainty = Certainty::Unknown;
@@ -536,7 +536,7 @@ pub enum ConfigError {
     /// A number or time is out of its range.
     #[error("setting `{setting}`: {why}")]
     Setting {
-        /// Its name.
+        /// The name of the setting.
         setting: &'static str,
         /// The fault, in words.
         why: String,

@@ -1,4 +1,4 @@
-//! One enum describes what happens to a connection; history, log lines and metrics are all derived
+//! The one enum of what happens to a connection; history, log lines and metrics are all derived
 //! from it.
 //!
 //! Feeding the three apart lets them disagree, at the moment when someone needs them to agree.
@@ -175,7 +175,7 @@ pub enum EventKind {
 
 named! {
     impl EventKind {
-        /// Its name, for metrics.
+        /// Returns the event's name, for metrics.
         pub fn name;
         /// Each name there is, so that every counter can begin at nought.
         const NAMES;
@@ -226,7 +226,7 @@ pub struct Events {
 pub enum EventItem {
     /// The next event.
     Event(Event),
-    /// This listener was too slow (256 events are kept for it): so many were missed.
+    /// A gap: this listener was too slow (256 events are kept for it), and so many were missed.
     /// [`Client::history`](crate::Client::history) has the last ones.
     Gap(u64),
 }

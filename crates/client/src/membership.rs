@@ -50,14 +50,14 @@ impl ClusterTarget {
     }
 }
 
-/// Who a server has to be, to be put into service as a node of a cluster.
+/// The identity that a server must prove to be put into service as a node of a cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Membership {
-    /// What it has to answer to `CLUSTER MYID`.
+    /// The id that the server must answer to `CLUSTER MYID`.
     pub(crate) id: NodeId,
     /// The name that its certificate has to carry, where that is not the host that is dialled.
     pub(crate) name_in_certificate: Option<Arc<str>>,
-    /// It is read from as a replica: it need not be a primary, and is told READONLY.
+    /// Whether the node is read from as a replica: it need not be a primary, and is told READONLY.
     pub(crate) as_replica: bool,
 }
 

@@ -1,4 +1,4 @@
-//! What a caller may say about a single call.
+//! The options of a single call.
 
 use std::time::Duration;
 

@@ -51,7 +51,7 @@ pub enum PubSubEvent {
         /// heard.
         gap: Option<Duration>,
     },
-    /// This subscriber was too slow: so many messages were dropped here.
+    /// Messages were dropped here, so many, because this subscriber was too slow.
     Dropped {
         /// The number of messages.
         messages: u64,

@@ -10,7 +10,7 @@ use crate::error::ConfigError;
 pub(crate) struct Hosts {
     /// The ending of the schemes, such as `-sentinel`.
     pub(crate) ending: &'static str,
-    /// What a host is, for messages.
+    /// The kind of host, for messages.
     pub(crate) what: &'static str,
     /// The port of a host that names none.
     pub(crate) port: u16,

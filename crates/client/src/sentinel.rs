@@ -60,7 +60,7 @@ impl std::fmt::Debug for Translation {
     }
 }
 
-/// What a sentinel says in one round of questions.
+/// A sentinel's answers in one round of questions.
 #[derive(Debug)]
 pub(crate) struct Answer {
     pub(crate) testimony: Testimony,
@@ -122,7 +122,7 @@ struct Contact {
     said: Option<Said>,
 }
 
-/// What a sentinel answered last, as far as people want to see it.
+/// A sentinel's last answers, as far as people want to see them.
 #[derive(Clone, Debug)]
 struct Said {
     primary: Option<Endpoint>,

@@ -55,7 +55,7 @@ pub(crate) struct Settings {
     /// The age that a majority's word may have for writes; `None`: any.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
-    /// Who it has to be, of a cluster's node.
+    /// The identity that it must prove, of a cluster's node.
     pub(crate) member: Option<Arc<Membership>>,
     /// The time that calls wait for the next connection at the start of an outage, if that is
     /// longer than `reconnect_grace`.

@@ -1,4 +1,4 @@
-//! What is known of a command that failed.
+//! How much is known of a command that failed.
 //!
 //! Whether a command may be repeated, and what its caller may conclude, hangs on one question that
 //! most clients cannot answer: could the server have executed it? Every failure in Steadfast
@@ -8,15 +8,15 @@ use std::fmt;
 
 use crate::command::Errors;
 
-/// What is known of a command after it failed.
+/// How much is known of a command after it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Certainty {
     /// The server cannot have executed it: it was never written whole, and never will be.
     NotSent,
     /// The server answered, and refused it before running it.
     Rejected,
-    /// It was written and no answer came, or it may have failed half way: it may or may not have
-    /// taken effect.
+    /// The command was written and no answer came, or it may have failed half way: it may or may
+    /// not have taken effect.
     Unknown,
 }
 
@@ -41,7 +41,7 @@ impl fmt::Display for Certainty {
     }
 }
 
-/// What an error reply says about the server, beyond the command it answers.
+/// The meaning of an error reply for the server, beyond the command that it answers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
     /// The command itself is at fault (type, syntax, permission…): repeating it is useless, and the
@@ -56,8 +56,8 @@ pub enum Refusal {
     /// The server was demoted while the command waited in it, and nothing of the command was done:
     /// it may be made again, on another connection, wherever the primary is now.
     Demoted,
-    /// Another node of a cluster, or another moment, will take the command, of which nothing has
-    /// run: who redirects is well.
+    /// A redirect or a passing refusal: another node of a cluster, or another moment, will take the
+    /// command, of which nothing has run: who redirects is well.
     Redirected,
     /// The connection is not, or no longer, let in: it is not authenticated, or the server's
     /// protected mode bars it.

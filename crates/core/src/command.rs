@@ -1,4 +1,4 @@
-//! What a command does to the server, judged by its name and its arguments.
+//! The effect of a command on the server, judged by its name and its arguments.
 //!
 //! A client that repeats a command after a lost connection must know what a repeat does, and the
 //! name alone does not tell: `SET k v` may be sent twice, `SET k v NX` may not, because the answer
@@ -121,7 +121,7 @@ pub fn with_time_left<'a>(cmd: impl Into<CommandRef<'a>>, passed: Duration) -> O
     Some(cmd.with_argument(at, left.as_bytes()))
 }
 
-/// What repeating a command does, from harmless to dangerous. A pipeline has the effect of its
+/// The effect of repeating a command, from harmless to dangerous. A pipeline has the effect of its
 /// worst command; but see [`looks_before_it_writes`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Effect {
@@ -136,16 +136,16 @@ pub enum Effect {
     /// Changes the state once more each time; or undoes what others did meanwhile to more than one
     /// key, as FLUSHALL does.
     Accumulating,
-    /// What it does cannot be told from outside: scripts, functions, modules, unknown commands.
+    /// An effect that cannot be told from outside: scripts, functions, modules, unknown commands.
     Opaque,
     /// Concerns the connection or the server rather than the data.
     Control,
 }
 
-/// What the table knows of one command with its arguments.
+/// An entry of the table for one command with its arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Class {
-    /// What a repeat would do.
+    /// The effect of a repeat.
     pub effect: Effect,
     /// Whether it may keep its connection waiting, and for how long.
     pub blocking: Option<BlockFor>,
@@ -153,7 +153,7 @@ pub struct Class {
     pub shared: Shared,
     /// The index of the first key among the arguments (the name is argument 0).
     pub first_key: Option<usize>,
-    /// What an error reply to it proves.
+    /// Whether an error reply to it proves that it did nothing.
     pub errors: Errors,
     /// The canonical name, such as `GET` or `CLIENT KILL`; `UNKNOWN` if the table has no such
     /// command. One of a bounded set, so that it may label a metric.
@@ -169,7 +169,8 @@ pub enum BlockFor {
     Time(Duration),
 }
 
-/// What an error reply to a command proves, which depends on who may have written its words.
+/// Whether an error reply to a command proves anything, which depends on who may have written its
+/// words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Errors {
     /// The server refused the command before it ran.
@@ -187,13 +188,13 @@ pub enum Errors {
 /// Whether a command may run on a shared connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shared {
-    /// It may.
+    /// The command may share a connection.
     Yes,
-    /// It may not; this serves instead.
+    /// The command may not; this serves instead.
     No(Alternative),
 }
 
-/// What serves a command that is refused on a shared connection.
+/// The way to run a command that is refused on a shared connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alternative {
     /// A session: a connection of one's own.
@@ -220,7 +221,7 @@ impl<'a, I: Iterator<Item = &'a [u8]> + Clone> Args<I> {
         self.0.clone().count()
     }
 
-    /// What the table says, with the canonical name; `None` if there is no name at all.
+    /// Returns the table's group with the canonical name; `None` if there is no name at all.
     #[inline]
     fn group(&self) -> Option<(&'static table::Group, &'static str)> {
         let mut args = self.0.clone();

@@ -47,12 +47,12 @@ pub enum Reply {
     Many(Vec<Value>),
 }
 
-/// What came in.
+/// Something that came in.
 #[derive(Debug)]
 pub enum Incoming<T> {
     /// A request was answered.
     Reply {
-        /// What the shell gave with the request.
+        /// The shell's own handle for the request.
         ticket: T,
         /// The answer.
         reply: Reply,
@@ -64,21 +64,21 @@ pub enum Incoming<T> {
     /// The reply to a request passes a limit. The connection cannot go on; what comes next is the
     /// error that ends it.
     TooLarge {
-        /// What the shell gave with the request.
+        /// The shell's own handle for the request.
         ticket: T,
-        /// Which limit.
+        /// The limit that was passed.
         error: DecodeError,
     },
     /// The server said something unasked (RESP3).
     Push(Value),
 }
 
-/// What time brought.
+/// Something that became due with time.
 #[derive(Debug)]
 pub enum Lapse<T> {
     /// A request reached its deadline.
     Expired {
-        /// What the shell gave with the request.
+        /// The shell's own handle for the request.
         ticket: T,
         /// `NotSent` if it was taken back before a byte of it was written.
         certainty: Certainty,
@@ -121,13 +121,13 @@ pub enum ConnError {
 /// A request that still waits, as [`Conn::give_up`] shows it.
 #[derive(Debug)]
 pub struct Waiting<'a, T> {
-    /// What the shell gave with the request.
+    /// The shell's own handle for the request.
     pub ticket: &'a T,
     /// When it is given up.
     pub deadline: Instant,
     /// How long it was given in all.
     pub given: Duration,
-    /// It changes nothing on the server.
+    /// Whether it changes nothing on the server.
     pub read_only: bool,
     /// At least one byte of it was written.
     pub begun: bool,
@@ -136,15 +136,15 @@ pub struct Waiting<'a, T> {
 /// A request that ended without a reply.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Unanswered<T> {
-    /// What the shell gave with the request.
+    /// The shell's own handle for the request.
     pub ticket: T,
-    /// What is known of it.
+    /// How much is known of it.
     pub certainty: Certainty,
     /// The connection ended at this request: its reply was due, or it was half written.
     pub blamed: bool,
 }
 
-/// What was told of a silence.
+/// The last thing that was reported of a silence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
     Nothing,
@@ -215,7 +215,7 @@ pub struct Conn<T> {
     decoder: Decoder,
     input: BytesMut,
     consumed: usize,
-    /// What is not written yet.
+    /// Bytes that are not written yet.
     out: Pieces,
     /// Stream offset of the first byte of that: how many bytes were written, ever.
     written: u64,

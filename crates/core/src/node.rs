@@ -50,7 +50,7 @@ impl fmt::Display for Endpoint {
 /// out.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum AnnouncedHost {
-    /// This host.
+    /// The host, by name or address.
     Named(Arc<str>),
     /// The host to which the question was sent (null or empty in the reply).
     AsAsked,

@@ -47,7 +47,7 @@ pub use stop::Stop;
 pub struct InvalidSetting {
     /// The setting's name, as it is spelt in the configuration.
     pub setting: &'static str,
-    /// What it must be instead.
+    /// The values that are allowed.
     pub why: &'static str,
 }
 

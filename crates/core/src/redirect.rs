@@ -58,12 +58,12 @@ fn number(text: &str) -> Option<u16> {
     digits.then(|| text.parse().ok()).flatten()
 }
 
-/// What an error reply says about which server serves a command.
+/// The meaning of an error reply for which server serves a command.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Routing {
     /// The slot belongs to another node from now on.
     Moved(Redirect),
-    /// This command, and no other, is to be sent to another node behind an ASKING.
+    /// A redirect of this command, and no other: it is to be sent to another node behind an ASKING.
     Ask(Redirect),
     /// Of the command's keys some have migrated and some have not. It lasts as long as the slot's
     /// migration.

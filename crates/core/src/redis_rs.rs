@@ -32,7 +32,7 @@ impl<'a> From<&'a Cmd> for CommandRef<'a> {
 }
 
 impl<'a> CommandRef<'a> {
-    /// Its name and arguments. A cursor is given as `0`.
+    /// Returns name and arguments. A cursor is given as `0`.
     #[inline]
     pub fn arguments(self) -> impl ExactSizeIterator<Item = &'a [u8]> + Clone {
         self.0.args_iter().map(|arg| match arg {
@@ -41,7 +41,7 @@ impl<'a> CommandRef<'a> {
         })
     }
 
-    /// Its name and arguments, if it has no cursor, whose value only redis-rs knows.
+    /// Returns name and arguments, if there is no cursor, whose value only redis-rs knows.
     #[inline]
     pub(crate) fn plain_arguments(self) -> impl ExactSizeIterator<Item = Option<&'a [u8]>> + Clone {
         self.0.args_iter().map(|arg| match arg {

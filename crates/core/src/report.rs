@@ -1,4 +1,4 @@
-//! What servers report of themselves and of others, read from their replies.
+//! Reports of servers about themselves and others, read from their replies.
 //!
 //! These replies decide where commands go, and whoever answers may be old, broken or hostile. So
 //! nothing here guesses: what cannot be read is a [`ReportError`] that says where and what is

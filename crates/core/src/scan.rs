@@ -71,7 +71,7 @@ struct Sweep<N> {
     failures: u32,
 }
 
-/// What is to be done next.
+/// The next step of a scan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ScanStep<N> {
     /// Send [`ScanQuery::step`] with this cursor to this node, as a read that may be repeated
@@ -240,7 +240,7 @@ impl<N: Clone> Sweep<N> {
     }
 }
 
-/// Which keys are wanted, and how many are looked at in one step.
+/// A choice of keys, and how many are looked at in one step.
 #[derive(Clone, Debug)]
 pub struct ScanQuery {
     /// Only keys that match this glob pattern. Default: all.

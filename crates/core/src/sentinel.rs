@@ -1,4 +1,4 @@
-//! Which server is the primary, from the answers of several sentinels.
+//! The choice of the primary from the answers of several sentinels.
 //!
 //! A sentinel's answer can be years old: one that was cut off, or restored from a backup, names the
 //! primary of that time with the same confidence as any other. What tells answers apart is
@@ -48,7 +48,7 @@ impl Default for CouncilConfig {
     }
 }
 
-/// What one sentinel has answered.
+/// The answer of one sentinel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Testimony {
     /// The primary by `SENTINEL GET-MASTER-ADDR-BY-NAME`, which was asked second. `None` if it
@@ -122,10 +122,10 @@ impl Sentinel {
     }
 }
 
-/// What an answer has done.
+/// The effect of an answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// Another primary is believed from now on, or the first one.
+    /// A primary is believed from now on that was not before: another one, or the first one.
     Switched {
         /// The one until now.
         from: Option<Endpoint>,

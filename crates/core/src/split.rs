@@ -32,7 +32,7 @@ use crate::slot::{Slot, SlotRange};
 pub struct Failed<E> {
     /// Why.
     pub error: E,
-    /// What is known of it.
+    /// How much is known of it.
     pub certainty: Certainty,
 }
 
@@ -42,7 +42,7 @@ pub struct Failed<E> {
 pub struct UnexpectedAnswer {
     /// The command.
     pub command: &'static str,
-    /// What it had to be.
+    /// The kind of reply that was needed.
     pub wanted: &'static str,
 }
 
@@ -66,7 +66,7 @@ pub enum Indivisible {
     NoPlace {
         /// The command.
         command: &'static str,
-        /// What serves instead.
+        /// The way to run it instead.
         served_by: ServedBy,
     },
     /// The command concerns all primaries, so that it has no place among those of a pipeline.

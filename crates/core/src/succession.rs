@@ -1,4 +1,4 @@
-//! What became of the data when one primary followed another.
+//! The fate of the data when one primary followed another.
 //!
 //! Replication is asynchronous: a write that was acknowledged is lost if the primary dies before it
 //! has passed it on, and no client changes that. But the history can be read. Commands of one
@@ -143,7 +143,7 @@ pub fn may_repeat(certainty: Certainty, effect: Effect, place: Elsewhere) -> boo
     }
 }
 
-/// What an answer is worth that comes when its server has been deposed.
+/// The worth of an answer that comes when its server has been deposed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LateAnswer {
     /// The answer is an error that proves that nothing ran: it stands.

@@ -1,4 +1,4 @@
-//! Which node of a cluster owns which slot, from answers of different nodes and different age.
+//! The owners of the slots of a cluster, from answers of different nodes and different age.
 //!
 //! Nodes learn of changes from each other, one after the other; so at any moment some of them are
 //! wrong, and one that was cut off may have been wrong for long. A client that believes whoever
@@ -74,7 +74,7 @@ pub struct Member {
     pub follows: Option<NodeId>,
     /// The node owns slots, or may.
     pub is_primary: bool,
-    /// Another node thinks that this one does not serve.
+    /// Whether another node thinks that this one does not serve.
     pub is_failing: bool,
     /// The newest view that could tell of this node does.
     pub is_present: bool,
@@ -96,7 +96,7 @@ struct SlotState {
     since: Option<Instant>,
     /// When a redirect told of the owner.
     redirected: Option<Instant>,
-    /// Another owner by one node's word, at the same epoch.
+    /// A second owner by one node's word, at the same epoch.
     rival: Option<Rival>,
 }
 

@@ -1,4 +1,4 @@
-//! Whoever has tests with Toxiproxy has them here too: the same HTTP API, with its names,
+//! Toxiproxy's HTTP API for whoever has tests with it already, with its names,
 //! attributes, status codes and error bodies, over the proxy of this crate. Toxics that Toxiproxy
 //! does not know (`stall`, `hold`, `corrupt`, `reject_next`, `down` and those of Redis' protocol)
 //! are added by the same calls.
@@ -46,7 +46,7 @@ struct Entry {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Wanted {
-    /// What it is called.
+    /// The proxy's name.
     pub name: String,
     /// Where it listens, as `host:port`; port 0 is a free one. Default: a free port of 127.0.0.1.
     pub listen: String,
@@ -145,7 +145,7 @@ impl Proxies {
         Ok(addr)
     }
 
-    /// What the proxy of that name has seen.
+    /// Returns the counts of the proxy of that name.
     pub async fn counters(&self, name: &str) -> Option<Counters> {
         self.all
             .lock()
@@ -261,7 +261,7 @@ impl Entry {
             .ok_or_else(Refusal::no_toxic)
     }
 
-    /// What would make it anew.
+    /// Returns the plan that would make it anew.
     fn plan(&self) -> Plan {
         Plan {
             listen: self.proxy.addr(),

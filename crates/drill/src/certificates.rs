@@ -9,13 +9,13 @@ use crate::process::{ProcessError, Tls};
 
 /// PEM files in a folder of the drill's.
 pub(crate) struct Certificates {
-    /// What to believe.
+    /// The authority to believe.
     pub(crate) authority: PathBuf,
-    /// What a server shows that is well.
+    /// The certificate of a server that is well.
     pub(crate) good: Tls,
-    /// One of the right name whose time is over.
+    /// A certificate of the right name whose time is over.
     pub(crate) expired: Tls,
-    /// One in force, of another name.
+    /// A certificate in force, of another name.
     pub(crate) wrong: Tls,
 }
 

@@ -1,4 +1,4 @@
-//! What the controls have in common: a table of rows, what each keeps of a row in Redis, and what
+//! The common parts of the controls: a table of rows, what each keeps of a row in Redis, and what
 //! it counts. How each goes to Redis, and what it does when that fails, is its own.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -35,7 +35,7 @@ pub(crate) struct Rows {
     begun: Instant,
 }
 
-/// What is counted since the start.
+/// Counts since the start.
 #[derive(Default)]
 pub(crate) struct Counts {
     pub(crate) attempts: AtomicU64,

@@ -1,4 +1,4 @@
-//! What goes wrong on the wire, a file each, named as Toxiproxy names it, so that whoever knows
+//! Faults of the wire, a file each, named as Toxiproxy names them, so that whoever knows
 //! that tool knows this one.
 //!
 //! A fault says nothing of sockets or tasks. It is given what comes along a connection, in pieces

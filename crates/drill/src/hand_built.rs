@@ -32,7 +32,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 const THRESHOLD: u32 = 5;
 /// and so long it stays open; then one attempt passes on trial.
 const OPEN: Duration = Duration::from_secs(5);
-/// What is kept in Redis stays there this long.
+/// The seconds for which a value stays in Redis.
 const EXPIRES: u64 = 360;
 
 /// A subject whose resilience is built by hand.
@@ -151,7 +151,8 @@ impl HandBuilt {
         Err(Unanswered)
     }
 
-    /// One attempt, on a connection of the pool. Fails without an error if there was no place.
+    /// Makes one attempt, on a connection of the pool. Fails without an error if there was no
+    /// place.
     async fn attempt<T, F>(
         &self,
         call: impl Fn(MultiplexedConnection) -> F,

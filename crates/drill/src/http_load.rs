@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, Method, Uri};
 use regex::Regex;
 
-/// What the users of an application ask for over HTTP.
+/// The requests of an application's users over HTTP.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpLoad {
     /// Where the application listens: `http://host:port`, with a path before all others if need be.
@@ -16,11 +16,11 @@ pub struct HttpLoad {
     pub headers: Vec<(String, String)>,
     /// A request that has no answer after this long has failed. Default 5 s.
     pub timeout: Duration,
-    /// What is asked for; each as often as its weight says.
+    /// The requests; each is sent as often as its weight says.
     pub requests: Vec<HttpRequest>,
 }
 
-/// One kind of request.
+/// A kind of request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct HttpRequest {
     /// The method.
@@ -34,7 +34,7 @@ pub struct HttpRequest {
     pub content_type: String,
     /// How often it is sent, compared with the others. Default 1.
     pub weight: f64,
-    /// What counts as an answer.
+    /// The mark of a good answer.
     pub expect: Expect,
     /// Where in the JSON of the answer the value stands that a write has put there, as a JSON
     /// pointer (`/name`). A write has `{value}` in its path or body.
@@ -43,7 +43,7 @@ pub struct HttpRequest {
     pub stale: Option<String>,
 }
 
-/// What counts as an answer.
+/// The mark of a good answer to a request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Expect {
     /// The status, as bounds. Default 200 to 299.

@@ -6,14 +6,14 @@ use serde::Serialize;
 /// A key figure and whether it is good enough.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Kpi {
-    /// One of the names of the table above.
+    /// The figure's name, one of those that the judge lists.
     pub name: &'static str,
     /// The phases it is taken from.
     pub phase: &'static str,
     /// A share from 0 to 1, milliseconds or a count, as `unit` says. Null if there was nothing to
     /// measure, or no recovery.
     pub value: Option<f64>,
-    /// What it is held to, in the same unit.
+    /// The target, in the same unit.
     pub target: f64,
     /// Whether it is good enough.
     pub pass: bool,
@@ -23,7 +23,7 @@ pub struct Kpi {
     pub unit: Unit,
     /// How it is computed, in words.
     pub formula: &'static str,
-    /// What belongs to the figure, in words: how exact it is, or what it is made of. Empty if
+    /// A note to the figure: how exact it is, or what it is made of. Empty if
     /// nothing does.
     pub note: String,
 }
@@ -53,7 +53,7 @@ impl Bound {
     }
 }
 
-/// What a number counts.
+/// The unit of a number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Unit {
@@ -126,7 +126,7 @@ pub(crate) fn figure(value: Option<f64>, unit: Unit) -> String {
     }
 }
 
-/// What a key figure is held to, as people read it: `> 99 %`.
+/// Returns the target of a key figure as people read it: `> 99 %`.
 pub(crate) fn target(kpi: &Kpi) -> String {
     if kpi.bound == Bound::AtMost && kpi.target == 0.0 {
         return if kpi.name == "exit_status" {

@@ -1,4 +1,4 @@
-//! What became of each write, for a subject whose data are in Redis itself.
+//! The fate of each write, for a subject whose data are in Redis itself.
 //!
 //! Redis passes writes on after it has acknowledged them, so a failover may lose some, and a client
 //! that repeats what it should not applies some twice. Counters that many writes share would hide
@@ -15,7 +15,7 @@ use serde::Serialize;
 /// So long after another primary was named nobody should be writing to the old one any more.
 pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
-/// One write, as a subject that keeps a ledger has to make it.
+/// A write, as a subject that keeps a ledger has to make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Entry {
     /// `INCRBY name 1`.
@@ -44,7 +44,8 @@ impl Entry {
     }
 }
 
-/// What a read of that row asks for (`GET`): a version, or nothing before the first was set.
+/// Returns the name that a read of that row asks for (`GET`): it holds a version, or nothing before
+/// the first was set.
 #[must_use]
 pub fn name_of(key: u64) -> String {
     format!("ledger:last:{key}")
@@ -65,7 +66,7 @@ struct Tried {
     acknowledged: bool,
 }
 
-/// What became of the writes.
+/// The fate of the writes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct LedgerReport {
     /// Writes that were acknowledged.
@@ -74,7 +75,7 @@ pub struct LedgerReport {
     pub failed: u64,
     /// Acknowledged writes that are not there in the end.
     pub lost: u64,
-    /// Those of them that were begun half a second or more after the sentinels had named the
+    /// Lost writes that were begun half a second or more after the sentinels had named the
     /// primary that serves now: sent to one that was known to be deposed.
     pub lost_late: u64,
     /// Writes that were applied more than once.
@@ -99,7 +100,7 @@ impl Ledger {
         self.writes.len() - 1
     }
 
-    /// It was acknowledged, or failed.
+    /// Notes that the write was acknowledged, or failed.
     pub fn end(&mut self, number: usize, acknowledged: bool, at: Duration) {
         let write = &mut self.writes[number];
         (write.acknowledged, write.ended) = (acknowledged, at);

@@ -24,7 +24,7 @@ use crate::truth::Truth;
 const GRAIN: Duration = Duration::from_millis(1);
 /// A call that takes longer than this will never end.
 const HUNG: Duration = Duration::from_secs(30);
-/// What calls still running at the end of the load are given to end.
+/// The time that calls still running at the end of the load are given to end.
 const DRAIN: Duration = Duration::from_secs(5);
 /// How much longer than its phases a load may take to reach its number of calls.
 const OVERTIME: Duration = Duration::from_secs(600);

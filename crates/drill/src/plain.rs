@@ -19,7 +19,7 @@ use crate::subject::{
     Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Subject,
 };
 
-/// What is kept in Redis stays there this long.
+/// The seconds for which a value stays in Redis.
 const EXPIRES: u64 = 60;
 
 /// A subject without resilience.

@@ -51,7 +51,7 @@ pub enum ProcessError {
         /// The Debian package that brings one of them.
         package: &'static str,
     },
-    /// Another process listens on the port that was asked for.
+    /// The port that was asked for is taken by another process.
     #[error("port {port} of 127.0.0.1 is taken; choose another, or none to have a free one found")]
     PortTaken {
         /// The port asked for.
@@ -62,7 +62,7 @@ pub enum ProcessError {
     Folder {
         /// The folder, or the file in it.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
     /// There is no room left for the server's files.
@@ -70,7 +70,7 @@ pub enum ProcessError {
     DiskFull {
         /// The program.
         program: String,
-        /// Its folder.
+        /// The server's folder.
         path: PathBuf,
         /// The line of its log that says so.
         line: String,
@@ -80,7 +80,7 @@ pub enum ProcessError {
     Spawn {
         /// The program.
         program: String,
-        /// What the system said.
+        /// The system's error.
         cause: io::Error,
     },
     /// The program started and ended again before it answered.
@@ -88,7 +88,7 @@ pub enum ProcessError {
     Ended {
         /// The program.
         program: String,
-        /// What its log says last of why.
+        /// The last line of its log that tells why.
         line: String,
     },
     /// The program runs, but does not answer.
@@ -98,7 +98,7 @@ pub enum ProcessError {
         program: String,
         /// How long it was waited for.
         waited: Duration,
-        /// What its log says last.
+        /// The last line of its log.
         line: String,
     },
     /// A database that refuses to run as root, and no user as whom it could.
@@ -114,7 +114,7 @@ pub enum ProcessError {
     Setup {
         /// The tool.
         program: String,
-        /// What it said last of why.
+        /// The last line that tells why.
         line: String,
     },
     /// Something was asked of a server that is not running.
@@ -128,7 +128,7 @@ pub enum ProcessError {
     Command {
         /// The program.
         program: String,
-        /// What it answered, or what became of the connection.
+        /// The answer, or what became of the connection.
         cause: String,
     },
     /// A restart from a snapshot was asked for, and none was saved.

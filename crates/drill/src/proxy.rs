@@ -64,14 +64,14 @@ pub struct ProxyBuilder {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ToxicId(u64);
 
-/// Which of a connection's two lanes.
+/// The way that bytes go, for each of which a connection has a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
     Up,
     Down,
 }
 
-/// What a proxy has seen since its start.
+/// Counts of a proxy since its start.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
 #[non_exhaustive]
 pub struct Counters {
@@ -100,7 +100,7 @@ pub struct Counters {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProxyError {
-    /// Another process listens there.
+    /// The address is taken by another process.
     #[error("{addr} is taken; choose another port, or 0 to have a free one found")]
     Taken {
         /// The address asked for.
@@ -111,13 +111,13 @@ pub enum ProxyError {
     Listen {
         /// The address asked for.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         cause: std::io::Error,
     },
-    /// What it is to connect to is not written as `host:port`.
+    /// The address of the server is not written as `host:port`.
     #[error("upstream {upstream:?} is no address; write host:port, as in redis.internal:6379")]
     Upstream {
-        /// What was given.
+        /// The text that was given.
         upstream: String,
     },
 }
@@ -300,7 +300,7 @@ impl Proxy {
         Some(placed.treated.load(Ordering::Relaxed))
     }
 
-    /// What it has seen so far.
+    /// Returns the counts so far.
     #[must_use]
     pub fn counters(&self) -> Counters {
         self.tally.counters()
@@ -326,7 +326,7 @@ impl Drop for Proxy {
     }
 }
 
-/// What is to be broken at the moment. Those who follow it keep it until they have acted upon the
+/// The faults of the moment. Those who follow it keep it until they have acted upon the
 /// next one.
 #[derive(Debug)]
 struct Plan {

@@ -1,4 +1,4 @@
-//! What was seen in a drill, kept in a size that does not grow with its length or its rate:
+//! The record of a drill, kept in a size that does not grow with its length or its rate:
 //! histograms per phase, at most six hundred intervals for the plots, and a running search for the
 //! moment of recovery. Pure: times are given, as lengths from the start of the load.
 
@@ -71,7 +71,7 @@ pub struct Late {
     pub most: Duration,
 }
 
-/// What happened in one phase. Calls count for the phase in which they were meant to start.
+/// Counts of one phase. Calls count for the phase in which they were meant to start.
 #[derive(Debug, Clone)]
 pub struct Counts {
     /// Reads answered, by source: memory, Redis, database.
@@ -175,7 +175,7 @@ impl Counts {
     }
 }
 
-/// What happened in one interval of the plots.
+/// Counts of one interval of the plots.
 #[derive(Debug, Clone)]
 pub struct Interval {
     /// Reads answered, by source: memory, Redis, database.
@@ -291,7 +291,7 @@ struct Use {
 }
 
 impl Use {
-    /// What was seen at `at`: all that Redis has answered by now and had before, what a second must
+    /// Takes a look at `at`: all that Redis has answered by now and had before, what a second must
     /// have, and whether something was bad.
     fn look(&mut self, at: Duration, (before, now): (u64, u64), enough: f64, bad: bool) {
         if self.found.is_some() {
@@ -430,8 +430,8 @@ impl Record {
         }
     }
 
-    /// What the subject knows of itself at `at`. Asked often: the moments of recovery are as exact
-    /// as these are close.
+    /// Takes what the subject knows of itself at `at`. Asked often: the moments of recovery are as
+    /// exact as these are close.
     pub fn sample(&mut self, at: Duration, facts: Facts) {
         self.end = self.end.max(at);
         // What came before the load, as it warmed, is not the load's.
@@ -502,7 +502,7 @@ impl Record {
         });
     }
 
-    /// What was seen so far in that phase.
+    /// Returns the counts of that phase so far.
     pub fn counts(&self, phase: Phase) -> &Counts {
         &self.counts[phase as usize]
     }
@@ -555,8 +555,8 @@ impl Record {
         }
     }
 
-    /// What Redis has answered: to the subject's calls, or, where those are few, to all that it
-    /// asks.
+    /// Returns how much Redis has answered: to the subject's calls, or, where those are few, to all
+    /// that it asks.
     fn asked(&self, facts: &Facts) -> u64 {
         let calls = self.counts(Phase::Baseline).redis_ok as f64;
         if calls >= MANY * self.phases.baseline.as_secs_f64() {

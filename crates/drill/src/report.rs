@@ -1,5 +1,5 @@
-//! What a drill found, in the one shape that all its forms are made from: the table on a terminal,
-//! the JSON for machines, the page that people forward, and the JUnit file for CI.
+//! The findings of a drill, in the one shape that all its forms are made from: the table on a
+//! terminal, the JSON for machines, the page that people forward, and the JUnit file for CI.
 
 pub mod application;
 pub mod compare;
@@ -33,30 +33,30 @@ use crate::verdict::{
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-report/1";
 
-/// What a drill found. Its serialised form is `report.json`.
+/// The findings of a drill. Its serialised form is `report.json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Report {
     /// [`SCHEMA`].
     pub schema: &'static str,
     /// The name of the scenario.
     pub scenario: String,
-    /// What it shows, in a sentence.
+    /// The point of the scenario, in a sentence.
     pub about: String,
-    /// What chance was drawn from.
+    /// The seed of all chance.
     pub seed: u64,
-    /// Which subject this is about.
+    /// The subject that this is about.
     pub subject: Role,
     /// Whether the load was what the scenario asks for.
     pub load: LoadReport,
-    /// What happened in each phase.
+    /// The figures of each phase.
     pub phases: Vec<PhaseReport>,
-    /// Who answered the reads of baseline and recovered.
+    /// The share of each tier in the reads of baseline and recovered.
     pub hit_rate: HitRate,
     /// How it noticed and came back.
     pub recovery: Recovery,
-    /// What it is judged by.
+    /// The key figures, which decide the verdict.
     pub kpis: Vec<Kpi>,
-    /// Its connection to Redis, over the whole run.
+    /// The subject's connection to Redis, over the whole run.
     pub connection: ConnectionReport,
     /// The load on its database.
     pub database: DatabaseReport,
@@ -67,7 +67,7 @@ pub struct Report {
     /// The faults of the protocol that acted on no command, by name, or that nothing is broken by
     /// this scenario.
     pub untouched: Vec<&'static str>,
-    /// What became of the writes of a subject whose data are in Redis itself.
+    /// The fate of the writes of a subject whose data are in Redis itself.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ledger: Option<LedgerReport>,
     /// For plots.
@@ -93,10 +93,10 @@ pub struct LoadReport {
     pub latest_ms: f64,
 }
 
-/// What happened in one phase.
+/// The figures of one phase.
 #[derive(Debug, Clone, Serialize)]
 pub struct PhaseReport {
-    /// Its name.
+    /// The phase's name.
     pub name: &'static str,
     /// When it began, from the start of the load.
     pub from_ms: u64,
@@ -104,7 +104,7 @@ pub struct PhaseReport {
     pub to_ms: u64,
     /// Calls that were meant to start in it, and did.
     pub calls: u64,
-    /// Those that were answered or confirmed.
+    /// Calls that were answered or confirmed.
     pub ok: u64,
     /// Calls that were meant to start in it and could not.
     pub skipped: u64,
@@ -163,9 +163,9 @@ impl HitRate {
 pub struct Latency {
     /// The median.
     pub p50: f64,
-    /// One call in a hundred took longer.
+    /// The time that one call in a hundred exceeded.
     pub p99: f64,
-    /// One call in a thousand took longer.
+    /// The time that one call in a thousand exceeded.
     pub p999: f64,
     /// The longest.
     pub max: f64,
@@ -213,7 +213,7 @@ pub struct DatabaseReport {
     pub fault_max_qps: f64,
 }
 
-/// What the plots show: columns of equal length, one value for each interval.
+/// The data of the plots: columns of equal length, one value for each interval.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Timeline {
     /// The length of an interval.
@@ -260,7 +260,7 @@ pub struct StateChange {
 }
 
 impl Report {
-    /// What the record of one subject shows.
+    /// Makes the report of one subject from its record.
     pub fn of(scenario: &Scenario, role: Role, record: &Record, faults: Vec<FaultSpan>) -> Self {
         Self::with_untouched(scenario, role, record, faults, Vec::new(), None)
     }
@@ -339,7 +339,7 @@ impl Report {
         self.verdict == Verdict::Passed
     }
 
-    /// What is to be said of a load that was not what the scenario asks for.
+    /// Returns a sentence about a load that was not what the scenario asks for.
     pub fn caveat(&self) -> Option<String> {
         let LoadReport {
             skipped,
@@ -361,7 +361,7 @@ impl Report {
         (!said.is_empty()).then(|| said.join("; "))
     }
 
-    /// What is to be said of faults that touched nothing.
+    /// Returns a sentence about each fault that touched nothing.
     pub fn proves_nothing(&self) -> Vec<String> {
         self.untouched
             .iter()
@@ -501,7 +501,7 @@ pub(crate) fn rounded(number: f64) -> f64 {
     (number * 10.0).round() / 10.0
 }
 
-/// What the controls are held to, where it is something else than the judged subject is.
+/// Returns the targets of the controls, where they differ from those of the judged subject.
 pub(crate) fn other_targets(report: &Report, kpi: &Kpi) -> Option<String> {
     let mut controls = report.all().skip(1).flat_map(|(_, control)| &control.kpis);
     controls

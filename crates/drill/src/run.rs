@@ -25,7 +25,7 @@ use crate::timeline::{self, FaultSpan, Faults, Id};
 const TELL: Duration = Duration::from_millis(250);
 const WARM_LIMIT: Duration = Duration::from_secs(30);
 const SHUTDOWN_LIMIT: Duration = Duration::from_secs(5);
-/// What healing may take once the drill is stopped.
+/// The time that healing may take once the drill is stopped.
 const LAST_LIMIT: Duration = Duration::from_secs(2);
 
 /// How to run a scenario.
@@ -35,7 +35,7 @@ pub struct RunOptions {
     pub control: bool,
     /// Whether the second control runs beside, whose resilience is built by hand. Default: no.
     pub hand_built: bool,
-    /// Another seed than the scenario's.
+    /// A seed other than the scenario's.
     pub seed: Option<u64>,
     /// Told of progress four times a second. Must not block.
     pub progress: Option<Listener>,
@@ -43,7 +43,7 @@ pub struct RunOptions {
     pub stop: CancellationToken,
 }
 
-/// Whoever wants to hear of progress.
+/// A function that is told of progress.
 pub type Listener = Arc<dyn Fn(&Progress) + Send + Sync>;
 
 /// How far a drill has come.
@@ -55,7 +55,7 @@ pub struct Progress {
     pub total_ms: u64,
     /// The phase it is in.
     pub phase: Phase,
-    /// What is broken now.
+    /// The names of the faults of now.
     pub broken: Vec<&'static str>,
     /// The subject that is judged.
     pub subject: Live,
@@ -97,7 +97,7 @@ pub struct Live {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RunError {
-    /// It was stopped. Everything was taken down.
+    /// The drill was stopped. Everything was taken down.
     #[error("interrupted")]
     Interrupted,
     /// A server that the drill needs could not be started.
@@ -106,7 +106,7 @@ pub enum RunError {
     /// A subject could not be started or warmed.
     #[error("{}: {cause}", role_name(*.role))]
     SetUp {
-        /// Which.
+        /// The subject's role.
         role: Role,
         /// Why.
         cause: SetUpError,
@@ -114,7 +114,7 @@ pub enum RunError {
     /// A fault could not be made or healed.
     #[error("the fault {fault} could not be {}: {cause}", if *.healing { "healed" } else { "made" })]
     Fault {
-        /// Which, as in a scenario file.
+        /// The fault's name, as in a scenario file.
         fault: &'static str,
         /// Whether it was to be healed.
         healing: bool,
@@ -487,7 +487,7 @@ fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
     std::iter::once(prepare).chain(steps).collect()
 }
 
-/// What was broken, and is, as the load and whoever watches it see it.
+/// The faults that were and are, as the load and whoever watches it see them.
 #[derive(Default)]
 struct Broken(Mutex<Faults>);
 

@@ -37,13 +37,13 @@ pub const SCHEMA: &str = include_str!("../scenarios/schema.json");
 /// A drill, as its file describes it and with everything checked.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scenario {
-    /// What it is called.
+    /// The scenario's name.
     pub name: String,
-    /// What it shows, in a sentence.
+    /// The point of the scenario, in a sentence.
     pub about: String,
-    /// What all chance in the drill is drawn from. Default 1.
+    /// The seed of all chance in the drill. Default 1.
     pub seed: u64,
-    /// What the users do.
+    /// The load that users make.
     pub load: Load,
     /// How long each part takes.
     pub phases: Phases,
@@ -52,11 +52,11 @@ pub struct Scenario {
     pub memory: bool,
     /// Where the subject's data are. Default: in a database, with Redis before it.
     pub store: Store,
-    /// What is broken, and when.
+    /// The faults, and when they happen.
     pub steps: Vec<Step>,
-    /// What is still good enough.
+    /// The limits of what is still good enough.
     pub thresholds: Thresholds,
-    /// What the users of an application of one's own ask for over HTTP (`[target.http]`). It has no
+    /// The requests of users of one's own application over HTTP (`[target.http]`). It has no
     /// meaning for a drill of Steadfast itself.
     pub http: Option<HttpLoad>,
 }
@@ -72,7 +72,7 @@ pub enum Store {
     Sentinel,
 }
 
-/// What the users do.
+/// The load that users make.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Load {
     /// When calls start.
@@ -103,7 +103,7 @@ pub enum Arrivals {
     Closed {
         /// Callers at once.
         callers: usize,
-        /// What each waits between two calls.
+        /// The pause of each between two calls.
         pause: Duration,
     },
 }
@@ -193,7 +193,7 @@ impl Phase {
     }
 }
 
-/// One thing that is broken, once or several times.
+/// A fault with its times, once or several times.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Step {
     /// When, from the start of the fault phase. Default 0.
@@ -204,7 +204,7 @@ pub struct Step {
     pub every: Duration,
     /// How many times. Default once.
     pub times: u32,
-    /// What is broken.
+    /// The fault.
     pub fault: Fault,
     /// Between which two a fault of the wire happens. Default: the application and Redis.
     pub on: Wire,
@@ -238,7 +238,7 @@ impl Step {
     }
 }
 
-/// What can be broken.
+/// A fault that a scenario can name.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Fault {
@@ -289,7 +289,7 @@ pub enum Fault {
     SplitBrain,
     /// All sentinels are killed, and started again at the end.
     SentinelsAway,
-    /// One sentinel, the first that a client asks, hears of nothing, and names the old primary
+    /// The first sentinel that a client asks hears of nothing, and names the old primary
     /// after a planned failover.
     SentinelStale,
     /// The replica gets nothing from the primary.
@@ -399,7 +399,7 @@ impl Fault {
     }
 }
 
-/// What is still good enough. The first five are the KPIs.
+/// The limits of what is still good enough. The first five are the KPIs.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Thresholds {
     /// The share of calls to Redis that are answered, in baseline and recovered, is above this.
@@ -488,11 +488,11 @@ impl Scenario {
     }
 }
 
-/// What is wrong with the text of a scenario, and where.
+/// A mistake in the text of a scenario, and where it is.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {message}")]
 pub struct ScenarioError {
-    /// What is wrong, and what would be right.
+    /// The mistake, and what would be right.
     pub message: String,
     /// The line, from 1.
     pub line: usize,

@@ -1,4 +1,4 @@
-//! What breaks when, drawn from a seed.
+//! A schedule of faults, drawn from a seed.
 //!
 //! A failure found by chance is worth little if it cannot be had again. So a schedule is drawn
 //! whole, before anything is broken, by nothing but its seed and its bounds: the same ones give the
@@ -22,24 +22,24 @@ use tokio::time::{Instant, sleep_until};
 /// schedule's start.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Schedule {
-    /// What it was drawn from.
+    /// The seed that it was drawn from.
     pub seed: u64,
-    /// What breaks.
+    /// The faults in their order.
     pub entries: Vec<Entry>,
 }
 
-/// One fault and its time.
+/// A fault and its time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
     /// When it begins, in milliseconds.
     pub at_ms: u64,
     /// How long it lasts, in milliseconds.
     pub for_ms: u64,
-    /// What breaks.
+    /// The fault.
     pub breaks: Breakage,
 }
 
-/// What is broken.
+/// A fault of a schedule.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -204,7 +204,7 @@ impl Schedule {
     }
 }
 
-/// What has to be healed.
+/// A fault that has to be healed.
 struct Healing<'a> {
     proxy: &'a Proxy,
     redis: &'a Redis,

@@ -36,7 +36,7 @@ pub struct Server {
     serving: JoinHandle<()>,
 }
 
-/// What the server does on a connection, step by step.
+/// The server's part on a connection, step by step.
 #[derive(Debug, Clone, Default)]
 pub struct Script(Vec<Step>);
 
@@ -137,7 +137,7 @@ impl Script {
         self.then(Step::Reset)
     }
 
-    /// What a server at its `maxclients` does to the next one.
+    /// Does as a server at its `maxclients` does to the next one.
     #[must_use]
     pub fn max_clients() -> Self {
         Self::new()
@@ -385,7 +385,8 @@ fn arguments(value: Value) -> Vec<Vec<u8>> {
     bytes.collect()
 }
 
-/// What a healthy primary answers to a command that belongs to a handshake; nothing to any other.
+/// Returns a healthy primary's answer to a command that belongs to a handshake; nothing to any
+/// other.
 fn greeting(command: &[Vec<u8>], number: usize) -> Option<String> {
     let word = |place: usize| command.get(place).map(|arg| arg.to_ascii_uppercase());
     let answer = match word(0)?.as_slice() {

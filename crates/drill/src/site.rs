@@ -25,7 +25,7 @@ pub enum SiteError {
     Proxy(#[from] ProxyError),
 }
 
-/// What is to be broken, all of it private to one subject. Dropped, all of it is gone.
+/// The servers to be broken, all of them private to one subject. Dropped, all of it is gone.
 pub(crate) enum Site {
     Alone(Box<Alone>),
     Watched(Box<WatchedSite>),
@@ -77,7 +77,7 @@ impl Site {
         }
     }
 
-    /// What has become of the writes, once no call is running any more, if the subject keeps a
+    /// Returns the fate of the writes, once no call is running any more, if the subject keeps a
     /// ledger.
     pub(crate) async fn ledger(&self, lane: &Lane) -> Result<Option<LedgerReport>, ProcessError> {
         match self {

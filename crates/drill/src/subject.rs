@@ -13,8 +13,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
-/// What the lab drives. Every method may be called from many tasks at once, at any time between
-/// `start` and `shutdown`.
+/// An application in small that the lab drives. Every method may be called from many tasks at once,
+/// at any time between `start` and `shutdown`.
 pub trait Subject: Send + Sync {
     /// Makes the rows `0..keys` exist with version 0, and fills the caches with them as far as that
     /// can be done. Called once, before any load and with nothing broken. The lab allows it 30 s.
@@ -55,7 +55,7 @@ pub trait SubjectFactory: Send + Sync {
     ) -> BoxFuture<'_, Result<Box<dyn Subject>, SetUpError>>;
 }
 
-/// Which of the subjects of a drill.
+/// The role of a subject in a drill.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
@@ -91,7 +91,7 @@ pub struct Endpoint {
 }
 
 impl Role {
-    /// What the subject is called in reports.
+    /// Returns the subject's name in reports.
     pub fn title(self) -> &'static str {
         match self {
             Role::Resilient => "Steadfast",
@@ -100,7 +100,7 @@ impl Role {
         }
     }
 
-    /// What a subject is made of, and so what can be expected of it.
+    /// Returns what a subject is made of, and so what can be expected of it.
     pub(crate) fn built(self, keeps_a_ledger: bool) -> &'static str {
         match self {
             Role::Plain if keeps_a_ledger => {
@@ -185,7 +185,7 @@ impl std::fmt::Debug for Endpoint {
 /// A read that was answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Answer {
-    /// Who answered.
+    /// The tier that answered.
     pub source: Source,
     /// The version of the row in the answer.
     pub version: u64,
@@ -195,7 +195,7 @@ pub struct Answer {
     pub stale: bool,
 }
 
-/// Who answered a read.
+/// A tier that answers reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Source {
@@ -220,7 +220,7 @@ pub struct Failure {
 #[error("the subject could not be set up: {0}")]
 pub struct SetUpError(pub String);
 
-/// What is wrong with a subject's database.
+/// The state of a subject's database.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DatabaseFault {
     /// Nothing.
@@ -231,7 +231,7 @@ pub enum DatabaseFault {
     Down,
 }
 
-/// What a subject knows of itself. Counts only grow.
+/// A subject's own counts and states. Counts only grow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Facts {
     /// The connection to Redis now.

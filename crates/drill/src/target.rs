@@ -42,7 +42,7 @@ const RECOVERY: Duration = Duration::from_secs(30);
 /// How long an application may take to answer its first request.
 const UP_LIMIT: Duration = Duration::from_secs(30);
 
-/// Whose application is drilled, and before which Redis.
+/// The application that is drilled, and the Redis that it uses.
 #[derive(Clone)]
 pub struct TargetOptions {
     /// The application's Redis, as `host:port`. It is never broken.
@@ -89,7 +89,7 @@ impl TargetOptions {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TargetError {
-    /// It was stopped. The application was ended.
+    /// The drill was stopped. The application was ended.
     #[error("interrupted")]
     Interrupted,
     /// Nothing listens at the target.
@@ -97,7 +97,7 @@ pub enum TargetError {
     NotThere {
         /// The address given, without what looks like a secret.
         target: String,
-        /// What the system said.
+        /// The system's error.
         cause: String,
     },
     /// The proxy cannot listen.
@@ -131,7 +131,7 @@ pub enum TargetError {
     Command {
         /// As given, without what looks like a secret.
         command: String,
-        /// What the system said.
+        /// The system's error.
         cause: std::io::Error,
     },
     /// The load on the application's interface cannot be sent.
@@ -142,9 +142,9 @@ pub enum TargetError {
     NotUp {
         /// Where it was asked.
         url: String,
-        /// What became of the last request.
+        /// The outcome of the last request.
         cause: String,
-        /// That it has ended, if it has.
+        /// A sentence that it has ended, if it has.
         ended: String,
     },
 }

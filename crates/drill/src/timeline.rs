@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::scenario::{Phase, Scenario};
 
-/// Which fault, and which time of it.
+/// The step of a fault, and which time of it.
 pub(crate) type Id = (usize, usize);
 
 /// A moment at which a fault begins or ends.
@@ -50,7 +50,7 @@ pub(crate) fn moments_of(scenario: &Scenario) -> Vec<Moment> {
 /// From when to when something was broken, from the start of the load.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FaultSpan {
-    /// What, as in a scenario file.
+    /// The fault's name, as in a scenario file.
     pub name: &'static str,
     /// When it was broken.
     pub from_ms: u64,
@@ -58,7 +58,7 @@ pub struct FaultSpan {
     pub to_ms: u64,
 }
 
-/// What was broken so far, and what still is.
+/// The faults that were, and those that still are.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(Vec<Fault>);
 
@@ -107,7 +107,7 @@ impl Faults {
         self.lasting().next().is_none()
     }
 
-    /// What is broken now, in the order in which it began.
+    /// Returns the faults of now, in the order in which they began.
     pub(crate) fn names(&self) -> Vec<&'static str> {
         self.lasting().map(|fault| fault.span.name).collect()
     }

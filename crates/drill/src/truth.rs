@@ -12,7 +12,7 @@ use crate::subject::Answer;
 /// one.
 const REMEMBERED: usize = 1024;
 
-/// What the database is known to have held.
+/// The versions that the database is known to have held.
 #[derive(Debug)]
 pub struct Truth {
     allowed_age: Duration,

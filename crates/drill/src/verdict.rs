@@ -42,7 +42,7 @@ use crate::record::{Counts, Record};
 use crate::scenario::{Phase, Thresholds};
 use crate::subject::{Connection, Role};
 
-/// What recovery of the control is held to; ours is held to the scenario's own threshold.
+/// The limit of a control's recovery; ours is held to the scenario's own threshold.
 const RECOVERY_OF_CONTROL: Duration = Duration::from_secs(30);
 
 /// Whether a subject did well.
@@ -225,7 +225,7 @@ fn hit_rate(normal: &Counts, thresholds: &Thresholds) -> Kpi {
     .noted(note_of_tiers(normal))
 }
 
-/// What users got that they should not, in the whole run.
+/// Judges the failures that users got, in the whole run.
 fn failures(whole: &Counts, thresholds: &Thresholds) -> Vec<Kpi> {
     let mut kpis = vec![
         Kpi::held_to(
@@ -308,10 +308,10 @@ pub(crate) fn longest(counts: &Counts) -> f64 {
     counts.latency.max() as f64 / 1e3
 }
 
-/// What stands among the faults that touched nothing if a scenario has no step at all.
+/// The entry among the faults that touched nothing if a scenario has no step at all.
 pub(crate) const NOTHING_IS_BROKEN: &str = "nothing is broken by this scenario";
 
-/// What a fault that touched nothing means, in words.
+/// Returns what a fault that touched nothing means, in words.
 pub(crate) fn proves_nothing(untouched: &str) -> String {
     match untouched {
         NOTHING_IS_BROKEN => format!("{NOTHING_IS_BROKEN}, so this drill proves nothing"),
@@ -387,7 +387,8 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    /// One phase a second, in each ten reads: as many from the database and as many failed as told.
+    /// Makes a record with a phase a second, in each ten reads: as many from the database and as
+    /// many failed as told.
     fn record(database: [u64; 5], failed: [u64; 5]) -> Record {
         let second = at(1000);
         let phases = Phases {

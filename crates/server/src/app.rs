@@ -1,4 +1,4 @@
-//! One running service: started, asked and closed here. The parts it is made of are handed out one
+//! A running service: started, asked and closed here. The parts it is made of are handed out one
 //! by one, so that the signature of a handler or a task says what it touches.
 
 use std::sync::Arc;

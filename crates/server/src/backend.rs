@@ -1,6 +1,6 @@
-//! What the service stands on: the client of Redis, the database, and the cache over both. Made
-//! from the configuration here, and asked here how they are, so that nothing else knows their
-//! settings.
+//! The ground that the service stands on: the client of Redis, the database, and the cache over
+//! both. Made from the configuration here, and asked here how they are, so that nothing else knows
+//! their settings.
 
 use std::time::Duration;
 
@@ -193,8 +193,8 @@ impl Backend {
         gauge!("steadfast_database_loads_waiting").set(guard.waiting as f64);
     }
 
-    /// What was just loaded is still stored, so that the next process finds it, and no lease that
-    /// nobody holds.
+    /// Waits until what was just loaded is stored, so that the next process finds it, and no lease
+    /// that nobody holds.
     pub(crate) async fn close(&self) {
         self.cache.finish_loads(Duration::from_secs(1)).await;
         let _ = self.client.close(Duration::from_secs(1)).await;

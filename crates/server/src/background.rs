@@ -1,6 +1,6 @@
-//! What a page shows once a second is computed once a second, however many pages look. The same
-//! beat keeps the metrics recorder tidy, and a slower one asks the database and the embedding
-//! program's checks how they are, so that health answers never have to.
+//! The beat of the service: what a page shows once a second is computed once a second, however many
+//! pages look. The same beat keeps the metrics recorder tidy, and a slower one asks the database
+//! and the embedding program's checks how they are, so that health answers never have to.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use crate::observe::tally::{Buckets, ReadCounts};
 use crate::query::once::Records;
 use crate::telemetry;
 
-/// One second of the service, as pages draw it.
+/// A second of the service, as pages draw it.
 #[derive(Debug, Serialize)]
 struct Tick {
     at_ms: u64,

@@ -49,7 +49,7 @@ enum Reread {
 /// The health says so when the certificate has no longer to live than this.
 const SOON: i64 = 7 * 86_400;
 
-/// Whoever writes the two files one after the other has this long for it before they are told not
+/// The time that whoever writes the two files one after the other has before they are told not
 /// to belong together.
 const SETTLING: Duration = Duration::from_secs(1);
 

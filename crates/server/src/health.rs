@@ -100,7 +100,7 @@ pub struct Health {
     pub status: Status,
     /// The phase of the service's life.
     pub phase: Phase,
-    /// Its version.
+    /// The version of the service.
     pub version: &'static str,
     /// Time since the start, in seconds.
     pub uptime_s: u64,

@@ -1,4 +1,4 @@
-//! What callers see. Each file holds the handlers of one part of the interface; the middleware
+//! The interface that callers see. Each file holds the handlers of one part of it; the middleware
 //! around them all holds what must be so for every request.
 
 #[cfg_attr(not(feature = "drill"), path = "http/drills/off.rs")]

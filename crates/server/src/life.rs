@@ -19,7 +19,7 @@ pub(crate) struct Life {
     shutdown: RwLock<Shutdown>,
     started: Instant,
     in_flight: AtomicUsize,
-    /// One permit for each event stream that may be open.
+    /// A permit for each event stream that may be open.
     streams: Arc<Semaphore>,
     most_streams: usize,
 }

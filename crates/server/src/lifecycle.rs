@@ -1,4 +1,4 @@
-//! What the outside says by signals: end (SIGTERM, SIGINT), end now (the same again), read the
+//! The signals of the outside: end (SIGTERM, SIGINT), end now (the same again), read the
 //! configuration again (SIGHUP). A bad file changes nothing and is complained about loudly: a
 //! running service with last week's settings is worth more than none with this week's.
 

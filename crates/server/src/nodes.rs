@@ -18,7 +18,7 @@ pub(crate) struct Nodes {
     sentinels: Option<Sentinels>,
 }
 
-/// One server.
+/// A server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Node {
     address: String,
@@ -59,7 +59,7 @@ struct Sentinels {
     not_allowed: Vec<&'static str>,
 }
 
-/// One sentinel.
+/// A sentinel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 struct Sentinel {
     address: String,
@@ -72,15 +72,15 @@ struct Sentinel {
     error: Option<String>,
 }
 
-/// What a sentinel's word is worth just now.
+/// The worth of a sentinel's word just now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 enum SentinelState {
-    /// It names the primary that is believed.
+    /// The sentinel names the primary that is believed.
     Agrees,
-    /// It names another primary, or another epoch.
+    /// The sentinel names another primary, or another epoch.
     Disagrees,
-    /// It has not answered, or its answer does not count.
+    /// The sentinel has not answered, or its answer does not count.
     Silent,
 }
 

@@ -1,4 +1,4 @@
-//! What the service knows of itself, counted and kept while it runs. Everything that is shown or
+//! The service's knowledge of itself, counted and kept while it runs. Everything that is shown or
 //! told to anybody is derived from here.
 
 pub(crate) mod failovers;

@@ -41,7 +41,7 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
-    /// Its name, as in `type` and as a label of metrics.
+    /// Returns the kind's name, as in `type` and as a label of metrics.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -93,7 +93,7 @@ impl ProblemKind {
     }
 }
 
-/// One refusal.
+/// A refusal, as callers get it.
 #[derive(Debug, Clone)]
 pub struct Problem {
     kind: ProblemKind,
@@ -146,7 +146,7 @@ impl Problem {
         self.status.is_server_error()
     }
 
-    /// Its kind.
+    /// Returns the problem's kind.
     #[must_use]
     pub fn kind(&self) -> ProblemKind {
         self.kind

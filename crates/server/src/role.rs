@@ -1,5 +1,5 @@
-//! Who may do what stands in one table, so that the code, the description of the interface and the
-//! manual cannot say different things: all three are held against [`RULES`] by tests. What the
+//! The rights of each role, in one table, so that the code, the description of the interface and
+//! the manual cannot say different things: all three are held against [`RULES`] by tests. What the
 //! table does not name is refused.
 
 use axum::http::Method;
@@ -39,7 +39,7 @@ impl Role {
     }
 }
 
-/// One line of the table.
+/// A line of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rule {
     /// The method; HEAD goes with GET.

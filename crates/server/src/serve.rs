@@ -28,7 +28,7 @@ use acceptor::Acceptor;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BindError {
-    /// Another program listens there.
+    /// The address is taken by another program.
     #[error(
         "{addr} is taken by another program; choose another with --listen, or port 0 for any free one"
     )]
@@ -36,7 +36,7 @@ pub enum BindError {
         /// The address asked for.
         addr: SocketAddr,
     },
-    /// Others could reach a service that asks nobody who they are.
+    /// The address lets others reach a service that asks nobody who they are.
     #[error(
         "{addr} can be reached from outside, but without [auth] the service listens on loopback only; use 127.0.0.1"
     )]
@@ -83,7 +83,7 @@ pub enum Served {
         /// The number of those requests.
         requests: usize,
     },
-    /// It was told not to wait.
+    /// The service was told not to wait.
     Forced,
 }
 

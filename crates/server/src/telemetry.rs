@@ -26,7 +26,7 @@ pub(crate) use traces::{adopt_parent, answered, are_enabled as traces_are_enable
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TelemetryError {
-    /// Another subscriber is installed in this process.
+    /// The process has another subscriber already.
     #[error("logging is already set up in this process")]
     AlreadySet,
     /// There is no thread to be had that would write the log.

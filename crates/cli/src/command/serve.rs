@@ -73,7 +73,7 @@ pub(super) fn unbound(error: &BindError) -> Failure {
     Failure::new(status, error)
 }
 
-/// What the end of a service means for the process.
+/// Returns what the end of a service means for the process.
 pub(super) fn finished(served: Served) -> Result<(), Failure> {
     match served {
         Served::Drained => Ok(()),

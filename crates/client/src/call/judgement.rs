@@ -1,4 +1,4 @@
-//! What an end means: for the caller, for the breaker, and for another attempt.
+//! The meaning of an end: for the caller, for the breaker, and for another attempt.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! What is found out about a call before it is sent: may it run here, what would a repeat do, does
+//! The plan of a call, made before it is sent: may it run here, what would a repeat do, does
 //! it block, which connection serves it?
 
 use std::time::Duration;

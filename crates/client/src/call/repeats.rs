@@ -1,4 +1,4 @@
-//! What a further attempt costs, whichever connection serves it: one of the policy's attempts, a
+//! The price of a further attempt, whichever connection serves it: one of the policy's attempts, a
 //! pause, a token of the budget.
 //!
 //! Whether a call *may* be made again is for whoever knows its connection; this decides whether it
@@ -17,10 +17,10 @@ use crate::options::CallOptions;
 /// The end of an attempt that is to be followed by another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum After {
-    /// Its connection was lost before anything of it was written: it has loaded nobody, and counts
-    /// as none.
+    /// The connection was lost before anything of the call was written: it has loaded nobody, and
+    /// counts as none.
     Nothing,
-    /// Its connection was lost, or turned out to lead elsewhere: waiting for the next one is the
+    /// The connection was lost, or turned out to lead elsewhere: waiting for the next one is the
     /// pause.
     Loss,
     /// The server refused it for now.

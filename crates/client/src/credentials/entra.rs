@@ -138,7 +138,7 @@ impl EntraId {
         }
     }
 
-    /// Another scope, for a cloud of its own.
+    /// Sets another scope, for a cloud of its own.
     pub fn scope(mut self, scope: &str) -> Self {
         if let Some(shared) = Arc::get_mut(&mut self.shared) {
             scope.clone_into(&mut shared.scope);

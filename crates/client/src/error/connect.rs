@@ -38,7 +38,7 @@ pub enum ConnectError {
         /// `dns`, `tcp`, `tls`, `credentials` or `handshake`; `attempt`, if something in it keeps
         /// its thread.
         phase: &'static str,
-        /// Its deadline.
+        /// The time that the phase had.
         limit: Duration,
     },
     /// Credentials could not be had.
@@ -75,7 +75,7 @@ pub enum ConnectError {
         /// The address.
         address: String,
     },
-    /// What answers is a node of a cluster, and one server is wanted.
+    /// The server that answers is a node of a cluster, and one server is wanted.
     #[error(
         "{address} is a node of a cluster, which serves its own slots only: write redis-cluster://{address}"
     )]
@@ -83,13 +83,13 @@ pub enum ConnectError {
         /// Where.
         address: String,
     },
-    /// What answers is no node of a cluster.
+    /// The server that answers is no node of a cluster.
     #[error("{address} is a server by itself and no node of a cluster: write redis://{address}")]
     NotCluster {
         /// Where.
         address: String,
     },
-    /// What answers is another node of the cluster than the one that is wanted.
+    /// The server that answers is another node of the cluster than the one that is wanted.
     #[error(
         "{address} is another node of the cluster ({found}) than the one that was looked for there ({wanted})"
     )]
@@ -110,7 +110,7 @@ pub enum ConnectError {
     /// No node of the cluster is known that could be connected to.
     #[error("no node of the cluster is known: {why}")]
     NoNode {
-        /// What became of those that were asked.
+        /// The errors of those that were asked.
         why: String,
     },
     /// No sentinel names the primary that is wanted.

@@ -67,7 +67,7 @@ impl Hub {
         }
     }
 
-    /// Its number among the connections of all nodes.
+    /// Returns the connection's number among those of all nodes.
     fn number(&self, connection: usize) -> usize {
         connection + self.node.as_ref().map_or(0, |node| node.first)
     }

@@ -1,4 +1,4 @@
-//! What each outage was like: derived from the events, for the morning after.
+//! A summary of each outage: derived from the events, for the morning after.
 
 use std::collections::VecDeque;
 

@@ -1,4 +1,4 @@
-//! What a failover cost, as far as it can be known.
+//! The cost of a failover, as far as it can be known.
 //!
 //! Replication is asynchronous: a write that was acknowledged is lost if its primary dies before it
 //! has passed it on. But the histories can be compared. Once a heartbeat the primary is asked for
@@ -147,7 +147,7 @@ async fn in_service(shared: &Shared, link: &Link) -> (u64, u64) {
     }
 }
 
-/// What became of a question.
+/// The outcome of a question.
 enum Asked {
     Answered(Value),
     /// The user may not ask it.

@@ -75,8 +75,8 @@ pub(crate) struct Driver {
     left_since: Instant,
     timer: Pin<Box<Sleep>>,
     armed: Option<Instant>,
-    /// This process stood still, and may not have been told yet what came meanwhile: nothing is
-    /// given up before the timer has fired once more.
+    /// Set when this process stood still, and may not have been told yet what came meanwhile:
+    /// nothing is given up before the timer has fired once more.
     look_again: Option<Instant>,
     /// The instant of the last stall: what was under way then, or had waited to be taken, tells
     /// nothing of the server.

@@ -1,4 +1,4 @@
-//! Which server the client serves from, and which connections have to follow it there.
+//! The server that the client serves from, and the connections that have to follow it there.
 //!
 //! Sessions, blocking calls and subscribers have connections beside the shared one. When a name
 //! moves, or after a failover, the old server may live on and answer them as if nothing had

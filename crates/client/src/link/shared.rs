@@ -1,4 +1,4 @@
-//! What the clones of a client, its supervisors and its drivers have in common.
+//! The state that the clones of a client, its supervisors and its drivers have in common.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};

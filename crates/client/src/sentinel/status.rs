@@ -1,4 +1,4 @@
-//! What is told of sentinels and of failovers, in status and events.
+//! The part of status and events that tells of sentinels and of failovers.
 
 /// The word of the sentinels, in [`Status`](crate::Status).
 #[derive(Clone, Debug)]
@@ -42,7 +42,7 @@ pub struct ReplicaStatus {
     /// The bytes of the primary's history that the replica had not acknowledged yet; absent if the
     /// primary does not tell of it.
     pub lag_bytes: Option<u64>,
-    /// Its `replica-priority`, as a sentinel knows it: 0 is never promoted.
+    /// The replica's `replica-priority`, as a sentinel knows it: 0 is never promoted.
     pub priority: Option<u32>,
 }
 

@@ -48,7 +48,7 @@ pub(crate) enum Ended {
         rejoin: Option<Rejoin>,
         blame: Blame,
     },
-    /// Its wait for a connection was cut short: see the queue's state.
+    /// The caller's wait for a connection was cut short: see the queue's state.
     Turned,
 }
 
@@ -72,7 +72,7 @@ enum SlotState {
     #[default]
     Idle,
     Waiting(Waker),
-    /// Its caller was woken to see whether it runs.
+    /// The caller was woken to see whether it runs.
     Nudged,
     /// The caller runs.
     Runs(Waker),

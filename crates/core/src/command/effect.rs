@@ -1,4 +1,4 @@
-//! What a repeat does, where that depends on the arguments.
+//! The effect of a repeat, where that depends on the arguments.
 //!
 //! Options are read as the server reads them, each with the arguments that it takes, so that a
 //! value which happens to be spelled like an option is not taken for one. An option that is not
@@ -12,7 +12,7 @@ use super::{Args, Keys};
 /// How the effect of a command follows from its arguments.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Rule {
-    /// It does not: always the same.
+    /// The effect is always the same.
     Is(Effect),
     /// `LastWins`, whatever was there before.
     Overwrite,
@@ -193,7 +193,8 @@ fn expire<'a, I: Iterator<Item = &'a [u8]> + Clone>(args: &Args<I>, millis: bool
     if lasts { LastWins } else { Conditional }
 }
 
-/// What follows FIELDS: their number, and each as so many arguments. Options may come behind them.
+/// Skips the fields behind FIELDS: their number, and each as so many arguments. Options may come
+/// behind them.
 fn skip_fields<'a>(options: &mut impl Iterator<Item = &'a [u8]>, each: usize) {
     let fields = options.next().and_then(number).unwrap_or(0);
     let arguments = usize::try_from(fields).unwrap_or(0).saturating_mul(each);

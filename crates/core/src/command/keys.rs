@@ -21,8 +21,8 @@ pub(super) enum KeySpec {
         last: isize,
         step: usize,
     },
-    /// Their number is at `at` and they follow it, `step` apart; with `store`, argument 1 is one as
-    /// well.
+    /// The number of keys is at `at` and they follow it, `step` apart; with `store`, argument 1 is
+    /// one as well.
     Count {
         at: usize,
         step: usize,

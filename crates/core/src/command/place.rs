@@ -83,9 +83,9 @@ pub enum Place {
 /// How the answers of all primaries become one. An answer is whole or an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Joining {
-    /// Their sum.
+    /// The sum of all answers.
     Sum,
-    /// One list of all elements.
+    /// A list of all elements.
     Concatenation,
     /// The first of them, if none is an error.
     AllSucceed,
@@ -97,7 +97,7 @@ pub enum Joining {
     FirstPresent,
 }
 
-/// What serves a command that has no place in a cluster.
+/// The way to run a command that has no place in a cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ServedBy {
     /// A node that the caller chooses, as the command concerns a server and not the data.
@@ -207,7 +207,7 @@ const SERVERS: [&str; 24] = [
     "SLOWLOG",
 ];
 
-/// Their commands which every primary of a cluster answers alike.
+/// Commands, by their first word, that every primary of a cluster answers alike.
 const SAME_ON_ALL: [&str; 13] = [
     "ACL CAT",
     "ACL GENPASS",

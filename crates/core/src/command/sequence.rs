@@ -1,4 +1,4 @@
-//! What a repeat of several commands does that each alone could be repeated.
+//! The effect of repeating several commands, each of which alone could be repeated.
 //!
 //! "Same state, same answer" holds for one command, and is lost when two are put in a row: `GET c`
 //! and `SET c 0` are harmless each, but together they take a counter's value and reset it, and a

@@ -55,7 +55,7 @@ impl Group {
     }
 }
 
-/// What stands in for a command that the table does not know.
+/// The entry that stands in for a command that the table does not know.
 pub(super) static UNKNOWN: Group =
     group(Is(Opaque), NONE, &["UNKNOWN"]).fails(Errors::OfNoKnownCommand);
 

@@ -67,7 +67,7 @@ fn effects_are_ordered_so_that_the_worst_of_a_pipeline_is_its_maximum() {
     assert!(order.is_sorted());
 }
 
-/// What later servers added cannot be tried on the server at hand, so it is held to its
+/// Commands that later servers added cannot be tried on the server at hand, so each is held to its
 /// documentation here.
 #[test]
 fn commands_of_later_servers_are_judged_by_their_arguments() {
@@ -133,7 +133,7 @@ fn commands_of_later_servers_are_judged_by_their_arguments() {
     );
 }
 
-/// What comes behind an option that is not known may be an option, too.
+/// The word behind an unknown option may be an option, too.
 #[test]
 fn c13_an_unknown_option_of_a_command_that_may_block_means_that_it_blocks() {
     let ms = |ms| Some(BlockFor::Time(Duration::from_millis(ms)));

@@ -30,7 +30,7 @@ enum Unit {
     Millis,
 }
 
-/// What the options of XREAD and XREADGROUP say.
+/// The options of XREAD and XREADGROUP.
 enum Options {
     /// BLOCK, with its milliseconds at that index.
     Block(usize),
@@ -58,8 +58,8 @@ impl Wait {
         }
     }
 
-    /// What the timeout is to be once so much of it has `passed`, and at which index. It never
-    /// becomes 0, which would be for ever. `None` where there is none to shorten.
+    /// Returns the timeout that is left once so much of it has `passed`, and at which index. It
+    /// never becomes 0, which would be for ever. `None` where there is none to shorten.
     pub(super) fn shortened<'a, I: Iterator<Item = &'a [u8]> + Clone>(
         self,
         args: &Args<I>,

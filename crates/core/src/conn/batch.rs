@@ -20,7 +20,7 @@ pub struct Batch<T> {
     pub(super) apart: usize,
 }
 
-/// What a request asks of its connection.
+/// The terms on which a request travels.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// How many replies answer it: 1 for a command, more for a pipeline.
@@ -29,11 +29,13 @@ pub struct Terms {
     pub deadline: Instant,
     /// When it was submitted.
     pub submitted: Instant,
-    /// Its place in the order of submission. A request that is sent again keeps the place it had.
+    /// The place of the request in the order of submission. A request that is sent again keeps the
+    /// place it had.
     pub seq: u64,
-    /// It changes nothing on the server.
+    /// Whether it changes nothing on the server.
     pub read_only: bool,
-    /// It is to travel with no other request beside it, because a connection ended at it before.
+    /// Whether it is to travel with no other request beside it, because a connection ended at it
+    /// before.
     pub apart: bool,
 }
 

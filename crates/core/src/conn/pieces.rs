@@ -24,7 +24,7 @@ pub(super) struct Pieces {
     length: usize,
     /// Pieces to use again, all empty: new memory costs a fault for each page of it.
     spare: Vec<Vec<u8>>,
-    /// What those can hold.
+    /// The capacity of the spare pieces, in bytes.
     kept: usize,
 }
 
@@ -34,7 +34,7 @@ impl Pieces {
         self.length
     }
 
-    /// What is to leave next, piece by piece.
+    /// Iterates over the bytes that are to leave next, piece by piece.
     pub(super) fn iter(&self) -> impl Iterator<Item = &[u8]> {
         let first = self.list.front().map(|piece| &piece[self.gone..]);
         let others = self.list.iter().skip(1).map(Vec::as_slice);

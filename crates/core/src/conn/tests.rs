@@ -58,7 +58,7 @@ fn submit(conn: &mut Conn<u32>, tickets: std::ops::Range<u32>, now: Instant) {
     conn.submit(&mut batch, now);
 }
 
-/// What is to be written, in one piece.
+/// Returns the bytes that are to be written, in one piece.
 fn to_write(conn: &Conn<u32>) -> Vec<u8> {
     conn.transmit().collect::<Vec<_>>().concat()
 }
@@ -759,7 +759,7 @@ fn c13_a_pipeline_that_is_put_back_to_its_place_may_still_have_begun_where_it_ha
     );
 }
 
-/// What may happen to a connection, one step at a time.
+/// A step in the life of a connection.
 #[derive(Clone, Debug)]
 enum Op {
     /// Requests that come together: their deadlines and lengths, and which of them come back out of
@@ -802,7 +802,7 @@ fn request(ticket: u32, length: usize) -> Vec<u8> {
     bytes
 }
 
-/// What a server reads of the bytes that it got: the requests that are whole, and what is left of
+/// Returns the requests in the bytes that a server got: those that are whole, and the rest of
 /// another.
 fn read(mut wire: &[u8]) -> (Vec<u32>, &[u8]) {
     let mut whole = Vec::new();
@@ -823,8 +823,8 @@ fn read(mut wire: &[u8]) -> (Vec<u32>, &[u8]) {
 }
 
 proptest! {
-    /// Whatever happens, each request ends exactly once; `NotSent` only if no byte of it has gone
-    /// out, or not all of them as the connection ended; answers go to their own; and what is
+    /// In any order of events each request ends exactly once; `NotSent` only if no byte of it has
+    /// gone out, or not all of them as the connection ended; answers go to their own; and what is
     /// written are whole requests in their order.
     #[test]
     fn c2_every_request_ends_once_and_truly(ops in ops()) {

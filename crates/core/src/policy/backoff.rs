@@ -78,8 +78,8 @@ impl Backoff {
         self
     }
 
-    /// This pause after the first `times` failures, then `rest`, which counts its attempts from 1
-    /// again.
+    /// Pauses as `self` after the first `times` failures, then as `rest`, which counts its attempts
+    /// from 1 again.
     #[must_use]
     pub fn then(self, times: u32, rest: Backoff) -> Self {
         Self(Kind::Then(times, Arc::new((self, rest))))

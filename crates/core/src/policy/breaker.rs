@@ -302,7 +302,7 @@ impl Breaker {
         &self.config
     }
 
-    /// Who is in charge.
+    /// Returns who is in charge.
     pub fn mode(&self) -> BreakerMode {
         self.mode
     }

@@ -158,7 +158,8 @@ impl Budget {
         (self.level.load(Relaxed) + self.accrued(now)).min(self.cap) as f64 / TOKEN as f64
     }
 
-    /// What time has added since the start: at most 2⁶¹, which is 70 years at the highest rate.
+    /// Returns the tokens that time has added since the start: at most 2⁶¹, which is 70 years at
+    /// the highest rate.
     fn accrued(&self, now: Instant) -> i64 {
         let nanos = now.saturating_duration_since(self.start).as_nanos();
         let accrued = nanos.saturating_mul(self.per_second.unsigned_abs().into()) / NANOS;
@@ -183,7 +184,7 @@ pub struct Exhausted {
     pub retry_after: Option<Duration>,
 }
 
-/// One retry.
+/// The weight of one retry.
 const TOKEN: i64 = 1_000_000;
 const NANOS: u128 = 1_000_000_000;
 

@@ -92,7 +92,8 @@ pub const HALF_LIFE: Duration = Duration::from_millis(500);
 /// fast ones does not.
 pub const MEMORY: Duration = Duration::from_millis(200);
 
-/// What a call is expected to take, by what calls took lately. All operations are lock-free.
+/// The time that a call is expected to take, by what calls took lately. All operations are
+/// lock-free.
 #[derive(Debug)]
 pub struct LatencyEstimate {
     start: Instant,
@@ -152,7 +153,7 @@ impl LatencyEstimate {
         self.nanos.store(learnt, Relaxed);
     }
 
-    /// What a call is expected to take now; nothing while nothing is known.
+    /// Returns the time that a call is expected to take now; nothing while nothing is known.
     pub fn expected(&self, now: Instant) -> Duration {
         let idle = self
             .since_start(now)
@@ -195,9 +196,9 @@ impl LatencyEstimate {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a call takes about {} ms at present, and this one has {} ms left", expected.as_millis(), remaining.as_millis())]
 pub struct DeadlineInfeasible {
-    /// What a call takes now.
+    /// The time that a call takes now.
     pub expected: Duration,
-    /// What this one had.
+    /// The time that this one had.
     pub remaining: Duration,
     /// When the next call may go whatever it has.
     pub retry_after: Duration,

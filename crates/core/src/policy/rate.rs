@@ -26,7 +26,7 @@ pub struct RateLimit {
     capacity: Duration,
 }
 
-/// One that was let through.
+/// A request that was let through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// When the bucket will be full again: to be handed in with the next one.

@@ -88,7 +88,7 @@ impl Stop {
     }
 }
 
-/// What was used up.
+/// The limit that was used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// The number of attempts.

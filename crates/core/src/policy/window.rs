@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 /// Slices of a window.
 pub const BUCKETS: usize = 10;
 
-/// What happened within the last stretch of time. 300 bytes, and constant time for every operation.
+/// Counts of what happened within the last stretch of time. 300 bytes, and constant time for every
+/// operation.
 ///
 /// A clock that jumps back (it should not) counts into the newest slice; one that jumps ahead
 /// empties the window.
@@ -102,7 +103,7 @@ impl Counts {
         }
     }
 
-    /// One failure.
+    /// Counts of a single failure.
     pub fn failure() -> Self {
         Self {
             failed: 1,
@@ -110,7 +111,7 @@ impl Counts {
         }
     }
 
-    /// One slow call.
+    /// Counts of a single slow call.
     pub fn slow() -> Self {
         Self {
             slow: 1,

@@ -9,7 +9,7 @@ use crate::node::{Endpoint, MAX_NODES, is_name};
 /// The kind of service that a server gives (`redis_mode`, and `mode` in HELLO).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ServerMode {
-    /// One server, alone or with replicas.
+    /// A server of its own, alone or with replicas.
     Standalone,
     /// A node of a cluster.
     Cluster,

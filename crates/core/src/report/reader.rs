@@ -38,7 +38,7 @@ impl ReportError {
 pub struct Faults {
     /// The mistake in the first of them.
     pub first: Option<ReportError>,
-    /// Their number.
+    /// The number of items.
     pub count: usize,
 }
 

@@ -84,7 +84,7 @@ pub fn primary_address(reply: &Value) -> Result<Option<Endpoint>, ReportError> {
     }))
 }
 
-/// Another sentinel, in the reply to `SENTINEL SENTINELS name`.
+/// A further sentinel, in the reply to `SENTINEL SENTINELS name`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerSentinel {
     /// Where the sentinel is.

@@ -21,7 +21,7 @@ use redis::Value;
 use aggregate::Frame;
 use scalar::{Blob, Header, Number, header, line_end, line_value, number};
 
-/// What one reply may cost. All limits hold per top-level value.
+/// Bounds on one reply. All limits hold per top-level value.
 ///
 /// They guard against a peer that is broken or hostile, so the defaults admit whatever a healthy
 /// Redis can answer in practice. A reply past a limit ends the connection: the stream cannot be
@@ -56,7 +56,7 @@ impl Default for Limits {
     }
 }
 
-/// What one call of [`Decoder::decode`] achieved.
+/// The outcome of one call of [`Decoder::decode`].
 #[derive(Debug, PartialEq)]
 pub struct Decoded {
     /// How many bytes of the input are done with; the next call's input begins behind them.
@@ -119,7 +119,7 @@ pub enum DecodeError {
     /// A string claims more bytes than [`Limits::bulk_bytes`].
     #[error("a string of {claimed} bytes in a reply is larger than the limit of {limit}")]
     BulkTooLarge {
-        /// What the header claims, in bytes.
+        /// The length that the header claims, in bytes.
         claimed: usize,
         /// The limit passed, in bytes.
         limit: usize,

@@ -99,7 +99,7 @@ pub struct SplitCommand {
     parts: Vec<Part>,
 }
 
-/// What of a command concerns one slot: the same command with some of the keys.
+/// A part of a command that concerns one slot: the same command with some of the keys.
 #[derive(Clone)]
 pub struct Part {
     slot: Slot,
@@ -259,12 +259,12 @@ impl SplitCommand {
     }
 }
 
-/// What became of one key of a command that was divided.
+/// The fate of one key of a command that was divided.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum KeyFate {
-    /// Its part was answered.
+    /// The part with this key was answered.
     Done,
-    /// Its part has failed.
+    /// The part with this key has failed.
     Failed(Certainty),
 }
 
@@ -273,10 +273,10 @@ pub enum KeyFate {
 pub struct PartsFailed<E> {
     /// The error of the worst part.
     pub error: E,
-    /// What is known of the whole: as little as of its worst part, and nothing of a write that is
-    /// half applied.
+    /// How much is known of the whole: as little as of its worst part, and nothing of a write that
+    /// is half applied.
     pub certainty: Certainty,
-    /// What became of each key, in their order.
+    /// The fate of each key, in their order.
     pub fates: Vec<KeyFate>,
 }
 

@@ -55,10 +55,10 @@ struct Entry<'a> {
     divided: Option<SplitCommand>,
 }
 
-/// What is sent to one node: a command, or a part of one.
+/// A unit that is sent to one node: a command, or a part of one.
 struct Unit<E> {
     entry: usize,
-    /// Which part of a command that was divided.
+    /// The number of the part of a command that was divided.
     part: usize,
     slot: Option<Slot>,
     effect: Effect,
@@ -95,7 +95,8 @@ pub struct NodePart<N> {
     pub asking: bool,
     /// The commands.
     pub pipeline: Pipeline,
-    /// These are all commands of the pipeline and as they were, so that it can be sent itself.
+    /// Whether these are all commands of the pipeline and as they were, so that it can be sent
+    /// itself.
     pub is_whole: bool,
     units: Vec<usize>,
 }
@@ -374,12 +375,12 @@ fn never_sent<E: From<UnexpectedAnswer>>() -> Failed<E> {
     }
 }
 
-/// What became of one command of a pipeline.
+/// The outcome of one command of a pipeline.
 #[derive(Clone, Debug, PartialEq)]
 pub enum CommandOutcome {
-    /// It was answered, perhaps with an error.
+    /// The command was answered, perhaps with an error.
     Answered(Value),
-    /// It was not answered.
+    /// The command was not answered.
     Failed(Certainty),
 }
 
@@ -397,9 +398,9 @@ impl CommandOutcome {
 pub struct PipelineFailed<E> {
     /// The error of the worst command.
     pub error: E,
-    /// What is known of the whole: as little as of its worst command, and nothing if others have
-    /// written.
+    /// How much is known of the whole: as little as of its worst command, and nothing if others
+    /// have written.
     pub certainty: Certainty,
-    /// What became of each command, in their order.
+    /// The outcome of each command, in their order.
     pub outcomes: Vec<CommandOutcome>,
 }

@@ -49,7 +49,7 @@ fn server_error(line: &str) -> Value {
     decoded.expect("it is an error").value.expect("it is whole")
 }
 
-/// One server, as far as these tests go.
+/// A server, as far as these tests go.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Data(BTreeMap<Vec<u8>, Vec<u8>>);
 
@@ -194,7 +194,7 @@ fn common_slot_of(cmd: &Cmd) -> bool {
     crate::slot::common_slot(key_names(arguments(cmd))).is_ok()
 }
 
-/// What ran: which unit, and in which order.
+/// The units that ran, in their order.
 #[derive(Default)]
 struct Log(Vec<usize>);
 

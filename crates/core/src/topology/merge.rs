@@ -69,7 +69,7 @@ pub enum Ignored {
     Empty,
 }
 
-/// What a view says of one slot.
+/// The word of a view about one slot.
 struct Claim {
     owner: MemberIndex,
     epoch: Option<u64>,
@@ -83,7 +83,7 @@ struct Claim {
     owner_is_unknown: bool,
 }
 
-/// What becomes of a claim.
+/// The judgement of a claim.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Confirmed,

@@ -563,13 +563,13 @@ fn t9_what_a_later_command_of_its_key_has_overtaken_is_not_sent_again() {
     assert_eq!(gate.resubmit(one, 7, 100), Resubmission::Go);
 }
 
-/// What really happened in a cluster: at each step a slot is taken over by a node, whose epoch
+/// The true history of a cluster: at each step a slot is taken over by a node, whose epoch
 /// rises above all others. Each node has heard of the first so many steps.
 #[derive(Clone, Debug)]
 struct Truth {
     /// The new owner at each step.
     owners: Vec<usize>,
-    /// Who answers, and how many steps that node has heard of.
+    /// The node that answers, and how many steps it has heard of.
     answers: Vec<(usize, usize)>,
 }
 
@@ -587,7 +587,7 @@ fn truths() -> impl Strategy<Value = Truth> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
-    /// Whatever the order in which answers of different age come, what is believed of a slot is the
+    /// In any order of answers of different age, what is believed of a slot is the
     /// newest that anybody has told; and it never goes back.
     #[test]
     fn t3_whatever_order_answers_come_in_the_newest_wins(truth in truths()) {

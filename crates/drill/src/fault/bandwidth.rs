@@ -28,7 +28,8 @@ struct Narrow {
     free: Option<Instant>,
 }
 
-/// What is taken ahead: enough to keep the line busy, little enough for the sender to feel it.
+/// The time that is taken ahead: enough to keep the line busy, little enough for the sender to feel
+/// it.
 const AHEAD: Duration = Duration::from_millis(100);
 
 /// Into how many pieces a second the bytes are cut.

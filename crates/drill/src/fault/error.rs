@@ -9,7 +9,7 @@ pub enum FaultError {
     OutOfRange {
         /// The setting.
         name: &'static str,
-        /// What was given.
+        /// The value that was given.
         value: f64,
         /// The least that it may be.
         from: f64,
@@ -21,9 +21,9 @@ pub enum FaultError {
     NoReply {
         /// The setting.
         name: &'static str,
-        /// What it has to be.
+        /// The form that is needed.
         what: &'static str,
-        /// What was given.
+        /// The text that was given.
         value: String,
     },
     /// The type is unknown, or its attributes are not its own.

@@ -1,4 +1,4 @@
-//! Which commands a server refuses in which state, by the flags of its own table of commands
+//! The commands that a server refuses in each state, by the flags of its own table of commands
 //! (`COMMAND`, Redis 7.0). A test holds these lists against a real server. Scripts have no such
 //! flags, as what they do is not known before: here they are taken to write.
 

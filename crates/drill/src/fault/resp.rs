@@ -1,4 +1,4 @@
-//! Which commands a fault concerns, and what becomes of their answers.
+//! The choice of commands that a fault concerns, and what becomes of their answers.
 //!
 //! The bytes of a connection are not enough for these: a command answered by the proxy, or late,
 //! must still have its answer in its place among the others. So the proxy follows both directions
@@ -9,7 +9,7 @@ use bytes::Bytes;
 use fastrand::Rng;
 use std::time::Duration;
 
-/// What a RESP fault does, to which commands, and how often.
+/// A fault of the protocol: what it does, to which commands, and how often.
 #[derive(Debug, Clone)]
 pub(crate) struct RespFault {
     pub(super) commands: Commands,
@@ -17,7 +17,7 @@ pub(crate) struct RespFault {
     pub(super) treatment: Treatment,
 }
 
-/// What becomes of a command and its answer.
+/// The treatment of a command and its answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Treatment {
     /// The server never sees it, and this is the answer.
@@ -25,9 +25,9 @@ pub(crate) enum Treatment {
     /// The server never sees it, and this error is the answer; what else a server does that refuses
     /// a command (it remembers so in a transaction) is done too.
     Refuse(Bytes),
-    /// It runs, and its answer comes so much later (and with it all that come after it).
+    /// Delays the answer, and with it all that come after it; the command runs.
     Delay(Duration),
-    /// It runs, and its answer comes when the fault is removed (and with it all that come after
+    /// Keeps the answer until the fault is removed, and with it all that come after
     /// it).
     Silence,
 }
@@ -60,7 +60,7 @@ impl RespFault {
         }
     }
 
-    /// What becomes of a command with these arguments (its name first), if anything.
+    /// Returns what becomes of a command with these arguments (its name first), if anything.
     pub(crate) fn treats(&self, args: &[&[u8]], rng: &mut Rng) -> Option<&Treatment> {
         let concerned = match &self.commands {
             Commands::Named(names) => names.iter().any(|name| is_called(args, name)),

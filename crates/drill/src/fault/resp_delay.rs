@@ -11,7 +11,7 @@ use std::time::Duration;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RespDelay {
-    /// Which commands, as `GET` or `CLIENT KILL`. Default: all.
+    /// The commands, as `GET` or `CLIENT KILL`. Default: all.
     #[serde(default)]
     pub commands: Vec<String>,
     /// How many of them, drawn by the seed. Default: 100.

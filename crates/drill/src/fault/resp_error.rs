@@ -15,7 +15,7 @@ use steadfast_core::command::classify;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RespError {
-    /// Which commands, as `GET` or `CLIENT KILL`. Default: those that a server in that state
+    /// The commands, as `GET` or `CLIENT KILL`. Default: those that a server in that state
     /// refuses; for any other error, all.
     #[serde(default)]
     pub commands: Vec<String>,
@@ -27,7 +27,7 @@ pub struct RespError {
 }
 
 impl RespError {
-    /// This error, or state, for every command that it concerns.
+    /// Answers every command that it concerns with this error, or that of this state.
     #[must_use]
     pub fn new(error: impl Into<String>) -> Self {
         Self {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RespSilence {
-    /// Which commands, as `GET` or `CLIENT KILL`. Default: all.
+    /// The commands, as `GET` or `CLIENT KILL`. Default: all.
     #[serde(default)]
     pub commands: Vec<String>,
     /// How many of them, drawn by the seed. Default: 100.

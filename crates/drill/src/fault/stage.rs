@@ -1,9 +1,9 @@
-//! What a fault does to one direction of one connection.
+//! The effect of a fault on one direction of one connection.
 
 use bytes::Bytes;
 use std::time::Instant;
 
-/// What travels along a connection.
+/// A piece of what travels along a connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Item {
     /// Bytes, in one piece: they are written by a call of their own.

@@ -28,19 +28,19 @@ use std::time::Instant;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub struct Toxic {
-    /// What it is called. Default: the fault's name and the direction, `latency_downstream`.
+    /// The toxic's name. Default: the fault's name and the direction, `latency_downstream`.
     pub name: String,
-    /// Which way the bytes go that it touches. Default: downstream. Without meaning for `down`,
+    /// The direction of the bytes that it touches. Default: downstream. Without meaning for `down`,
     /// `reject_next` and the RESP faults.
     pub direction: Direction,
     /// The share of connections that it takes hold of, 0 to 1. Default: 1. Without meaning for
     /// `down` and `reject_next`.
     pub toxicity: f64,
-    /// What it does.
+    /// The fault itself.
     pub fault: Fault,
 }
 
-/// Which way bytes go.
+/// The direction in which bytes go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Direction {
@@ -53,7 +53,7 @@ pub enum Direction {
     Both,
 }
 
-/// What can go wrong on the wire.
+/// A fault of the wire.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -154,7 +154,7 @@ impl Toxic {
         self.toxicity >= 1.0 || self.rng(seed, connection).f64() < self.toxicity
     }
 
-    /// What it draws on a connection.
+    /// Returns the random numbers that it draws on a connection.
     pub(crate) fn rng(&self, seed: u64, connection: u64) -> Rng {
         let name = self.name.bytes().fold(FNV_BASIS, |hash, byte| {
             (hash ^ u64::from(byte)).wrapping_mul(FNV_PRIME)
@@ -164,7 +164,7 @@ impl Toxic {
 }
 
 impl Fault {
-    /// Its name, which is Toxiproxy's `type`.
+    /// Returns the fault's name, which is Toxiproxy's `type`.
     #[must_use]
     pub fn name(&self) -> &'static str {
         match self {
@@ -187,7 +187,7 @@ impl Fault {
         }
     }
 
-    /// What it does to the bytes of one direction of a connection, if it concerns those.
+    /// Returns what it does to the bytes of one direction of a connection, if it concerns those.
     pub(crate) fn stage(&self, now: Instant, rng: Rng) -> Option<Box<dyn Stage>> {
         Some(match self {
             Self::Latency(latency) => Box::new(latency.stage(rng)),
@@ -209,7 +209,7 @@ impl Fault {
         })
     }
 
-    /// What it does to commands and replies, if it concerns those.
+    /// Returns what it does to commands and replies, if it concerns those.
     pub(crate) fn resp(&self) -> Option<RespFault> {
         match self {
             Self::RespError(error) => Some(error.resp()),

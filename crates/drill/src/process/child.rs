@@ -93,15 +93,15 @@ pub struct Child {
     process: Handle,
     pid: Pid,
     drop_by: Death,
-    /// It is not this process with which it ends, nor by drop.
+    /// Whether others use it too: then neither this process's end nor a drop ends it.
     is_shared: bool,
 }
 
 #[derive(Debug)]
 enum Handle {
-    /// Its stdin is the write end of the pipe.
+    /// A child of this process, whose stdin is the write end of the pipe.
     Own(std::process::Child),
-    /// Another process has started it.
+    /// A server that another process has started.
     Found(Runner),
 }
 

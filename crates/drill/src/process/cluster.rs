@@ -77,7 +77,7 @@ impl Place {
     }
 }
 
-/// What a [`Cluster`] is started with. By default: three primaries with a replica each, no
+/// The settings of a [`Cluster`]. By default: three primaries with a replica each, no
 /// persistence, no password, no TLS, a node timeout of 2 s.
 #[derive(Debug, Clone)]
 pub struct ClusterBuilder {
@@ -178,7 +178,7 @@ impl ClusterBuilder {
     }
 }
 
-/// What it has in common with every `redis-server`.
+/// The methods that it has in common with every `redis-server`.
 impl Deref for ClusterNode {
     type Target = Redis;
 
@@ -241,7 +241,7 @@ impl Cluster {
         node.unwrap_or_else(|| panic!("node {at} of a cluster of {}", nodes.len()))
     }
 
-    /// What a client connects to: `redis-cluster://127.0.0.1:port,…`, with all nodes of now,
+    /// Returns the URL for clients: `redis-cluster://127.0.0.1:port,…`, with all nodes of now,
     /// `rediss-cluster://` with TLS, with the password if there is one.
     #[must_use]
     pub fn url(&self) -> String {
@@ -335,7 +335,7 @@ impl Cluster {
             .config("cluster-require-full-coverage", "no")
     }
 
-    /// Those of the nodes that run and do not stand still.
+    /// Returns the nodes that run and do not stand still.
     fn awake(&self) -> Vec<Arc<ClusterNode>> {
         let nodes = self.nodes();
         nodes.into_iter().filter(|node| node.is_awake()).collect()

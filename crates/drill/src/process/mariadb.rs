@@ -24,7 +24,7 @@ pub struct MariaDb {
     server: Server,
 }
 
-/// What it has in common with every server: port, folder, pid, standing still.
+/// The methods that it has in common with every server: port, folder, pid, standing still.
 impl Deref for MariaDb {
     type Target = Server;
 
@@ -43,8 +43,8 @@ impl MariaDb {
         Self::start_as(None).await
     }
 
-    /// One that speaks TLS to who asks for it. `client_certificates` means nothing here: a user may
-    /// `REQUIRE X509`.
+    /// Starts one that speaks TLS to who asks for it. `client_certificates` means nothing here: a
+    /// user may `REQUIRE X509`.
     ///
     /// # Errors
     /// See [`MariaDb::start`].

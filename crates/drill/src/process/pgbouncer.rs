@@ -15,7 +15,7 @@ pub struct PgBouncer {
     server: Server,
 }
 
-/// What it has in common with every server: port, folder, pid, standing still.
+/// The methods that it has in common with every server: port, folder, pid, standing still.
 impl Deref for PgBouncer {
     type Target = Server;
 

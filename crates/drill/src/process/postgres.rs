@@ -35,7 +35,7 @@ pub struct Postgres {
     server: Server,
 }
 
-/// What it has in common with every server: port, folder, pid, standing still.
+/// The methods that it has in common with every server: port, folder, pid, standing still.
 impl Deref for Postgres {
     type Target = Server;
 
@@ -55,7 +55,7 @@ impl Postgres {
         Self::start_as(None).await
     }
 
-    /// One that speaks TLS to who asks for it, and asks them for a certificate if
+    /// Starts one that speaks TLS to who asks for it, and asks them for a certificate if
     /// `client_certificates` says so; without TLS it lets anyone in as ever.
     ///
     /// # Errors

@@ -38,7 +38,7 @@ pub struct Redis {
     occupant: Occupant,
 }
 
-/// What a [`Redis`] is started with. By default: a free port, no persistence, no password, no TLS,
+/// The settings of a [`Redis`]. By default: a free port, no persistence, no password, no TLS,
 /// a primary.
 #[derive(Debug, Clone, Default)]
 pub struct RedisBuilder {
@@ -59,7 +59,7 @@ pub struct RedisBuilder {
 pub struct Tls {
     /// The server's certificate, with the chain if there is one.
     pub cert: PathBuf,
-    /// Its private key.
+    /// The private key of the certificate.
     pub key: PathBuf,
     /// The authority by which certificates of clients (and of a primary) are judged.
     pub ca: PathBuf,
@@ -90,7 +90,7 @@ impl RedisBuilder {
         self
     }
 
-    /// This port of 127.0.0.1. Default: one that is free.
+    /// Sets the port of 127.0.0.1. Default: one that is free.
     #[must_use]
     pub fn port(mut self, port: u16) -> Self {
         self.port = Some(port);
@@ -206,7 +206,7 @@ impl RedisBuilder {
     }
 }
 
-/// What it has in common with every server: port, folder, pid, standing still.
+/// The methods that it has in common with every server: port, folder, pid, standing still.
 impl Deref for Redis {
     type Target = Server;
 
@@ -230,8 +230,8 @@ impl Redis {
         Self::builder().start().await
     }
 
-    /// What a client connects to: `redis://127.0.0.1:port`, `rediss://` with TLS, with the password
-    /// if there is one.
+    /// Returns the URL for clients: `redis://127.0.0.1:port`, `rediss://` with TLS, with the
+    /// password if there is one.
     #[must_use]
     pub fn url(&self) -> String {
         let scheme = if self.settings.tls.is_some() {

@@ -21,7 +21,7 @@ pub struct Sentinel {
     password: Option<String>,
 }
 
-/// What it has in common with every server: port, folder, pid, standing still.
+/// The methods that it has in common with every server: port, folder, pid, standing still.
 impl Deref for Sentinel {
     type Target = Server;
 
@@ -227,7 +227,7 @@ impl Watched {
         Ok(list("SENTINELS").await?.len() == 2 && linked)
     }
 
-    /// What a client connects to: `redis-sentinel://127.0.0.1:port,…/main`.
+    /// Returns the URL for clients: `redis-sentinel://127.0.0.1:port,…/main`.
     #[must_use]
     pub fn url(&self) -> String {
         let seeds = self.sentinels.iter().map(|one| one.addr().to_string());

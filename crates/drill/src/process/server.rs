@@ -1,4 +1,4 @@
-//! What all servers have in common: a port, a folder, a child that may be down at the moment, and a
+//! The common part of all servers: a port, a folder, a child that may be down at the moment, and a
 //! log.
 
 use super::child::{Child, Death};
@@ -107,7 +107,7 @@ impl Server {
         })
     }
 
-    /// Which process ran last in the folder of a shared server, and its port.
+    /// Returns the process that ran last in the folder of a shared server, and its port.
     fn noted(folder: &Path) -> Option<(Runner, u16)> {
         let noted = std::fs::read_to_string(folder.join(RUNNING)).ok()?;
         let mut words = noted.split_whitespace();
@@ -116,13 +116,13 @@ impl Server {
         Some((Runner { pid, start }, words.next()?.parse().ok()?))
     }
 
-    /// Its port; the same after every restart, unless it was given another.
+    /// Returns the port; the same after every restart, unless the server was given another.
     #[must_use]
     pub fn port(&self) -> u16 {
         self.addr().port()
     }
 
-    /// Its address and port.
+    /// Returns address and port.
     #[must_use]
     pub fn addr(&self) -> SocketAddr {
         let ports = self.ports();
@@ -136,7 +136,7 @@ impl Server {
         Ok(())
     }
 
-    /// Its folder, which is removed with it.
+    /// Returns the server's folder, which is removed with it.
     #[must_use]
     pub fn folder(&self) -> &Path {
         match &self.folder {

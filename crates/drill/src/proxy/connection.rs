@@ -1,4 +1,4 @@
-//! One client's connection: dials the server, and runs both lanes in one task until either side, or
+//! A client's connection: dials the server, and runs both lanes in one task until either side, or
 //! a fault, ends it.
 
 use super::exchange::Exchange;
@@ -31,7 +31,7 @@ pub(super) struct Start {
 
 /// Why there is no connection to the server.
 enum Undialled {
-    /// It refuses, or does not answer.
+    /// The server refuses, or does not answer.
     Unreachable,
     /// The proxy has ended.
     Ended,
@@ -43,7 +43,7 @@ struct Connection {
     up: Lane,
     down: Lane,
     exchange: Option<Exchange>,
-    /// It has been counted as one that is no longer followed.
+    /// Whether it has been counted as one that is no longer followed.
     unfollowed: bool,
     /// For what the exchange keeps back.
     timer: Option<Pin<Box<Sleep>>>,

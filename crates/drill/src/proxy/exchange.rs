@@ -32,7 +32,7 @@ pub(super) struct Exchange {
     replies: Framer,
     /// The answers owed, the oldest first.
     row: VecDeque<Place>,
-    /// What those places take, with the answers made here.
+    /// The memory that those places take, with the answers made here.
     row_bytes: usize,
     /// Replies of the server that do not have their turn yet.
     arrived: VecDeque<Bytes>,
@@ -59,15 +59,15 @@ struct Placed {
     treated: Arc<AtomicU64>,
 }
 
-/// What may wait each way for its turn. The worst case of memory is this and [`LARGEST`], each way,
-/// and what one read adds.
+/// The bytes that may wait each way for their turn. The worst case of memory is this and
+/// [`LARGEST`], each way, and what one read adds.
 const KEPT: usize = 16 << 20;
 /// The memory that one command or one reply may take while it is followed.
 const LARGEST: usize = 64 << 20;
 
-/// One command's place in the row.
+/// The place of one command in the row.
 struct Place {
-    /// What was made here; else the server's next reply belongs here.
+    /// The answer that was made here; else the server's next reply belongs here.
     answer: Option<Bytes>,
     /// The server was told something in place of the command: its next reply is taken out for what
     /// was made here.
@@ -313,9 +313,9 @@ fn weight(reply: &Bytes) -> usize {
     size_of::<Bytes>() + reply.len()
 }
 
-/// What a server answers that refuses a command. An EXEC that is refused ends its transaction, and
-/// says so, but where a cluster sends it elsewhere (`rejectCommand` and `processCommand` in Redis'
-/// `server.c`).
+/// Returns the answer of a server that refuses a command. An EXEC that is refused ends its
+/// transaction, and says so, but where a cluster sends it elsewhere (`rejectCommand` and
+/// `processCommand` in Redis' `server.c`).
 fn refusal_of(args: &[&[u8]], error: &Bytes) -> Bytes {
     let redirects = REDIRECTIONS.iter().any(|code| error[1..].starts_with(code));
     if !is_called(args, &["EXEC"]) || redirects {
@@ -346,8 +346,8 @@ const ENDING: [&str; 3] = ["EXEC", "DISCARD", "RESET"];
 
 const DISCARD: &[u8] = b"*1\r\n$7\r\nDISCARD\r\n";
 
-/// What every server refuses to queue, for want of a key: sent in place of a refused command, it
-/// makes EXEC abort.
+/// A command that every server refuses to queue, for want of a key: sent in place of a refused
+/// command, it makes EXEC abort.
 const SPOILER: &[u8] = b"*1\r\n$3\r\nGET\r\n";
 
 /// Commands after which replies and commands no longer come in pairs.
@@ -423,7 +423,7 @@ impl Framer {
         }))
     }
 
-    /// What was not cut into values.
+    /// Takes the bytes that were not cut into values.
     fn rest(&mut self) -> Bytes {
         self.seen = 0;
         self.buffer.split().freeze()

@@ -1,4 +1,4 @@
-//! One direction of one connection: what is read, what becomes of it, what is written.
+//! The lane of one direction of one connection: what is read, what becomes of it, what is written.
 //!
 //! With no fault on it, a lane is a buffer that is filled from one socket and emptied into the
 //! other. With faults, what is read passes through their stages one after another, each of which
@@ -21,7 +21,7 @@ use tokio::time::Sleep;
 /// How things stand with a lane.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Flow {
-    /// It goes on.
+    /// The direction is open.
     Open,
     /// All that there was has been written, the end too; or nobody is there any more to write to.
     Finished,
@@ -37,10 +37,10 @@ pub(super) struct Lane {
     /// The sender has said all it will say.
     ended: bool,
     buffer: Box<[u8]>,
-    /// What of the buffer has been read and not been written yet.
+    /// The part of the buffer that has been read and not been written yet.
     filled: Range<usize>,
     stages: Vec<(ToxicId, Box<dyn Stage>)>,
-    /// What is on its way, by the moment from which it may go on.
+    /// The pieces that are on their way, by the moment from which each may go on.
     queue: VecDeque<(Instant, Item)>,
     queued_bytes: usize,
     /// The piece that is being written.

@@ -1,4 +1,5 @@
-//! What a drill of somebody's own application found, in the shape that all its forms are made from.
+//! The findings of a drill of somebody's own application, in the shape that all its forms are made
+//! from.
 
 use serde::Serialize;
 
@@ -9,16 +10,16 @@ use crate::kpi::Kpi;
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-target/2";
 
-/// What was seen.
+/// The findings.
 #[derive(Debug, Clone, Serialize)]
 pub struct TargetReport {
     /// [`SCHEMA`].
     pub schema: &'static str,
     /// The name of the scenario.
     pub scenario: String,
-    /// What it shows, in a sentence.
+    /// The point of the scenario, in a sentence.
     pub about: String,
-    /// What chance was drawn from.
+    /// The seed of all chance.
     pub seed: u64,
     /// The Redis behind the proxy.
     pub target: String,
@@ -28,7 +29,7 @@ pub struct TargetReport {
     /// How the application ended by itself; null if it was still running when the drill was over,
     /// as a service is.
     pub exit_status: Option<i32>,
-    /// What its users got; null if no load was put on its interface.
+    /// The answers that its users got; null if no load was put on its interface.
     pub users: Option<Users>,
     /// The traffic with Redis of each phase.
     pub phases: Vec<Traffic>,
@@ -41,13 +42,13 @@ pub struct TargetReport {
     /// command by command to their end (a subscription in RESP2, MONITOR); 0 if the scenario has no
     /// such faults.
     pub unfollowed: u64,
-    /// What it is judged by.
+    /// The key figures, which decide the verdict.
     pub kpis: Vec<Kpi>,
     /// When something was broken.
     pub faults: Vec<FaultSpan>,
     /// The faults that touched nothing, by name.
     pub untouched: Vec<&'static str>,
-    /// What the application wrote to its standard output and error, up to 2 000 lines, without what
+    /// The application's standard output and error, up to 2 000 lines, without what
     /// looks like a secret.
     pub log: Vec<LogLine>,
     /// Lines that it wrote beyond those.
@@ -66,7 +67,7 @@ impl TargetReport {
 /// The traffic of one phase.
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Traffic {
-    /// Its name.
+    /// The phase's name.
     pub name: &'static str,
     /// When it began, from the start of the phases.
     pub from_ms: u64,
@@ -82,7 +83,7 @@ pub struct Traffic {
     pub answered: u64,
 }
 
-/// What the plots show: columns of equal length, one value for each interval.
+/// The data of the plots: columns of equal length, one value for each interval.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct TrafficTimeline {
     /// The length of an interval.

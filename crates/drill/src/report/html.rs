@@ -56,7 +56,7 @@ fn header(page: &mut String, report: &Report) {
     }
 }
 
-/// What a page begins with. `felt` is HTML, the rest is not.
+/// Writes the head of a page. `felt` is HTML, the rest is not.
 pub(super) fn title_and_verdict(
     page: &mut String,
     (name, about): (&str, &str),
@@ -79,7 +79,7 @@ pub(super) fn title_and_verdict(
     );
 }
 
-/// What happened, as one would tell it.
+/// Returns what happened, as one would tell it.
 fn sentence(report: &Report) -> String {
     let value = |report: &Report, name| {
         report
@@ -150,7 +150,7 @@ fn sentence(report: &Report) -> String {
     text
 }
 
-/// What became of the writes of a subject whose data are in Redis itself.
+/// Returns the sentences about the writes of a subject whose data are in Redis itself.
 fn of_the_writes(ledger: &LedgerReport) -> String {
     let count = |count: u64| match count {
         0 => "none".to_owned(),

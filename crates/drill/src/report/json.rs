@@ -17,7 +17,7 @@ pub fn render_target(report: &TargetReport) -> String {
     written(report)
 }
 
-/// What several runs came to as JSON.
+/// Returns the summary of several runs as JSON.
 pub fn render_repeated(repeated: &Repeated) -> String {
     written(repeated)
 }

@@ -13,16 +13,16 @@ use crate::kpi::{Kpi, Unit};
 /// The version of the JSON form.
 pub const SCHEMA: &str = "steadfast-drill-repeated/1";
 
-/// What several runs of one drill came to. Its serialised form is their common `report.json`.
+/// The summary of several runs of one drill. Its serialised form is their common `report.json`.
 #[derive(Debug, Clone, Serialize)]
 pub struct Repeated {
     /// [`SCHEMA`].
     pub schema: &'static str,
     /// The name of the scenario.
     pub scenario: String,
-    /// What it shows, in a sentence.
+    /// The point of the scenario, in a sentence.
     pub about: String,
-    /// What chance was drawn from, in each run.
+    /// The seed of all chance, in each run.
     pub seed: u64,
     /// How many runs there were.
     pub runs: usize,
@@ -30,7 +30,7 @@ pub struct Repeated {
     pub verdicts: Verdicts,
     /// Passed if each run passed; void if one was void and none failed.
     pub verdict: Verdict,
-    /// What the runs are judged by.
+    /// The key figures of all runs.
     pub kpis: Vec<RepeatedKpi>,
     /// The same of the control, if one ran.
     pub control: Option<Box<RepeatedControl>>,
@@ -49,12 +49,12 @@ pub struct Verdicts {
     pub void: usize,
 }
 
-/// What the control of several runs came to.
+/// The summary of a control over several runs.
 #[derive(Debug, Clone, Serialize)]
 pub struct RepeatedControl {
     /// How often each verdict was given.
     pub verdicts: Verdicts,
-    /// What it is judged by.
+    /// The key figures of all runs.
     pub kpis: Vec<RepeatedKpi>,
 }
 
@@ -75,7 +75,7 @@ pub struct RepeatedKpi {
     pub good: usize,
 }
 
-/// What is taken from one run.
+/// The part of one run that the summary needs.
 #[derive(Debug, Clone)]
 pub struct Run {
     scenario: String,
@@ -92,7 +92,7 @@ impl Run {
         &self.scenario
     }
 
-    /// What it is judged by.
+    /// Returns the run's key figures.
     pub(super) fn kpis(&self) -> &[Kpi] {
         &self.own.1
     }
@@ -126,7 +126,7 @@ impl From<&TargetReport> for Run {
 }
 
 impl Repeated {
-    /// What these runs of one drill came to; nothing if there were none.
+    /// Makes the summary of these runs of one drill; nothing if there were none.
     pub fn of(runs: &[Run]) -> Option<Self> {
         let first = runs.first()?;
         let own: Vec<_> = runs.iter().map(|run| &run.own).collect();
@@ -268,7 +268,7 @@ fn kpis(runs: &[&(Verdict, Vec<Kpi>)]) -> Vec<RepeatedKpi> {
     names.into_iter().map(of).collect()
 }
 
-/// One figure of all runs that have it, of which there is at least one.
+/// Joins one figure of all runs that have it, of which there is at least one.
 fn one(kpis: &[&Kpi]) -> RepeatedKpi {
     let mut measured: Vec<f64> = kpis.iter().filter_map(|kpi| kpi.value).collect();
     measured.sort_by(f64::total_cmp);

@@ -8,7 +8,7 @@ use comfy_table::{Cell, Color};
 
 use super::{Report, Verdict, figure, table};
 
-/// What is told of each drill: the heading, and the key figure below it.
+/// The columns of each drill: the heading, and the key figure below it.
 const FIGURES: [(&str, &str); 7] = [
     ("failed reads", "errors"),
     ("failed writes", "write_errors"),
@@ -30,8 +30,8 @@ const FIGURES_OF_LEDGER: [(&str, &str); 7] = [
     ("slowest call", "slowest_call"),
 ];
 
-/// One line for each report, for a terminal. A control that did not do as its scenario says it will
-/// is marked (!).
+/// Returns a line for each report, for a terminal. A control that did not do as its scenario says
+/// it will is marked (!).
 pub fn render(reports: &[Report], colour: bool) -> String {
     let caches = rendered(&of_kind(reports, false), FIGURES, colour);
     let ledgers = rendered(&of_kind(reports, true), FIGURES_OF_LEDGER, colour);
@@ -39,7 +39,7 @@ pub fn render(reports: &[Report], colour: bool) -> String {
     both.join("\n")
 }
 
-/// Those whose subjects have their data in Redis itself, or the others.
+/// Returns the reports of subjects that have their data in Redis itself, or the others.
 fn of_kind(reports: &[Report], keeps_a_ledger: bool) -> Vec<&Report> {
     let of_kind = |report: &&Report| report.ledger.is_some() == keeps_a_ledger;
     reports.iter().filter(of_kind).collect()
@@ -67,7 +67,7 @@ fn rendered(reports: &[&Report], figures: [(&str, &str); 7], colour: bool) -> Op
     Some(table::finished(table, colour))
 }
 
-/// One drill in a line, for a run that has more to come.
+/// Returns a drill in a line, for a run that has more to come.
 pub fn in_a_line(report: &Report, colour: bool) -> String {
     let [first, second, third] = match report.ledger {
         Some(_) => ["lost", "applied_twice", "back_in_service"],
@@ -125,7 +125,7 @@ pub fn markdown(reports: &[Report]) -> String {
     parts.join("\n\n") + "\n"
 }
 
-/// What stands above the second table.
+/// The heading of the second table.
 const SENTINELS: &str = "Data in Redis itself, a primary with a replica that three sentinels watch; the plain client is redis-rs with its client for sentinels:";
 
 fn in_markdown(reports: &[&Report], figures: [(&str, &str); 7]) -> Option<String> {
@@ -161,7 +161,7 @@ fn in_markdown(reports: &[&Report], figures: [(&str, &str); 7]) -> Option<String
     Some(text)
 }
 
-/// What a run of many comes to.
+/// Returns the outcome of a run of many.
 pub fn in_words(reports: &[Report]) -> String {
     let names = |of: Vec<&Report>| -> String {
         let names: Vec<_> = of.iter().map(|report| report.scenario.as_str()).collect();

@@ -16,7 +16,7 @@ pub(super) const STATES: f64 = 96.0;
 const LEFT: f64 = 68.0;
 const RIGHT: f64 = 10.0;
 
-/// What all plots of a page have in common, so that they can be compared at a glance.
+/// The scales that all plots of a page have in common, so that they can be compared at a glance.
 pub(super) struct Scales {
     width: f64,
     length_ms: f64,
@@ -139,7 +139,7 @@ pub(super) fn latency(report: &Report, scales: &Scales) -> String {
     plot.finish(true)
 }
 
-/// What went wrong: failed, wrong and skipped calls a second.
+/// Draws what went wrong: failed, wrong and skipped calls a second.
 pub(super) fn failures(report: &Report, scales: &Scales) -> String {
     let timeline = &report.timeline;
     let mut plot = Plot::new(

@@ -89,7 +89,7 @@ pub fn render_target(report: &TargetReport, colour: bool) -> String {
     )
 }
 
-/// What the users got.
+/// Makes the table of what the users got.
 fn users_phases(users: &Users) -> Table {
     let mut table = new_table(&[
         "users, by phase",
@@ -191,7 +191,7 @@ fn kpis(report: &Report, colour: bool) -> Table {
     table
 }
 
-/// What a figure is held to, and what that of the controls is held to, where it is another.
+/// Returns the target of a figure, and that of the controls, where it is another.
 fn targets(report: &Report, kpi: &Kpi) -> String {
     let other = other_targets(report, kpi);
     let beside = other.map_or(String::new(), |other| format!(" (controls {other})"));

@@ -17,9 +17,9 @@ const MARGIN: f64 = 18.0;
 const COLUMNS: usize = 2;
 /// Between the end of a row and the heading of the next.
 const ROW: f64 = 50.0;
-/// What stands above the first plot.
+/// The height of what stands above the first plot.
 const TOP: f64 = 112.0;
-/// What stands above every other.
+/// The height of what stands above every other.
 const HEADING: f64 = 24.0;
 
 /// The picture, as a file of its own.
@@ -229,7 +229,7 @@ const LATENCIES: [Entry; 3] = [
     ("max", "maximum", 66.0),
 ];
 
-/// What the colours mean, in a line that ends at `right`.
+/// Draws the meaning of the colours, in a line that ends at `right`.
 fn legend(entries: &[Entry], right: f64, y: f64) -> String {
     let mut left = right - entries.iter().map(|(_, _, room)| room).sum::<f64>();
     let mut text = String::new();
@@ -245,7 +245,7 @@ fn legend(entries: &[Entry], right: f64, y: f64) -> String {
     text
 }
 
-/// What the page has by other means.
+/// The styles that the page has by other means.
 const OWN: &str = "\
 svg .sheet { fill: var(--card); stroke: var(--rule); }
 svg .title { font-size: 19px; font-weight: 650; fill: var(--ink); }

@@ -39,7 +39,7 @@ pub fn render(report: &TargetReport) -> String {
     html::framed(&report.scenario, report.verdict, &main, &nothing)
 }
 
-/// What happened, as one would tell it.
+/// Returns what happened, as one would tell it.
 fn sentence(report: &TargetReport) -> String {
     let broken: u64 = report
         .faults
@@ -114,7 +114,7 @@ fn sentence(report: &TargetReport) -> String {
     text
 }
 
-/// What a reader must know before believing the figures.
+/// Returns what a reader must know before believing the figures.
 pub(super) fn beware(report: &TargetReport) -> Vec<String> {
     let mut said = Vec::new();
     said.extend(report.untouched.iter().map(|name| proves_nothing(name)));
@@ -141,7 +141,7 @@ pub(super) fn beware(report: &TargetReport) -> Vec<String> {
     said
 }
 
-/// What its users got, as plots and phase by phase.
+/// Writes what its users got, as plots and phase by phase.
 fn felt(page: &mut String, report: &TargetReport, users: &Users) {
     let scales = Scales::of_time(length(report) as f64, WIDTH);
     let shape = (HEIGHT, TOP);
@@ -233,7 +233,7 @@ fn length(report: &TargetReport) -> u64 {
     report.phases.last().map_or(0, |phase| phase.to_ms)
 }
 
-/// What the application wrote, beside the moments at which something was broken and healed.
+/// Writes the application's log, beside the moments at which something was broken and healed.
 fn log(page: &mut String, report: &TargetReport) {
     if report.log.is_empty() {
         return;
@@ -264,7 +264,7 @@ fn log(page: &mut String, report: &TargetReport) {
     page.push_str("</pre></details>\n</section>\n");
 }
 
-/// What the faults of the protocol could not reach, if anything.
+/// Returns a sentence about connections that faults of the protocol could not reach, if any.
 fn unfollowed(report: &TargetReport) -> Option<String> {
     let connections = match report.unfollowed {
         0 => return None,

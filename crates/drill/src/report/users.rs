@@ -1,4 +1,4 @@
-//! What the users of an application got, as it stands in the report.
+//! The answers that the users of an application got, as they stand in the report.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use crate::scenario::Phases;
 use crate::timeline::millis;
 use crate::verdict::ms;
 
-/// What the users got.
+/// The answers that the users got.
 #[derive(Debug, Clone, Serialize)]
 pub struct Users {
-    /// What was asked for: the requests, with their weights.
+    /// The requests, with their weights.
     pub requests: Vec<String>,
-    /// What they got in each phase.
+    /// The answers of each phase.
     pub phases: Vec<UsersPhase>,
     /// From the first thing broken to the first request that failed, in milliseconds; null if none
     /// did.
@@ -32,10 +32,10 @@ pub struct Users {
     pub timeline: UsersTimeline,
 }
 
-/// What the users got in one phase. A request counts for the phase in which it was meant to start.
+/// The answers of one phase. A request counts for the phase in which it was meant to start.
 #[derive(Debug, Clone, Serialize)]
 pub struct UsersPhase {
-    /// Its name.
+    /// The phase's name.
     pub name: &'static str,
     /// When it began, from the start of the phases.
     pub from_ms: u64,
@@ -43,7 +43,7 @@ pub struct UsersPhase {
     pub to_ms: u64,
     /// Requests that were sent.
     pub calls: u64,
-    /// Those that were answered as expected.
+    /// Requests that were answered as expected.
     pub ok: u64,
     /// Requests that could not be sent, as too many were running.
     pub skipped: u64,
@@ -53,14 +53,14 @@ pub struct UsersPhase {
     pub wrong: u64,
     /// Answers that said they were stale.
     pub stale: u64,
-    /// What they took.
+    /// The time that they took.
     pub latency_ms: Latency,
     /// The same as a histogram: pairs of microseconds and how many requests took so long, to three
     /// digits.
     pub histogram_us: Vec<(u64, u64)>,
 }
 
-/// What the plots show: columns of equal length, one value for each interval.
+/// The data of the plots: columns of equal length, one value for each interval.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct UsersTimeline {
     /// The length of an interval.
@@ -71,7 +71,7 @@ pub struct UsersTimeline {
     pub failed: Vec<f64>,
     /// Answers a second that were too old.
     pub wrong: Vec<f64>,
-    /// What 99 of 100 took at most, in milliseconds; null where there were none.
+    /// The time that 99 of 100 took at most, in milliseconds; null where there were none.
     pub p99_ms: Vec<Option<f64>>,
 }
 

@@ -94,7 +94,7 @@ impl Source {
     }
 }
 
-/// What is broken cannot be broken once more, nor by what cannot stand beside it. On the wire
+/// Refuses to break what is broken already, or by what cannot stand beside it. On the wire
 /// things add up.
 fn checked_overlaps(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
     let mut spans: Vec<_> = steps
@@ -125,7 +125,8 @@ fn checked_overlaps(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mista
     Ok(())
 }
 
-/// What is encrypted cannot be followed command by command.
+/// Refuses faults of the protocol under TLS: what is encrypted cannot be followed command by
+/// command.
 fn checked_tls(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
     if !steps.iter().any(|step| step.fault.needs_tls()) {
         return Ok(());
@@ -143,8 +144,8 @@ fn checked_tls(steps: &[Step], places: &[Range<usize>]) -> Result<(), Mistake> {
     }
 }
 
-/// What happens to sentinels and those whom they watch needs some, and nothing else can be done to
-/// them.
+/// Refuses faults of sentinels and those whom they watch where there are none, as nothing else can
+/// be done to them.
 fn checked_store(
     store: Option<Spanned<String>>,
     steps: &[Step],

@@ -1,4 +1,4 @@
-//! What may stand in a step, and what it then means. A fault takes some attributes and refuses the
+//! The steps of a scenario file, and their meaning. A fault takes some attributes and refuses the
 //! others, since an attribute that is silently ignored makes a drill that shows something else than
 //! its file says.
 
@@ -153,7 +153,7 @@ fn wire(name: &Spanned<String>, given: &mut StepSource) -> Result<Fault, Mistake
     Ok(Fault::Wire(Box::new(toxic)))
 }
 
-/// Those that act on bytes and connections.
+/// Reads the faults that act on bytes and connections.
 fn on_bytes(
     name: &Spanned<String>,
     given: &mut StepSource,
@@ -203,7 +203,7 @@ fn on_bytes(
     }))
 }
 
-/// Those that act on commands.
+/// Reads the faults that act on commands.
 fn on_commands(name: &Spanned<String>, given: &mut StepSource) -> Result<fault::Fault, Mistake> {
     let mut commands = || {
         let commands = given.commands.take();

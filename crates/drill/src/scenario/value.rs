@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::de::{Deserialize, Deserializer, Error as _};
 use toml::Spanned;
 
-/// What is wrong, and where in the text.
+/// A mistake, and where in the text it is.
 pub(super) struct Mistake {
     pub(super) span: Range<usize>,
     pub(super) message: String,

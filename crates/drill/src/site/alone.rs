@@ -33,7 +33,7 @@ pub(crate) struct Alone {
     token: Option<PathBuf>,
     /// Whether the subject may keep a tier in memory.
     memory: bool,
-    /// What it may show, if it speaks TLS.
+    /// The certificates that it may show, if it speaks TLS.
     certificates: Option<Certificates>,
     loading: Mutex<Option<JoinHandle<Result<(), ProcessError>>>>,
     proxy: Option<Proxy>,

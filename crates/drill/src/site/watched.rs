@@ -38,7 +38,7 @@ const AT_ONCE: usize = 500;
 pub(crate) struct WatchedSite {
     watched: Watched,
     lookout: Lookout,
-    /// Which server a fault has taken, until it is given back.
+    /// The server that a fault has taken, until it is given back.
     taken: Mutex<Option<usize>>,
     /// Faults that were to depose the primary, and did not.
     untouched: Mutex<Vec<&'static str>>,

@@ -1,5 +1,6 @@
-//! How an application is judged: first by what its users got, then by how it used Redis and how it ended. Pure: what was seen goes in,
-//! key figures come out, and the table, the page, the JUnit file and the exit status all show these.
+//! How an application is judged: first by what its users got, then by how it used Redis and how it
+//! ended. Pure: what was seen goes in, key figures come out, and the table, the page, the JUnit
+//! file and the exit status all show these.
 
 use std::time::Duration;
 
@@ -12,11 +13,11 @@ use crate::verdict::{
     untouched_kpi,
 };
 
-/// What a drill of an application came to.
+/// The evidence of a drill of an application.
 pub(super) struct Evidence<'a> {
     pub(super) scenario: &'a Scenario,
     pub(super) seen: &'a Seen,
-    /// What its users got, if a load was put on it.
+    /// The answers that its users got, if a load was put on it.
     pub(super) users: Option<&'a Record>,
     /// How it ended by itself, if it did.
     pub(super) exit_status: Option<i32>,
@@ -26,7 +27,7 @@ pub(super) struct Evidence<'a> {
     pub(super) untouched: &'a [&'static str],
     /// Whether anything was to be broken.
     pub(super) breaks: bool,
-    /// What recovery is held to.
+    /// The limit of recovery.
     pub(super) recovery: Duration,
 }
 
@@ -45,7 +46,7 @@ pub(super) fn judge(evidence: &Evidence<'_>) -> Vec<Kpi> {
     kpis
 }
 
-/// What its users got.
+/// Judges the answers that its users got.
 fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
     let thresholds = &evidence.scenario.thresholds;
     let whole = sum(users, &Phase::ALL[1..]);
@@ -87,7 +88,7 @@ fn by_users(evidence: &Evidence<'_>, users: &Record) -> Vec<Kpi> {
     kpis
 }
 
-/// What became of the users' writes, if there were any.
+/// Judges the users' writes, if there were any.
 fn by_writes(thresholds: &Thresholds, failed: f64, wrong: u64) -> [Kpi; 2] {
     let errors = Kpi::held_to(
         ("write_errors", WHOLE),

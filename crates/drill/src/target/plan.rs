@@ -1,4 +1,4 @@
-//! What a scenario breaks, played on the wires between an application and the servers that it uses.
+//! A scenario's faults, played on the wires between an application and the servers that it uses.
 
 use std::time::Duration;
 
@@ -10,14 +10,14 @@ use crate::timeline::{self, Id, Moment};
 /// Something to be broken, or to be healed.
 pub(super) struct Action {
     pub(super) at: Duration,
-    /// What is broken; nothing if it is healed.
+    /// The fault that begins; nothing if it is healed.
     pub(super) begins: Option<Toxic>,
     pub(super) wire: Wire,
     pub(super) id: Id,
     pub(super) name: &'static str,
 }
 
-/// What is broken on which wire, and when, in the order of its times.
+/// Returns which fault begins and ends on which wire, and when, in the order of its times.
 pub(super) fn plan(scenario: &Scenario, has_database: bool) -> Result<Vec<Action>, TargetError> {
     let mut toxics = Vec::new();
     for step in &scenario.steps {
@@ -42,7 +42,7 @@ pub(super) fn plan(scenario: &Scenario, has_database: bool) -> Result<Vec<Action
     Ok(actions.collect())
 }
 
-/// What a client sees of a fault, as a fault of the wire.
+/// Returns what a client sees of a fault, as a fault of the wire.
 pub(super) fn on_the_wire(fault: &Fault) -> Result<Toxic, TargetError> {
     Ok(match fault {
         Fault::Wire(toxic) => (**toxic).clone(),

@@ -1,4 +1,4 @@
-//! One drill from the start of the application to its end: it puts the load on, breaks and heals,
+//! A drill from the start of the application to its end: it puts the load on, breaks and heals,
 //! and looks on.
 
 use std::sync::Arc;
@@ -42,12 +42,12 @@ pub(super) struct Drill<'a> {
     untouched: Vec<&'static str>,
 }
 
-/// What is broken now.
+/// A fault that lasts.
 struct Broken {
     id: Id,
     toxic: ToxicId,
     wire: Wire,
-    /// What had passed the proxy when it began.
+    /// The connections that had passed the proxy when it began.
     connections: u64,
     /// Whether it acts on commands, which are counted.
     on_commands: bool,

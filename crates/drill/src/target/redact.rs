@@ -1,5 +1,5 @@
-//! What a report shows of a command line or a log line. Reports are forwarded and kept, so what looks like a secret does not
-//! enter one.
+//! The part of a command line or a log line that a report shows. Reports are forwarded and kept, so
+//! what looks like a secret does not enter one.
 
 use std::sync::LazyLock;
 

@@ -1,5 +1,5 @@
-//! Sends the load, and judges each answer as a user would: by its status, its content and its time, and, where it reads what was
-//! written before, by whether that is still there.
+//! Sends the load, and judges each answer as a user would: by its status, its content and its time,
+//! and, where it reads what was written before, by whether that is still there.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -21,7 +21,8 @@ use crate::subject::{Answer, DatabaseFault, Facts, Failure, SetUpError, Source, 
 
 /// Of an answer's body, at most so much is read.
 const BODY_MAX: usize = 8 << 20;
-/// A write whose fate is unknown may still happen for so long; until then nothing is said of its key.
+/// A write whose fate is unknown may still happen for so long; until then nothing is said of its
+/// key.
 const LINGERS: Duration = Duration::from_secs(30);
 /// Between two attempts to find the application up.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -31,7 +32,8 @@ pub(super) struct HttpSubject {
     load: HttpLoad,
     headers: Vec<(HeaderName, HeaderValue)>,
     client: Client<HttpConnector, Full<Bytes>>,
-    /// Added to each version that is written, so that values of earlier runs are told from those of this one.
+    /// Added to each version that is written, so that values of earlier runs are told from those of
+    /// this one.
     base: u64,
     state: Mutex<State>,
 }
@@ -42,12 +44,13 @@ struct State {
     unjudged: u64,
 }
 
-/// What is known of the writes of one key.
+/// The writes of one key.
 #[derive(Default)]
 struct Key {
     issued: u64,
     running: u32,
-    /// Writes have overlapped, or one has an unknown fate: which of them is the last is not known until another is confirmed alone.
+    /// Writes have overlapped, or one has an unknown fate: which of them is the last is not known
+    /// until another is confirmed alone.
     unsettled: bool,
     /// A write of unknown fate may still happen until then.
     lingers: Option<Instant>,
@@ -60,7 +63,8 @@ impl Key {
 }
 
 impl HttpSubject {
-    /// Takes what headers name from the environment. `base` is a number larger than that of any earlier run.
+    /// Takes what headers name from the environment. `base` is a number larger than that of any
+    /// earlier run.
     pub(super) fn new(load: HttpLoad, seed: u64, base: u64) -> Result<Self, String> {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -128,7 +132,7 @@ impl HttpSubject {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// One of the requests that write, or that do not, by weight.
+    /// Chooses among the requests that write, or that do not, by weight.
     fn choose(&self, writes: bool) -> &HttpRequest {
         let such = || {
             let requests = self.load.requests.iter();
@@ -307,7 +311,8 @@ impl Subject for HttpSubject {
                     Ok(())
                 }
                 Err(kind) => {
-                    // An application that answered has ended its work; one that did not may still be at it.
+                    // An application that answered has ended its work; one that did not may still
+                    // be at it.
                     if matches!(kind, "timeout" | "broken" | "too_large") {
                         (known.unsettled, known.lingers) = (true, Some(Instant::now() + LINGERS));
                     }

@@ -1,5 +1,5 @@
-//! The application: run as its users run it, with what it says kept beside the timeline, and ended with all that it started, also
-//! what has moved to a session of its own.
+//! The application: run as its users run it, with what it says kept beside the timeline, and ended
+//! with all that it started, also what has moved to a session of its own.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -16,17 +16,20 @@ use super::redact::redacted;
 use crate::report::application::LogLine;
 use crate::timeline::millis;
 
-/// What a program that is told to end is given to do so; the script below counts to it too.
+/// The time that a program that is told to end is given to do so; the script below counts to it
+/// too.
 const END_LIMIT: Duration = Duration::from_secs(5);
 /// Between two looks at what it left behind.
 const LOOK: Duration = Duration::from_millis(20);
-/// In the environment of the application and of all that it starts: how what it left behind is found.
+/// In the environment of the application and of all that it starts: how what it left behind is
+/// found.
 const MARK: &str = "STEADFAST_DRILL_RUN";
 /// Lines of the application that are kept, and the bytes of each.
 const LINES: usize = 2_000;
 const LINE_MAX: usize = 500;
 
-/// Runs `$1`, and ends whatever is left of it when this process is gone, which closes the pipe on fd 3.
+/// Runs `$1`, and ends whatever is left of it when this process is gone, which closes the pipe on
+/// fd 3.
 const WATCHED: &str = r#"
 exec 3<&0 </dev/null
 (
@@ -227,7 +230,8 @@ fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The application's own URL, if it has one, with the proxy in place of its server: user, password and database stay.
+/// The application's own URL, if it has one, with the proxy in place of its server: user, password
+/// and database stay.
 fn through(own: Option<&str>, proxy: SocketAddr) -> String {
     own.filter(|url| url.starts_with("redis://"))
         .and_then(|url| at(url, proxy))

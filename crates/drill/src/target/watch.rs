@@ -1,5 +1,5 @@
-//! What passes the proxies, per phase and over time, and from when on Redis is in use again. Pure: times are given, as lengths
-//! from the start of the phases.
+//! The traffic through the proxies, per phase and over time, and from when on Redis is in use
+//! again. Pure: times are given, as lengths from the start of the phases.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::timeline::{Faults, Id, millis};
 
 /// Of the plots, at most, on a drill that is long.
 const INTERVALS: u32 = 600;
-/// What Redis answers in so long after the healing is held against the baseline.
+/// The stretch after the healing in which Redis's answers are held against the baseline.
 pub(super) const WINDOW: Duration = Duration::from_secs(1);
 /// How often the wires and the application are looked at.
 pub(super) const SAMPLE: Duration = Duration::from_millis(20);
@@ -60,7 +60,7 @@ impl Seen {
         }
     }
 
-    /// What came before the start is nobody's.
+    /// Begins to count: what came before the start is nobody's.
     pub(super) fn begin(&mut self, counters: Counters) {
         self.last = counters;
     }

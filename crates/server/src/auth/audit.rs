@@ -1,6 +1,6 @@
-//! Who did what, and who was kept from it, one JSON object a line. Requests never wait for the
-//! disk: lines go through a bounded queue to a thread of their own, and lines that did not fit are
-//! counted, so that a gap is known to be one.
+//! The audit log: who did what, and who was kept from it, one JSON object a line. Requests never
+//! wait for the disk: lines go through a bounded queue to a thread of their own, and lines that did
+//! not fit are counted, so that a gap is known to be one.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter, Write};
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use serde::Serialize;
 
-/// One line of the audit log.
+/// A line of the audit log.
 #[derive(Debug, Serialize)]
 pub(crate) struct AuditEntry<'a> {
     pub(crate) at_ms: u64,

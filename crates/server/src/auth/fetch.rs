@@ -1,6 +1,6 @@
-//! One small document from one configured address. A full client would follow redirects, keep
-//! cookies and read without end; whoever holds the signing keys must come from exactly where the
-//! operator said, so nothing of that is here.
+//! A fetch of one small document from one configured address. A full client would follow redirects,
+//! keep cookies and read without end; whoever holds the signing keys must come from exactly where
+//! the operator said, so nothing of that is here.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,6 +1,6 @@
-//! What a token must be, besides signed: of bounded size, for this service, from the issuer that is
-//! believed, in its time, and about somebody. Each refusal has a name of its own for the audit log;
-//! the caller learns less.
+//! The check of a token, besides its signature: of bounded size, for this service, from the issuer
+//! that is believed, in its time, and about somebody. Each refusal has a name of its own for the
+//! audit log; the caller learns less.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -262,7 +262,7 @@ pub struct TokenSpec<'a> {
     pub role: Role,
     /// The time for which the token is valid.
     pub lifetime: Duration,
-    /// Which key of `[auth.keys]` signs; `None` if there is just one.
+    /// The name in `[auth.keys]` of the key that signs; `None` if there is just one.
     pub key: Option<&'a str>,
     /// The private key, for a key of which the configuration has only the public half.
     pub private_key: Option<&'a std::path::Path>,

@@ -1,4 +1,4 @@
-//! Who the service is to Redis, as `[redis.credentials]` says.
+//! The service's own credentials for Redis, as `[redis.credentials]` says.
 
 use steadfast::ClientBuilder;
 use steadfast::credentials::{EnvironmentCredentials, FileCredentials};

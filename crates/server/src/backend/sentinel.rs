@@ -1,4 +1,4 @@
-//! What the client does about sentinels, as `[redis.sentinel]` says.
+//! The client's settings for sentinels, as `[redis.sentinel]` says.
 
 use steadfast::{ClientBuilder, ConfigError};
 

@@ -74,7 +74,7 @@ pub enum EntraIdentity {
     WorkloadIdentity,
     /// An application with a secret.
     ClientSecret,
-    /// Whoever is signed in to `az`; for development.
+    /// The user who is signed in to `az`; for development.
     AzureCli,
 }
 
@@ -95,7 +95,7 @@ impl CredentialsConfig {
         Self::read_from(section, &sources, "REDIS_PASSWORD")
     }
 
-    /// Those of sentinels, which know no tokens.
+    /// Reads the credentials of sentinels, which know no tokens.
     pub(crate) fn read_for_sentinels(section: &Section<'_>) -> Option<Self> {
         let sources = [("environment", Source::Environment), ("file", Source::File)];
         Self::read_from(section, &sources, "REDIS_SENTINEL_PASSWORD")

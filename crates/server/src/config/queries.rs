@@ -21,7 +21,7 @@ pub struct QueryConfig {
     /// The purpose, in the API's documentation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// One SELECT with parameters written `:name`.
+    /// A SELECT with parameters written `:name`.
     pub sql: String,
     /// `[queries.NAME.params.PARAM]`
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
@@ -45,7 +45,7 @@ pub struct StatementConfig {
     /// The purpose, in the API's documentation.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// One statement with parameters written `:name`.
+    /// A statement with parameters written `:name`.
     pub sql: String,
     /// `[statements.NAME.params.PARAM]`
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]

@@ -20,7 +20,7 @@ pub enum Algorithm {
     SlidingWindow,
 }
 
-/// Whose requests are counted together.
+/// The share of a limit: whose requests are counted together.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

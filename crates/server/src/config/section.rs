@@ -30,7 +30,7 @@ impl Mistakes {
     }
 }
 
-/// One table of the tree while it is read.
+/// A table of the tree while it is read.
 pub(crate) struct Section<'a> {
     path: String,
     table: Option<&'a BTreeMap<String, Node>>,

@@ -1,9 +1,10 @@
-//! What the client of a subject knows of itself, in the words of the lab.
+//! A subject's facts, from what its client knows of itself.
 
 use steadfast::{ConnectionState, Status};
 use steadfast_drill::subject::{Breaker, Connection, Facts};
 
-/// What a client knows of its connection. Its calls and queries are counted by whoever makes them.
+/// Returns a client's view of its connection. Its calls and queries are counted by whoever makes
+/// them.
 pub(super) fn facts_of(status: &Status) -> Facts {
     Facts {
         connection: match status.state {

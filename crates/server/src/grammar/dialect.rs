@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// Which SQL the database speaks.
+/// The dialect of SQL that the database speaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]

@@ -13,7 +13,7 @@ use steadfast_cache::ParamType;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct ParamConfig {
-    /// Its type with its limits.
+    /// The parameter's type with its limits.
     #[serde(flatten)]
     pub kind: ParamKind,
     /// Bound where the caller sends none.

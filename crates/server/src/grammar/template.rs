@@ -193,7 +193,7 @@ fn fill_in(value: Option<&Value>, out: &mut String) {
     }
 }
 
-/// One place of a key: a letter, or any number of those that a parameter's value may be made of.
+/// A place of a key: a letter, or any number of those that a parameter's value may be made of.
 #[derive(Clone, Copy)]
 enum Symbol {
     Is(char),

@@ -1,4 +1,4 @@
-//! What must hold for every request, before any handler sees it: that it was meant for this service
+//! The checks of every request, before any handler sees it: that it was meant for this service
 //! (a page of another origin, or a name that points here by trickery, is refused, also on
 //! loopback), that there is room for it, and that it ends in time. And for every answer: that no
 //! browser guesses at it, frames it or keeps it.

@@ -1,4 +1,4 @@
-//! What is known of the service, in full: for the page, for `steadfast status`, and for Prometheus.
+//! The state of the service, in full: for the page, for `steadfast status`, and for Prometheus.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What failovers have cost, counted: an alert is to wake somebody for writes that may be lost, and
+//! The cost of failovers, counted: an alert is to wake somebody for writes that may be lost, and
 //! not for a primary that has moved.
 
 use metrics::counter;

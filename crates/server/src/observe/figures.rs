@@ -1,6 +1,6 @@
-//! Whoever looks for what is wrong asks first of which query. So each query and statement has
-//! counts and latencies of its own, since the start and of the last minute; they outlive a reload,
-//! which knows them by name.
+//! The counts of each query and statement. Whoever looks for what is wrong asks first of which
+//! query. So each has counts and latencies of its own, since the start and of the last minute; they
+//! outlive a reload, which knows them by name.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -25,7 +25,7 @@ struct MinuteRows {
     began: Buckets,
 }
 
-/// One minute of the service; the newest one is still under way.
+/// A minute of the service; the newest one is still under way.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Minute {
     /// The beginning of the minute.
@@ -44,7 +44,7 @@ pub(crate) struct Minute {
     outbox_lag_ms: Option<u64>,
 }
 
-/// One second, as it is added to its minute.
+/// A second, as it is added to its minute.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Second {
     pub(crate) at_ms: u64,

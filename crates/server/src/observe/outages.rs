@@ -13,7 +13,7 @@ use super::tally::ReadCounts;
 /// Outages kept.
 const KEPT: usize = 50;
 
-/// One outage.
+/// An outage, with its beginning and its end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Outage {
     of: OutageOf,
@@ -83,7 +83,7 @@ pub(crate) struct Outages {
 #[derive(Debug, Default)]
 struct OutageList {
     kept: VecDeque<Outage>,
-    /// Which of the client's connections are out of service.
+    /// The client's connections that are out of service.
     away: BTreeSet<usize>,
     /// Whether a connection flaps: then it is the same outage that goes on.
     flaps: bool,

@@ -1,4 +1,5 @@
-//! One task for each connection, from the handshake to the last byte of the last answer.
+//! The acceptor: one task for each connection, from the handshake to the last byte of the last
+//! answer.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
-//! What hyper cannot read as HTTP it answers by itself, with a bare status, past every layer of
-//! ours. Whoever sent it is told no less than others: here the status is given the same body and
-//! the same headers as any refusal, on its way to the caller.
+//! The answers to what hyper cannot read as HTTP. By itself it gives a bare status, past every
+//! layer of ours. Whoever sent it is told no less than others: here the status is given the same
+//! body and the same headers as any refusal, on its way to the caller.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;

@@ -83,7 +83,7 @@ impl<'a> MakeWriter<'a> for Lines {
     }
 }
 
-/// One line while it is put together; handed over when it is dropped.
+/// A line while it is put together; handed over when it is dropped.
 pub(super) struct LogLine<'a> {
     lines: &'a Lines,
     text: Vec<u8>,

@@ -1,4 +1,4 @@
-//! What each metric of the service is, in words for whoever reads `/metrics`; the client and the
+//! The description of each metric of the service, for whoever reads `/metrics`; the client and the
 //! cache tell of their own.
 
 use metrics::{Unit, describe_counter, describe_gauge, describe_histogram};

@@ -14,7 +14,7 @@ use crate::figures::{count, duration};
 
 type Told = Arc<dyn Fn(&Progress) + Send + Sync>;
 
-/// What is on the terminal while a drill runs.
+/// The display on the terminal while a drill runs.
 pub(super) struct Shown(Option<ProgressBar>);
 
 impl Shown {
@@ -26,7 +26,7 @@ impl Shown {
     }
 }
 
-/// What shows progress, and what is to be told of it.
+/// Starts the display of progress, and returns what is to be told of it.
 pub(super) fn start(scenario: &Scenario) -> (Shown, Told) {
     if !std::io::stderr().is_terminal() {
         return (Shown(None), lines(scenario.name.clone()));

@@ -122,7 +122,7 @@ impl Args {
         self.run_several(&scenarios, &folders, &stop).await
     }
 
-    /// One after the other: a line for each, all of one that failed, and one table in the end.
+    /// Runs one after the other: a line for each, all of one that failed, and one table in the end.
     async fn run_several(
         &self,
         scenarios: &[Scenario],

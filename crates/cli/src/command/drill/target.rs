@@ -69,7 +69,7 @@ impl Target {
         target.map_or(Ok(()), |target| host_and_port("--target", target))
     }
 
-    /// What to run if an application is to be drilled.
+    /// Returns the options of a drill of an application, if one is to be drilled.
     pub(super) fn options(
         &self,
         stop: &CancellationToken,

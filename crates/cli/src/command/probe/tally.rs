@@ -1,13 +1,13 @@
-//! What came of the operations: counts by outcome, and a histogram of the times of those that were
-//! answered. Failures have no place in the percentiles; a refused call takes microseconds and would
-//! flatter them.
+//! The outcomes of the operations: counts by outcome, and a histogram of the times of those that
+//! were answered. Failures have no place in the percentiles; a refused call takes microseconds and
+//! would flatter them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-/// One worker's account; accounts of several are merged.
+/// The account of one worker; accounts of several are merged.
 #[derive(Debug, Clone)]
 pub(super) struct Tally {
     /// In nanoseconds, three significant digits, up to ten minutes.

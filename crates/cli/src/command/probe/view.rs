@@ -1,5 +1,5 @@
-//! What the sentinels say of a primary, one by one, and what in their set-up will hurt on the day
-//! they are needed.
+//! The view of the sentinels of a primary, one by one, and what in their set-up will hurt on the
+//! day they are needed.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::output::row;
 /// Between looks whether all have answered.
 const LOOK: Duration = Duration::from_millis(20);
 
-/// What was seen, for the warnings.
+/// The findings, for the warnings.
 pub(super) struct View {
     pub(super) sentinels: SentinelStatus,
     /// Whether the primary refuses writes while no replica follows; `None` if it does not say.
@@ -90,7 +90,7 @@ impl View {
         Ok(())
     }
 
-    /// What to see to before it is needed.
+    /// Returns what to see to before it is needed.
     fn warnings(&self) -> Vec<String> {
         let watch = &self.sentinels;
         let mut all = Vec::new();

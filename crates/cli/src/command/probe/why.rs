@@ -1,4 +1,4 @@
-//! What to do about a connection that could not be had. The client says what happened; here is what
+//! Advice about a connection that could not be had. The client says what happened; here is what
 //! a person may try next.
 
 /// The hint for a cause, if there is more to say than the cause does.

@@ -22,7 +22,7 @@ pub(super) struct Plan {
     pub(super) workers: u64,
 }
 
-/// What came of it.
+/// The outcome of one operation.
 #[derive(Debug)]
 pub(super) struct Outcome {
     pub(super) tally: Tally,
@@ -140,7 +140,7 @@ impl Worker {
     }
 }
 
-/// One try for all that may be left; how many keys it could not delete.
+/// Tries once to delete all that may be left; returns how many keys it could not delete.
 async fn delete(client: &Client, keys: Vec<String>) -> usize {
     let mut left = 0;
     for some in keys.chunks(500) {

@@ -29,8 +29,8 @@ const FOR_OTHERS: Duration = Duration::from_millis(100);
 /// How long after an event the states of the nodes are looked at once more.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 
-/// What a node's reply may measure: some hundred bytes for each of at most 1 024 nodes, and a range
-/// for each slot.
+/// Returns the bounds on a node's reply: some hundred bytes for each of at most 1 024 nodes, and a
+/// range for each slot.
 fn limits() -> Limits {
     Limits {
         depth: 8,
@@ -200,8 +200,8 @@ impl Cluster {
         }
     }
 
-    /// Whoever may be asked, the likeliest last: primaries that are well, then all others that are
-    /// known, then the seeds, which stay candidates for ever.
+    /// Returns the nodes that may be asked, the likeliest last: primaries that are well, then all
+    /// others that are known, then the seeds, which stay candidates for ever.
     pub(super) fn candidates(&self) -> Vec<Endpoint> {
         let mut rng = self.shared.rng();
         let mut all = self.seeds.clone();

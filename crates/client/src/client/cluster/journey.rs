@@ -377,7 +377,7 @@ impl Cluster {
     }
 }
 
-/// What an error says about who serves, if nobody but the server can have said it.
+/// Returns where an error says the slot is served, if nobody but the server can have said it.
 fn routing(error: &Error, errors: Errors, slot: Slot) -> Option<Routing> {
     let ErrorKind::Server(said) = error.kind() else {
         return None;

@@ -1,4 +1,4 @@
-//! One node of a cluster: a client of its own, with its own breaker, budget, bounds and fences, so
+//! A node of a cluster: a client of its own, with its own breaker, budget, bounds and fences, so
 //! that what befalls one node delays no call to another.
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 
-/// What is needed to connect to a node.
+/// The facts by which a node is connected to.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct MemberFacts {
     pub(super) id: NodeId,
@@ -28,7 +28,7 @@ pub(super) struct MemberFacts {
 
 /// See the module.
 pub(super) struct Node {
-    /// Its place among the nodes.
+    /// The node's place among all nodes.
     pub(super) number: u16,
     pub(super) member: MemberFacts,
     pub(super) client: Client,
@@ -52,7 +52,7 @@ impl Node {
         }
     }
 
-    /// One attempt, within which only this node is asked.
+    /// Makes one attempt, within which only this node is asked.
     pub(super) async fn attempt(
         &self,
         payload: Payload<'_>,

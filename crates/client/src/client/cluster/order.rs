@@ -52,7 +52,7 @@ struct UnderWayIn {
     entry: Entry,
 }
 
-/// What a command has to do with one slot.
+/// A command's part in the order of one slot.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) slot: Slot,
@@ -74,21 +74,21 @@ pub(super) struct Places<'a> {
     ran: bool,
 }
 
-/// What became of a new command.
+/// The outcome of a new command.
 pub(super) enum Entered<'a, T> {
-    /// It was sent, and has ended at once, or not.
+    /// The command was sent, and has ended at once, or not.
     Sent(Places<'a>, Poll<T>),
     /// A slot of it changes hands; the slots were looked at, and something may have changed since.
     Waited,
 }
 
-/// What became of a command that was to be sent again.
+/// The outcome of a command that was to be sent again.
 pub(super) enum Again<T> {
-    /// It was sent, and has ended at once, or not.
+    /// The command was sent, and has ended at once, or not.
     Sent(Poll<T>),
     /// Later ones of its key have run.
     Overtaken,
-    /// Its turn did not come in time.
+    /// The command's turn did not come in time.
     TimedOut,
 }
 
@@ -279,7 +279,7 @@ impl Places<'_> {
         Ok(locks)
     }
 
-    /// It has run, as far as all slots but these are concerned.
+    /// Leaves all slots but these: as far as the others are concerned, the command has run.
     pub(super) fn leave_all_but(&mut self, stays: impl Fn(Slot) -> bool) {
         let (order, command) = (self.order, self.command);
         self.entries.retain(|entry| {

@@ -21,7 +21,7 @@ use crate::link::ConnectionState;
 use crate::options::CallOptions;
 
 impl Cluster {
-    /// One call from beginning to end.
+    /// Runs one call from beginning to end.
     pub(crate) async fn call(
         &self,
         payload: Payload<'_>,
@@ -181,7 +181,7 @@ impl Cluster {
         }
     }
 
-    /// What a node answered to a part, as values; an error reply to a single command is one.
+    /// Returns a node's answer to a part as values; an error reply to a single command is one.
     pub(super) fn values(
         node: &Node,
         result: Result<Reply, Error>,

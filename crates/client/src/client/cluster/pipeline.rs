@@ -33,7 +33,7 @@ const TRY_AGAIN: Duration = Duration::from_millis(5);
 /// The slots that are redirected, and the node that each goes to.
 type Turns = BTreeMap<Slot, u16>;
 
-/// What a node answered to its commands.
+/// A node's answers to its commands.
 type Answers = Vec<(Vec<usize>, Result<Vec<Value>, Failed<Error>>)>;
 
 impl Cluster {
@@ -315,7 +315,7 @@ impl Cluster {
         retired && may_go_on(error, effect)
     }
 
-    /// What is found out about a part before it is sent.
+    /// Plans a part before it is sent.
     fn planned(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Plan, Error> {
         let plan = payload.plan(self.settings().connections, true)?;
         Ok(plan.adjusted(options, self.settings().repeat_only_reads))

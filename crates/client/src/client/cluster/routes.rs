@@ -1,4 +1,4 @@
-//! Which node owns a slot: looked up by every call, without a lock that others wait for.
+//! The owner of each slot: looked up by every call, without a lock that others wait for.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};

@@ -1,4 +1,4 @@
-//! What is known of a cluster, for status pages and for people.
+//! The state of a cluster, for status pages and for people.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,7 +11,7 @@ use crate::clock;
 use crate::error::{Error, ErrorKind};
 use crate::link::ConnectionState;
 
-/// What is known of the cluster, in [`Status`](crate::Status).
+/// The state of the cluster, in [`Status`](crate::Status).
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
@@ -47,7 +47,7 @@ pub struct NodeStatus {
     pub member: bool,
     /// Whether other nodes think that it does not serve.
     pub failing: bool,
-    /// Its slots, such as `0-5460, 7000`.
+    /// The node's slots, such as `0-5460, 7000`.
     pub slots: String,
     /// The state of the connection to it; absent if nothing was asked of it yet.
     pub state: Option<ConnectionState>,
@@ -61,7 +61,7 @@ pub struct NodeStatus {
     pub reconnects: u64,
     /// Round-trip time as smoothed.
     pub rtt_ms: Option<f64>,
-    /// What ended the last connection or attempt.
+    /// The error that ended the last connection or attempt.
     pub last_error: Option<String>,
 }
 

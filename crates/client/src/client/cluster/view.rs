@@ -1,4 +1,4 @@
-//! What is known of the cluster, and how answers and redirects change where calls go.
+//! The current view of the cluster, and how answers and redirects change where calls go.
 //!
 //! The lock is held by discovery, by redirects and by the start of a node, never by a call whose
 //! slot has a node.

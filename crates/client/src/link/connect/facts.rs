@@ -1,4 +1,4 @@
-//! What a server says of itself while it is greeted.
+//! A server's word about itself while it is greeted.
 
 use std::sync::Arc;
 

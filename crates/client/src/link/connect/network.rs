@@ -210,7 +210,7 @@ pub(crate) async fn dial(
     opened.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
 }
 
-/// Whoever connects to a cluster names one of its nodes.
+/// The error where no node of a cluster was named.
 fn many_servers() -> ConnectError {
     ConnectError::NoNode {
         why: "none was named".into(),

@@ -1,4 +1,4 @@
-//! What the driver takes from its queue: requests, and what it is told to do.
+//! The driver's commands, as it takes them from its queue: requests, and what it is told to do.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

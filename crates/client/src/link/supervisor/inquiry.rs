@@ -1,4 +1,4 @@
-//! What the server says of a connection that is silent, asked on another.
+//! The server's word about a connection that is silent, asked on another.
 //!
 //! A silent connection may be dead, or the server may have good reasons to let it wait: writes are
 //! paused for a failover, a module answers from a thread of its own, a large value is still on its

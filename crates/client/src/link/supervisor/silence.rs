@@ -1,4 +1,4 @@
-//! What is known of a silence of the connection in service.
+//! The state of a silence of the connection in service.
 
 use std::time::Instant;
 

@@ -1,4 +1,4 @@
-//! What watches the supervisor.
+//! The watchdog of a supervisor.
 
 use std::sync::Arc;
 use std::time::Duration;

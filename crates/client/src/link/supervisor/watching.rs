@@ -1,5 +1,5 @@
-//! What a supervisor keeps in mind while a connection serves: is it silent, is it too old, and what
-//! is to be done about it?
+//! The state that a supervisor keeps while a connection serves: is it silent, is it too old, and
+//! what is to be done about it?
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -1,4 +1,5 @@
-//! What travels through a connection, and what its supervisor tells the driver.
+//! The commands that travel through a connection, and those by which its supervisor directs the
+//! driver.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What must not come in the midst of a transaction, and when it is over.
+//! The gate that keeps other commands out of the midst of a transaction, and knows when it is over.
 //!
 //! Between MULTI and EXEC the server queues whatever it is told: a CLIENT KILL would kill nobody
 //! until EXEC, and add a reply to the transaction's own. So such commands wait for its end. Only

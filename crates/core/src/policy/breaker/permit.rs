@@ -1,4 +1,4 @@
-//! What a breaker answers to a call, and what the call answers afterwards. A permit is neither
+//! A breaker's answer to a call, and the call's report afterwards. A permit is neither
 //! `Copy` nor `Clone`, so that one call can report once.
 
 use std::time::{Duration, Instant};

@@ -1,8 +1,8 @@
-//! What a breaker tells of itself: one value, from which event, log line and metric are derived.
+//! A change of a breaker: one value, from which event, log line and metric are derived.
 
 use std::time::Instant;
 
-/// What a breaker does with calls.
+/// The state of a breaker, which says what becomes of calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum State {
     /// Lets them through.
@@ -13,7 +13,7 @@ pub enum State {
     HalfOpen,
 }
 
-/// Who is in charge of a breaker.
+/// The authority over a breaker.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum BreakerMode {
     /// The breaker judges by itself (the default).
@@ -33,7 +33,7 @@ pub struct Transition {
     pub from: State,
     /// The state since.
     pub to: State,
-    /// What brought it about.
+    /// The cause of the change.
     pub cause: Cause,
     /// When.
     pub at: Instant,

@@ -1,4 +1,4 @@
-//! Which commands of a pipeline are sent again.
+//! The choice of the commands of a pipeline that are sent again.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,13 +10,13 @@ use crate::command::{Effect, Errors, key_names, looks_before_it_writes};
 use crate::redirect::Routing;
 use crate::slot::Slot;
 
-/// What may be sent again, as far as the sender decides it.
+/// The sender's terms for sending commands again.
 #[derive(Clone, Copy, Debug)]
 pub struct Terms {
     /// Redirects may be followed: fewer than [`MAX_HOPS`](crate::redirect::MAX_HOPS) were. That
     /// costs nothing of the retry budget.
     pub follow: bool,
-    /// Another attempt is allowed, by the policy and the budget.
+    /// Whether policy and budget allow another attempt.
     pub retry: bool,
     /// The effect that the caller has said all commands have. It is believed.
     pub effect: Option<Effect>,
@@ -25,9 +25,9 @@ pub struct Terms {
 /// How many commands are sent again.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Again {
-    /// Those that follow a redirect.
+    /// The number of commands that follow a redirect.
     pub followed: usize,
-    /// Those that were not sent, or refused for now, or are repeated.
+    /// The number of commands that were not sent, or refused for now, or are repeated.
     pub retried: usize,
 }
 

@@ -1,4 +1,4 @@
-//! What becomes of nodes: others take over, addresses change, nodes come and go.
+//! Changes to nodes: others take over, addresses change, nodes come and go.
 
 use std::time::Duration;
 

@@ -84,7 +84,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// One step towards the layout: roles first, then slots, then replicas, then strangers.
+    /// Goes one step towards the layout: roles first, then slots, then replicas, then strangers.
     async fn approach(&self, first: &Layout, now: &Layout) -> Result<(), ProcessError> {
         let at = |id: &str| {
             let at = self.position(id);

@@ -1,4 +1,4 @@
-//! Who owns what in a cluster, and whether its nodes agree on that.
+//! The owners of slots in a cluster, and whether its nodes agree on them.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use steadfast_core::slot::{Slot, SlotRange};
 use super::{Cluster, ClusterNode, failed};
 use crate::process::ProcessError;
 
-/// Who is a primary, of which slots, and who a replica of whom. Where nodes are does not belong to
+/// The roles and slots of all nodes. Where nodes are does not belong to
 /// it.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Layout {
@@ -17,7 +17,7 @@ pub struct Layout {
     pub nodes: BTreeMap<String, LayoutNode>,
 }
 
-/// What a node is in a [`Layout`].
+/// A node's part in a [`Layout`].
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct LayoutNode {
     /// The id of its primary; of a primary none.
@@ -142,7 +142,7 @@ impl Cluster {
     }
 }
 
-/// What a node says of all.
+/// Asks a node what it says of all.
 pub(super) async fn report(node: &ClusterNode) -> Result<ClusterReport, ProcessError> {
     let reply = node.command(&["CLUSTER", "NODES"]).await?;
     ClusterReport::read_nodes(&reply).map_err(|error| failed(error.to_string()))

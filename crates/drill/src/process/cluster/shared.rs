@@ -1,4 +1,4 @@
-//! One cluster for the tests of many processes, one after another.
+//! A cluster for the tests of many processes, one after another.
 //!
 //! A cluster takes seconds to form, and a test runner gives each test a process of its own. So the
 //! nodes of a shared one belong to the program that runs the tests (see `runner.rs`), who has it at
@@ -41,14 +41,15 @@ impl Deref for SharedCluster {
 }
 
 impl SharedCluster {
-    /// What the cluster was when it was made, and is whenever somebody gets it.
+    /// Returns the layout with which the cluster was made, and which it has whenever somebody gets
+    /// it.
     #[must_use]
     pub fn first(&self) -> &Layout {
         &self.first
     }
 }
 
-/// What the next must know of a cluster.
+/// The facts of a cluster that the next process must know.
 #[derive(Debug, Serialize, Deserialize)]
 struct Members {
     secret: String,
