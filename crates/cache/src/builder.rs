@@ -9,6 +9,7 @@ use std::time::Duration;
 use steadfast::Client;
 
 use crate::classes::{Classes, check_classes, longest_life};
+use crate::defaults;
 use crate::error::BuildError;
 use crate::flight::failures::Failures;
 use crate::flight::{self, Flights};
@@ -90,13 +91,13 @@ impl CacheBuilder {
             guard: GuardOptions::default(),
             class_guards: Vec::new(),
             class_tags: Vec::new(),
-            memory_bytes: 64 << 20,
-            value_max: 1 << 20,
-            compress_above: 4 << 10,
-            redis_limit: Duration::from_millis(100),
+            memory_bytes: defaults::MEMORY_BYTES,
+            value_max: defaults::VALUE_MAX as usize,
+            compress_above: defaults::COMPRESS_ABOVE as usize,
+            redis_limit: defaults::REDIS_LIMIT,
             lease_wait: Duration::from_secs(1),
-            outbox_poll: Duration::from_millis(250),
-            outbox_lag_max: Duration::from_secs(1),
+            outbox_poll: defaults::OUTBOX_POLL,
+            outbox_lag_max: defaults::OUTBOX_LAG_MAX,
             outbox_rows: 100_000,
             pending_names: 10_000,
             seed: None,

@@ -69,6 +69,7 @@ mod cache;
 mod classes;
 mod clock;
 mod codec;
+pub mod defaults;
 mod error;
 mod flight;
 mod freshness;

@@ -36,6 +36,7 @@ mod call;
 mod client;
 mod clock;
 pub mod credentials;
+pub mod defaults;
 mod error;
 mod event;
 mod failover;

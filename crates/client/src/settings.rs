@@ -7,6 +7,7 @@ use steadfast_core::policy::{Backoff, BreakerConfig, BudgetConfig, Bulkhead, Ret
 use steadfast_core::resp::Limits;
 
 use crate::credentials::CredentialsProvider;
+use crate::defaults;
 use crate::error::ConfigError;
 use crate::membership::Membership;
 use crate::resolve::{Resolve, SystemResolver};
@@ -82,23 +83,23 @@ impl Settings {
             name: None,
             role: Role::Primary,
             resolver: Arc::new(SystemResolver::default()),
-            deadline: Duration::from_secs(1),
-            response_idle_timeout: Duration::from_millis(500),
-            unresponsive_timeout: Duration::from_secs(30),
-            connect_timeout: Duration::from_secs(1),
+            deadline: defaults::DEADLINE,
+            response_idle_timeout: defaults::RESPONSE_IDLE_TIMEOUT,
+            unresponsive_timeout: defaults::UNRESPONSIVE_TIMEOUT,
+            connect_timeout: defaults::CONNECT_TIMEOUT,
             retry: RetryPolicy::default(),
             budget: BudgetConfig::default(),
             breaker: BreakerConfig::default(),
-            reconnect: Backoff::full_jitter(Duration::from_millis(20), Duration::from_millis(250)),
-            reconnect_grace: Duration::from_millis(250),
-            heartbeat: Duration::from_secs(1),
-            connections: 1,
-            in_flight: 8192,
+            reconnect: Backoff::full_jitter(defaults::RECONNECT_FIRST, defaults::RECONNECT_CAP),
+            reconnect_grace: defaults::RECONNECT_GRACE,
+            heartbeat: defaults::HEARTBEAT,
+            connections: defaults::CONNECTIONS,
+            in_flight: defaults::IN_FLIGHT,
             buffered_bytes: 64 << 20,
             blocking_connections: 4,
             max_age: None,
             watchdog_timeout: Duration::from_secs(30),
-            history: 100,
+            history: defaults::HISTORY,
             primary_proof: None,
             translation: Translation::default(),
             member: None,

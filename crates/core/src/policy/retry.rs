@@ -76,10 +76,17 @@ impl RetryPolicy {
 
 impl Default for RetryPolicy {
     fn default() -> Self {
-        let backoff = Backoff::full_jitter(Duration::from_millis(10), Duration::from_secs(1));
-        Self::new(backoff, Stop::after_attempts(3))
+        let backoff = Backoff::full_jitter(FIRST_PAUSE, LONGEST_PAUSE);
+        Self::new(backoff, Stop::after_attempts(ATTEMPTS))
     }
 }
+
+/// Attempts of a call by default, the first one included.
+pub const ATTEMPTS: u32 = 3;
+/// The longest first pause between attempts by default, drawn with full jitter.
+pub const FIRST_PAUSE: Duration = Duration::from_millis(10);
+/// The longest of all pauses between attempts by default.
+pub const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 
 /// One call on its way through its attempts. Made when the first attempt fails or before, but told
 /// of the moment at which that attempt began.

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use serde::Serialize;
-use steadfast_cache::Ttl;
+use steadfast_cache::{Ttl, defaults};
 
 use super::database::GuardConfig;
 use super::section::Section;
-use super::units::{Bytes, MIB, duration, millis, secs};
+use super::units::{Bytes, duration};
 
 /// `[cache]`: the tiers and their limits.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -34,13 +34,15 @@ pub struct CacheConfig {
 
 impl CacheConfig {
     pub(crate) fn read(section: &Section<'_>) -> Self {
+        let bytes = |key: &str, default| section.bytes(key).unwrap_or(Bytes(default));
+        let positive = |key: &str, default| section.positive(key).unwrap_or(default);
         let config = Self {
-            memory_bytes: section.bytes("memory_bytes").unwrap_or(Bytes(64 * MIB)),
-            value_max: section.bytes("value_max").unwrap_or(Bytes(MIB)),
-            compress_above: section.bytes("compress_above").unwrap_or(Bytes(4 << 10)),
-            redis_limit: section.positive("redis_limit").unwrap_or(millis(100)),
-            outbox_poll: section.positive("outbox_poll").unwrap_or(millis(250)),
-            outbox_lag_max: section.positive("outbox_lag_max").unwrap_or(secs(1)),
+            memory_bytes: bytes("memory_bytes", defaults::MEMORY_BYTES),
+            value_max: bytes("value_max", defaults::VALUE_MAX),
+            compress_above: bytes("compress_above", defaults::COMPRESS_ABOVE),
+            redis_limit: positive("redis_limit", defaults::REDIS_LIMIT),
+            outbox_poll: positive("outbox_poll", defaults::OUTBOX_POLL),
+            outbox_lag_max: positive("outbox_lag_max", defaults::OUTBOX_LAG_MAX),
         };
         if config.value_max > config.memory_bytes {
             let message = "is larger than `cache.memory_bytes`: such a value could never be kept";

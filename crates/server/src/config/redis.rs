@@ -4,14 +4,14 @@
 use std::time::Duration;
 
 use serde::Serialize;
-use steadfast::BudgetConfig;
+use steadfast::{BudgetConfig, defaults};
 
 use super::credentials::CredentialsConfig;
 use super::secret::{REDIS_SCHEMES, SecretUrl};
 use super::section::Section;
 use super::sentinel::SentinelConfig;
 use super::tls::RedisTlsConfig;
-use super::units::{duration, millis, secs, show_duration};
+use super::units::{duration, secs, show_duration};
 
 /// `[redis]`: the server, and how its client behaves.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -79,22 +79,27 @@ impl RedisConfig {
         let tls = section.section("tls");
         let credentials = section.section("credentials");
         let sentinel = section.section("sentinel");
+        let positive = |key: &str, default| section.positive(key).unwrap_or(default);
+        let count = |key: &str, most, default| section.count(key, 1, most).unwrap_or(default);
         let config = Self {
             url: SecretUrl::read(section, "url", "redis://127.0.0.1:6379", REDIS_SCHEMES),
-            deadline: section.positive("deadline").unwrap_or(secs(1)),
-            response_idle_timeout: section
-                .positive("response_idle_timeout")
-                .unwrap_or(millis(500)),
-            unresponsive_timeout: section.positive("unresponsive_timeout").unwrap_or(secs(30)),
-            connect_timeout: section.positive("connect_timeout").unwrap_or(secs(1)),
-            reconnect_first: section.positive("reconnect_first").unwrap_or(millis(20)),
-            reconnect_cap: section.positive("reconnect_cap").unwrap_or(millis(250)),
-            reconnect_grace: section.duration("reconnect_grace").unwrap_or(millis(250)),
-            heartbeat: section.positive("heartbeat").unwrap_or(secs(1)),
-            health_timeout: section.positive("health_timeout").unwrap_or(secs(3)),
-            connections: section.count("connections", 1, 64).unwrap_or(1),
-            in_flight: section.count("in_flight", 1, 1_000_000).unwrap_or(8192),
-            history: section.count("history", 1, 100_000).unwrap_or(100),
+            deadline: positive("deadline", defaults::DEADLINE),
+            response_idle_timeout: positive(
+                "response_idle_timeout",
+                defaults::RESPONSE_IDLE_TIMEOUT,
+            ),
+            unresponsive_timeout: positive("unresponsive_timeout", defaults::UNRESPONSIVE_TIMEOUT),
+            connect_timeout: positive("connect_timeout", defaults::CONNECT_TIMEOUT),
+            reconnect_first: positive("reconnect_first", defaults::RECONNECT_FIRST),
+            reconnect_cap: positive("reconnect_cap", defaults::RECONNECT_CAP),
+            reconnect_grace: section
+                .duration("reconnect_grace")
+                .unwrap_or(defaults::RECONNECT_GRACE),
+            heartbeat: positive("heartbeat", defaults::HEARTBEAT),
+            health_timeout: positive("health_timeout", secs(3)),
+            connections: count("connections", 64, defaults::CONNECTIONS),
+            in_flight: count("in_flight", 1_000_000, defaults::IN_FLIGHT),
+            history: count("history", 100_000, defaults::HISTORY),
             retry: RetryConfig::read(&retry),
             breaker: BreakerConfig::read(&breaker),
             tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),
@@ -174,12 +179,13 @@ pub struct RetryConfig {
 
 impl RetryConfig {
     fn read(section: &Section<'_>) -> Self {
-        let attempts = section.integer("attempts", 1, 100).unwrap_or(3);
+        let attempts = section.integer("attempts", 1, 100);
+        let attempts = attempts.and_then(|attempts| u32::try_from(attempts).ok());
         let budget = BudgetConfig::default();
         Self {
-            attempts: u32::try_from(attempts).unwrap_or(3),
-            first: section.positive("first").unwrap_or(millis(10)),
-            cap: section.positive("cap").unwrap_or(secs(1)),
+            attempts: attempts.unwrap_or(defaults::ATTEMPTS),
+            first: section.positive("first").unwrap_or(defaults::FIRST_PAUSE),
+            cap: section.positive("cap").unwrap_or(defaults::LONGEST_PAUSE),
             budget_ratio: section
                 .number("budget_ratio", 0.0, 10.0)
                 .unwrap_or(budget.ratio),
