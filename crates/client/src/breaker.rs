@@ -14,7 +14,7 @@ use crate::sync::{AtomicU64, Mutex, Ordering};
 /// The breaker of one client, for which calls that pass freely take no lock.
 #[derive(Debug)]
 pub(crate) struct BreakerGate {
-    counted: Mutex<Counted>,
+    counted: Mutex<CountedOnce>,
     /// The breaker's generation while calls pass without asking, else 0.
     free: AtomicU64,
     /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the
@@ -26,7 +26,7 @@ pub(crate) struct BreakerGate {
 }
 
 #[derive(Debug)]
-struct Counted {
+struct CountedOnce {
     breaker: Breaker,
     /// The part of `successes` that the breaker knows of.
     told: u64,
@@ -58,7 +58,7 @@ impl BreakerGate {
         let breaker = Breaker::new(config, now)?;
         let gate = Self {
             free: AtomicU64::new(0),
-            counted: Mutex::new(Counted { breaker, told: 0 }),
+            counted: Mutex::new(CountedOnce { breaker, told: 0 }),
             successes: (0..connections).map(|_| Count::default()).collect(),
             ramp: RampQueue::default(),
         };

@@ -86,7 +86,7 @@ impl Answer {
 #[derive(Debug)]
 pub(crate) struct Discovery {
     pub(crate) service: Arc<str>,
-    known: Mutex<Known>,
+    known: Mutex<KnownSentinels>,
     pub(crate) believed: tokio::sync::watch::Sender<Option<Primacy>>,
     /// Counts up when all sentinels are to be asked at once.
     pub(crate) wanted: tokio::sync::watch::Sender<u64>,
@@ -105,7 +105,7 @@ pub(crate) struct Discovery {
 }
 
 #[derive(Debug)]
-struct Known {
+struct KnownSentinels {
     council: SentinelCouncil,
     contacts: BTreeMap<Endpoint, Contact>,
     /// The replicas, as a sentinel told of them last that names the believed primary.
@@ -119,12 +119,12 @@ struct Contact {
     /// The cause for which the last attempt failed, if it did.
     error: Option<Arc<str>>,
     /// The last answer.
-    said: Option<Said>,
+    said: Option<LastAnswers>,
 }
 
 /// A sentinel's last answers, as far as people want to see them.
 #[derive(Clone, Debug)]
-struct Said {
+struct LastAnswers {
     primary: Option<Endpoint>,
     epoch: u64,
     quorum: usize,
@@ -148,7 +148,7 @@ impl Discovery {
         let council = SentinelCouncil::new(target.seeds.clone(), CouncilConfig::default());
         Self {
             service: Arc::clone(&target.service),
-            known: Mutex::new(Known {
+            known: Mutex::new(KnownSentinels {
                 council,
                 contacts: BTreeMap::new(),
                 replicas: Vec::new(),
@@ -247,14 +247,14 @@ impl Discovery {
             peers,
             replicas,
         } = answer;
-        let said = Said {
+        let said = LastAnswers {
             primary: testimony.primary.clone(),
             epoch: testimony.monitored.config_epoch,
             quorum: testimony.monitored.quorum,
             down: testimony.monitored.objectively_down,
         };
         let mut known = self.known.lock();
-        let Known {
+        let KnownSentinels {
             council, contacts, ..
         } = &mut *known;
         council.learn(&peers, now);

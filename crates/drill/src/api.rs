@@ -32,11 +32,11 @@ const DISABLED: &str = "\0disabled";
 /// gone.
 #[derive(Clone, Default)]
 pub struct Proxies {
-    all: Arc<Mutex<BTreeMap<String, Entry>>>,
+    all: Arc<Mutex<BTreeMap<String, ListedProxy>>>,
     seed: u64,
 }
 
-struct Entry {
+struct ListedProxy {
     resp: bool,
     proxy: Proxy,
     disabled: Option<ToxicId>,
@@ -65,7 +65,7 @@ pub struct Wanted {
 
 /// A proxy as it is started, checked and resolved.
 #[derive(Clone)]
-struct Plan {
+struct ProxyPlan {
     listen: SocketAddr,
     upstream: String,
     resp: bool,
@@ -74,7 +74,7 @@ struct Plan {
 }
 
 #[derive(Serialize)]
-struct Shown {
+struct ShownProxy {
     name: String,
     listen: String,
     upstream: String,
@@ -162,13 +162,13 @@ impl Proxies {
         }
     }
 
-    async fn start(&self, plan: &Plan) -> Result<Entry, Refusal> {
+    async fn start(&self, plan: &ProxyPlan) -> Result<ListedProxy, Refusal> {
         let builder = Proxy::builder().seed(self.seed).resp(plan.resp);
         let proxy = builder
             .listen(plan.listen)
             .start_by_name(&plan.upstream)
             .await?;
-        let mut entry = Entry {
+        let mut entry = ListedProxy {
             resp: plan.resp,
             proxy,
             disabled: None,
@@ -213,8 +213,8 @@ impl Wanted {
     }
 
     /// Resolves where it is to listen, which may take long: never to be awaited with the lock held.
-    async fn plan(self) -> Result<Plan, Refusal> {
-        Ok(Plan {
+    async fn plan(self) -> Result<ProxyPlan, Refusal> {
+        Ok(ProxyPlan {
             listen: self.place().await?.unwrap_or(ANYWHERE),
             upstream: self.upstream,
             resp: self.resp,
@@ -232,7 +232,7 @@ impl Wanted {
     }
 }
 
-impl Entry {
+impl ListedProxy {
     async fn enable(&mut self, enabled: bool) {
         match (enabled, self.disabled) {
             (true, Some(id)) => {
@@ -262,8 +262,8 @@ impl Entry {
     }
 
     /// Returns the plan that would make it anew.
-    fn plan(&self) -> Plan {
-        Plan {
+    fn plan(&self) -> ProxyPlan {
+        ProxyPlan {
             listen: self.proxy.addr(),
             upstream: self.proxy.upstream().to_owned(),
             resp: self.resp,
@@ -272,8 +272,8 @@ impl Entry {
         }
     }
 
-    fn shown(&self, name: &str) -> Shown {
-        Shown {
+    fn shown(&self, name: &str) -> ShownProxy {
+        ShownProxy {
             name: name.to_owned(),
             listen: self.proxy.addr().to_string(),
             upstream: self.proxy.upstream().to_owned(),

@@ -42,18 +42,18 @@ pub struct HandBuilt {
     rows: Rows,
     places: Semaphore,
     idle: Mutex<Vec<MultiplexedConnection>>,
-    breaker: Mutex<Gate>,
+    breaker: Mutex<CircuitGate>,
 }
 
 /// The breaker: how many attempts failed one after the other, and since when it is open.
 #[derive(Default)]
-struct Gate {
+struct CircuitGate {
     failed: u32,
     open: Option<Instant>,
     on_trial: bool,
 }
 
-impl Gate {
+impl CircuitGate {
     fn admits(&mut self, now: Instant) -> bool {
         match self.open {
             None => true,
@@ -116,7 +116,7 @@ impl HandBuilt {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn gate(&self) -> MutexGuard<'_, Gate> {
+    fn gate(&self) -> MutexGuard<'_, CircuitGate> {
         self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn d5_its_breaker_opens_admits_one_on_trial_and_closes() {
-        let mut gate = Gate::default();
+        let mut gate = CircuitGate::default();
         let mut now = Instant::now();
         for _ in 0..THRESHOLD {
             assert!(gate.admits(now));

@@ -97,13 +97,13 @@ impl PartialEq for Pattern {
 /// A text with places for a key and a value.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Template {
-    parts: Vec<Part>,
+    parts: Vec<TemplatePart>,
     /// The keys that `{low..high}` stands for.
     keys: Option<RangeInclusive<u64>>,
 }
 
 #[derive(Debug, Clone, PartialEq)]
-enum Part {
+enum TemplatePart {
     Text(String),
     Key,
     Value,
@@ -124,8 +124,8 @@ impl Template {
             };
             let inner = &rest[open + 1..close];
             let part = match inner {
-                "key" => Some(Part::Key),
-                "value" => Some(Part::Value),
+                "key" => Some(TemplatePart::Key),
+                "value" => Some(TemplatePart::Value),
                 _ => {
                     let range = inner
                         .split_once("..")
@@ -142,13 +142,13 @@ impl Template {
                             ));
                         }
                     }
-                    range.map(|_: (u64, u64)| Part::Key)
+                    range.map(|_: (u64, u64)| TemplatePart::Key)
                 }
             };
             // An unknown brace, as of JSON, is text up to and including itself.
             let upto = if part.is_some() { open } else { open + 1 };
             if upto > 0 {
-                parts.push(Part::Text(rest[..upto].to_owned()));
+                parts.push(TemplatePart::Text(rest[..upto].to_owned()));
             }
             rest = if part.is_some() {
                 &rest[close + 1..]
@@ -158,7 +158,7 @@ impl Template {
             parts.extend(part);
         }
         if !rest.is_empty() {
-            parts.push(Part::Text(rest.to_owned()));
+            parts.push(TemplatePart::Text(rest.to_owned()));
         }
         Ok(Self { parts, keys })
     }
@@ -168,20 +168,20 @@ impl Template {
         let mut text = String::new();
         for part in &self.parts {
             match part {
-                Part::Text(part) => text.push_str(part),
-                Part::Key => text.push_str(&key.to_string()),
-                Part::Value => text.push_str(&value.to_string()),
+                TemplatePart::Text(part) => text.push_str(part),
+                TemplatePart::Key => text.push_str(&key.to_string()),
+                TemplatePart::Value => text.push_str(&value.to_string()),
             }
         }
         text
     }
 
     fn has_value(&self) -> bool {
-        self.parts.contains(&Part::Value)
+        self.parts.contains(&TemplatePart::Value)
     }
 
     fn has_key(&self) -> bool {
-        self.parts.contains(&Part::Key)
+        self.parts.contains(&TemplatePart::Key)
     }
 }
 
@@ -189,10 +189,10 @@ impl std::fmt::Display for Template {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for part in &self.parts {
             match (part, &self.keys) {
-                (Part::Text(text), _) => f.write_str(text)?,
-                (Part::Key, Some(keys)) => write!(f, "{{{}..{}}}", keys.start(), keys.end())?,
-                (Part::Key, None) => f.write_str("{key}")?,
-                (Part::Value, _) => f.write_str("{value}")?,
+                (TemplatePart::Text(text), _) => f.write_str(text)?,
+                (TemplatePart::Key, Some(keys)) => write!(f, "{{{}..{}}}", keys.start(), keys.end())?,
+                (TemplatePart::Key, None) => f.write_str("{key}")?,
+                (TemplatePart::Value, _) => f.write_str("{value}")?,
             }
         }
         Ok(())

@@ -32,7 +32,7 @@ use tokio::task::{JoinHandle, JoinSet};
 #[derive(Debug)]
 pub struct Server {
     addr: SocketAddr,
-    seen: Arc<Seen>,
+    seen: Arc<SeenCommands>,
     serving: JoinHandle<()>,
 }
 
@@ -54,7 +54,7 @@ enum Step {
 }
 
 #[derive(Debug, Default)]
-struct Seen {
+struct SeenCommands {
     connections: AtomicU64,
     commands: Mutex<Vec<Vec<Vec<u8>>>>,
 }
@@ -203,7 +203,7 @@ impl Server {
     pub async fn start_each(scripts: Vec<Script>) -> std::io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
         let addr = listener.local_addr()?;
-        let seen = Arc::new(Seen::default());
+        let seen = Arc::new(SeenCommands::default());
         let serving = tokio::spawn(serve(listener, scripts, Arc::clone(&seen)));
         Ok(Self {
             addr,
@@ -247,7 +247,7 @@ impl Drop for Server {
     }
 }
 
-async fn serve(listener: TcpListener, scripts: Vec<Script>, seen: Arc<Seen>) {
+async fn serve(listener: TcpListener, scripts: Vec<Script>, seen: Arc<SeenCommands>) {
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -273,7 +273,7 @@ struct Speaker {
 }
 
 impl Speaker {
-    async fn speak(mut self, script: Script, seen: Arc<Seen>) {
+    async fn speak(mut self, script: Script, seen: Arc<SeenCommands>) {
         let _ = self.stream.set_nodelay(true);
         for step in script.0 {
             if self.take(step, &seen).await.is_none() {
@@ -286,7 +286,7 @@ impl Speaker {
     }
 
     /// Does one step; nothing when the connection has ended.
-    async fn take(&mut self, step: Step, seen: &Seen) -> Option<()> {
+    async fn take(&mut self, step: Step, seen: &SeenCommands) -> Option<()> {
         match step {
             Step::Handshake => loop {
                 let command = self.command(seen).await?;
@@ -322,7 +322,7 @@ impl Speaker {
         Some(())
     }
 
-    async fn echo(&mut self, commands: usize, reversed: bool, seen: &Seen) -> Option<()> {
+    async fn echo(&mut self, commands: usize, reversed: bool, seen: &SeenCommands) -> Option<()> {
         let mut answers = Vec::new();
         for _ in 0..commands {
             let mut command = self.command(seen).await?;
@@ -354,7 +354,7 @@ impl Speaker {
         (read > 0).then_some(())
     }
 
-    async fn command(&mut self, seen: &Seen) -> Option<Vec<Vec<u8>>> {
+    async fn command(&mut self, seen: &SeenCommands) -> Option<Vec<Vec<u8>>> {
         if let Some(command) = self.next.take() {
             return Some(command);
         }

@@ -60,10 +60,10 @@ pub struct FaultSpan {
 
 /// The faults that were, and those that still are.
 #[derive(Debug, Default)]
-pub(crate) struct Faults(Vec<Fault>);
+pub(crate) struct Faults(Vec<TimedFault>);
 
 #[derive(Debug)]
-struct Fault {
+struct TimedFault {
     id: Id,
     span: FaultSpan,
     lasts: bool,
@@ -78,7 +78,7 @@ impl Faults {
             to_ms: at,
         };
         let lasts = true;
-        self.0.push(Fault { id, span, lasts });
+        self.0.push(TimedFault { id, span, lasts });
     }
 
     /// Ends a fault, if it lasts.
@@ -117,7 +117,7 @@ impl Faults {
         self.0.iter().map(|fault| fault.span.clone()).collect()
     }
 
-    fn lasting(&self) -> impl Iterator<Item = &Fault> {
+    fn lasting(&self) -> impl Iterator<Item = &TimedFault> {
         self.0.iter().filter(|fault| fault.lasts)
     }
 }

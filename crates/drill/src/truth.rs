@@ -16,11 +16,11 @@ const REMEMBERED: usize = 1024;
 #[derive(Debug)]
 pub struct Truth {
     allowed_age: Duration,
-    rows: HashMap<u64, Row>,
+    rows: HashMap<u64, RowHistory>,
 }
 
 #[derive(Debug, Default)]
-struct Row {
+struct RowHistory {
     /// The highest version that any write was given.
     issued: u64,
     /// Versions and when they were confirmed, both growing.

@@ -13,14 +13,14 @@ use crate::health::{Check, Status};
 pub(crate) struct Nodes {
     /// How it is found which of them serves: `single` or `sentinel`.
     found_by: &'static str,
-    servers: Vec<Node>,
+    servers: Vec<ServerNode>,
     /// Absent where none are asked.
     sentinels: Option<Sentinels>,
 }
 
 /// A server.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Node {
+struct ServerNode {
     address: String,
     /// `primary` or `replica`.
     role: &'static str,
@@ -53,7 +53,7 @@ struct Sentinels {
     confirmed_ms_ago: Option<f64>,
     /// How old that may be before writes are refused; absent if no proof is asked for.
     proof_within_ms: Option<u64>,
-    each: Vec<Sentinel>,
+    each: Vec<SentinelNode>,
     /// The commands that the primary does not allow to this user, without which lag and the cost of
     /// a failover are not known.
     not_allowed: Vec<&'static str>,
@@ -61,7 +61,7 @@ struct Sentinels {
 
 /// A sentinel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-struct Sentinel {
+struct SentinelNode {
     address: String,
     state: SentinelState,
     answered_ms_ago: Option<f64>,
@@ -91,7 +91,7 @@ impl Nodes {
     pub(crate) fn of(client: &ClientStatus, proof_within_ms: Option<u64>) -> Self {
         let breaker = Some(client.breaker);
         let state = state_name(client.state);
-        let node = |address: String, role| Node {
+        let node = |address: String, role| ServerNode {
             address,
             role,
             state,
@@ -108,7 +108,7 @@ impl Nodes {
         };
         let primary = watched.primary.clone();
         let primary = primary.map(|address| node(address, "primary"));
-        let replicas = watched.replicas.iter().map(|replica| Node {
+        let replicas = watched.replicas.iter().map(|replica| ServerNode {
             address: replica.address.clone(),
             role: "replica",
             state: if replica.in_sync { "in_sync" } else { "away" },
@@ -191,7 +191,7 @@ impl Sentinels {
             voters: watched.voters,
             confirmed_ms_ago: watched.confirmed_ms_ago,
             proof_within_ms,
-            each: watched.sentinels.iter().map(Sentinel::of).collect(),
+            each: watched.sentinels.iter().map(SentinelNode::of).collect(),
             not_allowed: watched.not_allowed.clone(),
         }
     }
@@ -225,7 +225,7 @@ impl Sentinels {
     }
 }
 
-impl Sentinel {
+impl SentinelNode {
     fn of(contact: &SentinelContact) -> Self {
         let fresh = contact.answered_ms_ago.is_some_and(|ago| ago < FRESH_MS);
         let state = match (&contact.error, fresh) {

@@ -148,7 +148,7 @@ impl Dedicated {
         queue.watch();
         let identity = established.facts.identity;
         let stale = Arc::new(AtomicBool::new(false));
-        let keeper = Keeper {
+        let keeper = PoolKeeper {
             shared: Arc::clone(shared),
             queue: Arc::clone(&queue),
             told,
@@ -284,7 +284,7 @@ async fn believed_up(shared: &Shared) -> Result<(), Error> {
 }
 
 /// The task that looks after a dedicated connection while it serves.
-struct Keeper {
+struct PoolKeeper {
     shared: Arc<Shared>,
     queue: Arc<SubmitQueue>,
     told: mpsc::UnboundedReceiver<Signal>,
@@ -295,7 +295,7 @@ struct Keeper {
     unfenced: Vec<Identity>,
 }
 
-impl Keeper {
+impl PoolKeeper {
     async fn keep(mut self, driver: Driver, identity: Option<Identity>) {
         let fence = FenceOnDrop::new(&self.shared.fences, identity.clone());
         let mut serving = std::pin::pin!(driver.run());

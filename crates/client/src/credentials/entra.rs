@@ -55,20 +55,20 @@ type Make = dyn Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sy
 /// # Ok(()) }
 /// ```
 pub struct EntraId {
-    shared: Arc<Shared>,
+    shared: Arc<TokenCache>,
 }
 
-struct Shared {
+struct TokenCache {
     make: Box<Make>,
     scope: String,
-    state: Mutex<State>,
+    state: Mutex<TokenState>,
     /// Says that `state` has changed.
     changed: watch::Sender<u64>,
     backoff: Backoff,
 }
 
 #[derive(Default)]
-struct State {
+struct TokenState {
     held: Option<Held>,
     failed: Option<CredentialsError>,
     keeping: bool,
@@ -128,7 +128,7 @@ impl EntraId {
         F: Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sync + 'static,
     {
         Self {
-            shared: Arc::new(Shared {
+            shared: Arc::new(TokenCache {
                 make: Box::new(make),
                 scope: SCOPE.to_owned(),
                 state: Mutex::default(),
@@ -206,7 +206,7 @@ impl CredentialsProvider for EntraId {
 }
 
 /// Renews for ever; ends when nobody has the provider any more.
-async fn keep(shared: Weak<Shared>) {
+async fn keep(shared: Weak<TokenCache>) {
     crate::metrics::begin_refreshes();
     let mut failures = 0;
     #[expect(
@@ -239,7 +239,7 @@ async fn keep(shared: Weak<Shared>) {
 /// Makes one attempt, in a task of its own: a credential that panics, or keeps its thread, ends an
 /// attempt and not the renewal.
 async fn attempt(
-    provider: &Arc<Shared>,
+    provider: &Arc<TokenCache>,
     running: &mut Option<Owned<Result<Held, CredentialsError>>>,
 ) -> Result<Held, CredentialsError> {
     let task = running.get_or_insert_with(|| {
@@ -261,7 +261,7 @@ async fn attempt(
     }
 }
 
-impl Shared {
+impl TokenCache {
     async fn fetch(&self) -> Result<Held, CredentialsError> {
         let refused = |error: azure_core::Error| {
             CredentialsError::new(format!("Entra ID gave no token: {error}"))

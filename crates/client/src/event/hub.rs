@@ -32,13 +32,13 @@ struct NodeName {
 #[derive(Debug)]
 struct All {
     seq: AtomicU64,
-    told: Mutex<Recorded>,
+    told: Mutex<RecordedEvents>,
     keep: usize,
     live: broadcast::Sender<Event>,
 }
 
 #[derive(Debug, Default)]
-struct Recorded {
+struct RecordedEvents {
     history: VecDeque<Event>,
     incidents: Incidents,
     /// The flapping of each connection that was lost.
@@ -133,7 +133,7 @@ impl Hub {
     /// Puts what is told of flapping in the place of what was told before.
     fn flapping(
         &self,
-        told: &mut Recorded,
+        told: &mut RecordedEvents,
         connection: usize,
         kind: EventKind,
         tell: bool,

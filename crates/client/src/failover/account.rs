@@ -90,7 +90,7 @@ async fn note_while_it_serves(
         }
         discovery.note_answer("ROLE", &role);
         let pause = match &role {
-            Asked::Refused => REFUSED_PAUSE,
+            Inquiry::Refused => REFUSED_PAUSE,
             _ => shared.settings.heartbeat,
         };
         let role = role.reply();
@@ -148,14 +148,14 @@ async fn in_service(shared: &Shared, link: &Link) -> (u64, u64) {
 }
 
 /// The outcome of a question.
-enum Asked {
+enum Inquiry {
     Answered(Value),
     /// The user may not ask it.
     Refused,
     Failed,
 }
 
-impl Asked {
+impl Inquiry {
     fn reply(self) -> Option<Value> {
         match self {
             Self::Answered(value) => Some(value),
@@ -164,37 +164,37 @@ impl Asked {
     }
 }
 
-async fn ask(shared: &Shared, cmd: &Cmd) -> Asked {
+async fn ask(shared: &Shared, cmd: &Cmd) -> Inquiry {
     let payload = Payload::Command(cmd);
     let Ok(plan) = payload.plan(shared.links.len(), true) else {
-        return Asked::Failed;
+        return Inquiry::Failed;
     };
     // The next connection may be to another server.
     let options = CallOptions::new().attempts(1);
     match call::call(shared, payload, plan, &options).await {
-        Ok(Reply::One(value)) => Asked::Answered(value),
+        Ok(Reply::One(value)) => Inquiry::Answered(value),
         Err(error) => match error.kind() {
-            ErrorKind::Server(said) if said.code() == "NOPERM" => Asked::Refused,
-            _ => Asked::Failed,
+            ErrorKind::Server(said) if said.code() == "NOPERM" => Inquiry::Refused,
+            _ => Inquiry::Failed,
         },
-        Ok(_) => Asked::Failed,
+        Ok(_) => Inquiry::Failed,
     }
 }
 
 impl Discovery {
     /// Notes whether the server says of itself what this command asks. That it does not is told
     /// once.
-    fn note_answer(&self, command: &'static str, answer: &Asked) {
+    fn note_answer(&self, command: &'static str, answer: &Inquiry) {
         let mut refused = self.not_allowed.lock();
         match answer {
-            Asked::Answered(_) => {
+            Inquiry::Answered(_) => {
                 refused.remove(command);
             }
-            Asked::Refused if refused.insert(command) => tracing::warn!(
+            Inquiry::Refused if refused.insert(command) => tracing::warn!(
                 command,
                 "not allowed to this user: lag, and what a failover costs, are not known"
             ),
-            Asked::Refused | Asked::Failed => {}
+            Inquiry::Refused | Inquiry::Failed => {}
         }
     }
 }

@@ -51,11 +51,11 @@ pub(crate) struct Crossings {
 #[derive(Debug, Default)]
 struct Waiters {
     next: u64,
-    entries: VecDeque<Waiter>,
+    entries: VecDeque<CrossingWaiter>,
 }
 
 #[derive(Debug)]
-struct Waiter {
+struct CrossingWaiter {
     number: u64,
     links: LinkSet,
     crosses: bool,
@@ -69,7 +69,7 @@ struct Waiter {
     waker: Option<Waker>,
 }
 
-impl Waiter {
+impl CrossingWaiter {
     /// Whether a later one has to wait for it, because they meet.
     fn holds(&self, later: &Self, now: Instant) -> bool {
         if !self.links.meets(later.links) || self.deadline <= now {
@@ -114,7 +114,7 @@ impl Crossings {
         let mut queue = self.queue.lock();
         let number = queue.next;
         queue.next += 1;
-        queue.entries.push_back(Waiter {
+        queue.entries.push_back(CrossingWaiter {
             number,
             links,
             crosses,

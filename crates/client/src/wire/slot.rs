@@ -68,7 +68,7 @@ pub(crate) enum Blame {
 pub(crate) type Rejoin = tokio::sync::mpsc::Sender<()>;
 
 #[derive(Debug, Default)]
-enum SlotState {
+enum ReplyState {
     #[default]
     Idle,
     Waiting(Waker),
@@ -81,7 +81,7 @@ enum SlotState {
 
 #[derive(Debug, Default)]
 struct ReplySlot {
-    state: Mutex<SlotState>,
+    state: Mutex<ReplyState>,
 }
 
 const FREE_SLOTS: usize = 1024;
@@ -138,14 +138,14 @@ impl Ticket {
         };
         let mut state = slot.state.lock();
         match std::mem::take(&mut *state) {
-            SlotState::Waiting(waker) => {
-                *state = SlotState::Nudged;
+            ReplyState::Waiting(waker) => {
+                *state = ReplyState::Nudged;
                 drop(state);
                 waker.wake();
                 false
             }
-            SlotState::Runs(waker) => {
-                *state = SlotState::Runs(waker);
+            ReplyState::Runs(waker) => {
+                *state = ReplyState::Runs(waker);
                 true
             }
             other => {
@@ -173,10 +173,10 @@ impl Drop for Ticket {
 }
 
 fn finish(slot: sync::Arc<ReplySlot>, ended: Ended) {
-    let before = std::mem::replace(&mut *slot.state.lock(), SlotState::Done(ended));
+    let before = std::mem::replace(&mut *slot.state.lock(), ReplyState::Done(ended));
     // Let go before waking: a slot that its caller alone holds can be reused.
     drop(slot);
-    if let SlotState::Waiting(waker) | SlotState::Runs(waker) = before {
+    if let ReplyState::Waiting(waker) | ReplyState::Runs(waker) = before {
         waker.wake();
     }
 }
@@ -190,21 +190,21 @@ impl Future for Pending {
         };
         let mut state = slot.state.lock();
         match std::mem::take(&mut *state) {
-            SlotState::Done(ended) => {
+            ReplyState::Done(ended) => {
                 drop(state);
                 recycle(self.slot.take());
                 Poll::Ready(ended)
             }
-            SlotState::Waiting(waker) if waker.will_wake(cx.waker()) => {
-                *state = SlotState::Waiting(waker);
+            ReplyState::Waiting(waker) if waker.will_wake(cx.waker()) => {
+                *state = ReplyState::Waiting(waker);
                 Poll::Pending
             }
-            SlotState::Nudged | SlotState::Runs(_) => {
-                *state = SlotState::Runs(cx.waker().clone());
+            ReplyState::Nudged | ReplyState::Runs(_) => {
+                *state = ReplyState::Runs(cx.waker().clone());
                 Poll::Pending
             }
             _ => {
-                *state = SlotState::Waiting(cx.waker().clone());
+                *state = ReplyState::Waiting(cx.waker().clone());
                 Poll::Pending
             }
         }

@@ -235,7 +235,7 @@ pub(super) fn find(name: &[u8], sub: Option<&[u8]>) -> Option<(&'static Group, &
         hash = fold(fold(hash, b" "), sub);
     }
     let mut at = slot(hash);
-    while let Slot {
+    while let TableSlot {
         group,
         name: Some(index),
     } = INDEX[at]
@@ -267,7 +267,7 @@ fn matches(known: &[u8], name: &[u8], sub: Option<&[u8]>) -> bool {
 }
 
 #[derive(Clone, Copy)]
-struct Slot {
+struct TableSlot {
     group: u8,
     name: Option<u8>,
 }
@@ -278,10 +278,10 @@ const SLOTS: usize = 1024;
 /// The length of the longest name; anything longer need not be looked up.
 const LONGEST: usize = 29;
 
-static INDEX: [Slot; SLOTS] = index();
+static INDEX: [TableSlot; SLOTS] = index();
 
-const fn index() -> [Slot; SLOTS] {
-    let mut index = [Slot {
+const fn index() -> [TableSlot; SLOTS] {
+    let mut index = [TableSlot {
         group: 0,
         name: None,
     }; SLOTS];
@@ -295,7 +295,7 @@ const fn index() -> [Slot; SLOTS] {
             while index[at].name.is_some() {
                 at = (at + 1) % SLOTS;
             }
-            index[at] = Slot {
+            index[at] = TableSlot {
                 group: group as u8,
                 name: Some(name as u8),
             };

@@ -25,7 +25,7 @@ pub(super) enum Wait {
 
 /// In which unit a timeout is given.
 #[derive(Clone, Copy)]
-enum Unit {
+enum TimeoutUnit {
     Seconds,
     Millis,
 }
@@ -70,11 +70,11 @@ impl Wait {
         };
         let (at, unit) = match self {
             Wait::Never => return None,
-            Wait::SecondsLast => (args.count() - 1, Unit::Seconds),
-            Wait::SecondsFirst => (1, Unit::Seconds),
-            Wait::Millis { at } => (at, Unit::Millis),
+            Wait::SecondsLast => (args.count() - 1, TimeoutUnit::Seconds),
+            Wait::SecondsFirst => (1, TimeoutUnit::Seconds),
+            Wait::Millis { at } => (at, TimeoutUnit::Millis),
             Wait::BlockOption => match options(args) {
-                Options::Block(at) => (at, Unit::Millis),
+                Options::Block(at) => (at, TimeoutUnit::Millis),
                 Options::Unknown | Options::Plain => return None,
             },
         };
@@ -83,8 +83,8 @@ impl Wait {
         }
         let left = whole.saturating_sub(passed).max(Duration::from_millis(1));
         let left = match unit {
-            Unit::Seconds => format!("{:.3}", left.as_secs_f64()),
-            Unit::Millis => left.as_millis().to_string(),
+            TimeoutUnit::Seconds => format!("{:.3}", left.as_secs_f64()),
+            TimeoutUnit::Millis => left.as_millis().to_string(),
         };
         Some((at, left))
     }

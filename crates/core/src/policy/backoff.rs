@@ -23,12 +23,12 @@ use super::InvalidSetting;
 
 /// How long to pause after each failure. Cheap to clone.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Backoff(Kind);
+pub struct Backoff(Shape);
 
 impl Backoff {
     /// Always the same pause.
     pub fn fixed(pause: Duration) -> Self {
-        Self(Kind::Random {
+        Self(Shape::Random {
             min: pause,
             max: pause,
         })
@@ -37,7 +37,7 @@ impl Backoff {
     /// Anything from `min` to `max`, both included, all equally likely. Bounds given in the wrong
     /// order are swapped.
     pub fn random(min: Duration, max: Duration) -> Self {
-        Self(Kind::Random {
+        Self(Shape::Random {
             min: min.min(max),
             max: min.max(max),
         })
@@ -45,7 +45,7 @@ impl Backoff {
 
     /// `first`, then twice that, and so on up to `cap`: `min(cap, first × factor^(attempt − 1))`.
     pub fn exponential(first: Duration, cap: Duration) -> Self {
-        Self(Kind::Growing {
+        Self(Shape::Growing {
             first,
             cap,
             factor: 2.0,
@@ -59,7 +59,7 @@ impl Backoff {
     /// This is the "full jitter" of Brooker, *Exponential Backoff And Jitter* (AWS, 2015): of the
     /// ways to scatter, the one that spreads a crowd of callers best for the time it costs them.
     pub fn full_jitter(first: Duration, cap: Duration) -> Self {
-        Self(Kind::Growing {
+        Self(Shape::Growing {
             first,
             cap,
             factor: 2.0,
@@ -72,7 +72,7 @@ impl Backoff {
     /// refused by [`validate`](Self::validate), and counts as 1 until then.
     #[must_use]
     pub fn factor(mut self, growth: f64) -> Self {
-        if let Kind::Growing { factor, .. } = &mut self.0 {
+        if let Shape::Growing { factor, .. } = &mut self.0 {
             *factor = growth;
         }
         self
@@ -82,19 +82,19 @@ impl Backoff {
     /// from 1 again.
     #[must_use]
     pub fn then(self, times: u32, rest: Backoff) -> Self {
-        Self(Kind::Then(times, Arc::new((self, rest))))
+        Self(Shape::Then(times, Arc::new((self, rest))))
     }
 
     /// The shorter of the two, each drawn by itself.
     #[must_use]
     pub fn min(self, other: Backoff) -> Self {
-        Self(Kind::Min(Arc::new((self, other))))
+        Self(Shape::Min(Arc::new((self, other))))
     }
 
     /// The longer of the two, each drawn by itself.
     #[must_use]
     pub fn max(self, other: Backoff) -> Self {
-        Self(Kind::Max(Arc::new((self, other))))
+        Self(Shape::Max(Arc::new((self, other))))
     }
 
     /// The pause after failure number `attempt`, 1 being the first; 0 counts as 1. Never panics:
@@ -116,16 +116,16 @@ impl Backoff {
     /// Refuses a factor that is NaN, infinite or below 1, and a cap below the first pause.
     pub fn validate(&self) -> Result<(), InvalidSetting> {
         match &self.0 {
-            Kind::Random { .. } => Ok(()),
-            Kind::Growing { factor, .. } if !(factor.is_finite() && *factor >= 1.0) => Err(
+            Shape::Random { .. } => Ok(()),
+            Shape::Growing { factor, .. } if !(factor.is_finite() && *factor >= 1.0) => Err(
                 InvalidSetting::new("factor", "must be a number of at least 1"),
             ),
-            Kind::Growing { first, cap, .. } if cap < first => Err(InvalidSetting::new(
+            Shape::Growing { first, cap, .. } if cap < first => Err(InvalidSetting::new(
                 "cap",
                 "must not be below the first pause",
             )),
-            Kind::Growing { .. } => Ok(()),
-            Kind::Then(_, pair) | Kind::Sum(pair) | Kind::Min(pair) | Kind::Max(pair) => {
+            Shape::Growing { .. } => Ok(()),
+            Shape::Then(_, pair) | Shape::Sum(pair) | Shape::Min(pair) | Shape::Max(pair) => {
                 pair.0.validate().and_then(|()| pair.1.validate())
             }
         }
@@ -137,8 +137,8 @@ impl Backoff {
         choose: &mut dyn FnMut(Duration, Duration) -> Duration,
     ) -> Duration {
         match &self.0 {
-            Kind::Random { min, max } => choose(*min, *max),
-            Kind::Growing {
+            Shape::Random { min, max } => choose(*min, *max),
+            Shape::Growing {
                 first,
                 cap,
                 factor,
@@ -151,19 +151,19 @@ impl Backoff {
                     longest
                 }
             }
-            Kind::Then(times, pair) => match attempt.max(1).checked_sub(*times) {
+            Shape::Then(times, pair) => match attempt.max(1).checked_sub(*times) {
                 None | Some(0) => pair.0.evaluate(attempt, choose),
                 Some(attempt) => pair.1.evaluate(attempt, choose),
             },
-            Kind::Sum(pair) => pair
+            Shape::Sum(pair) => pair
                 .0
                 .evaluate(attempt, choose)
                 .saturating_add(pair.1.evaluate(attempt, choose)),
-            Kind::Min(pair) => pair
+            Shape::Min(pair) => pair
                 .0
                 .evaluate(attempt, choose)
                 .min(pair.1.evaluate(attempt, choose)),
-            Kind::Max(pair) => pair
+            Shape::Max(pair) => pair
                 .0
                 .evaluate(attempt, choose)
                 .max(pair.1.evaluate(attempt, choose)),
@@ -176,12 +176,12 @@ impl Add for Backoff {
     type Output = Self;
 
     fn add(self, other: Self) -> Self {
-        Self(Kind::Sum(Arc::new((self, other))))
+        Self(Shape::Sum(Arc::new((self, other))))
     }
 }
 
 #[derive(Clone, Debug, PartialEq)]
-enum Kind {
+enum Shape {
     Random {
         min: Duration,
         max: Duration,

@@ -63,7 +63,7 @@ use super::{
 pub struct Breaker {
     config: BreakerConfig,
     mode: BreakerMode,
-    phase: Phase,
+    phase: BreakerPhase,
     /// Changes whenever permits issued before must no longer count.
     generation: u64,
     window: Window,
@@ -84,7 +84,7 @@ impl Breaker {
             window: Window::new(config.window, now),
             config,
             mode: BreakerMode::Automatic,
-            phase: Phase::Closed { ramp: None },
+            phase: BreakerPhase::Closed { ramp: None },
             generation: 1,
             in_a_row: 0,
             openings: 0,
@@ -100,7 +100,7 @@ impl Breaker {
         let began = self.handle_timeout(now);
         let generation = self.generation;
         match &mut self.phase {
-            Phase::Closed { ramp } => {
+            BreakerPhase::Closed { ramp } => {
                 let permit = Permit {
                     generation,
                     probe: false,
@@ -111,7 +111,7 @@ impl Breaker {
                     _ => Admission::Now(permit),
                 })
             }
-            Phase::HalfOpen { placed, .. } if *placed < self.config.probes => {
+            BreakerPhase::HalfOpen { placed, .. } if *placed < self.config.probes => {
                 *placed += 1;
                 Ok(Admission::Now(Permit {
                     generation,
@@ -119,8 +119,8 @@ impl Breaker {
                     began,
                 }))
             }
-            Phase::HalfOpen { .. } => Err(self.refusal(self.config.open_first, now)),
-            Phase::Open { until } => {
+            BreakerPhase::HalfOpen { .. } => Err(self.refusal(self.config.open_first, now)),
+            BreakerPhase::Open { until } => {
                 let retry_after = until.map_or(self.config.open_cap, |until| {
                     until.saturating_duration_since(now)
                 });
@@ -135,8 +135,8 @@ impl Breaker {
             return None;
         }
         match &mut self.phase {
-            Phase::Closed { .. } => self.count(outcome, now),
-            Phase::HalfOpen {
+            BreakerPhase::Closed { .. } => self.count(outcome, now),
+            BreakerPhase::HalfOpen {
                 placed, succeeded, ..
             } if permit.probe => {
                 *placed = placed.saturating_sub(1);
@@ -147,7 +147,7 @@ impl Breaker {
                 (*succeeded >= self.config.probe_successes)
                     .then(|| self.close(Cause::ProbesSucceeded, now))
             }
-            Phase::HalfOpen { .. } | Phase::Open { .. } => None,
+            BreakerPhase::HalfOpen { .. } | BreakerPhase::Open { .. } => None,
         }
     }
 
@@ -181,16 +181,16 @@ impl Breaker {
     /// ```
     pub fn record_loss(&mut self, now: Instant) -> Option<Transition> {
         match self.phase {
-            Phase::Closed { .. } => self.count(Outcome::Failure, now),
-            Phase::HalfOpen { .. } => Some(self.open(Cause::ProbeFailed, now)),
-            Phase::Open { .. } => None,
+            BreakerPhase::Closed { .. } => self.count(Outcome::Failure, now),
+            BreakerPhase::HalfOpen { .. } => Some(self.open(Cause::ProbeFailed, now)),
+            BreakerPhase::Open { .. } => None,
         }
     }
 
     /// A call that held a permit ended without telling anything of the server: it was dropped, or
     /// refused elsewhere. A probe gives its place back.
     pub fn forget(&mut self, permit: Permit) {
-        if let Phase::HalfOpen { placed, .. } = &mut self.phase
+        if let BreakerPhase::HalfOpen { placed, .. } = &mut self.phase
             && permit.probe
             && permit.generation == self.generation
         {
@@ -202,7 +202,7 @@ impl Breaker {
     /// need to spend callers on finding out. Closes at once, with a ramp.
     pub fn probe_succeeded(&mut self, now: Instant) -> Option<Transition> {
         match (self.mode, &self.phase) {
-            (BreakerMode::Automatic, Phase::Open { .. } | Phase::HalfOpen { .. }) => {
+            (BreakerMode::Automatic, BreakerPhase::Open { .. } | BreakerPhase::HalfOpen { .. }) => {
                 Some(self.close(Cause::OwnProbe, now))
             }
             _ => None,
@@ -213,9 +213,9 @@ impl Breaker {
     /// ends, or the probes of a half-open cycle have kept their places too long.
     pub fn poll_timeout(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Closed { ramp } => ramp.as_ref().map(Ramp::end),
-            Phase::Open { until } => *until,
-            Phase::HalfOpen { began, placed, .. } => {
+            BreakerPhase::Closed { ramp } => ramp.as_ref().map(Ramp::end),
+            BreakerPhase::Open { until } => *until,
+            BreakerPhase::HalfOpen { began, placed, .. } => {
                 (*placed >= self.config.probes).then(|| after(*began, self.config.open_cap))
             }
         }
@@ -228,13 +228,13 @@ impl Breaker {
         if self.poll_timeout().is_none_or(|due| due > now) {
             return None;
         }
-        if let Phase::Closed { ramp } = &mut self.phase {
+        if let BreakerPhase::Closed { ramp } = &mut self.phase {
             *ramp = None;
             return None;
         }
         let from = self.state();
         self.generation += 1;
-        self.phase = Phase::HalfOpen {
+        self.phase = BreakerPhase::HalfOpen {
             began: now,
             placed: 0,
             succeeded: 0,
@@ -251,9 +251,9 @@ impl Breaker {
     #[inline]
     pub fn state(&self) -> State {
         match self.phase {
-            Phase::Closed { .. } => State::Closed,
-            Phase::Open { .. } => State::Open,
-            Phase::HalfOpen { .. } => State::HalfOpen,
+            BreakerPhase::Closed { .. } => State::Closed,
+            BreakerPhase::Open { .. } => State::Open,
+            BreakerPhase::HalfOpen { .. } => State::HalfOpen,
         }
     }
 
@@ -278,12 +278,12 @@ impl Breaker {
     /// ```
     #[inline]
     pub fn passes_freely(&self) -> bool {
-        matches!(self.phase, Phase::Closed { ramp: None })
+        matches!(self.phase, BreakerPhase::Closed { ramp: None })
     }
 
     /// Closed, and calls are being spread out in time.
     pub fn ramps(&self) -> bool {
-        matches!(self.phase, Phase::Closed { ramp: Some(_) })
+        matches!(self.phase, BreakerPhase::Closed { ramp: Some(_) })
     }
 
     /// The number of the present stretch of one state; permits of another are void.
@@ -324,17 +324,17 @@ impl Breaker {
     /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())
     /// ```
     pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(BreakerMode::ForcedOpen, Phase::Open { until: None }, now)
+        self.by_hand(BreakerMode::ForcedOpen, BreakerPhase::Open { until: None }, now)
     }
 
     /// By hand: lets everything through until [`enable`](Self::enable), and goes on counting.
     pub fn force_closed(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(BreakerMode::ForcedClosed, Phase::Closed { ramp: None }, now)
+        self.by_hand(BreakerMode::ForcedClosed, BreakerPhase::Closed { ramp: None }, now)
     }
 
     /// By hand: lets everything through and counts nothing until [`enable`](Self::enable).
     pub fn disable(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(BreakerMode::Disabled, Phase::Closed { ramp: None }, now)
+        self.by_hand(BreakerMode::Disabled, BreakerPhase::Closed { ramp: None }, now)
     }
 
     /// Gives charge back to the breaker, which begins closed and with nothing counted; with a ramp
@@ -344,15 +344,15 @@ impl Breaker {
             return None;
         }
         let ramp = match self.phase {
-            Phase::Closed { .. } => None,
+            BreakerPhase::Closed { .. } => None,
             _ => Ramp::begin(self.config.ramp, self.config.ramp_start, now),
         };
         self.openings = 0;
-        self.by_hand(BreakerMode::Automatic, Phase::Closed { ramp }, now)
+        self.by_hand(BreakerMode::Automatic, BreakerPhase::Closed { ramp }, now)
     }
 
     fn counts(&self) -> bool {
-        matches!(self.phase, Phase::Closed { .. }) && self.mode != BreakerMode::Disabled
+        matches!(self.phase, BreakerPhase::Closed { .. }) && self.mode != BreakerMode::Disabled
     }
 
     /// Counts one call while closed, and opens if that is one too many. A success never opens.
@@ -412,7 +412,7 @@ impl Breaker {
             self.openings,
         );
         self.go(
-            Phase::Open {
+            BreakerPhase::Open {
                 until: Some(after(now, open_time)),
             },
             cause,
@@ -422,19 +422,19 @@ impl Breaker {
 
     fn close(&mut self, cause: Cause, now: Instant) -> Transition {
         let ramp = Ramp::begin(self.config.ramp, self.config.ramp_start, now);
-        self.go(Phase::Closed { ramp }, cause, now)
+        self.go(BreakerPhase::Closed { ramp }, cause, now)
     }
 
-    fn by_hand(&mut self, mode: BreakerMode, phase: Phase, now: Instant) -> Option<Transition> {
+    fn by_hand(&mut self, mode: BreakerMode, phase: BreakerPhase, now: Instant) -> Option<Transition> {
         self.mode = mode;
-        if matches!(phase, Phase::Open { .. }) && self.state() == State::Closed {
+        if matches!(phase, BreakerPhase::Open { .. }) && self.state() == State::Closed {
             self.trouble_since = now;
         }
         let transition = self.go(phase, Cause::ByHand, now);
         (transition.from != transition.to).then_some(transition)
     }
 
-    fn go(&mut self, phase: Phase, cause: Cause, now: Instant) -> Transition {
+    fn go(&mut self, phase: BreakerPhase, cause: Cause, now: Instant) -> Transition {
         let from = self.state();
         self.generation += 1;
         self.window.clear();
@@ -460,7 +460,7 @@ impl Breaker {
 }
 
 #[derive(Clone, Debug)]
-enum Phase {
+enum BreakerPhase {
     Closed {
         ramp: Option<Ramp>,
     },

@@ -16,35 +16,35 @@ use std::{sync::Arc, time::Duration};
 
 /// When to give up. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stop(Kind);
+pub struct Stop(Condition);
 
 impl Stop {
     /// After so many attempts, the first one included. 0 counts as 1: the first attempt is always
     /// made.
     pub fn after_attempts(max_attempts: u32) -> Self {
-        Self(Kind::Attempts(max_attempts))
+        Self(Condition::Attempts(max_attempts))
     }
 
     /// Once so much time has passed since the first attempt began.
     pub fn after_delay(delay: Duration) -> Self {
-        Self(Kind::Delay(delay))
+        Self(Condition::Delay(delay))
     }
 
     /// Not for its own sake; a deadline or a budget ends the call.
     pub fn never() -> Self {
-        Self(Kind::Never)
+        Self(Condition::Never)
     }
 
     /// As soon as either stops.
     #[must_use]
     pub fn or(self, other: Stop) -> Self {
-        Self(Kind::Or(Arc::new((self, other))))
+        Self(Condition::Or(Arc::new((self, other))))
     }
 
     /// Only when both stop.
     #[must_use]
     pub fn and(self, other: Stop) -> Self {
-        Self(Kind::And(Arc::new((self, other))))
+        Self(Condition::And(Arc::new((self, other))))
     }
 
     /// Is it enough, after so many attempts and so much time?
@@ -55,14 +55,14 @@ impl Stop {
     /// The limit that is reached, if it is enough. Of two joined by `and`, the second is named.
     pub fn limit_reached(&self, attempts: u32, elapsed: Duration) -> Option<Limit> {
         match &self.0 {
-            Kind::Attempts(max) => (attempts >= *max).then_some(Limit::Attempts),
-            Kind::Delay(max) => (elapsed >= *max).then_some(Limit::Delay),
-            Kind::Never => None,
-            Kind::Or(pair) => pair
+            Condition::Attempts(max) => (attempts >= *max).then_some(Limit::Attempts),
+            Condition::Delay(max) => (elapsed >= *max).then_some(Limit::Delay),
+            Condition::Never => None,
+            Condition::Or(pair) => pair
                 .0
                 .limit_reached(attempts, elapsed)
                 .or_else(|| pair.1.limit_reached(attempts, elapsed)),
-            Kind::And(pair) => pair
+            Condition::And(pair) => pair
                 .0
                 .limit_reached(attempts, elapsed)
                 .and_then(|_| pair.1.limit_reached(attempts, elapsed)),
@@ -73,14 +73,14 @@ impl Stop {
     /// at once.
     pub(super) fn allowed_elapsed(&self, attempts: u32) -> Option<Duration> {
         match &self.0 {
-            Kind::Attempts(max) => (attempts < *max).then_some(Duration::MAX),
-            Kind::Delay(max) => (!max.is_zero()).then_some(*max),
-            Kind::Never => Some(Duration::MAX),
-            Kind::Or(pair) => {
+            Condition::Attempts(max) => (attempts < *max).then_some(Duration::MAX),
+            Condition::Delay(max) => (!max.is_zero()).then_some(*max),
+            Condition::Never => Some(Duration::MAX),
+            Condition::Or(pair) => {
                 let first = pair.0.allowed_elapsed(attempts)?;
                 Some(first.min(pair.1.allowed_elapsed(attempts)?))
             }
-            Kind::And(pair) => pair
+            Condition::And(pair) => pair
                 .0
                 .allowed_elapsed(attempts)
                 .max(pair.1.allowed_elapsed(attempts)),
@@ -98,7 +98,7 @@ pub enum Limit {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Kind {
+enum Condition {
     Attempts(u32),
     Delay(Duration),
     Never,

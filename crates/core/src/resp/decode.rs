@@ -231,9 +231,9 @@ impl Decoder {
         let mut at = 0;
         loop {
             let value = match self.step(input, &mut at)? {
-                Step::Opened => continue,
-                Step::Starved => None,
-                Step::Value(value) => match self.add(value)? {
+                DecodeStep::Opened => continue,
+                DecodeStep::Starved => None,
+                DecodeStep::Value(value) => match self.add(value)? {
                     None => continue,
                     value => value,
                 },
@@ -274,13 +274,13 @@ impl Decoder {
 
     /// Reads one scalar, or the header of one aggregate.
     #[inline]
-    fn step(&mut self, input: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn step(&mut self, input: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         if self.blob.is_some() {
             return self.resume_blob(input, at);
         }
         let rest = &input[*at..];
         let Some(&sigil) = rest.first() else {
-            return Ok(Step::Starved);
+            return Ok(DecodeStep::Starved);
         };
         match sigil {
             b'$' => self.bulk(input, at),
@@ -288,7 +288,7 @@ impl Decoder {
             b'+' if rest.starts_with(b"+OK\r\n") => {
                 self.searched = 0;
                 *at += 5;
-                Ok(Step::Value(Value::Okay))
+                Ok(DecodeStep::Value(Value::Okay))
             }
             b'*' | b'%' | b'~' | b'>' | b'|' => self.open(sigil, rest, at),
             b'+' | b'-' | b'_' | b'#' | b',' | b'(' => self.line(sigil, rest, at),
@@ -298,7 +298,7 @@ impl Decoder {
     }
 
     #[inline]
-    fn bulk(&mut self, input: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn bulk(&mut self, input: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         let rest = &input[*at..];
         let Header::Length(length, size) = header(rest) else {
             return self.odd_header(b'$', rest, at);
@@ -306,14 +306,14 @@ impl Decoder {
         if let Some((content, [b'\r', b'\n', ..])) = rest[size..].split_at_checked(length) {
             self.admit(length)?;
             *at += size + length + 2;
-            return Ok(Step::Value(Value::BulkString(content.to_vec())));
+            return Ok(DecodeStep::Value(Value::BulkString(content.to_vec())));
         }
         self.blob(b'$', input, at)
     }
 
     /// Begins a string that has to be put together from parts, or converted.
     #[cold]
-    fn blob(&mut self, sigil: u8, input: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn blob(&mut self, sigil: u8, input: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         let rest = &input[*at..];
         let Header::Length(length, size) = header(rest) else {
             return self.odd_header(sigil, rest, at);
@@ -326,22 +326,22 @@ impl Decoder {
     }
 
     #[cold]
-    fn resume_blob(&mut self, input: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn resume_blob(&mut self, input: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         let Some(blob) = &mut self.blob else {
-            return Ok(Step::Starved);
+            return Ok(DecodeStep::Starved);
         };
         let rest = &input[*at..];
         let rest = &rest[blob.take(rest)..];
         *at = input.len() - rest.len();
         if blob.content.len() < blob.length {
-            return Ok(Step::Starved);
+            return Ok(DecodeStep::Starved);
         }
         match rest {
-            [] | [b'\r'] => Ok(Step::Starved),
+            [] | [b'\r'] => Ok(DecodeStep::Starved),
             [b'\r', b'\n', ..] => {
                 *at += 2;
                 let blob = self.blob.take().map(Blob::finish).transpose()?;
-                Ok(blob.map_or(Step::Starved, Step::Value))
+                Ok(blob.map_or(DecodeStep::Starved, DecodeStep::Value))
             }
             _ => Err(DecodeError::MissingLineEnd),
         }
@@ -349,7 +349,7 @@ impl Decoder {
 
     /// Reads the header of an aggregate: opens it, or answers with it if nothing is in it.
     #[inline]
-    fn open(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn open(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         let Header::Length(length, size) = header(rest) else {
             return self.odd_header(sigil, rest, at);
         };
@@ -375,15 +375,15 @@ impl Decoder {
         let arrived = (rest.len() - size) / SHORTEST_VALUE;
         let frame = Frame::new(sigil, members, members.min(arrived.min(UNEARNED_ELEMENTS)));
         if members == 0 {
-            return frame.finish().map(Step::Value);
+            return frame.finish().map(DecodeStep::Value);
         }
         self.stack.push(frame);
-        Ok(Step::Opened)
+        Ok(DecodeStep::Opened)
     }
 
     /// A header that is no plain length: not all there, a null form, or wrong.
     #[cold]
-    fn odd_header(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn odd_header(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         let bad = DecodeError::BadLength {
             sigil: char::from(sigil),
         };
@@ -391,26 +391,26 @@ impl Decoder {
             Number::Value(-1, size) => {
                 *at += size;
                 match sigil {
-                    b'$' | b'*' | b'~' => Ok(Step::Value(Value::Nil)),
-                    b'>' => Frame::new(sigil, 0, 0).finish().map(Step::Value),
+                    b'$' | b'*' | b'~' => Ok(DecodeStep::Value(Value::Nil)),
+                    b'>' => Frame::new(sigil, 0, 0).finish().map(DecodeStep::Value),
                     _ => Err(bad),
                 }
             }
-            Number::Starved => Ok(Step::Starved),
+            Number::Starved => Ok(DecodeStep::Starved),
             Number::Value(..) | Number::Bad => Err(bad),
         }
     }
 
     /// Reads a value that is one line.
     #[cold]
-    fn line(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+    fn line(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
         let limit = self.limits.line_bytes;
         let Some(end) = line_end(rest, self.searched) else {
             self.searched = rest.len();
             if rest.len() > limit.saturating_add(2) {
                 return Err(DecodeError::LineTooLong { limit });
             }
-            return Ok(Step::Starved);
+            return Ok(DecodeStep::Starved);
         };
         self.searched = 0;
         if end - 1 > limit {
@@ -418,7 +418,7 @@ impl Decoder {
         }
         self.spend(end)?;
         *at += end + 2;
-        line_value(sigil, &rest[1..end]).map(Step::Value)
+        line_value(sigil, &rest[1..end]).map(DecodeStep::Value)
     }
 
     /// Puts a finished value into the innermost open aggregate. Answers with the outermost one once
@@ -464,7 +464,7 @@ impl Decoder {
     }
 }
 
-enum Step {
+enum DecodeStep {
     /// A value that is complete in itself.
     Value(Value),
     /// An aggregate was opened; its members follow.
@@ -473,13 +473,13 @@ enum Step {
     Starved,
 }
 
-fn integer(rest: &[u8], at: &mut usize) -> Result<Step, DecodeError> {
+fn integer(rest: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
     match number(rest) {
         Number::Value(value, size) => {
             *at += size;
-            Ok(Step::Value(Value::Int(value)))
+            Ok(DecodeStep::Value(Value::Int(value)))
         }
-        Number::Starved => Ok(Step::Starved),
+        Number::Starved => Ok(DecodeStep::Starved),
         Number::Bad => Err(DecodeError::BadContent { sigil: ':' }),
     }
 }

@@ -52,12 +52,12 @@ pub fn command<'a>(
         return Ok(None);
     }
     let name = super::name(args.clone());
-    let Some(kind) = Kind::of(name).filter(|kind| *kind != Kind::AllOk || mset == DivideMset::Yes)
+    let Some(kind) = Division::of(name).filter(|kind| *kind != Division::AllOk || mset == DivideMset::Yes)
     else {
         return Err(crosses(args));
     };
     let args: Vec<&[u8]> = args.skip(1).collect();
-    let step = if kind == Kind::AllOk { 2 } else { 1 };
+    let step = if kind == Division::AllOk { 2 } else { 1 };
     // A pair without its value is the server's to refuse, not ours to divide.
     if !args.len().is_multiple_of(step) {
         return Err(crosses(cmd_args(name, &args)));
@@ -94,7 +94,7 @@ fn cmd_args<'a>(
 #[derive(Clone, Debug)]
 pub struct SplitCommand {
     name: &'static str,
-    kind: Kind,
+    kind: Division,
     keys: usize,
     parts: Vec<Part>,
 }
@@ -136,7 +136,7 @@ impl fmt::Debug for Part {
 
 /// How the answers of parts become one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum Division {
     /// A list with an element for each key.
     InOrder,
     Sum {
@@ -145,7 +145,7 @@ enum Kind {
     AllOk,
 }
 
-impl Kind {
+impl Division {
     fn of(name: &str) -> Option<Self> {
         Some(match name {
             "MGET" => Self::InOrder,
@@ -224,13 +224,13 @@ impl SplitCommand {
     /// The answer to a part, if it can be joined.
     fn checked(&self, part: &Part, value: Value) -> Result<Value, UnexpectedAnswer> {
         let wanted = match (self.kind, &value) {
-            (Kind::InOrder, Value::Array(elements)) if elements.len() == part.keys.len() => {
+            (Division::InOrder, Value::Array(elements)) if elements.len() == part.keys.len() => {
                 return Ok(value);
             }
-            (Kind::Sum { .. }, Value::Int(_)) | (Kind::AllOk, Value::Okay) => return Ok(value),
-            (Kind::InOrder, _) => "a list with an element for each key",
-            (Kind::Sum { .. }, _) => "a number",
-            (Kind::AllOk, _) => "OK",
+            (Division::Sum { .. }, Value::Int(_)) | (Division::AllOk, Value::Okay) => return Ok(value),
+            (Division::InOrder, _) => "a list with an element for each key",
+            (Division::Sum { .. }, _) => "a number",
+            (Division::AllOk, _) => "OK",
         };
         Err(UnexpectedAnswer {
             command: self.name,
@@ -241,9 +241,9 @@ impl SplitCommand {
     /// Joins answers of which each was checked.
     fn whole(&self, answers: Vec<Value>) -> Value {
         match self.kind {
-            Kind::AllOk => Value::Okay,
-            Kind::Sum { .. } => sum(self.name, &answers).unwrap_or(Value::Nil),
-            Kind::InOrder => {
+            Division::AllOk => Value::Okay,
+            Division::Sum { .. } => sum(self.name, &answers).unwrap_or(Value::Nil),
+            Division::InOrder => {
                 let mut all = vec![Value::Nil; self.keys];
                 for (part, answer) in self.parts.iter().zip(answers) {
                     let Value::Array(elements) = answer else {

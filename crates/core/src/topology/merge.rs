@@ -85,7 +85,7 @@ struct Claim {
 
 /// The judgement of a claim.
 #[derive(Debug, PartialEq, Eq)]
-enum Verdict {
+enum ClaimVerdict {
     Confirmed,
     Accepted,
     Refused,
@@ -135,9 +135,9 @@ impl Topology {
                     owner_is_unknown: known.is_some_and(|known| !named.contains(&known)),
                 };
                 match self.claim(slot, &claim) {
-                    Verdict::Accepted => drop(changed.insert(slot)),
-                    Verdict::Disputed => drop(disputed.insert(owner)),
-                    Verdict::Confirmed | Verdict::Refused => {}
+                    ClaimVerdict::Accepted => drop(changed.insert(slot)),
+                    ClaimVerdict::Disputed => drop(disputed.insert(owner)),
+                    ClaimVerdict::Confirmed | ClaimVerdict::Refused => {}
                 }
             }
         }
@@ -235,18 +235,18 @@ impl Topology {
     }
 
     /// Decides on what a view says of a slot.
-    fn claim(&mut self, slot: Slot, claim: &Claim) -> Verdict {
+    fn claim(&mut self, slot: Slot, claim: &Claim) -> ClaimVerdict {
         let state = &mut self.slots[slot.index()];
         let verdict = judge(state, claim);
         match verdict {
-            Verdict::Confirmed => {
+            ClaimVerdict::Confirmed => {
                 state.epoch = state.epoch.max(claim.epoch);
                 state.cluster_epoch = state.cluster_epoch.max(claim.cluster_epoch);
                 if claim.by == Some(claim.owner) {
                     state.rival = None;
                 }
             }
-            Verdict::Accepted => {
+            ClaimVerdict::Accepted => {
                 let disowned = state.owner.filter(|owner| claim.by == Some(*owner));
                 let kept = state.disowned_by.filter(|node| *node != claim.owner);
                 *state = SlotState {
@@ -260,13 +260,13 @@ impl Topology {
                     rival: None,
                 };
             }
-            Verdict::Disputed => {
+            ClaimVerdict::Disputed => {
                 state.rival = Some(Rival {
                     owner: claim.owner,
                     by: claim.by,
                 });
             }
-            Verdict::Refused => {}
+            ClaimVerdict::Refused => {}
         }
         verdict
     }
@@ -296,15 +296,15 @@ fn ignored(view: &View) -> Option<Ignored> {
 }
 
 /// The rules of the module above, for one slot.
-fn judge(state: &SlotState, claim: &Claim) -> Verdict {
+fn judge(state: &SlotState, claim: &Claim) -> ClaimVerdict {
     let Some(owner) = state.owner else {
-        return Verdict::Accepted;
+        return ClaimVerdict::Accepted;
     };
     if owner == claim.owner {
-        return Verdict::Confirmed;
+        return ClaimVerdict::Confirmed;
     }
     if state.redirected.is_some_and(|at| claim.asked <= at) {
-        return Verdict::Refused;
+        return ClaimVerdict::Refused;
     }
     let own_word = claim.by == Some(claim.owner);
     let age = match (claim.epoch, state.epoch) {
@@ -315,19 +315,19 @@ fn judge(state: &SlotState, claim: &Claim) -> Verdict {
     let disowned = state.disowned_by == Some(claim.owner);
     match age {
         // A cluster that was made anew begins at low epochs; then nobody knows the old owner.
-        std::cmp::Ordering::Less if own_word && claim.owner_is_unknown => Verdict::Accepted,
-        std::cmp::Ordering::Less => Verdict::Refused,
-        _ if by_others && disowned => Verdict::Disputed,
-        std::cmp::Ordering::Greater if by_others && claim.was_primary => Verdict::Disputed,
-        std::cmp::Ordering::Greater => Verdict::Accepted,
+        std::cmp::Ordering::Less if own_word && claim.owner_is_unknown => ClaimVerdict::Accepted,
+        std::cmp::Ordering::Less => ClaimVerdict::Refused,
+        _ if by_others && disowned => ClaimVerdict::Disputed,
+        std::cmp::Ordering::Greater if by_others && claim.was_primary => ClaimVerdict::Disputed,
+        std::cmp::Ordering::Greater => ClaimVerdict::Accepted,
         std::cmp::Ordering::Equal => {
             let seconded = state.rival.is_some_and(|rival| {
                 rival.owner == claim.owner && rival.by != claim.by && claim.by.is_some()
             });
             if !by_others || seconded {
-                Verdict::Accepted
+                ClaimVerdict::Accepted
             } else {
-                Verdict::Disputed
+                ClaimVerdict::Disputed
             }
         }
     }

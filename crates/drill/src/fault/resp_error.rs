@@ -115,39 +115,39 @@ impl RespError {
 }
 
 /// A state in which a server refuses commands.
-struct State {
+struct RefusingState {
     name: &'static str,
     line: &'static str,
     refuses: fn(&[&[u8]]) -> bool,
 }
 
-const STATES: [State; 6] = [
-    State {
+const STATES: [RefusingState; 6] = [
+    RefusingState {
         name: "loading",
         line: "LOADING Redis is loading the dataset in memory",
         refuses: refused::loading,
     },
-    State {
+    RefusingState {
         name: "readonly",
         line: "READONLY You can't write against a read only replica.",
         refuses: refused::read_only,
     },
-    State {
+    RefusingState {
         name: "moved",
         line: "MOVED 3999 127.0.0.1:6381",
         refuses: has_key,
     },
-    State {
+    RefusingState {
         name: "oom",
         line: "OOM command not allowed when used memory > 'maxmemory'.",
         refuses: refused::out_of_memory,
     },
-    State {
+    RefusingState {
         name: "busy",
         line: "BUSY Redis is busy running a script. You can only call SCRIPT KILL or SHUTDOWN NOSAVE.",
         refuses: refused::busy,
     },
-    State {
+    RefusingState {
         name: "noauth",
         line: "NOAUTH Authentication required.",
         refuses: refused::not_authenticated,

@@ -26,7 +26,7 @@ use std::time::Instant;
 /// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
+#[serde(try_from = "WrittenToxic", into = "WrittenToxic")]
 pub struct Toxic {
     /// The toxic's name. Default: the fault's name and the direction, `latency_downstream`.
     pub name: String,
@@ -262,7 +262,7 @@ fn default_name(fault: &Fault, direction: Direction) -> String {
 /// A toxic as it is written in JSON or TOML.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Written {
+struct WrittenToxic {
     #[serde(default)]
     name: Option<String>,
     #[serde(rename = "type")]
@@ -279,10 +279,10 @@ fn every() -> f64 {
     1.0
 }
 
-impl TryFrom<Written> for Toxic {
+impl TryFrom<WrittenToxic> for Toxic {
     type Error = FaultError;
 
-    fn try_from(written: Written) -> Result<Self, FaultError> {
+    fn try_from(written: WrittenToxic) -> Result<Self, FaultError> {
         let fault = serde_json::json!({ written.fault: written.attributes });
         let fault: Fault = serde_json::from_value(fault)
             .map_err(|error| FaultError::Unknown(error.to_string()))?;
@@ -299,7 +299,7 @@ impl TryFrom<Written> for Toxic {
     }
 }
 
-impl From<Toxic> for Written {
+impl From<Toxic> for WrittenToxic {
     fn from(toxic: Toxic) -> Self {
         let attributes = match serde_json::to_value(&toxic.fault) {
             Ok(serde_json::Value::Object(mut fault)) => fault.remove(toxic.fault.name()),

@@ -37,7 +37,7 @@ enum Undialled {
     Ended,
 }
 
-struct Connection {
+struct ProxiedConnection {
     number: u64,
     seed: u64,
     up: Lane,
@@ -80,7 +80,7 @@ impl Start {
                 .any(|placed| placed.toxic.fault.resp().is_some());
         let exchange = resp.then(Exchange::default);
         let (up, down) = (Lane::new(Way::Up), Lane::new(Way::Down));
-        let mut connection = Connection {
+        let mut connection = ProxiedConnection {
             number,
             seed,
             up,
@@ -131,7 +131,7 @@ impl Start {
     }
 }
 
-impl Connection {
+impl ProxiedConnection {
     /// Puts the plan's faults to work, and ends those that are no longer in it.
     fn follow(&mut self, plan: &Plan) {
         let now = tokio::time::Instant::now().into_std();

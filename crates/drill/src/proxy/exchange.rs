@@ -31,7 +31,7 @@ pub(super) struct Exchange {
     commands: Framer,
     replies: Framer,
     /// The answers owed, the oldest first.
-    row: VecDeque<Place>,
+    row: VecDeque<PendingReply>,
     /// The memory that those places take, with the answers made here.
     row_bytes: usize,
     /// Replies of the server that do not have their turn yet.
@@ -66,7 +66,7 @@ const KEPT: usize = 16 << 20;
 const LARGEST: usize = 64 << 20;
 
 /// The place of one command in the row.
-struct Place {
+struct PendingReply {
     /// The answer that was made here; else the server's next reply belongs here.
     answer: Option<Bytes>,
     /// The server was told something in place of the command: its next reply is taken out for what
@@ -262,7 +262,7 @@ impl Exchange {
             through.extend_from_slice(frame);
             return;
         }
-        let mut place = Place {
+        let mut place = PendingReply {
             answer: None,
             replaces: false,
             not_before: None,
@@ -298,7 +298,7 @@ impl Exchange {
     }
 }
 
-impl Place {
+impl PendingReply {
     /// Whether the server's next reply belongs here, be it given or taken out.
     fn is_of_server(&self) -> bool {
         self.answer.is_none() || self.replaces
@@ -484,7 +484,7 @@ mod tests {
         while exchange.admits(Way::Up) {
             exchange.requests(&bytes(PING), now());
             commands += 1;
-            assert!(commands * size_of::<Place>() <= KEPT, "{commands}");
+            assert!(commands * size_of::<PendingReply>() <= KEPT, "{commands}");
         }
         let (mut replies, reply) = (0, Bytes::from(format!("+{}\r\n", "x".repeat(500))));
         while exchange.admits(Way::Down) {
@@ -498,7 +498,7 @@ mod tests {
         assert_eq!(exchange.arrived_bytes, 0);
         assert_eq!(
             exchange.row_bytes,
-            (commands + 1 - replies) * size_of::<Place>()
+            (commands + 1 - replies) * size_of::<PendingReply>()
         );
     }
 

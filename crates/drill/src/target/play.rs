@@ -38,12 +38,12 @@ pub(super) struct Drill<'a> {
     program: Option<Program>,
     users: Option<Arc<HttpSubject>>,
     seen: Seen,
-    broken: Vec<Broken>,
+    broken: Vec<LastingFault>,
     untouched: Vec<&'static str>,
 }
 
 /// A fault that lasts.
-struct Broken {
+struct LastingFault {
     id: Id,
     toxic: ToxicId,
     wire: Wire,
@@ -228,7 +228,7 @@ impl<'a> Drill<'a> {
             before.accepted - before.open
         };
         let toxic = proxy.add(toxic).await?;
-        self.broken.push(Broken {
+        self.broken.push(LastingFault {
             id,
             toxic,
             wire,

@@ -40,13 +40,13 @@ pub(super) struct HttpSubject {
 
 struct State {
     rng: SmallRng,
-    keys: HashMap<u64, Key>,
+    keys: HashMap<u64, KeyHistory>,
     unjudged: u64,
 }
 
 /// The writes of one key.
 #[derive(Default)]
-struct Key {
+struct KeyHistory {
     issued: u64,
     running: u32,
     /// Writes have overlapped, or one has an unknown fate: which of them is the last is not known
@@ -56,7 +56,7 @@ struct Key {
     lingers: Option<Instant>,
 }
 
-impl Key {
+impl KeyHistory {
     fn is_judged(&self) -> bool {
         !self.unsettled && self.running <= 1
     }
@@ -257,7 +257,7 @@ impl Subject for HttpSubject {
         Box::pin(async move {
             let request = self.choose(false);
             let judged_before =
-                request.value.is_some() && self.state().keys.get(&key).is_none_or(Key::is_judged);
+                request.value.is_some() && self.state().keys.get(&key).is_none_or(KeyHistory::is_judged);
             let body = self
                 .ask(request, self.key_of(request, key), 0)
                 .await

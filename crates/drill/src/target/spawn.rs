@@ -54,11 +54,11 @@ pub(super) struct Program {
     child: Child,
     group: Option<u32>,
     mark: String,
-    said: Arc<Said>,
+    said: Arc<SaidLines>,
 }
 
 #[derive(Default)]
-struct Said {
+struct SaidLines {
     start: Mutex<Option<Instant>>,
     lines: Mutex<(Vec<LogLine>, u64)>,
 }
@@ -108,7 +108,7 @@ impl Program {
                 command: redacted(command),
                 cause,
             })?;
-        let said = Arc::new(Said::default());
+        let said = Arc::new(SaidLines::default());
         if let Some(out) = child.stdout.take() {
             tokio::spawn(listen(out, said.clone()));
         }
@@ -199,7 +199,7 @@ impl Program {
 }
 
 /// Passes on what the application writes, and keeps it.
-async fn listen(from: impl AsyncRead + Unpin, said: Arc<Said>) {
+async fn listen(from: impl AsyncRead + Unpin, said: Arc<SaidLines>) {
     let mut lines = BufReader::new(from);
     let mut out = tokio::io::stderr();
     let mut line = Vec::new();

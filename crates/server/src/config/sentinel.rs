@@ -135,11 +135,11 @@ impl SentinelTlsConfig {
 
 /// Addresses as they are announced, each with the one that it stands for.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct AddressMap(BTreeMap<Place, Place>);
+pub struct AddressMap(BTreeMap<AnnouncedPlace, AnnouncedPlace>);
 
 /// A host, of one port or of whatever port.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
-struct Place {
+struct AnnouncedPlace {
     host: String,
     port: Option<u16>,
 }
@@ -157,7 +157,7 @@ impl AddressMap {
                     "write \"10.0.0.5:6379\" = \"redis-a.example:6379\", or both without a port",
                 ));
             };
-            match (Place::parse(&announced), Place::parse(&reached)) {
+            match (AnnouncedPlace::parse(&announced), AnnouncedPlace::parse(&reached)) {
                 (None, _) => refuse("is announced by nobody: it is no host, and no host and port"),
                 (_, None) => refuse("stands for what is no host, and no host and port"),
                 (Some(from), Some(to)) if from.port.is_some() != to.port.is_some() => {
@@ -180,7 +180,7 @@ impl AddressMap {
     /// Returns the address that the announced one stands for; the same if none is given for it.
     #[must_use]
     pub fn translate(&self, host: &str, port: u16) -> (String, u16) {
-        let place = |port| Place {
+        let place = |port| AnnouncedPlace {
             host: host.to_ascii_lowercase(),
             port,
         };
@@ -199,7 +199,7 @@ impl Serialize for AddressMap {
     }
 }
 
-impl Place {
+impl AnnouncedPlace {
     fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -227,7 +227,7 @@ impl Place {
     }
 }
 
-impl fmt::Display for Place {
+impl fmt::Display for AnnouncedPlace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.port {
             Some(port) if self.host.contains(':') => write!(f, "[{}]:{port}", self.host),

@@ -33,7 +33,7 @@ use crate::telemetry;
 
 /// The limit that applies to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Limit {
+enum RequestLimit {
     /// No limit: it is answered from known state, and must be when all else is full.
     Probe,
     /// `limits.subscribers`: it lasts as long as its reader stays.
@@ -42,7 +42,7 @@ enum Limit {
     Concurrency,
 }
 
-impl Limit {
+impl RequestLimit {
     fn of(request: &Request) -> Self {
         if is_stream(request.uri().path()) {
             Self::Stream
@@ -167,16 +167,16 @@ impl Middleware {
     /// no more of either than others.
     async fn limited(&self, request: Request, next: Next) -> Response {
         let spare = request.extensions().get::<Spare>().is_some();
-        let _permit = match Limit::of(&request) {
-            Limit::Concurrency | Limit::Stream if spare => {
+        let _permit = match RequestLimit::of(&request) {
+            RequestLimit::Concurrency | RequestLimit::Stream if spare => {
                 return overloaded("as many connections as `limits.connections` allows are open")
                     .into_response();
             }
-            Limit::Concurrency => match Arc::clone(&self.permits).try_acquire_owned() {
+            RequestLimit::Concurrency => match Arc::clone(&self.permits).try_acquire_owned() {
                 Ok(permit) => Some(permit),
                 Err(_) => return overloaded(BUSY).into_response(),
             },
-            Limit::Probe | Limit::Stream => None,
+            RequestLimit::Probe | RequestLimit::Stream => None,
         };
         let changes = request.method() == Method::POST;
         let limit = self.request_timeout;

@@ -40,10 +40,10 @@ pub(super) struct Renewal {
 enum RenewalState {
     /// The next one begins at this instant; `None`: never.
     Due(Option<Instant>),
-    Running(Running),
+    Running(RunningRenewal),
 }
 
-struct Running {
+struct RunningRenewal {
     task: Owned<Given>,
     began: Instant,
     /// The instant at which it is told (again) that it hangs.
@@ -91,7 +91,7 @@ impl Renewal {
                 let connector = Arc::clone(&supervisor.connector);
                 let limit = supervisor.shared.settings.connect_timeout;
                 let task = async move { connector.credentials(limit).await };
-                self.state = RenewalState::Running(Running {
+                self.state = RenewalState::Running(RunningRenewal {
                     task: Owned::new(tokio::spawn(task)),
                     began: now,
                     due: now + limit + MARGIN,

@@ -166,7 +166,7 @@ impl Cluster {
             for way in &ways {
                 if away
                     .last()
-                    .is_some_and(|before: &Way| !before.is_along(way))
+                    .is_some_and(|before: &SlotWay| !before.is_along(way))
                 {
                     self.agree().await?;
                 }
@@ -193,7 +193,7 @@ impl Cluster {
 
     /// The ways of [`Cluster::keep_moving`], pair of nodes by pair: from each owner to the next
     /// primary.
-    async fn ways(&self, slots: &[u16]) -> Result<Vec<Way>, ProcessError> {
+    async fn ways(&self, slots: &[u16]) -> Result<Vec<SlotWay>, ProcessError> {
         let layout = self.layout().await?;
         let nodes = self.nodes();
         let primaries = nodes.iter().enumerate();
@@ -207,7 +207,7 @@ impl Cluster {
             let to = primaries[(n + 1) % primaries.len()];
             let owned = |slot: &&u16| layout.owner(**slot) == Some(nodes[from].id());
             let own = slots.iter().filter(owned);
-            ways.extend(own.map(|&slot| Way { slot, from, to }));
+            ways.extend(own.map(|&slot| SlotWay { slot, from, to }));
         }
         Ok(ways)
     }
@@ -215,13 +215,13 @@ impl Cluster {
 
 /// Where a slot goes.
 #[derive(Debug, Clone, Copy)]
-struct Way {
+struct SlotWay {
     slot: u16,
     from: usize,
     to: usize,
 }
 
-impl Way {
+impl SlotWay {
     fn is_along(&self, other: &Self) -> bool {
         (self.from, self.to) == (other.from, other.to)
     }
