@@ -190,7 +190,9 @@ impl std::fmt::Display for Template {
         for part in &self.parts {
             match (part, &self.keys) {
                 (TemplatePart::Text(text), _) => f.write_str(text)?,
-                (TemplatePart::Key, Some(keys)) => write!(f, "{{{}..{}}}", keys.start(), keys.end())?,
+                (TemplatePart::Key, Some(keys)) => {
+                    write!(f, "{{{}..{}}}", keys.start(), keys.end())?
+                }
                 (TemplatePart::Key, None) => f.write_str("{key}")?,
                 (TemplatePart::Value, _) => f.write_str("{value}")?,
             }

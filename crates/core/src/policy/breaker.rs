@@ -324,17 +324,29 @@ impl Breaker {
     /// # Ok::<(), steadfast_core::policy::InvalidSetting>(())
     /// ```
     pub fn force_open(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(BreakerMode::ForcedOpen, BreakerPhase::Open { until: None }, now)
+        self.by_hand(
+            BreakerMode::ForcedOpen,
+            BreakerPhase::Open { until: None },
+            now,
+        )
     }
 
     /// By hand: lets everything through until [`enable`](Self::enable), and goes on counting.
     pub fn force_closed(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(BreakerMode::ForcedClosed, BreakerPhase::Closed { ramp: None }, now)
+        self.by_hand(
+            BreakerMode::ForcedClosed,
+            BreakerPhase::Closed { ramp: None },
+            now,
+        )
     }
 
     /// By hand: lets everything through and counts nothing until [`enable`](Self::enable).
     pub fn disable(&mut self, now: Instant) -> Option<Transition> {
-        self.by_hand(BreakerMode::Disabled, BreakerPhase::Closed { ramp: None }, now)
+        self.by_hand(
+            BreakerMode::Disabled,
+            BreakerPhase::Closed { ramp: None },
+            now,
+        )
     }
 
     /// Gives charge back to the breaker, which begins closed and with nothing counted; with a ramp
@@ -425,7 +437,12 @@ impl Breaker {
         self.go(BreakerPhase::Closed { ramp }, cause, now)
     }
 
-    fn by_hand(&mut self, mode: BreakerMode, phase: BreakerPhase, now: Instant) -> Option<Transition> {
+    fn by_hand(
+        &mut self,
+        mode: BreakerMode,
+        phase: BreakerPhase,
+        now: Instant,
+    ) -> Option<Transition> {
         self.mode = mode;
         if matches!(phase, BreakerPhase::Open { .. }) && self.state() == State::Closed {
             self.trouble_since = now;

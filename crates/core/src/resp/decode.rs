@@ -383,7 +383,12 @@ impl Decoder {
 
     /// A header that is no plain length: not all there, a null form, or wrong.
     #[cold]
-    fn odd_header(&mut self, sigil: u8, rest: &[u8], at: &mut usize) -> Result<DecodeStep, DecodeError> {
+    fn odd_header(
+        &mut self,
+        sigil: u8,
+        rest: &[u8],
+        at: &mut usize,
+    ) -> Result<DecodeStep, DecodeError> {
         let bad = DecodeError::BadLength {
             sigil: char::from(sigil),
         };

@@ -52,7 +52,8 @@ pub fn command<'a>(
         return Ok(None);
     }
     let name = super::name(args.clone());
-    let Some(kind) = Division::of(name).filter(|kind| *kind != Division::AllOk || mset == DivideMset::Yes)
+    let Some(kind) =
+        Division::of(name).filter(|kind| *kind != Division::AllOk || mset == DivideMset::Yes)
     else {
         return Err(crosses(args));
     };
@@ -227,7 +228,9 @@ impl SplitCommand {
             (Division::InOrder, Value::Array(elements)) if elements.len() == part.keys.len() => {
                 return Ok(value);
             }
-            (Division::Sum { .. }, Value::Int(_)) | (Division::AllOk, Value::Okay) => return Ok(value),
+            (Division::Sum { .. }, Value::Int(_)) | (Division::AllOk, Value::Okay) => {
+                return Ok(value);
+            }
             (Division::InOrder, _) => "a list with an element for each key",
             (Division::Sum { .. }, _) => "a number",
             (Division::AllOk, _) => "OK",

@@ -14,7 +14,7 @@ use axum::{Json, Router};
 use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value, json};
 
-use super::{ANYWHERE, Entry, Plan, Proxies, Refusal, Shown, Wanted};
+use super::{ANYWHERE, ListedProxy, Proxies, ProxyPlan, Refusal, ShownProxy, Wanted};
 use crate::fault::Toxic;
 use crate::proxy::check_upstream;
 
@@ -66,7 +66,7 @@ async fn no_browsers(request: Request, next: Next) -> Response {
     next.run(request).await
 }
 
-async fn list(State(proxies): State<Proxies>) -> Json<BTreeMap<String, Shown>> {
+async fn list(State(proxies): State<Proxies>) -> Json<BTreeMap<String, ShownProxy>> {
     let all = proxies.all.lock().await;
     Json(
         all.iter()
@@ -78,7 +78,7 @@ async fn list(State(proxies): State<Proxies>) -> Json<BTreeMap<String, Shown>> {
 async fn create(
     State(proxies): State<Proxies>,
     body: Bytes,
-) -> Result<(StatusCode, Json<Shown>), Refusal> {
+) -> Result<(StatusCode, Json<ShownProxy>), Refusal> {
     let wanted: Wanted = parsed(&body)?;
     let name = wanted.name.clone();
     proxies.create(wanted).await?;
@@ -103,13 +103,15 @@ async fn populate(State(proxies): State<Proxies>, body: Bytes) -> Result<Respons
         planned.push((name, place, one.plan().await?));
     }
     let mut all = proxies.all.lock().await;
-    let stays =
-        |all: &BTreeMap<String, Entry>, name: &str, place: &Option<SocketAddr>, plan: &Plan| {
-            all.get(name).is_some_and(|there| {
-                there.proxy.upstream() == plan.upstream && same_place(*place, there.proxy.addr())
-            })
-        };
-    let mut new: Vec<(&String, &Plan)> = Vec::new();
+    let stays = |all: &BTreeMap<String, ListedProxy>,
+                 name: &str,
+                 place: &Option<SocketAddr>,
+                 plan: &ProxyPlan| {
+        all.get(name).is_some_and(|there| {
+            there.proxy.upstream() == plan.upstream && same_place(*place, there.proxy.addr())
+        })
+    };
+    let mut new: Vec<(&String, &ProxyPlan)> = Vec::new();
     for (name, place, plan) in &planned {
         if !stays(&all, name, place, plan) {
             new.push((name, plan));
@@ -130,9 +132,9 @@ async fn populate(State(proxies): State<Proxies>, body: Bytes) -> Result<Respons
 /// a port of one that it replaces comes last.
 async fn replaced(
     proxies: &Proxies,
-    all: &mut BTreeMap<String, Entry>,
-    new: &[(&String, &Plan)],
-) -> Result<BTreeMap<String, Entry>, Refusal> {
+    all: &mut BTreeMap<String, ListedProxy>,
+    new: &[(&String, &ProxyPlan)],
+) -> Result<BTreeMap<String, ListedProxy>, Refusal> {
     let ports: Vec<u16> = new
         .iter()
         .filter_map(|(name, _)| all.get(*name))
@@ -181,7 +183,7 @@ async fn reset(State(proxies): State<Proxies>) -> StatusCode {
 async fn show(
     State(proxies): State<Proxies>,
     Path(name): Path<String>,
-) -> Result<Json<Shown>, Refusal> {
+) -> Result<Json<ShownProxy>, Refusal> {
     let all = proxies.all.lock().await;
     Ok(Json(entry(&all, &name)?.shown(&name)))
 }
@@ -190,7 +192,7 @@ async fn update(
     State(proxies): State<Proxies>,
     Path(name): Path<String>,
     body: Bytes,
-) -> Result<Json<Shown>, Refusal> {
+) -> Result<Json<ShownProxy>, Refusal> {
     let wanted: Wanted = parsed(&body)?;
     if !wanted.upstream.is_empty() {
         check_upstream(&wanted.upstream)?;
@@ -209,7 +211,7 @@ async fn update(
         *entry = proxies.start(&plan).await?;
     } else if plan.upstream != before.upstream {
         // The new one takes the old one's port.
-        let nowhere = Plan {
+        let nowhere = ProxyPlan {
             listen: ANYWHERE,
             ..before.clone()
         };
@@ -229,7 +231,7 @@ async fn update(
 }
 
 /// A port that was freed a moment ago may not be free yet.
-async fn started_again(proxies: &Proxies, plan: &Plan) -> Result<Entry, Refusal> {
+async fn started_again(proxies: &Proxies, plan: &ProxyPlan) -> Result<ListedProxy, Refusal> {
     let mut attempts = 0;
     loop {
         match proxies.start(plan).await {
@@ -345,7 +347,10 @@ async fn remove_toxic(
     Ok(StatusCode::NO_CONTENT)
 }
 
-fn entry<'a>(all: &'a BTreeMap<String, Entry>, name: &str) -> Result<&'a Entry, Refusal> {
+fn entry<'a>(
+    all: &'a BTreeMap<String, ListedProxy>,
+    name: &str,
+) -> Result<&'a ListedProxy, Refusal> {
     all.get(name).ok_or_else(Refusal::no_proxy)
 }
 

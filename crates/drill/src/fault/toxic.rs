@@ -3,8 +3,8 @@
 use super::error::within;
 use super::stage::Stage;
 use super::{
-    Bandwidth, Corrupt, Down, FaultError, Hold, Latency, LimitData, RejectNext, ResetPeer, RespDelay,
-    RespError, RespFault, RespReply, RespSilence, Slicer, SlowClose, Stall, Timeout,
+    Bandwidth, Corrupt, Down, FaultError, Hold, Latency, LimitData, RejectNext, ResetPeer,
+    RespDelay, RespError, RespFault, RespReply, RespSilence, Slicer, SlowClose, Stall, Timeout,
 };
 use fastrand::Rng;
 use serde::{Deserialize, Serialize};

@@ -256,8 +256,12 @@ impl Subject for HttpSubject {
     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
         Box::pin(async move {
             let request = self.choose(false);
-            let judged_before =
-                request.value.is_some() && self.state().keys.get(&key).is_none_or(KeyHistory::is_judged);
+            let judged_before = request.value.is_some()
+                && self
+                    .state()
+                    .keys
+                    .get(&key)
+                    .is_none_or(KeyHistory::is_judged);
             let body = self
                 .ask(request, self.key_of(request, key), 0)
                 .await

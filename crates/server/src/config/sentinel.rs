@@ -157,7 +157,10 @@ impl AddressMap {
                     "write \"10.0.0.5:6379\" = \"redis-a.example:6379\", or both without a port",
                 ));
             };
-            match (AnnouncedPlace::parse(&announced), AnnouncedPlace::parse(&reached)) {
+            match (
+                AnnouncedPlace::parse(&announced),
+                AnnouncedPlace::parse(&reached),
+            ) {
                 (None, _) => refuse("is announced by nobody: it is no host, and no host and port"),
                 (_, None) => refuse("stands for what is no host, and no host and port"),
                 (Some(from), Some(to)) if from.port.is_some() != to.port.is_some() => {
