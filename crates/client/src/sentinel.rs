@@ -90,6 +90,9 @@ pub(crate) struct Discovery {
     pub(crate) believed: tokio::sync::watch::Sender<Option<Primacy>>,
     /// Counts up when all sentinels are to be asked at once.
     pub(crate) wanted: tokio::sync::watch::Sender<u64>,
+    /// Counts up when a sentinel has told of a switch: that is worth a question to all, however
+    /// often they were asked just before.
+    pub(crate) told: tokio::sync::watch::Sender<u64>,
     started: Instant,
     /// The time at which the last majority was known to agree: nanoseconds after `started`, and
     /// one; or 0.
@@ -155,6 +158,7 @@ impl Discovery {
             }),
             believed: tokio::sync::watch::Sender::new(None),
             wanted: tokio::sync::watch::Sender::new(0),
+            told: tokio::sync::watch::Sender::new(0),
             started: now,
             majority_at: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
@@ -185,6 +189,11 @@ impl Discovery {
     /// Has all sentinels asked at once.
     pub(crate) fn want(&self) {
         self.wanted.send_modify(|wanted| *wanted += 1);
+    }
+
+    /// Has all sentinels asked, because one of them tells of a switch.
+    pub(crate) fn tell(&self) {
+        self.told.send_modify(|told| *told += 1);
     }
 
     /// Returns the number of the believed primary's time of office; 0 before there is one.

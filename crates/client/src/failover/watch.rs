@@ -26,8 +26,10 @@ use crate::wire::words::{as_error, command, without_arguments};
 const CONFIRM: Duration = Duration::from_secs(10);
 /// The least pause between two questions to one sentinel, however often they are wanted.
 const LEAST: Duration = Duration::from_millis(100);
-/// The length that this pause grows to while sentinels are wanted again and again and name no
-/// other.
+/// The same when a sentinel tells of a switch, which is rare, and which every call waits for.
+const TOLD: Duration = Duration::from_millis(10);
+/// The length that the pause of those that are wanted grows to while they are wanted again and
+/// again and name no other.
 const MOST: Duration = Duration::from_secs(1);
 /// The pause between two looks at a listening connection on which nothing comes.
 const LISTEN: Duration = Duration::from_secs(5);
@@ -107,11 +109,13 @@ async fn pause_after(
     tracing::debug!(sentinel = %at, %error, "a sentinel cannot be asked, or listened to");
     *failed += 1;
     let mut wanted = discovery.wanted.subscribe();
+    let mut told = discovery.told.subscribe();
     let began = clock::now();
     let pause = Backoff::full_jitter(RETRY.0, RETRY.1).pause(*failed, &mut shared.rng());
     tokio::select! {
         () = tokio::time::sleep(pause.max(RETRY.0)) => {}
         () = wanted_again(&mut wanted, began + LEAST) => {}
+        () = wanted_again(&mut told, began + LEAST) => {}
     }
 }
 
@@ -136,11 +140,13 @@ async fn ask_again_and_again(
         let mut exchange = Exchange::limited(&mut stream, &address, limits());
         greet(shared, &mut exchange, limit).await?;
         let mut wanted = discovery.wanted.subscribe();
+        let mut told = discovery.told.subscribe();
         let mut rng = shared.rng();
         let every = shared.settings.confirm_every(CONFIRM);
         let mut least = LEAST;
         loop {
             wanted.borrow_and_update();
+            told.borrow_and_update();
             let asked = clock::now();
             let questions = questions(&discovery.service);
             let replies = within("sentinel", limit, exchange.exchange(&questions)).await??;
@@ -159,6 +165,7 @@ async fn ask_again_and_again(
             least = tokio::select! {
                 () = tokio::time::sleep(pause) => LEAST,
                 () = wanted_again(&mut wanted, soonest) => (least * 3 / 2).min(MOST),
+                () = wanted_again(&mut told, asked + TOLD) => LEAST,
             };
         }
     };
@@ -194,7 +201,7 @@ async fn listen(
                     let reply = reply?;
                     asked = false;
                     if tells_of(&reply, &discovery.service) {
-                        discovery.want();
+                        discovery.tell();
                     }
                 }
                 None if asked => {

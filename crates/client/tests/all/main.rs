@@ -24,6 +24,7 @@ mod outage;
 mod promises;
 mod pubsub;
 mod sentinel;
+mod sentinel_told;
 mod silence;
 mod supervisor;
 mod support;
