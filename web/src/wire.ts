@@ -191,7 +191,10 @@ export interface Cluster {
   error: string | null;
   discoveries: number;
   redirects: number;
+  replica_reads: number;
+  replica_fallbacks: number;
   uncovered: string;
+  uncovered_slots: number;
   nodes: ClusterNode[];
 }
 
@@ -199,6 +202,8 @@ export interface ClusterNode {
   id: string | null;
   address: string | null;
   primary: boolean;
+  follows: string | null;
+  lag_ms: number | null;
   member: boolean;
   failing: boolean;
   slots: string;

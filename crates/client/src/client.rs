@@ -1,8 +1,10 @@
 //! The client: cheap to clone, safe from many tasks, alive without Redis.
 
 pub(crate) mod builder;
+pub(crate) mod chosen;
 pub(crate) mod cluster;
 pub(crate) mod home;
+pub(crate) mod scan;
 pub(crate) mod status;
 pub(crate) mod toward;
 

@@ -97,6 +97,21 @@ pub enum ErrorKind {
         /// The way to run it instead.
         instead: &'static str,
     },
+    /// No server is known at the address that was asked for by
+    /// [`Client::node`](crate::Client::node).
+    UnknownNode {
+        /// The address.
+        asked: Arc<str>,
+        /// The addresses that are known.
+        known: Arc<str>,
+    },
+    /// The scan of all keys has ended, and not covered these slots: keys of them may be missing.
+    Uncovered {
+        /// The slots, such as `0-5460, 7000`.
+        slots: Arc<str>,
+        /// Why the last of its questions failed, if one did.
+        cause: Option<Arc<str>>,
+    },
     /// Later commands for the same key have run at the new owner of its slot: to send this one
     /// after them would break their order.
     Overtaken,
@@ -169,6 +184,8 @@ named! {
         Refused => "refused",
         CrossSlot => "cross_slot",
         NoPlace => "no_place",
+        UnknownNode => "unknown_node",
+        Uncovered => "uncovered",
         Overtaken => "overtaken",
         Partial => "partial",
         NeedsDeadline => "needs_deadline",
@@ -293,6 +310,7 @@ impl Error {
             ErrorKind::Refused { .. }
             | ErrorKind::CrossSlot { .. }
             | ErrorKind::NoPlace { .. }
+            | ErrorKind::UnknownNode { .. }
             | ErrorKind::NeedsDeadline { .. }
             | ErrorKind::ReplyTooLarge { .. }
             | ErrorKind::Invalid { .. } => false,
@@ -370,6 +388,17 @@ impl fmt::Display for Error {
             ErrorKind::NoPlace { command, instead } => {
                 write!(f, "{command} has no one place in a cluster: {instead}")?;
             }
+            ErrorKind::UnknownNode { asked, known } => {
+                write!(f, "no server is known at {asked}; known are {known}")?;
+            }
+            ErrorKind::Uncovered { slots, cause } => {
+                write!(f, "the scan has not covered the slots {slots}")?;
+                match cause {
+                    Some(cause) => write!(f, " ({cause})")?,
+                    None => f.write_str(", which had no owner that answers, or moved all the time")?,
+                }
+                f.write_str(": keys of them may be missing; scan again when all slots are served")?;
+            }
             ErrorKind::Overtaken => f.write_str(
                 "its slot changed hands, and later commands of its key have run: to send it after them would break their order",
             )?,
@@ -433,7 +462,8 @@ impl From<Error> for RedisError {
             ErrorKind::Invalid { .. }
             | ErrorKind::Refused { .. }
             | ErrorKind::CrossSlot { .. }
-            | ErrorKind::NoPlace { .. } => std::io::ErrorKind::InvalidInput,
+            | ErrorKind::NoPlace { .. }
+            | ErrorKind::UnknownNode { .. } => std::io::ErrorKind::InvalidInput,
             ErrorKind::ReplyTooLarge { .. } => std::io::ErrorKind::InvalidData,
             ErrorKind::Server(server) => return server_error(server, error.certainty),
             _ => std::io::ErrorKind::Other,

@@ -68,7 +68,9 @@ mod wire;
 pub use redis;
 
 pub use client::builder::ClientBuilder;
+pub use client::chosen::NodeClient;
 pub use client::cluster::{ClusterStatus, NodeStatus};
+pub use client::scan::KeyScan;
 pub use client::status::Status;
 pub use client::toward::Toward;
 pub use client::{Client, CloseReport, ScopedClient};
@@ -80,7 +82,7 @@ pub use event::{Event, EventItem, EventKind, Events};
 pub use health::Health;
 pub use link::ConnectionState;
 pub use link::fence::Fencing;
-pub use options::CallOptions;
+pub use options::{CallOptions, ReadFrom};
 pub use pubsub::{PubSub, PubSubControl, PubSubEvent};
 pub use resolve::{Resolve, SystemResolver};
 pub use retry::{Exhausted, Pause, Retry, RetryError};
@@ -90,6 +92,7 @@ pub use steadfast_core::command::{Alternative, Effect};
 pub use steadfast_core::policy::breaker::BreakerMode;
 pub use steadfast_core::policy::{Backoff, BreakerConfig, Budget, BudgetConfig, RetryPolicy, Stop};
 pub use steadfast_core::resp::{DecodeError, Limits};
+pub use steadfast_core::scan::ScanQuery;
 pub use target::Role;
 #[cfg(feature = "tls")]
 pub use tls::Tls;

@@ -20,6 +20,9 @@ const RETRIES: &str = "steadfast_client_retries_total";
 /// Events of connections, by name.
 const EVENTS: &str = "steadfast_client_connection_events_total";
 
+/// Reads for which replicas were asked for, by who served them.
+const REPLICA_READS: &str = "steadfast_client_replica_reads_total";
+
 /// Renewals of credentials, by outcome.
 #[cfg(feature = "entra-id")]
 const REFRESHES: &str = "steadfast_credentials_refresh_total";
@@ -105,6 +108,22 @@ pub(crate) fn count_error(error: &Error) {
 /// Counts an event of a connection.
 pub(crate) fn count_event(name: &'static str) {
     counter!(EVENTS, "event" => name).increment(1);
+}
+
+/// Replicas are read from: what is read is counted from nought.
+pub(crate) fn begin_replica_reads() {
+    describe_counter!(
+        REPLICA_READS,
+        "Reads for which replicas were asked for, by who served them"
+    );
+    for by in ["replica", "primary"] {
+        counter!(REPLICA_READS, "by" => by).increment(0);
+    }
+}
+
+/// Counts a read for which replicas were asked for.
+pub(crate) fn count_replica_read(by: &'static str) {
+    counter!(REPLICA_READS, "by" => by).increment(1);
 }
 
 /// Credentials that are renewed are in use: what becomes of them is counted from nought.

@@ -3,6 +3,20 @@
 use std::time::Duration;
 
 use steadfast_core::command::Effect;
+use steadfast_core::split::DivideMset;
+
+/// The servers that serve what only reads, where there are replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ReadFrom {
+    /// Primaries: what is read is what was written.
+    #[default]
+    Primary,
+    /// In a cluster replicas, each call one whose data are known to be no older than
+    /// [`max_lag`](crate::ClientBuilder::max_lag); the primary where there is none, and where one
+    /// does not answer. What the client itself has written it reads again.
+    Replicas,
+}
 
 /// Options of one call, or of all calls through [`Client::with`](crate::Client::with).
 ///
@@ -19,6 +33,8 @@ pub struct CallOptions {
     pub(crate) effect: Option<Effect>,
     pub(crate) attempts: Option<u32>,
     pub(crate) acknowledged_by: Option<(u32, Duration)>,
+    pub(crate) read_from: Option<ReadFrom>,
+    pub(crate) divide_mset: DivideMset,
 }
 
 impl CallOptions {
@@ -61,6 +77,27 @@ impl CallOptions {
     /// ```
     pub fn acknowledged_by(mut self, replicas: u32, within: Duration) -> Self {
         self.acknowledged_by = (replicas > 0).then_some((replicas, within));
+        self
+    }
+
+    /// Says which servers may serve it, if it only reads, instead of
+    /// [`ClientBuilder::read_from`](crate::ClientBuilder::read_from). Nothing where there is no
+    /// cluster. The first call that asks for replicas starts to measure them, and is served by the
+    /// primary, as are those of the next moments.
+    pub fn read_from(mut self, servers: ReadFrom) -> Self {
+        self.read_from = Some(servers);
+        self
+    }
+
+    /// Allows MSET over several slots of a cluster, which is divided then, as MGET is. Default: no,
+    /// because on one server it is atomic, and divided it is not: others may see some of it, and if
+    /// a part fails, [`ErrorKind::Partial`](crate::ErrorKind::Partial) says which keys were set.
+    /// MSETNX never is divided.
+    pub fn divide_mset(mut self, allowed: bool) -> Self {
+        self.divide_mset = match allowed {
+            true => DivideMset::Yes,
+            false => DivideMset::No,
+        };
         self
     }
 

@@ -9,6 +9,7 @@ use redis::{
 use steadfast_core::command::{self, Errors};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+use crate::client::chosen::NodeClient;
 use crate::client::{Client, ScopedClient};
 use crate::error::{self, Certainty};
 use crate::session::Session;
@@ -49,6 +50,7 @@ macro_rules! connection_like {
 
 connection_like!(Client);
 connection_like!(ScopedClient);
+connection_like!(NodeClient);
 connection_like!(Session);
 
 /// redis-rs makes an error of an answer that holds one (of EXEC, of a script), and so would lose

@@ -10,6 +10,7 @@ use crate::credentials::CredentialsProvider;
 use crate::defaults;
 use crate::error::ConfigError;
 use crate::membership::Membership;
+use crate::options::ReadFrom;
 use crate::resolve::{Resolve, SystemResolver};
 use crate::sentinel::Translation;
 use crate::target::{Address, Role, Target};
@@ -56,6 +57,9 @@ pub(crate) struct Settings {
     /// The age that a majority's word may have for writes; `None`: any.
     pub(crate) primary_proof: Option<Duration>,
     pub(crate) translation: Translation,
+    pub(crate) read_from: ReadFrom,
+    /// The age that the data of a replica may have which is read from.
+    pub(crate) max_lag: Duration,
     /// The identity that it must prove, of a cluster's node.
     pub(crate) member: Option<Arc<Membership>>,
     /// The time that calls wait for the next connection at the start of an outage, if that is
@@ -102,6 +106,8 @@ impl Settings {
             history: defaults::HISTORY,
             primary_proof: None,
             translation: Translation::default(),
+            read_from: ReadFrom::Primary,
+            max_lag: Duration::from_secs(1),
             member: None,
             wait_for_primary: Duration::ZERO,
             #[cfg(feature = "tls")]
@@ -171,6 +177,15 @@ impl Settings {
         let in_cluster = matches!(self.target.address, Address::Cluster(_));
         if in_cluster && self.role != Role::Primary {
             return refuse("role", "a cluster serves from its primaries");
+        }
+        if !in_cluster && self.member.is_none() && self.read_from != ReadFrom::Primary {
+            return refuse(
+                "read_from",
+                "replicas are read from in a cluster only: use a URL of the scheme redis-cluster",
+            );
+        }
+        if self.max_lag < Duration::from_millis(100) || self.max_lag > Duration::from_secs(86_400) {
+            return refuse("max_lag", "must be at least 100 ms and at most a day");
         }
         if self.primary_proof.is_some() && !matches!(self.target.address, Address::Sentinel(_)) {
             return refuse(

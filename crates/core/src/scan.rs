@@ -19,11 +19,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use redis::{Pipeline, Value};
+use redis::{Cmd, Pipeline, Value};
 use thiserror::Error;
 
 use crate::report::{ClusterReport, MigrationKind, ReportedRole};
-use crate::slot::{SLOTS, Slot, SlotRange};
+use crate::slot::{SLOTS, Slot, SlotRange, hash_tag};
 
 /// A scan of all slots. `N` is the sender's name of a node, such as
 /// [`MemberIndex`](crate::topology::MemberIndex).
@@ -123,8 +123,22 @@ impl<N: Clone + PartialEq> ClusterScan<N> {
 
     /// Begins a scan that gives up after so many rounds in a row that have covered no slot.
     pub fn new(rounds: u32) -> Self {
+        Self::over(SlotSet::full(), rounds)
+    }
+
+    /// Begins a scan for what this query wants: of one slot only if its pattern says so.
+    pub fn of(query: &ScanQuery, rounds: u32) -> Self {
+        let Some(slot) = query.slot() else {
+            return Self::new(rounds);
+        };
+        let mut one = SlotSet::new();
+        one.insert(slot);
+        Self::over(one, rounds)
+    }
+
+    fn over(uncovered: SlotSet, rounds: u32) -> Self {
         Self {
-            uncovered: SlotSet::full(),
+            uncovered,
             sweep: None,
             had: Vec::new(),
             progressed: false,
@@ -263,11 +277,36 @@ impl Default for ScanQuery {
 }
 
 impl ScanQuery {
-    /// Returns the transaction of one step. The answer to its EXEC is read by [`ScanPage::read`].
+    /// A query for the keys that match this glob pattern.
     ///
-    /// The server says within the transaction who it is and what it owns, so that nothing moves in
-    /// between.
-    pub fn step(&self, cursor: u64) -> Pipeline {
+    /// ```
+    /// use steadfast_core::scan::ScanQuery;
+    ///
+    /// let carts = ScanQuery { count: 200, ..ScanQuery::matching("cart:*") };
+    /// ```
+    pub fn matching(pattern: impl Into<Vec<u8>>) -> Self {
+        Self {
+            pattern: Some(pattern.into()),
+            ..Self::default()
+        }
+    }
+
+    /// Returns the slot of all keys that can match the pattern, if that is one: of a pattern with a
+    /// hash tag (`{user:7}:*`), or without any wildcard.
+    pub fn slot(&self) -> Option<Slot> {
+        let pattern = self.pattern.as_deref()?;
+        let wild = |byte: &u8| matches!(byte, b'*' | b'?' | b'[' | b'\\');
+        let literal = match pattern.iter().position(wild) {
+            None => return Some(Slot::of_key(pattern)),
+            Some(at) => &pattern[..at],
+        };
+        // What comes behind a tag that is closed changes nothing; without one the whole key counts.
+        let tag = hash_tag(literal);
+        (tag.len() < literal.len()).then(|| Slot::of_key(literal))
+    }
+
+    /// Returns the SCAN of one step.
+    pub fn scan(&self, cursor: u64) -> Cmd {
         let mut scan = redis::cmd("SCAN");
         scan.arg(cursor).arg("COUNT").arg(self.count.max(1));
         if let Some(pattern) = &self.pattern {
@@ -276,10 +315,18 @@ impl ScanQuery {
         if let Some(kind) = &self.kind {
             scan.arg("TYPE").arg(kind);
         }
+        scan
+    }
+
+    /// Returns the transaction of one step. The answer to its EXEC is read by [`ScanPage::read`].
+    ///
+    /// The server says within the transaction who it is and what it owns, so that nothing moves in
+    /// between.
+    pub fn step(&self, cursor: u64) -> Pipeline {
         let mut step = Pipeline::with_capacity(2);
         step.atomic();
         step.cmd("CLUSTER").arg("NODES");
-        step.add_command(scan);
+        step.add_command(self.scan(cursor));
         step
     }
 }
@@ -317,29 +364,41 @@ impl ScanPage {
         }
         let report =
             ClusterReport::read_nodes(&nodes).map_err(|error| wrong(&error.to_string()))?;
-        let (cursor, keys) = match scanned {
-            Value::Array(elements) => match <[Value; 2]>::try_from(elements) {
-                Ok([Value::BulkString(cursor), Value::Array(keys)]) => (cursor, keys),
-                _ => return Err(wrong("SCAN: not a cursor and keys")),
-            },
-            Value::ServerError(error) => return Err(wrong(&format!("SCAN: {}", error.code()))),
-            _ => return Err(wrong("SCAN: not a list")),
-        };
-        let cursor = str::from_utf8(&cursor)
-            .ok()
-            .and_then(|text| text.parse().ok());
-        let keys = keys.into_iter().map(|key| match key {
-            Value::BulkString(key) => Some(key),
-            _ => None,
-        });
+        let (cursor, keys) = read_scan(scanned)?;
         Ok(Self {
-            cursor: cursor.ok_or_else(|| wrong("SCAN: the cursor is not a number"))?,
-            keys: keys
-                .collect::<Option<_>>()
-                .ok_or_else(|| wrong("SCAN: not a key"))?,
+            cursor,
+            keys,
             settled: settled(&report).ok_or_else(|| wrong("CLUSTER NODES: not myself"))?,
         })
     }
+}
+
+/// Reads the answer to the SCAN of [`ScanQuery::scan`]: the next cursor, which is 0 at the end, and
+/// keys.
+///
+/// # Errors
+/// It cannot be read, which says where; or the server has refused it.
+pub fn read_scan(answer: Value) -> Result<(u64, Vec<Vec<u8>>), UnreadablePage> {
+    let (cursor, keys) = match answer {
+        Value::Array(elements) => match <[Value; 2]>::try_from(elements) {
+            Ok([Value::BulkString(cursor), Value::Array(keys)]) => (cursor, keys),
+            _ => return Err(wrong("SCAN: not a cursor and keys")),
+        },
+        Value::ServerError(error) => return Err(wrong(&format!("SCAN: {}", error.code()))),
+        _ => return Err(wrong("SCAN: not a list")),
+    };
+    let cursor = str::from_utf8(&cursor)
+        .ok()
+        .and_then(|text| text.parse().ok());
+    let keys = keys.into_iter().map(|key| match key {
+        Value::BulkString(key) => Some(key),
+        _ => None,
+    });
+    Ok((
+        cursor.ok_or_else(|| wrong("SCAN: the cursor is not a number"))?,
+        keys.collect::<Option<_>>()
+            .ok_or_else(|| wrong("SCAN: not a key"))?,
+    ))
 }
 
 impl fmt::Debug for ScanPage {
@@ -436,5 +495,38 @@ impl fmt::Debug for SlotSet {
         f.debug_list()
             .entries(ranges.iter().map(ToString::to_string))
             .finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t13_a_pattern_has_one_slot_only_if_all_keys_that_match_have() {
+        let of = |key: &str| Some(Slot::of_key(key.as_bytes()));
+        for (pattern, slot) in [
+            ("{user:7}:*", of("user:7")),
+            ("cart:{7}*", of("7")),
+            ("a{7}[bc]{8}", of("7")),
+            ("exactly", of("exactly")),
+            ("{}exactly", of("{}exactly")),
+            ("*", None),
+            ("*{7}", None),
+            ("{7*}", None),
+            ("{7", of("{7")),
+            ("{7*", None),
+            ("{}{7}*", None),
+            ("{[78]}", None),
+            (r"{7\}8}*", None),
+            ("", of("")),
+        ] {
+            assert_eq!(ScanQuery::matching(pattern).slot(), slot, "{pattern}");
+        }
+        assert_eq!(ScanQuery::default().slot(), None);
+        let query = ScanQuery::matching("{a}*");
+        let scan = ClusterScan::<u16>::of(&query, 1);
+        let one = SlotRange::join(query.slot());
+        assert_eq!(scan.uncovered().slots, one);
     }
 }

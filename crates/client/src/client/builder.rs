@@ -13,6 +13,7 @@ use crate::credentials::{Credentials, CredentialsProvider, StaticCredentials};
 use crate::error::{ConfigError, Error, ErrorKind};
 use crate::link::connect::{Connector, Network, Transport};
 use crate::link::shared::Shared;
+use crate::options::ReadFrom;
 use crate::resolve::Resolve;
 use crate::sentinel::Translation;
 #[cfg(feature = "tls")]
@@ -255,6 +256,24 @@ impl ClientBuilder {
         by: impl Fn(&str, u16) -> (String, u16) + Send + Sync + 'static,
     ) -> Self {
         self.settings.translation = Translation::new(by);
+        self
+    }
+
+    /// Sets which servers of a cluster serve commands that only read: GET, MGET, HGETALL and the
+    /// like, of one key or by MGET. Pipelines, transactions, scripts, cursors and what blocks are
+    /// served by primaries. Default: [`ReadFrom::Primary`]. Costs of replicas: data as old as
+    /// [`max_lag`](Self::max_lag), a second question for a key that is not there, a connection to
+    /// each replica, and four questions to each node in that time.
+    pub fn read_from(mut self, servers: ReadFrom) -> Self {
+        self.settings.read_from = servers;
+        self
+    }
+
+    /// Sets how old the data of a replica may be that is read from: at least 100 ms. Default: 1 s.
+    /// It is measured: a replica may be read from only while it is known to have everything that its
+    /// primary had acknowledged so long ago. Where INFO is not allowed none is.
+    pub fn max_lag(mut self, age: Duration) -> Self {
+        self.settings.max_lag = age;
         self
     }
 

@@ -5,14 +5,18 @@
 //! ([`view`]), the task that asks for newer views ([`discovery`]), and the journey of a call from
 //! node to node ([`journey`]). A call looks up its slot anew for each attempt.
 
+mod chosen;
 mod discovery;
 mod journey;
 mod node;
 mod order;
 mod parts;
 mod pipeline;
+mod reads;
+mod replicas;
 mod roaming;
 mod routes;
+mod scan;
 mod status;
 mod view;
 
@@ -29,14 +33,19 @@ use tokio::sync::{Notify, watch};
 pub(crate) use self::discovery::watch as keep_view;
 use self::node::{MemberFacts, Node};
 use self::order::InOrder;
+use self::reads::ReplicaReads;
+pub(crate) use self::reads::keep_measured;
+use self::replicas::Replicas;
 pub(crate) use self::roaming::Roaming;
 use self::routes::Routes;
+pub(crate) use self::scan::{Process, SlotScan, unreadable};
 pub use self::status::{ClusterStatus, NodeStatus};
 use crate::client::Client;
 use crate::clock;
 use crate::credentials::CredentialsProvider;
 use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};
+use crate::event::hub::Hub;
 use crate::link::connect::{Connector, Network, Transport};
 use crate::link::shared::Shared;
 use crate::membership::Membership;
@@ -54,6 +63,8 @@ pub(crate) struct Cluster {
     seeds: Vec<Endpoint>,
     started: Instant,
     routes: Routes,
+    replicas: Replicas,
+    reads: ReplicaReads,
     order: InOrder,
     known: Mutex<Known>,
     gate: Mutex<DiscoveryGate>,
@@ -112,6 +123,8 @@ impl Cluster {
             seeds,
             started: now,
             routes: Routes::new(),
+            replicas: Replicas::default(),
+            reads: ReplicaReads::default(),
             order: InOrder::new(),
             known: Mutex::new(Known {
                 topology: Topology::new(),
@@ -144,21 +157,30 @@ impl Cluster {
         // Before the place is locked: whoever changes the view locks the two the other way round.
         let slots = self.slots_of(number);
         self.routes.started(number, |member| {
-            let node = self.start(number, member)?;
+            let node = self.start(number, member, false)?;
             node.name(&slots);
             Ok(node)
         })
     }
 
-    fn start(&self, number: u16, member: MemberFacts) -> Result<Arc<Node>, Error> {
+    fn start(
+        &self,
+        number: u16,
+        member: MemberFacts,
+        as_replica: bool,
+    ) -> Result<Arc<Node>, Error> {
         let runtime = self.shared.runtime()?;
         if self.shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
-        let settings = self.settings_for(&member);
+        let settings = self.settings_for(&member, as_replica);
         let name: Arc<str> = member.endpoint.to_string().into();
         let first = NUMBERS * (1 + usize::from(number));
-        let hub = Arc::new(self.shared.hub.of_node(name, first));
+        let hub = match as_replica {
+            true => Hub::new(0).of_node(name, first),
+            false => self.shared.hub.of_node(name, first),
+        };
+        let hub = Arc::new(hub);
         let now = clock::now();
         let shared = Shared::with_hub(settings, hub, now).map_err(|error| {
             let cause = error.to_string().into();
@@ -174,7 +196,7 @@ impl Cluster {
         Ok(Arc::new(node))
     }
 
-    fn settings_for(&self, member: &MemberFacts) -> Settings {
+    fn settings_for(&self, member: &MemberFacts, as_replica: bool) -> Settings {
         let common = self.settings();
         let Target {
             tls,
@@ -195,11 +217,14 @@ impl Cluster {
                 credentials: credentials.clone(),
                 sentinel_credentials: None,
             },
-            role: Role::Primary,
+            role: match as_replica {
+                true => Role::Any,
+                false => Role::Primary,
+            },
             member: Some(Arc::new(Membership {
                 id: member.id.clone(),
                 name_in_certificate: member.name_in_certificate.clone(),
-                as_replica: false,
+                as_replica,
             })),
             // One node that hangs is not to take the room of all.
             buffered_bytes: (common.buffered_bytes / 2).max(64 << 10),
@@ -210,6 +235,13 @@ impl Cluster {
 
     /// The nodes in service, for what concerns all of them.
     pub(crate) fn clients(&self) -> Vec<Client> {
+        let mut clients = self.primaries();
+        clients.extend(self.replica_clients());
+        clients
+    }
+
+    /// Those that serve what belongs to slots.
+    pub(crate) fn primaries(&self) -> Vec<Client> {
         let nodes = self.routes.nodes();
         nodes.iter().map(|node| node.client.clone()).collect()
     }

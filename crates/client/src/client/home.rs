@@ -98,7 +98,11 @@ fn start(
     // Its nodes have tasks of their own.
     if let Some(cluster) = cluster {
         let keeps = cluster::keep_view(Arc::clone(cluster), alive);
-        return vec![Owned::new(runtime.spawn(keeps))];
+        let measures = cluster::keep_measured(Arc::clone(cluster));
+        return vec![
+            Owned::new(runtime.spawn(keeps)),
+            Owned::new(runtime.spawn(measures)),
+        ];
     }
     let links = shared.links.iter();
     let discovery = shared.discovery.iter().flat_map(|_| {

@@ -68,7 +68,7 @@ impl Client {
 
     /// Returns the status of the whole, from that of the link that stands for it.
     fn status_of_all(cluster: &Cluster, front: Status) -> Status {
-        let clients = cluster.clients();
+        let clients = cluster.primaries();
         let nodes: Vec<Status> = clients.iter().map(Self::status).collect();
         let sum = |field: fn(&Status) -> u64| nodes.iter().map(field).sum();
         let worst = nodes

@@ -22,6 +22,10 @@ pub(crate) fn count_error(_error: &Error) {}
 
 pub(crate) fn count_event(_name: &'static str) {}
 
+pub(crate) fn begin_replica_reads() {}
+
+pub(crate) fn count_replica_read(_by: &'static str) {}
+
 #[cfg(feature = "entra-id")]
 pub(crate) fn begin_refreshes() {}
 

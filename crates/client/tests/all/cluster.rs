@@ -397,6 +397,12 @@ async fn t11_commands_of_many_keys_are_split_and_joined_in_the_order_of_their_ke
         Certainty::NotSent,
         "atomic on one server: {error}"
     );
+    let apart = client.with(steadfast::CallOptions::new().divide_mset(true));
+    assert_eq!(apart.send(&mset).await.unwrap(), Value::Okay);
+    let mut piped = redis::pipe();
+    piped.add_command(mset).cmd("MGET").arg("a").arg("b");
+    let replies = apart.send_pipeline(&piped).await.unwrap();
+    assert_eq!(replies, [Value::Okay, Value::Array(vec![text(1), text(2)])]);
 }
 
 #[tokio::test]
@@ -468,10 +474,14 @@ async fn t12_commands_without_keys_have_their_place() {
         assert_eq!(value, n, "by its hash, on whichever node");
     }
     client.send(&cmd("PING")).await.unwrap();
-    for refused in ["SCAN 0", "CONFIG GET maxmemory", "CLIENT LIST"] {
+    for (refused, instead) in [
+        ("SCAN 0", "client.scan_keys("),
+        ("CONFIG GET maxmemory", "client.node("),
+        ("CLIENT LIST", "client.node("),
+    ] {
         let error = client.send(&cmd(refused)).await.unwrap_err();
         assert_eq!(error.certainty(), Certainty::NotSent, "{refused}: {error}");
-        assert!(error.to_string().contains(" yet"), "{refused}: {error}");
+        assert!(error.to_string().contains(instead), "{refused}: {error}");
     }
     assert!(client.health(ms(5_000)).await.healthy);
     client.send(&cmd("FLUSHALL")).await.unwrap();

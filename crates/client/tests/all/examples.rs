@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use steadfast_drill::process::Redis;
+use steadfast_drill::process::{Cluster, Redis};
 use tokio::process::Command;
 
 use crate::support::ms;
@@ -98,4 +98,21 @@ async fn c21_the_example_of_retry_waits_for_a_result_and_gives_up_on_none() {
         printed.ends_with("gave up at attempt 6: the attempts are used up\n"),
         "{printed}"
     );
+}
+
+#[tokio::test]
+async fn c21_the_example_of_a_cluster_finds_all_its_keys_and_asks_each_node() {
+    let cluster = Cluster::shared().await.unwrap();
+    let printed = printed_by("cluster", &[("REDIS_URL", &cluster.url())]).await;
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines[..3], ["carts: 20", "found: 20", "cart 0: apples"]);
+    assert_eq!(lines.len(), 6, "{printed}");
+    assert!(
+        printed.contains("node with slots 0-5460: has keys: true"),
+        "{printed}"
+    );
+    for at in 0..3 {
+        let left = cluster.node(at).command(&["DBSIZE"]).await.unwrap();
+        assert_eq!(left, redis::Value::Int(0));
+    }
 }

@@ -7,6 +7,7 @@
 mod belonging;
 mod blame;
 mod bounds;
+mod chosen;
 mod cluster;
 mod commands;
 mod compat;
@@ -23,6 +24,8 @@ mod order;
 mod outage;
 mod promises;
 mod pubsub;
+mod replicas;
+mod scan;
 mod sentinel;
 mod sentinel_told;
 mod silence;

@@ -83,6 +83,13 @@ async fn t17_t23_a_planned_failover_under_load_costs_no_read_and_no_last_wins_wr
     client.send(&cmd("SET after it")).await.unwrap();
     let role = watched.data[1].command(&["GET", "after"]).await.unwrap();
     assert_eq!(role, redis::Value::BulkString(b"it".to_vec()));
+    let at = |server: usize| client.node(&watched.data[server].addr().to_string());
+    at(1).send(&cmd("CONFIG GET port")).await.unwrap();
+    let error = at(0).send(&cmd("PING")).await.unwrap_err();
+    assert!(error.to_string().contains(at(1).address()), "{error}");
+    let mut keys = client.scan_keys(steadfast::ScanQuery::matching("after"));
+    assert_eq!(keys.next().await.unwrap().unwrap(), b"after");
+    assert!(keys.next().await.is_none());
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(callers.join_all().await.iter().all(|calls| *calls > 10));
     until("it is told", || !failovers(&client).is_empty()).await;

@@ -117,11 +117,9 @@ impl ServedBy {
     #[must_use]
     pub fn advice(self) -> &'static str {
         match self {
-            Self::Node => {
-                "it concerns one server, and a cluster's client cannot name one yet: ask it with redis-cli"
-            }
+            Self::Node => "it concerns one server: send it by `client.node(address)`",
             Self::Scan => {
-                "a cursor is valid for one server only, and a cluster's client cannot scan all of them yet"
+                "a cursor is valid for one server only: use `client.scan_keys(query)`, which covers all"
             }
             Self::Session => {
                 "it changes the state of its connection: use `client.session_for(key)`"

@@ -13,9 +13,10 @@ use crate::slot::Slot;
 
 /// Whether MSET may be divided. On one server it is atomic, so that nobody sees some of its keys
 /// set and others not; in parts it is not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DivideMset {
     /// MSET over several slots is refused.
+    #[default]
     No,
     /// The caller has asked for it.
     Yes,

@@ -341,7 +341,7 @@ fn t12_a_channel_keeps_its_order_and_what_nobody_knows_goes_by_its_first_argumen
     assert_eq!(placed("CLUSTER COUNTKEYSINSLOT 99999"), Place::AnyPrimary);
     assert_eq!(placed("RENAME a b"), Place::Slots(slot("a"), slot("b")));
     assert_eq!(placed("RENAME {a}1 {a}2"), Place::Slot(slot("a")));
-    assert!(ServedBy::Node.advice().contains("redis-cli"));
+    assert!(ServedBy::Node.advice().contains("client.node("));
     assert!(
         ServedBy::Session
             .to_string()

@@ -9,9 +9,7 @@ use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place}
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
 use steadfast_core::slot::Slot;
-use steadfast_core::split::{
-    self, DivideMset, Failed, Indivisible, KeyFate, SplitCommand, UnexpectedAnswer,
-};
+use steadfast_core::split::{self, Failed, Indivisible, KeyFate, SplitCommand, UnexpectedAnswer};
 
 use super::Cluster;
 use super::node::Node;
@@ -28,6 +26,10 @@ impl Cluster {
         plan: Plan,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
+        let noted = self.notes_writes() && (plan.several || plan.effect != Effect::Read);
+        if noted {
+            self.note_writes(payload, false);
+        }
         let result = match payload {
             Payload::Command(cmd) => self.command(cmd, plan, options).await,
             Payload::Pipeline(pipeline) if pipeline.is_transaction() => {
@@ -37,6 +39,9 @@ impl Cluster {
             }
             Payload::Pipeline(pipeline) => self.pipeline(pipeline, plan, options).await,
         };
+        if noted {
+            self.note_writes(payload, true);
+        }
         result.inspect_err(|error| {
             if matches!(error.kind(), ErrorKind::Down { .. }) && error.at().is_none() {
                 crate::metrics::count_error(error);
@@ -48,11 +53,11 @@ impl Cluster {
         let payload = Payload::Command(cmd);
         match place(command::arguments(cmd)) {
             Belongs::Slot(slot) => {
-                let key = key_of(cmd);
-                self.follow((slot, key), payload, plan, options).await
+                let place = (slot, key_of(cmd));
+                self.follow_or_read(place, payload, plan, options).await
             }
             Belongs::Slots(slot, other) => {
-                match split::command(cmd, DivideMset::No).map_err(indivisible) {
+                match split::command(cmd, options.divide_mset).map_err(indivisible) {
                     Ok(Some(parts)) => {
                         let joined = self.divided(&parts, &plan, options).await;
                         joined.map(Reply::One)
@@ -92,8 +97,8 @@ impl Cluster {
                 .then(|| key_of(part.cmd()))
                 .flatten();
             let place = (part.slot(), key);
-            let answer = self.follow(place, payload, plan.clone(), options).await;
-            answer.and_then(one).map_err(|error| Failed {
+            let answer = self.follow_or_read(place, payload, plan.clone(), options);
+            answer.await.and_then(one).map_err(|error| Failed {
                 certainty: error.certainty(),
                 error,
             })

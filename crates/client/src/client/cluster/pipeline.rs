@@ -12,10 +12,10 @@ use steadfast_core::conn::Reply;
 use steadfast_core::redirect::{MAX_HOPS, Routing};
 use steadfast_core::redis_rs;
 use steadfast_core::slot::Slot;
+use steadfast_core::split::Failed;
 use steadfast_core::split::pipeline::{
     CommandOutcome, NodePart, PipelineFailed, SplitPipeline, Target, Terms,
 };
-use steadfast_core::split::{DivideMset, Failed};
 
 use super::journey::Limits;
 use super::node::may_go_on;
@@ -46,7 +46,7 @@ impl Cluster {
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
         let mut split =
-            SplitPipeline::<Error>::new(pipeline, DivideMset::No).map_err(indivisible)?;
+            SplitPipeline::<Error>::new(pipeline, options.divide_mset).map_err(indivisible)?;
         let mut slots = BTreeSet::new();
         for cmd in redis_rs::commands(pipeline) {
             slots.extend(command::key_names(command::arguments(cmd)).map(Slot::of_key));

@@ -26,8 +26,15 @@ pub struct ClusterStatus {
     pub discoveries: u64,
     /// How often a call went on at another node, or at the same once more.
     pub redirects: u64,
+    /// Reads that were served by replicas, where these are read from.
+    pub replica_reads: u64,
+    /// Reads that were to be served by replicas, and were by primaries: no replica was fit, or it
+    /// did not answer, or knew nothing of the key.
+    pub replica_fallbacks: u64,
     /// The slots that nobody is known to own, such as `0-5460, 7000`; empty if all are owned.
     pub uncovered: String,
+    /// How many those are.
+    pub uncovered_slots: usize,
     /// The nodes, those that are no more members included while their places are not needed.
     pub nodes: Vec<NodeStatus>,
 }
@@ -43,6 +50,11 @@ pub struct NodeStatus {
     pub address: Option<String>,
     /// Whether it is a primary.
     pub primary: bool,
+    /// The address of the primary that a replica follows.
+    pub follows: Option<String>,
+    /// How old the data of a replica are at most, in milliseconds; absent of a primary, and where
+    /// it is not measured because no replica is read from.
+    pub lag_ms: Option<f64>,
     /// Whether the newest view names it.
     pub member: bool,
     /// Whether other nodes think that it does not serve.
@@ -71,12 +83,18 @@ impl Cluster {
         let known = self.known.lock();
         let topology = &known.topology;
         let nodes = topology.members().map(|(index, member)| {
-            let node = self.routes.node(index.number());
+            let node =
+                (self.routes.node(index.number())).or_else(|| self.started_replica(index.number()));
+            let lag = self.reads.age_of(index.number(), now);
+            let followed = member.follows.as_ref().and_then(|id| topology.find(id));
+            let followed = followed.and_then(|of| topology.member(of).endpoint.as_ref());
             let status = node.map(|node| node.client.status());
             NodeStatus {
                 id: member.id.as_ref().map(ToString::to_string),
                 address: member.endpoint.as_ref().map(ToString::to_string),
                 primary: member.is_primary,
+                follows: followed.map(ToString::to_string),
+                lag_ms: lag.map(clock::as_ms),
                 member: member.is_present,
                 failing: member.is_failing,
                 slots: told(&topology.slots_of(index)),
@@ -89,7 +107,11 @@ impl Cluster {
                 last_error: status.and_then(|status| status.last_error),
             }
         });
+        let reads = self.reads.counts();
+        let uncovered = topology.uncovered();
         ClusterStatus {
+            replica_reads: reads.served,
+            replica_fallbacks: reads.fell_back,
             epoch: topology.current_epoch(),
             heard_ms_ago: known
                 .heard
@@ -97,7 +119,8 @@ impl Cluster {
             error: known.error.as_deref().map(str::to_owned),
             discoveries: self.discoveries.load(Ordering::Relaxed),
             redirects: self.redirects.load(Ordering::Relaxed),
-            uncovered: told(&topology.uncovered()),
+            uncovered_slots: uncovered.iter().map(|range| range.slots().count()).sum(),
+            uncovered: told(&uncovered),
             nodes: nodes.collect(),
         }
     }
@@ -129,7 +152,7 @@ impl Cluster {
             Ok(())
         };
         clock::timeout(limit, connected).await.unwrap_or_else(|| {
-            let of_node = self.clients().iter().find_map(|client| {
+            let of_node = self.primaries().iter().find_map(|client| {
                 let status = client.status();
                 let ready = status.state == ConnectionState::Ready;
                 status.last_error.filter(|_| !ready)

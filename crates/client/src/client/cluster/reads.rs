@@ -1,0 +1,500 @@
+//! Reads from replicas, where they are asked for.
+//!
+//! A replica says in bytes how far it is, and callers ask in time how old. So every primary is asked
+//! again and again how long its history is (INFO replication), and its replicas are asked after it:
+//! one that has as much of the same history as the primary had at a moment has everything that was
+//! acknowledged until then. That moment is the age of the replica, whatever its clock and the network
+//! do; and a replica of which it cannot be measured is not read from.
+//!
+//! What this client writes itself it must find again. So each slot remembers when it was last written
+//! to, and a replica that is not known to be younger than that does not serve the slot.
+//!
+//! A replica does not know of a migration, and says of a key that has gone ahead of its slot that
+//! there is none. So what is not there by the word of a replica is asked of the primary.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use futures_util::future::join_all;
+use redis::{Cmd, Value};
+use steadfast_core::command::{self, Effect, Errors};
+use steadfast_core::conn::Reply;
+use steadfast_core::redis_rs;
+use steadfast_core::report::InfoReplication;
+use steadfast_core::slot::{SLOTS, Slot};
+use steadfast_core::topology::MemberIndex;
+use tokio::sync::Notify;
+
+use super::Cluster;
+use super::journey::Limits;
+use super::node::Node;
+use crate::call::plan::{Payload, Plan};
+use crate::clock;
+use crate::error::{Error, ErrorKind};
+use crate::link::ConnectionState;
+use crate::metrics;
+use crate::options::{CallOptions, ReadFrom};
+
+/// How often within the age that is allowed replicas are measured.
+const TIMES: u32 = 4;
+/// The moments of a primary's history that are kept.
+const MARKS: usize = 8;
+
+/// What there is only where replicas are read from.
+#[derive(Default)]
+pub(super) struct ReplicaReads {
+    on: OnceLock<On>,
+    /// Told when the first call asks for it.
+    begins: Notify,
+}
+
+struct On {
+    /// When each slot was last written to, in nanoseconds since the cluster's start.
+    written: Box<[AtomicU64]>,
+    /// The same of all slots.
+    all_written: AtomicU64,
+    measured: ArcSwap<Vec<Measured>>,
+    turn: AtomicUsize,
+    served: AtomicU64,
+    fell_back: AtomicU64,
+}
+
+/// A replica of which is known how old its data are at most.
+#[derive(Clone)]
+struct Measured {
+    /// The place of its primary.
+    of: u16,
+    node: Arc<Node>,
+    /// It has all that its primary had acknowledged at this moment.
+    proven: Instant,
+}
+
+/// How long the history of a primary was at a moment, by an answer to a question that was sent
+/// after it.
+struct Mark {
+    at: Instant,
+    history: Arc<str>,
+    offset: u64,
+}
+
+/// The counts of reads, for status.
+pub(super) struct ReadCounts {
+    pub(super) served: u64,
+    pub(super) fell_back: u64,
+}
+
+impl ReplicaReads {
+    fn on(&self, now: u64) -> &On {
+        self.on.get_or_init(|| {
+            metrics::begin_replica_reads();
+            self.begins.notify_one();
+            On {
+                written: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
+                // What was written before was not noted.
+                all_written: AtomicU64::new(now),
+                measured: ArcSwap::default(),
+                turn: AtomicUsize::new(0),
+                served: AtomicU64::new(0),
+                fell_back: AtomicU64::new(0),
+            }
+        })
+    }
+
+    pub(super) fn counts(&self) -> ReadCounts {
+        let of = |count: fn(&On) -> &AtomicU64| {
+            self.on
+                .get()
+                .map_or(0, |on| count(on).load(Ordering::Relaxed))
+        };
+        ReadCounts {
+            served: of(|on| &on.served),
+            fell_back: of(|on| &on.fell_back),
+        }
+    }
+
+    /// How old the data of this node are at most, in what is measured of it.
+    pub(super) fn age_of(&self, number: u16, now: Instant) -> Option<Duration> {
+        let measured = self.on.get()?.measured.load();
+        let one = measured.iter().find(|one| one.node.number == number)?;
+        Some(now.saturating_duration_since(one.proven))
+    }
+}
+
+impl Cluster {
+    /// A command of one slot: by a replica, where that is asked for and one is fit, else by the
+    /// owner.
+    pub(super) async fn follow_or_read(
+        &self,
+        place: (Slot, Option<u64>),
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+    ) -> Result<Reply, Error> {
+        let wanted = options.read_from.unwrap_or(self.settings().read_from);
+        let Payload::Command(cmd) = payload else {
+            return self.follow(place, payload, plan, options).await;
+        };
+        if wanted == ReadFrom::Primary || plan.effect != Effect::Read || !may_be_stale(cmd) {
+            return self.follow(place, payload, plan, options).await;
+        }
+        let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
+        let on = self.reads.on(self.nanos(limits.started));
+        let answer = match self.fit_for(on, place.0, limits.started) {
+            Some((node, fresh_for)) => {
+                let limit = fresh_for.min(limits.limit / 2);
+                let once = options.clone().attempts(1);
+                let times = (limits.started, limit);
+                let answer = node.attempt(payload, plan.clone(), &once, times).await;
+                answer.ok().filter(|answer| is_something(cmd, answer))
+            }
+            None => None,
+        };
+        let (count, outcome) = match answer {
+            Some(_) => (&on.served, "replica"),
+            None => (&on.fell_back, "primary"),
+        };
+        count.fetch_add(1, Ordering::Relaxed);
+        metrics::count_replica_read(outcome);
+        if let Some(answer) = answer {
+            return Ok(answer);
+        }
+        let left = limits.deadline.saturating_duration_since(clock::now());
+        let rest = options.clone().deadline(left);
+        let result = self.follow(place, payload, plan, &rest).await;
+        result.map_err(|error| match error.kind() {
+            ErrorKind::Timeout { .. } => {
+                let at = error.at().map(Arc::from);
+                let whole = limits.timed_out(error.certainty());
+                at.into_iter().fold(whole, Error::named)
+            }
+            _ => error,
+        })
+    }
+
+    /// A replica whose data are young enough for this slot, and for how long they still are.
+    fn fit_for(&self, on: &On, slot: Slot, now: Instant) -> Option<(Arc<Node>, Duration)> {
+        let owner = self.routes.owner(slot)?;
+        let of_slot = on.written[usize::from(slot.number())].load(Ordering::Relaxed);
+        let written = of_slot.max(on.all_written.load(Ordering::Relaxed));
+        let max_lag = self.settings().max_lag;
+        let measured = on.measured.load();
+        let left = |one: &Measured| {
+            let age = now.saturating_duration_since(one.proven);
+            max_lag.checked_sub(age).filter(|left| !left.is_zero())
+        };
+        let fit: Vec<(&Measured, Duration)> = (measured.iter())
+            .filter(|one| one.of == owner && self.nanos(one.proven) > written)
+            .filter(|one| one.node.client.state() == ConnectionState::Ready)
+            .filter_map(|one| Some((one, left(one)?)))
+            .collect();
+        let turn = on.turn.fetch_add(1, Ordering::Relaxed);
+        let (one, left) = fit.get(turn.checked_rem(fit.len())?)?;
+        Some((Arc::clone(&one.node), *left))
+    }
+
+    /// Whether replicas are read from, so that it matters when a slot was written to.
+    pub(super) fn notes_writes(&self) -> bool {
+        self.reads.on.get().is_some()
+    }
+
+    /// Notes that a call is to write, or has.
+    pub(super) fn note_writes(&self, payload: Payload<'_>, ended: bool) {
+        let Some(on) = self.reads.on.get() else {
+            return;
+        };
+        let now = self.nanos(clock::now());
+        // While it is under way nobody knows when it takes effect.
+        let at = match ended {
+            true => now,
+            false => now.saturating_add(as_nanos(self.settings().max_lag)),
+        };
+        let note = |cmd: redis_rs::CommandRef<'_>| {
+            let class = command::classify(command::arguments(cmd));
+            if class.effect == Effect::Read {
+                return;
+            }
+            let mut keys = command::key_names(command::arguments(cmd)).peekable();
+            if keys.peek().is_none() || command::reaches_further(&class) {
+                on.all_written.fetch_max(at, Ordering::Relaxed);
+            }
+            for key in keys {
+                let slot = usize::from(Slot::of_key(key).number());
+                on.written[slot].fetch_max(at, Ordering::Relaxed);
+            }
+        };
+        match payload {
+            Payload::Command(cmd) => note(cmd.into()),
+            Payload::Pipeline(pipeline) => redis_rs::commands(pipeline).for_each(note),
+        }
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        as_nanos(at.saturating_duration_since(self.started))
+    }
+
+    /// Measures the replicas of each primary once.
+    async fn measure(&self, on: &On, marks: &mut Vec<(u16, VecDeque<Mark>)>) {
+        let families = self.families();
+        marks.retain(|(primary, _)| families.iter().any(|(number, _)| number == primary));
+        for (primary, _) in &families {
+            if !marks.iter().any(|(number, _)| number == primary) {
+                marks.push((*primary, VecDeque::new()));
+            }
+        }
+        let asks = marks.iter_mut().map(|(primary, marks)| {
+            let replicas = families.iter().find(|(number, _)| number == primary);
+            let replicas = replicas.map_or(&[][..], |(_, replicas)| replicas);
+            self.measure_family(*primary, replicas, marks)
+        });
+        let measured = join_all(asks).await.into_iter().flatten();
+        on.measured.store(Arc::new(measured.collect()));
+    }
+
+    /// The primaries that have replicas, and these.
+    fn families(&self) -> Vec<(u16, Vec<u16>)> {
+        let known = self.known.lock();
+        let topology = &known.topology;
+        let mut families: Vec<(u16, Vec<u16>)> = Vec::new();
+        for (index, member) in topology.members() {
+            let serves = member.is_present && !member.is_failing && !member.is_primary;
+            let primary = member.follows.as_ref().filter(|_| serves);
+            let Some(primary) = primary.and_then(|id| topology.find(id)) else {
+                continue;
+            };
+            let primary = MemberIndex::number(primary);
+            match families.iter_mut().find(|(number, _)| *number == primary) {
+                Some((_, replicas)) => replicas.push(index.number()),
+                None => families.push((primary, vec![index.number()])),
+            }
+        }
+        families
+    }
+
+    async fn measure_family(
+        &self,
+        primary: u16,
+        replicas: &[u16],
+        marks: &mut VecDeque<Mark>,
+    ) -> Vec<Measured> {
+        let at = clock::now();
+        if let Ok(Some(node)) = self.node(primary)
+            && let Some(said) = self.ask_history(&node).await
+            && said.is_primary
+        {
+            marks.truncate(MARKS - 1);
+            marks.push_front(Mark {
+                at,
+                history: said.history,
+                offset: said.offset,
+            });
+        }
+        let asks = replicas.iter().map(|number| async {
+            let node = self.replica(*number).ok().flatten()?;
+            let said = self.ask_history(&node).await?;
+            Some((node, said))
+        });
+        let answers = join_all(asks).await.into_iter().flatten();
+        let measured = answers.filter_map(|(node, said)| {
+            let proven = proven(marks, &said)?;
+            Some(Measured {
+                of: primary,
+                node,
+                proven,
+            })
+        });
+        measured.collect()
+    }
+
+    async fn ask_history(&self, node: &Node) -> Option<InfoReplication> {
+        let ask = redis::cmd("INFO").arg("replication").to_owned();
+        let payload = Payload::Command(&ask);
+        let plan = payload.plan(1, true).ok()?;
+        // One that hangs does not hold up what is measured of others.
+        let limits = Limits::new(self.settings().max_lag / TIMES);
+        let options = CallOptions::new().attempts(1);
+        let answer = node.attempt(payload, plan, &options, limits.of_attempt(0));
+        let text = match answer.await.ok()? {
+            Reply::One(Value::BulkString(text)) => String::from_utf8(text).ok()?,
+            Reply::One(Value::VerbatimString { text, .. }) => text,
+            _ => return None,
+        };
+        InfoReplication::read(&text).ok()
+    }
+}
+
+/// Measures replicas from when the first call wants to read from them. Ends with the client.
+pub(crate) async fn keep_measured(cluster: Arc<Cluster>) {
+    let mut marks = Vec::new();
+    let measure = async {
+        loop {
+            let Some(on) = cluster.reads.on.get() else {
+                cluster.reads.begins.notified().await;
+                continue;
+            };
+            let next = clock::now() + cluster.settings().max_lag / TIMES;
+            cluster.measure(on, &mut marks).await;
+            clock::sleep_until(next).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = cluster.shared.closing() => {}
+        () = measure => {}
+    }
+}
+
+/// The latest moment of which a replica that says this has everything.
+fn proven(marks: &VecDeque<Mark>, said: &InfoReplication) -> Option<Instant> {
+    let has = |mark: &&Mark| mark.history == said.history && mark.offset <= said.offset;
+    marks.iter().filter(has).map(|mark| mark.at).max()
+}
+
+/// Whether a replica may answer: to what only reads by the table of commands, of one key or by MGET,
+/// and means the same on each server. A cursor does not, nor what is known of how a key is kept.
+fn may_be_stale(cmd: &Cmd) -> bool {
+    const OWN: [&str; 8] = [
+        "TOUCH",
+        "HSCAN",
+        "SSCAN",
+        "ZSCAN",
+        "OBJECT ENCODING",
+        "OBJECT FREQ",
+        "OBJECT IDLETIME",
+        "OBJECT REFCOUNT",
+    ];
+    let class = command::classify(command::arguments(cmd));
+    let mut keys = command::key_names(command::arguments(cmd));
+    let (first, second) = (keys.next(), keys.next());
+    class.effect == Effect::Read
+        && class.blocking.is_none()
+        && class.errors == Errors::Refuse
+        && !OWN.contains(&class.name)
+        && first.is_some()
+        && (second.is_none() || class.name == "MGET")
+}
+
+/// Whether an answer can come only from where the keys are.
+fn is_something(cmd: &Cmd, answer: &Reply) -> bool {
+    let Reply::One(answer) = answer else {
+        return false;
+    };
+    match (command::classify(command::arguments(cmd)).name, answer) {
+        ("MGET", Value::Array(values)) => !values.contains(&Value::Nil),
+        _ => !is_nothing(answer),
+    }
+}
+
+/// Whether it may be the answer for a key that is not there, whichever command was asked.
+fn is_nothing(answer: &Value) -> bool {
+    match answer {
+        Value::Nil | Value::Boolean(false) | Value::ServerError(_) => true,
+        Value::Int(number) => *number <= 0,
+        Value::Double(number) => *number == 0.0,
+        Value::BulkString(text) => text.is_empty(),
+        Value::SimpleString(text) => text == "none",
+        Value::VerbatimString { text, .. } => text.is_empty(),
+        Value::Array(values) | Value::Set(values) => values.iter().all(is_nothing),
+        Value::Map(pairs) => pairs.is_empty(),
+        _ => false,
+    }
+}
+
+fn as_nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cmd(words: &str) -> Cmd {
+        let mut cmd = Cmd::new();
+        for word in words.split(' ') {
+            cmd.arg(word);
+        }
+        cmd
+    }
+
+    #[test]
+    fn t24_only_what_reads_by_the_table_and_means_the_same_everywhere_is_read_from_a_replica() {
+        for words in [
+            "GET k",
+            "MGET {k}1 {k}2",
+            "HGETALL k",
+            "TTL k",
+            "XRANGE k - +",
+            "EXISTS k",
+        ] {
+            assert!(may_be_stale(&cmd(words)), "{words}");
+        }
+        for words in [
+            "SET k v",
+            "INCR k",
+            "GETEX k EX 10",
+            "EVAL s 1 k",
+            "EVAL_RO s 1 k",
+            "FCALL_RO f 1 k",
+            "XREAD BLOCK 10 STREAMS k 0",
+            "HSCAN k 0",
+            "TOUCH k",
+            "SINTER {k}1 {k}2",
+            "NO.SUCH k",
+            "PING",
+        ] {
+            assert!(!may_be_stale(&cmd(words)), "{words}");
+        }
+    }
+
+    #[test]
+    fn t24_what_is_not_there_by_the_word_of_a_replica_is_asked_of_the_primary() {
+        let text = |text: &str| Value::BulkString(text.into());
+        let get = cmd("GET k");
+        for nothing in [
+            Value::Nil,
+            Value::Int(0),
+            Value::Int(-2),
+            text(""),
+            Value::SimpleString("none".into()),
+            Value::Array(Vec::new()),
+            Value::Array(vec![Value::Nil, Value::Int(0)]),
+            Value::Map(Vec::new()),
+        ] {
+            let answer = Reply::One(nothing);
+            assert!(!is_something(&get, &answer), "{answer:?}");
+        }
+        let half = Reply::One(Value::Array(vec![text("v"), Value::Nil]));
+        assert!(is_something(&cmd("HMGET k a b"), &half));
+        assert!(!is_something(&cmd("MGET {k}1 {k}2"), &half));
+        assert!(is_something(&get, &Reply::One(text("v"))));
+    }
+
+    #[test]
+    fn t24_a_replica_is_as_young_as_the_last_moment_of_whose_history_it_has_all() {
+        let start = clock::now();
+        let at = |n: u64| start + Duration::from_millis(n);
+        let mark = |n: u64, history: &str, offset| Mark {
+            at: at(n),
+            history: history.into(),
+            offset,
+        };
+        let marks: VecDeque<Mark> =
+            [mark(30, "b", 10), mark(20, "a", 90), mark(10, "a", 50)].into();
+        let said = |history: &str, offset: u64| {
+            let text =
+                format!("role:slave\r\nmaster_replid:{history}\r\nmaster_repl_offset:{offset}\r\n");
+            InfoReplication::read(&text).expect("it can be read")
+        };
+        assert_eq!(proven(&marks, &said("a", 90)), Some(at(20)));
+        assert_eq!(proven(&marks, &said("a", 89)), Some(at(10)));
+        assert_eq!(proven(&marks, &said("a", 49)), None);
+        assert_eq!(
+            proven(&marks, &said("b", 9)),
+            None,
+            "it has another history"
+        );
+        assert_eq!(proven(&marks, &said("b", 10)), Some(at(30)));
+    }
+}

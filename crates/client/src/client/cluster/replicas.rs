@@ -1,0 +1,71 @@
+//! The replicas that something was asked of, each a client of its own as primaries are.
+//!
+//! They own no slots, so no route leads to them: they are kept apart. What befalls one is no event
+//! of the client, as nobody depends on it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
+use super::Cluster;
+use super::node::Node;
+use crate::client::Client;
+use crate::error::Error;
+
+/// See the module.
+#[derive(Default)]
+pub(super) struct Replicas {
+    /// By their places among the nodes.
+    nodes: Mutex<BTreeMap<u16, Arc<Node>>>,
+}
+
+impl Cluster {
+    /// The replica at this place, which is started if need be. `None` while nobody knows who it is.
+    pub(super) fn replica(&self, number: u16) -> Result<Option<Arc<Node>>, Error> {
+        self.let_replicas_go();
+        let member = self.routes.place(number);
+        let Some(member) = member.and_then(|place| place.member.clone()) else {
+            return Ok(None);
+        };
+        let mut nodes = self.replicas.nodes.lock();
+        if let Some(node) = nodes.get(&number).filter(|node| node.member == member) {
+            return Ok(Some(Arc::clone(node)));
+        }
+        let node = self.start(number, member, true)?;
+        nodes.insert(number, Arc::clone(&node));
+        Ok(Some(node))
+    }
+
+    /// Ends those that are no replicas any more, or have another address.
+    fn let_replicas_go(&self) {
+        let started: Vec<u16> = self.replicas.nodes.lock().keys().copied().collect();
+        for number in started {
+            let facts = {
+                let known = self.known.lock();
+                let member = known.topology.nth(number).map(|(_, member)| member);
+                let serves = member.is_some_and(|member| member.is_present && !member.is_primary);
+                let place = self.routes.place(number).filter(|_| serves);
+                place.and_then(|place| place.member.clone())
+            };
+            let mut nodes = self.replicas.nodes.lock();
+            let stays = nodes
+                .get(&number)
+                .is_none_or(|node| Some(&node.member) == facts.as_ref());
+            if !stays && let Some(node) = nodes.remove(&number) {
+                node.retire(false);
+            }
+        }
+    }
+
+    /// The replica at this place, if it was started.
+    pub(super) fn started_replica(&self, number: u16) -> Option<Arc<Node>> {
+        self.replicas.nodes.lock().get(&number).cloned()
+    }
+
+    /// The clients of the replicas that were started.
+    pub(super) fn replica_clients(&self) -> Vec<Client> {
+        let nodes = self.replicas.nodes.lock();
+        nodes.values().map(|node| node.client.clone()).collect()
+    }
+}

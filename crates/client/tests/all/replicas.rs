@@ -1,0 +1,180 @@
+//! T24: reads from replicas, on request.
+
+use std::time::Duration;
+
+use steadfast::redis::Value;
+use steadfast::{CallOptions, Client, ClientBuilder, ReadFrom};
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::{Cluster, Redis};
+
+use crate::support::{cmd, ms, now};
+
+const MAX_LAG: Duration = Duration::from_millis(2_000);
+
+fn builder(cluster: &Cluster) -> ClientBuilder {
+    let builder = Client::builder(&cluster.url()).unwrap();
+    builder.deadline(ms(10_000)).max_lag(MAX_LAG)
+}
+
+async fn reading(cluster: &Cluster) -> Client {
+    let builder = builder(cluster).read_from(ReadFrom::Replicas);
+    builder.connect().await.unwrap()
+}
+
+/// How often a server has been asked this.
+async fn asked(server: &Redis, command: &str) -> String {
+    let stats = server.info("commandstats").await.unwrap();
+    let name = format!("cmdstat_{command}:");
+    let line = stats.lines().find_map(|line| line.strip_prefix(&*name));
+    let calls = line.and_then(|line| line.split(',').next());
+    calls.unwrap_or("calls=0").to_owned()
+}
+
+fn served(client: &Client) -> u64 {
+    client.status().cluster.unwrap().replica_reads
+}
+
+/// Reads until a replica has served it.
+async fn until_served(client: &Client, key: &str) {
+    until_read(client, key, CallOptions::new()).await;
+}
+
+async fn until_read(client: &Client, key: &str, options: CallOptions) {
+    let before = served(client);
+    let began = now();
+    let get = cmd(&format!("GET {key}"));
+    while served(client) == before {
+        client.with(options.clone()).send(&get).await.unwrap();
+        let waited = now().duration_since(began);
+        assert!(
+            waited < Duration::from_secs(60),
+            "{:#?}",
+            client.status().cluster
+        );
+        tokio::time::sleep(ms(5)).await;
+    }
+}
+
+fn text(value: &str) -> Value {
+    Value::BulkString(value.into())
+}
+
+#[tokio::test]
+async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_cost_no_read() {
+    let cluster = Cluster::builder().primaries(2).start().await.unwrap();
+    let slot = |key: &str| Slot::of_key(key.as_bytes()).number();
+    let keys = (0..).map(|n| format!("key:{n}"));
+    let layout = cluster.layout().await.unwrap();
+    let first = cluster.node(0).id().to_owned();
+    let of_first = |key: &String| layout.owner(slot(key)) == Some(&*first);
+    let mut keys = keys.filter(of_first);
+    let (key, moving) = (keys.next().unwrap(), keys.next().unwrap());
+    let (primary, replica) = (cluster.node(0), cluster.node(2));
+    let set = |value: &str| cmd(&format!("SET {key} {value}"));
+    let get = cmd(&format!("GET {key}"));
+
+    // Not without being asked to.
+    let plain = builder(&cluster).connect().await.unwrap();
+    plain.send(&set("first")).await.unwrap();
+    for _ in 0..50 {
+        assert_eq!(plain.send(&get).await.unwrap(), text("first"));
+    }
+    assert_eq!(asked(&replica, "get").await, "calls=0");
+
+    // Per call, and per client.
+    let options = CallOptions::new().read_from(ReadFrom::Replicas);
+    until_read(&plain, &key, options).await;
+    let client = reading(&cluster).await;
+    until_served(&client, &key).await;
+    let status = client.status().cluster.unwrap();
+    let at = replica.addr().to_string();
+    let of_replica = status
+        .nodes
+        .iter()
+        .find(|node| node.address.as_deref() == Some(&*at));
+    let of_replica = of_replica.unwrap();
+    assert!(of_replica.lag_ms.is_some(), "{of_replica:?}");
+    assert_eq!(of_replica.follows, Some(primary.addr().to_string()));
+
+    // What it has written itself it reads again.
+    for n in 0..200 {
+        client.send(&set(&n.to_string())).await.unwrap();
+        assert_eq!(client.send(&get).await.unwrap(), text(&n.to_string()));
+    }
+
+    // What is not there by the word of a replica may have gone ahead of its slot.
+    plain.send(&cmd(&format!("SET {moving} v"))).await.unwrap();
+    until_served(&client, &moving).await;
+    let slots = [slot(&moving)];
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
+    let read = cmd(&format!("GET {moving}"));
+    for _ in 0..50 {
+        assert_eq!(client.send(&read).await.unwrap(), text("v"));
+        tokio::time::sleep(ms(5)).await;
+    }
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+
+    // One that does not get what is written any more is not read from when it is too old.
+    until_served(&client, &key).await;
+    replica
+        .command(&["CONFIG", "SET", "masterauth", "wrong"])
+        .await
+        .unwrap();
+    replica
+        .command(&["CLIENT", "KILL", "TYPE", "master"])
+        .await
+        .unwrap();
+    plain.send(&set("later")).await.unwrap();
+    let written = now();
+    loop {
+        let old = now().duration_since(written) > MAX_LAG;
+        let read = client.send(&get).await.unwrap();
+        assert!(!old || read == text("later"), "{read:?}");
+        if old {
+            break;
+        }
+        tokio::time::sleep(ms(10)).await;
+    }
+
+    // Nor is one that is silent, and no read waits for it.
+    let secret = primary
+        .command(&["CONFIG", "GET", "masterauth"])
+        .await
+        .unwrap();
+    let Value::Array(pair) = secret else {
+        panic!("{secret:?}")
+    };
+    let [_, Value::BulkString(secret)] = &pair[..] else {
+        panic!("{pair:?}")
+    };
+    let secret = str::from_utf8(secret).unwrap();
+    replica
+        .command(&["CONFIG", "SET", "masterauth", secret])
+        .await
+        .unwrap();
+    until_served(&client, &key).await;
+    replica.freeze().unwrap();
+    for _ in 0..200 {
+        assert_eq!(client.send(&get).await.unwrap(), text("later"));
+        tokio::time::sleep(ms(2)).await;
+    }
+    replica.resume().unwrap();
+    until_served(&client, &key).await;
+    replica.kill().await;
+    for _ in 0..50 {
+        assert_eq!(client.send(&get).await.unwrap(), text("later"));
+    }
+}
+
+#[test]
+fn t24_replicas_of_one_server_are_not_read_from_in_silence() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _inside = runtime.enter();
+    let builder = Client::builder("redis://127.0.0.1:1").unwrap();
+    let error = builder.read_from(ReadFrom::Replicas).build().unwrap_err();
+    assert!(error.to_string().contains("redis-cluster"), "{error}");
+    let builder = Client::builder("redis-cluster://127.0.0.1:1").unwrap();
+    let error = builder.max_lag(ms(1)).build().unwrap_err();
+    assert!(error.to_string().contains("max_lag"), "{error}");
+}
