@@ -32,6 +32,32 @@ async fn c7_a_large_value_is_written_over_a_slow_link() {
 }
 
 #[tokio::test]
+async fn c7_a_large_value_is_written_over_a_slow_link_where_client_list_is_forbidden() {
+    let user = "app on >secret ~* &* +@all -client|list";
+    let redis = Redis::builder().acl(user).start().await.unwrap();
+    let proxy = Proxy::start(redis.addr()).await.unwrap();
+    let url = format!("redis://app:secret@{}", proxy.addr());
+    let hasty = Client::builder(&url).unwrap().connect().await.unwrap();
+    let builder = Client::builder(&url).unwrap().deadline(ms(30_000));
+    let patient = builder.connect().await.unwrap();
+    proxy
+        .add(Toxic::new(Bandwidth { rate: 10_000 }).upstream())
+        .await
+        .unwrap();
+    let set = |key: &str| {
+        let mut set = redis::cmd("SET");
+        set.arg(key).arg(vec![b'x'; 16 << 20]);
+        set
+    };
+    let options = CallOptions::new().deadline(ms(30_000));
+    let (of_call, of_client) = (set("of call"), set("of client"));
+    let given_longer = hasty.with(options);
+    let (of_call, of_client) = tokio::join!(given_longer.send(&of_call), patient.send(&of_client));
+    assert_eq!(of_call.unwrap(), Value::Okay, "{:?}", hasty.history());
+    assert_eq!(of_client.unwrap(), Value::Okay, "{:?}", patient.history());
+}
+
+#[tokio::test]
 async fn c7_bytes_that_a_full_socket_takes_are_a_sign_of_life_where_the_server_tells_nothing() {
     let set = redis::cmd("SET")
         .arg("k")

@@ -1,5 +1,5 @@
 //! A web application that has a router, a fallback and a shutdown of its own, and puts the service
-//! below `/data`.
+//! below `/data`. Given a secret, it asks for tokens.
 
 use axum::Router;
 use axum::routing::get;
@@ -22,12 +22,23 @@ stale = "5m"
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let (Some(redis), Some(database)) = (arguments.next(), arguments.next()) else {
-        return Err("usage: service redis://HOST:PORT sqlite://FILE".into());
+        return Err("usage: service redis://HOST:PORT sqlite://FILE [SECRET]".into());
     };
-    let sources = Sources::new()
+    let mut sources = Sources::new()
         .text("built in", SETTINGS)
         .flag("first argument", "redis.url", redis)
         .flag("second argument", "database.url", database);
+    if let Some(secret) = arguments.next() {
+        for (setting, value) in [
+            ("auth.issuer", "us"),
+            ("auth.audience", "us"),
+            ("auth.audit", "off"),
+            ("auth.keys.own.algorithm", "HS256"),
+            ("auth.keys.own.secret", &secret),
+        ] {
+            sources = sources.flag("third argument", setting, value);
+        }
+    }
     let data = App::start(Config::load(&sources)?).await?;
     let asked = data.clone();
     let pages = Router::new()

@@ -4,9 +4,11 @@ use crate::wire::identity::Identity;
 
 const BOUNDS: Bulkhead = Bulkhead::new(3, 100);
 
-fn submit(queue: &SubmitQueue, bytes: usize, limit: Duration) -> Result<Submitted, Error> {
+const BOUND: Duration = Duration::from_secs(1);
+
+fn submission(limit: Duration) -> Submission {
     let now = clock::now();
-    let submission = Submission {
+    Submission {
         replies: 1,
         started: now,
         deadline: now + limit,
@@ -15,11 +17,36 @@ fn submit(queue: &SubmitQueue, bytes: usize, limit: Duration) -> Result<Submitte
         only_fenced: false,
         read_only: false,
         apart: false,
-    };
-    queue.submit(submission, |out: &mut Vec<u8>| {
+    }
+}
+
+fn submit(queue: &SubmitQueue, bytes: usize, limit: Duration) -> Result<Submitted, Error> {
+    queue.submit(submission(limit), |out: &mut Vec<u8>| {
         out.resize(out.len() + bytes, b'x');
         out.len()
     })
+}
+
+/// A request that is encoded before the queue is locked, while something else happens.
+struct Large<F>(usize, F);
+
+impl<F: FnOnce()> Encode for Large<F> {
+    fn size(&self) -> usize {
+        self.0
+    }
+
+    fn encode(self, out: &mut Vec<u8>) -> usize {
+        (self.1)();
+        out.resize(out.len() + self.0, b'x');
+        out.len()
+    }
+}
+
+/// Everything that waits goes to a driver that has nothing.
+fn take_all(queue: &SubmitQueue) -> Batch<Job> {
+    let mut batch = Batch::default();
+    queue.take(&mut batch, Backlog::default(), false);
+    batch
 }
 
 fn down() -> Gate {
@@ -101,17 +128,10 @@ fn c11_one_large_value_that_waits_does_not_shut_out_the_others() {
 #[tokio::test]
 async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_it() {
     let queue = SubmitQueue::new(Bulkhead::new(99, 100));
-    let now = clock::now();
     let send = |apart| {
         let submission = Submission {
-            replies: 1,
-            started: now,
-            deadline: now + BOUND,
-            now,
-            seq: None,
-            only_fenced: false,
-            read_only: false,
             apart,
+            ..submission(BOUND)
         };
         let submitted = queue.submit(submission, |out: &mut Vec<u8>| {
             out.push(b'x');
@@ -137,8 +157,6 @@ async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_
     assert_eq!(take(9, true), (3, Left::Nothing), "it has waited enough");
 }
 
-const BOUND: Duration = Duration::from_secs(1);
-
 #[tokio::test]
 async fn what_waits_is_turned_away_when_the_server_is_down_and_so_is_what_comes() {
     let queue = SubmitQueue::new(BOUNDS);
@@ -148,7 +166,12 @@ async fn what_waits_is_turned_away_when_the_server_is_down_and_so_is_what_comes(
     let error = submit(&queue, 1, BOUND).expect_err("it is down");
     assert_eq!(error.certainty(), Certainty::NotSent);
     assert!(error.retry_after().expect("it says when") <= Duration::from_millis(70));
-    assert_eq!(queue.take_refused(), 1);
+    queue.set_retry_at(clock::now() + Duration::from_secs(3));
+    let error = submit(&queue, 1, BOUND).expect_err("it is down");
+    assert!(error.retry_after().expect("it says when") > Duration::from_secs(2));
+    let error = queue.refusal(clock::now());
+    assert!(matches!(error.kind(), ErrorKind::Down { .. }), "{error}");
+    assert_eq!((queue.take_refused(), queue.take_refused()), (3, 0));
     assert_eq!(queue.in_flight(), 0);
 }
 
@@ -159,6 +182,155 @@ fn a_closed_queue_stays_closed() {
     queue.set_gate(Gate::Open);
     let error = submit(&queue, 1, BOUND).expect_err("it is closed");
     assert!(matches!(error.kind(), ErrorKind::Closed));
+    assert!(matches!(
+        queue.refusal(clock::now()).kind(),
+        ErrorKind::Closed
+    ));
+    queue.adopt();
+    assert!(
+        matches!(queue.gate(), Gate::Closed),
+        "by another runtime too"
+    );
+    let aside = SubmitQueue::new(BOUNDS).aside();
+    assert!(submit(&aside, 1, BOUND).is_err(), "nothing new comes there");
+}
+
+#[tokio::test]
+async fn c19_whose_runtime_has_ended_turns_away_what_waits_and_serves_anew_when_adopted() {
+    let queue = SubmitQueue::new(BOUNDS);
+    let waiting = submit(&queue, 1, BOUND).expect("it waits");
+    queue.orphan();
+    assert!(matches!(waiting.pending.await, Ended::Turned));
+    assert!(queue.is_orphaned());
+    let error = submit(&queue, 1, BOUND).expect_err("nobody serves it");
+    assert!(matches!(error.kind(), ErrorKind::Runtime { .. }), "{error}");
+    let again = queue.refusal(clock::now());
+    assert!(matches!(again.kind(), ErrorKind::Lost { .. }), "{again}");
+    queue.adopt();
+    assert!(!queue.is_orphaned());
+    assert!(submit(&queue, 1, BOUND).is_ok());
+}
+
+#[test]
+fn c11_what_the_driver_has_taken_counts_until_it_is_answered() {
+    let queue = SubmitQueue::new(BOUNDS);
+    let mut held: Vec<_> = (0..2).map(|_| submit(&queue, 1, BOUND)).collect();
+    let _taken = take_all(&queue);
+    assert_eq!(queue.in_flight(), 2);
+    held.push(submit(&queue, 1, BOUND));
+    assert!(held.iter().all(Result::is_ok));
+    assert_eq!(queue.in_flight(), 3);
+    assert!(submit(&queue, 1, BOUND).is_err(), "three are the bound");
+    queue.release();
+    assert_eq!(queue.in_flight(), 1, "its driver has ended");
+}
+
+#[test]
+fn c13_requests_are_numbered_as_they_come_and_keep_the_number_that_they_had() {
+    let queue = SubmitQueue::new(Bulkhead::new(99, 100));
+    let number = |seq| {
+        let submission = Submission {
+            seq,
+            ..submission(BOUND)
+        };
+        let submitted = queue.submit(submission, |out: &mut Vec<u8>| out.len());
+        submitted.expect("there is room").seq
+    };
+    let numbers = [None, None, Some(0), None].map(number);
+    assert_eq!(numbers, [0, 1, 0, 2]);
+}
+
+#[test]
+fn a_driver_parks_only_if_nothing_has_come_since_it_looked() {
+    let queue = SubmitQueue::new(BOUNDS);
+    let park = |left| queue.park(Waker::noop(), Backlog::default(), left);
+    assert!(park(Left::Nothing));
+    let _waiting = submit(&queue, 1, BOUND).expect("it waits");
+    assert!(!park(Left::Nothing), "it was submitted");
+    assert!(park(Left::Some), "it was left on purpose");
+    queue.command(DriverCommand::Lives);
+    assert!(!park(Left::Some), "it was told something");
+    assert_eq!(queue.take_commands(Backlog::default()).len(), 1);
+    assert!(park(Left::Some));
+}
+
+#[test]
+fn whoever_is_parked_is_woken_by_what_comes_and_by_what_it_is_told() {
+    struct Woken(std::sync::atomic::AtomicUsize);
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    let woken = Arc::new(Woken(Default::default()));
+    let count = || woken.0.load(std::sync::atomic::Ordering::Relaxed);
+    let waker = Waker::from(Arc::clone(&woken));
+    let queue = SubmitQueue::new(BOUNDS);
+    queue.park(&waker, Backlog::default(), Left::Nothing);
+    let _waiting = submit(&queue, 1, BOUND).expect("it waits");
+    assert_eq!(count(), 1);
+    queue.park(&waker, Backlog::default(), Left::Some);
+    queue.command(DriverCommand::Lives);
+    assert_eq!(count(), 2);
+}
+
+#[test]
+fn a_large_request_is_encoded_while_others_go_on_and_refused_if_the_gate_was_shut_meanwhile() {
+    let queue = SubmitQueue::new(Bulkhead::new(99, 10 * PIECE));
+    let mut other = None;
+    let large = Large(PIECE, || other = submit(&queue, 7, BOUND).ok());
+    let large = queue.submit(submission(BOUND), large).expect("it waits");
+    let other = other.expect("it did not wait for the other to be encoded");
+    assert_eq!((other.seq, large.seq), (0, 1));
+    let batch = take_all(&queue);
+    assert_eq!((batch.len(), batch.byte_len()), (2, PIECE + 7));
+    let late = Large(PIECE, || queue.set_gate(Gate::Closed));
+    let error = queue.submit(submission(BOUND), late).expect_err("closed");
+    assert!(matches!(error.kind(), ErrorKind::Closed), "{error}");
+}
+
+#[test]
+fn a_transaction_that_was_refused_or_never_sent_has_begun_nothing() {
+    let queue = SubmitQueue::new(BOUNDS);
+    let fences_at_once = || {
+        queue.command(DriverCommand::Fence(identity()));
+        queue.take_commands(Backlog::default()).len() == 1
+    };
+    let multi = || {
+        let steps = vec![(0, TxStep::Multi)];
+        queue.submit_transition(steps, submission(Duration::ZERO), |out: &mut Vec<u8>| {
+            out.len()
+        })
+    };
+    let _waiting = multi().expect("it waits");
+    assert!(!fences_at_once(), "it may have begun");
+    assert!(queue.expire(clock::now()).is_none());
+    assert_eq!(queue.take_commands(Backlog::default()).len(), 1, "let go");
+    queue.set_gate(down());
+    assert!(multi().is_err());
+    assert!(fences_at_once());
+}
+
+#[tokio::test(start_paused = true)]
+async fn c1_the_deadlines_of_what_waits_for_a_connection_are_kept_in_their_order() {
+    let queue = Arc::new(SubmitQueue::new(BOUNDS));
+    let keeping = tokio::spawn({
+        let queue = Arc::clone(&queue);
+        async move { queue.keep_deadlines().await }
+    });
+    let begun = clock::now();
+    let late = submit(&queue, 1, Duration::from_millis(80)).expect("it waits");
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let soon = submit(&queue, 1, Duration::from_millis(20)).expect("it waits");
+    for (pending, at) in [(soon.pending, 30), (late.pending, 80)] {
+        assert!(matches!(pending.await, Ended::Expired { .. }));
+        let took = clock::now() - begun;
+        assert!(
+            (at..at + 5).contains(&(took.as_millis() as u64)),
+            "{took:?}"
+        );
+    }
+    keeping.abort();
 }
 
 #[tokio::test]
@@ -180,16 +352,9 @@ async fn those_whose_time_is_up_end_and_the_others_keep_their_places() {
 #[tokio::test]
 async fn c18_what_relies_on_a_fence_does_not_go_with_a_connection_that_has_none() {
     let queue = SubmitQueue::new(BOUNDS);
-    let now = clock::now();
     let submission = Submission {
-        replies: 1,
-        started: now,
-        deadline: now + BOUND,
-        now,
-        seq: None,
         only_fenced: true,
-        read_only: false,
-        apart: false,
+        ..submission(BOUND)
     };
     let relying = queue
         .submit(submission, |out: &mut Vec<u8>| out.len())
@@ -221,19 +386,8 @@ async fn c18_what_relies_on_a_fence_does_not_go_with_a_connection_that_has_none(
 #[test]
 fn a_transaction_is_not_interrupted_but_by_its_end() {
     let queue = SubmitQueue::new(BOUNDS);
-    let now = clock::now();
-    let submission = Submission {
-        replies: 1,
-        started: now,
-        deadline: now + BOUND,
-        now,
-        seq: None,
-        only_fenced: false,
-        read_only: false,
-        apart: false,
-    };
     let multi = vec![(0, TxStep::Multi)];
-    let begun = queue.submit_transition(multi, submission, |out: &mut Vec<u8>| out.len());
+    let begun = queue.submit_transition(multi, submission(BOUND), |out: &mut Vec<u8>| out.len());
     assert!(begun.is_ok());
     queue.command(DriverCommand::Fence(identity()));
     assert!(queue.holds_a_fence());
