@@ -348,7 +348,7 @@ impl PoolKeeper {
             // Nobody watches it for silence.
             Signal::Doubtful
             | Signal::Calm
-            | Signal::Unresponsive(..)
+            | Signal::Unresponsive { .. }
             | Signal::Stuck(_)
             | Signal::Aside
             | Signal::Recovered(..) => {}

@@ -35,8 +35,12 @@ pub(crate) enum Signal {
     /// There was one, before the connection was unresponsive.
     Calm,
     /// No sign of life for so long while commands wait; the last of them is given until the
-    /// instant.
-    Unresponsive(Duration, Option<Instant>),
+    /// instant. Or a long one may still be on its way, though all of it was written.
+    Unresponsive {
+        quiet: Duration,
+        last: Option<Instant>,
+        on_its_way: bool,
+    },
     /// The connection has stepped aside: its queue is free for the next.
     Aside,
     /// Bytes come, and no reply has been completed for so long.
@@ -83,6 +87,9 @@ pub(crate) struct Driver {
     stalled_at: Option<Instant>,
     /// The socket took no more bytes when it was last asked.
     blocked: bool,
+    /// So many requests are to be answered, at most, until one is by which the socket was full: it
+    /// lies in buffers on the way, and nobody can see how far it has come.
+    filled_by: usize,
     /// The instant of the last sweep of requests that nobody waits for.
     swept_at: Instant,
     /// Whether a doubtful silence was told.
@@ -201,6 +208,7 @@ impl Driver {
             look_again: None,
             stalled_at: None,
             blocked: false,
+            filled_by: 0,
             swept_at: now,
             doubtful: false,
             fast: false,

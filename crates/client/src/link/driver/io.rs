@@ -17,6 +17,8 @@ use crate::wire::queue::Job;
 const MOST_PIECES: usize = 64;
 /// The number of reads at most of a connection that is to end.
 const LAST_READS: usize = 64;
+/// Rest of a request that fills a socket by itself.
+const LONG: usize = 1 << 20;
 /// The least time between two sweeps while the socket takes no more.
 const SWEEP_EVERY: Duration = Duration::from_millis(10);
 
@@ -60,6 +62,9 @@ impl Driver {
                 Poll::Ready(Err(error)) => return Err(End::network(error.to_string())),
                 Poll::Pending => {
                     self.blocked = true;
+                    if conn.unsent_longest() >= LONG {
+                        self.filled_by = conn.awaiting();
+                    }
                     return Ok(());
                 }
             }

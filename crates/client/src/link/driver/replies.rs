@@ -36,6 +36,7 @@ impl Driver {
                     let fair = self.stalled_at.is_none_or(|at| at < taken);
                     self.judge(&ticket, &reply, took, given, fair);
                     self.handed_out += 1;
+                    self.filled_by = self.filled_by.saturating_sub(1);
                     self.answer(ticket, reply, now, fair)?;
                 }
                 Ok(Some(Incoming::TooLarge { ticket, error })) => {

@@ -111,7 +111,11 @@ impl Driver {
                     self.overdue_since = now.checked_sub(quiet).or(Some(now));
                     let calls = |job: &Job| matches!(job, Job::Call(_) | Job::Fenced(_));
                     let last = conn.latest_deadline(calls);
-                    let _ = self.signals.send(Signal::Unresponsive(quiet, last));
+                    let _ = self.signals.send(Signal::Unresponsive {
+                        quiet,
+                        last,
+                        on_its_way: self.filled_by > 0,
+                    });
                 }
                 Lapse::Stuck { unserved } => {
                     let _ = self.signals.send(Signal::Stuck(unserved));

@@ -22,7 +22,7 @@ pub(super) struct Unresponsive {
     pub(super) down_at: Option<Instant>,
     /// The instant at which the connection is given up.
     pub(super) abandon_at: Option<Instant>,
-    /// Whether a call under way was given longer than usual.
+    /// Whether a call under way was given longer than usual, or may still be on its way.
     pub(super) patient: bool,
 }
 

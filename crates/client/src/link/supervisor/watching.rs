@@ -124,7 +124,11 @@ impl Watching {
                 self.calm();
                 self.go_on_replacing(supervisor);
             }
-            Signal::Unresponsive(quiet, last) => self.unresponsive(supervisor, quiet, last),
+            Signal::Unresponsive {
+                quiet,
+                last,
+                on_its_way,
+            } => self.unresponsive(supervisor, quiet, last, on_its_way),
             Signal::Stuck(unserved) => self.stuck(supervisor, unserved),
             Signal::Aside => {}
             Signal::Recovered(quiet, given_up)
@@ -175,7 +179,13 @@ impl Watching {
         }
     }
 
-    fn unresponsive(&mut self, supervisor: &Supervisor, quiet: Duration, last: Option<Instant>) {
+    fn unresponsive(
+        &mut self,
+        supervisor: &Supervisor,
+        quiet: Duration,
+        last: Option<Instant>,
+        on_its_way: bool,
+    ) {
         let (shared, link) = (&supervisor.shared, &supervisor.link);
         let now = clock::now();
         let quiet_ms = clock::as_ms(quiet);
@@ -184,13 +194,14 @@ impl Watching {
         shared.hub.emit(link.index, kind);
         let since = now.checked_sub(quiet).unwrap_or(now);
         let abandon_at = since.checked_add(shared.settings.unresponsive_timeout);
-        // A call that was given longer gets it, in case the server is merely busy with it.
+        // A call that was given longer gets it, in case the server is merely busy with it. So does a
+        // long one: to send it again would fare no better.
         let usual = now.checked_add(shared.settings.deadline);
         self.silence = Silence::Unresponsive(Unresponsive {
             since,
             down_at: None,
             abandon_at: abandon_at.max(last),
-            patient: last > usual,
+            patient: on_its_way || last > usual,
         });
         if self.replacement.successor.is_some() {
             // It was to retire, and does not even finish.
