@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use steadfast::{Client, ConnectionState, EventKind, FailoverHistory};
+use steadfast::{Client, ConnectionState, EventKind};
 use steadfast_cache::{Target, Tx};
 use steadfast_drill::process::Watched;
 
@@ -11,7 +11,9 @@ use crate::site::{all_is_applied, eventually, plain, read_item, set_item, sqlite
 
 #[tokio::test]
 async fn k8_a_replica_that_was_promoted_without_an_invalidation_is_not_believed() {
-    let watched = Watched::start().await.unwrap();
+    // A replica that has not heard of its primary for ten times as long is not promoted.
+    let lines = ["sentinel down-after-milliseconds main 1000"];
+    let watched = Watched::start_with(|server| server, &lines).await.unwrap();
     let (database, _folder) = sqlite().await;
     let client = || async {
         let builder = Client::builder(&watched.url()).unwrap();
@@ -51,17 +53,10 @@ async fn k8_a_replica_that_was_promoted_without_an_invalidation_is_not_believed(
     all_is_applied(&first).await;
     watched.data[0].kill().await;
     eventually("the client serves from the other", || async {
-        let lost = |kind| {
-            matches!(
-                kind,
-                EventKind::FailedOver {
-                    history: FailoverHistory::Same { .. },
-                    ..
-                }
-            )
-        };
+        let failed_over = |kind| matches!(kind, EventKind::FailedOver { .. });
+        let mut history = redis.history().into_iter();
         redis.status().state == ConnectionState::Ready
-            && redis.history().into_iter().any(|event| lost(event.kind))
+            && history.any(|event| failed_over(event.kind))
     })
     .await;
     let second = plain(&database).redis(client().await);
