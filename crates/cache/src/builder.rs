@@ -105,10 +105,12 @@ impl CacheBuilder {
         }
     }
 
-    /// The Redis that the processes share. Without one the cache lives in this process alone: it
-    /// hears of no invalidation by another, and **tells no other of its own**, since it writes none
-    /// into the outbox, where there might be nobody to take them out. A program that changes what
-    /// others cache needs their Redis and their namespace.
+    /// The Redis that the processes share. In a cluster (`redis-cluster://`, Redis 7 or later) all
+    /// of the namespace lies in one slot, so on one shard; the [status](crate::RedisTrust::slot)
+    /// says which slot. Without a Redis the cache lives in this process alone: it hears of no
+    /// invalidation by another, and **tells no other of its own**, since it writes none into the
+    /// outbox, where there might be nobody to take them out. A program that changes what others
+    /// cache needs their Redis and their namespace.
     pub fn redis(mut self, client: Client) -> Self {
         self.redis = Some(client);
         self
@@ -266,7 +268,7 @@ impl CacheBuilder {
         let outbox = Outbox::new(&self.database, &self.namespace, hold, entropy());
         let redis = self.redis.map(|client| {
             let options = RedisOptions {
-                names: Names::new(&self.namespace),
+                names: Names::new(&self.namespace, client.is_cluster()),
                 limit: self.redis_limit,
                 value_max: self.value_max,
                 compress_above: self.compress_above,

@@ -50,7 +50,7 @@ impl Cache {
             self.inner
                 .redis
                 .as_ref()
-                .is_some_and(|redis| redis.client().available().is_some())
+                .is_some_and(|redis| redis.toward().available().is_some())
         };
         while is_there() && !self.inner.coherence.is_proven(Monotonic::now()) && clock() < give_up {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -133,9 +133,10 @@ impl Cache {
         CacheStatus::of(&self.inner)
     }
 
-    /// Waits until the loads that have begun have ended, and what they brought is in Redis; returns
-    /// how many had not, after `within`. A load answers its readers first, so a program that ends
-    /// at once after a read may leave Redis without the value. To be called before that.
+    /// Waits until the loads that have begun by now have ended, and what they brought is in Redis,
+    /// or their leases are given back; returns how many had not, after `within`. Loads that begin
+    /// meanwhile are not waited for. A load answers its readers first, so a program that ends at
+    /// once after a read may leave Redis without the value. To be called before that.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -155,7 +156,8 @@ impl Cache {
     }
 }
 
-/// Doubts each Redis that is connected to: it may not be the one that was believed in.
+/// Doubts each Redis that is connected to: it may not be the one that was believed in. In a cluster
+/// only the node on which the namespace lives is of interest.
 async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) {
     let mut events = redis.client().events();
     loop {
@@ -165,10 +167,15 @@ async fn watch_connection(redis: Arc<RedisTier>, mut gone: watch::Receiver<()>) 
         };
         match event {
             Some(EventItem::Event(event)) => {
-                if matches!(
+                let anew = matches!(
                     event.kind,
                     EventKind::Connected { .. } | EventKind::Replaced { .. }
-                ) {
+                );
+                let elsewhere = || {
+                    let ours = event.node.as_deref().zip(redis.toward().node());
+                    ours.is_some_and(|(node, ours)| *node != *ours)
+                };
+                if anew && !elsewhere() {
                     redis.epoch_guard.doubt_all();
                 }
             }

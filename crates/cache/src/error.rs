@@ -180,7 +180,7 @@ pub enum BuildError {
         /// The setting and what is wrong with it.
         problem: &'static str,
     },
-    /// Another setting means nothing.
+    /// A setting that means nothing.
     #[error("{0}")]
     Setting(&'static str),
 }

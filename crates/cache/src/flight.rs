@@ -10,6 +10,9 @@
 //! reader is still polled. Whoever comes meanwhile begins a flight of its own, which takes the
 //! place of the look in the table; and a reader whose look was in vain waits for that one, also if
 //! it has landed by then. If nobody came, its own flight gets a leader.
+//!
+//! A flight is not joined by a reader whose tags its value will not carry. What takes its place
+//! carries the tags of both, or readers who name different tags would load in turns.
 
 pub(crate) mod failures;
 pub(crate) mod nesting;
@@ -18,6 +21,7 @@ use std::any::TypeId;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::sync::{Arc, Weak};
+use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -37,7 +41,7 @@ pub(crate) struct Flights {
     rules: JoinRules,
 }
 
-/// Both true but in the tests that prove why.
+/// The rules of joining, both true but in the tests that prove why.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JoinRules {
     /// Nobody joins a flight that took off before an invalidation.
@@ -61,13 +65,15 @@ pub(crate) struct Cargo {
 pub(crate) struct Flight {
     pub(crate) key: Key,
     cargo: Cargo,
+    /// The tags that what it brings will carry at least.
+    tags: Vec<Vec<u8>>,
     /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken
     /// value.
     began: Monotonic,
     /// The counters before anything was read.
     snapshot: Snapshot,
-    /// Those of the tags that a value found in Redis carries and the leader did not name, from
-    /// before their tokens were asked for.
+    /// The counters of the tags that a value found in Redis carries and the leader did not name,
+    /// from before their tokens were asked for.
     found: Mutex<TagStripes>,
     progress: Mutex<Progress>,
     /// Tells the followers that there is progress.
@@ -76,9 +82,18 @@ pub(crate) struct Flight {
     led_by: Mutex<LedBy>,
     /// The load that it waits for, once that has begun.
     loading: Mutex<Weak<Loading>>,
+    wishes: Mutex<Wishes>,
+    /// Tells the leader of a wish.
+    wished: Notify,
+}
+
+/// The wishes of those who wait for a flight, to its leader.
+#[derive(Default)]
+struct Wishes {
     /// A load that waits for this one, and lets it go by its own permit.
-    lent: Mutex<Option<Arc<Loading>>>,
-    is_lent: Notify,
+    lent: Option<Arc<Loading>>,
+    /// The moment at which one who waits will have spent on Redis what a read may.
+    redis_until: Option<Instant>,
 }
 
 /// The one by whom a flight is led to its end.
@@ -91,20 +106,20 @@ enum LedBy {
     Overtaken(Arc<Flight>),
 }
 
-/// How far a flight has come, as its followers see it.
+/// The progress of a flight, as its followers see it.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     /// Counts the steps.
     step: u32,
-    /// Something stale that was found on the way.
+    /// A stale value that was found on the way.
     pub(crate) fallback: Option<Fallback>,
     /// The load waits for admission to the database: who can do with something stale should.
     pub(crate) queued: bool,
     pub(crate) outcome: Option<Result<Loaded, CacheError>>,
 }
 
-/// Something that may be served if nothing better comes in time, with what tells whether it has
-/// been invalidated since.
+/// A value that may be served if nothing better comes in time, with what tells whether it has been
+/// invalidated since.
 #[derive(Clone, Debug)]
 pub(crate) struct Fallback {
     pub(crate) loaded: Loaded,
@@ -119,13 +134,13 @@ pub(crate) struct Loaded {
 
 /// A place on a flight.
 pub(crate) enum Join {
-    /// Nobody joins it before its reader has looked at Redis and let it be led.
+    /// A flight that nobody joins before its reader has looked at Redis and let it be led.
     Looking(Leader, Follower),
     Leader(Leader, Follower),
     Joined(Follower),
 }
 
-/// How a reader goes on whose own look at Redis was in vain.
+/// The way on of a reader whose own look at Redis was in vain.
 pub(crate) enum AfterLook {
     /// Its flight is to be led by a task.
     Lead,
@@ -137,7 +152,7 @@ pub(crate) struct Follower {
     flight: Arc<Flight>,
     /// The step that was looked at last.
     seen: u32,
-    /// Another has begun it.
+    /// Whether another has begun it.
     joined: bool,
 }
 
@@ -195,6 +210,7 @@ impl Flights {
         if let Some(follower) = self.joinable(&shard, now, key, cargo, tags, world) {
             return Join::Joined(follower);
         }
+        let tags = with_those_of(shard.get(key), cargo, tags);
         let (leader, follower) = self.take_off(key, cargo, tags, world.0, true);
         if may_look && !shard.contains_key(key) {
             *leader.flight.led_by.lock() = LedBy::Looking;
@@ -234,18 +250,22 @@ impl Flights {
         generations: &Generations,
         in_table: bool,
     ) -> (Leader, Follower) {
-        let (leader, follower) = self.take_off(key, cargo, tags, generations, in_table);
-        if in_table {
-            leader.flight.enter(&mut self.shard(key).lock());
+        if !in_table {
+            let tags = with_those_of(None, cargo, tags);
+            return self.take_off(key, cargo, tags, generations, in_table);
         }
+        let mut shard = self.shard(key).lock();
+        let tags = with_those_of(shard.get(key), cargo, tags);
+        let (leader, follower) = self.take_off(key, cargo, tags, generations, in_table);
+        leader.flight.enter(&mut shard);
         (leader, follower)
     }
 
-    fn take_off<T: AsRef<[u8]>>(
+    fn take_off(
         self: &Arc<Self>,
         key: &[u8],
         cargo: Cargo,
-        tags: &[T],
+        tags: Vec<Vec<u8>>,
         generations: &Generations,
         in_table: bool,
     ) -> (Leader, Follower) {
@@ -253,14 +273,15 @@ impl Flights {
             key: Arc::from(key),
             cargo,
             began: Monotonic::now(),
-            snapshot: generations.snapshot(key, tags),
+            snapshot: generations.snapshot(key, &tags),
+            tags,
             found: Mutex::default(),
             progress: Mutex::default(),
             told: Notify::new(),
             led_by: Mutex::new(LedBy::Led),
             loading: Mutex::default(),
-            lent: Mutex::default(),
-            is_lent: Notify::new(),
+            wishes: Mutex::default(),
+            wished: Notify::new(),
         });
         let follower = Follower::new(&flight, false);
         let leader = Leader {
@@ -314,8 +335,19 @@ impl Flight {
 
     /// Lets it go by the permit of this load, which waits for it.
     pub(crate) fn lend(&self, by: &Arc<Loading>) {
-        self.lent.lock().get_or_insert_with(|| by.clone());
-        self.is_lent.notify_one();
+        self.wishes.lock().lent.get_or_insert_with(|| by.clone());
+        self.wished.notify_one();
+    }
+
+    /// Asks it to have done with Redis by then: one who waits for it has asked Redis before.
+    pub(crate) fn hurry(&self, until: Instant) {
+        let mut wishes = self.wishes.lock();
+        let sooner = wishes.redis_until.is_none_or(|before| until < before);
+        if sooner {
+            wishes.redis_until = Some(until);
+            drop(wishes);
+            self.wished.notify_one();
+        }
     }
 }
 
@@ -373,6 +405,11 @@ impl Leader {
         &self.flight.key
     }
 
+    /// Returns the tags that what it brings has to carry.
+    pub(crate) fn tags(&self) -> &[Vec<u8>] {
+        &self.flight.tags
+    }
+
     pub(crate) fn offer_fallback(&self, loaded: Loaded) {
         let then = self.snapshot();
         let held = Fallback { loaded, then };
@@ -397,10 +434,25 @@ impl Leader {
     /// Waits for a load that waits for this one to lend it its permit.
     pub(crate) async fn lent(&self) -> Arc<Loading> {
         loop {
-            if let Some(lent) = self.flight.lent.lock().clone() {
+            if let Some(lent) = self.flight.wishes.lock().lent.clone() {
                 return lent;
             }
-            self.flight.is_lent.notified().await;
+            self.flight.wished.notified().await;
+        }
+    }
+
+    /// Waits until one who waits for this flight has spent on Redis what a read may.
+    pub(crate) async fn hurried(&self) {
+        loop {
+            let until = self.flight.wishes.lock().redis_until;
+            let wished = self.flight.wished.notified();
+            match until {
+                Some(until) => tokio::select! {
+                    () = tokio::time::sleep_until(until.into()) => return,
+                    () = wished => {}
+                },
+                None => wished.await,
+            }
         }
     }
 
@@ -456,7 +508,27 @@ impl Drop for Leader {
     }
 }
 
+/// Returns these tags, and those of the flight whose place is taken, if it brings the same.
+fn with_those_of<T: AsRef<[u8]>>(
+    before: Option<&Arc<Flight>>,
+    cargo: Cargo,
+    tags: &[T],
+) -> Vec<Vec<u8>> {
+    let mut all: Vec<Vec<u8>> = tags.iter().map(|tag| tag.as_ref().to_vec()).collect();
+    if let Some(before) = before.filter(|before| before.cargo == cargo) {
+        for tag in &before.tags {
+            if all.len() < TAKEN_OVER && !all.contains(tag) {
+                all.push(tag.clone());
+            }
+        }
+    }
+    all
+}
+
 const SHARDS: usize = 64;
+
+/// With so many tags no others are taken over: readers who each name another one come without end.
+const TAKEN_OVER: usize = 16;
 
 #[cfg(test)]
 mod tests;

@@ -419,14 +419,14 @@ impl Outbox {
 /// Where the database's own number stands, among the watermarks: no namespace is called so.
 const DATABASE: &str = "{database}";
 
-/// As many rows as a batch takes at most.
+/// The rows that a batch takes at most.
 pub(crate) const BATCH: usize = 256;
 
 /// Names of so many bytes together: what a slow link to Redis carries well within what applying may
 /// take.
 const BATCH_BYTES: usize = 64 << 10;
 
-/// As many rows as one look tells apart.
+/// The rows that one look tells apart.
 const SEEN_AT_ONCE: usize = 64;
 
 /// One delivers and (not on SQLite) keeps the state row locked meanwhile, one looks.

@@ -68,7 +68,7 @@ struct Rounds {
     ended: u64,
 }
 
-/// When to look, and when to worry.
+/// The times at which to look, and to worry.
 pub(crate) struct RelayOptions {
     pub(crate) poll: Duration,
     pub(crate) lag_max: Duration,
@@ -116,7 +116,7 @@ impl Relay {
         self.rounds.borrow().begun + 1
     }
 
-    /// Something has been committed.
+    /// Wakes it: something has been committed.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
     }

@@ -49,7 +49,7 @@ pub trait Repository<V>: Send + Sync + 'static {
 }
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
-    /// As [`get`](Self::get), loading through a repository.
+    /// Answers as [`get`](Self::get), loading through a repository.
     ///
     /// # Errors
     /// As [`get`](Self::get).

@@ -69,7 +69,7 @@ pub(crate) struct Stats {
     /// The same in the metrics recorder, which has one cell for all threads and so is told of many
     /// at a time.
     hits_exported: metrics::Counter,
-    /// Those it has been told of.
+    /// The count of those that it has been told of.
     hits_told: AtomicU64,
     /// By source, fresh then stale.
     answers: [[Tally; 2]; Source::ALL.len()],

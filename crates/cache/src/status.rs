@@ -55,6 +55,9 @@ pub struct RedisTrust {
     pub epoch: Option<String>,
     /// The watermark that Redis must have reached, as the database said last.
     pub watermark: u64,
+    /// The slot of a cluster in which all of the namespace lies, and so on one shard; `None` where
+    /// there is one server.
+    pub slot: Option<u16>,
 }
 
 impl CacheStatus {
@@ -67,6 +70,7 @@ impl CacheStatus {
                 proven: redis.epoch_guard.sql_seen(),
                 epoch: epoch.map(|epoch| epoch.to_string()),
                 watermark: redis.epoch_guard.known_watermark(),
+                slot: redis.slot(),
             }
         });
         let relay = inner.relay.as_ref();

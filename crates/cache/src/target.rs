@@ -76,7 +76,7 @@ pub(crate) struct Announcement {
 }
 
 impl Announcement {
-    /// All but the new watermark and its space.
+    /// Returns all but the new watermark and its space.
     pub(crate) fn body(before: u64, targets: &[Target]) -> Vec<u8> {
         let mut out = format!("{before} ").into_bytes();
         for target in targets {

@@ -27,7 +27,7 @@ impl ser::Error for Unfaithful {
 type Walked = Result<(), Unfaithful>;
 
 struct Walk {
-    /// What comes now is what an option holds.
+    /// Whether what comes now is what an option holds.
     within_some: bool,
 }
 

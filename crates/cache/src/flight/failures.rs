@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::monotonic::Monotonic;
 
-/// When the load of a key failed last.
+/// The time at which the load of a key failed last.
 pub(crate) struct Failures {
     /// Each a part of the key's hash, then how often it has failed in a row, then milliseconds
     /// since the start, one more than there were.

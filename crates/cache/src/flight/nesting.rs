@@ -23,7 +23,7 @@ use crate::tier::Key;
 
 /// A load under way, with those that it is nested in.
 pub(crate) struct Loading {
-    /// Those of the cache that it is of.
+    /// The flights of the cache that it is of.
     flights: Weak<Flights>,
     keys: Vec<Key>,
     parent: Option<Arc<Self>>,

@@ -173,6 +173,36 @@ fn k11_nobody_joins_a_load_whose_value_will_not_carry_his_tag() {
 }
 
 #[test]
+fn k3_who_takes_the_place_of_a_flight_carries_its_tags_so_that_those_who_name_them_join() {
+    let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
+    let coherence = Coherence::alone();
+    let world = (&generations, &coherence);
+    let look = |tags: &[&str]| flights.look_or_board(b"k", cargo(), tags, world);
+    let Join::Looking(reader, _) = look(&["red"]) else {
+        panic!("no look")
+    };
+    let Join::Leader(leader, _) = look(&[]) else {
+        panic!("waits for a reader that nobody may be polling")
+    };
+    assert_eq!(leader.tags(), [b"red"]);
+    let after = reader.after_look(&["red"], &generations);
+    assert!(matches!(after, AfterLook::Joined(_)), "a second load");
+    let Join::Leader(both, _) = look(&["blue"]) else {
+        panic!("joined a load without the tag")
+    };
+    assert_eq!(both.tags(), [&b"blue"[..], b"red"]);
+    assert!(matches!(look(&["red"]), Join::Joined(_)));
+    let other = Cargo {
+        version: 1,
+        ..cargo()
+    };
+    let Join::Leader(newer, _) = flights.board(b"k", other, NONE, world) else {
+        panic!("joined a load of another version")
+    };
+    assert!(newer.tags().is_empty(), "another's tags are its own");
+}
+
+#[test]
 fn k11_nobody_joins_a_look_at_a_value_whose_unnamed_tag_was_invalidated() {
     let (flights, generations) = (Arc::new(Flights::new(RULES)), Generations::new());
     let Join::Leader(leader, _) =

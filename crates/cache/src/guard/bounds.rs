@@ -88,7 +88,7 @@ pub struct ClassGuard {
 }
 
 impl ClassGuard {
-    /// These two bounds.
+    /// Bounds of these two kinds.
     #[must_use]
     pub fn new(concurrency: usize, rate: f64) -> Self {
         Self { concurrency, rate }

@@ -9,6 +9,10 @@
 //! memory is not taken as fresh; after a gap, what was in memory before it is not either, until it
 //! has been loaded again.
 //!
+//! In a cluster the channels are sharded ones of the slot in which the namespace lies: the node
+//! that runs the scripts is the one that is listened to, and when the slot moves so does the
+//! connection.
+//!
 //! Anybody who may publish can forge an announcement. It costs loads, and the next beat sets the
 //! count right.
 
@@ -66,29 +70,30 @@ pub(crate) async fn listen(
 }
 
 /// Subscribes to both channels, and tells when both have been confirmed for the first time. From
-/// then on they are made again by themselves, and an event tells that all on_subscribed; before,
+/// then on they are made again by themselves, and an event tells that all of them stand; before,
 /// such an event may be about one of them, or none.
-fn subscribe(redis: &RedisTier, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
-    let pubsub = redis.client().pubsub();
+fn subscribe(redis: &Arc<RedisTier>, own: &[u8]) -> (PubSub, oneshot::Receiver<()>) {
+    let pubsub = redis.client().pubsub_for(redis.names().channel());
     let (mut tell, subscribed) = oneshot::channel();
-    let (control, channels) = (pubsub.control(), [redis.names().channel(), own.to_vec()]);
+    let (control, redis, own) = (pubsub.control(), redis.clone(), own.to_vec());
     tokio::spawn(async move {
+        let channels = [redis.names().channel(), own];
         tokio::select! {
             // Nobody listens any more: the cache is gone, or its client is closed.
             () = tell.closed() => return,
-            () = confirm(&control, channels) => {}
+            () = confirm(&redis, &control, channels) => {}
         }
         let _ = tell.send(());
     });
     (pubsub, subscribed)
 }
 
-/// Each waits for its confirmation as long as a call may; while Redis is away, or forbids it, that
-/// is again and again.
-async fn confirm(control: &PubSubControl, channels: [Vec<u8>; 2]) {
+/// Subscribes to each until it is confirmed, and waits for that as long as a call may; while Redis
+/// is away, or forbids it, that is again and again.
+async fn confirm(redis: &RedisTier, control: &PubSubControl, channels: [Vec<u8>; 2]) {
     let mut told = false;
     for channel in channels {
-        while let Err(error) = control.subscribe(channel.clone()).await {
+        while let Err(error) = redis.subscribe(control, channel.clone()).await {
             if error.certainty() == Certainty::Rejected && !std::mem::replace(&mut told, true) {
                 tracing::warn!(
                     %error,
@@ -111,10 +116,10 @@ async fn be_there(control: PubSubControl, redis: Arc<RedisTier>, mut gone: watch
         if database != there {
             if let Some(before) = there.take() {
                 redis.epoch_guard.can_be_found(None);
-                let _ = control.unsubscribe(channel(before)).await;
+                let _ = redis.unsubscribe(&control, channel(before)).await;
             }
             if let Some(now) = database {
-                match control.subscribe(channel(now)).await {
+                match redis.subscribe(&control, channel(now)).await {
                     Ok(()) => {
                         there = database;
                         redis.epoch_guard.can_be_found(database);
@@ -139,11 +144,11 @@ struct InvalidationListener {
     cache: Weak<Inner>,
     redis: Arc<RedisTier>,
     own: Vec<u8>,
-    /// Both subscriptions have stood once, so that both are made again after a loss.
+    /// Whether both subscriptions have stood once, so that both are made again after a loss.
     subscribed: bool,
-    /// Both subscriptions on_subscribed.
+    /// Whether both subscriptions stand.
     standing: bool,
-    /// It is known what was missed while they did not stand.
+    /// Whether it is known what was missed while they did not stand.
     synced: bool,
     /// Counts the times that they have stood, so that a beat of an earlier one proves nothing.
     connection: u64,
@@ -170,11 +175,16 @@ impl InvalidationListener {
                 self.on_other_database();
             }
             PubSubEvent::Message { payload, .. } => self.on_announcement(&cache, &payload),
-            PubSubEvent::Resumed { .. } if !self.subscribed => {}
-            PubSubEvent::Resumed { .. } => self.on_subscribed().await,
+            PubSubEvent::Resumed { .. } => {
+                self.redis.epoch_guard.is_away(false);
+                if self.subscribed {
+                    self.on_subscribed().await;
+                }
+            }
             // Lost, or messages dropped because they came too fast, or something this program does
             // not know: assume the worst.
             PubSubEvent::Lost { .. } => {
+                self.redis.epoch_guard.is_away(true);
                 (self.standing, self.synced) = (false, false);
                 cache.coherence.disprove(Monotonic::now());
             }
@@ -186,7 +196,7 @@ impl InvalidationListener {
         }
     }
 
-    /// Both subscriptions on_subscribed, for the first time or again: what was missed has to be
+    /// Notes that both subscriptions stand, for the first time or again: what was missed has to be
     /// found out, and the channel to be proven.
     async fn on_subscribed(&mut self) {
         let Some(cache) = self.cache.upgrade() else {
@@ -257,7 +267,7 @@ impl InvalidationListener {
         }
     }
 
-    /// Some invalidations were not heard, and which is not known.
+    /// Doubts memory: some invalidations were not heard, and which is not known.
     fn miss(&self, cache: &Inner, why: &'static str) {
         tracing::warn!(
             why,

@@ -167,7 +167,7 @@ impl Cache {
 }
 
 impl<'a, F> Write<'a, F> {
-    /// These keys and tags are invalidated by the write.
+    /// Names keys and tags that are invalidated by the write.
     pub fn invalidates(self, targets: impl IntoIterator<Item = Target>) -> Commit<'a, F> {
         self.invalidates_nothing().invalidates(targets)
     }
@@ -183,7 +183,7 @@ impl<'a, F> Write<'a, F> {
 }
 
 impl<F> Commit<'_, F> {
-    /// These keys and tags are invalidated too.
+    /// Names keys and tags that are invalidated too.
     pub fn invalidates(mut self, targets: impl IntoIterator<Item = Target>) -> Self {
         self.targets.extend(targets);
         self

@@ -205,6 +205,7 @@ fn take_slot<V: Clone + Send + Sync + 'static, K: Key + Clone>(
     match flights.board(&name, view.cargo(), &job.tags, world) {
         Join::Joined(follower) => BatchSlot::Flight(follower, held),
         Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
+            job.carry_tags_of(&leader);
             let key = key.clone();
             led.push(Led { leader, job, key });
             BatchSlot::Flight(follower, held)

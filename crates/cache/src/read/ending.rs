@@ -17,7 +17,7 @@ use crate::flight::{Fallback, Follower, Loaded};
 use crate::freshness::Ttl;
 use crate::monotonic::Monotonic;
 
-/// How a read ended: a value, perhaps stale; or why there is none.
+/// The ending of a read: a value, perhaps stale; or why there is none.
 pub(crate) type Ending = Result<(Loaded, Option<StaleReason>), CacheError>;
 
 /// Waits for the flight to land, but not past the soft limit if there is something stale to serve.

@@ -30,7 +30,7 @@ use crate::tier::redis::{
 pub(crate) struct Job<V> {
     pub(crate) view: View<V>,
     pub(crate) ttl: Ttl,
-    /// Those that what is loaded will carry.
+    /// The tags that what is loaded will carry.
     pub(crate) tags: Vec<Vec<u8>>,
     /// The value that the caller could serve meanwhile.
     pub(crate) held: Option<Arc<Entry>>,
@@ -51,6 +51,17 @@ pub(crate) enum FirstLook {
     Missed(SeenValue, RedisAllowance),
     /// Redis was of no use.
     InVain,
+}
+
+impl FirstLook {
+    /// Returns what the read may still spend on Redis; `None` if it has asked nothing.
+    pub(crate) fn left(&self) -> Option<Duration> {
+        match self {
+            Self::None => None,
+            Self::Missed(_, allowance) => Some(allowance.left()),
+            Self::InVain => Some(Duration::ZERO),
+        }
+    }
 }
 
 /// The outcome of a look at Redis, for a read.
@@ -215,6 +226,11 @@ impl Inner {
 }
 
 impl<V: Clone + Send + Sync + 'static> Job<V> {
+    /// Takes over the tags that the flight's value has to carry.
+    pub(crate) fn carry_tags_of(&mut self, leader: &Leader) {
+        add_tags(&mut self.tags, leader.tags().iter().map(Vec::as_slice));
+    }
+
     /// A load by this view. What is loaded again keeps the tags of what is held, whoever asks for
     /// it.
     pub(crate) fn new(view: &View<V>, mut tags: Vec<Vec<u8>>, held: Option<Arc<Entry>>) -> Self {
@@ -258,20 +274,30 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
                 FirstLook::Missed(seen, allowance) => (Some(seen), allowance),
                 FirstLook::InVain => return Stage::Load(None),
             };
-        // Half of the time is left to the load itself.
-        let give_up = clock() + cache.lease_wait.min(self.ttl.hard_limit / 2);
+        let give_up = waits_until(clock(), cache.lease_wait, deadline, &self.ttl);
         let mut pause = FIRST_LOOK;
+        let mut is_first = true;
         loop {
-            let asked = match seen.take() {
-                Some(seen) => {
-                    self.lease(redis, leader, deadline, seen, &mut allowance)
-                        .await
-                }
-                None => {
-                    self.look_and_lease(redis, leader, deadline, &mut allowance)
-                        .await
+            let asking = async {
+                match seen.take() {
+                    Some(seen) => {
+                        self.lease(redis, leader, deadline, seen, &mut allowance)
+                            .await
+                    }
+                    None => {
+                        self.look_and_lease(redis, leader, deadline, &mut allowance)
+                            .await
+                    }
                 }
             };
+            let asked = tokio::select! {
+                biased;
+                asked = asking => asked,
+                // Nobody pays for a slow Redis twice. What is asked while another process loads is
+                // the load's time.
+                () = leader.hurried(), if is_first => Err(RedisFailure::NoTime),
+            };
+            is_first = false;
             match asked {
                 Ok(Some(stage)) => return stage,
                 Ok(None) => {}
@@ -472,6 +498,33 @@ struct Unfit {
     tags: Vec<Vec<u8>>,
 }
 
-/// Another process is loading: how soon to look, at first and at last.
+/// Returns until when a read that has to have ended by `deadline` waits for the value of another
+/// process: half of its time is left to the load itself.
+fn waits_until(now: Instant, lease_wait: Duration, deadline: Instant, ttl: &Ttl) -> Instant {
+    let half = deadline.checked_sub(ttl.hard_limit / 2).unwrap_or(now);
+    (now + lease_wait).min(half)
+}
+
+/// The pauses between looks while another process is loading, at first and at last.
 const FIRST_LOOK: Duration = Duration::from_millis(5);
 const LAST_LOOK: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn k13_who_waits_for_anothers_value_leaves_half_of_the_reads_time_to_the_load() {
+        let (ttl, now) = (Ttl::default(), clock());
+        let (hard, second) = (ttl.hard_limit, Duration::from_secs(1));
+        let until = |spent, wait| {
+            let deadline = now + hard - spent;
+            waits_until(now, wait, deadline, &ttl).saturating_duration_since(now)
+        };
+        assert_eq!(until(Duration::ZERO, hard * 2), hard / 2);
+        assert_eq!(until(Duration::ZERO, second), second, "no longer than that");
+        let spent = hard / 4;
+        assert_eq!(until(spent, hard * 2), hard / 2 - spent, "on its own look");
+        assert_eq!(until(hard, second), Duration::ZERO);
+    }
+}

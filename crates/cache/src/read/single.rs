@@ -305,6 +305,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
         }
         let (flights, generations) = (&view.core().flights, &view.core().generations);
         let (leader, follower) = flights.begin(&name, view.cargo(), &job.tags, generations, true);
+        job.carry_tags_of(&leader);
         let (ttl, parent) = (job.ttl, job.parent.clone());
         view.core()
             .under_way
@@ -322,7 +323,7 @@ impl<'a, V: Clone + Send + Sync + 'static, K: Key> Read<'a, V, K> {
 
 impl<V: Clone + Send + Sync + 'static> View<V> {
     /// Joins or begins the flight for this key.
-    fn board<L, F>(&self, name: &[u8], job: Job<V>, load: L) -> Follower
+    fn board<L, F>(&self, name: &[u8], mut job: Job<V>, load: L) -> Follower
     where
         L: FnOnce() -> F + Send + 'static,
         F: Future<Output = Result<Option<V>, LoadError>> + Send + 'static,
@@ -336,6 +337,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         ) {
             Join::Joined(follower) => follower,
             Join::Looking(leader, follower) | Join::Leader(leader, follower) => {
+                job.carry_tags_of(&leader);
                 cache
                     .under_way
                     .spawn(load::lead(leader, job, load, clock()));
@@ -371,7 +373,10 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
             .look_or_board(name, self.cargo(), &job.tags, world);
         let (leader, follower, load) = match boarding {
             Join::Joined(follower) => return Boarded::Waiting(follower, None),
-            Join::Leader(leader, follower) => (leader, follower, load),
+            Join::Leader(leader, follower) => {
+                job.carry_tags_of(&leader);
+                (leader, follower, load)
+            }
             Join::Looking(leader, follower) => {
                 let named = job.tags.len();
                 let look = OwnLook::new(self, name, &job, load);
@@ -383,6 +388,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 let Some(load) = load else {
                     return Boarded::Waiting(follower, None);
                 };
+                let left = job.first_look.left();
                 if clock() > began + job.ttl.hard_limit / 2 {
                     // Nobody has looked at the answer for a long time. A load gets its time all
                     // the same; the reader waits no longer than it would have.
@@ -391,7 +397,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
                 }
                 match leader.after_look(&job.tags[..named], &cache.generations) {
                     AfterLook::Lead => (leader, follower, load),
-                    AfterLook::Joined(other) => return Boarded::Waiting(other, leader.fallback()),
+                    AfterLook::Joined(other) => {
+                        if let Some(left) = left {
+                            other.flight().hurry(clock() + left);
+                        }
+                        return Boarded::Waiting(other, leader.fallback());
+                    }
                 }
             }
         };
@@ -400,7 +411,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 }
 
-/// How a read goes on that memory could not answer.
+/// The way on of a read that memory could not answer.
 enum Boarded {
     /// Redis has answered it.
     Answered(Loaded),

@@ -45,7 +45,7 @@ pub struct View<V> {
     made: Arc<Made<V>>,
 }
 
-/// How a view was made.
+/// The choices by which a view was made.
 struct Made<V> {
     cache: Cache,
     number: u64,
@@ -97,7 +97,7 @@ impl<V> std::fmt::Debug for View<V> {
     }
 }
 
-/// How it is made.
+/// The making of a view.
 impl<V: Clone + Send + Sync + 'static> View<V> {
     pub(crate) fn new(cache: Cache, class: Arc<Class>, codec: Codec<V>) -> Self {
         let number = cache.inner.views.fetch_add(1, Ordering::Relaxed);
@@ -118,7 +118,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
         }
     }
 
-    /// Another view, which differs by this.
+    /// Returns another view, which differs by this.
     fn but(mut self, change: impl FnOnce(&mut Made<V>)) -> Self {
         let made = Arc::make_mut(&mut self.made);
         made.number = made.cache.inner.views.fetch_add(1, Ordering::Relaxed);

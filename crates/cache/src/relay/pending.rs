@@ -20,7 +20,7 @@ pub(crate) struct Pending {
     most: usize,
 }
 
-/// Each target with the round of the relay that will have applied it.
+/// The targets, each with the round of the relay that will have applied it.
 #[derive(Default)]
 struct PendingTargets {
     keys: HashMap<Box<[u8]>, u64>,
@@ -53,7 +53,7 @@ impl Pending {
         self.count.store(waiting.count(), Ordering::SeqCst);
     }
 
-    /// This round has ended, and with it all that waited for it.
+    /// Ends a round, and with it all that waited for it.
     pub(crate) fn settle(&self, round: u64) {
         if self.count.load(Ordering::SeqCst) == 0 {
             return;

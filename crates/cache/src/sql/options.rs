@@ -65,7 +65,7 @@ impl Default for DatabaseOptions {
     }
 }
 
-/// What a statement changed.
+/// The changes that a statement made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Executed {

@@ -44,7 +44,7 @@ struct Cell {
 /// The type that a value had in the database, where JSON does not show it.
 #[derive(Clone, Debug)]
 enum Origin {
-    /// What it is in JSON.
+    /// Returns its form in JSON.
     Plain,
     /// A document of a JSON column, or a list of such, as the database gave it: a [`Value`] would
     /// round its numbers and order its members.
@@ -162,7 +162,7 @@ impl Cell {
 enum Unfit {
     /// Nothing of its type has one.
     Type,
-    /// This one has none.
+    /// A value that has none.
     Value(&'static str),
     Sql(sqlx::Error),
 }

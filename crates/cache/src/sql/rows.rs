@@ -29,7 +29,7 @@ impl Bounds {
     /// No bounds.
     pub const NONE: Self = Self::new(usize::MAX, usize::MAX);
 
-    /// These two.
+    /// Bounds of both.
     #[must_use]
     pub const fn new(rows: usize, bytes: usize) -> Self {
         Self { rows, bytes }

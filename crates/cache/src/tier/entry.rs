@@ -50,7 +50,7 @@ pub(crate) struct Label {
     pub(crate) version: u32,
 }
 
-/// When a value was loaded, and how long it may be believed.
+/// The moment at which a value was loaded, and how long it may be believed.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Times {
     pub(crate) loaded_at: Monotonic,

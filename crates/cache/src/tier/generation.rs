@@ -123,7 +123,7 @@ impl Generations {
         self.clears.load(Ordering::SeqCst)
     }
 
-    /// All counters, to be compared after a load of keys that were not known before it.
+    /// The state of all counters, to be compared after a load whose keys were not known before.
     pub(crate) fn snapshot_all(&self) -> WholeSnapshot {
         let seen = |counters: &[AtomicU32]| {
             let seen = counters

@@ -26,13 +26,13 @@ pub(crate) use fill::{Fill, Lease, WarmWindow};
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
 use smallvec::SmallVec;
-use steadfast::{CallOptions, Client, ConnectionState, Effect};
+use steadfast::{CallOptions, Client, ConnectionState, Effect, Error, PubSubControl, Toward};
 
 use crate::freshness::Lifetime;
 use crate::outbox::Outbox;
@@ -44,6 +44,10 @@ use names::Names;
 
 pub(crate) struct RedisTier {
     client: Client,
+    /// The server on which the namespace lives.
+    toward: Toward,
+    /// The number of that server when it was last asked for anything.
+    server: AtomicU32,
     names: Names,
     limit: Duration,
     value_max: usize,
@@ -99,6 +103,8 @@ impl RedisTier {
         stats: Arc<Stats>,
     ) -> Self {
         let tier = Self {
+            toward: client.toward(options.names.epoch()),
+            server: NO_SERVER.into(),
             client,
             names: options.names,
             limit: options.limit,
@@ -132,6 +138,54 @@ impl RedisTier {
 
     pub(crate) fn names(&self) -> &Names {
         &self.names
+    }
+
+    /// Returns the server on which the namespace lives.
+    pub(crate) fn toward(&self) -> &Toward {
+        &self.toward
+    }
+
+    /// Returns the slot of a cluster in which the namespace lies, if it is one.
+    pub(crate) fn slot(&self) -> Option<u16> {
+        self.names.are_in_one_slot().then(|| self.toward.slot())
+    }
+
+    /// Subscribes to a channel of the namespace.
+    pub(crate) async fn subscribe(
+        &self,
+        control: &PubSubControl,
+        channel: Vec<u8>,
+    ) -> Result<(), Error> {
+        match self.names.are_in_one_slot() {
+            true => control.ssubscribe(channel).await,
+            false => control.subscribe(channel).await,
+        }
+    }
+
+    /// Ends the subscription to a channel of the namespace.
+    pub(crate) async fn unsubscribe(
+        &self,
+        control: &PubSubControl,
+        channel: Vec<u8>,
+    ) -> Result<(), Error> {
+        match self.names.are_in_one_slot() {
+            true => control.sunsubscribe(channel).await,
+            false => control.unsubscribe(channel).await,
+        }
+    }
+
+    /// Doubts what was believed of a server that is not the one of now: a slot of a cluster can get
+    /// another owner to which this process was connected all the time.
+    fn heed_server(&self) {
+        let Some(now) = self.toward.server().map(u32::from) else {
+            return;
+        };
+        if self.server.load(Ordering::Relaxed) == now {
+            return;
+        }
+        if self.server.swap(now, Ordering::Relaxed) != NO_SERVER {
+            self.epoch_guard.doubt_all();
+        }
     }
 
     /// Returns the limit on the time that one read may spend here.
@@ -281,7 +335,7 @@ impl RedisTier {
     /// Whether it is worth asking: down means down, in a short interruption the client waits.
     pub(crate) fn is_reachable(&self) -> bool {
         !matches!(
-            self.client.state(),
+            self.toward.state(),
             ConnectionState::Down | ConnectionState::Closed
         )
     }
@@ -294,6 +348,7 @@ impl RedisTier {
         if !self.is_reachable() {
             return Err(RedisFailure::NotAsked("it is down"));
         }
+        self.heed_server();
         allowance
             .spend(|limit| self.epoch_guard.epoch_view(limit))
             .await
@@ -434,6 +489,9 @@ fn time_and_texts(answer: Vec<redis::Value>) -> Option<(i64, Vec<Option<Vec<u8>>
 /// A value may seem to have this much more time left than it was given: Redis rounds, and its clock
 /// is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
+
+/// The number of no server.
+const NO_SERVER: u32 = u32::MAX;
 
 /// What no reader waits for (proof of the channel, belief, fills) is given this long also where a
 /// read may spend less: it must work over any round trip.

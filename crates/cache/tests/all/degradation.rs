@@ -76,6 +76,38 @@ async fn k2_a_redis_that_is_frozen_adds_no_more_than_its_limit() {
     .await;
 }
 
+/// A reader looks at Redis itself, in vain, and then waits for a load that was begun meanwhile and
+/// that looks at Redis too.
+#[tokio::test]
+async fn k2_nobody_pays_for_a_frozen_redis_twice() {
+    let site = Site::start().await;
+    let patient = Client::builder(&site.redis.url())
+        .unwrap()
+        .response_idle_timeout(Duration::from_secs(60));
+    let limit = Duration::from_secs(4);
+    let cache = plain(&site.database)
+        .redis(patient.connect().await.unwrap())
+        .redis_limit(limit)
+        .build()
+        .await
+        .unwrap();
+    let loader = Loader::default();
+    get(&cache, "warm up", "user", &loader).await.unwrap();
+    site.redis.freeze().unwrap();
+    let later = async {
+        tokio::time::sleep(limit - Duration::from_millis(500)).await;
+        get(&cache, "cold", "user", &loader).await.unwrap()
+    };
+    let began = tokio::time::Instant::now();
+    let first = async {
+        let answer = get(&cache, "cold", "user", &loader).await.unwrap();
+        (answer, began.elapsed())
+    };
+    let ((first, took), later) = tokio::join!(first, later);
+    assert_eq!(first.value, later.value, "one load");
+    assert!(took < limit * 2 - Duration::from_secs(1), "{took:?}");
+}
+
 /// Each question is answered within the limit, all of them together would not be: the second is not
 /// asked, and the read goes on without it.
 #[tokio::test]

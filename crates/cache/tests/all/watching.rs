@@ -5,6 +5,7 @@ use std::time::Duration;
 use steadfast_cache::{Database, DatabaseOptions, Pool, Source, Target, Ttl, Tx};
 use steadfast_drill::process::{MariaDb, Postgres, Redis};
 use tokio::net::TcpListener;
+use tokio::time::Instant;
 
 use crate::site::{
     Loader, Site, connect, create_table, eventually, get, patient, plain, read_item, select_item,
@@ -280,22 +281,34 @@ async fn k16_of_two_databases_with_one_namespace_only_the_first_uses_redis() {
     .await;
 }
 
-/// Else one of another database that comes just then would take its place.
+/// Else one of another database that comes just then would take its place. A process that cannot be
+/// found after a second uses Redis all the same, so only a start that took less says anything.
 #[tokio::test]
 async fn k16_a_process_can_be_found_by_those_of_another_database_before_it_uses_redis() {
-    for _ in 0..3 {
-        let site = Site::start().await;
-        let cache = site.cache().await;
+    let site = Site::start().await;
+    let started = async |n: u32| {
+        let namespace = format!("test{n}");
+        let (builder, began) = (site.builder().await, Instant::now());
+        let cache = builder.namespace(namespace.clone()).build().await.unwrap();
         eventually("it uses Redis", || async {
             cache.status().redis.unwrap().epoch.is_some()
         })
         .await;
-        let of = ["PUBSUB", "CHANNELS", "test:inv:of:*"];
+        let of = ["PUBSUB", "CHANNELS", &format!("{namespace}:inv:of:*")];
         let found = site.redis.command(&of).await.unwrap();
+        let is_found = matches!(&found, redis::Value::Array(channels) if channels.len() == 1);
+        let took = began.elapsed();
         assert!(
-            matches!(&found, redis::Value::Array(channels) if channels.len() == 1),
-            "{found:?}"
+            is_found || took > Duration::from_millis(900),
+            "{found:?} in {took:?}"
         );
+        is_found
+    };
+    let (mut n, mut found) = (0, 0);
+    while found < 3 {
+        n += 1;
+        assert!(n <= 20, "the machine is too slow: {found} of {n}");
+        found += u32::from(started(n).await);
     }
 }
 

@@ -42,6 +42,11 @@ impl RedisAllowance {
         answer
     }
 
+    /// Returns what may still be spent.
+    pub(crate) fn left(&self) -> Duration {
+        self.left
+    }
+
     pub(crate) fn charge(&mut self, took: Duration) {
         self.left = self.left.saturating_sub(took);
         self.slowest = self.slowest.max(took);

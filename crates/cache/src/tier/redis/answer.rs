@@ -65,5 +65,5 @@ pub(super) fn millis(duration: Duration) -> u64 {
     duration.as_millis() as u64
 }
 
-/// As many bytes as `TAKE_LEASE` compares.
+/// The bytes that `TAKE_LEASE` compares.
 pub(super) const HEAD: usize = 6;

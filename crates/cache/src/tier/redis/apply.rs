@@ -45,7 +45,8 @@ impl RedisTier {
                 String::new()
             })
             .arg(LOGGED)
-            .arg(LOGGED_FOR.as_millis() as u64);
+            .arg(LOGGED_FOR.as_millis() as u64)
+            .arg(self.names.publish());
             for target in targets.iter().filter(|_| !everything) {
                 match target {
                     Target::Key(key) => ask.arg(Names::logged_key(key)),
@@ -71,19 +72,20 @@ impl RedisTier {
 
     /// The epoch to write in, also while Redis is not read.
     pub(crate) async fn epoch_to_write(&self) -> RedisResult<Arc<str>> {
+        self.heed_server();
         self.epoch_guard
             .epoch_to_write(apply_limit(self.limit))
             .await
     }
 
-    /// Sends this process `text` and Redis's watermark, through Redis.
-    /// The first time on a connection Redis may not know the script.
+    /// Sends this process `text` and Redis's watermark, through Redis. The first time on a
+    /// connection Redis may not know the script.
     pub(crate) async fn beat(&self, own_channel: &[u8], text: String, first: bool) {
         let forms = [("EVALSHA", BEAT_SHA), ("EVAL", BEAT)];
         for (command, script) in forms.into_iter().skip(usize::from(first)) {
             let mut ask = redis::cmd(command);
             ask.arg(script).arg(1).arg(self.names.watermark());
-            ask.arg(own_channel).arg(&text);
+            ask.arg(own_channel).arg(&text).arg(self.names.publish());
             match self.ask_only::<u64>(&ask).await {
                 // Not known yet, or not allowed by that name.
                 Err(RedisFailure::Failed(error))
@@ -94,7 +96,7 @@ impl RedisTier {
     }
 }
 
-/// All that applying may take of Redis's time, where a question of a read may take so much.
+/// The most that applying may take of Redis's time, where a question of a read may take so much.
 pub(crate) fn apply_limit(redis_limit: Duration) -> Duration {
     redis_limit.clamp(APPLY_LIMIT, APPLY_LIMIT_MAX)
 }

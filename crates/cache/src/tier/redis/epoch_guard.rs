@@ -22,7 +22,6 @@
 //! gone.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -39,15 +38,13 @@ pub(crate) struct EpochGuard {
     settled: watch::Sender<()>,
     /// The database's own number, for those who wait for it.
     numbered: watch::Sender<Option<u64>>,
-    /// The number of the database as whose process this one can be found by others.
-    present: watch::Sender<Option<u64>>,
-    /// Whether its being found was waited for.
-    presence_awaited: AtomicBool,
-    /// All true but in the tests that prove why.
+    /// The database as whose process this one can be found by others.
+    present: watch::Sender<Presence>,
+    /// The rules, all true but in the tests that prove why.
     rules: EpochRules,
 }
 
-/// EpochRules of belief that a test may break.
+/// The rules of belief that a test may break.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct EpochRules {
     /// A Redis behind the watermark is not believed.
@@ -56,6 +53,15 @@ pub(crate) struct EpochRules {
     pub(crate) await_sql: bool,
     /// A SQL that was rolled back is noticed.
     pub(crate) heed_rollback: bool,
+}
+
+/// The channel on which processes of other databases look for those of this one.
+#[derive(Clone, Copy, Debug, Default)]
+struct Presence {
+    /// The number of the database whose channel was subscribed to.
+    database: Option<u64>,
+    /// The connection of the subscription was lost, and has not come back.
+    is_away: bool,
 }
 
 #[derive(Default)]
@@ -81,6 +87,8 @@ struct State {
     database: Option<u64>,
     /// Redis is used by another database.
     taken: bool,
+    /// The connection on which it was waited in vain for this process to be found.
+    unfound_on: Option<u64>,
 }
 
 /// The state of knowledge before a look at SQL.
@@ -117,7 +125,6 @@ impl EpochGuard {
             settled: watch::Sender::default(),
             numbered: watch::Sender::default(),
             present: watch::Sender::default(),
-            presence_awaited: AtomicBool::new(false),
             rules,
         }
     }
@@ -290,24 +297,39 @@ impl EpochGuard {
         self.numbered.subscribe()
     }
 
-    /// Processes of another database find this one now, as one of this database's; or find it no
-    /// more.
+    /// Notes that processes of another database find this one now, as one of this database's; or
+    /// find it no more.
     pub(crate) fn can_be_found(&self, database: Option<u64>) {
-        self.present.send_replace(database);
+        self.present
+            .send_modify(|presence| presence.database = database);
     }
 
-    /// Waits until others can find this process, once: a process that used Redis before that would
-    /// be overlooked by one of another database that comes just then.
+    /// Notes that the connection on which this process is found was lost, or has come back.
+    pub(crate) fn is_away(&self, is_away: bool) {
+        self.present
+            .send_modify(|presence| presence.is_away = is_away);
+    }
+
+    /// Waits until others can find this process: one that used Redis before that would be
+    /// overlooked by a process of another database that comes just then. If that was in vain, not
+    /// again on the same connection to Redis.
     pub(super) async fn await_presence(&self) {
-        let Some(database) = self.database() else {
-            return;
+        let (database, connection) = {
+            let state = self.state.lock();
+            let Some(database) = state.database else {
+                return;
+            };
+            if state.unfound_on == Some(state.connection) {
+                return;
+            }
+            (database, state.connection)
         };
-        if self.presence_awaited.swap(true, Ordering::Relaxed) {
-            return;
-        }
         let mut present = self.present.subscribe();
-        let there = present.wait_for(|present| *present == Some(database));
-        let _ = tokio::time::timeout(PRESENCE_LIMIT, there).await;
+        let there =
+            present.wait_for(|presence| presence.database == Some(database) && !presence.is_away);
+        if tokio::time::timeout(PRESENCE_LIMIT, there).await.is_err() {
+            self.state.lock().unfound_on = Some(connection);
+        }
     }
 
     /// A word for an epoch, that of nobody's while the database is not known.
@@ -344,8 +366,8 @@ impl EpochGuard {
         state.redis_at = 0;
     }
 
-    /// This process has applied invalidations up to this watermark to Redis, and committed that in
-    /// SQL.
+    /// Learns that this process has applied invalidations up to this watermark to Redis, and
+    /// committed that in SQL.
     pub(crate) fn learn(&self, watermark: u64) {
         let mut state = self.state.lock();
         state.known = state.known.max(watermark);
@@ -404,12 +426,59 @@ impl EpochGuard {
     }
 }
 
-/// A process goes on without being found by others after so long: it may be forbidden to listen.
+/// A process goes on without being found by others after so long: it may not be able to listen.
 const PRESENCE_LIMIT: Duration = Duration::from_secs(1);
 
 pub(crate) const TAKEN: &str = "another database uses this namespace in this Redis, and was there first: each needs a namespace of its own";
 
-/// As an epoch begins.
+/// Returns the beginning of the epochs of a database of this number.
 pub(crate) fn number_text(number: u64) -> String {
     format!("{number:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    const RULES: EpochRules = EpochRules {
+        heed_watermark: true,
+        await_sql: true,
+        heed_rollback: true,
+    };
+
+    fn guard_of(database: u64) -> EpochGuard {
+        let guard = EpochGuard::new(RULES);
+        guard.state.lock().database = Some(database);
+        guard
+    }
+
+    fn waits(guard: &EpochGuard) -> bool {
+        guard.await_presence().now_or_never().is_none()
+    }
+
+    #[tokio::test]
+    async fn k16_to_be_found_is_waited_for_on_every_connection_and_in_vain_only_once() {
+        let guard = guard_of(7);
+        assert!(waits(&guard), "nobody finds it");
+        guard.await_presence().await;
+        assert!(!waits(&guard), "it was in vain on this connection");
+        guard.doubt_all();
+        assert!(waits(&guard), "on the next it may be otherwise");
+        guard.can_be_found(Some(7));
+        assert!(!waits(&guard));
+    }
+
+    #[tokio::test]
+    async fn k16_whoever_has_lost_the_connection_on_which_it_is_found_waits_for_it() {
+        let guard = guard_of(7);
+        guard.can_be_found(Some(7));
+        guard.is_away(true);
+        assert!(waits(&guard), "it cannot be found just now");
+        guard.is_away(false);
+        assert!(!waits(&guard));
+        guard.can_be_found(Some(8));
+        assert!(waits(&guard), "found as another's");
+    }
 }

@@ -14,6 +14,7 @@ use super::scripts::{FILL, FILL_IN_WINDOW, FILL_UNCHECKED, OPEN_WINDOW, RELEASE,
 use crate::clock::clock;
 use crate::freshness::Lifetime;
 use crate::tier::Key;
+use crate::under_way::LoadTask;
 
 /// The right to fill one key, proven to Redis by a random token. Others wait for its holder, so it
 /// is given back as soon as it is of no more use, whatever ended that: an error, a panic, a
@@ -283,7 +284,12 @@ impl Drop for Lease {
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             let (redis, token) = (self.redis.clone(), std::mem::take(&mut self.token));
             let name = redis.names.lease(&self.epoch_view.epoch, &self.key);
-            runtime.spawn(async move { redis.release(name, token).await });
+            // Whoever waits for the load waits for this too.
+            let task = LoadTask::another();
+            runtime.spawn(async move {
+                redis.release(name, token).await;
+                drop(task);
+            });
         }
     }
 }

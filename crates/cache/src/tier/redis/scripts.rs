@@ -5,9 +5,10 @@
 
 /// KEYS epoch, watermark, the two logs of names, all that is to be deleted. ARGV epoch, SQL's
 /// watermark, count, channel, announcement, a new epoch or nothing, how many names a log holds, its
-/// life in ms, the names for it. Refuses if the epoch is another (-1) or Redis is behind SQL (-2):
-/// to raise its watermark then would hide that; or if it has lost count. Frees before it writes, if
-/// need be the watermark itself: a full Redis refuses a script that writes first.
+/// life in ms, the command that publishes, the names for the log. Refuses if the epoch is another
+/// (-1) or Redis is behind SQL (-2): to raise its watermark then would hide that; or if it has lost
+/// count. Frees before it writes, if need be the watermark itself: a full Redis refuses a script
+/// that writes first.
 ///
 /// A log is a hash of names, each with the watermark at which it was applied last; `from` and
 /// `last` say between which watermarks it is complete. When one is full, or does not reach up to
@@ -22,7 +23,7 @@ for i = 5, #KEYS do redis.call('UNLINK', KEYS[i]) end \
 local new = string.format('%.0f', at + tonumber(ARGV[3])) \
 redis.call('SET', KEYS[2], new) \
 if ARGV[6] ~= '' then redis.call('SET', KEYS[1], ARGV[6]) end \
-redis.call('PUBLISH', ARGV[4], new .. ' ' .. ARGV[5]) \
+redis.call(ARGV[9], ARGV[4], new .. ' ' .. ARGV[5]) \
 local function step(...) \
   local done = redis.pcall(...) \
   if type(done) == 'table' and done.err then error(done.err) end \
@@ -34,25 +35,25 @@ local kept = pcall(function() \
   local a, b = step('HMGET', log, 'from', 'last', 'count'), step('HMGET', other, 'from', 'last', 'count') \
   if tonumber(b[1] or -1) > tonumber(a[1] or -1) then log, other, a = other, log, b end \
   local count = tonumber(a[3] or 0) \
-  if a[2] ~= now or count + #ARGV - 8 > tonumber(ARGV[7]) then \
+  if a[2] ~= now or count + #ARGV - 9 > tonumber(ARGV[7]) then \
     log, count = other, 0 \
     step('UNLINK', log) \
     step('HSET', log, 'from', now) \
   end \
-  for i = 9, #ARGV do count = count + step('HSET', log, ARGV[i], new) end \
+  for i = 10, #ARGV do count = count + step('HSET', log, ARGV[i], new) end \
   step('HSET', log, 'last', new, 'count', count) \
   step('PEXPIRE', log, ARGV[8]) \
 end) \
 if not kept then redis.pcall('UNLINK', KEYS[3], KEYS[4]) end \
 return tonumber(new)";
 
-/// KEYS watermark. ARGV channel, what to say. Adds the watermark, as it is between the
-/// announcements before this and those after.
+/// KEYS watermark. ARGV channel, what to say, the command that publishes. Adds the watermark, as it
+/// is between the announcements before this and those after.
 pub(super) const BEAT: &str =
-    "return redis.call('PUBLISH', ARGV[1], ARGV[2] .. (redis.call('GET', KEYS[1]) or '-'))";
+    "return redis.call(ARGV[3], ARGV[1], ARGV[2] .. (redis.call('GET', KEYS[1]) or '-'))";
 
 /// Its SHA-1, by which Redis knows it once it was sent whole: it runs four times a second.
-pub(super) const BEAT_SHA: &str = "c4a1c0f5ec2932042588bcad4ce7052e365292d7";
+pub(super) const BEAT_SHA: &str = "acfd9a7bfca162bcaa6b1bc9489838b0247663b1";
 
 /// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, a
 /// new token per tag.

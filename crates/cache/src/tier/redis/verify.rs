@@ -42,6 +42,7 @@ impl RedisTier {
 
     async fn verify(&self) -> Result<(), RedisFailure> {
         let guard = &self.epoch_guard;
+        self.heed_server();
         let connection = guard.before_look().connection;
         let looked = tokio::time::timeout(SQL_LIMIT, self.look_at_sql()).await;
         if !matches!(looked, Ok(Ok(Some(_)))) {
@@ -58,7 +59,8 @@ impl RedisTier {
             .arg(known)
             .arg(self.new_epoch())
             .arg(own)
-            .arg(self.names.presence(""));
+            .arg(self.names.presence(""))
+            .arg(self.names.publish());
         let (epoch, watermark, begun, held): (String, u64, bool, bool) = self.ask(&ask).await?;
         let found = (!epoch.is_empty()).then_some(Adopted {
             epoch,
@@ -77,16 +79,17 @@ impl RedisTier {
 const SQL_LIMIT: Duration = Duration::from_secs(1);
 
 /// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's
-/// number if it is known, how the channels are called on which those of a database listen. Returns
-/// the epoch, the watermark, whether the epoch is new, and whether there was one before; no epoch
-/// if it is another database's whose processes are there. Keeps the epoch of a Redis that is
-/// current, begins a new one otherwise; of several processes that find it behind at once, the first
-/// begins it and the others adopt it. Frees before it writes, which a full Redis takes.
+/// number if it is known, how the channels are called on which those of a database listen, the
+/// command that publishes on them. Returns the epoch, the watermark, whether the epoch is new, and
+/// whether there was one before; no epoch if it is another database's whose processes are there.
+/// Keeps the epoch of a Redis that is current, begins a new one otherwise; of several processes
+/// that find it behind at once, the first begins it and the others adopt it. Frees before it
+/// writes, which a full Redis takes.
 const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
 if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
 local other = epoch and ARGV[3] ~= '' and string.sub(epoch, 1, 16) ~= ARGV[3] \
-if other and redis.call('PUBLISH', ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1} end \
+if other and redis.call(ARGV[5], ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1} end \
 if other then watermark = nil end \
 if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1} end \
 local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
