@@ -62,6 +62,9 @@ export function drawConnection(store: Store): void {
   facts('cache-facts', [
     ['In memory', `${count(cache.memory_entries)} entries, ${text(bytes(cache.memory_bytes))}`],
     ['Memory hears changes', cache.memory_proven ? 'yes' : 'no: its entries count as stale'],
+    ...(typeof trust?.slot === 'number'
+      ? [['Lies on one shard', `all of it in slot ${trust.slot}`] as [string, string]]
+      : []),
     ['Invalidations waiting', cache.outbox_pending === 0 ? 'none' : count(cache.outbox_pending)],
     ...(cache.outbox_trouble ? [['Why they wait', cache.outbox_trouble] as [string, string]] : []),
     ['Keys and tags invalidated', count(counts.invalidations)],

@@ -273,6 +273,8 @@ export interface Status {
       suspended: string | null;
       epoch: string | null;
       watermark: number;
+      /** In a cluster all of the cache lies in this slot. */
+      slot: number | null;
     } | null;
     outbox_lag_ms: number | null;
     outbox_pending: number;

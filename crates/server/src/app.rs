@@ -71,6 +71,9 @@ impl App {
         let auth = auth.map_err(StartError::Auth)?;
         let certificates = config.server.tls.as_ref().map(Certificates::start);
         let certificates = certificates.transpose().map_err(StartError::Tls)?;
+        for note in config.notes() {
+            tracing::info!("{note}");
+        }
         let backend = Arc::new(Backend::start(&config).await?);
         let parts = Parts::new(config, backend, auth, certificates.map(Arc::new));
         let app = Self {

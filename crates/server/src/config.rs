@@ -24,6 +24,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use steadfast_core::slot::Slot;
 
 pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
 pub use cache::{CacheConfig, TtlConfig};
@@ -123,6 +124,20 @@ impl Config {
     #[must_use]
     pub fn show(&self) -> String {
         toml::to_string_pretty(self).unwrap_or_else(|error| format!("# cannot be shown: {error}\n"))
+    }
+
+    /// Returns what follows from the settings and is easily overlooked, in a sentence each.
+    #[must_use]
+    pub fn notes(&self) -> Vec<String> {
+        let mut notes = Vec::new();
+        if self.redis.is_cluster() {
+            let namespace = &self.namespace;
+            let slot = Slot::of_key(format!("{{{namespace}}}").as_bytes()).number();
+            notes.push(format!(
+                "redis.url names a cluster: all of the cache `{namespace}` lies in slot {slot}, so on one shard, whose memory and speed are its bounds; rate limits are spread over all shards"
+            ));
+        }
+        notes
     }
 
     fn read(root: &Section<'_>, serving: bool) -> Self {

@@ -167,7 +167,8 @@ impl Limiter {
 
     /// `None`: nobody may pass.
     async fn decide(&self, redis: &Client, policy: &Policy, key: &str) -> Option<Decision> {
-        if let Some(client) = redis.available() {
+        // In a cluster each counter has a shard, and another that is down does not concern it.
+        if let Some(client) = redis.toward(key).available() {
             let mut scoped = client.with(CallOptions::new().deadline(self.redis_limit));
             let terms = &policy.terms;
             let mut script = self.script.prepare_invoke();

@@ -113,12 +113,20 @@ impl Keys {
             .connect()
             .await
             .map_err(|error| unreachable(&error))?;
-        let namespace = &config.namespace;
-        let epoch = client
-            .send(redis::cmd("GET").arg(format!("{namespace}:epoch")))
-            .await;
+        // In a cluster the namespace is the hash tag of all names, and one node has them all.
+        let namespace = match client.is_cluster() {
+            true => format!("{{{}}}", config.namespace),
+            false => config.namespace.clone(),
+        };
+        let epoch = format!("{namespace}:epoch");
+        let server = client.session_for(&epoch).await;
+        let server = server.map_err(|error| unreachable(&error))?;
+        let epoch = server.send(redis::cmd("GET").arg(epoch)).await;
         let Value::BulkString(epoch) = epoch.map_err(|error| unreachable(&error))? else {
-            eprintln!("the cache `{namespace}` has never been used on this Redis");
+            eprintln!(
+                "the cache `{}` has never been used on this Redis",
+                config.namespace
+            );
             return Ok(());
         };
         let prefix = format!("{namespace}:v:{}:{{", String::from_utf8_lossy(&epoch));
@@ -131,7 +139,7 @@ impl Keys {
                 .arg(format!("{prefix}{}}}", self.matching))
                 .arg("COUNT")
                 .arg(1_000);
-            let page = client
+            let page = server
                 .send(&scan)
                 .await
                 .map_err(|error| unreachable(&error))?;

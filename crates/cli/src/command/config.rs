@@ -45,6 +45,9 @@ impl Command {
                 line(format_args!(
                     "{name}: fine, {queries} queries and {statements} statements"
                 ))?;
+                for note in config.notes() {
+                    line(format_args!("note: {note}"))?;
+                }
             }
             Self::Show(flags) => line(flags.load()?.show().trim_end())?,
             Self::Sample => line(SAMPLE.trim_end())?,

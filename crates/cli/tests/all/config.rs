@@ -82,6 +82,23 @@ async fn s10_the_sample_passes_its_own_check() {
 }
 
 #[tokio::test]
+async fn s10_the_check_says_that_a_cache_on_a_cluster_lies_on_one_shard() {
+    let file =
+        file("namespace = 'shop'\n[redis]\nurl = 'redis-cluster://:hunter2@a:7000,b:7000'\n");
+    let path = file.path().to_str().unwrap();
+    let ended = run(&["config", "check", "--config", path]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    assert!(
+        ended
+            .stdout
+            .contains("note: redis.url names a cluster: all of the cache `shop` lies in slot"),
+        "{}",
+        ended.all()
+    );
+    assert!(!ended.all().contains("hunter2"), "{}", ended.all());
+}
+
+#[tokio::test]
 async fn s10_a_file_that_is_not_there_is_status_78_and_named() {
     let ended = run(&["config", "check", "--config", "/nowhere/steadfast.toml"]).await;
     assert_eq!(ended.status, Some(78), "{}", ended.all());

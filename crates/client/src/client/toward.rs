@@ -37,6 +37,26 @@ impl Toward {
         (self.state() == ConnectionState::Ready).then_some(&self.client)
     }
 
+    /// Returns the number of the server of this key: while the number is the same, so is the
+    /// server. `None` while nobody is known to serve the key. Costs one look at a table.
+    ///
+    /// Where there is one server the number is 0, also when sentinels name another primary: that
+    /// shows in [events](Client::events).
+    pub fn server(&self) -> Option<u16> {
+        match &self.client.inner.cluster {
+            Some(cluster) => cluster.number_of(self.slot),
+            None => Some(0),
+        }
+    }
+
+    /// Returns the address of the node that owns the key's slot, as events name it
+    /// ([`Event::node`](crate::Event::node)); `None` where there is one server, and while nobody is
+    /// known to own the slot.
+    pub fn node(&self) -> Option<String> {
+        let cluster = self.client.inner.cluster.as_ref()?;
+        cluster.address_of(self.slot)
+    }
+
     /// Returns the slot that the key has in a cluster.
     pub fn slot(&self) -> u16 {
         self.slot.number()
@@ -44,6 +64,12 @@ impl Toward {
 }
 
 impl Client {
+    /// Returns whether it serves a cluster (`redis-cluster://`), whose nodes divide the slots among
+    /// them.
+    pub fn is_cluster(&self) -> bool {
+        self.inner.cluster.is_some()
+    }
+
     /// The server that serves this key: its state, apart from that of others in a cluster.
     pub fn toward(&self, key: impl AsRef<[u8]>) -> Toward {
         Toward {

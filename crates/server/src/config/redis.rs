@@ -17,8 +17,10 @@ use super::units::{duration, secs, show_duration};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RedisConfig {
-    /// `redis://`, `rediss://` or `unix://`; or `redis-sentinel://HOST,HOST/NAME` where sentinels
-    /// watch it. Default `redis://127.0.0.1:6379`. It need not answer for the service to start.
+    /// `redis://`, `rediss://` or `unix://`; `redis-sentinel://HOST,HOST/NAME` where sentinels watch
+    /// it; or `redis-cluster://HOST,HOST`, some nodes of a cluster (Redis 7 or later). Default
+    /// `redis://127.0.0.1:6379`. It need not answer for the service to start. In a cluster the
+    /// cache lies in one slot, on one shard; rate limits are spread over all.
     pub url: SecretUrl,
     /// The longest a call may take with everything it includes; default 1 s.
     #[serde(serialize_with = "duration")]
@@ -119,6 +121,11 @@ impl RedisConfig {
             section.finish();
         }
         config
+    }
+
+    /// Whether the URL names nodes of a cluster.
+    pub(crate) fn is_cluster(&self) -> bool {
+        self.url.scheme().ends_with("-cluster")
     }
 
     fn contradictions(&self, redis: &Section<'_>, retry: &Section<'_>, breaker: &Section<'_>) {

@@ -120,23 +120,25 @@ impl SecretUrl {
     }
 }
 
-/// The schemes of a Redis, and of one that sentinels name.
+/// The schemes of a Redis, of one that sentinels name, and of a cluster.
 pub const REDIS_SCHEMES: &[&str] = &[
     "redis",
     "rediss",
     "unix",
     "redis-sentinel",
     "rediss-sentinel",
+    "redis-cluster",
+    "rediss-cluster",
 ];
 
-/// Divides the URL of sentinels, which names several hosts, into one with the first of them and the
-/// others behind a comma. Any other is returned whole. `None` if one of the others cannot be a host
-/// with a port.
+/// Divides the URL of sentinels or of a cluster, which names several hosts, into one with the first
+/// of them and the others behind a comma. Any other is returned whole. `None` if one of the others
+/// cannot be a host with a port.
 fn divide(text: &str) -> Option<(String, &str)> {
-    let sentinels = text
+    let several = text
         .split_once("://")
-        .is_some_and(|(scheme, _)| scheme.ends_with("-sentinel"));
-    let parts = authority_and_rest(text).filter(|_| sentinels);
+        .is_some_and(|(scheme, _)| scheme.ends_with("-sentinel") || scheme.ends_with("-cluster"));
+    let parts = authority_and_rest(text).filter(|_| several);
     let Some((authority, rest)) = parts else {
         return Some((text.to_owned(), ""));
     };
@@ -377,14 +379,19 @@ mod tests {
         let shown = "redis-sentinel://app:***@a:26379,b,[::1]:7/main/0?sentinel_password=***";
         assert_eq!(url.to_string(), shown);
         assert!(url.has_password());
-        let plain = "redis-sentinel://a,b/main";
-        assert_eq!(
-            SecretUrl::of(plain, REDIS_SCHEMES).unwrap().to_string(),
-            plain
-        );
+        for plain in [
+            "redis-sentinel://a,b/main",
+            "redis-cluster://a,b:7000,[::1]:7",
+        ] {
+            let url = SecretUrl::of(plain, REDIS_SCHEMES).unwrap();
+            assert_eq!(url.to_string(), plain);
+        }
+        let cluster = SecretUrl::of("rediss-cluster://app:hunter2@a,b", REDIS_SCHEMES).unwrap();
+        assert_eq!(cluster.to_string(), "rediss-cluster://app:***@a,b");
         for wrong in [
             "redis-sentinel://a,password=hunter2/main",
             "redis-sentinel://a,u:hunter2@b,c=d/m",
+            "redis-cluster://a,u:hunter2@b,c=d",
         ] {
             let wrong = SecretUrl::of(wrong, REDIS_SCHEMES).unwrap_err();
             assert!(!format!("{wrong:?}").contains("hunter"), "{wrong:?}");

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::Cluster;
 use steadfast_server::auth::{Role, TokenSpec, issue};
 use steadfast_server::config::{SAMPLE, Sources};
 use steadfast_server::{App, Config};
@@ -171,6 +173,37 @@ async fn s7_a_sliding_window_on_redis_lets_its_quota_pass_and_says_when_to_come_
         !format!("{keys:?}").contains("ada"),
         "callers are not named in Redis: {keys:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn s7_on_a_cluster_callers_are_counted_on_all_shards_and_the_cache_lies_on_one() {
+    let cluster = Cluster::shared().await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let rate = "[limits.rate.hour]\nrequests = 3\nper = \"1h\"\n";
+    let one = service(&cluster.url(), &folder, rate).await;
+    let two = service(&cluster.url(), &folder, rate).await;
+    ready(&one).await;
+    ready(&two).await;
+    let status = one.status();
+    let slot = status["cache"]["redis"]["slot"].as_u64().unwrap();
+    assert_eq!(slot, u64::from(Slot::of_key(b"{sample}").number()));
+    for n in 0..12 {
+        let bearer = token(&one.app, Role::Viewer, &format!("caller {n}"));
+        let mut answered = Vec::new();
+        for service in [&one, &two, &one, &two] {
+            let headers = [("authorization", bearer.as_str())];
+            let reply = service.get_with("/v1/history", &headers).await;
+            answered.push(reply.status.as_u16());
+        }
+        assert_eq!(answered, [200, 200, 200, 429], "by both together");
+    }
+    let mut counting = 0;
+    for at in 0..3 {
+        let counters = ["KEYS", "sample:r:hour:*"];
+        let counters = cluster.node(at).command(&counters).await.unwrap();
+        counting += usize::from(counters != redis::Value::Array(Vec::new()));
+    }
+    assert_eq!(counting, 3, "shards that count");
 }
 
 #[tokio::test]

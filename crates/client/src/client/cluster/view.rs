@@ -284,6 +284,18 @@ impl Cluster {
         }
     }
 
+    /// The place of a slot's owner.
+    pub(crate) fn number_of(&self, slot: Slot) -> Option<u16> {
+        self.routes.owner(slot)
+    }
+
+    /// The address of a slot's owner.
+    pub(crate) fn address_of(&self, slot: Slot) -> Option<String> {
+        let place = self.routes.place(self.routes.owner(slot)?)?;
+        let member = place.member.as_ref()?;
+        Some(member.endpoint.to_string())
+    }
+
     /// The state of the connection to the owner of a slot.
     pub(crate) fn state_of(&self, slot: Slot) -> ConnectionState {
         match self.routes.owner(slot) {
