@@ -73,11 +73,18 @@ async fn t4_every_key_goes_to_its_owner_and_a_slot_that_has_moved_costs_one_redi
     let redirects = || client.status().cluster.unwrap().redirects;
     assert_eq!(redirects(), 0, "every slot is known");
     let key = &keys_of(&cluster, 0, 1).await[0];
+    let toward = client.toward(key);
+    let address = |at: usize| Some(cluster.node(at).addr().to_string());
+    assert!(client.is_cluster());
+    assert_eq!(toward.node(), address(0));
+    let before = toward.server();
     cluster.migrate(slot(key), 0, 1).await.unwrap();
     for _ in 0..20 {
         let value = client.send(&cmd(&format!("GET {key}"))).await.unwrap();
         assert!(matches!(value, Value::BulkString(_)));
     }
+    assert_eq!(toward.node(), address(1));
+    assert!(before.is_some() && toward.server() != before);
     assert!(
         redirects() <= 1,
         "a redirect, or discovery, patches the slot"
