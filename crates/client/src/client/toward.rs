@@ -24,10 +24,11 @@ pub struct Toward {
 }
 
 impl Toward {
-    /// Returns the state of the connection to the server of this key.
+    /// Returns the state of the connection to the server of this key. In a cluster that connection
+    /// begins with the first call to the server, or with this question.
     pub fn state(&self) -> ConnectionState {
         match &self.client.inner.cluster {
-            Some(cluster) => cluster.state_of(self.slot),
+            Some(cluster) => cluster.wanted_state_of(self.slot),
             None => self.client.state(),
         }
     }

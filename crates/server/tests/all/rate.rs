@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use steadfast::ConnectionState;
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::Cluster;
 use steadfast_server::auth::{Role, TokenSpec, issue};
@@ -175,6 +176,25 @@ async fn s7_a_sliding_window_on_redis_lets_its_quota_pass_and_says_when_to_come_
     );
 }
 
+async fn connected_to_all(service: &Service) {
+    let is_ready = || {
+        let cluster = service.app.client().status().cluster.unwrap();
+        let mut primaries = cluster.nodes.into_iter().filter(|node| node.primary);
+        primaries.all(|node| node.state == Some(ConnectionState::Ready))
+    };
+    let asked = async {
+        while !is_ready() {
+            for n in 0..12 {
+                let bearer = token(&service.app, Role::Viewer, &format!("early {n}"));
+                let headers = [("authorization", bearer.as_str())];
+                service.get_with("/v1/history", &headers).await;
+            }
+        }
+    };
+    let asked = tokio::time::timeout(crate::harness::PATIENCE, asked).await;
+    asked.expect("every shard is connected to");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s7_on_a_cluster_callers_are_counted_on_all_shards_and_the_cache_lies_on_one() {
     let cluster = Cluster::shared().await.unwrap();
@@ -184,6 +204,10 @@ async fn s7_on_a_cluster_callers_are_counted_on_all_shards_and_the_cache_lies_on
     let two = service(&cluster.url(), &folder, rate).await;
     ready(&one).await;
     ready(&two).await;
+    // Until a shard is connected to, its callers are counted by each process.
+    for service in [&one, &two] {
+        connected_to_all(service).await;
+    }
     let status = one.status();
     let slot = status["cache"]["redis"]["slot"].as_u64().unwrap();
     assert_eq!(slot, u64::from(Slot::of_key(b"{sample}").number()));

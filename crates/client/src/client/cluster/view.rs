@@ -297,7 +297,7 @@ impl Cluster {
     }
 
     /// The state of the connection to the owner of a slot.
-    pub(crate) fn state_of(&self, slot: Slot) -> ConnectionState {
+    pub(super) fn state_of(&self, slot: Slot) -> ConnectionState {
         match self.routes.owner(slot) {
             None => self.state_without_view(),
             Some(owner) => match self.routes.node(owner) {
@@ -305,6 +305,17 @@ impl Cluster {
                 None => ConnectionState::Connecting,
             },
         }
+    }
+
+    /// The same, and begins that connection if there is none yet: who asks whether a node can be
+    /// used would else never use it.
+    pub(crate) fn wanted_state_of(&self, slot: Slot) -> ConnectionState {
+        if let Some(owner) = self.routes.owner(slot)
+            && let Err(error) = self.node(owner)
+        {
+            tracing::debug!(%error, "a node that is wanted cannot be started");
+        }
+        self.state_of(slot)
     }
 }
 
