@@ -49,9 +49,9 @@ async fn main() -> Result<(), Failed> {
         .map(|program| program.split(' ').map(str::to_owned).collect())
         .collect();
     println!(
-        "| trouble | client | calls | errors | of those unknown | names above acknowledged | OKs lost | named after | back in service after | longest call |"
+        "| trouble | client | calls | errors | of those unknown | names above acknowledged | OKs lost | of those begun after the switch | named after | back in service after | longest call |"
     );
-    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|");
+    println!("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for (trouble, title) in [
         (Trouble::Planned, "SENTINEL FAILOVER"),
         (Trouble::Killed, "SIGKILL of the primary"),
@@ -257,10 +257,12 @@ fn judged(calls: &[Call], held: &HashMap<String, u64>, troubled: u64, named: u64
         _ => format!("{:.1} s", micros as f64 / 1e6),
     };
     format!(
-        "{} | {errors} | {unknown} | {} | {} | {} | {} | {}",
+        "{} | {errors} | {unknown} | {} | {} | {} | {} | {} | {}",
         calls.len(),
-        count(&|call| times(call) > 1),
+        // Of one that is said not to have been applied, none.
+        count(&|call| times(call) > u64::from(call.outcome != "error")),
         count(&|call| ok(&call) && times(call) == 0),
+        count(&|call| ok(&call) && times(call) == 0 && call.begun >= named),
         ms(named - troubled),
         back.map_or("never".to_owned(), ms),
         ms(longest),

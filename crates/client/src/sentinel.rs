@@ -25,6 +25,9 @@ use crate::error::connect::ConnectError;
 /// The time that the first answer waits for a majority before one sentinel's word is enough.
 const FOR_A_MAJORITY: Duration = Duration::from_millis(200);
 
+/// The time for which a sentinel's word on replicas stands: two rounds of questions, and a half.
+const REPLICAS_FRESH: Duration = Duration::from_secs(25);
+
 /// The failovers that wait to be told, at most.
 const UNTOLD: usize = 16;
 
@@ -113,6 +116,8 @@ struct KnownSentinels {
     contacts: BTreeMap<Endpoint, Contact>,
     /// The replicas, as a sentinel told of them last that names the believed primary.
     replicas: Vec<SentinelReplica>,
+    /// The time at which it did.
+    replicas_at: Option<Instant>,
 }
 
 /// The last contact with one sentinel.
@@ -155,6 +160,7 @@ impl Discovery {
                 council,
                 contacts: BTreeMap::new(),
                 replicas: Vec::new(),
+                replicas_at: None,
             }),
             believed: tokio::sync::watch::Sender::new(None),
             wanted: tokio::sync::watch::Sender::new(0),
@@ -289,6 +295,7 @@ impl Discovery {
             believed.is_some_and(|believed| Some(&believed.primary) == said.primary.as_ref());
         if let Some(replicas) = replicas.filter(|_| agrees && heard != Heard::Stranger) {
             known.replicas = replicas;
+            known.replicas_at = Some(now);
         }
         known.contacts.entry(from.clone()).or_default().said = Some(said);
         let confirmation = known.council.confirmation(now);
@@ -353,6 +360,9 @@ impl Discovery {
         let known = self.known.lock();
         let confirmation = known.council.confirmation(now);
         let primacy = known.council.primacy();
+        let replicas_are_fresh = known
+            .replicas_at
+            .is_some_and(|at| now.saturating_duration_since(at) <= REPLICAS_FRESH);
         let sentinels = known.council.sentinels().map(|endpoint| {
             let contact = known.contacts.get(endpoint).cloned().unwrap_or_default();
             let dissents = confirmation
@@ -381,17 +391,21 @@ impl Discovery {
             epoch: primacy.map(|primacy| primacy.epoch),
             switches: primacy.map_or(0, |primacy| primacy.term.0.saturating_sub(1)),
             votes: confirmation.as_ref().map_or(0, |known| known.votes),
-            voters: confirmation.as_ref().map_or(0, |known| known.voters),
+            voters: known.council.voters(),
             confirmed_ms_ago: self.proof_age(now).map(clock::as_ms),
             sentinels: sentinels.collect(),
-            replicas: all_replicas(&self.replicas.lock(), &known.replicas),
+            replicas: all_replicas(&self.replicas.lock(), &known.replicas, replicas_are_fresh),
             not_allowed: self.not_allowed.lock().iter().copied().collect(),
         }
     }
 }
 
 /// The replicas that the primary tells of, and those that only the sentinels know: they are away.
-fn all_replicas(connected: &[ReplicaStatus], known: &[SentinelReplica]) -> Vec<ReplicaStatus> {
+fn all_replicas(
+    connected: &[ReplicaStatus],
+    known: &[SentinelReplica],
+    is_fresh: bool,
+) -> Vec<ReplicaStatus> {
     let mut all = connected.to_vec();
     for replica in known {
         let address = replica.endpoint.to_string();
@@ -400,7 +414,7 @@ fn all_replicas(connected: &[ReplicaStatus], known: &[SentinelReplica]) -> Vec<R
             None => all.push(ReplicaStatus {
                 address,
                 // The primary may not have been asked, or may not be allowed to be.
-                in_sync: replica.in_sync,
+                in_sync: replica.in_sync && is_fresh,
                 lag_bytes: None,
                 priority: replica.priority,
             }),
@@ -480,9 +494,33 @@ mod tests {
             ("c:1".to_owned(), false, None),
         ];
         assert_eq!(told, want);
+        // The primary tells of them no more: the sentinel's word stands, for a while.
+        discovery.replicas.lock().clear();
+        let in_sync = |at| {
+            let replicas = discovery.status(at).replicas;
+            replicas.iter().map(|one| one.in_sync).collect::<Vec<_>>()
+        };
+        assert_eq!(in_sync(now), [true, false]);
+        assert_eq!(in_sync(now + REPLICAS_FRESH * 2), [false, false]);
         // Another primary: what was said of the old one's replicas is over.
         discovery.hear(&seeds[0], says("b", 2, now), now);
         assert!(discovery.status(now).replicas.is_empty());
+    }
+
+    #[test]
+    fn t17_the_sentinels_of_the_url_are_known_before_any_of_them_names_a_primary() {
+        let seeds: Vec<_> = (1..4).map(|port| Endpoint::new("s", port)).collect();
+        let discovery = discovery(&seeds);
+        let now = clock::now();
+        let known = || {
+            let status = discovery.status(now);
+            (status.votes, status.voters, status.sentinels.len())
+        };
+        assert_eq!(known(), (0, 3, 3));
+        let mut nothing = says("a", 0, now);
+        nothing.testimony.primary = None;
+        discovery.hear(&seeds[0], nothing, now);
+        assert_eq!(known(), (0, 3, 3));
     }
 
     #[test]

@@ -174,6 +174,12 @@ impl Settings {
         if self.wait_for_primary > Duration::from_secs(86_400) {
             return refuse("wait_for_primary", "must be at most a day");
         }
+        if !self.wait_for_primary.is_zero() && self.wait_for_primary < self.reconnect_grace {
+            return refuse(
+                "wait_for_primary",
+                "is shorter than reconnect_grace, so it would change nothing",
+            );
+        }
         let in_cluster = matches!(self.target.address, Address::Cluster(_));
         if in_cluster && self.role != Role::Primary {
             return refuse("role", "a cluster serves from its primaries");
@@ -266,5 +272,12 @@ mod tests {
         settings.reconnect_grace = Duration::MAX;
         let error = settings.validate().expect_err("it never ends").to_string();
         assert!(error.contains("reconnect_grace"), "{error}");
+        settings.reconnect_grace = Duration::from_millis(250);
+        settings.wait_for_primary = Duration::from_millis(100);
+        let error = settings.validate().expect_err("it is of no use");
+        let said = error.to_string();
+        assert!(said.contains("wait_for_primary"), "{said}");
+        settings.wait_for_primary = Duration::from_millis(250);
+        assert!(settings.validate().is_ok());
     }
 }

@@ -349,9 +349,10 @@ impl SentinelCouncil {
         votes
     }
 
-    /// The number of sentinels there are, by all that is known. One that tells too high a number
-    /// makes a majority harder to find, never easier.
-    fn voters(&self) -> usize {
+    /// Returns the number of sentinels there are, by all that is known: before any has answered,
+    /// that of the seeds. One that tells too high a number makes a majority harder to find, never
+    /// easier.
+    pub fn voters(&self) -> usize {
         let names: BTreeSet<String> = (self.sentinels.iter())
             .map(|(endpoint, sentinel)| sentinel.voter(endpoint))
             .collect();

@@ -181,6 +181,7 @@ pub(crate) fn title(name: &str) -> &str {
         "lost" => "Acknowledged writes lost",
         "lost_late" => "Lost after the switch",
         "applied_twice" => "Writes applied twice",
+        "denied" => "Applied, and denied",
         "back_in_service" => "Back in service after",
         "lived" => "Lived through the fault",
         other => other,

@@ -63,7 +63,18 @@ struct Tried {
     version: u64,
     begun: Duration,
     ended: Duration,
-    acknowledged: bool,
+    said: Said,
+}
+
+/// What the subject said of a write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Said {
+    /// It was applied.
+    Acknowledged,
+    /// It was not applied, and will not be.
+    Denied,
+    /// It failed, and may have been applied.
+    Unknown,
 }
 
 /// The fate of the writes.
@@ -73,10 +84,12 @@ pub struct LedgerReport {
     pub acknowledged: u64,
     /// Writes that failed; of each it may be unknown whether it was applied.
     pub failed: u64,
+    /// Failed writes of which the subject said that they were not applied, and that are there.
+    pub denied: u64,
     /// Acknowledged writes that are not there in the end.
     pub lost: u64,
-    /// Lost writes that were begun half a second or more after the sentinels had named the
-    /// primary that serves now: sent to one that was known to be deposed.
+    /// Lost writes that were begun half a second or more after the sentinels had named the primary
+    /// of that moment, and were not lost with it: sent to one that was known to be deposed.
     pub lost_late: u64,
     /// Writes that were applied more than once.
     pub twice: u64,
@@ -95,15 +108,15 @@ impl Ledger {
             version,
             begun: at,
             ended: Duration::MAX,
-            acknowledged: false,
+            said: Said::Unknown,
         });
         self.writes.len() - 1
     }
 
-    /// Notes that the write was acknowledged, or failed.
-    pub fn end(&mut self, number: usize, acknowledged: bool, at: Duration) {
+    /// Notes how the write ended, by this word of the subject.
+    pub fn end(&mut self, number: usize, said: Said, at: Duration) {
         let write = &mut self.writes[number];
-        (write.acknowledged, write.ended) = (acknowledged, at);
+        (write.said, write.ended) = (said, at);
     }
 
     /// The names whose values are to be looked up in the end.
@@ -129,43 +142,61 @@ impl Ledger {
             .iter()
             .map(|write| ((write.key, write.version), write.ended))
             .collect();
-        let mut kept = Vec::new();
+        let (mut kept, mut lost) = (Vec::new(), Vec::new());
         for write in &self.writes {
-            let lost = match Entry::of(write.key, write.version) {
+            let (is_there, is_lost) = match Entry::of(write.key, write.version) {
                 Entry::Count(name) => {
                     let times = held.get(&name).copied().unwrap_or(0);
                     report.twice += u64::from(times > 1);
-                    if write.acknowledged && times > 0 {
-                        kept.push(write.ended);
-                    }
-                    times == 0
+                    (times > 0, times == 0)
                 }
                 Entry::Set(name, version) => {
                     let last = held.get(&name).copied().unwrap_or(0);
                     let ended = ended.get(&(write.key, last)).copied();
                     // Of two that were under way at the same time either may have come last.
                     let after = last == 0 || ended.is_some_and(|ended| ended <= write.begun);
-                    last < version && after
+                    (last == version, last < version && after)
                 }
             };
-            match write.acknowledged {
-                true => report.acknowledged += 1,
-                false => report.failed += 1,
+            match write.said {
+                Said::Acknowledged => report.acknowledged += 1,
+                Said::Denied | Said::Unknown => report.failed += 1,
             }
-            if write.acknowledged && lost {
-                report.lost += 1;
-                let late = named.iter().any(|named| write.begun >= *named + GRACE);
-                report.lost_late += u64::from(late);
+            report.denied += u64::from(write.said == Said::Denied && is_there);
+            if write.said == Said::Acknowledged && is_lost {
+                lost.push(write);
+            } else if write.said == Said::Acknowledged && write.version % 2 == 1 {
+                kept.push(write);
             }
         }
-        kept.sort_unstable();
+        report.lost = lost.len() as u64;
+        let late = lost.iter().filter(|lost| is_late(lost, &kept, named));
+        report.lost_late = late.count() as u64;
+        kept.sort_unstable_by_key(|write| write.ended);
         let back = named.iter().map(|named| {
-            let first = kept.get(kept.partition_point(|ended| ended < named))?;
-            Some((*first - *named).as_micros() as f64 / 1e3)
+            let first = kept.get(kept.partition_point(|write| write.ended < *named))?;
+            Some((first.ended - *named).as_micros() as f64 / 1e3)
         });
         let back: Option<Vec<f64>> = back.collect();
         report.back_ms = back.and_then(|all| all.into_iter().reduce(f64::max));
         report
+    }
+}
+
+/// Whether a lost write went to a server that was known to be deposed. What went to the primary of
+/// its moment may have been lost with that, at the next failover; but of a primary's writes the
+/// earlier ones are passed on first. So it was not lost so if a later one of the same time of
+/// office was kept.
+fn is_late(lost: &Tried, kept: &[&Tried], named: &[Duration]) -> bool {
+    let next = named.partition_point(|named| *named <= lost.begun);
+    let settled = next.checked_sub(1).map(|last| named[last] + GRACE);
+    match (settled, named.get(next)) {
+        (Some(settled), None) => lost.begun >= settled,
+        (Some(settled), Some(next)) => {
+            let later = |kept: &&Tried| kept.begun >= lost.ended && kept.ended + GRACE <= *next;
+            lost.begun >= settled && kept.iter().any(later)
+        }
+        (None, _) => false,
     }
 }
 
@@ -185,9 +216,16 @@ mod tests {
     fn d4_an_acknowledged_count_that_is_not_there_is_lost_and_one_that_is_there_twice_was_repeated()
     {
         let mut ledger = Ledger::default();
-        for (version, acknowledged) in [(1, true), (3, true), (5, false), (7, false)] {
+        use Said::{Acknowledged, Unknown};
+        let writes = [
+            (1, Acknowledged),
+            (3, Acknowledged),
+            (5, Unknown),
+            (7, Unknown),
+        ];
+        for (version, said) in writes {
             let number = ledger.begin(0, version, ms(version));
-            ledger.end(number, acknowledged, ms(version + 1));
+            ledger.end(number, said, ms(version + 1));
         }
         let held = held([("ledger:count:0:3", 2), ("ledger:count:0:5", 1)]);
         let report = ledger.judge(&held, &[]);
@@ -201,7 +239,7 @@ mod tests {
         let mut ledger = Ledger::default();
         for (version, begun, ended) in [(2, 0, 10), (4, 20, 30), (6, 25, 40)] {
             let number = ledger.begin(0, version, ms(begun));
-            ledger.end(number, true, ms(ended));
+            ledger.end(number, Said::Acknowledged, ms(ended));
         }
         let lost = |last| ledger.judge(&held([("ledger:last:0", last)]), &[]).lost;
         assert_eq!([lost(6), lost(4), lost(2)], [0, 0, 2]);
@@ -213,12 +251,61 @@ mod tests {
         let mut ledger = Ledger::default();
         for (version, begun) in [(1, 90), (3, 400), (5, 700), (7, 900)] {
             let number = ledger.begin(0, version, ms(begun));
-            ledger.end(number, true, ms(begun + 5));
+            ledger.end(number, Said::Acknowledged, ms(begun + 5));
         }
         let held = held([("ledger:count:0:7", 1)]);
         let report = ledger.judge(&held, &[ms(100)]);
         assert_eq!((report.lost, report.lost_late), (3, 1));
         assert_eq!(report.back_ms, Some(805.0));
         assert_eq!(ledger.judge(&held, &[ms(100), ms(2_000)]).back_ms, None);
+    }
+
+    #[test]
+    fn d4_a_write_that_was_said_not_to_have_been_applied_and_is_there_is_a_lie() {
+        let mut ledger = Ledger::default();
+        for (version, said) in [
+            (1, Said::Denied),
+            (2, Said::Denied),
+            (3, Said::Denied),
+            (5, Said::Unknown),
+        ] {
+            let number = ledger.begin(0, version, ms(version));
+            ledger.end(number, said, ms(version + 1));
+        }
+        let nothing = ledger.judge(&HashMap::new(), &[]);
+        assert_eq!((nothing.failed, nothing.denied), (4, 0));
+        let held = held([
+            ("ledger:count:0:1", 1),
+            ("ledger:last:0", 2),
+            ("ledger:count:0:5", 1),
+        ]);
+        let report = ledger.judge(&held, &[]);
+        assert_eq!((report.denied, report.twice, report.lost), (2, 0, 0));
+    }
+
+    #[test]
+    fn d4_what_the_second_failover_loses_of_its_own_primary_is_not_lost_late() {
+        let named = [ms(1_000), ms(5_000)];
+        let judge = |kept: u64| {
+            let mut ledger = Ledger::default();
+            // Begun well after the first was named, and lost with it.
+            for (version, begun) in [(1, 3_000), (3, 4_900), (5, 5_100), (kept, 4_000)] {
+                let number = ledger.begin(0, version, ms(begun));
+                ledger.end(number, Said::Acknowledged, ms(begun + 5));
+            }
+            let held = held([("ledger:count:0:7", 1)]);
+            ledger.judge(&held, &named).lost_late
+        };
+        assert_eq!(judge(9), 0, "all of its last seconds are gone");
+        assert_eq!(
+            judge(7),
+            1,
+            "a later one was kept, so the earlier one was elsewhere"
+        );
+        // After the last one everything was to be there.
+        let mut ledger = Ledger::default();
+        let number = ledger.begin(0, 1, ms(5_600));
+        ledger.end(number, Said::Acknowledged, ms(5_601));
+        assert_eq!(ledger.judge(&HashMap::new(), &named).lost_late, 1);
     }
 }

@@ -13,7 +13,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::ledger::Ledger;
+use crate::ledger::{Ledger, Said};
 use crate::record::{Ended, LATE, Record};
 use crate::scenario::{Arrivals, Load, Phases};
 use crate::subject::Subject;
@@ -130,7 +130,12 @@ impl Lane {
         let written = timeout(HUNG, self.subject.write(key, version)).await;
         let (now, mut seen) = (self.now(), self.seen());
         if let (Some(ledger), Some(entry)) = (&mut seen.ledger, entry) {
-            ledger.end(entry, matches!(written, Ok(Ok(()))), now);
+            let said = match &written {
+                Ok(Ok(())) => Said::Acknowledged,
+                Ok(Err(failure)) if failure.denies() => Said::Denied,
+                Ok(Err(_)) | Err(_) => Said::Unknown,
+            };
+            ledger.end(entry, said, now);
         }
         match written {
             Ok(Ok(())) => {

@@ -211,8 +211,17 @@ pub enum Source {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Failure {
     /// Why, as one of a handful of labels: `timeout`, `redis`, `database`, `overloaded`,
-    /// `unavailable`…
+    /// `unavailable`… A subject that keeps a ledger says of a write by `not_sent` and `rejected`
+    /// that it was not applied; it is judged by that.
     pub kind: &'static str,
+}
+
+impl Failure {
+    /// Returns whether the subject says by this that a write was not applied.
+    #[must_use]
+    pub fn denies(&self) -> bool {
+        matches!(self.kind, "not_sent" | "rejected")
+    }
 }
 
 /// A subject could not be started or warmed.

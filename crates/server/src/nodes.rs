@@ -84,8 +84,10 @@ enum SentinelState {
     Silent,
 }
 
-/// An answer counts for so long: the sentinels are asked every 10 s.
-const FRESH_MS: f64 = 25_000.0;
+/// The time for which an answer counts, as a vote and here: sentinels are asked more often.
+const FRESH_MS: f64 = 10_000.0;
+/// The time without a majority that is trouble: two rounds of questions were missed, not one.
+const UNCONFIRMED_MS: f64 = 25_000.0;
 
 impl Nodes {
     pub(crate) fn of(client: &ClientStatus, proof_within_ms: Option<u64>) -> Self {
@@ -137,7 +139,7 @@ impl Nodes {
             Some(_) if refuses => (Status::Degraded, "; writes to Redis are refused without it"),
             // As it is for a moment after a failover.
             Some(_) if ago.is_none() => (Status::Degraded, ""),
-            Some(_) if older_than(FRESH_MS) => (
+            Some(_) if older_than(UNCONFIRMED_MS) => (
                 Status::Degraded,
                 "; should the primary fail, nobody takes over",
             ),
@@ -198,18 +200,20 @@ impl Sentinels {
 
     /// "2 of 3 sentinels name 10.0.0.1:6379, epoch 4, last confirmed by a majority 3.1 s ago".
     fn votes_in_words(&self) -> String {
-        let Some(primary) = &self.primary else {
-            return format!("no sentinel of {} is known to agree", self.voters.max(1));
+        let mut said = match &self.primary {
+            None => format!("no sentinel of {} is known to agree", self.voters),
+            Some(primary) => {
+                let epoch = self.epoch.unwrap_or_default();
+                let confirmed = match self.confirmed_ms_ago {
+                    Some(ms) => format!("last confirmed by a majority {:.1} s ago", ms / 1e3),
+                    None => "not confirmed by a majority yet".to_owned(),
+                };
+                format!(
+                    "{} of {} sentinels name {primary}, epoch {epoch}, {confirmed}",
+                    self.votes, self.voters
+                )
+            }
         };
-        let epoch = self.epoch.unwrap_or_default();
-        let confirmed = match self.confirmed_ms_ago {
-            Some(ms) => format!("last confirmed by a majority {:.1} s ago", ms / 1e3),
-            None => "not confirmed by a majority yet".to_owned(),
-        };
-        let mut said = format!(
-            "{} of {} sentinels name {primary}, epoch {epoch}, {confirmed}",
-            self.votes, self.voters
-        );
         for one in &self.each {
             match (one.state, &one.names, &one.error) {
                 (SentinelState::Agrees, ..) => {}

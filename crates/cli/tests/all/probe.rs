@@ -307,6 +307,11 @@ async fn t17_a_probe_without_a_primary_says_of_each_sentinel_why() {
     let url = format!("{}er", watched.url());
     let ended = run(&["probe", &url]).await;
     assert_says(&ended, &["no sentinel names a primary for `mainer`"]);
+    assert!(
+        !ended.stdout.contains("sentinels in all"),
+        "{}",
+        ended.all()
+    );
     assert_eq!(
         ended
             .stdout

@@ -79,6 +79,8 @@ impl Call<'_> {
         let took = at.saturating_duration_since(self.started);
         if let Some(discovery) = &self.shared.discovery
             && !matches!(self.plan.effect, Effect::Read | Effect::Control)
+            // A message is kept by nobody, so it cannot be lost with the primary.
+            && !matches!(self.plan.name, "PUBLISH" | "SPUBLISH")
         {
             discovery.acknowledge();
         }

@@ -224,8 +224,9 @@ impl ClientBuilder {
     /// Sets how long calls wait at the start of an outage for another primary, if that is longer
     /// than [`reconnect_grace`](Self::reconnect_grace): through an election, say, instead of
     /// failing after the allowance; up to their deadlines and within the bounds of what may wait.
-    /// Not behind a server that is silent: it counts as down. Default: not longer. Costs: in a
-    /// longer outage each call in those moments waits in vain.
+    /// Not behind a server that is silent: it counts as down. Default: not longer; one that is
+    /// shorter is refused, because it would change nothing. Costs: in a longer outage each call in
+    /// those moments waits in vain.
     pub fn wait_for_primary(mut self, wait: Duration) -> Self {
         self.settings.wait_for_primary = wait;
         self

@@ -21,7 +21,7 @@ use crate::event::EventKind;
 use crate::link::shared::Shared;
 use crate::link::{ConnectionState, Link};
 use crate::options::CallOptions;
-use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch};
+use crate::sentinel::{Discovery, FailoverHistory, ReplicaStatus, Switch, Translation};
 use crate::target::Role;
 use steadfast_core::conn::Reply;
 
@@ -68,6 +68,8 @@ pub(crate) async fn keep_account(shared: Arc<Shared>) {
             _ => Watermarks::new(info.history),
         });
         note_while_it_serves(&shared, &discovery, &link, &mut marks, (term, epoch)).await;
+        // Nobody tells of them any more: what the sentinels say stands.
+        discovery.replicas.lock().clear();
         if link.state() == ConnectionState::Closed {
             return;
         }
@@ -100,25 +102,14 @@ async fn note_while_it_serves(
             link.reset(epoch, "the server became a replica");
             return;
         }
-        if let Some(RoleReport::Primary {
-            offset, replicas, ..
-        }) = role
-        {
-            let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
-                address: replica.endpoint.to_string(),
-                in_sync: true,
-                lag_bytes: Some(offset.saturating_sub(replica.offset)),
-                priority: None,
+        if let (Some(RoleReport::Primary { offset, .. }), Some(marks)) = (&role, marks.as_mut()) {
+            marks.note(Watermark {
+                offset: *offset,
+                at,
+                acknowledged,
             });
-            *discovery.replicas.lock() = replicas.collect();
-            if let Some(marks) = marks {
-                marks.note(Watermark {
-                    offset,
-                    at,
-                    acknowledged,
-                });
-            }
         }
+        *discovery.replicas.lock() = told_by(role, &shared.settings.translation);
         tokio::select! {
             biased;
             () = link.closed() => return,
@@ -129,6 +120,24 @@ async fn note_while_it_serves(
             return;
         }
     }
+}
+
+/// Returns the replicas that the primary tells of, at the addresses that sentinels name as well;
+/// none where it tells nothing.
+fn told_by(role: Option<RoleReport>, translation: &Translation) -> Vec<ReplicaStatus> {
+    let Some(RoleReport::Primary {
+        offset, replicas, ..
+    }) = role
+    else {
+        return Vec::new();
+    };
+    let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
+        address: translation.of(replica.endpoint).to_string(),
+        in_sync: true,
+        lag_bytes: Some(offset.saturating_sub(replica.offset)),
+        priority: None,
+    });
+    replicas.collect()
 }
 
 /// Waits until the primary of the present term serves.

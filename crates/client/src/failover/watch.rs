@@ -22,7 +22,8 @@ use crate::task::Owned;
 use crate::wire::queue::DriverCommand;
 use crate::wire::words::{as_error, command, without_arguments};
 
-/// The pause between two confirmations, of which up to a tenth is taken off at random.
+/// The longest time between two confirmations, for which an answer counts. A tenth of it is left
+/// for the answer to come, and up to two more are taken off at random.
 const CONFIRM: Duration = Duration::from_secs(10);
 /// The least pause between two questions to one sentinel, however often they are wanted.
 const LEAST: Duration = Duration::from_millis(100);
@@ -33,6 +34,9 @@ const TOLD: Duration = Duration::from_millis(10);
 const MOST: Duration = Duration::from_secs(1);
 /// The pause between two looks at a listening connection on which nothing comes.
 const LISTEN: Duration = Duration::from_secs(5);
+/// The time over which clients that start together begin to listen: a random part of it. Until
+/// then each has asked.
+const SPREAD: Duration = Duration::from_secs(1);
 /// Between attempts to reach a sentinel: full jitter.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 /// Between looks whether other sentinels have become known.
@@ -91,6 +95,8 @@ async fn attend(shared: Arc<Shared>, at: Endpoint) {
     };
     let listens = async {
         let mut failed = 0;
+        // A fleet that starts at once is not to come with all its connections at once.
+        tokio::time::sleep(SPREAD.mul_f64(shared.rng().f64())).await;
         loop {
             let error = listen(&shared, &discovery, &at, &mut failed).await;
             pause_after(&shared, &discovery, &at, &error, &mut failed).await;
@@ -159,7 +165,7 @@ async fn ask_again_and_again(
                 least = LEAST;
                 shared.primary_moved(&switch);
             }
-            let pause = every.mul_f64(1.0 - 0.1 * rng.f64());
+            let pause = every.mul_f64(0.9 - 0.2 * rng.f64());
             // A fleet that has lost its primary is not to strike in step, nor for ever as often.
             let soonest = asked + least.mul_f64(0.5 + rng.f64());
             least = tokio::select! {
@@ -264,13 +270,12 @@ fn read(replies: &[Value], asked: Instant, address: &str) -> Result<Answer, Conn
     let [own, monitored, primary, peers, replicas] = replies else {
         return Err(no_sentinel("it leaves questions unanswered".into()));
     };
-    let needs_password = |reply: &Value| {
-        let code = as_error(reply).map(|(code, _)| code);
-        code.is_some_and(|code| matches!(code.as_str(), "NOAUTH" | "NOPERM" | "WRONGPASS"))
-    };
+    // ERR is what a server says that is no sentinel, or of a name that it does not know. Other
+    // codes (NOAUTH, NOPERM, IDONTKNOW) say why one that may be a sentinel does not answer.
+    let is_reason = |reply: &Value| as_error(reply).is_some_and(|(code, _)| code != "ERR");
     // What is left out without the last is a list to look at.
     let mut needed = replies.iter().skip(1).take(3);
-    if let Some(reply) = needed.find(|reply| needs_password(reply)) {
+    if let Some(reply) = needed.find(|reply| is_reason(reply)) {
         refused(std::slice::from_ref(reply))?;
     }
     let primary = primary_address(primary).map_err(|error| no_sentinel(error.to_string()))?;

@@ -43,6 +43,9 @@ pub(crate) struct Fences {
     dedicated: Mutex<Vec<Weak<SubmitQueue>>>,
     /// The fencing of each link, as its last connection has shown.
     state: Mutex<Box<[Fencing]>>,
+    /// Whether the client may come back to a server that it has left for another: where sentinels
+    /// name it.
+    roams: bool,
     hub: Arc<Hub>,
 }
 
@@ -54,8 +57,9 @@ pub(crate) const FENCE_AGAIN: Duration = Duration::from_millis(20);
 const MOST_ABANDONED: usize = 256;
 
 impl Fences {
-    pub(crate) fn new(links: Vec<Arc<Link>>, hub: Arc<Hub>) -> Self {
+    pub(crate) fn new(links: Vec<Arc<Link>>, hub: Arc<Hub>, roams: bool) -> Self {
         Self {
+            roams,
             dedicated: Mutex::default(),
             state: Mutex::new(vec![Fencing::Untried; links.len()].into()),
             links,
@@ -103,6 +107,8 @@ impl Fences {
                 self.hub.emit(link.index, EventKind::Fenced { id });
                 link.abandoned.lock().retain(|known| known != identity);
             }
+            // The other server may be the primary again, and then this is done there first.
+            Fence::Gone if self.roams => {}
             Fence::Gone => link.abandoned.lock().retain(|known| known != identity),
             Fence::Refused(why) => self.unfenced(link, why),
             Fence::NotNow => {}
@@ -110,7 +116,7 @@ impl Fences {
     }
 
     /// Forgets an abandoned connection that was made to another server than this link's (`None`: of
-    /// one caller).
+    /// one caller), if the client does not come back to that one.
     pub(crate) fn gone(&self, link: Option<usize>, identity: &Identity) {
         if let Some(link) = link.and_then(|index| self.links.get(index)) {
             self.fenced(link, identity, &Fence::Gone);

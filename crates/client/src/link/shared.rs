@@ -91,7 +91,11 @@ impl Shared {
             .map(|index| Arc::new(Link::new(index, &settings, now)))
             .collect();
         Ok(Self {
-            fences: Arc::new(Fences::new(links.clone(), Arc::clone(&hub))),
+            fences: Arc::new(Fences::new(
+                links.clone(),
+                Arc::clone(&hub),
+                matches!(settings.target.address, Address::Sentinel(_)),
+            )),
             hub,
             breaker: BreakerGate::new(settings.breaker.clone(), settings.connections, now)
                 .map_err(setting("breaker"))?,

@@ -145,13 +145,15 @@ impl Supervisor {
                 }
                 Err(error) => {
                     let pause = self.attempt_failed(attempt, &error);
-                    let link = Arc::clone(&self.link);
+                    let (link, shared) = (Arc::clone(&self.link), Arc::clone(&self.shared));
                     patience
                         .during(async {
                             tokio::select! {
                                 biased;
                                 () = tokio::time::sleep(pause) => {}
                                 () = link.kick.notified() => {}
+                                // Of one that was told to connect anew before, no kick comes.
+                                () = shared.deposed(term) => {}
                             }
                         })
                         .await?;

@@ -27,7 +27,7 @@ mod pubsub;
 mod replicas;
 mod scan;
 mod sentinel;
-mod sentinel_told;
+mod sentinel_scripted;
 mod silence;
 mod supervisor;
 mod support;

@@ -1,4 +1,4 @@
-//! T16 to T19, T32: a primary that moves.
+//! T1, T16 to T21, T23, T25, T32: a primary that moves, by real sentinels.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,9 +9,9 @@ use steadfast::{
     CallOptions, Certainty, Client, ConnectionState, ErrorKind, EventKind, FailoverHistory,
     PubSubEvent,
 };
-use steadfast_drill::process::{Redis, Sentinel, Watched};
+use steadfast_drill::process::{Port, Redis, Sentinel, Watched};
 
-use crate::support::{cmd, ms, until, until_state};
+use crate::support::{cmd, ms, until, until_down_for, until_state};
 
 async fn client_of(watched: &Watched) -> Client {
     let builder = Client::builder(&watched.url()).unwrap();
@@ -141,6 +141,8 @@ async fn t20_a_failover_tells_which_acknowledged_writes_have_survived_and_how_ma
     }
     for _ in 0..7 {
         client.send(&cmd("INCR n")).await.unwrap();
+        // A message is kept by nobody, and so not lost with the primary.
+        client.send(&cmd("PUBLISH channel m")).await.unwrap();
     }
     watched.data[0].kill().await;
     until_elected("it is told", || !failovers(&client).is_empty()).await;
@@ -160,7 +162,8 @@ async fn t20_a_failover_tells_which_acknowledged_writes_have_survived_and_how_ma
 }
 
 #[tokio::test]
-async fn t32_t17_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_next_if_asked_to() {
+async fn t16_t17_t32_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_next_if_asked_to()
+{
     let watched = Watched::start().await.unwrap();
     let client = client_of(&watched).await;
     let patient = Client::builder(&watched.url())
@@ -183,6 +186,15 @@ async fn t32_t17_a_primary_that_is_killed_is_replaced_and_calls_wait_for_the_nex
     client.send(&cmd("INCR n")).await.unwrap();
     let n = watched.data[1].command(&["GET", "n"]).await.unwrap();
     assert_eq!(n, redis::Value::BulkString(b"2".to_vec()));
+    // The old one comes back, and takes itself for a primary until it is told otherwise.
+    watched.data[0].restart().await.unwrap();
+    for _ in 0..100 {
+        client.send(&cmd("INCR n")).await.unwrap();
+        patient.send(&cmd("INCR n")).await.unwrap();
+        tokio::time::sleep(ms(5)).await;
+    }
+    let n = watched.data[1].command(&["GET", "n"]).await.unwrap();
+    assert_eq!(n, redis::Value::BulkString(b"202".to_vec()));
 }
 
 #[tokio::test]
@@ -276,6 +288,10 @@ async fn t17_sentinels_that_are_all_away_disturb_nobody_while_the_primary_serves
     // Nor a lost connection.
     client.reconnect();
     client.send(&cmd("INCR n")).await.unwrap();
+    // One that begins now finds nobody to ask, and says so of each.
+    let late = Client::builder(&watched.url()).unwrap().build().unwrap();
+    let address = watched.sentinels[2].addr().to_string();
+    until_down_for(&late, &address).await;
     // They come back, with another in office.
     for sentinel in &watched.sentinels {
         sentinel.relaunch().await.unwrap();
@@ -285,8 +301,11 @@ async fn t17_sentinels_that_are_all_away_disturb_nobody_while_the_primary_serves
         status.sentinels.iter().all(|one| one.error.is_none())
     })
     .await;
+    until_state(&late, ConnectionState::Ready).await;
     watched.fail_over().await.unwrap();
-    until("it follows", || primary(&client) == watched.data[1].port()).await;
+    for client in [&client, &late] {
+        until("it follows", || primary(client) == watched.data[1].port()).await;
+    }
 }
 
 #[tokio::test]
@@ -364,7 +383,7 @@ impl CredentialsProvider for Renewed {
 #[tokio::test]
 async fn t20_what_the_user_may_not_ask_is_told_and_asked_no_more_at_each_heartbeat() {
     let watched = Watched::start().await.unwrap();
-    let user = "ACL SETUSER app on >secret ~* &* +@all -role";
+    let user = "ACL SETUSER app on >secret ~* &* +@all";
     let user: Vec<_> = user.split(' ').collect();
     for server in &watched.data {
         server.command(&user).await.unwrap();
@@ -372,7 +391,14 @@ async fn t20_what_the_user_may_not_ask_is_told_and_asked_no_more_at_each_heartbe
     let url = watched.url().replace("://", "://app:secret@");
     let builder = Client::builder(&url).unwrap().heartbeat(ms(10));
     let client = builder.connect().await.unwrap();
+    let replicas = || client.status().sentinel.unwrap().replicas;
+    until("it is allowed, and the primary tells", || {
+        replicas().iter().any(|one| one.lag_bytes.is_some())
+    })
+    .await;
     let not_allowed = || client.status().sentinel.unwrap().not_allowed;
+    let refuse = ["ACL", "SETUSER", "app", "-role"];
+    watched.data[0].command(&refuse).await.unwrap();
     until("the refusal is told", || not_allowed() == ["ROLE"]).await;
     // Some fifty heartbeats.
     tokio::time::sleep(ms(500)).await;
@@ -382,7 +408,7 @@ async fn t20_what_the_user_may_not_ask_is_told_and_asked_no_more_at_each_heartbe
     let refused = role.split("rejected_calls=").nth(1).unwrap();
     let refused: u32 = refused.split(',').next().unwrap().parse().unwrap();
     assert!(refused < 5, "{role}");
-    // Replicas are known all the same, by the sentinels' word.
+    // Replicas are known all the same, by the sentinels' word; no lag that was told long ago.
     let [replica] = &client.status().sentinel.unwrap().replicas[..] else {
         panic!("{:?}", client.status());
     };
@@ -497,6 +523,47 @@ async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_
     // Each was made once.
     let n = client.send(&cmd("GET n")).await.unwrap();
     assert_eq!(n, redis::Value::BulkString(b"4".to_vec()));
+    // What was acknowledged by the one replica is there after two failovers in a row.
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    let writes = async {
+        let mut kept = Vec::new();
+        for number in 0.. {
+            if stop.load(Ordering::Relaxed) {
+                break;
+            }
+            let set = cmd(&format!("SET a:{number} v"));
+            if client.with(options(1)).send(&set).await.is_ok() {
+                kept.push(format!("a:{number}"));
+            }
+            tokio::time::sleep(ms(2)).await;
+        }
+        kept
+    };
+    let twice = async {
+        for at in [1, 0] {
+            fail_over_once_it_can(&watched).await;
+            until_elected("it follows", || primary(&client) == watched.data[at].port()).await;
+        }
+        tokio::time::sleep(ms(200)).await;
+        stop.store(true, Ordering::Relaxed);
+    };
+    let (kept, ()) = tokio::join!(writes, twice);
+    assert!(kept.len() > 20, "{}", kept.len());
+    let mut exists = redis::cmd("EXISTS");
+    kept.iter().for_each(|name| {
+        exists.arg(name);
+    });
+    let there = client.send(&exists).await.unwrap();
+    assert_eq!(there, redis::Value::Int(kept.len() as i64));
+}
+
+/// As soon as the sentinel knows a replica that is fit, and no failover is under way.
+async fn fail_over_once_it_can(watched: &Watched) {
+    let limit = crate::support::now() + Duration::from_secs(90);
+    while let Err(error) = watched.fail_over().await {
+        assert!(crate::support::now() < limit, "{error}");
+        tokio::time::sleep(ms(20)).await;
+    }
 }
 
 #[tokio::test]
@@ -534,6 +601,94 @@ async fn t25_announced_addresses_are_translated_alike_for_the_primary_and_for_se
         client.reconnect();
         let status = client.status().sentinel.expect("sentinels are asked");
         let other = status.sentinels.iter().find(|one| one.address == second);
+        other.is_some_and(|one| one.answered_ms_ago.is_some())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn t25_behind_announced_ips_the_certificate_has_to_carry_the_name_of_the_url() {
+    let authority = crate::tls::Authority::new();
+    let (data, folder) = authority.server("localhost", 2999, false).await;
+    let ports = [Port::free().unwrap(), Port::free().unwrap()];
+    let file = |name: &str| folder.path().join(name).display().to_string();
+    let mut sentinels = Vec::new();
+    for port in &ports {
+        let port = port.number();
+        let lines = [
+            format!("tls-port {port}"),
+            format!("tls-cert-file {}", file("server.pem")),
+            format!("tls-key-file {}", file("server.key")),
+            format!("tls-ca-cert-file {}", file("ca.pem")),
+            "tls-auth-clients no".into(),
+            "tls-replication yes".into(),
+            "sentinel announce-ip 127.0.0.1".into(),
+            format!("sentinel announce-port {port}"),
+        ];
+        let lines: Vec<_> = lines.iter().map(String::as_str).collect();
+        sentinels.push(Sentinel::start(&data, &lines).await.unwrap());
+    }
+    let url = |host: &str| format!("rediss-sentinel://{host}:{}/main", ports[0].number());
+    let builder = |host: &str| {
+        let builder = Client::builder(&url(host)).unwrap();
+        builder.tls(authority.trusted()).deadline(ms(5_000))
+    };
+    // The primary and the other sentinel are announced by their IP address, which no certificate
+    // carries: the name of the URL is expected of them.
+    let client = builder("localhost").connect().await.unwrap();
+    assert_eq!(
+        client.status().sentinel.unwrap().primary,
+        Some(data.addr().to_string())
+    );
+    client.send(&cmd("SET k v")).await.unwrap();
+    assert!(client.status().tls.is_some());
+    let second = format!("127.0.0.1:{}", ports[1].number());
+    until_elected("the other sentinel is asked as well", || {
+        let status = client.status().sentinel.unwrap();
+        let other = status
+            .sentinels
+            .into_iter()
+            .find(|one| one.address == second);
+        other.is_some_and(|one| one.answered_ms_ago.is_some() && one.error.is_none())
+    })
+    .await;
+    // Where the URL names no name either, the address is what is expected, and that is said.
+    let client = builder("127.0.0.1").build().unwrap();
+    until_down_for(&client, "certificate is for another name").await;
+    let said = client.status().last_error.unwrap();
+    assert!(said.contains("127.0.0.1"), "{said}");
+    let named = authority.trusted().server_name("localhost");
+    let client = builder("127.0.0.1").tls(named).connect().await.unwrap();
+    client.send(&cmd("SET k v")).await.unwrap();
+}
+
+#[tokio::test]
+async fn t25_names_are_announced_where_an_operator_wants_them_and_are_resolved() {
+    let data = Redis::start().await.unwrap();
+    let lines = [
+        "sentinel resolve-hostnames yes",
+        "sentinel announce-hostnames yes",
+        "sentinel announce-ip localhost",
+    ];
+    let first = Sentinel::start(&data, &lines).await.unwrap();
+    let second = Sentinel::start(&data, &lines).await.unwrap();
+    for sentinel in [&first, &second] {
+        let monitor = format!("SENTINEL MONITOR main localhost {} 2", data.port());
+        for words in ["SENTINEL REMOVE main", &monitor] {
+            let words: Vec<_> = words.split(' ').collect();
+            sentinel.command(&words).await.unwrap();
+        }
+    }
+    let url = format!("redis-sentinel://localhost:{}/main", first.port());
+    let client = Client::builder(&url).unwrap().connect().await.unwrap();
+    client.send(&cmd("SET k v")).await.unwrap();
+    let status = || client.status().sentinel.unwrap();
+    assert_eq!(status().primary, Some(format!("localhost:{}", data.port())));
+    let other = format!("localhost:{}", second.port());
+    until_elected("the other sentinel is asked by its name", || {
+        client.reconnect();
+        let all = status().sentinels;
+        let other = all.iter().find(|one| one.address == other);
         other.is_some_and(|one| one.answered_ms_ago.is_some())
     })
     .await;

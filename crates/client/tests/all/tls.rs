@@ -66,7 +66,7 @@ impl Authority {
         (redis, folder)
     }
 
-    fn trusted(&self) -> Tls {
+    pub(crate) fn trusted(&self) -> Tls {
         Tls::new().ca_pem(self.pem().as_bytes()).unwrap()
     }
 }

@@ -84,8 +84,7 @@ impl Sentinel {
             path: path.clone(),
             cause,
         })?;
-        self.relaunch().await?;
-        self.command(&QUICK).await.map(drop)
+        self.relaunch().await
     }
 
     /// Starts a killed sentinel again on its port, with what it knew when it last wrote its file.
@@ -97,7 +96,9 @@ impl Sentinel {
         self.server.launch(&self.program, &args)?;
         self.server
             .until(|| async { self.command(&["PING"]).await.is_ok() })
-            .await
+            .await?;
+        // It does not write them into its file.
+        self.command(&QUICK).await.map(drop)
     }
 
     fn file(&self) -> PathBuf {

@@ -181,6 +181,7 @@ fn felt(page: &mut String, report: &Report) {
         ("lost", "acknowledged writes lost"),
         ("lost_late", "lost after the switch"),
         ("applied_twice", "writes applied twice"),
+        ("denied", "applied, and denied"),
         ("back_in_service", "until back in service"),
         ("errors", "reads that failed"),
         ("slowest_call", "slowest call"),

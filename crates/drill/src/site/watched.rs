@@ -40,7 +40,7 @@ pub(crate) struct WatchedSite {
     lookout: Lookout,
     /// The server that a fault has taken, until it is given back.
     taken: Mutex<Option<usize>>,
-    /// Faults that were to depose the primary, and did not.
+    /// Faults that have not done what they are for.
     untouched: Mutex<Vec<&'static str>>,
     /// Faults begun, each with how many primaries had been named before.
     begun: Mutex<Vec<(&'static str, usize)>>,
@@ -113,7 +113,12 @@ impl WatchedSite {
                 }
                 return self.fail_over().await;
             }
-            Fault::ReplicaLag => self.admit(primary, &[COPIER], false).await?,
+            Fault::ReplicaLag => {
+                self.admit(primary, &[COPIER], false).await?;
+                if !is_left_alone(primary).await {
+                    self.touched_nothing(fault);
+                }
+            }
             other => unreachable!("{} is none of a scenario with sentinels", other.name()),
         }
         if !matches!(fault, Fault::ReplicaLag) {
@@ -123,7 +128,7 @@ impl WatchedSite {
     }
 
     pub(super) async fn end(&self, fault: &Fault) -> Result<(), ProcessError> {
-        self.note_whether_it_touched(fault);
+        self.note_whether_it_touched(fault).await;
         let taken = || lock(&self.taken).take().map(|at| &self.watched.data[at]);
         match fault {
             Fault::PrimaryKilled => {
@@ -233,16 +238,43 @@ impl WatchedSite {
         Ok(())
     }
 
-    /// A fault that deposes a primary has touched nothing if no other was named while it lasted.
-    fn note_whether_it_touched(&self, fault: &Fault) {
-        let mut begun = lock(&self.begun);
-        let at = begun.iter().position(|(name, _)| *name == fault.name());
-        let before = at.map(|at| begun.swap_remove(at).1);
+    /// A fault that deposes a primary has touched nothing if no other was named while it lasted;
+    /// and a sentinel is not stale that names the same one as the others.
+    async fn note_whether_it_touched(&self, fault: &Fault) {
+        let before = {
+            let mut begun = lock(&self.begun);
+            let at = begun.iter().position(|(name, _)| *name == fault.name());
+            at.map(|at| begun.swap_remove(at).1)
+        };
         let deposes = !matches!(fault, Fault::SentinelsAway | Fault::ReplicaLag);
-        if deposes && before.is_some_and(|before| self.lookout.named().len() == before) {
-            lock(&self.untouched).push(fault.name());
+        let deposed = before.is_none_or(|before| self.lookout.named().len() > before);
+        let stale = match fault {
+            Fault::SentinelStale => {
+                let named = self.watched.primary().await;
+                named.is_ok_and(|port| port != self.lookout.port())
+            }
+            _ => true,
+        };
+        if deposes && !deposed || !stale {
+            self.touched_nothing(fault);
         }
     }
+
+    fn touched_nothing(&self, fault: &Fault) {
+        lock(&self.untouched).push(fault.name());
+    }
+}
+
+/// Whether a primary has no replica, after a moment at most.
+async fn is_left_alone(primary: &Redis) -> bool {
+    for _ in 0..20 {
+        let said = primary.info("replication").await;
+        if said.is_ok_and(|said| said.contains("connected_slaves:0")) {
+            return true;
+        }
+        sleep(LOOK).await;
+    }
+    false
 }
 
 /// Sees when two of the sentinels name another primary.

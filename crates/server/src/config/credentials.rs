@@ -32,8 +32,9 @@ pub enum CredentialsConfig {
         /// The user; default none.
         #[serde(skip_serializing_if = "Option::is_none")]
         user: Option<String>,
-        /// How often the file is looked at; default 5 s.
-        #[serde(serialize_with = "duration")]
+        /// How often the file is looked at; default 5 s. Not of sentinels, for which it is read at
+        /// each connection; then nothing.
+        #[serde(skip_serializing_if = "Duration::is_zero", serialize_with = "duration")]
         look_every: Duration,
     },
     /// Tokens of Microsoft Entra ID; only in a build with the feature `entra-id`.
@@ -98,7 +99,15 @@ impl CredentialsConfig {
     /// Reads the credentials of sentinels, which know no tokens.
     pub(crate) fn read_for_sentinels(section: &Section<'_>) -> Option<Self> {
         let sources = [("environment", Source::Environment), ("file", Source::File)];
-        Self::read_from(section, &sources, "REDIS_SENTINEL_PASSWORD")
+        if section.has("look_every") {
+            let message = "is of no use: the file is read at each connection to a sentinel";
+            section.refuse(section.mistake("look_every", message));
+        }
+        let mut config = Self::read_from(section, &sources, "REDIS_SENTINEL_PASSWORD");
+        if let Some(Self::File { look_every, .. }) = &mut config {
+            *look_every = Duration::ZERO;
+        }
+        config
     }
 
     fn read_from(

@@ -115,7 +115,8 @@ impl RedisConfig {
         }
         config.contradictions(section, &retry, &breaker);
         if let Some(watched) = &config.sentinel {
-            watched.contradictions(&sentinel, &config.url, config.deadline);
+            let times = (config.reconnect_grace, config.deadline);
+            watched.contradictions(&sentinel, &config.url, times);
         }
         for section in [retry, breaker, tls, credentials, sentinel] {
             section.finish();

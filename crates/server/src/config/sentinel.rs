@@ -25,8 +25,8 @@ pub struct SentinelConfig {
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "some")]
     pub proof: Option<Duration>,
     /// How long calls wait at the start of an outage for another primary, if that is longer than
-    /// `redis.blip_wait`; default `0s`: not longer. Costs: in a longer outage each call of those
-    /// moments waits in vain.
+    /// `redis.reconnect_grace`, and it must be; default `0s`: not longer. Costs: in a longer outage
+    /// each call of those moments waits in vain.
     #[serde(serialize_with = "duration")]
     pub wait_for_primary: Duration,
     /// `[redis.sentinel.credentials]`: who the service is to the sentinels, from the environment or
@@ -85,7 +85,7 @@ impl SentinelConfig {
         &self,
         section: &Section<'_>,
         url: &SecretUrl,
-        deadline: Duration,
+        (grace, deadline): (Duration, Duration),
     ) {
         let scheme = url.scheme();
         if !url.is_refused() && !scheme.ends_with("-sentinel") {
@@ -106,6 +106,14 @@ impl SentinelConfig {
             let message = "contradicts `redis.url`, which holds a `sentinel_password`: one of the two must go";
             section.refuse(section.mistake("credentials", message));
         }
+        if !self.wait_for_primary.is_zero() && self.wait_for_primary < grace {
+            let message = format!(
+                "is shorter than `redis.reconnect_grace` ({}), so it changes nothing",
+                show_duration(grace)
+            );
+            let mistake = section.mistake("wait_for_primary", message);
+            section.refuse(mistake.help("a longer wait, or none"));
+        }
         if self.wait_for_primary > deadline {
             let message = format!(
                 "is longer than `redis.deadline` ({}), which ends the call first",
@@ -123,7 +131,7 @@ impl SentinelTlsConfig {
             return None;
         }
         let enabled = section.boolean("enabled").unwrap_or(true);
-        let others = ["ca", "certificate", "key", "server_name"];
+        let others = ["ca", "certificate", "key", "server_name", "min_version"];
         if let Some(key) = others.into_iter().find(|key| !enabled && section.has(key)) {
             let message = format!("means nothing with `{}.enabled = false`", section.path());
             section.refuse(section.mistake(key, message));
@@ -166,9 +174,15 @@ impl AddressMap {
                 (Some(from), Some(to)) if from.port.is_some() != to.port.is_some() => {
                     refuse("must have a port on both sides, or on neither");
                 }
-                (Some(from), Some(to)) => {
-                    map.insert(from, to);
-                }
+                (Some(from), Some(to)) => match map.get(&from) {
+                    // In another case, or written in another way.
+                    Some(other) if *other != to => {
+                        refuse("is given twice, and stands for two addresses");
+                    }
+                    _ => {
+                        map.insert(from, to);
+                    }
+                },
             }
         }
         Self(map)
@@ -351,6 +365,26 @@ mod tests {
                 "stands for what is no host",
             ),
             (sentinel, "addresses = { a = 5 }", "must be a string"),
+            (
+                sentinel,
+                "addresses = { \"Redis-A\" = \"b\", \"redis-a\" = \"c\" }",
+                "is given twice, and stands for two addresses",
+            ),
+            (
+                sentinel,
+                "tls = { enabled = false, min_version = \"1.3\" }",
+                "`redis.sentinel.tls.min_version` means nothing",
+            ),
+            (
+                sentinel,
+                "wait_for_primary = \"100ms\"",
+                "is shorter than `redis.reconnect_grace` (250ms), so it changes nothing",
+            ),
+            (
+                sentinel,
+                "credentials = { source = \"file\", path = \"/p\", look_every = \"1s\" }",
+                "`redis.sentinel.credentials.look_every` is of no use",
+            ),
         ] {
             let text = format!("[redis]\nurl = \"{url}\"\n\n[redis.sentinel]\n{rest}\n");
             let shown = load(&text).expect_err(&text).to_string();

@@ -229,7 +229,12 @@ pub(crate) async fn dial_sentinel(
         let address = addr.to_string();
         #[cfg(feature = "tls")]
         if let Some(tls) = settings.tls_to_sentinels() {
-            let stream = tls.wrap(tcp, &at.host, &address, limit).await?;
+            // One that others have told of is announced by its IP address, as a rule.
+            let name = match &settings.target.address {
+                Address::Sentinel(target) => name_in_certificate(&at.host, &target.seeds),
+                _ => at.host.to_string(),
+            };
+            let stream = tls.wrap(tcp, &name, &address, limit).await?;
             return Ok((Stream::Tls(Box::new(stream)), address));
         }
         Ok((Stream::Tcp(tcp), address))
