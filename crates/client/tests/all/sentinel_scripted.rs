@@ -416,7 +416,7 @@ async fn t17_t31_sentinels_that_drip_know_nothing_or_name_what_is_no_name_cost_o
         .unwrap();
     assert_eq!(served_by(&client).await, primary.addr().to_string());
     for (at, words) in [
-        (1, "within"),
+        (1, "took longer than 500ms"),
         (2, "IDONTKNOW I have not enough information"),
         (4, "is larger than the limit"),
     ] {
