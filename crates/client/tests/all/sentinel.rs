@@ -523,7 +523,12 @@ async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_
     // Each was made once.
     let n = client.send(&cmd("GET n")).await.unwrap();
     assert_eq!(n, redis::Value::BulkString(b"4".to_vec()));
-    // What was acknowledged by the one replica is there after two failovers in a row.
+    acknowledged_writes_are_there_after_two_failovers(&watched, &client).await;
+}
+
+/// What was acknowledged by the one replica is there after two failovers in a row.
+async fn acknowledged_writes_are_there_after_two_failovers(watched: &Watched, client: &Client) {
+    let by_one = client.with(CallOptions::new().acknowledged_by(1, ms(300)));
     let stop = std::sync::atomic::AtomicBool::new(false);
     let writes = async {
         let mut kept = Vec::new();
@@ -532,7 +537,7 @@ async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_
                 break;
             }
             let set = cmd(&format!("SET a:{number} v"));
-            if client.with(options(1)).send(&set).await.is_ok() {
+            if by_one.send(&set).await.is_ok() {
                 kept.push(format!("a:{number}"));
             }
             tokio::time::sleep(ms(2)).await;
@@ -541,8 +546,8 @@ async fn t21_a_write_that_too_few_replicas_acknowledge_is_no_success_and_is_not_
     };
     let twice = async {
         for at in [1, 0] {
-            fail_over_once_it_can(&watched).await;
-            until_elected("it follows", || primary(&client) == watched.data[at].port()).await;
+            fail_over_once_it_can(watched).await;
+            until_elected("it follows", || primary(client) == watched.data[at].port()).await;
         }
         tokio::time::sleep(ms(200)).await;
         stop.store(true, Ordering::Relaxed);

@@ -515,12 +515,21 @@ async fn t16_only_a_server_that_says_itself_that_it_is_a_primary_serves_and_read
         .connect()
         .await
         .unwrap();
-    // It is demoted behind the client's back. No message tells of it.
+    // It is demoted behind the client's back: READONLY is a reason to ask at once, though no message
+    // tells of anything.
     replica_of(&second, None).await;
     replica_of(&first, Some(&second)).await;
+    let asked = sentinels[0].asked().len();
+    let moved = tokio::spawn({
+        let client = client.clone();
+        async move { client.send(&cmd("INCR n")).await }
+    });
+    until("they are asked", || sentinels[0].asked().len() > asked).await;
+    until_down_for(&client, "replica").await;
+    // And another primary is a reason not to wait any longer.
     sentinels[0].names(second.addr(), 2);
-    let moved = client.send(&cmd("INCR n")).await;
-    moved.expect("it goes to the new one");
+    sentinels[0].tells_of_a_switch();
+    moved.await.unwrap().expect("it goes to the new one");
     let n = second.command(&["GET", "n"]).await.unwrap();
     assert_eq!(n, redis::Value::BulkString(b"1".to_vec()));
 }

@@ -50,7 +50,7 @@ pub struct SentinelTlsConfig {
     /// Whether TLS is spoken to sentinels; default yes, once the section is there.
     pub enabled: bool,
     /// How, as in `[redis.tls]`.
-    #[serde(flatten)]
+    #[serde(flatten, skip_serializing_if = "RedisTlsConfig::is_default")]
     pub how: RedisTlsConfig,
 }
 

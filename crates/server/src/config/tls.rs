@@ -72,6 +72,14 @@ impl RedisTlsConfig {
         both_or_neither(section, config.certificate.is_some(), config.key.is_some());
         config
     }
+
+    /// Returns whether nothing was set.
+    pub(crate) fn is_default(&self) -> bool {
+        let files = [&self.ca, &self.certificate, &self.key];
+        files.iter().all(|file| file.is_none())
+            && self.server_name.is_none()
+            && self.min_version == TlsVersion::V12
+    }
 }
 
 /// The certainty about the database's server that is asked for before anything is sent.
