@@ -525,9 +525,14 @@ async fn t16_only_a_server_that_says_itself_that_it_is_a_primary_serves_and_read
         async move { client.send(&cmd("INCR n")).await }
     });
     until("they are asked", || sentinels[0].asked().len() > asked).await;
-    until_down_for(&client, "replica").await;
-    // And another primary is a reason not to wait any longer.
-    sentinels[0].names(second.addr(), 2);
+    let said = || client.status().last_error.unwrap_or_default();
+    until("it finds a replica", || said().contains("replica")).await;
+    // And another primary is a reason not to wait any longer, and one more again.
+    let gone = nobody().await;
+    sentinels[0].names(gone, 2);
+    sentinels[0].tells_of_a_switch();
+    until("it is dialled", || said().contains(&gone.to_string())).await;
+    sentinels[0].names(second.addr(), 3);
     sentinels[0].tells_of_a_switch();
     moved.await.unwrap().expect("it goes to the new one");
     let n = second.command(&["GET", "n"]).await.unwrap();
