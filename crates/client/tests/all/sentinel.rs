@@ -304,7 +304,7 @@ async fn t17_sentinels_that_are_all_away_disturb_nobody_while_the_primary_serves
     until_state(&late, ConnectionState::Ready).await;
     watched.fail_over().await.unwrap();
     for client in [&client, &late] {
-        until("it follows", || primary(client) == watched.data[1].port()).await;
+        until_elected("it follows", || primary(client) == watched.data[1].port()).await;
     }
 }
 
