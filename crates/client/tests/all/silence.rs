@@ -2,7 +2,7 @@
 
 use redis::Value;
 use steadfast::{CallOptions, Client, ConnectionState, ErrorKind};
-use steadfast_drill::fault::{Bandwidth, RespSilence, Toxic};
+use steadfast_drill::fault::{Bandwidth, Latency, RespSilence, Toxic};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
 use steadfast_drill::scripted::{Script, Server};
@@ -55,6 +55,30 @@ async fn c7_a_large_value_is_written_over_a_slow_link_where_client_list_is_forbi
     let (of_call, of_client) = tokio::join!(given_longer.send(&of_call), patient.send(&of_client));
     assert_eq!(of_call.unwrap(), Value::Okay, "{:?}", hasty.history());
     assert_eq!(of_client.unwrap(), Value::Okay, "{:?}", patient.history());
+}
+
+#[tokio::test]
+async fn c7_round_trips_that_grow_long_are_got_used_to() {
+    let (_redis, proxy, client) = proxied(|b| b).await;
+    for _ in 0..50 {
+        client.send(&cmd("GET k")).await.unwrap();
+    }
+    // Longer than a silence may be where they are short, shorter than one may be elsewhere.
+    let far = |latency| Latency {
+        latency: ms(latency),
+        jitter: ms(0),
+    };
+    proxy.add(Toxic::new(far(160)).upstream()).await.unwrap();
+    proxy.add(Toxic::new(far(160))).await.unwrap();
+    let begun = now();
+    let mut answered = 0;
+    while answered < 3 {
+        match client.send(&cmd("GET k")).await {
+            Ok(_) => answered += 1,
+            Err(_) => tokio::time::sleep(ms(20)).await,
+        }
+        assert!(now() - begun < ms(20_000), "{answered} answered");
+    }
 }
 
 #[tokio::test]

@@ -131,6 +131,9 @@ impl Driver {
     pub(super) fn lives(&mut self, conn: &mut Conn<Job>, now: Instant) {
         conn.handle_life(now);
         if let Some(since) = self.overdue_since.take() {
+            // It may be the way that has grown long: while what comes after each silence belongs to
+            // calls that were given up, nothing would ever be learnt of round trips.
+            self.be_patient(conn, false);
             let quiet = now.saturating_duration_since(since);
             let given_up = std::mem::take(&mut self.given_up);
             let _ = self.signals.send(Signal::Recovered(quiet, given_up));

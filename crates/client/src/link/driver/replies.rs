@@ -80,12 +80,16 @@ impl Driver {
         if let Some(took) = self.last_took.take() {
             self.shared.latency.record(took, now);
             let fast = self.shared.observe_rtt(took) < FAST;
-            if fast != self.fast && self.link.is_some() {
-                self.fast = fast;
-                let (doubtful, overdue) =
-                    patience(self.shared.settings.response_idle_timeout, fast);
-                conn.set_patience(doubtful, overdue);
-            }
+            self.be_patient(conn, fast);
+        }
+    }
+
+    /// Sets the patience with silences, by whether round trips are short.
+    pub(super) fn be_patient(&mut self, conn: &mut Conn<Job>, fast: bool) {
+        if fast != self.fast && self.link.is_some() {
+            self.fast = fast;
+            let (doubtful, overdue) = patience(self.shared.settings.response_idle_timeout, fast);
+            conn.set_patience(doubtful, overdue);
         }
     }
 
