@@ -156,6 +156,10 @@ fn view(step: &[u8], asked: Instant, heard: Instant) -> View {
                 _ => AnnouncedHost::Named(format!("h{}", name % 40).into()),
             },
             hostname: None,
+            other_hosts: match name % 4 {
+                0 => vec![format!("h{}", name % 23).into()],
+                _ => Vec::new(),
+            },
             port: 1 + u16::from(name % 3),
             tls_port: None,
             role: match name % 5 {
@@ -183,11 +187,11 @@ fn view(step: &[u8], asked: Instant, heard: Instant) -> View {
             is_exhaustive: c % 2 == 0,
             ..ClusterReport::default()
         },
-        info: ClusterInfo {
+        info: (c % 5 > 0).then(|| ClusterInfo {
             is_ok: g % 10 > 0,
             current_epoch: u64::from(f % 16),
             my_epoch: 0,
             slots_assigned: SLOTS,
-        },
+        }),
     }
 }

@@ -189,6 +189,7 @@ export interface Cluster {
   epoch: number;
   heard_ms_ago: number | null;
   error: string | null;
+  not_allowed: string[];
   discoveries: number;
   redirects: number;
   replica_reads: number;

@@ -1,7 +1,6 @@
 //! The names of a cluster: the nodes of its URL, and who a node has to be.
 
 use std::fmt;
-use std::sync::Arc;
 
 use steadfast_core::node::{Endpoint, NodeId};
 use url::Url;
@@ -55,8 +54,6 @@ impl ClusterTarget {
 pub(crate) struct Membership {
     /// The id that the server must answer to `CLUSTER MYID`.
     pub(crate) id: NodeId,
-    /// The name that its certificate has to carry, where that is not the host that is dialled.
-    pub(crate) name_in_certificate: Option<Arc<str>>,
     /// Whether the node is read from as a replica: it need not be a primary, and is told READONLY.
     pub(crate) as_replica: bool,
 }

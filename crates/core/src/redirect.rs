@@ -157,6 +157,15 @@ impl Routing {
     }
 }
 
+/// Whether an error is TRYAGAIN in the server's own words, which it answers before a script of
+/// several keys runs. A script that fails with an error of that name has words of its own, and may
+/// have written; one that forges these deceives nobody but its own caller.
+///
+/// Within a script an access to a slot that moves has another answer.
+pub fn is_try_again_for_script(code: &str, detail: &str) -> bool {
+    code == "TRYAGAIN" && detail == "Multiple keys request during rehashing of slot"
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +278,9 @@ mod tests {
         assert!(redirect.may_redirect_script(Slot::new(7)));
         assert!(!redirect.may_redirect_script(Slot::new(8)));
         assert!(!redirect.may_redirect_script(None));
+        let words = "Multiple keys request during rehashing of slot";
+        assert!(is_try_again_for_script("TRYAGAIN", words));
+        assert!(!is_try_again_for_script("TRYAGAIN", "the stock is locked"));
         let loading = routing("LOADING it loads").expect("it says something");
         assert!(!loading.may_redirect_script(Slot::new(7)));
     }

@@ -23,7 +23,7 @@
 mod gate;
 mod merge;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -68,6 +68,9 @@ pub struct Member {
     pub id: Option<NodeId>,
     /// The endpoint to dial. `None` if nobody knows it.
     pub endpoint: Option<Endpoint>,
+    /// The endpoints besides by which redirects may name it: its IP address where a name is dialled,
+    /// its host name where an address is.
+    pub other_endpoints: Vec<Endpoint>,
     /// The host name that the node announces for the verification of its certificate.
     pub hostname: Option<Arc<str>>,
     /// The primary that this node follows. `None` of a primary, and where it is not told.
@@ -89,7 +92,7 @@ struct SlotState {
     /// The epoch of the owner, where it is told.
     epoch: Option<u64>,
     /// The cluster's epoch by the view that told of the owner.
-    cluster_epoch: u64,
+    cluster_epoch: Option<u64>,
     /// The node that gave the slot away by its own word.
     disowned_by: Option<MemberIndex>,
     /// Since when the owner is known.
@@ -161,8 +164,8 @@ impl Topology {
         Some((MemberIndex(number), member))
     }
 
-    /// Returns the node at an endpoint: one that a view names rather than one that it does not, the
-    /// latest told of first.
+    /// Returns the node at an endpoint, by whichever of its names: one that a view names rather than
+    /// one that it does not, the latest told of first.
     pub fn find_at(&self, endpoint: &Endpoint) -> Option<MemberIndex> {
         self.at(endpoint)
     }
@@ -180,9 +183,20 @@ impl Topology {
         self.ranges(|state| state.owner == Some(owner))
     }
 
+    /// Returns all nodes that own slots.
+    pub fn owners(&self) -> BTreeSet<MemberIndex> {
+        let slots = self.slots.iter();
+        slots.filter_map(|state| state.owner).collect()
+    }
+
     /// Returns the slots without an owner: none if the cluster is covered.
     pub fn uncovered(&self) -> Vec<SlotRange> {
         self.ranges(|state| state.owner.is_none())
+    }
+
+    /// Returns since when the owner of a slot is known.
+    pub fn owned_since(&self, slot: Slot) -> Option<Instant> {
+        self.slots[slot.index()].since
     }
 
     /// Returns the highest epoch that any view has told.
@@ -236,13 +250,17 @@ impl Topology {
         Moved::Patched(target)
     }
 
-    /// The node at an endpoint: one that a view names rather than one that it does not, the latest
-    /// told of first.
+    /// The node at an endpoint: one that a view names rather than one that it does not, one that is
+    /// dialled there rather than one that has that name besides, the latest told of first.
     fn at(&self, endpoint: &Endpoint) -> Option<MemberIndex> {
         self.members()
-            .filter(|(_, member)| member.endpoint.as_ref() == Some(endpoint))
-            .max_by_key(|(_, member)| (member.is_present, member.located))
-            .map(|(index, _)| index)
+            .filter_map(|(index, member)| {
+                let is_dialled = member.endpoint.as_ref() == Some(endpoint);
+                let is_there = is_dialled || member.other_endpoints.contains(endpoint);
+                is_there.then_some((index, member, is_dialled))
+            })
+            .max_by_key(|(_, member, is_dialled)| (member.is_present, *is_dialled, member.located))
+            .map(|(index, ..)| index)
     }
 
     /// Adds a node, in the place of one that is gone if there is no other. `None` if all places are
@@ -256,6 +274,7 @@ impl Topology {
         let member = Member {
             id: id.clone(),
             endpoint: endpoint.into(),
+            other_endpoints: Vec::new(),
             hostname: None,
             follows: None,
             is_primary: true,

@@ -5,6 +5,7 @@
 //! ([`view`]), the task that asks for newer views ([`discovery`]), and the journey of a call from
 //! node to node ([`journey`]). A call looks up its slot anew for each attempt.
 
+mod answers;
 mod chosen;
 mod discovery;
 mod journey;
@@ -19,7 +20,9 @@ mod routes;
 mod scan;
 mod status;
 mod view;
+mod whereabouts;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -31,6 +34,7 @@ use steadfast_core::topology::{DiscoveryGate, DiscoveryGateConfig, Topology, Tri
 use tokio::sync::{Notify, watch};
 
 pub(crate) use self::discovery::watch as keep_view;
+use self::journey::Limits;
 use self::node::{MemberFacts, Node};
 use self::order::InOrder;
 use self::reads::ReplicaReads;
@@ -40,13 +44,14 @@ pub(crate) use self::roaming::Roaming;
 use self::routes::Routes;
 pub(crate) use self::scan::{Process, SlotScan, unreadable};
 pub use self::status::{ClusterStatus, NodeStatus};
+use self::whereabouts::Whereabouts;
 use crate::client::Client;
 use crate::clock;
 use crate::credentials::CredentialsProvider;
 use crate::error::connect::ConnectError;
 use crate::error::{Error, ErrorKind};
 use crate::event::hub::Hub;
-use crate::link::connect::{Connector, Network, Transport};
+use crate::link::connect::{Connector, Transport};
 use crate::link::shared::Shared;
 use crate::membership::Membership;
 use crate::pubsub::PubSub;
@@ -78,10 +83,13 @@ pub(crate) struct Cluster {
 
 struct Known {
     topology: Topology,
-    /// When a view last came.
+    /// When the first view came, and the last.
+    first_heard: Option<Instant>,
     heard: Option<Instant>,
     /// Why the last discovery found none.
     error: Option<Arc<str>>,
+    /// The questions that nodes do not allow to be asked.
+    not_allowed: BTreeSet<&'static str>,
 }
 
 /// Where the next attempt of a call goes.
@@ -117,6 +125,7 @@ impl Cluster {
                 seed,
                 now,
             )),
+            order: InOrder::new(shared.settings.in_flight),
             shared,
             connector,
             provider,
@@ -125,11 +134,12 @@ impl Cluster {
             routes: Routes::new(),
             replicas: Replicas::default(),
             reads: ReplicaReads::default(),
-            order: InOrder::new(),
             known: Mutex::new(Known {
                 topology: Topology::new(),
+                first_heard: None,
                 heard: None,
                 error: None,
+                not_allowed: BTreeSet::new(),
             }),
             wake: Notify::new(),
             version: watch::Sender::new(0),
@@ -173,6 +183,7 @@ impl Cluster {
         if self.shared.is_closing() {
             return Err(Error::not_sent(ErrorKind::Closed));
         }
+        let id = member.id.clone();
         let settings = self.settings_for(&member, as_replica);
         let name: Arc<str> = member.endpoint.to_string().into();
         let first = NUMBERS * (1 + usize::from(number));
@@ -187,12 +198,12 @@ impl Cluster {
             Error::not_sent(ErrorKind::Connect { cause })
         })?;
         let shared = Arc::new(shared);
-        let network: Arc<dyn Transport> =
-            Arc::new(Network::new(Arc::clone(&shared.settings), None));
         let settings = Arc::clone(&shared.settings);
-        let connector = Connector::new(settings, self.provider.clone(), network);
+        let whereabouts = Arc::new(Whereabouts::new(Arc::clone(&settings), member));
+        let transport = Arc::clone(&whereabouts) as Arc<dyn Transport>;
+        let connector = Connector::new(settings, self.provider.clone(), transport);
         let client = Client::start(shared, Arc::new(connector), runtime, None).watched();
-        let node = Node::new(number, member, client);
+        let node = Node::new((number, id), whereabouts, client);
         Ok(Arc::new(node))
     }
 
@@ -223,7 +234,6 @@ impl Cluster {
             },
             member: Some(Arc::new(Membership {
                 id: member.id.clone(),
-                name_in_certificate: member.name_in_certificate.clone(),
                 as_replica,
             })),
             // One node that hangs is not to take the room of all.
@@ -279,8 +289,8 @@ impl Cluster {
 
     /// The client of a slot's owner.
     pub(crate) async fn owner_of(&self, slot: Slot) -> Result<Client, Error> {
-        let deadline = clock::now() + self.settings().deadline;
-        let node = self.reach(slot, &Aim::Owner, deadline).await?;
+        let limits = Limits::new(self.settings().deadline);
+        let node = self.reach(slot, &Aim::Owner, &limits).await?;
         Ok(node.client.clone())
     }
 }

@@ -19,13 +19,13 @@ use crate::metrics;
 #[derive(Clone, Debug)]
 pub(crate) struct Hub {
     all: Arc<All>,
-    node: Option<NodeName>,
+    node: Option<Arc<NodeName>>,
 }
 
 /// A node, and what its connections are numbered from.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 struct NodeName {
-    name: Arc<str>,
+    name: Mutex<Arc<str>>,
     first: usize,
 }
 
@@ -63,7 +63,17 @@ impl Hub {
     pub(crate) fn of_node(&self, name: Arc<str>, first: usize) -> Self {
         Self {
             all: Arc::clone(&self.all),
-            node: Some(NodeName { name, first }),
+            node: Some(Arc::new(NodeName {
+                name: Mutex::new(name),
+                first,
+            })),
+        }
+    }
+
+    /// The node has another address now.
+    pub(crate) fn rename(&self, name: Arc<str>) {
+        if let Some(node) = &self.node {
+            *node.name.lock() = name;
         }
     }
 
@@ -75,7 +85,8 @@ impl Hub {
     pub(crate) fn emit(&self, connection: usize, kind: EventKind) {
         let connection = self.number(connection);
         let _span = self.node.as_ref().map(|node| {
-            let node = &*node.name;
+            let name = Arc::clone(&node.name.lock());
+            let node = &*name;
             tracing::info_span!("redis node", node).entered()
         });
         metrics::count_event(kind.name());
@@ -151,7 +162,7 @@ impl Hub {
             seq: self.all.seq.fetch_add(1, Ordering::Relaxed) + 1,
             at_ms: clock::unix_ms(),
             connection,
-            node: self.node.as_ref().map(|node| Arc::clone(&node.name)),
+            node: (self.node.as_ref()).map(|node| Arc::clone(&node.name.lock())),
             folded: false,
             kind,
         }

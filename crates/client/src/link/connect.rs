@@ -24,7 +24,7 @@ use tracing::Instrument;
 pub(crate) use self::exchange::{Exchange, auth, proof};
 pub(crate) use self::facts::ServerFacts;
 use self::handshake::Handshake;
-pub(crate) use self::network::{Network, dial, dial_sentinel, resolved};
+pub(crate) use self::network::{Network, ask_at_each, dial_sentinel, resolved};
 use crate::clock;
 use crate::credentials::{Credentials, CredentialsError, CredentialsProvider};
 use crate::error::connect::ConnectError;
@@ -100,6 +100,17 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
         limit: Duration,
         waits_for: &'a WaitsFor,
     ) -> BoxFuture<'a, Result<(Stream, String), ConnectError>>;
+
+    /// Ends when the server that is looked for is elsewhere than when this was called.
+    fn moved(&self) -> BoxFuture<'_, ()> {
+        Box::pin(std::future::pending())
+    }
+
+    /// Ends when the server at this place is no more one to be connected to.
+    fn left(&self, place: Location) -> BoxFuture<'_, ()> {
+        let _ = place;
+        Box::pin(std::future::pending())
+    }
 }
 
 /// The terms of one attempt to connect.
@@ -170,6 +181,19 @@ impl Connector {
             fences,
             protocol: self.settings.target.protocol,
             first: None,
+        }
+    }
+
+    /// Ends when the server that is looked for is elsewhere now.
+    pub(crate) fn moved(&self) -> BoxFuture<'_, ()> {
+        self.transport.moved()
+    }
+
+    /// Ends when the server at this place is no more one to be connected to.
+    pub(crate) async fn left(&self, place: Option<Location>) {
+        match place {
+            Some(place) => self.transport.left(place).await,
+            None => std::future::pending().await,
         }
     }
 

@@ -123,11 +123,13 @@ impl Supervisor {
             let limit = self.shared.settings.connect_timeout;
             let attempt = self.begin_attempt(limit * 5);
             let term = self.shared.term();
+            let moved = self.connector.moved();
             let dial = self.dial(limit);
             let dialled = async {
                 tokio::select! {
                     biased;
                     () = self.shared.deposed(term) => None,
+                    () = moved => None,
                     result = self.dialled(dial) => Some(result),
                 }
             };

@@ -131,6 +131,8 @@ impl Subscriber {
 
     /// Serves until the connection is lost; says why it was.
     async fn serve(&mut self, wire: &mut SubscriberWire) -> Arc<str> {
+        let connector = Arc::clone(&self.connector);
+        let mut left = std::pin::pin!(connector.left(wire.place));
         loop {
             self.resume_if_confirmed(wire);
             let tick = wire.next_tick(&self.shared);
@@ -146,6 +148,7 @@ impl Subscriber {
                     self.obey(wire, order).await
                 }
                 parting = wire.tie.parted() => Err(parting.why().into()),
+                () = &mut left => Err("the node is no member of the cluster any more".into()),
                 fresh = wire.rotation.fresh(), if wire.is_quiet() => {
                     wire.give(&fresh, &mut self.rng).await
                 }

@@ -12,7 +12,7 @@ use tokio::io::AsyncWriteExt;
 use super::SubscriptionKind;
 use crate::clock;
 use crate::credentials::Credentials;
-use crate::link::connect::{self, Established};
+use crate::link::connect::{self, Established, Location};
 use crate::link::following::Tie;
 use crate::link::rotation::Rotation;
 use crate::link::shared::Shared;
@@ -28,6 +28,8 @@ pub(super) struct SubscriberWire {
     pub(super) rotation: Rotation,
     /// The tie to the server, for as long as the client serves from it.
     pub(super) tie: Tie,
+    /// Where it is connected to.
+    pub(super) place: Option<Location>,
     decoder: Decoder,
     protocol: Protocol,
     pinged_at: Option<Instant>,
@@ -56,6 +58,7 @@ impl SubscriberWire {
             input: BytesMut::with_capacity(16 << 10),
             heard_at: clock::now(),
             resumed: false,
+            place: established.facts.place,
             tie: tie.made_to(established.facts.run_id),
             rotation: shared.credentials.rotation(established.credentials),
             decoder: Decoder::new(Limits::default()),

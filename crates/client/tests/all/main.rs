@@ -20,6 +20,7 @@ mod following;
 mod liveness;
 mod load;
 mod malformed;
+mod members;
 mod order;
 mod outage;
 mod promises;

@@ -35,6 +35,8 @@ pub struct ReportedNode {
     pub host: AnnouncedHost,
     /// The host name that the node announces besides, for the verification of its certificate.
     pub hostname: Option<Arc<str>>,
+    /// The hosts besides by which redirects may name the node, on the same port.
+    pub other_hosts: Vec<Arc<str>>,
     /// The port to dial.
     pub port: u16,
     /// The port for TLS, where it is told apart.
@@ -152,6 +154,40 @@ impl ClusterReport {
     }
 }
 
+impl ClusterReport {
+    /// Takes from another report of the same moment which endpoints nodes want to be dialled at:
+    /// `CLUSTER NODES` tells their IP addresses, whatever `cluster-preferred-endpoint-type` says.
+    /// The addresses stay known as those that redirects may name.
+    pub fn prefer_endpoints_of(&mut self, other: &Self) {
+        let others = other.nodes.iter();
+        let by_id: HashMap<&NodeId, &ReportedNode> = others
+            .filter_map(|node| Some((node.id.as_ref()?, node)))
+            .collect();
+        for node in &mut self.nodes {
+            let preferred = node.id.as_ref().and_then(|id| by_id.get(id));
+            let Some(preferred) = preferred.filter(|one| one.host != AnnouncedHost::Unknown) else {
+                continue;
+            };
+            let before = std::mem::replace(&mut node.host, preferred.host.clone());
+            if node.host == before {
+                continue;
+            }
+            if let AnnouncedHost::Named(host) = before {
+                node.other_hosts.push(host);
+            }
+            node.hostname = node.hostname.take().or_else(|| preferred.hostname.clone());
+        }
+    }
+
+    /// Returns the node at this place by its own report, that of a server which was asked there.
+    pub fn node_at(&self, host: &Arc<str>, port: u16, tls: bool) -> Option<&ReportedNode> {
+        self.nodes.iter().find(|node| {
+            let own_port = node.tls_port.filter(|_| tls).unwrap_or(node.port);
+            own_port == port && node.host.resolve(host).as_ref() == Some(host)
+        })
+    }
+}
+
 /// Gathers nodes, each of which may be told several times (once for each range, in `CLUSTER
 /// SLOTS`).
 struct Builder {
@@ -246,6 +282,7 @@ fn read_line(line: &str, at: usize) -> Result<ReportedNode, ReportError> {
         } else {
             host
         },
+        other_hosts: hostname.iter().cloned().collect(),
         hostname,
         port,
         tls_port: None,
@@ -372,6 +409,7 @@ fn read_shard_node(
         id: Some(NodeId::new(&id).ok_or_else(|| part.error(within("id"), "is not an id"))?),
         host: AnnouncedHost::read(endpoint.as_deref())
             .ok_or_else(|| part.error(within("endpoint"), "is not a host"))?,
+        other_hosts: other_hosts(hostname.as_deref()),
         hostname: hostname.map(|name| name.as_ref().into()),
         port: plain
             .or(tls_port)
@@ -440,6 +478,7 @@ fn read_slots_node(part: Part<'_>, place: &str) -> Result<ReportedNode, ReportEr
         id,
         host: AnnouncedHost::read(host.as_deref())
             .ok_or_else(|| part.error(within("host"), "is not a host"))?,
+        other_hosts: other_hosts(hostname.as_deref()),
         hostname: hostname.map(|name| name.as_ref().into()),
         port: port.port(within("port"))?,
         tls_port: None,
@@ -450,6 +489,11 @@ fn read_slots_node(part: Part<'_>, place: &str) -> Result<ReportedNode, ReportEr
         slots: Vec::new(),
         migrations: Vec::new(),
     })
+}
+
+/// The host name, by which a redirect may name a node where another host is preferred.
+fn other_hosts(hostname: Option<&str>) -> Vec<Arc<str>> {
+    hostname.into_iter().map(Into::into).collect()
 }
 
 /// The part of `CLUSTER INFO` that says whether a node's view can be believed, and how old it is.

@@ -84,6 +84,8 @@ pub struct Target<'r> {
     pub slot: Option<Slot>,
     /// The redirect that was answered to it last: MOVED, ASK or TRYAGAIN.
     pub redirect: Option<&'r Routing>,
+    /// What a repeat of it would do.
+    pub effect: Effect,
 }
 
 /// The commands for one node, in their order.
@@ -179,13 +181,15 @@ impl<'a, E> SplitPipeline<'a, E> {
     /// names one node for a slot.
     ///
     /// What is asked of a node in answer to ASK is a part of its own, because ASKING holds for one
-    /// command.
+    /// command. Of one slot no command is in an earlier part than the command before it: parts that
+    /// are submitted in their order keep that of each key.
     pub fn to_send<N: Clone + Eq + Hash>(
         &mut self,
         mut node_of: impl FnMut(Target<'_>) -> N,
     ) -> Vec<NodePart<N>> {
         let mut parts: Vec<NodePart<N>> = Vec::new();
         let mut by_node: HashMap<(N, bool), usize> = HashMap::new();
+        let mut by_slot: HashMap<Slot, usize> = HashMap::new();
         for (number, unit) in self.units.iter_mut().enumerate() {
             if !matches!(unit.state, State::Waiting) {
                 continue;
@@ -193,18 +197,29 @@ impl<'a, E> SplitPipeline<'a, E> {
             let node = node_of(Target {
                 slot: unit.slot,
                 redirect: unit.redirect.as_ref(),
+                effect: unit.effect,
             });
             let asking = matches!(unit.redirect, Some(Routing::Ask(_)));
-            let at = *by_node.entry((node.clone(), asking)).or_insert_with(|| {
-                parts.push(NodePart {
-                    node,
-                    asking,
-                    pipeline: Pipeline::new(),
-                    is_whole: false,
-                    units: Vec::new(),
-                });
-                parts.len() - 1
-            });
+            let least = unit.slot.and_then(|slot| by_slot.get(&slot).copied());
+            let key = (node, asking);
+            let found = by_node.get(&key).copied();
+            let at = match found.filter(|at| Some(*at) >= least) {
+                Some(at) => at,
+                None => {
+                    parts.push(NodePart {
+                        node: key.0.clone(),
+                        asking,
+                        pipeline: Pipeline::new(),
+                        is_whole: false,
+                        units: Vec::new(),
+                    });
+                    by_node.insert(key, parts.len() - 1);
+                    parts.len() - 1
+                }
+            };
+            if let Some(slot) = unit.slot {
+                by_slot.insert(slot, at);
+            }
             parts[at]
                 .pipeline
                 .add_command(self.entries[unit.entry].cmd_of(unit.part));
@@ -280,7 +295,14 @@ impl<'a, E> SplitPipeline<'a, E> {
                     }
                     State::Answered(value) => Ok(value),
                     State::Failed(failed) => Err(failed),
-                    State::Waiting | State::Sent => Err(never_sent()),
+                    State::Waiting | State::Sent => {
+                        let mut failed = never_sent();
+                        // Not this time, but perhaps in an earlier attempt.
+                        if unit.may_have_run {
+                            failed.certainty = Certainty::Unknown;
+                        }
+                        Err(failed)
+                    }
                 }
             });
             let result = match &entry.divided {

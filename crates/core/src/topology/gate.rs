@@ -12,7 +12,8 @@ pub struct DiscoveryGateConfig {
     /// second at most.
     pub shortest: Duration,
     /// The longest pause between two discoveries while what triggered them is not explained.
-    /// Default 5 s.
+    /// Default 5 s. All but the shortest are shortened by up to a quarter, so that clients which
+    /// have lost the same node do not ask in step.
     pub longest: Duration,
     /// The time after which a discovery is made without a trigger. Default 30 s.
     pub regular: Duration,
@@ -59,9 +60,13 @@ pub struct DiscoveryGate {
     rng: fastrand::Rng,
     running: bool,
     triggered: bool,
+    /// One of the reasons was a contradiction.
+    contradicted: bool,
     /// A reason came while a discovery ran, whose answers may be older.
     again: bool,
     pause: Duration,
+    /// The part of the pause that is waited for.
+    share: f64,
     started: Option<Instant>,
     regular: Instant,
 }
@@ -71,10 +76,12 @@ impl DiscoveryGate {
     pub fn new(config: DiscoveryGateConfig, seed: u64, now: Instant) -> Self {
         Self {
             pause: config.shortest,
+            share: 1.0,
             config,
             rng: fastrand::Rng::with_seed(seed),
             running: false,
             triggered: true,
+            contradicted: false,
             again: false,
             started: None,
             regular: now,
@@ -86,9 +93,15 @@ impl DiscoveryGate {
     pub fn trigger(&mut self, trigger: Trigger) {
         if trigger == Trigger::Contradiction {
             self.pause = self.config.shortest;
+            self.contradicted = true;
         }
         self.triggered = true;
         self.again = self.running;
+    }
+
+    /// Returns whether a server has contradicted what is known, and nothing explains it yet.
+    pub fn is_contradicted(&self) -> bool {
+        self.contradicted
     }
 
     /// Returns whether a discovery is to begin now; then it is counted as running.
@@ -107,9 +120,11 @@ impl DiscoveryGate {
         self.running = false;
         if explained == Explained::Yes {
             self.triggered = self.again;
+            self.contradicted &= self.again;
             self.pause = self.config.shortest;
         } else if !self.again {
             self.pause = (self.pause * 2).min(self.config.longest);
+            self.share = 1.0 - 0.25 * self.rng.f64();
         }
         let spread = self.config.regular_spread;
         let shortened = self.config.regular.saturating_sub(spread);
@@ -127,7 +142,8 @@ impl DiscoveryGate {
         if !self.triggered {
             return Some(self.regular.max(started + self.config.shortest));
         }
-        Some((started + self.pause).min(self.regular.max(started + self.config.shortest)))
+        let pause = self.pause.mul_f64(self.share).max(self.config.shortest);
+        Some((started + pause).min(self.regular.max(started + self.config.shortest)))
     }
 }
 

@@ -1,5 +1,6 @@
 //! Taking in the answer of one node.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,7 +27,41 @@ pub struct View {
     /// The nodes and slots.
     pub report: ClusterReport,
     /// The standing of the node that answered, from the same write as the question for the report.
-    pub info: ClusterInfo,
+    /// `None` where that may not be asked: then the view is judged by what the report tells.
+    pub info: Option<ClusterInfo>,
+}
+
+impl View {
+    /// Returns why the view is not to be believed at all, if so.
+    pub fn why_ignored(&self) -> Option<Ignored> {
+        if !self.serves() {
+            return Some(Ignored::NotServing);
+        }
+        let empty = self.report.nodes.iter().all(|node| node.slots.is_empty());
+        empty.then_some(Ignored::Empty)
+    }
+
+    /// Whether the node that answered serves: by its own word, else by the rule by which it would
+    /// say so, that most of the primaries which own slots are well.
+    fn serves(&self) -> bool {
+        if let Some(info) = &self.info {
+            return info.is_ok;
+        }
+        let nodes = self.report.nodes.iter();
+        let owners = nodes.filter(|node| !node.slots.is_empty());
+        let (well, away): (Vec<_>, Vec<_>) = owners.partition(|node| !node.is_failing);
+        well.len() > away.len() || away.is_empty()
+    }
+
+    /// The cluster's epoch: of its nodes' the highest, where it is not told itself.
+    fn current_epoch(&self) -> Option<u64> {
+        match &self.info {
+            Some(info) => Some(info.current_epoch),
+            None => (self.report.nodes.iter())
+                .filter_map(|node| node.epoch)
+                .max(),
+        }
+    }
 }
 
 /// The differences that a view has made.
@@ -73,7 +108,7 @@ pub enum Ignored {
 struct Claim {
     owner: MemberIndex,
     epoch: Option<u64>,
-    cluster_epoch: u64,
+    cluster_epoch: Option<u64>,
     by: Option<MemberIndex>,
     asked: Instant,
     heard: Instant,
@@ -97,14 +132,15 @@ impl Topology {
     /// Takes in the answer of a node, and returns what it has changed.
     pub fn merge(&mut self, view: &View) -> Changes {
         let mut changes = Changes {
-            ignored: ignored(view),
+            ignored: view.why_ignored(),
             ..Changes::default()
         };
         if changes.ignored.is_some() {
             return changes;
         }
-        let newest = view.info.current_epoch >= self.current_epoch;
-        self.current_epoch = self.current_epoch.max(view.info.current_epoch);
+        let epoch = view.current_epoch();
+        let newest = epoch.is_none_or(|epoch| epoch >= self.current_epoch);
+        self.current_epoch = self.current_epoch.max(epoch.unwrap_or_default());
         let primaries: HashSet<MemberIndex> = (self.members())
             .filter(|(_, member)| member.is_primary && member.id.is_some())
             .map(|(index, _)| index)
@@ -127,7 +163,7 @@ impl Topology {
                 let claim = Claim {
                     owner,
                     epoch: node.epoch,
-                    cluster_epoch: view.info.current_epoch,
+                    cluster_epoch: epoch,
                     by,
                     asked: view.asked,
                     heard: view.heard,
@@ -162,7 +198,11 @@ impl Topology {
         };
         let host = node.host.resolve(&view.host).filter(|_| port != 0);
         let endpoint = host.map(|host| Endpoint { host, port });
-        let index = match self.lookup(node.id.as_ref(), endpoint.as_ref()) {
+        let others: Vec<Endpoint> = (node.other_hosts.iter().cloned())
+            .map(|host| Endpoint { host, port })
+            .filter(|other| port != 0 && Some(other) != endpoint.as_ref())
+            .collect();
+        let index = match self.lookup(node.id.as_ref(), endpoint.as_ref(), &others) {
             Some(index) => index,
             None => {
                 let Some(index) = self.add(node.id.clone(), endpoint.clone(), view.asked) else {
@@ -186,6 +226,9 @@ impl Topology {
             if node.hostname.is_some() {
                 member.hostname.clone_from(&node.hostname);
             }
+            if endpoint.is_some() {
+                member.other_endpoints = others;
+            }
             // Of a node whose address is not known to the one that answered, the last one stays.
             if endpoint.is_some() && member.endpoint != endpoint {
                 if member.endpoint.is_some() {
@@ -199,19 +242,24 @@ impl Topology {
     }
 
     /// The known node of this id; else the one of which only a redirect has told, if it is at this
-    /// endpoint.
-    fn lookup(&mut self, id: Option<&NodeId>, endpoint: Option<&Endpoint>) -> Option<MemberIndex> {
+    /// endpoint or one of the others.
+    fn lookup(
+        &mut self,
+        id: Option<&NodeId>,
+        endpoint: Option<&Endpoint>,
+        others: &[Endpoint],
+    ) -> Option<MemberIndex> {
         let Some(id) = id else {
             return self.at(endpoint?);
         };
         let known = self.find(id);
-        let anonymous = endpoint.and_then(|endpoint| {
-            self.members()
-                .find(|(_, member)| {
-                    member.id.is_none() && member.endpoint.as_ref() == Some(endpoint)
-                })
-                .map(|(index, _)| index)
-        });
+        let is_there = |at: &Endpoint| Some(at) == endpoint || others.contains(at);
+        let anonymous = self
+            .members()
+            .find(|(_, member)| {
+                member.id.is_none() && member.endpoint.as_ref().is_some_and(is_there)
+            })
+            .map(|(index, _)| index);
         match (known, anonymous) {
             (known, None) => known,
             (None, Some(anonymous)) => {
@@ -287,14 +335,6 @@ impl Topology {
     }
 }
 
-fn ignored(view: &View) -> Option<Ignored> {
-    if !view.info.is_ok {
-        return Some(Ignored::NotServing);
-    }
-    let empty = view.report.nodes.iter().all(|node| node.slots.is_empty());
-    empty.then_some(Ignored::Empty)
-}
-
 /// The rules of the module above, for one slot.
 fn judge(state: &SlotState, claim: &Claim) -> ClaimVerdict {
     let Some(owner) = state.owner else {
@@ -307,28 +347,31 @@ fn judge(state: &SlotState, claim: &Claim) -> ClaimVerdict {
         return ClaimVerdict::Refused;
     }
     let own_word = claim.by == Some(claim.owner);
+    let gives_away = claim.by == Some(owner);
     let age = match (claim.epoch, state.epoch) {
-        (Some(claimed), Some(known)) => claimed.cmp(&known),
-        _ => claim.cluster_epoch.cmp(&state.cluster_epoch),
+        (Some(claimed), Some(known)) => Some(claimed.cmp(&known)),
+        _ => (claim.cluster_epoch.zip(state.cluster_epoch))
+            .map(|(claimed, known)| claimed.cmp(&known)),
     };
-    let by_others = !own_word && claim.by != Some(owner);
+    let by_others = !own_word && !gives_away;
     let disowned = state.disowned_by == Some(claim.owner);
+    let seconded = || {
+        state.rival.is_some_and(|rival| {
+            rival.owner == claim.owner && rival.by != claim.by && claim.by.is_some()
+        })
+    };
     match age {
         // A cluster that was made anew begins at low epochs; then nobody knows the old owner.
-        std::cmp::Ordering::Less if own_word && claim.owner_is_unknown => ClaimVerdict::Accepted,
-        std::cmp::Ordering::Less => ClaimVerdict::Refused,
+        Some(Ordering::Less) if own_word && claim.owner_is_unknown => ClaimVerdict::Accepted,
+        Some(Ordering::Less) => ClaimVerdict::Refused,
+        // Nobody tells of epochs. A deposed primary claims its slots too: it takes another node to
+        // bear it out.
+        None if gives_away || seconded() => ClaimVerdict::Accepted,
+        None => ClaimVerdict::Disputed,
         _ if by_others && disowned => ClaimVerdict::Disputed,
-        std::cmp::Ordering::Greater if by_others && claim.was_primary => ClaimVerdict::Disputed,
-        std::cmp::Ordering::Greater => ClaimVerdict::Accepted,
-        std::cmp::Ordering::Equal => {
-            let seconded = state.rival.is_some_and(|rival| {
-                rival.owner == claim.owner && rival.by != claim.by && claim.by.is_some()
-            });
-            if !by_others || seconded {
-                ClaimVerdict::Accepted
-            } else {
-                ClaimVerdict::Disputed
-            }
-        }
+        Some(Ordering::Greater) if by_others && claim.was_primary => ClaimVerdict::Disputed,
+        Some(Ordering::Greater) => ClaimVerdict::Accepted,
+        Some(Ordering::Equal) if !by_others || seconded() => ClaimVerdict::Accepted,
+        Some(Ordering::Equal) => ClaimVerdict::Disputed,
     }
 }

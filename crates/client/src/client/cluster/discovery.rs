@@ -10,16 +10,18 @@ use redis::Value;
 use steadfast_core::node::{Endpoint, NodeId};
 use steadfast_core::report::{ClusterInfo, ClusterReport};
 use steadfast_core::resp::Limits;
-use steadfast_core::topology::{Changes, Explained, MemberIndex, Trigger, View};
+use steadfast_core::topology::{Changes, Explained, Ignored, MemberIndex, Trigger, View};
 
 use super::Cluster;
+use super::answers::{ClusterAnswers, refused};
 use crate::clock;
 use crate::error::connect::ConnectError;
 use crate::event::{EventItem, EventKind, Events};
 use crate::link::ConnectionState;
 use crate::link::alive::Alive;
-use crate::link::connect::{Exchange, auth, dial, within};
-use crate::wire::words::{as_error, command, text, without_arguments};
+use crate::link::connect::{Exchange, Network, WaitsFor, ask_at_each, auth, within};
+use crate::wire::stream::Stream;
+use crate::wire::words::{command, text};
 
 /// How many nodes are asked at the same time.
 const AT_ONCE: usize = 3;
@@ -184,13 +186,8 @@ impl Cluster {
             match next {
                 None => return,
                 Some((_, Ok(view))) => {
-                    let changes = self.believe(&view);
-                    if changes.ignored.is_none() {
-                        until.get_or_insert(clock::now() + FOR_OTHERS);
-                    } else {
-                        errors.push(format!("{}: it does not serve now", view.host));
-                    }
-                    take_in(changes);
+                    until.get_or_insert(clock::now() + FOR_OTHERS);
+                    take_in(self.believe(&view));
                 }
                 Some((endpoint, Err(error))) => {
                     tracing::debug!(node = %endpoint, %error, "a node of the cluster cannot be asked");
@@ -201,11 +198,12 @@ impl Cluster {
     }
 
     /// Returns the nodes that may be asked, the likeliest last: primaries that are well, then all
-    /// others that are known, then the seeds, which stay candidates for ever.
+    /// others that are known. With every two of these goes a seed: they stay candidates for ever, and when all nodes
+    /// have got other addresses at once, they are the ones to ask.
     pub(super) fn candidates(&self) -> Vec<Endpoint> {
         let mut rng = self.shared.rng();
-        let mut all = self.seeds.clone();
-        rng.shuffle(&mut all);
+        let mut seeds = self.seeds.clone();
+        rng.shuffle(&mut seeds);
         let mut members: Vec<(u8, Endpoint)> = {
             let known = self.known.lock();
             let members = known.topology.members();
@@ -223,9 +221,16 @@ impl Cluster {
         };
         rng.shuffle(&mut members);
         members.sort_by_key(|(rank, _)| *rank);
-        let members: Vec<Endpoint> = members.into_iter().map(|(_, endpoint)| endpoint).collect();
-        all.retain(|seed| !members.contains(seed));
-        all.extend(members);
+        let mut members: Vec<Endpoint> =
+            members.into_iter().map(|(_, endpoint)| endpoint).collect();
+        seeds.retain(|seed| !members.contains(seed));
+        let mut all = Vec::with_capacity(seeds.len() + members.len());
+        while !members.is_empty() || !seeds.is_empty() {
+            all.extend(members.pop());
+            all.extend(members.pop());
+            all.extend(seeds.pop());
+        }
+        all.reverse();
         all
     }
 
@@ -240,91 +245,84 @@ impl Cluster {
         name.unwrap_or_else(|| Arc::clone(&at.host))
     }
 
-    /// Asks one node, on a connection for this question.
+    /// Asks one node, at whichever of its addresses an answer comes from that counts.
     async fn ask(&self, at: &Endpoint) -> Result<View, ConnectError> {
         let settings = self.settings();
         let limit = settings.connect_timeout;
         let name = self.name_at(at);
-        let (mut stream, address) = dial(settings, at, &name, limit).await?;
-        let mut wire = Exchange::limited(&mut stream, &address, limits());
-        let asking = async {
-            if let Some(credentials) = self.connector.credentials(limit).await? {
-                let words = match credentials.user() {
-                    "" | "default" => command(&["AUTH", credentials.password()]),
-                    _ => auth(&credentials),
-                };
-                refused(&wire.exchange(&[words]).await?[0])?;
+        let network = Network::new(Arc::clone(&self.shared.settings), None);
+        let ask = |address| {
+            let (network, name) = (&network, &name);
+            async move {
+                let nobody = WaitsFor::default();
+                let opened = network.open_tcp(name, address, limit, &nobody).await?;
+                within("handshake", limit, self.ask_on(opened, at)).await?
             }
-            let asked = clock::now();
-            let questions = ["MYID", "INFO", "NODES"].map(|what| command(&["CLUSTER", what]));
-            let replies = wire.exchange(&questions).await?;
-            let [id, info, nodes] = &replies[..] else {
-                return Err(no_answer(&address, "CLUSTER"));
-            };
-            if as_error(info).is_some_and(|(_, text)| text.contains("cluster support disabled")) {
-                return Err(ConnectError::NotCluster {
-                    address: address.clone(),
-                });
-            }
-            refused(info)?;
-            let info =
-                ClusterInfo::read(&text(info)).map_err(|_| no_answer(&address, "CLUSTER INFO"))?;
-            let mut report = match as_error(nodes) {
-                None => ClusterReport::read_nodes(nodes),
-                Some(_) => self.ask_otherwise(&mut wire).await?,
-            }
-            .map_err(|error| ConnectError::NotRedis {
-                address: address.clone(),
-                why: error.to_string(),
-            })?;
-            self.translate(&mut report);
-            let by = match id {
-                Value::BulkString(id) => std::str::from_utf8(id).ok().and_then(NodeId::new),
-                _ => None,
-            };
-            Ok(View {
-                by,
-                host: Arc::clone(&at.host),
-                asked,
-                heard: clock::now(),
-                tls: self.speaks_tls(),
-                report,
-                info,
-            })
         };
-        within("handshake", limit, asking).await?
+        ask_at_each(settings, at, limit, ask).await
     }
 
-    /// Asks by the commands that do not tell epochs, where CLUSTER NODES is not allowed.
-    async fn ask_otherwise(
+    /// Asks on a connection for this question.
+    async fn ask_on(
         &self,
-        wire: &mut Exchange<'_>,
-    ) -> Result<Result<ClusterReport, steadfast_core::report::ReportError>, ConnectError> {
-        let questions = ["SHARDS", "SLOTS"].map(|what| command(&["CLUSTER", what]));
-        let replies = wire.exchange(&questions).await?;
-        if as_error(&replies[0]).is_none() {
-            return Ok(ClusterReport::read_shards(&replies[0]));
+        (mut stream, address): (Stream, String),
+        at: &Endpoint,
+    ) -> Result<View, ConnectError> {
+        let limit = self.settings().connect_timeout;
+        let mut wire = Exchange::limited(&mut stream, &address, limits());
+        if let Some(credentials) = self.connector.credentials(limit).await? {
+            let words = match credentials.user() {
+                "" | "default" => command(&["AUTH", credentials.password()]),
+                _ => auth(&credentials),
+            };
+            refused(&wire.exchange(&[words]).await?[0])?;
         }
-        refused(&replies[1])?;
-        Ok(ClusterReport::read_slots(&replies[1]))
+        let asked = clock::now();
+        let questions = ["MYID", "INFO", "NODES", "SHARDS"];
+        let mut answers = ClusterAnswers::to(&mut wire, &address, &questions).await?;
+        if answers.any_says("cluster support disabled") {
+            return Err(ConnectError::NotCluster { address });
+        }
+        // SHARDS and SLOTS tell no epochs, but where nodes want to be dialled.
+        if answers.told("SHARDS")?.is_none() && answers.read_nodes()?.as_ref().is_none_or(has_names)
+        {
+            answers.also(&mut wire, &["SLOTS"]).await?;
+        }
+        let info = match answers.told("INFO")? {
+            Some(info) => Some(ClusterInfo::read(&text(info)).map_err(|_| answers.wrong("INFO"))?),
+            None => None,
+        };
+        let mut report = answers.report()?;
+        let id = match answers.told("MYID")? {
+            Some(Value::BulkString(id)) => std::str::from_utf8(id).ok().and_then(NodeId::new),
+            _ => None,
+        };
+        self.known.lock().not_allowed = answers.not_allowed();
+        self.translate(&mut report);
+        let tls = self.speaks_tls();
+        // Who may not be asked for its id is the one that says to be there.
+        let is_there = || report.node_at(&at.host, at.port, tls)?.id.clone();
+        let view = View {
+            by: id.or_else(is_there),
+            host: Arc::clone(&at.host),
+            asked,
+            heard: clock::now(),
+            tls,
+            report,
+            info,
+        };
+        match view.why_ignored() {
+            None => Ok(view),
+            Some(Ignored::NotServing) => Err(ConnectError::ClusterDown { address }),
+            Some(Ignored::Empty) => Err(ConnectError::NoNode {
+                why: format!("{address} knows of no slots"),
+            }),
+        }
     }
 }
 
-fn refused(reply: &Value) -> Result<(), ConnectError> {
-    let Some((code, text)) = as_error(reply) else {
-        return Ok(());
-    };
-    let said = format!("{code} {}", without_arguments(text));
-    Err(match code.as_str() {
-        "NOAUTH" | "NOPERM" | "WRONGPASS" => ConnectError::Auth(said),
-        "LOADING" => ConnectError::Loading,
-        _ => ConnectError::Refused(said),
-    })
-}
-
-fn no_answer(address: &str, asked: &str) -> ConnectError {
-    ConnectError::NotRedis {
-        address: address.into(),
-        why: format!("it answers {asked} by what is no answer to it"),
-    }
+/// Whether nodes announce host names, so that redirects may name them by those.
+fn has_names(report: &ClusterReport) -> bool {
+    let mut nodes = report.nodes.iter();
+    nodes.any(|node| node.hostname.is_some())
 }

@@ -7,10 +7,10 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use smallvec::SmallVec;
-use steadfast_core::command::{Effect, Errors};
+use steadfast_core::command::{self, Effect, Errors};
 use steadfast_core::conn::Reply;
 use steadfast_core::policy::Deadline;
-use steadfast_core::redirect::{MAX_HOPS, Routing};
+use steadfast_core::redirect::{MAX_HOPS, Routing, is_try_again_for_script};
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::Trigger;
 
@@ -19,10 +19,17 @@ use super::order::{Again, Entered, Entry, Places};
 use super::{Aim, Cluster};
 use crate::call::plan::{OwnPayload, Payload, Plan};
 use crate::clock;
-use crate::error::{Certainty, Error, ErrorKind};
+use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
+use crate::settings::Settings;
 
-/// The pause before a command is sent again that was answered TRYAGAIN, and what it grows to.
+/// The pause before a command is sent again that was answered TRYAGAIN so many times before. A slot
+/// takes its time to move, so nothing but the deadline ends that.
+pub(super) fn pause_before_trying_again(times: u32) -> Duration {
+    (TRY_AGAIN.0 * 2u32.pow(times.min(6))).min(TRY_AGAIN.1)
+}
+
+/// What that pause is at first, and what it grows to.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// The limits of a call.
@@ -67,8 +74,42 @@ enum Next {
     Go(Aim),
     /// When more is known of who serves.
     WhenKnown,
+    /// The same, for as long as the caller lets it wait for a primary.
+    WhenServed(Instant),
     /// After a pause, where its keys are together again.
     Later,
+}
+
+/// What came of an attempt.
+enum Attempted {
+    Ended(Result<Reply, Error>),
+    /// Its slot changes hands, or has: nothing was sent.
+    Elsewhere,
+    /// It may not be sent again.
+    Never(Error),
+}
+
+/// A command, transaction or script on its way, whose keys have one slot.
+struct Journey<'a> {
+    cluster: &'a Cluster,
+    slot: Slot,
+    key: Option<u64>,
+    payload: Payload<'a>,
+    /// What is sent of it once some of its time is over.
+    rest: Option<OwnPayload>,
+    plan: Plan,
+    options: &'a CallOptions,
+    limits: Limits,
+    /// What has a connection of its own has no order with others.
+    apart: bool,
+    places: Option<Places<'a>>,
+    /// Whether it waits for its turn before it is sent again.
+    in_turn: bool,
+    hops: u32,
+    pauses: u32,
+    waits: u32,
+    /// Whether an earlier attempt may have run.
+    unknown: bool,
 }
 
 impl Cluster {
@@ -81,10 +122,24 @@ impl Cluster {
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
-        let result = self
-            .serve((slot, key), payload, plan, options, &limits)
-            .await;
-        result.map_err(|error| match error.kind() {
+        let journey = Journey {
+            cluster: self,
+            slot,
+            key,
+            payload,
+            rest: None,
+            apart: plan.blocking.is_some() || options.acknowledged_by.is_some(),
+            plan,
+            options,
+            limits,
+            places: None,
+            in_turn: false,
+            hops: 0,
+            pauses: 0,
+            waits: 0,
+            unknown: false,
+        };
+        journey.run().await.map_err(|error| match error.kind() {
             ErrorKind::Timeout { .. } => {
                 let certainty = error.certainty();
                 let at = error.at().map(Arc::from);
@@ -94,230 +149,286 @@ impl Cluster {
             _ => error,
         })
     }
+}
 
-    async fn serve(
-        &self,
-        (slot, key): (Slot, Option<u64>),
-        payload: Payload<'_>,
-        plan: Plan,
-        options: &CallOptions,
-        limits: &Limits,
-    ) -> Result<Reply, Error> {
-        let mut node = self.reach(slot, &Aim::Owner, limits.deadline).await?;
-        // What has a connection of its own has no order with others.
-        let apart = plan.blocking.is_some() || options.acknowledged_by.is_some();
-        let blocking = plan.blocking.is_some();
-        let mut places: Option<Places<'_>> = None;
-        let (mut hops, mut pauses, mut asking) = (0, 0, false);
-        let mut unknown = false;
-        let mut rest: Option<OwnPayload> = None;
-        let mut in_turn = false;
+impl Journey<'_> {
+    async fn run(mut self) -> Result<Reply, Error> {
+        let mut aim = Aim::Owner;
+        let mut last: Option<Error> = None;
         loop {
+            let reached = self.cluster.reach(self.slot, &aim, &self.limits).await;
+            let node = match (reached, last.take()) {
+                (Ok(node), _) => node,
+                (Err(error), None) => return Err(error.at_best(self.unknown)),
+                (Err(_), Some(error)) => return Err(error),
+            };
             let sent = clock::now();
-            let plan = Plan {
-                asking,
-                ..plan.clone()
-            };
-            let errors = plan.errors;
-            // A repeat would look at what the first run has written.
-            let effect = match plan.effect {
-                Effect::LastWins if plan.several && payload.looks_before_it_writes() => {
-                    Effect::Conditional
+            let result = match self.attempt(&node, &aim, sent).await {
+                Attempted::Ended(result) => result,
+                Attempted::Never(error) => return Err(error.at_best(self.unknown)),
+                Attempted::Elsewhere if clock::now() >= self.limits.deadline => {
+                    let error = self.limits.timed_out(Certainty::NotSent);
+                    return Err(error.at_best(self.unknown));
                 }
-                effect => effect,
-            };
-            let number = node.number;
-            let result = {
-                let payload = rest.as_ref().map_or(payload, OwnPayload::payload);
-                let times = limits.of_attempt(hops + pauses);
-                let mut attempt = pin!(node.attempt(payload, plan, options, times));
-                let polled = match &mut places {
-                    None if apart => Some(Poll::Pending),
-                    None => {
-                        let entry = Entry {
-                            slot,
-                            key,
-                            node: number,
-                        };
-                        let times = (sent, limits.deadline);
-                        let entries = SmallVec::from_buf([entry]);
-                        match self.order.enter(entries, times, attempt.as_mut()).await {
-                            Entered::Sent(entered, polled) => {
-                                places = Some(entered);
-                                Some(polled)
-                            }
-                            Entered::Waited if clock::now() >= limits.deadline => {
-                                return Err(limits.timed_out(Certainty::NotSent));
-                            }
-                            Entered::Waited => None,
-                        }
-                    }
-                    Some(_) if !in_turn => Some(Poll::Pending),
-                    Some(places) => {
-                        let goes = [(slot, number)];
-                        let again = places.again(&goes, limits.deadline, attempt.as_mut());
-                        match again.await {
-                            Again::Sent(polled) => Some(polled),
-                            Again::Overtaken => {
-                                let error = Error::new(ErrorKind::Overtaken, Certainty::Rejected);
-                                return Err(error.at_best(unknown));
-                            }
-                            Again::TimedOut => {
-                                return Err(limits.timed_out(Certainty::Rejected).at_best(unknown));
-                            }
-                        }
-                    }
-                };
-                match polled {
-                    Some(Poll::Ready(result)) => Some(result),
-                    Some(Poll::Pending) => Some(attempt.await),
-                    None => None,
+                Attempted::Elsewhere => {
+                    aim = Aim::Owner;
+                    continue;
                 }
-            };
-            let Some(result) = result else {
-                // It has waited for its slot to change hands.
-                node = self.reach(slot, &Aim::Owner, limits.deadline).await?;
-                continue;
-            };
-            let next = match &result {
-                Ok(_) => None,
-                Err(error) => self.next(&node, slot, errors, effect, error, sent),
-            };
-            let (Some(next), true) = (next, hops < MAX_HOPS + 1) else {
-                if let Some(places) = &mut places
-                    && result.as_ref().map_or_else(ran, |_| true)
-                {
-                    places.ran();
-                }
-                return result.map_err(|error| node.blame(error).at_best(unknown));
             };
             let error = match result {
-                Ok(_) => return result,
+                Ok(reply) => {
+                    self.has_run();
+                    return Ok(reply);
+                }
                 Err(error) => error,
             };
-            let error = match is_redirect(&error, errors, slot) {
-                true => error.proven_rejected(),
-                false => error,
-            };
-            unknown |= error.certainty() == Certainty::Unknown;
-            let read = effect == Effect::Read;
-            let aim = match next {
-                Next::Go(aim) => {
-                    hops += 1;
-                    aim
+            let Some(next) = self.next(&node, &error, sent) else {
+                if error.certainty() == Certainty::Unknown
+                    || matches!(error.kind(), ErrorKind::Server(_))
+                {
+                    self.has_run();
                 }
-                Next::WhenKnown => {
-                    hops += 1;
-                    if !self.more_is_known(limits.deadline).await {
-                        return Err(node.blame(error).at_best(unknown));
-                    }
-                    Aim::Owner
-                }
-                Next::Later => {
-                    let pause = (TRY_AGAIN.0 * 2u32.pow(pauses.min(6))).min(TRY_AGAIN.1);
-                    pauses += 1;
-                    if clock::now() + pause >= limits.deadline {
-                        return Err(node.blame(error).at_best(unknown));
-                    }
-                    self.order_closes(slot, read);
-                    clock::sleep(pause).await;
-                    Aim::Owner
-                }
+                return Err(node.blame(error).at_best(self.unknown));
             };
-            self.redirects.fetch_add(1, Ordering::Relaxed);
-            // Of reads of several keys that wait for a migration, nobody waits for their turn.
-            in_turn = !(read && pauses > 0);
-            if in_turn {
-                self.order.close(slot, clock::now());
-            }
-            asking = matches!(aim, Aim::At { asking: true, .. });
-            node = match self.reach(slot, &aim, limits.deadline).await {
-                Ok(node) => node,
-                Err(_) => return Err(error.at_best(unknown)),
+            let error = match self.routing(&error) {
+                Some(routing) if routing.follows() => error.proven_rejected(),
+                _ => error,
             };
-            if blocking {
-                let passed = clock::now().saturating_duration_since(limits.started);
-                rest = payload.with_time_left(passed);
-            }
+            self.unknown |= error.certainty() == Certainty::Unknown;
+            aim = match self.goes_on(next).await {
+                Some(aim) => aim,
+                None => return Err(node.blame(error).at_best(self.unknown)),
+            };
+            last = Some(error.at_best(self.unknown));
         }
     }
 
-    fn order_closes(&self, slot: Slot, read: bool) {
-        if !read {
-            self.order.close(slot, clock::now());
+    fn has_run(&mut self) {
+        if let Some(places) = &mut self.places {
+            places.ran();
         }
     }
 
-    /// How a call goes on that ended so; `None` if that is its end.
-    fn next(
-        &self,
-        node: &Node,
-        slot: Slot,
-        errors: Errors,
-        effect: Effect,
-        error: &Error,
-        sent: Instant,
-    ) -> Option<Next> {
-        if let Some(routing) = routing(error, errors, slot) {
-            return self.next_by(node, &routing, sent);
+    /// One attempt at this node.
+    async fn attempt(&mut self, node: &Node, aim: &Aim, sent: Instant) -> Attempted {
+        let (cluster, limits, slot) = (self.cluster, self.limits, self.slot);
+        let plan = Plan {
+            asking: matches!(aim, Aim::At { asking: true, .. }),
+            ..self.plan.clone()
+        };
+        let payload = self.rest.as_ref().map_or(self.payload, OwnPayload::payload);
+        let times = limits.of_attempt(self.hops + self.pauses + self.waits);
+        let mut attempt = pin!(node.attempt(payload, plan, self.options, times));
+        let polled = match &mut self.places {
+            None if self.apart => Poll::Pending,
+            None => {
+                let entries = SmallVec::from_buf([Entry {
+                    slot,
+                    key: self.key,
+                    node: node.number,
+                }]);
+                let stands =
+                    || cluster.routes.owner(slot) == Some(node.number) && !node.is_retired();
+                let times = (sent, limits.deadline);
+                let entered = cluster
+                    .order
+                    .enter(entries, times, stands, attempt.as_mut());
+                match entered.await {
+                    Entered::Sent(entered, polled) => {
+                        self.places = Some(entered);
+                        polled
+                    }
+                    Entered::Waited => return Attempted::Elsewhere,
+                    Entered::NoRoom => return Attempted::Never(no_room()),
+                }
+            }
+            Some(_) if !self.in_turn => Poll::Pending,
+            Some(places) => {
+                let goes = [(slot, node.number)];
+                match places.again(&goes, limits.deadline, attempt.as_mut()).await {
+                    Again::Sent(polled) => polled,
+                    Again::Overtaken => {
+                        let error = Error::new(ErrorKind::Overtaken, Certainty::Rejected);
+                        return Attempted::Never(error);
+                    }
+                    Again::TimedOut => {
+                        return Attempted::Never(limits.timed_out(Certainty::Rejected));
+                    }
+                }
+            }
+        };
+        Attempted::Ended(match polled {
+            Poll::Ready(result) => result,
+            Poll::Pending => attempt.await,
+        })
+    }
+
+    /// What a repeat of it would do.
+    fn effect(&self) -> Effect {
+        match self.plan.effect {
+            // A repeat would look at what the first run has written.
+            Effect::LastWins if self.plan.several && self.payload.looks_before_it_writes() => {
+                Effect::Conditional
+            }
+            effect => effect,
+        }
+    }
+
+    /// Gets ready for the next attempt. Returns where it goes; `None` if there is no time for it.
+    async fn goes_on(&mut self, next: Next) -> Option<Aim> {
+        let cluster = self.cluster;
+        let read = self.effect() == Effect::Read;
+        let deadline = self.limits.deadline;
+        let aim = match next {
+            Next::Go(aim) => {
+                self.hops += 1;
+                aim
+            }
+            Next::WhenKnown => {
+                self.hops += 1;
+                cluster
+                    .more_is_known(deadline)
+                    .await
+                    .then_some(Aim::Owner)?
+            }
+            Next::WhenServed(until) => {
+                self.waits += 1;
+                let until = until.min(deadline);
+                cluster.more_is_known(until).await.then_some(Aim::Owner)?
+            }
+            Next::Later => {
+                let pause = pause_before_trying_again(self.pauses);
+                self.pauses += 1;
+                if clock::now() + pause >= deadline {
+                    return None;
+                }
+                if !read {
+                    cluster.order.close(self.slot, clock::now());
+                }
+                clock::sleep(pause).await;
+                Aim::Owner
+            }
+        };
+        cluster.redirects.fetch_add(1, Ordering::Relaxed);
+        // Of reads of several keys that wait for a migration, nobody waits for their turn.
+        self.in_turn = !(read && self.pauses > 0);
+        if self.in_turn {
+            cluster.order.close(self.slot, clock::now());
+        }
+        if self.plan.blocking.is_some() {
+            let passed = clock::now().saturating_duration_since(self.limits.started);
+            self.rest = self.payload.with_time_left(passed);
+        }
+        Some(aim)
+    }
+
+    /// How the call goes on after this error; `None` if that is its end.
+    fn next(&mut self, node: &Node, error: &Error, sent: Instant) -> Option<Next> {
+        let cluster = self.cluster;
+        if let Some(routing) = self.routing(error) {
+            let next = self.next_by(node, &routing, sent);
+            let hops = matches!(next, Some(Next::Go(_) | Next::WhenKnown));
+            return next.filter(|_| !hops || self.hops < MAX_HOPS);
         }
         if matches!(
             error.kind(),
             ErrorKind::Lost { .. } | ErrorKind::Down { .. } | ErrorKind::Timeout { .. }
         ) {
-            self.trigger(Trigger::Doubt);
+            cluster.trigger(Trigger::Doubt);
         }
-        let elsewhere = node.is_retired() || self.routes.owner(slot) != Some(node.number);
-        if may_go_on(error, effect) {
-            if elsewhere {
-                return Some(Next::Go(Aim::Owner));
-            }
-            let waits = self.settings().wait_for_primary;
-            let passed = clock::now().saturating_duration_since(sent);
-            if passed < waits && error.certainty() != Certainty::Unknown {
-                return Some(Next::WhenKnown);
-            }
+        if cluster.shared.is_closing() || !may_go_on(error, self.effect()) {
+            return None;
         }
-        None
+        let owner = cluster.routes.owner(self.slot);
+        if node.is_retired() || owner != Some(node.number) {
+            return (self.hops < MAX_HOPS).then_some(Next::Go(Aim::Owner));
+        }
+        let until = self.limits.started + cluster.settings().wait_for_primary;
+        let waits = clock::now() < until && error.certainty() != Certainty::Unknown;
+        waits.then_some(Next::WhenServed(until))
     }
 
-    fn next_by(&self, node: &Node, routing: &Routing, sent: Instant) -> Option<Next> {
+    fn next_by(&mut self, node: &Node, routing: &Routing, sent: Instant) -> Option<Next> {
+        let cluster = self.cluster;
+        if let Routing::Moved(redirect) | Routing::Ask(redirect) = routing
+            && redirect.slot != self.slot
+        {
+            // Of a module's command, of which the server knows another argument for the key.
+            self.slot = redirect.slot;
+            self.key = None;
+            self.places = None;
+        }
+        let known = |aim: Option<Aim>| Some(aim.map_or(Next::WhenKnown, Next::Go));
         match routing {
-            Routing::Moved(redirect) => Some(
-                self.moved(node, redirect, sent)
-                    .map_or(Next::WhenKnown, Next::Go),
-            ),
-            Routing::Ask(redirect) => {
-                Some(self.asked(node, redirect).map_or(Next::WhenKnown, Next::Go))
-            }
+            Routing::Moved(redirect) => known(cluster.moved(node, redirect, sent)),
+            Routing::Ask(redirect) => known(cluster.asked(node, redirect)),
             Routing::TryAgain => Some(Next::Later),
             Routing::Unblocked => {
-                self.trigger(Trigger::Contradiction);
+                cluster.trigger(Trigger::Contradiction);
                 Some(Next::WhenKnown)
             }
             routing => {
                 if routing.triggers_discovery() {
-                    self.trigger(Trigger::Contradiction);
+                    cluster.trigger(Trigger::Contradiction);
                 }
                 None
             }
         }
     }
 
-    /// Waits for the next answer of a node; false if the deadline comes first.
-    pub(super) async fn more_is_known(&self, deadline: Instant) -> bool {
+    /// What an error says about who serves, if nobody but the server can have said it.
+    fn routing(&self, error: &Error) -> Option<Routing> {
+        let ErrorKind::Server(said) = error.kind() else {
+            return None;
+        };
+        let (code, details) = (said.code(), said.details().unwrap_or_default());
+        let routing = Routing::of(code, details)?;
+        let names = |slot| routing.may_redirect_script(Some(slot));
+        let proven = error.certainty() == Certainty::Rejected
+            || match (self.plan.errors, self.payload) {
+                (Errors::ProveNothing, Payload::Command(cmd)) => {
+                    let keys = command::key_names(command::arguments(cmd));
+                    names(self.slot) || is_try_again_for_script(code, details) && keys.count() > 1
+                }
+                // Which of its arguments are keys only the server knows.
+                (Errors::OfNoKnownCommand, Payload::Command(cmd)) => {
+                    let mut args = command::arguments(cmd).skip(1);
+                    args.any(|arg| names(Slot::of_key(arg)))
+                }
+                _ => false,
+            };
+        proven.then_some(routing)
+    }
+}
+
+pub(super) fn no_room() -> Error {
+    Error::not_sent(ErrorKind::Overloaded {
+        bound: Bound::InFlight,
+        retry_after: Duration::from_millis(10),
+    })
+}
+
+impl Cluster {
+    /// Waits for the next answer of a node; false if the time is over before, or the client closes.
+    pub(super) async fn more_is_known(&self, until: Instant) -> bool {
+        let Some(_room) = self.order.room() else {
+            return false;
+        };
         let mut version = self.version.subscribe();
-        let changed = version.changed();
-        clock::timeout_at(deadline, changed).await.is_some()
+        tokio::select! {
+            biased;
+            () = self.shared.closing() => false,
+            changed = clock::timeout_at(until, version.changed()) => changed.is_some(),
+        }
     }
 
     /// The node that an attempt goes to. While nobody knows it, the call waits as for a connection:
-    /// for as long as a short interruption may take.
+    /// for as long as a short interruption may take, from its beginning.
     pub(super) async fn reach(
         &self,
         slot: Slot,
         aim: &Aim,
-        deadline: Instant,
+        limits: &Limits,
     ) -> Result<Arc<Node>, Error> {
         let find = || -> Result<Option<Arc<Node>>, Error> {
             let number = match aim {
@@ -329,25 +440,41 @@ impl Cluster {
         if let Some(node) = find()? {
             return Ok(node);
         }
-        let mut version = self.version.subscribe();
         self.trigger(Trigger::Doubt);
-        let wait = self
-            .settings()
-            .reconnect_grace
-            .max(self.settings().wait_for_primary);
-        let since = match self.known.lock().heard {
-            None => self.started,
-            Some(_) => clock::now(),
+        let Settings {
+            reconnect_grace: grace,
+            wait_for_primary,
+            ..
+        } = *self.settings();
+        let since = match aim {
+            Aim::Owner => self.unserved_since(slot),
+            // Nobody has heard of it before.
+            Aim::At { .. } => clock::now(),
         };
-        let until = (since + wait).min(deadline);
+        let until = (since + grace).max(limits.started + wait_for_primary);
+        let until = until.min(limits.deadline);
+        let mut version = self.version.subscribe();
         loop {
             if let Some(node) = find()? {
                 return Ok(node);
             }
-            if clock::timeout_at(until, version.changed()).await.is_none() {
+            if clock::now() >= until {
                 return Err(self.nobody_serves(slot));
             }
+            let _room = self.order.room().ok_or_else(no_room)?;
+            tokio::select! {
+                biased;
+                () = self.shared.closing() => return Err(self.nobody_serves(slot)),
+                _ = clock::timeout_at(until, version.changed()) => {}
+            }
         }
+    }
+
+    /// Since when no node is known that serves a slot.
+    fn unserved_since(&self, slot: Slot) -> Instant {
+        let known = self.known.lock();
+        let owned = known.topology.owned_since(slot);
+        owned.or(known.first_heard).unwrap_or(self.started)
     }
 
     pub(super) fn nobody_serves(&self, slot: Slot) -> Error {
@@ -375,24 +502,4 @@ impl Cluster {
             cause: cause.into(),
         })
     }
-}
-
-/// Returns where an error says the slot is served, if nobody but the server can have said it.
-fn routing(error: &Error, errors: Errors, slot: Slot) -> Option<Routing> {
-    let ErrorKind::Server(said) = error.kind() else {
-        return None;
-    };
-    let routing = Routing::of(said.code(), said.details().unwrap_or_default())?;
-    let proven = error.certainty() == Certainty::Rejected
-        || matches!(errors, Errors::ProveNothing | Errors::OfNoKnownCommand)
-            && routing.may_redirect_script(Some(slot));
-    proven.then_some(routing)
-}
-
-fn is_redirect(error: &Error, errors: Errors, slot: Slot) -> bool {
-    routing(error, errors, slot).is_some_and(|routing| routing.follows())
-}
-
-fn ran(error: &Error) -> bool {
-    error.certainty() == Certainty::Unknown || matches!(error.kind(), ErrorKind::Server(_))
 }

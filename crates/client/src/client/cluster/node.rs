@@ -10,11 +10,13 @@ use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use steadfast_core::node::{Endpoint, NodeId};
 
+use super::whereabouts::Whereabouts;
 use crate::call;
 use crate::call::plan::{Payload, Plan};
 use crate::client::Client;
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
+use crate::link::ConnectionState;
 use crate::options::CallOptions;
 
 /// The facts by which a node is connected to.
@@ -30,9 +32,12 @@ pub(super) struct MemberFacts {
 pub(super) struct Node {
     /// The node's place among all nodes.
     pub(super) number: u16,
-    pub(super) member: MemberFacts,
+    pub(super) id: NodeId,
+    whereabouts: Arc<Whereabouts>,
     pub(super) client: Client,
     retired: AtomicBool,
+    /// Whether it has owned slots since it was started.
+    has_owned: AtomicBool,
     /// The node and its slots, for errors.
     named: RwLock<Arc<str>>,
 }
@@ -41,13 +46,19 @@ pub(super) struct Node {
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 impl Node {
-    pub(super) fn new(number: u16, member: MemberFacts, client: Client) -> Self {
-        let named = member.endpoint.to_string().into();
+    pub(super) fn new(
+        (number, id): (u16, NodeId),
+        whereabouts: Arc<Whereabouts>,
+        client: Client,
+    ) -> Self {
+        let named = whereabouts.endpoint().to_string().into();
         Self {
             number,
-            member,
+            id,
+            whereabouts,
             client,
             retired: AtomicBool::new(false),
+            has_owned: AtomicBool::new(false),
             named: RwLock::new(named),
         }
     }
@@ -74,6 +85,10 @@ impl Node {
         Box::pin(blocking).await
     }
 
+    pub(super) fn has_owned(&self) -> bool {
+        self.has_owned.load(Ordering::Relaxed)
+    }
+
     pub(super) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
     }
@@ -92,6 +107,27 @@ impl Node {
         }
     }
 
+    /// Where it is dialled.
+    pub(super) fn endpoint(&self) -> Endpoint {
+        self.whereabouts.endpoint()
+    }
+
+    /// It is at another address now. A connection that serves is to the same node, and stays; where
+    /// there is none, it is looked for at the new address at once.
+    pub(super) fn relocate(&self, member: MemberFacts) {
+        self.client
+            .inner
+            .shared
+            .hub
+            .rename(member.endpoint.to_string().into());
+        self.whereabouts.relocate(member);
+        for link in &self.client.inner.shared.links {
+            if link.state() != ConnectionState::Ready {
+                link.reset(link.epoch(), "its address has changed");
+            }
+        }
+    }
+
     /// Replaces its connections.
     pub(super) fn reconnect(&self, why: &str) {
         for link in &self.client.inner.shared.links {
@@ -101,9 +137,13 @@ impl Node {
 
     /// Says which slots it owns, for errors.
     pub(super) fn name(&self, slots: &str) {
+        if !slots.is_empty() {
+            self.has_owned.store(true, Ordering::Relaxed);
+        }
+        let at = self.endpoint();
         let named = match slots {
-            "" => format!("node {}, which owns no slots", self.member.endpoint),
-            slots => format!("node {}, which owns slots {slots}", self.member.endpoint),
+            "" => format!("node {at}, which owns no slots"),
+            slots => format!("node {at}, which owns slots {slots}"),
         };
         *self.named.write() = named.into();
     }

@@ -7,8 +7,9 @@
 //! [`SlotGate`](steadfast_core::topology::SlotGate), whose rules these are.
 //!
 //! A command gets its number and is handed to its node under one lock, so that the numbers of a
-//! slot's commands tell their true order. That costs a call two short locks that it shares with one
-//! slot in 256.
+//! slot's commands tell their true order; and under the same lock its slot gets another owner, so
+//! that no command goes where its slot was a moment before. That costs a call two short locks that
+//! it shares with one slot in 256.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, MutexGuard};
 use smallvec::SmallVec;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{Passage, Resubmission, SlotGate, UnderWay};
 use tokio::sync::Notify;
@@ -38,6 +39,19 @@ pub(super) struct InOrder {
     stripes: Box<[Mutex<Stripe>]>,
     /// Told whenever those who wait for their turn may have it.
     changed: Notify,
+    /// How many calls wait for their slot, and how many may.
+    waiting: AtomicUsize,
+    most: usize,
+}
+
+/// The place of a call that waits, until it is dropped.
+#[derive(Debug)]
+pub(super) struct Room<'a>(&'a AtomicUsize);
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug)]
@@ -78,8 +92,19 @@ pub(super) struct Places<'a> {
 pub(super) enum Entered<'a, T> {
     /// The command was sent, and has ended at once, or not.
     Sent(Places<'a>, Poll<T>),
-    /// A slot of it changes hands; the slots were looked at, and something may have changed since.
+    /// A slot of it changes hands, or has, since it was looked where it goes: it is to be looked
+    /// again.
     Waited,
+    /// A slot of it changes hands, and as many calls wait for theirs as may.
+    NoRoom,
+}
+
+/// Why a new command cannot be sent yet.
+enum Halted {
+    /// A slot of it changes hands, until then at most.
+    Until(Instant),
+    /// Its nodes are not those any more that its slots belong to.
+    Elsewhere,
 }
 
 /// The outcome of a command that was to be sent again.
@@ -93,7 +118,8 @@ pub(super) enum Again<T> {
 }
 
 impl InOrder {
-    pub(super) fn new() -> Self {
+    /// Lets so many calls wait at once.
+    pub(super) fn new(most: usize) -> Self {
         let stripe = || Stripe {
             gate: SlotGate::new(WAIT),
             under_way: Vec::new(),
@@ -102,7 +128,17 @@ impl InOrder {
             next: AtomicU64::new(0),
             stripes: (0..STRIPES).map(|_| Mutex::new(stripe())).collect(),
             changed: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            most,
         }
+    }
+
+    /// A place for a call that waits until it is known who serves its slot; `None` if as many wait
+    /// as may.
+    pub(super) fn room(&self) -> Option<Room<'_>> {
+        let room = Room(&self.waiting);
+        let before = self.waiting.fetch_add(1, Ordering::Relaxed);
+        (before < self.most).then_some(room)
     }
 
     fn stripe(&self, slot: Slot) -> &Mutex<Stripe> {
@@ -119,18 +155,20 @@ impl InOrder {
     }
 
     /// Polls `attempt` for the first time, by which it is submitted, and gives it places; unless a
-    /// slot changes hands: then it waits a while.
+    /// slot changes hands: then it waits a while. Or its nodes are not those any more that its
+    /// slots belong to, as `stands` says while nobody can change that.
     pub(super) async fn enter<F: Future>(
         &self,
         entries: Entries,
         (now, deadline): (Instant, Instant),
+        stands: impl Fn() -> bool,
         mut attempt: Pin<&mut F>,
     ) -> Entered<'_, F::Output> {
         let mut entries = Some(entries);
         let mut changed = std::pin::pin!(self.changed.notified());
         let tried = std::future::poll_fn(|cx| {
             let entries = entries.take().unwrap_or_default();
-            let tried = self.try_enter(entries, now, cx, attempt.as_mut());
+            let tried = self.try_enter(entries, now, &stands, cx, attempt.as_mut());
             if tried.is_err() {
                 changed.as_mut().enable();
             }
@@ -138,7 +176,11 @@ impl InOrder {
         });
         match tried.await {
             Ok((places, polled)) => Entered::Sent(places, polled),
-            Err(until) => {
+            Err(Halted::Elsewhere) => Entered::Waited,
+            Err(Halted::Until(until)) => {
+                let Some(_room) = self.room() else {
+                    return Entered::NoRoom;
+                };
                 let _ = clock::timeout_at(until.min(deadline), changed).await;
                 Entered::Waited
             }
@@ -149,16 +191,20 @@ impl InOrder {
         &self,
         entries: Entries,
         now: Instant,
+        stands: &impl Fn() -> bool,
         cx: &mut Context<'_>,
         attempt: Pin<&mut F>,
-    ) -> Result<(Places<'_>, Poll<F::Output>), Instant> {
+    ) -> Result<(Places<'_>, Poll<F::Output>), Halted> {
         let mut locks = self.lock(entries.iter().map(|entry| entry.slot));
+        if !stands() {
+            return Err(Halted::Elsewhere);
+        }
         for entry in &entries {
             let stripe = locked(&mut locks, entry.slot);
             if !stripe.gate.is_calm()
                 && let Passage::Until(until) = stripe.gate.pass(entry.slot, now)
             {
-                return Err(until);
+                return Err(Halted::Until(until));
             }
         }
         let command = self.next.fetch_add(1, Ordering::Relaxed);
@@ -180,6 +226,12 @@ impl InOrder {
 
     /// The slot changes hands: closes its gate, if commands of it are under way.
     pub(super) fn close(&self, slot: Slot, now: Instant) {
+        self.hand_over(slot, now, || {});
+    }
+
+    /// Closes the gate of a slot, if commands of it are under way, and gives it another owner before
+    /// any other command can enter.
+    pub(super) fn hand_over<T>(&self, slot: Slot, now: Instant, change: impl FnOnce() -> T) -> T {
         let mut stripe = self.stripe(slot).lock();
         let Stripe { gate, under_way } = &mut *stripe;
         let of_slot = under_way.iter().filter(|one| one.entry.slot == slot);
@@ -189,6 +241,7 @@ impl InOrder {
             key: one.entry.key,
         });
         gate.close(slot, of_slot, now);
+        change()
     }
 
     /// A command has ended, as far as this slot is concerned.
@@ -325,9 +378,13 @@ mod tests {
             let now = clock::now();
             let attempt = pin!(ready(()));
             let entries = Entries::from_slice(&[entry]);
-            match order.enter(entries, (now, now + FAR), attempt).await {
+            match order
+                .enter(entries, (now, now + FAR), || true, attempt)
+                .await
+            {
                 Entered::Sent(places, _) => return places,
                 Entered::Waited => {}
+                Entered::NoRoom => panic!("there is room"),
             }
         }
     }
@@ -338,7 +395,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn t9_a_new_command_waits_until_those_that_were_redirected_have_run_at_the_new_owner() {
-        let order = InOrder::new();
+        let order = InOrder::new(2);
         let mut first = enter(&order, 1).await;
         let mut second = enter(&order, 1).await;
         order.close(slot(), clock::now());
@@ -366,8 +423,38 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn t9_a_command_whose_slot_gets_another_owner_while_it_is_on_its_way_is_not_sent() {
+        let order = InOrder::new(2);
+        let owner = std::cell::Cell::new(1);
+        let found = owner.get();
+        // Nothing is under way, so the gate has nobody to wait for.
+        order.hand_over(slot(), clock::now(), || owner.set(2));
+        let entry = Entry {
+            slot: slot(),
+            key: Some(7),
+            node: found,
+        };
+        let sent = std::cell::Cell::new(false);
+        let attempt = pin!(async { sent.set(true) });
+        let times = (clock::now(), clock::now() + FAR);
+        let stands = || owner.get() == found;
+        let entries = Entries::from_slice(&[entry]);
+        let entered = order.enter(entries, times, stands, attempt).await;
+        assert!(matches!(entered, Entered::Waited) && !sent.get());
+    }
+
+    #[test]
+    fn t31_no_more_calls_wait_for_their_slots_than_may() {
+        let order = InOrder::new(2);
+        let (first, second) = (order.room(), order.room());
+        assert!(first.is_some() && second.is_some() && order.room().is_none());
+        drop(first);
+        assert!(order.room().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn t9_one_that_was_let_through_after_the_wait_overtakes_for_good_and_says_so() {
-        let order = InOrder::new();
+        let order = InOrder::new(2);
         let mut first = enter(&order, 1).await;
         order.close(slot(), clock::now());
         // The wait has an end.

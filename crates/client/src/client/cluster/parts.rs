@@ -3,17 +3,23 @@
 //! What concerns several slots is divided by the rules of [`steadfast_core::split`], each part
 //! makes its own journey, and the answers are joined.
 
+use std::collections::BTreeMap;
+use std::time::Instant;
+
 use futures_util::future::join_all;
 use redis::{Cmd, ServerError, Value};
 use steadfast_core::command::place::{Joining, Place as Belongs, ServedBy, place};
 use steadfast_core::command::{self, Effect};
 use steadfast_core::conn::Reply;
+use steadfast_core::redirect::{MAX_HOPS, Routing};
 use steadfast_core::slot::Slot;
 use steadfast_core::split::{self, Failed, Indivisible, KeyFate, SplitCommand, UnexpectedAnswer};
+use steadfast_core::topology::{MemberIndex, Trigger};
 
 use super::Cluster;
 use super::node::Node;
 use crate::call::plan::{Payload, Plan, one};
+use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::ConnectionState;
 use crate::options::CallOptions;
@@ -138,39 +144,93 @@ impl Cluster {
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = super::journey::Limits::new(plan.limit(options, self.settings().deadline)?);
-        self.reach(self.any_slot(), &super::Aim::Owner, limits.deadline)
+        self.reach(self.any_slot(), &super::Aim::Owner, &limits)
             .await?;
         if !self.routes.is_covered() {
             return Err(Error::not_sent(ErrorKind::Connect {
                 cause: "slots of the cluster have no owner: see status().cluster.uncovered".into(),
             }));
         }
-        let mut nodes = Vec::new();
-        for owner in self.routes.owners() {
-            nodes.extend(self.node(owner)?);
+        let reads = plan.effect == Effect::Read;
+        if reads {
+            self.settled(limits.deadline).await;
         }
-        let asks = nodes.iter().map(|node| {
-            let times = (limits.started, limits.limit);
-            let attempt = node.attempt(payload, plan.clone(), options, times);
-            async move {
-                attempt
-                    .await
-                    .and_then(one)
-                    .map_err(|error| node.blame(error))
+        let mut answers: BTreeMap<u16, Result<Value, Error>> = BTreeMap::new();
+        for _ in 0..=MAX_HOPS {
+            let owners = self.owners();
+            // Keys that have gone over to another node would count twice.
+            answers.retain(|owner, _| !reads || owners.contains(owner));
+            let mut nodes = Vec::new();
+            for owner in owners.iter().filter(|owner| !answers.contains_key(owner)) {
+                nodes.extend(self.node(*owner)?);
             }
-        });
-        let answers = join_all(asks).await;
+            if nodes.is_empty() {
+                break;
+            }
+            let asks = nodes.iter().map(|node| {
+                let times = (limits.started, limits.limit);
+                let attempt = node.attempt(payload, plan.clone(), options, times);
+                async move { (node.number, attempt.await.and_then(one)) }
+            });
+            let asked = join_all(asks).await;
+            let mut elsewhere = false;
+            for (node, (number, answer)) in nodes.iter().zip(asked) {
+                let answer = answer.map_err(|error| node.blame(error));
+                elsewhere |= self.is_no_primary(&answer);
+                answers.insert(number, answer);
+            }
+            if elsewhere && self.more_is_known(limits.deadline).await {
+                answers.retain(|_, answer| !self.is_no_primary(answer));
+            }
+        }
+        let answers: Vec<_> = answers.into_values().collect();
         let some = answers.iter().any(|answer| match answer {
             Ok(_) => true,
             Err(error) => error.certainty() == Certainty::Unknown,
         });
-        let writes = plan.effect != Effect::Read;
         let joined = split::joined(plan.name, joining, answers);
         match joined {
             Ok(Value::ServerError(error)) => Err(Error::refused(error)),
             Ok(value) => Ok(Reply::One(value)),
             // Some have done it, or may have, and others not.
-            Err(error) => Err(error.at_best(some && writes)),
+            Err(error) => Err(error.at_best(some && !reads)),
+        }
+    }
+
+    /// Waits a little while a server has contradicted what is known and no view explains it.
+    async fn settled(&self, deadline: Instant) {
+        if self.gate.lock().is_contradicted() {
+            let until = clock::now() + self.settings().reconnect_grace;
+            self.more_is_known(until.min(deadline)).await;
+        }
+    }
+
+    /// The places of all owners at one moment: slots go over to another node one after the other.
+    fn owners(&self) -> Vec<u16> {
+        let owners = self.known.lock().topology.owners();
+        owners.into_iter().map(MemberIndex::number).collect()
+    }
+
+    /// Whether a node has refused a command that concerns all primaries because it is none now. A
+    /// failure is a reason to look who serves.
+    fn is_no_primary(&self, answer: &Result<Value, Error>) -> bool {
+        let Err(error) = answer else {
+            return false;
+        };
+        match error.kind() {
+            ErrorKind::Server(said) => {
+                let details = said.details().unwrap_or_default();
+                let routing = Routing::of(said.code(), details);
+                if routing.as_ref().is_some_and(Routing::triggers_discovery) {
+                    self.trigger(Trigger::Contradiction);
+                }
+                matches!(routing, Some(Routing::ReadOnly | Routing::Moved(_)))
+            }
+            ErrorKind::Lost { .. } | ErrorKind::Down { .. } | ErrorKind::Timeout { .. } => {
+                self.trigger(Trigger::Doubt);
+                false
+            }
+            _ => false,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::pin::pin;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::Instant;
 
 use futures_util::future::join_all;
 use redis::{Pipeline, Value};
@@ -17,7 +17,7 @@ use steadfast_core::split::pipeline::{
     CommandOutcome, NodePart, PipelineFailed, SplitPipeline, Target, Terms,
 };
 
-use super::journey::Limits;
+use super::journey::{Limits, no_room, pause_before_trying_again};
 use super::node::may_go_on;
 use super::order::{Again, Entered, Entry, Places};
 use super::parts::indivisible;
@@ -27,14 +27,51 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 
-/// The pause before commands are sent again whose keys are on both sides of a migration.
-const TRY_AGAIN: Duration = Duration::from_millis(5);
+/// Nobody: no node has this place.
+const NOBODY: u16 = u16::MAX;
 
-/// The slots that are redirected, and the node that each goes to.
+/// Where redirects lead, by slot.
 type Turns = BTreeMap<Slot, u16>;
 
 /// A node's answers to its commands.
 type Answers = Vec<(Vec<usize>, Result<Vec<Value>, Failed<Error>>)>;
+
+type Part = NodePart<Option<u16>>;
+
+/// A pipeline on its way.
+struct Voyage<'a> {
+    cluster: &'a Cluster,
+    pipeline: &'a Pipeline,
+    plan: Plan,
+    options: &'a CallOptions,
+    limits: Limits,
+    /// The slot of what has none.
+    any: Slot,
+    split: SplitPipeline<'a, Error>,
+    places: Option<Places<'a>>,
+    turns: Turns,
+    rounds: u32,
+    hops: u32,
+    pauses: u32,
+}
+
+/// What is sent at once.
+struct Round {
+    parts: Vec<Part>,
+    /// The slots of its commands, and the nodes that they go to.
+    goes: BTreeSet<(Slot, u16)>,
+    /// Those of them that take no turn: reads of several keys that wait for a migration.
+    apart: BTreeSet<Slot>,
+}
+
+/// What came of sending it.
+enum Sent {
+    Answered(Vec<Answers>),
+    /// Slots change hands, or have: nothing was sent.
+    Elsewhere,
+    /// It may not be sent again.
+    Never(Error),
+}
 
 impl Cluster {
     /// A pipeline that is no transaction.
@@ -45,151 +82,220 @@ impl Cluster {
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
-        let mut split =
+        let split =
             SplitPipeline::<Error>::new(pipeline, options.divide_mset).map_err(indivisible)?;
         let mut slots = BTreeSet::new();
         for cmd in redis_rs::commands(pipeline) {
             slots.extend(command::key_names(command::arguments(cmd)).map(Slot::of_key));
         }
-        let any = match slots.first() {
-            Some(slot) => *slot,
-            None => self.any_slot(),
-        };
+        let any = slots.first().copied().unwrap_or_else(|| self.any_slot());
+        slots.insert(any);
         // Nobody waits for a node twice, nor for one after another.
         let reached = slots
             .iter()
-            .chain([&any])
-            .map(|slot| self.reach(*slot, &Aim::Owner, limits.deadline));
-        let reached = join_all(reached).await;
-        if reached.iter().all(Result::is_err) {
-            reached
-                .into_iter()
-                .find_map(Result::err)
-                .map_or(Ok(()), Err)?;
+            .map(|slot| self.reach(*slot, &Aim::Owner, &limits));
+        let mut reached = join_all(reached).await;
+        if reached.iter().all(Result::is_err)
+            && let Some(error) = reached.pop().and_then(Result::err)
+        {
+            return Err(error);
         }
-        let mut places: Option<Places<'_>> = None;
-        let mut turns = Turns::new();
-        let mut rounds = 0;
-        let mut parts = split.to_send(|target| self.node_of(target, any, &turns));
+        let voyage = Voyage {
+            cluster: self,
+            pipeline,
+            plan,
+            options,
+            limits,
+            any,
+            split,
+            places: None,
+            turns: Turns::new(),
+            rounds: 0,
+            hops: 0,
+            pauses: 0,
+        };
+        voyage.run().await
+    }
+}
+
+impl Voyage<'_> {
+    async fn run(mut self) -> Result<Reply, Error> {
         loop {
+            let round = self.next_round();
             let sent = clock::now();
-            let answers: Option<Vec<Answers>> = {
-                let whole = (pipeline, &plan);
-                let sends = parts
-                    .iter()
-                    .map(|part| self.send_part(part, whole, options, (rounds, &limits)));
-                let mut sends = pin!(join_all(sends));
-                let polled = match &mut places {
-                    None => {
-                        let entry = |slot: &Slot| Entry {
-                            slot: *slot,
-                            key: None,
-                            node: self.routes.owner(*slot).unwrap_or_default(),
-                        };
-                        let entries = slots.iter().map(entry).collect();
-                        let times = (sent, limits.deadline);
-                        match self.order.enter(entries, times, sends.as_mut()).await {
-                            Entered::Sent(entered, polled) => {
-                                places = Some(entered);
-                                polled.map(Some)
-                            }
-                            Entered::Waited if sent >= limits.deadline => {
-                                return Err(limits.timed_out(Certainty::NotSent));
-                            }
-                            Entered::Waited => Poll::Ready(None),
-                        }
+            let answers = match self.send(&round, sent).await {
+                Sent::Answered(answers) => answers,
+                Sent::Elsewhere if self.limits.deadline <= clock::now() => {
+                    return Err(self.limits.timed_out(Certainty::NotSent));
+                }
+                Sent::Elsewhere => {
+                    // Each command goes to whoever owns its slot now.
+                    self.take_back(&round.parts);
+                    continue;
+                }
+                Sent::Never(error) => {
+                    let certainty = error.certainty();
+                    let failed = Failed { error, certainty };
+                    for part in &round.parts {
+                        let units = part.units();
+                        self.split.record(units, Vec::new(), Some(failed.clone()));
                     }
-                    Some(_) if turns.is_empty() => Poll::Pending,
-                    Some(places) => {
-                        let slots = turns.keys();
-                        slots.for_each(|slot| self.order.close(*slot, sent));
-                        let goes: Vec<_> = turns.iter().map(|(slot, to)| (*slot, *to)).collect();
-                        let again = places.again(&goes, limits.deadline, sends.as_mut());
-                        match again.await {
-                            Again::Sent(polled) => polled.map(Some),
-                            Again::Overtaken | Again::TimedOut => {
-                                for part in &parts {
-                                    split.record(part.units(), Vec::new(), Some(overtaken()));
-                                }
-                                break;
-                            }
-                        }
-                    }
-                };
-                match polled {
-                    Poll::Ready(answers) => answers,
-                    Poll::Pending => Some(sends.await),
+                    break;
                 }
             };
-            let Some(answers) = answers else {
-                // Slots have changed hands meanwhile: each command goes to whoever owns its slot
-                // now.
-                self.take_back(&mut split, &parts);
-                parts = split.to_send(|target| self.node_of(target, any, &turns));
-                continue;
-            };
-            turns.clear();
-            let (mut pauses, mut elsewhere) = (false, false);
-            for (part, answers) in parts.iter().zip(answers) {
-                for (units, result) in answers {
-                    match result {
-                        Ok(values) => {
-                            pauses |= self.note_redirects(part.node, &values, sent, &mut turns);
-                            split.record(&units, values, None);
-                        }
-                        Err(failed) => {
-                            elsewhere |= self.has_left(part.node, &failed.error, plan.effect);
-                            split.record(&units, Vec::new(), Some(failed));
-                        }
-                    }
-                }
-            }
-            rounds += 1;
-            // Those of which all is answered hold up nobody.
-            if !pauses
-                && !elsewhere
-                && let Some(places) = &mut places
-            {
-                places.leave_all_but(|slot| turns.contains_key(&slot));
-            }
-            let terms = Terms {
-                follow: rounds <= MAX_HOPS,
-                retry: elsewhere && rounds <= MAX_HOPS,
-                effect: options.effect,
-            };
-            let again = split.again(terms, |effect| {
-                matches!(effect, Effect::Read | Effect::LastWins)
-            });
-            if again.is_nothing() || clock::now() >= limits.deadline {
+            if !self.take_in(&round.parts, answers, sent).await {
                 break;
             }
-            if pauses {
-                clock::sleep(TRY_AGAIN).await;
-            }
-            parts = split.to_send(|target| self.node_of(target, any, &turns));
         }
-        if let Some(places) = &mut places {
+        if let Some(places) = &mut self.places {
             places.ran();
         }
-        split.finish().map(Reply::Many).map_err(failed)
+        self.split.finish().map(Reply::Many).map_err(failed)
+    }
+
+    /// Divides what is to be sent by the nodes that it goes to now.
+    fn next_round(&mut self) -> Round {
+        let (cluster, turns, any) = (self.cluster, &self.turns, self.any);
+        let (mut goes, mut apart, mut stay) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let parts = self.split.to_send(|target| {
+            let node = cluster.node_of(target, any, turns);
+            if let Some(slot) = target.slot {
+                let waits = matches!(target.redirect, Some(Routing::TryAgain));
+                match waits && target.effect == Effect::Read {
+                    true => drop(apart.insert(slot)),
+                    false => drop(goes.insert((slot, node.unwrap_or(NOBODY)))),
+                }
+                stay.insert(slot);
+            }
+            node
+        });
+        if let Some(places) = &mut self.places {
+            // Slots of which all is answered hold up nobody.
+            places.leave_all_but(|slot| stay.contains(&slot));
+        }
+        Round { parts, goes, apart }
+    }
+
+    async fn send(&mut self, round: &Round, sent: Instant) -> Sent {
+        let (cluster, limits) = (self.cluster, self.limits);
+        let Round { parts, goes, apart } = round;
+        let (whole, options, rounds) = ((self.pipeline, &self.plan), self.options, self.rounds);
+        let sends = parts
+            .iter()
+            .map(|part| cluster.send_part(part, whole, options, (rounds, &limits)));
+        let mut sends = pin!(join_all(sends));
+        let polled = match &mut self.places {
+            None => {
+                let entry = |(slot, node): &(Slot, u16)| Entry {
+                    slot: *slot,
+                    key: None,
+                    node: *node,
+                };
+                let entries = goes.iter().map(entry).collect();
+                let owner = |slot: Slot| cluster.routes.owner(slot).unwrap_or(NOBODY);
+                let stands = || goes.iter().all(|(slot, node)| owner(*slot) == *node);
+                let times = (sent, limits.deadline);
+                let entered = cluster.order.enter(entries, times, stands, sends.as_mut());
+                match entered.await {
+                    Entered::Sent(entered, polled) => {
+                        self.places = Some(entered);
+                        polled
+                    }
+                    Entered::Waited => return Sent::Elsewhere,
+                    Entered::NoRoom => return Sent::Never(no_room()),
+                }
+            }
+            Some(places) => {
+                let goes: Vec<(Slot, u16)> = goes
+                    .iter()
+                    .filter(|(slot, _)| !apart.contains(slot))
+                    .copied()
+                    .collect();
+                for (slot, _) in &goes {
+                    cluster.order.close(*slot, sent);
+                }
+                match places.again(&goes, limits.deadline, sends.as_mut()).await {
+                    Again::Sent(polled) => polled,
+                    Again::Overtaken | Again::TimedOut => return Sent::Never(overtaken()),
+                }
+            }
+        };
+        Sent::Answered(match polled {
+            Poll::Ready(answers) => answers,
+            Poll::Pending => sends.await,
+        })
+    }
+
+    /// Takes in what nodes have answered; false if nothing is sent again.
+    async fn take_in(&mut self, parts: &[Part], answers: Vec<Answers>, sent: Instant) -> bool {
+        self.turns.clear();
+        let (mut pauses, mut elsewhere) = (false, false);
+        for (part, answers) in parts.iter().zip(answers) {
+            for (units, result) in answers {
+                match result {
+                    Ok(values) => {
+                        let (cluster, turns) = (self.cluster, &mut self.turns);
+                        pauses |= cluster.note_redirects(part.node, &values, sent, turns);
+                        self.split.record(&units, values, None);
+                    }
+                    Err(failed) => {
+                        let effect = self.plan.effect;
+                        elsewhere |= self.cluster.has_left(part.node, &failed.error, effect);
+                        self.split.record(&units, Vec::new(), Some(failed));
+                    }
+                }
+            }
+        }
+        self.rounds += 1;
+        // What waits for a migration is bounded by the deadline only.
+        self.hops += u32::from(elsewhere || !self.turns.is_empty());
+        let terms = Terms {
+            follow: self.hops <= MAX_HOPS,
+            retry: elsewhere && self.hops <= MAX_HOPS,
+            effect: self.options.effect,
+        };
+        let again = self.split.again(terms, |effect| {
+            matches!(effect, Effect::Read | Effect::LastWins)
+        });
+        if again.is_nothing() || clock::now() >= self.limits.deadline {
+            return false;
+        }
+        if pauses {
+            let pause = pause_before_trying_again(self.pauses);
+            self.pauses += 1;
+            if clock::now() + pause >= self.limits.deadline {
+                return false;
+            }
+            clock::sleep(pause).await;
+        }
+        true
     }
 
     /// Makes parts that were not sent ready to be divided anew.
-    fn take_back(&self, split: &mut SplitPipeline<'_, Error>, parts: &[NodePart<Option<u16>>]) {
+    fn take_back(&mut self, parts: &[Part]) {
         for part in parts {
-            split.record(part.units(), Vec::new(), Some(overtaken()));
+            let error = overtaken();
+            let certainty = error.certainty();
+            let failed = Failed { error, certainty };
+            self.split.record(part.units(), Vec::new(), Some(failed));
         }
         let terms = Terms {
             follow: true,
             retry: true,
             effect: None,
         };
-        split.again(terms, |_| false);
+        self.split.again(terms, |_| false);
     }
+}
 
+impl Cluster {
     /// The node that a command goes to now. `None` if nobody knows it.
     fn node_of(&self, target: Target<'_>, any: Slot, turns: &Turns) -> Option<u16> {
-        let slot = target.slot.unwrap_or(any);
+        let slot = match target.redirect {
+            // Of a module's command the server may know another key than we do.
+            Some(Routing::Moved(redirect) | Routing::Ask(redirect)) => redirect.slot,
+            _ => target.slot.unwrap_or(any),
+        };
         let redirected = target.redirect.and_then(|_| turns.get(&slot));
         redirected.copied().or_else(|| self.routes.owner(slot))
     }
@@ -267,7 +373,7 @@ impl Cluster {
         &self,
         node: Option<u16>,
         values: &[Value],
-        sent: std::time::Instant,
+        sent: Instant,
         turns: &mut Turns,
     ) -> bool {
         let Some(node) = node.and_then(|number| self.routes.node(number)) else {
@@ -322,10 +428,8 @@ impl Cluster {
     }
 }
 
-fn overtaken() -> Failed<Error> {
-    let certainty = Certainty::Rejected;
-    let error = Error::new(ErrorKind::Overtaken, certainty);
-    Failed { error, certainty }
+fn overtaken() -> Error {
+    Error::new(ErrorKind::Overtaken, Certainty::Rejected)
 }
 
 fn failed(failed: PipelineFailed<Error>) -> Error {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
+use steadfast_core::node::Endpoint;
 use steadfast_core::slot::Slot;
 
 use super::Cluster;
@@ -27,8 +28,9 @@ pub(crate) struct Roaming {
     cluster: OnceLock<Weak<Cluster>>,
     /// To whose owner it connects, if not to any node.
     slot: Option<Slot>,
-    /// The names that certificates are expected to carry, of the places of the last attempt.
-    names: Mutex<HashMap<SocketAddr, Arc<str>>>,
+    /// Of the places of the last attempt: who is there, and the name that the certificate is
+    /// expected to carry.
+    names: Mutex<HashMap<SocketAddr, (Endpoint, Arc<str>)>>,
 }
 
 impl Roaming {
@@ -68,7 +70,7 @@ impl Transport for Roaming {
                     Ok(addresses) => {
                         let name = cluster.name_at(&endpoint);
                         for address in addresses {
-                            names.insert(address, Arc::clone(&name));
+                            names.insert(address, (endpoint.clone(), Arc::clone(&name)));
                             places.push(Location::Tcp(address));
                         }
                     }
@@ -95,11 +97,37 @@ impl Transport for Roaming {
                     why: "it is none of a name".into(),
                 });
             };
-            let name = self.names.lock().get(&address).cloned();
+            let named = self.names.lock().get(&address).cloned();
+            let name = named.map(|(_, name)| name);
             let name = name.unwrap_or_else(|| address.ip().to_string().into());
             self.network
                 .open_tcp(&name, address, limit, waits_for)
                 .await
+        })
+    }
+
+    /// One that any node serves leaves the one that is no member any more: nothing is published
+    /// there.
+    fn left(&self, place: Location) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let cluster = self.cluster.get().filter(|_| self.slot.is_none());
+            let (Some(cluster), Location::Tcp(address)) = (cluster, place) else {
+                return std::future::pending().await;
+            };
+            let named = self.names.lock().get(&address).cloned();
+            let by_address = Endpoint::new(&address.ip().to_string(), address.port());
+            let at = named.map_or_else(|| by_address.clone(), |(endpoint, _)| endpoint);
+            let Some(mut version) = cluster.upgrade().map(|known| known.version.subscribe()) else {
+                return;
+            };
+            loop {
+                let known = cluster.upgrade();
+                if known.is_none_or(|known| known.is_member(&at, &by_address) == Some(false))
+                    || version.changed().await.is_err()
+                {
+                    return;
+                }
+            }
         })
     }
 }

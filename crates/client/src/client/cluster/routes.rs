@@ -16,6 +16,10 @@ const NOBODY: u16 = u16::MAX;
 pub(super) struct Routes {
     /// The place of each slot's owner.
     slots: Box<[AtomicU16]>,
+    /// How many slots each place owns.
+    owned: Box<[AtomicU16]>,
+    /// How many slots have an owner.
+    covered: AtomicU16,
     places: Box<[RwLock<Place>]>,
 }
 
@@ -37,6 +41,8 @@ impl Routes {
     pub(super) fn new() -> Self {
         Self {
             slots: (0..SLOTS).map(|_| AtomicU16::new(NOBODY)).collect(),
+            owned: (0..MAX_NODES).map(|_| AtomicU16::new(0)).collect(),
+            covered: AtomicU16::new(0),
             places: (0..MAX_NODES).map(|_| RwLock::default()).collect(),
         }
     }
@@ -48,8 +54,18 @@ impl Routes {
         (owner != NOBODY).then_some(owner)
     }
 
-    pub(super) fn set_owner(&self, slot: Slot, owner: u16) {
-        self.slots[usize::from(slot.number())].store(owner, Ordering::Relaxed);
+    /// Gives a slot to the node at this place. Returns the place of the owner that was.
+    pub(super) fn set_owner(&self, slot: Slot, owner: u16) -> Option<u16> {
+        let slot = &self.slots[usize::from(slot.number())];
+        let before = slot.swap(owner, Ordering::Relaxed);
+        if let Some(owned) = self.owned.get(usize::from(owner)) {
+            owned.fetch_add(1, Ordering::Relaxed);
+        }
+        match self.owned.get(usize::from(before)) {
+            Some(owned) => drop(owned.fetch_sub(1, Ordering::Relaxed)),
+            None => drop(self.covered.fetch_add(1, Ordering::Relaxed)),
+        }
+        (before != NOBODY).then_some(before)
     }
 
     /// Returns the node at this place, if it was started.
@@ -81,14 +97,21 @@ impl Routes {
         Ok(place.node.clone())
     }
 
-    /// Says who is at this place from now on. Returns the node that was, if it has to end.
+    /// Says who is at this place from now on. Returns the node that was, if it has to end: the same
+    /// one at another address goes on, with all that waits for it.
     pub(super) fn settle(&self, number: u16, member: Option<MemberFacts>) -> Option<Arc<Node>> {
         let mut place = self.places.get(usize::from(number))?.write();
         if place.member == member {
             return None;
         }
+        let same = place.node.as_ref().zip(member.as_ref());
+        let stays = same.filter(|(node, member)| node.id == member.id);
+        let stays = stays.map(|(node, member)| node.relocate(member.clone()));
         place.member = member;
-        place.node.take()
+        match stays {
+            Some(()) => None,
+            None => place.node.take(),
+        }
     }
 
     /// Takes the node at this place out of service. It is started anew when it is needed again.
@@ -106,19 +129,19 @@ impl Routes {
 
     /// Returns the places of all owners, each once.
     pub(super) fn owners(&self) -> Vec<u16> {
-        let mut owns = vec![false; MAX_NODES];
-        for slot in &self.slots {
-            if let Some(owns) = owns.get_mut(usize::from(slot.load(Ordering::Relaxed))) {
-                *owns = true;
-            }
-        }
-        let owners = (0..).zip(&owns).filter(|(_, owns)| **owns);
+        let owned = (0..).zip(&self.owned);
+        let owners = owned.filter(|(_, owned)| owned.load(Ordering::Relaxed) > 0);
         owners.map(|(number, _)| number).collect()
+    }
+
+    /// Whether the node at this place owns slots.
+    pub(super) fn owns(&self, number: u16) -> bool {
+        let owned = self.owned.get(usize::from(number));
+        owned.is_some_and(|owned| owned.load(Ordering::Relaxed) > 0)
     }
 
     /// Whether every slot has an owner.
     pub(super) fn is_covered(&self) -> bool {
-        let unowned = |slot: &AtomicU16| slot.load(Ordering::Relaxed) == NOBODY;
-        !self.slots.iter().any(unowned)
+        self.covered.load(Ordering::Relaxed) == SLOTS
     }
 }

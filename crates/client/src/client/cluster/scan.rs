@@ -151,7 +151,7 @@ impl Cluster {
                 cause: "the node was connected to anew while it was asked".into(),
             })),
             (_, Err(error)) => {
-                tracing::debug!(%error, node = %node.member.endpoint, "a scan cannot go on");
+                tracing::debug!(%error, node = %node.endpoint(), "a scan cannot go on");
                 Asked::Refused(unreadable())
             }
         }

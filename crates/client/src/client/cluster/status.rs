@@ -22,6 +22,9 @@ pub struct ClusterStatus {
     pub heard_ms_ago: Option<f64>,
     /// Why no node told it when they were asked last; absent if one did.
     pub error: Option<String>,
+    /// The questions that the nodes' ACL did not allow when they were asked last, such as `CLUSTER
+    /// INFO`: what depends on them is unknown. Empty if all are allowed.
+    pub not_allowed: Vec<&'static str>,
     /// How often nodes were asked.
     pub discoveries: u64,
     /// How often a call went on at another node, or at the same once more.
@@ -117,6 +120,7 @@ impl Cluster {
                 .heard
                 .map(|at| clock::as_ms(now.saturating_duration_since(at))),
             error: known.error.as_deref().map(str::to_owned),
+            not_allowed: known.not_allowed.iter().copied().collect(),
             discoveries: self.discoveries.load(Ordering::Relaxed),
             redirects: self.redirects.load(Ordering::Relaxed),
             uncovered_slots: uncovered.iter().map(|range| range.slots().count()).sum(),

@@ -24,7 +24,7 @@ impl Cluster {
     pub(super) fn moved(&self, by: &Node, redirect: &Redirect, sent: Instant) -> Option<Aim> {
         let redirect = self.translated(redirect);
         let now = clock::now();
-        let asked = &by.member.endpoint.host;
+        let asked = &by.endpoint().host;
         let mut known = self.known.lock();
         let Some(index) = self.index_of(&known.topology, by) else {
             drop(known);
@@ -61,9 +61,7 @@ impl Cluster {
 
     /// Where a command goes that was answered ASK.
     pub(super) fn asked(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
-        let endpoint = self
-            .translated(redirect)
-            .endpoint(&by.member.endpoint.host)?;
+        let endpoint = self.translated(redirect).endpoint(&by.endpoint().host)?;
         Some(Aim::At {
             endpoint,
             asking: true,
@@ -76,8 +74,16 @@ impl Cluster {
         known.topology.find_at(endpoint).map(MemberIndex::number)
     }
 
+    /// Whether the node at an endpoint, by either of these names, is a member by the newest view.
+    /// `None` if nobody knows it.
+    pub(super) fn is_member(&self, at: &Endpoint, or_at: &Endpoint) -> Option<bool> {
+        let topology = &self.known.lock().topology;
+        let index = topology.find_at(at).or_else(|| topology.find_at(or_at))?;
+        Some(topology.member(index).is_present)
+    }
+
     fn index_of(&self, topology: &Topology, node: &Node) -> Option<MemberIndex> {
-        topology.find(&node.member.id)
+        topology.find(&node.id)
     }
 
     pub(super) fn translated(&self, redirect: &Redirect) -> Redirect {
@@ -106,13 +112,16 @@ impl Cluster {
                 (true, Some(port)) => port,
                 _ => node.port,
             };
-            let announced = Endpoint {
-                host: Arc::clone(host),
-                port,
+            let translated = |host: &Arc<str>| {
+                let host = Arc::clone(host);
+                self.settings().translation.of(Endpoint { host, port })
             };
-            let Endpoint { host, port } = self.settings().translation.of(announced);
+            let Endpoint { host, port: at } = translated(host);
+            let others = node.other_hosts.iter().map(translated);
+            let others = others.filter(|other| other.port == at);
+            node.other_hosts = others.map(|other| other.host).collect();
             node.host = AnnouncedHost::Named(host);
-            node.port = port;
+            node.port = at;
             node.tls_port = None;
         }
     }
@@ -123,6 +132,7 @@ impl Cluster {
         let mut known = self.known.lock();
         let changes = known.topology.merge(view);
         if changes.ignored.is_none() {
+            known.first_heard.get_or_insert(now);
             known.heard = Some(now);
             known.error = None;
         }
@@ -135,15 +145,11 @@ impl Cluster {
         }
         drop(known);
         let slots = changes.slots.iter().flat_map(|range| range.slots());
-        let lost_by = self.hand_over(slots, now);
+        self.hand_over(slots, now);
         let known = self.known.lock();
-        for number in lost_by {
-            self.retire_if_replaced(&known, number);
-        }
-        for index in &changes.left {
-            if let Some(node) = self.routes.retire(index.number()) {
-                node.retire(false);
-            }
+        // Also one that a redirect or an earlier view has replaced while it seemed to be well.
+        for node in self.routes.nodes() {
+            self.retire_if_replaced(&known, &node);
         }
         drop(known);
         self.tell_state();
@@ -151,47 +157,38 @@ impl Cluster {
         changes
     }
 
-    /// Sends new calls for these slots to their new owners. Their gates close before that, or one
-    /// of them could come between those that are under way to the old owner. Returns the places of
-    /// the old owners.
-    fn hand_over(&self, slots: impl IntoIterator<Item = Slot>, now: Instant) -> Vec<u16> {
-        let mut lost_by = Vec::new();
+    /// Sends new calls for these slots to their new owners. Their gates close with that, or one of
+    /// them could come between those that are under way to the old owner.
+    fn hand_over(&self, slots: impl IntoIterator<Item = Slot>, now: Instant) {
         for slot in slots {
-            self.order.close(slot, now);
-            // Only now, and under the lock: another view may have come between.
-            let known = self.known.lock();
-            let Some(owner) = known.topology.owner(slot) else {
-                continue;
-            };
-            let before = self.routes.owner(slot);
-            self.routes.set_owner(slot, owner.number());
-            if let Some(before) = before.filter(|before| *before != owner.number())
-                && !lost_by.contains(&before)
-            {
-                lost_by.push(before);
-            }
+            self.order.hand_over(slot, now, || {
+                // Only now, and under the lock: another view may have come between.
+                let known = self.known.lock();
+                if let Some(owner) = known.topology.owner(slot) {
+                    self.routes.set_owner(slot, owner.number());
+                }
+            });
         }
-        lost_by
     }
 
-    /// A node that has lost all its slots and does not answer, or is a primary no more: nothing
-    /// that waits for it, and nothing that it may still answer, counts.
-    fn retire_if_replaced(&self, known: &Known, number: u16) {
-        let Some((index, member)) = known.topology.nth(number) else {
+    /// A node that has lost all its slots and does not answer, is a primary no more or no member:
+    /// nothing that waits for it, and nothing that it may still answer, counts.
+    fn retire_if_replaced(&self, known: &Known, node: &Arc<Node>) {
+        let Some((_, member)) = known.topology.nth(node.number) else {
             return;
         };
-        if !known.topology.slots_of(index).is_empty() {
+        if self.routes.owns(node.number) {
             return;
         }
-        let Some(node) = self.routes.node(number) else {
-            return;
-        };
         let answers = node.client.state() == ConnectionState::Ready && !member.is_failing;
-        if answers && member.is_primary {
+        // One that has never owned any imports its first, or is about to.
+        let is_wanted = answers || !node.has_owned();
+        if is_wanted && member.is_primary && member.is_present {
             return;
         }
-        self.routes.retire(number);
-        node.retire(!answers);
+        if let Some(node) = self.routes.retire(node.number) {
+            node.retire(!answers);
+        }
     }
 
     /// Lets calls find a node, under the name and address that it has now.

@@ -61,10 +61,7 @@ impl Transport for Network {
                     Ok((Stream::Unix(stream), address))
                 }
                 (Address::Tcp { host, .. }, Location::Tcp(addr)) => {
-                    let member = self.settings.member.as_deref();
-                    let name = member.and_then(|member| member.name_in_certificate.as_deref());
-                    let name = name.unwrap_or(host);
-                    self.open_tcp(name, addr, limit, waits_for).await
+                    self.open_tcp(host, addr, limit, waits_for).await
                 }
                 (Address::Sentinel(target), Location::Tcp(addr)) => {
                     let named = self.named.lock().clone();
@@ -132,7 +129,7 @@ impl Network {
         Ok((Stream::Tcp(tcp), address))
     }
 
-    async fn resolve(
+    pub(crate) async fn resolve(
         &self,
         host: &str,
         port: u16,
@@ -189,25 +186,19 @@ async fn connect_tcp(
     Ok(tcp)
 }
 
-/// A connection to a node of a cluster, on which nothing has been said yet, and the address of its
-/// peer. Its certificate has to carry this name.
-pub(crate) async fn dial(
+/// Asks a node of a cluster at whichever of its addresses gives an answer: who accepts a connection
+/// there may not be the one to ask.
+pub(crate) async fn ask_at_each<T, A: Future<Output = Result<T, ConnectError>>>(
     settings: &Settings,
     at: &Endpoint,
-    name: &str,
     limit: Duration,
-) -> Result<(Stream, String), ConnectError> {
-    let network = Network::new(Arc::new(settings.clone()), None);
+    ask: impl Fn(SocketAddr) -> A,
+) -> Result<T, ConnectError> {
     let addresses = resolved(settings, &at.host, at.port, limit).await?;
-    let attempts = race(&addresses, limit, |addr| {
-        let network = &network;
-        async move {
-            let nobody = WaitsFor::default();
-            network.open_tcp(name, addr, limit, &nobody).await
-        }
-    });
-    let opened = within("connect", limit.saturating_mul(2), attempts).await?;
-    opened.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
+    let asked = race(&addresses, limit, ask);
+    // TCP, TLS and the answers of the slowest.
+    let asked = within("connect", limit.saturating_mul(3), asked).await?;
+    asked.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
 }
 
 /// The error where no node of a cluster was named.

@@ -7,7 +7,7 @@ use redis::Value;
 use super::{SplitPipeline, State, Unit};
 use crate::certainty::{Certainty, Refusal, refusal, was_refused_before_running};
 use crate::command::{Effect, Errors, key_names, looks_before_it_writes};
-use crate::redirect::Routing;
+use crate::redirect::{Routing, is_try_again_for_script};
 use crate::slot::Slot;
 
 /// The sender's terms for sending commands again.
@@ -106,7 +106,11 @@ impl<E> SplitPipeline<'_, E> {
         let routing = Routing::of(error.code(), error.details().unwrap_or_default())?;
         let is_servers = match unit.errors {
             Errors::Refuse | Errors::MayFollowAPart => true,
-            Errors::ProveNothing => routing.may_redirect_script(unit.slot),
+            Errors::ProveNothing => {
+                let (code, detail) = (error.code(), error.details().unwrap_or_default());
+                routing.may_redirect_script(unit.slot)
+                    || is_try_again_for_script(code, detail) && self.has_several_keys(unit)
+            }
             // Which of its arguments are keys only the server knows.
             Errors::OfNoKnownCommand => self
                 .arguments(unit)
@@ -215,6 +219,11 @@ impl<E> SplitPipeline<'_, E> {
             State::Sent => true,
             State::Failed(_) | State::Waiting => false,
         }
+    }
+
+    fn has_several_keys(&self, unit: &Unit<E>) -> bool {
+        let args = self.arguments(unit);
+        key_names(args.iter().map(Vec::as_slice)).nth(1).is_some()
     }
 
     fn arguments(&self, unit: &Unit<E>) -> Vec<Vec<u8>> {

@@ -85,7 +85,7 @@ impl Cluster {
             heard: Instant::now(),
             tls: false,
             report,
-            info,
+            info: Some(info),
         }
     }
 

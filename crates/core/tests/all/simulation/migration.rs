@@ -514,6 +514,7 @@ impl Sim {
                 id: Some(id(other)),
                 host: AnnouncedHost::AsAsked,
                 hostname: None,
+                other_hosts: Vec::new(),
                 port: other as u16 + 1,
                 tls_port: None,
                 role: ReportedRole::Primary,
@@ -537,12 +538,12 @@ impl Sim {
                 is_exhaustive: true,
                 ..ClusterReport::default()
             },
-            info: ClusterInfo {
+            info: Some(ClusterInfo {
                 is_ok: true,
                 current_epoch: node.epochs.iter().copied().max().unwrap_or(0),
                 my_epoch: node.epochs[at],
                 slots_assigned: SLOTS,
-            },
+            }),
         };
         let after = self.rng.u64(1..120);
         self.plan(

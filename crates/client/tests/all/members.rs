@@ -1,0 +1,495 @@
+//! T2 to T31 of a cluster: who its nodes are, by which names, and what they allow to be asked.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::{BoxFuture, join_all};
+use steadfast::redis::{self, Value};
+use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve};
+use steadfast_core::slot::Slot;
+use steadfast_drill::process::{Cluster, FailoverKind, Redis};
+
+use crate::support::{cmd, ms, now, until};
+
+async fn client_at(url: &str) -> Client {
+    let builder = Client::builder(url).unwrap();
+    builder.deadline(ms(10_000)).connect().await.unwrap()
+}
+
+fn slot(key: &str) -> u16 {
+    Slot::of_key(key.as_bytes()).number()
+}
+
+/// A key whose slot belongs to the node at this position.
+async fn key_of(cluster: &Cluster, at: usize) -> String {
+    let layout = cluster.layout().await.unwrap();
+    let id = cluster.node(at).id().to_owned();
+    let mut keys = (0..).map(|n| format!("key:{n}"));
+    let found = keys.find(|key| layout.owner(slot(key)) == Some(id.as_str()));
+    found.unwrap()
+}
+
+/// Every node serves, and a slot that moves is followed.
+async fn serves(cluster: &Cluster, client: &Client) {
+    for at in 0..3 {
+        let key = key_of(cluster, at).await;
+        client.send(&cmd(&format!("SET {key} 1"))).await.unwrap();
+    }
+    let key = key_of(cluster, 0).await;
+    let slots = [slot(&key)];
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
+    let value = client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
+    assert_eq!(value, Value::Int(2), "by the importing node");
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+    let value = client.send(&cmd(&format!("INCR {key}"))).await.unwrap();
+    assert_eq!(value, Value::Int(3));
+    cluster.migrate(slots[0], 1, 0).await.unwrap();
+    let status = client.status().cluster.unwrap();
+    assert_eq!(status.nodes.len(), 3, "each is known once: {status:?}");
+    assert_eq!(status.uncovered, "");
+}
+
+#[tokio::test]
+async fn t3_one_question_that_is_allowed_is_enough_and_what_is_not_allowed_is_told() {
+    let users = [
+        ("info", "-cluster|info", &["CLUSTER INFO"][..]),
+        (
+            "nodes",
+            "-cluster +cluster|nodes",
+            &["CLUSTER INFO", "CLUSTER MYID", "CLUSTER SHARDS"],
+        ),
+        (
+            "shards",
+            "-cluster +cluster|shards",
+            &["CLUSTER INFO", "CLUSTER MYID", "CLUSTER NODES"],
+        ),
+        (
+            "slots",
+            "-cluster +cluster|slots",
+            &[
+                "CLUSTER INFO",
+                "CLUSTER MYID",
+                "CLUSTER NODES",
+                "CLUSTER SHARDS",
+            ],
+        ),
+        ("nothing", "-cluster", &[]),
+    ];
+    let acl = |name: &str, rule: &str| format!("{name} on >pw ~* &* +@all {rule}");
+    let builder = Cluster::builder().replicas(0).each(|redis| {
+        let rules = users.iter();
+        rules.fold(redis, |redis, (name, rule, _)| redis.acl(acl(name, rule)))
+    });
+    let cluster = builder.start().await.unwrap();
+    let url = |user: &str| cluster.url().replace("://", &format!("://{user}:pw@"));
+    for (user, _, not_allowed) in &users[..4] {
+        let client = client_at(&url(user)).await;
+        serves(&cluster, &client).await;
+        let status = client.status().cluster.unwrap();
+        assert_eq!(status.not_allowed, *not_allowed, "{user}");
+    }
+    let builder = Client::builder(&url("nothing")).unwrap();
+    let refused = builder.deadline(ms(2_000)).connect().await.unwrap_err();
+    let said = refused.to_string();
+    assert!(said.contains("CLUSTER NODES, CLUSTER SHARDS"), "{said}");
+}
+
+#[tokio::test]
+async fn t25_nodes_are_known_by_whichever_endpoint_they_prefer_to_be_dialled_at() {
+    let builder = Cluster::builder().replicas(0).each(|redis| {
+        redis
+            .config("cluster-announce-hostname", "localhost")
+            .config("cluster-preferred-endpoint-type", "hostname")
+    });
+    let cluster = builder.start().await.unwrap();
+    let hosts = |client: &Client| -> Vec<String> {
+        let nodes = client.status().cluster.unwrap().nodes.into_iter();
+        let addresses = nodes.filter_map(|node| node.address);
+        let host = |at: String| at.rsplit_once(':').map(|(host, _)| host.to_owned());
+        addresses.filter_map(host).collect()
+    };
+    let by_name = client_at(&cluster.url()).await;
+    serves(&cluster, &by_name).await;
+    assert_eq!(hosts(&by_name), ["localhost"; 3]);
+    // An empty host: wherever the answer came from.
+    for (kind, host) in [("unknown-endpoint", "127.0.0.1"), ("ip", "127.0.0.1")] {
+        for node in cluster.nodes() {
+            let set = ["CONFIG", "SET", "cluster-preferred-endpoint-type", kind];
+            node.command(&set).await.unwrap();
+        }
+        let client = client_at(&cluster.url()).await;
+        serves(&cluster, &client).await;
+        assert_eq!(hosts(&client), [host; 3], "{kind}");
+        // One that knows them by their names goes on.
+        serves(&cluster, &by_name).await;
+    }
+}
+
+/// A name with several addresses.
+#[derive(Debug)]
+struct SeedAddresses(Mutex<Vec<SocketAddr>>);
+
+impl Resolve for SeedAddresses {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+        let found = match host.parse() {
+            Ok(ip) => vec![SocketAddr::new(ip, port)],
+            Err(_) => self.0.lock().unwrap().clone(),
+        };
+        Box::pin(async move { Ok(found) })
+    }
+}
+
+#[derive(Clone, Debug)]
+struct SeedName(Arc<SeedAddresses>);
+
+impl Resolve for SeedName {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
+        self.0.resolve(host, port)
+    }
+}
+
+#[tokio::test]
+async fn t2_every_address_of_a_seed_is_asked_and_all_nodes_may_change_theirs_at_once() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let plain = Redis::start().await.unwrap();
+    // The first accepts connections, and is no node of a cluster.
+    let addresses = vec![plain.addr(), cluster.node(1).addr()];
+    let name = SeedName(Arc::new(SeedAddresses(Mutex::new(addresses))));
+    let builder = Client::builder("redis-cluster://seed.example:1").unwrap();
+    let builder = builder.deadline(ms(10_000)).resolver(name.clone());
+    let client = builder.connect().await.unwrap();
+    let key = key_of(&cluster, 0).await;
+    client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
+    cluster.change_addresses(&[0, 1, 2]).await.unwrap();
+    *name.0.0.lock().unwrap() = vec![plain.addr(), cluster.node(2).addr()];
+    let begun = now();
+    while client.send(&cmd(&format!("SET {key} w"))).await.is_err() {
+        assert!(now().duration_since(begun) < Duration::from_secs(30));
+        tokio::time::sleep(ms(20)).await;
+    }
+    until("all are known where they are", || {
+        let nodes = client.status().cluster.unwrap().nodes;
+        let at: Vec<_> = nodes.into_iter().filter_map(|node| node.address).collect();
+        cluster
+            .addresses()
+            .iter()
+            .all(|address| at.contains(address))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn t9_calls_wait_in_their_order_for_a_node_that_comes_back_at_another_address() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder.deadline(ms(30_000)).reconnect_grace(ms(20_000));
+    let client = builder.connect().await.unwrap();
+    let key = key_of(&cluster, 0).await;
+    let push = |value: usize| {
+        let (client, words) = (client.clone(), format!("RPUSH {key} {value}"));
+        async move { client.send(&cmd(&words)).await }
+    };
+    push(0).await.unwrap();
+    cluster.node(0).kill().await;
+    until("it is lost", || {
+        client.toward(&key).state() != ConnectionState::Ready
+    })
+    .await;
+    // Some wait before the node is known to be elsewhere, and some come after that.
+    let waiting = tokio::spawn(join_all((1..100).map(push)));
+    cluster.change_addresses(&[0]).await.unwrap();
+    let later = join_all((100..200).map(push)).await;
+    let answers = waiting.await.unwrap().into_iter().chain(later);
+    for answer in answers {
+        answer.unwrap();
+    }
+    let Value::Array(list) = client
+        .send(&cmd(&format!("LRANGE {key} 0 -1")))
+        .await
+        .unwrap()
+    else {
+        panic!("a list is asked for")
+    };
+    let wanted = (1..200).map(|n| Value::BulkString(n.to_string().into_bytes()));
+    assert_eq!(list, wanted.collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t9_t6_what_was_submitted_first_runs_first_while_its_slot_moves() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(20_000)).connect().await.unwrap();
+    let keys: Vec<String> = (0..8).map(|n| format!("list:{n}")).collect();
+    let slots: Vec<u16> = keys.iter().map(|key| slot(key)).collect();
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let callers: Vec<_> = (keys.iter().cloned())
+        .map(|key| {
+            let (client, stop) = (client.clone(), Arc::clone(&stop));
+            tokio::spawn(async move {
+                let mut next = 0_usize;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    // Polled in this order, so submitted in this order.
+                    let calls = (next..next + 8).map(|value| {
+                        let (client, key) = (&client, &key);
+                        async move {
+                            if value % 8 == 5 {
+                                let mut pipe = redis::pipe();
+                                pipe.rpush(key, value).rpush("{other}", value);
+                                return client.send_pipeline(&pipe).await.map(drop);
+                            }
+                            let words = format!("RPUSH {key} {value}");
+                            client.send(&cmd(&words)).await.map(drop)
+                        }
+                    });
+                    for answer in join_all(calls).await {
+                        if let Err(error) = answer {
+                            let kind = error.kind();
+                            assert!(matches!(kind, ErrorKind::Overtaken), "{error}");
+                        }
+                    }
+                    next += 8;
+                }
+                next
+            })
+        })
+        .collect();
+    let moving = cluster.keep_moving(&slots, 1_000, tokio::time::sleep(ms(4_000)));
+    let moved = moving.await.unwrap();
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    for caller in callers {
+        assert!(caller.await.unwrap() > 0);
+    }
+    assert!(moved > 0);
+    for key in keys {
+        let whole = redis::cmd("LRANGE").arg(&key).arg(0).arg(-1).to_owned();
+        let Value::Array(list) = client.send(&whole).await.unwrap() else {
+            panic!("a list is asked for")
+        };
+        let number = |value: &Value| match value {
+            Value::BulkString(text) => String::from_utf8_lossy(text).parse::<u64>().unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let pairs = list
+            .windows(2)
+            .map(|pair| (number(&pair[0]), number(&pair[1])));
+        let inverted: Vec<_> = pairs.filter(|(first, second)| first >= second).collect();
+        assert!(inverted.is_empty(), "{key}: {inverted:?}");
+    }
+}
+
+#[tokio::test]
+async fn t5_t6_t10_a_slot_that_moves_or_has_no_owner_holds_a_call_up_as_long_as_it_may() {
+    let builder = Cluster::builder().replicas(0).each(|redis| {
+        // A command that nobody here knows, whose first key is its second argument.
+        redis.config("rename-command", "BITOP XBITOP")
+    });
+    let cluster = builder.start().await.unwrap();
+    let client = client_at(&cluster.url()).await;
+    let key = key_of(&cluster, 0).await;
+    let (one, other) = (format!("{{{key}}}1"), format!("{{{key}}}2"));
+    let slots = [slot(&key)];
+    for key in [&one, &other] {
+        client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
+    }
+
+    // The server knows another argument for its key than we do.
+    let not = format!("XBITOP NOT {one} {other}");
+    for _ in 0..10 {
+        assert_eq!(client.send(&cmd(&not)).await.unwrap(), Value::Int(1));
+    }
+
+    // Of two keys one has migrated: for longer than any number of attempts takes.
+    cluster.begin_migration(&slots, 0, 1).await.unwrap();
+    cluster.move_keys(&slots, 0, 1, 1).await.unwrap();
+    let piped = {
+        let (client, one, other) = (client.clone(), one.clone(), other.clone());
+        tokio::spawn(async move {
+            let mut pipe = redis::pipe();
+            pipe.mget(&[&one, &other]).del(&[&one, &other]);
+            client.send_pipeline(&pipe).await
+        })
+    };
+    tokio::time::sleep(ms(400)).await;
+    assert!(!piped.is_finished());
+    let script = {
+        let (client, one, other) = (client.clone(), one.clone(), other.clone());
+        tokio::spawn(async move {
+            let script = "return redis.call('EXISTS', KEYS[1], KEYS[2])";
+            let mut eval = redis::cmd("EVAL");
+            eval.arg(script).arg(2).arg(&one).arg(&other);
+            client.send(&eval).await
+        })
+    };
+    tokio::time::sleep(ms(400)).await;
+    cluster.move_keys(&slots, 0, 1, 100).await.unwrap();
+    cluster.end_migration(&slots, 0, 1).await.unwrap();
+    let _ = piped.await.unwrap().unwrap();
+    let _ = script.await.unwrap().unwrap();
+
+    // Two nodes that each send to the other: five redirects, and no more.
+    let key = key_of(&cluster, 2).await;
+    let number = slot(&key).to_string();
+    let away = [
+        "CLUSTER",
+        "SETSLOT",
+        &number,
+        "MIGRATING",
+        cluster.node(0).id(),
+    ]
+    .map(str::to_owned);
+    let away: Vec<&str> = away.iter().map(String::as_str).collect();
+    cluster.node(2).command(&away).await.unwrap();
+    let redirects = || client.status().cluster.unwrap().redirects;
+    let before = redirects();
+    let error = client.send(&cmd(&format!("GET {key}"))).await.unwrap_err();
+    assert_eq!(error.certainty(), Certainty::Rejected, "{error}");
+    assert_eq!(redirects() - before, 5, "{error}");
+    let stay = ["CLUSTER", "SETSLOT", &number, "STABLE"];
+    cluster.node(2).command(&stay).await.unwrap();
+
+    // A slot without an owner is refused at once, after the first has waited.
+    for node in cluster.nodes() {
+        node.command(&["CLUSTER", "DELSLOTS", &number])
+            .await
+            .unwrap();
+    }
+    let client = client_at(&cluster.url()).await;
+    client.send(&cmd(&format!("GET {key}"))).await.unwrap_err();
+    let mut shortest = Duration::MAX;
+    for _ in 0..5 {
+        let begun = now();
+        let error = client.send(&cmd(&format!("GET {key}"))).await.unwrap_err();
+        shortest = shortest.min(now().duration_since(begun));
+        assert!(error.to_string().contains("slot"), "{error}");
+    }
+    assert!(shortest < ms(200), "each has waited: {shortest:?}");
+}
+
+#[tokio::test]
+async fn t26_t32_a_stranger_is_not_served_by_and_a_call_that_waits_ends_with_its_client() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let (first, second) = (cluster.node(0).addr().port(), cluster.node(1).addr().port());
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder
+        .deadline(ms(60_000))
+        .wait_for_primary(ms(60_000))
+        .translate_addresses(move |host, port| {
+            // As if another server had been given the address of the first.
+            let port = if port == first { second } else { port };
+            (host.into(), port)
+        });
+    let client = builder.build().unwrap();
+    let key = key_of(&cluster, 1).await;
+    client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
+    let strange = key_of(&cluster, 0).await;
+    let waits = {
+        let client = client.clone();
+        tokio::spawn(async move { client.send(&cmd(&format!("GET {strange}"))).await })
+    };
+    until("it is told who is there", || {
+        let nodes = client.status().cluster.unwrap().nodes.into_iter();
+        let mut errors = nodes.filter_map(|node| node.last_error);
+        errors.any(|error| error.contains("another node of the cluster"))
+    })
+    .await;
+    assert!(!waits.is_finished());
+    let _ = client.close(ms(100)).await;
+    let ended = tokio::time::timeout(ms(20_000), waits).await;
+    ended
+        .expect("it ends with its client")
+        .unwrap()
+        .unwrap_err();
+}
+
+#[tokio::test]
+async fn t12_t15_t16_a_node_that_is_demoted_or_removed_is_left() {
+    let cluster = Cluster::start().await.unwrap();
+    let client = client_at(&cluster.url()).await;
+    for n in 0..100 {
+        client
+            .send(&cmd(&format!("SET spread:{n} {n}")))
+            .await
+            .unwrap();
+    }
+    // No key counts twice while a replica takes over.
+    let failing_over = cluster.fail_over(0, FailoverKind::Planned);
+    let mut failing_over = std::pin::pin!(failing_over);
+    loop {
+        if let Ok(size) = client.send(&cmd("DBSIZE")).await {
+            assert_eq!(size, Value::Int(100));
+        }
+        let over = tokio::time::timeout(ms(5), failing_over.as_mut()).await;
+        if over.is_ok() {
+            break;
+        }
+    }
+    assert_eq!(client.send(&cmd("DBSIZE")).await.unwrap(), Value::Int(100));
+    let old = cluster.node(0).addr().to_string();
+    let state = || {
+        let nodes = client.status().cluster.unwrap().nodes.into_iter();
+        let mut of_old = nodes.filter(|node| node.address.as_deref() == Some(&old));
+        of_old.next().and_then(|node| node.state)
+    };
+    // The view that told of the failover may have known it as a primary still. It is a later one
+    // that says what has become of it.
+    let key = key_of(&cluster, 1).await;
+    cluster.migrate(slot(&key), 1, 2).await.unwrap();
+    client.send(&cmd(&format!("GET {key}"))).await.unwrap();
+    until("the demoted node is left", || state().is_none()).await;
+
+    // A plain subscriber leaves a node that is forgotten, though that lives on.
+    let added = cluster.add_node().await.unwrap();
+    let address = cluster.node(added).addr().to_string();
+    until("it is known", || {
+        let nodes = client.status().cluster.unwrap().nodes;
+        nodes
+            .iter()
+            .any(|node| node.address.as_deref() == Some(&address))
+    })
+    .await;
+    let mut there: Option<PubSub> = None;
+    for _ in 0..50 {
+        let subscriber = client.pubsub();
+        subscriber.subscribe("news").await.unwrap();
+        let clients = cluster.node(added).info("clients").await.unwrap();
+        if clients.contains("pubsub_clients:1") || heard_by(&cluster, added).await {
+            there = Some(subscriber);
+            break;
+        }
+    }
+    let mut there = there.expect("one of them is at the node that was added");
+    let id = cluster.node(added).id().to_owned();
+    for (at, node) in cluster.nodes().iter().enumerate() {
+        if at != added {
+            node.command(&["CLUSTER", "FORGET", &id]).await.unwrap();
+        }
+    }
+    let mut lost = false;
+    loop {
+        let event = tokio::time::timeout(ms(60_000), there.next()).await;
+        match event.expect("it leaves").expect("the client lives") {
+            PubSubEvent::Lost { .. } => lost = true,
+            PubSubEvent::Resumed { .. } if lost => break,
+            _ => {}
+        }
+    }
+    client.send(&cmd("PUBLISH news after")).await.unwrap();
+    loop {
+        if let Some(PubSubEvent::Message { payload, .. }) = there.next().await {
+            assert_eq!(payload, b"after");
+            break;
+        }
+    }
+}
+
+/// Whether somebody has subscribed to the news on this node.
+async fn heard_by(cluster: &Cluster, at: usize) -> bool {
+    let asked = ["PUBSUB", "NUMSUB", "news"];
+    match cluster.node(at).command(&asked).await.unwrap() {
+        Value::Array(counts) => counts.get(1) == Some(&Value::Int(1)),
+        _ => false,
+    }
+}
