@@ -35,7 +35,7 @@ use tokio::sync::{Notify, watch};
 
 pub(crate) use self::discovery::watch as keep_view;
 use self::journey::Limits;
-use self::node::{MemberFacts, Node};
+use self::node::Node;
 use self::order::InOrder;
 use self::reads::ReplicaReads;
 pub(crate) use self::reads::keep_measured;
@@ -44,7 +44,7 @@ pub(crate) use self::roaming::Roaming;
 use self::routes::Routes;
 pub(crate) use self::scan::{Process, SlotScan, unreadable};
 pub use self::status::{ClusterStatus, NodeStatus};
-use self::whereabouts::Whereabouts;
+use self::whereabouts::{MemberFacts, Whereabouts};
 use crate::client::Client;
 use crate::clock;
 use crate::credentials::CredentialsProvider;

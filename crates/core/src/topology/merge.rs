@@ -216,7 +216,9 @@ impl Topology {
         let member = &mut self.members[index.index()];
         if view.asked >= member.located {
             member.located = view.asked;
-            member.is_present = true;
+            // One that the others have forgotten does not know that.
+            let own_word = node.is_myself && node.slots.is_empty();
+            member.is_present |= !own_word;
             member.is_failing = node.is_failing;
             member.is_primary = node.role == ReportedRole::Primary;
             member.follows = match &node.role {

@@ -288,6 +288,28 @@ fn t25_a_node_is_known_by_its_address_and_by_its_name() {
 }
 
 #[test]
+fn t15_a_node_that_the_others_have_forgotten_is_no_member_by_its_own_word() {
+    let now = start();
+    let mut topology = two(now);
+    let mut all = vec![
+        primary("a", 1, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+    ];
+    let changes = topology.merge(&view("a", now + ms(1), 3, all.clone()));
+    let c = index(&topology, "c");
+    assert_eq!(changes.left, [c]);
+    all.push(ReportedNode {
+        is_myself: true,
+        ..primary("c", 3, &[])
+    });
+    topology.merge(&view("c", now + ms(2), 3, all.clone()));
+    assert!(!topology.member(c).is_present, "by its own word only");
+    all[2].is_myself = false;
+    topology.merge(&view("b", now + ms(3), 3, all));
+    assert!(topology.member(c).is_present);
+}
+
+#[test]
 fn t3_a_tie_is_decided_by_a_second_node_or_by_the_owner_itself() {
     let now = start();
     // Slot maps without epochs of nodes, and the cluster's own stays the same.

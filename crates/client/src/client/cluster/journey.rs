@@ -23,13 +23,13 @@ use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 use crate::settings::Settings;
 
-/// The pause before a command is sent again that was answered TRYAGAIN so many times before. A slot
+/// Returns the pause before a command is sent again that was answered TRYAGAIN so many times before. A slot
 /// takes its time to move, so nothing but the deadline ends that.
 pub(super) fn pause_before_trying_again(times: u32) -> Duration {
     (TRY_AGAIN.0 * 2u32.pow(times.min(6))).min(TRY_AGAIN.1)
 }
 
-/// What that pause is at first, and what it grows to.
+/// The first of these pauses, and the longest.
 const TRY_AGAIN: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 
 /// The limits of a call.
@@ -80,7 +80,7 @@ enum Next {
     Later,
 }
 
-/// What came of an attempt.
+/// The result of an attempt.
 enum Attempted {
     Ended(Result<Reply, Error>),
     /// Its slot changes hands, or has: nothing was sent.
@@ -95,12 +95,12 @@ struct Journey<'a> {
     slot: Slot,
     key: Option<u64>,
     payload: Payload<'a>,
-    /// What is sent of it once some of its time is over.
+    /// The payload for the next attempt, once some of its time is over.
     rest: Option<OwnPayload>,
     plan: Plan,
     options: &'a CallOptions,
     limits: Limits,
-    /// What has a connection of its own has no order with others.
+    /// Whether it has a connection of its own, and so no order with others.
     apart: bool,
     places: Option<Places<'a>>,
     /// Whether it waits for its turn before it is sent again.
@@ -209,7 +209,7 @@ impl Journey<'_> {
         }
     }
 
-    /// One attempt at this node.
+    /// Makes one attempt at this node.
     async fn attempt(&mut self, node: &Node, aim: &Aim, sent: Instant) -> Attempted {
         let (cluster, limits, slot) = (self.cluster, self.limits, self.slot);
         let plan = Plan {
@@ -263,7 +263,7 @@ impl Journey<'_> {
         })
     }
 
-    /// What a repeat of it would do.
+    /// Returns what a repeat of it would do.
     fn effect(&self) -> Effect {
         match self.plan.effect {
             // A repeat would look at what the first run has written.
@@ -322,7 +322,7 @@ impl Journey<'_> {
         Some(aim)
     }
 
-    /// How the call goes on after this error; `None` if that is its end.
+    /// Returns how the call goes on after this error; `None` if that is its end.
     fn next(&mut self, node: &Node, error: &Error, sent: Instant) -> Option<Next> {
         let cluster = self.cluster;
         if let Some(routing) = self.routing(error) {
@@ -376,7 +376,7 @@ impl Journey<'_> {
         }
     }
 
-    /// What an error says about who serves, if nobody but the server can have said it.
+    /// Returns what an error says about who serves, if nobody but the server can have said it.
     fn routing(&self, error: &Error) -> Option<Routing> {
         let ErrorKind::Server(said) = error.kind() else {
             return None;

@@ -10,7 +10,7 @@ use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use steadfast_core::node::{Endpoint, NodeId};
 
-use super::whereabouts::Whereabouts;
+use super::whereabouts::{MemberFacts, Whereabouts};
 use crate::call;
 use crate::call::plan::{Payload, Plan};
 use crate::client::Client;
@@ -18,15 +18,6 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::ConnectionState;
 use crate::options::CallOptions;
-
-/// The facts by which a node is connected to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct MemberFacts {
-    pub(super) id: NodeId,
-    pub(super) endpoint: Endpoint,
-    /// The name in its certificate, where that is not the host.
-    pub(super) name_in_certificate: Option<Arc<str>>,
-}
 
 /// See the module.
 pub(super) struct Node {
@@ -107,7 +98,12 @@ impl Node {
         }
     }
 
-    /// Where it is dialled.
+    /// Returns what is known of how to reach it.
+    pub(super) fn facts(&self) -> MemberFacts {
+        self.whereabouts.facts()
+    }
+
+    /// Returns where it is dialled.
     pub(super) fn endpoint(&self) -> Endpoint {
         self.whereabouts.endpoint()
     }

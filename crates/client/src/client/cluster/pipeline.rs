@@ -27,16 +27,16 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 
-/// Nobody: no node has this place.
+/// The place of no node.
 const NOBODY: u16 = u16::MAX;
 
-/// Where redirects lead, by slot.
+/// The nodes that redirects lead to, by slot.
 type Turns = BTreeMap<Slot, u16>;
 
 /// A node's answers to its commands.
 type Answers = Vec<(Vec<usize>, Result<Vec<Value>, Failed<Error>>)>;
 
-type Part = NodePart<Option<u16>>;
+type PipelinePart = NodePart<Option<u16>>;
 
 /// A pipeline on its way.
 struct Voyage<'a> {
@@ -55,17 +55,17 @@ struct Voyage<'a> {
     pauses: u32,
 }
 
-/// What is sent at once.
+/// The parts that are sent at once.
 struct Round {
-    parts: Vec<Part>,
+    parts: Vec<PipelinePart>,
     /// The slots of its commands, and the nodes that they go to.
     goes: BTreeSet<(Slot, u16)>,
     /// Those of them that take no turn: reads of several keys that wait for a migration.
     apart: BTreeSet<Slot>,
 }
 
-/// What came of sending it.
-enum Sent {
+/// The result of sending them.
+enum RoundSent {
     Answered(Vec<Answers>),
     /// Slots change hands, or have: nothing was sent.
     Elsewhere,
@@ -124,16 +124,16 @@ impl Voyage<'_> {
             let round = self.next_round();
             let sent = clock::now();
             let answers = match self.send(&round, sent).await {
-                Sent::Answered(answers) => answers,
-                Sent::Elsewhere if self.limits.deadline <= clock::now() => {
+                RoundSent::Answered(answers) => answers,
+                RoundSent::Elsewhere if self.limits.deadline <= clock::now() => {
                     return Err(self.limits.timed_out(Certainty::NotSent));
                 }
-                Sent::Elsewhere => {
+                RoundSent::Elsewhere => {
                     // Each command goes to whoever owns its slot now.
                     self.take_back(&round.parts);
                     continue;
                 }
-                Sent::Never(error) => {
+                RoundSent::Never(error) => {
                     let certainty = error.certainty();
                     let failed = Failed { error, certainty };
                     for part in &round.parts {
@@ -176,7 +176,7 @@ impl Voyage<'_> {
         Round { parts, goes, apart }
     }
 
-    async fn send(&mut self, round: &Round, sent: Instant) -> Sent {
+    async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
         let (cluster, limits) = (self.cluster, self.limits);
         let Round { parts, goes, apart } = round;
         let (whole, options, rounds) = ((self.pipeline, &self.plan), self.options, self.rounds);
@@ -201,8 +201,8 @@ impl Voyage<'_> {
                         self.places = Some(entered);
                         polled
                     }
-                    Entered::Waited => return Sent::Elsewhere,
-                    Entered::NoRoom => return Sent::Never(no_room()),
+                    Entered::Waited => return RoundSent::Elsewhere,
+                    Entered::NoRoom => return RoundSent::Never(no_room()),
                 }
             }
             Some(places) => {
@@ -216,18 +216,23 @@ impl Voyage<'_> {
                 }
                 match places.again(&goes, limits.deadline, sends.as_mut()).await {
                     Again::Sent(polled) => polled,
-                    Again::Overtaken | Again::TimedOut => return Sent::Never(overtaken()),
+                    Again::Overtaken | Again::TimedOut => return RoundSent::Never(overtaken()),
                 }
             }
         };
-        Sent::Answered(match polled {
+        RoundSent::Answered(match polled {
             Poll::Ready(answers) => answers,
             Poll::Pending => sends.await,
         })
     }
 
     /// Takes in what nodes have answered; false if nothing is sent again.
-    async fn take_in(&mut self, parts: &[Part], answers: Vec<Answers>, sent: Instant) -> bool {
+    async fn take_in(
+        &mut self,
+        parts: &[PipelinePart],
+        answers: Vec<Answers>,
+        sent: Instant,
+    ) -> bool {
         self.turns.clear();
         let (mut pauses, mut elsewhere) = (false, false);
         for (part, answers) in parts.iter().zip(answers) {
@@ -272,7 +277,7 @@ impl Voyage<'_> {
     }
 
     /// Makes parts that were not sent ready to be divided anew.
-    fn take_back(&mut self, parts: &[Part]) {
+    fn take_back(&mut self, parts: &[PipelinePart]) {
         for part in parts {
             let error = overtaken();
             let certainty = error.certainty();

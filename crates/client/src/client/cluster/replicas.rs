@@ -29,7 +29,7 @@ impl Cluster {
             return Ok(None);
         };
         let mut nodes = self.replicas.nodes.lock();
-        if let Some(node) = nodes.get(&number).filter(|node| node.member == member) {
+        if let Some(node) = nodes.get(&number).filter(|node| node.facts() == member) {
             return Ok(Some(Arc::clone(node)));
         }
         let node = self.start(number, member, true)?;
@@ -51,7 +51,7 @@ impl Cluster {
             let mut nodes = self.replicas.nodes.lock();
             let stays = nodes
                 .get(&number)
-                .is_none_or(|node| Some(&node.member) == facts.as_ref());
+                .is_none_or(|node| Some(node.facts()) == facts);
             if !stays && let Some(node) = nodes.remove(&number) {
                 node.retire(false);
             }

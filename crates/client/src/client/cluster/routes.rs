@@ -7,7 +7,8 @@ use parking_lot::{RwLock, RwLockReadGuard};
 use steadfast_core::node::MAX_NODES;
 use steadfast_core::slot::{SLOTS, Slot};
 
-use super::node::{MemberFacts, Node};
+use super::node::Node;
+use super::whereabouts::MemberFacts;
 
 /// No owner is known.
 const NOBODY: u16 = u16::MAX;

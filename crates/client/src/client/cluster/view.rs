@@ -12,7 +12,8 @@ use steadfast_core::report::ClusterReport;
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::{Changes, Member, MemberIndex, Moved, Topology, Trigger, View};
 
-use super::node::{MemberFacts, Node};
+use super::node::Node;
+use super::whereabouts::MemberFacts;
 use super::{Aim, Cluster, Known};
 use crate::clock;
 use crate::link::ConnectionState;

@@ -7,14 +7,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
-use steadfast_core::node::Endpoint;
+use steadfast_core::node::{Endpoint, NodeId};
 use tokio::sync::watch;
 
-use super::node::MemberFacts;
 use crate::error::connect::ConnectError;
 use crate::link::connect::{Found, Location, Network, Transport, WaitsFor};
 use crate::settings::Settings;
 use crate::wire::stream::Stream;
+
+/// The facts by which a node is connected to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct MemberFacts {
+    pub(super) id: NodeId,
+    pub(super) endpoint: Endpoint,
+    /// The name in its certificate, where that is not the host.
+    pub(super) name_in_certificate: Option<Arc<str>>,
+}
 
 /// See the module.
 #[derive(Debug)]
@@ -29,6 +37,10 @@ impl Whereabouts {
             network: Network::new(settings, None),
             member: watch::Sender::new(member),
         }
+    }
+
+    pub(super) fn facts(&self) -> MemberFacts {
+        self.member.borrow().clone()
     }
 
     pub(super) fn endpoint(&self) -> Endpoint {
