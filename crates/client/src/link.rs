@@ -91,7 +91,7 @@ impl Link {
         let bulkhead = settings.bulkhead();
         Self {
             index,
-            queue: Arc::new(SubmitQueue::new(bulkhead)),
+            queue: Arc::new(SubmitQueue::new(bulkhead).counted_in(settings.total_bytes.clone())),
             view: Mutex::new(LinkView {
                 since: now,
                 attempts: 0,

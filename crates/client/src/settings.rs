@@ -16,6 +16,7 @@ use crate::sentinel::Translation;
 use crate::target::{Address, Role, Target};
 #[cfg(feature = "tls")]
 use crate::tls::Tls;
+use crate::wire::queue::TotalBytes;
 
 /// The way in which TLS is spoken to sentinels.
 #[cfg(feature = "tls")]
@@ -50,6 +51,8 @@ pub(crate) struct Settings {
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,
     pub(crate) buffered_bytes: usize,
+    /// The bytes of all nodes of a cluster together.
+    pub(crate) total_bytes: Option<Arc<TotalBytes>>,
     pub(crate) blocking_connections: usize,
     pub(crate) max_age: Option<Duration>,
     pub(crate) watchdog_timeout: Duration,
@@ -100,6 +103,7 @@ impl Settings {
             connections: defaults::CONNECTIONS,
             in_flight: defaults::IN_FLIGHT,
             buffered_bytes: 64 << 20,
+            total_bytes: None,
             blocking_connections: 4,
             max_age: None,
             watchdog_timeout: Duration::from_secs(30),

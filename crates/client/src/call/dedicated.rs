@@ -101,7 +101,8 @@ impl Dedicated {
     }
 
     async fn connect(shared: &Arc<Shared>, connector: &Arc<Connector>) -> Result<Self, Error> {
-        let queue = Arc::new(SubmitQueue::new(shared.settings.bulkhead()));
+        let queue = SubmitQueue::new(shared.settings.bulkhead());
+        let queue = Arc::new(queue.counted_in(shared.settings.total_bytes.clone()));
         // Known first, so that none is missed that is abandoned from now on; then those of before.
         shared.fences.register(&queue);
         let abandoned = shared.fences.abandoned();

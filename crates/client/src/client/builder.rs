@@ -154,7 +154,8 @@ impl ClientBuilder {
 
     /// Bytes waiting to be sent per connection, beyond which calls fail as overloaded. Default: 64
     /// MiB. The longest request that waits does not count, so that one large value does not shut
-    /// out all others: worst-case memory is this and the two longest.
+    /// out all others: worst-case memory is this and the two longest. In a cluster it is the bound
+    /// for all nodes together too, and half of it that of one node.
     pub fn buffered_bytes(mut self, bytes: usize) -> Self {
         self.settings.buffered_bytes = bytes;
         self

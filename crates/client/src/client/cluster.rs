@@ -57,6 +57,7 @@ use crate::membership::Membership;
 use crate::pubsub::PubSub;
 use crate::settings::Settings;
 use crate::target::{Address, Role, Target};
+use crate::wire::queue::TotalBytes;
 
 /// See the module.
 pub(crate) struct Cluster {
@@ -71,6 +72,8 @@ pub(crate) struct Cluster {
     replicas: Replicas,
     reads: ReplicaReads,
     order: InOrder,
+    /// The bytes that wait for all nodes together.
+    total_bytes: Arc<TotalBytes>,
     known: Mutex<Known>,
     gate: Mutex<DiscoveryGate>,
     /// Something is to be found out.
@@ -126,6 +129,7 @@ impl Cluster {
                 now,
             )),
             order: InOrder::new(shared.settings.in_flight),
+            total_bytes: Arc::new(TotalBytes::new(shared.settings.buffered_bytes)),
             shared,
             connector,
             provider,
@@ -238,6 +242,7 @@ impl Cluster {
             })),
             // One node that hangs is not to take the room of all.
             buffered_bytes: (common.buffered_bytes / 2).max(64 << 10),
+            total_bytes: Some(Arc::clone(&self.total_bytes)),
             seed: self.shared.rng().u64(..),
             ..common.clone()
         }

@@ -123,13 +123,14 @@ impl Supervisor {
             let limit = self.shared.settings.connect_timeout;
             let attempt = self.begin_attempt(limit * 5);
             let term = self.shared.term();
-            let moved = self.connector.moved();
+            let connector = Arc::clone(&self.connector);
+            let mut moved = connector.moved();
             let dial = self.dial(limit);
             let dialled = async {
                 tokio::select! {
                     biased;
                     () = self.shared.deposed(term) => None,
-                    () = moved => None,
+                    () = &mut moved => None,
                     result = self.dialled(dial) => Some(result),
                 }
             };
@@ -156,6 +157,7 @@ impl Supervisor {
                                 () = link.kick.notified() => {}
                                 // Of one that was told to connect anew before, no kick comes.
                                 () = shared.deposed(term) => {}
+                                () = moved => {}
                             }
                         })
                         .await?;

@@ -8,13 +8,14 @@
 mod command;
 mod deadlines;
 mod gate;
+mod total;
 mod transaction;
 
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use steadfast_core::conn::{Batch, Conn, PIECE, Reply, Terms};
 use steadfast_core::policy::Bulkhead;
 use steadfast_core::policy::bulkhead::Full;
@@ -22,6 +23,8 @@ use steadfast_core::policy::bulkhead::Full;
 pub(crate) use self::command::{DriverCommand, Job, TxStep, TxSteps, TxTransition};
 pub(crate) use self::gate::{Gate, ORPHANED, Outage, UNATTENDED};
 use self::gate::{down, lost};
+use self::total::Locked;
+pub(crate) use self::total::TotalBytes;
 use self::transaction::Transactions;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::wire::slot::{self, Blame, Ended, Pending, Ticket};
@@ -68,9 +71,16 @@ struct Inner {
     refused: u64,
     /// The connection in service can kill those before it; true while the next is not known.
     fenced: bool,
+    /// The bytes that were counted for all queues together.
+    counted: usize,
 }
 
 impl Inner {
+    /// Returns the bytes that wait here, or with the driver.
+    fn bytes(&self) -> usize {
+        self.backlog.unsent + self.batch.byte_len()
+    }
+
     fn attend(&mut self, backlog: Backlog) {
         self.backlog = backlog;
         self.attended += 1;
@@ -81,6 +91,8 @@ impl Inner {
 pub(crate) struct SubmitQueue {
     inner: Mutex<Inner>,
     bulkhead: Bulkhead,
+    /// The bytes of this queue and others, where it is not the only one.
+    total: Option<Arc<TotalBytes>>,
     /// The connection in the hands of a driver: locked for each of its turns, so that deadlines can
     /// be kept should it get no more of them.
     pub(crate) serving: Mutex<Option<Conn<Job>>>,
@@ -150,9 +162,24 @@ impl SubmitQueue {
                 next_seq: 0,
                 refused: 0,
                 fenced: true,
+                counted: 0,
             }),
             bulkhead,
+            total: None,
             serving: Mutex::new(None),
+        }
+    }
+
+    /// Has its bytes counted together with those of others.
+    pub(crate) fn counted_in(mut self, total: Option<Arc<TotalBytes>>) -> Self {
+        self.total = total;
+        self
+    }
+
+    fn lock(&self) -> Locked<'_> {
+        Locked {
+            inner: self.inner.lock(),
+            total: self.total.as_deref(),
         }
     }
 
@@ -178,7 +205,7 @@ impl SubmitQueue {
         request: impl Encode,
     ) -> Result<Submitted, Error> {
         // What is ordered from now on waits; what was ordered before is ahead of it.
-        self.inner.lock().transactions.begin(&steps);
+        self.lock().transactions.begin(&steps);
         let job = |ticket| {
             let steps = steps.clone();
             Job::TxTransition(Box::new(TxTransition { ticket, steps }))
@@ -193,7 +220,7 @@ impl SubmitQueue {
         submission: Submission,
         request: impl Encode,
     ) -> Result<Submitted, Error> {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         self.admit(&mut queue, &submission)?;
         let size = request.size();
         if size < PIECE {
@@ -206,7 +233,7 @@ impl SubmitQueue {
         drop(queue);
         bytes.reserve_exact(size);
         let commit = request.encode(&mut bytes);
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         self.admit(&mut queue, &submission)?;
         Ok(self.push(queue, job, submission, |batch, job, terms| {
             batch.push_encoded(job, terms, bytes, commit);
@@ -233,16 +260,18 @@ impl SubmitQueue {
         let inside = queue.backlog.awaiting + queue.batch.len();
         // The longest does not count, or one large value would shut everybody else out.
         let longest = queue.backlog.longest.max(queue.batch.longest());
-        let bytes = queue.backlog.unsent + queue.batch.byte_len();
-        self.bulkhead
-            .admit(inside, bytes.saturating_sub(longest))
-            .map_err(overloaded)
+        let bytes = queue.bytes().saturating_sub(longest);
+        self.bulkhead.admit(inside, bytes).map_err(overloaded)?;
+        match &self.total {
+            Some(total) if !total.admits(bytes, longest) => Err(overloaded(Full::Bytes)),
+            _ => Ok(()),
+        }
     }
 
     /// Adds it to what waits, and wakes who serves the queue.
     fn push(
         &self,
-        mut queue: MutexGuard<'_, Inner>,
+        mut queue: Locked<'_>,
         job: impl FnOnce(Ticket) -> Job,
         submission: Submission,
         add: impl FnOnce(&mut Batch<Job>, Job, Terms),
@@ -278,7 +307,7 @@ impl SubmitQueue {
         backlog: Backlog,
         all: bool,
     ) -> (Vec<DriverCommand>, Left) {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         queue.attend(backlog);
         let authenticates =
             |command: &DriverCommand| matches!(command, DriverCommand::Reauthenticate(_));
@@ -301,7 +330,7 @@ impl SubmitQueue {
     /// Registers the waker of the driver, to be woken when something is submitted or commanded.
     /// Returns false if something already was; what was left before does not count.
     pub(crate) fn park(&self, waker: &Waker, backlog: Backlog, left: Left) -> bool {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         let submitted = left == Left::Nothing && !queue.batch.is_empty();
         if submitted || !queue.commands.is_empty() {
             return false;
@@ -313,7 +342,7 @@ impl SubmitQueue {
 
     /// Takes the commands alone, for a driver that takes nothing new.
     pub(crate) fn take_commands(&self, backlog: Backlog) -> Vec<DriverCommand> {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         queue.attend(backlog);
         std::mem::take(&mut queue.commands)
     }
@@ -321,12 +350,12 @@ impl SubmitQueue {
     /// Returns whether an abandoned connection has to be killed before the transaction may take
     /// effect, which it cannot be from within it.
     pub(crate) fn holds_a_fence(&self) -> bool {
-        self.inner.lock().transactions.holds_a_fence()
+        self.lock().transactions.holds_a_fence()
     }
 
     /// Notes that a request with these steps never reached the server.
     pub(crate) fn never_sent(&self, steps: &TxSteps) {
-        let released = self.inner.lock().transactions.never_sent(steps);
+        let released = self.lock().transactions.never_sent(steps);
         released
             .into_iter()
             .for_each(|command| self.command(command));
@@ -335,7 +364,7 @@ impl SubmitQueue {
     /// Notes that a request with these steps was answered: commands that waited for its
     /// transaction's end come before the next request.
     pub(crate) fn answered(&self, steps: &TxSteps, reply: &Reply) {
-        let released = self.inner.lock().transactions.answered(steps, reply);
+        let released = self.lock().transactions.answered(steps, reply);
         released
             .into_iter()
             .for_each(|command| self.command(command));
@@ -343,7 +372,7 @@ impl SubmitQueue {
 
     /// Tells the driver something.
     pub(crate) fn command(&self, command: DriverCommand) {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         let Some(command) = queue.transactions.hold(command) else {
             return;
         };
@@ -359,7 +388,7 @@ impl SubmitQueue {
     /// that require fencing fail now with `NotSent`, and later ones are refused.
     pub(crate) fn serves(&self, fenced: bool) {
         let turned = {
-            let mut queue = self.inner.lock();
+            let mut queue = self.lock();
             queue.fenced = fenced;
             match fenced {
                 true => return,
@@ -379,12 +408,12 @@ impl SubmitQueue {
     /// Returns true unless the connection in service is known not to be able to fence its
     /// predecessors.
     pub(crate) fn may_be_fenced(&self) -> bool {
-        self.inner.lock().fenced
+        self.lock().fenced
     }
 
     /// Forgets a driver that has ended: it holds nothing any more, and its commands are void.
     pub(crate) fn release(&self) {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         queue.backlog = Backlog::default();
         queue.commands.clear();
         queue.transactions = Transactions::default();
@@ -394,20 +423,28 @@ impl SubmitQueue {
 
     /// Calls refused since this was last asked.
     pub(crate) fn take_refused(&self) -> u64 {
-        std::mem::take(&mut self.inner.lock().refused)
+        std::mem::take(&mut self.lock().refused)
     }
 
     /// Requests submitted and not yet answered.
     pub(crate) fn in_flight(&self) -> usize {
-        let queue = self.inner.lock();
+        let queue = self.lock();
         queue.backlog.awaiting + queue.batch.len()
     }
 
     /// Returns a queue for the connection that this one had, to which nothing new comes.
     pub(crate) fn aside(&self) -> Arc<Self> {
-        let aside = Self::new(self.bulkhead);
+        let aside = Self::new(self.bulkhead).counted_in(self.total.clone());
         aside.set_gate(Gate::Closed);
         Arc::new(aside)
+    }
+}
+
+impl Drop for SubmitQueue {
+    fn drop(&mut self) {
+        if let Some(total) = &self.total {
+            total.count(self.inner.get_mut().counted, 0);
+        }
     }
 }
 

@@ -37,7 +37,8 @@ impl Cluster {
         let heard = self.known.lock().heard;
         if heard.is_none() {
             // Nobody is known yet.
-            self.reach(self.any_slot(), &Aim::Owner, deadline).await?;
+            self.reach(self.any_slot(), &Aim::Owner, &Limits::until(deadline))
+                .await?;
         }
         let node = match self.find_named(address) {
             Some((number, true)) => self.node(number)?,

@@ -50,6 +50,11 @@ impl Limits {
         }
     }
 
+    /// The limits of what takes until then.
+    pub(super) fn until(deadline: Instant) -> Self {
+        Self::new(deadline.saturating_duration_since(clock::now()))
+    }
+
     pub(super) fn timed_out(&self, certainty: Certainty) -> Error {
         let deadline = self.limit;
         Error::new(ErrorKind::Timeout { deadline }, certainty)

@@ -94,7 +94,8 @@ impl Cluster {
         let heard = self.known.lock().heard;
         if heard.is_none() {
             let deadline = Limits::new(self.settings().deadline).deadline;
-            self.reach(self.any_slot(), &Aim::Owner, deadline).await?;
+            self.reach(self.any_slot(), &Aim::Owner, &Limits::until(deadline))
+                .await?;
         }
         let owner = |slot| self.routes.owner(slot);
         let (node, cursor) = match course.scan.next_step(owner) {

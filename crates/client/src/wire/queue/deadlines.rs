@@ -24,7 +24,7 @@ impl SubmitQueue {
 
     /// Ends those in the queue whose deadline has passed; returns the next deadline.
     pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         queue.attended += 1;
         let expired = queue.batch.expire(now);
         let next = queue.batch.earliest_deadline();
@@ -48,7 +48,7 @@ impl SubmitQueue {
         loop {
             let next = self.expire(clock::now());
             let submitted = std::future::poll_fn(|cx| {
-                let mut queue = self.inner.lock();
+                let mut queue = self.lock();
                 let earlier = match (queue.batch.earliest_deadline(), next) {
                     (Some(first), Some(next)) => first < next,
                     (first, _) => first.is_some(),
@@ -76,7 +76,7 @@ impl SubmitQueue {
     /// what [`Inner::attended`] was at the last look. A call is ended only if its caller was seen
     /// to run meanwhile, or what stands still may be the program as a whole.
     fn look_after(&self, seen: &mut u64, now: Instant) {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         if std::mem::replace(seen, queue.attended) != queue.attended {
             return;
         }

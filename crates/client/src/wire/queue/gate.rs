@@ -36,13 +36,13 @@ pub(crate) enum Gate {
 impl SubmitQueue {
     /// Refuses what is new, and keeps what waits.
     pub(crate) fn refuse_new(&self) {
-        self.inner.lock().gate = Gate::Closed;
+        self.lock().gate = Gate::Closed;
     }
 
     /// Opens or shuts the queue. A closed one stays closed. What waits in it stays only while the
     /// gate is open or waiting.
     pub(crate) fn set_gate(&self, gate: Gate) {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         let turned = match &gate {
             Gate::Open | Gate::Waiting => Vec::new(),
             Gate::Down(..) | Gate::Ended(_) | Gate::Orphaned | Gate::Closed => {
@@ -60,18 +60,18 @@ impl SubmitQueue {
 
     /// Moves the time of the next attempt, in the answer of refused calls.
     pub(crate) fn set_retry_at(&self, at: Instant) {
-        if let Gate::Down(_, retry_at) = &mut self.inner.lock().gate {
+        if let Gate::Down(_, retry_at) = &mut self.lock().gate {
             *retry_at = at;
         }
     }
 
     pub(crate) fn gate(&self) -> Gate {
-        self.inner.lock().gate.clone()
+        self.lock().gate.clone()
     }
 
     /// Returns the error of a call that the gate turned away.
     pub(crate) fn refusal(&self, now: Instant) -> Error {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         match &queue.gate {
             Gate::Down(outage, retry_at) => {
                 let error = down(outage, *retry_at, now);
@@ -95,14 +95,14 @@ impl SubmitQueue {
 
     /// Lets calls wait again: another runtime serves the queue from now on.
     pub(crate) fn adopt(&self) {
-        let mut queue = self.inner.lock();
+        let mut queue = self.lock();
         if matches!(queue.gate, Gate::Orphaned) {
             queue.gate = Gate::Waiting;
         }
     }
 
     pub(crate) fn is_orphaned(&self) -> bool {
-        matches!(self.inner.lock().gate, Gate::Orphaned)
+        matches!(self.lock().gate, Gate::Orphaned)
     }
 }
 

@@ -125,6 +125,31 @@ fn c11_one_large_value_that_waits_does_not_shut_out_the_others() {
     assert!(submit(&queue, 10, BOUND).is_err(), "90 and 10 are 100");
 }
 
+#[test]
+fn t5_t31_past_the_bound_for_all_queues_only_those_that_hold_little_take_more() {
+    let total = Arc::new(TotalBytes::new(64_000));
+    let queue = || {
+        let queue = SubmitQueue::new(Bulkhead::new(99, 40_000));
+        queue.counted_in(Some(Arc::clone(&total)))
+    };
+    let (hangs, hangs_too, works) = (queue(), queue(), queue());
+    let fill = |queue: &SubmitQueue| {
+        let held = (0..99).map_while(|_| submit(queue, 1_000, BOUND).ok());
+        held.collect::<Vec<_>>()
+    };
+    let (first, second) = (fill(&hangs), fill(&hangs_too));
+    assert_eq!(first.len(), 41, "its own bound, and the longest");
+    assert!((23..30).contains(&second.len()), "{}", second.len());
+    // One that works is not refused for the sake of those.
+    let _held = submit(&works, 1_000, BOUND).expect("it holds nothing yet");
+    let error = fill(&works);
+    assert!(error.len() <= 2, "{}", error.len());
+    // What is turned away, and a queue that goes, give their room back.
+    hangs.set_gate(Gate::Closed);
+    drop((first, hangs_too, second));
+    assert!(fill(&works).len() > 30);
+}
+
 #[tokio::test]
 async fn c20_what_travels_apart_waits_for_those_before_and_those_after_wait_for_it() {
     let queue = SubmitQueue::new(Bulkhead::new(99, 100));
