@@ -17,9 +17,9 @@ pub(crate) struct BreakerGate {
     counted: Mutex<CountedOnce>,
     /// The breaker's generation while calls pass without asking, else 0.
     free: AtomicU64,
-    /// Calls that ended well, ever, as each connection's driver counts them. Folded in before the
-    /// breaker hears of anything else, or failures would seem to come in a row that have thousands
-    /// of successes between them.
+    /// Successful calls so far, as each connection's driver counts them. They are added before the
+    /// breaker is told of anything else; otherwise two failures with thousands of successes between
+    /// them would look like failures in a row.
     successes: Box<[Count]>,
     /// The queue of calls that do not pass freely. While a call is in it, none passes freely.
     pub(crate) ramp: RampQueue,
@@ -43,9 +43,9 @@ pub(crate) struct AttemptPermit {
     pub(crate) permit: Permit,
     /// The instant before which the attempt must not begin.
     pub(crate) not_before: Option<Instant>,
-    /// Nor before those who have asked earlier: see [`RampQueue`].
+    /// Whether it waits behind attempts that asked earlier: see [`RampQueue`].
     pub(crate) queued: bool,
-    /// The breaker's, as it gave the permit.
+    /// The breaker's generation when it gave the permit.
     pub(crate) generation: u64,
 }
 

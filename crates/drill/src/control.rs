@@ -147,6 +147,7 @@ impl Counts {
             redis_failed: self.redis_failed.load(Relaxed),
             redis_replies: self.redis_ok.load(Relaxed),
             sql_queries: self.sql_queries.load(Relaxed),
+            discoveries: None,
         }
     }
 }

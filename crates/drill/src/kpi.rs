@@ -183,6 +183,8 @@ pub(crate) fn title(name: &str) -> &str {
         "applied_twice" => "Writes applied twice",
         "denied" => "Applied, and denied",
         "back_in_service" => "Back in service after",
+        "failed_elsewhere" => "Calls of other shards that failed",
+        "discoveries" => "Discoveries",
         "lived" => "Lived through the fault",
         other => other,
     }

@@ -51,13 +51,15 @@ pub fn name_of(key: u64) -> String {
     format!("ledger:last:{key}")
 }
 
-/// Every write that was tried.
+/// Every write that was tried, and how often a read has failed.
 #[derive(Debug, Default)]
 pub struct Ledger {
     writes: Vec<Tried>,
+    /// Reads that failed, by their row.
+    failed_reads: HashMap<u64, u64>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Tried {
     key: u64,
     version: u64,
@@ -98,6 +100,20 @@ pub struct LedgerReport {
     /// From another primary being named to the first write that was acknowledged after it and has
     /// stayed; the longest, if there were several. Null if there was none.
     pub back_ms: Option<f64>,
+    /// How the failed calls are spread over the shards; null if the data are in no cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shards: Option<ShardsReport>,
+}
+
+/// How failed calls are spread over the shards of a cluster.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct ShardsReport {
+    /// Calls that failed for a slot to which nothing was done.
+    pub failed_elsewhere: u64,
+    /// Calls that failed for a slot to which something was done.
+    pub failed_there: u64,
+    /// How often the client asked who owns what; null if it does not tell.
+    pub discoveries: Option<u64>,
 }
 
 impl Ledger {
@@ -119,12 +135,14 @@ impl Ledger {
         (write.said, write.ended) = (said, at);
     }
 
+    /// Notes that a read of that row failed.
+    pub fn read_failed(&mut self, key: u64) {
+        *self.failed_reads.entry(key).or_default() += 1;
+    }
+
     /// The names whose values are to be looked up in the end.
     pub fn names(&self) -> Vec<String> {
-        let name = |write: &Tried| match Entry::of(write.key, write.version) {
-            Entry::Count(name) | Entry::Set(name, _) => name,
-        };
-        let mut names: Vec<String> = self.writes.iter().map(name).collect();
+        let mut names: Vec<String> = self.writes.iter().map(Tried::name).collect();
         names.sort_unstable();
         names.dedup();
         names
@@ -180,6 +198,62 @@ impl Ledger {
         let back: Option<Vec<f64>> = back.collect();
         report.back_ms = back.and_then(|all| all.into_iter().reduce(f64::max));
         report
+    }
+
+    /// The same for a cluster, where only some of the names are concerned: those of the shards to
+    /// which something was done, another primary of which was named at these moments.
+    pub(crate) fn judge_shards(
+        &self,
+        held: &HashMap<String, u64>,
+        named: &[Duration],
+        is_concerned: impl Fn(&str) -> bool,
+        discoveries: Option<u64>,
+    ) -> LedgerReport {
+        let concerned = self.writes.iter().filter(|one| is_concerned(&one.name()));
+        let there = Self {
+            writes: concerned.cloned().collect(),
+            ..Self::default()
+        };
+        let there = there.judge(held, named);
+        LedgerReport {
+            lost_late: there.lost_late,
+            failovers: there.failovers,
+            back_ms: there.back_ms,
+            shards: Some(self.failed_calls(is_concerned, discoveries)),
+            ..self.judge(held, &[])
+        }
+    }
+
+    fn failed_calls(
+        &self,
+        is_concerned: impl Fn(&str) -> bool,
+        discoveries: Option<u64>,
+    ) -> ShardsReport {
+        let mut report = ShardsReport {
+            discoveries,
+            ..ShardsReport::default()
+        };
+        let writes = self
+            .writes
+            .iter()
+            .filter(|write| write.said != Said::Acknowledged);
+        let writes = writes.map(|write| (write.name(), 1));
+        let reads = self.failed_reads.iter();
+        for (name, failed) in writes.chain(reads.map(|(key, failed)| (name_of(*key), *failed))) {
+            match is_concerned(&name) {
+                true => report.failed_there += failed,
+                false => report.failed_elsewhere += failed,
+            }
+        }
+        report
+    }
+}
+
+impl Tried {
+    fn name(&self) -> String {
+        match Entry::of(self.key, self.version) {
+            Entry::Count(name) | Entry::Set(name, _) => name,
+        }
     }
 }
 
@@ -244,6 +318,31 @@ mod tests {
         let lost = |last| ledger.judge(&held([("ledger:last:0", last)]), &[]).lost;
         assert_eq!([lost(6), lost(4), lost(2)], [0, 0, 2]);
         assert_eq!(ledger.judge(&HashMap::new(), &[]).lost, 3);
+    }
+
+    #[test]
+    fn d4_t5_what_fails_for_slots_to_which_nothing_was_done_counts_by_itself() {
+        let mut ledger = Ledger::default();
+        let writes = [
+            (1, 1, Said::Unknown),
+            (2, 1, Said::Denied),
+            (2, 3, Said::Acknowledged),
+        ];
+        for (key, version, said) in writes {
+            let number = ledger.begin(key, version, ms(10));
+            ledger.end(number, said, ms(20));
+        }
+        (0..3).for_each(|_| ledger.read_failed(1));
+        ledger.read_failed(2);
+        let held = held([("ledger:count:2:3", 1)]);
+        let is_concerned = |name: &str| name.ends_with(":1:1") || name.ends_with("last:1");
+        let report = ledger.judge_shards(&held, &[ms(5)], is_concerned, Some(7));
+        let shards = report.shards.unwrap();
+        assert_eq!((shards.failed_there, shards.failed_elsewhere), (4, 2));
+        assert_eq!(shards.discoveries, Some(7));
+        // The writes of the others are no sign that the shard serves again.
+        assert_eq!((report.failovers, report.back_ms), (1, None));
+        assert_eq!((report.acknowledged, report.lost), (1, 0));
     }
 
     #[test]

@@ -23,6 +23,7 @@ pub mod process;
 pub mod proxy;
 pub mod record;
 pub mod report;
+pub mod routing;
 pub mod run;
 pub mod scenario;
 pub mod schedule;

@@ -154,8 +154,14 @@ impl Lane {
                 let wrong = seen.ledger.is_none() && seen.truth.is_wrong(key, &answer, begun);
                 Ended::Read { answer, wrong }
             }
-            Ok(Err(failure)) => Ended::ReadFailed(failure.kind),
-            Err(_) => Ended::ReadFailed("hung"),
+            failed => {
+                if let Some(ledger) = &mut self.seen().ledger {
+                    ledger.read_failed(key);
+                }
+                Ended::ReadFailed(failed.map_or("hung", |failed| {
+                    failed.map_or_else(|failure| failure.kind, |_| "hung")
+                }))
+            }
         }
     }
 }

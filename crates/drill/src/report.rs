@@ -22,7 +22,7 @@ use serde::Serialize;
 use crate::kpi::{Kpi, duration, figure, target, title};
 use crate::ledger::LedgerReport;
 use crate::record::{Counts, Interval, Record};
-use crate::scenario::{Phase, Scenario, Step};
+use crate::scenario::{Phase, Scenario, Step, Store};
 use crate::subject::{Breaker, Connection, Role};
 pub use crate::timeline::FaultSpan;
 pub use crate::verdict::Verdict;
@@ -263,6 +263,15 @@ impl Report {
     /// Makes the report of one subject from its record.
     pub fn of(scenario: &Scenario, role: Role, record: &Record, faults: Vec<FaultSpan>) -> Self {
         Self::with_untouched(scenario, role, record, faults, Vec::new(), None)
+    }
+
+    /// Where the subject's data are.
+    pub(crate) fn store(&self) -> Store {
+        match &self.ledger {
+            None => Store::Cache,
+            Some(ledger) if ledger.shards.is_some() => Store::Cluster,
+            Some(_) => Store::Sentinel,
+        }
     }
 
     /// The same, given which faults of the protocol acted on no command. With one it is void, since

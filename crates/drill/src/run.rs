@@ -227,7 +227,7 @@ impl Stage {
             let lane = Lane::new(subject, start, scenario.phases, allowed_age);
             match scenario.store {
                 Store::Cache => lane,
-                Store::Sentinel => lane.keeping_a_ledger(),
+                Store::Sentinel | Store::Cluster => lane.keeping_a_ledger(),
             }
         };
         let actors = ready

@@ -63,6 +63,7 @@ pub struct Scenario {
 
 /// Where a subject's data are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum Store {
     /// In a database of its own, with Redis as a cache before it.
     #[default]
@@ -70,6 +71,19 @@ pub enum Store {
     /// In Redis itself: a primary with a replica that three sentinels watch. What is written is
     /// kept in a [ledger](crate::ledger).
     Sentinel,
+    /// In a cluster of three primaries with a replica each, with a ledger too.
+    Cluster,
+}
+
+impl Store {
+    /// The name as in a scenario file.
+    pub fn name(self) -> &'static str {
+        match self {
+            Store::Cache => "cache",
+            Store::Sentinel => "sentinel",
+            Store::Cluster => "cluster",
+        }
+    }
 }
 
 /// The load that users make.
@@ -279,9 +293,9 @@ pub enum Fault {
     DatabaseDown,
     /// Every query of the database takes this much longer.
     DatabaseSlow(Duration),
-    /// A sentinel is told to fail over, as an operator does it.
+    /// A sentinel, or a replica of a cluster, is told to fail over, as an operator does it.
     FailoverPlanned,
-    /// The primary is killed, and started again, empty, at the end.
+    /// The primary is killed, and started again at the end: empty, or in a cluster with its data.
     PrimaryKilled,
     /// The primary is stopped where it stands, and goes on at the end, deposed.
     PrimaryFrozen,
@@ -294,6 +308,19 @@ pub enum Fault {
     SentinelStale,
     /// The replica gets nothing from the primary.
     ReplicaLag,
+    /// So many slots a second move from node to node and back.
+    SlotsMoving(u32),
+    /// A primary and its replica are killed, and started again with their data at the end.
+    ShardDown,
+    /// A primary is added and given slots of all others; emptied and removed at the end.
+    NodeAdded,
+    /// All nodes are killed, and started again with their data at the end.
+    AllRestarted,
+    /// One node after another is started again at another port.
+    AddressesChanged,
+    /// A node stands still while slots move; it wakes with the map of before, and all connections
+    /// are closed.
+    MapStale,
 }
 
 impl Fault {
@@ -315,18 +342,23 @@ impl Fault {
         matches!(self, Fault::CertificateExpired | Fault::CertificateWrong)
     }
 
-    /// Whether sentinels must watch the server.
-    pub fn needs_sentinels(&self) -> bool {
-        matches!(
-            self,
-            Fault::FailoverPlanned
-                | Fault::PrimaryKilled
-                | Fault::PrimaryFrozen
-                | Fault::SplitBrain
-                | Fault::SentinelsAway
-                | Fault::SentinelStale
-                | Fault::ReplicaLag
-        )
+    /// The stores to which it can be done.
+    pub fn stores(&self) -> &'static [Store] {
+        match self {
+            Fault::FailoverPlanned | Fault::PrimaryKilled | Fault::PrimaryFrozen => {
+                &[Store::Sentinel, Store::Cluster]
+            }
+            Fault::SplitBrain | Fault::SentinelsAway | Fault::SentinelStale | Fault::ReplicaLag => {
+                &[Store::Sentinel]
+            }
+            Fault::SlotsMoving(_)
+            | Fault::ShardDown
+            | Fault::NodeAdded
+            | Fault::AllRestarted
+            | Fault::AddressesChanged
+            | Fault::MapStale => &[Store::Cluster],
+            _ => &[Store::Cache],
+        }
     }
 
     /// Whether the server cannot be told anything while it lasts, or forgets with its end what it
@@ -335,7 +367,7 @@ impl Fault {
         matches!(
             self,
             Fault::Crash | Fault::OldSnapshot | Fault::Freeze | Fault::Pause(_) | Fault::Loading
-        ) || self.needs_sentinels() && *self != Fault::ReplicaLag
+        ) || !self.stores().contains(&Store::Cache) && *self != Fault::ReplicaLag
     }
 
     /// Whether it happens to the server itself: not on the wire before it, nor in the database or
@@ -395,6 +427,12 @@ impl Fault {
             Fault::SentinelsAway => "sentinels_away",
             Fault::SentinelStale => "sentinel_stale",
             Fault::ReplicaLag => "replica_lag",
+            Fault::SlotsMoving(_) => "slots_moving",
+            Fault::ShardDown => "shard_down",
+            Fault::NodeAdded => "node_added",
+            Fault::AllRestarted => "all_restarted",
+            Fault::AddressesChanged => "addresses_changed",
+            Fault::MapStale => "map_stale",
         }
     }
 }
@@ -428,6 +466,11 @@ pub struct Thresholds {
     /// Acknowledged writes that may be lost, of a subject whose data are in Redis itself. Default
     /// 0.
     pub lost: u64,
+    /// Calls that may fail for slots to which nothing is done, of a subject whose data are in a
+    /// cluster. Default 0.
+    pub failed_elsewhere: u64,
+    /// How often its client may ask who owns which slots. Default 100.
+    pub discoveries: u64,
     /// Whether the control is expected to fail: what the scenario is there to show. Default true.
     pub control_fails: bool,
 }
@@ -445,6 +488,8 @@ impl Default for Thresholds {
             slowest: Duration::from_millis(1250),
             allowed_age: Duration::from_secs(2),
             lost: 0,
+            failed_elsewhere: 0,
+            discoveries: 100,
             control_fails: true,
         }
     }

@@ -1,12 +1,14 @@
-//! Where one subject lives, and what is done to it there: a single Redis, or one with a replica
-//! that sentinels watch.
+//! Where one subject lives, and what is done to it there: a single Redis, one with a replica that
+//! sentinels watch, or a cluster.
 
 mod alone;
+mod clustered;
 mod watched;
 
 use std::time::Duration;
 
 use self::alone::Alone;
+use self::clustered::ClusteredSite;
 use self::watched::WatchedSite;
 use crate::ledger::LedgerReport;
 use crate::load::Lane;
@@ -29,6 +31,7 @@ pub enum SiteError {
 pub(crate) enum Site {
     Alone(Box<Alone>),
     Watched(Box<WatchedSite>),
+    Clustered(Box<ClusteredSite>),
 }
 
 impl Site {
@@ -36,6 +39,7 @@ impl Site {
         Ok(match scenario.store {
             Store::Cache => Self::Alone(Box::new(Alone::start(scenario).await?)),
             Store::Sentinel => Self::Watched(Box::new(WatchedSite::start().await?)),
+            Store::Cluster => Self::Clustered(Box::new(ClusteredSite::start().await?)),
         })
     }
 
@@ -44,6 +48,7 @@ impl Site {
         match self {
             Self::Alone(site) => site.endpoint(),
             Self::Watched(site) => site.endpoint(),
+            Self::Clustered(site) => site.endpoint(),
         }
     }
 
@@ -51,7 +56,7 @@ impl Site {
     pub(crate) async fn prepare(&self, scenario: &Scenario) -> Result<(), ProcessError> {
         match self {
             Self::Alone(site) => site.prepare(scenario).await,
-            Self::Watched(_) => Ok(()),
+            Self::Watched(_) | Self::Clustered(_) => Ok(()),
         }
     }
 
@@ -63,6 +68,7 @@ impl Site {
         match self {
             Self::Alone(site) => site.begin(fault, subject).await,
             Self::Watched(site) => site.begin(fault).await,
+            Self::Clustered(site) => site.begin(fault).await,
         }
     }
 
@@ -74,6 +80,7 @@ impl Site {
         match self {
             Self::Alone(site) => site.end(fault, subject).await,
             Self::Watched(site) => site.end(fault).await,
+            Self::Clustered(site) => site.end(fault).await,
         }
     }
 
@@ -83,6 +90,7 @@ impl Site {
         match self {
             Self::Alone(_) => Ok(None),
             Self::Watched(site) => site.ledger(lane).await.map(Some),
+            Self::Clustered(site) => site.ledger(lane).await.map(Some),
         }
     }
 
@@ -91,6 +99,7 @@ impl Site {
         match self {
             Self::Alone(site) => site.untouched(),
             Self::Watched(site) => site.untouched(),
+            Self::Clustered(site) => site.untouched(),
         }
     }
 }

@@ -13,6 +13,8 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
+use crate::scenario::Store;
+
 /// An application in small that the lab drives. Every method may be called from many tasks at once,
 /// at any time between `start` and `shutdown`.
 pub trait Subject: Send + Sync {
@@ -85,8 +87,8 @@ pub struct Endpoint {
     /// Whether a subject that has a tier in memory is to use it.
     pub memory: bool,
     /// Whether the subject keeps its data in Redis itself, without a database: `redis_url` is then
-    /// one of sentinels, a write is an [`Entry`](crate::ledger::Entry), and a read asks for a
-    /// [name](crate::ledger::name_of).
+    /// one of sentinels or of a cluster, a write is an [`Entry`](crate::ledger::Entry), and a read
+    /// asks for a [name](crate::ledger::name_of).
     pub ledger: bool,
 }
 
@@ -101,12 +103,15 @@ impl Role {
     }
 
     /// Returns what a subject is made of, and so what can be expected of it.
-    pub(crate) fn built(self, keeps_a_ledger: bool) -> &'static str {
+    pub(crate) fn built(self, store: Store) -> &'static str {
         match self {
-            Role::Plain if keeps_a_ledger => {
+            Role::Plain if store == Store::Sentinel => {
                 "redis-rs with its own client for sentinels, which asks one of them at each connection"
             }
-            Role::Resilient if keeps_a_ledger => "this client on its defaults, without a cache",
+            Role::Plain if store == Store::Cluster => "redis-rs with its own client for clusters",
+            Role::Resilient if store != Store::Cache => {
+                "this client on its defaults, without a cache"
+            }
             Role::Resilient => "this client and cache on their defaults",
             Role::Plain => {
                 "redis-rs as its documentation shows it, with a read-through cache; it has neither a tier in memory nor a way round Redis, \
@@ -262,6 +267,8 @@ pub struct Facts {
     pub redis_replies: u64,
     /// Queries and statements sent to the database.
     pub sql_queries: u64,
+    /// How often it asked who owns which slots of a cluster; `None` if it does not tell.
+    pub discoveries: Option<u64>,
 }
 
 impl Default for Facts {
@@ -276,6 +283,7 @@ impl Default for Facts {
             redis_failed: 0,
             redis_replies: 0,
             sql_queries: 0,
+            discoveries: None,
         }
     }
 }

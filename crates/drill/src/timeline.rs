@@ -47,7 +47,7 @@ pub(crate) fn moments_of(scenario: &Scenario) -> Vec<Moment> {
     moments(spans)
 }
 
-/// From when to when something was broken, from the start of the load.
+/// The time in which something was broken, from the start of the load.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct FaultSpan {
     /// The fault's name, as in a scenario file.

@@ -28,8 +28,8 @@ struct RowHistory {
 }
 
 impl Truth {
-    /// All rows hold version 0. An answer may be older than the database by `allowed_age` without
-    /// saying so.
+    /// Begins with all rows at version 0. An answer may be older than the database by `allowed_age`
+    /// without saying so.
     pub fn new(allowed_age: Duration) -> Self {
         Self {
             allowed_age,
@@ -37,14 +37,14 @@ impl Truth {
         }
     }
 
-    /// The version that the next write of the row carries.
+    /// Returns the version that the next write of the row carries.
     pub fn next_version(&mut self, key: u64) -> u64 {
         let row = self.rows.entry(key).or_default();
         row.issued += 1;
         row.issued
     }
 
-    /// The write of that version was confirmed at that time.
+    /// Notes that the write of that version was confirmed at that time.
     pub fn confirm(&mut self, key: u64, version: u64, at: Duration) {
         let row = self.rows.entry(key).or_default();
         if row
@@ -59,7 +59,7 @@ impl Truth {
         }
     }
 
-    /// Whether a read that was begun at `begun` should not have been answered so: the row had been
+    /// Returns whether the answer to a read that began at `begun` is wrong: the row had been
     /// replaced long before and the answer does not say that it is stale, or no such version was
     /// ever written.
     pub fn is_wrong(&self, key: u64, answer: &Answer, begun: Duration) -> bool {

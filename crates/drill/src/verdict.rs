@@ -31,6 +31,13 @@
 //! - **denied**: failed writes that were said not to have been applied, and are there; whole run; 0.
 //! - **back_in_service**: from another primary being named to the first acknowledged write that
 //!   stays, if one was named; fault; below what the scenario says (1 s; a control: 30 s).
+//!
+//! And if they are in a cluster, by two more:
+//!
+//! - **failed_elsewhere**: calls that failed for slots to which nothing was done; whole run; at
+//!   most what the scenario says (0).
+//! - **discoveries**: questions of the client who owns which slots; whole run; at most what the
+//!   scenario says (100).
 
 use std::time::Duration;
 
@@ -130,6 +137,20 @@ pub(crate) fn judge_ledger(
             ledger.denied,
         ),
     ]);
+    if let Some(shards) = &ledger.shards {
+        let there = format!("and {} of shards that were broken", shards.failed_there);
+        let elsewhere = count(
+            "failed_elsewhere",
+            thresholds.failed_elsewhere,
+            "calls that failed for slots to which nothing was done",
+            shards.failed_elsewhere,
+        );
+        kpis.push(elsewhere.noted(there));
+        kpis.extend(shards.discoveries.map(|seen| {
+            let formula = "questions of the client who owns which slots";
+            count("discoveries", thresholds.discoveries, formula, seen)
+        }));
+    }
     if ledger.failovers > 0 {
         let limit = match role {
             Role::Resilient => thresholds.recovery,
@@ -140,7 +161,7 @@ pub(crate) fn judge_ledger(
             Bound::Below,
             ms(limit),
             Unit::Ms,
-            "from another primary being named by two sentinels to the first acknowledged write that stays",
+            "from another primary being named by two sentinels, or two primaries, to the first acknowledged write that stays",
         );
         kpis.push(
             back.seen(ledger.back_ms)

@@ -51,7 +51,7 @@ impl Life {
         self.phase.store(Phase::Serving as u8, Relaxed);
     }
 
-    /// The end is near.
+    /// Begins the end: the service is not ready from now on.
     pub(crate) fn draining(&self) {
         self.phase.store(Phase::Draining as u8, Relaxed);
     }

@@ -6,27 +6,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Each crate from the bottom up, the crates that it may use, and how many of its modules may lie
-/// in a circle. That number is what is left to do: it must not rise, and whoever lowers it writes
-/// it here.
-const CRATES: &[(&str, &[&str], usize)] = &[
-    ("core", &[], 0),
-    ("client", &["core"], 0),
-    ("cache", &["core", "client"], 0),
-    ("drill", &["core"], 0),
-    ("server", &["core", "client", "cache", "drill"], 0),
-    ("cli", &["core", "client", "cache", "drill", "server"], 0),
+/// Each crate from the bottom up, and the crates that it may use.
+const CRATES: &[(&str, &[&str])] = &[
+    ("core", &[]),
+    ("client", &["core"]),
+    ("cache", &["core", "client"]),
+    ("drill", &["core"]),
+    ("server", &["core", "client", "cache", "drill"]),
+    ("cli", &["core", "client", "cache", "drill", "server"]),
 ];
 
 #[test]
 fn no_circle_of_modules_but_of_parent_and_child() {
     let mut wrong = Vec::new();
-    for (name, _, allowed) in CRATES {
+    for (name, _) in CRATES {
         let circles = Modules::of_crate(&source_of(name)).circles();
-        let found: usize = circles.iter().map(BTreeSet::len).sum();
-        if found != *allowed {
+        if !circles.is_empty() {
             wrong.push(format!(
-                "{found} modules of `{name}` use each other in circles, and {allowed} are told of: {circles:#?}"
+                "modules of `{name}` use each other in circles: {circles:#?}"
             ));
         }
     }
@@ -35,7 +32,7 @@ fn no_circle_of_modules_but_of_parent_and_child() {
 
 #[test]
 fn no_crate_uses_one_above_it() {
-    for (name, below, _) in CRATES {
+    for (name, below) in CRATES {
         let manifest = source_of(name).join("../Cargo.toml");
         let manifest = fs::read_to_string(manifest).unwrap();
         let dependencies = manifest.split("\n[dependencies]").nth(1).unwrap();

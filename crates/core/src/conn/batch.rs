@@ -1,8 +1,9 @@
 //! Requests that travel together.
 //!
 //! Whatever gathers while the driver is busy leaves in one write, so a batch is a run of bytes (in
-//! pieces, of which large requests have their own) and a list of who begins where in it. A request
-//! can be taken out again, or put back to an earlier place, as long as none of it was handed on.
+//! pieces, of which large requests have their own) and a list of where each request begins. A
+//! request can be taken out again, or put back to an earlier place, as long as none of it was
+//! handed on.
 
 use std::time::Instant;
 
@@ -113,7 +114,7 @@ impl<T> Batch<T> {
         self.take_out(|_, terms| terms.deadline <= now)
     }
 
-    /// Takes out the requests of which this holds; none of their bytes will be sent.
+    /// Takes out the requests that the predicate picks; none of their bytes will be sent.
     pub fn take_out(&mut self, of: impl Fn(&T, &Terms) -> bool) -> Vec<T> {
         let of = |request: &Submission<T>| of(&request.ticket, &request.terms);
         if !self.requests.iter().any(of) {

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use super::{FaultSpan, PhaseReport, Report, Verdict, duration, figure, svg, target, title};
 use crate::kpi::{Kpi, Unit};
 use crate::ledger::LedgerReport;
+use crate::scenario::Store;
 use crate::subject::Role;
 
 const STYLE: &str = concat!(
@@ -491,8 +492,13 @@ fn notes(page: &mut String, report: &Report) {
         true => &[Role::Plain],
         false => &[Role::Plain, Role::HandBuilt],
     };
-    let told = |role: &Role| format!("<b>{}</b> is {}.", role.title(), role.built(keeps_a_ledger));
+    let told = |role: &Role| format!("<b>{}</b> is {}.", role.title(), role.built(report.store()));
     let mut controls = controls.iter().map(told).collect::<Vec<_>>().join(" ");
+    controls += match report.store() {
+        Store::Cache => "",
+        Store::Sentinel => IN_SENTINEL,
+        Store::Cluster => IN_CLUSTER,
+    };
     if keeps_a_ledger {
         controls += OF_LEDGER;
     }
@@ -510,9 +516,15 @@ fn notes(page: &mut String, report: &Report) {
     );
 }
 
+/// Where the data are.
+const IN_SENTINEL: &str =
+    " The data are in Redis itself, a primary with a replica that three sentinels watch.";
+const IN_CLUSTER: &str = " The data are in Redis itself, a cluster of three primaries with a replica each. \
+    Calls of other shards are those for slots to which nothing was done; none of them should fail.";
+
 /// How a ledger is read.
-const OF_LEDGER: &str = " The data are in Redis itself, a primary with a replica that three sentinels watch. Every second write counts up a name of its own; one that was acknowledged \
-    and is not there in the end is lost, one that is there twice was applied twice. Lost after the switch are those that were begun half a second or more after two sentinels had named another primary. \
+const OF_LEDGER: &str = " Every second write counts up a name of its own; one that was acknowledged \
+    and is not there in the end is lost, one that is there twice was applied twice. Lost after the switch are those that were begun half a second or more after two sentinels, or two other primaries, had named another primary. \
     Back in service is the first acknowledged write that stays, counted from that naming.";
 
 fn hover_data(report: &Report) -> serde_json::Value {

@@ -7,6 +7,7 @@ use std::fmt::Write as _;
 use comfy_table::{Cell, Color};
 
 use super::{Report, Verdict, figure, table};
+use crate::scenario::Store;
 
 /// The columns of each drill: the heading, and the key figure below it.
 const FIGURES: [(&str, &str); 7] = [
@@ -30,19 +31,37 @@ const FIGURES_OF_LEDGER: [(&str, &str); 7] = [
     ("slowest call", "slowest_call"),
 ];
 
+/// The same of drills on a cluster.
+const FIGURES_OF_SHARDS: [(&str, &str); 7] = [
+    ("acknowledged writes lost", "lost"),
+    ("writes applied twice", "applied_twice"),
+    ("calls of other shards that failed", "failed_elsewhere"),
+    ("discoveries", "discoveries"),
+    ("back in service after", "back_in_service"),
+    ("failed reads", "errors"),
+    ("failed writes", "write_errors"),
+];
+
+/// The figures of drills with their data in each store, and the heading of their table.
+const STORES: [(Store, [(&str, &str); 7], &str); 3] = [
+    (Store::Cache, FIGURES, ""),
+    (Store::Sentinel, FIGURES_OF_LEDGER, SENTINELS),
+    (Store::Cluster, FIGURES_OF_SHARDS, CLUSTERS),
+];
+
 /// Returns a line for each report, for a terminal. A control that did not do as its scenario says
 /// it will is marked (!).
 pub fn render(reports: &[Report], colour: bool) -> String {
-    let caches = rendered(&of_kind(reports, false), FIGURES, colour);
-    let ledgers = rendered(&of_kind(reports, true), FIGURES_OF_LEDGER, colour);
-    let both: Vec<_> = caches.into_iter().chain(ledgers).collect();
-    both.join("\n")
+    let tables = STORES
+        .iter()
+        .filter_map(|(store, figures, _)| rendered(&of_store(reports, *store), *figures, colour));
+    tables.collect::<Vec<_>>().join("\n")
 }
 
-/// Returns the reports of subjects that have their data in Redis itself, or the others.
-fn of_kind(reports: &[Report], keeps_a_ledger: bool) -> Vec<&Report> {
-    let of_kind = |report: &&Report| report.ledger.is_some() == keeps_a_ledger;
-    reports.iter().filter(of_kind).collect()
+/// Returns the reports of subjects that have their data there.
+fn of_store(reports: &[Report], store: Store) -> Vec<&Report> {
+    let is_there = |report: &&Report| report.store() == store;
+    reports.iter().filter(is_there).collect()
 }
 
 fn rendered(reports: &[&Report], figures: [(&str, &str); 7], colour: bool) -> Option<String> {
@@ -112,19 +131,22 @@ pub fn in_a_line(report: &Report, colour: bool) -> String {
 
 /// The same as tables of Markdown, with what they come to below them.
 pub fn markdown(reports: &[Report]) -> String {
-    let caches = in_markdown(&of_kind(reports, false), FIGURES);
-    let ledgers = in_markdown(&of_kind(reports, true), FIGURES_OF_LEDGER);
-    let mut parts: Vec<_> = caches.into_iter().collect();
-    if let Some(ledgers) = ledgers {
+    let mut parts: Vec<String> = Vec::new();
+    for (store, figures, heading) in STORES {
+        let Some(table) = in_markdown(&of_store(reports, store), figures) else {
+            continue;
+        };
         if !parts.is_empty() {
-            parts.push(SENTINELS.to_owned());
+            parts.push(heading.to_owned());
         }
-        parts.push(ledgers);
+        parts.push(table);
     }
     parts.push(in_words(reports));
     parts.join("\n\n") + "\n"
 }
 
+/// The heading of the third table.
+const CLUSTERS: &str = "Data in a cluster of three primaries with a replica each; the plain client is redis-rs with its client for clusters:";
 /// The heading of the second table.
 const SENTINELS: &str = "Data in Redis itself, a primary with a replica that three sentinels watch; the plain client is redis-rs with its client for sentinels:";
 

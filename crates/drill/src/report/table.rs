@@ -243,7 +243,7 @@ fn closing(report: &Report) -> String {
         }
     }
     for (who, control) in report.all().skip(1) {
-        let built = control.subject.built(control.ledger.is_some());
+        let built = control.subject.built(control.store());
         text += &format!("{who} is {built}\n");
     }
     text

@@ -32,6 +32,15 @@ const FILES: &[&str] = &[
     include_str!("../../scenarios/sentinels-away.toml"),
     include_str!("../../scenarios/sentinel-stale.toml"),
     include_str!("../../scenarios/replica-lag.toml"),
+    include_str!("../../scenarios/cluster-slots-moving.toml"),
+    include_str!("../../scenarios/cluster-failover.toml"),
+    include_str!("../../scenarios/cluster-primary-killed.toml"),
+    include_str!("../../scenarios/cluster-primary-frozen.toml"),
+    include_str!("../../scenarios/cluster-shard-down.toml"),
+    include_str!("../../scenarios/cluster-node-added.toml"),
+    include_str!("../../scenarios/cluster-restarted.toml"),
+    include_str!("../../scenarios/cluster-addresses.toml"),
+    include_str!("../../scenarios/cluster-stale-map.toml"),
 ];
 
 /// All scenarios that come with the lab, in the order in which they are best met.

@@ -154,26 +154,30 @@ fn checked_store(
     let named = match store.as_ref().map(|store| store.get_ref().as_str()) {
         None | Some("cache") => Store::Cache,
         Some("sentinel") => Store::Sentinel,
+        Some("cluster") => Store::Cluster,
         Some(_) => {
             let place = store.as_ref().map_or(0..0, Spanned::span);
             return Err(Mistake {
                 span: place,
-                message: "store is cache or sentinel".to_owned(),
+                message: "store is cache, sentinel or cluster".to_owned(),
             });
         }
     };
-    let wrong = |(step, _): &(&Step, &Range<usize>)| {
-        step.fault.needs_sentinels() != (named == Store::Sentinel)
-    };
+    let wrong = |(step, _): &(&Step, &Range<usize>)| !step.fault.stores().contains(&named);
     match steps.iter().zip(places).find(wrong) {
         None => Ok(named),
         Some((step, place)) => Err(Mistake {
             span: place.clone(),
             message: match named {
-                Store::Cache => format!("{} needs store = \"sentinel\"", step.fault.name()),
-                Store::Sentinel => format!(
-                    "{} cannot be done where sentinels watch: leave out store, or the step",
-                    step.fault.name()
+                Store::Cache => {
+                    let stores = step.fault.stores().iter().map(|store| store.name());
+                    let stores: Vec<_> = stores.map(|name| format!("store = \"{name}\"")).collect();
+                    format!("{} needs {}", step.fault.name(), stores.join(" or "))
+                }
+                other => format!(
+                    "{} cannot be done with store = \"{}\": give it a scenario of its own",
+                    step.fault.name(),
+                    other.name()
                 ),
             },
         }),
@@ -336,6 +340,8 @@ struct ThresholdsSource {
     slowest: Option<Time>,
     allowed_age: Option<Time>,
     lost: Option<u64>,
+    failed_elsewhere: Option<u64>,
+    discoveries: Option<u64>,
     control_fails: Option<bool>,
 }
 
@@ -355,6 +361,8 @@ impl ThresholdsSource {
             slowest: self.slowest.map_or(usual.slowest, |t| t.0),
             allowed_age: self.allowed_age.map_or(usual.allowed_age, |t| t.0),
             lost: self.lost.unwrap_or(usual.lost),
+            failed_elsewhere: self.failed_elsewhere.unwrap_or(usual.failed_elsewhere),
+            discoveries: self.discoveries.unwrap_or(usual.discoveries),
             control_fails: self.control_fails.unwrap_or(usual.control_fails),
         }
     }

@@ -133,6 +133,16 @@ fn checked_fault(mut given: StepSource, lasts: Duration) -> Result<Fault, Mistak
         "sentinels_away" => Fault::SentinelsAway,
         "sentinel_stale" => Fault::SentinelStale,
         "replica_lag" => Fault::ReplicaLag,
+        "slots_moving" => {
+            let rate = within(given.rate.take(), 1, 1_000, "rate")?;
+            let rate = rate.and_then(|rate| u32::try_from(rate).ok());
+            Fault::SlotsMoving(rate.unwrap_or(SLOTS_A_SECOND))
+        }
+        "shard_down" => Fault::ShardDown,
+        "node_added" => Fault::NodeAdded,
+        "all_restarted" => Fault::AllRestarted,
+        "addresses_changed" => Fault::AddressesChanged,
+        "map_stale" => Fault::MapStale,
         "database_slow" => Fault::DatabaseSlow(needed(given.latency.take(), &name, "latency")?.0),
         _ => wire(&name, &mut given)?,
     };
@@ -291,7 +301,16 @@ const FAULTS: &[&str] = &[
     "sentinels_away",
     "sentinel_stale",
     "replica_lag",
+    "slots_moving",
+    "shard_down",
+    "node_added",
+    "all_restarted",
+    "addresses_changed",
+    "map_stale",
 ];
+
+/// Slots that move in a second, unless the scenario says otherwise.
+const SLOTS_A_SECOND: u32 = 20;
 
 fn needed<T>(value: Option<Spanned<T>>, fault: &Spanned<String>, what: &str) -> Result<T, Mistake> {
     value

@@ -726,6 +726,14 @@ fn d2_faults_of_sentinels_need_some_and_beside_them_nothing_else_can_be_broken()
     );
     let said = refused("store = 'sentinel'", "crash");
     assert!(said.contains("crash cannot be done"), "{said}");
-    let said = refused("store = 'cluster'", "crash");
-    assert!(said.contains("store is cache or sentinel"), "{said}");
+    let said = refused("store = 'cluster'", "split_brain");
+    assert!(said.contains("split_brain cannot be done"), "{said}");
+    let said = refused("", "primary_killed");
+    let stores = "needs store = \"sentinel\" or store = \"cluster\"";
+    assert!(said.contains(stores), "{said}");
+    let said = refused("store = 'swarm'", "crash");
+    assert!(
+        said.contains("store is cache, sentinel or cluster"),
+        "{said}"
+    );
 }

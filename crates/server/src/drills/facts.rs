@@ -21,6 +21,7 @@ pub(super) fn facts_of(status: &Status) -> Facts {
         reconnects: status.reconnects,
         stuck_resets: status.stuck_resets,
         redis_replies: status.answered,
+        discoveries: status.cluster.as_ref().map(|cluster| cluster.discoveries),
         ..Facts::default()
     }
 }

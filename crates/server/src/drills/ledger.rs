@@ -113,6 +113,42 @@ mod tests {
 
     use crate::drills::Subjects;
 
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn d1_t5_t7_slots_that_move_are_felt_by_nobody_and_a_shard_that_is_down_by_its_own_callers()
+     {
+        let scenario = Scenario::parse(
+            "name = 'test'\nstore = 'cluster'\n\
+             phases = { warm_up = '300ms', baseline = '500ms', fault = '5s', recovery = '1s', recovered = '500ms' }\n\
+             load = { rate = 200, keys = 20, writes = 0.5 }\n\
+             [[steps]]\nfault = 'slots_moving'\nfor = '2s'\n\
+             [[steps]]\nfault = 'shard_down'\nat = '3s'\nfor = '1s'\n",
+        );
+        let options = RunOptions {
+            control: true,
+            ..RunOptions::default()
+        };
+        let report = run(&scenario.unwrap(), &Subjects, options).await.unwrap();
+        assert!(report.untouched.is_empty(), "{:?}", report.untouched);
+        let ours = report.ledger.unwrap();
+        let shards = ours.shards.unwrap();
+        assert_eq!((ours.lost, ours.twice), (0, 0), "{ours:?}");
+        assert!(
+            ours.acknowledged > 100 && shards.failed_there > 0,
+            "{ours:?}"
+        );
+        assert!(shards.discoveries.is_some_and(|seen| seen > 0), "{ours:?}");
+        // On a machine that lags behind, nodes hold others for failed by themselves.
+        if report.load.late == 0 {
+            assert_eq!(shards.failed_elsewhere, 0, "{ours:?}");
+        }
+        let theirs = report.control.as_ref().unwrap().ledger.unwrap();
+        assert!(theirs.acknowledged > 100, "{theirs:?}");
+        let page = html::render(&report);
+        assert!(page.contains("Calls of other shards that failed"), "{page}");
+        let table = summary::markdown(std::slice::from_ref(&report));
+        assert!(table.contains("| discoveries |"), "{table}");
+    }
+
     /// Time for a second election, should the first one fail, which the sentinels hold six seconds
     /// after it; and time until all is found again.
     async fn report_of(fault: &str) -> Report {

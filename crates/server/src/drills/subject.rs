@@ -15,6 +15,7 @@ use steadfast_cache::{Cache, CacheError, Ttl, Tx, WriteError};
 use steadfast_drill::asking::Asking;
 use steadfast_drill::hand_built::HandBuilt;
 use steadfast_drill::plain::Plain;
+use steadfast_drill::routing::Routing;
 use steadfast_drill::subject::{
     Answer, DatabaseFault, Endpoint, Facts, Failure, Role, SetUpError, Source, Subject,
     SubjectFactory,
@@ -40,6 +41,9 @@ impl SubjectFactory for Subjects {
             if endpoint.ledger {
                 return Ok(match role {
                     Role::Resilient => Box::new(Keeper::start(&endpoint)?) as _,
+                    _ if endpoint.redis_url.starts_with("redis-cluster:") => {
+                        Box::new(Routing::start(&endpoint)?) as _
+                    }
                     _ => Box::new(Asking::start(&endpoint)?) as _,
                 });
             }

@@ -159,7 +159,7 @@ fn words(error: &Error) -> String {
     }
 }
 
-/// So that two probes of one server do not meet in a key.
+/// Returns a part of key names that differs between two probes of one server.
 #[expect(
     clippy::disallowed_methods,
     reason = "a name, by which nothing is decided"

@@ -120,13 +120,13 @@ pub(super) fn down(outage: &Outage, retry_at: Instant, now: Instant) -> Error {
     })
 }
 
-/// Said of a client whose runtime has ended, to a caller that is in none.
+/// The message for a caller outside of any runtime, of a client whose runtime has ended.
 pub(crate) const ORPHANED: ErrorKind = ErrorKind::Runtime {
     why: "the tokio runtime in which it lived has ended, and this call is made outside of any; \
           make it within a tokio runtime, or build the client in one that lives as long as it",
 };
 
-/// Said of a client whose runtime exists, and does not run.
+/// The message of a client whose runtime exists, and is not driven.
 pub(crate) const UNATTENDED: ErrorKind = ErrorKind::Runtime {
     why: "the tokio runtime in which it was built does not run its tasks; drive that runtime, keep \
           its threads free of code that blocks, or build the client in another",

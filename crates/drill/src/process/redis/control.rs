@@ -61,7 +61,7 @@ impl Redis {
     }
 
     /// Runs commands in one go, as the drill's own user. At most a minute.
-    pub(in crate::process) async fn pipeline(
+    pub(crate) async fn pipeline(
         &self,
         pipeline: &redis::Pipeline,
     ) -> Result<Vec<redis::Value>, ProcessError> {
