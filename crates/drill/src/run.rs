@@ -157,29 +157,29 @@ pub async fn run(
 ) -> Result<Report, RunError> {
     let mut scenario = scenario.clone();
     scenario.seed = options.seed.unwrap_or(scenario.seed);
-    let setting_up = Stage::set_up(&scenario, factory, roles(&scenario, &options));
-    let stage = tokio::select! {
-        stage = setting_up => stage?,
+    let setting_up = Setup::set_up(&scenario, factory, roles(&scenario, &options));
+    let setup = tokio::select! {
+        setup = setting_up => setup?,
         () = options.stop.cancelled() => return Err(RunError::Interrupted),
     };
-    let outcome = stage.play(&scenario, &options).await;
-    stage.take_down().await;
+    let outcome = setup.play(&scenario, &options).await;
+    setup.take_down().await;
     outcome
 }
 
 /// A subject and what it lives on, which goes last.
-struct Actor {
+struct SubjectRun {
     role: Role,
     lane: Arc<Lane>,
     site: Site,
 }
 
-impl Actor {
+impl SubjectRun {
     /// Does it to this subject's own, whose record learns of it at that moment: another's server
     /// may take longer.
     async fn carry_out(
         &self,
-        action: &Action<'_>,
+        action: &DueAction<'_>,
         scenario: &Scenario,
         heals: bool,
     ) -> Result<Duration, ProcessError> {
@@ -204,12 +204,12 @@ impl Actor {
 }
 
 /// The subjects with their servers, ready for the load.
-struct Stage {
-    actors: Vec<Actor>,
+struct Setup {
+    runs: Vec<SubjectRun>,
     start: Instant,
 }
 
-impl Stage {
+impl Setup {
     async fn set_up(
         scenario: &Scenario,
         factory: &dyn SubjectFactory,
@@ -230,25 +230,25 @@ impl Stage {
                 Store::Sentinel | Store::Cluster => lane.keeping_a_ledger(),
             }
         };
-        let actors = ready
+        let runs = ready
             .into_iter()
-            .map(|(role, site, subject)| Actor {
+            .map(|(role, site, subject)| SubjectRun {
                 role,
                 site,
                 lane: Arc::new(lane(subject)),
             })
             .collect();
-        Ok(Self { actors, start })
+        Ok(Self { runs, start })
     }
 
     async fn play(&self, scenario: &Scenario, options: &RunOptions) -> Result<Report, RunError> {
         let total = scenario.phases.total();
         // Ends the load early when the run is stopped and when a fault could not be made.
         let stop = options.stop.child_token();
-        let broken = Broken::default();
-        let loads = join_all(self.actors.iter().map(|actor| {
+        let broken = LastingFaults::default();
+        let loads = join_all(self.runs.iter().map(|run| {
             drive(
-                actor.lane.clone(),
+                run.lane.clone(),
                 scenario.load.clone(),
                 total,
                 scenario.seed,
@@ -271,8 +271,8 @@ impl Stage {
         if options.stop.is_cancelled() {
             return Err(RunError::Interrupted);
         }
-        let looked_up = self.actors.iter();
-        let looked_up = looked_up.map(|actor| actor.site.ledger(&actor.lane));
+        let looked_up = self.runs.iter();
+        let looked_up = looked_up.map(|run| run.site.ledger(&run.lane));
         let ledgers = try_join_all(looked_up).await;
         let ledgers = ledgers.map_err(|cause| RunError::Server(cause.into()))?;
         Ok(self.report(scenario, &faults, &ledgers))
@@ -282,7 +282,7 @@ impl Stage {
     async fn break_and_heal(
         &self,
         scenario: &Scenario,
-        broken: &Broken,
+        broken: &LastingFaults,
         stop: &CancellationToken,
     ) -> Result<Vec<FaultSpan>, RunError> {
         for action in plan(scenario) {
@@ -312,15 +312,15 @@ impl Stage {
     /// ended.
     async fn carry_out(
         &self,
-        action: &Action<'_>,
+        action: &DueAction<'_>,
         scenario: &Scenario,
         heals: bool,
         stop: &CancellationToken,
     ) -> Result<Duration, RunError> {
         let all = try_join_all(
-            self.actors
+            self.runs
                 .iter()
-                .map(|actor| actor.carry_out(action, scenario, heals)),
+                .map(|run| run.carry_out(action, scenario, heals)),
         );
         // What is healed only to be taken down need not be healed to its end.
         let limit = async {
@@ -337,7 +337,7 @@ impl Stage {
             }),
         };
         match outcome {
-            Err(_) if stop.is_cancelled() => Ok(self.actors[0].lane.now()),
+            Err(_) if stop.is_cancelled() => Ok(self.runs[0].lane.now()),
             outcome => outcome.map_err(|cause| RunError::Fault {
                 fault: action.fault.map_or("old_snapshot", Fault::name),
                 healing: action.what == What::End,
@@ -352,25 +352,25 @@ impl Stage {
         total: Duration,
         scenario: &Scenario,
         options: &RunOptions,
-        broken: &Broken,
+        broken: &LastingFaults,
     ) {
         let mut ticks = interval_at(self.start, SAMPLE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let (mut told, mut calls) = (self.start, vec![0; self.actors.len()]);
+        let (mut told, mut calls) = (self.start, vec![0; self.runs.len()]);
         loop {
             let now = ticks.tick().await;
-            for actor in &self.actors {
-                let facts = actor.lane.subject().facts();
-                let at = actor.lane.now();
-                actor.lane.record(|record| record.sample(at, facts));
+            for run in &self.runs {
+                let facts = run.lane.subject().facts();
+                let at = run.lane.now();
+                run.lane.record(|record| record.sample(at, facts));
             }
             let since = now.duration_since(told);
             if let Some(progress) = &options.progress
                 && since >= TELL
             {
                 told = now;
-                let mut live = self.actors.iter().zip(&mut calls).map(|(actor, before)| {
-                    let mut live = actor.lane.record(|record| live(record));
+                let mut live = self.runs.iter().zip(&mut calls).map(|(run, before)| {
+                    let mut live = run.lane.record(|record| live(record));
                     live.rate = (live.calls - *before) as f64 / since.as_secs_f64();
                     *before = live.calls;
                     live
@@ -395,9 +395,9 @@ impl Stage {
         faults: &[FaultSpan],
         ledgers: &[Option<LedgerReport>],
     ) -> Report {
-        let mut reports = self.actors.iter().zip(ledgers).map(|(actor, ledger)| {
-            let (faults, untouched, role) = (faults.to_vec(), actor.site.untouched(), actor.role);
-            actor.lane.record(|record| {
+        let mut reports = self.runs.iter().zip(ledgers).map(|(run, ledger)| {
+            let (faults, untouched, role) = (faults.to_vec(), run.site.untouched(), run.role);
+            run.lane.record(|record| {
                 Report::with_untouched(scenario, role, record, faults, untouched, *ledger)
             })
         });
@@ -413,10 +413,10 @@ impl Stage {
     }
 
     async fn take_down(self) {
-        let shutdown = |actor: Actor| async move {
-            let _ = timeout(SHUTDOWN_LIMIT, actor.lane.subject().shutdown()).await;
+        let shutdown = |run: SubjectRun| async move {
+            let _ = timeout(SHUTDOWN_LIMIT, run.lane.subject().shutdown()).await;
         };
-        join_all(self.actors.into_iter().map(shutdown)).await;
+        join_all(self.runs.into_iter().map(shutdown)).await;
     }
 }
 
@@ -450,7 +450,7 @@ async fn set_up_one(
     Ok((role, site, subject))
 }
 
-struct Action<'a> {
+struct DueAction<'a> {
     at: Duration,
     what: What,
     fault: Option<&'a Fault>,
@@ -466,15 +466,15 @@ enum What {
 
 /// Everything that happens, in the order of its times. Snapshots are taken before anything is
 /// broken.
-fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
-    let prepare = Action {
+fn plan(scenario: &Scenario) -> Vec<DueAction<'_>> {
+    let prepare = DueAction {
         at: scenario.phases.spans()[Phase::Baseline as usize].1.start,
         what: What::Prepare,
         fault: None,
         id: (usize::MAX, 0),
     };
     let moments = timeline::moments_of(scenario);
-    let steps = moments.into_iter().map(|moment| Action {
+    let steps = moments.into_iter().map(|moment| DueAction {
         at: moment.at,
         what: if moment.begins {
             What::Begin
@@ -489,9 +489,9 @@ fn plan(scenario: &Scenario) -> Vec<Action<'_>> {
 
 /// The faults that were and are, as the load and whoever watches it see them.
 #[derive(Default)]
-struct Broken(Mutex<Faults>);
+struct LastingFaults(Mutex<Faults>);
 
-impl Broken {
+impl LastingFaults {
     fn lock(&self) -> MutexGuard<'_, Faults> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
