@@ -68,8 +68,8 @@ pub struct Member {
     pub id: Option<NodeId>,
     /// The endpoint to dial. `None` if nobody knows it.
     pub endpoint: Option<Endpoint>,
-    /// The endpoints besides by which redirects may name it: its IP address where a name is dialled,
-    /// its host name where an address is.
+    /// The endpoints besides by which redirects may name it: its IP address where a name is
+    /// dialled, its host name where an address is.
     pub other_endpoints: Vec<Endpoint>,
     /// The host name that the node announces for the verification of its certificate.
     pub hostname: Option<Arc<str>>,
@@ -164,8 +164,8 @@ impl Topology {
         Some((MemberIndex(number), member))
     }
 
-    /// Returns the node at an endpoint, by whichever of its names: one that a view names rather than
-    /// one that it does not, the latest told of first.
+    /// Returns the node at an endpoint, by whichever of its names: one that a view names rather
+    /// than one that it does not, the latest told of first.
     pub fn find_at(&self, endpoint: &Endpoint) -> Option<MemberIndex> {
         self.at(endpoint)
     }

@@ -28,7 +28,8 @@
 //! - **lost_late**: those of them that were begun 500 ms or more after another primary was named,
 //!   and were not lost with it at the next failover; whole run; 0.
 //! - **applied_twice**: writes that were applied more than once; whole run; 0.
-//! - **denied**: failed writes that were said not to have been applied, and are there; whole run; 0.
+//! - **denied**: failed writes that were said not to have been applied, and are there; whole run;
+//!   0.
 //! - **back_in_service**: from another primary being named to the first acknowledged write that
 //!   stays, if one was named; fault; below what the scenario says (1 s; a control: 30 s).
 //!

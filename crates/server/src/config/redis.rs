@@ -17,10 +17,10 @@ use super::units::{duration, secs, show_duration};
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[non_exhaustive]
 pub struct RedisConfig {
-    /// `redis://`, `rediss://` or `unix://`; `redis-sentinel://HOST,HOST/NAME` where sentinels watch
-    /// it; or `redis-cluster://HOST,HOST`, some nodes of a cluster (Redis 7 or later). Default
-    /// `redis://127.0.0.1:6379`. It need not answer for the service to start. In a cluster the
-    /// cache lies in one slot, on one shard; rate limits are spread over all.
+    /// `redis://`, `rediss://` or `unix://`; `redis-sentinel://HOST,HOST/NAME` where sentinels
+    /// watch it; or `redis-cluster://HOST,HOST`, some nodes of a cluster (Redis 7 or later).
+    /// Default `redis://127.0.0.1:6379`. It need not answer for the service to start. In a cluster
+    /// the cache lies in one slot, on one shard; rate limits are spread over all.
     pub url: SecretUrl,
     /// The longest a call may take with everything it includes; default 1 s.
     #[serde(serialize_with = "duration")]
