@@ -9,8 +9,11 @@ use comfy_table::{Cell, Color};
 use super::{Report, Verdict, figure, table};
 use crate::scenario::Store;
 
-/// The columns of each drill: the heading, and the key figure below it.
-const FIGURES: [(&str, &str); 7] = [
+/// The columns of a table: of each the heading, and the key figure below it.
+type Figures = [(&'static str, &'static str); 7];
+
+/// The columns of drills of a cache.
+const FIGURES: Figures = [
     ("failed reads", "errors"),
     ("failed writes", "write_errors"),
     ("p99 during the fault", "fault_p99"),
@@ -21,7 +24,7 @@ const FIGURES: [(&str, &str); 7] = [
 ];
 
 /// The same of drills whose subjects have their data in Redis itself.
-const FIGURES_OF_LEDGER: [(&str, &str); 7] = [
+const FIGURES_OF_LEDGER: Figures = [
     ("acknowledged writes lost", "lost"),
     ("of those, after the switch", "lost_late"),
     ("writes applied twice", "applied_twice"),
@@ -32,7 +35,7 @@ const FIGURES_OF_LEDGER: [(&str, &str); 7] = [
 ];
 
 /// The same of drills on a cluster.
-const FIGURES_OF_SHARDS: [(&str, &str); 7] = [
+const FIGURES_OF_SHARDS: Figures = [
     ("acknowledged writes lost", "lost"),
     ("writes applied twice", "applied_twice"),
     ("calls of other shards that failed", "failed_elsewhere"),
@@ -43,7 +46,7 @@ const FIGURES_OF_SHARDS: [(&str, &str); 7] = [
 ];
 
 /// The figures of drills with their data in each store, and the heading of their table.
-const STORES: [(Store, [(&str, &str); 7], &str); 3] = [
+const STORES: [(Store, Figures, &str); 3] = [
     (Store::Cache, FIGURES, ""),
     (Store::Sentinel, FIGURES_OF_LEDGER, SENTINELS),
     (Store::Cluster, FIGURES_OF_SHARDS, CLUSTERS),
@@ -64,7 +67,7 @@ fn of_store(reports: &[Report], store: Store) -> Vec<&Report> {
     reports.iter().filter(is_there).collect()
 }
 
-fn rendered(reports: &[&Report], figures: [(&str, &str); 7], colour: bool) -> Option<String> {
+fn rendered(reports: &[&Report], figures: Figures, colour: bool) -> Option<String> {
     let keeps_a_ledger = reports.first()?.ledger.is_some();
     let mut header = vec!["drill", "Steadfast", "plain client"];
     header.extend((!keeps_a_ledger).then_some("built by hand"));
@@ -150,7 +153,7 @@ const CLUSTERS: &str = "Data in a cluster of three primaries with a replica each
 /// The heading of the second table.
 const SENTINELS: &str = "Data in Redis itself, a primary with a replica that three sentinels watch; the plain client is redis-rs with its client for sentinels:";
 
-fn in_markdown(reports: &[&Report], figures: [(&str, &str); 7]) -> Option<String> {
+fn in_markdown(reports: &[&Report], figures: Figures) -> Option<String> {
     let keeps_a_ledger = reports.first()?.ledger.is_some();
     let by_hand = |text: &str| match keeps_a_ledger {
         true => String::new(),
