@@ -138,10 +138,46 @@ async fn t11_keys_of_several_slots_are_refused_before_anything_is_sent_and_the_s
     client.send(&cmd("RENAME {a}1 {a}2")).await.unwrap_err();
 }
 
+/// Notices when this machine stands still, which it cannot do without the servers: a slot that
+/// changes hands is waited for a second at most, and who comes too late then is told so.
+struct Stalls {
+    longest: Arc<AtomicU64>,
+    watch: tokio::task::JoinHandle<()>,
+}
+
+impl Stalls {
+    fn watch() -> Self {
+        let longest = Arc::new(AtomicU64::new(0));
+        let seen = Arc::clone(&longest);
+        let watch = tokio::spawn(async move {
+            loop {
+                let began = now();
+                tokio::time::sleep(ms(10)).await;
+                let took = now().duration_since(began).as_millis() as u64;
+                seen.fetch_max(took, Ordering::Relaxed);
+            }
+        });
+        Self { longest, watch }
+    }
+
+    /// Whether this is the price of a machine that stood still.
+    fn explain(&self, error: &steadfast::Error) -> bool {
+        let stalled = self.longest.load(Ordering::Relaxed) > 300;
+        stalled && matches!(error.kind(), ErrorKind::Overtaken)
+    }
+}
+
+impl Drop for Stalls {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
+}
+
 /// Callers that count, each key by INCR, until they are told to stop.
 struct Load {
     stop: Arc<AtomicBool>,
-    callers: JoinSet<Vec<String>>,
+    stalls: Stalls,
+    callers: JoinSet<Vec<(String, steadfast::Error)>>,
     acknowledged: Arc<HashMap<String, AtomicU64>>,
 }
 
@@ -163,7 +199,7 @@ impl Load {
                     let key = &names[at % names.len()];
                     match client.send(redis::cmd("INCR").arg(key)).await {
                         Ok(_) => drop(acknowledged[key].fetch_add(1, Ordering::Relaxed)),
-                        Err(error) => errors.push(format!("{key}: {error}")),
+                        Err(error) => errors.push((key.clone(), error)),
                     }
                 }
                 errors
@@ -171,6 +207,7 @@ impl Load {
         }
         Self {
             stop,
+            stalls: Stalls::watch(),
             callers: tasks,
             acknowledged,
         }
@@ -178,8 +215,10 @@ impl Load {
 
     async fn end(self) -> (Vec<String>, Arc<HashMap<String, AtomicU64>>) {
         self.stop.store(true, Ordering::Relaxed);
-        let errors = self.callers.join_all().await;
-        (errors.into_iter().flatten().collect(), self.acknowledged)
+        let errors = self.callers.join_all().await.into_iter().flatten();
+        let errors = errors.filter(|(_, error)| !self.stalls.explain(error));
+        let told = errors.map(|(key, error)| format!("{key}: {error}"));
+        (told.collect(), self.acknowledged)
     }
 }
 
@@ -235,16 +274,31 @@ async fn t5_a_shard_that_is_frozen_fails_and_delays_no_call_to_another_and_is_na
     let key = own[0].clone();
     let asked = client.clone();
     let waits = tokio::spawn(async move { asked.send(&cmd(&format!("GET {key}"))).await });
-    until("it is known to be down", || {
-        client.toward(&own[0]).state() == ConnectionState::Down
-    })
-    .await;
+    // While it is silent, while it is found out to be down, and after that.
+    let (mut took, mut left) = (Vec::new(), 200);
+    while left > 0 {
+        let key = &others[took.len() % others.len()];
+        let began = now();
+        client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
+        took.push(now().duration_since(began));
+        left -= usize::from(client.toward(&own[0]).state() == ConnectionState::Down);
+        assert!(took.len() < 1_000_000, "it is never known to be down");
+    }
+    let slow = took.iter().filter(|took| **took > ms(200)).count();
+    assert!(slow * 10 < took.len(), "{slow} of {}", took.len());
     assert_eq!(client.state(), ConnectionState::Partial);
     waits.await.unwrap().unwrap_err();
-    for n in 0..200 {
-        let key = &others[n % others.len()];
-        client.send(&cmd(&format!("SET {key} {n}"))).await.unwrap();
+    let mut shortest = Duration::MAX;
+    for _ in 0..10 {
+        let began = now();
+        let refused = client.send(&cmd(&format!("GET {}", own[0]))).await;
+        refused.unwrap_err();
+        shortest = shortest.min(now().duration_since(began));
     }
+    assert!(
+        shortest < ms(50),
+        "its own are refused at once: {shortest:?}"
+    );
     let error = client
         .send(&cmd(&format!("GET {}", own[0])))
         .await
@@ -300,7 +354,14 @@ async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
         .send(&cmd(&format!("SET {} v", own[0])))
         .await
         .unwrap();
+    let patient = Client::builder(&cluster.url()).unwrap();
+    let patient = patient.deadline(ms(60_000)).wait_for_primary(ms(60_000));
+    let patient = patient.connect().await.unwrap();
     cluster.node(0).kill().await;
+    let waits = {
+        let words = format!("SET {} w", own[0]);
+        tokio::spawn(async move { patient.send(&cmd(&words)).await })
+    };
     let began = now();
     loop {
         client
@@ -321,6 +382,8 @@ async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
         );
         tokio::time::sleep(ms(20)).await;
     }
+    // T32: however often it is tried meanwhile.
+    waits.await.unwrap().unwrap();
     until("every slot is served", || {
         client.state() == ConnectionState::Ready
     })
@@ -334,8 +397,10 @@ async fn t8_a_pipeline_over_all_slots_is_joined_in_its_order_while_slots_move() 
     let slots: Vec<u16> = (0..40).map(|n| slot(&format!("piped:{n}"))).collect();
     let stop = Arc::new(AtomicBool::new(false));
     let mut callers = JoinSet::new();
+    let stalls = Arc::new(Stalls::watch());
     for caller in 0..4u64 {
         let (client, stop) = (client.clone(), Arc::clone(&stop));
+        let stalls = Arc::clone(&stalls);
         callers.spawn(async move {
             let mut rounds = 0;
             while !stop.load(Ordering::Relaxed) {
@@ -345,7 +410,12 @@ async fn t8_a_pipeline_over_all_slots_is_joined_in_its_order_while_slots_move() 
                     let key = format!("piped:{n}");
                     pipeline.hincr(&key, caller, 1).hget(&key, caller);
                 }
-                let replies = client.send_pipeline(&pipeline).await.unwrap();
+                let replies = match client.send_pipeline(&pipeline).await {
+                    Ok(replies) => replies,
+                    // Some of its commands have run, so its counts differ from now on.
+                    Err(error) if stalls.explain(&error) => return rounds,
+                    Err(error) => panic!("{error}"),
+                };
                 assert_eq!(replies.len(), 80);
                 for pair in replies.chunks(2) {
                     let text = Value::BulkString(rounds.to_string().into_bytes());
