@@ -38,7 +38,10 @@ impl Cluster {
         }
         let owner = known.topology.owner(redirect.slot);
         drop(known);
-        if let Moved::Patched(_) = moved {
+        // Who has told of the new owner before may not have come to hand the slot over yet: a command
+        // that went by the routes would go to the old owner again, and use up its redirects there.
+        let routed = self.routes.owner(redirect.slot);
+        if owner.map(MemberIndex::number) != routed {
             self.hand_over([redirect.slot], now);
         }
         if !matches!(moved, Moved::Known(_)) {
@@ -331,4 +334,54 @@ fn ranges(topology: &Topology, index: MemberIndex) -> String {
         told.push(format!("and {} ranges more", ranges.len() - RANGES));
     }
     told.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use steadfast_core::redirect::Routing;
+    use steadfast_core::report::ClusterReport;
+
+    use super::*;
+
+    fn redirect(line: &str) -> Redirect {
+        match Routing::of("MOVED", line) {
+            Some(Routing::Moved(redirect)) => redirect,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn t6_t7_a_redirect_that_others_have_told_of_leads_to_the_new_owner_at_once() {
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:1").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let text = "a 127.0.0.1:1@11 myself,master - 0 0 1 connected 0-8191\n\
+            b 127.0.0.1:2@12 master - 0 0 2 connected 8192-16383\n";
+        let nodes = redis::Value::BulkString(text.into());
+        let now = clock::now();
+        let view = View {
+            by: None,
+            host: "127.0.0.1".into(),
+            asked: now,
+            heard: now,
+            tls: false,
+            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
+            info: None,
+        };
+        assert!(cluster.believe(&view).ignored.is_none());
+        let slot = Slot::new(7).expect("a slot");
+        let of_old = cluster.routes.owner(slot).expect("a");
+        let old = cluster.node(of_old).ok().flatten().expect("it is known");
+        let to = redirect("7 127.0.0.1:2");
+        {
+            // Another has just been told, and has come no further.
+            let topology = &mut cluster.known.lock().topology;
+            let by = topology.find(&old.id).expect("it is known");
+            let told = topology.moved(by, &to, &"127.0.0.1".into(), now, now);
+            assert!(matches!(told, Moved::Patched(_)));
+        }
+        let aim = cluster.moved(&old, &to, now);
+        assert_eq!(aim, Some(Aim::Owner));
+        assert_ne!(cluster.routes.owner(slot), Some(of_old));
+    }
 }
