@@ -472,6 +472,66 @@ fn t6_each_command_that_was_answered_ask_is_marked_for_an_asking_of_its_own() {
     assert_eq!(told, [(1, true, false), (0, false, false)]);
 }
 
+#[test]
+fn t9_of_one_slot_no_command_is_in_an_earlier_part_than_the_one_before_it() {
+    let mut pipeline = pipe();
+    pipeline.set("other", 0).set("{k}1", 1).set("{k}2", 2);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let parts = split.to_send(|_| "old");
+    // The migration ends between the answers to the second and the third.
+    let moved = |key| server_error(&format!("MOVED {} h:1", slot(key)));
+    let ask = server_error(&format!("ASK {} h:1", slot("k")));
+    let answers = vec![moved("other"), ask, moved("k")];
+    split.record(parts[0].units(), answers, None);
+    split.again(ALL, |_| false);
+    let parts = split.to_send(|_| "new");
+    let told: Vec<_> = parts
+        .iter()
+        .map(|part| (part.asking, part.units()))
+        .collect();
+    assert_eq!(told, [(false, &[0][..]), (true, &[1]), (false, &[2])]);
+}
+
+#[test]
+fn t8_what_may_have_run_and_was_not_sent_again_in_time_is_unknown() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let parts = split.to_send(|_| "one");
+    let certainty = Certainty::Unknown;
+    let error = Fault::Lost;
+    split.record(
+        parts[0].units(),
+        Vec::new(),
+        Some(Failed { error, certainty }),
+    );
+    assert_eq!(split.again(ALL, |_| true).retried, 1);
+    let failed = split.finish().expect_err("its time is over");
+    assert_eq!(failed.certainty, Certainty::Unknown);
+}
+
+#[test]
+fn t10_a_script_follows_try_again_in_the_server_s_own_words_only() {
+    let follows = |words: &str, error: &str| {
+        let mut pipeline = pipe();
+        pipeline.add_command(self::words(words));
+        let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+        let parts = split.to_send(|_| "one");
+        split.record(parts[0].units(), vec![server_error(error)], None);
+        split.again(ALL, |_| false).followed == 1
+    };
+    let own = "TRYAGAIN Multiple keys request during rehashing of slot";
+    assert!(follows("EVAL s 2 {k}1 {k}2", own));
+    assert!(
+        !follows("EVAL s 1 {k}1", own),
+        "a server never says so of one"
+    );
+    assert!(!follows(
+        "EVAL s 2 {k}1 {k}2",
+        "TRYAGAIN the stock is locked"
+    ));
+}
+
 use crate::redirect::Routing;
 
 #[test]
