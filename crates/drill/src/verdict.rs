@@ -164,10 +164,10 @@ pub(crate) fn judge_ledger(
             Unit::Ms,
             "from another primary being named by two sentinels, or two primaries, to the first acknowledged write that stays",
         );
-        kpis.push(
-            back.seen(ledger.back_ms)
-                .noted("± 20 ms, the time between two looks"),
-        );
+        kpis.push(back.seen(ledger.back_ms).noted(match ledger.shards {
+            None => "± 20 ms, the time between two looks",
+            Some(_) => "± 50 ms, the time between two looks",
+        }));
     }
     kpis.extend(fault_p99(record, thresholds));
     kpis.push(slowest_call(&whole, thresholds));
