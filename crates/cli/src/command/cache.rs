@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use redis::Value;
 use serde_json::value::RawValue;
+use steadfast::ConnectionState;
 use steadfast_cache::Target;
 use steadfast_server::App;
 
@@ -233,6 +234,9 @@ impl Warm {
     }
 }
 
+/// How long Redis is waited for at most before the first question.
+const START_LIMIT: Duration = Duration::from_secs(3);
+
 /// The service without its listener, and without what stands between it and its callers: whoever
 /// may read the file needs no token.
 async fn start(file: &File) -> Result<App, Failure> {
@@ -242,11 +246,21 @@ async fn start(file: &File) -> Result<App, Failure> {
     let app = Box::pin(App::start(config))
         .await
         .map_err(|error| Failure::new(Status::Unavailable, chain(&error)))?;
-    // So that the first read finds Redis, if there is one; without it everything works all the
-    // same.
-    if app.client().available().is_none() {
-        let _ = tokio::time::timeout(Duration::from_secs(1), app.client().changed()).await;
-    }
+    // So that the first read finds Redis in use, if there is one; without it everything works all
+    // the same.
+    let in_use = async {
+        let may_come = || app.client().state() != ConnectionState::Down;
+        let is_in_use = || {
+            app.cache()
+                .status()
+                .redis
+                .is_some_and(|redis| redis.trusted)
+        };
+        while may_come() && !is_in_use() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let _ = tokio::time::timeout(START_LIMIT, in_use).await;
     Ok(app)
 }
 
