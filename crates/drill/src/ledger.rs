@@ -68,14 +68,14 @@ struct Tried {
     said: Said,
 }
 
-/// What the subject said of a write.
+/// The subject's word about a write.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Said {
-    /// It was applied.
+    /// The write was applied.
     Acknowledged,
-    /// It was not applied, and will not be.
+    /// The write was not applied, and will not be.
     Denied,
-    /// It failed, and may have been applied.
+    /// The write failed, and may have been applied.
     Unknown,
 }
 

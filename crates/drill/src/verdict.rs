@@ -101,16 +101,6 @@ pub(crate) fn judge_ledger(
     let whole = sum(record, &Phase::ALL[1..]);
     let mut kpis = failures(&whole, thresholds);
     kpis.retain(|kpi| kpi.name != "wrong_answers");
-    let count = |name, target: u64, formula, seen: u64| {
-        let kpi = Kpi::held_to(
-            (name, WHOLE),
-            Bound::AtMost,
-            target as f64,
-            Unit::Count,
-            formula,
-        );
-        kpi.seen(Some(seen as f64))
-    };
     kpis.extend([
         count(
             "lost",
@@ -138,20 +128,7 @@ pub(crate) fn judge_ledger(
             ledger.denied,
         ),
     ]);
-    if let Some(shards) = &ledger.shards {
-        let there = format!("and {} of shards that were broken", shards.failed_there);
-        let elsewhere = count(
-            "failed_elsewhere",
-            thresholds.failed_elsewhere,
-            "calls that failed for slots to which nothing was done",
-            shards.failed_elsewhere,
-        );
-        kpis.push(elsewhere.noted(there));
-        kpis.extend(shards.discoveries.map(|seen| {
-            let formula = "questions of the client who owns which slots";
-            count("discoveries", thresholds.discoveries, formula, seen)
-        }));
-    }
+    kpis.extend(of_shards(ledger, thresholds));
     if ledger.failovers > 0 {
         let limit = match role {
             Role::Resilient => thresholds.recovery,
@@ -172,6 +149,34 @@ pub(crate) fn judge_ledger(
     kpis.extend(fault_p99(record, thresholds));
     kpis.push(slowest_call(&whole, thresholds));
     kpis
+}
+
+/// The figures of a subject whose data are in a cluster.
+fn of_shards(ledger: &LedgerReport, thresholds: &Thresholds) -> Vec<Kpi> {
+    let Some(shards) = &ledger.shards else {
+        return Vec::new();
+    };
+    let elsewhere = count(
+        "failed_elsewhere",
+        thresholds.failed_elsewhere,
+        "calls that failed for slots to which nothing was done",
+        shards.failed_elsewhere,
+    );
+    let there = format!("and {} of shards that were broken", shards.failed_there);
+    let discoveries = shards.discoveries.map(|seen| {
+        let formula = "questions of the client who owns which slots";
+        count("discoveries", thresholds.discoveries, formula, seen)
+    });
+    [elsewhere.noted(there)]
+        .into_iter()
+        .chain(discoveries)
+        .collect()
+}
+
+/// A count of the whole run that must not be greater than its target.
+fn count(name: &'static str, target: u64, formula: &'static str, seen: u64) -> Kpi {
+    let (figure, target) = ((name, WHOLE), target as f64);
+    Kpi::held_to(figure, Bound::AtMost, target, Unit::Count, formula).seen(Some(seen as f64))
 }
 
 fn connection_success(record: &Record, normal: &Counts, thresholds: &Thresholds) -> Kpi {
