@@ -3,15 +3,19 @@ import { at, type Child, h, redraw } from './dom';
 import { ago, bytes, count, duration, text } from './format';
 import { pill, whatToDo } from './marks';
 import { breakerName, type Mood, plural, redisName } from './words';
-import type { Health, RedisNode, Sentinel, SentinelGroup, Status } from './wire';
+import type { Health, RedisNode, Sentinel, SentinelGroup, Shards, Status } from './wire';
 
 /** Of one server that nobody watches nothing is shown that is not said above. */
 export function drawNodes({ nodes, health }: Status): void {
-  const { servers, sentinels } = nodes;
-  at('nodes').hidden = servers.length < 2 && !sentinels;
+  const { servers, sentinels, shards } = nodes;
+  at('nodes').hidden = servers.length < 2 && !sentinels && !shards;
   redraw(at('nodes-rows'), JSON.stringify(servers), () => servers.map(row));
   at('nodes-watch').hidden = !sentinels;
-  at('nodes-said').hidden = !sentinels;
+  at('nodes-said').hidden = !sentinels && !shards;
+  if (shards) {
+    drawShards(shards, health.checks.shards?.status ?? 'healthy');
+    return;
+  }
   if (!sentinels) {
     redraw(at('nodes-state'), '', () => []);
     return;
@@ -26,6 +30,29 @@ export function drawNodes({ nodes, health }: Status): void {
     advice ? h('p', {}, whatToDo('failover')) : null,
   ]);
   redraw(at('sentinels-rows'), JSON.stringify(sentinels.each.map(shownOf)), () => sentinels.each.map(sentinelRow));
+}
+
+/** Of a cluster: how many of its shards serve, and what does not. */
+function drawShards(shards: Shards, check: Health): void {
+  const serving = shards.primaries - shards.away.length;
+  const words = `${serving} of ${plural(shards.primaries, 'shard')} serve`;
+  const mood = check !== 'healthy' ? 'bad' : shards.alone.length > 0 ? 'warn' : 'good';
+  redraw(at('nodes-state'), `${mood}${words}`, () => [pill(mood, words)]);
+  const told = saidOfShards(shards);
+  redraw(at('nodes-said'), `${told.join('|')}${check}`, () => [
+    ...told.map((line) => h('p', {}, line)),
+    check === 'healthy' ? null : h('p', {}, whatToDo('down')),
+  ]);
+}
+
+/** What an engineer has to know of a cluster, most important first. */
+export function saidOfShards({ away, alone, uncovered, heard_ms_ago: heard, error, epoch }: Shards): string[] {
+  if (heard === null) return [`No node has told who owns which slot${error ? `: ${error}` : ' yet'}.`];
+  const lines = away.map((why) => `${why}. All other keys are served.`);
+  if (uncovered !== '') lines.push(`Nobody owns the slots ${uncovered}.`);
+  if (alone.length > 0) lines.push(`Without a replica, so nobody takes over: ${alone.join(', ')}.`);
+  lines.push(`Who owns which slot is known by epoch ${epoch}.`);
+  return lines;
 }
 
 function moodOfWatch({ votes, voters, each }: SentinelGroup, check: Health): Mood {
@@ -72,17 +99,26 @@ export function said({ servers, sentinels }: Status['nodes']): string[] {
   return lines;
 }
 
-function row({ address, role, state, lag_bytes: lag, breaker, can_take_over: can }: RedisNode): HTMLElement {
+function row(node: RedisNode): HTMLElement {
+  const { address, role, state, lag_bytes: lag, breaker, can_take_over: can, slots, follows } = node;
   const behind = role === 'primary' ? '–' : lag === null ? 'not known' : lag === 0 ? 'nothing' : text(bytes(lag));
   return h(
     'tr',
     {},
     h('th', { scope: 'row' }, h('code', {}, address)),
-    h('td', {}, role === 'replica' && can === false ? 'replica, never promoted' : role),
+    h('td', {}, roleName(role, can, slots, follows)),
     h('td', {}, pill(moodOf(state), stateName(state))),
     h('td', {}, behind),
     h('td', {}, breaker === null ? '–' : breakerName(breaker)),
   );
+}
+
+function roleName(role: string, can: boolean | null, slots: string | null, follows: string | null): string {
+  if (role === 'replica' && can === false) return 'replica, never promoted';
+  // Of a cluster, where there are several of each.
+  if (slots === null) return role;
+  if (role === 'replica') return follows === null ? role : `replica of ${follows}`;
+  return slots === '' ? 'primary, no slots' : `primary, slots ${slots}`;
 }
 
 const WORDS: Record<Sentinel['state'], [Mood, string]> = {
@@ -117,9 +153,10 @@ function shownOf(sentinel: Sentinel): unknown[] {
 
 export function moodOf(state: string): Mood {
   if (state === 'ready' || state === 'in_sync') return 'good';
-  return state === 'connecting' ? 'warn' : 'bad';
+  if (state === 'idle') return 'good';
+  return state === 'connecting' || state === 'partial' ? 'warn' : 'bad';
 }
 
 function stateName(state: string): string {
-  return { in_sync: 'In sync', away: 'Away' }[state] ?? redisName(state);
+  return { in_sync: 'In sync', away: 'Away', idle: 'Not asked yet' }[state] ?? redisName(state);
 }

@@ -54,6 +54,7 @@ const CHECKS: Record<string, Trouble> = {
   reads: 'reads',
   redis: 'down',
   sentinels: 'failover',
+  shards: 'down',
   database: 'database',
   statements: 'writes',
   breaker: 'breaker',

@@ -111,11 +111,27 @@ export interface Named<F> {
 export interface RedisNode {
   address: string;
   role: 'primary' | 'replica';
-  /** Of its connection (`ready`, `connecting`, `down`, `closed`); where there is none, `in_sync` or `away`. */
+  /** Of its connection (`ready`, `connecting`, `down`, `closed`); where there is none, `in_sync`, `idle` (a cluster's, asked nothing yet) or `away`. */
   state: string;
   lag_bytes: number | null;
   breaker: string | null;
   can_take_over: boolean | null;
+  slots: string | null;
+  follows: string | null;
+}
+
+/** The slots of a cluster, and who serves them. */
+export interface Shards {
+  primaries: number;
+  away: string[];
+  alone: string[];
+  uncovered: string;
+  uncovered_slots: number;
+  epoch: number;
+  heard_ms_ago: number | null;
+  error: string | null;
+  discoveries: number;
+  redirects: number;
 }
 
 export interface Sentinel {
@@ -260,7 +276,12 @@ export interface Status {
     /** Absent where Redis is one server, or one primary that sentinels name. */
     cluster: Cluster | null;
   };
-  nodes: { found_by: 'single' | 'sentinel'; servers: RedisNode[]; sentinels: SentinelGroup | null };
+  nodes: {
+    found_by: 'single' | 'sentinel' | 'cluster';
+    servers: RedisNode[];
+    sentinels: SentinelGroup | null;
+    shards: Shards | null;
+  };
   cache: {
     counts: Record<string, number>;
     flights: number;

@@ -187,6 +187,7 @@ function unsteady(status: Status | null, tick: Tick, checks: Record<string, Chec
     ['statements', 'Serving; writes fail.'],
     ['outbox', 'Serving; invalidations wait.'],
     ['sentinels', 'Serving; no majority of sentinels.'],
+    ['shards', 'Serving; a part of the Redis cluster is away.'],
   ] as const) {
     const check = checks[name];
     if (check && check.status !== 'healthy') {
@@ -265,7 +266,8 @@ export function breakerName(state: string): string {
 }
 
 export function redisName(state: string): string {
-  return { ready: 'In service', connecting: 'Connecting', down: 'Down', closed: 'Closed' }[state] ?? capital(state);
+  const names = { ready: 'In service', partial: 'In part', connecting: 'Connecting', down: 'Down', closed: 'Closed' };
+  return names[state as keyof typeof names] ?? capital(state);
 }
 
 export function capital(words: string): string {

@@ -167,7 +167,7 @@ impl Backend {
 
     pub(crate) fn set_gauges(&self) {
         let state = self.client.status();
-        for name in ["connecting", "ready", "down", "closed"] {
+        for name in ["connecting", "ready", "partial", "down", "closed"] {
             let is = f64::from(u8::from(name == state_name(state.state)));
             gauge!("steadfast_redis_state", "state" => name).set(is);
         }

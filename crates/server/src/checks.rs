@@ -15,6 +15,7 @@ const OWN_CHECKS: &[&str] = &[
     "reads",
     "redis",
     "sentinels",
+    "shards",
     "database",
     "breaker",
     "outbox",

@@ -2,20 +2,25 @@
 //! called at night has to know which of them serves, which could take over, and who says otherwise.
 //! So they are listed one by one, from what the client knows already: nobody is asked for it.
 
-use metrics::gauge;
+use metrics::{counter, gauge};
 use serde::Serialize;
-use steadfast::{ConnectionState, SentinelContact, SentinelStatus, Status as ClientStatus};
+use steadfast::{
+    ClusterStatus, ConnectionState, NodeStatus, SentinelContact, SentinelStatus,
+    Status as ClientStatus,
+};
 
 use crate::health::{Check, Status};
 
 /// The servers behind the name of Redis, in `/v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Nodes {
-    /// How it is found which of them serves: `single` or `sentinel`.
+    /// How it is found which of them serves: `single`, `sentinel` or `cluster`.
     found_by: &'static str,
     servers: Vec<ServerNode>,
     /// Absent where none are asked.
     sentinels: Option<Sentinels>,
+    /// Absent where there is no cluster.
+    shards: Option<Shards>,
 }
 
 /// A server.
@@ -25,7 +30,8 @@ struct ServerNode {
     /// `primary` or `replica`.
     role: &'static str,
     /// Of one that this service is connected to, the state of its connection (`ready`,
-    /// `connecting`, `down`, `closed`); of another, `in_sync` or `away`.
+    /// `connecting`, `down`, `closed`); of another, `in_sync` or `away`, or in a cluster `idle` (it
+    /// was asked nothing yet) or `away` (other nodes cannot reach it).
     state: &'static str,
     /// How far it is behind the primary; absent of a primary, and where nobody says.
     lag_bytes: Option<u64>,
@@ -33,6 +39,31 @@ struct ServerNode {
     breaker: Option<&'static str>,
     /// Whether it can become the primary; absent where nobody says.
     can_take_over: Option<bool>,
+    /// The slots that it owns, such as `0-5460, 7000`; absent where there is no cluster.
+    slots: Option<String>,
+    /// The address of the primary that it follows; absent of a primary, and where nobody says.
+    follows: Option<String>,
+}
+
+/// The slots of a cluster, and who serves them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+struct Shards {
+    /// The primaries that own slots.
+    primaries: usize,
+    /// Those of them that do not serve.
+    away: Vec<String>,
+    /// Those of them that no replica follows.
+    alone: Vec<String>,
+    /// The slots that nobody is known to own, such as `0-5460`; empty if all are owned.
+    uncovered: String,
+    uncovered_slots: usize,
+    epoch: u64,
+    /// How long ago a node last told who owns what; absent if none ever did.
+    heard_ms_ago: Option<f64>,
+    /// Why no node told it when they were asked last.
+    error: Option<String>,
+    discoveries: u64,
+    redirects: u64,
 }
 
 /// The sentinels that watch the primary, and how well it is proven.
@@ -91,6 +122,15 @@ const UNCONFIRMED_MS: f64 = 25_000.0;
 
 impl Nodes {
     pub(crate) fn of(client: &ClientStatus, proof_within_ms: Option<u64>) -> Self {
+        if let Some(cluster) = &client.cluster {
+            let members = cluster.nodes.iter().filter(|node| node.member);
+            return Self {
+                found_by: "cluster",
+                servers: members.map(ServerNode::of_cluster).collect(),
+                sentinels: None,
+                shards: Some(Shards::of(cluster)),
+            };
+        }
         let breaker = Some(client.breaker);
         let state = state_name(client.state);
         let node = |address: String, role| ServerNode {
@@ -100,12 +140,15 @@ impl Nodes {
             lag_bytes: None,
             breaker,
             can_take_over: None,
+            slots: None,
+            follows: None,
         };
         let Some(watched) = &client.sentinel else {
             return Self {
                 found_by: "single",
                 servers: vec![node(client.address.clone(), "primary")],
                 sentinels: None,
+                shards: None,
             };
         };
         let primary = watched.primary.clone();
@@ -117,12 +160,20 @@ impl Nodes {
             lag_bytes: replica.lag_bytes,
             breaker: None,
             can_take_over: replica.priority.map(|priority| priority > 0),
+            slots: None,
+            follows: watched.primary.clone(),
         });
         Self {
             found_by: "sentinel",
             servers: primary.into_iter().chain(replicas).collect(),
             sentinels: Some(Sentinels::of(watched, proof_within_ms)),
+            shards: None,
         }
+    }
+
+    /// Returns how the shards are; `None` where there is no cluster.
+    pub(crate) fn shards_check(&self) -> Option<Check> {
+        self.shards.as_ref().map(Shards::check)
     }
 
     /// Returns how the sentinels are; `None` where none are asked.
@@ -158,6 +209,9 @@ impl Nodes {
 
     /// Sets the gauges of sentinels and replicas, where there are any.
     pub(crate) fn set_gauges(&self) {
+        if let Some(shards) = &self.shards {
+            shards.set_gauges();
+        }
         let Some(watch) = &self.sentinels else { return };
         for (name, state) in [
             ("agrees", SentinelState::Agrees),
@@ -178,6 +232,113 @@ impl Nodes {
         let lag = replicas().filter_map(|node| node.lag_bytes).max();
         let lag = lag.map_or(f64::NAN, |bytes| bytes as f64);
         gauge!("steadfast_redis_replica_lag_bytes").set(lag);
+    }
+}
+
+impl ServerNode {
+    fn of_cluster(node: &NodeStatus) -> Self {
+        let address = node.address.clone().or_else(|| node.id.clone());
+        Self {
+            address: address.unwrap_or_default(),
+            role: if node.primary { "primary" } else { "replica" },
+            state: match node.state {
+                Some(state) => state_name(state),
+                None if node.failing => "away",
+                None => "idle",
+            },
+            lag_bytes: None,
+            breaker: node.breaker,
+            can_take_over: None,
+            slots: Some(node.slots.clone()),
+            follows: node.follows.clone(),
+        }
+    }
+}
+
+impl Shards {
+    fn of(cluster: &ClusterStatus) -> Self {
+        let members = || cluster.nodes.iter().filter(|node| node.member);
+        let owners = || members().filter(|node| node.primary && !node.slots.is_empty());
+        let serves = |node: &NodeStatus| match node.state {
+            Some(state) => state == ConnectionState::Ready,
+            None => !node.failing,
+        };
+        let followed = |node: &NodeStatus| {
+            let mut replicas = members().filter(|node| !node.primary && !node.failing);
+            replicas.any(|replica| replica.follows.is_some() && replica.follows == node.address)
+        };
+        let away = owners().filter(|node| !serves(node)).map(|node| {
+            let address = node
+                .address
+                .as_deref()
+                .unwrap_or("a node without an address");
+            let why = node
+                .last_error
+                .as_deref()
+                .unwrap_or("other nodes cannot reach it");
+            format!("{address} (slots {}): {why}", node.slots)
+        });
+        let alone = owners().filter(|node| !followed(node));
+        Self {
+            primaries: owners().count(),
+            away: away.collect(),
+            alone: alone.filter_map(|node| node.address.clone()).collect(),
+            uncovered: cluster.uncovered.clone(),
+            uncovered_slots: cluster.uncovered_slots,
+            epoch: cluster.epoch,
+            heard_ms_ago: cluster.heard_ms_ago,
+            error: cluster.error.clone(),
+            discoveries: cluster.discoveries,
+            redirects: cluster.redirects,
+        }
+    }
+
+    /// One shard that is away costs its own keys only.
+    fn check(&self) -> Check {
+        if self.heard_ms_ago.is_none() {
+            let why = self.error.as_deref().unwrap_or("none was asked");
+            let message = format!("no node has told who owns which slot: {why}");
+            return Check::new(Status::Degraded, message);
+        }
+        let mut wrong = Vec::new();
+        if self.uncovered_slots > 0 {
+            wrong.push(format!("nobody owns the slots {}", self.uncovered));
+        }
+        if !self.away.is_empty() {
+            wrong.push(format!(
+                "{} of {} shards do not serve: {}",
+                self.away.len(),
+                self.primaries,
+                self.away.join("; ")
+            ));
+        }
+        let mut said = match &wrong[..] {
+            [] => format!("{} shards own all slots and serve", self.primaries),
+            wrong => format!("{}; all other keys are served", wrong.join("; ")),
+        };
+        if !self.alone.is_empty() {
+            said.push_str(&format!("; without a replica: {}", self.alone.join(", ")));
+        }
+        let status = match wrong.is_empty() {
+            true => Status::Healthy,
+            false => Status::Degraded,
+        };
+        Check::new(status, said)
+    }
+
+    fn set_gauges(&self) {
+        let away = self.away.len();
+        let serving = self.primaries.saturating_sub(away);
+        for (state, count) in [("serving", serving), ("away", away)] {
+            gauge!("steadfast_redis_shards", "state" => state).set(count as f64);
+        }
+        gauge!("steadfast_redis_shards_without_replica").set(self.alone.len() as f64);
+        gauge!("steadfast_redis_uncovered_slots").set(self.uncovered_slots as f64);
+        // Endless where no node ever told: no number would wake nobody.
+        let age = self.heard_ms_ago.map_or(f64::INFINITY, |ms| ms / 1e3);
+        gauge!("steadfast_redis_cluster_view_age_seconds").set(age);
+        counter!("steadfast_redis_discoveries_total").absolute(self.discoveries);
+        counter!("steadfast_redis_redirects_total").absolute(self.redirects);
     }
 }
 
@@ -253,6 +414,7 @@ pub(crate) fn state_name(state: ConnectionState) -> &'static str {
     match state {
         ConnectionState::Connecting => "connecting",
         ConnectionState::Ready => "ready",
+        ConnectionState::Partial => "partial",
         ConnectionState::Closed => "closed",
         _ => "down",
     }

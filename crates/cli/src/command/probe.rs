@@ -2,6 +2,7 @@
 //! nothing but short-lived keys of its own. It says what it did in figures and, where it could not
 //! do it, why in words to act on.
 
+mod shards;
 mod tally;
 mod view;
 mod why;
@@ -11,13 +12,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use steadfast::{Client, ConfigError, EventItem, EventKind, Fencing, Tls};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::address::redis_url;
 use crate::failure::{Failure, Status, chain};
 use crate::figures::{bytes, count, duration};
 use crate::output::row;
 use crate::signals::Signals;
+use shards::Shards;
 use view::View;
 use work::{EXPIRY, Outcome, Plan};
 
@@ -31,12 +33,13 @@ Examples:
   steadfast probe redis://127.0.0.1:6379
   steadfast probe rediss://app@cache.example:6380 --operations 30000 --workers 50
   steadfast probe redis-sentinel://a.example:26379,b.example,c.example/mymaster
+  steadfast probe redis-cluster://a.example:6379,b.example:6379
   REDIS_URL=redis://:password@cache.example:6379 steadfast probe")]
 pub(crate) struct Args {
     // No doc comment: rustdoc would take the brackets for a link, and clap would print whatever
     // escapes them.
     #[arg(
-        help = "redis://[user:password@]host:port/db, rediss://… for TLS, unix:///path, or redis-sentinel://host:26379,host/service[/db]",
+        help = "redis://[user:password@]host:port/db, rediss://… for TLS, unix:///path, redis-sentinel://host:26379,host/service[/db], or redis-cluster://host:port,host:port",
         env = "REDIS_URL",
         hide_env_values = true
     )]
@@ -93,6 +96,10 @@ impl Args {
             view = View::of(&client, deadline) => if let Some(view) = view { view.describe()? },
             () = &mut stop => return interrupted(),
         }
+        tokio::select! {
+            shards = Shards::of(&client, deadline) => if let Some(shards) = shards { shards.describe()? },
+            () = &mut stop => return interrupted(),
+        }
 
         let plan = Plan {
             operations: self.operations,
@@ -145,6 +152,9 @@ async fn connect(client: &Client, deadline: Duration) -> Result<Connected, Strin
     let mut seen = client.history();
     // Credentials, name, TCP, TLS and handshake have the deadline each.
     let limit = deadline * 5 + Duration::from_secs(1);
+    if client.status().cluster.is_some() {
+        return first_answer(client, limit).await;
+    }
     loop {
         for event in seen {
             match event.kind {
@@ -165,6 +175,33 @@ async fn connect(client: &Client, deadline: Duration) -> Result<Connected, Strin
         };
     }
 }
+
+/// Asks a cluster for a sign of life, which connects to a node. Before a node has told who is a
+/// member none is known, and no attempt to connect.
+async fn first_answer(client: &Client, limit: Duration) -> Result<Connected, String> {
+    let began = Instant::now();
+    loop {
+        match client.send(&redis::cmd("PING")).await {
+            Ok(_) => {
+                let took = began.elapsed();
+                return Ok(Connected { took });
+            }
+            Err(error) if began.elapsed() > limit => return Err(error.to_string()),
+            // The view may come yet; a reason is given only once nodes were asked.
+            Err(error) => {
+                let cluster = client.status().cluster;
+                let said = cluster.and_then(|cluster| cluster.error);
+                if let Some(why) = said {
+                    return Err(why);
+                }
+                sleep(error.retry_after().unwrap_or(LOOK).min(LOOK)).await;
+            }
+        }
+    }
+}
+
+/// Between looks whether a node of a cluster has answered.
+const LOOK: Duration = Duration::from_millis(50);
 
 async fn describe_server(client: &Client, deadline: Duration) -> Result<(), Failure> {
     let (health, status) = (client.health(deadline).await, client.status());

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use steadfast_drill::process::{Redis, Tls, Watched};
+use steadfast_drill::process::{Cluster, Redis, Tls, Watched};
 use tokio::time::{Instant, sleep};
 
 use crate::program::{Ended, PATIENCE, finish, run, signal, steadfast};
@@ -321,4 +321,32 @@ async fn t17_a_probe_without_a_primary_says_of_each_sentinel_why() {
         "{}",
         ended.all()
     );
+}
+
+#[tokio::test]
+async fn s4_a_cluster_is_shown_node_by_node_with_what_will_hurt() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let set = ["CONFIG", "SET", "cluster-require-full-coverage", "yes"];
+    cluster.node(1).command(&set).await.unwrap();
+    let ended = run(&["probe", &cluster.url(), "--operations", "300"]).await;
+    assert_eq!(ended.status, Some(0), "{}", ended.all());
+    let second = cluster.node(1).addr().to_string();
+    for words in [
+        "3 shards, all slots are owned",
+        &format!("{second} primary, slots 5461-10921"),
+        &format!("cluster-require-full-coverage is yes on {second}:"),
+        "no replica of ",
+        "3 of 3 primaries are on 127.0.0.1",
+        "100.00 %",
+        "deleted",
+    ] {
+        assert!(
+            ended.stdout.contains(words),
+            "nothing of {words:?}: {}",
+            ended.all()
+        );
+    }
+    for node in cluster.nodes() {
+        assert_eq!(keys(&node).await, 0);
+    }
 }

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use steadfast::ConnectionState;
+use steadfast::redis;
+use steadfast::{CallOptions, ConnectionState};
 use steadfast_cache::Target;
 use tokio::time::Instant;
 
@@ -59,14 +60,21 @@ impl Backend {
         }
     }
 
-    /// Returns the checks of Redis, breaker, database, outbox, statements and, where some are
-    /// asked, sentinels, from what is known.
+    /// Returns the checks of Redis, breaker, database, outbox, statements and, where there are
+    /// some, sentinels or shards, from what is known.
     pub(crate) fn checks(&self) -> Vec<(&'static str, Check)> {
         let status = self.client.status();
         let since = status.state_for_ms / 1e3;
         let cause = status.last_error.as_deref().unwrap_or("never connected");
         let address = &status.address;
         let redis = match status.state {
+            // Which, and why, says the check of the shards.
+            ConnectionState::Partial => Check::new(
+                Status::Degraded,
+                format!(
+                    "some shards of the {address} do not serve; answers for their keys come from memory and the database"
+                ),
+            ),
             ConnectionState::Ready => self.in_service(address, status.reconnects),
             ConnectionState::Connecting => Check::new(
                 // One that was never there is not known to be anywhere.
@@ -99,7 +107,7 @@ impl Backend {
             "half_open" => Check::new(Status::Degraded, "half-open: a few calls pass, on trial"),
             _ => Check::new(Status::Degraded, "open: calls to Redis are refused at once"),
         };
-        let sentinels = Nodes::of(&status, self.proof_within_ms).check();
+        let nodes = Nodes::of(&status, self.proof_within_ms);
         let mut checks = vec![
             ("redis", redis.latency(rtt)),
             ("breaker", breaker),
@@ -107,7 +115,8 @@ impl Backend {
             ("database", self.database_check.read().clone()),
             ("statements", self.statements_check()),
         ];
-        checks.extend(sentinels.map(|check| ("sentinels", check)));
+        checks.extend(nodes.check().map(|check| ("sentinels", check)));
+        checks.extend(nodes.shards_check().map(|check| ("shards", check)));
         checks
     }
 
@@ -141,6 +150,11 @@ impl Backend {
     /// Asks Redis how it is, within `redis.health_timeout`, and remembers the answer. Not while it
     /// is known to be away.
     pub(crate) async fn ask_redis(&self) {
+        if self.client.status().cluster.is_some() {
+            // Of every shard, or nobody knows how those are that no caller has needed yet.
+            let once = CallOptions::new().deadline(self.health_timeout).attempts(1);
+            let _ = self.client.with(once).send(&redis::cmd("DBSIZE")).await;
+        }
         let reconnects = self.client.status().reconnects;
         if self.client.available().is_some() {
             let said = self.client.health(self.health_timeout).await;

@@ -69,6 +69,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "steadfast_redis_stuck_resets_total",
         "Times that a stuck supervisor of a connection was started anew",
     ),
+    (
+        "steadfast_redis_discoveries_total",
+        "Times that nodes of the cluster were asked who owns what",
+    ),
+    (
+        "steadfast_redis_redirects_total",
+        "Calls that went on at another node of the cluster, or at the same once more",
+    ),
 ];
 
 /// Name, unit if it has one, and what is measured.
@@ -134,6 +142,26 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
         "steadfast_redis_replica_lag_bytes",
         Some(Unit::Bytes),
         "How far the replica that is furthest behind is behind the primary",
+    ),
+    (
+        "steadfast_redis_shards",
+        None,
+        "Primaries of the cluster that own slots, by whether they serve",
+    ),
+    (
+        "steadfast_redis_shards_without_replica",
+        None,
+        "Primaries of the cluster that own slots and have no replica",
+    ),
+    (
+        "steadfast_redis_uncovered_slots",
+        None,
+        "Slots of the cluster that nobody owns",
+    ),
+    (
+        "steadfast_redis_cluster_view_age_seconds",
+        Some(Unit::Seconds),
+        "Time since a node of the cluster last told who owns what",
     ),
     (
         "steadfast_database_loads_running",

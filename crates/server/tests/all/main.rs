@@ -5,6 +5,7 @@ mod acl;
 mod auth;
 mod auth_config;
 mod authority;
+mod cluster;
 mod databases;
 mod deploy;
 mod drain;

@@ -118,11 +118,13 @@ fn only_metrics_count_as_names_of_metrics() {
 
 /// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, or sentinels are asked,
 /// and seen there by the tests of those.
-const SET_UP: [&str; 7] = [
+const SET_UP: [&str; 9] = [
     "steadfast_redis_sentinels",
     "steadfast_redis_primary_proof_age_seconds",
     "steadfast_redis_replicas",
     "steadfast_redis_replica_lag_bytes",
+    "steadfast_redis_shards",
+    "steadfast_redis_uncovered_slots",
     "steadfast_tls_certificate_expiry_seconds",
     "steadfast_credentials_expiry_seconds",
     "steadfast_audit_lost_total",

@@ -166,21 +166,39 @@ fn nodes_schema() -> Value {
     json!({
         "type": "object",
         "description": "The servers behind the name of Redis, and the sentinels that watch them",
-        "required": ["found_by", "servers", "sentinels"],
+        "required": ["found_by", "servers", "sentinels", "shards"],
         "properties": {
-            "found_by": {"type": "string", "enum": ["single", "sentinel"]},
+            "found_by": {"type": "string", "enum": ["single", "sentinel", "cluster"]},
             "servers": {"type": "array", "items": {
                 "type": "object",
                 "required": ["address", "role", "state"],
                 "properties": {
                     "address": {"type": "string"},
                     "role": {"type": "string", "enum": ["primary", "replica"]},
-                    "state": {"type": "string", "description": "Of the connection to it (ready, connecting, down, closed); without one, in_sync or away"},
+                    "state": {"type": "string", "description": "Of the connection to it (ready, connecting, down, closed); without one, in_sync, idle or away"},
                     "lag_bytes": {"type": ["integer", "null"], "description": "How far it is behind the primary; null where nobody says"},
                     "breaker": text,
                     "can_take_over": {"type": ["boolean", "null"]},
+                    "slots": text,
+                    "follows": text,
                 },
             }},
+            "shards": {
+                "type": ["object", "null"],
+                "description": "null where there is no cluster",
+                "properties": {
+                    "primaries": {"type": "integer", "description": "Those that own slots"},
+                    "away": {"type": "array", "items": {"type": "string"}},
+                    "alone": {"type": "array", "items": {"type": "string"}, "description": "Those without a replica"},
+                    "uncovered": {"type": "string", "description": "Slots that nobody owns"},
+                    "uncovered_slots": {"type": "integer"},
+                    "epoch": {"type": "integer"},
+                    "heard_ms_ago": number,
+                    "error": text,
+                    "discoveries": {"type": "integer"},
+                    "redirects": {"type": "integer"},
+                },
+            },
             "sentinels": {
                 "type": ["object", "null"],
                 "description": "null where none are asked",
