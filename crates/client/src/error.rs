@@ -278,6 +278,13 @@ impl Error {
 
     /// Returns the node of a cluster that failed, with its slots: of errors of the infrastructure,
     /// where one node is to blame.
+    ///
+    /// ```
+    /// fn blame(error: &steadfast::Error) -> String {
+    ///     let kind = if error.is_infrastructure() { "infrastructure" } else { error.label() };
+    ///     format!("{kind} at {}", error.at().unwrap_or("Redis"))
+    /// }
+    /// ```
     pub fn at(&self) -> Option<&str> {
         self.at.as_deref()
     }

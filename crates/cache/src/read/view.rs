@@ -127,7 +127,7 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     }
 
     /// All keys are written behind this. `users.get(7, …)` with the prefix `user:` is the key
-    /// `user:7` to everybody else, as in [`Target::key("user:7")`](Target::key).
+    /// `user:7` to everybody else, as in [`Target::key("user:7")`](crate::Target::key).
     #[must_use]
     pub fn prefix(self, prefix: impl AsRef<[u8]>) -> Self {
         self.but(|made| made.prefix = prefix.as_ref().into())

@@ -1,6 +1,19 @@
 //! The part of status and events that tells of sentinels and of failovers.
 
 /// The word of the sentinels, in [`Status`](crate::Status).
+///
+/// ```
+/// use steadfast::{ReplicaStatus, SentinelContact, SentinelStatus};
+///
+/// fn ready_for_a_failover(sentinels: &SentinelStatus) -> bool {
+///     let in_sync = |replica: &ReplicaStatus| replica.in_sync && replica.priority != Some(0);
+///     let agrees = |contact: &SentinelContact| contact.error.is_none() && !contact.dissents;
+///     sentinels.replicas.iter().any(in_sync) && sentinels.sentinels.iter().all(agrees)
+/// }
+/// # fn example(client: &steadfast::Client) -> Option<()> {
+/// println!("{}", ready_for_a_failover(client.status().sentinel.as_ref()?));
+/// # Some(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]

@@ -12,6 +12,19 @@ use crate::error::{Error, ErrorKind};
 use crate::link::ConnectionState;
 
 /// The state of the cluster, in [`Status`](crate::Status).
+///
+/// ```
+/// use steadfast::{ClusterStatus, NodeStatus};
+///
+/// fn unwell(cluster: &ClusterStatus) -> Vec<&str> {
+///     let unwell = |node: &&NodeStatus| node.failing || node.breaker == Some("open");
+///     let nodes = cluster.nodes.iter().filter(unwell);
+///     nodes.filter_map(|node| node.address.as_deref()).collect()
+/// }
+/// # fn example(client: &steadfast::Client) -> Option<()> {
+/// println!("{:?}", unwell(client.status().cluster.as_ref()?));
+/// # Some(()) }
+/// ```
 #[derive(Clone, Debug)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize))]
 #[non_exhaustive]
