@@ -111,6 +111,8 @@ impl WatchedSite {
                 for server in &self.watched.data {
                     self.admit(server, &WATCHERS[..1], false).await?;
                 }
+                // Sentinels tell each other too, without a server between them.
+                self.hears_of_others(false).await?;
                 return self.fail_over().await;
             }
             Fault::ReplicaLag => {
@@ -147,6 +149,9 @@ impl WatchedSite {
                 }
             }
             _ => {
+                if matches!(fault, Fault::SentinelStale) {
+                    self.hears_of_others(true).await?;
+                }
                 for server in self.watched.data.iter().filter(|one| one.is_awake()) {
                     self.admit(server, &WATCHERS, true).await?;
                     self.admit(server, &[COPIER], true).await?;
@@ -236,6 +241,13 @@ impl WatchedSite {
             server.command(&["CLIENT", "KILL", "USER", closed]).await?;
         }
         Ok(())
+    }
+
+    /// Has the first sentinel take what the others tell it, or refuse it.
+    async fn hears_of_others(&self, hears: bool) -> Result<(), ProcessError> {
+        let right = if hears { "+publish" } else { "-publish" };
+        let set = ["ACL", "SETUSER", "default", right];
+        self.watched.sentinels[0].command(&set).await.map(drop)
     }
 
     /// A fault that deposes a primary has touched nothing if no other was named while it lasted;

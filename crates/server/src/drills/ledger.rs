@@ -149,12 +149,11 @@ mod tests {
         assert!(table.contains("| discoveries |"), "{table}");
     }
 
-    /// Time for a second election, should the first one fail, which the sentinels hold six seconds
-    /// after it; and time until all is found again.
-    async fn report_of(fault: &str) -> Report {
+    /// Breaks something for that long, and leaves time until all is found again.
+    async fn report_of(fault: &str, lasts: &str) -> Report {
         let scenario = Scenario::parse(&format!(
             "name = 'test'\nstore = 'sentinel'\n\
-             phases = {{ warm_up = '300ms', baseline = '500ms', fault = '16s', recovery = '4s', recovered = '1s' }}\n\
+             phases = {{ warm_up = '300ms', baseline = '500ms', fault = '{lasts}', recovery = '4s', recovered = '1s' }}\n\
              load = {{ rate = 200, keys = 20, writes = 0.5 }}\n\
              [[steps]]\nfault = '{fault}'\n"
         ));
@@ -169,7 +168,9 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn d1_t18_in_a_split_brain_nothing_is_lost_once_another_primary_is_named_but_by_the_control()
      {
-        let report = report_of("split_brain").await;
+        // Time for a second election, should the first one fail, which the sentinels hold six seconds
+        // after it.
+        let report = report_of("split_brain", "16s").await;
         assert!(report.untouched.is_empty(), "{:?}", report.untouched);
         let (ours, control) = (report.ledger.unwrap(), report.control.as_ref().unwrap());
         let theirs = control.ledger.unwrap();
@@ -190,7 +191,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn d1_sentinels_that_are_away_are_felt_by_nobody() {
-        let report = report_of("sentinels_away").await;
+        let report = report_of("sentinels_away", "3s").await;
         let ours = report.ledger.unwrap();
         assert_eq!(
             (ours.failovers, ours.lost, ours.failed),
