@@ -1,9 +1,10 @@
 //! Shows the cache in a web application: axum before it, PostgreSQL behind it, and Redis between
 //! them whenever it is there. It starts and serves without Redis too.
 //!
-//!     DATABASE_URL=postgres://app@localhost/app REDIS_URL=redis://127.0.0.1:6379 cargo run -p steadfast-cache --example axum
+//!     export DATABASE_URL=postgres://app@localhost/app REDIS_URL=redis://127.0.0.1:6379
+//!     cargo run -p steadfast-cache --example axum
 //!     curl -i 127.0.0.1:3000/users/1                     # x-source: database; again: memory
-//!     curl -i -X PUT -d 'Grace' 127.0.0.1:3000/users/1   # in one transaction with what it makes invalid
+//!     curl -i -X PUT -d 'Grace' 127.0.0.1:3000/users/1   # with what it makes invalid
 //!     curl 127.0.0.1:3000/health
 
 use std::error::Error;

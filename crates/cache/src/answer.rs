@@ -8,7 +8,7 @@ use std::time::Duration;
 /// # use steadfast_cache::{Answer, Source, StaleReason};
 /// # fn f(answer: Answer<String>) {
 /// match answer.stale {
-///     None => println!("{:?}, {:?} old, from {}", answer.value, answer.age, answer.source.as_str()),
+///     None => println!("{:?}, from {}", answer.value, answer.source.as_str()),
 ///     Some(StaleReason::Slow) => println!("an old one, while a newer is on its way"),
 ///     Some(why) => println!("an old one: {}", why.as_str()),
 /// }

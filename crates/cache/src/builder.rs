@@ -38,7 +38,11 @@ use crate::tier::redis::{RedisOptions, RedisTier, apply_limit};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let database = Database::connect("sqlite::memory:", DatabaseOptions::default())?;
-/// let report = Ttl { stale: Duration::ZERO, hard_limit: Duration::from_secs(20), ..Ttl::default() };
+/// let report = Ttl {
+///     stale: Duration::ZERO,
+///     hard_limit: Duration::from_secs(20),
+///     ..Ttl::default()
+/// };
 /// let cache = Cache::builder(database)
 ///     .namespace("app")
 ///     .class("user", Ttl::default())

@@ -78,7 +78,8 @@ impl Cache {
     /// # async fn render(page: &str) -> std::io::Result<Vec<u8>> { Ok(Vec::new()) }
     /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
     /// let pages = cache.view_of_bytes("page")?.prefix("page:");
-    /// let html = pages.get("index", || async { Ok(Some(render("index").await?.into())) }).await?.value;
+    /// let load = || async { Ok(Some(render("index").await?.into())) };
+    /// let html = pages.get("index", load).await?.value;
     /// # Ok(()) }
     /// ```
     ///

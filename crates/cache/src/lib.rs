@@ -30,7 +30,8 @@
 //! let load = |id: i64| {
 //!     let database = database.clone();
 //!     move || async move {
-//!         let rows = database.select("SELECT name FROM users WHERE id = ?", &[Param::Int(id)]).await?;
+//!         let sql = "SELECT name FROM users WHERE id = ?";
+//!         let rows = database.select(sql, &[Param::Int(id)]).await?;
 //!         Ok(rows.first().and_then(|row| row["name"].as_str()).map(str::to_owned))
 //!     }
 //! };
@@ -38,9 +39,11 @@
 //! assert_eq!((answer.value.as_deref(), answer.source.as_str()), (Some("Ada"), "database"));
 //! assert_eq!(names.get(7, load(7)).await?.source.as_str(), "memory");
 //!
-//! // A change, and what it makes invalid, in one transaction. Others hear of it; this process reads its own write.
+//! // A change, and what it makes invalid, in one transaction. Others hear of it; this process
+//! // reads its own write.
 //! let rename = async |tx: &mut Tx| {
-//!     tx.execute("UPDATE users SET name = ? WHERE id = ?", &[Param::Text("Grace".into()), Param::Int(7)]).await
+//!     let values = [Param::Text("Grace".into()), Param::Int(7)];
+//!     tx.execute("UPDATE users SET name = ? WHERE id = ?", &values).await
 //! };
 //! cache.write(rename).invalidates([Target::key("user:7")]).commit().await?;
 //! assert_eq!(names.get(7, load(7)).await?.value.as_deref(), Some("Grace"));

@@ -21,7 +21,8 @@ use crate::sql::Tx;
 ///     type Error = SourceError;
 ///
 ///     async fn read(&self, key: Vec<u8>) -> Result<Option<String>, SourceError> {
-///         let rows = self.0.select("SELECT name FROM users WHERE login = ?", &[Param::Bytes(key)]).await?;
+///         let sql = "SELECT name FROM users WHERE login = ?";
+///         let rows = self.0.select(sql, &[Param::Bytes(key)]).await?;
 ///         Ok(rows.first().and_then(|row| row["name"].as_str()).map(str::to_owned))
 ///     }
 ///

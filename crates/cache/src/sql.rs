@@ -106,7 +106,8 @@ impl Database {
     /// called within a tokio runtime.
     ///
     /// # Errors
-    /// [`SourceError::Url`] names what is wrong with the URL, [`SourceError::Setting`] a setting that means nothing.
+    /// [`SourceError::Url`] names what is wrong with the URL, [`SourceError::Setting`] a setting
+    /// that means nothing.
     pub fn connect(url: &str, options: DatabaseOptions) -> Result<Self, SourceError> {
         for (setting, connections) in [
             ("max_connections", Some(options.max_connections)),
@@ -182,7 +183,8 @@ impl Database {
     /// # async fn f() -> Result<(), Box<dyn std::error::Error>> {
     /// use steadfast_cache::{Database, Pool, sqlx};
     ///
-    /// let pool = sqlx::PgPool::connect("postgres://app@db.internal/app").await?; // as the application has it already
+    /// // As the application has it already.
+    /// let pool = sqlx::PgPool::connect("postgres://app@db.internal/app").await?;
     /// let database = Database::from_pool(Pool::Postgres(pool.clone()));
     /// # Ok(()) }
     /// ```
@@ -269,8 +271,10 @@ impl Database {
     /// As [`select`](Self::select), but no more than the first `most` rows are fetched.
     ///
     /// ```no_run
-    /// # async fn f(database: steadfast_cache::Database) -> Result<(), steadfast_cache::SourceError> {
-    /// for row in database.select_at_most(10, "SELECT id, name FROM users ORDER BY id", &[]).await? {
+    /// # use steadfast_cache::{Database, SourceError};
+    /// # async fn f(database: Database) -> Result<(), SourceError> {
+    /// let sql = "SELECT id, name FROM users ORDER BY id";
+    /// for row in database.select_at_most(10, sql, &[]).await? {
     ///     println!("{}: {}", row["id"], row["name"]);
     /// }
     /// # Ok(()) }

@@ -25,7 +25,9 @@ impl Cache {
     /// # use steadfast_cache::{Cache, Param, SourceError, Target};
     /// # struct Transaction;
     /// # impl Transaction {
-    /// #     async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<(), SourceError> { Ok(()) }
+    /// #     async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<(), SourceError> {
+    /// #         Ok(())
+    /// #     }
     /// #     async fn commit(self) -> Result<(), SourceError> { Ok(()) }
     /// # }
     /// # async fn f(cache: Cache, mut tx: Transaction) -> Result<(), SourceError> {

@@ -88,7 +88,8 @@ impl Cache {
     /// # async fn f(cache: Cache) -> Result<(), Box<dyn std::error::Error>> {
     /// let written = cache
     ///     .write(async |tx: &mut Tx| {
-    ///         tx.execute("UPDATE users SET name = ? WHERE id = ?", &[Param::Text("Ada".into()), Param::Int(7)]).await
+    ///         let values = [Param::Text("Ada".into()), Param::Int(7)];
+    ///         tx.execute("UPDATE users SET name = ? WHERE id = ?", &values).await
     ///     })
     ///     .invalidates([Target::key("user:7"), Target::tag("users")])
     ///     .commit()
@@ -136,7 +137,8 @@ impl Cache {
     ///
     /// ```no_run
     /// # use steadfast_cache::{Cache, Pool, Target};
-    /// # async fn f(cache: Cache, pool: steadfast_cache::sqlx::SqlitePool) -> Result<(), Box<dyn std::error::Error>> {
+    /// # use steadfast_cache::sqlx::SqlitePool;
+    /// # async fn f(cache: Cache, pool: SqlitePool) -> Result<(), Box<dyn std::error::Error>> {
     /// use steadfast_cache::sqlx;
     ///
     /// let mut tx = pool.begin().await?;

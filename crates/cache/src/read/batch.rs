@@ -32,7 +32,8 @@ use crate::tier::redis::{Lease, RedisAllowance};
 /// # use steadfast_cache::View;
 /// # async fn load_users(ids: &[u64]) -> std::io::Result<Vec<(u64, String)>> { Ok(Vec::new()) }
 /// # async fn f(users: View<String>) {
-/// let read = users.read_many(&[7, 8, 9]).tags_of(|id| [format!("team:{}", id % 2)]).or("somebody".to_owned());
+/// let read = users.read_many(&[7, 8, 9]).tags_of(|id| [format!("team:{}", id % 2)]);
+/// let read = read.or("somebody".to_owned());
 /// let answers = read.get(|ids: Vec<u64>| async move { Ok(load_users(&ids).await?) }).await;
 /// # }
 /// ```
@@ -54,9 +55,12 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// ```no_run
     /// # use std::collections::HashMap;
     /// # use steadfast_cache::View;
-    /// # async fn load_users(ids: &[u64]) -> std::io::Result<HashMap<u64, String>> { Ok(HashMap::new()) }
+    /// # async fn load_users(ids: &[u64]) -> std::io::Result<HashMap<u64, String>> {
+    /// #     Ok(HashMap::new())
+    /// # }
     /// # async fn f(users: View<String>) {
-    /// let answers = users.get_many(&[7, 8, 9], |ids: Vec<u64>| async move { Ok(load_users(&ids).await?) }).await;
+    /// let load = |ids: Vec<u64>| async move { Ok(load_users(&ids).await?) };
+    /// let answers = users.get_many(&[7, 8, 9], load).await;
     /// # }
     /// ```
     ///

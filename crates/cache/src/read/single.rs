@@ -35,7 +35,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// gets what was loaded before its own write. Its error may be any ([`LoadError`]).
     ///
     /// # Errors
-    /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to load one.
+    /// [`CacheError`], if there is neither a value nor time, nor room, nor a working database to
+    /// load one.
     pub async fn get<K, L, F>(&self, key: K, load: L) -> Result<Answer<V>, CacheError>
     where
         K: Key,
@@ -63,7 +64,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// if let Some(answer) = users.peek(7).await {
     ///     println!("{:?}, {:?} old", answer.value, answer.age);
     /// }
-    /// users.refresh(7, || async { Ok(load_user(7).await?) }).await?; // from the database, whatever is held
+    /// // From the database, whatever is held.
+    /// users.refresh(7, || async { Ok(load_user(7).await?) }).await?;
     /// users.put(8, "Grace".to_owned()).await?; // by who knows the value
     /// users.expire(7).await?; // for everybody
     /// # Ok(()) }

@@ -142,7 +142,8 @@ impl<V: Clone + Send + Sync + 'static> View<V> {
     /// # #[derive(Clone, serde::Serialize, serde::Deserialize)]
     /// # struct User { name: String, born: u16 }
     /// # fn f(cache: &Cache) -> Result<(), Box<dyn std::error::Error>> {
-    /// let users: View<User> = cache.view("user")?.prefix("user:").version(2); // since there is `born`
+    /// // Version 2: since there is `born`.
+    /// let users: View<User> = cache.view("user")?.prefix("user:").version(2);
     /// # Ok(()) }
     /// ```
     #[must_use]

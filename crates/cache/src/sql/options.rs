@@ -15,7 +15,8 @@ use super::tls::DatabaseTls;
 /// let mut options = DatabaseOptions::default();
 /// options.max_connections = 20;
 /// options.query_limit = Duration::from_secs(2);
-/// let database = Database::connect("postgres://app@db.internal/app", options)?; // connects on first use
+/// // It connects on first use.
+/// let database = Database::connect("postgres://app@db.internal/app", options)?;
 /// let Pool::Postgres(pool) = database.pool() else { unreachable!() };
 /// # Ok(()) }
 /// ```

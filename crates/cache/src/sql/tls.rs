@@ -17,7 +17,11 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), steadfast_cache::SourceError> {
 /// let mut options = DatabaseOptions::default();
-/// options.tls = Some(DatabaseTls { mode: DatabaseTlsMode::VerifyFull, ca: Some("/etc/ssl/db-ca.pem".into()), client: None });
+/// options.tls = Some(DatabaseTls {
+///     mode: DatabaseTlsMode::VerifyFull,
+///     ca: Some("/etc/ssl/db-ca.pem".into()),
+///     client: None,
+/// });
 /// let database = Database::connect("postgres://app@db.internal/app", options)?;
 /// # Ok(()) }
 /// ```

@@ -25,7 +25,8 @@ use super::{Executed, Param, Row, SourceError};
 /// # #[cfg(feature = "sqlite")]
 /// # async fn f(mut tx: steadfast_cache::Tx) -> Result<(), Box<dyn std::error::Error>> {
 /// if let steadfast_cache::Tx::Sqlite(tx) = &mut tx {
-///     sqlx::query("UPDATE users SET name = ? WHERE id = ?").bind("Ada").bind(7).execute(&mut **tx).await?;
+///     let change = sqlx::query("UPDATE users SET name = ? WHERE id = ?");
+///     change.bind("Ada").bind(7).execute(&mut **tx).await?;
 /// }
 /// # Ok(()) }
 /// ```

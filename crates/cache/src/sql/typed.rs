@@ -18,7 +18,8 @@ impl Database {
     /// struct User { id: u64, name: String }
     ///
     /// # async fn f(database: Database) -> Result<(), SourceError> {
-    /// let users: Vec<User> = database.select_as("SELECT id, name FROM users WHERE id < ?", &[10.into()]).await?;
+    /// let sql = "SELECT id, name FROM users WHERE id < ?";
+    /// let users: Vec<User> = database.select_as(sql, &[10.into()]).await?;
     /// # Ok(()) }
     /// ```
     ///
