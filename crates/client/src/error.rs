@@ -369,21 +369,14 @@ impl fmt::Display for Error {
                 Some(details) => write!(f, "{} {details}", error.code())?,
                 None => f.write_str(error.code())?,
             },
-            ErrorKind::ReplyTooLarge { limit } => {
-                write!(
-                    f,
-                    "{limit}: raise it by ClientBuilder::reply_limits, or ask for less at a time"
-                )?;
-            }
-            ErrorKind::Refused { command, instead } => write!(
+            ErrorKind::ReplyTooLarge { limit } => write!(
                 f,
-                "{command} cannot run on a shared connection: {}",
-                match instead {
-                    Alternative::Session => "use client.session()",
-                    Alternative::PubSub => "use client.pubsub()",
-                    Alternative::Unsupported => "steadfast does not support it",
-                }
+                "{limit}: raise it by ClientBuilder::reply_limits, or ask for less at a time"
             )?,
+            ErrorKind::Refused { command, instead } => {
+                let instead = instead.words();
+                write!(f, "{command} cannot run on a shared connection: {instead}")?;
+            }
             ErrorKind::CrossSlot {
                 command,
                 slots: (one, other),
@@ -398,14 +391,7 @@ impl fmt::Display for Error {
             ErrorKind::UnknownNode { asked, known } => {
                 write!(f, "no server is known at {asked}; known are {known}")?;
             }
-            ErrorKind::Uncovered { slots, cause } => {
-                write!(f, "the scan has not covered the slots {slots}")?;
-                match cause {
-                    Some(cause) => write!(f, " ({cause})")?,
-                    None => f.write_str(", which had no owner that answers, or moved all the time")?,
-                }
-                f.write_str(": keys of them may be missing; scan again when all slots are served")?;
-            }
+            ErrorKind::Uncovered { slots, cause } => uncovered(f, slots, cause.as_deref())?,
             ErrorKind::Overtaken => f.write_str(
                 "its slot changed hands, and later commands of its key have run: to send it after them would break their order",
             )?,
@@ -428,19 +414,7 @@ impl fmt::Display for Error {
             ErrorKind::Closed => f.write_str("the client is closed")?,
             ErrorKind::Invalid { why } => f.write_str(why)?,
             ErrorKind::Runtime { why } => write!(f, "nobody serves the client: {why}")?,
-            ErrorKind::Unproven { within, age: None } => {
-                write!(
-                    f,
-                    "no majority of sentinels has confirmed the primary, which is asked for within {within:?}"
-                )?;
-            }
-            ErrorKind::Unproven {
-                within,
-                age: Some(age),
-            } => write!(
-                f,
-                "no majority of sentinels has confirmed the primary for {age:.1?}, which is asked for within {within:?}"
-            )?,
+            ErrorKind::Unproven { within, age } => unproven(f, *within, *age)?,
             ErrorKind::NotReplicated { acked, wanted } => write!(
                 f,
                 "the write was answered, and {acked} of the {wanted} replicas that were asked for have acknowledged it"
@@ -452,6 +426,33 @@ impl fmt::Display for Error {
         }
         write!(f, " [{}]", self.certainty)
     }
+}
+
+impl Alternative {
+    fn words(&self) -> &'static str {
+        match self {
+            Self::Session => "use client.session()",
+            Self::PubSub => "use client.pubsub()",
+            Self::Unsupported => "steadfast does not support it",
+        }
+    }
+}
+
+fn uncovered(f: &mut fmt::Formatter<'_>, slots: &str, cause: Option<&str>) -> fmt::Result {
+    write!(f, "the scan has not covered the slots {slots}")?;
+    match cause {
+        Some(cause) => write!(f, " ({cause})")?,
+        None => f.write_str(", which had no owner that answers, or moved all the time")?,
+    }
+    f.write_str(": keys of them may be missing; scan again when all slots are served")
+}
+
+fn unproven(f: &mut fmt::Formatter<'_>, within: Duration, age: Option<Duration>) -> fmt::Result {
+    f.write_str("no majority of sentinels has confirmed the primary")?;
+    if let Some(age) = age {
+        write!(f, " for {age:.1?}")?;
+    }
+    write!(f, ", which is asked for within {within:?}")
 }
 
 impl std::error::Error for Error {}

@@ -1,5 +1,5 @@
-//! T2, T3, T16, T17, T22, T25, T26, T31: sentinels that do what no real one can be brought to do in a
-//! test: they are wrong, stale, silent or slow. The servers that they name are real.
+//! T2, T3, T16, T17, T22, T25, T26, T31: sentinels that do what no real one can be brought to do in
+//! a test: they are wrong, stale, silent or slow. The servers that they name are real.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -515,8 +515,8 @@ async fn t16_only_a_server_that_says_itself_that_it_is_a_primary_serves_and_read
         .connect()
         .await
         .unwrap();
-    // It is demoted behind the client's back: READONLY is a reason to ask at once, though no message
-    // tells of anything.
+    // It is demoted behind the client's back: READONLY is a reason to ask at once, though no
+    // message tells of anything.
     replica_of(&second, None).await;
     replica_of(&first, Some(&second)).await;
     let asked = sentinels[0].asked().len();

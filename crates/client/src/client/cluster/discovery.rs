@@ -198,8 +198,8 @@ impl Cluster {
     }
 
     /// Returns the nodes that may be asked, the likeliest last: primaries that are well, then all
-    /// others that are known. With every two of these goes a seed: they stay candidates for ever, and when all nodes
-    /// have got other addresses at once, they are the ones to ask.
+    /// others that are known. With every two of these goes a seed: they stay candidates for ever,
+    /// and when all nodes have got other addresses at once, they are the ones to ask.
     pub(super) fn candidates(&self) -> Vec<Endpoint> {
         let mut rng = self.shared.rng();
         let mut seeds = self.seeds.clone();

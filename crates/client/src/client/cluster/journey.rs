@@ -23,8 +23,8 @@ use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 use crate::settings::Settings;
 
-/// Returns the pause before a command is sent again that was answered TRYAGAIN so many times before. A slot
-/// takes its time to move, so nothing but the deadline ends that.
+/// Returns the pause before a command is sent again that was answered TRYAGAIN so many times
+/// before. A slot takes its time to move, so nothing but the deadline ends that.
 pub(super) fn pause_before_trying_again(times: u32) -> Duration {
     (TRY_AGAIN.0 * 2u32.pow(times.min(6))).min(TRY_AGAIN.1)
 }

@@ -1,13 +1,13 @@
 //! Reads from replicas, where they are asked for.
 //!
-//! A replica says in bytes how far it is, and callers ask in time how old. So every primary is asked
-//! again and again how long its history is (INFO replication), and its replicas are asked after it:
-//! one that has as much of the same history as the primary had at a moment has everything that was
-//! acknowledged until then. That moment is the age of the replica, whatever its clock and the network
-//! do; and a replica of which it cannot be measured is not read from.
+//! A replica says in bytes how far it is, and callers ask in time how old. So every primary is
+//! asked again and again how long its history is (INFO replication), and its replicas are asked
+//! after it: one that has as much of the same history as the primary had at a moment has everything
+//! that was acknowledged until then. That moment is the age of the replica, whatever its clock and
+//! the network do; and a replica of which it cannot be measured is not read from.
 //!
-//! What this client writes itself it must find again. So each slot remembers when it was last written
-//! to, and a replica that is not known to be younger than that does not serve the slot.
+//! What this client writes itself it must find again. So each slot remembers when it was last
+//! written to, and a replica that is not known to be younger than that does not serve the slot.
 //!
 //! A replica does not know of a migration, and says of a key that has gone ahead of its slot that
 //! there is none. So what is not there by the word of a replica is asked of the primary.
@@ -352,8 +352,9 @@ fn proven(marks: &VecDeque<Mark>, said: &InfoReplication) -> Option<Instant> {
     marks.iter().filter(has).map(|mark| mark.at).max()
 }
 
-/// Whether a replica may answer: to what only reads by the table of commands, of one key or by MGET,
-/// and means the same on each server. A cursor does not, nor what is known of how a key is kept.
+/// Whether a replica may answer: to what only reads by the table of commands, of one key or by
+/// MGET, and means the same on each server. A cursor does not, nor what is known of how a key is
+/// kept.
 fn may_be_stale(cmd: &Cmd) -> bool {
     const OWN: [&str; 8] = [
         "TOUCH",

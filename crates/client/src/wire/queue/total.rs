@@ -1,8 +1,8 @@
 //! The bytes that the queues of one client hold together.
 //!
 //! In a cluster each node has queues of its own, each with its bound; but memory is the program's.
-//! So past a bound for all of them, a queue takes no more, unless it holds little: one that works is
-//! not to be refused because of others that hang.
+//! So past a bound for all of them, a queue takes no more, unless it holds little: one that works
+//! is not to be refused because of others that hang.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicUsize, Ordering};
