@@ -268,6 +268,8 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
     lag_bytes: null,
     breaker: 'closed',
     can_take_over: null,
+    slots: null,
+    follows: null,
     ...fields,
   });
   const replica = (address, fields) => node(address, { role: 'replica', state: 'in_sync', breaker: null, ...fields });
@@ -308,11 +310,13 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
     ],
     not_allowed: ['ROLE'],
   };
+  let shards = null;
   await page.route('**/v1/status', async (route) => {
     const response = await route.fetch();
     const status = await response.json();
-    const nodes = { found_by: sentinels ? 'sentinel' : 'single', servers, sentinels };
+    const nodes = { found_by: sentinels ? 'sentinel' : shards ? 'cluster' : 'single', servers, sentinels, shards };
     const message = '1 of 3 sentinels name 10.0.0.1:6379';
+    if (shards) status.health.checks.shards = { status: 'degraded', latency_ms: null, message: '1 of 2 shards' };
     if (sentinels) status.health.checks.sentinels = { status: 'degraded', latency_ms: null, message };
     await route.fulfill({ response, json: { ...status, nodes } });
   });
@@ -343,6 +347,33 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
     assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
   }
   sentinels = null;
+  shards = {
+    primaries: 2,
+    away: ['10.0.0.2:6379 (slots 8192-16000): connection refused'],
+    alone: ['10.0.0.2:6379'],
+    uncovered: '16001-16383',
+    uncovered_slots: 383,
+    epoch: 7,
+    heard_ms_ago: 400,
+    error: null,
+  };
+  servers = [
+    node('10.0.0.1:6379', { slots: '0-8191' }),
+    node('10.0.0.2:6379', { slots: '8192-16000', state: 'down' }),
+    replica('10.0.0.3:6379', { slots: '', follows: '10.0.0.1:6379' }),
+  ];
+  await page.locator('#nodes-state', { hasText: '1 of 2 shards serve' }).waitFor();
+  const roles = await rows.locator('td:nth-child(2)').allTextContents();
+  assert.deepEqual(roles, ['primary, slots 0-8191', 'primary, slots 8192-16000', 'replica of 10.0.0.1:6379']);
+  for (const words of [
+    '10.0.0.2:6379 (slots 8192-16000): connection refused. All other keys are served.',
+    'Nobody owns the slots 16001-16383.',
+    'nobody takes over: 10.0.0.2:6379',
+    'known by epoch 7',
+  ]) {
+    assert.ok((await page.textContent('#nodes-said')).includes(words), words);
+  }
+  shards = null;
   servers = [node('10.0.0.1:6379')];
   await page.locator('#nodes').waitFor({ state: 'hidden' });
   assert.deepEqual(wrong, []);

@@ -344,8 +344,8 @@ test('s5_each_kind_of_event_has_words_of_its_own', async () => {
     }
     throw new Error(`nobody says ${words}`);
   };
-  const client = await source('crates/client/src', 'impl EventKind {\n        /// Its name');
-  const [, kinds] = client.split('impl EventKind {\n        /// Its name');
+  const client = await source('crates/client/src', 'named! {\n    impl EventKind {');
+  const [, kinds] = client.split('named! {\n    impl EventKind {');
   const names = [...kinds.slice(0, kinds.indexOf('\n}')).matchAll(/=> "(\w+)"/g)].map(([, name]) => name);
   assert.ok(names.includes('failed_over') && names.length > 15, names.join());
   const told = await readFile(join(root, 'web/src/events.ts'), 'utf8');
