@@ -374,7 +374,7 @@ impl fmt::Display for Error {
                 "{limit}: raise it by ClientBuilder::reply_limits, or ask for less at a time"
             )?,
             ErrorKind::Refused { command, instead } => {
-                let instead = instead.words();
+                let instead = words_of(instead);
                 write!(f, "{command} cannot run on a shared connection: {instead}")?;
             }
             ErrorKind::CrossSlot {
@@ -428,13 +428,11 @@ impl fmt::Display for Error {
     }
 }
 
-impl Alternative {
-    fn words(&self) -> &'static str {
-        match self {
-            Self::Session => "use client.session()",
-            Self::PubSub => "use client.pubsub()",
-            Self::Unsupported => "steadfast does not support it",
-        }
+fn words_of(alternative: &Alternative) -> &'static str {
+    match alternative {
+        Alternative::Session => "use client.session()",
+        Alternative::PubSub => "use client.pubsub()",
+        Alternative::Unsupported => "steadfast does not support it",
     }
 }
 
