@@ -1,14 +1,15 @@
 //! Steadfast's client and eight others, side by side in one run: what they do in a second, and what
 //! an outage costs their callers.
 //!
-//! `steadfast-bench [--quick] [--runs N] [--only NAME] [--rows TEXT] [--outages] [--out FILE]`.
+//! `steadfast-bench [--quick] [--runs N] [--only NAME] [--rows TEXT] [--outages] [--cluster]
+//! [--out FILE]`.
 //! `--only` runs one client's GETs and nothing else, for a profiler; `--outages` measures those
-//! alone and prints them.
+//! alone and prints them; `--cluster` compares the clients of a cluster, for CLUSTER.md.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use steadfast_drill::process::Redis;
+use steadfast_drill::process::{Cluster, Redis};
 
 mod memory;
 mod outage;
@@ -29,7 +30,8 @@ struct Arguments {
     only: Option<String>,
     rows: Option<String>,
     outages: bool,
-    out: PathBuf,
+    cluster: bool,
+    out: Option<PathBuf>,
 }
 
 fn arguments() -> Result<Arguments, SetUpError> {
@@ -39,7 +41,8 @@ fn arguments() -> Result<Arguments, SetUpError> {
         only: None,
         rows: None,
         outages: false,
-        out: PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("RESULTS.md"),
+        cluster: false,
+        out: None,
     };
     let mut rest = std::env::args().skip(1);
     while let Some(argument) = rest.next() {
@@ -50,10 +53,11 @@ fn arguments() -> Result<Arguments, SetUpError> {
             "--only" => parsed.only = Some(value()?),
             "--outages" => parsed.outages = true,
             "--rows" => parsed.rows = Some(value()?),
-            "--out" => parsed.out = value()?.into(),
+            "--cluster" => parsed.cluster = true,
+            "--out" => parsed.out = Some(value()?.into()),
             other => {
                 return Err(format!(
-                    "unknown argument {other}: try --quick, --runs N, --only NAME, --rows TEXT, --outages, --out FILE"
+                    "unknown argument {other}: try --quick, --runs N, --only NAME, --rows TEXT, --outages, --cluster, --out FILE"
                 )
                 .into());
             }
@@ -78,6 +82,9 @@ async fn main() -> Result<(), SetUpError> {
     if let Some(rows) = &arguments.rows {
         return some(rows, &arguments).await;
     }
+    if arguments.cluster {
+        return of_a_cluster(&arguments).await;
+    }
     if arguments.outages {
         let mut run = Run::default();
         measure_outages(&mut run, arguments.quick).await;
@@ -94,14 +101,46 @@ async fn main() -> Result<(), SetUpError> {
     let run = runs.last_mut().ok_or("--runs must be at least 1")?;
     measure_outages(run, arguments.quick).await;
     write(&runs, &arguments).await?;
-    eprintln!("written to {}", arguments.out.display());
+    eprintln!("written to {}", arguments.out("RESULTS.md").display());
+    Ok(())
+}
+
+impl Arguments {
+    /// Where the page goes: beside the manifest under this name, unless told otherwise.
+    fn out(&self, name: &str) -> PathBuf {
+        let usual = || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name);
+        self.out.clone().unwrap_or_else(usual)
+    }
+}
+
+/// The clients of a cluster, for a page of their own.
+async fn of_a_cluster(arguments: &Arguments) -> Result<(), SetUpError> {
+    let before = load();
+    let cluster = Cluster::builder().replicas(0).start().await?;
+    let nodes = cluster.addresses();
+    let mut runs = Vec::new();
+    for number in 1..=arguments.runs {
+        eprintln!("run {number} of {}", arguments.runs);
+        let mut subjects = Vec::new();
+        for kind in Kind::OF_A_CLUSTER {
+            subjects.push((kind, kind.connect_to_cluster(&nodes).await?));
+        }
+        if let Some((_, first)) = subjects.first() {
+            with_subject!(first, subject => workloads::fill_through(subject).await.map_err(|error| error.to_string()))?;
+        }
+        let rows = Workload::OF_A_CLUSTER.into_iter();
+        runs.push(throughput::in_turns(subjects, pace(arguments.quick), rows).await);
+        let text = report::of_a_cluster(&runs, &machine().await?, (before, load()));
+        std::fs::write(arguments.out("CLUSTER.md"), text)?;
+    }
+    eprintln!("written to {}", arguments.out("CLUSTER.md").display());
     Ok(())
 }
 
 /// After each step, so that one cut short leaves what it learnt.
 async fn write(runs: &[Run], arguments: &Arguments) -> Result<(), SetUpError> {
     let text = report::render(runs, &machine().await?, arguments.quick);
-    Ok(std::fs::write(&arguments.out, text)?)
+    Ok(std::fs::write(arguments.out("RESULTS.md"), text)?)
 }
 
 async fn run(quick: bool) -> Result<Run, SetUpError> {

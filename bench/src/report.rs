@@ -120,10 +120,15 @@ fn targets(out: &mut String, runs: &[Run]) {
 /// Calls a second of ours to those of the fastest other client: in each row, by each number of
 /// callers, in each run.
 pub fn rows(runs: &[&Throughput]) -> String {
+    rows_of(runs, &Workload::ALL)
+}
+
+/// The same of these workloads.
+fn rows_of(runs: &[&Throughput], workloads: &[Workload]) -> String {
     let speed: fn(&Figures) -> f64 = |figures| figures.per_second;
     let mut out = String::from("| row | callers | ours | through the traits | the fastest |\n");
     out.push_str("|---|---:|---|---|---|\n");
-    for workload in Workload::ALL {
+    for &workload in workloads {
         for callers in workload.callers() {
             let (mut native, mut traits, mut names) = (Vec::new(), Vec::new(), Vec::new());
             for run in runs {
@@ -285,38 +290,93 @@ fn throughput(out: &mut String, run: &Run) {
         .collect();
     let _ = writeln!(out, "{}.", limits.join("; "));
     for workload in Workload::ALL {
-        let _ = write!(out, "\n### {}\n\n| client |", workload.name());
+        table(out, &run.throughput, workload, &Kind::ALL);
+    }
+}
+
+/// One workload of each client by each number of callers.
+fn table(out: &mut String, seen: &Throughput, workload: Workload, kinds: &[Kind]) {
+    let _ = write!(out, "\n### {}\n\n| client |", workload.name());
+    for callers in workload.callers() {
+        let _ = write!(
+            out,
+            " {callers} callers: calls/s | p50 µs | p99 µs | CPU µs |"
+        );
+    }
+    out.push_str("\n|---|");
+    out.push_str(&"---:|".repeat(workload.callers().len() * 4));
+    out.push('\n');
+    for &kind in kinds {
+        let _ = write!(out, "| {} |", kind.name());
         for callers in workload.callers() {
+            let seen = |of| seen.median((workload, callers, kind), of);
+            let show = |value: Option<f64>| value.map_or("–".into(), number);
+            let speed = seen(|figures| figures.per_second).map_or("–".into(), count);
+            let (p50, p99, cpu) = (
+                seen(|figures| figures.p50_us),
+                seen(|figures| figures.p99_us),
+                seen(|figures| figures.cpu_us),
+            );
             let _ = write!(
                 out,
-                " {callers} callers: calls/s | p50 µs | p99 µs | CPU µs |"
+                " {speed} | {} | {} | {} |",
+                show(p50),
+                show(p99),
+                show(cpu)
             );
         }
-        out.push_str("\n|---|");
-        out.push_str(&"---:|".repeat(workload.callers().len() * 4));
         out.push('\n');
-        for kind in Kind::ALL {
-            let _ = write!(out, "| {} |", kind.name());
-            for callers in workload.callers() {
-                let seen = |of| run.throughput.median((workload, callers, kind), of);
-                let show = |value: Option<f64>| value.map_or("–".into(), number);
-                let speed = seen(|figures| figures.per_second).map_or("–".into(), count);
-                let (p50, p99, cpu) = (
-                    seen(|figures| figures.p50_us),
-                    seen(|figures| figures.p99_us),
-                    seen(|figures| figures.cpu_us),
-                );
-                let _ = write!(
-                    out,
-                    " {speed} | {} | {} | {} |",
-                    show(p50),
-                    show(p99),
-                    show(cpu)
-                );
-            }
-            out.push('\n');
+    }
+}
+
+/// The page of the clients of a cluster.
+pub fn of_a_cluster(runs: &[Throughput], machine: &str, load: (f64, f64)) -> String {
+    let mut out = String::from("# The clients of a cluster side by side\n\n");
+    let _ = writeln!(
+        out,
+        "Written by `scripts/bench cluster`; do not edit. Every client ran in one process beside the same cluster of three\n\
+         primaries, in turns; ratios are taken within a repeat and the median of them is shown. Compare within this page only. Each client\n\
+         as it comes, one client for all callers; the keys are 100, over all three shards. CPU is of the client's process, kernel included.\n\n\
+         {machine} Load of the machine {:.1} before, {:.1} after.\n",
+        load.0, load.1
+    );
+    let measured: Vec<_> = runs.iter().collect();
+    out.push_str("## Calls a second to those of the fastest beside it\n\n");
+    out.push_str("Promised: at least 1.2 in each row.\n\n");
+    out.push_str(&rows_of(&measured, &Workload::OF_A_CLUSTER));
+    let Some(last) = runs.last() else { return out };
+    out.push_str("\n## Processor time per call to that of the same\n\n");
+    out.push_str("Promised: at most 1 in each row.\n\n| row | callers | ours | through the traits |\n|---|---:|---:|---:|\n");
+    for workload in Workload::OF_A_CLUSTER {
+        for callers in workload.callers() {
+            let Some(fastest) = last.fastest_other(workload, callers) else {
+                continue;
+            };
+            let to = |ours| {
+                let ratio = last.ratio(workload, callers, |figures| figures.cpu_us, ours, fastest);
+                ratio.map_or("–".into(), number)
+            };
+            let (native, traits) = (to(Kind::Native), to(Kind::Traits));
+            let _ = writeln!(
+                out,
+                "| {} | {callers} | {native} | {traits} |",
+                workload.name()
+            );
         }
     }
+    out.push_str("\n## Throughput\n");
+    for workload in Workload::OF_A_CLUSTER {
+        table(&mut out, last, workload, &Kind::OF_A_CLUSTER);
+    }
+    let mut failures: Vec<_> = runs.iter().flat_map(|run| &run.failures).collect();
+    failures.dedup();
+    if !failures.is_empty() {
+        out.push_str("\n## What failed\n\n");
+        for failure in failures {
+            let _ = writeln!(out, "- {failure}");
+        }
+    }
+    out
 }
 
 fn outages(out: &mut String, run: &Run) {

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fred::interfaces::{ClientLike, KeysInterface};
+use glide::PipelineExt;
 use redis::AsyncCommands;
 use redis::aio::{
     ConnectionLike, ConnectionManager, ConnectionManagerConfig, MultiplexedConnection,
 };
+use redis::cluster_async::ClusterConnection;
 use redis_tower::commands::{Get, MGet, Set};
 use rustis::client::BatchPreparedCommand;
 use rustis::commands::StringCommands;
@@ -48,9 +50,22 @@ pub enum Kind {
     Bb8,
     Deadpool,
     Tower,
+    RedisRsCluster,
+    Glide,
 }
 
 impl Kind {
+    /// Those that speak to a cluster.
+    pub const OF_A_CLUSTER: [Self; 6] = [
+        Self::Native,
+        Self::Traits,
+        Self::RedisRsCluster,
+        Self::Fred,
+        Self::Rustis,
+        Self::Glide,
+    ];
+
+    /// Those that speak to one server.
     pub const ALL: [Self; 10] = [
         Self::Native,
         Self::Traits,
@@ -76,6 +91,8 @@ impl Kind {
             Self::Bb8 => "bb8-redis, 16",
             Self::Deadpool => "deadpool-redis, 16",
             Self::Tower => "redis-tower",
+            Self::RedisRsCluster => "redis-rs ClusterConnection",
+            Self::Glide => "valkey-glide",
         }
     }
 
@@ -103,6 +120,8 @@ pub enum Connected {
     Bb8(Bb8),
     Deadpool(Deadpool),
     Tower(Tower),
+    RedisRsCluster(RedisRs<ClusterConnection>),
+    Glide(Glide),
 }
 
 /// Calls generic code with the client inside, so that each is compiled for itself.
@@ -119,6 +138,8 @@ macro_rules! with_subject {
             $crate::subjects::Connected::Bb8($subject) => $call,
             $crate::subjects::Connected::Deadpool($subject) => $call,
             $crate::subjects::Connected::Tower($subject) => $call,
+            $crate::subjects::Connected::RedisRsCluster($subject) => $call,
+            $crate::subjects::Connected::Glide($subject) => $call,
         }
     };
 }
@@ -209,6 +230,46 @@ impl Kind {
             Self::Tower => {
                 Connected::Tower(Tower(redis_tower::MultiplexedClient::connect_url_lazy(url)))
             }
+            Self::RedisRsCluster | Self::Glide => {
+                return Err(format!("{} is compared on a cluster", self.name()).into());
+            }
+        })
+    }
+
+    /// Connects to the cluster whose nodes listen at these `host:port`.
+    pub async fn connect_to_cluster(self, nodes: &[String]) -> Result<Connected, SetUpError> {
+        let url = format!("redis-cluster://{}", nodes.join(","));
+        Ok(match self {
+            Self::Native => Connected::Native(Native(ours(&url).await?)),
+            Self::Traits => Connected::Traits(RedisRs(ours(&url).await?)),
+            Self::RedisRsCluster => {
+                let nodes = nodes.iter().map(|node| format!("redis://{node}"));
+                let client = redis::cluster::ClusterClient::new(nodes)?;
+                Connected::RedisRsCluster(RedisRs(client.get_async_connection().await?))
+            }
+            Self::Fred => {
+                let (first, others) = nodes.split_first().ok_or("a cluster without nodes")?;
+                let others: Vec<_> = others.iter().map(|node| format!("node={node}")).collect();
+                let url = format!("redis-cluster://{first}?{}", others.join("&"));
+                let config = fred::prelude::Config::from_url(&url)?;
+                let client = fred::prelude::Builder::from_config(config).build()?;
+                client.init().await?;
+                Connected::Fred(Fred(client))
+            }
+            Self::Rustis => {
+                let config: rustis::client::Config = url.parse()?;
+                Connected::Rustis(Rustis(rustis::client::Client::connect(config).await?))
+            }
+            Self::Glide => {
+                let mut addresses = Vec::new();
+                for node in nodes {
+                    let (host, port) = node.rsplit_once(':').ok_or("a node without a port")?;
+                    addresses.push(glide::NodeAddress::new(host, port.parse()?));
+                }
+                let config = glide::GlideClusterClientConfiguration::new(addresses);
+                Connected::Glide(Glide(glide::GlideClusterClient::connect(config).await?))
+            }
+            other => return Err(format!("{} does not know clusters", other.name()).into()),
         })
     }
 }
@@ -463,5 +524,36 @@ impl Subject for Tower {
             pipeline = pipeline.push(Get::new(key));
         }
         Ok(pipeline.execute(&mut self.0.clone()).await?.len())
+    }
+}
+
+#[derive(Clone)]
+pub struct Glide(glide::GlideClusterClient);
+
+impl Subject for Glide {
+    type Error = glide::GlideError;
+
+    async fn get(&self, key: &str) -> Result<usize, Self::Error> {
+        let value: Vec<u8> = glide::AsyncCommands::get(&self.0, key).await?;
+        Ok(value.len())
+    }
+
+    async fn set(&self, key: &str, value: &'static [u8]) -> Result<usize, Self::Error> {
+        let () = glide::AsyncCommands::set(&self.0, key, value).await?;
+        Ok(value.len())
+    }
+
+    async fn mget(&self, keys: &[String]) -> Result<usize, Self::Error> {
+        let values: Vec<Vec<u8>> = glide::AsyncCommands::mget(&self.0, keys).await?;
+        Ok(values.len())
+    }
+
+    async fn pipeline(&self, keys: &[String]) -> Result<usize, Self::Error> {
+        let mut pipeline = glide::pipe();
+        for key in keys {
+            pipeline.cmd("GET").arg(key);
+        }
+        let values: Vec<Vec<u8>> = pipeline.query_async(&self.0).await?;
+        Ok(values.len())
     }
 }

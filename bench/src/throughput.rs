@@ -65,9 +65,11 @@ impl Throughput {
     pub fn fastest_other(&self, workload: Workload, callers: usize) -> Option<Kind> {
         let speed =
             |kind: Kind| self.median((workload, callers, kind), |figures| figures.per_second);
-        Kind::ALL
-            .into_iter()
-            .filter(|kind| !kind.is_ours() && speed(*kind).is_some())
+        let beside = |(of, by, kind): &Cell| (*of, *by) == (workload, callers) && !kind.is_ours();
+        self.turns
+            .keys()
+            .filter(|cell| beside(cell))
+            .map(|(_, _, kind)| *kind)
             .max_by(|a, b| {
                 speed(*a)
                     .unwrap_or(0.0)
@@ -94,10 +96,19 @@ pub async fn measure(redis: &Redis, pace: Pace, rows: &str) -> Result<Throughput
     for kind in Kind::ALL {
         subjects.push((kind, kind.connect(&redis.url(), Setup::AsItComes).await?));
     }
-    let mut result = Throughput::default();
     let rows = Workload::ALL
         .into_iter()
         .filter(|row| row.name().contains(rows));
+    Ok(in_turns(subjects, pace, rows).await)
+}
+
+/// Each of these clients in each of these workloads.
+pub async fn in_turns(
+    mut subjects: Vec<(Kind, Connected)>,
+    pace: Pace,
+    rows: impl Iterator<Item = Workload>,
+) -> Throughput {
+    let mut result = Throughput::default();
     for workload in rows {
         // What the ratios are named for is measured longest.
         let repeats = if workload == Workload::GET {
@@ -128,7 +139,7 @@ pub async fn measure(redis: &Redis, pace: Pace, rows: &str) -> Result<Throughput
             }
         }
     }
-    Ok(result)
+    result
 }
 
 /// One client's turn.

@@ -1,5 +1,6 @@
 //! What is asked of each client.
 
+use std::cell::Cell;
 use std::sync::LazyLock;
 
 use steadfast_drill::process::Redis;
@@ -12,6 +13,9 @@ pub enum Workload {
     Set(Size),
     ManyKeys,
     Pipeline,
+    /// Of 64 bytes, at a key of another slot each time.
+    SpreadGet,
+    SpreadSet,
 }
 
 /// Of a value.
@@ -27,6 +31,14 @@ pub enum Size {
 static KEYS: LazyLock<Vec<String>> =
     LazyLock::new(|| (0..100).map(|n| format!("bench:many:{n:03}")).collect());
 static VALUE: [u8; 4 << 20] = [b'x'; 4 << 20];
+
+/// The next of the keys that lie in different slots.
+fn next_key() -> &'static str {
+    thread_local!(static NEXT: Cell<usize> = const { Cell::new(0) });
+    let next = NEXT.get();
+    NEXT.set(next.wrapping_add(1));
+    &KEYS[next % KEYS.len()]
+}
 
 impl Size {
     const ALL: [Self; 5] = [
@@ -85,6 +97,14 @@ impl Workload {
         Self::Pipeline,
     ];
 
+    /// On a cluster.
+    pub const OF_A_CLUSTER: [Self; 4] = [
+        Self::SpreadGet,
+        Self::SpreadSet,
+        Self::Pipeline,
+        Self::ManyKeys,
+    ];
+
     /// What the design's ratios are named for.
     pub const GET: Self = Self::Get(Size::Bytes64);
     pub const SET: Self = Self::Set(Size::Bytes64);
@@ -95,6 +115,8 @@ impl Workload {
             Self::Set(size) => format!("SET of {}", size.name()),
             Self::ManyKeys => "MGET of 100 values of 64 bytes".into(),
             Self::Pipeline => "pipeline of 10 GETs of 64 bytes".into(),
+            Self::SpreadGet => "GET of 64 bytes, 100 keys in turn".into(),
+            Self::SpreadSet => "SET of 64 bytes, 100 keys in turn".into(),
         }
     }
 
@@ -119,6 +141,11 @@ impl Workload {
             }
             Self::ManyKeys => (subject.mget(&KEYS).await?, KEYS.len()),
             Self::Pipeline => (subject.pipeline(&KEYS[..10]).await?, 10),
+            Self::SpreadGet => (subject.get(next_key()).await?, 64),
+            Self::SpreadSet => {
+                let value = Size::Bytes64.value();
+                (subject.set(next_key(), value).await?, value.len())
+            }
         };
         assert_eq!(came, expected, "{} was answered wrongly", self.name());
         Ok(())
@@ -133,6 +160,14 @@ pub async fn fill(redis: &Redis) -> Result<(), SetUpError> {
     }
     for key in KEYS.iter() {
         redis.command(&["SET", key, text(Size::Bytes64)]).await?;
+    }
+    Ok(())
+}
+
+/// The same on a cluster, through one of its clients.
+pub async fn fill_through<S: Subject>(subject: &S) -> Result<(), S::Error> {
+    for key in KEYS.iter() {
+        subject.set(key, Size::Bytes64.value()).await?;
     }
     Ok(())
 }
