@@ -1,5 +1,6 @@
 //! The tables of RESULTS.md.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use crate::memory::Memory;
@@ -368,12 +369,20 @@ pub fn of_a_cluster(runs: &[Throughput], machine: &str, load: (f64, f64)) -> Str
     for workload in Workload::OF_A_CLUSTER {
         table(&mut out, last, workload, &Kind::OF_A_CLUSTER);
     }
-    let mut failures: Vec<_> = runs.iter().flat_map(|run| &run.failures).collect();
-    failures.dedup();
+    let mut failures = BTreeMap::new();
+    for failure in runs.iter().flat_map(|run| &run.failures) {
+        // Whichever repeat it was, and whichever node.
+        let (row, rest) = failure.split_once(", repeat ").unwrap_or((failure, ""));
+        let why = rest.split_once(": ").map_or("", |(_, why)| why);
+        let (client, why) = why.split_once(": ").unwrap_or((why, ""));
+        let (times, seen) = failures.entry((row, client)).or_insert((0, why));
+        *times += 1;
+        *seen = (*seen).min(why);
+    }
     if !failures.is_empty() {
-        out.push_str("\n## What failed\n\n");
-        for failure in failures {
-            let _ = writeln!(out, "- {failure}");
+        out.push_str("\n## What failed\n\nA client's turn ends with the first call that fails; one such failure of each.\n\n");
+        for ((row, client), (times, why)) in failures {
+            let _ = writeln!(out, "- {row}: {client}, {times} turns: {why}");
         }
     }
     out
