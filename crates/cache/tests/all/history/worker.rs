@@ -414,8 +414,12 @@ impl Process {
     }
 
     /// An item to be written. Each is written for three seconds of eight and then left alone, in
-    /// turn, so that a value which is wrong stays so for long enough to be noticed.
+    /// turn, so that a value which is wrong stays so for long enough to be noticed. One that is
+    /// loaded slowly is written all the time: each of those loads is to be overtaken.
     fn active(&self, rng: &mut fastrand::Rng) -> i64 {
+        if self.wide && self.n == 0 && rng.u8(..4) == 0 {
+            return FOREIGN;
+        }
         let second = (now() / 1_000_000) as i64;
         loop {
             let item = (second + rng.i64(0..3)) % ITEMS;
