@@ -1,4 +1,4 @@
-//! What a read answers: the value, and where it came from.
+//! The answer of a read: the value, and where it came from.
 
 use std::time::Duration;
 
@@ -19,18 +19,18 @@ use std::time::Duration;
 pub struct Answer<V> {
     /// The value; `None` if the source says that there is none.
     pub value: Option<V>,
-    /// Where it came from.
+    /// The origin of the value.
     pub source: Source,
     /// Time since it was loaded from the database; zero for a default.
     pub age: Duration,
-    /// How long it is, or was, fresh from then on: what its class says, with jitter; for absence
-    /// its own. Zero for a default.
+    /// The time for which it is, or was, fresh from then on: what its class says, with jitter; for
+    /// absence its own. Zero for a default.
     pub fresh_for: Duration,
-    /// Why it is not fresh, if it is not.
+    /// The reason why it is not fresh, if it is not.
     pub stale: Option<StaleReason>,
 }
 
-/// Where an answer came from.
+/// The origin of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
@@ -45,7 +45,7 @@ pub enum Source {
     Default,
 }
 
-/// Why an answer is not fresh: what kept the cache from loading a better one in time.
+/// The reason why an answer is not fresh: what kept the cache from loading a better one in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]

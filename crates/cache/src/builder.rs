@@ -213,8 +213,8 @@ impl CacheBuilder {
         self
     }
 
-    /// How often each process looks for invalidations that were left behind. Default 250 ms; costs
-    /// one small query each time.
+    /// Sets how often each process looks for invalidations that were left behind. Default 250 ms;
+    /// costs one small query each time.
     pub fn outbox_poll(mut self, every: Duration) -> Self {
         self.outbox_poll = every;
         self

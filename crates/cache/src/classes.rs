@@ -20,7 +20,7 @@ pub(crate) struct Class {
     pub(crate) name: Box<str>,
     /// Tells it from the others of the cache.
     pub(crate) number: usize,
-    /// Its number at the guard.
+    /// The number of the class at the guard.
     pub(crate) queue: usize,
     /// The tags that all its values carry.
     pub(crate) tags: Box<[Vec<u8>]>,
@@ -50,7 +50,7 @@ impl Class {
         }
     }
 
-    /// Its times, as they are now.
+    /// Returns its times, as they are now.
     pub(crate) fn ttl(&self) -> Ttl {
         *self.ttl.read()
     }

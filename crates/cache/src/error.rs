@@ -1,4 +1,4 @@
-//! Why the cache has no answer, and when to ask again.
+//! The reasons why the cache has no answer, and the time after which to ask again.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -29,25 +29,25 @@ pub enum CacheError {
     /// The database is at the limit of what it may be asked, and there was nothing stale to serve.
     #[error("the database is at its limit; ask again in {retry_after:?}")]
     Overloaded {
-        /// When asking again may succeed.
+        /// The time after which asking again may succeed.
         retry_after: Duration,
     },
     /// The class is at a bound of its own ([`ClassGuard`](crate::ClassGuard)), whatever the
     /// database could still be asked, and there was nothing stale to serve.
     #[error("the class {class:?} is at its own bound of {bound}; ask again in {retry_after:?}")]
     ClassOverloaded {
-        /// Its name.
+        /// The name of the class.
         class: Box<str>,
         /// The bound.
         bound: ClassBound,
-        /// When asking again may succeed.
+        /// The time after which asking again may succeed.
         retry_after: Duration,
     },
     /// The database has been failing, or the load of this key has, several times in a row, so it is
     /// not asked for now.
     #[error("the database, or the load of this key, is failing; ask again in {retry_after:?}")]
     Unavailable {
-        /// When asking again may succeed.
+        /// The time after which asking again may succeed.
         retry_after: Duration,
     },
     /// The loader returned an error. Errors are never cached.
@@ -62,7 +62,7 @@ pub enum CacheError {
     /// The loader panicked. The process and the cache go on.
     #[error("the loader panicked: {message}")]
     LoadPanicked {
-        /// What it said, if it was text.
+        /// The message of the panic, if it was text.
         message: String,
     },
     /// The loader of a key reads, by itself or through another loader, the key that it loads, and
@@ -123,7 +123,7 @@ impl CacheError {
         )
     }
 
-    /// When asking again may succeed, where that is known.
+    /// Returns the time after which asking again may succeed, where that is known.
     #[must_use]
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -145,13 +145,13 @@ pub enum BuildError {
     /// A class was given twice.
     #[error("the class {class:?} is given twice")]
     ClassTwice {
-        /// Its name.
+        /// The name of the class.
         class: String,
     },
     /// A class has a setting that means nothing.
     #[error("class {class:?}: {problem}")]
     Class {
-        /// Its name.
+        /// The name of the class.
         class: String,
         /// The setting and what is wrong with it.
         problem: InvalidTtl,

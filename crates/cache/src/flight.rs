@@ -67,8 +67,8 @@ pub(crate) struct Flight {
     cargo: Cargo,
     /// The tags that what it brings will carry at least.
     tags: Vec<Vec<u8>>,
-    /// While nobody vouches that every invalidation is heard, an old flight may bring an overtaken
-    /// value.
+    /// The moment at which it took off: while nobody vouches that every invalidation is heard, an
+    /// old flight may bring an overtaken value.
     began: Monotonic,
     /// The counters before anything was read.
     snapshot: Snapshot,
@@ -98,7 +98,7 @@ struct Wishes {
 
 /// The one by whom a flight is led to its end.
 enum LedBy {
-    /// Its leader, a task of its own.
+    /// The leader, a task of its own.
     Led,
     /// A reader, as long as its own look at Redis takes.
     Looking,
@@ -142,7 +142,7 @@ pub(crate) enum Join {
 
 /// The way on of a reader whose own look at Redis was in vain.
 pub(crate) enum AfterLook {
-    /// Its flight is to be led by a task.
+    /// The flight of the reader is to be led by a task.
     Lead,
     /// The reader waits for another flight.
     Joined(Follower),

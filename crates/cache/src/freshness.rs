@@ -1,4 +1,4 @@
-//! How long a value may be believed, decided without a clock.
+//! The time for which a value may be believed, decided without a clock.
 //!
 //! Every rule about age is a function of durations here (a hit compares with what they gave when
 //! its value was stored), so that each can be tested to the millisecond and none depends on which
@@ -32,9 +32,10 @@ pub struct Ttl {
     /// Absence (the loader answered `None`) is remembered for this long; zero: not at all. Default
     /// 10 s.
     pub negative: Duration,
-    /// How eagerly a hot value is loaded again before it expires (the `beta` of XFetch); zero:
-    /// never. Default 1; at 1, a value that took 20 ms to load is typically refreshed within its
-    /// last 20 ms to 100 ms. When it may begin is settled by the class that loads the value.
+    /// The eagerness with which a hot value is loaded again before it expires (the `beta` of
+    /// XFetch); zero: never. Default 1; at 1, a value that took 20 ms to load is typically
+    /// refreshed within its last 20 ms to 100 ms. When it may begin is settled by the class that
+    /// loads the value.
     pub early_refresh: f64,
     /// A caller that holds a stale value waits this long for a load, then takes the stale one while
     /// the load goes on. Default 100 ms; zero serves stale at once and refreshes behind it.
@@ -124,11 +125,11 @@ impl Ttl {
 pub struct InvalidTtl {
     /// The setting's name.
     pub setting: &'static str,
-    /// What is wrong with it.
+    /// The rule that its value breaks.
     pub problem: &'static str,
 }
 
-/// How long one value is fresh, and how long it is kept, both counted from its loading.
+/// The times for which one value is fresh and for which it is kept, both counted from its loading.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Lifetime {
     pub(crate) fresh: Duration,

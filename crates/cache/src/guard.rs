@@ -1,4 +1,4 @@
-//! What an outage of Redis can put on the database, bounded.
+//! Bounds on the load that an outage of Redis can put on the database.
 //!
 //! Without Redis every read that memory cannot answer turns to SQL, and a database sized for one
 //! read in twenty falls over under all twenty. So loads pass a bulkhead (so many at once) and an
@@ -193,7 +193,7 @@ impl LoadAdmission {
         }
     }
 
-    /// When a load of this class that waits now would wait in vain.
+    /// Returns the moment from which on a load of this class that waits now would wait in vain.
     fn give_up(&self, class: usize, latest: Instant) -> Instant {
         let still = self.shared.lock().queue.stands_still_at(class, self.wait);
         still.min(latest)

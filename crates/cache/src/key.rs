@@ -1,4 +1,4 @@
-//! What a key may be: text, bytes, a number, a UUID, or a type of the caller's own.
+//! The kinds of keys: text, bytes, a number, a UUID, or a type of the caller's own.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write};
@@ -24,7 +24,7 @@ use smallvec::SmallVec;
 /// }
 /// ```
 pub trait Key {
-    /// Its bytes. Two keys that write the same are the same.
+    /// Returns its bytes. Two keys that write the same are the same.
     fn name(&self) -> KeyName<'_>;
 }
 
@@ -68,7 +68,7 @@ impl<'k> KeyName<'k> {
         })
     }
 
-    /// Its bytes as they were before it was shortened.
+    /// Returns its bytes as they were before it was shortened.
     pub(crate) fn whole(&self) -> &[u8] {
         match &self.0 {
             Bytewise::Long { whole, .. } => whole,

@@ -50,7 +50,7 @@ pub(crate) struct Glance {
     pub(crate) waiting: Vec<WaitingRow>,
     /// Whether there are no more than these.
     pub(crate) complete: bool,
-    /// How far the newest row's number is ahead of the first.
+    /// The distance from the first row's number to the newest's.
     pub(crate) spread: i64,
 }
 
@@ -416,7 +416,8 @@ impl Outbox {
     }
 }
 
-/// Where the database's own number stands, among the watermarks: no namespace is called so.
+/// The name under which the database's own number stands among the watermarks: no namespace is
+/// called so.
 const DATABASE: &str = "{database}";
 
 /// The rows that a batch takes at most.
@@ -435,7 +436,7 @@ const CONNECTIONS: u32 = 2;
 /// Another relay is waited for so long. In health it is done after two round trips to the database
 /// and one to Redis.
 const LOCK_LIMIT: Duration = Duration::from_secs(1);
-/// How often it is looked whether another relay has given its lease back.
+/// The interval at which it is looked whether another relay has given its lease back.
 #[cfg(feature = "sqlite")]
 const LEASE_LOOK: Duration = Duration::from_millis(20);
 

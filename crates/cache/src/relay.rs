@@ -1,4 +1,4 @@
-//! Who carries invalidations from the outbox to Redis, and when.
+//! The carrying of invalidations from the outbox to Redis: by which process, and when.
 //!
 //! A process that has just committed wakes its relay, so that in health Redis knows within a round
 //! trip or two. Every process also looks every `outbox_poll`, so what a dead process left behind,
@@ -49,7 +49,7 @@ pub(crate) struct Relay {
     lag: parking_lot::Mutex<Option<Duration>>,
     /// Rows to be taken at a time.
     batch: AtomicUsize,
-    /// Why the outbox cannot be looked at, and why it cannot be drained.
+    /// The reasons why the outbox cannot be looked at, and why it cannot be drained.
     trouble: parking_lot::Mutex<[Option<String>; 2]>,
 }
 
@@ -130,7 +130,7 @@ impl Relay {
             .is_ok_and(|ended| ended.is_ok())
     }
 
-    /// Why the outbox cannot be looked at or drained, if it cannot.
+    /// Returns why the outbox cannot be looked at or drained, if it cannot.
     pub(crate) fn trouble(&self) -> Option<String> {
         let trouble = self.trouble.lock();
         trouble.iter().flatten().next().cloned()
@@ -363,7 +363,7 @@ impl Relay {
     }
 }
 
-/// Why invalidations stay in the outbox.
+/// The reason why invalidations stay in the outbox.
 #[derive(Debug, thiserror::Error)]
 enum Undelivered {
     #[error(transparent)]

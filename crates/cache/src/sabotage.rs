@@ -1,6 +1,6 @@
 //! Rules that a test may break, one at a time, to show that the history checker would notice.
 
-/// Which rule is broken. All false in every program that is not such a test.
+/// The rules that are broken. All false in every program that is not such a test.
 #[derive(Clone, Copy, Debug, Default)]
 #[doc(hidden)]
 #[cfg_attr(
@@ -27,8 +27,8 @@ pub struct Sabotage {
     /// Callers join loads however old they are, though nobody vouches that an invalidation would
     /// have been heard.
     pub flight_age_ignored: bool,
-    /// What is loaded again carries only the tags that its reader named.
+    /// A value that is loaded again carries only the tags that its reader named.
     pub tags_stripped: bool,
-    /// What another class has stored is fresh for as long as that class says.
+    /// A value that another class has stored is fresh for as long as that class says.
     pub class_ignored: bool,
 }

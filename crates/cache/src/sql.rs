@@ -268,7 +268,8 @@ impl Database {
         self.select_at_most(usize::MAX, sql, params).await
     }
 
-    /// As [`select`](Self::select), but no more than the first `most` rows are fetched.
+    /// Runs a query as [`select`](Self::select) does, but fetches no more than the first `most`
+    /// rows.
     ///
     /// ```no_run
     /// # use steadfast_cache::{Database, SourceError};
@@ -292,8 +293,9 @@ impl Database {
         Ok(self.select_within(bounds, sql, params).await?.rows)
     }
 
-    /// As [`select`](Self::select), but keeps no more than `bounds`, and stops the database where
-    /// there is more: it bounds what a query may take of memory here and of time there.
+    /// Runs a query as [`select`](Self::select) does, but keeps no more than `bounds`, and stops
+    /// the database where there is more: it bounds what a query may take of memory here and of time
+    /// there.
     ///
     /// # Errors
     /// See [`SourceError`].
@@ -468,8 +470,8 @@ fn unknown(scheme: &str) -> String {
     format!("this program was built without the feature `{feature}` of steadfast-cache")
 }
 
-/// How much later than this process the database itself ends what takes too long, so that it is
-/// this process that says so.
+/// The time by which the database itself ends what takes too long later than this process, so that
+/// it is this process that says so.
 const GRACE: Duration = Duration::from_millis(500);
 
 #[cfg(test)]

@@ -32,8 +32,8 @@ pub struct CacheStatus {
     pub redis: Option<RedisTrust>,
     /// Age of the oldest invalidation that waits in the outbox, as last seen.
     pub outbox_lag_ms: Option<u64>,
-    /// Why the outbox cannot be looked at or drained, in words, if it cannot: the database is away,
-    /// a right is missing, Redis refuses.
+    /// The reason why the outbox cannot be looked at or drained, in words, if it cannot: the
+    /// database is away, a right is missing, Redis refuses.
     pub outbox_trouble: Option<String>,
     /// Invalidations of this process that Redis has not applied yet.
     pub outbox_pending: usize,
@@ -45,7 +45,7 @@ pub struct CacheStatus {
 pub struct RedisTrust {
     /// Whether values are read from it.
     pub trusted: bool,
-    /// Why not, if it is because of the outbox, or because another database uses the same
+    /// The reason why none are read, if that is the outbox, or that another database uses the same
     /// namespace.
     pub suspended: Option<&'static str>,
     /// Whether the database has said, since Redis was connected to, how far Redis must be; until

@@ -1,4 +1,4 @@
-//! What an invalidation is aimed at, and how it is told to other processes.
+//! The target of an invalidation, and how it is told to other processes.
 
 use crate::key::bounded;
 
@@ -43,7 +43,7 @@ impl Target {
         }
     }
 
-    /// As the outbox keeps it.
+    /// Returns it as the outbox keeps it.
     pub(crate) fn row(&self) -> (&'static str, &[u8]) {
         match self {
             Self::Key(key) => ("key", key),

@@ -1,4 +1,4 @@
-//! Which keys were loaded in vain lately: by their hashes, in a table of fixed size, so that it
+//! The keys that were loaded in vain lately: by their hashes, in a table of fixed size, so that it
 //! does not matter where their values are held.
 //!
 //! It may take one key for another, and forget one. That costs a load that is tried a little later
@@ -71,8 +71,8 @@ impl Failures {
         self.left(key, now, |_| span)
     }
 
-    /// When a key may be tried again that fails again and again, if not yet; at `longest` it is
-    /// after so long.
+    /// Returns the time after which a key that fails again and again may be tried again, if it may
+    /// not yet; that is `longest` at most.
     pub(crate) fn hold(&self, key: &[u8], now: Monotonic, longest: Duration) -> Option<Duration> {
         self.left(key, now, |in_a_row| match in_a_row.checked_sub(TRIES) {
             Some(more) => longest.min(FIRST_PAUSE * (1 << more)),

@@ -1,4 +1,4 @@
-//! What may be set of the guard, how much a load is wanted, and why it is refused.
+//! The settings of the guard, the urgency of a load, and the reasons why it is refused.
 
 use std::fmt;
 use std::time::Duration;
@@ -138,7 +138,7 @@ fn problem(concurrency: usize, rate: f64) -> Option<Problem> {
     }
 }
 
-/// How much a load is wanted; the greater goes first.
+/// The urgency with which a load is wanted; the greater goes first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Urgency {
     /// There is something to serve meanwhile; the hotter the key, the more it matters.

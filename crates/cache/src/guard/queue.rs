@@ -33,7 +33,7 @@ struct ClassQueue {
     rate: f64,
     bucket: Bucket,
     waiting: BTreeMap<Priority, oneshot::Sender<()>>,
-    /// When somebody of it was admitted last, or began to wait where nobody did.
+    /// The moment when somebody of it was admitted last, or began to wait where nobody did.
     moved: Instant,
     /// Seconds between two admissions from the queue, of late.
     pace: f64,

@@ -156,7 +156,7 @@ struct InvalidationListener {
     beaten: u64,
     /// Everything up to this watermark has been heard.
     heard: Option<u64>,
-    /// When it was last told that another database would use the same namespace.
+    /// The moment when it was last told that another database would use the same namespace.
     told: Option<Instant>,
 }
 

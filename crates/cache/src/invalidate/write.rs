@@ -302,5 +302,5 @@ impl Inner {
     }
 }
 
-/// How long a writer waits to hear that Redis has forgotten the old values.
+/// The time for which a writer waits to hear that Redis has forgotten the old values.
 const APPLY_WAIT: Duration = Duration::from_millis(250);

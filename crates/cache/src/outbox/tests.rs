@@ -27,8 +27,8 @@ async fn outbox(database: &Database) -> Outbox {
     outbox
 }
 
-/// Where there is a lock it is the database that ends the waiting: a limit of this process alone
-/// would leave a session behind that waits for ever.
+/// The database ends the waiting where there is a lock: a limit of this process alone would leave a
+/// session behind that waits for ever.
 async fn a_relay_that_delivers_is_waited_for_but_not_for_long(url: &str) {
     let database = database(url);
     let outbox = outbox(&database).await;
@@ -52,8 +52,8 @@ async fn k13_a_relay_that_delivers_is_waited_for_on_sqlite_but_not_for_long() {
     a_relay_that_delivers_is_waited_for_but_not_for_long(&url).await;
 }
 
-/// Who waits for another's lease only reads: with the lock that SQLite has for all that write, each
-/// look would hold up the application's writes, and be held up by them.
+/// A relay that waits for another's lease only reads: with the lock that SQLite has for all that
+/// write, each look would hold up the application's writes, and be held up by them.
 #[tokio::test]
 async fn k14_on_sqlite_a_relay_waits_for_anothers_lease_without_the_lock_of_writers() {
     let folder = tempfile::tempdir().unwrap();

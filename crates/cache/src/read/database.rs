@@ -133,7 +133,7 @@ fn refused(class: &Class, refusal: Rejection) -> CacheError {
 pub(crate) struct Asking<'a> {
     pub(crate) class: &'a Class,
     pub(crate) permission: Permission,
-    /// How long it may take, and when it has to have ended.
+    /// The time that it may take, and when it has to have ended.
     pub(crate) limit: Duration,
     pub(crate) deadline: Instant,
 }

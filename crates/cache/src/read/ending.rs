@@ -1,8 +1,8 @@
-//! How a read ends that memory could not answer.
+//! The ending of a read that memory could not answer.
 //!
-//! It waits for a flight, but whoever holds something stale need not wait for its end: a load that
-//! is slow, refused or failing is no reason to answer with nothing. So each reason to take the
-//! stale value is weighed here, and nowhere else.
+//! Such a read waits for a flight, but whoever holds something stale need not wait for its end: a
+//! load that is slow, refused or failing is no reason to answer with nothing. So each reason to
+//! take the stale value is weighed here, and nowhere else.
 
 use std::pin::pin;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! What the leader of a flight does: ask Redis, get the right to fill, ask the database, store,
+//! The work of the leader of a flight: ask Redis, get the right to fill, ask the database, store,
 //! tell.
 //!
 //! The order carries the proof that nothing overtaken is ever stored (K6). The counters of the

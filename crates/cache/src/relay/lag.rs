@@ -1,14 +1,14 @@
-//! How long invalidations have waited.
+//! The time for which invalidations have waited.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use crate::outbox::Glance;
 
-/// How long the rows of the outbox have waited at most since they could be seen. A row's own time
-/// is when it was written, and its transaction may have been committed long after; and a clock may
-/// be set back. So the age of a row is counted from the last look at which it was not there. Only
-/// what no look could tell, because it was there before the first one or because too many rows were
+/// The longest time that a row of the outbox has waited since it could be seen. A row's own time is
+/// when it was written, and its transaction may have been committed long after; and a clock may be
+/// set back. So the age of a row is counted from the last look at which it was not there. Only what
+/// no look could tell, because it was there before the first one or because too many rows were
 /// ahead of it, is as old as it says.
 #[derive(Default)]
 pub(super) struct LagWatch {

@@ -1,4 +1,4 @@
-//! What this process has committed and not yet seen applied to Redis.
+//! The changes that this process has committed and not yet seen applied to Redis.
 //!
 //! Between a commit and its relay Redis still holds the old value. A process must not read that
 //! back after its own write, so it passes Redis by for these keys and tags, and only for these. An

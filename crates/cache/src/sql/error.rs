@@ -1,4 +1,4 @@
-//! What a database could not do.
+//! The failures of a database.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ pub enum SourceError {
         "the database URL is not valid: {problem}; use sqlite://path, mysql://user:password@host/name or postgres://user:password@host/name"
     )]
     Url {
-        /// What is wrong with it, without the URL itself, which may hold a password.
+        /// The mistake in it, without the URL itself, which may hold a password.
         problem: String,
     },
     /// A setting of [`DatabaseOptions`](super::DatabaseOptions) that means nothing.
@@ -21,7 +21,7 @@ pub enum SourceError {
     Setting {
         /// The setting's name.
         setting: &'static str,
-        /// What is wrong with it.
+        /// The rule that its value breaks.
         problem: &'static str,
     },
     /// Nothing came back in time.
@@ -37,7 +37,7 @@ pub enum SourceError {
     ColumnType {
         /// The column's name.
         column: String,
-        /// Its type.
+        /// The column's type.
         type_name: String,
     },
     /// A column has a value that has no JSON form here, though others of its type have one.
@@ -47,9 +47,9 @@ pub enum SourceError {
     ColumnValue {
         /// The column's name.
         column: String,
-        /// Its type.
+        /// The column's type.
         type_name: String,
-        /// What is wrong with the value, which is not told itself.
+        /// The reason why the value, which is not told itself, has no form.
         problem: &'static str,
     },
     /// Two columns of a row have one name, of which one would be lost.
@@ -61,7 +61,7 @@ pub enum SourceError {
     /// A row cannot be read as the type asked for.
     #[error("row {row} is no {type_name}: {problem}")]
     Row {
-        /// Its number, from 1.
+        /// The row's number, from 1.
         row: usize,
         /// The type.
         type_name: &'static str,

@@ -29,7 +29,7 @@ use super::{Pool, SourceError, within};
 #[derive(Clone, Debug, Default)]
 pub(super) struct Pinger(Arc<Mutex<Option<PingConnection>>>);
 
-/// How the connection is opened: as those of queries are.
+/// The way in which the connection is opened: that of the connections of queries.
 #[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
     pub(super) pool: &'a Pool,

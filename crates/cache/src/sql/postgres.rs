@@ -81,13 +81,13 @@ impl Kind for Postgres {
     }
 }
 
-/// How a query is run.
+/// The way in which a query is run.
 #[derive(Clone, Copy)]
 pub(super) struct Way<'a> {
     pub(super) pool: &'a PgPool,
     /// The options to connect with where no startup options are taken.
     pub(super) plain: &'a PgConnectOptions,
-    /// How long a statement may take.
+    /// The time that a statement may take.
     pub(super) limit: Duration,
     /// Whether nothing may be written.
     pub(super) only_reads: bool,

@@ -158,7 +158,7 @@ impl Cell {
     }
 }
 
-/// Why a value has no form here.
+/// The reason why a value has no form here.
 enum Unfit {
     /// Nothing of its type has one.
     Type,

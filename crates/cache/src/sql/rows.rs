@@ -1,4 +1,5 @@
-//! How much of a result is kept. A result is as large as the data, which nobody here has sized.
+//! Bounds on how much of a result is kept. A result is as large as the data, which nobody here has
+//! sized.
 
 use futures_util::{Stream, TryStreamExt};
 use serde_json::Value;
@@ -40,12 +41,12 @@ impl Bounds {
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Selected {
-    /// Those within the [`Bounds`].
+    /// The rows within the [`Bounds`].
     pub rows: Vec<Row>,
     /// Whether there were more.
     pub truncated: bool,
-    /// How many came, those that were not kept included; of a query that was cut off, not all there
-    /// were.
+    /// The number of rows that came, those that were not kept included; of a query that was cut
+    /// off, not all there were.
     pub seen: u64,
 }
 

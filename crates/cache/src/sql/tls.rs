@@ -8,7 +8,7 @@ use sqlx::mysql::{MySqlConnectOptions, MySqlSslMode};
 #[cfg(feature = "postgres")]
 use sqlx::postgres::{PgConnectOptions, PgSslMode};
 
-/// How TLS is spoken with a database server; given, it is what holds, whatever the URL says. SQLite
+/// The settings of TLS with a database server; given, they hold, whatever the URL says. SQLite
 /// knows none.
 ///
 /// ```
@@ -27,7 +27,7 @@ use sqlx::postgres::{PgConnectOptions, PgSslMode};
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DatabaseTls {
-    /// How sure one must be of the server.
+    /// The certainty about the server that is required.
     pub mode: DatabaseTlsMode,
     /// PEM file of the authorities to believe besides those of the web. Default none. Read at each
     /// new connection, as the others.
@@ -36,7 +36,7 @@ pub struct DatabaseTls {
     pub client: Option<(PathBuf, PathBuf)>,
 }
 
-/// How sure one must be of a server before anything is said to it.
+/// The certainty about a server that is required before anything is said to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DatabaseTlsMode {
@@ -90,7 +90,8 @@ pub(super) fn explain(error: &sqlx::Error) -> String {
     error.to_string()
 }
 
-/// What a failure of TLS means to the person who has to mend it; anything else in its own words.
+/// Says what a failure of TLS means to the person who has to mend it; repeats anything else in its
+/// own words.
 #[cfg(feature = "tls")]
 pub(super) fn explain(error: &sqlx::Error) -> String {
     use rustls::{AlertDescription, CertificateError, Error as Rustls};

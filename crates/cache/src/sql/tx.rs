@@ -85,8 +85,8 @@ impl Tx {
         Ok(selected.rows)
     }
 
-    /// As [`select`](Self::select), but keeps no more than `bounds`; the statement runs to its end
-    /// all the same.
+    /// Runs a query as [`select`](Self::select) does, but keeps no more than `bounds`; the
+    /// statement runs to its end all the same.
     ///
     /// # Errors
     /// As [`execute`](Self::execute), and [`SourceError::RowTooLarge`].

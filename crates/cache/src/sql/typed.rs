@@ -33,7 +33,8 @@ impl Database {
         typed(self.select(sql, params).await?)
     }
 
-    /// As [`select_as`](Self::select_as), but only the first row, if there is one.
+    /// Runs a query as [`select_as`](Self::select_as) does, but reads only the first row, if there
+    /// is one.
     ///
     /// # Errors
     /// As [`select_as`](Self::select_as).

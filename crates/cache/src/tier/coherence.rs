@@ -60,7 +60,7 @@ impl Coherence {
     }
 }
 
-/// How long a proof lasts: the longest that memory can be behind without anybody knowing.
+/// The time for which a proof lasts: the longest that memory can be behind without anybody knowing.
 pub(crate) const SPAN: Duration = Duration::from_secs(1);
 
 #[cfg(test)]

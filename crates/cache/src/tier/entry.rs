@@ -55,9 +55,9 @@ pub(crate) struct Label {
 pub(crate) struct Times {
     pub(crate) loaded_at: Monotonic,
     pub(crate) life: Lifetime,
-    /// How long the load took.
+    /// The time that the load took.
     pub(crate) cost: Duration,
-    /// As in [`Ttl`](crate::Ttl).
+    /// The eagerness of early refresh, as in [`Ttl`](crate::Ttl).
     pub(crate) early_refresh: f64,
 }
 

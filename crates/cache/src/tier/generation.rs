@@ -1,4 +1,4 @@
-//! What lets a slow load be told that it has been overtaken.
+//! The counters by which a slow load is told that it has been overtaken.
 //!
 //! A load that began before a change must not be stored after it. Remembering every change by its
 //! key would need memory without bound, so keys share 65 536 counters, and tags 65 536 more: an
@@ -23,7 +23,7 @@ pub(crate) struct Generations {
     keys: Box<[AtomicU32]>,
     tags: Box<[AtomicU32]>,
     proof_epoch: AtomicU64,
-    /// How often everything was invalidated.
+    /// The number of times that everything was invalidated.
     clears: AtomicU64,
     hasher: foldhash::quality::RandomState,
 }

@@ -493,8 +493,8 @@ const TOLERANCE: Duration = Duration::from_millis(1000);
 /// The number of no server.
 const NO_SERVER: u32 = u32::MAX;
 
-/// What no reader waits for (proof of the channel, belief, fills) is given this long also where a
-/// read may spend less: it must work over any round trip.
+/// The time for what no reader waits for (proof of the channel, belief, fills), also where a read
+/// may spend less: it must work over any round trip.
 const ASKED_BY_NO_READER: Duration = Duration::from_millis(250);
 
 /// A tag's token is kept for so much longer than any value that carries it.

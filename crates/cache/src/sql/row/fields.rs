@@ -103,7 +103,7 @@ impl<'de> MapAccess<'de> for Columns<'de> {
 struct Field<'de>(&'de Value, &'de Origin);
 
 impl<'de> Field<'de> {
-    /// Its bytes, if it is bytes.
+    /// Returns its bytes, if it is bytes.
     fn bytes(&self) -> Option<Vec<u8>> {
         match (self.1, self.0) {
             (Origin::Bytes, Value::String(digits)) => from_hex(digits),
@@ -111,7 +111,7 @@ impl<'de> Field<'de> {
         }
     }
 
-    /// Its number, if JSON has none for it.
+    /// Returns its number, if JSON has none for it.
     fn float(&self) -> Option<f64> {
         match (self.1, self.0) {
             (Origin::Float, Value::String(name)) => name.parse().ok(),
@@ -169,7 +169,7 @@ fn from_hex(digits: &str) -> Option<Vec<u8>> {
     }
 }
 
-/// As serde_json reads it.
+/// Reads a value as serde_json does.
 macro_rules! as_json {
     ($($how:ident($($name:ident: $of:ty),*)),* $(,)?) => {$(
         fn $how<V: Visitor<'de>>(self, $($name: $of,)* visitor: V) -> Result<V::Value, Error> {
@@ -260,5 +260,6 @@ impl<'de> Deserializer<'de> for Field<'de> {
     }
 }
 
-/// How the name begins by which serde_json asks for a [`RawValue`](serde_json::value::RawValue).
+/// The beginning of the name by which serde_json asks for a
+/// [`RawValue`](serde_json::value::RawValue).
 const RAW: &str = "$serde_json::private::";

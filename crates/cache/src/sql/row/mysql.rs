@@ -55,8 +55,8 @@ fn cell(row: &MySqlRow, at: usize, info: &MySqlTypeInfo) -> Result<Cell, Unfit> 
     })
 }
 
-/// What was sent, of whatever type; `None` for NULL. sqlx itself takes a date of zeros for NULL
-/// too.
+/// The bytes that were sent, of whatever type; `None` for NULL. sqlx itself takes a date of zeros
+/// for NULL too.
 struct Sent<'r>(Option<&'r [u8]>);
 
 impl<'r> Decode<'r, MySql> for Sent<'r> {

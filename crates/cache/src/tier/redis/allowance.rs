@@ -1,4 +1,4 @@
-//! What one read may spend on Redis, altogether.
+//! The time that one read may spend on Redis, altogether.
 //!
 //! A limit on each question would let a slow Redis delay a read by as many limits as the read has
 //! questions: for what to believe, for the value, for its tags, for the lease. So a read carries

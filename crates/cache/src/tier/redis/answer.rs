@@ -1,4 +1,4 @@
-//! What Redis says, and why it says nothing.
+//! The answers of Redis, and the reasons why there is none.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ pub(crate) struct SeenValue {
     pub(super) head: SmallVec<[u8; HEAD]>,
 }
 
-/// Why Redis was not of use.
+/// The reason why Redis was not of use.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RedisFailure {
     #[error("redis is not asked: {0}")]

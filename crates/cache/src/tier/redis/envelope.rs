@@ -1,4 +1,4 @@
-//! How a value is written into Redis.
+//! The form in which a value is written into Redis.
 //!
 //! Redis outlives deployments and may be written to by older and newer programs, by a hand, or by a
 //! disk that lies. So every value carries a format version and a checksum over all the rest, and
@@ -26,7 +26,7 @@ pub(crate) type Token = [u8; 16];
 #[derive(Debug, PartialEq)]
 pub(crate) struct Envelope<'a> {
     pub(crate) life: Lifetime,
-    /// How long the load took, for early refresh.
+    /// The time that the load took, for early refresh.
     pub(crate) cost: Duration,
     /// Of the value's type, as its view says.
     pub(crate) type_version: u32,
@@ -35,7 +35,7 @@ pub(crate) struct Envelope<'a> {
     pub(crate) payload: Option<Cow<'a, [u8]>>,
 }
 
-/// Why bytes from Redis are not a value.
+/// The reason why bytes from Redis are not a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum DecodeError {
     #[error("of a format version that this program does not know")]

@@ -389,8 +389,8 @@ impl EpochGuard {
         self.state.lock().suspended
     }
 
-    /// Why to have heard everything proves nothing: an invalidation waits that has not been
-    /// announced, or SQL has not said how many there are.
+    /// Whether to have heard everything proves nothing, because an invalidation waits that has not
+    /// been announced, or SQL has not said how many there are.
     pub(crate) fn is_blind(&self) -> bool {
         let state = self.state.lock();
         state.suspended.is_some() || (state.sql_unseen && self.rules.await_sql)

@@ -1,4 +1,4 @@
-//! What is decided inside Redis, at the moment of the write.
+//! The decisions that are made inside Redis, at the moment of the write.
 //!
 //! All but the beat are sent whole: a few hundred bytes, against one round trip more after every
 //! restart. Redis compiles each once.
@@ -52,7 +52,8 @@ return tonumber(new)";
 pub(super) const BEAT: &str =
     "return redis.call(ARGV[3], ARGV[1], ARGV[2] .. (redis.call('GET', KEYS[1]) or '-'))";
 
-/// Its SHA-1, by which Redis knows it once it was sent whole: it runs four times a second.
+/// The SHA-1 of [`BEAT`], by which Redis knows it once it was sent whole: it runs four times a
+/// second.
 pub(super) const BEAT_SHA: &str = "acfd9a7bfca162bcaa6b1bc9489838b0247663b1";
 
 /// KEYS epoch, lease, value, tags… ARGV epoch, token, lease ms, tag ms, the head that was seen, a
