@@ -68,7 +68,7 @@ struct Inner {
     connector: Arc<Connector>,
     blocking: Blocking,
     home: Arc<Home>,
-    /// Where there are many servers. Then no call goes by what stands above.
+    /// The cluster, where there are many servers. Then no call goes by what stands above.
     cluster: Option<Arc<Cluster>>,
     defaults: CallOptions,
 }

@@ -1,4 +1,4 @@
-//! Where user name and password come from, and how they change while connections live.
+//! The origin of user name and password, and how they change while connections live.
 //!
 //! A provider is asked at every handshake, and tells when what it gave changes or expires, so that
 //! live connections give the new credentials in time instead of being cut off.

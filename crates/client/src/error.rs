@@ -109,7 +109,7 @@ pub enum ErrorKind {
     Uncovered {
         /// The slots, such as `0-5460, 7000`.
         slots: Arc<str>,
-        /// Why the last of its questions failed, if one did.
+        /// The reason why the last of its questions failed, if one did.
         cause: Option<Arc<str>>,
     },
     /// Later commands for the same key have run at the new owner of its slot: to send this one
@@ -117,7 +117,7 @@ pub enum ErrorKind {
     Overtaken,
     /// Several nodes were needed, and some of them failed: of these parts of the call.
     Partial {
-        /// Why the first of them failed.
+        /// The reason why the first of them failed.
         cause: Arc<str>,
         /// The keys, or the numbers of a pipeline's commands from 0, that were served.
         done: usize,
@@ -172,7 +172,7 @@ named! {
     impl ErrorKind {
         /// Returns a label of few values, for metrics and reports.
         pub(crate) fn label;
-        /// Each label there is, so that every counter can begin at nought.
+        /// The labels that there are, so that every counter can begin at nought.
         const LABELS;
         Timeout => "timeout",
         Down => "down",

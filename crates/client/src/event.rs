@@ -177,7 +177,7 @@ named! {
     impl EventKind {
         /// Returns the event's name, for metrics.
         pub fn name;
-        /// Each name there is, so that every counter can begin at nought.
+        /// The names that there are, so that every counter can begin at nought.
         const NAMES;
         Connected => "connected",
         ConnectFailed => "connect_failed",

@@ -8,7 +8,7 @@ use url::Url;
 use crate::error::ConfigError;
 use crate::seeds::Hosts;
 
-/// How the nodes of a URL are read: `redis-cluster://host[:6379][,host…]`.
+/// The form of the nodes of a URL: `redis-cluster://host[:6379][,host…]`.
 pub(crate) const NODES: Hosts = Hosts {
     ending: "-cluster",
     what: "node",

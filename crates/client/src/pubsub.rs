@@ -100,9 +100,9 @@ pub struct PubSubControl {
 #[derive(Clone, Copy, Debug)]
 enum Hears {
     All,
-    /// None of a shard.
+    /// No channel of a shard.
     Unsharded,
-    /// Of shards only those of this slot.
+    /// The channels of this slot, and of no other shard.
     OfSlot(Slot),
 }
 

@@ -5,7 +5,7 @@ use url::Url;
 
 use crate::error::ConfigError;
 
-/// How the hosts of one kind of URL are read.
+/// The form of the hosts of one kind of URL.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Hosts {
     /// The ending of the schemes, such as `-sentinel`.

@@ -1,4 +1,4 @@
-//! How a client is set up. Every setting says its default and what it costs.
+//! The setting up of a client. Every setting says its default and what it costs.
 
 use std::sync::Arc;
 use std::time::Duration;

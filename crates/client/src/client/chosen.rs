@@ -11,7 +11,7 @@ use crate::call::plan::{Payload, many, one};
 use crate::error::{Error, ErrorKind};
 use crate::options::CallOptions;
 
-/// One of the servers that a client knows, by its address. From [`Client::node`].
+/// A server that a client knows, by its address. From [`Client::node`].
 ///
 /// Its commands go to that server and to no other: an answer is that server's own, and so is a
 /// redirect (MOVED, ASK), which is an error here. Who is at the address is looked up for each call,

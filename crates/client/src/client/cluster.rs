@@ -86,16 +86,16 @@ pub(crate) struct Cluster {
 
 struct Known {
     topology: Topology,
-    /// When the first view came, and the last.
+    /// The moments when the first view came, and the last.
     first_heard: Option<Instant>,
     heard: Option<Instant>,
-    /// Why the last discovery found none.
+    /// The reason why the last discovery found none.
     error: Option<Arc<str>>,
     /// The questions that nodes do not allow to be asked.
     not_allowed: BTreeSet<&'static str>,
 }
 
-/// Where the next attempt of a call goes.
+/// The aim of the next attempt of a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Aim {
     /// To whoever owns its slot.
@@ -255,7 +255,7 @@ impl Cluster {
         clients
     }
 
-    /// Those that serve what belongs to slots.
+    /// Returns the nodes that serve what belongs to slots.
     pub(crate) fn primaries(&self) -> Vec<Client> {
         let nodes = self.routes.nodes();
         nodes.iter().map(|node| node.client.clone()).collect()
@@ -270,7 +270,7 @@ impl Cluster {
         PubSub::start(Arc::clone(&self.shared), Arc::new(connector), Some(slot))
     }
 
-    /// Where the owner of a slot is, by the newest view.
+    /// Returns where the owner of a slot is, by the newest view.
     async fn endpoint_of(
         &self,
         slot: Slot,

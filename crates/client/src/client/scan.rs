@@ -45,7 +45,7 @@ pub struct KeyScan {
     course: Course,
 }
 
-/// How far it is.
+/// The state of a scan.
 #[derive(Debug)]
 enum Course {
     NotBegun,
@@ -59,7 +59,7 @@ struct OneServer {
     cursor: u64,
     /// Whose cursor it is; `None` at the beginning.
     process: Option<Arc<str>>,
-    /// How often another process was met.
+    /// The number of times that another process was met.
     begun_again: u32,
     failures: u32,
 }
@@ -233,7 +233,7 @@ impl fmt::Debug for KeyScan {
     }
 }
 
-/// It cannot be said which process has answered.
+/// Returns the error for an answer of which it cannot be said which process gave it.
 fn replaced() -> Error {
     Error::not_sent(ErrorKind::Lost {
         cause: "the server was connected to anew while it was asked".into(),

@@ -32,7 +32,7 @@ const ATTEMPT: Duration = Duration::from_secs(30);
 /// The time after which an attempt hangs where no deadline reaches it.
 const HANGING: Duration = Duration::from_secs(5);
 
-/// While a renewal is under way, live connections look for its result so often.
+/// The interval at which live connections look for the result of a renewal that is under way.
 const LOOK: Duration = Duration::from_secs(1);
 
 type Make = dyn Fn() -> azure_core::Result<Arc<dyn TokenCredential>> + Send + Sync;

@@ -80,13 +80,13 @@ pub enum ConnectError {
         "{address} is a node of a cluster, which serves its own slots only: write redis-cluster://{address}"
     )]
     Cluster {
-        /// Where.
+        /// The address of the server.
         address: String,
     },
     /// The server that answers is no node of a cluster.
     #[error("{address} is a server by itself and no node of a cluster: write redis://{address}")]
     NotCluster {
-        /// Where.
+        /// The address of the server.
         address: String,
     },
     /// The server that answers is another node of the cluster than the one that is wanted.
@@ -94,7 +94,7 @@ pub enum ConnectError {
         "{address} is another node of the cluster ({found}) than the one that was looked for there ({wanted})"
     )]
     Stranger {
-        /// Where.
+        /// The address of the server.
         address: String,
         /// The id that it has.
         found: String,
@@ -104,7 +104,7 @@ pub enum ConnectError {
     /// The node does not serve: it has lost the majority of its cluster, or has not found it yet.
     #[error("{address} is a node of a cluster that does not serve now (cluster_state:fail)")]
     ClusterDown {
-        /// Where.
+        /// The address of the server.
         address: String,
     },
     /// No node of the cluster is known that could be connected to.

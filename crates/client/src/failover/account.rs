@@ -27,9 +27,9 @@ use steadfast_core::conn::Reply;
 
 /// The time that the new primary may take to serve before a failover is told without its history.
 const TOLD_WITHIN: Duration = Duration::from_secs(10);
-/// How often what the server does not allow is asked again.
+/// The pause before what the server does not allow is asked again.
 const REFUSED_PAUSE: Duration = Duration::from_secs(60);
-/// Between looks whether the new primary serves.
+/// The pause between looks whether the new primary serves.
 const LOOK: Duration = Duration::from_millis(20);
 
 /// Notes how far the primary is, and tells each failover with what it cost. Ends with the client.

@@ -51,7 +51,7 @@ pub(crate) struct Established {
 pub(crate) enum Location {
     /// The address itself: a unix socket.
     Unix,
-    /// One of the addresses of a name.
+    /// An address that a name has.
     Tcp(SocketAddr),
 }
 
@@ -116,7 +116,7 @@ pub(crate) trait Transport: fmt::Debug + Send + Sync {
 /// The terms of one attempt to connect.
 #[derive(Clone, Debug)]
 pub(crate) struct ConnectRequest {
-    /// Each phase's deadline.
+    /// The time that each phase may take.
     pub(crate) limit: Duration,
     /// Connections to kill before anything else.
     pub(crate) fences: Vec<Identity>,

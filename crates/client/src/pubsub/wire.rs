@@ -28,7 +28,7 @@ pub(super) struct SubscriberWire {
     pub(super) rotation: Rotation,
     /// The tie to the server, for as long as the client serves from it.
     pub(super) tie: Tie,
-    /// Where it is connected to.
+    /// The place that it is connected to.
     pub(super) place: Option<Location>,
     decoder: Decoder,
     protocol: Protocol,

@@ -32,7 +32,7 @@ pub struct SentinelStatus {
     pub voters: usize,
     /// The time since a majority was last known to agree, in milliseconds; absent if it never was.
     pub confirmed_ms_ago: Option<f64>,
-    /// Each sentinel that is asked.
+    /// The sentinels that are asked.
     pub sentinels: Vec<SentinelContact>,
     /// The replicas: those that are connected to the primary, as it told last, once a heartbeat;
     /// and those that the sentinels know besides.

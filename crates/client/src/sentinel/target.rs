@@ -29,7 +29,7 @@ impl fmt::Display for SentinelTarget {
     }
 }
 
-/// How the sentinels of a URL are read.
+/// The form of the sentinels of a URL.
 pub(crate) const SENTINELS: Hosts = Hosts {
     ending: "-sentinel",
     what: "sentinel",

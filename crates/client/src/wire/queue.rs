@@ -1,4 +1,4 @@
-//! Where callers hand over encoded commands and a driver picks them up.
+//! The place where callers hand over encoded commands and a driver picks them up.
 //!
 //! The lock is held for a few dozen nanoseconds, to append bytes and a ticket or to swap two
 //! buffers, and never across a system call; a large request is encoded before it is taken. While

@@ -77,7 +77,7 @@ impl ClusterAnswers {
         refused.map(|(what, _)| name(what)).collect()
     }
 
-    /// What CLUSTER NODES tells, if it may be asked.
+    /// Reads what CLUSTER NODES tells, if it may be asked.
     pub(super) fn read_nodes(&self) -> Result<Option<ClusterReport>, ConnectError> {
         let nodes = self.told("NODES")?.map(ClusterReport::read_nodes);
         nodes.transpose().map_err(|error| self.unreadable(&error))
@@ -118,7 +118,7 @@ impl ClusterAnswers {
         }
     }
 
-    /// It answers this by what is no answer.
+    /// Returns the error for a node that answers this by what is no answer.
     pub(super) fn wrong(&self, what: &str) -> ConnectError {
         ConnectError::NotRedis {
             address: self.address.clone(),

@@ -18,7 +18,7 @@ use crate::options::CallOptions;
 const NAMED: usize = 16;
 
 impl Cluster {
-    /// One call to the node at this address, whoever that is now.
+    /// Makes a call to the node at this address, whoever that is now.
     pub(crate) async fn call_at(
         &self,
         address: &str,

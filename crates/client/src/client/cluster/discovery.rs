@@ -23,12 +23,12 @@ use crate::link::connect::{Exchange, Network, WaitsFor, ask_at_each, auth, withi
 use crate::wire::stream::Stream;
 use crate::wire::words::{command, text};
 
-/// How many nodes are asked at the same time.
+/// The number of nodes that are asked at the same time.
 const AT_ONCE: usize = 3;
-/// How long the others of these may still answer once one has.
+/// The time for which the others of these may still answer once one has.
 const FOR_OTHERS: Duration = Duration::from_millis(100);
 
-/// How long after an event the states of the nodes are looked at once more.
+/// The time after an event when the states of the nodes are looked at once more.
 const LOOK_AFTER: Duration = Duration::from_millis(20);
 
 /// Returns the bounds on a node's reply: some hundred bytes for each of at most 1 024 nodes, and a

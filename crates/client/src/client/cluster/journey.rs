@@ -73,7 +73,7 @@ impl Limits {
     }
 }
 
-/// How a call goes on.
+/// The way on of a call.
 enum Next {
     /// At another node, or the same.
     Go(Aim),
@@ -88,9 +88,9 @@ enum Next {
 /// The result of an attempt.
 enum Attempted {
     Ended(Result<Reply, Error>),
-    /// Its slot changes hands, or has: nothing was sent.
+    /// Nothing was sent: the slot changes hands, or has.
     Elsewhere,
-    /// It may not be sent again.
+    /// The call may not be sent again.
     Never(Error),
 }
 

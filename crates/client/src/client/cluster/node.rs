@@ -33,7 +33,7 @@ pub(super) struct Node {
     named: RwLock<Arc<str>>,
 }
 
-/// How long what was asked of a node that is taken out of service may take to be answered.
+/// The time that what was asked of a node that is taken out of service may take to be answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 impl Node {
@@ -108,8 +108,8 @@ impl Node {
         self.whereabouts.endpoint()
     }
 
-    /// It is at another address now. A connection that serves is to the same node, and stays; where
-    /// there is none, it is looked for at the new address at once.
+    /// Notes the address at which the node is now. A connection that serves is to the same node, and
+    /// stays; where there is none, it is looked for at the new address at once.
     pub(super) fn relocate(&self, member: MemberFacts) {
         self.client
             .inner

@@ -24,10 +24,10 @@ use tokio::sync::Notify;
 
 use crate::clock;
 
-/// How long new commands of a slot wait at most for those that are under way as it changes hands.
-/// Where all nodes are well that takes a round trip; a busy machine may take longer, and one that
-/// is let through before has those fail that it overtakes. Those under way have deadlines, and end
-/// with a node that is taken out of service.
+/// The longest time that new commands of a slot wait for those that are under way as it changes
+/// hands. Where all nodes are well that takes a round trip; a busy machine may take longer, and one
+/// that is let through before has those fail that it overtakes. Those under way have deadlines, and
+/// end with a node that is taken out of service.
 const WAIT: Duration = Duration::from_secs(1);
 
 const STRIPES: usize = 256;
@@ -39,7 +39,7 @@ pub(super) struct InOrder {
     stripes: Box<[Mutex<Stripe>]>,
     /// Told whenever those who wait for their turn may have it.
     changed: Notify,
-    /// How many calls wait for their slot, and how many may.
+    /// The number of calls that wait for their slot, and the number that may.
     waiting: AtomicUsize,
     most: usize,
 }
@@ -99,11 +99,11 @@ pub(super) enum Entered<'a, T> {
     NoRoom,
 }
 
-/// Why a new command cannot be sent yet.
+/// The reason why a new command cannot be sent yet.
 enum Halted {
     /// A slot of it changes hands, until then at most.
     Until(Instant),
-    /// Its nodes are not those any more that its slots belong to.
+    /// The nodes are not those any more that the slots belong to.
     Elsewhere,
 }
 

@@ -1,4 +1,4 @@
-//! Where a call belongs: to one slot, to several, to any primary or to all of them.
+//! The places to which a call belongs: to one slot, to several, to any primary or to all of them.
 //!
 //! What concerns several slots is divided by the rules of [`steadfast_core::split`], each part
 //! makes its own journey, and the answers are joined.
@@ -262,7 +262,7 @@ impl Cluster {
     }
 }
 
-/// How many slots are looked at for one whose owner serves.
+/// The number of slots that are looked at for one whose owner serves.
 const ANY: usize = 16;
 
 /// The hash of the command's key, if it has one only.

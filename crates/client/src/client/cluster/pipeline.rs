@@ -60,7 +60,7 @@ struct Round {
     parts: Vec<PipelinePart>,
     /// The slots of its commands, and the nodes that they go to.
     goes: BTreeSet<(Slot, u16)>,
-    /// Those of them that take no turn: reads of several keys that wait for a migration.
+    /// The slots that take no turn: reads of several keys that wait for a migration.
     apart: BTreeSet<Slot>,
 }
 
@@ -69,7 +69,7 @@ enum RoundSent {
     Answered(Vec<Answers>),
     /// Slots change hands, or have: nothing was sent.
     Elsewhere,
-    /// It may not be sent again.
+    /// The commands may not be sent again.
     Never(Error),
 }
 

@@ -38,12 +38,12 @@ use crate::link::ConnectionState;
 use crate::metrics;
 use crate::options::{CallOptions, ReadFrom};
 
-/// How often within the age that is allowed replicas are measured.
+/// The number of times that replicas are measured within the age that is allowed.
 const TIMES: u32 = 4;
 /// The moments of a primary's history that are kept.
 const MARKS: usize = 8;
 
-/// What there is only where replicas are read from.
+/// The state that there is only where replicas are read from.
 #[derive(Default)]
 pub(super) struct ReplicaReads {
     on: OnceLock<On>,
@@ -52,7 +52,7 @@ pub(super) struct ReplicaReads {
 }
 
 struct On {
-    /// When each slot was last written to, in nanoseconds since the cluster's start.
+    /// The moment when each slot was last written to, in nanoseconds since the cluster's start.
     written: Box<[AtomicU64]>,
     /// The same of all slots.
     all_written: AtomicU64,
@@ -68,11 +68,11 @@ struct Measured {
     /// The place of its primary.
     of: u16,
     node: Arc<Node>,
-    /// It has all that its primary had acknowledged at this moment.
+    /// The moment up to which the replica has all that its primary had acknowledged.
     proven: Instant,
 }
 
-/// How long the history of a primary was at a moment, by an answer to a question that was sent
+/// The length of the history of a primary at a moment, by an answer to a question that was sent
 /// after it.
 struct Mark {
     at: Instant,
@@ -115,7 +115,7 @@ impl ReplicaReads {
         }
     }
 
-    /// How old the data of this node are at most, in what is measured of it.
+    /// Returns how old the data of this node are at most, in what is measured of it.
     pub(super) fn age_of(&self, number: u16, now: Instant) -> Option<Duration> {
         let measured = self.on.get()?.measured.load();
         let one = measured.iter().find(|one| one.node.number == number)?;

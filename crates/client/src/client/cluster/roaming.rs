@@ -17,7 +17,7 @@ use crate::link::connect::{Found, Location, Network, Transport, WaitsFor, resolv
 use crate::settings::Settings;
 use crate::wire::stream::Stream;
 
-/// How many nodes an attempt to connect tries.
+/// The number of nodes that an attempt to connect tries.
 const TRIED: usize = 3;
 
 /// See the module.
@@ -106,8 +106,8 @@ impl Transport for Roaming {
         })
     }
 
-    /// One that any node serves leaves the one that is no member any more: nothing is published
-    /// there.
+    /// Ends when a connection that any node serves has to leave a node that is no member any more:
+    /// nothing is published there.
     fn left(&self, place: Location) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let cluster = self.cluster.get().filter(|_| self.slot.is_none());

@@ -17,9 +17,9 @@ const NOBODY: u16 = u16::MAX;
 pub(super) struct Routes {
     /// The place of each slot's owner.
     slots: Box<[AtomicU16]>,
-    /// How many slots each place owns.
+    /// The number of slots that each place owns.
     owned: Box<[AtomicU16]>,
-    /// How many slots have an owner.
+    /// The number of slots that have an owner.
     covered: AtomicU16,
     places: Box<[RwLock<Place>]>,
 }

@@ -73,12 +73,12 @@ impl SlotScan {
     }
 }
 
-/// How a question may have ended.
+/// The ways in which a question may have ended.
 enum Asked {
     Answered(Arc<str>, ScanPage),
-    /// It may be asked again.
+    /// The question may be asked again.
     Failed(Error),
-    /// That would end likewise.
+    /// The question would end likewise if asked again.
     Refused(Error),
 }
 

@@ -33,14 +33,14 @@ pub struct ClusterStatus {
     pub epoch: u64,
     /// The time since a node last told who owns what, in milliseconds; absent if none ever did.
     pub heard_ms_ago: Option<f64>,
-    /// Why no node told it when they were asked last; absent if one did.
+    /// The reason why no node told it when they were asked last; absent if one did.
     pub error: Option<String>,
     /// The questions that the nodes' ACL did not allow when they were asked last, such as `CLUSTER
     /// INFO`: what depends on them is unknown. Empty if all are allowed.
     pub not_allowed: Vec<&'static str>,
-    /// How often nodes were asked.
+    /// The number of times that nodes were asked.
     pub discoveries: u64,
-    /// How often a call went on at another node, or at the same once more.
+    /// The number of times that a call went on at another node, or at the same once more.
     pub redirects: u64,
     /// Reads that were served by replicas, where these are read from.
     pub replica_reads: u64,
@@ -49,7 +49,7 @@ pub struct ClusterStatus {
     pub replica_fallbacks: u64,
     /// The slots that nobody is known to own, such as `0-5460, 7000`; empty if all are owned.
     pub uncovered: String,
-    /// How many those are.
+    /// The number of those slots.
     pub uncovered_slots: usize,
     /// The nodes, those that are no more members included while their places are not needed.
     pub nodes: Vec<NodeStatus>,
@@ -62,13 +62,13 @@ pub struct ClusterStatus {
 pub struct NodeStatus {
     /// The identity (`CLUSTER MYID`); absent of a node that only a redirect has named.
     pub id: Option<String>,
-    /// Where it is dialled; absent if nobody knows.
+    /// The address where it is dialled; absent if nobody knows.
     pub address: Option<String>,
     /// Whether it is a primary.
     pub primary: bool,
     /// The address of the primary that a replica follows.
     pub follows: Option<String>,
-    /// How old the data of a replica are at most, in milliseconds; absent of a primary, and where
+    /// The greatest age of the data of a replica, in milliseconds; absent of a primary, and where
     /// it is not measured because no replica is read from.
     pub lag_ms: Option<f64>,
     /// Whether the newest view names it.
@@ -142,7 +142,7 @@ impl Cluster {
         }
     }
 
-    /// Why no node is known, if none is.
+    /// Returns why no node is known, if none is.
     pub(crate) fn trouble(&self) -> Option<Arc<str>> {
         self.known.lock().error.clone()
     }

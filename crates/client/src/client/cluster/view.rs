@@ -63,7 +63,7 @@ impl Cluster {
         }
     }
 
-    /// Where a command goes that was answered ASK.
+    /// Returns where a command goes that was answered ASK.
     pub(super) fn asked(&self, by: &Node, redirect: &Redirect) -> Option<Aim> {
         let endpoint = self.translated(redirect).endpoint(&by.endpoint().host)?;
         Some(Aim::At {
