@@ -34,6 +34,7 @@ pub mod target;
 mod timeline;
 pub mod truth;
 pub mod verdict;
+pub mod waiting;
 
 /// The example of the README compiles.
 #[cfg(doctest)]

@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use steadfast_drill::process::{Postgres, Redis};
+use steadfast_drill::waiting::eventually;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::process::Command;
@@ -105,9 +106,10 @@ async fn c21_the_example_with_axum_and_postgres_serves_what_was_written_with_red
     let first = ask(at, "GET /users/1", "").await;
     assert_eq!(first, (200, "database".to_owned(), ada.to_owned()));
     // Memory is believed once the channel from Redis is there.
-    while ask(at, "GET /users/1", "").await.1 != "memory" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("memory is believed", async || {
+        ask(at, "GET /users/1", "").await.1 == "memory"
+    })
+    .await;
     assert_eq!(ask(at, "GET /users/9", "").await.0, 404);
     assert_eq!(ask(at, "GET /visits", "").await.2, "1");
     assert_eq!(ask(at, "PUT /users/9", "Nobody").await.0, 404);
@@ -124,9 +126,10 @@ async fn c21_the_example_with_axum_and_postgres_serves_what_was_written_with_red
         );
         assert_eq!(body, ada.replace("Ada", name));
     }
-    while ask(at, "GET /visits", "").await.2 != "null" {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the loss of Redis is seen", async || {
+        ask(at, "GET /visits", "").await.2 == "null"
+    })
+    .await;
     let health = ask(at, "GET /health", "").await.2;
     assert!(health.contains(r#""status":"degraded""#), "{health}");
 }

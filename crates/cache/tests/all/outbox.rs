@@ -7,6 +7,7 @@ use steadfast_cache::{
 
 use steadfast_drill::fault::{Direction, Fault, LimitData, Toxic};
 use steadfast_drill::proxy::Proxy;
+use steadfast_drill::waiting::until;
 
 use crate::site::{
     Site, all_is_applied, eventually, plain, read_item, select_item, set_item, text,
@@ -490,11 +491,8 @@ async fn k7_a_batch_that_cannot_be_delivered_is_halved_until_it_can() {
     let long = |n| Target::key(format!("{n:0>250}"));
     let targets: Vec<_> = (0..300).map(long).collect();
     assert!(!cache.invalidate(&targets).await.unwrap().applied);
-    let drained = async {
-        while cache.status().outbox_pending > 0 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    let drained = tokio::time::timeout(Duration::from_secs(60), drained).await;
-    assert!(drained.is_ok(), "{:?}", cache.status());
+    until("the outbox is drained", || {
+        cache.status().outbox_pending == 0
+    })
+    .await;
 }

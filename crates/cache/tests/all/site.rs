@@ -12,6 +12,7 @@ use steadfast_cache::{
 use steadfast_drill::fault::{Direction, Fault, Latency, Toxic};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
+pub(crate) use steadfast_drill::waiting::eventually;
 
 pub(crate) struct Site {
     pub(crate) redis: Redis,
@@ -215,21 +216,6 @@ pub(crate) async fn set_item(tx: &mut Tx, id: i64, version: i64) -> Result<(), S
         tx.execute(insert, &params).await?;
     }
     Ok(())
-}
-
-/// Asks again until it holds; fails after a minute.
-pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let asking = async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    assert!(
-        tokio::time::timeout(Duration::from_secs(60), asking)
-            .await
-            .is_ok(),
-        "never: {what}"
-    );
 }
 
 /// Writes an item's version through the cache; says whether Redis has applied the invalidation.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use steadfast_drill::waiting::until;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
@@ -242,11 +243,7 @@ async fn s11_a_demo_that_is_killed_takes_its_redis_with_it() {
     let mut demo = Demo::start();
     signal(demo.program.id(), "KILL");
     wait(&mut demo.program).await;
-    let until = Instant::now() + PATIENCE;
-    while is_running(demo.redis_pid) {
-        assert!(Instant::now() < until, "its redis-server was left behind");
-        sleep(Duration::from_millis(10)).await;
-    }
+    until("its redis-server has ended", || !is_running(demo.redis_pid)).await;
 }
 
 #[tokio::test]

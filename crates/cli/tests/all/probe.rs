@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use steadfast_drill::process::{Cluster, Redis, Tls, Watched};
+use steadfast_drill::waiting::eventually;
 use tokio::time::{Instant, sleep};
 
 use crate::program::{Ended, PATIENCE, finish, run, signal, steadfast};
@@ -81,11 +82,10 @@ async fn ctrl_c_ends_a_probe_with_its_figures_and_without_its_keys() {
     ])
     .spawn()
     .unwrap();
-    let until = Instant::now() + PATIENCE;
-    while keys(&redis).await == 0 {
-        assert!(Instant::now() < until, "the probe stores nothing");
-        sleep(Duration::from_millis(5)).await;
-    }
+    eventually("the probe stores something", async || {
+        keys(&redis).await > 0
+    })
+    .await;
     signal(probe.id(), "INT");
     let ended = finish(probe).await;
     assert_eq!(ended.status, Some(130), "{}", ended.all());

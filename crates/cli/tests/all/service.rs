@@ -11,11 +11,12 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use steadfast_cache::{Database, DatabaseOptions, Param};
 use steadfast_drill::process::Redis;
+use steadfast_drill::waiting::{eventually, until};
 use steadfast_server::config::SAMPLE;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::program::{Lines, PATIENCE, finish, signal, steadfast, wait};
 
@@ -224,11 +225,7 @@ async fn s9_a_service_killed_at_work_loses_nothing_committed_and_leaves_nothing_
             .max()
             .unwrap();
         let enough = || known.iter().any(|number| number.load(SeqCst) > before + 20);
-        let until = Instant::now() + PATIENCE;
-        while !enough() {
-            assert!(Instant::now() < until, "nothing is changed");
-            sleep(Duration::from_millis(20)).await;
-        }
+        until("something is changed", enough).await;
         signal(killed.child.id(), "KILL");
         killed.child.wait().unwrap();
         killed = site.serve(address, &[]);
@@ -238,11 +235,10 @@ async fn s9_a_service_killed_at_work_loses_nothing_committed_and_leaves_nothing_
         ended.unwrap();
     }
 
-    let until = Instant::now() + PATIENCE;
-    while site.count("steadfast_outbox").await > 0 {
-        assert!(Instant::now() < until, "invalidations still wait");
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually("no invalidation waits", async || {
+        site.count("steadfast_outbox").await == 0
+    })
+    .await;
     // One that comes anew has nothing but Redis to answer from.
     let fresh = site.serve(ANYWHERE.parse().unwrap(), &[]);
     for id in 1..=PEOPLE {
@@ -255,11 +251,10 @@ async fn s9_a_service_killed_at_work_loses_nothing_committed_and_leaves_nothing_
         for address in [fresh.address, other.address, killed.address] {
             // The announcement may still be on its way; a stale answer that stays would stay for
             // minutes.
-            let until = Instant::now() + Duration::from_secs(30);
-            while read_number(address, id).await.unwrap() != truth {
-                assert!(Instant::now() < until, "{id} of {address} is not {truth}");
-                sleep(Duration::from_millis(20)).await;
-            }
+            eventually(&format!("{id} of {address} is {truth}"), async || {
+                read_number(address, id).await.unwrap() == truth
+            })
+            .await;
         }
     }
 }
@@ -281,14 +276,12 @@ async fn s4_log_lines_are_json_where_that_is_asked_for() {
     assert!(said.contains("serves at"), "{said}");
     let address = said.rsplit('/').next().unwrap().parse().unwrap();
     signal(child.id(), "HUP");
-    let reloaded = async {
-        let history = get("/v1/history", "close");
-        let told = |history: &Value| history.to_string().contains("\"reloaded\"");
-        while !told(&ask(address, &history).await.unwrap().2) {
-            sleep(Duration::from_millis(20)).await;
-        }
-    };
-    timeout(PATIENCE, reloaded).await.unwrap();
+    let history = get("/v1/history", "close");
+    eventually("the configuration is read again", async || {
+        let (_, _, history) = ask(address, &history).await.unwrap();
+        history.to_string().contains("\"reloaded\"")
+    })
+    .await;
     signal(child.id(), "TERM");
     let ended = finish(child).await;
     assert_eq!(ended.status, Some(0), "{}", ended.all());
@@ -330,22 +323,17 @@ async fn s9_sigterm_under_load_fails_not_one_request_that_was_accepted() {
     for id in 1..=16 {
         busy.spawn(keep_asking(address, id, answered.clone()));
     }
-    while answered.load(SeqCst) < 200 {
-        sleep(Duration::from_millis(10)).await;
-    }
+    until("there is a load", || answered.load(SeqCst) >= 200).await;
     let mut slow = JoinSet::new();
     let under_way = Arc::new(AtomicU64::new(0));
     for number in 0..4 {
         slow.spawn(send_slowly(address, number, under_way.clone()));
         slow.spawn(read_slowly(address, under_way.clone()));
     }
-    timeout(PATIENCE, async {
-        while under_way.load(SeqCst) < 8 {
-            sleep(Duration::from_millis(5)).await;
-        }
+    until("the slow ones are under way", || {
+        under_way.load(SeqCst) >= 8
     })
-    .await
-    .unwrap();
+    .await;
     slow.spawn(async move {
         let (status, _, body) = ask(address, &get("/v1/queries/slow", "close"))
             .await

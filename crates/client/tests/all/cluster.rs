@@ -11,7 +11,7 @@ use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
 use tokio::task::JoinSet;
 
-use crate::support::{cmd, ms, now, until};
+use crate::support::{cmd, eventually, ms, now, until};
 
 /// A client with more patience than a busy machine takes away.
 async fn client_of(cluster: &Cluster) -> Client {
@@ -588,13 +588,11 @@ async fn t14_a_blocking_call_whose_slot_moves_waits_on_at_the_new_owner() {
     let key = keys_of(&cluster, 0, 1).await.remove(0);
     let (waits, list) = (client.clone(), key.clone());
     let popped = tokio::spawn(async move { waits.send(&cmd(&format!("BLPOP {list} 60"))).await });
-    let blocked = || async {
+    eventually("the call waits", async || {
         let info = cluster.node(0).info("clients").await.unwrap();
         info.contains("blocked_clients:1")
-    };
-    while !blocked().await {
-        tokio::time::sleep(ms(10)).await;
-    }
+    })
+    .await;
     cluster.migrate(slot(&key), 0, 1).await.unwrap();
     client.send(&cmd(&format!("RPUSH {key} v"))).await.unwrap();
     let popped = popped.await.unwrap().unwrap();

@@ -85,11 +85,9 @@ fn c19_a_client_outlives_its_runtime_and_goes_on_in_that_of_its_caller() {
         assert!(matches!(lost.kind(), ErrorKind::Lost { .. }), "{lost}");
     });
     // The shared one, and one for what blocks.
-    let begun = now();
-    while connections(&redis) > 2 {
-        second.block_on(async { tokio::time::sleep(ms(5)).await });
-        assert!(now() - begun < ms(10_000), "{}", connections(&redis));
-    }
+    second.block_on(async {
+        until("the other connections end", || connections(&redis) <= 2).await;
+    });
     let _ = second.block_on(client.close(ms(500)));
 }
 
@@ -107,9 +105,7 @@ fn c19_a_call_waiting_in_another_runtime_survives_the_end_of_the_clients() {
     });
     // It is written.
     first.block_on(async {
-        while client.status().in_flight == 0 {
-            tokio::time::sleep(ms(1)).await;
-        }
+        until("the call is under way", || client.status().in_flight > 0).await;
         tokio::time::sleep(ms(20)).await;
     });
     drop(first);

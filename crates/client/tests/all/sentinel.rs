@@ -18,17 +18,6 @@ async fn client_of(watched: &Watched) -> Client {
     builder.deadline(ms(5_000)).connect().await.unwrap()
 }
 
-/// Waits for an election, which on a busy machine may take several rounds of 6 s.
-async fn until_elected(what: &str, mut done: impl FnMut() -> bool) {
-    let waited = async {
-        while !done() {
-            tokio::time::sleep(ms(5)).await;
-        }
-    };
-    let waited = tokio::time::timeout(Duration::from_secs(90), waited).await;
-    assert!(waited.is_ok(), "waited in vain: {what}");
-}
-
 fn primary(client: &Client) -> u16 {
     let status = client.status().sentinel.expect("sentinels are asked");
     let primary = status.primary.unwrap_or_default();
@@ -145,7 +134,7 @@ async fn t20_a_failover_tells_which_acknowledged_writes_have_survived_and_how_ma
         client.send(&cmd("PUBLISH channel m")).await.unwrap();
     }
     watched.data[0].kill().await;
-    until_elected("it is told", || !failovers(&client).is_empty()).await;
+    until("it is told", || !failovers(&client).is_empty()).await;
     let (_, to, history) = failovers(&client).remove(0);
     assert_eq!(to, watched.data[1].addr().to_string());
     let FailoverHistory::Same {
@@ -228,7 +217,7 @@ async fn t18_nothing_of_a_frozen_primary_counts_when_it_wakes_after_the_promotio
         let client = client.with(options);
         tokio::spawn(async move { client.send(&cmd("INCR n")).await })
     };
-    until_elected("the sentinels name the other", || {
+    until("the sentinels name the other", || {
         primary(&client) == watched.data[1].port()
     })
     .await;
@@ -304,7 +293,7 @@ async fn t17_sentinels_that_are_all_away_disturb_nobody_while_the_primary_serves
     until_state(&late, ConnectionState::Ready).await;
     watched.fail_over().await.unwrap();
     for client in [&client, &late] {
-        until_elected("it follows", || primary(client) == watched.data[1].port()).await;
+        until("it follows", || primary(client) == watched.data[1].port()).await;
     }
 }
 
@@ -547,7 +536,7 @@ async fn acknowledged_writes_are_there_after_two_failovers(watched: &Watched, cl
     let twice = async {
         for at in [1, 0] {
             fail_over_once_it_can(watched).await;
-            until_elected("it follows", || primary(client) == watched.data[at].port()).await;
+            until("it follows", || primary(client) == watched.data[at].port()).await;
         }
         tokio::time::sleep(ms(200)).await;
         stop.store(true, Ordering::Relaxed);
@@ -602,7 +591,7 @@ async fn t25_announced_addresses_are_translated_alike_for_the_primary_and_for_se
         .unwrap();
     client.send(&cmd("SET k v")).await.unwrap();
     let second = second.addr().to_string();
-    until_elected("the other sentinel is asked as well", || {
+    until("the other sentinel is asked as well", || {
         client.reconnect();
         let status = client.status().sentinel.expect("sentinels are asked");
         let other = status.sentinels.iter().find(|one| one.address == second);
@@ -648,7 +637,7 @@ async fn t25_behind_announced_ips_the_certificate_has_to_carry_the_name_of_the_u
     client.send(&cmd("SET k v")).await.unwrap();
     assert!(client.status().tls.is_some());
     let second = format!("127.0.0.1:{}", ports[1].number());
-    until_elected("the other sentinel is asked as well", || {
+    until("the other sentinel is asked as well", || {
         let status = client.status().sentinel.unwrap();
         let other = status
             .sentinels
@@ -690,7 +679,7 @@ async fn t25_names_are_announced_where_an_operator_wants_them_and_are_resolved()
     let status = || client.status().sentinel.unwrap();
     assert_eq!(status().primary, Some(format!("localhost:{}", data.port())));
     let other = format!("localhost:{}", second.port());
-    until_elected("the other sentinel is asked by its name", || {
+    until("the other sentinel is asked by its name", || {
         client.reconnect();
         let all = status().sentinels;
         let other = all.iter().find(|one| one.address == other);

@@ -8,6 +8,7 @@ use futures_util::future::BoxFuture;
 use steadfast::{Client, ClientBuilder, ConnectionState, Resolve};
 use steadfast_drill::process::Redis;
 use steadfast_drill::proxy::Proxy;
+pub(crate) use steadfast_drill::waiting::{eventually, until};
 
 /// A server of the test's own, and a client of it that is connected.
 pub(crate) async fn pair() -> (Redis, Client) {
@@ -29,18 +30,6 @@ async fn connected(builder: ClientBuilder) -> Client {
 
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
-}
-
-/// Waits until `done`; panics after a generous while.
-pub(crate) async fn until(what: &str, mut done: impl FnMut() -> bool) {
-    let begun = now();
-    while !done() {
-        assert!(
-            now().duration_since(begun) < Duration::from_secs(20),
-            "waited in vain: {what}"
-        );
-        tokio::time::sleep(Duration::from_millis(2)).await;
-    }
 }
 
 pub(crate) async fn until_state(client: &Client, state: ConnectionState) {

@@ -11,6 +11,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 use steadfast_drill::process::{self, Death, MariaDb, Postgres, Redis};
 use steadfast_drill::proxy::Proxy;
+use steadfast_drill::waiting::until;
 
 const ENDING: &str = "STEADFAST_TEST_ENDING";
 
@@ -43,9 +44,7 @@ async fn d6_a_program_that_succeeds_ends_its_servers() {
         let args = ["-c".into(), WRITING.into()];
         let server =
             process::Child::spawn("/bin/sh".as_ref(), &args, &folder, Death::Killed).unwrap();
-        while !folder.join("before").exists() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("it writes", || folder.join("before").exists()).await;
         started.push((server.pid(), folder));
         busy.push(server);
     }

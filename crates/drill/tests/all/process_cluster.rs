@@ -5,6 +5,7 @@ use std::time::Duration;
 use redis::Value;
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis, Tls};
+use steadfast_drill::waiting::eventually;
 
 fn text(value: &Value) -> String {
     match value {
@@ -69,9 +70,10 @@ async fn d1_a_cluster_fails_over_grows_shrinks_and_is_healed_to_what_it_was() {
 
     // One that is killed is succeeded without being told.
     cluster.node(owner).kill().await;
-    while cluster.owner(slot("{a}1")).await.ok() != Some(heir) {
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    eventually("its replica owns the slot", async || {
+        cluster.owner(slot("{a}1")).await.ok() == Some(heir)
+    })
+    .await;
 
     cluster.heal_to(&first).await.unwrap();
     assert_eq!(cluster.layout().await.unwrap(), first);

@@ -9,6 +9,7 @@ use steadfast_drill::process::{Port, Redis};
 use steadfast_drill::report::{Verdict, json, junit, table, timeline, traffic};
 use steadfast_drill::scenario::{Phases, Scenario};
 use steadfast_drill::target::{TargetError, TargetOptions, TargetReport, run_target};
+use steadfast_drill::waiting::until;
 
 /// A Python with redis-py and a client of Toxiproxy, made once for all tests.
 pub(crate) fn python() -> PathBuf {
@@ -519,9 +520,10 @@ async fn d6_a_stopped_drill_ends_the_program_and_all_that_it_started() {
     let stop = options.stop.clone();
     let scenario = scenario("stall");
     let running = tokio::spawn(async move { run_target(&scenario, options).await });
-    while std::fs::read_to_string(&pid_file).map_or(0, |text| text.len()) < 2 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the program runs", || {
+        std::fs::read_to_string(&pid_file).is_ok_and(|text| text.len() >= 2)
+    })
+    .await;
     let pid = std::fs::read_to_string(&pid_file)
         .unwrap()
         .trim()

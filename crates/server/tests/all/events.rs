@@ -6,6 +6,7 @@ use hyper::body::Incoming;
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
 use serde_json::Value as Json;
+use steadfast_drill::waiting::eventually;
 
 use crate::harness::{PATIENCE, Service};
 
@@ -165,16 +166,11 @@ async fn s5_a_thousand_subscribers_are_told_in_time_though_some_read_nothing() {
         told.unwrap();
     }
     // Those who left are forgotten; those who read nothing are not waited for.
-    let forgotten = async {
-        loop {
-            let status = service.get("/v1/status").await.json();
-            if status["service"]["subscribers"] == 10 {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, forgotten).await.unwrap();
+    eventually("those who left are forgotten", async || {
+        let status = service.get("/v1/status").await.json();
+        status["service"]["subscribers"] == 10
+    })
+    .await;
     drop(deaf);
 }
 

@@ -9,6 +9,7 @@ use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use parking_lot::Mutex;
 use rcgen::{KeyPair, PKCS_ECDSA_P256_SHA256};
 use serde_json::{Value as Json, json};
+use steadfast_drill::waiting::until;
 use steadfast_server::auth::{Role, TokenSpec, issue};
 use steadfast_server::config::{SAMPLE, Sources};
 use steadfast_server::{App, Config};
@@ -251,14 +252,5 @@ pub(crate) async fn hang_up(
         body.len()
     );
     stream.write_all(request.as_bytes()).await.unwrap();
-    eventually(under_way).await;
-}
-
-pub(crate) async fn eventually(holds: impl Fn() -> bool) {
-    let holds = async {
-        while !holds() {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, holds).await.unwrap();
+    until("the request is under way", under_way).await;
 }

@@ -2,6 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value as Json;
+use steadfast_drill::waiting::until;
 use steadfast_server::health::{Check, Status};
 
 use crate::harness::{PATIENCE, Service, redis};
@@ -273,10 +274,8 @@ async fn s3_a_frozen_redis_that_wakes_ends_its_outage() {
     service
         .health_when(|health| health["checks"]["redis"]["status"] == "healthy")
         .await;
-    let over = async {
-        while service.status()["outages"][0]["ended_ms"].is_null() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, over).await.unwrap();
+    until("the outage is over", || {
+        !service.status()["outages"][0]["ended_ms"].is_null()
+    })
+    .await;
 }

@@ -4,8 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use jsonwebtoken::{Algorithm, EncodingKey};
 use serde_json::{Value as Json, json};
-
-use crate::harness::PATIENCE;
+use steadfast_drill::waiting::eventually;
 
 use crate::guarded::*;
 
@@ -69,14 +68,10 @@ async fn s6_each_key_of_a_set_stands_for_itself_and_an_empty_set_withdraws_all()
     let guarded = Guarded::with(&auth).await;
     assert_eq!(guarded.status_with(&good).await.status, 200);
     *provider.document.lock() = "{\"keys\": []}".to_owned();
-    let withdrawn = async {
-        while guarded.status_with(&good).await.status != 401 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, withdrawn)
-        .await
-        .expect("an empty set withdraws its keys");
+    eventually("an empty set withdraws its keys", async || {
+        guarded.status_with(&good).await.status == 401
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Value as Json, json};
 use steadfast_cache::Target;
+use steadfast_drill::waiting::eventually;
 use steadfast_server::config::Sources;
 use steadfast_server::{App, Config, Served, Signals, run};
 
@@ -146,7 +147,7 @@ async fn s9_signals_reload_drain_and_end() {
     // A class that is taken out is as it would be if nobody had ever set it.
     write("queries.old.sql = 'SELECT 4 AS n'\nttl.default = {fresh = '2h', jitter = 0}");
     signal("HUP");
-    let of_old = async |wanted: &str| loop {
+    let of_old = async |wanted: &str| {
         service
             .app
             .cache()
@@ -155,10 +156,7 @@ async fn s9_signals_reload_drain_and_end() {
             .unwrap();
         service.get("/v1/queries/old").await;
         let reply = service.get("/v1/queries/old").await;
-        if reply.header("cache-status").starts_with(wanted) {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        reply.header("cache-status").starts_with(wanted)
     };
     for (more, ttl) in [
         (
@@ -169,26 +167,22 @@ async fn s9_signals_reload_drain_and_end() {
     ] {
         write(&format!("queries.old.sql = 'SELECT 4 AS n'{more}"));
         signal("HUP");
-        tokio::time::timeout(PATIENCE, of_old(ttl)).await.unwrap();
+        eventually(ttl, async || of_old(ttl).await).await;
     }
     write("queries.two.sql = 'SELECT 2 AS n'");
     signal("HUP");
-    let back = async {
-        while service.get("/v1/queries/two").await.status != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, back).await.unwrap();
+    eventually("the query is back", async || {
+        service.get("/v1/queries/two").await.status == 200
+    })
+    .await;
 
     // Changed SQL is in force at once, whatever was kept of the old.
     write("queries.two.sql = 'SELECT 22 AS n'");
     signal("HUP");
-    let changed = async {
-        while service.get("/v1/queries/two").await.json()["rows"][0]["n"] != 22 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, changed).await.unwrap();
+    eventually("the changed query is answered", async || {
+        service.get("/v1/queries/two").await.json()["rows"][0]["n"] == 22
+    })
+    .await;
 
     // What was written for another database is taken up whole or not at all: not at all.
     write("# elsewhere\nqueries.three.sql = 'SELECT 3 AS n'");
@@ -200,12 +194,10 @@ async fn s9_signals_reload_drain_and_end() {
 
     write("queries.two.sql = 'DROP TABLE users'");
     signal("HUP");
-    let mistakes = async {
-        while event(&service, "reload_refused").await["mistakes"] != 1 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, mistakes).await.unwrap();
+    eventually("the mistake is told", async || {
+        event(&service, "reload_refused").await["mistakes"] == 1
+    })
+    .await;
     assert_eq!(
         service.get("/v1/queries/two").await.status,
         200,

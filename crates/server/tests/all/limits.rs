@@ -1,5 +1,6 @@
 use std::sync::Arc;
 
+use steadfast_drill::waiting::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::harness::{PATIENCE, Service};
@@ -183,12 +184,10 @@ async fn s3_health_is_reached_while_every_connection_is_taken() {
     assert_eq!(service.get("/health/live").await.status, 200);
 
     drop(holders);
-    let room = async {
-        while service.get("/v1/settings").await.status != 200 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, room).await.unwrap();
+    eventually("there is room again", async || {
+        service.get("/v1/settings").await.status == 200
+    })
+    .await;
 }
 
 /// On one thread: a place is free before its holder can hear that his connection was closed.

@@ -1,3 +1,4 @@
+use steadfast_drill::waiting::{eventually, until};
 use steadfast_server::auth::{Role, TokenSpec, issue};
 
 use crate::harness::Service;
@@ -54,32 +55,21 @@ async fn s4_a_call_whose_caller_gave_up_is_counted_as_one_that_failed() {
         .write_all(b"GET /v1/queries/slow HTTP/1.1\r\nhost: localhost\r\n\r\n")
         .await
         .unwrap();
-    let asked = async {
-        while service.status()["cache"]["flights"].as_u64() < Some(1) {
-            tokio::task::yield_now().await;
-        }
-    };
-    tokio::time::timeout(crate::harness::PATIENCE, asked)
-        .await
-        .unwrap();
+    until("the query is under way", || {
+        service.status()["cache"]["flights"].as_u64() >= Some(1)
+    })
+    .await;
     drop(caller);
-    let told = async {
-        loop {
-            let text = service.get("/metrics").await.text();
-            // Of the whole process, so of other tests too: how many is not known.
-            let wanted = [
-                "steadfast_read_errors_total{query=\"slow\",error_type=\"abandoned\"} 1",
-                "http_route=\"/v1/queries/{name}\",http_response_status_code=\"499\"} ",
-            ];
-            if wanted.iter().all(|line| text.contains(line)) {
-                return;
-            }
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(crate::harness::PATIENCE, told)
-        .await
-        .unwrap();
+    eventually("it is told", async || {
+        let text = service.get("/metrics").await.text();
+        // Of the whole process, so of other tests too: how many is not known.
+        let wanted = [
+            "steadfast_read_errors_total{query=\"slow\",error_type=\"abandoned\"} 1",
+            "http_route=\"/v1/queries/{name}\",http_response_status_code=\"499\"} ",
+        ];
+        wanted.iter().all(|line| text.contains(line))
+    })
+    .await;
     assert_eq!(service.status()["reads"]["failed"], 1);
 }
 

@@ -1,6 +1,7 @@
 //! A service whose Redis is watched by sentinels.
 
 use steadfast_drill::process::{Redis, RedisBuilder, Watched};
+use steadfast_drill::waiting::eventually;
 
 use crate::harness::Service;
 
@@ -31,16 +32,11 @@ async fn t16_a_service_follows_the_primary_that_sentinels_name_and_tells_what_it
     // How far the primary is was asked since the service last wrote anything: then nothing is at
     // risk, whatever it says to itself through Redis meanwhile.
     let before = asked(&watched.data[0]).await;
-    let again = async {
-        while asked(&watched.data[0]).await < before + 3 {
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-        }
-    };
-    let again = tokio::time::timeout(crate::harness::PATIENCE, again).await;
-    assert!(
-        again.is_ok(),
-        "the primary is asked its role again and again"
-    );
+    eventually(
+        "the primary is asked its role again and again",
+        async || asked(&watched.data[0]).await >= before + 3,
+    )
+    .await;
     watched.fail_over().await.unwrap();
     let told = async {
         loop {

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use futures_util::future::join_all;
 use http_body_util::Full;
@@ -10,10 +9,11 @@ use hyper::Request;
 use serde_json::{Value as Json, json};
 use steadfast_cache::{Database, DatabaseOptions};
 use steadfast_drill::process::{MariaDb, Postgres};
+use steadfast_drill::waiting::eventually;
 use steadfast_server::Config;
 use steadfast_server::config::Sources;
 
-use crate::harness::{PATIENCE, Reply, Service};
+use crate::harness::{Reply, Service};
 
 const NO_REDIS: &str = "[redis]\nurl = 'redis://127.0.0.1:1'\n";
 
@@ -28,15 +28,6 @@ async fn change(database: &Database, sql: &str) {
     let mut tx = database.begin().await.unwrap();
     tx.execute(sql, &[]).await.unwrap();
     tx.commit().await.unwrap();
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let waiting = tokio::time::timeout(PATIENCE, async {
-        while !holds().await {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    });
-    assert!(waiting.await.is_ok(), "never: {what}");
 }
 
 /// A file system of one MiB, gone with it.
@@ -164,7 +155,7 @@ async fn s14_a_result_without_end_is_left_in_the_database() {
     }
     let running =
         "SELECT COUNT(*) AS n FROM information_schema.processlist WHERE info LIKE 'SELECT seq %'";
-    until("the database has stopped", async || {
+    eventually("the database has stopped", async || {
         other.select(running, &[]).await.unwrap()[0]["n"].as_i64() == Some(0)
     })
     .await;
@@ -192,8 +183,8 @@ async fn k13_callers_of_a_slow_query_keep_nobody_else_out() {
         assert!(status == 504 || status == 503, "{status}");
     }
     assert!(running().await <= 2);
-    until("the slow ones have ended", async || running().await == 0).await;
-    until("others are answered", async || {
+    eventually("the slow ones have ended", async || running().await == 0).await;
+    eventually("others are answered", async || {
         service.get("/v1/queries/quick?n=7").await.status == 200
     })
     .await;
@@ -269,7 +260,7 @@ async fn s8_many_who_wait_for_one_key_hold_one_connection() {
     let waiting = join_all((0..12).map(|_| post(&service, "same", 2)));
     let asking = async {
         let held = "SELECT COUNT(*) AS n FROM pg_stat_activity WHERE wait_event_type = 'Lock'";
-        until("one waits", async || {
+        eventually("one waits", async || {
             other.select(held, &[]).await.unwrap()[0]["n"].as_i64() == Some(1)
         })
         .await;

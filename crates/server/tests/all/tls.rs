@@ -8,6 +8,7 @@ use rustls::RootCertStore;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use serde_json::Value as Json;
+use steadfast_drill::waiting::eventually;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -166,12 +167,7 @@ async fn s6_a_renewed_certificate_is_shown_from_the_next_connection_on_and_a_bad
     let mut old = secure.dial(secure.trusting(BOTH)).await.unwrap();
 
     renew(secure.folder.path(), &secure.authority, 2);
-    let renewed = async {
-        while secure.shown().await != 2 {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, renewed).await.unwrap();
+    eventually("the new one is shown", async || secure.shown().await == 2).await;
     secure.event("certificate_renewed").await;
     let answer = get(&mut old, "/health/live").await.unwrap();
     assert!(
@@ -180,18 +176,12 @@ async fn s6_a_renewed_certificate_is_shown_from_the_next_connection_on_and_a_bad
     );
 
     replace(&secure.file("k.pem"), "nonsense");
-    let told = async {
-        loop {
-            let told = secure.event("certificate_refused").await;
-            // On a busy machine, two looks may have come between the two files of the renewal
-            // above.
-            if told["why"].as_str().unwrap().contains("no private key") {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, told).await.unwrap();
+    eventually("the bad one is refused", async || {
+        let told = secure.event("certificate_refused").await;
+        // On a busy machine, two looks may have come between the two files of the renewal above.
+        told["why"].as_str().unwrap().contains("no private key")
+    })
+    .await;
     assert_eq!(secure.shown().await, 2, "the last good pair stays");
     let mut stream = secure.dial(secure.trusting(BOTH)).await.unwrap();
     let health = get(&mut stream, "/health").await.unwrap();
