@@ -30,15 +30,17 @@ pub struct Error {
 }
 
 /// The kind of a failure.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Error)]
 #[non_exhaustive]
 pub enum ErrorKind {
     /// The call's deadline passed.
+    #[error("no answer within {deadline:?}")]
     Timeout {
         /// The deadline that the call had.
         deadline: Duration,
     },
     /// Redis is down, and the call was refused at once.
+    #[error("redis has been down for {down_for:?} ({cause}); try again in {retry_after:?}")]
     Down {
         /// The time for which it has been down.
         down_for: Duration,
@@ -48,6 +50,7 @@ pub enum ErrorKind {
         cause: Arc<str>,
     },
     /// Redis answers, but fails too often: the breaker refuses calls for a while.
+    #[error("the breaker has been open for {open_for:?}; try again in {retry_after:?}")]
     BreakerOpen {
         /// The time for which it has been open.
         open_for: Duration,
@@ -55,6 +58,7 @@ pub enum ErrorKind {
         retry_after: Duration,
     },
     /// The client has reached one of its bounds.
+    #[error("overloaded: {}", bound.as_str())]
     Overloaded {
         /// The bound that is reached.
         bound: Bound,
@@ -62,20 +66,24 @@ pub enum ErrorKind {
         retry_after: Duration,
     },
     /// The connection was lost while the command was on its way.
+    #[error("the connection was lost: {cause}")]
     Lost {
         /// The cause of its end.
         cause: Arc<str>,
     },
     /// The server answered with an error.
+    #[error("{}", as_sent(.0))]
     Server(ServerError),
     /// The reply passes a limit of
     /// [`ClientBuilder::reply_limits`](crate::ClientBuilder::reply_limits). The command has run; it
     /// is not sent again, since its reply would be as large, and the connection has ended with it.
+    #[error("{limit}: raise it by ClientBuilder::reply_limits, or ask for less at a time")]
     ReplyTooLarge {
         /// The limit that the reply passes.
         limit: DecodeError,
     },
     /// The command cannot run on a connection that is shared.
+    #[error("{command} cannot run on a shared connection: {}", remedy(instead))]
     Refused {
         /// The name of the command.
         command: &'static str,
@@ -84,6 +92,11 @@ pub enum ErrorKind {
     },
     /// The keys of the command, transaction or script belong to several slots of the cluster, and
     /// it is not one that is split.
+    #[error(
+        "{command} has keys of slots {} and {}, which may lie on different nodes of the cluster: \
+         give keys that belong together one hash tag ({{…}}), or send a command for each",
+        slots.0, slots.1
+    )]
     CrossSlot {
         /// The name of the command.
         command: &'static str,
@@ -91,6 +104,7 @@ pub enum ErrorKind {
         slots: (u16, u16),
     },
     /// The command has no key, and no one place in a cluster.
+    #[error("{command} has no one place in a cluster: {instead}")]
     NoPlace {
         /// The name of the command.
         command: &'static str,
@@ -99,6 +113,7 @@ pub enum ErrorKind {
     },
     /// No server is known at the address that was asked for by
     /// [`Client::node`](crate::Client::node).
+    #[error("no server is known at {asked}; known are {known}")]
     UnknownNode {
         /// The address.
         asked: Arc<str>,
@@ -106,6 +121,10 @@ pub enum ErrorKind {
         known: Arc<str>,
     },
     /// The scan of all keys has ended, and not covered these slots: keys of them may be missing.
+    #[error(
+        "the scan has not covered the slots {slots}{}: keys of them may be missing; scan again when all slots are served",
+        why_uncovered(cause.as_deref())
+    )]
     Uncovered {
         /// The slots, such as `0-5460, 7000`.
         slots: Arc<str>,
@@ -114,8 +133,15 @@ pub enum ErrorKind {
     },
     /// Later commands for the same key have run at the new owner of its slot: to send this one
     /// after them would break their order.
+    #[error(
+        "its slot changed hands, and later commands of its key have run: to send it after them would break their order"
+    )]
     Overtaken,
     /// Several nodes were needed, and some of them failed: of these parts of the call.
+    #[error(
+        "{done} parts of the call were served, {} were not and {} may have been ({cause})",
+        not_run.len(), unknown.len()
+    )]
     Partial {
         /// The reason why the first of them failed.
         cause: Arc<str>,
@@ -127,25 +153,36 @@ pub enum ErrorKind {
         unknown: Vec<usize>,
     },
     /// A blocking command that waits for ever was sent without a deadline of its own.
+    #[error(
+        "{command} with a timeout of 0 waits for ever: give the call a deadline, \
+         as in client.with(CallOptions::new().deadline(…))"
+    )]
     NeedsDeadline {
         /// The name of the command.
         command: &'static str,
     },
     /// The client is closed or closing.
+    #[error("the client is closed")]
     Closed,
     /// The command is empty, or a pipeline's replies do not add up.
+    #[error("{why}")]
     Invalid {
         /// The fault, in words.
         why: &'static str,
     },
     /// The runtime that the client's tasks live in has ended or does not run, so that nobody serves
     /// its connection.
+    #[error("nobody serves the client: {why}")]
     Runtime {
         /// The one of the two that it is, and what to do.
         why: &'static str,
     },
     /// No majority of sentinels has confirmed the primary lately, and the call may write: see
     /// [`ClientBuilder::primary_proof`](crate::ClientBuilder::primary_proof).
+    #[error(
+        "no majority of sentinels has confirmed the primary{}, which is asked for within {within:?}",
+        since(*age)
+    )]
     Unproven {
         /// The age that the proof may have.
         within: Duration,
@@ -155,6 +192,9 @@ pub enum ErrorKind {
     /// The server has answered the write, and not so many replicas as were asked for have
     /// acknowledged it in time: see
     /// [`CallOptions::acknowledged_by`](crate::CallOptions::acknowledged_by).
+    #[error(
+        "the write was answered, and {acked} of the {wanted} replicas that were asked for have acknowledged it"
+    )]
     NotReplicated {
         /// The number of replicas that have.
         acked: u32,
@@ -162,6 +202,7 @@ pub enum ErrorKind {
         wanted: u32,
     },
     /// A connection of its own could not be had for this call.
+    #[error("no connection of its own: {cause}")]
     Connect {
         /// The cause.
         cause: Arc<str>,
@@ -196,6 +237,36 @@ named! {
         NotReplicated => "not_replicated",
         Connect => "connect",
     }
+}
+
+/// An error reply in the server's words.
+fn as_sent(error: &ServerError) -> String {
+    match error.details() {
+        Some(details) => format!("{} {details}", error.code()),
+        None => error.code().to_owned(),
+    }
+}
+
+/// Says what serves instead of a shared connection.
+fn remedy(instead: &Alternative) -> &'static str {
+    match instead {
+        Alternative::Session => "use client.session()",
+        Alternative::PubSub => "use client.pubsub()",
+        Alternative::Unsupported => "steadfast does not support it",
+    }
+}
+
+/// Says why a scan has not covered some slots.
+fn why_uncovered(cause: Option<&str>) -> String {
+    match cause {
+        Some(cause) => format!(" ({cause})"),
+        None => ", which had no owner that answers, or moved all the time".to_owned(),
+    }
+}
+
+/// Says how old a proof is, if there ever was one.
+fn since(age: Option<Duration>) -> String {
+    age.map_or_else(String::new, |age| format!(" for {age:.1?}"))
 }
 
 /// A bound of the client.
@@ -344,113 +415,12 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.kind {
-            ErrorKind::Timeout { deadline } => write!(f, "no answer within {deadline:?}")?,
-            ErrorKind::Down {
-                down_for,
-                retry_after,
-                cause,
-            } => write!(
-                f,
-                "redis has been down for {down_for:?} ({cause}); try again in {retry_after:?}"
-            )?,
-            ErrorKind::BreakerOpen {
-                open_for,
-                retry_after,
-            } => write!(
-                f,
-                "the breaker has been open for {open_for:?}; try again in {retry_after:?}"
-            )?,
-            ErrorKind::Overloaded { bound, .. } => {
-                write!(f, "overloaded: {}", bound.as_str())?;
-            }
-            ErrorKind::Lost { cause } => write!(f, "the connection was lost: {cause}")?,
-            ErrorKind::Server(error) => match error.details() {
-                Some(details) => write!(f, "{} {details}", error.code())?,
-                None => f.write_str(error.code())?,
-            },
-            ErrorKind::ReplyTooLarge { limit } => write!(
-                f,
-                "{limit}: raise it by ClientBuilder::reply_limits, or ask for less at a time"
-            )?,
-            ErrorKind::Refused { command, instead } => {
-                let instead = words_of(instead);
-                write!(f, "{command} cannot run on a shared connection: {instead}")?;
-            }
-            ErrorKind::CrossSlot {
-                command,
-                slots: (one, other),
-            } => write!(
-                f,
-                "{command} has keys of slots {one} and {other}, which may lie on different nodes of the cluster: \
-                 give keys that belong together one hash tag ({{…}}), or send a command for each"
-            )?,
-            ErrorKind::NoPlace { command, instead } => {
-                write!(f, "{command} has no one place in a cluster: {instead}")?;
-            }
-            ErrorKind::UnknownNode { asked, known } => {
-                write!(f, "no server is known at {asked}; known are {known}")?;
-            }
-            ErrorKind::Uncovered { slots, cause } => uncovered(f, slots, cause.as_deref())?,
-            ErrorKind::Overtaken => f.write_str(
-                "its slot changed hands, and later commands of its key have run: to send it after them would break their order",
-            )?,
-            ErrorKind::Partial {
-                cause,
-                done,
-                not_run,
-                unknown,
-            } => write!(
-                f,
-                "{done} parts of the call were served, {} were not and {} may have been ({cause})",
-                not_run.len(),
-                unknown.len()
-            )?,
-            ErrorKind::NeedsDeadline { command } => write!(
-                f,
-                "{command} with a timeout of 0 waits for ever: give the call a deadline, \
-                 as in client.with(CallOptions::new().deadline(…))"
-            )?,
-            ErrorKind::Closed => f.write_str("the client is closed")?,
-            ErrorKind::Invalid { why } => f.write_str(why)?,
-            ErrorKind::Runtime { why } => write!(f, "nobody serves the client: {why}")?,
-            ErrorKind::Unproven { within, age } => unproven(f, *within, *age)?,
-            ErrorKind::NotReplicated { acked, wanted } => write!(
-                f,
-                "the write was answered, and {acked} of the {wanted} replicas that were asked for have acknowledged it"
-            )?,
-            ErrorKind::Connect { cause } => write!(f, "no connection of its own: {cause}")?,
-        }
+        write!(f, "{}", self.kind)?;
         if let Some(at) = &self.at {
             write!(f, " ({at})")?;
         }
         write!(f, " [{}]", self.certainty)
     }
-}
-
-fn words_of(alternative: &Alternative) -> &'static str {
-    match alternative {
-        Alternative::Session => "use client.session()",
-        Alternative::PubSub => "use client.pubsub()",
-        Alternative::Unsupported => "steadfast does not support it",
-    }
-}
-
-fn uncovered(f: &mut fmt::Formatter<'_>, slots: &str, cause: Option<&str>) -> fmt::Result {
-    write!(f, "the scan has not covered the slots {slots}")?;
-    match cause {
-        Some(cause) => write!(f, " ({cause})")?,
-        None => f.write_str(", which had no owner that answers, or moved all the time")?,
-    }
-    f.write_str(": keys of them may be missing; scan again when all slots are served")
-}
-
-fn unproven(f: &mut fmt::Formatter<'_>, within: Duration, age: Option<Duration>) -> fmt::Result {
-    f.write_str("no majority of sentinels has confirmed the primary")?;
-    if let Some(age) = age {
-        write!(f, " for {age:.1?}")?;
-    }
-    write!(f, ", which is asked for within {within:?}")
 }
 
 impl std::error::Error for Error {}

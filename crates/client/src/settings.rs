@@ -215,6 +215,22 @@ impl Settings {
                 "must be at least 5 × connect_timeout, or a slow attempt to connect counts as stuck",
             );
         }
+        self.validate_bounds()?;
+        for (setting, result) in [
+            ("retry", self.retry.validate()),
+            ("breaker", self.breaker.validate()),
+            ("budget", self.budget.validate()),
+            ("reconnect", self.reconnect.validate()),
+        ] {
+            result.map_err(|error| ConfigError::Setting {
+                setting,
+                why: error.to_string(),
+            })?;
+        }
+        Ok(())
+    }
+
+    fn validate_bounds(&self) -> Result<(), ConfigError> {
         if self.connections == 0 || self.connections > 1024 {
             return refuse("connections", "must be from 1 to 1024");
         }
@@ -230,17 +246,6 @@ impl Settings {
                 "reply_limits",
                 "must admit a depth and an element, and lines of 1 KiB",
             );
-        }
-        for (setting, result) in [
-            ("retry", self.retry.validate()),
-            ("breaker", self.breaker.validate()),
-            ("budget", self.budget.validate()),
-            ("reconnect", self.reconnect.validate()),
-        ] {
-            result.map_err(|error| ConfigError::Setting {
-                setting,
-                why: error.to_string(),
-            })?;
         }
         Ok(())
     }

@@ -1,13 +1,18 @@
 //! The log line of each event.
 
-use super::EventKind;
+use super::{EventKind, Flapping};
 
 /// Writes what happened to the log; not aloud if it is a part of something that is.
 pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
+    if aloud {
+        log_aloud(connection, kind);
+    } else {
+        tracing::debug!(connection, event = kind.name(), details = ?kind, "redis flaps");
+    }
+}
+
+fn log_aloud(connection: usize, kind: &EventKind) {
     match kind {
-        kind if !aloud => {
-            tracing::debug!(connection, event = kind.name(), details = ?kind, "redis flaps");
-        }
         EventKind::Connected {
             address,
             version,
@@ -29,15 +34,7 @@ pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
             attempt,
             cause,
             retry_in_ms,
-        } => {
-            // An outage of an hour is some 14 000 attempts: the first tells what is wrong, a
-            // doubling number of them that it still is.
-            if attempt.is_power_of_two() {
-                tracing::warn!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
-            } else {
-                tracing::debug!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
-            }
-        }
+        } => log_attempt(connection, *attempt, cause, *retry_in_ms),
         EventKind::Lost {
             cause,
             unknown,
@@ -81,16 +78,8 @@ pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
             ?history,
             "redis failed over to another primary"
         ),
-        EventKind::Flapping(state) => tracing::warn!(
-            connection, reconnects = state.reconnects, since_ms = state.since_ms, cause = %state.cause,
-            "the connection to redis flaps: it is lost and replaced again and again"
-        ),
-        EventKind::FlappingEnded(state) => tracing::info!(
-            connection,
-            reconnects = state.reconnects,
-            since_ms = state.since_ms,
-            "the connection to redis no longer flaps"
-        ),
+        EventKind::Flapping(state) => log_flapping(connection, state),
+        EventKind::FlappingEnded(state) => log_steady(connection, state),
         EventKind::Recovered { .. }
         | EventKind::Fenced { .. }
         | EventKind::Reauthenticated
@@ -98,4 +87,30 @@ pub(super) fn log(connection: usize, kind: &EventKind, aloud: bool) {
             tracing::info!(connection, event = kind.name(), details = ?kind, "redis connection");
         }
     }
+}
+
+/// Tells of an attempt to connect that failed. An outage of an hour is some 14 000 attempts: the
+/// first tells what is wrong, a doubling number of them that it still is.
+fn log_attempt(connection: usize, attempt: u32, cause: &str, retry_in_ms: f64) {
+    if attempt.is_power_of_two() {
+        tracing::warn!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
+    } else {
+        tracing::debug!(connection, attempt, %cause, retry_in_ms, "cannot connect to redis");
+    }
+}
+
+fn log_flapping(connection: usize, state: &Flapping) {
+    tracing::warn!(
+        connection, reconnects = state.reconnects, since_ms = state.since_ms, cause = %state.cause,
+        "the connection to redis flaps: it is lost and replaced again and again"
+    );
+}
+
+fn log_steady(connection: usize, state: &Flapping) {
+    tracing::info!(
+        connection,
+        reconnects = state.reconnects,
+        since_ms = state.since_ms,
+        "the connection to redis no longer flaps"
+    );
 }

@@ -38,6 +38,7 @@ use crate::task::Owned;
 use crate::wire::identity::Identity;
 use crate::wire::queue::{DriverCommand, Gate};
 use crate::wire::slot::{Blame, Ended};
+use crate::wire::stream::Stream;
 
 /// The task that keeps one link connected.
 pub(crate) struct Supervisor {
@@ -282,22 +283,9 @@ impl Supervisor {
     /// Serves until the connection ends. Returns its successor if there is one already.
     async fn serve(&mut self, established: Established) -> Option<Established> {
         let (signals, mut told) = mpsc::unbounded_channel();
-        let (doubtful, response_idle_timeout) =
-            driver::patience(self.shared.settings.response_idle_timeout, false);
-        let driver = Driver::new(
-            Arc::clone(&self.shared),
-            Arc::clone(&self.link.queue),
-            Some(self.link.index),
-            established.stream,
-            Watch {
-                doubtful,
-                response_idle_timeout,
-                heartbeat: self.shared.settings.heartbeat,
-            },
-            signals,
-            Some(Arc::clone(&self.alive)),
-        )
-        .of_server(established.facts.run_id);
+        let driver = self
+            .driver_of(established.stream, signals)
+            .of_server(established.facts.run_id);
         let identity = established.facts.identity;
         let term = established.facts.term;
         let mut deposed = false;
@@ -370,6 +358,25 @@ impl Supervisor {
                 .emit(self.link.index, EventKind::Reauthenticated);
         }
         Some(established)
+    }
+
+    /// Makes the driver of a connection that is put into service.
+    fn driver_of(&self, stream: Stream, signals: mpsc::UnboundedSender<Signal>) -> Driver {
+        let (doubtful, response_idle_timeout) =
+            driver::patience(self.shared.settings.response_idle_timeout, false);
+        Driver::new(
+            Arc::clone(&self.shared),
+            Arc::clone(&self.link.queue),
+            Some(self.link.index),
+            stream,
+            Watch {
+                doubtful,
+                response_idle_timeout,
+                heartbeat: self.shared.settings.heartbeat,
+            },
+            signals,
+            Some(Arc::clone(&self.alive)),
+        )
     }
 
     fn ended(&mut self, finished: Finished, identity: Option<Identity>, replaced: bool) {
