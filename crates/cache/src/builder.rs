@@ -9,6 +9,7 @@ use std::time::Duration;
 use steadfast::Client;
 
 use crate::classes::{Classes, check_classes, longest_life};
+use crate::clock::clock;
 use crate::defaults;
 use crate::error::BuildError;
 use crate::flight::failures::Failures;
@@ -264,62 +265,20 @@ impl CacheBuilder {
     /// [`BuildError`] names the setting that cannot be.
     pub async fn build(self) -> Result<Cache, BuildError> {
         self.check()?;
-        let now = tokio::time::Instant::now().into_std();
         let seed = self.seed.unwrap_or_else(entropy);
         let stats = Arc::new(Stats::new());
         // Longer than applying may take, so that only a relay that has fallen silent is cut off.
         let hold = apply_limit(self.redis_limit) + Duration::from_secs(1);
         let outbox = Outbox::new(&self.database, &self.namespace, hold, entropy());
-        let redis = self.redis.map(|client| {
-            let options = RedisOptions {
-                names: Names::new(&self.namespace, client.is_cluster()),
-                limit: self.redis_limit,
-                value_max: self.value_max,
-                compress_above: self.compress_above,
-                longest_life: longest_life(&self.classes),
-                seed: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15),
-                lease_checked: !self.sabotage.lease_unchecked,
-            };
-            let rules = EpochRules {
-                heed_watermark: !self.sabotage.watermark_ignored,
-                await_sql: !self.sabotage.sql_not_awaited,
-                heed_rollback: !self.sabotage.rollback_ignored && !self.sabotage.outbox_off,
-            };
-            let epochs = EpochGuard::new(rules);
-            Arc::new(RedisTier::new(
-                client,
-                options,
-                (epochs, outbox.clone()),
-                stats.clone(),
-            ))
+        let redis = self.redis.as_ref().map(|client| {
+            let tier_seed = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
+            Arc::new(self.redis_tier(client, tier_seed, &outbox, &stats))
         });
         let coherence = Arc::new(match &redis {
             Some(_) => Coherence::unproven(),
             None => Coherence::alone(),
         });
-        let guard_of = |name: &str| {
-            let own = self
-                .class_guards
-                .iter()
-                .rfind(|(class, _)| **class == *name);
-            own.map(|(_, guard)| *guard)
-        };
-        let class_bounds: Vec<_> = self
-            .classes
-            .iter()
-            .map(|(name, _)| guard_of(name))
-            .chain([None]) // for classes that are added later
-            .collect();
-        // More loads than connections would only wait there, out of order and out of sight.
-        let mut bounds = self.guard.clone();
-        bounds.concurrency = bounds.concurrency.min(self.database.width());
-        let guard = LoadAdmission::new(&bounds, &class_bounds, now);
-        let relay_options = RelayOptions {
-            poll: self.outbox_poll,
-            lag_max: self.outbox_lag_max,
-            rows_max: i64::from(self.outbox_rows),
-            pending_names: self.pending_names,
-        };
+        let guard = self.load_admission();
         let relay = redis.clone().map(|redis| {
             let served = Served {
                 redis,
@@ -327,7 +286,7 @@ impl CacheBuilder {
                 guard: guard.clone(),
                 stats: stats.clone(),
             };
-            Arc::new(Relay::new(outbox, served, &relay_options))
+            Arc::new(Relay::new(outbox, served, &self.relay_options()))
         });
         if let Some(relay) = &relay
             // In a box: what embeds this future, and that of who embeds it, would else nest deeper
@@ -362,6 +321,55 @@ impl CacheBuilder {
         let cache = Cache::start(inner);
         cache.settle(self.redis_limit * 2).await;
         Ok(cache)
+    }
+
+    fn redis_tier(
+        &self,
+        client: &Client,
+        seed: u64,
+        outbox: &Outbox,
+        stats: &Arc<Stats>,
+    ) -> RedisTier {
+        let options = RedisOptions {
+            names: Names::new(&self.namespace, client.is_cluster()),
+            limit: self.redis_limit,
+            value_max: self.value_max,
+            compress_above: self.compress_above,
+            longest_life: longest_life(&self.classes),
+            seed,
+            lease_checked: !self.sabotage.lease_unchecked,
+        };
+        let epochs = EpochGuard::new(EpochRules {
+            heed_watermark: !self.sabotage.watermark_ignored,
+            await_sql: !self.sabotage.sql_not_awaited,
+            heed_rollback: !self.sabotage.rollback_ignored && !self.sabotage.outbox_off,
+        });
+        let (outbox, stats) = (outbox.clone(), Arc::clone(stats));
+        RedisTier::new(client.clone(), options, (epochs, outbox), stats)
+    }
+
+    fn load_admission(&self) -> LoadAdmission {
+        let guard_of = |name: &str| {
+            let mut given = self.class_guards.iter();
+            let own = given.rfind(|(class, _)| **class == *name);
+            own.map(|(_, guard)| *guard)
+        };
+        let classes = self.classes.iter().map(|(name, _)| guard_of(name));
+        // One more for classes that are added later.
+        let class_bounds: Vec<_> = classes.chain([None]).collect();
+        // More loads than connections would only wait there, out of order and out of sight.
+        let mut bounds = self.guard.clone();
+        bounds.concurrency = bounds.concurrency.min(self.database.width());
+        LoadAdmission::new(&bounds, &class_bounds, clock())
+    }
+
+    fn relay_options(&self) -> RelayOptions {
+        RelayOptions {
+            poll: self.outbox_poll,
+            lag_max: self.outbox_lag_max,
+            rows_max: i64::from(self.outbox_rows),
+            pending_names: self.pending_names,
+        }
     }
 
     fn check(&self) -> Result<(), BuildError> {
