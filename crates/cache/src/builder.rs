@@ -1,5 +1,7 @@
 //! Settings of a cache, refused once, at the door.
 
+mod check;
+
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, Hasher};
 use std::sync::Arc;
@@ -8,7 +10,7 @@ use std::time::Duration;
 
 use steadfast::Client;
 
-use crate::classes::{Classes, check_classes, longest_life};
+use crate::classes::{Classes, longest_life};
 use crate::clock::clock;
 use crate::defaults;
 use crate::error::BuildError;
@@ -371,82 +373,10 @@ impl CacheBuilder {
             pending_names: self.pending_names,
         }
     }
-
-    fn check(&self) -> Result<(), BuildError> {
-        if self.classes.is_empty() {
-            return Err(BuildError::NoClass);
-        }
-        check_classes(&self.classes)?;
-        for (name, guard) in &self.class_guards {
-            if let Some(problem) = guard.problem() {
-                return Err(BuildError::ClassGuard {
-                    class: name.to_string(),
-                    problem,
-                });
-            }
-            if !self.classes.iter().any(|(class, _)| class == name) {
-                return Err(BuildError::GuardWithoutClass {
-                    class: name.to_string(),
-                });
-            }
-        }
-        let strange = |name: &str| !self.classes.iter().any(|(class, _)| **class == *name);
-        if let Some((name, _)) = self.class_tags.iter().find(|(name, _)| strange(name)) {
-            return Err(BuildError::TagsWithoutClass {
-                class: name.to_string(),
-            });
-        }
-        if self.outbox_rows == 0 || self.pending_names == 0 {
-            return Err(BuildError::Setting(
-                "outbox_rows and pending_names must be above zero",
-            ));
-        }
-        if let Some(problem) = self.guard.problem() {
-            return Err(BuildError::Setting(problem));
-        }
-        if self.namespace.is_empty()
-            || self.namespace.len() > 64
-            || self.namespace.contains(['{', '}'])
-        {
-            return Err(BuildError::Setting(
-                "namespace must have 1 to 64 bytes and no braces",
-            ));
-        }
-        let guard = &self.guard;
-        let waits = [
-            self.redis_limit,
-            self.lease_wait,
-            self.outbox_poll,
-            self.outbox_lag_max,
-            guard.wait,
-            guard.ramp,
-        ];
-        if waits.iter().any(|wait| *wait > LONGEST) {
-            return Err(BuildError::Setting(
-                "redis_limit, lease_wait, outbox_poll, outbox_lag_max, guard.wait and guard.ramp must be at most 1 day",
-            ));
-        }
-        if self.redis_limit.is_zero() {
-            return Err(BuildError::Setting("redis_limit must be above zero"));
-        }
-        if self.outbox_poll.is_zero() || self.outbox_lag_max.is_zero() {
-            return Err(BuildError::Setting(
-                "outbox_poll and outbox_lag_max must be above zero",
-            ));
-        }
-        if self.value_max > 512 << 20 {
-            return Err(BuildError::Setting(
-                "value_max must be at most 512 MiB, which is what Redis can hold",
-            ));
-        }
-        Ok(())
-    }
 }
 
 /// A cache is built no later, even if its database hangs.
 const START_LIMIT: Duration = Duration::from_secs(1);
-
-const LONGEST: Duration = Duration::from_secs(86_400);
 
 /// A seed from the operating system, by way of the standard library's hash keys.
 fn entropy() -> u64 {

@@ -116,9 +116,9 @@ pub(crate) fn check_classes(classes: &[(Box<str>, Ttl)]) -> Result<(), BuildErro
         if classes[..at].iter().any(|(earlier, _)| earlier == class) {
             return Err(BuildError::ClassTwice { class: named() });
         }
-        ttl.validate().map_err(|problem| BuildError::Class {
+        ttl.validate().map_err(|setting| BuildError::Class {
             class: named(),
-            problem,
+            setting,
         })?;
     }
     Ok(())

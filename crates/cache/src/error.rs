@@ -4,7 +4,8 @@ use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::freshness::InvalidTtl;
+use steadfast_core::policy::InvalidSetting;
+
 use crate::guard::ClassBound;
 
 /// A read that ends without a value: neither fresh, nor stale, nor a default.
@@ -149,12 +150,12 @@ pub enum BuildError {
         class: String,
     },
     /// A class has a setting that means nothing.
-    #[error("class {class:?}: {problem}")]
+    #[error("class {class:?}: {setting}")]
     Class {
         /// The name of the class.
         class: String,
-        /// The setting and what is wrong with it.
-        problem: InvalidTtl,
+        /// The setting of its [`Ttl`](crate::Ttl), and the values that are allowed.
+        setting: InvalidSetting,
     },
     /// Bounds were given for a class that there is not.
     #[error(
@@ -173,14 +174,14 @@ pub enum BuildError {
         class: String,
     },
     /// Bounds of a class mean nothing.
-    #[error("class_guard of {class:?}: {problem}")]
+    #[error("class_guard of {class:?}: {setting}")]
     ClassGuard {
         /// The class.
         class: String,
-        /// The setting and what is wrong with it.
-        problem: &'static str,
+        /// The setting of its [`ClassGuard`](crate::ClassGuard), and the values that are allowed.
+        setting: InvalidSetting,
     },
-    /// A setting that means nothing.
-    #[error("{0}")]
-    Setting(&'static str),
+    /// A setting of the [`CacheBuilder`](crate::CacheBuilder) that means nothing.
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
 }

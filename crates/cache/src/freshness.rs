@@ -8,6 +8,8 @@
 
 use std::time::Duration;
 
+use steadfast_core::policy::InvalidSetting;
+
 /// Time to live and limits of one class of data.
 ///
 /// ```
@@ -77,13 +79,19 @@ impl Ttl {
     ///
     /// # Errors
     /// Names the setting and what is wrong with it.
-    pub fn validate(&self) -> Result<(), InvalidTtl> {
-        let refuse = |setting, problem| Err(InvalidTtl { setting, problem });
+    pub fn validate(&self) -> Result<(), InvalidSetting> {
+        let refuse = |setting, why| Err(InvalidSetting::new(setting, why));
         if self.fresh < Duration::from_millis(1) {
             return refuse("fresh", "must be at least 1 ms");
         }
-        if self.fresh > LONGEST || self.stale > LONGEST || self.negative > LONGEST {
-            return refuse("fresh, stale or negative", "must be at most 10 years");
+        for (setting, time) in [
+            ("fresh", self.fresh),
+            ("stale", self.stale),
+            ("negative", self.negative),
+        ] {
+            if time > LONGEST {
+                return refuse(setting, "must be at most 10 years");
+            }
         }
         if !(0.0..=1.0).contains(&self.jitter) {
             return refuse("jitter", "must be a share from 0 to 1");
@@ -117,16 +125,6 @@ impl Ttl {
             keep: fresh + self.stale,
         }
     }
-}
-
-/// A setting of [`Ttl`] that means nothing.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} {problem}")]
-pub struct InvalidTtl {
-    /// The setting's name.
-    pub setting: &'static str,
-    /// The rule that its value breaks.
-    pub problem: &'static str,
 }
 
 /// The times for which one value is fresh and for which it is kept, both counted from its loading.
@@ -236,6 +234,15 @@ mod tests {
         .lifetime(true, 0.5);
         assert_eq!(life.judge(9 * MS), Freshness::Fresh);
         assert_eq!(life.judge(10 * MS), Freshness::Expired);
+    }
+
+    #[test]
+    fn each_time_is_refused_by_its_own_name() {
+        let ttl = Ttl {
+            negative: LONGEST + MS,
+            ..Ttl::default()
+        };
+        assert_eq!(ttl.validate().unwrap_err().setting, "negative");
     }
 
     #[test]

@@ -96,10 +96,12 @@ mod under_way;
 /// The sqlx whose pools and transactions cross this interface.
 pub use sqlx;
 
+pub use steadfast_core::policy::InvalidSetting;
+
 pub use answer::{Answer, Source, StaleReason};
 pub use builder::CacheBuilder;
 pub use error::{BuildError, CacheError, LoadError, UnknownClass};
-pub use freshness::{InvalidTtl, Ttl};
+pub use freshness::Ttl;
 pub use guard::{ClassBound, ClassGuard, GuardOptions, GuardStatus};
 pub use invalidate::{Commit, Invalidation, Statement, Write, WriteError, Written};
 pub use key::{Key, KeyName};

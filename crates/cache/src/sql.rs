@@ -50,6 +50,7 @@ use sqlx::SqlitePool;
 #[cfg(feature = "postgres")]
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection};
+use steadfast_core::policy::InvalidSetting;
 use tokio::sync::OnceCell;
 
 /// A database, cheap to clone: a pool of connections of its own kind.
@@ -114,8 +115,7 @@ impl Database {
             ("read_only_connections", options.read_only_connections),
         ] {
             if connections == Some(0) {
-                let problem = "must be at least 1";
-                return Err(SourceError::Setting { setting, problem });
+                return Err(InvalidSetting::new(setting, "must be at least 1").into());
             }
         }
         let scheme = url.split_once(':').map_or("", |(scheme, _)| scheme);

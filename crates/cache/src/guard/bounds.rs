@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use steadfast_core::policy::InvalidSetting;
+
 /// Bounds on what the cache asks of the database.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -56,14 +58,16 @@ impl GuardOptions {
         }
     }
 
-    pub(crate) fn problem(&self) -> Option<&'static str> {
+    /// Refuses what cannot work, naming the setting as that of the cache.
+    pub(crate) fn validate(&self) -> Result<(), InvalidSetting> {
         if self.nested == 0 || self.nested > NESTED_MOST {
-            return Some("guard.nested must be from 1 to 10 000");
+            return Err(InvalidSetting::new(
+                "guard.nested",
+                "must be from 1 to 10 000",
+            ));
         }
-        match problem(self.concurrency, self.rate)? {
-            Problem::Concurrency => Some("guard.concurrency must be at least 1"),
-            Problem::Rate => Some("guard.rate must be at least 0.1 a second"),
-        }
+        check_concurrency("guard.concurrency", self.concurrency)?;
+        check_rate("guard.rate", self.rate)
     }
 }
 
@@ -94,11 +98,10 @@ impl ClassGuard {
         Self { concurrency, rate }
     }
 
-    pub(crate) fn problem(&self) -> Option<&'static str> {
-        match problem(self.concurrency, self.rate)? {
-            Problem::Concurrency => Some("concurrency must be at least 1"),
-            Problem::Rate => Some("rate must be at least 0.1 a second"),
-        }
+    /// Refuses what cannot work, naming the setting.
+    pub(crate) fn validate(&self) -> Result<(), InvalidSetting> {
+        check_concurrency("concurrency", self.concurrency)?;
+        check_rate("rate", self.rate)
     }
 }
 
@@ -122,20 +125,21 @@ impl fmt::Display for ClassBound {
     }
 }
 
-/// The bound that means nothing.
-enum Problem {
-    Concurrency,
-    Rate,
+fn check_concurrency(setting: &'static str, concurrency: usize) -> Result<(), InvalidSetting> {
+    match concurrency {
+        0 => Err(InvalidSetting::new(setting, "must be at least 1")),
+        _ => Ok(()),
+    }
 }
 
-fn problem(concurrency: usize, rate: f64) -> Option<Problem> {
-    if concurrency == 0 {
-        Some(Problem::Concurrency)
-    } else if !(rate.is_finite() && rate >= 0.1) {
-        Some(Problem::Rate)
-    } else {
-        None
+fn check_rate(setting: &'static str, rate: f64) -> Result<(), InvalidSetting> {
+    if rate.is_finite() && rate >= 0.1 {
+        return Ok(());
     }
+    Err(InvalidSetting::new(
+        setting,
+        "must be at least 0.1 a second",
+    ))
 }
 
 /// The urgency with which a load is wanted; the greater goes first.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use steadfast_core::policy::InvalidSetting;
+
 use super::tls;
 
 /// A database could not do what was asked.
@@ -17,13 +19,8 @@ pub enum SourceError {
         problem: String,
     },
     /// A setting of [`DatabaseOptions`](super::DatabaseOptions) that means nothing.
-    #[error("{setting} {problem}")]
-    Setting {
-        /// The setting's name.
-        setting: &'static str,
-        /// The rule that its value breaks.
-        problem: &'static str,
-    },
+    #[error(transparent)]
+    Setting(#[from] InvalidSetting),
     /// Nothing came back in time.
     #[error("the database did not answer within {limit:?}")]
     Timeout {

@@ -1,5 +1,7 @@
 use bytes::Bytes;
-use steadfast_cache::{Cache, ClassGuard, Database, DatabaseOptions, Source, Ttl, View};
+use steadfast_cache::{
+    BuildError, Cache, ClassGuard, Database, DatabaseOptions, InvalidSetting, Source, Ttl, View,
+};
 
 use crate::site::{Loader, Site, eventually, get, plain, sqlite, text};
 
@@ -235,13 +237,28 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .unwrap_err()
         .to_string();
     assert!(error.contains("namespace"), "{error}");
+    // Each by itself, whichever others have the same bound.
     let error = plain(&database)
         .lease_wait(std::time::Duration::MAX)
         .build()
         .await
+        .unwrap_err();
+    let refused = InvalidSetting::new("lease_wait", "must be at most 1 day");
+    assert_eq!(error, BuildError::Setting(refused));
+    let error = plain(&database)
+        .outbox_lag_max(std::time::Duration::ZERO)
+        .build()
+        .await
+        .unwrap_err();
+    let refused = InvalidSetting::new("outbox_lag_max", "must be above zero");
+    assert_eq!(error, BuildError::Setting(refused));
+    let error = plain(&database)
+        .pending_names(0)
+        .build()
+        .await
         .unwrap_err()
         .to_string();
-    assert!(error.contains("lease_wait"), "{error}");
+    assert_eq!(error, "setting `pending_names` must be above zero");
     for setting in ["max_connections", "read_only_connections"] {
         let mut options = DatabaseOptions::default();
         match setting {
@@ -249,7 +266,10 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
             _ => options.read_only_connections = Some(0),
         }
         let error = Database::connect("sqlite::memory:", options).unwrap_err();
-        assert_eq!(error.to_string(), format!("{setting} must be at least 1"));
+        assert_eq!(
+            error.to_string(),
+            format!("setting `{setting}` must be at least 1")
+        );
     }
     let error = plain(&database)
         .class_guard("reprot", ClassGuard::new(1, 1.0))
@@ -266,7 +286,7 @@ async fn settings_that_mean_nothing_are_refused_by_name() {
         .to_string();
     assert_eq!(
         error,
-        "class_guard of \"user\": concurrency must be at least 1"
+        "class_guard of \"user\": setting `concurrency` must be at least 1"
     );
     let error = Cache::builder(database)
         .build()
