@@ -7,6 +7,8 @@
 //!
 //! Pools connect on first use, so a process starts, in whatever state the database is.
 
+#[macro_use]
+mod dialects;
 mod error;
 mod lent;
 #[cfg(feature = "mysql")]
@@ -350,14 +352,8 @@ impl Database {
 
     /// Connections on which queries can run at the same time.
     pub(crate) fn width(&self) -> usize {
-        let most: u32 = match *self.readers.as_ref().unwrap_or(&self.pool) {
-            #[cfg(feature = "sqlite")]
-            Pool::Sqlite(ref pool) => pool.options().get_max_connections(),
-            #[cfg(feature = "mysql")]
-            Pool::MySql(ref pool) => pool.options().get_max_connections(),
-            #[cfg(feature = "postgres")]
-            Pool::Postgres(ref pool) => pool.options().get_max_connections(),
-        };
+        let pool = self.readers.as_ref().unwrap_or(&self.pool);
+        let most: u32 = each!(*pool, Pool[ref pool] => pool.options().get_max_connections());
         usize::try_from(most).unwrap_or(usize::MAX)
     }
 
@@ -411,14 +407,7 @@ impl Database {
     pub async fn close(&self) {
         self.pinger.close().await;
         for pool in std::iter::once(&self.pool).chain(&self.readers) {
-            match *pool {
-                #[cfg(feature = "sqlite")]
-                Pool::Sqlite(ref pool) => pool.close().await,
-                #[cfg(feature = "mysql")]
-                Pool::MySql(ref pool) => pool.close().await,
-                #[cfg(feature = "postgres")]
-                Pool::Postgres(ref pool) => pool.close().await,
-            }
+            each!(*pool, Pool[ref pool] => pool.close().await);
         }
     }
 }

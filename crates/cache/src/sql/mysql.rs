@@ -11,7 +11,7 @@ use sqlx::{
 
 use super::lent::{Kind, Lent, State, may_go_back, sealed};
 use super::row::mysql::row as json;
-use super::rows::{Bounds, Rest, Selected, gather};
+use super::rows::{Bounds, Rest, Selected, gather, gather_all};
 use super::{DatabaseOptions, Executed, GRACE, Param, Pool, SourceError, param};
 
 /// The pool, and one of connections that only read, if there are to be any.
@@ -149,22 +149,22 @@ pub(super) fn has_ended(error: &SourceError) -> bool {
 /// Runs a statement that hands rows back, within a transaction.
 pub(super) async fn select(
     connection: &mut MySqlConnection,
-    sql: AssertSqlSafe<String>,
+    sql: &str,
     params: &[Param],
     bounds: Bounds,
 ) -> Result<Selected, SourceError> {
-    let query = sqlx::query_with(sql, param::mysql(params)?);
-    let read = gather(query.fetch(connection), bounds, Rest::Read, json).await;
-    read.map(|(selected, _)| selected)
-        .map_err(|(error, _)| error)
+    let query = sqlx::query_with(AssertSqlSafe(sql), param::mysql(params)?);
+    gather_all(query.fetch(connection), bounds, json).await
 }
 
+/// Runs a statement. It is prepared once and kept: no session here is shared.
 pub(super) async fn execute(
     connection: &mut MySqlConnection,
-    sql: AssertSqlSafe<String>,
+    sql: &str,
     params: &[Param],
+    _kept: bool,
 ) -> Result<Executed, SourceError> {
-    let done = sqlx::query_with(sql, param::mysql(params)?)
+    let done = sqlx::query_with(AssertSqlSafe(sql), param::mysql(params)?)
         .execute(connection)
         .await?;
     let id = i64::try_from(done.last_insert_id())

@@ -122,33 +122,6 @@ from!(
     Vec<i64> => Ints, Vec<f64> => Floats, Vec<String> => Texts, Vec<Uuid> => Uuids,
 );
 
-#[cfg(feature = "postgres")]
-impl Param {
-    /// Returns the type that a statement is prepared for, by PostgreSQL's name.
-    pub(super) fn type_name(&self) -> &'static str {
-        match self {
-            Self::Null => "unknown",
-            Self::Bool(_) | Self::NullOf(ParamType::Bool) => "bool",
-            Self::Int(_) | Self::NullOf(ParamType::Int) => "int8",
-            Self::Float(_) | Self::NullOf(ParamType::Float) => "float8",
-            Self::Text(_) | Self::NullOf(ParamType::Text) => "text",
-            Self::Bytes(_) | Self::NullOf(ParamType::Bytes) => "bytea",
-            Self::Uuid(_) | Self::NullOf(ParamType::Uuid) => "uuid",
-            Self::Date(_) | Self::NullOf(ParamType::Date) => "date",
-            Self::Time(_) | Self::NullOf(ParamType::Time) => "time",
-            Self::DateTime(_) | Self::NullOf(ParamType::DateTime) => "timestamp",
-            Self::Timestamp(_) | Self::NullOf(ParamType::Timestamp) => "timestamptz",
-            Self::Decimal(_) | Self::NullOf(ParamType::Decimal) => "numeric",
-            Self::Json(_) | Self::NullOf(ParamType::Json) => "jsonb",
-            Self::Bools(_) | Self::NullOf(ParamType::Bools) => "bool[]",
-            Self::Ints(_) | Self::NullOf(ParamType::Ints) => "int8[]",
-            Self::Floats(_) | Self::NullOf(ParamType::Floats) => "float8[]",
-            Self::Texts(_) | Self::NullOf(ParamType::Texts) => "text[]",
-            Self::Uuids(_) | Self::NullOf(ParamType::Uuids) => "uuid[]",
-        }
-    }
-}
-
 /// NULL of no type in particular: what `unknown` is to PostgreSQL, which infers the type from where
 /// it stands.
 #[cfg(feature = "postgres")]
@@ -179,114 +152,99 @@ pub(super) fn may_stay_prepared(params: &[Param]) -> bool {
     !params.contains(&Param::Null)
 }
 
-#[cfg(feature = "postgres")]
-pub(super) fn postgres(params: &[Param]) -> Result<sqlx::postgres::PgArguments, sqlx::Error> {
-    use sqlx::Arguments;
-    let mut arguments = sqlx::postgres::PgArguments::default();
-    for param in params {
-        match param.clone() {
-            Param::Null => arguments.add(Untyped),
-            Param::NullOf(of) => match of {
-                ParamType::Bool => arguments.add(None::<bool>),
-                ParamType::Int => arguments.add(None::<i64>),
-                ParamType::Float => arguments.add(None::<f64>),
-                ParamType::Text => arguments.add(None::<String>),
-                ParamType::Bytes => arguments.add(None::<Vec<u8>>),
-                ParamType::Uuid => arguments.add(None::<Uuid>),
-                ParamType::Date => arguments.add(None::<Date>),
-                ParamType::Time => arguments.add(None::<Time>),
-                ParamType::DateTime => arguments.add(None::<PrimitiveDateTime>),
-                ParamType::Timestamp => arguments.add(None::<OffsetDateTime>),
-                ParamType::Decimal => arguments.add(None::<BigDecimal>),
-                ParamType::Json => arguments.add(None::<Value>),
-                ParamType::Bools => arguments.add(None::<Vec<bool>>),
-                ParamType::Ints => arguments.add(None::<Vec<i64>>),
-                ParamType::Floats => arguments.add(None::<Vec<f64>>),
-                ParamType::Texts => arguments.add(None::<Vec<String>>),
-                ParamType::Uuids => arguments.add(None::<Vec<Uuid>>),
-            },
-            Param::Bool(value) => arguments.add(value),
-            Param::Int(value) => arguments.add(value),
-            Param::Float(value) => arguments.add(value),
-            Param::Text(value) => arguments.add(value),
-            Param::Bytes(value) => arguments.add(value),
-            Param::Uuid(value) => arguments.add(value),
-            Param::Date(value) => arguments.add(value),
-            Param::Time(value) => arguments.add(value),
-            Param::DateTime(value) => arguments.add(value),
-            Param::Timestamp(value) => arguments.add(value),
-            Param::Decimal(value) => arguments.add(value),
-            Param::Json(value) => arguments.add(value),
-            Param::Bools(values) => arguments.add(values),
-            Param::Ints(values) => arguments.add(values),
-            Param::Floats(values) => arguments.add(values),
-            Param::Texts(values) => arguments.add(values),
-            Param::Uuids(values) => arguments.add(values),
+/// What each type is to PostgreSQL, which has them all: by this name a statement is prepared for it,
+/// and its NULL is one of that type.
+macro_rules! of_postgres {
+    ($($variant:ident $of:ty = $name:literal),* $(,)?) => {
+        #[cfg(feature = "postgres")]
+        impl Param {
+            /// Returns the type that a statement is prepared for, by PostgreSQL's name.
+            pub(super) fn type_name(&self) -> &'static str {
+                match self {
+                    Self::Null => "unknown",
+                    $(Self::$variant(_) | Self::NullOf(ParamType::$variant) => $name,)*
+                }
+            }
         }
-        .map_err(sqlx::Error::Encode)?;
-    }
-    Ok(arguments)
+
+        #[cfg(feature = "postgres")]
+        pub(super) fn postgres(params: &[Param]) -> Result<sqlx::postgres::PgArguments, sqlx::Error> {
+            use sqlx::Arguments;
+            let mut arguments = sqlx::postgres::PgArguments::default();
+            for param in params {
+                match param.clone() {
+                    Param::Null => arguments.add(Untyped),
+                    $(
+                        Param::NullOf(ParamType::$variant) => arguments.add(None::<$of>),
+                        Param::$variant(value) => arguments.add(value),
+                    )*
+                }
+                .map_err(sqlx::Error::Encode)?;
+            }
+            Ok(arguments)
+        }
+    };
+}
+
+of_postgres!(
+    Bool bool = "bool",
+    Int i64 = "int8",
+    Float f64 = "float8",
+    Text String = "text",
+    Bytes Vec<u8> = "bytea",
+    Uuid Uuid = "uuid",
+    Date Date = "date",
+    Time Time = "time",
+    DateTime PrimitiveDateTime = "timestamp",
+    Timestamp OffsetDateTime = "timestamptz",
+    Decimal BigDecimal = "numeric",
+    Json Value = "jsonb",
+    Bools Vec<bool> = "bool[]",
+    Ints Vec<i64> = "int8[]",
+    Floats Vec<f64> = "float8[]",
+    Texts Vec<String> = "text[]",
+    Uuids Vec<Uuid> = "uuid[]",
+);
+
+/// What MySQL and SQLite take alike: a NULL of no type, and a list as JSON. They differ in decimals.
+#[cfg(any(feature = "mysql", feature = "sqlite"))]
+macro_rules! without_lists {
+    ($name:ident, $arguments:ty, $decimal:ident => $bound:expr) => {
+        pub(super) fn $name(params: &[Param]) -> Result<$arguments, sqlx::Error> {
+            use sqlx::Arguments;
+            let mut arguments = <$arguments>::default();
+            for param in params {
+                match param.clone() {
+                    Param::Null | Param::NullOf(_) => arguments.add(None::<String>),
+                    Param::Bool(value) => arguments.add(value),
+                    Param::Int(value) => arguments.add(value),
+                    Param::Float(value) => arguments.add(value),
+                    Param::Text(value) => arguments.add(value),
+                    Param::Bytes(value) => arguments.add(value),
+                    Param::Uuid(value) => arguments.add(value),
+                    Param::Date(value) => arguments.add(value),
+                    Param::Time(value) => arguments.add(value),
+                    Param::DateTime(value) => arguments.add(value),
+                    Param::Timestamp(value) => arguments.add(value),
+                    Param::Decimal($decimal) => arguments.add($bound),
+                    Param::Json(value) => arguments.add(value),
+                    Param::Bools(_)
+                    | Param::Ints(_)
+                    | Param::Floats(_)
+                    | Param::Texts(_)
+                    | Param::Uuids(_) => arguments.add(list(param)),
+                }
+                .map_err(sqlx::Error::Encode)?;
+            }
+            Ok(arguments)
+        }
+    };
 }
 
 #[cfg(feature = "mysql")]
-pub(super) fn mysql(params: &[Param]) -> Result<sqlx::mysql::MySqlArguments, sqlx::Error> {
-    use sqlx::Arguments;
-    let mut arguments = sqlx::mysql::MySqlArguments::default();
-    for param in params {
-        match param.clone() {
-            Param::Null | Param::NullOf(_) => arguments.add(None::<String>),
-            Param::Bool(value) => arguments.add(value),
-            Param::Int(value) => arguments.add(value),
-            Param::Float(value) => arguments.add(value),
-            Param::Text(value) => arguments.add(value),
-            Param::Bytes(value) => arguments.add(value),
-            Param::Uuid(value) => arguments.add(value),
-            Param::Date(value) => arguments.add(value),
-            Param::Time(value) => arguments.add(value),
-            Param::DateTime(value) => arguments.add(value),
-            Param::Timestamp(value) => arguments.add(value),
-            Param::Decimal(value) => arguments.add(value),
-            Param::Json(value) => arguments.add(value),
-            Param::Bools(_)
-            | Param::Ints(_)
-            | Param::Floats(_)
-            | Param::Texts(_)
-            | Param::Uuids(_) => arguments.add(list(param)),
-        }
-        .map_err(sqlx::Error::Encode)?;
-    }
-    Ok(arguments)
-}
-
+without_lists!(mysql, sqlx::mysql::MySqlArguments, decimal => decimal);
 #[cfg(feature = "sqlite")]
-pub(super) fn sqlite(params: &[Param]) -> Result<sqlx::sqlite::SqliteArguments, sqlx::Error> {
-    use sqlx::Arguments;
-    let mut arguments = sqlx::sqlite::SqliteArguments::default();
-    for param in params {
-        match param.clone() {
-            Param::Null | Param::NullOf(_) => arguments.add(None::<String>),
-            Param::Bool(value) => arguments.add(value),
-            Param::Int(value) => arguments.add(value),
-            Param::Float(value) => arguments.add(value),
-            Param::Text(value) => arguments.add(value),
-            Param::Bytes(value) => arguments.add(value),
-            Param::Uuid(value) => arguments.add(value),
-            Param::Date(value) => arguments.add(value),
-            Param::Time(value) => arguments.add(value),
-            Param::DateTime(value) => arguments.add(value),
-            Param::Timestamp(value) => arguments.add(value),
-            Param::Decimal(value) => arguments.add(value.to_plain_string()),
-            Param::Json(value) => arguments.add(value),
-            Param::Bools(_)
-            | Param::Ints(_)
-            | Param::Floats(_)
-            | Param::Texts(_)
-            | Param::Uuids(_) => arguments.add(list(param)),
-        }
-        .map_err(sqlx::Error::Encode)?;
-    }
-    Ok(arguments)
-}
+without_lists!(sqlite, sqlx::sqlite::SqliteArguments, decimal => decimal.to_plain_string());
 
 /// A list as JSON, for a database that has no arrays.
 #[cfg(any(feature = "mysql", feature = "sqlite"))]

@@ -96,14 +96,7 @@ impl PingConnection {
     }
 
     async fn ping(&mut self) -> Result<(), sqlx::Error> {
-        match *self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut connection) => connection.ping().await,
-            #[cfg(feature = "mysql")]
-            Self::MySql(ref mut connection) => connection.ping().await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut connection) => connection.ping().await,
-        }
+        each!(*self, Self[ref mut connection] => connection.ping().await)
     }
 }
 

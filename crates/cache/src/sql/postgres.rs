@@ -10,14 +10,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sqlx::pool::PoolConnection;
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::postgres::{PgArguments, PgConnectOptions, PgPoolOptions};
+use sqlx::query::Query;
 use sqlx::{
     AssertSqlSafe, ConnectOptions, Connection, Executor, PgConnection, PgPool, Postgres, Row as _,
 };
 
 use super::lent::{Kind, Lent, State, may_go_back, sealed};
 use super::row::postgres::row as json;
-use super::rows::{Bounds, Rest, Selected, gather};
+use super::rows::{Bounds, Rest, Selected, gather, gather_all};
 use super::{DatabaseOptions, Executed, GRACE, Param, Pool, SourceError, param};
 
 /// Pools, and what their connections are opened with where no options are taken.
@@ -113,12 +114,12 @@ pub(super) async fn read(
         ask_session(way.pool, &mut held).await?;
     }
     held.set(State::Asked);
-    let read = rows(&mut held, sql, params, own, bounds, Rest::Left).await;
+    let read = rows(&mut held, sql, params, own, bounds).await;
     let read = match read {
         // The schema has changed under a statement that was prepared before.
         Err((error, true)) if own && is_outdated(&error) => {
             held.clear_cached_statements().await?;
-            rows(&mut held, sql, params, own, bounds, Rest::Left).await
+            rows(&mut held, sql, params, own, bounds).await
         }
         read => read,
     };
@@ -269,18 +270,24 @@ fn typed(sql: &str, params: &[Param]) -> AssertSqlSafe<String> {
     AssertSqlSafe(text)
 }
 
+fn query(
+    sql: &str,
+    params: &[Param],
+    kept: bool,
+) -> Result<Query<'static, Postgres, PgArguments>, sqlx::Error> {
+    let query = sqlx::query_with(typed(sql, params), param::postgres(params)?);
+    Ok(query.persistent(kept && param::may_stay_prepared(params)))
+}
+
 async fn rows(
     connection: &mut PgConnection,
     sql: &str,
     params: &[Param],
     kept: bool,
     bounds: Bounds,
-    rest: Rest,
 ) -> Result<(Selected, bool), (SourceError, bool)> {
-    let arguments = param::postgres(params).map_err(|error| (error.into(), true))?;
-    let query = sqlx::query_with(typed(sql, params), arguments)
-        .persistent(kept && param::may_stay_prepared(params));
-    gather(query.fetch(connection), bounds, rest, json).await
+    let query = query(sql, params, kept).map_err(|error| (error.into(), true))?;
+    gather(query.fetch(connection), bounds, Rest::Left, json).await
 }
 
 /// Runs a statement that hands rows back, within a transaction. Prepared anew each time: one that
@@ -291,21 +298,18 @@ pub(super) async fn select(
     params: &[Param],
     bounds: Bounds,
 ) -> Result<Selected, SourceError> {
-    let read = rows(connection, sql, params, false, bounds, Rest::Read).await;
-    read.map(|(selected, _)| selected)
-        .map_err(|(error, _)| error)
+    let query = query(sql, params, false)?;
+    gather_all(query.fetch(connection), bounds, json).await
 }
 
+/// Runs a statement. It is `kept` prepared under a name if the session is ours alone.
 pub(super) async fn execute(
     connection: &mut PgConnection,
     sql: &str,
     params: &[Param],
     kept: bool,
 ) -> Result<Executed, SourceError> {
-    let done = sqlx::query_with(typed(sql, params), param::postgres(params)?)
-        .persistent(kept && param::may_stay_prepared(params))
-        .execute(connection)
-        .await?;
+    let done = query(sql, params, kept)?.execute(connection).await?;
     Ok(Executed {
         rows_affected: done.rows_affected(),
         last_insert_id: None,

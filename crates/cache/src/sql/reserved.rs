@@ -13,12 +13,8 @@ use std::time::Duration;
 use sqlx::pool::PoolConnection;
 use sqlx::{AssertSqlSafe, FromRow};
 
-#[cfg(feature = "mysql")]
-use super::mysql;
 #[cfg(feature = "postgres")]
 use super::postgres;
-#[cfg(feature = "sqlite")]
-use super::sqlite;
 use super::{Database, Executed, Param, Pool, SourceError};
 
 /// A small pool of the cache's own.
@@ -193,20 +189,9 @@ impl Session {
     /// Runs statements that have no parameters and whose rows nobody wants.
     async fn run(&mut self, sql: &str) -> Result<(), SourceError> {
         let sql = sqlx::raw_sql(AssertSqlSafe(sql.to_owned()));
-        match *self.connection() {
-            #[cfg(feature = "sqlite")]
-            AnyConnection::Sqlite(ref mut connection) => {
-                sql.execute(&mut **connection).await.map(drop)?
-            }
-            #[cfg(feature = "mysql")]
-            AnyConnection::MySql(ref mut connection) => {
-                sql.execute(&mut **connection).await.map(drop)?
-            }
-            #[cfg(feature = "postgres")]
-            AnyConnection::Postgres(ref mut connection) => {
-                sql.execute(&mut **connection).await.map(drop)?
-            }
-        }
+        each!(*self.connection(), AnyConnection[ref mut connection] => {
+            sql.execute(&mut **connection).await.map(drop)?;
+        });
         Ok(())
     }
 
@@ -217,20 +202,9 @@ impl Session {
         params: &[Param],
     ) -> Result<Executed, SourceError> {
         let sql = self.placed(sql);
-        match *self.connection() {
-            #[cfg(feature = "sqlite")]
-            AnyConnection::Sqlite(ref mut connection) => {
-                sqlite::execute(connection, sql, params).await
-            }
-            #[cfg(feature = "mysql")]
-            AnyConnection::MySql(ref mut connection) => {
-                mysql::execute(connection, sql, params).await
-            }
-            #[cfg(feature = "postgres")]
-            AnyConnection::Postgres(ref mut connection) => {
-                postgres::execute(connection, &sql.0, params, false).await
-            }
-        }
+        each!(*self.connection(), AnyConnection[ref mut connection], dialect => {
+            dialect::execute(connection, &sql.0, params, false).await
+        })
     }
 
     /// Fetches all rows of a query; each place is written `?` and takes a text.
@@ -320,14 +294,8 @@ impl Drop for Session {
         }
         // Nobody knows what it is in the middle of. Out of the pool, so that it holds no place
         // there while the database finds out.
-        match self.connection.take() {
-            #[cfg(feature = "sqlite")]
-            Some(AnyConnection::Sqlite(connection)) => drop(connection.detach()),
-            #[cfg(feature = "mysql")]
-            Some(AnyConnection::MySql(connection)) => drop(connection.detach()),
-            #[cfg(feature = "postgres")]
-            Some(AnyConnection::Postgres(connection)) => drop(connection.detach()),
-            None => {}
+        if let Some(connection) = self.connection.take() {
+            each!(connection, AnyConnection[connection] => drop(connection.detach()));
         }
     }
 }

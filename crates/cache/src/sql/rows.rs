@@ -121,6 +121,17 @@ pub(super) async fn gather<R>(
     }
 }
 
+/// Reads the result of a statement that has to come to its end.
+pub(super) async fn gather_all<R>(
+    rows: impl Stream<Item = Result<R, sqlx::Error>>,
+    bounds: Bounds,
+    json: impl Fn(&R) -> Result<Row, SourceError>,
+) -> Result<Selected, SourceError> {
+    let read = gather(rows, bounds, Rest::Read, json).await;
+    read.map(|(selected, _)| selected)
+        .map_err(|(error, _)| error)
+}
+
 fn weight(row: &Row) -> usize {
     row.iter()
         .map(|(name, value)| name.len() + size(value))

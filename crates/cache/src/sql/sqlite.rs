@@ -9,7 +9,7 @@ use sqlx::{AssertSqlSafe, Executor, Sqlite, SqliteConnection, SqlitePool};
 
 use super::lent::{Kind, Lent, State, may_go_back, sealed};
 use super::row::sqlite::row as json;
-use super::rows::{Bounds, Rest, Selected, gather};
+use super::rows::{Bounds, Rest, Selected, gather, gather_all};
 use super::{DatabaseOptions, Executed, Param, Pool, SourceError, first_word, param};
 
 /// The pool, and one of connections that only read, if there are to be any.
@@ -117,30 +117,30 @@ pub(super) async fn has_ended(connection: &mut SqliteConnection) -> bool {
 /// schema that is in force now.
 pub(super) async fn select(
     connection: &mut SqliteConnection,
-    sql: AssertSqlSafe<String>,
+    sql: &str,
     params: &[Param],
     bounds: Bounds,
 ) -> Result<Selected, SourceError> {
-    let query = sqlx::query_with(sql, param::sqlite(params)?).persistent(false);
-    let read = gather(query.fetch(connection), bounds, Rest::Read, json).await;
-    read.map(|(selected, _)| selected)
-        .map_err(|(error, _)| error)
+    let query = sqlx::query_with(AssertSqlSafe(sql), param::sqlite(params)?).persistent(false);
+    gather_all(query.fetch(connection), bounds, json).await
 }
 
-/// SQLite remembers the last row that the connection inserted, whoever it was for. So a row of ours
-/// comes before it, by which to see that there was none.
+/// Runs a statement. SQLite remembers the last row that the connection inserted, whoever it was
+/// for. So a row of ours comes before it, by which to see that there was none. The statement is
+/// prepared once and kept: no session here is shared.
 pub(super) async fn execute(
     connection: &mut SqliteConnection,
-    sql: AssertSqlSafe<String>,
+    sql: &str,
     params: &[Param],
+    _kept: bool,
 ) -> Result<Executed, SourceError> {
-    let inserts = matches!(&*first_word(&sql.0), "INSERT" | "REPLACE" | "WITH");
+    let inserts = matches!(&*first_word(sql), "INSERT" | "REPLACE" | "WITH");
     if inserts {
         for sql in MARK_ROW {
             sqlx::query(sql).execute(&mut *connection).await?;
         }
     }
-    let done = sqlx::query_with(sql, param::sqlite(params)?)
+    let done = sqlx::query_with(AssertSqlSafe(sql), param::sqlite(params)?)
         .execute(connection)
         .await?;
     let id = done.last_insert_rowid();

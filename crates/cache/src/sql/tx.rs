@@ -1,6 +1,5 @@
 //! A transaction of any of the databases.
 
-use sqlx::AssertSqlSafe;
 #[cfg(feature = "mysql")]
 use sqlx::MySql;
 #[cfg(feature = "postgres")]
@@ -11,8 +10,6 @@ use sqlx::Sqlite;
 use super::lent::{Lent, State};
 #[cfg(feature = "mysql")]
 use super::mysql;
-#[cfg(feature = "postgres")]
-use super::postgres;
 use super::rows::{Bounds, Selected};
 #[cfg(feature = "sqlite")]
 use super::sqlite;
@@ -53,25 +50,11 @@ impl Tx {
     /// # Errors
     /// What the database said; [`SourceError::Timeout`]; [`SourceError::Ended`].
     pub async fn execute(&mut self, sql: &str, params: &[Param]) -> Result<Executed, SourceError> {
-        let safe = || AssertSqlSafe(sql.to_owned());
-        let done = match *self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => {
-                tx.ask(async |tx| sqlite::execute(tx, safe(), params).await)
-                    .await
-            }
-            #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => {
-                tx.ask(async |tx| mysql::execute(tx, safe(), params).await)
-                    .await
-            }
-            #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut tx) => {
-                let kept = tx.keeps_statements();
-                tx.ask(async |tx| postgres::execute(tx, sql, params, kept).await)
-                    .await
-            }
-        };
+        let done = each!(*self, Self[ref mut tx], dialect => {
+            let kept = tx.keeps_statements();
+            tx.ask(async |tx| dialect::execute(tx, sql, params, kept).await)
+                .await
+        });
         self.heed(done).await
     }
 
@@ -96,24 +79,10 @@ impl Tx {
         sql: &str,
         params: &[Param],
     ) -> Result<Selected, SourceError> {
-        let safe = || AssertSqlSafe(sql.to_owned());
-        let selected = match *self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => {
-                tx.ask(async |tx| sqlite::select(tx, safe(), params, bounds).await)
-                    .await
-            }
-            #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => {
-                tx.ask(async |tx| mysql::select(tx, safe(), params, bounds).await)
-                    .await
-            }
-            #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut tx) => {
-                tx.ask(async |tx| postgres::select(tx, sql, params, bounds).await)
-                    .await
-            }
-        };
+        let selected = each!(*self, Self[ref mut tx], dialect => {
+            tx.ask(async |tx| dialect::select(tx, sql, params, bounds).await)
+                .await
+        });
         self.heed(selected).await
     }
 
@@ -142,14 +111,7 @@ impl Tx {
     /// # Errors
     /// What the database said; whether the transaction was committed may then be unknown.
     pub async fn commit(mut self) -> Result<(), SourceError> {
-        match self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => tx.commit().await,
-            #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => tx.commit().await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut tx) => tx.commit().await,
-        }
+        each!(self, Self[ref mut tx] => tx.commit().await)
     }
 
     /// Rolls back at once, rather than when the connection is next used.
@@ -157,13 +119,6 @@ impl Tx {
     /// # Errors
     /// What the database said.
     pub async fn rollback(mut self) -> Result<(), SourceError> {
-        match self {
-            #[cfg(feature = "sqlite")]
-            Self::Sqlite(ref mut tx) => tx.rollback().await,
-            #[cfg(feature = "mysql")]
-            Self::MySql(ref mut tx) => tx.rollback().await,
-            #[cfg(feature = "postgres")]
-            Self::Postgres(ref mut tx) => tx.rollback().await,
-        }
+        each!(self, Self[ref mut tx] => tx.rollback().await)
     }
 }
