@@ -41,7 +41,8 @@ pub(crate) struct Flights {
     rules: JoinRules,
 }
 
-/// The rules of joining, both true but in the tests that prove why.
+/// Rules for joining a flight. Both are true, except in tests that show what goes wrong without
+/// them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct JoinRules {
     /// Nobody joins a flight that took off before an invalidation.
@@ -333,13 +334,14 @@ impl Flight {
         self.loading.lock().upgrade()
     }
 
-    /// Lets it go by the permit of this load, which waits for it.
+    /// Lets this flight's load run under the guard permit of `by`, a load that waits for it.
     pub(crate) fn lend(&self, by: &Arc<Loading>) {
         self.wishes.lock().lent.get_or_insert_with(|| by.clone());
         self.wished.notify_one();
     }
 
-    /// Asks it to have done with Redis by then: one who waits for it has asked Redis before.
+    /// Tells the leader to stop asking Redis at `until`: by then a follower has spent its own
+    /// allowance.
     pub(crate) fn hurry(&self, until: Instant) {
         let mut wishes = self.wishes.lock();
         let sooner = wishes.redis_until.is_none_or(|before| until < before);
@@ -441,7 +443,7 @@ impl Leader {
         }
     }
 
-    /// Waits until one who waits for this flight has spent on Redis what a read may.
+    /// Waits until a follower has spent its allowance for Redis.
     pub(crate) async fn hurried(&self) {
         loop {
             let until = self.flight.wishes.lock().redis_until;

@@ -123,15 +123,16 @@ pub(crate) async fn call_dedicated(
         Ok(submitted) => submitted,
         Err(error) => return (Err(error), None),
     };
-    let mut again = Resubmission::default();
+    let mut again = AttemptHistory::default();
     let (_, result) = call.judge(submitted.pending.await, &mut again);
     (result, again.unfit)
 }
 
 /// The place of a call in the order of submission, and what its attempts have shown.
 #[derive(Default)]
-struct Resubmission<'a> {
-    /// Among those that wait for a command of several connections, or are one.
+struct AttemptHistory<'a> {
+    /// The call's turn among commands whose keys lie on several connections. `None` if it needs
+    /// none.
     turn: Option<CrossingTurn<'a>>,
     seq: Option<u64>,
     /// The connection in service when it was last submitted.
@@ -155,7 +156,7 @@ struct Resubmission<'a> {
     blamed_again: bool,
     /// The time of its last answer, if this process did not stand still meanwhile.
     answered: Option<Instant>,
-    /// On a connection of one's own: the refusal after which it is not fit for another call.
+    /// The refusal after which a dedicated connection must not be used again.
     unfit: Option<Refusal>,
 }
 
@@ -173,7 +174,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn run(&self, options: &CallOptions) -> Result<Reply, Error> {
-        let mut again = Resubmission::default();
+        let mut again = AttemptHistory::default();
         let mut began = self.started;
         if self.shared.links.len() > 1 && self.link.is_some() {
             match self.take_turn().await {
@@ -194,7 +195,7 @@ impl Call<'_> {
     async fn run_from(
         &self,
         began: Instant,
-        mut again: Resubmission<'_>,
+        mut again: AttemptHistory<'_>,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
         let result = match self.attempt(began, &mut again).await {
@@ -230,7 +231,7 @@ impl Call<'_> {
     }
 
     /// Makes one attempt: breaker, deadline, bounds, connection.
-    async fn attempt(&self, now: Instant, again: &mut Resubmission<'_>) -> Result<Reply, Error> {
+    async fn attempt(&self, now: Instant, again: &mut AttemptHistory<'_>) -> Result<Reply, Error> {
         again.begun = false;
         let pass = self.admit(now)?;
         let mut permit = HeldPermit::new(&self.shared.breaker, pass.permit);
@@ -310,7 +311,8 @@ impl Call<'_> {
                     queued: !self.shared.breaker.ramp.is_clear(now),
                     generation: u64::MAX,
                 }),
-                // The better answer: since when, and why.
+                // This error is more useful than that of the breaker: it says since when Redis is
+                // down, and why.
                 Gate::Down(..) | Gate::Ended(_) | Gate::Closed => Err(self.queue.refusal(now)),
                 Gate::Open => Err(refused),
             }
@@ -374,7 +376,7 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut again: Resubmission<'_>,
+        mut again: AttemptHistory<'_>,
     ) -> Result<Reply, Error> {
         let mut repeats = Repeats::new(self.shared, options, self.started, self.deadline);
         loop {

@@ -134,7 +134,7 @@ pub enum ErrorKind {
     /// Later commands for the same key have run at the new owner of its slot: to send this one
     /// after them would break their order.
     #[error(
-        "its slot changed hands, and later commands of its key have run: to send it after them would break their order"
+        "not sent again: its slot moved, and later commands for its key have run at the new owner"
     )]
     Overtaken,
     /// Several nodes were needed, and some of them failed: of these parts of the call.
@@ -201,8 +201,8 @@ pub enum ErrorKind {
         /// The number of replicas that were asked for.
         wanted: u32,
     },
-    /// A connection of its own could not be had for this call.
-    #[error("no connection of its own: {cause}")]
+    /// A dedicated connection could not be opened for this call.
+    #[error("cannot open a dedicated connection: {cause}")]
     Connect {
         /// The cause.
         cause: Arc<str>,
@@ -213,7 +213,7 @@ named! {
     impl ErrorKind {
         /// Returns a label of few values, for metrics and reports.
         pub(crate) fn label;
-        /// The labels that there are, so that every counter can begin at nought.
+        /// The labels that there are, so that every counter can begin at 0.
         const LABELS;
         Timeout => "timeout",
         Down => "down",
@@ -335,13 +335,13 @@ impl Error {
         self
     }
 
-    /// The same error, which in truth proves that nothing has run.
+    /// Marks the error as proof that nothing has run.
     pub(crate) fn proven_rejected(mut self) -> Self {
         self.certainty = Certainty::Rejected;
         self
     }
 
-    /// The same error, of this node of a cluster.
+    /// Names the node of the cluster that the error is of.
     pub(crate) fn named(mut self, at: Arc<str>) -> Self {
         self.at = Some(at);
         self

@@ -177,7 +177,7 @@ named! {
     impl EventKind {
         /// Returns the event's name, for metrics.
         pub fn name;
-        /// The names that there are, so that every counter can begin at nought.
+        /// The names that there are, so that every counter can begin at 0.
         const NAMES;
         Connected => "connected",
         ConnectFailed => "connect_failed",

@@ -86,7 +86,7 @@ impl Metrics {
     }
 }
 
-/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not
+/// Lets every counter begin at 0, so that its first event is a rise, which alerts see, and not
 /// a series from nowhere.
 fn begin_counters(events: &[&'static str]) {
     for event in events {
@@ -110,7 +110,7 @@ pub(crate) fn count_event(name: &'static str) {
     counter!(EVENTS, "event" => name).increment(1);
 }
 
-/// Replicas are read from: what is read is counted from nought.
+/// Replicas are read from: what is read is counted from 0.
 pub(crate) fn begin_replica_reads() {
     describe_counter!(
         REPLICA_READS,
@@ -126,7 +126,7 @@ pub(crate) fn count_replica_read(by: &'static str) {
     counter!(REPLICA_READS, "by" => by).increment(1);
 }
 
-/// Credentials that are renewed are in use: what becomes of them is counted from nought.
+/// Credentials that are renewed are in use: what becomes of them is counted from 0.
 #[cfg(feature = "entra-id")]
 pub(crate) fn begin_refreshes() {
     for outcome in ["success", "failure"] {

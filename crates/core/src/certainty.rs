@@ -56,8 +56,8 @@ pub enum Refusal {
     /// The server was demoted while the command waited in it, and nothing of the command was done:
     /// it may be made again, on another connection, wherever the primary is now.
     Demoted,
-    /// A redirect or a passing refusal: another node of a cluster, or another moment, will take the
-    /// command, of which nothing has run: who redirects is well.
+    /// A redirect, or a refusal that will pass. Nothing of the command has run; another node, or
+    /// the same one later, will take it. The server that answered is healthy.
     Redirected,
     /// The connection is not, or no longer, let in: it is not authenticated, or the server's
     /// protected mode bars it.

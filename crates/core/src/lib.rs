@@ -15,7 +15,7 @@
 //! - [`redis_rs`]: how commands of redis-rs are read.
 //! - [`resp`]: the Redis protocol, both ways, incrementally.
 //!
-//! And of several servers, which the client does not use yet:
+//! For several servers (Sentinel and Cluster):
 //!
 //! - [`slot`] and [`node`]: the slot of a key, the address and the identity of a server.
 //! - [`report`]: what servers say of themselves and of each other.

@@ -16,7 +16,7 @@ use tokio::sync::Mutex;
 use tokio::time::sleep;
 
 use crate::control::Counts;
-use crate::ledger::{Entry, name_of};
+use crate::ledger::{LedgerWrite, name_of};
 use crate::subject::{
     Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source,
     Subject,
@@ -101,7 +101,7 @@ impl Asking {
     }
 
     async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
-        let written: redis::Value = self.ask(&Entry::of(key, version).command()).await?;
+        let written: redis::Value = self.ask(&LedgerWrite::of(key, version).command()).await?;
         drop(written);
         Ok(())
     }

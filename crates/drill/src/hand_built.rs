@@ -1,8 +1,7 @@
 //! The second control is the application as it is written with care, and without a library for it:
 //! a pool of connections with time-outs, retries with exponential pauses, a breaker around each
-//! attempt, and the database where Redis does not answer. Its values are those of the documents
-//! that this project began with; where they name none, those that are common. Like the first
-//! control it has no tier in memory, and like most it forgets that a deletion has failed.
+//! attempt, and the database where Redis does not answer. Its values are common ones. Like the
+//! first control it has no tier in memory, and like most it forgets that a deletion has failed.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Mutex, MutexGuard, PoisonError};

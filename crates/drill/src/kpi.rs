@@ -23,8 +23,7 @@ pub struct Kpi {
     pub unit: Unit,
     /// How it is computed, in words.
     pub formula: &'static str,
-    /// A note to the figure: how exact it is, or what it is made of. Empty if
-    /// nothing does.
+    /// A note to the figure: how exact it is, or what it is made of. Empty if there is none.
     pub note: String,
 }
 
@@ -41,7 +40,7 @@ pub enum Bound {
 }
 
 impl Bound {
-    /// Returns whether the value is good enough. Nothing is below nought, so a target of 0 allows
+    /// Returns whether the value is good enough. Nothing is below 0, so a target of 0 allows
     /// 0.
     fn holds(self, value: f64, target: f64) -> bool {
         match self {

@@ -17,14 +17,14 @@ pub(crate) const GRACE: Duration = Duration::from_millis(500);
 
 /// A write, as a subject that keeps a ledger has to make it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Entry {
+pub enum LedgerWrite {
     /// `INCRBY name 1`.
     Count(String),
     /// `SET name version`.
     Set(String, u64),
 }
 
-impl Entry {
+impl LedgerWrite {
     /// The write of that version of a row.
     #[must_use]
     pub fn of(key: u64, version: u64) -> Self {
@@ -162,13 +162,13 @@ impl Ledger {
             .collect();
         let (mut kept, mut lost) = (Vec::new(), Vec::new());
         for write in &self.writes {
-            let (is_there, is_lost) = match Entry::of(write.key, write.version) {
-                Entry::Count(name) => {
+            let (is_there, is_lost) = match LedgerWrite::of(write.key, write.version) {
+                LedgerWrite::Count(name) => {
                     let times = held.get(&name).copied().unwrap_or(0);
                     report.twice += u64::from(times > 1);
                     (times > 0, times == 0)
                 }
-                Entry::Set(name, version) => {
+                LedgerWrite::Set(name, version) => {
                     let last = held.get(&name).copied().unwrap_or(0);
                     let ended = ended.get(&(write.key, last)).copied();
                     // Of two that were under way at the same time either may have come last.
@@ -251,8 +251,8 @@ impl Ledger {
 
 impl Tried {
     fn name(&self) -> String {
-        match Entry::of(self.key, self.version) {
-            Entry::Count(name) | Entry::Set(name, _) => name,
+        match LedgerWrite::of(self.key, self.version) {
+            LedgerWrite::Count(name) | LedgerWrite::Set(name, _) => name,
         }
     }
 }

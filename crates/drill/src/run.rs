@@ -175,8 +175,8 @@ struct SubjectRun {
 }
 
 impl SubjectRun {
-    /// Does it to this subject's own, whose record learns of it at that moment: another's server
-    /// may take longer.
+    /// Carries one action out on this subject's servers, and notes it in the subject's record at
+    /// that moment.
     async fn carry_out(
         &self,
         action: &DueAction<'_>,
@@ -308,8 +308,8 @@ impl Setup {
         Ok(broken.lock().spans())
     }
 
-    /// Does it to all, and says when: the time at which it began for the first of them, or had
-    /// ended.
+    /// Carries one action out on all subjects. Returns when it began, or ended, for the first of
+    /// them.
     async fn carry_out(
         &self,
         action: &DueAction<'_>,
@@ -422,7 +422,7 @@ impl Setup {
 
 /// The subjects of the run; the one that is judged comes first.
 fn roles(scenario: &Scenario, options: &RunOptions) -> Vec<Role> {
-    // What is built by hand in the founding documents is a cache.
+    // What is built by hand is a cache.
     let has_cache = scenario.store == Store::Cache;
     let controls = [
         (Role::Plain, options.control),

@@ -25,12 +25,12 @@ pub struct Schedule {
     /// The seed that it was drawn from.
     pub seed: u64,
     /// The faults in their order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<ScheduledFault>,
 }
 
 /// A fault and its time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
+pub struct ScheduledFault {
     /// When it begins, in milliseconds.
     pub at_ms: u64,
     /// How long it lasts, in milliseconds.
@@ -155,7 +155,7 @@ impl Schedule {
                     break;
                 }
                 let kind = bounds.kinds[rng.usize(..bounds.kinds.len())];
-                entries.push(Entry {
+                entries.push(ScheduledFault {
                     at_ms,
                     for_ms,
                     breaks: breakage(kind, &mut rng),
@@ -212,7 +212,11 @@ struct Healing<'a> {
 }
 
 impl Healing<'_> {
-    async fn act(&mut self, moment: &Moment, entries: &[Entry]) -> Result<(), ProcessError> {
+    async fn act(
+        &mut self,
+        moment: &Moment,
+        entries: &[ScheduledFault],
+    ) -> Result<(), ProcessError> {
         let (number, _) = moment.id;
         match (&entries[number].breaks, moment.begins) {
             (Breakage::Wire(toxic), true) => {
@@ -352,7 +356,7 @@ mod tests {
             for entry in &entries {
                 prop_assert!(entry.at_ms >= gap && u128::from(entry.at_ms + entry.for_ms) <= length.as_millis());
                 prop_assert!((lasts.max(1)..=(lasts + spread).max(1)).contains(&entry.for_ms));
-                let there = |other: &&Entry| other.at_ms <= entry.at_ms && entry.at_ms < other.at_ms + other.for_ms;
+                let there = |other: &&ScheduledFault| other.at_ms <= entry.at_ms && entry.at_ms < other.at_ms + other.for_ms;
                 prop_assert!(entries.iter().filter(there).count() <= at_once);
                 if let Breakage::Wire(toxic) = &entry.breaks {
                     prop_assert!(toxic.check().is_ok());

@@ -17,7 +17,7 @@ use crate::proxy::ProxyError;
 use crate::scenario::{Fault, Scenario, Store};
 use crate::subject::{Endpoint, Subject};
 
-/// Why there is nothing to be broken.
+/// Why the servers of a subject could not be started.
 #[derive(Debug, thiserror::Error)]
 #[error(transparent)]
 pub enum SiteError {

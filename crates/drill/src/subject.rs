@@ -87,8 +87,8 @@ pub struct Endpoint {
     /// Whether a subject that has a tier in memory is to use it.
     pub memory: bool,
     /// Whether the subject keeps its data in Redis itself, without a database: `redis_url` is then
-    /// one of sentinels or of a cluster, a write is an [`Entry`](crate::ledger::Entry), and a read
-    /// asks for a [name](crate::ledger::name_of).
+    /// one of sentinels or of a cluster, a write is a [`LedgerWrite`](crate::ledger::LedgerWrite),
+    /// and a read asks for a [name](crate::ledger::name_of).
     pub ledger: bool,
 }
 
@@ -138,35 +138,35 @@ impl Endpoint {
         }
     }
 
-    /// The same, of a subject whose data are in Redis itself.
+    /// Adds that the subject's data are in Redis itself.
     #[must_use]
     pub fn keeping_a_ledger(mut self) -> Self {
         self.ledger = true;
         self
     }
 
-    /// The same, with a file in which the current password is kept.
+    /// Adds a file in which the current password is kept.
     #[must_use]
     pub fn with_password_file(mut self, file: PathBuf) -> Self {
         self.password_file = Some(file);
         self
     }
 
-    /// The same, with an authority that is believed.
+    /// Adds an authority that is believed.
     #[must_use]
     pub fn with_ca_file(mut self, file: PathBuf) -> Self {
         self.ca_file = Some(file);
         self
     }
 
-    /// The same, but with no tier in memory.
+    /// Leaves out the tier in memory.
     #[must_use]
     pub fn without_memory(mut self) -> Self {
         self.memory = false;
         self
     }
 
-    /// The same, with a folder for the subject's own files.
+    /// Adds a folder for the subject's own files.
     #[must_use]
     pub fn with_folder(mut self, folder: PathBuf) -> Self {
         self.folder = Some(folder);

@@ -36,8 +36,8 @@ use self::requests::HttpSubject;
 use self::spawn::{Addresses, Program};
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(2);
-/// The founding documents' own limit for a recovery; the scenario's is for Steadfast. The drill
-/// looks for it that long.
+/// The limit for the recovery of an application that is not ours; the scenario's is for Steadfast.
+/// The drill looks for it that long.
 const RECOVERY: Duration = Duration::from_secs(30);
 /// How long an application may take to answer its first request.
 const UP_LIMIT: Duration = Duration::from_secs(30);

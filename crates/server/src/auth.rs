@@ -118,7 +118,7 @@ impl Auth {
     }
 }
 
-/// Lets what is counted here begin at nought.
+/// Lets what is counted here begin at 0.
 pub(crate) fn begin_counters() {
     for reason in TokenRejection::ALL
         .map(TokenRejection::name)

@@ -182,7 +182,7 @@ impl Backend {
         counter!("steadfast_redis_attempts_total").absolute(state.attempts);
         counter!("steadfast_redis_reconnects_total").absolute(state.reconnects);
         counter!("steadfast_redis_stuck_resets_total").absolute(state.stuck_resets);
-        // What is not known is no number: nought would be a perfect one.
+        // What is not known is no number: 0 would be a perfect one.
         let seconds = |ms: Option<f64>| ms.map_or(f64::NAN, |ms| ms / 1e3);
         let in_service = state.state == ConnectionState::Ready;
         let rtt_ms = state.rtt_ms.filter(|_| in_service);

@@ -200,7 +200,7 @@ fn unix_seconds() -> i64 {
     i64::try_from(unix_ms() / 1000).unwrap_or(i64::MAX)
 }
 
-/// Lets what is counted here begin at nought.
+/// Lets what is counted here begin at 0.
 pub(crate) fn begin_counters() {
     for outcome in ["renewed", "refused"] {
         counter!("steadfast_tls_reloads_total", "outcome" => outcome).increment(0);

@@ -221,7 +221,7 @@ impl Nodes {
             let of_it = watch.each.iter().filter(|one| one.state == state);
             gauge!("steadfast_redis_sentinels", "state" => name).set(of_it.count() as f64);
         }
-        // Endless where there never was a majority: no number would wake nobody.
+        // Infinite before the first one, so that the alert on this age fires.
         let age = watch.confirmed_ms_ago.map_or(f64::INFINITY, |ms| ms / 1e3);
         gauge!("steadfast_redis_primary_proof_age_seconds").set(age);
         let replicas = || self.servers.iter().filter(|node| node.role == "replica");
@@ -334,7 +334,7 @@ impl Shards {
         }
         gauge!("steadfast_redis_shards_without_replica").set(self.alone.len() as f64);
         gauge!("steadfast_redis_uncovered_slots").set(self.uncovered_slots as f64);
-        // Endless where no node ever told: no number would wake nobody.
+        // Infinite before the first one, so that an alert on this age fires.
         let age = self.heard_ms_ago.map_or(f64::INFINITY, |ms| ms / 1e3);
         gauge!("steadfast_redis_cluster_view_age_seconds").set(age);
         counter!("steadfast_redis_discoveries_total").absolute(self.discoveries);

@@ -39,7 +39,7 @@ pub(crate) fn path_asked_for(request: &Request) -> &str {
         .path()
 }
 
-/// Returns how many bytes of the matched path are the nest's; nought if it does not begin with
+/// Returns how many bytes of the matched path are the nest's; 0 if it does not begin with
 /// whole segments of the nest.
 fn prefix_length(matched: &str, nest: &str) -> usize {
     let nest = nest.trim_end_matches('/');

@@ -136,7 +136,7 @@ pub(crate) fn metrics() -> &'static PrometheusHandle {
     })
 }
 
-/// Lets every counter begin at nought, so that its first event is a rise, which alerts see, and not
+/// Lets every counter begin at 0, so that its first event is a rise, which alerts see, and not
 /// a series from nowhere.
 pub(crate) fn begin_counters(config: &Config) {
     use metrics::counter;

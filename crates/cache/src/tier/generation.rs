@@ -1,4 +1,4 @@
-//! The counters by which a slow load is told that it has been overtaken.
+//! Counters by which a slow load learns that its value was invalidated while it loaded.
 //!
 //! A load that began before a change must not be stored after it. Remembering every change by its
 //! key would need memory without bound, so keys share 65 536 counters, and tags 65 536 more: an
@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn k6_a_snapshot_is_outdated_by_its_key_its_tags_and_the_era_only() {
+    fn k6_a_snapshot_is_outdated_by_its_key_its_tags_and_the_proof_epoch_only() {
         let generations = Generations::new();
         let take = || generations.snapshot(b"key", &["tag"]);
         let overtaken = |by: &dyn Fn()| {
@@ -227,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn k6_a_new_era_invalidates_nothing_by_name_and_clearing_does() {
+    fn k6_a_new_proof_epoch_invalidates_nothing_by_name_and_clearing_does() {
         let generations = Generations::new();
         let held = generations.snapshot(b"key", &["tag"]);
         generations.begin_proof_epoch();

@@ -64,7 +64,7 @@ pub(crate) struct Get {
     file: File,
     /// The query's name
     query: String,
-    /// Its parameters
+    /// Parameters of the query
     #[arg(value_name = "NAME=VALUE", value_parser = parameter)]
     parameters: Vec<(String, String)>,
 }

@@ -23,10 +23,10 @@ Examples:
 pub(crate) struct Args {
     #[command(flatten)]
     flags: Flags,
-    /// Whom the token is about
+    /// Subject of the token (`sub`)
     #[arg(long, default_value = "developer")]
     subject: String,
-    /// What it allows: viewer, operator or admin
+    /// Role: viewer, operator or admin
     #[arg(long, default_value = "viewer", value_parser = role)]
     role: Role,
     /// How many minutes it is valid

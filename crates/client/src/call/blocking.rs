@@ -170,7 +170,7 @@ impl BlockingCall<'_> {
     ) -> Result<(), Error> {
         let passed = clock::now().saturating_duration_since(self.started);
         let left = self.limit.saturating_sub(passed);
-        // Its answer is to come before the deadline; and nought would be for ever.
+        // Its answer is to come before the deadline; and 0 would be for ever.
         let within = within.min(left.saturating_sub(FOR_THE_ANSWER)).as_millis();
         let within = within.max(1) as u64;
         let mut wait = redis::cmd("WAIT");

@@ -11,7 +11,7 @@ use steadfast_core::redis_rs;
 
 use super::identification::why_reset;
 use super::plan::Payload;
-use super::{Call, Resubmission};
+use super::{AttemptHistory, Call};
 use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::link::fence::Fencing;
@@ -24,7 +24,7 @@ impl Call<'_> {
     pub(super) fn judge(
         &self,
         ended: Ended,
-        again: &mut Resubmission<'_>,
+        again: &mut AttemptHistory<'_>,
     ) -> (Option<Outcome>, Result<Reply, Error>) {
         match ended {
             Ended::Answered { reply, at, fair } => self.judge_answer(reply, (at, fair), again),
@@ -65,7 +65,7 @@ impl Call<'_> {
         &self,
         reply: Reply,
         (at, fair): (Instant, bool),
-        again: &mut Resubmission<'_>,
+        again: &mut AttemptHistory<'_>,
     ) -> (Option<Outcome>, Result<Reply, Error>) {
         let reply = match self.plan.asking {
             true => self.without_asking(reply),
@@ -144,7 +144,7 @@ impl Call<'_> {
 
     /// Judges each reply of a pipeline: some may be answered, and others show that the server does
     /// not serve.
-    fn judge_each(&self, replies: &[Value], again: &mut Resubmission<'_>) -> Outcome {
+    fn judge_each(&self, replies: &[Value], again: &mut AttemptHistory<'_>) -> Outcome {
         let mut outcome = Outcome::Success;
         let Payload::Pipeline(pipeline) = self.payload else {
             return outcome;
@@ -159,7 +159,7 @@ impl Call<'_> {
 
     /// Judges the server by a refusal. Where the connection cannot serve any more, another is asked
     /// for. In the words of a script it says nothing, but may be reason to ask.
-    fn judge_refusal(&self, error: &Error, again: &mut Resubmission<'_>) -> Outcome {
+    fn judge_refusal(&self, error: &Error, again: &mut AttemptHistory<'_>) -> Outcome {
         let refusal = error.refusal().unwrap_or(Refusal::Lasting);
         if error.certainty() != Certainty::Rejected {
             again.doubtful |= why_reset(self.shared, refusal).is_some();

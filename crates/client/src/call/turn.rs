@@ -1,7 +1,7 @@
 //! The turn of a call among those whose keys belong to several connections.
 
 use super::plan::Payload;
-use super::{Call, Resubmission};
+use super::{AttemptHistory, Call};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::Link;
@@ -53,7 +53,7 @@ impl Call<'_> {
             ..*self
         };
         let options = CallOptions::new();
-        let answer = ping.run_from(clock::now(), Resubmission::default(), &options);
+        let answer = ping.run_from(clock::now(), AttemptHistory::default(), &options);
         match answer.await {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::not_sent(error.kind().clone())),

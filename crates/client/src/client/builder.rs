@@ -242,10 +242,10 @@ impl ClientBuilder {
         self
     }
 
-    /// Turns each address that a sentinel announces, of the primary or of another sentinel, into
-    /// the one to connect to: for networks in which servers announce what cannot be reached from
-    /// here. It is called with the announced host and port, and must not block. Default: taken as
-    /// it is.
+    /// Turns each address that a server announces (a sentinel, a replica, a node of a cluster, a
+    /// redirect) into the one to connect to: for networks in which servers announce what cannot be
+    /// reached from here. It is called with the announced host and port, and must not block.
+    /// Default: taken as it is.
     ///
     /// ```
     /// # fn main() -> Result<(), steadfast::ConfigError> {
@@ -272,8 +272,8 @@ impl ClientBuilder {
     }
 
     /// Sets how old the data of a replica may be that is read from: at least 100 ms. Default: 1 s.
-    /// It is measured: a replica may be read from only while it is known to have everything that its
-    /// primary had acknowledged so long ago. Where INFO is not allowed none is.
+    /// It is measured: a replica may be read from only while it is known to have everything that
+    /// its primary had acknowledged so long ago. Where INFO is not allowed none is.
     pub fn max_lag(mut self, age: Duration) -> Self {
         self.settings.max_lag = age;
         self

@@ -233,7 +233,7 @@ impl fmt::Debug for KeyScan {
     }
 }
 
-/// Returns the error for an answer of which it cannot be said which process gave it.
+/// Returns the error of a scan step whose server process is not known.
 fn replaced() -> Error {
     Error::not_sent(ErrorKind::Lost {
         cause: "the server was connected to anew while it was asked".into(),

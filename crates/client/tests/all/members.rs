@@ -201,7 +201,8 @@ async fn t9_calls_wait_in_their_order_for_a_node_that_comes_back_at_another_addr
         client.toward(&key).state() != ConnectionState::Ready
     })
     .await;
-    // Some wait before the node is known to be elsewhere, and some come after that, without a pause.
+    // Some wait before the node is known to be elsewhere, and some come after that, without a
+    // pause.
     let mut moving = pin!(async {
         cluster.change_addresses(&[0]).await.unwrap();
         tokio::time::sleep(ms(500)).await;

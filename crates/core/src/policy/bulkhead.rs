@@ -2,7 +2,7 @@
 //! calls and in bytes, so that the rest of the ship stays dry; past a bound a call is told at once,
 //! because a queue in front of a queue only hides that there is no room.
 //!
-//! These are the bounds only. What is inside is counted by whoever holds it: the client's lane,
+//! These are the bounds only. What is inside is counted by whoever holds it: the client's queue,
 //! which has a lock for that already.
 //!
 //! ```

@@ -8,7 +8,7 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use redis::{Cmd, FromRedisValue};
 use steadfast::{Certainty, Client, ConnectionState};
-use steadfast_drill::ledger::{Entry, name_of};
+use steadfast_drill::ledger::{LedgerWrite, name_of};
 use steadfast_drill::subject::{
     Answer, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source, Subject,
 };
@@ -51,7 +51,7 @@ impl Keeper {
     }
 
     async fn write(&self, key: u64, version: u64) -> Result<(), Failure> {
-        let written: redis::Value = self.ask(&Entry::of(key, version).command()).await?;
+        let written: redis::Value = self.ask(&LedgerWrite::of(key, version).command()).await?;
         drop(written);
         Ok(())
     }
@@ -168,8 +168,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn d1_t18_in_a_split_brain_nothing_is_lost_once_another_primary_is_named_but_by_the_control()
      {
-        // Time for a second election, should the first one fail, which the sentinels hold six seconds
-        // after it.
+        // Time for a second election, should the first one fail, which the sentinels hold six
+        // seconds after it.
         let report = report_of("split_brain", "16s").await;
         assert!(report.untouched.is_empty(), "{:?}", report.untouched);
         let (ours, control) = (report.ledger.unwrap(), report.control.as_ref().unwrap());

@@ -113,7 +113,7 @@ fn answer(name: &str, read: &ReadAnswer) -> Response {
     response
 }
 
-/// RFC 9211: a hit with the seconds it has left, below nought and with the reason if it is stale;
+/// RFC 9211: a hit with the seconds it has left, below 0 and with the reason if it is stale;
 /// or that it was forwarded.
 fn cache_status(read: &ReadAnswer) -> HeaderValue {
     let source = match read.source {

@@ -7,7 +7,7 @@ use steadfast::FailoverHistory;
 const FAILOVERS: &str = "steadfast_redis_failovers_total";
 const AT_RISK: &str = "steadfast_redis_writes_at_risk_total";
 
-/// Lets each counter begin at nought.
+/// Lets each counter begin at 0.
 pub(crate) fn begin_counters() {
     for history in ["same", "forked", "unknown"] {
         counter!(FAILOVERS, "history" => history).increment(0);

@@ -1,6 +1,6 @@
 //! Counters of one query or statement, looked up once: a name and three labels take longer to find
 //! than a hit in memory takes to answer. They exist from the start, so that a first error is a rise
-//! from nought and not a series from nowhere.
+//! from 0 and not a series from nowhere.
 
 use std::sync::Arc;
 use std::time::Duration;

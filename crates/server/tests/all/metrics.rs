@@ -184,7 +184,7 @@ async fn s4_the_guide_explains_each_metric_that_is_exported() {
 }
 
 #[tokio::test]
-async fn s4_a_counter_begins_at_nought_so_that_its_first_event_is_a_rise() {
+async fn s4_a_counter_begins_at_zero_so_that_its_first_event_is_a_rise() {
     let service = Service::with(&[
         ("redis.url", "redis://127.0.0.1:1"),
         ("limits.rate.each.requests", "1000"),

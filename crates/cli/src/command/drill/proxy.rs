@@ -32,13 +32,13 @@ pub(crate) struct Args {
         requires = "upstream"
     )]
     listen: String,
-    /// What the proxy is called in the API
+    /// Name of the proxy in the API
     #[arg(long, default_value = "redis")]
     name: String,
     /// Where the control API listens
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8474")]
     api: SocketAddr,
-    /// What all chance is drawn from
+    /// Seed of all randomness
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 }

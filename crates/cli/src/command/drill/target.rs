@@ -28,8 +28,8 @@ pub(super) struct Target {
     /// Where the proxy listens, for an application that takes no address from its environment
     #[arg(long, value_name = "ADDR", requires = "target")]
     proxy: Option<SocketAddr>,
-    /// Its database, as host:port, behind a proxy of its own; it finds that in DATABASE_URL,
-    /// DATABASE_HOST and DATABASE_PORT, PGHOST and PGPORT
+    /// The application's database, as host:port, behind a proxy of its own; the application finds
+    /// that in DATABASE_URL, DATABASE_HOST and DATABASE_PORT, PGHOST and PGPORT
     #[arg(long, value_name = "ADDR", requires = "target")]
     database: Option<String>,
     /// Where that proxy listens
@@ -39,7 +39,7 @@ pub(super) struct Target {
     /// http://host:port
     #[arg(long, value_name = "URL", requires_all = ["target", "request"])]
     http: Option<String>,
-    /// What its users ask for, such as 'GET /users/{1..1000}'; may be repeated. A scenario file can
+    /// A request of its users, such as 'GET /users/{1..1000}'; may be repeated. A scenario file can
     /// say more (`[target.http]`)
     #[arg(long, value_name = "REQUEST", requires = "http")]
     request: Vec<String>,

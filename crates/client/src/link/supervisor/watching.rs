@@ -194,8 +194,8 @@ impl Watching {
         shared.hub.emit(link.index, kind);
         let since = now.checked_sub(quiet).unwrap_or(now);
         let abandon_at = since.checked_add(shared.settings.unresponsive_timeout);
-        // A call that was given longer gets it, in case the server is merely busy with it. So does a
-        // long one: to send it again would fare no better.
+        // A call that was given longer gets it, in case the server is merely busy with it. So does
+        // a long one: to send it again would fare no better.
         let usual = now.checked_add(shared.settings.deadline);
         self.silence = Silence::Unresponsive(Unresponsive {
             since,
