@@ -74,17 +74,21 @@ impl Drop for LoadTask {
 
 impl UnderWay {
     /// Runs a load in a task of its own, and counts it until it and all that it leaves behind have
-    /// ended, however they do.
+    /// ended, however they do. What a load begins by reading through the cache belongs to it: who
+    /// waits for that load waits for this one too, however late it has begun.
     pub(crate) fn spawn(self: &Arc<Self>, load: impl Future<Output = ()> + Send + 'static) {
-        let number = {
-            let mut counted = self.counted.lock();
-            let number = counted.next;
-            counted.next += 1;
-            counted.under_way.insert(number, 1);
-            number
-        };
+        let nested_in = LoadTask::another().filter(|task| Arc::ptr_eq(&task.loads, self));
+        let task = nested_in.unwrap_or_else(|| self.begin());
+        tokio::spawn(TASK.scope(task, load));
+    }
+
+    fn begin(self: &Arc<Self>) -> LoadTask {
+        let mut counted = self.counted.lock();
+        let number = counted.next;
+        counted.next += 1;
+        counted.under_way.insert(number, 1);
         let loads = Arc::clone(self);
-        tokio::spawn(TASK.scope(LoadTask { loads, number }, load));
+        LoadTask { loads, number }
     }
 
     /// Waits until those that have begun before now have ended, or for so long. Returns how many
@@ -131,6 +135,29 @@ mod tests {
         drop(end_first);
         assert_eq!(waiting.await.unwrap(), 0);
         assert_eq!(loads.wait(SHORT).await, 1, "the second");
+    }
+
+    #[tokio::test]
+    async fn k6_what_a_load_begins_is_waited_for_with_it_and_is_no_others() {
+        let (loads, others) = (Arc::new(UnderWay::default()), Arc::new(UnderWay::default()));
+        let (end_outer, outer) = oneshot::channel::<()>();
+        let (end_inner, inner) = oneshot::channel::<()>();
+        loads.spawn({
+            let (loads, others) = (loads.clone(), others.clone());
+            async move {
+                let _ = outer.await;
+                loads.spawn(async move { drop(inner.await) });
+                others.spawn(std::future::pending());
+            }
+        });
+        let mut waiting = std::pin::pin!(loads.wait(LONG));
+        assert!(futures_util::poll!(&mut waiting).is_pending());
+        drop(end_outer);
+        let early = tokio::time::timeout(SHORT * 5, &mut waiting).await;
+        assert!(early.is_err(), "the inner one goes on");
+        drop(end_inner);
+        assert_eq!(waiting.await, 0);
+        assert_eq!(others.wait(SHORT).await, 1, "of another cache");
     }
 
     #[tokio::test]

@@ -24,7 +24,7 @@ use crate::freshness::Ttl;
 use crate::guard::Urgency;
 use crate::key::{Key, bounded};
 use crate::parts::Inner;
-use crate::tier::redis::{Lease, RedisAllowance};
+use crate::tier::redis::{Lease, RedisAllowance, RedisFailure};
 
 /// A read of many keys being put together; see [`View::read_many`].
 ///
@@ -331,10 +331,13 @@ where
     else {
         return without_lease(leader, job);
     };
-    match job
-        .look_and_lease(redis, leader, deadline, &mut allowance)
-        .await
-    {
+    let asked = tokio::select! {
+        biased;
+        asked = job.look_and_lease(redis, leader, deadline, &mut allowance) => asked,
+        // Nobody pays for a slow Redis twice.
+        () = leader.hurried() => Err(RedisFailure::NoTime),
+    };
+    match asked {
         Ok(Some(Stage::Answered(loaded))) => {
             leader.land(Ok(loaded));
             None

@@ -49,8 +49,8 @@ pub(crate) enum FirstLook {
     None,
     /// Redis had nothing that answers the read; and so much may still be spent on it.
     Missed(SeenValue, RedisAllowance),
-    /// Redis was of no use.
-    InVain,
+    /// Redis was of no use; and so much might still have been spent on it.
+    InVain(RedisAllowance),
 }
 
 impl FirstLook {
@@ -58,8 +58,7 @@ impl FirstLook {
     pub(crate) fn left(&self) -> Option<Duration> {
         match self {
             Self::None => None,
-            Self::Missed(_, allowance) => Some(allowance.left()),
-            Self::InVain => Some(Duration::ZERO),
+            Self::Missed(_, allowance) | Self::InVain(allowance) => Some(allowance.left()),
         }
     }
 }
@@ -163,7 +162,7 @@ where
         Ok(Found::Nothing(seen)) => FirstLook::Missed(seen, allowance),
         Err(trouble) => {
             cache.pass_by_redis(&trouble);
-            FirstLook::InVain
+            FirstLook::InVain(allowance)
         }
     };
     None
@@ -272,7 +271,7 @@ impl<V: Clone + Send + Sync + 'static> Job<V> {
             match std::mem::replace(&mut self.first_look, FirstLook::None) {
                 FirstLook::None => (None, redis.allowance()),
                 FirstLook::Missed(seen, allowance) => (Some(seen), allowance),
-                FirstLook::InVain => return Stage::Load(None),
+                FirstLook::InVain(_) => return Stage::Load(None),
             };
         let give_up = waits_until(clock(), cache.lease_wait, deadline, &self.ttl);
         let mut pause = FIRST_LOOK;

@@ -10,26 +10,33 @@ use crate::outbox::Glance;
 /// set back. So the age of a row is counted from the last look at which it was not there. Only what
 /// no look could tell, because it was there before the first one or because too many rows were
 /// ahead of it, is as old as it says.
+///
+/// A full outbox is collapsed: a new row takes the place of those that wait. It is told by rows that
+/// are gone though nothing was applied, and what is new then has waited for as long as they had.
 #[derive(Default)]
 pub(super) struct LagWatch {
     /// Rows as of the last look, each with the latest moment at which it was certainly not there.
     rows: HashMap<i64, Instant>,
     /// The last look, and the last row that it saw if there may have been others beyond.
     last: Option<(Instant, Option<i64>)>,
+    /// The watermark as of the last look.
+    watermark: u64,
 }
 
 impl LagWatch {
     /// `began`: when the look began.
     pub(super) fn lag(&mut self, glance: &Glance, began: Instant) -> Option<Duration> {
+        let collapsed = self.collapsed(glance);
         let since = |id: i64, age_ms: i64| {
             let by_database = Duration::from_millis(u64::try_from(age_ms).unwrap_or(0));
             let written = began.checked_sub(by_database).unwrap_or(began);
-            match (self.rows.get(&id), self.last) {
-                (Some(since), _) => *since,
+            let since = match (self.rows.get(&id), self.last) {
+                (Some(since), _) => return *since,
                 (None, Some((looked, None))) => looked,
                 (None, Some((looked, Some(beyond)))) if id < beyond => looked,
                 (None, _) => written,
-            }
+            };
+            collapsed.map_or(since, |before| since.min(before))
         };
         let rows: HashMap<i64, Instant> = glance
             .waiting
@@ -38,9 +45,21 @@ impl LagWatch {
             .collect();
         let beyond = glance.waiting.last().filter(|_| !glance.complete);
         self.last = Some((began, beyond.map(|row| row.id)));
-        self.rows = rows;
+        (self.rows, self.watermark) = (rows, glance.watermark);
         let oldest = self.rows.values().min()?;
         Some(began.saturating_duration_since(*oldest))
+    }
+
+    /// Since when those have waited at most that are gone without having been applied, if any are.
+    fn collapsed(&self, glance: &Glance) -> Option<Instant> {
+        if glance.watermark != self.watermark {
+            return None;
+        }
+        let last = glance.waiting.last().map_or(0, |row| row.id);
+        let would_be_seen = |id: i64| glance.complete || id < last;
+        let waits = |id: i64| glance.waiting.iter().any(|row| row.id == id);
+        let gone = |(id, _): &(&i64, &Instant)| would_be_seen(**id) && !waits(**id);
+        self.rows.iter().filter(gone).map(|(_, since)| *since).min()
     }
 }
 
@@ -50,10 +69,10 @@ mod tests {
     use crate::clock::clock;
     use crate::outbox::WaitingRow;
 
-    fn glance(rows: &[(i64, i64)]) -> Glance {
+    fn glance(watermark: u64, rows: &[(i64, i64)]) -> Glance {
         Glance {
             database: None,
-            watermark: 0,
+            watermark,
             waiting: rows
                 .iter()
                 .map(|&(id, age_ms)| WaitingRow { id, age_ms })
@@ -63,16 +82,52 @@ mod tests {
         }
     }
 
-    /// Looks at those moments, in milliseconds, and gives the lags seen.
+    /// Looks at those moments, in milliseconds, and gives the lags seen. What is gone was applied.
     fn lags(looks: &[(u64, &[(i64, i64)])]) -> Vec<Option<u64>> {
+        let applied = |(at, rows): &(u64, _)| (*at, *at, *rows);
+        lags_at(&looks.iter().map(applied).collect::<Vec<_>>())
+    }
+
+    /// The same with the watermark at each look, after the moment.
+    fn lags_at(looks: &[(u64, u64, &[(i64, i64)])]) -> Vec<Option<u64>> {
         let (zero, mut watch) = (clock(), LagWatch::default());
         looks
             .iter()
-            .map(|(at, rows)| {
-                let lag = watch.lag(&glance(rows), zero + Duration::from_millis(*at));
+            .map(|(at, watermark, rows)| {
+                let began = zero + Duration::from_millis(*at);
+                let lag = watch.lag(&glance(*watermark, rows), began);
                 lag.map(|lag| lag.as_millis() as u64)
             })
             .collect()
+    }
+
+    /// The rows are replaced by one, again and again, by this process or another; by the clock of
+    /// the database, which was set back, that one has not been written yet.
+    #[test]
+    fn k8_a_collapsed_outbox_has_waited_as_long_as_what_it_has_replaced() {
+        let seen = lags_at(&[
+            (0, 9, &[]),
+            (250, 9, &[(1, 100), (2, 90)]),
+            (500, 9, &[(3, -3_600_000)]),
+            (750, 9, &[(3, -3_599_750), (4, 10)]),
+            (1000, 9, &[(8, -3_599_500)]),
+            (1250, 12, &[(9, 10)]),
+        ]);
+        let applied = Some(250);
+        assert_eq!(
+            seen,
+            [None, Some(250), Some(500), Some(750), Some(1000), applied]
+        );
+    }
+
+    #[test]
+    fn k8_what_late_numbers_push_out_of_sight_was_not_replaced() {
+        let seen = lags_at(&[
+            (0, 9, &[(10, 0), (11, 0), (12, 0)]),
+            (250, 9, &[(7, 1500), (8, 1500), (10, 250)]),
+            (500, 10, &[(8, 1750), (10, 500), (11, 500)]),
+        ]);
+        assert_eq!(seen, [Some(0), Some(250), Some(500)]);
     }
 
     #[test]

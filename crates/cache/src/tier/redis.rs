@@ -32,15 +32,18 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use redis::{FromRedisValue, RedisError};
 use smallvec::SmallVec;
-use steadfast::{CallOptions, Client, ConnectionState, Effect, Error, PubSubControl, Toward};
+use steadfast::{
+    CallOptions, Client, ConnectionState, Effect, Error, PubSubControl, ReadFrom, Toward,
+};
 
 use crate::freshness::Lifetime;
 use crate::outbox::Outbox;
 use crate::stats::Stats;
-use answer::{EpochView, HEAD, RedisResult, millis};
+use answer::{EpochView, HEAD, NO_SERVER, RedisResult, millis};
 use envelope::{DecodeError, Envelope, Token};
 use epoch_guard::EpochGuard;
 use names::Names;
+use scripts::LOOK;
 
 pub(crate) struct RedisTier {
     client: Client,
@@ -175,17 +178,36 @@ impl RedisTier {
     }
 
     /// Doubts what was believed of a server that is not the one of now: a slot of a cluster can get
-    /// another owner to which this process was connected all the time.
-    fn heed_server(&self) {
-        let Some(now) = self.toward.server().map(u32::from) else {
-            return;
-        };
-        if self.server.load(Ordering::Relaxed) == now {
-            return;
+    /// another owner to which this process was connected all the time. Returns the number of the
+    /// one that what is believed from now on is about.
+    fn heed_server(&self) -> u32 {
+        let before = self.server.load(Ordering::Acquire);
+        match self.toward.server().map(u32::from) {
+            Some(now) if now != before => {
+                // First doubted, then told: who finds the new number finds the old belief gone.
+                if before != NO_SERVER {
+                    self.epoch_guard.doubt_all();
+                }
+                self.server.store(now, Ordering::Release);
+                now
+            }
+            _ => before,
         }
-        if self.server.swap(now, Ordering::Relaxed) != NO_SERVER {
-            self.epoch_guard.doubt_all();
+    }
+
+    /// Compares what an answer says with what was believed when it was asked for. A question that
+    /// was asked of one server may have been answered by another, to which the slot has gone
+    /// meanwhile: of that one nothing was believed yet.
+    fn check(
+        &self,
+        epoch_view: &EpochView,
+        epoch: Option<&[u8]>,
+        watermark: Option<&[u8]>,
+    ) -> RedisResult<()> {
+        if self.heed_server() != epoch_view.server {
+            return Err(RedisFailure::Replaced);
         }
+        self.epoch_guard.check(epoch_view, epoch, watermark)
     }
 
     /// Returns the limit on the time that one read may spend here.
@@ -231,19 +253,8 @@ impl RedisTier {
         carries: &(dyn Fn(&[&[u8]]) -> bool + Sync),
     ) -> RedisResult<Lookup> {
         let value_key = self.names.value(&epoch_view.epoch, key);
-        // The time left is asked first: if the value is replaced in between, it seems older than it
-        // is, not younger.
-        let mut pipe = redis::Pipeline::with_capacity(2);
-        pipe.cmd("PTTL").arg(&value_key);
-        pipe.cmd("MGET")
-            .arg(self.names.epoch())
-            .arg(self.names.watermark())
-            .arg(&value_key);
-        for tag in tags {
-            pipe.arg(self.names.tag(tag));
-        }
         let answer = allowance
-            .spend(|limit| self.ask_plainly(&pipe, limit))
+            .spend(|limit| self.ask_for_value(&value_key, tags, limit))
             .await?;
         let Some((remaining, found)) = time_and_texts(answer) else {
             return Err(RedisFailure::NotAsked("its answer has another shape"));
@@ -251,8 +262,7 @@ impl RedisTier {
         let [epoch, watermark, bytes, tokens @ ..] = found.as_slice() else {
             return Err(RedisFailure::NotAsked("its answer has another shape"));
         };
-        self.epoch_guard
-            .check(&epoch_view, epoch.as_deref(), watermark.as_deref())?;
+        self.check(&epoch_view, epoch.as_deref(), watermark.as_deref())?;
         let Some(bytes) = bytes.as_ref().filter(|_| remaining != VANISHED) else {
             return Ok(Lookup::Miss(SeenValue {
                 epoch_view,
@@ -292,6 +302,37 @@ impl RedisTier {
         }))
     }
 
+    /// Asks for the time that a value has left, and for epoch, watermark, the value and these tags.
+    ///
+    /// The time is asked first: if the value is replaced in between, it seems older than it is, not
+    /// younger. A cluster's client repeats what was refused of a pipeline, and only that, so there
+    /// the time could be asked again after the value was answered: one script asks for both.
+    async fn ask_for_value(
+        &self,
+        value_key: &[u8],
+        tags: &[Vec<u8>],
+        limit: Duration,
+    ) -> RedisResult<Vec<redis::Value>> {
+        let (epoch, watermark) = (self.names.epoch(), self.names.watermark());
+        if self.names.are_in_one_slot() {
+            let mut ask = redis::cmd("EVAL");
+            ask.arg(LOOK).arg(3 + tags.len());
+            ask.arg(epoch).arg(watermark).arg(value_key);
+            for tag in tags {
+                ask.arg(self.names.tag(tag));
+            }
+            let options = asked_within(limit).effect(Effect::Read);
+            return self.ask_with(&ask, limit, options).await;
+        }
+        let mut pipe = redis::Pipeline::with_capacity(2);
+        pipe.cmd("PTTL").arg(value_key);
+        pipe.cmd("MGET").arg(epoch).arg(watermark).arg(value_key);
+        for tag in tags {
+            pipe.arg(self.names.tag(tag));
+        }
+        self.ask_plainly(&pipe, limit).await
+    }
+
     /// Judges the bytes of a value, and tells its age.
     fn open<'b>(
         &self,
@@ -325,8 +366,7 @@ impl RedisTier {
         let [epoch, watermark, tokens @ ..] = found.as_slice() else {
             return Err(RedisFailure::NotAsked("its answer has another shape"));
         };
-        self.epoch_guard
-            .check(epoch_view, epoch.as_deref(), watermark.as_deref())?;
+        self.check(epoch_view, epoch.as_deref(), watermark.as_deref())?;
         let same =
             |((_, token), now): (&(&[u8], Token), &Option<Vec<u8>>)| now.as_deref() == Some(token);
         Ok(tokens.len() == tags.len() && tags.iter().zip(tokens).all(same))
@@ -348,10 +388,14 @@ impl RedisTier {
         if !self.is_reachable() {
             return Err(RedisFailure::NotAsked("it is down"));
         }
-        self.heed_server();
-        allowance
+        let server = self.heed_server();
+        let epoch_view = allowance
             .spend(|limit| self.epoch_guard.epoch_view(limit))
-            .await
+            .await?;
+        Ok(EpochView {
+            server,
+            ..epoch_view
+        })
     }
 
     pub(crate) async fn ask<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> RedisResult<T> {
@@ -364,15 +408,14 @@ impl RedisTier {
         cmd: &redis::Cmd,
         limit: Duration,
     ) -> RedisResult<T> {
-        let options = CallOptions::new().deadline(limit);
-        self.ask_with(cmd, limit, options).await
+        self.ask_with(cmd, limit, asked_within(limit)).await
     }
 
     /// Asks what changes nothing that Redis keeps, though its words could: a failover loses nothing
     /// with it, and it needs no proof of the primary.
     async fn ask_only<T: FromRedisValue>(&self, cmd: &redis::Cmd) -> RedisResult<T> {
         let limit = self.limit.max(ASKED_BY_NO_READER);
-        let options = CallOptions::new().deadline(limit).effect(Effect::Read);
+        let options = asked_within(limit).effect(Effect::Read);
         self.ask_with(cmd, limit, options).await
     }
 
@@ -391,7 +434,7 @@ impl RedisTier {
         pipe: &redis::Pipeline,
         limit: Duration,
     ) -> RedisResult<T> {
-        let mut connection = self.client.with(CallOptions::new().deadline(limit));
+        let mut connection = self.client.with(asked_within(limit));
         self.count(tokio::time::timeout(limit + GRACE, pipe.query_async(&mut connection)).await)
     }
 
@@ -402,8 +445,11 @@ impl RedisTier {
         pipe: &redis::Pipeline,
         limit: Duration,
     ) -> RedisResult<Vec<redis::Value>> {
-        let options = CallOptions::new().deadline(limit);
-        let answer = self.client.with(options).send_pipeline(pipe).await;
+        let answer = self
+            .client
+            .with(asked_within(limit))
+            .send_pipeline(pipe)
+            .await;
         let answer = answer.map_err(RedisError::from).and_then(|values| {
             let values = values.into_iter().map(redis::Value::extract_error);
             values.collect()
@@ -467,6 +513,15 @@ fn unnamed<'e>(
     })
 }
 
+/// The options of all that the cache asks: of the primary, whatever the application's client reads
+/// from. A replica that lags still has the tokens and the watermark from before an invalidation of
+/// which this process has heard.
+fn asked_within(limit: Duration) -> CallOptions {
+    CallOptions::new()
+        .deadline(limit)
+        .read_from(ReadFrom::Primary)
+}
+
 /// The answers to PTTL and MGET.
 fn time_and_texts(answer: Vec<redis::Value>) -> Option<(i64, Vec<Option<Vec<u8>>>)> {
     let mut answer = answer.into_iter();
@@ -505,3 +560,6 @@ const VANISHED: i64 = -2;
 
 /// The client keeps its own deadlines; this is only for the case that it does not.
 const GRACE: Duration = Duration::from_millis(20);
+
+#[cfg(test)]
+mod tests;

@@ -5,10 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use steadfast::Client;
+use steadfast::{CallOptions, Client, ReadFrom};
 use steadfast_cache::{Cache, Database, Source, Target};
 use steadfast_core::slot::Slot;
+use steadfast_drill::fault::{Direction, Fault, RespError, Toxic};
 use steadfast_drill::process::{Cluster, FailoverKind};
+use steadfast_drill::proxy::Proxy;
 use tokio::time::{Instant, sleep};
 
 use crate::site::{
@@ -112,6 +114,103 @@ async fn k6_on_a_cluster_a_cache_lives_in_one_slot_and_its_processes_hear_each_o
     assert!(!write_item(&third, 7, 51).await, "it was applied to Redis");
     assert_eq!(read_item(&third, 7).await.as_deref(), Some("51"));
     assert!(is_well(&first).await);
+}
+
+/// A replica may be behind what this process has heard: by its word a tag that was invalidated has
+/// its old token, and the watermark is what it was.
+#[tokio::test]
+async fn k11_a_cache_reads_from_the_primary_whatever_its_client_reads_from() {
+    let cluster = Cluster::shared().await.unwrap();
+    let (database, _folder) = sqlite().await;
+    let first = cache_on(&cluster, &database).await;
+    eventually("it is well", || is_well(&first)).await;
+    let loader = Loader::default();
+    let keys: Vec<_> = (0..30).map(|n| format!("tagged {n}")).collect();
+    for key in &keys {
+        let (view, loader) = (text(&first, "user"), loader.clone());
+        let read = view.read(key.as_str()).tag("red");
+        read.get(move || loader.counting()).await.unwrap();
+    }
+    first.finish_loads(Duration::from_secs(60)).await;
+    let plain_client = client_of(&cluster).await;
+    let set = redis::cmd("SET").arg("{test}probe").arg("v").to_owned();
+    plain_client.send(&set).await.unwrap();
+    let reading = Client::builder(&cluster.url())
+        .unwrap()
+        .deadline(Duration::from_secs(10))
+        .read_from(ReadFrom::Replicas)
+        .max_lag(Duration::from_secs(2))
+        .connect()
+        .await
+        .unwrap();
+    let builder = plain(&database).redis(reading.clone());
+    let second = builder.build().await.unwrap();
+    eventually("the other is well too", || is_well(&second)).await;
+    let served = || reading.status().cluster.unwrap().replica_reads;
+    let probed = async |options: CallOptions| {
+        let (before, get) = (served(), redis::cmd("GET").arg("{test}probe").to_owned());
+        reading.with(options).send(&get).await.unwrap();
+        served() > before
+    };
+    let a_replica_serves = || probed(CallOptions::new());
+    eventually("a replica serves the slot", a_replica_serves).await;
+    let before = served();
+    for key in &keys {
+        let answer = get(&second, key, "user", &loader).await.unwrap();
+        assert_eq!(answer.source, Source::Redis, "{key}");
+    }
+    sleep(Duration::from_millis(300)).await; // a beat, and a look at the outbox
+    assert_eq!(served(), before, "the cache was answered by a replica");
+    eventually("a replica serves the slot", a_replica_serves).await;
+}
+
+/// A question that is refused for a while is asked again; its answer would be of the value that is
+/// there by then.
+#[tokio::test]
+async fn k10_on_a_cluster_a_value_never_has_the_age_of_the_one_that_took_its_place() {
+    let one = Cluster::builder().primaries(1).replicas(0);
+    let cluster = one.start().await.unwrap();
+    let (database, _folder) = sqlite().await;
+    let first = cache_on(&cluster, &database).await;
+    eventually("it is well", || is_well(&first)).await;
+    let loader = Loader::default();
+    get(&first, "a", "user", &loader).await.unwrap();
+    first.finish_loads(Duration::from_secs(60)).await;
+    let proxy = Proxy::start(cluster.node(0).addr()).await.unwrap();
+    let port = proxy.addr().port().to_string();
+    let announce = ["CONFIG", "SET", "cluster-announce-port", &port];
+    cluster.node(0).command(&announce).await.unwrap();
+    let url = format!("redis-cluster://{}", proxy.addr());
+    let client = Client::builder(&url).unwrap();
+    let builder = plain(&database).redis_limit(Duration::from_secs(10));
+    let client = client.deadline(Duration::from_secs(10)).connect().await;
+    let second = builder.redis(client.unwrap()).build().await.unwrap();
+    eventually("the other is well too", || is_well(&second)).await;
+    let refused = Fault::RespError(RespError::loading().commands(&["PTTL"]));
+    let toxic = Toxic {
+        name: "loading".into(),
+        direction: Direction::Both,
+        toxicity: 1.0,
+        fault: refused,
+    };
+    proxy.add(toxic).await.unwrap();
+    let old = Duration::from_millis(1500);
+    sleep(old).await;
+    let read = get(&second, "a", "user", &loader);
+    let replaced = async {
+        sleep(Duration::from_millis(300)).await;
+        let again = loader.clone();
+        let view = text(&first, "user");
+        let anew = view.refresh("a", move || again.counting());
+        assert_eq!(anew.await.unwrap().value.as_deref(), Some("2"));
+        first.finish_loads(Duration::from_secs(60)).await;
+        proxy.clear().await;
+    };
+    let (read, ()) = tokio::join!(read, replaced);
+    let read = read.unwrap();
+    assert_eq!(read.source, Source::Redis);
+    let is_old = read.value.as_deref() == Some("1");
+    assert!(!is_old || read.age >= old, "{read:?}");
 }
 
 #[tokio::test]

@@ -94,18 +94,115 @@ async fn k2_nobody_pays_for_a_frozen_redis_twice() {
     let loader = Loader::default();
     get(&cache, "warm up", "user", &loader).await.unwrap();
     site.redis.freeze().unwrap();
+    let almost = limit - Duration::from_millis(500);
     let later = async {
-        tokio::time::sleep(limit - Duration::from_millis(500)).await;
+        tokio::time::sleep(almost).await;
         get(&cache, "cold", "user", &loader).await.unwrap()
     };
-    let began = tokio::time::Instant::now();
-    let first = async {
-        let answer = get(&cache, "cold", "user", &loader).await.unwrap();
-        (answer, began.elapsed())
+    // A batch that begins the load of a key is no other than a single read.
+    let batch = async {
+        tokio::time::sleep(almost).await;
+        let load = |keys: Vec<&'static str>| async {
+            let value = |key| (key, "of the batch".to_owned());
+            Ok(keys.into_iter().map(value).collect::<Vec<_>>())
+        };
+        let mut answers = text(&cache, "user").get_many(&["many"], load).await;
+        answers.remove(0).unwrap()
     };
-    let ((first, took), later) = tokio::join!(first, later);
-    assert_eq!(first.value, later.value, "one load");
-    assert!(took < limit * 2 - Duration::from_secs(1), "{took:?}");
+    let began = tokio::time::Instant::now();
+    let first = async |key| {
+        let answer = get(&cache, key, "user", &loader).await.unwrap();
+        (answer.value, began.elapsed())
+    };
+    let (single, of_batch, later, batch) = tokio::join!(first("cold"), first("many"), later, batch);
+    for ((first, took), later) in [(single, later), (of_batch, batch)] {
+        assert_eq!(first, later.value, "one load");
+        assert!(took < limit * 2 - Duration::from_secs(1), "{took:?}");
+    }
+}
+
+/// Its look was refused at once, and has cost it next to nothing: the load that it waits for may
+/// ask a Redis that is not slow for as long as any.
+#[tokio::test]
+async fn k2_a_look_that_was_refused_hurries_nobody() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let client = Client::builder(&format!("redis://{}", proxy.addr()))
+        .unwrap()
+        .response_idle_timeout(Duration::from_secs(60));
+    let cache = plain(&site.database)
+        .redis(client.connect().await.unwrap())
+        .redis_limit(Duration::from_secs(12))
+        .build()
+        .await
+        .unwrap();
+    let loader = Loader::default();
+    get(&cache, "warm up", "user", &loader).await.unwrap();
+    eventually("the first value is stored", || async {
+        cache.status().counts.fills == 1
+    })
+    .await;
+    slow_down(&proxy, Direction::Downstream, Duration::from_millis(1500)).await;
+    let may = async |rule| {
+        let set = ["ACL", "SETUSER", "default", rule];
+        site.redis.command(&set).await.unwrap();
+    };
+    may("-mget").await;
+    let first = get(&cache, "cold", "user", &loader);
+    let later = async {
+        eventually("the look was refused", || async {
+            let stats = site.redis.info("commandstats").await.unwrap();
+            let of_mget = stats.lines().find(|line| line.starts_with("cmdstat_mget:"));
+            of_mget.is_some_and(|line| !line.contains("rejected_calls=0"))
+        })
+        .await;
+        may("+mget").await;
+        get(&cache, "cold", "user", &loader).await.unwrap()
+    };
+    let (first, later) = tokio::join!(first, later);
+    assert_eq!(first.unwrap().value, later.value, "one load");
+    proxy.clear().await;
+    eventually("the value is stored", || async {
+        cache.status().counts.fills == 2
+    })
+    .await;
+    assert_eq!(cache.status().counts.redis_slow, 0);
+}
+
+/// No read can be answered by Redis in the time that one may spend there. Invalidations are applied
+/// all the same, Redis is believed, and memory is proven: what no reader waits for has a limit of
+/// its own.
+#[tokio::test]
+async fn k2_a_limit_below_the_round_trip_suspends_nothing() {
+    let site = Site::start().await;
+    let proxy = Proxy::start(site.redis.addr()).await.unwrap();
+    let client = Client::builder(&format!("redis://{}", proxy.addr())).unwrap();
+    let cache = plain(&site.database)
+        .redis(client.connect().await.unwrap())
+        .redis_limit(Duration::from_millis(30))
+        .build()
+        .await
+        .unwrap();
+    slow_down(&proxy, Direction::Downstream, Duration::from_millis(60)).await;
+    let other = site.cache().await;
+    write_item(&other, 7, 1).await;
+    eventually("the other has it from Redis or memory", || async {
+        read_item(&other, 7).await.as_deref() == Some("1")
+    })
+    .await;
+    write_item(&cache, 7, 2).await;
+    eventually("it is applied, and heard of", || async {
+        read_item(&other, 7).await.as_deref() == Some("2")
+    })
+    .await;
+    all_is_applied(&cache).await;
+    eventually("all is well", || async {
+        let status = cache.status();
+        let redis = status.redis.unwrap();
+        status.memory_proven && redis.trusted && redis.suspended.is_none()
+    })
+    .await;
+    assert_eq!(read_item(&cache, 7).await.as_deref(), Some("2"));
 }
 
 /// Each question is answered within the limit, all of them together would not be: the second is not

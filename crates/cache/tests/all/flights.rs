@@ -363,6 +363,39 @@ async fn k3_when_its_loads_are_finished_a_process_leaves_values_and_no_leases_in
         let answer = get(&near, key, "user", &loader).await.unwrap();
         assert_eq!(answer.source, Source::Redis);
     }
+
+    // A load that another begins, and does not wait for, is a part of it, however late it begins.
+    let (go, gone) = tokio::sync::oneshot::channel::<()>();
+    let (release, released) = tokio::sync::oneshot::channel::<()>();
+    let (view, parts) = (text(&cache, "user"), text(&cache, "user"));
+    let whole = move || async move {
+        let _ = gone.await;
+        let part = || async move {
+            let _ = released.await;
+            Ok(Some("part".to_owned()))
+        };
+        let begun = futures_util::poll!(std::pin::pin!(parts.get("part", part)));
+        Ok(begun.is_pending().then(|| "whole".to_owned()))
+    };
+    let read = tokio::spawn(async move { view.get("whole", whole).await });
+    eventually("the load is under way", || async {
+        cache.status().guard.running == 1
+    })
+    .await;
+    let mut finishing = std::pin::pin!(cache.finish_loads(limit));
+    assert!(futures_util::poll!(&mut finishing).is_pending());
+    go.send(()).unwrap();
+    let answer = read.await.unwrap().unwrap();
+    assert_eq!(answer.value.as_deref(), Some("whole"));
+    eventually("what it brought is in Redis", || async {
+        text(&near, "user").peek("whole").await.is_some()
+    })
+    .await;
+    let early = tokio::time::timeout(Duration::from_millis(300), &mut finishing).await;
+    assert!(early.is_err(), "its part is under way");
+    release.send(()).unwrap();
+    assert_eq!(finishing.await, 0);
+    assert!(text(&near, "user").peek("part").await.is_some());
 }
 
 /// A reader looks at Redis itself. Should it give up before Redis has answered, the value is loaded

@@ -12,6 +12,8 @@ use steadfast::{Certainty, certainty};
 pub(crate) struct EpochView {
     pub(crate) epoch: Arc<str>,
     pub(super) watermark: u64,
+    /// The number of the server that it is about.
+    pub(super) server: u32,
     /// SQL was seen since Redis was connected to.
     pub(crate) proven: bool,
 }
@@ -67,3 +69,6 @@ pub(super) fn millis(duration: Duration) -> u64 {
 
 /// The bytes that `TAKE_LEASE` compares.
 pub(super) const HEAD: usize = 6;
+
+/// The number of no server.
+pub(super) const NO_SERVER: u32 = u32::MAX;

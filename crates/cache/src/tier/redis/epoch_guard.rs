@@ -27,7 +27,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
-use super::answer::{EpochView, RedisFailure};
+use super::answer::{EpochView, NO_SERVER, RedisFailure};
 use crate::outbox::Glance;
 use crate::target::COUNTABLE;
 
@@ -421,6 +421,7 @@ impl EpochGuard {
         state.epoch.as_ref().map(|epoch| EpochView {
             epoch: epoch.clone(),
             watermark: state.known.max(state.claimed),
+            server: NO_SERVER,
             proven: !state.sql_unseen || !self.rules.await_sql,
         })
     }

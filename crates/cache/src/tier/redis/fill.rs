@@ -158,7 +158,7 @@ impl RedisTier {
             self.epoch_guard.doubt(&epoch_view.epoch);
             return Err(RedisFailure::NotAsked("its epoch has changed"));
         };
-        self.epoch_guard.check(
+        self.check(
             epoch_view,
             Some(epoch_view.epoch.as_bytes()),
             Some(watermark),

@@ -47,6 +47,10 @@ end) \
 if not kept then redis.pcall('UNLINK', KEYS[3], KEYS[4]) end \
 return tonumber(new)";
 
+/// KEYS epoch, watermark, value, tags… Answers the time that the value has left, and all of them.
+pub(super) const LOOK: &str =
+    "return {redis.call('PTTL', KEYS[3]), redis.call('MGET', unpack(KEYS))}";
+
 /// KEYS watermark. ARGV channel, what to say, the command that publishes. Adds the watermark, as it
 /// is between the announcements before this and those after.
 pub(super) const BEAT: &str =
