@@ -69,7 +69,10 @@ mod tests {
     use crate::clock::clock;
     use crate::outbox::WaitingRow;
 
-    fn glance(watermark: u64, rows: &[(i64, i64)]) -> Glance {
+    /// The numbers of rows, and their ages in milliseconds.
+    type Rows<'a> = &'a [(i64, i64)];
+
+    fn glance(watermark: u64, rows: Rows<'_>) -> Glance {
         Glance {
             database: None,
             watermark,
@@ -83,13 +86,13 @@ mod tests {
     }
 
     /// Looks at those moments, in milliseconds, and gives the lags seen. What is gone was applied.
-    fn lags(looks: &[(u64, &[(i64, i64)])]) -> Vec<Option<u64>> {
+    fn lags(looks: &[(u64, Rows<'_>)]) -> Vec<Option<u64>> {
         let applied = |(at, rows): &(u64, _)| (*at, *at, *rows);
         lags_at(&looks.iter().map(applied).collect::<Vec<_>>())
     }
 
     /// The same with the watermark at each look, after the moment.
-    fn lags_at(looks: &[(u64, u64, &[(i64, i64)])]) -> Vec<Option<u64>> {
+    fn lags_at(looks: &[(u64, u64, Rows<'_>)]) -> Vec<Option<u64>> {
         let (zero, mut watch) = (clock(), LagWatch::default());
         looks
             .iter()
