@@ -7,7 +7,7 @@
 //! a value that the next overwrites, which is also what is read. Pure: times are given, as lengths
 //! from the start of the load.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use serde::Serialize;
@@ -114,6 +114,21 @@ pub struct ShardsReport {
     pub failed_there: u64,
     /// How often the client asked who owns what; null if it does not tell.
     pub discoveries: Option<u64>,
+    /// When the cluster was whole again after a fault that no other primary mends, from the start
+    /// of the load; null if there was none.
+    pub healed_ms: Option<f64>,
+    /// From then to the first write that was acknowledged after it and has stayed, of the shard for
+    /// which that took longest. Null if there was none of some shard.
+    pub back_ms: Option<f64>,
+}
+
+/// The moments of a cluster from which the way back into service counts.
+#[derive(Debug, Default)]
+pub(crate) struct ShardMoments {
+    /// Another primary of a shard to which something was done was named.
+    pub(crate) named: Vec<Duration>,
+    /// The cluster was whole again after a fault that no other primary mends.
+    pub(crate) healed: Option<Duration>,
 }
 
 impl Ledger {
@@ -188,9 +203,9 @@ impl Ledger {
             }
         }
         report.lost = lost.len() as u64;
+        kept.sort_unstable_by_key(|write| write.ended);
         let late = lost.iter().filter(|lost| is_late(lost, &kept, named));
         report.lost_late = late.count() as u64;
-        kept.sort_unstable_by_key(|write| write.ended);
         let back = named.iter().map(|named| {
             let first = kept.get(kept.partition_point(|write| write.ended < *named))?;
             Some((first.ended - *named).as_micros() as f64 / 1e3)
@@ -201,38 +216,49 @@ impl Ledger {
     }
 
     /// The same for a cluster, where only some of the names are concerned: those of the shards to
-    /// which something was done, another primary of which was named at these moments.
+    /// which something was done. `shard_of` tells the shard of such a name, and nothing of others.
     pub(crate) fn judge_shards(
         &self,
         held: &HashMap<String, u64>,
-        named: &[Duration],
-        is_concerned: impl Fn(&str) -> bool,
+        moments: &ShardMoments,
+        shard_of: impl Fn(&str) -> Option<usize>,
         discoveries: Option<u64>,
     ) -> LedgerReport {
-        let concerned = self.writes.iter().filter(|one| is_concerned(&one.name()));
-        let there = Self {
-            writes: concerned.cloned().collect(),
-            ..Self::default()
+        let of = |is_meant: &dyn Fn(usize) -> bool| {
+            let meant = |write: &&Tried| shard_of(&write.name()).is_some_and(is_meant);
+            Self {
+                writes: self.writes.iter().filter(meant).cloned().collect(),
+                ..Self::default()
+            }
         };
-        let there = there.judge(held, named);
+        let there = of(&|_| true).judge(held, &moments.named);
+        let back = moments.healed.and_then(|healed| {
+            let shards = self.writes.iter();
+            let shards: BTreeSet<usize> = shards.filter_map(|one| shard_of(&one.name())).collect();
+            let back = shards.into_iter().map(|shard| {
+                let alone = of(&|other| other == shard);
+                alone.judge(held, &[healed]).back_ms
+            });
+            let back: Option<Vec<f64>> = back.collect();
+            back?.into_iter().reduce(f64::max)
+        });
+        let shards = ShardsReport {
+            discoveries,
+            healed_ms: moments.healed.map(|at| at.as_micros() as f64 / 1e3),
+            back_ms: back,
+            ..self.failed_calls(|name| shard_of(name).is_some())
+        };
         LedgerReport {
             lost_late: there.lost_late,
             failovers: there.failovers,
             back_ms: there.back_ms,
-            shards: Some(self.failed_calls(is_concerned, discoveries)),
+            shards: Some(shards),
             ..self.judge(held, &[])
         }
     }
 
-    fn failed_calls(
-        &self,
-        is_concerned: impl Fn(&str) -> bool,
-        discoveries: Option<u64>,
-    ) -> ShardsReport {
-        let mut report = ShardsReport {
-            discoveries,
-            ..ShardsReport::default()
-        };
+    fn failed_calls(&self, is_concerned: impl Fn(&str) -> bool) -> ShardsReport {
+        let mut report = ShardsReport::default();
         let writes = self
             .writes
             .iter()
@@ -336,13 +362,50 @@ mod tests {
         ledger.read_failed(2);
         let held = held([("ledger:count:2:3", 1)]);
         let is_concerned = |name: &str| name.ends_with(":1:1") || name.ends_with("last:1");
-        let report = ledger.judge_shards(&held, &[ms(5)], is_concerned, Some(7));
+        let shard_of = |name: &str| is_concerned(name).then_some(0);
+        let moments = ShardMoments {
+            named: vec![ms(5)],
+            healed: None,
+        };
+        let report = ledger.judge_shards(&held, &moments, shard_of, Some(7));
         let shards = report.shards.unwrap();
         assert_eq!((shards.failed_there, shards.failed_elsewhere), (4, 2));
         assert_eq!(shards.discoveries, Some(7));
         // The writes of the others are no sign that the shard serves again.
         assert_eq!((report.failovers, report.back_ms), (1, None));
         assert_eq!((report.acknowledged, report.lost), (1, 0));
+    }
+
+    #[test]
+    fn d4_every_shard_that_was_healed_has_to_be_back_and_the_last_one_counts() {
+        let mut ledger = Ledger::default();
+        for (key, begun) in [(0, 900), (0, 1_010), (1, 990), (1, 4_000), (2, 1_001)] {
+            let number = ledger.begin(key, begun * 2 + 1, ms(begun));
+            ledger.end(number, Said::Acknowledged, ms(begun + 5));
+        }
+        let names = ledger.names();
+        let held: HashMap<String, u64> = names.into_iter().map(|name| (name, 1)).collect();
+        let moments = ShardMoments {
+            named: Vec::new(),
+            healed: Some(ms(1_000)),
+        };
+        let back = |shards: &[usize]| {
+            let shard_of = |name: &str| {
+                let shard = name.split(':').nth(2)?.parse().ok()?;
+                shards.contains(&shard).then_some(shard)
+            };
+            let report = ledger.judge_shards(&held, &moments, shard_of, None);
+            report.shards.and_then(|shards| shards.back_ms)
+        };
+        assert_eq!(back(&[0, 2]), Some(15.0));
+        assert_eq!(back(&[0, 1]), Some(3_005.0), "the others do not hide it");
+        let mut silent = ledger.writes.clone();
+        silent.retain(|write| write.key != 1 || write.begun < ms(1_000));
+        ledger.writes = silent;
+        let shard_of = |name: &str| name.split(':').nth(2)?.parse().ok();
+        let report = ledger.judge_shards(&held, &moments, shard_of, None);
+        // The write that was under way then, and has ended before, is no sign of it.
+        assert_eq!(report.shards.and_then(|shards| shards.back_ms), None);
     }
 
     #[test]

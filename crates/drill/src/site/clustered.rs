@@ -15,7 +15,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::SiteError;
-use crate::ledger::{LedgerReport, name_of};
+use crate::ledger::{LedgerReport, ShardMoments, name_of};
 use crate::load::Lane;
 use crate::process::{Cluster, ClusterNode, FailoverKind, ProcessError};
 use crate::scenario::Fault;
@@ -49,6 +49,8 @@ pub(crate) struct ClusteredSite {
     untouched: Mutex<Vec<&'static str>>,
     /// How many primaries had been named before the fault.
     named_before: Mutex<usize>,
+    /// When the cluster was whole again after a fault that no other primary mends.
+    healed: Mutex<Option<Instant>>,
 }
 
 /// A change to the cluster that a task of its own makes. Tells how many slots have moved.
@@ -86,6 +88,7 @@ impl ClusteredSite {
             concerned: Mutex::default(),
             untouched: Mutex::default(),
             named_before: Mutex::default(),
+            healed: Mutex::default(),
         })
     }
 
@@ -173,7 +176,11 @@ impl ClusteredSite {
                 }
             }
         }
-        cluster.well().await
+        cluster.well().await?;
+        if let Fault::ShardDown | Fault::AllRestarted | Fault::AddressesChanged = fault {
+            *lock(&self.healed) = Some(Instant::now());
+        }
+        Ok(())
     }
 
     pub(super) fn untouched(&self) -> Vec<&'static str> {
@@ -183,11 +190,16 @@ impl ClusteredSite {
     pub(super) async fn ledger(&self, lane: &Lane) -> Result<LedgerReport, ProcessError> {
         self.cluster.well().await?;
         let layout = self.cluster.layout().await?;
+        let owner_of = |slot| {
+            let owner = layout.owner(slot);
+            owner.and_then(|id| self.cluster.position(id)).unwrap_or(0)
+        };
         let mut by_owner: BTreeMap<usize, Vec<String>> = BTreeMap::new();
         for name in lane.ledger(|ledger| ledger.names()) {
-            let slot = Slot::of_key(name.as_bytes()).number();
-            let owner = layout.owner(slot).and_then(|id| self.cluster.position(id));
-            by_owner.entry(owner.unwrap_or(0)).or_default().push(name);
+            by_owner
+                .entry(owner_of(slot_of(&name)))
+                .or_default()
+                .push(name);
         }
         let mut held = HashMap::new();
         for (at, names) in by_owner {
@@ -202,12 +214,18 @@ impl ClusteredSite {
                 held.extend(known.filter_map(|(name, value)| Some((name, count_of(value)?))));
             }
         }
-        let named: Vec<_> = self.lookout.named();
-        let named: Vec<_> = named.iter().map(|at| lane.moment(*at)).collect();
+        let named = self.lookout.named();
+        let moments = ShardMoments {
+            named: named.iter().map(|at| lane.moment(*at)).collect(),
+            healed: lock(&self.healed).map(|at| lane.moment(at)),
+        };
         let concerned = lock(&self.concerned).clone();
-        let is_concerned = |name: &str| concerned.contains(&slot_of(name));
+        let shard_of = |name: &str| {
+            let slot = slot_of(name);
+            concerned.contains(&slot).then(|| owner_of(slot))
+        };
         let discoveries = lane.subject().facts().discoveries;
-        Ok(lane.ledger(|ledger| ledger.judge_shards(&held, &named, is_concerned, discoveries)))
+        Ok(lane.ledger(|ledger| ledger.judge_shards(&held, &moments, shard_of, discoveries)))
     }
 
     /// Kills nodes.
