@@ -123,24 +123,35 @@ mod tests {
              [[steps]]\nfault = 'slots_moving'\nfor = '2s'\n\
              [[steps]]\nfault = 'shard_down'\nat = '3s'\nfor = '1s'\n",
         );
-        let options = RunOptions {
-            control: true,
-            ..RunOptions::default()
+        let scenario = scenario.unwrap();
+        // On a machine that lags behind, nodes hold others for failed by themselves: what such a
+        // run says of the other shards, another has to say.
+        let mut runs = 0;
+        let report = loop {
+            runs += 1;
+            let options = RunOptions {
+                control: true,
+                ..RunOptions::default()
+            };
+            let report = run(&scenario, &Subjects, options).await.unwrap();
+            assert!(report.untouched.is_empty(), "{:?}", report.untouched);
+            let ours = report.ledger.unwrap();
+            let shards = ours.shards.unwrap();
+            assert_eq!((ours.lost, ours.twice), (0, 0), "{ours:?}");
+            assert!(
+                ours.acknowledged > 100 && shards.failed_there > 0,
+                "{ours:?}"
+            );
+            assert!(shards.discoveries.is_some_and(|seen| seen > 0), "{ours:?}");
+            if shards.failed_elsewhere == 0 {
+                break report;
+            }
+            assert!(report.load.late > 0, "{ours:?}");
+            if runs == 3 {
+                eprintln!("SKIPPED: three runs with late calls, and failures elsewhere: {ours:?}");
+                break report;
+            }
         };
-        let report = run(&scenario.unwrap(), &Subjects, options).await.unwrap();
-        assert!(report.untouched.is_empty(), "{:?}", report.untouched);
-        let ours = report.ledger.unwrap();
-        let shards = ours.shards.unwrap();
-        assert_eq!((ours.lost, ours.twice), (0, 0), "{ours:?}");
-        assert!(
-            ours.acknowledged > 100 && shards.failed_there > 0,
-            "{ours:?}"
-        );
-        assert!(shards.discoveries.is_some_and(|seen| seen > 0), "{ours:?}");
-        // On a machine that lags behind, nodes hold others for failed by themselves.
-        if report.load.late == 0 {
-            assert_eq!(shards.failed_elsewhere, 0, "{ours:?}");
-        }
         let theirs = report.control.as_ref().unwrap().ledger.unwrap();
         assert!(theirs.acknowledged > 100, "{theirs:?}");
         let page = html::render(&report);
