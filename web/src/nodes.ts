@@ -41,18 +41,35 @@ function drawShards(shards: Shards, check: Health): void {
   const told = saidOfShards(shards);
   redraw(at('nodes-said'), `${told.join('|')}${check}`, () => [
     ...told.map((line) => h('p', {}, line)),
-    check === 'healthy' ? null : h('p', {}, whatToDo('down')),
+    check === 'healthy' ? null : h('p', {}, whatToDo('shard')),
   ]);
 }
 
+/** The age of what is known of a cluster that is trouble. */
+const VIEW_OLD_MS = 60_000;
+
 /** What an engineer has to know of a cluster, most important first. */
-export function saidOfShards({ away, alone, uncovered, heard_ms_ago: heard, error, epoch }: Shards): string[] {
+export function saidOfShards(shards: Shards): string[] {
+  const { primaries, away, alone, uncovered, heard_ms_ago: heard, error, epoch } = shards;
   if (heard === null) return [`No node has told who owns which slot${error ? `: ${error}` : ' yet'}.`];
-  const lines = away.map((why) => `${why}. All other keys are served.`);
+  const lines = away.map((why) => `${why}.`);
   if (uncovered !== '') lines.push(`Nobody owns the slots ${uncovered}.`);
+  if (lines.length > 0) {
+    const served = primaries > away.length;
+    if (!served) lines.push('Redis serves no key.');
+    else if (error === null) lines.push('All other keys are served.');
+    lines.push(...saidOfCache(shards));
+  }
+  if (error !== null) lines.push(`No node tells who owns which slot, so perhaps none serves: ${error}.`);
   if (alone.length > 0) lines.push(`Without a replica, so nobody takes over: ${alone.join(', ')}.`);
-  lines.push(`Who owns which slot is known by epoch ${epoch}.`);
+  const old = error !== null || heard > VIEW_OLD_MS ? `, last heard ${ago(heard)}` : '';
+  lines.push(`Who owns which slot is known by epoch ${epoch}${old}.`);
   return lines;
+}
+
+function saidOfCache({ cache_slot: slot, cache_away: away }: Shards): string[] {
+  if (slot === null || away === null) return [];
+  return [away ? `The cache’s shard (slot ${slot}) is away.` : `The cache (slot ${slot}) is not concerned.`];
 }
 
 function moodOfWatch({ votes, voters, each }: SentinelGroup, check: Health): Mood {
@@ -84,7 +101,9 @@ export function said({ servers, sentinels }: Status['nodes']): string[] {
   const fit = servers.filter(
     ({ role, state, can_take_over: can }) => role === 'replica' && state === 'in_sync' && can !== false,
   );
-  if (fit.length === 0)
+  if (!sentinels.replicas_known)
+    lines.push('Whether a replica could take over is not known: neither the primary nor a sentinel has told of late.');
+  else if (fit.length === 0)
     lines.push('No replica could take over now: should the primary fail, Redis stays away until it is back.');
   for (const { address, state, names, epoch: other, error } of sentinels.each) {
     if (state === 'disagrees')
@@ -154,9 +173,9 @@ function shownOf(sentinel: Sentinel): unknown[] {
 export function moodOf(state: string): Mood {
   if (state === 'ready' || state === 'in_sync') return 'good';
   if (state === 'idle') return 'good';
-  return state === 'connecting' || state === 'partial' ? 'warn' : 'bad';
+  return ['connecting', 'partial', 'unknown'].includes(state) ? 'warn' : 'bad';
 }
 
 function stateName(state: string): string {
-  return { in_sync: 'In sync', away: 'Away', idle: 'Not asked yet' }[state] ?? redisName(state);
+  return { in_sync: 'In sync', away: 'Away', unknown: 'Not known', idle: 'Not asked yet' }[state] ?? redisName(state);
 }

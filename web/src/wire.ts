@@ -111,7 +111,7 @@ export interface Named<F> {
 export interface RedisNode {
   address: string;
   role: 'primary' | 'replica';
-  /** Of its connection (`ready`, `connecting`, `down`, `closed`); where there is none, `in_sync`, `idle` (a cluster's, asked nothing yet) or `away`. */
+  /** Of its connection (`ready`, `connecting`, `down`, `closed`); where there is none, `in_sync`, `unknown` (nobody has told of late), `idle` (a cluster's, asked nothing yet) or `away`. */
   state: string;
   lag_bytes: number | null;
   breaker: string | null;
@@ -125,6 +125,10 @@ export interface Shards {
   primaries: number;
   away: string[];
   alone: string[];
+  /** All of the cache lies in it. */
+  cache_slot: number | null;
+  /** Whether nobody serves that slot; `null` if it is not known. */
+  cache_away: boolean | null;
   uncovered: string;
   uncovered_slots: number;
   epoch: number;
@@ -155,6 +159,8 @@ export interface SentinelGroup {
   confirmed_ms_ago: number | null;
   proof_within_ms: number | null;
   each: Sentinel[];
+  /** Whether anybody has told of the replicas of late. */
+  replicas_known: boolean;
   not_allowed: string[];
 }
 
@@ -178,6 +184,7 @@ export interface Sentinels {
     thinks_down: boolean;
   }[];
   replicas: { address: string; in_sync: boolean; lag_bytes: number | null; priority: number | null }[];
+  replicas_known: boolean;
   not_allowed: string[];
 }
 

@@ -116,9 +116,20 @@ function writesFail(status: Status | null, checks: Record<string, Check>, writte
   };
 }
 
+/** A shard that is away takes the cache with it, or does not concern it: all of the cache lies on one. */
+function partly(status: Status): Headline {
+  const { shards } = status.nodes;
+  const detail = `${capital(status.health.checks.shards?.message ?? 'some shards do not serve')}.`;
+  if (shards?.cache_away) return plainly('warn', 'Serving without the shard of the cache.', detail, 'shard');
+  return plainly('warn', 'Serving; a part of the Redis cluster is away.', detail, 'shard');
+}
+
 /** Redis or the database is away. */
 function withoutParts(status: Status | null, tick: Tick, recent: Sum): Headline | null {
-  if (tick.redis !== 'ready') {
+  if (tick.redis === 'partial' && status?.redis.state === 'partial') {
+    const databaseAway = status.health.checks.database?.status === 'unhealthy';
+    if (!databaseAway) return partly(status);
+  } else if (tick.redis !== 'ready') {
     const redis = status?.redis;
     const known = redis && redis.state !== 'ready';
     const away = known ? ` for ${text(duration(redis.state_for_ms))}` : '';
@@ -187,7 +198,7 @@ function unsteady(status: Status | null, tick: Tick, checks: Record<string, Chec
     ['statements', 'Serving; writes fail.'],
     ['outbox', 'Serving; invalidations wait.'],
     ['sentinels', 'Serving; no majority of sentinels.'],
-    ['shards', 'Serving; a part of the Redis cluster is away.'],
+    ['shards', 'Serving; the Redis cluster is not well.'],
   ] as const) {
     const check = checks[name];
     if (check && check.status !== 'healthy') {

@@ -308,6 +308,7 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
         error: 'refused',
       }),
     ],
+    replicas_known: true,
     not_allowed: ['ROLE'],
   };
   let shards = null;
@@ -351,6 +352,8 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
     primaries: 2,
     away: ['10.0.0.2:6379 (slots 8192-16000): connection refused'],
     alone: ['10.0.0.2:6379'],
+    cache_slot: 9000,
+    cache_away: true,
     uncovered: '16001-16383',
     uncovered_slots: 383,
     epoch: 7,
@@ -366,8 +369,10 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
   const roles = await rows.locator('td:nth-child(2)').allTextContents();
   assert.deepEqual(roles, ['primary, slots 0-8191', 'primary, slots 8192-16000', 'replica of 10.0.0.1:6379']);
   for (const words of [
-    '10.0.0.2:6379 (slots 8192-16000): connection refused. All other keys are served.',
+    '10.0.0.2:6379 (slots 8192-16000): connection refused.',
     'Nobody owns the slots 16001-16383.',
+    'All other keys are served.',
+    'The cache’s shard (slot 9000) is away.',
     'nobody takes over: 10.0.0.2:6379',
     'known by epoch 7',
   ]) {

@@ -8,7 +8,7 @@ import { build } from 'esbuild';
 
 const bundle = await build({
   stdin: {
-    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export * from './store'; export { said } from './nodes'; export { markdown, slug } from './markdown';`,
+    contents: `export * from './words'; export * from './events'; export * from './incidents'; export * from './report'; export * from './store'; export { said, saidOfShards } from './nodes'; export { markdown, slug } from './markdown';`,
     resolveDir: fileURLToPath(new URL('../src', import.meta.url)),
   },
   bundle: true,
@@ -365,6 +365,7 @@ test('t17_what_is_said_of_the_nodes_begins_with_the_primary_and_names_what_is_mi
     confirmed_ms_ago: 4000,
     proof_within_ms: null,
     each: [],
+    replicas_known: true,
     not_allowed: [],
   };
   const replica = { address: 'b:1', role: 'replica', state: 'in_sync', can_take_over: true };
@@ -375,6 +376,35 @@ test('t17_what_is_said_of_the_nodes_begins_with_the_primary_and_names_what_is_mi
   for (const missing of [{ state: 'away' }, { can_take_over: false }]) {
     assert.match(said([{ ...replica, ...missing }])[1], /No replica could take over now/);
   }
+  const unknown = said([{ ...replica, state: 'unknown' }], { replicas_known: false });
+  assert.match(unknown[1], /Whether a replica could take over is not known/);
   assert.match(said([replica], { primary: null })[0], /No sentinel names a primary/);
   assert.match(said([replica], { confirmed_ms_ago: null, proof_within_ms: 500 })[1], /Writes to Redis are refused/);
+});
+
+test('s4_other_keys_are_served_only_if_some_shard_serves_and_a_node_tells_so_and_the_cache_is_named', () => {
+  const shards = {
+    primaries: 3,
+    away: ['b:1 (slots 5461-10922): refused'],
+    alone: [],
+    cache_slot: 7,
+    cache_away: false,
+    uncovered: '',
+    uncovered_slots: 0,
+    epoch: 4,
+    heard_ms_ago: 400,
+    error: null,
+    discoveries: 1,
+    redirects: 0,
+  };
+  const said = (fields = {}) => page.saidOfShards({ ...shards, ...fields }).join(' ');
+  assert.match(said(), /All other keys are served\. The cache \(slot 7\) is not concerned\. Who .* epoch 4\.$/);
+  assert.match(said({ cache_away: true }), /The cache’s shard \(slot 7\) is away\./);
+  const down = said({ error: 'a:1: CLUSTERDOWN', heard_ms_ago: 90_000, cache_away: null });
+  assert.doesNotMatch(down, /other keys|cache/);
+  assert.match(down, /No node tells .*: a:1: CLUSTERDOWN\. .*last heard 90\u00a0s ago\.$/);
+  const none = said({ primaries: 1, cache_away: true });
+  assert.match(none, /Redis serves no key\./);
+  assert.doesNotMatch(none, /other keys/);
+  assert.match(said({ away: [], heard_ms_ago: 61_000 }), /^Who .* epoch 4, last heard 61\u00a0s ago\.$/);
 });

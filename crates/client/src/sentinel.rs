@@ -102,8 +102,8 @@ pub(crate) struct Discovery {
     majority_at: AtomicU64,
     /// Calls that may have written and were answered, ever.
     acknowledged: AtomicU64,
-    /// The replicas, as the primary told of them last.
-    pub(crate) replicas: Mutex<Vec<ReplicaStatus>>,
+    /// The replicas, as the primary told of them last; `None` while it tells nothing.
+    pub(crate) replicas: Mutex<Option<Vec<ReplicaStatus>>>,
     /// The commands by which the server does not let this user ask it of itself.
     pub(crate) not_allowed: Mutex<BTreeSet<&'static str>>,
     /// Failovers whose cost is not known yet.
@@ -288,7 +288,8 @@ impl Discovery {
         if matches!(heard, Heard::Switched { .. }) {
             // Those that were told of belong to another primary.
             known.replicas.clear();
-            self.replicas.lock().clear();
+            known.replicas_at = None;
+            *self.replicas.lock() = None;
         }
         let believed = known.council.primacy();
         let agrees =
@@ -360,6 +361,7 @@ impl Discovery {
         let known = self.known.lock();
         let confirmation = known.council.confirmation(now);
         let primacy = known.council.primacy();
+        let connected = self.replicas.lock().clone();
         let replicas_are_fresh = known
             .replicas_at
             .is_some_and(|at| now.saturating_duration_since(at) <= REPLICAS_FRESH);
@@ -394,19 +396,21 @@ impl Discovery {
             voters: known.council.voters(),
             confirmed_ms_ago: self.proof_age(now).map(clock::as_ms),
             sentinels: sentinels.collect(),
-            replicas: all_replicas(&self.replicas.lock(), &known.replicas, replicas_are_fresh),
+            replicas_known: connected.is_some() || replicas_are_fresh,
+            replicas: all_replicas(connected, &known.replicas, replicas_are_fresh),
             not_allowed: self.not_allowed.lock().iter().copied().collect(),
         }
     }
 }
 
-/// The replicas that the primary tells of, and those that only the sentinels know: they are away.
+/// The replicas that the primary tells of, and those that only the sentinels know: they are away,
+/// or if nobody has told of late, it is not known how they are.
 fn all_replicas(
-    connected: &[ReplicaStatus],
+    connected: Option<Vec<ReplicaStatus>>,
     known: &[SentinelReplica],
     is_fresh: bool,
 ) -> Vec<ReplicaStatus> {
-    let mut all = connected.to_vec();
+    let mut all = connected.unwrap_or_default();
     for replica in known {
         let address = replica.endpoint.to_string();
         match all.iter_mut().find(|one| one.address == address) {
@@ -480,12 +484,12 @@ mod tests {
         let mut first = says("a", 1, now);
         first.replicas = Some(vec![replica("b", true), replica("c", false)]);
         discovery.hear(&seeds[0], first, now);
-        *discovery.replicas.lock() = vec![ReplicaStatus {
+        *discovery.replicas.lock() = Some(vec![ReplicaStatus {
             address: "b:1".into(),
             in_sync: true,
             lag_bytes: Some(7),
             priority: None,
-        }];
+        }]);
         let told = discovery.status(now).replicas;
         let facts = |one: &ReplicaStatus| (one.address.clone(), one.in_sync, one.lag_bytes);
         let told: Vec<_> = told.iter().map(facts).collect();
@@ -495,13 +499,20 @@ mod tests {
         ];
         assert_eq!(told, want);
         // The primary tells of them no more: the sentinel's word stands, for a while.
-        discovery.replicas.lock().clear();
+        let is_known = |at| discovery.status(at).replicas_known;
+        assert!(is_known(now + REPLICAS_FRESH * 2));
+        *discovery.replicas.lock() = None;
         let in_sync = |at| {
             let replicas = discovery.status(at).replicas;
             replicas.iter().map(|one| one.in_sync).collect::<Vec<_>>()
         };
         assert_eq!(in_sync(now), [true, false]);
         assert_eq!(in_sync(now + REPLICAS_FRESH * 2), [false, false]);
+        // Nobody has told of them since: that is no word that they are away.
+        assert_eq!(
+            (is_known(now), is_known(now + REPLICAS_FRESH * 2)),
+            (true, false)
+        );
         // Another primary: what was said of the old one's replicas is over.
         discovery.hear(&seeds[0], says("b", 2, now), now);
         assert!(discovery.status(now).replicas.is_empty());

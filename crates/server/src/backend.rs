@@ -156,7 +156,17 @@ impl Backend {
 
     /// Returns the servers behind the name of Redis.
     pub(crate) fn nodes(&self) -> Nodes {
-        Nodes::of(&self.client.status(), self.proof_within_ms)
+        self.nodes_of(&self.client.status())
+    }
+
+    /// The same, of what the client has just told.
+    fn nodes_of(&self, client: &steadfast::Status) -> Nodes {
+        let redis = self.cache.status().redis;
+        Nodes::of(
+            client,
+            self.proof_within_ms,
+            redis.and_then(|redis| redis.slot),
+        )
     }
 
     /// Returns for how long the oldest invalidation has waited to be applied; `None` if none waits,
@@ -175,7 +185,7 @@ impl Backend {
             let is = f64::from(u8::from(name == state.breaker));
             gauge!("steadfast_breaker_state", "state" => name).set(is);
         }
-        Nodes::of(&state, self.proof_within_ms).set_gauges();
+        self.nodes_of(&state).set_gauges();
         gauge!("steadfast_redis_in_flight").set(state.in_flight as f64);
         let flaps = f64::from(u8::from(state.flapping.is_some()));
         gauge!("steadfast_redis_flapping").set(flaps);

@@ -30,8 +30,9 @@ struct ServerNode {
     /// `primary` or `replica`.
     role: &'static str,
     /// Of one that this service is connected to, the state of its connection (`ready`,
-    /// `connecting`, `down`, `closed`); of another, `in_sync` or `away`, or in a cluster `idle` (it
-    /// was asked nothing yet) or `away` (other nodes cannot reach it).
+    /// `connecting`, `down`, `closed`), but `away` of a cluster's that other nodes cannot reach; of
+    /// another, `in_sync`, `away` or, if nobody has told of late, `unknown`, or in a cluster `idle`
+    /// (it was asked nothing yet) or `away`.
     state: &'static str,
     /// How far it is behind the primary; absent of a primary, and where nobody says.
     lag_bytes: Option<u64>,
@@ -54,6 +55,10 @@ struct Shards {
     away: Vec<String>,
     /// Those of them that no replica follows.
     alone: Vec<String>,
+    /// The slot in which all of the cache lies; absent if the cache has none.
+    cache_slot: Option<u16>,
+    /// Whether nobody serves that slot; absent if there is none, and if it is not known.
+    cache_away: Option<bool>,
     /// The slots that nobody is known to own, such as `0-5460`; empty if all are owned.
     uncovered: String,
     uncovered_slots: usize,
@@ -85,6 +90,8 @@ struct Sentinels {
     /// How old that may be before writes are refused; absent if no proof is asked for.
     proof_within_ms: Option<u64>,
     each: Vec<SentinelNode>,
+    /// Whether anybody has told of the replicas of late; if not, they are `unknown`.
+    replicas_known: bool,
     /// The commands that the primary does not allow to this user, without which lag and the cost of
     /// a failover are not known.
     not_allowed: Vec<&'static str>,
@@ -119,16 +126,23 @@ enum SentinelState {
 const FRESH_MS: f64 = 10_000.0;
 /// The time without a majority that is trouble: two rounds of questions were missed, not one.
 const UNCONFIRMED_MS: f64 = 25_000.0;
+/// The age of a cluster's view that is trouble: nodes are asked twice as often, if not more.
+const VIEW_OLD_MS: f64 = 60_000.0;
 
 impl Nodes {
-    pub(crate) fn of(client: &ClientStatus, proof_within_ms: Option<u64>) -> Self {
+    /// Tells of the servers that the client knows. `cache_slot` is the one in which the cache lies.
+    pub(crate) fn of(
+        client: &ClientStatus,
+        proof_within_ms: Option<u64>,
+        cache_slot: Option<u16>,
+    ) -> Self {
         if let Some(cluster) = &client.cluster {
             let members = cluster.nodes.iter().filter(|node| node.member);
             return Self {
                 found_by: "cluster",
                 servers: members.map(ServerNode::of_cluster).collect(),
                 sentinels: None,
-                shards: Some(Shards::of(cluster)),
+                shards: Some(Shards::of(cluster, cache_slot)),
             };
         }
         let breaker = Some(client.breaker);
@@ -156,7 +170,11 @@ impl Nodes {
         let replicas = watched.replicas.iter().map(|replica| ServerNode {
             address: replica.address.clone(),
             role: "replica",
-            state: if replica.in_sync { "in_sync" } else { "away" },
+            state: match (replica.in_sync, watched.replicas_known) {
+                (true, _) => "in_sync",
+                (false, true) => "away",
+                (false, false) => "unknown",
+            },
             lag_bytes: replica.lag_bytes,
             breaker: None,
             can_take_over: replica.priority.map(|priority| priority > 0),
@@ -196,15 +214,26 @@ impl Nodes {
             ),
             Some(_) => (Status::Healthy, ""),
         };
-        let in_sync = (self.servers.iter())
-            .filter(|node| node.state == "in_sync")
-            .count();
-        let replicas = match in_sync {
-            0 => "no replica in sync".to_owned(),
-            1 => "1 replica in sync".to_owned(),
-            n => format!("{n} replicas in sync"),
+        let replicas = match self.replicas_that_are("in_sync") {
+            None => "nobody tells whether a replica is in sync".to_owned(),
+            Some(0) => "no replica in sync".to_owned(),
+            Some(1) => "1 replica in sync".to_owned(),
+            Some(n) => format!("{n} replicas in sync"),
         };
         Some(Check::new(status, format!("{said}{means}; {replicas}")))
+    }
+
+    /// Returns how the shard of the cache is, in words; `None` where there is no cluster, and where
+    /// it is not known.
+    pub(crate) fn cache_in_words(&self) -> Option<String> {
+        self.shards.as_ref().and_then(Shards::cache_in_words)
+    }
+
+    /// Returns how many replicas are in this state; `None` if nobody has told of late.
+    fn replicas_that_are(&self, state: &str) -> Option<usize> {
+        let known = self.sentinels.as_ref()?.replicas_known;
+        let replicas = (self.servers.iter()).filter(|node| node.role == "replica");
+        known.then(|| replicas.filter(|node| node.state == state).count())
     }
 
     /// Sets the gauges of sentinels and replicas, where there are any.
@@ -226,8 +255,9 @@ impl Nodes {
         gauge!("steadfast_redis_primary_proof_age_seconds").set(age);
         let replicas = || self.servers.iter().filter(|node| node.role == "replica");
         for state in ["in_sync", "away"] {
-            let of_it = replicas().filter(|node| node.state == state);
-            gauge!("steadfast_redis_replicas", "state" => state).set(of_it.count() as f64);
+            // Not known is not none, which would wake somebody.
+            let count = self.replicas_that_are(state).map_or(f64::NAN, |n| n as f64);
+            gauge!("steadfast_redis_replicas", "state" => state).set(count);
         }
         let lag = replicas().filter_map(|node| node.lag_bytes).max();
         let lag = lag.map_or(f64::NAN, |bytes| bytes as f64);
@@ -242,8 +272,8 @@ impl ServerNode {
             address: address.unwrap_or_default(),
             role: if node.primary { "primary" } else { "replica" },
             state: match node.state {
+                _ if node.failing => "away",
                 Some(state) => state_name(state),
-                None if node.failing => "away",
                 None => "idle",
             },
             lag_bytes: None,
@@ -256,33 +286,30 @@ impl ServerNode {
 }
 
 impl Shards {
-    fn of(cluster: &ClusterStatus) -> Self {
-        let members = || cluster.nodes.iter().filter(|node| node.member);
-        let owners = || members().filter(|node| node.primary && !node.slots.is_empty());
-        let serves = |node: &NodeStatus| match node.state {
-            Some(state) => state == ConnectionState::Ready,
-            None => !node.failing,
+    fn of(cluster: &ClusterStatus, cache_slot: Option<u16>) -> Self {
+        let address = |node: &NodeStatus| {
+            let address = node.address.as_deref();
+            address.unwrap_or("a node without an address").to_owned()
         };
-        let followed = |node: &NodeStatus| {
-            let mut replicas = members().filter(|node| !node.primary && !node.failing);
-            replicas.any(|replica| replica.follows.is_some() && replica.follows == node.address)
-        };
-        let away = owners().filter(|node| !serves(node)).map(|node| {
-            let address = node
-                .address
-                .as_deref()
-                .unwrap_or("a node without an address");
-            let why = node
-                .last_error
-                .as_deref()
-                .unwrap_or("other nodes cannot reach it");
-            format!("{address} (slots {}): {why}", node.slots)
+        let away = cluster.owners().filter_map(|node| {
+            let why = node.why_not()?;
+            Some(format!("{} (slots {}): {why}", address(node), node.slots))
         });
-        let alone = owners().filter(|node| !followed(node));
+        let alone = cluster
+            .owners()
+            .filter(|node| cluster.replicas_of(node).next().is_none());
+        let cache_away = |slot| {
+            let owner = cluster.owners().find(|node| node.owns(slot));
+            let serves = owner.is_some_and(NodeStatus::serves);
+            // Whoever answers nobody's question may refuse all calls as well.
+            (!serves || cluster.error.is_none()).then_some(!serves)
+        };
         Self {
-            primaries: owners().count(),
+            primaries: cluster.owners().count(),
             away: away.collect(),
-            alone: alone.filter_map(|node| node.address.clone()).collect(),
+            alone: alone.map(address).collect(),
+            cache_slot,
+            cache_away: cache_slot.and_then(cache_away),
             uncovered: cluster.uncovered.clone(),
             uncovered_slots: cluster.uncovered_slots,
             epoch: cluster.epoch,
@@ -293,42 +320,79 @@ impl Shards {
         }
     }
 
-    /// One shard that is away costs its own keys only.
+    /// One shard that is away costs its own keys only, unless all nodes refuse all keys for it: then
+    /// none of them tells who owns what (`cluster-require-full-coverage`).
     fn check(&self) -> Check {
-        if self.heard_ms_ago.is_none() {
+        let Some(heard_ms_ago) = self.heard_ms_ago else {
             let why = self.error.as_deref().unwrap_or("none was asked");
             let message = format!("no node has told who owns which slot: {why}");
             return Check::new(Status::Degraded, message);
+        };
+        let mut wrong = self.parts_away();
+        if !wrong.is_empty() {
+            match self.serving() {
+                0 => wrong.push("Redis serves no key".to_owned()),
+                _ if self.error.is_some() => {}
+                _ => wrong.push("all other keys are served".to_owned()),
+            }
+            wrong.extend(self.cache_in_words());
         }
-        let mut wrong = Vec::new();
+        let ago = heard_ms_ago / 1e3;
+        match &self.error {
+            Some(error) => wrong.push(format!(
+                "no node tells who owns which slot, last heard {ago:.0} s ago: {error}"
+            )),
+            None if heard_ms_ago > VIEW_OLD_MS => wrong.push(format!(
+                "no node has told who owns which slot for {ago:.0} s"
+            )),
+            None => {}
+        }
+        let status = match wrong.is_empty() {
+            true => Status::Healthy,
+            false => Status::Degraded,
+        };
+        let mut said = match status {
+            Status::Healthy => format!("{} shards own all slots and serve", self.primaries),
+            _ => wrong.join("; "),
+        };
+        if !self.alone.is_empty() {
+            said.push_str(&format!("; without a replica: {}", self.alone.join(", ")));
+        }
+        Check::new(status, said)
+    }
+
+    /// Returns what is away, in words, one for each kind.
+    fn parts_away(&self) -> Vec<String> {
+        let mut parts = Vec::new();
         if self.uncovered_slots > 0 {
-            wrong.push(format!("nobody owns the slots {}", self.uncovered));
+            parts.push(format!("nobody owns the slots {}", self.uncovered));
         }
         if !self.away.is_empty() {
-            wrong.push(format!(
+            parts.push(format!(
                 "{} of {} shards do not serve: {}",
                 self.away.len(),
                 self.primaries,
                 self.away.join("; ")
             ));
         }
-        let mut said = match &wrong[..] {
-            [] => format!("{} shards own all slots and serve", self.primaries),
-            wrong => format!("{}; all other keys are served", wrong.join("; ")),
-        };
-        if !self.alone.is_empty() {
-            said.push_str(&format!("; without a replica: {}", self.alone.join(", ")));
-        }
-        let status = match wrong.is_empty() {
-            true => Status::Healthy,
-            false => Status::Degraded,
-        };
-        Check::new(status, said)
+        parts
+    }
+
+    fn cache_in_words(&self) -> Option<String> {
+        let slot = self.cache_slot?;
+        Some(match self.cache_away? {
+            true => format!("the cache's shard (slot {slot}) is away"),
+            false => format!("the cache (slot {slot}) is not concerned"),
+        })
+    }
+
+    /// The shards that serve.
+    fn serving(&self) -> usize {
+        self.primaries.saturating_sub(self.away.len())
     }
 
     fn set_gauges(&self) {
-        let away = self.away.len();
-        let serving = self.primaries.saturating_sub(away);
+        let (serving, away) = (self.serving(), self.away.len());
         for (state, count) in [("serving", serving), ("away", away)] {
             gauge!("steadfast_redis_shards", "state" => state).set(count as f64);
         }
@@ -355,6 +419,7 @@ impl Sentinels {
             confirmed_ms_ago: watched.confirmed_ms_ago,
             proof_within_ms,
             each: watched.sentinels.iter().map(SentinelNode::of).collect(),
+            replicas_known: watched.replicas_known,
             not_allowed: watched.not_allowed.clone(),
         }
     }
@@ -417,5 +482,123 @@ pub(crate) fn state_name(state: ConnectionState) -> &'static str {
         ConnectionState::Partial => "partial",
         ConnectionState::Closed => "closed",
         _ => "down",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shards() -> Shards {
+        Shards {
+            primaries: 3,
+            away: Vec::new(),
+            alone: Vec::new(),
+            cache_slot: Some(7),
+            cache_away: Some(false),
+            uncovered: String::new(),
+            uncovered_slots: 0,
+            epoch: 4,
+            heard_ms_ago: Some(400.0),
+            error: None,
+            discoveries: 1,
+            redirects: 0,
+        }
+    }
+
+    #[test]
+    fn s4_other_keys_are_served_only_if_some_shard_serves_and_a_node_tells_so() {
+        let away = |count: usize| Shards {
+            away: vec!["b:1 (slots 5-9): refused".to_owned(); count],
+            ..shards()
+        };
+        let said = away(1).check().message;
+        assert!(
+            said.ends_with("all other keys are served; the cache (slot 7) is not concerned"),
+            "{said}"
+        );
+        let all = Shards {
+            cache_away: Some(true),
+            ..away(3)
+        };
+        let said = all.check().message;
+        assert!(
+            said.ends_with("Redis serves no key; the cache's shard (slot 7) is away"),
+            "{said}"
+        );
+        let nobody_tells = Shards {
+            error: Some("a:1: CLUSTERDOWN".to_owned()),
+            cache_away: None,
+            ..away(1)
+        };
+        let said = nobody_tells.check().message;
+        assert!(!said.contains("other keys"), "{said}");
+        assert!(
+            said.ends_with("last heard 0 s ago: a:1: CLUSTERDOWN"),
+            "{said}"
+        );
+    }
+
+    #[test]
+    fn s4_a_view_that_nobody_renews_is_trouble_though_all_serve() {
+        assert_eq!(shards().check().status, Status::Healthy);
+        let refused = Shards {
+            error: Some("a:1: NOPERM".to_owned()),
+            ..shards()
+        };
+        let check = refused.check();
+        assert_eq!(check.status, Status::Degraded);
+        assert!(check.message.contains("NOPERM"), "{check:?}");
+        let old = Shards {
+            heard_ms_ago: Some(VIEW_OLD_MS + 5e3),
+            ..shards()
+        };
+        let check = old.check();
+        assert_eq!(check.status, Status::Degraded);
+        assert!(check.message.ends_with("which slot for 65 s"), "{check:?}");
+    }
+
+    #[test]
+    fn t20_that_nobody_tells_of_replicas_is_no_word_that_none_is_in_sync() {
+        let replica = |state| ServerNode {
+            address: "b:1".to_owned(),
+            role: "replica",
+            state,
+            lag_bytes: None,
+            breaker: None,
+            can_take_over: None,
+            slots: None,
+            follows: None,
+        };
+        let nodes = |state, replicas_known| Nodes {
+            found_by: "sentinel",
+            servers: vec![replica(state)],
+            sentinels: Some(Sentinels {
+                service: "main".to_owned(),
+                primary: Some("a:1".to_owned()),
+                epoch: Some(1),
+                switches: 0,
+                votes: 3,
+                majority: 2,
+                voters: 3,
+                confirmed_ms_ago: Some(1e3),
+                proof_within_ms: None,
+                each: Vec::new(),
+                replicas_known,
+                not_allowed: Vec::new(),
+            }),
+            shards: None,
+        };
+        let unknown = nodes("unknown", false);
+        assert_eq!(unknown.replicas_that_are("in_sync"), None);
+        let said = unknown.check().unwrap().message;
+        assert!(
+            said.ends_with("nobody tells whether a replica is in sync"),
+            "{said}"
+        );
+        let away = nodes("away", true);
+        assert_eq!(away.replicas_that_are("in_sync"), Some(0));
+        let said = away.check().unwrap().message;
+        assert!(said.ends_with("no replica in sync"), "{said}");
     }
 }

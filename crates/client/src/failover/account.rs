@@ -69,7 +69,7 @@ pub(crate) async fn keep_account(shared: Arc<Shared>) {
         });
         note_while_it_serves(&shared, &discovery, &link, &mut marks, (term, epoch)).await;
         // Nobody tells of them any more: what the sentinels say stands.
-        discovery.replicas.lock().clear();
+        *discovery.replicas.lock() = None;
         if link.state() == ConnectionState::Closed {
             return;
         }
@@ -123,13 +123,13 @@ async fn note_while_it_serves(
 }
 
 /// Returns the replicas that the primary tells of, at the addresses that sentinels name as well;
-/// none where it tells nothing.
-fn told_by(role: Option<RoleReport>, translation: &Translation) -> Vec<ReplicaStatus> {
+/// `None` where it tells nothing.
+fn told_by(role: Option<RoleReport>, translation: &Translation) -> Option<Vec<ReplicaStatus>> {
     let Some(RoleReport::Primary {
         offset, replicas, ..
     }) = role
     else {
-        return Vec::new();
+        return None;
     };
     let replicas = replicas.into_iter().map(|replica| ReplicaStatus {
         address: translation.of(replica.endpoint).to_string(),
@@ -137,7 +137,7 @@ fn told_by(role: Option<RoleReport>, translation: &Translation) -> Vec<ReplicaSt
         lag_bytes: Some(offset.saturating_sub(replica.offset)),
         priority: None,
     });
-    replicas.collect()
+    Some(replicas.collect())
 }
 
 /// Waits until the primary of the present term serves.

@@ -37,6 +37,9 @@ pub struct SentinelStatus {
     /// The replicas: those that are connected to the primary, as it told last, once a heartbeat;
     /// and those that the sentinels know besides.
     pub replicas: Vec<ReplicaStatus>,
+    /// Whether the primary, or a sentinel of late, has told of the replicas. If not, it is not
+    /// known which there are, nor whether one is in sync.
+    pub replicas_known: bool,
     /// The commands that the server does not allow to this user, of those that tell lag and what a
     /// failover cost (ROLE, INFO).
     pub not_allowed: Vec<&'static str>,

@@ -84,6 +84,7 @@ pub struct ClusterBuilder {
     primaries: usize,
     replicas: usize,
     node_timeout: Duration,
+    full_coverage: bool,
     settings: RedisBuilder,
     login: Option<String>,
     is_encrypted: bool,
@@ -104,6 +105,7 @@ impl Default for ClusterBuilder {
             primaries: 3,
             replicas: 1,
             node_timeout: Duration::from_secs(2),
+            full_coverage: false,
             settings: RedisBuilder::default(),
             login: None,
             is_encrypted: false,
@@ -132,6 +134,14 @@ impl ClusterBuilder {
     #[must_use]
     pub fn node_timeout(mut self, timeout: Duration) -> Self {
         self.node_timeout = timeout;
+        self
+    }
+
+    /// `cluster-require-full-coverage`: whether all nodes refuse all keys while any slot has no
+    /// owner that serves, as Redis does by default. Default here: no.
+    #[must_use]
+    pub fn full_coverage(mut self, requires: bool) -> Self {
+        self.full_coverage = requires;
         self
     }
 
@@ -317,6 +327,10 @@ impl Cluster {
 
     fn settings(&self, bus: &Port) -> RedisBuilder {
         let timeout = self.builder.node_timeout.as_millis().to_string();
+        let full_coverage = match self.builder.full_coverage {
+            true => "yes",
+            false => "no",
+        };
         let settings = self.builder.settings.clone().within(self.place.path());
         let settings = match self.place {
             Place::Own(_) => settings,
@@ -332,7 +346,7 @@ impl Cluster {
             .config("cluster-node-timeout", timeout)
             .config("cluster-replica-validity-factor", "0")
             .config("cluster-allow-replica-migration", "no")
-            .config("cluster-require-full-coverage", "no")
+            .config("cluster-require-full-coverage", full_coverage)
     }
 
     /// Returns the nodes that run and do not stand still.

@@ -10,7 +10,6 @@ use tokio::time::Instant;
 
 use super::Backend;
 use crate::health::{Check, Status};
-use crate::nodes::Nodes;
 
 /// The seconds in which no load succeeds while all are taken, after which the database counts as
 /// stuck.
@@ -66,15 +65,16 @@ impl Backend {
         let status = self.client.status();
         let since = status.state_for_ms / 1e3;
         let cause = status.last_error.as_deref().unwrap_or("never connected");
+        let nodes = self.nodes_of(&status);
         let address = &status.address;
         let redis = match status.state {
             // Which, and why, says the check of the shards.
-            ConnectionState::Partial => Check::new(
-                Status::Degraded,
-                format!(
-                    "some shards of the {address} do not serve; answers for their keys come from memory and the database"
-                ),
-            ),
+            ConnectionState::Partial => {
+                let cache = nodes.cache_in_words();
+                let cache = cache.unwrap_or("some keys are not served".to_owned());
+                let message = format!("some shards of the {address} do not serve; {cache}");
+                Check::new(Status::Degraded, message)
+            }
             ConnectionState::Ready => self.in_service(address, status.reconnects),
             ConnectionState::Connecting => Check::new(
                 // One that was never there is not known to be anywhere.
@@ -107,7 +107,6 @@ impl Backend {
             "half_open" => Check::new(Status::Degraded, "half-open: a few calls pass, on trial"),
             _ => Check::new(Status::Degraded, "open: calls to Redis are refused at once"),
         };
-        let nodes = Nodes::of(&status, self.proof_within_ms);
         let mut checks = vec![
             ("redis", redis.latency(rtt)),
             ("breaker", breaker),

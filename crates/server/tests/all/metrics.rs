@@ -106,15 +106,17 @@ fn only_metrics_count_as_names_of_metrics() {
     assert_eq!(names(expression), ["a_b", "x_y"]);
 }
 
-/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, or sentinels are asked,
-/// and seen there by the tests of those.
-const SET_UP: [&str; 9] = [
+/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, or Redis is a cluster or
+/// watched by sentinels, and seen there by the tests of those.
+const SET_UP: [&str; 11] = [
     "steadfast_redis_sentinels",
     "steadfast_redis_primary_proof_age_seconds",
     "steadfast_redis_replicas",
     "steadfast_redis_replica_lag_bytes",
     "steadfast_redis_shards",
+    "steadfast_redis_shards_without_replica",
     "steadfast_redis_uncovered_slots",
+    "steadfast_redis_cluster_view_age_seconds",
     "steadfast_tls_certificate_expiry_seconds",
     "steadfast_credentials_expiry_seconds",
     "steadfast_audit_lost_total",

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use steadfast::{CallOptions, Client, ClusterStatus, ConnectionState, NodeStatus};
+use steadfast::{CallOptions, Client, ClusterStatus, NodeStatus};
 use tokio::task::JoinSet;
 
 use super::plural;
@@ -29,7 +29,8 @@ impl Shards {
         let known = client.status().cluster?;
         let once = CallOptions::new().deadline(limit).attempts(1);
         let mut asks = JoinSet::new();
-        for address in primaries(&known)
+        for address in known
+            .owners()
             .take(LISTED)
             .filter_map(|node| node.address.clone())
         {
@@ -53,7 +54,7 @@ impl Shards {
 
     pub(super) fn describe(&self) -> Result<(), Failure> {
         let cluster = &self.cluster;
-        let owners = primaries(cluster).count();
+        let owners = cluster.owners().count();
         let age = cluster.heard_ms_ago.map_or("never told".to_owned(), |ms| {
             let age = duration(Duration::from_secs_f64(ms / 1e3));
             format!("told {age} ago")
@@ -99,22 +100,23 @@ impl Shards {
                 cluster.uncovered
             ));
         }
-        for node in primaries(cluster).filter(|node| !serves(node)) {
+        for node in cluster.owners() {
+            let Some(why) = node.why_not() else { continue };
             all.push(format!(
-                "{} does not serve, and its slots {} with it: {}",
+                "{} does not serve, and its slots {} with it: {why}",
                 name(node),
                 node.slots,
-                why(node)
             ));
         }
-        let owners = primaries(cluster).count();
+        let owners = cluster.owners().count();
         if (1..3).contains(&owners) {
             all.push(format!(
                 "fewer than three primaries own slots ({owners}): if one fails, the rest are no majority and no replica takes over"
             ));
         }
-        let alone: Vec<String> = primaries(cluster)
-            .filter(|node| replicas_of(cluster, node).next().is_none())
+        let alone: Vec<String> = cluster
+            .owners()
+            .filter(|node| cluster.replicas_of(node).next().is_none())
             .map(name)
             .collect();
         if !alone.is_empty() {
@@ -134,43 +136,14 @@ impl Shards {
     }
 }
 
-/// The members that own slots.
-fn primaries(cluster: &ClusterStatus) -> impl Iterator<Item = &NodeStatus> {
-    let owns = |node: &&NodeStatus| node.member && node.primary && !node.slots.is_empty();
-    cluster.nodes.iter().filter(owns)
-}
-
-fn replicas_of<'a>(
-    cluster: &'a ClusterStatus,
-    primary: &'a NodeStatus,
-) -> impl Iterator<Item = &'a NodeStatus> {
-    let of = |node: &&NodeStatus| node.member && !node.primary && node.follows == primary.address;
-    cluster.nodes.iter().filter(of)
-}
-
-fn serves(node: &NodeStatus) -> bool {
-    !node.failing
-        && node
-            .state
-            .is_none_or(|state| state == ConnectionState::Ready)
-}
-
-fn why(node: &NodeStatus) -> &str {
-    match (&node.last_error, node.failing) {
-        (Some(error), _) => error,
-        (None, true) => "other nodes cannot reach it",
-        (None, false) => "it is being connected to",
-    }
-}
-
 /// Hosts whose end ends more than one node, so that nobody takes over.
 fn shared_hosts(cluster: &ClusterStatus) -> Vec<String> {
     let mut all = Vec::new();
     let mut on_host: BTreeMap<&str, usize> = BTreeMap::new();
-    for node in primaries(cluster) {
+    for node in cluster.owners() {
         *on_host.entry(host(node)).or_default() += 1;
     }
-    let owners = primaries(cluster).count();
+    let owners = cluster.owners().count();
     let most = on_host.into_iter().max_by_key(|(_, count)| *count);
     if let Some((host, count)) = most
         && owners >= 3
@@ -180,9 +153,10 @@ fn shared_hosts(cluster: &ClusterStatus) -> Vec<String> {
             "{count} of {owners} primaries are on {host}: if that host fails, the rest are no majority and no replica takes over"
         ));
     }
-    let together: Vec<String> = primaries(cluster)
+    let together: Vec<String> = cluster
+        .owners()
         .filter(|primary| {
-            let mut replicas = replicas_of(cluster, primary).peekable();
+            let mut replicas = cluster.replicas_of(primary).peekable();
             replicas.peek().is_some() && replicas.all(|replica| host(replica) == host(primary))
         })
         .map(name)
@@ -215,8 +189,8 @@ fn says(node: &NodeStatus) -> String {
         (false, _, Some(of)) => format!("replica of {of}"),
         (false, _, None) => "replica".to_owned(),
     };
-    match serves(node) {
-        true => format!("{} {role}", name(node)),
-        false => format!("{} {role}: {}", name(node), why(node)),
+    match node.why_not() {
+        None => format!("{} {role}", name(node)),
+        Some(why) => format!("{} {role}: {why}", name(node)),
     }
 }

@@ -93,6 +93,65 @@ pub struct NodeStatus {
     pub last_error: Option<String>,
 }
 
+impl ClusterStatus {
+    /// The primaries that the newest view names as owners of slots.
+    pub fn owners(&self) -> impl Iterator<Item = &NodeStatus> {
+        let owns = |node: &&NodeStatus| node.member && node.primary && !node.slots.is_empty();
+        self.nodes.iter().filter(owns)
+    }
+
+    /// The replicas that could take over from this primary: members that follow it, and that other
+    /// nodes can reach. None of a primary whose address nobody knows.
+    pub fn replicas_of<'a>(
+        &'a self,
+        primary: &'a NodeStatus,
+    ) -> impl Iterator<Item = &'a NodeStatus> {
+        let follows = |node: &&NodeStatus| {
+            let fit = node.member && !node.primary && !node.failing;
+            fit && node.follows.is_some() && node.follows == primary.address
+        };
+        self.nodes.iter().filter(follows)
+    }
+}
+
+impl NodeStatus {
+    /// Returns whether the node answers calls, as far as is known: other nodes can reach it, its
+    /// breaker lets calls through, and so does the connection, if there is one already.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        let connected = self
+            .state
+            .is_none_or(|state| state == ConnectionState::Ready);
+        connected && !self.failing && self.breaker != Some("open")
+    }
+
+    /// Returns why it does not answer calls, in words; `None` if it does.
+    #[must_use]
+    pub fn why_not(&self) -> Option<&str> {
+        let ready = self.state == Some(ConnectionState::Ready);
+        let error = self.last_error.as_deref().filter(|_| !ready);
+        match self.serves() {
+            true => None,
+            // Connected, so that its last error is of a connection before.
+            false if self.failing => Some(error.unwrap_or("other nodes cannot reach it")),
+            false if ready => Some("its breaker is open after failures"),
+            false => Some(error.unwrap_or("it is being connected to")),
+        }
+    }
+
+    /// Returns whether it owns this slot.
+    #[must_use]
+    pub fn owns(&self, slot: u16) -> bool {
+        let number = |text: &str| text.parse::<u16>().ok();
+        self.slots.split(", ").any(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            number(first)
+                .zip(number(last))
+                .is_some_and(|(first, last)| (first..=last).contains(&slot))
+        })
+    }
+}
+
 impl Cluster {
     pub(crate) fn status(&self) -> ClusterStatus {
         let now = clock::now();
@@ -186,4 +245,99 @@ impl Cluster {
 fn told(ranges: &[SlotRange]) -> String {
     let ranges: Vec<String> = ranges.iter().map(ToString::to_string).collect();
     ranges.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(address: Option<&str>) -> NodeStatus {
+        NodeStatus {
+            id: None,
+            address: address.map(str::to_owned),
+            primary: true,
+            follows: None,
+            lag_ms: None,
+            member: true,
+            failing: false,
+            slots: "0-5460, 7000".to_owned(),
+            state: Some(ConnectionState::Ready),
+            breaker: Some("closed"),
+            in_flight: 0,
+            answered: 0,
+            reconnects: 0,
+            rtt_ms: None,
+            last_error: Some("connection reset".to_owned()),
+        }
+    }
+
+    #[test]
+    fn s4_a_node_serves_only_if_others_reach_it_and_its_breaker_lets_calls_through() {
+        let well = node(Some("a:1"));
+        assert_eq!((well.serves(), well.why_not()), (true, None));
+        let unasked = NodeStatus {
+            state: None,
+            breaker: None,
+            ..well.clone()
+        };
+        assert!(unasked.serves());
+        let failing = NodeStatus {
+            failing: true,
+            ..well.clone()
+        };
+        assert_eq!(failing.why_not(), Some("other nodes cannot reach it"));
+        let open = NodeStatus {
+            breaker: Some("open"),
+            ..well.clone()
+        };
+        assert_eq!(open.why_not(), Some("its breaker is open after failures"));
+        let down = NodeStatus {
+            state: Some(ConnectionState::Down),
+            ..well
+        };
+        assert_eq!(down.why_not(), Some("connection reset"));
+    }
+
+    #[test]
+    fn s4_only_a_replica_that_others_reach_and_whose_primary_is_known_can_take_over() {
+        let follower = |of: Option<&str>, failing| NodeStatus {
+            primary: false,
+            follows: of.map(str::to_owned),
+            failing,
+            slots: String::new(),
+            ..node(Some("r:1"))
+        };
+        let cluster = |primary: &NodeStatus, replica| ClusterStatus {
+            epoch: 1,
+            heard_ms_ago: None,
+            error: None,
+            not_allowed: Vec::new(),
+            discoveries: 0,
+            redirects: 0,
+            replica_reads: 0,
+            replica_fallbacks: 0,
+            uncovered: String::new(),
+            uncovered_slots: 0,
+            nodes: vec![primary.clone(), replica],
+        };
+        let (known, unknown) = (node(Some("a:1")), node(None));
+        let fit = |primary, replica| cluster(primary, replica).replicas_of(primary).count();
+        assert_eq!(fit(&known, follower(Some("a:1"), false)), 1);
+        assert_eq!(fit(&known, follower(Some("a:1"), true)), 0);
+        assert_eq!(fit(&unknown, follower(None, false)), 0);
+        assert_eq!(cluster(&known, follower(None, false)).owners().count(), 1);
+    }
+
+    #[test]
+    fn s4_a_node_owns_the_slots_that_it_names() {
+        let owner = node(None);
+        let owned = [0, 5460, 7000].map(|slot| owner.owns(slot));
+        assert_eq!(owned, [true; 3]);
+        assert!(!owner.owns(5461) && !owner.owns(7001));
+        let none = NodeStatus {
+            slots: String::new(),
+            ..owner
+        };
+        assert!(!none.owns(0));
+    }
 }
