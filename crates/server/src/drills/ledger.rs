@@ -113,6 +113,7 @@ mod tests {
 
     use crate::drills::Subjects;
 
+    #[expect(clippy::print_stderr, reason = "a test that skips its claim says so")]
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn d1_t5_t7_slots_that_move_are_felt_by_nobody_and_a_shard_that_is_down_by_its_own_callers()
      {
