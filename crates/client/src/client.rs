@@ -289,7 +289,8 @@ impl Client {
             return self.session().await;
         };
         let owner = cluster.owner_of(Slot::of_key(key.as_ref())).await?;
-        Box::pin(owner.session()).await
+        let session = Box::pin(owner.session()).await?;
+        Ok(session.noted_in(cluster.writes()))
     }
 
     /// Subscriptions on a connection of their own, which resubscribe by themselves and report what

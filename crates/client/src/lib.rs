@@ -47,6 +47,7 @@ mod membership;
 mod metrics;
 mod named;
 mod options;
+mod own_writes;
 mod pubsub;
 mod redis_rs;
 mod resolve;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use redis::{Cmd, Pipeline, Value};
 
 use crate::call::dedicated::Dedicated;
+use crate::call::plan::Payload;
 use crate::error::Error;
 use crate::options::CallOptions;
+use crate::own_writes::OwnWrites;
 
 /// A connection of one's own, from [`Client::session`](crate::Client::session). Clones share it. It
 /// is not replaced when it is lost: what it was in the middle of is lost with it, and every later
@@ -32,6 +34,8 @@ pub struct Session {
     connection: Arc<Dedicated>,
     options: CallOptions,
     db: i64,
+    /// Told of what is written here, in a cluster.
+    writes: Option<Arc<OwnWrites>>,
 }
 
 impl Session {
@@ -40,7 +44,14 @@ impl Session {
             connection: Arc::new(connection),
             options: CallOptions::new(),
             db,
+            writes: None,
         }
+    }
+
+    /// The same, of the node of a cluster.
+    pub(crate) fn noted_in(mut self, writes: &Arc<OwnWrites>) -> Self {
+        self.writes = Some(Arc::clone(writes));
+        self
     }
 
     /// Returns the same session with other options for its calls.
@@ -49,6 +60,7 @@ impl Session {
             connection: Arc::clone(&self.connection),
             options,
             db: self.db,
+            writes: self.writes.clone(),
         }
     }
 
@@ -57,7 +69,11 @@ impl Session {
     /// # Errors
     /// As [`Client::send`](crate::Client::send); nothing is ever repeated.
     pub async fn send(&self, cmd: &Cmd) -> Result<Value, Error> {
-        self.connection.send(cmd, &self.options).await
+        let payload = Payload::Command(cmd);
+        self.note(payload, false);
+        let answer = self.connection.send(cmd, &self.options).await;
+        self.note(payload, true);
+        answer
     }
 
     /// Sends a pipeline or transaction and returns all its replies in order, as
@@ -66,7 +82,17 @@ impl Session {
     /// # Errors
     /// The pipeline as a whole failed; nothing is ever repeated.
     pub async fn send_pipeline(&self, pipeline: &Pipeline) -> Result<Vec<Value>, Error> {
-        self.connection.send_pipeline(pipeline, &self.options).await
+        let payload = Payload::Pipeline(pipeline);
+        self.note(payload, false);
+        let answers = self.connection.send_pipeline(pipeline, &self.options).await;
+        self.note(payload, true);
+        answers
+    }
+
+    fn note(&self, payload: Payload<'_>, ended: bool) {
+        if let Some(writes) = &self.writes {
+            writes.note(payload, ended);
+        }
     }
 
     pub(crate) fn db(&self) -> i64 {

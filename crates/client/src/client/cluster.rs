@@ -54,6 +54,7 @@ use crate::event::hub::Hub;
 use crate::link::connect::{Connector, Transport};
 use crate::link::shared::Shared;
 use crate::membership::Membership;
+use crate::own_writes::OwnWrites;
 use crate::pubsub::PubSub;
 use crate::settings::Settings;
 use crate::target::{Address, Role, Target};
@@ -71,6 +72,7 @@ pub(crate) struct Cluster {
     routes: Routes,
     replicas: Replicas,
     reads: ReplicaReads,
+    writes: Arc<OwnWrites>,
     order: InOrder,
     /// The bytes that wait for all nodes together.
     total_bytes: Arc<TotalBytes>,
@@ -89,7 +91,9 @@ struct Known {
     /// The moments when the first view came, and the last.
     first_heard: Option<Instant>,
     heard: Option<Instant>,
-    /// The reason why the last discovery found none.
+    /// When a node last answered that knows a member, whether it serves or not.
+    kin_heard: Option<Instant>,
+    /// Why the last discovery found none.
     error: Option<Arc<str>>,
     /// The questions that nodes do not allow to be asked.
     not_allowed: BTreeSet<&'static str>,
@@ -130,6 +134,7 @@ impl Cluster {
             )),
             order: InOrder::new(shared.settings.in_flight),
             total_bytes: Arc::new(TotalBytes::new(shared.settings.buffered_bytes)),
+            writes: Arc::new(OwnWrites::new(now, shared.settings.max_lag)),
             shared,
             connector,
             provider,
@@ -142,6 +147,7 @@ impl Cluster {
                 topology: Topology::new(),
                 first_heard: None,
                 heard: None,
+                kin_heard: None,
                 error: None,
                 not_allowed: BTreeSet::new(),
             }),
@@ -154,6 +160,11 @@ impl Cluster {
 
     fn settings(&self) -> &Settings {
         &self.shared.settings
+    }
+
+    /// When slots were last written to by this client.
+    pub(crate) fn writes(&self) -> &Arc<OwnWrites> {
+        &self.writes
     }
 
     fn speaks_tls(&self) -> bool {

@@ -27,6 +27,8 @@ use crate::wire::queue::Gate;
 
 /// The parts of a client that its clones, supervisors and drivers share.
 pub(crate) struct Shared {
+    /// No other of this program has this number.
+    pub(crate) instance: u64,
     pub(crate) settings: Arc<Settings>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) breaker: BreakerGate,
@@ -54,6 +56,9 @@ pub(crate) struct Shared {
     /// Finds the runtime that the client's tasks live in.
     home: OnceLock<Box<FindRuntime>>,
 }
+
+/// How many there have been.
+static INSTANCES: AtomicU64 = AtomicU64::new(0);
 
 type FindRuntime = dyn Fn() -> Result<Handle, Error> + Send + Sync;
 
@@ -91,6 +96,7 @@ impl Shared {
             .map(|index| Arc::new(Link::new(index, &settings, now)))
             .collect();
         Ok(Self {
+            instance: INSTANCES.fetch_add(1, Ordering::Relaxed),
             fences: Arc::new(Fences::new(
                 links.clone(),
                 Arc::clone(&hub),

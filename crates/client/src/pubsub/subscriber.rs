@@ -18,6 +18,9 @@ use crate::link::connect::{ConnectRequest, Connector};
 use crate::link::shared::Shared;
 use crate::target::Protocol;
 
+/// Why a node of a cluster is left.
+const LEFT: &str = "the node is no member of the cluster, or no owner of the slot, any more";
+
 pub(super) struct Subscriber {
     shared: Arc<Shared>,
     connector: Arc<Connector>,
@@ -148,7 +151,7 @@ impl Subscriber {
                     self.obey(wire, order).await
                 }
                 parting = wire.tie.parted() => Err(parting.why().into()),
-                () = &mut left => Err("the node is no member of the cluster any more".into()),
+                () = &mut left => Err(LEFT.into()),
                 fresh = wire.rotation.fresh(), if wire.is_quiet() => {
                     wire.give(&fresh, &mut self.rng).await
                 }

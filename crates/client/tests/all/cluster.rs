@@ -566,6 +566,31 @@ async fn t12_commands_without_keys_have_their_place() {
 }
 
 #[tokio::test]
+async fn t12_what_concerns_all_primaries_reaches_one_that_only_a_redirect_has_named() {
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let client = client_of(&cluster).await;
+    let key = keys_of(&cluster, 0, 1).await.remove(0);
+    client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
+    let added = cluster.add_node().await.unwrap();
+    cluster.migrate(slot(&key), 0, added).await.unwrap();
+    let reads = {
+        let (client, get) = (client.clone(), cmd(&format!("GET {key}")));
+        tokio::spawn(async move { client.send(&get).await })
+    };
+    let is_named = || {
+        let nodes = client.status().cluster.unwrap().nodes;
+        nodes.iter().all(|node| node.id.is_some())
+    };
+    while is_named() && !reads.is_finished() {
+        tokio::task::yield_now().await;
+    }
+    client.send(&cmd("FLUSHALL")).await.unwrap();
+    let left = cluster.node(added).command(&["DBSIZE"]).await.unwrap();
+    assert_eq!(left, Value::Int(0));
+    reads.await.unwrap().unwrap();
+}
+
+#[tokio::test]
 async fn t10_a_session_belongs_to_the_node_of_its_key() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let client = client_of(&cluster).await;

@@ -185,6 +185,51 @@ async fn t2_every_address_of_a_seed_is_asked_and_all_nodes_may_change_theirs_at_
 }
 
 #[tokio::test]
+async fn t3_t26_a_seed_that_leads_to_another_cluster_takes_nothing_over_while_this_one_answers() {
+    let (ours, other) = (
+        Cluster::builder().replicas(0),
+        Cluster::builder().primaries(1).replicas(0),
+    );
+    let (ours, other) = (ours.start().await.unwrap(), other.start().await.unwrap());
+    let name = SeedName(Arc::new(SeedAddresses(Mutex::new(vec![
+        ours.node(1).addr(),
+    ]))));
+    let builder = Client::builder("redis-cluster://seed.example:1").unwrap();
+    let builder = builder.deadline(ms(10_000)).resolver(name.clone());
+    let client = builder.connect().await.unwrap();
+    let key = key_of(&ours, 0).await;
+    let set = cmd(&format!("SET {key} v"));
+    client.send(&set).await.unwrap();
+    *name.0.0.lock().unwrap() = vec![other.node(0).addr()];
+    let discoveries = || client.status().cluster.unwrap().discoveries;
+    let before = discoveries();
+    while discoveries() < before + 6 {
+        // Which is a reason to look who is there.
+        let nobody = client.node("127.0.0.1:1").send(&cmd("PING")).await;
+        nobody.unwrap_err();
+        tokio::time::sleep(ms(20)).await;
+    }
+    let nodes = client.status().cluster.unwrap().nodes;
+    assert_eq!(nodes.len(), 3, "{nodes:#?}");
+    client.send(&set).await.unwrap();
+    let size = |cluster: &Cluster| {
+        let node = cluster.node(0);
+        async move { node.command(&["DBSIZE"]).await.unwrap() }
+    };
+    assert_eq!(size(&other).await, Value::Int(0));
+    // If nobody of this one is there any more, it was made anew.
+    for node in ours.nodes() {
+        node.kill().await;
+    }
+    let begun = now();
+    while client.send(&set).await.is_err() {
+        assert!(now().duration_since(begun) < Duration::from_secs(30));
+        tokio::time::sleep(ms(20)).await;
+    }
+    assert_eq!(size(&other).await, Value::Int(1));
+}
+
+#[tokio::test]
 async fn t9_calls_wait_in_their_order_for_a_node_that_comes_back_at_another_address() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let builder = Client::builder(&cluster.url()).unwrap();

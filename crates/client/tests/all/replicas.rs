@@ -1,8 +1,8 @@
 //! T24: reads from replicas, on request.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use steadfast::redis::Value;
+use steadfast::redis::{Cmd, Value};
 use steadfast::{CallOptions, Client, ClientBuilder, ReadFrom};
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, Redis};
@@ -61,7 +61,10 @@ fn text(value: &str) -> Value {
 
 #[tokio::test]
 async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_cost_no_read() {
-    let cluster = Cluster::builder().primaries(2).start().await.unwrap();
+    // Nobody is to be held for failed.
+    let unhurried = Cluster::builder().primaries(2);
+    let unhurried = unhurried.node_timeout(Duration::from_secs(15));
+    let cluster = unhurried.start().await.unwrap();
     let slot = |key: &str| Slot::of_key(key.as_bytes()).number();
     let keys = (0..).map(|n| format!("key:{n}"));
     let layout = cluster.layout().await.unwrap();
@@ -86,6 +89,9 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
     until_read(&plain, &key, options).await;
     let client = reading(&cluster).await;
     until_served(&client, &key).await;
+    replica.save_snapshot().await.unwrap();
+    plain.send(&set("second")).await.unwrap();
+    let overwritten = now();
     let status = client.status().cluster.unwrap();
     let at = replica.addr().to_string();
     let of_replica = status
@@ -115,8 +121,17 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
     }
     cluster.end_migration(&slots, 0, 1).await.unwrap();
 
+    // One primary that is silent does not have the others measured less often.
+    measured_as_often_while_frozen(&cluster, &client).await;
+
     // One that does not get what is written any more is not read from when it is too old.
     until_served(&client, &key).await;
+    let other = reading(&cluster).await;
+    let session = other.session_for(&key).await.unwrap();
+    let third = reading(&cluster).await;
+    let node = third.node(&primary.addr().to_string());
+    until_served(&third, &key).await;
+    until_served(&other, &key).await;
     replica
         .command(&["CONFIG", "SET", "masterauth", "wrong"])
         .await
@@ -125,6 +140,11 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
         .command(&["CLIENT", "KILL", "TYPE", "master"])
         .await
         .unwrap();
+    // By whichever way it has written.
+    session.send(&set("session")).await.unwrap();
+    assert_eq!(other.send(&get).await.unwrap(), text("session"));
+    node.send(&set("node")).await.unwrap();
+    assert_eq!(third.send(&get).await.unwrap(), text("node"));
     plain.send(&set("later")).await.unwrap();
     let written = now();
     loop {
@@ -153,6 +173,7 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
         .command(&["CONFIG", "SET", "masterauth", secret])
         .await
         .unwrap();
+    not_from_a_snapshot(&cluster, &get, overwritten, secret).await;
     until_served(&client, &key).await;
     replica.freeze().unwrap();
     for _ in 0..200 {
@@ -165,6 +186,69 @@ async fn t24_replicas_are_read_from_on_request_while_they_are_young_enough_and_c
     for _ in 0..50 {
         assert_eq!(client.send(&get).await.unwrap(), text("later"));
     }
+}
+
+/// How old a replica may be that is started anew with older data.
+const LONG_LAG: Duration = Duration::from_secs(8);
+
+/// Nothing is read from a replica that was started anew with older data, from the moment when it
+/// answers again.
+async fn not_from_a_snapshot(cluster: &Cluster, get: &Cmd, overwritten: Instant, secret: &str) {
+    let (primary, replica) = (cluster.node(0), cluster.node(2));
+    let builder = builder(cluster).read_from(ReadFrom::Replicas);
+    let client = builder.max_lag(LONG_LAG).connect().await.unwrap();
+    let begun = now();
+    let before = served(&client);
+    while served(&client) == before || now().duration_since(overwritten) < LONG_LAG {
+        client.send(get).await.unwrap();
+        assert!(now().duration_since(begun) < Duration::from_secs(60));
+        tokio::time::sleep(ms(5)).await;
+    }
+    // Not to be brought up to date.
+    let peer = |password: &str| format!("ACL SETUSER steadfast-peer resetpass >{password}");
+    for words in [&*peer("another"), "CLIENT KILL TYPE replica"] {
+        let words: Vec<&str> = words.split(' ').collect();
+        primary.command(&words).await.unwrap();
+    }
+    replica.restart_from_snapshot().await.unwrap();
+    let restarted = now();
+    while now().duration_since(restarted) < LONG_LAG / 4 {
+        assert_eq!(client.send(get).await.unwrap(), text("later"));
+        tokio::time::sleep(ms(1)).await;
+    }
+    let peer = peer(secret);
+    let words: Vec<&str> = peer.split(' ').collect();
+    primary.command(&words).await.unwrap();
+}
+
+/// Measured is the replica of the first primary as often as ever while the second is frozen.
+async fn measured_as_often_while_frozen(cluster: &Cluster, client: &Client) {
+    let at = cluster.node(2).addr().to_string();
+    let age = || {
+        let nodes = client.status().cluster.unwrap().nodes;
+        let node = nodes
+            .iter()
+            .find(|node| node.address.as_deref() == Some(&*at));
+        node.and_then(|node| node.lag_ms).unwrap_or(f64::MAX)
+    };
+    cluster.node(1).freeze().unwrap();
+    // Six times in this time, or three if it has to wait for the other. A busy machine takes turns.
+    let mut most = 0;
+    for _ in 0..5 {
+        let (begun, mut last, mut measured) = (now(), age(), 0);
+        while now().duration_since(begun) < MAX_LAG / 4 * 6 {
+            tokio::time::sleep(ms(20)).await;
+            let age = age();
+            measured += u32::from(age < last);
+            last = age;
+        }
+        most = most.max(measured);
+        if most > 4 {
+            break;
+        }
+    }
+    cluster.node(1).resume().unwrap();
+    assert!(most > 4, "{most} times");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{MemberIndex, Rival, SlotState, Topology};
+use super::{Member, MemberIndex, Rival, SlotState, Topology};
 use crate::node::{Endpoint, NodeId};
 use crate::report::{ClusterInfo, ClusterReport, ReportedNode, ReportedRole};
 use crate::slot::{Slot, SlotRange};
@@ -185,6 +185,25 @@ impl Topology {
         changes
     }
 
+    /// Returns whether a view names none of the nodes that belong to the cluster: it is of another
+    /// one, or this one was made anew. Whoever asks several nodes at once does not
+    /// [`merge`](Self::merge) it while one answers that knows a member.
+    pub fn is_foreign(&self, view: &View) -> bool {
+        let mut members = self.members();
+        members.any(|(_, member)| is_known(member)) && !self.is_kin(view)
+    }
+
+    /// Returns whether a view names a node that belongs to the cluster, or tells no identities by
+    /// which that could be known. A node that knows of no slots has left its cluster.
+    pub fn is_kin(&self, view: &View) -> bool {
+        let nodes = &view.report.nodes;
+        let is_member = |node: &ReportedNode| match &node.id {
+            None => true,
+            Some(id) => self.find(id).is_some_and(|at| is_known(self.member(at))),
+        };
+        nodes.iter().any(|node| !node.slots.is_empty()) && nodes.iter().any(is_member)
+    }
+
     /// Finds or adds a node of a view.
     fn take_in(
         &mut self,
@@ -204,6 +223,11 @@ impl Topology {
             .collect();
         let index = match self.lookup(node.id.as_ref(), endpoint.as_ref(), &others) {
             Some(index) => index,
+            // For one of them there was no place, and none has become free.
+            None if changes.refused > 0 => {
+                changes.refused += 1;
+                return None;
+            }
             None => {
                 let Some(index) = self.add(node.id.clone(), endpoint.clone(), view.asked) else {
                     changes.refused += 1;
@@ -335,6 +359,10 @@ impl Topology {
             changes.left.push(index);
         }
     }
+}
+
+fn is_known(member: &Member) -> bool {
+    member.is_present && member.id.is_some()
 }
 
 /// The rules of the module above, for one slot.

@@ -343,6 +343,31 @@ fn t3_a_cluster_that_was_made_anew_with_low_epochs_is_believed_by_its_own_word()
 }
 
 #[test]
+fn t26_a_view_of_strangers_is_known_as_one_and_one_that_names_a_member_is_not() {
+    let now = start();
+    let told = |by: &str, nodes: Vec<ReportedNode>| view(by, now + ms(1), 9, nodes);
+    let strangers = told("x", vec![primary("x", 9, &[ALL]), primary("y", 9, &[])]);
+    assert!(!Topology::new().is_foreign(&strangers), "nobody is known");
+    let mut topology = two(now);
+    assert!(topology.is_foreign(&strangers));
+    let with = |member: ReportedNode| told("x", vec![primary("x", 9, &[ALL]), member]);
+    assert!(!topology.is_foreign(&with(primary("b", 2, &[]))));
+    let nameless = ReportedNode {
+        id: None,
+        ..primary("z", None, &[])
+    };
+    assert!(!topology.is_foreign(&with(nameless)), "it cannot be told");
+    // One that is no member any more bears nobody out, nor does one that has left.
+    let left = vec![
+        primary("a", 1, &[(0, 99)]),
+        primary("b", 2, &[(100, ALL.1)]),
+    ];
+    topology.merge(&view("a", now + ms(2), 3, left));
+    assert!(topology.is_foreign(&with(primary("c", 3, &[]))));
+    assert!(!topology.is_kin(&told("a", vec![primary("a", 1, &[])])));
+}
+
+#[test]
 fn t6_redirects_that_teach_nothing_leave_the_slot_as_it_is() {
     let now = start();
     let mut topology = two(now);

@@ -29,7 +29,9 @@ impl Cluster {
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
         let node = self.chosen(address, limits.deadline).await?;
         let times = limits.of_attempt(0);
+        self.writes.note(payload, false);
         let answer = node.attempt(payload, plan, options, times).await;
+        self.writes.note(payload, true);
         answer.map_err(|error| node.blame(error))
     }
 

@@ -1,8 +1,9 @@
 //! Asks nodes who owns which slot: off the path of calls, one question at a time, and never too
 //! many. It never gives up, and forgets no seed.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
@@ -10,7 +11,7 @@ use redis::Value;
 use steadfast_core::node::{Endpoint, NodeId};
 use steadfast_core::report::{ClusterInfo, ClusterReport};
 use steadfast_core::resp::Limits;
-use steadfast_core::topology::{Changes, Explained, Ignored, MemberIndex, Trigger, View};
+use steadfast_core::topology::{Explained, Ignored, MemberIndex, Trigger, View};
 
 use super::Cluster;
 use super::answers::{ClusterAnswers, refused};
@@ -25,7 +26,12 @@ use crate::wire::words::{command, text};
 
 /// The number of nodes that are asked at the same time.
 const AT_ONCE: usize = 3;
-/// The time for which the others of these may still answer once one has.
+/// How many times that many are asked, if there are so many, before a seed that leads to a cluster
+/// of strangers is believed.
+const WAVES: usize = 4;
+/// How many are asked besides in one discovery, for what only their own word decides.
+const AT_MOST: usize = 4 * AT_ONCE;
+/// How long the others of these may still answer once one has.
 const FOR_OTHERS: Duration = Duration::from_millis(100);
 
 /// The time after an event when the states of the nodes are looked at once more.
@@ -117,33 +123,61 @@ impl Cluster {
     }
 
     /// Asks until a node has answered whose view counts, or all have been asked.
-    async fn discover(&self) -> Explained {
+    pub(super) async fn discover(&self) -> Explained {
         self.discoveries
             .fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         let mut candidates = self.candidates();
-        let mut disputed: Vec<MemberIndex> = Vec::new();
+        let began = clock::now();
+        let mut disputed: BTreeSet<MemberIndex> = BTreeSet::new();
         let (mut heard, mut changed) = (false, false);
         let mut errors = Vec::new();
-        while !candidates.is_empty() && !heard {
+        let mut foreign = Vec::new();
+        let mut waves = 0;
+        while !candidates.is_empty() && !heard && (foreign.is_empty() || waves < WAVES) {
+            waves += 1;
             let wave = candidates.split_off(candidates.len().saturating_sub(AT_ONCE));
-            self.ask_each(wave, &mut errors, &mut |changes: Changes| {
+            self.ask_each(wave, &mut errors, &mut |view: View| {
+                if self.is_foreign(&view) {
+                    foreign.push(view);
+                    return false;
+                }
+                let changes = self.believe(&view);
                 heard |= changes.ignored.is_none();
                 changed |= !changes.is_empty();
                 disputed.extend(changes.disputed);
+                true
             })
             .await;
         }
+        // If none of those that were known is there any more, the cluster was made anew.
+        let made_anew = self.is_left_by_all_since(began);
+        for (nth, view) in foreign.iter().enumerate() {
+            if made_anew && (nth == 0 || !self.is_foreign(view)) {
+                let changes = self.believe(view);
+                heard |= changes.ignored.is_none();
+                changed |= !changes.is_empty();
+            } else if !made_anew {
+                self.refuse(view);
+            }
+        }
         // Their own word decides what others contradict each other about.
-        let disputed: Vec<Endpoint> = {
+        let mut asked: Vec<Endpoint> = {
             let known = self.known.lock();
             let members = disputed.iter().map(|index| known.topology.member(*index));
             members
                 .filter_map(|member| member.endpoint.clone())
                 .collect()
         };
-        if !disputed.is_empty() {
-            self.ask_each(disputed, &mut errors, &mut |changes: Changes| {
-                changed |= !changes.is_empty();
+        asked.extend(self.doubted().iter().map(|node| node.endpoint()));
+        self.shared.rng().shuffle(&mut asked);
+        asked.truncate(AT_MOST);
+        for wave in asked.chunks(AT_ONCE) {
+            self.ask_each(wave.to_vec(), &mut errors, &mut |view: View| {
+                let counts = !self.is_foreign(&view);
+                if counts {
+                    changed |= !self.believe(&view).is_empty();
+                }
+                counts
             })
             .await;
         }
@@ -152,7 +186,8 @@ impl Cluster {
             self.tell_state();
             self.version.send_modify(|version| *version += 1);
         }
-        match heard && (changed || self.is_well()) {
+        let in_doubt = !self.doubted().is_empty();
+        match heard && !in_doubt && (changed || self.is_well()) {
             true => Explained::Yes,
             false => Explained::NotYet,
         }
@@ -165,11 +200,35 @@ impl Cluster {
         self.routes.is_covered() && nodes.all(|node| node.client.state() == ConnectionState::Ready)
     }
 
+    /// Whether a view is of another cluster than the one that is known, or of that one made anew.
+    fn is_foreign(&self, view: &View) -> bool {
+        self.known.lock().topology.is_foreign(view)
+    }
+
+    /// Whether no node has answered since then that knows a member, in service or not.
+    fn is_left_by_all_since(&self, began: Instant) -> bool {
+        let known = self.known.lock();
+        known.kin_heard.is_none_or(|heard| heard < began)
+    }
+
+    /// Says of a seed that it leads to another cluster. Its nodes may have got the addresses of ours.
+    fn refuse(&self, view: &View) {
+        let host = &view.host;
+        let by = view.by.as_ref().map(NodeId::as_str).unwrap_or_default();
+        tracing::warn!(
+            host = &**host,
+            node = by,
+            "a seed leads to another cluster, which is not believed while members of this one answer"
+        );
+    }
+
+    /// Asks these nodes, and hands on what they answer. The others of them may still answer for a
+    /// moment once one has whose answer counts.
     async fn ask_each(
         &self,
         wave: Vec<Endpoint>,
         errors: &mut Vec<String>,
-        take_in: &mut (dyn FnMut(Changes) + Send),
+        take_in: &mut (dyn FnMut(View) -> bool + Send),
     ) {
         let asks = wave.into_iter().map(|endpoint| async move {
             let answer = self.ask(&endpoint).await;
@@ -186,8 +245,9 @@ impl Cluster {
             match next {
                 None => return,
                 Some((_, Ok(view))) => {
-                    until.get_or_insert(clock::now() + FOR_OTHERS);
-                    take_in(self.believe(&view));
+                    if take_in(view) {
+                        until.get_or_insert(clock::now() + FOR_OTHERS);
+                    }
                 }
                 Some((endpoint, Err(error))) => {
                     tracing::debug!(node = %endpoint, %error, "a node of the cluster cannot be asked");
@@ -311,7 +371,14 @@ impl Cluster {
             report,
             info,
         };
-        match view.why_ignored() {
+        let ignored = view.why_ignored();
+        if ignored != Some(Ignored::Empty) {
+            let known = &mut *self.known.lock();
+            if known.topology.is_kin(&view) {
+                known.kin_heard = Some(view.heard);
+            }
+        }
+        match ignored {
             None => Ok(view),
             Some(Ignored::NotServing) => Err(ConnectError::ClusterDown { address }),
             Some(Ignored::Empty) => Err(ConnectError::NoNode {

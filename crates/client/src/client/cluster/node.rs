@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use steadfast_core::command::Effect;
 use steadfast_core::conn::Reply;
 use steadfast_core::node::{Endpoint, NodeId};
@@ -29,11 +29,26 @@ pub(super) struct Node {
     retired: AtomicBool,
     /// Whether it has owned slots since it was started.
     has_owned: AtomicBool,
+    without_slots: Mutex<WithoutSlots>,
     /// The node and its slots, for errors.
     named: RwLock<Arc<str>>,
 }
 
-/// The time that what was asked of a node that is taken out of service may take to be answered.
+/// What a node that has owned slots, and owns none now, says of it.
+#[derive(Clone, Copy, Debug)]
+enum WithoutSlots {
+    /// It owns some, or never did.
+    No,
+    /// Nothing yet: it may be cut off from those who know of its successor.
+    Since(Instant),
+    /// It knows.
+    Agreed,
+}
+
+/// How long a node that has lost its last slot is asked about it.
+const DOUBTED: Duration = Duration::from_secs(60);
+
+/// How long what was asked of a node that is taken out of service may take to be answered.
 const LAST_ANSWERS: Duration = Duration::from_secs(1);
 
 impl Node {
@@ -50,6 +65,7 @@ impl Node {
             client,
             retired: AtomicBool::new(false),
             has_owned: AtomicBool::new(false),
+            without_slots: Mutex::new(WithoutSlots::No),
             named: RwLock::new(named),
         }
     }
@@ -78,6 +94,31 @@ impl Node {
 
     pub(super) fn has_owned(&self) -> bool {
         self.has_owned.load(Ordering::Relaxed)
+    }
+
+    /// Notes that it owns no slots any more.
+    pub(super) fn lost_its_slots(&self, now: Instant) {
+        let mut without = self.without_slots.lock();
+        if self.has_owned() && matches!(*without, WithoutSlots::No) {
+            *without = WithoutSlots::Since(now);
+        }
+    }
+
+    /// Notes that it says so itself.
+    pub(super) fn agrees_to_own_nothing(&self) {
+        let mut without = self.without_slots.lock();
+        if matches!(*without, WithoutSlots::Since(_)) {
+            *without = WithoutSlots::Agreed;
+        }
+    }
+
+    /// Whether it has lost its slots and may not know it. It may be cut off from the others, who take
+    /// their time to hold it for failed.
+    pub(super) fn is_doubted(&self, now: Instant) -> bool {
+        match *self.without_slots.lock() {
+            WithoutSlots::Since(since) => now.saturating_duration_since(since) < DOUBTED,
+            WithoutSlots::No | WithoutSlots::Agreed => false,
+        }
     }
 
     pub(super) fn is_retired(&self) -> bool {
@@ -135,6 +176,7 @@ impl Node {
     pub(super) fn name(&self, slots: &str) {
         if !slots.is_empty() {
             self.has_owned.store(true, Ordering::Relaxed);
+            *self.without_slots.lock() = WithoutSlots::No;
         }
         let at = self.endpoint();
         let named = match slots {

@@ -4,7 +4,7 @@
 //! makes its own journey, and the answers are joined.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use redis::{Cmd, ServerError, Value};
@@ -32,9 +32,9 @@ impl Cluster {
         plan: Plan,
         options: &CallOptions,
     ) -> Result<Reply, Error> {
-        let noted = self.notes_writes() && (plan.several || plan.effect != Effect::Read);
-        if noted {
-            self.note_writes(payload, false);
+        let may_write = plan.several || plan.effect != Effect::Read;
+        if may_write {
+            self.writes.note(payload, false);
         }
         let result = match payload {
             Payload::Command(cmd) => self.command(cmd, plan, options).await,
@@ -45,8 +45,9 @@ impl Cluster {
             }
             Payload::Pipeline(pipeline) => self.pipeline(pipeline, plan, options).await,
         };
-        if noted {
-            self.note_writes(payload, true);
+        // Replicas may be read from since it began.
+        if may_write {
+            self.writes.note(payload, true);
         }
         result.inspect_err(|error| {
             if matches!(error.kind(), ErrorKind::Down { .. }) && error.at().is_none() {
@@ -155,17 +156,56 @@ impl Cluster {
         if reads {
             self.settled(limits.deadline).await;
         }
-        let mut answers: BTreeMap<u16, Result<Value, Error>> = BTreeMap::new();
-        for _ in 0..=MAX_HOPS {
+        let answers = self.of_all_owners(payload, &plan, options, &limits).await?;
+        let some = may_be_done(&answers);
+        let answers: Vec<_> = answers.into_values().collect();
+        let joined = split::joined(plan.name, joining, answers);
+        match joined {
+            Ok(Value::ServerError(error)) => Err(Error::refused(error)),
+            Ok(value) => Ok(Reply::One(value)),
+            // Some have done it, or may have, and others not.
+            Err(error) => Err(error.at_best(some && !reads)),
+        }
+    }
+
+    /// Asks until there is an answer of each owner of slots, by their places.
+    async fn of_all_owners(
+        &self,
+        payload: Payload<'_>,
+        plan: &Plan,
+        options: &CallOptions,
+        limits: &super::journey::Limits,
+    ) -> Result<BTreeMap<u16, Result<Value, Error>>, Error> {
+        let reads = plan.effect == Effect::Read;
+        let mut answers = BTreeMap::new();
+        let mut refusals = 0;
+        loop {
             let owners = self.owners();
             // Keys that have gone over to another node would count twice.
             answers.retain(|owner, _| !reads || owners.contains(owner));
+            let missing = owners.iter().filter(|owner| !answers.contains_key(owner));
+            let missing: Vec<u16> = missing.copied().collect();
+            if missing.is_empty() {
+                return Ok(answers);
+            }
+            let failed = |error: Error| Err(error.at_best(!reads && may_be_done(&answers)));
             let mut nodes = Vec::new();
-            for owner in owners.iter().filter(|owner| !answers.contains_key(owner)) {
-                nodes.extend(self.node(*owner)?);
+            for owner in missing {
+                match self.node(owner) {
+                    Ok(node) => nodes.extend(node),
+                    Err(error) => return failed(error),
+                }
             }
             if nodes.is_empty() {
-                break;
+                // Only a redirect has told of them: who they are, a view has to tell.
+                self.trigger(Trigger::Doubt);
+                match self.more_is_known(limits.deadline).await {
+                    true => continue,
+                    false => return failed(unknown_owner()),
+                }
+            }
+            if clock::now() >= limits.deadline {
+                return failed(limits.timed_out(Certainty::NotSent));
             }
             let asks = nodes.iter().map(|node| {
                 let times = (limits.started, limits.limit);
@@ -179,29 +219,21 @@ impl Cluster {
                 elsewhere |= self.is_no_primary(&answer);
                 answers.insert(number, answer);
             }
-            if elsewhere && self.more_is_known(limits.deadline).await {
+            // The last refusal stays: without it the others would pass for all.
+            let again = elsewhere && refusals < MAX_HOPS;
+            refusals += 1;
+            if again && self.more_is_known(limits.deadline).await {
                 answers.retain(|_, answer| !self.is_no_primary(answer));
             }
-        }
-        let answers: Vec<_> = answers.into_values().collect();
-        let some = answers.iter().any(|answer| match answer {
-            Ok(_) => true,
-            Err(error) => error.certainty() == Certainty::Unknown,
-        });
-        let joined = split::joined(plan.name, joining, answers);
-        match joined {
-            Ok(Value::ServerError(error)) => Err(Error::refused(error)),
-            Ok(value) => Ok(Reply::One(value)),
-            // Some have done it, or may have, and others not.
-            Err(error) => Err(error.at_best(some && !reads)),
         }
     }
 
     /// Waits a little while a server has contradicted what is known and no view explains it.
     async fn settled(&self, deadline: Instant) {
-        if self.gate.lock().is_contradicted() {
-            let until = clock::now() + self.settings().reconnect_grace;
-            self.more_is_known(until.min(deadline)).await;
+        let until = deadline.min(clock::now() + self.settings().reconnect_grace);
+        // The first answer may be that of a node which has not heard of it.
+        while self.gate.lock().is_contradicted() && clock::now() < until {
+            clock::sleep(SETTLING).await;
         }
     }
 
@@ -262,7 +294,24 @@ impl Cluster {
     }
 }
 
-/// The number of slots that are looked at for one whose owner serves.
+/// Whether a command has run on a node, or may have.
+fn may_be_done(answers: &BTreeMap<u16, Result<Value, Error>>) -> bool {
+    answers.values().any(|answer| match answer {
+        Ok(_) => true,
+        Err(error) => error.certainty() == Certainty::Unknown,
+    })
+}
+
+fn unknown_owner() -> Error {
+    Error::not_sent(ErrorKind::Connect {
+        cause: "a node that only a redirect has named owns slots, and no view names it yet".into(),
+    })
+}
+
+/// How often it is looked whether a contradiction is explained.
+const SETTLING: Duration = Duration::from_millis(10);
+
+/// How many slots are looked at for one whose owner serves.
 const ANY: usize = 16;
 
 /// The hash of the command's key, if it has one only.

@@ -7,24 +7,26 @@
 //! the network do; and a replica of which it cannot be measured is not read from.
 //!
 //! What this client writes itself it must find again. So each slot remembers when it was last
-//! written to, and a replica that is not known to be younger than that does not serve the slot.
+//! written to ([`crate::own_writes`]), and a replica that is not known to be younger than that does
+//! not serve the slot.
 //!
 //! A replica does not know of a migration, and says of a key that has gone ahead of its slot that
 //! there is none. So what is not there by the word of a replica is asked of the primary.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use redis::{Cmd, Value};
 use steadfast_core::command::{self, Effect, Errors};
 use steadfast_core::conn::Reply;
-use steadfast_core::redis_rs;
 use steadfast_core::report::InfoReplication;
-use steadfast_core::slot::{SLOTS, Slot};
+use steadfast_core::slot::Slot;
 use steadfast_core::topology::MemberIndex;
 use tokio::sync::Notify;
 
@@ -37,6 +39,7 @@ use crate::error::{Error, ErrorKind};
 use crate::link::ConnectionState;
 use crate::metrics;
 use crate::options::{CallOptions, ReadFrom};
+use crate::own_writes::OwnWrites;
 
 /// The number of times that replicas are measured within the age that is allowed.
 const TIMES: u32 = 4;
@@ -52,10 +55,6 @@ pub(super) struct ReplicaReads {
 }
 
 struct On {
-    /// The moment when each slot was last written to, in nanoseconds since the cluster's start.
-    written: Box<[AtomicU64]>,
-    /// The same of all slots.
-    all_written: AtomicU64,
     measured: ArcSwap<Vec<Measured>>,
     turn: AtomicUsize,
     served: AtomicU64,
@@ -68,16 +67,62 @@ struct Measured {
     /// The place of its primary.
     of: u16,
     node: Arc<Node>,
-    /// The moment up to which the replica has all that its primary had acknowledged.
+    /// The numbers of its connections when it said so.
+    epochs: Arc<[u64]>,
+    /// It has all that its primary had acknowledged at this moment.
     proven: Instant,
 }
 
-/// The length of the history of a primary at a moment, by an answer to a question that was sent
+impl Measured {
+    /// Whether it is the same process still: one that was started anew in a moment may have older
+    /// data.
+    fn stands(&self) -> bool {
+        let ready = self.node.client.state() == ConnectionState::Ready;
+        ready && epochs(&self.node).eq(self.epochs.iter().copied())
+    }
+}
+
+/// Numbers of the connections to a node, of which one is replaced whenever its process is.
+fn epochs(node: &Node) -> impl Iterator<Item = u64> {
+    let links = &node.client.inner.shared.links;
+    links.iter().map(|link| link.epoch())
+}
+
+/// How long the history of a primary was at a moment, by an answer to a question that was sent
 /// after it.
 struct Mark {
     at: Instant,
     history: Arc<str>,
     offset: u64,
+}
+
+/// A primary and its replicas, as they were measured.
+struct Family {
+    primary: u16,
+    measured: Vec<Measured>,
+    marks: VecDeque<Mark>,
+}
+
+impl On {
+    /// Keeps what was measured of a family. Of others nothing changes.
+    fn keep(&self, primary: u16, family: Vec<Measured>) {
+        let again = |one: &Measured| family.iter().any(|new| new.node.number == one.node.number);
+        let before = self.measured.load();
+        let others = before.iter().filter(|one| one.of != primary && !again(one));
+        let mut all: Vec<Measured> = others.cloned().collect();
+        all.extend(family);
+        self.measured.store(Arc::new(all));
+    }
+
+    /// Forgets the families that are no more.
+    fn forget_but(&self, families: &BTreeMap<u16, Vec<u16>>) {
+        let measured = self.measured.load();
+        let stays = |one: &&Measured| families.contains_key(&one.of);
+        if !measured.iter().all(|one| stays(&one)) {
+            let stay = measured.iter().filter(stays).cloned().collect();
+            self.measured.store(Arc::new(stay));
+        }
+    }
 }
 
 /// The counts of reads, for status.
@@ -87,14 +132,12 @@ pub(super) struct ReadCounts {
 }
 
 impl ReplicaReads {
-    fn on(&self, now: u64) -> &On {
+    fn on(&self, writes: &OwnWrites) -> &On {
         self.on.get_or_init(|| {
+            writes.begin();
             metrics::begin_replica_reads();
             self.begins.notify_one();
             On {
-                written: (0..SLOTS).map(|_| AtomicU64::new(0)).collect(),
-                // What was written before was not noted.
-                all_written: AtomicU64::new(now),
                 measured: ArcSwap::default(),
                 turn: AtomicUsize::new(0),
                 served: AtomicU64::new(0),
@@ -141,14 +184,15 @@ impl Cluster {
             return self.follow(place, payload, plan, options).await;
         }
         let limits = Limits::new(plan.limit(options, self.settings().deadline)?);
-        let on = self.reads.on(self.nanos(limits.started));
+        let on = self.reads.on(&self.writes);
         let answer = match self.fit_for(on, place.0, limits.started) {
-            Some((node, fresh_for)) => {
+            Some((one, fresh_for)) => {
                 let limit = fresh_for.min(limits.limit / 2);
                 let once = options.clone().attempts(1);
                 let times = (limits.started, limit);
-                let answer = node.attempt(payload, plan.clone(), &once, times).await;
-                answer.ok().filter(|answer| is_something(cmd, answer))
+                let answer = one.node.attempt(payload, plan.clone(), &once, times).await;
+                let answer = answer.ok().filter(|answer| is_something(cmd, answer));
+                answer.filter(|_| one.stands())
             }
             None => None,
         };
@@ -175,10 +219,8 @@ impl Cluster {
     }
 
     /// A replica whose data are young enough for this slot, and for how long they still are.
-    fn fit_for(&self, on: &On, slot: Slot, now: Instant) -> Option<(Arc<Node>, Duration)> {
+    fn fit_for(&self, on: &On, slot: Slot, now: Instant) -> Option<(Measured, Duration)> {
         let owner = self.routes.owner(slot)?;
-        let of_slot = on.written[usize::from(slot.number())].load(Ordering::Relaxed);
-        let written = of_slot.max(on.all_written.load(Ordering::Relaxed));
         let max_lag = self.settings().max_lag;
         let measured = on.measured.load();
         let left = |one: &Measured| {
@@ -186,78 +228,20 @@ impl Cluster {
             max_lag.checked_sub(age).filter(|left| !left.is_zero())
         };
         let fit: Vec<(&Measured, Duration)> = (measured.iter())
-            .filter(|one| one.of == owner && self.nanos(one.proven) > written)
-            .filter(|one| one.node.client.state() == ConnectionState::Ready)
+            .filter(|one| one.of == owner && self.writes.are_before(one.proven, slot))
+            .filter(|one| one.stands())
             .filter_map(|one| Some((one, left(one)?)))
             .collect();
         let turn = on.turn.fetch_add(1, Ordering::Relaxed);
         let (one, left) = fit.get(turn.checked_rem(fit.len())?)?;
-        Some((Arc::clone(&one.node), *left))
-    }
-
-    /// Whether replicas are read from, so that it matters when a slot was written to.
-    pub(super) fn notes_writes(&self) -> bool {
-        self.reads.on.get().is_some()
-    }
-
-    /// Notes that a call is to write, or has.
-    pub(super) fn note_writes(&self, payload: Payload<'_>, ended: bool) {
-        let Some(on) = self.reads.on.get() else {
-            return;
-        };
-        let now = self.nanos(clock::now());
-        // While it is under way nobody knows when it takes effect.
-        let at = match ended {
-            true => now,
-            false => now.saturating_add(as_nanos(self.settings().max_lag)),
-        };
-        let note = |cmd: redis_rs::CommandRef<'_>| {
-            let class = command::classify(command::arguments(cmd));
-            if class.effect == Effect::Read {
-                return;
-            }
-            let mut keys = command::key_names(command::arguments(cmd)).peekable();
-            if keys.peek().is_none() || command::reaches_further(&class) {
-                on.all_written.fetch_max(at, Ordering::Relaxed);
-            }
-            for key in keys {
-                let slot = usize::from(Slot::of_key(key).number());
-                on.written[slot].fetch_max(at, Ordering::Relaxed);
-            }
-        };
-        match payload {
-            Payload::Command(cmd) => note(cmd.into()),
-            Payload::Pipeline(pipeline) => redis_rs::commands(pipeline).for_each(note),
-        }
-    }
-
-    fn nanos(&self, at: Instant) -> u64 {
-        as_nanos(at.saturating_duration_since(self.started))
-    }
-
-    /// Measures the replicas of each primary once.
-    async fn measure(&self, on: &On, marks: &mut Vec<(u16, VecDeque<Mark>)>) {
-        let families = self.families();
-        marks.retain(|(primary, _)| families.iter().any(|(number, _)| number == primary));
-        for (primary, _) in &families {
-            if !marks.iter().any(|(number, _)| number == primary) {
-                marks.push((*primary, VecDeque::new()));
-            }
-        }
-        let asks = marks.iter_mut().map(|(primary, marks)| {
-            let replicas = families.iter().find(|(number, _)| number == primary);
-            let replicas = replicas.map_or(&[][..], |(_, replicas)| replicas);
-            self.measure_family(*primary, replicas, marks)
-        });
-        let measured = join_all(asks).await.into_iter().flatten();
-        on.measured.store(Arc::new(measured.collect()));
+        Some(((*one).clone(), *left))
     }
 
     /// The primaries that have replicas, and these.
-    fn families(&self) -> Vec<(u16, Vec<u16>)> {
+    fn families(&self) -> BTreeMap<u16, Vec<u16>> {
         let known = self.known.lock();
         let topology = &known.topology;
-        let mut families: Vec<(u16, Vec<u16>)> = Vec::new();
+        let mut families: BTreeMap<u16, Vec<u16>> = BTreeMap::new();
         for (index, member) in topology.members() {
             let serves = member.is_present && !member.is_failing && !member.is_primary;
             let primary = member.follows.as_ref().filter(|_| serves);
@@ -265,20 +249,43 @@ impl Cluster {
                 continue;
             };
             let primary = MemberIndex::number(primary);
-            match families.iter_mut().find(|(number, _)| *number == primary) {
-                Some((_, replicas)) => replicas.push(index.number()),
-                None => families.push((primary, vec![index.number()])),
-            }
+            families.entry(primary).or_default().push(index.number());
         }
         families
+    }
+
+    /// Measures the replicas of each primary again and again, for ever. A family that takes its time
+    /// holds no other up.
+    async fn measure(&self, on: &On) {
+        let mut marks: BTreeMap<u16, VecDeque<Mark>> = BTreeMap::new();
+        let mut under_way = FuturesUnordered::new();
+        let mut busy: BTreeSet<u16> = BTreeSet::new();
+        loop {
+            let next = clock::now() + self.settings().max_lag / TIMES;
+            let families = self.families();
+            on.forget_but(&families);
+            marks.retain(|primary, _| families.contains_key(primary));
+            for (primary, replicas) in families {
+                if busy.insert(primary) {
+                    let marks = marks.remove(&primary).unwrap_or_default();
+                    under_way.push(self.measure_family(primary, replicas, marks));
+                }
+            }
+            while let Some(ended) = clock::timeout_at(next, under_way.next()).await.flatten() {
+                on.keep(ended.primary, ended.measured);
+                marks.insert(ended.primary, ended.marks);
+                busy.remove(&ended.primary);
+            }
+            clock::sleep_until(next).await;
+        }
     }
 
     async fn measure_family(
         &self,
         primary: u16,
-        replicas: &[u16],
-        marks: &mut VecDeque<Mark>,
-    ) -> Vec<Measured> {
+        replicas: Vec<u16>,
+        mut marks: VecDeque<Mark>,
+    ) -> Family {
         let at = clock::now();
         if let Ok(Some(node)) = self.node(primary)
             && let Some(said) = self.ask_history(&node).await
@@ -293,19 +300,25 @@ impl Cluster {
         }
         let asks = replicas.iter().map(|number| async {
             let node = self.replica(*number).ok().flatten()?;
+            let before: Arc<[u64]> = epochs(&node).collect();
             let said = self.ask_history(&node).await?;
-            Some((node, said))
+            Some((node, before, said))
         });
         let answers = join_all(asks).await.into_iter().flatten();
-        let measured = answers.filter_map(|(node, said)| {
-            let proven = proven(marks, &said)?;
+        let measured = answers.filter_map(|(node, epochs, said)| {
+            let proven = proven(&marks, &said)?;
             Some(Measured {
                 of: primary,
                 node,
+                epochs,
                 proven,
             })
         });
-        measured.collect()
+        Family {
+            primary,
+            measured: measured.collect(),
+            marks,
+        }
     }
 
     async fn ask_history(&self, node: &Node) -> Option<InfoReplication> {
@@ -327,16 +340,12 @@ impl Cluster {
 
 /// Measures replicas from when the first call wants to read from them. Ends with the client.
 pub(crate) async fn keep_measured(cluster: Arc<Cluster>) {
-    let mut marks = Vec::new();
     let measure = async {
         loop {
-            let Some(on) = cluster.reads.on.get() else {
-                cluster.reads.begins.notified().await;
-                continue;
-            };
-            let next = clock::now() + cluster.settings().max_lag / TIMES;
-            cluster.measure(on, &mut marks).await;
-            clock::sleep_until(next).await;
+            match cluster.reads.on.get() {
+                Some(on) => cluster.measure(on).await,
+                None => cluster.reads.begins.notified().await,
+            }
         }
     };
     tokio::select! {
@@ -401,10 +410,6 @@ fn is_nothing(answer: &Value) -> bool {
         Value::Map(pairs) => pairs.is_empty(),
         _ => false,
     }
-}
-
-fn as_nanos(time: Duration) -> u64 {
-    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

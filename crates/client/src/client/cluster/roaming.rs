@@ -28,9 +28,18 @@ pub(crate) struct Roaming {
     cluster: OnceLock<Weak<Cluster>>,
     /// To whose owner it connects, if not to any node.
     slot: Option<Slot>,
-    /// Of the places of the last attempt: who is there, and the name that the certificate is
-    /// expected to carry.
-    names: Mutex<HashMap<SocketAddr, (Endpoint, Arc<str>)>>,
+    /// Of the places of the last attempt: who is there.
+    names: Mutex<HashMap<SocketAddr, Dialled>>,
+}
+
+/// Who is at a place that an attempt to connect tries.
+#[derive(Clone, Debug)]
+struct Dialled {
+    endpoint: Endpoint,
+    /// The name that the certificate is expected to carry.
+    name: Arc<str>,
+    /// Where it stands among the nodes, if it was dialled as the owner of the slot.
+    owner: Option<u16>,
 }
 
 impl Roaming {
@@ -61,6 +70,8 @@ impl Transport for Roaming {
             let mut places = Vec::new();
             let mut names = HashMap::new();
             let mut last = None;
+            // Before it is known where that is: whoever owns it later is another.
+            let owner = self.slot.and_then(|slot| cluster.number_of(slot));
             let endpoints = match self.slot {
                 None => cluster.candidates().into_iter().rev().take(TRIED).collect(),
                 Some(slot) => cluster.endpoint_of(slot, limit).await?,
@@ -70,7 +81,12 @@ impl Transport for Roaming {
                     Ok(addresses) => {
                         let name = cluster.name_at(&endpoint);
                         for address in addresses {
-                            names.insert(address, (endpoint.clone(), Arc::clone(&name)));
+                            let dialled = Dialled {
+                                endpoint: endpoint.clone(),
+                                name: Arc::clone(&name),
+                                owner,
+                            };
+                            names.insert(address, dialled);
                             places.push(Location::Tcp(address));
                         }
                     }
@@ -98,7 +114,7 @@ impl Transport for Roaming {
                 });
             };
             let named = self.names.lock().get(&address).cloned();
-            let name = named.map(|(_, name)| name);
+            let name = named.map(|dialled| dialled.name);
             let name = name.unwrap_or_else(|| address.ip().to_string().into());
             self.network
                 .open_tcp(&name, address, limit, waits_for)
@@ -106,28 +122,91 @@ impl Transport for Roaming {
         })
     }
 
-    /// Ends when a connection that any node serves has to leave a node that is no member any more:
-    /// nothing is published there.
+    /// One that any node serves leaves the one that is no member any more, and one of a slot the one
+    /// that is its owner no more: nothing is published there. A deposed owner that is cut off from the
+    /// others does not know it, and goes on answering.
     fn left(&self, place: Location) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let cluster = self.cluster.get().filter(|_| self.slot.is_none());
-            let (Some(cluster), Location::Tcp(address)) = (cluster, place) else {
+            let (Some(cluster), Location::Tcp(address)) = (self.cluster.get(), place) else {
                 return std::future::pending().await;
             };
             let named = self.names.lock().get(&address).cloned();
+            let owner = named.as_ref().and_then(|dialled| dialled.owner);
             let by_address = Endpoint::new(&address.ip().to_string(), address.port());
-            let at = named.map_or_else(|| by_address.clone(), |(endpoint, _)| endpoint);
+            let at = named.map_or_else(|| by_address.clone(), |dialled| dialled.endpoint);
+            let is_left = |cluster: &Cluster| match self.slot {
+                None => cluster.is_member(&at, &by_address) == Some(false),
+                Some(slot) => {
+                    let now = cluster.number_of(slot);
+                    now.zip(owner).is_some_and(|(now, then)| now != then)
+                }
+            };
             let Some(mut version) = cluster.upgrade().map(|known| known.version.subscribe()) else {
                 return;
             };
             loop {
                 let known = cluster.upgrade();
-                if known.is_none_or(|known| known.is_member(&at, &by_address) == Some(false))
-                    || version.changed().await.is_err()
-                {
+                if known.is_none_or(|known| is_left(&known)) || version.changed().await.is_err() {
                     return;
                 }
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::poll;
+    use steadfast_core::report::ClusterReport;
+    use steadfast_core::topology::View;
+
+    use super::*;
+    use crate::clock;
+
+    fn view(epoch: u64, owners: [&str; 2]) -> View {
+        let slots = |name: &str| match owners.iter().position(|owner| *owner == name) {
+            Some(0) => "0-8191",
+            Some(_) => "8192-16383",
+            None => "",
+        };
+        let text = format!(
+            "a 127.0.0.1:1@11 master - 0 0 1 connected {}\n\
+             b 127.0.0.1:2@12 master - 0 0 2 connected {}\n\
+             c 127.0.0.1:3@13 myself,master - 0 0 {epoch} connected {}\n",
+            slots("a"),
+            slots("b"),
+            slots("c"),
+        );
+        let now = clock::now();
+        let nodes = redis::Value::BulkString(text.into());
+        View {
+            by: None,
+            host: "127.0.0.1".into(),
+            asked: now,
+            heard: now,
+            tls: false,
+            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
+            info: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn t15_t18_a_sharded_subscriber_leaves_an_owner_that_was_deposed_and_does_not_know_it() {
+        let builder = crate::Client::builder("redis-cluster://127.0.0.1:9").expect("a good url");
+        let client = builder.build().expect("good settings");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        assert!(cluster.believe(&view(0, ["a", "b"])).ignored.is_none());
+        let slot = Slot::new(7).expect("a slot");
+        let roaming = Roaming::new(Arc::clone(&cluster.shared.settings), Some(slot));
+        roaming.belongs_to(cluster);
+        let found = roaming.places(Duration::from_secs(9)).await;
+        let place = Location::Tcp(SocketAddr::from(([127, 0, 0, 1], 1)));
+        assert!(found.is_ok(), "the owner is known");
+        let mut left = std::pin::pin!(roaming.left(place));
+        assert!(poll!(left.as_mut()).is_pending());
+        assert!(cluster.believe(&view(0, ["a", "b"])).ignored.is_none());
+        assert!(poll!(left.as_mut()).is_pending(), "it still owns the slot");
+        assert!(cluster.believe(&view(3, ["c", "b"])).ignored.is_none());
+        assert!(poll!(left).is_ready(), "nobody publishes there now");
     }
 }

@@ -22,6 +22,8 @@ use crate::options::CallOptions;
 /// Where INFO is not allowed that cannot be known, and each connection counts as one of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
+    /// Of the client: a node that is taken out of service and started anew counts from 1 again.
+    instance: u64,
     epoch: u64,
     run_id: Option<Arc<str>>,
 }
@@ -34,6 +36,7 @@ impl Process {
         let view = link.view.lock();
         let facts = view.facts.as_ref()?;
         Some(Self {
+            instance: client.inner.shared.instance,
             epoch: link.epoch(),
             run_id: facts.run_id.clone(),
         })
@@ -42,7 +45,7 @@ impl Process {
     pub(crate) fn name(&self) -> Arc<str> {
         match &self.run_id {
             Some(run_id) => Arc::clone(run_id),
-            None => format!("connection {}", self.epoch).into(),
+            None => format!("connection {} of {}", self.epoch, self.instance).into(),
         }
     }
 }
@@ -199,4 +202,24 @@ fn nobody_there() -> Error {
 pub(crate) fn unreadable() -> Error {
     let why = "a server has answered SCAN by what is no answer to it";
     Error::new(ErrorKind::Invalid { why }, Certainty::Unknown)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn t13_a_process_that_does_not_say_who_it_is_is_another_when_its_client_is() {
+        let of_new_client = || {
+            let builder = Client::builder("redis://127.0.0.1:1").expect("a good url");
+            let client = builder.build().expect("good settings");
+            let link = &client.inner.shared.links[0];
+            link.connected(&crate::link::connect::ServerFacts::default(), clock::now());
+            Process::of(&client).expect("it is connected")
+        };
+        let (one, other) = (of_new_client(), of_new_client());
+        assert_eq!(one.epoch, other.epoch);
+        assert_ne!(one.name(), other.name());
+        assert_ne!(one, other);
+    }
 }

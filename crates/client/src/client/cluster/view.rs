@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use steadfast_core::node::{AnnouncedHost, Endpoint};
+use steadfast_core::node::{AnnouncedHost, Endpoint, NodeId};
 use steadfast_core::redirect::Redirect;
 use steadfast_core::report::ClusterReport;
 use steadfast_core::slot::Slot;
@@ -156,9 +156,33 @@ impl Cluster {
             self.retire_if_replaced(&known, &node);
         }
         drop(known);
+        self.take_its_word(view);
         self.tell_state();
         self.version.send_modify(|version| *version += 1);
         changes
+    }
+
+    /// Notes that the node which has answered owns nothing by its own word, if that is so.
+    fn take_its_word(&self, view: &View) {
+        let nodes = &view.report.nodes;
+        let of_itself = |id: &NodeId| nodes.iter().find(|node| node.id.as_ref() == Some(id));
+        let own = view.by.as_ref().and_then(of_itself);
+        let Some(own) = own.filter(|own| own.slots.is_empty()) else {
+            return;
+        };
+        for node in self.routes.nodes() {
+            if Some(&node.id) == own.id.as_ref() {
+                node.agrees_to_own_nothing();
+            }
+        }
+    }
+
+    /// The nodes in service that own nothing any more, and may not know it.
+    pub(super) fn doubted(&self) -> Vec<Arc<Node>> {
+        let now = clock::now();
+        let mut nodes = self.routes.nodes();
+        nodes.retain(|node| node.is_doubted(now) && !self.routes.owns(node.number));
+        nodes
     }
 
     /// Sends new calls for these slots to their new owners. Their gates close with that, or one of
@@ -188,6 +212,7 @@ impl Cluster {
         // One that has never owned any imports its first, or is about to.
         let is_wanted = answers || !node.has_owned();
         if is_wanted && member.is_primary && member.is_present {
+            node.lost_its_slots(clock::now());
             return;
         }
         if let Some(node) = self.routes.retire(node.number) {
@@ -340,6 +365,7 @@ fn ranges(topology: &Topology, index: MemberIndex) -> String {
 mod tests {
     use steadfast_core::redirect::Routing;
     use steadfast_core::report::ClusterReport;
+    use steadfast_core::topology::Explained;
 
     use super::*;
 
@@ -383,5 +409,46 @@ mod tests {
         let aim = cluster.moved(&old, &to, now);
         assert_eq!(aim, Some(Aim::Owner));
         assert_ne!(cluster.routes.owner(slot), Some(of_old));
+    }
+
+    #[tokio::test]
+    async fn t18_a_node_that_has_lost_all_its_slots_and_does_not_know_it_is_looked_at_again() {
+        let servers = steadfast_drill::process::Cluster::builder().primaries(2);
+        let servers = servers.replicas(0).start().await.expect("it starts");
+        let builder = crate::Client::builder(&servers.url()).expect("a good url");
+        let client = builder.deadline(std::time::Duration::from_secs(20));
+        let client = client.connect().await.expect("it serves");
+        let cluster = client.inner.cluster.as_ref().expect("it is one");
+        let owner = cluster.routes.owner(Slot::new(7).expect("a slot"));
+        let old = cluster.node(owner.expect("it is known"));
+        let old = old.ok().flatten().expect("it is started");
+        let (own, other) = (servers.node(0), servers.node(1));
+        // As after a takeover of which the old owner has not heard.
+        let text = format!(
+            "{} {}@1 master - 0 0 1 connected\n{} {}@2 myself,master - 0 0 900 connected 0-16383\n",
+            own.id(),
+            own.addr(),
+            other.id(),
+            other.addr()
+        );
+        let nodes = redis::Value::BulkString(text.into());
+        let now = clock::now();
+        let mut view = View {
+            by: NodeId::new(other.id()),
+            host: "127.0.0.1".into(),
+            asked: now,
+            heard: now,
+            tls: false,
+            report: ClusterReport::read_nodes(&nodes).expect("it can be read"),
+            info: None,
+        };
+        assert!(!cluster.believe(&view).slots.is_empty());
+        assert!(!old.is_retired(), "it seems to be well");
+        // It claims them still, so that nothing is explained.
+        assert_eq!(cluster.discover().await, Explained::NotYet);
+        assert!(old.is_doubted(clock::now()));
+        view.by = NodeId::new(own.id());
+        cluster.believe(&view);
+        assert!(!old.is_doubted(clock::now()), "by its own word");
     }
 }
