@@ -104,18 +104,19 @@ fn as_nanos(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    #[test]
-    fn t24_a_write_that_was_under_way_when_replicas_began_to_be_read_from_is_noted_at_its_end() {
+    #[tokio::test]
+    async fn t24_a_write_that_was_under_way_when_replicas_began_to_be_read_from_is_noted_at_its_end()
+     {
         let since = clock::now();
         let writes = OwnWrites::new(since, Duration::from_secs(5));
         let set = redis::cmd("SET").arg("k").arg(2).to_owned();
         let slot = Slot::of_key(b"k");
         writes.note(Payload::Command(&set), false);
         writes.begin();
-        std::thread::sleep(Duration::from_millis(1));
+        clock::sleep(Duration::from_millis(1)).await;
         let measured = clock::now();
         assert!(writes.are_before(measured, slot));
-        std::thread::sleep(Duration::from_millis(1));
+        clock::sleep(Duration::from_millis(1)).await;
         writes.note(Payload::Command(&set), true);
         assert!(!writes.are_before(measured, slot));
         assert!(writes.are_before(measured, Slot::of_key(b"other")));
