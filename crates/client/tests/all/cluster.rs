@@ -1,12 +1,14 @@
 //! T1 to T16, T23 to T26: a cluster of several primaries.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use steadfast::redis::{self, Value};
-use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent};
+use steadfast::{Certainty, Client, ConnectionState, ErrorKind, PubSub, PubSubEvent, Resolve};
 use steadfast_core::slot::Slot;
 use steadfast_drill::process::{Cluster, FailoverKind, Redis};
 use tokio::task::JoinSet;
@@ -565,14 +567,35 @@ async fn t12_commands_without_keys_have_their_place() {
     assert_eq!(client.send(&cmd("DBSIZE")).await.unwrap(), Value::Int(0));
 }
 
+/// Takes its time to find an address, once it is told to.
+#[derive(Clone, Debug, Default)]
+struct SlowNames(Arc<AtomicBool>);
+
+impl Resolve for SlowNames {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
+        let found = SocketAddr::new(host.parse().unwrap(), port);
+        Box::pin(async move {
+            if self.0.load(Ordering::Relaxed) {
+                tokio::time::sleep(ms(500)).await;
+            }
+            Ok(vec![found])
+        })
+    }
+}
+
 #[tokio::test]
 async fn t12_what_concerns_all_primaries_reaches_one_that_only_a_redirect_has_named() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
-    let client = client_of(&cluster).await;
+    let slow = SlowNames::default();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let builder = builder.deadline(ms(10_000)).resolver(slow.clone());
+    let client = builder.connect().await.unwrap();
     let key = keys_of(&cluster, 0, 1).await.remove(0);
     client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
     let added = cluster.add_node().await.unwrap();
     cluster.migrate(slot(&key), 0, added).await.unwrap();
+    // Nobody says who it is before it is asked for.
+    slow.0.store(true, Ordering::Relaxed);
     let reads = {
         let (client, get) = (client.clone(), cmd(&format!("GET {key}")));
         tokio::spawn(async move { client.send(&get).await })
