@@ -588,7 +588,8 @@ async fn t12_what_concerns_all_primaries_reaches_one_that_only_a_redirect_has_na
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let slow = SlowNames::default();
     let builder = Client::builder(&cluster.url()).unwrap();
-    let builder = builder.deadline(ms(10_000)).resolver(slow.clone());
+    let builder = builder.deadline(ms(20_000)).resolver(slow.clone());
+    let builder = builder.reconnect_grace(ms(10_000));
     let client = builder.connect().await.unwrap();
     let key = keys_of(&cluster, 0, 1).await.remove(0);
     client.send(&cmd(&format!("SET {key} v"))).await.unwrap();
