@@ -47,8 +47,13 @@ pub(crate) async fn call(
 ) -> Result<Reply, Error> {
     let started = clock::now();
     let limit = plan.limit(options, shared.settings.deadline)?;
-    call_within(shared, payload, plan, options, started, limit).await
+    let times = (started, limit);
+    call_within(shared, payload, plan, options, times, &mut None).await
 }
+
+/// The certainty of a call's last attempt by itself, where an earlier one may have run: its error
+/// says then that the outcome of the whole is unknown.
+pub(crate) type LastAlone = Option<Certainty>;
 
 /// The same, of a call that began at `started` and takes until `limit` later.
 pub(crate) async fn call_within(
@@ -56,8 +61,8 @@ pub(crate) async fn call_within(
     payload: Payload<'_>,
     plan: Plan,
     options: &CallOptions,
-    started: Instant,
-    limit: Duration,
+    (started, limit): (Instant, Duration),
+    alone: &mut LastAlone,
 ) -> Result<Reply, Error> {
     let link = &shared.links[plan.route.link];
     let call = Call {
@@ -72,9 +77,9 @@ pub(crate) async fn call_within(
     };
     // One look at a level that is known, where nobody listens.
     if tracing::span_enabled!(Level::DEBUG) {
-        return Box::pin(call.run_in_span(options)).await;
+        return Box::pin(call.run_in_span(options, alone)).await;
     }
-    call.run(options).await
+    call.run(options, alone).await
 }
 
 /// Makes one attempt on a dedicated connection, which nothing but its deadline limits. Returns
@@ -173,8 +178,8 @@ struct Call<'a> {
 }
 
 impl Call<'_> {
-    async fn run(&self, options: &CallOptions) -> Result<Reply, Error> {
-        let mut again = AttemptHistory::default();
+    async fn run(&self, options: &CallOptions, alone: &mut LastAlone) -> Result<Reply, Error> {
+        let mut again = Resubmission::default();
         let mut began = self.started;
         if self.shared.links.len() > 1 && self.link.is_some() {
             match self.take_turn().await {
@@ -189,7 +194,7 @@ impl Call<'_> {
                 }
             }
         }
-        self.run_from(began, again, options).await
+        self.run_from(began, again, options, alone).await
     }
 
     async fn run_from(
@@ -197,10 +202,11 @@ impl Call<'_> {
         began: Instant,
         mut again: AttemptHistory<'_>,
         options: &CallOptions,
+        alone: &mut LastAlone,
     ) -> Result<Reply, Error> {
         let result = match self.attempt(began, &mut again).await {
             Err(error) if !again.blamed_again && self.may_repeat(&error) => {
-                Box::pin(self.repeat(error, options, again)).await
+                Box::pin(self.repeat(error, options, again, alone)).await
             }
             result => result,
         };
@@ -211,7 +217,11 @@ impl Call<'_> {
     }
 
     /// Runs in a span of its own, with OpenTelemetry's names for a call to a database.
-    async fn run_in_span(&self, options: &CallOptions) -> Result<Reply, Error> {
+    async fn run_in_span(
+        &self,
+        options: &CallOptions,
+        alone: &mut LastAlone,
+    ) -> Result<Reply, Error> {
         let span = tracing::debug_span!(
             "redis",
             otel.name = self.plan.name,
@@ -222,7 +232,7 @@ impl Call<'_> {
             error.type = Empty,
             steadfast.certainty = Empty,
         );
-        let result = self.run(options).instrument(span.clone()).await;
+        let result = self.run(options, alone).instrument(span.clone()).await;
         if let Err(error) = &result {
             span.record("error.type", error.label());
             span.record("steadfast.certainty", error.certainty().as_str());
@@ -376,7 +386,8 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut again: AttemptHistory<'_>,
+        mut again: Resubmission<'_>,
+        alone: &mut LastAlone,
     ) -> Result<Reply, Error> {
         let mut repeats = Repeats::new(self.shared, options, self.started, self.deadline);
         loop {
@@ -390,7 +401,10 @@ impl Call<'_> {
                 ErrorKind::Lost { .. } => After::Loss,
                 _ => After::Refusal,
             };
-            let unknown = repeats.wait(error, after).await?;
+            let (before, certainty) = (repeats.may_have_run(), error.certainty());
+            let unknown = repeats.wait(error, after).await.inspect_err(|_| {
+                *alone = before.then_some(certainty);
+            })?;
             again.only_fenced = unknown
                 && self.plan.effect != Effect::Read
                 && !self.shared.settings.repeat_without_fence;
@@ -404,11 +418,18 @@ impl Call<'_> {
                 {
                     error = next;
                 }
-                result => return result.map_err(|error| error.at_best(unknown)),
+                result => {
+                    let certainty = result.as_ref().map_or_else(Error::certainty, |_| SERVED);
+                    *alone = unknown.then_some(certainty);
+                    return result.map_err(|error| error.at_best(unknown));
+                }
             }
         }
     }
 }
+
+/// The certainty of what was answered, which tells nothing: the answer does.
+const SERVED: Certainty = Certainty::Rejected;
 
 /// Refuses what may write while no majority of sentinels confirms the primary, where that is asked
 /// for.

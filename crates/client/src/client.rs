@@ -230,6 +230,7 @@ impl Client {
                 payload,
                 plan,
                 options,
+                &mut None,
             ))
             .await;
         }

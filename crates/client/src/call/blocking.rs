@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, TryAcquireError};
 
 use crate::call::dedicated::Dedicated;
 use crate::call::plan::{OwnPayload, Payload, Plan};
-use crate::call::{After, Repeats};
+use crate::call::{After, LastAlone, Repeats};
 use crate::clock;
 use crate::error::{Bound, Certainty, Error, ErrorKind};
 use crate::link::connect::Connector;
@@ -48,6 +48,7 @@ impl Blocking {
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
+        alone: &mut LastAlone,
     ) -> Result<Reply, Error> {
         let started = clock::now();
         let limit = plan.limit(options, shared.settings.deadline)?;
@@ -71,7 +72,7 @@ impl Blocking {
             started,
             limit,
         };
-        let result = call.run(payload, options).await;
+        let result = call.run(payload, options, alone).await;
         result.inspect_err(crate::metrics::count_error)
     }
 
@@ -104,7 +105,12 @@ struct BlockingCall<'a> {
 }
 
 impl BlockingCall<'_> {
-    async fn run(&self, payload: Payload<'_>, options: &CallOptions) -> Result<Reply, Error> {
+    async fn run(
+        &self,
+        payload: Payload<'_>,
+        options: &CallOptions,
+        alone: &mut LastAlone,
+    ) -> Result<Reply, Error> {
         let deadline = Deadline::after(self.started, self.limit).instant();
         let mut repeats = Repeats::new(self.shared, options, self.started, deadline);
         let (mut rest, mut was_lost, mut has_followed) = (None, false, false);
@@ -114,6 +120,7 @@ impl BlockingCall<'_> {
                 Ok(reply) => return Ok(reply),
                 Err(error) => error,
             };
+            *alone = repeats.may_have_run().then_some(error.certainty());
             let after = if self.follows(&error) {
                 // One that is refused once more finds no primary yet.
                 match std::mem::replace(&mut has_followed, true) {

@@ -1,3 +1,5 @@
+use std::sync::Arc;
+
 use redis::Value;
 use steadfast_core::conn::Batch;
 use steadfast_core::policy::breaker::{BreakerMode, State};
@@ -6,7 +8,7 @@ use super::*;
 use crate::settings::Settings;
 use crate::target::Target;
 use crate::wire::queue::{Backlog, Job};
-use crate::wire::slot::Ended;
+use crate::wire::slot::{Blame, Ended};
 
 /// No connection yet, so calls wait, though the breaker is open.
 fn waiting() -> Shared {
@@ -181,4 +183,47 @@ async fn c1_one_whose_time_is_up_in_line_is_not_submitted() {
     assert!(matches!(error.kind(), ErrorKind::Timeout { .. }), "{error}");
     assert_eq!(error.certainty(), Certainty::NotSent);
     assert_eq!(shared.links[0].queue.in_flight(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn c2_a_redirect_after_a_lost_attempt_proves_itself_and_not_what_came_before() {
+    let settings = Settings::new(Target::parse("redis://h").expect("a good url"));
+    let shared = Shared::new(settings, clock::now()).expect("good settings");
+    shared.links[0].open(clock::now());
+    let get = redis::cmd("GET").arg("k").to_owned();
+    let payload = Payload::Command(&get);
+    let plan = payload.plan(1, true).expect("it may be sent");
+    let (options, mut alone) = (CallOptions::new(), None);
+    let times = (clock::now(), shared.settings.deadline);
+    let error = {
+        let mut call = Box::pin(call_within(
+            &shared, payload, plan, &options, times, &mut alone,
+        ));
+        assert!(futures_util::poll!(&mut call).is_pending());
+        let job = submitted(&shared).drain().next().expect("it was sent");
+        job.into_ticket().expect("it is a call").end(Ended::Lost {
+            certainty: Certainty::Unknown,
+            cause: Arc::from("reset"),
+            rejoin: None,
+            blame: Blame::Shared,
+        });
+        assert!(futures_util::poll!(&mut call).is_pending());
+        let job = submitted(&shared)
+            .drain()
+            .next()
+            .expect("it was sent again");
+        let mut decoder = steadfast_core::resp::Decoder::default();
+        let moved = decoder.decode(b"-MOVED 12706 h:1\r\n").expect("good");
+        job.into_ticket()
+            .expect("it is a call")
+            .end(Ended::Answered {
+                reply: Reply::One(moved.value.expect("whole")),
+                at: clock::now(),
+                fair: true,
+            });
+        call.await.expect_err("it was redirected")
+    };
+    assert!(matches!(error.kind(), ErrorKind::Server(_)), "{error}");
+    assert_eq!(error.certainty(), Certainty::Unknown, "for who asks once");
+    assert_eq!(alone, Some(Certainty::Rejected), "so it is followed");
 }

@@ -53,7 +53,8 @@ impl Call<'_> {
             ..*self
         };
         let options = CallOptions::new();
-        let answer = ping.run_from(clock::now(), AttemptHistory::default(), &options);
+        let mut alone = None;
+        let answer = ping.run_from(clock::now(), Resubmission::default(), &options, &mut alone);
         match answer.await {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::not_sent(error.kind().clone())),

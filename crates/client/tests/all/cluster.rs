@@ -393,6 +393,82 @@ async fn t2_t16_a_primary_that_is_killed_is_followed_to_its_replica() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t32_calls_of_every_slot_wait_through_an_election_in_their_order() {
+    // As servers are by default: while one slot has no primary, every node refuses.
+    let builder = Cluster::builder().require_full_coverage(true);
+    let cluster = builder.start().await.unwrap();
+    let (own, others) = (keys_of(&cluster, 0, 1).await, keys_of(&cluster, 1, 1).await);
+    let patient = Client::builder(&cluster.url()).unwrap();
+    let patient = patient.deadline(ms(60_000)).wait_for_primary(ms(60_000));
+    let patient = patient.connect().await.unwrap();
+    for key in [&own[0], &others[0]] {
+        patient.send(&cmd(&format!("SET {key} 0"))).await.unwrap();
+    }
+    cluster.node(0).kill().await;
+    let mut calls = Vec::new();
+    // Until well after the new primary serves.
+    let (began, mut served) = (now(), None);
+    while served.is_none_or(|served| now().duration_since(served) < ms(500)) {
+        assert!(now().duration_since(began) < Duration::from_secs(50));
+        let number = calls.len() / 2;
+        for key in [&own[0], &others[0]] {
+            let (client, words) = (patient.clone(), format!("SET {key} {number}"));
+            let mut call = Box::pin(async move { client.send(&cmd(&words)).await });
+            // It is submitted in this order, whichever thread serves it later.
+            let polled = futures_util::poll!(&mut call);
+            calls.push(tokio::spawn(async move {
+                match polled {
+                    std::task::Poll::Ready(result) => result,
+                    std::task::Poll::Pending => call.await,
+                }
+            }));
+        }
+        if served.is_none() && calls[0].is_finished() {
+            served = Some(now());
+        }
+        tokio::time::sleep(ms(20)).await;
+    }
+    let last = (calls.len() / 2 - 1) as u64;
+    for (number, call) in calls.into_iter().enumerate() {
+        let error = call.await.unwrap().err();
+        assert!(error.is_none(), "{number}: {error:?}");
+    }
+    assert_eq!(counted(&patient, &own[0]).await, last);
+    assert_eq!(counted(&patient, &others[0]).await, last);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn c13_t8_calls_wait_in_their_order_for_a_first_view_and_pipelines_for_a_node_not_known_yet()
+{
+    let cluster = Cluster::builder().replicas(0).start().await.unwrap();
+    let builder = Client::builder(&cluster.url()).unwrap();
+    let client = builder.deadline(ms(10_000)).build().unwrap();
+    let pushes = (0..40).map(|n| {
+        let client = &client;
+        async move { client.send(&cmd(&format!("RPUSH list {n}"))).await }
+    });
+    for pushed in futures_util::future::join_all(pushes).await {
+        pushed.unwrap();
+    }
+    let list = client.send(&cmd("LRANGE list 0 -1")).await.unwrap();
+    let text = |n: usize| Value::BulkString(n.to_string().into_bytes());
+    assert_eq!(list, Value::Array((0..40).map(text).collect()));
+
+    // A node of which the client has not heard yet.
+    let key = keys_of(&cluster, 0, 1).await.remove(0);
+    client.send(&cmd(&format!("SET {key} 1"))).await.unwrap();
+    let added = cluster.add_node().await.unwrap();
+    let slots = [slot(&key)];
+    cluster.begin_migration(&slots, 0, added).await.unwrap();
+    cluster.move_keys(&slots, 0, added, 100).await.unwrap();
+    let mut pipeline = redis::pipe();
+    pipeline.incr(&key, 1).get("list2").incr(&key, 1);
+    let replies = client.send_pipeline(&pipeline).await.unwrap();
+    assert_eq!(replies, [Value::Int(2), Value::Nil, Value::Int(3)]);
+    cluster.end_migration(&slots, 0, added).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn t8_a_pipeline_over_all_slots_is_joined_in_its_order_while_slots_move() {
     let cluster = Cluster::builder().replicas(0).start().await.unwrap();
     let client = client_of(&cluster).await;

@@ -68,6 +68,8 @@ struct Unit<E> {
     may_have_run: bool,
     /// The redirect that was answered to it last.
     redirect: Option<Routing>,
+    /// Whether nothing but a redirect has it sent again.
+    ends_here: bool,
 }
 
 enum State<E> {
@@ -151,6 +153,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                     state: State::Waiting,
                     may_have_run: false,
                     redirect: None,
+                    ends_here: false,
                 });
             };
             let mut divided = None;
@@ -225,6 +228,7 @@ impl<'a, E> SplitPipeline<'a, E> {
                 .add_command(self.entries[unit.entry].cmd_of(unit.part));
             parts[at].units.push(number);
             unit.state = State::Sent;
+            unit.ends_here = false;
         }
         if let [only] = &mut parts[..] {
             let all = only.units.len() == self.entries.len();
@@ -263,6 +267,31 @@ impl<'a, E> SplitPipeline<'a, E> {
                 (None, None) => {}
             }
         }
+    }
+
+    /// Says of commands that an earlier attempt to send them may have run, whatever is recorded of
+    /// the last one.
+    pub fn may_have_run_before(&mut self, units: &[usize]) {
+        for number in units {
+            if let Some(unit) = self.units.get_mut(*number) {
+                unit.may_have_run = true;
+            }
+        }
+    }
+
+    /// Says of commands that failed that the node which they went to is theirs still: whatever
+    /// becomes of others, these are not sent again but by a redirect.
+    pub fn end_here(&mut self, units: &[usize]) {
+        for number in units {
+            if let Some(unit) = self.units.get_mut(*number) {
+                unit.ends_here = true;
+            }
+        }
+    }
+
+    /// Returns the slot of a command, given by its number.
+    pub fn slot_of(&self, unit: usize) -> Option<Slot> {
+        self.units.get(unit).and_then(|unit| unit.slot)
     }
 
     /// Returns the answers to all commands, in their order; also those that are errors, as from one

@@ -511,6 +511,54 @@ fn t8_what_may_have_run_and_was_not_sent_again_in_time_is_unknown() {
 }
 
 #[test]
+fn t8_t22_what_failed_at_a_node_that_serves_its_slot_still_is_not_sent_again_beside_others() {
+    let mut pipeline = pipe();
+    pipeline.set("k", 1).set("other", 1).set("left", 1);
+    let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+    let parts = split.to_send(|target| target.slot);
+    let failed = |certainty| Failed {
+        error: Fault::Lost,
+        certainty,
+    };
+    for part in &parts {
+        let certainty = match part.units() {
+            [1] => Certainty::NotSent,
+            _ => Certainty::Unknown,
+        };
+        split.record(part.units(), Vec::new(), Some(failed(certainty)));
+    }
+    split.end_here(&[0, 1]);
+    assert_eq!(split.slot_of(2), Some(slot("left")));
+    assert_eq!(split.again(ALL, reads_and_last_wins).retried, 1);
+    let parts = split.to_send(|_| ());
+    assert_eq!(parts[0].units(), [2]);
+}
+
+#[test]
+fn c2_what_may_have_run_before_its_redirect_is_unknown_when_the_new_owner_is_away() {
+    for before in [false, true] {
+        let mut pipeline = pipe();
+        pipeline.set("k", 1);
+        let mut split = SplitPipeline::<Fault>::new(&pipeline, DivideMset::No).expect("divided");
+        let parts = split.to_send(|_| "old");
+        if before {
+            split.may_have_run_before(parts[0].units());
+        }
+        let moved = server_error(&format!("MOVED {} h:1", slot("k")));
+        split.record(parts[0].units(), vec![moved], None);
+        assert_eq!(split.again(ALL, |_| false).followed, 1);
+        let parts = split.to_send(|_| "new");
+        let away = Failed {
+            error: Fault::Lost,
+            certainty: Certainty::NotSent,
+        };
+        split.record(parts[0].units(), Vec::new(), Some(away));
+        let failed = split.finish().expect_err("nobody serves it");
+        assert_eq!(failed.certainty == Certainty::Unknown, before);
+    }
+}
+
+#[test]
 fn t10_a_script_follows_try_again_in_the_server_s_own_words_only() {
     let follows = |words: &str, error: &str| {
         let mut pipeline = pipe();

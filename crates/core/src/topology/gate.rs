@@ -261,6 +261,21 @@ impl SlotGate {
         }
     }
 
+    /// Closes the gate of a slot until then at least, behind a command that was not served and
+    /// waits to be sent again: new ones wait, and those under way are not sent again before it.
+    pub fn hold(&mut self, slot: Slot, command: u64, key: Option<u64>, until: Instant) {
+        let closed = self.closed.entry(slot).or_default();
+        if closed.overtaken.contains(&command) {
+            return;
+        }
+        let waits = Turn {
+            connection: None,
+            key,
+        };
+        closed.under_way.insert(command, waits);
+        closed.until = closed.until.max(Some(until));
+    }
+
     /// Returns whether a new command for a slot may be sent. The first that is let through after
     /// the wait opens the gate for all.
     pub fn pass(&mut self, slot: Slot, now: Instant) -> Passage {

@@ -88,6 +88,7 @@ pub struct ClusterBuilder {
     settings: RedisBuilder,
     login: Option<String>,
     is_encrypted: bool,
+    needs_all: bool,
 }
 
 /// A node of a [`Cluster`]: a [`Redis`] that knows others.
@@ -109,6 +110,7 @@ impl Default for ClusterBuilder {
             settings: RedisBuilder::default(),
             login: None,
             is_encrypted: false,
+            needs_all: false,
         }
     }
 }
@@ -137,11 +139,11 @@ impl ClusterBuilder {
         self
     }
 
-    /// `cluster-require-full-coverage`: whether all nodes refuse all keys while any slot has no
-    /// owner that serves, as Redis does by default. Default here: no.
+    /// `cluster-require-full-coverage`: whether all nodes refuse commands while a slot is not
+    /// served, as the servers do by default. Default here: they do not.
     #[must_use]
-    pub fn full_coverage(mut self, requires: bool) -> Self {
-        self.full_coverage = requires;
+    pub fn require_full_coverage(mut self, required: bool) -> Self {
+        self.needs_all = required;
         self
     }
 
@@ -327,10 +329,7 @@ impl Cluster {
 
     fn settings(&self, bus: &Port) -> RedisBuilder {
         let timeout = self.builder.node_timeout.as_millis().to_string();
-        let full_coverage = match self.builder.full_coverage {
-            true => "yes",
-            false => "no",
-        };
+        let needs_all = if self.builder.needs_all { "yes" } else { "no" };
         let settings = self.builder.settings.clone().within(self.place.path());
         let settings = match self.place {
             Place::Own(_) => settings,
@@ -346,7 +345,7 @@ impl Cluster {
             .config("cluster-node-timeout", timeout)
             .config("cluster-replica-validity-factor", "0")
             .config("cluster-allow-replica-migration", "no")
-            .config("cluster-require-full-coverage", full_coverage)
+            .config("cluster-require-full-coverage", needs_all)
     }
 
     /// Returns the nodes that run and do not stand still.

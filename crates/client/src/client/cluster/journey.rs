@@ -9,13 +9,14 @@ use std::time::{Duration, Instant};
 use smallvec::SmallVec;
 use steadfast_core::command::{self, Effect, Errors};
 use steadfast_core::conn::Reply;
+use steadfast_core::node::NodeId;
 use steadfast_core::policy::Deadline;
 use steadfast_core::redirect::{MAX_HOPS, Routing, is_try_again_for_script};
 use steadfast_core::slot::Slot;
 use steadfast_core::topology::Trigger;
 
 use super::node::{Node, may_go_on};
-use super::order::{Again, Entered, Entry, Places};
+use super::order::{Again, Entered, Entry, InLine, NOBODY, Places};
 use super::{Aim, Cluster};
 use crate::call::plan::{OwnPayload, Payload, Plan};
 use crate::clock;
@@ -87,8 +88,9 @@ enum Next {
 
 /// The result of an attempt.
 enum Attempted {
-    Ended(Result<Reply, Error>),
-    /// Nothing was sent: the slot changes hands, or has.
+    /// Its end, and whether an earlier try at the same node may have run.
+    Ended(Result<Reply, Error>, bool),
+    /// Its slot changes hands, or has: nothing was sent.
     Elsewhere,
     /// The call may not be sent again.
     Never(Error),
@@ -108,6 +110,8 @@ struct Journey<'a> {
     /// Whether it has a connection of its own, and so no order with others.
     apart: bool,
     places: Option<Places<'a>>,
+    /// Its place among those that wait for the gate of its slot.
+    line: Option<InLine<'a>>,
     /// Whether it waits for its turn before it is sent again.
     in_turn: bool,
     hops: u32,
@@ -115,6 +119,8 @@ struct Journey<'a> {
     waits: u32,
     /// Whether an earlier attempt may have run.
     unknown: bool,
+    /// The nodes at which an attempt that was given up may still run.
+    abandoned_at: Vec<NodeId>,
 }
 
 impl Cluster {
@@ -138,11 +144,13 @@ impl Cluster {
             options,
             limits,
             places: None,
+            line: None,
             in_turn: false,
             hops: 0,
             pauses: 0,
             waits: 0,
             unknown: false,
+            abandoned_at: Vec::new(),
         };
         journey.run().await.map_err(|error| match error.kind() {
             ErrorKind::Timeout { .. } => {
@@ -161,15 +169,20 @@ impl Journey<'_> {
         let mut aim = Aim::Owner;
         let mut last: Option<Error> = None;
         loop {
+            self.stand_in_line();
             let reached = self.cluster.reach(self.slot, &aim, &self.limits).await;
-            let node = match (reached, last.take()) {
+            let node = match (reached, &mut last) {
                 (Ok(node), _) => node,
                 (Err(error), None) => return Err(error.at_best(self.unknown)),
-                (Err(_), Some(error)) => return Err(error),
+                (Err(_), Some(error)) => return Err(error.clone()),
             };
+            if let Some(error) = last.take_if(|_| self.abandoned_at.contains(&node.id)) {
+                // The one that was given up there could run after it.
+                return Err(error);
+            }
             let sent = clock::now();
-            let result = match self.attempt(&node, &aim, sent).await {
-                Attempted::Ended(result) => result,
+            let (result, before) = match self.attempt(&node, &aim, sent).await {
+                Attempted::Ended(result, before) => (result, before),
                 Attempted::Never(error) => return Err(error.at_best(self.unknown)),
                 Attempted::Elsewhere if clock::now() >= self.limits.deadline => {
                     let error = self.limits.timed_out(Certainty::NotSent);
@@ -187,7 +200,8 @@ impl Journey<'_> {
                 }
                 Err(error) => error,
             };
-            let Some(next) = self.next(&node, &error, sent) else {
+            let Some(next) = self.next(&node, &aim, (&error, before), sent) else {
+                let error = error.at_best(before);
                 if error.certainty() == Certainty::Unknown
                     || matches!(error.kind(), ErrorKind::Server(_))
                 {
@@ -199,12 +213,41 @@ impl Journey<'_> {
                 Some(routing) if routing.follows() => error.proven_rejected(),
                 _ => error,
             };
-            self.unknown |= error.certainty() == Certainty::Unknown;
+            let unknown = before || error.certainty() == Certainty::Unknown;
+            self.unknown |= unknown;
+            // What has an answer of the server was sent behind the fence of those before.
+            if unknown
+                && self.effect() != Effect::Read
+                && !matches!(error.kind(), ErrorKind::Server(_))
+                && !self.cluster.settings().repeat_without_fence
+            {
+                self.abandoned_at.push(node.id.clone());
+            }
             aim = match self.goes_on(next).await {
                 Some(aim) => aim,
                 None => return Err(node.blame(error).at_best(self.unknown)),
             };
             last = Some(error.at_best(self.unknown));
+        }
+    }
+
+    /// Takes its place in the order of its slot while nobody is known who serves that: those that
+    /// wait are sent in the order in which they came.
+    fn stand_in_line(&mut self) {
+        let cluster = self.cluster;
+        if self.places.is_some() || self.apart || cluster.routes.owner(self.slot).is_some() {
+            return;
+        }
+        let until = cluster.waits_until(self.slot, &Aim::Owner, &self.limits);
+        if clock::now() < until {
+            let entry = Entry {
+                slot: self.slot,
+                key: self.key,
+                node: NOBODY,
+            };
+            self.places = Some(cluster.order.stand_in_line(entry, until));
+            self.line = None;
+            self.in_turn = true;
         }
     }
 
@@ -223,7 +266,7 @@ impl Journey<'_> {
         };
         let payload = self.rest.as_ref().map_or(self.payload, OwnPayload::payload);
         let times = limits.of_attempt(self.hops + self.pauses + self.waits);
-        let mut attempt = pin!(node.attempt(payload, plan, self.options, times));
+        let mut attempt = pin!(node.attempt_apart(payload, plan, self.options, times));
         let polled = match &mut self.places {
             None if self.apart => Poll::Pending,
             None => {
@@ -235,9 +278,10 @@ impl Journey<'_> {
                 let stands =
                     || cluster.routes.owner(slot) == Some(node.number) && !node.is_retired();
                 let times = (sent, limits.deadline);
+                let line = &mut self.line;
                 let entered = cluster
                     .order
-                    .enter(entries, times, stands, attempt.as_mut());
+                    .enter(entries, times, stands, line, attempt.as_mut());
                 match entered.await {
                     Entered::Sent(entered, polled) => {
                         self.places = Some(entered);
@@ -262,10 +306,11 @@ impl Journey<'_> {
                 }
             }
         };
-        Attempted::Ended(match polled {
-            Poll::Ready(result) => result,
+        let (result, before) = match polled {
+            Poll::Ready(ended) => ended,
             Poll::Pending => attempt.await,
-        })
+        };
+        Attempted::Ended(result, before)
     }
 
     /// Returns what a repeat of it would do.
@@ -297,9 +342,15 @@ impl Journey<'_> {
                     .then_some(Aim::Owner)?
             }
             Next::WhenServed(until) => {
-                self.waits += 1;
                 let until = until.min(deadline);
-                cluster.more_is_known(until).await.then_some(Aim::Owner)?
+                // Before the wait, or whoever comes meanwhile would go ahead of it.
+                if let Some(places) = &self.places {
+                    places.hold(self.slot, until);
+                }
+                let pause = pause_before_trying_again(self.waits);
+                self.waits += 1;
+                let serves = cluster.somebody_serves(self.slot, pause, until);
+                serves.await.then_some(Aim::Owner)?
             }
             Next::Later => {
                 let pause = pause_before_trying_again(self.pauses);
@@ -310,6 +361,7 @@ impl Journey<'_> {
                 if !read {
                     cluster.order.close(self.slot, clock::now());
                 }
+                let _room = cluster.order.room()?;
                 clock::sleep(pause).await;
                 Aim::Owner
             }
@@ -327,11 +379,19 @@ impl Journey<'_> {
         Some(aim)
     }
 
-    /// Returns how the call goes on after this error; `None` if that is its end.
-    fn next(&mut self, node: &Node, error: &Error, sent: Instant) -> Option<Next> {
+    /// Returns how the call goes on after this error, and after a try at the same node that may
+    /// have run `before`; `None` if that is its end.
+    fn next(
+        &mut self,
+        node: &Node,
+        aim: &Aim,
+        (error, before): (&Error, bool),
+        sent: Instant,
+    ) -> Option<Next> {
         let cluster = self.cluster;
+        let unknown = before || error.certainty() == Certainty::Unknown;
         if let Some(routing) = self.routing(error) {
-            let next = self.next_by(node, &routing, sent);
+            let next = self.next_by(node, &routing, (sent, unknown));
             let hops = matches!(next, Some(Next::Go(_) | Next::WhenKnown));
             return next.filter(|_| !hops || self.hops < MAX_HOPS);
         }
@@ -346,14 +406,28 @@ impl Journey<'_> {
         }
         let owner = cluster.routes.owner(self.slot);
         if node.is_retired() || owner != Some(node.number) {
-            return (self.hops < MAX_HOPS).then_some(Next::Go(Aim::Owner));
+            // Where a redirect led to, the next one will lead again; and one that is back is the
+            // same server. There a write that was given up could run after its repeat.
+            let succeeded = *aim == Aim::Owner && owner != Some(node.number);
+            let goes = !unknown || succeeded || self.effect() == Effect::Read;
+            return (goes && self.hops < MAX_HOPS).then_some(Next::Go(Aim::Owner));
         }
-        let until = self.limits.started + cluster.settings().wait_for_primary;
-        let waits = clock::now() < until && error.certainty() != Certainty::Unknown;
+        self.when_served(unknown)
+    }
+
+    /// It waits for a primary, as long as the caller lets it.
+    fn when_served(&self, unknown: bool) -> Option<Next> {
+        let until = self.limits.started + self.cluster.settings().wait_for_primary;
+        let waits = clock::now() < until && !unknown;
         waits.then_some(Next::WhenServed(until))
     }
 
-    fn next_by(&mut self, node: &Node, routing: &Routing, sent: Instant) -> Option<Next> {
+    fn next_by(
+        &mut self,
+        node: &Node,
+        routing: &Routing,
+        (sent, unknown): (Instant, bool),
+    ) -> Option<Next> {
         let cluster = self.cluster;
         if let Routing::Moved(redirect) | Routing::Ask(redirect) = routing
             && redirect.slot != self.slot
@@ -362,6 +436,7 @@ impl Journey<'_> {
             self.slot = redirect.slot;
             self.key = None;
             self.places = None;
+            self.line = None;
         }
         let known = |aim: Option<Aim>| Some(aim.map_or(Next::WhenKnown, Next::Go));
         match routing {
@@ -376,7 +451,17 @@ impl Journey<'_> {
                 if routing.triggers_discovery() {
                     cluster.trigger(Trigger::Contradiction);
                 }
-                None
+                let is_none_now = matches!(
+                    routing,
+                    Routing::ClusterDown
+                        | Routing::MasterDown
+                        | Routing::Loading
+                        | Routing::ReadOnly
+                );
+                match is_none_now {
+                    true => self.when_served(unknown),
+                    false => None,
+                }
             }
         }
     }
@@ -427,6 +512,43 @@ impl Cluster {
         }
     }
 
+    /// Waits for that pause, and then until the owner of a slot is there, or another may be; false
+    /// if the time is over before, or the client closes.
+    async fn somebody_serves(&self, slot: Slot, pause: Duration, until: Instant) -> bool {
+        let Some(_room) = self.order.room() else {
+            return false;
+        };
+        if clock::now() + pause >= until {
+            return false;
+        }
+        clock::sleep(pause).await;
+        let mut version = self.version.subscribe();
+        loop {
+            let owner = self.routes.owner(slot).map(|number| self.node(number));
+            let owner = owner.and_then(Result::ok).flatten();
+            let mut changed = pin!(async {
+                match &owner {
+                    Some(node) => node.client.changed().await,
+                    None => std::future::pending().await,
+                }
+            });
+            // From now on no change is missed.
+            let missed = futures_util::poll!(changed.as_mut()).is_ready();
+            if missed || owner.as_ref().is_some_and(|node| node.may_serve()) {
+                return true;
+            }
+            let over = tokio::select! {
+                biased;
+                () = self.shared.closing() => true,
+                () = changed => false,
+                known = clock::timeout_at(until, version.changed()) => known.is_none(),
+            };
+            if over {
+                return false;
+            }
+        }
+    }
+
     /// The node that an attempt goes to. While nobody knows it, the call waits as for a connection:
     /// for as long as a short interruption may take, from its beginning.
     pub(super) async fn reach(
@@ -446,18 +568,7 @@ impl Cluster {
             return Ok(node);
         }
         self.trigger(Trigger::Doubt);
-        let Settings {
-            reconnect_grace: grace,
-            wait_for_primary,
-            ..
-        } = *self.settings();
-        let since = match aim {
-            Aim::Owner => self.unserved_since(slot),
-            // Nobody has heard of it before.
-            Aim::At { .. } => clock::now(),
-        };
-        let until = (since + grace).max(limits.started + wait_for_primary);
-        let until = until.min(limits.deadline);
+        let until = self.waits_until(slot, aim, limits);
         let mut version = self.version.subscribe();
         loop {
             if let Some(node) = find()? {
@@ -473,6 +584,22 @@ impl Cluster {
                 _ = clock::timeout_at(until, version.changed()) => {}
             }
         }
+    }
+
+    /// Until when a call waits for a node that nobody knows.
+    fn waits_until(&self, slot: Slot, aim: &Aim, limits: &Limits) -> Instant {
+        let Settings {
+            reconnect_grace: grace,
+            wait_for_primary,
+            ..
+        } = *self.settings();
+        let since = match aim {
+            Aim::Owner => self.unserved_since(slot),
+            // Nobody has heard of it before.
+            Aim::At { .. } => clock::now(),
+        };
+        let until = (since + grace).max(limits.started + wait_for_primary);
+        until.min(limits.deadline)
     }
 
     /// Since when no node is known that serves a slot.

@@ -12,6 +12,7 @@ use steadfast_core::node::{Endpoint, NodeId};
 
 use super::whereabouts::{MemberFacts, Whereabouts};
 use crate::call;
+use crate::call::LastAlone;
 use crate::call::plan::{Payload, Plan};
 use crate::client::Client;
 use crate::clock;
@@ -76,19 +77,56 @@ impl Node {
         payload: Payload<'_>,
         plan: Plan,
         options: &CallOptions,
+        times: (Instant, Duration),
+    ) -> Result<Reply, Error> {
+        self.attempt_once(payload, plan, options, times, &mut None)
+            .await
+    }
+
+    /// The same. The node repeats by itself what it may: the result is that of its last try, as
+    /// certain as that one by itself, and besides comes whether an earlier one may have run. A
+    /// redirect proves that nothing of the last has run, and is followed, whatever is known of
+    /// those before it.
+    pub(super) async fn attempt_apart(
+        &self,
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
+        times: (Instant, Duration),
+    ) -> (Result<Reply, Error>, bool) {
+        let mut alone = None;
+        let tried = self.attempt_once(payload, plan, options, times, &mut alone);
+        let result = tried.await;
+        match alone {
+            None => (result, false),
+            Some(alone) => (result.map_err(|error| error.of_certainty(alone)), true),
+        }
+    }
+
+    async fn attempt_once(
+        &self,
+        payload: Payload<'_>,
+        plan: Plan,
+        options: &CallOptions,
         (started, limit): (Instant, Duration),
+        alone: &mut LastAlone,
     ) -> Result<Reply, Error> {
         let inner = &*self.client.inner;
         let waits = options.acknowledged_by.is_some() && plan.effect != Effect::Read;
         if plan.blocking.is_none() && !waits {
-            return call::call_within(&inner.shared, payload, plan, options, started, limit).await;
+            let times = (started, limit);
+            return call::call_within(&inner.shared, payload, plan, options, times, alone).await;
         }
         let passed = clock::now().saturating_duration_since(started);
         let options = options.clone().deadline(limit.saturating_sub(passed));
-        let blocking =
-            inner
-                .blocking
-                .call(&inner.shared, &inner.connector, payload, plan, &options);
+        let blocking = inner.blocking.call(
+            &inner.shared,
+            &inner.connector,
+            payload,
+            plan,
+            &options,
+            alone,
+        );
         Box::pin(blocking).await
     }
 
@@ -96,29 +134,10 @@ impl Node {
         self.has_owned.load(Ordering::Relaxed)
     }
 
-    /// Notes that it owns no slots any more.
-    pub(super) fn lost_its_slots(&self, now: Instant) {
-        let mut without = self.without_slots.lock();
-        if self.has_owned() && matches!(*without, WithoutSlots::No) {
-            *without = WithoutSlots::Since(now);
-        }
-    }
-
-    /// Notes that it says so itself.
-    pub(super) fn agrees_to_own_nothing(&self) {
-        let mut without = self.without_slots.lock();
-        if matches!(*without, WithoutSlots::Since(_)) {
-            *without = WithoutSlots::Agreed;
-        }
-    }
-
-    /// Whether it has lost its slots and may not know it. It may be cut off from the others, who take
-    /// their time to hold it for failed.
-    pub(super) fn is_doubted(&self, now: Instant) -> bool {
-        match *self.without_slots.lock() {
-            WithoutSlots::Since(since) => now.saturating_duration_since(since) < DOUBTED,
-            WithoutSlots::No | WithoutSlots::Agreed => false,
-        }
+    /// Whether calls that failed are worth another try: it answers, or may do so in a moment.
+    pub(super) fn may_serve(&self) -> bool {
+        let state = self.client.state();
+        !self.is_retired() && !matches!(state, ConnectionState::Down | ConnectionState::Closed)
     }
 
     pub(super) fn is_retired(&self) -> bool {

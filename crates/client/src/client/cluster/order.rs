@@ -11,7 +11,9 @@
 //! that no command goes where its slot was a moment before. That costs a call two short locks that
 //! it shares with one slot in 256.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -30,16 +32,22 @@ use crate::clock;
 /// end with a node that is taken out of service.
 const WAIT: Duration = Duration::from_secs(1);
 
+/// Until when those wait at most who have others before them: these tell them before.
+const FAR: Duration = Duration::from_secs(60);
+
 const STRIPES: usize = 256;
+
+/// The place of no node.
+pub(super) const NOBODY: u16 = u16::MAX;
 
 /// The commands under way, by slot.
 #[derive(Debug)]
 pub(super) struct InOrder {
     next: AtomicU64,
     stripes: Box<[Mutex<Stripe>]>,
-    /// Told whenever those who wait for their turn may have it.
-    changed: Notify,
-    /// The number of calls that wait for their slot, and the number that may.
+    /// Told whenever those who wait for their turn in a stripe may have it.
+    changed: Box<[Notify]>,
+    /// How many calls wait for their slot, and how many may.
     waiting: AtomicUsize,
     most: usize,
 }
@@ -57,7 +65,43 @@ impl Drop for Room<'_> {
 #[derive(Debug)]
 struct Stripe {
     gate: SlotGate,
-    under_way: Vec<UnderWayIn>,
+    /// In their order: the oldest mostly end first.
+    under_way: VecDeque<UnderWayIn>,
+    /// New commands that wait for the gate, in their order.
+    line: VecDeque<Waiter>,
+}
+
+#[derive(Debug)]
+struct Waiter {
+    slot: Slot,
+    number: u64,
+    /// Told when it may be its turn.
+    wake: Arc<Notify>,
+}
+
+/// The place of a new command among those that wait for the gates of its slots, until it is
+/// dropped.
+#[derive(Debug)]
+pub(super) struct InLine<'a> {
+    order: &'a InOrder,
+    slots: SmallVec<[Slot; 1]>,
+    number: u64,
+    wake: Arc<Notify>,
+    _room: Room<'a>,
+}
+
+impl Drop for InLine<'_> {
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            let mut stripe = self.order.stripe(*slot).lock();
+            let line = &mut stripe.line;
+            let is_it = |one: &Waiter| one.number == self.number && one.slot == *slot;
+            if let Some(at) = line.iter().position(is_it) {
+                line.remove(at);
+            }
+            stripe.wake_next(*slot);
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -101,7 +145,7 @@ pub(super) enum Entered<'a, T> {
 
 /// The reason why a new command cannot be sent yet.
 enum Halted {
-    /// A slot of it changes hands, until then at most.
+    /// A slot of it changes hands, until then at most; or others wait for that, who came before.
     Until(Instant),
     /// The nodes are not those any more that the slots belong to.
     Elsewhere,
@@ -122,12 +166,13 @@ impl InOrder {
     pub(super) fn new(most: usize) -> Self {
         let stripe = || Stripe {
             gate: SlotGate::new(WAIT),
-            under_way: Vec::new(),
+            under_way: VecDeque::new(),
+            line: VecDeque::new(),
         };
         Self {
             next: AtomicU64::new(0),
             stripes: (0..STRIPES).map(|_| Mutex::new(stripe())).collect(),
-            changed: Notify::new(),
+            changed: (0..STRIPES).map(|_| Notify::new()).collect(),
             waiting: AtomicUsize::new(0),
             most,
         }
@@ -145,6 +190,11 @@ impl InOrder {
         &self.stripes[stripe_of(slot)]
     }
 
+    /// Told whenever those who wait for their turn in this slot may have it.
+    fn changed(&self, slot: Slot) -> &Notify {
+        &self.changed[stripe_of(slot)]
+    }
+
     /// Locks what has to do with these slots, always in the same order.
     fn lock<'a>(&'a self, slots: impl Iterator<Item = Slot>) -> Locks<'a> {
         let mut stripes: SmallVec<[usize; 1]> = slots.map(stripe_of).collect();
@@ -155,73 +205,121 @@ impl InOrder {
     }
 
     /// Polls `attempt` for the first time, by which it is submitted, and gives it places; unless a
-    /// slot changes hands: then it waits a while. Or its nodes are not those any more that its
-    /// slots belong to, as `stands` says while nobody can change that.
-    pub(super) async fn enter<F: Future>(
-        &self,
+    /// slot changes hands: then it waits a while, and keeps its place in `line`. Or its nodes are
+    /// not those any more that its slots belong to, as `stands` says while nobody can change that.
+    pub(super) async fn enter<'a, F: Future>(
+        &'a self,
         entries: Entries,
         (now, deadline): (Instant, Instant),
         stands: impl Fn() -> bool,
+        line: &mut Option<InLine<'a>>,
         mut attempt: Pin<&mut F>,
-    ) -> Entered<'_, F::Output> {
-        let mut entries = Some(entries);
-        let mut changed = std::pin::pin!(self.changed.notified());
+    ) -> Entered<'a, F::Output> {
         let tried = std::future::poll_fn(|cx| {
-            let entries = entries.take().unwrap_or_default();
-            let tried = self.try_enter(entries, now, &stands, cx, attempt.as_mut());
-            if tried.is_err() {
-                changed.as_mut().enable();
-            }
-            Poll::Ready(tried)
+            Poll::Ready(self.try_enter(&entries, now, &stands, line, cx, attempt.as_mut()))
         });
         match tried.await {
-            Ok((places, polled)) => Entered::Sent(places, polled),
+            Ok((places, polled)) => {
+                // Whoever is next may go.
+                *line = None;
+                Entered::Sent(places, polled)
+            }
             Err(Halted::Elsewhere) => Entered::Waited,
             Err(Halted::Until(until)) => {
-                let Some(_room) = self.room() else {
+                let Some(line) = line else {
                     return Entered::NoRoom;
                 };
-                let _ = clock::timeout_at(until.min(deadline), changed).await;
+                let until = until.min(deadline);
+                let _ = clock::timeout_at(until, line.wake.notified()).await;
                 Entered::Waited
             }
         }
     }
 
-    fn try_enter<F: Future>(
-        &self,
-        entries: Entries,
+    fn try_enter<'a, F: Future>(
+        &'a self,
+        entries: &Entries,
         now: Instant,
         stands: &impl Fn() -> bool,
+        line: &mut Option<InLine<'a>>,
         cx: &mut Context<'_>,
         attempt: Pin<&mut F>,
-    ) -> Result<(Places<'_>, Poll<F::Output>), Halted> {
+    ) -> Result<(Places<'a>, Poll<F::Output>), Halted> {
         let mut locks = self.lock(entries.iter().map(|entry| entry.slot));
         if !stands() {
             return Err(Halted::Elsewhere);
         }
-        for entry in &entries {
+        let number = line.as_ref().map_or(u64::MAX, |line| line.number);
+        for entry in entries {
             let stripe = locked(&mut locks, entry.slot);
-            if !stripe.gate.is_calm()
-                && let Passage::Until(until) = stripe.gate.pass(entry.slot, now)
-            {
+            let until = match stripe.is_behind(entry.slot, number) {
+                true => Some(now + FAR),
+                false if stripe.gate.is_calm() => None,
+                false => match stripe.gate.pass(entry.slot, now) {
+                    Passage::Until(until) => Some(until),
+                    Passage::Open => None,
+                },
+            };
+            if let Some(until) = until {
+                if line.is_none() {
+                    *line = self.line_up(entries, &mut locks);
+                }
                 return Err(Halted::Until(until));
             }
         }
         let command = self.next.fetch_add(1, Ordering::Relaxed);
-        for entry in &entries {
+        for entry in entries {
             let entry = *entry;
             let under_way = &mut locked(&mut locks, entry.slot).under_way;
-            under_way.push(UnderWayIn { command, entry });
+            under_way.push_back(UnderWayIn { command, entry });
         }
         let polled = attempt.poll(cx);
         drop(locks);
         let places = Places {
             order: self,
             command,
-            entries,
+            entries: entries.clone(),
             ran: false,
         };
         Ok((places, polled))
+    }
+
+    /// Gives a new command its place behind all that wait; `None` if as many wait as may.
+    fn line_up<'a>(&'a self, entries: &Entries, locks: &mut Locks<'_>) -> Option<InLine<'a>> {
+        let room = self.room()?;
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        let wake = Arc::new(Notify::new());
+        let slots: SmallVec<[Slot; 1]> = entries.iter().map(|entry| entry.slot).collect();
+        for slot in &slots {
+            locked(locks, *slot).line.push_back(Waiter {
+                slot: *slot,
+                number,
+                wake: Arc::clone(&wake),
+            });
+        }
+        Some(InLine {
+            order: self,
+            slots,
+            number,
+            wake,
+            _room: room,
+        })
+    }
+
+    /// Gives a place to a command that waits, until then at most, for somebody to serve its slot.
+    /// It has not been sent, and goes when it is its turn.
+    pub(super) fn stand_in_line(&self, entry: Entry, until: Instant) -> Places<'_> {
+        let mut stripe = self.stripe(entry.slot).lock();
+        let command = self.next.fetch_add(1, Ordering::Relaxed);
+        stripe.under_way.push_back(UnderWayIn { command, entry });
+        stripe.gate.hold(entry.slot, command, entry.key, until);
+        drop(stripe);
+        Places {
+            order: self,
+            command,
+            entries: Entries::from_buf([entry]),
+            ran: false,
+        }
     }
 
     /// The slot changes hands: closes its gate, if commands of it are under way.
@@ -233,14 +331,7 @@ impl InOrder {
     /// any other command can enter.
     pub(super) fn hand_over<T>(&self, slot: Slot, now: Instant, change: impl FnOnce() -> T) -> T {
         let mut stripe = self.stripe(slot).lock();
-        let Stripe { gate, under_way } = &mut *stripe;
-        let of_slot = under_way.iter().filter(|one| one.entry.slot == slot);
-        let of_slot = of_slot.map(|one| UnderWay {
-            command: one.command,
-            connection: one.entry.node.into(),
-            key: one.entry.key,
-        });
-        gate.close(slot, of_slot, now);
+        stripe.close(slot, now);
         change()
     }
 
@@ -248,14 +339,41 @@ impl InOrder {
     fn settle(&self, slot: Slot, command: u64, ran: bool) {
         let mut stripe = self.stripe(slot).lock();
         let is_it = |one: &UnderWayIn| one.command == command && one.entry.slot == slot;
-        if let Some(at) = stripe.under_way.iter().rposition(is_it) {
-            stripe.under_way.swap_remove(at);
+        if let Some(at) = stripe.under_way.iter().position(is_it) {
+            stripe.under_way.remove(at);
         }
         if !stripe.gate.is_calm() {
             stripe.gate.settle(slot, command, ran);
+            stripe.wake_next(slot);
             drop(stripe);
-            self.changed.notify_waiters();
+            self.changed(slot).notify_waiters();
         }
+    }
+}
+
+impl Stripe {
+    /// Whether others wait for this slot who came before the one of this number.
+    fn is_behind(&self, slot: Slot, number: u64) -> bool {
+        let mut of_slot = self.line.iter().filter(|one| one.slot == slot);
+        of_slot.next().is_some_and(|first| first.number < number)
+    }
+
+    /// Tells the first that waits for this slot to look again.
+    fn wake_next(&self, slot: Slot) {
+        if let Some(next) = self.line.iter().find(|one| one.slot == slot) {
+            next.wake.notify_one();
+        }
+    }
+
+    /// Closes the gate of a slot, if commands of it are under way.
+    fn close(&mut self, slot: Slot, now: Instant) {
+        let of_slot = self.under_way.iter().filter(|one| one.entry.slot == slot);
+        let of_slot = of_slot.map(|one| UnderWay {
+            command: one.command,
+            connection: one.entry.node.into(),
+            key: one.entry.key,
+        });
+        self.gate.close(slot, of_slot, now);
     }
 }
 
@@ -281,9 +399,10 @@ impl Places<'_> {
         mut attempt: Pin<&mut F>,
     ) -> Again<F::Output> {
         let order = self.order;
+        let mut halts = goes.first().map(|(slot, _)| *slot);
         loop {
-            let mut changed = std::pin::pin!(order.changed.notified());
-            changed.as_mut().enable();
+            // Whatever changes from now on in that stripe is heard of.
+            let changed = halts.map(|slot| (stripe_of(slot), order.changed(slot).notified()));
             let tried = std::future::poll_fn(|cx| {
                 Poll::Ready(match self.try_again(goes) {
                     Ok(locks) => {
@@ -294,34 +413,53 @@ impl Places<'_> {
                     Err(why) => Err(why),
                 })
             });
-            match tried.await {
+            let slot = match tried.await {
                 Ok(sent) => {
                     // Whoever is to come behind it on this node may.
-                    order.changed.notify_waiters();
+                    for (slot, _) in goes {
+                        order.changed(*slot).notify_waiters();
+                    }
                     return sent;
                 }
-                Err(Resubmission::Overtaken) => return Again::Overtaken,
-                Err(_) => {}
-            }
-            if clock::timeout_at(deadline, changed).await.is_none() {
+                Err((_, Resubmission::Overtaken)) => return Again::Overtaken,
+                Err((slot, _)) => slot,
+            };
+            halts = Some(slot);
+            if let Some((stripe, changed)) = changed
+                && stripe == stripe_of(slot)
+                && clock::timeout_at(deadline, changed).await.is_none()
+            {
                 return Again::TimedOut;
             }
         }
     }
 
+    /// Keeps its place in the order of this slot while it waits, until then at most, for somebody
+    /// to serve it: nobody is sent ahead of it.
+    pub(super) fn hold(&self, slot: Slot, until: Instant) {
+        let Some(entry) = self.entries.iter().find(|entry| entry.slot == slot) else {
+            return;
+        };
+        let mut stripe = self.order.stripe(slot).lock();
+        stripe.close(slot, clock::now());
+        stripe.gate.hold(slot, self.command, entry.key, until);
+    }
+
     /// Locks its slots, if it is its turn in all of them.
-    fn try_again(&mut self, goes: &[(Slot, u16)]) -> Result<Locks<'_>, Resubmission> {
+    fn try_again(&mut self, goes: &[(Slot, u16)]) -> Result<Locks<'_>, (Slot, Resubmission)> {
         let order = self.order;
         let mut locks = order.lock(goes.iter().map(|(slot, _)| *slot));
         for (slot, node) in goes {
             let gate = &locked(&mut locks, *slot).gate;
             match gate.may_resubmit(*slot, self.command, (*node).into()) {
                 Resubmission::Go => {}
-                why => return Err(why),
+                why => return Err((*slot, why)),
             }
         }
         for (slot, node) in goes {
-            let Stripe { gate, under_way } = locked(&mut locks, *slot);
+            let Stripe {
+                gate, under_way, ..
+            } = locked(&mut locks, *slot);
             gate.resubmit(*slot, self.command, (*node).into());
             let is_it =
                 |one: &&mut UnderWayIn| one.command == self.command && one.entry.slot == *slot;
@@ -365,8 +503,6 @@ mod tests {
 
     use super::*;
 
-    const FAR: Duration = Duration::from_secs(60);
-
     /// Takes a place for a command on this node, when its slot lets it.
     async fn enter(order: &InOrder, node: u16) -> Places<'_> {
         let entry = Entry {
@@ -374,12 +510,13 @@ mod tests {
             key: Some(7),
             node,
         };
+        let mut line = None;
         loop {
             let now = clock::now();
             let attempt = pin!(ready(()));
             let entries = Entries::from_slice(&[entry]);
             match order
-                .enter(entries, (now, now + FAR), || true, attempt)
+                .enter(entries, (now, now + FAR), || true, &mut line, attempt)
                 .await
             {
                 Entered::Sent(places, _) => return places,
@@ -423,6 +560,26 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn c13_those_that_wait_for_a_gate_pass_it_in_the_order_in_which_they_came() {
+        let order = InOrder::new(3);
+        let first = enter(&order, 1).await;
+        order.close(slot(), clock::now());
+        let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(enter(&order, 2))).collect();
+        for waits in &mut waiting {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
+        drop(first);
+        let mut newer = pin!(enter(&order, 2));
+        for waits in waiting.iter_mut().skip(1) {
+            assert!(futures_util::poll!(waits).is_pending());
+        }
+        for waits in &mut waiting {
+            assert!(futures_util::poll!(waits).is_ready());
+        }
+        assert!(futures_util::poll!(&mut newer).is_ready(), "nobody waits");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn t9_a_command_whose_slot_gets_another_owner_while_it_is_on_its_way_is_not_sent() {
         let order = InOrder::new(2);
         let owner = std::cell::Cell::new(1);
@@ -439,7 +596,10 @@ mod tests {
         let times = (clock::now(), clock::now() + FAR);
         let stands = || owner.get() == found;
         let entries = Entries::from_slice(&[entry]);
-        let entered = order.enter(entries, times, stands, attempt).await;
+        let mut line = None;
+        let entered = order
+            .enter(entries, times, stands, &mut line, attempt)
+            .await;
         assert!(matches!(entered, Entered::Waited) && !sent.get());
     }
 
@@ -450,6 +610,69 @@ mod tests {
         assert!(first.is_some() && second.is_some() && order.room().is_none());
         drop(first);
         assert!(order.room().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn t9_t32_those_that_wait_to_be_served_keep_their_places_however_long_that_takes() {
+        let order = InOrder::new(2);
+        let (mut first, mut second) = (enter(&order, 1).await, enter(&order, 1).await);
+        let until = clock::now() + FAR / 2;
+        second.hold(slot(), until);
+        first.hold(slot(), until);
+        let mut third = pin!(enter(&order, 1));
+        assert!(futures_util::poll!(&mut third).is_pending());
+        // A view comes, and after it more time than slots take to change hands.
+        order.close(slot(), clock::now());
+        clock::sleep(WAIT * 3).await;
+        assert!(futures_util::poll!(&mut third).is_pending());
+        let deadline = clock::now() + FAR;
+        let goes = [(slot(), 1)];
+        {
+            // At the same node, and yet not ahead of the first.
+            let early = pin!(ready(()));
+            let mut waits = pin!(second.again(&goes, deadline, early));
+            assert!(futures_util::poll!(&mut waits).is_pending());
+            let sent = first.again(&goes, deadline, pin!(ready(()))).await;
+            assert!(matches!(sent, Again::Sent(_)));
+            assert!(matches!(waits.await, Again::Sent(_)));
+        }
+        for mut place in [first, second] {
+            assert!(futures_util::poll!(&mut third).is_pending());
+            place.ran();
+        }
+        third.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c13_those_that_wait_for_a_first_owner_are_sent_in_the_order_in_which_they_came() {
+        let order = InOrder::new(2);
+        let entry = Entry {
+            slot: slot(),
+            key: Some(7),
+            node: NOBODY,
+        };
+        let deadline = clock::now() + FAR;
+        let mut lined: Vec<_> = (0..3)
+            .map(|_| order.stand_in_line(entry, deadline))
+            .collect();
+        let goes = [(slot(), 1)];
+        let mut later = pin!(enter(&order, 1));
+        assert!(futures_util::poll!(&mut later).is_pending());
+        let sent = std::cell::RefCell::new(Vec::new());
+        let sends = lined.iter_mut().enumerate().rev();
+        let sends = sends.map(|(number, places)| {
+            let (sent, goes) = (&sent, &goes);
+            async move {
+                let attempt = pin!(async { sent.borrow_mut().push(number) });
+                places.again(goes, deadline, attempt).await
+            }
+        });
+        let ended = futures_util::future::join_all(sends).await;
+        assert!(ended.iter().all(|again| matches!(again, Again::Sent(_))));
+        assert_eq!(*sent.borrow(), [0, 1, 2]);
+        assert!(futures_util::poll!(&mut later).is_pending());
+        drop(lined);
+        later.await;
     }
 
     #[tokio::test(start_paused = true)]

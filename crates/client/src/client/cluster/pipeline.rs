@@ -18,8 +18,8 @@ use steadfast_core::split::pipeline::{
 };
 
 use super::journey::{Limits, no_room, pause_before_trying_again};
-use super::node::may_go_on;
-use super::order::{Again, Entered, Entry, Places};
+use super::node::{Node, may_go_on};
+use super::order::{Again, Entered, Entry, InLine, NOBODY, Places};
 use super::parts::indivisible;
 use super::{Aim, Cluster};
 use crate::call::plan::{Payload, Plan};
@@ -27,14 +27,19 @@ use crate::clock;
 use crate::error::{Certainty, Error, ErrorKind};
 use crate::options::CallOptions;
 
-/// The place of no node.
-const NOBODY: u16 = u16::MAX;
+/// Where redirects lead to, by slot; `None` if that is yet to be found out.
+type Aims = BTreeMap<Slot, Option<Aim>>;
 
 /// The nodes that redirects lead to, by slot.
 type Turns = BTreeMap<Slot, u16>;
 
-/// A node's answers to its commands.
-type Answers = Vec<(Vec<usize>, Result<Vec<Value>, Failed<Error>>)>;
+/// A node's answers to some of its commands.
+struct Answer {
+    units: Vec<usize>,
+    result: Result<Vec<Value>, Failed<Error>>,
+    /// Whether an earlier try at this node may have run.
+    before: bool,
+}
 
 type PipelinePart = NodePart<Option<u16>>;
 
@@ -49,6 +54,8 @@ struct Voyage<'a> {
     any: Slot,
     split: SplitPipeline<'a, Error>,
     places: Option<Places<'a>>,
+    /// Its place among those that wait for the gates of its slots.
+    line: Option<InLine<'a>>,
     turns: Turns,
     rounds: u32,
     hops: u32,
@@ -58,15 +65,16 @@ struct Voyage<'a> {
 /// The parts that are sent at once.
 struct Round {
     parts: Vec<PipelinePart>,
-    /// The slots of its commands, and the nodes that they go to.
+    /// The slots of its commands, and the nodes that they go to. Reads of several keys that wait
+    /// for a migration take no turn.
     goes: BTreeSet<(Slot, u16)>,
-    /// The slots that take no turn: reads of several keys that wait for a migration.
-    apart: BTreeSet<Slot>,
+    /// The slots that go where a redirect leads, and not to their owners.
+    strays: BTreeSet<Slot>,
 }
 
 /// The result of sending them.
 enum RoundSent {
-    Answered(Vec<Answers>),
+    Answered(Vec<Vec<Answer>>),
     /// Slots change hands, or have: nothing was sent.
     Elsewhere,
     /// The commands may not be sent again.
@@ -109,6 +117,7 @@ impl Cluster {
             any,
             split,
             places: None,
+            line: None,
             turns: Turns::new(),
             rounds: 0,
             hops: 0,
@@ -143,7 +152,7 @@ impl Voyage<'_> {
                     break;
                 }
             };
-            if !self.take_in(&round.parts, answers, sent).await {
+            if !self.take_in(&round, answers, sent).await {
                 break;
             }
         }
@@ -156,14 +165,16 @@ impl Voyage<'_> {
     /// Divides what is to be sent by the nodes that it goes to now.
     fn next_round(&mut self) -> Round {
         let (cluster, turns, any) = (self.cluster, &self.turns, self.any);
-        let (mut goes, mut apart, mut stay) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut goes, mut strays, mut stay) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         let parts = self.split.to_send(|target| {
             let node = cluster.node_of(target, any, turns);
             if let Some(slot) = target.slot {
                 let waits = matches!(target.redirect, Some(Routing::TryAgain));
-                match waits && target.effect == Effect::Read {
-                    true => drop(apart.insert(slot)),
-                    false => drop(goes.insert((slot, node.unwrap_or(NOBODY)))),
+                if !(waits && target.effect == Effect::Read) {
+                    goes.insert((slot, node.unwrap_or(NOBODY)));
+                }
+                if node != cluster.routes.owner(slot) {
+                    strays.insert(slot);
                 }
                 stay.insert(slot);
             }
@@ -173,12 +184,16 @@ impl Voyage<'_> {
             // Slots of which all is answered hold up nobody.
             places.leave_all_but(|slot| stay.contains(&slot));
         }
-        Round { parts, goes, apart }
+        Round {
+            parts,
+            goes,
+            strays,
+        }
     }
 
     async fn send(&mut self, round: &Round, sent: Instant) -> RoundSent {
         let (cluster, limits) = (self.cluster, self.limits);
-        let Round { parts, goes, apart } = round;
+        let Round { parts, goes, .. } = round;
         let (whole, options, rounds) = ((self.pipeline, &self.plan), self.options, self.rounds);
         let sends = parts
             .iter()
@@ -195,7 +210,10 @@ impl Voyage<'_> {
                 let owner = |slot: Slot| cluster.routes.owner(slot).unwrap_or(NOBODY);
                 let stands = || goes.iter().all(|(slot, node)| owner(*slot) == *node);
                 let times = (sent, limits.deadline);
-                let entered = cluster.order.enter(entries, times, stands, sends.as_mut());
+                let line = &mut self.line;
+                let entered = cluster
+                    .order
+                    .enter(entries, times, stands, line, sends.as_mut());
                 match entered.await {
                     Entered::Sent(entered, polled) => {
                         self.places = Some(entered);
@@ -206,17 +224,17 @@ impl Voyage<'_> {
                 }
             }
             Some(places) => {
-                let goes: Vec<(Slot, u16)> = goes
-                    .iter()
-                    .filter(|(slot, _)| !apart.contains(slot))
-                    .copied()
-                    .collect();
+                let goes: Vec<(Slot, u16)> = goes.iter().copied().collect();
                 for (slot, _) in &goes {
                     cluster.order.close(*slot, sent);
                 }
                 match places.again(&goes, limits.deadline, sends.as_mut()).await {
                     Again::Sent(polled) => polled,
-                    Again::Overtaken | Again::TimedOut => return RoundSent::Never(overtaken()),
+                    Again::Overtaken => return RoundSent::Never(overtaken()),
+                    Again::TimedOut => {
+                        let error = limits.timed_out(Certainty::Rejected);
+                        return RoundSent::Never(error);
+                    }
                 }
             }
         };
@@ -227,33 +245,49 @@ impl Voyage<'_> {
     }
 
     /// Takes in what nodes have answered; false if nothing is sent again.
-    async fn take_in(
-        &mut self,
-        parts: &[PipelinePart],
-        answers: Vec<Answers>,
-        sent: Instant,
-    ) -> bool {
-        self.turns.clear();
+    async fn take_in(&mut self, round: &Round, answers: Vec<Vec<Answer>>, sent: Instant) -> bool {
+        let mut aims = Aims::new();
         let (mut pauses, mut elsewhere) = (false, false);
-        for (part, answers) in parts.iter().zip(answers) {
-            for (units, result) in answers {
-                match result {
-                    Ok(values) => {
-                        let (cluster, turns) = (self.cluster, &mut self.turns);
-                        pauses |= cluster.note_redirects(part.node, &values, sent, turns);
-                        self.split.record(&units, values, None);
+        let answers = round.parts.iter().zip(answers);
+        let answers =
+            answers.flat_map(|(part, answers)| answers.into_iter().map(move |one| (part, one)));
+        for (part, answer) in answers {
+            let Answer { units, result, .. } = answer;
+            match result {
+                Ok(values) => {
+                    let cluster = self.cluster;
+                    pauses |= cluster.note_redirects(part.node, &values, sent, &mut aims);
+                    if answer.before {
+                        self.split.may_have_run_before(&redirected(&units, &values));
                     }
-                    Err(failed) => {
-                        let effect = self.plan.effect;
-                        elsewhere |= self.cluster.has_left(part.node, &failed.error, effect);
-                        self.split.record(&units, Vec::new(), Some(failed));
+                    self.split.record(&units, values, None);
+                    // What is refused for now is so by its own node.
+                    let owner = |unit: &usize| {
+                        let slot = self.split.slot_of(*unit).unwrap_or(self.any);
+                        cluster.routes.owner(slot)
+                    };
+                    let stay = units.iter().copied();
+                    let stay: Vec<_> = stay.filter(|unit| owner(unit) == part.node).collect();
+                    self.split.end_here(&stay);
+                }
+                Err(failed) => {
+                    self.cluster.doubt_after(&failed.error);
+                    let (leave, stay): (Vec<_>, _) = units
+                        .iter()
+                        .partition(|unit| self.leaves(part.node, **unit, &failed, round));
+                    for unit in &leave {
+                        let slot = self.split.slot_of(*unit).unwrap_or(self.any);
+                        aims.entry(slot).or_insert(Some(Aim::Owner));
                     }
+                    elsewhere |= !leave.is_empty();
+                    self.split.record(&units, Vec::new(), Some(failed));
+                    self.split.end_here(&stay);
                 }
             }
         }
         self.rounds += 1;
         // What waits for a migration is bounded by the deadline only.
-        self.hops += u32::from(elsewhere || !self.turns.is_empty());
+        self.hops += u32::from(!aims.is_empty());
         let terms = Terms {
             follow: self.hops <= MAX_HOPS,
             retry: elsewhere && self.hops <= MAX_HOPS,
@@ -271,9 +305,58 @@ impl Voyage<'_> {
             if clock::now() + pause >= self.limits.deadline {
                 return false;
             }
+            let Some(_room) = self.cluster.order.room() else {
+                return false;
+            };
             clock::sleep(pause).await;
         }
+        self.find(aims).await;
         true
+    }
+
+    /// Whether a command that failed so goes on at another node than this one.
+    fn leaves(
+        &self,
+        node: Option<u16>,
+        unit: usize,
+        failed: &Failed<Error>,
+        round: &Round,
+    ) -> bool {
+        // If nobody is known who serves its slot, that has been waited for.
+        let Some(node) = node else {
+            return false;
+        };
+        let routes = &self.cluster.routes;
+        let slot = self.split.slot_of(unit).unwrap_or(self.any);
+        let owner = routes.owner(slot);
+        let has_left = routes.node(node).is_none() || owner != Some(node);
+        // Where a redirect led to, the next one will lead again; and one that is back is the same
+        // server. There a write that was given up could run after its repeat.
+        let succeeded = owner != Some(node) && !round.strays.contains(&slot);
+        let effect = self.plan.effect;
+        let safe = failed.certainty != Certainty::Unknown || succeeded || effect == Effect::Read;
+        has_left && safe && may_go_on(&failed.error, effect)
+    }
+
+    /// Finds the nodes to which redirects lead, and those of slots whose node was left; for those
+    /// that nobody knows yet it waits, as a single command does.
+    async fn find(&mut self, aims: Aims) {
+        let (cluster, limits) = (self.cluster, self.limits);
+        let find = |(slot, aim): (Slot, Option<Aim>)| async move {
+            let aim = match aim {
+                Some(aim) => aim,
+                None => {
+                    cluster.more_is_known(limits.deadline).await;
+                    Aim::Owner
+                }
+            };
+            let reached = cluster.reach(slot, &aim, &limits).await;
+            // What goes to its owner is looked up once more when it is sent.
+            let stray = matches!(aim, Aim::At { .. });
+            stray.then(|| (slot, reached.map_or(NOBODY, |node| node.number)))
+        };
+        let found = join_all(aims.into_iter().map(find)).await;
+        self.turns = found.into_iter().flatten().collect();
     }
 
     /// Makes parts that were not sent ready to be divided anew.
@@ -301,8 +384,13 @@ impl Cluster {
             Some(Routing::Moved(redirect) | Routing::Ask(redirect)) => redirect.slot,
             _ => target.slot.unwrap_or(any),
         };
-        let redirected = target.redirect.and_then(|_| turns.get(&slot));
-        redirected.copied().or_else(|| self.routes.owner(slot))
+        // What waits for a migration waits at the owner.
+        let follows = !matches!(target.redirect, None | Some(Routing::TryAgain));
+        match turns.get(&slot).filter(|_| follows) {
+            Some(&NOBODY) => None,
+            Some(turn) => Some(*turn),
+            None => self.routes.owner(slot),
+        }
     }
 
     async fn send_part(
@@ -311,35 +399,45 @@ impl Cluster {
         (whole, plan): (&Pipeline, &Plan),
         options: &CallOptions,
         (rounds, limits): (u32, &Limits),
-    ) -> Answers {
+    ) -> Vec<Answer> {
         let units = part.units();
-        let all = |failed: Failed<Error>| vec![(units.to_vec(), Err(failed))];
+        let all = |(result, before)| {
+            vec![Answer {
+                units: units.to_vec(),
+                result,
+                before,
+            }]
+        };
+        let refused = |error: Error| {
+            let certainty = error.certainty();
+            all((Err(Failed { error, certainty }), false))
+        };
         let node = match part.node.map(|number| self.node(number)) {
             Some(Ok(Some(node))) => node,
-            Some(Err(error)) => {
-                let certainty = error.certainty();
-                return all(Failed { error, certainty });
-            }
+            Some(Err(error)) => return refused(error),
             None | Some(Ok(None)) => {
-                let error = self.nobody_serves(self.any_slot());
-                let certainty = error.certainty();
-                return all(Failed { error, certainty });
+                let mut commands = redis_rs::commands(&part.pipeline);
+                let slot = commands.find_map(|cmd| {
+                    let mut keys = command::key_names(command::arguments(cmd));
+                    keys.next().map(Slot::of_key)
+                });
+                return refused(self.nobody_serves(slot.unwrap_or_else(|| self.any_slot())));
             }
         };
         let times = limits.of_attempt(rounds);
         if part.is_whole && !part.asking {
             let payload = Payload::Pipeline(whole);
-            let answer = node.attempt(payload, plan.clone(), options, times).await;
-            return vec![(units.to_vec(), Self::values(&node, answer))];
+            let answer = node.attempt_apart(payload, plan.clone(), options, times);
+            return all(Self::values_apart(&node, answer.await));
         }
         let planned = |payload: Payload<'_>| self.planned(payload, options);
         if !part.asking {
             let payload = Payload::Pipeline(&part.pipeline);
             let answer = match planned(payload) {
-                Ok(plan) => node.attempt(payload, plan, options, times).await,
-                Err(error) => Err(error),
+                Ok(plan) => node.attempt_apart(payload, plan, options, times).await,
+                Err(error) => (Err(error), false),
             };
-            return vec![(units.to_vec(), Self::values(&node, answer))];
+            return all(Self::values_apart(&node, answer));
         }
         // Each behind an ASKING of its own. They are submitted in this order.
         let commands: Vec<_> = redis_rs::commands(&part.pipeline)
@@ -349,15 +447,15 @@ impl Cluster {
             let node = &node;
             async move {
                 let payload = Payload::Command(cmd);
-                let answer = match self.planned(payload, options) {
+                let (answer, before) = match self.planned(payload, options) {
                     Ok(plan) => {
                         let plan = Plan {
                             asking: true,
                             ..plan
                         };
-                        node.attempt(payload, plan, options, times).await
+                        node.attempt_apart(payload, plan, options, times).await
                     }
-                    Err(error) => Err(error),
+                    Err(error) => (Err(error), false),
                 };
                 let answer = match answer {
                     Err(error) => match error.kind() {
@@ -366,10 +464,26 @@ impl Cluster {
                     },
                     answer => answer,
                 };
-                (vec![*unit], Self::values(node, answer))
+                let (result, before) = Self::values_apart(node, (answer, before));
+                let units = vec![*unit];
+                Answer {
+                    units,
+                    result,
+                    before,
+                }
             }
         });
         join_all(asks).await
+    }
+
+    /// The same as [`values`](Self::values), of a node's last try; a failure is as uncertain as all
+    /// of them.
+    fn values_apart(
+        node: &Node,
+        (result, before): (Result<Reply, Error>, bool),
+    ) -> (Result<Vec<Value>, Failed<Error>>, bool) {
+        let result = result.map_err(|error| error.at_best(before));
+        (Self::values(node, result), before)
     }
 
     /// Takes in the redirects among the answers of a node; true if some are to be tried again after
@@ -379,12 +493,13 @@ impl Cluster {
         node: Option<u16>,
         values: &[Value],
         sent: Instant,
-        turns: &mut Turns,
+        aims: &mut Aims,
     ) -> bool {
         let Some(node) = node.and_then(|number| self.routes.node(number)) else {
             return false;
         };
         let mut pauses = false;
+        let before = aims.len();
         for value in values {
             let Value::ServerError(error) = value else {
                 continue;
@@ -401,29 +516,22 @@ impl Cluster {
                 }
                 _ => continue,
             };
-            let to = match aim {
-                Some(Aim::At { endpoint, .. }) => self.find_at(&endpoint),
-                Some(Aim::Owner) | None => None,
-            };
-            if let Some(to) = to.or_else(|| self.routes.owner(slot)) {
-                turns.insert(slot, to);
-            }
+            aims.insert(slot, aim);
         }
+        let added = aims.len() - before;
         self.redirects
-            .fetch_add(turns.len() as u64, std::sync::atomic::Ordering::Relaxed);
+            .fetch_add(added as u64, std::sync::atomic::Ordering::Relaxed);
         pauses
     }
 
-    /// Whether commands that failed so go on at another node.
-    fn has_left(&self, node: Option<u16>, error: &Error, effect: Effect) -> bool {
-        let retired = node.and_then(|number| self.routes.node(number)).is_none();
+    /// A failure may be a reason to look who serves.
+    fn doubt_after(&self, error: &Error) {
         if matches!(
             error.kind(),
             ErrorKind::Lost { .. } | ErrorKind::Down { .. }
         ) {
             self.trigger(steadfast_core::topology::Trigger::Doubt);
         }
-        retired && may_go_on(error, effect)
     }
 
     /// Plans a part before it is sent.
@@ -431,6 +539,19 @@ impl Cluster {
         let plan = payload.plan(self.settings().connections, true)?;
         Ok(plan.adjusted(options, self.settings().repeat_only_reads))
     }
+}
+
+/// Those of the commands that were redirected.
+fn redirected(units: &[usize], values: &[Value]) -> Vec<usize> {
+    let answered = units.iter().zip(values);
+    let redirected = answered.filter(|(_, value)| match value {
+        Value::ServerError(error) => {
+            let details = error.details().unwrap_or_default();
+            Routing::of(error.code(), details).is_some_and(|routing| routing.follows())
+        }
+        _ => false,
+    });
+    redirected.map(|(unit, _)| *unit).collect()
 }
 
 fn overtaken() -> Error {

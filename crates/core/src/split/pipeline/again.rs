@@ -84,15 +84,16 @@ impl<E> SplitPipeline<'_, E> {
 
     /// Why a command that has certainly not run may be sent again.
     fn reason(&self, unit: &Unit<E>, terms: Terms) -> Option<Reason> {
+        let retry = terms.retry && !unit.ends_here;
         match &unit.state {
             State::Answered(value) => {
                 if let Some(routing) = self.redirect(unit, value) {
                     return terms.follow.then_some(Reason::Follows(routing));
                 }
-                (terms.retry && self.was_refused_for_now(unit, value)).then_some(Reason::Retries)
+                (retry && self.was_refused_for_now(unit, value)).then_some(Reason::Retries)
             }
             State::Failed(failed) => {
-                (terms.retry && failed.certainty != Certainty::Unknown).then_some(Reason::Retries)
+                (retry && failed.certainty != Certainty::Unknown).then_some(Reason::Retries)
             }
             State::Waiting | State::Sent => None,
         }
@@ -148,6 +149,9 @@ impl<E> SplitPipeline<'_, E> {
             }
         }
         let may = |numbers: &Vec<usize>| {
+            if numbers.iter().any(|number| self.units[*number].ends_here) {
+                return false;
+            }
             let mut effects = numbers.iter().map(|number| self.units[*number].effect);
             if !effects.all(|effect| may_repeat(said.unwrap_or(effect))) {
                 return false;
