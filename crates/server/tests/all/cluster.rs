@@ -72,7 +72,7 @@ async fn s4_a_service_tells_of_each_shard_and_one_that_is_away_only_degrades_it(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn s4_when_all_nodes_refuse_all_keys_for_one_shard_nobody_says_that_others_are_served() {
-    let builder = Cluster::builder().replicas(0).full_coverage(true);
+    let builder = Cluster::builder().replicas(0).require_full_coverage(true);
     let cluster = builder.start().await.unwrap();
     let service = Service::with(&[("redis.url", &cluster.url())]).await;
     check_when(&service, |check| check["status"] == "healthy").await;
