@@ -179,7 +179,7 @@ struct Call<'a> {
 
 impl Call<'_> {
     async fn run(&self, options: &CallOptions, alone: &mut LastAlone) -> Result<Reply, Error> {
-        let mut again = Resubmission::default();
+        let mut again = AttemptHistory::default();
         let mut began = self.started;
         if self.shared.links.len() > 1 && self.link.is_some() {
             match self.take_turn().await {
@@ -386,7 +386,7 @@ impl Call<'_> {
         &self,
         mut error: Error,
         options: &CallOptions,
-        mut again: Resubmission<'_>,
+        mut again: AttemptHistory<'_>,
         alone: &mut LastAlone,
     ) -> Result<Reply, Error> {
         let mut repeats = Repeats::new(self.shared, options, self.started, self.deadline);

@@ -336,8 +336,13 @@ impl Error {
     }
 
     /// Marks the error as proof that nothing has run.
-    pub(crate) fn proven_rejected(mut self) -> Self {
-        self.certainty = Certainty::Rejected;
+    pub(crate) fn proven_rejected(self) -> Self {
+        self.of_certainty(Certainty::Rejected)
+    }
+
+    /// Returns the same error, with so much known of the command.
+    pub(crate) fn of_certainty(mut self, certainty: Certainty) -> Self {
+        self.certainty = certainty;
         self
     }
 

@@ -545,9 +545,6 @@ fn time_and_texts(answer: Vec<redis::Value>) -> Option<(i64, Vec<Option<Vec<u8>>
 /// is smoothed.
 const TOLERANCE: Duration = Duration::from_millis(1000);
 
-/// The number of no server.
-const NO_SERVER: u32 = u32::MAX;
-
 /// The time for what no reader waits for (proof of the channel, belief, fills), also where a read
 /// may spend less: it must work over any round trip.
 const ASKED_BY_NO_READER: Duration = Duration::from_millis(250);

@@ -54,7 +54,12 @@ impl Call<'_> {
         };
         let options = CallOptions::new();
         let mut alone = None;
-        let answer = ping.run_from(clock::now(), Resubmission::default(), &options, &mut alone);
+        let answer = ping.run_from(
+            clock::now(),
+            AttemptHistory::default(),
+            &options,
+            &mut alone,
+        );
         match answer.await {
             Ok(_) => Ok(()),
             Err(error) => Err(Error::not_sent(error.kind().clone())),

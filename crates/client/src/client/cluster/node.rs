@@ -140,6 +140,31 @@ impl Node {
         !self.is_retired() && !matches!(state, ConnectionState::Down | ConnectionState::Closed)
     }
 
+    /// Notes that it owns no slots any more.
+    pub(super) fn lost_its_slots(&self, now: Instant) {
+        let mut without = self.without_slots.lock();
+        if self.has_owned() && matches!(*without, WithoutSlots::No) {
+            *without = WithoutSlots::Since(now);
+        }
+    }
+
+    /// Notes that it says so itself.
+    pub(super) fn agrees_to_own_nothing(&self) {
+        let mut without = self.without_slots.lock();
+        if matches!(*without, WithoutSlots::Since(_)) {
+            *without = WithoutSlots::Agreed;
+        }
+    }
+
+    /// Whether it has lost its slots and may not know it. It may be cut off from the others, who take
+    /// their time to hold it for failed.
+    pub(super) fn is_doubted(&self, now: Instant) -> bool {
+        match *self.without_slots.lock() {
+            WithoutSlots::Since(since) => now.saturating_duration_since(since) < DOUBTED,
+            WithoutSlots::No | WithoutSlots::Agreed => false,
+        }
+    }
+
     pub(super) fn is_retired(&self) -> bool {
         self.retired.load(Ordering::Relaxed)
     }
@@ -168,8 +193,8 @@ impl Node {
         self.whereabouts.endpoint()
     }
 
-    /// Notes the address at which the node is now. A connection that serves is to the same node, and
-    /// stays; where there is none, it is looked for at the new address at once.
+    /// It is at another address now. A connection that serves is to the same node, and stays; where
+    /// there is none, it is looked for at the new address at once.
     pub(super) fn relocate(&self, member: MemberFacts) {
         self.client
             .inner
