@@ -370,7 +370,11 @@ pub fn of_a_cluster(runs: &[Throughput], machine: &str, load: (f64, f64)) -> Str
         table(&mut out, last, workload, &Kind::OF_A_CLUSTER);
     }
     let mut failures = BTreeMap::new();
-    for failure in runs.iter().flat_map(|run| &run.failures) {
+    for failure in runs
+        .iter()
+        .flat_map(|run| &run.failures)
+        .map(String::as_str)
+    {
         // Whichever repeat it was, and whichever node.
         let (row, rest) = failure.split_once(", repeat ").unwrap_or((failure, ""));
         let why = rest.split_once(": ").map_or("", |(_, why)| why);

@@ -136,8 +136,9 @@ impl Cache {
 
     /// Waits until the loads that have begun by now have ended, and what they brought is in Redis,
     /// or their leases are given back; returns how many had not, after `within`. Loads that begin
-    /// meanwhile are not waited for, but those within a load are a part of it. A load answers its readers first, so a program that ends at
-    /// once after a read may leave Redis without the value. To be called before that.
+    /// meanwhile are not waited for, but those within a load are a part of it. A load answers its
+    /// readers first, so a program that ends at once after a read may leave Redis without the
+    /// value. To be called before that.
     ///
     /// ```no_run
     /// # use std::time::Duration;

@@ -1,9 +1,9 @@
-//! When this client last wrote to each slot of a cluster, so that it finds again what it has written
-//! where it reads from replicas.
+//! When this client last wrote to each slot of a cluster, so that it finds again what it has
+//! written where it reads from replicas.
 //!
-//! Whatever sends a command notes it, by whichever way: calls, calls to one node, sessions. Noted is
-//! the beginning of a write and its end, each only if replicas are read from by then: one that was
-//! under way when the first of these reads came is noted at its end.
+//! Whatever sends a command notes it, by whichever way: calls, calls to one node, sessions. Noted
+//! is the beginning of a write and its end, each only if replicas are read from by then: one that
+//! was under way when the first of these reads came is noted at its end.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};

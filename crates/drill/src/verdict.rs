@@ -31,9 +31,9 @@
 //! - **denied**: failed writes that were said not to have been applied, and are there; whole run;
 //!   0.
 //! - **back_in_service**: from another primary being named to the first acknowledged write that
-//!   stays, if one was named; fault; below what the scenario says (1 s; a control: 30 s). Of a fault
-//!   of a cluster that no other primary mends: from the cluster being whole again to the first such
-//!   write of each shard to which something was done, the longest; recovery.
+//!   stays, if one was named; fault; below what the scenario says (1 s; a control: 30 s). Of a
+//!   fault of a cluster that no other primary mends: from the cluster being whole again to the
+//!   first such write of each shard to which something was done, the longest; recovery.
 //!
 //! And if they are in a cluster, by two more:
 //!

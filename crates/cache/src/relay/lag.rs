@@ -11,8 +11,9 @@ use crate::outbox::Glance;
 /// no look could tell, because it was there before the first one or because too many rows were
 /// ahead of it, is as old as it says.
 ///
-/// A full outbox is collapsed: a new row takes the place of those that wait. It is told by rows that
-/// are gone though nothing was applied, and what is new then has waited for as long as they had.
+/// A full outbox is collapsed: a new row takes the place of those that wait. It is told by rows
+/// that are gone though nothing was applied, and what is new then has waited for as long as they
+/// had.
 #[derive(Default)]
 pub(super) struct LagWatch {
     /// Rows as of the last look, each with the latest moment at which it was certainly not there.

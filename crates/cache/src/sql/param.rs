@@ -152,8 +152,8 @@ pub(super) fn may_stay_prepared(params: &[Param]) -> bool {
     !params.contains(&Param::Null)
 }
 
-/// What each type is to PostgreSQL, which has them all: by this name a statement is prepared for it,
-/// and its NULL is one of that type.
+/// What each type is to PostgreSQL, which has them all: by this name a statement is prepared for
+/// it, and its NULL is one of that type.
 macro_rules! of_postgres {
     ($($variant:ident $of:ty = $name:literal),* $(,)?) => {
         #[cfg(feature = "postgres")]
@@ -206,7 +206,8 @@ of_postgres!(
     Uuids Vec<Uuid> = "uuid[]",
 );
 
-/// What MySQL and SQLite take alike: a NULL of no type, and a list as JSON. They differ in decimals.
+/// What MySQL and SQLite take alike: a NULL of no type, and a list as JSON. They differ in
+/// decimals.
 #[cfg(any(feature = "mysql", feature = "sqlite"))]
 macro_rules! without_lists {
     ($name:ident, $arguments:ty, $decimal:ident => $bound:expr) => {

@@ -106,8 +106,8 @@ fn only_metrics_count_as_names_of_metrics() {
     assert_eq!(names(expression), ["a_b", "x_y"]);
 }
 
-/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, or Redis is a cluster or
-/// watched by sentinels, and seen there by the tests of those.
+/// Exported where `[server.tls]`, `[redis.credentials]` or `[auth]` is set, or Redis is a cluster
+/// or watched by sentinels, and seen there by the tests of those.
 const SET_UP: [&str; 11] = [
     "steadfast_redis_sentinels",
     "steadfast_redis_primary_proof_age_seconds",
