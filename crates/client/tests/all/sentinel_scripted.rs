@@ -545,7 +545,8 @@ async fn t22_what_was_abandoned_on_the_deposed_is_killed_there_and_nowhere_else(
     let sentinels = Scripted::several(1, old.addr(), 1).await;
     let client = builder_of(&sentinels)
         .deadline(Duration::from_secs(15))
-        .response_idle_timeout(ms(300))
+        // The switch is to be heard of before the old one is taken for down.
+        .response_idle_timeout(Duration::from_secs(5))
         .connect()
         .await
         .unwrap();
