@@ -320,8 +320,8 @@ impl Shards {
         }
     }
 
-    /// One shard that is away costs its own keys only, unless all nodes refuse all keys for it: then
-    /// none of them tells who owns what (`cluster-require-full-coverage`).
+    /// One shard that is away costs its own keys only, unless all nodes refuse all keys for it:
+    /// then none of them tells who owns what (`cluster-require-full-coverage`).
     fn check(&self) -> Check {
         let Some(heard_ms_ago) = self.heard_ms_ago else {
             let why = self.error.as_deref().unwrap_or("none was asked");

@@ -211,7 +211,8 @@ impl Cluster {
         known.kin_heard.is_none_or(|heard| heard < began)
     }
 
-    /// Says of a seed that it leads to another cluster. Its nodes may have got the addresses of ours.
+    /// Says of a seed that it leads to another cluster. Its nodes may have got the addresses of
+    /// ours.
     fn refuse(&self, view: &View) {
         let host = &view.host;
         let by = view.by.as_ref().map(NodeId::as_str).unwrap_or_default();

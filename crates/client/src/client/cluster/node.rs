@@ -156,8 +156,8 @@ impl Node {
         }
     }
 
-    /// Whether it has lost its slots and may not know it. It may be cut off from the others, who take
-    /// their time to hold it for failed.
+    /// Whether it has lost its slots and may not know it. It may be cut off from the others, who
+    /// take their time to hold it for failed.
     pub(super) fn is_doubted(&self, now: Instant) -> bool {
         match *self.without_slots.lock() {
             WithoutSlots::Since(since) => now.saturating_duration_since(since) < DOUBTED,

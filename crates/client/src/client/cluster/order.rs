@@ -327,8 +327,8 @@ impl InOrder {
         self.hand_over(slot, now, || {});
     }
 
-    /// Closes the gate of a slot, if commands of it are under way, and gives it another owner before
-    /// any other command can enter.
+    /// Closes the gate of a slot, if commands of it are under way, and gives it another owner
+    /// before any other command can enter.
     pub(super) fn hand_over<T>(&self, slot: Slot, now: Instant, change: impl FnOnce() -> T) -> T {
         let mut stripe = self.stripe(slot).lock();
         stripe.close(slot, now);

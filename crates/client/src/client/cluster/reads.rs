@@ -254,8 +254,8 @@ impl Cluster {
         families
     }
 
-    /// Measures the replicas of each primary again and again, for ever. A family that takes its time
-    /// holds no other up.
+    /// Measures the replicas of each primary again and again, for ever. A family that takes its
+    /// time holds no other up.
     async fn measure(&self, on: &On) {
         let mut marks: BTreeMap<u16, VecDeque<Mark>> = BTreeMap::new();
         let mut under_way = FuturesUnordered::new();

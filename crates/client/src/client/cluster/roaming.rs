@@ -122,9 +122,9 @@ impl Transport for Roaming {
         })
     }
 
-    /// One that any node serves leaves the one that is no member any more, and one of a slot the one
-    /// that is its owner no more: nothing is published there. A deposed owner that is cut off from the
-    /// others does not know it, and goes on answering.
+    /// One that any node serves leaves the one that is no member any more, and one of a slot the
+    /// one that is its owner no more: nothing is published there. A deposed owner that is cut off
+    /// from the others does not know it, and goes on answering.
     fn left(&self, place: Location) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let (Some(cluster), Location::Tcp(address)) = (self.cluster.get(), place) else {

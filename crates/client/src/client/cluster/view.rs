@@ -38,8 +38,9 @@ impl Cluster {
         }
         let owner = known.topology.owner(redirect.slot);
         drop(known);
-        // Who has told of the new owner before may not have come to hand the slot over yet: a command
-        // that went by the routes would go to the old owner again, and use up its redirects there.
+        // Who has told of the new owner before may not have come to hand the slot over yet: a
+        // command that went by the routes would go to the old owner again, and use up its redirects
+        // there.
         let routed = self.routes.owner(redirect.slot);
         if owner.map(MemberIndex::number) != routed {
             self.hand_over([redirect.slot], now);
