@@ -18,8 +18,7 @@ use tokio::time::sleep;
 use crate::control::Counts;
 use crate::ledger::{LedgerWrite, name_of};
 use crate::subject::{
-    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source,
-    Subject,
+    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Subject,
 };
 
 /// A subject without resilience, whose data are in Redis itself.
@@ -120,13 +119,8 @@ impl Subject for Asking {
 
     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
         async move {
-            let version: Option<u64> = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
-            Ok(Answer {
-                source: Source::Redis,
-                version: version.unwrap_or(0),
-                age: Duration::ZERO,
-                stale: false,
-            })
+            let version = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
+            Ok(Answer::of_redis_itself(version))
         }
         .boxed()
     }

@@ -16,8 +16,7 @@ use tokio::time::sleep;
 use crate::control::Counts;
 use crate::ledger::{LedgerWrite, name_of};
 use crate::subject::{
-    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source,
-    Subject,
+    Answer, Breaker, Connection, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Subject,
 };
 
 /// A subject without resilience of its own, whose data are in a cluster.
@@ -89,13 +88,8 @@ impl Subject for Routing {
 
     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
         async move {
-            let version: Option<u64> = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
-            Ok(Answer {
-                source: Source::Redis,
-                version: version.unwrap_or(0),
-                age: Duration::ZERO,
-                stale: false,
-            })
+            let version = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
+            Ok(Answer::of_redis_itself(version))
         }
         .boxed()
     }

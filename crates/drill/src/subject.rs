@@ -200,6 +200,19 @@ pub struct Answer {
     pub stale: bool,
 }
 
+impl Answer {
+    /// Builds the answer of an application whose data are in Redis itself: it is never out of date,
+    /// and a key that was never written has version 0.
+    pub fn of_redis_itself(version: Option<u64>) -> Self {
+        Self {
+            source: Source::Redis,
+            version: version.unwrap_or(0),
+            age: Duration::ZERO,
+            stale: false,
+        }
+    }
+}
+
 /// A tier that answers reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

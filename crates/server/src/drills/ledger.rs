@@ -10,7 +10,7 @@ use redis::{Cmd, FromRedisValue};
 use steadfast::{Certainty, Client, ConnectionState};
 use steadfast_drill::ledger::{LedgerWrite, name_of};
 use steadfast_drill::subject::{
-    Answer, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Source, Subject,
+    Answer, DatabaseFault, Endpoint, Facts, Failure, SetUpError, Subject,
 };
 
 use super::facts::facts_of;
@@ -72,13 +72,8 @@ impl Subject for Keeper {
 
     fn read(&self, key: u64) -> BoxFuture<'_, Result<Answer, Failure>> {
         async move {
-            let version: Option<u64> = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
-            Ok(Answer {
-                source: Source::Redis,
-                version: version.unwrap_or(0),
-                age: Duration::ZERO,
-                stale: false,
-            })
+            let version = self.ask(redis::cmd("GET").arg(name_of(key))).await?;
+            Ok(Answer::of_redis_itself(version))
         }
         .boxed()
     }
