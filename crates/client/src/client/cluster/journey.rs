@@ -1,5 +1,6 @@
 //! The journey of a call from node to node, until one of them has served it.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -533,7 +534,8 @@ impl Cluster {
                 }
             });
             // From now on no change is missed.
-            let missed = futures_util::poll!(changed.as_mut()).is_ready();
+            let missed =
+                poll_fn(|context| Poll::Ready(changed.as_mut().poll(context).is_ready())).await;
             if missed || owner.as_ref().is_some_and(|node| node.may_serve()) {
                 return true;
             }
