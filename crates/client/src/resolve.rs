@@ -1,14 +1,17 @@
 //! From a name to the one of its addresses that serves: resolved anew each time, all of them tried,
 //! both families in turns.
 
+use std::collections::{BTreeMap, HashMap};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Shared};
 use futures_util::stream::FuturesUnordered;
-use tokio::task::JoinHandle;
+use futures_util::{FutureExt, StreamExt};
+use parking_lot::Mutex;
+use steadfast_core::node::Endpoint;
 
 /// Turns a name into addresses. The default asks the system, one look-up at a time.
 ///
@@ -38,14 +41,18 @@ pub trait Resolve: std::fmt::Debug + Send + Sync {
     fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>>;
 }
 
-type Lookup = (String, u16, JoinHandle<io::Result<Vec<SocketAddr>>>);
+/// A look-up under way, which all wait for that ask for the same.
+type Lookup = Shared<BoxFuture<'static, Result<Vec<SocketAddr>, Arc<io::Error>>>>;
 
 /// The system's resolver. A look-up that hangs is waited for by later attempts instead of being
-/// joined by another.
+/// joined by another, and holds up no other name.
 #[derive(Debug, Default)]
 pub struct SystemResolver {
-    running: tokio::sync::Mutex<Option<Lookup>>,
+    running: Arc<Mutex<HashMap<(String, u16), Lookup>>>,
 }
+
+/// The most look-ups at the same time: each keeps a thread until the system answers.
+const LOOKUPS: usize = 64;
 
 impl Resolve for SystemResolver {
     fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, io::Result<Vec<SocketAddr>>> {
@@ -54,23 +61,97 @@ impl Resolve for SystemResolver {
             if let Ok(ip) = host.parse::<IpAddr>() {
                 return Ok(vec![SocketAddr::new(ip, port)]);
             }
-            let mut running = self.running.lock().await;
-            let (_, _, task) = match &mut *running {
-                Some(lookup) if lookup.0 == host && lookup.1 == port => lookup,
-                other => other.insert((
-                    host.clone(),
-                    port,
-                    tokio::spawn(async move {
-                        tokio::net::lookup_host((host, port))
-                            .await
-                            .map(Iterator::collect)
-                    }),
-                )),
-            };
-            let found = task.await;
-            *running = None;
-            found.unwrap_or_else(|error| Err(io::Error::other(error)))
+            let found = self.lookup((host, port), look_up)?.await;
+            found.map_err(|error| io::Error::new(error.kind(), error.to_string()))
         })
+    }
+}
+
+impl SystemResolver {
+    /// The look-up of this name: the one under way, or a new one, by a thread of its own.
+    fn lookup(
+        &self,
+        of: (String, u16),
+        by: impl FnOnce(&(String, u16)) -> io::Result<Vec<SocketAddr>> + Send + 'static,
+    ) -> io::Result<Lookup> {
+        let mut running = self.running.lock();
+        if let Some(lookup) = running.get(&of) {
+            return Ok(lookup.clone());
+        }
+        if running.len() >= LOOKUPS {
+            let why = format!("{LOOKUPS} look-ups of names have no answer yet");
+            return Err(io::Error::other(why));
+        }
+        let ends = Ending {
+            of: of.clone(),
+            running: Arc::downgrade(&self.running),
+        };
+        // Begun by the first who waits: not under the lock, which its end needs.
+        let found = async move {
+            let task = tokio::task::spawn_blocking(move || {
+                let ends = ends;
+                by(&ends.of).map_err(Arc::new)
+            });
+            let found = task.await;
+            found.unwrap_or_else(|error| Err(Arc::new(io::Error::other(error))))
+        };
+        let lookup = found.boxed().shared();
+        running.insert(of, lookup.clone());
+        Ok(lookup)
+    }
+}
+
+/// Takes a look-up from among those under way when it has ended, or never begins.
+struct Ending {
+    of: (String, u16),
+    running: Weak<Mutex<HashMap<(String, u16), Lookup>>>,
+}
+
+impl Drop for Ending {
+    fn drop(&mut self) {
+        if let Some(running) = self.running.upgrade() {
+            let ended = running.lock().remove(&self.of);
+            drop(ended);
+        }
+    }
+}
+
+fn look_up((host, port): &(String, u16)) -> io::Result<Vec<SocketAddr>> {
+    (host.as_str(), *port)
+        .to_socket_addrs()
+        .map(Iterator::collect)
+}
+
+/// The resolver of a client, with the last good addresses of the names that it was asked for.
+#[derive(Debug)]
+pub(crate) struct Names {
+    pub(crate) resolver: Arc<dyn Resolve>,
+    last_good: Mutex<BTreeMap<Endpoint, Vec<SocketAddr>>>,
+}
+
+/// The most names whose last good addresses are kept: those of the largest cluster.
+const NAMES: usize = 2_048;
+
+impl Names {
+    pub(crate) fn new(resolver: impl Resolve + 'static) -> Self {
+        Self {
+            resolver: Arc::new(resolver),
+            last_good: Mutex::default(),
+        }
+    }
+
+    /// Notes the addresses that a name has now.
+    pub(crate) fn note(&self, name: Endpoint, addresses: Vec<SocketAddr>) {
+        let mut last_good = self.last_good.lock();
+        last_good.insert(name, addresses);
+        if last_good.len() > NAMES {
+            last_good.pop_first();
+        }
+    }
+
+    /// The addresses that a name had when it was last resolved.
+    pub(crate) fn last_good(&self, name: &Endpoint) -> Option<Vec<SocketAddr>> {
+        self.last_good.lock().get(name).cloned()
     }
 }
 
@@ -174,6 +255,36 @@ mod tests {
             .expect("each has its turn within the limit")
             .expect("the last one answers");
         assert_eq!(stream.peer_addr().expect("it is open"), address(&alive));
+    }
+
+    #[tokio::test]
+    async fn c8_a_name_that_hangs_holds_up_no_other_and_is_looked_up_once() {
+        let resolver = SystemResolver::default();
+        let (answer, hangs) = std::sync::mpsc::channel::<()>();
+        let of = |host: &str| (host.to_owned(), 1);
+        let hanging = move |_: &(String, u16)| {
+            let _ = hangs.recv();
+            Ok(Vec::new())
+        };
+        let first = resolver
+            .lookup(of("hangs"), hanging)
+            .expect("there is room");
+        let again = resolver.lookup(of("hangs"), |_| panic!("once"));
+        let again = again.expect("it is the same");
+        let generous = Duration::from_secs(20);
+        let other = tokio::time::timeout(generous, resolver.resolve("localhost", 1));
+        let other = other.await.expect("it waits for nobody");
+        assert!(other.is_ok_and(|found| !found.is_empty()));
+        let patience = Duration::from_millis(20);
+        assert!(tokio::time::timeout(patience, first).await.is_err());
+        assert!(resolver.running.lock().contains_key(&of("hangs")));
+        answer.send(()).expect("it waits");
+        assert!(again.await.is_ok());
+        assert!(resolver.running.lock().is_empty(), "it is over");
+        // One that panics has ended as well.
+        let panics = resolver.lookup(of("panics"), |_| panic!("its own mistake"));
+        assert!(panics.expect("there is room").await.is_err());
+        assert!(resolver.running.lock().is_empty());
     }
 
     #[test]

@@ -11,7 +11,7 @@ use crate::defaults;
 use crate::error::ConfigError;
 use crate::membership::Membership;
 use crate::options::ReadFrom;
-use crate::resolve::{Resolve, SystemResolver};
+use crate::resolve::{Names, SystemResolver};
 use crate::sentinel::Translation;
 use crate::target::{Address, Role, Target};
 #[cfg(feature = "tls")]
@@ -37,7 +37,7 @@ pub(crate) struct Settings {
     pub(crate) role: Role,
     #[cfg(feature = "tls")]
     pub(crate) tls: Option<Tls>,
-    pub(crate) resolver: Arc<dyn Resolve>,
+    pub(crate) names: Arc<Names>,
     pub(crate) deadline: Duration,
     pub(crate) response_idle_timeout: Duration,
     pub(crate) unresponsive_timeout: Duration,
@@ -89,7 +89,7 @@ impl Settings {
             target,
             name: None,
             role: Role::Primary,
-            resolver: Arc::new(SystemResolver::default()),
+            names: Arc::new(Names::new(SystemResolver::default())),
             deadline: defaults::DEADLINE,
             response_idle_timeout: defaults::RESPONSE_IDLE_TIMEOUT,
             unresponsive_timeout: defaults::UNRESPONSIVE_TIMEOUT,

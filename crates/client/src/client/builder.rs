@@ -14,7 +14,7 @@ use crate::error::{ConfigError, Error, ErrorKind};
 use crate::link::connect::{Connector, Network, Transport};
 use crate::link::shared::Shared;
 use crate::options::ReadFrom;
-use crate::resolve::Resolve;
+use crate::resolve::{Names, Resolve};
 use crate::sentinel::Translation;
 #[cfg(feature = "tls")]
 use crate::settings::SentinelTls;
@@ -218,7 +218,7 @@ impl ClientBuilder {
 
     /// Sets the resolver of the host's name. Default: the system.
     pub fn resolver(mut self, resolver: impl Resolve + 'static) -> Self {
-        self.settings.resolver = Arc::new(resolver);
+        self.settings.names = Arc::new(Names::new(resolver));
         self
     }
 

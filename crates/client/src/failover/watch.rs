@@ -14,12 +14,14 @@ use steadfast_core::resp::Limits;
 use steadfast_core::sentinel::Testimony;
 
 use crate::clock;
+use crate::credentials::Credentials;
 use crate::error::connect::ConnectError;
 use crate::link::connect::{Exchange, auth, dial_sentinel, within};
 use crate::link::shared::Shared;
 use crate::sentinel::{Answer, Discovery, Switch};
 use crate::task::Owned;
 use crate::wire::queue::DriverCommand;
+use crate::wire::stream::Stream;
 use crate::wire::words::{as_error, command, without_arguments};
 
 /// The longest time between two confirmations, for which an answer counts. A tenth of it is left
@@ -142,9 +144,8 @@ async fn ask_again_and_again(
 ) -> ConnectError {
     let asking = async {
         let limit = shared.settings.connect_timeout;
-        let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
+        let (mut stream, address) = reach(shared, &discovery.service, at).await?;
         let mut exchange = Exchange::limited(&mut stream, &address, limits());
-        greet(shared, &mut exchange, limit).await?;
         let mut wanted = discovery.wanted.subscribe();
         let mut told = discovery.told.subscribe();
         let mut rng = shared.rng();
@@ -190,9 +191,8 @@ async fn listen(
 ) -> ConnectError {
     let listening = async {
         let limit = shared.settings.connect_timeout;
-        let (mut stream, address) = dial_sentinel(&shared.settings, at, limit).await?;
+        let (mut stream, address) = reach(shared, &discovery.service, at).await?;
         let mut exchange = Exchange::limited(&mut stream, &address, limits());
-        greet(shared, &mut exchange, limit).await?;
         let subscribe = [command(&["SUBSCRIBE", "+switch-master"])];
         let replies = within("sentinel", limit, exchange.exchange(&subscribe)).await??;
         refused(&replies)?;
@@ -227,28 +227,87 @@ async fn listen(
     }
 }
 
-async fn greet(
+/// A connection to a sentinel, at whichever of its addresses one answers.
+async fn reach(
     shared: &Shared,
-    exchange: &mut Exchange<'_>,
-    limit: Duration,
-) -> Result<(), ConnectError> {
-    let given = shared.settings.target.sentinel_credentials.clone();
-    let credentials = match &shared.settings.sentinel_provider {
+    service: &str,
+    at: &Endpoint,
+) -> Result<(Stream, String), ConnectError> {
+    let settings = &shared.settings;
+    let limit = settings.connect_timeout;
+    let credentials = match &settings.sentinel_provider {
         Some(provider) => {
             let had = within("credentials", limit, provider.credentials()).await?;
             Some(had.map_err(|error| ConnectError::Credentials(error.to_string()))?)
         }
-        None => given,
+        None => settings.target.sentinel_credentials.clone(),
     };
-    let Some(credentials) = credentials else {
-        return Ok(());
+    let greet = async |(mut stream, address): (Stream, String), is_only| {
+        let mut exchange = Exchange::limited(&mut stream, &address, limits());
+        if let Some(credentials) = &credentials {
+            log_in(&mut exchange, credentials, &address).await?;
+        }
+        is_a_sentinel(&mut exchange, service, &address, is_only).await?;
+        Ok((stream, address))
     };
+    let greet = |stream, address, is_only| {
+        let greeted = greet((stream, address), is_only);
+        async move { within("sentinel", limit, greeted).await? }
+    };
+    dial_sentinel(settings, at, limit, greet).await
+}
+
+async fn log_in(
+    exchange: &mut Exchange<'_>,
+    credentials: &Credentials,
+    address: &str,
+) -> Result<(), ConnectError> {
     let words = match credentials.user() {
         "" | "default" => command(&["AUTH", credentials.password()]),
-        _ => auth(&credentials),
+        _ => auth(credentials),
     };
-    let replies = within("sentinel", limit, exchange.exchange(&[words])).await??;
-    refused(&replies)
+    let replies = exchange.exchange(&[words]).await?;
+    refused(&replies)?;
+    match replies[..] {
+        [Value::Okay] => Ok(()),
+        _ => Err(ConnectError::NotSentinel {
+            address: address.into(),
+            why: "it answers AUTH by what is no answer to it".into(),
+        }),
+    }
+}
+
+/// Who answers this is a sentinel. One of several under the same name must know the primary, too:
+/// another of them may.
+async fn is_a_sentinel(
+    exchange: &mut Exchange<'_>,
+    service: &str,
+    address: &str,
+    is_only: bool,
+) -> Result<(), ConnectError> {
+    let question = command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", service]);
+    let replies = exchange.exchange(&[question]).await?;
+    if is_reason(&replies[0]) {
+        refused(&replies)?;
+    }
+    let no_sentinel = |why: String| ConnectError::NotSentinel {
+        address: address.into(),
+        why,
+    };
+    let primary = primary_address(&replies[0]).map_err(|error| no_sentinel(error.to_string()))?;
+    match primary.is_some() || is_only {
+        true => Ok(()),
+        false => Err(ConnectError::NoPrimary {
+            service: service.into(),
+            why: format!("{address} watches none of this name"),
+        }),
+    }
+}
+
+/// ERR is what a server says that is no sentinel, or of a name that it does not know. Other codes
+/// (NOAUTH, NOPERM, IDONTKNOW) say why one that may be a sentinel does not answer.
+fn is_reason(reply: &Value) -> bool {
+    as_error(reply).is_some_and(|(code, _)| code != "ERR")
 }
 
 /// The epoch before the address: see [`steadfast_core::report::MonitoredPrimary`].
@@ -270,9 +329,6 @@ fn read(replies: &[Value], asked: Instant, address: &str) -> Result<Answer, Conn
     let [own, monitored, primary, peers, replicas] = replies else {
         return Err(no_sentinel("it leaves questions unanswered".into()));
     };
-    // ERR is what a server says that is no sentinel, or of a name that it does not know. Other
-    // codes (NOAUTH, NOPERM, IDONTKNOW) say why one that may be a sentinel does not answer.
-    let is_reason = |reply: &Value| as_error(reply).is_some_and(|(code, _)| code != "ERR");
     // What is left out without the last is a list to look at.
     let mut needed = replies.iter().skip(1).take(3);
     if let Some(reply) = needed.find(|reply| is_reason(reply)) {

@@ -444,6 +444,78 @@ async fn t17_t31_sentinels_that_drip_know_nothing_or_name_what_is_no_name_cost_o
     until_state(&client, ConnectionState::Ready).await;
 }
 
+/// A name that stands for all of these; IP addresses are their own.
+#[derive(Debug)]
+struct Several(Vec<SocketAddr>);
+
+impl Resolve for Several {
+    fn resolve(&self, host: &str, port: u16) -> BoxFuture<'_, std::io::Result<Vec<SocketAddr>>> {
+        let own = host.parse().ok().map(|ip| SocketAddr::new(ip, port));
+        let found = own.map_or_else(|| self.0.clone(), |own| vec![own]);
+        Box::pin(std::future::ready(Ok(found)))
+    }
+}
+
+#[tokio::test]
+async fn c8_t17_of_several_addresses_of_a_sentinel_the_one_that_answers_wins_whatever_comes_first()
+{
+    let primary = server().await;
+    // It accepts, and never answers.
+    let frozen = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let ignorant = Scripted::start("ignorant", primary.addr(), 1).await;
+    ignorant.says(|says| says.manner = Manner::Only("*-1"));
+    let yes = Scripted::start("says yes", primary.addr(), 1).await;
+    yes.says(|says| says.manner = Manner::Only("+OK"));
+    let well = Scripted::start("well", primary.addr(), 1).await;
+    let unwell = [
+        frozen.local_addr().unwrap(),
+        primary.addr(),
+        ignorant.addr,
+        yes.addr,
+    ];
+    for first in 0..unwell.len() {
+        let mut addresses = unwell.to_vec();
+        addresses.rotate_left(first);
+        addresses.push(well.addr);
+        let client = Client::builder("redis-sentinel://the-name/main")
+            .unwrap()
+            .resolver(Several(addresses))
+            .deadline(ms(8_000))
+            .connect()
+            .await
+            .unwrap();
+        assert_eq!(served_by(&client).await, primary.addr().to_string());
+    }
+    // If none of them is one, the one that says most is quoted.
+    let client = Client::builder("redis-sentinel://the-name/main")
+        .unwrap()
+        .resolver(Several(unwell.to_vec()))
+        .build()
+        .unwrap();
+    let said = || client.status().sentinel.unwrap().sentinels[0].error.clone();
+    until("it is said", || {
+        said().is_some_and(|said| said.contains("not a sentinel"))
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn c16_a_sentinel_that_answers_auth_by_anything_but_ok_is_none() {
+    let primary = server().await;
+    let sentinel = Scripted::start("odd", primary.addr(), 1).await;
+    sentinel.says(|says| says.manner = Manner::Only("+QUEUED"));
+    let url = format!(
+        "redis-sentinel://{}/main?sentinel_password=secret",
+        sentinel.addr
+    );
+    let client = Client::builder(&url).unwrap().build().unwrap();
+    until("it is said", || {
+        let said = contact(&client, sentinel.addr).error.unwrap_or_default();
+        said.contains("answers AUTH by what is no answer")
+    })
+    .await;
+}
+
 /// Addresses by name; IP addresses are their own. Another name leads nowhere.
 #[derive(Clone, Debug, Default)]
 struct Names(Arc<Mutex<HashMap<String, SocketAddr>>>);

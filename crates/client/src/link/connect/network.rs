@@ -19,12 +19,10 @@ use crate::settings::Settings;
 use crate::target::Address;
 use crate::wire::stream::Stream;
 
-/// The real network. One per client, as it remembers the last good addresses.
+/// The real network.
 #[derive(Debug)]
 pub(crate) struct Network {
     settings: Arc<Settings>,
-    /// The last good addresses, of this host and port.
-    last_good: Mutex<(Option<Endpoint>, Vec<SocketAddr>)>,
     discovery: Option<Arc<Discovery>>,
     /// The host of the primary that was looked for last, as the sentinels name it.
     named: Mutex<Option<Arc<str>>>,
@@ -87,7 +85,6 @@ impl Network {
     pub(crate) fn new(settings: Arc<Settings>, discovery: Option<Arc<Discovery>>) -> Self {
         Self {
             settings,
-            last_good: Mutex::default(),
             discovery,
             named: Mutex::new(None),
         }
@@ -135,23 +132,11 @@ impl Network {
         port: u16,
         limit: Duration,
     ) -> Result<Vec<SocketAddr>, ConnectError> {
-        let error = match resolved(&self.settings, host, port, limit).await {
-            Ok(addresses) => {
-                let of = Some(Endpoint::new(host, port));
-                *self.last_good.lock() = (of, addresses.clone());
-                return Ok(addresses);
-            }
-            Err(error) => error,
-        };
-        let (of, last_good) = self.last_good.lock().clone();
-        if of != Some(Endpoint::new(host, port)) {
-            return Err(error);
-        }
-        tracing::debug!(host, %error, "name not resolved, using its last good addresses");
-        Ok(last_good)
+        resolved(&self.settings, host, port, limit).await
     }
 }
 
+/// Resolves a name anew. Where that fails, its last good addresses serve.
 pub(crate) async fn resolved(
     settings: &Settings,
     host: &str,
@@ -162,12 +147,24 @@ pub(crate) async fn resolved(
         host: host.into(),
         cause,
     };
-    let addresses = within("dns", limit, settings.resolver.resolve(host, port))
-        .await?
-        .map_err(|error| failed(error.to_string()))?;
-    match addresses.is_empty() {
-        true => Err(failed("it has no address".into())),
-        false => Ok(interleave(addresses)),
+    let names = &settings.names;
+    let name = Endpoint::new(host, port);
+    let found = within("dns", limit, names.resolver.resolve(host, port)).await;
+    let found = found.and_then(|found| match found {
+        Ok(addresses) if addresses.is_empty() => Err(failed("it has no address".into())),
+        Ok(addresses) => Ok(interleave(addresses)),
+        Err(error) => Err(failed(error.to_string())),
+    });
+    match found {
+        Ok(addresses) => {
+            names.note(name, addresses.clone());
+            Ok(addresses)
+        }
+        Err(error) => {
+            let addresses = names.last_good(&name).ok_or_else(|| error.clone())?;
+            tracing::debug!(host, %error, "name not resolved, using its last good addresses");
+            Ok(addresses)
+        }
     }
 }
 
@@ -208,30 +205,50 @@ fn many_servers() -> ConnectError {
     }
 }
 
-/// A connection to a sentinel, on which nothing has been said yet, and the address of its peer.
-pub(crate) async fn dial_sentinel(
+/// Opens a connection to a sentinel, at whichever of its addresses `greet` succeeds: who accepts a
+/// connection there may be frozen, or no sentinel. `greet` is told whether it is the only one.
+pub(crate) async fn dial_sentinel<G>(
     settings: &Settings,
     at: &Endpoint,
     limit: Duration,
-) -> Result<(Stream, String), ConnectError> {
+    greet: impl Fn(Stream, String, bool) -> G,
+) -> Result<(Stream, String), ConnectError>
+where
+    G: Future<Output = Result<(Stream, String), ConnectError>>,
+{
     let addresses = resolved(settings, &at.host, at.port, limit).await?;
+    let is_only = addresses.len() == 1;
+    let greet = &greet;
     let attempts = race(&addresses, limit, |addr| async move {
-        let tcp = connect_tcp(&at.host, addr, limit).await?;
-        let address = addr.to_string();
-        #[cfg(feature = "tls")]
-        if let Some(tls) = settings.tls_to_sentinels() {
-            // One that others have told of is announced by its IP address, as a rule.
-            let name = match &settings.target.address {
-                Address::Sentinel(target) => name_in_certificate(&at.host, &target.seeds),
-                _ => at.host.to_string(),
-            };
-            let stream = tls.wrap(tcp, &name, &address, limit).await?;
-            return Ok((Stream::Tls(Box::new(stream)), address));
-        }
-        Ok((Stream::Tcp(tcp), address))
+        let (stream, address) = open_to_sentinel(settings, at, addr, limit).await?;
+        greet(stream, address, is_only).await
     });
-    let opened = within("connect", limit.saturating_mul(2), attempts).await?;
+    // TCP, TLS and the greeting of the slowest.
+    let opened = within("connect", limit.saturating_mul(4), attempts).await?;
     opened.map_err(|errors| super::most_telling(errors).unwrap_or(ConnectError::Panicked))
+}
+
+async fn open_to_sentinel(
+    settings: &Settings,
+    at: &Endpoint,
+    addr: SocketAddr,
+    limit: Duration,
+) -> Result<(Stream, String), ConnectError> {
+    let tcp = connect_tcp(&at.host, addr, limit).await?;
+    let address = addr.to_string();
+    #[cfg(feature = "tls")]
+    if let Some(tls) = settings.tls_to_sentinels() {
+        // One that others have told of is announced by its IP address, as a rule.
+        let name = match &settings.target.address {
+            Address::Sentinel(target) => name_in_certificate(&at.host, &target.seeds),
+            _ => at.host.to_string(),
+        };
+        let stream = tls.wrap(tcp, &name, &address, limit).await?;
+        return Ok((Stream::Tls(Box::new(stream)), address));
+    }
+    #[cfg(not(feature = "tls"))]
+    let _ = settings;
+    Ok((Stream::Tcp(tcp), address))
 }
 
 /// The name that a certificate is expected to carry: the announced one; where that is a bare IP
@@ -275,6 +292,7 @@ fn tune(tcp: &TcpStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::resolve::Names;
     use crate::target::Target;
 
     #[tokio::test]
@@ -310,7 +328,7 @@ mod tests {
         );
     }
 
-    /// Knows each name once.
+    /// Answers once.
     #[derive(Debug, Default)]
     struct Forgetful(std::sync::atomic::AtomicBool);
 
@@ -328,7 +346,7 @@ mod tests {
     async fn t18_the_last_good_addresses_of_one_server_are_not_those_of_another() {
         let target = Target::parse("redis://h").expect("a good url");
         let mut settings = Settings::new(target);
-        settings.resolver = Arc::new(Forgetful::default());
+        settings.names = Arc::new(Names::new(Forgetful::default()));
         let network = Network::new(Arc::new(settings), None);
         let limit = Duration::from_secs(20);
         let first = network.resolve("h", 1, limit).await;
