@@ -15,6 +15,7 @@ mod tables;
 pub use insert::Transactional;
 pub(crate) use tables::now_sql;
 
+use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -57,10 +58,18 @@ pub(crate) struct Glance {
 /// A row that waits to be delivered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct WaitingRow {
-    pub(crate) id: i64,
+    pub(crate) mark: RowMark,
     /// Since it was written, by the database's clock alone. Its transaction may have been committed
     /// much later.
     pub(crate) age_ms: i64,
+}
+
+/// The number of a row and when it was written, by which it is told from all others: one that was
+/// lost with a rollback may have left its number to another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowMark {
+    pub(crate) id: i64,
+    pub(crate) created_at: i64,
 }
 
 /// Rows to be applied, which no other relay applies meanwhile.
@@ -68,7 +77,7 @@ pub(crate) struct WaitingRow {
 pub(crate) struct Batch {
     turn: Turn,
     pub(crate) watermark: u64,
-    ids: Vec<i64>,
+    pub(crate) rows: Vec<RowMark>,
     pub(crate) targets: Vec<Target>,
     /// Whether these are all that were there.
     pub(crate) complete: bool,
@@ -82,6 +91,29 @@ enum Turn {
     /// The file is not locked.
     #[cfg(feature = "sqlite")]
     Leased(Lease),
+}
+
+impl RowMark {
+    /// Reads one that was written by [`Display`](fmt::Display).
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let (id, created_at) = text.split_once('@')?;
+        Some(Self {
+            id: id.parse().ok()?,
+            created_at: created_at.parse().ok()?,
+        })
+    }
+
+    /// Writes them one after the other, with a space before and after each.
+    pub(crate) fn list(rows: &[Self]) -> String {
+        let rows: Vec<_> = rows.iter().map(ToString::to_string).collect();
+        format!(" {} ", rows.join(" "))
+    }
+}
+
+impl fmt::Display for RowMark {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.id, self.created_at)
+    }
 }
 
 impl Outbox {
@@ -154,10 +186,17 @@ impl Outbox {
 
     /// Looks without locking anything; `None` if the namespace has no row.
     pub(crate) async fn glance(&self) -> Result<Option<Glance>, SourceError> {
-        type Seen = (i64, Option<i64>, Option<i64>, Option<i64>, Option<i64>);
+        type Seen = (
+            i64,
+            Option<i64>,
+            Option<i64>,
+            Option<i64>,
+            Option<i64>,
+            Option<i64>,
+        );
         let now = self.now();
         let sql = format!(
-            "SELECT s.watermark, o.id, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?), \
+            "SELECT s.watermark, o.id, o.created_at, {now} - o.created_at, (SELECT MAX(id) FROM steadfast_outbox WHERE namespace = ?), \
              (SELECT watermark FROM steadfast_outbox_state WHERE namespace = '{DATABASE}') \
              FROM steadfast_outbox_state s LEFT JOIN steadfast_outbox o ON o.namespace = s.namespace \
              WHERE s.namespace = ? ORDER BY o.id LIMIT {SEEN_AT_ONCE}"
@@ -170,7 +209,7 @@ impl Outbox {
                 Ok(seen)
             })
             .await?;
-        let Some((watermark, _, _, newest, database)) = seen.first().copied() else {
+        let Some((watermark, _, _, _, newest, database)) = seen.first().copied() else {
             return Ok(None);
         };
         let database = database.and_then(|number| u64::try_from(number).ok());
@@ -179,14 +218,18 @@ impl Outbox {
         }
         let waiting: Vec<_> = seen
             .iter()
-            .filter_map(|(_, id, age_ms, _, _)| {
-                Some(WaitingRow {
+            .filter_map(|(_, id, created_at, age_ms, _, _)| {
+                let mark = RowMark {
                     id: (*id)?,
+                    created_at: (*created_at)?,
+                };
+                Some(WaitingRow {
+                    mark,
                     age_ms: age_ms.unwrap_or(0),
                 })
             })
             .collect();
-        let first = waiting.first().map_or(0, |row| row.id);
+        let first = waiting.first().map_or(0, |row| row.mark.id);
         Ok(Some(Glance {
             database,
             watermark: u64::try_from(watermark).unwrap_or(0),
@@ -216,16 +259,16 @@ impl Outbox {
     /// row, or if another relay has its turn for longer than the limit.
     pub(crate) async fn take_batch(&self, most: usize) -> Result<Batch, SourceError> {
         let select = format!(
-            "SELECT id, kind, target FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {most}"
+            "SELECT id, kind, target, created_at FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT {most}"
         );
         self.within(async {
             let (mut session, state) = self.locked().await?;
-            let mut rows: Vec<(i64, String, Vec<u8>)> =
+            let mut rows: Vec<(i64, String, Vec<u8>, i64)> =
                 session.fetch(&select, &[&self.namespace]).await?;
             let watermark = state.ok_or(sqlx::Error::RowNotFound)?;
             let found = rows.len();
             let mut bytes = 0;
-            let fits = rows.iter().take_while(|(_, _, target)| {
+            let fits = rows.iter().take_while(|(_, _, target, _)| {
                 bytes += target.len();
                 bytes <= BATCH_BYTES
             });
@@ -234,10 +277,13 @@ impl Outbox {
             Ok(Batch {
                 turn: self.turn(session, fits > 0).await?,
                 watermark,
-                ids: rows.iter().map(|row| row.0).collect(),
+                rows: rows
+                    .iter()
+                    .map(|&(id, _, _, created_at)| RowMark { id, created_at })
+                    .collect(),
                 targets: rows
                     .into_iter()
-                    .map(|(_, kind, target)| Target::from_row(&kind, target))
+                    .map(|(_, kind, target, _)| Target::from_row(&kind, target))
                     .collect(),
                 complete: found < most && fits == found,
             })
@@ -245,15 +291,19 @@ impl Outbox {
         .await
     }
 
-    /// Deletes what was applied and remembers how far Redis is now.
+    /// Deletes what was applied and remembers how far Redis is now. Fails if the watermark is no
+    /// longer the one at which the batch was taken: it was rolled back meanwhile, which must not be
+    /// covered up. (Where the state row is locked it cannot be.)
     pub(crate) async fn finish(&self, batch: Batch, watermark: u64) -> Result<usize, SourceError> {
-        let ids: Vec<_> = batch.ids.iter().map(ToString::to_string).collect();
+        let ids: Vec<_> = batch.rows.iter().map(|row| row.id.to_string()).collect();
         let delete = format!(
             "DELETE FROM steadfast_outbox WHERE id IN ({})",
             ids.join(", ")
         );
-        let update = "UPDATE steadfast_outbox_state SET watermark = ? WHERE namespace = ?";
-        let watermark = i64::try_from(watermark).unwrap_or(i64::MAX);
+        let update =
+            "UPDATE steadfast_outbox_state SET watermark = ? WHERE namespace = ? AND watermark = ?";
+        let [before, watermark] =
+            [batch.watermark, watermark].map(|at| i64::try_from(at).unwrap_or(i64::MAX));
         self.within(async {
             let mut session = match batch.turn {
                 Turn::Locked(session) => session,
@@ -268,10 +318,14 @@ impl Outbox {
                 }
             };
             session.execute(&delete, &[]).await?;
-            let params = [Param::Int(watermark), self.param()];
-            session.execute(update, &params).await?;
+            let params = [Param::Int(watermark), self.param(), Param::Int(before)];
+            let updated = session.execute(update, &params).await?.rows_affected;
+            if updated == 0 {
+                session.rollback().await?;
+                return Err(SourceError::Ended);
+            }
             session.commit().await?;
-            Ok(batch.ids.len())
+            Ok(batch.rows.len())
         })
         .await
     }
@@ -312,7 +366,8 @@ impl Outbox {
         .await
     }
 
-    /// Orders that everything be forgotten, unless that is ordered already.
+    /// Orders that everything be forgotten, before anything else is delivered, unless that is
+    /// ordered already. What waits is included.
     pub(crate) async fn order_all(&self) -> Result<(), SourceError> {
         let now = self.now();
         let insert = format!(
@@ -320,10 +375,11 @@ impl Outbox {
         );
         self.within(async {
             let (mut session, _) = self.locked().await?;
-            let ordered =
-                "SELECT id FROM steadfast_outbox WHERE namespace = ? AND kind = 'all' LIMIT 1";
-            let ordered: Vec<(i64,)> = session.fetch(ordered, &[&self.namespace]).await?;
-            if ordered.is_empty() {
+            let first = "SELECT kind FROM steadfast_outbox WHERE namespace = ? ORDER BY id LIMIT 1";
+            let first: Vec<(String,)> = session.fetch(first, &[&self.namespace]).await?;
+            if first.first().is_none_or(|(kind,)| kind != "all") {
+                let delete = "DELETE FROM steadfast_outbox WHERE namespace = ?";
+                session.execute(delete, &[self.param()]).await?;
                 let params = [self.param(), Param::Bytes(Vec::new())];
                 session.execute(&insert, &params).await?;
             }

@@ -326,7 +326,9 @@ impl Relay {
             let known = redis.epoch_guard.known_watermark();
             let most = self.batch.load(Ordering::Relaxed);
             let batch = self.outbox.take_batch(most).await?;
-            if redis.epoch_guard.has_fallen(known, batch.watermark) {
+            if redis.epoch_guard.has_fallen(known, batch.watermark)
+                || redis.epoch_guard.is_rolled_back()
+            {
                 // To deliver would take it past where it was, and hide that it fell; and that
                 // nothing waits may mean that it was lost. The next look sees to it.
                 self.outbox.leave(batch).await?;
@@ -338,11 +340,21 @@ impl Relay {
                 return Ok(true);
             }
             let (rows, complete) = (batch.targets.len(), batch.complete);
-            let watermark = match redis.apply(batch.watermark, &batch.targets).await {
+            let watermark = match redis
+                .apply(batch.watermark, &batch.targets, &batch.rows)
+                .await
+            {
                 Ok(watermark) => watermark,
                 Err(trouble) => {
+                    let fallen = matches!(trouble, RedisFailure::Fallen);
+                    if fallen {
+                        redis.epoch_guard.on_fall(batch.watermark);
+                    }
                     if let Err(error) = self.outbox.leave(batch).await {
                         tracing::debug!(%error, "a batch that could not be delivered");
+                    }
+                    if fallen {
+                        return Ok(false);
                     }
                     // The same again might fail again: it may be more than the link or Redis can
                     // take in the time.

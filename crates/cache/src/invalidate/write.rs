@@ -296,7 +296,7 @@ impl Inner {
         };
         if self.sabotage.outbox_off {
             relay.pending.settle(u64::MAX);
-            return redis.apply(0, targets).await.is_ok();
+            return redis.apply(0, targets, &[]).await.is_ok();
         }
         redis.is_reachable() && relay.applied(round, APPLY_WAIT).await
     }

@@ -217,3 +217,44 @@ async fn k7_a_batch_is_bounded_in_rows_and_in_bytes() {
     }
     assert_eq!(seen, [2, 1, 2]);
 }
+
+/// While SQL is known to have been rolled back nothing else is delivered: it would stand in the way.
+#[tokio::test]
+async fn k16_the_order_to_forget_everything_takes_the_place_of_all_that_waits() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    for _ in 0..2 {
+        outbox.order_all().await.unwrap();
+        let mut tx = database.begin().await.unwrap();
+        tx.insert("test", &[Target::key("b")]).await.unwrap();
+        tx.commit().await.unwrap();
+    }
+    let batch = outbox.take_batch(10).await.unwrap();
+    let later = Target::key("b");
+    assert_eq!(batch.targets, [Target::All, later.clone(), later]);
+}
+
+/// Where nothing is locked meanwhile, the state may be another's by the time of the commit.
+#[tokio::test]
+async fn k16_on_sqlite_a_relay_cannot_finish_at_another_watermark_than_it_began_at() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    let database = database(&url);
+    let outbox = outbox(&database).await;
+    let carried = outbox.take_batch(10).await.unwrap();
+    outbox.finish(carried, 9).await.unwrap();
+    let mut tx = database.begin().await.unwrap();
+    tx.insert("test", &[Target::key("b")]).await.unwrap();
+    tx.commit().await.unwrap();
+    let carried = outbox.take_batch(10).await.unwrap();
+    let mut tx = database.begin().await.unwrap();
+    let back = "UPDATE steadfast_outbox_state SET watermark = 3 WHERE namespace = 'test'";
+    tx.execute(back, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+    let late = outbox.finish(carried, 10).await.unwrap_err();
+    assert!(matches!(late, SourceError::Ended), "{late}");
+    let glance = outbox.glance().await.unwrap().unwrap();
+    assert_eq!((glance.watermark, glance.waiting.len()), (3, 1));
+}

@@ -42,10 +42,10 @@ impl LagWatch {
         let rows: HashMap<i64, Instant> = glance
             .waiting
             .iter()
-            .map(|row| (row.id, since(row.id, row.age_ms)))
+            .map(|row| (row.mark.id, since(row.mark.id, row.age_ms)))
             .collect();
         let beyond = glance.waiting.last().filter(|_| !glance.complete);
-        self.last = Some((began, beyond.map(|row| row.id)));
+        self.last = Some((began, beyond.map(|row| row.mark.id)));
         (self.rows, self.watermark) = (rows, glance.watermark);
         let oldest = self.rows.values().min()?;
         Some(began.saturating_duration_since(*oldest))
@@ -56,9 +56,9 @@ impl LagWatch {
         if glance.watermark != self.watermark {
             return None;
         }
-        let last = glance.waiting.last().map_or(0, |row| row.id);
+        let last = glance.waiting.last().map_or(0, |row| row.mark.id);
         let would_be_seen = |id: i64| glance.complete || id < last;
-        let waits = |id: i64| glance.waiting.iter().any(|row| row.id == id);
+        let waits = |id: i64| glance.waiting.iter().any(|row| row.mark.id == id);
         let gone = |(id, _): &(&i64, &Instant)| would_be_seen(**id) && !waits(**id);
         self.rows.iter().filter(gone).map(|(_, since)| *since).min()
     }
@@ -68,7 +68,7 @@ impl LagWatch {
 mod tests {
     use super::*;
     use crate::clock::clock;
-    use crate::outbox::WaitingRow;
+    use crate::outbox::{RowMark, WaitingRow};
 
     /// The numbers of rows, and their ages in milliseconds.
     type Rows<'a> = &'a [(i64, i64)];
@@ -79,7 +79,10 @@ mod tests {
             watermark,
             waiting: rows
                 .iter()
-                .map(|&(id, age_ms)| WaitingRow { id, age_ms })
+                .map(|&(id, age_ms)| WaitingRow {
+                    mark: RowMark { id, created_at: 0 },
+                    age_ms,
+                })
                 .collect(),
             complete: rows.len() < 3,
             spread: 0,

@@ -12,6 +12,7 @@
 mod allowance;
 mod answer;
 mod apply;
+mod delivery;
 pub(crate) mod envelope;
 pub(crate) mod epoch_guard;
 mod fill;

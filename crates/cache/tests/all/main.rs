@@ -18,6 +18,7 @@ mod pooler;
 mod pools;
 mod promotion;
 mod provenance;
+mod rollback;
 mod site;
 mod views;
 mod watching;

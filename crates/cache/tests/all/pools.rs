@@ -214,7 +214,14 @@ async fn k13_a_result_that_is_cut_off_is_not_read_to_its_end() {
     a_large_result_is_left(&url, sql, None).await;
 }
 
-/// Two places, twelve callers of what takes a minute, a third of a second for each.
+/// Opens both connections: a busy machine may take longer for one than the callers have.
+async fn open_both(database: &Database, slow: &str) {
+    let brief = slow.replace("60", "0.3");
+    let (one, other) = tokio::join!(database.select(&brief, &[]), database.select(&brief, &[]));
+    one.and(other).unwrap();
+}
+
+/// Two places, six callers at a time of what takes a minute, a third of a second for each.
 async fn what_is_given_up_ends(url: &str, slow: &'static str, watch: Option<Watch>) {
     for readers in [None, Some(2)] {
         let database = Database::connect(url, options(2, readers)).unwrap();
@@ -235,40 +242,52 @@ async fn what_is_given_up_ends(url: &str, slow: &'static str, watch: Option<Watc
             .unwrap();
         let hurried: View<i64> = cache.view("hurried").unwrap();
         let patient: View<i64> = cache.view("patient").unwrap();
-        let calls = (0..6).map(|n| {
-            let (hurried, database) = (hurried.clone(), database.clone());
-            tokio::spawn(async move {
-                let load = move || async move {
-                    let rows = database.select(slow, &[]).await?;
-                    Ok(rows[0]["n"].as_i64())
-                };
-                hurried.get(format!("slow:{n}"), load).await
-            })
-        });
-        let calls: Vec<_> = calls.collect();
-        let mut most = 0;
-        while !calls.iter().all(|call| call.is_finished()) {
-            if let Some(watch) = &watch {
-                let running = watch.running(&other, slow).await;
-                assert!(running <= 2, "{running} run in the database");
-                most = most.max(running);
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        for call in calls {
-            assert!(call.await.unwrap().is_err());
-        }
-        assert!(watch.is_none() || most > 0, "nothing was seen to run");
-        eventually("every place is free", || async {
-            cache.status().guard.running == 0
-        })
-        .await;
-        if let Some(watch) = &watch {
-            assert_eq!(
-                watch.running(&other, slow).await,
-                0,
-                "a place was free before its work had ended"
+        let (mut round, mut most) = (0, 0);
+        let began = tokio::time::Instant::now();
+        // Until some of it was seen to run, which on a busy machine may not be the first time; and
+        // the class may be left alone for a while.
+        while round == 0 || (watch.is_some() && most == 0) {
+            round += 1;
+            assert!(
+                began.elapsed() < Duration::from_secs(60),
+                "nothing was seen to run"
             );
+            if watch.is_some() {
+                open_both(&database, slow).await;
+            }
+            let calls = (0..6).map(|n| {
+                let (hurried, database) = (hurried.clone(), database.clone());
+                tokio::spawn(async move {
+                    let load = move || async move {
+                        let rows = database.select(slow, &[]).await?;
+                        Ok(rows[0]["n"].as_i64())
+                    };
+                    hurried.get(format!("slow:{round}:{n}"), load).await
+                })
+            });
+            let calls: Vec<_> = calls.collect();
+            while !calls.iter().all(|call| call.is_finished()) {
+                if let Some(watch) = &watch {
+                    let running = watch.running(&other, slow).await;
+                    assert!(running <= 2, "{running} run in the database");
+                    most = most.max(running);
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            for call in calls {
+                assert!(call.await.unwrap().is_err());
+            }
+            eventually("every place is free", || async {
+                cache.status().guard.running == 0
+            })
+            .await;
+            if let Some(watch) = &watch {
+                assert_eq!(
+                    watch.running(&other, slow).await,
+                    0,
+                    "a place was free before its work had ended"
+                );
+            }
         }
         // Others are not kept out; the breaker, which has seen failures, may have to be waited for.
         eventually("another is answered", || async {

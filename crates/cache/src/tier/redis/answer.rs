@@ -34,6 +34,8 @@ pub(crate) enum RedisFailure {
     NotAsked(&'static str),
     #[error("redis has been replaced or rolled back")]
     Replaced,
+    #[error("sql was rolled back: redis has applied what neither is in the outbox nor was counted")]
+    Fallen,
     #[error("redis failed: {0}")]
     Failed(#[from] RedisError),
     #[error("redis did not answer within its limit")]
@@ -51,7 +53,7 @@ impl RedisFailure {
     /// Whether Redis may have done what it was asked.
     pub(super) fn may_have_run(&self) -> bool {
         match self {
-            Self::NoTime => false,
+            Self::NoTime | Self::Fallen => false,
             // The client believes no script's words; those of the cache's own scripts never begin
             // so.
             Self::Failed(error) if BEFORE_A_SCRIPT.contains(&error.code().unwrap_or("")) => false,

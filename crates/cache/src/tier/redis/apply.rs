@@ -8,20 +8,35 @@ use super::allowance::RedisAllowance;
 use super::answer::{RedisFailure, RedisResult};
 use super::names::Names;
 use super::scripts::{APPLY, BEAT, BEAT_SHA};
+use crate::outbox::RowMark;
 use crate::target::{Announcement, Target};
 
 impl RedisTier {
     /// Forgets what the targets name, raises the watermark and announces it, in one step.
-    /// `watermark` is SQL's. Answers the new one.
-    pub(crate) async fn apply(&self, watermark: u64, targets: &[Target]) -> RedisResult<u64> {
+    /// `watermark` is SQL's, and the targets come from these rows of the outbox. Answers the new
+    /// watermark.
+    pub(crate) async fn apply(
+        &self,
+        watermark: u64,
+        targets: &[Target],
+        rows: &[RowMark],
+    ) -> RedisResult<u64> {
         let body = Announcement::body(watermark, targets);
         let everything = targets.contains(&Target::All);
+        // Whatever SQL has lost, nothing is left in Redis that it could contradict.
+        let whatever = everything || !self.epoch_guard.heeds_rollback();
+        let rows = RowMark::list(rows);
         let mut allowance = RedisAllowance::new(apply_limit(self.limit));
         for _ in 0..APPLY_ATTEMPTS {
             let epoch = allowance
                 .spend(|limit| self.epoch_guard.epoch_to_write(limit))
                 .await?;
-            let mut names = vec![self.names.epoch().to_vec(), self.names.watermark().to_vec()];
+            let fixed = [
+                self.names.epoch(),
+                self.names.watermark(),
+                self.names.delivery(),
+            ];
+            let mut names: Vec<Vec<u8>> = fixed.map(<[u8]>::to_vec).into();
             names.extend(self.names.recent().map(<[u8]>::to_vec));
             for target in targets {
                 match target {
@@ -46,7 +61,9 @@ impl RedisTier {
             })
             .arg(LOGGED)
             .arg(LOGGED_FOR.as_millis() as u64)
-            .arg(self.names.publish());
+            .arg(self.names.publish())
+            .arg(&rows)
+            .arg(u8::from(whatever));
             for target in targets.iter().filter(|_| !everything) {
                 match target {
                     Target::Key(key) => ask.arg(Names::logged_key(key)),
@@ -64,6 +81,9 @@ impl RedisTier {
                     self.epoch_guard.ask_again();
                 }
                 return Ok(applied);
+            }
+            if applied == FALLEN {
+                return Err(RedisFailure::Fallen);
             }
             self.epoch_guard.doubt(&epoch); // replaced or behind: find out which, and try again
         }
@@ -106,6 +126,9 @@ pub(crate) fn apply_limit(redis_limit: Duration) -> Duration {
 const APPLY_LIMIT: Duration = Duration::from_millis(250);
 const APPLY_LIMIT_MAX: Duration = Duration::from_secs(2);
 const APPLY_ATTEMPTS: usize = 3;
+
+/// The answer of `APPLY` that SQL was rolled back.
+const FALLEN: i64 = -3;
 
 /// Names that each of the two logs of what was invalidated holds at most, and how long it is kept
 /// after the last: what is being warmed meanwhile is held against them. Some hundred bytes each.

@@ -13,8 +13,10 @@
 //!
 //! SQL itself may have been rolled back, to a backup or by a failover that lost commits. Two things
 //! give that away: its watermark is lower than it was at an earlier look, or it is lower than that
-//! of Redis while nothing waits in the outbox, since whatever takes Redis ahead of SQL is still
-//! waiting there.
+//! of Redis for another reason than the one that there may be. Redis is ahead by what it has applied
+//! and SQL has not been told of yet, and then those very rows still wait in the outbox. So Redis
+//! keeps a record of the last delivery: what SQL's watermark was before it, what that of Redis was
+//! after it, and one of its rows. That outlives every process.
 //!
 //! And two databases may be given one namespace by mistake. So each has a random number of its own,
 //! with which its epochs begin: what lies in an epoch of another's is never read. Whose processes
@@ -28,6 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::answer::{EpochView, NO_SERVER, RedisFailure};
+use super::delivery::Delivery;
 use crate::outbox::Glance;
 use crate::target::COUNTABLE;
 
@@ -74,6 +77,8 @@ struct State {
     claimed: u64,
     /// Redis's own watermark, when it was last asked.
     redis_at: u64,
+    /// What took Redis there, as it says.
+    delivery: Option<Delivery>,
     suspended: Option<&'static str>,
     /// Counts connections: a belief formed on an earlier one is void.
     connection: u64,
@@ -99,12 +104,14 @@ pub(super) struct BeforeLook {
     known: u64,
     claimed: u64,
     redis_at: u64,
+    delivery: Option<Delivery>,
 }
 
 /// An epoch of Redis that was found current or was begun, by what SQL had said.
 pub(super) struct Adopted {
     pub(super) epoch: String,
     pub(super) watermark: u64,
+    pub(super) delivery: Option<Delivery>,
     /// Whether the epoch is new.
     pub(super) begun: bool,
     /// Whether there was one before.
@@ -214,6 +221,7 @@ impl EpochGuard {
             known: state.known,
             claimed: state.claimed,
             redis_at: state.redis_at,
+            delivery: state.delivery,
         }
     }
 
@@ -221,20 +229,18 @@ impl EpochGuard {
     pub(super) fn after_look(&self, before: BeforeLook, glance: &Glance) {
         let at = glance.watermark;
         let BeforeLook {
-            known, redis_at, ..
+            known,
+            redis_at,
+            delivery,
+            ..
         } = before;
         let fell = self.has_fallen(known, at);
         // What took Redis ahead of SQL waits in the outbox until SQL has caught up.
-        let overtaken = self.has_fallen(redis_at, at) && glance.waiting.is_empty();
+        let waits = delivery.is_some_and(|delivery| delivery.may_wait(redis_at, glance));
+        let overtaken = self.has_fallen(redis_at, at) && !waits;
         let mut state = self.state.lock();
-        if (fell || overtaken) && !state.rolled_back {
-            tracing::warn!(
-                at,
-                known,
-                redis_at,
-                "the database was rolled back: everything is invalidated"
-            );
-            state.rolled_back = true;
+        if fell || overtaken {
+            state.note_rollback(at, known, redis_at);
         }
         state.known = if fell { at } else { state.known.max(at) };
         if state.claimed == before.claimed {
@@ -283,6 +289,7 @@ impl EpochGuard {
         if state.connection == connection {
             state.epoch = Some(found.epoch.into());
             state.redis_at = found.watermark;
+            state.delivery = found.delivery;
         }
         anew
     }
@@ -351,6 +358,18 @@ impl EpochGuard {
     /// Whether SQL was rolled back, if this was its watermark before and that is it now.
     pub(crate) fn has_fallen(&self, before: u64, now: u64) -> bool {
         self.rules.heed_rollback && now < before
+    }
+
+    /// Whether a rollback of SQL is heeded at all.
+    pub(super) fn heeds_rollback(&self) -> bool {
+        self.rules.heed_rollback && self.rules.heed_watermark
+    }
+
+    /// Notes that Redis is ahead of SQL, whose watermark is this, for no reason that there may be.
+    pub(crate) fn on_fall(&self, at: u64) {
+        let mut state = self.state.lock();
+        let (known, redis_at) = (state.known, state.redis_at);
+        state.note_rollback(at, known, redis_at);
     }
 
     /// Whether SQL was rolled back, and everything has yet to be invalidated because of it.
@@ -424,6 +443,19 @@ impl EpochGuard {
             server: NO_SERVER,
             proven: !state.sql_unseen || !self.rules.await_sql,
         })
+    }
+}
+
+impl State {
+    fn note_rollback(&mut self, at: u64, known: u64, redis_at: u64) {
+        if !std::mem::replace(&mut self.rolled_back, true) {
+            tracing::warn!(
+                at,
+                known,
+                redis_at,
+                "the database was rolled back: everything is invalidated"
+            );
+        }
     }
 }
 

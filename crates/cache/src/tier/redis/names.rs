@@ -12,6 +12,7 @@ pub(crate) struct Names {
     beginning: Box<str>,
     epoch: Box<[u8]>,
     watermark: Box<[u8]>,
+    delivery: Box<[u8]>,
     recent: [Box<[u8]>; 2],
     in_one_slot: bool,
 }
@@ -27,6 +28,7 @@ impl Names {
         Self {
             epoch: name("epoch"),
             watermark: name("watermark"),
+            delivery: name("delivery"),
             recent: [name("recent:0"), name("recent:1")],
             beginning: beginning.into(),
             in_one_slot,
@@ -64,6 +66,11 @@ impl Names {
 
     pub(crate) fn watermark(&self) -> &[u8] {
         &self.watermark
+    }
+
+    /// The record of the last delivery from the outbox.
+    pub(crate) fn delivery(&self) -> &[u8] {
+        &self.delivery
     }
 
     /// The two logs of names that were invalidated lately, which take turns.
@@ -117,6 +124,7 @@ mod tests {
         let mut all = vec![
             names.epoch().to_vec(),
             names.watermark().to_vec(),
+            names.delivery().to_vec(),
             names.value("e1", b"a{b}"),
             names.lease("e1", b"a{b}"),
             names.tag(b"{t}"),

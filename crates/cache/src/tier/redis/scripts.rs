@@ -3,12 +3,18 @@
 //! All but the beat are sent whole: a few hundred bytes, against one round trip more after every
 //! restart. Redis compiles each once.
 
-/// KEYS epoch, watermark, the two logs of names, all that is to be deleted. ARGV epoch, SQL's
-/// watermark, count, channel, announcement, a new epoch or nothing, how many names a log holds, its
-/// life in ms, the command that publishes, the names for the log. Refuses if the epoch is another
-/// (-1) or Redis is behind SQL (-2): to raise its watermark then would hide that; or if it has lost
-/// count. Frees before it writes, if need be the watermark itself: a full Redis refuses a script
-/// that writes first.
+/// KEYS epoch, watermark, the record of the last delivery, the two logs of names, all that is to be
+/// deleted. ARGV epoch, SQL's watermark, count, channel, announcement, a new epoch or nothing, how
+/// many names a log holds, its life in ms, the command that publishes, the marks of the rows that
+/// are delivered, 1 if Redis may be ahead of SQL whatever the reason, the names for the log. Refuses
+/// if the epoch is another (-1) or Redis is behind SQL (-2): to raise its watermark then would hide
+/// that; or if it has lost count. Refuses too if Redis is ahead of SQL (-3) by anything but a
+/// delivery whose rows still wait, which SQL has not been told of: else SQL was rolled back, and to
+/// raise its watermark past where it was would hide that. Frees before it writes, if need be the
+/// watermark itself: a full Redis refuses a script that writes first.
+///
+/// The record: SQL's watermark before the delivery, that of Redis after it, the mark of the first
+/// row.
 ///
 /// A log is a hash of names, each with the watermark at which it was applied last; `from` and
 /// `last` say between which watermarks it is complete. When one is full, or does not reach up to
@@ -18,10 +24,15 @@ pub(super) const APPLY: &str = "\
 if redis.call('GET', KEYS[1]) ~= ARGV[1] then return -1 end \
 local at = tonumber(redis.call('GET', KEYS[2]) or '-1') or -1 \
 if at < tonumber(ARGV[2]) or at + tonumber(ARGV[3]) >= 9007199254740992 then return -2 end \
-redis.call('UNLINK', KEYS[2]) \
-for i = 5, #KEYS do redis.call('UNLINK', KEYS[i]) end \
+if at > tonumber(ARGV[2]) and ARGV[11] ~= '1' then \
+  local from, to, mark = string.match(redis.call('GET', KEYS[3]) or '', '^(%d+) (%d+) (%S+)$') \
+  if from ~= ARGV[2] or to ~= string.format('%.0f', at) or not string.find(ARGV[10], ' ' .. mark .. ' ', 1, true) then return -3 end \
+end \
+redis.call('UNLINK', KEYS[2], KEYS[3]) \
+for i = 6, #KEYS do redis.call('UNLINK', KEYS[i]) end \
 local new = string.format('%.0f', at + tonumber(ARGV[3])) \
 redis.call('SET', KEYS[2], new) \
+redis.call('SET', KEYS[3], ARGV[2] .. ' ' .. new .. ' ' .. (string.match(ARGV[10], '%S+') or '-')) \
 if ARGV[6] ~= '' then redis.call('SET', KEYS[1], ARGV[6]) end \
 redis.call(ARGV[9], ARGV[4], new .. ' ' .. ARGV[5]) \
 local function step(...) \
@@ -31,20 +42,20 @@ local function step(...) \
 end \
 local kept = pcall(function() \
   local now = string.format('%.0f', at) \
-  local log, other = KEYS[3], KEYS[4] \
+  local log, other = KEYS[4], KEYS[5] \
   local a, b = step('HMGET', log, 'from', 'last', 'count'), step('HMGET', other, 'from', 'last', 'count') \
   if tonumber(b[1] or -1) > tonumber(a[1] or -1) then log, other, a = other, log, b end \
   local count = tonumber(a[3] or 0) \
-  if a[2] ~= now or count + #ARGV - 9 > tonumber(ARGV[7]) then \
+  if a[2] ~= now or count + #ARGV - 11 > tonumber(ARGV[7]) then \
     log, count = other, 0 \
     step('UNLINK', log) \
     step('HSET', log, 'from', now) \
   end \
-  for i = 10, #ARGV do count = count + step('HSET', log, ARGV[i], new) end \
+  for i = 12, #ARGV do count = count + step('HSET', log, ARGV[i], new) end \
   step('HSET', log, 'last', new, 'count', count) \
   step('PEXPIRE', log, ARGV[8]) \
 end) \
-if not kept then redis.pcall('UNLINK', KEYS[3], KEYS[4]) end \
+if not kept then redis.pcall('UNLINK', KEYS[4], KEYS[5]) end \
 return tonumber(new)";
 
 /// KEYS epoch, watermark, value, tags… Answers the time that the value has left, and all of them.

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::RedisTier;
 use super::answer::RedisFailure;
+use super::delivery::Delivery;
 use super::epoch_guard::{Adopted, number_text};
 use crate::outbox::Glance;
 use crate::sql::SourceError;
@@ -53,18 +54,21 @@ impl RedisTier {
         let own = guard.database().map(number_text).unwrap_or_default();
         let mut ask = redis::cmd("EVAL");
         ask.arg(ADOPT)
-            .arg(2)
+            .arg(3)
             .arg(self.names.epoch())
             .arg(self.names.watermark())
+            .arg(self.names.delivery())
             .arg(known)
             .arg(self.new_epoch())
             .arg(own)
             .arg(self.names.presence(""))
             .arg(self.names.publish());
-        let (epoch, watermark, begun, held): (String, u64, bool, bool) = self.ask(&ask).await?;
+        let (epoch, watermark, begun, held, delivery): (String, u64, bool, bool, String) =
+            self.ask(&ask).await?;
         let found = (!epoch.is_empty()).then_some(Adopted {
             epoch,
             watermark,
+            delivery: Delivery::parse(&delivery),
             begun,
             held,
             known,
@@ -78,10 +82,11 @@ impl RedisTier {
 
 const SQL_LIMIT: Duration = Duration::from_secs(1);
 
-/// KEYS epoch, watermark. ARGV what SQL says Redis must have reached, a new epoch, the database's
+/// KEYS epoch, watermark, the record of the last delivery. ARGV what SQL says Redis must have reached, a new epoch, the database's
 /// number if it is known, how the channels are called on which those of a database listen, the
-/// command that publishes on them. Returns the epoch, the watermark, whether the epoch is new, and
-/// whether there was one before; no epoch if it is another database's whose processes are there.
+/// command that publishes on them. Returns the epoch, the watermark, whether the epoch is new,
+/// whether there was one before, and the record; no epoch if it is another database's whose
+/// processes are there.
 /// Keeps the epoch of a Redis that is current, begins a new one otherwise; of several processes
 /// that find it behind at once, the first begins it and the others adopt it. Frees before it
 /// writes, which a full Redis takes.
@@ -89,11 +94,11 @@ const ADOPT: &str = "\
 local epoch, watermark = redis.call('GET', KEYS[1]), tonumber(redis.call('GET', KEYS[2]) or '') \
 if watermark and (watermark >= 9007199254740992 or watermark < 0) then watermark = nil end \
 local other = epoch and ARGV[3] ~= '' and string.sub(epoch, 1, 16) ~= ARGV[3] \
-if other and redis.call(ARGV[5], ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1} end \
+if other and redis.call(ARGV[5], ARGV[4] .. string.sub(epoch, 1, 16), ARGV[3]) > 0 then return {'', '0', 0, 1, ''} end \
 if other then watermark = nil end \
-if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1} end \
+if epoch and watermark and watermark >= tonumber(ARGV[1]) then return {epoch, string.format('%.0f', watermark), 0, 1, redis.call('GET', KEYS[3]) or ''} end \
 local at = string.format('%.0f', math.max(watermark or 0, tonumber(ARGV[1]))) \
-redis.call('UNLINK', KEYS[1], KEYS[2]) \
+redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3]) \
 redis.call('SET', KEYS[1], ARGV[2]) \
 redis.call('SET', KEYS[2], at) \
-return {ARGV[2], at, 1, epoch and 1 or 0}";
+return {ARGV[2], at, 1, epoch and 1 or 0, ''}";

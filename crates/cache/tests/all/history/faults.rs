@@ -34,8 +34,12 @@ pub(crate) enum Fault {
     DieAfterCommit,
     /// Somebody keeps the outbox's state row locked.
     HoldLock,
+    /// Nobody gets to deliver for longer than a row may wait; writers are not held up.
+    HoldTurn,
     /// SQL comes back as it was a while ago, with what was in its outbox then.
     RollBackSql,
+    /// The same while no process runs; Redis comes back as it was, or as a while ago.
+    RollBackUnseen,
     /// All processes die; Redis comes back with what it held a while ago, and the processes before
     /// SQL does.
     PowerCut,
@@ -233,8 +237,13 @@ impl Stage {
                 self.pause(300..1500).await;
                 self.redis().resume().unwrap();
             }
-            Fault::CutOffOne => self.cut_off_one(300..2000).await,
-            Fault::CutOffLong => self.cut_off_one(6000..8000).await,
+            Fault::CutOffOne => self.cut_off_one(0, 300..2000).await,
+            Fault::CutOffLong if self.order.rule.is_some() => {
+                // What the first process writes itself it cannot overlook, and a load that begins
+                // a while after the process was cut off has to grow old in it.
+                self.cut_off_one(1, 9000..11_000).await;
+            }
+            Fault::CutOffLong => self.cut_off_one(0, 6000..8000).await,
             Fault::RestoreSnapshot => {
                 self.redis().save_snapshot().await.unwrap();
                 self.pause(300..2000).await;
@@ -252,26 +261,71 @@ impl Stage {
                 self.end_worker(n);
                 self.start_worker(n, None);
             }
-            Fault::HoldLock => {
-                let mut tx = self.database.begin().await.unwrap();
-                tx.select(lock(&tx), &[]).await.unwrap();
-                self.pause(300..2500).await;
-                tx.rollback().await.unwrap();
-            }
-            Fault::RollBackSql => {
-                for _ in 0..20 {
-                    match self.roll_back_sql().await {
-                        Ok(()) => break,
-                        Err(error) => assert!(error.is_passing(), "{error}"),
-                    }
-                }
-            }
+            Fault::HoldLock => self.hold_lock(300..2500).await,
+            Fault::HoldTurn => self.hold_turn(5000..7000).await,
+            Fault::RollBackSql => self.roll_back_at_last().await,
+            Fault::RollBackUnseen => self.roll_back_unseen().await,
             Fault::PowerCut => self.cut_power().await,
         }
     }
 
-    async fn cut_off_one(&mut self, ms: std::ops::Range<u64>) {
-        let n = self.rng.usize(..self.proxies.len());
+    async fn hold_lock(&mut self, ms: std::ops::Range<u64>) {
+        let mut tx = self.database.begin().await.unwrap();
+        tx.select(lock(&tx), &[]).await.unwrap();
+        self.pause(ms).await;
+        tx.rollback().await.unwrap();
+    }
+
+    /// On SQLite, where one lock is for all, the turn is a lease.
+    async fn hold_turn(&mut self, ms: std::ops::Range<u64>) {
+        if self.database.system() != "sqlite" {
+            return self.hold_lock(ms).await;
+        }
+        let ms = self.rng.u64(ms);
+        let now = "CAST((julianday('now') - 2440587.5) * 86400000 AS INTEGER)";
+        let take = format!(
+            "INSERT INTO steadfast_outbox_relay (namespace, since, until) VALUES ('history', {now}, {now} + {ms}) \
+             ON CONFLICT (namespace) DO UPDATE SET since = excluded.since, until = excluded.until"
+        );
+        let mut tx = self.database.begin().await.unwrap();
+        // Until the first delivery there is no such table.
+        let taken = tx.execute(&take, &[]).await.is_ok();
+        tx.commit().await.unwrap();
+        if taken {
+            sleep(Duration::from_millis(ms)).await;
+        }
+    }
+
+    async fn roll_back_at_last(&mut self) {
+        for _ in 0..20 {
+            match self.roll_back_sql().await {
+                Ok(()) => break,
+                Err(error) => assert!(error.is_passing(), "{error}"),
+            }
+        }
+    }
+
+    async fn roll_back_unseen(&mut self) {
+        let redis_is_older = self.rng.bool();
+        if redis_is_older {
+            self.redis().save_snapshot().await.unwrap();
+            self.pause(50..500).await;
+        }
+        for n in 0..self.workers.len() {
+            self.end_worker(n);
+        }
+        self.roll_back_at_last().await;
+        if redis_is_older {
+            self.redis().restart_from_snapshot().await.unwrap();
+        }
+        for n in 0..self.workers.len() {
+            self.start_worker(n, None);
+        }
+    }
+
+    /// Cuts off one of the processes from this one on.
+    async fn cut_off_one(&mut self, first: usize, ms: std::ops::Range<u64>) {
+        let n = self.rng.usize(first..self.proxies.len());
         let toxic = self.proxies[n].add(cut()).await.unwrap();
         self.pause(ms).await;
         self.proxies[n].remove(toxic).await;

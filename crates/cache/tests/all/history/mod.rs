@@ -3,7 +3,8 @@
 //! Several real processes read and write the same items through their caches, while Redis is
 //! killed, frozen, cut off from one of them, restored from an old snapshot, replaced by a lagging
 //! replica, and made to forget keys, while processes die between a commit and its relay, and while
-//! SQL is locked, rolled back, or the last to come back after a power cut. Some transactions are
+//! SQL is locked, rolled back (also while no process runs), or the last to come back after a power
+//! cut. Some transactions are
 //! long. Items are read alone, in batches, and by readers who do not name the tags that an item
 //! carries; half of them are invalidated by a tag. In runs of their own slow loads are joined while
 //! a process is cut off, values are loaded again by readers who name no tags, and read as another
@@ -43,9 +44,11 @@ const ALL: &[Fault] = &[
 const OF_SQL: &[Fault] = &[
     Fault::HoldLock,
     Fault::RollBackSql,
+    Fault::RollBackUnseen,
     Fault::PowerCut,
     Fault::RollBackSql,
     Fault::DieAfterCommit,
+    Fault::HoldTurn,
 ];
 
 /// For readers who join slow loads, name no tags, or share a key with another type: what happens
@@ -174,6 +177,11 @@ async fn k16_the_checker_notices_that_sql_is_not_awaited() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn k16_the_checker_notices_that_a_rollback_of_sql_is_ignored() {
     must_be_caught(Break::Rollback, &[Fault::RollBackSql]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn k8_the_checker_notices_that_nobody_minds_what_waits() {
+    must_be_caught(Break::Lag, &[Fault::HoldTurn]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

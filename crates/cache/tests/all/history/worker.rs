@@ -60,6 +60,8 @@ pub(crate) enum Break {
     Tags,
     AwaitSql,
     Rollback,
+    /// Redis is read however long invalidations wait.
+    Lag,
     FlightAge,
     Stripped,
     Class,
@@ -186,7 +188,7 @@ async fn build(order: &Order) -> Cache {
         early_refresh: if order.wide { 1000.0 } else { 1.0 },
         ..Ttl::default()
     };
-    let mut sabotage = Sabotage::default();
+    let (mut sabotage, mut lag_max) = (Sabotage::default(), Duration::from_secs(1));
     match order.rule {
         Some(Break::Outbox) => sabotage.outbox_off = true,
         Some(Break::Lease) => sabotage.lease_unchecked = true,
@@ -199,6 +201,7 @@ async fn build(order: &Order) -> Cache {
         Some(Break::FlightAge) => sabotage.flight_age_ignored = true,
         Some(Break::Stripped) => sabotage.tags_stripped = true,
         Some(Break::Class) => sabotage.class_ignored = true,
+        Some(Break::Lag) => lag_max = Duration::from_secs(3600),
         Some(Break::TwoCaches) | None => {}
     }
     Cache::builder(database)
@@ -221,6 +224,7 @@ async fn build(order: &Order) -> Cache {
             },
         )
         .seed(order.seed)
+        .outbox_lag_max(lag_max)
         .sabotage(sabotage)
         .build()
         .await

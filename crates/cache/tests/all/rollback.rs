@@ -1,0 +1,202 @@
+//! SQL that was rolled back, where what would tell is gone: the processes that knew it before, what
+//! Redis held, or an outbox in which nothing waits.
+
+use std::time::Duration;
+
+use steadfast_cache::{Cache, Database, Source};
+use steadfast_drill::process::{MariaDb, Postgres, Redis};
+
+use crate::site::{
+    Loader, Site, connect, create_table, eventually, get, plain, read_item, set_item, sqlite,
+    write_everywhere,
+};
+
+/// Takes the database back to this watermark, with nothing in the outbox. What the item is then
+/// tells it from all that was ever cached.
+async fn roll_back(database: &Database, version: i64, watermark: i64) {
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, 7, version).await.unwrap();
+    for sql in [
+        format!(
+            "UPDATE steadfast_outbox_state SET watermark = {watermark} WHERE namespace = 'test'"
+        ),
+        "DELETE FROM steadfast_outbox".to_owned(),
+    ] {
+        tx.execute(&sql, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+}
+
+/// The invalidation of a process that died before its relay.
+async fn leave_waiting(database: &Database, target: &str) {
+    let mut tx = database.begin().await.unwrap();
+    let left = format!(
+        "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', '{target}', 0)"
+    );
+    tx.execute(&left, &[]).await.unwrap();
+    tx.commit().await.unwrap();
+}
+
+async fn over(database: &Database, redis: &Redis) -> Cache {
+    let client = steadfast::Client::builder(&redis.url()).unwrap();
+    let client = client.connect_timeout(Duration::from_secs(5));
+    let builder = plain(database).redis(client.connect().await.unwrap());
+    builder.build().await.unwrap()
+}
+
+async fn reads_at_last(cache: &Cache, version: &str) {
+    eventually("what SQL holds now is seen", || async {
+        read_item(cache, 7).await.as_deref() == Some(version)
+    })
+    .await;
+}
+
+/// Loses the tables, with what waited there, and what it counted.
+async fn drop_the_tables(database: &Database) {
+    for table in ["steadfast_outbox", "steadfast_outbox_state"] {
+        eventually("they are dropped", || async {
+            let mut tx = database.begin().await.unwrap();
+            let drop = format!("DROP TABLE IF EXISTS {table}");
+            // Those who look at both at that moment may be in the way.
+            tx.execute(&drop, &[]).await.is_ok() && tx.commit().await.is_ok()
+        })
+        .await;
+    }
+}
+
+/// Everything dies at once, and SQL comes back older than it was; Redis as it was, or older too.
+/// Something waits in the outbox, or is written before anybody has looked. In the end the tables
+/// are gone.
+async fn nobody_outlives_a_rollback(database: Database) {
+    create_table(&database).await;
+    let redis = Redis::start().await.unwrap();
+    let mut version = 0;
+    for redis_is_older in [false, true] {
+        let first = over(&database, &redis).await;
+        for _ in 0..4 {
+            version += 1;
+            write_everywhere(&first, 7, version).await;
+        }
+        reads_at_last(&first, &version.to_string()).await;
+        eventually("Redis has it", || async {
+            first.status().counts.fills == 1
+        })
+        .await;
+        let reached = first.status().redis.unwrap().watermark;
+        if redis_is_older {
+            redis.save_snapshot().await.unwrap();
+            write_everywhere(&first, 8, version).await;
+        }
+        drop(first);
+        version += 100;
+        roll_back(&database, version, reached as i64 - 3).await;
+        leave_waiting(&database, "item:9").await;
+        if redis_is_older {
+            redis.restart_from_snapshot().await.unwrap();
+        }
+        let second = over(&database, &redis).await;
+        reads_at_last(&second, &version.to_string()).await;
+    }
+    let third = over(&database, &redis).await;
+    reads_at_last(&third, &version.to_string()).await;
+    let mut tx = database.begin().await.unwrap();
+    set_item(&mut tx, 7, version + 1).await.unwrap(); // its invalidation goes with the table
+    tx.commit().await.unwrap();
+    drop_the_tables(&database).await;
+    reads_at_last(&third, &(version + 1).to_string()).await;
+}
+
+#[tokio::test]
+async fn k16_a_rollback_that_nobody_outlived_shows_though_something_waits_on_sqlite() {
+    let folder = tempfile::tempdir().unwrap();
+    let url = format!("sqlite://{}", folder.path().join("x.db").display());
+    nobody_outlives_a_rollback(connect(&url)).await;
+}
+
+#[tokio::test]
+async fn k16_a_rollback_that_nobody_outlived_shows_though_something_waits_on_mariadb() {
+    let server = MariaDb::start().await.unwrap();
+    nobody_outlives_a_rollback(connect(&server.url())).await;
+}
+
+#[tokio::test]
+async fn k16_a_rollback_that_nobody_outlived_shows_though_something_waits_on_postgres() {
+    let server = Postgres::start().await.unwrap();
+    nobody_outlives_a_rollback(connect(&server.url())).await;
+}
+
+/// On SQLite nothing is locked while a relay waits for Redis.
+#[tokio::test]
+async fn k16_a_relay_that_was_under_way_does_not_cover_up_a_rollback() {
+    let site = Site::start().await;
+    let cache = site.cache().await;
+    for version in 1..=3 {
+        write_everywhere(&cache, 7, version).await;
+    }
+    let client = site.client().await;
+    let other = plain(&site.database).redis(client);
+    let other = other.build().await.unwrap();
+    for cache in [&cache, &other] {
+        reads_at_last(cache, "3").await;
+    }
+    site.redis.freeze().unwrap();
+    let targets = [steadfast_cache::Target::key("item:9")];
+    cache.invalidate(&targets).await.unwrap();
+    let taken = "SELECT namespace FROM steadfast_outbox_relay WHERE namespace = 'test'";
+    eventually("it is under way", || async {
+        let rows = site.database.select(taken, &[]).await;
+        rows.is_ok_and(|rows| rows.len() == 1)
+    })
+    .await;
+    roll_back(&site.database, 100, 1).await;
+    site.redis.resume().unwrap();
+    for cache in [&cache, &other] {
+        reads_at_last(cache, "100").await;
+    }
+}
+
+/// A relay died after Redis had applied a batch and before SQL was told: Redis is ahead, and that
+/// is no rollback.
+#[tokio::test]
+async fn k16_a_relay_that_died_before_its_commit_costs_what_it_delivered_and_no_more() {
+    let (database, _folder) = sqlite().await;
+    let redis = Redis::start().await.unwrap();
+    leave_the_tables(&database, &redis).await;
+    leave_waiting(&database, "item:8").await;
+    let first = over(&database, &redis).await;
+    eventually("it is delivered", || outbox_is_empty(&database)).await;
+    let loader = Loader::default();
+    get(&first, "a", "user", &loader).await.unwrap();
+    eventually("Redis has it", || async {
+        first.status().counts.fills == 1
+    })
+    .await;
+    let epoch = first.status().redis.unwrap().epoch;
+    drop(first);
+    // As it was before the commit: the same row, and one that came later.
+    let mut tx = database.begin().await.unwrap();
+    for sql in [
+        "INSERT INTO steadfast_outbox (id, namespace, kind, target, created_at) VALUES (1, 'test', 'key', 'item:8', 0)",
+        "INSERT INTO steadfast_outbox (namespace, kind, target, created_at) VALUES ('test', 'key', 'item:9', 0)",
+        "UPDATE steadfast_outbox_state SET watermark = 0 WHERE namespace = 'test'",
+    ] {
+        tx.execute(sql, &[]).await.unwrap();
+    }
+    tx.commit().await.unwrap();
+    let second = over(&database, &redis).await;
+    eventually("it is delivered again", || outbox_is_empty(&database)).await;
+    let answer = get(&second, "a", "user", &loader).await.unwrap();
+    assert_eq!((answer.source, loader.loads()), (Source::Redis, 1));
+    assert_eq!(second.status().redis.unwrap().epoch, epoch);
+}
+
+async fn leave_the_tables(database: &Database, redis: &Redis) {
+    drop(over(database, redis).await);
+}
+
+async fn outbox_is_empty(database: &Database) -> bool {
+    let rows = database
+        .select("SELECT id FROM steadfast_outbox", &[])
+        .await;
+    rows.is_ok_and(|rows| rows.is_empty())
+}
