@@ -440,6 +440,10 @@ async fn k6_warming_is_refused_only_what_was_invalidated_itself() {
         let load = move || async move {
             invalidate_everywhere(&other, &[Target::key("43")]).await;
             redis.send(redis::cmd("INCR").arg("test:watermark")).await?;
+            let mut tx = other.database().begin().await?;
+            let told = "UPDATE steadfast_outbox_state SET watermark = watermark + 1 WHERE namespace = 'test'";
+            tx.execute(told, &[]).await?;
+            tx.commit().await?;
             Ok((40..50)
                 .map(|n| (format!("{n}"), n.to_string()))
                 .collect::<Vec<_>>())
