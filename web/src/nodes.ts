@@ -3,7 +3,7 @@ import { at, type Child, h, redraw } from './dom';
 import { ago, bytes, count, duration, text } from './format';
 import { pill, whatToDo } from './marks';
 import { breakerName, type Mood, plural, redisName } from './words';
-import type { Health, RedisNode, Sentinel, SentinelGroup, Shards, Status } from './wire';
+import type { FromReplicas, Health, RedisNode, Sentinel, SentinelGroup, Shards, Status } from './wire';
 
 /** Of one server that nobody watches nothing is shown that is not said above. */
 export function drawNodes({ nodes, health }: Status): void {
@@ -50,7 +50,7 @@ const VIEW_OLD_MS = 60_000;
 
 /** What an engineer has to know of a cluster, most important first. */
 export function saidOfShards(shards: Shards): string[] {
-  const { primaries, away, alone, uncovered, heard_ms_ago: heard, error, epoch } = shards;
+  const { primaries, away, alone, uncovered, heard_ms_ago: heard, error, epoch, from_replicas: from } = shards;
   if (heard === null) return [`No node has told who owns which slot${error ? `: ${error}` : ' yet'}.`];
   const lines = away.map((why) => `${why}.`);
   if (uncovered !== '') lines.push(`Nobody owns the slots ${uncovered}.`);
@@ -61,10 +61,18 @@ export function saidOfShards(shards: Shards): string[] {
     lines.push(...saidOfCache(shards));
   }
   if (error !== null) lines.push(`No node tells who owns which slot, so perhaps none serves: ${error}.`);
+  if (from !== null) lines.push(saidOfReplicas(from));
   if (alone.length > 0) lines.push(`Without a replica, so nobody takes over: ${alone.join(', ')}.`);
   const old = error !== null || heard > VIEW_OLD_MS ? `, last heard ${ago(heard)}` : '';
   lines.push(`Who owns which slot is known by epoch ${epoch}${old}.`);
   return lines;
+}
+
+function saidOfReplicas({ max_lag_ms: most, served, by_primaries: instead, replicas, fit }: FromReplicas): string {
+  const limit = `data up to ${text(duration(most))} old`;
+  if (served + instead === 0) return `Reads may be served by replicas, with ${limit}; there was none yet.`;
+  const can = fit === 0 ? 'No replica can' : `${fit} of ${plural(replicas, 'replica')} can`;
+  return `${can} serve reads with ${limit}: replicas served ${count(served)}, primaries ${count(instead)} instead.`;
 }
 
 function saidOfCache({ cache_slot: slot, cache_away: away }: Shards): string[] {
@@ -119,17 +127,22 @@ export function said({ servers, sentinels }: Status['nodes']): string[] {
 }
 
 function row(node: RedisNode): HTMLElement {
-  const { address, role, state, lag_bytes: lag, breaker, can_take_over: can, slots, follows } = node;
-  const behind = role === 'primary' ? '–' : lag === null ? 'not known' : lag === 0 ? 'nothing' : text(bytes(lag));
+  const { address, role, state, breaker, can_take_over: can, slots, follows } = node;
   return h(
     'tr',
     {},
     h('th', { scope: 'row' }, h('code', {}, address)),
     h('td', {}, roleName(role, can, slots, follows)),
     h('td', {}, pill(moodOf(state), stateName(state))),
-    h('td', {}, behind),
+    h('td', {}, behind(node)),
     h('td', {}, breaker === null ? '–' : breakerName(breaker)),
   );
+}
+
+function behind({ role, lag_bytes: lag, lag_ms: age }: RedisNode): string {
+  if (role === 'primary') return '–';
+  if (age !== null) return `at most ${text(duration(age))}`;
+  return lag === null ? 'not known' : lag === 0 ? 'nothing' : text(bytes(lag));
 }
 
 function roleName(role: string, can: boolean | null, slots: string | null, follows: string | null): string {

@@ -114,6 +114,8 @@ export interface RedisNode {
   /** Of its connection (`ready`, `connecting`, `down`, `closed`); where there is none, `in_sync`, `unknown` (nobody has told of late), `idle` (a cluster's, asked nothing yet) or `away`. */
   state: string;
   lag_bytes: number | null;
+  /** How old its data are at most, of a cluster's replica that is read from. */
+  lag_ms: number | null;
   breaker: string | null;
   can_take_over: boolean | null;
   slots: string | null;
@@ -136,6 +138,21 @@ export interface Shards {
   error: string | null;
   discoveries: number;
   redirects: number;
+  /** Absent where nothing is read from replicas. */
+  from_replicas: FromReplicas | null;
+}
+
+/** Reads that replicas are to serve. */
+export interface FromReplicas {
+  /** How old the data of a replica may be which is read from. */
+  max_lag_ms: number;
+  served: number;
+  /** Those that primaries served instead. */
+  by_primaries: number;
+  replicas: number;
+  /** The replicas whose data are known to be young enough. */
+  fit: number;
+  lag_ms: number | null;
 }
 
 export interface Sentinel {

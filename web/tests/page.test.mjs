@@ -359,21 +359,25 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
     epoch: 7,
     heard_ms_ago: 400,
     error: null,
+    from_replicas: { max_lag_ms: 500, served: 12, by_primaries: 1, replicas: 1, fit: 1, lag_ms: 90 },
   };
   servers = [
     node('10.0.0.1:6379', { slots: '0-8191' }),
     node('10.0.0.2:6379', { slots: '8192-16000', state: 'down' }),
-    replica('10.0.0.3:6379', { slots: '', follows: '10.0.0.1:6379' }),
+    replica('10.0.0.3:6379', { slots: '', follows: '10.0.0.1:6379', lag_ms: 90 }),
   ];
   await page.locator('#nodes-state', { hasText: '1 of 2 shards serve' }).waitFor();
   const roles = await rows.locator('td:nth-child(2)').allTextContents();
   assert.deepEqual(roles, ['primary, slots 0-8191', 'primary, slots 8192-16000', 'replica of 10.0.0.1:6379']);
+  const behind = await rows.locator('td:nth-child(4)').allTextContents();
+  assert.deepEqual(behind, ['–', '–', 'at most 90\u00a0ms']);
   for (const words of [
     '10.0.0.2:6379 (slots 8192-16000): connection refused.',
     'Nobody owns the slots 16001-16383.',
     'All other keys are served.',
     'The cache’s shard (slot 9000) is away.',
     'nobody takes over: 10.0.0.2:6379',
+    'replicas served 12, primaries 1 instead',
     'known by epoch 7',
   ]) {
     assert.ok((await page.textContent('#nodes-said')).includes(words), words);

@@ -396,6 +396,7 @@ test('s4_other_keys_are_served_only_if_some_shard_serves_and_a_node_tells_so_and
     error: null,
     discoveries: 1,
     redirects: 0,
+    from_replicas: null,
   };
   const said = (fields = {}) => page.saidOfShards({ ...shards, ...fields }).join(' ');
   assert.match(said(), /All other keys are served\. The cache \(slot 7\) is not concerned\. Who .* epoch 4\.$/);
@@ -407,4 +408,12 @@ test('s4_other_keys_are_served_only_if_some_shard_serves_and_a_node_tells_so_and
   assert.match(none, /Redis serves no key\./);
   assert.doesNotMatch(none, /other keys/);
   assert.match(said({ away: [], heard_ms_ago: 61_000 }), /^Who .* epoch 4, last heard 61\u00a0s ago\.$/);
+  const reading = { max_lag_ms: 500, served: 0, by_primaries: 0, replicas: 3, fit: 0, lag_ms: null };
+  const read = (fields) => said({ away: [], from_replicas: { ...reading, ...fields } });
+  assert.match(read({}), /^Reads may be served by replicas, with data up to 500\u00a0ms old; there was none yet\. Who/);
+  assert.match(
+    read({ served: 12, by_primaries: 1, fit: 2 }),
+    /^2 of 3 replicas can serve reads .*: replicas served 12, primaries 1 instead\./,
+  );
+  assert.match(read({ by_primaries: 1 }), /^No replica can serve reads/);
 });

@@ -27,3 +27,5 @@ pub const CONNECTIONS: usize = 1;
 pub const IN_FLIGHT: usize = 8192;
 /// Events that are kept.
 pub const HISTORY: usize = 100;
+/// The age that the data of a replica may have which is read from.
+pub const MAX_LAG: Duration = Duration::from_secs(1);

@@ -111,7 +111,7 @@ impl Settings {
             primary_proof: None,
             translation: Translation::default(),
             read_from: ReadFrom::Primary,
-            max_lag: Duration::from_secs(1),
+            max_lag: defaults::MAX_LAG,
             member: None,
             wait_for_primary: Duration::ZERO,
             #[cfg(feature = "tls")]

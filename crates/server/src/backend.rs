@@ -17,12 +17,13 @@ use steadfast_cache::{
 };
 
 use crate::config::{
-    Config, DatabaseTlsConfig, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
+    Config, DatabaseTlsConfig, ReadFrom, RedisConfig, RedisTlsConfig, TlsVersion, TtlConfig,
 };
 use crate::health::{Check, Status};
-use crate::nodes::{Nodes, state_name};
+use crate::nodes::{Expected, NodeCounters, Nodes, state_name};
 
 mod checks;
+mod cluster;
 mod credentials;
 mod sentinel;
 
@@ -60,8 +61,9 @@ pub(crate) struct Backend {
     /// The last answer of Redis about itself, and the number of reconnects before it.
     redis_said: RwLock<Option<(u64, steadfast::Health)>>,
     health_timeout: Duration,
-    /// How old the proof of the primary may be before writes are refused.
-    proof_within_ms: Option<u64>,
+    /// What the configuration says of the servers of Redis.
+    expected: Expected,
+    node_counters: NodeCounters,
     outbox_lag_max: u64,
     /// Loads at once.
     places: usize,
@@ -116,9 +118,8 @@ impl Backend {
             statements: RwLock::default(),
             places: config.database.guard.concurrency,
             health_timeout: config.redis.health_timeout,
-            proof_within_ms: (config.redis.sentinel.as_ref())
-                .and_then(|watched| watched.proof)
-                .map(crate::clock::millis),
+            expected: expected(&config.redis),
+            node_counters: NodeCounters::default(),
             // Not known is not good: what has not answered yet serves nobody.
             database_check: RwLock::new(Check::new(Status::Unhealthy, "not asked yet")),
         })
@@ -162,11 +163,11 @@ impl Backend {
     /// The same, of what the client has just told.
     fn nodes_of(&self, client: &steadfast::Status) -> Nodes {
         let redis = self.cache.status().redis;
-        Nodes::of(
-            client,
-            self.proof_within_ms,
-            redis.and_then(|redis| redis.slot),
-        )
+        let expected = Expected {
+            cache_slot: redis.and_then(|redis| redis.slot),
+            ..self.expected
+        };
+        Nodes::of(client, &expected)
     }
 
     /// Returns for how long the oldest invalidation has waited to be applied; `None` if none waits,
@@ -186,6 +187,9 @@ impl Backend {
             gauge!("steadfast_breaker_state", "state" => name).set(is);
         }
         self.nodes_of(&state).set_gauges();
+        if let Some(cluster) = &state.cluster {
+            self.node_counters.count(cluster);
+        }
         gauge!("steadfast_redis_in_flight").set(state.in_flight as f64);
         let flaps = f64::from(u8::from(state.flapping.is_some()));
         gauge!("steadfast_redis_flapping").set(flaps);
@@ -212,6 +216,18 @@ impl Backend {
     }
 }
 
+fn expected(config: &RedisConfig) -> Expected {
+    let proof = config.sentinel.as_ref().and_then(|watched| watched.proof);
+    let cluster = config.cluster.as_ref();
+    let max_lag = cluster.map_or(steadfast::defaults::MAX_LAG, |cluster| cluster.max_lag);
+    Expected {
+        proof_within_ms: proof.map(crate::clock::millis),
+        cache_slot: None,
+        reads_replicas: cluster.is_some_and(|cluster| cluster.read_from == ReadFrom::Replicas),
+        max_lag_ms: crate::clock::millis(max_lag),
+    }
+}
+
 /// A client as `[redis]` says, with its TLS and its credentials, to be built or connected.
 ///
 /// # Errors
@@ -225,6 +241,9 @@ pub fn redis_client(config: &RedisConfig) -> Result<ClientBuilder, steadfast::Co
     }
     if let Some(settings) = &config.sentinel {
         builder = sentinel::apply(builder, settings)?;
+    }
+    if let Some(settings) = &config.cluster {
+        builder = cluster::apply(builder, settings);
     }
     let builder = credentials::provide(builder, config.credentials.as_ref())
         .name("steadfast")

@@ -2,8 +2,10 @@
 //! found before the service starts, not at three in the morning. So everything is read and held
 //! against everything else at once, and all that is wrong is told together, with its place.
 
+mod addresses;
 mod auth;
 mod cache;
+mod cluster;
 mod credentials;
 mod database;
 mod limits;
@@ -26,8 +28,10 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use steadfast_core::slot::Slot;
 
+pub use addresses::AddressMap;
 pub use auth::{AuthConfig, KeyAlgorithm, KeyConfig};
 pub use cache::{CacheConfig, TtlConfig};
+pub use cluster::{ClusterConfig, ReadFrom};
 pub use credentials::{CredentialsConfig, EntraConfig, EntraIdentity};
 pub use database::{DatabaseConfig, GuardConfig};
 pub use limits::LimitsConfig;
@@ -36,7 +40,7 @@ pub use queries::{Invalidates, QueryConfig, StatementConfig};
 pub use rate::{Algorithm, By, RateConfig, WhenDown};
 pub use redis::{BreakerConfig, RedisConfig, RetryConfig};
 pub use secret::{Fingerprint, REDIS_SCHEMES, SecretText, SecretUrl, UrlMistake};
-pub use sentinel::{AddressMap, SentinelConfig, SentinelTlsConfig};
+pub use sentinel::{SentinelConfig, SentinelTlsConfig};
 pub use server::ServerConfig;
 pub use settings::{DrillConfig, LogConfig, LogFormat, MetricsConfig, TracingConfig};
 pub use tls::{
@@ -46,6 +50,7 @@ pub use tls::{
 pub use units::Bytes;
 
 use section::{Mistakes, Section};
+use units::show_duration;
 
 pub use crate::grammar::dialect::Dialect;
 pub use crate::grammar::param::{Match, ParamConfig, ParamKind, Value};
@@ -135,6 +140,14 @@ impl Config {
             let slot = Slot::of_key(format!("{{{namespace}}}").as_bytes()).number();
             notes.push(format!(
                 "redis.url names a cluster: all of the cache `{namespace}` lies in slot {slot}, so on one shard, whose memory and speed are its bounds; rate limits are spread over all shards"
+            ));
+        }
+        if let Some(cluster) = &self.redis.cluster
+            && cluster.read_from == ReadFrom::Replicas
+        {
+            notes.push(format!(
+                "redis.cluster.read_from names replicas: reads of programs that use the service's client (App::client) may be answered with data {} old; the cache and rate limits ask primaries all the same",
+                show_duration(cluster.max_lag)
             ));
         }
         notes

@@ -2,14 +2,32 @@
 //! called at night has to know which of them serves, which could take over, and who says otherwise.
 //! So they are listed one by one, from what the client knows already: nobody is asked for it.
 
-use metrics::{counter, gauge};
+use metrics::gauge;
 use serde::Serialize;
 use steadfast::{
-    ClusterStatus, ConnectionState, NodeStatus, SentinelContact, SentinelStatus,
-    Status as ClientStatus,
+    ConnectionState, NodeStatus, SentinelContact, SentinelStatus, Status as ClientStatus,
 };
 
 use crate::health::{Check, Status};
+
+mod counters;
+mod shards;
+
+pub(crate) use counters::NodeCounters;
+use shards::Shards;
+
+/// What is known of Redis from elsewhere than its client.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    /// How old the proof of the primary may be before writes are refused; `None`: any.
+    pub(crate) proof_within_ms: Option<u64>,
+    /// The slot in which the cache lies.
+    pub(crate) cache_slot: Option<u16>,
+    /// Whether reads of a cluster are served by replicas unless a call says otherwise.
+    pub(crate) reads_replicas: bool,
+    /// How old the data of a replica may be which is read from.
+    pub(crate) max_lag_ms: u64,
+}
 
 /// The servers behind the name of Redis, in `/v1/status`.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -36,6 +54,9 @@ struct ServerNode {
     state: &'static str,
     /// How far it is behind the primary; absent of a primary, and where nobody says.
     lag_bytes: Option<u64>,
+    /// How old its data are at most, of a cluster's replica; absent of a primary, and where no
+    /// replica is read from.
+    lag_ms: Option<f64>,
     /// `closed`, `open` or `half_open`; absent where this service sends it nothing.
     breaker: Option<&'static str>,
     /// Whether it can become the primary; absent where nobody says.
@@ -44,31 +65,6 @@ struct ServerNode {
     slots: Option<String>,
     /// The address of the primary that it follows; absent of a primary, and where nobody says.
     follows: Option<String>,
-}
-
-/// The slots of a cluster, and who serves them.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-struct Shards {
-    /// The primaries that own slots.
-    primaries: usize,
-    /// Those of them that do not serve.
-    away: Vec<String>,
-    /// Those of them that no replica follows.
-    alone: Vec<String>,
-    /// The slot in which all of the cache lies; absent if the cache has none.
-    cache_slot: Option<u16>,
-    /// Whether nobody serves that slot; absent if there is none, and if it is not known.
-    cache_away: Option<bool>,
-    /// The slots that nobody is known to own, such as `0-5460`; empty if all are owned.
-    uncovered: String,
-    uncovered_slots: usize,
-    epoch: u64,
-    /// How long ago a node last told who owns what; absent if none ever did.
-    heard_ms_ago: Option<f64>,
-    /// Why no node told it when they were asked last.
-    error: Option<String>,
-    discoveries: u64,
-    redirects: u64,
 }
 
 /// The sentinels that watch the primary, and how well it is proven.
@@ -126,23 +122,17 @@ enum SentinelState {
 const FRESH_MS: f64 = 10_000.0;
 /// The time without a majority that is trouble: two rounds of questions were missed, not one.
 const UNCONFIRMED_MS: f64 = 25_000.0;
-/// The age of a cluster's view that is trouble: nodes are asked twice as often, if not more.
-const VIEW_OLD_MS: f64 = 60_000.0;
 
 impl Nodes {
-    /// Tells of the servers that the client knows. `cache_slot` is the one in which the cache lies.
-    pub(crate) fn of(
-        client: &ClientStatus,
-        proof_within_ms: Option<u64>,
-        cache_slot: Option<u16>,
-    ) -> Self {
+    /// Tells of the servers that the client knows.
+    pub(crate) fn of(client: &ClientStatus, expected: &Expected) -> Self {
         if let Some(cluster) = &client.cluster {
             let members = cluster.nodes.iter().filter(|node| node.member);
             return Self {
                 found_by: "cluster",
                 servers: members.map(ServerNode::of_cluster).collect(),
                 sentinels: None,
-                shards: Some(Shards::of(cluster, cache_slot)),
+                shards: Some(Shards::of(cluster, expected)),
             };
         }
         let breaker = Some(client.breaker);
@@ -152,6 +142,7 @@ impl Nodes {
             role,
             state,
             lag_bytes: None,
+            lag_ms: None,
             breaker,
             can_take_over: None,
             slots: None,
@@ -176,6 +167,7 @@ impl Nodes {
                 (false, false) => "unknown",
             },
             lag_bytes: replica.lag_bytes,
+            lag_ms: None,
             breaker: None,
             can_take_over: replica.priority.map(|priority| priority > 0),
             slots: None,
@@ -184,7 +176,7 @@ impl Nodes {
         Self {
             found_by: "sentinel",
             servers: primary.into_iter().chain(replicas).collect(),
-            sentinels: Some(Sentinels::of(watched, proof_within_ms)),
+            sentinels: Some(Sentinels::of(watched, expected.proof_within_ms)),
             shards: None,
         }
     }
@@ -277,132 +269,12 @@ impl ServerNode {
                 None => "idle",
             },
             lag_bytes: None,
+            lag_ms: node.lag_ms,
             breaker: node.breaker,
             can_take_over: None,
             slots: Some(node.slots.clone()),
             follows: node.follows.clone(),
         }
-    }
-}
-
-impl Shards {
-    fn of(cluster: &ClusterStatus, cache_slot: Option<u16>) -> Self {
-        let address = |node: &NodeStatus| {
-            let address = node.address.as_deref();
-            address.unwrap_or("a node without an address").to_owned()
-        };
-        let away = cluster.owners().filter_map(|node| {
-            let why = node.why_not()?;
-            Some(format!("{} (slots {}): {why}", address(node), node.slots))
-        });
-        let alone = cluster
-            .owners()
-            .filter(|node| cluster.replicas_of(node).next().is_none());
-        let cache_away = |slot| {
-            let owner = cluster.owners().find(|node| node.owns(slot));
-            let serves = owner.is_some_and(NodeStatus::serves);
-            // Whoever answers nobody's question may refuse all calls as well.
-            (!serves || cluster.error.is_none()).then_some(!serves)
-        };
-        Self {
-            primaries: cluster.owners().count(),
-            away: away.collect(),
-            alone: alone.map(address).collect(),
-            cache_slot,
-            cache_away: cache_slot.and_then(cache_away),
-            uncovered: cluster.uncovered.clone(),
-            uncovered_slots: cluster.uncovered_slots,
-            epoch: cluster.epoch,
-            heard_ms_ago: cluster.heard_ms_ago,
-            error: cluster.error.clone(),
-            discoveries: cluster.discoveries,
-            redirects: cluster.redirects,
-        }
-    }
-
-    /// One shard that is away costs its own keys only, unless all nodes refuse all keys for it:
-    /// then none of them tells who owns what (`cluster-require-full-coverage`).
-    fn check(&self) -> Check {
-        let Some(heard_ms_ago) = self.heard_ms_ago else {
-            let why = self.error.as_deref().unwrap_or("none was asked");
-            let message = format!("no node has told who owns which slot: {why}");
-            return Check::new(Status::Degraded, message);
-        };
-        let mut wrong = self.parts_away();
-        if !wrong.is_empty() {
-            match self.serving() {
-                0 => wrong.push("Redis serves no key".to_owned()),
-                _ if self.error.is_some() => {}
-                _ => wrong.push("all other keys are served".to_owned()),
-            }
-            wrong.extend(self.cache_in_words());
-        }
-        let ago = heard_ms_ago / 1e3;
-        match &self.error {
-            Some(error) => wrong.push(format!(
-                "no node tells who owns which slot, last heard {ago:.0} s ago: {error}"
-            )),
-            None if heard_ms_ago > VIEW_OLD_MS => wrong.push(format!(
-                "no node has told who owns which slot for {ago:.0} s"
-            )),
-            None => {}
-        }
-        let status = match wrong.is_empty() {
-            true => Status::Healthy,
-            false => Status::Degraded,
-        };
-        let mut said = match status {
-            Status::Healthy => format!("{} shards own all slots and serve", self.primaries),
-            _ => wrong.join("; "),
-        };
-        if !self.alone.is_empty() {
-            said.push_str(&format!("; without a replica: {}", self.alone.join(", ")));
-        }
-        Check::new(status, said)
-    }
-
-    /// Returns what is away, in words, one for each kind.
-    fn parts_away(&self) -> Vec<String> {
-        let mut parts = Vec::new();
-        if self.uncovered_slots > 0 {
-            parts.push(format!("nobody owns the slots {}", self.uncovered));
-        }
-        if !self.away.is_empty() {
-            parts.push(format!(
-                "{} of {} shards do not serve: {}",
-                self.away.len(),
-                self.primaries,
-                self.away.join("; ")
-            ));
-        }
-        parts
-    }
-
-    fn cache_in_words(&self) -> Option<String> {
-        let slot = self.cache_slot?;
-        Some(match self.cache_away? {
-            true => format!("the cache's shard (slot {slot}) is away"),
-            false => format!("the cache (slot {slot}) is not concerned"),
-        })
-    }
-
-    /// The shards that serve.
-    fn serving(&self) -> usize {
-        self.primaries.saturating_sub(self.away.len())
-    }
-
-    fn set_gauges(&self) {
-        let (serving, away) = (self.serving(), self.away.len());
-        for (state, count) in [("serving", serving), ("away", away)] {
-            gauge!("steadfast_redis_shards", "state" => state).set(count as f64);
-        }
-        gauge!("steadfast_redis_shards_without_replica").set(self.alone.len() as f64);
-        gauge!("steadfast_redis_uncovered_slots").set(self.uncovered_slots as f64);
-        // Infinite before the first one, so that an alert on this age fires.
-        let age = self.heard_ms_ago.map_or(f64::INFINITY, |ms| ms / 1e3);
-        gauge!("steadfast_redis_cluster_view_age_seconds").set(age);
-        counter!("steadfast_redis_discoveries_total").absolute(self.discoveries);
-        counter!("steadfast_redis_redirects_total").absolute(self.redirects);
     }
 }
 
@@ -489,75 +361,6 @@ pub(crate) fn state_name(state: ConnectionState) -> &'static str {
 mod tests {
     use super::*;
 
-    fn shards() -> Shards {
-        Shards {
-            primaries: 3,
-            away: Vec::new(),
-            alone: Vec::new(),
-            cache_slot: Some(7),
-            cache_away: Some(false),
-            uncovered: String::new(),
-            uncovered_slots: 0,
-            epoch: 4,
-            heard_ms_ago: Some(400.0),
-            error: None,
-            discoveries: 1,
-            redirects: 0,
-        }
-    }
-
-    #[test]
-    fn s4_other_keys_are_served_only_if_some_shard_serves_and_a_node_tells_so() {
-        let away = |count: usize| Shards {
-            away: vec!["b:1 (slots 5-9): refused".to_owned(); count],
-            ..shards()
-        };
-        let said = away(1).check().message;
-        assert!(
-            said.ends_with("all other keys are served; the cache (slot 7) is not concerned"),
-            "{said}"
-        );
-        let all = Shards {
-            cache_away: Some(true),
-            ..away(3)
-        };
-        let said = all.check().message;
-        assert!(
-            said.ends_with("Redis serves no key; the cache's shard (slot 7) is away"),
-            "{said}"
-        );
-        let nobody_tells = Shards {
-            error: Some("a:1: CLUSTERDOWN".to_owned()),
-            cache_away: None,
-            ..away(1)
-        };
-        let said = nobody_tells.check().message;
-        assert!(!said.contains("other keys"), "{said}");
-        assert!(
-            said.ends_with("last heard 0 s ago: a:1: CLUSTERDOWN"),
-            "{said}"
-        );
-    }
-
-    #[test]
-    fn s4_a_view_that_nobody_renews_is_trouble_though_all_serve() {
-        assert_eq!(shards().check().status, Status::Healthy);
-        let refused = Shards {
-            error: Some("a:1: NOPERM".to_owned()),
-            ..shards()
-        };
-        let check = refused.check();
-        assert_eq!(check.status, Status::Degraded);
-        assert!(check.message.contains("NOPERM"), "{check:?}");
-        let old = Shards {
-            heard_ms_ago: Some(VIEW_OLD_MS + 5e3),
-            ..shards()
-        };
-        let check = old.check();
-        assert_eq!(check.status, Status::Degraded);
-        assert!(check.message.ends_with("which slot for 65 s"), "{check:?}");
-    }
-
     #[test]
     fn t20_that_nobody_tells_of_replicas_is_no_word_that_none_is_in_sync() {
         let replica = |state| ServerNode {
@@ -565,6 +368,7 @@ mod tests {
             role: "replica",
             state,
             lag_bytes: None,
+            lag_ms: None,
             breaker: None,
             can_take_over: None,
             slots: None,

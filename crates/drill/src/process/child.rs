@@ -183,15 +183,19 @@ impl Child {
     }
 
     /// SIGSTOP: the server keeps its sockets, and the kernel goes on accepting for it, but it does
-    /// nothing.
+    /// nothing. Returns once it stands still: a process takes a signal when it runs next, and on a
+    /// busy machine it may answer before that.
     ///
     /// # Errors
     /// When the server is no more.
     pub fn freeze(&self) -> io::Result<()> {
         kill_process(self.pid, Signal::STOP)?;
-        self.workers()
-            .into_iter()
-            .try_for_each(|worker| Ok(kill_process(worker, Signal::STOP)?))
+        wait_until_it_stands(self.pid);
+        for worker in self.workers() {
+            kill_process(worker, Signal::STOP)?;
+            wait_until_it_stands(worker);
+        }
+        Ok(())
     }
 
     /// SIGCONT: it goes on from where it stopped.
@@ -229,6 +233,7 @@ impl Child {
     /// The server if it still runs, what it forked, and the watcher.
     fn kill_group(&self) {
         if kill_process(self.pid, Signal::STOP).is_ok() {
+            wait_until_it_stands(self.pid);
             for worker in self.workers() {
                 let _ = kill_process(worker, Signal::KILL);
             }
@@ -249,15 +254,9 @@ impl Child {
     }
 
     fn is_worker(&self, number: i32) -> bool {
-        let stat = std::fs::read_to_string(format!("/proc/{number}/stat")).unwrap_or_default();
-        // The name, in brackets, may hold anything; after it come state, parent and group.
-        let mut fields = stat
-            .rsplit(')')
-            .next()
-            .unwrap_or_default()
-            .split_whitespace()
-            .skip(1)
-            .map(str::parse::<i32>);
+        let stat = stat(Path::new(&format!("/proc/{number}")));
+        let fields = stat.split_whitespace().skip(1);
+        let mut fields = fields.map(str::parse::<i32>);
         let (parent, group) = (fields.next(), fields.next());
         let own = self.pid.as_raw_nonzero().get();
         parent == Some(Ok(own)) && group != Some(Ok(own))
@@ -284,13 +283,46 @@ impl Drop for Child {
     }
 }
 
+/// Returns whether a process runs and does not stand still, with all its threads.
+pub(super) fn is_awake(pid: u32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let mut threads = threads.into_iter().flatten().flatten();
+    threads.any(|thread| {
+        let stat = stat(&thread.path());
+        !stat.is_empty() && !stat.starts_with(['T', 't', 'Z', 'X'])
+    })
+}
+
+/// Returns what the kernel says of a process or thread: state, parent, group and more; nothing of
+/// one that is no more.
+fn stat(process: &Path) -> String {
+    let stat = std::fs::read_to_string(process.join("stat")).unwrap_or_default();
+    // The name, in brackets, may hold anything.
+    let fields = stat.rsplit(')').next().unwrap_or_default();
+    fields.trim_start().to_owned()
+}
+
+/// Waits for a process to which SIGSTOP was sent. One that waits for a disk stands as soon as that
+/// is done; it is not waited for longer than a second.
+fn wait_until_it_stands(pid: Pid) {
+    let pid = pid.as_raw_nonzero().get().unsigned_abs();
+    for _ in 0..STAND_TURNS {
+        if !is_awake(pid) {
+            return;
+        }
+        pause();
+    }
+}
+
+/// How often [`pause`] is repeated for a server to stand still: a second.
+const STAND_TURNS: usize = 200;
 /// How often [`pause`] is repeated before a dropped server that does not go is killed: eight
 /// seconds.
 const DROP_TURNS: usize = 1600;
 
 #[expect(
     clippy::disallowed_methods,
-    reason = "drop cannot await; the wait is for a process that was told to go"
+    reason = "drop cannot await; the wait is for a process that was told to stand or to go"
 )]
 fn pause() {
     std::thread::sleep(Duration::from_millis(5));

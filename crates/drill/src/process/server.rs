@@ -1,7 +1,7 @@
 //! The common part of all servers: a port, a folder, a child that may be down at the moment, and a
 //! log.
 
-use super::child::{Child, Death};
+use super::child::{Child, Death, is_awake};
 use super::runner::Runner;
 use super::{LOG, Port, ProcessError, START_LIMIT};
 use std::ffi::OsString;
@@ -156,11 +156,7 @@ impl Server {
     /// Whether it runs and does not stand still.
     #[must_use]
     pub fn is_awake(&self) -> bool {
-        let Some(pid) = self.pid() else { return false };
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        // The name, in brackets, may hold anything; after it comes the state.
-        let state = stat.rsplit(')').next().unwrap_or_default().trim_start();
-        !state.is_empty() && !state.starts_with(['T', 't', 'Z', 'X'])
+        self.pid().is_some_and(is_awake)
     }
 
     /// SIGSTOP to all its processes: connections are still accepted, by the kernel, and nothing is

@@ -30,6 +30,18 @@ async fn d1_a_killed_redis_refuses_connections_and_comes_back_empty_on_its_port(
     assert!(TcpStream::connect(addr).is_ok());
 }
 
+#[tokio::test]
+async fn d1_a_frozen_redis_stands_still_when_that_is_said_and_goes_on_when_it_is_woken() {
+    let redis = Redis::start().await.unwrap();
+    for turn in 0..100 {
+        redis.freeze().unwrap();
+        assert!(!redis.is_awake(), "turn {turn}");
+        redis.resume().unwrap();
+        assert!(redis.is_awake(), "turn {turn}");
+    }
+    assert!(redis.command(&["PING"]).await.is_ok());
+}
+
 /// As one that saves to a slow disk.
 #[tokio::test]
 async fn d1_a_command_that_takes_a_redis_its_time_is_waited_for() {

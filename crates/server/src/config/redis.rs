@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 use steadfast::{BudgetConfig, defaults};
 
+use super::cluster::ClusterConfig;
 use super::credentials::CredentialsConfig;
 use super::secret::{REDIS_SCHEMES, SecretUrl};
 use super::section::Section;
@@ -72,6 +73,9 @@ pub struct RedisConfig {
     /// `[redis.sentinel]`
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sentinel: Option<SentinelConfig>,
+    /// `[redis.cluster]`
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterConfig>,
 }
 
 impl RedisConfig {
@@ -81,6 +85,7 @@ impl RedisConfig {
         let tls = section.section("tls");
         let credentials = section.section("credentials");
         let sentinel = section.section("sentinel");
+        let cluster = section.section("cluster");
         let positive = |key: &str, default| section.positive(key).unwrap_or(default);
         let count = |key: &str, most, default| section.count(key, 1, most).unwrap_or(default);
         let config = Self {
@@ -107,6 +112,7 @@ impl RedisConfig {
             tls: tls.is_given().then(|| RedisTlsConfig::read(&tls)),
             credentials: CredentialsConfig::read(&credentials),
             sentinel: SentinelConfig::read(&sentinel),
+            cluster: ClusterConfig::read(&cluster),
         };
         if !config.url.is_refused()
             && let Err(error) = steadfast::Client::builder(config.url.expose())
@@ -118,7 +124,10 @@ impl RedisConfig {
             let times = (config.reconnect_grace, config.deadline);
             watched.contradictions(&sentinel, &config.url, times);
         }
-        for section in [retry, breaker, tls, credentials, sentinel] {
+        if config.cluster.is_some() {
+            ClusterConfig::contradictions(&cluster, &config.url);
+        }
+        for section in [retry, breaker, tls, credentials, sentinel, cluster] {
             section.finish();
         }
         config

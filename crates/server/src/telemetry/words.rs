@@ -77,6 +77,14 @@ const COUNTERS: &[(&str, &str)] = &[
         "steadfast_redis_redirects_total",
         "Calls that went on at another node of the cluster, or at the same once more",
     ),
+    (
+        "steadfast_redis_node_replies_total",
+        "Replies of a node of the cluster, by its address",
+    ),
+    (
+        "steadfast_redis_node_reconnects_total",
+        "Lost connections to a node of the cluster that were replaced, by its address",
+    ),
 ];
 
 /// Name, unit if it has one, and what is measured.
@@ -157,6 +165,16 @@ const GAUGES: &[(&str, Option<Unit>, &str)] = &[
         "steadfast_redis_uncovered_slots",
         None,
         "Slots of the cluster that nobody owns",
+    ),
+    (
+        "steadfast_redis_readable_replicas",
+        None,
+        "Replicas of the cluster that are fit to be read from",
+    ),
+    (
+        "steadfast_redis_replica_lag_seconds",
+        Some(Unit::Seconds),
+        "Greatest age of the data of a replica that may be read from",
     ),
     (
         "steadfast_redis_cluster_view_age_seconds",

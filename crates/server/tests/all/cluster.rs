@@ -2,8 +2,10 @@
 
 use serde_json::Value;
 use steadfast_drill::process::Cluster;
+use steadfast_drill::waiting::eventually;
 
 use crate::harness::Service;
+use crate::metrics::OF_CLUSTER;
 
 async fn check_when(service: &Service, wanted: impl Fn(&Value) -> bool) -> Value {
     let health = service
@@ -37,15 +39,8 @@ async fn s4_a_service_tells_of_each_shard_and_one_that_is_away_only_degrades_it(
     assert_eq!(first["role"], "primary");
     assert_eq!(first["slots"], "0-5460");
     let metrics = service.get("/metrics").await.text();
-    for line in [
-        "\nsteadfast_redis_shards{state=\"away\"} ",
-        "\nsteadfast_redis_shards_without_replica ",
-        "\nsteadfast_redis_uncovered_slots ",
-        "\nsteadfast_redis_cluster_view_age_seconds ",
-        "\nsteadfast_redis_discoveries_total ",
-    ] {
-        assert!(metrics.contains(line), "no {line:?} in\n{metrics}");
-    }
+    let line = "\nsteadfast_redis_shards{state=\"away\"} ";
+    assert!(metrics.contains(line), "no {line:?} in\n{metrics}");
 
     // Whichever it is, those of the others are served as before, and it is the cache's or not.
     cluster.node(1).kill().await;
@@ -85,4 +80,53 @@ async fn s4_when_all_nodes_refuse_all_keys_for_one_shard_nobody_says_that_others
     assert!(said(&check).contains("last heard"), "{check}");
     cluster.node(1).restart().await.unwrap();
     check_when(&service, |check| check["status"] == "healthy").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn t24_a_service_whose_client_reads_from_replicas_says_who_served_and_how_old_they_are() {
+    let cluster = Cluster::start().await.unwrap();
+    let service = Service::with(&[
+        ("redis.url", &cluster.url()),
+        ("redis.cluster.read_from", "replicas"),
+        ("redis.cluster.max_lag", "10s"),
+        ("redis.deadline", "20s"),
+    ])
+    .await;
+    let said = |check: &Value| check["message"].as_str().unwrap_or_default().to_owned();
+    let nothing = |check: &Value| said(check).contains("nothing was read yet");
+    check_when(&service, |check| {
+        check["status"] == "healthy" && nothing(check)
+    })
+    .await;
+
+    let client = service.app.client().clone();
+    let set = redis::cmd("SET").arg("seen").arg(1).to_owned();
+    client.send(&set).await.unwrap();
+    let get = redis::cmd("GET").arg("seen").to_owned();
+    let reads = || service.status()["nodes"]["shards"]["from_replicas"].clone();
+    eventually("a replica serves", async || {
+        let found: i64 = redis::from_redis_value(client.send(&get).await.unwrap()).unwrap();
+        assert_eq!(found, 1);
+        reads()["served"].as_u64() > Some(0)
+    })
+    .await;
+    let reading = reads();
+    assert_eq!(reading["max_lag_ms"], 10_000);
+    assert_eq!(reading["replicas"], 3);
+    assert!(reading["fit"].as_u64() > Some(0), "{reading}");
+    let servers = service.status()["nodes"]["servers"].clone();
+    let mut servers = servers.as_array().unwrap().iter();
+    assert!(servers.any(|one| one["role"] == "replica" && one["lag_ms"].is_number()));
+    check_when(&service, |check| {
+        said(check).contains("fit to be read from; they served")
+    })
+    .await;
+    let metrics = service.get("/metrics").await.text();
+    for name in OF_CLUSTER {
+        let is_there = |end: &str| metrics.contains(&format!("\n{name}{end}"));
+        assert!(is_there("{") || is_there(" "), "no {name} in\n{metrics}");
+    }
+    let node = cluster.node(0).addr();
+    let line = format!("steadfast_redis_node_replies_total{{server_address=\"{node}\"}} ");
+    assert!(metrics.contains(&line), "no {line} in\n{metrics}");
 }

@@ -133,17 +133,32 @@ pub(super) struct ReadCounts {
 
 impl ReplicaReads {
     fn on(&self, writes: &OwnWrites) -> &On {
-        self.on.get_or_init(|| {
+        if let Some(on) = self.on.get() {
+            return on;
+        }
+        let on = self.on.get_or_init(|| {
             writes.begin();
             metrics::begin_replica_reads();
-            self.begins.notify_one();
             On {
                 measured: ArcSwap::default(),
                 turn: AtomicUsize::new(0),
                 served: AtomicU64::new(0),
                 fell_back: AtomicU64::new(0),
             }
-        })
+        });
+        // Told before it is there, whoever waits would look in vain and wait on for ever.
+        self.begins.notify_one();
+        on
+    }
+
+    /// Waits until the first call asks for replicas.
+    async fn begun(&self) -> &On {
+        loop {
+            match self.on.get() {
+                Some(on) => return on,
+                None => self.begins.notified().await,
+            }
+        }
     }
 
     pub(super) fn counts(&self) -> ReadCounts {
@@ -341,12 +356,8 @@ impl Cluster {
 /// Measures replicas from when the first call wants to read from them. Ends with the client.
 pub(crate) async fn keep_measured(cluster: Arc<Cluster>) {
     let measure = async {
-        loop {
-            match cluster.reads.on.get() {
-                Some(on) => cluster.measure(on).await,
-                None => cluster.reads.begins.notified().await,
-            }
-        }
+        let on = cluster.reads.begun().await;
+        cluster.measure(on).await;
     };
     tokio::select! {
         biased;
@@ -422,6 +433,26 @@ mod tests {
             cmd.arg(word);
         }
         cmd
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn t24_whoever_measures_replicas_hears_of_the_first_read_that_wants_one() {
+        for turn in 0..2_000 {
+            let reads = Arc::new(ReplicaReads::default());
+            let (waiting, waits) = tokio::sync::oneshot::channel();
+            let measurer = {
+                let reads = reads.clone();
+                tokio::spawn(async move {
+                    let _ = waiting.send(());
+                    reads.begun().await;
+                })
+            };
+            waits.await.unwrap();
+            let writes = OwnWrites::new(clock::now(), Duration::from_secs(1));
+            reads.on(&writes);
+            let heard = clock::timeout(Duration::from_secs(20), measurer).await;
+            assert!(heard.is_some(), "not in turn {turn}");
+        }
     }
 
     #[test]

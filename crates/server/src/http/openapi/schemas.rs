@@ -177,6 +177,7 @@ fn nodes_schema() -> Value {
                     "role": {"type": "string", "enum": ["primary", "replica"]},
                     "state": {"type": "string", "description": "Of the connection to it (ready, connecting, down, closed); without one, in_sync, unknown, idle or away"},
                     "lag_bytes": {"type": ["integer", "null"], "description": "How far it is behind the primary; null where nobody says"},
+                    "lag_ms": {"type": ["number", "null"], "description": "How old the data of a cluster's replica are at most; null where no replica is read from"},
                     "breaker": text,
                     "can_take_over": {"type": ["boolean", "null"]},
                     "slots": text,
@@ -199,6 +200,18 @@ fn nodes_schema() -> Value {
                     "error": text,
                     "discoveries": {"type": "integer"},
                     "redirects": {"type": "integer"},
+                    "from_replicas": {
+                        "type": ["object", "null"],
+                        "description": "null where nothing is read from replicas",
+                        "properties": {
+                            "max_lag_ms": {"type": "integer", "description": "How old the data of a replica may be which is read from"},
+                            "served": {"type": "integer", "description": "Reads that replicas served"},
+                            "by_primaries": {"type": "integer", "description": "Reads that primaries served instead"},
+                            "replicas": {"type": "integer"},
+                            "fit": {"type": "integer", "description": "Those whose data are known to be young enough"},
+                            "lag_ms": number,
+                        },
+                    },
                 },
             },
             "sentinels": {
