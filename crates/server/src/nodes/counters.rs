@@ -74,7 +74,7 @@ mod tests {
     #[test]
     fn s4_nodes_that_come_and_go_make_a_bounded_number_of_labels_and_count_on() {
         let mut counted = Counted::default();
-        let at = |n: u64| format!("10.0.0.{n}:6379");
+        let at = |n: u64| format!("10.0.0.{n:03}:6379");
         for n in 0..200 {
             let now = BTreeMap::from([(at(n), (5, 0)), (at(n + 1), (7, 1))]);
             let risen = counted.since_last(now);
