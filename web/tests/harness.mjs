@@ -1,11 +1,15 @@
 // The real program and a real browser, both ended with the test.
 import { spawn, spawnSync } from 'node:child_process';
-import { existsSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
 import { dirname, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { chromium } from 'playwright-core';
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..');
+
+/** What looks for barriers, as text: it runs in the page. */
+export const axe = readFileSync(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 
 /** Nothing that is waited for takes so long, unless it never comes. */
 export const PATIENCE = 60_000;
@@ -97,3 +101,14 @@ export async function open(chromium, demo, options = {}) {
   await page.goto(demo.url);
   return { page, wrong };
 }
+
+/** For a test. */
+export const limits = { timeout: 4 * PATIENCE };
+
+/** A service that answers; a loaded machine may be slow at it, or a young one a little behind. */
+export const serving = (page) =>
+  page.waitForFunction(() => /All is well|are slow|are stale/.test(document.querySelector('#headline').textContent));
+export const headline = (page, words) =>
+  page.waitForFunction((words) => document.querySelector('#headline').textContent.includes(words), words);
+export const live = (page) => page.waitForSelector('body[data-link=live]');
+export const history = (page, words) => page.locator('#history-rows tr', { hasText: words });

@@ -1,16 +1,14 @@
-// The page in a real browser, before the real program. Each test says what somebody who looks at it can rely on.
+// The page in a real browser, before the real program. Each test says what somebody who looks at it can rely on. Drills, and what goes away,
+// have files of their own: several files run at once, each before a program of its own.
 import assert from 'node:assert/strict';
 import { spawnSync } from 'node:child_process';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import { createRequire } from 'node:module';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { fileURLToPath } from 'node:url';
-import { browser, Demo, open, PATIENCE } from './harness.mjs';
-import { Watched } from './watched.mjs';
+import { axe, browser, Demo, headline, history, limits, live, open, serving } from './harness.mjs';
 
-const axe = await readFile(createRequire(import.meta.url).resolve('axe-core/axe.min.js'), 'utf8');
 let chromium;
 let demo;
 
@@ -25,18 +23,6 @@ after(async () => {
   await chromium?.close();
   await demo?.stop();
 });
-
-const limits = { timeout: 4 * PATIENCE };
-
-/** A service that answers; a loaded machine may be slow at it, or a young one a little behind. */
-const serving = (page) =>
-  page.waitForFunction(() => /All is well|are slow|are stale/.test(document.querySelector('#headline').textContent));
-const headline = (page, words) =>
-  page.waitForFunction((words) => document.querySelector('#headline').textContent.includes(words), words);
-const live = (page) => page.waitForSelector('body[data-link=live]');
-/** What a drill runs beside each other unless it is told otherwise. */
-const SIDES = ['With Steadfast', 'Without resilience', 'Built by hand'];
-const history = (page, words) => page.locator('#history-rows tr', { hasText: words });
 
 test('s5_the_first_view_shows_live_numbers_and_asks_nobody_else', limits, async () => {
   const { page, wrong } = await open(chromium, demo);
@@ -74,19 +60,6 @@ test('s12_numbers_that_no_double_holds_are_shown_as_they_are', limits, async () 
     '9007199254740993 " 1.0',
     '{"n":"-18446744073709551615"}',
   ]);
-  assert.deepEqual(wrong, []);
-  await page.close();
-});
-
-test('s5_calls_from_before_the_page_was_opened_are_not_denied', limits, async () => {
-  await demo.ask(5);
-  const { page, wrong } = await open(chromium, demo);
-  // Once they are no longer of the last seconds.
-  await headline(page, 'Ready. No calls just now.');
-  // What is said of a busy machine is said in its stead.
-  await page.waitForFunction(() =>
-    /calls since the start; the next will show/.test(document.querySelector('#detail').textContent),
-  );
   assert.deepEqual(wrong, []);
   await page.close();
 });
@@ -130,129 +103,6 @@ test('s5_a_query_tried_on_the_page_tells_its_source', limits, async () => {
   await page.locator('#try-result .answer', { hasText: '40 of 40' }).waitFor();
   assert.match(await page.textContent('#try-result'), /memory (39|40)/);
   assert.deepEqual(wrong, []);
-  await page.close();
-});
-
-test('s5_a_drill_started_from_the_page_runs_to_its_verdict', limits, async () => {
-  const { page, wrong } = await open(chromium, demo);
-  const other = await open(chromium, demo);
-  await live(other.page);
-  await page.click('[data-drill="blip-100ms"]');
-  // Whoever else looks sees it too.
-  await other.page.locator('.stage h3', { hasText: 'Blip' }).waitFor();
-  await page.waitForFunction(
-    () => Number(document.querySelector('[role=progressbar]')?.getAttribute('aria-valuenow')) > 5,
-  );
-  assert.deepEqual(await page.locator('.side h4').allTextContents(), SIDES);
-  await page.waitForSelector('#verdict', { timeout: 2 * PATIENCE });
-  assert.match(await page.textContent('#verdict'), /^(Passed|Failed)$/);
-  assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), SIDES);
-  assert.ok((await page.locator('.kpis tbody tr').count()) >= 5);
-  // The report is open beneath, as the file that can be forwarded.
-  assert.equal(await page.getAttribute('#whole-report', 'open'), '');
-  await page.locator('#whole-report iframe').scrollIntoViewIfNeeded();
-  await page.frameLocator('#whole-report iframe').locator('h1').waitFor();
-  await page.locator('#last li', { hasText: /Drill (passed|failed): blip/ }).waitFor();
-  await other.page.waitForSelector('#verdict');
-  await other.page.close();
-  assert.deepEqual(wrong, []);
-  await page.close();
-});
-
-test('s5_a_second_control_has_a_column_and_a_drill_that_proved_nothing_says_so', limits, async () => {
-  const { page, wrong } = await open(chromium, demo);
-  const live = {
-    ...{ calls: 900, failed: 30, skipped: 0, rate: 100, memory: 400, redis: 400, database: 70, stale: 0, wrong: 0 },
-    ...{ connection: 'ready', breaker: 'closed' },
-  };
-  const about = 'Told by the test.';
-  const drill = {
-    ...{ id: 99, scenario: 'crash', about, control: true, hand_built: true, started_ms: Date.now(), state: 'void' },
-    progress: {
-      ...{ elapsed_ms: 900, total_ms: 900, phase: 'recovered', broken: [] },
-      ...{ subject: live, control: live, hand_built: live },
-    },
-  };
-  const kpi = { phase: 'fault', unit: 'count', bound: 'at_most', formula: '', target: 0 };
-  const side = {
-    ...{ scenario: 'crash', about, verdict: 'void', recovery: {}, control: null, hand_built: null },
-    phases: [{ name: 'fault', calls: 900, ok: 870, skipped: 0, errors: { refused: 30 }, latency_ms: {} }],
-    kpis: [
-      { ...kpi, name: 'untouched', value: 1, pass: false },
-      {
-        ...kpi,
-        name: 'users_well',
-        unit: 'ms',
-        bound: 'below',
-        phase: 'recovery',
-        target: 1000,
-        value: 312.4,
-        pass: true,
-      },
-      { ...kpi, name: 'connection_success', unit: 'ratio', phase: 'baseline, recovered', value: 0.9876, pass: false },
-    ],
-  };
-  await page.route('**/v1/drills', async (route) => {
-    const response = await route.fetch();
-    await route.fulfill({ response, json: { ...(await response.json()), drills: [drill] } });
-  });
-  await page.route('**/v1/drills/99/report**', (route) =>
-    route.request().url().includes('format=html')
-      ? route.fulfill({ contentType: 'text/html', body: '<h1>Report</h1>' })
-      : route.fulfill({ json: { ...side, control: side, hand_built: side } }),
-  );
-  await page.reload();
-  await page.locator('.runs button', { hasText: 'Show' }).click();
-  await page.waitForSelector('#verdict');
-  assert.equal(await page.textContent('#verdict'), 'Proves nothing');
-  assert.match(await page.textContent('.verdict'), /touched nothing.*Built by hand 30 did/);
-  assert.deepEqual((await page.locator('.kpis thead th').allTextContents()).slice(2), SIDES);
-  assert.deepEqual(await page.locator('.side h4').allTextContents(), SIDES);
-  for (const width of [375, 720, 900, 1440]) {
-    await page.setViewportSize({ width, height: 900 });
-    assert.equal(await page.evaluate(() => document.documentElement.scrollWidth), width);
-    // No column of the figures is cut off: not even beside one that fills its row.
-    const cut = await page.evaluate(() => {
-      const { right } = document.querySelector('.stage').getBoundingClientRect();
-      return [...document.querySelectorAll('.kpis th, .kpis td')]
-        .filter((cell) => cell.checkVisibility() && cell.getBoundingClientRect().right > right)
-        .map((cell) => cell.textContent);
-    });
-    assert.deepEqual(cut, [], `${width} wide`);
-    if (process.env.SHOTS) await page.locator('.stage').screenshot({ path: `${process.env.SHOTS}/drill-${width}.png` });
-  }
-  assert.deepEqual(wrong, []);
-  await page.close();
-});
-
-test('s5_what_runs_beside_a_drill_is_chosen_and_stays_chosen', limits, async () => {
-  const { page, wrong } = await open(chromium, demo);
-  const orders = [];
-  await page.route('**/v1/drills', async (route) => {
-    if (route.request().method() !== 'POST') return route.continue();
-    orders.push(route.request().postDataJSON());
-    return route.fulfill({ status: 409, json: { detail: 'another drill is running' } });
-  });
-  const start = async () => {
-    await page.click('[data-drill="loop"]');
-    await page.locator('#drill-problem', { hasText: 'another drill is running' }).waitFor();
-  };
-  await start();
-  await page.uncheck('#control');
-  await page.fill('#loop-calls', '70');
-  await start();
-  await page.uncheck('#by-hand');
-  await page.click('[data-drill="crash"]');
-  await page.waitForFunction(() => document.querySelector('#drill-problem').textContent !== '');
-  assert.deepEqual(orders, [
-    { scenario: 'loop', control: true, hand_built: true, calls: 1000 },
-    { scenario: 'loop', control: false, hand_built: true, calls: 70 },
-    { scenario: 'crash', control: false, hand_built: false },
-  ]);
-  assert.deepEqual(
-    wrong.filter((line) => !line.includes('409')),
-    [],
-  );
   await page.close();
 });
 
@@ -385,88 +235,6 @@ test('t20_nodes_that_serve_together_have_a_room_with_the_state_of_each', limits,
   shards = null;
   servers = [node('10.0.0.1:6379')];
   await page.locator('#nodes').waitFor({ state: 'hidden' });
-  assert.deepEqual(wrong, []);
-  await page.close();
-});
-
-test('t20_a_failover_of_real_servers_is_seen_with_its_cost_and_the_nodes_change_places', limits, async () => {
-  const watched = await Watched.start();
-  try {
-    const { page, wrong } = await open(chromium, watched);
-    await live(page);
-    const { primary, replica, sentinels } = watched.ports;
-    const rows = page.locator('#nodes-rows tr');
-    const row = (number, words) => rows.nth(number).filter({ hasText: words });
-    await row(0, `127.0.0.1:${primary}primaryIn service`).waitFor();
-    await row(1, `127.0.0.1:${replica}replicaIn sync`).waitFor();
-    await page.locator('#nodes-state', { hasText: '3 of 3 sentinels agree' }).waitFor();
-    assert.equal(await page.locator('#sentinels-rows tr', { hasText: 'Agrees' }).count(), 3);
-    assert.match(await page.textContent('#nodes-said'), new RegExp(`primary of “main” is 127.0.0.1:${primary}, epoch`));
-    await watched.failOver();
-    await row(0, `127.0.0.1:${replica}primaryIn service`).waitFor();
-    await row(1, `127.0.0.1:${primary}replicaIn sync`).waitFor();
-    await history(page, /Redis failed over/).waitFor();
-    await page.locator('#last', { hasText: 'Redis failed over' }).waitFor();
-    await page.locator('#nodes-said', { hasText: 'It has moved once' }).waitFor();
-    const found = await page.evaluate(`${axe}; axe.run('#nodes', { resultTypes: ['violations'] })`);
-    assert.deepEqual(
-      found.violations.map(({ id }) => id),
-      [],
-    );
-    assert.equal(sentinels.length, 3);
-    assert.deepEqual(wrong, []);
-    await page.close();
-  } finally {
-    await watched.stop();
-  }
-});
-
-test('s5_keyboard_alone_suffices', limits, async () => {
-  const { page, wrong } = await open(chromium, demo);
-  await live(page);
-  await page.locator('[data-drill=crash]:not([disabled])').waitFor();
-  await page.locator('#try-once').waitFor();
-  await page.locator('#settings-body summary').first().waitFor();
-  await page.keyboard.press('Tab');
-  assert.match(await page.evaluate(() => document.activeElement.textContent), /^Skip/);
-  const wanted = await page.evaluate(
-    () =>
-      [...document.querySelectorAll('a[href], button:not([disabled]), input, select, summary')].filter((element) =>
-        element.checkVisibility(),
-      ).length,
-  );
-  const seen = new Set();
-  for (let n = 0; n < wanted + 40; n += 1) {
-    const focus = await page.evaluate(() => {
-      const element = document.activeElement;
-      element.dataset.reached ??= String(Math.random());
-      const { outlineStyle, outlineWidth } = getComputedStyle(element);
-      return {
-        key: element.dataset.reached,
-        name: element.outerHTML.slice(0, 80),
-        body: element === document.body,
-        outline: outlineStyle !== 'none' && parseFloat(outlineWidth) >= 1,
-      };
-    });
-    if (focus.body || (seen.has(focus.key) && seen.size >= wanted)) break;
-    assert.ok(focus.outline, `focus is visible on ${focus.name}`);
-    seen.add(focus.key);
-    await page.keyboard.press('Tab');
-  }
-  const missed = await page.evaluate(() =>
-    [...document.querySelectorAll('a[href], button:not([disabled]), input, select, summary')]
-      .filter((element) => element.checkVisibility() && !element.dataset.reached)
-      .map((element) => element.outerHTML.slice(0, 80)),
-  );
-  assert.deepEqual(missed, []);
-
-  await page.focus('[data-drill=crash]');
-  await page.keyboard.press('Enter');
-  await page.waitForFunction(() => document.activeElement?.classList.contains('stage'));
-  await page.keyboard.press('Tab');
-  assert.equal(await page.evaluate(() => document.activeElement.id), 'drill-stop');
-  await page.keyboard.press('Enter');
-  await page.locator('.stage .pill', { hasText: 'Stopped' }).waitFor();
   assert.deepEqual(wrong, []);
   await page.close();
 });
@@ -721,79 +489,5 @@ test('s5_a_token_can_be_given_and_is_sent', limits, async () => {
   await page.keyboard.press('Enter');
   await live(page);
   await page.locator('.offer').first().waitFor();
-  await page.close();
-});
-
-test('s5_a_redis_that_goes_away_is_told_in_plain_words', limits, async () => {
-  const { page, wrong } = await open(chromium, demo);
-  await live(page);
-  await page.waitForFunction(() => document.querySelector('#spoken').textContent !== '');
-  await page.evaluate(() => {
-    window.spoken = [];
-    const note = (changes) => window.spoken.push(...changes.map(({ target }) => target.textContent));
-    for (const region of document.querySelectorAll('[aria-live=polite], [role=status], [role=alert]')) {
-      new MutationObserver(note).observe(region, { childList: true, characterData: true, subtree: true });
-    }
-    window.moved = 0;
-    new PerformanceObserver((list) => {
-      for (const shift of list.getEntries()) if (!shift.hadRecentInput) window.moved += shift.value;
-    }).observe({ type: 'layout-shift', buffered: false });
-  });
-  process.kill(demo.redis, 'SIGKILL');
-  await headline(page, 'Serving without Redis');
-  await page.waitForFunction(() =>
-    /away for .*: .*(refused|reset|closed|ended)/i.test(document.querySelector('#detail').textContent),
-  );
-  await history(page, 'Connection to Redis lost').first().waitFor();
-  // However many attempts there are, it is one thing that happened.
-  await page.locator('#last li:first-child', { hasText: /Redis is away.*attempts so far/s }).waitFor();
-  assert.equal(await page.locator('#last li', { hasText: 'Could not connect' }).count(), 0);
-  await page.waitForSelector('.station.redis[data-mood=bad]');
-  await demo.ask(20);
-  // Who listens is told the state, once, and none of the figures that change every second.
-  await page.waitForFunction(() => window.spoken.includes('Serving without Redis.'));
-  await page.waitForTimeout(5_000);
-  const spoken = await page.evaluate(() => window.spoken);
-  assert.ok(spoken.length <= 2, `${spoken.join(' | ')}`);
-  assert.ok(
-    spoken.every((words) => !/\d/.test(words)),
-    `${spoken.join(' | ')}`,
-  );
-  assert.ok((await page.evaluate(() => window.moved)) < 0.05, 'nothing jumps while the hour grows worse');
-  // What to do is one tap away, at the section that speaks of it.
-  await page.click('#advice a');
-  await page.waitForFunction(() => document.activeElement?.id === 'redis-down');
-  assert.match(await page.textContent('#runbook'), /Bring Redis back/);
-  assert.equal(new URL(page.url()).pathname, '/docs/operations');
-  assert.deepEqual(wrong, []);
-  await page.close();
-});
-
-test('s5_it_survives_the_restart_of_the_service_and_resumes', limits, async () => {
-  const { page } = await open(chromium, demo);
-  await live(page);
-  await history(page, 'Service started').first().waitFor();
-  const before = await history(page, 'Service started').count();
-  await page.waitForFunction(() => / of /.test(document.querySelector('#f-failed').textContent.replace(/\s/g, ' ')));
-  await demo.stop();
-  await headline(page, 'No contact');
-  assert.ok(await page.locator('#retry').isVisible());
-  const resumed = page.waitForRequest(
-    (request) => request.url().endsWith('/v1/events') && Boolean(request.headers()['last-event-id']),
-  );
-  demo = await Demo.start(demo.address);
-  await resumed;
-  await live(page);
-  await headline(page, 'Ready');
-  // What the process before it counted is no figure of this one.
-  await page.waitForFunction(() => document.querySelector('#f-failed').textContent === '0');
-  await page.waitForFunction(
-    (before) =>
-      [...document.querySelectorAll('#history-rows th')].filter((row) => row.textContent === 'Service started').length >
-      before,
-    before,
-  );
-  await demo.ask(10);
-  await serving(page);
   await page.close();
 });
